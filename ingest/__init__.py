@@ -1,0 +1,1 @@
+"""The HTTP edge: admission, validation, group commit, and a client."""

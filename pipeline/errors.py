@@ -1,0 +1,98 @@
+"""Every error that Sluice raises: one root, and below it what the caller can do about it.
+
+A class' docstring is its default message. Only `ingest/errors.py` turns these into HTTP statuses.
+"""
+
+import inspect
+
+
+class SluiceError(Exception):
+    """Sluice failed."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or inspect.getdoc(type(self)) or type(self).__name__)
+
+
+# --- Recoverable: the same call may succeed later -------------------------------------------
+
+
+class RecoverableError(SluiceError):
+    """A part of the system is away; the same call may succeed later."""
+
+
+class LogUnavailableError(RecoverableError):
+    """The event log does not answer; nothing was written to it."""
+
+
+class LogIndeterminateError(RecoverableError):
+    """The event log did not confirm an append in time: any subset of it may be stored."""
+
+
+class LogRestartedError(RecoverableError):
+    """The event log was restarted since it was last read: positions must be looked up again."""
+
+
+class SinkUnavailableError(RecoverableError):
+    """PostgreSQL does not answer or refuses to work. Counts for the circuit breaker."""
+
+
+class SinkContentionError(RecoverableError):
+    """PostgreSQL rolled the transaction back in favour of another (SQLSTATE class 40): repeat it. Not counted."""
+
+
+class OffsetConflictError(RecoverableError):
+    """Another drain has moved this partition's stored offset: this batch was rolled back."""
+
+
+class FencedError(RecoverableError):
+    """The event log was restarted between reading this batch and storing it: the batch was dropped and is read again."""
+
+
+class BreakerOpenError(RecoverableError):
+    """The circuit breaker is open: PostgreSQL is not asked until the prober has found it well."""
+
+
+class StoreUnavailableError(RecoverableError):
+    """The control store (Redis) does not answer."""
+
+
+# --- Overloaded: the same call may succeed after a pause ---------------------------------------
+
+
+class OverloadedError(SluiceError):
+    """A part of the system can take no more for now."""
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class LogFullError(OverloadedError):
+    """The event log is full or accepts nothing; nothing was written to it."""
+
+
+class AppendBufferFullError(OverloadedError):
+    """More events wait for the event log than the append buffer may hold; nothing was written."""
+
+
+# --- Permanent: repeating the call will not help -----------------------------------------------
+
+
+class PermanentError(SluiceError):
+    """Repeating this will not help; somebody must change something."""
+
+
+class SettingsError(PermanentError):
+    """A setting is missing or makes no sense."""
+
+
+class LogGapError(PermanentError):
+    """The event log has lost events that were never stored, or its end lies below the stored offset."""
+
+
+class LogMisconfiguredError(PermanentError):
+    """The event log server is set up so that it would lose acknowledged events."""
+
+
+class PoisonedError(PermanentError):
+    """Too many events in a row were refused by PostgreSQL for their content: the schema, not the data, is suspect."""

@@ -1,0 +1,68 @@
+"""The event, and the record in which it travels through the log.
+
+A record is the event's JSON with two fields more: `eventId` always present, and `receivedAt` (epoch milliseconds,
+given at ingest). It stays JSON so that any other consumer of the topic can read it.
+"""
+
+from typing import Final
+from zlib import crc32
+
+import msgspec
+
+AttributeValue = str | int | float | bool
+
+CORRELATION_ID_CHARS_MAX: Final = 128
+SOURCE_CHARS_MAX: Final = 256
+EVENT_ID_CHARS_MAX: Final = 64
+MESSAGE_BYTES_MAX: Final = 64 * 1024  # as UTF-8
+ATTRIBUTES_KEYS_MAX: Final = 64
+ATTRIBUTES_BYTES_MAX: Final = 8 * 1024  # as compact JSON in UTF-8
+TIMESTAMP_MS_MIN: Final = 0  # 1970-01-01
+TIMESTAMP_MS_MAX: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+
+SEVERITIES: Final = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
+SEVERITY_ALIASES: Final = {"WARNING": "WARN", "CRITICAL": "FATAL"}
+
+
+class Event(msgspec.Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
+    """An event as a client sends it (API.md). Types are checked on decoding, rules by `ingest.body`."""
+
+    correlation_id: str
+    severity: str
+    message: str
+    source: str
+    timestamp: int  # epoch milliseconds
+    event_id: str | None = None
+    attributes: dict[str, AttributeValue] | None = None
+
+
+class RecordedEvent(msgspec.Struct, rename="camel"):
+    """An event as it is read back from the log. Unknown fields are ignored, so that a newer ingest may add some."""
+
+    correlation_id: str
+    severity: str
+    message: str
+    source: str
+    timestamp: int
+    event_id: str
+    received_at: int  # epoch milliseconds
+    attributes: dict[str, AttributeValue] | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(RecordedEvent)
+
+
+def encode_record(event: Event, received_at_ms: int) -> bytes:
+    """The log record of an event whose `event_id` is set."""
+    return b'{"receivedAt":%d,%b' % (received_at_ms, _encoder.encode(event)[1:])
+
+
+def decode_record(value: bytes) -> RecordedEvent:
+    """Read a log record back. Raises msgspec.MsgspecError or UnicodeDecodeError when it is not one."""
+    return _decoder.decode(value)
+
+
+def partition_of(correlation_id: str, partitions: int) -> int:
+    """The partition of a correlation id: stable over processes and machines, unlike `hash()`."""
+    return crc32(correlation_id.encode()) % partitions

@@ -1,0 +1,1 @@
+"""Event log adapters: Redis Streams, Kafka, memory."""

@@ -1,0 +1,71 @@
+"""Closed vocabularies: queues, pause reasons, control events and Redis keys, each declared once."""
+
+from enum import StrEnum
+from typing import Final
+
+
+class Queue(StrEnum):
+    """Celery queues."""
+
+    BATCHES = "batches"  # drain hints; the only queue that is ever paused
+    CONTROL = "control"  # regulate, probe and the sender of hints
+
+
+class Mode(StrEnum):
+    """What the lag means for the rate."""
+
+    NORMAL = "normal"  # lag below the lower threshold: full rate
+    DEGRADED = "degraded"  # between the thresholds: the rate falls with the lag
+    CRITICAL = "critical"  # above the upper threshold: the floor
+    UNKNOWN = "unknown"  # the lag could not be read: the last rate holds, then decays
+
+
+class PauseReason(StrEnum):
+    """Why consumption is paused. Several may hold at once; it resumes when none does."""
+
+    BREAKER = "breaker"  # the circuit breaker is open; lifted by the prober
+    OPERATOR = "operator"  # somebody asked for it; lifted by hand
+    POISON = "poison"  # too many dead letters in a row; lifted by hand
+    LOG_GAP = "log_gap"  # the log lost events that were never stored; lifted by hand
+
+
+class BreakerState(StrEnum):
+    """The breaker of the whole system, as operators see it."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"  # the prober is asking PostgreSQL right now
+    UNKNOWN = "unknown"  # the control store is away or was flushed
+
+
+class ControlEventKind(StrEnum):
+    """What happened in the control loop."""
+
+    RATE_CHANGED = "rate_changed"
+    BREAKER_OPENED = "breaker_opened"
+    BREAKER_CLOSED = "breaker_closed"
+    PAUSED = "paused"  # a reason was added
+    RESUMED = "resumed"  # a reason was lifted
+    STATE_RESTORED = "state_restored"  # regulate rebuilt the control state after a flush
+    DRAINER_TERMINATED = "drainer_terminated"  # regulate ended a backend that held a partition without progress
+
+
+# Keys on the control server (REDIS_URL). All carry the prefix of Settings.key_prefix.
+KEY_RATE: Final = "rate"  # hash: version, rate, mode, lag, times; written by publish_rate.lua and pause.lua
+KEY_PAUSE: Final = "pause"  # hash: reason -> generation and text; `restored` marks it as complete
+KEY_GENERATION: Final = "pause:generation"  # integer: grows with every change of the set of reasons
+KEY_EVENTS: Final = "events"  # stream, bounded: control events
+KEY_BUCKET: Final = "bucket"  # hash: tokens, time, version
+KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
+KEY_FLOOR: Final = "floor"  # hash for each log_id: incarnation (fence), known, partition -> offset
+KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
+KEY_PROBING: Final = "probing"  # string with time to live: the prober is asking PostgreSQL
+
+# Keys on the log server (EVENT_LOG_URL=redis://…), with the same prefix.
+KEY_LOG_ID: Final = "log:id"  # string: uuid of this log
+KEY_LOG_STREAM: Final = "log:stream"  # stream for each partition: `log:stream:0` …
+KEY_LOG_COMMITTED: Final = "log:committed"  # hash: partition -> next offset to read, for lag
+
+# Leases
+LEASE_REGULATE: Final = "regulate"
+LEASE_PROBE: Final = "probe"

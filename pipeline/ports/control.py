@@ -1,0 +1,126 @@
+"""The control store: the admitted rate, the reasons to pause, and the story of their changes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRate:
+    """The admitted rate as the controller published it. Times are seconds since the epoch, by the store's clock."""
+
+    version: int  # grows with every publication, also when only a pause reason changed the effective rate
+    rate: float  # events/s, effective: the floor while the breaker reason holds
+    base_rate: float  # events/s, as the policy decided, before pause reasons
+    mode: Mode
+    lag: int | None  # events; None when unknown
+    published_at: float
+    lag_known_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """One reason to pause. `generation` is unique to this occurrence of the reason."""
+
+    reason: PauseReason
+    generation: int
+    since: float
+    by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControlState:
+    """Everything that a process needs to know of the control loop, read in one go.
+
+    `pauses` is None when unknown: the store was flushed, and regulate has not restored it yet.
+    """
+
+    rate: PublishedRate | None
+    pauses: tuple[Pause, ...] | None
+    breaker: BreakerState
+    time: float  # the store's clock at reading
+    generation: int  # of the last change to the reasons; 0 when there was none
+    floor_rate: float = field(default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlEvent:
+    """One thing that happened in the control loop."""
+
+    id: str  # position in the stream; opaque, ordered
+    at: float
+    kind: ControlEventKind
+    by: str  # who: user@host for a person, process name otherwise
+    why: str
+    data: dict[str, str]
+
+
+class ControlStore(Protocol):
+    """Shared control state. Every method raises StoreUnavailableError when the server does not answer."""
+
+    def state(self) -> ControlState:
+        """Rate, pauses and breaker in one round trip."""
+
+    def publish_rate(
+        self, *, base_rate: float, floor_rate: float, mode: Mode, lag: int | None, lag_known_at: float | None, by: str
+    ) -> PublishedRate:
+        """Publish a newly decided rate with the next version; an event is recorded when the effective rate changed."""
+
+    def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
+        """Add a reason, or keep it where it holds already; returns its generation.
+
+        For the breaker the effective rate drops to the floor in the same step.
+        """
+
+    def resume(self, reason: PauseReason, *, generation: int | None, by: str, why: str) -> bool:
+        """Lift a reason if its generation is still the given one (None: whichever); True when it was lifted."""
+
+    def restore(self, pauses: Sequence[tuple[PauseReason, str, str]], *, by: str) -> bool:
+        """After a flush: add the (reason, by, why) known elsewhere and mark the set as complete.
+
+        Does nothing and returns False where the set is complete already.
+        """
+
+
+class ControlEvents(Protocol):
+    """The story of the control loop, newest last, bounded."""
+
+    def last(self, count: int) -> list[ControlEvent]:
+        """The latest events, oldest first."""
+
+    def wait(self, after: str, *, wait_seconds: float) -> str:
+        """Block until something happens after position `after` (""  for now) or time is up; returns the new position."""
+
+    def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
+        """Add an event."""
+
+
+class Floors(Protocol):
+    """A mirror of the stored offsets, outside PostgreSQL and outside the log, and the fence around it.
+
+    A log that comes back without its tail must not use an offset again that was stored. Drain raises the mirror
+    *before* it commits; ingest learns it before it appends to a restarted log. The fence closes the race between
+    the two: `raise_floor` under an old incarnation fails once `fence` has been called with a newer one.
+    """
+
+    def fence(self, log_id: str, incarnation: str) -> dict[int, int] | None:
+        """Make `incarnation` the current one and return the floors; None when the mirror knows nothing (flushed)."""
+
+    def seed(self, log_id: str, floors: dict[int, int]) -> None:
+        """Raise the mirror to PostgreSQL's offsets and mark it as known."""
+
+    def raise_floor(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
+        """Raise one floor to at least `offset`. Raises FencedError when another incarnation is the current one."""
+
+
+class Leases(Protocol):
+    """Short exclusive claims, for duties of which one process is enough. An optimisation, never a lock for safety."""
+
+    def take(self, name: str, *, seconds: float) -> str | None:
+        """Claim `name` for at most `seconds`; returns a token, or None where somebody else has it."""
+
+    def give_back(self, name: str, token: str) -> None:
+        """End a claim early if it is still this one."""

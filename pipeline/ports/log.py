@@ -1,0 +1,101 @@
+"""The event log: where an event is durable before it is acknowledged."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class LogIdentity:
+    """Which log this is.
+
+    `log_id` keys everything that is stored: it changes when the log is another one (a new topic, an emptied
+    Redis), so that offsets of two logs never mix. `incarnation` changes whenever the log may have come back
+    without its tail (Redis' `run_id`; constant on Kafka).
+    """
+
+    log_id: str
+    incarnation: str
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogBatch:
+    """Consecutive records of one partition: the record at `offset + i` is `values[i]`.
+
+    A hole in the log always starts a new batch. `gap_from` is set where the log itself declares the hole before
+    `offset`: offsets from `gap_from` up to `offset` were given up when the log came back without its tail.
+    """
+
+    offset: int
+    values: list[bytes]
+    gap_from: int | None = None
+
+    @property
+    def next_offset(self) -> int:
+        """The offset after the last record."""
+        return self.offset + len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionPosition:
+    """Where a partition begins and ends, and how far it was consumed; all are offsets of a next record.
+
+    `committed` is None where the log holds no commit (none yet, or expired).
+    """
+
+    partition: int
+    begin: int
+    end: int
+    committed: int | None
+
+
+class FloorSource(Protocol):
+    """Where a log that came back without its tail learns which offsets must not be used again."""
+
+    def __call__(self, log_id: str, incarnation: str) -> Mapping[int, int]:
+        """Next offset stored so far, for each partition, after fencing off every older incarnation.
+
+        Raises RecoverableError where that can't be known now: the append is refused then.
+        """
+
+
+class EventLog(Protocol):
+    """An ordered, durable, partitioned log with integer offsets: the offset is that of the *next* record to read.
+
+    Partitions are numbered from 0; offsets of a partition start at 0 and grow by one for each event. Adapters are
+    made without touching the network and connect on first use. A call from several threads at once is not allowed,
+    except that `append` may run beside the others.
+    """
+
+    def identity(self) -> LogIdentity:
+        """Ask the log who it is, creating its topic or streams where they are missing.
+
+        Raises LogUnavailableError, LogMisconfiguredError.
+        """
+
+    def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        """Append (partition, value) pairs, in order within each partition; returns when all are durable.
+
+        Never repeats an append by itself. Raises, within about one second: LogFullError and LogUnavailableError
+        when nothing was written, LogIndeterminateError when any subset may have been.
+        """
+
+    def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+        """Read consecutive records from `offset` on; None when there are none after `wait_seconds`.
+
+        Raises LogUnavailableError; LogRestartedError when the log's incarnation is not the one of the last
+        `identity()`; LogGapError when `offset` lies beyond the end of a log that cannot be raised (Kafka).
+        """
+
+    def commit(self, partition: int, offset: int) -> None:
+        """Tell the log that everything below `offset` is stored: for lag, and so that it may be trimmed.
+
+        Best effort: never blocks for long, and a failure is only logged, since PostgreSQL's offset decides.
+        """
+
+    def positions(self) -> list[PartitionPosition]:
+        """Begin, end and commit of every partition, read together. Raises LogUnavailableError (never a guess)."""
+
+    def close(self) -> None:
+        """Let go of connections; idempotent."""

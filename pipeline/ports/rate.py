@@ -1,0 +1,16 @@
+"""The rate policy: how lag becomes an admitted rate."""
+
+from typing import Protocol
+
+from pipeline.flow.rate import RateDecision
+
+
+class RatePolicy(Protocol):
+    """A pure function of a known lag; for an unknown lag see `pipeline.flow.rate.hold_or_decay`."""
+
+    @property
+    def floor_rate(self) -> float:
+        """The lowest rate that the policy ever decides, events/s."""
+
+    def decide(self, lag: int) -> RateDecision:
+        """The rate for a lag in events (≥ 0)."""

@@ -1,0 +1,52 @@
+"""The sink: where an event is stored exactly once, together with the offset that it came from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.ports.log import LogBatch
+
+
+@dataclass(frozen=True, slots=True)
+class StoreResult:
+    """What became of a batch's records, as counts that add up to its size."""
+
+    stored: int = 0
+    repeated: int = 0  # event_id was stored before with the same content: a client's or producer's repeat
+    conflicting: int = 0  # event_id was stored before with other content: discarded
+    dead_lettered: int = 0  # undecodable, or refused by PostgreSQL for its content
+
+
+class Sink(Protocol):
+    """Storage with a compare-and-swap on the offset. One connection; not for use by several threads at once."""
+
+    def stored_offsets(self, log_id: str) -> dict[int, int]:
+        """Next offset to store, for each partition that has one. Raises SinkUnavailableError."""
+
+    def acquire(self, log_id: str, partition: int) -> bool:
+        """Try to become the partition's only drainer, until `release` or the connection's end. Never waits."""
+
+    def release(self, log_id: str, partition: int) -> None:
+        """Give the partition up; idempotent, raises nothing."""
+
+    def store(
+        self,
+        log_id: str,
+        partition: int,
+        expected_offset: int,
+        batch: LogBatch,
+        *,
+        before_commit: Callable[[], None],
+    ) -> StoreResult:
+        """In one transaction: store the batch and move the offset from `expected_offset` to `batch.next_offset`.
+
+        `before_commit` runs after everything is written and before COMMIT; if it raises, the transaction is rolled
+        back. Raises SinkUnavailableError, SinkContentionError, OffsetConflictError, PoisonedError; after any of
+        these nothing of the batch is stored, except that a SinkUnavailableError in COMMIT may leave all of it.
+        """
+
+    def probe(self) -> None:
+        """Do one small real write. Raises SinkUnavailableError."""
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""

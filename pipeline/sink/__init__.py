@@ -1,0 +1,1 @@
+"""Sink adapters: PostgreSQL, memory."""

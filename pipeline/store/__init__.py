@@ -1,0 +1,1 @@
+"""Control store adapters: Redis, memory."""

@@ -1,0 +1,1 @@
+"""Celery tasks: hints to drain, the control loop and the prober."""
