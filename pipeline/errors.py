@@ -45,7 +45,7 @@ class OffsetConflictError(RecoverableError):
 
 
 class FencedError(RecoverableError):
-    """The event log was restarted between reading this batch and storing it: the batch was dropped and is read again."""
+    """The event log was restarted between reading this batch and storing it: the batch is dropped and read again."""
 
 
 class BreakerOpenError(RecoverableError):

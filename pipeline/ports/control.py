@@ -92,7 +92,7 @@ class ControlEvents(Protocol):
         """The latest events, oldest first."""
 
     def wait(self, after: str, *, wait_seconds: float) -> str:
-        """Block until something happens after position `after` (""  for now) or time is up; returns the new position."""
+        """Block until something happens after position `after` ("" for now) or time is up; returns the position."""
 
     def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
         """Add an event."""
