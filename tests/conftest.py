@@ -1,0 +1,127 @@
+"""Real servers for the tests: shared ones, and private ones for tests that kill or freeze theirs."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from pipeline.settings import Settings
+from stack.servers import (
+    Server,
+    ServerError,
+    free_port,
+    kafka_is_possible,
+    kafka_server,
+    postgres_server,
+    redis_server,
+)
+
+
+def _must_run_everything() -> bool:
+    return os.environ.get("CI") == "true"
+
+
+def _skip(reason: str) -> None:
+    """Skip for want of a server on a laptop; fail in CI, where nothing may be wanting."""
+    if _must_run_everything():
+        pytest.fail(f"with CI=true everything must run: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def _running(server: Server) -> Iterator[Server]:
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest.fixture(scope="session")
+def control_redis(server_home: Path) -> Iterator[Server]:
+    with _running(redis_server(server_home, free_port(), is_log=False, maxmemory="256mb")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def log_redis(server_home: Path) -> Iterator[Server]:
+    with _running(redis_server(server_home, free_port(), is_log=True, maxmemory="1gb")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(server_home: Path) -> Iterator[Server]:
+    with _running(postgres_server(server_home, free_port(), durable=False)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka(server_home: Path) -> Iterator[Server]:
+    reason = kafka_is_possible()
+    if reason is not None:
+        _skip(reason)
+    try:
+        server = kafka_server(server_home, free_port(), free_port())
+    except ServerError as error:
+        _skip(str(error))
+        raise
+    with _running(server):
+        yield server
+
+
+@pytest.fixture
+def own_control_redis(tmp_path: Path) -> Iterator[Server]:
+    with _running(redis_server(tmp_path, free_port(), is_log=False, maxmemory="64mb")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_log_redis(tmp_path: Path) -> Iterator[Server]:
+    with _running(redis_server(tmp_path, free_port(), is_log=True, maxmemory="256mb")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[Server]:
+    with _running(postgres_server(tmp_path, free_port(), durable=False)) as server:
+        yield server
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path, kafka: Server) -> Iterator[Server]:
+    # `kafka` first: it skips where Kafka can't be had.
+    with _running(kafka_server(tmp_path, free_port(), free_port())) as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: Server) -> Iterator[str]:
+    """A fresh, empty database; dropped at the end."""
+    name = f"test_{uuid.uuid4().hex}"
+    with contextlib.closing(psycopg2.connect(postgres.url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+        yield postgres.url.rpartition("/")[0] + f"/{name}"
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def settings(control_redis: Server, log_redis: Server, database_url: str) -> Settings:
+    """Settings of a system of the test's own on the shared servers, with its log on Redis Streams."""
+    unique = uuid.uuid4().hex
+    return Settings(
+        database_url=database_url,
+        redis_url=control_redis.url,
+        event_log_url=log_redis.url,
+        key_prefix=f"t{unique}:",
+        log_topic=f"t{unique}",
+    )
