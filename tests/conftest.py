@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+
 from pipeline.settings import Settings
 from stack.servers import (
     Server,

@@ -1,0 +1,24 @@
+"""The Beat schedule, nothing else: what ticks, how often, and after how long a late tick is worthless."""
+
+from datetime import timedelta
+from typing import Any
+
+from pipeline.names import Queue
+from pipeline.settings import Settings
+
+
+def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Celery's `beat_schedule` for these settings; a tick that could not run within its period is dropped."""
+
+    def every(seconds: float, task: str) -> dict[str, Any]:
+        return {
+            "task": task,
+            "schedule": timedelta(seconds=seconds),
+            "options": {"queue": Queue.CONTROL.value, "expires": seconds},
+        }
+
+    return {
+        "regulate: lag to rate": every(settings.regulate_seconds, "sluice.regulate"),
+        "probe: is PostgreSQL back?": every(settings.probe_seconds, "sluice.probe"),
+        "hints: the net under drains": every(settings.hint_seconds, "sluice.send_hints"),
+    }

@@ -1,0 +1,112 @@
+"""Picks the adapters that the settings name: the only place of the core that knows them all.
+
+Adapters are imported where they are made, so that a process pays only for what it uses (Kafka's client alone takes
+a tenth of a second to import).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pipeline.errors import SettingsError
+from pipeline.flow.rate import BandPolicy
+
+if TYPE_CHECKING:
+    from pipeline.ports.bucket import Bucket
+    from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases
+    from pipeline.ports.log import EventLog
+    from pipeline.ports.rate import RatePolicy
+    from pipeline.settings import Settings
+    from pipeline.sink.postgres import PostgresSink
+
+
+def make_log(settings: Settings) -> EventLog:
+    """The event log of `EVENT_LOG_URL`."""
+    match settings.log_scheme:
+        case "redis" | "rediss":
+            from pipeline.log.redis_streams import RedisStreamsLog  # noqa: PLC0415
+
+            return RedisStreamsLog(settings, StoredFloors(settings))
+        case "kafka":
+            from pipeline.log.kafka import KafkaLog  # noqa: PLC0415
+
+            return KafkaLog(settings)
+        case other:
+            raise SettingsError(f"EVENT_LOG_URL begins with {other!r}; it takes redis:// or kafka://")
+
+
+def make_sink(settings: Settings) -> PostgresSink:
+    """The sink of `DATABASE_URL`."""
+    from pipeline.sink.postgres import PostgresSink  # noqa: PLC0415
+
+    return PostgresSink(settings)
+
+
+def make_control_store(settings: Settings) -> ControlStore:
+    """The control state of `REDIS_URL`."""
+    from pipeline.store.redis import RedisControlStore  # noqa: PLC0415
+
+    return RedisControlStore(settings)
+
+
+def make_control_events(settings: Settings) -> ControlEvents:
+    """The control events of `REDIS_URL`."""
+    from pipeline.store.redis import RedisControlEvents  # noqa: PLC0415
+
+    return RedisControlEvents(settings)
+
+
+def make_floors(settings: Settings) -> Floors:
+    """The mirror of the stored offsets on `REDIS_URL`."""
+    from pipeline.store.redis import RedisFloors  # noqa: PLC0415
+
+    return RedisFloors(settings)
+
+
+def make_leases(settings: Settings) -> Leases:
+    """Leases on `REDIS_URL`."""
+    from pipeline.store.redis import RedisLeases  # noqa: PLC0415
+
+    return RedisLeases(settings)
+
+
+def make_bucket(settings: Settings) -> Bucket:
+    """The global token bucket on `REDIS_URL`."""
+    from pipeline.store.redis import RedisBucket  # noqa: PLC0415
+
+    return RedisBucket(settings)
+
+
+def make_policy(settings: Settings) -> RatePolicy:
+    """The rate policy: the mission's bands."""
+    return BandPolicy.from_settings(settings)
+
+
+class StoredFloors:
+    """Where a restarted log learns its floors: the mirror, or PostgreSQL where the mirror was flushed.
+
+    Asking PostgreSQL takes a connection of its own for the moment: it happens once after a restart of the log.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._floors = make_floors(settings)
+
+    def __call__(self, log_id: str, incarnation: str) -> Mapping[int, int]:
+        """Fence off older incarnations and return the floors.
+
+        Raises StoreUnavailableError where Redis is away, SinkUnavailableError where the mirror was flushed and
+        PostgreSQL is away: the fence needs the one, and a floor the other.
+        """
+        mirrored = self._floors.fence(log_id, incarnation)
+        if mirrored is not None:
+            return mirrored
+        sink = make_sink(self._settings)
+        try:
+            stored = sink.stored_offsets(log_id)
+        finally:
+            sink.close()
+        self._floors.seed(log_id, stored)
+        # Read again: a drain may have raised the mirror since.
+        return self._floors.fence(log_id, incarnation) or stored

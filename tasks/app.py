@@ -1,0 +1,72 @@
+"""The Celery application: its broker, queues, routes and limits.
+
+`celery -A tasks.app worker -Q batches` drains, `-Q control` runs the control loop, `celery -A tasks.app beat` ticks.
+"""
+
+from typing import Any, Final
+
+from celery import Celery
+from kombu import Queue as KombuQueue
+
+from beat_schedule import beat_schedule
+from pipeline.names import Queue
+from pipeline.settings import Settings
+from tasks.pause import PauseStep
+
+# One Redis server can carry two systems: the prefix keeps their queues apart, as it does their keys.
+_NO_RETRY_LIMIT: Final = None
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery application for these settings."""
+    app = Celery("sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control"])
+    app.conf.update(celery_settings(settings))
+    app.conf.beat_schedule = beat_schedule(settings)
+    app.steps["consumer"].add(PauseStep)
+    app.sluice_settings = settings
+    return app
+
+
+def celery_settings(settings: Settings) -> dict[str, Any]:
+    """Celery's configuration. Each value that departs from Celery's default says why."""
+    return {
+        # JSON only: a pickle in the broker would run code in a worker.
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        # A task is a hint; PostgreSQL knows what is done. Late acknowledgement would repeat hints, and kills the
+        # worker of Celery 5.7 when the broker is lost.
+        "task_acks_late": False,
+        "task_ignore_result": True,
+        # A hint that waits in a worker's memory while its queue is paused would run all the same.
+        "worker_disable_prefetch": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_send_task_events": True,  # Flower
+        "task_send_sent_event": True,  # Flower
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": _NO_RETRY_LIMIT,
+        "broker_transport_options": {
+            "global_keyprefix": settings.key_prefix,
+            "visibility_timeout": settings.visibility_timeout_seconds,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 10,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
+        # Reconnect soon: a drain that stands still is lag.
+        "broker_connection_timeout": 2,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_max_tasks_per_child": None,
+        "worker_hijack_root_logger": True,
+        "task_default_queue": Queue.CONTROL.value,
+        "task_queues": [KombuQueue(queue.value) for queue in Queue],
+        "task_create_missing_queues": False,
+        "task_routes": {"sluice.drain": {"queue": Queue.BATCHES.value}},
+        "timezone": "UTC",
+        "enable_utc": True,
+    }
+
+
+app = make_app(Settings.from_environ())

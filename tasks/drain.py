@@ -1,0 +1,110 @@
+"""Drain tasks: each is a hint that a partition may have something to store."""
+
+import logging
+from typing import Any, Final
+
+from celery import shared_task
+
+from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.errors import StoreUnavailableError
+from pipeline.names import PauseReason
+from pipeline.settings import Settings
+from tasks.hints import give_back_hint, send_hint
+from tasks.parts import Parts, parts_of
+
+_logger = logging.getLogger(__name__)
+
+_PAUSE_REASONS: Final = {
+    DrainOutcome.LOG_GAP: PauseReason.LOG_GAP,
+    DrainOutcome.POISONED: PauseReason.POISON,
+}
+_NO_NEXT_HINT: Final = frozenset(
+    {
+        DrainOutcome.BUSY,  # the one that drains sends it
+        DrainOutcome.PAUSED,  # a hint would wait in the paused queue
+        DrainOutcome.BREAKER_OPEN,
+        DrainOutcome.LOG_GAP,
+        DrainOutcome.POISONED,
+    }
+)
+
+
+@shared_task(name="sluice.drain", bind=True)
+def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
+    """Move a partition's events from the log to PostgreSQL for a bounded time, then hand over to the next hint."""
+    app = self.app
+    settings: Settings = app.sluice_settings
+    parts = parts_of(settings)
+    give_back_hint(parts.leases, partition, hint)
+    paused = PausedCheck(parts)
+    if paused():
+        return
+    report = drain(
+        partition,
+        log=parts.log,
+        sink=parts.sink,
+        floors=parts.floors,
+        breaker=parts.breaker,
+        paused=paused,
+        settings=settings,
+        clock=parts.clock,
+    )
+    _tell(report, parts)
+    if report.outcome not in _NO_NEXT_HINT:
+        send_hint(app, partition, hint=None)
+
+
+class PausedCheck:
+    """Whether consumption is paused, asked of the control store at most a few times a second.
+
+    An unanswered question leaves the last answer standing; at first that is "no", since the hint came through a
+    queue that is not consumed while paused.
+    """
+
+    _SECONDS_BETWEEN: Final = 0.25
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._paused = False
+        self._asked_at: float | None = None
+
+    def __call__(self) -> bool:
+        now = self._parts.clock.monotonic()
+        if self._asked_at is not None and now - self._asked_at < self._SECONDS_BETWEEN:
+            return self._paused
+        self._asked_at = now
+        try:
+            state = self._parts.control.state()
+        except StoreUnavailableError:
+            self._parts.breaker.reconcile(None)
+            return self._paused
+        self._parts.breaker.reconcile(state)
+        if state.pauses is not None:
+            self._paused = bool(state.pauses)
+        return self._paused
+
+
+def _tell(report: DrainReport, parts: Parts) -> None:
+    """Log what a run did, and pause consumption where only a person can mend what it found."""
+    if report.error is not None:
+        _logger.error(
+            "drain of partition %d ended (%s): %s",
+            report.partition,
+            report.outcome,
+            report.error,
+            extra={"action": "drain_failed", "partition": report.partition, "outcome": report.outcome.value},
+        )
+    elif report.stored or report.dead_lettered or report.conflicting:
+        _logger.info(
+            "drained partition %d up to offset %s: %d stored, %d repeated, %d conflicting, %d dead letters",
+            report.partition,
+            report.next_offset,
+            report.stored,
+            report.repeated,
+            report.conflicting,
+            report.dead_lettered,
+            extra={"action": "drained", "partition": report.partition, "offset": report.next_offset},
+        )
+    reason = _PAUSE_REASONS.get(report.outcome)
+    if reason is not None:
+        parts.control.pause(reason, by=parts.name, why=f"partition {report.partition}: {report.error}")

@@ -1,0 +1,41 @@
+"""Sending drain hints: deduplicated where they are only the net, unconditional where a run hands over to the next."""
+
+from typing import Final
+
+from celery import Celery
+
+from pipeline.names import Queue
+from pipeline.ports.control import Leases
+
+HINT_SECONDS_MAX: Final = 5.0  # a hint that waited for longer is worthless: the net sends another
+
+
+def _lease_name(partition: int) -> str:
+    return f"hint:{partition}"
+
+
+def send_net_hint(app: Celery, leases: Leases, partition: int) -> bool:
+    """Send a hint unless one is under way; returns whether it was sent. Raises StoreUnavailableError."""
+    token = leases.take(_lease_name(partition), seconds=HINT_SECONDS_MAX)
+    if token is None:
+        return False
+    send_hint(app, partition, hint=token)
+    return True
+
+
+def send_hint(app: Celery, partition: int, *, hint: str | None) -> None:
+    """Send a hint."""
+    app.send_task(
+        "sluice.drain",
+        args=(partition,),
+        kwargs={"hint": hint},
+        queue=Queue.BATCHES.value,
+        expires=HINT_SECONDS_MAX,
+        retry=False,  # the net replaces a hint that could not be sent
+    )
+
+
+def give_back_hint(leases: Leases, partition: int, hint: str | None) -> None:
+    """A hint has arrived: the next one may be sent. Raises StoreUnavailableError."""
+    if hint is not None:
+        leases.give_back(_lease_name(partition), hint)

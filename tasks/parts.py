@@ -1,0 +1,85 @@
+"""What a worker process works with: made lazily in each process, never inherited over a fork."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+from celery.signals import worker_process_shutdown
+
+from pipeline import wiring
+from pipeline.breaker import SinkBreaker
+from pipeline.clock import Clock, SystemClock
+from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases
+from pipeline.ports.log import EventLog
+from pipeline.settings import Settings
+from pipeline.sink.postgres import PostgresSink
+
+
+class Parts:
+    """Adapters of one process. Each is made on first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pid = os.getpid()
+        self.name = f"{socket.gethostname()}/{self.pid}"
+        self.clock: Clock = SystemClock()
+
+    @cached_property
+    def log(self) -> EventLog:
+        return wiring.make_log(self.settings)
+
+    @cached_property
+    def sink(self) -> PostgresSink:
+        return wiring.make_sink(self.settings)
+
+    @cached_property
+    def control(self) -> ControlStore:
+        return wiring.make_control_store(self.settings)
+
+    @cached_property
+    def events(self) -> ControlEvents:
+        return wiring.make_control_events(self.settings)
+
+    @cached_property
+    def floors(self) -> Floors:
+        return wiring.make_floors(self.settings)
+
+    @cached_property
+    def leases(self) -> Leases:
+        return wiring.make_leases(self.settings)
+
+    @cached_property
+    def breaker(self) -> SinkBreaker:
+        return SinkBreaker(self.settings, self.control, self.clock, self.name)
+
+    def close(self) -> None:
+        """Close what was made."""
+        for name in ("log", "sink"):
+            if name in self.__dict__:
+                self.__dict__[name].close()
+
+
+@dataclass
+class _Current:
+    parts: Parts | None = None
+
+
+_current = _Current()
+
+
+def parts_of(settings: Settings) -> Parts:
+    """This process' parts; a forked child gets its own."""
+    if _current.parts is None or _current.parts.pid != os.getpid():
+        _current.parts = Parts(settings)
+    return _current.parts
+
+
+def _close(**_: object) -> None:
+    if _current.parts is not None and _current.parts.pid == os.getpid():
+        _current.parts.close()
+
+
+cast(Callable[..., object], worker_process_shutdown.connect)(_close, weak=False)
