@@ -1,0 +1,1 @@
+"""Measurements: each command prints ratios against a baseline that it runs itself, interleaved."""

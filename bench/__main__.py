@@ -1,0 +1,21 @@
+"""`python -m bench edge|decision|drain`: prints ratios, each against a baseline of the same run."""
+
+import argparse
+
+from bench import edge
+
+
+def main() -> None:
+    """Run one measurement."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("edge", help="CPU of ingest for single events, batches and refusals")
+    one.add_argument("--log", choices=("redis", "kafka"), default="redis")
+    one.add_argument("--rounds", type=int, default=5)
+    one.add_argument("--seconds", type=float, default=3.0, help="of load, for each figure and round")
+    arguments = parser.parse_args()
+    edge.run(arguments.log, arguments.rounds, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
