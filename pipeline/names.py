@@ -59,7 +59,7 @@ KEY_BUCKET: Final = "bucket"  # hash: tokens, time, version
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
 KEY_FLOOR: Final = "floor"  # hash for each log_id: incarnation (fence), known, partition -> offset
 KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
-KEY_PROBING: Final = "probing"  # string with time to live: the prober is asking PostgreSQL
+KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset and since when it stands there
 
 # Keys on the log server (EVENT_LOG_URL=redis://…), with the same prefix.
 KEY_LOG_ID: Final = "log:id"  # string: uuid of this log
@@ -68,4 +68,4 @@ KEY_LOG_COMMITTED: Final = "log:committed"  # hash: partition -> next offset to 
 
 # Leases
 LEASE_REGULATE: Final = "regulate"
-LEASE_PROBE: Final = "probe"
+LEASE_PROBE: Final = "probe"  # held while the prober asks PostgreSQL: the breaker reads half-open meanwhile

@@ -1,6 +1,6 @@
 """The control store: the admitted rate, the reasons to pause, and the story of their changes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -67,7 +67,10 @@ class ControlStore(Protocol):
     def publish_rate(
         self, *, base_rate: float, floor_rate: float, mode: Mode, lag: int | None, lag_known_at: float | None, by: str
     ) -> PublishedRate:
-        """Publish a newly decided rate with the next version; an event is recorded when the effective rate changed."""
+        """Publish a newly decided rate with the next version; an event is recorded when rate or mode changed.
+
+        A rate that was decided on an older lag than the published one is ignored. Returns what is published.
+        """
 
     def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
         """Add a reason, or keep it where it holds already; returns its generation.
@@ -124,3 +127,17 @@ class Leases(Protocol):
 
     def give_back(self, name: str, token: str) -> None:
         """End a claim early if it is still this one."""
+
+
+class Progress(Protocol):
+    """How long each partition has stood at the same offset, kept between the ticks of the control loop.
+
+    Shared, since ticks alternate between processes.
+    """
+
+    def note(self, log_id: str, offsets: Mapping[int, int], *, forget_seconds: float) -> dict[int, float]:
+        """Note how far each partition has come; returns the seconds for which it has stood there.
+
+        Partitions that are not given are forgotten, and so are all after `forget_seconds` without a call. Raises
+        StoreUnavailableError.
+        """

@@ -1,0 +1,23 @@
+"""What every adapter of the control store agrees on."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from pipeline.names import BreakerState, PauseReason
+from pipeline.ports.control import Pause
+
+BY_CHARS_MAX: Final = 200
+WHY_CHARS_MAX: Final = 1000  # error texts of a database can be pages long
+PROCESS_SECONDS_MAX: Final = 10.0  # an ingest process that has taken no tokens for so long is not counted
+
+
+def clean_text(value: str, chars_max: int) -> str:
+    """`value` cut to a length, and without what UTF-8 cannot carry (error texts quote anything)."""
+    return value[:chars_max].encode("utf-8", "replace").decode("utf-8")
+
+
+def breaker_state(pauses: Sequence[Pause], *, complete: bool, probing: bool) -> BreakerState:
+    """What the reasons say about the breaker; one that holds is known even where the set is not complete."""
+    if any(pause.reason is PauseReason.BREAKER for pause in pauses):
+        return BreakerState.HALF_OPEN if probing else BreakerState.OPEN
+    return BreakerState.CLOSED if complete else BreakerState.UNKNOWN

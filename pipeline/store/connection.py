@@ -1,0 +1,153 @@
+"""Connections to the control server, and scripts that run on it."""
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+from redis.retry import Retry
+
+from pipeline.errors import StoreUnavailableError
+from pipeline.settings import Settings
+
+CALL_SECONDS_MAX: Final = 0.2  # a call takes 0.1 ms; whoever waits for longer waits for a server that is away
+WAIT_GRACE_SECONDS: Final = 1.0  # how much later than asked the answer to a blocking read may come
+CONNECTIONS_MAX: Final = 32  # of one process and adapter: one for each thread that calls at the same time
+
+# The server answers, but not with what was asked. (Loading and failed authentication are connection errors already.)
+_AWAY: Final = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    ReadOnlyError,
+    OutOfMemoryError,
+    MasterDownError,
+    TryAgainError,
+    OSError,
+)
+_AWAY_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "UNBLOCKED")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script, and the name by which the server knows it once it has seen it."""
+
+    text: str
+    sha: str
+
+
+@cache
+def load_script(name: str, library: str | None = None) -> Script:
+    """Read `name`.lua from beside this file, with `library`.lua between its first line (`#!lua …`) and the rest."""
+    directory = Path(__file__).parent
+    text = (directory / f"{name}.lua").read_text(encoding="utf-8")
+    if library is not None:
+        first_line, rest = text.split("\n", 1)
+        text = f"{first_line}\n{(directory / f'{library}.lua').read_text(encoding='utf-8')}{rest}"
+    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _client(url: str, socket_seconds: float) -> Any:
+    """A client that answers or fails within its time-outs: redis-py by itself repeats a call for ten times.
+
+    RESP2, since it needs no greeting and gives the same shapes on every server. (Any: `execute_command` is untyped.)
+    """
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=socket_seconds,
+        socket_connect_timeout=CALL_SECONDS_MAX,
+        retry=Retry(NoBackoff(), 0),
+        max_connections=CONNECTIONS_MAX,
+        decode_responses=True,
+        encoding_errors="replace",
+        protocol=2,
+    )
+
+
+class ControlConnection:
+    """The control server as one adapter sees it. Connects on first use, anew in a forked child; thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.redis_url
+        self._prefix = settings.key_prefix
+        self._pid = 0
+        self._quick: Any = None
+        self._waiting: tuple[float, Any] | None = None
+
+    def key(self, *names: str) -> str:
+        """A key of this system."""
+        return self._prefix + ":".join(names)
+
+    def run(self, script: Script, keys: list[str], arguments: list[str]) -> Any:
+        """Run a script by its name, or by its text where the server does not know it (any more).
+
+        Raises StoreUnavailableError. A time-out leaves open whether the script has run: all of them may run twice.
+        """
+        try:
+            client = self._quick_client()
+            try:
+                return client.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            except NoScriptError:
+                return client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+        except (*_AWAY, ResponseError) as error:
+            raise _translated(error) from error
+
+    def call(self, *command: str | int) -> Any:
+        """Run one command. Raises StoreUnavailableError."""
+        try:
+            return self._quick_client().execute_command(*command)
+        except (*_AWAY, ResponseError) as error:
+            raise _translated(error) from error
+
+    def wait(self, *command: str | int, wait_seconds: float) -> Any:
+        """Run one command that blocks on the server for up to `wait_seconds`. Raises StoreUnavailableError.
+
+        Uses connections of its own, whose time-out lies above the wait; they are made anew when the wait changes.
+        """
+        try:
+            return self._waiting_client(wait_seconds).execute_command(*command)
+        except (*_AWAY, ResponseError) as error:
+            raise _translated(error) from error
+
+    def _forget_after_fork(self) -> None:
+        """A socket that came over a fork belongs to the parent."""
+        if self._pid != os.getpid():
+            self._quick, self._waiting, self._pid = None, None, os.getpid()
+
+    def _quick_client(self) -> Any:
+        self._forget_after_fork()
+        client = self._quick
+        if client is None:
+            client = self._quick = _client(self._url, CALL_SECONDS_MAX)
+        return client
+
+    def _waiting_client(self, wait_seconds: float) -> Any:
+        self._forget_after_fork()
+        waiting = self._waiting
+        if waiting is None or waiting[0] != wait_seconds:
+            waiting = self._waiting = (wait_seconds, _client(self._url, wait_seconds + WAIT_GRACE_SECONDS))
+        return waiting[1]
+
+
+def _translated(error: Exception) -> Exception:
+    """StoreUnavailableError where the server is away or refuses for now; anything else is a defect, and stays."""
+    if isinstance(error, _AWAY) or str(error).startswith(_AWAY_CODES):
+        return StoreUnavailableError(f"the control store (Redis) does not answer: {error}")
+    return error

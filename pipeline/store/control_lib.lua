@@ -1,0 +1,55 @@
+-- Shared by the scripts that change the control state; joined in front of each by pipeline/store/connection.py.
+-- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 events. ARGV: 1 control events kept, 2 who.
+
+local server_time = redis.call('TIME')
+local now = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6
+
+-- 17 digits bring a double back unchanged.
+local function exact(value)
+  return string.format('%.17g', value)
+end
+
+local function record(kind, why, data)
+  redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[1], '*', 'kind', kind, 'by', ARGV[2], 'why', why, 'data', data)
+end
+
+-- Versions follow the clock where they can, so that they also grow over a flush of the server.
+local function next_version(last)
+  return string.format('%.0f', math.max((tonumber(last) or 0) + 1, math.floor(now * 1000)))
+end
+
+local function effective_rate(base_rate, floor_rate)
+  if redis.call('HEXISTS', KEYS[2], 'breaker') == 1 and tonumber(floor_rate) < tonumber(base_rate) then
+    return floor_rate
+  end
+  return base_rate
+end
+
+local function record_rate(why, effective, base_rate, mode, lag, version, previous)
+  record('rate_changed', why, cjson.encode({
+    rate = effective, base_rate = base_rate, mode = mode, lag = lag, version = version, previous = previous or ''
+  }))
+end
+
+-- After a change of the reasons: the effective rate follows in the same step.
+local function settle_rate(why)
+  local last = redis.call('HMGET', KEYS[1], 'rate', 'base_rate', 'floor_rate', 'version', 'mode', 'lag')
+  if not last[1] then return end
+  local effective = effective_rate(last[2], last[3])
+  if tonumber(effective) == tonumber(last[1]) then return end
+  local version = next_version(last[4])
+  redis.call('HSET', KEYS[1], 'rate', effective, 'version', version)
+  record_rate(why, effective, last[2], last[5], last[6], version, last[1])
+end
+
+local function generation_of(entry)
+  return cjson.decode(entry).generation
+end
+
+local function add_reason(reason, by, why)
+  local generation = redis.call('INCR', KEYS[3])
+  redis.call('HSET', KEYS[2], reason, cjson.encode({
+    generation = generation, since = exact(now), by = by, why = why
+  }))
+  return generation
+end

@@ -1,0 +1,345 @@
+"""The control store in memory: for tests and simulation, with the meaning of the Redis adapters."""
+
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import FencedError, StoreUnavailableError
+from pipeline.flow import bucket
+from pipeline.flow.rate import hold_or_decay
+from pipeline.names import LEASE_PROBE, ControlEventKind, Mode, PauseReason
+from pipeline.ports.bucket import Grant
+from pipeline.ports.control import ControlEvent, ControlState, Pause, PublishedRate
+from pipeline.settings import Settings
+from pipeline.store.common import BY_CHARS_MAX, PROCESS_SECONDS_MAX, WHY_CHARS_MAX, breaker_state, clean_text
+
+
+@dataclass
+class _Floors:
+    incarnation: str | None = None
+    claimed_at: float | None = None
+    known: bool = False
+    offsets: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Content:
+    """What a flush loses."""
+
+    rate: PublishedRate | None = None
+    floor_rate: float = 0.0
+    pauses: dict[PauseReason, Pause] = field(default_factory=dict)
+    complete: bool = False
+    generation: int = 0
+    events: list[ControlEvent] = field(default_factory=list)
+    bucket: bucket.BucketState | None = None
+    processes: dict[str, float] = field(default_factory=dict)
+    floors: dict[str, _Floors] = field(default_factory=dict)
+    leases: dict[str, tuple[str, float]] = field(default_factory=dict)
+    progress: dict[str, tuple[float, dict[int, tuple[int, float]]]] = field(default_factory=dict)
+
+
+class MemoryServer:
+    """What the adapters of one system share, as those on Redis share a server. `is_away` makes it stop answering."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self.is_away = False
+        self.changed = threading.Condition(threading.RLock())
+        self._content = _Content()
+        self._last_event_number = 0
+
+    def flush(self) -> None:
+        """Lose everything."""
+        with self.changed:
+            self._content = _Content()
+
+    def content(self) -> _Content:
+        """What it holds, to be used with `changed` held. Raises StoreUnavailableError."""
+        if self.is_away:
+            raise StoreUnavailableError
+        return self._content
+
+    def next_event_id(self) -> str:
+        """A position later than all before, also over a flush."""
+        self._last_event_number += 1
+        return f"{self._last_event_number:020d}"
+
+
+class _Adapter:
+    def __init__(self, settings: Settings, server: MemoryServer) -> None:
+        self._settings = settings
+        self._server = server
+
+    def _record(self, kind: ControlEventKind, by: str, why: str, data: dict[str, str]) -> None:
+        events = self._server.content().events
+        at = self._server.clock.now()
+        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
+        events.append(ControlEvent(self._server.next_event_id(), at, kind, by, why, data))
+        del events[: -self._settings.control_events_max]
+        self._server.changed.notify_all()
+
+
+class MemoryControlStore(_Adapter):
+    """Shared control state; see ControlStore."""
+
+    def state(self) -> ControlState:
+        with self._server.changed:
+            content, now = self._server.content(), self._server.clock.now()
+            pauses = tuple(sorted(content.pauses.values(), key=lambda pause: pause.generation))
+            probing = content.leases.get(LEASE_PROBE, ("", 0.0))[1] > now
+            return ControlState(
+                rate=content.rate,
+                pauses=pauses if content.complete else None,
+                breaker=breaker_state(pauses, complete=content.complete, probing=probing),
+                time=now,
+                generation=content.generation,
+                floor_rate=content.floor_rate,
+            )
+
+    def publish_rate(
+        self, *, base_rate: float, floor_rate: float, mode: Mode, lag: int | None, lag_known_at: float | None, by: str
+    ) -> PublishedRate:
+        with self._server.changed:
+            content, now = self._server.content(), self._server.clock.now()
+            last = content.rate
+            if last is not None and _is_stale(lag_known_at, last, now):
+                return last
+            content.floor_rate = floor_rate
+            content.rate = PublishedRate(
+                version=_next_version(last, now),
+                rate=_effective(content, base_rate),
+                base_rate=base_rate,
+                mode=mode,
+                lag=lag,
+                published_at=now,
+                lag_known_at=lag_known_at,
+            )
+            if last is None or (last.rate, last.mode) != (content.rate.rate, mode):
+                self._record_rate(content.rate, last, by, "lag unknown" if lag is None else f"lag {lag}")
+            return content.rate
+
+    def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
+        with self._server.changed:
+            content = self._server.content()
+            held = content.pauses.get(reason)
+            if held is not None:
+                return held.generation
+            generation = self._add(reason, by, why)
+            data = {"reason": reason.value, "generation": str(generation)}
+            if reason is PauseReason.BREAKER:
+                self._record(ControlEventKind.BREAKER_OPENED, by, why, data)
+            self._record(ControlEventKind.PAUSED, by, why, data)
+            self._settle_rate(by, why)
+            return generation
+
+    def resume(self, reason: PauseReason, *, generation: int | None, by: str, why: str) -> bool:
+        with self._server.changed:
+            content = self._server.content()
+            held = content.pauses.get(reason)
+            if held is None or generation not in (None, held.generation):
+                return False
+            del content.pauses[reason]
+            content.generation += 1
+            data = {"reason": reason.value, "generation": str(held.generation)}
+            if reason is PauseReason.BREAKER:
+                self._record(ControlEventKind.BREAKER_CLOSED, by, why, data)
+            self._record(ControlEventKind.RESUMED, by, why, data)
+            self._settle_rate(by, why)
+            return True
+
+    def restore(self, pauses: Sequence[tuple[PauseReason, str, str]], *, by: str) -> bool:
+        with self._server.changed:
+            content = self._server.content()
+            if content.complete:
+                return False
+            added = [item for item in pauses if item[0] not in content.pauses]
+            for reason, who, why in added:
+                self._add(reason, who, why)
+            content.complete = True
+            data = {"reasons": " ".join(reason.value for reason, _, _ in added)}
+            self._record(ControlEventKind.STATE_RESTORED, by, "the control store knew nothing", data)
+            self._settle_rate(by, "the reasons to pause were restored")
+            return True
+
+    def _add(self, reason: PauseReason, by: str, why: str) -> int:
+        content, now = self._server.content(), self._server.clock.now()
+        content.generation += 1
+        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
+        content.pauses[reason] = Pause(reason, content.generation, now, by, why)
+        return content.generation
+
+    def _settle_rate(self, by: str, why: str) -> None:
+        content, now = self._server.content(), self._server.clock.now()
+        last = content.rate
+        if last is None or last.rate == _effective(content, last.base_rate):
+            return
+        rate = _effective(content, last.base_rate)
+        content.rate = replace(last, rate=rate, version=_next_version(last, now))
+        self._record_rate(content.rate, last, by, why)
+
+    def _record_rate(self, rate: PublishedRate, last: PublishedRate | None, by: str, why: str) -> None:
+        data = {
+            "rate": repr(rate.rate),
+            "base_rate": repr(rate.base_rate),
+            "mode": rate.mode.value,
+            "lag": "" if rate.lag is None else str(rate.lag),
+            "version": str(rate.version),
+            "previous": "" if last is None else repr(last.rate),
+        }
+        self._record(ControlEventKind.RATE_CHANGED, by, why, data)
+
+
+def _is_stale(lag_known_at: float | None, last: PublishedRate, now: float) -> bool:
+    if lag_known_at is None or last.lag_known_at is None:
+        return False
+    return lag_known_at < last.lag_known_at <= now
+
+
+def _next_version(last: PublishedRate | None, now: float) -> int:
+    return max((last.version if last is not None else 0) + 1, int(now * 1000))
+
+
+def _effective(content: _Content, base_rate: float) -> float:
+    return min(base_rate, content.floor_rate) if PauseReason.BREAKER in content.pauses else base_rate
+
+
+class MemoryControlEvents(_Adapter):
+    """The story of the control loop; see ControlEvents."""
+
+    def last(self, count: int) -> list[ControlEvent]:
+        with self._server.changed:
+            return self._server.content().events[-count:]
+
+    def wait(self, after: str, *, wait_seconds: float) -> str:
+        with self._server.changed:
+            after = after or self._newest("0")
+            self._server.changed.wait_for(lambda: self._newest(after) > after, timeout=wait_seconds)
+            return self._newest(after)
+
+    def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
+        with self._server.changed:
+            self._record(kind, by, why, data)
+
+    def _newest(self, default: str) -> str:
+        events = self._server.content().events
+        return max(default, events[-1].id) if events else default
+
+
+class MemoryBucket(_Adapter):
+    """One token bucket for all ingest processes; see Bucket."""
+
+    def __init__(self, settings: Settings, server: MemoryServer) -> None:
+        super().__init__(settings, server)
+        self._last_rate = settings.rate_min
+        self._last_version = 0
+
+    def take(self, *, needed: int, wanted: int, process: str) -> Grant:
+        with self._server.changed:
+            content, now = self._server.content(), self._server.clock.now()
+            rate, version = self._rate(content, now)
+            burst = bucket.burst_of(rate, self._settings.burst_seconds)
+            taken = bucket.take(content.bucket, now=now, rate=rate, burst=burst, needed=needed, wanted=wanted)
+            content.bucket = taken.state
+            content.processes[process] = now
+            for name, seen_at in list(content.processes.items()):
+                if seen_at <= now - PROCESS_SECONDS_MAX:
+                    del content.processes[name]
+            self._last_rate, self._last_version = rate, version
+            return Grant(
+                granted=taken.granted,
+                wait_seconds=taken.wait_seconds,
+                tokens=taken.state.tokens,
+                rate=rate,
+                burst=burst,
+                version=version,
+                live_processes=len(content.processes),
+            )
+
+    def _rate(self, content: _Content, now: float) -> tuple[float, int]:
+        """The published rate, decayed where the controller is silent; after a flush the last one."""
+        published = content.rate
+        if published is None:
+            is_open = PauseReason.BREAKER in content.pauses
+            rate = min(self._last_rate, self._settings.rate_min) if is_open else self._last_rate
+            return rate, self._last_version
+        known_at = published.published_at if published.lag_known_at is None else published.lag_known_at
+        rate = hold_or_decay(
+            published.rate,
+            now - known_at,
+            period_seconds=self._settings.regulate_seconds,
+            hold_periods=self._settings.rate_hold_periods,
+            floor=min(published.rate, content.floor_rate),
+            decided_after_seconds=published.published_at - known_at,
+        )
+        return rate, published.version
+
+
+class MemoryFloors(_Adapter):
+    """The mirror of the stored offsets; see Floors."""
+
+    def fence(self, log_id: str, incarnation: str) -> dict[int, int] | None:
+        with self._server.changed:
+            floors = self._of(log_id)
+            floors.incarnation, floors.claimed_at = incarnation, None
+            return dict(floors.offsets) if floors.known else None
+
+    def seed(self, log_id: str, floors: dict[int, int]) -> None:
+        with self._server.changed:
+            mirror = self._of(log_id)
+            for partition, offset in floors.items():
+                mirror.offsets[partition] = max(offset, mirror.offsets.get(partition, offset))
+            mirror.known = True
+
+    def raise_floor(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
+        with self._server.changed:
+            floors, now = self._of(log_id), self._server.clock.now()
+            lapsed = (
+                floors.claimed_at is not None and abs(now - floors.claimed_at) > self._settings.drain_hard_seconds_max
+            )
+            if floors.incarnation not in (None, incarnation) and not lapsed:
+                raise FencedError
+            if floors.incarnation is None or floors.claimed_at is not None:
+                floors.incarnation, floors.claimed_at = incarnation, now
+            floors.offsets[partition] = max(offset, floors.offsets.get(partition, offset))
+
+    def _of(self, log_id: str) -> _Floors:
+        return self._server.content().floors.setdefault(log_id, _Floors())
+
+
+class MemoryLeases(_Adapter):
+    """Claims that expire; see Leases."""
+
+    def take(self, name: str, *, seconds: float) -> str | None:
+        with self._server.changed:
+            leases, now = self._server.content().leases, self._server.clock.now()
+            if name in leases and leases[name][1] > now:
+                return None
+            token = uuid.uuid4().hex
+            leases[name] = (token, now + seconds)
+            return token
+
+    def give_back(self, name: str, token: str) -> None:
+        with self._server.changed:
+            leases = self._server.content().leases
+            if leases.get(name, ("", 0.0))[0] == token:
+                del leases[name]
+
+
+class MemoryProgress(_Adapter):
+    """How long each partition has stood still; see Progress."""
+
+    def note(self, log_id: str, offsets: Mapping[int, int], *, forget_seconds: float) -> dict[int, float]:
+        with self._server.changed:
+            progress, now = self._server.content().progress, self._server.clock.now()
+            expires_at, noted = progress.get(log_id, (0.0, {}))
+            if expires_at <= now:
+                noted = {}
+            standing = {}
+            for partition, offset in offsets.items():
+                noted_offset, since = noted.get(partition, (None, now))
+                standing[partition] = (offset, since if noted_offset == offset and since <= now else now)
+            progress[log_id] = (now + forget_seconds, standing)
+            return {partition: now - since for partition, (_, since) in standing.items()}

@@ -1,0 +1,22 @@
+#!lua flags=allow-oom
+-- Publish a decided rate with the next version. ARGV from 3: base rate, floor rate, mode, lag or '', time at which the
+-- lag was known or '', why. Returns the published rate as a hash.
+
+local base_rate, floor_rate, mode, lag, known_at, why = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local last = redis.call('HMGET', KEYS[1], 'rate', 'mode', 'version', 'lag_known_at')
+
+-- A controller that was frozen in the middle of a tick decided on an older lag than what is published. A time in the
+-- future is no reason to ignore anything: the server's clock went backwards.
+local last_known_at = tonumber(last[4] or '')
+if last_known_at and last_known_at <= now and (tonumber(known_at) or last_known_at) < last_known_at then
+  return redis.call('HGETALL', KEYS[1])
+end
+
+local effective = effective_rate(base_rate, floor_rate)
+local version = next_version(last[3])
+redis.call('HSET', KEYS[1], 'version', version, 'rate', effective, 'base_rate', base_rate, 'floor_rate', floor_rate,
+  'mode', mode, 'lag', lag, 'published_at', exact(now), 'lag_known_at', known_at)
+if tonumber(last[1] or '') ~= tonumber(effective) or last[2] ~= mode then
+  record_rate(why, effective, base_rate, mode, lag, version, last[1])
+end
+return redis.call('HGETALL', KEYS[1])

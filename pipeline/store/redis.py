@@ -1,0 +1,12 @@
+"""The control store on Redis: adapters of `pipeline.ports.control` and `pipeline.ports.bucket`.
+
+Every write is a script that may run on a server at its memory limit: what is kept is bounded, and a full server is
+one that must be possible to pause.
+"""
+
+from pipeline.store.redis_bucket import RedisBucket
+from pipeline.store.redis_control import RedisControlEvents, RedisControlStore
+from pipeline.store.redis_floors import RedisFloors
+from pipeline.store.redis_leases import RedisLeases, RedisProgress
+
+__all__ = ["RedisBucket", "RedisControlEvents", "RedisControlStore", "RedisFloors", "RedisLeases", "RedisProgress"]

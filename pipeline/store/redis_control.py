@@ -1,0 +1,177 @@
+"""Rate, reasons to pause and control events on Redis."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pipeline.names import (
+    KEY_EVENTS,
+    KEY_GENERATION,
+    KEY_LEASE,
+    KEY_PAUSE,
+    KEY_RATE,
+    LEASE_PROBE,
+    ControlEventKind,
+    Mode,
+    PauseReason,
+)
+from pipeline.ports.control import ControlEvent, ControlState, Pause, PublishedRate
+from pipeline.settings import Settings
+from pipeline.store.common import BY_CHARS_MAX, WHY_CHARS_MAX, breaker_state, clean_text
+from pipeline.store.connection import ControlConnection, load_script
+
+WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the state, not the events
+
+_LIBRARY: Final = "control_lib"
+_RESTORED: Final = "restored"  # field of the reasons' hash that marks it as complete
+
+
+class RedisControlStore:
+    """Shared control state on Redis; see ControlStore.
+
+    Its weakness: the server may lose everything. The reasons set by hand and the bands live in PostgreSQL too.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._connection = ControlConnection(settings)
+        self._keys = _control_keys(self._connection)
+        self._state_keys = [*self._keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE)]
+        self._events_max = str(settings.control_events_max)
+
+    def state(self) -> ControlState:
+        rate, reasons, generation, probing, time = self._connection.run(load_script("state"), self._state_keys, [])
+        rate, reasons = _pairs(rate), _pairs(reasons)
+        complete = reasons.pop(_RESTORED, None) is not None
+        pauses = tuple(sorted((_pause(*item) for item in reasons.items()), key=lambda pause: pause.generation))
+        return ControlState(
+            rate=_published_rate(rate) if rate else None,
+            pauses=pauses if complete else None,
+            breaker=breaker_state(pauses, complete=complete, probing=bool(probing)),
+            time=int(time[0]) + int(time[1]) / 1e6,
+            generation=int(generation or 0),
+            floor_rate=float(rate.get("floor_rate", 0.0)),
+        )
+
+    def publish_rate(
+        self, *, base_rate: float, floor_rate: float, mode: Mode, lag: int | None, lag_known_at: float | None, by: str
+    ) -> PublishedRate:
+        why = "lag unknown" if lag is None else f"lag {lag}"
+        answer = self._run(
+            "publish_rate",
+            by,
+            repr(float(base_rate)),
+            repr(float(floor_rate)),
+            mode.value,
+            "" if lag is None else str(lag),
+            "" if lag_known_at is None else repr(float(lag_known_at)),
+            why,
+        )
+        return _published_rate(_pairs(answer))
+
+    def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
+        return int(self._run("pause", by, reason.value, clean_text(why, WHY_CHARS_MAX)))
+
+    def resume(self, reason: PauseReason, *, generation: int | None, by: str, why: str) -> bool:
+        wanted = "" if generation is None else str(generation)
+        return bool(self._run("resume", by, reason.value, wanted, clean_text(why, WHY_CHARS_MAX)))
+
+    def restore(self, pauses: Sequence[tuple[PauseReason, str, str]], *, by: str) -> bool:
+        arguments: list[str] = []
+        for reason, who, why in pauses:
+            arguments += [reason.value, clean_text(who, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)]
+        return bool(self._run("restore", by, *arguments))
+
+    def _run(self, name: str, by: str, *arguments: str) -> Any:
+        script = load_script(name, _LIBRARY)
+        return self._connection.run(script, self._keys, [self._events_max, clean_text(by, BY_CHARS_MAX), *arguments])
+
+
+class RedisControlEvents:
+    """The story of the control loop in a bounded stream; see ControlEvents."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._connection = ControlConnection(settings)
+        self._keys = _control_keys(self._connection)
+        self._key = self._connection.key(KEY_EVENTS)
+        self._events_max = str(settings.control_events_max)
+
+    def last(self, count: int) -> list[ControlEvent]:
+        entries = self._connection.call("XREVRANGE", self._key, "+", "-", "COUNT", count)
+        return [_control_event(*entry) for entry in reversed(entries)]
+
+    def wait(self, after: str, *, wait_seconds: float) -> str:
+        position = after or self._newest_position()
+        block_ms = max(1, int(wait_seconds * 1000))  # 0 would mean for ever
+        answer = self._connection.wait(
+            "XREAD",
+            "COUNT",
+            WAIT_EVENTS_MAX,
+            "BLOCK",
+            block_ms,
+            "STREAMS",
+            self._key,
+            position,
+            wait_seconds=wait_seconds,
+        )
+        if not answer:
+            return position
+        [[_, entries]] = answer
+        return str(entries[-1][0])
+
+    def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
+        self._connection.run(
+            load_script("record_event", _LIBRARY),
+            self._keys,
+            [
+                self._events_max,
+                clean_text(by, BY_CHARS_MAX),
+                kind.value,
+                clean_text(why, WHY_CHARS_MAX),
+                json.dumps(data),
+            ],
+        )
+
+    def _newest_position(self) -> str:
+        entries = self._connection.call("XREVRANGE", self._key, "+", "-", "COUNT", 1)
+        return str(entries[0][0]) if entries else "0-0"
+
+
+def _control_keys(connection: ControlConnection) -> list[str]:
+    """The keys of control_lib.lua, in its order."""
+    return [connection.key(name) for name in (KEY_RATE, KEY_PAUSE, KEY_GENERATION, KEY_EVENTS)]
+
+
+def _pairs(flat: list[str]) -> dict[str, str]:
+    """A hash as scripts give it: field, value, field, value."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _published_rate(fields: dict[str, str]) -> PublishedRate:
+    return PublishedRate(
+        version=int(fields["version"]),
+        rate=float(fields["rate"]),
+        base_rate=float(fields["base_rate"]),
+        mode=Mode(fields["mode"]),
+        lag=int(fields["lag"]) if fields["lag"] else None,
+        published_at=float(fields["published_at"]),
+        lag_known_at=float(fields["lag_known_at"]) if fields["lag_known_at"] else None,
+    )
+
+
+def _pause(reason: str, entry: str) -> Pause:
+    fields = json.loads(entry)
+    return Pause(
+        PauseReason(reason), int(fields["generation"]), float(fields["since"]), str(fields["by"]), str(fields["why"])
+    )
+
+
+def _control_event(position: str, flat: list[str]) -> ControlEvent:
+    fields = _pairs(flat)
+    return ControlEvent(
+        id=position,
+        at=int(position.partition("-")[0]) / 1000,  # the server numbers entries by its clock, in milliseconds
+        kind=ControlEventKind(fields["kind"]),
+        by=fields["by"],
+        why=fields["why"],
+        data=json.loads(fields["data"]),
+    )

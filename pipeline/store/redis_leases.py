@@ -1,0 +1,41 @@
+"""Leases and the drains' progress on Redis."""
+
+import uuid
+from collections.abc import Mapping
+
+from pipeline.names import KEY_LEASE, KEY_PROGRESS
+from pipeline.settings import Settings
+from pipeline.store.connection import ControlConnection, load_script
+
+
+class RedisLeases:
+    """Keys with a time to live; see Leases."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._connection = ControlConnection(settings)
+
+    def take(self, name: str, *, seconds: float) -> str | None:
+        token = uuid.uuid4().hex
+        milliseconds = str(max(1, round(seconds * 1000)))
+        taken = self._connection.run(load_script("take_lease"), self._keys(name), [token, milliseconds])
+        return token if taken else None
+
+    def give_back(self, name: str, token: str) -> None:
+        self._connection.run(load_script("give_back_lease"), self._keys(name), [token])
+
+    def _keys(self, name: str) -> list[str]:
+        return [self._connection.key(KEY_LEASE, name)]
+
+
+class RedisProgress:
+    """How long each partition has stood still, in one hash that expires; see Progress."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._connection = ControlConnection(settings)
+
+    def note(self, log_id: str, offsets: Mapping[int, int], *, forget_seconds: float) -> dict[int, float]:
+        arguments = [str(round(forget_seconds * 1000))]
+        arguments += [str(number) for item in offsets.items() for number in item]
+        keys = [self._connection.key(KEY_PROGRESS, log_id)]
+        stood = self._connection.run(load_script("progress"), keys, arguments)
+        return {partition: float(seconds) for partition, seconds in zip(offsets, stood, strict=True)}
