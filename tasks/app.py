@@ -6,6 +6,7 @@
 from typing import Any, Final
 
 from celery import Celery
+from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from beat_schedule import beat_schedule
@@ -61,7 +62,10 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "worker_max_tasks_per_child": None,
         "worker_hijack_root_logger": True,
         "task_default_queue": Queue.CONTROL.value,
-        "task_queues": [KombuQueue(queue.value) for queue in Queue],
+        # Each queue on an exchange of its own: on the default one, both would be bound to the same routing key.
+        "task_queues": [
+            KombuQueue(queue.value, Exchange(queue.value, type="direct"), routing_key=queue.value) for queue in Queue
+        ],
         "task_create_missing_queues": False,
         "task_routes": {"sluice.drain": {"queue": Queue.BATCHES.value}},
         "timezone": "UTC",
