@@ -94,5 +94,9 @@ class LogMisconfiguredError(PermanentError):
     """The event log server is set up so that it would lose acknowledged events."""
 
 
+class SchemaError(PermanentError):
+    """The database's schema is not one that this version of Sluice made."""
+
+
 class PoisonedError(PermanentError):
     """Too many events in a row were refused by PostgreSQL for their content: the schema, not the data, is suspect."""

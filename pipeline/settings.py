@@ -75,11 +75,27 @@ class Settings:
         low=1,
         high=1_000_000_000,
     )
+    log_read_bytes_target: int = _setting(
+        4 << 20,
+        "What one read aims at: fewer records where they are large, so that a drain's memory is bounded",
+        low=1 << 20,
+        high=256 << 20,
+    )
     kafka_replication: int = _setting(1, "Replicas of a new topic; 3 in a real cluster", low=1, high=9)
+    kafka_group: str = _setting("sluice", "Kafka consumer group under which stored offsets show in everybody's tools")
+    kafka_retention_accepted: bool = _setting(
+        False, "Take an existing topic that deletes records by age or size, whether they are stored or not"
+    )
 
     # --- Drain -----------------------------------------------------------------------------------------------
     drain_batch_records_max: int = _setting(
         2000, "Records stored in one transaction: what is done again after a crash", low=1, high=100_000
+    )
+    drain_batch_bytes_max: int = _setting(
+        8 << 20,
+        "Bytes of records stored in one transaction; PostgreSQL must take them within its allowed silence",
+        low=1 << 16,
+        high=256 << 20,
     )
     drain_run_seconds_max: float = _setting(
         10.0, "Length of one drain task; then it hands over to its own next hint", low=0.1, high=300
@@ -94,7 +110,10 @@ class Settings:
         15.0, "regulate ends a backend that holds a partition with lag for so long without progress", low=1, high=3600
     )
     poison_run_records_max: int = _setting(
-        200, "Dead letters in one batch, if they are also above the ratio, that pause consumption", low=1, high=100_000
+        200,
+        "Dead letters in a run of batches, each with more than the ratio of them, that pause consumption",
+        low=1,
+        high=100_000,
     )
     poison_ratio_max: float = _setting(0.5, "Share of dead letters in one batch, see above", low=0.01, high=1.0)
     sink_connect_seconds_max: int = _setting(2, "Time to connect to PostgreSQL", low=1, high=60)

@@ -1,0 +1,317 @@
+"""Moves a partition's events from the log to the sink, for a bounded time, batch by batch.
+
+A run is only ever a hint's work: it may come twice, late or never. What is stored, and from where to go on, is
+decided by the sink's offset alone. Reading the next batch overlaps with storing this one.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from pipeline.clock import Clock
+from pipeline.errors import (
+    BreakerOpenError,
+    FencedError,
+    LogGapError,
+    LogMisconfiguredError,
+    LogRestartedError,
+    LogUnavailableError,
+    OffsetConflictError,
+    PoisonedError,
+    RecoverableError,
+    SinkContentionError,
+    SinkUnavailableError,
+    StoreUnavailableError,
+)
+from pipeline.ports.breaker import Breaker
+from pipeline.ports.control import Floors
+from pipeline.ports.log import EventLog, LogIdentity
+from pipeline.ports.sink import Sink, StoreResult
+from pipeline.read_ahead import ReadAhead
+from pipeline.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+# Waits between tries. Five failures of 2 s each, and the first four of these, are below the 12 s within which a
+# frozen PostgreSQL must open the breaker.
+_BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.5)
+# After a lost connection its backend may hold the partition's lock for a moment longer.
+_BUSY_TRIES_MAX: Final = 6
+
+
+class DrainOutcome(StrEnum):
+    """Why a run ended."""
+
+    FINISHED = "finished"  # its time was up
+    BUSY = "busy"  # another drain holds the partition
+    PAUSED = "paused"
+    BREAKER_OPEN = "breaker_open"
+    SINK_AWAY = "sink_away"  # PostgreSQL failed to the end, without opening the breaker
+    LOG_AWAY = "log_away"  # the event log failed to the end
+    STORE_AWAY = "store_away"  # the control store failed to the end: no floor could be raised, nothing was committed
+    UNSETTLED = "unsettled"  # log or offset moved under this run to the end
+    LOG_GAP = "log_gap"  # the log lost events that were never stored: for a person
+    POISONED = "poisoned"  # too many dead letters in a row: for a person
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReport:
+    """What a run did; `error` says why it ended early, where something failed."""
+
+    partition: int
+    outcome: DrainOutcome
+    stored: int = 0
+    repeated: int = 0
+    conflicting: int = 0
+    dead_lettered: int = 0
+    batches: int = 0
+    next_offset: int | None = None  # as far as this run knows; None where it never learned it
+    more: bool = False  # there is probably more to drain
+    error: str | None = None
+
+
+class _BusyError(Exception):
+    """Another drain holds the partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """What a run works with."""
+
+    log: EventLog
+    sink: Sink
+    floors: Floors
+    breaker: Breaker
+    settings: Settings
+    clock: Clock
+    on_stored: Callable[[int, StoreResult], None] | None
+
+
+def drain(
+    partition: int,
+    *,
+    log: EventLog,
+    sink: Sink,
+    floors: Floors,
+    breaker: Breaker,
+    paused: Callable[[], bool],
+    settings: Settings,
+    clock: Clock,
+    on_stored: Callable[[int, StoreResult], None] | None = None,
+) -> DrainReport:
+    """Drain one partition for `settings.drain_run_seconds_max`, and longer only while PostgreSQL is failing.
+
+    `paused` is asked before every batch. `on_stored` is called after every commit with the next offset and the
+    counts. Only what a person must mend in the set-up is raised (LogMisconfiguredError); all else is reported.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
+        means = _Means(log, sink, floors, breaker, settings, clock, on_stored)
+        run = _Run(partition, means, ReadAhead(log, partition, settings, ahead))
+        try:
+            outcome, error = run.go(paused)
+        finally:
+            run.finish()
+        return run.report(outcome, error)
+
+
+class _Run:
+    """One run's state."""
+
+    def __init__(self, partition: int, means: _Means, hand: ReadAhead) -> None:
+        self._partition = partition
+        self._means = means
+        self._hand = hand
+        settings = means.settings
+        started = means.clock.monotonic()
+        self._deadline = started + settings.drain_run_seconds_max
+        # A failing PostgreSQL is asked again after the run's time is up, so that its failures come in a row and open
+        # the breaker; half-way to where the task would be killed.
+        self._sink_deadline = started + (settings.drain_run_seconds_max + settings.drain_hard_seconds_max) / 2
+        self._identity: LogIdentity | None = None  # None: must be asked
+        self._position: int | None = None  # the stored offset; None: must be looked up
+        self._next_offset: int | None = None  # the last one that was known
+        self._held_log_id: str | None = None  # of the lock that is held
+        self._busy_tries = 0
+        self._floor_is_away = False
+        self._total = StoreResult()
+        self._batches = 0
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def go(self, paused: Callable[[], bool]) -> tuple[DrainOutcome, str | None]:
+        """Run until something ends it."""
+        failures = 0
+        while not paused():
+            try:
+                self._step()
+            except (BreakerOpenError, LogGapError, PoisonedError) as error:
+                return _ENDS[type(error)], str(error)
+            except _BusyError:
+                self._busy_tries += 1
+                if self._held_log_id is None or self._busy_tries >= _BUSY_TRIES_MAX:
+                    return DrainOutcome.BUSY, None
+                self._back_off(self._busy_tries)
+            except RecoverableError as error:
+                failures += 1
+                outcome, deadline = self._after(error)
+                if self._means.clock.monotonic() >= deadline:
+                    return outcome, str(error)
+                self._back_off(failures)
+            else:
+                failures = 0
+                if self._is_over():
+                    return DrainOutcome.FINISHED, None
+        return DrainOutcome.PAUSED, None
+
+    def _step(self) -> None:
+        """Look up where the partition stands, or read, or store one piece."""
+        hand = self._hand
+        if self._identity is None:
+            self._identity = self._means.log.identity()
+            if self._partition >= self._identity.partitions:
+                raise LogMisconfiguredError(f"the event log has no partition {self._partition}")
+        if self._position is not None and hand.first is None:
+            left_seconds = self._deadline - self._means.clock.monotonic()
+            hand.read(self._position, max(0.0, min(self._means.settings.drain_poll_seconds, left_seconds)))
+            if hand.first is None:
+                return
+        if self._floor_is_away and hand.first is not None:
+            self._raise_floor(hand.first[1].next_offset)  # cheaper to ask than to write a batch in vain
+            self._floor_is_away = False
+        if self._position is not None and not self._is_over():
+            hand.begin()
+        result = self._means.breaker.call(self._attempt)
+        if result is not None:
+            self._stored(result)
+        hand.collect()
+
+    def _attempt(self) -> StoreResult | None:
+        """What the breaker counts as one call: looking up, where that is needed, and storing.
+
+        Counted apart, a look-up that succeeds would hide from the breaker that each store fails (a full disk).
+        """
+        identity, first = self._identity, self._hand.first
+        assert identity is not None  # noqa: S101 - _step has asked
+        if self._position is None:
+            self._position = self._next_offset = self._look_up(identity)
+        if first is None:
+            return None
+        expected_offset, batch = first
+        if expected_offset != self._position:
+            # A commit whose answer was lost took effect after all, or somebody else moved on: read from there.
+            self._hand.drop()
+            return None
+        return self._means.sink.store(
+            identity.log_id,
+            self._partition,
+            expected_offset,
+            batch,
+            before_commit=lambda: self._raise_floor(batch.next_offset),
+        )
+
+    def _look_up(self, identity: LogIdentity) -> int:
+        """Take the partition and return its stored offset; where there is none, the log's beginning."""
+        sink = self._means.sink
+        if self._held_log_id not in {None, identity.log_id}:
+            sink.release(str(self._held_log_id), self._partition)
+            self._held_log_id = None
+        if not sink.acquire(identity.log_id, self._partition):
+            raise _BusyError
+        self._held_log_id = identity.log_id
+        self._busy_tries = 0
+        stored = sink.stored_offsets(identity.log_id).get(self._partition)
+        if stored is None:
+            return self._means.log.positions()[self._partition].begin
+        self._hand.stored_up_to(stored)
+        return stored
+
+    def _raise_floor(self, next_offset: int) -> None:
+        identity = self._identity
+        assert identity is not None  # noqa: S101 - nothing is stored without
+        self._means.floors.raise_floor(identity.log_id, identity.incarnation, self._partition, next_offset)
+
+    def _stored(self, result: StoreResult) -> None:
+        """Count what was committed, and go on behind it."""
+        self._position = self._next_offset = self._hand.pop()
+        self._batches += 1
+        total = self._total
+        self._total = StoreResult(
+            stored=total.stored + result.stored,
+            repeated=total.repeated + result.repeated,
+            conflicting=total.conflicting + result.conflicting,
+            dead_lettered=total.dead_lettered + result.dead_lettered,
+        )
+        if self._means.on_stored is not None:
+            self._means.on_stored(self._position, result)
+
+    # --- failures ---------------------------------------------------------------------------------
+
+    def _after(self, error: RecoverableError) -> tuple[DrainOutcome, float]:
+        """Forget what an error has made doubtful; the outcome if this was the last try, and until when to try."""
+        self._hand.settle()
+        _logger.warning(
+            "drain of partition %d: %s",
+            self._partition,
+            error,
+            extra={"action": "drain_retry", "partition": self._partition, "error": type(error).__name__},
+        )
+        match error:
+            case SinkUnavailableError():
+                self._position = None  # a COMMIT without an answer may have taken effect
+                return DrainOutcome.SINK_AWAY, self._sink_deadline
+            case SinkContentionError():
+                return DrainOutcome.SINK_AWAY, self._sink_deadline
+            case OffsetConflictError():
+                self._position = None
+                return DrainOutcome.UNSETTLED, self._deadline
+            case FencedError() | LogRestartedError():
+                self._identity = self._position = None
+                self._hand.drop()
+                return DrainOutcome.UNSETTLED, self._deadline
+            case StoreUnavailableError():
+                self._floor_is_away = True
+                return DrainOutcome.STORE_AWAY, self._deadline
+            case LogUnavailableError():
+                return DrainOutcome.LOG_AWAY, self._deadline
+            case _:
+                raise error
+
+    def _back_off(self, failures: int) -> None:
+        self._means.clock.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1])
+
+    def _is_over(self) -> bool:
+        return self._means.clock.monotonic() >= self._deadline
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Tell the log how far it is stored, and give the partition up."""
+        self._hand.settle()
+        self._hand.tell_log()
+        if self._held_log_id is not None:
+            self._means.sink.release(self._held_log_id, self._partition)
+
+    def report(self, outcome: DrainOutcome, error: str | None) -> DrainReport:
+        """The run in figures."""
+        return DrainReport(
+            partition=self._partition,
+            outcome=outcome,
+            stored=self._total.stored,
+            repeated=self._total.repeated,
+            conflicting=self._total.conflicting,
+            dead_lettered=self._total.dead_lettered,
+            batches=self._batches,
+            next_offset=self._next_offset,
+            more=self._hand.more,
+            error=error,
+        )
+
+
+_ENDS: Final[dict[type[Exception], DrainOutcome]] = {
+    BreakerOpenError: DrainOutcome.BREAKER_OPEN,
+    LogGapError: DrainOutcome.LOG_GAP,
+    PoisonedError: DrainOutcome.POISONED,
+}

@@ -1,0 +1,158 @@
+"""Batches in hand: reads the next one while the last is being stored, checks for holes, bounds the memory."""
+
+import logging
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from pipeline.errors import LogGapError, RecoverableError
+from pipeline.ports.log import EventLog, LogBatch
+from pipeline.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+# The read that overlaps with a store waits so long for company: a store takes about as long.
+_AHEAD_SECONDS: Final = 0.005
+# Records asked for before their size is known are taken to be of this size: the largest message.
+_RECORD_BYTES_FIRST: Final = 64 * 1024
+
+
+class ReadAhead:
+    """A partition's pieces in hand, oldest first, each with the offset that must be stored before it.
+
+    Bounded: one read's worth, and one more that is read ahead by a helper thread once the last piece is being
+    stored. The number of records asked for follows the size of the last ones, and a batch with more bytes than a
+    transaction may have is cut into pieces. Weakness: a read of `drain_batch_records_max` records that are suddenly
+    much larger than those before is held in memory as a whole.
+
+    The log is never asked by two threads at once: every method that asks it has waited for the helper before.
+    """
+
+    def __init__(self, log: EventLog, partition: int, settings: Settings, executor: ThreadPoolExecutor) -> None:
+        self._log = log
+        self._partition = partition
+        self._settings = settings
+        self._executor = executor
+        self._pieces: deque[tuple[int, LogBatch]] = deque()
+        self._ahead: tuple[int, Future[LogBatch | None]] | None = None
+        self._commit_due: int | None = None  # what the log has not been told yet
+        self._records_next = max(
+            1, min(settings.drain_batch_records_max, settings.drain_batch_bytes_max // _RECORD_BYTES_FIRST)
+        )
+        self._read_was_full = False
+
+    @property
+    def first(self) -> tuple[int, LogBatch] | None:
+        """The oldest piece, and the offset that must be stored before it."""
+        return self._pieces[0] if self._pieces else None
+
+    @property
+    def more(self) -> bool:
+        """Whether there is probably more to read."""
+        return bool(self._pieces) or self._read_was_full
+
+    def pop(self) -> int:
+        """The oldest piece is stored: let go of it and return the offset after it."""
+        _, batch = self._pieces.popleft()
+        self._commit_due = batch.next_offset
+        return batch.next_offset
+
+    def drop(self) -> None:
+        """Let go of everything in hand."""
+        self.settle()
+        self._pieces.clear()
+
+    def stored_up_to(self, offset: int) -> None:
+        """Remember what the log is to be told, in passing, with the next read."""
+        self._commit_due = offset
+
+    def tell_log(self) -> None:
+        """Commit to the log what is committed in the sink: for its lag, and so that it can be trimmed."""
+        due, self._commit_due = self._commit_due, None
+        if due is not None:
+            self._log.commit(self._partition, due)
+
+    def read(self, offset: int, wait_seconds: float) -> None:
+        """Wait for records from `offset` on. Raises as EventLog.read does, and LogGapError for a hole."""
+        self.tell_log()
+        self._take(offset, self._log_read(offset, wait_seconds))
+
+    def begin(self) -> None:
+        """Begin to read what follows the last piece in hand, if that is the next to be stored."""
+        if self._ahead is None and len(self._pieces) == 1:
+            offset = self._pieces[0][1].next_offset
+            due, self._commit_due = self._commit_due, None
+            self._ahead = offset, self._executor.submit(self._commit_and_read, due, offset)
+
+    def collect(self) -> None:
+        """Wait for the read that was begun, and put its records behind those in hand. Raises as `read` does."""
+        if self._ahead is not None:
+            (offset, future), self._ahead = self._ahead, None
+            self._take(offset, future.result())
+
+    def settle(self) -> None:
+        """The same after a failure, where a failed read matters no more: it will be tried again."""
+        try:
+            self.collect()
+        except (RecoverableError, LogGapError) as error:
+            _logger.debug("read ahead of partition %d failed too: %s", self._partition, error)
+
+    def _commit_and_read(self, due: int | None, offset: int) -> LogBatch | None:
+        """The helper's work; telling the log of the batch before costs no time here."""
+        if due is not None:
+            self._log.commit(self._partition, due)
+        return self._log_read(offset, _AHEAD_SECONDS)
+
+    def _log_read(self, offset: int, wait_seconds: float) -> LogBatch | None:
+        return self._log.read(self._partition, offset, records_max=self._records_next, wait_seconds=wait_seconds)
+
+    def _take(self, offset: int, batch: LogBatch | None) -> None:
+        """Put a batch that was read at `offset` into hand. Raises LogGapError where records are missing."""
+        if batch is None or not batch.values:
+            self._read_was_full = False
+            return
+        _check_hole(self._partition, offset, batch)
+        self._read_was_full = len(batch.values) >= self._records_next
+        sizes = [len(value) for value in batch.values]
+        bytes_max = self._settings.drain_batch_bytes_max
+        self._records_next = max(
+            1, min(self._settings.drain_batch_records_max, bytes_max * len(sizes) // max(1, sum(sizes)))
+        )
+        for first, end in cuts(sizes, bytes_max):
+            whole = end - first == len(sizes)
+            piece = batch if whole else LogBatch(batch.offset + first, batch.values[first:end])
+            self._pieces.append((offset, piece))
+            offset = piece.next_offset
+
+
+def _check_hole(partition: int, offset: int, batch: LogBatch) -> None:
+    """Raise LogGapError where `batch` does not follow `offset`, unless the log itself declares the hole."""
+    if batch.offset == offset:
+        return
+    if batch.gap_from is None or not batch.gap_from <= offset <= batch.offset:
+        raise LogGapError(
+            f"partition {partition}: the next record to store has offset {offset}, "
+            f"and the event log goes on with {batch.offset}"
+        )
+    _logger.warning(
+        "partition %d: the event log came back without its tail: offsets %d to %d hold nothing",
+        partition,
+        offset,
+        batch.offset - 1,
+        extra={"action": "log_gap_declared", "partition": partition},
+    )
+
+
+def cuts(sizes: list[int], bytes_max: int) -> list[tuple[int, int]]:
+    """Consecutive [first, end) of at most `bytes_max` together; a single larger record stands alone."""
+    if sum(sizes) <= bytes_max:
+        return [(0, len(sizes))]
+    cuts: list[tuple[int, int]] = []
+    first = total = 0
+    for index, size in enumerate(sizes):
+        if index > first and total + size > bytes_max:
+            cuts.append((first, index))
+            first, total = index, 0
+        total += size
+    cuts.append((first, len(sizes)))
+    return cuts

@@ -1,0 +1,125 @@
+"""Writes the events of one batch, within a transaction that the caller has begun and ends.
+
+`write_straight` is a COPY into the table, and fails as a whole. `write_carefully` goes through a staging table,
+counts repeats, and halves what PostgreSQL refuses until the culprits stand alone.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pipeline.ports.log import LogBatch
+from pipeline.sink.queries import query
+from pipeline.sink.rows import BatchRows, Letter, RowEncoder, copy_chunks, printable
+from pipeline.sink.session import Session, StatementRefusedError
+
+_logger = logging.getLogger(__name__)
+
+# A batch of nothing but conflicts would otherwise write a line for each into the journal.
+_CONFLICTS_LOGGED_MAX: Final = 20
+# Dead letters sent in one statement; a record may be as large as a body.
+_LETTERS_AT_ONCE: Final = 50
+
+
+@dataclass(slots=True)
+class Written:
+    """What became of a batch's records. `conflicts` holds indexes; all else are counts or letters."""
+
+    stored: int = 0
+    repeated: int = 0
+    conflicts: list[int] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
+
+
+def write_straight(session: Session, encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -> Written:
+    """COPY into log_events; undecodable records become letters. Raises StatementRefusedError as a whole."""
+    rows = BatchRows(encoder, log_id, partition, batch.offset)
+    stored = session.copy(query("copy_events"), copy_chunks(rows.rows(batch.values)))
+    return Written(stored=stored, letters=rows.letters)
+
+
+def make_stage(session: Session) -> None:
+    """Make the staging table; outside of a transaction, so that a rollback leaves it in place."""
+    session.count(query("make_stage"))
+
+
+def write_carefully(
+    session: Session,
+    rows: Sequence[bytes | None],
+    positions: Callable[[int], tuple[str, int, int]],
+    *,
+    letters_max: int,
+) -> Written:
+    """Write rows through the staging table, piece by piece, halving a piece that PostgreSQL refuses.
+
+    `positions(index)` is a row's (log_id, partition, offset); None among the rows is left out. Pieces are taken in
+    the order of the rows, so that of two with one event_id the first is stored. Stops early, with what it has, once
+    there are more than `letters_max` letters: the caller gives the batch up then. k culprits among n rows cost about
+    k·log2(n) further pieces. Raises SinkUnavailableError, SinkContentionError.
+    """
+    written = Written()
+    pieces = [(0, len(rows))]
+    while pieces and len(written.letters) <= letters_max:
+        first, end = pieces.pop()
+        try:
+            session.count(query("open_piece"))
+            _write_piece(session, rows[first:end], first, positions, written)
+            session.count(query("close_piece"))
+        except StatementRefusedError as refusal:
+            session.count(query("undo_piece"))
+            if end - first == 1:
+                written.letters.append(Letter(first, printable(str(refusal)), refusal.sqlstate))
+            else:
+                middle = (first + end) // 2
+                pieces += [(middle, end), (first, middle)]  # the first half is on top
+    return written
+
+
+def _write_piece(
+    session: Session,
+    rows: Sequence[bytes | None],
+    first: int,
+    positions: Callable[[int], tuple[str, int, int]],
+    written: Written,
+) -> None:
+    """One piece, whose first row has index `first`, through the staging table. Raises StatementRefusedError."""
+    staged = session.copy(query("copy_stage"), copy_chunks(rows))
+    stored = session.count(query("insert_from_stage"), refusable=True)
+    conflicts: list[int] = []
+    if stored < staged:
+        found = session.rows(query("conflicts_in_stage"))
+        ids = {(log_id, partition, offset): event_id for event_id, log_id, partition, offset in found}
+        if ids:
+            conflicts = [index for index, row in enumerate(rows, first) if row is not None and positions(index) in ids]
+            _log_conflicts([ids[positions(index)] for index in conflicts])
+    written.stored += stored
+    written.repeated += staged - stored - len(conflicts)
+    written.conflicts += conflicts
+
+
+def _log_conflicts(event_ids: list[str]) -> None:
+    _logger.warning(
+        "%d events discarded: their ids are stored with other content: %s%s",
+        len(event_ids),
+        ", ".join(event_ids[:_CONFLICTS_LOGGED_MAX]),
+        ", …" if len(event_ids) > _CONFLICTS_LOGGED_MAX else "",
+        extra={"action": "event_conflict", "event_ids": event_ids[:_CONFLICTS_LOGGED_MAX]},
+    )
+
+
+def write_letters(session: Session, log_id: str, partition: int, batch: LogBatch, letters: Sequence[Letter]) -> None:
+    """Keep the records of `letters` as they stood in the log."""
+    for first in range(0, len(letters), _LETTERS_AT_ONCE):
+        some = letters[first : first + _LETTERS_AT_ONCE]
+        session.count(
+            query("insert_dead_letters"),
+            {
+                "log_id": log_id,
+                "partition": partition,
+                "offsets": [batch.offset + letter.index for letter in some],
+                "raws": [batch.values[letter.index] for letter in some],
+                "reasons": [letter.reason for letter in some],
+                "sqlstates": [letter.sqlstate for letter in some],
+            },
+        )

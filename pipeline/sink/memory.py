@@ -1,0 +1,179 @@
+"""The sink in memory: the same semantics as PostgreSQL's, with faults on demand. For tests and simulation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from pipeline.errors import OffsetConflictError, SinkContentionError, SinkUnavailableError
+from pipeline.event import RecordedEvent, decode_record
+from pipeline.ports.log import LogBatch
+from pipeline.ports.sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.poison import PoisonRun
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLetter:
+    """A dead letter."""
+
+    raw: bytes
+    reason: str
+
+
+@dataclass
+class MemoryStore:
+    """What the sinks of one test share, as connections share a database; and the faults that it plays."""
+
+    events: dict[str, RecordedEvent] = field(default_factory=dict)
+    places: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # event_id -> log_id, partition, offset
+    offsets: dict[tuple[str, int], int] = field(default_factory=dict)
+    letters: dict[tuple[str, int, int], MemoryLetter] = field(default_factory=dict)
+    locks: dict[tuple[str, int], "MemorySink"] = field(default_factory=dict)
+    probes: int = 0
+
+    is_down: bool = False  # every call fails
+    store_is_down: bool = False  # only `store` fails: a full disk
+    contentions: int = 0  # so many calls of `store` fail with SinkContentionError
+    refuses: Callable[[RecordedEvent], str | None] | None = None  # the reason why an event is refused
+    dies_at_commit: Literal["before", "after"] | None = None  # once: whether that commit took effect
+
+
+class MemorySink:
+    """One connection to a MemoryStore."""
+
+    def __init__(self, settings: Settings, store: MemoryStore | None = None) -> None:
+        self.database = store or MemoryStore()
+        self._settings = settings
+        self._runs: dict[tuple[str, int], PoisonRun] = {}
+
+    def stored_offsets(self, log_id: str) -> dict[int, int]:
+        self._ask()
+        return {partition: offset for (log, partition), offset in self.database.offsets.items() if log == log_id}
+
+    def acquire(self, log_id: str, partition: int) -> bool:
+        self._ask()
+        return self.database.locks.setdefault((log_id, partition), self) is self
+
+    def release(self, log_id: str, partition: int) -> None:
+        if self.database.locks.get((log_id, partition)) is self:
+            del self.database.locks[log_id, partition]
+
+    def store(
+        self,
+        log_id: str,
+        partition: int,
+        expected_offset: int,
+        batch: LogBatch,
+        *,
+        before_commit: Callable[[], None],
+    ) -> StoreResult:
+        self._ask()
+        database = self.database
+        if database.store_is_down:
+            raise SinkUnavailableError("no space left on device")
+        if database.contentions > 0:
+            database.contentions -= 1
+            raise SinkContentionError
+        if database.offsets.get((log_id, partition), expected_offset) != expected_offset:
+            raise OffsetConflictError
+        run = self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
+        draft = _Draft(database)
+        for index, value in enumerate(batch.values):
+            draft.take(value, (log_id, partition, batch.offset + index))
+        run.check(len(draft.letters), len(batch.values))
+        before_commit()
+        self._commit(draft, (log_id, partition), batch.next_offset)
+        run.add(len(draft.letters), len(batch.values))
+        return StoreResult(
+            stored=len(draft.events),
+            repeated=draft.repeated,
+            conflicting=draft.conflicting,
+            dead_lettered=len(draft.letters),
+        )
+
+    def probe(self) -> None:
+        self._ask()
+        if self.database.store_is_down:
+            raise SinkUnavailableError("no space left on device")
+        self.database.probes += 1
+
+    def close(self) -> None:
+        self._disconnect()
+
+    def _ask(self) -> None:
+        if self.database.is_down:
+            self._fail("the memory sink is down")
+
+    def _commit(self, draft: "_Draft", key: tuple[str, int], next_offset: int) -> None:
+        database = self.database
+        dying, database.dies_at_commit = database.dies_at_commit, None
+        if dying == "before":
+            self._fail("connection lost before COMMIT was carried out")
+        database.events.update(draft.events)
+        database.places.update(draft.places)
+        database.letters.update(draft.letters)
+        database.offsets[key] = next_offset
+        if dying == "after":
+            self._fail("connection lost after COMMIT was carried out")
+
+    def _fail(self, message: str) -> None:
+        self._disconnect()
+        raise SinkUnavailableError(message)
+
+    def _disconnect(self) -> None:
+        for key in [key for key, owner in self.database.locks.items() if owner is self]:
+            del self.database.locks[key]
+
+
+class _Draft:
+    """A transaction's changes, not yet committed."""
+
+    def __init__(self, database: MemoryStore) -> None:
+        self._database = database
+        self.events: dict[str, RecordedEvent] = {}
+        self.places: dict[str, tuple[str, int, int]] = {}
+        self.letters: dict[tuple[str, int, int], MemoryLetter] = {}
+        self.repeated = 0
+        self.conflicting = 0
+
+    def take(self, value: bytes, place: tuple[str, int, int]) -> None:
+        """Put one record where it belongs."""
+        try:
+            event = decode_record(value)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            self.letters[place] = MemoryLetter(value, f"not an event: {error}")
+            return
+        reason = _refusal(event) or (self._database.refuses(event) if self._database.refuses else None)
+        if reason is not None:
+            self.letters[place] = MemoryLetter(value, reason)
+            return
+        earlier = self._database.events.get(event.event_id) or self.events.get(event.event_id)
+        if earlier is None:
+            self.events[event.event_id] = event
+            self.places[event.event_id] = place
+        elif _content(earlier) == _content(event):
+            self.repeated += 1
+        else:
+            self.conflicting += 1
+
+
+def _refusal(event: RecordedEvent) -> str | None:
+    """What PostgreSQL would say to this event: its text holds no NUL."""
+    texts = [event.event_id, event.correlation_id, event.severity, event.message, event.source]
+    for key, value in (event.attributes or {}).items():
+        texts += [key, str(value)]
+    return "invalid byte sequence: 0x00" if any("\0" in text for text in texts) else None
+
+
+def _content(event: RecordedEvent) -> tuple[object, ...]:
+    """What makes two events of one id the same; a repeat is received later."""
+    return (
+        event.correlation_id,
+        event.severity,
+        event.message,
+        event.source,
+        event.timestamp,
+        event.attributes,
+    )

@@ -1,0 +1,104 @@
+"""Brings the database's schema up to date: numbered SQL files, each in a transaction of its own, each once."""
+
+import contextlib
+import hashlib
+import logging
+import re
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final
+
+import psycopg2
+
+from pipeline.errors import SchemaError, SinkUnavailableError
+from pipeline.settings import Settings
+from pipeline.sink.queries import query
+from pipeline.sink.session import connect
+
+_logger = logging.getLogger(__name__)
+
+_FILE_NAME: Final = re.compile(r"(\d{4})_\w+\.sql")
+# The advisory lock under which one process at a time migrates: any number, but the same in all versions.
+_LOCK_KEY: Final = 0x5105CE_0001
+# How long another process' migrations are waited for: an index on a large table takes its time.
+_LOCK_SECONDS_MAX: Final = 300
+# SQLSTATE classes of a server that is away or busy; any other refusal is the migration's own fault.
+_AWAY_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the text, by which a file that was changed after it was applied is found."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrations() -> list[Migration]:
+    """All files in order. Raises SchemaError where the numbers are not 1, 2, 3, …"""
+    found = []
+    for file in resources.files("pipeline.sink").joinpath("migrations").iterdir():
+        matched = _FILE_NAME.fullmatch(file.name)
+        if matched:
+            found.append(Migration(int(matched[1]), file.name, file.read_text(encoding="utf-8")))
+    found.sort(key=lambda migration: migration.version)
+    if [migration.version for migration in found] != list(range(1, len(found) + 1)):
+        raise SchemaError(f"migrations are not numbered 1, 2, 3, …: {[migration.name for migration in found]}")
+    return found
+
+
+def migrate(settings: Settings, known: list[Migration] | None = None) -> list[str]:
+    """Apply what is missing of `known` (default: the files) and return the names of what was applied.
+
+    Any number of processes may call this at once: all but one wait, and then find nothing to do. Raises SchemaError
+    where the database has a migration that is not known here or was changed, or refuses one; SinkUnavailableError
+    where PostgreSQL is away.
+    """
+    wanted = migrations() if known is None else known
+    with contextlib.closing(connect(settings)) as connection, connection.cursor() as cursor:
+        try:
+            # A session lock: it outlasts the transactions, and ends with the connection.
+            cursor.execute("SELECT set_config('lock_timeout', %s, false)", (f"{_LOCK_SECONDS_MAX}s",))
+            cursor.execute(query("lock_migrations"), {"key": _LOCK_KEY})
+            cursor.execute("SET client_min_messages = warning")
+            cursor.execute(query("make_schema_migrations"))
+            cursor.execute(query("applied_migrations"))
+            _check(cursor.fetchall(), wanted)
+            return [_apply(cursor, migration) for migration in wanted[cursor.rowcount :]]
+        except psycopg2.Error as error:
+            message = f"migrating the database failed: {' '.join(str(error).split())}"
+            if connection.closed or error.pgcode is None or error.pgcode[:2] in _AWAY_CLASSES:
+                raise SinkUnavailableError(message) from error
+            raise SchemaError(message) from error
+
+
+def _check(applied: list[tuple[Any, ...]], wanted: list[Migration]) -> None:
+    """Raise SchemaError where what was applied is not the beginning of what is wanted."""
+    if len(applied) > len(wanted):
+        names = ", ".join(name for _, name, _ in applied[len(wanted) :])
+        raise SchemaError(f"the database is newer than this version of Sluice, which does not know: {names}")
+    for (version, name, sha256), migration in zip(applied, wanted, strict=False):
+        if version != migration.version or sha256 != migration.sha256:
+            raise SchemaError(
+                f"migration {version} was applied to the database as {name}, and {migration.name} is not the same: "
+                "an applied migration is never changed, a new one follows it"
+            )
+
+
+def _apply(cursor: Any, migration: Migration) -> str:
+    """Run one migration and record it, in one transaction; a failure undoes it with the connection."""
+    cursor.execute("BEGIN")
+    cursor.execute(migration.sql)
+    cursor.execute(
+        query("record_migration"),
+        {"version": migration.version, "name": migration.name, "sha256": migration.sha256},
+    )
+    cursor.execute("COMMIT")
+    _logger.info("applied %s", migration.name, extra={"action": "migrated", "migration": migration.name})
+    return migration.name

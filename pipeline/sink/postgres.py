@@ -1,0 +1,148 @@
+"""The sink in PostgreSQL: each event once, in one transaction with the offset that it came from."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable
+
+from pipeline.errors import OffsetConflictError, SinkContentionError, SinkUnavailableError
+from pipeline.ports.log import LogBatch
+from pipeline.ports.sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.batches import Written, make_stage, write_carefully, write_letters, write_straight
+from pipeline.sink.poison import PoisonRun
+from pipeline.sink.queries import query
+from pipeline.sink.rows import BatchRows, RowEncoder
+from pipeline.sink.session import Session, StatementRefusedError
+
+_logger = logging.getLogger(__name__)
+
+
+class PostgresSink:
+    """Sink over one lazily made connection, remade after each failure and after a fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.session = Session(settings)
+        self._settings = settings
+        self._encoder = RowEncoder()
+        self._held: set[int] = set()  # keys of the locks that this connection holds
+        self._held_by = 0  # the generation of that connection
+        self._runs: dict[tuple[str, int], PoisonRun] = {}
+
+    def stored_offsets(self, log_id: str) -> dict[int, int]:
+        found = self.session.rows(query("stored_offsets"), {"log_id": log_id})
+        return {int(partition): int(next_offset) for partition, next_offset in found}
+
+    def acquire(self, log_id: str, partition: int) -> bool:
+        key = lock_key(log_id, partition)
+        if key in self._locks():
+            return True  # PostgreSQL would count it twice, and want it given back twice
+        got = bool(self.session.rows(query("try_lock"), {"key": key})[0][0])
+        if got:
+            self._locks().add(key)
+        return got
+
+    def release(self, log_id: str, partition: int) -> None:
+        key = lock_key(log_id, partition)
+        if key not in self._locks():
+            return
+        self._locks().discard(key)
+        # A connection that fails here is dropped, and the lock goes with it.
+        with contextlib.suppress(SinkUnavailableError, SinkContentionError):
+            self.session.rows(query("unlock"), {"key": key})
+
+    def store(
+        self,
+        log_id: str,
+        partition: int,
+        expected_offset: int,
+        batch: LogBatch,
+        *,
+        before_commit: Callable[[], None],
+    ) -> StoreResult:
+        run = self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
+        try:
+            self._begin(log_id, partition, expected_offset, batch.next_offset)
+            try:
+                written = write_straight(self.session, self._encoder, log_id, partition, batch)
+            except StatementRefusedError as refusal:
+                _logger.info(
+                    "batch at offset %d of partition %d goes through the staging table: %s",
+                    batch.offset,
+                    partition,
+                    refusal,
+                    extra={"action": "batch_staged", "sqlstate": refusal.sqlstate, "partition": partition},
+                )
+                self.session.rollback()
+                make_stage(self.session)
+                self._begin(log_id, partition, expected_offset, batch.next_offset)
+                written = self._write_carefully(log_id, partition, batch, run)
+            run.check(len(written.letters), len(batch.values))
+            write_letters(self.session, log_id, partition, batch, written.letters)
+            before_commit()
+            self.session.commit()
+        except BaseException:
+            self.session.rollback()
+            raise
+        run.add(len(written.letters), len(batch.values))
+        return StoreResult(
+            stored=written.stored,
+            repeated=written.repeated,
+            conflicting=len(written.conflicts),
+            dead_lettered=len(written.letters),
+        )
+
+    def probe(self) -> None:
+        self.session.count(query("probe"))
+
+    def terminate_stalled(self, log_id: str, partition: int) -> bool:
+        """End the other backend that holds a partition's lock; whether there was one.
+
+        For a drainer that is frozen: PostgreSQL's time-outs do not free a stopped client's lock. Its transaction, if
+        it has one, is rolled back by PostgreSQL. Raises SinkUnavailableError.
+        """
+        ended = self.session.rows(query("terminate_holder"), {"key": lock_key(log_id, partition)})
+        return any(was_sent for _, was_sent in ended)
+
+    def close(self) -> None:
+        self.session.close()
+
+    def _begin(self, log_id: str, partition: int, expected_offset: int, next_offset: int) -> None:
+        moved = self.session.count(
+            query("begin_and_move_offset"),
+            {
+                "log_id": log_id,
+                "partition": partition,
+                "expected_offset": expected_offset,
+                "next_offset": next_offset,
+            },
+        )
+        if moved == 0:
+            raise OffsetConflictError(
+                f"the stored offset of partition {partition} is not {expected_offset}: another drain has moved it"
+            )
+
+    def _write_carefully(self, log_id: str, partition: int, batch: LogBatch, run: PoisonRun) -> Written:
+        rows = BatchRows(self._encoder, log_id, partition, batch.offset)
+        encoded = list(rows.rows(batch.values))
+        written = write_carefully(
+            self.session,
+            encoded,
+            lambda index: (log_id, partition, batch.offset + index),
+            letters_max=run.letters_left(len(batch.values)),
+        )
+        written.letters += rows.letters
+        return written
+
+    def _locks(self) -> set[int]:
+        """Keys of the locks held by the connection as it is now; those of an earlier one are gone."""
+        if self._held_by != self.session.generation:
+            self._held_by = self.session.generation
+            self._held = set()
+        return self._held
+
+
+def lock_key(log_id: str, partition: int) -> int:
+    """The advisory lock of a partition: 64 bits, signed, the same in every process and version."""
+    digest = hashlib.blake2b(f"sluice drain {log_id} {partition}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

@@ -1,0 +1,148 @@
+-- Statements of the PostgreSQL sink, by name (see queries.py). Parameters are psycopg2's %(name)s.
+
+-- name: set_up_session
+-- An event is trimmed from the log once it is stored, so a commit must have reached the disk, whatever the server's
+-- default is. Under a higher isolation level the compare-and-swap would fail instead of finding no row.
+SET synchronous_commit = on;
+SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;
+SET TimeZone = 'UTC';
+SET client_min_messages = warning;
+
+-- name: begin_and_move_offset
+-- One round trip. No row is changed where the stored offset is another than the one expected.
+BEGIN;
+INSERT INTO stored_offsets AS stored (log_id, log_partition, next_offset)
+VALUES (%(log_id)s, %(partition)s, %(next_offset)s)
+ON CONFLICT (log_id, log_partition) DO UPDATE
+    SET next_offset = EXCLUDED.next_offset, updated_at = now()
+    WHERE stored.next_offset = %(expected_offset)s;
+
+-- name: stored_offsets
+SELECT log_partition, next_offset FROM stored_offsets WHERE log_id = %(log_id)s;
+
+-- name: copy_events
+COPY log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
+                 log_id, log_partition, log_offset)
+FROM STDIN WITH (FORMAT binary);
+
+-- name: make_stage
+CREATE TEMPORARY TABLE IF NOT EXISTS event_stage (LIKE log_events) ON COMMIT DELETE ROWS;
+
+-- name: copy_stage
+COPY event_stage (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
+                  log_id, log_partition, log_offset)
+FROM STDIN WITH (FORMAT binary);
+
+-- name: open_piece
+SAVEPOINT piece;
+
+-- name: undo_piece
+ROLLBACK TO SAVEPOINT piece;
+RELEASE SAVEPOINT piece;
+
+-- name: close_piece
+DELETE FROM event_stage;
+RELEASE SAVEPOINT piece;
+
+-- name: insert_from_stage
+-- Ordered by id, so that two drains with the same ids wait for each other instead of deadlocking; within one id the
+-- lowest offset wins.
+INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
+                        log_id, log_partition, log_offset)
+SELECT event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
+       log_id, log_partition, log_offset
+FROM event_stage
+ORDER BY event_id, log_id, log_partition, log_offset
+ON CONFLICT (event_id) DO NOTHING;
+
+-- name: conflicts_in_stage
+-- Staged events whose id is stored with other content. `received_at` is not content: a repeat arrives later.
+SELECT staged.event_id, staged.log_id, staged.log_partition, staged.log_offset
+FROM event_stage AS staged
+JOIN log_events AS stored USING (event_id)
+WHERE (stored.correlation_id, stored.severity, stored.message, stored.source, stored.event_time, stored.attributes)
+      IS DISTINCT FROM
+      (staged.correlation_id, staged.severity, staged.message, staged.source, staged.event_time, staged.attributes);
+
+-- name: insert_dead_letters
+INSERT INTO dead_letters (log_id, log_partition, log_offset, raw, reason, sqlstate)
+SELECT %(log_id)s, %(partition)s, letter.log_offset, letter.raw, letter.reason, letter.sqlstate
+FROM unnest(%(offsets)s::bigint[], %(raws)s::bytea[], %(reasons)s::text[], %(sqlstates)s::text[])
+     AS letter (log_offset, raw, reason, sqlstate)
+ON CONFLICT (log_id, log_partition, log_offset) DO NOTHING;
+
+-- name: open_dead_letters
+SELECT id, log_id, log_partition, log_offset, raw
+FROM dead_letters
+WHERE replayed_at IS NULL
+ORDER BY tried_at NULLS FIRST, id
+LIMIT %(limit)s
+FOR UPDATE SKIP LOCKED;
+
+-- name: list_dead_letters
+SELECT id, log_id, log_partition, log_offset, raw, reason, sqlstate, created_at, tried_at
+FROM dead_letters
+WHERE replayed_at IS NULL AND id > %(after_id)s
+ORDER BY id
+LIMIT %(limit)s;
+
+-- name: count_dead_letters
+SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL;
+
+-- name: mark_replayed
+UPDATE dead_letters SET replayed_at = clock_timestamp(), tried_at = clock_timestamp() WHERE id = ANY(%(ids)s);
+
+-- name: mark_refused
+UPDATE dead_letters AS letter
+SET reason = refused.reason, sqlstate = refused.sqlstate, tried_at = clock_timestamp()
+FROM unnest(%(ids)s::bigint[], %(reasons)s::text[], %(sqlstates)s::text[]) AS refused (id, reason, sqlstate)
+WHERE letter.id = refused.id;
+
+-- name: try_lock
+SELECT pg_try_advisory_lock(%(key)s);
+
+-- name: unlock
+SELECT pg_advisory_unlock(%(key)s);
+
+-- name: terminate_holder
+-- pg_locks shows the two halves of a 64-bit advisory key apart; objsubid 1 says that it is one of those.
+SELECT pid, pg_terminate_backend(pid)
+FROM pg_locks
+WHERE locktype = 'advisory' AND granted AND objsubid = 1
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND classid::bigint = (%(key)s::bigint >> 32) & 4294967295
+  AND objid::bigint = %(key)s::bigint & 4294967295
+  AND pid <> pg_backend_pid();
+
+-- name: probe
+INSERT INTO probes (id, probed_at) VALUES (1, clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET probed_at = EXCLUDED.probed_at;
+
+-- name: load_pauses
+SELECT reason, paused_by, why, extract(epoch FROM since)::float8 FROM control_pauses ORDER BY reason;
+
+-- name: save_pause
+-- A reason that holds already keeps its first author and time.
+INSERT INTO control_pauses (reason, paused_by, why, since)
+VALUES (%(reason)s, %(paused_by)s, %(why)s, to_timestamp(%(since)s))
+ON CONFLICT (reason) DO NOTHING;
+
+-- name: delete_pause
+DELETE FROM control_pauses WHERE reason = %(reason)s;
+
+-- name: make_schema_migrations
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    version    integer     PRIMARY KEY,
+    name       text        NOT NULL,
+    sha256     text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- name: lock_migrations
+SELECT pg_advisory_lock(%(key)s);
+
+-- name: applied_migrations
+SELECT version, name, sha256 FROM schema_migrations ORDER BY version;
+
+-- name: record_migration
+INSERT INTO schema_migrations (version, name, sha256) VALUES (%(version)s, %(name)s, %(sha256)s);

@@ -1,0 +1,162 @@
+"""Turns log records into rows of PostgreSQL's binary COPY format.
+
+Binary rather than text: it cost a fifth less to make, a third less to take in, and has nothing to escape
+(docs/adr/sink-copy.md). Source: the PostgreSQL manual, COPY, "Binary Format".
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from pipeline.event import RecordedEvent
+
+COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
+COPY_TRAILER: Final = struct.pack(">h", -1)
+
+# Microseconds before PostgreSQL's epoch, 2000-01-01, at the Unix epoch.
+_EPOCH_MS: Final = 946_684_800_000
+_COLUMNS: Final = struct.pack(">h", 11)
+_NULL: Final = struct.pack(">i", -1)
+_JSONB_VERSION: Final = b"\1"
+_pack_length: Final = struct.Struct(">i").pack
+_pack_times: Final = struct.Struct(">iqiq").pack
+_pack_offset: Final = struct.Struct(">iq").pack
+
+# Lengths up to here are looked up instead of packed: 25 ns instead of 60, five times a row.
+_SHORT: Final = 1024
+_LENGTHS: Final = tuple(_pack_length(length) for length in range(_SHORT))
+# Severities and sources are few; beyond this many the cache starts anew.
+_NAMES_MAX: Final = 4096
+# A chunk of rows is sent on its own: large enough to be cheap, small enough for PostgreSQL to start early.
+_CHUNK_BYTES: Final = 64 * 1024
+
+_REASON_CHARS_MAX: Final = 500
+
+
+class _Record(RecordedEvent, gc=False):
+    """The same without a place in the garbage collector's lists; a record refers to nothing that refers back."""
+
+
+_decode = msgspec.json.Decoder(_Record).decode
+_encode_json = msgspec.json.Encoder().encode
+
+
+class UndecodableError(Exception):
+    """A record that is no event, or one that no row can be made of. Stays within the sink."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A record that can't be stored: its index in the batch, and why."""
+
+    index: int
+    reason: str
+    sqlstate: str | None  # None: not even decodable
+
+
+class RowEncoder:
+    """Encodes records; keeps the encoded form of names that repeat."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, bytes] = {}
+
+    def row(self, record: bytes, position: bytes) -> bytes:
+        """One row in COPY's binary format; `position` is the last three columns, see `position_columns`.
+
+        Raises UndecodableError.
+        """
+        try:
+            event = _decode(record)
+            names = self._names
+            severity = names.get(event.severity) or self._name(event.severity)
+            source = names.get(event.source) or self._name(event.source)
+            event_id = event.event_id.encode()
+            correlation_id = event.correlation_id.encode()
+            message = event.message.encode()
+            given = event.attributes
+            attributes = _NULL if given is None else _field(_JSONB_VERSION + _encode_json(given))
+            id_length, correlation_length, message_length = len(event_id), len(correlation_id), len(message)
+            return b"".join(
+                (
+                    _COLUMNS,
+                    _LENGTHS[id_length] if id_length < _SHORT else _pack_length(id_length),
+                    event_id,
+                    _LENGTHS[correlation_length] if correlation_length < _SHORT else _pack_length(correlation_length),
+                    correlation_id,
+                    severity,
+                    _LENGTHS[message_length] if message_length < _SHORT else _pack_length(message_length),
+                    message,
+                    source,
+                    _pack_times(8, (event.timestamp - _EPOCH_MS) * 1000, 8, (event.received_at - _EPOCH_MS) * 1000),
+                    attributes,
+                    position,
+                )
+            )
+        except (msgspec.MsgspecError, ValueError, ArithmeticError, struct.error, RecursionError, TypeError) as error:
+            raise UndecodableError(f"not an event: {error}") from error
+
+    def _name(self, text: str) -> bytes:
+        if len(self._names) >= _NAMES_MAX:
+            self._names.clear()
+        encoded = self._names[text] = _field(text.encode())
+        return encoded
+
+
+def position_columns(log_id: str, partition: int) -> bytes:
+    """The columns log_id and log_partition; `offset_column` follows."""
+    return _field(log_id.encode()) + struct.pack(">ii", 4, partition)
+
+
+def offset_column(offset: int) -> bytes:
+    """The column log_offset."""
+    return _pack_offset(8, offset)
+
+
+class BatchRows:
+    """A batch's rows, made while they are sent; what can't be one is set aside in `letters`."""
+
+    def __init__(self, encoder: RowEncoder, log_id: str, partition: int, first_offset: int) -> None:
+        self._encoder = encoder
+        self._place = position_columns(log_id, partition)
+        self._first_offset = first_offset
+        self.letters: list[Letter] = []
+
+    def rows(self, values: list[bytes]) -> Iterator[bytes | None]:
+        """One row a record, in order; None for an undecodable one."""
+        row, place, offset = self._encoder.row, self._place, self._first_offset
+        for index, value in enumerate(values):
+            try:
+                yield row(value, place + _pack_offset(8, offset + index))
+            except UndecodableError as error:
+                self.letters.append(Letter(index, printable(str(error)), None))
+                yield None
+
+
+def copy_chunks(rows: Iterable[bytes | None]) -> Iterator[bytes]:
+    """The bytes of a COPY of `rows` (None: left out), in chunks of about 64 KiB."""
+    chunk = [COPY_HEADER]
+    size = 0
+    for row in rows:
+        if row is None:
+            continue
+        chunk.append(row)
+        size += len(row)
+        if size >= _CHUNK_BYTES:
+            yield b"".join(chunk)
+            chunk.clear()
+            size = 0
+    chunk.append(COPY_TRAILER)
+    yield b"".join(chunk)
+
+
+def printable(reason: str) -> str:
+    """A reason that PostgreSQL stores in a text column, of bounded length."""
+    return reason.replace("\0", "\\0").encode(errors="backslashreplace").decode()[:_REASON_CHARS_MAX]
+
+
+def _field(value: bytes) -> bytes:
+    """A field of a row: its length, then its bytes."""
+    return _pack_length(len(value)) + value

@@ -1,0 +1,257 @@
+"""One watched connection to PostgreSQL: made when first needed, dropped after a failure, never shared with a fork."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NoReturn
+
+import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
+
+from pipeline.errors import PermanentError, SinkContentionError, SinkUnavailableError
+from pipeline.settings import Settings
+from pipeline.sink.queries import query
+from pipeline.sink.sqlstate import Fault, fault_of
+from pipeline.sink.watchdog import Watchdog
+
+# What libpq is told beyond the URL. Keepalives find a peer that vanished while nothing is asked of it; calls have
+# the watchdog.
+_CONNECTION_OPTIONS: Final[dict[str, Any]] = {
+    "application_name": "sluice",
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "client_encoding": "UTF8",
+}
+
+Row = tuple[Any, ...]
+
+
+class StatementRefusedError(PermanentError):
+    """PostgreSQL refused a statement for the data in it; the transaction is aborted, the connection is well."""
+
+    def __init__(self, sqlstate: str, message: str) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class _Feed:
+    """The file that psycopg2 reads a COPY from. Every chunk that PostgreSQL takes is a sign of life."""
+
+    def __init__(self, chunks: Iterator[bytes], watchdog: Watchdog) -> None:
+        self._chunks = chunks
+        self._watchdog = watchdog
+        self.error: Exception | None = None
+
+    def read(self, _size: int = -1) -> bytes:
+        """The next chunk, however long; empty at the end."""
+        self._watchdog.touch()
+        try:
+            return next(self._chunks, b"")
+        except Exception as error:
+            self.error = error  # psycopg2 would report it as a cancelled query
+            raise
+
+
+class Session:
+    """A connection with autocommit: transactions are begun and ended by statements.
+
+    Weakness: resolving a host name is the one step without a time limit of ours; give an address where names can
+    hang. Not for use by several threads at once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection: Any = None
+        self._socket: socket.socket | None = None
+        self._watchdog: Watchdog | None = None
+        self._pid = os.getpid()
+        self._generation = 0
+
+    @property
+    def generation(self) -> int:
+        """Changes when a connection ends, and with it its locks and temporary tables."""
+        self._forget_if_forked()
+        return self._generation
+
+    # --- statements -------------------------------------------------------------------------
+
+    def rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Row]:
+        """Run statements and return the last one's rows. Raises SinkUnavailableError, SinkContentionError."""
+        with self._guarded() as cursor:
+            cursor.execute(sql, parameters)
+            found: list[Row] = cursor.fetchall()
+            return found
+
+    def count(self, sql: str, parameters: Mapping[str, Any] | None = None, *, refusable: bool = False) -> int:
+        """Run statements and return how many rows the last one changed.
+
+        Raises SinkUnavailableError (the connection is dropped then), SinkContentionError (rolled back) and, where
+        the statement is `refusable` since events' data is in it, StatementRefusedError.
+        """
+        with self._guarded(refusable=refusable) as cursor:
+            cursor.execute(sql, parameters)
+            changed: int = cursor.rowcount
+            return changed
+
+    def copy(self, sql: str, chunks: Iterator[bytes]) -> int:
+        """Run a COPY FROM STDIN and return its row count. Raises as a refusable `count` does.
+
+        Chunks are made while PostgreSQL works on the one before: the two overlap without a thread.
+        """
+        with self._guarded(refusable=True) as cursor:
+            assert self._watchdog is not None  # noqa: S101 - _guarded has just connected
+            feed = _Feed(chunks, self._watchdog)
+            try:
+                cursor.copy_expert(sql, feed)
+            except psycopg2.Error:
+                if feed.error is not None:
+                    raise feed.error from None
+                raise
+            changed: int = cursor.rowcount
+            return changed
+
+    def commit(self) -> None:
+        """End the transaction begun by a statement. Raises SinkUnavailableError: it may have been committed then."""
+        with self._guarded() as cursor:
+            cursor.execute("COMMIT")
+            if cursor.statusmessage != "COMMIT":  # PostgreSQL answers ROLLBACK, as a success, to an aborted one
+                raise SinkUnavailableError(f"COMMIT was answered with {cursor.statusmessage}")
+
+    def rollback(self) -> None:
+        """Undo whatever transaction is open; raises nothing, since a dropped connection undoes it as well."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            self.drop()
+            return
+        if connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
+            with contextlib.suppress(SinkUnavailableError, SinkContentionError):
+                self.count("ROLLBACK")
+
+    def drop(self) -> None:
+        """Let go of the connection; the next statement makes another one."""
+        connection, self._connection = self._connection, None
+        self._generation += 1
+        if self._socket is not None:
+            # Shut down first: closing in order would write to a server that may be frozen.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+            self._socket = None
+        if connection is not None:
+            with contextlib.suppress(psycopg2.Error):
+                connection.close()
+
+    def close(self) -> None:
+        """Leave the server in order; idempotent."""
+        self._forget_if_forked()
+        if self._connection is not None and not self._connection.closed and self._socket is not None:
+            with contextlib.suppress(psycopg2.Error):
+                self._connection.close()  # one small message that fits any socket's buffer
+        self.drop()
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
+
+    # --- connection ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _guarded(self, *, refusable: bool = False) -> Iterator[Any]:
+        """A cursor under the watchdog; psycopg2's errors leave as ours."""
+        self._forget_if_forked()
+        if self._connection is None:
+            self._connect()
+        assert self._watchdog is not None  # noqa: S101 - _connect has set both
+        assert self._socket is not None  # noqa: S101
+        try:
+            with self._watchdog.guard(self._socket), self._connection.cursor() as cursor:
+                yield cursor
+        except psycopg2.Error as error:
+            self._translate(error, refusable=refusable)
+
+    def _translate(self, error: psycopg2.Error, *, refusable: bool) -> NoReturn:
+        message = _one_line(error)
+        fault = fault_of(error.pgcode)
+        if fault in (Fault.DATA, Fault.REPEAT) and not refusable:
+            fault = Fault.SERVER  # no event's data was in it, so it is no event's fault
+        if self._connection.closed or fault is Fault.SERVER:
+            silent = self._watchdog is not None and self._watchdog.bit
+            self.drop()
+            if silent:
+                message = f"PostgreSQL was silent for {self._settings.sink_call_seconds_max} s"
+            raise SinkUnavailableError(message) from error
+        if fault is Fault.CONTENTION:
+            self.rollback()
+            raise SinkContentionError(message) from error
+        raise StatementRefusedError(str(error.pgcode), message) from error
+
+    def _connect(self) -> None:
+        connection = self._connection = connect(self._settings)
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        if self._watchdog is None:
+            self._watchdog = Watchdog(self._settings.sink_call_seconds_max)
+        self.count(query("set_up_session"))
+
+    def _forget_if_forked(self) -> None:
+        """A child process must not speak on its parent's connection, nor say good-bye on it."""
+        pid = os.getpid()
+        if pid == self._pid:
+            return
+        self._pid = pid
+        self._generation += 1
+        self._connection = None  # psycopg2 closes a connection only in the process that made it
+        if self._socket is not None:
+            self._socket.close()  # this process' duplicate of the descriptor only
+            self._socket = None
+        self._watchdog = None  # its thread stayed behind
+
+
+def connect(settings: Settings) -> Any:
+    """A new psycopg2 connection with autocommit, not watched. Raises SinkUnavailableError."""
+    try:
+        connection = psycopg2.connect(
+            _with_one_address(settings.database_url, settings.sink_connect_seconds_max),
+            connect_timeout=settings.sink_connect_seconds_max,
+            **_CONNECTION_OPTIONS,
+        )
+    except (psycopg2.Error, OSError) as error:
+        raise SinkUnavailableError(f"no connection to PostgreSQL: {_one_line(error)}") from error
+    connection.autocommit = True
+    return connection
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def _with_one_address(url: str, seconds_max: float) -> str:
+    """The connection string with one address in place of a host name that has several.
+
+    libpq grants its `connect_timeout` to each address in turn, so that a frozen server on `localhost` (::1 and
+    127.0.0.1) would take twice the time. The first address that accepts is taken, within `seconds_max` for all.
+    Raises OSError where none does.
+    """
+    words = parse_dsn(url)
+    host = words.get("host", "")
+    if not host or host.startswith(("/", "@")) or "," in host or "hostaddr" in words:
+        return url
+    port = int(words.get("port", "5432"))
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    if len(addresses) == 1:
+        return str(make_dsn(url, hostaddr=addresses[0]))
+    deadline = time.monotonic() + seconds_max
+    last_error: OSError = TimeoutError(f"none of the addresses of {host} answered within {seconds_max} s")
+    for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        share_seconds = (deadline - time.monotonic()) / left
+        try:
+            socket.create_connection((address, port), max(share_seconds, 0.01)).close()
+        except OSError as error:
+            last_error = error
+            continue
+        return str(make_dsn(url, hostaddr=address))
+    raise last_error
