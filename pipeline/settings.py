@@ -149,7 +149,7 @@ class Settings:
     probe_seconds: float = _setting(2.0, "Period of the prober while the breaker is open", low=0.1, high=300)
     hint_seconds: float = _setting(1.0, "Period of the net of drain hints", low=0.1, high=60)
     pause_reconcile_seconds: float = _setting(
-        2.0, "How often a worker compares itself with the pause reasons", low=0.1, high=60
+        0.2, "How often a worker compares its consumer with the reasons to pause", low=0.05, high=60
     )
 
     # --- Celery ----------------------------------------------------------------------------------------------------

@@ -14,17 +14,25 @@ from pipeline.names import Queue
 from pipeline.settings import Settings
 from tasks.pause import PauseStep
 
-# One Redis server can carry two systems: the prefix keeps their queues apart, as it does their keys.
 _NO_RETRY_LIMIT: Final = None
+_CONTROL_SECONDS_MAX: Final = 30.0
+_MIGRATION_SECONDS_MAX: Final = 330.0
 
 
-def make_app(settings: Settings) -> Celery:
+class SluiceCelery(Celery):
+    """A Celery application that knows its settings, so that tasks and worker steps find them."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__("sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control"])
+        self.sluice_settings = settings
+
+
+def make_app(settings: Settings) -> SluiceCelery:
     """A Celery application for these settings."""
-    app = Celery("sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control"])
+    app = SluiceCelery(settings)
     app.conf.update(celery_settings(settings))
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
-    app.sluice_settings = settings
     return app
 
 
@@ -47,6 +55,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": _NO_RETRY_LIMIT,
         "broker_transport_options": {
+            # One Redis server can carry two systems: the prefix keeps their queues apart, as it does their keys.
             "global_keyprefix": settings.key_prefix,
             "visibility_timeout": settings.visibility_timeout_seconds,
             "unacked_restore_interval": 5,
@@ -68,6 +77,12 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         ],
         "task_create_missing_queues": False,
         "task_routes": {"sluice.drain": {"queue": Queue.BATCHES.value}},
+        # A task beyond its limit can only be frozen (a stopped server, a lost packet): its process is killed.
+        "task_annotations": {
+            "*": {"time_limit": _CONTROL_SECONDS_MAX},
+            "sluice.drain": {"time_limit": settings.drain_hard_seconds_max},
+            "sluice.regulate": {"time_limit": _MIGRATION_SECONDS_MAX},  # its first run brings the schema up to date
+        },
         "timezone": "UTC",
         "enable_utc": True,
     }

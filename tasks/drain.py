@@ -1,5 +1,6 @@
 """Drain tasks: each is a hint that a partition may have something to store."""
 
+import contextlib
 import logging
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from pipeline.names import PauseReason
 from pipeline.settings import Settings
 from tasks.hints import give_back_hint, send_hint
 from tasks.parts import Parts, parts_of
+from tasks.pausing import pause_until_resumed
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
     app = self.app
     settings: Settings = app.sluice_settings
     parts = parts_of(settings)
-    give_back_hint(parts.leases, partition, hint)
+    with contextlib.suppress(StoreUnavailableError):  # the lease of the hint expires
+        give_back_hint(parts.leases, partition, hint)
     paused = PausedCheck(parts)
     if paused():
         return
@@ -107,4 +110,4 @@ def _tell(report: DrainReport, parts: Parts) -> None:
         )
     reason = _PAUSE_REASONS.get(report.outcome)
     if reason is not None:
-        parts.control.pause(reason, by=parts.name, why=f"partition {report.partition}: {report.error}")
+        pause_until_resumed(parts, reason, by=parts.name, why=f"partition {report.partition}: {report.error}")

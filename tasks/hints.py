@@ -1,11 +1,15 @@
 """Sending drain hints: deduplicated where they are only the net, unconditional where a run hands over to the next."""
 
+import logging
 from typing import Final
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 from pipeline.names import Queue
 from pipeline.ports.control import Leases
+
+_logger = logging.getLogger(__name__)
 
 HINT_SECONDS_MAX: Final = 5.0  # a hint that waited for longer is worthless: the net sends another
 
@@ -24,15 +28,18 @@ def send_net_hint(app: Celery, leases: Leases, partition: int) -> bool:
 
 
 def send_hint(app: Celery, partition: int, *, hint: str | None) -> None:
-    """Send a hint."""
-    app.send_task(
-        "sluice.drain",
-        args=(partition,),
-        kwargs={"hint": hint},
-        queue=Queue.BATCHES.value,
-        expires=HINT_SECONDS_MAX,
-        retry=False,  # the net replaces a hint that could not be sent
-    )
+    """Send a hint; one that can't be sent is replaced by the net's next one."""
+    try:
+        app.send_task(
+            "sluice.drain",
+            args=(partition,),
+            kwargs={"hint": hint},
+            queue=Queue.BATCHES.value,
+            expires=HINT_SECONDS_MAX,
+            retry=False,
+        )
+    except OperationalError as error:
+        _logger.warning("hint for partition %d is not sent: %s", partition, error, extra={"action": "hint_failed"})
 
 
 def give_back_hint(leases: Leases, partition: int, hint: str | None) -> None:

@@ -5,17 +5,20 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Final, cast
 
 from celery.signals import worker_process_shutdown
 
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import Clock, SystemClock
-from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases
+from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress
 from pipeline.ports.log import EventLog
+from pipeline.ports.rate import RatePolicy
 from pipeline.settings import Settings
 from pipeline.sink.postgres import PostgresSink
+
+_PARTITIONS_SECONDS: Final = 30.0  # partitions are added by hand, once in a year
 
 
 class Parts:
@@ -26,6 +29,8 @@ class Parts:
         self.pid = os.getpid()
         self.name = f"{socket.gethostname()}/{self.pid}"
         self.clock: Clock = SystemClock()
+        self.is_migrated = False
+        self._partitions: tuple[float, int] | None = None  # when it was asked, and the answer
 
     @cached_property
     def log(self) -> EventLog:
@@ -54,6 +59,21 @@ class Parts:
     @cached_property
     def breaker(self) -> SinkBreaker:
         return SinkBreaker(self.settings, self.control, self.clock, self.name)
+
+    @cached_property
+    def progress(self) -> Progress:
+        return wiring.make_progress(self.settings)
+
+    @cached_property
+    def policy(self) -> RatePolicy:
+        return wiring.make_policy(self.settings)
+
+    def partitions(self) -> int:
+        """How many partitions the log has, asked once in a while. Raises LogUnavailableError."""
+        now = self.clock.monotonic()
+        if self._partitions is None or now - self._partitions[0] > _PARTITIONS_SECONDS:
+            self._partitions = (now, self.log.identity().partitions)
+        return self._partitions[1]
 
     def close(self) -> None:
         """Close what was made."""

@@ -1,0 +1,137 @@
+"""The control loop's tasks: regulate, probe, the net of hints, and what operators ask for by hand."""
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from celery import shared_task
+
+from pipeline.errors import RecoverableError
+from pipeline.names import PauseReason
+from pipeline.probe import ProbeOutcome, probe
+from pipeline.regulate import Control, Database, regulate
+from pipeline.sink.control_settings import delete_pause, load_pauses
+from pipeline.sink.dead_letters import replay_dead_letters
+from pipeline.sink.migrate import migrate
+from tasks.hints import send_net_hint
+from tasks.parts import Parts, parts_of
+from tasks.pausing import pause_until_resumed
+
+_logger = logging.getLogger(__name__)
+
+
+def _one_line_when_away(function: Callable[..., None]) -> Callable[..., None]:
+    """A part of the system that is away is one line in the log; the next tick tries again."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except RecoverableError as error:
+            _logger.warning("%s: %s", function.__name__, error, extra={"action": f"{function.__name__}_failed"})
+
+    return run
+
+
+# --- What Beat ticks --------------------------------------------------------------------------------
+
+
+@shared_task(name="sluice.regulate", bind=True)
+@_one_line_when_away
+def regulate_rate(self: Any) -> None:
+    """Measure the lag, decide the admitted rate, publish it, and look after drainers that are stuck."""
+    parts = parts_of(self.app.sluice_settings)
+    _migrate_once(parts)
+    report = regulate(
+        settings=parts.settings,
+        policy=parts.policy,
+        log=parts.log,
+        database=Database(
+            stored_offsets=parts.sink.stored_offsets,
+            load_pauses=lambda: [(pause.reason, pause.by, pause.why) for pause in load_pauses(parts.sink)],
+            terminate_drainer=parts.sink.terminate_stalled,
+        ),
+        control=Control(parts.control, parts.events, parts.leases, parts.progress),
+        by=parts.name,
+    )
+    for problem in report.problems:
+        _logger.warning("regulate: %s", problem, extra={"action": "regulate_problem"})
+    if report.published is not None:
+        _logger.info(
+            "rate %.0f events/s (%s), lag %s",
+            report.published.rate,
+            report.published.mode,
+            "unknown" if report.published.lag is None else report.published.lag,
+            extra={"action": "regulated", "rate": report.published.rate, "lag": report.published.lag},
+        )
+
+
+def _migrate_once(parts: Parts) -> None:
+    """Bring the schema up to date, once in each process; where PostgreSQL is away, the next tick tries again."""
+    if parts.is_migrated:
+        return
+    try:
+        migrate(parts.settings)
+        parts.is_migrated = True
+    except RecoverableError as error:
+        _logger.warning("the schema is not checked yet: %s", error, extra={"action": "migrate_failed"})
+
+
+@shared_task(name="sluice.probe", bind=True)
+@_one_line_when_away
+def probe_postgres(self: Any) -> None:
+    """While the breaker is open: try a small write, and close the breaker when PostgreSQL takes it."""
+    parts = parts_of(self.app.sluice_settings)
+    report = probe(parts.control, parts.leases, parts.sink.probe, settings=parts.settings, by=parts.name)
+    if report.outcome not in (ProbeOutcome.NOT_OPEN, ProbeOutcome.BUSY):
+        _logger.warning("probe: %s %s", report.outcome, report.why, extra={"action": "probed"})
+
+
+@shared_task(name="sluice.send_hints", bind=True)
+@_one_line_when_away
+def send_hints(self: Any) -> None:
+    """The net under the drains' own hints: one for each partition that has none under way, unless paused."""
+    parts = parts_of(self.app.sluice_settings)
+    if parts.control.state().pauses != ():  # unknown counts as paused
+        return
+    for partition in range(parts.partitions()):
+        send_net_hint(self.app, parts.leases, partition)
+
+
+# --- By hand -------------------------------------------------------------------------------------------
+
+
+@shared_task(name="sluice.pause_consumption", bind=True)
+def pause_consumption(self: Any, by: str, why: str) -> None:
+    """Pause consumption until somebody resumes it by hand; kept in PostgreSQL, so that a flush does not undo it."""
+    parts = parts_of(self.app.sluice_settings)
+    pause_until_resumed(parts, PauseReason.OPERATOR, by=by, why=why)
+
+
+@shared_task(name="sluice.resume_consumption", bind=True)
+def resume_consumption(self: Any, by: str, why: str) -> None:
+    """Lift every reason to pause that only a person may lift. The breaker's is the prober's."""
+    parts = parts_of(self.app.sluice_settings)
+    for reason in PauseReason:
+        if reason is PauseReason.BREAKER:
+            continue
+        delete_pause(parts.sink, reason)
+        if parts.control.resume(reason, generation=None, by=by, why=why):
+            _logger.warning("%s lifted by %s: %s", reason, by, why, extra={"action": "resumed", "reason": reason.value})
+
+
+@shared_task(name="sluice.replay_dead_letters", bind=True)
+def replay(self: Any, limit: int = 1000, dry_run: bool = False) -> None:
+    """Try to store dead letters once more, the longest untried first."""
+    parts = parts_of(self.app.sluice_settings)
+    result = replay_dead_letters(parts.sink, limit=limit, dry_run=dry_run)
+    _logger.warning(
+        "dead letters%s: %d stored, %d repeated, %d conflicting, %d refused again",
+        " (dry run)" if dry_run else "",
+        result.stored,
+        result.repeated,
+        result.conflicting,
+        result.refused,
+        extra={"action": "replayed_dead_letters"},
+    )
