@@ -1,0 +1,409 @@
+"""The few requests to Kafka that must end in bounded time: who the topic is, its offsets, and commits.
+
+kafka-python's own calls for these wait without limit while no broker can be reached (`committed`, `commit`, `poll` of a
+consumer with a group, the admin client's constructor), and it knows no version of Metadata that carries the
+topic's id. The encodings follow Kafka's protocol guide (kafka.apache.org/protocol). The versions used are answered by
+Kafka 2.8, the first with topic ids, to 4.x. Connections are plain TCP: no TLS, no SASL.
+"""
+
+import socket
+import struct
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from pipeline.clock import Clock
+from pipeline.errors import LogMisconfiguredError, LogUnavailableError
+
+T = TypeVar("T")
+
+CLIENT_ID: Final = "sluice"
+FRAME_BYTES_MAX: Final = 16 << 20  # of an answer; those asked for here have some kilobytes
+
+BEGIN: Final = -2  # "timestamps" of ListOffsets
+END: Final = -1
+
+# Request keys and the versions used
+_LIST_OFFSETS: Final = (2, 2)
+_METADATA: Final = (3, 10)
+_OFFSET_COMMIT: Final = (8, 2)
+_OFFSET_FETCH: Final = (9, 2)
+_FIND_COORDINATOR: Final = (10, 0)
+_CREATE_TOPICS: Final = (19, 2)
+_DESCRIBE_CONFIGS: Final = (32, 1)
+
+# Error codes that mean something here
+UNKNOWN_TOPIC: Final = 3
+TOPIC_EXISTS: Final = 36
+_COORDINATOR_MOVED: Final = frozenset({14, 15, 16})  # loading, not available, not this one
+_TOPIC_REFUSED: Final = frozenset({17, 29, 37, 38, 40, 44})  # name, permission, partitions, replicas, configs, policy
+
+_TOPIC_RESOURCE: Final = 2
+_UINT_CONTINUES: Final = 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """What the cluster says of a topic. `leaders` has an entry for each partition; -1: none for now."""
+
+    topic_id: uuid.UUID
+    leaders: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    brokers: dict[int, tuple[str, int]]
+    controller: int
+    topic_error: int
+    topic: TopicFacts | None
+
+
+class _Reader:
+    """Takes an answer apart."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        piece = self._data[self._at : self._at + size]
+        if len(piece) != size:
+            raise ValueError("a Kafka answer ends too soon")
+        self._at += size
+        return piece
+
+    def int8(self) -> int:
+        return int(struct.unpack(">b", self.take(1))[0])
+
+    def int16(self) -> int:
+        return int(struct.unpack(">h", self.take(2))[0])
+
+    def int32(self) -> int:
+        return int(struct.unpack(">i", self.take(4))[0])
+
+    def int64(self) -> int:
+        return int(struct.unpack(">q", self.take(8))[0])
+
+    def uint(self) -> int:
+        """Seven bits a byte, the lowest first."""
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & ~_UINT_CONTINUES) << shift
+            if not byte & _UINT_CONTINUES:
+                return value
+            shift += 7
+
+    def string(self) -> str:
+        """ "" for null too: no field read here tells them apart."""
+        return self.take(max(0, self.int16())).decode()
+
+    def compact_string(self) -> str:
+        return self.take(max(0, self.uint() - 1)).decode()
+
+    def array(self, element: Callable[[], T]) -> list[T]:
+        return [element() for _ in range(max(0, self.int32()))]
+
+    def compact_array(self, element: Callable[[], T]) -> list[T]:
+        return [element() for _ in range(max(0, self.uint() - 1))]
+
+    def tags(self) -> None:
+        for _ in range(self.uint()):
+            self.uint()
+            self.take(self.uint())
+
+
+def _string(text: str | None) -> bytes:
+    if text is None:
+        return struct.pack(">h", -1)
+    data = text.encode()
+    return struct.pack(">h", len(data)) + data
+
+
+def _array(elements: Sequence[bytes]) -> bytes:
+    return struct.pack(">i", len(elements)) + b"".join(elements)
+
+
+class KafkaWire:
+    """Blocking requests with a limit of time each. Connects on first use; not for use by several threads at once.
+
+    Every call raises LogUnavailableError where Kafka does not answer, or answers with an error. A request takes at
+    most `call_seconds_max`, over all brokers that are tried; a call may need two or three.
+    """
+
+    def __init__(self, bootstrap: Sequence[tuple[str, int]], *, call_seconds_max: float, clock: Clock) -> None:
+        self._bootstrap = list(bootstrap)
+        self._call_seconds_max = call_seconds_max
+        self._clock = clock
+        self._sockets: dict[tuple[str, int], socket.socket] = {}
+        self._brokers: dict[int, tuple[str, int]] = {}
+        self._silent: set[tuple[str, int]] = set()  # brokers whose latest request failed: tried last
+        self._coordinator: tuple[str, int] | None = None
+        self._correlation = 0
+
+    # --- Requests ---------------------------------------------------------------------------------------------------
+
+    def topic(self, name: str) -> TopicFacts | None:
+        """The topic's id and partitions; None where there is no such topic."""
+        cluster = self._cluster(name)
+        if cluster.topic_error == UNKNOWN_TOPIC:
+            return None
+        _check("Metadata", cluster.topic_error)
+        return cluster.topic
+
+    def create_topic(self, name: str, *, partitions: int, replication: int, configs: Mapping[str, str]) -> None:
+        """Make a topic; does nothing where there is one. Raises LogMisconfiguredError where Kafka refuses it."""
+        cluster = self._cluster(name)
+        body = _array(
+            [
+                _string(name)
+                + struct.pack(">ih", partitions, replication)
+                + _array([])  # no assignment by hand
+                + _array([_string(key) + _string(value) for key, value in configs.items()])
+            ]
+        ) + struct.pack(">ib", int(self._call_seconds_max * 1000), 0)
+        answer = self._ask(cluster.brokers.get(cluster.controller), _CREATE_TOPICS, body)
+        answer.int32()  # throttle time
+        for _, error, message in answer.array(lambda: (answer.string(), answer.int16(), answer.string())):
+            if error in _TOPIC_REFUSED:
+                raise LogMisconfiguredError(f"Kafka refuses to make the topic {name} (error {error}): {message}")
+            if error != TOPIC_EXISTS:
+                _check("CreateTopics", error, message)
+
+    def topic_configs(self, name: str, keys: Sequence[str]) -> dict[str, str]:
+        """Settings of a topic that are in force, defaults included."""
+        body = _array([struct.pack(">b", _TOPIC_RESOURCE) + _string(name) + _array([_string(key) for key in keys])])
+        answer = self._ask(None, _DESCRIBE_CONFIGS, body + b"\0")
+        answer.int32()  # throttle time
+
+        def synonym() -> None:
+            answer.string()
+            answer.string()
+            answer.int8()
+
+        def entry() -> tuple[str, str]:
+            pair = answer.string(), answer.string()
+            answer.take(3)  # read-only, source, sensitive
+            answer.array(synonym)
+            return pair
+
+        found: dict[str, str] = {}
+        for _ in range(answer.int32()):
+            _check("DescribeConfigs", answer.int16(), answer.string())
+            answer.int8()  # kind of resource
+            answer.string()  # its name
+            found.update(answer.array(entry))
+        return found
+
+    def offsets(self, name: str, leaders: Mapping[int, int], which: int) -> dict[int, int]:
+        """Where partitions begin or end; `which` is BEGIN or END."""
+        found: dict[int, int] = {}
+        for leader in sorted(set(leaders.values())):
+            mine = [partition for partition, its in leaders.items() if its == leader]
+            address = self._brokers.get(leader)
+            if address is None:
+                raise LogUnavailableError(f"the event log (Kafka) has no leader for partitions {mine} of {name}")
+            wanted = _array([struct.pack(">iq", partition, which) for partition in mine])
+            # Replica -1: a client. Isolation level 0: up to the high watermark, as the reader reads.
+            answer = self._ask(address, _LIST_OFFSETS, struct.pack(">ib", -1, 0) + _array([_string(name) + wanted]))
+            answer.int32()  # throttle time
+            for _ in range(answer.int32()):
+                answer.string()
+                for _ in range(answer.int32()):
+                    partition, error = answer.int32(), answer.int16()
+                    answer.int64()  # timestamp
+                    offset = answer.int64()
+                    _check("ListOffsets", error)
+                    found[partition] = offset
+        return found
+
+    def committed(self, group: str, name: str, partitions: Iterable[int]) -> dict[int, int | None]:
+        """Committed offset of each partition; None where there is none."""
+        wanted = _array([struct.pack(">i", partition) for partition in partitions])
+        answer = self._ask_coordinator(group, _OFFSET_FETCH, _string(group) + _array([_string(name) + wanted]))
+        found: dict[int, int | None] = {}
+        for _ in range(answer.int32()):
+            answer.string()
+            for _ in range(answer.int32()):
+                partition, offset = answer.int32(), answer.int64()
+                answer.string()  # metadata
+                self._check_coordinator("OffsetFetch", answer.int16())
+                found[partition] = offset if offset >= 0 else None
+        self._check_coordinator("OffsetFetch", answer.int16())
+        return found
+
+    def commit(self, group: str, name: str, offsets: Mapping[int, int]) -> None:
+        """Commit offsets for a group without members."""
+        wanted = _array([struct.pack(">iq", partition, offset) + _string("") for partition, offset in offsets.items()])
+        body = _string(group) + struct.pack(">i", -1) + _string("") + struct.pack(">q", -1)
+        answer = self._ask_coordinator(group, _OFFSET_COMMIT, body + _array([_string(name) + wanted]))
+        for _ in range(answer.int32()):
+            answer.string()
+            for _ in range(answer.int32()):
+                answer.int32()
+                self._check_coordinator("OffsetCommit", answer.int16())
+
+    def close(self) -> None:
+        """Close all connections; idempotent. A later call connects again."""
+        for connection in self._sockets.values():
+            connection.close()
+        self._sockets.clear()
+        self._coordinator = None
+
+    # --- Inside -----------------------------------------------------------------------------------------------------
+
+    def _cluster(self, name: str) -> _Cluster:
+        """Brokers, controller and one topic. Never creates the topic."""
+        data = name.encode()
+        topic = bytes(16) + _uint(len(data) + 1) + data + b"\0"  # no id: asked by name
+        body = _uint(2) + topic + b"\0\0\0\0"  # may not be created; no lists of allowed operations; no tags
+        answer = self._ask(None, _METADATA, body, compact=True)
+        answer.int32()  # throttle time
+
+        def broker() -> tuple[int, tuple[str, int]]:
+            number, host, port = answer.int32(), answer.compact_string(), answer.int32()
+            answer.compact_string()  # rack
+            answer.tags()
+            return number, (host, port)
+
+        def partition() -> tuple[int, int]:
+            answer.int16()  # error, of which the leader -1 says enough
+            number, leader = answer.int32(), answer.int32()
+            answer.int32()  # leader epoch
+            for _ in range(3):  # replicas: all, in sync, offline
+                answer.compact_array(answer.int32)
+            answer.tags()
+            return number, leader
+
+        self._brokers = dict(answer.compact_array(broker))
+        answer.compact_string()  # cluster id
+        controller = answer.int32()
+        error, facts = UNKNOWN_TOPIC, None
+        for _ in range(answer.uint() - 1):
+            error = answer.int16()
+            answer.compact_string()
+            topic_id = uuid.UUID(bytes=answer.take(16))
+            answer.int8()  # internal
+            facts = TopicFacts(topic_id, dict(answer.compact_array(partition)))
+            answer.int32()  # allowed operations
+            answer.tags()
+        return _Cluster(self._brokers, controller, error, facts)
+
+    def _ask_coordinator(self, group: str, kind: tuple[int, int], body: bytes) -> _Reader:
+        """Ask the group's coordinator, which is looked up once and again whenever it fails."""
+        if self._coordinator is None:
+            answer = self._ask(None, _FIND_COORDINATOR, _string(group))
+            _check("FindCoordinator", answer.int16())
+            answer.int32()  # number of the broker
+            self._coordinator = (answer.string(), answer.int32())
+        try:
+            return self._ask(self._coordinator, kind, body)
+        except LogUnavailableError:
+            self._coordinator = None
+            raise
+
+    def _check_coordinator(self, request: str, error: int) -> None:
+        if error in _COORDINATOR_MOVED:
+            self._coordinator = None
+        _check(request, error)
+
+    def _ask(
+        self, address: tuple[str, int] | None, kind: tuple[int, int], body: bytes, *, compact: bool = False
+    ) -> _Reader:
+        """Ask one broker; None: any that can be reached.
+
+        After any failure the connection is closed: an answer that comes late must not be taken for the next one.
+        """
+        deadline = self._clock.monotonic() + self._call_seconds_max
+        failure: Exception | None = None
+        for candidate in [address] if address else self._candidates():
+            if failure is not None and self._clock.monotonic() >= deadline:
+                break
+            try:
+                answer = self._exchange(candidate, kind, body, deadline, compact=compact)
+            except (OSError, ValueError, struct.error) as error:
+                failure = error
+                self._forget(candidate)
+                self._silent.add(candidate)
+            else:
+                self._silent.discard(candidate)
+                return answer
+        raise LogUnavailableError(f"the event log (Kafka) does not answer: {failure}") from failure
+
+    def _candidates(self) -> list[tuple[str, int]]:
+        """Those with a connection first, then those that the cluster named, then those of EVENT_LOG_URL."""
+        known = dict.fromkeys([*self._sockets, *self._brokers.values(), *self._bootstrap])
+        return sorted(known, key=self._silent.__contains__)
+
+    def _forget(self, address: tuple[str, int]) -> None:
+        connection = self._sockets.pop(address, None)
+        if connection is not None:
+            connection.close()
+
+    def _exchange(
+        self, address: tuple[str, int], kind: tuple[int, int], body: bytes, deadline: float, *, compact: bool
+    ) -> _Reader:
+        """Send one request and read its answer. Raises OSError (TimeoutError among them), ValueError."""
+        connection = self._sockets.get(address)
+        if connection is not None and _was_closed(connection):
+            self._forget(address)
+            connection = None
+        if connection is None:
+            connection = socket.create_connection(address, timeout=self._left(deadline))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sockets[address] = connection
+        self._correlation = (self._correlation + 1) % (1 << 31)
+        header = struct.pack(">hhi", *kind, self._correlation) + _string(CLIENT_ID) + (b"\0" if compact else b"")
+        connection.settimeout(self._left(deadline))
+        connection.sendall(struct.pack(">i", len(header) + len(body)) + header + body)
+        size = int(struct.unpack(">i", self._receive(connection, 4, deadline))[0])
+        if not 0 < size <= FRAME_BYTES_MAX:
+            raise ValueError(f"not an answer of Kafka: {size} bytes long")
+        answer = _Reader(self._receive(connection, size, deadline))
+        if answer.int32() != self._correlation:
+            raise ValueError("not the answer to this request")
+        if compact:
+            answer.tags()
+        return answer
+
+    def _receive(self, connection: socket.socket, size: int, deadline: float) -> bytes:
+        pieces = bytearray()
+        while len(pieces) < size:
+            connection.settimeout(self._left(deadline))
+            piece = connection.recv(size - len(pieces))
+            if not piece:
+                raise ConnectionResetError("Kafka closed the connection")
+            pieces += piece
+        return bytes(pieces)
+
+    def _left(self, deadline: float) -> float:
+        """Seconds to wait; never 0, which would mean not to block."""
+        return max(deadline - self._clock.monotonic(), 0.001)
+
+
+def _uint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while value >= _UINT_CONTINUES:
+        encoded.append(value % _UINT_CONTINUES | _UINT_CONTINUES)
+        value //= _UINT_CONTINUES
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _was_closed(connection: socket.socket) -> bool:
+    """Whether the other side has closed the connection: nothing is expected from it between two requests."""
+    connection.setblocking(False)
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _check(request: str, error: int, message: str = "") -> None:
+    if error:
+        raise LogUnavailableError(f"the event log (Kafka) answers {request} with error {error} {message}".rstrip())

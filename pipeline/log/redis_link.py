@@ -1,0 +1,180 @@
+"""One connection to the log's Redis that knows which server process it talks to."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha1
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
+from redis.retry import Retry
+
+from pipeline.errors import LogUnavailableError
+
+CONNECT_SECONDS_MAX: Final = 0.2  # a live Redis accepts and introduces itself in 0.2 ms
+SOCKET_READ_BYTES: Final = 1 << 18  # a batch of 2,000 records is half a megabyte
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a Redis server process says of itself."""
+
+    run_id: str  # another one after each start
+    memory_bytes_max: int  # 0: no limit
+    memory_policy: str
+    has_aof: bool
+
+
+class OtherServerError(RedisError):
+    """The server process is not the expected one: Redis was restarted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script, and the name by which a server knows it once it has seen it."""
+
+    text: str
+    sha: str
+
+    @classmethod
+    def load(cls, name: str) -> "Script":
+        """Read a script from beside this file."""
+        text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+class RedisLink:
+    """A connection that is made anew where it broke, and never repeats a command.
+
+    Each new connection asks the server for its `run_id` before anything else is sent. A connection cannot outlive its
+    server process, so no later command needs to ask again. While `expected_run_id` is set, a connection to any
+    other process is refused with OtherServerError. Not for use by several threads at once.
+
+    `redis.Redis` itself is not used: it raises the same error whether it could not connect or lost the answer, and an
+    append must tell these apart.
+    """
+
+    def __init__(self, url: str, *, answer_seconds_max: float) -> None:
+        self._answer_seconds_max = answer_seconds_max
+        self._expected_run_id: str | None = None
+        self._facts: ServerFacts | None = None
+        self._pool = redis.ConnectionPool.from_url(
+            url,
+            socket_timeout=answer_seconds_max,
+            socket_connect_timeout=CONNECT_SECONDS_MAX,
+            socket_read_size=SOCKET_READ_BYTES,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,  # needs no greeting, and gives the same shapes on every server
+            driver_info=None,  # would cost two more round trips in each new connection
+            redis_connect_func=self._introduce,
+        )
+
+    @property
+    def facts(self) -> ServerFacts:
+        """The server of the latest connection."""
+        if self._facts is None:
+            raise LogUnavailableError("the event log (Redis) was not reached yet")
+        return self._facts
+
+    def expect(self, run_id: str | None) -> None:
+        """Refuse connections to any other server process; None: take whichever there is."""
+        if run_id is not None and self._facts is not None and self._facts.run_id != run_id:
+            self._pool.disconnect()
+        self._expected_run_id = run_id
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator["Wire"]:
+        """A live connection to the expected server.
+
+        On entry raises LogUnavailableError where there is none, and OtherServerError. Errors inside are redis-py's own.
+        """
+        try:
+            connection = self._pool.get_connection()
+        except OtherServerError:
+            raise
+        except (RedisError, OSError) as error:
+            raise LogUnavailableError(f"the event log (Redis) can't be reached: {error}") from error
+        try:
+            yield Wire(connection, self._answer_seconds_max)
+        finally:
+            self._pool.release(connection)
+
+    def call(self, *command: str | bytes | int) -> Any:
+        """Run one command that may fail as a whole. Raises LogUnavailableError, OtherServerError."""
+        with self.connected() as wire:
+            try:
+                return wire.call(*command)
+            except (RedisError, OSError) as error:
+                raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+
+    def run(self, script: Script, keys: list[str], arguments: list[str]) -> Any:
+        """Run a script that may fail as a whole. Raises LogUnavailableError, OtherServerError."""
+        with self.connected() as wire:
+            try:
+                return wire.run(script, [*keys, *arguments], key_count=len(keys))
+            except (RedisError, OSError) as error:
+                raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+
+    def close(self) -> None:
+        """Disconnect; idempotent. A later call connects again."""
+        self._pool.disconnect()
+
+    def _introduce(self, connection: Any) -> None:
+        """Finish a new connection (redis-py calls this): learn who the server is, and whether that is the expected."""
+        connection.on_connect()
+        connection.send_command("INFO", "server", "memory", "persistence")
+        facts = parse_facts(connection.read_response(timeout=CONNECT_SECONDS_MAX))
+        self._facts = facts
+        if self._expected_run_id not in (None, facts.run_id):
+            raise OtherServerError(f"Redis was restarted: its run_id is {facts.run_id}")
+
+
+class Wire:
+    """Commands on one live connection."""
+
+    def __init__(self, connection: Any, answer_seconds_max: float) -> None:
+        self._connection = connection
+        self._answer_seconds_max = answer_seconds_max
+
+    def send(self, *command: str | bytes | int) -> None:
+        """Send a command without waiting for its answer."""
+        self._connection.send_command(*command)
+
+    def receive(self, *, seconds_max: float | None = None) -> Any:
+        """The next answer, as hiredis gives it (bytes, int, list). After a time-out the connection is closed."""
+        return self._connection.read_response(timeout=seconds_max or self._answer_seconds_max)
+
+    def call(self, *command: str | bytes | int, seconds_max: float | None = None) -> Any:
+        """Send a command and return its answer."""
+        self.send(*command)
+        return self.receive(seconds_max=seconds_max)
+
+    def run(
+        self,
+        script: Script,
+        arguments: list[str | bytes] | list[str],
+        *,
+        key_count: int,
+        seconds_max: float | None = None,
+    ) -> Any:
+        """Run a script by its name; by its text where the server does not know it, and so has done nothing yet."""
+        try:
+            return self.call("EVALSHA", script.sha, key_count, *arguments, seconds_max=seconds_max)
+        except NoScriptError:
+            return self.call("EVAL", script.text, key_count, *arguments, seconds_max=seconds_max)
+
+
+def parse_facts(info: bytes) -> ServerFacts:
+    """Read what `INFO server memory persistence` says."""
+    fields = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+    if fields.get(b"loading") == b"1":
+        raise BusyLoadingError("Redis is still loading its data")
+    return ServerFacts(
+        run_id=fields[b"run_id"].decode(),
+        memory_bytes_max=int(fields[b"maxmemory"]),
+        memory_policy=fields[b"maxmemory_policy"].decode(),
+        has_aof=fields[b"aof_enabled"] == b"1",
+    )

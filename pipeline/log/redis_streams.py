@@ -1,0 +1,311 @@
+"""The event log on Redis Streams: one stream for each partition, with offsets in the entries' ids.
+
+The entry with offset k has the id 0-(k+1). So the *next to read* n is, as it stands, the exclusive start 0-n of XREAD,
+and a partition's end is the sequence number of its last generated id.
+"""
+
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import (
+    LogFullError,
+    LogGapError,
+    LogIndeterminateError,
+    LogMisconfiguredError,
+    LogRestartedError,
+    LogUnavailableError,
+    RecoverableError,
+)
+from pipeline.log.redis_link import OtherServerError, RedisLink, Script, ServerFacts, Wire, parse_facts
+from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ID, KEY_LOG_STREAM
+from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
+from pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+CALL_SECONDS_MAX: Final = 0.2  # commit and positions take 0.2 ms; whoever waits longer waits for a server that is away
+WAIT_GRACE_SECONDS: Final = 1.0  # how much later than asked the answer to a blocking read may come
+ROUNDS_MAX: Final = 3  # of an append that finds, before anything is written, that the log is not the one it knew
+VALUE_BYTES_GUESS: Final = 8 * 1024  # of the first read, which knows nothing of its records' size yet
+
+# Refusals of the whole script, before its first command. What else an error may mean is not known for certain.
+_REFUSALS: Final = (AuthenticationError, BusyLoadingError, MasterDownError, ReadOnlyError)
+_REFUSAL_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "WRONGTYPE")
+
+
+@dataclass(slots=True)
+class _Writer:
+    """What an append needs to know of the log. `floors` are those that it has yet to raise a stream to."""
+
+    identity: LogIdentity
+    keys: list[str]
+    entries_max: int  # 0: no bound beside the server's memory
+    floors: dict[int, int]
+    known: dict[int, int] = field(default_factory=dict)
+
+
+class RedisStreamsLog:
+    """EventLog on Redis ≥ 7.
+
+    Its weakness: whatever Redis holds in memory only is lost with it. `appendonly yes` and `appendfsync always` make a
+    202 durable; the adapter warns where there is no AOF, but can't see how often it is synced.
+    """
+
+    def __init__(self, settings: Settings, floors: FloorSource, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._floors = floors
+        self._clock = clock or SystemClock()
+        self._id_key = settings.key_prefix + KEY_LOG_ID
+        self._committed_key = settings.key_prefix + KEY_LOG_COMMITTED
+        self._append_script = Script.load("append.lua")
+        self._commit_script = Script.load("commit.lua")
+        self._positions_script = Script.load("positions.lua")
+        # `append` may run beside the other calls, and a blocking read needs a time-out of its own.
+        self._append_link = RedisLink(settings.event_log_url, answer_seconds_max=settings.append_seconds_max)
+        self._read_link = RedisLink(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
+        self._link = RedisLink(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
+        self._identity: LogIdentity | None = None
+        self._writer: _Writer | None = None
+        self._value_bytes_mean: float = VALUE_BYTES_GUESS
+
+    # --- Who the log is ---------------------------------------------------------------------------------------------
+
+    def identity(self) -> LogIdentity:
+        facts, identity = self._ask_identity(self._link)
+        if not facts.has_aof:
+            logger.warning(
+                "the event log (Redis) keeps no append-only file: what it acknowledged is lost when it ends",
+                extra={"action": "log_without_aof"},
+            )
+        self._identity = identity
+        self._read_link.expect(identity.incarnation)
+        return identity
+
+    def _ask_identity(self, link: RedisLink) -> tuple[ServerFacts, LogIdentity]:
+        """Ask the server who it is and which log it holds; a log that is missing is made.
+
+        Raises LogUnavailableError, LogMisconfiguredError.
+        """
+        with link.connected() as wire:
+            try:
+                facts = parse_facts(wire.call("INFO", "server", "memory", "persistence"))
+                text = wire.call("GET", self._id_key)
+                if text is None:
+                    # The number of partitions is part of the id: it can't get lost or changed apart from it.
+                    wire.call("SET", self._id_key, f"{uuid.uuid4().hex}.{self._settings.log_partitions}", "NX")
+                    text = wire.call("GET", self._id_key)
+            except (RedisError, OSError) as error:
+                raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+        if facts.memory_bytes_max > 0 and facts.memory_policy != "noeviction":
+            raise LogMisconfiguredError(
+                f"the event log's Redis evicts keys at maxmemory (maxmemory-policy {facts.memory_policy}), unread "
+                "events among them: set maxmemory-policy noeviction"
+            )
+        log_id = (text or b"").decode(errors="replace")
+        count = log_id.rpartition(".")[2]
+        if not count.isdecimal() or int(count) < 1:
+            raise LogMisconfiguredError(
+                f"the key {self._id_key!r} on the event log's Redis is not Sluice's: {log_id!r}"
+            )
+        return facts, LogIdentity(log_id, facts.run_id, int(count))
+
+    def _stream_keys(self, partitions: int) -> list[str]:
+        return [self._stream_key(partition) for partition in range(partitions)]
+
+    def _stream_key(self, partition: int) -> str:
+        return f"{self._settings.key_prefix}{KEY_LOG_STREAM}:{partition}"
+
+    # --- Append -----------------------------------------------------------------------------------------------------
+
+    def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        if not entries:
+            return
+        deadline = self._clock.monotonic() + self._settings.append_seconds_max
+        by_partition: dict[int, list[bytes]] = {}
+        for partition, value in entries:
+            by_partition.setdefault(partition, []).append(value)
+        for _ in range(ROUNDS_MAX):
+            writer = self._writer or self._fenced_writer()
+            if not by_partition.keys() <= set(range(writer.identity.partitions)):
+                raise LogUnavailableError(f"the event log has only {writer.identity.partitions} partitions")
+            seconds_left = deadline - self._clock.monotonic()
+            if seconds_left <= 0:
+                raise LogUnavailableError("the event log (Redis) was ready for the append too late")
+            try:
+                with self._append_link.connected() as wire:
+                    written = self._append_on(wire, writer, by_partition, seconds_left)
+            except OtherServerError:
+                written = False
+            if written:
+                return
+            self._writer = None
+        raise LogUnavailableError("the event log (Redis) changes faster than an append can follow")
+
+    def _append_on(self, wire: Wire, writer: _Writer, by_partition: dict[int, list[bytes]], seconds_max: float) -> bool:
+        """Append once; False where this is another log than the writer knows, and nothing was written."""
+        plan: list[str | bytes] = [*writer.keys, writer.identity.log_id, str(writer.entries_max)]
+        values: list[str | bytes] = []
+        for partition in range(writer.identity.partitions):
+            mine = by_partition.get(partition, ())
+            plan += (
+                str(writer.floors.get(partition, 0)),
+                str(writer.known.get(partition, 0)),
+                str(len(mine)),
+            )
+            values += mine
+        try:
+            answer = wire.run(self._append_script, plan + values, key_count=len(writer.keys), seconds_max=seconds_max)
+        except OutOfMemoryError as error:
+            raise LogFullError(f"the event log (Redis) is at its memory limit: {error}") from error
+        except _REFUSALS as error:
+            raise LogUnavailableError(f"the event log (Redis) refuses to write: {error}") from error
+        except ResponseError as error:
+            if str(error).startswith(_REFUSAL_CODES):
+                raise LogUnavailableError(f"the event log (Redis) refuses to write: {error}") from error
+            raise LogIndeterminateError(f"the event log (Redis) failed in an append: {error}") from error
+        except (RedisError, OSError) as error:
+            raise LogIndeterminateError(f"the event log (Redis) did not confirm an append: {error}") from error
+        if answer[0] == b"FULL":
+            raise LogFullError(f"the event log (Redis) holds its {writer.entries_max} entries (LOG_ENTRIES_MAX)")
+        if answer[0] != b"OK":
+            return False
+        for partition in by_partition:
+            writer.floors.pop(partition, None)
+            writer.known[partition] = _sequence(answer[partition + 1])
+        return True
+
+    def _fenced_writer(self) -> _Writer:
+        """Learn which log and which server process this is, and which offsets of it must not be used again.
+
+        The server is asked once more after the fence: had it been restarted meanwhile, the fence might have put an
+        incarnation that is over in the place of the one that another process has fenced since.
+        """
+        for _ in range(ROUNDS_MAX):
+            self._append_link.expect(None)
+            try:
+                facts, identity = self._ask_identity(self._append_link)
+                floors = dict(self._floors(identity.log_id, identity.incarnation))
+            except LogUnavailableError:
+                raise
+            except (RecoverableError, LogMisconfiguredError) as error:
+                raise LogUnavailableError(f"nothing can be appended to the event log now: {error}") from error
+            self._append_link.expect(identity.incarnation)
+            try:
+                self._append_link.call("PING")
+            except OtherServerError:
+                continue
+            self._writer = _Writer(
+                identity=identity,
+                keys=[self._id_key, *self._stream_keys(identity.partitions)],
+                entries_max=0 if facts.memory_bytes_max else self._settings.log_entries_max,
+                floors=floors,
+            )
+            logger.info(
+                "appending to the event log (Redis)",
+                extra={"action": "log_fenced", "log_id": identity.log_id, "incarnation": identity.incarnation},
+            )
+            return self._writer
+        raise LogUnavailableError("the event log (Redis) restarts faster than it can be followed")
+
+    # --- Read -------------------------------------------------------------------------------------------------------
+
+    def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+        identity = self._identity or self.identity()
+        records = max(1, min(records_max, int(self._settings.log_read_bytes_target / self._value_bytes_mean)))
+        try:
+            with self._read_link.connected() as wire:
+                try:
+                    reply = self._exchange(wire, identity.log_id, (partition, offset), records, wait_seconds)
+                except BaseException:
+                    self._read_link.close()  # an answer may still be on its way
+                    raise
+        except OtherServerError as error:
+            raise LogRestartedError(f"the event log's {error}") from error
+        except (RedisError, OSError) as error:
+            raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+        return self._batch(reply[0][1]) if reply else None
+
+    def _exchange(self, wire: Wire, log_id: str, place: tuple[int, int], records: int, wait_seconds: float) -> Any:
+        """What XREAD answers. The log's id is read along with it, since a flush changes the log without a restart."""
+        partition, offset = place
+        wait_ms = int(wait_seconds * 1000)
+        block = ("BLOCK", wait_ms) if wait_ms > 0 else ()  # BLOCK 0 would wait for ever
+        wire.send("GET", self._id_key)
+        wire.send("XREAD", "COUNT", records, *block, "STREAMS", self._stream_key(partition), f"0-{offset}")
+        if wire.receive() != log_id.encode():
+            raise LogRestartedError("the event log (Redis) was emptied: this is another log")
+        return wire.receive(seconds_max=wait_seconds + WAIT_GRACE_SECONDS)
+
+    def _batch(self, entries: list[Any]) -> LogBatch:
+        """The consecutive entries at the beginning of what was read: [[id, [name, value, …]], …]."""
+        first, last = _sequence(entries[0][0]), _sequence(entries[-1][0])
+        if last - first != len(entries) - 1:
+            # A hole: what is behind it makes a batch of its own.
+            entries = [entry for i, entry in enumerate(entries) if _sequence(entry[0]) == first + i]
+        marks = entries[0][1]  # v, value, and where the log declares a hole before it: g, its end until then
+        gap_from = int(marks[3]) if len(marks) > 2 else None
+        values = [fields[1] for _, fields in entries]
+        self._value_bytes_mean = max(1.0, sum(map(len, values)) / len(values))
+        return LogBatch(first - 1, values, gap_from)
+
+    # --- Commit and positions ---------------------------------------------------------------------------------------
+
+    def commit(self, partition: int, offset: int) -> None:
+        try:
+            identity = self._identity or self.identity()
+            said = self._link.run(
+                self._commit_script,
+                [self._id_key, self._stream_key(partition), self._committed_key],
+                [identity.log_id, str(partition), str(offset), "1" if self._settings.log_trim else "0"],
+            )
+        except (RecoverableError, LogMisconfiguredError) as error:
+            logger.warning("commit to the event log failed: %s", error, extra={"action": "log_commit_failed"})
+            return
+        if said != b"OK":
+            logger.warning(
+                "commit to the event log was ignored: %s",
+                "it ends before that offset" if said == b"BEYOND" else "this is another log",
+                extra={"action": "log_commit_ignored", "partition": partition, "offset": offset},
+            )
+
+    def positions(self) -> list[PartitionPosition]:
+        identity = self._identity or self.identity()
+        numbers = self._link.run(
+            self._positions_script,
+            [self._id_key, self._committed_key, *self._stream_keys(identity.partitions)],
+            [identity.log_id],
+        )
+        if numbers is None:
+            raise LogUnavailableError("the event log (Redis) is another one than when it was last asked who it is")
+        return [
+            PartitionPosition(partition, begin, end, None if committed < 0 else committed)
+            for partition, (begin, end, committed) in enumerate(
+                zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+            )
+        ]
+
+    def close(self) -> None:
+        for link in (self._append_link, self._read_link, self._link):
+            link.close()
+
+
+def _sequence(entry_id: bytes) -> int:
+    """The sequence number of an entry's id. Raises LogGapError where the entry was not written by this adapter."""
+    milliseconds, _, sequence = entry_id.partition(b"-")
+    if milliseconds != b"0":
+        raise LogGapError(f"the stream holds an entry {entry_id!r} that Sluice did not write")
+    return int(sequence)
