@@ -14,7 +14,7 @@ from pipeline.flow.rate import BandPolicy
 
 if TYPE_CHECKING:
     from pipeline.ports.bucket import Bucket
-    from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases
+    from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress
     from pipeline.ports.log import EventLog
     from pipeline.ports.rate import RatePolicy
     from pipeline.settings import Settings
@@ -69,6 +69,13 @@ def make_leases(settings: Settings) -> Leases:
     from pipeline.store.redis import RedisLeases  # noqa: PLC0415
 
     return RedisLeases(settings)
+
+
+def make_progress(settings: Settings) -> Progress:
+    """How long partitions have stood still, on `REDIS_URL`."""
+    from pipeline.store.redis import RedisProgress  # noqa: PLC0415
+
+    return RedisProgress(settings)
 
 
 def make_bucket(settings: Settings) -> Bucket:

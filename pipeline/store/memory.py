@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import FencedError, StoreUnavailableError
-from pipeline.flow import bucket
+from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import hold_or_decay
 from pipeline.names import LEASE_PROBE, ControlEventKind, Mode, PauseReason
 from pipeline.ports.bucket import Grant
@@ -34,7 +34,7 @@ class _Content:
     complete: bool = False
     generation: int = 0
     events: list[ControlEvent] = field(default_factory=list)
-    bucket: bucket.BucketState | None = None
+    bucket: bucket_flow.BucketState | None = None
     processes: dict[str, float] = field(default_factory=dict)
     floors: dict[str, _Floors] = field(default_factory=dict)
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -240,8 +240,8 @@ class MemoryBucket(_Adapter):
         with self._server.changed:
             content, now = self._server.content(), self._server.clock.now()
             rate, version = self._rate(content, now)
-            burst = bucket.burst_of(rate, self._settings.burst_seconds)
-            taken = bucket.take(content.bucket, now=now, rate=rate, burst=burst, needed=needed, wanted=wanted)
+            burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
+            taken = bucket_flow.take(content.bucket, now=now, rate=rate, burst=burst, needed=needed, wanted=wanted)
             content.bucket = taken.state
             content.processes[process] = now
             for name, seen_at in list(content.processes.items()):

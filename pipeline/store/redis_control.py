@@ -165,8 +165,7 @@ def _pause(reason: str, entry: str) -> Pause:
     )
 
 
-def _control_event(position: str, flat: list[str]) -> ControlEvent:
-    fields = _pairs(flat)
+def _control_event(position: str, fields: dict[str, str]) -> ControlEvent:
     return ControlEvent(
         id=position,
         at=int(position.partition("-")[0]) / 1000,  # the server numbers entries by its clock, in milliseconds

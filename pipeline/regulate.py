@@ -1,0 +1,170 @@
+"""One tick of the control loop: measure the lag, decide the rate, publish it, and look after what has got stuck."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pipeline.errors import SluiceError
+from pipeline.flow.lag import lag_by_partition
+from pipeline.flow.rate import RateDecision, hold_or_decay
+from pipeline.names import LEASE_REGULATE, BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Leases, Progress, PublishedRate
+from pipeline.ports.log import EventLog
+from pipeline.ports.rate import RatePolicy
+from pipeline.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+# Of the period: a second Beat's tick finds the lease taken, a late tick does not shut out the next one.
+_LEASE_SHARE: Final = 0.8
+# Periods without a tick after which it is forgotten how long a partition has stood still.
+_PROGRESS_PERIODS_MAX: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The adapters of the control store that a tick works with."""
+
+    store: ControlStore
+    events: ControlEvents
+    leases: Leases
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """What a tick asks of PostgreSQL; each may raise a SluiceError."""
+
+    stored_offsets: Callable[[str], dict[int, int]]  # log_id -> next offset to store, for each partition
+    load_pauses: Callable[[], Sequence[tuple[PauseReason, str, str]]]  # (reason, by, why) set by hand or by a drain
+    terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a backend that held it was ended
+
+
+@dataclass(frozen=True, slots=True)
+class RegulateReport:
+    """What one tick did; `problems` says in words what it could not do."""
+
+    ran: bool  # False: another tick ran within this period
+    published: PublishedRate | None = None
+    lag: dict[int, int] | None = None  # events, for each partition; None: unknown
+    restored: bool = False
+    terminated: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Sample:
+    """What a tick could learn about the log; None where it could not."""
+
+    log_id: str | None = None
+    stored: dict[int, int] | None = None
+    lag: dict[int, int] | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def regulate(
+    *, settings: Settings, policy: RatePolicy, log: EventLog, database: Database, control: Control, by: str
+) -> RegulateReport:
+    """Run one tick, unless another ran within the period. Raises StoreUnavailableError; all else is in the report.
+
+    An unknown lag is never taken for 0: the last rate holds, then decays by the time since the lag was known.
+    """
+    if control.leases.take(LEASE_REGULATE, seconds=settings.regulate_seconds * _LEASE_SHARE) is None:
+        return RegulateReport(ran=False)
+    state = control.store.state()
+    sample = _Sample()
+    restored = state.pauses is None and _restore(control.store, database, sample, by)
+    _measure(state, log, database, sample)
+    decision = _decide(state, sample, policy, settings)
+    known_at = state.rate.lag_known_at if state.rate is not None else None
+    published = control.store.publish_rate(
+        base_rate=decision.rate,
+        floor_rate=policy.floor_rate,
+        mode=decision.mode,
+        lag=sum(sample.lag.values()) if sample.lag is not None else None,
+        lag_known_at=state.time if sample.lag is not None else known_at,
+        by=by,
+    )
+    terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
+    return RegulateReport(True, published, sample.lag, restored, terminated, tuple(sample.problems))
+
+
+def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) -> bool:
+    """Bring back the reasons to pause after a flush.
+
+    Without PostgreSQL they stay unknown: workers keep to what they knew last, and there is nothing that they could
+    store meanwhile.
+    """
+    try:
+        pauses = database.load_pauses()
+    except SluiceError as error:
+        sample.problems.append(f"reasons to pause are not restored: {error}")
+        return False
+    return store.restore(pauses, by=by)
+
+
+def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sample) -> None:
+    """Learn the lag and the stored offsets. PostgreSQL is not asked while the breaker is open."""
+    try:
+        sample.log_id = log.identity().log_id
+        positions = log.positions()
+    except SluiceError as error:
+        sample.problems.append(f"lag unknown: {error}")
+        return
+    if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN):
+        try:
+            sample.stored = database.stored_offsets(sample.log_id)
+        except SluiceError as error:
+            sample.problems.append(f"stored offsets unknown: {error}")
+    sample.lag = lag_by_partition(positions, sample.stored)
+    if sample.lag is None:
+        sample.problems.append("lag unknown: neither the log nor PostgreSQL says how far it was consumed")
+
+
+def _decide(state: ControlState, sample: _Sample, policy: RatePolicy, settings: Settings) -> RateDecision:
+    """The policy's rate for a known lag; for an unknown one the last rate, held or decayed; at first the floor."""
+    if sample.lag is not None:
+        return policy.decide(sum(sample.lag.values()))
+    last = state.rate
+    if last is None or last.lag_known_at is None:
+        return RateDecision(policy.floor_rate, Mode.UNKNOWN)
+    rate = hold_or_decay(
+        last.base_rate,
+        state.time - last.lag_known_at,
+        period_seconds=settings.regulate_seconds,
+        hold_periods=settings.rate_hold_periods,
+        floor=policy.floor_rate,
+        decided_after_seconds=last.published_at - last.lag_known_at,
+    )
+    return RateDecision(rate, Mode.UNKNOWN)
+
+
+def _end_stalled(
+    state: ControlState, sample: _Sample, *, settings: Settings, database: Database, control: Control, by: str
+) -> tuple[int, ...]:
+    """End the drainers of partitions that have lag and make no progress: a frozen one keeps its lock for ever."""
+    if sample.log_id is None or sample.stored is None or sample.lag is None:
+        return ()
+    # A paused partition stands still rightly; where that is unknown, it is left alone too.
+    running = state.pauses is not None and not state.pauses
+    behind = {p: sample.stored.get(p, 0) for p, lag in sample.lag.items() if lag > 0 and running}
+    stood = control.progress.note(
+        sample.log_id, behind, forget_seconds=_PROGRESS_PERIODS_MAX * settings.regulate_seconds
+    )
+    terminated = []
+    for partition, seconds in stood.items():
+        if seconds < settings.drain_stalled_seconds_max:
+            continue
+        try:
+            if not database.terminate_drainer(sample.log_id, partition):
+                continue  # nobody holds it: the workers are away, or busy elsewhere
+        except SluiceError as error:
+            sample.problems.append(f"drainer of partition {partition} could not be ended: {error}")
+            continue
+        terminated.append(partition)
+        why = f"partition {partition} stood at offset {behind[partition]} for {seconds:.0f} s"
+        _logger.warning("ended a stalled drainer: %s", why, extra={"action": "drainer_terminated"})
+        data = {"partition": str(partition), "offset": str(behind[partition])}
+        control.events.record(ControlEventKind.DRAINER_TERMINATED, by=by, why=why, data=data)
+    return tuple(terminated)

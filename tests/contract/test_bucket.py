@@ -1,0 +1,276 @@
+"""The contract of Bucket, on Redis and in memory, and the Lua script against the reference arithmetic."""
+
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.queues import Queue
+from typing import Any
+
+import pytest
+import redis
+
+from pipeline.flow import bucket as reference
+from pipeline.names import KEY_BUCKET, Mode, PauseReason
+from pipeline.settings import Settings
+from pipeline.store.redis import RedisBucket
+from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
+
+MakeRig = Callable[..., ControlRig]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make_rig(request: pytest.FixtureRequest) -> MakeRig:
+    def make(**changes: Any) -> ControlRig:
+        if request.param == "memory":
+            return memory_rig(control_settings("redis://nowhere", **changes))
+        return redis_rig(control_settings(request.getfixturevalue("control_redis").url, **changes))
+
+    return make
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig) -> ControlRig:
+    return make_rig()
+
+
+def publish(rig: ControlRig, rate: float, *, floor: float = 100.0, known_seconds_ago: float = 0.0) -> int:
+    """Publish a rate; returns its version."""
+    known_at = rig.store.state().time - known_seconds_ago
+    published = rig.store.publish_rate(
+        base_rate=rate, floor_rate=floor, mode=Mode.NORMAL, lag=0, lag_known_at=known_at, by="controller"
+    )
+    return published.version
+
+
+def test_a_full_bucket_grants_what_is_wanted(rig: ControlRig) -> None:
+    version = publish(rig, 1000.0)
+    grant = rig.bucket.take(needed=1, wanted=30, process="a")
+    assert (grant.granted, grant.wait_seconds, grant.tokens) == (30, 0.0, 970.0)
+    assert (grant.rate, grant.burst, grant.version, grant.live_processes) == (1000.0, 1000, version, 1)
+
+
+def test_an_empty_bucket_grants_nothing_and_says_when_it_will(rig: ControlRig) -> None:
+    publish(rig, 10.0, floor=1.0)
+    assert rig.bucket.take(needed=10, wanted=10, process="a").granted == 10
+    grant = rig.bucket.take(needed=3, wanted=30, process="a")
+    assert grant.granted == 0
+    assert 0.2 < grant.wait_seconds <= 0.3
+    eventually(lambda: rig.bucket.take(needed=3, wanted=3, process="a").granted == 3)
+
+
+def test_a_need_above_the_burst_passes_when_full_and_leaves_a_debt(rig: ControlRig) -> None:
+    publish(rig, 100.0)
+    grant = rig.bucket.take(needed=250, wanted=400, process="a")
+    assert (grant.granted, grant.tokens) == (250, -150.0)
+    grant = rig.bucket.take(needed=250, wanted=250, process="a")
+    assert grant.granted == 0
+    assert 2.3 < grant.wait_seconds <= 2.5  # until it is full again
+
+
+def test_all_processes_share_one_bucket(rig: ControlRig) -> None:
+    publish(rig, 1000.0)
+    other = rig.another_bucket()
+    assert rig.bucket.take(needed=600, wanted=600, process="a").granted == 600
+    assert other.take(needed=600, wanted=600, process="b").granted == 0
+    grant = other.take(needed=1, wanted=600, process="b")
+    assert 400 <= grant.granted < 500
+    assert grant.live_processes == 2
+
+
+def test_a_lower_rate_takes_the_tokens_away_and_a_higher_one_brings_none(rig: ControlRig) -> None:
+    publish(rig, 1000.0)
+    rig.bucket.take(needed=1, wanted=1, process="a")
+    publish(rig, 100.0)
+    grant = rig.bucket.take(needed=1, wanted=1000, process="a")
+    assert (grant.granted, grant.burst, grant.rate) == (100, 100, 100.0)
+    publish(rig, 1000.0)
+    assert rig.bucket.take(needed=1, wanted=1000, process="a").granted < 50
+
+
+def test_the_open_breaker_drops_the_rate_at_the_next_lease(rig: ControlRig) -> None:
+    before = publish(rig, 1000.0)
+    generation = rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
+    grant = rig.bucket.take(needed=1, wanted=1, process="a")
+    assert (grant.rate, grant.version > before) == (100.0, True)
+    rig.store.resume(PauseReason.BREAKER, generation=generation, by="prober", why="well")
+    assert rig.bucket.take(needed=1, wanted=1, process="a").rate == 1000.0
+
+
+def test_the_burst_is_a_setting_and_at_least_one_token(make_rig: MakeRig) -> None:
+    rig = make_rig(burst_seconds=0.05, rate_min=1.0)
+    publish(rig, 1000.0)
+    assert rig.bucket.take(needed=1, wanted=1, process="a").burst == 50
+    publish(rig, 2.0, floor=1.0)
+    assert rig.bucket.take(needed=1, wanted=1, process="a").burst == 1
+
+
+def test_a_fresh_system_admits_at_the_floor_until_the_controller_has_spoken(rig: ControlRig) -> None:
+    grant = rig.bucket.take(needed=1, wanted=1, process="a")
+    assert (grant.rate, grant.burst, grant.version) == (100.0, 100, 0)
+    version = publish(rig, 1000.0)
+    grant = rig.bucket.take(needed=1, wanted=1, process="a")
+    assert (grant.rate, grant.version) == (1000.0, version)
+
+
+def test_after_a_flush_the_last_known_rate_goes_on(rig: ControlRig) -> None:
+    version = publish(rig, 700.0)
+    rig.bucket.take(needed=1, wanted=1, process="a")
+    rig.flush()
+    grant = rig.bucket.take(needed=1, wanted=1, process="a")
+    assert (grant.rate, grant.version) == (700.0, version)
+    rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
+    assert rig.bucket.take(needed=1, wanted=1, process="a").rate == 100.0
+    # A process that knows nothing has the floor to offer.
+    assert rig.another_bucket().take(needed=1, wanted=1, process="b").rate == 100.0
+
+
+def test_a_silent_controllers_rate_decays_to_the_floor(make_rig: MakeRig) -> None:
+    # Given a period that a test can wait for
+    rig = make_rig(regulate_seconds=0.2, rate_hold_periods=2)
+    publish(rig, 1000.0)
+    assert rig.bucket.take(needed=1, wanted=1, process="a").rate == 1000.0
+    # When nothing more is published / Then the rate falls, and stops at the floor
+    rates: list[float] = []
+
+    def at_the_floor() -> bool:
+        rates.append(rig.bucket.take(needed=1, wanted=1, process="a").rate)
+        return rates[-1] == 100.0
+
+    started = time.monotonic()
+    eventually(at_the_floor)
+    assert 0.8 < time.monotonic() - started < 2.0  # 0.4 s held, then log2(10) periods
+    assert rates == sorted(rates, reverse=True)
+    assert len({rate for rate in rates if 100.0 < rate < 1000.0}) > 3
+
+
+def test_a_rate_published_without_news_decays_from_the_news_not_from_the_publication(make_rig: MakeRig) -> None:
+    rig = make_rig(regulate_seconds=0.2, rate_hold_periods=2)
+    publish(rig, 500.0, known_seconds_ago=10.0)  # the controller has decayed it so far
+    first = rig.bucket.take(needed=1, wanted=1, process="a").rate
+    assert 350.0 < first <= 500.0
+    eventually(lambda: rig.bucket.take(needed=1, wanted=1, process="a").rate < 250.0, seconds_max=0.35)
+
+
+def test_silent_processes_are_forgotten(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("memory", "redis_bucket"):
+        monkeypatch.setattr(f"pipeline.store.{module}.PROCESS_SECONDS_MAX", 0.1)
+    publish(rig, 1000.0)
+    bucket = rig.another_bucket()
+    bucket.take(needed=1, wanted=1, process="a")
+    assert bucket.take(needed=1, wanted=1, process="b").live_processes == 2
+    eventually(lambda: bucket.take(needed=1, wanted=1, process="b").live_processes == 1)
+
+
+# --- The script itself ----------------------------------------------------------------------------
+
+
+def test_the_script_does_the_reference_arithmetic(control_redis: Any) -> None:
+    settings = control_settings(control_redis.url, burst_seconds=0.5)
+    rig = redis_rig(settings)
+    random.seed(7)
+    outcomes: set[str] = set()
+    with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
+
+        def bucket_state() -> reference.BucketState | None:
+            held = client.hgetall(settings.key_prefix + KEY_BUCKET)
+            return reference.BucketState(*(float(held[name]) for name in ("tokens", "at", "rate"))) if held else None
+
+        for _ in range(400):
+            if random.random() < 0.1:
+                publish(rig, random.choice([100.0, 333.3, 5000.0]))
+            if random.random() < 0.05:
+                client.delete(settings.key_prefix + KEY_BUCKET)  # full again
+            before = bucket_state()
+            needed = random.choice([1, 1, 7, 100, 3000])
+            wanted = needed + random.choice([0, 5, 100])
+            grant = rig.bucket.take(needed=needed, wanted=wanted, process="a")
+            after = bucket_state()
+            assert after is not None
+            burst = reference.burst_of(grant.rate, settings.burst_seconds)
+            expected = reference.take(before, now=after.at, rate=grant.rate, burst=burst, needed=needed, wanted=wanted)
+            assert (after, grant.granted, grant.burst) == (expected.state, expected.granted, burst)
+            assert grant.wait_seconds == expected.wait_seconds
+            assert grant.tokens == after.tokens
+            outcomes.add("debt" if grant.tokens < 0 else "granted" if grant.granted else "refused")
+    assert outcomes == {"debt", "granted", "refused"}
+
+
+# --- Many at once ---------------------------------------------------------------------------------
+
+RATE, SECONDS, PROCESSES = 2000.0, 2.0, 3
+
+
+def _take_greedily(settings: Settings, name: str, results: "Queue[tuple[int, float, float]]") -> None:
+    """Take leases of the usual size as fast as they come; gives tokens, and the times of the first and last call."""
+    bucket = RedisBucket(settings)
+    granted = 0
+    started = now = time.monotonic()
+    while now - started < SECONDS:
+        grant = bucket.take(needed=1, wanted=60, process=name)
+        granted += grant.granted
+        if not grant.granted:
+            threading.Event().wait(min(grant.wait_seconds, 0.01))
+        now = time.monotonic()
+    results.put((granted, started, now))
+
+
+def test_several_processes_never_get_more_than_the_rate_and_one_burst(control_redis: Any) -> None:
+    # Given a published rate and processes that want all they can get
+    settings = control_settings(control_redis.url)
+    rig = redis_rig(settings)
+    publish(rig, RATE)
+    context = multiprocessing.get_context("spawn")
+    results: Queue[tuple[int, float, float]] = context.Queue()
+    takers = [
+        context.Process(target=_take_greedily, args=(settings, str(number), results)) for number in range(PROCESSES)
+    ]
+    # When they run together
+    for taker in takers:
+        taker.start()
+    answers = [results.get(timeout=60.0) for _ in takers]
+    for taker in takers:
+        taker.join(10.0)
+    # Then no more was granted than the rate over the whole time and one burst, and no less than the rate
+    elapsed = max(last for _, _, last in answers) - min(first for _, first, _ in answers)
+    granted = sum(count for count, _, _ in answers)
+    assert granted <= RATE * elapsed * 1.01 + RATE
+    assert granted >= RATE * SECONDS
+
+
+def test_a_rate_that_flaps_admits_no_more_than_its_integral_and_one_burst(control_redis: Any) -> None:
+    # Given two takers in threads, and a breaker that opens and closes all the time
+    settings = control_settings(control_redis.url)
+    rig = redis_rig(settings)
+    publish(rig, 1000.0)
+    stopping = threading.Event()
+    granted: list[int] = []
+
+    def take(name: str) -> None:
+        bucket = rig.another_bucket()
+        while not stopping.is_set():
+            granted.append(bucket.take(needed=1, wanted=30, process=name).granted)
+            stopping.wait(0.002)
+
+    threads = [threading.Thread(target=take, args=(name,)) for name in "ab"]
+    started = time.monotonic()
+    for thread in threads:
+        thread.start()
+    # When
+    seconds_at_full_rate = 0.0
+    for _ in range(10):
+        resumed_at = time.monotonic()
+        stopping.wait(0.05)
+        rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
+        seconds_at_full_rate += time.monotonic() - resumed_at
+        stopping.wait(0.1)
+        rig.store.resume(PauseReason.BREAKER, generation=None, by="prober", why="well")
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    elapsed = time.monotonic() - started
+    # Then
+    integral = seconds_at_full_rate * 1000.0 + (elapsed - seconds_at_full_rate) * 100.0
+    assert sum(granted) <= integral * 1.01 + 1000.0
+    assert sum(granted) > 500

@@ -1,0 +1,289 @@
+"""The contract of ControlStore, on Redis and in memory."""
+
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.names import LEASE_PROBE, BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.ports.control import PublishedRate
+from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
+
+BREAKER, OPERATOR, POISON = PauseReason.BREAKER, PauseReason.OPERATOR, PauseReason.POISON
+
+
+@pytest.fixture(params=["memory", "redis"])
+def rig(request: pytest.FixtureRequest) -> ControlRig:
+    if request.param == "memory":
+        return memory_rig(control_settings("redis://nowhere"))
+    return redis_rig(control_settings(request.getfixturevalue("control_redis").url))
+
+
+Publish = Callable[..., PublishedRate]
+
+
+@pytest.fixture
+def publish(rig: ControlRig) -> Publish:
+    def publish(
+        base_rate: float = 1000.0, *, mode: Mode = Mode.NORMAL, lag: int | None = 0, known_at: float | None = None
+    ) -> PublishedRate:
+        return rig.store.publish_rate(
+            base_rate=base_rate, floor_rate=100.0, mode=mode, lag=lag, lag_known_at=known_at, by="controller"
+        )
+
+    return publish
+
+
+def kinds(rig: ControlRig) -> list[ControlEventKind]:
+    return [event.kind for event in rig.events.last(100)]
+
+
+# --- A fresh system -----------------------------------------------------------------------------
+
+
+def test_a_fresh_store_knows_nothing_and_says_so(rig: ControlRig) -> None:
+    state = rig.store.state()
+    assert (state.rate, state.pauses, state.breaker) == (None, None, BreakerState.UNKNOWN)
+    assert (state.generation, state.floor_rate) == (0, 0.0)
+
+
+def test_restoring_nothing_makes_the_reasons_known(rig: ControlRig) -> None:
+    # Given a fresh store / When it is restored twice
+    first, second = rig.store.restore([], by="controller"), rig.store.restore([], by="controller")
+    # Then the first did it
+    assert (first, second) == (True, False)
+    state = rig.store.state()
+    assert (state.pauses, state.breaker, state.generation) == ((), BreakerState.CLOSED, 0)
+    assert kinds(rig) == [ControlEventKind.STATE_RESTORED]
+
+
+# --- Rate -----------------------------------------------------------------------------------------
+
+
+def test_a_published_rate_is_read_back_as_it_was_given(rig: ControlRig, publish: Publish) -> None:
+    at = rig.store.state().time
+    published = publish(1000 / 3, mode=Mode.DEGRADED, lag=39_629, known_at=at)
+    state = rig.store.state()
+    assert state.rate == published
+    assert (published.rate, published.base_rate) == (1000 / 3, 1000 / 3)
+    assert (published.mode, published.lag, published.lag_known_at) == (Mode.DEGRADED, 39_629, at)
+    assert at <= published.published_at <= state.time
+    assert state.floor_rate == 100.0
+
+
+def test_versions_grow_with_each_publication_and_over_a_flush(rig: ControlRig, publish: Publish) -> None:
+    one, two = publish(), publish()
+    rig.flush()
+    eventually(lambda: rig.store.state().time * 1000 > two.version + 1)  # versions count milliseconds
+    three = publish()
+    assert one.version < two.version < three.version
+
+
+def test_an_unknown_lag_stays_unknown(rig: ControlRig, publish: Publish) -> None:
+    publish(lag=None, mode=Mode.UNKNOWN)
+    rate = rig.store.state().rate
+    assert rate is not None
+    assert (rate.lag, rate.lag_known_at, rate.mode) == (None, None, Mode.UNKNOWN)
+
+
+def test_an_event_is_recorded_when_rate_or_mode_changed_and_only_then(rig: ControlRig, publish: Publish) -> None:
+    publish(1000.0)
+    publish(1000.0, lag=5)
+    publish(500.0, mode=Mode.DEGRADED, lag=30_000)
+    publish(500.0, mode=Mode.UNKNOWN, lag=None)
+    events = rig.events.last(10)
+    assert [event.kind for event in events] == [ControlEventKind.RATE_CHANGED] * 3
+    assert [(float(event.data["rate"]), event.data["mode"]) for event in events] == [
+        (1000.0, "normal"),
+        (500.0, "degraded"),
+        (500.0, "unknown"),
+    ]
+    assert (events[1].data["previous"], events[1].data["lag"], events[1].by) == ("1000.0", "30000", "controller")
+    assert events[1].why == "lag 30000"
+
+
+def test_a_rate_decided_on_an_older_lag_than_the_published_is_ignored(rig: ControlRig, publish: Publish) -> None:
+    # Given a controller that was frozen after it had looked at the lag, and another that went on
+    frozen_at = rig.store.state().time - 30.0
+    newer = publish(100.0, mode=Mode.CRITICAL, lag=90_000, known_at=rig.store.state().time)
+    # When the first publishes what it had decided
+    answer = publish(1000.0, lag=0, known_at=frozen_at)
+    # Then nothing changes
+    assert answer == newer == rig.store.state().rate
+
+
+def test_a_lag_known_in_the_future_does_not_stop_the_controller(rig: ControlRig, publish: Publish) -> None:
+    now = rig.store.state().time
+    publish(100.0, known_at=now + 3600.0)
+    assert publish(1000.0, known_at=now).rate == 1000.0
+
+
+# --- Pause ----------------------------------------------------------------------------------------
+
+
+def test_a_reason_holds_from_pause_to_resume(rig: ControlRig) -> None:
+    # Given
+    rig.store.restore([], by="controller")
+    # When
+    generation = rig.store.pause(OPERATOR, by="ann@desk", why="maintenance")
+    # Then
+    state = rig.store.state()
+    assert state.pauses is not None
+    [pause] = state.pauses
+    assert (pause.reason, pause.generation, pause.by, pause.why) == (OPERATOR, generation, "ann@desk", "maintenance")
+    assert abs(pause.since - state.time) < 5.0
+    assert state.generation == generation
+    # And when it is lifted
+    assert rig.store.resume(OPERATOR, generation=generation, by="ann@desk", why="done")
+    state = rig.store.state()
+    assert state.pauses == ()
+    assert state.generation > generation
+    assert kinds(rig) == [ControlEventKind.STATE_RESTORED, ControlEventKind.PAUSED, ControlEventKind.RESUMED]
+    paused, resumed = rig.events.last(2)
+    assert (paused.data["reason"], paused.by, paused.why) == ("operator", "ann@desk", "maintenance")
+    assert resumed.data["generation"] == str(generation)
+
+
+def test_pausing_again_keeps_the_first(rig: ControlRig) -> None:
+    first = rig.store.pause(OPERATOR, by="ann", why="first")
+    assert rig.store.pause(OPERATOR, by="bob", why="second") == first
+    assert kinds(rig) == [ControlEventKind.PAUSED]
+
+
+def test_each_occurrence_has_a_generation_of_its_own_and_an_older_one_lifts_nothing(rig: ControlRig) -> None:
+    rig.store.restore([], by="controller")
+    old = rig.store.pause(POISON, by="drain", why="first")
+    assert rig.store.resume(POISON, generation=old, by="ann", why="mended")
+    new = rig.store.pause(POISON, by="drain", why="second")
+    assert new > old
+    assert not rig.store.resume(POISON, generation=old, by="late", why="late")
+    assert rig.store.state().pauses != ()
+    assert rig.store.resume(POISON, generation=None, by="ann", why="whichever")
+    assert not rig.store.resume(POISON, generation=None, by="ann", why="nothing left")
+
+
+def test_several_reasons_hold_together_oldest_first(rig: ControlRig) -> None:
+    rig.store.restore([], by="controller")
+    rig.store.pause(POISON, by="drain", why="poison")
+    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.resume(POISON, generation=None, by="ann", why="mended")
+    rig.store.pause(OPERATOR, by="ann", why="wait")
+    state = rig.store.state()
+    assert state.pauses is not None
+    assert [pause.reason for pause in state.pauses] == [BREAKER, OPERATOR]
+
+
+def test_texts_of_any_kind_and_length_are_kept_within_bounds(rig: ControlRig) -> None:
+    rig.store.restore([], by="controller")
+    rig.store.pause(OPERATOR, by="b" * 10_000, why="\udcff \u2028 ü \x00 \"'" + "w" * 10_000)
+    state = rig.store.state()
+    assert state.pauses is not None
+    [pause] = state.pauses
+    assert len(pause.by) == 200
+    assert pause.why.startswith("? \u2028 ü \x00 \"'www")
+    assert len(pause.why) == 1000
+    assert rig.events.last(1)[0].why == pause.why
+
+
+# --- Breaker --------------------------------------------------------------------------------------
+
+
+def test_the_breaker_drops_the_rate_to_the_floor_and_back_in_the_same_step(rig: ControlRig, publish: Publish) -> None:
+    # Given
+    rig.store.restore([], by="controller")
+    before = publish(800.0)
+    # When the breaker opens
+    generation = rig.store.pause(BREAKER, by="drain-1", why="connection refused")
+    # Then
+    state = rig.store.state()
+    assert state.breaker is BreakerState.OPEN
+    assert state.rate is not None
+    assert (state.rate.rate, state.rate.base_rate) == (100.0, 800.0)
+    assert state.rate.version > before.version
+    assert state.rate.published_at == before.published_at  # it was not the controller who spoke
+    opened, paused, changed = rig.events.last(3)
+    assert [opened.kind, paused.kind, changed.kind] == [
+        ControlEventKind.BREAKER_OPENED,
+        ControlEventKind.PAUSED,
+        ControlEventKind.RATE_CHANGED,
+    ]
+    assert (opened.by, opened.why) == ("drain-1", "connection refused")
+    assert (changed.data["rate"], changed.data["previous"]) == ("100.0", "800.0")
+    # When the policy decides anew meanwhile
+    during = publish(600.0, lag=20_000)
+    assert (during.rate, during.base_rate) == (100.0, 600.0)
+    # Then lifting it brings back what was decided last, at once
+    assert rig.store.resume(BREAKER, generation=generation, by="prober", why="well again")
+    state = rig.store.state()
+    assert state.breaker is BreakerState.CLOSED
+    assert state.rate is not None
+    assert (state.rate.rate, state.rate.version > during.version) == (600.0, True)
+    assert kinds(rig)[-3:] == [
+        ControlEventKind.BREAKER_CLOSED,
+        ControlEventKind.RESUMED,
+        ControlEventKind.RATE_CHANGED,
+    ]
+
+
+def test_other_reasons_leave_the_rate_alone(rig: ControlRig, publish: Publish) -> None:
+    before = publish(800.0)
+    rig.store.pause(OPERATOR, by="ann", why="wait")
+    assert rig.store.state().rate == before
+
+
+def test_the_floor_never_raises_the_rate(rig: ControlRig) -> None:
+    rig.store.publish_rate(
+        base_rate=50.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller"
+    )
+    rig.store.pause(BREAKER, by="drain", why="down")
+    rate = rig.store.state().rate
+    assert rate is not None
+    assert rate.rate == 50.0
+
+
+def test_the_breaker_reads_half_open_while_the_prober_has_its_lease(rig: ControlRig) -> None:
+    rig.store.restore([], by="controller")
+    token = rig.leases.take(LEASE_PROBE, seconds=60.0)
+    assert token is not None
+    assert rig.store.state().breaker is BreakerState.CLOSED
+    rig.store.pause(BREAKER, by="drain", why="down")
+    assert rig.store.state().breaker is BreakerState.HALF_OPEN
+    rig.leases.give_back(LEASE_PROBE, token)
+    assert rig.store.state().breaker is BreakerState.OPEN
+
+
+# --- After a flush --------------------------------------------------------------------------------
+
+
+def test_after_a_flush_the_reasons_are_unknown_until_restored_and_the_breakers_is_kept(rig: ControlRig) -> None:
+    # Given a system with reasons, then a flush
+    rig.store.restore([], by="controller")
+    rig.store.pause(OPERATOR, by="ann", why="wait")
+    rig.flush()
+    assert rig.store.state().pauses is None
+    # When a drain publishes its open breaker before anybody restores
+    generation = rig.store.pause(BREAKER, by="drain", why="down")
+    state = rig.store.state()
+    assert (state.pauses, state.breaker, state.generation) == (None, BreakerState.OPEN, generation)
+    # Then restoring adds what is known elsewhere and keeps it
+    assert rig.store.restore([(OPERATOR, "ann", "wait"), (BREAKER, "old", "old")], by="controller")
+    state = rig.store.state()
+    assert state.pauses is not None
+    assert [(pause.reason, pause.by, pause.why) for pause in state.pauses] == [
+        (BREAKER, "drain", "down"),
+        (OPERATOR, "ann", "wait"),
+    ]
+    assert rig.events.last(1)[0].kind is ControlEventKind.STATE_RESTORED
+    assert rig.events.last(1)[0].data["reasons"] == "operator"
+
+
+def test_lifting_the_only_reason_of_an_incomplete_set_leaves_it_unknown(rig: ControlRig) -> None:
+    rig.store.pause(BREAKER, by="drain", why="down")
+    assert rig.store.resume(BREAKER, generation=None, by="ann", why="by hand")
+    state = rig.store.state()
+    assert (state.pauses, state.breaker) == (None, BreakerState.UNKNOWN)
+
+
+def test_a_rate_published_while_the_breaker_holds_is_the_floor(rig: ControlRig, publish: Publish) -> None:
+    rig.store.pause(BREAKER, by="drain", why="down")
+    published = publish(1000.0)
+    assert (published.rate, published.base_rate) == (100.0, 1000.0)

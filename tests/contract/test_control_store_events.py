@@ -1,0 +1,115 @@
+"""The contract of ControlEvents, on Redis and in memory."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pipeline.clock import SystemClock
+from pipeline.names import ControlEventKind, Mode
+from pipeline.ports.control import ControlEvents
+from support.control import ControlRig, control_settings, memory_rig, redis_rig
+
+
+@pytest.fixture(params=["memory", "redis"])
+def rig(request: pytest.FixtureRequest) -> ControlRig:
+    if request.param == "memory":
+        return memory_rig(control_settings("redis://nowhere", control_events_max=20))
+    return redis_rig(control_settings(request.getfixturevalue("control_redis").url, control_events_max=20))
+
+
+def record(events: ControlEvents, why: str) -> None:
+    events.record(ControlEventKind.DRAINER_TERMINATED, by="controller", why=why, data={"partition": "3"})
+
+
+def test_events_are_read_back_oldest_first(rig: ControlRig) -> None:
+    before = SystemClock().now()
+    record(rig.events, "first")
+    record(rig.events, "sécond")
+    events = rig.events.last(10)
+    assert [event.why for event in events] == ["first", "sécond"]
+    assert events[0].id < events[1].id
+    assert (events[0].kind, events[0].by, events[0].data) == (
+        ControlEventKind.DRAINER_TERMINATED,
+        "controller",
+        {"partition": "3"},
+    )
+    assert before - 1.0 <= events[0].at <= SystemClock().now() + 1.0
+    assert [event.why for event in rig.events.last(1)] == ["sécond"]
+
+
+def test_a_system_without_events_has_none(rig: ControlRig) -> None:
+    assert rig.events.last(10) == []
+
+
+def test_only_the_latest_are_kept(rig: ControlRig) -> None:
+    for number in range(50):
+        record(rig.events, str(number))
+    assert [event.why for event in rig.events.last(1000)] == [str(number) for number in range(30, 50)]
+
+
+def test_waiting_in_vain_takes_the_time_given_and_keeps_the_position(rig: ControlRig) -> None:
+    record(rig.events, "before")
+    started = time.monotonic()
+    position = rig.events.wait("", wait_seconds=0.2)
+    assert 0.15 < time.monotonic() - started < 2.0
+    assert position == rig.events.last(1)[0].id
+    assert rig.events.wait(position, wait_seconds=0.01) == position
+
+
+def test_what_happened_between_two_waits_is_not_missed(rig: ControlRig) -> None:
+    position = rig.events.wait("", wait_seconds=0.01)
+    record(rig.events, "one")
+    record(rig.events, "two")
+    started = time.monotonic()
+    position = rig.events.wait(position, wait_seconds=5.0)
+    assert time.monotonic() - started < 1.0
+    assert position == rig.events.last(1)[0].id
+
+
+@pytest.mark.parametrize("kind", ["publication", "event"])
+def test_a_waiter_wakes_within_a_tenth_of_a_second(rig: ControlRig, kind: str) -> None:
+    # Given somebody who waits
+    woken_at: list[float] = []
+    waiting = threading.Event()
+    position = rig.events.wait("", wait_seconds=0.01)
+
+    def wait() -> None:
+        waiting.set()
+        rig.events.wait(position, wait_seconds=10.0)
+        woken_at.append(time.monotonic())
+
+    def publish() -> None:
+        rig.store.publish_rate(
+            base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller"
+        )
+
+    act: Callable[[], None] = publish if kind == "publication" else lambda: record(rig.events, "now")
+    thread = threading.Thread(target=wait)
+    thread.start()
+    waiting.wait()
+    # When something happens
+    happened_at = time.monotonic()
+    act()
+    thread.join(5.0)
+    # Then
+    assert woken_at
+    assert woken_at[0] - happened_at < 0.1
+
+
+def test_a_waiter_goes_on_over_a_flush(rig: ControlRig) -> None:
+    record(rig.events, "before")
+    position = rig.events.wait("", wait_seconds=0.01)
+    rig.flush()
+    record(rig.events, "after")
+    assert rig.events.wait(position, wait_seconds=5.0) == rig.events.last(1)[0].id
+
+
+def test_systems_on_one_server_do_not_meet(rig: ControlRig) -> None:
+    record(rig.events, "mine")
+    if "nowhere" in rig.settings.redis_url:
+        return  # a memory server is one system's
+    other = redis_rig(replace(rig.settings, key_prefix=rig.settings.key_prefix + "other:"))
+    assert other.events.last(10) == []

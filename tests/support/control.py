@@ -1,0 +1,95 @@
+"""Control adapters for tests: the same system on Redis or in memory, and ways to make it fail."""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import redis
+
+from pipeline.ports.bucket import Bucket
+from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress
+from pipeline.settings import Settings
+from pipeline.store.memory import (
+    MemoryBucket,
+    MemoryControlEvents,
+    MemoryControlStore,
+    MemoryFloors,
+    MemoryLeases,
+    MemoryProgress,
+    MemoryServer,
+)
+from pipeline.store.redis import (
+    RedisBucket,
+    RedisControlEvents,
+    RedisControlStore,
+    RedisFloors,
+    RedisLeases,
+    RedisProgress,
+)
+
+
+@dataclass
+class ControlRig:
+    """One system's control adapters, whichever they are."""
+
+    settings: Settings
+    store: ControlStore
+    events: ControlEvents
+    floors: Floors
+    leases: Leases
+    progress: Progress
+    bucket: Bucket
+    another_bucket: Callable[[], Bucket]
+    flush: Callable[[], None]
+
+
+def control_settings(redis_url: str, **changes: Any) -> Settings:
+    """Settings of a system of the test's own on this control server."""
+    return replace(Settings(redis_url=redis_url, key_prefix=f"t{uuid.uuid4().hex}:"), **changes)
+
+
+def redis_rig(settings: Settings) -> ControlRig:
+    """The adapters on the control server of the settings; a flush loses this system's keys only."""
+
+    def flush() -> None:
+        with redis.Redis.from_url(settings.redis_url) as client:
+            for key in client.scan_iter(match=settings.key_prefix + "*", count=1000):
+                client.delete(key)
+
+    return ControlRig(
+        settings,
+        RedisControlStore(settings),
+        RedisControlEvents(settings),
+        RedisFloors(settings),
+        RedisLeases(settings),
+        RedisProgress(settings),
+        RedisBucket(settings),
+        lambda: RedisBucket(settings),
+        flush,
+    )
+
+
+def memory_rig(settings: Settings, server: MemoryServer | None = None) -> ControlRig:
+    """The adapters in memory."""
+    server = server or MemoryServer()
+    return ControlRig(
+        settings,
+        MemoryControlStore(settings, server),
+        MemoryControlEvents(settings, server),
+        MemoryFloors(settings, server),
+        MemoryLeases(settings, server),
+        MemoryProgress(settings, server),
+        MemoryBucket(settings, server),
+        lambda: MemoryBucket(settings, server),
+        server.flush,
+    )
+
+
+def eventually(condition: Callable[[], bool], *, seconds_max: float = 5.0) -> None:
+    """Wait until `condition` holds; fails where it does not within `seconds_max`."""
+    deadline = time.monotonic() + seconds_max
+    while not condition():
+        assert time.monotonic() < deadline, f"did not happen within {seconds_max} s"
+        time.sleep(0.005)
