@@ -62,7 +62,7 @@ KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
 KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset and since when it stands there
 
 # Keys on the log server (EVENT_LOG_URL=redis://…), with the same prefix.
-KEY_LOG_ID: Final = "log:id"  # string: uuid of this log
+KEY_LOG_ID: Final = "log:id"  # string: `<uuid>.<number of partitions>` of this log
 KEY_LOG_STREAM: Final = "log:stream"  # stream for each partition: `log:stream:0` …
 KEY_LOG_COMMITTED: Final = "log:committed"  # hash: partition -> next offset to read, for lag
 
