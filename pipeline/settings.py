@@ -75,14 +75,14 @@ class Settings:
         low=1,
         high=1_000_000_000,
     )
-    log_read_bytes_target: int = _setting(
+    kafka_replication: int = _setting(1, "Replicas of a new topic; 3 in a real cluster", low=1, high=9)
+    kafka_group: str = _setting("sluice", "Kafka consumer group under which stored offsets show in everybody's tools")
+    kafka_fetch_bytes_max: int = _setting(
         4 << 20,
-        "What one read aims at: fewer records where they are large, so that a drain's memory is bounded",
+        "Bytes that one read fetches ahead, for each partition that a process drains",
         low=1 << 20,
         high=256 << 20,
     )
-    kafka_replication: int = _setting(1, "Replicas of a new topic; 3 in a real cluster", low=1, high=9)
-    kafka_group: str = _setting("sluice", "Kafka consumer group under which stored offsets show in everybody's tools")
     kafka_retention_accepted: bool = _setting(
         False, "Take an existing topic that deletes records by age or size, whether they are stored or not"
     )

@@ -276,8 +276,8 @@ class KafkaLog:
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 fetch_max_wait_ms=500,
-                fetch_max_bytes=self._settings.log_read_bytes_target,
-                max_partition_fetch_bytes=self._settings.log_read_bytes_target,
+                fetch_max_bytes=self._settings.kafka_fetch_bytes_max,
+                max_partition_fetch_bytes=self._settings.kafka_fetch_bytes_max,
                 request_timeout_ms=5_000,
             )
             consumer.assign([topic_partition])

@@ -1,5 +1,6 @@
 """The event log in memory, for unit tests and simulation, with ways to make it fail."""
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,8 @@ class MemoryLog:
     def identity(self) -> LogIdentity:
         with self._changed:
             self._must_be_up()
+            with contextlib.suppress(LogUnavailableError):  # tried again by the next append
+                self._fence()
             self._known = LogIdentity(self._log_id, self._incarnation, len(self._partitions))
             return self._known
 

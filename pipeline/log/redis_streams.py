@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 CALL_SECONDS_MAX: Final = 0.2  # commit and positions take 0.2 ms; whoever waits longer waits for a server that is away
 WAIT_GRACE_SECONDS: Final = 1.0  # how much later than asked the answer to a blocking read may come
 ROUNDS_MAX: Final = 3  # of an append that finds, before anything is written, that the log is not the one it knew
-VALUE_BYTES_GUESS: Final = 8 * 1024  # of the first read, which knows nothing of its records' size yet
 
 # Refusals of the whole script, before its first command. What else an error may mean is not known for certain.
 _REFUSALS: Final = (AuthenticationError, BusyLoadingError, MasterDownError, ReadOnlyError)
@@ -80,7 +79,7 @@ class RedisStreamsLog:
         self._link = RedisLink(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
-        self._value_bytes_mean: float = VALUE_BYTES_GUESS
+        self._fenced: LogIdentity | None = None  # by identity(); `append` keeps its own account
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
 
@@ -91,9 +90,44 @@ class RedisStreamsLog:
                 "the event log (Redis) keeps no append-only file: what it acknowledged is lost when it ends",
                 extra={"action": "log_without_aof"},
             )
+        if identity != self._fenced:
+            self._fence_as_reader(identity)
         self._identity = identity
         self._read_link.expect(identity.incarnation)
         return identity
+
+    def _fence_as_reader(self, identity: LogIdentity) -> None:
+        """Make this incarnation the current one, as an append would: there may be none for long, yet much to drain.
+
+        Where that can't be done now it is tried again by the next call, and by the next append.
+        """
+        try:
+            self._fence(self._link, identity)
+            self._fenced = identity
+        except OtherServerError as error:
+            raise LogUnavailableError(f"the event log's {error}") from error
+        except LogUnavailableError:
+            raise
+        except RecoverableError as error:
+            logger.warning(
+                "the event log's incarnation can't be made the current one now: %s",
+                error,
+                extra={"action": "log_fence_failed"},
+            )
+        finally:
+            self._link.expect(None)
+
+    def _fence(self, link: RedisLink, identity: LogIdentity) -> dict[int, int]:
+        """Fence off older incarnations and return the floors; then make sure that this one is still there.
+
+        Had the server been restarted meanwhile, this fence might have taken the place of one that another process has
+        set since: OtherServerError says so, and the new incarnation must be fenced then. Other errors are those of
+        the floors, and LogUnavailableError.
+        """
+        floors = dict(self._floors(identity.log_id, identity.incarnation))
+        link.expect(identity.incarnation)
+        link.call("PING")
+        return floors
 
     def _ask_identity(self, link: RedisLink) -> tuple[ServerFacts, LogIdentity]:
         """Ask the server who it is and which log it holds; a log that is missing is made.
@@ -189,25 +223,18 @@ class RedisStreamsLog:
         return True
 
     def _fenced_writer(self) -> _Writer:
-        """Learn which log and which server process this is, and which offsets of it must not be used again.
-
-        The server is asked once more after the fence: had it been restarted meanwhile, the fence might have put an
-        incarnation that is over in the place of the one that another process has fenced since.
-        """
+        """Learn which log and which server process this is, and which offsets of it must not be used again."""
         for _ in range(ROUNDS_MAX):
             self._append_link.expect(None)
             try:
                 facts, identity = self._ask_identity(self._append_link)
-                floors = dict(self._floors(identity.log_id, identity.incarnation))
+                floors = self._fence(self._append_link, identity)
+            except OtherServerError:
+                continue
             except LogUnavailableError:
                 raise
             except (RecoverableError, LogMisconfiguredError) as error:
                 raise LogUnavailableError(f"nothing can be appended to the event log now: {error}") from error
-            self._append_link.expect(identity.incarnation)
-            try:
-                self._append_link.call("PING")
-            except OtherServerError:
-                continue
             self._writer = _Writer(
                 identity=identity,
                 keys=[self._id_key, *self._stream_keys(identity.partitions)],
@@ -225,11 +252,10 @@ class RedisStreamsLog:
 
     def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
         identity = self._identity or self.identity()
-        records = max(1, min(records_max, int(self._settings.log_read_bytes_target / self._value_bytes_mean)))
         try:
             with self._read_link.connected() as wire:
                 try:
-                    reply = self._exchange(wire, identity.log_id, (partition, offset), records, wait_seconds)
+                    reply = self._exchange(wire, identity.log_id, (partition, offset), records_max, wait_seconds)
                 except BaseException:
                     self._read_link.close()  # an answer may still be on its way
                     raise
@@ -239,13 +265,13 @@ class RedisStreamsLog:
             raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
         return self._batch(reply[0][1]) if reply else None
 
-    def _exchange(self, wire: Wire, log_id: str, place: tuple[int, int], records: int, wait_seconds: float) -> Any:
+    def _exchange(self, wire: Wire, log_id: str, place: tuple[int, int], records_max: int, wait_seconds: float) -> Any:
         """What XREAD answers. The log's id is read along with it, since a flush changes the log without a restart."""
         partition, offset = place
         wait_ms = int(wait_seconds * 1000)
         block = ("BLOCK", wait_ms) if wait_ms > 0 else ()  # BLOCK 0 would wait for ever
         wire.send("GET", self._id_key)
-        wire.send("XREAD", "COUNT", records, *block, "STREAMS", self._stream_key(partition), f"0-{offset}")
+        wire.send("XREAD", "COUNT", records_max, *block, "STREAMS", self._stream_key(partition), f"0-{offset}")
         if wire.receive() != log_id.encode():
             raise LogRestartedError("the event log (Redis) was emptied: this is another log")
         return wire.receive(seconds_max=wait_seconds + WAIT_GRACE_SECONDS)
@@ -258,9 +284,7 @@ class RedisStreamsLog:
             entries = [entry for i, entry in enumerate(entries) if _sequence(entry[0]) == first + i]
         marks = entries[0][1]  # v, value, and where the log declares a hole before it: g, its end until then
         gap_from = int(marks[3]) if len(marks) > 2 else None
-        values = [fields[1] for _, fields in entries]
-        self._value_bytes_mean = max(1.0, sum(map(len, values)) / len(values))
-        return LogBatch(first - 1, values, gap_from)
+        return LogBatch(first - 1, [fields[1] for _, fields in entries], gap_from)
 
     # --- Commit and positions ---------------------------------------------------------------------------------------
 

@@ -71,7 +71,8 @@ class EventLog(Protocol):
     def identity(self) -> LogIdentity:
         """Ask the log who it is, creating its topic or streams where they are missing.
 
-        Raises LogUnavailableError, LogMisconfiguredError.
+        An incarnation that is new to this adapter is made the current one with its floor source, where that can be
+        reached. Raises LogUnavailableError, LogMisconfiguredError.
         """
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
@@ -95,7 +96,10 @@ class EventLog(Protocol):
         """
 
     def positions(self) -> list[PartitionPosition]:
-        """Begin, end and commit of every partition, read together. Raises LogUnavailableError (never a guess)."""
+        """Begin, end and commit of every partition, read together.
+
+        Raises LogUnavailableError (never a guess), also where the log is another one than at the last `identity()`.
+        """
 
     def close(self) -> None:
         """Let go of connections; idempotent."""
