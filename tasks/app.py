@@ -13,6 +13,7 @@ from beat_schedule import beat_schedule
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from tasks.pause import PauseStep
+from tasks.startup import connect_signals
 
 _NO_RETRY_LIMIT: Final = None
 _CONTROL_SECONDS_MAX: Final = 30.0
@@ -33,6 +34,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.conf.update(celery_settings(settings))
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
+    connect_signals()
     return app
 
 
