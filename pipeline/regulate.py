@@ -57,6 +57,7 @@ class RegulateReport:
 class _Sample:
     """What a tick could learn about the log; None where it could not."""
 
+    is_database_away: bool = False
     log_id: str | None = None
     stored: dict[int, int] | None = None
     lag: dict[int, int] | None = None
@@ -99,20 +100,21 @@ def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) 
     try:
         pauses = database.load_pauses()
     except SluiceError as error:
+        sample.is_database_away = True
         sample.problems.append(f"reasons to pause are not restored: {error}")
         return False
     return store.restore(pauses, by=by)
 
 
 def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sample) -> None:
-    """Learn the lag and the stored offsets. PostgreSQL is not asked while the breaker is open."""
+    """Learn the lag and the stored offsets. PostgreSQL is not asked where it is known to be away."""
     try:
         sample.log_id = log.identity().log_id
         positions = log.positions()
     except SluiceError as error:
         sample.problems.append(f"lag unknown: {error}")
         return
-    if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN):
+    if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_away:
         try:
             sample.stored = database.stored_offsets(sample.log_id)
         except SluiceError as error:
@@ -123,9 +125,13 @@ def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sa
 
 
 def _decide(state: ControlState, sample: _Sample, policy: RatePolicy, settings: Settings) -> RateDecision:
-    """The policy's rate for a known lag; for an unknown one the last rate, held or decayed; at first the floor."""
+    """The policy's rate for a known lag; for an unknown one the last rate, held or decayed; at first the floor.
+
+    The floor too where the reasons to pause are unknown and PostgreSQL is away: the breaker's would be among them.
+    """
     if sample.lag is not None:
-        return policy.decide(sum(sample.lag.values()))
+        decided = policy.decide(sum(sample.lag.values()))
+        return RateDecision(policy.floor_rate, decided.mode) if sample.is_database_away else decided
     last = state.rate
     if last is None or last.lag_known_at is None:
         return RateDecision(policy.floor_rate, Mode.UNKNOWN)

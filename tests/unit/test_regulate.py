@@ -1,0 +1,311 @@
+"""One tick of the control loop, with everything in memory and a clock that is moved by hand."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from pipeline.clock import ManualClock
+from pipeline.errors import SinkUnavailableError, StoreUnavailableError
+from pipeline.flow.rate import BandPolicy
+from pipeline.log.memory import MemoryLog
+from pipeline.names import ControlEventKind, Mode, PauseReason
+from pipeline.ports.control import PublishedRate
+from pipeline.regulate import Control, Database, RegulateReport, regulate
+from pipeline.store.memory import MemoryServer
+from support.control import ControlRig, control_settings, memory_rig
+
+BREAKER, OPERATOR = PauseReason.BREAKER, PauseReason.OPERATOR
+
+
+@dataclass
+class FakeDatabase:
+    """What PostgreSQL would answer, and what it was asked."""
+
+    stored: dict[int, int] = field(default_factory=dict)
+    pauses: list[tuple[PauseReason, str, str]] = field(default_factory=list)
+    held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
+    is_away: bool = False
+    asked: list[str] = field(default_factory=list)
+
+    def stored_offsets(self, log_id: str) -> dict[int, int]:
+        self._answer("offsets")
+        return dict(self.stored)
+
+    def load_pauses(self) -> list[tuple[PauseReason, str, str]]:
+        self._answer("pauses")
+        return self.pauses
+
+    def terminate(self, log_id: str, partition: int) -> bool:
+        self._answer(f"terminate {partition}")
+        return partition in self.held
+
+    def _answer(self, question: str) -> None:
+        self.asked.append(question)
+        if self.is_away:
+            raise SinkUnavailableError("PostgreSQL is away")
+
+
+class System:
+    """A control loop and what it looks at."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.server = MemoryServer(self.clock)
+        self.rig: ControlRig = memory_rig(control_settings("redis://nowhere"), self.server)
+        self.log = MemoryLog(partitions=2)
+        self.database = FakeDatabase()
+
+    def tick(self, *, after: float = 5.0, by: str = "controller") -> RegulateReport:
+        """Let time pass and tick."""
+        self.clock.advance(after)
+        settings = self.rig.settings
+        return regulate(
+            settings=settings,
+            policy=BandPolicy.from_settings(settings),
+            log=self.log,
+            database=Database(self.database.stored_offsets, self.database.load_pauses, self.database.terminate),
+            control=Control(self.rig.store, self.rig.events, self.rig.leases, self.rig.progress),
+            by=by,
+        )
+
+    def rate(self) -> PublishedRate:
+        """What is published."""
+        rate = self.rig.store.state().rate
+        assert rate is not None
+        return rate
+
+    def append(self, partition: int, events: int) -> None:
+        """Let the log grow."""
+        self.log.append([(partition, b"{}")] * events)
+
+    def events(self, kind: ControlEventKind) -> int:
+        """How often something happened."""
+        return sum(event.kind is kind for event in self.rig.events.last(1000))
+
+
+@pytest.fixture
+def system() -> System:
+    return System()
+
+
+# --- Lag to rate ----------------------------------------------------------------------------------
+
+
+def test_a_fresh_system_is_at_its_full_rate_and_knows_its_reasons_after_the_first_tick(system: System) -> None:
+    report = system.tick()
+    assert report.ran
+    assert report.restored
+    assert report.problems == ()
+    assert report.lag == {0: 0, 1: 0}
+    rate = system.rate()
+    assert report.published == rate
+    assert (rate.rate, rate.mode, rate.lag, rate.lag_known_at) == (1000.0, Mode.NORMAL, 0, system.clock.now())
+    assert system.rig.store.state().pauses == ()
+
+
+def test_the_rate_follows_the_lag_of_all_partitions_down_and_up(system: System) -> None:
+    system.append(0, 20_000)
+    system.append(1, 20_000)
+    system.database.stored = {0: 5_000, 1: 5_000}
+    system.tick()
+    assert (system.rate().rate, system.rate().mode, system.rate().lag) == (550.0, Mode.DEGRADED, 30_000)
+    system.append(0, 30_000)
+    system.tick()
+    assert (system.rate().rate, system.rate().mode, system.rate().lag) == (100.0, Mode.CRITICAL, 60_000)
+    system.database.stored = {0: 50_000, 1: 20_000}
+    system.tick()
+    assert (system.rate().rate, system.rate().mode, system.rate().lag) == (1000.0, Mode.NORMAL, 0)
+
+
+def test_a_second_beat_is_harmless(system: System) -> None:
+    assert system.tick().ran
+    first = system.rate()
+    assert system.tick(after=2.5, by="controller-2") == RegulateReport(ran=False)
+    assert system.rate() == first
+    assert system.tick(after=2.5).ran  # and does not shut out the first one's next tick
+    assert not system.tick(after=2.5, by="controller-2").ran
+
+
+def test_a_store_that_is_away_ends_the_tick(system: System) -> None:
+    system.server.is_away = True
+    with pytest.raises(StoreUnavailableError):
+        system.tick()
+
+
+# --- Unknown lag ----------------------------------------------------------------------------------
+
+
+def test_an_unknown_lag_holds_the_rate_for_six_periods_and_then_halves_it_in_each(system: System) -> None:
+    # Given a known lag
+    system.append(0, 20_000)
+    system.tick()
+    known_at = system.clock.now()
+    assert system.rate().rate == 775.0
+    # When the log does not answer any more
+    system.log.stop()
+    rates = [round(system.tick().published.rate, 3) for _ in range(10)]  # type: ignore[union-attr]
+    # Then
+    assert rates == [775.0] * 6 + [387.5, 193.75, 100.0, 100.0]
+    rate = system.rate()
+    assert (rate.mode, rate.lag, rate.lag_known_at) == (Mode.UNKNOWN, None, known_at)
+    assert "lag unknown" in system.tick().problems[0]
+    # And when it answers again, the policy decides again
+    system.log.start()
+    assert system.tick().published.rate == 775.0  # type: ignore[union-attr]
+
+
+def test_a_lag_that_was_never_known_is_not_zero(system: System) -> None:
+    system.log.stop()
+    report = system.tick()
+    rate = system.rate()
+    assert (rate.rate, rate.mode, rate.lag, rate.lag_known_at) == (100.0, Mode.UNKNOWN, None, None)
+    assert report.lag is None
+    assert system.tick().published.rate == 100.0  # type: ignore[union-attr]
+
+
+def test_without_commits_and_without_postgresql_the_lag_is_unknown(system: System) -> None:
+    system.tick()
+    system.database.is_away = True
+    report = system.tick()
+    assert report.lag is None
+    assert len(report.problems) == 2
+    assert system.rate().mode is Mode.UNKNOWN
+
+
+def test_the_logs_own_commits_are_enough(system: System) -> None:
+    system.tick()
+    system.append(0, 20_000)
+    system.log.commit(0, 5_000)
+    system.log.commit(1, 0)
+    system.database.is_away = True
+    assert system.tick().lag == {0: 15_000, 1: 0}
+    assert system.rate().mode is Mode.DEGRADED
+
+
+# --- Breaker and flush ----------------------------------------------------------------------------
+
+
+def test_while_the_breaker_is_open_postgresql_is_not_asked_and_the_policy_goes_on_deciding(system: System) -> None:
+    system.tick()
+    system.append(0, 30_000)
+    system.log.commit(0, 0)
+    system.log.commit(1, 0)
+    system.rig.store.pause(BREAKER, by="drain", why="down")
+    system.database.asked.clear()
+    system.tick()
+    assert system.database.asked == []
+    assert (system.rate().rate, system.rate().base_rate, system.rate().lag) == (100.0, 550.0, 30_000)
+    system.rig.store.resume(BREAKER, generation=None, by="prober", why="well")
+    assert system.rate().rate == 550.0
+
+
+def test_after_a_flush_the_reasons_set_by_hand_come_back(system: System) -> None:
+    system.database.pauses = [(OPERATOR, "ann@desk", "maintenance")]
+    system.tick()
+    system.server.flush()
+    assert system.tick().restored
+    pauses = system.rig.store.state().pauses
+    assert pauses is not None
+    assert [(pause.reason, pause.by, pause.why) for pause in pauses] == [(OPERATOR, "ann@desk", "maintenance")]
+    assert not system.tick().restored
+    assert system.events(ControlEventKind.STATE_RESTORED) == 1
+
+
+def test_without_postgresql_the_reasons_stay_unknown_and_the_rate_is_the_floor(system: System) -> None:
+    # Given a flush while PostgreSQL is away
+    system.append(0, 10)
+    system.log.commit(0, 0)
+    system.log.commit(1, 0)
+    system.tick()
+    system.server.flush()
+    system.database.is_away = True
+    # When
+    report = system.tick()
+    # Then nobody starts to consume, and little is let in
+    assert not report.restored
+    assert system.rig.store.state().pauses is None
+    assert (system.rate().rate, system.rate().mode, system.rate().lag) == (100.0, Mode.NORMAL, 10)
+    # And when it is back, so is everything
+    system.database.is_away = False
+    assert system.tick().restored
+    assert (system.rate().rate, system.rig.store.state().pauses) == (1000.0, ())
+
+
+# --- Stalled drainers -----------------------------------------------------------------------------
+
+
+def stall(system: System, ticks: int) -> list[int]:
+    """Tick, and tell which partitions' drainers were ended."""
+    ended: list[int] = []
+    for _ in range(ticks):
+        ended += system.tick().terminated
+    return ended
+
+
+def test_a_drainer_that_makes_no_progress_is_ended_after_fifteen_seconds(system: System) -> None:
+    # Given two partitions with lag, one of which moves; both are held
+    system.tick()
+    system.append(0, 100)
+    system.append(1, 100)
+    system.database.held = {0, 1}
+    system.database.stored = {0: 7, 1: 0}
+    for moved in (10, 20, 30):
+        system.database.stored[1] = moved
+        assert system.tick().terminated == ()  # the first time that it is seen standing there counts as 0 s
+    # When the time is up
+    system.database.stored[1] = 40
+    report = system.tick()
+    # Then
+    assert report.terminated == (0,)
+    [event] = [e for e in system.rig.events.last(100) if e.kind is ControlEventKind.DRAINER_TERMINATED]
+    assert event.data == {"partition": "0", "offset": "7"}
+    assert event.by == "controller"
+    assert "15 s" in event.why
+
+
+def test_nobody_is_ended_where_there_is_no_lag(system: System) -> None:
+    system.append(0, 100)
+    system.database.held = {0, 1}
+    system.database.stored = {0: 100}
+    assert stall(system, 10) == []
+
+
+def test_nobody_is_ended_while_paused_nor_for_having_been_paused(system: System) -> None:
+    system.append(0, 100)
+    system.database.held = {0}
+    system.tick()
+    system.rig.store.pause(OPERATOR, by="ann", why="wait")
+    assert stall(system, 10) == []
+    system.rig.store.resume(OPERATOR, generation=None, by="ann", why="go")
+    assert stall(system, 3) == []
+    assert stall(system, 1) == [0]
+
+
+def test_a_partition_that_nobody_holds_is_no_event(system: System) -> None:
+    system.append(0, 100)
+    assert stall(system, 10) == []
+    assert "terminate 0" in system.database.asked
+    assert system.events(ControlEventKind.DRAINER_TERMINATED) == 0
+
+
+def test_two_controllers_that_alternate_see_the_same_stall(system: System) -> None:
+    system.tick()
+    system.append(0, 100)
+    system.database.held = {0}
+    ended = [system.tick(by=f"controller-{number % 2}").terminated for number in range(4)]
+    assert ended == [(), (), (), (0,)]
+
+
+def test_a_drainer_that_cannot_be_ended_is_a_problem_not_a_failure(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.tick()
+    system.append(0, 100)
+    system.database.held = {0}
+
+    def away(log_id: str, partition: int) -> bool:
+        raise SinkUnavailableError("gone")
+
+    monkeypatch.setattr(system.database, "terminate", away)
+    assert stall(system, 3) == []
+    assert system.tick().problems == ("drainer of partition 0 could not be ended: gone",)
