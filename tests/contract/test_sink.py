@@ -1,0 +1,302 @@
+"""What every sink must do: run against memory and PostgreSQL."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final, Protocol
+
+import pytest
+
+from pipeline.errors import FencedError, OffsetConflictError, PoisonedError
+from pipeline.ports.sink import Sink, StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.memory import MemorySink, MemoryStore
+from pipeline.sink.migrate import migrate
+from pipeline.sink.postgres import PostgresSink
+from support.control import eventually
+from support.database import ask
+from support.records import RECEIVED_AT_MS, batch, new_log_id, nothing, numbered_batch, record
+
+LOG: Final = new_log_id()
+
+
+class Bench(Protocol):
+    """One storage, with as many sinks as a test wants, and a look at what it holds."""
+
+    settings: Settings
+
+    def sink(self) -> Sink: ...
+
+    def events(self) -> dict[str, tuple[str, str, int, int]]:
+        """event_id -> message, log_id, partition, offset."""
+
+    def letters(self) -> dict[tuple[str, int, int], bytes]:
+        """(log_id, partition, offset) -> raw record."""
+
+
+class MemoryBench:
+    def __init__(self) -> None:
+        self.settings = Settings(poison_run_records_max=5, poison_ratio_max=0.5)
+        self._store = MemoryStore()
+
+    def sink(self) -> Sink:
+        return MemorySink(self.settings, self._store)
+
+    def events(self) -> dict[str, tuple[str, str, int, int]]:
+        return {
+            event_id: (event.message, *self._store.places[event_id]) for event_id, event in self._store.events.items()
+        }
+
+    def letters(self) -> dict[tuple[str, int, int], bytes]:
+        return {place: letter.raw for place, letter in self._store.letters.items()}
+
+
+class PostgresBench:
+    def __init__(self, database_url: str, stack: contextlib.ExitStack) -> None:
+        self.settings = Settings(database_url=database_url, poison_run_records_max=5, poison_ratio_max=0.5)
+        migrate(self.settings)
+        self._stack = stack
+
+    def sink(self) -> Sink:
+        return self._stack.enter_context(contextlib.closing(PostgresSink(self.settings)))
+
+    def _ask(self, sql: str) -> list[tuple[Any, ...]]:
+        return ask(self.settings.database_url, sql)
+
+    def events(self) -> dict[str, tuple[str, str, int, int]]:
+        rows = self._ask("SELECT event_id, message, log_id, log_partition, log_offset FROM log_events")
+        return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
+
+    def letters(self) -> dict[tuple[str, int, int], bytes]:
+        rows = self._ask("SELECT log_id, log_partition, log_offset, raw FROM dead_letters")
+        return {(row[0], row[1], row[2]): bytes(row[3]) for row in rows}
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    if request.param == "memory":
+        yield MemoryBench()
+        return
+    with contextlib.ExitStack() as stack:
+        yield PostgresBench(request.getfixturevalue("database_url"), stack)
+
+
+def test_a_batch_is_stored_with_its_offset(bench: Bench) -> None:
+    # Given a sink that knows nothing of this log
+    sink = bench.sink()
+    assert sink.stored_offsets(LOG) == {}
+    # When two batches of one partition and one of another are stored
+    first = sink.store(LOG, 1, 0, numbered_batch(0, 3), before_commit=nothing)
+    sink.store(LOG, 1, 3, numbered_batch(3, 2), before_commit=nothing)
+    sink.store(LOG, 2, 0, numbered_batch(100, 1), before_commit=nothing)
+    # Then each event is there with its place, and the offsets are those of the next records
+    assert first == StoreResult(stored=3)
+    assert bench.events() == {
+        **{f"event-{number:06d}": (f"message {number}", LOG, 1, number) for number in range(5)},
+        "event-000100": ("message 100", LOG, 2, 100),
+    }
+    assert sink.stored_offsets(LOG) == {1: 5, 2: 101}
+    assert sink.stored_offsets(new_log_id()) == {}
+
+
+def test_a_moved_offset_is_a_conflict_and_stores_nothing(bench: Bench) -> None:
+    # Given a partition stored up to 3
+    sink, other = bench.sink(), bench.sink()
+    sink.store(LOG, 0, 0, numbered_batch(0, 3), before_commit=nothing)
+    # When somebody stores what he read before that
+    with pytest.raises(OffsetConflictError):
+        other.store(LOG, 0, 0, numbered_batch(10, 3), before_commit=nothing)
+    # Then nothing of it is there, and his sink works on
+    assert len(bench.events()) == 3
+    assert other.store(LOG, 0, 3, numbered_batch(3, 1), before_commit=nothing) == StoreResult(stored=1)
+
+
+def test_a_declared_gap_moves_the_offset_over_it(bench: Bench) -> None:
+    # Given a partition stored up to 3, and a log that goes on with 8
+    sink = bench.sink()
+    sink.store(LOG, 0, 0, numbered_batch(0, 3), before_commit=nothing)
+    # When what follows is stored
+    sink.store(LOG, 0, 3, batch(8, [record(8)], gap_from=2), before_commit=nothing)
+    # Then the offset is behind it
+    assert sink.stored_offsets(LOG) == {0: 9}
+
+
+def test_a_repeat_is_stored_once(bench: Bench) -> None:
+    # Given a stored event
+    sink = bench.sink()
+    sink.store(LOG, 0, 0, batch(0, [record(1, attributes={"a": 1})]), before_commit=nothing)
+    # When the same comes again, received later, beside new ones and twice in one batch
+    again = record(1, attributes={"a": 1}, received_at_ms=RECEIVED_AT_MS + 5)
+    result = sink.store(LOG, 0, 1, batch(1, [record(2), again, record(3), record(3), again]), before_commit=nothing)
+    # Then it is counted, and the first one stands
+    assert result == StoreResult(stored=2, repeated=3)
+    assert bench.events()["event-000001"] == ("message 1", LOG, 0, 0)
+    assert bench.events()["event-000003"] == ("message 3", LOG, 0, 3)
+    assert sink.stored_offsets(LOG) == {0: 6}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"message": "another"},
+        {"severity": "WARN"},
+        {"source": "elsewhere"},
+        {"correlation_id": "somebody-else"},
+        {"timestamp": 1},
+        {"attributes": {"a": 2}},
+        {"attributes": None},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_an_id_with_other_content_is_discarded_and_counted(bench: Bench, other: dict[str, Any]) -> None:
+    # Given a stored event
+    sink = bench.sink()
+    sink.store(LOG, 0, 0, batch(0, [record(1, attributes={"a": 1})]), before_commit=nothing)
+    # When its id comes with other content, in a later batch
+    fields = {"attributes": {"a": 1}, **other}
+    result = sink.store(LOG, 0, 1, batch(1, [record(1, **fields), record(2)]), before_commit=nothing)
+    # Then the first one stands
+    assert result == StoreResult(stored=1, conflicting=1)
+    assert bench.events()["event-000001"] == ("message 1", LOG, 0, 0)
+
+
+def test_of_two_contents_in_one_batch_the_first_stands(bench: Bench) -> None:
+    # Given a batch with one id three times, the last two with other contents, before a record that sorts before it
+    values = [record(5), record(5, message="second"), record(5, message="third"), record(4)]
+    # When it is stored
+    result = bench.sink().store(LOG, 0, 0, batch(0, values), before_commit=nothing)
+    # Then the first is there
+    assert result == StoreResult(stored=2, conflicting=2)
+    assert bench.events()["event-000005"] == ("message 5", LOG, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"",
+        b"not JSON",
+        b'{"eventId": "no-more-than-this"}',
+        b"\xff\xfe",
+        record(1).replace(b'"message 1"', b"5"),
+        record(1).replace(b'"message 1"', b'"\xff"'),
+        record(1).replace(b'"message 1"', b'"a\\u0000b"'),
+        record(1).replace(b'"message 1"', b'"\\ud800"'),
+        record(1, attributes={"a": 1}).replace(b'"a":1', b'"a":[1]'),
+        record(1, attributes={"a": 1}).replace(b'"a":1', b'"\\u0000":1'),
+        b"[" * 5000,
+    ],
+    ids=lambda value: repr(value[:40]),
+)
+def test_a_broken_record_becomes_a_dead_letter_alone(bench: Bench, broken: bytes) -> None:
+    # Given a batch with one broken record among good ones
+    values = [record(10), record(11), broken, record(12)]
+    # When it is stored
+    sink = bench.sink()
+    result = sink.store(LOG, 3, 20, batch(20, values), before_commit=nothing)
+    # Then the others are stored, and it is kept as it was
+    assert result == StoreResult(stored=3, dead_lettered=1)
+    assert sorted(bench.events()) == ["event-000010", "event-000011", "event-000012"]
+    assert bench.letters() == {(LOG, 3, 22): broken}
+    assert sink.stored_offsets(LOG) == {3: 24}
+
+
+def test_what_fails_before_the_commit_leaves_nothing(bench: Bench) -> None:
+    # Given a fence that is closed
+    def fenced() -> None:
+        raise FencedError
+
+    sink = bench.sink()
+    # When a batch with a broken record is stored
+    with pytest.raises(FencedError):
+        sink.store(LOG, 0, 0, batch(0, [record(1), b"broken"]), before_commit=fenced)
+    # Then nothing of it is there, and the sink works on
+    assert bench.events() == {}
+    assert bench.letters() == {}
+    assert sink.stored_offsets(LOG) == {}
+    assert sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing) == StoreResult(stored=1)
+
+
+def test_before_commit_sees_nothing_committed(bench: Bench) -> None:
+    # Given a look at the storage from outside, just before the commit
+    seen: list[object] = []
+    bench.sink().store(LOG, 0, 0, numbered_batch(0, 2), before_commit=lambda: seen.append(bench.events()))
+    # Then there is nothing yet
+    assert seen == [{}]
+
+
+def test_one_drainer_for_each_partition(bench: Bench) -> None:
+    # Given a sink that holds a partition
+    one, two = bench.sink(), bench.sink()
+    assert one.acquire(LOG, 0)
+    # Then another can't have it, but another partition, and the same one of another log
+    assert not two.acquire(LOG, 0)
+    assert two.acquire(LOG, 1)
+    assert two.acquire(new_log_id(), 0)
+    # And it stays with the first, who may ask again, until it is given up once
+    assert one.acquire(LOG, 0)
+    one.release(LOG, 0)
+    one.release(LOG, 0)
+    assert two.acquire(LOG, 0)
+    # And giving up what one does not hold takes it from nobody
+    one.release(LOG, 0)
+    assert not one.acquire(LOG, 0)
+
+
+def test_a_closed_sink_holds_nothing_and_can_be_used_again(bench: Bench) -> None:
+    # Given a sink that holds a partition
+    one, two = bench.sink(), bench.sink()
+    assert one.acquire(LOG, 0)
+    # When it is closed, twice
+    one.close()
+    one.close()
+    # Then another may have it, as soon as the server has seen the end
+    eventually(lambda: two.acquire(LOG, 0))
+    # And the closed one connects anew
+    assert not one.acquire(LOG, 0)
+
+
+def test_too_many_dead_letters_in_a_batch_roll_it_back(bench: Bench) -> None:
+    # Given more broken records than both the number and the ratio allow
+    values = [record(1), *[b"broken"] * 6]
+    sink = bench.sink()
+    # Then the batch is refused as a whole
+    with pytest.raises(PoisonedError):
+        sink.store(LOG, 0, 0, batch(0, values), before_commit=nothing)
+    assert bench.events() == {}
+    assert bench.letters() == {}
+    assert sink.stored_offsets(LOG) == {}
+
+
+def test_many_dead_letters_among_more_good_records_are_no_poison(bench: Bench) -> None:
+    # Given more broken records than the number allows, but not than the ratio does
+    values = [*[b"broken"] * 6, *[record(number) for number in range(6)]]
+    # Then the batch is stored
+    result = bench.sink().store(LOG, 0, 0, batch(0, values), before_commit=nothing)
+    assert result == StoreResult(stored=6, dead_lettered=6)
+
+
+def test_a_trickle_of_dead_letters_is_poison_too(bench: Bench) -> None:
+    # Given batches of one broken record each, up to what is allowed
+    sink = bench.sink()
+    for offset in range(5):
+        sink.store(LOG, 0, offset, batch(offset, [b"broken"]), before_commit=nothing)
+    # Then the next one is poison, since no batch before it was better
+    with pytest.raises(PoisonedError):
+        sink.store(LOG, 0, 5, batch(5, [b"broken"]), before_commit=nothing)
+    assert sink.stored_offsets(LOG) == {0: 5}
+
+
+def test_a_good_batch_ends_a_run_of_dead_letters(bench: Bench) -> None:
+    # Given batches of one broken record each, up to what is allowed, and a good one
+    sink = bench.sink()
+    for offset in range(5):
+        sink.store(LOG, 0, offset, batch(offset, [b"broken"]), before_commit=nothing)
+    sink.store(LOG, 0, 5, batch(5, [record(5)]), before_commit=nothing)
+    # Then the next broken one is a dead letter
+    result = sink.store(LOG, 0, 6, batch(6, [b"broken"]), before_commit=nothing)
+    assert result == StoreResult(dead_lettered=1)
+
+
+def test_probe_writes(bench: Bench) -> None:
+    sink = bench.sink()
+    sink.probe()
+    sink.probe()

@@ -1,0 +1,230 @@
+"""PostgreSQL killed and frozen at every point of a call: it fails in time, and nothing is stored twice or in part."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from pipeline.errors import SinkUnavailableError
+from pipeline.ports.log import LogBatch
+from pipeline.ports.sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from pipeline.sink.postgres import PostgresSink
+from stack.servers import Server
+from support.control import eventually
+from support.database import ask, stored_ids
+from support.records import batch, new_log_id, nothing, numbered_batch, record
+
+LOG = new_log_id()
+SILENCE_SECONDS = 0.5  # instead of 2, to be quick
+
+
+class Interrupted(list[bytes]):
+    """Records of which one takes something that happens to PostgreSQL with it, in the midst of the COPY."""
+
+    def __init__(self, values: list[bytes], at: int, happens: Callable[[], None]) -> None:
+        super().__init__(values)
+        self._at = at
+        self._happens = happens
+
+    def __iter__(self) -> Iterator[bytes]:
+        for index, value in enumerate(super().__iter__()):
+            if index == self._at:
+                self._happens()
+            yield value
+
+
+@pytest.fixture
+def sink(database_url: str) -> Iterator[PostgresSink]:
+    settings = Settings(database_url=database_url)
+    migrate(settings)
+    with contextlib.closing(PostgresSink(settings)) as made:
+        yield made
+
+
+def _terminate_others(database_url: str) -> None:
+    ended = ask(
+        database_url,
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'sluice'",
+    )
+    assert ended == [(True,)]
+
+
+def test_a_backend_killed_in_the_copy(sink: PostgresSink, database_url: str) -> None:
+    # Given a COPY of several chunks whose backend ends after some of them
+    values = [record(number, message="x" * 1000) for number in range(1000)]
+    interrupted = LogBatch(0, Interrupted(values, 700, lambda: _terminate_others(database_url)))
+    with pytest.raises(SinkUnavailableError):
+        sink.store(LOG, 0, 0, interrupted, before_commit=nothing)
+    # Then nothing is stored, and the next try makes another connection
+    assert stored_ids(database_url) == []
+    assert sink.stored_offsets(LOG) == {}
+    assert sink.store(LOG, 0, 0, batch(0, values), before_commit=nothing) == StoreResult(stored=1000)
+
+
+def test_a_backend_killed_before_the_commit(sink: PostgresSink, database_url: str) -> None:
+    # Given a backend that ends once everything is written
+    with pytest.raises(SinkUnavailableError):
+        sink.store(LOG, 0, 0, numbered_batch(0, 5), before_commit=lambda: _terminate_others(database_url))
+    # Then nothing is stored
+    assert stored_ids(database_url) == []
+    assert sink.stored_offsets(LOG) == {}
+
+
+def test_a_backend_killed_between_calls_takes_the_lock_with_it(sink: PostgresSink, database_url: str) -> None:
+    # Given a partition that is held
+    assert sink.acquire(LOG, 0)
+    _terminate_others(database_url)
+    # When the connection is found dead
+    with pytest.raises(SinkUnavailableError):
+        sink.stored_offsets(LOG)
+    # Then the sink does not believe that it still holds the partition
+    with contextlib.closing(PostgresSink(sink._settings)) as other:
+        assert other.acquire(LOG, 0)
+        assert not sink.acquire(LOG, 0)
+
+
+# --- frozen ---------------------------------------------------------------------------------------------------
+
+
+class Frozen:
+    """A private PostgreSQL, and a sink on it with little patience."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.settings = Settings(
+            database_url=server.url, sink_call_seconds_max=SILENCE_SECONDS, sink_connect_seconds_max=1
+        )
+        migrate(self.settings)
+        self.sink = PostgresSink(self.settings)
+
+    def fails(self, call: Callable[[], object], *, seconds_max: float = SILENCE_SECONDS + 0.5) -> None:
+        """`call` raises SinkUnavailableError in time."""
+        started = time.monotonic()
+        with pytest.raises(SinkUnavailableError):
+            call()
+        assert time.monotonic() - started < seconds_max
+
+    def thaw(self) -> None:
+        """Thaw, and wait until the backends have noticed that nobody waits for them any more."""
+        self.server.thaw()
+        eventually(
+            lambda: (
+                ask(self.settings.database_url, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+            )
+        )
+
+
+@pytest.fixture
+def frozen(own_postgres: Server) -> Iterator[Frozen]:
+    made = Frozen(own_postgres)
+    yield made
+    own_postgres.thaw()
+    made.sink.close()
+
+
+def test_every_call_to_a_frozen_server_fails_in_time(frozen: Frozen) -> None:
+    # Given a sink with a connection, and one without
+    sink, server = frozen.sink, frozen.server
+    unconnected = PostgresSink(frozen.settings)
+    calls: list[Callable[[], object]] = [
+        lambda: sink.stored_offsets(LOG),
+        lambda: sink.acquire(LOG, 1),
+        sink.probe,
+        lambda: sink.store(LOG, 0, 0, numbered_batch(0, 3), before_commit=nothing),
+        lambda: sink.terminate_stalled(LOG, 0),
+    ]
+    for call in calls:
+        assert sink.acquire(LOG, 0)
+        # When the server is frozen
+        server.freeze()
+        # Then the call fails in time, so does the next, which has to connect, and giving up the lock raises nothing
+        frozen.fails(call)
+        frozen.fails(unconnected.probe, seconds_max=1.5)
+        sink.release(LOG, 0)
+        # And all is well once it is thawed
+        frozen.thaw()
+    assert sink.store(LOG, 0, 0, numbered_batch(0, 3), before_commit=nothing) == StoreResult(stored=3)
+    unconnected.close()
+
+
+def test_release_on_a_frozen_server_ends_in_time(frozen: Frozen) -> None:
+    assert frozen.sink.acquire(LOG, 0)
+    frozen.server.freeze()
+    started = time.monotonic()
+    frozen.sink.release(LOG, 0)
+    assert time.monotonic() - started < SILENCE_SECONDS + 0.5
+
+
+def test_a_server_frozen_in_the_copy(frozen: Frozen) -> None:
+    # Given a COPY that is larger than what sockets hold, and a server that freezes in the midst of it
+    values = [record(number, message="x" * 60_000) for number in range(400)]
+    interrupted = LogBatch(0, Interrupted(values, 50, frozen.server.freeze))
+    frozen.fails(lambda: frozen.sink.store(LOG, 0, 0, interrupted, before_commit=nothing))
+    # Then nothing is stored
+    frozen.thaw()
+    assert stored_ids(frozen.settings.database_url) == []
+
+
+def test_a_server_frozen_at_the_commit(frozen: Frozen) -> None:
+    # Given a server that freezes once everything is written
+    sink = frozen.sink
+    frozen.fails(lambda: sink.store(LOG, 0, 0, numbered_batch(0, 5), before_commit=frozen.server.freeze))
+    frozen.thaw()
+    # Then all of it is stored (COMMIT was waiting in the socket) or nothing, and the offset says which
+    offsets = sink.stored_offsets(LOG)
+    stored = stored_ids(frozen.settings.database_url)
+    assert (len(stored), offsets) in [(0, {}), (5, {0: 5})]
+
+
+def test_a_copy_that_makes_progress_is_not_silence(frozen: Frozen) -> None:
+    # Given a COPY that lasts longer than the silence allowed, with signs of life in between
+    values = [record(number, message="x" * 60_000) for number in range(6)]
+
+    class Slow(list[bytes]):
+        def __iter__(self) -> Iterator[bytes]:
+            for value in super().__iter__():
+                threading.Event().wait(SILENCE_SECONDS / 3)
+                yield value
+
+    # Then it is stored
+    result = frozen.sink.store(LOG, 0, 0, LogBatch(0, Slow(values)), before_commit=nothing)
+    assert result == StoreResult(stored=6)
+
+
+def test_a_killed_server_and_its_return(frozen: Frozen) -> None:
+    # Given a server that is killed while a partition is held
+    sink = frozen.sink
+    assert sink.acquire(LOG, 0)
+    sink.store(LOG, 0, 0, numbered_batch(0, 2), before_commit=nothing)
+    frozen.server.kill()
+    frozen.fails(lambda: sink.store(LOG, 0, 2, numbered_batch(2, 2), before_commit=nothing))
+    frozen.fails(sink.probe)
+    # When it is back, then the sink is too
+    frozen.server.start()
+    assert sink.acquire(LOG, 0)
+    assert sink.stored_offsets(LOG) == {0: 2}
+    assert sink.store(LOG, 0, 2, numbered_batch(2, 2), before_commit=nothing) == StoreResult(stored=2)
+
+
+def test_the_default_patience_is_two_seconds(frozen: Frozen) -> None:
+    # Given the default settings
+    defaults = Settings()
+    patient = PostgresSink(
+        replace(
+            frozen.settings,
+            sink_call_seconds_max=defaults.sink_call_seconds_max,
+            sink_connect_seconds_max=defaults.sink_connect_seconds_max,
+        )
+    )
+    with contextlib.closing(patient):
+        patient.probe()
+        frozen.server.freeze()
+        # Then a call, and connecting anew, each fail within 2.5 s: five of them open the breaker within 12 s
+        frozen.fails(patient.probe, seconds_max=2.5)
+        frozen.fails(patient.probe, seconds_max=2.5)

@@ -1,0 +1,41 @@
+"""A look at the database from outside, on a connection of its own."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg2
+
+
+def ask(database_url: str, sql: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+    """Run one statement, committed at once; its rows, if it has any."""
+    with contextlib.closing(psycopg2.connect(database_url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+
+def stored_ids(database_url: str) -> list[str]:
+    """The ids of all events, in order."""
+    return [event_id for (event_id,) in ask(database_url, "SELECT event_id FROM log_events ORDER BY event_id")]
+
+
+def fail_on_insert(database_url: str, sqlstate: str, *, when: str = "true") -> None:
+    """Let PostgreSQL refuse each event for which `when` holds (a condition on NEW) with a SQLSTATE."""
+    ask(
+        database_url,
+        f"""
+        CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF {when} THEN RAISE EXCEPTION 'refused by the test' USING ERRCODE = '{sqlstate}'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON log_events FOR EACH ROW EXECUTE FUNCTION refuse();
+        """,
+    )
+
+
+def fail_no_more(database_url: str) -> None:
+    """End `fail_on_insert`."""
+    ask(database_url, "DROP TRIGGER refuse ON log_events")
