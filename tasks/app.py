@@ -80,8 +80,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "task_create_missing_queues": False,
         "task_routes": {"sluice.drain": {"queue": Queue.BATCHES.value}},
         # A task beyond its limit can only be frozen (a stopped server, a lost packet): its process is killed.
+        "task_time_limit": _CONTROL_SECONDS_MAX,
         "task_annotations": {
-            "*": {"time_limit": _CONTROL_SECONDS_MAX},
             "sluice.drain": {"time_limit": settings.drain_hard_seconds_max},
             "sluice.regulate": {"time_limit": _MIGRATION_SECONDS_MAX},  # its first run brings the schema up to date
         },

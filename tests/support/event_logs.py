@@ -1,0 +1,230 @@
+"""Event logs for tests: the same system's log on Redis Streams, Kafka or in memory, and ways to damage it."""
+
+import struct
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import redis
+from kafka import KafkaAdminClient
+
+from pipeline.clock import SystemClock
+from pipeline.errors import LogUnavailableError
+from pipeline.log.kafka import API_VERSION, KafkaLog, parse_bootstrap
+from pipeline.log.kafka_wire import KafkaWire
+from pipeline.log.memory import MemoryLog
+from pipeline.log.redis_streams import RedisStreamsLog
+from pipeline.names import KEY_LOG_STREAM
+from pipeline.ports.log import EventLog, LogBatch
+from pipeline.settings import Settings
+from stack.servers import Server
+
+# Above every time-out of an adapter, and far below a hang.
+CALL_SECONDS_MAX = 2.5
+
+
+class NoFloors:
+    """A floor source that knows of nothing stored, and counts how often it is asked."""
+
+    def __init__(self, floors: Mapping[int, int] | None = None, error: Exception | None = None) -> None:
+        self.floors = dict(floors or {})
+        self.error = error
+        self.calls: list[tuple[str, str]] = []
+
+    def __call__(self, log_id: str, incarnation: str) -> Mapping[int, int]:
+        self.calls.append((log_id, incarnation))
+        if self.error is not None:
+            raise self.error
+        return self.floors
+
+
+class LogRig(Protocol):
+    """One system's log, whichever it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, floors: NoFloors | None = None) -> EventLog:
+        """Another process' view of the log; closed by `close`."""
+
+    def trim(self, partition: int, offset: int) -> None:
+        """Drop records below `offset` by hand, as an operator would."""
+
+    def replace(self) -> None:
+        """Put another, empty log in its place, with all servers running on."""
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class MemoryRig:
+    name: str = "memory"
+    log: MemoryLog = field(default_factory=MemoryLog)
+
+    def open(self, floors: NoFloors | None = None) -> EventLog:
+        return self.log
+
+    def trim(self, partition: int, offset: int) -> None:
+        self.log.trim(partition, offset)
+
+    def replace(self) -> None:
+        self.log.flush()
+
+    def close(self) -> None:
+        self.log.close()
+
+
+def log_settings(url: str, **changes: Any) -> Settings:
+    """Settings of a log of the test's own on this server."""
+    unique = f"t{uuid.uuid4().hex}"
+    return replace(Settings(event_log_url=url, key_prefix=f"{unique}:", log_topic=unique), **changes)
+
+
+@dataclass
+class RedisRig:
+    settings: Settings
+    name: str = "redis"
+    opened: list[RedisStreamsLog] = field(default_factory=list)
+
+    def open(self, floors: NoFloors | None = None) -> RedisStreamsLog:
+        self.opened.append(RedisStreamsLog(self.settings, floors or NoFloors()))
+        return self.opened[-1]
+
+    def client(self) -> "redis.Redis":
+        return redis.Redis.from_url(self.settings.event_log_url, protocol=2)
+
+    def stream(self, partition: int) -> str:
+        return f"{self.settings.key_prefix}{KEY_LOG_STREAM}:{partition}"
+
+    def trim(self, partition: int, offset: int) -> None:
+        with self.client() as client:
+            client.execute_command("XTRIM", self.stream(partition), "MINID", "=", f"0-{offset + 1}")
+
+    def replace(self) -> None:
+        """What FLUSHALL does to this log, on a server that is shared."""
+        with self.client() as client:
+            for key in client.scan_iter(match=f"{self.settings.key_prefix}*", count=1000):
+                client.delete(key)
+
+    def close(self) -> None:
+        for log in self.opened:
+            log.close()
+
+
+@dataclass
+class KafkaRig:
+    settings: Settings
+    name: str = "kafka"
+    opened: list[KafkaLog] = field(default_factory=list)
+
+    def open(self, floors: NoFloors | None = None) -> KafkaLog:
+        self.opened.append(KafkaLog(self.settings))
+        return self.opened[-1]
+
+    def wire(self) -> KafkaWire:
+        return KafkaWire(parse_bootstrap(self.settings.event_log_url), call_seconds_max=5.0, clock=SystemClock())
+
+    def admin(self) -> KafkaAdminClient:
+        return KafkaAdminClient(
+            bootstrap_servers=self.settings.event_log_url.removeprefix("kafka://"), api_version=API_VERSION
+        )
+
+    def trim(self, partition: int, offset: int) -> None:
+        wire = self.wire()
+        topic = self.settings.log_topic.encode()
+        body = struct.pack(">ih", 1, len(topic)) + topic + struct.pack(">iiqi", 1, partition, offset, 5000)
+        wire.topic(self.settings.log_topic)
+        answer = wire._ask(None, (21, 0), body)  # DeleteRecords, which neither client has a call for
+        wire.close()
+        answer.int32()
+        answer.int32()
+        answer.string()
+        assert answer.int32() == 1
+        answer.int32()
+        assert (answer.int64(), answer.int16()) == (offset, 0)
+
+    def replace(self) -> None:
+        """Delete the topic, and make it anew."""
+        wire = self.wire()
+        admin = self.admin()
+        before = wire.topic(self.settings.log_topic)
+        admin.delete_topics([self.settings.log_topic])
+        admin.close()
+        eventually(lambda: wire.topic(self.settings.log_topic) is None, "the topic is gone")
+        again = KafkaLog(self.settings)
+        eventually(lambda: _made(again), "the topic is there again")
+        assert wire.topic(self.settings.log_topic) != before
+        again.close()
+        wire.close()
+
+    def close(self) -> None:
+        for log in self.opened:
+            log.close()
+
+
+def _made(log: KafkaLog) -> bool:
+    try:
+        log.identity()
+    except LogUnavailableError:  # the old topic's name is still being given back
+        return False
+    return True
+
+
+def redis_log_rig(server: Server, **changes: Any) -> RedisRig:
+    return RedisRig(log_settings(server.url, **changes))
+
+
+def kafka_log_rig(server: Server, **changes: Any) -> KafkaRig:
+    return KafkaRig(log_settings(server.url, **changes))
+
+
+def eventually(condition: Callable[[], bool], what: str, *, seconds_max: float = 20.0) -> None:
+    """Wait for a condition; fail with `what` where it does not come true in time."""
+    deadline = time.monotonic() + seconds_max
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds_max:.0f} s: {what}"
+        time.sleep(0.01)  # noqa: TID251 - between two looks
+
+
+def recovered(call: Callable[[], Any], *, seconds_max: float = 20.0) -> Any:
+    """What `call` returns once the log answers again."""
+    found: list[Any] = []
+
+    def answers() -> bool:
+        try:
+            found.append(call())
+        except LogUnavailableError:
+            return False
+        return True
+
+    eventually(answers, "the log answers again", seconds_max=seconds_max)
+    return found[0]
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What `call` returns or raises, and the seconds that it took."""
+    started = time.monotonic()
+    try:
+        result = call()
+    except Exception as error:  # noqa: BLE001 - the caller looks at it
+        result = error
+    return result, time.monotonic() - started
+
+
+def read_all(log: EventLog, partition: int, offset: int = 0) -> list[bytes]:
+    """Every value of a partition from `offset` on; the log must have no holes."""
+    values: list[bytes] = []
+    while (batch := log.read(partition, offset, records_max=700, wait_seconds=0)) is not None:
+        assert batch.offset == offset
+        values += batch.values
+        offset = batch.next_offset
+    return values
+
+
+def must_read(log: EventLog, partition: int, offset: int, *, records_max: int = 1000) -> LogBatch:
+    """A batch that must be there."""
+    batch = log.read(partition, offset, records_max=records_max, wait_seconds=5.0)
+    assert batch is not None
+    return batch

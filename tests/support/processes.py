@@ -1,0 +1,164 @@
+"""Sluice's own processes, started by tests on servers of their choice."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.settings import Settings
+from support.traffic import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def environ_of(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables."""
+    return {name.upper(): str(value) for name, value in vars(settings).items()}
+
+
+class Program:
+    """One process of Sluice, with its log in a file; can be killed, frozen and started again."""
+
+    def __init__(self, name: str, arguments: list[str], settings: Settings, folder: Path) -> None:
+        self.name = name
+        self.log_path = folder / f"{name}.log"
+        self._command = [sys.executable, "-m", *arguments]
+        self._environ = {**os.environ, **environ_of(settings), "PYTHONWARNINGS": "default"}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Program":
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._environ, stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, f"{self.name} is not running"
+        return self._process.pid
+
+    def children(self) -> list[psutil.Process]:
+        return list(psutil.Process(self.pid).children(recursive=True))
+
+    def freeze(self) -> None:
+        for one in (psutil.Process(self.pid), *self.children()):
+            one.suspend()
+
+    def thaw(self) -> None:
+        for one in (psutil.Process(self.pid), *self.children()):
+            one.resume()
+
+    def kill(self) -> None:
+        """SIGKILL to the main process alone, as the kernel would do it: its children find out by themselves."""
+        os.kill(self.pid, signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait(10)
+        self._process = None
+
+    def stop(self, *, seconds_max: float = 20.0) -> int | None:
+        """SIGTERM and wait; everything of it by force where that takes too long. Returns the exit status."""
+        if self._process is None:
+            return None
+        family = [psutil.Process(self.pid), *self.children()] if self._process.poll() is None else []
+        self._process.terminate()
+        try:
+            status = self._process.wait(seconds_max)
+        except subprocess.TimeoutExpired:
+            status = None
+        for one in family:
+            if one.is_running():
+                one.kill()
+        self._process.wait(5)
+        self._process = None
+        return status
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+
+def _worker(queue: str, concurrency: int) -> list[str]:
+    name = f"{queue}-{os.urandom(3).hex()}@{socket.gethostname()}"
+    return [
+        *("celery", "-A", "tasks.app", "worker", "-Q", queue, "-n", name, "--concurrency", str(concurrency)),
+        *("--without-gossip", "--without-mingle", "--loglevel", "info"),
+    ]
+
+
+def batches_worker(settings: Settings, folder: Path) -> Program:
+    return Program("batches", _worker("batches", settings.log_partitions + 2), settings, folder)
+
+
+def control_worker(settings: Settings, folder: Path) -> Program:
+    return Program("control", _worker("control", 2), settings, folder)
+
+
+def beat(settings: Settings, folder: Path) -> Program:
+    arguments = ["celery", "-A", "tasks.app", "beat", "--scheduler", "celery.beat:Scheduler", "--loglevel", "info"]
+    return Program("beat", [*arguments, f"--pidfile={folder / 'beat.pid'}"], settings, folder)
+
+
+def ingest(settings: Settings, folder: Path, name: str = "ingest") -> Program:
+    return Program(name, ["ingest"], settings, folder)
+
+
+def http_status(url: str) -> int | None:
+    """Status of a GET, None where nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+class System:
+    """The whole of Sluice on given servers: ingest, both workers and Beat."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.url = f"http://{settings.ingest_host}:{settings.ingest_port}"
+        self.ingest = ingest(settings, folder)
+        self.batches = batches_worker(settings, folder)
+        self.control = control_worker(settings, folder)
+        self.beat = beat(settings, folder)
+
+    @property
+    def programs(self) -> list[Program]:
+        return [self.ingest, self.batches, self.control, self.beat]
+
+    def start(self) -> "System":
+        for program in self.programs:
+            program.start()
+        self.wait(lambda: http_status(f"{self.url}/readyz") == 200, "ingest is ready")
+        self.wait(lambda: self.health()["consumption"] == "running", "consumption runs")
+        return self
+
+    def stop(self) -> None:
+        for program in self.programs:
+            program.stop()
+
+    def health(self) -> dict[str, Any]:
+        """The health document."""
+        import json
+
+        with urllib.request.urlopen(f"{self.url}/api/logs/health", timeout=5) as answer:
+            document: dict[str, Any] = json.loads(answer.read())
+            return document
+
+    def wait(self, condition: Callable[[], bool], what: str, *, seconds_max: float = 40.0) -> None:
+        """Wait for a condition; where it does not come, the logs' ends are in the error."""
+        try:
+            wait_until(condition, what, seconds_max=seconds_max)
+        except AssertionError as error:
+            logs = "\n".join(f"--- {one.name}\n{one.log()[-1500:]}" for one in self.programs)
+            raise AssertionError(f"{error}\n{logs}") from None
