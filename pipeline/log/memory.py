@@ -26,46 +26,111 @@ class _Partition:
         self.committed: int | None = None
 
 
-class MemoryLog:
-    """EventLog in one process, thread-safe. It behaves like Redis Streams: it can come back without its tail.
+class MemoryLogServer:
+    """What all adapters of one log in memory share, and the ways to make it fail.
 
-    Nothing is ever dropped by `commit`; see `trim`. The methods from `stop` on are the ways to make it fail; each
-    says which real fault it stands for.
+    Each says which real fault it stands for.
     """
 
-    def __init__(self, partitions: int = 4, floors: FloorSource | None = None) -> None:
-        self._changed = threading.Condition()
-        self._partitions = [_Partition() for _ in range(partitions)]
-        self._floors = floors
-        self._log_id = uuid.uuid4().hex
-        self._incarnation = uuid.uuid4().hex
-        self._known: LogIdentity | None = None
-        self._fenced: str | None = None
-        self._pending_floors: dict[int, int] = {}
-        self._is_down = False
-        self._loses_answers = False
-        self._entries_max: int | None = None
+    def __init__(self, partitions: int = 4) -> None:
+        self.changed = threading.Condition()
+        self.partitions = [_Partition() for _ in range(partitions)]
+        self.log_id = uuid.uuid4().hex
+        self.incarnation = uuid.uuid4().hex
+        self.entries_max: int | None = None
+        self.is_down = False
+        self.loses_answers = False
 
-    # --- The port ---------------------------------------------------------------------------------------------------
+    @property
+    def identity(self) -> LogIdentity:
+        """Who the log is right now."""
+        return LogIdentity(self.log_id, self.incarnation, len(self.partitions))
+
+    def stop(self) -> None:
+        """Be away (killed or frozen) until `start`."""
+        with self.changed:
+            self.is_down = True
+            self.changed.notify_all()
+
+    def start(self) -> None:
+        """Be back, as the same incarnation."""
+        with self.changed:
+            self.is_down = False
+
+    def lose_answers(self, loses: bool = True) -> None:
+        """Store what is appended, but never confirm it (a time-out)."""
+        with self.changed:
+            self.loses_answers = loses
+
+    def limit(self, entries_max: int | None) -> None:
+        """Be full once so many entries are held; None lifts the limit (Redis at maxmemory)."""
+        with self.changed:
+            self.entries_max = entries_max
+
+    def restart(self, keep: Mapping[int, int] | None = None) -> None:
+        """Come back as another incarnation; partitions in `keep` without what lies from that offset on."""
+        with self.changed:
+            self.incarnation = uuid.uuid4().hex
+            self.is_down = False
+            for number, end in (keep or {}).items():
+                held = self.partitions[number]
+                held.entries = {at: value for at, value in held.entries.items() if at < end}
+                held.gaps = {at: start for at, start in held.gaps.items() if at < end}
+                held.end = min(held.end, end)
+                held.begin = min(held.begin, held.end)
+            self.changed.notify_all()
+
+    def flush(self) -> None:
+        """Become another, empty log (FLUSHALL, a topic made anew)."""
+        with self.changed:
+            self.partitions = [_Partition() for _ in self.partitions]
+            self.log_id = uuid.uuid4().hex
+            self.changed.notify_all()
+
+    def trim(self, partition: int, offset: int) -> None:
+        """Drop what lies below `offset`, whether it was read or not (XTRIM by hand, retention)."""
+        with self.changed:
+            held = self.partitions[partition]
+            held.begin = max(held.begin, min(offset, held.end))
+            held.entries = {at: value for at, value in held.entries.items() if at >= held.begin}
+
+
+class MemoryLog:
+    """EventLog in one process. It behaves like Redis Streams: it can come back without its tail.
+
+    Adapters that are given the same server are views of one log, as different processes have them. Nothing is ever
+    dropped by `commit`; see `MemoryLogServer.trim`.
+    """
+
+    def __init__(
+        self, partitions: int = 4, floors: FloorSource | None = None, *, server: MemoryLogServer | None = None
+    ) -> None:
+        self.server = server or MemoryLogServer(partitions)
+        self._floors = floors
+        self._known: LogIdentity | None = None
+        self._fenced: LogIdentity | None = None
+        self._pending_floors: dict[int, int] = {}
 
     def identity(self) -> LogIdentity:
-        with self._changed:
+        with self.server.changed:
             self._must_be_up()
             with contextlib.suppress(LogUnavailableError):  # tried again by the next append
                 self._fence()
-            self._known = LogIdentity(self._log_id, self._incarnation, len(self._partitions))
+            self._known = self.server.identity
             return self._known
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
-        with self._changed:
+        server = self.server
+        with server.changed:
             self._must_be_up()
             self._fence()
-            if self._entries_max is not None and self._held() + len(entries) > self._entries_max:
+            if not all(0 <= number < len(server.partitions) for number, _ in entries):
+                raise LogUnavailableError(f"the event log has only {len(server.partitions)} partitions")
+            held = sum(len(partition.entries) for partition in server.partitions)
+            if server.entries_max is not None and held + len(entries) > server.entries_max:
                 raise LogFullError
-            if not all(0 <= number < len(self._partitions) for number, _ in entries):
-                raise LogUnavailableError(f"the event log has only {len(self._partitions)} partitions")
             for number, value in entries:
-                partition = self._partitions[number]
+                partition = server.partitions[number]
                 floor = self._pending_floors.pop(number, 0)
                 if partition.end < floor:
                     partition.gaps[floor] = partition.end
@@ -74,19 +139,25 @@ class MemoryLog:
                     partition.end = floor
                 partition.entries[partition.end] = value
                 partition.end += 1
-            self._changed.notify_all()
-            if self._loses_answers:
+            server.changed.notify_all()
+            if server.loses_answers:
                 raise LogIndeterminateError
 
     def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
-        with self._changed:
+        server = self.server
+
+        def is_due() -> bool:
+            return server.is_down or self._known != server.identity or server.partitions[partition].end > offset
+
+        with server.changed:
             self._must_be_up()
-            self._must_be_known()
-            held = self._partitions[partition]
-            self._changed.wait_for(lambda: held.end > offset or self._is_down, wait_seconds)
+            if self._known is None:
+                self.identity()
+            server.changed.wait_for(is_due, wait_seconds)
             self._must_be_up()
-            self._must_be_known()
-            held = self._partitions[partition]
+            if self._known != server.identity:
+                raise LogRestartedError
+            held = server.partitions[partition]
             first = next((at for at in range(max(offset, held.begin), held.end) if at in held.entries), None)
             if first is None:
                 return None
@@ -98,99 +169,45 @@ class MemoryLog:
             return LogBatch(first, values, held.gaps.get(first))
 
     def commit(self, partition: int, offset: int) -> None:
-        with self._changed:
-            held = self._partitions[partition]
-            if not self._is_down and offset <= held.end:
+        with self.server.changed:
+            held = self.server.partitions[partition]
+            if not self.server.is_down and offset <= held.end:
                 held.committed = max(offset, held.committed or 0)
 
     def positions(self) -> list[PartitionPosition]:
-        with self._changed:
+        with self.server.changed:
             self._must_be_up()
-            if self._known is None:
-                self.identity()
-            if self._known is not None and self._known.log_id != self._log_id:
+            known = self._known or self.identity()
+            if known.log_id != self.server.log_id:
                 raise LogUnavailableError("the event log is another one than when it was last asked who it is")
             return [
                 PartitionPosition(number, held.begin, held.end, held.committed)
-                for number, held in enumerate(self._partitions)
+                for number, held in enumerate(self.server.partitions)
             ]
 
     def close(self) -> None:
         pass
 
-    # --- Ways to make it fail ---------------------------------------------------------------------------------------
-
     def stop(self) -> None:
-        """Be away (killed or frozen) until `start`."""
-        with self._changed:
-            self._is_down = True
-            self._changed.notify_all()
+        """Make the log be away; see `server` for more."""
+        self.server.stop()
 
     def start(self) -> None:
-        """Be back, as the same incarnation."""
-        with self._changed:
-            self._is_down = False
-
-    def lose_answers(self, loses: bool = True) -> None:
-        """Store what is appended, but never confirm it (a time-out)."""
-        with self._changed:
-            self._loses_answers = loses
-
-    def limit(self, entries_max: int | None) -> None:
-        """Be full once so many entries are held; None lifts the limit (Redis at maxmemory)."""
-        with self._changed:
-            self._entries_max = entries_max
-
-    def restart(self, keep: Mapping[int, int] | None = None) -> None:
-        """Come back as another incarnation; partitions in `keep` without what lies from that offset on."""
-        with self._changed:
-            self._incarnation = uuid.uuid4().hex
-            self._is_down = False
-            for number, end in (keep or {}).items():
-                held = self._partitions[number]
-                held.entries = {at: value for at, value in held.entries.items() if at < end}
-                held.gaps = {at: start for at, start in held.gaps.items() if at < end}
-                held.end = min(held.end, end)
-                held.begin = min(held.begin, held.end)
-            self._changed.notify_all()
-
-    def flush(self) -> None:
-        """Become another, empty log (FLUSHALL, a topic made anew)."""
-        with self._changed:
-            self._partitions = [_Partition() for _ in self._partitions]
-            self._log_id = uuid.uuid4().hex
-            self._changed.notify_all()
-
-    def trim(self, partition: int, offset: int) -> None:
-        """Drop what lies below `offset`, whether it was read or not (XTRIM by hand, retention)."""
-        with self._changed:
-            held = self._partitions[partition]
-            held.begin = max(held.begin, min(offset, held.end))
-            held.entries = {at: value for at, value in held.entries.items() if at >= held.begin}
-
-    # --- Inside, under the lock -------------------------------------------------------------------------------------
-
-    def _held(self) -> int:
-        return sum(len(held.entries) for held in self._partitions)
+        """Make the log be back."""
+        self.server.start()
 
     def _must_be_up(self) -> None:
-        if self._is_down:
+        if self.server.is_down:
             raise LogUnavailableError
-
-    def _must_be_known(self) -> None:
-        if self._known is None:
-            self.identity()
-        elif (self._known.log_id, self._known.incarnation) != (self._log_id, self._incarnation):
-            raise LogRestartedError
 
     def _fence(self) -> None:
         """Learn the floors of an incarnation that was not fenced yet."""
-        fence = f"{self._log_id}/{self._incarnation}"
-        if self._fenced == fence:
+        identity = self.server.identity
+        if self._fenced == identity:
             return
         if self._floors is not None:
             try:
-                self._pending_floors = dict(self._floors(self._log_id, self._incarnation))
+                self._pending_floors = dict(self._floors(identity.log_id, identity.incarnation))
             except RecoverableError as error:
                 raise LogUnavailableError(f"nothing can be appended to the event log now: {error}") from error
-        self._fenced = fence
+        self._fenced = identity
