@@ -131,7 +131,7 @@ class PostgresSink:
             lambda index: (log_id, partition, batch.offset + index),
             letters_max=run.letters_left(len(batch.values)),
         )
-        written.letters += rows.letters
+        written.letters = sorted([*written.letters, *rows.letters], key=lambda letter: letter.index)
         return written
 
     def _locks(self) -> set[int]:

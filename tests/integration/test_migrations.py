@@ -1,0 +1,114 @@
+"""Migrations: once each, in order, from any number of processes, and never over a schema that is not known."""
+
+import contextlib
+import multiprocessing
+from typing import Any
+
+import psycopg2
+import pytest
+
+from pipeline.errors import SchemaError, SinkUnavailableError
+from pipeline.settings import Settings
+from pipeline.sink.migrate import Migration, migrate, migrations
+from support.database import ask
+
+NAMES = [migration.name for migration in migrations()]
+SLOW = Migration(1, "0001_slow.sql", "CREATE TABLE slow (id int); SELECT pg_sleep(0.3);")
+GOOD = Migration(2, "0002_good.sql", "CREATE TABLE good (id int);")
+
+
+def test_all_are_applied_once(database_url: str) -> None:
+    settings = Settings(database_url=database_url)
+    assert NAMES[0] == "0001_events.sql"
+    assert migrate(settings) == NAMES
+    assert migrate(settings) == []
+    assert ask(database_url, "SELECT name FROM schema_migrations ORDER BY version") == [(name,) for name in NAMES]
+
+
+def test_the_table_is_the_promised_one(database_url: str) -> None:
+    migrate(Settings(database_url=database_url))
+    columns = ask(
+        database_url,
+        "SELECT column_name, data_type FROM information_schema.columns"
+        " WHERE table_name = 'log_events' ORDER BY ordinal_position",
+    )
+    assert columns == [
+        ("event_id", "text"),
+        ("correlation_id", "text"),
+        ("severity", "text"),
+        ("message", "text"),
+        ("source", "text"),
+        ("event_time", "timestamp with time zone"),
+        ("received_at", "timestamp with time zone"),
+        ("attributes", "jsonb"),
+        ("log_id", "text"),
+        ("log_partition", "integer"),
+        ("log_offset", "bigint"),
+    ]
+
+
+def _migrate_at_once(database_url: str, start: Any, answers: Any) -> None:
+    start.wait(20)
+    answers.put(migrate(Settings(database_url=database_url), [SLOW, GOOD]))
+
+
+def test_four_processes_at_once(database_url: str) -> None:
+    # Given four processes that begin together, and a migration that takes its time
+    context = multiprocessing.get_context("spawn")
+    start, answers = context.Barrier(4), context.Queue()
+    workers = [context.Process(target=_migrate_at_once, args=(database_url, start, answers)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    # Then one has applied all, and the others waited and found nothing to do
+    applied = sorted(answers.get(timeout=30) for _ in workers)
+    for worker in workers:
+        worker.join(20)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0, 0]
+    assert applied == [[], [], [], [SLOW.name, GOOD.name]]
+
+
+def test_a_new_one_follows_those_applied(database_url: str) -> None:
+    settings = Settings(database_url=database_url)
+    assert migrate(settings, [SLOW]) == [SLOW.name]
+    assert migrate(settings, [SLOW, GOOD]) == [GOOD.name]
+
+
+def test_a_changed_one_is_refused(database_url: str) -> None:
+    settings = Settings(database_url=database_url)
+    migrate(settings, [SLOW, GOOD])
+    changed = Migration(1, SLOW.name, SLOW.sql + " ")
+    with pytest.raises(SchemaError, match=r"0001_slow\.sql"):
+        migrate(settings, [changed, GOOD])
+
+
+def test_a_newer_database_is_refused(database_url: str) -> None:
+    settings = Settings(database_url=database_url)
+    migrate(settings, [SLOW, GOOD])
+    with pytest.raises(SchemaError, match=r"newer.*0002_good\.sql"):
+        migrate(settings, [SLOW])
+
+
+def test_a_failing_one_leaves_nothing_of_itself(database_url: str) -> None:
+    # Given a migration whose second statement fails
+    settings = Settings(database_url=database_url)
+    bad = Migration(2, "0002_bad.sql", "CREATE TABLE half (id int); CREATE TABLE half (id int);")
+    with pytest.raises(SchemaError, match="half"):
+        migrate(settings, [SLOW, bad])
+    # Then the first one stands, and the next try goes on from there
+    assert ask(database_url, "SELECT to_regclass('slow') IS NOT NULL, to_regclass('half') IS NULL") == [(True, True)]
+    assert migrate(settings, [SLOW, GOOD]) == [GOOD.name]
+
+
+def test_no_server_is_unavailable() -> None:
+    with pytest.raises(SinkUnavailableError):
+        migrate(Settings(database_url="postgresql://127.0.0.1:1/none"))
+
+
+def test_the_lock_is_given_up(database_url: str) -> None:
+    migrate(Settings(database_url=database_url))
+    with contextlib.closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM"
+            " pg_database WHERE datname = current_database())"
+        )
+        assert cursor.fetchone() == (0,)

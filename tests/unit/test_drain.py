@@ -1,0 +1,655 @@
+"""A drain's run against the log, the sink and the control store in memory, with every fault between them."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.breaker import SinkBreaker
+from pipeline.clock import ManualClock, SystemClock
+from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.errors import LogMisconfiguredError, SinkUnavailableError, StoreUnavailableError
+from pipeline.log.memory import MemoryLog, MemoryLogServer
+from pipeline.ports.log import LogBatch
+from pipeline.ports.sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.memory import MemorySink, MemoryStore
+from pipeline.store.memory import MemoryControlStore, MemoryFloors, MemoryServer
+from support.records import numbered_batch, record
+
+STEP_SECONDS = 0.5  # what each look at the pause reasons takes, on the manual clock
+
+
+class Rig:
+    """One partition's surroundings. Time passes with each look at the pause reasons, so that a run ends."""
+
+    def __init__(self, **changes: Any) -> None:
+        quick = {"drain_poll_seconds": 0.01, "drain_batch_records_max": 10, "poison_run_records_max": 5, **changes}
+        self.settings = replace(Settings(), **quick)
+        self.clock = ManualClock()
+        self.server = MemoryServer(self.clock)
+        self.floors = MemoryFloors(self.settings, self.server)
+        self.log_server = MemoryLogServer(2)
+        self.ingest = MemoryLog(floors=FloorsOf(self.floors), server=self.log_server)
+        self.log = MemoryLog(floors=FloorsOf(self.floors), server=self.log_server)
+        self.store = MemoryStore()
+        self.sink = MemorySink(self.settings, self.store)
+        self.breaker = SinkBreaker(self.settings, MemoryControlStore(self.settings, self.server), self.clock, "test")
+        self.stored: list[tuple[int, StoreResult]] = []
+        self.at_step: dict[int, Callable[[], object]] = {}  # what happens at the n-th look at the pause reasons
+        self.steps = 0
+        self.is_paused = False
+
+    @property
+    def log_id(self) -> str:
+        return self.log_server.log_id
+
+    def append(self, first: int, count: int) -> None:
+        self.append_values([record(number) for number in range(first, first + count)])
+
+    def append_values(self, values: list[bytes]) -> None:
+        self.ingest.append([(0, value) for value in values])
+
+    def paused(self) -> bool:
+        self.clock.advance(STEP_SECONDS)
+        self.steps += 1
+        self.at_step.pop(self.steps, lambda: None)()
+        return self.is_paused
+
+    def drain(self, **changes: Any) -> DrainReport:
+        means: dict[str, Any] = {
+            "log": self.log,
+            "sink": self.sink,
+            "floors": self.floors,
+            "breaker": self.breaker,
+            "paused": self.paused,
+            "settings": self.settings,
+            "clock": self.clock,
+            "on_stored": lambda offset, result: self.stored.append((offset, result)),
+            **changes,
+        }
+        self.steps = 0
+        return drain(0, **means)
+
+    def stored_numbers(self) -> list[int]:
+        return sorted(int(event_id.removeprefix("event-")) for event_id in self.store.events)
+
+    def committed(self) -> int | None:
+        return self.ingest.positions()[0].committed
+
+
+class FloorsOf:
+    """Where a restarted MemoryLog learns its floors."""
+
+    def __init__(self, floors: MemoryFloors) -> None:
+        self._floors = floors
+
+    def __call__(self, log_id: str, incarnation: str) -> dict[int, int]:
+        known = self._floors.fence(log_id, incarnation)
+        if known is None:
+            self._floors.seed(log_id, {})
+            known = self._floors.fence(log_id, incarnation)
+        return known or {}
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+# --- the way it should go ----------------------------------------------------------------------------------
+
+
+def test_everything_is_stored_in_order(rig: Rig) -> None:
+    # Given a backlog of several batches
+    rig.append(0, 35)
+    # When it is drained until the time is up
+    report = rig.drain()
+    # Then all of it is stored, batch by batch, the log knows it, and the partition is free
+    assert report == DrainReport(0, DrainOutcome.FINISHED, stored=35, batches=4, next_offset=35)
+    assert rig.stored_numbers() == list(range(35))
+    assert [offset for offset, _ in rig.stored] == [10, 20, 30, 35]
+    assert sum(result.stored for _, result in rig.stored) == 35
+    assert rig.committed() == 35
+    assert rig.store.locks == {}
+
+
+def test_it_goes_on_where_the_sink_stands(rig: Rig) -> None:
+    # Given a partition of which 12 are stored, and a log that was not told
+    rig.append(0, 20)
+    rig.sink.store(rig.log_id, 0, 0, numbered_batch(0, 12), before_commit=lambda: None)
+    # When a run finds nothing to do since it is paused after looking
+    rig.at_step[2] = lambda: setattr(rig, "is_paused", True)
+    report = rig.drain()
+    # Then it has told the log at least
+    assert report == DrainReport(0, DrainOutcome.PAUSED, next_offset=12)
+    assert rig.committed() == 12
+    # And the next run goes on from there
+    rig.is_paused = False
+    assert rig.drain().stored == 8
+    assert rig.stored_numbers() == list(range(20))
+
+
+def test_a_log_that_was_never_drained_begins_where_it_begins(rig: Rig) -> None:
+    # Given a log whose beginning was trimmed before the sink knew of it
+    rig.append(0, 20)
+    rig.log_server.trim(0, 5)
+    assert rig.drain().stored == 15
+    assert rig.stored_numbers() == list(range(5, 20))
+
+
+def test_repeats_conflicts_and_letters_are_counted(rig: Rig) -> None:
+    rig.append_values([record(1), record(1), record(1, message="another"), b"broken"])
+    report = rig.drain()
+    assert (report.stored, report.repeated, report.conflicting, report.dead_lettered) == (1, 1, 1, 1)
+
+
+def test_a_run_that_ends_with_a_backlog_says_so(rig: Rig) -> None:
+    # Given more than a run can store
+    rig.append(0, 500)
+    report = rig.drain()
+    # Then it says that there is more, and was not far longer than its time
+    assert report.more
+    assert report.outcome is DrainOutcome.FINISHED
+    assert report.stored <= 10 * (rig.settings.drain_run_seconds_max / STEP_SECONDS + 1)
+
+
+def test_an_event_is_stored_soon_after_its_append() -> None:
+    # Given a run that waits for events, by the real clock
+    rig = Rig(drain_poll_seconds=5.0, drain_run_seconds_max=10.0)
+    stored = threading.Event()
+
+    def run() -> DrainReport:
+        return rig.drain(
+            clock=SystemClock(),
+            on_stored=lambda *_: stored.set(),
+            paused=stored.is_set,
+            settings=rig.settings,
+        )
+
+    with ThreadPoolExecutor(1) as executor:
+        report = executor.submit(run)
+        while (rig.log_id, 0) not in rig.store.locks:
+            threading.Event().wait(0.001)
+        started = time.monotonic()
+        # When one comes
+        rig.append(0, 1)
+        # Then it is stored at once, not after the poll
+        assert stored.wait(3)
+        assert time.monotonic() - started < 0.5
+        assert report.result(5).outcome is DrainOutcome.PAUSED
+
+
+def test_reading_overlaps_with_storing(rig: Rig) -> None:
+    # Given a sink that stores its first batch only when the second has been read
+    second_read = threading.Event()
+
+    class Watched(MemoryLog):
+        inside = 0
+        overlaps = 0
+
+        def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+            Watched.inside += 1
+            Watched.overlaps += Watched.inside > 1
+            found = super().read(partition, offset, records_max=records_max, wait_seconds=wait_seconds)
+            if found is not None and offset == 10:
+                second_read.set()
+            Watched.inside -= 1
+            return found
+
+        def commit(self, partition: int, offset: int) -> None:
+            Watched.inside += 1
+            Watched.overlaps += Watched.inside > 1
+            super().commit(partition, offset)
+            Watched.inside -= 1
+
+    class Waiting(MemorySink):
+        def store(self, *arguments: Any, **named: Any) -> StoreResult:
+            assert second_read.wait(10), "the next batch was not read while this one is stored"
+            return super().store(*arguments, **named)
+
+    rig.log = Watched(server=rig.log_server)
+    rig.append(0, 25)
+    assert rig.drain(sink=Waiting(rig.settings, rig.store)).stored == 25
+    # And the log was never asked by two at once
+    assert Watched.overlaps == 0
+
+
+# --- who may drain ------------------------------------------------------------------------------------------
+
+
+def test_a_busy_partition_is_left_at_once(rig: Rig) -> None:
+    rig.append(0, 5)
+    other = MemorySink(rig.settings, rig.store)
+    assert other.acquire(rig.log_id, 0)
+    assert rig.drain() == DrainReport(0, DrainOutcome.BUSY)
+    assert rig.steps == 1
+    assert rig.store.events == {}
+
+
+def test_a_paused_drain_touches_nothing(rig: Rig) -> None:
+    rig.append(0, 5)
+    rig.is_paused = True
+    rig.store.is_down = True
+    rig.log_server.stop()
+    assert rig.drain() == DrainReport(0, DrainOutcome.PAUSED)
+
+
+def test_a_pause_is_noticed_before_each_batch(rig: Rig) -> None:
+    rig.append(0, 100)
+    rig.at_step[4] = lambda: setattr(rig, "is_paused", True)
+    report = rig.drain()
+    assert (report.outcome, report.stored) == (DrainOutcome.PAUSED, 20)
+    assert rig.committed() == 20
+    assert report.more
+
+
+def test_a_partition_that_does_not_exist_is_the_set_ups_fault(rig: Rig) -> None:
+    with pytest.raises(LogMisconfiguredError):
+        drain(
+            7,
+            log=rig.log,
+            sink=rig.sink,
+            floors=rig.floors,
+            breaker=rig.breaker,
+            paused=rig.paused,
+            settings=rig.settings,
+            clock=rig.clock,
+        )
+
+
+def test_the_partition_is_given_up_whatever_happens(rig: Rig) -> None:
+    # Given something that nobody expects, a time limit's exception say
+    class Limit(BaseException):
+        pass
+
+    def limit(*_: object) -> None:
+        raise Limit
+
+    rig.append(0, 5)
+    with pytest.raises(Limit):
+        rig.drain(on_stored=limit)
+    assert rig.store.locks == {}
+
+
+# --- holes ----------------------------------------------------------------------------------------------------
+
+
+def test_an_undeclared_hole_ends_the_run(rig: Rig) -> None:
+    # Given a log from which unread entries were trimmed by hand
+    rig.append(0, 3)
+    assert rig.drain().stored == 3
+    rig.append(3, 10)
+    rig.log_server.trim(0, 7)
+    # Then nothing behind the hole is stored
+    report = rig.drain()
+    assert report.outcome is DrainOutcome.LOG_GAP
+    assert report.error is not None
+    assert "offset 3" in report.error
+    assert "with 7" in report.error
+    assert rig.stored_numbers() == [0, 1, 2]
+    assert report.next_offset == 3
+
+
+def test_what_lies_before_a_hole_is_stored(rig: Rig) -> None:
+    # Given a log with a hole between two batches
+    class Holed(MemoryLog):
+        def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+            return numbered_batch(offset if offset == 0 else offset + 1, 4)
+
+    rig.log = Holed(server=rig.log_server)
+    report = rig.drain()
+    assert (report.outcome, report.next_offset) == (DrainOutcome.LOG_GAP, 4)
+    assert rig.stored_numbers() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("gap_from", "is_accepted"), [(0, True), (3, True), (4, False), (None, False)])
+def test_a_declared_hole_is_accepted_only_where_it_covers(rig: Rig, gap_from: int | None, is_accepted: bool) -> None:
+    # Given three stored records, and a log that goes on with 8
+    class Holed(MemoryLog):
+        def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+            if offset == 0:
+                return numbered_batch(0, 3)
+            return LogBatch(8, [record(8)], gap_from) if offset == 3 else None
+
+    rig.log = Holed(server=rig.log_server)
+    report = rig.drain()
+    assert report.outcome is (DrainOutcome.FINISHED if is_accepted else DrainOutcome.LOG_GAP)
+    assert rig.store.offsets == {(rig.log_id, 0): 9 if is_accepted else 3}
+
+
+def test_a_record_before_the_one_asked_for_is_a_hole_too(rig: Rig) -> None:
+    class Backwards(MemoryLog):
+        def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+            return LogBatch(offset - 1, [record(1)]) if offset else numbered_batch(0, 3)
+
+    rig.log = Backwards(server=rig.log_server)
+    assert rig.drain().outcome is DrainOutcome.LOG_GAP
+
+
+def test_a_log_without_its_tail_goes_on_behind_what_is_stored(rig: Rig) -> None:
+    # Given a log of which 20 are stored, and that comes back with 12 of them
+    rig.append(0, 20)
+    assert rig.drain().stored == 20
+    rig.log_server.restart(keep={0: 12})
+    # When more comes
+    rig.append(20, 5)
+    report = rig.drain()
+    # Then it has offsets that were never used, and is stored
+    assert (report.outcome, report.stored, report.next_offset) == (DrainOutcome.FINISHED, 5, 25)
+    assert rig.stored_numbers() == list(range(25))
+
+
+# --- the sink fails ---------------------------------------------------------------------------------------------
+
+
+def test_a_short_failure_is_sat_out(rig: Rig) -> None:
+    # Given a sink that is away for a few tries in the midst of a backlog
+    rig.append(0, 40)
+    rig.at_step[3] = lambda: setattr(rig.store, "is_down", True)
+    rig.at_step[6] = lambda: setattr(rig.store, "is_down", False)
+    # Then all is stored once, in this run
+    report = rig.drain()
+    assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 40)
+    assert rig.stored_numbers() == list(range(40))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_commit_without_an_answer(rig: Rig, moment: str) -> None:
+    # Given a connection that is lost in a COMMIT, which took effect or not
+    rig.append(0, 30)
+    rig.at_step[3] = lambda: setattr(rig.store, "dies_at_commit", moment)
+    report = rig.drain()
+    # Then nothing is lost or repeated
+    assert report.outcome is DrainOutcome.FINISHED
+    assert rig.stored_numbers() == list(range(30))
+    assert (report.repeated, report.next_offset, rig.committed()) == (0, 30, 30)
+    assert report.stored == (30 if moment == "before" else 20)  # the answer with the counts was lost
+
+
+def test_contention_is_tried_again_and_not_counted(rig: Rig) -> None:
+    rig.append(0, 5)
+    rig.store.contentions = 8
+    assert rig.drain().stored == 5
+    assert not rig.breaker.is_open
+
+
+class Frozen(MemorySink):
+    """Each call takes two seconds, then fails."""
+
+    clock: ManualClock
+    only_store = False
+
+    def _ask(self) -> None:
+        if not self.only_store:
+            self._freeze()
+
+    def store(self, *arguments: Any, **named: Any) -> StoreResult:
+        self._freeze()
+        raise AssertionError
+
+    def _freeze(self) -> None:
+        self.clock.advance(2.0)
+        self._disconnect()
+        raise SinkUnavailableError
+
+
+@pytest.mark.parametrize("only_store", [False, True])
+@pytest.mark.parametrize("run_seconds", [10.0, 1.0])
+def test_a_frozen_sink_opens_the_breaker_in_time(rig: Rig, only_store: bool, run_seconds: float) -> None:
+    # Given a sink whose calls fail after 2 s, all of them or only stores, be the run's time as short as it may
+    rig.settings = replace(rig.settings, drain_run_seconds_max=run_seconds)
+    rig.append(0, 5)
+    sink = Frozen(rig.settings, rig.store)
+    sink.clock, sink.only_store = rig.clock, only_store
+    started = rig.clock.monotonic()
+    # When it is drained, without the time that looking at the pause reasons takes here
+    report = rig.drain(sink=sink, paused=lambda: False)
+    # Then the fifth failure opens the breaker, within 12 s
+    assert report.outcome is DrainOutcome.BREAKER_OPEN
+    assert rig.breaker.is_open
+    assert 10.0 <= rig.clock.monotonic() - started < 12.0
+    # And the next run does not even ask
+    asked_at = rig.clock.monotonic()
+    assert rig.drain(sink=sink, paused=lambda: False).outcome is DrainOutcome.BREAKER_OPEN
+    assert rig.clock.monotonic() == asked_at
+
+
+def test_a_sink_that_fails_to_the_end_is_reported(rig: Rig) -> None:
+    # Given a breaker that takes more failures than a run has
+    rig = Rig(breaker_failures_max=1000)
+    rig.append(0, 5)
+    rig.store.is_down = True
+    started = rig.clock.monotonic()
+    report = rig.drain()
+    # Then the run ends before it would be killed
+    assert report.outcome is DrainOutcome.SINK_AWAY
+    assert report.error == "the memory sink is down"
+    assert rig.clock.monotonic() - started < rig.settings.drain_hard_seconds_max
+
+
+def test_a_lock_that_is_not_free_yet_is_waited_for(rig: Rig) -> None:
+    # Given a lost connection whose backend holds the lock for two tries more
+    rig.append(0, 40)
+    other = MemorySink(rig.settings, rig.store)
+
+    def lose() -> None:
+        rig.sink.close()
+        rig.store.is_down = True
+
+    def return_busy() -> None:
+        rig.store.is_down = False
+        assert other.acquire(rig.log_id, 0)
+
+    rig.at_step[3] = lose
+    rig.at_step[4] = return_busy
+    rig.at_step[6] = other.close
+    assert rig.drain().stored == 40
+    # And one that somebody else has taken over is left to him
+    rig.append(40, 40)
+    rig.at_step[3] = lose
+    rig.at_step[4] = return_busy
+    assert rig.drain().outcome is DrainOutcome.BUSY
+
+
+def test_poison_ends_the_run(rig: Rig) -> None:
+    rig.append(0, 3)
+    rig.append_values([b"broken"] * 10)
+    report = rig.drain()
+    assert report.outcome is DrainOutcome.POISONED
+    assert report.error is not None
+    assert rig.store.letters == {}
+
+
+# --- log and offsets move ------------------------------------------------------------------------------------------
+
+
+def test_an_offset_that_somebody_moved_is_looked_up_again(rig: Rig) -> None:
+    # Given a drain whose lock was lost without its knowledge, and another that has stored 10 more meanwhile
+    rig.append(0, 40)
+    other = MemorySink(rig.settings, rig.store)
+    rig.at_step[3] = lambda: other.store(rig.log_id, 0, 10, numbered_batch(10, 10), before_commit=lambda: None)
+    report = rig.drain()
+    # Then it goes on behind them
+    assert (report.outcome, report.stored, report.repeated) == (DrainOutcome.FINISHED, 30, 0)
+    assert rig.stored_numbers() == list(range(40))
+
+
+def test_a_log_that_restarts_is_asked_again(rig: Rig) -> None:
+    # Given a log that restarts in the midst of a run, complete
+    rig.append(0, 40)
+    rig.at_step[3] = rig.log_server.restart
+    report = rig.drain()
+    assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 40)
+
+
+def test_a_batch_of_an_older_incarnation_is_not_stored(rig: Rig) -> None:
+    # Given a log that loses its tail while that is in hand, and takes a new event at an offset of the tail
+    rig.append(0, 15)
+
+    def lose_the_tail() -> None:
+        rig.log_server.restart(keep={0: 12})
+        rig.append(100, 1)
+
+    class Slow(MemorySink):
+        def store(
+            self, log_id: str, partition: int, expected_offset: int, batch: LogBatch, **named: Any
+        ) -> StoreResult:
+            if batch.offset == 10 and len(batch.values) == 5:
+                lose_the_tail()
+            return super().store(log_id, partition, expected_offset, batch, **named)
+
+    report = rig.drain(sink=Slow(rig.settings, rig.store))
+    # Then what is stored is what the log holds now: an offset never means two events
+    assert report.outcome is DrainOutcome.FINISHED
+    assert rig.stored_numbers() == [*range(12), 100]
+    assert report.next_offset == 13
+
+
+def test_another_log_is_drained_from_its_beginning(rig: Rig) -> None:
+    # Given a log that is replaced by an empty one in the midst of a run
+    rig.append(0, 15)
+    first = rig.log_id
+
+    def replace_it() -> None:
+        rig.log_server.flush()
+        rig.append(50, 5)
+
+    rig.at_step[5] = replace_it
+    report = rig.drain()
+    # Then its offsets are its own, and both locks are free
+    assert report.stored == 20
+    assert rig.store.offsets == {(first, 0): 15, (rig.log_id, 0): 5}
+    assert rig.store.locks == {}
+
+
+def test_a_log_that_is_away_is_sat_out(rig: Rig) -> None:
+    rig.append(0, 40)
+    rig.at_step[3] = rig.log_server.stop
+    rig.at_step[6] = rig.log_server.start
+    report = rig.drain()
+    assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 40)
+
+
+def test_a_log_that_stays_away_is_reported(rig: Rig) -> None:
+    rig.log_server.stop()
+    report = rig.drain()
+    assert report.outcome is DrainOutcome.LOG_AWAY
+    assert report.error is not None
+
+
+# --- the control store is away ------------------------------------------------------------------------------------
+
+
+class CountingSink(MemorySink):
+    stores = 0
+
+    def store(self, *arguments: Any, **named: Any) -> StoreResult:
+        self.stores += 1
+        return super().store(*arguments, **named)
+
+
+def test_nothing_is_committed_without_a_floor(rig: Rig) -> None:
+    # Given a control store that is away
+    rig.append(0, 40)
+    rig.server.is_away = True
+    sink = CountingSink(rig.settings, rig.store)
+    report = rig.drain(sink=sink)
+    # Then nothing is stored, the batch was written in vain once only, and that was no failure of the sink's
+    assert report.outcome is DrainOutcome.STORE_AWAY
+    assert rig.store.events == {}
+    assert sink.stores == 1
+    assert not rig.breaker.is_open
+    # And when it is back, all is stored
+    rig.server.is_away = False
+    assert rig.drain().stored == 40
+
+
+def test_a_short_absence_of_the_control_store_is_sat_out(rig: Rig) -> None:
+    rig.append(0, 40)
+    rig.at_step[3] = lambda: setattr(rig.server, "is_away", True)
+    rig.at_step[7] = lambda: setattr(rig.server, "is_away", False)
+    report = rig.drain()
+    assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 40)
+
+
+def test_the_floor_is_never_below_the_sink(rig: Rig) -> None:
+    # Given a look at both at each commit
+    seen: list[tuple[int, int]] = []
+
+    class Looking(MemorySink):
+        def _commit(self, *arguments: Any) -> None:
+            super()._commit(*arguments)
+            rig.floors.seed(rig.log_id, {})
+            floors = rig.floors.fence(rig.log_id, rig.log_server.incarnation) or {}
+            seen.append((floors[0], rig.store.offsets[rig.log_id, 0]))
+
+    rig.append(0, 35)
+    rig.drain(sink=Looking(rig.settings, rig.store))
+    assert len(seen) == 4
+    assert all(floor >= offset for floor, offset in seen)
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+
+def test_large_records_are_stored_in_small_transactions() -> None:
+    # Given records of 20 KB, and transactions of at most 64 KiB
+    rig = Rig(drain_batch_bytes_max=1 << 16, drain_batch_records_max=100)
+    rig.append_values([record(number, message="x" * 20_000) for number in range(20)])
+    sizes: list[int] = []
+    asked: list[int] = []
+
+    class Measured(MemorySink):
+        def store(
+            self, log_id: str, partition: int, expected_offset: int, batch: LogBatch, **named: Any
+        ) -> StoreResult:
+            sizes.append(sum(map(len, batch.values)))
+            return super().store(log_id, partition, expected_offset, batch, **named)
+
+    class Asked(MemoryLog):
+        def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+            asked.append(records_max)
+            return super().read(partition, offset, records_max=records_max, wait_seconds=wait_seconds)
+
+    rig.log = Asked(server=rig.log_server)
+    report = rig.drain(sink=Measured(rig.settings, rig.store))
+    assert report.stored == 20
+    assert max(sizes) <= 1 << 16
+    # And so few are asked for, from the first on
+    assert set(asked) <= {1, 3}
+
+
+def test_records_that_suddenly_grow_are_cut_up() -> None:
+    # Given many small records, so that many are asked for, then large ones, one of them larger than a transaction
+    rig = Rig(drain_batch_bytes_max=1 << 16, drain_batch_records_max=50)
+    small = [record(number) for number in range(120)]
+    large = [record(200 + number, message="x" * (100_000 if number == 7 else 20_000)) for number in range(20)]
+    rig.append_values(small + large)
+    report = rig.drain()
+    # Then all are stored, in pieces, each from where the one before ended
+    assert report.stored == 140
+    assert report.outcome is DrainOutcome.FINISHED
+    assert report.next_offset == 140
+
+
+@pytest.fixture(autouse=True)
+def _no_threads_stay_behind() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+def test_the_store_error_is_not_the_sinks(rig: Rig) -> None:
+    # Given floors that fail while the sink works
+    class Away(MemoryFloors):
+        def raise_floor(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
+            raise StoreUnavailableError
+
+    rig.append(0, 5)
+    rig.drain(floors=Away(rig.settings, rig.server))
+    assert not rig.breaker.is_open

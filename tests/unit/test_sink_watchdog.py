@@ -1,0 +1,81 @@
+"""The watchdog over silent sockets."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.sink.watchdog import Watchdog
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, two = socket.socketpair()
+    with one, two:
+        one.settimeout(10)
+        yield one, two
+
+
+def test_a_silent_call_is_ended_in_time(pair: tuple[socket.socket, socket.socket]) -> None:
+    # Given a call that waits for somebody who never answers
+    with contextlib.closing(Watchdog(0.2)) as watchdog:
+        started = time.monotonic()
+        with watchdog.guard(pair[0]):
+            answer = pair[0].recv(1)
+        # Then it reads as ended
+        assert answer == b""
+        assert 0.2 <= time.monotonic() - started < 1.0
+        assert watchdog.bit
+
+
+def test_each_call_is_watched_anew(pair: tuple[socket.socket, socket.socket]) -> None:
+    # Given many calls that together last longer than the silence allowed
+    with contextlib.closing(Watchdog(0.2)) as watchdog:
+        started = time.monotonic()
+        while time.monotonic() - started < 0.5:
+            with watchdog.guard(pair[0]):
+                pair[1].sendall(b"x")
+                assert pair[0].recv(1) == b"x"
+            assert not watchdog.bit
+        # Then a silent one behind them is still ended
+        with watchdog.guard(pair[0]):
+            assert pair[0].recv(1) == b""
+        assert watchdog.bit
+
+
+def test_progress_is_not_silence(pair: tuple[socket.socket, socket.socket]) -> None:
+    with contextlib.closing(Watchdog(0.3)) as watchdog, watchdog.guard(pair[0]):
+        started = time.monotonic()
+        while time.monotonic() - started < 0.7:
+            threading.Event().wait(0.05)
+            watchdog.touch()
+        pair[1].sendall(b"x")
+        assert pair[0].recv(1) == b"x"
+
+
+def test_nothing_is_shut_down_between_calls(pair: tuple[socket.socket, socket.socket]) -> None:
+    # Given a call that has ended
+    with contextlib.closing(Watchdog(0.1)) as watchdog:
+        with watchdog.guard(pair[0]):
+            pass
+        # When more than the silence passes without another
+        threading.Event().wait(0.3)
+        # Then the socket is well
+        pair[1].sendall(b"x")
+        assert pair[0].recv(1) == b"x"
+
+
+def test_it_is_cheap_and_one_thread(pair: tuple[socket.socket, socket.socket]) -> None:
+    before = threading.active_count()
+    with contextlib.closing(Watchdog(2.0)) as watchdog:
+        started = time.monotonic()
+        for _ in range(2000):
+            with watchdog.guard(pair[0]):
+                pass
+        each_seconds = (time.monotonic() - started) / 2000
+        assert threading.active_count() == before + 1
+    assert each_seconds < 0.0003
+    assert threading.active_count() == before
