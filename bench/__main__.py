@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench import edge
+from bench import drain, edge
 
 
 def main() -> None:
@@ -13,8 +13,15 @@ def main() -> None:
     one.add_argument("--log", choices=("redis", "kafka"), default="redis")
     one.add_argument("--rounds", type=int, default=5)
     one.add_argument("--seconds", type=float, default=3.0, help="of load, for each figure and round")
+    one = commands.add_parser("drain", help="rows/s stored exactly once")
+    one.add_argument("--log", choices=("redis", "kafka"), default="redis")
+    one.add_argument("--rounds", type=int, default=5)
+    one.add_argument("--rows", type=int, default=100_000)
     arguments = parser.parse_args()
-    edge.run(arguments.log, arguments.rounds, arguments.seconds)
+    if arguments.command == "edge":
+        edge.run(arguments.log, arguments.rounds, arguments.seconds)
+    else:
+        drain.run(arguments.log, arguments.rounds, arguments.rows)
 
 
 if __name__ == "__main__":

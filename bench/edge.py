@@ -20,6 +20,7 @@ import msgspec
 import psutil
 
 from bench.load import post, run_load
+from bench.process import cpu_seconds
 from pipeline import wiring
 from pipeline.event import Event, encode_record, partition_of
 from pipeline.settings import Settings
@@ -60,12 +61,6 @@ def _requests(batch: int) -> list[bytes]:
     if batch == 1:
         return [post("/api/logs", encode(_event(n))) for n in range(500)]
     return [post("/api/logs", encode([_event(k * batch + n) for n in range(batch)])) for k in range(20)]
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its children so far, seconds."""
-    process = psutil.Process(pid)
-    return sum(one.cpu_times().user + one.cpu_times().system for one in (process, *process.children(recursive=True)))
 
 
 @contextlib.contextmanager

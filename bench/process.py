@@ -1,0 +1,23 @@
+"""CPU time of processes."""
+
+import time
+
+import psutil
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its living children so far, seconds."""
+    process = psutil.Process(pid)
+    total = 0.0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            times = one.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def own_cpu_seconds() -> float:
+    """User and system time of this process so far, all threads, seconds."""
+    return time.process_time()
