@@ -38,7 +38,7 @@ class SinkBreaker:
         self._failures_max = settings.breaker_failures_max
         self._breaker = pybreaker.CircuitBreaker(fail_max=settings.breaker_failures_max, reset_timeout=_NEVER_SECONDS)
         self._lock = threading.Lock()
-        self._epoch = 0  # grows with each opening and closing, so that late results are told apart
+        self._epoch = 0  # grows with each opening, so that late results of the time before it are told apart
         self._generation: int | None = None  # of the reason that this opening has set; None until it is stored
         self._why = ""
 
@@ -116,6 +116,5 @@ class SinkBreaker:
     def _close(self) -> None:
         with self._lock:
             self._breaker.close()
-            self._epoch += 1
             self._generation = None
         _logger.warning("circuit breaker closed: its reason was lifted", extra={"action": "breaker_closed"})

@@ -49,8 +49,6 @@ def probe(
             return ProbeReport(ProbeOutcome.NOT_OPEN)
         try:
             sink_probe()
-        except StoreUnavailableError:
-            raise
         except RecoverableError as error:
             return ProbeReport(ProbeOutcome.FAILED, str(error))
         why = "PostgreSQL has taken a write"

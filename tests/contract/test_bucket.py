@@ -115,6 +115,8 @@ def test_a_fresh_system_admits_at_the_floor_until_the_controller_has_spoken(rig:
 
 
 def test_after_a_flush_the_last_known_rate_goes_on(rig: ControlRig) -> None:
+    publish(rig, 300.0)
+    rig.bucket.take(needed=1, wanted=1, process="a")
     version = publish(rig, 700.0)
     rig.bucket.take(needed=1, wanted=1, process="a")
     rig.flush()

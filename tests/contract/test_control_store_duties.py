@@ -101,8 +101,8 @@ def test_floors_rise_and_never_fall(rig: ControlRig) -> None:
     rig.floors.raise_floor("log", "a", 0, 120)
     rig.floors.raise_floor("log", "a", 1, 40)
     rig.floors.raise_floor("log", "a", 2, 7)
-    rig.floors.seed("log", {0: 110, 1: 60, 3: 0})
-    assert rig.floors.fence("log", "a") == {0: 120, 1: 60, 2: 7, 3: 0}
+    rig.floors.seed("log", {0: 110, 1: 45, 3: 0})
+    assert rig.floors.fence("log", "a") == {0: 120, 1: 50, 2: 7, 3: 0}
     assert rig.floors.fence("another log", "a") is None
 
 
@@ -158,7 +158,10 @@ def test_a_claim_of_an_incarnation_already_over_lapses_with_its_last_drain(rig: 
         rig.floors.raise_floor("log", "a", 0, 30)
 
 
-def test_a_fence_takes_a_claim_over(rig: ControlRig) -> None:
+def test_a_fence_takes_a_claim_over_and_does_not_lapse(rig: ControlRig) -> None:
     rig.floors.raise_floor("log", "a", 0, 10)
     rig.floors.fence("log", "b")
     rig.floors.raise_floor("log", "b", 0, 20)
+    threading.Event().wait(1.1)  # longer than a claim holds
+    with pytest.raises(FencedError):
+        rig.floors.raise_floor("log", "a", 0, 30)

@@ -260,6 +260,25 @@ def test_a_flush_is_not_a_lifted_reason(
     assert not breaker.is_open
 
 
+def test_a_flush_that_was_seen_stays_seen_until_the_opening_is_stored_again(
+    breaker: SinkBreaker, rig: ControlRig, server: MemoryServer
+) -> None:
+    # Given a flush that the breaker has seen, and a store that went away before it could say so
+    open_up(breaker)
+    server.flush()
+    state = rig.store.state()
+    server.is_away = True
+    breaker.reconcile(state)
+    server.is_away = False
+    # When other changes count past its old generation
+    rig.store.restore([(OPERATOR, "ann", "wait")], by="controller")
+    rig.store.resume(OPERATOR, generation=None, by="ann", why="go")
+    # Then it does not take its reason for lifted
+    breaker.reconcile(rig.store.state())
+    assert breaker.is_open
+    assert held(rig) is not None
+
+
 def test_after_a_flush_it_joins_a_reason_that_another_has_published(
     breaker: SinkBreaker, rig: ControlRig, server: MemoryServer, clock: ManualClock
 ) -> None:

@@ -219,10 +219,12 @@ def test_without_postgresql_the_reasons_stay_unknown_and_the_rate_is_the_floor(s
     system.tick()
     system.server.flush()
     system.database.is_away = True
+    system.database.asked.clear()
     # When
     report = system.tick()
     # Then nobody starts to consume, and little is let in
     assert not report.restored
+    assert system.database.asked == ["pauses"]  # once is enough for a server that may be frozen
     assert system.rig.store.state().pauses is None
     assert (system.rate().rate, system.rate().mode, system.rate().lag) == (100.0, Mode.NORMAL, 10)
     # And when it is back, so is everything
