@@ -60,7 +60,7 @@ class _Cluster:
 
 
 class _Reader:
-    """Takes an answer apart."""
+    """Takes an answer apart. Raises LogUnavailableError where it is not what it should be."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -69,7 +69,7 @@ class _Reader:
     def take(self, size: int) -> bytes:
         piece = self._data[self._at : self._at + size]
         if len(piece) != size:
-            raise ValueError("a Kafka answer ends too soon")
+            raise LogUnavailableError("an answer of the event log (Kafka) ends too soon")
         self._at += size
         return piece
 
@@ -97,10 +97,10 @@ class _Reader:
 
     def string(self) -> str:
         """ "" for null too: no field read here tells them apart."""
-        return self.take(max(0, self.int16())).decode()
+        return self.take(max(0, self.int16())).decode(errors="replace")
 
     def compact_string(self) -> str:
-        return self.take(max(0, self.uint() - 1)).decode()
+        return self.take(max(0, self.uint() - 1)).decode(errors="replace")
 
     def array(self, element: Callable[[], T]) -> list[T]:
         return [element() for _ in range(max(0, self.int32()))]
@@ -358,7 +358,7 @@ class KafkaWire:
         connection.settimeout(self._left(deadline))
         connection.sendall(struct.pack(">i", len(header) + len(body)) + header + body)
         size = int(struct.unpack(">i", self._receive(connection, 4, deadline))[0])
-        if not 0 < size <= FRAME_BYTES_MAX:
+        if not 4 <= size <= FRAME_BYTES_MAX:
             raise ValueError(f"not an answer of Kafka: {size} bytes long")
         answer = _Reader(self._receive(connection, size, deadline))
         if answer.int32() != self._correlation:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -12,8 +13,10 @@ from pipeline.event import MESSAGE_BYTES_MAX
 from pipeline.flow.lag import lag_by_partition, total_lag
 from pipeline.ports.log import EventLog
 from support.event_logs import (
+    KafkaRig,
     LogRig,
     MemoryRig,
+    RedisRig,
     eventually,
     kafka_log_rig,
     must_read,
@@ -72,8 +75,8 @@ def test_a_log_keeps_its_number_of_partitions(rig: LogRig) -> None:
     # Given a log with the default number
     rig.open().identity()
     # When a process with another setting opens it
-    if hasattr(rig, "settings"):
-        object.__setattr__(rig.settings, "log_partitions", 9)
+    if isinstance(rig, RedisRig | KafkaRig):
+        rig.settings = replace(rig.settings, log_partitions=9)
     # Then the log's own number counts
     assert rig.open().identity().partitions == 4
     assert len(positions_of(rig.open())) == 4

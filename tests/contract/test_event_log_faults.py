@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_a_log_that_is_away_is_said_to_be_away_and_comes_back(faulty: FaultyRig)
         assert result is None
         assert seconds < CALL_SECONDS_MAX
         # And an append that may have been on its way is open, while those after it have written nothing
-        result, seconds = timed(lambda value=b"open %d" % number: writer.append([(1, value)]))
+        result, seconds = timed(partial(writer.append, [(1, b"open %d" % number)]))
         assert isinstance(result, LogUnavailableError | LogIndeterminateError), repr(result)
         assert seconds < CALL_SECONDS_MAX
         for _ in range(2):
@@ -96,7 +97,7 @@ def test_a_log_that_is_away_is_said_to_be_away_and_comes_back(faulty: FaultyRig)
         repair()
         # Then everything recovers by itself, and what was confirmed is there
         assert recovered(reader.identity).log_id == identity.log_id
-        recovered(lambda value=b"after %d" % number: writer.append([(2, value)]))
+        recovered(partial(writer.append, [(2, b"after %d" % number)]))
         assert read_all(reader, 0) == [b"%d" % i for i in range(10)]
         assert read_all(reader, 2)[number] == b"after %d" % number
         assert recovered(reader.positions)[0].end == 10

@@ -1,0 +1,148 @@
+"""What is special about the event log on Kafka."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+
+from pipeline.errors import LogMisconfiguredError, LogUnavailableError
+from pipeline.flow.lag import total_lag
+from pipeline.log.kafka import TOPIC_CONFIGS, KafkaLog
+from stack.servers import Server
+from support.event_logs import KafkaRig, kafka_log_rig, must_read, read_all, recovered
+
+
+@pytest.fixture
+def rig(kafka: Server) -> Iterator[KafkaRig]:
+    made = kafka_log_rig(kafka)
+    yield made
+    made.close()
+
+
+def test_a_new_topic_keeps_everything_for_ever(rig: KafkaRig) -> None:
+    # Given a topic that the adapter made
+    assert rig.open().identity().partitions == 4
+    # Then neither age nor size deletes what is in it
+    wire = rig.wire()
+    assert wire.topic_configs(rig.settings.log_topic, list(TOPIC_CONFIGS)) == TOPIC_CONFIGS
+    wire.close()
+
+
+def make_topic(rig: KafkaRig, configs: dict[str, str], partitions: int = 4) -> None:
+    admin = rig.admin()
+    admin.create_topics([NewTopic(rig.settings.log_topic, partitions, 1, topic_configs=configs)])
+    admin.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("retention.ms", "604800000"), ("retention.bytes", "1000000"), ("cleanup.policy", "compact")],
+)
+def test_a_topic_that_deletes_unread_events_is_refused(rig: KafkaRig, key: str, value: str) -> None:
+    # Given a topic that somebody made with one setting that deletes
+    make_topic(rig, {**TOPIC_CONFIGS, key: value})
+    log = rig.open()
+    # Then the log does not start on it, and says how to mend it
+    with pytest.raises(LogMisconfiguredError, match=f"--add-config {key}={TOPIC_CONFIGS[key]}"):
+        recovered(log.identity)
+    # When that is mended
+    admin = rig.admin()
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, rig.settings.log_topic, configs=TOPIC_CONFIGS)])
+    admin.close()
+    # Then it starts
+    assert log.identity().partitions == 4
+
+
+def test_a_topic_that_deletes_may_be_accepted(rig: KafkaRig) -> None:
+    make_topic(rig, {"retention.ms": "604800000"})
+    rig.settings = replace(rig.settings, kafka_retention_accepted=True)
+    log = rig.open()
+    assert recovered(log.identity).partitions == 4
+
+
+def test_the_topics_own_number_of_partitions_counts(rig: KafkaRig) -> None:
+    # Given a topic that somebody made with two partitions
+    make_topic(rig, TOPIC_CONFIGS, partitions=2)
+    log = rig.open()
+    # Then there are two, whatever LOG_PARTITIONS says
+    assert recovered(log.identity).partitions == 2
+    log.append([(0, b"a"), (1, b"b")])
+    with pytest.raises(LogUnavailableError, match="only 2 partitions"):
+        log.append([(2, b"c")])
+    assert len(recovered(log.positions)) == 2
+
+
+def test_a_topic_that_kafka_will_not_make_is_a_mistake_in_the_settings(rig: KafkaRig) -> None:
+    # Given more replicas than there are brokers
+    rig.settings = replace(rig.settings, kafka_replication=3)
+    with pytest.raises(LogMisconfiguredError, match="replication"):
+        rig.open().identity()
+    # Then an append fails for certain too
+    with pytest.raises(LogUnavailableError, match="replication"):
+        rig.open().append([(0, b"a")])
+
+
+def test_an_append_makes_the_topic_where_it_is_missing(rig: KafkaRig) -> None:
+    log = rig.open()
+    log.append([(3, b"a")])
+    assert read_all(log, 3) == [b"a"]
+
+
+def test_commits_are_those_that_everybodys_tools_show(rig: KafkaRig) -> None:
+    # Given a partition with a commit
+    log = rig.open()
+    log.append([(0, b"a")] * 5)
+    recovered(log.positions)
+    log.commit(0, 3)
+    assert total_lag(log.positions(), {}) == 2
+    # Then the group's offset is where Kafka's own tools look for it
+    admin = rig.admin()
+    offsets = admin.list_consumer_group_offsets(rig.settings.kafka_group)
+    admin.close()
+    mine = {tp.partition: found.offset for tp, found in offsets.items() if tp.topic == rig.settings.log_topic}
+    assert mine == {0: 3}
+
+
+def test_a_reader_jumps_only_when_it_is_told_to(rig: KafkaRig) -> None:
+    # Given a reader that was left in the middle of what it had fetched
+    log = rig.open()
+    log.append([(0, b"%d" % i) for i in range(1000)])
+    assert must_read(log, 0, 0, records_max=10).next_offset == 10
+    consumer = log._readers[0].consumer
+    # When it goes on, back, and forward
+    assert must_read(log, 0, 10, records_max=10).values[0] == b"10"
+    assert must_read(log, 0, 5, records_max=10).values[0] == b"5"
+    assert must_read(log, 0, 900, records_max=10).values[0] == b"900"
+    # Then it is the same consumer all the time, and each read is right
+    assert log._readers[0].consumer is consumer
+
+
+def test_values_near_the_largest_request(rig: KafkaRig) -> None:
+    # Given messages of 64 KiB whose JSON is six times as long, more of them than one request or buffer holds
+    log = rig.open()
+    values = [b"%03d" % i + b"x" * (6 * 65536) for i in range(120)]
+    log.append([(0, value) for value in values[:30]])
+    for start in range(30, 120, 30):
+        log.append([(1, value) for value in values[start : start + 30]])
+    assert read_all(log, 0) == values[:30]
+    assert read_all(log, 1) == values[30:]
+
+
+def test_a_tombstone_by_somebody_else_is_an_empty_record(rig: KafkaRig) -> None:
+    log = rig.open()
+    log.append([(0, b"a")])
+    producer = log._producer
+    assert producer is not None
+    producer.send(rig.settings.log_topic, None, key=b"k", partition=0).get(10)
+    assert read_all(log, 0) == [b"a", b""]
+
+
+def test_a_closed_log_leaves_no_thread_behind(rig: KafkaRig) -> None:
+    log = KafkaLog(rig.settings)
+    log.append([(0, b"a")])
+    producer = log._producer
+    assert producer is not None
+    log.close()
+    producer._sender.join(5)
+    assert not producer._sender.is_alive()

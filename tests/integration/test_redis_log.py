@@ -1,0 +1,273 @@
+"""What is special about the event log on Redis Streams."""
+
+import logging
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from pipeline.errors import (
+    FencedError,
+    LogGapError,
+    LogIndeterminateError,
+    LogMisconfiguredError,
+    LogUnavailableError,
+)
+from pipeline.log.redis_streams import RedisStreamsLog
+from pipeline.settings import Settings
+from stack.servers import Server
+from support.event_logs import (
+    CALL_SECONDS_MAX,
+    NoFloors,
+    RedisRig,
+    log_settings,
+    must_read,
+    read_all,
+    recovered,
+    redis_log_rig,
+    timed,
+)
+
+
+@pytest.fixture
+def rig(log_redis: Server) -> Iterator[RedisRig]:
+    made = redis_log_rig(log_redis)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_rig(own_log_redis: Server) -> Iterator[RedisRig]:
+    made = redis_log_rig(own_log_redis)
+    yield made
+    made.close()
+
+
+def test_a_server_that_evicts_is_refused(own_rig: RedisRig) -> None:
+    # Given a Redis that drops keys, and with them unread events, at its memory limit
+    with own_rig.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        log = own_rig.open()
+        # Then the log does not start on it, and nothing is appended
+        with pytest.raises(LogMisconfiguredError, match="noeviction"):
+            log.identity()
+        with pytest.raises(LogUnavailableError, match="noeviction"):
+            log.append([(0, b"a")])
+        # When it is set right, or has no limit at which it would evict
+        client.config_set("maxmemory", "0")
+        assert log.identity().partitions == 4
+        client.config_set("maxmemory", "256mb", "maxmemory-policy", "noeviction")
+        # Then all is well
+        log.append([(0, b"a")])
+        assert read_all(log, 0) == [b"a"]
+
+
+def test_a_server_without_append_only_file_is_warned_of(own_rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
+    log = own_rig.open()
+    with caplog.at_level(logging.WARNING):
+        log.identity()
+        assert not caplog.records
+        with own_rig.client() as client:
+            client.config_set("appendonly", "no")
+        log.identity()
+    assert [record.getMessage() for record in caplog.records if "append-only file" in record.getMessage()]
+
+
+def test_a_key_that_is_not_ours_is_said(rig: RedisRig) -> None:
+    with rig.client() as client:
+        client.set(f"{rig.settings.key_prefix}log:id", "something else")
+    with pytest.raises(LogMisconfiguredError, match="not Sluice's"):
+        rig.open().identity()
+
+
+def test_ids_are_the_offsets_plus_one(rig: RedisRig) -> None:
+    # Given three records in one append
+    rig.open().append([(1, b"a"), (1, b"b"), (1, b"c")])
+    # Then their ids are those that operators' tools can count with
+    with rig.client() as client:
+        entries = client.execute_command("XRANGE", rig.stream(1), "-", "+")
+    assert [entry[0] for entry in entries] == [b"0-1", b"0-2", b"0-3"]
+
+
+def test_a_commit_trims_what_is_stored_only_where_it_is_wanted(rig: RedisRig) -> None:
+    # Given ten records, of which four are stored
+    log = rig.open()
+    log.append([(0, b"%d" % i) for i in range(10)])
+    log.commit(0, 4)
+    # Then those four are dropped
+    assert log.positions()[0].begin == 4
+    assert must_read(log, 0, 4).values == [b"%d" % i for i in range(4, 10)]
+    # When trimming is turned off
+    rig.settings = replace(rig.settings, log_trim=False)
+    rig.open().commit(0, 8)
+    # Then only the commit is noted
+    assert [(p.begin, p.committed) for p in log.positions()[:1]] == [(4, 8)]
+    # And a commit that comes late takes nothing back
+    log.commit(0, 6)
+    assert [(p.begin, p.committed) for p in log.positions()[:1]] == [(6, 8)]
+
+
+def test_a_commit_beyond_the_end_is_ignored(rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
+    # Given a stream that lost its tail, and a drain that knows how far it had stored
+    log = rig.open()
+    log.append([(0, b"a"), (0, b"b")])
+    log.commit(0, 9)
+    # Then nothing is dropped or noted on its word
+    assert [(p.begin, p.end, p.committed) for p in log.positions()[:1]] == [(0, 2, None)]
+    assert "ends before" in caplog.text
+
+
+def test_a_commit_for_another_log_is_ignored(rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
+    # Given a drain of a log that was flushed, and its successor
+    stale = rig.open()
+    stale.append([(0, b"old")] * 5)
+    stale.identity()
+    rig.replace()
+    rig.open().append([(0, b"new")] * 5)
+    # When the stale one commits
+    stale.commit(0, 5)
+    # Then unread events of the new log are not dropped
+    assert len(read_all(rig.open(), 0)) == 5
+    assert "another log" in caplog.text
+
+
+def test_scripts_are_sent_again_after_the_server_forgot_them(rig: RedisRig) -> None:
+    log = rig.open()
+    log.append([(0, b"a")])
+    with rig.client() as client:
+        client.script_flush()
+    log.append([(0, b"b")])
+    log.commit(0, 1)
+    assert log.positions()[0].end == 2
+
+
+def test_a_deleted_stream_does_not_count_from_0_again(rig: RedisRig) -> None:
+    # Given a running writer, and a stream that somebody deleted with records in it that nobody has read
+    log = rig.open()
+    log.append([(0, b"old")] * 7)
+    with rig.client() as client:
+        client.delete(rig.stream(0))
+    # When it appends
+    log.append([(0, b"new")])
+    # Then the offsets go on, and the loss shows as a hole that is not declared
+    batch = must_read(log, 0, 0)
+    assert (batch.offset, batch.gap_from, batch.values) == (7, None, [b"new"])
+
+
+def test_an_entry_removed_from_the_middle_shows_as_a_hole(rig: RedisRig) -> None:
+    # Given a stream with a hole that somebody made
+    log = rig.open()
+    log.append([(0, b"%d" % i) for i in range(6)])
+    with rig.client() as client:
+        client.xdel(rig.stream(0), "0-4")
+    # Then the batch ends before it, and the next one begins behind it
+    assert must_read(log, 0, 0).values == [b"0", b"1", b"2"]
+    behind = must_read(log, 0, 3)
+    assert (behind.offset, behind.gap_from, behind.values) == (4, None, [b"4", b"5"])
+
+
+def test_an_entry_by_somebody_else_stops_reader_and_writer(rig: RedisRig) -> None:
+    # Given an entry whose id is a time, as XADD * gives it
+    log = rig.open()
+    log.append([(0, b"a")])
+    with rig.client() as client:
+        client.xadd(rig.stream(0), {"k": "v"})
+    with pytest.raises(LogGapError, match="did not write"):
+        log.read(0, 1, records_max=10, wait_seconds=0)
+    with pytest.raises(LogIndeterminateError):
+        log.append([(0, b"b")])
+
+
+def test_a_key_of_another_type_in_a_streams_place_lets_nothing_be_written(rig: RedisRig) -> None:
+    log = rig.open()
+    log.append([(0, b"a")])
+    with rig.client() as client:
+        client.set(rig.stream(3), "text")
+    with pytest.raises(LogUnavailableError):
+        log.append([(0, b"b"), (3, b"c")])
+    assert read_all(log, 0) == [b"a"]
+
+
+def test_an_append_that_outlasts_its_time_is_indeterminate_and_not_repeated(own_rig: RedisRig) -> None:
+    # Given a server that is busy for longer than an append may take
+    log = own_rig.open()
+    log.append([(0, b"a")])
+    with own_rig.client() as client:
+        client.execute_command("CLIENT", "PAUSE", "1500", "WRITE")
+        result, seconds = timed(lambda: log.append([(0, b"b")]))
+        # Then it says that it does not know
+        assert isinstance(result, LogIndeterminateError), repr(result)
+        assert seconds < CALL_SECONDS_MAX
+        client.execute_command("CLIENT", "UNPAUSE")
+    # And the record is there once or not at all
+    recovered(lambda: log.append([(0, b"c")]))
+    assert read_all(log, 0) in ([b"a", b"c"], [b"a", b"b", b"c"])
+
+
+def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server) -> None:
+    # Given a writer whose server is restarted while it learns the floors: another may have fenced the new one by now
+    rig = redis_log_rig(own_log_redis)
+    fenced: list[str] = []
+
+    def slow(log_id: str, incarnation: str) -> dict[int, int]:
+        if not fenced:
+            own_log_redis.kill()
+            own_log_redis.start()
+        fenced.append(incarnation)
+        return {}
+
+    log = RedisStreamsLog(rig.settings, slow)
+    # When it appends
+    recovered(lambda: log.append([(0, b"a")]))
+    # Then the incarnation that it fenced last is the one that is running
+    assert len(fenced) == 2
+    assert fenced[-1] == rig.open().identity().incarnation != fenced[0]
+    log.close()
+    rig.close()
+
+
+def test_who_the_log_is_can_be_asked_while_the_floors_are_away(rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
+    floors = NoFloors(error=FencedError())
+    log = rig.open(floors)
+    assert log.identity().partitions == 4
+    assert "can't be made the current one" in caplog.text
+    floors.error = None
+    log.identity()
+    log.identity()
+    assert len(floors.calls) == 2
+
+
+def append_in_process(settings: Settings, number: int) -> int:
+    log = RedisStreamsLog(settings, NoFloors())
+    for start in range(0, 1000, 50):
+        log.append([(i % 4, b"%d:%d" % (number, i)) for i in range(start, start + 50)])
+    log.close()
+    return number
+
+
+def test_processes_append_at_once(log_redis: Server) -> None:
+    # Given three processes on one log
+    settings = log_settings(log_redis.url)
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as executor:
+        list(executor.map(append_in_process, [settings] * 3, range(3)))
+    # Then every record is there once, and in each writer's order
+    log = RedisStreamsLog(settings, NoFloors())
+    for partition in range(4):
+        found = [tuple(map(int, value.split(b":"))) for value in read_all(log, partition)]
+        for number in range(3):
+            assert [i for n, i in found if n == number] == list(range(partition, 1000, 4))
+    log.close()
+
+
+def test_a_large_group_of_large_records(rig: RedisRig) -> None:
+    # Given a group of the largest messages that ingest takes
+    log = rig.open()
+    log.append([(i % 4, b"%03d" % i + b"x" * 65536) for i in range(300)])
+    batch = must_read(log, 1, 0, records_max=75)
+    assert [value[:3] for value in batch.values] == [b"%03d" % i for i in range(1, 300, 4)]
+    # And what they took is given back
+    for partition in range(4):
+        log.commit(partition, 75)
+    assert [p.begin for p in log.positions()] == [75] * 4

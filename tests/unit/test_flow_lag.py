@@ -1,0 +1,62 @@
+"""Lag is end minus what was consumed, and unknown where nobody can say."""
+
+import pytest
+
+from pipeline.flow.lag import lag_by_partition, partition_lag, total_lag
+from pipeline.ports.log import PartitionPosition
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "committed", "stored", "lag"),
+    [
+        (0, 0, None, None, 0),  # a new partition
+        (0, 10, None, None, 10),  # nothing consumed yet: all of it
+        (4, 10, None, None, 6),  # ... that is still there
+        (0, 10, 7, None, 3),  # the log was told
+        (0, 10, None, 7, 3),  # the commit expired: PostgreSQL's offset counts
+        (0, 10, 4, 7, 3),  # a commit failed: the stored offset is higher, and wins
+        (0, 10, 7, 4, 3),  # PostgreSQL was asked a moment before
+        (0, 10, 0, 0, 10),  # consumed nothing is not the same as never asked
+        (0, 10, 10, 10, 0),
+        (6, 10, 2, 3, 4),  # what was trimmed unread waits for nobody
+        (6, 6, 2, 3, 0),
+        (0, 10, 12, None, 0),  # a log that came back without its tail: never negative
+        (0, 10, 3, 12, 0),
+        (12, 12, None, None, 0),  # emptied
+    ],
+)
+def test_lag_of_a_partition(begin: int, end: int, committed: int | None, stored: int | None, lag: int) -> None:
+    assert partition_lag(begin, end, committed, stored) == lag
+
+
+def test_lag_by_partition_takes_each_partitions_own_offset() -> None:
+    # Given three partitions: one committed, one only stored, one never consumed
+    positions = [
+        PartitionPosition(0, 0, 100, 90),
+        PartitionPosition(1, 0, 100, None),
+        PartitionPosition(2, 0, 100, None),
+    ]
+    # Then each has its own lag, and an offset of a partition that does not exist counts for nothing
+    assert lag_by_partition(positions, {0: 95, 1: 40, 7: 1}) == {0: 5, 1: 60, 2: 100}
+    assert total_lag(positions, {0: 95, 1: 40, 7: 1}) == 165
+
+
+def test_lag_without_postgresql_is_known_from_the_commits() -> None:
+    # Given a log that was told of every partition
+    positions = [PartitionPosition(0, 0, 100, 90), PartitionPosition(1, 0, 50, 50)]
+    # Then PostgreSQL need not be asked: it may be away right now
+    assert lag_by_partition(positions, None) == {0: 10, 1: 0}
+    assert total_lag(positions, None) == 10
+
+
+def test_lag_is_unknown_where_nobody_can_say() -> None:
+    # Given one partition whose commit expired, and PostgreSQL away
+    positions = [PartitionPosition(0, 0, 100, 90), PartitionPosition(1, 0, 50, None)]
+    # Then the lag is unknown: neither 10, nor 60, nor 0
+    assert lag_by_partition(positions, None) is None
+    assert total_lag(positions, None) is None
+
+
+def test_a_log_without_partitions_has_no_lag() -> None:
+    assert lag_by_partition([], None) == {}
+    assert total_lag([], {}) == 0
