@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import (
     FencedError,
+    LogFullError,
     LogGapError,
     LogIndeterminateError,
     LogMisconfiguredError,
@@ -206,8 +207,9 @@ def test_an_append_that_outlasts_its_time_is_indeterminate_and_not_repeated(own_
     assert read_all(log, 0) in ([b"a", b"c"], [b"a", b"b", b"c"])
 
 
-def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server) -> None:
-    # Given a writer whose server is restarted while it learns the floors: another may have fenced the new one by now
+@pytest.mark.parametrize("by", ["append", "identity"])
+def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server, by: str) -> None:
+    # Given a process whose server is restarted while it learns the floors: another may have fenced the new one by now
     rig = redis_log_rig(own_log_redis)
     fenced: list[str] = []
 
@@ -219,13 +221,47 @@ def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server) -> None:
         return {}
 
     log = RedisStreamsLog(rig.settings, slow)
-    # When it appends
-    recovered(lambda: log.append([(0, b"a")]))
+    # When it appends, or only wants to read
+    recovered(log.identity if by == "identity" else lambda: log.append([(0, b"a")]))
     # Then the incarnation that it fenced last is the one that is running
     assert len(fenced) == 2
     assert fenced[-1] == rig.open().identity().incarnation != fenced[0]
     log.close()
     rig.close()
+
+
+def test_a_writer_notices_a_flush_by_itself(rig: RedisRig) -> None:
+    # Given a writer, and nobody else, whose log is flushed without a restart
+    floors = NoFloors({0: 3})
+    log = rig.open(floors)
+    log.append([(0, b"old")] * 3)
+    rig.replace()
+    floors.floors = {}
+    # When it appends
+    log.append([(0, b"new")])
+    # Then that is a new log, whose floors it has asked for, and whose offsets begin at 0
+    reader = rig.open()
+    assert reader.identity().log_id == floors.calls[-1][0] != floors.calls[0][0]
+    assert read_all(reader, 0) == [b"new"]
+
+
+def test_above_the_memory_limit_reading_and_trimming_work(own_rig: RedisRig) -> None:
+    # Given a Redis that holds more than it may
+    log = own_rig.open()
+    log.append([(i % 4, b"x" * 10_000) for i in range(800)])
+    with own_rig.client() as client:
+        client.config_set("maxmemory", "1mb")
+        with pytest.raises(LogFullError):
+            log.append([(0, b"refused")])
+        # Then all that frees memory works, and who the log is can be asked
+        assert own_rig.open().identity() == log.identity()
+        for partition in range(4):
+            assert len(read_all(log, partition)) == 200
+            log.commit(partition, 199)
+        assert [(p.begin, p.end, p.committed) for p in log.positions()] == [(199, 200, 199)] * 4
+        client.config_set("maxmemory", "256mb")
+    log.append([(0, b"more")])
+    assert len(read_all(log, 0, 199)) == 2
 
 
 def test_who_the_log_is_can_be_asked_while_the_floors_are_away(rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
