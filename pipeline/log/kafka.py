@@ -21,6 +21,7 @@ from pipeline.errors import (
     LogMisconfiguredError,
     LogRestartedError,
     LogUnavailableError,
+    SettingsError,
 )
 from pipeline.log.kafka_wire import BEGIN, END, KafkaWire, TopicFacts
 from pipeline.ports.log import LogBatch, LogIdentity, PartitionPosition
@@ -358,14 +359,14 @@ class KafkaLog:
 
 
 def parse_bootstrap(url: str) -> list[tuple[str, int]]:
-    """Brokers of kafka://host:port,host:port (port 9092 where it is missing). Raises ValueError."""
+    """Brokers of kafka://host:port,host:port (port 9092 where it is missing). Raises SettingsError."""
     brokers = []
     for text in urlsplit(url).netloc.split(","):
         host, colon, port = text.rpartition(":")
         if not colon or port.endswith("]"):
             host, port = text, str(DEFAULT_PORT)
         if not host or not port.isdecimal():
-            raise ValueError(f"{url!r} does not name Kafka's brokers as kafka://host:port,…")
+            raise SettingsError(f"EVENT_LOG_URL={url!r} does not name Kafka's brokers as kafka://host:port,…")
         brokers.append((host.strip("[]"), int(port)))
     return brokers
 

@@ -37,7 +37,7 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-CALL_SECONDS_MAX: Final = 0.2  # commit and positions take 0.2 ms; whoever waits longer waits for a server that is away
+CALL_SECONDS_MAX: Final = 1.0  # other calls than append: 0.2 ms, but they may stand behind a large append's fsync
 WAIT_GRACE_SECONDS: Final = 1.0  # how much later than asked the answer to a blocking read may come
 ROUNDS_MAX: Final = 3  # of an append that finds, before anything is written, that the log is not the one it knew
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+from kafka.errors import KafkaTimeoutError
 
-from pipeline.errors import LogMisconfiguredError, LogUnavailableError
+from pipeline.errors import LogFullError, LogIndeterminateError, LogMisconfiguredError, LogUnavailableError
 from pipeline.flow.lag import total_lag
 from pipeline.log.kafka import TOPIC_CONFIGS, KafkaLog
 from stack.servers import Server
-from support.event_logs import KafkaRig, kafka_log_rig, must_read, read_all, recovered
+from support.event_logs import CALL_SECONDS_MAX, KafkaRig, kafka_log_rig, must_read, read_all, recovered, timed
 
 
 @pytest.fixture
@@ -110,12 +112,22 @@ def test_a_reader_jumps_only_when_it_is_told_to(rig: KafkaRig) -> None:
     log.append([(0, b"%d" % i) for i in range(1000)])
     assert must_read(log, 0, 0, records_max=10).next_offset == 10
     consumer = log._readers[0].consumer
+    jumps: list[int] = []
+    seek = consumer.seek
+
+    def counted(partition: object, offset: int) -> None:
+        jumps.append(offset)
+        seek(partition, offset)
+
+    consumer.seek = counted
     # When it goes on, back, and forward
     assert must_read(log, 0, 10, records_max=10).values[0] == b"10"
     assert must_read(log, 0, 5, records_max=10).values[0] == b"5"
     assert must_read(log, 0, 900, records_max=10).values[0] == b"900"
-    # Then it is the same consumer all the time, and each read is right
+    assert must_read(log, 0, 910, records_max=10).values[0] == b"910"
+    # Then it is the same consumer all the time, moved only where it did not stand already
     assert log._readers[0].consumer is consumer
+    assert jumps == [5, 900]
 
 
 def test_values_near_the_largest_request(rig: KafkaRig) -> None:
@@ -127,6 +139,74 @@ def test_values_near_the_largest_request(rig: KafkaRig) -> None:
         log.append([(1, value) for value in values[start : start + 30]])
     assert read_all(log, 0) == values[:30]
     assert read_all(log, 1) == values[30:]
+
+
+def test_an_append_waits_for_room_in_the_producer(rig: KafkaRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a producer whose buffer is full for a moment
+    log = rig.open()
+    log.append([(0, b"a")])
+    producer: Any = log._producer
+    send, refusals = producer.send, [KafkaTimeoutError(), KafkaTimeoutError()]
+
+    def sometimes(topic: str, value: bytes, partition: int) -> Any:
+        if value == b"c" and refusals:
+            raise refusals.pop()
+        return send(topic, value, partition=partition)
+
+    monkeypatch.setattr(producer, "send", sometimes)
+    # When a group is appended in that moment
+    log.append([(0, b"b"), (0, b"c"), (0, b"d")])
+    # Then it is stored once and in order
+    assert read_all(log, 0) == [b"a", b"b", b"c", b"d"]
+
+
+def test_a_producer_that_stays_full_takes_nothing(rig: KafkaRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a producer without room
+    log = rig.open()
+    log.append([(0, b"a")])
+    producer: Any = log._producer
+    send = producer.send
+
+    def full(topic: str, value: bytes, partition: int) -> Any:
+        if value == b"no room":
+            raise KafkaTimeoutError
+        return send(topic, value, partition=partition)
+
+    monkeypatch.setattr(producer, "send", full)
+    # Then a group of which nothing was taken is refused for certain, in time
+    result, seconds = timed(lambda: log.append([(0, b"no room"), (0, b"b")]))
+    assert isinstance(result, LogFullError), repr(result)
+    assert seconds < CALL_SECONDS_MAX
+    assert read_all(log, 0) == [b"a"]
+    # And one of which something was taken is open
+    result, seconds = timed(lambda: log.append([(0, b"c"), (0, b"no room")]))
+    assert isinstance(result, LogIndeterminateError), repr(result)
+    assert seconds < CALL_SECONDS_MAX
+    # And the log goes on
+    log.append([(0, b"d")])
+    assert read_all(log, 0) == [b"a", b"c", b"d"]
+
+
+def test_an_append_waits_for_the_answer_to_an_earlier_one(rig: KafkaRig) -> None:
+    # Given a producer that still owes an answer, while Kafka itself can be reached (another broker is away, say)
+    class Owed:
+        is_done = False
+
+        def get(self, timeout: float) -> None:
+            assert timeout <= rig.settings.append_seconds_max
+            raise KafkaTimeoutError
+
+    log = rig.open()
+    log.append([(0, b"a")])
+    log._unconfirmed = [Owed()]
+    # Then an append is refused for certain
+    with pytest.raises(LogUnavailableError, match="owes the answer"):
+        log.append([(0, b"b")])
+    # When the answer is there
+    log._unconfirmed[0].is_done = True
+    log.append([(0, b"c")])
+    # Then it goes on
+    assert read_all(log, 0) == [b"a", b"c"]
 
 
 def test_a_tombstone_by_somebody_else_is_an_empty_record(rig: KafkaRig) -> None:

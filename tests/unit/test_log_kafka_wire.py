@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pipeline.clock import SystemClock
-from pipeline.errors import LogUnavailableError
+from pipeline.errors import LogUnavailableError, SettingsError
 from pipeline.log.kafka import parse_bootstrap
 from pipeline.log.kafka_wire import KafkaWire
 
@@ -134,5 +134,5 @@ def test_brokers_are_read_from_the_url(url: str, brokers: list[tuple[str, int]])
 
 @pytest.mark.parametrize("url", ["kafka://", "kafka://a:x", "kafka://a,,b", "kafka://:9092"])
 def test_a_url_without_brokers_is_an_error(url: str) -> None:
-    with pytest.raises(ValueError, match="does not name Kafka's brokers"):
+    with pytest.raises(SettingsError, match="does not name Kafka's brokers"):
         parse_bootstrap(url)
