@@ -176,8 +176,7 @@ class _Run:
         if self._position is not None and hand.first is None:
             left_seconds = self._deadline - self._means.clock.monotonic()
             hand.read(self._position, max(0.0, min(self._means.settings.drain_poll_seconds, left_seconds)))
-            if hand.first is None:
-                return
+            return  # a pause that came while this read waited must keep what it brought from being stored
         if self._floor_is_away and hand.first is not None:
             self._raise_floor(hand.first[1].next_offset)  # cheaper to ask than to write a batch in vain
             self._floor_is_away = False

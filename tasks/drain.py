@@ -64,7 +64,7 @@ class PausedCheck:
     queue that is not consumed while paused.
     """
 
-    _SECONDS_BETWEEN: Final = 0.25
+    SECONDS_BETWEEN: Final = 0.25
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -73,7 +73,7 @@ class PausedCheck:
 
     def __call__(self) -> bool:
         now = self._parts.clock.monotonic()
-        if self._asked_at is not None and now - self._asked_at < self._SECONDS_BETWEEN:
+        if self._asked_at is not None and now - self._asked_at < self.SECONDS_BETWEEN:
             return self._paused
         self._asked_at = now
         try:

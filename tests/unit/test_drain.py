@@ -241,11 +241,26 @@ def test_a_paused_drain_touches_nothing(rig: Rig) -> None:
 
 def test_a_pause_is_noticed_before_each_batch(rig: Rig) -> None:
     rig.append(0, 100)
-    rig.at_step[4] = lambda: setattr(rig, "is_paused", True)
+    rig.at_step[5] = lambda: setattr(rig, "is_paused", True)
     report = rig.drain()
     assert (report.outcome, report.stored) == (DrainOutcome.PAUSED, 20)
     assert rig.committed() == 20
     assert report.more
+
+
+def test_what_a_waiting_read_brings_after_a_pause_is_not_stored(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a drain that waits for events while a pause comes, and then an event
+    read = rig.log.read
+
+    def paused_meanwhile(partition: int, offset: int, **limits: Any) -> LogBatch | None:
+        rig.is_paused = True
+        rig.append(0, 1)
+        return read(partition, offset, **limits)
+
+    monkeypatch.setattr(rig.log, "read", paused_meanwhile)
+    report = rig.drain()
+    # Then it asks again before it stores
+    assert (report.outcome, report.stored) == (DrainOutcome.PAUSED, 0)
 
 
 def test_a_partition_that_does_not_exist_is_the_set_ups_fault(rig: Rig) -> None:
@@ -472,7 +487,7 @@ def test_an_offset_that_somebody_moved_is_looked_up_again(rig: Rig) -> None:
     # Given a drain whose lock was lost without its knowledge, and another that has stored 10 more meanwhile
     rig.append(0, 40)
     other = MemorySink(rig.settings, rig.store)
-    rig.at_step[3] = lambda: other.store(rig.log_id, 0, 10, numbered_batch(10, 10), before_commit=lambda: None)
+    rig.at_step[4] = lambda: other.store(rig.log_id, 0, 10, numbered_batch(10, 10), before_commit=lambda: None)
     report = rig.drain()
     # Then it goes on behind them
     assert (report.outcome, report.stored, report.repeated) == (DrainOutcome.FINISHED, 30, 0)
@@ -597,31 +612,42 @@ def test_the_floor_is_never_below_the_sink(rig: Rig) -> None:
 # --- sizes --------------------------------------------------------------------------------------------------------
 
 
+class SizedSink(MemorySink):
+    """Notes the records and bytes of each transaction."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__(rig.settings, rig.store)
+        self.sizes: list[tuple[int, int]] = []
+
+    def store(self, log_id: str, partition: int, expected_offset: int, batch: LogBatch, **named: Any) -> StoreResult:
+        self.sizes.append((len(batch.values), sum(map(len, batch.values))))
+        return super().store(log_id, partition, expected_offset, batch, **named)
+
+
+class AskedLog(MemoryLog):
+    """Notes what it was asked for and gave."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__(server=rig.log_server)
+        self.asked: list[int] = []
+        self.gave: list[int] = []
+
+    def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+        found = super().read(partition, offset, records_max=records_max, wait_seconds=wait_seconds)
+        self.asked.append(records_max)
+        self.gave.append(0 if found is None else len(found.values))
+        return found
+
+
 def test_large_records_are_stored_in_small_transactions() -> None:
     # Given records of 20 KB, and transactions of at most 64 KiB
     rig = Rig(drain_batch_bytes_max=1 << 16, drain_batch_records_max=100)
     rig.append_values([record(number, message="x" * 20_000) for number in range(20)])
-    sizes: list[int] = []
-    asked: list[int] = []
-
-    class Measured(MemorySink):
-        def store(
-            self, log_id: str, partition: int, expected_offset: int, batch: LogBatch, **named: Any
-        ) -> StoreResult:
-            sizes.append(sum(map(len, batch.values)))
-            return super().store(log_id, partition, expected_offset, batch, **named)
-
-    class Asked(MemoryLog):
-        def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
-            asked.append(records_max)
-            return super().read(partition, offset, records_max=records_max, wait_seconds=wait_seconds)
-
-    rig.log = Asked(server=rig.log_server)
-    report = rig.drain(sink=Measured(rig.settings, rig.store))
-    assert report.stored == 20
-    assert max(sizes) <= 1 << 16
-    # And so few are asked for, from the first on
-    assert set(asked) <= {1, 3}
+    sink, log = SizedSink(rig), AskedLog(rig)
+    assert rig.drain(sink=sink, log=log).stored == 20
+    # Then so few are asked for, from the first on
+    assert max(size for _, size in sink.sizes) <= 1 << 16
+    assert set(log.asked) == {1, 3}
 
 
 def test_records_that_suddenly_grow_are_cut_up() -> None:
@@ -630,11 +656,13 @@ def test_records_that_suddenly_grow_are_cut_up() -> None:
     small = [record(number) for number in range(120)]
     large = [record(200 + number, message="x" * (100_000 if number == 7 else 20_000)) for number in range(20)]
     rig.append_values(small + large)
-    report = rig.drain()
-    # Then all are stored, in pieces, each from where the one before ended
-    assert report.stored == 140
-    assert report.outcome is DrainOutcome.FINISHED
-    assert report.next_offset == 140
+    sink, log = SizedSink(rig), AskedLog(rig)
+    report = rig.drain(sink=sink, log=log)
+    # Then all are stored in pieces, the largest alone
+    assert (report.stored, report.next_offset, report.outcome) == (140, 140, DrainOutcome.FINISHED)
+    assert [count for count, size in sink.sizes if size > 1 << 16] == [1]
+    # And nothing was read twice: each piece follows from the one before
+    assert sum(log.gave) == 140
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,312 @@
+"""The real workers and Beat on servers of their own: drains, pauses, the breaker, and processes that die or freeze."""
+
+import contextlib
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+import pytest
+import redis
+
+from pipeline import wiring
+from pipeline.errors import StoreUnavailableError
+from pipeline.event import Event, encode_record, partition_of
+from pipeline.names import BreakerState, ControlEventKind, PauseReason
+from pipeline.ports.control import ControlState
+from pipeline.settings import Settings
+from stack.servers import Server, free_port, postgres_server, redis_server
+from support.processes import Program, batches_worker, beat, control_worker
+from support.traffic import wait_until
+from tasks.app import make_app
+from tasks.drain import PausedCheck
+
+
+@dataclass
+class Rig:
+    """Workers, their servers, and a producer that appends to the log directly."""
+
+    settings: Settings
+    postgres: Server
+    control_redis: Server
+    batches: Program
+    control: Program
+    beat: Program
+    appended: int = 0
+
+    def __post_init__(self) -> None:
+        self.store = wiring.make_control_store(self.settings)
+        self.events = wiring.make_control_events(self.settings)
+        self.log = wiring.make_log(self.settings)
+        self.app = make_app(self.settings)
+
+    def append(self, count: int) -> None:
+        partitions = self.log.identity().partitions
+        entries = []
+        for number in range(self.appended, self.appended + count):
+            event = Event(f"c{number % 50}", "INFO", f"message {number}", "test", 1_700_000_000_000, f"id-{number}")
+            entries.append((partition_of(event.correlation_id, partitions), encode_record(event, 1_700_000_000_000)))
+        self.log.append(entries)
+        self.appended += count
+
+    def stored(self) -> int:
+        """Rows, which are distinct events by the table's primary key; -1 where PostgreSQL does not answer."""
+        try:
+            with (
+                contextlib.closing(psycopg2.connect(self.postgres.url, connect_timeout=2)) as connection,
+                connection.cursor() as cursor,
+            ):
+                cursor.execute("SELECT count(*) FROM log_events")
+                row = cursor.fetchone()
+                assert row is not None
+                return int(row[0])
+        except psycopg2.Error:
+            return -1
+
+    def state(self) -> ControlState | None:
+        try:
+            return self.store.state()
+        except StoreUnavailableError:
+            return None
+
+    def reasons(self) -> list[PauseReason] | None:
+        state = self.state()
+        if state is None or state.pauses is None:
+            return None
+        return [pause.reason for pause in state.pauses]
+
+    def wait(self, condition: object, what: str, *, seconds_max: float = 30.0) -> None:
+        try:
+            wait_until(condition, what, seconds_max=seconds_max)
+        except AssertionError as error:
+            logs = "\n".join(f"--- {one.name}\n{one.log()[-2000:]}" for one in (self.batches, self.control))
+            raise AssertionError(f"{error}\n{self.state()}\n{logs}") from None
+
+    def wait_stored(self, *, seconds_max: float = 30.0) -> None:
+        self.wait(lambda: self.stored() == self.appended, f"{self.appended} events are stored", seconds_max=seconds_max)
+
+    def wait_running(self, *, seconds_max: float = 30.0) -> None:
+        self.wait(lambda: self.reasons() == [], "no reason to pause holds", seconds_max=seconds_max)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder: Path = tmp_path_factory.mktemp("workers")
+    with contextlib.ExitStack() as stack:
+        servers = [
+            redis_server(folder, free_port(), is_log=False, maxmemory="128mb"),
+            redis_server(folder, free_port(), is_log=True, maxmemory="256mb"),
+            postgres_server(folder, free_port(), durable=False),
+        ]
+        for server in servers:
+            server.start()
+            stack.callback(server.stop)
+        settings = Settings(
+            redis_url=servers[0].url,
+            event_log_url=servers[1].url,
+            database_url=servers[2].url,
+            drain_run_seconds_max=3.0,
+            drain_hard_seconds_max=12.0,
+            drain_stalled_seconds_max=4.0,
+            regulate_seconds=1.0,
+        )
+        batches = batches_worker(settings, folder)
+        control = control_worker(settings, folder)
+        ticker = beat(settings, folder)
+        for program in (batches, control, ticker):
+            stack.callback(program.stop)
+            program.start()
+        rig = Rig(settings, servers[2], servers[0], batches, control, ticker)
+        rig.wait_running()
+        yield rig
+
+
+@pytest.fixture
+def rig(started: Rig) -> Iterator[Rig]:
+    """The running rig; each test leaves it running, with everything stored."""
+    started.append(10)
+    started.wait_stored()
+    yield started
+    started.wait_running()
+    started.wait_stored()
+
+
+def test_an_event_is_stored_soon_after_its_append(rig: Rig) -> None:
+    # Given drains that wait for events
+    # When single events come
+    seconds = []
+    for _ in range(20):
+        started = time.monotonic()
+        rig.append(1)
+        rig.wait_stored()
+        seconds.append(time.monotonic() - started)
+    # Then nearly all are stored at once, not with the next tick of anything
+    assert sorted(seconds)[-2] < 0.5, seconds
+
+
+def test_a_pause_by_hand_holds_against_everything_but_a_resume(rig: Rig) -> None:
+    # Given an operator's pause
+    rig.app.send_task("sluice.pause_consumption", kwargs={"by": "me@here", "why": "test"}, queue="control")
+    rig.wait(lambda: rig.reasons() == [PauseReason.OPERATOR], "paused")
+    rig.wait(lambda: "consumption paused" in rig.batches.log(), "the worker has cancelled the queue")
+    # A drain that waited for events when the pause came asks again before it stores, at most this often.
+    assert _stays(lambda: rig.reasons() == [PauseReason.OPERATOR], seconds=2 * PausedCheck.SECONDS_BETWEEN)
+    stored = rig.stored()
+    rig.append(100)
+
+    def assert_still_paused() -> None:
+        # A hint sent by hand is taken out of the queue only by a worker that consumes.
+        rig.app.send_task("sluice.drain", args=(0,), queue="batches", expires=60)
+        assert _stays(lambda: rig.stored() == stored, seconds=1.5), "stored something while paused"
+
+    assert_still_paused()
+    # When somebody adds the consumer by hand, the store is flushed, or the worker is killed and starts again
+    assert rig.app.control.add_consumer("batches", reply=True, timeout=3)
+    assert_still_paused()
+    redis.Redis.from_url(rig.control_redis.url).flushall()
+    rig.wait(lambda: rig.reasons() == [PauseReason.OPERATOR], "the pause is restored from PostgreSQL")
+    assert_still_paused()
+    rig.batches.kill()
+    rig.batches.start()
+    rig.wait(lambda: rig.batches.log().rstrip().endswith("ready."), "the worker is back")
+    assert_still_paused()
+    # Then it takes a resume to go on
+    rig.app.send_task("sluice.resume_consumption", kwargs={"by": "me@here", "why": "done"}, queue="control")
+    rig.wait_stored()
+    told = [(event.kind, event.by) for event in rig.events.last(50)]
+    assert (ControlEventKind.RESUMED, "me@here") in told
+
+
+def _stays(condition: object, *, seconds: float) -> bool:
+    """Whether a condition holds all the time: the one wait whose end is the clock's."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not condition():  # type: ignore[operator]
+            return False
+        time.sleep(0.05)  # noqa: TID251
+    return True
+
+
+def test_a_frozen_postgres_opens_the_breaker_and_a_thawed_one_closes_it(rig: Rig) -> None:
+    # Given PostgreSQL and its backends stopped under load
+    rig.postgres.freeze()
+    frozen_at = time.monotonic()
+    try:
+        rig.append(500)
+        # Then the breaker opens, with the pause and the floor rate in the same step
+        rig.wait(lambda: rig.reasons() == [PauseReason.BREAKER], "the breaker opens", seconds_max=12)
+        assert time.monotonic() - frozen_at < 12
+        state = rig.state()
+        assert state is not None
+        assert state.rate is not None
+        assert state.rate.rate == rig.settings.rate_min
+        assert state.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN)
+        rig.wait(lambda: (s := rig.state()) is not None and s.breaker is BreakerState.HALF_OPEN, "the prober asks")
+    finally:
+        rig.postgres.thaw()
+    # And all of it recovers without a hand
+    rig.wait_running(seconds_max=15)
+    rig.wait_stored()
+    state = rig.state()
+    assert state is not None
+    assert state.rate is not None
+    assert state.rate.rate == rig.settings.rate_max
+    kinds = [event.kind for event in rig.events.last(50)]
+    assert ControlEventKind.BREAKER_OPENED in kinds
+    assert ControlEventKind.BREAKER_CLOSED in kinds
+
+
+def test_a_killed_postgres_recovers(rig: Rig) -> None:
+    rig.postgres.kill()
+    rig.append(500)
+    rig.wait(lambda: rig.reasons() == [PauseReason.BREAKER], "the breaker opens", seconds_max=12)
+    rig.append(500)
+    rig.postgres.start()
+    rig.wait_running(seconds_max=15)
+    rig.wait_stored()
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_a_broker_that_was_away_costs_nothing(rig: Rig, how: str) -> None:
+    # Given Redis (queues, control state) away for longer than Celery's time-outs at 2 s
+    if how == "killed":
+        rig.control_redis.kill()
+    else:
+        rig.control_redis.freeze()
+    rig.append(300)
+    stored = rig.stored()
+    assert _stays(lambda: rig.stored() == stored, seconds=3), "committed without raising the floor first"
+    # When it is back
+    if how == "killed":
+        rig.control_redis.start()
+    else:
+        rig.control_redis.thaw()
+    # Then the same workers go on
+    rig.wait_stored(seconds_max=40)
+    rig.append(300)
+    rig.wait_stored(seconds_max=40)
+
+
+def test_a_killed_child_and_a_killed_parent_lose_nothing(rig: Rig) -> None:
+    rig.append(20_000)
+    os.kill(rig.batches.children()[0].pid, signal.SIGKILL)
+    rig.wait_stored(seconds_max=40)
+    rig.append(20_000)
+    rig.batches.kill()
+    rig.batches.start()
+    rig.wait_stored(seconds_max=40)
+
+
+def test_frozen_children_are_got_rid_of(rig: Rig) -> None:
+    # Given two of the children stopped while they drain: PostgreSQL keeps their locks
+    rig.append(20_000)
+    children = rig.batches.children()
+    busy = [child for child in children if child.is_running()][:3]
+    for child in busy:
+        child.suspend()
+    try:
+        # Then regulate ends their backends, and others store what they held
+        rig.append(1_000)
+        rig.wait_stored(seconds_max=40)
+    finally:
+        for child in busy:
+            with contextlib.suppress(Exception):
+                child.resume()
+
+
+def test_a_flushed_control_store_is_rebuilt(rig: Rig) -> None:
+    redis.Redis.from_url(rig.control_redis.url).flushall()
+    rig.append(500)
+    rig.wait_running()
+    rig.wait_stored()
+    assert ControlEventKind.STATE_RESTORED in [event.kind for event in rig.events.last(50)]
+
+
+def test_a_second_beat_is_harmless(rig: Rig, tmp_path: Path) -> None:
+    # Given two Beats
+    second = beat(rig.settings, tmp_path).start()
+    try:
+        first_version = _version(rig)
+        wait_until(lambda: _version(rig) != first_version, "a tick", seconds_max=5)
+        # Then ticks still come once a period: their times are that far apart
+        times = []
+        while len(times) < 4:
+            state = rig.state()
+            assert state is not None
+            assert state.rate is not None
+            if state.rate.published_at not in times:
+                times.append(state.rate.published_at)
+            time.sleep(0.02)  # noqa: TID251
+    finally:
+        second.stop()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert min(gaps) > 0.6 * rig.settings.regulate_seconds, gaps
+
+
+def _version(rig: Rig) -> int | None:
+    state = rig.state()
+    return state.rate.version if state is not None and state.rate is not None else None
