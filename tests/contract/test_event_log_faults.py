@@ -51,7 +51,7 @@ def faulty(request: pytest.FixtureRequest) -> Iterator[FaultyRig]:
     else:
         server: Server = request.getfixturevalue("own_log_redis" if request.param == "redis" else "own_kafka")
         made = FaultyRig(
-            redis_log_rig(server) if request.param == "redis" else kafka_log_rig(server),
+            redis_log_rig(server) if request.param == "redis" else kafka_log_rig(server, append_seconds_max=0.5),
             [(server.freeze, server.thaw), (server.kill, server.start)],
         )
     yield made
