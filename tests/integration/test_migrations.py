@@ -99,6 +99,17 @@ def test_a_failing_one_leaves_nothing_of_itself(database_url: str) -> None:
     assert migrate(settings, [SLOW, GOOD]) == [GOOD.name]
 
 
+def test_a_migration_and_its_record_are_one(database_url: str) -> None:
+    # Given a migration that can't be recorded
+    settings = Settings(database_url=database_url)
+    bad = Migration(2, "0002_bad.sql", "CREATE TABLE half (id int); DROP TABLE schema_migrations;")
+    with pytest.raises(SchemaError, match="schema_migrations"):
+        migrate(settings, [SLOW, bad])
+    # Then nothing of it is left
+    assert ask(database_url, "SELECT to_regclass('half') IS NULL") == [(True,)]
+    assert ask(database_url, "SELECT name FROM schema_migrations") == [(SLOW.name,)]
+
+
 def test_no_server_is_unavailable() -> None:
     with pytest.raises(SinkUnavailableError):
         migrate(Settings(database_url="postgresql://127.0.0.1:1/none"))

@@ -1,0 +1,144 @@
+"""Drains between the real logs, the real control store and PostgreSQL, with faults in between."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from pipeline import wiring
+from pipeline.breaker import SinkBreaker
+from pipeline.clock import SystemClock
+from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.ports.log import EventLog
+from pipeline.ports.sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from pipeline.sink.postgres import PostgresSink
+from stack.servers import Server
+from support.control import eventually
+from support.database import ask, stored_ids
+from support.records import record
+
+
+@dataclass
+class Rig:
+    settings: Settings
+    ingest: EventLog
+    log: EventLog
+    sink: PostgresSink
+
+    def append(self, first: int, count: int) -> None:
+        for start in range(first, first + count, 500):
+            end = min(start + 500, first + count)
+            self.ingest.append([(0, record(number)) for number in range(start, end)])
+
+    def drain_up_to(self, offset: int) -> DrainReport:
+        """Drain partition 0 until so much is stored, or the run ends for another reason."""
+        reached: list[int] = []
+
+        def on_stored(next_offset: int, _: StoreResult) -> None:
+            if next_offset >= offset:
+                reached.append(next_offset)
+
+        return drain(
+            0,
+            log=self.log,
+            sink=self.sink,
+            floors=wiring.make_floors(self.settings),
+            breaker=SinkBreaker(self.settings, wiring.make_control_store(self.settings), SystemClock(), "test"),
+            paused=lambda: bool(reached),
+            settings=self.settings,
+            clock=SystemClock(),
+            on_stored=on_stored,
+        )
+
+
+@contextlib.contextmanager
+def _rig(settings: Settings) -> Iterator[Rig]:
+    migrate(settings)
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(contextlib.closing(wiring.make_log(settings))) for _ in range(2)]
+        sink = stack.enter_context(contextlib.closing(wiring.make_sink(settings)))
+        yield Rig(settings, made[0], made[1], sink)
+
+
+@pytest.fixture(params=["redis", "kafka"])
+def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
+    changed = replace(settings, drain_batch_records_max=300, drain_run_seconds_max=20.0)
+    if request.param == "kafka":
+        server: Server = request.getfixturevalue("kafka")
+        changed = replace(changed, event_log_url=server.url)
+    with _rig(changed) as made:
+        yield made
+
+
+def test_all_that_is_in_the_log_is_stored_once(rig: Rig) -> None:
+    # Given a backlog
+    rig.append(0, 2500)
+    # When it is drained in two runs
+    first = rig.drain_up_to(1000)
+    assert (first.outcome, first.more) == (DrainOutcome.PAUSED, True)
+    rig.append(2500, 10)
+    second = rig.drain_up_to(2510)
+    # Then each event is stored once, with its place, and the log knows it
+    assert first.stored + second.stored == 2510
+    assert second.repeated == 0
+    rows = ask(rig.settings.database_url, "SELECT event_id, log_offset FROM log_events ORDER BY log_offset")
+    assert rows == [(f"event-{number:06d}", number) for number in range(2510)]
+    eventually(lambda: rig.ingest.positions()[0].committed == 2510)
+
+
+def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
+    # Given a drain whose backend is killed before some commits
+    rig.append(0, 3000)
+    tries = itertools.count(1)
+    killed: list[int] = []
+    plain_store = rig.sink.store
+
+    def store(log_id, partition, expected_offset, batch, *, before_commit):  # type: ignore[no-untyped-def]
+        def kill_then_commit() -> None:
+            before_commit()
+            number = next(tries)
+            if number in {1, 4, 5, 9}:  # the very first, and one batch twice
+                killed.append(number)
+                ask(
+                    rig.settings.database_url,
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND application_name = 'sluice'",
+                )
+
+        return plain_store(log_id, partition, expected_offset, batch, before_commit=kill_then_commit)
+
+    rig.sink.store = store  # type: ignore[method-assign]
+    report = rig.drain_up_to(3000)
+    # Then nothing is lost or doubled
+    assert len(killed) == 4
+    assert (report.stored, report.repeated, report.error) == (3000, 0, None)
+    assert stored_ids(rig.settings.database_url) == [f"event-{number:06d}" for number in range(3000)]
+
+
+def test_a_restarted_redis_goes_on_in_the_same_run(settings: Settings, own_log_redis: Server) -> None:
+    # Given a log that is killed and comes back in the midst of a run
+    changed = replace(
+        settings, event_log_url=own_log_redis.url, drain_batch_records_max=100, drain_run_seconds_max=20.0
+    )
+    with _rig(changed) as rig:
+        rig.append(0, 1000)
+        plain_store = rig.sink.store
+
+        def store(log_id, partition, expected_offset, batch, *, before_commit):  # type: ignore[no-untyped-def]
+            if batch.offset == 400:
+                own_log_redis.kill()
+                own_log_redis.start()
+            return plain_store(log_id, partition, expected_offset, batch, before_commit=before_commit)
+
+        rig.sink.store = store  # type: ignore[method-assign]
+        report = rig.drain_up_to(1000)
+        # Then all is stored once
+        assert (report.stored, report.repeated) == (1000, 0)
+        # And what comes after it gets offsets of its own
+        rig.append(1000, 50)
+        assert rig.drain_up_to(1050).stored == 50
+        assert stored_ids(changed.database_url) == [f"event-{number:06d}" for number in range(1050)]
