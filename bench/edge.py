@@ -1,7 +1,9 @@
 """What the edge costs: ingest's CPU-seconds for single events, batches and refusals, against named baselines.
 
 Baselines, run in the same minutes and in turns: a bare Sanic handler that decodes the same body, and the raw append
-of the same records to the same log from one process. Server and load run on different cores where there are two.
+of the same records to the same log from one process, with the log's standard client and with the project's own adapter
+(on Redis that one packs a group into one call, and costs the client a fraction). Server and load run on different
+cores where there are two.
 """
 
 import contextlib
@@ -11,13 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import psutil
+import redis
+from kafka import KafkaProducer
 
 from bench.load import post, run_load
 from bench.process import cpu_seconds
@@ -97,15 +102,19 @@ def measure(pid: int, port: int, batch: int, wanted: int, seconds: float, log_pi
     return Cost(result.statuses[wanted] * (batch if wanted == 202 else 1), used, result.seconds, log_used)
 
 
-def raw_append(settings: Settings, seconds: float, log_pid: int) -> Cost:
-    """Append prepared records in groups of `append_group_events_max`, in a process of its own."""
+def raw_append(settings: Settings, client: str, seconds: float, log_pid: int) -> Cost:
+    """Append prepared records in groups of `append_group_events_max`, in a process of its own.
+
+    `client`: "standard" for what anybody would write (redis-py: a pipeline of XADD; kafka-python-ng: send and wait),
+    "own" for the project's adapter.
+    """
     script = (
         "import sys; from bench.edge import raw_append_here; from pipeline.settings import Settings; "
-        "raw_append_here(Settings.from_environ(), float(sys.argv[1]))"
+        "raw_append_here(Settings.from_environ(), sys.argv[1], float(sys.argv[2]))"
     )
     log_cpu = cpu_seconds(log_pid)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(seconds)],
+        [sys.executable, "-c", script, client, str(seconds)],
         env={**os.environ, **environ_of(settings)},
         capture_output=True,
         text=True,
@@ -115,7 +124,7 @@ def raw_append(settings: Settings, seconds: float, log_pid: int) -> Cost:
     return Cost(int(units), float(cpu), float(wall), cpu_seconds(log_pid) - log_cpu)
 
 
-def raw_append_here(settings: Settings, seconds: float) -> None:
+def raw_append_here(settings: Settings, client: str, seconds: float) -> None:
     """Print events appended, CPU-seconds, wall seconds."""
     os.sched_setaffinity(0, {SERVER_CORE})
     log = wiring.make_log(settings)
@@ -125,13 +134,44 @@ def raw_append_here(settings: Settings, seconds: float) -> None:
         one = _event(number)
         one.event_id = f"0190b5a0-0000-7000-8000-{number:012d}"
         entries.append((partition_of(one.correlation_id, partitions), encode_record(one, 1_700_000_000_000)))
-    log.append(entries)
+    append = log.append if client == "own" else _standard_append(settings)
+    append(entries)
     started, cpu, groups = time.monotonic(), time.process_time(), 0
     while time.monotonic() - started < seconds:
-        log.append(entries)
+        append(entries)
         groups += 1
     print(groups * len(entries), time.process_time() - cpu, time.monotonic() - started)
     log.close()
+
+
+def _standard_append(settings: Settings) -> Callable[[Sequence[tuple[int, bytes]]], None]:
+    """Appending with the log's standard client, to streams or a topic of its own."""
+    if settings.log_scheme == "kafka":
+        producer = KafkaProducer(
+            bootstrap_servers=urlsplit(settings.event_log_url).netloc,
+            acks="all",
+            linger_ms=5,
+            batch_size=262144,
+            max_in_flight_requests_per_connection=1,
+            api_version=(2, 6, 0),
+        )
+
+        def to_kafka(entries: Sequence[tuple[int, bytes]]) -> None:
+            sent = [producer.send(settings.log_topic, value, partition=partition) for partition, value in entries]
+            producer.flush()
+            for one in sent:
+                one.get(10)
+
+        return to_kafka
+    client = redis.Redis.from_url(settings.event_log_url)
+
+    def to_redis(entries: Sequence[tuple[int, bytes]]) -> None:
+        pipe = client.pipeline(transaction=False)
+        for partition, value in entries:
+            pipe.xadd(f"raw:{partition}", {"v": value})
+        pipe.execute()
+
+    return to_redis
 
 
 def environ_of(settings: Settings) -> dict[str, str]:
@@ -164,15 +204,18 @@ def run(log: str, rounds: int, seconds: float) -> dict[str, Any]:
         admit_pid = stack.enter_context(process(ingest, environ_of(admit), admit.ingest_port))
         refuse_pid = stack.enter_context(process(ingest, environ_of(refuse), refuse.ingest_port))
         _empty_bucket(refuse.ingest_port)
+        append_pid = log_server.pid
+        measurements: list[tuple[str, Callable[[], Cost]]] = [
+            ("bare single", lambda: measure(bare_pid, bare_port, 1, 202, seconds)),
+            ("single", lambda: measure(admit_pid, admit.ingest_port, 1, 202, seconds, append_pid)),
+            ("batch", lambda: measure(admit_pid, admit.ingest_port, BATCH_EVENTS, 202, seconds, append_pid)),
+            ("raw append", lambda: raw_append(admit, "standard", seconds, append_pid)),
+            ("own append", lambda: raw_append(admit, "own", seconds, append_pid)),
+            ("429 single", lambda: measure(refuse_pid, refuse.ingest_port, 1, 429, seconds)),
+            ("429 batch", lambda: measure(refuse_pid, refuse.ingest_port, BATCH_EVENTS, 429, seconds)),
+        ]
         for _ in range(rounds):
-            for name, cost in (
-                ("bare single", lambda: measure(bare_pid, bare_port, 1, 202, seconds)),
-                ("single", lambda: measure(admit_pid, admit.ingest_port, 1, 202, seconds, log_server.pid)),
-                ("batch", lambda: measure(admit_pid, admit.ingest_port, BATCH_EVENTS, 202, seconds, log_server.pid)),
-                ("raw append", lambda: raw_append(admit, seconds, log_server.pid)),
-                ("429 single", lambda: measure(refuse_pid, refuse.ingest_port, 1, 429, seconds)),
-                ("429 batch", lambda: measure(refuse_pid, refuse.ingest_port, BATCH_EVENTS, 429, seconds)),
-            ):
+            for name, cost in measurements:
                 figures.setdefault(name, []).append(cost())
     return _report(log, figures)
 
@@ -208,6 +251,7 @@ def _report(log: str, figures: dict[str, list[Cost]]) -> dict[str, Any]:
     ratios = {
         "single / bare": (rate("single") / rate("bare single"), ">= 0.55"),
         "batch of 100 / raw append": (rate("batch") / rate("raw append"), ">= 0.5"),
+        "batch of 100 / the adapter's own append": (rate("batch") / rate("own append"), "reported"),
         "CPU of 429 to a batch / 202 to it": (1 / rate("429 batch") / batch_request_cost, "<= 0.25"),
         "CPU of 429 to a single / 202 to a batch": (1 / rate("429 single") / batch_request_cost, "<= 0.25"),
         "CPU of 429 to a single / 202 to it": (rate("single") / rate("429 single"), "reported"),
