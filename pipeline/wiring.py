@@ -100,8 +100,8 @@ class StoredFloors:
         self._settings = settings
         self._floors = make_floors(settings)
 
-    def __call__(self, log_id: str, incarnation: str) -> Mapping[int, int]:
-        """Fence off older incarnations and return the floors.
+    def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
+        """Fence off older incarnations and return the floors; for a log just made there are none to ask for.
 
         Raises StoreUnavailableError where Redis is away, SinkUnavailableError where the mirror was flushed and
         PostgreSQL is away: the fence needs the one, and a floor the other.
@@ -109,6 +109,9 @@ class StoredFloors:
         mirrored = self._floors.fence(log_id, incarnation)
         if mirrored is not None:
             return mirrored
+        if is_new:
+            self._floors.seed(log_id, {})
+            return {}
         sink = make_sink(self._settings)
         try:
             stored = sink.stored_offsets(log_id)

@@ -79,6 +79,7 @@ class RedisStreamsLog:
         self._link = RedisLink(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
+        self._made_log_id: str | None = None  # of a log that this adapter has made just now
         self._fenced: LogIdentity | None = None  # by identity(); `append` keeps its own account
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
@@ -124,7 +125,8 @@ class RedisStreamsLog:
         set since: OtherServerError says so, and the new incarnation must be fenced then. Other errors are those of
         the floors, and LogUnavailableError.
         """
-        floors = dict(self._floors(identity.log_id, identity.incarnation))
+        is_new, self._made_log_id = identity.log_id == self._made_log_id, None  # at once, or others may be faster
+        floors = dict(self._floors(identity.log_id, identity.incarnation, is_new=is_new))
         link.expect(identity.incarnation)
         link.call("PING")
         return floors
@@ -140,7 +142,9 @@ class RedisStreamsLog:
                 text = wire.call("GET", self._id_key)
                 if text is None:
                     # The number of partitions is part of the id: it can't get lost or changed apart from it.
-                    wire.call("SET", self._id_key, f"{uuid.uuid4().hex}.{self._settings.log_partitions}", "NX")
+                    made = f"{uuid.uuid4().hex}.{self._settings.log_partitions}"
+                    if wire.call("SET", self._id_key, made, "NX") is not None:
+                        self._made_log_id = made
                     text = wire.call("GET", self._id_key)
             except (RedisError, OSError) as error:
                 raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error

@@ -53,10 +53,11 @@ class PartitionPosition:
 class FloorSource(Protocol):
     """Where a log that came back without its tail learns which offsets must not be used again."""
 
-    def __call__(self, log_id: str, incarnation: str) -> Mapping[int, int]:
+    def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
         """Next offset stored so far, for each partition, after fencing off every older incarnation.
 
-        Raises RecoverableError where that can't be known now: the append is refused then.
+        `is_new`: the caller has just made this log, so that nothing of it can be stored. Raises RecoverableError
+        where that can't be known now: the append is refused then.
         """
 
 

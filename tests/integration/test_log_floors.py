@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
 
-from pipeline.errors import FencedError
+from pipeline.errors import FencedError, LogUnavailableError
 from pipeline.log.redis_streams import RedisStreamsLog
 from pipeline.settings import Settings
 from pipeline.store.redis import RedisFloors
 from pipeline.wiring import StoredFloors
-from stack.servers import Server
+from stack.servers import Server, free_port
 from support.event_logs import log_settings, must_read, recovered
 
 
@@ -69,3 +70,20 @@ def test_a_batch_that_was_being_stored_when_the_tail_was_lost_keeps_its_offsets(
     assert (batch.offset, batch.gap_from, batch.values) == (5, 1, [b"c"])
     writer.close()
     reader.close()
+
+
+def test_a_new_log_takes_events_before_postgres_was_ever_there(system: Settings, control_redis: Server) -> None:
+    # Given a first start, with PostgreSQL away
+    settings = replace(system, database_url=f"postgresql://nobody@127.0.0.1:{free_port()}/none")
+    first = RedisStreamsLog(settings, StoredFloors(settings))
+    # When events come in, then they are taken: nothing of a log that was just made can be stored
+    first.append([(0, b"a")])
+    # But a log that somebody else has made needs its floors from somewhere
+    with redis.Redis.from_url(control_redis.url) as client:
+        for key in client.scan_iter(match=settings.key_prefix + "*"):
+            client.delete(key)
+    second = RedisStreamsLog(settings, StoredFloors(settings))
+    with pytest.raises(LogUnavailableError, match="PostgreSQL"):
+        second.append([(0, b"b")])
+    first.close()
+    second.close()

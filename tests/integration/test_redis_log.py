@@ -213,7 +213,7 @@ def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server, by: str)
     rig = redis_log_rig(own_log_redis)
     fenced: list[str] = []
 
-    def slow(log_id: str, incarnation: str) -> dict[int, int]:
+    def slow(log_id: str, incarnation: str, *, is_new: bool = False) -> dict[int, int]:
         if not fenced:
             own_log_redis.kill()
             own_log_redis.start()

@@ -33,7 +33,7 @@ class NoFloors:
         self.error = error
         self.calls: list[tuple[str, str]] = []
 
-    def __call__(self, log_id: str, incarnation: str) -> Mapping[int, int]:
+    def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
         self.calls.append((log_id, incarnation))
         if self.error is not None:
             raise self.error

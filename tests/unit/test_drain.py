@@ -88,7 +88,7 @@ class FloorsOf:
     def __init__(self, floors: MemoryFloors) -> None:
         self._floors = floors
 
-    def __call__(self, log_id: str, incarnation: str) -> dict[int, int]:
+    def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> dict[int, int]:
         known = self._floors.fence(log_id, incarnation)
         if known is None:
             self._floors.seed(log_id, {})
