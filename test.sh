@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Set-up, linters and all tests. ./test.sh unit runs the quick ones; further arguments go to pytest.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$ROOT/stack/setup.sh"
+sluice_setup requirements-servers.txt requirements-dev.txt
+cd "$ROOT"
+export PATH="$ROOT/.venv/bin:$PATH"
+
+if [ "${1:-}" = "--help" ] || [ "${1:-}" = "-h" ]; then
+    printf '%s\n' './test.sh                  linters and all tests' \
+        './test.sh unit             linters and the tests that need no server' \
+        './test.sh -k drain -x      further arguments go to pytest'
+    exit 0
+fi
+if [ "$#" -eq 0 ] || [ "$1" = "unit" ]; then
+    ruff format --check --quiet . || { echo "ruff format would change files: .venv/bin/ruff format ." >&2; exit 1; }
+    ruff check --quiet .
+    mypy
+    lint-imports --no-cache >/dev/null || lint-imports --no-cache
+fi
+if [ "${1:-}" = "unit" ]; then
+    shift
+    set -- tests/unit tests/property "$@"
+fi
+exec pytest --durations=10 "$@"
