@@ -46,6 +46,9 @@ class Settings:
     request_seconds_max: float = _setting(
         10.0, "Total time for headers and body to arrive; a trickling client is cut off", low=0.1, high=600
     )
+    ingest_connections_max: int = _setting(
+        2000, "Open connections of one ingest process; further ones get a 503", low=1, high=1_000_000
+    )
     stop_seconds_max: float = _setting(
         10.0, "Time for running requests to end and the appender to be flushed at shutdown", low=0.1, high=600
     )

@@ -1,0 +1,45 @@
+"""`python -m ingest`: one ingest process. Several share INGEST_PORT, each under a supervisor."""
+
+import gc
+import logging
+import sys
+
+from ingest.app import create_app
+from ingest.edge import IngestParts
+from ingest.server import listen, run
+from pipeline import wiring
+from pipeline.clock import SystemClock
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings
+
+
+def main() -> int:
+    """Serve until told to stop; returns the exit code: 2 where the settings or the port are wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = Settings.from_environ()
+        parts = IngestParts(
+            log=wiring.make_log(settings),
+            bucket=wiring.make_bucket(settings),
+            store=wiring.make_control_store(settings),
+            events=wiring.make_control_events(settings),
+            clock=SystemClock(),
+        )
+    except SettingsError as error:
+        sys.stderr.write(f"ingest: {error}\n")
+        return 2
+    try:
+        listener = listen(settings)
+    except OSError as error:
+        sys.stderr.write(f"ingest: {settings.ingest_host}:{settings.ingest_port} can't be had: {error.strerror}\n")
+        return 2
+    app = create_app(settings, parts)
+    # What was made so far lives as long as the process: no collection needs to look at it again.
+    gc.collect()
+    gc.freeze()
+    run(app, listener)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""Admission: whether events may pass now, decided in memory on leases from the global bucket.
+
+A lease is some tokens that this process took from the bucket in advance; spending them is a subtraction. It is
+renewed before it is used up, by one call at a time, on a thread beside the event loop. Where the bucket was found
+empty, its level is predicted, and requests are refused without asking it. Everything but the call itself runs on the
+event loop, so there are no locks.
+"""
+
+import asyncio
+import os
+import socket
+import uuid
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from ingest.errors import RateLimitedError
+from pipeline.clock import Clock
+from pipeline.errors import StoreUnavailableError
+from pipeline.flow import bucket as bucket_flow
+from pipeline.flow.rate import hold_or_decay
+from pipeline.metrics import IngestMetrics
+from pipeline.ports.bucket import Bucket, Grant
+from pipeline.settings import Settings
+
+LEVEL_SECONDS_MAX: Final = 1.0  # how long a predicted level is trusted: others may have refilled the bucket
+AWAY_SECONDS: Final = 0.25  # between two tries to reach a bucket that is away
+
+
+@dataclass(slots=True)
+class _Publication:
+    """The newest published rate that this process knows, and when it was first seen (own monotonic clock)."""
+
+    version: int
+    rate: float
+    seen_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """What the bucket held at a time (own monotonic clock); it fills at `rate` up to `burst` since then, at most."""
+
+    tokens: float
+    at: float
+    rate: float
+    burst: int
+
+    def predicted(self, now: float) -> float:
+        return min(float(self.burst), self.tokens + (now - self.at) * self.rate)
+
+    def wait_seconds(self, count: int, now: float) -> float:
+        """Time until `count` tokens are there, or the bucket is full."""
+        return max(0.0, (min(count, self.burst) - self.predicted(now)) / self.rate)
+
+
+def process_name() -> str:
+    """A name for this process among all ingest processes."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+class Admission:
+    """Admits events at the global rate. All methods are for the event loop's thread; `start` before the others."""
+
+    def __init__(self, settings: Settings, bucket: Bucket, clock: Clock, metrics: IngestMetrics) -> None:
+        self._settings = settings
+        self._bucket = bucket
+        self._clock = clock
+        self._metrics = metrics
+        self._process = process_name()
+        self._loop: asyncio.AbstractEventLoop  # from `start` on
+        self._is_running = False
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="bucket")
+        self._left = 0  # tokens of the lease
+        self._low = 0  # below it the lease is renewed in advance
+        self._lease_rate = 0.0  # of the publication that the lease was given under
+        self._lease_version = -1
+        self._publication: _Publication | None = None
+        self._live_processes = 1
+        self._level: _Level | None = None
+        self._ask_not_before = 0.0  # monotonic; spaces out the calls while the bucket is drained
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._is_asking = False
+        self._was_void = False  # the last grant was
+        self._local: bucket_flow.BucketState | None = None  # not None: the bucket is away
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin, and take the first lease in advance."""
+        self._loop = loop
+        self._is_running = True
+        self._ask()
+
+    def close(self) -> None:
+        """Let go of the thread; a call that it is in ends by its own time-out."""
+        self._is_running = False
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    # --- Decisions ------------------------------------------------------------------------------------------------
+
+    def take_now(self, count: int) -> bool:
+        """Take tokens from the lease; False where they don't suffice. The quick way: a subtraction."""
+        left = self._left - count
+        if left < 0:
+            return False
+        self._left = left
+        if left < self._low:
+            self._renew_ahead()
+        return True
+
+    async def take(self, count: int) -> None:
+        """Take tokens, from the bucket where the lease does not suffice. Raises RateLimitedError.
+
+        Waits for at most one call to the bucket, or for as many as other requests in line before it need.
+        """
+        if not self._waiting and self.take_now(count):
+            return
+        self.refuse_if_empty(count)
+        if self._local is not None:
+            self._take_locally(self._local, count)
+            return
+        done = self._loop.create_future()
+        self._waiting.append((count, done))
+        self._ask()
+        await done
+
+    def refuse_if_empty(self, count: int = 1) -> None:
+        """Raise RateLimitedError where it is known, without asking, that `count` tokens are not there."""
+        if count <= self._left:
+            return
+        now = self._clock.monotonic()
+        if self._local is not None:
+            level = self._local_level(self._local, now)
+        elif self._level is None or now - self._level.at > LEVEL_SECONDS_MAX:
+            return
+        else:
+            level = self._level
+        wait_seconds = max(level.wait_seconds(count - self._left, now), self._ask_not_before - now)
+        if wait_seconds > 0:
+            raise self._refusal(wait_seconds, now)
+
+    def _refusal(self, wait_seconds: float, now: float) -> RateLimitedError:
+        return RateLimitedError(wait_seconds, quota=max(1, int(self.rate(now))), left=self.available(now) or 0)
+
+    # --- What others may know ---------------------------------------------------------------------------------------
+
+    def rate(self, now: float) -> float:
+        """Events/s that are admitted, over all processes, as far as this one knows."""
+        if self._local is not None or self._publication is None:
+            return self._decayed_rate(now)
+        return self._level.rate if self._level is not None else self._publication.rate
+
+    def available(self, now: float) -> int | None:
+        """Tokens that could be had now, of the lease and the bucket; None where the bucket was never reached."""
+        if self._local is not None:
+            return max(0, self._left + int(self._local_level(self._local, now).predicted(now)))
+        if self._level is None:
+            return None
+        return max(0, self._left + int(self._level.predicted(now)))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the bucket is away, and this process goes by the last rate that it knew."""
+        return self._local is not None
+
+    def note_rate(self, version: int, rate: float) -> None:
+        """A rate was published. A lower one voids leases of older versions; a higher one is asked for at once."""
+        known = self._publication
+        if known is not None and version <= known.version:
+            return
+        self._publication = _Publication(version, rate, self._clock.monotonic())
+        if version > self._lease_version and rate < self._lease_rate:
+            self._left = 0
+            self._lease_rate = rate
+        if self._level is not None:
+            if rate > self._level.rate:
+                self._level, self._ask_not_before = None, 0.0
+            elif rate < self._level.rate:
+                now, burst = self._clock.monotonic(), bucket_flow.burst_of(rate, self._settings.burst_seconds)
+                self._level = _Level(min(float(burst), self._level.predicted(now)), now, rate, burst)
+
+    # --- Leases -----------------------------------------------------------------------------------------------------
+
+    def _quantum(self, rate: float) -> int:
+        """Tokens of one lease."""
+        return max(1, int(rate * self._settings.lease_seconds))
+
+    def _renew_ahead(self) -> None:
+        if not self._is_asking and self._clock.monotonic() >= self._ask_not_before:
+            self._ask()
+
+    def _ask(self) -> None:
+        """Call the bucket, one call at a time, for what is waiting and a lease on top."""
+        if self._is_asking or not self._is_running:
+            return
+        while self._waiting and self._waiting[0][1].done():
+            self._waiting.popleft()  # its client has gone
+        now = self._clock.monotonic()
+        quantum = self._quantum(self.rate(now))
+        needed = max(1, self._waiting[0][0] - self._left) if self._waiting else 1
+        wanted = sum(count for count, _ in self._waiting) - self._left + quantum if self._waiting else quantum
+        self._is_asking = True
+        self._low = 0
+        call = self._loop.run_in_executor(self._executor, self._call, needed, max(needed, wanted))
+        call.add_done_callback(self._on_answer)
+
+    def _call(self, needed: int, wanted: int) -> tuple[int, Grant | StoreUnavailableError]:
+        """Ask the bucket; on the executor's thread."""
+        try:
+            return wanted, self._bucket.take(needed=needed, wanted=wanted, process=self._process)
+        except StoreUnavailableError as error:
+            return wanted, error
+
+    def _on_answer(self, call: "asyncio.Future[tuple[int, Grant | StoreUnavailableError]]") -> None:
+        self._is_asking = False
+        if call.cancelled() or not self._is_running:
+            return
+        now = self._clock.monotonic()
+        if call.exception() is not None:  # a defect of the adapter: its error goes to whoever waits
+            self._fail_waiting(call.exception())
+            return
+        wanted, answer = call.result()
+        if isinstance(answer, Grant):
+            self._local = None
+            self._metrics.lease_calls.labels("granted" if answer.granted else "empty").inc()
+            self._settle_grant(answer, wanted, now)
+        else:
+            self._metrics.lease_calls.labels("away").inc()
+            self._settle_away(now)
+
+    def _settle_grant(self, grant: Grant, wanted: int, now: float) -> None:
+        """Add a grant to the lease, serve who waits, and learn the bucket's level."""
+        known = self._publication
+        is_void = known is not None and grant.version < known.version and grant.rate > known.rate
+        # A flushed bucket may know only older versions until the controller speaks again: once is enough.
+        is_void = is_void and not self._was_void
+        self._was_void = is_void
+        if known is None or grant.version > known.version:
+            self.note_rate(grant.version, grant.rate)
+        if not is_void:
+            if grant.version != self._lease_version and grant.rate < self._lease_rate:
+                self._left = 0
+            self._left += grant.granted
+            self._lease_version, self._lease_rate = grant.version, grant.rate
+            self._level = _Level(grant.tokens, now, grant.rate, grant.burst)
+        self._live_processes = max(1, grant.live_processes)
+        # A drained bucket gives what has dripped in since: ask rarely, so that each call brings something.
+        is_drained = grant.granted < wanted and grant.tokens < 1
+        self._ask_not_before = now + self._settings.lease_seconds / 3 if is_drained else 0.0
+        self._low = self._quantum(grant.rate) // 2 + 1
+        self._serve_waiting(now)
+        if self._waiting:
+            self._ask()
+
+    def _serve_waiting(self, now: float) -> None:
+        """Serve in turn; refuse those for whom the bucket is known to hold too little."""
+        while self._waiting:
+            count, done = self._waiting[0]
+            if not done.done():
+                if count <= self._left:
+                    self._left -= count
+                    done.set_result(None)
+                else:
+                    try:
+                        self.refuse_if_empty(count)
+                    except RateLimitedError as refusal:
+                        done.set_exception(refusal)
+                    else:
+                        return  # the bucket may have enough for it: it is asked again
+            self._waiting.popleft()
+
+    def _fail_waiting(self, error: BaseException | None) -> None:
+        while self._waiting:
+            _, done = self._waiting.popleft()
+            if not done.done():
+                done.set_exception(error or StoreUnavailableError())
+
+    # --- The bucket is away -----------------------------------------------------------------------------------------
+
+    def _decayed_rate(self, now: float) -> float:
+        """Events/s over all processes while nobody can be asked; the floor where no rate was ever known."""
+        known = self._publication
+        if known is None:
+            return self._settings.rate_min
+        return hold_or_decay(
+            known.rate,
+            now - known.seen_at,
+            period_seconds=self._settings.regulate_seconds,
+            hold_periods=self._settings.rate_hold_periods,
+            floor=min(known.rate, self._settings.rate_min),
+        )
+
+    def _local_rate(self, now: float) -> float:
+        return self._decayed_rate(now) / self._live_processes
+
+    def _local_level(self, local: bucket_flow.BucketState, now: float) -> _Level:
+        rate = self._local_rate(now)
+        burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
+        state = bucket_flow.refill(local, now=now, rate=rate, burst=burst)
+        return _Level(state.tokens, now, rate, burst)
+
+    def _settle_away(self, now: float) -> None:
+        """Go on with a bucket of this process' own. It begins empty: each outage would give a burst otherwise."""
+        local = self._local = self._local or bucket_flow.BucketState(0.0, now, self._local_rate(now))
+        self._level = None
+        self._low = 0
+        self._ask_not_before = 0.0
+        self._loop.call_later(AWAY_SECONDS, self._ask)
+        while self._waiting:
+            count, done = self._waiting.popleft()
+            if not done.done():
+                try:
+                    local = self._take_locally(local, count)
+                except RateLimitedError as refusal:
+                    done.set_exception(refusal)
+                else:
+                    done.set_result(None)
+
+    def _take_locally(self, local: bucket_flow.BucketState, count: int) -> bucket_flow.BucketState:
+        """Take tokens from the process' own bucket, and return it. Raises RateLimitedError."""
+        now = self._clock.monotonic()
+        rate = self._local_rate(now)
+        burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
+        taken = bucket_flow.take(local, now=now, rate=rate, burst=burst, needed=count, wanted=count)
+        self._local = taken.state
+        if not taken.granted:
+            raise self._refusal(taken.wait_seconds, now)
+        return taken.state

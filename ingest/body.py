@@ -1,0 +1,115 @@
+"""From a body to its events, all or nothing.
+
+Two ways lead there. The quick one decodes straight into events and settles nearly every body. Whatever it does not
+take goes the careful way (`ingest.body_check`), which alone decides what is wrong, and where. So the quick way may
+only refuse too much, never accept more; the property tests compare the two.
+"""
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from ingest.body_check import check_json, check_ndjson
+from ingest.errors import BodyTooLargeError
+from ingest.media import BodyKind
+from pipeline.event import (
+    ATTRIBUTES_BYTES_MAX,
+    ATTRIBUTES_KEYS_MAX,
+    CORRELATION_ID_CHARS_MAX,
+    EVENT_ID_CHARS_MAX,
+    MESSAGE_BYTES_MAX,
+    SEVERITIES,
+    SEVERITY_ALIASES,
+    SOURCE_CHARS_MAX,
+    TIMESTAMP_MS_MAX,
+    TIMESTAMP_MS_MIN,
+    Event,
+)
+
+_INT64_MIN: Final = -(2**63)
+_INT64_MAX: Final = 2**63 - 1
+
+_Value = str | Annotated[int, Meta(ge=_INT64_MIN, le=_INT64_MAX)] | float | bool
+
+
+class _CheckedEvent(Event, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
+    """An event whose simple rules are checked while it is decoded."""
+
+    correlation_id: Annotated[str, Meta(min_length=1, max_length=CORRELATION_ID_CHARS_MAX)]
+    severity: str
+    message: str
+    source: Annotated[str, Meta(min_length=1, max_length=SOURCE_CHARS_MAX)]
+    timestamp: Annotated[int, Meta(ge=TIMESTAMP_MS_MIN, le=TIMESTAMP_MS_MAX)]
+    event_id: Annotated[str, Meta(min_length=1, max_length=EVENT_ID_CHARS_MAX)] | None = None
+    attributes: Annotated[dict[str, _Value], Meta(max_length=ATTRIBUTES_KEYS_MAX)] | None = None
+
+
+_decode_one = msgspec.json.Decoder(_CheckedEvent).decode
+_decode_many = msgspec.json.Decoder(list[_CheckedEvent]).decode
+_encode = msgspec.json.encode
+
+# The spellings that clients use; any other one takes the careful way.
+_SEVERITY: Final = {
+    spelling: name
+    for given, name in (*((name, name) for name in SEVERITIES), *SEVERITY_ALIASES.items())
+    for spelling in (given, given.lower(), given.title())
+}
+_ESCAPED_NUL: Final = b"\\u0000"  # may also be an escaped backslash before u0000: the careful way tells them apart
+_WHITESPACE: Final = b" \t\r\n"
+_MESSAGE_CHARS_SURE: Final = MESSAGE_BYTES_MAX // 4  # no character takes more than four bytes
+# A body so short has no attributes above their limit, although a number may be written longer than it was sent.
+_BODY_BYTES_SURE: Final = ATTRIBUTES_BYTES_MAX // 2
+
+
+def parse_body(body: bytes, kind: BodyKind, *, events_max: int) -> list[Event]:
+    """The events of an inflated body, severities in capitals.
+
+    Raises MalformedBodyError where it is not JSON, BodyTooLargeError for more than `events_max` events, and
+    InvalidEventsError where there is none or one breaks a rule.
+    """
+    events = _parse_quickly(body, kind, events_max)
+    if events is not None:
+        return events
+    check = check_json if kind is BodyKind.JSON else check_ndjson
+    return check(body, events_max=events_max)
+
+
+def _parse_quickly(body: bytes, kind: BodyKind, events_max: int) -> list[Event] | None:
+    """The events, or None where the careful way must decide."""
+    if _ESCAPED_NUL in body:
+        return None
+    events: list[_CheckedEvent]
+    try:
+        if kind is BodyKind.NDJSON:
+            lines = [line for line in body.split(b"\n") if line and not line.isspace()]
+            if len(lines) > events_max:
+                raise BodyTooLargeError(events_max, "events")
+            events = [_decode_one(line) for line in lines]
+        elif body.lstrip(_WHITESPACE)[:1] == b"[":
+            events = _decode_many(body)
+            if len(events) > events_max:
+                raise BodyTooLargeError(events_max, "events")
+        else:
+            events = [_decode_one(body)]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if not events or not _passes(events, is_short=len(body) <= _BODY_BYTES_SURE):
+        return None
+    return events  # type: ignore[return-value]  # a list is invariant; nobody adds to this one
+
+
+def _passes(events: list[_CheckedEvent], *, is_short: bool) -> bool:
+    """Check the rules that decoding does not, and bring severities into their one spelling."""
+    for event in events:
+        severity = _SEVERITY.get(event.severity)
+        if severity is None:
+            return False
+        event.severity = severity
+        message = event.message
+        if len(message) > _MESSAGE_CHARS_SURE and len(message.encode()) > MESSAGE_BYTES_MAX:
+            return False
+        attributes = event.attributes
+        if attributes is not None and not is_short and len(_encode(attributes)) > ATTRIBUTES_BYTES_MAX:
+            return False
+    return True

@@ -1,0 +1,107 @@
+"""Follows the control loop: the newest state in memory, so that no request ever waits for it."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.clock import Clock
+from pipeline.errors import StoreUnavailableError
+from pipeline.ports.control import ControlEvents, ControlState, ControlStore
+
+logger = logging.getLogger(__name__)
+
+WAIT_SECONDS: Final = 1.0  # of one wait for an event; the state is read at least as often
+AWAY_SECONDS: Final = 0.2  # between two tries while the store is away
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A state, and when it was read. Times are this process' own monotonic clock, so that ages survive any outage."""
+
+    state: ControlState
+    read_at: float
+    published_at: float | None  # of its rate; None where none was ever published
+
+    def state_age_seconds(self, now: float) -> float:
+        """How long ago the state was read."""
+        return max(0.0, now - self.read_at)
+
+    def controller_age_seconds(self, now: float) -> float | None:
+        """How long ago the controller published; grows while the store is away."""
+        return None if self.published_at is None else max(0.0, now - self.published_at)
+
+
+class ControlFollower:
+    """Reads the state after every control event, on a thread of its own.
+
+    `on_state` is called on that thread with every state read. A store that is away leaves the last state standing.
+    """
+
+    def __init__(
+        self, store: ControlStore, events: ControlEvents, clock: Clock, on_state: Callable[[ControlState], None]
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._clock = clock
+        self._on_state = on_state
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="control-follower", daemon=True)
+        self._newest: Followed | None = None
+        self._is_away = False
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def stop(self, *, seconds_max: float) -> None:
+        """End; the thread may be in a wait for up to WAIT_SECONDS, and is left behind after `seconds_max`."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds_max)
+
+    @property
+    def newest(self) -> Followed | None:
+        """The newest state; None where none was ever read."""
+        return self._newest
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the store did not answer the last time."""
+        return self._is_away
+
+    def _run(self) -> None:
+        position = ""
+        while not self._stopping.is_set():
+            try:
+                if not position:
+                    # The position first, then the state: of what happens in between the wait below tells at once.
+                    position = self._events.wait("", wait_seconds=0.001)
+                self._read()
+                position = self._events.wait(position, wait_seconds=WAIT_SECONDS)
+            except StoreUnavailableError as error:
+                self._note_away(error)
+                self._stopping.wait(AWAY_SECONDS)
+            except Exception:
+                # A thread that ended would leave the process blind for good.
+                logger.exception("following the control loop failed", extra={"action": "follow_failed"})
+                self._stopping.wait(AWAY_SECONDS)
+
+    def _read(self) -> None:
+        state = self._store.state()
+        now = self._clock.monotonic()
+        published_at = None if state.rate is None else now - max(0.0, state.time - state.rate.published_at)
+        if state.rate is None and self._newest is not None:
+            published_at = self._newest.published_at  # the store was flushed: the controller spoke then, all the same
+        self._newest = Followed(state, now, published_at)
+        if self._is_away:
+            self._is_away = False
+            logger.info("the control store answers again", extra={"action": "control_back"})
+        if not self._stopping.is_set():
+            self._on_state(state)
+
+    def _note_away(self, error: StoreUnavailableError) -> None:
+        if not self._is_away:
+            self._is_away = True
+            logger.warning("%s", error, extra={"action": "control_away"})

@@ -1,0 +1,118 @@
+"""What one ingest process is made of, and its way through starting and stopping."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from ingest.admission import Admission
+from ingest.appender import Appender
+from ingest.control import ControlFollower
+from ingest.errors import NotReadyError, answer, body_of
+from ingest.health import Vitals
+from pipeline.clock import Clock
+from pipeline.metrics import IngestMetrics
+from pipeline.ports.bucket import Bucket
+from pipeline.ports.control import ControlEvents, ControlState, ControlStore
+from pipeline.ports.log import EventLog
+from pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+FOLLOWER_STOP_SECONDS: Final = 1.5  # one wait for an event, and a little
+
+
+@dataclass(frozen=True, slots=True)
+class IngestParts:
+    """The adapters that an ingest process works with."""
+
+    log: EventLog
+    bucket: Bucket
+    store: ControlStore
+    events: ControlEvents
+    clock: Clock
+
+
+class Edge:
+    """The parts of one process, ready for its routes. None of them needs a server to start."""
+
+    def __init__(self, settings: Settings, parts: IngestParts) -> None:
+        self.settings = settings
+        self.clock = parts.clock
+        self.registry = CollectorRegistry()
+        self.metrics = IngestMetrics(self.registry)
+        self.admission = Admission(settings, parts.bucket, parts.clock, self.metrics)
+        self.appender = Appender(parts.log, settings, parts.clock, self.metrics)
+        self.follower = ControlFollower(parts.store, parts.events, parts.clock, self._on_state)
+        self.is_stopping = False
+        self.busy_answer = _busy_answer()
+        self.count_connections: Callable[[], int] = lambda: 0
+        self._log = parts.log
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Begin to follow the control loop, to take leases, and to ask for the log."""
+        self._loop = asyncio.get_running_loop()
+        self.admission.start(self._loop)
+        self.appender.start(self._loop)
+        self.follower.start()
+
+    async def stop(self, *, seconds_max: float) -> None:
+        """Append what was taken, then let go of everything."""
+        self.is_stopping = True
+        await self.appender.close(seconds_max=seconds_max)
+        self.admission.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._stop_follower)
+        self._log.close()
+
+    def _stop_follower(self) -> None:
+        self.follower.stop(seconds_max=FOLLOWER_STOP_SECONDS)
+
+    def _on_state(self, state: ControlState) -> None:
+        """Take a rate that was published; on the follower's thread."""
+        loop, rate = self._loop, state.rate
+        if loop is not None and rate is not None:
+            try:
+                loop.call_soon_threadsafe(self.admission.note_rate, rate.version, rate.rate)
+            except RuntimeError:
+                logger.debug("the event loop has ended", extra={"action": "follow_unheard"})
+
+    def vitals(self) -> Vitals:
+        """What health is judged by, now."""
+        now = self.clock.monotonic()
+        return Vitals(
+            now=now,
+            followed=self.follower.newest,
+            period_seconds=self.settings.regulate_seconds,
+            log=self.appender.status(now),
+            event_log="kafka" if self.settings.log_scheme == "kafka" else "redis",
+            rate=self.admission.rate(now),
+            available_permissions=self.admission.available(now),
+            is_local=self.admission.is_local,
+        )
+
+    def sample_gauges(self) -> None:
+        """Bring the metrics up to date that are not counted where they change."""
+        now = self.clock.monotonic()
+        metrics = self.metrics
+        metrics.append_waiting_events.set(self.appender.waiting_events)
+        metrics.append_waiting_bytes.set(self.appender.waiting_bytes)
+        metrics.rate.set(self.admission.rate(now))
+        metrics.available_tokens.set(self.admission.available(now) or 0)
+        metrics.admission_is_local.set(self.admission.is_local)
+        metrics.log_answers.set(self.appender.status(now).answers)
+        metrics.connections.set(self.count_connections())
+
+
+def _busy_answer() -> bytes:
+    """A whole answer for a connection that is one too many; there is no request to answer yet."""
+    error = NotReadyError("this process has too many connections")
+    status = answer(error).status
+    body = body_of("unavailable", str(error))
+    return (
+        b"HTTP/1.1 %d Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%b" % (status, len(body), body)
+    )

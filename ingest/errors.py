@@ -1,0 +1,205 @@
+"""From an error to its HTTP answer: the one table, and the one shape. Nothing else knows statuses.
+
+    {"error": {"code": "...", "message": "...", ...details}}
+
+A row says for an error class which status and code it gives, and whether the client should repeat the request later.
+An error that has no row, and whose bases have none, is a defect: 500, and nothing that a client sends may cause it.
+"""
+
+import logging
+import math
+import random
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from sanic import exceptions as sanic_errors
+from sanic.response import HTTPResponse
+
+from pipeline.errors import (
+    LogIndeterminateError,
+    LogMisconfiguredError,
+    OverloadedError,
+    PermanentError,
+    RecoverableError,
+)
+
+logger = logging.getLogger(__name__)
+
+UNAVAILABLE_RETRY_SECONDS: Final = 1.0  # where an error does not say when to repeat
+PROBLEMS_MAX: Final = 20  # of a body, in one answer
+NAME_CHARS_MAX: Final = 64  # of a client's own text that an answer repeats
+
+
+class RequestError(PermanentError):
+    """The request can't be taken as it is."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the answer says beside code and message."""
+        return {}
+
+
+class MalformedBodyError(RequestError):
+    """The body is not JSON in UTF-8.
+
+    `byte` counts from 0 in the (inflated) body, `line` from 1; None where the place is not known.
+    """
+
+    def __init__(self, message: str, *, byte: int | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.byte = byte
+        self.line = line
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"byte": self.byte, "line": self.line}
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why one event is refused: its index in the body, the field (None: the event as a whole), and the reason."""
+
+    index: int
+    field: str | None
+    reason: str
+
+
+class InvalidEventsError(RequestError):
+    """The body is JSON, but not one or more events."""
+
+    def __init__(self, message: str, problems: list[Problem]) -> None:
+        super().__init__(message)
+        self.problems = problems[:PROBLEMS_MAX]
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"errors": self.problems}
+
+
+class BodyTooLargeError(RequestError):
+    """The body or batch is larger than the limit. `unit` is `bytes` or `events`."""
+
+    def __init__(self, limit: int, unit: str) -> None:
+        super().__init__(f"the body is larger than {limit} {unit}" + (", inflated" if unit == "bytes" else ""))
+        self.limit = limit
+        self.unit = unit
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"limit": self.limit, "unit": self.unit}
+
+
+class UnsupportedBodyError(RequestError):
+    """The media type or content coding is not one that is taken."""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"accepted": ["application/json", "application/x-ndjson"], "codings": ["gzip", "identity"]}
+
+
+class HeadTooLargeError(RequestError):
+    """The request line and headers are larger than the limit."""
+
+
+class NotReadyError(RecoverableError):
+    """This process does not take events now."""
+
+
+class RateLimitedError(OverloadedError):
+    """The admitted rate is used up.
+
+    Beside the time to wait it carries what the RateLimit headers tell: quota in events per second, and what is left.
+    """
+
+    def __init__(self, retry_after_seconds: float, *, quota: int, left: int) -> None:
+        super().__init__("the admitted rate is used up", retry_after_seconds=retry_after_seconds)
+        self.quota = quota
+        self.left = left
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What an error gives. `repeats`: the client should send the same again after Retry-After seconds."""
+
+    status: int
+    code: str
+    repeats: bool = False
+
+
+_TABLE: Final[dict[type[BaseException], Row]] = {
+    MalformedBodyError: Row(400, "malformed"),
+    InvalidEventsError: Row(422, "invalid"),
+    BodyTooLargeError: Row(413, "too_large"),
+    UnsupportedBodyError: Row(415, "unsupported_media_type"),
+    HeadTooLargeError: Row(431, "headers_too_large"),
+    NotReadyError: Row(503, "unavailable", repeats=True),
+    RateLimitedError: Row(429, "rate_limited", repeats=True),
+    LogIndeterminateError: Row(503, "indeterminate", repeats=True),
+    LogMisconfiguredError: Row(503, "unavailable", repeats=True),
+    OverloadedError: Row(503, "unavailable", repeats=True),
+    RecoverableError: Row(503, "unavailable", repeats=True),
+    sanic_errors.RequestTimeout: Row(408, "timeout"),
+    sanic_errors.PayloadTooLarge: Row(413, "too_large"),
+    sanic_errors.ExpectationFailed: Row(417, "expectation_failed"),
+    sanic_errors.NotFound: Row(404, "not_found"),
+    sanic_errors.MethodNotAllowed: Row(405, "method_not_allowed"),
+    sanic_errors.BadRequest: Row(400, "bad_request"),
+    sanic_errors.URITooLong: Row(414, "uri_too_long"),
+    # Sanic gave up waiting for the handler: whether the events are stored is not known.
+    sanic_errors.ServiceUnavailable: Row(503, "indeterminate", repeats=True),
+    sanic_errors.RequestCancelled: Row(503, "indeterminate", repeats=True),
+}
+_DEFECT: Final = Row(500, "internal")
+_MESSAGES: Final = {  # of errors whose own text would say less, or repeat what the client sent
+    "not_found": "there is nothing here; events go to POST /api/logs",
+    "timeout": "headers and body did not arrive within the time allowed",
+    "internal": "a defect of the server; nothing is known of what was stored",
+}
+
+
+def row_of(error: BaseException) -> Row:
+    """The row of an error's class, or of its nearest base."""
+    for base in type(error).__mro__:
+        row = _TABLE.get(base)
+        if row is not None:
+            return row
+    return _DEFECT
+
+
+def whole_seconds(seconds: float, *, draw: float) -> int:
+    """A Retry-After of at least one second, spread so that clients refused together do not come back together.
+
+    `draw` is a random number from [0, 1). Never shorter than `seconds`.
+    """
+    return max(1, math.ceil(seconds + draw * max(1.0, seconds / 2)))
+
+
+def body_of(code: str, message: str, details: dict[str, Any] | None = None) -> bytes:
+    """The one shape of an error."""
+    return msgspec.json.encode({"error": {"code": code, "message": message, **(details or {})}})
+
+
+def answer(error: BaseException) -> HTTPResponse:
+    """The answer to an error; logs one that is a defect."""
+    row = row_of(error)
+    if row is _DEFECT:
+        logger.error("a request failed by a defect", exc_info=error, extra={"action": "request_failed"})
+    headers: dict[str, str] = {}
+    details = error.details if isinstance(error, RequestError) else {}
+    if row.repeats:
+        wait_seconds = error.retry_after_seconds if isinstance(error, OverloadedError) else UNAVAILABLE_RETRY_SECONDS
+        retry_after = whole_seconds(wait_seconds, draw=random.random())  # noqa: S311  # spreads clients, no secret
+        headers["retry-after"] = str(retry_after)
+        if isinstance(error, RateLimitedError):
+            # draft-ietf-httpapi-ratelimit-headers-10; the unit is events, which is not one of the registered ones.
+            headers["ratelimit-policy"] = f'"events";q={error.quota};w=1'
+            headers["ratelimit"] = f'"events";r={error.left};t={retry_after}'
+    elif isinstance(error, UnsupportedBodyError):
+        headers["accept-encoding"] = "gzip"  # RFC 9110, 15.5.16
+    elif isinstance(error, sanic_errors.SanicException):
+        headers.update({name.lower(): str(value) for name, value in error.headers.items()})
+    message = _MESSAGES.get(row.code) or str(error) or HTTPStatus(row.status).phrase
+    return HTTPResponse(
+        body_of(row.code, message, details), status=row.status, headers=headers, content_type="application/json"
+    )

@@ -1,0 +1,73 @@
+"""What a body is: its media type, its content coding, and inflating it within a limit."""
+
+import zlib
+from enum import Enum
+from functools import lru_cache
+from typing import Final
+
+from ingest.errors import BodyTooLargeError, MalformedBodyError, UnsupportedBodyError
+
+GZIP_MEMBERS_MAX: Final = 100  # of one stream: each costs an inflate state and a copy of what follows it
+_GZIP_WINDOW: Final = 31  # zlib: the largest window, with a gzip header and nothing else
+
+
+class BodyKind(Enum):
+    """How events stand in a body."""
+
+    JSON = "application/json"  # one object, or an array of them
+    NDJSON = "application/x-ndjson"  # one object a line
+
+
+@lru_cache(maxsize=128)
+def body_kind(content_type: str | None) -> BodyKind:
+    """The kind that a Content-Type names. Raises UnsupportedBodyError."""
+    if content_type is None:
+        raise UnsupportedBodyError("there is no Content-Type; it must be application/json or application/x-ndjson")
+    media_type, *parameters = content_type.split(";")
+    for parameter in parameters:
+        name, _, value = parameter.strip().partition("=")
+        if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8"):
+            raise UnsupportedBodyError("the charset is not UTF-8")
+    try:
+        return BodyKind(media_type.strip().lower())
+    except ValueError:
+        message = "the Content-Type is neither application/json nor application/x-ndjson"
+        raise UnsupportedBodyError(message) from None
+
+
+def is_gzip(content_encoding: str | None) -> bool:
+    """Whether a Content-Encoding says gzip; False for none. Raises UnsupportedBodyError for any other."""
+    if content_encoding is None:
+        return False
+    match content_encoding.strip().lower():
+        case "gzip" | "x-gzip":
+            return True
+        case "" | "identity":
+            return False
+        case _:
+            raise UnsupportedBodyError("the Content-Encoding is not gzip")
+
+
+def inflate(data: bytes, bytes_max: int) -> bytes:
+    """Inflate a gzip stream of one or several members to at most `bytes_max` bytes.
+
+    Memory and time are bounded by the limit, whatever the stream claims. Raises BodyTooLargeError, MalformedBodyError.
+    """
+    parts: list[bytes] = []
+    left = bytes_max
+    for _ in range(GZIP_MEMBERS_MAX):
+        inflater = zlib.decompressobj(_GZIP_WINDOW)
+        try:
+            part = inflater.decompress(data, left + 1)
+        except zlib.error as error:
+            raise MalformedBodyError(f"the body is not gzip: {error}") from error
+        left -= len(part)
+        if left < 0:
+            raise BodyTooLargeError(bytes_max, "bytes")
+        if not inflater.eof:
+            raise MalformedBodyError("the gzip stream is cut off")
+        parts.append(part)
+        data = inflater.unused_data.lstrip(b"\0")  # gzip pads with zeros
+        if not data:
+            return b"".join(parts)
+    raise MalformedBodyError(f"the gzip stream has more than {GZIP_MEMBERS_MAX} members")

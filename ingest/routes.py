@@ -1,0 +1,119 @@
+"""The HTTP contract: what each address does."""
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from sanic import Request, Sanic
+from sanic.response import HTTPResponse
+from uuid_utils import uuid7
+
+from ingest.body import parse_body
+from ingest.edge import Edge
+from ingest.errors import NotReadyError, answer, row_of
+from ingest.health import health_document
+from ingest.media import body_kind, inflate, is_gzip
+from pipeline.errors import SluiceError
+from pipeline.event import Event, encode_record, partition_of
+
+if TYPE_CHECKING:
+    from ingest.protocol import IngestHttp
+
+_JSON: Final = "application/json"
+_ONE_ACCEPTED: Final = b'{"accepted":1}'
+
+IngestApp = Sanic[Any, Any]
+IngestRequest = Request[Any, Any]
+
+
+def add_routes(app: IngestApp) -> None:
+    """Add everything of the contract but the pages."""
+    # stream: the handler runs before the body is read, so that it can refuse without it.
+    app.add_route(post_logs, "/api/logs", methods=["POST"], stream=True)
+    app.add_route(get_health, "/api/logs/health", methods=["GET", "HEAD"])
+    app.add_route(get_healthz, "/healthz", methods=["GET", "HEAD"])
+    app.add_route(get_readyz, "/readyz", methods=["GET", "HEAD"])
+    app.add_route(get_metrics, "/metrics", methods=["GET", "HEAD"])
+
+
+async def post_logs(request: IngestRequest) -> HTTPResponse:
+    """Take events: 202 once every one of them is durable in the log."""
+    edge: Edge = request.app.ctx.edge
+    try:
+        count = await _take_events(request, edge)
+    except SluiceError as error:
+        edge.metrics.answers.labels(row_of(error).code).inc()
+        return answer(error)
+    edge.metrics.answers.labels("accepted").inc()
+    edge.metrics.accepted_events.inc(count)
+    body = _ONE_ACCEPTED if count == 1 else b'{"accepted":%d}' % count
+    return HTTPResponse(body, status=202, content_type=_JSON)
+
+
+async def _take_events(request: IngestRequest, edge: Edge) -> int:
+    """Read, check, admit and append the events of a request; returns how many. Raises SluiceError."""
+    headers = request.headers
+    kind = body_kind(headers.get("content-type"))
+    gzipped = is_gzip(headers.get("content-encoding"))
+    edge.appender.refuse_if_blocked()
+    edge.admission.refuse_if_empty()
+    bytes_max = edge.settings.body_bytes_max
+    body = await cast("IngestHttp", request.stream).receive_body(bytes_max)
+    received_at_ms = int(edge.clock.now() * 1000)
+    if gzipped:
+        body = inflate(body, bytes_max)
+    events = parse_body(body, kind, events_max=edge.settings.body_events_max)
+    count = len(events)
+    if not edge.admission.take_now(count):
+        await edge.admission.take(count)
+    entries, size = _records(events, received_at_ms, edge.appender.partitions)
+    await edge.appender.append(entries, size)
+    return count
+
+
+def _records(events: list[Event], received_at_ms: int, partitions: int) -> tuple[list[tuple[int, bytes]], int]:
+    """(partition, record) of each event, and the bytes of all. Gives ids to events that have none."""
+    entries = []
+    size = 0
+    for event in events:
+        if event.event_id is None:
+            event.event_id = str(uuid7())
+        record = encode_record(event, received_at_ms)
+        size += len(record)
+        entries.append((partition_of(event.correlation_id, partitions), record))
+    return entries, size
+
+
+async def get_health(request: IngestRequest) -> HTTPResponse:
+    """The health of the whole system, from memory."""
+    return _json(health_document(request.app.ctx.edge.vitals()))
+
+
+async def get_healthz(_request: IngestRequest) -> HTTPResponse:
+    """This process is alive."""
+    return _json({"status": "alive"})
+
+
+async def get_readyz(request: IngestRequest) -> HTTPResponse:
+    """Whether this process takes events: 503 until the log answers, and while shutting down."""
+    edge: Edge = request.app.ctx.edge
+    log = edge.appender.status(edge.clock.monotonic())
+    if edge.is_stopping:
+        return answer(NotReadyError("this process is shutting down"))
+    if not log.answers:
+        return answer(NotReadyError(f"the event log does not answer: {log.problem}"))
+    return _json({"status": "ready"})
+
+
+async def get_metrics(request: IngestRequest) -> HTTPResponse:
+    """This process' own metrics."""
+    edge: Edge = request.app.ctx.edge
+    edge.sample_gauges()
+    return HTTPResponse(generate_latest(edge.registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def _json(document: dict[str, Any]) -> HTTPResponse:
+    return HTTPResponse(
+        msgspec.json.encode(document), status=200, content_type=_JSON, headers={"cache-control": "no-store"}
+    )

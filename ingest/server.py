@@ -1,0 +1,98 @@
+"""Serves the application from one process: start, a stop that loses nothing, and the metrics' own port."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from typing import Final
+
+from prometheus_client import start_http_server
+from sanic.server.protocols.http_protocol import HttpProtocol
+
+from ingest.edge import Edge
+from ingest.protocol import IngestProtocol
+from ingest.routes import IngestApp
+from pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+BACKLOG: Final = 1024  # connections that wait to be taken
+FLUSH_SHARE: Final = 0.3  # of the time to stop that is kept for the appender
+POLL_SECONDS: Final = 0.02  # how often stopping looks whether the last requests have ended
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket; its port is shared by all ingest processes. Raises OSError where it can't be had."""
+    family = socket.AF_INET6 if ":" in settings.ingest_host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((settings.ingest_host, settings.ingest_port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def serve(app: IngestApp, listener: socket.socket, stopping: asyncio.Event) -> None:
+    """Serve until `stopping` is set; then let running requests end, flush the appender, and return."""
+    edge: Edge = app.ctx.edge
+    settings = edge.settings
+    server = await app.create_server(
+        sock=listener, protocol=IngestProtocol, backlog=BACKLOG, asyncio_server_kwargs={"start_serving": False}
+    )
+    if server is None:
+        raise RuntimeError("Sanic made no server")
+    await server.startup()  # type: ignore[no-untyped-call]
+    await server.before_start()  # type: ignore[no-untyped-call]
+    await edge.start()
+    await server.start_serving()  # type: ignore[no-untyped-call]
+    edge.count_connections = lambda: len(server.connections)
+    await server.after_start()  # type: ignore[no-untyped-call]
+    metrics = None
+    if settings.ingest_metrics_port:
+        metrics, _ = start_http_server(settings.ingest_metrics_port, settings.ingest_host, edge.registry)
+    logger.info("ingest listens on %s port %d", *listener.getsockname()[:2], extra={"action": "ingest_started"})
+    try:
+        await stopping.wait()
+    finally:
+        edge.is_stopping = True
+        logger.info("ingest is shutting down", extra={"action": "ingest_stopping"})
+        server.close()  # type: ignore[no-untyped-call]
+        await server.before_stop()  # type: ignore[no-untyped-call]
+        await _end_connections(server.connections, settings.stop_seconds_max * (1 - FLUSH_SHARE))
+        await edge.stop(seconds_max=settings.stop_seconds_max * FLUSH_SHARE)
+        await server.after_stop()  # type: ignore[no-untyped-call]
+        if metrics is not None:
+            metrics.shutdown()
+
+
+async def _end_connections(connections: set[HttpProtocol], seconds_max: float) -> None:
+    """Close connections as they become idle, and after `seconds_max` whatever they do."""
+    deadline = asyncio.get_running_loop().time() + seconds_max
+    while connections and asyncio.get_running_loop().time() < deadline:
+        for connection in list(connections):
+            connection.close_if_idle()
+        await asyncio.sleep(POLL_SECONDS)
+    for connection in list(connections):
+        connection.abort()  # type: ignore[no-untyped-call]
+
+
+def run(app: IngestApp, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT."""
+
+    async def main() -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        await serve(app, listener, stopping)
+
+    import uvloop  # noqa: PLC0415  # only the process that serves needs it
+
+    with contextlib.closing(listener):
+        uvloop.run(main())
