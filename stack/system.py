@@ -134,7 +134,7 @@ class System:
             for program in programs:
                 if program.name not in servers:
                     self.supervisor().startProcess(program.name, False)
-            self._wait_for_sluice(urls)
+            self._wait_for_sluice(urls, time.monotonic())
         except BaseException:
             self.stop()
             raise
@@ -254,9 +254,10 @@ class System:
 
     # --- readiness ------------------------------------------------------------------------------------------
 
-    def _wait_for_sluice(self, urls: Mapping[str, str]) -> None:
+    def _wait_for_sluice(self, urls: Mapping[str, str], started: float) -> None:
+        """Until events are taken, the control loop has ticked since the start, and every program runs."""
         self._wait(lambda: _status(urls["INGEST_URL"] + "/readyz") == 200, "ingest-0")
-        self._wait(lambda: _health(urls["INGEST_URL"]).get("consumption") in ("running", "paused"), "control")
+        self._wait(lambda: _has_ticked(_health(urls["INGEST_URL"]), since=started), "control")
         self._wait(lambda: _status(urls["FLOWER_URL"] + "/healthcheck") == 200, "flower")
         for info in self.programs_now():
             self._wait(lambda name=info["name"]: self._runs(name), str(info["name"]))
@@ -328,6 +329,12 @@ def _escaped(text: object) -> str:
 def _quoted(command: list[str]) -> str:
     """A command line for supervisor, which splits it as a shell would."""
     return " ".join("'" + word.replace("'", "'\\''") + "'" for word in command)
+
+
+def _has_ticked(health: Mapping[str, Any], *, since: float) -> bool:
+    """Whether the control loop has ticked after a time (monotonic): what Redis remembers of an earlier run is older."""
+    age_seconds = health.get("controllerAgeSeconds")
+    return age_seconds is not None and age_seconds < time.monotonic() - since and health["consumption"] != "unknown"
 
 
 def _status(url: str) -> int | None:

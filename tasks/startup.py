@@ -8,7 +8,13 @@ from celery.signals import after_setup_logger, worker_ready
 from pipeline.names import Queue
 
 # A line for each task received, done and discarded would be several a second for ever; Flower counts them.
-_CHATTY_LOGGERS: Final = ("celery.app.trace", "celery.worker.strategy", "celery.worker.request", "celery.beat")
+_CHATTY_LOGGERS: Final = (
+    "celery.app.trace",
+    "celery.worker.strategy",
+    "celery.worker.request",
+    "celery.beat",
+    "kafka",
+)
 
 
 def connect_signals() -> None:
