@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-FOLLOWER_STOP_SECONDS: Final = 1.5  # one wait for an event, and a little
+FOLLOWER_STOP_SECONDS: Final = 0.1  # it only reads: where it is in a wait, it is left behind
 
 
 @dataclass(frozen=True, slots=True)

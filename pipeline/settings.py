@@ -38,6 +38,7 @@ class Settings:
     # --- Ingest: HTTP ------------------------------------------------------------------------------
     ingest_host: str = _setting("127.0.0.1", "Address that ingest listens on; there is no authentication in ingest")
     ingest_port: int = _setting(8080, "Port of ingest, shared by all its processes", low=1, high=65535)
+    ingest_url: str = _setting("", "Where the client finds ingest; empty: http:// with INGEST_HOST and INGEST_PORT")
     ingest_metrics_port: int = _setting(
         0, "Port of one ingest process' own metrics; 0: none beside /metrics", low=0, high=65535
     )

@@ -1,0 +1,110 @@
+"""The client's side of the HTTP contract: one kept connection, and answers that tell what to do."""
+
+import contextlib
+import gzip
+import http.client
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+PATH: Final = "/api/logs"
+MESSAGE_CHARS_MAX: Final = 300  # of what a server, or a proxy in between, says
+RETRY_AFTER_SECONDS_MAX: Final = 3600.0
+
+
+class NotSentError(Exception):
+    """The server could not be reached: nothing was sent."""
+
+
+class NoAnswerError(Exception):
+    """The connection ended after the request was sent, or while it was: what became of it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said. `error` is the object of an error's one shape, empty where the body is something else."""
+
+    status: int
+    retry_after_seconds: float | None
+    error: dict[str, Any]
+
+    @property
+    def code(self) -> str:
+        """The error's code."""
+        return str(self.error.get("code", ""))
+
+    @property
+    def message(self) -> str:
+        """What the error says."""
+        return str(self.error.get("message", http.client.responses.get(self.status, "")))[:MESSAGE_CHARS_MAX]
+
+    def reasons(self, count: int) -> dict[int, str]:
+        """Why events of a batch of `count` were rejected, by index; empty where the answer does not tell which."""
+        found: dict[int, str] = {}
+        for problem in self.error.get("errors") or ():
+            index, field = problem.get("index"), problem.get("field")
+            if isinstance(index, int) and 0 <= index < count:
+                reason = f"{field} {problem.get('reason')}" if field else f"{problem.get('reason')}"
+                found[index] = f"{found[index]}; {reason}" if index in found else reason
+        line = self.error.get("line")
+        if self.status == 400 and isinstance(line, int) and 1 <= line <= count:
+            found[line - 1] = self.message
+        return found
+
+
+class Endpoint:
+    """POST /api/logs of one server, over one connection that is made anew when it broke."""
+
+    def __init__(self, base_url: str, *, gzipped: bool, timeout_seconds: float) -> None:
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"INGEST_URL={base_url!r} is not an http:// or https:// address")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname, parts.port, timeout=timeout_seconds)
+        path = parts.path.rstrip("/")
+        self._path = path if path.endswith(PATH) else path + PATH
+        self._headers = {"Content-Type": "application/x-ndjson"} | ({"Content-Encoding": "gzip"} if gzipped else {})
+        self._gzipped = gzipped
+        self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
+
+    def post(self, body: bytes) -> Answer:
+        """Send one body. Raises NotSentError, NoAnswerError."""
+        if self._gzipped:
+            body = gzip.compress(body, compresslevel=6, mtime=0)
+        connection = self._connection
+        if connection.sock is None:
+            try:
+                connection.connect()
+            except OSError as error:
+                connection.close()
+                raise NotSentError(f"{self.url}: {error}") from error
+        try:
+            # A server that refuses early answers while the body is still on its way: its answer is read all the same.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", self._path, body=body, headers=self._headers)
+            response = connection.getresponse()
+            text = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise NoAnswerError(f"{self.url}: {error or type(error).__name__}") from error
+        return Answer(response.status, _retry_after(response.getheader("Retry-After")), _error_of(text))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After; None for none, and for a date, which no Sluice sends."""
+    if value is None or not value.isascii() or not value.isdigit():
+        return None
+    return min(float(value), RETRY_AFTER_SECONDS_MAX)
+
+
+def _error_of(text: bytes) -> dict[str, Any]:
+    try:
+        error = json.loads(text)["error"]
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return error if isinstance(error, dict) else {}
