@@ -27,7 +27,7 @@ from pipeline.ports.log import EventLog, LogBatch
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.queries import query
-from pipeline.sink.rows import BatchRows, RowEncoder, copy_chunks
+from pipeline.sink.rows import RowEncoder, copy_chunks, place_columns
 from stack.servers import Server, free_port, kafka_server, postgres_server, redis_server
 
 PARTITION = 0
@@ -84,7 +84,7 @@ def plain_copy(settings: Settings, batches: list[list[bytes]]) -> float:
     encoder = RowEncoder()
     prepared, offset = [], 0
     for values in batches:
-        prepared.append(list(copy_chunks(BatchRows(encoder, "bench", PARTITION, offset).rows(values))))
+        prepared.append(list(copy_chunks(encoder.rows(values, place_columns("bench", PARTITION), offset, []))))
         offset += len(values)
     with contextlib.closing(psycopg2.connect(settings.database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = on")

@@ -5,6 +5,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
+from pipeline.clock import Clock
 from pipeline.errors import LogGapError, RecoverableError
 from pipeline.ports.log import EventLog, LogBatch
 from pipeline.settings import Settings
@@ -13,6 +14,9 @@ _logger = logging.getLogger(__name__)
 
 # The read that overlaps with a store waits so long for company: a store takes about as long.
 _AHEAD_SECONDS: Final = 0.005
+# While there is a backlog the log is told of what is stored no more often than this: each time costs it a trim and a
+# write to disk. Where there is none it is told before every wait, so that its lag is right.
+_TELL_SECONDS: Final = 0.1
 # Records asked for before their size is known are taken to be of this size: the largest message.
 _RECORD_BYTES_FIRST: Final = 64 * 1024
 
@@ -28,14 +32,18 @@ class ReadAhead:
     The log is never asked by two threads at once: every method that asks it has waited for the helper before.
     """
 
-    def __init__(self, log: EventLog, partition: int, settings: Settings, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, log: EventLog, partition: int, settings: Settings, *, clock: Clock, executor: ThreadPoolExecutor
+    ) -> None:
         self._log = log
         self._partition = partition
         self._settings = settings
+        self._clock = clock
         self._executor = executor
         self._pieces: deque[tuple[int, LogBatch]] = deque()
         self._ahead: tuple[int, Future[LogBatch | None]] | None = None
         self._commit_due: int | None = None  # what the log has not been told yet
+        self._told_at = clock.monotonic()
         self._records_next = max(
             1, min(settings.drain_batch_records_max, settings.drain_batch_bytes_max // _RECORD_BYTES_FIRST)
         )
@@ -63,12 +71,12 @@ class ReadAhead:
         self._pieces.clear()
 
     def stored_up_to(self, offset: int) -> None:
-        """Remember what the log is to be told, in passing, with the next read."""
+        """Remember what the log is to be told, with one of the next reads."""
         self._commit_due = offset
 
     def tell_log(self) -> None:
         """Commit to the log what is committed in the sink: for its lag, and so that it can be trimmed."""
-        due, self._commit_due = self._commit_due, None
+        due = self._take_due()
         if due is not None:
             self._log.commit(self._partition, due)
 
@@ -81,7 +89,8 @@ class ReadAhead:
         """Begin to read what follows the last piece in hand, if that is the next to be stored."""
         if self._ahead is None and len(self._pieces) == 1:
             offset = self._pieces[0][1].next_offset
-            due, self._commit_due = self._commit_due, None
+            is_due = self._clock.monotonic() - self._told_at >= _TELL_SECONDS
+            due = self._take_due() if is_due else None
             self._ahead = offset, self._executor.submit(self._commit_and_read, due, offset)
 
     def collect(self) -> None:
@@ -97,8 +106,13 @@ class ReadAhead:
         except (RecoverableError, LogGapError) as error:
             _logger.debug("read ahead of partition %d failed too: %s", self._partition, error)
 
+    def _take_due(self) -> int | None:
+        due, self._commit_due = self._commit_due, None
+        self._told_at = self._clock.monotonic()
+        return due
+
     def _commit_and_read(self, due: int | None, offset: int) -> LogBatch | None:
-        """The helper's work; telling the log of the batch before costs no time here."""
+        """The helper's work."""
         if due is not None:
             self._log.commit(self._partition, due)
         return self._log_read(offset, _AHEAD_SECONDS)

@@ -11,7 +11,7 @@ from typing import Final
 
 from pipeline.ports.log import LogBatch
 from pipeline.sink.queries import query
-from pipeline.sink.rows import BatchRows, Letter, RowEncoder, copy_chunks, printable
+from pipeline.sink.rows import Letter, RowEncoder, copy_chunks, place_columns, printable
 from pipeline.sink.session import Session, StatementRefusedError
 
 _logger = logging.getLogger(__name__)
@@ -32,11 +32,20 @@ class Written:
     letters: list[Letter] = field(default_factory=list)
 
 
-def write_straight(session: Session, encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -> Written:
+def write_straight(
+    session: Session,
+    encoder: RowEncoder,
+    log_id: str,
+    partition: int,
+    batch: LogBatch,
+    *,
+    on_sent: Callable[[], None] | None,
+) -> Written:
     """COPY into log_events; undecodable records become letters. Raises StatementRefusedError as a whole."""
-    rows = BatchRows(encoder, log_id, partition, batch.offset)
-    stored = session.copy(query("copy_events"), copy_chunks(rows.rows(batch.values)))
-    return Written(stored=stored, letters=rows.letters)
+    letters: list[Letter] = []
+    rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters)
+    stored = session.copy(query("copy_events"), copy_chunks(rows), on_sent=on_sent)
+    return Written(stored=stored, letters=letters)
 
 
 def make_stage(session: Session) -> None:

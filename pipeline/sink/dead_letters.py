@@ -1,12 +1,12 @@
 """Records that could not be stored for their content: looking at them, and trying them again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pipeline.sink.batches import make_stage, write_carefully
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.queries import query
-from pipeline.sink.rows import Letter, RowEncoder, UndecodableError, offset_column, position_columns, printable
+from pipeline.sink.rows import Letter, RowEncoder, place_columns
 
 _CONFLICT_REASON = "its event id is stored with other content"
 
@@ -99,9 +99,7 @@ def _encode(records: list[bytes], positions: list[tuple[str, int, int]]) -> tupl
     rows: list[bytes | None] = []
     letters: list[Letter] = []
     for index, (record, (log_id, partition, offset)) in enumerate(zip(records, positions, strict=True)):
-        try:
-            rows.append(encoder.row(record, position_columns(log_id, partition) + offset_column(offset)))
-        except UndecodableError as error:
-            rows.append(None)
-            letters.append(Letter(index, printable(str(error)), None))
+        refused: list[Letter] = []
+        rows += encoder.rows([record], place_columns(log_id, partition), offset, refused)
+        letters += [replace(letter, index=index) for letter in refused]
     return rows, letters

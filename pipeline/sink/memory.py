@@ -68,6 +68,7 @@ class MemorySink:
         batch: LogBatch,
         *,
         before_commit: Callable[[], None],
+        on_sent: Callable[[], None] | None = None,
     ) -> StoreResult:
         self._ask()
         database = self.database
@@ -82,6 +83,8 @@ class MemorySink:
         draft = _Draft(database)
         for index, value in enumerate(batch.values):
             draft.take(value, (log_id, partition, batch.offset + index))
+        if on_sent is not None:
+            on_sent()
         run.check(len(draft.letters), len(batch.values))
         before_commit()
         self._commit(draft, (log_id, partition), batch.next_offset)

@@ -12,7 +12,7 @@ from pipeline.settings import Settings
 from pipeline.sink.batches import Written, make_stage, write_carefully, write_letters, write_straight
 from pipeline.sink.poison import PoisonRun
 from pipeline.sink.queries import query
-from pipeline.sink.rows import BatchRows, RowEncoder
+from pipeline.sink.rows import Letter, RowEncoder, place_columns
 from pipeline.sink.session import Session, StatementRefusedError
 
 _logger = logging.getLogger(__name__)
@@ -59,12 +59,13 @@ class PostgresSink:
         batch: LogBatch,
         *,
         before_commit: Callable[[], None],
+        on_sent: Callable[[], None] | None = None,
     ) -> StoreResult:
         run = self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
         try:
             self._begin(log_id, partition, expected_offset, batch.next_offset)
             try:
-                written = write_straight(self.session, self._encoder, log_id, partition, batch)
+                written = write_straight(self.session, self._encoder, log_id, partition, batch, on_sent=on_sent)
             except StatementRefusedError as refusal:
                 _logger.info(
                     "batch at offset %d of partition %d goes through the staging table: %s",
@@ -123,15 +124,15 @@ class PostgresSink:
             )
 
     def _write_carefully(self, log_id: str, partition: int, batch: LogBatch, run: PoisonRun) -> Written:
-        rows = BatchRows(self._encoder, log_id, partition, batch.offset)
-        encoded = list(rows.rows(batch.values))
+        letters: list[Letter] = []
+        rows = list(self._encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters))
         written = write_carefully(
             self.session,
-            encoded,
+            rows,
             lambda index: (log_id, partition, batch.offset + index),
             letters_max=run.letters_left(len(batch.values)),
         )
-        written.letters = sorted([*written.letters, *rows.letters], key=lambda letter: letter.index)
+        written.letters = sorted([*written.letters, *letters], key=lambda letter: letter.index)
         return written
 
     def _locks(self) -> set[int]:

@@ -20,9 +20,10 @@ COPY_TRAILER: Final = struct.pack(">h", -1)
 _EPOCH_MS: Final = 946_684_800_000
 _COLUMNS: Final = struct.pack(">h", 11)
 _NULL: Final = struct.pack(">i", -1)
-_JSONB_VERSION: Final = b"\1"
+_JSONB_VERSION: Final = 1
 _pack_length: Final = struct.Struct(">i").pack
 _pack_times: Final = struct.Struct(">iqiq").pack
+_pack_jsonb: Final = struct.Struct(">ib").pack
 _pack_offset: Final = struct.Struct(">iq").pack
 
 # Lengths up to here are looked up instead of packed: 25 ns instead of 60, five times a row.
@@ -44,10 +45,6 @@ _decode = msgspec.json.Decoder(_Record).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
-class UndecodableError(Exception):
-    """A record that is no event, or one that no row can be made of. Stays within the sink."""
-
-
 @dataclass(frozen=True, slots=True)
 class Letter:
     """A record that can't be stored: its index in the batch, and why."""
@@ -63,40 +60,49 @@ class RowEncoder:
     def __init__(self) -> None:
         self._names: dict[str, bytes] = {}
 
-    def row(self, record: bytes, position: bytes) -> bytes:
-        """One row in COPY's binary format; `position` is the last three columns, see `position_columns`.
+    def rows(
+        self, records: Iterable[bytes], place: bytes, first_offset: int, letters: list[Letter]
+    ) -> Iterator[bytes | None]:
+        """One row a record, in order and in COPY's binary format; None for one that is no event.
 
-        Raises UndecodableError.
+        `place` holds the columns log_id and log_partition, see `place_columns`. Why a record is no event goes to
+        `letters`. All of it is one loop, since this is where a drain spends its CPU: a call less a row is 0.1 µs.
         """
-        try:
-            event = _decode(record)
-            names = self._names
-            severity = names.get(event.severity) or self._name(event.severity)
-            source = names.get(event.source) or self._name(event.source)
-            event_id = event.event_id.encode()
-            correlation_id = event.correlation_id.encode()
-            message = event.message.encode()
-            given = event.attributes
-            attributes = _NULL if given is None else _field(_JSONB_VERSION + _encode_json(given))
-            id_length, correlation_length, message_length = len(event_id), len(correlation_id), len(message)
-            return b"".join(
-                (
-                    _COLUMNS,
-                    _LENGTHS[id_length] if id_length < _SHORT else _pack_length(id_length),
-                    event_id,
-                    _LENGTHS[correlation_length] if correlation_length < _SHORT else _pack_length(correlation_length),
-                    correlation_id,
-                    severity,
-                    _LENGTHS[message_length] if message_length < _SHORT else _pack_length(message_length),
-                    message,
-                    source,
-                    _pack_times(8, (event.timestamp - _EPOCH_MS) * 1000, 8, (event.received_at - _EPOCH_MS) * 1000),
-                    attributes,
-                    position,
+        names, offset = self._names, first_offset
+        for record in records:
+            try:
+                event = _decode(record)
+                event_id = event.event_id.encode()
+                correlation_id = event.correlation_id.encode()
+                message = event.message.encode()
+                id_length, correlation_length, message_length = len(event_id), len(correlation_id), len(message)
+                attributes = b"" if event.attributes is None else _encode_json(event.attributes)
+                row = b"".join(
+                    (
+                        _COLUMNS,
+                        _LENGTHS[id_length] if id_length < _SHORT else _pack_length(id_length),
+                        event_id,
+                        _LENGTHS[correlation_length]
+                        if correlation_length < _SHORT
+                        else _pack_length(correlation_length),
+                        correlation_id,
+                        names.get(event.severity) or self._name(event.severity),
+                        _LENGTHS[message_length] if message_length < _SHORT else _pack_length(message_length),
+                        message,
+                        names.get(event.source) or self._name(event.source),
+                        _pack_times(8, (event.timestamp - _EPOCH_MS) * 1000, 8, (event.received_at - _EPOCH_MS) * 1000),
+                        _pack_jsonb(len(attributes) + 1, _JSONB_VERSION) if attributes else _NULL,
+                        attributes,
+                        place,
+                        _pack_offset(8, offset),
+                    )
                 )
-            )
-        except (msgspec.MsgspecError, ValueError, ArithmeticError, struct.error, RecursionError, TypeError) as error:
-            raise UndecodableError(f"not an event: {error}") from error
+            except (msgspec.MsgspecError, ValueError, ArithmeticError, struct.error, RecursionError) as error:
+                letters.append(Letter(offset - first_offset, printable(f"not an event: {error}"), None))
+                yield None
+            else:
+                yield row
+            offset += 1
 
     def _name(self, text: str) -> bytes:
         if len(self._names) >= _NAMES_MAX:
@@ -105,34 +111,9 @@ class RowEncoder:
         return encoded
 
 
-def position_columns(log_id: str, partition: int) -> bytes:
-    """The columns log_id and log_partition; `offset_column` follows."""
+def place_columns(log_id: str, partition: int) -> bytes:
+    """The columns log_id and log_partition of a row."""
     return _field(log_id.encode()) + struct.pack(">ii", 4, partition)
-
-
-def offset_column(offset: int) -> bytes:
-    """The column log_offset."""
-    return _pack_offset(8, offset)
-
-
-class BatchRows:
-    """A batch's rows, made while they are sent; what can't be one is set aside in `letters`."""
-
-    def __init__(self, encoder: RowEncoder, log_id: str, partition: int, first_offset: int) -> None:
-        self._encoder = encoder
-        self._place = position_columns(log_id, partition)
-        self._first_offset = first_offset
-        self.letters: list[Letter] = []
-
-    def rows(self, values: list[bytes]) -> Iterator[bytes | None]:
-        """One row a record, in order; None for an undecodable one."""
-        row, place, offset = self._encoder.row, self._place, self._first_offset
-        for index, value in enumerate(values):
-            try:
-                yield row(value, place + _pack_offset(8, offset + index))
-            except UndecodableError as error:
-                self.letters.append(Letter(index, printable(str(error)), None))
-                yield None
 
 
 def copy_chunks(rows: Iterable[bytes | None]) -> Iterator[bytes]:

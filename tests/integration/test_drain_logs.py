@@ -97,7 +97,7 @@ def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
     killed: list[int] = []
     plain_store = rig.sink.store
 
-    def store(log_id, partition, expected_offset, batch, *, before_commit):  # type: ignore[no-untyped-def]
+    def store(log_id, partition, expected_offset, batch, *, before_commit, on_sent):  # type: ignore[no-untyped-def]
         def kill_then_commit() -> None:
             before_commit()
             number = next(tries)
@@ -109,9 +109,9 @@ def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
                     " WHERE datname = current_database() AND application_name = 'sluice'",
                 )
 
-        return plain_store(log_id, partition, expected_offset, batch, before_commit=kill_then_commit)
+        return plain_store(log_id, partition, expected_offset, batch, before_commit=kill_then_commit, on_sent=on_sent)
 
-    rig.sink.store = store  # type: ignore[method-assign]
+    rig.sink.store = store  # type: ignore[method-assign, assignment]
     report = rig.drain_up_to(3000)
     # Then nothing is lost or doubled
     assert len(killed) == 4
@@ -127,16 +127,19 @@ def test_a_restarted_redis_goes_on_in_the_same_run(settings: Settings, own_log_r
     with _rig(changed) as rig:
         rig.append(0, 1000)
         plain_store = rig.sink.store
+        killed: list[int] = []
 
-        def store(log_id, partition, expected_offset, batch, *, before_commit):  # type: ignore[no-untyped-def]
-            if batch.offset == 400:
+        def store(log_id, partition, expected_offset, batch, **hooks):  # type: ignore[no-untyped-def]
+            if batch.offset == 400 and not killed:
+                killed.append(batch.offset)
                 own_log_redis.kill()
                 own_log_redis.start()
-            return plain_store(log_id, partition, expected_offset, batch, before_commit=before_commit)
+            return plain_store(log_id, partition, expected_offset, batch, **hooks)
 
         rig.sink.store = store  # type: ignore[method-assign]
         report = rig.drain_up_to(1000)
         # Then all is stored once
+        assert killed
         assert (report.stored, report.repeated) == (1000, 0)
         # And what comes after it gets offsets of its own
         rig.append(1000, 50)

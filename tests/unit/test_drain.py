@@ -208,15 +208,36 @@ def test_reading_overlaps_with_storing(rig: Rig) -> None:
             Watched.inside -= 1
 
     class Waiting(MemorySink):
-        def store(self, *arguments: Any, **named: Any) -> StoreResult:
+        def _commit(self, *arguments: Any) -> None:
             assert second_read.wait(10), "the next batch was not read while this one is stored"
-            return super().store(*arguments, **named)
+            super()._commit(*arguments)
 
     rig.log = Watched(server=rig.log_server)
     rig.append(0, 25)
     assert rig.drain(sink=Waiting(rig.settings, rig.store)).stored == 25
     # And the log was never asked by two at once
     assert Watched.overlaps == 0
+
+
+def test_the_log_is_told_seldom_in_a_backlog_and_at_once_behind_it(rig: Rig) -> None:
+    # Given a backlog of 50 batches, of which each takes 10 ms
+    told: list[int] = []
+
+    class Told(MemoryLog):
+        def commit(self, partition: int, offset: int) -> None:
+            told.append(offset)
+            super().commit(partition, offset)
+
+    def paused() -> bool:
+        rig.clock.advance(0.01 if rig.committed() != 500 else STEP_SECONDS)
+        return False
+
+    rig.append(0, 500)
+    assert rig.drain(log=Told(server=rig.log_server), paused=paused).stored == 500
+    # Then the log was told of some of them, in order, and of the last one before the wait for more
+    assert 4 <= len(told) <= 8
+    assert told == sorted(set(told))
+    assert told[-1] == 500
 
 
 # --- who may drain ------------------------------------------------------------------------------------------
