@@ -281,6 +281,7 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
         "max_connections=60",
         "shared_buffers=256MB",
         "max_wal_size=2GB",
+        "track_commit_timestamp=on",  # how long an event took, by PostgreSQL's own clock
         f"fsync={'on' if durable else 'off'}",
     ):
         command += ["-c", option]

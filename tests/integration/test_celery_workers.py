@@ -293,7 +293,7 @@ def test_a_second_beat_is_harmless(rig: Rig, tmp_path: Path) -> None:
         first_version = _version(rig)
         wait_until(lambda: _version(rig) != first_version, "a tick", seconds_max=5)
         # Then ticks still come once a period: their times are that far apart
-        times = []
+        times: list[float] = []
         while len(times) < 4:
             state = rig.state()
             assert state is not None

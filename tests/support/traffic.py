@@ -115,9 +115,12 @@ class Traffic:
                 if answer.status == 503:
                     status += f" {json.loads(body)['error']['code']}"
                 if answer.will_close:
+                    connection.close()
                     connection = None
             except (OSError, http.client.HTTPException):
                 status = "no answer"
+                if connection is not None:
+                    connection.close()
                 connection = None
             self.outcomes.note(ids, status)
         if connection is not None:
