@@ -4,86 +4,20 @@ import contextlib
 import json
 import time
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg2
 import pytest
 
 from pipeline import wiring
-from pipeline.settings import Settings
-from stack.servers import Server, free_port, kafka_is_possible, kafka_server, postgres_server, redis_server
-from support.processes import System, http_status, ingest
-from support.traffic import Traffic, assert_kept_promises, event, wait_until
+from stack.servers import Server
+from support.processes import http_status, ingest
+from support.site import Site
+from support.traffic import Traffic, event, wait_until
 
 SAMPLE = (
     b'{"correlationId": "test-1", "severity": "INFO", "message": "Test", "source": "cli", "timestamp": 1234567890000}'
 )
-
-
-@dataclass
-class Site:
-    """A running system with servers of its own."""
-
-    system: System
-    log: Server
-    postgres: Server
-    control_redis: Server
-    folder: Path
-
-    @property
-    def settings(self) -> Settings:
-        return self.system.settings
-
-    def traffic(self, *, events_per_second: float = 500, events_max: int = 20_000) -> Traffic:
-        return Traffic(self.system.url, events_per_second=events_per_second, events_max=events_max)
-
-    def check(self, traffic: Traffic) -> None:
-        """The promises, and that the system is whole again."""
-        assert_kept_promises(traffic, self.postgres.url)
-        self.system.wait(lambda: self.system.health()["status"] == "healthy", "healthy again")
-
-
-@pytest.fixture(scope="module", params=["redis", "kafka"])
-def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp(f"e2e-{request.param}")
-    if request.param == "kafka" and kafka_is_possible() is not None:
-        request.getfixturevalue("kafka")  # skips, or fails with CI=true
-    with contextlib.ExitStack() as stack:
-        control_redis = redis_server(folder, free_port(), is_log=False, maxmemory="128mb")
-        postgres = postgres_server(folder, free_port(), durable=False)
-        log = (
-            kafka_server(folder, free_port(), free_port())
-            if request.param == "kafka"
-            else redis_server(folder, free_port(), is_log=True, maxmemory="256mb")
-        )
-        for server in (control_redis, postgres, log):
-            server.start()
-            stack.callback(server.stop)
-        settings = Settings(
-            database_url=postgres.url,
-            redis_url=control_redis.url,
-            event_log_url=log.url,
-            ingest_port=free_port(),
-            lag_degraded=500,
-            lag_critical=2_500,
-            regulate_seconds=1.0,
-            drain_run_seconds_max=3.0,
-            drain_hard_seconds_max=12.0,
-            drain_stalled_seconds_max=4.0,
-        )
-        system = System(settings, folder)
-        stack.callback(system.stop)
-        system.start()
-        yield Site(system, log, postgres, control_redis, folder)
-
-
-@pytest.fixture
-def site(started: Site) -> Site:
-    """The running system, healthy."""
-    started.system.wait(lambda: started.system.health()["status"] == "healthy", "healthy")
-    return started
 
 
 def post(url: str, body: bytes) -> int:

@@ -1,0 +1,52 @@
+"""One running system for each event log, shared by the end-to-end tests; each leaves it healthy."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.settings import Settings
+from stack.servers import free_port, kafka_is_possible, kafka_server, postgres_server, redis_server
+from support.processes import System
+from support.site import Site
+
+
+@pytest.fixture(scope="session", params=["redis", "kafka"])
+def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp(f"e2e-{request.param}")
+    if request.param == "kafka" and kafka_is_possible() is not None:
+        request.getfixturevalue("kafka")  # skips, or fails with CI=true
+    with contextlib.ExitStack() as stack:
+        control_redis = redis_server(folder, free_port(), is_log=False, maxmemory="128mb")
+        postgres = postgres_server(folder, free_port(), durable=False)
+        log = (
+            kafka_server(folder, free_port(), free_port())
+            if request.param == "kafka"
+            else redis_server(folder, free_port(), is_log=True, maxmemory="256mb")
+        )
+        for server in (control_redis, postgres, log):
+            server.start()
+            stack.callback(server.stop)
+        settings = Settings(
+            database_url=postgres.url,
+            redis_url=control_redis.url,
+            event_log_url=log.url,
+            ingest_port=free_port(),
+            lag_degraded=500,
+            lag_critical=2_500,
+            regulate_seconds=1.0,
+            drain_run_seconds_max=3.0,
+            drain_hard_seconds_max=12.0,
+            drain_stalled_seconds_max=4.0,
+        )
+        system = System(settings, folder)
+        stack.callback(system.stop)
+        system.start()
+        yield Site(system, log, postgres, control_redis, folder)
+
+
+@pytest.fixture
+def site(started: Site) -> Site:
+    """The running system, healthy."""
+    started.system.wait(lambda: started.system.health()["status"] == "healthy", "healthy")
+    return started
