@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench import drain, edge
+from bench import decision, drain, edge
 
 
 def main() -> None:
@@ -17,11 +17,17 @@ def main() -> None:
     one.add_argument("--log", choices=("redis", "kafka"), default="redis")
     one.add_argument("--rounds", type=int, default=5)
     one.add_argument("--rows", type=int, default=100_000)
+    one = commands.add_parser("decision", help="one admission decision, leases included")
+    one.add_argument("--rounds", type=int, default=5)
+    one.add_argument("--decisions", type=int, default=2_000_000)
     arguments = parser.parse_args()
-    if arguments.command == "edge":
-        edge.run(arguments.log, arguments.rounds, arguments.seconds)
-    else:
-        drain.run(arguments.log, arguments.rounds, arguments.rows)
+    match arguments.command:
+        case "edge":
+            edge.run(arguments.log, arguments.rounds, arguments.seconds)
+        case "drain":
+            drain.run(arguments.log, arguments.rounds, arguments.rows)
+        case "decision":
+            decision.run(arguments.rounds, arguments.decisions)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ SERVER_CORE = 0
 LOAD_CORE = max(os.sched_getaffinity(0))
 BATCH_EVENTS = 100
 CONNECTIONS = 64
+OTHERS_SHARE_MAX = 0.001  # a bucket of one event a second admits one now and then
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def measure(pid: int, port: int, batch: int, wanted: int, seconds: float, log_pi
     result = run_load("127.0.0.1", port, requests, seconds=seconds, connections=CONNECTIONS)
     used = cpu_seconds(pid) - cpu
     log_used = (cpu_seconds(log_pid) if log_pid else 0.0) - log_cpu
-    if set(result.statuses) != {wanted}:
+    others = result.statuses.total() - result.statuses[wanted]
+    if others > result.statuses.total() * OTHERS_SHARE_MAX:
         raise SystemExit(f"answers other than {wanted}: {dict(result.statuses)}")
     return Cost(result.statuses[wanted] * (batch if wanted == 202 else 1), used, result.seconds, log_used)
 

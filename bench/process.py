@@ -6,7 +6,7 @@ import psutil
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its living children so far, seconds."""
+    """User and system time of a process and its children so far, seconds."""
     process = psutil.Process(pid)
     total = 0.0
     for one in (process, *process.children(recursive=True)):
@@ -15,6 +15,8 @@ def cpu_seconds(pid: int) -> float:
         except psutil.NoSuchProcess:
             continue
         total += times.user + times.system
+        if one is process:  # what its children used that have ended since
+            total += times.children_user + times.children_system
     return total
 
 
