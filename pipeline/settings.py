@@ -93,7 +93,7 @@ class Settings:
 
     # --- Drain -----------------------------------------------------------------------------------------------
     drain_batch_records_max: int = _setting(
-        2000, "Records stored in one transaction: what is done again after a crash", low=1, high=100_000
+        5000, "Records stored in one transaction: what is done again after a crash", low=1, high=100_000
     )
     drain_batch_bytes_max: int = _setting(
         8 << 20,
