@@ -2,7 +2,7 @@
 
 import argparse
 
-from bench import decision, drain, edge
+from bench import backlog, decision, drain, edge
 
 
 def main() -> None:
@@ -20,12 +20,16 @@ def main() -> None:
     one = commands.add_parser("decision", help="one admission decision, leases included")
     one.add_argument("--rounds", type=int, default=5)
     one.add_argument("--decisions", type=int, default=2_000_000)
+    one = commands.add_parser("backlog", help="a worker stops: lag, rate and health until it has caught up")
+    one.add_argument("--log", choices=("redis", "kafka"), default="redis")
     arguments = parser.parse_args()
     match arguments.command:
         case "edge":
             edge.run(arguments.log, arguments.rounds, arguments.seconds)
         case "drain":
             drain.run(arguments.log, arguments.rounds, arguments.rows)
+        case "backlog":
+            backlog.run(arguments.log)
         case "decision":
             decision.run(arguments.rounds, arguments.decisions)
 

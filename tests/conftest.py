@@ -21,6 +21,12 @@ from stack.servers import (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--outage-seconds", default="0", help="how long servers stay away in tests/e2e (default: until it was noticed)"
+    )
+
+
 def _must_run_everything() -> bool:
     return os.environ.get("CI") == "true"
 

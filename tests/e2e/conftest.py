@@ -45,6 +45,12 @@ def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield Site(system, log, postgres, control_redis, folder)
 
 
+@pytest.fixture(scope="session")
+def outage_seconds(request: pytest.FixtureRequest) -> float:
+    """How long a server stays away at least; 0: until the effect was seen."""
+    return float(request.config.getoption("--outage-seconds"))
+
+
 @pytest.fixture
 def site(started: Site) -> Site:
     """The running system, healthy."""

@@ -91,10 +91,13 @@ def test_the_rate_follows_a_growing_backlog_and_comes_back(site: Site) -> None:
 
 @pytest.mark.parametrize("what", ["log", "postgres", "control_redis"])
 @pytest.mark.parametrize("how", ["killed", "frozen"])
-def test_a_server_that_goes_away_under_load_costs_no_event(site: Site, what: str, how: str) -> None:
+def test_a_server_that_goes_away_under_load_costs_no_event(
+    site: Site, what: str, how: str, outage_seconds: float
+) -> None:
     server: Server = {"log": site.log, "postgres": site.postgres, "control_redis": site.control_redis}[what]
-    with site.traffic() as traffic:
+    with site.traffic(events_max=20_000 + int(500 * outage_seconds)) as traffic:
         traffic.wait_acked(300, seconds_max=15)
+        gone_at = time.monotonic()
         if how == "killed":
             server.kill()
         else:
@@ -110,6 +113,9 @@ def test_a_server_that_goes_away_under_load_costs_no_event(site: Site, what: str
                 wait_until(
                     lambda: http_status(f"{site.system.url}/readyz") == 503, "not ready without the log", seconds_max=10
                 )
+            wait_until(
+                lambda: time.monotonic() - gone_at >= outage_seconds, "the outage", seconds_max=outage_seconds + 5
+            )
         finally:
             if how == "killed":
                 server.start()

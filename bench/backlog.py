@@ -1,0 +1,132 @@
+"""The story of a backlog on a running system: the worker stops, the rate falls with the lag, the worker returns.
+
+The system is started by this command in a folder and on ports of its own, with the mission's bands and a raised
+maximum rate, so that the lag grows in seconds instead of minutes.
+"""
+
+import http.client
+import json
+import os
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stack.config import StackConfig
+from stack.servers import LOOPBACK, free_port
+from stack.system import System
+
+RATE_MAX = 5000
+OFFERED = 6000  # events/s
+BATCH_EVENTS = 100
+STORY_SECONDS_MAX = 180
+PORTS = (
+    "INGEST_PORT",
+    "FLOWER_PORT",
+    "POSTGRES_PORT",
+    "REDIS_PORT",
+    "LOG_REDIS_PORT",
+    "KAFKA_PORT",
+    "KAFKA_CONTROLLER_PORT",
+)
+
+
+@dataclass
+class Offer:
+    """Sends bodies at a steady rate until it is stopped; counts what was accepted."""
+
+    port: int
+    accepted: int = 0
+    refused: int = 0
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._send, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+    def _send(self) -> None:
+        event = {"severity": "INFO", "message": "a backlog grows", "source": "bench", "timestamp": 1_700_000_000_000}
+        body = json.dumps([{**event, "correlationId": f"c{n}"} for n in range(BATCH_EVENTS)])
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=10)
+        due = started = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())) and due - started < STORY_SECONDS_MAX:
+            due += BATCH_EVENTS / OFFERED
+            connection.request("POST", "/api/logs", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status == 202:
+                self.accepted += BATCH_EVENTS
+            else:
+                self.refused += BATCH_EVENTS
+        connection.close()
+
+
+class Story:
+    """Prints a row whenever something changed."""
+
+    def __init__(self, port: int, offer: Offer) -> None:
+        self._port = port
+        self._offer = offer
+        self._started = time.monotonic()
+        self._last: tuple[Any, ...] = ()
+        print(f"{'s':>5}  {'':28}{'health':10}{'lag':>8}{'rate':>7}{'accepted':>10}{'refused':>9}")
+
+    def look(self, happened: str = "") -> dict[str, Any]:
+        """The health document; a row where status or rate changed, or something happened."""
+        connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=10)
+        connection.request("GET", "/api/logs/health")
+        health: dict[str, Any] = json.loads(connection.getresponse().read())
+        connection.close()
+        now = (health["status"], health["rateLimit"])
+        if happened or now != self._last:
+            self._last = now
+            lag = "?" if health["consumerLag"] is None else f"{health['consumerLag']:,}"
+            print(
+                f"{time.monotonic() - self._started:>5.0f}  {happened:28}{health['status']:10}{lag:>8}"
+                f"{health['rateLimit'] or 0:>7.0f}{self._offer.accepted:>10,}{self._offer.refused:>9,}",
+                flush=True,
+            )
+        return health
+
+    def until(self, wanted: Any) -> None:
+        """Look until a condition of the health document holds."""
+        deadline = time.monotonic() + STORY_SECONDS_MAX
+        while not wanted(self.look()):
+            if time.monotonic() > deadline:
+                raise SystemExit("the story stands still")
+            time.sleep(0.2)
+
+
+def run(log: str) -> None:
+    """Tell the story."""
+    with tempfile.TemporaryDirectory() as folder:
+        environ = {name: str(free_port()) for name in PORTS} | {"RATE_MAX": str(RATE_MAX), "SLUICE_HOME": folder}
+        os.environ.update(environ)
+        system = System(StackConfig.from_environ(log))
+        system.home = Path(folder)
+        system.start(threading.Event())
+        try:
+            port = int(environ["INGEST_PORT"])
+            offer = Offer(port)
+            story = Story(port, offer)
+            offer.start()
+            supervisor = system.supervisor()
+            supervisor.stopProcess("batches", True)
+            story.look("worker stopped")
+            story.until(lambda health: (health["consumerLag"] or 0) > 50_000)
+            story.look("lag above 50,000")
+            supervisor.startProcess("batches", False)
+            story.look("worker returns")
+            story.until(lambda health: health["status"] == "healthy" and health["rateLimit"] == RATE_MAX)
+            offer.stop()
+            story.look("healthy again")
+        finally:
+            system.stop()
