@@ -51,7 +51,8 @@ class _Level:
 
     def wait_seconds(self, count: int, now: float) -> float:
         """Time until `count` tokens are there, or the bucket is full."""
-        return max(0.0, (min(count, self.burst) - self.predicted(now)) / self.rate)
+        missing = min(count, self.burst) - self.predicted(now)
+        return missing / self.rate if missing > bucket_flow.TOLERANCE_TOKENS else 0.0
 
 
 def process_name() -> str:

@@ -42,6 +42,7 @@ INT_CHARS_SURE: Final = 20  # with its sign, no integer of 64 bits is longer
 # A string, also one that is not closed: what it contains are no brackets. Possessive, so that it never looks back.
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _STRING_OR_BRACKET: Final = re.compile(_STRING.pattern + rb"|[\[\]{}]", re.DOTALL)
+_STRING_OR_CONSTANT: Final = re.compile(_STRING.pattern + rb"|NaN|-?Infinity", re.DOTALL)
 _BRACKETS_SOUGHT_MAX: Final = 50_000  # some milliseconds
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _BRACKET_STEP: Final = [{"[": 1, "{": 1, "]": -1, "}": -1}.get(chr(code), 0) for code in range(256)]
@@ -77,12 +78,13 @@ def check_json(body: bytes, *, events_max: int) -> list[Event]:
 
 def check_ndjson(body: bytes, *, events_max: int) -> list[Event]:
     """The events of an NDJSON body. Raises as `ingest.body.parse_body` does."""
+    lines = body.split(b"\n")
+    if sum(1 for raw in lines if raw and not raw.isspace()) > events_max:
+        raise BodyTooLargeError(events_max, "events")
     items: list[Any] = []
     byte = 0
-    for number, raw in enumerate(body.split(b"\n"), 1):
+    for number, raw in enumerate(lines, 1):
         if raw and not raw.isspace():
-            if len(items) == events_max:
-                raise BodyTooLargeError(events_max, "events")
             items.append(_parse(raw, _text(raw, byte, number), byte, number))
         byte += len(raw) + 1
     return _events(items)
@@ -120,6 +122,12 @@ def _parse(raw: bytes, text: str, byte: int, line: int) -> Any:
         raise MalformedBodyError(
             f"not JSON: {error.msg}", byte=byte + at, line=line + raw.count(b"\n", 0, at)
         ) from None
+    except _ConstantError as error:
+        found = (match.start() for match in _STRING_OR_CONSTANT.finditer(raw) if match[0][:1] != b'"')
+        at = next(found, 0)
+        raise MalformedBodyError(
+            f"not JSON: {error} is no number", byte=byte + at, line=line + raw.count(b"\n", 0, at)
+        ) from None
     except RecursionError:  # cannot be, with the depth counted before; cheap to be sure of
         raise MalformedBodyError(f"nested deeper than {DEPTH_MAX}", byte=None, line=None) from None
 
@@ -149,8 +157,12 @@ def _integer(digits: str) -> int | _HugeInteger:
     return int(digits) if len(digits) <= INT_CHARS_SURE else _HUGE
 
 
+class _ConstantError(Exception):
+    """NaN or an infinity, which Python reads and JSON has not."""
+
+
 def _refuse_constant(name: str) -> NoReturn:
-    raise MalformedBodyError(f"not JSON: {name} is no number")
+    raise _ConstantError(name)
 
 
 # --- 422: are they events? ----------------------------------------------------------------------------------------

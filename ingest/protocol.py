@@ -16,6 +16,7 @@ What Sanic 25.12 does, and what happens here instead:
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -46,6 +47,11 @@ _DIGITS: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _COMING: Final = b"coming"  # of a body: what Sanic wants to know is only whether one is left
 _NOTHING: Final[tuple[bytes, ...]] = ()
+_BYTES: Final = "application/octet-stream"
+_STATUS_LINES: Final = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
+_HEADER_LINES: Final = re.compile(r"(?:[!-9;-~]+: [ -~\t]*\r\n)*")
+_KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
+_CLOSE: Final = b"connection: close\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -280,13 +286,36 @@ class IngestHttp(Http):
                 self.keep_alive = False
         if self._limits.is_stopping:
             self.keep_alive = False
-        await super().http1_response_header(data, end_stream)
+        answer = self.response
+        body = data or answer.body
+        if not body or answer.status < 200 or "content-length" in answer.headers:
+            await super().http1_response_header(data, end_stream)
+            return
+        # All of the answer is here, as nearly always: one write, and none of Sanic's care for the other cases.
+        self.expecting_continue = False
+        self.response_func = None  # type: ignore[assignment]  # as Sanic says that an answer is complete
+        head = _STATUS_LINES[answer.status] + (_KEEP_ALIVE if self.keep_alive else _CLOSE)
+        fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
+        if "\n" in fields and _HEADER_LINES.fullmatch(fields) is None:
+            raise ValueError(f"a header of the answer has a line break: {fields!r}")
+        head += b"content-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (
+            (answer.content_type or _BYTES).encode(),
+            len(body),
+            fields.encode("ascii"),
+        )
+        await self._send(head if self.head_only else head + body)
+        self.stage = Stage.IDLE
 
     async def error_response(self, exception: Exception) -> None:
         """Answer a request that could not be read, or whose handler failed."""
         # Where the head or the time went wrong, more may be on its way.
         self._lingers = self.stage is Stage.REQUEST or bool(self.request_body)
         await super().error_response(exception)
+
+    def create_empty_request(self) -> None:
+        """Stand in for a request that could not be made; Sanic's fails again where the address was what is wrong."""
+        self.url = None
+        super().create_empty_request()
 
     # --- Time -------------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ async def post_logs(request: IngestRequest) -> HTTPResponse:
     except SluiceError as error:
         edge.metrics.answers.labels(row_of(error).code).inc()
         return answer(error)
-    edge.metrics.answers.labels("accepted").inc()
+    edge.metrics.accepted_answers.inc()
     edge.metrics.accepted_events.inc(count)
     body = _ONE_ACCEPTED if count == 1 else b'{"accepted":%d}' % count
     return HTTPResponse(body, status=202, content_type=_JSON)

@@ -18,7 +18,7 @@ from ingest.edge import Edge, IngestParts
 from ingest.server import listen, serve
 from pipeline.clock import SystemClock
 from pipeline.event import RecordedEvent, decode_record
-from pipeline.log.memory import MemoryLog
+from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import Mode
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
@@ -143,7 +143,8 @@ class RunningEdge:
 
     def __init__(self, settings: Settings, log: EventLog | None = None, control: MemoryServer | None = None) -> None:
         self.settings = settings
-        self.memory_log = MemoryLog(settings.log_partitions)
+        self.log_server = MemoryLogServer(settings.log_partitions)
+        self.memory_log = MemoryLog(server=self.log_server)
         self.log = log or self.memory_log
         self.control = control or MemoryServer()
         self.store = MemoryControlStore(settings, self.control)
@@ -212,7 +213,7 @@ class RunningEdge:
 
         try:
             uvloop.run(main())
-        except BaseException as error:  # noqa: BLE001  # told by `join`
+        except BaseException as error:  # told by `join`
             self._failure = error
         finally:
             self._listener.close()

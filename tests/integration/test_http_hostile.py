@@ -1,0 +1,422 @@
+"""Inputs that broke other servers, over real sockets: each gets an honest refusal, and the next request works."""
+
+import gzip
+import json
+import re
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.edge import RunningEdge, Wire, eventually, get, metric, post, request, running_edge, sample, send
+
+SUITE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "jsontestsuite" / "test_parsing"
+GOOD = json.dumps(sample()).encode()
+
+
+@pytest.fixture(scope="module")
+def edge() -> Iterator[RunningEdge]:
+    with running_edge(request_seconds_max=3) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _still_works(edge: RunningEdge) -> Iterator[None]:
+    yield
+    assert post(edge.port, GOOD).status == 202
+    assert metric(edge.port, 'sluice_ingest_answers_total{code="internal"}') == 0
+
+
+def _with(**fields: str) -> bytes:
+    """The sample event with raw JSON in place of some values."""
+    values = {name: json.dumps(value) for name, value in sample().items()} | fields
+    return ("{" + ",".join(f'"{name}":{value}' for name, value in values.items()) + "}").encode()
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not SUITE.is_dir(), reason="JSONTestSuite is not beside the repository")
+def test_json_test_suite(edge: RunningEdge) -> None:
+    wrong = []
+    with Wire(edge.port) as wire:
+        for path in sorted(SUITE.iterdir()):
+            wire.send(request(path.read_bytes()))
+            status = wire.answer().status
+            allowed = {"n": {400}, "y": {422, 202}, "i": {400, 422, 202}}[path.name[0]]
+            if status not in allowed:
+                wrong.append((path.name, status))
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        (_with(message='"\\u0000"'), 422, "message"),
+        (_with(correlationId='"a\\u0000b"'), 422, "correlationId"),
+        (_with(eventId='"\\u0000"'), 422, "eventId"),
+        (_with(attributes='{"\\u0000": 1}'), 422, "attributes"),
+        (_with(attributes='{"a": "\\u0000"}'), 422, "attributes"),
+        (_with(message='"\\\\u0000"'), 202, None),  # a backslash, then u0000: no NUL
+        (_with(message='"\\ud800"'), 422, "message"),
+        (_with(message='"\\udc00\\ud800"'), 422, "message"),
+        (_with(message='"\\ud83d\\ude00"'), 202, None),
+        (_with(source='"\\udfff"'), 422, "source"),
+        (_with(attributes='{"\\ud800": 1}'), 422, "attributes"),
+        (_with(**{"\\ud800": "1"}), 422, "\\ud800"),
+        (_with(timestamp="9" * 400), 422, "timestamp"),
+        (_with(timestamp="-" + "9" * 5000), 422, "timestamp"),
+        (_with(timestamp="1e308"), 422, "timestamp"),
+        (_with(timestamp="1e400"), 422, "timestamp"),
+        (_with(timestamp="-1"), 422, "timestamp"),
+        (_with(timestamp="-0"), 202, None),
+        (_with(attributes='{"a": ' + "9" * 5000 + "}"), 422, "attributes"),
+        (_with(attributes='{"a": 1e400}'), 422, "attributes"),
+        (_with(attributes='{"a": 9223372036854775807, "b": -9223372036854775808}'), 202, None),
+        (_with(attributes='{"a": 9223372036854775808}'), 422, "attributes"),
+        (_with(attributes='{"a": null}'), 422, "attributes"),
+        (_with(attributes='{"a": [[]]}'), 422, "attributes"),
+        (_with(attributes="null", eventId="null"), 202, None),  # null counts as missing
+        (_with(message='"\xff"').decode("utf-8").encode("latin-1"), 400, None),
+        (_with(message='"\x01"'), 400, None),
+        (_with(timestamp="NaN"), 400, None),
+        (_with(timestamp="-Infinity"), 400, None),
+        (_with(timestamp="0x10"), 400, None),
+        (_with(timestamp="+1"), 400, None),
+        (_with(timestamp="01"), 400, None),
+        (b"\xef\xbb\xbf" + GOOD, 400, None),
+        (GOOD.decode().encode("utf-16"), 400, None),
+        (GOOD + GOOD, 400, None),
+        (GOOD[:-1] + b",}", 400, None),
+        (_with(attributes="[" * 1000 + "]" * 1000), 400, None),
+        (b"[" * 100_000, 400, None),
+        (b'{"a":' * 1000 + b"1" + b"}" * 1000, 400, None),
+        (b"\x00", 400, None),
+    ],
+)
+def test_bodies(edge: RunningEdge, body: bytes, status: int, field: str | None) -> None:
+    answer = post(edge.port, body)
+    assert answer.status == status, answer.body
+    if status == 422:
+        assert field in [problem["field"] for problem in answer.error["errors"]]
+
+
+def test_the_last_of_duplicate_keys_wins(edge: RunningEdge) -> None:
+    body = _with(eventId='"duplicate-keys"')[:-1] + b',"timestamp":"no","message":1,"message":"last","timestamp":7}'
+    assert post(edge.port, body).status == 202
+    [record] = [record for record in edge.records() if record.event_id == "duplicate-keys"]
+    assert (record.message, record.timestamp) == ("last", 7)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"[]," * 349_000 + b"[]]",
+        b"[" + b"{}," * 349_000 + b"{}]",
+        b"[" + b",".join([_with(severity='"X"')] * 1000) + b"]",
+        b'"' + b'\\"' * 500_000,
+        b"9" * 1_000_000,
+        b"{" + b",".join(b'"%d":1' % n for n in range(80_000)) + b"}",
+        b"\n" * 1_000_000,
+    ],
+)
+def test_a_mebibyte_of_nonsense_costs_little(edge: RunningEdge, body: bytes) -> None:
+    assert len(body) <= edge.settings.body_bytes_max
+    started = time.process_time()  # of this process, which is the server's too
+    for content_type in ("application/json", "application/x-ndjson"):
+        assert 400 <= post(edge.port, body, content_type=content_type).status < 500
+    assert time.process_time() - started < 2
+
+
+# --- gzip -------------------------------------------------------------------------------------------------------
+
+
+def _bomb() -> bytes:
+    """Gzip of 200 MB of blanks, made without holding them."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, 31)
+    block = b" " * (1 << 20)
+    return b"".join(compressor.compress(block) for _ in range(200)) + compressor.flush()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (gzip.compress(GOOD), 202),
+        (gzip.compress(GOOD[:20]) + gzip.compress(GOOD[20:]) + b"\0" * 10, 202),
+        (gzip.compress(GOOD)[:-1], 400),
+        (gzip.compress(GOOD)[:30], 400),
+        (gzip.compress(GOOD)[:-5] + b"xxxxx", 400),
+        (gzip.compress(GOOD) + b"tail", 400),
+        (GOOD, 400),
+        (b"", 400),
+        (zlib.compress(GOOD), 400),
+        (gzip.compress(b" " * (1 << 20) + GOOD), 413),
+        (_bomb(), 413),
+        (gzip.compress(b"") * 50_000, 400),
+    ],
+)
+def test_gzip(edge: RunningEdge, body: bytes, status: int) -> None:
+    started = time.process_time()
+    answer = post(edge.port, body, headers={"Content-Encoding": "GZip"})
+    assert answer.status == status, answer.body
+    assert time.process_time() - started < 1
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Transfer-Encoding : chunked"],
+        ["Transfer-Encoding: chunked", "Content-Length: 5"],
+        ["Content-Length: 5", "Transfer-Encoding: chunked"],
+        ["Content-Length: 5", "Content-Length: 5"],
+        ["Content-Length: 5", "Content-Length: 6"],
+        ["Content-Length: 5, 5"],
+        ["Content-Length: +5"],
+        ["Content-Length: -5"],
+        ["Content-Length: 0x5"],
+        ["Content-Length: 5_0"],
+        ["Content-Length:"],
+        ["Content-Length: " + "9" * 5000],
+        ["Content-Length : 5"],
+        [" Content-Length: 5"],
+        ["Transfer-Encoding: gzip, chunked"],
+        ["Transfer-Encoding: identity"],
+        ["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"],
+        ["Transfer-Encoding:\x0bchunked"],
+        ["X: a\rb"],
+        ["X: a\nContent-Length: 5"],
+        ["X: \x00"],
+        ["no colon"],
+        [": no name"],
+        ["Na me: x"],
+        ["X: 1", " folded"],
+    ],
+)
+def test_heads_with_two_readings_are_refused_and_the_connection_ends(edge: RunningEdge, lines: list[str]) -> None:
+    head = ["POST /api/logs HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines]
+    with Wire(edge.port) as wire:
+        # What follows must not be taken for a request of its own
+        wire.send("\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + b"0\r\n\r\n" + request(GOOD))
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert answer.error["code"] == "bad_request"
+        assert wire.is_closed()
+
+
+def test_digits_beyond_ascii_are_no_length(edge: RunningEdge) -> None:
+    head = b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: \xd9\xa5\r\n\r\n"
+    assert send(edge.port, head + b"12345").status == 400
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"POST /api/logs",
+        b"POST  /api/logs HTTP/1.1",
+        b"POST /api/logs HTTP/2.0",
+        b"POST /api/logs HTTP/1.10",
+        b"POST /api/logs http/1.1",
+        b"POST /a b HTTP/1.1",
+        b"POST /\xff HTTP/1.1",
+        b"PO\x00ST / HTTP/1.1",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"POST [::1 HTTP/1.1",
+        b"POST http://[::1/api HTTP/1.1",
+        b"GET /api/logs\x0b HTTP/1.1",
+    ],
+)
+def test_request_lines(edge: RunningEdge, line: bytes) -> None:
+    answer = send(edge.port, line + b"\r\nHost: x\r\n\r\n")
+    assert answer.status == 400
+    assert answer.error["code"] == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "path", ["/%00", "/%ff", "//", "/api/logs/", "/api/logs/../logs", "*", "/" + "a" * 7000, "/?%"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "TRACE", "CONNECT", "BREW"])
+def test_addresses_and_methods(edge: RunningEdge, method: str, path: str) -> None:
+    answer = send(edge.port, request(method=method, path=path))
+    assert 400 <= answer.status < 500
+    assert answer.error["code"]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"5\r\nhelloX\r\n0\r\n\r\n",
+        b"-5\r\nhello\r\n0\r\n\r\n",
+        b"0x5\r\nhello\r\n0\r\n\r\n",
+        b" 5\r\nhello\r\n0\r\n\r\n",
+        b"5_0\r\nhello\r\n0\r\n\r\n",
+        b"\r\nhello\r\n0\r\n\r\n",
+        b"fffffffff\r\nhello\r\n0\r\n\r\n",
+        b"5;" + b"x" * 300 + b"\r\nhello\r\n0\r\n\r\n",
+        b"5\nhello\r\n0\r\n\r\n",
+        b"0\r\nX: trailer\r\n\r\n",
+        b"5\r\nhello\r\n0\r\nGET /healthz HTTP/1.1\r\n\r\n",
+    ],
+)
+def test_chunks(edge: RunningEdge, chunks: bytes) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(chunks + request(GOOD), headers={"Transfer-Encoding": "chunked"}))
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert wire.is_closed()
+
+
+def test_a_chunk_that_claims_much_is_cut_off(edge: RunningEdge) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(headers={"Transfer-Encoding": "chunked"}))
+        block = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+        with pytest.raises(OSError, match=r"reset|pipe"):  # noqa: PT012  # it ends at some of the blocks
+            for _ in range(1000):
+                wire.send(block)
+            wire.answer()
+            raise ConnectionResetError("reset: not cut off")
+        assert wire.socket.recv(12) in (b"", b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X%d: y\r\n" % n for n in range(1000)) + b"\r\n",
+        b"GET /healthz HTTP/1.1\r\nX: " + b"y" * 8192 + b"\r\n\r\n",
+        b"GET /" + b"y" * 10_000 + b" HTTP/1.1\r\n\r\n",
+        b"y" * 20_000,
+        b"GET /healthz HTTP/1.1\r\nX:" + b" " * 100_000,
+    ],
+)
+def test_heads_that_are_too_large(edge: RunningEdge, head: bytes) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(head)
+        answer = wire.answer()
+        assert (answer.status, answer.error["code"]) == (431, "headers_too_large")
+        assert wire.is_closed()
+
+
+def test_just_below_8_kib_of_headers_is_taken(edge: RunningEdge) -> None:
+    fill = 8192 - len(request(GOOD, headers={"X": ""})) + len(GOOD)
+    assert post(edge.port, GOOD, headers={"X": "y" * fill}).status == 202
+    assert post(edge.port, GOOD, headers={"X": "y" * (fill + 1)}).status == 431
+
+
+def test_an_unknown_expectation(edge: RunningEdge) -> None:
+    answer = post(edge.port, GOOD, headers={"Expect": "a miracle"})
+    assert (answer.status, answer.error["code"]) == (417, "expectation_failed")
+
+
+def test_a_body_that_claims_too_much_is_refused_at_once_and_the_answer_arrives(edge: RunningEdge) -> None:
+    # Given a client that sends 20 MB before it looks for an answer
+    with Wire(edge.port) as wire:
+        wire.send(request(length=20_000_000))
+        sent = 0
+        with_errors = False
+        try:
+            while sent < 4_000_000:
+                wire.send(b" " * 65_536)
+                sent += 65_536
+        except OSError:
+            with_errors = True
+        # Then it finds one
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        assert not with_errors
+        assert wire.is_closed()
+
+
+def test_a_websocket_upgrade_changes_nothing(edge: RunningEdge) -> None:
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "x", "Sec-WebSocket-Version": "13"}
+    assert post(edge.port, GOOD, headers=headers).status == 202
+
+
+def test_a_get_with_a_body_leaves_the_connection_in_step(edge: RunningEdge) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(method="GET", path="/healthz", headers={"Content-Length": "5"}) + b"hello")
+        assert wire.answer().status == 200
+        wire.send(request(GOOD))
+        assert wire.answer().status == 202
+
+
+def test_http_1_0(edge: RunningEdge) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(GOOD).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (202, "close")
+        assert wire.is_closed()
+
+
+def test_clients_that_leave_in_the_middle(edge: RunningEdge) -> None:
+    for data in (b"", b"POST", request(GOOD)[:-5], request(GOOD), request(headers={"Transfer-Encoding": "chunked"})):
+        for _ in range(5):
+            wire = Wire(edge.port)
+            wire.send(data)
+            # reset, where a plain close would be a polite end
+            wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+            wire.socket.close()
+    eventually(lambda: metric(edge.port, "sluice_ingest_connections") == 1, "only the one that asks is left")
+
+
+def test_a_client_that_reads_no_answers_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.protocol.WRITE_SECONDS_MAX", 0.3)
+    with running_edge() as edge, Wire(edge.port) as wire:
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wire.socket.setblocking(False)
+        ask = request(method="GET", path="/metrics") * 100
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            try:
+                wire.socket.send(ask)
+            except BlockingIOError:
+                if metric(edge.port, "sluice_ingest_connections") == 1:
+                    return
+            except ConnectionError:
+                return
+        raise AssertionError("its task is held for ever")
+
+
+# --- Anything ---------------------------------------------------------------------------------------------------
+
+
+def test_bytes_at_random_never_give_a_500(edge: RunningEdge) -> None:
+    """Bounded noise with a fixed seed around a good request."""
+    import random
+
+    draw = random.Random(7)
+    whole = request(GOOD)
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randrange(len(data))
+            match draw.randrange(3):
+                case 0:
+                    data[at] = draw.randrange(256)
+                case 1:
+                    del data[at : at + draw.randint(1, 10)]
+                case _:
+                    data[at:at] = bytes(draw.randrange(256) for _ in range(draw.randint(1, 5)))
+        status = _status_of(edge, bytes(data))
+        assert status is None or status < 500, bytes(data)
+
+
+def _status_of(edge: RunningEdge, data: bytes) -> int | None:
+    """Status of the answer to bytes after which nothing more is sent; None where there is none."""
+    with Wire(edge.port) as wire:
+        wire.send(data)
+        wire.socket.shutdown(socket.SHUT_WR)
+        try:
+            head: Any = re.match(rb"HTTP/1\.1 (\d+) ", wire.socket.recv(65536))
+        except ConnectionError:
+            return None
+        return int(head[1]) if head else None
+
+
+def test_health_was_answered_throughout(edge: RunningEdge) -> None:
+    assert get(edge.port, "/healthz").status == 200

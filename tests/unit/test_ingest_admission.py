@@ -1,0 +1,350 @@
+"""Admission's leases on a clock that is moved by hand."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ingest.admission import Admission
+from ingest.errors import RateLimitedError
+from pipeline.clock import ManualClock
+from pipeline.metrics import IngestMetrics
+from pipeline.names import Mode
+from pipeline.ports.bucket import Grant
+from pipeline.settings import Settings
+from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
+
+
+class _Bucket:
+    """The memory bucket, with what was asked of it, and a gate before its answers."""
+
+    def __init__(self, settings: Settings, server: MemoryServer) -> None:
+        self._bucket = MemoryBucket(settings, server)
+        self.asked: list[tuple[int, int]] = []
+        self.grants: list[Grant] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.scripted: list[Grant] = []
+        self.before_answer: Callable[[], None] = lambda: None
+
+    def take(self, *, needed: int, wanted: int, process: str) -> Grant:
+        assert 1 <= needed <= wanted
+        self.asked.append((needed, wanted))
+        self.gate.wait(5)
+        self.before_answer()
+        grant = self.scripted.pop(0) if self.scripted else self._bucket.take(
+            needed=needed, wanted=wanted, process=process
+        )  # fmt: skip
+        self.grants.append(grant)
+        return grant
+
+
+class _Rig:
+    def __init__(self, *, rate: float = 1000.0, **changes: object) -> None:
+        self.clock = ManualClock()
+        self.server = MemoryServer(self.clock)
+        self.settings = replace(Settings(rate_max=rate, rate_min=100), **changes)  # type: ignore[arg-type]
+        self.bucket = _Bucket(self.settings, self.server)
+        self.admission = Admission(
+            self.settings, self.bucket, self.clock, IngestMetrics(CollectorRegistry(auto_describe=True))
+        )
+        self.store = MemoryControlStore(self.settings, self.server)
+        self.publish(rate)
+
+    def publish(self, rate: float) -> None:
+        self.store.publish_rate(
+            base_rate=rate, floor_rate=100, mode=Mode.NORMAL, lag=0, lag_known_at=self.clock.now(), by="test"
+        )
+
+    def note(self) -> None:
+        """Tell admission of the published rate, as the follower does."""
+        if not self.server.is_away:
+            rate = self.store.state().rate
+            assert rate is not None
+            self.admission.note_rate(rate.version, rate.rate)
+
+    async def start(self) -> None:
+        self.note()
+        self.admission.start(asyncio.get_running_loop())
+        await self.settled(1)
+
+    async def settled(self, calls: int) -> None:
+        """Until so many calls to the bucket are answered."""
+        deadline = time.monotonic() + 5
+        while len(self.bucket.asked) < calls or self.admission._is_asking:
+            assert time.monotonic() < deadline, f"{self.bucket.asked}"
+            await asyncio.sleep(0.001)
+
+    def tokens(self) -> float:
+        return self.bucket.grants[-1].tokens
+
+
+@pytest.fixture
+def rig() -> _Rig:
+    return _Rig()
+
+
+async def test_a_lease_is_taken_at_the_start_and_spent_in_memory(rig: _Rig) -> None:
+    await rig.start()
+    assert rig.bucket.asked == [(1, 30)]
+    for _ in range(14):
+        assert rig.admission.take_now(1)
+    assert rig.bucket.asked == [(1, 30)]
+
+
+async def test_a_lease_is_renewed_before_it_is_used_up_by_one_call_at_a_time(rig: _Rig) -> None:
+    await rig.start()
+    rig.bucket.gate.clear()
+    for _ in range(30):
+        assert rig.admission.take_now(1)
+    assert len(rig.bucket.asked) <= 2
+    rig.bucket.gate.set()
+    await rig.settled(2)
+    assert rig.bucket.asked == [(1, 30), (1, 30)]
+    assert rig.admission.take_now(30)
+
+
+async def test_a_need_above_the_lease_is_one_call_that_also_renews_it(rig: _Rig) -> None:
+    await rig.start()
+    await rig.admission.take(100)
+    assert rig.bucket.asked == [(1, 30), (70, 100)]
+    assert rig.admission.take_now(30)
+
+
+async def test_requests_that_wait_share_a_call_and_are_served_in_turn(rig: _Rig) -> None:
+    await rig.start()
+    assert rig.admission.take_now(30)  # asks in advance
+    rig.bucket.gate.clear()
+    order: list[int] = []
+
+    async def take(name: int, count: int) -> None:
+        await rig.admission.take(count)
+        order.append(name)
+
+    tasks = [asyncio.create_task(take(name, 40)) for name in range(5)]
+    await asyncio.sleep(0.02)
+    assert order == []
+    rig.bucket.gate.set()
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2, 3, 4]
+    assert len(rig.bucket.asked) <= 3
+
+
+async def test_an_empty_bucket_is_not_asked_until_it_has_something(rig: _Rig) -> None:
+    # Given a bucket that was emptied
+    await rig.start()
+    await rig.admission.take(970)
+    with pytest.raises(RateLimitedError) as refused:
+        await rig.admission.take(100)
+    assert refused.value.retry_after_seconds == pytest.approx(0.07, abs=0.002)  # a lease of 30 is still here
+    # When many more come, they are refused without asking
+    calls = len(rig.bucket.asked)
+    for _ in range(100):
+        with pytest.raises(RateLimitedError):
+            await rig.admission.take(100)
+    assert len(rig.bucket.asked) == calls
+    # Then at the predicted time it is asked, and gives
+    rig.clock.advance(refused.value.retry_after_seconds + 0.001)  # seconds since the epoch are coarse floats
+    await rig.admission.take(100)
+    assert len(rig.bucket.asked) == calls + 1
+
+
+async def test_known_empty_is_refused_before_the_body(rig: _Rig) -> None:
+    await rig.start()
+    rig.admission.refuse_if_empty()
+    await rig.admission.take(1000)
+    with pytest.raises(RateLimitedError) as refused:
+        rig.admission.refuse_if_empty()
+    assert (refused.value.quota, refused.value.left) == (1000, 0)
+    rig.clock.advance(0.05)
+    rig.admission.refuse_if_empty()
+
+
+async def test_a_drained_bucket_is_asked_rarely(rig: _Rig) -> None:
+    # Given ten times more demand than the rate, for a second
+    await rig.start()
+    await rig.admission.take(1000)
+    passed, calls = 0, len(rig.bucket.asked)
+    for _ in range(10_000):
+        rig.clock.advance(0.0001)
+        try:
+            await rig.admission.take(1)
+            passed += 1
+        except RateLimitedError:
+            pass
+    # Then the rate is used in full, and not above
+    assert 960 <= passed <= 1000
+    assert len(rig.bucket.asked) - calls <= 110
+
+
+async def test_a_body_above_the_burst_passes_when_full_and_leaves_a_debt(rig: _Rig) -> None:
+    await rig.start()
+    rig.clock.advance(1)
+    await rig.admission.take(2500)
+    assert rig.tokens() < -1400
+    with pytest.raises(RateLimitedError) as refused:
+        await rig.admission.take(1)
+    assert refused.value.retry_after_seconds == pytest.approx(1.47, abs=0.02)
+
+
+async def test_a_lower_rate_voids_the_lease(rig: _Rig) -> None:
+    await rig.start()
+    rig.clock.advance(1)
+    rig.publish(200)
+    rig.note()
+    assert not rig.admission.take_now(1)
+    await rig.admission.take(1)
+    assert rig.bucket.asked[-1] == (1, 7)
+    assert rig.admission.rate(rig.clock.monotonic()) == 200
+
+
+async def test_a_higher_rate_keeps_the_lease_and_is_used_at_once(rig: _Rig) -> None:
+    await rig.start()
+    await rig.admission.take(990)
+    with pytest.raises(RateLimitedError):
+        await rig.admission.take(200)
+    rig.clock.advance(0.02)
+    rig.publish(100_000)
+    rig.note()
+    assert rig.admission.take_now(1)
+    rig.clock.advance(0.01)
+    await rig.admission.take(25)
+
+
+async def test_a_grant_of_an_older_higher_rate_is_void(rig: _Rig) -> None:
+    await rig.start()
+    known = rig.bucket.grants[-1]
+    # Given a call whose answer was made before a lower rate was published, and comes after it
+    rig.bucket.scripted = [replace(known, granted=500, version=known.version)]
+    rig.publish(200)
+    rig.note()
+    await rig.admission.take(1)
+    # Then its tokens are not used
+    assert len(rig.bucket.asked) == 3
+    assert not rig.admission.take_now(200)
+
+
+async def test_two_such_grants_in_a_row_are_believed(rig: _Rig) -> None:
+    # A flushed server knows older rates only: waiting for better ones would be for ever.
+    await rig.start()
+    old = replace(rig.bucket.grants[-1], granted=5)
+    rig.publish(200)
+    rig.note()
+    rig.bucket.scripted = [old, old]
+    await rig.admission.take(1)
+    assert len(rig.bucket.asked) == 3
+
+
+async def test_the_bucket_away_goes_by_the_last_rate_over_live_processes(rig: _Rig) -> None:
+    # Given two live processes, and a lease that is used up
+    MemoryBucket(rig.settings, rig.server).take(needed=1, wanted=1, process="another")
+    await rig.start()
+    rig.server.is_away = True
+    assert rig.admission.take_now(30)
+    await rig.settled(2)
+    # Then there is no burst, and half of the rate from now on
+    assert rig.admission.is_local
+    assert await _passes_in(rig, 1.0) == pytest.approx(500, abs=5)
+    # And it holds for six periods since the rate was first seen, then halves in each
+    rig.clock.advance(28)
+    assert rig.admission.rate(rig.clock.monotonic()) == 1000
+    rig.clock.advance(6)
+    assert rig.admission.rate(rig.clock.monotonic()) == pytest.approx(500)
+    assert await _passes_in(rig, 1.0) == pytest.approx(250 * 0.93 + 250, abs=30), "the burst, and a second's tokens"
+    # And never below the floor
+    rig.clock.advance(1000)
+    assert rig.admission.rate(rig.clock.monotonic()) == 100
+    # And when it returns, the bucket decides again
+    rig.server.is_away = False
+    await _until(lambda: not rig.admission.is_local)
+    assert rig.bucket.grants[-1].granted
+
+
+async def test_requests_do_not_wait_for_a_bucket_that_is_known_to_be_away(rig: _Rig) -> None:
+    await rig.start()
+    rig.server.is_away = True
+    assert rig.admission.take_now(30)
+    await rig.settled(2)
+    rig.bucket.gate.clear()
+    rig.clock.advance(0.01)
+    await asyncio.wait_for(rig.admission.take(5), 0.5)
+    rig.bucket.gate.set()
+
+
+async def test_without_any_rate_ever_known_the_floor_holds() -> None:
+    rig = _Rig()
+    rig.server.is_away = True
+    await rig.start()
+    assert rig.admission.is_local
+    assert await _passes_in(rig, 1.0) == pytest.approx(100, abs=2)
+
+
+async def test_a_defect_of_the_bucket_is_told_to_who_waits(rig: _Rig) -> None:
+    await rig.start()
+    rig.bucket.before_answer = lambda: 1 // 0  # type: ignore[assignment]
+    with pytest.raises(ZeroDivisionError):
+        await rig.admission.take(500)
+    rig.bucket.before_answer = lambda: None
+    await rig.admission.take(500)
+
+
+async def test_several_processes_share_one_bucket() -> None:
+    # Given three processes on one server, each with more demand than the rate
+    rigs = [_Rig() for _ in range(3)]
+    for rig in rigs[1:]:
+        rig.clock, rig.server = rigs[0].clock, rigs[0].server
+        rig.bucket = _Bucket(rig.settings, rig.server)
+        rig.admission = Admission(rig.settings, rig.bucket, rig.clock, IngestMetrics(CollectorRegistry()))
+    for rig in rigs:
+        await rig.start()
+    passed = 0
+    for _ in range(2000):
+        rigs[0].clock.advance(0.002)
+        for rig in rigs:
+            try:
+                await rig.admission.take(2)
+                passed += 2
+            except RateLimitedError:
+                pass
+    # Then together they pass what the rate allows: one burst, four seconds' tokens, and no more
+    assert 0.98 * 5000 <= passed <= 5000
+
+
+def test_a_decision_takes_less_than_half_a_microsecond() -> None:
+    rig = _Rig()
+    rig.admission._left = 10**9
+    take_now = rig.admission.take_now
+    count = 20_000
+
+    def nanoseconds() -> float:
+        started = time.perf_counter_ns()
+        for _ in range(count):
+            take_now(1)
+        return (time.perf_counter_ns() - started) / count
+
+    assert min(nanoseconds() for _ in range(5)) < 500
+
+
+async def _passes_in(rig: _Rig, seconds: float) -> int:
+    """How many single events pass while the clock moves on by this much."""
+    passed = 0
+    for _ in range(1000):
+        rig.clock.advance(seconds / 1000)
+        while True:
+            try:
+                await rig.admission.take(1)
+            except RateLimitedError:
+                break
+            passed += 1
+    return passed
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)

@@ -1,0 +1,306 @@
+"""Group commit, against the log in memory behind a gate."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ingest.appender import Appender
+from pipeline.clock import SystemClock
+from pipeline.errors import (
+    AppendBufferFullError,
+    LogFullError,
+    LogIndeterminateError,
+    LogMisconfiguredError,
+    LogUnavailableError,
+    SluiceError,
+)
+from pipeline.log.memory import MemoryLog
+from pipeline.metrics import IngestMetrics
+from pipeline.settings import Settings
+
+
+class _GatedLog(MemoryLog):
+    """A log whose appends wait at a gate, and fail as they are told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.groups: list[int] = []
+        self.failures: list[Exception] = []
+
+    def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        self.groups.append(len(entries))
+        assert self.gate.wait(10)
+        if self.failures:
+            raise self.failures.pop(0)
+        super().append(entries)
+
+
+class _Rig:
+    def __init__(self, **changes: object) -> None:
+        self.log = _GatedLog()
+        self.settings = replace(Settings(append_seconds_max=0.5), **changes)  # type: ignore[arg-type]
+        self.metrics = IngestMetrics(CollectorRegistry())
+        self.appender = Appender(self.log, self.settings, SystemClock(), self.metrics)
+
+    async def start(self) -> "_Rig":
+        self.appender.start(asyncio.get_running_loop())
+        await until(lambda: self.appender.status(time.monotonic()).answers)
+        return self
+
+    def append(self, count: int = 1, *, size: int = 10) -> "asyncio.Future[None]":
+        return self.appender.append([(0, b"x" * size)] * count, count * size)
+
+    def stored(self) -> int:
+        return sum(position.end for position in self.log.positions())
+
+
+@pytest.fixture
+async def rigs() -> AsyncIterator[Callable[..., "asyncio.Future[_Rig]"]]:
+    made: list[_Rig] = []
+
+    def make(**changes: object) -> "asyncio.Future[_Rig]":
+        rig = _Rig(**changes)
+        made.append(rig)
+        return asyncio.ensure_future(rig.start())
+
+    yield make
+    for rig in made:
+        rig.log.gate.set()
+        await rig.appender.close(seconds_max=5)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+Rigs = Callable[..., "asyncio.Future[_Rig]"]
+
+
+async def test_what_arrives_during_an_append_is_the_next_group(rigs: Rigs) -> None:
+    rig = await rigs()
+    rig.log.gate.clear()
+    first = rig.append()
+    await until(lambda: rig.log.groups == [1])
+    others = [rig.append(3) for _ in range(10)]
+    rig.log.gate.set()
+    await asyncio.gather(first, *others)
+    assert rig.log.groups == [1, 30]
+    assert rig.stored() == 31
+    assert (rig.appender.waiting_events, rig.appender.waiting_bytes) == (0, 0)
+
+
+async def test_groups_are_bounded_and_requests_are_never_cut(rigs: Rigs) -> None:
+    rig = await rigs(append_group_events_max=10)
+    rig.log.gate.clear()
+    futures = [rig.append()]
+    await until(lambda: rig.log.groups == [1])
+    futures += [rig.append(4), rig.append(4), rig.append(4), rig.append(25), rig.append(1)]
+    rig.log.gate.set()
+    await asyncio.gather(*futures)
+    assert rig.log.groups == [1, 8, 4, 25, 1]
+
+
+async def test_the_buffer_is_bounded_in_events_and_bytes(rigs: Rigs) -> None:
+    rig = await rigs(append_buffer_events_max=10, append_buffer_bytes_max=1 << 20)
+    rig.log.gate.clear()
+    futures = [rig.append(6)]
+    with pytest.raises(AppendBufferFullError):
+        rig.append(5)
+    futures.append(rig.append(4))
+    with pytest.raises(AppendBufferFullError):
+        rig.appender.refuse_if_blocked()
+    rig.log.gate.set()
+    await asyncio.gather(*futures)
+    rig.log.gate.clear()
+    futures = [rig.append(1, size=1 << 19)]
+    with pytest.raises(AppendBufferFullError):
+        rig.append(1, size=(1 << 19) + 1)
+    rig.log.gate.set()
+    await asyncio.gather(*futures)
+    # One that is larger than the buffer passes alone
+    await rig.append(50)
+
+
+async def test_a_group_that_was_not_begun_is_withdrawn(rigs: Rigs) -> None:
+    rig = await rigs()
+    rig.log.gate.clear()
+    begun = rig.append()
+    await until(lambda: rig.log.groups == [1])
+    queued = rig.append(7)
+    started = time.monotonic()
+    # When time is up, the one is unknown and the other was never written
+    with pytest.raises(LogIndeterminateError):
+        await begun
+    with pytest.raises(LogUnavailableError):
+        await queued
+    assert time.monotonic() - started < 0.8
+    assert rig.appender.waiting_events == 1, "the one that runs still counts"
+    rig.log.gate.set()
+    await rig.append(2)
+    assert rig.log.groups == [1, 2]
+    assert rig.stored() == 3
+    assert (rig.appender.waiting_events, rig.appender.waiting_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (LogIndeterminateError(), LogIndeterminateError),
+        (LogUnavailableError("gone"), LogUnavailableError),
+        (LogFullError(), LogFullError),
+        (LogMisconfiguredError(), LogMisconfiguredError),
+        (ZeroDivisionError(), LogIndeterminateError),  # a defect: what it did before is not known
+    ],
+)
+async def test_every_request_of_a_group_is_told_the_truth(
+    rigs: Rigs, raised: Exception, told: type[SluiceError]
+) -> None:
+    rig = await rigs()
+    rig.log.gate.clear()
+    first = rig.append()
+    await until(lambda: rig.log.groups == [1])
+    futures = [rig.append() for _ in range(3)]
+    rig.log.failures = [raised, raised]
+    rig.log.gate.set()
+    for future in (first, *futures):
+        with pytest.raises(told) as caught:
+            await future
+        assert caught.value is not raised
+    await until(lambda: _takes(rig))
+
+
+def _takes(rig: _Rig) -> bool:
+    try:
+        rig.append()
+    except SluiceError:
+        return False
+    return True
+
+
+async def test_a_log_that_is_away_is_refused_at_once_and_found_again(rigs: Rigs) -> None:
+    rig = await rigs()
+    rig.log.stop()
+    with pytest.raises(LogUnavailableError):
+        await rig.append()
+    await until(lambda: not rig.appender.status(time.monotonic()).answers)
+    with pytest.raises(LogUnavailableError):
+        rig.appender.refuse_if_blocked()
+    groups = len(rig.log.groups)
+    with pytest.raises(LogUnavailableError):
+        rig.append()
+    assert len(rig.log.groups) == groups
+    rig.log.start()
+    await until(lambda: _takes(rig))
+
+
+async def test_what_is_queued_behind_a_failure_does_not_wait_for_its_time(rigs: Rigs) -> None:
+    rig = await rigs(append_seconds_max=5)
+    rig.log.gate.clear()
+    first = rig.append()
+    await until(lambda: rig.log.groups == [1])
+    queued = rig.append()
+    rig.log.failures = [LogIndeterminateError()]
+    rig.log.stop()
+    rig.log.gate.set()
+    with pytest.raises(LogIndeterminateError):
+        await asyncio.wait_for(first, 1)
+    with pytest.raises(LogUnavailableError):
+        await asyncio.wait_for(queued, 1)
+
+
+async def test_a_failed_append_counts_for_a_while_even_where_the_log_answers(rigs: Rigs) -> None:
+    rig = await rigs()
+    rig.log.failures = [LogUnavailableError("no floors")]
+    with pytest.raises(LogUnavailableError):
+        await rig.append()
+    # Given that the log said who it is since
+    await until(lambda: rig.appender.status(time.monotonic() + 10).answers)
+    # Then it is tried again, but not called ready before that went well, or some time has passed
+    status = rig.appender.status(time.monotonic())
+    assert (status.answers, status.problem) == (False, "no floors")
+    await rig.append()
+    assert rig.appender.status(time.monotonic()).answers
+
+
+async def test_an_append_that_hangs_shows(rigs: Rigs) -> None:
+    rig = await rigs()
+    rig.log.gate.clear()
+    future = rig.append()
+    await until(lambda: rig.log.groups == [1])
+    assert rig.appender.status(time.monotonic()).answers
+    assert not rig.appender.status(time.monotonic() + 1.1).answers
+    with pytest.raises(LogIndeterminateError):
+        await future
+
+
+async def test_before_the_log_was_ever_reached_nothing_is_taken() -> None:
+    rig = _Rig()
+    rig.log.stop()
+    rig.appender.start(asyncio.get_running_loop())
+    assert not rig.appender.status(time.monotonic()).answers
+    with pytest.raises(LogUnavailableError):
+        rig.append()
+    with pytest.raises(LogUnavailableError):
+        _ = rig.appender.partitions
+    rig.log.start()
+    await until(lambda: rig.appender.status(time.monotonic()).answers)
+    assert rig.appender.partitions == 4
+    await rig.append()
+    await rig.appender.close(seconds_max=5)
+
+
+async def test_close_appends_what_waits(rigs: Rigs) -> None:
+    rig = await rigs(append_seconds_max=5)
+    rig.log.gate.clear()
+    futures = [rig.append() for _ in range(5)]
+    closing = asyncio.ensure_future(rig.appender.close(seconds_max=5))
+    await asyncio.sleep(0.02)
+    with pytest.raises(LogUnavailableError):
+        rig.append()
+    rig.log.gate.set()
+    await closing
+    assert rig.stored() == 5
+    assert all(future.done() and future.exception() is None for future in futures)
+
+
+async def test_close_is_bounded_and_tells_what_it_could_not_do(rigs: Rigs) -> None:
+    rig = await rigs(append_seconds_max=5)
+    rig.log.gate.clear()
+    begun = rig.append()
+    await until(lambda: rig.log.groups == [1])
+    queued = rig.append()
+    started = time.monotonic()
+    await rig.appender.close(seconds_max=0.2)
+    assert time.monotonic() - started < 1
+    assert isinstance(begun.exception(), LogIndeterminateError)
+    assert isinstance(queued.exception(), LogUnavailableError)
+
+
+async def test_a_client_that_left_does_not_disturb_the_others(rigs: Rigs) -> None:
+    rig = await rigs()
+    rig.log.gate.clear()
+    gone, stays = rig.append(), rig.append()
+    gone.cancel()
+    rig.log.gate.set()
+    await stays
+    await until(lambda: rig.appender.waiting_events == 0)
+    await rig.append()
+
+
+async def test_thousands_of_requests_leave_nothing_behind(rigs: Rigs) -> None:
+    rig = await rigs()
+    for _ in range(20):
+        await asyncio.gather(*(rig.append() for _ in range(200)))
+    assert rig.stored() == 4000
+    assert len(rig.appender._pending) == 0
+    assert (rig.appender.waiting_events, rig.appender.waiting_bytes) == (0, 0)

@@ -1,0 +1,119 @@
+"""The follower of the control loop, on the control store in memory."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from ingest.control import ControlFollower, Followed
+from pipeline.clock import SystemClock
+from pipeline.names import Mode
+from pipeline.ports.control import ControlState
+from pipeline.settings import Settings
+from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer
+
+
+@dataclass
+class _Rig:
+    server: MemoryServer = field(default_factory=MemoryServer)
+    seen: list[tuple[float, ControlState]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        settings = Settings()
+        self.store = MemoryControlStore(settings, self.server)
+        self.follower = ControlFollower(
+            self.store, MemoryControlEvents(settings, self.server), SystemClock(), self._on_state
+        )
+
+    def _on_state(self, state: ControlState) -> None:
+        self.seen.append((time.monotonic(), state))
+
+    def publish(self, rate: float) -> None:
+        now = self.server.clock.now()
+        self.store.publish_rate(base_rate=rate, floor_rate=1, mode=Mode.NORMAL, lag=0, lag_known_at=now, by="test")
+
+    def bring_back(self) -> None:
+        self.server.is_away = False
+
+    def newest(self) -> Followed | None:
+        return self.follower.newest
+
+    def rate(self) -> float | None:
+        newest = self.follower.newest
+        return newest.state.rate.rate if newest is not None and newest.state.rate is not None else None
+
+
+@pytest.fixture
+def rig() -> Iterator[_Rig]:
+    made = _Rig()
+    yield made
+    made.server.is_away = False
+    made.follower.stop(seconds_max=3)
+
+
+def until(condition: Callable[[], bool], *, seconds_max: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds_max
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)  # noqa: TID251  # the pace of looking, not a guess
+
+
+def test_publications_are_followed_within_100_ms(rig: _Rig) -> None:
+    rig.publish(500)
+    rig.follower.start()
+    until(lambda: rig.rate() == 500)
+    for rate in (400.0, 300.0, 200.0):
+        rig.publish(rate)
+        published = time.monotonic()
+        until(lambda wanted=rate: rig.rate() == wanted)  # type: ignore[misc]
+        assert time.monotonic() - published < 0.1
+    assert [state.rate.rate for _, state in rig.seen if state.rate][-1] == 200
+
+
+def test_it_starts_without_a_store_and_survives_outages_and_flushes(rig: _Rig) -> None:
+    # Given a store that is away
+    rig.server.is_away = True
+    rig.follower.start()
+    until(lambda: rig.follower.is_away)
+    assert rig.newest() is None
+    # When it comes, and goes
+    rig.bring_back()
+    rig.publish(500)
+    until(lambda: rig.rate() == 500)
+    rig.server.is_away = True
+    until(lambda: rig.follower.is_away)
+    # Then the last state stands, and its age grows
+    newest = rig.newest()
+    assert newest is not None
+    assert newest.state_age_seconds(newest.read_at + 5) == 5
+    assert rig.rate() == 500
+    # When it comes back with nothing in it, the controller's age goes on
+    age = newest.controller_age_seconds(time.monotonic())
+    assert age is not None
+    rig.server.flush()
+    rig.bring_back()
+    until(lambda: not rig.follower.is_away and rig.rate() is None)
+    newest = rig.newest()
+    assert newest is not None
+    later = newest.controller_age_seconds(time.monotonic())
+    assert later is not None
+    assert later >= age
+    # And what is published then is followed as before
+    rig.publish(300)
+    until(lambda: rig.rate() == 300, seconds_max=2)
+
+
+def test_a_defect_does_not_end_it(rig: _Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.publish(500)
+    calls = []
+
+    def fail_once(_state: ControlState) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+
+    rig.follower._on_state = fail_once
+    rig.follower.start()
+    until(lambda: len(calls) >= 2)
+    assert "following the control loop failed" in caplog.text

@@ -1,0 +1,90 @@
+"""The one table of errors."""
+
+import inspect
+import json
+
+import pytest
+from sanic import exceptions as sanic_errors
+
+import pipeline.errors
+from ingest.errors import (
+    BodyTooLargeError,
+    InvalidEventsError,
+    MalformedBodyError,
+    NotReadyError,
+    Problem,
+    RateLimitedError,
+    answer,
+    row_of,
+    whole_seconds,
+)
+from pipeline.errors import (
+    AppendBufferFullError,
+    LogFullError,
+    LogIndeterminateError,
+    LogUnavailableError,
+    StoreUnavailableError,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (MalformedBodyError("x"), 400, "malformed"),
+        (InvalidEventsError("x", []), 422, "invalid"),
+        (BodyTooLargeError(5, "bytes"), 413, "too_large"),
+        (RateLimitedError(0.5, quota=10, left=0), 429, "rate_limited"),
+        (LogUnavailableError(), 503, "unavailable"),
+        (LogFullError(), 503, "unavailable"),
+        (AppendBufferFullError(), 503, "unavailable"),
+        (StoreUnavailableError(), 503, "unavailable"),
+        (NotReadyError(), 503, "unavailable"),
+        (LogIndeterminateError(), 503, "indeterminate"),
+        (sanic_errors.RequestTimeout("x"), 408, "timeout"),
+        (sanic_errors.NotFound("x"), 404, "not_found"),
+        (sanic_errors.BadURL("x"), 400, "bad_request"),
+        (sanic_errors.InvalidHeader("x"), 400, "bad_request"),
+        (sanic_errors.ServiceUnavailable("x"), 503, "indeterminate"),
+    ],
+)
+def test_rows(error: Exception, status: int, code: str) -> None:
+    found = answer(error)
+    assert found.status == status
+    assert found.body is not None
+    assert json.loads(found.body)["error"]["code"] == code
+    assert ("retry-after" in found.headers) == (status in (429, 503))
+
+
+def test_every_error_of_the_pipeline_that_the_edge_can_meet_has_a_row() -> None:
+    for _, kind in inspect.getmembers(pipeline.errors, inspect.isclass):
+        if issubclass(kind, pipeline.errors.RecoverableError | pipeline.errors.OverloadedError):
+            assert row_of(kind()).status in (429, 503), kind
+
+
+def test_a_defect_is_a_500_that_tells_nothing_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    found = answer(ZeroDivisionError("secret"))
+    assert found.status == 500
+    assert b"secret" not in (found.body or b"")
+    assert "a request failed by a defect" in caplog.text
+
+
+def test_details() -> None:
+    problems = [Problem(n, "a", "b") for n in range(30)]
+    found = json.loads(answer(InvalidEventsError("x", problems)).body or b"")["error"]
+    assert found["errors"] == [{"index": n, "field": "a", "reason": "b"} for n in range(20)]
+    found = json.loads(answer(MalformedBodyError("x", byte=3, line=2)).body or b"")["error"]
+    assert (found["byte"], found["line"]) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "draw", "expected"),
+    [(0.0, 0.0, 1), (0.0, 0.999, 1), (0.02, 0.0, 1), (0.02, 0.999, 2), (5.0, 0.0, 5), (5.0, 0.999, 8), (5.1, 0.0, 6)],
+)
+def test_retry_after_is_whole_never_too_short_and_spread(seconds: float, draw: float, expected: int) -> None:
+    assert whole_seconds(seconds, draw=draw) == expected
+
+
+def test_rate_limit_headers() -> None:
+    headers = answer(RateLimitedError(0.0, quota=1000, left=7)).headers
+    assert headers["ratelimit-policy"] == '"events";q=1000;w=1'
+    assert headers["ratelimit"] == f'"events";r=7;t={headers["retry-after"]}'

@@ -1,0 +1,106 @@
+"""Health as a pure function."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ingest.appender import LogStatus
+from ingest.control import Followed
+from ingest.health import Vitals, health_document
+from pipeline.names import BreakerState, Mode, PauseReason
+from pipeline.ports.control import ControlState, Pause, PublishedRate
+
+RATE = PublishedRate(
+    version=7, rate=800.0, base_rate=800.0, mode=Mode.NORMAL, lag=17, published_at=100.0, lag_known_at=100.0
+)
+STATE = ControlState(rate=RATE, pauses=(), breaker=BreakerState.CLOSED, time=100.0, generation=1, floor_rate=100.0)
+WELL = Vitals(
+    now=1000.0,
+    followed=Followed(STATE, read_at=999.5, published_at=998.0),
+    period_seconds=5.0,
+    log=LogStatus(answers=True, is_full=False, problem=None),
+    event_log="kafka",
+    rate=800.0,
+    available_permissions=300,
+    is_local=False,
+)
+
+
+def _with_state(**changes: Any) -> Vitals:
+    return replace(WELL, followed=Followed(replace(STATE, **changes), read_at=999.5, published_at=998.0))
+
+
+def _with_rate(**changes: Any) -> Vitals:
+    return _with_state(rate=replace(RATE, **changes))
+
+
+def _pause(reason: PauseReason) -> Vitals:
+    breaker = BreakerState.OPEN if reason is PauseReason.BREAKER else BreakerState.CLOSED
+    return _with_state(pauses=(Pause(reason, 3, 100.0, "ann@host", "because"),), breaker=breaker)
+
+
+def test_all_is_well() -> None:
+    assert health_document(WELL) == {
+        "status": "healthy",
+        "consumerLag": 17,
+        "rateLimit": 800.0,
+        "availablePermissions": 300,
+        "circuitBreaker": "closed",
+        "consumption": "running",
+        "controllerAgeSeconds": 2.0,
+        "eventLog": "kafka",
+        "reasons": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("vitals", "status", "word"),
+    [
+        (_with_rate(mode=Mode.DEGRADED, lag=20_000), "degraded", "lag 20000"),
+        (_with_rate(mode=Mode.CRITICAL, lag=60_000), "critical", "lag 60000"),
+        (_with_rate(mode=Mode.UNKNOWN, lag=None), "degraded", "lag is unknown"),
+        (_with_state(rate=None), "degraded", "lag is unknown"),
+        (_with_state(breaker=BreakerState.OPEN), "critical", "breaker is open"),
+        (_with_state(breaker=BreakerState.HALF_OPEN), "critical", "half-open"),
+        (_with_state(breaker=BreakerState.UNKNOWN), "degraded", "breaker is unknown"),
+        (_with_state(pauses=None), "degraded", "paused is unknown"),
+        (_pause(PauseReason.OPERATOR), "degraded", "paused (operator) by ann@host: because"),
+        (_pause(PauseReason.POISON), "degraded", "poison"),
+        (_pause(PauseReason.LOG_GAP), "degraded", "log_gap"),
+        (_pause(PauseReason.BREAKER), "critical", "breaker is open"),
+        (replace(WELL, log=LogStatus(answers=False, is_full=False, problem="gone")), "critical", "down: gone"),
+        (replace(WELL, log=LogStatus(answers=True, is_full=True, problem=None)), "critical", "full"),
+        (replace(WELL, is_local=True), "degraded", "bucket is away"),
+        (replace(WELL, followed=None), "degraded", "has not answered since this process began"),
+        (replace(WELL, followed=Followed(STATE, read_at=980.0, published_at=978.0)), "degraded", "for 20 s"),
+        (replace(WELL, followed=Followed(STATE, read_at=999.5, published_at=980.0)), "degraded", "spoke 20 s ago"),
+    ],
+)
+def test_each_trouble_has_its_status_and_its_reason(vitals: Vitals, status: str, word: str) -> None:
+    document = health_document(vitals)
+    assert document["status"] == status
+    assert any(word in reason for reason in document["reasons"]), document["reasons"]
+
+
+def test_one_reason_for_one_trouble() -> None:
+    assert len(health_document(_pause(PauseReason.BREAKER))["reasons"]) == 1
+
+
+def test_what_is_old_is_unknown_and_not_what_it_was() -> None:
+    document = health_document(replace(WELL, followed=Followed(STATE, read_at=980.0, published_at=978.0)))
+    assert document["consumerLag"] is None
+    assert document["circuitBreaker"] == "unknown"
+    assert document["consumption"] == "unknown"
+    assert document["controllerAgeSeconds"] == 22.0
+    assert document["rateLimit"] == 800.0, "that one this process knows"
+
+
+def test_a_silent_controller_leaves_the_lag_unknown_but_not_the_breaker() -> None:
+    document = health_document(replace(WELL, followed=Followed(STATE, read_at=999.5, published_at=980.0)))
+    assert (document["consumerLag"], document["circuitBreaker"]) == (None, "closed")
+
+
+def test_all_reasons_are_told() -> None:
+    vitals = replace(_pause(PauseReason.OPERATOR), is_local=True)
+    assert len(health_document(vitals)["reasons"]) == 2
