@@ -29,7 +29,8 @@ class ReadAhead:
     transaction may have is cut into pieces. Weakness: a read of `drain_batch_records_max` records that are suddenly
     much larger than those before is held in memory as a whole.
 
-    The log is never asked by two threads at once: every method that asks it has waited for the helper before.
+    The log is never asked by two threads at once: every method that asks it has waited for the helper before, and
+    so must whoever else asks it (`settle`).
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ReadAhead:
         self._pieces: deque[tuple[int, LogBatch]] = deque()
         self._ahead: tuple[int, Future[LogBatch | None]] | None = None
         self._commit_due: int | None = None  # what the log has not been told yet
+        self._telling: Future[None] | None = None
         self._told_at = clock.monotonic()
         self._records_next = max(
             1, min(settings.drain_batch_records_max, settings.drain_batch_bytes_max // _RECORD_BYTES_FIRST)
@@ -76,6 +78,7 @@ class ReadAhead:
 
     def tell_log(self) -> None:
         """Commit to the log what is committed in the sink: for its lag, and so that it can be trimmed."""
+        self._await_telling()
         due = self._take_due()
         if due is not None:
             self._log.commit(self._partition, due)
@@ -89,9 +92,11 @@ class ReadAhead:
         """Begin to read what follows the last piece in hand, if that is the next to be stored."""
         if self._ahead is None and len(self._pieces) == 1:
             offset = self._pieces[0][1].next_offset
-            is_due = self._clock.monotonic() - self._told_at >= _TELL_SECONDS
-            due = self._take_due() if is_due else None
-            self._ahead = offset, self._executor.submit(self._commit_and_read, due, offset)
+            self._ahead = offset, self._executor.submit(self._log_read, offset, _AHEAD_SECONDS)
+            if self._clock.monotonic() - self._told_at >= _TELL_SECONDS:
+                due = self._take_due()
+                if due is not None:  # behind the read, so that storing never waits for it
+                    self._telling = self._executor.submit(self._log.commit, self._partition, due)
 
     def collect(self) -> None:
         """Wait for the read that was begun, and put its records behind those in hand. Raises as `read` does."""
@@ -105,17 +110,17 @@ class ReadAhead:
             self.collect()
         except (RecoverableError, LogGapError) as error:
             _logger.debug("read ahead of partition %d failed too: %s", self._partition, error)
+        self._await_telling()
+
+    def _await_telling(self) -> None:
+        if self._telling is not None:
+            self._telling.result()
+            self._telling = None
 
     def _take_due(self) -> int | None:
         due, self._commit_due = self._commit_due, None
         self._told_at = self._clock.monotonic()
         return due
-
-    def _commit_and_read(self, due: int | None, offset: int) -> LogBatch | None:
-        """The helper's work."""
-        if due is not None:
-            self._log.commit(self._partition, due)
-        return self._log_read(offset, _AHEAD_SECONDS)
 
     def _log_read(self, offset: int, wait_seconds: float) -> LogBatch | None:
         return self._log.read(self._partition, offset, records_max=self._records_next, wait_seconds=wait_seconds)
