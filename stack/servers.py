@@ -231,6 +231,7 @@ def _as_somebody_else(data: Path) -> list[str]:
     words = [setpriv, f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
     if not _everybody_can_reach(data.parent) or not _everybody_can_reach(postgres_bin()):
         words += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+        words += ["--securebits=+no_setuid_fixup"]  # else access(2), by which initdb looks for postgres, ignores it
     return words
 
 
