@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -217,6 +218,11 @@ class RunningEdge:
             self._failure = error
         finally:
             self._listener.close()
+
+
+def client_environ(url: str) -> dict[str, str]:
+    """The environment of a client of the ingest at this address."""
+    return {**os.environ, "INGEST_URL": url}
 
 
 def edge_settings(**changes: Any) -> Settings:

@@ -1,0 +1,284 @@
+"""Whole ingest processes on real Redis servers: start, stop, kill, freeze, and several on one port."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import wiring
+from pipeline.event import decode_record
+from pipeline.names import Mode
+from pipeline.settings import Settings
+from pipeline.store.redis import RedisControlStore
+from stack.servers import Server, free_port
+from support.edge import Wire, eventually, get, metric, post, request, sample
+from support.processes import ROOT, Program, environ_of, ingest
+from support.traffic import Traffic
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """The fixture's, with a port of the test's own and a rate that is not in the way."""
+    return replace(settings, ingest_port=free_port(), rate_min=1e5, rate_max=1e5)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Start ingest processes; they are ended with the test."""
+    programs: list[Program] = []
+
+    def start_one(settings: Settings, *, ready: bool = True) -> Program:
+        program = ingest(settings, tmp_path, f"ingest-{len(programs)}")
+        programs.append(program)
+        program.start()
+        if ready:
+            eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready", seconds_max=20)
+        return program
+
+    yield start_one
+    for program in programs:
+        program.stop(seconds_max=5)
+
+
+Start = Callable[..., Program]
+
+
+def url_of(settings: Settings) -> str:
+    return f"http://127.0.0.1:{settings.ingest_port}"
+
+
+def ids_in_log(settings: Settings) -> Counter[str]:
+    """How often each event id is in the log."""
+    found: Counter[str] = Counter()
+    log = wiring.make_log(settings)
+    with contextlib.closing(log):
+        for position in log.positions():
+            offset = position.begin
+            while offset < position.end:
+                batch = log.read(position.partition, offset, records_max=5000, wait_seconds=0.1)
+                assert batch is not None
+                found.update(decode_record(value).event_id for value in batch.values)
+                offset = batch.next_offset
+    return found
+
+
+def assert_promises(traffic: Traffic, settings: Settings) -> None:
+    """What was acknowledged is in the log once; what was refused is not."""
+    in_log = ids_in_log(settings)
+    outcomes = traffic.outcomes
+    assert outcomes.acked, outcomes.statuses
+    assert outcomes.acked <= set(in_log), f"{len(outcomes.acked - set(in_log))} lost: {outcomes.statuses}"
+    assert not outcomes.refused & set(in_log), outcomes.statuses
+    assert not [one for one in outcomes.acked if in_log[one] != 1]
+
+
+def test_the_sample_event_reaches_the_log_on_redis(settings: Settings, start: Start) -> None:
+    start(settings)
+    assert post(settings.ingest_port, sample(eventId="one")).json == {"accepted": 1}
+    assert ids_in_log(settings) == {"one": 1}
+
+
+def test_a_stop_under_load_loses_nothing_and_ends_with_0(settings: Settings, start: Start) -> None:
+    program = start(settings)
+    with Traffic(url_of(settings), events_per_second=2000, events_max=20_000, threads=8) as traffic:
+        traffic.wait_acked(1000, seconds_max=10)
+        started = time.monotonic()
+        assert program.stop() == 0
+        assert time.monotonic() - started < 5
+    assert "Traceback" not in program.log()
+    assert_promises(traffic, settings)
+    # a stop in order leaves no request without an answer
+    assert traffic.outcomes.statuses["no answer"] <= 8, "at most an idle connection each, closed as it was used again"
+
+
+def test_a_kill_under_load_loses_nothing_that_was_acknowledged(settings: Settings, start: Start) -> None:
+    program = start(settings)
+    with Traffic(url_of(settings), events_per_second=2000, events_max=20_000, threads=8) as traffic:
+        traffic.wait_acked(500, seconds_max=10)
+        program.kill()
+        program.start()
+        traffic.wait_acked(500, seconds_max=20)
+    assert_promises(traffic, settings)
+
+
+def test_several_processes_share_a_port_and_one_rate(settings: Settings, start: Start) -> None:
+    # Given two processes, and a rate of 500 events/s
+    settings = replace(settings, rate_min=100, rate_max=500)
+    store = RedisControlStore(settings)
+    published = threading.Event()
+
+    def publish() -> None:
+        while not published.wait(0.5):
+            _publish(store, 500)
+
+    publisher = threading.Thread(target=publish, daemon=True)
+    publisher.start()
+    _publish(store, 500)
+    programs = [start(settings) for _ in range(2)]
+    # When eight connections ask for much more, for some seconds
+    started = time.monotonic()
+    with Traffic(url_of(settings), events_per_second=4000, events_max=12_000, batch=5, threads=8) as traffic:
+        while time.monotonic() < started + 3 and any(thread.is_alive() for thread in traffic._threads):
+            time.sleep(0.05)  # noqa: TID251  # load for some seconds is what is asked for
+    elapsed = time.monotonic() - started
+    published.set()
+    publisher.join(5)
+    # Then the rate held over both: what it allows, one burst, and a lease of each
+    accepted = len(traffic.outcomes.acked)
+    leases = 2 * 1.5 * 500 * settings.lease_seconds
+    assert accepted <= 1.01 * 500 * elapsed + 500 + leases, traffic.outcomes.statuses
+    assert accepted >= 0.9 * 500 * elapsed, traffic.outcomes.statuses
+    assert traffic.outcomes.statuses["429"] > 0
+    assert [program.stop() for program in programs] == [0, 0]
+    assert_promises(traffic, settings)
+
+
+def _publish(store: RedisControlStore, rate: float) -> None:
+    now = store.state().time
+    store.publish_rate(base_rate=rate, floor_rate=100, mode=Mode.NORMAL, lag=0, lag_known_at=now, by="test")
+
+
+def test_a_publication_is_followed_within_100_ms(settings: Settings, start: Start) -> None:
+    start(settings)
+    store = RedisControlStore(settings)
+
+    def rate() -> float:
+        return float(get(settings.ingest_port, "/api/logs/health").json["rateLimit"])
+
+    for wanted in (5000.0, 400.0, 900.0):
+        _publish(store, wanted)
+        published = time.monotonic()
+        eventually(lambda wanted=wanted: rate() == wanted, "the rate is followed")  # type: ignore[misc]
+        assert time.monotonic() - published < 0.1
+
+
+def test_it_starts_without_any_server_and_finds_them(settings: Settings, start: Start, tmp_path: Path) -> None:
+    from stack.servers import redis_server
+
+    # Given no server at all, PostgreSQL included
+    control = redis_server(tmp_path, free_port(), is_log=False, maxmemory="64mb")
+    log = redis_server(tmp_path, free_port(), is_log=True, maxmemory="64mb")
+    settings = replace(
+        settings,
+        redis_url=control.url,
+        event_log_url=log.url,
+        database_url=f"postgresql://localhost:{free_port()}/none",
+    )
+    program = start(settings, ready=False)
+    try:
+        eventually(lambda: get(settings.ingest_port, "/healthz").status == 200, "alive", seconds_max=20)
+        assert get(settings.ingest_port, "/readyz").status == 503
+        assert post(settings.ingest_port, sample()).error["code"] == "unavailable"
+        assert get(settings.ingest_port, "/api/logs/health").json["status"] == "critical"
+        eventually(lambda: metric(settings.ingest_port, "sluice_ingest_admission_local") == 1, "goes by the floor")
+        # When they come up, it is ready without a hand
+        control.start()
+        log.start()
+        eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ready")
+        eventually(lambda: post(settings.ingest_port, sample()).status == 202, "takes events")
+        assert program.stop() == 0
+    finally:
+        control.stop()
+        log.stop()
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_the_log_goes_away_under_load(settings: Settings, start: Start, own_log_redis: Server, how: str) -> None:
+    settings = replace(settings, event_log_url=own_log_redis.url)
+    start(settings)
+    with Traffic(url_of(settings), events_per_second=1000, events_max=30_000) as traffic:
+        traffic.wait_acked(300, seconds_max=10)
+        getattr(own_log_redis, how)()
+        eventually(lambda: get(settings.ingest_port, "/readyz").status == 503, "not ready")
+        # Every answer comes in time, and is an honest one
+        for _ in range(3):
+            started = time.monotonic()
+            answer = post(settings.ingest_port, sample())
+            assert answer.status == 503
+            assert answer.error["code"] in ("unavailable", "indeterminate")
+            assert time.monotonic() - started < 1.5
+        own_log_redis.start() if how == "kill" else own_log_redis.thaw()
+        traffic.wait_acked(300, seconds_max=20)
+    assert get(settings.ingest_port, "/readyz").status == 200
+    assert_promises(traffic, settings)
+    assert set(traffic.outcomes.statuses) <= {"202", "503 unavailable", "503 indeterminate"}
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_the_control_server_goes_away_under_load(
+    settings: Settings, start: Start, own_control_redis: Server, how: str
+) -> None:
+    settings = replace(settings, redis_url=own_control_redis.url, rate_min=100, rate_max=500)
+    store = RedisControlStore(settings)
+    _publish(store, 500)
+    start(settings)
+    with Traffic(url_of(settings), events_per_second=1500, events_max=30_000, batch=5) as traffic:
+        traffic.wait_acked(300, seconds_max=10)
+        getattr(own_control_redis, how)()
+        eventually(lambda: metric(settings.ingest_port, "sluice_ingest_admission_local") == 1, "goes by itself")
+        # The last rate holds, without another burst
+        before, started = len(traffic.outcomes.acked), time.monotonic()
+        traffic.wait_acked(1000, seconds_max=10)
+        elapsed = time.monotonic() - started
+        assert len(traffic.outcomes.acked) - before <= 1.1 * 500 * elapsed + 50
+        started = time.monotonic()
+        assert get(settings.ingest_port, "/api/logs/health").json["status"] in ("degraded", "critical")
+        assert get(settings.ingest_port, "/readyz").status == 200
+        assert time.monotonic() - started < 0.5
+        own_control_redis.start() if how == "kill" else own_control_redis.thaw()
+        eventually(lambda: metric(settings.ingest_port, "sluice_ingest_admission_local") == 0, "the bucket decides")
+        traffic.wait_acked(100, seconds_max=10)
+    assert_promises(traffic, settings)
+    assert set(traffic.outcomes.statuses) <= {"202", "429"}
+
+
+def test_a_frozen_ingest_thaws_and_keeps_its_promises(settings: Settings, start: Start) -> None:
+    program = start(settings)
+    with Traffic(url_of(settings), events_per_second=1000, events_max=20_000) as traffic:
+        traffic.wait_acked(300, seconds_max=10)
+        program.freeze()
+        with Wire(settings.ingest_port, seconds_max=1) as wire:
+            wire.send(request(json.dumps(sample()).encode()))
+            with pytest.raises(TimeoutError):
+                wire.answer()
+        program.thaw()
+        traffic.wait_acked(300, seconds_max=10)
+    assert_promises(traffic, settings)
+
+
+def test_metrics_have_a_port_of_their_own(settings: Settings, start: Start) -> None:
+    settings = replace(settings, ingest_metrics_port=free_port())
+    start(settings)
+    assert post(settings.ingest_port, sample()).status == 202
+    assert metric(settings.ingest_metrics_port, "sluice_ingest_accepted_events_total") == 1
+
+
+def _fails(settings: Settings, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ingest"],
+        cwd=ROOT,
+        env={**environ_of(settings), "PATH": "/usr/bin:/bin", **changes},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def test_what_cannot_be_is_said_in_one_line(settings: Settings) -> None:
+    done = _fails(settings, INGEST_HOST="192.0.2.1")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert str(settings.ingest_port) in done.stderr
+    done = _fails(settings, BODY_BYTES_MAX="many")
+    assert done.returncode == 2
+    assert "BODY_BYTES_MAX" in done.stderr
+    assert done.stderr.count("\n") == 1
