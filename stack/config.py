@@ -10,6 +10,7 @@ from stack.servers import LOOPBACK, ROOT, ServerError
 
 _PORTS: Final = {
     "INGEST_PORT": 8080,
+    "INGEST_METRICS_PORT": 9101,  # of the first ingest process where there are several; the others' follow
     "FLOWER_PORT": 5555,
     "POSTGRES_PORT": 5433,
     "REDIS_PORT": 6381,  # queues, bucket and control state
@@ -66,7 +67,17 @@ class StackConfig:
             names.append("REDIS_PORT")
         if "EVENT_LOG_URL" not in self.given:
             names += ["KAFKA_PORT", "KAFKA_CONTROLLER_PORT"] if self.log == "kafka" else ["LOG_REDIS_PORT"]
-        return {name: self.ports[name] for name in names}
+        used = {name: self.ports[name] for name in names}
+        for number, port in enumerate(self.metrics_ports):
+            used[f"INGEST_METRICS_PORT{f' + {number}' if number else ''}"] = port
+        return used
+
+    @property
+    def metrics_ports(self) -> list[int]:
+        """A port for each ingest process' own metrics; none where there is one process, whose /metrics is enough."""
+        if self.ingest_processes == 1:
+            return []
+        return [self.ports["INGEST_METRICS_PORT"] + number for number in range(self.ingest_processes)]
 
 
 def _number(source: Mapping[str, str], name: str, default: int, high: int) -> int:

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from xmlrpc.client import Fault, ServerProxy
@@ -201,13 +201,18 @@ class System:
             Program("beat", [*celery, "beat", "--scheduler", "celery.beat:Scheduler", "--pidfile=", "-l", "info"], 20),
             Program("flower", [*celery, "flower", *flower], 30),
         ]
-        for number in range(self.config.ingest_processes):
+        metrics_ports = self.config.metrics_ports or [0]
+        for number, port in enumerate(metrics_ports):
             programs.append(
                 Program(
-                    f"ingest-{number}", [python, "-m", "ingest"], 40, stop_seconds=int(settings.stop_seconds_max) + 5
+                    f"ingest-{number}",
+                    [python, "-m", "ingest"],
+                    40,
+                    {"INGEST_METRICS_PORT": str(port)},
+                    stop_seconds=int(settings.stop_seconds_max) + 5,
                 )
             )
-        return [Program(p.name, p.command, p.priority, environ, p.stop_signal, p.stop_seconds) for p in programs]
+        return [replace(program, environ={**environ, **program.environ}) for program in programs]
 
     def _migrate(self, urls: Mapping[str, str]) -> None:
         from pipeline.settings import Settings  # noqa: PLC0415

@@ -170,6 +170,12 @@ def test_servers_of_ones_own_are_used(tmp_path: Path) -> None:
     assert set(config.ports_used) == {"INGEST_PORT", "FLOWER_PORT", "REDIS_PORT"}
 
 
+def test_several_ingest_processes_have_a_metrics_port_each(tmp_path: Path) -> None:
+    several = {"SLUICE_HOME": str(tmp_path), "INGEST_PROCESSES": "3", "INGEST_METRICS_PORT": "9500"}
+    assert StackConfig.from_environ(None, several).metrics_ports == [9500, 9501, 9502]
+    assert StackConfig.from_environ(None, {**several, "INGEST_PROCESSES": "1"}).metrics_ports == []
+
+
 @pytest.mark.parametrize(
     ("environ", "log", "said"),
     [
