@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 
 from ingest.client import with_event_id
 from stack.servers import free_port
-from support.edge import RunningEdge, edge_settings, eventually, running_edge, sample
+from support.edge import RunningEdge, client_environ, edge_settings, eventually, metric, running_edge, sample
 from support.processes import ROOT
 
 LOGHUB = ROOT.parent / "shared" / "data" / "loghub"
@@ -38,7 +37,7 @@ def ndjson(path: Path, events: list[Any]) -> Path:
 
 
 def command(port: int, *arguments: str | Path) -> tuple[list[str], dict[str, str]]:
-    environ = {**os.environ, "INGEST_URL": f"http://127.0.0.1:{port}"}
+    environ = client_environ(f"http://127.0.0.1:{port}")
     return [sys.executable, "-m", "ingest.client", *map(str, arguments)], environ
 
 
@@ -181,8 +180,6 @@ def test_ctrl_c_ends_it_with_a_report(edge: RunningEdge, tmp_path: Path) -> None
     words, environ = command(edge.port, ndjson(tmp_path / "a.ndjson", [sample()] * 5))
     with subprocess.Popen(words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         refused = 'sluice_ingest_answers_total{code="unavailable"}'
-        from support.edge import metric
-
         eventually(lambda: metric(edge.port, refused) > 0, "it tries")
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=10)
@@ -203,7 +200,7 @@ def test_ctrl_c_ends_it_with_a_report(edge: RunningEdge, tmp_path: Path) -> None
 def test_what_cannot_be_tried(url: str, arguments: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ingest.client", *arguments],
-        cwd=ROOT, env={**os.environ, "INGEST_URL": url}, input=b"", capture_output=True, timeout=20, check=False,
+        cwd=ROOT, env=client_environ(url), input=b"", capture_output=True, timeout=20, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr
