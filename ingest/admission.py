@@ -302,7 +302,6 @@ class Admission:
     def _settle_away(self, now: float) -> None:
         """Go on with a bucket of this process' own. It begins empty: each outage would give a burst otherwise."""
         local = self._local = self._local or bucket_flow.BucketState(0.0, now, self._local_rate(now))
-        self._level = None
         self._low = 0
         self._ask_not_before = 0.0
         self._loop.call_later(AWAY_SECONDS, self._ask)

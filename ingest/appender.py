@@ -37,17 +37,17 @@ FULL_SECONDS: Final = 0.25  # a full log is not tried again for so long: refusin
 class _Request:
     """The events of one request on their way to the log."""
 
-    __slots__ = ("begun", "deadline", "entries", "future", "size", "withdrawn")
+    __slots__ = ("begun", "count", "deadline", "entries", "future", "size")
 
     def __init__(
         self, entries: Sequence[tuple[int, bytes]], size: int, future: "asyncio.Future[None]", deadline: float
     ) -> None:
-        self.entries = entries
+        self.entries = entries  # under the lock until its append has begun; empty once it is withdrawn
+        self.count = len(entries)  # still counted as waiting; 0 once it is not
         self.size = size  # bytes
         self.future = future
         self.deadline = deadline  # monotonic
         self.begun = False  # under the lock: its append has begun
-        self.withdrawn = False  # under the lock: its caller was told that nothing is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,22 +190,22 @@ class Appender:
                     # Each its own: raising one object in many tasks would pile up their tracebacks in it.
                     request.future.set_exception(copy.copy(error))
         pending = self._pending
-        while pending and not pending[0].size:
+        while pending and not pending[0].count:
             pending.popleft()
 
     def _forget(self, request: _Request) -> None:
         """Take a request out of the counts, once."""
-        if request.size:
-            self._events -= len(request.entries)
+        if request.count:
+            self._events -= request.count
             self._bytes -= request.size
-            request.size = 0
+            request.count = 0
             request.entries = ()
 
     def _expire(self) -> None:
         """Answer requests whose time is up, and come again when the next one's is."""
         now = self._loop.time()
         pending = self._pending
-        while pending and (not pending[0].size or pending[0].deadline <= now):
+        while pending and (not pending[0].count or pending[0].deadline <= now):
             self._give_up(pending.popleft())
         self._timer = self._loop.call_at(pending[0].deadline, self._expire) if pending else None
 
@@ -213,7 +213,8 @@ class Appender:
         """Answer a request without waiting for its append any longer."""
         with self._wake:
             begun = request.begun
-            request.withdrawn = not begun
+            if not begun:
+                request.entries = ()
         if not request.future.done():
             error: SluiceError = (
                 LogIndeterminateError()
@@ -248,6 +249,9 @@ class Appender:
                 self._is_idle = True
                 self._wake.wait(wait_seconds)
                 self._is_idle = False
+                if busy_requests > 1 and self._queue and not self._is_closing:
+                    # The last group had company, and so this one will: its first request waits a moment for it.
+                    self._wake.wait(self._settings.append_group_seconds_max)
             return self._pop_group(), self._is_closing
 
     def _pop_group(self) -> list[_Request]:
@@ -256,7 +260,7 @@ class Appender:
         events = 0
         while self._queue:
             request = self._queue[0]
-            if request.withdrawn:
+            if not request.entries:  # withdrawn
                 self._queue.popleft()
                 continue
             if group and events + len(request.entries) > self._settings.append_group_events_max:

@@ -336,6 +336,34 @@ def test_an_empty_bucket_refuses_before_the_body_is_read() -> None:
             assert wire.is_closed()
 
 
+def test_a_refused_body_without_end_is_cut_off() -> None:
+    with running_edge(rate_min=1, rate_max=1) as edge:
+        _empty(edge)
+        with Wire(edge.port) as wire:
+            wire.send(request(headers={"Transfer-Encoding": "chunked"}))
+            assert wire.answer().status == 429
+            with pytest.raises(OSError, match=r"reset|pipe"):
+                _send_chunks(wire, mebibytes=64)
+
+
+def _send_chunks(wire: Wire, *, mebibytes: int) -> None:
+    for _ in range(mebibytes):
+        wire.send(b"100000\r\n" + b" " * (1 << 20) + b"\r\n")
+
+
+def test_an_idle_connection_is_no_slow_request() -> None:
+    with running_edge(request_seconds_max=0.3) as edge, Wire(edge.port) as wire:
+        for body in (json.dumps(sample()).encode(), b"{"):
+            # Given a request that came in two pieces, so that its time was counted
+            whole = request(body)
+            wire.send(whole[:-1])
+            SystemClock().sleep(0.05)
+            wire.send(whole[-1:])
+            assert wire.answer().status in (202, 400)
+            # When nothing comes for longer than a request may take, the connection is still there
+            SystemClock().sleep(0.5)
+
+
 def test_a_published_rate_is_followed_within_100_ms() -> None:
     with running_edge(rate_min=10, rate_max=1000) as edge:
         # Given a rate that was published
@@ -365,6 +393,15 @@ def test_503_unavailable_while_the_log_is_down_and_recovery_without_a_hand() -> 
         eventually(lambda: post(edge.port, sample()).status == 202, "events are taken again")
         assert get(edge.port, "/readyz").status == 200
         assert len(edge.records()) == 1
+
+
+def test_503_comes_before_the_body_is_read() -> None:
+    with running_edge() as edge:
+        edge.log_server.stop()
+        assert post(edge.port, sample()).status == 503
+        with Wire(edge.port) as wire:
+            wire.send(request(length=1000))
+            assert wire.answer().error["code"] == "unavailable"
 
 
 def test_an_idle_ingest_notices_that_the_log_went_away_and_came_back() -> None:

@@ -252,6 +252,7 @@ def test_addresses_and_methods(edge: RunningEdge, method: str, path: str) -> Non
     "chunks",
     [
         b"5\r\nhelloX\r\n0\r\n\r\n",
+        b"5\r\nhelloXX0\r\n\r\n",
         b"-5\r\nhello\r\n0\r\n\r\n",
         b"0x5\r\nhello\r\n0\r\n\r\n",
         b" 5\r\nhello\r\n0\r\n\r\n",

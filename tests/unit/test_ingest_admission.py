@@ -207,12 +207,16 @@ async def test_a_higher_rate_keeps_the_lease_and_is_used_at_once(rig: _Rig) -> N
     await rig.admission.take(990)
     with pytest.raises(RateLimitedError):
         await rig.admission.take(200)
+    left = rig.admission._left
     rig.clock.advance(0.02)
     rig.publish(100_000)
     rig.note()
-    assert rig.admission.take_now(1)
-    rig.clock.advance(0.01)
-    await rig.admission.take(25)
+    assert rig.admission._left == left
+    # Then the bucket is asked anew, and fills by the new rate from then on
+    with pytest.raises(RateLimitedError):
+        await rig.admission.take(200)
+    rig.clock.advance(0.005)
+    await rig.admission.take(200)
 
 
 async def test_a_grant_of_an_older_higher_rate_is_void(rig: _Rig) -> None:

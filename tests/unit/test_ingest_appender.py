@@ -203,6 +203,19 @@ async def test_a_log_that_is_away_is_refused_at_once_and_found_again(rigs: Rigs)
     await until(lambda: _takes(rig))
 
 
+async def test_a_full_log_is_not_tried_again_at_once(rigs: Rigs) -> None:
+    rig = await rigs()
+    rig.log.failures = [LogFullError()]
+    with pytest.raises(LogFullError):
+        await rig.append()
+    with pytest.raises(LogFullError):
+        rig.appender.refuse_if_blocked()
+    with pytest.raises(LogFullError):
+        rig.append()
+    assert rig.log.groups == [1]
+    await until(lambda: _takes(rig))
+
+
 async def test_what_is_queued_behind_a_failure_does_not_wait_for_its_time(rigs: Rigs) -> None:
     rig = await rigs(append_seconds_max=5)
     rig.log.gate.clear()
