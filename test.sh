@@ -23,4 +23,9 @@ if [ "${1:-}" = "unit" ]; then
     shift
     set -- tests/unit tests/property "$@"
 fi
-exec pytest --durations=10 "$@"
+# Two at a time, grouped by the servers that they share: most of a test is waiting.
+parallel=(-n 2 --dist loadgroup)
+for argument in "$@"; do
+    case "$argument" in -n* | --pdb | -x) parallel=() ;; esac
+done
+exec pytest --durations=10 "${parallel[@]}" "$@"

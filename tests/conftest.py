@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--outage-seconds", default="0", help="how long servers stay away in tests/e2e (default: until it was noticed)"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares servers runs in one process: the tests of a file, and the end-to-end tests of one log.
+
+    The longest groups come first, so that they do not begin when the others have ended.
+    """
+    for item in items:
+        log = re.search(r"\[(redis|kafka)", item.name)
+        group = f"e2e-{log[1]}" if log and "e2e" in item.path.parts else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.parent.name != "e2e")
 
 
 def _must_run_everything() -> bool:
