@@ -1,6 +1,5 @@
 """The client's side of the HTTP contract: one kept connection, and answers that tell what to do."""
 
-import contextlib
 import gzip
 import http.client
 import json
@@ -80,9 +79,7 @@ class Endpoint:
                 connection.close()
                 raise NotSentError(f"{self.url}: {error}") from error
         try:
-            # A server that refuses early answers while the body is still on its way: its answer is read all the same.
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.request("POST", self._path, body=body, headers=self._headers)
+            connection.request("POST", self._path, body=body, headers=self._headers)
             response = connection.getresponse()
             text = response.read()
         except (OSError, http.client.HTTPException) as error:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 
 from ingest.client import with_event_id
 from stack.servers import free_port
-from support.edge import RunningEdge, client_environ, edge_settings, eventually, metric, running_edge, sample
+from support.edge import RunningEdge, Wire, client_environ, edge_settings, eventually, metric, running_edge, sample
 from support.processes import ROOT
 
 LOGHUB = ROOT.parent / "shared" / "data" / "loghub"
@@ -150,6 +151,35 @@ def test_an_unknown_outcome_is_repeated_with_the_same_ids(edge: RunningEdge, tmp
     records = edge.records()
     assert len(records) >= 20
     assert len({record.event_id for record in records}) == 10
+
+
+def test_a_cut_connection_is_an_unknown_outcome(edge: RunningEdge, tmp_path: Path) -> None:
+    # Given a way to the server that loses the first answer
+    path = ndjson(tmp_path / "a.ndjson", [sample(message=f"{n}") for n in range(5)])
+    with socket.create_server(("127.0.0.1", 0)) as way:
+        words, environ = command(way.getsockname()[1], "--quiet", path)
+        with subprocess.Popen(words, cwd=ROOT, env=environ, stdout=subprocess.PIPE) as process:
+            for loses in (True, False):
+                way.settimeout(20)
+                near, _ = way.accept()
+                with near, Wire(edge.port) as far:
+                    near.settimeout(20)
+                    whole = b""
+                    while b"\r\n\r\n" not in whole or len(whole.partition(b"\r\n\r\n")[2]) < _length(whole):
+                        whole += near.recv(65536)
+                    far.send(whole)
+                    assert far.answer().json == {"accepted": 5}
+                    if not loses:
+                        near.sendall(b'HTTP/1.1 202 Accepted\r\nContent-Length: 14\r\n\r\n{"accepted":5}')
+            out, _ = process.communicate(timeout=20)
+    # Then the events were sent again, with the same ids
+    assert process.returncode == 0
+    assert b"accepted 5\nrepeated 5\nrejected 0" in out
+    assert Counter(Counter(record.event_id for record in edge.records()).values()) == {2: 5}
+
+
+def _length(head: bytes) -> int:
+    return int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
 
 
 def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def _bomb() -> bytes:
         (gzip.compress(b" " * (1 << 20) + GOOD), 413),
         (_bomb(), 413),
         (gzip.compress(b"") * 50_000, 400),
+        (b"".join(gzip.compress(GOOD[n : n + 1]) for n in range(len(GOOD))), 400),  # more members than are taken
     ],
 )
 def test_gzip(edge: RunningEdge, body: bytes, status: int) -> None:
