@@ -179,7 +179,12 @@ def run(log_kind: str, rounds: int, count: int) -> dict[str, Any]:
                 seconds["plain COPY"].append(
                     plain_copy(fresh, [records[first : first + size] for first in range(0, count, size)])
                 )
+            log.close()
+            # A reader of its own for each: one left at the end would first wait for the fetch that it has there.
+            log = wiring.make_log(settings)
             seconds["bare read"].append(bare_read(log, settings, count))
+            log.close()
+            log = wiring.make_log(settings)
             with _fresh_database(postgres, settings) as fresh:
                 before = cpu_seconds(postgres.pid)
                 wall, used = run_drain(log, fresh, count)
