@@ -36,8 +36,9 @@ async def _decide(settings: Settings, decisions: int) -> tuple[float, int]:
     started = time.process_time()
     for _ in range(decisions // AT_ONCE):
         for _ in range(AT_ONCE):
-            if take_now(1):
-                admitted += 1
+            if not take_now(1):
+                await admission.take(1)  # the lease is used up: this one waits for the next
+            admitted += 1
         await asyncio.sleep(0)
     used = time.process_time() - started
     admission.close()
