@@ -77,7 +77,7 @@ class Appender:
         # Of both sides, under the lock:
         self._wake = threading.Condition(threading.Lock())
         self._queue: deque[_Request] = deque()
-        self._is_idle = False  # the thread waits for a request
+        self._awaited = 0  # requests for which the thread waits; 0 while it does not
         self._is_closing = False
         # Of the thread, read by anybody:
         self._partitions = 0  # 0: not known yet
@@ -172,8 +172,8 @@ class Appender:
         self._pending.append(request)
         with self._wake:
             self._queue.append(request)
-            if self._is_idle:
-                self._is_idle = False
+            if self._awaited and len(self._queue) >= self._awaited:
+                self._awaited = 0
                 self._wake.notify()
         if self._timer is None:
             self._timer = loop.call_at(deadline, self._expire)
@@ -246,13 +246,17 @@ class Appender:
         wait_seconds = PING_SECONDS if self._problem is None else AWAY_SECONDS
         with self._wake:
             if not self._queue and not self._is_closing:
-                self._is_idle = True
-                self._wake.wait(wait_seconds)
-                self._is_idle = False
-                if busy_requests > 1 and self._queue and not self._is_closing:
+                self._await(1, wait_seconds)
+                if 0 < len(self._queue) < busy_requests and not self._is_closing:
                     # The last group had company, and so this one will: its first request waits a moment for it.
-                    self._wake.wait(self._settings.append_group_seconds_max)
+                    self._await(busy_requests, self._settings.append_group_seconds_max)
             return self._pop_group(), self._is_closing
+
+    def _await(self, requests: int, seconds_max: float) -> None:
+        """Wait until so many requests are queued, or time is up. Under the lock."""
+        self._awaited = requests
+        self._wake.wait(seconds_max)
+        self._awaited = 0
 
     def _pop_group(self) -> list[_Request]:
         """Requests of up to `append_group_events_max` events, or one that alone has more. Under the lock."""

@@ -99,6 +99,33 @@ async def test_what_arrives_during_an_append_is_the_next_group(rigs: Rigs) -> No
     assert (rig.appender.waiting_events, rig.appender.waiting_bytes) == (0, 0)
 
 
+async def test_the_first_of_a_group_waits_for_as_much_company_as_the_last_had(rigs: Rigs) -> None:
+    # Given a last group of ten requests, and a long time for company
+    rig = await rigs(append_group_seconds_max=0.4, append_seconds_max=2)
+    rig.log.gate.clear()
+    futures = [rig.append()]
+    await until(lambda: rig.log.groups == [1])
+    futures += [rig.append() for _ in range(10)]
+    rig.log.gate.set()
+    await asyncio.gather(*futures)
+    # When ten more come one by one, they go together, and as soon as they are ten
+    started = time.monotonic()
+    futures = []
+    for _ in range(10):
+        futures.append(rig.append())
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*futures)
+    assert time.monotonic() - started < 0.3
+    # And one that comes alone then waits for no longer than that time, and the next not at all
+    started = time.monotonic()
+    await rig.append()
+    assert 0.3 < time.monotonic() - started < 0.8
+    started = time.monotonic()
+    await rig.append()
+    assert time.monotonic() - started < 0.3
+    assert rig.log.groups == [1, 10, 10, 1, 1]
+
+
 async def test_groups_are_bounded_and_requests_are_never_cut(rigs: Rigs) -> None:
     rig = await rigs(append_group_events_max=10)
     rig.log.gate.clear()
