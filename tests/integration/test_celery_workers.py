@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import psycopg2
 import pytest
 import redis
@@ -262,20 +263,33 @@ def test_a_killed_child_and_a_killed_parent_lose_nothing(rig: Rig) -> None:
 
 
 def test_frozen_children_are_got_rid_of(rig: Rig) -> None:
-    # Given two of the children stopped while they drain: PostgreSQL keeps their locks
-    rig.append(20_000)
-    children = rig.batches.children()
-    busy = [child for child in children if child.is_running()][:3]
-    for child in busy:
+    # Given four of the six children stopped, of which two at least drain: PostgreSQL keeps their locks
+    before = {event.id for event in rig.events.last(1000)}
+    frozen = rig.batches.children()[: rig.settings.log_partitions]
+    for child in frozen:
         child.suspend()
     try:
         # Then regulate ends their backends, and others store what they held
         rig.append(1_000)
         rig.wait_stored(seconds_max=40)
     finally:
-        for child in busy:
-            with contextlib.suppress(Exception):
+        for child in frozen:
+            with contextlib.suppress(psutil.NoSuchProcess):  # past its hard time limit the worker has killed it
                 child.resume()
+    kinds = [event.kind for event in rig.events.last(1000) if event.id not in before]
+    assert ControlEventKind.DRAINER_TERMINATED in kinds
+
+
+def test_drains_hand_over_to_each_other_without_beat(rig: Rig) -> None:
+    # Given no Beat, for longer than two runs of a drain
+    rig.beat.stop()
+    try:
+        assert _stays(lambda: True, seconds=2.5 * rig.settings.drain_run_seconds_max)
+        # Then an event is stored all the same
+        rig.append(4)
+        rig.wait_stored(seconds_max=2)
+    finally:
+        rig.beat.start()
 
 
 def test_a_flushed_control_store_is_rebuilt(rig: Rig) -> None:
