@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,7 @@ from stack.servers import (
 READY_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 60.0
 SPARE_DRAINS: Final = 2  # worker processes beyond one a partition: a frozen one must not keep others from its work
+_FILES: Final = 8192  # open files a process: ingest takes 2,000 connections, and the usual limit is 1,024
 _SOCKET_CHARS_MAX: Final = 100  # of a unix socket's path, which the kernel limits to 107
 
 
@@ -229,6 +231,7 @@ class System:
             f"directory={_escaped(ROOT)}",
             "logfile_maxbytes=5MB",
             "logfile_backups=1",
+            f"minfds={_files()}",
             *(["user=root"] if os.geteuid() == 0 else []),
             "[unix_http_server]",
             f"file={_escaped(self.socket_path)}",
@@ -324,6 +327,12 @@ class System:
 def _server_program(server: Server) -> Program:
     name = "INT" if server.stop_signal == signal.SIGINT else "TERM"
     return Program(server.name, server.command, 10, server.environ, name, 30)
+
+
+def _files() -> int:
+    """How many files a process may open: what we want, or what this user may have at most."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
 
 
 def _escaped(text: object) -> str:
