@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg2
 import pytest
 
@@ -20,6 +21,11 @@ from stack.servers import (
     postgres_server,
     redis_server,
 )
+
+
+# A machine under load is no reason to fail; in CI the same examples each time, elsewhere ever new ones.
+hypothesis.settings.register_profile("sluice", deadline=None, derandomize=os.environ.get("CI") == "true")
+hypothesis.settings.load_profile("sluice")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.flow.bucket import BucketState, burst_of, take
@@ -33,6 +33,7 @@ steps = st.lists(
 )
 
 
+@example([Step(seconds=0.0, rate=2.0, needed=1, more=0), Step(seconds=0.0, rate=1.0, needed=2, more=0)], 1.0)
 @given(steps, burst_seconds)
 def test_admissions_of_any_window_stay_below_the_rate_over_it_and_one_burst(walk: list[Step], seconds: float) -> None:
     state: BucketState | None = None
@@ -48,14 +49,16 @@ def test_admissions_of_any_window_stay_below_the_rate_over_it_and_one_burst(walk
         taken = take(state, now=now, rate=step.rate, burst=burst, needed=step.needed, wanted=step.needed + step.more)
         assert taken.granted == 0 or step.needed <= taken.granted <= step.needed + step.more
         if taken.granted > burst:
-            need_max = max(need_max, taken.granted)  # passes into debt, once
+            need_max = max(need_max, taken.granted)  # passes when the bucket is full, into debt
         taken_at.append((allowed, taken.granted))
         state, rate_before = taken.state, step.rate
     for first in range(len(taken_at)):
         for last in range(first, len(taken_at)):
             granted = sum(tokens for _, tokens in taken_at[first : last + 1])
             over = granted - (taken_at[last][0] - taken_at[first][0])
-            assert over <= max(burst_max, need_max) + 0.01
+            # What the bucket held at most, and what it may owe: a full bucket that a lower rate has just shrunk was
+            # drawn on before, and lets a larger body pass all the same.
+            assert over <= burst_max + need_max + 0.01
 
 
 @given(st.floats(-1e4, 1e4), rates, burst_seconds, st.integers(1, 5000), st.integers(0, 500))
