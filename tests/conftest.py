@@ -22,7 +22,6 @@ from stack.servers import (
     redis_server,
 )
 
-
 # A machine under load is no reason to fail; in CI the same examples each time, elsewhere ever new ones.
 hypothesis.settings.register_profile("sluice", deadline=None, derandomize=os.environ.get("CI") == "true")
 hypothesis.settings.load_profile("sluice")
