@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from stack.servers import LOOPBACK, ROOT, ServerError
+from stack.servers import DATABASE, LOOPBACK, ROOT, ServerError
 
 _PORTS: Final = {
     "INGEST_PORT": 8080,
@@ -36,7 +36,9 @@ class StackConfig:
         """Read the environment; `log` is the command line's choice. Raises ServerError with what is wrong."""
         source = os.environ if environ is None else environ
         home = Path(source.get("SLUICE_HOME") or ROOT / ".local" / "system").expanduser().resolve()
-        given = {name: source[name] for name in ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL") if source.get(name)}
+        ports = {name: _number(source, name, default, 65535) for name, default in _PORTS.items()}
+        names = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")
+        given = {name: source[name] for name in names if source.get(name) and source[name] not in _own_urls(ports)}
         bootstrap = source.get("KAFKA_BOOTSTRAP_SERVERS")
         if log is None:
             remembered = home / "log"
@@ -53,7 +55,7 @@ class StackConfig:
             log=log,
             host=source.get("INGEST_HOST") or LOOPBACK,
             ingest_processes=_number(source, "INGEST_PROCESSES", 1, 64),
-            ports={name: _number(source, name, default, 65535) for name, default in _PORTS.items()},
+            ports=ports,
             given=given,
         )
 
@@ -78,6 +80,16 @@ class StackConfig:
         if self.ingest_processes == 1:
             return []
         return [self.ports["INGEST_METRICS_PORT"] + number for number in range(self.ingest_processes)]
+
+
+def _own_urls(ports: Mapping[str, int]) -> set[str]:
+    """URLs of the private servers: a shell that was given `./run.sh env` names them as if they were others'."""
+    return {
+        f"postgresql://{DATABASE}@{LOOPBACK}:{ports['POSTGRES_PORT']}/{DATABASE}",
+        f"redis://{LOOPBACK}:{ports['REDIS_PORT']}/0",
+        f"redis://{LOOPBACK}:{ports['LOG_REDIS_PORT']}/0",
+        f"kafka://{LOOPBACK}:{ports['KAFKA_PORT']}",
+    }
 
 
 def _number(source: Mapping[str, str], name: str, default: int, high: int) -> int:

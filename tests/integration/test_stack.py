@@ -91,6 +91,13 @@ def test_env_names_the_running_servers(place: Place) -> None:
     assert http_status(urls["FLOWER_URL"] + "/healthcheck") == 200
 
 
+def test_a_shell_with_the_addresses_of_a_system_can_start_it_again(place: Place) -> None:
+    # Given what `./run.sh env` has put into a shell
+    shell = {**place.environ, **urls_of(place)}
+    # Then a start from there still runs the servers itself
+    assert StackConfig.from_environ(None, shell).given == {}
+
+
 def test_everything_listens_on_loopback_only(place: Place) -> None:
     listening = set()
     for pid in place.pids().values():
