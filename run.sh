@@ -2,7 +2,7 @@
 # Runs the whole of Sluice on this machine: set-up, private servers where no URL is given, and every process.
 # ./run.sh --help says more.
 set -euo pipefail
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"
 sluice_setup requirements-servers.txt
 cd "$ROOT"

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Set-up, linters and all tests. ./test.sh unit runs the quick ones; further arguments go to pytest.
 set -euo pipefail
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-. "$ROOT/stack/setup.sh"
-sluice_setup requirements-servers.txt requirements-dev.txt
-cd "$ROOT"
-export PATH="$ROOT/.venv/bin:$PATH"
-
 if [ "${1:-}" = "--help" ] || [ "${1:-}" = "-h" ]; then
     printf '%s\n' './test.sh                  linters and all tests' \
         './test.sh unit             linters and the tests that need no server' \
         './test.sh -k drain -x      further arguments go to pytest'
     exit 0
 fi
+ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
+. "$ROOT/stack/setup.sh"
+sluice_setup requirements-servers.txt requirements-dev.txt
+cd "$ROOT"
+export PATH="$ROOT/.venv/bin:$PATH"
+
 if [ "$#" -eq 0 ] || [ "$1" = "unit" ]; then
     ruff format --check --quiet . || { echo "ruff format would change files: .venv/bin/ruff format ." >&2; exit 1; }
     ruff check --quiet .

@@ -1,12 +1,13 @@
 """What `./run.sh` calls: start, stop and look at a system on this machine."""
 
 import argparse
+import os
+import re
 import shlex
 import signal
-import subprocess
 import sys
 import threading
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pipeline.errors import SluiceError
 from stack.config import StackConfig
@@ -23,8 +24,10 @@ examples:
   SLUICE_HOME=/tmp/b INGEST_PORT=8081 ... ./run.sh    a second system beside the first
 
 servers of your own: DATABASE_URL, REDIS_URL, EVENT_LOG_URL, KAFKA_BOOTSTRAP_SERVERS
+addresses: INGEST_HOST 127.0.0.1, FLOWER_HOST 127.0.0.1; private servers listen on the loopback address only
 ports: INGEST_PORT 8080, FLOWER_PORT 5555, POSTGRES_PORT 5433, REDIS_PORT 6381, LOG_REDIS_PORT 6382, KAFKA_PORT 9093,
-       KAFKA_CONTROLLER_PORT 9094
+       KAFKA_CONTROLLER_PORT 9094, INGEST_METRICS_PORT 9101 and up (of several ingest processes)
+folder of data and logs: SLUICE_HOME .local/system
 """
 _SAMPLE: Final = (
     '{"correlationId": "test-1", "severity": "INFO", "message": "Test", "source": "cli", "timestamp": 1234567890000}'
@@ -47,10 +50,10 @@ def main() -> int:
                 for name, url in system.urls().items():
                     print(f"export {name}={shlex.quote(url)}")
             case "logs":
-                return _logs(system, arguments.name)
+                _logs(system, arguments.name)
             case "clean":
                 return _clean(system, sure=arguments.yes)
-    except (ServerError, SluiceError) as error:
+    except (ServerError, SluiceError, OSError) as error:
         print(f"run.sh: {error}", file=sys.stderr)
         return 1
     return 0
@@ -63,10 +66,18 @@ def _parse() -> Any:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--log", choices=("redis", "kafka"), help="the event log (default: as last time, or redis)")
-    parser.add_argument("--detach", action="store_true", help="return once everything is ready")
     commands = parser.add_subparsers(dest="command")
-    commands.add_parser("up", help="start (the default)")
+    # The options of `up`, which may also stand without it; where they are left out, neither place sets a default.
+    for starter in (parser, commands.add_parser("up", help="start (the default)")):
+        starter.add_argument(
+            "--log",
+            choices=("redis", "kafka"),
+            default=argparse.SUPPRESS,
+            help="the event log (default: as last time, or redis)",
+        )
+        starter.add_argument(
+            "--detach", action="store_true", default=argparse.SUPPRESS, help="return once everything is ready"
+        )
     commands.add_parser("stop", help="stop the system")
     commands.add_parser("status", help="its programs; exit status 1 where one does not run")
     commands.add_parser("env", help="its addresses, for the shell")
@@ -74,55 +85,75 @@ def _parse() -> Any:
     logs.add_argument("name", nargs="?", help="a name from ./run.sh status; without one, all")
     clean = commands.add_parser("clean", help="delete the data")
     clean.add_argument("--yes", action="store_true", help="do not ask")
-    parser.set_defaults(command="up")
+    parser.set_defaults(log=None, detach=False, command="up")
     return parser.parse_args()
 
 
 def _up(system: System, *, detach: bool) -> int:
-    """Start; in the foreground, stay until somebody stops it."""
+    """Start; in the foreground, stay until somebody stops it. A second Ctrl-C changes nothing."""
     interrupted = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: interrupted.set())
-    print(f"starting Sluice in {system.home}, event log on {system.config.log} …", flush=True)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_: interrupted.set())
+    _say(f"starting Sluice in {system.home}, event log on {system.config.log} …")
     urls = system.start(interrupted)
-    _print_table(system, urls)
+    _say(_table(system, urls))
     if detach:
         return 0
-    print("\nCtrl-C stops all of it.", flush=True)
+    _say("\nCtrl-C stops all of it.")
     while not interrupted.wait(0.5):
         if system.supervisor_pid() is None:
-            print("stopped from elsewhere")
-            return 0
-    print("\nstopping …", flush=True)
+            if not system.stop():
+                _say("stopped from elsewhere")
+                return 0
+            raise ServerError("the supervisor was killed; what it ran is stopped")
+    _say("\nstopping …")
     system.stop()
-    print("stopped")
+    _say("stopped")
     return 0
 
 
-def _print_table(system: System, urls: dict[str, str]) -> None:
+def _say(text: str) -> None:
+    """Print where somebody listens: a closed terminal or pipe must not keep us from stopping what we started."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _table(system: System, urls: dict[str, str]) -> str:
+    given = system.config.given
     rows = [
         ("events", f"{urls['INGEST_URL']}/api/logs"),
         ("health", f"{urls['INGEST_URL']}/api/logs/health"),
         ("Flower", urls["FLOWER_URL"]),
-        ("PostgreSQL", urls["DATABASE_URL"]),
-        ("Redis (queues, control)", urls["REDIS_URL"]),
-        ("event log", urls["EVENT_LOG_URL"]),
+        ("PostgreSQL", _shown(urls["DATABASE_URL"], is_given="DATABASE_URL" in given)),
+        ("Redis (queues, control)", _shown(urls["REDIS_URL"], is_given="REDIS_URL" in given)),
+        ("event log", _shown(urls["EVENT_LOG_URL"], is_given="EVENT_LOG_URL" in given)),
         ("logs", str(system.logs)),
     ]
-    print("\nSluice is ready.\n")
-    for name, value in rows:
-        print(f"  {name:<24} {value}")
-    print("\nTry it:\n")
-    print(
-        f"  curl -i {urls['INGEST_URL']}/api/logs -H 'Content-Type: application/json' \\\n    -d '{_SAMPLE}'",
-        flush=True,
-    )
+    lines = ["", "Sluice is ready.", "", *(f"  {name:<24} {value}" for name, value in rows), "", "Try it:", ""]
+    curl = f"  curl -i {urls['INGEST_URL']}/api/logs -H 'Content-Type: application/json' \\\n    -d '{_SAMPLE}'"
+    return "\n".join([*lines, curl])
+
+
+def _shown(url: str, *, is_given: bool) -> str:
+    """A URL for the terminal: without its password, and saying whether the server is somebody else's."""
+    hidden = re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
+    return f"{hidden}  (given)" if is_given else hidden
 
 
 def _status(system: System) -> int:
     if system.supervisor_pid() is None:
-        print(f"no system runs in {system.home}")
+        left = system.remains()
+        print(
+            f"the supervisor of {system.home} was killed and left {left} processes: ./run.sh stop ends them"
+            if left
+            else f"no system runs in {system.home}"
+        )
         return 1
+    urls = system.urls()
+    print(f"{urls['INGEST_URL']}, event log {_shown(urls['EVENT_LOG_URL'], is_given=False)}")
     all_run = True
     for info in system.programs_now():
         all_run = all_run and info["statename"] == "RUNNING"
@@ -130,23 +161,31 @@ def _status(system: System) -> int:
     return 0 if all_run else 1
 
 
-def _logs(system: System, name: str | None) -> int:
+def _logs(system: System, name: str | None) -> NoReturn:
     paths = sorted(system.logs.glob(f"{name or '*'}.log"))
     if not paths:
         raise ServerError(f"there is no log of {name or 'anything'} in {system.logs}")
-    return subprocess.run(["tail", "-n", "20", "-F", *map(str, paths)], check=False).returncode
+    os.execvp("tail", ["tail", "-n", "20", "-F", *map(str, paths)])  # noqa: S606 - its Ctrl-C is its own
 
 
 def _clean(system: System, *, sure: bool) -> int:
     if not sure:
         if not sys.stdin.isatty():
             raise ServerError(f"clean deletes {system.home}: say --yes where nobody can be asked")
-        if input(f"delete {system.home} and every event in it? [y/N] ").strip().lower() not in ("y", "yes"):
+        if _ask(f"delete the data in {system.home}, every event of it? [y/N] ") not in ("y", "yes"):
             print("nothing deleted")
             return 1
     system.clean()
-    print(f"deleted {system.home}")
+    print(f"deleted the data in {system.home}")
     return 0
+
+
+def _ask(question: str) -> str:
+    try:
+        return input(question).strip().lower()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ""
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """What `run.sh` is told: folders, ports and which servers are somebody else's. The only reader of these variables."""
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from stack.servers import DATABASE, LOOPBACK, ROOT, ServerError
+from stack.servers import LOOPBACK, ROOT, ServerError, kafka_url, postgres_url, redis_url
 
 _PORTS: Final = {
     "INGEST_PORT": 8080,
@@ -20,13 +22,18 @@ _PORTS: Final = {
 }
 
 
+_URLS: Final = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")
+_LOGS: Final = ("redis", "kafka")
+
+
 @dataclass(frozen=True)
 class StackConfig:
     """How to run one system on this machine."""
 
     home: Path  # data, logs, socket and process ids
     log: str  # redis or kafka
-    host: str  # that ingest and Flower listen on; private servers always keep to the loopback address
+    host: str  # that ingest listens on; private servers always keep to the loopback address
+    flower_host: str  # Flower shows tasks and workers to everybody who reaches it
     ingest_processes: int
     ports: Mapping[str, int]
     given: Mapping[str, str]  # DATABASE_URL, REDIS_URL, EVENT_LOG_URL where servers of somebody else are used
@@ -36,24 +43,25 @@ class StackConfig:
         """Read the environment; `log` is the command line's choice. Raises ServerError with what is wrong."""
         source = os.environ if environ is None else environ
         home = Path(source.get("SLUICE_HOME") or ROOT / ".local" / "system").expanduser().resolve()
+        for folder in (home, ROOT):
+            if re.search(r"%|\s[;#]|\n", str(folder)):  # signs of its configuration's syntax
+                raise ServerError(f"supervisor can't work in a folder with %, or ; or # after a space: {str(folder)!r}")
         ports = {name: _number(source, name, default, 65535) for name, default in _PORTS.items()}
-        names = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")
-        given = {name: source[name] for name in names if source.get(name) and source[name] not in _own_urls(ports)}
+        own = _own_urls(home, ports)
+        given = {name: source[name] for name in _URLS if source.get(name) and source[name] not in own}
         bootstrap = source.get("KAFKA_BOOTSTRAP_SERVERS")
         if log is None:
-            remembered = home / "log"
-            log = remembered.read_text().strip() if remembered.exists() else "redis"
-            if given.get("EVENT_LOG_URL", "").startswith("kafka://") or bootstrap:
-                log = "kafka"
+            log = _log_without_a_choice(home, given.get("EVENT_LOG_URL"), bootstrap)
         if log == "kafka" and bootstrap and "EVENT_LOG_URL" not in given:
             given["EVENT_LOG_URL"] = f"kafka://{bootstrap}"
         url = given.get("EVENT_LOG_URL")
-        if url is not None and url.startswith("kafka") != (log == "kafka"):
+        if url is not None and url.startswith("kafka:") != (log == "kafka"):
             raise ServerError(f"--log {log} and EVENT_LOG_URL={url} contradict each other: leave one of them out")
         return cls(
             home=home,
             log=log,
             host=source.get("INGEST_HOST") or LOOPBACK,
+            flower_host=source.get("FLOWER_HOST") or LOOPBACK,
             ingest_processes=_number(source, "INGEST_PROCESSES", 1, 64),
             ports=ports,
             given=given,
@@ -82,18 +90,37 @@ class StackConfig:
         return [self.ports["INGEST_METRICS_PORT"] + number for number in range(self.ingest_processes)]
 
 
-def _own_urls(ports: Mapping[str, int]) -> set[str]:
-    """URLs of the private servers: a shell that was given `./run.sh env` names them as if they were others'."""
-    return {
-        f"postgresql://{DATABASE}@{LOOPBACK}:{ports['POSTGRES_PORT']}/{DATABASE}",
-        f"redis://{LOOPBACK}:{ports['REDIS_PORT']}/0",
-        f"redis://{LOOPBACK}:{ports['LOG_REDIS_PORT']}/0",
-        f"kafka://{LOOPBACK}:{ports['KAFKA_PORT']}",
+def _log_without_a_choice(home: Path, url: str | None, bootstrap: str | None) -> str:
+    """The event log where the command line names none: as the URLs say, as last time, or Redis Streams."""
+    if url is not None:
+        return "kafka" if url.startswith("kafka:") else "redis"
+    if bootstrap:
+        return "kafka"
+    remembered = home / "log"
+    log = remembered.read_text().strip() if remembered.is_file() else ""
+    return log if log in _LOGS else "redis"
+
+
+def _own_urls(home: Path, ports: Mapping[str, int]) -> set[str]:
+    """URLs of this system's private servers.
+
+    Whoever has put `./run.sh env` into the shell and starts again there gives us our own servers' addresses, which
+    do not answer until we start them.
+    """
+    own = {
+        postgres_url(ports["POSTGRES_PORT"]),
+        redis_url(ports["REDIS_PORT"]),
+        redis_url(ports["LOG_REDIS_PORT"]),
+        kafka_url(ports["KAFKA_PORT"]),
     }
+    state = home / "running.json"
+    if state.is_file():
+        own.update(json.loads(state.read_text()).get("own", []))
+    return own
 
 
 def _number(source: Mapping[str, str], name: str, default: int, high: int) -> int:
     text = source.get(name) or str(default)
-    if not text.isdigit() or not 1 <= int(text) <= high:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= high:
         raise ServerError(f"{name}={text!r} is not a number from 1 to {high}")
     return int(text)

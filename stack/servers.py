@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import importlib.util
 import os
 import pwd
@@ -21,6 +22,8 @@ from typing import Final
 import psutil
 import psycopg2
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 KAFKA_VERSION: Final = "4.0.0"
@@ -137,15 +140,21 @@ def free_port() -> int:
             return port
 
 
+def port_problem(host: str, port: int) -> str | None:
+    """Why nobody can listen on the port now, None where one can."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return "is taken" if error.errno == errno.EADDRINUSE else f"can't be had ({error.strerror})"
+    return None
+
+
 def port_is_taken(host: str, port: int) -> bool:
-    """Whether somebody listens on the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return True
-        return False
+    """Whether nobody else can listen on the port."""
+    return port_problem(host, port) is not None
 
 
 def _tail(path: Path, lines: int = 8) -> str:
@@ -160,6 +169,21 @@ def _package_folder(module: str, package: str) -> Path:
     if spec is None or spec.origin is None:
         raise ServerError(f"the package {package} is not installed: run ./run.sh or ./test.sh, which install it")
     return Path(spec.origin).parent
+
+
+def postgres_url(port: int) -> str:
+    """Where a private PostgreSQL on this port is found."""
+    return f"postgresql://sluice@{LOOPBACK}:{port}/{DATABASE}"
+
+
+def redis_url(port: int) -> str:
+    """Where a private Redis on this port is found."""
+    return f"redis://{LOOPBACK}:{port}/0"
+
+
+def kafka_url(port: int) -> str:
+    """Where a private Kafka on this port is found."""
+    return f"kafka://{LOOPBACK}:{port}"
 
 
 # --- Redis ------------------------------------------------------------------------------------------
@@ -199,12 +223,15 @@ def redis_server(home: Path, port: int, *, is_log: bool, maxmemory: str, host: s
 
     def is_ready() -> bool:
         try:
-            with redis.Redis(host=LOOPBACK, port=port, socket_timeout=1, socket_connect_timeout=1) as client:
+            # Once: by default the client tries again for ten seconds and more.
+            with redis.Redis(
+                host=LOOPBACK, port=port, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
+            ) as client:
                 return bool(client.ping())
         except redis.RedisError:
             return False
 
-    return Server(name, command, home / f"{name}.log", f"redis://{LOOPBACK}:{port}/0", port, is_ready)
+    return Server(name, command, home / f"{name}.log", redis_url(port), port, is_ready)
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------------
@@ -239,6 +266,30 @@ def _everybody_can_reach(folder: Path) -> bool:
     return all(part.stat().st_mode & 0o001 for part in (folder, *folder.parents))
 
 
+def _make_cluster(data: Path, environ: Mapping[str, str], *, durable: bool) -> None:
+    """Make PostgreSQL's data folder; it gets its name when it is whole, so that a killed start leaves no half."""
+    partial = data.with_name(f"{data.name}.new")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(mode=0o700)
+    made = subprocess.run(
+        [
+            *_as_somebody_else(partial),
+            *(str(postgres_bin() / "initdb"), "-D", str(partial)),
+            *("-U", "sluice", "-E", "UTF8", "-A", "trust"),
+            *([] if durable else ["--no-sync"]),
+        ],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, **environ},
+        check=False,
+    )
+    if made.returncode != 0:
+        raise ServerError(f"initdb failed: {(made.stderr or made.stdout).strip()}")
+    partial.rename(data)
+
+
 def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = LOOPBACK) -> Server:
     """A PostgreSQL with a database `sluice` in a data folder that is made where it is missing.
 
@@ -247,33 +298,11 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
     """
     data = home / "postgres"
     home.mkdir(parents=True, exist_ok=True)
-    data.mkdir(mode=0o700, exist_ok=True)
-    prefix = _as_somebody_else(data)
-    programs = postgres_bin()
     environ = {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
     if not (data / "PG_VERSION").exists():
-        made = subprocess.run(
-            [
-                *prefix,
-                str(programs / "initdb"),
-                "-D",
-                str(data),
-                "-U",
-                "sluice",
-                "-E",
-                "UTF8",
-                "-A",
-                "trust",
-                "--no-sync",
-            ],
-            capture_output=True,
-            text=True,
-            cwd="/",
-            env={**os.environ, **environ},
-            check=False,
-        )
-        if made.returncode != 0:
-            raise ServerError(f"initdb failed: {(made.stderr or made.stdout).strip()}")
+        _make_cluster(data, environ, durable=durable)
+    prefix = _as_somebody_else(data)
+    programs = postgres_bin()
     command = [*prefix, str(programs / "postgres"), "-D", str(data)]
     for option in (
         f"port={port}",
@@ -300,9 +329,10 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
         except psycopg2.Error:
             return False
 
-    url = f"postgresql://sluice@{LOOPBACK}:{port}/{DATABASE}"
     # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for every client to leave.
-    return Server("postgres", command, home / "postgres.log", url, port, is_ready, environ, stop_signal=signal.SIGINT)
+    return Server(
+        "postgres", command, home / "postgres.log", postgres_url(port), port, is_ready, environ, signal.SIGINT
+    )
 
 
 # --- Kafka ----------------------------------------------------------------------------------------------
@@ -407,4 +437,4 @@ def kafka_server(home: Path, port: int, controller_port: int, *, host: str = LOO
                 admin.close()
         return False
 
-    return Server("kafka", command, home / "kafka.log", f"kafka://{LOOPBACK}:{port}", port, is_ready)
+    return Server("kafka", command, home / "kafka.log", kafka_url(port), port, is_ready)

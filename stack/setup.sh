@@ -1,46 +1,68 @@
 # Sourced by run.sh, test.sh and bench.sh: makes .venv with the pinned packages, or finds it as it should be.
-# In: ROOT, the checkout. Nothing is changed outside of it.
+# In: ROOT, the checkout. Nothing is changed outside of it. Says what it does on standard error, since the output
+# of `run.sh env` is for the shell.
 
 sluice_die() {
     printf '%s: %s\n' "${0##*/}" "$1" >&2
     exit 1
 }
 
+# Prints the path of a Python 3.11 to 3.13 that can make virtual environments; else one line on what is missing.
 sluice_python() {
-    local name
+    local name without_venv=""
     for name in python3.13 python3.12 python3.11 python3; do
-        if command -v "$name" >/dev/null 2>&1 &&
-            "$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+        command -v "$name" >/dev/null 2>&1 || continue
+        "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || continue
+        if "$name" -c 'import venv, ensurepip' 2>/dev/null; then
             command -v "$name"
             return 0
         fi
+        without_venv=${without_venv:-$name}
     done
+    if [ -n "$without_venv" ]; then
+        echo "$without_venv comes without venv: install that (Debian: apt-get install python3-venv)"
+    else
+        echo "needs Python 3.11, 3.12 or 3.13, and found none (Debian: apt-get install python3 python3-venv)"
+    fi
     return 1
+}
+
+sluice_install() { # WANTED FILE...
+    local python wanted=$1 file
+    shift
+    # A checkout that was moved has programs in .venv that name the old place.
+    if [ ! -x "$ROOT/.venv/bin/python" ] || ! "$ROOT/.venv/bin/python" -c 'import pip' 2>/dev/null ||
+        ! grep -qF "$ROOT/.venv" "$ROOT/.venv/bin/activate"; then
+        python=$(sluice_python) || sluice_die "$python"
+        echo "making .venv with $python …" >&2
+        rm -rf "$ROOT/.venv"
+        "$python" -m venv "$ROOT/.venv" >&2 || sluice_die "$python -m venv failed"
+    fi
+    echo "installing packages …" >&2
+    # shellcheck disable=SC2046
+    (cd "$ROOT" && .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+        -c constraints.txt $(printf -- '-r %s ' "$@") >&2) ||
+        sluice_die "the packages could not be installed (pip said why, above)"
+    for file in "$@"; do
+        printf '%s' "$wanted" >"$ROOT/.venv/installed.$file"
+    done
 }
 
 # sluice_setup FILE...: requirement files to install. Takes under a second where they are installed already.
 sluice_setup() {
-    local python wanted
+    local wanted file
     mkdir -p "$ROOT/.local"
+    # Two starts at once must not install into each other; a system that runs is not in the way.
     exec 9>"$ROOT/.local/setup.lock"
     if command -v flock >/dev/null 2>&1; then
         flock 9
     fi
-    # Two starts at once must not install into each other; a system that runs is not in the way.
-    wanted=$(cd "$ROOT" && cat "$@" requirements.txt constraints.txt stack/setup.sh | cksum)" $*"
-    if [ "$(cat "$ROOT/.venv/installed" 2>/dev/null)" != "$wanted" ]; then
-        if [ ! -x "$ROOT/.venv/bin/python" ] || ! "$ROOT/.venv/bin/python" -c 'import pip' 2>/dev/null; then
-            python=$(sluice_python) ||
-                sluice_die "needs Python 3.11 to 3.13 with venv (Debian: python3 and python3-venv), and found none"
-            echo "making .venv with $python …"
-            rm -rf "$ROOT/.venv"
-            "$python" -m venv "$ROOT/.venv" || sluice_die "$python -m venv failed"
+    wanted="$(cd "$ROOT" && cat requirements*.txt constraints.txt stack/setup.sh | cksum) $ROOT"
+    for file in "$@"; do
+        if [ ! -x "$ROOT/.venv/bin/python" ] || [ "$(cat "$ROOT/.venv/installed.$file" 2>/dev/null)" != "$wanted" ]; then
+            sluice_install "$wanted" "$@"
+            break
         fi
-        echo "installing packages …"
-        # shellcheck disable=SC2046
-        (cd "$ROOT" && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-            $(printf -- '-r %s ' "$@")) || sluice_die "the packages could not be installed (pip said why, above)"
-        printf '%s' "$wanted" >"$ROOT/.venv/installed"
-    fi
+    done
     exec 9>&-
 }

@@ -1,56 +1,44 @@
 """One system under a supervisor: which programs there are, how they start, and how one tells that they are ready."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
+import socket
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final
-from xmlrpc.client import Fault, ServerProxy
-
-from supervisor.xmlrpc import SupervisorTransport
+from xmlrpc.client import Fault
 
 from stack.config import StackConfig
 from stack.servers import (
+    KAFKA_LIBS,
     LOOPBACK,
-    ROOT,
     Server,
     ServerError,
     kafka_server,
-    port_is_taken,
+    port_problem,
     postgres_server,
     redis_server,
 )
+from stack.supervision import Program, Supervisor
 
-READY_SECONDS_MAX: Final = 60.0
-STOP_SECONDS_MAX: Final = 60.0
+READY_SECONDS_MAX: Final = 60.0  # of one program, from when the one before it was ready
 SPARE_DRAINS: Final = 2  # worker processes beyond one a partition: a frozen one must not keep others from its work
-_FILES: Final = 8192  # open files a process: ingest takes 2,000 connections, and the usual limit is 1,024
-_SOCKET_CHARS_MAX: Final = 100  # of a unix socket's path, which the kernel limits to 107
-
-
-@dataclass(frozen=True)
-class Program:
-    """One supervised process. Lower priorities start first and stop last."""
-
-    name: str
-    command: list[str]
-    priority: int
-    environ: Mapping[str, str] = field(default_factory=dict)
-    stop_signal: str = "TERM"
-    stop_seconds: int = 15
+_FAILED_STARTS_MAX: Final = 3  # of one program while the system starts: then it will not come up by itself
+_LOOK_SECONDS: Final = 0.5  # how often a start looks for programs that end
+# What `clean` deletes: the folder may have been there before us, and hold other things.
+_DATA: Final = ("postgres", "postgres.new", "redis-control", "redis-log", "kafka", "logs")
+_FILES: Final = ("log", "running.json", "supervisord.conf", "supervisor.pid", "supervisor.sock", "lock")
 
 
 class System:
@@ -60,40 +48,34 @@ class System:
         self.config = config
         self.home = config.home
         self.logs = self.home / "logs"
-        self._interrupted = threading.Event()
-        self.pid_path = self.home / "supervisor.pid"
         self.state_path = self.home / "running.json"
-        self.socket_path = self.home / "supervisor.sock"
-        if len(str(self.socket_path)) > _SOCKET_CHARS_MAX:
-            digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:12]
-            self.socket_path = Path(tempfile.gettempdir()) / f"sluice-{os.getuid()}-{digest}.sock"
+        self._supervisor = Supervisor(self.home)
+        self._interrupted = threading.Event()
+        self._ended: defaultdict[str, set[int]] = defaultdict(set)  # when programs ended during a start, epoch s
 
     # --- asking -------------------------------------------------------------------------------------
 
     def supervisor(self) -> Any:
         """The supervisor's XML-RPC interface."""
-        transport = SupervisorTransport(None, None, f"unix://{self.socket_path}")
-        return ServerProxy("http://localhost", transport=transport).supervisor
+        return self._supervisor.rpc()
 
     def supervisor_pid(self) -> int | None:
         """The running supervisor's process id; None where none runs."""
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(self.pid_path.read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"supervisord" in command and str(self.home).encode() in command:
-                return pid
-        return None
+        return self._supervisor.pid()
 
     def programs_now(self) -> list[dict[str, Any]]:
         """The supervisor's view of every program. Raises OSError where no supervisor runs."""
-        found: list[dict[str, Any]] = self.supervisor().getAllProcessInfo()
-        return found
+        return self._supervisor.programs()
+
+    def remains(self) -> int:
+        """How many processes are left of a system whose supervisor was killed."""
+        return 0 if self.supervisor_pid() is not None else len(self._supervisor.remains())
 
     def urls(self) -> dict[str, str]:
         """The addresses of the running system. Raises ServerError where none runs."""
         if self.supervisor_pid() is None:
             raise ServerError(f"no system runs in {self.home}: ./run.sh starts one")
-        urls: dict[str, str] = json.loads(self.state_path.read_text())
+        urls: dict[str, str] = json.loads(self.state_path.read_text())["urls"]
         return urls
 
     # --- starting -------------------------------------------------------------------------------------
@@ -102,10 +84,16 @@ class System:
         """Raise ServerError, in one line, where a start could not succeed."""
         if self.supervisor_pid() is not None:
             raise ServerError(f"a system runs already in {self.home}: ./run.sh status, ./run.sh stop")
+        hosts = {"INGEST_PORT": self.config.host, "FLOWER_PORT": self.config.flower_host}
+        users: dict[int, str] = {}
         for name, port in self.config.ports_used.items():
-            host = self.config.host if name in ("INGEST_PORT", "FLOWER_PORT") else LOOPBACK
-            if port_is_taken(host, port):
-                raise ServerError(f"{name}={port} is taken on {host}: set {name} to another port")
+            if port in users:
+                raise ServerError(f"{name}={port} is {users[port]}'s port too: set one of them to another port")
+            users[port] = name
+            host = hosts.get(name, self.config.host if name.startswith("INGEST_METRICS_PORT") else LOOPBACK)
+            problem = port_problem(host, port)
+            if problem is not None:
+                raise ServerError(f"{name}={port} {problem} on {host}: set {name} to another port")
 
     def start(self, interrupted: threading.Event) -> dict[str, str]:
         """Start everything and wait until it is ready; returns the addresses.
@@ -113,34 +101,57 @@ class System:
         Raises ServerError where something does not start or `interrupted` is set, after stopping what was started.
         """
         self._interrupted = interrupted
-        self.check()
-        self.logs.mkdir(parents=True, exist_ok=True)
-        servers = self._servers()
-        urls = self._urls(servers)
-        programs = [_server_program(server) for server in servers.values()] + self._sluice(urls)
-        (self.home / "log").write_text(self.config.log + "\n")
-        self._write_config(programs)
-        self.state_path.write_text(json.dumps(urls))
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(self.home / "supervisord.conf")],
-            check=True,
-            cwd=ROOT,
-        )
-        try:
-            self._wait(self._answers, "the supervisor")
-            for server in servers.values():
-                self.supervisor().startProcess(server.name, False)
-            for server in servers.values():
-                self._wait(server.is_ready, server.name)
-            self._migrate(urls)
-            for program in programs:
-                if program.name not in servers:
-                    self.supervisor().startProcess(program.name, False)
-            self._wait_for_sluice(urls, time.monotonic())
-        except BaseException:
-            self.stop()
-            raise
+        self._ended.clear()
+        self.home.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            if self.remains() and self._supervisor.end_remains():
+                print("ended what an earlier run had left, whose supervisor was killed", file=sys.stderr)
+            self.check()
+            servers = self._servers()
+            urls = self._urls(servers)
+            programs = [_server_program(server) for server in servers.values()] + self._sluice(urls)
+            (self.home / "log").write_text(self.config.log + "\n")
+            self._write_state(urls)
+            self._supervisor.start(programs, self._environ(urls))
+            try:
+                self._wait(self._supervisor.answers, "supervisor")
+                for server in servers.values():
+                    self._start_program(server.name)
+                for server in servers.values():
+                    self._wait(server.is_ready, server.name)
+                self._migrate(urls)
+                for program in programs:
+                    if program.name not in servers:
+                        self._start_program(program.name)
+                self._wait_for_sluice(urls, time.monotonic())
+            except BaseException:
+                self.stop()
+                raise
         return urls
+
+    def _start_program(self, name: str) -> None:
+        try:
+            self.supervisor().startProcess(name, False)
+        except (OSError, Fault) as error:
+            raise ServerError(f"{name} can't be started: {getattr(error, 'faultString', error)}") from None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep a second start in this folder, and a clean, from getting between. Raises ServerError."""
+        with (self.home / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ServerError(f"another ./run.sh is at work in {self.home}: wait for it, or stop it") from None
+            yield
+
+    def _write_state(self, urls: Mapping[str, str]) -> None:
+        """What `env` tells, and which of it is ours; for our own eyes, since a URL may hold a password."""
+        own = [urls[name] for name in ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL") if name not in self.config.given]
+        new = self.state_path.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_text(json.dumps({"urls": dict(urls), "own": own}))
+        new.replace(self.state_path)
 
     def _servers(self) -> dict[str, Server]:
         """The private servers that this system needs, by name."""
@@ -152,6 +163,8 @@ class System:
             servers.append(redis_server(home, config.ports["REDIS_PORT"], is_log=False, maxmemory="256mb"))
         if "EVENT_LOG_URL" not in config.given:
             if config.log == "kafka":
+                if not KAFKA_LIBS.is_dir():
+                    print("fetching Kafka with Maven, this once …", flush=True)
                 servers.append(kafka_server(home, config.ports["KAFKA_PORT"], config.ports["KAFKA_CONTROLLER_PORT"]))
             else:
                 servers.append(redis_server(home, config.ports["LOG_REDIS_PORT"], is_log=True, maxmemory="1gb"))
@@ -160,13 +173,12 @@ class System:
     def _urls(self, servers: Mapping[str, Server]) -> dict[str, str]:
         given = self.config.given
         log = servers.get("kafka") or servers.get("redis-log")
-        shown = LOOPBACK if self.config.host in ("0.0.0.0", "::") else self.config.host  # noqa: S104 - compared, not bound
         return {
-            "INGEST_URL": f"http://{shown}:{self.config.ports['INGEST_PORT']}",
+            "INGEST_URL": _http_url(self.config.host, self.config.ports["INGEST_PORT"]),
             "DATABASE_URL": given.get("DATABASE_URL") or servers["postgres"].url,
             "REDIS_URL": given.get("REDIS_URL") or servers["redis-control"].url,
             "EVENT_LOG_URL": given.get("EVENT_LOG_URL") or (log.url if log is not None else ""),
-            "FLOWER_URL": f"http://{shown}:{self.config.ports['FLOWER_PORT']}",
+            "FLOWER_URL": _http_url(self.config.flower_host, self.config.ports["FLOWER_PORT"]),
         }
 
     def _environ(self, urls: Mapping[str, str]) -> dict[str, str]:
@@ -182,21 +194,19 @@ class System:
         """Sluice's own programs."""
         from pipeline.settings import Settings  # noqa: PLC0415 - the stack's other commands need no settings
 
-        environ = self._environ(urls)
-        settings = Settings.from_environ({**os.environ, **environ})
-        unique = hashlib.sha256(str(self.home).encode()).hexdigest()[:6]
+        settings = Settings.from_environ({**os.environ, **self._environ(urls)})
         python = sys.executable
         celery = [python, "-W", "ignore", "-m", "celery", "-A", "tasks.app"]
         worker = ["--without-gossip", "--without-mingle", "--loglevel", "info"]
         drains = settings.log_partitions + SPARE_DRAINS
-        flower = [f"--address={self.config.host}", f"--port={self.config.ports['FLOWER_PORT']}"]
+        flower = [f"--address={self.config.flower_host}", f"--port={self.config.ports['FLOWER_PORT']}"]
         programs = [
             Program(
-                "control", [*celery, "worker", "-Q", "control", "-n", f"control-{unique}@%h", "-c", "2", *worker], 20
+                "control", [*celery, "worker", "-Q", "control", "-n", self._node("control"), "-c", "2", *worker], 20
             ),
             Program(
                 "batches",
-                [*celery, "worker", "-Q", "batches", "-n", f"batches-{unique}@%h", "-c", str(drains), *worker],
+                [*celery, "worker", "-Q", "batches", "-n", self._node("batches"), "-c", str(drains), *worker],
                 20,
                 stop_signal="QUIT",  # at once: what a drain has not committed is drained again
             ),
@@ -214,7 +224,11 @@ class System:
                     stop_seconds=int(settings.stop_seconds_max) + 5,
                 )
             )
-        return [replace(program, environ={**environ, **program.environ}) for program in programs]
+        return programs
+
+    def _node(self, queue: str) -> str:
+        """A worker's name, unlike that of any other system on the same broker."""
+        return f"{queue}-{hashlib.sha256(str(self.home).encode()).hexdigest()[:6]}@{socket.gethostname()}"
 
     def _migrate(self, urls: Mapping[str, str]) -> None:
         from pipeline.settings import Settings  # noqa: PLC0415
@@ -222,77 +236,77 @@ class System:
 
         migrate(Settings.from_environ({**os.environ, **self._environ(urls)}))
 
-    def _write_config(self, programs: list[Program]) -> None:
-        lines = [
-            "[supervisord]",
-            f"pidfile={_escaped(self.pid_path)}",
-            f"logfile={_escaped(self.logs / 'supervisor.log')}",
-            f"childlogdir={_escaped(self.logs)}",
-            f"directory={_escaped(ROOT)}",
-            "logfile_maxbytes=5MB",
-            "logfile_backups=1",
-            f"minfds={_files()}",
-            *(["user=root"] if os.geteuid() == 0 else []),
-            "[unix_http_server]",
-            f"file={_escaped(self.socket_path)}",
-            "chmod=0700",
-            "[rpcinterface:supervisor]",
-            "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
-        ]
-        for program in programs:
-            environ = ",".join(f'{name}="{_escaped(value)}"' for name, value in program.environ.items())
-            lines += [
-                f"[program:{program.name}]",
-                f"command={_escaped(_quoted(program.command))}",
-                *([f"environment={environ}"] if environ else []),
-                f"priority={program.priority}",
-                f"stdout_logfile={_escaped(self.logs / f'{program.name}.log')}",
-                "stdout_logfile_maxbytes=10MB",
-                "stdout_logfile_backups=2",
-                "redirect_stderr=true",
-                "autostart=false",
-                "autorestart=true",
-                "startsecs=1",
-                "startretries=1000000",  # what fails is tried for ever, ever more rarely
-                f"stopsignal={program.stop_signal}",
-                f"stopwaitsecs={program.stop_seconds}",
-                "killasgroup=true",
-            ]
-        (self.home / "supervisord.conf").write_text("\n".join(lines) + "\n")
-
     # --- readiness ------------------------------------------------------------------------------------------
 
     def _wait_for_sluice(self, urls: Mapping[str, str], started: float) -> None:
         """Until events are taken, the control loop has ticked since the start, and every program runs."""
         self._wait(lambda: _status(urls["INGEST_URL"] + "/readyz") == 200, "ingest-0")
         self._wait(lambda: _has_ticked(_health(urls["INGEST_URL"]), since=started), "control")
+        self._wait_for_workers(urls)
         self._wait(lambda: _status(urls["FLOWER_URL"] + "/healthcheck") == 200, "flower")
         for info in self.programs_now():
-            self._wait(lambda name=info["name"]: self._runs(name), str(info["name"]))
+            self._wait(partial(self._runs, str(info["name"])), str(info["name"]))
+
+    def _wait_for_workers(self, urls: Mapping[str, str]) -> None:
+        """Until both workers answer Celery's ping: they take tasks."""
+        from celery import Celery  # noqa: PLC0415 - slow to import, and only a start needs it
+        from kombu.exceptions import OperationalError  # noqa: PLC0415
+
+        from pipeline.settings import Settings  # noqa: PLC0415
+        from tasks.app import celery_settings  # noqa: PLC0415
+
+        settings = Settings.from_environ({**os.environ, **self._environ(urls)})
+        with Celery("sluice-start", broker=settings.redis_url, set_as_current=False) as app:
+            app.conf.update(celery_settings(settings))
+
+            def answers(node: str) -> bool:
+                try:
+                    return bool(app.control.ping(destination=[node], timeout=1.0, limit=1))
+                except OperationalError:
+                    return False
+
+            for queue in ("batches", "control"):
+                self._wait(partial(answers, self._node(queue)), queue)
 
     def _runs(self, name: str) -> bool:
-        return bool(self.supervisor().getProcessInfo(name)["statename"] == "RUNNING")
-
-    def _answers(self) -> bool:
         try:
-            self.programs_now()
-        except (OSError, Fault):
+            return bool(self.supervisor().getProcessInfo(name)["statename"] == "RUNNING")
+        except OSError:
             return False
-        return True
 
-    def _wait(self, condition: Any, name: str) -> None:
+    def _wait(self, condition: Callable[[], bool], name: str) -> None:
         """Wait until a program is ready. Raises ServerError with the end of its log."""
         deadline = time.monotonic() + READY_SECONDS_MAX
+        next_look = time.monotonic() + _LOOK_SECONDS
         while not condition():
-            if time.monotonic() > deadline:
+            if self._interrupted.is_set():
+                raise ServerError("interrupted while starting; everything is stopped again")
+            if name != "supervisor" and self.supervisor_pid() is None:
+                raise ServerError("the supervisor has ended: somebody stopped the system while it started")
+            now = time.monotonic()
+            if now > next_look:
+                self._look_for_failures()
+                next_look = now + _LOOK_SECONDS
+            if now > deadline:
                 raise ServerError(
                     f"{name} is not ready after {READY_SECONDS_MAX:.0f} s; its log ends:\n{self.tail(name)}"
                 )
-            if self._interrupted.is_set():
-                raise ServerError("interrupted while starting; everything is stopped again")
-            if self.supervisor_pid() is None and name != "the supervisor":
-                raise ServerError("the supervisor has ended: somebody stopped the system while it started")
             time.sleep(0.05)
+
+    def _look_for_failures(self) -> None:
+        """Raise ServerError for a program that can't be started, or ends again and again."""
+        if not self._supervisor.answers():
+            return
+        for info in self.programs_now():
+            name = info["name"]
+            if info["spawnerr"] and not info["spawnerr"].startswith("Exited too quickly"):
+                raise ServerError(f"{name} can't be started: {info['spawnerr']}")
+            if info["stop"]:
+                self._ended[name].add(info["stop"])
+            if len(self._ended[name]) >= _FAILED_STARTS_MAX:
+                raise ServerError(
+                    f"{name} ends again and again (exit status {info['exitstatus']}); its log ends:\n{self.tail(name)}"
+                )
 
     def tail(self, name: str, lines: int = 15) -> str:
         """The end of a program's log."""
@@ -305,23 +319,22 @@ class System:
 
     def stop(self) -> bool:
         """Stop everything, in order, and wait for its end; False where nothing ran."""
-        pid = self.supervisor_pid()
-        if pid is None:
-            return False
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS_MAX
-        while self.supervisor_pid() is not None:
-            if time.monotonic() > deadline:
-                raise ServerError(f"the supervisor (process {pid}) does not end within {STOP_SECONDS_MAX:.0f} s")
-            time.sleep(0.05)
-        return True
+        return self._supervisor.stop()
 
     def clean(self) -> None:
-        """Delete the data. Raises ServerError while the system runs."""
-        if self.supervisor_pid() is not None:
-            raise ServerError(f"a system runs in {self.home}: ./run.sh stop comes first")
-        if self.home.exists():
-            shutil.rmtree(self.home)
+        """Delete the data, and the folder where nothing else is in it. Raises ServerError while the system runs."""
+        if not self.home.exists():
+            return
+        with self._alone():
+            if self.supervisor_pid() is not None or self.remains():
+                raise ServerError(f"a system runs in {self.home}: ./run.sh stop comes first")
+            for name in _DATA:
+                if (self.home / name).exists():
+                    shutil.rmtree(self.home / name)
+            for name in _FILES:
+                (self.home / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.home.rmdir()
 
 
 def _server_program(server: Server) -> Program:
@@ -329,20 +342,10 @@ def _server_program(server: Server) -> Program:
     return Program(server.name, server.command, 10, server.environ, name, 30)
 
 
-def _files() -> int:
-    """How many files a process may open: what we want, or what this user may have at most."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-
-
-def _escaped(text: object) -> str:
-    """A value of supervisor's configuration, in which % is special."""
-    return str(text).replace("%", "%%")
-
-
-def _quoted(command: list[str]) -> str:
-    """A command line for supervisor, which splits it as a shell would."""
-    return " ".join("'" + word.replace("'", "'\\''") + "'" for word in command)
+def _http_url(host: str, port: int) -> str:
+    """Where a server that listens on `host` is reached from this machine."""
+    shown = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 def _has_ticked(health: Mapping[str, Any], *, since: float) -> bool:

@@ -1,5 +1,6 @@
 """`./run.sh` as its user meets it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,15 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
 
 from stack.config import StackConfig
-from stack.servers import ServerError, free_port
-from stack.system import System
+from stack.servers import free_port, kafka_is_possible
 from support.processes import ROOT, http_status
 from support.traffic import wait_until
 
-PORT_NAMES = ("INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT")
+PORT_NAMES = (
+    "INGEST_PORT",
+    "FLOWER_PORT",
+    "POSTGRES_PORT",
+    "REDIS_PORT",
+    "LOG_REDIS_PORT",
+    "KAFKA_PORT",
+    "KAFKA_CONTROLLER_PORT",
+)
 
 
 @dataclass
@@ -38,6 +47,34 @@ class Place:
             timeout=seconds_max,
             check=False,
         )
+
+    @contextlib.contextmanager
+    def foreground(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """`./run.sh`, ready, in the foreground; its output is one stream."""
+        process = subprocess.Popen(
+            ["./run.sh", *words],
+            cwd=ROOT,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            try:
+                said = []
+                for line in process.stdout:
+                    said.append(line)
+                    if "Ctrl-C stops all of it" in line:
+                        break
+                else:
+                    pytest.fail("".join(said))
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                process.wait(60)
 
     def pids(self) -> dict[str, int]:
         """Process ids of the running programs, by name."""
@@ -63,7 +100,7 @@ class Place:
 
 def make_place(home: Path) -> Place:
     environ = {name: str(free_port()) for name in PORT_NAMES}
-    # A folder that only its owner may enter, with a space in its name, as deep as temporary folders are
+    # A folder that only its owner may enter, with a space in its name
     home.mkdir(mode=0o700)
     return Place(home, {"PATH": os.environ["PATH"], "HOME": str(home), "SLUICE_HOME": str(home), **environ})
 
@@ -130,10 +167,51 @@ def test_data_is_not_deleted_while_running_or_unasked(place: Place) -> None:
     assert (place.home / "postgres" / "PG_VERSION").exists()
 
 
+def post(place: Place, correlation_id: str) -> None:
+    body = b'{"correlationId": "%s", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}'
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{place.environ['INGEST_PORT']}/api/logs",
+        data=body % correlation_id.encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert answer.status == 202
+
+
+def stored(place: Place) -> set[str]:
+    """Correlation ids in PostgreSQL; none while it does not answer."""
+    url = f"postgresql://sluice@127.0.0.1:{place.environ['POSTGRES_PORT']}/sluice"
+    with (
+        contextlib.suppress(psycopg2.OperationalError),
+        contextlib.closing(psycopg2.connect(url)) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SELECT correlation_id FROM log_events")
+        return {row[0] for row in cursor.fetchall()}
+    return set()
+
+
+def test_a_start_that_fails_says_which_program_and_leaves_nothing(place: Place, tmp_path: Path) -> None:
+    # Given servers of somebody else but for one, which does not come up: its data is not what it wrote
+    other = make_place(tmp_path / "other")
+    urls = urls_of(place)
+    given = {name: urls[name] for name in ("DATABASE_URL", "EVENT_LOG_URL")}
+    broken = Place(other.home, {**other.environ, **given, "KEY_PREFIX": "broken:"})
+    (other.home / "redis-control" / "appendonlydir").mkdir(parents=True)
+    (other.home / "redis-control" / "appendonlydir" / "appendonly.aof.manifest").write_text("not a manifest\n")
+    # When it is started, then it says so, and the end of the program's log, and stops what it had started
+    said = broken.run("--detach")
+    assert said.returncode == 1
+    assert said.stderr.startswith("run.sh: redis-control ends again and again (exit status ")
+    assert "Invalid AOF manifest file format" in said.stderr
+    wait_until(lambda: broken.processes() == [], "no process is left", seconds_max=5)
+
+
 def test_whatever_is_killed_is_started_again(place: Place) -> None:
     # Given the main process of everything, servers included, killed
     before = place.pids()
     assert set(before) == {"postgres", "redis-control", "redis-log", "batches", "control", "beat", "flower", "ingest-0"}
+    children = [child for pid in before.values() for child in psutil.Process(pid).children(recursive=True)]
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
     # Then all of it is back, with other process ids, and takes events that are stored
@@ -141,64 +219,54 @@ def test_whatever_is_killed_is_started_again(place: Place) -> None:
     assert not set(place.pids().values()) & set(before.values())
     url = urls_of(place)["INGEST_URL"]
     wait_until(lambda: http_status(f"{url}/readyz") == 200, "ready again", seconds_max=30)
-    body = b'{"correlationId": "c", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}'
-    request = urllib.request.Request(f"{url}/api/logs", data=body, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        assert answer.status == 202
+    post(place, "after-kill")
+    wait_until(lambda: "after-kill" in stored(place), "the event is stored", seconds_max=20)
+    # And nothing lives on of what the killed ones had started
+    wait_until(lambda: not any(child.is_running() for child in children), "no orphan is left", seconds_max=15)
 
 
-def test_stop_leaves_no_process_and_a_second_start_takes_seconds(place: Place) -> None:
+def test_a_second_system_stands_beside_the_first(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    # Given a second system, on Kafka, in the foreground
+    if kafka_is_possible() is not None:
+        request.getfixturevalue("kafka")  # skips, or fails with CI=true
+    other = make_place(tmp_path / "other")
+    with other.foreground("--log", "kafka") as foreground:
+        assert foreground.stdout is not None
+        assert "kafka" in other.pids()
+        assert urls_of(other)["EVENT_LOG_URL"] == f"kafka://127.0.0.1:{other.environ['KAFKA_PORT']}"
+        # Then each has its own events
+        post(place, "of-the-first")
+        post(other, "of-the-second")
+        wait_until(lambda: "of-the-second" in stored(other), "stored in the second", seconds_max=20)
+        wait_until(lambda: "of-the-first" in stored(place), "stored in the first", seconds_max=20)
+        assert stored(other) == {"of-the-second"}
+        # And when the second's supervisor is killed, its user is told, and nothing of it is left
+        os.kill(int((other.home / "supervisor.pid").read_text()), signal.SIGKILL)
+        assert foreground.wait(60) == 1
+        assert "the supervisor was killed; what it ran is stopped" in foreground.stdout.read()
+    wait_until(lambda: other.processes() == [], "no process is left", seconds_max=5)
+    # While the first goes on
+    assert place.run("status").returncode == 0
+
+
+def test_stop_leaves_no_process_and_a_second_start_finds_the_data(place: Place) -> None:
     assert place.processes()
     assert place.run("stop").stdout.strip() == "stopped"
     wait_until(lambda: place.processes() == [], "no process is left", seconds_max=5)
-    # When it is started in the foreground, on the same data, and interrupted as by Ctrl-C
-    foreground = subprocess.Popen(["./run.sh"], cwd=ROOT, env=place.environ, stdout=subprocess.PIPE, text=True)
-    assert foreground.stdout is not None
-    lines = iter(foreground.stdout.readline, "")
-    assert any("Ctrl-C stops all of it" in line for line in lines)
-    foreground.send_signal(signal.SIGINT)
-    rest = foreground.stdout.read()
-    foreground.stdout.close()
-    assert foreground.wait(30) == 0
-    assert rest.strip().endswith("stopped")
+    # When it is started in the foreground, on the same data, by somebody who has its addresses in the shell
+    own = {"DATABASE_URL": f"postgresql://sluice@127.0.0.1:{place.environ['POSTGRES_PORT']}/sluice"}
+    again = Place(place.home, {**place.environ, **own})
+    with again.foreground() as foreground:
+        assert foreground.stdout is not None
+        assert stored(place) >= {"after-kill"}
+        # And Ctrl-C is pressed more often than needed
+        foreground.send_signal(signal.SIGINT)
+        assert any("stopping" in line for line in iter(foreground.stdout.readline, ""))
+        foreground.send_signal(signal.SIGINT)
+        assert foreground.stdout.read().strip() == "stopped"
+        assert foreground.wait(60) == 0
     wait_until(lambda: place.processes() == [], "no process is left", seconds_max=5)
+    # Then clean deletes what is Sluice's, and nothing else
+    (place.home / "mine.txt").write_text("not Sluice's")
     assert place.run("clean", "--yes").returncode == 0
-    assert not place.home.exists()
-
-
-# --- Without starting anything ---------------------------------------------------------------------------
-
-
-def test_servers_of_ones_own_are_used(tmp_path: Path) -> None:
-    given = {"SLUICE_HOME": str(tmp_path), "DATABASE_URL": "postgresql://db/x", "KAFKA_BOOTSTRAP_SERVERS": "k1:9092"}
-    config = StackConfig.from_environ(None, given)
-    assert config.log == "kafka"
-    assert config.given == {"DATABASE_URL": "postgresql://db/x", "EVENT_LOG_URL": "kafka://k1:9092"}
-    assert set(config.ports_used) == {"INGEST_PORT", "FLOWER_PORT", "REDIS_PORT"}
-
-
-def test_several_ingest_processes_have_a_metrics_port_each(tmp_path: Path) -> None:
-    several = {"SLUICE_HOME": str(tmp_path), "INGEST_PROCESSES": "3", "INGEST_METRICS_PORT": "9500"}
-    assert StackConfig.from_environ(None, several).metrics_ports == [9500, 9501, 9502]
-    assert StackConfig.from_environ(None, {**several, "INGEST_PROCESSES": "1"}).metrics_ports == []
-
-
-@pytest.mark.parametrize(
-    ("environ", "log", "said"),
-    [
-        ({"INGEST_PORT": "http"}, None, "INGEST_PORT='http'"),
-        ({"INGEST_PROCESSES": "0"}, None, "INGEST_PROCESSES='0'"),
-        ({"EVENT_LOG_URL": "redis://x"}, "kafka", "contradict"),
-    ],
-)
-def test_settings_that_make_no_sense_are_named(
-    tmp_path: Path, environ: dict[str, str], log: str | None, said: str
-) -> None:
-    with pytest.raises(ServerError, match=said):
-        StackConfig.from_environ(log, {"SLUICE_HOME": str(tmp_path), **environ})
-
-
-def test_a_long_folder_name_gets_a_short_socket(tmp_path: Path) -> None:
-    home = tmp_path / ("x" * 120)
-    system = System(StackConfig.from_environ("redis", {"SLUICE_HOME": str(home)}))
-    assert len(str(system.socket_path)) < 108
+    assert [path.name for path in place.home.iterdir()] == ["mine.txt"]

@@ -1,0 +1,238 @@
+"""The supervisor of one system: its configuration, its daemon, and what is left behind where that was killed."""
+
+import contextlib
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from xmlrpc.client import Fault, ServerProxy
+
+import psutil
+from supervisor.states import ProcessStates
+from supervisor.xmlrpc import SupervisorTransport
+
+from stack.servers import ROOT, ServerError
+
+STOP_SECONDS_MAX: Final = 90.0  # of everything, in order; then by force
+_LEFT_SECONDS_MAX: Final = 10.0  # for what a killed supervisor left to end by itself, each of three steps
+_FILES: Final = 8192  # open files a process: ingest takes 2,000 connections, and the usual limit is 1,024
+_SOCKET_CHARS_MAX: Final = 100  # of a unix socket's path, which the kernel limits to 107
+_SERVERS: Final = frozenset({"postgres", "redis-server", "java"})  # as processes
+_SERVER_PROGRAMS: Final = frozenset({"postgres", "redis-control", "redis-log", "kafka"})
+_STEPS: Final = 3  # of a stop
+_STOPPING_STATES: Final = frozenset({ProcessStates.STARTING, ProcessStates.RUNNING, ProcessStates.STOPPING})
+
+
+@dataclass(frozen=True)
+class Program:
+    """One supervised process. Where the supervisor itself stops everything, lower priorities stop last."""
+
+    name: str
+    command: list[str]
+    priority: int
+    environ: Mapping[str, str] = field(default_factory=dict)
+    stop_signal: str = "TERM"
+    stop_seconds: int = 15
+
+
+class Supervisor:
+    """A supervisord with its files in the system's folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.logs = home / "logs"
+        self.pid_path = home / "supervisor.pid"
+        self.config_path = home / "supervisord.conf"
+        self.socket_path = home / "supervisor.sock"
+        if len(str(self.socket_path)) > _SOCKET_CHARS_MAX:
+            digest = hashlib.sha256(str(home).encode()).hexdigest()[:12]
+            self.socket_path = Path(tempfile.gettempdir()) / f"sluice-{os.getuid()}-{digest}.sock"
+
+    def rpc(self) -> Any:
+        """The supervisor's XML-RPC interface."""
+        transport = SupervisorTransport(None, None, f"unix://{self.socket_path}")
+        return ServerProxy("http://localhost", transport=transport).supervisor
+
+    def pid(self) -> int | None:
+        """The running supervisor's process id; None where none runs."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(self.pid_path.read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"supervisord" in command and str(self.config_path).encode() in command:
+                return pid
+        return None
+
+    def programs(self) -> list[dict[str, Any]]:
+        """The supervisor's view of every program. Raises OSError where no supervisor runs."""
+        found: list[dict[str, Any]] = self.rpc().getAllProcessInfo()
+        return found
+
+    def answers(self) -> bool:
+        """Whether the supervisor takes commands."""
+        try:
+            self.programs()
+        except (OSError, Fault):
+            return False
+        return True
+
+    def start(self, programs: Iterable[Program], environ: Mapping[str, str]) -> None:
+        """Start the daemon, which starts no program yet. Raises ServerError.
+
+        `environ` reaches every program by inheritance: URLs may hold passwords, and the configuration is a file.
+        """
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.config_path.write_text(self._configuration(programs))
+        said = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(self.config_path)],
+            cwd=ROOT,
+            env={**os.environ, **environ},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if said.returncode != 0:
+            raise ServerError(f"the supervisor does not start: {(said.stderr or said.stdout).strip()}")
+
+    def stop(self) -> bool:
+        """Stop everything in order and wait for its end, by force where that takes too long; False: nothing ran."""
+        pid = self.pid()
+        if pid is None:
+            return self.end_remains()
+        deadline = time.monotonic() + STOP_SECONDS_MAX
+        with contextlib.suppress(OSError, Fault):
+            self._stop_programs(deadline)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)  # stops whatever still runs, too
+        while self.pid() is not None:
+            if time.monotonic() > deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                break
+            time.sleep(0.05)
+        self.end_remains()  # children of a killed worker, which are no longer the supervisor's
+        return True
+
+    def _stop_programs(self, deadline: float) -> None:
+        """Stop ingest, then what has no servers below it, then the servers; those of a step together.
+
+        Left to itself the supervisor takes them one by one, and up to a second longer for each.
+        """
+        for step in range(_STEPS):
+            names = [info["name"] for info in self.programs() if _stop_step(info["name"]) == step]
+            for name in names:
+                with contextlib.suppress(Fault):  # does not run
+                    self.rpc().stopProcess(name, False)
+            while any(info["name"] in names and info["state"] in _STOPPING_STATES for info in self.programs()):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.05)
+
+    def remains(self) -> list[psutil.Process]:
+        """Processes of this system that no supervisor keeps: it was killed, or their own parent was.
+
+        Its programs carry the supervisor's address in their environment. PostgreSQL and Redis write over theirs,
+        and work in their data folders.
+        """
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                is_ours = process.environ().get("SUPERVISOR_SERVER_URL") == f"unix://{self.socket_path}"
+                if is_ours or (process.name() in _SERVERS and self.home in Path(process.cwd()).parents):
+                    found.append(process)
+        return found
+
+    def end_remains(self) -> bool:
+        """End what is left without a supervisor: ingest first, servers last; False where there was nothing."""
+        steps: list[list[psutil.Process]] = [[] for _ in range(_STEPS)]
+        for process in self.remains():
+            with contextlib.suppress(psutil.Error):
+                is_server = process.name() in _SERVERS
+                name = process.environ().get("SUPERVISOR_PROCESS_NAME", "")
+                steps[_STEPS - 1 if is_server else _stop_step(name)].append(process)
+        for left in steps:
+            _end(left)
+        return any(steps)
+
+    def _configuration(self, programs: Iterable[Program]) -> str:
+        lines = [
+            "[supervisord]",
+            f"pidfile={_escaped(self.pid_path)}",
+            f"logfile={_escaped(self.logs / 'supervisor.log')}",
+            f"childlogdir={_escaped(self.logs)}",
+            f"directory={_escaped(ROOT)}",
+            "logfile_maxbytes=5MB",
+            "logfile_backups=1",
+            f"minfds={_files()}",
+            *(["user=root"] if os.geteuid() == 0 else []),
+            "[unix_http_server]",
+            f"file={_escaped(self.socket_path)}",
+            "chmod=0700",
+            "[rpcinterface:supervisor]",
+            "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
+        ]
+        for program in programs:
+            environ = ",".join(f'{name}="{_escaped(value)}"' for name, value in program.environ.items())
+            lines += [
+                f"[program:{program.name}]",
+                f"command={_escaped(_quoted(program.command))}",
+                *([f"environment={environ}"] if environ else []),
+                f"priority={program.priority}",
+                f"stdout_logfile={_escaped(self.logs / f'{program.name}.log')}",
+                "stdout_logfile_maxbytes=10MB",
+                "stdout_logfile_backups=2",
+                "redirect_stderr=true",
+                "autostart=false",
+                "autorestart=true",
+                "startsecs=1",
+                "startretries=1000000",  # what fails is tried for ever, ever more rarely
+                f"stopsignal={program.stop_signal}",
+                f"stopwaitsecs={program.stop_seconds}",
+                "killasgroup=true",
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def _stop_step(name: str) -> int:
+    """When a program is stopped: 0 first."""
+    if name.startswith("ingest"):
+        return 0
+    return 2 if name in _SERVER_PROGRAMS else 1
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Ask processes to end, and kill those that do not."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.name() != "postgres":
+                process.terminate()
+            elif process.ppid() not in {other.pid for other in processes}:
+                process.send_signal(signal.SIGINT)  # the postmaster's fast shutdown; it ends its children
+    _, alive = psutil.wait_procs(processes, timeout=_LEFT_SECONDS_MAX)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_LEFT_SECONDS_MAX)
+
+
+def _files() -> int:
+    """How many files a process may open: what we want, or what this user may have at most."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+
+
+def _escaped(text: object) -> str:
+    """A value of supervisor's configuration, in which % is special."""
+    return str(text).replace("%", "%%")
+
+
+def _quoted(command: list[str]) -> str:
+    """A command line for supervisor, which splits it as a shell would."""
+    return " ".join("'" + word.replace("'", "'\\''") + "'" for word in command)

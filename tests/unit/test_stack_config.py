@@ -1,0 +1,133 @@
+"""What run.sh reads from its environment, and what it makes of it before anything is started."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from stack.config import StackConfig
+from stack.servers import ServerError, free_port, port_problem
+from stack.system import System
+
+
+def config_of(home: Path, log: str | None = None, **environ: object) -> StackConfig:
+    return StackConfig.from_environ(
+        log, {"SLUICE_HOME": str(home), **{name: str(value) for name, value in environ.items()}}
+    )
+
+
+def free_ports() -> dict[str, int]:
+    names = ("INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT")
+    return {name: free_port() for name in names}
+
+
+def test_servers_of_ones_own_are_used(tmp_path: Path) -> None:
+    config = config_of(tmp_path, DATABASE_URL="postgresql://db/x", KAFKA_BOOTSTRAP_SERVERS="k1:9092")
+    assert config.log == "kafka"
+    assert config.given == {"DATABASE_URL": "postgresql://db/x", "EVENT_LOG_URL": "kafka://k1:9092"}
+    assert set(config.ports_used) == {"INGEST_PORT", "FLOWER_PORT", "REDIS_PORT"}
+
+
+def test_each_log_has_its_ports(tmp_path: Path) -> None:
+    assert set(config_of(tmp_path, "redis").ports_used) == {
+        *("INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT")
+    }
+    assert set(config_of(tmp_path, "kafka").ports_used) == {
+        *("INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "KAFKA_PORT", "KAFKA_CONTROLLER_PORT")
+    }
+
+
+@pytest.mark.parametrize(
+    ("remembered", "environ", "log"),
+    [
+        (None, {}, "redis"),
+        ("kafka", {}, "kafka"),
+        ("redis", {}, "redis"),
+        ("half a wo", {}, "redis"),
+        ("kafka", {"EVENT_LOG_URL": "redis://elsewhere"}, "redis"),
+        ("redis", {"EVENT_LOG_URL": "kafka://k1:9092"}, "kafka"),
+        ("redis", {"KAFKA_BOOTSTRAP_SERVERS": "k1:9092"}, "kafka"),
+    ],
+)
+def test_without_a_choice_the_log_is_what_urls_or_the_last_start_say(
+    tmp_path: Path, remembered: str | None, environ: dict[str, str], log: str
+) -> None:
+    if remembered is not None:
+        (tmp_path / "log").write_text(remembered + "\n")
+    assert config_of(tmp_path, **environ).log == log
+
+
+def test_the_addresses_of_an_earlier_start_are_not_somebody_elses_servers(tmp_path: Path) -> None:
+    # Given a shell with `./run.sh env` of a start on other ports
+    ours = {"DATABASE_URL": "postgresql://sluice@127.0.0.1:7001/sluice", "REDIS_URL": "redis://127.0.0.1:7002/0"}
+    (tmp_path / "running.json").write_text(json.dumps({"urls": ours, "own": list(ours.values())}))
+    # Then they do not keep the servers from being started, while another address does
+    shell = {**ours, "EVENT_LOG_URL": "redis://elsewhere:6379/0"}
+    assert config_of(tmp_path, **shell).given == {"EVENT_LOG_URL": "redis://elsewhere:6379/0"}
+    # And nor do those of a start on the ports of now, after the data was deleted
+    (tmp_path / "running.json").unlink()
+    now = {
+        "DATABASE_URL": "postgresql://sluice@127.0.0.1:5433/sluice",
+        "REDIS_URL": "redis://127.0.0.1:6381/0",
+        "EVENT_LOG_URL": "kafka://127.0.0.1:9093",
+    }
+    assert config_of(tmp_path, "redis", **now).given == {}
+
+
+def test_several_ingest_processes_have_a_metrics_port_each(tmp_path: Path) -> None:
+    assert config_of(tmp_path, INGEST_PROCESSES=3, INGEST_METRICS_PORT=9500).metrics_ports == [9500, 9501, 9502]
+    assert config_of(tmp_path, INGEST_PROCESSES=1, INGEST_METRICS_PORT=9500).metrics_ports == []
+
+
+def test_flower_stays_on_loopback_when_ingest_is_opened(tmp_path: Path) -> None:
+    config = config_of(tmp_path, INGEST_HOST="0.0.0.0")
+    assert (config.host, config.flower_host) == ("0.0.0.0", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("environ", "log", "said"),
+    [
+        ({"INGEST_PORT": "http"}, None, "INGEST_PORT='http' is not a number from 1 to 65535"),
+        ({"INGEST_PORT": "65536"}, None, "INGEST_PORT='65536'"),
+        ({"INGEST_PORT": "²"}, None, "INGEST_PORT='²'"),
+        ({"INGEST_PROCESSES": "0"}, None, "INGEST_PROCESSES='0' is not a number from 1 to 64"),
+        ({"EVENT_LOG_URL": "redis://x"}, "kafka", "contradict"),
+        ({"EVENT_LOG_URL": "kafka://x"}, "redis", "contradict"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(
+    tmp_path: Path, environ: dict[str, str], log: str | None, said: str
+) -> None:
+    with pytest.raises(ServerError, match=said):
+        config_of(tmp_path, log, **environ)
+
+
+@pytest.mark.parametrize("name", ["a ;b", "a #b", "a\nb", "100%"])
+def test_a_folder_that_the_supervisor_would_misread_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ServerError, match="can't work in a folder"):
+        config_of(tmp_path / name)
+
+
+def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
+    ports = free_ports()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError) as said:
+            System(config_of(tmp_path, "redis", **{**ports, "REDIS_PORT": port})).check()
+    assert str(said.value) == f"REDIS_PORT={port} is taken on 127.0.0.1: set REDIS_PORT to another port"
+
+
+def test_a_port_that_two_settings_want_is_named_with_both(tmp_path: Path) -> None:
+    ports = free_ports()
+    twice = {**ports, "FLOWER_PORT": ports["INGEST_PORT"]}
+    with pytest.raises(ServerError, match=f"FLOWER_PORT={ports['INGEST_PORT']} is INGEST_PORT's port too"):
+        System(config_of(tmp_path, "redis", **twice)).check()
+
+
+def test_an_address_that_is_not_this_machines_is_not_called_taken() -> None:
+    problem = port_problem("192.0.2.1", free_port())
+    assert problem is not None
+    assert "Cannot assign requested address" in problem

@@ -1,0 +1,132 @@
+"""The supervisor's files, and what is left where it was killed: with processes that stand for its programs."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from supervisor.options import ServerOptions
+
+from stack.config import StackConfig
+from stack.servers import ServerError
+from stack.supervision import Program, Supervisor
+from stack.system import System
+from support.traffic import wait_until
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> System:
+    return System(StackConfig.from_environ("redis", {"SLUICE_HOME": str(tmp_path / "a home")}))
+
+
+@pytest.fixture
+def left(system: System) -> Iterator[subprocess.Popen[bytes]]:
+    """A process such as a killed supervisor leaves, which takes no notice of SIGTERM."""
+    socket_path = Supervisor(system.home).socket_path
+    program = "import signal, sys; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"
+    environ = {"SUPERVISOR_SERVER_URL": f"unix://{socket_path}", "SUPERVISOR_PROCESS_NAME": "batches"}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environ, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()  # it ignores SIGTERM from here on
+        yield process
+    process.kill()
+    process.wait()
+
+
+def test_what_a_killed_supervisor_left_is_found_and_ended(
+    system: System, left: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stack.supervision._LEFT_SECONDS_MAX", 0.2)
+    system.home.mkdir()
+    # Given a process that is left, data can't be deleted
+    assert system.remains() == 1
+    with pytest.raises(ServerError, match="stop comes first"):
+        system.clean()
+    # When the system is stopped, it is ended, by force where it does not listen
+    assert system.stop() is True
+    assert not psutil.pid_exists(left.pid)
+    assert system.remains() == 0
+    # And there is nothing to stop after that
+    assert system.stop() is False
+
+
+def test_processes_of_others_are_left_alone(system: System, tmp_path: Path) -> None:
+    # Given a shell inside of the system's folder, and a program of another system
+    system.home.mkdir()
+    environ = {"SUPERVISOR_SERVER_URL": f"unix://{tmp_path / 'another' / 'supervisor.sock'}"}
+    sleep = ["sleep", "60"]
+    with subprocess.Popen(sleep, cwd=system.home) as inside, subprocess.Popen(sleep, env=environ) as another:
+        try:
+            wait_until(lambda: psutil.Process(another.pid).name() == "sleep", "started", seconds_max=5)
+            assert system.remains() == 0
+        finally:
+            inside.kill()
+            another.kill()
+
+
+def test_a_stale_process_id_is_no_supervisor(system: System) -> None:
+    supervisor = Supervisor(system.home)
+    system.home.mkdir()
+    assert supervisor.pid() is None
+    for text in ("", "not a number", str(os.getpid()), "999999999"):
+        supervisor.pid_path.write_text(text)
+        assert supervisor.pid() is None
+
+
+def test_two_starts_in_one_folder_keep_out_of_each_others_way(system: System) -> None:
+    system.home.mkdir()
+    with system._alone(), pytest.raises(ServerError, match=r"another \./run\.sh is at work"):
+        system.start(threading.Event())
+
+
+def test_clean_deletes_what_is_sluices_and_no_more(system: System) -> None:
+    # Given a folder with data, and with something that is not ours
+    (system.home / "redis-log").mkdir(parents=True)
+    (system.home / "logs").mkdir()
+    (system.home / "log").write_text("kafka\n")
+    mine = system.home / "notes.txt"
+    mine.write_text("mine")
+    system.clean()
+    assert list(system.home.iterdir()) == [mine]
+    # When nothing else is in it, the folder goes too
+    mine.unlink()
+    system.clean()
+    assert not system.home.exists()
+    system.clean()
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "a;b#c", "it's", 'so "called"'])
+def test_the_supervisor_reads_what_was_meant(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given words, folders and an environment with signs that its configuration's syntax knows
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:p%40ss%(x)s@db/x")
+    home = tmp_path / name
+    home.mkdir()
+    supervisor = Supervisor(home)
+    supervisor.logs.mkdir()
+    words = [sys.executable, "-c", "pass", "a b", "100%", "it's", '"', "$HOME", "c\\d"]
+    supervisor.config_path.write_text(
+        supervisor._configuration([Program("one", words, 20, {"PORT": "1", "SIGN": "%"}, "QUIT", 7)])
+    )
+    # Then supervisor's own parser finds them as they are
+    options = ServerOptions()
+    options.realize(["-c", str(supervisor.config_path)])
+    group = options.configroot.supervisord.process_group_configs[0]
+    program = group.process_configs[0]
+    assert options.configroot.supervisord.pidfile == str(supervisor.pid_path)
+    assert program.command.replace("'\\''", "\0").split("'")[1::2] == [word.replace("'", "\0") for word in words]
+    assert program.environment == {"PORT": "1", "SIGN": "%"}
+    assert program.stdout_logfile == str(supervisor.logs / "one.log")
+    assert (program.stopsignal, program.stopwaitsecs, program.killasgroup, program.stopasgroup) == (3, 7, True, False)
+
+
+def test_a_long_folder_name_gets_a_short_socket(tmp_path: Path) -> None:
+    names = [tmp_path / (letter * 120) for letter in "xy"]
+    first, second = (Supervisor(name).socket_path for name in names)
+    assert len(str(first)) < 108
+    assert first != second
+    assert Supervisor(tmp_path / "s").socket_path.parent == tmp_path / "s" or len(str(tmp_path)) > 80
