@@ -22,7 +22,7 @@ from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainReport, drain
-from pipeline.event import Event, encode_record
+from pipeline.event import Event, encode_record, record_head
 from pipeline.ports.log import EventLog, LogBatch
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
@@ -46,7 +46,7 @@ def _records(count: int) -> list[bytes]:
                 event_id=str(uuid_utils.uuid7()),
                 attributes={"attempt": number % 5, "host": "node-7"},
             ),
-            1_700_000_000_000 + number,
+            record_head(1_700_000_000_000 + number, f"0123456789ab-{number}"),
         )
         for number in range(count)
     ]

@@ -27,7 +27,7 @@ from kafka import KafkaProducer
 from bench.load import post, run_load
 from bench.process import cpu_seconds
 from pipeline import wiring
-from pipeline.event import Event, encode_record, partition_of
+from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.settings import Settings
 from stack.servers import Server, free_port, kafka_server, redis_server
 
@@ -132,10 +132,11 @@ def raw_append_here(settings: Settings, client: str, seconds: float) -> None:
     log = wiring.make_log(settings)
     partitions = log.identity().partitions
     entries = []
+    head = record_head(1_700_000_000_000, "0123456789ab-1")
     for number in range(settings.append_group_events_max):
         one = _event(number)
         one.event_id = f"0190b5a0-0000-7000-8000-{number:012d}"
-        entries.append((partition_of(one.correlation_id, partitions), encode_record(one, 1_700_000_000_000)))
+        entries.append((partition_of(one.correlation_id, partitions), encode_record(one, head)))
     append = log.append if client == "own" else _standard_append(settings)
     append(entries)
     started, cpu, groups = time.monotonic(), time.process_time(), 0

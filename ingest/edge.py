@@ -13,6 +13,7 @@ from ingest.appender import Appender
 from ingest.control import ControlFollower
 from ingest.errors import NotReadyError, answer, body_of
 from ingest.health import Vitals
+from ingest.request_id import RequestIds
 from pipeline.clock import Clock
 from pipeline.metrics import IngestMetrics
 from pipeline.ports.bucket import Bucket
@@ -47,6 +48,7 @@ class Edge:
         self.admission = Admission(settings, parts.bucket, parts.clock, self.metrics)
         self.appender = Appender(parts.log, settings, parts.clock, self.metrics)
         self.follower = ControlFollower(parts.store, parts.events, parts.clock, self._on_state)
+        self.request_ids = RequestIds()
         self.is_stopping = False
         self.busy_answer = _busy_answer()
         self.count_connections: Callable[[], int] = lambda: 0

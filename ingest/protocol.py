@@ -25,7 +25,9 @@ from sanic.exceptions import BadRequest, ExpectationFailed, RequestCancelled, Re
 from sanic.http import Http, Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+from ingest import request_id
 from ingest.errors import BodyTooLargeError, HeadTooLargeError
+from ingest.request_id import RequestIds
 
 if TYPE_CHECKING:
     from sanic.models.protocol_types import TransportProtocol
@@ -58,7 +60,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 class IngestHttp(Http):
     """One connection's requests and answers."""
 
-    __slots__ = ("_body_left", "_deadline", "_is_chunked", "_is_first_chunk", "_limits", "_lingers")
+    __slots__ = ("_body_left", "_deadline", "_is_chunked", "_is_first_chunk", "_limits", "_lingers", "request_id")
 
     def __init__(self, protocol: "IngestProtocol") -> None:
         super().__init__(protocol)  # type: ignore[no-untyped-call]
@@ -68,6 +70,7 @@ class IngestHttp(Http):
         self._is_chunked = False
         self._is_first_chunk = True
         self._lingers = False
+        self.request_id = ""  # of the request that is read or answered; empty until it has one
 
     async def http1(self) -> None:
         """Handle requests until the connection ends."""
@@ -80,6 +83,7 @@ class IngestHttp(Http):
     def init_for_request(self) -> None:
         """Begin a request."""
         self.disarm()
+        self.request_id = ""
         super().init_for_request()  # type: ignore[no-untyped-call]
 
     async def http1_request_header(self) -> None:
@@ -114,6 +118,7 @@ class IngestHttp(Http):
                 for name, value in _HEADER.findall(lines.decode("utf-8", "surrogateescape"))
             ]
         )
+        self.request_id = self._limits.request_ids.of(headers.get(request_id.HEADER))
         self.head_only = method == b"HEAD"
         connection = headers.get("connection", "").lower()
         self.keep_alive = version == b"1.1" if not connection else _stays_open(connection, is_new=version == b"1.1")
@@ -287,6 +292,9 @@ class IngestHttp(Http):
         if self._limits.is_stopping:
             self.keep_alive = False
         answer = self.response
+        if not self.request_id:
+            self.request_id = self._limits.request_ids.new()  # the request could not be read
+        answer.headers[request_id.HEADER] = self.request_id
         body = data or answer.body
         if not body or answer.status < 200 or "content-length" in answer.headers:
             await super().http1_response_header(data, end_stream)
@@ -354,13 +362,14 @@ def _stays_open(connection: str, *, is_new: bool) -> bool:
 class IngestProtocol(HttpProtocol):
     """Sanic's protocol with bounds. They come from `app.ctx.edge`, see `ingest.app`."""
 
-    __slots__ = ("_connections_max", "_edge", "discard_bytes_max", "request_seconds_max")
+    __slots__ = ("_connections_max", "_edge", "discard_bytes_max", "request_ids", "request_seconds_max")
     HTTP_CLASS = IngestHttp
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         edge = self.app.ctx.edge
         self._edge = edge
+        self.request_ids: RequestIds = edge.request_ids
         self.request_seconds_max: float = edge.settings.request_seconds_max
         self.discard_bytes_max: int = edge.settings.body_bytes_max
         self._connections_max: int = edge.settings.ingest_connections_max

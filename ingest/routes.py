@@ -15,7 +15,7 @@ from ingest.errors import NotReadyError, answer, row_of
 from ingest.health import health_document
 from ingest.media import body_kind, inflate, is_gzip
 from pipeline.errors import SluiceError
-from pipeline.event import Event, encode_record, partition_of
+from pipeline.event import Event, encode_record, partition_of, record_head
 
 if TYPE_CHECKING:
     from ingest.protocol import IngestHttp
@@ -59,27 +59,28 @@ async def _take_events(request: IngestRequest, edge: Edge) -> int:
     edge.appender.refuse_if_blocked()
     edge.admission.refuse_if_empty()
     bytes_max = edge.settings.body_bytes_max
-    body = await cast("IngestHttp", request.stream).receive_body(bytes_max)
-    received_at_ms = int(edge.clock.now() * 1000)
+    stream = cast("IngestHttp", request.stream)
+    body = await stream.receive_body(bytes_max)
+    head = record_head(int(edge.clock.now() * 1000), stream.request_id)
     if gzipped:
         body = inflate(body, bytes_max)
     events = parse_body(body, kind, events_max=edge.settings.body_events_max)
     count = len(events)
     if not edge.admission.take_now(count):
         await edge.admission.take(count)
-    entries, size = _records(events, received_at_ms, edge.appender.partitions)
+    entries, size = _records(events, head, edge.appender.partitions)
     await edge.appender.append(entries, size)
     return count
 
 
-def _records(events: list[Event], received_at_ms: int, partitions: int) -> tuple[list[tuple[int, bytes]], int]:
+def _records(events: list[Event], head: bytes, partitions: int) -> tuple[list[tuple[int, bytes]], int]:
     """(partition, record) of each event, and the bytes of all. Gives ids to events that have none."""
     entries = []
     size = 0
     for event in events:
         if event.event_id is None:
             event.event_id = str(uuid7())
-        record = encode_record(event, received_at_ms)
+        record = encode_record(event, head)
         size += len(record)
         entries.append((partition_of(event.correlation_id, partitions), record))
     return entries, size

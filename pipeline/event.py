@@ -1,7 +1,7 @@
 """The event, and the record in which it travels through the log.
 
-A record is the event's JSON with two fields more: `eventId` always present, and `receivedAt` (epoch milliseconds,
-given at ingest). It stays JSON so that any other consumer of the topic can read it.
+A record is the event's JSON with three fields more: `eventId` always present, `receivedAt` (epoch milliseconds, given
+at ingest) and `requestId`, that of the HTTP request. It stays JSON so that any other consumer of the topic can read it.
 """
 
 from typing import Final
@@ -47,15 +47,21 @@ class RecordedEvent(msgspec.Struct, rename="camel"):
     event_id: str
     received_at: int  # epoch milliseconds
     attributes: dict[str, AttributeValue] | None = None
+    request_id: str | None = None  # None: written before requests had ids
 
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(RecordedEvent)
 
 
-def encode_record(event: Event, received_at_ms: int) -> bytes:
-    """The log record of an event whose `event_id` is set."""
-    return b'{"receivedAt":%d,%b' % (received_at_ms, _encoder.encode(event)[1:])
+def record_head(received_at_ms: int, request_id: str) -> bytes:
+    """What the records of all events of a request begin with. `request_id` has nothing that JSON would escape."""
+    return b'{"receivedAt":%d,"requestId":"%b",' % (received_at_ms, request_id.encode("ascii"))
+
+
+def encode_record(event: Event, head: bytes) -> bytes:
+    """The log record of an event whose `event_id` is set; `head` as `record_head` makes it."""
+    return head + _encoder.encode(event)[1:]
 
 
 def decode_record(value: bytes) -> RecordedEvent:

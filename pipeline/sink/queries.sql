@@ -22,7 +22,7 @@ SELECT log_partition, next_offset FROM stored_offsets WHERE log_id = %(log_id)s;
 
 -- name: copy_events
 COPY log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
-                 log_id, log_partition, log_offset)
+                 log_id, log_partition, log_offset, request_id)
 FROM STDIN WITH (FORMAT binary);
 
 -- name: make_stage
@@ -30,7 +30,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS event_stage (LIKE log_events) ON COMMIT DEL
 
 -- name: copy_stage
 COPY event_stage (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
-                  log_id, log_partition, log_offset)
+                  log_id, log_partition, log_offset, request_id)
 FROM STDIN WITH (FORMAT binary);
 
 -- name: open_piece
@@ -48,9 +48,9 @@ RELEASE SAVEPOINT piece;
 -- Ordered by id, so that two drains with the same ids wait for each other instead of deadlocking; within one id the
 -- lowest offset wins.
 INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
-                        log_id, log_partition, log_offset)
+                        log_id, log_partition, log_offset, request_id)
 SELECT event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
-       log_id, log_partition, log_offset
+       log_id, log_partition, log_offset, request_id
 FROM event_stage
 ORDER BY event_id, log_id, log_partition, log_offset
 ON CONFLICT (event_id) DO NOTHING;

@@ -18,7 +18,7 @@ COPY_TRAILER: Final = struct.pack(">h", -1)
 
 # Microseconds before PostgreSQL's epoch, 2000-01-01, at the Unix epoch.
 _EPOCH_MS: Final = 946_684_800_000
-_COLUMNS: Final = struct.pack(">h", 11)
+_COLUMNS: Final = struct.pack(">h", 12)
 _NULL: Final = struct.pack(">i", -1)
 _JSONB_VERSION: Final = 1
 _pack_length: Final = struct.Struct(">i").pack
@@ -77,6 +77,7 @@ class RowEncoder:
                 message = event.message.encode()
                 id_length, correlation_length, message_length = len(event_id), len(correlation_id), len(message)
                 attributes = b"" if event.attributes is None else _encode_json(event.attributes)
+                request_id = None if event.request_id is None else event.request_id.encode()
                 row = b"".join(
                     (
                         _COLUMNS,
@@ -95,6 +96,8 @@ class RowEncoder:
                         attributes,
                         place,
                         _pack_offset(8, offset),
+                        _NULL if request_id is None else _pack_length(len(request_id)),
+                        request_id or b"",
                     )
                 )
             except (msgspec.MsgspecError, ValueError, ArithmeticError, struct.error, RecursionError) as error:

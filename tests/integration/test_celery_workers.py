@@ -16,7 +16,7 @@ import redis
 
 from pipeline import wiring
 from pipeline.errors import StoreUnavailableError
-from pipeline.event import Event, encode_record, partition_of
+from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.names import BreakerState, ControlEventKind, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
@@ -48,9 +48,10 @@ class Rig:
     def append(self, count: int) -> None:
         partitions = self.log.identity().partitions
         entries = []
+        head = record_head(1_700_000_000_000, "tests-1")
         for number in range(self.appended, self.appended + count):
             event = Event(f"c{number % 50}", "INFO", f"message {number}", "test", 1_700_000_000_000, f"id-{number}")
-            entries.append((partition_of(event.correlation_id, partitions), encode_record(event, 1_700_000_000_000)))
+            entries.append((partition_of(event.correlation_id, partitions), encode_record(event, head)))
         self.log.append(entries)
         self.appended += count
 

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline.errors import PoisonedError, SinkContentionError, SinkUnavailableError
-from pipeline.event import SEVERITIES, Event, encode_record
+from pipeline.event import SEVERITIES, Event, encode_record, record_head
 from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
@@ -80,7 +80,7 @@ def test_every_field_comes_back_as_it_was(
     log_id = new_log_id()
     for number, event in enumerate(events):
         event.event_id = f"{log_id}-{number}"
-    values = [encode_record(event, received_at) for event in events]
+    values = [encode_record(event, record_head(received_at, "request-1")) for event in events]
     # When they are stored
     result = sink.store(log_id, 1, 7, batch(7, values + values[:1] * staged), before_commit=nothing)
     # Then they are there, field by field
@@ -88,7 +88,7 @@ def test_every_field_comes_back_as_it_was(
     with contextlib.closing(PostgresSink(sink._settings)) as reader:
         rows = reader.session.rows(
             "SELECT event_id, correlation_id, severity, message, source, event_time, received_at, attributes,"
-            " log_id, log_partition, log_offset FROM log_events WHERE log_id = %(log)s ORDER BY log_offset",
+            " log_id, log_partition, log_offset, request_id FROM log_events WHERE log_id = %(log)s ORDER BY log_offset",
             {"log": log_id},
         )
     got = [(*row[:7], _as_sent(row[7], event.attributes), *row[8:]) for row, event in zip(rows, events, strict=True)]
@@ -105,6 +105,7 @@ def test_every_field_comes_back_as_it_was(
             log_id,
             1,
             7 + number,
+            "request-1",
         )
         for number, event in enumerate(events)
     ]

@@ -13,7 +13,7 @@ from ingest.body import parse_body
 from ingest.body_check import DEPTH_MAX, check_json, check_ndjson
 from ingest.errors import BodyTooLargeError, InvalidEventsError, MalformedBodyError, RequestError
 from ingest.media import BodyKind, inflate
-from pipeline.event import decode_record, encode_record
+from pipeline.event import decode_record, encode_record, record_head
 
 texts = st.text(max_size=40) | st.sampled_from(
     ["", "INFO", "warning", "Critical", "\0", "\ud800", "é" * 130, "x" * 300]
@@ -115,10 +115,11 @@ def test_a_good_event_is_taken_by_the_quick_way_and_survives_the_log(event: dict
     if event["severity"] != "wARN" and b"\\u0000" not in raw:
         assert quick._parse_quickly(raw, BodyKind.JSON, 1) is not None
     parsed.event_id = parsed.event_id or "given"
-    record = decode_record(encode_record(parsed, 17))
+    record = decode_record(encode_record(parsed, record_head(17, "request-1")))
     assert (record.correlation_id, record.message, record.source, record.timestamp) == (
         event["correlationId"], event["message"], event["source"], event["timestamp"],
     )  # fmt: skip
+    assert (record.received_at, record.request_id) == (17, "request-1")
     assert record.severity in ("INFO", "WARN", "FATAL")
     assert record.attributes == event.get("attributes")
     assert record.event_id == (event.get("eventId") or "given")

@@ -3,13 +3,15 @@
 import uuid
 from typing import Any, Final
 
-from pipeline.event import Event, encode_record
+from pipeline.event import Event, encode_record, record_head
 from pipeline.ports.log import LogBatch
 
 RECEIVED_AT_MS: Final = 1_760_000_000_123
 
 
-def record(number: int = 0, *, received_at_ms: int = RECEIVED_AT_MS, **fields: Any) -> bytes:
+def record(
+    number: int = 0, *, received_at_ms: int = RECEIVED_AT_MS, request_id: str = "tests-1", **fields: Any
+) -> bytes:
     """A record of an event; its id comes from `number` unless `event_id` is given."""
     event = {
         "correlation_id": f"request-{number % 7}",
@@ -20,7 +22,7 @@ def record(number: int = 0, *, received_at_ms: int = RECEIVED_AT_MS, **fields: A
         "event_id": f"event-{number:06d}",
         **fields,
     }
-    return encode_record(Event(**event), received_at_ms)
+    return encode_record(Event(**event), record_head(received_at_ms, request_id))
 
 
 def batch(offset: int, values: list[bytes], gap_from: int | None = None) -> LogBatch:
