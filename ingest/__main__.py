@@ -1,13 +1,12 @@
 """`python -m ingest`: one ingest process. Several share INGEST_PORT, each under a supervisor."""
 
 import gc
-import logging
 import sys
 
 from ingest.app import create_app
 from ingest.edge import IngestParts
 from ingest.server import listen, run
-from pipeline import wiring
+from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
@@ -15,9 +14,9 @@ from pipeline.settings import Settings
 
 def main() -> int:
     """Serve until told to stop; returns the exit code: 2 where the settings or the port are wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         settings = Settings.from_environ()
+        logs.configure(level=settings.log_level, form=settings.log_format, process="ingest")
         parts = IngestParts(
             log=wiring.make_log(settings),
             bucket=wiring.make_bucket(settings),

@@ -21,7 +21,7 @@ class OneShapeErrors(ErrorHandler):
 
     def response(self, request: IngestRequest, exception: BaseException) -> HTTPResponse:
         """The answer to an error that no handler caught."""
-        return answer(exception)
+        return answer(exception, getattr(request.stream, "request_id", ""))
 
 
 def create_app(settings: Settings, parts: IngestParts, *, name: str = "ingest") -> IngestApp:

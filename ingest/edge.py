@@ -49,6 +49,7 @@ class Edge:
         self.appender = Appender(parts.log, settings, parts.clock, self.metrics)
         self.follower = ControlFollower(parts.store, parts.events, parts.clock, self._on_state)
         self.request_ids = RequestIds()
+        self.traces = settings.log_level == "DEBUG"  # asked once for each request: a logger takes longer to say
         self.is_stopping = False
         self.busy_answer = _busy_answer()
         self.count_connections: Callable[[], int] = lambda: 0

@@ -180,11 +180,12 @@ def body_of(code: str, message: str, details: dict[str, Any] | None = None) -> b
     return msgspec.json.encode({"error": {"code": code, "message": message, **(details or {})}})
 
 
-def answer(error: BaseException) -> HTTPResponse:
-    """The answer to an error; logs one that is a defect."""
+def answer(error: BaseException, request_id: str = "") -> HTTPResponse:
+    """The answer to an error; logs one that is a defect, with the name of its request."""
     row = row_of(error)
     if row is _DEFECT:
-        logger.error("a request failed by a defect", exc_info=error, extra={"action": "request_failed"})
+        extra = {"action": "request_failed", "request_id": request_id}
+        logger.error("a request failed by a defect: %s", request_id or "not readable", exc_info=error, extra=extra)
     headers: dict[str, str] = {}
     details = error.details if isinstance(error, RequestError) else {}
     if row.repeats:

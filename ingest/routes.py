@@ -1,5 +1,6 @@
 """The HTTP contract: what each address does."""
 
+import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
@@ -19,6 +20,8 @@ from pipeline.event import Event, encode_record, partition_of, record_head
 
 if TYPE_CHECKING:
     from ingest.protocol import IngestHttp
+
+_logger = logging.getLogger(__name__)
 
 _JSON: Final = "application/json"
 _ONE_ACCEPTED: Final = b'{"accepted":1}'
@@ -44,11 +47,26 @@ async def post_logs(request: IngestRequest) -> HTTPResponse:
         count = await _take_events(request, edge)
     except SluiceError as error:
         edge.metrics.answers.labels(row_of(error).code).inc()
-        return answer(error)
+        if edge.traces:
+            _trace(request, row_of(error).code, str(error))
+        return answer(error, _request_id(request))
+    if edge.traces:
+        _trace(request, "accepted", f"{count} events")
     edge.metrics.accepted_answers.inc()
     edge.metrics.accepted_events.inc(count)
     body = _ONE_ACCEPTED if count == 1 else b'{"accepted":%d}' % count
     return HTTPResponse(body, status=202, content_type=_JSON)
+
+
+def _request_id(request: IngestRequest) -> str:
+    return cast("IngestHttp", request.stream).request_id
+
+
+def _trace(request: IngestRequest, code: str, what: str) -> None:
+    """Say what became of a request."""
+    name = _request_id(request)
+    extra = {"action": "request_answered", "request_id": name, "code": code}
+    _logger.debug("request %s: %s, %s", name, code, what, extra=extra)
 
 
 async def _take_events(request: IngestRequest, edge: Edge) -> int:

@@ -12,14 +12,25 @@ from typing import Any, Final, get_type_hints
 from urllib.parse import urlsplit
 
 from pipeline.errors import SettingsError
+from pipeline.logs import FORMATS, LEVELS
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
 
-def _setting(default: Any, why: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A field with its explanation and inclusive limits."""
-    return dataclasses.field(default=default, metadata={"why": why, "low": low, "high": high})
+def _setting(
+    default: Any,
+    why: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    when: str = "",
+) -> Any:
+    """A field with its explanation, inclusive limits or possible words, and when one would change it."""
+    return dataclasses.field(
+        default=default, metadata={"why": why, "low": low, "high": high, "choices": choices, "when": when}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +45,10 @@ class Settings:
         "The event log: redis://… (a server of its own: at its memory limit it refuses writes) or kafka://host:port,…",
     )
     key_prefix: str = _setting("sluice:", "Before every Redis key, so that two systems can share a server")
+
+    # --- What processes say ----------------------------------------------------------------------
+    log_level: str = _setting("INFO", "The least that is logged; DEBUG names each request and batch", choices=LEVELS)
+    log_format: str = _setting("human", "Lines for people, or one JSON object a line", choices=FORMATS)
 
     # --- Ingest: HTTP ------------------------------------------------------------------------------
     ingest_host: str = _setting("127.0.0.1", "Address that ingest listens on; there is no authentication in ingest")
@@ -217,10 +232,12 @@ def _limit_problems(settings: Settings) -> list[str]:
     """Values outside their own limits; NaN is outside any."""
     problems = []
     for field in dataclasses.fields(settings):
-        low, high = field.metadata["low"], field.metadata["high"]
+        low, high, choices = field.metadata["low"], field.metadata["high"], field.metadata["choices"]
+        value = getattr(settings, field.name)
+        if choices is not None and value not in choices:
+            problems.append(f"{field.name.upper()}={value!r} is none of {', '.join(choices)}")
         if low is None:
             continue
-        value = getattr(settings, field.name)
         if not low <= value <= high:
             problems.append(f"{field.name.upper()}={value} is not between {low} and {high}")
     return problems

@@ -34,7 +34,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.conf.update(celery_settings(settings))
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
-    connect_signals()
+    connect_signals(settings)
     return app
 
 

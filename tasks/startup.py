@@ -1,11 +1,15 @@
-"""What happens when a worker is ready, and which of Celery's own messages are worth a line."""
+"""What happens when a worker is ready, and how workers and Beat log."""
 
 import logging
+from functools import partial
 from typing import Any, Final
 
-from celery.signals import after_setup_logger, worker_ready
+from celery import current_task
+from celery.signals import celeryd_init, setup_logging, worker_ready
 
+from pipeline import logs
 from pipeline.names import Queue
+from pipeline.settings import Settings
 
 # A line for each task received, done and discarded would be several a second for ever; Flower counts them.
 _CHATTY_LOGGERS: Final = (
@@ -13,14 +17,18 @@ _CHATTY_LOGGERS: Final = (
     "celery.worker.strategy",
     "celery.worker.request",
     "celery.beat",
-    "kafka",
+    "celery.utils.functional",
+    "celery.bootsteps",
 )
+_names: Final[list[str]] = []  # of this process' worker; Celery tells it once, before it sets logging up
 
 
-def connect_signals() -> None:
+def connect_signals(settings: Settings) -> None:
     """Follow Celery's signals; the receivers live as long as the process."""
     worker_ready.connect(_tick_at_once, weak=False)
-    after_setup_logger.connect(_quieten, weak=False)
+    celeryd_init.connect(_note_name, weak=False)
+    # A receiver keeps Celery from setting up logging of its own.
+    setup_logging.connect(partial(_set_up_logging, settings), weak=False, dispatch_uid="sluice.logs")
 
 
 def _tick_at_once(sender: Any = None, **_: Any) -> None:
@@ -30,6 +38,22 @@ def _tick_at_once(sender: Any = None, **_: Any) -> None:
         app.send_task("sluice.regulate", queue=Queue.CONTROL.value, expires=app.sluice_settings.regulate_seconds)
 
 
-def _quieten(**_: Any) -> None:
+def _note_name(sender: Any = None, **_: Any) -> None:
+    _names[:] = [str(sender)]
+
+
+def _set_up_logging(settings: Settings, **_: Any) -> None:
+    handler = logs.configure(
+        level=settings.log_level, form=settings.log_format, process=_names[0] if _names else "beat"
+    )
+    handler.addFilter(_name_task)
     for name in _CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _name_task(record: logging.LogRecord) -> bool:
+    """Say in each line of a task which one it is of: two drains may speak in turn."""
+    if current_task:
+        record.task = current_task.name
+        record.task_id = current_task.request.id
+    return True

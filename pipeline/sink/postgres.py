@@ -12,7 +12,7 @@ from pipeline.settings import Settings
 from pipeline.sink.batches import Written, make_stage, write_carefully, write_letters, write_straight
 from pipeline.sink.poison import PoisonRun
 from pipeline.sink.queries import query
-from pipeline.sink.rows import Letter, RowEncoder, place_columns
+from pipeline.sink.rows import Letter, RowEncoder, place_columns, request_ids
 from pipeline.sink.session import Session, StatementRefusedError
 
 _logger = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ class PostgresSink:
             self.session.rollback()
             raise
         run.add(len(written.letters), len(batch.values))
+        if _logger.isEnabledFor(logging.DEBUG):
+            _trace(partition, batch, written)
         return StoreResult(
             stored=written.stored,
             repeated=written.repeated,
@@ -141,6 +143,28 @@ class PostgresSink:
             self._held_by = self.session.generation
             self._held = set()
         return self._held
+
+
+def _trace(partition: int, batch: LogBatch, written: Written) -> None:
+    """Name the requests whose events a batch has stored."""
+    names = request_ids(batch.values)
+    _logger.debug(
+        "batch of partition %d, offsets %d to %d: %d stored, %d dead letters, of requests %s",
+        partition,
+        batch.offset,
+        batch.next_offset - 1,
+        written.stored,
+        len(written.letters),
+        ", ".join(names),
+        extra={
+            "action": "batch_stored",
+            "partition": partition,
+            "offset": batch.offset,
+            "next_offset": batch.next_offset,
+            "stored": written.stored,
+            "request_ids": names,
+        },
+    )
 
 
 def lock_key(log_id: str, partition: int) -> int:

@@ -4,6 +4,7 @@ Binary rather than text: it cost a fifth less to make, a third less to take in, 
 (docs/adr/sink-copy.md). Source: the PostgreSQL manual, COPY, "Binary Format".
 """
 
+import contextlib
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -117,6 +118,17 @@ class RowEncoder:
 def place_columns(log_id: str, partition: int) -> bytes:
     """The columns log_id and log_partition of a row."""
     return _field(log_id.encode()) + struct.pack(">ii", 4, partition)
+
+
+def request_ids(records: Iterable[bytes]) -> list[str]:
+    """The requests that brought these records, each once, in order; of records that are no events, none."""
+    names: dict[str, None] = {}
+    for record in records:
+        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
+            name = _decode(record).request_id
+            if name is not None:
+                names[name] = None
+    return list(names)
 
 
 def copy_chunks(rows: Iterable[bytes | None]) -> Iterator[bytes]:

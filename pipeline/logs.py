@@ -1,0 +1,71 @@
+"""What processes write to standard error: lines for people, or one JSON object a line for machines.
+
+Fields of a JSON line: `time` (UTC, RFC 3339), `level`, `logger`, `process` (which of ours), `pid`, `message`, `action`
+(what happened, from a closed set of words), what belongs to it (`request_id`, `partition`, `offset`, …), and `error`
+with the traceback where there is one.
+"""
+
+import logging
+import time
+from typing import Any, Final, TextIO
+
+from pythonjsonlogger.core import LogData
+from pythonjsonlogger.msgspec import MsgspecFormatter
+
+FORMATS: Final = ("human", "json")
+LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+_HUMAN: Final = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
+_TIME: Final = "%Y-%m-%dT%H:%M:%S"
+# Libraries whose own account at DEBUG would be thousands of lines a second, none of them about an event.
+_TALKATIVE: Final = ("asyncio", "kafka", "amqp", "kombu", "sanic.root")
+
+
+class _JsonLines(MsgspecFormatter):
+    """One JSON object a line."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(["levelname", "name", "process", "message"], rename_fields={"exc_info": "error"})
+        self._process = process
+
+    def process_log_record(self, log_data: LogData) -> LogData:
+        """Put the fields that every line has in front, under their names."""
+        rest = dict(log_data)
+        fields: dict[str, Any] = {
+            "time": rest.pop("time"),
+            "level": rest.pop("levelname"),
+            "logger": rest.pop("name"),
+            "process": self._process,
+            "pid": rest.pop("process"),
+            "message": rest.pop("message"),
+        }
+        return super().process_log_record(fields | {name: value for name, value in rest.items() if value is not None})
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        """Take the record's fields, and its time as RFC 3339 has it."""
+        super().add_fields(log_data, record, message_dict)
+        log_data["time"] = f"{time.strftime(_TIME, time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+
+
+def configure(*, level: str, form: str, process: str, stream: TextIO | None = None) -> logging.Handler:
+    """Send everything that is logged in this process to standard error (or `stream`); returns the one handler.
+
+    `level` is one of LEVELS, `form` one of FORMATS, `process` what this one is called in each JSON line. What an
+    earlier call has set is replaced.
+    """
+    handler = logging.StreamHandler(stream)
+    if form == "json":
+        handler.setFormatter(_JsonLines(process))
+    else:
+        lines = logging.Formatter(_HUMAN, _TIME)
+        lines.converter = time.gmtime
+        handler.setFormatter(lines)
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level)
+    logging.captureWarnings(capture=True)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
+    return handler

@@ -1,0 +1,62 @@
+"""An event is followed from its request to the batch that stored it, by what the processes logged."""
+
+import json
+import urllib.request
+import uuid
+from typing import Any
+
+import psycopg2
+
+from support.processes import Program
+from support.site import Site
+
+
+def _lines(program: Program) -> list[dict[str, Any]]:
+    """What a process logged; a library that prints by itself is no line of ours."""
+    return [json.loads(line) for line in program.log().splitlines() if line.startswith("{")]
+
+
+def _with(program: Program, action: str, name: str) -> list[dict[str, Any]]:
+    found = [line for line in _lines(program) if line.get("action") == action]
+    return [line for line in found if line.get("request_id") == name or name in line.get("request_ids", [])]
+
+
+def test_an_event_is_followed_from_its_request_to_its_batch(site: Site) -> None:
+    # Given a request with a name, whose three events go to one partition
+    name = f"follow-{uuid.uuid4().hex}"
+    one = {"correlationId": name, "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}
+    request = urllib.request.Request(
+        f"{site.system.url}/api/logs",
+        data=json.dumps([one] * 3).encode(),
+        headers={"Content-Type": "application/json", "X-Request-ID": name},
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert (answer.status, answer.headers["x-request-id"]) == (202, name)
+
+    def rows() -> list[Any]:
+        with psycopg2.connect(site.postgres.url) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT log_partition, log_offset FROM log_events WHERE request_id = %s", (name,))
+            return cursor.fetchall()
+
+    site.system.wait(lambda: len(rows()) == 3, "its events are stored")
+    # Then ingest named it, and so did the batches whose partition and offsets its rows have
+    [taken] = _with(site.system.ingest, "request_answered", name)
+    assert (taken["process"], taken["level"], taken["code"]) == ("ingest", "DEBUG", "accepted")
+    site.system.wait(lambda: bool(_with(site.system.batches, "batch_stored", name)), "the batch is named")
+    batches = _with(site.system.batches, "batch_stored", name)
+    for partition, offset in rows():
+        [batch] = [b for b in batches if b["partition"] == partition and b["offset"] <= offset < b["next_offset"]]
+        assert batch["process"].startswith("batches-")
+        assert batch["task"] == "sluice.drain"
+
+
+def test_every_line_of_every_process_is_json_with_the_same_fields(site: Site) -> None:
+    wanted = {"time", "level", "logger", "process", "pid", "message"}
+    for program in site.system.programs:
+        lines = program.log().splitlines()
+        first = next(number for number, line in enumerate(lines) if line.startswith("{"))
+        ours = [json.loads(line) for line in lines if line.startswith("{")]
+        assert all(wanted <= set(line) for line in ours)
+        assert {line["process"].partition("-")[0] for line in ours} == {program.name}
+        # And nothing else, but for what Celery prints while it starts
+        assert [line for line in lines[first:] if not line.startswith("{")] == []

@@ -1,0 +1,90 @@
+"""Log lines, for people and for machines."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from pipeline import logs
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def root_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def _said(form: str, level: str = "INFO") -> io.StringIO:
+    stream = io.StringIO()
+    logs.configure(level=level, form=form, process="ingest", stream=stream)
+    return stream
+
+
+def test_a_json_line_has_the_message_and_what_belongs_to_it() -> None:
+    # Given text that JSON escapes and a line break
+    stream = _said("json")
+    logging.getLogger("a.b").warning('ü "%s"\n', 1, extra={"action": "tested", "request_id": "r-1", "offset": 7})
+    # Then it is one line, with its fields in this order
+    [line] = stream.getvalue().splitlines()
+    fields = json.loads(line)
+    assert list(fields) == ["time", "level", "logger", "process", "pid", "message", "action", "request_id", "offset"]
+    assert fields["message"] == 'ü "1"\n'
+    assert (fields["level"], fields["logger"], fields["process"]) == ("WARNING", "a.b", "ingest")
+    said_at = datetime.fromisoformat(fields["time"])
+    assert abs((datetime.now(UTC) - said_at).total_seconds()) < 5
+
+
+def test_an_error_is_in_the_same_json_line() -> None:
+    stream = _said("json")
+    try:
+        int("what went wrong")
+    except ValueError:
+        logging.getLogger("a").exception("it failed")
+    [line] = stream.getvalue().splitlines()
+    assert "ValueError: invalid literal" in json.loads(line)["error"]
+
+
+def test_a_line_for_people_begins_with_its_time_in_utc() -> None:
+    stream = _said("human")
+    logging.getLogger("a").info("words", extra={"action": "tested"})
+    time, rest = stream.getvalue().split(" ", 1)
+    assert datetime.fromisoformat(time).utcoffset() == datetime.now(UTC).utcoffset()
+    assert rest == "INFO    a: words\n"
+
+
+def test_the_level_holds_for_us_and_libraries_stay_quiet() -> None:
+    stream = _said("human", "DEBUG")
+    logging.getLogger("pipeline.any").debug("ours")
+    logging.getLogger("kafka.conn").debug("theirs")
+    assert "ours" in stream.getvalue()
+    assert "theirs" not in stream.getvalue()
+
+
+def test_a_second_call_replaces_the_first() -> None:
+    first, second = _said("human"), _said("human")
+    logging.getLogger("a").info("once")
+    assert (first.getvalue(), second.getvalue().count("once")) == ("", 1)
+
+
+def test_warnings_are_lines_too() -> None:
+    stream = _said("json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    assert json.loads(stream.getvalue())["logger"] == "py.warnings"
+
+
+@pytest.mark.parametrize(("name", "value"), [("log_level", "LOUD"), ("log_format", "xml")])
+def test_words_that_are_none_of_the_choices_are_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name.upper()}='{value}' is none of "):
+        Settings.from_environ({name.upper(): value})
