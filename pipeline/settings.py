@@ -38,141 +38,338 @@ class Settings:
     """All settings of all processes. Units are last in a name."""
 
     # --- Where the servers are -----------------------------------------------------------------
-    database_url: str = _setting("postgresql://localhost:5432/sluice", "PostgreSQL, the sink")
-    redis_url: str = _setting("redis://localhost:6379/0", "Redis for Celery's queues, the bucket and control state")
+    database_url: str = _setting(
+        "postgresql://localhost:5432/sluice",
+        "PostgreSQL, the sink",
+        when="always in production; the user needs to own the schema, or to have been given its tables",
+    )
+    redis_url: str = _setting(
+        "redis://localhost:6379/0",
+        "Redis for Celery's queues, the bucket and control state",
+        when="always in production; a server of its own, which may lose its memory without losing an event",
+    )
     event_log_url: str = _setting(
         "redis://localhost:6380/0",
         "The event log: redis://… (a server of its own: at its memory limit it refuses writes) or kafka://host:port,…",
+        when="always in production; Kafka where one Redis server is outgrown, or a log must survive its machine",
     )
-    key_prefix: str = _setting("sluice:", "Before every Redis key, so that two systems can share a server")
+    key_prefix: str = _setting(
+        "sluice:",
+        "Before every Redis key, so that two systems can share a server",
+        when="two systems on one Redis server",
+    )
 
     # --- What processes say ----------------------------------------------------------------------
-    log_level: str = _setting("INFO", "The least that is logged; DEBUG names each request and batch", choices=LEVELS)
-    log_format: str = _setting("human", "Lines for people, or one JSON object a line", choices=FORMATS)
+    log_level: str = _setting(
+        "INFO",
+        "The least that is logged; DEBUG names each request and batch",
+        choices=LEVELS,
+        when="DEBUG while an event is followed through the system, or a defect is looked for",
+    )
+    log_format: str = _setting(
+        "human",
+        "Lines for people, or one JSON object a line",
+        choices=FORMATS,
+        when="json where a collector reads the lines",
+    )
 
     # --- Ingest: HTTP ------------------------------------------------------------------------------
-    ingest_host: str = _setting("127.0.0.1", "Address that ingest listens on; there is no authentication in ingest")
-    ingest_port: int = _setting(8080, "Port of ingest, shared by all its processes", low=1, high=65535)
-    ingest_url: str = _setting("", "Where the client finds ingest; empty: http:// with INGEST_HOST and INGEST_PORT")
-    ingest_metrics_port: int = _setting(
-        0, "Port of one ingest process' own metrics; 0: none beside /metrics", low=0, high=65535
+    ingest_host: str = _setting(
+        "127.0.0.1",
+        "Address that ingest listens on; there is no authentication in ingest",
+        when="0.0.0.0 in a container, or behind a proxy that authenticates",
     )
-    body_bytes_max: int = _setting(1 << 20, "Largest body, after inflating", low=1024, high=64 << 20)
-    body_events_max: int = _setting(1000, "Most events in one body", low=1, high=100_000)
+    ingest_port: int = _setting(
+        8080, "Port of ingest, shared by all its processes", low=1, high=65535, when="another program has the port"
+    )
+    ingest_url: str = _setting(
+        "",
+        "Where the client finds ingest; empty: http:// with INGEST_HOST and INGEST_PORT",
+        when="the client of this package runs on another machine than ingest",
+    )
+    ingest_metrics_port: int = _setting(
+        0,
+        "Port of one ingest process' own metrics; 0: none beside /metrics",
+        low=0,
+        high=65535,
+        when="several ingest processes share a port: each needs one of its own to be scraped on",
+    )
+    body_bytes_max: int = _setting(
+        1 << 20,
+        "Largest body, after inflating",
+        low=1024,
+        high=64 << 20,
+        when="clients have larger batches; memory for a body is taken up to four times",
+    )
+    body_events_max: int = _setting(
+        1000,
+        "Most events in one body",
+        low=1,
+        high=100_000,
+        when="clients have larger batches; one of them passes the bucket as a whole",
+    )
     request_seconds_max: float = _setting(
-        10.0, "Total time for headers and body to arrive; a trickling client is cut off", low=0.1, high=600
+        10.0,
+        "Total time for headers and body to arrive; a trickling client is cut off",
+        low=0.1,
+        high=600,
+        when="clients on slow lines are cut off with 408; lower it against slow floods",
     )
     ingest_connections_max: int = _setting(
-        2000, "Open connections of one ingest process; further ones get a 503", low=1, high=1_000_000
+        2000,
+        "Open connections of one ingest process; further ones get a 503",
+        low=1,
+        high=1_000_000,
+        when="clients get 503 for connections; raise the limit of open files with it",
     )
     stop_seconds_max: float = _setting(
-        10.0, "Time for running requests to end and the appender to be flushed at shutdown", low=0.1, high=600
+        10.0,
+        "Time for running requests to end and the appender to be flushed at shutdown",
+        low=0.1,
+        high=600,
+        when="the platform kills sooner than that, or requests take longer",
     )
 
     # --- Ingest: append ------------------------------------------------------------------------------
     append_group_events_max: int = _setting(
-        500, "Events gathered into one append; more only lengthens the server's stall", low=1, high=10_000
+        500,
+        "Events gathered into one append; more only lengthens the server's stall",
+        low=1,
+        high=10_000,
+        when="rarely: `python -m bench edge` shows what it does",
     )
     append_group_seconds_max: float = _setting(
-        0.002, "How long the first event of a group waits for company", low=0.0, high=1.0
+        0.002,
+        "How long the first event of a group waits for company",
+        low=0.0,
+        high=1.0,
+        when="lower for latency at little load, higher for less CPU at much",
     )
     append_buffer_events_max: int = _setting(
-        10_000, "Events waiting for the log in one process; beyond it 503", low=1, high=1_000_000
+        10_000,
+        "Events waiting for the log in one process; beyond it 503",
+        low=1,
+        high=1_000_000,
+        when="503 while the log only hesitates: more memory for fewer refusals",
     )
     append_buffer_bytes_max: int = _setting(
-        32 << 20, "Bytes waiting for the log in one process; beyond it 503", low=1 << 20, high=1 << 30
+        32 << 20,
+        "Bytes waiting for the log in one process; beyond it 503",
+        low=1 << 20,
+        high=1 << 30,
+        when="as above, where events are large",
     )
-    append_seconds_max: float = _setting(1.0, "How long a caller waits for its append; then 503", low=0.05, high=30)
+    append_seconds_max: float = _setting(
+        1.0,
+        "How long a caller waits for its append; then 503",
+        low=0.05,
+        high=30,
+        when="the log is far away or slow, and clients rather wait than repeat",
+    )
 
     # --- Event log ---------------------------------------------------------------------------------------
-    log_partitions: int = _setting(4, "Partitions of a new log: the most drains that run at once", low=1, high=64)
-    log_topic: str = _setting("sluice-events", "Kafka topic")
-    log_trim: bool = _setting(True, "Redis Streams: drop entries once they are in PostgreSQL")
+    log_partitions: int = _setting(
+        4,
+        "Partitions of a new log: the most drains that run at once",
+        low=1,
+        high=64,
+        when="before the first start: a PostgreSQL that takes more drains at once; a log keeps its number",
+    )
+    log_topic: str = _setting("sluice-events", "Kafka topic", when="two systems on one Kafka cluster")
+    log_trim: bool = _setting(
+        True,
+        "Redis Streams: drop entries once they are in PostgreSQL",
+        when="no, to look at stored events in the log while a defect is looked for; its memory then only grows",
+    )
     log_entries_max: int = _setting(
         2_000_000,
         "Redis Streams: entries of all partitions beyond which an append is refused where maxmemory is 0",
         low=1,
         high=1_000_000_000,
+        when="the machine has the memory for a longer outage, and maxmemory is not set",
     )
-    kafka_replication: int = _setting(1, "Replicas of a new topic; 3 in a real cluster", low=1, high=9)
-    kafka_group: str = _setting("sluice", "Kafka consumer group under which stored offsets show in everybody's tools")
+    kafka_replication: int = _setting(
+        1,
+        "Replicas of a new topic; 3 in a real cluster",
+        low=1,
+        high=9,
+        when="3 wherever an event must survive the loss of a broker, before the topic is made",
+    )
+    kafka_group: str = _setting(
+        "sluice",
+        "Kafka consumer group under which stored offsets show in everybody's tools",
+        when="two systems on one topic",
+    )
     kafka_fetch_bytes_max: int = _setting(
         4 << 20,
         "Bytes that one read fetches ahead, for each partition that a process drains",
         low=1 << 20,
         high=256 << 20,
+        when="batches are far larger or memory is scarce: it is taken once a partition and process",
     )
     kafka_retention_accepted: bool = _setting(
-        False, "Take an existing topic that deletes records by age or size, whether they are stored or not"
+        False,
+        "Take an existing topic that deletes records by age or size, whether they are stored or not",
+        when="the topic is somebody else's, and its retention is longer than any outage",
     )
 
     # --- Drain -----------------------------------------------------------------------------------------------
     drain_batch_records_max: int = _setting(
-        5000, "Records stored in one transaction: what is done again after a crash", low=1, high=100_000
+        5000,
+        "Records stored in one transaction: what is done again after a crash",
+        low=1,
+        high=100_000,
+        when="lower where PostgreSQL is slow enough for SINK_CALL_SECONDS_MAX, higher for fewer commits",
     )
     drain_batch_bytes_max: int = _setting(
         8 << 20,
         "Bytes of records stored in one transaction; PostgreSQL must take them within its allowed silence",
         low=1 << 16,
         high=256 << 20,
+        when="as above, where events are large",
     )
     drain_run_seconds_max: float = _setting(
-        10.0, "Length of one drain task; then it hands over to its own next hint", low=0.1, high=300
+        10.0,
+        "Length of one drain task; then it hands over to its own next hint",
+        low=0.1,
+        high=300,
+        when="lower for a worker that stops sooner; each run costs a task",
     )
     drain_poll_seconds: float = _setting(
-        1.0, "How long one read waits for new records; also how soon a pause is noticed", low=0.01, high=10
+        1.0,
+        "How long one read waits for new records; also how soon a pause is noticed",
+        low=0.01,
+        high=10,
+        when="rarely: reads return as soon as something comes",
     )
     drain_hard_seconds_max: float = _setting(
-        40.0, "A drain task that runs for longer is killed: it can only be frozen", low=1, high=3600
+        40.0,
+        "A drain task that runs for longer is killed: it can only be frozen",
+        low=1,
+        high=3600,
+        when="with DRAIN_RUN_SECONDS_MAX, always well above it",
     )
     drain_stalled_seconds_max: float = _setting(
-        15.0, "regulate ends a backend that holds a partition with lag for so long without progress", low=1, high=3600
+        15.0,
+        "regulate ends a backend that holds a partition with lag for so long without progress",
+        low=1,
+        high=3600,
+        when="a healthy but slow PostgreSQL loses drainers: raise it",
     )
     poison_run_records_max: int = _setting(
         200,
         "Dead letters in a run of batches, each with more than the ratio of them, that pause consumption",
         low=1,
         high=100_000,
+        when="one producer's bad records should pause everything sooner, or later",
     )
-    poison_ratio_max: float = _setting(0.5, "Share of dead letters in one batch, see above", low=0.01, high=1.0)
-    sink_connect_seconds_max: int = _setting(2, "Time to connect to PostgreSQL", low=1, high=60)
+    poison_ratio_max: float = _setting(
+        0.5, "Share of dead letters in one batch, see above", low=0.01, high=1.0, when="as above"
+    )
+    sink_connect_seconds_max: int = _setting(
+        2, "Time to connect to PostgreSQL", low=1, high=60, when="PostgreSQL is far away"
+    )
     sink_call_seconds_max: float = _setting(
         2.0,
         "Silence of PostgreSQL after which its socket is shut down (a frozen server never answers)",
         low=0.1,
         high=60,
+        when="a healthy PostgreSQL is slower than that at its worst; the breaker opens later for it",
     )
 
     # --- Control loop ------------------------------------------------------------------------------------------
-    rate_max: float = _setting(1000.0, "Admitted rate at low lag, events/s", low=1, high=10_000_000)
-    rate_min: float = _setting(
-        100.0, "Admitted rate at high lag and while the breaker is open, events/s", low=1, high=10_000_000
+    rate_max: float = _setting(
+        1000.0,
+        "Admitted rate at low lag, events/s",
+        low=1,
+        high=10_000_000,
+        when="first of all: what the sink takes for hours, with some reserve",
     )
-    lag_degraded: int = _setting(10_000, "Lag from which the rate falls, events", low=1, high=1_000_000_000)
-    lag_critical: int = _setting(50_000, "Lag above which the rate is at its floor, events", low=1, high=1_000_000_000)
-    regulate_seconds: float = _setting(5.0, "Period of the control loop", low=0.1, high=300)
+    rate_min: float = _setting(
+        100.0,
+        "Admitted rate at high lag and while the breaker is open, events/s",
+        low=1,
+        high=10_000_000,
+        when="what the sink takes at its worst, so that a backlog still shrinks",
+    )
+    lag_degraded: int = _setting(
+        10_000,
+        "Lag from which the rate falls, events",
+        low=1,
+        high=1_000_000_000,
+        when="with RATE_MAX: ten seconds of it is the default's measure",
+    )
+    lag_critical: int = _setting(
+        50_000,
+        "Lag above which the rate is at its floor, events",
+        low=1,
+        high=1_000_000_000,
+        when="with LAG_DEGRADED: how much lag is still acceptable",
+    )
+    regulate_seconds: float = _setting(
+        5.0,
+        "Period of the control loop",
+        low=0.1,
+        high=300,
+        when="the lag swings: lower; it also is the age at which health doubts the controller (three periods)",
+    )
     rate_hold_periods: int = _setting(
         6,
         "Periods for which the last rate holds while lag or controller are away; then it halves each period",
         low=1,
         high=1000,
+        when="how long clients may be served at the old rate while nobody knows the lag",
     )
-    burst_seconds: float = _setting(1.0, "What the full bucket holds, in seconds of the rate", low=0.01, high=60)
+    burst_seconds: float = _setting(
+        1.0,
+        "What the full bucket holds, in seconds of the rate",
+        low=0.01,
+        high=60,
+        when="clients send in bursts that are refused, and the sink can take them",
+    )
     lease_seconds: float = _setting(
-        0.03, "What an ingest process takes from the bucket at once, in seconds of the rate", low=0.001, high=1
+        0.03,
+        "What an ingest process takes from the bucket at once, in seconds of the rate",
+        low=0.001,
+        high=1,
+        when="many ingest processes at a low rate: a lease that one holds is nobody else's",
     )
-    control_events_max: int = _setting(1000, "Control events kept", low=10, high=1_000_000)
+    control_events_max: int = _setting(
+        1000, "Control events kept", low=10, high=1_000_000, when="more history for a post-mortem; about 300 bytes each"
+    )
     breaker_failures_max: int = _setting(
-        5, "Consecutive failures of PostgreSQL that open the breaker", low=1, high=1000
+        5,
+        "Consecutive failures of PostgreSQL that open the breaker",
+        low=1,
+        high=1000,
+        when="a flapping network opens the breaker too easily",
     )
-    probe_seconds: float = _setting(2.0, "Period of the prober while the breaker is open", low=0.1, high=300)
-    hint_seconds: float = _setting(1.0, "Period of the net of drain hints", low=0.1, high=60)
+    probe_seconds: float = _setting(
+        2.0,
+        "Period of the prober while the breaker is open",
+        low=0.1,
+        high=300,
+        when="lower to resume sooner, higher to spare a PostgreSQL that is coming up",
+    )
+    hint_seconds: float = _setting(
+        1.0,
+        "Period of the net of drain hints",
+        low=0.1,
+        high=60,
+        when="rarely: it only matters where a drain's own hint was lost",
+    )
     pause_reconcile_seconds: float = _setting(
-        0.2, "How often a worker compares its consumer with the reasons to pause", low=0.05, high=60
+        0.2,
+        "How often a worker compares its consumer with the reasons to pause",
+        low=0.05,
+        high=60,
+        when="rarely: it is how long a worker goes on after a pause",
     )
 
     # --- Celery ----------------------------------------------------------------------------------------------------
-    visibility_timeout_seconds: int = _setting(60, "Celery's broker visibility time-out", low=5, high=86_400)
+    visibility_timeout_seconds: int = _setting(
+        60, "Celery's broker visibility time-out", low=5, high=86_400, when="with DRAIN_HARD_SECONDS_MAX, above it"
+    )
 
     def __post_init__(self) -> None:
         problems = [*_limit_problems(self), *_cross_problems(self)]

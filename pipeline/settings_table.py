@@ -1,0 +1,94 @@
+"""The table of all settings as Markdown: `python -m pipeline.settings_table > docs/settings.md`."""
+
+import dataclasses
+import re
+import sys
+from typing import Any, Final
+
+from pipeline.settings import Settings
+
+# The first setting of each group, and what the group is called.
+_GROUPS: Final = {
+    "database_url": "Servers",
+    "log_level": "Log lines",
+    "ingest_host": "Ingest: HTTP",
+    "append_group_events_max": "Ingest: append",
+    "log_partitions": "Event log",
+    "drain_batch_records_max": "Drain",
+    "rate_max": "Control loop",
+    "visibility_timeout_seconds": "Celery",
+}
+# A name's unit stands last in it, but for `max` and `min`; these names have theirs from what they are.
+_UNITS: Final = {
+    "rate_max": "events/s",
+    "rate_min": "events/s",
+    "lag_degraded": "events",
+    "lag_critical": "events",
+    "breaker_failures_max": "failures",
+    "log_entries_max": "entries",
+    "log_partitions": "partitions",
+    "kafka_replication": "replicas",
+    "ingest_connections_max": "connections",
+    "control_events_max": "events",
+    "poison_ratio_max": "share",
+}
+_UNIT: Final = re.compile(r"_(seconds|bytes|events|records|periods|milliseconds)(?:_max|_min)?$")
+_HEAD: Final = """\
+# Settings
+
+Each is an environment variable of every process of Sluice; one that is unset or empty takes its default. Values are
+checked at the start: what makes no sense is refused with its name, its value and what it takes. This page is written
+by `python -m pipeline.settings_table`.
+
+`./run.sh` has variables of its own for folders and ports, see `./run.sh --help`.
+"""
+
+
+def unit_of(name: str) -> str:
+    """The unit of a setting; "" for a text, a port or a yes and no."""
+    found = _UNIT.search(name)
+    return _UNITS.get(name) or (found[1].replace("seconds", "s") if found else "")
+
+
+def table() -> str:
+    """The page."""
+    parts = [_HEAD]
+    for field in dataclasses.fields(Settings):
+        if field.name in _GROUPS:
+            parts.append(f"\n## {_GROUPS[field.name]}\n")
+            parts.append("| Setting | Default | Unit | What it does | When to change it |\n|---|---|---|---|---|")
+        meta = field.metadata
+        what = _cell(f"{meta['why']}{_limits(meta)}")
+        parts.append(
+            f"| `{field.name.upper()}` | {_default(field.default)} | {unit_of(field.name)} | {what} "
+            f"| {_cell(meta['when'])} |"
+        )
+    return "\n".join(parts) + "\n"
+
+
+def _limits(meta: Any) -> str:
+    if meta["choices"] is not None:
+        return " (" + ", ".join(meta["choices"]) + ")"
+    if meta["low"] is None:
+        return ""
+    return f" ({_number(meta['low'])} to {_number(meta['high'])})"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return _number(value)
+    return f"`{value}`" if value else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:.10g}"  # as it is typed: without separators
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())
