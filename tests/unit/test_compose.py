@@ -38,8 +38,13 @@ def _environment(folder: Path, changes: dict[str, str]) -> None:
 
 def _config(folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        ["docker-compose", "config"], cwd=folder, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"}
-    )  # fmt: skip
+        ["docker-compose", "config"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin"},  # a variable of this machine's would come before .env
+    )
 
 
 @pytest.fixture(scope="module")
