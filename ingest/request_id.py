@@ -18,7 +18,7 @@ _PROCESS_BYTES: Final = 6
 
 
 class RequestIds:
-    """Names requests: at random for the process, then by number; 0.1 µs instead of a uuid's 0.3."""
+    """Names requests: at random for the process, then by number: half as long as a UUID in every row."""
 
     def __init__(self) -> None:
         self._process = secrets.token_hex(_PROCESS_BYTES)
