@@ -7,6 +7,7 @@ decided by the sink's offset alone. Reading the next batch overlaps with storing
 import contextlib
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import Floors
-from pipeline.ports.log import EventLog, LogIdentity
+from pipeline.ports.log import EventLog, LogBatch, LogIdentity
 from pipeline.ports.sink import Sink, StoreResult
 from pipeline.read_ahead import ReadAhead
 from pipeline.settings import Settings
@@ -43,6 +44,9 @@ _BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.5)
 # Net new containers before the garbage collector looks at them; Python's default is 700. Lists of a batch's records
 # come by the thousand, live as long as the batch and never form a cycle: looking at them took an eighth of the CPU.
 _GARBAGE_THRESHOLD: Final = 50_000
+# How long a thread may keep the interpreter while another one waits for it. The thread that feeds PostgreSQL needs it
+# for a moment at each piece; at Python's default of 5 ms PostgreSQL runs dry meanwhile (docs/adr/drain-speed.md).
+_SWITCH_SECONDS: Final = 0.0005
 # After a lost connection its backend may hold the partition's lock for a moment longer.
 _BUSY_TRIES_MAX: Final = 6
 
@@ -112,9 +116,9 @@ def drain(
     `paused` is asked before every batch. `on_stored` is called after every commit with the next offset and the
     counts. Only what a person must mend in the set-up is raised (LogMisconfiguredError); all else is reported.
     """
-    with _rare_garbage_collection(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
+    with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
         means = _Means(log, sink, floors, breaker, settings, clock, on_stored)
-        run = _Run(partition, means, ReadAhead(log, partition, settings, clock=clock, executor=ahead))
+        run = _Run(partition, means, ahead)
         try:
             outcome, error = run.go(paused)
         finally:
@@ -123,24 +127,29 @@ def drain(
 
 
 @contextlib.contextmanager
-def _rare_garbage_collection() -> Iterator[None]:
-    """Raise the threshold of the youngest generation, for the process, while the body runs."""
+def _tuned_interpreter() -> Iterator[None]:
+    """Collect garbage more rarely and change threads more often, in this process, while the body runs."""
     youngest, *older = gc.get_threshold()
+    switch_seconds = sys.getswitchinterval()
     gc.set_threshold(max(youngest, _GARBAGE_THRESHOLD), *older)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         yield
     finally:
         gc.set_threshold(youngest, *older)
+        sys.setswitchinterval(switch_seconds)
 
 
 class _Run:
     """One run's state."""
 
-    def __init__(self, partition: int, means: _Means, hand: ReadAhead) -> None:
+    def __init__(self, partition: int, means: _Means, executor: ThreadPoolExecutor) -> None:
         self._partition = partition
         self._means = means
-        self._hand = hand
         settings = means.settings
+        self._hand = ReadAhead(
+            means.log, partition, settings, clock=means.clock, executor=executor, prepare=self._prepare
+        )
         started = means.clock.monotonic()
         self._deadline = started + settings.drain_run_seconds_max
         # A failing PostgreSQL is asked again after the run's time is up, so that its failures come in a row and open
@@ -217,15 +226,24 @@ class _Run:
             # A commit whose answer was lost took effect after all, or somebody else moved on: read from there.
             self._hand.drop()
             return None
+        begin = self._hand.begin if not self._is_over() else None
+        if begin is not None and batch.made is not None:
+            # All that is left to do is PostgreSQL's. Where the rows must still be made, that and reading the next ones
+            # would only take turns on one interpreter.
+            begin()
         return self._means.sink.store(
             identity.log_id,
             self._partition,
             expected_offset,
             batch,
             before_commit=lambda: self._raise_floor(batch.next_offset),
-            # Not sooner: making the batch's rows and reading the next ones would only take turns on one interpreter.
-            on_sent=self._hand.begin if not self._is_over() else None,
+            on_sent=begin,
         )
+
+    def _prepare(self, batch: LogBatch) -> LogBatch:
+        """Have a batch that was read ahead made ready for the sink."""
+        identity = self._identity
+        return batch if identity is None else self._means.sink.prepare(identity.log_id, self._partition, batch)
 
     def _look_up(self, identity: LogIdentity) -> int:
         """Take the partition and return its stored offset; where there is none, the log's beginning."""

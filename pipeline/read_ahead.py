@@ -2,6 +2,7 @@
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
@@ -34,15 +35,23 @@ class ReadAhead:
     """
 
     def __init__(
-        self, log: EventLog, partition: int, settings: Settings, *, clock: Clock, executor: ThreadPoolExecutor
+        self,
+        log: EventLog,
+        partition: int,
+        settings: Settings,
+        *,
+        clock: Clock,
+        executor: ThreadPoolExecutor,
+        prepare: Callable[[LogBatch], LogBatch],
     ) -> None:
         self._log = log
         self._partition = partition
         self._settings = settings
         self._clock = clock
         self._executor = executor
+        self._prepare = prepare
         self._pieces: deque[tuple[int, LogBatch]] = deque()
-        self._ahead: tuple[int, Future[LogBatch | None]] | None = None
+        self._ahead: tuple[int, Future[tuple[LogBatch | None, list[LogBatch]]]] | None = None
         self._commit_due: int | None = None  # what the log has not been told yet
         self._telling: Future[None] | None = None
         self._told_at = clock.monotonic()
@@ -86,13 +95,14 @@ class ReadAhead:
     def read(self, offset: int, wait_seconds: float) -> None:
         """Wait for records from `offset` on. Raises as EventLog.read does, and LogGapError for a hole."""
         self.tell_log()
-        self._take(offset, self._log_read(offset, wait_seconds))
+        batch = self._log_read(offset, wait_seconds)
+        self._take(offset, batch, self._cut(batch))
 
     def begin(self) -> None:
         """Begin to read what follows the last piece in hand, if that is the next to be stored."""
         if self._ahead is None and len(self._pieces) == 1:
             offset = self._pieces[0][1].next_offset
-            self._ahead = offset, self._executor.submit(self._log_read, offset, _AHEAD_SECONDS)
+            self._ahead = offset, self._executor.submit(self._read_and_prepare, offset)
             if self._clock.monotonic() - self._told_at >= _TELL_SECONDS:
                 due = self._take_due()
                 if due is not None:  # behind the read, so that storing never waits for it
@@ -102,7 +112,7 @@ class ReadAhead:
         """Wait for the read that was begun, and put its records behind those in hand. Raises as `read` does."""
         if self._ahead is not None:
             (offset, future), self._ahead = self._ahead, None
-            self._take(offset, future.result())
+            self._take(offset, *future.result())
 
     def settle(self) -> None:
         """The same after a failure, where a failed read matters no more: it will be tried again."""
@@ -125,21 +135,31 @@ class ReadAhead:
     def _log_read(self, offset: int, wait_seconds: float) -> LogBatch | None:
         return self._log.read(self._partition, offset, records_max=self._records_next, wait_seconds=wait_seconds)
 
-    def _take(self, offset: int, batch: LogBatch | None) -> None:
-        """Put a batch that was read at `offset` into hand. Raises LogGapError where records are missing."""
+    def _read_and_prepare(self, offset: int) -> tuple[LogBatch | None, list[LogBatch]]:
+        """Read ahead, and have the pieces made ready for the sink; on the helper thread."""
+        batch = self._log_read(offset, _AHEAD_SECONDS)
+        return batch, [self._prepare(piece) for piece in self._cut(batch)]
+
+    def _cut(self, batch: LogBatch | None) -> list[LogBatch]:
+        """A batch in pieces that a transaction may have."""
+        if batch is None or not batch.values:
+            return []
+        ends = cuts([len(value) for value in batch.values], self._settings.drain_batch_bytes_max)
+        if len(ends) == 1:
+            return [batch]
+        return [LogBatch(batch.offset + first, batch.values[first:end]) for first, end in ends]
+
+    def _take(self, offset: int, batch: LogBatch | None, pieces: list[LogBatch]) -> None:
+        """Put a batch that was read at `offset` into hand, in pieces. Raises LogGapError where records are missing."""
         if batch is None or not batch.values:
             self._read_was_full = False
             return
         _check_hole(self._partition, offset, batch)
         self._read_was_full = len(batch.values) >= self._records_next
-        sizes = [len(value) for value in batch.values]
+        count, size = len(batch.values), sum(map(len, batch.values))
         bytes_max = self._settings.drain_batch_bytes_max
-        self._records_next = max(
-            1, min(self._settings.drain_batch_records_max, bytes_max * len(sizes) // max(1, sum(sizes)))
-        )
-        for first, end in cuts(sizes, bytes_max):
-            whole = end - first == len(sizes)
-            piece = batch if whole else LogBatch(batch.offset + first, batch.values[first:end])
+        self._records_next = max(1, min(self._settings.drain_batch_records_max, bytes_max * count // max(1, size)))
+        for piece in pieces:
             self._pieces.append((offset, piece))
             offset = piece.next_offset
 

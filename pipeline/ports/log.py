@@ -1,7 +1,7 @@
 """The event log: where an event is durable before it is acknowledged."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -24,12 +24,14 @@ class LogBatch:
     """Consecutive records of one partition: the record at `offset + i` is `values[i]`.
 
     A hole in the log always starts a new batch. `gap_from` is set where the log itself declares the hole before
-    `offset`: offsets from `gap_from` up to `offset` were given up when the log came back without its tail.
+    `offset`: offsets from `gap_from` up to `offset` were given up when the log came back without its tail. `made` is
+    the sink's: what its `prepare` has made of the records.
     """
 
     offset: int
     values: list[bytes]
     gap_from: int | None = None
+    made: object = field(default=None, compare=False, repr=False)
 
     @property
     def next_offset(self) -> int:

@@ -29,6 +29,12 @@ class Sink(Protocol):
     def release(self, log_id: str, partition: int) -> None:
         """Give the partition up; idempotent, raises nothing."""
 
+    def prepare(self, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
+        """The batch with everything made that takes no server: may run on another thread than the rest.
+
+        What it makes is of use for a `store` of the same log and partition only. Raises nothing.
+        """
+
     def store(
         self,
         log_id: str,

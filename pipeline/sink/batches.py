@@ -6,18 +6,21 @@ counts repeats, and halves what PostgreSQL refuses until the culprits stand alon
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pipeline.ports.log import LogBatch
 from pipeline.sink.queries import query
-from pipeline.sink.rows import Letter, RowEncoder, copy_chunks, place_columns, printable
+from pipeline.sink.rows import Letter, PreparedRows, RowEncoder, copy_chunks, place_columns, printable
 from pipeline.sink.session import Session, StatementRefusedError
 
 _logger = logging.getLogger(__name__)
 
 # A batch of nothing but conflicts would otherwise write a line for each into the journal.
 _CONFLICTS_LOGGED_MAX: Final = 20
+# Rows that are made already are sent in larger pieces than rows in the making: each costs the sending thread a turn
+# on the interpreter, for which it may have to wait.
+_PREPARED_CHUNK_BYTES: Final = 512 * 1024
 # Dead letters sent in one statement; a record may be as large as a body.
 _LETTERS_AT_ONCE: Final = 50
 
@@ -42,10 +45,22 @@ def write_straight(
     on_sent: Callable[[], None] | None,
 ) -> Written:
     """COPY into log_events; undecodable records become letters. Raises StatementRefusedError as a whole."""
+    made = batch.made
+    if isinstance(made, PreparedRows) and (made.log_id, made.partition) == (log_id, partition):
+        stored = session.copy(query("copy_events"), iter(made.chunks), on_sent=on_sent)
+        return Written(stored=stored, letters=made.letters)
     letters: list[Letter] = []
     rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters)
     stored = session.copy(query("copy_events"), copy_chunks(rows), on_sent=on_sent)
     return Written(stored=stored, letters=letters)
+
+
+def prepare(encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
+    """The batch with its rows made."""
+    letters: list[Letter] = []
+    rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters)
+    chunks = list(copy_chunks(rows, _PREPARED_CHUNK_BYTES))
+    return replace(batch, made=PreparedRows(log_id, partition, chunks, letters))
 
 
 def make_stage(session: Session) -> None:

@@ -60,6 +60,9 @@ class MemorySink:
         if self.database.locks.get((log_id, partition)) is self:
             del self.database.locks[log_id, partition]
 
+    def prepare(self, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
+        return batch
+
     def store(
         self,
         log_id: str,

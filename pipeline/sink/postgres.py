@@ -9,7 +9,7 @@ from pipeline.errors import OffsetConflictError, SinkContentionError, SinkUnavai
 from pipeline.ports.log import LogBatch
 from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
-from pipeline.sink.batches import Written, make_stage, write_carefully, write_letters, write_straight
+from pipeline.sink.batches import Written, make_stage, prepare, write_carefully, write_letters, write_straight
 from pipeline.sink.poison import PoisonRun
 from pipeline.sink.queries import query
 from pipeline.sink.rows import Letter, RowEncoder, place_columns, request_ids
@@ -25,6 +25,7 @@ class PostgresSink:
         self.session = Session(settings)
         self._settings = settings
         self._encoder = RowEncoder()
+        self._ahead_encoder = RowEncoder()  # of the thread that prepares
         self._held: set[int] = set()  # keys of the locks that this connection holds
         self._held_by = 0  # the generation of that connection
         self._runs: dict[tuple[str, int], PoisonRun] = {}
@@ -50,6 +51,9 @@ class PostgresSink:
         # A connection that fails here is dropped, and the lock goes with it.
         with contextlib.suppress(SinkUnavailableError, SinkContentionError):
             self.session.rows(query("unlock"), {"key": key})
+
+    def prepare(self, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
+        return prepare(self._ahead_encoder, log_id, partition, batch)
 
     def store(
         self,

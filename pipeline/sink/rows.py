@@ -55,6 +55,16 @@ class Letter:
     sqlstate: str | None  # None: not even decodable
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedRows:
+    """A COPY's bytes for one batch, made ahead, and which place they are for."""
+
+    log_id: str
+    partition: int
+    chunks: list[bytes]
+    letters: list[Letter]
+
+
 class RowEncoder:
     """Encodes records; keeps the encoded form of names that repeat."""
 
@@ -131,7 +141,7 @@ def request_ids(records: Iterable[bytes]) -> list[str]:
     return list(names)
 
 
-def copy_chunks(rows: Iterable[bytes | None]) -> Iterator[bytes]:
+def copy_chunks(rows: Iterable[bytes | None], chunk_bytes: int = _CHUNK_BYTES) -> Iterator[bytes]:
     """The bytes of a COPY of `rows` (None: left out), in chunks of about 64 KiB."""
     chunk = [COPY_HEADER]
     size = 0
@@ -140,7 +150,7 @@ def copy_chunks(rows: Iterable[bytes | None]) -> Iterator[bytes]:
             continue
         chunk.append(row)
         size += len(row)
-        if size >= _CHUNK_BYTES:
+        if size >= chunk_bytes:
             yield b"".join(chunk)
             chunk.clear()
             size = 0

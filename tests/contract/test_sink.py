@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol
 
 import pytest
@@ -108,6 +109,34 @@ def test_a_moved_offset_is_a_conflict_and_stores_nothing(bench: Bench) -> None:
     # Then nothing of it is there, and his sink works on
     assert len(bench.events()) == 3
     assert other.store(LOG, 0, 3, numbered_batch(3, 1), before_commit=nothing) == StoreResult(stored=1)
+
+
+def test_what_was_made_ahead_is_stored_like_what_was_not(bench: Bench) -> None:
+    # Given a batch with a record that is no event, and a repeat, made ready on another thread
+    sink = bench.sink()
+    sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
+    values = [record(2), b"no event", record(3), record(1), record(4)]
+    with ThreadPoolExecutor(1) as helper:
+        ready = helper.submit(sink.prepare, LOG, 0, batch(1, values)).result()
+    # When it is stored
+    result = sink.store(LOG, 0, 1, ready, before_commit=nothing)
+    # Then it is what storing it at once would have given
+    assert result == StoreResult(stored=3, repeated=1, dead_lettered=1)
+    assert bench.events()["event-000003"] == ("message 3", LOG, 0, 3)
+    assert bench.letters() == {(LOG, 0, 2): b"no event"}
+    assert sink.stored_offsets(LOG) == {0: 6}
+
+
+def test_what_was_made_for_another_log_is_made_anew(bench: Bench) -> None:
+    # Given a batch made ready before the log turned out to be another one
+    sink = bench.sink()
+    ready = sink.prepare(LOG, 0, batch(0, [record(1), b"no event"]))
+    other = new_log_id()
+    # When it is stored for the new one
+    sink.store(other, 2, 0, ready, before_commit=nothing)
+    # Then its rows and letters say so
+    assert bench.events()["event-000001"] == ("message 1", other, 2, 0)
+    assert bench.letters() == {(other, 2, 1): b"no event"}
 
 
 def test_a_declared_gap_moves_the_offset_over_it(bench: Bench) -> None:

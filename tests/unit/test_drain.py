@@ -1,5 +1,7 @@
 """A drain's run against the log, the sink and the control store in memory, with every fault between them."""
 
+import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -702,3 +704,41 @@ def test_the_store_error_is_not_the_sinks(rig: Rig) -> None:
     rig.append(0, 5)
     rig.drain(floors=Away(rig.settings, rig.server))
     assert not rig.breaker.is_open
+
+
+def test_what_is_read_ahead_is_made_ready_meanwhile(rig: Rig) -> None:
+    # Given a sink that notes what it made ready, on which thread, and what it stored
+    prepared: list[tuple[int, str]] = []
+    stored: list[tuple[int, object]] = []
+
+    class Preparing(MemorySink):
+        def prepare(self, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
+            prepared.append((batch.offset, threading.current_thread().name))
+            return replace(batch, made=(log_id, partition, batch.offset))
+
+        def store(
+            self, log_id: str, partition: int, expected_offset: int, batch: LogBatch, **named: Any
+        ) -> StoreResult:
+            stored.append((batch.offset, batch.made))
+            return super().store(log_id, partition, expected_offset, batch, **named)
+
+    rig.append(0, 40)
+    rig.drain(sink=Preparing(rig.settings, rig.store))
+    # Then all but the first batch were, for this log, by the helper, and were stored like that
+    assert [made for _, made in stored] == [None] + [(rig.log_id, 0, offset) for offset, _ in stored[1:]]
+    assert len(stored) == 4
+    assert all(name.startswith("drain-ahead") for _, name in prepared)
+
+
+def test_the_interpreter_is_left_as_it_was(rig: Rig) -> None:
+    # Given what a run sees of the interpreter's settings
+    seen: list[tuple[float, int]] = []
+    rig.at_step[1] = lambda: seen.append((sys.getswitchinterval(), gc.get_threshold()[0]))
+    before = (sys.getswitchinterval(), gc.get_threshold())
+    rig.append(0, 10)
+    rig.drain()
+    # Then they are changed while it runs only
+    assert seen
+    assert seen[0][0] < before[0]
+    assert seen[0][1] > before[1][0]
+    assert (sys.getswitchinterval(), gc.get_threshold()) == before
