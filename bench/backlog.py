@@ -4,6 +4,7 @@ The system is started by this command in a folder and on ports of its own, with 
 maximum rate, so that the lag grows in seconds instead of minutes.
 """
 
+import argparse
 import http.client
 import json
 import os
@@ -130,3 +131,9 @@ def run(log: str) -> None:
             story.look("healthy again")
         finally:
             system.stop()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bench.backlog", description=__doc__)
+    parser.add_argument("--log", choices=("redis", "kafka"), default="redis")
+    run(parser.parse_args().log)

@@ -1,23 +1,26 @@
-"""Rows a second that `drain` stores exactly once, against a plain COPY of the same rows and a bare read of the log.
+"""M7, M8: rows a second that `drain` stores exactly once, against a plain COPY of the same rows and a read of the log.
 
-Each round gets an empty database and a prefilled log; the three take turns. The goal is a share of the slower
-baseline: a drain can be no faster than either.
+M7: each round gets an empty database and a prefilled log; the three take turns, and the goal is a share of the slower
+baseline, since a drain can be no faster than either. M8: the same COPY and drain into a table that holds events
+already, and a drain of a long backlog. The drain has one core, PostgreSQL and the log the other; COPY, its rows made
+beforehand, and the bare read likewise.
 """
 
 import contextlib
-import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg2
 import uuid_utils
 
+from bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on, started
 from bench.process import cpu_seconds, own_cpu_seconds
+from bench.table import Line, at_least, ratios
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
@@ -30,11 +33,14 @@ from pipeline.sink.queries import query
 from pipeline.sink.rows import RowEncoder, copy_chunks, place_columns
 from stack.servers import Server, free_port, kafka_server, postgres_server, redis_server
 
-PARTITION = 0
-APPEND_AT_ONCE = 1000
+PARTITION: Final = 0
+APPEND_AT_ONCE: Final = 1000
+PIECE_ROWS: Final = 100_000  # made, sent and forgotten at once
+TRIED_ROWS: Final = 50_000  # stored in each round of M8
 
 
-def _records(count: int) -> list[bytes]:
+def records_of(first: int, end: int) -> list[bytes]:
+    """Records of events with these numbers; ids are new with every call."""
     return [
         encode_record(
             Event(
@@ -48,8 +54,14 @@ def _records(count: int) -> list[bytes]:
             ),
             record_head(1_700_000_000_000 + number, f"0123456789ab-{number}"),
         )
-        for number in range(count)
+        for number in range(first, end)
     ]
+
+
+def pieces(count: int) -> Iterator[list[bytes]]:
+    """That many records, a piece at a time."""
+    for first in range(0, count, PIECE_ROWS):
+        yield records_of(first, min(count, first + PIECE_ROWS))
 
 
 @contextlib.contextmanager
@@ -79,21 +91,24 @@ class _File:
     readline = read
 
 
-def plain_copy(settings: Settings, batches: list[list[bytes]]) -> float:
-    """Seconds for a COPY and COMMIT of each batch, its bytes made beforehand, on one connection."""
-    encoder = RowEncoder()
-    prepared, offset = [], 0
-    for values in batches:
-        prepared.append(list(copy_chunks(encoder.rows(values, place_columns("bench", PARTITION), offset, []))))
-        offset += len(values)
+def plain_copy(settings: Settings, some: Iterable[list[bytes]]) -> float:
+    """Seconds for a COPY and COMMIT of each batch of the drain's size, its bytes made beforehand, on one connection."""
+    encoder, offset, seconds, size = RowEncoder(), 0, 0.0, settings.drain_batch_records_max
     with contextlib.closing(psycopg2.connect(settings.database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = on")
         connection.commit()
-        started = time.monotonic()
-        for chunks in prepared:
-            cursor.copy_expert(query("copy_events"), _File(chunks))
-            connection.commit()
-        return time.monotonic() - started
+        for records in some:
+            prepared = []
+            for first in range(0, len(records), size):
+                values = records[first : first + size]
+                prepared.append(list(copy_chunks(encoder.rows(values, place_columns("bench", PARTITION), offset, []))))
+                offset += len(values)
+            begun = time.monotonic()
+            for chunks in prepared:
+                cursor.copy_expert(query("copy_events"), _File(chunks))
+                connection.commit()
+            seconds += time.monotonic() - begun
+    return seconds
 
 
 def bare_read(log: EventLog, settings: Settings, count: int) -> float:
@@ -105,7 +120,7 @@ def bare_read(log: EventLog, settings: Settings, count: int) -> float:
             PARTITION, offset, records_max=settings.drain_batch_records_max, wait_seconds=1.0
         )
         if batch is None:
-            raise SystemExit(f"the log ends at {offset} of {count}")
+            raise RuntimeError(f"the log ends at {offset} of {count}")
         offset = batch.next_offset
     return time.monotonic() - started
 
@@ -136,68 +151,172 @@ def run_drain(log: EventLog, settings: Settings, count: int) -> tuple[float, flo
     seconds, used = time.monotonic() - started, own_cpu_seconds() - cpu
     sink.close()
     if report.stored != count:
-        raise SystemExit(f"drain stored {report.stored} of {count}: {report}")
+        raise RuntimeError(f"drain stored {report.stored} of {count}: {report}")
     return seconds, used
 
 
-def run(log_kind: str, rounds: int, count: int) -> dict[str, Any]:
-    """Measure and print; returns the figures in rows/s."""
-    seconds: dict[str, list[float]] = {"plain COPY": [], "bare read": [], "drain": []}
-    drain_cpu: list[float] = []
-    postgres_cpu: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        home = Path(folder)
-        postgres = postgres_server(home, free_port())
-        control = redis_server(home, free_port(), is_log=False, maxmemory="256mb")
-        log_server = (
-            kafka_server(home, free_port(), free_port())
-            if log_kind == "kafka"
-            else redis_server(home, free_port(), is_log=True, maxmemory="4gb")
+@dataclass
+class Rates:
+    """Rows a second of one kind of round, and CPU-seconds of drain and PostgreSQL for its rows."""
+
+    copy: list[float] = field(default_factory=list)
+    read: list[float] = field(default_factory=list)
+    drain: list[float] = field(default_factory=list)
+    drain_cpu: list[float] = field(default_factory=list)
+    postgres_cpu: list[float] = field(default_factory=list)
+
+    def figures(self, **more: Any) -> dict[str, Any]:
+        """All of it, for the JSON."""
+        return {**vars(self), **more}
+
+
+class Bench:
+    """The servers, and what is measured on them."""
+
+    def __init__(self, options: Options, home: Path, stack: contextlib.ExitStack) -> None:
+        self._postgres = started(stack, postgres_server(home, free_port()))
+        self._control = started(stack, redis_server(home, free_port(), is_log=False, maxmemory="256mb"))
+        if options.log == "kafka":
+            self._log_server = started(stack, kafka_server(home, free_port(), free_port()))
+        else:
+            self._log_server = started(stack, redis_server(home, free_port(), is_log=True, maxmemory="8gb"))
+
+    def settings(self) -> Settings:
+        """Settings with a log of their own."""
+        unique = uuid.uuid4().hex
+        settings = Settings(
+            database_url=self._postgres.url,
+            redis_url=self._control.url,
+            event_log_url=self._log_server.url,
+            key_prefix=f"{unique}:",
+            log_topic=unique,
+            log_partitions=1,
+            drain_run_seconds_max=240,
+            drain_hard_seconds_max=300,
         )
-        for server in (postgres, control, log_server):
-            stack.callback(server.stop)
-            server.start()
-        records = _records(count)
-        for _ in range(rounds):
-            unique = uuid.uuid4().hex
-            settings = Settings(
-                database_url=postgres.url,
-                redis_url=control.url,
-                event_log_url=log_server.url,
-                key_prefix=f"{unique}:",
-                log_topic=unique,
-                drain_run_seconds_max=240,
-                drain_hard_seconds_max=300,
-            )
-            migrate(settings)  # a new log asks the database for its floors
-            log = wiring.make_log(settings)
+        migrate(settings)  # a new log asks the database for its floors
+        return settings
+
+    @contextlib.contextmanager
+    def database(self, settings: Settings) -> Iterator[Settings]:
+        """A fresh database for these settings."""
+        with _fresh_database(self._postgres, settings) as fresh:
+            yield fresh
+
+    @contextlib.contextmanager
+    def filled_log(self, settings: Settings, some: Iterable[list[bytes]]) -> Iterator[None]:
+        """A log with these records, until the block ends."""
+        with contextlib.closing(wiring.make_log(settings)) as log:
             log.identity()
-            for first in range(0, count, APPEND_AT_ONCE):
-                log.append([(PARTITION, value) for value in records[first : first + APPEND_AT_ONCE]])
-            size = settings.drain_batch_records_max
-            with _fresh_database(postgres, settings) as fresh:
-                seconds["plain COPY"].append(
-                    plain_copy(fresh, [records[first : first + size] for first in range(0, count, size)])
-                )
-            log.close()
-            # A reader of its own for each: one left at the end would first wait for the fetch that it has there.
-            log = wiring.make_log(settings)
-            seconds["bare read"].append(bare_read(log, settings, count))
-            log.close()
-            log = wiring.make_log(settings)
-            with _fresh_database(postgres, settings) as fresh:
-                before = cpu_seconds(postgres.pid)
-                wall, used = run_drain(log, fresh, count)
-                postgres_cpu.append(cpu_seconds(postgres.pid) - before)
-                seconds["drain"].append(wall)
-                drain_cpu.append(used)
-            log.close()
-    rates = {name: count / statistics.median(values) for name, values in seconds.items()}
-    slower = min(rates["plain COPY"], rates["bare read"])
-    ratio = rates["drain"] / slower
-    print(f"\nlog: {log_kind}; {count:,} rows, batches of {size:,}; medians of {rounds} rounds, in turns")
-    for name, rate in rates.items():
-        print(f"{name:12}{rate:>12,.0f} rows/s")
-    print(f"drain's own CPU {statistics.median(drain_cpu):.2f} s, PostgreSQL's {statistics.median(postgres_cpu):.2f} s")
-    print(f"\n{'drain / the slower of both':44}{ratio:>8.3f}   >= 0.6")
-    return {"log": log_kind, "rows_per_second": rates, "ratio": ratio}
+            for records in some:
+                for first in range(0, len(records), APPEND_AT_ONCE):
+                    log.append([(PARTITION, value) for value in records[first : first + APPEND_AT_ONCE]])
+        yield
+
+    def read(self, settings: Settings, count: int) -> float:
+        """Rows/s of a bare read."""
+        # A reader of its own: one left at the end would first wait for the fetch that it has there.
+        with contextlib.closing(wiring.make_log(settings)) as log:
+            return count / bare_read(log, settings, count)
+
+    def drain(self, settings: Settings, count: int, rates: Rates) -> None:
+        """Note rows/s and CPU of a drain."""
+        with contextlib.closing(wiring.make_log(settings)) as log:
+            before = cpu_seconds(self._postgres.pid)
+            seconds, used = run_drain(log, settings, count)
+            rates.postgres_cpu.append(cpu_seconds(self._postgres.pid) - before)
+            rates.drain.append(count / seconds)
+            rates.drain_cpu.append(used)
+
+
+def run(options: Options, marks: set[str]) -> list[Line]:
+    """Measure and return the lines."""
+    run_on(LOAD_CORE)  # for the servers
+    lines = []
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            bench = Bench(options, Path(folder), stack)
+            run_on(SERVER_CORE)
+            if "M7" in marks:
+                lines += _m7(bench, options)
+            if "M8" in marks:
+                lines += _m8(bench, options)
+    finally:
+        run_anywhere()
+    return lines
+
+
+def _m7(bench: Bench, options: Options) -> list[Line]:
+    count = 20_000 if options.quick else 100_000
+    records = records_of(0, count)
+    rates = Rates()
+    for _ in range(options.rounds):
+        settings = bench.settings()
+        with bench.filled_log(settings, [records]):
+            with bench.database(settings) as fresh:
+                rates.copy.append(count / plain_copy(fresh, [records]))
+            rates.read.append(bench.read(settings, count))
+            with bench.database(settings) as fresh:
+                bench.drain(fresh, count, rates)
+    slower = [min(pair) for pair in zip(rates.copy, rates.read, strict=True)]
+    what = f"rows/s of a drain / the slower of COPY and a bare read, {count:,} rows"
+    figures = rates.figures(rows=count)
+    return [
+        Line("M7", what, ratios(rates.drain, slower), at_least(0.8), figures=figures),
+        Line("M7", "… / COPY alone", ratios(rates.drain, rates.copy), figures=figures),
+    ]
+
+
+def _m8(bench: Bench, options: Options) -> list[Line]:
+    stored, backlog = [1_000_000, 5_000_000], 2_000_000
+    if not options.full:
+        stored, backlog = ([20_000], 20_000) if options.quick else ([100_000, 500_000], 200_000)
+    reduced = "" if options.full else " (not the goal's size: --full has it)"
+    lines = []
+    with bench.database(bench.settings()) as database:
+        there = 0
+        for wanted in stored:
+            plain_copy(database, pieces(wanted - there))
+            rates = _rounds_at(bench, database, options.rounds)
+            there = wanted + options.rounds * 2 * TRIED_ROWS
+            size = _sizes(database)
+            what = f"drain / COPY with {wanted:,} stored{reduced}"
+            lines.append(
+                Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size))
+            )
+    return [*lines, _long_backlog(bench, backlog, reduced)]
+
+
+def _rounds_at(bench: Bench, database: Settings, rounds: int) -> Rates:
+    """COPY and drain in turns into a table as it is; each makes it larger by some percent at most."""
+    rates = Rates()
+    for _ in range(rounds):
+        with contextlib.closing(psycopg2.connect(database.database_url)) as connection:
+            connection.autocommit = True
+            connection.cursor().execute("CHECKPOINT")
+        own = bench.settings()
+        settings = replace(own, database_url=database.database_url)
+        rates.copy.append(TRIED_ROWS / plain_copy(database, [records_of(0, TRIED_ROWS)]))
+        with bench.filled_log(own, [records_of(0, TRIED_ROWS)]):
+            bench.drain(settings, TRIED_ROWS, rates)
+    return rates
+
+
+def _sizes(database: Settings) -> dict[str, int]:
+    """How large the table and its indexes are."""
+    with contextlib.closing(psycopg2.connect(database.database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*), pg_table_size('log_events'), pg_indexes_size('log_events') FROM log_events")
+        [(rows, table_bytes, index_bytes)] = cursor.fetchall()
+        return {"rows_after": rows, "table_bytes": table_bytes, "index_bytes": index_bytes}
+
+
+def _long_backlog(bench: Bench, count: int, reduced: str) -> Line:
+    """A drain of a long backlog into an empty table, against a COPY of as many; once each, since it is long."""
+    rates, settings = Rates(), bench.settings()
+    with bench.database(settings) as fresh:
+        rates.copy.append(count / plain_copy(fresh, pieces(count)))
+    with bench.filled_log(settings, pieces(count)), bench.database(settings) as fresh:
+        bench.drain(fresh, count, rates)
+        size = _sizes(fresh)
+    what = f"drain / COPY of a backlog of {count:,}{reduced}"
+    return Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size))

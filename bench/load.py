@@ -8,6 +8,24 @@ from typing import cast
 
 import uvloop
 
+from pipeline.event import Event
+from pipeline.settings import Settings
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Units of work (requests or events) done with how much CPU of the measured process, in how much wall time."""
+
+    units: int
+    cpu_seconds: float
+    wall_seconds: float
+    log_cpu_seconds: float = 0.0  # the log server's own
+
+    @property
+    def per_cpu_second(self) -> float:
+        """Units a CPU-second."""
+        return self.units / self.cpu_seconds
+
 
 @dataclass
 class LoadResult:
@@ -92,10 +110,26 @@ def run_load(host: str, port: int, requests: list[bytes], *, seconds: float, con
     return uvloop.run(main())
 
 
-def post(path: str, body: bytes, content_type: str = "application/json") -> bytes:
-    """The bytes of a POST request on a kept connection."""
+def an_event(number: int) -> Event:
+    """An event as clients send them; every thousandth has the same correlation id."""
+    return Event(
+        correlation_id=f"order-{number % 1000}",
+        severity="INFO",
+        message="PacketResponder 1 for block blk_38865049064139660 terminating, status nominal",
+        source="hdfs/dfs.DataNode",
+        timestamp=1_700_000_000_000 + number,
+    )
+
+
+def environ_of(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables."""
+    return {name.upper(): str(value) for name, value in vars(settings).items()}
+
+
+def post(path: str, body: bytes, query: str = "") -> bytes:
+    """The bytes of a POST request of JSON on a kept connection."""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
+        f"POST {path}{query} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

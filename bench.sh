@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Measures Sluice against baselines of the same run: one table of ratios with their goals. ./bench.sh --help says more.
+set -euo pipefail
+ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
+. "$ROOT/stack/setup.sh"
+sluice_setup requirements-servers.txt requirements-dev.txt
+cd "$ROOT"
+exec .venv/bin/python -m bench "$@"

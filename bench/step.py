@@ -1,0 +1,53 @@
+"""How a controlled rate behaves after a step, from counts by time: pure arithmetic, so that it can be tested."""
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+BAND: Final = 0.10
+NEVER: Final = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`settle_seconds` is inf where the rate does not stay within the band to the end."""
+
+    settle_seconds: float
+    swings: int  # times that the rate left the band again after it had been in it
+    overshoot: float  # highest lag over the lag that it came to
+
+
+def rates_of(times: Sequence[float], counts: Sequence[int], *, begin: float, end: float) -> list[float]:
+    """Events/s in each whole second from `begin` on."""
+    bins = [0.0] * max(0, int(end - begin))
+    for at, count in zip(times, counts, strict=True):
+        number = int(at - begin) if at >= begin else -1
+        if 0 <= number < len(bins):
+            bins[number] += count
+    return bins
+
+
+def step_of(admitted: Sequence[float], stored: Sequence[float], *, capacity: float, lag_before: float) -> Step:
+    """Judge the seconds after a step; `admitted` and `stored` are events/s of each second, `capacity` too.
+
+    The lag that it came to is the median of the last third. It counts as one second of the capacity at least: less
+    is what is under way in batches, and a ratio of it would be noise.
+    """
+    inside = [abs(rate - capacity) <= BAND * capacity for rate in admitted]
+    outside = [number for number, is_in in enumerate(inside) if not is_in]
+    settled = outside[-1] + 1 if outside else 0
+    swings = sum(1 for before, after in itertools.pairwise(inside) if before and not after)
+    lags, lag = [], lag_before
+    for gained, lost in zip(admitted, stored, strict=True):
+        lag += gained - lost
+        lags.append(lag)
+    final = max(statistics.median(lags[-max(1, len(lags) // 3) :]), capacity)
+    return Step(NEVER if settled >= len(admitted) else float(settled), swings, max(max(lags) / final, 0.0))
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]

@@ -1,0 +1,123 @@
+"""What the benchmarks found: one line a ratio, with its goal, its spread over the rounds, and the verdict."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A bound that a value must reach: from below (`at_least`) or from above."""
+
+    bound: float
+    at_least: bool
+
+    def is_met(self, value: float) -> bool:
+        """Whether a value is on the right side; the bound itself is."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.bound:g}"
+
+
+def at_least(bound: float) -> Goal:
+    """A goal from below."""
+    return Goal(bound, at_least=True)
+
+
+def at_most(bound: float) -> Goal:
+    """A goal from above."""
+    return Goal(bound, at_least=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure of the table: a value for each round, its median being what the goal is held against.
+
+    `goal` None: reported only. `problem` says why there is no figure. `figures` are what it was made of.
+    """
+
+    mark: str
+    what: str
+    values: Sequence[float] = ()
+    goal: Goal | None = None
+    unit: str = ""
+    problem: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float | None:
+        """The median of the rounds; None where nothing was measured."""
+        return statistics.median(self.values) if self.values else None
+
+    @property
+    def verdict(self) -> str:
+        """`reached`, `not reached`, `reported` (no goal) or `not measured`."""
+        value = self.value
+        if value is None:
+            return "not measured"
+        if self.goal is None:
+            return "reported"
+        return "reached" if self.goal.is_met(value) else "not reached"
+
+    def document(self) -> dict[str, Any]:
+        """The line as JSON has it."""
+        return {
+            "mark": self.mark,
+            "what": self.what,
+            "value": self.value,
+            "unit": self.unit or "ratio",
+            "rounds": list(self.values),
+            "goal": None if self.goal is None else str(self.goal),
+            "verdict": self.verdict,
+            "problem": self.problem or None,
+            "figures": self.figures,
+        }
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Each round's ratio: what a round has in common (a busy neighbour, a warm cache) cancels out."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def number(value: float) -> str:
+    """Three digits that mean something."""
+    if value == float("inf"):
+        return "never"
+    size = abs(value)
+    if size >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if size >= 1 or value == 0 else f"{value:.3f}"
+
+
+def table(lines: Sequence[Line]) -> str:
+    """All lines, for people."""
+    rows = [("", "ratio or figure", "median", "lowest to highest", "goal", "")]
+    for line in lines:
+        value = line.value
+        unit = f" {line.unit}" if line.unit else ""
+        spread = f"{number(min(line.values))} to {number(max(line.values))}" if len(line.values) > 1 else ""
+        rows.append(
+            (
+                line.mark,
+                line.what,
+                "-" if value is None else number(value) + unit,
+                spread,
+                "" if line.goal is None else str(line.goal),
+                line.verdict + (f": {line.problem}" if line.problem else ""),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    left = (True, True, False, False, True)
+    text = []
+    for row in rows:
+        cells = [row[i].ljust(widths[i]) if left[i] else row[i].rjust(widths[i]) for i in range(5)]
+        text.append("  ".join([*cells, row[5]]).rstrip())
+    return "\n".join(text)
+
+
+def document(lines: Sequence[Line], **about: Any) -> str:
+    """All lines as JSON."""
+    return json.dumps({**about, "lines": [line.document() for line in lines]}, indent=1)
