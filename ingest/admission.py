@@ -126,18 +126,22 @@ class Admission:
 
     def refuse_if_empty(self, count: int = 1) -> None:
         """Raise RateLimitedError where it is known, without asking, that `count` tokens are not there."""
+        wait_seconds = self.wait_if_empty(count)
+        if wait_seconds > 0:
+            raise self._refusal(wait_seconds, self._clock.monotonic())
+
+    def wait_if_empty(self, count: int = 1) -> float:
+        """Seconds until `count` tokens are there, where it is known without asking that they are not; else 0."""
         if count <= self._left:
-            return
+            return 0.0
         now = self._clock.monotonic()
         if self._local is not None:
             level = self._local_level(self._local, now)
         elif self._level is None or now - self._level.at > LEVEL_SECONDS_MAX:
-            return
+            return 0.0
         else:
             level = self._level
-        wait_seconds = max(level.wait_seconds(count - self._left, now), self._ask_not_before - now)
-        if wait_seconds > 0:
-            raise self._refusal(wait_seconds, now)
+        return max(level.wait_seconds(count - self._left, now), self._ask_not_before - now, 0.0)
 
     def _refusal(self, wait_seconds: float, now: float) -> RateLimitedError:
         return RateLimitedError(wait_seconds, quota=max(1, int(self.rate(now))), left=self.available(now) or 0)

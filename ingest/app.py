@@ -9,7 +9,7 @@ from sanic.handlers import ErrorHandler
 
 from ingest.edge import Edge, IngestParts
 from ingest.errors import answer
-from ingest.protocol import HEAD_BYTES_MAX
+from ingest.refusal import HEAD_BYTES_MAX
 from ingest.routes import IngestApp, IngestRequest, add_routes
 from pipeline.settings import Settings
 

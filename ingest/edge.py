@@ -13,6 +13,7 @@ from ingest.appender import Appender
 from ingest.control import ControlFollower
 from ingest.errors import NotReadyError, answer, body_of
 from ingest.health import Vitals
+from ingest.refusal import Refuser
 from ingest.request_id import RequestIds
 from pipeline.clock import Clock
 from pipeline.metrics import IngestMetrics
@@ -51,6 +52,7 @@ class Edge:
         self.request_ids = RequestIds()
         self.traces = settings.log_level == "DEBUG"  # asked once for each request: a logger takes longer to say
         self.is_stopping = False
+        self.refuser = Refuser(self)
         self.busy_answer = _busy_answer()
         self.count_connections: Callable[[], int] = lambda: 0
         self._log = parts.log

@@ -11,6 +11,7 @@ What Sanic 25.12 does, and what happens here instead:
   connection is closed in two steps.
 - A client that sends requests but reads no answers holds its task for ever. Here writing has a limit too.
 - It accepts any number of connections. Here they are bounded.
+- It makes a request of whatever comes. Here what is refused anyway is answered before (`ingest.refusal`).
 """
 
 import asyncio
@@ -27,12 +28,12 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 
 from ingest import request_id
 from ingest.errors import BodyTooLargeError, HeadTooLargeError
+from ingest.refusal import HEAD_BYTES_MAX, REFUSABLE, Refuser
 from ingest.request_id import RequestIds
 
 if TYPE_CHECKING:
     from sanic.models.protocol_types import TransportProtocol
 
-HEAD_BYTES_MAX: Final = 8192  # request line and headers
 WRITE_SECONDS_MAX: Final = 10.0  # for a client to read what it was sent
 LINGER_SECONDS: Final = 1.0  # for a client to stop sending what it was told is not wanted
 LINGER_BYTES_MAX: Final = 8 << 20  # thrown away meanwhile
@@ -362,7 +363,16 @@ def _stays_open(connection: str, *, is_new: bool) -> bool:
 class IngestProtocol(HttpProtocol):
     """Sanic's protocol with bounds. They come from `app.ctx.edge`, see `ingest.app`."""
 
-    __slots__ = ("_connections_max", "_edge", "discard_bytes_max", "request_ids", "request_seconds_max")
+    __slots__ = (
+        "_connections_max",
+        "_edge",
+        "_refused_left",
+        "_refused_timer",
+        "_refuser",
+        "discard_bytes_max",
+        "request_ids",
+        "request_seconds_max",
+    )
     HTTP_CLASS = IngestHttp
 
     def __init__(self, **kwargs: Any) -> None:
@@ -373,6 +383,9 @@ class IngestProtocol(HttpProtocol):
         self.request_seconds_max: float = edge.settings.request_seconds_max
         self.discard_bytes_max: int = edge.settings.body_bytes_max
         self._connections_max: int = edge.settings.ingest_connections_max
+        self._refuser: Refuser = edge.refuser
+        self._refused_left = 0  # bytes still to come of a body that was refused without a request object
+        self._refused_timer: asyncio.TimerHandle | None = None
 
     @property
     def is_stopping(self) -> bool:
@@ -388,14 +401,62 @@ class IngestProtocol(HttpProtocol):
         super().connection_made(transport)  # type: ignore[no-untyped-call]
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, unless the connection was refused."""
-        if self.transport is not None:
+        """Take bytes, unless the connection was refused; answer at once what is refused anyway."""
+        if self.transport is None:
+            return
+        if self._refused_left:
+            data = self._throw_away(data)
+        while data.startswith(REFUSABLE) and self._is_between_requests():
+            refused = self._refuser.refuse(data)
+            if refused is None:
+                break
+            answer, size = refused
+            self.transport.write(answer)
+            self._time = monotonic()
+            self.state["requests_count"] += 1
+            self._refused_left, data = max(0, size - len(data)), data[size:]
+            if self._refused_left:
+                self._refused_timer = self.loop.call_later(self.request_seconds_max, self._close_refused)
+        if data:
             super().data_received(data)
+
+    def _is_between_requests(self) -> bool:
+        """Whether the next byte begins a request, all earlier ones are answered, and the client reads its answers."""
+        http = self.http
+        return (
+            http is not None
+            and http.stage is Stage.IDLE
+            and http.keep_alive
+            and not http.request_body
+            and not self.recv_buffer
+            and self._can_write.is_set()
+            and self.transport is not None
+            and not self.transport.is_closing()
+        )
+
+    def _throw_away(self, data: bytes) -> bytes:
+        """What `data` has beyond a body that was refused."""
+        rest = data[self._refused_left :]
+        self._refused_left = max(0, self._refused_left - len(data))
+        if not self._refused_left:
+            self._disarm_refused()
+        return rest
+
+    def _close_refused(self) -> None:
+        """A refused body trickles in: it has had its answer, and its time."""
+        self._refused_timer = None
+        self.close()
+
+    def _disarm_refused(self) -> None:
+        if self._refused_timer is not None:
+            self._refused_timer.cancel()
+            self._refused_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         if self.conn_info is None:
             return  # refused
+        self._disarm_refused()
         if self.http is not None:
             self.http.disarm()
         super().connection_lost(exc)  # type: ignore[no-untyped-call]

@@ -1,0 +1,229 @@
+"""Refusals that are written before a request object exists: which requests get one, and what follows on the wire."""
+
+import gzip
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from ingest.protocol import IngestHttp
+from support.edge import RunningEdge, Wire, eventually, get, metric, post, request, running_edge, sample
+
+BODY = json.dumps(sample()).encode()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The targets of all requests of which an object was made."""
+    targets: list[bytes] = []
+    make = IngestHttp._make_request
+
+    def noted(http: IngestHttp, head: bytes, *groups: bytes) -> None:
+        targets.append(groups[1])
+        make(http, head, *groups)
+
+    monkeypatch.setattr(IngestHttp, "_make_request", noted)
+    return targets
+
+
+@pytest.fixture(scope="module")
+def indebted() -> Iterator[RunningEdge]:
+    """Ingest whose bucket is empty for the next quarter of an hour."""
+    with running_edge(rate_min=1, rate_max=1, request_seconds_max=0.6) as running:
+        eventually(lambda: post(running.port, [sample()] * 1000).status == 202, "a large body passes")
+        yield running
+
+
+@pytest.fixture
+def edge(indebted: RunningEdge) -> RunningEdge:
+    """The same, and it knows it: what it was told of the bucket holds for a second."""
+    assert post(indebted.port, sample()).status == 429
+    return indebted
+
+
+def test_a_plain_request_is_refused_without_an_object_and_like_any_other(edge: RunningEdge, made: list[bytes]) -> None:
+    before = metric(edge.port, 'sluice_ingest_answers_total{code="rate_limited"}')
+    made.clear()
+    with Wire(edge.port) as wire:
+        # Given a connection that is known, since its first bytes may come before its task
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        wire.answer()
+        # When the same is refused by the handler (a query makes it less than plain) and before it
+        wire.send(request(BODY, path="/api/logs?x"))
+        by_handler = wire.answer()
+        wire.send(request(BODY))
+        at_once = wire.answer()
+    # Then only the former became an object, and the answers tell the same
+    assert made == [b"/healthz", b"/api/logs?x"]
+    assert (at_once.status, at_once.error["code"]) == (429, "rate_limited")
+    assert at_once.body == by_handler.body
+    assert list(at_once.headers) == list(by_handler.headers)
+    assert at_once.headers["connection"] == "keep-alive"
+    assert at_once.headers["ratelimit-policy"] == by_handler.headers["ratelimit-policy"]
+    assert at_once.headers["ratelimit"].endswith(f";t={at_once.headers['retry-after']}")
+    assert int(at_once.headers["retry-after"]) >= 1
+    assert at_once.headers["x-request-id"] != by_handler.headers["x-request-id"]
+    assert metric(edge.port, 'sluice_ingest_answers_total{code="rate_limited"}') == before + 2
+
+
+def test_the_clients_request_id_comes_back(edge: RunningEdge) -> None:
+    with Wire(edge.port) as wire:
+        for given, is_taken in (("order-77", True), ("no\\name", False)):
+            wire.send(request(BODY, headers={"X-Request-ID": given}))
+            assert (wire.answer().headers["x-request-id"] == given) is is_taken
+
+
+def test_pipelined_requests_are_each_refused_in_order(edge: RunningEdge, made: list[bytes]) -> None:
+    # Given requests in one piece, with others among them and the last one cut
+    names = [f"r{number}" for number in range(5)]
+    refused = [request(BODY, headers={"X-Request-ID": name}) for name in names]
+    alive = request(method="GET", path="/healthz", content_type=None, headers={"X-Request-ID": "alive"})
+    with Wire(edge.port) as wire:
+        wire.send(alive)
+        wire.answer()
+        wire.send(b"".join([*refused[:3], alive, refused[3], refused[4][:-7]]))
+        found = [wire.answer().headers["x-request-id"] for _ in range(5)]
+        wire.send(refused[4][-7:] + alive)
+        found += [wire.answer().headers["x-request-id"] for _ in range(2)]
+    assert found == [*names[:3], "alive", *names[3:], "alive"]
+    assert made.count(b"/api/logs") < len(names)
+
+
+@pytest.mark.parametrize("size", [1, 4000])
+def test_a_body_that_comes_later_is_thrown_away(edge: RunningEdge, made: list[bytes], size: int) -> None:
+    body = b" " * size
+    with Wire(edge.port) as wire:
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        wire.answer()
+        for _ in range(3):
+            # When the answer is there before the body is
+            wire.send(request(length=size))
+            assert wire.answer().status == 429
+            wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            wire.send(body[: size // 2])
+            # Then what follows the body is the next request
+            wire.send(body[size // 2 :] + request(BODY))
+            assert wire.answer().status == 429
+    assert b"/api/logs" not in made
+
+
+def test_a_refused_body_that_trickles_in_is_cut_off(edge: RunningEdge) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(length=100))
+        assert wire.answer().status == 429
+        for _ in range(20):
+            wire.send(b" ")
+            if _closes(wire):
+                return
+    pytest.fail("it may go on for ever")
+
+
+def _closes(wire: Wire) -> bool:
+    """Wait for a moment; whether the server has closed by then."""
+    wire.socket.settimeout(0.1)
+    try:
+        return wire.socket.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
+def test_the_time_of_a_body_that_came_whole_does_not_end_the_connection(edge: RunningEdge) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(length=len(BODY)))
+        assert wire.answer().status == 429
+        wire.send(BODY)
+        assert not any(_closes(wire) for _ in range(10)), "an idle connection lives on"
+        wire.socket.settimeout(10)
+        wire.send(request(BODY))
+        assert wire.answer().status == 429
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (request(method="GET", path="/healthz", content_type=None), 200),
+        (request(method="GET", path="/api/logs/health", content_type=None), 200),
+        (request(method="GET", content_type=None), 405),
+        (request(BODY, path="/api/logs/"), 429),
+        (request(BODY, path="/api/logsx"), 404),
+        (request(BODY, content_type="text/plain"), 415),
+        (request(BODY, content_type=None), 415),
+        (request(BODY, headers={"Content-Encoding": "br"}), 415),
+        (request(gzip.compress(BODY), headers={"Content-Encoding": "gzip"}), 429),
+        (request(b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY), headers={"Transfer-Encoding": "chunked"}), 429),
+        (request(BODY, headers={"Connection": "close"}), 429),
+        (request(BODY, headers={"Content-Length": str(len(BODY))}), 400),
+        (request(BODY, headers={"Content-Length ": "3"}), 400),
+        (request(BODY, headers={"X": "a\x01b"}), 400),
+        (request(BODY, headers={"X": "a" * 9000}), 431),
+        (request(length=10_000_000), 429),
+        (request(BODY).replace(b"HTTP/1.1", b"HTTP/1.0"), 429),
+    ],
+)
+def test_what_is_not_plain_takes_the_ordinary_way(
+    edge: RunningEdge, made: list[bytes], sent: bytes, status: int
+) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        wire.answer()
+        made.clear()
+        wire.send(sent)
+        answer = wire.answer()
+        assert answer.status == status
+        if answer.headers["connection"] == "close":
+            assert wire.is_closed()
+        else:
+            wire.send(request(BODY))
+            assert wire.answer().status == 429
+    assert made or status in (400, 431)
+
+
+def test_head_has_no_body(edge: RunningEdge) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(method="HEAD", path="/healthz", content_type=None))
+        assert wire.answer(has_body=False).status == 200
+        wire.send(request(BODY))
+        assert wire.answer().status == 429
+
+
+def test_a_body_that_waits_for_a_word_is_not_asked_for(edge: RunningEdge) -> None:
+    with Wire(edge.port) as wire:
+        wire.send(request(length=len(BODY), headers={"Expect": "100-continue"}))
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (429, "close")
+        assert wire.is_closed()
+
+
+def test_a_log_that_is_away_is_said_as_cheaply(made: list[bytes]) -> None:
+    # Given a connection, and a log that went away
+    with running_edge() as edge, Wire(edge.port) as wire:
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        wire.answer()
+        edge.log_server.stop()
+        eventually(lambda: get(edge.port, "/readyz").status == 503, "not ready")
+        made.clear()
+        before = metric(edge.port, 'sluice_ingest_answers_total{code="unavailable"}')
+        # When events come
+        wire.send(request(BODY))
+        answer = wire.answer()
+        # Then they are refused before they are requests, and taken once the log is back
+        assert (answer.status, answer.error["code"]) == (503, "unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert b"/api/logs" not in made
+        assert metric(edge.port, 'sluice_ingest_answers_total{code="unavailable"}') == before + 1
+        edge.log_server.start()
+        eventually(lambda: get(edge.port, "/readyz").status == 200, "ready again")
+        wire.send(request(BODY))
+        assert wire.answer().status == 202
+
+
+def test_tokens_that_come_back_are_given_out() -> None:
+    with running_edge(rate_min=20, rate_max=20) as edge, Wire(edge.port) as wire:
+
+        def status() -> int:
+            wire.send(request(BODY))
+            return wire.answer().status
+
+        eventually(lambda: status() == 429, "the bucket is empty")
+        eventually(lambda: status() == 202, "and fills again")
