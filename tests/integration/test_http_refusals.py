@@ -3,11 +3,14 @@
 import gzip
 import json
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
-from ingest.protocol import IngestHttp
+from ingest.protocol import IngestHttp, IngestProtocol
+from pipeline.log.memory import MemoryLog
 from support.edge import RunningEdge, Wire, eventually, get, metric, post, request, running_edge, sample
 
 BODY = json.dumps(sample()).encode()
@@ -110,6 +113,8 @@ def test_a_body_that_comes_later_is_thrown_away(edge: RunningEdge, made: list[by
 
 def test_a_refused_body_that_trickles_in_is_cut_off(edge: RunningEdge) -> None:
     with Wire(edge.port) as wire:
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        wire.answer()
         wire.send(request(length=100))
         assert wire.answer().status == 429
         for _ in range(20):
@@ -120,23 +125,102 @@ def test_a_refused_body_that_trickles_in_is_cut_off(edge: RunningEdge) -> None:
 
 
 def _closes(wire: Wire) -> bool:
-    """Wait for a moment; whether the server has closed by then."""
+    """Wait for a moment; whether the server has closed by then. It must not have said anything."""
     wire.socket.settimeout(0.1)
     try:
-        return wire.socket.recv(1) == b""
+        assert wire.socket.recv(1) == b""
     except TimeoutError:
         return False
+    finally:
+        wire.socket.settimeout(10)
+    return True
 
 
 def test_the_time_of_a_body_that_came_whole_does_not_end_the_connection(edge: RunningEdge) -> None:
     with Wire(edge.port) as wire:
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        wire.answer()
         wire.send(request(length=len(BODY)))
         assert wire.answer().status == 429
         wire.send(BODY)
         assert not any(_closes(wire) for _ in range(10)), "an idle connection lives on"
-        wire.socket.settimeout(10)
         wire.send(request(BODY))
         assert wire.answer().status == 429
+
+
+@pytest.mark.parametrize("path", ["/api/logs", "/api/logs?x"])
+def test_a_request_within_a_refused_body_is_no_request(edge: RunningEdge, path: str) -> None:
+    inner = request(BODY)
+    with Wire(edge.port) as wire:
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        wire.answer()
+        # Given a refusal that came before the body
+        wire.send(request(length=len(inner), path=path))
+        assert wire.answer().status == 429
+        # When the body looks like a request
+        wire.send(inner)
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        # Then only what follows it is one
+        assert wire.answer().status == 200
+
+
+def test_answers_keep_their_order(indebted: RunningEdge, monkeypatch: pytest.MonkeyPatch) -> None:
+    connections: list[IngestProtocol] = []
+    connected = IngestProtocol.connection_made
+
+    def noted(protocol: IngestProtocol, transport: Any) -> None:
+        connections.append(protocol)
+        connected(protocol, transport)
+
+    monkeypatch.setattr(IngestProtocol, "connection_made", noted)
+    assert post(indebted.port, sample()).status == 429
+    with Wire(indebted.port) as wire:
+        alive = request(method="GET", path="/healthz", content_type=None)
+        wire.send(alive)
+        wire.answer()
+        # When two pieces come before the connection's task has seen the first
+        loop, protocol = connections[-1].loop, connections[-1]
+
+        def both() -> None:
+            protocol.data_received(alive)
+            protocol.data_received(request(BODY))
+
+        loop.call_soon_threadsafe(both)
+        assert [wire.answer().status for _ in range(2)] == [200, 429]
+
+
+class _Gated(MemoryLog):
+    """A log whose appends wait until they may."""
+
+    gate = threading.Event()
+
+    def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
+        assert self.gate.wait(10)
+        super().append(entries)
+
+
+def test_a_request_that_is_being_answered_comes_first() -> None:
+    log = _Gated()
+    with running_edge(log, rate_min=1, rate_max=1, append_seconds_max=5) as edge, Wire(edge.port) as wire:
+        # Given a request that waits for its append, and a bucket that is empty since
+        wire.send(request(BODY))
+        eventually(lambda: _refused(edge), "the bucket is empty")
+        # When another one comes on the same connection
+        wire.send(request(BODY))
+        assert not _closes(wire)
+        log.gate.set()
+        # Then it waits for its turn
+        assert [wire.answer().status for _ in range(2)] == [202, 429]
+
+
+def _refused(edge: RunningEdge) -> bool:
+    """Whether events are refused now; one that is taken waits for the gate, and is left behind."""
+    with Wire(edge.port, seconds_max=0.2) as wire:
+        wire.send(request(BODY))
+        try:
+            return wire.answer().status == 429
+        except TimeoutError:
+            return False
 
 
 @pytest.mark.parametrize(
