@@ -1,0 +1,35 @@
+"""./bench.sh runs: one goal, far too short to mean anything."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from stack.servers import ROOT
+
+SECONDS_MAX = 60  # it takes three
+
+
+def test_one_goal_in_a_hurry(tmp_path: Path, control_redis: object) -> None:
+    # When one goal is measured
+    found = tmp_path / "found.json"
+    done = subprocess.run(
+        [str(ROOT / "bench.sh"), "--quick", "--only", "M3", "--json", str(found)],
+        capture_output=True, text=True, timeout=SECONDS_MAX, check=False,
+    )  # fmt: skip
+    # Then there is a table, and the same as JSON, with a verdict for each goal
+    assert done.returncode == 0, done.stderr
+    assert "one decision on leases" in done.stdout
+    assert "these figures mean nothing" in done.stdout
+    lines = json.loads(found.read_text())["lines"]
+    assert {line["mark"] for line in lines} == {"M3"}
+    assert all(line["rounds"] for line in lines)
+    goals = {line["goal"] for line in lines}
+    assert {"<= 150", ">= 500", "<= 1"} <= goals
+    assert next(line for line in lines if line["unit"] == "%")["value"] <= 1
+
+
+def test_help_has_examples() -> None:
+    done = subprocess.run(
+        [str(ROOT / "bench.sh"), "--help"], capture_output=True, text=True, timeout=SECONDS_MAX, check=True
+    )
+    assert "--only M1,M3" in done.stdout

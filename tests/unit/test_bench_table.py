@@ -1,0 +1,127 @@
+"""What the benchmarks make of their measurements: medians, ratios by round, verdicts, the table, the command line."""
+
+import argparse
+import json
+import math
+
+import pytest
+
+from bench.__main__ import MARKS, arguments_of, marks_of
+from bench.step import NEVER, quantile, rates_of, step_of
+from bench.table import Line, at_least, at_most, document, number, ratios, table
+
+
+def test_a_ratio_is_taken_in_each_round() -> None:
+    # Given a machine that is half as fast in the second round
+    assert ratios([10, 5, 12], [20, 10, 20]) == [0.5, 0.5, 0.6]
+    with pytest.raises(ValueError, match="shorter"):
+        ratios([1, 2], [1])
+
+
+@pytest.mark.parametrize(
+    ("values", "goal", "value", "verdict"),
+    [
+        ([0.9, 0.7, 0.2], at_least(0.7), 0.7, "reached"),
+        ([0.9, 0.69, 0.2], at_least(0.7), 0.69, "not reached"),
+        ([150], at_most(150), 150, "reached"),
+        ([151], at_most(150), 151, "not reached"),
+        ([math.inf], at_most(10), math.inf, "not reached"),
+        ([1, 2], None, 1.5, "reported"),
+        ([], at_least(1), None, "not measured"),
+    ],
+)
+def test_the_median_is_held_against_the_goal(
+    values: list[float], goal: object, value: float | None, verdict: str
+) -> None:
+    line = Line("M1", "what", values, goal)  # type: ignore[arg-type]
+    assert (line.value, line.verdict) == (value, verdict)
+
+
+def test_the_table_has_goal_spread_and_verdict_of_each_line() -> None:
+    text = table(
+        [
+            Line("M1", "a ratio", [0.5, 0.75, 0.9], at_least(0.7)),
+            Line("M6", "a time", [math.inf], at_most(10), unit="s"),
+            Line("M7", "no luck", problem="it fell over"),
+        ]
+    )
+    first, second, third = text.splitlines()[1:]
+    assert first.split() == ["M1", "a", "ratio", "0.750", "0.500", "to", "0.900", ">=", "0.7", "reached"]
+    assert second.split() == ["M6", "a", "time", "never", "s", "<=", "10", "not", "reached"]
+    assert third.split()[-5:] == ["measured:", "it", "fell", "over"][-5:] or third.endswith(
+        "not measured: it fell over"
+    )
+    assert first.index(">=") == second.index("<="), "columns stand below each other"
+
+
+def test_the_json_has_every_round() -> None:
+    lines = [Line("M3", "a", [1.0, 3.0], at_most(2), unit="ns", figures={"n": 5})]
+    found = json.loads(document(lines, log="redis"))
+    assert found["log"] == "redis"
+    assert found["lines"] == [
+        {
+            "mark": "M3", "what": "a", "value": 2.0, "unit": "ns", "rounds": [1.0, 3.0], "goal": "<= 2",
+            "verdict": "reached", "problem": None, "figures": {"n": 5},
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0567, "0.057"), (1.234, "1.23"), (99.999, "100.00"), (12345.6, "12,346"), (0, "0.00")]
+)
+def test_numbers_have_three_digits_that_mean_something(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_rates_are_counted_by_whole_seconds() -> None:
+    times, counts = [9.9, 10.0, 10.99, 11.0, 12.5, 13.0], [1, 2, 3, 4, 5, 6]
+    assert rates_of(times, counts, begin=10, end=13) == [5, 4, 5]
+    assert rates_of([], [], begin=0, end=0) == []
+
+
+def test_a_step_settles_when_it_stays_within_the_band() -> None:
+    # Given a rate that is in the band, leaves it once, and comes back for good
+    admitted = [2000, 1050, 1200, 1000, 1000, 950, 1050, 1000, 1000]
+    step = step_of(admitted, [1000] * 9, capacity=1000, lag_before=0)
+    assert (step.settle_seconds, step.swings) == (3, 1)
+    # And a lag that rose to 1,250 and fell to 1,200
+    assert step.overshoot == pytest.approx(1250 / 1250)
+
+
+def test_the_edge_of_the_band_is_inside() -> None:
+    assert step_of([1100, 900], [1000] * 2, capacity=1000, lag_before=0).settle_seconds == 0
+
+
+def test_a_step_that_ends_outside_never_settles() -> None:
+    step = step_of([1000, 1000, 670], [1000] * 3, capacity=1000, lag_before=0)
+    assert (step.settle_seconds, step.swings) == (NEVER, 1)
+
+
+def test_overshoot_is_the_highest_lag_over_the_final_one() -> None:
+    admitted, stored = [5000, 3000, 0, 0, 1000, 1000], [1000, 1000, 2000, 2000, 1000, 1000]
+    step = step_of(admitted, stored, capacity=1000, lag_before=500)
+    assert step.overshoot == pytest.approx(6500 / 2500)
+    # Less than a second's worth of lag is noise
+    assert step_of([100], [100], capacity=1000, lag_before=10).overshoot == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.99, 99), (0.5, 50), (1.0, 100), (0.001, 1)])
+def test_a_quantile_is_a_value_that_was_there(share: float, value: int) -> None:
+    assert quantile(list(range(100, 0, -1)), share) == value
+
+
+def test_marks_are_read_in_any_case_and_order() -> None:
+    assert marks_of("m7, M1") == ["M1", "M7"]
+    assert arguments_of([]).only == list(MARKS)
+
+
+@pytest.mark.parametrize("text", ["M9", "M1,foo", "", ","])
+def test_other_marks_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        marks_of(text)
+
+
+@pytest.mark.parametrize("words", [["--quick", "--full"], ["--rounds", "0"], ["--log", "rabbit"], ["--only", "M9"]])
+def test_a_command_line_that_makes_no_sense(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments_of(words)
