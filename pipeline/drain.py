@@ -226,18 +226,13 @@ class _Run:
             # A commit whose answer was lost took effect after all, or somebody else moved on: read from there.
             self._hand.drop()
             return None
-        begin = self._hand.begin if not self._is_over() else None
-        if begin is not None and batch.made is not None:
-            # All that is left to do is PostgreSQL's. Where the rows must still be made, that and reading the next ones
-            # would only take turns on one interpreter.
-            begin()
         return self._means.sink.store(
             identity.log_id,
             self._partition,
             expected_offset,
             batch,
             before_commit=lambda: self._raise_floor(batch.next_offset),
-            on_sent=begin,
+            on_made=self._hand.begin if not self._is_over() else None,
         )
 
     def _prepare(self, batch: LogBatch) -> LogBatch:

@@ -1,17 +1,16 @@
 """The event log on Kafka: one topic, offsets as Kafka counts them.
 
-kafka-python carries the records, both ways; everything else goes through `kafka_wire`, whose calls end in bounded time.
+kafka-python appends; everything else goes through `kafka_wire`, whose calls end in bounded time.
 """
 
 import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, KafkaTimeoutError, OffsetOutOfRangeError
+from kafka import KafkaProducer
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import (
@@ -23,7 +22,8 @@ from pipeline.errors import (
     LogUnavailableError,
     SettingsError,
 )
-from pipeline.log.kafka_wire import BEGIN, END, KafkaWire, TopicFacts
+from pipeline.log.kafka_records import Run, runs
+from pipeline.log.kafka_wire import BEGIN, END, KafkaWire, OffsetGoneError, TopicFacts
 from pipeline.ports.log import LogBatch, LogIdentity, PartitionPosition
 from pipeline.settings import Settings
 
@@ -36,33 +36,57 @@ TOPIC_SECONDS_MAX: Final = 10.0  # until a new topic has leaders
 TOPIC_POLL_SECONDS: Final = 0.05
 NEVER: Final = float("-inf")
 TOPIC_CHECK_SECONDS: Final = 1.0  # how often a reader makes sure that the topic is still the same one
-DELIVERY_SECONDS_MAX: Final = 2.0  # for records that are there to arrive, beyond the wait that was asked for
 
 # Kafka trims by age after a week unless told otherwise, whether records are stored or not.
 TOPIC_CONFIGS: Final = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
 
 
-@dataclass(slots=True)
-class _PartitionReader:
-    """A consumer of one partition, left where it stopped: moving it throws away what it has fetched ahead."""
+class _Reader:
+    """One partition's records that were fetched and not read yet. `offset` is the next one to read."""
 
-    consumer: KafkaConsumer
-    topic_partition: TopicPartition
-    offset: int
-
-    def poll(self, records_max: int, wait_seconds: float) -> list[Any]:
-        """Records from `offset` on, and move on behind them. Raises KafkaError, OffsetOutOfRangeError."""
-        fetched = self.consumer.poll(timeout_ms=max(0, int(wait_seconds * 1000)), max_records=records_max)
-        records: list[Any] = fetched.get(self.topic_partition, [])
-        if records:
-            self.offset = records[-1].offset + 1
-        return records
+    def __init__(self, bytes_max: int) -> None:
+        self._full_bytes = bytes_max // 2  # an answer ends with a whole batch: it is rarely filled to its limit
+        self.was_full = False  # whether there is probably more behind what was fetched
+        self.offset = -1
+        self._runs: Iterator[Run] = iter(())
+        self._next: Run | None = None  # taken from the runs, and not read as a whole
 
     def seek(self, offset: int) -> None:
-        """Stand at `offset`."""
+        """Stand at `offset`; moving there throws away what was fetched."""
         if self.offset != offset:
-            self.consumer.seek(self.topic_partition, offset)
-            self.offset = offset
+            self.fill(offset, b"")
+
+    def fill(self, offset: int, data: bytes) -> None:
+        """Take what was fetched at `offset`; it may begin with records before that, which were not asked for."""
+        self.offset, self._runs, self._next = offset, runs(data), None
+        self.was_full = len(data) >= self._full_bytes
+
+    def take(self, records_max: int) -> LogBatch | None:
+        """Up to `records_max` records without a hole from `offset` on, or behind it; None where none are left.
+
+        Raises LogUnavailableError where what was fetched can't be read.
+        """
+        first, values = self.offset, list[bytes]()
+        while len(values) < records_max:
+            run = self._next or next(self._runs, None)
+            if run is None:
+                break
+            self._next = run
+            run_first, run_values = run
+            skipped = max(0, self.offset - run_first)
+            if values and run_first != first + len(values):
+                break  # a hole: what is behind it makes a batch of its own
+            room = records_max - len(values)
+            some = run_values[skipped : skipped + room]
+            if some and not values:
+                first = run_first + skipped
+            values += some
+            rest = run_values[skipped + room :]
+            self._next = (run_first + skipped + room, rest) if rest else None
+        if not values:
+            return None
+        self.offset = first + len(values)
+        return LogBatch(first, values)
 
 
 class KafkaLog:
@@ -85,7 +109,7 @@ class KafkaLog:
         self._producer: KafkaProducer | None = None
         self._unconfirmed: list[Any] = []  # futures of an append that ran out of time
         self._is_suspect = True  # nothing is known of Kafka yet, or the latest append failed
-        self._readers: dict[int, _PartitionReader] = {}
+        self._readers: dict[int, _Reader] = {}
         self._identity: LogIdentity | None = None
         self._facts: TopicFacts | None = None
         self._checked_at = NEVER
@@ -100,7 +124,7 @@ class KafkaLog:
         if self._identity is None:
             self._wake_coordinator()
         elif identity.log_id != self._identity.log_id:
-            self._drop_readers()
+            self._readers.clear()
         self._identity, self._facts, self._checked_at = identity, facts, self._clock.monotonic()
         return identity
 
@@ -226,31 +250,49 @@ class KafkaLog:
 
     def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
         self._check_topic()
-        deadline = self._clock.monotonic() + wait_seconds
+        reader = self._readers.setdefault(partition, _Reader(self._settings.kafka_fetch_bytes_max))
+        reader.seek(offset)
         try:
-            reader = self._reader_at(partition, offset)
-            try:
-                records = reader.poll(records_max, wait_seconds)
-            except OffsetOutOfRangeError:
-                reader.seek(self._begin_after(partition, offset))
-                records = reader.poll(records_max, deadline - self._clock.monotonic())
-            if not records and self._holds_records(partition, offset):
-                # They came just now, or the consumer is still finding its way to a broker that was restarted.
-                records = self._awaited(reader, records_max)
-        except (KafkaError, OSError, AssertionError) as error:
-            self._drop_reader(partition)
-            raise LogUnavailableError(f"the event log (Kafka) can't be read: {error!r}") from error
+            batch = reader.take(records_max)
+            if batch is None:
+                reader.fill(*self._fetch(partition, offset, wait_seconds))
+                batch = reader.take(records_max)
+            elif len(batch.values) < records_max and reader.was_full:
+                batch = self._completed(batch, partition, reader, records_max)
         except (LogUnavailableError, LogGapError):
             self._checked_at = NEVER  # perhaps a leader has moved
+            self._readers.pop(partition, None)
             raise
-        if not records:
-            return None
-        first = records[0].offset
-        if records[-1].offset - first != len(records) - 1:
-            # A hole: what is behind it makes a batch of its own.
-            records = [record for i, record in enumerate(records) if record.offset == first + i]
-            reader.seek(records[-1].offset + 1)
-        return LogBatch(first, [record.value or b"" for record in records])
+        return batch
+
+    def _completed(self, batch: LogBatch, partition: int, reader: _Reader, records_max: int) -> LogBatch:
+        """The rest of a fetch, and what follows it: each batch costs a commit, however small it is."""
+        reader.fill(*self._fetch(partition, batch.next_offset, 0))
+        more = reader.take(records_max - len(batch.values))
+        if more is None:
+            return batch
+        if more.offset != batch.next_offset:
+            reader.seek(batch.next_offset)  # a hole: what is behind it makes a batch of its own
+            return batch
+        return LogBatch(batch.offset, batch.values + more.values)
+
+    def _fetch(self, partition: int, offset: int, wait_seconds: float) -> tuple[int, bytes]:
+        """What the leader has from `offset` on, or from where the log begins behind it, and which of the two.
+
+        Raises LogUnavailableError, LogGapError.
+        """
+        leader = -1 if self._facts is None else self._facts.leaders.get(partition, -1)
+        bytes_max = self._settings.kafka_fetch_bytes_max
+        try:
+            return offset, self._wire.fetch(
+                self._topic, partition, leader, offset, bytes_max=bytes_max, wait_seconds=wait_seconds
+            )
+        except OffsetGoneError:
+            begin = self._begin_after(partition, offset)
+        try:
+            return begin, self._wire.fetch(self._topic, partition, leader, begin, bytes_max=bytes_max, wait_seconds=0)
+        except OffsetGoneError as error:
+            raise LogUnavailableError(f"the event log (Kafka) is being trimmed: {error}") from error
 
     def _check_topic(self) -> None:
         """Make sure, once a second, that the topic was not made anew: its offsets would mean other records.
@@ -266,26 +308,6 @@ class KafkaLog:
             raise LogRestartedError(f"the event log's topic {self._topic} is not the one that it was")
         self._facts, self._checked_at = facts, now
 
-    def _reader_at(self, partition: int, offset: int) -> _PartitionReader:
-        reader = self._readers.get(partition)
-        if reader is None:
-            topic_partition = TopicPartition(self._topic, partition)
-            consumer = KafkaConsumer(
-                bootstrap_servers=self._bootstrap_texts(),
-                api_version=API_VERSION,
-                group_id=None,  # with a group, poll() waits without limit for the group's coordinator
-                enable_auto_commit=False,
-                auto_offset_reset="none",
-                fetch_max_wait_ms=500,
-                fetch_max_bytes=self._settings.kafka_fetch_bytes_max,
-                max_partition_fetch_bytes=self._settings.kafka_fetch_bytes_max,
-                request_timeout_ms=5_000,
-            )
-            consumer.assign([topic_partition])
-            reader = self._readers[partition] = _PartitionReader(consumer, topic_partition, -1)
-        reader.seek(offset)
-        return reader
-
     def _begin_after(self, partition: int, offset: int) -> int:
         """Where the log goes on behind an offset that it does not hold. Raises LogGapError beyond its end."""
         begin, end = (self._offset(partition, which) for which in (BEGIN, END))
@@ -293,22 +315,9 @@ class KafkaLog:
             raise LogGapError(f"the event log's partition {partition} ends at {end}, before the stored offset {offset}")
         return max(begin, offset)
 
-    def _holds_records(self, partition: int, offset: int) -> bool:
-        """Whether there is anything at or behind an offset: silence of a consumer may also mean that Kafka is away."""
-        end = self._offset(partition, END)
-        if offset > end:
-            raise LogGapError(f"the event log's partition {partition} ends at {end}, before the stored offset {offset}")
-        return end > max(offset, self._readers[partition].offset)
-
     def _offset(self, partition: int, which: int) -> int:
         leader = -1 if self._facts is None else self._facts.leaders.get(partition, -1)
         return self._wire.offsets(self._topic, {partition: leader}, which)[partition]
-
-    def _awaited(self, reader: _PartitionReader, records_max: int) -> list[Any]:
-        records = reader.poll(records_max, DELIVERY_SECONDS_MAX)
-        if not records:
-            raise LogUnavailableError("the event log (Kafka) holds records, but does not deliver them")
-        return records
 
     # --- Commit and positions ---------------------------------------------------------------------------------------
 
@@ -339,20 +348,11 @@ class KafkaLog:
         if producer is not None:
             producer.close(timeout=self._settings.append_seconds_max)
         self._is_suspect = True
-        self._drop_readers()
+        self._readers.clear()
         self._wire.close()
         self._append_wire.close()
 
     # --- Inside -----------------------------------------------------------------------------------------------------
-
-    def _drop_reader(self, partition: int) -> None:
-        reader = self._readers.pop(partition, None)
-        if reader is not None:
-            reader.consumer.close(autocommit=False)
-
-    def _drop_readers(self) -> None:
-        for partition in list(self._readers):
-            self._drop_reader(partition)
 
     def _bootstrap_texts(self) -> list[str]:
         return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._bootstrap]

@@ -25,6 +25,7 @@ BEGIN: Final = -2  # "timestamps" of ListOffsets
 END: Final = -1
 
 # Request keys and the versions used
+_FETCH: Final = (1, 4)
 _LIST_OFFSETS: Final = (2, 2)
 _METADATA: Final = (3, 10)
 _OFFSET_COMMIT: Final = (8, 2)
@@ -34,6 +35,7 @@ _CREATE_TOPICS: Final = (19, 2)
 _DESCRIBE_CONFIGS: Final = (32, 1)
 
 # Error codes that mean something here
+_OFFSET_OUT_OF_RANGE: Final = 1
 UNKNOWN_TOPIC: Final = 3
 TOPIC_EXISTS: Final = 36
 _COORDINATOR_MOVED: Final = frozenset({14, 15, 16})  # loading, not available, not this one
@@ -41,6 +43,10 @@ _TOPIC_REFUSED: Final = frozenset({17, 29, 37, 38, 40, 44})  # name, permission,
 
 _TOPIC_RESOURCE: Final = 2
 _UINT_CONTINUES: Final = 0x80
+
+
+class OffsetGoneError(Exception):
+    """A partition does not hold an offset: it was trimmed, or was never written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +224,40 @@ class KafkaWire:
                     found[partition] = offset
         return found
 
+    def fetch(
+        self, name: str, partition: int, leader: int, offset: int, *, bytes_max: int, wait_seconds: float
+    ) -> bytes:
+        """Record batches from the one on that holds `offset`, as Kafka stores them; empty where there are none.
+
+        Waits up to `wait_seconds` for the first, beyond the time that a request may take. A first batch larger than
+        `bytes_max` comes as a whole. Raises OffsetGoneError where the partition does not hold the offset.
+        """
+        address = self._brokers.get(leader)
+        if address is None:
+            raise LogUnavailableError(f"the event log (Kafka) has no leader for partition {partition} of {name}")
+        wait_ms = max(0, int(wait_seconds * 1000))
+        wanted = _array([struct.pack(">iqi", partition, offset, bytes_max)])
+        # Replica -1: a client. At least one byte. Isolation level 0: up to the high watermark.
+        body = struct.pack(">iiiib", -1, wait_ms, 1, bytes_max, 0) + _array([_string(name) + wanted])
+        answer = self._ask(address, _FETCH, body, extra_seconds=wait_ms / 1000, bytes_max=bytes_max + FRAME_BYTES_MAX)
+        answer.int32()  # throttle time
+        found = b""
+        for _ in range(answer.int32()):
+            answer.string()
+            for _ in range(answer.int32()):
+                answer.int32()  # the partition
+                error = answer.int16()
+                if error == _OFFSET_OUT_OF_RANGE:
+                    raise OffsetGoneError(f"partition {partition} of {name} does not hold offset {offset}")
+                _check("Fetch", error)
+                answer.int64()  # high watermark
+                answer.int64()  # last stable offset
+                for _ in range(answer.int32()):  # aborted transactions
+                    answer.int64()
+                    answer.int64()
+                found = answer.take(max(0, answer.int32()))
+        return found
+
     def committed(self, group: str, name: str, partitions: Iterable[int]) -> dict[int, int | None]:
         """Committed offset of each partition; None where there is none."""
         wanted = _array([struct.pack(">i", partition) for partition in partitions])
@@ -309,19 +349,26 @@ class KafkaWire:
         _check(request, error)
 
     def _ask(
-        self, address: tuple[str, int] | None, kind: tuple[int, int], body: bytes, *, compact: bool = False
+        self,
+        address: tuple[str, int] | None,
+        kind: tuple[int, int],
+        body: bytes,
+        *,
+        compact: bool = False,
+        extra_seconds: float = 0.0,
+        bytes_max: int = FRAME_BYTES_MAX,
     ) -> _Reader:
         """Ask one broker; None: any that can be reached.
 
         After any failure the connection is closed: an answer that comes late must not be taken for the next one.
         """
-        deadline = self._clock.monotonic() + self._call_seconds_max
+        deadline = self._clock.monotonic() + self._call_seconds_max + extra_seconds
         failure: Exception | None = None
         for candidate in [address] if address else self._candidates():
             if failure is not None and self._clock.monotonic() >= deadline:
                 break
             try:
-                answer = self._exchange(candidate, kind, body, deadline, compact=compact)
+                answer = self._exchange(candidate, kind, body, deadline, compact=compact, bytes_max=bytes_max)
             except (OSError, ValueError, struct.error) as error:
                 failure = error
                 self._forget(candidate)
@@ -342,7 +389,14 @@ class KafkaWire:
             connection.close()
 
     def _exchange(
-        self, address: tuple[str, int], kind: tuple[int, int], body: bytes, deadline: float, *, compact: bool
+        self,
+        address: tuple[str, int],
+        kind: tuple[int, int],
+        body: bytes,
+        deadline: float,
+        *,
+        compact: bool,
+        bytes_max: int,
     ) -> _Reader:
         """Send one request and read its answer. Raises OSError (TimeoutError among them), ValueError."""
         connection = self._sockets.get(address)
@@ -358,7 +412,7 @@ class KafkaWire:
         connection.settimeout(self._left(deadline))
         connection.sendall(struct.pack(">i", len(header) + len(body)) + header + body)
         size = int(struct.unpack(">i", self._receive(connection, 4, deadline))[0])
-        if not 4 <= size <= FRAME_BYTES_MAX:
+        if not 4 <= size <= bytes_max:
             raise ValueError(f"not an answer of Kafka: {size} bytes long")
         answer = _Reader(self._receive(connection, size, deadline))
         if answer.int32() != self._correlation:
@@ -368,13 +422,14 @@ class KafkaWire:
         return answer
 
     def _receive(self, connection: socket.socket, size: int, deadline: float) -> bytes:
-        pieces = bytearray()
-        while len(pieces) < size:
+        pieces = bytearray(size)
+        left = memoryview(pieces)
+        while left:
             connection.settimeout(self._left(deadline))
-            piece = connection.recv(size - len(pieces))
-            if not piece:
+            count = connection.recv_into(left)
+            if not count:
                 raise ConnectionResetError("Kafka closed the connection")
-            pieces += piece
+            left = left[count:]
         return bytes(pieces)
 
     def _left(self, deadline: float) -> float:

@@ -43,14 +43,14 @@ class Sink(Protocol):
         batch: LogBatch,
         *,
         before_commit: Callable[[], None],
-        on_sent: Callable[[], None] | None = None,
+        on_made: Callable[[], None] | None = None,
     ) -> StoreResult:
         """In one transaction: store the batch and move the offset from `expected_offset` to `batch.next_offset`.
 
         `before_commit` runs after everything is written and before COMMIT; if it raises, the transaction is rolled
-        back. `on_sent` runs, at most once, when the batch was handed over and the rest is waiting: the time to do
-        something else. Raises SinkUnavailableError, SinkContentionError, OffsetConflictError, PoisonedError; after
-        any of these nothing of the batch is stored, except that a SinkUnavailableError in COMMIT may leave all of it.
+        back. `on_made` runs, at most once, when all that is left for this process to do is to wait: the time to do
+        something else. Raises SinkUnavailableError, SinkContentionError, OffsetConflictError, PoisonedError; after any
+        of these nothing of the batch is stored, except that a SinkUnavailableError in COMMIT may leave all of it.
         """
 
     def probe(self) -> None:

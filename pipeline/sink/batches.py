@@ -5,7 +5,7 @@ counts repeats, and halves what PostgreSQL refuses until the culprits stand alon
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -42,17 +42,23 @@ def write_straight(
     partition: int,
     batch: LogBatch,
     *,
-    on_sent: Callable[[], None] | None,
+    on_made: Callable[[], None] | None,
 ) -> Written:
     """COPY into log_events; undecodable records become letters. Raises StatementRefusedError as a whole."""
     made = batch.made
     if isinstance(made, PreparedRows) and (made.log_id, made.partition) == (log_id, partition):
-        stored = session.copy(query("copy_events"), iter(made.chunks), on_sent=on_sent)
+        stored = session.copy(query("copy_events"), _told_first(made.chunks, on_made))
         return Written(stored=stored, letters=made.letters)
     letters: list[Letter] = []
     rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters)
-    stored = session.copy(query("copy_events"), copy_chunks(rows), on_sent=on_sent)
+    stored = session.copy(query("copy_events"), copy_chunks(rows), on_made=on_made)
     return Written(stored=stored, letters=letters)
+
+
+def _told_first(chunks: Sequence[bytes], on_made: Callable[[], None] | None) -> Iterator[bytes]:
+    if on_made is not None:
+        on_made()
+    yield from chunks
 
 
 def prepare(encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -> LogBatch:

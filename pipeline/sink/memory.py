@@ -71,7 +71,7 @@ class MemorySink:
         batch: LogBatch,
         *,
         before_commit: Callable[[], None],
-        on_sent: Callable[[], None] | None = None,
+        on_made: Callable[[], None] | None = None,
     ) -> StoreResult:
         self._ask()
         database = self.database
@@ -86,8 +86,8 @@ class MemorySink:
         draft = _Draft(database)
         for index, value in enumerate(batch.values):
             draft.take(value, (log_id, partition, batch.offset + index))
-        if on_sent is not None:
-            on_sent()
+        if on_made is not None:
+            on_made()
         run.check(len(draft.letters), len(batch.values))
         before_commit()
         self._commit(draft, (log_id, partition), batch.next_offset)

@@ -63,13 +63,13 @@ class PostgresSink:
         batch: LogBatch,
         *,
         before_commit: Callable[[], None],
-        on_sent: Callable[[], None] | None = None,
+        on_made: Callable[[], None] | None = None,
     ) -> StoreResult:
         run = self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
         try:
             self._begin(log_id, partition, expected_offset, batch.next_offset)
             try:
-                written = write_straight(self.session, self._encoder, log_id, partition, batch, on_sent=on_sent)
+                written = write_straight(self.session, self._encoder, log_id, partition, batch, on_made=on_made)
             except StatementRefusedError as refusal:
                 _logger.info(
                     "batch at offset %d of partition %d goes through the staging table: %s",

@@ -41,10 +41,10 @@ class StatementRefusedError(PermanentError):
 class _Feed:
     """The file that psycopg2 reads a COPY from. Every chunk that PostgreSQL takes is a sign of life."""
 
-    def __init__(self, chunks: Iterator[bytes], watchdog: Watchdog, on_sent: Callable[[], None] | None) -> None:
+    def __init__(self, chunks: Iterator[bytes], watchdog: Watchdog, on_made: Callable[[], None] | None) -> None:
         self._chunks = chunks
         self._watchdog = watchdog
-        self._on_sent = on_sent
+        self._on_made = on_made
         self.error: Exception | None = None
 
     def read(self, _size: int = -1) -> bytes:
@@ -52,8 +52,8 @@ class _Feed:
         self._watchdog.touch()
         try:
             chunk = next(self._chunks, b"")
-            if not chunk and self._on_sent is not None:
-                self._on_sent()
+            if not chunk and self._on_made is not None:
+                self._on_made()
         except Exception as error:
             self.error = error  # psycopg2 would report it as a cancelled query
             raise
@@ -102,16 +102,16 @@ class Session:
             changed: int = cursor.rowcount
             return changed
 
-    def copy(self, sql: str, chunks: Iterator[bytes], *, on_sent: Callable[[], None] | None = None) -> int:
+    def copy(self, sql: str, chunks: Iterator[bytes], *, on_made: Callable[[], None] | None = None) -> int:
         """Run a COPY FROM STDIN and return its row count. Raises as a refusable `count` does.
 
-        `on_sent` runs when all chunks are made and sent, and PostgreSQL is still at work.
+        `on_made` runs when all chunks are made and sent, and PostgreSQL is still at work.
 
         Chunks are made while PostgreSQL works on the one before: the two overlap without a thread.
         """
         with self._guarded(refusable=True) as cursor:
             assert self._watchdog is not None  # noqa: S101 - _guarded has just connected
-            feed = _Feed(chunks, self._watchdog, on_sent)
+            feed = _Feed(chunks, self._watchdog, on_made)
             try:
                 cursor.copy_expert(sql, feed)
             except psycopg2.Error:

@@ -97,7 +97,7 @@ def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
     killed: list[int] = []
     plain_store = rig.sink.store
 
-    def store(log_id, partition, expected_offset, batch, *, before_commit, on_sent):  # type: ignore[no-untyped-def]
+    def store(log_id, partition, expected_offset, batch, *, before_commit, on_made):  # type: ignore[no-untyped-def]
         def kill_then_commit() -> None:
             before_commit()
             number = next(tries)
@@ -109,7 +109,7 @@ def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
                     " WHERE datname = current_database() AND application_name = 'sluice'",
                 )
 
-        return plain_store(log_id, partition, expected_offset, batch, before_commit=kill_then_commit, on_sent=on_sent)
+        return plain_store(log_id, partition, expected_offset, batch, before_commit=kill_then_commit, on_made=on_made)
 
     rig.sink.store = store  # type: ignore[method-assign, assignment]
     report = rig.drain_up_to(3000)

@@ -111,23 +111,55 @@ def test_a_reader_jumps_only_when_it_is_told_to(rig: KafkaRig) -> None:
     log = rig.open()
     log.append([(0, b"%d" % i) for i in range(1000)])
     assert must_read(log, 0, 0, records_max=10).next_offset == 10
-    consumer = log._readers[0].consumer
-    jumps: list[int] = []
-    seek = consumer.seek
+    fetched: list[int] = []
+    fetch = log._wire.fetch
 
-    def counted(partition: object, offset: int) -> None:
-        jumps.append(offset)
-        seek(partition, offset)
+    def counted(name: str, partition: int, leader: int, offset: int, **named: Any) -> bytes:
+        fetched.append(offset)
+        return fetch(name, partition, leader, offset, **named)
 
-    consumer.seek = counted
+    log._wire.fetch = counted  # type: ignore[method-assign]
     # When it goes on, back, and forward
     assert must_read(log, 0, 10, records_max=10).values[0] == b"10"
     assert must_read(log, 0, 5, records_max=10).values[0] == b"5"
     assert must_read(log, 0, 900, records_max=10).values[0] == b"900"
     assert must_read(log, 0, 910, records_max=10).values[0] == b"910"
-    # Then it is the same consumer all the time, moved only where it did not stand already
-    assert log._readers[0].consumer is consumer
-    assert jumps == [5, 900]
+    # Then it fetched only where it did not stand already
+    assert fetched == [5, 900]
+
+
+def test_a_backlog_is_read_in_full_batches(rig: KafkaRig) -> None:
+    # Given more than two fetches hold, and batches that do not divide a fetch
+    rig.settings = replace(rig.settings, kafka_fetch_bytes_max=1 << 20)
+    log = rig.open()
+    values = [b"%06d" % number * 40 for number in range(12_000)]
+    for first in range(0, len(values), 500):
+        log.append([(0, value) for value in values[first : first + 500]])
+    # Then no batch is small but the last
+    sizes, offset, read = [], 0, []
+    while (found := log.read(0, offset, records_max=3000, wait_seconds=0)) is not None:
+        assert found.offset == offset
+        sizes.append(len(found.values))
+        read += found.values
+        offset = found.next_offset
+    assert sizes == [3000, 3000, 3000, 3000]
+    assert read == values
+
+
+def test_a_hole_behind_a_fetch_is_no_part_of_its_batch(rig: KafkaRig) -> None:
+    # Given a fetch that ends within a batch, and what follows it trimmed meanwhile
+    rig.settings = replace(rig.settings, kafka_fetch_bytes_max=1 << 20)
+    log = rig.open()
+    for first in range(0, 9000, 500):
+        log.append([(0, b"%06d" % number * 40) for number in range(first, first + 500)])
+    assert must_read(log, 0, 0, records_max=3000).next_offset == 3000
+    rig.trim(0, 8000)
+    # Then the next batch ends before the hole, and the one after begins behind it
+    before = must_read(log, 0, 3000, records_max=3000)
+    assert 3000 < before.next_offset < 6000
+    assert before.values == [b"%06d" % number * 40 for number in range(3000, before.next_offset)]
+    behind = must_read(log, 0, before.next_offset, records_max=3000)
+    assert (behind.offset, behind.values[0]) == (8000, b"008000" * 40)
 
 
 def test_values_near_the_largest_request(rig: KafkaRig) -> None:
