@@ -47,6 +47,7 @@ _HEAD: Final = re.compile(
 )
 _HEADER: Final = re.compile(r"([^:]+):([^\r]*)\r\n")
 _DIGITS: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
+_BODY_FIELDS: Final = frozenset({"content-length", "transfer-encoding", "expect"})
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _COMING: Final = b"coming"  # of a body: what Sanic wants to know is only whether one is left
 _NOTHING: Final[tuple[bytes, ...]] = ()
@@ -91,8 +92,9 @@ class IngestHttp(Http):
         """Receive the head and make a request of it. Raises BadRequest, HeadTooLargeError."""
         buffer = self.recv_buffer
         for _ in range(EMPTY_LINES_MAX):
-            if buffer[:2] == b"\r\n":
-                del buffer[:2]
+            if not buffer.startswith(b"\r\n"):
+                break
+            del buffer[:2]
         end = buffer.find(b"\r\n\r\n")
         while end < 0:
             seen = len(buffer)
@@ -113,12 +115,11 @@ class IngestHttp(Http):
         """Make the request of a head whose grammar is right, and see how its body comes."""
         protocol = self.protocol
         self.url = target.decode("ascii")
-        headers = Header(
-            [
-                (name.lower(), value.strip(" \t"))
-                for name, value in _HEADER.findall(lines.decode("utf-8", "surrogateescape"))
-            ]
-        )
+        fields = [
+            (name.lower(), value.strip(" \t"))
+            for name, value in _HEADER.findall(lines.decode("utf-8", "surrogateescape"))
+        ]
+        headers = Header(fields)
         self.request_id = self._limits.request_ids.of(headers.get(request_id.HEADER))
         self.head_only = method == b"HEAD"
         connection = headers.get("connection", "").lower()
@@ -133,31 +134,35 @@ class IngestHttp(Http):
             head=head,
         )
         protocol.request_class._current.set(request)
-        self._expect_body(headers, is_new=version == b"1.1")
+        self._expect_body(fields, is_new=version == b"1.1")
         self.request, request.stream = request, self
         protocol.state["requests_count"] += 1
 
-    def _expect_body(self, headers: Header, *, is_new: bool) -> None:
+    def _expect_body(self, fields: list[tuple[str, str]], *, is_new: bool) -> None:
         """How the body comes: in how many bytes, or in chunks. Raises BadRequest where that has two readings."""
         self._body_left = 0
         self._is_chunked = False
-        lengths = headers.getall("content-length", [])
-        codings = headers.getall("transfer-encoding", [])
-        if not lengths and not codings:
-            return
-        if len(lengths) + len(codings) > 1:
-            raise BadRequest("Content-Length and Transfer-Encoding: only one of them, and once")
-        if lengths:
-            if _DIGITS.fullmatch(lengths[0]) is None:
+        length = coding = expect = None
+        for name, value in fields:  # one walk: looking each of them up in Header takes longer
+            if name in _BODY_FIELDS:
+                if name == "expect":
+                    expect = value if expect is None else expect
+                elif length is not None or coding is not None:
+                    raise BadRequest("Content-Length and Transfer-Encoding: only one of them, and once")
+                elif name == "content-length":
+                    length = value
+                else:
+                    coding = value
+        if length is not None:
+            if _DIGITS.fullmatch(length) is None:
                 raise BadRequest("Content-Length is not a number")
-            self._body_left = int(lengths[0])
+            self._body_left = int(length)
             self.request_body = _COMING if self._body_left else None
-        else:
-            if codings[0].lower() != "chunked" or not is_new:
+        elif coding is not None:
+            if coding.lower() != "chunked" or not is_new:
                 raise BadRequest("the Transfer-Encoding is not one that is taken here")
             self._is_chunked = self._is_first_chunk = True
             self.request_body = _COMING
-        expect = headers.get("expect")
         if expect is not None and is_new and self.request_body:
             if expect.lower() != "100-continue":
                 raise ExpectationFailed("only 100-continue can be expected")
@@ -360,6 +365,38 @@ def _stays_open(connection: str, *, is_new: bool) -> bool:
     return "close" not in options and (is_new or "keep-alive" in options)
 
 
+class _Arrival:
+    """Wakes the one task that waits for bytes, like the asyncio.Event that it stands in for.
+
+    That asks for the running loop with each wait, and Python 3.11 asks the system for the process' id to answer: a
+    twentieth of the CPU of a request.
+    """
+
+    __slots__ = ("_is_set", "_loop", "_waiter")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._is_set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        """Bytes have come, or the connection is gone."""
+        self._is_set = True
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def clear(self) -> None:
+        """What has come is taken."""
+        self._is_set = False
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        if not self._is_set:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+
+
 class IngestProtocol(HttpProtocol):
     """Sanic's protocol with bounds. They come from `app.ctx.edge`, see `ingest.app`."""
 
@@ -377,6 +414,7 @@ class IngestProtocol(HttpProtocol):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has what is used of an Event
         edge = self.app.ctx.edge
         self._edge = edge
         self.request_ids: RequestIds = edge.request_ids
