@@ -19,7 +19,7 @@ from pipeline.errors import SluiceError
 from pipeline.event import Event, encode_record, partition_of, record_head
 
 if TYPE_CHECKING:
-    from ingest.protocol import IngestHttp
+    from ingest.http1 import IngestHttp
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,363 @@
+"""HTTP/1.1 for ingest: Sanic's protocol with what it gets wrong mended, in subclasses.
+
+What Sanic 25.12 does, and what happens here instead:
+
+- Its time-outs begin anew with every byte. Here headers and body have one total time.
+- It takes `Content-Length : 5` for an unknown header, and control characters, a bare CR or LF, and signs, blanks or
+  other digits than ASCII's within numbers for granted; it does not look at the end of a chunk. Here the grammar of
+  RFC 9112 is asked for, and anything else is a 400, since two readings of one request are how requests are smuggled.
+- It asks a client that expects `100 Continue` for a body that it has already refused, and closes a connection over
+  unread data, so that the answer may be lost. Here a body that is not wanted is thrown away within a limit, or the
+  connection is closed in two steps.
+- A client that sends requests but reads no answers holds its task for ever. Here writing has a limit too.
+- It accepts any number of connections. Here they are bounded.
+- It makes a request of whatever comes. Here what is refused anyway is answered before (`ingest.refusal`).
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, cast
+
+from sanic.compat import Header
+from sanic.exceptions import BadRequest, ExpectationFailed, RequestTimeout
+from sanic.http import Http, Stage
+
+from ingest import request_id
+from ingest.errors import BodyTooLargeError, HeadTooLargeError
+from ingest.refusal import HEAD_BYTES_MAX
+
+if TYPE_CHECKING:
+    from sanic.models.protocol_types import TransportProtocol
+
+    from ingest.protocol import IngestProtocol
+
+LINGER_SECONDS: Final = 1.0  # for a client to stop sending what it was told is not wanted
+LINGER_BYTES_MAX: Final = 8 << 20  # thrown away meanwhile
+CHUNK_LINE_BYTES_MAX: Final = 256  # a chunk's size with its extensions
+EMPTY_LINES_MAX: Final = 2  # before a request line (RFC 9112, 2.2)
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_HEAD: Final = re.compile(
+    rb"(" + _TOKEN + rb") ([^\x00-\x20\x7f-\xff]++) HTTP/(1\.[01])\r\n"
+    rb"((?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n"
+)
+_HEADER: Final = re.compile(r"([^:]+):([^\r]*)\r\n")
+_DIGITS: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
+_BODY_FIELDS: Final = frozenset({"content-length", "transfer-encoding", "expect"})
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_COMING: Final = b"coming"  # of a body: what Sanic wants to know is only whether one is left
+_NOTHING: Final[tuple[bytes, ...]] = ()
+_BYTES: Final = "application/octet-stream"
+_STATUS_LINES: Final = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
+_HEADER_LINES: Final = re.compile(r"(?:[!-9;-~]+: [ -~\t]*\r\n)*")
+_KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
+_CLOSE: Final = b"connection: close\r\n"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class IngestHttp(Http):
+    """One connection's requests and answers."""
+
+    __slots__ = ("_body_left", "_deadline", "_is_chunked", "_is_first_chunk", "_limits", "_lingers", "request_id")
+
+    def __init__(self, protocol: "IngestProtocol") -> None:
+        super().__init__(protocol)  # type: ignore[no-untyped-call]
+        self._limits = protocol
+        self._deadline: asyncio.TimerHandle | None = None
+        self._body_left = 0  # bytes of the body, or of its chunk, still to come
+        self._is_chunked = False
+        self._is_first_chunk = True
+        self._lingers = False
+        self.request_id = ""  # of the request that is read or answered; empty until it has one
+
+    async def http1(self) -> None:
+        """Handle requests until the connection ends."""
+        await super().http1()  # type: ignore[no-untyped-call]
+        if self._lingers:
+            await self._linger()
+
+    # --- Head -------------------------------------------------------------------------------------------------------
+
+    def init_for_request(self) -> None:
+        """Begin a request."""
+        self.disarm()
+        self.request_id = ""
+        super().init_for_request()  # type: ignore[no-untyped-call]
+
+    async def http1_request_header(self) -> None:
+        """Receive the head and make a request of it. Raises BadRequest, HeadTooLargeError."""
+        buffer = self.recv_buffer
+        for _ in range(EMPTY_LINES_MAX):
+            if not buffer.startswith(b"\r\n"):
+                break
+            del buffer[:2]
+        end = buffer.find(b"\r\n\r\n")
+        while end < 0:
+            seen = len(buffer)
+            if seen >= HEAD_BYTES_MAX:
+                raise HeadTooLargeError(f"the headers are larger than {HEAD_BYTES_MAX} bytes")
+            await self._receive_in_time()
+            end = buffer.find(b"\r\n\r\n", max(0, seen - 3))
+        if end + 4 > HEAD_BYTES_MAX:
+            raise HeadTooLargeError(f"the headers are larger than {HEAD_BYTES_MAX} bytes")
+        head = bytes(buffer[: end + 4])
+        match = _HEAD.fullmatch(head)
+        if match is None:
+            raise BadRequest("the request line or a header is not HTTP/1.1")
+        del buffer[: end + 4]
+        self._make_request(head, *match.groups())
+
+    def _make_request(self, head: bytes, method: bytes, target: bytes, version: bytes, lines: bytes) -> None:
+        """Make the request of a head whose grammar is right, and see how its body comes."""
+        protocol = self.protocol
+        self.url = target.decode("ascii")
+        fields = [
+            (name.lower(), value.strip(" \t"))
+            for name, value in _HEADER.findall(lines.decode("utf-8", "surrogateescape"))
+        ]
+        headers = Header(fields)
+        self.request_id = self._limits.request_ids.of(headers.get(request_id.HEADER))
+        self.head_only = method == b"HEAD"
+        connection = headers.get("connection", "").lower()
+        self.keep_alive = version == b"1.1" if not connection else _stays_open(connection, is_new=version == b"1.1")
+        request = protocol.request_class(
+            url_bytes=target,
+            headers=headers,
+            version=version.decode(),
+            method=method.decode(),
+            transport=cast("TransportProtocol", protocol.transport),
+            app=protocol.app,
+            head=head,
+        )
+        protocol.request_class._current.set(request)
+        self._expect_body(fields, is_new=version == b"1.1")
+        self.request, request.stream = request, self
+        protocol.state["requests_count"] += 1
+
+    def _expect_body(self, fields: list[tuple[str, str]], *, is_new: bool) -> None:
+        """How the body comes: in how many bytes, or in chunks. Raises BadRequest where that has two readings."""
+        self._body_left = 0
+        self._is_chunked = False
+        length = coding = expect = None
+        for name, value in fields:  # one walk: looking each of them up in Header takes longer
+            if name in _BODY_FIELDS:
+                if name == "expect":
+                    expect = value if expect is None else expect
+                elif length is not None or coding is not None:
+                    raise BadRequest("Content-Length and Transfer-Encoding: only one of them, and once")
+                elif name == "content-length":
+                    length = value
+                else:
+                    coding = value
+        if length is not None:
+            if _DIGITS.fullmatch(length) is None:
+                raise BadRequest("Content-Length is not a number")
+            self._body_left = int(length)
+            self.request_body = _COMING if self._body_left else None
+        elif coding is not None:
+            if coding.lower() != "chunked" or not is_new:
+                raise BadRequest("the Transfer-Encoding is not one that is taken here")
+            self._is_chunked = self._is_first_chunk = True
+            self.request_body = _COMING
+        if expect is not None and is_new and self.request_body:
+            if expect.lower() != "100-continue":
+                raise ExpectationFailed("only 100-continue can be expected")
+            self.expecting_continue = True
+
+    # --- Body -------------------------------------------------------------------------------------------------------
+
+    async def receive_body(self, bytes_max: int) -> bytes:
+        """The whole body as it was sent. Raises BodyTooLargeError, BadRequest, and is cancelled when time is up."""
+        if not self.request_body:
+            return b""
+        if self._body_left > bytes_max:
+            raise BodyTooLargeError(bytes_max, "bytes")
+        buffer = self.recv_buffer
+        size = self._body_left
+        if not self._is_chunked and len(buffer) >= size:
+            body = bytes(buffer[:size])
+            self._end_body(size)
+            return body
+        parts: list[bytes] = []
+        left = bytes_max
+        while (part := await self.read()) is not None:
+            left -= len(part)
+            if left < 0:
+                raise BodyTooLargeError(bytes_max, "bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+    async def read(self) -> bytes | None:
+        """Some bytes of the body; None at its end. Raises BadRequest."""
+        if not self.request_body:
+            return None
+        if self.expecting_continue:
+            self.expecting_continue = False
+            await self._send(_CONTINUE)
+        if self._is_chunked and self._body_left == 0 and not await self._next_chunk():
+            return None
+        buffer = self.recv_buffer
+        while not buffer:
+            await self._receive_in_time()
+        size = min(len(buffer), self._body_left)
+        part = bytes(buffer[:size])
+        if size == self._body_left and not self._is_chunked:
+            self._end_body(size)
+        else:
+            del buffer[:size]
+            self._body_left -= size
+        return part
+
+    async def _next_chunk(self) -> bool:
+        """Read a chunk's first line; False at the last chunk, whose end is read too. Raises BadRequest."""
+        buffer = self.recv_buffer
+        if not self._is_first_chunk:
+            await self._receive_at_least(2)
+            if buffer[:2] != b"\r\n":
+                raise self._bad_chunk("a chunk is longer than it says")
+            del buffer[:2]
+        self._is_first_chunk = False
+        while (end := buffer.find(b"\n", 0, CHUNK_LINE_BYTES_MAX)) < 0:
+            if len(buffer) >= CHUNK_LINE_BYTES_MAX:
+                raise self._bad_chunk("the line of a chunk's size is too long")
+            await self._receive_in_time()
+        match = _CHUNK_LINE.fullmatch(buffer[: end + 1])
+        if match is None:
+            raise self._bad_chunk("a chunk's size is not a number")
+        del buffer[: end + 1]
+        self._body_left = int(match[1], 16)
+        if self._body_left:
+            return True
+        await self._receive_at_least(2)
+        if buffer[:2] != b"\r\n":
+            raise self._bad_chunk("trailers are not taken")
+        self._end_body(2)
+        return False
+
+    def _bad_chunk(self, message: str) -> BadRequest:
+        # Where the next request would begin is not known any more.
+        self.keep_alive = False
+        self.request_body = None
+        return BadRequest(message)
+
+    def _end_body(self, size: int) -> None:
+        """Take the last `size` bytes of a body from the buffer."""
+        del self.recv_buffer[:size]
+        self._body_left = 0
+        self.request_body = None
+        self.disarm()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Sanic calls this to get rid of what a handler has left of a body. Yields nothing."""
+        if self.keep_alive:
+            left = self._limits.discard_bytes_max
+            while self.request_body:
+                left -= len(await self.read() or b"")
+                if left < 0:
+                    self.keep_alive = False
+                    break
+        if self.request_body:
+            self._lingers = True
+            self.request_body = None
+        for nothing in _NOTHING:
+            yield nothing
+
+    async def _linger(self) -> None:
+        """Let the client read its answer before the connection is closed over what it still sends."""
+        transport = self.protocol.transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        left = LINGER_BYTES_MAX
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0:
+                    left -= len(self.recv_buffer)
+                    self.recv_buffer.clear()
+                    await self._receive_more()
+        except TimeoutError:
+            pass
+
+    # --- Answer -----------------------------------------------------------------------------------------------------
+
+    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
+        """Send an answer, and say in it whether the connection stays open over what is left of the body."""
+        if self.request_body:
+            if self.expecting_continue:
+                # The client waits for a word before it sends: this answer is the word.
+                self.expecting_continue = False
+                self.keep_alive = False
+                self.request_body = None
+            elif self._body_left > self._limits.discard_bytes_max:
+                self.keep_alive = False
+        if self._limits.is_stopping:
+            self.keep_alive = False
+        answer = self.response
+        if not self.request_id:
+            self.request_id = self._limits.request_ids.new()  # the request could not be read
+        answer.headers[request_id.HEADER] = self.request_id
+        body = data or answer.body
+        if not body or answer.status < 200 or "content-length" in answer.headers:
+            await super().http1_response_header(data, end_stream)
+            return
+        # All of the answer is here, as nearly always: one write, and none of Sanic's care for the other cases.
+        self.expecting_continue = False
+        self.response_func = None  # type: ignore[assignment]  # as Sanic says that an answer is complete
+        head = _STATUS_LINES[answer.status] + (_KEEP_ALIVE if self.keep_alive else _CLOSE)
+        fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
+        if "\n" in fields and _HEADER_LINES.fullmatch(fields) is None:
+            raise ValueError(f"a header of the answer has a line break: {fields!r}")
+        head += b"content-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (
+            (answer.content_type or _BYTES).encode(),
+            len(body),
+            fields.encode("ascii"),
+        )
+        await self._send(head if self.head_only else head + body)
+        self.stage = Stage.IDLE
+
+    async def error_response(self, exception: Exception) -> None:
+        """Answer a request that could not be read, or whose handler failed."""
+        # Where the head or the time went wrong, more may be on its way.
+        self._lingers = self.stage is Stage.REQUEST or bool(self.request_body)
+        await super().error_response(exception)
+
+    def create_empty_request(self) -> None:
+        """Stand in for a request that could not be made; Sanic's fails again where the address was what is wrong."""
+        self.url = None
+        super().create_empty_request()
+
+    # --- Time -------------------------------------------------------------------------------------------------------
+
+    async def _receive_in_time(self) -> None:
+        """Wait for more, within the total time of this request."""
+        if self._deadline is None:
+            self._deadline = self.protocol.loop.call_later(self._limits.request_seconds_max, self._time_is_up)
+        await self._receive_more()
+
+    async def _receive_at_least(self, size: int) -> None:
+        while len(self.recv_buffer) < size:
+            await self._receive_in_time()
+
+    def disarm(self) -> None:
+        """The request is there: its time does not count any longer."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _time_is_up(self) -> None:
+        self._deadline = None
+        task = self.protocol._task
+        if task is not None and self.stage in (Stage.REQUEST, Stage.HANDLER):
+            self.exception = RequestTimeout("headers and body did not arrive in time")
+            task.cancel()
+        elif task is not None:
+            task.cancel()  # what is left of a body that was already answered
+
+
+def _stays_open(connection: str, *, is_new: bool) -> bool:
+    """Whether a Connection header leaves the connection open; `is_new`: HTTP/1.1."""
+    options = {option.strip() for option in connection.split(",")}
+    return "close" not in options and (is_new or "keep-alive" in options)
