@@ -60,6 +60,8 @@ KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its 
 KEY_FLOOR: Final = "floor"  # hash for each log_id: incarnation (fence), known, partition -> offset
 KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
 KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset and since when it stands there
+KEY_HISTORY: Final = "history"  # stream, bounded, expires: one entry a second of what the live page draws
+KEY_HISTORY_TOTALS: Final = "history:totals"  # hash, expires: what all ingest processes have counted since a flush
 
 # Keys on the log server (EVENT_LOG_URL=redis://…), with the same prefix.
 KEY_LOG_ID: Final = "log:id"  # string: `<uuid>.<number of partitions>` of this log
@@ -69,3 +71,4 @@ KEY_LOG_COMMITTED: Final = "log:committed"  # hash: partition -> next offset to 
 # Leases
 LEASE_REGULATE: Final = "regulate"
 LEASE_PROBE: Final = "probe"  # held while the prober asks PostgreSQL: the breaker reads half-open meanwhile
+LEASE_HISTORY: Final = "history"  # the ingest process that writes this second's entry of the history

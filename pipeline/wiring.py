@@ -15,6 +15,7 @@ from pipeline.flow.rate import BandPolicy
 if TYPE_CHECKING:
     from pipeline.ports.bucket import Bucket
     from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress
+    from pipeline.ports.history import History
     from pipeline.ports.log import EventLog
     from pipeline.ports.rate import RatePolicy
     from pipeline.settings import Settings
@@ -76,6 +77,13 @@ def make_progress(settings: Settings) -> Progress:
     from pipeline.store.redis import RedisProgress  # noqa: PLC0415
 
     return RedisProgress(settings)
+
+
+def make_history(settings: Settings) -> History:
+    """The last minutes of the system, on `REDIS_URL`."""
+    from pipeline.store.redis_history import RedisHistory  # noqa: PLC0415
+
+    return RedisHistory(settings)
 
 
 def make_bucket(settings: Settings) -> Bucket:

@@ -1,0 +1,51 @@
+"""The last minutes of the system in memory: for tests and simulation, with the meaning of the Redis adapter."""
+
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.ports.history import COUNTS, FORGET_SECONDS, HISTORY_ENTRIES_MAX, HISTORY_SECONDS, HistoryEntry
+from pipeline.store.memory import MemoryServer
+
+
+class MemoryHistory:
+    """History that lives as long as this object, which the processes of one system share; see History."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
+        self._number = 0
+        self.flush()
+
+    def flush(self) -> None:
+        """Lose everything."""
+        with self._server.changed:
+            self._totals = dict.fromkeys(COUNTS, 0)
+            self._entries: deque[HistoryEntry] = deque(maxlen=HISTORY_ENTRIES_MAX)
+            self._written_at: float | None = None
+
+    def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
+        with self._server.changed:
+            now = self._now()
+            for name in COUNTS:
+                self._totals[name] += counts.get(name, 0)
+            if sample is not None:
+                self._number += 1
+                totals = tuple(self._totals.values())
+                self._entries.append(HistoryEntry(f"{self._number:020d}", now, totals, json.loads(json.dumps(sample))))
+            self._written_at = now
+
+    def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:
+        with self._server.changed:
+            self._now()
+            newest = [entry for entry in self._entries if entry.id > position][-entries_max:]
+            oldest = newest[-1].at - HISTORY_SECONDS if newest else 0.0
+            return [entry for entry in newest if entry.at > oldest]
+
+    def _now(self) -> float:
+        """The time, after forgetting what has expired. Raises StoreUnavailableError."""
+        self._server.content()
+        now = self._server.clock.now()
+        if self._written_at is not None and now - self._written_at > FORGET_SECONDS:
+            self.flush()
+        return now

@@ -1,0 +1,46 @@
+"""The last minutes of the system in a bounded stream on Redis; see History."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.names import KEY_HISTORY, KEY_HISTORY_TOTALS
+from pipeline.ports.history import COUNTS, FORGET_SECONDS, HISTORY_ENTRIES_MAX, HISTORY_SECONDS, HistoryEntry
+from pipeline.settings import Settings
+from pipeline.store.connection import ControlConnection, load_script
+
+
+class RedisHistory:
+    """One stream entry a second, beside a hash of totals that every ingest process adds to.
+
+    The stream's size does not depend on how many processes there are. A time-out leaves open whether a call was
+    carried out: its counts are given up rather than counted twice.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._connection = ControlConnection(settings)
+        self._entries_key = self._connection.key(KEY_HISTORY)
+        self._keys = [self._connection.key(KEY_HISTORY_TOTALS), self._entries_key]
+
+    def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
+        text = "" if sample is None else json.dumps(sample, separators=(",", ":"))
+        arguments = [text, str(HISTORY_ENTRIES_MAX), str(int(FORGET_SECONDS * 1000))]
+        for name in COUNTS:
+            arguments += [name, str(counts.get(name, 0))]
+        self._connection.run(load_script("history"), self._keys, arguments)
+
+    def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:
+        start = f"({position}" if position else "-"
+        found = self._connection.call("XREVRANGE", self._entries_key, "+", start, "COUNT", entries_max)
+        entries = [_entry(*one) for one in reversed(found)]
+        oldest = entries[-1].at - HISTORY_SECONDS if entries else 0.0
+        return [entry for entry in entries if entry.at > oldest]
+
+
+def _entry(position: str, fields: dict[str, str]) -> HistoryEntry:
+    return HistoryEntry(
+        id=position,
+        at=int(position.partition("-")[0]) / 1000,
+        counts=tuple(int(text) for text in fields["c"].split()),
+        sample=json.loads(fields["s"]),
+    )

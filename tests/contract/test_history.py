@@ -1,0 +1,115 @@
+"""The contract of History, on Redis and in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import redis
+
+from pipeline.errors import StoreUnavailableError
+from pipeline.ports.history import COUNTS, FORGET_SECONDS, HISTORY_ENTRIES_MAX, History
+from pipeline.store.memory import MemoryServer
+from pipeline.store.memory_history import MemoryHistory
+from pipeline.store.redis_history import RedisHistory
+from stack.servers import Server
+from support.control import control_settings, redis_rig
+
+
+@dataclass
+class Rig:
+    """One system's history as two processes see it."""
+
+    history: History
+    another: History
+    flush: Callable[[], None]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def rig(request: pytest.FixtureRequest) -> Rig:
+    if request.param == "memory":
+        memory = MemoryHistory(MemoryServer())
+        return Rig(memory, memory, memory.flush)
+    settings = control_settings(request.getfixturevalue("control_redis").url)
+    return Rig(RedisHistory(settings), RedisHistory(settings), redis_rig(settings).flush)
+
+
+def test_a_history_that_was_never_written_is_empty(rig: Rig) -> None:
+    assert list(rig.history.since("", entries_max=10)) == []
+
+
+def test_an_entry_holds_the_totals_of_all_processes_and_the_sample(rig: Rig) -> None:
+    # Given two processes of which one writes the entry
+    rig.history.add({"admitted": 3, "limited": 1}, None)
+    rig.another.add({"admitted": 4}, {"lag": [1, None], "mode": "normal"})
+    rig.history.add({"admitted": 1, "failed": 2}, {"lag": None})
+    # Then
+    first, second = rig.history.since("", entries_max=10)
+    assert dict(zip(COUNTS, first.counts, strict=True)) == dict.fromkeys(COUNTS, 0) | {"admitted": 7, "limited": 1}
+    assert first.sample == {"lag": [1, None], "mode": "normal"}
+    assert dict(zip(COUNTS, second.counts, strict=True))["admitted"] == 8
+    assert second.counts[COUNTS.index("failed")] == 2
+    assert 0 <= second.at - first.at < 5
+
+
+def test_a_reader_goes_on_from_where_it_was(rig: Rig) -> None:
+    for number in range(5):
+        rig.history.add({}, {"number": number})
+    entries = rig.history.since("", entries_max=3)
+    assert [entry.sample["number"] for entry in entries] == [2, 3, 4]
+    assert list(rig.another.since(entries[-1].id, entries_max=10)) == []
+    assert [entry.sample["number"] for entry in rig.another.since(entries[0].id, entries_max=10)] == [3, 4]
+
+
+def test_it_is_bounded(rig: Rig) -> None:
+    for number in range(HISTORY_ENTRIES_MAX + 20):
+        rig.history.add({"admitted": 1}, {"number": number})
+    entries = rig.history.since("", entries_max=10 * HISTORY_ENTRIES_MAX)
+    assert len(entries) == HISTORY_ENTRIES_MAX
+    assert entries[-1].sample == {"number": HISTORY_ENTRIES_MAX + 19}
+    assert entries[-1].counts[0] == HISTORY_ENTRIES_MAX + 20
+
+
+def test_a_flush_loses_history_and_nothing_else(rig: Rig) -> None:
+    rig.history.add({"admitted": 5}, {})
+    rig.flush()
+    assert list(rig.history.since("", entries_max=10)) == []
+    rig.history.add({"admitted": 2}, {})
+    (entry,) = rig.history.since("", entries_max=10)
+    assert entry.counts[0] == 2
+
+
+def test_what_redis_keeps_expires_and_takes_a_few_hundred_kilobytes(control_redis: Server) -> None:
+    settings = control_settings(control_redis.url)
+    history = RedisHistory(settings)
+    sample = {"lag": [12_345] * 16, "rate": 1000.0, "tokens": 1000, "drained": 123_456_789, "breaker": "half-open"}
+    for _ in range(HISTORY_ENTRIES_MAX):
+        history.add(dict.fromkeys(COUNTS, 999), sample)
+    with redis.Redis.from_url(control_redis.url) as client:
+        keys = list(client.scan_iter(match=settings.key_prefix + "*", count=1000))
+        assert len(keys) == 2
+        for key in keys:
+            assert FORGET_SECONDS - 60 < client.ttl(key) <= FORGET_SECONDS
+        assert sum(client.memory_usage(key) or 0 for key in keys) < 400_000
+
+
+def test_at_its_memory_limit_redis_takes_no_history(own_control_redis: Server) -> None:
+    history = RedisHistory(control_settings(own_control_redis.url))
+    with redis.Redis.from_url(own_control_redis.url) as client:
+        client.config_set("maxmemory", "1")
+        with pytest.raises(StoreUnavailableError):
+            history.add({"admitted": 1}, {})
+        client.config_set("maxmemory", "64mb")
+    history.add({"admitted": 1}, {})
+
+
+def test_a_server_that_is_away_is_said_so(own_control_redis: Server) -> None:
+    history = RedisHistory(control_settings(own_control_redis.url))
+    own_control_redis.kill()
+    with pytest.raises(StoreUnavailableError):
+        history.add({}, None)
+    with pytest.raises(StoreUnavailableError):
+        history.since("", entries_max=1)
+    memory = MemoryServer()
+    memory.is_away = True
+    with pytest.raises(StoreUnavailableError):
+        MemoryHistory(memory).add({}, None)
