@@ -47,6 +47,9 @@ class ControlEventKind(StrEnum):
     PAUSED = "paused"  # a reason was added
     RESUMED = "resumed"  # a reason was lifted
     STATE_RESTORED = "state_restored"  # regulate rebuilt the control state after a flush
+    OVERRIDE_SET = "override_set"  # somebody set a rate by hand
+    OVERRIDE_ENDED = "override_ended"  # its time was up, or somebody cleared it
+    BANDS_SET = "bands_set"  # somebody set other thresholds, or went back to those of the settings
     DRAINER_TERMINATED = "drainer_terminated"  # regulate ended a backend that held a partition without progress
 
 
@@ -55,6 +58,8 @@ KEY_RATE: Final = "rate"  # hash: version, rate, mode, lag, times; written by pu
 KEY_PAUSE: Final = "pause"  # hash: reason -> generation and text; `restored` marks it as complete
 KEY_GENERATION: Final = "pause:generation"  # integer: grows with every change of the set of reasons
 KEY_EVENTS: Final = "events"  # stream, bounded: control events
+KEY_OVERRIDE: Final = "override"  # hash: rate, until, by, why, since
+KEY_BANDS: Final = "bands"  # hash: rate_max, rate_min, lag_degraded, lag_critical, by, why, since
 KEY_BUCKET: Final = "bucket"  # hash: tokens, time, version
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
 KEY_FLOOR: Final = "floor"  # hash for each log_id: incarnation (fence), known, partition -> offset

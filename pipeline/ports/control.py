@@ -18,6 +18,40 @@ class PublishedRate:
     lag: int | None  # events; None when unknown
     published_at: float
     lag_known_at: float | None
+    consumption: "Consumption | None" = None  # None: the lag was unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Consumption:
+    """How far the log was consumed when the controller last knew it."""
+
+    lag_by_partition: Mapping[int, int]  # events
+    consumed: int  # next offsets to store, summed over the partitions: only differences mean something
+    drain_rate: float | None  # events/s stored between the last two ticks; None until there were two
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A rate that somebody set by hand, until a time. Times are seconds since the epoch, by the store's clock."""
+
+    rate: float  # events/s
+    until: float
+    by: str
+    why: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Thresholds of the rate policy that somebody set by hand, instead of those of the settings."""
+
+    rate_max: float  # events/s
+    rate_min: float  # events/s
+    lag_degraded: int  # events
+    lag_critical: int  # events
+    by: str
+    why: str
+    since: float  # seconds since the epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +78,8 @@ class ControlState:
     time: float  # the store's clock at reading
     generation: int  # of the last change to the reasons; 0 when there was none
     floor_rate: float = field(default=0.0)
+    override: Override | None = None  # one that holds at `time`
+    bands: Bands | None = None  # None: those of the settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +101,36 @@ class ControlStore(Protocol):
         """Rate, pauses and breaker in one round trip."""
 
     def publish_rate(
-        self, *, base_rate: float, floor_rate: float, mode: Mode, lag: int | None, lag_known_at: float | None, by: str
+        self,
+        *,
+        base_rate: float,
+        floor_rate: float,
+        mode: Mode,
+        lag: int | None,
+        lag_known_at: float | None,
+        by: str,
+        consumption: Consumption | None = None,
     ) -> PublishedRate:
         """Publish a newly decided rate with the next version; an event is recorded when rate or mode changed.
 
-        A rate that was decided on an older lag than the published one is ignored. Returns what is published.
+        A rate that was decided on an older lag than the published one is ignored. The effective rate is that of an
+        override while one holds, and at most the floor while the breaker's reason holds. Returns what is published.
         """
+
+    def set_override(self, rate: float, *, until: float, by: str, why: str) -> Override:
+        """Let `rate` hold until a time (seconds since the epoch), in place of an earlier override.
+
+        It ends by itself, also where nobody but ingest is left to notice; the store's clock decides.
+        """
+
+    def clear_override(self, *, by: str, why: str) -> bool:
+        """End an override early; whether one held."""
+
+    def set_bands(self, bands: Bands) -> None:
+        """Let the controller go by these bands from its next tick on."""
+
+    def clear_bands(self, *, by: str, why: str) -> bool:
+        """Go back to the bands of the settings; whether others held."""
 
     def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
         """Add a reason, or keep it where it holds already; returns its generation.
@@ -81,8 +141,15 @@ class ControlStore(Protocol):
     def resume(self, reason: PauseReason, *, generation: int | None, by: str, why: str) -> bool:
         """Lift a reason if its generation is still the given one (None: whichever); True when it was lifted."""
 
-    def restore(self, pauses: Sequence[tuple[PauseReason, str, str]], *, by: str) -> bool:
-        """After a flush: add the (reason, by, why) known elsewhere and mark the set as complete.
+    def restore(
+        self,
+        pauses: Sequence[tuple[PauseReason, str, str]],
+        *,
+        by: str,
+        override: Override | None = None,
+        bands: Bands | None = None,
+    ) -> bool:
+        """After a flush: add the (reason, by, why), override and bands known elsewhere, and mark the set as complete.
 
         Does nothing and returns False where the set is complete already.
         """

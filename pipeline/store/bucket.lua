@@ -1,17 +1,16 @@
 #!lua flags=allow-oom
 -- Take tokens from the global bucket; the arithmetic of pipeline/flow/bucket.py and of hold_or_decay in
 -- pipeline/flow/rate.py, on the server and by its clock.
--- KEYS: 1 rate, 2 bucket, 3 processes, 4 pause
--- ARGV: 1 needed, 2 wanted, 3 process, 4 seconds of the rate that the full bucket holds, 5 seconds for which a rate
---       holds without news, 6 seconds in which it halves then, 7 seconds after which a silent process is forgotten,
---       8 tolerance in tokens, and for a flushed server: 9 rate, 10 its version, 11 floor
+-- KEYS: those of control_lib.lua, 7 bucket, 8 processes
+-- ARGV: those of control_lib.lua, 3 needed, 4 wanted, 5 process, 6 seconds of the rate that the full bucket holds,
+--       7 seconds for which a rate holds without news, 8 seconds in which it halves then, 9 seconds after which a silent
+--       process is forgotten, 10 tolerance in tokens, and for a flushed server: 11 rate, 12 its version, 13 floor
 -- Returns granted, wait in seconds, tokens left, rate, burst, version, live processes; fractions as text.
 
-local needed, wanted = tonumber(ARGV[1]), tonumber(ARGV[2])
-local hold_seconds, period_seconds, tolerance = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[8])
+local needed, wanted = tonumber(ARGV[3]), tonumber(ARGV[4])
+local hold_seconds, period_seconds, tolerance = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[10])
 
-local server_time = redis.call('TIME')
-local now = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6
+settle_override()
 
 local function halvings(age)
   return math.max(0, age - hold_seconds) / period_seconds
@@ -21,18 +20,21 @@ local published = redis.call('HMGET', KEYS[1], 'rate', 'floor_rate', 'version', 
 local rate, version
 if published[1] then
   rate, version = tonumber(published[1]), published[3]
-  -- The controller is silent, or was already without news when it last spoke: the rate goes on decaying.
+  -- The controller is silent, or was already without news when it last spoke: the rate goes on decaying. Not one that
+  -- somebody set, which has an end of its own.
   local published_at = tonumber(published[4])
   local known_at = tonumber(published[5]) or published_at
   local steps = halvings(now - known_at) - halvings(published_at - known_at)
-  if steps > 0 then rate = math.max(math.min(rate, tonumber(published[2])), rate * 2 ^ -steps) end
+  if steps > 0 and redis.call('EXISTS', KEYS[5]) == 0 then
+    rate = math.max(math.min(rate, tonumber(published[2])), rate * 2 ^ -steps)
+  end
 else
-  rate, version = tonumber(ARGV[9]), ARGV[10]
-  if redis.call('HEXISTS', KEYS[4], 'breaker') == 1 then rate = math.min(rate, tonumber(ARGV[11])) end
+  rate, version = tonumber(ARGV[11]), ARGV[12]
+  if redis.call('HEXISTS', KEYS[2], 'breaker') == 1 then rate = math.min(rate, tonumber(ARGV[13])) end
 end
-local burst = math.max(1, math.floor(rate * tonumber(ARGV[4])))
+local burst = math.max(1, math.floor(rate * tonumber(ARGV[6])))
 
-local held = redis.call('HMGET', KEYS[2], 'tokens', 'at', 'rate')
+local held = redis.call('HMGET', KEYS[7], 'tokens', 'at', 'rate')
 local tokens = burst
 if held[1] then
   local elapsed = math.max(0, now - tonumber(held[2]))
@@ -51,10 +53,10 @@ end
 tokens = tokens - granted
 
 local tokens_text, rate_text = string.format('%.17g', tokens), string.format('%.17g', rate)
-redis.call('HSET', KEYS[2], 'tokens', tokens_text, 'at', string.format('%.17g', now), 'rate', rate_text)
+redis.call('HSET', KEYS[7], 'tokens', tokens_text, 'at', string.format('%.17g', now), 'rate', rate_text)
 
-redis.call('ZADD', KEYS[3], now, ARGV[3])
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now - tonumber(ARGV[7]))
-local live = redis.call('ZCARD', KEYS[3])
+redis.call('ZADD', KEYS[8], now, ARGV[5])
+redis.call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now - tonumber(ARGV[9]))
+local live = redis.call('ZCARD', KEYS[8])
 
 return { granted, string.format('%.17g', wait), tokens_text, rate_text, burst, version, live }

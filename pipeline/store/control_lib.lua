@@ -1,5 +1,5 @@
 -- Shared by the scripts that change the control state; joined in front of each by pipeline/store/connection.py.
--- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 events. ARGV: 1 control events kept, 2 who.
+-- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 events, 5 override, 6 bands. ARGV: 1 control events kept, 2 who.
 
 local server_time = redis.call('TIME')
 local now = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6
@@ -18,11 +18,13 @@ local function next_version(last)
   return string.format('%.0f', math.max((tonumber(last) or 0) + 1, math.floor(now * 1000)))
 end
 
+-- Somebody's rate before the policy's, and the floor before both while the breaker is open.
 local function effective_rate(base_rate, floor_rate)
-  if redis.call('HEXISTS', KEYS[2], 'breaker') == 1 and tonumber(floor_rate) < tonumber(base_rate) then
+  local wanted = redis.call('HGET', KEYS[5], 'rate') or base_rate
+  if redis.call('HEXISTS', KEYS[2], 'breaker') == 1 and tonumber(floor_rate) < tonumber(wanted) then
     return floor_rate
   end
-  return base_rate
+  return wanted
 end
 
 local function record_rate(why, effective, base_rate, mode, lag, version, previous)
@@ -52,4 +54,22 @@ local function add_reason(reason, by, why)
     generation = generation, since = exact(now), by = by, why = why
   }))
   return generation
+end
+
+-- End an override whose time is up. Whoever comes first does it, before anything else: no controller is needed.
+local function settle_override()
+  local held = redis.call('HMGET', KEYS[5], 'until', 'rate')
+  if not held[1] or tonumber(held[1]) > now then return end
+  redis.call('DEL', KEYS[5])
+  record('override_ended', 'its time was up', cjson.encode({ rate = held[2] }))
+  settle_rate('the override ended')
+end
+
+local function put_override(rate, ends, by, why, since)
+  redis.call('HSET', KEYS[5], 'rate', rate, 'until', ends, 'by', by, 'why', why, 'since', since)
+end
+
+local function put_bands(rate_max, rate_min, lag_degraded, lag_critical, by, why, since)
+  redis.call('HSET', KEYS[6], 'rate_max', rate_max, 'rate_min', rate_min, 'lag_degraded', lag_degraded,
+    'lag_critical', lag_critical, 'by', by, 'why', why, 'since', since)
 end

@@ -11,9 +11,16 @@ from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import hold_or_decay
 from pipeline.names import LEASE_PROBE, ControlEventKind, Mode, PauseReason
 from pipeline.ports.bucket import Grant
-from pipeline.ports.control import ControlEvent, ControlState, Pause, PublishedRate
+from pipeline.ports.control import Bands, Consumption, ControlEvent, ControlState, Override, Pause, PublishedRate
 from pipeline.settings import Settings
-from pipeline.store.common import BY_CHARS_MAX, PROCESS_SECONDS_MAX, WHY_CHARS_MAX, breaker_state, clean_text
+from pipeline.store.common import (
+    BY_CHARS_MAX,
+    PROCESS_SECONDS_MAX,
+    WHY_CHARS_MAX,
+    breaker_state,
+    clean_text,
+    without_override,
+)
 
 
 @dataclass
@@ -33,6 +40,8 @@ class _Content:
     pauses: dict[PauseReason, Pause] = field(default_factory=dict)
     complete: bool = False
     generation: int = 0
+    override: Override | None = None
+    bands: Bands | None = None
     events: list[ControlEvent] = field(default_factory=list)
     bucket: bucket_flow.BucketState | None = None
     processes: dict[str, float] = field(default_factory=dict)
@@ -69,107 +78,20 @@ class MemoryServer:
 
 
 class _Adapter:
+    _name = "memory"
+
     def __init__(self, settings: Settings, server: MemoryServer) -> None:
         self._settings = settings
         self._server = server
 
-    def _record(self, kind: ControlEventKind, by: str, why: str, data: dict[str, str]) -> None:
-        events = self._server.content().events
-        at = self._server.clock.now()
-        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-        events.append(ControlEvent(self._server.next_event_id(), at, kind, by, why, data))
-        del events[: -self._settings.control_events_max]
-        self._server.changed.notify_all()
-
-
-class MemoryControlStore(_Adapter):
-    """Shared control state; see ControlStore."""
-
-    def state(self) -> ControlState:
-        with self._server.changed:
-            content, now = self._server.content(), self._server.clock.now()
-            pauses = tuple(sorted(content.pauses.values(), key=lambda pause: pause.generation))
-            probing = content.leases.get(LEASE_PROBE, ("", 0.0))[1] > now
-            return ControlState(
-                rate=content.rate,
-                pauses=pauses if content.complete else None,
-                breaker=breaker_state(pauses, complete=content.complete, probing=probing),
-                time=now,
-                generation=content.generation,
-                floor_rate=content.floor_rate,
-            )
-
-    def publish_rate(
-        self, *, base_rate: float, floor_rate: float, mode: Mode, lag: int | None, lag_known_at: float | None, by: str
-    ) -> PublishedRate:
-        with self._server.changed:
-            content, now = self._server.content(), self._server.clock.now()
-            last = content.rate
-            if last is not None and _is_stale(lag_known_at, last, now):
-                return last
-            content.floor_rate = floor_rate
-            content.rate = PublishedRate(
-                version=_next_version(last, now),
-                rate=_effective(content, base_rate),
-                base_rate=base_rate,
-                mode=mode,
-                lag=lag,
-                published_at=now,
-                lag_known_at=lag_known_at,
-            )
-            if last is None or (last.rate, last.mode) != (content.rate.rate, mode):
-                self._record_rate(content.rate, last, by, "lag unknown" if lag is None else f"lag {lag}")
-            return content.rate
-
-    def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
-        with self._server.changed:
-            content = self._server.content()
-            held = content.pauses.get(reason)
-            if held is not None:
-                return held.generation
-            generation = self._add(reason, by, why)
-            data = {"reason": reason.value, "generation": str(generation)}
-            if reason is PauseReason.BREAKER:
-                self._record(ControlEventKind.BREAKER_OPENED, by, why, data)
-            self._record(ControlEventKind.PAUSED, by, why, data)
-            self._settle_rate(by, why)
-            return generation
-
-    def resume(self, reason: PauseReason, *, generation: int | None, by: str, why: str) -> bool:
-        with self._server.changed:
-            content = self._server.content()
-            held = content.pauses.get(reason)
-            if held is None or generation not in (None, held.generation):
-                return False
-            del content.pauses[reason]
-            content.generation += 1
-            data = {"reason": reason.value, "generation": str(held.generation)}
-            if reason is PauseReason.BREAKER:
-                self._record(ControlEventKind.BREAKER_CLOSED, by, why, data)
-            self._record(ControlEventKind.RESUMED, by, why, data)
-            self._settle_rate(by, why)
-            return True
-
-    def restore(self, pauses: Sequence[tuple[PauseReason, str, str]], *, by: str) -> bool:
-        with self._server.changed:
-            content = self._server.content()
-            if content.complete:
-                return False
-            added = [item for item in pauses if item[0] not in content.pauses]
-            for reason, who, why in added:
-                self._add(reason, who, why)
-            content.complete = True
-            data = {"reasons": " ".join(reason.value for reason, _, _ in added)}
-            self._record(ControlEventKind.STATE_RESTORED, by, "the control store knew nothing", data)
-            self._settle_rate(by, "the reasons to pause were restored")
-            return True
-
-    def _add(self, reason: PauseReason, by: str, why: str) -> int:
-        content, now = self._server.content(), self._server.clock.now()
-        content.generation += 1
-        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-        content.pauses[reason] = Pause(reason, content.generation, now, by, why)
-        return content.generation
+    def _settle_override(self) -> None:
+        """End an override whose time is up; whoever comes first does it."""
+        content = self._server.content()
+        if content.override is not None and content.override.until <= self._server.clock.now():
+            ended, content.override = content.override, None
+            data = {"rate": repr(ended.rate)}
+            self._record(ControlEventKind.OVERRIDE_ENDED, self._name, "its time was up", data)
+            self._settle_rate(self._name, "the override ended")
 
     def _settle_rate(self, by: str, why: str) -> None:
         content, now = self._server.content(), self._server.clock.now()
@@ -191,6 +113,180 @@ class MemoryControlStore(_Adapter):
         }
         self._record(ControlEventKind.RATE_CHANGED, by, why, data)
 
+    def _record(self, kind: ControlEventKind, by: str, why: str, data: dict[str, str]) -> None:
+        events = self._server.content().events
+        at = self._server.clock.now()
+        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
+        events.append(ControlEvent(self._server.next_event_id(), at, kind, by, why, data))
+        del events[: -self._settings.control_events_max]
+        self._server.changed.notify_all()
+
+
+class MemoryControlStore(_Adapter):
+    """Shared control state; see ControlStore."""
+
+    def state(self) -> ControlState:
+        with self._server.changed:
+            content, now = self._server.content(), self._server.clock.now()
+            pauses = tuple(sorted(content.pauses.values(), key=lambda pause: pause.generation))
+            probing = content.leases.get(LEASE_PROBE, ("", 0.0))[1] > now
+            rate, override = content.rate, content.override
+            if override is not None and override.until <= now:
+                rate, override = None if rate is None else without_override(rate, pauses, content.floor_rate), None
+            return ControlState(
+                rate=rate,
+                pauses=pauses if content.complete else None,
+                breaker=breaker_state(pauses, complete=content.complete, probing=probing),
+                time=now,
+                generation=content.generation,
+                floor_rate=content.floor_rate,
+                override=override,
+                bands=content.bands,
+            )
+
+    def publish_rate(
+        self,
+        *,
+        base_rate: float,
+        floor_rate: float,
+        mode: Mode,
+        lag: int | None,
+        lag_known_at: float | None,
+        by: str,
+        consumption: Consumption | None = None,
+    ) -> PublishedRate:
+        with self._server.changed:
+            self._settle_override()
+            content, now = self._server.content(), self._server.clock.now()
+            last = content.rate
+            if last is not None and _is_stale(lag_known_at, last, now):
+                return last
+            content.floor_rate = floor_rate
+            content.rate = PublishedRate(
+                version=_next_version(last, now),
+                rate=_effective(content, base_rate),
+                base_rate=base_rate,
+                mode=mode,
+                lag=lag,
+                published_at=now,
+                lag_known_at=lag_known_at,
+                consumption=consumption,
+            )
+            if last is None or (last.rate, last.mode) != (content.rate.rate, mode):
+                self._record_rate(content.rate, last, by, "lag unknown" if lag is None else f"lag {lag}")
+            return content.rate
+
+    def set_override(self, rate: float, *, until: float, by: str, why: str) -> Override:
+        with self._server.changed:
+            self._settle_override()
+            content = self._server.content()
+            by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
+            override = content.override = Override(rate, until, by, why, self._server.clock.now())
+            data = {"rate": repr(float(rate)), "until": repr(float(until))}
+            self._record(ControlEventKind.OVERRIDE_SET, by, why, data)
+            self._settle_override()
+            self._settle_rate(by, why)
+            return override
+
+    def clear_override(self, *, by: str, why: str) -> bool:
+        with self._server.changed:
+            self._settle_override()
+            content = self._server.content()
+            if content.override is None:
+                return False
+            ended, content.override = content.override, None
+            self._record(ControlEventKind.OVERRIDE_ENDED, by, why, {"rate": repr(float(ended.rate))})
+            self._settle_rate(by, why)
+            return True
+
+    def set_bands(self, bands: Bands) -> None:
+        with self._server.changed:
+            self._server.content().bands = replace(
+                bands, by=clean_text(bands.by, BY_CHARS_MAX), why=clean_text(bands.why, WHY_CHARS_MAX)
+            )
+            data = {
+                "rate_max": repr(float(bands.rate_max)),
+                "rate_min": repr(float(bands.rate_min)),
+                "lag_degraded": str(bands.lag_degraded),
+                "lag_critical": str(bands.lag_critical),
+            }
+            self._record(ControlEventKind.BANDS_SET, bands.by, bands.why, data)
+
+    def clear_bands(self, *, by: str, why: str) -> bool:
+        with self._server.changed:
+            content = self._server.content()
+            if content.bands is None:
+                return False
+            content.bands = None
+            self._record(ControlEventKind.BANDS_SET, by, why, {"bands": "settings"})
+            return True
+
+    def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
+        with self._server.changed:
+            self._settle_override()
+            content = self._server.content()
+            held = content.pauses.get(reason)
+            if held is not None:
+                return held.generation
+            generation = self._add(reason, by, why)
+            data = {"reason": reason.value, "generation": str(generation)}
+            if reason is PauseReason.BREAKER:
+                self._record(ControlEventKind.BREAKER_OPENED, by, why, data)
+            self._record(ControlEventKind.PAUSED, by, why, data)
+            self._settle_rate(by, why)
+            return generation
+
+    def resume(self, reason: PauseReason, *, generation: int | None, by: str, why: str) -> bool:
+        with self._server.changed:
+            self._settle_override()
+            content = self._server.content()
+            held = content.pauses.get(reason)
+            if held is None or generation not in (None, held.generation):
+                return False
+            del content.pauses[reason]
+            content.generation += 1
+            data = {"reason": reason.value, "generation": str(held.generation)}
+            if reason is PauseReason.BREAKER:
+                self._record(ControlEventKind.BREAKER_CLOSED, by, why, data)
+            self._record(ControlEventKind.RESUMED, by, why, data)
+            self._settle_rate(by, why)
+            return True
+
+    def restore(
+        self,
+        pauses: Sequence[tuple[PauseReason, str, str]],
+        *,
+        by: str,
+        override: Override | None = None,
+        bands: Bands | None = None,
+    ) -> bool:
+        with self._server.changed:
+            content = self._server.content()
+            if content.complete:
+                return False
+            added = [item for item in pauses if item[0] not in content.pauses]
+            for reason, who, why in added:
+                self._add(reason, who, why)
+            names = [reason.value for reason, _, _ in added]
+            if override is not None and override.until > self._server.clock.now() and content.override is None:
+                content.override = override
+                names.append("override")
+            if bands is not None and content.bands is None:
+                content.bands = bands
+                names.append("bands")
+            content.complete = True
+            data = {"reasons": " ".join(names)}
+            self._record(ControlEventKind.STATE_RESTORED, by, "the control store knew nothing", data)
+            self._settle_rate(by, "the reasons to pause were restored")
+            return True
+
+    def _add(self, reason: PauseReason, by: str, why: str) -> int:
+        content, now = self._server.content(), self._server.clock.now()
+        content.generation += 1
+        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
+        content.pauses[reason] = Pause(reason, content.generation, now, by, why)
+        return content.generation
+
 
 def _is_stale(lag_known_at: float | None, last: PublishedRate, now: float) -> bool:
     if lag_known_at is None or last.lag_known_at is None:
@@ -203,7 +299,8 @@ def _next_version(last: PublishedRate | None, now: float) -> int:
 
 
 def _effective(content: _Content, base_rate: float) -> float:
-    return min(base_rate, content.floor_rate) if PauseReason.BREAKER in content.pauses else base_rate
+    wanted = base_rate if content.override is None else content.override.rate
+    return min(wanted, content.floor_rate) if PauseReason.BREAKER in content.pauses else wanted
 
 
 class MemoryControlEvents(_Adapter):
@@ -238,6 +335,7 @@ class MemoryBucket(_Adapter):
 
     def take(self, *, needed: int, wanted: int, process: str) -> Grant:
         with self._server.changed:
+            self._settle_override()
             content, now = self._server.content(), self._server.clock.now()
             rate, version = self._rate(content, now)
             burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
@@ -265,6 +363,8 @@ class MemoryBucket(_Adapter):
             is_open = PauseReason.BREAKER in content.pauses
             rate = min(self._last_rate, self._settings.rate_min) if is_open else self._last_rate
             return rate, self._last_version
+        if content.override is not None:
+            return published.rate, published.version
         known_at = published.published_at if published.lag_known_at is None else published.lag_known_at
         rate = hold_or_decay(
             published.rate,

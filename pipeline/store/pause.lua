@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Add a reason to pause, or keep it where it holds. ARGV from 3: reason, why. Returns its generation.
 
+settle_override()
 local reason, why = ARGV[3], ARGV[4]
 local held = redis.call('HGET', KEYS[2], reason)
 if held then return generation_of(held) end

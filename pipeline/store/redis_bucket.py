@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pipeline.clock import Clock, SystemClock
 from pipeline.flow.bucket import TOLERANCE_TOKENS
 from pipeline.flow.rate import hold_or_decay
-from pipeline.names import KEY_BUCKET, KEY_PAUSE, KEY_PROCESSES, KEY_RATE
+from pipeline.names import KEY_BUCKET, KEY_PROCESSES
 from pipeline.ports.bucket import Grant
 from pipeline.settings import Settings
 from pipeline.store.common import PROCESS_SECONDS_MAX
 from pipeline.store.connection import ControlConnection, load_script
+from pipeline.store.redis_control import LIBRARY, control_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class RedisBucket:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._connection = ControlConnection(settings)
-        self._keys = [self._connection.key(name) for name in (KEY_RATE, KEY_BUCKET, KEY_PROCESSES, KEY_PAUSE)]
+        self._keys = [*control_keys(self._connection), *(self._connection.key(n) for n in (KEY_BUCKET, KEY_PROCESSES))]
+        self._events_max = str(settings.control_events_max)
         self._constants = [
             repr(settings.burst_seconds),
             repr(settings.rate_hold_periods * settings.regulate_seconds),
@@ -46,9 +48,11 @@ class RedisBucket:
         now = self._clock.monotonic()
         fallback_rate, fallback_version = self._fallback(now)
         granted, wait_seconds, tokens, rate, burst, version, live = self._connection.run(
-            load_script("bucket"),
+            load_script("bucket", LIBRARY),
             self._keys,
             [
+                self._events_max,
+                process,
                 str(needed),
                 str(wanted),
                 process,

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from pipeline.names import (
+    KEY_BANDS,
     KEY_EVENTS,
     KEY_GENERATION,
     KEY_LEASE,
+    KEY_OVERRIDE,
     KEY_PAUSE,
     KEY_RATE,
     LEASE_PROBE,
@@ -15,14 +17,14 @@ from pipeline.names import (
     Mode,
     PauseReason,
 )
-from pipeline.ports.control import ControlEvent, ControlState, Pause, PublishedRate
+from pipeline.ports.control import Bands, Consumption, ControlEvent, ControlState, Override, Pause, PublishedRate
 from pipeline.settings import Settings
-from pipeline.store.common import BY_CHARS_MAX, WHY_CHARS_MAX, breaker_state, clean_text
+from pipeline.store.common import BY_CHARS_MAX, WHY_CHARS_MAX, breaker_state, clean_text, without_override
 from pipeline.store.connection import ControlConnection, load_script
 
 WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the state, not the events
 
-_LIBRARY: Final = "control_lib"
+LIBRARY: Final = "control_lib"
 _RESTORED: Final = "restored"  # field of the reasons' hash that marks it as complete
 
 
@@ -34,26 +36,45 @@ class RedisControlStore:
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)
-        self._keys = _control_keys(self._connection)
-        self._state_keys = [*self._keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE)]
+        self._keys = control_keys(self._connection)
+        self._state_keys = [*self._keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *self._keys[4:]]
         self._events_max = str(settings.control_events_max)
 
     def state(self) -> ControlState:
-        rate, reasons, generation, probing, time = self._connection.run(load_script("state"), self._state_keys, [])
+        rate, reasons, generation, probing, server_time, override, bands = self._connection.run(
+            load_script("state"), self._state_keys, []
+        )
         rate, reasons = _pairs(rate), _pairs(reasons)
+        time = int(server_time[0]) + int(server_time[1]) / 1e6
         complete = reasons.pop(_RESTORED, None) is not None
         pauses = tuple(sorted((_pause(*item) for item in reasons.items()), key=lambda pause: pause.generation))
+        published = _published_rate(rate) if rate else None
+        held = _override(_pairs(override)) if override else None
+        if held is not None and held.until <= time:
+            # Whoever writes next ends it for all; until then nobody may go by it.
+            published = None if published is None else without_override(published, pauses, float(rate["floor_rate"]))
+            held = None
         return ControlState(
-            rate=_published_rate(rate) if rate else None,
+            rate=published,
             pauses=pauses if complete else None,
             breaker=breaker_state(pauses, complete=complete, probing=bool(probing)),
-            time=int(time[0]) + int(time[1]) / 1e6,
+            time=time,
             generation=int(generation or 0),
             floor_rate=float(rate.get("floor_rate", 0.0)),
+            override=held,
+            bands=_bands(_pairs(bands)) if bands else None,
         )
 
     def publish_rate(
-        self, *, base_rate: float, floor_rate: float, mode: Mode, lag: int | None, lag_known_at: float | None, by: str
+        self,
+        *,
+        base_rate: float,
+        floor_rate: float,
+        mode: Mode,
+        lag: int | None,
+        lag_known_at: float | None,
+        by: str,
+        consumption: Consumption | None = None,
     ) -> PublishedRate:
         why = "lag unknown" if lag is None else f"lag {lag}"
         answer = self._run(
@@ -65,8 +86,24 @@ class RedisControlStore:
             "" if lag is None else str(lag),
             "" if lag_known_at is None else repr(float(lag_known_at)),
             why,
+            "" if consumption is None else _consumption_text(consumption),
         )
         return _published_rate(_pairs(answer))
+
+    def set_override(self, rate: float, *, until: float, by: str, why: str) -> Override:
+        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
+        since = self._run("set_override", by, repr(float(rate)), repr(float(until)), why)
+        return Override(rate, until, by, why, float(since))
+
+    def clear_override(self, *, by: str, why: str) -> bool:
+        return bool(self._run("clear_override", by, clean_text(why, WHY_CHARS_MAX)))
+
+    def set_bands(self, bands: Bands) -> None:
+        rate_max, rate_min, degraded, critical, by, why, since = _bands_texts(bands)
+        self._run("set_bands", by, rate_max, rate_min, degraded, critical, why, since)
+
+    def clear_bands(self, *, by: str, why: str) -> bool:
+        return bool(self._run("clear_bands", by, clean_text(why, WHY_CHARS_MAX)))
 
     def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
         return int(self._run("pause", by, reason.value, clean_text(why, WHY_CHARS_MAX)))
@@ -75,14 +112,22 @@ class RedisControlStore:
         wanted = "" if generation is None else str(generation)
         return bool(self._run("resume", by, reason.value, wanted, clean_text(why, WHY_CHARS_MAX)))
 
-    def restore(self, pauses: Sequence[tuple[PauseReason, str, str]], *, by: str) -> bool:
-        arguments: list[str] = []
+    def restore(
+        self,
+        pauses: Sequence[tuple[PauseReason, str, str]],
+        *,
+        by: str,
+        override: Override | None = None,
+        bands: Bands | None = None,
+    ) -> bool:
+        arguments = _override_texts(override) if override is not None else [""] * 5
+        arguments += _bands_texts(bands) if bands is not None else [""] * 7
         for reason, who, why in pauses:
             arguments += [reason.value, clean_text(who, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)]
         return bool(self._run("restore", by, *arguments))
 
     def _run(self, name: str, by: str, *arguments: str) -> Any:
-        script = load_script(name, _LIBRARY)
+        script = load_script(name, LIBRARY)
         return self._connection.run(script, self._keys, [self._events_max, clean_text(by, BY_CHARS_MAX), *arguments])
 
 
@@ -91,7 +136,7 @@ class RedisControlEvents:
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)
-        self._keys = _control_keys(self._connection)
+        self._keys = control_keys(self._connection)
         self._key = self._connection.key(KEY_EVENTS)
         self._events_max = str(settings.control_events_max)
 
@@ -120,7 +165,7 @@ class RedisControlEvents:
 
     def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
         self._connection.run(
-            load_script("record_event", _LIBRARY),
+            load_script("record_event", LIBRARY),
             self._keys,
             [
                 self._events_max,
@@ -136,9 +181,63 @@ class RedisControlEvents:
         return str(entries[0][0]) if entries else "0-0"
 
 
-def _control_keys(connection: ControlConnection) -> list[str]:
+def control_keys(connection: ControlConnection) -> list[str]:
     """The keys of control_lib.lua, in its order."""
-    return [connection.key(name) for name in (KEY_RATE, KEY_PAUSE, KEY_GENERATION, KEY_EVENTS)]
+    names = (KEY_RATE, KEY_PAUSE, KEY_GENERATION, KEY_EVENTS, KEY_OVERRIDE, KEY_BANDS)
+    return [connection.key(name) for name in names]
+
+
+def _override_texts(override: Override) -> list[str]:
+    """In the order of put_override in control_lib.lua."""
+    by, why = clean_text(override.by, BY_CHARS_MAX), clean_text(override.why, WHY_CHARS_MAX)
+    return [repr(float(override.rate)), repr(float(override.until)), by, why, repr(float(override.since))]
+
+
+def _override(fields: dict[str, str]) -> Override:
+    return Override(float(fields["rate"]), float(fields["until"]), fields["by"], fields["why"], float(fields["since"]))
+
+
+def _bands_texts(bands: Bands) -> list[str]:
+    """In the order of put_bands in control_lib.lua."""
+    return [
+        repr(float(bands.rate_max)),
+        repr(float(bands.rate_min)),
+        str(int(bands.lag_degraded)),
+        str(int(bands.lag_critical)),
+        clean_text(bands.by, BY_CHARS_MAX),
+        clean_text(bands.why, WHY_CHARS_MAX),
+        repr(float(bands.since)),
+    ]
+
+
+def _bands(fields: dict[str, str]) -> Bands:
+    return Bands(
+        rate_max=float(fields["rate_max"]),
+        rate_min=float(fields["rate_min"]),
+        lag_degraded=int(fields["lag_degraded"]),
+        lag_critical=int(fields["lag_critical"]),
+        by=fields["by"],
+        why=fields["why"],
+        since=float(fields["since"]),
+    )
+
+
+def _consumption_text(consumption: Consumption) -> str:
+    return json.dumps(
+        {
+            "lag": {str(partition): lag for partition, lag in consumption.lag_by_partition.items()},
+            "consumed": consumption.consumed,
+            "drain_rate": consumption.drain_rate,
+        }
+    )
+
+
+def _consumption(text: str) -> Consumption | None:
+    if not text:
+        return None
+    fields = json.loads(text)
+    lag = {int(partition): int(lag) for partition, lag in fields["lag"].items()}
+    return Consumption(lag, int(fields["consumed"]), fields["drain_rate"])
 
 
 def _pairs(flat: list[str]) -> dict[str, str]:
@@ -155,6 +254,7 @@ def _published_rate(fields: dict[str, str]) -> PublishedRate:
         lag=int(fields["lag"]) if fields["lag"] else None,
         published_at=float(fields["published_at"]),
         lag_known_at=float(fields["lag_known_at"]) if fields["lag_known_at"] else None,
+        consumption=_consumption(fields.get("consumption", "")),
     )
 
 

@@ -1,14 +1,23 @@
 #!lua flags=allow-oom
--- Rebuild the set of reasons after a flush. ARGV from 3: reason, by, why for each. Returns 1 when it was not complete.
+-- Rebuild what people asked for, after a flush. ARGV from 3: an override as 5 fields, or 5 times ''; bands as 7 fields,
+-- or 7 times ''; then reason, by, why for each pause. Returns 1 when the set was not complete.
 
 if redis.call('HEXISTS', KEYS[2], 'restored') == 1 then return 0 end
 
 local added = {}
-for index = 3, #ARGV, 3 do
+for index = 15, #ARGV, 3 do
   if redis.call('HEXISTS', KEYS[2], ARGV[index]) == 0 then
     add_reason(ARGV[index], ARGV[index + 1], ARGV[index + 2])
     added[#added + 1] = ARGV[index]
   end
+end
+if ARGV[3] ~= '' and tonumber(ARGV[4]) > now and redis.call('EXISTS', KEYS[5]) == 0 then
+  put_override(unpack(ARGV, 3, 7))
+  added[#added + 1] = 'override'
+end
+if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[6]) == 0 then
+  put_bands(unpack(ARGV, 8, 14))
+  added[#added + 1] = 'bands'
 end
 redis.call('HSET', KEYS[2], 'restored', exact(now))
 record('state_restored', 'the control store knew nothing', cjson.encode({ reasons = table.concat(added, ' ') }))

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Lift a reason. ARGV from 3: reason, the generation that it must have or '', why. Returns 1 when it was lifted.
 
+settle_override()
 local reason, generation, why = ARGV[3], ARGV[4], ARGV[5]
 local held = redis.call('HGET', KEYS[2], reason)
 if not held then return 0 end

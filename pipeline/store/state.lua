@@ -1,11 +1,13 @@
 #!lua flags=no-writes
 -- Everything that a process needs to know, at one moment.
--- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 the prober's lease.
+-- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 the prober's lease, 5 override, 6 bands.
 
 return {
   redis.call('HGETALL', KEYS[1]),
   redis.call('HGETALL', KEYS[2]),
   redis.call('GET', KEYS[3]),
   redis.call('EXISTS', KEYS[4]),
-  redis.call('TIME')
+  redis.call('TIME'),
+  redis.call('HGETALL', KEYS[5]),
+  redis.call('HGETALL', KEYS[6])
 }

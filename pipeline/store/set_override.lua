@@ -1,0 +1,10 @@
+#!lua flags=allow-oom
+-- Let a rate hold until a time. ARGV from 3: rate, until, why. Returns since when.
+
+settle_override()
+local rate, ends, why = ARGV[3], ARGV[4], ARGV[5]
+put_override(rate, ends, ARGV[2], why, exact(now))
+record('override_set', why, cjson.encode({ rate = rate, ['until'] = ends }))
+settle_override()
+settle_rate(why)
+return exact(now)
