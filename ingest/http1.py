@@ -54,6 +54,7 @@ _STATUS_LINES: Final = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".enco
 _HEADER_LINES: Final = re.compile(r"(?:[!-9;-~]+: [ -~\t]*\r\n)*")
 _KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
 _CLOSE: Final = b"connection: close\r\n"
+_ID_FIELD: Final = request_id.HEADER.encode()
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -300,7 +301,7 @@ class IngestHttp(Http):
             self.request_id = self._limits.request_ids.new()  # the request could not be read
         answer.headers[request_id.HEADER] = self.request_id
         body = data or answer.body
-        if not body or answer.status < 200 or "content-length" in answer.headers:
+        if not end_stream or not body or answer.status < 200 or "content-length" in answer.headers:
             await super().http1_response_header(data, end_stream)
             return
         # All of the answer is here, as nearly always: one write, and none of Sanic's care for the other cases.
@@ -316,6 +317,19 @@ class IngestHttp(Http):
             fields.encode("ascii"),
         )
         await self._send(head if self.head_only else head + body)
+        self.stage = Stage.IDLE
+
+    async def accept(self, count: int) -> None:
+        """Answer that so many events are durable; their body was read. What `http1_response_header` does, in short."""
+        if self._limits.is_stopping:
+            self.keep_alive = False
+        self.expecting_continue = False
+        self.response_func = None  # type: ignore[assignment]
+        body = b'{"accepted":%d}' % count
+        await self._send(
+            b"HTTP/1.1 202 Accepted\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n%b: %b\r\n\r\n%b"
+            % (_KEEP_ALIVE if self.keep_alive else _CLOSE, len(body), _ID_FIELD, self.request_id.encode(), body)
+        )
         self.stage = Stage.IDLE
 
     async def error_response(self, exception: Exception) -> None:

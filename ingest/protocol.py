@@ -11,6 +11,7 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 from ingest.http1 import IngestHttp
 from ingest.refusal import REFUSABLE, Refuser
 from ingest.request_id import RequestIds
+from ingest.routes import EVENTS_PATH, IngestRequest, take_events
 
 WRITE_SECONDS_MAX: Final = 10.0  # for a client to read what it was sent
 
@@ -65,6 +66,7 @@ class IngestProtocol(HttpProtocol):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has what is used of an Event
+        self.request_handler = self._handle
         edge = self.app.ctx.edge
         self._edge = edge
         self.request_ids: RequestIds = edge.request_ids
@@ -79,6 +81,25 @@ class IngestProtocol(HttpProtocol):
     def is_stopping(self) -> bool:
         """Whether the process is shutting down: answers tell clients to go elsewhere then."""
         return bool(self._edge.is_stopping)
+
+    async def _handle(self, request: IngestRequest) -> None:
+        """Answer a request: events by their handler itself, everything else by Sanic's way to its handlers.
+
+        That way asks the router, the middleware and what a handler may return; for events there is one answer to each.
+        """
+        http = self.http
+        if http.url != EVENTS_PATH or request.method != "POST":
+            await self.app.handle_request(request)
+            return
+        try:
+            taken = await take_events(request)
+            if isinstance(taken, int):
+                await http.accept(taken)
+            else:
+                http.respond(taken)
+                await taken.send(end_stream=True)
+        except Exception as error:
+            await self.app.handle_exception(request, error)
 
     def connection_made(self, transport: Any) -> None:
         """Take a connection, or refuse it where there are too many."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+EVENTS_PATH: Final = "/api/logs"
 _JSON: Final = "application/json"
-_ONE_ACCEPTED: Final = b'{"accepted":1}'
 
 IngestApp = Sanic[Any, Any]
 IngestRequest = Request[Any, Any]
@@ -33,7 +33,7 @@ IngestRequest = Request[Any, Any]
 def add_routes(app: IngestApp) -> None:
     """Add everything of the contract but the pages."""
     # stream: the handler runs before the body is read, so that it can refuse without it.
-    app.add_route(post_logs, "/api/logs", methods=["POST"], stream=True)
+    app.add_route(post_logs, EVENTS_PATH, methods=["POST"], stream=True)
     app.add_route(get_health, "/api/logs/health", methods=["GET", "HEAD"])
     app.add_route(get_healthz, "/healthz", methods=["GET", "HEAD"])
     app.add_route(get_readyz, "/readyz", methods=["GET", "HEAD"])
@@ -42,6 +42,14 @@ def add_routes(app: IngestApp) -> None:
 
 async def post_logs(request: IngestRequest) -> HTTPResponse:
     """Take events: 202 once every one of them is durable in the log."""
+    taken = await take_events(request)
+    if isinstance(taken, HTTPResponse):
+        return taken
+    return HTTPResponse(b'{"accepted":%d}' % taken, status=202, content_type=_JSON)
+
+
+async def take_events(request: IngestRequest) -> int | HTTPResponse:
+    """How many events were taken, once every one of them is durable in the log; or the answer that says why not."""
     edge: Edge = request.app.ctx.edge
     try:
         count = await _take_events(request, edge)
@@ -54,8 +62,7 @@ async def post_logs(request: IngestRequest) -> HTTPResponse:
         _trace(request, "accepted", f"{count} events")
     edge.metrics.accepted_answers.inc()
     edge.metrics.accepted_events.inc(count)
-    body = _ONE_ACCEPTED if count == 1 else b'{"accepted":%d}' % count
-    return HTTPResponse(body, status=202, content_type=_JSON)
+    return count
 
 
 def _request_id(request: IngestRequest) -> str:
