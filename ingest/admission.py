@@ -35,6 +35,8 @@ class _Publication:
     version: int
     rate: float
     seen_at: float
+    ends_at: float | None = None  # of a rate that somebody set until a time
+    rate_after: float = 0.0  # then
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +169,20 @@ class Admission:
         """Whether the bucket is away, and this process goes by the last rate that it knew."""
         return self._local is not None
 
-    def note_rate(self, version: int, rate: float) -> None:
-        """A rate was published. A lower one voids leases of older versions; a higher one is asked for at once."""
+    def note_rate(self, version: int, rate: float, *, ends_in: float | None = None, rate_after: float = 0.0) -> None:
+        """A rate was published. A lower one voids leases of older versions; a higher one is asked for at once.
+
+        One that was set by hand `ends_in` seconds, and `rate_after` holds then: the bucket knows by itself, and this
+        process has to while the bucket is away.
+        """
+        now = self._clock.monotonic()
+        ends_at = None if ends_in is None else now + ends_in
         known = self._publication
         if known is not None and version <= known.version:
+            if version == known.version:
+                known.ends_at, known.rate_after = ends_at, rate_after  # a grant tells the version before the follower
             return
-        self._publication = _Publication(version, rate, self._clock.monotonic())
+        self._publication = _Publication(version, rate, now, ends_at, rate_after)
         if version > self._lease_version and rate < self._lease_rate:
             self._left = 0
             self._lease_rate = rate
@@ -286,12 +296,13 @@ class Admission:
         known = self._publication
         if known is None:
             return self._settings.rate_min
+        rate = known.rate if known.ends_at is None or now < known.ends_at else known.rate_after
         return hold_or_decay(
-            known.rate,
+            rate,
             now - known.seen_at,
             period_seconds=self._settings.regulate_seconds,
             hold_periods=self._settings.rate_hold_periods,
-            floor=min(known.rate, self._settings.rate_min),
+            floor=min(rate, self._settings.rate_min),
         )
 
     def _local_rate(self, now: float) -> float:

@@ -6,7 +6,7 @@ from typing import Any, Final
 from ingest.appender import LogStatus
 from ingest.control import Followed
 from pipeline.names import BreakerState, Mode, PauseReason
-from pipeline.ports.control import Pause
+from pipeline.ports.control import ControlState, Pause
 
 STALE_PERIODS: Final = 3  # periods of the control loop without news, after which what it said counts as unknown
 
@@ -56,12 +56,25 @@ def health_document(vitals: Vitals) -> dict[str, Any]:
         "status": _CRITICAL if _CRITICAL in severities else _DEGRADED if severities else "healthy",
         "consumerLag": lag,
         "rateLimit": round(vitals.rate, 3),
+        "rateOverride": None if state is None or state.override is None else _override_row(state),
         "availablePermissions": vitals.available_permissions,
         "circuitBreaker": breaker.value,
         "consumption": "unknown" if pauses is None else "paused" if pauses else "running",
         "controllerAgeSeconds": None if age is None else round(age, 3),
         "eventLog": vitals.event_log,
         "reasons": [reason for _, reason in problems],
+    }
+
+
+def _override_row(state: ControlState) -> dict[str, Any]:
+    """A rate that was set by hand: until when, by whom and why. It is no problem, but nobody should wonder about it."""
+    held = state.override
+    assert held is not None  # noqa: S101 - asked by the caller
+    return {
+        "rate": held.rate,
+        "endsInSeconds": round(max(0.0, held.until - state.time), 1),
+        "by": held.by,
+        "why": held.why,
     }
 
 

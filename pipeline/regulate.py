@@ -7,9 +7,19 @@ from typing import Final
 
 from pipeline.errors import SluiceError
 from pipeline.flow.lag import lag_by_partition
-from pipeline.flow.rate import RateDecision, hold_or_decay
+from pipeline.flow.rate import BandPolicy, RateDecision, hold_or_decay
 from pipeline.names import LEASE_REGULATE, BreakerState, ControlEventKind, Mode, PauseReason
-from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Leases, Progress, PublishedRate
+from pipeline.ports.control import (
+    Bands,
+    Consumption,
+    ControlEvents,
+    ControlState,
+    ControlStore,
+    Leases,
+    Override,
+    Progress,
+    PublishedRate,
+)
 from pipeline.ports.log import EventLog
 from pipeline.ports.rate import RatePolicy
 from pipeline.settings import Settings
@@ -33,11 +43,20 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What is kept where a flush can't reach it."""
+
+    pauses: Sequence[tuple[PauseReason, str, str]] = ()  # (reason, by, why)
+    override: Override | None = None
+    bands: Bands | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Database:
     """What a tick asks of PostgreSQL; each may raise a SluiceError."""
 
     stored_offsets: Callable[[str], dict[int, int]]  # log_id -> next offset to store, for each partition
-    load_pauses: Callable[[], Sequence[tuple[PauseReason, str, str]]]  # (reason, by, why) set by hand or by a drain
+    load_asked: Callable[[], Asked]  # what people asked for, and drains that gave up
     terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a backend that held it was ended
 
 
@@ -61,6 +80,7 @@ class _Sample:
     log_id: str | None = None
     stored: dict[int, int] | None = None
     lag: dict[int, int] | None = None
+    consumed: int | None = None  # next offsets to store, summed
     problems: list[str] = field(default_factory=list)
 
 
@@ -77,6 +97,7 @@ def regulate(
     sample = _Sample()
     restored = state.pauses is None and _restore(control.store, database, sample, by)
     _measure(state, log, database, sample)
+    policy = _policy_now(control.store, state, policy, restored=restored)
     decision = _decide(state, sample, policy, settings)
     known_at = state.rate.lag_known_at if state.rate is not None else None
     published = control.store.publish_rate(
@@ -86,6 +107,7 @@ def regulate(
         lag=sum(sample.lag.values()) if sample.lag is not None else None,
         lag_known_at=state.time if sample.lag is not None else known_at,
         by=by,
+        consumption=_consumption(state, sample),
     )
     terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
     return RegulateReport(True, published, sample.lag, restored, terminated, tuple(sample.problems))
@@ -98,12 +120,32 @@ def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) 
     store meanwhile.
     """
     try:
-        pauses = database.load_pauses()
+        asked = database.load_asked()
     except SluiceError as error:
         sample.is_database_away = True
         sample.problems.append(f"reasons to pause are not restored: {error}")
         return False
-    return store.restore(pauses, by=by)
+    return store.restore(asked.pauses, by=by, override=asked.override, bands=asked.bands)
+
+
+def _policy_now(store: ControlStore, state: ControlState, policy: RatePolicy, *, restored: bool) -> RatePolicy:
+    """The policy of the settings, or the same with bands that somebody set."""
+    bands = store.state().bands if restored else state.bands
+    if bands is None:
+        return policy
+    return BandPolicy(bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical)
+
+
+def _consumption(state: ControlState, sample: _Sample) -> Consumption | None:
+    """How far the log is consumed, and how fast since the last tick that knew."""
+    if sample.lag is None or sample.consumed is None:
+        return None
+    last = state.rate.consumption if state.rate is not None else None
+    known_at = state.rate.lag_known_at if state.rate is not None else None
+    drain_rate = None
+    if last is not None and known_at is not None and state.time > known_at and sample.consumed >= last.consumed:
+        drain_rate = (sample.consumed - last.consumed) / (state.time - known_at)
+    return Consumption(sample.lag, sample.consumed, drain_rate)
 
 
 def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sample) -> None:
@@ -120,6 +162,8 @@ def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sa
         except SluiceError as error:
             sample.problems.append(f"stored offsets unknown: {error}")
     sample.lag = lag_by_partition(positions, sample.stored)
+    if sample.lag is not None:
+        sample.consumed = sum(position.end for position in positions) - sum(sample.lag.values())
     if sample.lag is None:
         sample.problems.append("lag unknown: neither the log nor PostgreSQL says how far it was consumed")
 

@@ -10,8 +10,8 @@ from celery import shared_task
 from pipeline.errors import RecoverableError
 from pipeline.names import PauseReason
 from pipeline.probe import ProbeOutcome, probe
-from pipeline.regulate import Control, Database, regulate
-from pipeline.sink.control_settings import delete_pause, load_pauses
+from pipeline.regulate import Asked, Control, Database, regulate
+from pipeline.sink.control_settings import delete_pause, load_bands, load_override, load_pauses
 from pipeline.sink.dead_letters import replay_dead_letters
 from pipeline.sink.migrate import migrate
 from tasks.hints import send_net_hint
@@ -49,7 +49,7 @@ def regulate_rate(self: Any) -> None:
         log=parts.log,
         database=Database(
             stored_offsets=parts.sink.stored_offsets,
-            load_pauses=lambda: [(pause.reason, pause.by, pause.why) for pause in load_pauses(parts.sink)],
+            load_asked=lambda: _load_asked(parts),
             terminate_drainer=parts.sink.terminate_stalled,
         ),
         control=Control(parts.control, parts.events, parts.leases, parts.progress),
@@ -65,6 +65,11 @@ def regulate_rate(self: Any) -> None:
             "unknown" if report.published.lag is None else report.published.lag,
             extra={"action": "regulated", "rate": report.published.rate, "lag": report.published.lag},
         )
+
+
+def _load_asked(parts: Parts) -> Asked:
+    pauses = [(pause.reason, pause.by, pause.why) for pause in load_pauses(parts.sink)]
+    return Asked(pauses, load_override(parts.sink), load_bands(parts.sink))
 
 
 def _migrate_once(parts: Parts) -> None:

@@ -82,6 +82,14 @@ class ControlState:
     bands: Bands | None = None  # None: those of the settings
 
 
+def rate_after_override(state: ControlState) -> float:
+    """The effective rate (events/s) without an override: the policy's, or the floor while the breaker is open."""
+    if state.rate is None:
+        return state.floor_rate
+    is_open = any(pause.reason is PauseReason.BREAKER for pause in state.pauses or ())
+    return min(state.rate.base_rate, state.floor_rate) if is_open else state.rate.base_rate
+
+
 @dataclass(frozen=True, slots=True)
 class ControlEvent:
     """One thing that happened in the control loop."""

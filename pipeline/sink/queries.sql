@@ -130,6 +130,35 @@ ON CONFLICT (reason) DO NOTHING;
 -- name: delete_pause
 DELETE FROM control_pauses WHERE reason = %(reason)s;
 
+-- name: load_override
+SELECT rate, extract(epoch FROM ends)::float8, set_by, why, extract(epoch FROM since)::float8
+FROM control_overrides WHERE ends > clock_timestamp();
+
+-- name: save_override
+INSERT INTO control_overrides (id, rate, ends, set_by, why, since)
+VALUES (1, %(rate)s, to_timestamp(%(until)s), %(set_by)s, %(why)s, to_timestamp(%(since)s))
+ON CONFLICT (id) DO UPDATE
+    SET rate = EXCLUDED.rate, ends = EXCLUDED.ends, set_by = EXCLUDED.set_by, why = EXCLUDED.why,
+        since = EXCLUDED.since;
+
+-- name: delete_override
+DELETE FROM control_overrides;
+
+-- name: load_bands
+SELECT rate_max, rate_min, lag_degraded, lag_critical, set_by, why, extract(epoch FROM since)::float8
+FROM control_bands;
+
+-- name: save_bands
+INSERT INTO control_bands (id, rate_max, rate_min, lag_degraded, lag_critical, set_by, why, since)
+VALUES (1, %(rate_max)s, %(rate_min)s, %(lag_degraded)s, %(lag_critical)s, %(set_by)s, %(why)s,
+        to_timestamp(%(since)s))
+ON CONFLICT (id) DO UPDATE
+    SET rate_max = EXCLUDED.rate_max, rate_min = EXCLUDED.rate_min, lag_degraded = EXCLUDED.lag_degraded,
+        lag_critical = EXCLUDED.lag_critical, set_by = EXCLUDED.set_by, why = EXCLUDED.why, since = EXCLUDED.since;
+
+-- name: delete_bands
+DELETE FROM control_bands;
+
 -- name: make_schema_migrations
 CREATE TABLE IF NOT EXISTS schema_migrations (
     version    integer     PRIMARY KEY,

@@ -45,6 +45,7 @@ def test_all_is_well() -> None:
         "status": "healthy",
         "consumerLag": 17,
         "rateLimit": 800.0,
+        "rateOverride": None,
         "availablePermissions": 300,
         "circuitBreaker": "closed",
         "consumption": "running",

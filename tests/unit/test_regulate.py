@@ -9,8 +9,8 @@ from pipeline.errors import SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.rate import BandPolicy
 from pipeline.log.memory import MemoryLog
 from pipeline.names import ControlEventKind, Mode, PauseReason
-from pipeline.ports.control import PublishedRate
-from pipeline.regulate import Control, Database, RegulateReport, regulate
+from pipeline.ports.control import Bands, Override, PublishedRate
+from pipeline.regulate import Asked, Control, Database, RegulateReport, regulate
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
@@ -23,6 +23,8 @@ class FakeDatabase:
 
     stored: dict[int, int] = field(default_factory=dict)
     pauses: list[tuple[PauseReason, str, str]] = field(default_factory=list)
+    override: Override | None = None
+    bands: Bands | None = None
     held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
     is_away: bool = False
     asked: list[str] = field(default_factory=list)
@@ -31,9 +33,9 @@ class FakeDatabase:
         self._answer("offsets")
         return dict(self.stored)
 
-    def load_pauses(self) -> list[tuple[PauseReason, str, str]]:
+    def load_asked(self) -> Asked:
         self._answer("pauses")
-        return self.pauses
+        return Asked(self.pauses, self.override, self.bands)
 
     def terminate(self, log_id: str, partition: int) -> bool:
         self._answer(f"terminate {partition}")
@@ -63,7 +65,7 @@ class System:
             settings=settings,
             policy=BandPolicy.from_settings(settings),
             log=self.log,
-            database=Database(self.database.stored_offsets, self.database.load_pauses, self.database.terminate),
+            database=Database(self.database.stored_offsets, self.database.load_asked, self.database.terminate),
             control=Control(self.rig.store, self.rig.events, self.rig.leases, self.rig.progress),
             by=by,
         )
@@ -311,3 +313,33 @@ def test_a_drainer_that_cannot_be_ended_is_a_problem_not_a_failure(
     monkeypatch.setattr(system.database, "terminate", away)
     assert stall(system, 3) == []
     assert system.tick().problems == ("drainer of partition 0 could not be ended: gone",)
+
+
+def test_bands_set_by_hand_hold_from_the_next_tick_and_the_drain_rate_is_measured_between_ticks() -> None:
+    # Given a loop whose lag is above the thresholds that somebody sets
+    system = System()
+    system.log.append([(0, b"{}")] * 200)
+    system.tick()
+    system.rig.store.set_bands(Bands(500.0, 50.0, 10, 100, "ann@host", "a slow disk", system.clock.now()))
+    # When the next tick decides, and 100 events were stored since
+    system.database.stored = {0: 100}
+    system.tick(after=5.0)
+    # Then it went by the new bands, and knows the pace
+    published = system.rate()
+    assert (published.base_rate, published.mode) == (50.0, Mode.DEGRADED)
+    assert published.consumption is not None
+    assert published.consumption.drain_rate == pytest.approx(20.0)
+
+
+def test_after_a_flush_an_override_and_bands_come_back() -> None:
+    # Given both, kept in PostgreSQL, and a store that was flushed
+    system = System()
+    now = system.clock.now()
+    system.database.override = Override(300.0, now + 600.0, "ann@host", "a test", now)
+    system.database.bands = Bands(500.0, 50.0, 10, 100, "ann@host", "a slow disk", now)
+    # When the first tick restores
+    system.tick()
+    # Then the override is the effective rate, and the bands decide below it
+    state = system.rig.store.state()
+    assert (state.override, state.bands) == (system.database.override, system.database.bands)
+    assert (system.rate().rate, system.rate().base_rate) == (300.0, 500.0)
