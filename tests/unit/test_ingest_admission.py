@@ -268,6 +268,23 @@ async def test_the_bucket_away_goes_by_the_last_rate_over_live_processes(rig: _R
     assert rig.bucket.grants[-1].granted
 
 
+async def test_a_rate_set_by_hand_ends_while_the_bucket_is_away(rig: _Rig) -> None:
+    # Given a rate that somebody set for ten seconds, a lease that is used up, and a bucket that goes away
+    rig.store.set_override(400.0, until=rig.clock.now() + 10, by="ann@host", why="an import")
+    published = rig.store.state().rate
+    assert published is not None
+    rig.admission.note_rate(published.version, published.rate, ends_in=10.0, rate_after=1000.0)
+    await rig.start()
+    rig.server.is_away = True
+    while rig.admission.take_now(1):
+        pass
+    await _until(lambda: rig.admission.is_local)
+    assert rig.admission.rate(rig.clock.monotonic()) == 400
+    # When its time is up, then the policy's rate holds, though nobody can be asked
+    rig.clock.advance(10)
+    assert rig.admission.rate(rig.clock.monotonic()) == 1000
+
+
 async def test_requests_do_not_wait_for_a_bucket_that_is_known_to_be_away(rig: _Rig) -> None:
     await rig.start()
     rig.server.is_away = True
