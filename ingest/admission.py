@@ -179,7 +179,7 @@ class Admission:
         ends_at = None if ends_in is None else now + ends_in
         known = self._publication
         if known is not None and version <= known.version:
-            if version == known.version:
+            if version == known.version and ends_at is not None:
                 known.ends_at, known.rate_after = ends_at, rate_after  # a grant tells the version before the follower
             return
         self._publication = _Publication(version, rate, now, ends_at, rate_after)
