@@ -1,0 +1,307 @@
+"""The one view of the whole system: what is known of it, and what is wrong in words.
+
+Times of day are in UTC, as in the log lines. `read_status` asks, `diagnose` and `status_document` are pure.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from pipeline.clock import Clock
+from pipeline.errors import SluiceError
+from pipeline.flow.lag import lag_by_partition
+from pipeline.names import BreakerState, Mode, PauseReason
+from pipeline.ports.control import Bands, ControlEvent, ControlEvents, ControlState, ControlStore, Override, Pause
+from pipeline.ports.log import EventLog
+from pipeline.settings import Settings
+
+STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which it counts as silent
+EVENTS_SHOWN: Final = 50
+
+_LOOK_AT_PAUSE: Final = {
+    PauseReason.OPERATOR: "somebody paused it on purpose: ask them before it is resumed",
+    PauseReason.POISON: "the newest dead letters and their errors: often it is the schema, not the data",
+    PauseReason.LOG_GAP: "the event log: it lost events that were never stored, or is another one than before",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. `look_at`: where to begin."""
+
+    severity: Literal["critical", "degraded"]
+    what: str
+    look_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class SystemStatus:
+    """What is known of the system at one moment; None is unknown. Times are seconds since the epoch."""
+
+    at: float  # by the control store's clock where it answers
+    mode: Mode
+    rate: float | None  # events/s, effective
+    base_rate: float | None  # events/s, as the policy decided
+    floor_rate: float  # events/s
+    override: Override | None
+    bands: Bands  # `by` is empty where those of the settings hold
+    lag: int | None  # events
+    lag_by_partition: dict[int, int] | None
+    drain_rate: float | None  # events/s stored, between the controller's last two ticks
+    breaker: BreakerState
+    pauses: tuple[Pause, ...] | None
+    controller_age: float | None  # seconds since the controller published
+    controller_period: float  # seconds
+    event_log: str  # kafka or redis
+    dead_letters: int | None
+    events: tuple[ControlEvent, ...]  # oldest first
+    bucket_tokens: float | None = None
+    bucket_capacity: float | None = None
+    store_problem: str | None = None  # what the part that is away said
+    log_problem: str | None = None
+    database_problem: str | None = None
+
+    @property
+    def seconds_to_empty(self) -> float | None:
+        """Seconds until the lag is stored at the present pace, while nothing more is admitted; None: not in sight."""
+        if self.lag is None:
+            return None
+        if self.lag == 0:
+            return 0.0
+        return self.lag / self.drain_rate if self.drain_rate else None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusParts:
+    """What `read_status` asks. The optional ones are not asked where they are None."""
+
+    settings: Settings
+    clock: Clock
+    store: ControlStore
+    events: ControlEvents
+    log: EventLog
+    count_dead_letters: Callable[[], int] | None = None  # asks PostgreSQL; not called while the breaker is not closed
+
+
+def read_status(parts: StatusParts) -> SystemStatus:
+    """Ask every part once. Blocks; never raises for one that is away: what it knows is None, and a Problem."""
+    settings = parts.settings
+    state, events, store_problem = _ask_store(parts)
+    lags, log_problem = _ask_log(parts.log)
+    rate = state.rate if state is not None else None
+    consumption = rate.consumption if rate is not None else None
+    if lags is None and consumption is not None and log_problem is None:
+        lags = dict(consumption.lag_by_partition)
+    breaker = state.breaker if state is not None else BreakerState.UNKNOWN
+    dead_letters, database_problem = _ask_database(parts, breaker)
+    return SystemStatus(
+        at=state.time if state is not None else parts.clock.now(),
+        mode=rate.mode if rate is not None else Mode.UNKNOWN,
+        rate=rate.rate if rate is not None else None,
+        base_rate=rate.base_rate if rate is not None else None,
+        floor_rate=state.floor_rate if state is not None and state.floor_rate else settings.rate_min,
+        override=state.override if state is not None else None,
+        bands=(state.bands if state is not None else None) or bands_of(settings),
+        lag=sum(lags.values()) if lags is not None else None,
+        lag_by_partition=lags,
+        drain_rate=consumption.drain_rate if consumption is not None else None,
+        breaker=breaker,
+        pauses=state.pauses if state is not None else None,
+        controller_age=max(0.0, state.time - rate.published_at) if state is not None and rate is not None else None,
+        controller_period=settings.regulate_seconds,
+        event_log="kafka" if settings.log_scheme == "kafka" else "redis",
+        dead_letters=dead_letters,
+        events=events,
+        store_problem=store_problem,
+        log_problem=log_problem,
+        database_problem=database_problem,
+    )
+
+
+def bands_of(settings: Settings) -> Bands:
+    """The bands of the settings; nobody set them by hand."""
+    return Bands(settings.rate_max, settings.rate_min, settings.lag_degraded, settings.lag_critical, "", "", 0.0)
+
+
+def _ask_store(parts: StatusParts) -> tuple[ControlState | None, tuple[ControlEvent, ...], str | None]:
+    try:
+        return parts.store.state(), tuple(parts.events.last(EVENTS_SHOWN)), None
+    except SluiceError as error:
+        return None, (), str(error)
+
+
+def _ask_log(log: EventLog) -> tuple[dict[int, int] | None, str | None]:
+    """Lag by what the log itself was told; None where it was told nothing, and PostgreSQL would have to be asked."""
+    try:
+        return lag_by_partition(log.positions(), None), None
+    except SluiceError as error:
+        return None, str(error)
+
+
+def _ask_database(parts: StatusParts, breaker: BreakerState) -> tuple[int | None, str | None]:
+    if parts.count_dead_letters is None or breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+        return None, None
+    try:
+        return parts.count_dead_letters(), None
+    except SluiceError as error:
+        return None, str(error)
+
+
+def diagnose(status: SystemStatus) -> list[Problem]:
+    """Everything that is wrong, worst first."""
+    found = [*_away(status)]
+    if status.store_problem is None:
+        found += [*_breaker(status), *_pauses(status), *_controller(status), *_lag(status)]
+    return sorted(found, key=lambda problem: problem.severity != "critical")
+
+
+def severity(problems: list[Problem]) -> Literal["healthy", "degraded", "critical"]:
+    """The worst of them, in one word."""
+    severities = {problem.severity for problem in problems}
+    return "critical" if "critical" in severities else "degraded" if severities else "healthy"
+
+
+def clock_time(at: float) -> str:
+    """A time of day in UTC, as log lines have it."""
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
+
+
+def duration(seconds: float) -> str:
+    """About how long, for people."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def _away(status: SystemStatus) -> Iterator[Problem]:
+    if status.log_problem is not None:
+        yield Problem(
+            "critical",
+            f"The event log ({status.event_log}) does not answer: clients get 503, nothing is taken",
+            f"the log's server and the network to it; it says: {status.log_problem}",
+        )
+    if status.store_problem is not None:
+        yield Problem(
+            "degraded",
+            "The control store (Redis) does not answer: rate, breaker and pauses are unknown; ingest goes by the last "
+            "rate that it knew, which falls to the floor",
+            f"the server of REDIS_URL; it says: {status.store_problem}",
+        )
+    if status.database_problem is not None:
+        yield Problem(
+            "degraded",
+            "PostgreSQL did not answer this question: dead letters are not counted",
+            f"PostgreSQL; the breaker opens by itself if drains fail too. It says: {status.database_problem}",
+        )
+
+
+def _breaker(status: SystemStatus) -> Iterator[Problem]:
+    if status.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+        held = next((pause for pause in status.pauses or () if pause.reason is PauseReason.BREAKER), None)
+        since = f" since {clock_time(held.since)}" if held is not None else ""
+        rate = "" if status.rate is None else f" ({status.rate:,.0f}/s)"
+        why = f"; the last error: {held.why}" if held is not None else ""
+        yield Problem(
+            "critical",
+            f"PostgreSQL fails{since}: the breaker is {status.breaker.value}, consumption is paused, "
+            f"the rate is at its floor{rate}",
+            f"PostgreSQL and the network to it; all resumes by itself once it takes a write{why}",
+        )
+
+
+def _pauses(status: SystemStatus) -> Iterator[Problem]:
+    if status.pauses is None:
+        yield Problem(
+            "degraded",
+            "Breaker and pauses are unknown: the control store was emptied, and nobody has restored them yet",
+            "the control worker and PostgreSQL: it restores them from there within a period",
+        )
+    for pause in status.pauses or ():
+        if pause.reason is not PauseReason.BREAKER:
+            reason = pause.reason.value.replace("_", " ")
+            yield Problem(
+                "degraded",
+                f"Consumption is paused ({reason}) since {clock_time(pause.since)} by {pause.by}: {pause.why}; "
+                "events are taken, but not stored",
+                f"{_LOOK_AT_PAUSE[pause.reason]}; it ends only when it is resumed by hand",
+            )
+
+
+def _controller(status: SystemStatus) -> Iterator[Problem]:
+    age = status.controller_age
+    if age is None or age > STALE_PERIODS * status.controller_period:
+        spoke = "has not spoken yet" if age is None else f"is silent since {clock_time(status.at - age)}"
+        yield Problem(
+            "degraded",
+            f"The controller {spoke}: the last rate holds for a while, then falls to the floor",
+            "Beat and the control worker: do both run, and do they reach Redis?",
+        )
+
+
+def _lag(status: SystemStatus) -> Iterator[Problem]:
+    lag, rate = status.lag, status.rate
+    if rate is None:
+        return
+    if status.mode is Mode.UNKNOWN:
+        yield Problem(
+            "degraded",
+            "The controller does not know the lag: the last rate holds for a while, then falls to the floor",
+            "whether the event log answers the control worker",
+        )
+    elif status.mode in (Mode.DEGRADED, Mode.CRITICAL):
+        is_critical = status.mode is Mode.CRITICAL
+        waits = "an unknown number of events waits" if lag is None else f"{lag:,} events wait"
+        ends = (
+            "" if status.seconds_to_empty is None else f"; at this pace stored in {duration(status.seconds_to_empty)}"
+        )
+        pace = "" if status.drain_rate is None else f" (now {status.drain_rate:,.0f}/s)"
+        yield Problem(
+            "critical" if is_critical else "degraded",
+            f"Consumers are {'far behind' if is_critical else 'behind'}: {waits}; the rate is {rate:,.0f}/s{ends}",
+            f"the drain rate{pace}: at 0, the workers; else PostgreSQL takes less than comes",
+        )
+
+
+def status_document(status: SystemStatus) -> dict[str, Any]:
+    """The same for JSON, named as in the health answer; null is unknown."""
+    problems, override, bands = diagnose(status), status.override, status.bands
+    return {
+        "at": round(status.at, 3),
+        "status": severity(problems),
+        "reasons": [{"severity": p.severity, "what": p.what, "lookAt": p.look_at} for p in problems],
+        "mode": status.mode.value,
+        "rateLimit": status.rate,
+        "baseRate": status.base_rate,
+        "floorRate": status.floor_rate,
+        "rateOverride": None
+        if override is None
+        else {"rate": override.rate, "until": override.until, "by": override.by, "why": override.why},
+        "bands": {
+            "rateMax": bands.rate_max,
+            "rateMin": bands.rate_min,
+            "lagDegraded": bands.lag_degraded,
+            "lagCritical": bands.lag_critical,
+            "setBy": bands.by or None,
+        },
+        "consumerLag": status.lag,
+        "lagByPartition": None
+        if status.lag_by_partition is None
+        else {str(partition): lag for partition, lag in sorted(status.lag_by_partition.items())},
+        "drainRate": status.drain_rate,
+        "secondsToEmpty": status.seconds_to_empty,
+        "circuitBreaker": status.breaker.value,
+        "consumption": "unknown" if status.pauses is None else "paused" if status.pauses else "running",
+        "pauses": None
+        if status.pauses is None
+        else [{"reason": p.reason.value, "since": p.since, "by": p.by, "why": p.why} for p in status.pauses],
+        "controllerAgeSeconds": status.controller_age,
+        "eventLog": status.event_log,
+        "availablePermissions": status.bucket_tokens,
+        "bucketCapacity": status.bucket_capacity,
+        "deadLetters": status.dead_letters,
+        "events": [
+            {"id": e.id, "at": e.at, "kind": e.kind.value, "by": e.by, "why": e.why, "data": e.data}
+            for e in status.events
+        ],
+    }
