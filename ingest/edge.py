@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -18,7 +19,7 @@ from ingest.request_id import RequestIds
 from pipeline.clock import Clock
 from pipeline.metrics import IngestMetrics
 from pipeline.ports.bucket import Bucket
-from pipeline.ports.control import ControlEvents, ControlState, ControlStore
+from pipeline.ports.control import ControlEvents, ControlState, ControlStore, rate_after_override
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 
@@ -78,10 +79,18 @@ class Edge:
 
     def _on_state(self, state: ControlState) -> None:
         """Take a rate that was published; on the follower's thread."""
-        loop, rate = self._loop, state.rate
+        loop, rate, override = self._loop, state.rate, state.override
         if loop is not None and rate is not None:
+            ends_in = None if override is None else override.until - state.time
+            note = partial(
+                self.admission.note_rate,
+                rate.version,
+                rate.rate,
+                ends_in=ends_in,
+                rate_after=rate_after_override(state),
+            )
             try:
-                loop.call_soon_threadsafe(self.admission.note_rate, rate.version, rate.rate)
+                loop.call_soon_threadsafe(note)
             except RuntimeError:
                 logger.debug("the event loop has ended", extra={"action": "follow_unheard"})
 
