@@ -1,0 +1,51 @@
+"""The status command's words and exit status."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.__main__ import exit_status, main, screen
+from pipeline.names import BreakerState, Mode
+from pipeline.ports.control import Override
+from pipeline.status import SystemStatus, bands_of
+from support.control import control_settings
+
+NOW = 1_700_000_000.0  # 22:13:20 UTC
+HEALTHY = SystemStatus(
+    NOW, Mode.NORMAL, 1000.0, 1000.0, 100.0, None, bands_of(control_settings("redis://nowhere")),
+    12, {0: 12}, 800.0, BreakerState.CLOSED, (), 2.0, 5.0, "redis", 0, (),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 0),
+        ({"controller_age": None}, 1),
+        ({"store_problem": "refused"}, 1),
+        ({"log_problem": "refused"}, 2),
+        ({"log_problem": "refused", "store_problem": "refused"}, 3),
+    ],
+)
+def test_the_exit_status_tells_how_bad_it_is(changes: dict[str, Any], expected: int) -> None:
+    assert exit_status(replace(HEALTHY, **changes)) == expected
+
+
+def test_a_rate_set_by_hand_is_shown_with_its_end() -> None:
+    text = screen(replace(HEALTHY, override=Override(300.0, NOW + 60, "ann@host", "a test", NOW)))
+    assert "set by hand  300/s until 22:14:20 UTC by ann@host: a test" in text
+    assert text.startswith("HEALTHY at 22:13:20 UTC")
+
+
+def test_with_no_server_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    # Given addresses where nobody listens
+    for name in ("REDIS_URL", "EVENT_LOG_URL"):
+        monkeypatch.setenv(name, "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    # When it is asked
+    status = main(["status", "--json"])
+    # Then it cannot tell, and says what is away
+    assert status == 3
+    assert len(json.loads(capsys.readouterr().out)["reasons"]) == 3
