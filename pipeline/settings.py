@@ -136,7 +136,7 @@ class Settings:
         "Events gathered into one append; more only lengthens the server's stall",
         low=1,
         high=10_000,
-        when="rarely: `python -m bench edge` shows what it does",
+        when="rarely: `./bench.sh --only M1,M2` shows what it does",
     )
     append_group_seconds_max: float = _setting(
         0.002,
