@@ -4,6 +4,7 @@ import gc
 import sys
 
 from ingest.app import create_app
+from ingest.dashboard.recorder import Sight
 from ingest.edge import IngestParts
 from ingest.server import listen, run
 from pipeline import logs, wiring
@@ -23,6 +24,7 @@ def main() -> int:
             store=wiring.make_control_store(settings),
             events=wiring.make_control_events(settings),
             clock=SystemClock(),
+            sight=Sight(wiring.make_history(settings), wiring.make_leases(settings), wiring.make_log(settings)),
         )
     except SettingsError as error:
         sys.stderr.write(f"ingest: {error}\n")

@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry
 from ingest.admission import Admission
 from ingest.appender import Appender
 from ingest.control import ControlFollower
+from ingest.dashboard.recorder import Recorder, Sight
+from ingest.dashboard.viewers import Reader, Viewers
 from ingest.errors import NotReadyError, answer, body_of
 from ingest.health import Vitals
 from ingest.refusal import Refuser
@@ -37,6 +39,7 @@ class IngestParts:
     store: ControlStore
     events: ControlEvents
     clock: Clock
+    sight: Sight | None = None  # None: the page shows what this process sees, and nothing is remembered
 
 
 class Edge:
@@ -56,6 +59,10 @@ class Edge:
         self.refuser = Refuser(self)
         self.busy_answer = _busy_answer()
         self.count_connections: Callable[[], int] = lambda: 0
+        self.refused_beyond_first = 0  # events of refused bodies that were read, but for the first of each
+        self.recorder = Recorder(self, parts.sight) if parts.sight is not None else None
+        reader = Reader(None if parts.sight is None else parts.sight.history, parts.events)
+        self.viewers = Viewers(self, self.recorder, reader)
         self._log = parts.log
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -65,10 +72,16 @@ class Edge:
         self.admission.start(self._loop)
         self.appender.start(self._loop)
         self.follower.start()
+        self.viewers.start()
+        if self.recorder is not None:
+            self.recorder.start()
 
     async def stop(self, *, seconds_max: float) -> None:
         """Append what was taken, then let go of everything."""
         self.is_stopping = True
+        self.viewers.end_streams()
+        if self.recorder is not None:
+            self.recorder.close()
         await self.appender.close(seconds_max=seconds_max)
         self.admission.close()
         await asyncio.get_running_loop().run_in_executor(None, self._stop_follower)

@@ -151,6 +151,7 @@ _TABLE: Final[dict[type[BaseException], Row]] = {
     sanic_errors.RequestCancelled: Row(503, "indeterminate", repeats=True),
 }
 _DEFECT: Final = Row(500, "internal")
+_STATUSES: Final = {row.code: row.status for row in _TABLE.values()}
 _MESSAGES: Final = {  # of errors whose own text would say less, or repeat what the client sent
     "not_found": "there is nothing here; events go to POST /api/logs",
     "timeout": "headers and body did not arrive within the time allowed",
@@ -165,6 +166,11 @@ def row_of(error: BaseException) -> Row:
         if row is not None:
             return row
     return _DEFECT
+
+
+def status_of(code: str) -> int:
+    """The status of an error's code, as the table has it; 202 for `accepted`."""
+    return 202 if code == "accepted" else _STATUSES.get(code, _DEFECT.status)
 
 
 def whole_seconds(seconds: float, *, draw: float) -> int:

@@ -11,6 +11,7 @@ from sanic.response import HTTPResponse
 from uuid_utils import uuid7
 
 from ingest.body import parse_body
+from ingest.dashboard.pages import add_pages
 from ingest.edge import Edge
 from ingest.errors import NotReadyError, answer, row_of
 from ingest.health import health_document
@@ -31,13 +32,14 @@ IngestRequest = Request[Any, Any]
 
 
 def add_routes(app: IngestApp) -> None:
-    """Add everything of the contract but the pages."""
+    """Add everything of the contract."""
     # stream: the handler runs before the body is read, so that it can refuse without it.
     app.add_route(post_logs, EVENTS_PATH, methods=["POST"], stream=True)
     app.add_route(get_health, "/api/logs/health", methods=["GET", "HEAD"])
     app.add_route(get_healthz, "/healthz", methods=["GET", "HEAD"])
     app.add_route(get_readyz, "/readyz", methods=["GET", "HEAD"])
     app.add_route(get_metrics, "/metrics", methods=["GET", "HEAD"])
+    add_pages(app)
 
 
 async def post_logs(request: IngestRequest) -> HTTPResponse:
@@ -91,10 +93,14 @@ async def _take_events(request: IngestRequest, edge: Edge) -> int:
         body = inflate(body, bytes_max)
     events = parse_body(body, kind, events_max=edge.settings.body_events_max)
     count = len(events)
-    if not edge.admission.take_now(count):
-        await edge.admission.take(count)
-    entries, size = _records(events, head, edge.appender.partitions)
-    await edge.appender.append(entries, size)
+    try:
+        if not edge.admission.take_now(count):
+            await edge.admission.take(count)
+        entries, size = _records(events, head, edge.appender.partitions)
+        await edge.appender.append(entries, size)
+    except SluiceError:
+        edge.refused_beyond_first += count - 1
+        raise
     return count
 
 

@@ -122,6 +122,13 @@ class Settings:
         high=1_000_000,
         when="clients get 503 for connections; raise the limit of open files with it",
     )
+    page_viewers_max: int = _setting(
+        20,
+        "Live pages that may look at one ingest process at once; further ones are told so",
+        low=0,
+        high=1000,
+        when="0 to have no stream at all; each open page costs one message a second",
+    )
     stop_seconds_max: float = _setting(
         10.0,
         "Time for running requests to end and the appender to be flushed at shutdown",

@@ -29,6 +29,7 @@ _UNITS: Final = {
     "log_partitions": "partitions",
     "kafka_replication": "replicas",
     "ingest_connections_max": "connections",
+    "page_viewers_max": "pages",
     "control_events_max": "events",
     "poison_ratio_max": "share",
 }

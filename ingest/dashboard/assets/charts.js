@@ -1,0 +1,224 @@
+// The charts: what uPlot is told, and the columns that it draws. Lines differ by dash as well as by colour.
+"use strict";
+
+const charts = (() => {
+  const HEIGHT = 200;
+  const GAP_SECONDS = 5;
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+  // Each chart: its lines (label, column or function of a row, colour, dash, width) and levels drawn across.
+  const PLANS = {
+    rate: {
+      unit: "/s",
+      lines: [
+        { label: "at most", column: "rate", colour: "muted", dash: [6, 4], stepped: true },
+        { label: "offered", column: "offered", colour: "violet", dash: [2, 3] },
+        { label: "admitted", column: "admitted", colour: "blue", width: 2, fill: true },
+      ],
+    },
+    lag: {
+      unit: "",
+      lines: [{ label: "all partitions", column: "lag", colour: "blue", width: 2, fill: true }],
+      levels: true,
+    },
+    answers: {
+      unit: "/s",
+      lines: [
+        { label: "202 taken", column: "s202", colour: "normal", width: 2 },
+        { label: "429 refused", column: "s429", colour: "degraded", dash: [6, 3] },
+        { label: "503 unavailable", column: "s503", colour: "critical", dash: [2, 3] },
+        { label: "other 4xx", column: "s4xx", colour: "violet", dash: [8, 3, 2, 3] },
+        { label: "other 5xx", column: "s5xx", colour: "muted", dash: [1, 4] },
+      ],
+    },
+    drain: {
+      unit: "",
+      lines: [
+        { label: "stored /s", column: "drained", colour: "blue", width: 2, fill: true },
+        { label: "tokens", column: "tokens", colour: "muted", dash: [6, 4] },
+      ],
+    },
+  };
+
+  const state = { columns: [], rows: [], seconds: 900, levels: null, partitions: 0, plots: {} };
+  const at = (name) => state.columns.indexOf(name);
+
+  function reset(columns, rows, seconds) {
+    Object.assign(state, { columns, rows: [], seconds });
+    add(rows);
+  }
+
+  // A row of nothing goes where the history has a hole, so that no line bridges it.
+  function add(rows) {
+    for (const row of rows) {
+      const last = state.rows[state.rows.length - 1];
+      if (last && row[0] <= last[0]) continue;
+      if (last && row[0] - last[0] > GAP_SECONDS) {
+        state.rows.push([last[0] + 1, ...Array(state.columns.length - 1).fill(null)]);
+      }
+      state.rows.push(row);
+    }
+    const oldest = state.rows.length ? state.rows[state.rows.length - 1][0] - state.seconds : 0;
+    while (state.rows.length && state.rows[0][0] < oldest) state.rows.shift();
+  }
+
+  function latest(name) {
+    const place = at(name);
+    for (let i = state.rows.length - 1; i >= 0 && i > state.rows.length - 6; i--) {
+      if (format.known(state.rows[i][place])) return state.rows[i][place];
+    }
+    return null;
+  }
+
+  // The mean of the last seconds, which jumps less than the last one.
+  function lately(name, seconds = 5) {
+    const place = at(name);
+    const values = state.rows.slice(-seconds).map((row) => row[place]).filter(format.known);
+    return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+  }
+
+  function linesOf(name) {
+    const plan = PLANS[name];
+    if (name !== "lag" || state.partitions < 2) return plan.lines;
+    const each = Array.from({ length: state.partitions }, (_, i) => ({
+      label: `partition ${i}`, partition: i, colour: "muted", dash: [1 + i, 2 + (i % 3)], width: 1, quiet: true,
+    }));
+    return [...each, ...plan.lines];
+  }
+
+  function values(line) {
+    if (line.partition === undefined) {
+      const place = at(line.column);
+      return state.rows.map((row) => row[place]);
+    }
+    const place = at("lags");
+    return state.rows.map((row) => (row[place] ? row[place][line.partition] : null));
+  }
+
+  // Shades the seconds in which nothing was consumed.
+  function shade(plot) {
+    const [breaker, paused] = [at("breaker"), at("paused")];
+    const { ctx, bbox } = plot;
+    ctx.save();
+    ctx.fillStyle = css("shade");
+    let from = null;
+    const fill = (to) => {
+      const left = Math.max(bbox.left, plot.valToPos(from, "x", true));
+      const right = Math.min(bbox.left + bbox.width, plot.valToPos(to, "x", true));
+      if (right > left) ctx.fillRect(left, bbox.top, right - left, bbox.height);
+    };
+    for (const row of state.rows) {
+      const held = row[paused] === true || row[breaker] === "open" || row[breaker] === "half-open";
+      if (held && from === null) from = row[0];
+      if (!held && from !== null) { fill(row[0]); from = null; }
+    }
+    if (from !== null) fill(state.rows[state.rows.length - 1][0]);
+    ctx.restore();
+  }
+
+  function drawLevels(plot) {
+    const { ctx, bbox } = plot;
+    ctx.save();
+    ctx.font = `600 ${11 * devicePixelRatio}px system-ui, sans-serif`;
+    ctx.lineWidth = 1.5 * devicePixelRatio;
+    for (const [word, value, colour, dash] of state.levels || []) {
+      const y = Math.round(plot.valToPos(value, "y", true));
+      ctx.strokeStyle = ctx.fillStyle = css(colour);
+      ctx.setLineDash(dash.map((part) => part * devicePixelRatio));
+      ctx.beginPath();
+      ctx.moveTo(bbox.left, y);
+      ctx.lineTo(bbox.left + bbox.width, y);
+      ctx.stroke();
+      ctx.fillText(`${word} ${format.number(value)}`, bbox.left + 6 * devicePixelRatio, y - 4 * devicePixelRatio);
+    }
+    ctx.restore();
+  }
+
+  function options(name, lines, width) {
+    const axis = { stroke: css("muted"), grid: { stroke: css("grid"), width: 1 }, ticks: { stroke: css("grid") }, font: "11px system-ui, sans-serif" };
+    const highest = PLANS[name].levels ? () => (state.levels ? state.levels[1][1] * 1.12 : 0) : () => 0;
+    return {
+      width, height: HEIGHT, legend: { show: false }, cursor: { show: false },
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+      scales: {
+        x: { time: true, range: (_, _low, high) => [high - state.seconds, high] },
+        y: { range: (_, _low, high) => [0, Math.max(1, (high || 0) * 1.08, highest())] },
+      },
+      axes: [
+        { ...axis, space: 70, values: (_, times) => times.map((t) => format.time(t).slice(0, 5)) },
+        { ...axis, size: 48, values: (_, marks) => marks.map(format.short) },
+      ],
+      series: [
+        {},
+        ...lines.map((line) => ({
+          label: line.label, stroke: css(line.colour), width: line.width || 1.5, dash: line.dash,
+          fill: line.fill ? css(line.colour) + "22" : undefined, points: { show: false }, spanGaps: false,
+          paths: line.stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
+        })),
+      ],
+      hooks: { drawClear: [shade], draw: PLANS[name].levels ? [drawLevels] : [] },
+    };
+  }
+
+  function legend(name, lines) {
+    const list = document.getElementById(`legend-${name}`);
+    list.replaceChildren(...lines.filter((line) => !line.quiet).map((line) => {
+      const item = document.createElement("li");
+      item.innerHTML = '<svg viewBox="0 0 26 8" aria-hidden="true"><line x1="0" y1="4" x2="26" y2="4"/></svg><span></span><b></b>';
+      const stroke = item.querySelector("line");
+      stroke.setAttribute("stroke", css(line.colour));
+      stroke.setAttribute("stroke-width", "2.5");
+      if (line.dash) stroke.setAttribute("stroke-dasharray", line.dash.join(" "));
+      item.querySelector("span").textContent = line.label;
+      return item;
+    }));
+  }
+
+  function build(name) {
+    const holder = document.getElementById(`chart-${name}`);
+    const lines = linesOf(name);
+    if (state.plots[name]) state.plots[name].plot.destroy();
+    const plot = new uPlot(options(name, lines, holder.clientWidth), [[], ...lines.map(() => [])], holder);
+    holder.setAttribute("role", "img");
+    state.plots[name] = { plot, lines };
+    legend(name, lines);
+  }
+
+  function draw() {
+    const times = state.rows.map((row) => row[0]);
+    for (const name of Object.keys(PLANS)) {
+      if (!state.plots[name]) build(name);
+      const { plot, lines } = state.plots[name];
+      plot.setData([times, ...lines.map(values)]);
+      const told = lines.filter((line) => !line.quiet).map((line, i) => {
+        const value = line.column === "rate" || line.column === "lag" || line.column === "tokens" ? latest(line.column) : lately(line.column);
+        document.querySelectorAll(`#legend-${name} b`)[i].textContent = format.number(value);
+        return `${line.label} ${format.number(value)}`;
+      });
+      document.getElementById(`chart-${name}`).setAttribute("aria-label", `Chart of 15 minutes; now: ${told.join(", ")}`);
+    }
+  }
+
+  function rebuild() {
+    for (const name of Object.keys(PLANS)) build(name);
+    draw();
+  }
+
+  // The thresholds and partitions are part of what the lag chart is made of.
+  function shape(status) {
+    state.levels = [
+      ["degraded from", status.bands.lagDegraded, "degraded", [6, 4]],
+      ["critical above", status.bands.lagCritical, "critical", [2, 3]],
+    ];
+    const partitions = status.lagByPartition ? Object.keys(status.lagByPartition).length : state.partitions;
+    if (partitions !== state.partitions) {
+      state.partitions = partitions;
+      if (state.plots.lag) build("lag");
+    }
+  }
+
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", rebuild);
+  let resizing = 0;
+  addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(rebuild, 150); });
+  return { reset, add, draw, shape, latest, lately };
+})();

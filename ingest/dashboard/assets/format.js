@@ -1,0 +1,32 @@
+// Numbers, times and durations as people read them. No state.
+"use strict";
+
+const format = (() => {
+  const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+  const known = (value) => value !== null && value !== undefined;
+
+  function number(value) {
+    return known(value) ? whole.format(value) : "–";
+  }
+
+  function short(value) {
+    if (!known(value)) return "";
+    const size = Math.abs(value);
+    if (size >= 1e6) return `${+(value / 1e6).toFixed(1)}M`;
+    if (size >= 1e4) return `${+(value / 1e3).toFixed(1)}k`;
+    return size < 10 ? String(+value.toFixed(1)) : whole.format(value);
+  }
+
+  function time(seconds) {
+    return new Date(seconds * 1000).toISOString().slice(11, 19);
+  }
+
+  function duration(seconds) {
+    if (!known(seconds)) return "–";
+    if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
+    if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+    return `${(seconds / 3600).toFixed(1)} h`;
+  }
+
+  return { known, number, short, time, duration };
+})();

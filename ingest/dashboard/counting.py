@@ -1,0 +1,48 @@
+"""What this process has counted since it last said so, by the names of the history."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import Counter
+
+from ingest.errors import status_of
+from pipeline.ports.history import COUNTS
+
+if TYPE_CHECKING:
+    from ingest.edge import Edge
+
+_NAMES: Final = {202: "accepted", 429: "limited", 503: "unavailable"}
+
+
+@dataclass(slots=True)
+class Counting:
+    """Differences of this process' counters. A body that was refused unread counts as one event refused."""
+
+    edge: "Edge"
+    _last: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+
+    def take(self) -> dict[str, int]:
+        """What came since the last call."""
+        totals = self._totals()
+        news = {name: totals[name] - self._last[name] for name in COUNTS}
+        self._last = totals
+        return news
+
+    def _totals(self) -> dict[str, int]:
+        totals = dict.fromkeys(COUNTS, 0)
+        for code, count in _children(self.edge.metrics.answers):
+            status = status_of(code)
+            totals[_NAMES.get(status) or ("invalid" if 400 <= status < 500 else "failed")] += count
+        totals["admitted"] = sum(count for _, count in _children(self.edge.metrics.accepted_events))
+        totals["refused"] = totals["limited"] + totals["unavailable"] + self.edge.refused_beyond_first
+        return totals
+
+
+def _children(counter: Counter) -> list[tuple[str, int]]:
+    """The one label (or "") and value of each of a counter's children."""
+    return [
+        ("".join(sample.labels.values()), int(sample.value))
+        for family in counter.collect()
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    ]

@@ -1,0 +1,123 @@
+"""Writes the history: each ingest process its counters, one of them the system's sample; once a second."""
+
+import asyncio
+import logging
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ingest.dashboard.counting import Counting
+from ingest.dashboard.points import Point
+from pipeline.errors import RecoverableError, SluiceError, StoreUnavailableError
+from pipeline.flow.lag import lag_by_partition
+from pipeline.names import LEASE_HISTORY
+from pipeline.ports.control import ControlState, Leases
+from pipeline.ports.history import HISTORY_ENTRIES_MAX, History
+from pipeline.ports.log import EventLog
+
+if TYPE_CHECKING:
+    from ingest.edge import Edge
+
+logger = logging.getLogger(__name__)
+
+PERIOD_SECONDS: Final = 1.0
+LEASE_SHARE: Final = 0.9  # of the period: a late second does not shut out the next one
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """The adapters that look at the whole system. `log` is one of its own, which never appends."""
+
+    history: History
+    leases: Leases
+    log: EventLog
+
+
+class Recorder:
+    """One process' part in writing the history. Its blocking calls run on a thread of their own, one at a time.
+
+    Redis away costs nothing but history: this process goes on to remember what it sees by itself.
+    """
+
+    def __init__(self, edge: "Edge", sight: Sight) -> None:
+        self._edge = edge
+        self._sight = sight
+        self._counting = Counting(edge)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="history")
+        self._task: asyncio.Task[None] | None = None
+        self._is_away = False
+        self.local: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
+
+    def start(self) -> None:
+        """Begin; on the event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def close(self) -> None:
+        """End; a call that the thread is in ends by its own time-out."""
+        if self._task is not None:
+            self._task.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        last = due = loop.time()
+        while True:
+            due = max(due + PERIOD_SECONDS, loop.time())
+            await asyncio.sleep(due - loop.time())
+            now = loop.time()
+            counts, sample = self._counting.take(), self._own_view()
+            try:
+                seen = await loop.run_in_executor(self._executor, self._record, counts, sample)
+            except Exception:
+                logger.exception("writing the history failed by a defect", extra={"action": "history_failed"})
+                seen = None
+            rates = tuple(count / (now - last) for count in counts.values())
+            self.local.append(Point(self._edge.clock.now(), rates, seen or sample, is_local=True))
+            last = now
+
+    def _own_view(self) -> dict[str, Any]:
+        """What this process knows without asking anybody."""
+        now = self._edge.clock.monotonic()
+        followed = self._edge.follower.newest
+        sample: dict[str, Any] = {
+            "rate": round(self._edge.admission.rate(now), 1),
+            "tokens": self._edge.admission.available(now),
+        }
+        if followed is not None and not self._edge.follower.is_away:
+            sample |= _of_state(followed.state)
+        return sample
+
+    def _record(self, counts: dict[str, int], sample: dict[str, Any]) -> dict[str, Any] | None:
+        """Add the counts and, where it is this process' turn, a sample of the system; returns what was sampled."""
+        sight = self._sight
+        try:
+            token = sight.leases.take(LEASE_HISTORY, seconds=PERIOD_SECONDS * LEASE_SHARE)
+            seen = None if token is None else sample | self._positions()
+            sight.history.add(counts, seen)
+        except StoreUnavailableError as error:
+            if not self._is_away:
+                self._is_away = True
+                logger.warning("no history is written: %s", error, extra={"action": "history_away"})
+            return sample | self._positions()
+        self._is_away = False
+        return seen
+
+    def _positions(self) -> dict[str, Any]:
+        """How far the log was consumed; nothing where it does not answer."""
+        try:
+            self._sight.log.identity()
+            positions = self._sight.log.positions()
+        except (RecoverableError, SluiceError):
+            return {}
+        lags = lag_by_partition(positions, None)
+        if lags is None:
+            return {}
+        return {
+            "lags": [lags[partition] for partition in sorted(lags)],
+            "consumed": sum(max(position.begin, position.committed or 0) for position in positions),
+        }
+
+
+def _of_state(state: ControlState) -> dict[str, Any]:
+    return {"breaker": state.breaker.value, "paused": None if state.pauses is None else bool(state.pauses)}

@@ -1,0 +1,235 @@
+"""Shows the system to everybody who looks: one message a second, encoded once for all of them."""
+
+import asyncio
+import logging
+import os
+import platform
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ingest.dashboard.points import COLUMNS, GAP_SECONDS, Point, merged, next_point
+from ingest.dashboard.recorder import Recorder
+from ingest.dashboard.view import Sources, event_documents, page_document, system_status
+from ingest.errors import NotReadyError
+from pipeline.errors import StoreUnavailableError
+from pipeline.ports.control import ControlEvent, ControlEvents
+from pipeline.ports.history import HISTORY_ENTRIES_MAX, HISTORY_SECONDS, History, HistoryEntry
+
+if TYPE_CHECKING:
+    from ingest.edge import Edge
+
+logger = logging.getLogger(__name__)
+
+PERIOD_SECONDS: Final = 1.0
+SOONEST_SECONDS: Final = 0.2  # between two messages, where a new viewer need not wait for the next second
+HEARTBEAT_SECONDS: Final = 5.0  # without a message, after which the stream says that it lives
+BEHIND_MAX: Final = 3  # messages that a viewer may be behind before it is dropped
+RETRY_MILLISECONDS: Final = 1000  # after which a browser that lost the stream tries again
+EVENTS_SHOWN: Final = 50
+
+_END: Final = b""
+
+
+@dataclass(eq=False, slots=True)
+class Viewer:
+    """One open stream. It begins with a snapshot; a slow one is dropped."""
+
+    queue: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(BEHIND_MAX + 1))
+    is_new: bool = True
+
+    async def messages(self) -> AsyncIterator[bytes]:
+        """What to send, heartbeats included, until the viewer is dropped or ingest stops."""
+        yield b"retry: %d\n\n" % RETRY_MILLISECONDS
+        while True:
+            try:
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    message = await self.queue.get()
+            except TimeoutError:
+                message = b": still here\n\n"
+            if message == _END:
+                return
+            yield message
+
+    def give(self, message: bytes) -> bool:
+        """Hand a message over; False where it is too far behind."""
+        if self.queue.qsize() >= BEHIND_MAX:
+            return False
+        self.queue.put_nowait(message)
+        return True
+
+    def end(self) -> None:
+        """Let the stream end, whatever it has not read."""
+        while not self.queue.empty():
+            self.queue.get_nowait()
+        self.queue.put_nowait(_END)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The messages of one second."""
+
+    tick: bytes
+    snapshot: bytes | None  # made only where somebody is new
+
+
+class Reader:
+    """Reads history and events, and encodes; everything blocks, on one thread."""
+
+    def __init__(self, history: History | None, events: ControlEvents) -> None:
+        self._history = history
+        self._events = events
+        self._points: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
+        self._last: HistoryEntry | None = None
+        self._told: list[ControlEvent] = []
+        self._sent_at = 0.0
+
+    def frame(self, sources: Sources, local: list[Point], *, for_new: bool) -> Frame:
+        """The messages of now. A store that is away leaves what was read, and what this process saw."""
+        are_new, problem = False, sources.store_problem
+        try:
+            self._read_history()
+            events = self._events.last(EVENTS_SHOWN)
+            are_new, self._told = events != self._told, events
+        except StoreUnavailableError as error:
+            problem = str(error)
+        sources = replace(sources, store_problem=problem)
+        points = self._shown(sources.now, local)
+        status = page_document(sources, system_status(sources, points, self._told))
+        identity = self._last.id if self._last is not None else ""
+        news = [point.row() for point in points if point.t > self._sent_at]
+        self._sent_at = points[-1].t if points else self._sent_at
+        told = event_documents(self._told)
+        tick = {"status": status, "points": news} | ({"events": told} if are_new else {})
+        snapshot = {
+            "status": status,
+            "columns": COLUMNS,
+            "seconds": HISTORY_SECONDS,
+            "points": [point.row() for point in points],
+            "events": told,
+        }
+        return Frame(_message("tick", identity, tick), _message("snapshot", identity, snapshot) if for_new else None)
+
+    def _read_history(self) -> None:
+        if self._history is None:
+            return
+        position = self._last.id if self._last is not None else ""
+        entries = self._history.since(position, entries_max=HISTORY_ENTRIES_MAX)
+        for entry in entries:
+            self._points.append(next_point(self._last, entry))
+            self._last = entry
+
+    def _shown(self, now: float, local: list[Point]) -> list[Point]:
+        """The history; this process' own view where that has a hole, or has come to an end."""
+        newest = self._points[-1].t if self._points else 0.0
+        # The last seconds are still to come from whoever writes the history.
+        own = [point for point in local if point.t < newest or now - newest > GAP_SECONDS]
+        return [point for point in merged(self._points, own) if point.t > now - HISTORY_SECONDS]
+
+
+def _message(kind: str, identity: str, document: Any) -> bytes:
+    """One message of the stream; JSON has no line breaks."""
+    name = b"id: %b\n" % identity.encode() if identity else b""
+    return b"event: %b\n%bdata: %b\n\n" % (kind.encode(), name, msgspec.json.encode(document))
+
+
+class Viewers:
+    """All open streams of this process. For the event loop only."""
+
+    def __init__(self, edge: "Edge", recorder: Recorder | None, reader: Reader) -> None:
+        self._edge = edge
+        self._recorder = recorder
+        self._reader = reader
+        self._viewers: set[Viewer] = set()
+        self._wake = asyncio.Event()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="page")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def end_streams(self) -> None:
+        """End every stream now: nobody waits for a page while ingest stops."""
+        if self._task is not None:
+            self._task.cancel()
+        for viewer in self._viewers:
+            viewer.end()
+        self._viewers.clear()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def join(self) -> Viewer:
+        """A new stream. Raises NotReadyError where there are too many, or ingest stops."""
+        most = self._edge.settings.page_viewers_max
+        if self._edge.is_stopping:
+            raise NotReadyError("this process is shutting down")
+        if len(self._viewers) >= most:
+            raise NotReadyError(f"{most} pages look at this process already (PAGE_VIEWERS_MAX): close one of them")
+        viewer = Viewer()
+        self._viewers.add(viewer)
+        self._wake.set()
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        """The stream has ended; idempotent."""
+        self._viewers.discard(viewer)
+
+    @property
+    def count(self) -> int:
+        """Open streams."""
+        return len(self._viewers)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            due = max(due + PERIOD_SECONDS, loop.time())
+            await asyncio.sleep(SOONEST_SECONDS)
+            await self._next(due)
+            self._wake.clear()
+            new = [viewer for viewer in self._viewers if viewer.is_new]
+            if not self._viewers:
+                continue
+            local = [] if self._recorder is None else list(self._recorder.local)
+            try:
+                frame = await loop.run_in_executor(self._executor, self._make, self._sources(), local, bool(new))
+            except Exception:
+                logger.exception("the page could not be made by a defect", extra={"action": "page_failed"})
+                continue
+            self._give(frame, new)
+
+    async def _next(self, due: float) -> None:
+        """Wait for the next second, or for a new viewer."""
+        try:
+            async with asyncio.timeout_at(due):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def _make(self, sources: Sources, local: list[Point], for_new: bool) -> Frame:
+        return self._reader.frame(sources, local, for_new=for_new)
+
+    def _sources(self) -> Sources:
+        edge = self._edge
+        return Sources(
+            vitals=edge.vitals(),
+            settings=edge.settings,
+            store_problem="it did not answer the last time" if edge.follower.is_away else None,
+            now=edge.clock.now(),
+            process=f"{platform.node()}:{os.getpid()}",
+            viewers=self.count,
+        )
+
+    def _give(self, frame: Frame, new: list[Viewer]) -> None:
+        for viewer in list(self._viewers):
+            if viewer in new and frame.snapshot is not None:
+                viewer.is_new = False
+                viewer.give(frame.snapshot)
+            elif not viewer.is_new and not viewer.give(frame.tick):
+                logger.info("dropped a page that does not keep up", extra={"action": "viewer_dropped"})
+                viewer.end()
+                self._viewers.discard(viewer)
