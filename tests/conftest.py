@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--outage-seconds", default="0", help="how long servers stay away in tests/e2e (default: until it was noticed)"
     )
+    parser.addoption("--page-images", default="", help="folder for pictures of the live page; tests/e2e/test_page.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@
 const charts = (() => {
   const HEIGHT = 200;
   const GAP_SECONDS = 5;
+  const SHORTEST_SECONDS = 60; // that a chart shows
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
   // Each chart: its lines (label, column or function of a row, colour, dash, width) and levels drawn across.
@@ -141,7 +142,8 @@ const charts = (() => {
       width, height: HEIGHT, legend: { show: false }, cursor: { show: false },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: {
-        x: { time: true, range: (_, _low, high) => [high - state.seconds, high] },
+        // A history that has just begun fills the chart too.
+        x: { time: true, range: (_, low, high) => [Math.max(high - state.seconds, Math.min(low, high - SHORTEST_SECONDS)), high] },
         y: { range: (_, _low, high) => [0, Math.max(1, (high || 0) * 1.08, highest())] },
       },
       axes: [
@@ -195,6 +197,7 @@ const charts = (() => {
         document.querySelectorAll(`#legend-${name} b`)[i].textContent = format.number(value);
         return `${line.label} ${format.number(value)}`;
       });
+      document.getElementById(`chart-${name}`).dataset.points = times.length;
       document.getElementById(`chart-${name}`).setAttribute("aria-label", `Chart of 15 minutes; now: ${told.join(", ")}`);
     }
   }
@@ -220,5 +223,5 @@ const charts = (() => {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", rebuild);
   let resizing = 0;
   addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(rebuild, 150); });
-  return { reset, add, draw, shape, latest, lately };
+  return { reset, add, draw, shape, latest, lately, at, rows: () => state.rows };
 })();

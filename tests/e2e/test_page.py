@@ -1,0 +1,231 @@
+"""The live page in a real browser, through the story of an outage."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
+
+from pipeline import wiring
+from pipeline.names import ControlEventKind
+from pipeline.status import clock_time
+from stack.servers import free_port
+from support.browser import Watched, chromium, chromium_path, watched
+from support.images import save_image
+from support.processes import http_status, ingest
+from support.site import Site
+from support.traffic import Traffic, wait_until
+
+pytestmark = pytest.mark.parametrize("started", ["redis"], indirect=True)
+
+WIDE = {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"}
+DARK = {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"}
+PHONE = {"viewport": {"width": 360, "height": 740}, "color_scheme": "light", "device_scale_factor": 2}
+
+
+@pytest.fixture
+def browser(missing: Callable[[str], None]) -> Iterator[Browser]:
+    if chromium_path() is None:
+        missing("chromium")
+    with chromium() as found:
+        yield found
+
+
+class Album:
+    """Pictures of the page for docs/, where they are asked for; the story takes its time then."""
+
+    def __init__(self, folder: str, hold_seconds: float) -> None:
+        self._folder = Path(folder) if folder else None
+        self._hold_seconds = hold_seconds
+
+    def take(self, seen: Watched, name: str) -> None:
+        if self._folder is not None:
+            save_image(seen.page.screenshot(), self._folder / f"page-{name}.png")
+
+    def hold(self, seen: Watched, share: float = 1.0) -> None:
+        """Let what the charts show go on for a while."""
+        if self._folder is not None:
+            seen.page.wait_for_timeout(1000 * self._hold_seconds * share)
+
+
+@pytest.fixture
+def album(request: pytest.FixtureRequest) -> Album:
+    return Album(request.config.getoption("--page-images"), 35.0)
+
+
+def assert_is_sound(seen: Watched, site: Site) -> None:
+    """Nothing on the console, nobody else asked, and nothing to scroll sideways."""
+    assert seen.complaints == []
+    assert seen.hosts == {f"127.0.0.1:{site.settings.ingest_port}"}
+    assert not seen.overflows()
+
+
+def assert_is_accessible(seen: Watched) -> None:
+    """axe-core finds nothing to complain about, contrast included."""
+    found = Axe().run(seen.page).response["violations"]
+    assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []
+
+
+def number_in(text: str) -> int:
+    """The first number of a text."""
+    digits = "".join(one if one.isdigit() else " " for one in text.replace(",", ""))
+    return int(digits.split()[0])
+
+
+@pytest.mark.timeout(900)
+def test_the_page_tells_an_outage_from_its_first_second_to_its_last(site: Site, browser: Browser, album: Album) -> None:
+    seen = watched(browser, site.system.url, **WIDE)
+    phone = watched(browser, site.system.url, **PHONE)
+    dark = watched(browser, site.system.url, **DARK)
+    with site.traffic(events_per_second=1200, events_max=400_000) as traffic:
+        _normal(seen, site, album)
+        _behind(seen, dark, site, album, traffic)
+        _breaker_open(seen, phone, site, album)
+        _recovered(seen, site, album)
+    for page in (seen, phone, dark):
+        assert_is_sound(page, site)
+    # And what it showed is what was: the events of the table are those of the system
+    assert "Breaker opened" in seen.text("#rows")
+    site.check(traffic)
+
+
+def _normal(seen: Watched, site: Site, album: Album) -> None:
+    # Given a system at work, then the page says so, with numbers that are true
+    seen.wait_words("#headline", "All is well")
+    seen.wait("charts.lately('admitted') > 100")
+    assert seen.level() == "normal"
+    assert seen.text("#level") == "NORMAL"
+    assert seen.page.title().startswith("Normal")
+    assert number_in(seen.card("rate").removeprefix("Admitted at most")) == site.settings.rate_max
+    assert "closed" in seen.card("breaker")
+    assert "running" in seen.card("consumption")
+    assert seen.text("#link-words").startswith("live")
+    assert_is_accessible(seen)
+    album.hold(seen)
+    album.take(seen, "normal")
+
+
+def _behind(seen: Watched, dark: Watched, site: Site, album: Album, traffic: Traffic) -> None:
+    # When nothing is drained, then the page passes from degraded to critical, and says how many events wait
+    site.system.batches.freeze()
+    try:
+        seen.wait("document.body.dataset.severity === 'degraded'")
+        assert "behind" in seen.text("#headline")
+        assert "Look at:" in seen.text("#look")
+        assert number_in(seen.card("lag").removeprefix("Lag")) >= site.settings.lag_degraded
+        album.take(seen, "degraded")
+        seen.wait("document.body.dataset.severity === 'critical'")
+        assert "far behind" in seen.text("#headline")
+        wait_until(lambda: traffic.outcomes.statuses["429"] > 20, "refusals", seconds_max=10)
+        seen.wait("charts.lately('s429') > 1")
+        seen.wait(f"charts.latest('lag') > {site.settings.lag_critical}")
+        offered, admitted = (seen.page.evaluate(f"charts.lately('{name}')") for name in ("offered", "admitted"))
+        assert offered > admitted
+        album.hold(seen, 0.5)
+        album.take(seen, "critical")
+        album.take(dark, "dark")
+        assert_is_accessible(dark)
+    finally:
+        site.system.batches.thaw()
+    seen.wait_words("#headline", "All is well", seconds_max=40)
+    album.hold(seen, 0.7)
+
+
+def _breaker_open(seen: Watched, phone: Watched, site: Site, album: Album) -> None:
+    # When PostgreSQL dies, then the page says what fails, since when, and what it means
+    site.postgres.kill()
+    try:
+        seen.wait_words("#headline", "PostgreSQL fails since", seconds_max=30)
+        assert "consumption is paused" in seen.text("#headline")
+        assert f"({site.settings.rate_min:,.0f}/s)" in seen.text("#headline")
+        assert "open" in seen.card("breaker")
+        assert "paused" in seen.card("consumption")
+        seen.wait_words("#rows", "Breaker opened")
+        opened = next(
+            one
+            for one in wiring.make_control_events(site.settings).last(50)
+            if one.kind is ControlEventKind.BREAKER_OPENED
+        )
+        row = seen.page.locator("#rows tr", has_text="Breaker opened").first.inner_text()
+        assert clock_time(opened.at).removesuffix(" UTC") in row
+        assert opened.by in row
+        assert opened.why[:40] in row
+        assert site.system.health()["circuitBreaker"] in ("open", "half-open")
+        phone.wait_words("#headline", "PostgreSQL fails since")
+        assert_is_accessible(phone)
+        album.hold(seen, 0.5)
+        album.take(seen, "breaker-open")
+        album.take(phone, "phone")
+    finally:
+        site.postgres.start()
+
+
+def _recovered(seen: Watched, site: Site, album: Album) -> None:
+    # When it is back, then all is well again, and a reload still shows what was
+    seen.wait_words("#headline", "All is well", seconds_max=60)
+    shown = seen.points()
+    assert shown > 10
+    seen.page.reload()
+    seen.wait_words("#headline", "All is well")
+    assert seen.points() >= shown
+    assert seen.page.evaluate("charts.rows().some((row) => row[charts.at('breaker')] === 'open')")
+    assert "Breaker closed" in seen.text("#rows")
+    album.hold(seen, 0.5)
+    album.take(seen, "recovered")
+
+
+def test_a_lost_stream_is_said_so_and_comes_back_by_itself(site: Site, browser: Browser) -> None:
+    seen = watched(browser, site.system.url, **WIDE)
+    seen.wait_words("#headline", "All is well")
+    # When ingest dies
+    site.system.ingest.kill()
+    try:
+        seen.wait_words("#lost", "Connection lost since")
+        assert seen.page.locator("#lost").is_visible()
+    finally:
+        site.system.ingest.start()
+    # Then the page comes back with it
+    seen.wait("document.getElementById('lost').hidden", seconds_max=30)
+    assert seen.text("#link-words").startswith("live")
+
+
+def test_without_the_control_store_the_page_shows_what_one_process_knows(site: Site, browser: Browser) -> None:
+    seen = watched(browser, site.system.url, **WIDE)
+    seen.wait_words("#headline", "All is well")
+    points = seen.points()
+    with site.traffic(events_per_second=100, events_max=10_000) as traffic:
+        site.control_redis.kill()
+        try:
+            seen.wait_words("#headline", "control store (Redis) does not answer")
+            assert seen.text("#link-words") == "live, from one process"
+            assert "unknown" in seen.card("breaker")
+            # What this process admits and the log's lag are still there, and go on
+            seen.wait(f"charts.rows().length > {points + 4} && charts.latest('lag') !== null")
+            seen.wait("charts.lately('admitted') > 20")
+        finally:
+            site.control_redis.start()
+        seen.wait_words("#headline", "All is well", seconds_max=40)
+    assert seen.text("#link-words").startswith("live, ")
+    assert seen.complaints == []
+    site.check(traffic)
+
+
+def test_several_processes_show_one_system(site: Site, browser: Browser, tmp_path: Path) -> None:
+    other = replace(site.settings, ingest_port=free_port())
+    program = ingest(other, tmp_path, name="other").start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(program.stop)
+        wait_until(lambda: _is_ready(other.ingest_port), "the other ingest is ready", seconds_max=20)
+        seen = watched(browser, f"http://127.0.0.1:{other.ingest_port}", **WIDE)
+        seen.wait_words("#headline", "All is well")
+        # When all traffic goes to the first process, then the page of the other shows it
+        with site.traffic(events_per_second=200, events_max=20_000) as traffic:
+            seen.wait("charts.lately('admitted') > 100")
+        site.check(traffic)
+
+
+def _is_ready(port: int) -> bool:
+    return http_status(f"http://127.0.0.1:{port}/readyz") == 200
