@@ -91,15 +91,12 @@ class IngestProtocol(HttpProtocol):
         if http.url != EVENTS_PATH or request.method != "POST":
             await self.app.handle_request(request)
             return
-        try:
-            taken = await take_events(request)
-            if isinstance(taken, int):
-                await http.accept(taken)
-            else:
-                http.respond(taken)
-                await taken.send(end_stream=True)
-        except Exception as error:
-            await self.app.handle_exception(request, error)
+        taken = await take_events(request)
+        if isinstance(taken, int):
+            await http.accept(taken)
+        else:
+            http.respond(taken)
+            await taken.send(end_stream=True)
 
     def connection_made(self, transport: Any) -> None:
         """Take a connection, or refuse it where there are too many."""
