@@ -20,5 +20,6 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
     return {
         "regulate: lag to rate": every(settings.regulate_seconds, "sluice.regulate"),
         "probe: is PostgreSQL back?": every(settings.probe_seconds, "sluice.probe"),
+        "measure: what PostgreSQL holds": every(settings.measure_seconds, "sluice.measure"),
         "hints: the net under drains": every(settings.hint_seconds, "sluice.send_hints"),
     }

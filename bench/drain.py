@@ -102,7 +102,9 @@ def plain_copy(settings: Settings, some: Iterable[list[bytes]]) -> float:
             prepared = []
             for first in range(0, len(records), size):
                 values = records[first : first + size]
-                prepared.append(list(copy_chunks(encoder.rows(values, place_columns("bench", PARTITION), offset, []))))
+                prepared.append(
+                    list(copy_chunks(encoder.rows(values, place_columns("bench", PARTITION), offset, [], [])))
+                )
                 offset += len(values)
             begun = time.monotonic()
             for chunks in prepared:

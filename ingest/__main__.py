@@ -11,6 +11,7 @@ from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
+from pipeline.starts import note_start
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def main() -> int:
         sys.stderr.write(f"ingest: {settings.ingest_host}:{settings.ingest_port} can't be had: {error.strerror}\n")
         return 2
     app = create_app(settings, parts)
+    note_start(settings, "ingest")
     # What was made so far lives as long as the process: no collection needs to look at it again.
     gc.collect()
     gc.freeze()

@@ -14,12 +14,12 @@ from ingest.appender import Appender
 from ingest.control import ControlFollower
 from ingest.dashboard.recorder import Recorder, Sight
 from ingest.dashboard.viewers import Reader, Viewers
-from ingest.errors import NotReadyError, answer, body_of
+from ingest.errors import NotReadyError, answer, body_of, status_of
 from ingest.health import Vitals
 from ingest.refusal import Refuser
 from ingest.request_id import RequestIds
 from pipeline.clock import Clock
-from pipeline.metrics import IngestMetrics
+from pipeline.metrics import IngestMetrics, RequestsByStatus
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import ControlEvents, ControlState, ControlStore, rate_after_override
 from pipeline.ports.log import EventLog
@@ -50,6 +50,7 @@ class Edge:
         self.clock = parts.clock
         self.registry = CollectorRegistry()
         self.metrics = IngestMetrics(self.registry)
+        self.registry.register(RequestsByStatus(self.metrics, status_of))
         self.admission = Admission(settings, parts.bucket, parts.clock, self.metrics)
         self.appender = Appender(parts.log, settings, parts.clock, self.metrics)
         self.follower = ControlFollower(parts.store, parts.events, parts.clock, self._on_state)

@@ -55,7 +55,7 @@ async def serve(app: IngestApp, listener: socket.socket, stopping: asyncio.Event
     await server.after_start()  # type: ignore[no-untyped-call]
     metrics = None
     if settings.ingest_metrics_port:
-        metrics, _ = start_http_server(settings.ingest_metrics_port, settings.ingest_host, edge.registry)
+        metrics, _ = start_http_server(settings.ingest_metrics_port, settings.metrics_host, edge.registry)
     logger.info("ingest listens on %s port %d", *listener.getsockname()[:2], extra={"action": "ingest_started"})
     try:
         await stopping.wait()

@@ -4,9 +4,12 @@ A process makes the group that it needs on a registry of its own, so that nothin
 several applications can live in one process.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 _APPEND_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds
 _GROUP_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # events
@@ -53,3 +56,33 @@ class IngestMetrics:
         self.log_answers: Gauge = Gauge("sluice_ingest_log_answers", "Event log answers", registry=registry)
         # Open connections; they are bounded.
         self.connections: Gauge = Gauge("sluice_ingest_connections", "Open connections", registry=registry)
+
+
+class RequestsByStatus(Collector):
+    """Answers to POST /api/logs by HTTP status, made from those by code: counted once, shown twice."""
+
+    def __init__(self, metrics: IngestMetrics, status_of: Callable[[str], int]) -> None:
+        self._answers = metrics.answers
+        self._status_of = status_of
+
+    def describe(self) -> Iterable[Metric]:
+        """What `collect` gives."""
+        return [self._family()]
+
+    def collect(self) -> Iterator[Metric]:
+        """A series for each status that was answered."""
+        by_status: dict[int, float] = {}
+        for family in self._answers.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    status = self._status_of(sample.labels["code"])
+                    by_status[status] = by_status.get(status, 0.0) + sample.value
+        requests = self._family()
+        for status, count in sorted(by_status.items()):
+            requests.add_metric([str(status)], count)
+        yield requests
+
+    @staticmethod
+    def _family() -> CounterMetricFamily:
+        # What clients experience, by what every HTTP tool knows.
+        return CounterMetricFamily("http_requests", "Answers to POST /api/logs by HTTP status", labels=["status"])

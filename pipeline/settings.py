@@ -373,6 +373,32 @@ class Settings:
         when="rarely: it is how long a worker goes on after a pause",
     )
 
+    # --- Metrics -----------------------------------------------------------------------------------------------
+    metrics_host: str = _setting(
+        "127.0.0.1",
+        "Address on which workers, and ingest processes with a port of their own, serve metrics",
+        when="0.0.0.0 in a container: whoever scrapes is another one",
+    )
+    worker_metrics_port: int = _setting(
+        0,
+        "Port on which a worker serves metrics; on the control worker those of the whole system too; 0: none",
+        low=0,
+        high=65535,
+        when="always where there is a Prometheus; one for each worker of a machine",
+    )
+    measure_seconds: float = _setting(
+        15.0,
+        "Period in which PostgreSQL is asked for its size, connections and open dead letters",
+        low=1,
+        high=50,
+        when="rarely: it is how old these metrics may be",
+    )
+    watched_paths: str = _setting(
+        "",
+        "Folders, with commas between, whose disks' free space the control worker shows",
+        when="the servers' disks can be seen from where the control worker runs",
+    )
+
     # --- Celery ----------------------------------------------------------------------------------------------------
     visibility_timeout_seconds: int = _setting(
         60, "Celery's broker visibility time-out", low=5, high=86_400, when="with DRAIN_HARD_SECONDS_MAX, above it"

@@ -16,6 +16,7 @@ _GROUPS: Final = {
     "log_partitions": "Event log",
     "drain_batch_records_max": "Drain",
     "rate_max": "Control loop",
+    "metrics_host": "Metrics",
     "visibility_timeout_seconds": "Celery",
 }
 # A name's unit stands last in it, but for `max` and `min`; these names have theirs from what they are.

@@ -6,6 +6,7 @@ a tenth of a second to import).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.ports.history import History
     from pipeline.ports.log import EventLog
     from pipeline.ports.rate import RatePolicy
+    from pipeline.ports.tallies import Tallies
     from pipeline.settings import Settings
     from pipeline.sink.postgres import PostgresSink
 
@@ -84,6 +86,18 @@ def make_history(settings: Settings) -> History:
     from pipeline.store.redis_history import RedisHistory  # noqa: PLC0415
 
     return RedisHistory(settings)
+
+
+def make_tallies(settings: Settings) -> Tallies:
+    """Counters and facts of the whole system, on `REDIS_URL`."""
+    from pipeline.store.redis_tallies import RedisTallies  # noqa: PLC0415
+
+    return RedisTallies(settings)
+
+
+def make_log_tallies(settings: Settings) -> Tallies:
+    """The same on the event log's Redis: for what that server says of its memory."""
+    return make_tallies(dataclasses.replace(settings, redis_url=settings.event_log_url))
 
 
 def make_bucket(settings: Settings) -> Bucket:

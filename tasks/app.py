@@ -12,6 +12,7 @@ from kombu import Queue as KombuQueue
 from beat_schedule import beat_schedule
 from pipeline.names import Queue
 from pipeline.settings import Settings
+from tasks.metrics import MetricsStep
 from tasks.pause import PauseStep
 from tasks.startup import connect_signals
 
@@ -34,6 +35,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.conf.update(celery_settings(settings))
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
+    app.steps["worker"].add(MetricsStep)
     connect_signals(settings)
     return app
 

@@ -8,12 +8,14 @@ from typing import Any
 from celery import shared_task
 
 from pipeline.errors import RecoverableError
-from pipeline.names import PauseReason
+from pipeline.names import BreakerState, PauseReason
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import Asked, Control, Database, regulate
 from pipeline.sink.control_settings import delete_pause, load_bands, load_override, load_pauses
 from pipeline.sink.dead_letters import replay_dead_letters
 from pipeline.sink.migrate import migrate
+from pipeline.sink.queries import query
+from pipeline.system_metrics import FACTS_SECONDS
 from tasks.hints import send_net_hint
 from tasks.parts import Parts, parts_of
 from tasks.pausing import pause_until_resumed
@@ -102,6 +104,23 @@ def send_hints(self: Any) -> None:
         return
     for partition in range(parts.partitions()):
         send_net_hint(self.app, parts.leases, partition)
+
+
+@shared_task(name="sluice.measure", bind=True)
+@_one_line_when_away
+def measure(self: Any) -> None:
+    """Ask PostgreSQL for its size, connections and open dead letters, for the metrics; not while it is failing."""
+    parts = parts_of(self.app.sluice_settings)
+    if parts.control.state().breaker is not BreakerState.CLOSED:
+        return
+    letters, size, connections, connections_max = parts.sink.session.rows(query("measure"))[0]
+    facts = {
+        "dead_letters": letters,
+        "database_bytes": size,
+        "connections": connections,
+        "connections_max": connections_max,
+    }
+    parts.tallies.note(facts, seconds=FACTS_SECONDS)
 
 
 # --- By hand -------------------------------------------------------------------------------------------

@@ -51,7 +51,9 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
         paused=paused,
         settings=settings,
         clock=parts.clock,
+        on_stored=parts.tally.on_stored,
     )
+    parts.tally.on_run(report.outcome.value)
     _tell(report, parts)
     if report.outcome not in _NO_NEXT_HINT:
         send_hint(app, partition, hint=None)

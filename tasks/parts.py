@@ -15,8 +15,10 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress
 from pipeline.ports.log import EventLog
 from pipeline.ports.rate import RatePolicy
+from pipeline.ports.tallies import Tallies
 from pipeline.settings import Settings
 from pipeline.sink.postgres import PostgresSink
+from pipeline.tally import DrainTally
 
 _PARTITIONS_SECONDS: Final = 30.0  # partitions are added by hand, once in a year
 
@@ -63,6 +65,14 @@ class Parts:
     @cached_property
     def progress(self) -> Progress:
         return wiring.make_progress(self.settings)
+
+    @cached_property
+    def tallies(self) -> Tallies:
+        return wiring.make_tallies(self.settings)
+
+    @cached_property
+    def tally(self) -> DrainTally:
+        return DrainTally(lambda: self.tallies, self.clock)
 
     @cached_property
     def policy(self) -> RatePolicy:

@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any, Final
 
 from celery import current_task
-from celery.signals import celeryd_init, setup_logging, worker_ready
+from celery.signals import beat_init, celeryd_init, setup_logging, worker_ready
 
 from pipeline import logs
 from pipeline.names import Queue
 from pipeline.settings import Settings
+from pipeline.starts import note_start
 
 # A line for each task received, done and discarded would be several a second for ever; Flower counts them.
 _CHATTY_LOGGERS: Final = (
@@ -27,6 +28,7 @@ def connect_signals(settings: Settings) -> None:
     """Follow Celery's signals; the receivers live as long as the process."""
     worker_ready.connect(_tick_at_once, weak=False)
     celeryd_init.connect(_note_name, weak=False)
+    beat_init.connect(partial(_note_beat, settings), weak=False, dispatch_uid="sluice.beat")
     # A receiver keeps Celery from setting up logging of its own.
     setup_logging.connect(partial(_set_up_logging, settings), weak=False, dispatch_uid="sluice.logs")
 
@@ -36,6 +38,10 @@ def _tick_at_once(sender: Any = None, **_: Any) -> None:
     app = sender.app
     if Queue.CONTROL.value in app.amqp.queues.consume_from:
         app.send_task("sluice.regulate", queue=Queue.CONTROL.value, expires=app.sluice_settings.regulate_seconds)
+
+
+def _note_beat(settings: Settings, **_: Any) -> None:
+    note_start(settings, "beat")
 
 
 def _note_name(sender: Any = None, **_: Any) -> None:

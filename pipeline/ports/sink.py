@@ -1,7 +1,7 @@
 """The sink: where an event is stored exactly once, together with the offset that it came from."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.ports.log import LogBatch
@@ -15,6 +15,9 @@ class StoreResult:
     repeated: int = 0  # event_id was stored before with the same content: a client's or producer's repeat
     conflicting: int = 0  # event_id was stored before with other content: discarded
     dead_lettered: int = 0  # undecodable, or refused by PostgreSQL for its content
+    # When the records were received (epoch milliseconds), where that was read without more ado; for how long it took.
+    received_at_ms: Sequence[int] = field(default=(), compare=False, repr=False)
+    seconds: float = field(default=0.0, compare=False, repr=False)  # from the first statement to the commit
 
 
 class Sink(Protocol):

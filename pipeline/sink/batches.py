@@ -33,6 +33,7 @@ class Written:
     repeated: int = 0
     conflicts: list[int] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
+    received_at_ms: list[int] = field(default_factory=list)
 
 
 def write_straight(
@@ -48,11 +49,12 @@ def write_straight(
     made = batch.made
     if isinstance(made, PreparedRows) and (made.log_id, made.partition) == (log_id, partition):
         stored = session.copy(query("copy_events"), _told_first(made.chunks, on_made))
-        return Written(stored=stored, letters=made.letters)
+        return Written(stored=stored, letters=made.letters, received_at_ms=made.received_at_ms)
     letters: list[Letter] = []
-    rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters)
+    received: list[int] = []
+    rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters, received)
     stored = session.copy(query("copy_events"), copy_chunks(rows), on_made=on_made)
-    return Written(stored=stored, letters=letters)
+    return Written(stored=stored, letters=letters, received_at_ms=received)
 
 
 def _told_first(chunks: Sequence[bytes], on_made: Callable[[], None] | None) -> Iterator[bytes]:
@@ -64,9 +66,10 @@ def _told_first(chunks: Sequence[bytes], on_made: Callable[[], None] | None) -> 
 def prepare(encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
     """The batch with its rows made."""
     letters: list[Letter] = []
-    rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters)
+    received: list[int] = []
+    rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters, received)
     chunks = list(copy_chunks(rows, _PREPARED_CHUNK_BYTES))
-    return replace(batch, made=PreparedRows(log_id, partition, chunks, letters))
+    return replace(batch, made=PreparedRows(log_id, partition, chunks, letters, received))
 
 
 def make_stage(session: Session) -> None:

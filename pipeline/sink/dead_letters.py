@@ -100,6 +100,6 @@ def _encode(records: list[bytes], positions: list[tuple[str, int, int]]) -> tupl
     letters: list[Letter] = []
     for index, (record, (log_id, partition, offset)) in enumerate(zip(records, positions, strict=True)):
         refused: list[Letter] = []
-        rows += encoder.rows([record], place_columns(log_id, partition), offset, refused)
+        rows += encoder.rows([record], place_columns(log_id, partition), offset, refused, [])
         letters += [replace(letter, index=index) for letter in refused]
     return rows, letters

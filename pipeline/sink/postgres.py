@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 
 from pipeline.errors import OffsetConflictError, SinkContentionError, SinkUnavailableError
@@ -66,6 +67,7 @@ class PostgresSink:
         on_made: Callable[[], None] | None = None,
     ) -> StoreResult:
         run = self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
+        started = time.monotonic()
         try:
             self._begin(log_id, partition, expected_offset, batch.next_offset)
             try:
@@ -97,6 +99,8 @@ class PostgresSink:
             repeated=written.repeated,
             conflicting=len(written.conflicts),
             dead_lettered=len(written.letters),
+            received_at_ms=written.received_at_ms,
+            seconds=time.monotonic() - started,
         )
 
     def probe(self) -> None:
@@ -131,7 +135,9 @@ class PostgresSink:
 
     def _write_carefully(self, log_id: str, partition: int, batch: LogBatch, run: PoisonRun) -> Written:
         letters: list[Letter] = []
-        rows = list(self._encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters))
+        received: list[int] = []
+        place = place_columns(log_id, partition)
+        rows = list(self._encoder.rows(batch.values, place, batch.offset, letters, received))
         written = write_carefully(
             self.session,
             rows,
@@ -139,6 +145,7 @@ class PostgresSink:
             letters_max=run.letters_left(len(batch.values)),
         )
         written.letters = sorted([*written.letters, *letters], key=lambda letter: letter.index)
+        written.received_at_ms = received
         return written
 
     def _locks(self) -> set[int]:

@@ -79,6 +79,12 @@ ORDER BY tried_at NULLS FIRST, id
 LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED;
 
+-- name: measure
+SELECT (SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL),
+       pg_database_size(current_database()),
+       (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sluice'),
+       current_setting('max_connections')::integer;
+
 -- name: list_dead_letters
 SELECT id, log_id, log_partition, log_offset, raw, reason, sqlstate, created_at, tried_at
 FROM dead_letters

@@ -63,6 +63,7 @@ class PreparedRows:
     partition: int
     chunks: list[bytes]
     letters: list[Letter]
+    received_at_ms: list[int]
 
 
 class RowEncoder:
@@ -72,12 +73,18 @@ class RowEncoder:
         self._names: dict[str, bytes] = {}
 
     def rows(
-        self, records: Iterable[bytes], place: bytes, first_offset: int, letters: list[Letter]
+        self,
+        records: Iterable[bytes],
+        place: bytes,
+        first_offset: int,
+        letters: list[Letter],
+        received_at_ms: list[int],
     ) -> Iterator[bytes | None]:
         """One row a record, in order and in COPY's binary format; None for one that is no event.
 
         `place` holds the columns log_id and log_partition, see `place_columns`. Why a record is no event goes to
-        `letters`. All of it is one loop, since this is where a drain spends its CPU: a call less a row is 0.1 µs.
+        `letters`, and when each was received to `received_at_ms`. All of it is one loop, since this is where a drain
+        spends its CPU: a call less a row is 0.1 µs.
         """
         names, offset = self._names, first_offset
         for record in records:
@@ -115,6 +122,7 @@ class RowEncoder:
                 letters.append(Letter(offset - first_offset, printable(f"not an event: {error}"), None))
                 yield None
             else:
+                received_at_ms.append(event.received_at)
                 yield row
             offset += 1
 

@@ -1,0 +1,48 @@
+"""Counters and facts of the whole system on Redis."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.names import KEY_BUCKET, KEY_COUNTERS, KEY_FACTS
+from pipeline.settings import Settings
+from pipeline.store.connection import ControlConnection, load_script
+
+
+class RedisTallies:
+    """See Tallies. Its weakness: an addition whose answer is lost may have been made, and is not repeated."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._connection = ControlConnection(settings)
+        self._counters = self._connection.key(KEY_COUNTERS)
+        self._facts = self._connection.key(KEY_FACTS)
+        self._bucket = self._connection.key(KEY_BUCKET)
+
+    def add(self, counts: Mapping[str, float]) -> None:
+        arguments = [text for name, count in counts.items() if count for text in (name, repr(float(count)))]
+        if arguments:
+            self._connection.run(load_script("add_counts"), [self._counters], arguments)
+
+    def counters(self) -> dict[str, float]:
+        flat = self._connection.call("HGETALL", self._counters)
+        return {name: float(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+    def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:
+        self._connection.call("SET", self._facts, json.dumps(facts), "PX", max(1, int(seconds * 1000)))
+
+    def facts(self) -> dict[str, Any]:
+        text = self._connection.call("GET", self._facts)
+        found: dict[str, Any] = json.loads(text) if text else {}
+        return found
+
+    def tokens(self) -> tuple[float, float, float] | None:
+        tokens, at, rate = self._connection.call("HMGET", self._bucket, "tokens", "at", "rate")
+        if tokens is None:
+            return None
+        seconds, micros = self._connection.call("TIME")
+        return float(tokens), max(0.0, int(seconds) + int(micros) / 1e6 - float(at)), float(rate)
+
+    def memory(self) -> tuple[int, int]:
+        lines = str(self._connection.call("INFO", "memory")).splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        return int(fields["used_memory"]), int(fields["maxmemory"])

@@ -1,0 +1,96 @@
+"""Counts what drains do, in memory, and adds it to the system's counters about once a second.
+
+Names of counters: `rows`, `repeated`, `conflicting`, `dead_lettered`, `runs:<outcome>`, and for each histogram
+`<name>:<upper bound>` (a bucket's own count, not cumulative), `<name>:sum`.
+"""
+
+import logging
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pipeline.clock import Clock
+from pipeline.errors import StoreUnavailableError
+from pipeline.ports.sink import StoreResult
+from pipeline.ports.tallies import Tallies
+
+_logger = logging.getLogger(__name__)
+
+STORED_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+BATCH_EVENTS: Final = (1.0, 10.0, 100.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 100_000.0)
+BATCH_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+INFINITY: Final = float("inf")
+
+_ADD_SECONDS: Final = 1.0  # between two additions to the counters: what a killed process has not told yet
+
+
+def bound_name(name: str, bound: float) -> str:
+    """The counter of a histogram's bucket."""
+    return f"{name}:{'+Inf' if bound == INFINITY else repr(bound)}"
+
+
+class DrainTally:
+    """One process' counts. Where the server is away they are kept for the next time."""
+
+    def __init__(self, tallies: Callable[[], Tallies], clock: Clock) -> None:
+        self._tallies = tallies
+        self._clock = clock
+        self._counts: defaultdict[str, float] = defaultdict(float)
+        self._added_at = clock.monotonic()
+
+    def on_stored(self, _next_offset: int, result: StoreResult) -> None:
+        """Count a batch that was committed."""
+        counts = self._counts
+        counts["rows"] += result.stored
+        counts["repeated"] += result.repeated
+        counts["conflicting"] += result.conflicting
+        counts["dead_lettered"] += result.dead_lettered
+        size = result.stored + result.repeated + result.conflicting + result.dead_lettered
+        self._observe("batch_events", BATCH_EVENTS, [float(size)])
+        self._observe("batch_seconds", BATCH_SECONDS, [result.seconds])
+        now = self._clock.now()
+        # Oldest last: the batch is in the order of receipt, nearly, which makes this sort a pass over it.
+        ages = sorted([max(0.0, now - received_at_ms / 1000) for received_at_ms in result.received_at_ms])
+        self._observe("stored_seconds", STORED_SECONDS, ages)
+        if self._clock.monotonic() - self._added_at >= _ADD_SECONDS:
+            self.add()
+
+    def on_run(self, outcome: str) -> None:
+        """Count a run that has ended, and add everything to the counters."""
+        self._counts[f"runs:{outcome}"] += 1
+        self.add()
+
+    def add(self) -> None:
+        """Add to the system's counters what was counted since the last time."""
+        self._added_at = self._clock.monotonic()
+        try:
+            self._tallies().add(self._counts)
+        except StoreUnavailableError as error:
+            # An answer that was lost may have been an addition that was made: some batches may count twice.
+            _logger.debug("counts are kept for later: %s", error)
+            return
+        self._counts.clear()
+
+    def _observe(self, name: str, bounds: Sequence[float], ordered: Sequence[float]) -> None:
+        """Count ascending values into the buckets of a histogram."""
+        below = 0
+        for bound in bounds:
+            upto = bisect_right(ordered, bound)
+            if upto > below:
+                self._counts[bound_name(name, bound)] += upto - below
+                below = upto
+        if len(ordered) > below:
+            self._counts[bound_name(name, INFINITY)] += len(ordered) - below
+        if ordered:
+            self._counts[f"{name}:sum"] += sum(ordered)
+
+
+def buckets(counters: dict[str, float], name: str, bounds: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
+    """A histogram's cumulative (upper bound, count), and the sum of its values, from the system's counters."""
+    total = 0.0
+    found = []
+    for bound in (*bounds, INFINITY):
+        total += counters.get(bound_name(name, bound), 0.0)
+        found.append(("+Inf" if bound == INFINITY else str(bound), total))
+    return found, counters.get(f"{name}:sum", 0.0)

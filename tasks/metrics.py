@@ -1,0 +1,130 @@
+"""Serves a worker's metrics; the control worker's are those of the whole system too."""
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from wsgiref.simple_server import WSGIServer
+
+from celery import bootsteps
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pipeline import wiring
+from pipeline.clock import SystemClock
+from pipeline.names import Queue
+from pipeline.settings import Settings
+from pipeline.starts import note_start
+from pipeline.system_metrics import SystemCollector, SystemParts
+
+_logger = logging.getLogger(__name__)
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class ChildrenCollector(Collector):
+    """CPU and memory of a worker's children, where tasks run: from /proc, and nothing where there is none."""
+
+    def describe(self) -> Iterable[Metric]:
+        """What `collect` gives."""
+        return self._families([])
+
+    def collect(self) -> Iterator[Metric]:
+        """As they are now. A child that has ended takes its CPU time along: the counter starts anew then."""
+        yield from self._families(_children(os.getpid()))
+
+    def _families(self, children: list[tuple[float, int]]) -> list[Metric]:
+        return [
+            GaugeMetricFamily("sluice_worker_children", "Processes that run this worker's tasks", value=len(children)),
+            GaugeMetricFamily(
+                "sluice_worker_children_resident_memory_bytes",
+                "Memory of a worker's children; what they share is counted in each",
+                value=sum(resident for _, resident in children),
+            ),
+            CounterMetricFamily(
+                "sluice_worker_children_cpu_seconds",
+                "CPU time of the children that are alive",
+                value=sum(seconds for seconds, _ in children),
+            ),
+        ]
+
+
+def _children(pid: int) -> list[tuple[float, int]]:
+    """(CPU seconds, resident bytes) of each child process."""
+    found = []
+    try:
+        names = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    for name in names:
+        try:
+            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+            resident = int(Path(f"/proc/{name}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            continue  # it has just ended
+        found.append(((int(fields[11]) + int(fields[12])) / _TICKS, resident * _PAGE_BYTES))
+    return found
+
+
+class MetricsStep(bootsteps.StartStopStep):
+    """A step of the worker: an HTTP server on WORKER_METRICS_PORT, in a thread of the main process."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._server: WSGIServer | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, worker: Any) -> None:
+        """Serve, where a port is set; a port that is taken is an error in the log, and no reason not to work."""
+        settings: Settings = worker.app.sluice_settings
+        is_control = Queue.CONTROL.value in worker.app.amqp.queues.consume_from
+        note_start(settings, "control" if is_control else "batches")
+        if not settings.worker_metrics_port:
+            return
+        try:
+            self._server, self._thread = start_http_server(
+                settings.worker_metrics_port, settings.metrics_host, make_registry(settings, is_control=is_control)
+            )
+        except OSError as error:
+            _logger.warning(
+                "no metrics: %s port %d can't be had: %s", settings.metrics_host, settings.worker_metrics_port, error,
+                extra={"action": "metrics_port_taken"},
+            )  # fmt: skip
+
+    def stop(self, _worker: Any) -> None:
+        """End the server."""
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            self._server = self._thread = None
+
+    def terminate(self, worker: Any) -> None:
+        """The worker ends at once."""
+        self.stop(worker)
+
+
+def make_registry(settings: Settings, *, is_control: bool) -> CollectorRegistry:
+    """What a worker shows: itself, its children, and on the control worker the whole system."""
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    registry.register(ChildrenCollector())
+    if is_control:
+        registry.register(SystemCollector(_system_parts(settings)))
+    return registry
+
+
+def _system_parts(settings: Settings) -> SystemParts:
+    is_redis_log = settings.log_scheme != "kafka"
+    return SystemParts(
+        settings=settings,
+        clock=SystemClock(),
+        store=wiring.make_control_store(settings),
+        tallies=wiring.make_tallies(settings),
+        log_memory=wiring.make_log_tallies(settings).memory if is_redis_log else None,
+    )
