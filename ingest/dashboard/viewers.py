@@ -185,9 +185,8 @@ class Viewers:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time()
         while True:
-            due = max(due + PERIOD_SECONDS, loop.time())
+            due = loop.time() + PERIOD_SECONDS
             await asyncio.sleep(SOONEST_SECONDS)
             await self._next(due)
             self._wake.clear()

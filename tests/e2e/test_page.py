@@ -21,9 +21,9 @@ from support.traffic import Traffic, wait_until
 
 pytestmark = pytest.mark.parametrize("started", ["redis"], indirect=True)
 
-WIDE = {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"}
-DARK = {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"}
-PHONE = {"viewport": {"width": 360, "height": 740}, "color_scheme": "light", "device_scale_factor": 2}
+WIDE = {"viewport": {"width": 1280, "height": 1120}, "color_scheme": "light"}
+DARK = {"viewport": {"width": 1280, "height": 1120}, "color_scheme": "dark"}
+PHONE = {"viewport": {"width": 360, "height": 900}, "color_scheme": "light", "device_scale_factor": 2}
 
 
 @pytest.fixture
@@ -197,6 +197,7 @@ def test_without_the_control_store_the_page_shows_what_one_process_knows(site: S
     seen.wait_words("#headline", "All is well")
     points = seen.points()
     with site.traffic(events_per_second=100, events_max=10_000) as traffic:
+        traffic.wait_acked(100, seconds_max=15)  # a process that has not appended yet could not without the store
         site.control_redis.kill()
         try:
             seen.wait_words("#headline", "control store (Redis) does not answer")

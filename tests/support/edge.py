@@ -15,6 +15,7 @@ from typing import Any
 import uvloop
 
 from ingest.app import create_app
+from ingest.dashboard.recorder import Sight
 from ingest.edge import Edge, IngestParts
 from ingest.server import listen, serve
 from pipeline.clock import SystemClock
@@ -142,7 +143,13 @@ def metric(port: int, name: str) -> float:
 class RunningEdge:
     """Ingest in a thread of this process."""
 
-    def __init__(self, settings: Settings, log: EventLog | None = None, control: MemoryServer | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: EventLog | None = None,
+        control: MemoryServer | None = None,
+        make_sight: Callable[[MemoryLogServer], Sight] | None = None,
+    ) -> None:
         self.settings = settings
         self.log_server = MemoryLogServer(settings.log_partitions)
         self.memory_log = MemoryLog(server=self.log_server)
@@ -156,6 +163,7 @@ class RunningEdge:
             store=self.store,
             events=MemoryControlEvents(settings, self.control),
             clock=SystemClock(),
+            sight=None if make_sight is None else make_sight(self.log_server),
         )
         self.app = create_app(settings, parts, name=f"ingest-{uuid.uuid4().hex}")
         self.app.config.TOUCHUP = False  # it rewrites Sanic's classes, once for each process

@@ -1,4 +1,4 @@
-"""Pictures for docs/: as small as a screenshot of flat colours can be."""
+"""Pictures for docs/."""
 
 import io
 from pathlib import Path
@@ -7,8 +7,7 @@ from PIL import Image
 
 
 def save_image(png: bytes, path: Path) -> None:
-    """Write a PNG with a palette."""
+    """Write a PNG as small as it gets without losing a colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(png)) as image:
-        small = image.convert("RGB").quantize(colors=160, dither=Image.Dither.NONE)
-        small.save(path, optimize=True)
+        image.convert("RGB").save(path, optimize=True)

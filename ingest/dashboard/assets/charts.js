@@ -120,6 +120,8 @@ const charts = (() => {
   function drawLevels(plot) {
     const { ctx, bbox } = plot;
     ctx.save();
+    ctx.textAlign = "left";
+    ctx.textBaseline = "alphabetic";
     ctx.font = `600 ${11 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.lineWidth = 1.5 * devicePixelRatio;
     for (const [word, value, colour, dash] of state.levels || []) {
@@ -135,6 +137,12 @@ const charts = (() => {
     ctx.restore();
   }
 
+  // Seconds only where the minutes alone would repeat.
+  function clock(plot, seconds) {
+    const { min, max } = plot.scales.x;
+    return format.time(seconds).slice(0, max - min < 400 ? 8 : 5);
+  }
+
   function options(name, lines, width) {
     const axis = { stroke: css("muted"), grid: { stroke: css("grid"), width: 1 }, ticks: { stroke: css("grid") }, font: "11px system-ui, sans-serif" };
     const highest = PLANS[name].levels ? () => (state.levels ? state.levels[1][1] * 1.12 : 0) : () => 0;
@@ -147,7 +155,7 @@ const charts = (() => {
         y: { range: (_, _low, high) => [0, Math.max(1, (high || 0) * 1.08, highest())] },
       },
       axes: [
-        { ...axis, space: 70, values: (_, times) => times.map((t) => format.time(t).slice(0, 5)) },
+        { ...axis, space: 70, values: (plot, times) => times.map((t) => clock(plot, t)) },
         { ...axis, size: 48, values: (_, marks) => marks.map(format.short) },
       ],
       series: [

@@ -45,7 +45,8 @@
     if (first) look.append(element("strong", "Look at: "), first.lookAt);
     byId("more").replaceChildren(...rest.map((problem) => {
       const item = element("li");
-      item.append(element("b", problem.what), ` Look at: ${problem.lookAt}`);
+      item.dataset.level = problem.severity;
+      item.append(element("b", `${problem.what}.`), ` Look at: ${problem.lookAt}`);
       return item;
     }));
     const title = first ? words.split(/[:;]/)[0] : "all is well";
@@ -103,7 +104,7 @@
     const lags = Object.values(status.lagByPartition || {});
     const level = lag > bands.lagCritical ? "critical" : lag >= bands.lagDegraded ? "degraded" : null;
     card("lag", number(lag), "events", lag === null ? "not known" : `degraded from ${format.short(bands.lagDegraded)}, critical above ${format.short(bands.lagCritical)}`, level);
-    const empty = lag === 0 ? "nothing waits" : status.secondsToEmpty !== null ? `the rest takes about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "no end of the backlog in sight";
+    const empty = lag === 0 ? "nothing waits" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with what comes" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "no end of the backlog in sight";
     const stuck = status.drainRate === 0 && lag > 0;
     card("drain", number(status.drainRate), "/s", empty, stuck ? "critical" : null);
     const most = Math.max(1, ...lags);

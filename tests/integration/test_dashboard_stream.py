@@ -1,0 +1,289 @@
+"""The live page's addresses over HTTP: page, files and stream, with log and control store in memory."""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ingest.dashboard
+from ingest.dashboard.assets import load_assets
+from ingest.dashboard.recorder import Sight
+from pipeline.log.memory import MemoryLog
+from pipeline.names import Mode
+from pipeline.ports.history import COUNTS
+from pipeline.settings import Settings
+from pipeline.store.memory import MemoryLeases, MemoryServer
+from pipeline.store.memory_history import MemoryHistory
+from stack.servers import free_port
+from support.edge import RunningEdge, Wire, eventually, get, post, request, sample, send
+
+Start = Callable[..., RunningEdge]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts ingest with a history in memory; `control` and `history` are those of another where they are given."""
+    running: list[RunningEdge] = []
+
+    def run(control: MemoryServer | None = None, history: MemoryHistory | None = None, **changes: Any) -> RunningEdge:
+        settings = replace(Settings(ingest_port=free_port(), **changes), log_partitions=2)
+        control = control or MemoryServer()
+        edge = RunningEdge(
+            settings,
+            control=control,
+            make_sight=lambda log: Sight(
+                history or MemoryHistory(control), MemoryLeases(settings, control), MemoryLog(server=log)
+            ),
+        )
+        running.append(edge)
+        return edge.start()
+
+    yield run
+    for edge in running:
+        edge.stop()
+
+
+class Stream:
+    """The messages of /events."""
+
+    def __init__(self, port: int, *, seconds_max: float = 8.0) -> None:
+        self.wire = Wire(port, seconds_max=seconds_max)
+        self.wire.send(request(method="GET", path="/events", content_type=None))
+        self._text = b""
+        while b"\r\n\r\n" not in self._text:
+            self._more()
+        head, _, self._text = self._text.partition(b"\r\n\r\n")
+        self.head = head.decode().lower()
+
+    def _more(self) -> None:
+        data = self.wire.socket.recv(1 << 16)
+        if not data:
+            raise EOFError
+        self._text += data
+
+    def block(self) -> str:
+        """The next chunk: one message or comment. EOFError at the end."""
+        while b"\r\n" not in self._text:
+            self._more()
+        size, _, rest = self._text.partition(b"\r\n")
+        length = int(size, 16)
+        if length == 0:
+            raise EOFError
+        while len(rest) < length + 2:
+            self._more()
+            _, _, rest = self._text.partition(b"\r\n")
+        self._text = rest[length + 2 :]
+        return rest[:length].decode()
+
+    def message(self, kind: str) -> dict[str, Any]:
+        """The data of the next message of a kind."""
+        while True:
+            lines = self.block().strip().split("\n")
+            if lines[0] == f"event: {kind}":
+                document: dict[str, Any] = json.loads(lines[-1].removeprefix("data: "))
+                return document
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wire.socket.close()
+
+
+def counted(documents: list[dict[str, Any]], name: str) -> float:
+    """The sum of a column over points a second apart: how many there were."""
+    place = documents[0]["columns"].index(name)
+    return sum(row[place] or 0 for document in documents for row in document["points"])
+
+
+# --- The page and its files ------------------------------------------------------------------------
+
+
+def test_the_page_loads_nothing_but_its_own_files_and_runs_nothing_else(start: Start) -> None:
+    port = start().port
+    answer = get(port, "/")
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["cache-control"] == "no-store"
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    page = answer.body.decode()
+    assert "://" not in page
+    assert "style=" not in page
+    assert "{{" not in page
+
+
+def test_the_files_may_be_kept_for_ever_since_their_names_change_with_them(start: Start) -> None:
+    port = start().port
+    for name, asset in load_assets().by_name.items():
+        answer = get(port, f"/assets/{name}")
+        assert answer.status == 200
+        assert answer.body == asset.content
+        assert answer.headers["content-type"] == asset.media_type
+        assert "immutable" in answer.headers["cache-control"]
+    assert get(port, "/assets/page.css").status == 404
+    assert get(port, "/assets/..%2f__init__.py").status == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/events"])
+def test_head_is_answered_without_a_body(start: Start, path: str) -> None:
+    port = start().port
+    answer = send(port, request(method="HEAD", path=path, content_type=None), has_body=False)
+    assert answer.status == 200
+    assert send(port, request(method="POST", path=path)).status == 405
+
+
+def test_the_charting_library_is_the_one_that_was_shipped() -> None:
+    folder = Path(ingest.dashboard.__file__).parent / "assets" / "vendor"
+    lines = [line for line in (folder / "SOURCES").read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) == 3
+    for line in lines:
+        digest, name = line.split()
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+
+
+# --- The stream --------------------------------------------------------------------------------------
+
+
+def test_a_stream_begins_with_all_and_goes_on_each_second(start: Start) -> None:
+    edge = start()
+    edge.publish(1000.0, mode=Mode.DEGRADED, lag=20_000)
+    with Stream(edge.port) as stream:
+        assert "content-type: text/event-stream" in stream.head
+        assert "cache-control: no-store" in stream.head
+        assert stream.block().startswith("retry: ")
+        snapshot = stream.message("snapshot")
+        assert snapshot["status"]["mode"] == "degraded"
+        assert [event["kind"] for event in snapshot["events"]] == ["rate_changed"]
+        began = time.monotonic()
+        stream.message("tick")
+        second = stream.message("tick")
+        assert time.monotonic() - began > 0.9
+        assert "events" not in second  # nothing happened
+        edge.publish(100.0, mode=Mode.CRITICAL, lag=60_000)
+        while "events" not in (tick := stream.message("tick")):
+            pass
+        assert len(tick["events"]) == 2
+        assert tick["events"][0]["data"]["mode"] == "critical"
+
+
+def test_offered_and_admitted_are_counted_in_events_and_a_body_refused_unread_as_one(start: Start) -> None:
+    edge = start(burst_seconds=1.0)
+    edge.publish(1000.0)
+    eventually(lambda: post(edge.port, [sample()] * 5).status == 202, "5 events are admitted")
+    with Stream(edge.port) as stream:
+        documents = [stream.message("snapshot")]
+        while not counted(documents, "rate"):  # the first point has nothing before it to be compared with
+            documents.append(stream.message("tick"))
+        # When the rate is tiny, then a body is refused
+        edge.publish(1.0, mode=Mode.CRITICAL)
+        eventually(lambda: post(edge.port, sample()).status == 429, "a refusal")
+        assert post(edge.port, b"{").status in (400, 429)
+        for _ in range(4):
+            documents.append(stream.message("tick"))
+    refused = counted(documents, "s429")
+    assert refused >= 0.9
+    assert counted(documents, "offered") - counted(documents, "admitted") == pytest.approx(refused, abs=0.5)
+
+
+def test_the_history_of_a_process_outlives_it_and_every_process_shows_the_whole(start: Start) -> None:
+    # Given two processes on one control store
+    control = MemoryServer()
+    history = MemoryHistory(control)
+    first, second = start(control, history), start(control, history)
+    first.publish(1000.0)
+    eventually(lambda: post(first.port, [sample()] * 20).status == 202, "admitted by the first")
+    eventually(lambda: post(second.port, [sample()] * 30).status == 202, "admitted by the second")
+
+    # Then the history has the events of both, and one entry a second
+    def admitted() -> int:
+        entries = history.since("", entries_max=1000)
+        return entries[-1].counts[COUNTS.index("admitted")] if entries else 0
+
+    eventually(lambda: admitted() == 50, "both are counted", seconds_max=6)
+    entries = history.since("", entries_max=1000)
+    assert all(later.at - one.at > 0.8 for one, later in pairwise(entries))
+    first.stop()
+    with Stream(second.port) as stream:
+        snapshot = stream.message("snapshot")
+    assert len(snapshot["points"]) >= len(entries)
+    lag = snapshot["columns"].index("lags")
+    assert isinstance(snapshot["points"][-1][lag], list | None)
+
+
+def test_viewers_beyond_the_limit_are_told_so_in_words(start: Start) -> None:
+    edge = start(page_viewers_max=2)
+    with Stream(edge.port), Stream(edge.port):
+        answer = get(edge.port, "/events")
+        assert answer.status == 503
+        assert "PAGE_VIEWERS_MAX" in answer.error["message"]
+    eventually(lambda: edge.edge.viewers.count == 0, "those who left are forgotten")
+    with Stream(edge.port) as stream:
+        stream.message("snapshot")
+
+
+def test_a_stop_ends_the_streams_and_is_not_delayed_by_them(start: Start) -> None:
+    edge = start()
+    with Stream(edge.port) as stream:
+        stream.message("snapshot")
+        began = time.monotonic()
+        edge.begin_stop()
+        with pytest.raises((EOFError, ConnectionError)):
+            stream.message("nothing of the sort")
+        edge.join()
+        assert time.monotonic() - began < 1.5
+
+
+def test_with_the_control_store_away_the_stream_goes_on_with_what_is_known_here(start: Start) -> None:
+    edge = start()
+    edge.publish(1000.0)
+    with Stream(edge.port) as stream:
+        stream.message("snapshot")
+        edge.control.is_away = True
+        while not (tick := stream.message("tick"))["status"]["storeIsAway"]:
+            pass
+        assert "control store" in tick["status"]["reasons"][0]["what"]
+        assert tick["status"]["circuitBreaker"] == "unknown"
+        points: list[Any] = []
+        began = time.monotonic()
+        while len(points) < 2:  # local ones, once those of the history have become old
+            assert time.monotonic() - began < 12
+            points += stream.message("tick")["points"]
+        edge.control.is_away = False
+        while (tick := stream.message("tick"))["status"]["storeIsAway"]:
+            pass
+
+
+def test_requests_are_served_as_quickly_with_a_history_that_hangs(start: Start) -> None:
+    control = MemoryServer()
+    edge = start(control, HangingHistory(control))
+    edge.publish(1000.0)
+    eventually(lambda: post(edge.port, sample()).status == 202, "an event is admitted")
+    took = []
+    for _ in range(60):
+        began = time.monotonic()
+        assert post(edge.port, sample()).status == 202
+        took.append(time.monotonic() - began)
+    assert max(took) < 0.5
+
+
+class HangingHistory(MemoryHistory):
+    """A history whose server takes its time."""
+
+    never = threading.Event()
+
+    def add(self, *args: Any) -> None:
+        self.never.wait(1.5)
+        super().add(*args)
+
+    def since(self, *args: Any, **kwargs: Any) -> Any:
+        self.never.wait(1.5)
+        return super().since(*args, **kwargs)
