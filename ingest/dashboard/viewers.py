@@ -105,6 +105,8 @@ class Reader:
         self._sent_at = points[-1].t if points else self._sent_at
         told = event_documents(self._told)
         tick = {"status": status, "points": news} | ({"events": told} if are_new else {})
+        if not for_new:
+            return Frame(_message("tick", identity, tick), None)
         snapshot = {
             "status": status,
             "columns": COLUMNS,
@@ -112,7 +114,7 @@ class Reader:
             "points": [point.row() for point in points],
             "events": told,
         }
-        return Frame(_message("tick", identity, tick), _message("snapshot", identity, snapshot) if for_new else None)
+        return Frame(_message("tick", identity, tick), _message("snapshot", identity, snapshot))
 
     def _read_history(self) -> None:
         if self._history is None:
