@@ -164,6 +164,12 @@ class Admission:
             return None
         return max(0, self._left + int(self._level.predicted(now)))
 
+    def tokens_seen(self, now: float) -> int | None:
+        """The same, but None where it would be a guess: others take tokens, and this process has not asked lately."""
+        if self._local is None and self._live_processes > 1 and self._level is not None:
+            return self.available(now) if now - self._level.at <= LEVEL_SECONDS_MAX else None
+        return self.available(now)
+
     @property
     def is_local(self) -> bool:
         """Whether the bucket is away, and this process goes by the last rate that it knew."""

@@ -82,7 +82,7 @@ class Recorder:
         followed = self._edge.follower.newest
         sample: dict[str, Any] = {
             "rate": round(self._edge.admission.rate(now), 1),
-            "tokens": self._edge.admission.available(now),
+            "tokens": self._edge.admission.tokens_seen(now),
         }
         if followed is not None and not self._edge.follower.is_away:
             sample |= _of_state(followed.state)

@@ -214,6 +214,24 @@ def test_without_the_control_store_the_page_shows_what_one_process_knows(site: S
     site.check(traffic)
 
 
+def test_a_rate_set_by_hand_shows_with_its_end_and_who_set_it(site: Site, browser: Browser) -> None:
+    seen = watched(browser, site.system.url, **WIDE)
+    seen.wait_words("#headline", "All is well")
+    assert "none" in seen.card("override")
+    store = wiring.make_control_store(site.settings)
+    until = store.state().time + 60
+    store.set_override(321.0, until=until, by="ann@example", why="a test of the page")
+    try:
+        seen.wait_words("#card-override", "321")
+        told = f"until {clock_time(until).removesuffix(' UTC')}, by ann@example: a test of the page"
+        assert told in seen.card("override")
+        seen.wait_words("#card-rate", "321")
+        seen.wait_words("#rows", "Rate set by hand")
+    finally:
+        store.clear_override(by="ann@example", why="the test is over")
+    seen.wait_words("#card-override", "none")
+
+
 def test_several_processes_show_one_system(site: Site, browser: Browser, tmp_path: Path) -> None:
     other = replace(site.settings, ingest_port=free_port())
     program = ingest(other, tmp_path, name="other").start()

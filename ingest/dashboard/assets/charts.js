@@ -155,7 +155,7 @@ const charts = (() => {
         y: { range: (_, _low, high) => [0, Math.max(1, (high || 0) * 1.08, highest())] },
       },
       axes: [
-        { ...axis, space: 70, values: (plot, times) => times.map((t) => clock(plot, t)) },
+        { ...axis, size: 30, space: 70, values: (plot, times) => times.map((t) => clock(plot, t)) },
         { ...axis, size: 48, values: (_, marks) => marks.map(format.short) },
       ],
       series: [

@@ -15,6 +15,9 @@
     paused: ["▲", "warn", "Consumption paused"],
     resumed: ["✓", "good", "Consumption resumed"],
     state_restored: ["↺", "warn", "State restored after a flush"],
+    override_set: ["▲", "warn", "Rate set by hand"],
+    override_ended: ["✓", "good", "Rate set by hand ended"],
+    bands_set: ["◆", "", "Thresholds set"],
     drainer_terminated: ["■", "bad", "Stalled drainer ended"],
   };
 
@@ -42,7 +45,9 @@
     byId("headline").textContent = words;
     const look = byId("look");
     look.replaceChildren();
+    const override = status.rateOverride;
     if (first) look.append(element("strong", "Look at: "), first.lookAt);
+    else if (override) look.append(element("strong", "By hand: "), `${format.number(override.rate)} events a second until ${format.time(override.until)} UTC, by ${override.by}: ${override.why}`);
     byId("more").replaceChildren(...rest.map((problem) => {
       const item = element("li");
       item.dataset.level = problem.severity;
@@ -131,8 +136,8 @@
     const old = age === null || age > 3 * status.controllerPeriodSeconds;
     card("controller", age === null ? "silent" : format.duration(age), age === null ? "" : "ago", `sets the rate every ${format.duration(status.controllerPeriodSeconds)}`, old ? "degraded" : null);
     const override = status.rateOverride;
-    byId("card-override").hidden = !override;
-    if (override) card("override", format.number(override.rate), "/s", `${override.until ? `until ${format.time(override.until)}` : "no end"}, by ${override.by}${override.why ? `: ${override.why}` : ""}`, "degraded");
+    if (override) card("override", format.number(override.rate), "/s", `until ${format.time(override.until)}, by ${override.by}: ${override.why}`, "degraded");
+    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : "the lag decides the rate");
   }
 
   // --- The events --------------------------------------------------------------------------
