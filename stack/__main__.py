@@ -26,7 +26,9 @@ examples:
 servers of your own: DATABASE_URL, REDIS_URL, EVENT_LOG_URL, KAFKA_BOOTSTRAP_SERVERS
 addresses: INGEST_HOST 127.0.0.1, FLOWER_HOST 127.0.0.1; private servers listen on the loopback address only
 ports: INGEST_PORT 8080, FLOWER_PORT 5555, POSTGRES_PORT 5433, REDIS_PORT 6381, LOG_REDIS_PORT 6382, KAFKA_PORT 9093,
-       KAFKA_CONTROLLER_PORT 9094, INGEST_METRICS_PORT 9101 and up (of several ingest processes)
+       KAFKA_CONTROLLER_PORT 9094, PROMETHEUS_PORT 9090; metrics: CONTROL_METRICS_PORT 9111, BATCHES_METRICS_PORT
+       9112, INGEST_METRICS_PORT 9101 and up (of several ingest processes)
+Prometheus runs too where this machine has it: PROMETHEUS=no for none, =yes to insist
 folder of data and logs: SLUICE_HOME .local/system
 """
 _SAMPLE: Final = (
@@ -124,9 +126,11 @@ def _say(text: str) -> None:
 def _table(system: System, urls: dict[str, str]) -> str:
     given = system.config.given
     rows = [
+        ("live page", f"{urls['INGEST_URL']}/"),
         ("events", f"{urls['INGEST_URL']}/api/logs"),
         ("health", f"{urls['INGEST_URL']}/api/logs/health"),
         ("Flower", urls["FLOWER_URL"]),
+        *([("Prometheus", urls["PROMETHEUS_URL"])] if "PROMETHEUS_URL" in urls else []),
         ("PostgreSQL", _shown(urls["DATABASE_URL"], is_given="DATABASE_URL" in given)),
         ("Redis (queues, control)", _shown(urls["REDIS_URL"], is_given="REDIS_URL" in given)),
         ("event log", _shown(urls["EVENT_LOG_URL"], is_given="EVENT_LOG_URL" in given)),

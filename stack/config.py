@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ _PORTS: Final = {
     "INGEST_PORT": 8080,
     "INGEST_METRICS_PORT": 9101,  # of the first ingest process where there are several; the others' follow
     "FLOWER_PORT": 5555,
+    "CONTROL_METRICS_PORT": 9111,
+    "BATCHES_METRICS_PORT": 9112,
+    "PROMETHEUS_PORT": 9090,
     "POSTGRES_PORT": 5433,
     "REDIS_PORT": 6381,  # queues, bucket and control state
     "LOG_REDIS_PORT": 6382,  # the event log
@@ -37,6 +41,7 @@ class StackConfig:
     ingest_processes: int
     ports: Mapping[str, int]
     given: Mapping[str, str]  # DATABASE_URL, REDIS_URL, EVENT_LOG_URL where servers of somebody else are used
+    prometheus: str | None = None  # the program, where one is run
 
     @classmethod
     def from_environ(cls, log: str | None, environ: Mapping[str, str] | None = None) -> "StackConfig":
@@ -65,12 +70,15 @@ class StackConfig:
             ingest_processes=_number(source, "INGEST_PROCESSES", 1, 64),
             ports=ports,
             given=given,
+            prometheus=_prometheus(source),
         )
 
     @property
     def ports_used(self) -> dict[str, int]:
         """The ports that this system listens on, by setting."""
-        names = ["INGEST_PORT", "FLOWER_PORT"]
+        names = ["INGEST_PORT", "FLOWER_PORT", "CONTROL_METRICS_PORT", "BATCHES_METRICS_PORT"]
+        if self.prometheus is not None:
+            names.append("PROMETHEUS_PORT")
         if "DATABASE_URL" not in self.given:
             names.append("POSTGRES_PORT")
         if "REDIS_URL" not in self.given:
@@ -88,6 +96,17 @@ class StackConfig:
         if self.ingest_processes == 1:
             return []
         return [self.ports["INGEST_METRICS_PORT"] + number for number in range(self.ingest_processes)]
+
+
+def _prometheus(source: Mapping[str, str]) -> str | None:
+    """The Prometheus of this machine; None where there is none, or PROMETHEUS=no asks for none."""
+    wanted = source.get("PROMETHEUS") or "auto"
+    if wanted not in ("auto", "yes", "no"):
+        raise ServerError(f"PROMETHEUS={wanted!r} is none of auto, yes, no")
+    program = None if wanted == "no" else shutil.which("prometheus", path=source.get("PATH", ""))
+    if wanted == "yes" and program is None:
+        raise ServerError("PROMETHEUS=yes, and there is no prometheus on the PATH (Debian: prometheus)")
+    return program
 
 
 def _log_without_a_choice(home: Path, url: str | None, bootstrap: str | None) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Final
 from xmlrpc.client import Fault
 
 from stack.config import StackConfig
+from stack.prometheus import prometheus_config
 from stack.servers import (
     KAFKA_LIBS,
     LOOPBACK,
@@ -37,7 +38,7 @@ SPARE_DRAINS: Final = 2  # worker processes beyond one a partition: a frozen one
 _FAILED_STARTS_MAX: Final = 3  # of one program while the system starts: then it will not come up by itself
 _LOOK_SECONDS: Final = 0.5  # how often a start looks for programs that end
 # What `clean` deletes: the folder may have been there before us, and hold other things.
-_DATA: Final = ("postgres", "postgres.new", "redis-control", "redis-log", "kafka", "logs")
+_DATA: Final = ("postgres", "postgres.new", "redis-control", "redis-log", "kafka", "prometheus", "logs")
 _FILES: Final = ("log", "running.json", "supervisord.conf", "supervisor.pid", "supervisor.sock", "lock")
 
 
@@ -179,6 +180,11 @@ class System:
             "REDIS_URL": given.get("REDIS_URL") or servers["redis-control"].url,
             "EVENT_LOG_URL": given.get("EVENT_LOG_URL") or (log.url if log is not None else ""),
             "FLOWER_URL": _http_url(self.config.flower_host, self.config.ports["FLOWER_PORT"]),
+            **(
+                {"PROMETHEUS_URL": _http_url(LOOPBACK, self.config.ports["PROMETHEUS_PORT"])}
+                if self.config.prometheus
+                else {}
+            ),
         }
 
     def _environ(self, urls: Mapping[str, str]) -> dict[str, str]:
@@ -197,20 +203,27 @@ class System:
         settings = Settings.from_environ({**os.environ, **self._environ(urls)})
         python = sys.executable
         celery = [python, "-W", "ignore", "-m", "celery", "-A", "tasks.app"]
-        worker = ["--without-gossip", "--without-mingle", "--loglevel", "info"]
+        worker = ["--without-gossip", "--without-mingle"]
         drains = settings.log_partitions + SPARE_DRAINS
         flower = [f"--address={self.config.flower_host}", f"--port={self.config.ports['FLOWER_PORT']}"]
         programs = [
             Program(
-                "control", [*celery, "worker", "-Q", "control", "-n", self._node("control"), "-c", "2", *worker], 20
+                "control",
+                [*celery, "worker", "-Q", "control", "-n", self._node("control"), "-c", "2", *worker],
+                20,
+                {
+                    "WORKER_METRICS_PORT": str(self.config.ports["CONTROL_METRICS_PORT"]),
+                    "WATCHED_PATHS": settings.watched_paths or str(self.home),
+                },
             ),
             Program(
                 "batches",
                 [*celery, "worker", "-Q", "batches", "-n", self._node("batches"), "-c", str(drains), *worker],
                 20,
+                {"WORKER_METRICS_PORT": str(self.config.ports["BATCHES_METRICS_PORT"])},
                 stop_signal="QUIT",  # at once: what a drain has not committed is drained again
             ),
-            Program("beat", [*celery, "beat", "--scheduler", "celery.beat:Scheduler", "--pidfile=", "-l", "info"], 20),
+            Program("beat", [*celery, "beat", "--scheduler", "celery.beat:Scheduler", "--pidfile="], 20),
             Program("flower", [*celery, "flower", *flower], 30),
         ]
         metrics_ports = self.config.metrics_ports or [0]
@@ -224,7 +237,36 @@ class System:
                     stop_seconds=int(settings.stop_seconds_max) + 5,
                 )
             )
+        if self.config.prometheus is not None:
+            programs.append(self._prometheus(self.config.prometheus))
         return programs
+
+    def _prometheus(self, program: str) -> Program:
+        """Prometheus with the rules of monitoring/, and what it scrapes on this machine."""
+        ports = self.config.ports
+        folder = self.home / "prometheus"
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "prometheus.yml"
+        config.write_text(
+            prometheus_config(
+                {
+                    "ingest": self.config.metrics_ports or [ports["INGEST_PORT"]],
+                    "control": [ports["CONTROL_METRICS_PORT"]],
+                    "worker": [ports["BATCHES_METRICS_PORT"]],
+                }
+            )
+        )
+        return Program(
+            "prometheus",
+            [
+                program,
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                "--storage.tsdb.retention.time=2d",
+                f"--web.listen-address={LOOPBACK}:{ports['PROMETHEUS_PORT']}",
+            ],
+            50,
+        )
 
     def _node(self, queue: str) -> str:
         """A worker's name, unlike that of any other system on the same broker."""
@@ -244,6 +286,8 @@ class System:
         self._wait(lambda: _has_ticked(_health(urls["INGEST_URL"]), since=started), "control")
         self._wait_for_workers(urls)
         self._wait(lambda: _status(urls["FLOWER_URL"] + "/healthcheck") == 200, "flower")
+        if "PROMETHEUS_URL" in urls:
+            self._wait(lambda: _status(urls["PROMETHEUS_URL"] + "/-/ready") == 200, "prometheus")
         for info in self.programs_now():
             self._wait(partial(self._runs, str(info["name"])), str(info["name"]))
 

@@ -24,8 +24,8 @@ class RedisTallies:
             self._connection.run(load_script("add_counts"), [self._counters], arguments)
 
     def counters(self) -> dict[str, float]:
-        flat = self._connection.call("HGETALL", self._counters)
-        return {name: float(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        found: dict[str, str] = self._connection.call("HGETALL", self._counters)
+        return {name: float(value) for name, value in found.items()}
 
     def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:
         self._connection.call("SET", self._facts, json.dumps(facts), "PX", max(1, int(seconds * 1000)))
@@ -43,6 +43,5 @@ class RedisTallies:
         return float(tokens), max(0.0, int(seconds) + int(micros) / 1e6 - float(at)), float(rate)
 
     def memory(self) -> tuple[int, int]:
-        lines = str(self._connection.call("INFO", "memory")).splitlines()
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        fields: dict[str, int] = self._connection.call("INFO", "memory")
         return int(fields["used_memory"]), int(fields["maxmemory"])

@@ -26,6 +26,9 @@ PORT_NAMES = (
     "LOG_REDIS_PORT",
     "KAFKA_PORT",
     "KAFKA_CONTROLLER_PORT",
+    "CONTROL_METRICS_PORT",
+    "BATCHES_METRICS_PORT",
+    "PROMETHEUS_PORT",
 )
 
 
@@ -102,7 +105,9 @@ def make_place(home: Path) -> Place:
     environ = {name: str(free_port()) for name in PORT_NAMES}
     # A folder that only its owner may enter, with a space in its name
     home.mkdir(mode=0o700)
-    return Place(home, {"PATH": os.environ["PATH"], "HOME": str(home), "SLUICE_HOME": str(home), **environ})
+    return Place(
+        home, {"PATH": os.environ["PATH"], "HOME": str(home), "SLUICE_HOME": str(home), "PROMETHEUS": "no", **environ}
+    )
 
 
 @pytest.fixture(scope="module")

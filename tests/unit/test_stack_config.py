@@ -17,24 +17,45 @@ def config_of(home: Path, log: str | None = None, **environ: object) -> StackCon
     )
 
 
+ALWAYS = ("INGEST_PORT", "FLOWER_PORT", "CONTROL_METRICS_PORT", "BATCHES_METRICS_PORT")
+
+
 def free_ports() -> dict[str, int]:
     names = ("INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT")
     return {name: free_port() for name in names}
+
+
+def test_prometheus_runs_where_there_is_one(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "prometheus"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    path = str(program.parent)
+    assert config_of(tmp_path, PATH=path).prometheus == str(program)
+    assert "PROMETHEUS_PORT" in config_of(tmp_path, PATH=path).ports_used
+    assert config_of(tmp_path, PATH=path, PROMETHEUS="no").prometheus is None
+    assert config_of(tmp_path, PATH="/nowhere").prometheus is None
+    with pytest.raises(ServerError, match="no prometheus on the PATH"):
+        config_of(tmp_path, PATH="/nowhere", PROMETHEUS="yes")
+    with pytest.raises(ServerError, match="none of auto, yes, no"):
+        config_of(tmp_path, PROMETHEUS="perhaps")
 
 
 def test_servers_of_ones_own_are_used(tmp_path: Path) -> None:
     config = config_of(tmp_path, DATABASE_URL="postgresql://db/x", KAFKA_BOOTSTRAP_SERVERS="k1:9092")
     assert config.log == "kafka"
     assert config.given == {"DATABASE_URL": "postgresql://db/x", "EVENT_LOG_URL": "kafka://k1:9092"}
-    assert set(config.ports_used) == {"INGEST_PORT", "FLOWER_PORT", "REDIS_PORT"}
+    assert set(config.ports_used) == {*ALWAYS, "REDIS_PORT"}
 
 
 def test_each_log_has_its_ports(tmp_path: Path) -> None:
     assert set(config_of(tmp_path, "redis").ports_used) == {
-        *("INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT")
+        *ALWAYS,
+        *("POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT"),
     }
     assert set(config_of(tmp_path, "kafka").ports_used) == {
-        *("INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "KAFKA_PORT", "KAFKA_CONTROLLER_PORT")
+        *ALWAYS,
+        *("POSTGRES_PORT", "REDIS_PORT", "KAFKA_PORT", "KAFKA_CONTROLLER_PORT"),
     }
 
 

@@ -1,0 +1,1 @@
+"""Configuration of Prometheus, Grafana and Flower."""

@@ -1,0 +1,260 @@
+"""The Grafana dashboard "Backpressure Monitoring" as code.
+
+`python -m monitoring.dashboard > monitoring/grafana/dashboards/backpressure.json`; a test compares the two.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+_DATASOURCE: Final = {"type": "prometheus", "uid": "prometheus"}
+_SCHEMA: Final = 41  # of Grafana 12
+_WIDTH: Final = 24  # columns of Grafana's grid
+
+_GREEN, _YELLOW, _RED, _BLUE, _GREY = "green", "yellow", "red", "blue", "text"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel: `queries` are (legend, expression); `steps` are thresholds as (from, colour), the first from None."""
+
+    title: str
+    tells: str
+    queries: tuple[tuple[str, str], ...]
+    unit: str = "short"
+    kind: str = "timeseries"
+    width: int = 12
+    height: int = 8
+    steps: tuple[tuple[float | None, str], ...] = ()
+    stacked: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+_OPEN: Final = ((None, _GREEN), (1, _RED))
+
+ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
+    (
+        "Now",
+        (
+            Panel("Mode", "What the lag means for the rate.",
+                  (("{{mode}}", "max by (mode) (sluice_mode) == 1"),),
+                  kind="stat", width=4, height=4, extra={"textMode": "name"}),
+            Panel("Circuit breaker", "Around PostgreSQL. Open: consumption is paused, the rate is at its floor.",
+                  (("{{state}}", "max by (state) (circuit_breaker_state) == 1"),),
+                  kind="stat", width=4, height=4, extra={"textMode": "name"}),
+            Panel("Rate limit", "Events admitted a second, with override and breaker.",
+                  (("rate limit", "max(rate_limiter_rate_limit)"),), "eps", "stat", 4, 4),
+            Panel("Consumer lag", "Events in the log that are not stored yet.",
+                  (("lag", "max(sluice_lag_events)"),), "short", "stat", 4, 4,
+                  ((None, _GREEN), (10_000, _YELLOW), (50_000, _RED))),
+            Panel("Seconds of lag", "What storing the lag takes at the present pace.",
+                  (("lag", "max(sluice_lag_seconds)"),), "s", "stat", 4, 4,
+                  ((None, _GREEN), (10, _YELLOW), (60, _RED))),
+            Panel("Controller age", "Since a rate was last published; every 5 s is right.",
+                  (("age", "min(sluice_controller_age_seconds)"),), "s", "stat", 4, 4,
+                  ((None, _GREEN), (15, _YELLOW), (30, _RED))),
+        ),
+    ),
+    (
+        "Backpressure",
+        (
+            Panel("Consumer lag by partition", "With the thresholds from which the rate falls and is at its floor.",
+                  (("partition {{partition}}", "partition:sluice_lag_events:max"),
+                   ("sum", "max(sluice_lag_events)"),
+                   ("degraded from", "max(sluice_lag_degraded_events)"),
+                   ("critical above", "max(sluice_lag_critical_events)"))),
+            Panel("Admitted and offered", "Events a second: taken, and the limit. Above it requests are refused.",
+                  (("accepted", "sluice:accepted_events:rate1m"),
+                   ("rate limit", "max(rate_limiter_rate_limit)"),
+                   ("policy's rate", "max(rate_limiter_base_rate_limit)"),
+                   ("stored", "sluice:stored_events:rate1m")), "eps"),
+            Panel("HTTP answers by status", "Requests a second. 429: the rate is used up. 503: the log can't take it.",
+                  (("{{status}}", "status:http_requests:rate1m"),), "reqps", stacked=True),
+            Panel("Available permissions", "What the bucket would admit at once. At 0 requests are refused.",
+                  (("available", "max(rate_limiter_available_permissions)"),
+                   ("capacity", "max(rate_limiter_capacity_permissions)"))),
+            Panel("Circuit breaker over time", "Which state it was in.",
+                  (("{{state}}", "max by (state) (circuit_breaker_state)"),), kind="state-timeline", steps=_OPEN),
+            Panel("Pauses and override", "Why consumption was paused, and whether somebody held the rate by hand.",
+                  (("paused: {{reason}}", "max by (reason) (sluice_consumption_paused)"),
+                   ("rate set by hand", "max(rate_limiter_override_active)")), kind="state-timeline", steps=_OPEN),
+        ),
+    ),
+    (
+        "Storing",
+        (
+            Panel("Receipt to store", "From ingest's receipt of an event to its commit in PostgreSQL.",
+                  tuple((f"p{share}", f"histogram_quantile(0.{share}, max by (le) "
+                                      "(rate(sluice_receipt_to_store_seconds_bucket[1m])))")
+                        for share in ("50", "95", "99")), "s"),
+            Panel("Drain throughput", "Events a second by what became of them.",
+                  (("{{result}}", "max by (result) (rate(sluice_drained_events_total[1m]))"),), "eps"),
+            Panel("Batch size", "Events of a batch; near 1 without load, near DRAIN_BATCH_RECORDS_MAX with a backlog.",
+                  (("mean", "max(rate(sluice_batch_events_sum[1m])) / max(rate(sluice_batch_events_count[1m]))"),
+                   ("p95", "histogram_quantile(0.95, max by (le) (rate(sluice_batch_events_bucket[1m])))"))),
+            Panel("Batch duration", "From BEGIN to COMMIT.",
+                  (("p50", "histogram_quantile(0.5, max by (le) (rate(sluice_batch_store_seconds_bucket[1m])))"),
+                   ("p99", "histogram_quantile(0.99, max by (le) (rate(sluice_batch_store_seconds_bucket[1m])))")),
+                  "s"),
+            Panel("How drain runs end", "Look into everything but finished and busy.",
+                  (("{{outcome}}", "max by (outcome) (rate(sluice_drain_runs_total[1m])) > 0"),), "ops"),
+            Panel("Dead letters", "Refused by PostgreSQL for their content, and not replayed yet.",
+                  (("open", "max(sluice_dead_letters_open)"),), steps=_OPEN),
+        ),
+    ),
+    (
+        "Ingest",
+        (
+            Panel("Duration of an append", "What a 202 waits for.",
+                  (("p50", "histogram_quantile(0.5, sum by (le) (rate(sluice_ingest_append_seconds_bucket[1m])))"),
+                   ("p99", "histogram_quantile(0.99, sum by (le) (rate(sluice_ingest_append_seconds_bucket[1m])))")),
+                  "s"),
+            Panel("Events of an append", "Grows under load: while one append runs, the next one gathers.",
+                  (("mean", "sum(rate(sluice_ingest_append_group_events_sum[1m]))"
+                            " / sum(rate(sluice_ingest_append_group_events_count[1m]))"),)),
+            Panel("Waiting for the log", "Events in memory. Near the limit 503s begin.",
+                  (("{{instance}}", "sluice_ingest_append_waiting_events"),)),
+            Panel("Bucket calls", "`empty`: more is offered than admitted. `away`: Redis does not answer.",
+                  (("{{result}}", "sum by (result) (rate(sluice_ingest_lease_calls_total[1m]))"),), "ops"),
+            Panel("Answers by code", "Why requests were refused.",
+                  (("{{code}}", "sum by (code) (rate(sluice_ingest_answers_total[1m]))"),), "reqps"),
+            Panel("Connections", "Open, of each ingest process.",
+                  (("{{instance}}", "sluice_ingest_connections"),
+                   ("{{instance}} goes by the last known rate", "sluice_ingest_admission_local"),
+                   ("{{instance}} reaches the log", "sluice_ingest_log_answers"))),
+        ),
+    ),
+    (
+        "Machines",
+        (
+            Panel("Redis memory", "Share of maxmemory. A full log refuses events.",
+                  (("{{role}}", "max by (role) (sluice_redis_memory_bytes)"
+                                " / max by (role) (sluice_redis_memory_limit_bytes)"),),
+                  "percentunit", steps=((None, _GREEN), (0.8, _RED))),
+            Panel("Disk left", "Of watched paths.",
+                  (("{{path}}", "min by (path) (sluice_disk_free_bytes / sluice_disk_size_bytes)"),),
+                  "percentunit", steps=((None, _RED), (0.1, _GREEN))),
+            Panel("CPU", "Cores used by each process, and by workers' children.",
+                  (("{{job}} {{instance}}", "rate(process_cpu_seconds_total[1m])"),
+                   ("{{job}} {{instance}} children",
+                    "clamp_min(deriv(sluice_worker_children_cpu_seconds_total[1m]), 0)"))),
+            Panel("Memory", "Resident, of each process and of workers' children.",
+                  (("{{job}} {{instance}}", "process_resident_memory_bytes"),
+                   ("{{job}} {{instance}} children", "sluice_worker_children_resident_memory_bytes")), "bytes"),
+            Panel("Starts", "Of each program within a quarter of an hour; more than expected are restarts.",
+                  (("{{program}}", "max by (program) (increase(sluice_process_starts_total[15m]))"),)),
+            Panel("PostgreSQL", "Connections of Sluice, and those allowed to everybody.",
+                  (("connections", "max(sluice_database_connections)"),
+                   ("allowed", "max(sluice_database_connections_limit)"),
+                   ("worker processes", "sum(sluice_worker_children)"))),
+            Panel("Size of the database", "It only grows: nothing deletes old events by itself.",
+                  (("bytes", "max(sluice_database_bytes)"),), "bytes"),
+            Panel("Scraped processes", "1 for each that answers.", (("{{job}} {{instance}}", "up"),)),
+        ),
+    ),
+)  # fmt: skip
+
+
+def expressions() -> list[str]:
+    """Every expression of every panel."""
+    return [expression for _, panels in ROWS for panel in panels for _, expression in panel.queries]
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard as Grafana imports it."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for title, row in ROWS:
+        panels.append(
+            {"type": "row", "title": title, "id": len(panels) + 1, "collapsed": False, "panels": [],
+             "gridPos": {"x": 0, "y": y, "w": _WIDTH, "h": 1}}
+        )  # fmt: skip
+        y += 1
+        x = height = 0
+        for panel in row:
+            if x + panel.width > _WIDTH:
+                x, y = 0, y + height
+            panels.append(_panel(panel, len(panels) + 1, x, y))
+            x, height = x + panel.width, panel.height
+        y += height
+    return {
+        "uid": "sluice-backpressure",
+        "title": "Backpressure Monitoring",
+        "description": "Lag, admitted rate, breaker and storing of Sluice.",
+        "tags": ["sluice"],
+        "schemaVersion": _SCHEMA,
+        "version": 1,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "5s",
+        "time": {"from": "now-30m", "to": "now"},
+        "timepicker": {},
+        "templating": {"list": []},
+        "annotations": {"list": [_alerts()]},
+        "panels": panels,
+    }
+
+
+def _alerts() -> dict[str, Any]:
+    return {
+        "name": "Alerts",
+        "datasource": _DATASOURCE,
+        "enable": True,
+        "iconColor": _RED,
+        "expr": 'ALERTS{alertstate="firing"}',
+        "titleFormat": "{{alertname}}",
+    }
+
+
+def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
+    steps = panel.steps or ((None, _BLUE),)
+    defaults: dict[str, Any] = {
+        "unit": panel.unit,
+        "min": 0,
+        "thresholds": {"mode": "absolute", "steps": [{"value": value, "color": color} for value, color in steps]},
+    }
+    options: dict[str, Any] = {}
+    if panel.kind == "timeseries":
+        defaults["custom"] = {
+            "fillOpacity": 10,
+            "lineWidth": 1,
+            "showPoints": "never",
+            "stacking": {"mode": "normal" if panel.stacked else "none"},
+            "thresholdsStyle": {"mode": "line" if panel.steps else "off"},
+        }
+        options = {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}}
+    elif panel.kind == "stat":
+        options = {
+            "colorMode": "value",
+            "graphMode": "area",
+            "reduceOptions": {"calcs": ["lastNotNull"]},
+            **panel.extra,
+        }
+        defaults["color"] = {"mode": "thresholds"}
+    else:
+        options = {"mergeValues": True, "showValue": "never"}
+        defaults["color"] = {"mode": "thresholds"}
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.tells,
+        "datasource": _DATASOURCE,
+        "gridPos": {"x": x, "y": y, "w": panel.width, "h": panel.height},
+        "targets": [
+            {"refId": chr(ord("A") + index), "expr": expression, "legendFormat": legend, "datasource": _DATASOURCE}
+            for index, (legend, expression) in enumerate(panel.queries)
+        ],
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": options,
+    }
+
+
+def text() -> str:
+    """The file's content."""
+    return json.dumps(dashboard(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(text())

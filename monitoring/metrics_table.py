@@ -1,0 +1,84 @@
+"""The table of all metrics as Markdown: `python -m monitoring.metrics_table > docs/metrics.md`."""
+
+import sys
+import tempfile
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+
+from ingest.errors import status_of
+from pipeline.clock import SystemClock
+from pipeline.metrics import IngestMetrics, RequestsByStatus
+from pipeline.names import Mode
+from pipeline.ports.control import Consumption
+from pipeline.settings import Settings
+from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
+from pipeline.store.memory_tallies import MemoryTallies
+from pipeline.system_metrics import SystemCollector, SystemParts
+from tasks.metrics import ChildrenCollector
+
+_HEAD: Final = """\
+# Metrics
+
+Every process shows its own; what is true of the whole system is shown by the control worker alone, or it would add up.
+A gauge that is not known is absent rather than old. Counters of the whole system are kept on the control server, so
+that no dead process takes any along; they begin anew after a flush. This page is written by
+`python -m monitoring.metrics_table`.
+
+| where | address |
+|---|---|
+| ingest | `GET /metrics`; where several processes share a port, each on its `INGEST_METRICS_PORT` |
+| workers, the control worker among them | `WORKER_METRICS_PORT` |
+| Flower | `GET /metrics` of Flower, without a password: what it shows of tasks is Flower's own |
+"""
+
+
+def system_metrics(log_url: str) -> list[Metric]:
+    """What the control worker shows, with everything known, on a log of this kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(event_log_url=log_url, watched_paths=folder)
+        server = MemoryServer()
+        store, tallies = MemoryControlStore(settings, server), MemoryTallies(server)
+        store.restore([], by="table")
+        store.publish_rate(
+            base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=1, lag_known_at=server.clock.now(), by="table",
+            consumption=Consumption({0: 1}, 1, 1.0),
+        )  # fmt: skip
+        MemoryBucket(settings, server).take(needed=1, wanted=1, process="table")
+        facts = {"dead_letters": 0, "database_bytes": 0, "connections": 0, "connections_max": 0}
+        tallies.note(facts, seconds=60)
+        parts = SystemParts(settings, SystemClock(), store, tallies, lambda: (1, 1))
+        return list(SystemCollector(parts).collect())
+
+
+def groups() -> dict[str, list[Metric]]:
+    """All metrics of our own, by who shows them."""
+    registry = CollectorRegistry()
+    ingest = IngestMetrics(registry)
+    ingest.answers.labels("accepted")
+    registry.register(RequestsByStatus(ingest, status_of))
+    system = system_metrics("redis://log")
+    known = {metric.name for metric in system}
+    system += [metric for metric in system_metrics("kafka://log") if metric.name not in known]
+    return {
+        "Ingest, each process": list(registry.collect()),
+        "Workers, each": list(ChildrenCollector().collect()),
+        "Control worker, for the whole system": system,
+    }
+
+
+def table() -> str:
+    """The page."""
+    parts = [_HEAD]
+    for title, metrics in groups().items():
+        parts.append(f"\n## {title}\n\n| Metric | Type | Labels | What it tells |\n|---|---|---|---|")
+        for metric in metrics:
+            name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+            labels = sorted({label for sample in metric.samples for label in sample.labels} - {"le"})
+            parts.append(f"| `{name}` | {metric.type} | {', '.join(labels)} | {metric.documentation} |")
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())

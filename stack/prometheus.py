@@ -1,0 +1,23 @@
+"""Prometheus' configuration for a system on this machine; that of containers is monitoring/prometheus.yml."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from stack.servers import LOOPBACK, ROOT
+
+SCRAPE_SECONDS = 5
+
+
+def prometheus_config(ports: Mapping[str, Sequence[int]]) -> str:
+    """Jobs with their ports, and the rules; JSON, which is YAML too, so that any path is quoted rightly."""
+    return json.dumps(
+        {
+            "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
+            "rule_files": [str(ROOT / "monitoring" / "rules" / "*.yml")],
+            "scrape_configs": [
+                {"job_name": job, "static_configs": [{"targets": [f"{LOOPBACK}:{port}" for port in numbers]}]}
+                for job, numbers in ports.items()
+            ],
+        },
+        indent=2,
+    )

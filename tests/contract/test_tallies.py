@@ -1,0 +1,71 @@
+"""The contract of Tallies, on Redis and in memory."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.names import Mode
+from pipeline.ports.tallies import Tallies
+from pipeline.store.memory import MemoryServer
+from pipeline.store.memory_tallies import MemoryTallies
+from pipeline.store.redis_tallies import RedisTallies
+from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
+
+Both = tuple[ControlRig, Callable[[], Tallies]]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def both(request: pytest.FixtureRequest) -> Both:
+    if request.param == "memory":
+        server = MemoryServer()
+        tallies = MemoryTallies(server)
+        return memory_rig(control_settings("redis://nowhere"), server), lambda: tallies
+    settings = control_settings(request.getfixturevalue("control_redis").url)
+    return redis_rig(settings), lambda: RedisTallies(settings)
+
+
+def test_counts_of_several_processes_add_up(both: Both) -> None:
+    _, make = both
+    assert make().counters() == {}
+
+    def add() -> None:
+        mine = make()
+        for _ in range(50):
+            mine.add({"rows": 3, "batch_seconds:sum": 0.25, "nothing": 0})
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert make().counters() == {"rows": 600.0, "batch_seconds:sum": 50.0}
+
+
+def test_facts_are_replaced_and_forgotten(both: Both) -> None:
+    _, make = both
+    assert make().facts() == {}
+    make().note({"a": 1, "b": None}, seconds=60)
+    make().note({"a": 2.5}, seconds=0.2)
+    assert make().facts() == {"a": 2.5}
+    eventually(lambda: make().facts() == {})
+
+
+def test_the_bucket_is_seen_as_it_was_left(both: Both) -> None:
+    rig, make = both
+    assert make().tokens() is None
+    rig.store.publish_rate(
+        base_rate=200.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=rig.store.state().time, by="test"
+    )
+    rig.bucket.take(needed=30, wanted=30, process="p")
+    found = make().tokens()
+    assert found is not None
+    tokens, age_seconds, rate = found
+    assert (tokens, rate) == (170.0, 200.0)
+    assert 0 <= age_seconds < 5
+
+
+def test_a_server_tells_its_memory(control_redis: object) -> None:
+    used, limit = RedisTallies(control_settings(control_redis.url)).memory()  # type: ignore[attr-defined]
+    assert 100_000 < used < 1 << 30
+    assert limit >= 0

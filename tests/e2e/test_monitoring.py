@@ -1,0 +1,170 @@
+"""A running system as the real Prometheus sees it: every expression of dashboard and rules has data."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+from monitoring import dashboard
+from stack.servers import free_port, kafka_is_possible
+from support.processes import ROOT
+from support.traffic import wait_until
+
+PORTS = (
+    "INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT", "KAFKA_PORT",
+    "KAFKA_CONTROLLER_PORT", "CONTROL_METRICS_PORT", "BATCHES_METRICS_PORT", "PROMETHEUS_PORT",
+)  # fmt: skip
+
+# Expressions without data in a healthy system that has not refused anything; what they select must have data.
+EMPTY_WHEN_HEALTHY = re.compile(r"[<>]=? ?[\d.]+|== [01]\b|absent\(")
+
+
+@dataclass
+class Watched:
+    """A system started by run.sh, with its Prometheus."""
+
+    log: str
+    environ: dict[str, str]
+
+    def url(self, name: str, path: str) -> str:
+        return f"http://127.0.0.1:{self.environ[name]}{path}"
+
+    def get(self, name: str, path: str) -> Any:
+        with urllib.request.urlopen(self.url(name, path), timeout=5) as answer:
+            return answer.read().decode()
+
+    def query(self, expression: str) -> list[Any]:
+        path = "/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+        found: list[Any] = json.loads(self.get("PROMETHEUS_PORT", path))["data"]["result"]
+        return found
+
+    def post(self, count: int) -> None:
+        event = {"correlationId": "c", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}
+        request = urllib.request.Request(
+            self.url("INGEST_PORT", "/api/logs"),
+            data=json.dumps([{**event, "correlationId": f"c{n}"} for n in range(count)]).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert answer.status == 202
+
+
+@pytest.fixture(scope="module", params=["redis", "kafka"])
+def watched(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], None]
+) -> Iterator[Watched]:
+    if shutil.which("prometheus") is None:
+        missing("there is no prometheus (Debian: prometheus)")
+    if request.param == "kafka" and kafka_is_possible() is not None:
+        missing(str(kafka_is_possible()))
+    home = tmp_path_factory.mktemp(f"watched-{request.param}")
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ["HOME"],
+        "SLUICE_HOME": str(home),
+        "PROMETHEUS": "yes",
+        "MEASURE_SECONDS": "1",
+        **{name: str(free_port()) for name in PORTS},
+    }
+
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            ["./run.sh", *words], cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=110
+        )
+
+    said = run("--log", request.param, "--detach")
+    assert said.returncode == 0, said.stderr
+    try:
+        yield Watched(request.param, environ)
+    finally:
+        run("stop")
+
+
+def _rules(name: str) -> list[str]:
+    groups = yaml.safe_load((ROOT / "monitoring" / "rules" / name).read_text())["groups"]
+    return [rule["expr"] for group in groups for rule in group["rules"]]
+
+
+def _selectors(expression: str) -> list[str]:
+    """Each metric of an expression with its label matchers, of which those that a healthy system need not have are
+    widened: a status that was not answered, a state that was not taken."""
+    names = re.findall(r"[a-z_:][a-z0-9_:]*(?:\{[^}]*\})?", re.sub(r'by \([^)]*\)|"[^"]*"(?=\))', "", expression))
+    words = {"max", "min", "sum", "rate", "increase", "histogram_quantile", "by", "or", "vector", "absent", "deriv"}
+    words |= {"clamp_min", "m", "s", "for", "e"}
+    found = [name for name in names if re.split(r"\{", name)[0] not in words and len(name) > 1]
+    return [re.sub(r"\{[^}]*status[^}]*\}", "", name) for name in found]
+
+
+def test_every_expression_of_dashboard_and_rules_has_data(watched: Watched) -> None:
+    # Given traffic, and Prometheus' first looks at it
+    poll(watched, lambda: [] if watched.query("sluice:stored_events:rate1m > 0") else ["stored events"])
+    expressions = [*dashboard.expressions(), *_rules("recording.yml"), *_rules("alerts.yml")]
+    assert len(expressions) > 60
+
+    def without_data() -> list[str]:
+        missing = []
+        for expression in expressions:
+            for wanted in _selectors(expression) if EMPTY_WHEN_HEALTHY.search(expression) else [expression]:
+                if not watched.query(wanted):
+                    missing.append(wanted)
+        return missing
+
+    poll(watched, without_data)
+
+
+def poll(watched: Watched, without_data: Callable[[], list[str]], *, seconds_max: float = 60.0) -> None:
+    """Send events until nothing is without data."""
+    deadline = time.monotonic() + seconds_max
+    while (left := without_data()) != []:
+        assert time.monotonic() < deadline, f"no data for {left}"
+        watched.post(50)
+        time.sleep(0.5)
+
+
+def test_no_alert_fires_and_every_process_is_scraped(watched: Watched) -> None:
+    assert watched.query('ALERTS{alertstate="firing"}') == []
+    assert {(one["metric"]["job"], one["value"][1]) for one in watched.query("up")} == {
+        ("ingest", "1"),
+        ("control", "1"),
+        ("worker", "1"),
+    }
+    lag = "kafka_consumer_lag" if watched.log == "kafka" else "redis_stream_consumer_lag"
+    assert {one["metric"]["partition"] for one in watched.query(lag)} == {"0", "1", "2", "3"}
+
+
+def test_prometheus_agrees_with_what_was_sent(watched: Watched) -> None:
+    # Given so many events more
+    def value(expression: str) -> float:
+        return sum(float(one["value"][1]) for one in watched.query(expression))
+
+    stored = 'sluice_drained_events_total{result="stored"}'
+    accepted = "sluice_ingest_accepted_events_total"
+    wait_until(lambda: value(stored) == value(accepted) > 0, "all is stored", seconds_max=30)
+    before = value(stored)
+    for _ in range(7):
+        watched.post(100)
+    # Then as many more were accepted, stored and timed
+    wait_until(lambda: value(stored) == before + 700, "700 more are stored", seconds_max=30)
+    assert value(accepted) == before + 700
+    assert value("sluice_receipt_to_store_seconds_count") == before + 700
+    assert value('http_requests_total{status="202"}') > 7
+
+
+def test_names_and_labels_are_as_prometheus_asks(watched: Watched) -> None:
+    for name in ("INGEST_PORT", "CONTROL_METRICS_PORT", "BATCHES_METRICS_PORT"):
+        text = watched.get(name, "/metrics")
+        said = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+        ours = [line for line in said.stderr.splitlines() if not line.startswith(("process_", "python_"))]
+        assert ours == [], name
+        series = [line for line in text.splitlines() if line and not line.startswith("#")]
+        assert len(series) < 400, f"{name}: {len(series)} series"

@@ -1,0 +1,77 @@
+"""What a drain counts, and how it becomes histograms."""
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.clock import ManualClock
+from pipeline.ports.sink import StoreResult
+from pipeline.store.memory import MemoryServer
+from pipeline.store.memory_tallies import MemoryTallies
+from pipeline.tally import STORED_SECONDS, DrainTally, buckets
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.server = MemoryServer(self.clock)
+        self.tallies = MemoryTallies(self.server)
+        self.tally = DrainTally(lambda: self.tallies, self.clock)
+
+    def store(self, *ages: float, **counts: int) -> None:
+        received = [round((self.clock.now() - age) * 1000) for age in ages]
+        self.tally.on_stored(0, StoreResult(**{"stored": len(ages), **counts}, received_at_ms=received, seconds=0.03))
+
+    def counters(self) -> Mapping[str, float]:
+        return self.tallies.counters()
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_counts_are_added_at_the_end_of_a_run(rig: Rig) -> None:
+    rig.store(0.02, 0.3, repeated=4, conflicting=2, dead_lettered=1)
+    assert rig.counters() == {}
+    rig.tally.on_run("finished")
+    found = rig.counters()
+    assert (found["rows"], found["repeated"], found["conflicting"], found["dead_lettered"]) == (2, 4, 2, 1)
+    assert found["runs:finished"] == 1
+    assert found["batch_events:10.0"] == 1
+    assert found["batch_seconds:0.05"] == 1
+
+
+def test_a_long_run_adds_about_once_a_second_and_nothing_twice(rig: Rig) -> None:
+    for _ in range(25):
+        rig.store(0.0)
+        rig.clock.advance(0.1)
+    assert 15 <= rig.counters()["rows"] < 25
+    rig.tally.on_run("finished")
+    rig.tally.on_run("finished")
+    assert rig.counters()["rows"] == 25
+
+
+def test_counts_wait_for_a_server_that_is_away(rig: Rig) -> None:
+    rig.server.is_away = True
+    rig.store(0.0)
+    rig.tally.on_run("finished")
+    rig.server.is_away = False
+    rig.store(0.0)
+    rig.tally.on_run("finished")
+    assert (rig.counters()["rows"], rig.counters()["runs:finished"]) == (2, 2)
+
+
+@given(st.lists(st.floats(0, 4000), max_size=50))
+def test_a_histogram_counts_each_value_below_each_of_its_bounds(ages: list[float]) -> None:
+    rig = Rig()
+    rig.clock.advance(10_000)
+    rig.store(*ages)
+    rig.tally.on_run("finished")
+    taken = [max(0.0, rig.clock.now() - round((rig.clock.now() - age) * 1000) / 1000) for age in ages]
+    found, total = buckets(dict(rig.counters()), "stored_seconds", STORED_SECONDS)
+    expected = [sum(age <= bound for age in taken) for bound in STORED_SECONDS]
+    assert [count for _, count in found] == [*expected, len(ages)]
+    assert total == pytest.approx(sum(taken))
