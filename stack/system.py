@@ -24,6 +24,7 @@ from stack.prometheus import prometheus_config
 from stack.servers import (
     KAFKA_LIBS,
     LOOPBACK,
+    ROOT,
     Server,
     ServerError,
     kafka_server,
@@ -205,7 +206,9 @@ class System:
         celery = [python, "-W", "ignore", "-m", "celery", "-A", "tasks.app"]
         worker = ["--without-gossip", "--without-mingle"]
         drains = settings.log_partitions + SPARE_DRAINS
-        flower = [f"--address={self.config.flower_host}", f"--port={self.config.ports['FLOWER_PORT']}"]
+        flower = [f"--conf={ROOT / 'monitoring' / 'flowerconfig.py'}", f"--port={self.config.ports['FLOWER_PORT']}"]
+        # Flower ends over FLOWER_ variables that it does not know; these are ours.
+        own = [word for name in ("FLOWER_URL", "FLOWER_HOST", "FLOWER_PORT") for word in ("-u", name)]
         programs = [
             Program(
                 "control",
@@ -224,7 +227,9 @@ class System:
                 stop_signal="QUIT",  # at once: what a drain has not committed is drained again
             ),
             Program("beat", [*celery, "beat", "--scheduler", "celery.beat:Scheduler", "--pidfile="], 20),
-            Program("flower", [*celery, "flower", *flower], 30),
+            Program(
+                "flower", ["env", *own, *celery, "flower", *flower], 30, {"FLOWER_ADDRESS": self.config.flower_host}
+            ),
         ]
         metrics_ports = self.config.metrics_ports or [0]
         for number, port in enumerate(metrics_ports):
