@@ -446,6 +446,7 @@ def test_health_document_has_every_field(edge: RunningEdge) -> None:
         "status",
         "consumerLag",
         "rateLimit",
+        "rateOverride",
         "availablePermissions",
         "circuitBreaker",
         "consumption",
