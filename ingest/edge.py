@@ -50,7 +50,7 @@ class Edge:
         self.clock = parts.clock
         self.registry = CollectorRegistry()
         self.metrics = IngestMetrics(self.registry)
-        self.registry.register(RequestsByStatus(self.metrics, status_of))
+        self.registry.register(RequestsByStatus(self.metrics, status_of, lambda: self.refused_beyond_first))
         self.admission = Admission(settings, parts.bucket, parts.clock, self.metrics)
         self.appender = Appender(parts.log, settings, parts.clock, self.metrics)
         self.follower = ControlFollower(parts.store, parts.events, parts.clock, self._on_state)

@@ -12,6 +12,8 @@ _DATASOURCE: Final = {"type": "prometheus", "uid": "prometheus"}
 _SCHEMA: Final = 41  # of Grafana 12
 _WIDTH: Final = 24  # columns of Grafana's grid
 
+_CHOSEN: Final = 'job=~"$job", instance=~"$instance"'  # by the dashboard's variables; for figures of a process
+
 _GREEN, _YELLOW, _RED, _BLUE, _GREY = "green", "yellow", "red", "blue", "text"
 
 
@@ -64,8 +66,10 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                    ("sum", "max(sluice_lag_events)"),
                    ("degraded from", "max(sluice_lag_degraded_events)"),
                    ("critical above", "max(sluice_lag_critical_events)"))),
-            Panel("Admitted and offered", "Events a second: taken, and the limit. Above it requests are refused.",
-                  (("accepted", "sluice:accepted_events:rate1m"),
+            Panel("Admitted and offered", "Events a second. Above the rate limit they are refused; a body that was "
+                  "refused unread counts as one event offered.",
+                  (("offered", "sluice:offered_events:rate1m"),
+                   ("accepted", "sluice:accepted_events:rate1m"),
                    ("rate limit", "max(rate_limiter_rate_limit)"),
                    ("policy's rate", "max(rate_limiter_base_rate_limit)"),
                    ("stored", "sluice:stored_events:rate1m")), "eps"),
@@ -114,15 +118,15 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   (("mean", "sum(rate(sluice_ingest_append_group_events_sum[1m]))"
                             " / sum(rate(sluice_ingest_append_group_events_count[1m]))"),)),
             Panel("Waiting for the log", "Events in memory. Near the limit 503s begin.",
-                  (("{{instance}}", "sluice_ingest_append_waiting_events"),)),
+                  (("{{instance}}", "sluice_ingest_append_waiting_events{$chosen}"),)),
             Panel("Bucket calls", "`empty`: more is offered than admitted. `away`: Redis does not answer.",
                   (("{{result}}", "sum by (result) (rate(sluice_ingest_lease_calls_total[1m]))"),), "ops"),
             Panel("Answers by code", "Why requests were refused.",
                   (("{{code}}", "sum by (code) (rate(sluice_ingest_answers_total[1m]))"),), "reqps"),
             Panel("Connections", "Open, of each ingest process.",
-                  (("{{instance}}", "sluice_ingest_connections"),
-                   ("{{instance}} goes by the last known rate", "sluice_ingest_admission_local"),
-                   ("{{instance}} reaches the log", "sluice_ingest_log_answers"))),
+                  (("{{instance}}", "sluice_ingest_connections{$chosen}"),
+                   ("{{instance}} goes by the last known rate", "sluice_ingest_admission_local{$chosen}"),
+                   ("{{instance}} reaches the log", "sluice_ingest_log_answers{$chosen}"))),
         ),
     ),
     (
@@ -136,12 +140,13 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   (("{{path}}", "min by (path) (sluice_disk_free_bytes / sluice_disk_size_bytes)"),),
                   "percentunit", steps=((None, _RED), (0.1, _GREEN))),
             Panel("CPU", "Cores used by each process, and by workers' children.",
-                  (("{{job}} {{instance}}", "rate(process_cpu_seconds_total[1m])"),
+                  (("{{job}} {{instance}}", "rate(process_cpu_seconds_total{$chosen}[1m])"),
                    ("{{job}} {{instance}} children",
-                    "clamp_min(deriv(sluice_worker_children_cpu_seconds_total[1m]), 0)"))),
+                    "clamp_min(deriv(sluice_worker_children_cpu_seconds_total{$chosen}[1m]), 0)"))),
             Panel("Memory", "Resident, of each process and of workers' children.",
-                  (("{{job}} {{instance}}", "process_resident_memory_bytes"),
-                   ("{{job}} {{instance}} children", "sluice_worker_children_resident_memory_bytes")), "bytes"),
+                  (("{{job}} {{instance}}", "process_resident_memory_bytes{$chosen}"),
+                   ("{{job}} {{instance}} children",
+                    "sluice_worker_children_resident_memory_bytes{$chosen}")), "bytes"),
             Panel("Starts", "Of each program within a quarter of an hour; more than expected are restarts.",
                   (("{{program}}", "max by (program) (increase(sluice_process_starts_total[15m]))"),)),
             Panel("PostgreSQL", "Connections of Sluice, and those allowed to everybody.",
@@ -150,15 +155,19 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                    ("worker processes", "sum(sluice_worker_children)"))),
             Panel("Size of the database", "It only grows: nothing deletes old events by itself.",
                   (("bytes", "max(sluice_database_bytes)"),), "bytes"),
-            Panel("Scraped processes", "1 for each that answers.", (("{{job}} {{instance}}", "up"),)),
+            Panel("Scraped processes", "1 for each that answers.", (("{{job}} {{instance}}", "up{$chosen}"),), width=6),
+            Panel("Version", "What runs, and on which event log.",
+                  (("{{version}}, {{event_log}}", "max by (version, event_log) (sluice_build_info)"),),
+                  kind="stat", width=6, extra={"textMode": "name"}),
         ),
     ),
 )  # fmt: skip
 
 
 def expressions() -> list[str]:
-    """Every expression of every panel."""
-    return [expression for _, panels in ROWS for panel in panels for _, expression in panel.queries]
+    """Every expression of every panel, as with all processes chosen."""
+    written = [expression for _, panels in ROWS for panel in panels for _, expression in panel.queries]
+    return [expression.replace("{$chosen}", "") for expression in written]
 
 
 def dashboard() -> dict[str, Any]:
@@ -190,9 +199,28 @@ def dashboard() -> dict[str, Any]:
         "refresh": "5s",
         "time": {"from": "now-30m", "to": "now"},
         "timepicker": {},
-        "templating": {"list": []},
+        "templating": {"list": [_variable("job", "up"), _variable("instance", 'up{job=~"$job"}')]},
         "annotations": {"list": [_alerts()]},
         "panels": panels,
+    }
+
+
+def _variable(label: str, series: str) -> dict[str, Any]:
+    """A choice of values of a label; all of them at first."""
+    query = f"label_values({series}, {label})"
+    return {
+        "name": label,
+        "label": label,
+        "type": "query",
+        "datasource": _DATASOURCE,
+        "query": {"query": query, "refId": label},
+        "definition": query,
+        "refresh": 2,  # with the time range: processes come and go
+        "sort": 1,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": ["All"], "value": ["$__all"]},
     }
 
 
@@ -243,7 +271,12 @@ def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
         "datasource": _DATASOURCE,
         "gridPos": {"x": x, "y": y, "w": panel.width, "h": panel.height},
         "targets": [
-            {"refId": chr(ord("A") + index), "expr": expression, "legendFormat": legend, "datasource": _DATASOURCE}
+            {
+                "refId": chr(ord("A") + index),
+                "expr": expression.replace("$chosen", _CHOSEN),
+                "legendFormat": legend,
+                "datasource": _DATASOURCE,
+            }
             for index, (legend, expression) in enumerate(panel.queries)
         ],
         "fieldConfig": {"defaults": defaults, "overrides": []},

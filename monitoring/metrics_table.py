@@ -57,7 +57,7 @@ def groups() -> dict[str, list[Metric]]:
     registry = CollectorRegistry()
     ingest = IngestMetrics(registry)
     ingest.answers.labels("accepted")
-    registry.register(RequestsByStatus(ingest, status_of))
+    registry.register(RequestsByStatus(ingest, status_of, lambda: 0))
     system = system_metrics("redis://log")
     known = {metric.name for metric in system}
     system += [metric for metric in system_metrics("kafka://log") if metric.name not in known]

@@ -14,6 +14,8 @@ from prometheus_client.registry import Collector
 _APPEND_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds
 _GROUP_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # events
 
+_REFUSALS: Final = (429, 503)
+
 
 class IngestMetrics:
     """What one ingest process tells of itself. Gauges of the whole system are not here: every process would add one."""
@@ -59,18 +61,24 @@ class IngestMetrics:
 
 
 class RequestsByStatus(Collector):
-    """Answers to POST /api/logs by HTTP status, made from those by code: counted once, shown twice."""
+    """Answers to POST /api/logs by HTTP status, made from those by code: counted once, shown twice.
 
-    def __init__(self, metrics: IngestMetrics, status_of: Callable[[str], int]) -> None:
+    `beyond_first` gives how many events of refused bodies were read, but for the first of each.
+    """
+
+    def __init__(
+        self, metrics: IngestMetrics, status_of: Callable[[str], int], beyond_first: Callable[[], int]
+    ) -> None:
         self._answers = metrics.answers
         self._status_of = status_of
+        self._beyond_first = beyond_first
 
     def describe(self) -> Iterable[Metric]:
         """What `collect` gives."""
-        return [self._family()]
+        return [self._family(), self._refused(0)]
 
     def collect(self) -> Iterator[Metric]:
-        """A series for each status that was answered."""
+        """A series for each status that was answered, and the events that were refused."""
         by_status: dict[int, float] = {}
         for family in self._answers.collect():
             for sample in family.samples:
@@ -81,6 +89,16 @@ class RequestsByStatus(Collector):
         for status, count in sorted(by_status.items()):
             requests.add_metric([str(status)], count)
         yield requests
+        yield self._refused(sum(by_status.get(status, 0.0) for status in _REFUSALS) + self._beyond_first())
+
+    @staticmethod
+    def _refused(events: float) -> CounterMetricFamily:
+        # With those accepted: what is offered.
+        return CounterMetricFamily(
+            "sluice_ingest_refused_events",
+            "Events refused with 429 or 503; a body that was refused unread counts as one",
+            value=events,
+        )
 
     @staticmethod
     def _family() -> CounterMetricFamily:

@@ -62,6 +62,7 @@ KEY_OVERRIDE: Final = "override"  # hash: rate, until, by, why, since
 KEY_BANDS: Final = "bands"  # hash: rate_max, rate_min, lag_degraded, lag_critical, by, why, since
 KEY_BUCKET: Final = "bucket"  # hash: tokens, time, version
 KEY_COUNTERS: Final = "counters"  # hash: what processes of all kinds count, for the metrics of the whole system
+KEY_COUNTERS_SENDER: Final = "counters:sender"  # string for each sender, expires: number of its last addition
 KEY_FACTS: Final = "facts"  # string with time to live: what is asked of PostgreSQL now and then, as JSON
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
 KEY_FLOOR: Final = "floor"  # hash for each log_id: incarnation (fence), known, partition -> offset

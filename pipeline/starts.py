@@ -5,6 +5,7 @@ Counted by the programs themselves, so that it holds under any supervisor: the o
 
 import logging
 import threading
+from uuid import uuid4
 
 from pipeline import wiring
 from pipeline.errors import StoreUnavailableError
@@ -18,7 +19,7 @@ def note_start(settings: Settings, program: str) -> None:
 
     def note() -> None:
         try:
-            wiring.make_tallies(settings).add({f"starts:{program}": 1.0})
+            wiring.make_tallies(settings).add({f"starts:{program}": 1.0}, sender=uuid4().hex, number=1)
         except StoreUnavailableError as error:
             _logger.debug("this start is not counted: %s", error)
 

@@ -6,14 +6,14 @@ declared once, in `_gauges`, `_counters` or `_histograms`; its help says what it
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline import tally
+from pipeline import __version__, tally
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.flow.bucket import burst_of
@@ -23,6 +23,7 @@ from pipeline.ports.tallies import Tallies
 from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 FACTS_SECONDS: Final = 60.0  # after which what was asked of PostgreSQL is too old to be shown
 STALE_PERIODS: Final = 3  # of the control loop without news, after which its lag is not shown any more
@@ -45,7 +46,11 @@ class SystemParts:
 
 
 class SystemCollector(Collector):
-    """Asks the control store, and the log's server for its memory, once a scrape; each within its time-out."""
+    """Asks the control store, and the log's server for its memory, once a scrape.
+
+    Each question ends within its time-out, and a server that left one unanswered is not asked another: a scrape takes
+    two time-outs at most.
+    """
 
     def __init__(self, parts: SystemParts) -> None:
         self._parts = parts
@@ -56,28 +61,29 @@ class SystemCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All that is known now."""
-        state = self._asked(self._parts.store.state)
-        counters = self._asked(self._parts.tallies.counters)
+        parts, control, log = self._parts, _Asking(), _Asking()
+        state = control.ask(parts.store.state)
         if state is not None:
-            yield from _control_gauges(state, self._parts.settings)
-            yield from _lag_gauges(state, self._parts.settings)
-            yield from self._bucket_gauges(state)
+            yield from _control_gauges(state, parts.settings)
+            yield from _lag_gauges(state, parts.settings)
+            yield from self._bucket_gauges(state, control.ask(parts.tallies.tokens))
+        counters = control.ask(parts.tallies.counters)
         if counters is not None:
             yield from _counters(counters)
             yield from _histograms(counters)
-        yield from _fact_gauges(self._asked(self._parts.tallies.facts) or {})
-        yield from self._memory_gauges()
-        yield from _disk_gauges(self._parts.settings.watched_paths)
+        yield from _fact_gauges(control.ask(parts.tallies.facts) or {})
+        yield from _memory_gauges(
+            {
+                "control": control.ask(parts.tallies.memory),
+                "log": None if parts.log_memory is None else log.ask(parts.log_memory),
+            }
+        )
+        yield from _disk_gauges(parts.settings.watched_paths)
+        build = GaugeMetricFamily("sluice_build_info", "1, with what runs", labels=["version", "event_log"])
+        build.add_metric([__version__, "kafka" if parts.settings.log_scheme == "kafka" else "redis"], 1.0)
+        yield build
 
-    def _asked(self, ask: Callable[[], Any]) -> Any:
-        try:
-            return ask()
-        except SluiceError as error:
-            _logger.debug("left out of the metrics: %s", error)
-            return None
-
-    def _bucket_gauges(self, state: ControlState) -> Iterator[Metric]:
-        held = self._asked(self._parts.tallies.tokens)
+    def _bucket_gauges(self, state: ControlState, held: tuple[float, float, float] | None) -> Iterator[Metric]:
         if held is None or state.rate is None:
             return
         tokens, age_seconds, rate = held
@@ -86,23 +92,40 @@ class SystemCollector(Collector):
         yield _gauge("rate_limiter_available_permissions", "Events that the bucket would admit at once", level)
         yield _gauge("rate_limiter_capacity_permissions", "Events that the full bucket admits at once", capacity)
 
-    def _memory_gauges(self) -> Iterator[Metric]:
-        used = GaugeMetricFamily(
-            "sluice_redis_memory_bytes", "Memory that a Redis server of the system uses", labels=["role"]
-        )
-        limit = GaugeMetricFamily(
-            "sluice_redis_memory_limit_bytes",
-            "maxmemory of a Redis server; a log that reaches it refuses events. Absent where there is no limit",
-            labels=["role"],
-        )
-        asks = {"control": self._parts.tallies.memory, "log": self._parts.log_memory}
-        for role, ask in asks.items():
-            found = None if ask is None else self._asked(ask)
-            if found is not None:
-                used.add_metric([role], found[0])
-                if found[1]:
-                    limit.add_metric([role], found[1])
-        yield from (used, limit)
+
+class _Asking:
+    """Questions of one scrape to one server: after one without an answer no other is asked."""
+
+    def __init__(self) -> None:
+        self._is_away = False
+
+    def ask(self, question: Callable[[], _T]) -> _T | None:
+        if self._is_away:
+            return None
+        try:
+            return question()
+        except SluiceError as error:
+            self._is_away = True
+            _logger.debug("left out of the metrics: %s", error)
+            return None
+
+
+def _memory_gauges(found: Mapping[str, tuple[int, int] | None]) -> Iterator[Metric]:
+    """(used, limit) of each Redis server by its role; None where it is not known."""
+    used = GaugeMetricFamily(
+        "sluice_redis_memory_bytes", "Memory that a Redis server of the system uses", labels=["role"]
+    )
+    limit = GaugeMetricFamily(
+        "sluice_redis_memory_limit_bytes",
+        "maxmemory of a Redis server; a log that reaches it refuses events. Absent where there is no limit",
+        labels=["role"],
+    )
+    for role, memory in found.items():
+        if memory is not None:
+            used.add_metric([role], memory[0])
+            if memory[1]:
+                limit.add_metric([role], memory[1])
+    yield from (used, limit)
 
 
 def _gauge(name: str, tells: str, value: float) -> Metric:

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
+from uuid import uuid4
 
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
@@ -37,6 +38,9 @@ class DrainTally:
         self._tallies = tallies
         self._clock = clock
         self._counts: defaultdict[str, float] = defaultdict(float)
+        self._sent: dict[str, float] = {}  # an addition that was not confirmed: it is repeated as it was
+        self._number = 1  # of the next addition, or of the one that is repeated
+        self._sender = uuid4().hex
         self._added_at = clock.monotonic()
 
     def on_stored(self, _next_offset: int, result: StoreResult) -> None:
@@ -65,12 +69,14 @@ class DrainTally:
         """Add to the system's counters what was counted since the last time."""
         self._added_at = self._clock.monotonic()
         try:
-            self._tallies().add(self._counts)
+            while self._sent or self._counts:
+                if not self._sent:
+                    self._sent = dict(self._counts)
+                    self._counts.clear()
+                self._tallies().add(self._sent, sender=self._sender, number=self._number)
+                self._sent, self._number = {}, self._number + 1
         except StoreUnavailableError as error:
-            # An answer that was lost may have been an addition that was made: some batches may count twice.
             _logger.debug("counts are kept for later: %s", error)
-            return
-        self._counts.clear()
 
     def _observe(self, name: str, bounds: Sequence[float], ordered: Sequence[float]) -> None:
         """Count ascending values into the buckets of a histogram."""

@@ -28,7 +28,8 @@ addresses: INGEST_HOST 127.0.0.1, FLOWER_HOST 127.0.0.1; private servers listen 
 ports: INGEST_PORT 8080, FLOWER_PORT 5555, POSTGRES_PORT 5433, REDIS_PORT 6381, LOG_REDIS_PORT 6382, KAFKA_PORT 9093,
        KAFKA_CONTROLLER_PORT 9094, PROMETHEUS_PORT 9090; metrics: CONTROL_METRICS_PORT 9111, BATCHES_METRICS_PORT
        9112, INGEST_METRICS_PORT 9101 and up (of several ingest processes)
-Prometheus runs too where this machine has it: PROMETHEUS=no for none, =yes to insist
+Prometheus runs too where this machine has it: PROMETHEUS=no for none, =yes to insist; it scrapes every
+       PROMETHEUS_SECONDS 5
 folder of data and logs: SLUICE_HOME .local/system
 """
 _SAMPLE: Final = (

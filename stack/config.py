@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from stack.prometheus import SCRAPE_SECONDS
 from stack.servers import LOOPBACK, ROOT, ServerError, kafka_url, postgres_url, redis_url
 
 _PORTS: Final = {
@@ -42,6 +43,7 @@ class StackConfig:
     ports: Mapping[str, int]
     given: Mapping[str, str]  # DATABASE_URL, REDIS_URL, EVENT_LOG_URL where servers of somebody else are used
     prometheus: str | None = None  # the program, where one is run
+    prometheus_seconds: int = SCRAPE_SECONDS  # between two scrapes
 
     @classmethod
     def from_environ(cls, log: str | None, environ: Mapping[str, str] | None = None) -> "StackConfig":
@@ -71,6 +73,7 @@ class StackConfig:
             ports=ports,
             given=given,
             prometheus=_prometheus(source),
+            prometheus_seconds=_number(source, "PROMETHEUS_SECONDS", SCRAPE_SECONDS, 60),
         )
 
     @property

@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from stack.servers import LOOPBACK, ROOT
 
-SCRAPE_SECONDS = 5
+SCRAPE_SECONDS: Final = 5  # the period of the control loop
 
 
-def prometheus_config(ports: Mapping[str, Sequence[int]]) -> str:
+def prometheus_config(ports: Mapping[str, Sequence[int]], scrape_seconds: int) -> str:
     """Jobs with their ports, and the rules; JSON, which is YAML too, so that any path is quoted rightly."""
     return json.dumps(
         {
-            "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
+            "global": {"scrape_interval": f"{scrape_seconds}s", "evaluation_interval": f"{scrape_seconds}s"},
             "rule_files": [str(ROOT / "monitoring" / "rules" / "*.yml")],
             "scrape_configs": [
                 {"job_name": job, "static_configs": [{"targets": [f"{LOOPBACK}:{port}" for port in numbers]}]}

@@ -258,7 +258,8 @@ class System:
                     "ingest": self.config.metrics_ports or [ports["INGEST_PORT"]],
                     "control": [ports["CONTROL_METRICS_PORT"]],
                     "worker": [ports["BATCHES_METRICS_PORT"]],
-                }
+                },
+                self.config.prometheus_seconds,
             )
         )
         return Program(

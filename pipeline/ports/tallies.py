@@ -11,8 +11,12 @@ class Tallies(Protocol):
     raises StoreUnavailableError where the server does not answer.
     """
 
-    def add(self, counts: Mapping[str, float]) -> None:
-        """Add to counters, in one round trip."""
+    def add(self, counts: Mapping[str, float], *, sender: str, number: int) -> None:
+        """Add to counters, in one round trip.
+
+        A sender numbers its additions from 1, and repeats one whose answer was lost with the same number: it is made
+        once. That is remembered for minutes after the sender's last addition.
+        """
 
     def counters(self) -> dict[str, float]:
         """All counters."""

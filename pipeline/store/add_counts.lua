@@ -1,7 +1,12 @@
 #!lua flags=allow-oom
--- Add to counters. KEYS: 1 counters. ARGV: name, count for each.
+-- Add to counters, once: an addition whose answer was lost comes again with the same number, and is not made twice.
+-- KEYS: 1 counters, 2 the sender's last number. ARGV: 1 number, 2 seconds to remember it; then name, count for each.
 
-for index = 1, #ARGV, 2 do
+if tonumber(redis.call('GET', KEYS[2]) or 0) >= tonumber(ARGV[1]) then
+  return 0
+end
+redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
+for index = 3, #ARGV, 2 do
   redis.call('HINCRBYFLOAT', KEYS[1], ARGV[index], ARGV[index + 1])
 end
-return #ARGV / 2
+return 1

@@ -1,41 +1,59 @@
 """Counters and facts in memory: for tests and simulation, with the meaning of those on Redis."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.store.memory import MemoryServer
 
 
+@dataclass
+class _Held:
+    """What a flush loses; `of` is the server's content that it belongs to."""
+
+    of: object
+    counters: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    facts_until: float = 0.0
+
+
 class MemoryTallies:
-    """See Tallies."""
+    """See Tallies. Processes of one system share one of these."""
 
     def __init__(self, server: MemoryServer | None = None) -> None:
         self._server = server or MemoryServer()
-        self._counters: dict[str, float] = {}
-        self._facts: tuple[float, dict[str, Any]] = (0.0, {})
+        self._held = _Held(of=None)
 
-    def add(self, counts: Mapping[str, float]) -> None:
+    def _now_held(self) -> _Held:
+        content = self._server.content()
+        if self._held.of is not content:
+            self._held = _Held(of=content)
+        return self._held
+
+    def add(self, counts: Mapping[str, float], *, sender: str, number: int) -> None:
         with self._server.changed:
-            self._server.content()
+            held = self._now_held()
+            if held.numbers.get(sender, 0) >= number:
+                return
+            held.numbers[sender] = number
             for name, count in counts.items():
                 if count:
-                    self._counters[name] = self._counters.get(name, 0.0) + count
+                    held.counters[name] = held.counters.get(name, 0.0) + count
 
     def counters(self) -> dict[str, float]:
         with self._server.changed:
-            self._server.content()
-            return dict(self._counters)
+            return dict(self._now_held().counters)
 
     def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:
         with self._server.changed:
-            self._server.content()
-            self._facts = (self._server.clock.now() + seconds, dict(facts))
+            held = self._now_held()
+            held.facts, held.facts_until = dict(facts), self._server.clock.now() + seconds
 
     def facts(self) -> dict[str, Any]:
         with self._server.changed:
-            self._server.content()
-            until, facts = self._facts
-            return dict(facts) if self._server.clock.now() < until else {}
+            held = self._now_held()
+            return dict(held.facts) if self._server.clock.now() < held.facts_until else {}
 
     def tokens(self) -> tuple[float, float, float] | None:
         with self._server.changed:

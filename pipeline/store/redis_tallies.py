@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from pipeline.names import KEY_BUCKET, KEY_COUNTERS, KEY_FACTS
+from pipeline.names import KEY_BUCKET, KEY_COUNTERS, KEY_COUNTERS_SENDER, KEY_FACTS
 from pipeline.settings import Settings
 from pipeline.store.connection import ControlConnection, load_script
 
+_SENDER_SECONDS: Final = 600  # how late an addition whose answer was lost may come again
+
 
 class RedisTallies:
-    """See Tallies. Its weakness: an addition whose answer is lost may have been made, and is not repeated."""
+    """See Tallies. Its weakness: a flush forgets numbers too, so that what is repeated across one counts twice."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)
@@ -18,10 +20,11 @@ class RedisTallies:
         self._facts = self._connection.key(KEY_FACTS)
         self._bucket = self._connection.key(KEY_BUCKET)
 
-    def add(self, counts: Mapping[str, float]) -> None:
+    def add(self, counts: Mapping[str, float], *, sender: str, number: int) -> None:
         arguments = [text for name, count in counts.items() if count for text in (name, repr(float(count)))]
         if arguments:
-            self._connection.run(load_script("add_counts"), [self._counters], arguments)
+            keys = [self._counters, self._connection.key(KEY_COUNTERS_SENDER, sender)]
+            self._connection.run(load_script("add_counts"), keys, [str(number), str(_SENDER_SECONDS), *arguments])
 
     def counters(self) -> dict[str, float]:
         found: dict[str, str] = self._connection.call("HGETALL", self._counters)

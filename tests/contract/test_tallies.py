@@ -29,17 +29,37 @@ def test_counts_of_several_processes_add_up(both: Both) -> None:
     _, make = both
     assert make().counters() == {}
 
-    def add() -> None:
+    def add(sender: str) -> None:
         mine = make()
-        for _ in range(50):
-            mine.add({"rows": 3, "batch_seconds:sum": 0.25, "nothing": 0})
+        for number in range(1, 51):
+            mine.add({"rows": 3, "batch_seconds:sum": 0.25, "nothing": 0}, sender=sender, number=number)
 
-    threads = [threading.Thread(target=add) for _ in range(4)]
+    threads = [threading.Thread(target=add, args=(sender,)) for sender in "abcd"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert make().counters() == {"rows": 600.0, "batch_seconds:sum": 50.0}
+
+
+def test_an_addition_that_comes_again_is_made_once(both: Both) -> None:
+    # Given an addition whose answer was lost, so that its sender repeats it, and the next one
+    _, make = both
+    for number in (1, 1, 2, 1):
+        make().add({"rows": 10}, sender="s", number=number)
+    make().add({"rows": 5}, sender="another", number=1)
+    assert make().counters() == {"rows": 25.0}
+
+
+def test_counters_begin_anew_after_a_flush(both: Both) -> None:
+    rig, make = both
+    tallies = make()
+    tallies.add({"rows": 10}, sender="s", number=7)
+    tallies.note({"a": 1}, seconds=60)
+    rig.flush()
+    assert (tallies.counters(), tallies.facts()) == ({}, {})
+    tallies.add({"rows": 1}, sender="s", number=8)
+    assert tallies.counters() == {"rows": 1.0}
 
 
 def test_facts_are_replaced_and_forgotten(both: Both) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from monitoring import dashboard, metrics_table
+from pipeline import __version__
 from support.processes import ROOT
 
 MONITORING = ROOT / "monitoring"
@@ -90,6 +92,18 @@ def test_the_dashboards_panels_stand_beside_each_other() -> None:
         assert panel["targets"]
     uid = yaml.safe_load((MONITORING / "grafana/provisioning/datasources/prometheus.yml").read_text())
     assert {panel["datasource"]["uid"] for panel in panels} == {uid["datasources"][0]["uid"]}
+
+
+def test_the_dashboards_variables_choose_processes() -> None:
+    found = dashboard.dashboard()
+    assert [one["name"] for one in found["templating"]["list"]] == ["job", "instance"]
+    chosen = [t["expr"] for p in found["panels"] for t in p.get("targets", []) if "$" in t["expr"]]
+    assert 'up{job=~"$job", instance=~"$instance"}' in chosen
+    assert not [one for one in chosen if "$chosen" in one]
+
+
+def test_the_version_shown_is_that_of_the_project() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
 
 
 def test_the_containers_prometheus_scrapes_what_compose_runs() -> None:

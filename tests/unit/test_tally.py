@@ -1,12 +1,14 @@
 """What a drain counts, and how it becomes histograms."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clock import ManualClock
+from pipeline.errors import StoreUnavailableError
 from pipeline.ports.sink import StoreResult
 from pipeline.store.memory import MemoryServer
 from pipeline.store.memory_tallies import MemoryTallies
@@ -62,6 +64,23 @@ def test_counts_wait_for_a_server_that_is_away(rig: Rig) -> None:
     rig.store(0.0)
     rig.tally.on_run("finished")
     assert (rig.counters()["rows"], rig.counters()["runs:finished"]) == (2, 2)
+
+
+def test_an_addition_whose_answer_was_lost_counts_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a server that makes two additions and loses its answers
+    add, lost = MemoryTallies.add, [True, True]
+
+    def answers_late(tallies: MemoryTallies, counts: Mapping[str, float], **names: Any) -> None:
+        add(tallies, counts, **names)
+        if lost:
+            lost.pop()
+            raise StoreUnavailableError
+
+    monkeypatch.setattr(MemoryTallies, "add", answers_late)
+    for _ in range(4):
+        rig.store(0.0, 0.0)
+        rig.tally.on_run("finished")
+    assert (rig.counters()["rows"], rig.counters()["runs:finished"]) == (8, 4)
 
 
 @given(st.lists(st.floats(0, 4000), max_size=50))
