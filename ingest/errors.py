@@ -168,6 +168,11 @@ def row_of(error: BaseException) -> Row:
     return _DEFECT
 
 
+def rows_by_code() -> dict[str, Row]:
+    """Every code that an answer may have, with its row; a defect's is not among them."""
+    return {row.code: row for row in _TABLE.values()}
+
+
 def status_of(code: str) -> int:
     """The status of an error's code, as the table has it; 202 for `accepted`."""
     return 202 if code == "accepted" else _STATUSES.get(code, _DEFECT.status)

@@ -16,6 +16,7 @@ from ingest.edge import Edge
 from ingest.errors import NotReadyError, answer, row_of
 from ingest.health import health_document
 from ingest.media import body_kind, inflate, is_gzip
+from ingest.openapi.routes import add_contract
 from pipeline.errors import SluiceError
 from pipeline.event import Event, encode_record, partition_of, record_head
 
@@ -40,6 +41,7 @@ def add_routes(app: IngestApp) -> None:
     app.add_route(get_readyz, "/readyz", methods=["GET", "HEAD"])
     app.add_route(get_metrics, "/metrics", methods=["GET", "HEAD"])
     add_pages(app)
+    add_contract(app, app.ctx.edge.settings)
 
 
 async def post_logs(request: IngestRequest) -> HTTPResponse:

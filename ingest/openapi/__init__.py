@@ -1,0 +1,1 @@
+"""The HTTP contract for programs and people: `GET /openapi.json` and `GET /docs`."""
