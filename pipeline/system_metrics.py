@@ -150,7 +150,7 @@ def _control_gauges(state: ControlState, settings: Settings) -> Iterator[Metric]
         yield _gauge("rate_limiter_base_rate_limit", "Events a second that the rate policy decided on", rate.base_rate)
         yield _gauge("sluice_controller_age_seconds", "Seconds since the controller last published a rate",
                      max(0.0, state.time - rate.published_at))  # fmt: skip
-    modes = [] if rate is None else [rate.mode.value]
+    modes = [Mode.UNKNOWN.value if rate is None else rate.mode.value]
     yield _one_of("sluice_mode", "1 for what the lag means for the rate", "mode", [mode.value for mode in Mode], modes)
     yield _gauge("rate_limiter_floor_rate_limit", "Events a second at high lag and while the breaker is open",
                  state.floor_rate or settings.rate_min)  # fmt: skip

@@ -1,0 +1,138 @@
+"""What the control worker shows of the whole system, on a control server in memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline import __version__
+from pipeline.clock import ManualClock
+from pipeline.errors import StoreUnavailableError
+from pipeline.names import Mode
+from pipeline.ports.control import Consumption
+from pipeline.settings import Settings
+from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
+from pipeline.store.memory_tallies import MemoryTallies
+from pipeline.system_metrics import FACTS_SECONDS, STALE_PERIODS, SystemCollector, SystemParts
+
+
+class Rig:
+    def __init__(self, **changes: Any) -> None:
+        self.settings = Settings(**changes)
+        self.clock = ManualClock()
+        self.server = MemoryServer(self.clock)
+        self.store = MemoryControlStore(self.settings, self.server)
+        self.bucket = MemoryBucket(self.settings, self.server)
+        self.tallies = MemoryTallies(self.server)
+        self.log_memory: Callable[[], tuple[int, int]] | None = lambda: (5, 0)
+        self.store.restore([], by="test")
+
+    def publish(self, *, lag: dict[int, int] | None, drain_rate: float | None = 100.0, rate: float = 1000.0) -> None:
+        self.store.publish_rate(
+            base_rate=rate,
+            floor_rate=100.0,
+            mode=Mode.NORMAL,
+            lag=None if lag is None else sum(lag.values()),
+            lag_known_at=None if lag is None else self.clock.now(),
+            by="test",
+            consumption=None if lag is None else Consumption(lag, 0, drain_rate),
+        )
+
+    def series(self) -> dict[str, float]:
+        parts = SystemParts(self.settings, self.clock, self.store, self.tallies, self.log_memory)
+        return {
+            "|".join([sample.name, *sample.labels.values()]): sample.value
+            for metric in SystemCollector(parts).collect()
+            for sample in metric.samples
+        }
+
+
+def test_lag_by_partition_under_the_name_of_the_log() -> None:
+    for url, name in (("redis://log", "redis_stream_consumer_lag"), ("kafka://log", "kafka_consumer_lag")):
+        rig = Rig(event_log_url=url)
+        rig.publish(lag={0: 30, 3: 20}, drain_rate=25.0)
+        found = rig.series()
+        assert {key: value for key, value in found.items() if "consumer_lag" in key} == {
+            f"{name}|0": 30,
+            f"{name}|3": 20,
+        }
+        assert (found["sluice_lag_events"], found["sluice_lag_seconds"]) == (50, 2.0)
+
+
+def test_a_lag_that_nothing_drains_has_no_end_and_no_lag_takes_no_time() -> None:
+    rig = Rig()
+    rig.publish(lag={0: 30}, drain_rate=0.0)
+    assert "sluice_lag_seconds" not in rig.series()
+    rig.publish(lag={0: 0}, drain_rate=0.0)
+    assert rig.series()["sluice_lag_seconds"] == 0
+
+
+def test_a_lag_without_news_disappears() -> None:
+    rig = Rig()
+    rig.publish(lag={0: 30})
+    rig.clock.advance(STALE_PERIODS * rig.settings.regulate_seconds - 0.1)
+    assert rig.series()["sluice_lag_events"] == 30
+    rig.clock.advance(0.2)
+    found = rig.series()
+    assert "sluice_lag_events" not in found
+    assert found["sluice_controller_age_seconds"] == pytest.approx(STALE_PERIODS * rig.settings.regulate_seconds + 0.1)
+    # And one that the controller does not know is not shown as it was
+    rig.publish(lag={0: 30})
+    rig.publish(lag=None)
+    assert "sluice_lag_events" not in rig.series()
+
+
+def test_permissions_refill_between_calls_up_to_the_burst() -> None:
+    rig = Rig()
+    assert "rate_limiter_available_permissions" not in rig.series()
+    rig.publish(lag={0: 0}, rate=100.0)
+    rig.bucket.take(needed=80, wanted=80, process="p")
+    capacity = rig.series()["rate_limiter_capacity_permissions"]
+    assert rig.series()["rate_limiter_available_permissions"] == capacity - 80
+    rig.clock.advance(0.5)
+    assert rig.series()["rate_limiter_available_permissions"] == capacity - 30
+    rig.clock.advance(60)
+    assert rig.series()["rate_limiter_available_permissions"] == capacity
+
+
+def test_facts_of_postgres_are_forgotten_and_a_limit_that_is_none_is_absent() -> None:
+    rig = Rig()
+    rig.tallies.note({"dead_letters": 3, "database_bytes": None}, seconds=FACTS_SECONDS)
+    found = rig.series()
+    assert found["sluice_dead_letters_open"] == 3
+    assert "sluice_database_bytes" not in found
+    assert found["sluice_redis_memory_bytes|log"] == 5
+    assert "sluice_redis_memory_limit_bytes|log" not in found
+    rig.clock.advance(FACTS_SECONDS + 1)
+    assert "sluice_dead_letters_open" not in rig.series()
+
+
+def test_a_server_that_is_away_is_asked_once_a_scrape(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a control server that does not answer: each question costs its time-out
+    rig = Rig()
+    rig.publish(lag={0: 1})
+    rig.server.is_away = True
+    content, asked = rig.server.content, []
+
+    def counted() -> Any:
+        asked.append(1)
+        return content()
+
+    monkeypatch.setattr(rig.server, "content", counted)
+    found = rig.series()
+    assert len(asked) == 1
+    # Then what others know is shown nevertheless
+    assert set(found) == {"sluice_redis_memory_bytes|log", f"sluice_build_info|{__version__}|redis"}
+
+
+def test_a_log_that_is_away_hides_nothing_else() -> None:
+    def away() -> tuple[int, int]:
+        raise StoreUnavailableError
+
+    rig = Rig()
+    rig.publish(lag={0: 1})
+    rig.log_memory = away
+    found = rig.series()
+    assert "sluice_redis_memory_bytes|log" not in found
+    assert found["sluice_lag_events"] == 1
+    assert found["sluice_redis_memory_bytes|control"] == 0
