@@ -373,6 +373,28 @@ class Settings:
         when="rarely: it is how long a worker goes on after a pause",
     )
 
+    override_seconds: float = _setting(
+        600.0,
+        "How long a rate set by hand holds where nobody says for how long",
+        low=1,
+        high=86_400,
+        when="rarely: say it with the command",
+    )
+    override_seconds_max: float = _setting(
+        86_400.0,
+        "The longest time for a rate set by hand",
+        low=1,
+        high=31_536_000,
+        when="a planned limit holds for longer: then RATE_MAX is the better place",
+    )
+    override_rate_max: float = _setting(
+        10_000.0,
+        "The highest rate that can be set by hand",
+        low=1,
+        high=10_000_000,
+        when="with RATE_MAX: what the log takes at most",
+    )
+
     # --- Metrics -----------------------------------------------------------------------------------------------
     metrics_host: str = _setting(
         "127.0.0.1",

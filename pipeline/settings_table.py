@@ -22,6 +22,7 @@ _GROUPS: Final = {
 # A name's unit stands last in it, but for `max` and `min`; these names have theirs from what they are.
 _UNITS: Final = {
     "rate_max": "events/s",
+    "override_rate_max": "events/s",
     "rate_min": "events/s",
     "lag_degraded": "events",
     "lag_critical": "events",

@@ -12,6 +12,7 @@ from kombu import Queue as KombuQueue
 from beat_schedule import beat_schedule
 from pipeline.names import Queue
 from pipeline.settings import Settings
+from tasks import remote as _remote  # noqa: F401 - registers the remote commands
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseStep
 from tasks.startup import connect_signals
@@ -23,6 +24,8 @@ _MIGRATION_SECONDS_MAX: Final = 330.0
 
 class SluiceCelery(Celery):
     """A Celery application that knows its settings, so that tasks and worker steps find them."""
+
+    control_cls = "tasks.asking:SluiceControl"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__("sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control"])

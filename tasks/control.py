@@ -8,17 +8,16 @@ from typing import Any
 from celery import shared_task
 
 from pipeline.errors import RecoverableError
-from pipeline.names import BreakerState, PauseReason
+from pipeline.names import BreakerState
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import Asked, Control, Database, regulate
-from pipeline.sink.control_settings import delete_pause, load_bands, load_override, load_pauses
-from pipeline.sink.dead_letters import replay_dead_letters
+from pipeline.sink.control_settings import load_bands, load_override, load_pauses
 from pipeline.sink.migrate import migrate
 from pipeline.sink.queries import query
 from pipeline.system_metrics import FACTS_SECONDS
+from tasks import commands
 from tasks.hints import send_net_hint
 from tasks.parts import Parts, parts_of
-from tasks.pausing import pause_until_resumed
 
 _logger = logging.getLogger(__name__)
 
@@ -129,33 +128,17 @@ def measure(self: Any) -> None:
 @shared_task(name="sluice.pause_consumption", bind=True)
 def pause_consumption(self: Any, by: str, why: str) -> None:
     """Pause consumption until somebody resumes it by hand; kept in PostgreSQL, so that a flush does not undo it."""
-    parts = parts_of(self.app.sluice_settings)
-    pause_until_resumed(parts, PauseReason.OPERATOR, by=by, why=why)
+    _logger.warning("%s", commands.pause(parts_of(self.app.sluice_settings), by, why), extra={"action": "pause"})
 
 
 @shared_task(name="sluice.resume_consumption", bind=True)
 def resume_consumption(self: Any, by: str, why: str) -> None:
     """Lift every reason to pause that only a person may lift. The breaker's is the prober's."""
-    parts = parts_of(self.app.sluice_settings)
-    for reason in PauseReason:
-        if reason is PauseReason.BREAKER:
-            continue
-        delete_pause(parts.sink, reason)
-        if parts.control.resume(reason, generation=None, by=by, why=why):
-            _logger.warning("%s lifted by %s: %s", reason, by, why, extra={"action": "resumed", "reason": reason.value})
+    _logger.warning("%s", commands.resume(parts_of(self.app.sluice_settings), by, why), extra={"action": "resumed"})
 
 
 @shared_task(name="sluice.replay_dead_letters", bind=True)
 def replay(self: Any, limit: int = 1000, dry_run: bool = False) -> None:
     """Try to store dead letters once more, the longest untried first."""
-    parts = parts_of(self.app.sluice_settings)
-    result = replay_dead_letters(parts.sink, limit=limit, dry_run=dry_run)
-    _logger.warning(
-        "dead letters%s: %d stored, %d repeated, %d conflicting, %d refused again",
-        " (dry run)" if dry_run else "",
-        result.stored,
-        result.repeated,
-        result.conflicting,
-        result.refused,
-        extra={"action": "replayed_dead_letters"},
-    )
+    words = commands.replay(parts_of(self.app.sluice_settings), limit, dry_run=dry_run)
+    _logger.warning("dead letters: %s", words, extra={"action": "replayed_dead_letters"})

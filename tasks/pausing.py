@@ -10,13 +10,15 @@ from tasks.parts import Parts
 _logger = logging.getLogger(__name__)
 
 
-def pause_until_resumed(parts: Parts, reason: PauseReason, *, by: str, why: str) -> None:
+def pause_until_resumed(parts: Parts, reason: PauseReason, *, by: str, why: str) -> bool:
     """Pause consumption, and keep the reason in PostgreSQL, so that a flush of Redis does not lift it.
 
-    Raises StoreUnavailableError where the pause itself could not be set.
+    False where PostgreSQL could not keep it. Raises StoreUnavailableError where the pause itself could not be set.
     """
     parts.control.pause(reason, by=by, why=why)
     try:
         save_pause(parts.sink, SavedPause(reason, by, why, parts.clock.now()))
     except RecoverableError as error:
         _logger.warning("pause (%s) would not outlive a flush of Redis: %s", reason, error, extra={"action": "pause"})
+        return False
+    return True

@@ -1,0 +1,156 @@
+"""What operators may change, carried out and told in words; for remote commands and Celery tasks alike.
+
+Each changes the control store first, which takes effect at once, and then keeps it in PostgreSQL, where a flush of
+Redis can't reach it. Raises CommandError where what is asked makes no sense, StoreUnavailableError where nothing was
+changed.
+"""
+
+import logging
+from collections.abc import Callable
+
+from pipeline.errors import PermanentError, RecoverableError
+from pipeline.names import PauseReason
+from pipeline.ports.control import Bands
+from pipeline.sink.control_settings import (
+    delete_bands,
+    delete_override,
+    delete_pause,
+    save_bands,
+    save_override,
+)
+from pipeline.sink.dead_letters import replay_dead_letters
+from pipeline.status import clock_time, duration
+from tasks.parts import Parts
+from tasks.pausing import pause_until_resumed
+
+_logger = logging.getLogger(__name__)
+
+_KEPT = "It is kept over a flush of Redis."
+_NOT_KEPT = "PostgreSQL does not answer: a flush of Redis would undo this. Say it again when PostgreSQL is back."
+
+
+class CommandError(PermanentError):
+    """What is asked makes no sense; the message says what does."""
+
+
+def pause(parts: Parts, by: str, why: str) -> str:
+    """Pause consumption until somebody resumes it."""
+    held = [one for one in parts.control.state().pauses or () if one.reason is PauseReason.OPERATOR]
+    if held:
+        return f"Consumption was paused already, since {clock_time(held[0].since)} by {held[0].by}: {held[0].why}."
+    kept = pause_until_resumed(parts, PauseReason.OPERATOR, by=by, why=why)
+    return (
+        f"Consumption is paused since {clock_time(parts.clock.now())} by {by}: {why}. Drains under way end within "
+        f"seconds; events are still accepted, and wait in the log. {_KEPT if kept else _NOT_KEPT}"
+    )
+
+
+def resume(parts: Parts, by: str, why: str) -> str:
+    """Lift every reason to pause that only a person may lift. The breaker's is the prober's."""
+    lifted = []
+    for reason in PauseReason:
+        if reason is not PauseReason.BREAKER and parts.control.resume(reason, generation=None, by=by, why=why):
+            lifted.append(reason.value)
+    kept = _kept(lambda: [delete_pause(parts.sink, r) for r in PauseReason if r is not PauseReason.BREAKER])
+    left = parts.control.state().pauses or ()
+    words = f"Lifted by {by}: {', '.join(lifted)}." if lifted else "Nobody had paused consumption by hand."
+    if left:
+        words += " It stays paused while the breaker is open: until PostgreSQL takes a write."
+    elif lifted:
+        words += " Drains begin within a second."
+    if not kept:
+        words += " PostgreSQL does not answer: after a flush of Redis the pause would be back. Say it again then."
+    return words
+
+
+def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, why: str) -> str:
+    """Let a rate hold for a time, whatever the lag says."""
+    settings = parts.settings
+    seconds = settings.override_seconds if seconds is None else seconds
+    _check("the rate", rate, 1, settings.override_rate_max, "events/s (OVERRIDE_RATE_MAX)")
+    _check("the time", seconds, 1, settings.override_seconds_max, "s (OVERRIDE_SECONDS_MAX)")
+    override = parts.control.set_override(rate, until=parts.control.state().time + seconds, by=by, why=why)
+    kept = _kept(lambda: save_override(parts.sink, override))
+    state = parts.control.state()
+    words = (
+        f"At most {rate:g} events/s are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
+        f"{by}: {why}. Then the lag decides again."
+    )
+    if state.rate is not None and state.rate.rate < rate:
+        words += f" While the breaker is open it is {state.rate.rate:g}/s."
+    return f"{words} {_KEPT if kept else _NOT_KEPT}"
+
+
+def clear_rate_limit(parts: Parts, by: str, why: str) -> str:
+    """End a rate that was set by hand."""
+    held = parts.control.clear_override(by=by, why=why)
+    kept = _kept(lambda: delete_override(parts.sink))
+    rate = parts.control.state().rate
+    now = "" if rate is None else f" {rate.rate:g} events/s are admitted."
+    words = f"The rate set by hand has ended, by {by}.{now}" if held else f"No rate was set by hand.{now}"
+    return words if kept else f"{words} PostgreSQL does not answer: a flush of Redis would bring it back."
+
+
+def set_bands(
+    parts: Parts, by: str, *, degraded: int, critical: int, rate_max: float | None, rate_min: float | None, why: str
+) -> str:
+    """Other thresholds and rates for the policy, from the next tick on."""
+    settings = parts.settings
+    bands = Bands(
+        rate_max=settings.rate_max if rate_max is None else rate_max,
+        rate_min=settings.rate_min if rate_min is None else rate_min,
+        lag_degraded=degraded,
+        lag_critical=critical,
+        by=by,
+        why=why,
+        since=parts.clock.now(),
+    )
+    _check("the highest rate", bands.rate_max, 1, settings.override_rate_max, "events/s (OVERRIDE_RATE_MAX)")
+    _check("the lowest rate", bands.rate_min, 1, bands.rate_max, "events/s, the highest one")
+    _check("the lower threshold", degraded, 1, 1_000_000_000, "events")
+    if degraded >= critical:
+        raise CommandError(f"the lower threshold, {degraded:,} events, is not below the upper one, {critical:,}")
+    parts.control.set_bands(bands)
+    kept = _kept(lambda: save_bands(parts.sink, bands))
+    return (
+        f"From the next tick on (within {settings.regulate_seconds:g} s): {bands.rate_max:g} events/s below a lag of "
+        f"{degraded:,}, falling to {bands.rate_min:g}/s at {critical:,}; set by {by}. {_KEPT if kept else _NOT_KEPT}"
+    )
+
+
+def reset_bands(parts: Parts, by: str, why: str) -> str:
+    """Back to the bands of the settings."""
+    held = parts.control.clear_bands(by=by, why=why)
+    kept = _kept(lambda: delete_bands(parts.sink))
+    settings = parts.settings
+    words = (
+        f"{'The bands of the settings hold again' if held else 'The bands are those of the settings'}: "
+        f"{settings.rate_max:g} events/s below a lag of {settings.lag_degraded:,}, falling to {settings.rate_min:g}/s "
+        f"at {settings.lag_critical:,}."
+    )
+    return words if kept else f"{words} PostgreSQL does not answer: a flush of Redis would bring the others back."
+
+
+def replay(parts: Parts, limit: int, *, dry_run: bool) -> str:
+    """Try to store dead letters once more, the longest untried first."""
+    _check("the limit", limit, 1, 100_000, "dead letters")
+    result = replay_dead_letters(parts.sink, limit=limit, dry_run=dry_run)
+    return (
+        f"{'Dry run, nothing changed: ' if dry_run else ''}{result.stored} stored, {result.repeated} stored before, "
+        f"{result.conflicting} discarded since their id is stored with other content, {result.refused} refused again."
+    )
+
+
+def _check(what: str, value: float, low: float, high: float, unit: str) -> None:
+    if not low <= value <= high:
+        raise CommandError(f"{what} is {value:g}; it takes {low:g} to {high:g} {unit}")
+
+
+def _kept(change: Callable[[], object]) -> bool:
+    """Whether PostgreSQL took a change."""
+    try:
+        change()
+    except RecoverableError as error:
+        _logger.warning("not kept in PostgreSQL: %s", error, extra={"action": "command_not_kept"})
+        return False
+    return True

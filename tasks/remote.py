@@ -1,0 +1,246 @@
+"""Remote commands: `celery -A tasks.app inspect sluice`, `control pause_consumption`, and so on.
+
+They run in the main process of a worker, beside its event loop's other work: on a thread, for which the loop waits for
+three seconds at most. Celery's `control` command takes no options for these, so a word does: `dry_run`, also as
+`--dry-run`.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, Final
+
+import click
+from celery.bin.control import control as control_program
+from celery.worker.control import control_command, inspect_command
+
+from pipeline.__main__ import screen
+from pipeline.errors import RecoverableError, SluiceError
+from pipeline.names import Queue
+from pipeline.sink.dead_letters import count_dead_letters
+from pipeline.status import StatusParts, SystemStatus, read_status, status_document
+from tasks import commands
+from tasks.asking import NOT_MINE
+from tasks.parts import Parts
+
+_logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS_MAX: Final = 3.0  # for which the worker's event loop waits for a command
+_TICKET_SECONDS: Final = 60.0
+_REPLAY_LIMIT: Final = 1000
+
+Reply = dict[str, Any]
+
+# So that --dry-run reaches the command instead of being refused as an option that Celery does not know.
+control_program.context_settings["ignore_unknown_options"] = True
+
+
+# --- Arguments, read by the program that asks ---------------------------------------------------------------
+
+
+def _number(what: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise click.UsageError(f"{what} is {text!r}, which is not a number") from None
+
+    return read
+
+
+def _whole(what: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            raise click.UsageError(f"{what} is {text!r}, which is not a whole number") from None
+
+    return read
+
+
+# --- Inspect ----------------------------------------------------------------------------------------------------
+
+
+@inspect_command(name="sluice")
+def inspect_sluice(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """State of the whole loop: what is wrong, lag, rate, breaker, pauses, latest control events."""
+    return _answered(state, ticket, lambda parts: _told(_status(parts)))
+
+
+@inspect_command(name="lag")
+def inspect_lag(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Lag of each partition, the pace of storing, and when it will be empty."""
+    return _answered(state, ticket, lambda parts: _lag(_status(parts)))
+
+
+def _status(parts: Parts) -> SystemStatus:
+    return read_status(
+        StatusParts(
+            parts.settings, parts.clock, parts.control, parts.events, parts.log, lambda: count_dead_letters(parts.sink)
+        )
+    )
+
+
+def _told(status: SystemStatus) -> Reply:
+    # People are shown `ok`, programs (--json) get all of it.
+    return {"ok": screen(status), "document": status_document(status)}
+
+
+def _lag(status: SystemStatus) -> Reply:
+    lags = status.lag_by_partition
+    known = status_document(status)
+    document = {name: known[name] for name in ("consumerLag", "lagByPartition", "drainRate", "secondsToEmpty")}
+    if lags is None:
+        return {"ok": "The lag is unknown: the event log does not answer.", "document": document}
+    lines = [f"partition {partition}: {lag:,} events" for partition, lag in sorted(lags.items())]
+    pace = "unknown" if status.drain_rate is None else f"{status.drain_rate:,.0f} events/s"
+    lines.append(f"together: {sum(lags.values()):,} events, stored: {pace}")
+    return {"ok": "\n".join(lines), "document": document}
+
+
+# --- Control ------------------------------------------------------------------------------------------------------
+
+
+@control_command(variadic="words", signature="[reason …]")
+def pause_consumption(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Pause consumption until somebody resumes it."""
+    return _done(state, ticket, lambda parts: commands.pause(parts, by, _why(words)))
+
+
+@control_command(variadic="words", signature="[reason …]")
+def resume_consumption(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Resume consumption: lifts a pause by hand, by poison and by a gap in the log; not the breaker's."""
+    return _done(state, ticket, lambda parts: commands.resume(parts, by, _why(words)))
+
+
+@control_command(
+    args=[("rate", _number("the rate")), ("seconds", _number("the time"))], variadic="words",
+    signature="<events/s> [seconds] [reason …]",
+)  # fmt: skip
+def set_rate_limit(
+    state: Any, *, rate: float | None = None, seconds: float | None = None, words: Any = (),
+    by: str = "", ticket: str = "", **_: Any,
+) -> Reply:  # fmt: skip
+    """Admit at this rate for a time, whatever the lag says."""
+    if rate is None:
+        return _usage("set_rate_limit <events/s> [seconds] [reason …]")
+    return _done(
+        state, ticket, lambda parts: commands.set_rate_limit(parts, by, rate, seconds, _why(words, rate, seconds))
+    )
+
+
+@control_command(variadic="words", signature="[reason …]")
+def clear_rate_limit(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """End a rate that was set by hand: the lag decides again."""
+    return _done(state, ticket, lambda parts: commands.clear_rate_limit(parts, by, _why(words)))
+
+
+@control_command(
+    args=[
+        ("degraded", _whole("the lower threshold")), ("critical", _whole("the upper threshold")),
+        ("rate_max", _number("the highest rate")), ("rate_min", _number("the lowest rate")),
+    ],
+    variadic="words", signature="<lag_degraded> <lag_critical> [rate_max] [rate_min] [reason …]",
+)  # fmt: skip
+def set_bands(
+    state: Any, *, degraded: int | None = None, critical: int | None = None, rate_max: float | None = None,
+    rate_min: float | None = None, words: Any = (), by: str = "", ticket: str = "", **_: Any,
+) -> Reply:  # fmt: skip
+    """Set the thresholds of the lag, and the highest and lowest rate."""
+    if degraded is None or critical is None:
+        return _usage("set_bands <lag_degraded> <lag_critical> [rate_max] [rate_min] [reason …]")
+    return _done(
+        state, ticket,
+        lambda parts: commands.set_bands(
+            parts, by, degraded=degraded, critical=critical, rate_max=rate_max, rate_min=rate_min,
+            why=_why(words, degraded, critical, rate_max, rate_min),
+        ),
+    )  # fmt: skip
+
+
+@control_command(variadic="words", signature="[reason …]")
+def reset_bands(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Go back to the bands of the settings."""
+    return _done(state, ticket, lambda parts: commands.reset_bands(parts, by, _why(words)))
+
+
+@control_command(name="replay_dead_letters", variadic="words", signature="[--dry-run] [limit]")
+def replay_dead_letters(state: Any, words: Any = (), ticket: str = "", **_: Any) -> Reply:
+    """Try to store dead letters once more."""
+    flags = {word.lstrip("-").replace("-", "_") for word in words if not word.isdigit()}
+    numbers = [int(word) for word in words if word.isdigit()]
+    if flags - {"dry_run"} or len(numbers) > 1:
+        return _usage("replay_dead_letters [--dry-run] [limit]")
+    limit = numbers[0] if numbers else _REPLAY_LIMIT
+    return _done(state, ticket, lambda parts: commands.replay(parts, limit, dry_run="dry_run" in flags))
+
+
+# --- Inside ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="remote-command")
+
+
+@cache
+def _parts(app: Any) -> Parts:
+    """Adapters of the main process, for that thread alone."""
+    return Parts(app.sluice_settings)
+
+
+def _why(words: Any, *given: float | None) -> str:
+    """The words as a reason. Celery hands the last argument on as a word once more where no word follows it."""
+    last = next((value for value in reversed(given) if value is not None), None)
+    if last is not None and len(words) == 1 and _is_number(words[0]) and float(words[0]) == last:
+        words = ()
+    return " ".join(str(word) for word in words) or "no reason given"
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _usage(form: str) -> Reply:
+    return {"error": f"celery -A tasks.app control {form}"}
+
+
+def _done(state: Any, ticket: str, work: Callable[[Parts], str]) -> Reply:
+    return _answered(state, ticket, lambda parts: {"ok": work(parts)})
+
+
+def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
+    """Do it, if this is the worker for it: has the queue `control`, and got the ticket."""
+    if Queue.CONTROL.value not in state.app.amqp.queues.consume_from:
+        return {NOT_MINE: True}
+    parts = _parts(state.app)
+    try:
+        if parts.leases.take(f"command:{ticket}", seconds=_TICKET_SECONDS) is None:
+            return {NOT_MINE: True}
+    except SluiceError as error:
+        return {"error": f"nothing was changed: {error}"}
+
+    def run() -> Reply:
+        try:
+            return work(parts)
+        except commands.CommandError as error:
+            return {"error": str(error)}
+        except RecoverableError as error:
+            return {"error": f"not done: {error}"}
+        except SluiceError as error:
+            return {"error": str(error)}
+        except Exception as error:
+            _logger.exception("a remote command failed by a defect", extra={"action": "command_failed"})
+            return {"error": f"a defect of the worker, see its log: {type(error).__name__}"}
+        finally:
+            parts.sink.close()  # it would be held for nothing until the next command
+
+    try:
+        return _thread().submit(run).result(_WAIT_SECONDS_MAX)
+    except TimeoutError:
+        return {"ok": f"Taken, and still under way after {_WAIT_SECONDS_MAX:g} s: `inspect sluice` shows its effect."}
