@@ -41,7 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         log = re.search(r"\[(redis|kafka)", item.name)
-        group = f"e2e-{log[1]}" if log and "e2e" in item.path.parts else str(item.path)
+        shares = "started" in getattr(item, "fixturenames", ())
+        group = f"e2e-{log[1]}" if log and shares else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.path.parent.name != "e2e")
 

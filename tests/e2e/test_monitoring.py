@@ -135,12 +135,14 @@ def poll(watched: Watched, without_data: Callable[[], list[str]], *, seconds_max
 
 
 def test_no_alert_fires_and_every_process_is_scraped(watched: Watched) -> None:
+    wait_until(lambda: len(watched.query("up == 1")) == 3, "all are scraped", seconds_max=30)
     assert watched.query('ALERTS{alertstate="firing"}') == []
     assert {(one["metric"]["job"], one["value"][1]) for one in watched.query("up")} == {
         ("ingest", "1"),
         ("control", "1"),
         ("worker", "1"),
     }
+    wait_until(lambda: bool(watched.query("sluice_lag_events")), "the lag is known", seconds_max=30)
     lag = "kafka_consumer_lag" if watched.log == "kafka" else "redis_stream_consumer_lag"
     assert {one["metric"]["partition"] for one in watched.query(lag)} == {"0", "1", "2", "3"}
 
@@ -159,7 +161,7 @@ def test_prometheus_agrees_with_what_was_sent(watched: Watched) -> None:
         "sluice_receipt_to_store_seconds_count",
     )
     wait_until(lambda: {value(one) for one in counted} == {watched.sent}, f"{watched.sent} are stored", seconds_max=30)
-    assert value('http_requests_total{status="202"}') > 7
+    assert value('http_requests_total{status="202"}') >= 7
 
 
 def test_names_and_labels_are_as_prometheus_asks(watched: Watched) -> None:

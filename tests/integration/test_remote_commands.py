@@ -1,0 +1,224 @@
+"""Celery's command line as operators use it, against real workers: two control workers and one for batches."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from pipeline import wiring
+from pipeline.names import PauseReason
+from pipeline.ports.control import ControlEvent, ControlState
+from pipeline.settings import Settings
+from stack.servers import Server, free_port, postgres_server, redis_server
+from support.database import ask
+from support.processes import ROOT, System, control_worker, environ_of
+from support.records import record
+from support.traffic import wait_until
+
+
+@dataclass
+class Rig:
+    """A running system with a second control worker, and what it is asked with."""
+
+    system: System
+    settings: Settings
+    control_redis: Server
+    postgres: Server
+
+    def celery(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks.app", *words],
+            cwd=ROOT,
+            env={**os.environ, **environ_of(self.settings), "NO_COLOR": "1", "USER": "ann", "LOGNAME": "ann"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def control(self, *words: str) -> str:
+        """The one answer to a control command."""
+        said = self.celery("control", *words)
+        assert said.returncode == 0, said.stderr
+        assert said.stdout.count(": OK") == 1, said.stdout
+        return " ".join(said.stdout.split())
+
+    def state(self) -> ControlState:
+        return wiring.make_control_store(self.settings).state()
+
+    def reasons(self) -> set[PauseReason]:
+        return {pause.reason for pause in self.state().pauses or ()}
+
+    def events(self, kind: str) -> list[ControlEvent]:
+        return [event for event in wiring.make_control_events(self.settings).last(200) if event.kind.value == kind]
+
+    def flush(self) -> None:
+        with redis.Redis.from_url(self.settings.redis_url) as client:
+            client.flushall()
+
+    def is_restored(self) -> bool:
+        return self.state().pauses is not None and self.state().rate is not None
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("remote")
+    control_redis = redis_server(folder, free_port(), is_log=False, maxmemory="64mb").start()
+    log = redis_server(folder, free_port(), is_log=True, maxmemory="64mb").start()
+    postgres = postgres_server(folder, free_port(), durable=False).start()
+    settings = Settings(
+        database_url=postgres.url, redis_url=control_redis.url, event_log_url=log.url, ingest_port=free_port(),
+        regulate_seconds=0.5, measure_seconds=1, drain_run_seconds_max=2.0, drain_poll_seconds=0.2,
+    )  # fmt: skip
+    system = System(settings, folder)
+    (folder / "second").mkdir()
+    second = control_worker(settings, folder / "second")
+    try:
+        system.start()
+        second.start()
+        found = Rig(system, settings, control_redis, postgres)
+        wait_until(lambda: second.log().rstrip().endswith("ready."), "the second control worker", seconds_max=30)
+        wait_until(found.is_restored, "the loop ticks", seconds_max=30)
+        yield found
+    finally:
+        second.stop()
+        system.stop()
+        for server in (postgres, log, control_redis):
+            server.stop()
+
+
+def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Rig) -> None:
+    # When somebody pauses consumption, with two control workers that hear it
+    said = rig.control("pause_consumption", "maintenance", "until", "noon")
+    # Then it is said, done once, and known who did it and why
+    assert re.search(r"paused since \d\d:\d\d:\d\d UTC by ann@\S+: maintenance until noon\.", said)
+    assert "kept over a flush" in said
+    [paused] = rig.events("paused")
+    assert paused.by.startswith("ann@")
+    assert paused.why == "maintenance until noon"
+    # And the breaker's closing does not lift it
+    store = wiring.make_control_store(rig.settings)
+    store.pause(PauseReason.BREAKER, by="test", why="test")
+    wait_until(lambda: rig.reasons() == {PauseReason.OPERATOR}, "the prober has closed the breaker", seconds_max=20)
+    # And a flush does not either
+    rig.flush()
+    wait_until(rig.is_restored, "restored", seconds_max=20)
+    assert rig.reasons() == {PauseReason.OPERATOR}
+    assert "paused already" in rig.control("pause_consumption")
+    # And inspect tells it
+    said = rig.celery("inspect", "sluice").stdout
+    assert "DEGRADED" in said
+    assert "maintenance until noon" in said
+    # And resuming ends it for good
+    assert "operator" in rig.control("resume_consumption", "done")
+    rig.flush()
+    wait_until(rig.is_restored, "restored", seconds_max=20)
+    assert rig.reasons() == set()
+    assert "Nobody had paused" in rig.control("resume_consumption")
+
+
+def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
+    said = rig.control("set_rate_limit", "300", "60", "an", "import")
+    assert re.search(r"At most 300 events/s are admitted until \d\d:\d\d:\d\d UTC", said)
+    override = rig.state().override
+    assert override is not None
+    assert (override.rate, override.why) == (300.0, "an import")
+    assert override.by.startswith("ann@")
+    rate = rig.state().rate
+    assert rate is not None
+    assert rate.rate == 300.0
+    assert len(rig.events("override_set")) == 1  # of two control workers that heard it
+    rig.flush()
+    wait_until(rig.is_restored, "restored", seconds_max=20)
+    assert rig.state().override == override
+    assert "set by hand" in rig.celery("inspect", "sluice").stdout
+    assert "has ended" in rig.control("clear_rate_limit")
+    assert rig.state().override is None
+    assert ask(rig.settings.database_url, "SELECT count(*) FROM control_overrides") == [(0,)]
+    # One of a moment, with no reason given
+    rig.control("set_rate_limit", "200", "1")
+    assert rig.events("override_set")[-1].why == "no reason given"
+    wait_until(lambda: rig.state().override is None, "its time is up", seconds_max=5)
+    wait_until(lambda: rig.events("override_ended")[-1].why == "its time was up", "it is recorded", seconds_max=5)
+
+
+def test_bands_by_hand_are_gone_by_and_outlive_a_flush(rig: Rig) -> None:
+    assert "800 events/s below a lag of 5,000" in rig.control("set_bands", "5000", "20000", "800", "50")
+    wait_until(lambda: rig.state().rate.rate == 800.0, "the next tick", seconds_max=10)  # type: ignore[union-attr]
+    assert rig.state().floor_rate == 50.0
+    assert rig.events("bands_set")[-1].why == "no reason given"
+    rig.flush()
+    wait_until(rig.is_restored, "restored", seconds_max=20)
+    wait_until(lambda: rig.state().rate.rate == 800.0, "the next tick", seconds_max=10)  # type: ignore[union-attr]
+    assert "hold again" in rig.control("reset_bands")
+    wait_until(lambda: rig.state().rate.rate == 1000.0, "the next tick", seconds_max=10)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["set_rate_limit"], "set_rate_limit <events/s>"),
+        (["set_rate_limit", "fast"], "'fast', which is not a number"),
+        (["set_rate_limit", "0"], "it takes 1 to 10000 events/s"),
+        (["set_rate_limit", "5", "1e9"], "it takes 1 to 86400 s"),
+        (["set_bands", "5", "2"], "is not below the upper one"),
+        (["set_bands", "5"], "set_bands <lag_degraded> <lag_critical>"),
+        (["replay_dead_letters", "now"], "replay_dead_letters [--dry-run] [limit]"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_said_in_words(rig: Rig, words: list[str], says: str) -> None:
+    said = rig.celery("control", *words)
+    assert said.returncode != 0
+    assert says in said.stderr
+    assert "Traceback" not in said.stderr + said.stdout
+
+
+def test_dead_letters_are_replayed_and_a_dry_run_changes_nothing(rig: Rig) -> None:
+    # Given a dead letter whose cause is mended
+    letter = record(1, event_id="replay-1")
+    ask(
+        rig.settings.database_url,
+        "INSERT INTO dead_letters (log_id, log_partition, log_offset, raw, reason) VALUES ('l', 0, 0, %s, 'r')",
+        (letter,),
+    )
+    assert "Dry run, nothing changed: 1 stored" in rig.control("replay_dead_letters", "--dry-run")
+    assert ask(rig.settings.database_url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(0,)]
+    assert "1 stored" in rig.control("replay_dead_letters")
+    assert ask(rig.settings.database_url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(1,)]
+
+
+def test_inspect_is_for_programs_too(rig: Rig) -> None:
+    [found] = json.loads(rig.celery("inspect", "sluice", "--json").stdout).values()
+    document: dict[str, Any] = found["document"]
+    assert (document["circuitBreaker"], document["eventLog"]) == ("closed", "redis")
+    assert document["lagByPartition"] == {"0": 0, "1": 0, "2": 0, "3": 0}
+    assert "partition 3: 0 events" in rig.celery("inspect", "lag").stdout
+
+
+def test_without_postgresql_a_pause_holds_and_says_that_it_is_not_kept(rig: Rig) -> None:
+    rig.postgres.kill()
+    try:
+        said = rig.control("pause_consumption", "an", "outage")
+        assert "a flush of Redis would undo this" in said
+        assert PauseReason.OPERATOR in rig.reasons()
+    finally:
+        rig.postgres.start()
+    wait_until(lambda: "kept" in rig.control("resume_consumption") or True, "resumed", seconds_max=10)
+    wait_until(lambda: rig.reasons() == set(), "everything resumed", seconds_max=30)
+
+
+def test_when_nobody_can_act_it_is_said_and_the_status_is_not_0(rig: Rig, tmp_path: Path) -> None:
+    # Given a broker on which there is no control worker
+    elsewhere = replace(rig.settings, key_prefix="nobody:")
+    said = Rig(rig.system, elsewhere, rig.control_redis, rig.postgres).celery("control", "pause_consumption")
+    assert said.returncode != 0
+    assert "no control worker answered within 5 s" in said.stderr
