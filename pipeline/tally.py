@@ -5,7 +5,7 @@ Names of counters: `rows`, `repeated`, `conflicting`, `dead_lettered`, `runs:<ou
 """
 
 import logging
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -51,12 +51,9 @@ class DrainTally:
         counts["conflicting"] += result.conflicting
         counts["dead_lettered"] += result.dead_lettered
         size = result.stored + result.repeated + result.conflicting + result.dead_lettered
-        self._observe("batch_events", BATCH_EVENTS, [float(size)])
-        self._observe("batch_seconds", BATCH_SECONDS, [result.seconds])
-        now = self._clock.now()
-        # Oldest last: the batch is in the order of receipt, nearly, which makes this sort a pass over it.
-        ages = sorted([max(0.0, now - received_at_ms / 1000) for received_at_ms in result.received_at_ms])
-        self._observe("stored_seconds", STORED_SECONDS, ages)
+        self._observe("batch_events", BATCH_EVENTS, float(size))
+        self._observe("batch_seconds", BATCH_SECONDS, result.seconds)
+        self._observe_ages(result.received_at_ms, round(self._clock.now() * 1000))
         if self._clock.monotonic() - self._added_at >= _ADD_SECONDS:
             self.add()
 
@@ -78,18 +75,32 @@ class DrainTally:
         except StoreUnavailableError as error:
             _logger.debug("counts are kept for later: %s", error)
 
-    def _observe(self, name: str, bounds: Sequence[float], ordered: Sequence[float]) -> None:
-        """Count ascending values into the buckets of a histogram."""
-        below = 0
-        for bound in bounds:
-            upto = bisect_right(ordered, bound)
-            if upto > below:
-                self._counts[bound_name(name, bound)] += upto - below
-                below = upto
-        if len(ordered) > below:
-            self._counts[bound_name(name, INFINITY)] += len(ordered) - below
-        if ordered:
-            self._counts[f"{name}:sum"] += sum(ordered)
+    def _observe(self, name: str, bounds: Sequence[float], value: float) -> None:
+        """Count a value into a histogram."""
+        index = bisect_left(bounds, value)
+        self._counts[bound_name(name, bounds[index] if index < len(bounds) else INFINITY)] += 1
+        self._counts[f"{name}:sum"] += value
+
+    def _observe_ages(self, received_at_ms: Sequence[int], now_ms: int) -> None:
+        """Count how long ago each event of a batch was received.
+
+        For every event that is stored, so there is no loop over them: the times are nearly in order, which makes the
+        sort a pass over them, and where a bucket begins among them is looked up.
+        """
+        received = sorted(received_at_ms)
+        if not received:
+            return
+        if received[-1] > now_ms:  # another machine's clock
+            received = [min(at, now_ms) for at in received]
+        older = len(received)  # those not counted yet are the first of this many
+        for bound in STORED_SECONDS:
+            index = bisect_left(received, now_ms - round(bound * 1000), 0, older)
+            if index < older:
+                self._counts[bound_name("stored_seconds", bound)] += older - index
+                older = index
+        if older:
+            self._counts[bound_name("stored_seconds", INFINITY)] += older
+        self._counts["stored_seconds:sum"] += (len(received) * now_ms - sum(received)) / 1000
 
 
 def buckets(counters: dict[str, float], name: str, bounds: Sequence[float]) -> tuple[list[tuple[str, float]], float]:
