@@ -203,13 +203,15 @@ def _get_page() -> Schema:
 
 
 def _get_events(settings: Settings) -> Schema:
+    answer = other("The stream; it does not end by itself.", EVENT_STREAM, "Cache-Control")
+    answer["content"][EVENT_STREAM] = {}  # its events have no schema
     return _operation(
         "getEvents",
         "pages",
         "The live page's stream",
         "Server-sent events: `snapshot` first, then `tick` once a second. Made for the page, which comes with it: its "
         f"content may change. At most {settings.page_viewers_max} at once for each process.",
-        {"200": other("The stream; it does not end by itself.", EVENT_STREAM, "Cache-Control")},
+        {"200": answer},
     )
 
 

@@ -178,7 +178,7 @@ def _any(document: Schema) -> str:
 def _answer_content(content: Schema) -> str:
     parts = []
     for media_type, one in content.items():
-        parts.append(f"<p><code>{escape(media_type)}</code>: {_type(one['schema'])}</p>")
+        parts.append(f"<p><code>{escape(media_type)}</code>: {_type(one.get('schema', {}))}</p>")
         parts += [json_block(example["value"]) for example in one.get("examples", {}).values()]
     return "".join(parts)
 
@@ -245,6 +245,8 @@ def _type(schema: Schema) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return link(f"schema-{name}", name) if name in _SHOWN_SCHEMAS else escape(name)
+    if not schema:
+        return "text"
     if "anyOf" in schema:
         return " or ".join(_type(one) for one in schema["anyOf"])
     if "enum" in schema:

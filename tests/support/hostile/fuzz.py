@@ -1,0 +1,22 @@
+"""A coverage-guided fuzzer (atheris, which is libFuzzer) on ingest's decoders, judged by `support.hostile.oracle`.
+
+`python -m support.hostile.fuzz FOLDER… [-max_total_time=60 -seed=1 …]`: what follows is libFuzzer's own command line;
+the first folder takes what it finds. An input that is wrong is written to `crash-…` and shown.
+"""
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["ingest", "json", "support.hostile.oracle"]):
+    from support.hostile.oracle import judge
+
+
+def main() -> None:
+    """Fuzz until told to stop; the process ends with libFuzzer's exit status."""
+    atheris.Setup(sys.argv, judge)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""What ingest's decoders must make of any bytes, by readers that have nothing in common with them.
+
+`judge` takes one input: a letter for what is to be decoded (J: a JSON body, N: NDJSON, G: gzip, H: the head of a
+request), then the bytes. It raises WrongError where ingest takes what is not JSON, calls JSON what is none, gives other
+events than were sent, sees another length than others do, or fails in any way that has no code.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from types import SimpleNamespace
+from typing import Any, Final
+
+import h11
+from sanic.exceptions import BadRequest, ExpectationFailed
+
+from ingest import http1
+from ingest.body import parse_body
+from ingest.body_check import DEPTH_MAX
+from ingest.errors import BodyTooLargeError, InvalidEventsError, MalformedBodyError, RequestError, row_of
+from ingest.media import GZIP_MEMBERS_MAX, BodyKind, inflate
+from ingest.refusal import REFUSABLE, Refuser
+from ingest.request_id import RequestIds
+from pipeline.event import SEVERITIES, SEVERITY_ALIASES, Event, decode_record, encode_record, record_head
+
+EVENTS_MAX: Final = 20
+INFLATED_MAX: Final = 1 << 16
+_KINDS: Final = b"JNGH"
+
+
+class WrongError(AssertionError):
+    """Ingest's decoder is wrong about an input."""
+
+
+def judge(data: bytes) -> str:
+    """The outcome: `events`, or the code of the refusal. Raises WrongError."""
+    if not data:
+        return "nothing"
+    kind = chr(data[0]) if data[0] in _KINDS else chr(_KINDS[data[0] % len(_KINDS)])
+    payload = data[1:]
+    match kind:
+        case "J":
+            return _judge_body(payload, BodyKind.JSON)
+        case "N":
+            return _judge_body(payload, BodyKind.NDJSON)
+        case "G":
+            return _judge_gzip(payload)
+        case _:
+            return _judge_head(payload)
+
+
+def _must(condition: bool, what: str, data: Any) -> None:
+    if not condition:
+        raise WrongError(f"{what}: {data!r}")
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+_TOKEN: Final = re.compile(
+    r"""[ \t\r\n]*(?:
+    (?P<open>[\[{]) | (?P<close>[\]}]) | (?P<comma>,) | (?P<colon>:) |
+    (?P<text>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+") |
+    (?P<value>-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?|true|false|null) |
+    (?P<end>\Z)
+    )""",
+    re.VERBOSE,
+)
+
+
+def is_json(raw: bytes) -> bool:
+    """Whether bytes are one JSON value in UTF-8 by the grammar of RFC 8259, of any depth."""
+    try:
+        text = raw.decode("utf-8", "strict")
+    except UnicodeDecodeError:
+        return False
+    stack: list[str] = []
+    wants = {"value"}  # what may come next: value, key, colon, comma, close, end
+    at = 0
+    while True:
+        match = _TOKEN.match(text, at)
+        if match is None:
+            return False
+        at = match.end()
+        kind = match.lastgroup
+        if kind == "end":
+            return "end" in wants
+        if kind == "open" and "value" in wants:
+            stack.append(match["open"])
+            wants = {"value", "close"} if match["open"] == "[" else {"key", "close"}
+        elif kind == "close" and "close" in wants and stack[-1] + match["close"] in ("[]", "{}"):
+            stack.pop()
+            wants = {"comma", "close"} if stack else {"end"}
+        elif kind == "comma" and "comma" in wants:
+            wants = {"value"} if stack[-1] == "[" else {"key"}
+        elif kind == "colon" and "colon" in wants:
+            wants = {"value"}
+        elif kind == "text" and "key" in wants:
+            wants = {"colon"}
+        elif kind in ("text", "value") and "value" in wants:
+            wants = {"comma", "close"} if stack else {"end"}
+        else:
+            return False
+
+
+def depth(raw: bytes) -> int:
+    """How deep the brackets outside of strings open."""
+    deepest = level = 0
+    in_text = escaped = False
+    for byte in raw:
+        if in_text:
+            if escaped:
+                escaped = False
+            elif byte == ord("\\"):
+                escaped = True
+            elif byte == ord('"'):
+                in_text = False
+        elif byte == ord('"'):
+            in_text = True
+        elif byte in b"[{":
+            level += 1
+            deepest = max(deepest, level)
+        elif byte in b"]}":
+            level -= 1
+    return deepest
+
+
+def _judge_body(raw: bytes, kind: BodyKind) -> str:
+    parts = [raw] if kind is BodyKind.JSON else [line for line in raw.split(b"\n") if line and not line.isspace()]
+    are_json = all(map(is_json, parts))
+    try:
+        events = parse_body(raw, kind, events_max=EVENTS_MAX)
+    except MalformedBodyError as error:
+        is_deep = any(depth(part) > DEPTH_MAX for part in parts)
+        _must(not are_json or is_deep, f"JSON is refused as none ({error})", raw)
+        _must(error.byte is None or 0 <= error.byte <= len(raw), f"byte {error.byte} is not in the body", raw)
+        lines = raw.count(b"\n") + 1
+        _must(error.line is None or 1 <= error.line <= lines, f"line {error.line} is not in the body", raw)
+        return row_of(error).code
+    except InvalidEventsError as error:
+        _must(are_json, "what is not JSON is refused for its fields", raw)
+        json.dumps(error.details, default=vars_of).encode()  # an answer can be made of it
+        return row_of(error).code
+    except BodyTooLargeError as error:
+        _must(len(parts) > EVENTS_MAX or (are_json and _count(raw) > EVENTS_MAX), "too many of few", raw)
+        return row_of(error).code
+    except RequestError as error:
+        raise WrongError(f"{error!r} is no answer to a body: {raw!r}") from error
+    _must(are_json, "what is not JSON is taken", raw)
+    sent = [json.loads(part) for part in parts]
+    if kind is BodyKind.JSON and isinstance(sent[0], list):
+        sent = sent[0]
+    _must(len(sent) == len(events), f"{len(events)} events of {len(sent)}", raw)
+    for given, event in zip(sent, events, strict=True):
+        _judge_event(given, event)
+    return "events"
+
+
+def vars_of(problem: Any) -> Any:
+    """A problem as an object of JSON."""
+    return {name: getattr(problem, name) for name in ("index", "field", "reason")}
+
+
+def _count(raw: bytes) -> int:
+    found = json.loads(raw)
+    return len(found) if isinstance(found, list) else 1
+
+
+def _judge_event(given: Any, event: Event) -> None:
+    """An event that was taken is the one that was sent, keeps its rules, and comes out of the log as it went in."""
+    word = given["severity"].upper()
+    expected = {
+        "correlationId": event.correlation_id,
+        "message": event.message,
+        "source": event.source,
+        "timestamp": event.timestamp,
+        "eventId": event.event_id,
+        "attributes": event.attributes,
+    }
+    _must(
+        {**{"eventId": None, "attributes": None}, **given} == {**expected, "severity": given["severity"]},
+        "other",
+        given,
+    )
+    _must(event.severity == SEVERITY_ALIASES.get(word, word) and event.severity in SEVERITIES, "severity", given)
+    _must(type(given["timestamp"]) is int and 0 <= event.timestamp < 253_402_300_800_000, "timestamp", given)
+    _must(1 <= len(event.correlation_id) <= 128 and 1 <= len(event.source) <= 256, "lengths", given)
+    _must(event.event_id is None or 1 <= len(event.event_id) <= 64, "id's length", given)
+    _must(len(event.message.encode()) <= 65_536, "message's length", given)
+    _must("\0" not in json.dumps(given, ensure_ascii=False), "NUL", given)
+    for name, value in (event.attributes or {}).items():
+        _must(isinstance(value, str | int | float | bool), f"attribute {name}", given)
+        _must(not isinstance(value, int) or -(2**63) <= value < 2**63, f"attribute {name}", given)
+    event.event_id = event.event_id or "given"
+    back = decode_record(encode_record(event, record_head(7, "a-1")))
+    for name in ("correlation_id", "severity", "message", "source", "timestamp", "event_id", "attributes"):
+        _must(getattr(back, name) == getattr(event, name), f"{name} through the log", given)
+
+
+# --- gzip -----------------------------------------------------------------------------------------------------------
+
+
+def _judge_gzip(packed: bytes) -> str:
+    try:
+        found = inflate(packed, INFLATED_MAX)
+    except MalformedBodyError as error:
+        whole = _inflated(packed)
+        _must(whole is None or packed.count(b"\x1f\x8b") > GZIP_MEMBERS_MAX or not packed, "gzip is refused", packed)
+        return row_of(error).code
+    except BodyTooLargeError as error:
+        whole = _inflated(packed)
+        # It may also break off, or be broken, beyond the limit: nobody looks there.
+        _must(whole is None or len(whole) > INFLATED_MAX, "a small stream is too large", packed)
+        return row_of(error).code
+    _must(found == _inflated(packed), "gzip inflates to something else", packed)
+    return "inflated"
+
+
+def _inflated(packed: bytes) -> bytes | None:
+    """What the standard library makes of it; None where it refuses."""
+    try:
+        return gzip.decompress(packed)
+    except (OSError, EOFError, zlib.error):
+        return None
+
+
+# --- The head of a request ------------------------------------------------------------------------------------------
+
+
+def _judge_head(data: bytes) -> str:
+    """Two readers of ours must see the same request, and h11 too: where they differ, requests can be smuggled."""
+    framing = _read_by_parser(data)
+    length = _read_by_refuser(data)
+    if length is not None:
+        _must(framing == ("length", length), f"a refusal sees {length} bytes of body, the parser {framing}", data)
+    if framing[0] == "refused":
+        return "bad_request"
+    other = _read_by_h11(data)
+    _must(framing == other, f"ingest sees {framing}, h11 {other}", data)
+    return framing[0]
+
+
+def _read_by_parser(data: bytes) -> tuple[str, int]:
+    """How the body comes: (`length` or `chunked`, bytes), or `refused`."""
+    end = data.find(b"\r\n\r\n")
+    match = http1._HEAD.fullmatch(data[: end + 4]) if end >= 0 else None
+    if match is None:
+        return "refused", 0
+    _, _, version, lines = match.groups()
+    fields = [(n.lower(), v.strip(" \t")) for n, v in http1._HEADER.findall(lines.decode("utf-8", "surrogateescape"))]
+    reader: Any = SimpleNamespace(request_body=None, expecting_continue=False)
+    try:
+        http1.IngestHttp._expect_body(reader, fields, is_new=version == b"1.1")
+    except (BadRequest, ExpectationFailed):
+        return "refused", 0
+    return ("chunked", 0) if reader._is_chunked else ("length", reader._body_left)
+
+
+def _read_by_refuser(data: bytes) -> int | None:
+    """The length of the body that a refusal would throw away; None where it leaves the request to the parser."""
+    if not data.startswith(REFUSABLE):
+        return None
+    edge: Any = SimpleNamespace(settings=SimpleNamespace(body_bytes_max=1 << 20), request_ids=_IDS)
+    read = Refuser(edge)._read(data)
+    return None if read is None else read[1] - (data.find(b"\r\n\r\n") + 4)
+
+
+_IDS: Final = RequestIds()
+
+
+def _read_by_h11(data: bytes) -> tuple[str, int]:
+    """What h11 makes of the same head. It insists on a Host, which ingest does not need: it is given one."""
+    end = data.find(b"\r\n") + 2
+    given = data if re.search(rb"\nhost:", data, re.IGNORECASE) else data[:end] + b"Host: x\r\n" + data[end:]
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 16)
+    connection.receive_data(given[: given.find(b"\r\n\r\n") + 4])
+    try:
+        event = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        return f"refused: {error}", 0
+    if not isinstance(event, h11.Request):
+        return f"no request: {event!r}", 0
+    names = dict(event.headers)
+    if b"transfer-encoding" in names:
+        return "chunked", 0
+    return "length", int(names.get(b"content-length", b"0"))

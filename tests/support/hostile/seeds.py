@@ -1,0 +1,55 @@
+"""What the fuzzer begins with where there is no corpus yet: the JSON cases, events, gzip streams and heads."""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from support.hostile.cases import GOOD, cases
+
+_HEAD: Final = b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+_LINES: Final = (
+    b"Content-Length: 5",
+    b"Transfer-Encoding: chunked",
+    b"Transfer-Encoding : chunked",
+    b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+    b"Content-Length: 5\r\nContent-Length: 6",
+    b"Content-Length: +5",
+    b"Content-Length: 5, 5",
+    b"content-length:5",
+    b"Content-Length:\t5 ",
+    b"X-Request-ID: a b\r\nContent-Length: 5",
+    b"Expect: 100-continue\r\nContent-Length: 5",
+    b"Connection: close, TE\r\nContent-Length: 5",
+    b"Transfer-Encoding: gzip, chunked",
+    b"X: a\rb\r\nContent-Length: 5",
+    b"X: \xff\r\nContent-Length: 0",
+    b" Content-Length: 5",
+)
+
+
+def seeds() -> Iterator[bytes]:
+    """Inputs as `support.hostile.oracle.judge` takes them."""
+    rich = GOOD[:-1] + b',"eventId":"e","attributes":{"a":1,"b":-1.5e3,"c":true,"d":"x\\u00e9"}}'
+    for _, body in cases():
+        if len(body) < 500:
+            yield b"J" + body
+    for body in (rich, b"[" + rich + b"," + GOOD + b"]", rich.replace(b'"m"', b'"\\ud83d\\ude00\\u0000"')):
+        yield b"J" + body
+        yield b"N" + body + b"\n\r\n" + GOOD + b"\n"
+        yield b"G" + gzip.compress(body, mtime=0)
+    yield b"G" + gzip.compress(GOOD[:20], mtime=0) + gzip.compress(GOOD[20:], mtime=0) + b"\0\0"
+    yield b"G" + gzip.compress(b" " * 70_000, mtime=0)
+    for lines in _LINES:
+        yield b"H" + _HEAD + lines + b"\r\n\r\n"
+    yield b"HGET / HTTP/1.0\r\n\r\n"
+    yield b"HHEAD http://x/?a=%20 HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def write_seeds(folder: Path) -> int:
+    """Write them into a folder, a file each; returns how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(set(seeds()))
+    for number, seed in enumerate(found):
+        (folder / f"seed-{number:03}").write_bytes(seed)
+    return len(found)
