@@ -193,7 +193,8 @@ def stages(story: Story, events: list[ControlEvent], began: float, away_at: floa
         return f"{clock(times[0])} to {clock(times[-1])}" if times else "never"
 
     def fits(times: list[float]) -> bool:
-        return bool(times) and 0 <= times[0] - opened <= slack and 0 <= closed - times[-1] <= slack
+        # A sample stands until the next scrape, so each end may be seen later by one.
+        return bool(times) and 0 <= times[0] - opened <= slack and -SCRAPE_SECONDS <= closed - times[-1] <= slack
 
     return [
         Stage("the full rate before", "max(rate_limiter_rate_limit)", f"{before[-1][1]:,.0f}/s", before[-1][1] == 1000),
