@@ -2,17 +2,32 @@
 
 import argparse
 import json
+import os
+import shutil
 import sys
+import textwrap
+from typing import Final
 
 from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
 from pipeline.sink.dead_letters import count_dead_letters
-from pipeline.status import StatusParts, SystemStatus, clock_time, diagnose, read_status, severity, status_document
+from pipeline.status import (
+    StatusParts,
+    SystemStatus,
+    clock_time,
+    diagnose,
+    duration,
+    read_status,
+    severity,
+    status_document,
+)
 
 _EXITS = {"healthy": 0, "degraded": 1, "critical": 2}
 _EXIT_UNKNOWN = 3
+_BAR_COLUMNS: Final = 20
+_EVENTS_SHOWN: Final = 5
 
 
 def exit_status(status: SystemStatus) -> int:
@@ -22,30 +37,58 @@ def exit_status(status: SystemStatus) -> int:
     return _EXITS[severity(diagnose(status))]
 
 
-def screen(status: SystemStatus) -> str:
-    """The state as lines of text."""
+def screen(status: SystemStatus, width: int = 100) -> str:
+    """The state as lines of text of at most `width` columns."""
     problems = diagnose(status)
     lags = status.lag_by_partition or {}
     paused = "unknown" if status.pauses is None else "paused" if status.pauses else "running"
     spoke = "unknown" if status.controller_age is None else f"last spoke {status.controller_age:.0f} s ago"
-    lines = [
-        f"{severity(problems).upper()} at {clock_time(status.at)}",
-        *(f"! {problem.severity}: {problem.what}\n    look at: {problem.look_at}" for problem in problems),
-        f"rate         {_number(status.rate)} events/s ({status.mode.value})",
-        f"lag          {_number(status.lag)} events  {' '.join(f'{p}:{lag:,}' for p, lag in sorted(lags.items()))}",
-        f"stored       {_number(status.drain_rate)} events/s",
+    left = (
+        "" if not status.lag or status.seconds_to_empty is None else f", empty in {duration(status.seconds_to_empty)}"
+    )
+    bands = status.bands
+    lines = [f"{severity(problems).upper()} at {clock_time(status.at)}"]
+    for problem in problems:
+        lines += _wrapped(f"! {problem.severity}: ", problem.what, width)
+        lines += _wrapped("    look at: ", problem.look_at, width)
+    lines += [
+        f"rate         {_number(status.rate)} events/s {_bar(status.rate, bands.rate_max)} of {bands.rate_max:,.0f}, "
+        f"{status.mode.value}",
+        f"lag          {_number(status.lag)} events {_bar(status.lag, bands.lag_critical)} critical above "
+        f"{bands.lag_critical:,}",
+        *(f"  partition {partition:<3}{lag:>9,}" for partition, lag in sorted(lags.items())),
+        f"stored       {_number(status.drain_rate)} events/s{left}",
         f"breaker      {status.breaker.value}; consumption {paused}",
         f"controller   {spoke}",
         f"dead letters {_number(status.dead_letters)}",
     ]
     if status.override is not None:
         held = status.override
-        lines.append(f"set by hand  {held.rate:,.0f}/s until {clock_time(held.until)} by {held.by}: {held.why}")
-    if status.bands.by:
-        bands = status.bands
+        words = f"{held.rate:,.0f}/s until {clock_time(held.until)} by {held.by}: {held.why}"
+        lines += _wrapped("set by hand  ", words, width)
+    if bands.by:
         lines.append(f"bands        {bands.lag_degraded:,} to {bands.lag_critical:,} events, set by {bands.by}")
-    lines += [f"  {clock_time(e.at)} {e.kind.value} by {e.by}: {e.why}" for e in status.events[-5:]]
+    for event in status.events[-_EVENTS_SHOWN:]:
+        lines.append(_cut(f"  {clock_time(event.at)} {event.kind.value} by {event.by}: {event.why}", width))
     return "\n".join(lines)
+
+
+def _bar(value: float | None, whole: float) -> str:
+    """How much of a whole, as a bar that reads without colour."""
+    share = 0.0 if value is None or whole <= 0 else min(1.0, value / whole)
+    filled = round(share * _BAR_COLUMNS)
+    return f"[{'#' * filled}{'.' * (_BAR_COLUMNS - filled)}]"
+
+
+def _wrapped(head: str, words: str, width: int) -> list[str]:
+    """Words behind a head, on as many lines as they need."""
+    return textwrap.wrap(
+        head + words, max(width, 40), subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: max(1, width - 1)]}…"
 
 
 def _number(value: float | None) -> str:
@@ -72,7 +115,8 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     try:
         while True:
             status = read_status(parts)
-            text = json.dumps(status_document(status)) if options.json else screen(status)
+            width = shutil.get_terminal_size((100, 24)).columns
+            text = json.dumps(status_document(status)) if options.json else screen(status, width)
             clear = "\x1b[H\x1b[2J" if options.watch and not options.json and sys.stdout.isatty() else ""
             sys.stdout.write(f"{clear}{text}\n")
             sys.stdout.flush()
@@ -81,6 +125,9 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
             clock.sleep(1.0)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read this has seen enough; Python would complain of it once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     finally:
         log.close()
         sink.close()

@@ -1,6 +1,9 @@
 """The status command's words and exit status."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +14,7 @@ from pipeline.names import BreakerState, Mode
 from pipeline.ports.control import Override
 from pipeline.status import SystemStatus, bands_of
 from support.control import control_settings
+from support.processes import ROOT
 
 NOW = 1_700_000_000.0  # 22:13:20 UTC
 HEALTHY = SystemStatus(
@@ -49,3 +53,35 @@ def test_with_no_server_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     # Then it cannot tell, and says what is away
     assert status == 3
     assert len(json.loads(capsys.readouterr().out)["reasons"]) == 3
+
+
+def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost() -> None:
+    # Given long reasons
+    why = "a reason of many words " * 20
+    status = replace(HEALTHY, log_problem=why, override=Override(300.0, NOW + 60, "ann@host", why, NOW))
+    text = screen(status, 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert " ".join(text.split()).count("a reason of many words") == 40
+
+
+def test_bars_show_shares_without_colour() -> None:
+    text = screen(replace(HEALTHY, rate=250.0, lag=60_000))
+    assert "250 events/s [#####...............] of 1,000" in text
+    assert "60,000 events [####################] critical above 50,000" in text
+    assert "unknown events [....................]" in screen(replace(HEALTHY, lag=None))
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "pipeline", "status", "--watch"], cwd=ROOT, stdout=closed_pipe(), stderr=subprocess.PIPE,
+        check=False, timeout=60, env={"REDIS_URL": "redis://127.0.0.1:1/0", "EVENT_LOG_URL": "redis://127.0.0.1:1/0",
+                                      "DATABASE_URL": "postgresql://127.0.0.1:1/none"},
+    )  # fmt: skip
+    assert (said.returncode, said.stderr) == (0, b"")
+
+
+def closed_pipe() -> int:
+    """The writing end of a pipe that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
