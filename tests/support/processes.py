@@ -34,12 +34,17 @@ class Program:
         self._environ = {**os.environ, **environ_of(settings), "PYTHONWARNINGS": "default"}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> "Program":
+    def start(self, **environ: str) -> "Program":
+        """Start, with what is given added to the environment this once."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._environ, stdout=log, stderr=log, start_new_session=True
+                self._command, cwd=ROOT, env=self._environ | environ, stdout=log, stderr=log, start_new_session=True
             )
         return self
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:

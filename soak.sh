@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs the whole system under many faults and judges it by what clients were told. ./soak.sh --help says more.
+set -euo pipefail
+ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
+. "$ROOT/stack/setup.sh"
+sluice_setup requirements-servers.txt requirements-dev.txt
+export PYTHONPATH="$ROOT:$ROOT/tests"
+exec "$ROOT/.venv/bin/python" -m faults "$@"

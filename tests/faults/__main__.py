@@ -1,0 +1,87 @@
+"""`./soak.sh`: many faults under traffic, and the verdict. Exit status: 0 kept, 1 broken, 2 could not run."""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from faults import mutants
+from faults.catalog import FAULTS, possible_names, schedule
+from faults.report import as_markdown, write
+from faults.rig import Options, remove
+from faults.run import run
+from stack.servers import ServerError
+
+# What a fault takes with its outage and recovery, from which the clients' pace follows.
+FAULT_SECONDS = 7.5
+EVENTS_PER_SECOND_MAX = 1500.0
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="./soak.sh",
+        description="Start servers and Sluice in a folder of their own, make faults under traffic, and judge what came "
+        "of it by the history of what clients were told. The same seed makes the same faults in the same order.",
+    )
+    parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many faults (default 60)")
+    parser.add_argument("--events", type=int, default=200_000, metavar="M", help="events at least (default 200,000)")
+    parser.add_argument("--seed", type=int, default=None, metavar="S", help="of schedule and traffic (default: new)")
+    parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="event log (default redis)")
+    parser.add_argument("--only", default="", metavar="A,B", help="only these faults, in this order")
+    parser.add_argument("--clients", type=int, default=2, help="client processes (default 2)")
+    parser.add_argument("--ingests", type=int, default=2, help="ingest processes (default 2)")
+    parser.add_argument("--out", type=Path, default=Path("soak-results"), help="folder for the results")
+    parser.add_argument("--home", type=Path, help="folder for servers and history (default: new, below the temporary)")
+    parser.add_argument("--list", action="store_true", help="name all faults")
+    parser.add_argument("--plan", action="store_true", help="print the schedule and end")
+    parser.add_argument("--mutants", nargs="*", metavar="NAME", help="break the code in a copy, and see it caught")
+    return parser.parse_args(words)
+
+
+def main(words: list[str]) -> int:
+    asked = parse(words)
+    if asked.list:
+        print("\n".join(FAULTS))
+        return 0
+    if asked.mutants is not None:
+        return mutants.main(asked.mutants)
+    names = [name for name in asked.only.split(",") if name]
+    unknown = set(names) - set(possible_names(asked.log))
+    if unknown:
+        print(f"soak: no such fault on {asked.log}: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    seed = int(time.time()) if asked.seed is None else asked.seed
+    plan = schedule(asked.log, asked.faults, seed, names or None)
+    again = f"./soak.sh --faults {asked.faults} --events {asked.events} --seed {seed} --log {asked.log}"
+    print(f"again with: {again}{f' --only {asked.only}' if names else ''}")
+    if asked.plan:
+        print("\n".join(str(planned) for planned in plan))
+        return 0
+    home = (asked.home or Path(tempfile.mkdtemp(prefix="sluice-soak-"))).resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o755)  # PostgreSQL, as another user, passes through it
+    rate = min(EVENTS_PER_SECOND_MAX, max(50.0, asked.events / (asked.faults * FAULT_SECONDS)))
+    options = Options(asked.log, home, seed, rate, asked.clients, asked.ingests)
+    began = time.monotonic()
+
+    def tell(what: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {what}", flush=True)
+
+    try:
+        result = run(options, plan, events_min=asked.events, tell=tell)
+    except (ServerError, AssertionError) as error:
+        print(f"soak: could not run, what there is is in {home}: {error}", file=sys.stderr)
+        return 2
+    path = write(result, asked.out)
+    print(as_markdown(result))
+    print(f"written to {path}")
+    if result.is_good and asked.home is None:
+        remove(home)
+    else:
+        print(f"history, logs and data are kept in {home}")
+    return 0 if result.is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""All faults by name, and the seeded schedule of a run."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from faults.fault import Fault
+from faults.of_database import BackendsTerminated, CommitUnanswered, RowsRefused
+from faults.of_processes import (
+    BEYOND_VISIBILITY,
+    ChildFrozen,
+    ChildKilled,
+    ClientKilled,
+    ClockShifted,
+    ProgramFrozen,
+    ProgramKilled,
+    TwoBeats,
+    any_ingest,
+)
+from faults.of_servers import ControlFlushed, DiskFull, LinkFault, MemoryFull, ServerFrozen, ServerKilled, TailLost
+
+Make = Callable[[random.Random], Fault]
+
+_PROGRAMS = {
+    "ingest": any_ingest,
+    "worker": lambda rig, _: rig.batches,
+    "control-worker": lambda rig, _: rig.control,
+    "beat": lambda rig, _: rig.beat,
+}
+_SERVERS = {
+    "control-redis": lambda rig: rig.control_redis,
+    "log": lambda rig: rig.log,
+    "postgres": lambda rig: rig.postgres,
+}
+_HASTE = 0.15  # share of faults after which the next one does not wait for the system to be well
+
+
+def _all() -> dict[str, Make]:
+    made: dict[str, Make] = {}
+    for name, which in _PROGRAMS.items():
+        frozen_seconds = (1.5, 3.5) if name == "ingest" else BEYOND_VISIBILITY
+        made[f"{name}.kill"] = partial(ProgramKilled, name=name, which=which, seconds=(0.5, 2.5))
+        made[f"{name}.freeze"] = partial(ProgramFrozen, name=name, which=which, seconds=frozen_seconds)
+    made |= {"child.kill": ChildKilled, "child.freeze": ChildFrozen}
+    for name, server in _SERVERS.items():
+        made[f"{name}.kill"] = partial(ServerKilled, name=name, which=server)
+        made[f"{name}.freeze"] = partial(ServerFrozen, name=name, which=server)
+    made |= {
+        "copy.terminate": partial(BackendsTerminated, moment="copy"),
+        "commit.terminate": partial(BackendsTerminated, moment="commit"),
+        "commit.unanswered": CommitUnanswered,
+        "rows.refused": RowsRefused,
+    }
+    for link in ("postgres", "control", "log"):
+        for how in ("cut", "blackhole", "delay"):
+            made[f"link-{link}.{how}"] = partial(LinkFault, link=link, how=how)
+    made |= {
+        "control-redis.flushall": ControlFlushed,
+        "control-redis.full": partial(MemoryFull, name="control-redis", which=_SERVERS["control-redis"]),
+        "log.full": partial(MemoryFull, name="log", which=_SERVERS["log"]),
+        "log.tail-lost": TailLost,
+        "postgres.disk-full": DiskFull,
+        "two-beats": TwoBeats,
+        "client.kill": ClientKilled,
+    }
+    for name in ("ingest", "control-worker", "beat"):
+        made[f"{name}.clock"] = partial(ClockShifted, name=name, which=_PROGRAMS[name])
+    return made
+
+
+FAULTS = _all()
+# What only a log on Redis has.
+_REDIS_ONLY = frozenset({"log.full", "log.tail-lost"})
+
+
+def possible_names(log: str) -> list[str]:
+    """The faults that a run on this log can have."""
+    return [name for name in FAULTS if log == "redis" or name not in _REDIS_ONLY]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One fault of a schedule: after a gap, for some time, from a seed of its own."""
+
+    name: str
+    gap_seconds: float
+    share: float  # of the fault's range of durations, from 0 to 1
+    hasty: bool  # the next one does not wait until the system is well
+    seed: int
+
+    def make(self) -> Fault:
+        return FAULTS[self.name](random.Random(self.seed))
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.share:.2f}{', hasty' if self.hasty else ''})"
+
+
+def schedule(log: str, count: int, seed: int, names: list[str] | None = None) -> list[Planned]:
+    """`count` faults in an order that follows from the seed: each once, then each once again in another order, …"""
+    pick = random.Random(f"{seed} {log}")
+    plan: list[Planned] = []
+    deck: list[str] = []
+    for _ in range(count):
+        if not deck:
+            deck = list(names or possible_names(log))
+            if names is None:
+                pick.shuffle(deck)
+            else:
+                deck.reverse()  # in the order in which they were asked for
+        name = deck.pop()
+        plan.append(
+            Planned(name, pick.uniform(0.2, 1.0), pick.random(), pick.random() < _HASTE, pick.getrandbits(32))
+        )
+    return plan

@@ -1,0 +1,174 @@
+"""Decides, from the recorded history and what was found at the end, whether the promises were kept.
+
+Pure: nothing is asked of any server, so that it is tested on histories made up for it (test_checker.py).
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from faults.admissions import Outage, over_admission
+from faults.found import AdmissionRules, Found, OffsetSample, Place, RateSample, Recovery, Stored
+from faults.history import History, Outcome
+
+SHOWN_MAX = 5  # examples in one violation
+
+
+def check(
+    history: History,
+    found: Found,
+    *,
+    recovery: Recovery,
+    rates: Sequence[RateSample],
+    outages: Sequence[Outage],
+    rules: AdmissionRules,
+) -> list[str]:
+    """The violations in words; none where every promise was kept."""
+    violations = [
+        *_check_events(history, found),
+        *_check_strangers(history, found),
+        *_check_log(history, found),
+        *_check_offsets(found),
+        *_check_samples(found.offset_samples),
+    ]
+    excess = over_admission(history.requests, rates, outages, rules)
+    if excess is not None:
+        violations.append(excess)
+    if recovery.seconds is None or recovery.seconds > recovery.seconds_max:
+        violations.append(
+            f"not drained with its breaker closed within {recovery.seconds_max:.0f} s of the last repair: "
+            f"{recovery.why_not or f'it took {recovery.seconds:.1f} s'}"
+        )
+    return violations
+
+
+def lost_by_the_machine(history: History, found: Found) -> int:
+    """How many acknowledged events are nowhere, since the machine has lost the log's tail with them."""
+    kept = {one.key for one in (*found.rows, *found.letters, *found.log)}
+    return sum(
+        sent.outcome is Outcome.ACKED and key not in kept
+        for key in {one.key for one in found.lost}
+        if (sent := history.events.get(key)) is not None
+    )
+
+
+def _check_events(history: History, found: Found) -> list[str]:
+    """Each event against what is stored of it."""
+    rows = Counter(row.key for row in found.rows)
+    letters = Counter(letter.key for letter in found.letters)
+    in_log = Counter(record.key for record in found.log)
+    lost = {record.key for record in found.lost}
+    bad: defaultdict[str, list[str]] = defaultdict(list)
+    for key, sent in history.events.items():
+        stored, lettered = rows[key], letters[key]
+        if stored > 1:
+            bad["stored more than once"].append(key)
+        if lettered and stored + lettered > in_log[key] + (key in lost):
+            bad["both stored and a dead letter, though it came once"].append(key)
+        match sent.outcome:
+            case Outcome.ACKED if not stored and not lettered:
+                if key not in lost:
+                    bad["acknowledged, and neither stored nor a dead letter"].append(key)
+                elif in_log[key]:
+                    bad["acknowledged, still in the log, and not stored"].append(key)
+            case Outcome.ACKED if not in_log[key] and key not in lost:
+                bad["acknowledged, and not in the log that never trims"].append(key)
+            case Outcome.REFUSED if stored or lettered:
+                bad["refused, and stored all the same"].append(key)
+            case Outcome.REFUSED if in_log[key]:
+                bad["refused, and in the log all the same"].append(key)
+    return _worded("events", bad)
+
+
+def _check_strangers(history: History, found: Found) -> list[str]:
+    """What is stored against what was sent."""
+    bad: defaultdict[str, list[str]] = defaultdict(list)
+    for where, some in (("stored", found.rows), ("dead letters", found.letters), ("in the log", found.log)):
+        for one in some:
+            sent = history.events.get(one.key)
+            if sent is None:
+                bad[f"{where} that nobody sent"].append(one.key or one.event_id or str(one.place))
+            elif sent.digest != one.digest:
+                bad[f"{where} with another content than was sent"].append(one.key)
+            elif sent.given and one.event_id != one.key:
+                bad[f"{where} under another id than was given"].append(one.key)
+    return _worded("events", bad)
+
+
+def _check_log(history: History, found: Found) -> list[str]:
+    """The log against what was sent and what the machine has lost of it."""
+    bad: defaultdict[str, list[str]] = defaultdict(list)
+    lost_places = {record.place for record in found.lost}
+    for hole in found.holes:
+        name = f"{hole.partition}:{hole.first}-{hole.end - 1}"
+        if not hole.declared:
+            bad["a hole that the log does not declare"].append(name)
+        # A hole that the log declares must be what was lost: offsets beyond it would have been skipped for nothing.
+        elif any(Place(hole.partition, offset) not in lost_places for offset in range(hole.first, hole.end)):
+            bad["a declared hole over offsets that no fault has lost"].append(name)
+    return _worded("holes", bad)
+
+
+def _check_offsets(found: Found) -> list[str]:
+    """Every offset below the stored one is a row, a dead letter, or a record whose event is stored elsewhere."""
+    bad: defaultdict[str, list[str]] = defaultdict(list)
+    others = {log_id for log_id, _ in found.stored_offsets} - {found.log_id}
+    if others:
+        bad["offsets of another log"] += sorted(others)
+    at = _by_place([*found.rows, *found.letters], bad)
+    log = {record.place: record for record in found.log}
+    stored_ids = {one.event_id for one in (*found.rows, *found.letters)}
+    lost = {record.place: record for record in found.lost}
+    holes = {
+        Place(hole.partition, offset) for hole in found.holes if hole.declared for offset in range(hole.first, hole.end)
+    }
+    for (log_id, partition), next_offset in found.stored_offsets.items():
+        if log_id != found.log_id:
+            continue
+        for offset in range(found.begins.get(partition, 0), next_offset):
+            place = Place(partition, offset)
+            stored, record = at.get(place), log.get(place)
+            name = f"{partition}:{offset}"
+            if stored is None:
+                if record is None:
+                    if place not in holes and place not in lost:
+                        bad["below the stored offset, and neither stored nor in the log"].append(name)
+                elif record.event_id not in stored_ids:
+                    bad["below the stored offset, in the log, and not stored"].append(name)
+            elif record is not None and record.event_id != stored.event_id:
+                bad["offsets that were used twice: the log holds another event there than was stored"].append(name)
+            elif record is None and (place not in lost or lost[place].event_id != stored.event_id):
+                bad["stored from an offset that the log never had"].append(name)
+    beyond = [place for place in at if place.offset >= found.stored_offsets.get((found.log_id, place.partition), 0)]
+    if beyond:
+        bad["stored from beyond the stored offset"] += [f"{place.partition}:{place.offset}" for place in sorted(beyond)]
+    return _worded("offsets", bad)
+
+
+def _by_place(stored: Iterable[Stored], bad: defaultdict[str, list[str]]) -> dict[Place, Stored]:
+    """Rows and dead letters by where they came from."""
+    at: dict[Place, Stored] = {}
+    for one in stored:
+        if one.place in at:
+            bad["stored twice from one offset"].append(f"{one.place.partition}:{one.place.offset}")
+        at[one.place] = one
+    return at
+
+
+def _check_samples(samples: Sequence[OffsetSample]) -> list[str]:
+    """The stored offset never falls."""
+    bad: defaultdict[str, list[str]] = defaultdict(list)
+    highest: dict[tuple[str, int], int] = {}
+    for at, log_id, partition, next_offset in samples:
+        before = highest.get((log_id, partition), 0)
+        if next_offset < before:
+            bad["where the stored offset fell"].append(f"{partition}: {before} to {next_offset} at {at:.3f}")
+        highest[log_id, partition] = max(before, next_offset)
+    return _worded("moments", bad)
+
+
+def _worded(what: str, bad: dict[str, list[str]]) -> list[str]:
+    """One sentence for each kind of violation, with some examples."""
+    return [
+        f"{len(names)} {what}: {kind} ({', '.join(names[:SHOWN_MAX])}{', …' if len(names) > SHOWN_MAX else ''})"
+        for kind, names in bad.items()
+    ]

@@ -1,0 +1,43 @@
+"""What a fault is: it is made, looked after while it lasts, mended, and says whether it really took effect."""
+
+import random
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from faults.rig import Rig
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Whether a fault took effect, and what is the sign of it."""
+
+    hit: bool
+    words: str
+
+
+class Fault(ABC):
+    """One fault of one run. Weaknesses of the harness show as faults that did not hit, in the report."""
+
+    name: str
+    seconds: tuple[float, float] = (1.0, 3.0)  # how long it lasts, at least and at most
+    control_outage = False  # whether ingest may be unable to ask the bucket, or the bucket forgets what it gave
+
+    def __init__(self, pick: random.Random) -> None:
+        self.pick = pick  # the fault's own choices, from the run's seed
+
+    def impossible(self, rig: Rig) -> str | None:
+        """Why it can't be made on this rig; None where it can."""
+        return None
+
+    @abstractmethod
+    def inject(self, rig: Rig) -> None: ...
+
+    def look(self, rig: Rig) -> None:
+        """Called again and again while the fault lasts."""
+
+    @abstractmethod
+    def repair(self, rig: Rig) -> None: ...
+
+    @abstractmethod
+    def effect(self, rig: Rig) -> Effect:
+        """Asked after the repair."""

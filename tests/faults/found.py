@@ -1,0 +1,80 @@
+"""What is found at the end of a run, as the checker takes it: rows, dead letters, offsets and the whole log."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where a record stands in the log."""
+
+    partition: int
+    offset: int
+
+
+class Stored(NamedTuple):
+    """An event in log_events, in dead_letters (open ones) or in the log."""
+
+    place: Place
+    key: str  # empty: no event of ours
+    digest: str
+    event_id: str
+
+
+class Hole(NamedTuple):
+    """Offsets that the log does not hold: from `first` up to, not with, `end`."""
+
+    partition: int
+    first: int
+    end: int
+    declared: bool  # by the log itself, which came back without them
+
+
+class RateSample(NamedTuple):
+    """The admitted rate (events/s) as published at a time (epoch s); None where the control server did not answer."""
+
+    at: float
+    rate: float | None
+
+
+class OffsetSample(NamedTuple):
+    """The stored offset of a partition as PostgreSQL showed it at a time (epoch s)."""
+
+    at: float
+    log_id: str
+    partition: int
+    next_offset: int
+
+
+@dataclass(slots=True)
+class Found:
+    """Everything that was read. `lost` is what the machine lost of the log, by a fault that the harness made."""
+
+    log_id: str
+    rows: Sequence[Stored] = ()
+    letters: Sequence[Stored] = ()
+    log: Sequence[Stored] = ()
+    holes: Sequence[Hole] = ()
+    begins: dict[int, int] = field(default_factory=dict)  # partition -> first offset of the log
+    stored_offsets: dict[tuple[str, int], int] = field(default_factory=dict)  # (log_id, partition) -> next offset
+    offset_samples: Sequence[OffsetSample] = ()
+    lost: Sequence[Stored] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """What bounds admissions, beside the published rates."""
+
+    burst_seconds: float
+    lease_events: float  # tokens that all ingest processes may hold in leases
+    rate_min: float  # events/s: what is admitted by a process that was never told a rate
+    late_seconds: float  # how long a lower rate takes to reach everybody
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """The end of the run: how long after the last repair the log was drained and the breaker closed; None: never."""
+
+    seconds: float | None
+    seconds_max: float
+    why_not: str = ""

@@ -1,0 +1,228 @@
+"""Faults of Sluice's own processes: killed, stopped, doubled, with a clock that is wrong; and of a client."""
+
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from faults.fault import Effect, Fault
+from faults.rig import Rig
+from support.processes import Program, beat
+
+# Beyond Celery's visibility time-out (SCALED: 5 s), so that what the stopped one had taken is given to others.
+BEYOND_VISIBILITY = (5.5, 7.0)
+CLOCK_SHIFTS_SECONDS = (-3600, -90, 90, 3600)
+
+Pick = Callable[[Rig, random.Random], Program]
+
+
+def any_ingest(rig: Rig, pick: random.Random) -> Program:
+    return pick.choice(rig.ingests)
+
+
+def status_of(pid: int) -> str:
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.NoSuchProcess:
+        return "gone"
+
+
+class ProgramKilled(Fault):
+    """SIGKILL to a program's main process; a supervisor would start it again, and so does the repair."""
+
+    def __init__(self, pick: random.Random, name: str, which: Pick, seconds: tuple[float, float]) -> None:
+        super().__init__(pick)
+        self.name, self._which, self.seconds = f"{name}.kill", which, seconds
+        self._pid = 0
+        self._was = ""
+
+    def inject(self, rig: Rig) -> None:
+        self._program = self._which(rig, self.pick)
+        rig.down.add(self._program)
+        self._pid = self._program.pid
+        rig.orphans += self._program.children()
+        self._program.kill()
+        self._was = status_of(self._pid)
+
+    def repair(self, rig: Rig) -> None:
+        self._program.start()
+        rig.down.discard(self._program)
+
+    def effect(self, rig: Rig) -> Effect:
+        return Effect(self._was == "gone", f"process {self._pid} {self._was}")
+
+
+class ProgramFrozen(Fault):
+    """SIGSTOP to a program's main process and its children, then SIGCONT."""
+
+    def __init__(self, pick: random.Random, name: str, which: Pick, seconds: tuple[float, float]) -> None:
+        super().__init__(pick)
+        self.name, self._which, self.seconds = f"{name}.freeze", which, seconds
+        self._members: list[psutil.Process] = []
+        self._stopped = 0
+
+    def inject(self, rig: Rig) -> None:
+        self._program = self._which(rig, self.pick)
+        rig.down.add(self._program)
+        # The main process first: it would replace a child that it misses.
+        self._members = [psutil.Process(self._program.pid), *self._program.children()]
+        for member in self._members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.suspend()
+        self._began = time.monotonic()
+
+    def look(self, rig: Rig) -> None:
+        self._stopped = sum(status_of(member.pid) == psutil.STATUS_STOPPED for member in self._members)
+
+    def repair(self, rig: Rig) -> None:
+        for member in self._members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.resume()
+        self._seconds = time.monotonic() - self._began
+        rig.down.discard(self._program)
+
+    def effect(self, rig: Rig) -> Effect:
+        return Effect(
+            self._stopped == len(self._members) > 0, f"{self._stopped} processes stopped for {self._seconds:.1f} s"
+        )
+
+
+class ChildKilled(Fault):
+    """SIGKILL to one process of the drains' worker; Celery starts another."""
+
+    name = "child.kill"
+    seconds = (0.5, 1.0)
+
+    def inject(self, rig: Rig) -> None:
+        self._child = self.pick.choice(rig.batches.children())
+        self._child.kill()
+        with contextlib.suppress(psutil.TimeoutExpired):
+            self._child.wait(2)
+
+    def repair(self, rig: Rig) -> None:
+        pass
+
+    def effect(self, rig: Rig) -> Effect:
+        was = status_of(self._child.pid)
+        return Effect(was in ("gone", psutil.STATUS_ZOMBIE), f"process {self._child.pid} {was}")
+
+
+class ChildFrozen(Fault):
+    """SIGSTOP to processes of the drains' worker, with the partitions that they hold, then SIGCONT."""
+
+    name = "child.freeze"
+    seconds = BEYOND_VISIBILITY
+
+    def inject(self, rig: Rig) -> None:
+        children = rig.batches.children()
+        self._children = self.pick.sample(children, max(1, len(children) // 2))
+        for child in self._children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.suspend()
+        self._stopped = 0
+        self._began = time.monotonic()
+
+    def look(self, rig: Rig) -> None:
+        self._stopped = max(self._stopped, sum(status_of(one.pid) == psutil.STATUS_STOPPED for one in self._children))
+
+    def repair(self, rig: Rig) -> None:
+        for child in self._children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.resume()
+        self._seconds = time.monotonic() - self._began
+
+    def effect(self, rig: Rig) -> Effect:
+        return Effect(
+            self._stopped == len(self._children), f"{self._stopped} processes stopped for {self._seconds:.1f} s"
+        )
+
+
+class TwoBeats(Fault):
+    """A second Beat beside the first."""
+
+    name = "two-beats"
+    seconds = (3.0, 5.0)
+
+    def inject(self, rig: Rig) -> None:
+        folder = rig.folder / "second-beat"
+        folder.mkdir(exist_ok=True)
+        self._second = beat(rig.settings, folder)
+        self._before = self._second.log().count("Sending due task")
+        self._second.start()
+        self._both = False
+
+    def look(self, rig: Rig) -> None:
+        self._both = self._both or (rig.beat.is_running and self._second.is_running)
+
+    def repair(self, rig: Rig) -> None:
+        self._second.stop()
+
+    def effect(self, rig: Rig) -> Effect:
+        ticks = self._second.log().count("Sending due task") - self._before
+        return Effect(self._both and ticks > 0, f"the second Beat sent {ticks} ticks beside the first")
+
+
+def fake_time_library() -> Path | None:
+    """libfaketime for programs with threads, where the machine has it (Debian: libfaketime)."""
+    places = (*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), Path("/usr/lib/faketime/libfaketimeMT.so.1"))
+    return next((place for place in places if place.exists()), None)
+
+
+class ClockShifted(Fault):
+    """A program runs with its wall clock shifted, and is then started with the right one. Its monotonic clock is right.
+
+    Both starts come after a SIGTERM.
+    """
+
+    seconds = (3.0, 5.0)
+
+    def __init__(self, pick: random.Random, name: str, which: Pick) -> None:
+        super().__init__(pick)
+        self.name, self._which = f"{name}.clock", which
+        self._shift = pick.choice(CLOCK_SHIFTS_SECONDS)
+
+    def impossible(self, rig: Rig) -> str | None:
+        return None if fake_time_library() is not None else "there is no libfaketime on this machine"
+
+    def inject(self, rig: Rig) -> None:
+        self._program = self._which(rig, self.pick)
+        rig.down.add(self._program)
+        self._program.stop()
+        self._program.start(
+            LD_PRELOAD=str(fake_time_library()), FAKETIME=f"{self._shift:+d}s", FAKETIME_DONT_FAKE_MONOTONIC="1",
+            DONT_FAKE_MONOTONIC="1", FAKETIME_DONT_RESET="1",
+        )  # fmt: skip
+        self._mapped = False
+
+    def look(self, rig: Rig) -> None:
+        with contextlib.suppress(OSError):
+            maps = Path(f"/proc/{self._program.pid}/maps").read_text()
+            self._mapped = self._mapped or "libfaketime" in maps
+
+    def repair(self, rig: Rig) -> None:
+        self._program.stop()
+        self._program.start()
+        rig.down.discard(self._program)
+
+    def effect(self, rig: Rig) -> Effect:
+        return Effect(self._mapped, f"{self._program.name} ran with its clock {self._shift:+d} s off")
+
+
+class ClientKilled(Fault):
+    """SIGKILL to a client: what it had sent and not noted an answer for is indeterminate."""
+
+    name = "client.kill"
+    seconds = (0.2, 0.5)
+
+    def inject(self, rig: Rig) -> None:
+        self._pid = rig.kill_client()
+
+    def repair(self, rig: Rig) -> None:
+        pass
+
+    def effect(self, rig: Rig) -> Effect:
+        was = status_of(self._pid)
+        return Effect(was == "gone", f"process {self._pid} {was}")

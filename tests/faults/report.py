@@ -1,0 +1,112 @@
+"""A run in words: Markdown for people, JSON for programs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from faults.run import Done, Result
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """Everything of a run but its history."""
+    return {
+        "log": result.options.log,
+        "seed": result.options.seed,
+        "faults": len(result.plan),
+        "hits": result.hits,
+        "verdict": "kept" if result.is_good else "broken",
+        "violations": result.violations,
+        "seconds": round(result.seconds, 1),
+        "outcomes": result.outcomes,
+        "statuses": result.statuses,
+        "found": result.found,
+        "lost_by_the_machine": result.lost_acked,
+        "drained_seconds": result.recovery.seconds,
+        "unplanned_ends": result.unplanned,
+        "schedule": [str(planned) for planned in result.plan],
+        "done": [
+            {
+                "fault": one.planned.name,
+                "at": round(one.at, 1),
+                "hit": one.effect.hit,
+                "effect": one.effect.words,
+                "seconds": round(one.seconds, 2),
+                "recovered_seconds": None if one.recovered_seconds is None else round(one.recovered_seconds, 2),
+                "skipped": one.skipped,
+                "note": one.note,
+            }
+            for one in result.done
+        ],
+    }
+
+
+def as_markdown(result: Result) -> str:
+    """The verdict, the figures, and a line for each fault."""
+    outcomes = result.outcomes
+    lines = [
+        f"## {len(result.plan)} faults on {'Kafka' if result.options.log == 'kafka' else 'Redis Streams'}, "
+        f"seed {result.options.seed}: {'every promise was kept' if result.is_good else 'BROKEN'}",
+        "",
+        f"{result.found.get('events sent', 0):,} events in {sum(result.statuses.values()):,} requests within "
+        f"{result.seconds:.0f} s: {outcomes.get('acked', 0):,} acknowledged, {outcomes.get('refused', 0):,} refused, "
+        f"{outcomes.get('indeterminate', 0):,} indeterminate. {result.found.get('rows', 0):,} rows, "
+        f"{result.found.get('dead letters', 0):,} dead letters, {result.found.get('records in the log', 0):,} records "
+        f"in the log. {result.hits} of {len(result.plan)} faults took effect. {_drained_words(result)}",
+    ]
+    if result.lost:
+        lines += [
+            "",
+            f"{len(result.lost)} records were lost with a log's tail (by the fault itself); {result.lost_acked} of them "
+            "were acknowledged and not stored yet.",
+        ]
+    if result.unplanned:
+        lines += ["", "Ended by themselves, and were started again: " + ", ".join(result.unplanned) + "."]
+    if result.violations:
+        lines += ["", "Violations:", *(f"- {violation}" for violation in result.violations)]
+    lines += ["", "Answers: " + ", ".join(f"{name} ×{count:,}" for name, count in sorted(result.statuses.items())) + "."]
+    return "\n".join([*lines, "", *_table(result.done), ""])
+
+
+def _drained_words(result: Result) -> str:
+    if result.recovery.seconds is None:
+        return "It was not drained at the end."
+    return f"Drained {result.recovery.seconds:.1f} s after the last event."
+
+
+def _table(done: list[Done]) -> list[str]:
+    """One line for each kind of fault, with what its last occurrence did."""
+    kinds: dict[str, list[Done]] = {}
+    for one in done:
+        kinds.setdefault(one.planned.name, []).append(one)
+    lines = ["| fault | times | took effect | outage | well again after | for example |", "|---|--:|--:|--:|--:|---|"]
+    for name, some in sorted(kinds.items()):
+        skipped = next((one.skipped for one in some if one.skipped), None)
+        if skipped is not None:
+            lines.append(f"| {name} | {len(some)} | 0 | | | {skipped} |")
+            continue
+        hits = [one for one in some if one.effect.hit]
+        example = (hits or some)[-1]
+        notes = f" ({example.note})" if example.note else ""
+        lines.append(
+            f"| {name} | {len(some)} | {len(hits)} | {_range([one.seconds for one in some])} | "
+            f"{_range([one.recovered_seconds for one in some if one.recovered_seconds is not None])} | "
+            f"{example.effect.words}{notes} |"
+        )
+    return lines
+
+
+def _range(seconds: list[float]) -> str:
+    if not seconds:
+        return ""
+    low, high = min(seconds), max(seconds)
+    return f"{low:.1f} s" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f} s"
+
+
+def write(result: Result, folder: Path) -> Path:
+    """Write both forms; returns the Markdown's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{result.options.log}-{len(result.plan)}-{result.options.seed}"
+    (folder / f"{name}.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
+    path = folder / f"{name}.md"
+    path.write_text(as_markdown(result))
+    return path

@@ -1,0 +1,368 @@
+"""The system under test: real servers of its own, each behind a proxy, Sluice's processes, and clients."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from pipeline import wiring
+from pipeline.errors import SluiceError
+from pipeline.names import BreakerState
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from stack.servers import LOOPBACK, Server, free_port, kafka_server, postgres_server, redis_server
+from support.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
+from support.proxy import Proxy
+
+# Time-outs as short as they may be, so that each fault lasts for seconds instead of minutes. What they are relative
+# to each other is as in the defaults.
+SCALED: dict[str, Any] = {
+    "rate_max": 2_000.0,
+    "rate_min": 400.0,
+    "lag_degraded": 2_000,
+    "lag_critical": 10_000,
+    "regulate_seconds": 1.0,
+    "probe_seconds": 0.5,
+    "hint_seconds": 0.5,
+    "drain_batch_records_max": 500,
+    "drain_run_seconds_max": 3.0,
+    "drain_poll_seconds": 0.3,
+    "drain_hard_seconds_max": 9.0,
+    "drain_stalled_seconds_max": 4.0,
+    "sink_connect_seconds_max": 1,
+    "sink_call_seconds_max": 0.8,
+    "breaker_failures_max": 3,
+    "visibility_timeout_seconds": 5,
+    "log_trim": False,
+}
+SMALL_DISK_BYTES_MAX = 4 << 30
+# Of the log, which is never trimmed here.
+LOG_MEMORY = "6gb"
+CONTROL_MEMORY = "128mb"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for."""
+
+    log: str  # redis or kafka
+    folder: Path
+    seed: int
+    rate: float  # events/s that clients offer, beside surges and repeats
+    clients: int = 1
+    ingests: int = 1
+
+
+class ClientProcess:
+    """A client in a process of its own, and the counts that it tells each second."""
+
+    def __init__(self, rig: "Rig", number: int) -> None:
+        self.number = number
+        options = rig.options
+        command = [
+            *(sys.executable, "-m", "faults.client"),
+            *("--ports", ",".join(str(port) for port in rig.ingest_ports)),
+            *("--name", f"c{number}", "--history", str(rig.history_folder / f"client-{number:03d}.jsonl")),
+            *("--rate", str(options.rate / options.clients), "--seed", str(options.seed)),
+        ]
+        self.counts: dict[str, int] = {}
+        with (options.folder / "clients.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT / "tests", env=_client_environ(), stdout=subprocess.PIPE, stderr=log
+            )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(ValueError):
+                self.counts = json.loads(line)
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self) -> None:
+        """End in order: every request that was sent gets its outcome."""
+        self.signal(signal.SIGTERM)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._reader.join(5)
+
+
+def _client_environ() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+class Rig:
+    """Everything that runs. Programs reach servers through proxies; the harness reaches them directly."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.folder = options.folder
+        self.history_folder = self.folder / "history"
+        self.history_folder.mkdir(parents=True, exist_ok=True)
+        self._stack = contextlib.ExitStack()
+        self.small_disk: Path | None = None
+        self.small_disk_missing = "it was not tried"
+        self.clients: list[ClientProcess] = []
+        self._gone_clients = Counter[str]()
+        self._next_client = 0
+        self.down: set[Program] = set()  # on purpose: the keeper leaves them alone
+        self.unplanned: list[str] = []  # programs that ended by themselves
+        self.orphans: list[psutil.Process] = []  # children of killed programs
+
+    # --- start and stop -----------------------------------------------------------------------
+
+    def start(self) -> "Rig":
+        """Start servers, proxies and programs, and wait until all is well. Raises ServerError, AssertionError."""
+        try:
+            self._start_servers()
+            self._start_programs()
+            self.start_clients()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start_servers(self) -> None:
+        folder = self.folder
+        self.control_redis = redis_server(folder, free_port(), is_log=False, maxmemory=CONTROL_MEMORY)
+        self.postgres = postgres_server(folder, free_port(), durable=False)
+        if self.options.log == "kafka":
+            self.log = kafka_server(folder, free_port(), free_port())
+        else:
+            self.log = redis_server(folder, free_port(), is_log=True, maxmemory=LOG_MEMORY)
+        self.proxies = {"postgres": Proxy(self.postgres.port), "control": Proxy(self.control_redis.port)}
+        self.proxies["log"] = Proxy(self.log.port)
+        if self.options.log == "kafka":
+            _advertise(folder / "kafka" / "server.properties", self.log.port, self.proxies["log"].port)
+        for server in (self.control_redis, self.postgres, self.log):
+            self._stack.callback(server.stop)
+            server.start()
+        for proxy in self.proxies.values():
+            self._stack.callback(proxy.stop)
+            proxy.start()
+        self.ingest_ports = [free_port() for _ in range(self.options.ingests)]
+        self.direct = Settings(
+            **SCALED,
+            database_url=self.postgres.url,
+            redis_url=self.control_redis.url,
+            event_log_url=self.log.url,
+            ingest_port=self.ingest_ports[0],
+        )
+        self.settings = replace(
+            self.direct,
+            database_url=self._behind("postgres", self.postgres),
+            redis_url=self._behind("control", self.control_redis),
+            event_log_url=self._behind("log", self.log),
+        )
+        migrate(self.direct)
+        self._move_to_small_disk()
+
+    def _behind(self, name: str, server: Server) -> str:
+        return server.url.replace(f":{server.port}", f":{self.proxies[name].port}", 1)
+
+    def _move_to_small_disk(self) -> None:
+        """Put the events' table on a disk in memory that can be made too small; where mounting is not allowed, not."""
+        mount = self.folder / "small-disk"
+        mount.mkdir()
+        said = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES_MAX}", "tmpfs", str(mount)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if said.returncode != 0:
+            self.small_disk_missing = f"no disk of its own can be mounted here: {said.stderr.strip()}"
+            return
+        # Before the servers are stopped PostgreSQL is still in it; `umount -l` takes it away once nobody is.
+        self._stack.callback(subprocess.run, ["umount", "-l", str(mount)], check=False)
+        place = mount / "events"
+        place.mkdir(mode=0o700)
+        owner = (self.folder / "postgres").stat()
+        os.chown(place, owner.st_uid, owner.st_gid)
+        with self.database() as cursor:
+            cursor.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+            cursor.execute("ALTER TABLE log_events SET TABLESPACE small")
+        self.small_disk = mount
+
+    def _start_programs(self) -> None:
+        folder, settings = self.folder, self.settings
+        self.ingests = [
+            ingest(replace(settings, ingest_port=port), folder, f"ingest-{number}")
+            for number, port in enumerate(self.ingest_ports)
+        ]
+        self.batches = batches_worker(settings, folder)
+        self.control = control_worker(settings, folder)
+        self.beat = beat(settings, folder)
+        self.store = wiring.make_control_store(self.direct)
+        for program in self.programs:
+            self._stack.callback(self._stop_program, program)
+            program.start()
+        self.wait(lambda: self.problem() is None, "the system is well", seconds_max=60)
+        self._keeping = threading.Event()
+        keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        keeper.start()
+        self._stack.callback(keeper.join, 5)
+        self._stack.callback(self._keeping.set)
+
+    @property
+    def programs(self) -> list[Program]:
+        return [*self.ingests, self.batches, self.control, self.beat]
+
+    def _stop_program(self, program: Program) -> None:
+        with contextlib.suppress(psutil.Error):
+            if program.is_running:
+                program.thaw()
+            program.stop(seconds_max=15)
+
+    def start_clients(self) -> None:
+        while len(self.clients) < self.options.clients:
+            self.clients.append(ClientProcess(self, self._next_client))
+            self._next_client += 1
+
+    def kill_client(self) -> int:
+        """SIGKILL to a client; another one takes its place. Returns its process id."""
+        client = self.clients.pop(0)
+        client.kill()
+        self._gone_clients.update(client.counts)
+        self.start_clients()
+        return client.process.pid
+
+    def stop_clients(self) -> None:
+        for client in self.clients:
+            client.signal(signal.SIGTERM)
+        for client in self.clients:
+            client.stop()
+            self._gone_clients.update(client.counts)
+        self.clients = []
+
+    def counts(self) -> Counter[str]:
+        """Events by outcome, as clients have told; `new` counts each event once."""
+        total = Counter(self._gone_clients)
+        for client in self.clients:
+            total.update(client.counts)
+        return total
+
+    def stop(self) -> None:
+        """End everything that was started."""
+        for client in self.clients:
+            client.kill()
+        self.clients = []
+        self._stack.close()
+        for orphan in self.orphans:
+            with contextlib.suppress(psutil.Error):
+                orphan.kill()
+
+    def _keep(self) -> None:
+        """Restart programs that end by themselves, as a supervisor does, and note that they did."""
+        while not self._keeping.wait(0.3):
+            for program in self.programs:
+                if program not in self.down and not program.is_running:
+                    self.unplanned.append(f"{program.name} at {time.time():.1f}")
+                    program.start()
+
+    # --- a look from outside -----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def database(self) -> Any:
+        """A cursor on a connection of its own with autocommit."""
+        with contextlib.closing(psycopg2.connect(self.direct.database_url, connect_timeout=2)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SET statement_timeout = '5s'")
+                yield cursor
+
+    @staticmethod
+    def redis(server: Server) -> "redis.Redis":
+        """A client that tries once."""
+        return redis.Redis(
+            host=LOOPBACK, port=server.port, socket_timeout=3, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
+        )
+
+    def stored_offsets(self) -> dict[tuple[str, int], int]:
+        with self.database() as cursor:
+            cursor.execute("SELECT log_id, log_partition, next_offset FROM stored_offsets")
+            return {(log_id, partition): offset for log_id, partition, offset in cursor.fetchall()}
+
+    def log_ends(self) -> dict[tuple[str, int], int]:
+        """Where each partition ends now. Raises SluiceError."""
+        log = wiring.make_log(self.direct)
+        try:
+            identity = log.identity()
+            return {(identity.log_id, one.partition): one.end for one in log.positions()}
+        finally:
+            log.close()
+
+    def problem(self) -> str | None:
+        """What is not well, of what every program needs; None where all is."""
+        for number, port in enumerate(self.ingest_ports):
+            if http_status(f"http://{LOOPBACK}:{port}/readyz") != 200:
+                return f"ingest-{number} is not ready"
+        try:
+            state = self.store.state()
+        except SluiceError as error:
+            return f"the control store does not answer: {error}"
+        if state.breaker is not BreakerState.CLOSED:
+            return f"the breaker is {state.breaker}"
+        if state.pauses != ():
+            return f"consumption is paused: {state.pauses}"
+        if state.rate is None:
+            return "no rate is published"
+        return None
+
+    def behind(self, ends: dict[tuple[str, int], int]) -> str | None:
+        """What of the log up to `ends` is not stored yet; None where all is."""
+        try:
+            stored = self.stored_offsets()
+        except psycopg2.Error as error:
+            return f"PostgreSQL does not answer: {error}"
+        missing = {place[1]: end - stored.get(place, 0) for place, end in ends.items() if stored.get(place, 0) < end}
+        return f"events not stored yet, by partition: {missing}" if missing else None
+
+    def wait(self, condition: Callable[[], bool], what: str, *, seconds_max: float) -> None:
+        """Wait for a condition; where it does not come, the logs' ends are in the error."""
+        deadline = time.monotonic() + seconds_max
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"--- {one.name}\n{one.log()[-1500:]}" for one in self.programs)
+                raise AssertionError(f"not within {seconds_max:.0f} s: {what} ({self.problem()})\n{logs}")
+            time.sleep(0.05)
+
+
+def _advertise(properties: Path, port: int, proxy_port: int) -> None:
+    """Let Kafka tell its clients the proxy's address for its own."""
+    text = properties.read_text()
+    changed = text.replace(
+        f"advertised.listeners=PLAINTEXT://{LOOPBACK}:{port}",
+        f"advertised.listeners=PLAINTEXT://{LOOPBACK}:{proxy_port}",
+    )
+    assert changed != text, "Kafka's properties do not look as expected"
+    properties.write_text(changed)
+
+
+def remove(folder: Path) -> None:
+    """Delete what a run has left."""
+    shutil.rmtree(folder, ignore_errors=True)

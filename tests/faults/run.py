@@ -1,0 +1,251 @@
+"""A run: traffic, one fault of the schedule after the other, and the verdict."""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psycopg2
+
+from faults.admissions import Outage
+from faults.catalog import Planned
+from faults.checker import check, lost_by_the_machine
+from faults.fault import Effect, Fault
+from faults.found import AdmissionRules, Found, Recovery, Stored
+from faults.history import History, Outcome, read_histories
+from faults.of_servers import TailLost
+from faults.reading import read_found
+from faults.rig import Options, Rig
+from faults.watcher import Watcher
+from pipeline.errors import SluiceError
+
+LOOK_SECONDS = 0.02
+# A client at full pace needs no longer for what is left than this many times the time that it should take.
+EVENTS_SECONDS_FACTOR = 3.0
+LATE_SECONDS = 1.0  # for a lower rate to reach every process: it follows control events, or the next lease
+
+
+@dataclass(slots=True)
+class Done:
+    """What became of one planned fault. Times are seconds since the run's start, but `outage`, epoch seconds."""
+
+    planned: Planned
+    at: float
+    effect: Effect
+    seconds: float = 0.0
+    recovered_seconds: float | None = None  # None: not waited for, or never
+    skipped: str | None = None
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Result:
+    """A whole run."""
+
+    options: Options
+    plan: list[Planned]
+    done: list[Done] = field(default_factory=list)
+    outages: list[Outage] = field(default_factory=list)
+    lost: list[Stored] = field(default_factory=list)
+    recovery: Recovery = field(default_factory=lambda: Recovery(None, 60.0))
+    violations: list[str] = field(default_factory=list)
+    outcomes: dict[str, int] = field(default_factory=dict)  # events
+    statuses: dict[str, int] = field(default_factory=dict)  # requests
+    found: dict[str, int] = field(default_factory=dict)
+    unplanned: list[str] = field(default_factory=list)
+    lost_acked: int = 0
+    seconds: float = 0.0
+
+    @property
+    def hits(self) -> int:
+        return sum(one.skipped is None and one.effect.hit for one in self.done)
+
+    @property
+    def is_good(self) -> bool:
+        return not self.violations and self.hits > 0
+
+
+Tell = Callable[[str], None]
+
+
+def run(
+    options: Options,
+    plan: list[Planned],
+    *,
+    events_min: int = 0,
+    recovery_seconds_max: float = 60.0,
+    tell: Tell = lambda _: None,
+) -> Result:
+    """Carry out a schedule under traffic and judge it. Raises ServerError, AssertionError where nothing could start."""
+    result = Result(options, plan)
+    rig = Rig(options)
+    started = time.monotonic()
+    try:
+        rig.start()
+        watcher = Watcher(rig).start()
+        try:
+            rig.wait(lambda: rig.counts()["acked"] > 0, "the first acknowledged events", seconds_max=30)
+            _Run(rig, result, recovery_seconds_max, tell).go(events_min)
+        finally:
+            rig.stop_clients()
+            watcher.stop()
+        for program in rig.programs:
+            rig.down.add(program)
+            rig._stop_program(program)
+        tell("reading rows, dead letters, offsets and the log")
+        found = read_found(rig)
+        history = read_histories(rig.history_folder.glob("*.jsonl"))
+    finally:
+        rig.stop()
+    _judge(result, rig, watcher, history, found)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+class _Run:
+    """The part of a run in which faults happen."""
+
+    def __init__(self, rig: Rig, result: Result, recovery_seconds_max: float, tell: Tell) -> None:
+        self._rig = rig
+        self._result = result
+        self._recovery_seconds_max = recovery_seconds_max
+        self._tell = tell
+        self._started = time.monotonic()
+        self._repaired_at = time.monotonic()
+
+    def go(self, events_min: int) -> None:
+        for number, planned in enumerate(self._result.plan, 1):
+            done = self._carry_out(planned)
+            self._result.done.append(done)
+            counts = self._rig.counts()
+            self._tell(
+                f"{number}/{len(self._result.plan)} {planned.name}: {done.skipped or done.effect.words}; "
+                f"{_recovered_words(done)}; {counts['new']} events sent, {counts['acked']} acknowledged"
+            )
+        self._send_the_rest(events_min)
+        self._rig.stop_clients()
+        self._result.recovery = self._wait_drained()
+
+    def _carry_out(self, planned: Planned) -> Done:
+        time.sleep(planned.gap_seconds)
+        fault = planned.make()
+        at = time.monotonic() - self._started
+        impossible = fault.impossible(self._rig)
+        if impossible is not None:
+            return Done(planned, at, Effect(False, ""), skipped=f"skipped: {impossible}")
+        low, high = fault.seconds
+        seconds = low + planned.share * (high - low)
+        began, began_at = time.monotonic(), time.time()
+        note = ""
+        fault.inject(self._rig)
+        try:
+            while time.monotonic() - began < seconds:
+                note = _looked(fault, self._rig) or note
+                time.sleep(LOOK_SECONDS)
+        finally:
+            fault.repair(self._rig)
+        self._repaired_at = time.monotonic()
+        if isinstance(fault, TailLost):
+            self._result.lost += fault.lost
+        done = Done(planned, at, Effect(False, ""), seconds=self._repaired_at - began, note=note)
+        if not planned.hasty:
+            done.recovered_seconds, done.note = self._wait_recovered(done.note)
+        if fault.control_outage:
+            self._result.outages.append(Outage(began_at, time.time()))
+        try:
+            done.effect = fault.effect(self._rig)
+        except (psycopg2.Error, OSError) as error:
+            done.note = f"its effect is not known: {error}"
+        return done
+
+    def _wait_recovered(self, note: str) -> tuple[float | None, str]:
+        """Seconds from the repair until the system is well and what was in the log then is stored."""
+        ends: dict[tuple[str, int], int] | None = None
+        problem = None
+        while time.monotonic() - self._repaired_at < self._recovery_seconds_max:
+            try:
+                ends = ends or self._rig.log_ends()
+                problem = self._rig.problem() or self._rig.behind(ends)
+            except SluiceError as error:
+                problem = str(error)
+            if problem is None:
+                return time.monotonic() - self._repaired_at, note
+            time.sleep(0.05)
+        return None, f"not well after {self._recovery_seconds_max:.0f} s: {problem}"
+
+    def _send_the_rest(self, events_min: int) -> None:
+        """Let clients send what is wanted of events, faster than before."""
+        left = events_min - self._rig.counts()["new"]
+        if left <= 0:
+            return
+        self._tell(f"{left} events are left to be sent")
+        for client in self._rig.clients:
+            client.signal(signal.SIGUSR1)
+        deadline = time.monotonic() + 30 + EVENTS_SECONDS_FACTOR * left / self._rig.options.rate
+        while self._rig.counts()["new"] < events_min and time.monotonic() < deadline:
+            time.sleep(0.5)
+
+    def _wait_drained(self) -> Recovery:
+        """Wait until everything is stored and the breaker is closed, counted from the last repair or the last event.
+
+        Events went on coming until now, so the time is counted from the later of the two.
+        """
+        since = max(self._repaired_at, time.monotonic())
+        problem: str | None = "it was not looked at"
+        while time.monotonic() - since < self._recovery_seconds_max:
+            try:
+                problem = self._rig.problem() or self._rig.behind(self._rig.log_ends())
+            except SluiceError as error:
+                problem = str(error)
+            if problem is None:
+                return Recovery(time.monotonic() - since, self._recovery_seconds_max)
+            time.sleep(0.1)
+        return Recovery(None, self._recovery_seconds_max, str(problem))
+
+
+def _looked(fault: Fault, rig: Rig) -> str:
+    """Look after a fault; what went wrong where a server that it needs is away."""
+    try:
+        fault.look(rig)
+    except (psycopg2.Error, OSError) as error:
+        return f"could not be looked after: {error}"
+    return ""
+
+
+def _recovered_words(done: Done) -> str:
+    if done.skipped or done.planned.hasty:
+        return "the next one at once"
+    return f"well after {done.recovered_seconds:.1f} s" if done.recovered_seconds is not None else done.note
+
+
+def _judge(result: Result, rig: Rig, watcher: Watcher, history: History, found: Found) -> None:
+    found.offset_samples, found.lost = watcher.offsets, result.lost
+    settings = rig.settings
+    rules = AdmissionRules(
+        burst_seconds=settings.burst_seconds,
+        lease_events=2 * settings.rate_max * settings.lease_seconds * result.options.ingests,
+        rate_min=settings.rate_min,
+        late_seconds=LATE_SECONDS,
+    )
+    result.violations = check(
+        history, found, recovery=result.recovery, rates=watcher.all_rates(), outages=result.outages, rules=rules
+    )
+    slow = [one for one in result.done if one.note.startswith("not well after")]
+    result.violations += [f"after {one.planned.name}: {one.note}" for one in slow]
+    result.unplanned = rig.unplanned
+    result.lost_acked = lost_by_the_machine(history, found)
+    outcomes = {outcome: 0 for outcome in Outcome}
+    for sent in history.events.values():
+        outcomes[sent.outcome] += 1
+    result.outcomes = {outcome.value: count for outcome, count in outcomes.items()}
+    for request in history.requests:
+        result.statuses[request.status] = result.statuses.get(request.status, 0) + 1
+    result.found = {
+        "events sent": len(history.events),
+        "rows": len(found.rows),
+        "dead letters": len(found.letters),
+        "records in the log": len(found.log),
+        "records lost with a log's tail": len(found.lost),
+        "offset samples that moved": len(found.offset_samples),
+        "rate samples": len(watcher.rates),
+    }
