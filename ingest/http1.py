@@ -45,7 +45,7 @@ _HEAD: Final = re.compile(
 )
 _HEADER: Final = re.compile(r"([^:]+):([^\r]*)\r\n")
 _DIGITS: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
-_BODY_FIELDS: Final = frozenset({"content-length", "transfer-encoding", "expect"})
+_FIELDS_READ: Final = frozenset({"content-length", "transfer-encoding", "expect", "host"})
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _COMING: Final = b"coming"  # of a body: what Sanic wants to know is only whether one is left
 _NOTHING: Final[tuple[bytes, ...]] = ()
@@ -138,20 +138,18 @@ class IngestHttp(Http):
         protocol.state["requests_count"] += 1
 
     def _expect_body(self, fields: list[tuple[str, str]], *, is_new: bool) -> None:
-        """How the body comes: in how many bytes, or in chunks. Raises BadRequest where that has two readings."""
+        """How the body comes: in how many bytes, or in chunks. Raises BadRequest where the head has two readings."""
         self._body_left = 0
         self._is_chunked = False
-        length = coding = expect = None
+        found: dict[str, str] = {}
         for name, value in fields:  # one walk: looking each of them up in Header takes longer
-            if name in _BODY_FIELDS:
-                if name == "expect":
-                    expect = value if expect is None else expect
-                elif length is not None or coding is not None:
-                    raise BadRequest("Content-Length and Transfer-Encoding: only one of them, and once")
-                elif name == "content-length":
-                    length = value
-                else:
-                    coding = value
+            if name in _FIELDS_READ:
+                if name in found and name != "expect":  # whoever stands before may go by the other one
+                    raise BadRequest(f"there is more than one {name}")
+                found.setdefault(name, value)
+        length, coding, expect = found.get("content-length"), found.get("transfer-encoding"), found.get("expect")
+        if length is not None and coding is not None:
+            raise BadRequest("Content-Length and Transfer-Encoding: only one of them")
         if length is not None:
             if _DIGITS.fullmatch(length) is None:
                 raise BadRequest("Content-Length is not a number")

@@ -30,7 +30,7 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _HEAD: Final = re.compile(re.escape(REFUSABLE) + rb"((?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n")
 # Fields that say how the request must be read or answered.
 _FIELDS: Final = re.compile(
-    rb"(?:^|\n)(content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade)"
+    rb"(?:^|\n)(host|content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade)"
     rb":[ \t]*([^\r]*)",
     re.IGNORECASE,
 )

@@ -151,9 +151,7 @@ def responses(settings: Settings) -> dict[str, Schema]:
                 "A trailing comma": _example(
                     "malformed", "not JSON: Illegal trailing comma before end of object", byte=103, line=1
                 ),
-                "Two lengths": _example(
-                    "bad_request", "Content-Length and Transfer-Encoding: only one of them, and once"
-                ),
+                "Two lengths": _example("bad_request", "Content-Length and Transfer-Encoding: only one of them"),
             },
         ),
         "BadRequest": _answer(

@@ -1,0 +1,93 @@
+"""Watches processes while they are attacked: that none ends, and that none grows."""
+
+import statistics
+import threading
+import time
+from collections.abc import Mapping
+
+import psutil
+
+MIB = 1 << 20
+SAMPLE_SECONDS = 0.5
+WARM_UP_SHARE = 0.25  # of the time, after which a process has what it needs
+GROWTH_SECONDS = 600.0  # what growth is told for
+GROWTH_BYTES_MAX = 8 * MIB  # in that time; noise of the allocator stays well below it
+SHORT_SECONDS = 120.0  # a trend over less than that says nothing: then all growth is bounded instead
+SHORT_GROWTH_BYTES_MAX = 32 * MIB
+
+
+class Watch:
+    """Samples the resident memory of processes from its start to its end; the names are for people."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+        self._samples: dict[str, list[tuple[float, int]]] = {name: [] for name in pids}
+        self._ended: set[str] = set()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._sample()
+
+    def forget(self) -> None:
+        """Count growth from now on."""
+        self._samples = {name: [] for name in self._samples}
+
+    def _run(self) -> None:
+        while not self._stopping.wait(SAMPLE_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        now = time.monotonic()
+        for name, process in self._processes.items():
+            try:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    self._ended.add(name)
+                else:
+                    self._samples[name].append((now, process.memory_info().rss))
+            except psutil.NoSuchProcess:
+                self._ended.add(name)
+
+    def growth(self, name: str) -> tuple[float, float]:
+        """(bytes, seconds) from the median of the samples after the warm-up to the median of the last; for a long
+        time, the trend's bytes in ten minutes.
+        """
+        samples = self._samples[name]
+        if len(samples) < 8:
+            return 0.0, 0.0
+        seconds = samples[-1][0] - samples[0][0]
+        warm = samples[int(len(samples) * WARM_UP_SHARE) :]
+        if seconds >= SHORT_SECONDS:
+            slope = statistics.linear_regression([at for at, _ in warm], [rss for _, rss in warm]).slope
+            return slope * GROWTH_SECONDS, GROWTH_SECONDS
+        some = max(1, len(warm) // 4)
+        return (
+            statistics.median(rss for _, rss in warm[-some:]) - statistics.median(rss for _, rss in warm[:some]),
+            seconds,
+        )
+
+    def lines(self) -> list[str]:
+        """What each process takes, and how it grew."""
+        found = []
+        for name, samples in self._samples.items():
+            if samples:
+                grown, seconds = self.growth(name)
+                found.append(f"{name}: {samples[-1][1] / MIB:.0f} MiB, {grown / MIB:+.1f} MiB in {seconds:.0f} s")
+        return found
+
+    def problems(self) -> list[str]:
+        """What must not be."""
+        found = [f"{name} has ended" for name in sorted(self._ended)]
+        for name in self._samples:
+            grown, seconds = self.growth(name)
+            most = GROWTH_BYTES_MAX if seconds >= GROWTH_SECONDS else SHORT_GROWTH_BYTES_MAX
+            if grown > most:
+                found.append(f"{name} grows by {grown / MIB:.1f} MiB in {seconds:.0f} s; {most / MIB:.0f} are allowed")
+        return found
