@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -56,8 +57,16 @@ class Watched:
             data=json.dumps([{**event, "correlationId": f"c{n}"} for n in range(count)]).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            assert answer.status == 202
+
+        def is_taken() -> bool:
+            try:
+                with urllib.request.urlopen(request, timeout=5) as answer:
+                    return bool(answer.status == 202)
+            except urllib.error.HTTPError as error:
+                assert error.code == 429, error  # the bucket is empty: a moment later it is not
+                return False
+
+        wait_until(is_taken, "the events are taken", seconds_max=20)
         self.sent += count
 
 

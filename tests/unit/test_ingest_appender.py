@@ -101,7 +101,7 @@ async def test_what_arrives_during_an_append_is_the_next_group(rigs: Rigs) -> No
 
 async def test_the_first_of_a_group_waits_for_as_much_company_as_the_last_had(rigs: Rigs) -> None:
     # Given a last group of ten requests, and a long time for company
-    rig = await rigs(append_group_seconds_max=0.4, append_seconds_max=2)
+    rig = await rigs(append_group_seconds_max=1.0, append_seconds_max=5)
     rig.log.gate.clear()
     futures = [rig.append()]
     await until(lambda: rig.log.groups == [1])
@@ -115,14 +115,14 @@ async def test_the_first_of_a_group_waits_for_as_much_company_as_the_last_had(ri
         futures.append(rig.append())
         await asyncio.sleep(0.005)
     await asyncio.gather(*futures)
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 0.9
     # And one that comes alone then waits for no longer than that time, and the next not at all
     started = time.monotonic()
     await rig.append()
-    assert 0.3 < time.monotonic() - started < 0.8
+    assert 0.9 < time.monotonic() - started < 2.0
     started = time.monotonic()
     await rig.append()
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 0.9
     assert rig.log.groups == [1, 10, 10, 1, 1]
 
 
