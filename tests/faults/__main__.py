@@ -31,6 +31,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="A,B", help="only these faults, in this order")
     parser.add_argument("--clients", type=int, default=2, help="client processes (default 2)")
     parser.add_argument("--ingests", type=int, default=2, help="ingest processes (default 2)")
+    parser.add_argument("--rate", type=float, help="events/s that clients offer (default: from faults and events)")
+    parser.add_argument("--recovery", type=float, default=60.0, help="seconds allowed after a repair (default 60)")
     parser.add_argument("--out", type=Path, default=Path("soak-results"), help="folder for the results")
     parser.add_argument("--home", type=Path, help="folder for servers and history (default: new, below the temporary)")
     parser.add_argument("--list", action="store_true", help="name all faults")
@@ -61,7 +63,7 @@ def main(words: list[str]) -> int:
     home = (asked.home or Path(tempfile.mkdtemp(prefix="sluice-soak-"))).resolve()
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o755)  # PostgreSQL, as another user, passes through it
-    rate = min(EVENTS_PER_SECOND_MAX, max(50.0, asked.events / (asked.faults * FAULT_SECONDS)))
+    rate = asked.rate or min(EVENTS_PER_SECOND_MAX, max(50.0, asked.events / (asked.faults * FAULT_SECONDS)))
     options = Options(asked.log, home, seed, rate, asked.clients, asked.ingests)
     began = time.monotonic()
 
@@ -69,7 +71,7 @@ def main(words: list[str]) -> int:
         print(f"{time.monotonic() - began:6.0f} s  {what}", flush=True)
 
     try:
-        result = run(options, plan, events_min=asked.events, tell=tell)
+        result = run(options, plan, events_min=asked.events, recovery_seconds_max=asked.recovery, tell=tell)
     except (ServerError, AssertionError) as error:
         print(f"soak: could not run, what there is is in {home}: {error}", file=sys.stderr)
         return 2

@@ -48,7 +48,7 @@ class Client:
         self._next_event = self._next_request = 0
         self._due = self._started = time.monotonic()
         self._repeats: list[tuple[float, int, Body]] = []  # due at, tie-breaker
-        self._events: Counter[str] = Counter()  # by outcome; `new` counts each event once
+        self._events: Counter[str] = Counter()  # by outcome; `sent` are all, repeats included
         self.stopping = threading.Event()
         self.hurry = False
 
@@ -116,7 +116,6 @@ class Client:
             else:
                 size = self._random.choice(SIZES)
                 body = self._make(size)
-                self._events["new"] += size
             surging = (now - self._started) % SURGE_PERIOD_SECONDS < SURGE_SECONDS
             pace = self._rate * (SURGE_FACTOR if surging else 1.0) * (HURRY_FACTOR if self.hurry else 1.0)
             self._due = max(self._due, now - 0.5) + len(body[0]) / pace
@@ -141,6 +140,8 @@ class Client:
             if self.stopping.wait(max(0.0, due - time.monotonic())):
                 break
             self._history.sent(request, time.time(), body[1])
+            with self._lock:
+                self._events["sent"] += len(body[0])
             data, headers = encoded(body[0], request)
             status, connection = self._post(connection, index, data, headers)
             self._history.told(request, time.time(), status)

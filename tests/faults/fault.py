@@ -35,6 +35,10 @@ class Fault(ABC):
     def look(self, rig: Rig) -> None:
         """Called again and again while the fault lasts."""
 
+    def has_hit(self, rig: Rig) -> bool:
+        """Whether it has hit something already, where that needs luck: the fault lasts for a while longer without."""
+        return True
+
     @abstractmethod
     def repair(self, rig: Rig) -> None: ...
 

@@ -66,6 +66,9 @@ class BackendsTerminated(Fault):
             cursor.execute(_END_IN_COPY if self._in_copy else _END_IN_COMMIT)
             self._ended += [row for row in cursor.fetchall() if row[2]]
 
+    def has_hit(self, rig: Rig) -> bool:
+        return bool(self._ended)
+
     def repair(self, rig: Rig) -> None:
         with rig.database() as cursor:
             cursor.execute(_USUAL_COPY if self._in_copy else _USUAL_COMMIT)
@@ -87,6 +90,9 @@ class CommitUnanswered(Fault):
         # The query, and the tag of its completion, as the protocol has them: each ends with a zero byte.
         rig.proxies["postgres"].swallow(b"COMMIT\0", b"COMMIT\0")
 
+    def has_hit(self, rig: Rig) -> bool:
+        return rig.proxies["postgres"].counts.swallowed > self._before
+
     def repair(self, rig: Rig) -> None:
         rig.proxies["postgres"].restore()
 
@@ -104,6 +110,9 @@ class RowsRefused(Fault):
     def inject(self, rig: Rig) -> None:
         self._before = _letters(rig)
         fail_on_insert(rig.direct.database_url, "22023", when="NEW.log_offset % 40 = 7")
+
+    def has_hit(self, rig: Rig) -> bool:
+        return _letters(rig) > self._before
 
     def repair(self, rig: Rig) -> None:
         fail_no_more(rig.direct.database_url)

@@ -68,6 +68,9 @@ class ServerFrozen(Fault):
         return Effect(self._stopped > 0, f"{self._stopped} of {self._members} processes stopped")
 
 
+_SIGNS = {"cut": "cut", "blackhole": "withheld", "delay": "delayed"}  # what the proxy counts
+
+
 class LinkFault(Fault):
     """Connections between all programs and one server are cut, go into a black hole, or slow down."""
 
@@ -88,18 +91,23 @@ class LinkFault(Fault):
             case "delay":
                 proxy.delay(self.pick.uniform(0.05, 0.25))
 
+    def has_hit(self, rig: Rig) -> bool:
+        return self._done(rig)[_SIGNS[self._how]] > 0
+
+    def _done(self, rig: Rig) -> dict[str, int]:
+        return {name: count - self._before[name] for name, count in vars(rig.proxies[self._link].counts).items()}
+
     def repair(self, rig: Rig) -> None:
         rig.proxies[self._link].restore()
 
     def effect(self, rig: Rig) -> Effect:
-        done = {name: count - self._before[name] for name, count in vars(rig.proxies[self._link].counts).items()}
-        sign = {"cut": "cut", "blackhole": "withheld", "delay": "delayed"}[self._how]
+        done = self._done(rig)
         words = {
             "cut": f"{done['cut']} connections cut, {done['refused']} refused",
             "blackhole": f"{done['withheld']} messages withheld",
             "delay": f"{done['delayed']} messages delayed",
         }
-        return Effect(done[sign] > 0, words[self._how])
+        return Effect(done[_SIGNS[self._how]] > 0, words[self._how])
 
 
 class ControlFlushed(Fault):
@@ -239,6 +247,9 @@ class DiskFull(Fault):
         self._complaints = _complaints(rig)
         used = shutil.disk_usage(str(rig.small_disk)).used
         _resize(rig, used)
+
+    def has_hit(self, rig: Rig) -> bool:
+        return _complaints(rig) > self._complaints
 
     def repair(self, rig: Rig) -> None:
         _resize(rig, 4 << 30)

@@ -236,7 +236,7 @@ class Rig:
         with contextlib.suppress(psutil.Error):
             if program.is_running:
                 program.thaw()
-            program.stop(seconds_max=15)
+            program.stop(seconds_max=1)
 
     def start_clients(self) -> None:
         while len(self.clients) < self.options.clients:
@@ -260,7 +260,7 @@ class Rig:
         self.clients = []
 
     def counts(self) -> Counter[str]:
-        """Events by outcome, as clients have told; `new` counts each event once."""
+        """Events by outcome, as clients have told; `sent` are all, repeats included."""
         total = Counter(self._gone_clients)
         for client in self.clients:
             total.update(client.counts)

@@ -20,6 +20,7 @@ from faults.watcher import Watcher
 from pipeline.errors import SluiceError
 
 LOOK_SECONDS = 0.02
+PATIENCE_SECONDS = 4.0  # for a fault that has not hit anything yet
 # A client at full pace needs no longer for what is left than this many times the time that it should take.
 EVENTS_SECONDS_FACTOR = 3.0
 LATE_SECONDS = 1.0  # for a lower rate to reach every process: it follows control events, or the next lease
@@ -120,7 +121,7 @@ class _Run:
             counts = self._rig.counts()
             self._tell(
                 f"{number}/{len(self._result.plan)} {planned.name}: {done.skipped or done.effect.words}; "
-                f"{_recovered_words(done)}; {counts['new']} events sent, {counts['acked']} acknowledged"
+                f"{_recovered_words(done)}; {counts['sent']} events sent, {counts['acked']} acknowledged"
             )
         self._send_the_rest(events_min)
         self._rig.stop_clients()
@@ -139,7 +140,9 @@ class _Run:
         note = ""
         fault.inject(self._rig)
         try:
-            while time.monotonic() - began < seconds:
+            while (left := began + seconds - time.monotonic()) > 0 or (
+                left > -PATIENCE_SECONDS and not fault.has_hit(self._rig)
+            ):
                 note = _looked(fault, self._rig) or note
                 time.sleep(LOOK_SECONDS)
         finally:
@@ -175,14 +178,14 @@ class _Run:
 
     def _send_the_rest(self, events_min: int) -> None:
         """Let clients send what is wanted of events, faster than before."""
-        left = events_min - self._rig.counts()["new"]
+        left = events_min - self._rig.counts()["sent"]
         if left <= 0:
             return
         self._tell(f"{left} events are left to be sent")
         for client in self._rig.clients:
             client.signal(signal.SIGUSR1)
         deadline = time.monotonic() + 30 + EVENTS_SECONDS_FACTOR * left / self._rig.options.rate
-        while self._rig.counts()["new"] < events_min and time.monotonic() < deadline:
+        while self._rig.counts()["sent"] < events_min and time.monotonic() < deadline:
             time.sleep(0.5)
 
     def _wait_drained(self) -> Recovery:
