@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -20,6 +20,9 @@ class Answers:
     due: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     status: list[int] = field(default_factory=list)
+    number: list[int] = field(default_factory=list)  # of the request, from 1 on
+    sent: int = 0  # requests that were begun, answered or not
+    late_seconds: float = 0.0  # the most by which a request was begun after it was due, for want of a connection or CPU
 
 
 class _Connection(asyncio.Protocol):
@@ -29,16 +32,17 @@ class _Connection(asyncio.Protocol):
         self._load = load
         self._buffer = b""
         self._due = 0.0
+        self._number = 0
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._load.free.append(self)
 
-    def send(self, due: float, request: bytes) -> None:
+    def send(self, due: float, number: int, request: bytes) -> None:
         """Send a request; the connection is free again when its answer is there."""
         assert self._transport is not None
-        self._due = due
+        self._due, self._number = due, number
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -52,7 +56,7 @@ class _Connection(asyncio.Protocol):
         if len(self._buffer) < end + 4 + length:
             return
         self._buffer = b""
-        self._load.answered(self, self._due, int(head[9:12]))
+        self._load.answered(self, self._due, self._number, int(head[9:12]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._load.lost = self._load.lost or not self._load.is_over
@@ -64,13 +68,13 @@ class _Connection(asyncio.Protocol):
 
 
 class _Load:
-    def __init__(self, requests: Sequence[bytes]) -> None:
+    def __init__(self, make: Callable[[int], bytes]) -> None:
         self.free: deque[_Connection] = deque()
         self.answers = Answers()
         self.lost = False
         self.is_over = False
         self.open = 0
-        self._requests = requests
+        self._make = make
         self._waiting: deque[float] = deque()
         self._number = 0
 
@@ -85,21 +89,33 @@ class _Load:
     def _send(self) -> None:
         while self._waiting and self.free:
             self._number += 1
-            self.free.popleft().send(self._waiting.popleft(), self._requests[self._number % len(self._requests)])
+            due = self._waiting.popleft()
+            self.answers.sent = self._number
+            self.answers.late_seconds = max(self.answers.late_seconds, time.time() - due)
+            self.free.popleft().send(due, self._number, self._make(self._number))
 
-    def answered(self, connection: _Connection, due: float, status: int) -> None:
+    def answered(self, connection: _Connection, due: float, number: int, status: int) -> None:
         """An answer is there, and its connection free."""
         self.open -= 1
         self.answers.due.append(due)
         self.answers.seconds.append(time.time() - due)
         self.answers.status.append(status)
+        self.answers.number.append(number)
         self.free.append(connection)
         self._send()
 
 
-async def offer(host: str, port: int, requests: Sequence[bytes], phases: Sequence[tuple[float, float]]) -> Answers:
-    """Send for each phase of (seconds, requests/s) in turn. Raises RuntimeError where the server gives up."""
-    load = _Load(requests)
+async def offer(
+    host: str,
+    port: int,
+    requests: Sequence[bytes] | Callable[[int], bytes],
+    phases: Sequence[tuple[float, float]],
+) -> Answers:
+    """Send for each phase of (seconds, requests/s) in turn. Raises RuntimeError where the server gives up.
+
+    `requests` are sent in turn, or made from their number.
+    """
+    load = _Load(requests if callable(requests) else lambda number: requests[number % len(requests)])
     loop = asyncio.get_running_loop()
     connections = [(await loop.create_connection(lambda: _Connection(load), host, port))[1] for _ in range(CONNECTIONS)]
     begin = time.time()

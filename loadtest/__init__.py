@@ -1,0 +1,1 @@
+"""The load test: a story with a verdict for each of its phases."""
