@@ -42,14 +42,10 @@ class RateIntegral:
         edges = sorted({edge for edge in (*starts, *ends) if edge not in (float("-inf"), float("inf"))})
         self._edges = edges
         self._rates = self._highest(edges, list(zip(starts, ends, (rate for _, rate in known), strict=True)), rules)
-        areas = (
-            (right - left) * rate for left, right, rate in zip(edges, edges[1:], self._rates[1:], strict=False)
-        )
+        areas = ((right - left) * rate for left, right, rate in zip(edges, edges[1:], self._rates[1:], strict=False))
         self._areas = list(accumulate(areas, initial=0.0))
         burst = self.rate_max * rules.burst_seconds
-        self._steps = sorted(
-            step for outage in outages for step in (outage.start, outage.end + rules.late_seconds)
-        )
+        self._steps = sorted(step for outage in outages for step in (outage.start, outage.end + rules.late_seconds))
         self._step_events = burst
 
     @staticmethod
@@ -65,9 +61,7 @@ class RateIntegral:
         return replaced_at + rules.late_seconds
 
     @staticmethod
-    def _highest(
-        edges: list[float], spans: list[tuple[float, float, float]], rules: AdmissionRules
-    ) -> list[float]:
+    def _highest(edges: list[float], spans: list[tuple[float, float, float]], rules: AdmissionRules) -> list[float]:
         """The highest rate in force before the first edge, between each two, and after the last."""
         highest = [rules.rate_min] * (len(edges) + 1)
         for start, end, rate in spans:
@@ -106,7 +100,8 @@ def over_admission(
     allowed = integral.rate_max * rules.burst_seconds + rules.lease_events
     # At a time, what begins a window comes first: a request sent and answered at once is in it.
     moments = sorted(
-        [(one.sent_at, 0, one.events) for one in acked] + [(float(one.answered_at or 0), 1, one.events) for one in acked]
+        [(one.sent_at, 0, one.events) for one in acked]
+        + [(float(one.answered_at or 0), 1, one.events) for one in acked]
     )
     sent = answered = 0
     lowest, lowest_at = float("inf"), 0.0

@@ -109,7 +109,5 @@ def schedule(log: str, count: int, seed: int, names: list[str] | None = None) ->
             else:
                 deck.reverse()  # in the order in which they were asked for
         name = deck.pop()
-        plan.append(
-            Planned(name, pick.uniform(0.2, 1.0), pick.random(), pick.random() < _HASTE, pick.getrandbits(32))
-        )
+        plan.append(Planned(name, pick.uniform(0.2, 1.0), pick.random(), pick.random() < _HASTE, pick.getrandbits(32)))
     return plan

@@ -83,7 +83,7 @@ class Client:
                 event["message"],
                 event["source"],
                 event["timestamp"],
-                event["attributes"],
+                attributes=event["attributes"],
             )
             if given:
                 event["eventId"] = key

@@ -32,7 +32,7 @@ class Fault(ABC):
     @abstractmethod
     def inject(self, rig: Rig) -> None: ...
 
-    def look(self, rig: Rig) -> None:
+    def look(self, rig: Rig) -> None:  # noqa: B027 - most faults need none
         """Called again and again while the fault lasts."""
 
     def has_hit(self, rig: Rig) -> bool:

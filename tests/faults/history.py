@@ -36,7 +36,13 @@ def outcome_of(status: str) -> Outcome:
 
 
 def digest(
-    correlation_id: str, severity: str, message: str, source: str, timestamp: int, attributes: Mapping[str, Any] | None
+    correlation_id: str,
+    severity: str,
+    message: str,
+    source: str,
+    timestamp: int,
+    *,
+    attributes: Mapping[str, Any] | None,
 ) -> str:
     """Hexadecimal digest of an event's content, as it must come out again: the keys of attributes have no order."""
     text = json.dumps(
@@ -65,6 +71,9 @@ class HistoryWriter:
 
     def told(self, request: int, at: float, status: str) -> None:
         self._write({"r": request, "t": at, "s": status})
+
+    def close(self) -> None:
+        self._file.close()
 
     def _write(self, document: dict[str, Any]) -> None:
         line = json.dumps(document, separators=(",", ":")).encode() + b"\n"

@@ -150,19 +150,29 @@ class TwoBeats(Fault):
         folder = rig.folder / "second-beat"
         folder.mkdir(exist_ok=True)
         self._second = beat(rig.settings, folder)
-        self._before = self._second.log().count("Sending due task")
         self._second.start()
-        self._both = False
+        self._ticking = 0
 
     def look(self, rig: Rig) -> None:
-        self._both = self._both or (rig.beat.is_running and self._second.is_running)
+        """A Beat connects to the broker with its first tick."""
+        if rig.beat.is_running and self._second.is_running:
+            pids = (rig.beat.pid, self._second.pid)
+            self._ticking = max(self._ticking, sum(_is_connected(pid, rig.proxies["control"].port) for pid in pids))
+
+    def has_hit(self, rig: Rig) -> bool:
+        return self._ticking == 2
 
     def repair(self, rig: Rig) -> None:
         self._second.stop()
 
     def effect(self, rig: Rig) -> Effect:
-        ticks = self._second.log().count("Sending due task") - self._before
-        return Effect(self._both and ticks > 0, f"the second Beat sent {ticks} ticks beside the first")
+        return Effect(self._ticking == 2, f"{self._ticking} Beats connected to the broker at once")
+
+
+def _is_connected(pid: int, port: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(one.raddr and one.raddr.port == port for one in psutil.Process(pid).net_connections("tcp"))
+    return False
 
 
 def fake_time_library() -> Path | None:

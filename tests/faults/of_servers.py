@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import redis
@@ -221,17 +222,21 @@ def _number(path: Path) -> int:
 def _lost(rig: Rig, now: "redis.Redis", then: "redis.Redis") -> list[Stored]:
     """The records that one server holds and the other one does not."""
     prefix = rig.settings.key_prefix
-    partitions = int(then.get(prefix + KEY_LOG_ID).decode().rpartition(".")[2])  # type: ignore[union-attr]
+    partitions = int(_bytes(then.get(prefix + KEY_LOG_ID)).rpartition(b".")[2])
     lost: list[Stored] = []
     for partition in range(partitions):
         stream = f"{prefix}{KEY_LOG_STREAM}:{partition}"
-        last = b"0-0"
-        if now.exists(stream):
-            last = now.xinfo_stream(stream)["last-generated-id"]
-        for entry_id, fields in then.xrange(stream, min=b"(" + last):  # type: ignore[operator]
+        last = now.xinfo_stream(stream)["last-generated-id"] if now.exists(stream) else b"0-0"
+        entries: list[tuple[bytes, dict[bytes, bytes]]] = cast("Any", then.xrange(stream, min=b"(" + last))
+        for entry_id, fields in entries:
             offset = int(entry_id.partition(b"-")[2]) - 1
             lost.append(stored_of(fields[b"v"], Place(partition, offset)))
     return lost
+
+
+def _bytes(answer: Any) -> bytes:
+    assert isinstance(answer, bytes)
+    return answer
 
 
 class DiskFull(Fault):

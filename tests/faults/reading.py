@@ -38,7 +38,7 @@ def stored_of(value: bytes, place: Place) -> Stored:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return Stored(place, "", "", "")
     content = digest(
-        event.correlation_id, event.severity, event.message, event.source, event.timestamp, event.attributes
+        event.correlation_id, event.severity, event.message, event.source, event.timestamp, attributes=event.attributes
     )
     return Stored(place, str((event.attributes or {}).get("key", "")), content, event.event_id)
 
@@ -75,7 +75,7 @@ def _rows(rig: Rig) -> Any:
             "FROM log_events"
         )
         for event_id, correlation_id, severity, message, source, at_ms, attributes, partition, offset in cursor:
-            content = digest(correlation_id, severity, message, source, at_ms, attributes)
+            content = digest(correlation_id, severity, message, source, at_ms, attributes=attributes)
             key = str((attributes or {}).get("key", ""))
             yield Stored(Place(partition, offset), key, content, event_id)
 

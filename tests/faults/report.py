@@ -56,14 +56,17 @@ def as_markdown(result: Result) -> str:
     if result.lost:
         lines += [
             "",
-            f"{len(result.lost)} records were lost with a log's tail (by the fault itself); {result.lost_acked} of them "
-            "were acknowledged and not stored yet.",
+            f"{len(result.lost)} records were lost with a log's tail (by the fault itself); {result.lost_acked} of "
+            "them were acknowledged and not stored yet.",
         ]
     if result.unplanned:
         lines += ["", "Ended by themselves, and were started again: " + ", ".join(result.unplanned) + "."]
     if result.violations:
         lines += ["", "Violations:", *(f"- {violation}" for violation in result.violations)]
-    lines += ["", "Answers: " + ", ".join(f"{name} ×{count:,}" for name, count in sorted(result.statuses.items())) + "."]
+    lines += [
+        "",
+        "Answers: " + ", ".join(f"{count:,} times {name}" for name, count in sorted(result.statuses.items())) + ".",
+    ]
     return "\n".join([*lines, "", *_table(result.done), ""])
 
 

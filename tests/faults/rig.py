@@ -102,6 +102,13 @@ class ClientProcess:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self.process.wait(10)
+        self._end()
+
+    def _end(self) -> None:
+        """Take what it has said last."""
+        self._reader.join(5)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
     def stop(self) -> None:
         """End in order: every request that was sent gets its outcome."""
@@ -109,8 +116,9 @@ class ClientProcess:
         try:
             self.process.wait(15)
         except subprocess.TimeoutExpired:
-            self.kill()
-        self._reader.join(5)
+            self.process.kill()
+            self.process.wait(10)
+        self._end()
 
 
 def _client_environ() -> dict[str, str]:
@@ -160,12 +168,12 @@ class Rig:
         self.proxies["log"] = Proxy(self.log.port)
         if self.options.log == "kafka":
             _advertise(folder / "kafka" / "server.properties", self.log.port, self.proxies["log"].port)
+        for proxy in self.proxies.values():  # first: Kafka tells everybody, us too, the proxy's address
+            self._stack.callback(proxy.stop)
+            proxy.start()
         for server in (self.control_redis, self.postgres, self.log):
             self._stack.callback(server.stop)
             server.start()
-        for proxy in self.proxies.values():
-            self._stack.callback(proxy.stop)
-            proxy.start()
         self.ingest_ports = [free_port() for _ in range(self.options.ingests)]
         self.direct = Settings(
             **SCALED,
@@ -219,7 +227,7 @@ class Rig:
         self.beat = beat(settings, folder)
         self.store = wiring.make_control_store(self.direct)
         for program in self.programs:
-            self._stack.callback(self._stop_program, program)
+            self._stack.callback(self.stop_program, program)
             program.start()
         self.wait(lambda: self.problem() is None, "the system is well", seconds_max=60)
         self._keeping = threading.Event()
@@ -232,7 +240,7 @@ class Rig:
     def programs(self) -> list[Program]:
         return [*self.ingests, self.batches, self.control, self.beat]
 
-    def _stop_program(self, program: Program) -> None:
+    def stop_program(self, program: Program) -> None:
         with contextlib.suppress(psutil.Error):
             if program.is_running:
                 program.thaw()

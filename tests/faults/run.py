@@ -92,7 +92,7 @@ def run(
             watcher.stop()
         for program in rig.programs:
             rig.down.add(program)
-            rig._stop_program(program)
+            rig.stop_program(program)
         tell("reading rows, dead letters, offsets and the log")
         found = read_found(rig)
         history = read_histories(rig.history_folder.glob("*.jsonl"))
@@ -237,7 +237,7 @@ def _judge(result: Result, rig: Rig, watcher: Watcher, history: History, found: 
     result.violations += [f"after {one.planned.name}: {one.note}" for one in slow]
     result.unplanned = rig.unplanned
     result.lost_acked = lost_by_the_machine(history, found)
-    outcomes = {outcome: 0 for outcome in Outcome}
+    outcomes = dict.fromkeys(Outcome, 0)
     for sent in history.events.values():
         outcomes[sent.outcome] += 1
     result.outcomes = {outcome.value: count for outcome, count in outcomes.items()}

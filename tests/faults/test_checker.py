@@ -138,7 +138,9 @@ BROKEN: dict[str, tuple[Change, str]] = {
         "where the stored offset fell",
     ),
     "a dead letter beside its row": (
-        lambda f: replace(f, letters=[f.rows[0]._replace(place=Place(1, 0))], stored_offsets={(LOG, 0): 4, (LOG, 1): 1}),
+        lambda f: replace(
+            f, letters=[f.rows[0]._replace(place=Place(1, 0))], stored_offsets={(LOG, 0): 4, (LOG, 1): 1}
+        ),
         "both stored and a dead letter",
     ),
 }

@@ -24,6 +24,7 @@ def test_an_event_is_as_its_best_outcome_says(tmp_path: Path) -> None:
     for number, status in enumerate(["429", "no answer: TimeoutError", "202"]):
         writer.sent(number, 10.0 + number, [EVENT])
         writer.told(number, 10.5 + number, status)
+    writer.close()
     # Then it is acknowledged, and two requests may have brought it into the log
     history = read_histories([tmp_path / "a.jsonl"])
     assert history.events["c0-1"].outcome is Outcome.ACKED
@@ -36,6 +37,7 @@ def test_a_request_without_an_outcome_is_indeterminate_and_a_torn_line_is_none(t
     writer.sent(0, 10.0, [EVENT])
     writer.sent(1, 11.0, [EventNote("c0-2", "def", False)])
     writer.told(1, 11.5, "202")
+    writer.close()
     with (tmp_path / "a.jsonl").open("ab") as file:
         file.write(b'{"r":0,"t":12.0,"s":"20')
     history = read_histories([tmp_path / "a.jsonl"])
@@ -53,6 +55,7 @@ def test_a_key_with_two_contents_is_the_harness_own_defect(tmp_path: Path) -> No
     writer = HistoryWriter(tmp_path / "a.jsonl")
     writer.sent(0, 1.0, [EVENT])
     writer.sent(1, 1.0, [EVENT._replace(digest="other")])
+    writer.close()
     with pytest.raises(HistoryError, match="two contents"):
         read_histories([tmp_path / "a.jsonl"])
 
@@ -73,15 +76,15 @@ def test_what_a_status_means(status: str, outcome: Outcome) -> None:
 
 
 def test_a_digest_tells_contents_apart_but_not_the_order_of_attributes() -> None:
-    base = digest("c", "INFO", "m", "s", 1, {"a": 1, "b": "x"})
-    assert base == digest("c", "INFO", "m", "s", 1, {"b": "x", "a": 1})
+    base = digest("c", "INFO", "m", "s", 1, attributes={"a": 1, "b": "x"})
+    assert base == digest("c", "INFO", "m", "s", 1, attributes={"b": "x", "a": 1})
     others = [
-        digest("d", "INFO", "m", "s", 1, {"a": 1, "b": "x"}),
-        digest("c", "WARN", "m", "s", 1, {"a": 1, "b": "x"}),
-        digest("c", "INFO", "n", "s", 1, {"a": 1, "b": "x"}),
-        digest("c", "INFO", "m", "s", 2, {"a": 1, "b": "x"}),
-        digest("c", "INFO", "m", "s", 1, {"a": True, "b": "x"}),
-        digest("c", "INFO", "m", "s", 1, None),
+        digest("d", "INFO", "m", "s", 1, attributes={"a": 1, "b": "x"}),
+        digest("c", "WARN", "m", "s", 1, attributes={"a": 1, "b": "x"}),
+        digest("c", "INFO", "n", "s", 1, attributes={"a": 1, "b": "x"}),
+        digest("c", "INFO", "m", "s", 2, attributes={"a": 1, "b": "x"}),
+        digest("c", "INFO", "m", "s", 1, attributes={"a": True, "b": "x"}),
+        digest("c", "INFO", "m", "s", 1, attributes=None),
     ]
     assert len({base, *others}) == 7
 

@@ -1,4 +1,4 @@
-"""Samples what must hold at every moment: stored offsets from PostgreSQL, and published rates from the control store."""
+"""Samples what must hold at every moment: stored offsets in PostgreSQL, published rates in the control store."""
 
 import contextlib
 import threading

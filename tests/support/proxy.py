@@ -46,7 +46,7 @@ class Proxy:
         self.target_port = target_port
         self.port = free_port()
         self.counts = Counts()
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop  # from `start` on
         self._thread = threading.Thread(target=self._run, name=f"proxy-{self.port}", daemon=True)
         self._started = threading.Event()
         self._links: set[_Link] = set()
@@ -58,6 +58,7 @@ class Proxy:
         self._answer = b""
 
     def start(self) -> "Proxy":
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
         self._started.wait(5)
         return self
