@@ -1,0 +1,21 @@
+"""A short run with the log on Redis Streams, and a mutant that it must catch. ./soak.sh runs the long ones."""
+
+from pathlib import Path
+
+from faults.mutants import MUTANTS, is_caught, run_mutant
+from faults.short import assert_promises_are_kept
+
+FAULTS = [
+    *("child.freeze", "ingest.kill", "log.kill", "copy.terminate", "control-redis.flushall", "log.tail-lost"),
+    "postgres.kill",
+]
+
+
+def test_promises_are_kept_under_faults(tmp_path: Path) -> None:
+    assert_promises_are_kept("redis", FAULTS, tmp_path)
+
+
+def test_a_system_that_breaks_its_promise_is_caught() -> None:
+    mutant = next(one for one in MUTANTS if one.name == "offset-in-a-transaction-of-its-own")
+    result = run_mutant(mutant)
+    assert is_caught(mutant, result), result
