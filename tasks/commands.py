@@ -7,11 +7,13 @@ changed.
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 
 from pipeline.errors import PermanentError, RecoverableError
-from pipeline.names import PauseReason
+from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.control import Bands
 from pipeline.sink.control_settings import (
+    SavedPause,
     delete_bands,
     delete_override,
     delete_pause,
@@ -21,7 +23,7 @@ from pipeline.sink.control_settings import (
 from pipeline.sink.dead_letters import replay_dead_letters
 from pipeline.status import clock_time, duration
 from tasks.parts import Parts
-from tasks.pausing import pause_until_resumed
+from tasks.pausing import keep_pause, pause_until_resumed
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +39,13 @@ def pause(parts: Parts, by: str, why: str) -> str:
     """Pause consumption until somebody resumes it."""
     held = [one for one in parts.control.state().pauses or () if one.reason is PauseReason.OPERATOR]
     if held:
-        return f"Consumption was paused already, since {clock_time(held[0].since)} by {held[0].by}: {held[0].why}."
+        # Said again, perhaps because PostgreSQL could not keep it the first time.
+        first = held[0]
+        kept = keep_pause(parts, SavedPause(first.reason, first.by, first.why, first.since))
+        return (
+            f"Consumption was paused already, since {clock_time(first.since)} by {first.by}: {first.why}. "
+            f"{_KEPT if kept else _NOT_KEPT}"
+        )
     kept = pause_until_resumed(parts, PauseReason.OPERATOR, by=by, why=why)
     return (
         f"Consumption is paused since {clock_time(parts.clock.now())} by {by}: {why}. Drains under way end within "
@@ -131,14 +139,22 @@ def reset_bands(parts: Parts, by: str, why: str) -> str:
     return words if kept else f"{words} PostgreSQL does not answer: a flush of Redis would bring the others back."
 
 
-def replay(parts: Parts, limit: int, *, dry_run: bool) -> str:
-    """Try to store dead letters once more, the longest untried first."""
+def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
+    """Try to store dead letters once more, the longest untried first. A dry run changes nothing, and is no event."""
     _check("the limit", limit, 1, 100_000, "dead letters")
     result = replay_dead_letters(parts.sink, limit=limit, dry_run=dry_run)
-    return (
-        f"{'Dry run, nothing changed: ' if dry_run else ''}{result.stored} stored, {result.repeated} stored before, "
-        f"{result.conflicting} discarded since their id is stored with other content, {result.refused} refused again."
+    words = (
+        f"{'Dry run, nothing changed: ' if dry_run else ''}{result.stored} stored, {result.repeated} stored before; "
+        f"{result.refused} refused again and {result.conflicting} whose id is stored with other content stay."
     )
+    if not dry_run:
+        data = {name: str(count) for name, count in asdict(result).items()}
+        try:
+            parts.events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, by=by, why=words, data=data)
+        except RecoverableError as error:
+            _logger.warning("the replay is in no control event: %s", error, extra={"action": "replay_not_recorded"})
+            words += " The control events do not tell it: Redis does not answer."
+    return words
 
 
 def _check(what: str, value: float, low: float, high: float, unit: str) -> None:

@@ -138,7 +138,8 @@ def resume_consumption(self: Any, by: str, why: str) -> None:
 
 
 @shared_task(name="sluice.replay_dead_letters", bind=True)
-def replay(self: Any, limit: int = 1000, dry_run: bool = False) -> None:
+def replay(self: Any, limit: int = 1000, dry_run: bool = False, by: str = "") -> None:
     """Try to store dead letters once more, the longest untried first."""
-    words = commands.replay(parts_of(self.app.sluice_settings), limit, dry_run=dry_run)
+    parts = parts_of(self.app.sluice_settings)
+    words = commands.replay(parts, by or parts.name, limit, dry_run=dry_run)
     _logger.warning("dead letters: %s", words, extra={"action": "replayed_dead_letters"})

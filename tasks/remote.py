@@ -7,7 +7,7 @@ three seconds at most. Celery's `control` command takes no options for these, so
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, Final
 
@@ -166,14 +166,14 @@ def reset_bands(state: Any, words: Any = (), by: str = "", ticket: str = "", **_
 
 
 @control_command(name="replay_dead_letters", variadic="words", signature="[--dry-run] [limit]")
-def replay_dead_letters(state: Any, words: Any = (), ticket: str = "", **_: Any) -> Reply:
+def replay_dead_letters(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Try to store dead letters once more."""
     flags = {word.lstrip("-").replace("-", "_") for word in words if not word.isdigit()}
     numbers = [int(word) for word in words if word.isdigit()]
     if flags - {"dry_run"} or len(numbers) > 1:
         return _usage("replay_dead_letters [--dry-run] [limit]")
     limit = numbers[0] if numbers else _REPLAY_LIMIT
-    return _done(state, ticket, lambda parts: commands.replay(parts, limit, dry_run="dry_run" in flags))
+    return _done(state, ticket, lambda parts: commands.replay(parts, by, limit, dry_run="dry_run" in flags))
 
 
 # --- Inside ---------------------------------------------------------------------------------------------------------
@@ -218,6 +218,8 @@ def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
     """Do it, if this is the worker for it: has the queue `control`, and got the ticket."""
     if Queue.CONTROL.value not in state.app.amqp.queues.consume_from:
         return {NOT_MINE: True}
+    if not ticket:  # another application's broadcast: every control worker would do it
+        return {"error": "this command wants a ticket: send it by `celery -A tasks.app`"}
     parts = _parts(state.app)
     try:
         if parts.leases.take(f"command:{ticket}", seconds=_TICKET_SECONDS) is None:
@@ -240,7 +242,18 @@ def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
         finally:
             parts.sink.close()  # it would be held for nothing until the next command
 
+    under_way = _thread().submit(run)
     try:
-        return _thread().submit(run).result(_WAIT_SECONDS_MAX)
+        return under_way.result(_WAIT_SECONDS_MAX)
     except TimeoutError:
-        return {"ok": f"Taken, and still under way after {_WAIT_SECONDS_MAX:g} s: `inspect sluice` shows its effect."}
+        under_way.add_done_callback(_log_late)
+        return {
+            "ok": f"Taken, and still under way after {_WAIT_SECONDS_MAX:g} s: `inspect sluice` shows its effect, "
+            "this worker's log how it ended."
+        }
+
+
+def _log_late(done: "Future[Reply]") -> None:
+    """What a command had to say after its answer was due, where it can still be found."""
+    reply = done.result()
+    _logger.warning("late answer: %s", reply.get("error") or reply["ok"], extra={"action": "command_answered_late"})

@@ -18,6 +18,7 @@
     override_set: ["▲", "warn", "Rate set by hand"],
     override_ended: ["✓", "good", "Rate set by hand ended"],
     bands_set: ["◆", "", "Thresholds set"],
+    dead_letters_replayed: ["↺", "", "Dead letters replayed"],
     drainer_terminated: ["■", "bad", "Stalled drainer ended"],
   };
 

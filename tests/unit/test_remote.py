@@ -1,0 +1,148 @@
+"""Remote commands in a worker: who acts, what is a reason, and an answer that is not waited for."""
+
+import getpass
+import logging
+import math
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.clock import ManualClock
+from pipeline.errors import SinkUnavailableError
+from pipeline.settings import Settings
+from pipeline.store.memory import MemoryLeases, MemoryServer
+from support.traffic import wait_until
+from tasks import asking, remote
+from tasks.asking import NOT_MINE
+from tasks.commands import CommandError
+
+
+def _worker(*queues: str) -> Any:
+    """As much of a worker's state as a command looks at."""
+    return SimpleNamespace(
+        app=SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=dict.fromkeys(queues))))
+    )
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Ask a control worker to do something, by default with a ticket of its own."""
+    settings = Settings()
+    parts = SimpleNamespace(
+        settings=settings,
+        leases=MemoryLeases(settings, MemoryServer()),
+        sink=SimpleNamespace(close=lambda: None),
+        clock=ManualClock(),
+    )
+    monkeypatch.setattr(remote, "_parts", lambda _: parts)
+    tickets = iter(range(100))
+
+    def answer(work: Callable[[Any], Any], *, ticket: str | None = None, queue: str = "control") -> Any:
+        return remote._answered(_worker(queue), f"t{next(tickets)}" if ticket is None else ticket, work)
+
+    return answer
+
+
+def test_only_a_control_worker_with_the_ticket_acts(ask: Callable[..., Any]) -> None:
+    done: list[str] = []
+
+    def work(_: Any) -> dict[str, str]:
+        done.append("done")
+        return {"ok": "done"}
+
+    assert ask(work, ticket="one", queue="batches") == {NOT_MINE: True}
+    assert ask(work, ticket="one") == {"ok": "done"}
+    assert ask(work, ticket="one") == {NOT_MINE: True}  # another control worker that heard it
+    assert "ticket" in ask(work, ticket="")["error"]
+    assert done == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (CommandError("the rate is 0"), "the rate is 0"),
+        (SinkUnavailableError("PostgreSQL is away"), "not done: PostgreSQL is away"),
+        (ZeroDivisionError("x"), "a defect of the worker, see its log: ZeroDivisionError"),
+    ],
+    ids=["senseless", "away", "defect"],
+)
+def test_what_goes_wrong_is_an_error_in_words(ask: Callable[..., Any], error: Exception, says: str) -> None:
+    def work(_: Any) -> dict[str, str]:
+        raise error
+
+    assert ask(work) == {"error": says}
+
+
+def test_what_takes_long_is_answered_in_time_and_its_end_is_logged(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a command that goes on for longer than the worker's loop waits
+    monkeypatch.setattr(remote, "_WAIT_SECONDS_MAX", 0.05)
+    may_end = threading.Event()
+
+    def work(_: Any) -> dict[str, str]:
+        assert may_end.wait(10)
+        return {"ok": "7 stored"}
+
+    # Then the answer says that it is open, and the log how it ended
+    with caplog.at_level(logging.WARNING):
+        assert "still under way" in ask(work)["ok"]
+        assert "7 stored" not in caplog.text
+        may_end.set()
+        wait_until(lambda: "late answer: 7 stored" in caplog.text, "its end is logged", seconds_max=5)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (lambda worker: remote.set_bands(worker, degraded=5, ticket="t"), "set_bands <lag_degraded> <lag_critical>"),
+        (lambda worker: remote.replay_dead_letters(worker, ("now",), ticket="t"), "[--dry-run] [limit]"),
+        (lambda worker: remote.replay_dead_letters(worker, ("5", "6"), ticket="t"), "[--dry-run] [limit]"),
+        (lambda worker: remote.replay_dead_letters(worker, ("0",), ticket="t"), "it takes 1 to 100000 dead letters"),
+        (lambda worker: remote.set_rate_limit(worker, rate=0.5, ticket="t"), "it takes 1 to 10000 events/s"),
+        (lambda worker: remote.set_rate_limit(worker, rate=math.nan, ticket="t"), "it takes 1 to 10000 events/s"),
+        (lambda worker: remote.set_rate_limit(worker, rate=5.0, seconds=1e9, ticket="t"), "it takes 1 to 86400 s"),
+        (lambda worker: remote.set_bands(worker, degraded=5, critical=5, ticket="t"), "not below the upper one"),
+    ],
+)
+@pytest.mark.usefixtures("ask")
+def test_what_makes_no_sense_changes_nothing(command: Callable[[Any], Any], says: str) -> None:
+    # the parts of `ask` have no store that could be changed
+    assert says in command(_worker("control"))["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "why"),
+    [
+        ((), (), "no reason given"),
+        (("until", "noon"), (), "until noon"),
+        (("600",), (300.0, 600.0), "no reason given"),  # Celery's echo of the last argument
+        (("300",), (300.0, None), "no reason given"),
+        (("601",), (300.0, 600.0), "601"),
+        (("600", "people"), (300.0, 600.0), "600 people"),
+    ],
+)
+def test_the_words_are_the_reason_but_not_the_last_argument_again(
+    words: tuple[str, ...], given: tuple[float | None, ...], why: str
+) -> None:
+    assert remote._why(words, *given) == why
+
+
+def test_who_asks_is_named_where_the_user_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    monkeypatch.setattr("socket.gethostname", lambda: "box")
+    assert asking.user_at_host().startswith("uid ")
+    assert asking.user_at_host().endswith("@box")
+
+
+def test_every_command_is_known_to_the_asking_side() -> None:
+    from celery.worker.control import Panel
+
+    ours = {name for name, handler in Panel.data.items() if handler.__module__ == remote.__name__}
+    assert ours == asking.OURS
