@@ -1,16 +1,19 @@
 """From a body to its events, all or nothing.
 
 Two ways lead there. The quick one decodes straight into events and settles nearly every body. Whatever it does not
-take goes the careful way (`ingest.body_check`), which alone decides what is wrong, and where. So the quick way may
-only refuse too much, never accept more; the property tests compare the two.
+take goes the careful way (`ingest.body_check`, and `ingest.body_large` for large bodies), which alone decides what is
+wrong, and where. So the quick way may only refuse too much, never accept more; the property tests compare the two.
 """
 
+import re
+from itertools import islice
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
-from ingest.body_check import check_json, check_ndjson
+from ingest.body_check import check_json, check_ndjson, run
+from ingest.body_large import LARGE_BYTES, check_large
 from ingest.errors import BodyTooLargeError
 from ingest.media import BodyKind
 from pipeline.event import (
@@ -57,6 +60,7 @@ _SEVERITY: Final = {
 }
 _ESCAPED_NUL: Final = b"\\u0000"  # may also be an escaped backslash before u0000: the careful way tells them apart
 _WHITESPACE: Final = b" \t\r\n"
+_LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*+")
 _MESSAGE_CHARS_SURE: Final = MESSAGE_BYTES_MAX // 4  # no character takes more than four bytes
 # A body so short has no attributes above their limit, although a number may be written longer than it was sent.
 _BODY_BYTES_SURE: Final = ATTRIBUTES_BYTES_MAX // 2
@@ -68,24 +72,26 @@ def parse_body(body: bytes, kind: BodyKind, *, events_max: int) -> list[Event]:
     Raises MalformedBodyError where it is not JSON, BodyTooLargeError for more than `events_max` events, and
     InvalidEventsError where there is none or one breaks a rule.
     """
-    events = _parse_quickly(body, kind, events_max)
-    if events is not None:
-        return events
+    events = parse_quickly(body, kind, events_max)
+    return events if events is not None else parse_carefully(body, kind, events_max)
+
+
+def parse_carefully(body: bytes, kind: BodyKind, events_max: int) -> list[Event]:
+    """The events of a body that the quick way did not take. Raises as `parse_body` does."""
+    if len(body) > LARGE_BYTES:
+        return run(check_large(body, kind, events_max=events_max))
     check = check_json if kind is BodyKind.JSON else check_ndjson
     return check(body, events_max=events_max)
 
 
-def _parse_quickly(body: bytes, kind: BodyKind, events_max: int) -> list[Event] | None:
+def parse_quickly(body: bytes, kind: BodyKind, events_max: int) -> list[Event] | None:
     """The events, or None where the careful way must decide."""
     if _ESCAPED_NUL in body:
         return None
     events: list[_CheckedEvent]
     try:
         if kind is BodyKind.NDJSON:
-            lines = [line for line in body.split(b"\n") if line and not line.isspace()]
-            if len(lines) > events_max:
-                raise BodyTooLargeError(events_max, "events")
-            events = [_decode_one(line) for line in lines]
+            events = [_decode_one(line) for line in _lines(body, events_max)]
         elif body.lstrip(_WHITESPACE)[:1] == b"[":
             events = _decode_many(body)
             if len(events) > events_max:
@@ -97,6 +103,18 @@ def _parse_quickly(body: bytes, kind: BodyKind, events_max: int) -> list[Event] 
     if not events or not _passes(events, is_short=len(body) <= _BODY_BYTES_SURE):
         return None
     return events  # type: ignore[return-value]  # a list is invariant; nobody adds to this one
+
+
+def _lines(body: bytes, events_max: int) -> list[bytes]:
+    """The lines of NDJSON that are not blank. Raises BodyTooLargeError where there are too many of them."""
+    if body.count(b"\n") <= events_max:
+        lines = [line for line in body.split(b"\n") if line and not line.isspace()]
+    else:  # most of them are blank, or there are too many: a million would take their time to be made
+        found = (match[0] for match in _LINE.finditer(body) if not match[0].isspace())
+        lines = list(islice(found, events_max + 1))
+    if len(lines) > events_max:
+        raise BodyTooLargeError(events_max, "events")
+    return lines
 
 
 def _passes(events: list[_CheckedEvent], *, is_short: bool) -> bool:

@@ -15,6 +15,7 @@ from ingest.control import ControlFollower
 from ingest.dashboard.recorder import Recorder, Sight
 from ingest.dashboard.viewers import Reader, Viewers
 from ingest.errors import NotReadyError, answer, body_of, status_of
+from ingest.hard_bodies import HardBodies
 from ingest.health import Vitals
 from ingest.refusal import Refuser
 from ingest.request_id import RequestIds
@@ -54,6 +55,7 @@ class Edge:
         self.admission = Admission(settings, parts.bucket, parts.clock, self.metrics)
         self.appender = Appender(parts.log, settings, parts.clock, self.metrics)
         self.follower = ControlFollower(parts.store, parts.events, parts.clock, self._on_state)
+        self.hard_bodies = HardBodies(settings)
         self.request_ids = RequestIds()
         self.traces = settings.log_level == "DEBUG"  # asked once for each request: a logger takes longer to say
         self.is_stopping = False

@@ -10,7 +10,7 @@ from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 from uuid_utils import uuid7
 
-from ingest.body import parse_body
+from ingest.body import parse_quickly
 from ingest.dashboard.pages import add_pages
 from ingest.edge import Edge
 from ingest.errors import NotReadyError, answer, row_of
@@ -93,7 +93,9 @@ async def _take_events(request: IngestRequest, edge: Edge) -> int:
     head = record_head(int(edge.clock.now() * 1000), stream.request_id)
     if gzipped:
         body = inflate(body, bytes_max)
-    events = parse_body(body, kind, events_max=edge.settings.body_events_max)
+    events = parse_quickly(body, kind, edge.settings.body_events_max)
+    if events is None:
+        events = await edge.hard_bodies.events(body, kind)
     count = len(events)
     try:
         if not edge.admission.take_now(count):

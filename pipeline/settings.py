@@ -108,6 +108,13 @@ class Settings:
         high=100_000,
         when="clients have larger batches; one of them passes the bucket as a whole",
     )
+    hard_bodies_bytes_max: int = _setting(
+        16 << 20,
+        "Bytes of bodies that wait to be read the careful way (they break a rule, or hold what is rare); beyond it 503",
+        low=1 << 20,
+        high=1 << 30,
+        when="BODY_BYTES_MAX is raised: several of the largest bodies should have room",
+    )
     request_seconds_max: float = _setting(
         10.0,
         "Total time for headers and body to arrive; a trickling client is cut off",

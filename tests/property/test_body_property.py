@@ -113,7 +113,7 @@ def test_a_good_event_is_taken_by_the_quick_way_and_survives_the_log(event: dict
     raw = _dumps(event, ascii_only=False)
     [parsed] = parse_body(raw, BodyKind.JSON, events_max=1)
     if event["severity"] != "wARN" and b"\\u0000" not in raw:
-        assert quick._parse_quickly(raw, BodyKind.JSON, 1) is not None
+        assert quick.parse_quickly(raw, BodyKind.JSON, 1) is not None
     parsed.event_id = parsed.event_id or "given"
     record = decode_record(encode_record(parsed, record_head(17, "request-1")))
     assert (record.correlation_id, record.message, record.source, record.timestamp) == (
@@ -179,6 +179,6 @@ def test_inflating_gives_what_was_packed_or_a_refusal(parts: list[bytes], limit:
 
 def test_the_quick_way_is_taken_at_all() -> None:
     raw = json.dumps([{"correlationId": "a", "severity": "INFO", "message": "", "source": "s", "timestamp": 1}] * 3)
-    assert quick._parse_quickly(raw.encode(), BodyKind.JSON, 3) is not None
+    assert quick.parse_quickly(raw.encode(), BodyKind.JSON, 3) is not None
     with pytest.raises(InvalidEventsError):
         parse_body(b"[]", BodyKind.JSON, events_max=1)

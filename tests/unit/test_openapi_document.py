@@ -8,7 +8,7 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from ingest import body_check
+from ingest import event_rules
 from ingest.body import parse_body
 from ingest.errors import InvalidEventsError, rows_by_code
 from ingest.media import BodyKind
@@ -74,8 +74,8 @@ def test_every_code_is_in_it_with_its_status() -> None:
 
 def test_every_field_of_an_event_is_in_it() -> None:
     event = DOCUMENT["components"]["schemas"]["Event"]
-    assert list(event["properties"]) == list(body_check._RULES)
-    assert set(event["required"]) == set(body_check._RULES) - body_check._OPTIONAL
+    assert list(event["properties"]) == list(event_rules.RULES)
+    assert set(event["required"]) == set(event_rules.RULES) - event_rules.OPTIONAL
 
 
 @pytest.mark.parametrize(

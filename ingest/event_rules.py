@@ -1,0 +1,206 @@
+"""The rules of an event, for values as JSON's parser gives them; what breaks one is named, with its field and why."""
+
+import math
+from collections.abc import Callable, Generator, Iterable
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from ingest.errors import NAME_CHARS_MAX, PROBLEMS_MAX, InvalidEventsError, Problem
+from pipeline.event import (
+    ATTRIBUTES_BYTES_MAX,
+    ATTRIBUTES_KEYS_MAX,
+    CORRELATION_ID_CHARS_MAX,
+    EVENT_ID_CHARS_MAX,
+    MESSAGE_BYTES_MAX,
+    SEVERITIES,
+    SEVERITY_ALIASES,
+    SOURCE_CHARS_MAX,
+    TIMESTAMP_MS_MAX,
+    TIMESTAMP_MS_MIN,
+    Event,
+)
+
+_ITEMS_A_STEP: Final = 20
+
+
+class HugeInteger:
+    """An integer of more digits than 64 bits need: converting it would take quadratic time."""
+
+
+class VastAttributes:
+    """Attributes that are so many that nobody looks at them."""
+
+
+HUGE: Final = HugeInteger()
+VAST: Final = VastAttributes()
+_KINDS: Final[dict[type, str]] = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    HugeInteger: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+}
+
+
+def events_in_steps(items: list[Any]) -> Generator[None, None, list[Event]]:
+    """Events of parsed values, some in each step. Raises InvalidEventsError with the first problems."""
+    if not items:
+        raise InvalidEventsError("there is no event in the body", [])
+    problems: list[Problem] = []
+    for index, item in enumerate(items):
+        found = islice(_event_problems(item), PROBLEMS_MAX)
+        problems.extend(Problem(index, field, reason) for field, reason in found)
+        if len(problems) >= PROBLEMS_MAX:
+            break
+        if index % _ITEMS_A_STEP == 0:
+            yield
+    if problems:
+        raise InvalidEventsError("events break their rules; none was taken", problems)
+    return [_event(item) for item in items]
+
+
+def _event(item: dict[str, Any]) -> Event:
+    """The event of an object that keeps every rule."""
+    return Event(
+        correlation_id=item["correlationId"],
+        severity=_severity(item["severity"]),
+        message=item["message"],
+        source=item["source"],
+        timestamp=item["timestamp"],
+        event_id=item.get("eventId"),
+        attributes=item.get("attributes"),
+    )
+
+
+def _severity(text: str) -> str:
+    """The one spelling of a severity; the text itself where it is none."""
+    # Beyond ASCII there are other characters whose capitals are I or S.
+    capitals = text.upper() if text.isascii() else text
+    return SEVERITY_ALIASES.get(capitals, capitals)
+
+
+def _event_problems(item: Any) -> Iterable[tuple[str | None, str]]:
+    """(field, reason) of every rule that a value breaks."""
+    if not isinstance(item, dict):
+        yield None, f"is {_kind(item)}, not an object"
+        return
+    for field, check in RULES.items():
+        if field not in item:
+            if field not in OPTIONAL:
+                yield field, "is missing"
+        elif item[field] is not None or field not in OPTIONAL:
+            reason = check(item[field])
+            if reason is not None:
+                yield field, reason
+    for field in item:
+        if field not in RULES:
+            yield _printable(field), "is not a field of an event"
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    return _KINDS.get(type(value), "an object")
+
+
+def _printable(text: str) -> str:
+    """A client's own text, short, and such that UTF-8 can carry it."""
+    return text[:NAME_CHARS_MAX].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _unstorable(text: str) -> str | None:
+    """Why PostgreSQL would not take a text."""
+    if "\0" in text:
+        return "contains a NUL character"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "contains half of a surrogate pair"
+    return None
+
+
+def _text_rule(chars_min: int, chars_max: int) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        if not isinstance(value, str):
+            return f"is {_kind(value)}, not a string"
+        if not chars_min <= len(value) <= chars_max:
+            return f"has {len(value)} characters; {chars_min} to {chars_max} are allowed"
+        return _unstorable(value)
+
+    return check
+
+
+def _message_problem(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"is {_kind(value)}, not a string"
+    if (reason := _unstorable(value)) is not None:
+        return reason
+    size = len(value.encode())
+    return None if size <= MESSAGE_BYTES_MAX else f"has {size} bytes as UTF-8; {MESSAGE_BYTES_MAX} are allowed"
+
+
+def _severity_problem(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"is {_kind(value)}, not a string"
+    if _severity(value) not in SEVERITIES:
+        return "is none of TRACE, DEBUG, INFO, WARN, ERROR, FATAL"
+    return None
+
+
+def _timestamp_problem(value: Any) -> str | None:
+    if isinstance(value, HugeInteger):
+        return "lies outside of the years 1970 to 9999"
+    if type(value) is not int:  # a bool is an int to Python, and 1.0 is written as something else than an integer
+        return f"is {_kind(value)}, not an integer"
+    if not TIMESTAMP_MS_MIN <= value <= TIMESTAMP_MS_MAX:
+        return "lies outside of the years 1970 to 9999"
+    return None
+
+
+def _attributes_problem(value: Any) -> str | None:
+    if isinstance(value, VastAttributes):
+        return f"has more than {ATTRIBUTES_KEYS_MAX} keys, or more than {ATTRIBUTES_BYTES_MAX} bytes as JSON"
+    if not isinstance(value, dict):
+        return f"is {_kind(value)}, not an object"
+    if len(value) > ATTRIBUTES_KEYS_MAX:
+        return f"has {len(value)} keys; {ATTRIBUTES_KEYS_MAX} are allowed"
+    for key, one in value.items():
+        reason = _unstorable(key)
+        if reason is not None:
+            return f"has a key that {reason}"
+        reason = _attribute_problem(one)
+        if reason is not None:
+            return f"{_printable(key)!r} {reason}"
+    size = len(msgspec.json.encode(value))
+    return None if size <= ATTRIBUTES_BYTES_MAX else f"has {size} bytes as JSON; {ATTRIBUTES_BYTES_MAX} are allowed"
+
+
+def _attribute_problem(value: Any) -> str | None:
+    match value:
+        case bool():
+            return None
+        case str():
+            return _unstorable(value)
+        case int() if -(2**63) <= value < 2**63:
+            return None
+        case int() | HugeInteger():
+            return "is an integer of more than 64 bits"
+        case float():
+            return None if math.isfinite(value) else "is not a finite number"
+        case _:
+            return f"is {_kind(value)}, not a string, number or boolean"
+
+
+RULES: Final[dict[str, Callable[[Any], str | None]]] = {
+    "correlationId": _text_rule(1, CORRELATION_ID_CHARS_MAX),
+    "severity": _severity_problem,
+    "message": _message_problem,
+    "source": _text_rule(1, SOURCE_CHARS_MAX),
+    "timestamp": _timestamp_problem,
+    "eventId": _text_rule(1, EVENT_ID_CHARS_MAX),
+    "attributes": _attributes_problem,
+}
+OPTIONAL: Final = frozenset({"eventId", "attributes"})  # null counts as missing: many encoders write it so

@@ -1,0 +1,68 @@
+"""Reads bodies that go the careful way such that those who send good ones hardly notice.
+
+Small ones are read at once. The others take turns: one is read at a time, a few milliseconds of it, and then the event
+loop belongs to everybody else for some times as long. Whatever is sent, such bodies get a fixed share of the process.
+"""
+
+import asyncio
+from collections.abc import Generator
+from typing import Final
+
+from ingest.body import parse_carefully
+from ingest.body_large import LARGE_BYTES, check_large
+from ingest.media import BodyKind
+from pipeline.errors import OverloadedError
+from pipeline.event import Event
+from pipeline.settings import Settings
+
+AT_ONCE_BYTES: Final = 4096  # takes half a millisecond at most: no more than a good batch
+SLICE_SECONDS: Final = 0.002
+REST_TIMES: Final = 3.0  # as long as it took: hard bodies get a quarter of the process
+
+
+class HardBodies:
+    """The turns of one process. For the event loop only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._turn = asyncio.Lock()
+        self._waiting_bytes = 0  # the one that is read included
+        self._free_at = 0.0  # of the loop's clock
+
+    async def events(self, body: bytes, kind: BodyKind) -> list[Event]:
+        """The events of a body. Raises as `ingest.body.parse_body`, and OverloadedError where too many wait."""
+        events_max = self._settings.body_events_max
+        if len(body) <= AT_ONCE_BYTES:
+            return parse_carefully(body, kind, events_max)
+        # One alone is read however large it is: repeating it later would not make it smaller.
+        if self._waiting_bytes and self._waiting_bytes + len(body) > self._settings.hard_bodies_bytes_max:
+            raise OverloadedError("too many bodies that are hard to read wait for their turn")
+        self._waiting_bytes += len(body)
+        try:
+            async with self._turn:
+                return await self._in_slices(_steps(body, kind, events_max))
+        finally:
+            self._waiting_bytes -= len(body)
+
+    async def _in_slices(self, steps: Generator[None, None, list[Event]]) -> list[Event]:
+        """Take the steps, a slice of time each turn."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._free_at - loop.time())
+            began = loop.time()
+            try:
+                while loop.time() - began < SLICE_SECONDS:
+                    next(steps)
+            except StopIteration as end:
+                events: list[Event] = end.value
+                return events
+            finally:
+                now = loop.time()
+                self._free_at = now + REST_TIMES * (now - began)
+
+
+def _steps(body: bytes, kind: BodyKind, events_max: int) -> Generator[None, None, list[Event]]:
+    """The careful way in steps; a body that is not large is one of them."""
+    if len(body) > LARGE_BYTES:
+        return (yield from check_large(body, kind, events_max=events_max))
+    return parse_carefully(body, kind, events_max)
