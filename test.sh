@@ -27,7 +27,7 @@ if [ "${1:-}" = "unit" ]; then
     set -- tests/unit tests/property "$@"
 fi
 # Two at a time, grouped by the servers that they share: most of a test is waiting.
-parallel=(-n 2 --dist loadgroup)
+parallel=(-n 2 --dist loadscope --no-loadscope-reorder)
 for argument in "$@"; do
     case "$argument" in -n* | --pdb | -x) parallel=() ;; esac
 done

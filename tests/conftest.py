@@ -10,6 +10,8 @@ from pathlib import Path
 import hypothesis
 import psycopg2
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.settings import Settings
 from stack.servers import (
@@ -34,16 +36,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--page-images", default="", help="folder for pictures of the live page; tests/e2e/test_page.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _ByServers(LoadScopeScheduling):  # type: ignore[misc]  # xdist.scheduler says nothing of its types
     """What shares servers runs in one process: the tests of a file, and the end-to-end tests of one log.
 
-    The longest groups come first, so that they do not begin when the others have ended.
+    pytest-xdist's own groups (`xdist_group`) have no effect with pytest 9.2, which no longer looks at the name that
+    they change.
     """
-    for item in items:
-        log = re.search(r"\[(redis|kafka)", item.name)
-        shares = "started" in getattr(item, "fixturenames", ())
-        group = f"e2e-{log[1]}" if log and shares else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        log = re.match(r"tests/e2e/.*\[(redis|kafka)", nodeid)
+        return f"e2e-{log[1]}" if log else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return _ByServers(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest groups come first, so that they do not begin when the others have ended."""
     items.sort(key=lambda item: item.path.parent.name != "e2e")
 
 

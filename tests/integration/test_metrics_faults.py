@@ -123,6 +123,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             return False
 
         found.wait(healthy, "the control worker shows a closed breaker")
+        found.append(1)
+        found.wait_counted()
         yield found
 
 
