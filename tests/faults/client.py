@@ -48,7 +48,8 @@ class Client:
         self._next_event = self._next_request = 0
         self._due = self._started = time.monotonic()
         self._repeats: list[tuple[float, int, Body]] = []  # due at, tie-breaker
-        self._events: Counter[str] = Counter()  # by outcome; `sent` are all, repeats included
+        # By outcome, repeats included; `sent` counts each event once, where it was sent at all.
+        self._events: Counter[str] = Counter()
         self.stopping = threading.Event()
         self.hurry = False
 
@@ -103,8 +104,10 @@ class Client:
             "attributes": {"key": key, "n": number, "share": (number % 8) + 0.125, "even": number % 2 == 0},
         }
 
-    def _next(self) -> tuple[float, int, Body] | None:
-        """When to send what, under which number; None where nothing is to be sent any more."""
+    def _next(self) -> tuple[float, int, Body, int] | None:
+        """When to send what, under which number, and how many of its events are new; None where nothing is to be sent
+        any more.
+        """
         with self._lock:
             if self.stopping.is_set():
                 return None
@@ -112,14 +115,14 @@ class Client:
             request = self._next_request
             self._next_request += 1
             if self._repeats and self._repeats[0][0] <= now:
-                body = heapq.heappop(self._repeats)[2]
+                body, new = heapq.heappop(self._repeats)[2], 0
             else:
-                size = self._random.choice(SIZES)
-                body = self._make(size)
+                new = self._random.choice(SIZES)
+                body = self._make(new)
             surging = (now - self._started) % SURGE_PERIOD_SECONDS < SURGE_SECONDS
             pace = self._rate * (SURGE_FACTOR if surging else 1.0) * (HURRY_FACTOR if self.hurry else 1.0)
             self._due = max(self._due, now - 0.5) + len(body[0]) / pace
-            return self._due, request, body
+            return self._due, request, body, new
 
     def _settle(self, body: Body, outcome: Outcome, request: int) -> None:
         """Count an outcome, and have some bodies sent again."""
@@ -136,12 +139,12 @@ class Client:
     def _send_all(self, index: int) -> None:
         connection: http.client.HTTPConnection | None = None
         while (todo := self._next()) is not None:
-            due, request, body = todo
+            due, request, body, new = todo
             if self.stopping.wait(max(0.0, due - time.monotonic())):
                 break
             self._history.sent(request, time.time(), body[1])
             with self._lock:
-                self._events["sent"] += len(body[0])
+                self._events["sent"] += new
             data, headers = encoded(body[0], request)
             status, connection = self._post(connection, index, data, headers)
             self._history.told(request, time.time(), status)
