@@ -23,6 +23,9 @@ def parse(words: list[str]) -> argparse.Namespace:
         prog="./soak.sh",
         description="Start servers and Sluice in a folder of their own, make faults under traffic, and judge what came "
         "of it by the history of what clients were told. The same seed makes the same faults in the same order.",
+        epilog="A fault that needs what this machine does not have is skipped, and the report says so: shifted clocks "
+        "need Debian's libfaketime, a full disk needs root and tmpfs, Kafka needs Java 17 and Maven. Exit status: 0 "
+        "every promise was kept, 1 one was broken, 2 the run could not be made.",
     )
     parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many faults (default 60)")
     parser.add_argument("--events", type=int, default=200_000, metavar="M", help="events at least (default 200,000)")
