@@ -144,7 +144,9 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="./load-test.sh", description=__doc__, epilog=_EXAMPLES,
+        prog="./load-test.sh", epilog=_EXAMPLES,
+        description="Send a load from normal through a backlog and an outage of PostgreSQL to recovery, show it while\n"
+        "it runs, and judge it: each phase by what was expected of it, and the whole by what is stored.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(

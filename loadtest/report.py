@@ -100,7 +100,10 @@ def picture(
         axis.grid(alpha=0.25)
         axis.set_xlim(0, end - begin)
     for found in phases:
-        rates.text(found.begin - begin + 0.4, bands.rate_max * 2.1, found.phase.name, fontsize=7, va="top", rotation=90)
+        rates.text(
+            found.begin - begin + 0.4, bands.rate_max * 2.1, found.phase.name, fontsize=7, va="top", rotation=90,
+            bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "linewidth": 0},
+        )  # fmt: skip
     buffer: Any = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=110)
     pyplot.close(figure)
