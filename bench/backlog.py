@@ -15,26 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stack.config import StackConfig
-from stack.servers import LOOPBACK, free_port
+from stack.config import StackConfig, free_ports
+from stack.servers import LOOPBACK
 from stack.system import System
 
 RATE_MAX = 5000
 OFFERED = 6000  # events/s
 BATCH_EVENTS = 100
 STORY_SECONDS_MAX = 180
-PORTS = (
-    "INGEST_PORT",
-    "FLOWER_PORT",
-    "POSTGRES_PORT",
-    "REDIS_PORT",
-    "LOG_REDIS_PORT",
-    "KAFKA_PORT",
-    "KAFKA_CONTROLLER_PORT",
-    "CONTROL_METRICS_PORT",
-    "BATCHES_METRICS_PORT",
-    "PROMETHEUS_PORT",
-)
 
 
 @dataclass
@@ -112,7 +100,7 @@ class Story:
 def run(log: str) -> None:
     """Tell the story."""
     with tempfile.TemporaryDirectory() as folder:
-        environ = {name: str(free_port()) for name in PORTS} | {"RATE_MAX": str(RATE_MAX), "SLUICE_HOME": folder}
+        environ = free_ports() | {"RATE_MAX": str(RATE_MAX), "SLUICE_HOME": folder}
         os.environ.update(environ)
         system = System(StackConfig.from_environ(log))
         system.home = Path(folder)

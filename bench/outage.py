@@ -25,15 +25,11 @@ from typing import Any, Final
 from pipeline import wiring
 from pipeline.ports.control import ControlEvent
 from pipeline.settings import Settings
-from stack.config import StackConfig
+from stack.config import StackConfig, free_ports
 from stack.prometheus import SCRAPE_SECONDS
-from stack.servers import LOOPBACK, ROOT, free_port
+from stack.servers import LOOPBACK, ROOT
 from stack.system import System
 
-PORTS: Final = (
-    "INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT", "KAFKA_PORT",
-    "KAFKA_CONTROLLER_PORT", "CONTROL_METRICS_PORT", "BATCHES_METRICS_PORT", "PROMETHEUS_PORT",
-)  # fmt: skip
 BATCH_EVENTS: Final = 20
 EVENTS_PER_SECOND: Final = 800  # below the full rate, far above the floor
 NORMAL_SECONDS: Final = 25.0
@@ -267,7 +263,7 @@ def main() -> int:
     """Run the outage; returns 0 where all accounts agree."""
     images = ROOT / "docs" / "images"
     with tempfile.TemporaryDirectory() as folder:
-        environ = {name: str(free_port()) for name in PORTS} | {"SLUICE_HOME": folder, "PROMETHEUS": "yes"}
+        environ = free_ports() | {"SLUICE_HOME": folder, "PROMETHEUS": "yes"}
         os.environ.update(environ)
         system = System(StackConfig.from_environ("redis"))
         urls = system.start(threading.Event())

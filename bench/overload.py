@@ -29,8 +29,8 @@ from bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on
 from bench.open_load import Answers, offer
 from bench.step import quantile, rates_of, step_of
 from bench.table import Goal, Line, at_least, at_most
-from stack.config import StackConfig
-from stack.servers import LOOPBACK, free_port
+from stack.config import StackConfig, free_ports
+from stack.servers import LOOPBACK
 from stack.system import System
 
 SINK_RATE: Final = 1500
@@ -38,18 +38,6 @@ BODY_EVENTS: Final = 20
 OFF_RATE: Final = 1_000_000
 EMPTY_SECONDS_MAX: Final = 180
 GOALS: Final = {2: at_least(0.97), 5: at_least(0.95), 10: at_least(0.90)}
-PORTS: Final = (
-    "INGEST_PORT",
-    "FLOWER_PORT",
-    "POSTGRES_PORT",
-    "REDIS_PORT",
-    "LOG_REDIS_PORT",
-    "KAFKA_PORT",
-    "KAFKA_CONTROLLER_PORT",
-    "CONTROL_METRICS_PORT",
-    "BATCHES_METRICS_PORT",
-    "PROMETHEUS_PORT",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +146,7 @@ class Held:
 def held_system(log: str, environ: dict[str, str]) -> Iterator[Held]:
     """A system of its own on the server core, with these settings; the load's core for the caller."""
     with tempfile.TemporaryDirectory() as folder:
-        ports = {name: str(free_port()) for name in PORTS}
-        ours = {**ports, "SLUICE_HOME": folder, "DRAIN_BATCH_RECORDS_MAX": "250", **environ}
+        ours = {**free_ports(), "SLUICE_HOME": folder, "DRAIN_BATCH_RECORDS_MAX": "250", **environ}
         before = {name: os.environ.get(name) for name in ours}
         os.environ.update(ours)
         run_on(SERVER_CORE)
@@ -168,7 +155,7 @@ def held_system(log: str, environ: dict[str, str]) -> Iterator[Held]:
             urls = system.start(threading.Event())
             try:
                 run_on(LOAD_CORE)
-                held = Held(urls, int(ports["INGEST_PORT"]))
+                held = Held(urls, int(ours["INGEST_PORT"]))
                 with contextlib.closing(held):
                     yield held
             finally:

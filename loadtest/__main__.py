@@ -27,14 +27,10 @@ from loadtest.verdict import Figures, Request, Sample, Stored, figures, judge, j
 from pipeline import wiring
 from pipeline.names import PauseReason
 from pipeline.settings import Settings
-from stack.config import StackConfig
-from stack.servers import ROOT, ServerError, free_port
+from stack.config import StackConfig, free_ports
+from stack.servers import ROOT, ServerError
 from stack.system import System
 
-PORTS: Final = (
-    "INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT", "KAFKA_PORT",
-    "KAFKA_CONTROLLER_PORT", "CONTROL_METRICS_PORT", "BATCHES_METRICS_PORT", "PROMETHEUS_PORT",
-)  # fmt: skip
 EVENTS_A_PAIR: Final = (1, 10)  # requests take turns: a single event, a body of ten
 RATE_HIGHEST: Final = 20_000.0  # events/s offered, whatever is asked for
 SECONDS_MAX: Final = 1200.0
@@ -178,7 +174,7 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
     degraded, critical = (10_000, 50_000) if options.full else (1_000, 5_000)
     with tempfile.TemporaryDirectory(prefix="sluice-load-") as folder:
         os.environ.update(
-            {name: str(free_port()) for name in PORTS}
+            free_ports()
             | {
                 "SLUICE_HOME": folder, "PROMETHEUS": "no", "RATE_MAX": str(options.rate),
                 "RATE_MIN": str(options.rate / 10), "LAG_DEGRADED": str(degraded), "LAG_CRITICAL": str(critical),

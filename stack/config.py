@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from stack.prometheus import SCRAPE_SECONDS
-from stack.servers import LOOPBACK, ROOT, ServerError, kafka_url, postgres_url, redis_url
+from stack.servers import LOOPBACK, ROOT, ServerError, free_port, kafka_url, postgres_url, redis_url
 
 _PORTS: Final = {
     "INGEST_PORT": 8080,
@@ -25,6 +25,11 @@ _PORTS: Final = {
     "KAFKA_PORT": 9093,
     "KAFKA_CONTROLLER_PORT": 9094,
 }
+
+
+def free_ports() -> dict[str, str]:
+    """Ports that nobody uses, as variables, for a system with one ingest process beside others."""
+    return {name: str(free_port()) for name in _PORTS if name != "INGEST_METRICS_PORT"}
 
 
 _URLS: Final = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")

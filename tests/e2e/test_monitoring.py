@@ -17,14 +17,10 @@ import pytest
 import yaml
 
 from monitoring import dashboard
-from stack.servers import free_port, kafka_is_possible
+from stack.config import free_ports
+from stack.servers import kafka_is_possible
 from support.processes import ROOT
 from support.traffic import wait_until
-
-PORTS = (
-    "INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT", "KAFKA_PORT",
-    "KAFKA_CONTROLLER_PORT", "CONTROL_METRICS_PORT", "BATCHES_METRICS_PORT", "PROMETHEUS_PORT",
-)  # fmt: skip
 
 # Expressions without data in a healthy system that has not refused anything; what they select must have data.
 EMPTY_WHEN_HEALTHY = re.compile(r"[<>]=? ?[\d.]+|== [01]\b|absent\(")
@@ -87,7 +83,7 @@ def watched(
         "PROMETHEUS": "yes",
         "PROMETHEUS_SECONDS": "1",
         "MEASURE_SECONDS": "1",
-        **{name: str(free_port()) for name in PORTS},
+        **free_ports(),
     }
 
     def run(*words: str) -> "subprocess.CompletedProcess[str]":

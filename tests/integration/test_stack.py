@@ -13,23 +13,10 @@ import psutil
 import psycopg2
 import pytest
 
-from stack.config import StackConfig
-from stack.servers import free_port, kafka_is_possible
+from stack.config import StackConfig, free_ports
+from stack.servers import kafka_is_possible
 from support.processes import ROOT, http_status
 from support.traffic import wait_until
-
-PORT_NAMES = (
-    "INGEST_PORT",
-    "FLOWER_PORT",
-    "POSTGRES_PORT",
-    "REDIS_PORT",
-    "LOG_REDIS_PORT",
-    "KAFKA_PORT",
-    "KAFKA_CONTROLLER_PORT",
-    "CONTROL_METRICS_PORT",
-    "BATCHES_METRICS_PORT",
-    "PROMETHEUS_PORT",
-)
 
 
 @dataclass
@@ -102,7 +89,7 @@ class Place:
 
 
 def make_place(home: Path) -> Place:
-    environ = {name: str(free_port()) for name in PORT_NAMES}
+    environ = free_ports()
     # A folder that only its owner may enter, with a space in its name
     home.mkdir(mode=0o700)
     return Place(
