@@ -11,10 +11,10 @@ import os
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.steady import SteadyLoad
 from stack.config import StackConfig, free_ports
 from stack.servers import LOOPBACK
 from stack.system import System
@@ -25,46 +25,10 @@ BATCH_EVENTS = 100
 STORY_SECONDS_MAX = 180
 
 
-@dataclass
-class Offer:
-    """Sends bodies at a steady rate until it is stopped; counts what was accepted."""
-
-    port: int
-    accepted: int = 0
-    refused: int = 0
-
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._send, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(10)
-
-    def _send(self) -> None:
-        event = {"severity": "INFO", "message": "a backlog grows", "source": "bench", "timestamp": 1_700_000_000_000}
-        body = json.dumps([{**event, "correlationId": f"c{n}"} for n in range(BATCH_EVENTS)])
-        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=10)
-        due = started = time.monotonic()
-        while not self._stop.wait(max(0.0, due - time.monotonic())) and due - started < STORY_SECONDS_MAX:
-            due += BATCH_EVENTS / OFFERED
-            connection.request("POST", "/api/logs", body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status == 202:
-                self.accepted += BATCH_EVENTS
-            else:
-                self.refused += BATCH_EVENTS
-        connection.close()
-
-
 class Story:
     """Prints a row whenever something changed."""
 
-    def __init__(self, port: int, offer: Offer) -> None:
+    def __init__(self, port: int, offer: SteadyLoad) -> None:
         self._port = port
         self._offer = offer
         self._started = time.monotonic()
@@ -107,7 +71,7 @@ def run(log: str) -> None:
         system.start(threading.Event())
         try:
             port = int(environ["INGEST_PORT"])
-            offer = Offer(port)
+            offer = SteadyLoad(port, OFFERED, BATCH_EVENTS, STORY_SECONDS_MAX)
             story = Story(port, offer)
             offer.start()
             supervisor = system.supervisor()

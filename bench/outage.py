@@ -6,7 +6,6 @@ not agree with the control events. It takes about two and a half minutes.
 """
 
 import contextlib
-import http.client
 import json
 import os
 import subprocess
@@ -22,12 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from bench.steady import SteadyLoad
 from pipeline import wiring
 from pipeline.ports.control import ControlEvent
 from pipeline.settings import Settings
 from stack.config import StackConfig, free_ports
 from stack.prometheus import SCRAPE_SECONDS
-from stack.servers import LOOPBACK, ROOT
+from stack.servers import ROOT
 from stack.system import System
 
 BATCH_EVENTS: Final = 20
@@ -35,40 +35,9 @@ EVENTS_PER_SECOND: Final = 800  # below the full rate, far above the floor
 NORMAL_SECONDS: Final = 25.0
 LOOK_AT_SECONDS: Final = 40.0  # into the outage
 OUTAGE_SECONDS: Final = 60.0
+LOAD_SECONDS_MAX: Final = 400.0  # more than all of it
 STEADY_SECONDS_MAX: Final = 60.0  # for everything to be well again
 TOLD_AT: Final = ("normal", "away", "back", "well again")
-
-
-@dataclass
-class Load:
-    """Sends batches at a steady rate until it is stopped; counts answers by status."""
-
-    port: int
-    statuses: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._send, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(10)
-
-    def _send(self) -> None:
-        event = {"severity": "INFO", "message": "an outage", "source": "bench", "timestamp": 1_700_000_000_000}
-        body = json.dumps([{**event, "correlationId": f"c{n}"} for n in range(BATCH_EVENTS)])
-        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=10)
-        due = time.monotonic()
-        while not self._stop.wait(max(0.0, due - time.monotonic())):
-            due += BATCH_EVENTS / EVENTS_PER_SECOND
-            connection.request("POST", "/api/logs", body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-            self.statuses[answer.status] = self.statuses.get(answer.status, 0) + 1
-        connection.close()
 
 
 @dataclass
@@ -225,7 +194,7 @@ def agreements(story: Story, events: list[ControlEvent]) -> list[tuple[str, bool
 
 
 def document(
-    story: Story, events: list[ControlEvent], told: list[Stage], agreed: list[tuple[str, bool]], load: Load,
+    story: Story, events: list[ControlEvent], told: list[Stage], agreed: list[tuple[str, bool]], load: SteadyLoad,
     stopped: float, started: float,
 ) -> str:  # fmt: skip
     """The page docs/outage.md."""
@@ -267,7 +236,7 @@ def main() -> int:
         os.environ.update(environ)
         system = System(StackConfig.from_environ("redis"))
         urls = system.start(threading.Event())
-        load = Load(int(environ["INGEST_PORT"]))
+        load = SteadyLoad(int(environ["INGEST_PORT"]), EVENTS_PER_SECOND, BATCH_EVENTS, LOAD_SECONDS_MAX)
         try:
             with _browser(urls["INGEST_URL"]) as page:
                 story = Story(environ, urls, page, images)
