@@ -90,6 +90,15 @@ class ProgramFrozen(Fault):
         )
 
 
+CHILDREN_SECONDS_MAX = 15.0  # until a worker that was just started has its children
+
+
+def drain_children(rig: Rig) -> list[psutil.Process]:
+    """The processes of the drains' worker, once it has some. Raises AssertionError."""
+    rig.wait(lambda: bool(rig.batches.children()), "the worker has children", seconds_max=CHILDREN_SECONDS_MAX)
+    return rig.batches.children()
+
+
 class ChildKilled(Fault):
     """SIGKILL to one process of the drains' worker; Celery starts another."""
 
@@ -97,7 +106,7 @@ class ChildKilled(Fault):
     seconds = (0.5, 1.0)
 
     def inject(self, rig: Rig) -> None:
-        self._child = self.pick.choice(rig.batches.children())
+        self._child = self.pick.choice(drain_children(rig))
         self._child.kill()
         with contextlib.suppress(psutil.TimeoutExpired):
             self._child.wait(2)
@@ -117,7 +126,7 @@ class ChildFrozen(Fault):
     seconds = BEYOND_VISIBILITY
 
     def inject(self, rig: Rig) -> None:
-        children = rig.batches.children()
+        children = drain_children(rig)
         self._children = self.pick.sample(children, max(1, len(children) // 2))
         for child in self._children:
             with contextlib.suppress(psutil.NoSuchProcess):

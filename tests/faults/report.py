@@ -83,17 +83,18 @@ def _table(done: list[Done]) -> list[str]:
         kinds.setdefault(one.planned.name, []).append(one)
     lines = ["| fault | times | took effect | outage | well again after | for example |", "|---|--:|--:|--:|--:|---|"]
     for name, some in sorted(kinds.items()):
-        skipped = next((one.skipped for one in some if one.skipped), None)
-        if skipped is not None:
-            lines.append(f"| {name} | {len(some)} | 0 | | | {skipped} |")
+        skipped = [one.skipped for one in some if one.skipped]
+        made = [one for one in some if not one.skipped]
+        if not made:
+            lines.append(f"| {name} | {len(some)} | 0 | | | {skipped[0]} |")
             continue
-        hits = [one for one in some if one.effect.hit]
-        example = (hits or some)[-1]
+        hits = [one for one in made if one.effect.hit]
+        example = (hits or made)[-1]
         notes = f" ({example.note})" if example.note else ""
         lines.append(
-            f"| {name} | {len(some)} | {len(hits)} | {_range([one.seconds for one in some])} | "
-            f"{_range([one.recovered_seconds for one in some if one.recovered_seconds is not None])} | "
-            f"{example.effect.words}{notes} |"
+            f"| {name} | {len(some)} | {len(hits)} | {_range([one.seconds for one in made])} | "
+            f"{_range([one.recovered_seconds for one in made if one.recovered_seconds is not None])} | "
+            f"{example.effect.words}{notes}{f'; {len(skipped)} {skipped[-1]}' if skipped else ''} |"
         )
     return lines
 

@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import psutil
 import psycopg2
+import redis
 
 from faults.admissions import Outage
 from faults.catalog import Planned
@@ -23,6 +25,8 @@ LOOK_SECONDS = 0.02
 PATIENCE_SECONDS = 4.0  # for a fault that has not hit anything yet
 # A client at full pace needs no longer for what is left than this many times the time that it should take.
 EVENTS_SECONDS_FACTOR = 3.0
+# What a fault meets where its victim is away just then: the run goes on without it.
+_NOT_MADE = (psutil.Error, psycopg2.Error, redis.RedisError, OSError, AssertionError)
 LATE_SECONDS = 1.0  # for a lower rate to reach every process: it follows control events, or the next lease
 
 
@@ -138,7 +142,11 @@ class _Run:
         seconds = low + planned.share * (high - low)
         began, began_at = time.monotonic(), time.time()
         note = ""
-        fault.inject(self._rig)
+        try:
+            fault.inject(self._rig)
+        except _NOT_MADE as error:
+            self._rig.down.clear()  # what does not run is started again
+            return Done(planned, at, Effect(False, ""), skipped=f"skipped: it could not be made: {error!r}")
         try:
             while (left := began + seconds - time.monotonic()) > 0 or (
                 left > -PATIENCE_SECONDS and not fault.has_hit(self._rig)
