@@ -85,12 +85,17 @@ def run(
     result = Result(options, plan)
     rig = Rig(options)
     started = time.monotonic()
+    broke_off = None
     try:
         rig.start()
         watcher = Watcher(rig).start()
         try:
             rig.wait(lambda: rig.counts()["acked"] > 0, "the first acknowledged events", seconds_max=30)
-            _Run(rig, result, recovery_seconds_max, tell).go(events_min)
+            try:
+                _Run(rig, result, recovery_seconds_max, tell).go(events_min)
+            except Exception as error:  # a long run is judged all the same, by what there was until then
+                broke_off = f"the run broke off after {len(result.done)} faults: {error!r}"
+                tell(broke_off)
         finally:
             rig.stop_clients()
             watcher.stop()
@@ -103,6 +108,8 @@ def run(
     finally:
         rig.stop()
     _judge(result, rig, watcher, history, found)
+    if broke_off is not None:
+        result.violations.append(broke_off)
     result.seconds = time.monotonic() - started
     return result
 
