@@ -9,15 +9,16 @@ import gzip
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Final
 
 import h11
 from sanic.exceptions import BadRequest, ExpectationFailed
 
-from ingest import http1
+from ingest import body_large, http1
 from ingest.body import parse_body
-from ingest.body_check import DEPTH_MAX
+from ingest.body_check import DEPTH_MAX, run
 from ingest.errors import BodyTooLargeError, InvalidEventsError, MalformedBodyError, RequestError, row_of
 from ingest.media import GZIP_MEMBERS_MAX, BodyKind, inflate
 from ingest.refusal import REFUSABLE, Refuser
@@ -37,9 +38,8 @@ def judge(data: bytes) -> str:
     """The outcome: `events`, or the code of the refusal. Raises WrongError."""
     if not data:
         return "nothing"
-    kind = chr(data[0]) if data[0] in _KINDS else chr(_KINDS[data[0] % len(_KINDS)])
     payload = data[1:]
-    match kind:
+    match kind_of(data):
         case "J":
             return _judge_body(payload, BodyKind.JSON)
         case "N":
@@ -48,6 +48,11 @@ def judge(data: bytes) -> str:
             return _judge_gzip(payload)
         case _:
             return _judge_head(payload)
+
+
+def kind_of(data: bytes) -> str:
+    """What an input that is not empty is decoded as; where it begins with none of the letters, with one of them."""
+    return chr(data[0]) if data[0] in _KINDS else chr(_KINDS[data[0] % len(_KINDS)])
 
 
 def _must(condition: bool, what: str, data: Any) -> None:
@@ -126,6 +131,26 @@ def depth(raw: bytes) -> int:
 
 
 def _judge_body(raw: bytes, kind: BodyKind) -> str:
+    """Both ways of reading a body give the same outcome, and it is the right one."""
+    outcome = _judge_reading(raw, kind)
+    large = _read_as_large(raw, kind)
+    _must(outcome == large, f"{outcome}, and {large} if it were large", raw)
+    return outcome
+
+
+def _read_as_large(raw: bytes, kind: BodyKind) -> str:
+    """What the way for large bodies makes of one of any size."""
+    usual, body_large.LARGE_BYTES = body_large.LARGE_BYTES, 0  # type: ignore[misc]  # for this thread's tests
+    try:
+        run(body_large.check_large(raw, kind, events_max=EVENTS_MAX))
+    except RequestError as error:
+        return row_of(error).code
+    finally:
+        body_large.LARGE_BYTES = usual  # type: ignore[misc]
+    return "events"
+
+
+def _judge_reading(raw: bytes, kind: BodyKind) -> str:
     parts = [raw] if kind is BodyKind.JSON else [line for line in raw.split(b"\n") if line and not line.isspace()]
     are_json = all(map(is_json, parts))
     try:
@@ -168,6 +193,9 @@ def _count(raw: bytes) -> int:
 
 def _judge_event(given: Any, event: Event) -> None:
     """An event that was taken is the one that was sent, keeps its rules, and comes out of the log as it went in."""
+    for text in _texts(given):
+        _must("\0" not in text, "NUL", given)
+        _must(text.isascii() or text.encode("utf-8", "replace").decode() == text, "half of a surrogate pair", given)
     word = given["severity"].upper()
     expected = {
         "correlationId": event.correlation_id,
@@ -187,7 +215,6 @@ def _judge_event(given: Any, event: Event) -> None:
     _must(1 <= len(event.correlation_id) <= 128 and 1 <= len(event.source) <= 256, "lengths", given)
     _must(event.event_id is None or 1 <= len(event.event_id) <= 64, "id's length", given)
     _must(len(event.message.encode()) <= 65_536, "message's length", given)
-    _must("\0" not in json.dumps(given, ensure_ascii=False), "NUL", given)
     for name, value in (event.attributes or {}).items():
         _must(isinstance(value, str | int | float | bool), f"attribute {name}", given)
         _must(not isinstance(value, int) or -(2**63) <= value < 2**63, f"attribute {name}", given)
@@ -195,6 +222,16 @@ def _judge_event(given: Any, event: Event) -> None:
     back = decode_record(encode_record(event, record_head(7, "a-1")))
     for name in ("correlation_id", "severity", "message", "source", "timestamp", "event_id", "attributes"):
         _must(getattr(back, name) == getattr(event, name), f"{name} through the log", given)
+
+
+def _texts(given: dict[str, Any]) -> Iterator[str]:
+    """Every string of an event, names of attributes included."""
+    for value in given.values():
+        if isinstance(value, dict):
+            yield from value
+            yield from (one for one in value.values() if isinstance(one, str))
+        elif isinstance(value, str):
+            yield value
 
 
 # --- gzip -----------------------------------------------------------------------------------------------------------

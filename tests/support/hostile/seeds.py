@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from support.hostile.cases import GOOD, cases
+from support.hostile.oracle import EVENTS_MAX
 
 _HEAD: Final = b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 _LINES: Final = (
@@ -25,6 +26,7 @@ _LINES: Final = (
     b"X: a\rb\r\nContent-Length: 5",
     b"X: \xff\r\nContent-Length: 0",
     b" Content-Length: 5",
+    b"Host: y\r\nContent-Length: 5",
 )
 
 
@@ -38,6 +40,8 @@ def seeds() -> Iterator[bytes]:
         yield b"J" + body
         yield b"N" + body + b"\n\r\n" + GOOD + b"\n"
         yield b"G" + gzip.compress(body, mtime=0)
+    yield b"J[" + b"1," * EVENTS_MAX + b"1]"
+    yield b"N" + b"1\n" * (EVENTS_MAX + 1)
     yield b"G" + gzip.compress(GOOD[:20], mtime=0) + gzip.compress(GOOD[20:], mtime=0) + b"\0\0"
     yield b"G" + gzip.compress(b" " * 70_000, mtime=0)
     for lines in _LINES:
