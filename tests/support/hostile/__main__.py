@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -88,6 +89,9 @@ def main(words: list[str]) -> int:
     except ValueError as error:
         print(f"hostile: {error}", file=sys.stderr)
         return 2
+    # Both end it in order, servers included; a shell lets programs in its background ignore Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     missing = fuzzing.missing()
     if missing is not None and "fuzz" in plan.parts and (asked.only or asked.keep_corpus):
         print(f"hostile: the fuzzer was asked for, and can't be had: {missing}", file=sys.stderr)
@@ -104,6 +108,9 @@ def main(words: list[str]) -> int:
         result = run(plan, folder, tell)
         if asked.keep_corpus and "fuzz" in plan.parts and result.is_good:
             tell(f"corpus: {fuzzing.keep(folder / 'fuzz' / 'corpus', folder / 'fuzz')} inputs are kept")
+    except KeyboardInterrupt:
+        print("hostile: stopped", file=sys.stderr)
+        return 2
     except (ServerError, AssertionError, RuntimeError, OSError) as error:
         print(f"hostile: could not run, what there is is in {folder}: {error}", file=sys.stderr)
         return 2

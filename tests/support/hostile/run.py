@@ -151,6 +151,8 @@ def _contract(target: Attacked, plan: Plan, tell: Tell) -> Part:
             with lock:
                 total.add(report)
                 tell(f"  {total.cases:,} requests, {sum(total.failures.values())} wrong answers")
+                for title in report.failures:
+                    tell(f"  seed {seed}: {title}")
 
     with Watch(target.programs) as watch, ThreadPoolExecutor(plan.processes) as pool:
         list(pool.map(work, range(plan.processes)))
