@@ -15,6 +15,8 @@ _YES: Final[dict[str, bytes]] = {
     "array_empty": b"[]",
     "array_of_blanks": b"[ \t\r\n]",
     "array_nested": b"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]",  # as deep as is allowed
+    "array_of_many_arrays": b"[" + b"[]," * 15 + b"[]]",
+    "array_of_very_many_arrays": b"[" + b"[[]]," * 100 + b"[]]",
     "array_mixed": b'[null,true,false,0,"",[],{}]',
     "object_empty": b"{}",
     "object_same_key": b'{"a":1,"a":2}',

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench.open_load import Answers
 from support.hostile.answers import JSON, NDJSON, wrong_answers_to_cases, wrong_answers_to_corpus
 from support.hostile.contract import Report
 from support.hostile.fuzzing import CORPUS, fuzz
@@ -216,7 +217,12 @@ def _floods(target: Attacked, plan: Plan, tell: Tell) -> Part:
                 else:
                     sieges[name] = seen
             tell(f"  {attacked_seconds:.0f} of {plan.attack_seconds:.0f} s")
+    calm = Answers()  # the load alone, before any of the attacks: the longer it is, the steadier its p99
+    for one in sieges.values():
+        calm.seconds += one.before.seconds
+        calm.status += one.before.status
     for name, all_of_it in sieges.items():
+        all_of_it.before = calm
         part.problems += [f"{name}: {problem}" for problem in all_of_it.problems()]
         part.lines += [f"{name}, {rounds[name]} times {round_seconds:.0f} s: {line}" for line in all_of_it.lines()]
         part.figures[name] = {"rounds": rounds[name], **all_of_it.figures()}
