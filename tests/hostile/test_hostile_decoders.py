@@ -1,12 +1,13 @@
 """The decoders on what the fuzzer has found so far: its corpus, and the JSON cases."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from ingest import body, body_check, event_rules, http1
 from support.hostile.cases import cases
-from support.hostile.oracle import WrongError, depth, is_json, judge
+from support.hostile.oracle import WrongError, depth, is_json, judge, kind_of
 from support.hostile.seeds import seeds
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
@@ -14,10 +15,11 @@ CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 
 def test_the_corpus_is_judged_right() -> None:
     """Every input of the corpus gets an answer that the oracle agrees with; together they reach every outcome."""
-    outcomes = {chr(data[0]) + " " + judge(data) for data in (path.read_bytes() for path in CORPUS)}
+    outcomes = {kind_of(data) + " " + judge(data) for data in (path.read_bytes() for path in CORPUS)}
     assert {
         "J events", "J invalid", "J malformed", "J too_large", "N events", "N invalid", "N malformed", "N too_large",
         "G inflated", "G malformed", "G too_large", "H length", "H chunked", "H bad_request",
+        "C chunks", "C cut", "C bad_request",
     } <= outcomes  # fmt: skip
 
 
@@ -27,7 +29,15 @@ def test_the_corpus_is_small() -> None:
 
 
 def test_the_seeds_are_judged_right() -> None:
-    assert {judge(seed) for seed in seeds()} >= {"events", "invalid", "malformed", "inflated", "length", "chunked"}
+    assert {judge(seed) for seed in seeds()} >= {
+        "events",
+        "invalid",
+        "malformed",
+        "inflated",
+        "length",
+        "chunked",
+        "chunks",
+    }
 
 
 @pytest.mark.parametrize(("name", "data"), list(cases()))
@@ -46,6 +56,7 @@ def test_the_oracle_knows_json(name: str, data: bytes) -> None:
         (body, "_SEVERITY", dict.fromkeys(("INFO", "info"), "WARN")),  # another event than was sent
         (http1, "_FIELDS_READ", frozenset({"content-length", "expect", "host"})),  # no chunks: smuggling
         (http1, "_FIELDS_READ", frozenset({"content-length", "transfer-encoding", "expect"})),  # two Hosts
+        (http1, "_CHUNK_LINE", re.compile(rb"([0-9A-Fa-f]{1,8})[^\n]*\n")),  # chunks that others do not see
     ],
 )
 def test_the_oracle_finds_what_is_wrong(

@@ -7,7 +7,7 @@ from typing import Final
 
 from support.edge import Wire, request
 from support.hostile.cases import GOOD, cases, within_event
-from support.hostile.oracle import judge, kind_of
+from support.hostile.oracle import CHUNKED_HEAD, judge, kind_of
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -50,9 +50,15 @@ def wrong_answers_to_corpus(port: int, inputs: Iterable[tuple[str, bytes]]) -> t
     wrong = []
     for name, data in inputs:
         kind = kind_of(data)
-        status = _answer_to_head(port, data[1:]) if kind == "H" else _answer_to_body(port, kind, data[1:])
+        match kind:
+            case "H":
+                status = _answer_to_raw(port, data[1:])
+            case "C":
+                status = _answer_to_raw(port, CHUNKED_HEAD + data[1:])
+            case _:
+                status = _answer_to_body(port, kind, data[1:])
         seen[f"{kind} {status or 'none'}"] += 1
-        if kind == "H":
+        if kind in "HC":
             is_right = status is None or status == 503 or 200 <= status < 500
         else:
             is_right = status in _OF_OUTCOMES[judge(data)]
@@ -77,10 +83,10 @@ def _answer_to_body(port: int, kind: str, body: bytes) -> int:
         return wire.answer().status
 
 
-def _answer_to_head(port: int, head: bytes) -> int | None:
+def _answer_to_raw(port: int, data: bytes) -> int | None:
     """The status of the first answer; None where the connection is closed without one."""
     with Wire(port, seconds_max=SECONDS_MAX) as wire, contextlib.suppress(EOFError, ConnectionError):
-        wire.send(head)
-        wire.send_eof()  # whatever body the head promises does not come
+        wire.send(data)
+        wire.send_eof()  # whatever it promises does not come
         return wire.answer(has_body=False).status
     return None

@@ -1,8 +1,9 @@
 """What ingest's decoders must make of any bytes, by readers that have nothing in common with them.
 
 `judge` takes one input: a letter for what is to be decoded (J: a JSON body, N: NDJSON, G: gzip, H: the head of a
-request), then the bytes. It raises WrongError where ingest takes what is not JSON, calls JSON what is none, gives other
-events than were sent, sees another length than others do, or fails in any way that has no code.
+request, C: a body in chunks), then the bytes. It raises WrongError where ingest takes what is not JSON, calls JSON
+what is none, gives other events than were sent, sees another length than others do, or fails in any way that has no
+code.
 """
 
 import gzip
@@ -27,7 +28,10 @@ from pipeline.event import SEVERITIES, SEVERITY_ALIASES, Event, decode_record, e
 
 EVENTS_MAX: Final = 20
 INFLATED_MAX: Final = 1 << 16
-_KINDS: Final = b"JNGH"
+_KINDS: Final = b"JNGHC"
+CHUNKED_HEAD: Final = (
+    b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 
 
 class WrongError(AssertionError):
@@ -46,6 +50,8 @@ def judge(data: bytes) -> str:
             return _judge_body(payload, BodyKind.NDJSON)
         case "G":
             return _judge_gzip(payload)
+        case "C":
+            return _judge_chunks(payload)
         case _:
             return _judge_head(payload)
 
@@ -330,3 +336,74 @@ def _read_by_h11(data: bytes) -> tuple[str, int]:
     if b"transfer-encoding" in names:
         return "chunked", 0
     return "length", int(names.get(b"content-length", b"0"))
+
+
+# --- A body in chunks -----------------------------------------------------------------------------------------------
+
+
+class _CutError(Exception):
+    """The body is not complete."""
+
+
+class _Chunks(http1.IngestHttp):
+    """Reads a body in chunks from what is there; more does not come."""
+
+    def __init__(self, data: bytes) -> None:  # nothing of a connection is needed
+        self.recv_buffer = bytearray(data)
+        self.request_body = http1._COMING
+        self.expecting_continue = False
+        self.keep_alive = True
+        self._deadline = None
+        self._body_left = 0
+        self._is_chunked = self._is_first_chunk = True
+
+    async def _receive_in_time(self) -> None:
+        raise _CutError
+
+
+def _judge_chunks(data: bytes) -> str:
+    """A body that is taken ends where h11 sees its end, and is the same. Where ingest waits for more and h11 does not
+    (it takes a bare line feed at the end), whatever comes next must be refused.
+    """
+    outcome, found = _read_chunks(data)
+    other = _chunks_by_h11(data)
+    if outcome == "chunks":
+        _must(found == other, f"ingest reads {found}, h11 {other}", data)
+    if outcome == "cut" and other is not None:
+        for more in (b"POST ", b"\r\n", b"\n\n"):
+            _must(_read_chunks(data + more)[0] == "bad_request", f"ingest waits for {more!r}, h11 reads {other}", data)
+    return outcome
+
+
+def _read_chunks(data: bytes) -> tuple[str, tuple[bytes, bytes] | None]:
+    """The outcome as ingest reads it; of a body that is taken, the body and what follows it."""
+    reader = _Chunks(data)
+    reading = reader.receive_body(INFLATED_MAX)
+    try:
+        reading.send(None)
+    except StopIteration as end:
+        return "chunks", (bytes(end.value), bytes(reader.recv_buffer))
+    except _CutError:
+        return "cut", None
+    except BadRequest:
+        _must(not reader.keep_alive, "the connection goes on behind chunks that can't be read", data)
+        return "bad_request", None
+    except BodyTooLargeError as error:
+        return row_of(error).code, None
+    raise WrongError(f"ingest waits for something else than bytes: {data!r}")
+
+
+def _chunks_by_h11(data: bytes) -> tuple[bytes, bytes] | None:
+    """(body, what follows it) as h11 reads it; None where it does not, or not to an end."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 16)
+    connection.receive_data(CHUNKED_HEAD + data)
+    body = b""
+    try:
+        while not isinstance(event := connection.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                return None
+            if isinstance(event, h11.Data):
+                body += bytes(event.data)
+    except h11.RemoteProtocolError:
+        return None
+    return body, connection.trailing_data[0]
