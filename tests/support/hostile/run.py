@@ -83,7 +83,7 @@ def run(plan: Plan, folder: Path, tell: Tell) -> Result:
         tell(f"{name} …")
         try:
             part = work()
-        except (AssertionError, OSError, EOFError, RuntimeError, subprocess.SubprocessError) as error:
+        except Exception as error:  # whatever it is: the other parts can still be judged
             part = Part(name, problems=[f"it broke off: {type(error).__name__}: {error}"])
         part.seconds = time.monotonic() - at
         result.parts.append(part)
@@ -171,6 +171,7 @@ def _contract(target: Attacked, plan: Plan, tell: Tell) -> Part:
         part.problems.append(f"only {total.cases:,} of {plan.cases:,} requests could be made in time")
     if total.statuses[0]:
         part.problems.append(f"{total.statuses[0]} requests got no answer")
+    part.figures["memory"] = watch.figures()
     part.problems += watch.problems()
     return part
 
