@@ -15,6 +15,7 @@ from support.edge import get
 from support.processes import System
 from support.traffic import wait_until
 
+START_SECONDS_MAX = 60.0  # for the workers' children
 STORE_SECONDS_MAX = 120.0  # for what was taken to be stored, after the attack
 
 
@@ -116,4 +117,11 @@ def attacked(folder: Path) -> Iterator[Attacked]:
         migrate(settings)
         system = System(settings, folder)
         stack.callback(system.stop)
-        yield Attacked(system.start(), servers)
+        system.start()
+        for worker, children in ((system.batches, settings.log_partitions + 2), (system.control, 2)):
+            wait_until(
+                lambda worker=worker, children=children: len(worker.children()) >= children,
+                f"{worker.name} has all of its children",
+                seconds_max=START_SECONDS_MAX,
+            )
+        yield Attacked(system, servers)
