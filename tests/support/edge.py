@@ -74,6 +74,10 @@ class Wire:
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
+    def send_eof(self) -> None:
+        """Nothing more will be sent."""
+        self.socket.shutdown(socket.SHUT_WR)
+
     def answer(self, *, has_body: bool = True) -> Answer:
         """The next answer; EOFError where the server closed instead."""
         while b"\r\n\r\n" not in self._buffer:

@@ -1,4 +1,4 @@
-"""Connections that do nothing, and connections that send a byte now and then: a program of its own.
+"""Connections that do nothing, that send a byte now and then, or bodies that are hard to read: a program of its own.
 
 `python -m support.hostile.flood PORT --idle 500 --heads 100 --bodies 100 --seconds 10` says `ready` once all are
 open, goes on until its time is up, and prints what became of them as JSON.
@@ -7,6 +7,8 @@ open, goes on until its time is up, and prints what became of them as JSON.
 import argparse
 import asyncio
 import json
+import os
+import re
 import sys
 import time
 from collections import Counter
@@ -15,7 +17,17 @@ from typing import Final
 
 HEAD: Final = b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 OPEN_SECONDS_MAX: Final = 30.0
+NICENESS: Final = 10  # attackers are elsewhere: what ingest has to do for them counts, not what they do themselves
 AGAIN_SECONDS: Final = 0.2  # between the end of a connection and the next
+
+# Bodies of a mebibyte of which a parser makes as much work as it can.
+HARD_BODIES: Final = (
+    b"[" + b"[]," * 349_000 + b"[]]",
+    b'{"a":[' + b"{}," * 340_000 + b"1]}",
+    b'{"a":[' + (b"[" * 30 + b"]" * 30 + b",") * 16_000 + b"1]}",
+    b'{"\\ud800":[' + b'"[",' * 250_000 + b"1]}",
+    b"{" + b",".join(b'"%d":1' % number for number in range(80_000)) + b"}",
+)
 
 
 @dataclass
@@ -26,6 +38,7 @@ class Fate:
     refused: int = 0  # not even opened
     answers: Counter[str] = field(default_factory=Counter)  # by status; `none`: closed without one
     cut_seconds: list[float] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)  # of hard bodies, by status
     oldest_seconds: float = 0.0  # of those that still trickled at the end
 
     def json(self) -> str:
@@ -87,6 +100,27 @@ class Flood:
                 self._open -= 1
             await asyncio.sleep(AGAIN_SECONDS)
 
+    async def send_hard(self) -> None:
+        """Send hard bodies, one after another, as fast as they are refused."""
+        while not self.is_over:
+            connection = await self._connect()
+            if connection is None:
+                continue
+            reader, writer = connection
+            try:
+                while not self.is_over:
+                    for body in HARD_BODIES:
+                        writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                        head = await reader.readuntil(b"\r\n\r\n")
+                        length = re.search(rb"content-length: (\d+)", head)
+                        await reader.readexactly(int(length[1]) if length else 0)
+                        self.fate.refusals[head[9:12].decode()] += 1
+            except (OSError, asyncio.IncompleteReadError):
+                self.fate.refusals["none"] += 1
+            finally:
+                writer.close()
+                self._open -= 1
+
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         try:
             connection = await asyncio.open_connection("127.0.0.1", self._port)
@@ -113,7 +147,9 @@ class Flood:
                 await asyncio.sleep(0.05)
 
 
-async def flood(port: int, *, idle: int, heads: int, bodies: int, seconds: float, byte_seconds: float) -> Fate:
+async def flood(
+    port: int, *, idle: int, heads: int, bodies: int, hard: int, seconds: float, byte_seconds: float
+) -> Fate:
     """Keep so many connections of each kind open for so long."""
     one = Flood(port, byte_seconds)
     slow_head = HEAD + b"X: " + b"y" * 4000
@@ -124,6 +160,7 @@ async def flood(port: int, *, idle: int, heads: int, bodies: int, seconds: float
     for number in range(bodies):
         ways = [(by_length, b" " * 5000), (by_chunks, b"1\r\n \r\n" * 1000)]
         tasks.append(asyncio.create_task(one.trickle(*ways[number % 2])))
+    tasks += [asyncio.create_task(one.send_hard()) for _ in range(hard)]
     try:
         await one.until_open(int(0.99 * len(tasks)))
         sys.stdout.write("ready\n")
@@ -144,15 +181,18 @@ def main() -> int:
     parser.add_argument("--idle", type=int, default=500)
     parser.add_argument("--heads", type=int, default=100)
     parser.add_argument("--bodies", type=int, default=100)
+    parser.add_argument("--hard", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--byte-seconds", type=float, default=0.2)
     given = parser.parse_args()
+    os.nice(NICENESS)
     fate = asyncio.run(
         flood(
             given.port,
             idle=given.idle,
             heads=given.heads,
             bodies=given.bodies,
+            hard=given.hard,
             seconds=given.seconds,
             byte_seconds=given.byte_seconds,
         )

@@ -4,6 +4,7 @@
 the first folder takes what it finds. An input that is wrong is written to `crash-…` and shown.
 """
 
+import shlex
 import sys
 
 import atheris
@@ -14,7 +15,9 @@ with atheris.instrument_imports(include=["ingest", "json", "support.hostile.orac
 
 def main() -> None:
     """Fuzz until told to stop; the process ends with libFuzzer's exit status."""
-    atheris.Setup(sys.argv, judge)
+    # -merge=1 starts the first word again, by a shell.
+    again = f"{shlex.quote(sys.executable)} {shlex.quote(__file__)}"
+    atheris.Setup([again, *sys.argv[1:]], judge)
     atheris.Fuzz()
 
 

@@ -1,23 +1,25 @@
 """What ingest's decoders must make of any bytes, by readers that have nothing in common with them.
 
 `judge` takes one input: a letter for what is to be decoded (J: a JSON body, N: NDJSON, G: gzip, H: the head of a
-request), then the bytes. It raises WrongError where ingest takes what is not JSON, calls JSON what is none, gives other
-events than were sent, sees another length than others do, or fails in any way that has no code.
+request, C: a body in chunks), then the bytes. It raises WrongError where ingest takes what is not JSON, calls JSON
+what is none, gives other events than were sent, sees another length than others do, or fails in any way that has no
+code.
 """
 
 import gzip
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, Final
 
 import h11
 from sanic.exceptions import BadRequest, ExpectationFailed
 
-from ingest import http1
+from ingest import body_large, http1
 from ingest.body import parse_body
-from ingest.body_check import DEPTH_MAX
+from ingest.body_check import DEPTH_MAX, run
 from ingest.errors import BodyTooLargeError, InvalidEventsError, MalformedBodyError, RequestError, row_of
 from ingest.media import GZIP_MEMBERS_MAX, BodyKind, inflate
 from ingest.refusal import REFUSABLE, Refuser
@@ -26,7 +28,10 @@ from pipeline.event import SEVERITIES, SEVERITY_ALIASES, Event, decode_record, e
 
 EVENTS_MAX: Final = 20
 INFLATED_MAX: Final = 1 << 16
-_KINDS: Final = b"JNGH"
+_KINDS: Final = b"JNGHC"
+CHUNKED_HEAD: Final = (
+    b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 
 
 class WrongError(AssertionError):
@@ -37,17 +42,23 @@ def judge(data: bytes) -> str:
     """The outcome: `events`, or the code of the refusal. Raises WrongError."""
     if not data:
         return "nothing"
-    kind = chr(data[0]) if data[0] in _KINDS else chr(_KINDS[data[0] % len(_KINDS)])
     payload = data[1:]
-    match kind:
+    match kind_of(data):
         case "J":
             return _judge_body(payload, BodyKind.JSON)
         case "N":
             return _judge_body(payload, BodyKind.NDJSON)
         case "G":
             return _judge_gzip(payload)
+        case "C":
+            return _judge_chunks(payload)
         case _:
             return _judge_head(payload)
+
+
+def kind_of(data: bytes) -> str:
+    """What an input that is not empty is decoded as; where it begins with none of the letters, with one of them."""
+    return chr(data[0]) if data[0] in _KINDS else chr(_KINDS[data[0] % len(_KINDS)])
 
 
 def _must(condition: bool, what: str, data: Any) -> None:
@@ -126,6 +137,26 @@ def depth(raw: bytes) -> int:
 
 
 def _judge_body(raw: bytes, kind: BodyKind) -> str:
+    """Both ways of reading a body give the same outcome, and it is the right one."""
+    outcome = _judge_reading(raw, kind)
+    large = _read_as_large(raw, kind)
+    _must(outcome == large, f"{outcome}, and {large} if it were large", raw)
+    return outcome
+
+
+def _read_as_large(raw: bytes, kind: BodyKind) -> str:
+    """What the way for large bodies makes of one of any size."""
+    usual, body_large.LARGE_BYTES = body_large.LARGE_BYTES, 0  # type: ignore[misc]  # for this thread's tests
+    try:
+        run(body_large.check_large(raw, kind, events_max=EVENTS_MAX))
+    except RequestError as error:
+        return row_of(error).code
+    finally:
+        body_large.LARGE_BYTES = usual  # type: ignore[misc]
+    return "events"
+
+
+def _judge_reading(raw: bytes, kind: BodyKind) -> str:
     parts = [raw] if kind is BodyKind.JSON else [line for line in raw.split(b"\n") if line and not line.isspace()]
     are_json = all(map(is_json, parts))
     try:
@@ -168,6 +199,9 @@ def _count(raw: bytes) -> int:
 
 def _judge_event(given: Any, event: Event) -> None:
     """An event that was taken is the one that was sent, keeps its rules, and comes out of the log as it went in."""
+    for text in _texts(given):
+        _must("\0" not in text, "NUL", given)
+        _must(text.isascii() or text.encode("utf-8", "replace").decode() == text, "half of a surrogate pair", given)
     word = given["severity"].upper()
     expected = {
         "correlationId": event.correlation_id,
@@ -187,7 +221,6 @@ def _judge_event(given: Any, event: Event) -> None:
     _must(1 <= len(event.correlation_id) <= 128 and 1 <= len(event.source) <= 256, "lengths", given)
     _must(event.event_id is None or 1 <= len(event.event_id) <= 64, "id's length", given)
     _must(len(event.message.encode()) <= 65_536, "message's length", given)
-    _must("\0" not in json.dumps(given, ensure_ascii=False), "NUL", given)
     for name, value in (event.attributes or {}).items():
         _must(isinstance(value, str | int | float | bool), f"attribute {name}", given)
         _must(not isinstance(value, int) or -(2**63) <= value < 2**63, f"attribute {name}", given)
@@ -195,6 +228,16 @@ def _judge_event(given: Any, event: Event) -> None:
     back = decode_record(encode_record(event, record_head(7, "a-1")))
     for name in ("correlation_id", "severity", "message", "source", "timestamp", "event_id", "attributes"):
         _must(getattr(back, name) == getattr(event, name), f"{name} through the log", given)
+
+
+def _texts(given: dict[str, Any]) -> Iterator[str]:
+    """Every string of an event, names of attributes included."""
+    for value in given.values():
+        if isinstance(value, dict):
+            yield from value
+            yield from (one for one in value.values() if isinstance(one, str))
+        elif isinstance(value, str):
+            yield value
 
 
 # --- gzip -----------------------------------------------------------------------------------------------------------
@@ -293,3 +336,74 @@ def _read_by_h11(data: bytes) -> tuple[str, int]:
     if b"transfer-encoding" in names:
         return "chunked", 0
     return "length", int(names.get(b"content-length", b"0"))
+
+
+# --- A body in chunks -----------------------------------------------------------------------------------------------
+
+
+class _CutError(Exception):
+    """The body is not complete."""
+
+
+class _Chunks(http1.IngestHttp):
+    """Reads a body in chunks from what is there; more does not come."""
+
+    def __init__(self, data: bytes) -> None:  # nothing of a connection is needed
+        self.recv_buffer = bytearray(data)
+        self.request_body = http1._COMING
+        self.expecting_continue = False
+        self.keep_alive = True
+        self._deadline = None
+        self._body_left = 0
+        self._is_chunked = self._is_first_chunk = True
+
+    async def _receive_in_time(self) -> None:
+        raise _CutError
+
+
+def _judge_chunks(data: bytes) -> str:
+    """A body that is taken ends where h11 sees its end, and is the same. Where ingest waits for more and h11 does not
+    (it takes a bare line feed at the end), whatever comes next must be refused.
+    """
+    outcome, found = _read_chunks(data)
+    other = _chunks_by_h11(data)
+    if outcome == "chunks":
+        _must(found == other, f"ingest reads {found}, h11 {other}", data)
+    if outcome == "cut" and other is not None:
+        for more in (b"POST ", b"\r\n", b"\n\n"):
+            _must(_read_chunks(data + more)[0] == "bad_request", f"ingest waits for {more!r}, h11 reads {other}", data)
+    return outcome
+
+
+def _read_chunks(data: bytes) -> tuple[str, tuple[bytes, bytes] | None]:
+    """The outcome as ingest reads it; of a body that is taken, the body and what follows it."""
+    reader = _Chunks(data)
+    reading = reader.receive_body(INFLATED_MAX)
+    try:
+        reading.send(None)
+    except StopIteration as end:
+        return "chunks", (bytes(end.value), bytes(reader.recv_buffer))
+    except _CutError:
+        return "cut", None
+    except BadRequest:
+        _must(not reader.keep_alive, "the connection goes on behind chunks that can't be read", data)
+        return "bad_request", None
+    except BodyTooLargeError as error:
+        return row_of(error).code, None
+    raise WrongError(f"ingest waits for something else than bytes: {data!r}")
+
+
+def _chunks_by_h11(data: bytes) -> tuple[bytes, bytes] | None:
+    """(body, what follows it) as h11 reads it; None where it does not, or not to an end."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 16)
+    connection.receive_data(CHUNKED_HEAD + data)
+    body = b""
+    try:
+        while not isinstance(event := connection.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                return None
+            if isinstance(event, h11.Data):
+                body += bytes(event.data)
+    except h11.RemoteProtocolError:
+        return None
+    return body, connection.trailing_data[0]

@@ -1,4 +1,4 @@
-"""What the fuzzer begins with where there is no corpus yet: the JSON cases, events, gzip streams and heads."""
+"""What the fuzzer begins with where there is no corpus yet: the JSON cases, events, gzip streams, heads and chunks."""
 
 import gzip
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from support.hostile.cases import GOOD, cases
+from support.hostile.oracle import EVENTS_MAX
 
 _HEAD: Final = b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 _LINES: Final = (
@@ -25,6 +26,30 @@ _LINES: Final = (
     b"X: a\rb\r\nContent-Length: 5",
     b"X: \xff\r\nContent-Length: 0",
     b" Content-Length: 5",
+    b"Host: y\r\nContent-Length: 5",
+)
+
+_CHUNKS: Final = (
+    b"0\r\n\r\n",
+    b"5\r\nhello\r\n0\r\n\r\nPOST /",
+    b"3;a=b\r\nabc\r\n2 \r\nde\r\n00\r\n\r\n",
+    b"A\r\n0123456789\r\n0;last\r\n\r\n",
+    b"5\r\nhello!\r\n0\r\n\r\n",
+    b"5\r\nhello0\r\n\r\n",
+    b"5\nhello\r\n0\r\n\r\n",
+    b"5\r\nhello\n0\r\n\r\n",
+    b"0x5\r\nhello\r\n0\r\n\r\n",
+    b"+5\r\nhello\r\n0\r\n\r\n",
+    b"5_0\r\nhello\r\n0\r\n\r\n",
+    b"100000005\r\nhello\r\n0\r\n\r\n",
+    b"11000\r\n" + b"x" * 100,
+    b"5;a\x01\r\nhello\r\n0\r\n\r\n",
+    b"5" + b" " * 300 + b"\r\nhello\r\n0\r\n\r\n",
+    b"5\r\nhello\r\n0\r\nTrailer: x\r\n\r\n",
+    b"0\r\n\n",
+    b"5\r\nhel",
+    b"\r\n",
+    b"-1\r\n",
 )
 
 
@@ -38,10 +63,14 @@ def seeds() -> Iterator[bytes]:
         yield b"J" + body
         yield b"N" + body + b"\n\r\n" + GOOD + b"\n"
         yield b"G" + gzip.compress(body, mtime=0)
+    yield b"J[" + b"1," * EVENTS_MAX + b"1]"
+    yield b"N" + b"1\n" * (EVENTS_MAX + 1)
     yield b"G" + gzip.compress(GOOD[:20], mtime=0) + gzip.compress(GOOD[20:], mtime=0) + b"\0\0"
     yield b"G" + gzip.compress(b" " * 70_000, mtime=0)
     for lines in _LINES:
         yield b"H" + _HEAD + lines + b"\r\n\r\n"
+    for chunks in _CHUNKS:
+        yield b"C" + chunks
     yield b"HGET / HTTP/1.0\r\n\r\n"
     yield b"HHEAD http://x/?a=%20 HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -12,7 +12,7 @@ SAMPLE_SECONDS = 0.5
 WARM_UP_SHARE = 0.25  # of the time, after which a process has what it needs
 GROWTH_SECONDS = 600.0  # what growth is told for
 GROWTH_BYTES_MAX = 8 * MIB  # in that time; noise of the allocator stays well below it
-SHORT_SECONDS = 120.0  # a trend over less than that says nothing: then all growth is bounded instead
+SHORT_SECONDS = 300.0  # a trend over less than that says nothing: then all growth is bounded instead
 SHORT_GROWTH_BYTES_MAX = 32 * MIB
 
 
@@ -20,9 +20,14 @@ class Watch:
     """Samples the resident memory of processes from its start to its end; the names are for people."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
-        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+        self._processes: dict[str, psutil.Process] = {}
         self._samples: dict[str, list[tuple[float, int]]] = {name: [] for name in pids}
         self._ended: set[str] = set()
+        for name, pid in pids.items():
+            try:
+                self._processes[name] = psutil.Process(pid)
+            except psutil.NoSuchProcess:
+                self._ended.add(name)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -35,10 +40,6 @@ class Watch:
         self._stopping.set()
         self._thread.join()
         self._sample()
-
-    def forget(self) -> None:
-        """Count growth from now on."""
-        self._samples = {name: [] for name in self._samples}
 
     def _run(self) -> None:
         while not self._stopping.wait(SAMPLE_SECONDS):
@@ -79,7 +80,26 @@ class Watch:
         for name, samples in self._samples.items():
             if samples:
                 grown, seconds = self.growth(name)
-                found.append(f"{name}: {samples[-1][1] / MIB:.0f} MiB, {grown / MIB:+.1f} MiB in {seconds:.0f} s")
+                most = max(rss for _, rss in samples)
+                found.append(
+                    f"{name}: {samples[-1][1] / MIB:.0f} MiB, at most {most / MIB:.0f} MiB; "
+                    f"grows by {grown / MIB:+.1f} MiB in {seconds:.0f} s"
+                )
+        return found
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """The same for programs, in MiB."""
+        found = {}
+        for name, samples in self._samples.items():
+            if samples:
+                grown, seconds = self.growth(name)
+                found[name] = {
+                    "at_first": round(samples[0][1] / MIB, 1),
+                    "most": round(max(rss for _, rss in samples) / MIB, 1),
+                    "at_last": round(samples[-1][1] / MIB, 1),
+                    "growth": round(grown / MIB, 2),
+                    "growth_seconds": round(seconds, 1),
+                }
         return found
 
     def problems(self) -> list[str]:

@@ -1,0 +1,75 @@
+"""The decoders on what the fuzzer has found so far: its corpus, and the JSON cases."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ingest import body, body_check, event_rules, http1
+from support.hostile.cases import cases
+from support.hostile.oracle import WrongError, depth, is_json, judge, kind_of
+from support.hostile.seeds import seeds
+
+CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
+
+
+def test_the_corpus_is_judged_right() -> None:
+    """Every input of the corpus gets an answer that the oracle agrees with; together they reach every outcome."""
+    outcomes = {kind_of(data) + " " + judge(data) for data in (path.read_bytes() for path in CORPUS)}
+    assert {
+        "J events", "J invalid", "J malformed", "J too_large", "N events", "N invalid", "N malformed", "N too_large",
+        "G inflated", "G malformed", "G too_large", "H length", "H chunked", "H bad_request",
+        "C chunks", "C cut", "C bad_request",
+    } <= outcomes  # fmt: skip
+
+
+def test_the_corpus_is_small() -> None:
+    assert 50 < len(CORPUS) < 300
+    assert sum(path.stat().st_size for path in CORPUS) < 500_000
+
+
+def test_the_seeds_are_judged_right() -> None:
+    assert {judge(seed) for seed in seeds()} >= {
+        "events",
+        "invalid",
+        "malformed",
+        "inflated",
+        "length",
+        "chunked",
+        "chunks",
+    }
+
+
+@pytest.mark.parametrize(("name", "data"), list(cases()))
+def test_the_oracle_knows_json(name: str, data: bytes) -> None:
+    assert is_json(data) is (name[0] in "yi" or name.startswith(("n_deep_one", "n_deep_arrays_closed")))
+    assert (depth(data) > body_check.DEPTH_MAX) is name.startswith("n_deep")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken"),
+    [
+        (body_check, "DEPTH_MAX", 3),  # JSON is refused as none
+        (body_check, "_refuse_constant", float),  # NaN is taken for JSON
+        (event_rules, "_unstorable", lambda _: None),  # NUL is taken
+        (body, "_ESCAPED_NUL", b"never"),
+        (body, "_SEVERITY", dict.fromkeys(("INFO", "info"), "WARN")),  # another event than was sent
+        (http1, "_FIELDS_READ", frozenset({"content-length", "expect", "host"})),  # no chunks: smuggling
+        (http1, "_FIELDS_READ", frozenset({"content-length", "transfer-encoding", "expect"})),  # two Hosts
+        (http1, "_CHUNK_LINE", re.compile(rb"([0-9A-Fa-f]{1,8})[^\n]*\n")),  # chunks that others do not see
+    ],
+)
+def test_the_oracle_finds_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, where: object, name: str, broken: object
+) -> None:
+    monkeypatch.setattr(where, name, broken)
+    inputs = [*seeds(), *(path.read_bytes() for path in CORPUS)]
+    assert any(_is_wrong(data) for data in inputs)
+
+
+def _is_wrong(data: bytes) -> bool:
+    try:
+        judge(data)
+    except WrongError:
+        return True
+    return False

@@ -1,0 +1,70 @@
+"""A share of what ./hostile.sh does, against a real ingest process."""
+
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.hostile.answers import JSON, NDJSON, wrong_answers_to_cases, wrong_answers_to_corpus
+from support.hostile.contract import Report
+from support.hostile.siege import environ, flood_problems, flooding, siege
+from support.hostile.victim import Victim
+from support.hostile.watch import Watch
+
+ROOT = Path(__file__).resolve().parents[2]
+# Other tests run beside these: the p99 may be this much and say nothing.
+BUSY_SECONDS = 0.5
+
+
+def test_requests_that_break_the_contract_are_refused(victim: Victim) -> None:
+    command = [sys.executable, "-m", "support.hostile.contract", victim.url, "--short", "--mode", "negative"]
+    said = subprocess.run(
+        [*command, "--cases", "120", "--seed", "8"],
+        cwd=ROOT / "tests", env=environ(), capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr[-3000:]
+    report = Report.of(said.stdout)
+    assert report.failures == {}, report.examples
+    assert report.cases >= 100
+    assert {400, 415, 422} <= set(report.statuses) <= {202, 400, 413, 415, 422}
+
+
+@pytest.mark.parametrize("content_type", [JSON, NDJSON])
+def test_what_is_json_is_called_json_and_nothing_else(victim: Victim, content_type: str) -> None:
+    count, wrong = wrong_answers_to_cases(victim.port, content_type)
+    assert wrong == []
+    assert count > 250
+
+
+def test_what_the_fuzzer_has_found_is_answered_as_the_oracle_says(victim: Victim) -> None:
+    corpus = sorted((Path(__file__).parent / "corpus").iterdir())
+    seen, wrong = wrong_answers_to_corpus(victim.port, [(path.name, path.read_bytes()) for path in corpus])
+    assert wrong == []
+    assert {"J 202", "J 400", "J 422", "N 202", "N 400", "N 422", "G 202", "G 400", "H 400"} <= set(seen)
+
+
+def test_a_flood_of_connections_is_hardly_noticed(victim: Victim) -> None:
+    with Watch({"ingest": victim.program.pid}) as watch:
+        seen = siege(
+            victim.port,
+            lambda: flooding(victim.port, idle=500, trickling=200, seconds=7.0),
+            rate=100,
+            before_seconds=4.0,
+            seconds=7.0,
+        )
+    problems = seen.problems(p99_seconds_sure=BUSY_SECONDS)
+    assert problems + flood_problems(seen.attack, victim.settings.request_seconds_max) == [], seen.lines()
+    assert seen.attack["opened"] >= 700, seen.lines()
+    assert watch.problems() == []
+
+
+def test_bodies_that_are_hard_to_read_keep_nobody_waiting(victim: Victim) -> None:
+    seen = siege(
+        victim.port, lambda: flooding(victim.port, hard=4, seconds=5.0), rate=100, before_seconds=3.0, seconds=5.0
+    )
+    # Where each is read all at once, the median is 0.3 s and the p99 two seconds.
+    assert seen.problems(p99_seconds_sure=2 * BUSY_SECONDS) + flood_problems(seen.attack, 2.0) == [], seen.lines()
+    assert statistics.median(seen.during.seconds) < 0.15, seen.lines()
+    assert seen.attack["refusals"].get("422", 0) > 0, seen.lines()
