@@ -105,6 +105,7 @@ class _Adapter:
     def _record_rate(self, rate: PublishedRate, last: PublishedRate | None, by: str, why: str) -> None:
         data = {
             "rate": repr(rate.rate),
+            "decided_by": _decided_by(self._server.content(), rate.base_rate),
             "base_rate": repr(rate.base_rate),
             "mode": rate.mode.value,
             "lag": "" if rate.lag is None else str(rate.lag),
@@ -232,6 +233,7 @@ class MemoryControlStore(_Adapter):
             data = {"reason": reason.value, "generation": str(generation)}
             if reason is PauseReason.BREAKER:
                 self._record(ControlEventKind.BREAKER_OPENED, by, why, data)
+                why = "the breaker opened"  # the error is told once
             self._record(ControlEventKind.PAUSED, by, why, data)
             self._settle_rate(by, why)
             return generation
@@ -245,9 +247,11 @@ class MemoryControlStore(_Adapter):
                 return False
             del content.pauses[reason]
             content.generation += 1
-            data = {"reason": reason.value, "generation": str(held.generation)}
+            left = " ".join(sorted(other.value for other in content.pauses))
+            data = {"reason": reason.value, "generation": str(held.generation), "left": left}
             if reason is PauseReason.BREAKER:
                 self._record(ControlEventKind.BREAKER_CLOSED, by, why, data)
+                why = "the breaker closed"
             self._record(ControlEventKind.RESUMED, by, why, data)
             self._settle_rate(by, why)
             return True
@@ -276,7 +280,7 @@ class MemoryControlStore(_Adapter):
                 names.append("bands")
             content.complete = True
             data = {"reasons": " ".join(names)}
-            self._record(ControlEventKind.STATE_RESTORED, by, "the control store knew nothing", data)
+            self._record(ControlEventKind.STATE_RESTORED, by, "the control store was empty", data)
             self._settle_rate(by, "the reasons to pause were restored")
             return True
 
@@ -301,6 +305,13 @@ def _next_version(last: PublishedRate | None, now: float) -> int:
 def _effective(content: _Content, base_rate: float) -> float:
     wanted = base_rate if content.override is None else content.override.rate
     return min(wanted, content.floor_rate) if PauseReason.BREAKER in content.pauses else wanted
+
+
+def _decided_by(content: _Content, base_rate: float) -> str:
+    wanted = base_rate if content.override is None else content.override.rate
+    if PauseReason.BREAKER in content.pauses and content.floor_rate < wanted:
+        return "breaker"
+    return "lag" if content.override is None else "override"
 
 
 class MemoryControlEvents(_Adapter):

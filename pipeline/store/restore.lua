@@ -20,6 +20,6 @@ if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[6]) == 0 then
   added[#added + 1] = 'bands'
 end
 redis.call('HSET', KEYS[2], 'restored', exact(now))
-record('state_restored', 'the control store knew nothing', cjson.encode({ reasons = table.concat(added, ' ') }))
+record('state_restored', 'the control store was empty', cjson.encode({ reasons = table.concat(added, ' ') }))
 settle_rate('the reasons to pause were restored')
 return 1

@@ -172,6 +172,17 @@ def test_several_reasons_hold_together_oldest_first(rig: ControlRig) -> None:
     assert [pause.reason for pause in state.pauses] == [BREAKER, OPERATOR]
 
 
+def test_lifting_one_of_several_reasons_says_which_are_left(rig: ControlRig) -> None:
+    rig.store.restore([], by="controller")
+    for reason in (BREAKER, OPERATOR, PauseReason.POISON):
+        rig.store.pause(reason, by="x", why="y")
+    left = []
+    for reason in (BREAKER, PauseReason.POISON, OPERATOR):
+        rig.store.resume(reason, generation=None, by="x", why="y")
+        left.append(rig.events.last(1)[0].data["left"])
+    assert left == ["operator poison", "operator", ""]
+
+
 def test_texts_of_any_kind_and_length_are_kept_within_bounds(rig: ControlRig) -> None:
     rig.store.restore([], by="controller")
     rig.store.pause(OPERATOR, by="b" * 10_000, why="\udcff \u2028 ü \x00 \"'" + "w" * 10_000)
@@ -206,8 +217,10 @@ def test_the_breaker_drops_the_rate_to_the_floor_and_back_in_the_same_step(rig: 
         ControlEventKind.PAUSED,
         ControlEventKind.RATE_CHANGED,
     ]
+    # The error is told once: what follows says from what
     assert (opened.by, opened.why) == ("drain-1", "connection refused")
-    assert (changed.data["rate"], changed.data["previous"]) == ("100.0", "800.0")
+    assert {(one.by, one.why) for one in (paused, changed)} == {("drain-1", "the breaker opened")}
+    assert (changed.data["rate"], changed.data["previous"], changed.data["decided_by"]) == ("100.0", "800.0", "breaker")
     # When the policy decides anew meanwhile
     during = publish(600.0, lag=20_000)
     assert (during.rate, during.base_rate) == (100.0, 600.0)

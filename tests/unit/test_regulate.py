@@ -167,6 +167,7 @@ def test_a_lag_that_was_never_known_is_not_zero(system: System) -> None:
 
 def test_without_commits_and_without_postgresql_the_lag_is_unknown(system: System) -> None:
     system.tick()
+    system.append(1, 1)
     system.database.is_away = True
     report = system.tick()
     assert report.lag is None
