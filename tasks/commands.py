@@ -29,7 +29,8 @@ from tasks.pausing import keep_pause, pause_until_resumed
 _logger = logging.getLogger(__name__)
 
 _KEPT = "It is kept over a flush of Redis."
-_NOT_KEPT = "PostgreSQL does not answer: a flush of Redis would undo this. Say it again when PostgreSQL is back."
+_NOT_KEPT = "PostgreSQL does not answer: it is kept there once it is back; a flush of Redis before that would undo it."
+_NOT_ENDED = "PostgreSQL does not answer: it is told once it is back; a flush of Redis before that would undo this."
 
 
 class CommandError(PermanentError):
@@ -68,7 +69,7 @@ def resume(parts: Parts, by: str, why: str) -> str:
     elif lifted:
         words += " Drains begin within a second."
     if not kept:
-        words += " PostgreSQL does not answer: after a flush of Redis the pause would be back. Say it again then."
+        words += f" {_NOT_ENDED}"
     return words
 
 
@@ -97,7 +98,7 @@ def clear_rate_limit(parts: Parts, by: str, why: str) -> str:
     rate = parts.control.state().rate
     now = "" if rate is None else f" At most {rate_words(rate.rate)} are admitted now."
     words = f"The rate set by hand has ended, by {by}.{now}" if held else f"No rate was set by hand.{now}"
-    return words if kept else f"{words} PostgreSQL does not answer: a flush of Redis would bring it back."
+    return words if kept else f"{words} {_NOT_ENDED}"
 
 
 def set_bands(
@@ -138,7 +139,7 @@ def reset_bands(parts: Parts, by: str, why: str) -> str:
         f"{rate_words(settings.rate_max)} below a lag of {settings.lag_degraded:,}, falling to "
         f"{rate_words(settings.rate_min)} at {settings.lag_critical:,}."
     )
-    return words if kept else f"{words} PostgreSQL does not answer: a flush of Redis would bring the others back."
+    return words if kept else f"{words} {_NOT_ENDED}"
 
 
 def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
