@@ -238,14 +238,13 @@ def _breaker(status: SystemStatus) -> Iterator[Problem]:
             rate = f"{rate_words(status.rate)}, set by hand"
         why = f": {held.why}" if held is not None else ""
         others = " ".join(p.reason.value for p in status.pauses or () if p.reason is not PauseReason.BREAKER)
-        then = (
-            f"the breaker closes, but consumption stays paused ({reasons_words(others)})" if others else "all resumes"
-        )
+        stays = f"the breaker closes by itself, but consumption stays paused ({reasons_words(others)})"
+        then = stays if others else "all resumes by itself"
         yield Problem(
             "critical",
             f"PostgreSQL fails{since}: the breaker is {status.breaker.value}, consumption is paused, "
             f"the rate is {rate}",
-            f"PostgreSQL and the network to it{why}. Once it takes a write, {then} by itself",
+            f"PostgreSQL and the network to it{why}. Once it takes a write, {then}",
         )
 
 

@@ -106,7 +106,7 @@ def test_an_open_breaker_promises_to_resume_only_what_it_stopped() -> None:
     opened = replace(HEALTHY, breaker=BreakerState.OPEN, pauses=(BREAKER,), rate=100.0)
     assert "all resumes by itself" in diagnose(opened)[0].look_at
     beneath = diagnose(replace(opened, pauses=(BREAKER, BY_HAND)))[0].look_at
-    assert "the breaker closes, but consumption stays paused (operator)" in beneath
+    assert "the breaker closes by itself, but consumption stays paused (operator)" in beneath
 
 
 @pytest.mark.parametrize(

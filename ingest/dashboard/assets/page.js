@@ -30,6 +30,11 @@
     return made;
   }
 
+  // Words in which `commands` are to be recognized.
+  function worded(text) {
+    return text.split("`").map((part, i) => (i % 2 ? element("code", part) : part));
+  }
+
   // --- The headline ------------------------------------------------------------------------
 
   function wellWords(status) {
@@ -48,12 +53,12 @@
     const look = byId("look");
     look.replaceChildren();
     const override = status.rateOverride;
-    if (first) look.append(element("strong", "Look at: "), first.lookAt);
+    if (first) look.append(element("strong", "Look at: "), ...worded(first.lookAt));
     else if (override) look.append(element("strong", "By hand: "), `${format.number(override.rate)} events a second until ${format.time(override.until)} UTC, by ${override.by}: ${override.why}`);
     byId("more").replaceChildren(...rest.map((problem) => {
       const item = element("li");
       item.dataset.level = problem.severity;
-      item.append(element("b", `${problem.what}.`), ` Look at: ${problem.lookAt}`);
+      item.append(element("b", `${problem.what}.`), " Look at: ", ...worded(problem.lookAt));
       return item;
     }));
     const title = first ? words.split(/[:;] /)[0] : "all is well"; // a time of day has colons too
@@ -139,7 +144,8 @@
     const old = age === null || age > 3 * status.controllerPeriodSeconds;
     card("controller", age === null ? "silent" : format.duration(age), age === null ? "" : "ago", `sets the rate every ${format.duration(status.controllerPeriodSeconds)}`, old ? "degraded" : null);
     const override = status.rateOverride;
-    if (override) card("override", format.number(override.rate), "/s", `until ${format.time(override.until)}, by ${override.by}: ${override.why}`, "degraded");
+    const beneath = override && status.rateLimit < override.rate ? "; the breaker's floor comes first" : "";
+    if (override) card("override", format.number(override.rate), "/s", `until ${format.time(override.until)}, by ${override.by}: ${override.why}${beneath}`, "degraded");
     else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : "the lag decides the rate");
   }
 
