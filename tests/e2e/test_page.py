@@ -114,6 +114,8 @@ def _behind(seen: Watched, dark: Watched, site: Site, album: Album, traffic: Tra
     # When nothing is drained, then the page passes from degraded to critical, and says how many events wait
     site.system.batches.freeze()
     try:
+        # on a busy machine a moment's lag is enough for the word; the backlog comes with the seconds
+        seen.wait(f"charts.latest('lag') >= {site.settings.lag_degraded}")
         seen.wait("document.body.dataset.severity === 'degraded'")
         assert "behind" in seen.text("#headline")
         assert "Look at:" in seen.text("#look")
