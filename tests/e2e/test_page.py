@@ -157,6 +157,7 @@ def _breaker_open(seen: Watched, phone: Watched, site: Site, album: Album) -> No
         # the title of the tab is whole, also where a time of day stands in it
         assert seen.page.title() == f"Critical: PostgreSQL fails since {clock_time(opened.at)} · Sluice"
         assert "breaker is open" in seen.card("rate")
+        assert "the breaker's floor holds" in seen.card("override")
         assert "while consumption is paused" in seen.card("drain")
         # what follows from the error does not repeat it
         assert seen.text("#rows").count(opened.why[:40]) == 1

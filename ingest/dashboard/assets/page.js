@@ -146,7 +146,7 @@
     const override = status.rateOverride;
     const beneath = override && status.rateLimit < override.rate ? "; the breaker's floor comes first" : "";
     if (override) card("override", format.number(override.rate), "/s", `until ${format.time(override.until)}, by ${override.by}: ${override.why}${beneath}`, "degraded");
-    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : "the lag decides the rate");
+    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : bad[breaker] === "critical" ? "the breaker's floor holds" : "the lag decides the rate");
   }
 
   // --- The events --------------------------------------------------------------------------
