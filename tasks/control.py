@@ -72,7 +72,7 @@ def regulate_rate(self: Any) -> None:
 
 
 def _load_asked(parts: Parts) -> Asked:
-    pauses = [(pause.reason, pause.by, pause.why) for pause in load_pauses(parts.sink)]
+    pauses = [(pause.reason, pause.by, pause.why, pause.since) for pause in load_pauses(parts.sink)]
     return Asked(pauses, load_override(parts.sink), load_bands(parts.sink))
 
 

@@ -51,10 +51,10 @@ local function generation_of(entry)
   return cjson.decode(entry).generation
 end
 
-local function add_reason(reason, by, why)
+local function add_reason(reason, by, why, since)
   local generation = redis.call('INCR', KEYS[3])
   redis.call('HSET', KEYS[2], reason, cjson.encode({
-    generation = generation, since = exact(now), by = by, why = why
+    generation = generation, since = since or exact(now), by = by, why = why
   }))
   return generation
 end

@@ -258,7 +258,7 @@ class MemoryControlStore(_Adapter):
 
     def restore(
         self,
-        pauses: Sequence[tuple[PauseReason, str, str]],
+        pauses: Sequence[tuple[PauseReason, str, str, float]],
         *,
         by: str,
         override: Override | None = None,
@@ -269,9 +269,9 @@ class MemoryControlStore(_Adapter):
             if content.complete:
                 return False
             added = [item for item in pauses if item[0] not in content.pauses]
-            for reason, who, why in added:
-                self._add(reason, who, why)
-            names = [reason.value for reason, _, _ in added]
+            for reason, who, why, since in added:
+                self._add(reason, who, why, since)
+            names = [reason.value for reason, *_ in added]
             if override is not None and override.until > self._server.clock.now() and content.override is None:
                 content.override = override
                 names.append("override")
@@ -284,11 +284,11 @@ class MemoryControlStore(_Adapter):
             self._settle_rate(by, "the reasons to pause were restored")
             return True
 
-    def _add(self, reason: PauseReason, by: str, why: str) -> int:
+    def _add(self, reason: PauseReason, by: str, why: str, since: float | None = None) -> int:
         content, now = self._server.content(), self._server.clock.now()
         content.generation += 1
         by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-        content.pauses[reason] = Pause(reason, content.generation, now, by, why)
+        content.pauses[reason] = Pause(reason, content.generation, now if since is None else since, by, why)
         return content.generation
 
 

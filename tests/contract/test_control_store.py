@@ -278,13 +278,15 @@ def test_after_a_flush_the_reasons_are_unknown_until_restored_and_the_breakers_i
     state = rig.store.state()
     assert (state.pauses, state.breaker, state.generation) == (None, BreakerState.OPEN, generation)
     # Then restoring adds what is known elsewhere and keeps it
-    assert rig.store.restore([(OPERATOR, "ann", "wait"), (BREAKER, "old", "old")], by="controller")
+    assert rig.store.restore([(OPERATOR, "ann", "wait", 1e9), (BREAKER, "old", "old", 1e9)], by="controller")
     state = rig.store.state()
     assert state.pauses is not None
     assert [(pause.reason, pause.by, pause.why) for pause in state.pauses] == [
         (BREAKER, "drain", "down"),
         (OPERATOR, "ann", "wait"),
     ]
+    # since when it was asked for, not since the flush
+    assert state.pauses[1].since == 1e9
     assert rig.events.last(1)[0].kind is ControlEventKind.STATE_RESTORED
     assert rig.events.last(1)[0].data["reasons"] == "operator"
 

@@ -22,7 +22,7 @@ class FakeDatabase:
     """What PostgreSQL would answer, and what it was asked."""
 
     stored: dict[int, int] = field(default_factory=dict)
-    pauses: list[tuple[PauseReason, str, str]] = field(default_factory=list)
+    pauses: list[tuple[PauseReason, str, str, float]] = field(default_factory=list)
     override: Override | None = None
     bands: Bands | None = None
     held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
@@ -203,7 +203,7 @@ def test_while_the_breaker_is_open_postgresql_is_not_asked_and_the_policy_goes_o
 
 
 def test_after_a_flush_the_reasons_set_by_hand_come_back(system: System) -> None:
-    system.database.pauses = [(OPERATOR, "ann@desk", "maintenance")]
+    system.database.pauses = [(OPERATOR, "ann@desk", "maintenance", 1e9)]
     system.tick()
     system.server.flush()
     assert system.tick().restored
