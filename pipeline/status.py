@@ -85,6 +85,8 @@ class SystemStatus:
     @property
     def rate_decided_by(self) -> str:
         """Why the rate is what it is, in a few words."""
+        if self.rate is None:
+            return "nobody says"
         if self.store_problem is not None:
             return "last known, falling"
         if self.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN) and self.rate == self.floor_rate:

@@ -120,6 +120,7 @@ def test_an_open_breaker_promises_to_resume_only_what_it_stopped() -> None:
         ({"rate": 100.0, "mode": Mode.CRITICAL}, "lag is critical"),
         ({"rate": 100.0, "mode": Mode.UNKNOWN}, "lag is unknown"),
         ({"rate": 100.0, "store_problem": "away"}, "last known, falling"),
+        ({"rate": None, "store_problem": "away"}, "nobody says"),
     ],
 )
 def test_why_the_rate_is_what_it_is(changes: dict[str, Any], why: str) -> None:
