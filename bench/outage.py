@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from bench.steady import SteadyLoad
 from pipeline import wiring
+from pipeline.event_words import event_words
 from pipeline.ports.control import ControlEvent
 from pipeline.settings import Settings
 from stack.config import StackConfig, free_ports
@@ -187,6 +188,7 @@ def agreements(story: Story, events: list[ControlEvent]) -> list[tuple[str, bool
     return [
         (f"the page says at {clock(away.at)} that PostgreSQL fails since {opened}", f"since {opened}" in away.headline),
         (f"`inspect sluice` says the same at {clock(away.at)}", f"since {opened}" in away.transcript),
+        ("it says what holds the rate down", "of 1,000: breaker is open" in away.transcript),
         ("both call it normal before", "PostgreSQL" not in normal.headline and "CRITICAL" not in normal.transcript),
         ("both call it normal afterwards", "PostgreSQL" not in well.headline and "CRITICAL" not in well.transcript),
         ("Celery answered each time", all(account.status == 0 for account in story.accounts)),
@@ -207,7 +209,7 @@ def document(
         f"Answers to clients: {statuses}.", "",
         "## What the control loop recorded", "",
         "| UTC | event | by | why |", "|---|---|---|---|",
-        *(f"| {clock(event.at)} | `{event.kind.value}` | {event.by} | {_cell(event.why)} |" for event in events), "",
+        *(f"| {clock(event.at)} | {event_words(event)} | {event.by} | {_cell(event.why)} |" for event in events), "",
         "## By Prometheus", "",
         f"Scraped every {SCRAPE_SECONDS} s, so times may be later by that.", "",
         "| stage | query | answer | |", "|---|---|---|---|",

@@ -158,11 +158,12 @@ class Admission:
 
     def available(self, now: float) -> int | None:
         """Tokens that could be had now, of the lease and the bucket; None where the bucket was never reached."""
-        if self._local is not None:
-            return max(0, self._left + int(self._local_level(self._local, now).predicted(now)))
-        if self._level is None:
+        local, level = self._local, self._level  # read once: metrics are asked for on a thread of their own
+        if local is not None:
+            return max(0, self._left + int(self._local_level(local, now).predicted(now)))
+        if level is None:
             return None
-        return max(0, self._left + int(self._level.predicted(now)))
+        return max(0, self._left + int(level.predicted(now)))
 
     def tokens_seen(self, now: float) -> int | None:
         """The same, but None where it would be a guess: others take tokens, and this process has not asked lately."""

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from ingest.admission import Admission
 from ingest.appender import Appender
@@ -50,6 +51,9 @@ class Edge:
         self.settings = settings
         self.clock = parts.clock
         self.registry = CollectorRegistry()
+        self.registry.register(
+            _Sampling(self)
+        )  # the first: a registry asks in this order, and the rest is then current
         self.metrics = IngestMetrics(self.registry)
         self.registry.register(RequestsByStatus(self.metrics, status_of, lambda: self.refused_beyond_first))
         self.admission = Admission(settings, parts.bucket, parts.clock, self.metrics)
@@ -125,7 +129,7 @@ class Edge:
         )
 
     def sample_gauges(self) -> None:
-        """Bring the metrics up to date that are not counted where they change."""
+        """Bring the metrics up to date that are not counted where they change. On any thread: it only reads."""
         now = self.clock.monotonic()
         metrics = self.metrics
         metrics.append_waiting_events.set(self.appender.waiting_events)
@@ -135,6 +139,17 @@ class Edge:
         metrics.admission_is_local.set(self.admission.is_local)
         metrics.log_answers.set(self.appender.status(now).answers)
         metrics.connections.set(self.count_connections())
+
+
+class _Sampling(Collector):
+    """No metric of its own: whoever scrapes, by whichever port, finds the gauges as they are now."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def collect(self) -> tuple[()]:
+        self._edge.sample_gauges()
+        return ()
 
 
 def _busy_answer() -> bytes:

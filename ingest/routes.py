@@ -145,7 +145,6 @@ async def get_readyz(request: IngestRequest) -> HTTPResponse:
 async def get_metrics(request: IngestRequest) -> HTTPResponse:
     """This process' own metrics."""
     edge: Edge = request.app.ctx.edge
-    edge.sample_gauges()
     return HTTPResponse(generate_latest(edge.registry), content_type=CONTENT_TYPE_LATEST)
 
 

@@ -11,12 +11,13 @@ from typing import Final
 from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
+from pipeline.event_words import clock_time, event_words, rate_words
+from pipeline.names import BreakerState
 from pipeline.settings import Settings
 from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import (
     StatusParts,
     SystemStatus,
-    clock_time,
     diagnose,
     duration,
     read_status,
@@ -27,7 +28,7 @@ from pipeline.status import (
 _EXITS = {"healthy": 0, "degraded": 1, "critical": 2}
 _EXIT_UNKNOWN = 3
 _BAR_COLUMNS: Final = 20
-_EVENTS_SHOWN: Final = 5
+_EVENTS_SHOWN: Final = 8
 
 
 def exit_status(status: SystemStatus) -> int:
@@ -41,7 +42,6 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     """The state as lines of text of at most `width` columns."""
     problems = diagnose(status)
     lags = status.lag_by_partition or {}
-    paused = "unknown" if status.pauses is None else "paused" if status.pauses else "running"
     spoke = "unknown" if status.controller_age is None else f"last spoke {status.controller_age:.0f} s ago"
     left = (
         "" if not status.lag or status.seconds_to_empty is None else f", empty in {duration(status.seconds_to_empty)}"
@@ -51,26 +51,48 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     for problem in problems:
         lines += _wrapped(f"! {problem.severity}: ", problem.what, width)
         lines += _wrapped("    look at: ", problem.look_at, width)
+    rate = f"{_number(status.rate, 'events/s')} {_bar(status.rate, bands.rate_max)} of {bands.rate_max:,.0f}"
+    lag = (
+        f"{_number(status.lag, 'events')} {_bar(status.lag, bands.lag_critical)} degraded from "
+        f"{bands.lag_degraded:,}, critical above {bands.lag_critical:,}"
+    )
     lines += [
-        f"rate         {_number(status.rate)} events/s {_bar(status.rate, bands.rate_max)} of {bands.rate_max:,.0f}, "
-        f"{status.mode.value}",
-        f"lag          {_number(status.lag)} events {_bar(status.lag, bands.lag_critical)} critical above "
-        f"{bands.lag_critical:,}",
+        *_wrapped("rate         ", f"{rate}: {status.rate_decided_by}", width),
+        *_wrapped("lag          ", lag, width),
         *(f"  partition {partition:<3}{lag:>9,}" for partition, lag in sorted(lags.items())),
-        f"stored       {_number(status.drain_rate)} events/s{left}",
-        f"breaker      {status.breaker.value}; consumption {paused}",
+        f"stored       {_number(status.drain_rate, 'events/s')}{left}",
+        *_wrapped("breaker      ", f"{status.breaker.value}; consumption {_consumption(status)}", width),
         f"controller   {spoke}",
-        f"dead letters {_number(status.dead_letters)}",
+        *_wrapped("dead letters ", _dead_letters(status), width),
     ]
     if status.override is not None:
         held = status.override
-        words = f"{held.rate:,.0f}/s until {clock_time(held.until)} by {held.by}: {held.why}"
+        words = f"{rate_words(held.rate)} until {clock_time(held.until)} by {held.by}: {held.why}"
         lines += _wrapped("set by hand  ", words, width)
     if bands.by:
-        lines.append(f"bands        {bands.lag_degraded:,} to {bands.lag_critical:,} events, set by {bands.by}")
+        words = (
+            f"{rate_words(bands.rate_max)} below a lag of {bands.lag_degraded:,}, {rate_words(bands.rate_min)} above "
+            f"{bands.lag_critical:,}; set by {bands.by}: {bands.why}"
+        )
+        lines += _wrapped("bands        ", words, width)
     for event in status.events[-_EVENTS_SHOWN:]:
-        lines.append(_cut(f"  {clock_time(event.at)} {event.kind.value} by {event.by}: {event.why}", width))
+        lines.append(_cut(f"  {clock_time(event.at)} {event_words(event)}, by {event.by}: {event.why}", width))
     return "\n".join(lines)
+
+
+def _consumption(status: SystemStatus) -> str:
+    if status.pauses is None:
+        return "unknown"
+    held = ", ".join(pause.reason.value.replace("_", " ") for pause in status.pauses)
+    return f"paused ({held})" if held else "running"
+
+
+def _dead_letters(status: SystemStatus) -> str:
+    if status.dead_letters is None and status.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+        return "not asked for while the breaker is open"
+    if status.dead_letters:
+        return f"{status.dead_letters:,}, see the table dead_letters for why; `control replay_dead_letters --dry-run`"
+    return _number(status.dead_letters)
 
 
 def _bar(value: float | None, whole: float) -> str:
@@ -91,8 +113,8 @@ def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: max(1, width - 1)]}…"
 
 
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:,.0f}"
+def _number(value: float | None, unit: str = "") -> str:
+    return "unknown" if value is None else f"{value:,.0f} {unit}".rstrip()
 
 
 def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Final, NoReturn, TypeVar
 import pybreaker
 
 from pipeline.clock import Clock
-from pipeline.errors import BreakerOpenError, SinkUnavailableError, StoreUnavailableError
+from pipeline.errors import BreakerOpenError, SinkUnavailableError, StoreUnavailableError, in_brief
 from pipeline.names import PauseReason
 from pipeline.ports.control import ControlState, ControlStore
 from pipeline.settings import Settings
@@ -100,8 +100,8 @@ class SinkBreaker:
             except pybreaker.CircuitBreakerError:
                 self._epoch += 1
                 self._generation = None
-                at = datetime.fromtimestamp(self._clock.now(), UTC).isoformat(timespec="seconds")
-                self._why = f"{self._failures_max} failures in a row, the last at {at}: {why}"
+                at = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%H:%M:%S UTC")
+                self._why = f"{self._failures_max} failures in a row until {at}: {in_brief(why)}"
         _logger.error("circuit breaker opened: %s", self._why, extra={"action": "breaker_opened"})
         return True
 

@@ -4,6 +4,12 @@ A class' docstring is its default message. Only `ingest/errors.py` turns these i
 """
 
 import inspect
+import re
+from typing import Final
+
+# What libpq asks of whoever reads its error, once for each address that it tried.
+_LIBPQ_QUESTION: Final = re.compile(r" *\bIs the server running [^?]*\?")
+_BRIEF_CHARS_MAX: Final = 240
 
 
 class SluiceError(Exception):
@@ -11,6 +17,12 @@ class SluiceError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or inspect.getdoc(type(self)) or type(self).__name__)
+
+
+def in_brief(said: object) -> str:
+    """An error as whoever is on call wants it: on one line, what happened and where, without questions back."""
+    text = _LIBPQ_QUESTION.sub("", " ".join(str(said).split())).strip()
+    return text if len(text) <= _BRIEF_CHARS_MAX else f"{text[: _BRIEF_CHARS_MAX - 1]}…"
 
 
 # --- Recoverable: the same call may succeed later -------------------------------------------

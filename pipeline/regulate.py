@@ -46,7 +46,7 @@ class Control:
 class Asked:
     """What is kept where a flush can't reach it."""
 
-    pauses: Sequence[tuple[PauseReason, str, str]] = ()  # (reason, by, why)
+    pauses: Sequence[tuple[PauseReason, str, str, float]] = ()  # (reason, by, why, since)
     override: Override | None = None
     bands: Bands | None = None
 

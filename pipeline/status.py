@@ -3,13 +3,14 @@
 Times of day are in UTC, as in the log lines. `read_status` asks, `diagnose` and `status_document` are pure.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from pipeline.clock import Clock
-from pipeline.errors import SluiceError
+from pipeline.errors import SluiceError, in_brief
+from pipeline.event_words import clock_time, event_words, rate_words, reasons_words
 from pipeline.flow.lag import lag_by_partition
 from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import Bands, ControlEvent, ControlEvents, ControlState, ControlStore, Override, Pause
@@ -20,10 +21,15 @@ STALE_PERIODS: Final = 3  # periods of the control loop without a publication, a
 EVENTS_SHOWN: Final = 50
 
 _LOOK_AT_PAUSE: Final = {
-    PauseReason.OPERATOR: "somebody paused it on purpose: ask them before it is resumed",
+    PauseReason.OPERATOR: "somebody paused it on purpose: ask them",
     PauseReason.POISON: "the newest dead letters and their errors: often it is the schema, not the data",
     PauseReason.LOG_GAP: "the event log: it lost events that were never stored, or is another one than before",
 }
+_RESUME: Final = "it ends only by `celery -A tasks.app control resume_consumption`"
+# What an adapter's error says before the reason; the problem says it already.
+_SAYS_WHO: Final = re.compile(
+    r"^the (?:control store|event log) \(\w+\) (?:does not answer|can't be reached)[:.] *", re.I
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,35 @@ class SystemStatus:
 
     @property
     def seconds_to_empty(self) -> float | None:
-        """Seconds until the lag is stored at the present pace, while nothing more is admitted; None: not in sight."""
+        """Seconds until the lag is stored at the present pace, while nothing more is admitted; None: not in sight.
+
+        While consumption is paused the last pace promises nothing.
+        """
         if self.lag is None:
             return None
         if self.lag == 0:
             return 0.0
+        if self.pauses:
+            return None
         return self.lag / self.drain_rate if self.drain_rate else None
+
+    @property
+    def rate_decided_by(self) -> str:
+        """Why the rate is what it is, in a few words."""
+        if self.rate is None:
+            return "nobody says"
+        if self.store_problem is not None:
+            return "last known, falling"
+        if self.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN) and self.rate == self.floor_rate:
+            return "breaker is open"
+        if self.override is not None:
+            return "set by hand"
+        return {
+            Mode.NORMAL: "the full rate" if self.rate == self.bands.rate_max else "lag is low",
+            Mode.DEGRADED: "lag is degraded",
+            Mode.CRITICAL: "lag is critical",
+            Mode.UNKNOWN: "lag is unknown",
+        }[self.mode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,18 +182,18 @@ def diagnose(status: SystemStatus) -> list[Problem]:
     found = [*_away(status)]
     if status.store_problem is None:
         found += [*_breaker(status), *_pauses(status), *_controller(status), *_lag(status)]
-    return sorted(found, key=lambda problem: problem.severity != "critical")
+    return worst_first(found)
+
+
+def worst_first(problems: list[Problem]) -> list[Problem]:
+    """Critical ones before the others; causes stay before what follows from them."""
+    return sorted(problems, key=lambda problem: problem.severity != "critical")
 
 
 def severity(problems: list[Problem]) -> Literal["healthy", "degraded", "critical"]:
     """The worst of them, in one word."""
     severities = {problem.severity for problem in problems}
     return "critical" if "critical" in severities else "degraded" if severities else "healthy"
-
-
-def clock_time(at: float) -> str:
-    """A time of day in UTC, as log lines have it."""
-    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
 
 
 def duration(seconds: float) -> str:
@@ -179,34 +208,45 @@ def _away(status: SystemStatus) -> Iterator[Problem]:
         yield Problem(
             "critical",
             f"The event log ({status.event_log}) does not answer: clients get 503, nothing is taken",
-            f"the log's server and the network to it; it says: {status.log_problem}",
+            f"the log's server and the network to it{_it_says(status.log_problem)}",
         )
     if status.store_problem is not None:
         yield Problem(
             "degraded",
             "The control store (Redis) does not answer: rate, breaker and pauses are unknown; ingest goes by the last "
             "rate that it knew, which falls to the floor",
-            f"the server of REDIS_URL; it says: {status.store_problem}",
+            f"the server of REDIS_URL{_it_says(status.store_problem)}",
         )
     if status.database_problem is not None:
         yield Problem(
             "degraded",
             "PostgreSQL did not answer this question: dead letters are not counted",
-            f"PostgreSQL; the breaker opens by itself if drains fail too. It says: {status.database_problem}",
+            f"PostgreSQL; the breaker opens by itself if drains fail too{_it_says(status.database_problem)}",
         )
+
+
+def _it_says(problem: str) -> str:
+    said = _SAYS_WHO.sub("", in_brief(problem))
+    return f"; it says: {said}" if said else ""
 
 
 def _breaker(status: SystemStatus) -> Iterator[Problem]:
     if status.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
         held = next((pause for pause in status.pauses or () if pause.reason is PauseReason.BREAKER), None)
         since = f" since {clock_time(held.since)}" if held is not None else ""
-        rate = "" if status.rate is None else f" ({status.rate:,.0f}/s)"
-        why = f"; the last error: {held.why}" if held is not None else ""
+        at_floor = "" if status.rate is None else f" ({rate_words(status.rate)})"
+        rate = f"at its floor{at_floor}"
+        if status.rate is not None and status.rate < status.floor_rate and status.override is not None:
+            rate = f"{rate_words(status.rate)}, set by hand"
+        why = f": {held.why}" if held is not None else ""
+        others = " ".join(p.reason.value for p in status.pauses or () if p.reason is not PauseReason.BREAKER)
+        stays = f"the breaker closes by itself, but consumption stays paused ({reasons_words(others)})"
+        then = stays if others else "all resumes by itself"
         yield Problem(
             "critical",
             f"PostgreSQL fails{since}: the breaker is {status.breaker.value}, consumption is paused, "
-            f"the rate is at its floor{rate}",
-            f"PostgreSQL and the network to it; all resumes by itself once it takes a write{why}",
+            f"the rate is {rate}",
+            f"PostgreSQL and the network to it{why}. Once it takes a write, {then}",
         )
 
 
@@ -219,12 +259,12 @@ def _pauses(status: SystemStatus) -> Iterator[Problem]:
         )
     for pause in status.pauses or ():
         if pause.reason is not PauseReason.BREAKER:
-            reason = pause.reason.value.replace("_", " ")
+            # The cause stands before the lag that it makes, so it is as bad as that.
             yield Problem(
-                "degraded",
-                f"Consumption is paused ({reason}) since {clock_time(pause.since)} by {pause.by}: {pause.why}; "
-                "events are taken, but not stored",
-                f"{_LOOK_AT_PAUSE[pause.reason]}; it ends only when it is resumed by hand",
+                "critical" if status.mode is Mode.CRITICAL else "degraded",
+                f"Consumption is paused ({reasons_words(pause.reason.value)}) since {clock_time(pause.since)} "
+                f"by {pause.by}: {pause.why}; events are taken, but not stored",
+                f"{_LOOK_AT_PAUSE[pause.reason]}; {_RESUME}",
             )
 
 
@@ -243,6 +283,7 @@ def _lag(status: SystemStatus) -> Iterator[Problem]:
     lag, rate = status.lag, status.rate
     if rate is None:
         return
+    rate_now = rate_words(rate) if status.override is None else f"{rate_words(rate)}, {status.rate_decided_by}"
     if status.mode is Mode.UNKNOWN:
         yield Problem(
             "degraded",
@@ -255,11 +296,12 @@ def _lag(status: SystemStatus) -> Iterator[Problem]:
         ends = (
             "" if status.seconds_to_empty is None else f"; at this pace stored in {duration(status.seconds_to_empty)}"
         )
-        pace = "" if status.drain_rate is None else f" (now {status.drain_rate:,.0f}/s)"
+        pace = "" if status.drain_rate is None else f" (now {rate_words(status.drain_rate)})"
+        look_at = f"the drain rate{pace}: at 0, the workers; else PostgreSQL takes less than comes"
         yield Problem(
             "critical" if is_critical else "degraded",
-            f"Consumers are {'far behind' if is_critical else 'behind'}: {waits}; the rate is {rate:,.0f}/s{ends}",
-            f"the drain rate{pace}: at 0, the workers; else PostgreSQL takes less than comes",
+            f"Consumers are {'far behind' if is_critical else 'behind'}: {waits}; the rate is {rate_now}{ends}",
+            "why consumption is paused: the lag only follows from that" if status.pauses else look_at,
         )
 
 
@@ -274,6 +316,7 @@ def status_document(status: SystemStatus) -> dict[str, Any]:
         "rateLimit": status.rate,
         "baseRate": status.base_rate,
         "floorRate": status.floor_rate,
+        "rateDecidedBy": status.rate_decided_by,
         "rateOverride": None
         if override is None
         else {"rate": override.rate, "until": override.until, "by": override.by, "why": override.why},
@@ -300,8 +343,18 @@ def status_document(status: SystemStatus) -> dict[str, Any]:
         "availablePermissions": status.bucket_tokens,
         "bucketCapacity": status.bucket_capacity,
         "deadLetters": status.dead_letters,
-        "events": [
-            {"id": e.id, "at": e.at, "kind": e.kind.value, "by": e.by, "why": e.why, "data": e.data}
-            for e in status.events
-        ],
+        "events": [event_document(event) for event in status.events],
+    }
+
+
+def event_document(event: ControlEvent) -> dict[str, Any]:
+    """One control event for JSON; `what` is it in words."""
+    return {
+        "id": event.id,
+        "at": event.at,
+        "kind": event.kind.value,
+        "what": event_words(event),
+        "by": event.by,
+        "why": event.why,
+        "data": event.data,
     }

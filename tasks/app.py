@@ -10,6 +10,7 @@ from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from beat_schedule import beat_schedule
+from pipeline.errors import SettingsError
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
@@ -95,4 +96,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-app = make_app(Settings.from_environ())
+try:
+    app = make_app(Settings.from_environ())
+except SettingsError as error:
+    # Celery would print this module's traceback, with what is wrong at its end.
+    raise SystemExit(f"celery: {error}") from None

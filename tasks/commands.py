@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from pipeline.errors import PermanentError, RecoverableError
+from pipeline.event_words import clock_time, rate_words, reasons_words
 from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.control import Bands
 from pipeline.sink.control_settings import (
@@ -21,14 +22,15 @@ from pipeline.sink.control_settings import (
     save_override,
 )
 from pipeline.sink.dead_letters import replay_dead_letters
-from pipeline.status import clock_time, duration
+from pipeline.status import duration
 from tasks.parts import Parts
 from tasks.pausing import keep_pause, pause_until_resumed
 
 _logger = logging.getLogger(__name__)
 
 _KEPT = "It is kept over a flush of Redis."
-_NOT_KEPT = "PostgreSQL does not answer: a flush of Redis would undo this. Say it again when PostgreSQL is back."
+_NOT_KEPT = "PostgreSQL does not answer: it is kept there once it is back; a flush of Redis before that would undo it."
+_NOT_ENDED = "PostgreSQL does not answer: it is told once it is back; a flush of Redis before that would undo this."
 
 
 class CommandError(PermanentError):
@@ -58,16 +60,16 @@ def resume(parts: Parts, by: str, why: str) -> str:
     lifted = []
     for reason in PauseReason:
         if reason is not PauseReason.BREAKER and parts.control.resume(reason, generation=None, by=by, why=why):
-            lifted.append(reason.value)
+            lifted.append(reasons_words(reason.value))
     kept = _kept(lambda: [delete_pause(parts.sink, r) for r in PauseReason if r is not PauseReason.BREAKER])
     left = parts.control.state().pauses or ()
     words = f"Lifted by {by}: {', '.join(lifted)}." if lifted else "Nobody had paused consumption by hand."
     if left:
-        words += " It stays paused while the breaker is open: until PostgreSQL takes a write."
+        words += " Consumption stays paused while the breaker is open: until PostgreSQL takes a write."
     elif lifted:
         words += " Drains begin within a second."
     if not kept:
-        words += " PostgreSQL does not answer: after a flush of Redis the pause would be back. Say it again then."
+        words += f" {_NOT_ENDED}"
     return words
 
 
@@ -81,11 +83,11 @@ def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, wh
     kept = _kept(lambda: save_override(parts.sink, override))
     state = parts.control.state()
     words = (
-        f"At most {rate:g} events/s are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
+        f"At most {rate_words(rate)} are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
         f"{by}: {why}. Then the lag decides again."
     )
     if state.rate is not None and state.rate.rate < rate:
-        words += f" While the breaker is open it is {state.rate.rate:g}/s."
+        words += f" While the breaker is open it is {rate_words(state.rate.rate)}."
     return f"{words} {_KEPT if kept else _NOT_KEPT}"
 
 
@@ -94,9 +96,9 @@ def clear_rate_limit(parts: Parts, by: str, why: str) -> str:
     held = parts.control.clear_override(by=by, why=why)
     kept = _kept(lambda: delete_override(parts.sink))
     rate = parts.control.state().rate
-    now = "" if rate is None else f" {rate.rate:g} events/s are admitted."
+    now = "" if rate is None else f" At most {rate_words(rate.rate)} are admitted now."
     words = f"The rate set by hand has ended, by {by}.{now}" if held else f"No rate was set by hand.{now}"
-    return words if kept else f"{words} PostgreSQL does not answer: a flush of Redis would bring it back."
+    return words if kept else f"{words} {_NOT_ENDED}"
 
 
 def set_bands(
@@ -121,8 +123,9 @@ def set_bands(
     parts.control.set_bands(bands)
     kept = _kept(lambda: save_bands(parts.sink, bands))
     return (
-        f"From the next tick on (within {settings.regulate_seconds:g} s): {bands.rate_max:g} events/s below a lag of "
-        f"{degraded:,}, falling to {bands.rate_min:g}/s at {critical:,}; set by {by}. {_KEPT if kept else _NOT_KEPT}"
+        f"From the next tick on (within {settings.regulate_seconds:g} s): {rate_words(bands.rate_max)} below a lag of "
+        f"{degraded:,}, falling to {rate_words(bands.rate_min)} at {critical:,}; set by {by}: {why}. "
+        f"{_KEPT if kept else _NOT_KEPT}"
     )
 
 
@@ -133,19 +136,22 @@ def reset_bands(parts: Parts, by: str, why: str) -> str:
     settings = parts.settings
     words = (
         f"{'The bands of the settings hold again' if held else 'The bands are those of the settings'}: "
-        f"{settings.rate_max:g} events/s below a lag of {settings.lag_degraded:,}, falling to {settings.rate_min:g}/s "
-        f"at {settings.lag_critical:,}."
+        f"{rate_words(settings.rate_max)} below a lag of {settings.lag_degraded:,}, falling to "
+        f"{rate_words(settings.rate_min)} at {settings.lag_critical:,}."
     )
-    return words if kept else f"{words} PostgreSQL does not answer: a flush of Redis would bring the others back."
+    return words if kept else f"{words} {_NOT_ENDED}"
 
 
 def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
     """Try to store dead letters once more, the longest untried first. A dry run changes nothing, and is no event."""
     _check("the limit", limit, 1, 100_000, "dead letters")
     result = replay_dead_letters(parts.sink, limit=limit, dry_run=dry_run)
+    if not any(asdict(result).values()):
+        return "There are no dead letters to replay."
     words = (
-        f"{'Dry run, nothing changed: ' if dry_run else ''}{result.stored} stored, {result.repeated} stored before; "
-        f"{result.refused} refused again and {result.conflicting} whose id is stored with other content stay."
+        f"{'Dry run, nothing was changed. It would be: ' if dry_run else ''}{result.stored:,} stored, "
+        f"{result.repeated:,} stored before; {result.refused:,} refused again and {result.conflicting:,} whose id is "
+        "stored with other content stay."
     )
     if not dry_run:
         data = {name: str(count) for name, count in asdict(result).items()}

@@ -17,6 +17,7 @@ from pipeline.sink.queries import query
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks import commands
 from tasks.hints import send_net_hint
+from tasks.keeping import keep_what_holds
 from tasks.parts import Parts, parts_of
 
 _logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ def regulate_rate(self: Any) -> None:
         control=Control(parts.control, parts.events, parts.leases, parts.progress),
         by=parts.name,
     )
+    if report.ran and not report.problems:
+        keep_what_holds(parts)
     for problem in report.problems:
         _logger.warning("regulate: %s", problem, extra={"action": "regulate_problem"})
     if report.published is not None:
@@ -69,7 +72,7 @@ def regulate_rate(self: Any) -> None:
 
 
 def _load_asked(parts: Parts) -> Asked:
-    pauses = [(pause.reason, pause.by, pause.why) for pause in load_pauses(parts.sink)]
+    pauses = [(pause.reason, pause.by, pause.why, pause.since) for pause in load_pauses(parts.sink)]
     return Asked(pauses, load_override(parts.sink), load_bands(parts.sink))
 
 

@@ -19,6 +19,7 @@ from pipeline.ports.tallies import Tallies
 from pipeline.settings import Settings
 from pipeline.sink.postgres import PostgresSink
 from pipeline.tally import DrainTally
+from tasks.startup import worker_name
 
 _PARTITIONS_SECONDS: Final = 30.0  # partitions are added by hand, once in a year
 
@@ -29,7 +30,8 @@ class Parts:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pid = os.getpid()
-        self.name = f"{socket.gethostname()}/{self.pid}"
+        # For whoever reads the control events: which worker, as `celery status` names it, and which process of it.
+        self.name = f"{worker_name() or socket.gethostname()}/{self.pid}"
         self.clock: Clock = SystemClock()
         self.is_migrated = False
         self._partitions: tuple[float, int] | None = None  # when it was asked, and the answer

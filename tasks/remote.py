@@ -16,10 +16,11 @@ from celery.bin.control import control as control_program
 from celery.worker.control import control_command, inspect_command
 
 from pipeline.__main__ import screen
-from pipeline.errors import RecoverableError, SluiceError
+from pipeline.errors import RecoverableError, SluiceError, in_brief
+from pipeline.event_words import rate_words
 from pipeline.names import Queue
 from pipeline.sink.dead_letters import count_dead_letters
-from pipeline.status import StatusParts, SystemStatus, read_status, status_document
+from pipeline.status import StatusParts, SystemStatus, duration, read_status, status_document
 from tasks import commands
 from tasks.asking import NOT_MINE
 from tasks.parts import Parts
@@ -94,9 +95,17 @@ def _lag(status: SystemStatus) -> Reply:
     if lags is None:
         return {"ok": "The lag is unknown: the event log does not answer.", "document": document}
     lines = [f"partition {partition}: {lag:,} events" for partition, lag in sorted(lags.items())]
-    pace = "unknown" if status.drain_rate is None else f"{status.drain_rate:,.0f} events/s"
-    lines.append(f"together: {sum(lags.values()):,} events, stored: {pace}")
+    pace = "unknown" if status.drain_rate is None else rate_words(status.drain_rate)
+    lines.append(f"together: {sum(lags.values()):,} events, stored: {pace}{_until_empty(status)}")
     return {"ok": "\n".join(lines), "document": document}
+
+
+def _until_empty(status: SystemStatus) -> str:
+    if not status.lag:
+        return ""
+    if status.pauses:
+        return "; consumption is paused: `inspect sluice` says why"
+    return "; no end in sight" if status.seconds_to_empty is None else f"; empty in {duration(status.seconds_to_empty)}"
 
 
 # --- Control ------------------------------------------------------------------------------------------------------
@@ -124,7 +133,7 @@ def set_rate_limit(
 ) -> Reply:  # fmt: skip
     """Admit at this rate for a time, whatever the lag says."""
     if rate is None:
-        return _usage("set_rate_limit <events/s> [seconds] [reason …]")
+        return _usage("a rate is missing", "set_rate_limit <events/s> [seconds] [reason …]")
     return _done(
         state, ticket, lambda parts: commands.set_rate_limit(parts, by, rate, seconds, _why(words, rate, seconds))
     )
@@ -149,7 +158,10 @@ def set_bands(
 ) -> Reply:  # fmt: skip
     """Set the thresholds of the lag, and the highest and lowest rate."""
     if degraded is None or critical is None:
-        return _usage("set_bands <lag_degraded> <lag_critical> [rate_max] [rate_min] [reason …]")
+        return _usage(
+            "both thresholds are needed",
+            "set_bands <lag_degraded> <lag_critical> [rate_max] [rate_min] [reason …]",
+        )
     return _done(
         state, ticket,
         lambda parts: commands.set_bands(
@@ -171,7 +183,7 @@ def replay_dead_letters(state: Any, words: Any = (), by: str = "", ticket: str =
     flags = {word.lstrip("-").replace("-", "_") for word in words if not word.isdigit()}
     numbers = [int(word) for word in words if word.isdigit()]
     if flags - {"dry_run"} or len(numbers) > 1:
-        return _usage("replay_dead_letters [--dry-run] [limit]")
+        return _usage("it takes --dry-run and one number", "replay_dead_letters [--dry-run] [limit]")
     limit = numbers[0] if numbers else _REPLAY_LIMIT
     return _done(state, ticket, lambda parts: commands.replay(parts, by, limit, dry_run="dry_run" in flags))
 
@@ -206,8 +218,8 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _usage(form: str) -> Reply:
-    return {"error": f"celery -A tasks.app control {form}"}
+def _usage(wrong: str, form: str) -> Reply:
+    return {"error": f"{wrong}: celery -A tasks.app control {form}"}
 
 
 def _done(state: Any, ticket: str, work: Callable[[Parts], str]) -> Reply:
@@ -233,7 +245,7 @@ def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
         except commands.CommandError as error:
             return {"error": str(error)}
         except RecoverableError as error:
-            return {"error": f"not done: {error}"}
+            return {"error": f"not done: {in_brief(error)}"}
         except SluiceError as error:
             return {"error": str(error)}
         except Exception as error:

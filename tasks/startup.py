@@ -33,6 +33,11 @@ def connect_signals(settings: Settings) -> None:
     setup_logging.connect(partial(_set_up_logging, settings), weak=False, dispatch_uid="sluice.logs")
 
 
+def worker_name() -> str | None:
+    """The worker that this process is of, also after a fork; None where it is of none."""
+    return _names[0] if _names else None
+
+
 def _tick_at_once(sender: Any = None, **_: Any) -> None:
     """The control worker's first tick does not wait for a period of Beat's: without it nothing is consumed."""
     app = sender.app

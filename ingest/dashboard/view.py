@@ -9,7 +9,16 @@ from ingest.health import Vitals
 from pipeline.names import BreakerState, Mode
 from pipeline.ports.control import ControlEvent
 from pipeline.settings import Settings
-from pipeline.status import Problem, SystemStatus, bands_of, diagnose, severity, status_document
+from pipeline.status import (
+    Problem,
+    SystemStatus,
+    bands_of,
+    diagnose,
+    event_document,
+    severity,
+    status_document,
+    worst_first,
+)
 
 FRESH_SECONDS: Final = 5.0  # how old a point may be to be called the present
 
@@ -40,6 +49,7 @@ def system_status(sources: Sources, points: Sequence[Point], events: Sequence[Co
     if drain_rate is None and consumption is not None:
         drain_rate = consumption.drain_rate
     store_problem = sources.store_problem or (None if vitals.followed is not None else "it was never reached")
+    tokens, capacity = newest(points, "tokens", sources.now), max(1, int(vitals.rate * settings.burst_seconds))
     return SystemStatus(
         at=sources.now,
         mode=Mode.UNKNOWN if rate is None else rate.mode,
@@ -58,8 +68,9 @@ def system_status(sources: Sources, points: Sequence[Point], events: Sequence[Co
         event_log=vitals.event_log,
         dead_letters=None,
         events=tuple(events),
-        bucket_tokens=newest(points, "tokens", sources.now),
-        bucket_capacity=float(max(1, int(vitals.rate * settings.burst_seconds))),
+        # Leases that are still held come on top of a full bucket; more than what fits in would be a riddle.
+        bucket_tokens=None if tokens is None else min(tokens, capacity),
+        bucket_capacity=float(capacity),
         store_problem=store_problem,
         log_problem=None if vitals.log.answers else vitals.log.problem or "no reason",
     )
@@ -67,7 +78,7 @@ def system_status(sources: Sources, points: Sequence[Point], events: Sequence[Co
 
 def page_document(sources: Sources, status: SystemStatus) -> dict[str, Any]:
     """The state of the system as the page shows it, but for its control events."""
-    problems = [*diagnose(status), *_own_problems(sources.vitals)]
+    problems = worst_first([*diagnose(status), *_own_problems(sources.vitals)])
     document = status_document(status)
     del document["events"]
     return document | {
@@ -104,7 +115,4 @@ def newest(points: Sequence[Point], name: str, now: float) -> Any:
 
 def event_documents(events: Sequence[ControlEvent]) -> list[dict[str, Any]]:
     """Control events for the table, newest first."""
-    return [
-        {"id": event.id, "at": event.at, "kind": event.kind.value, "by": event.by, "why": event.why, "data": event.data}
-        for event in reversed(events)
-    ]
+    return [event_document(event) for event in reversed(events)]

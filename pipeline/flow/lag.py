@@ -45,11 +45,12 @@ def lag_by_partition(positions: Iterable[Position], stored: Mapping[int, int] | 
     """Lag of each partition; None when it can't be known.
 
     `stored` is PostgreSQL's offset of each partition that has one; None where PostgreSQL could not be asked. Then a
-    partition that has no commit either is unknown, and so is the whole: unknown is not "everything", nor 0.
+    partition that has records but no commit is unknown, and so is the whole: unknown is not "everything", nor 0. One
+    without records has no lag, whoever says what was consumed.
     """
     lags = {}
     for position in positions:
-        if stored is None and position.committed is None:
+        if stored is None and position.committed is None and position.end > position.begin:
             return None
         lags[position.partition] = partition_lag(
             position.begin, position.end, position.committed, (stored or {}).get(position.partition)

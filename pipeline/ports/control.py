@@ -151,13 +151,13 @@ class ControlStore(Protocol):
 
     def restore(
         self,
-        pauses: Sequence[tuple[PauseReason, str, str]],
+        pauses: Sequence[tuple[PauseReason, str, str, float]],
         *,
         by: str,
         override: Override | None = None,
         bands: Bands | None = None,
     ) -> bool:
-        """After a flush: add the (reason, by, why), override and bands known elsewhere, and mark the set as complete.
+        """After a flush: add the (reason, by, why, since), override and bands known elsewhere, and mark it complete.
 
         Does nothing and returns False where the set is complete already.
         """

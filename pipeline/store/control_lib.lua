@@ -18,18 +18,21 @@ local function next_version(last)
   return string.format('%.0f', math.max((tonumber(last) or 0) + 1, math.floor(now * 1000)))
 end
 
--- Somebody's rate before the policy's, and the floor before both while the breaker is open.
+-- Somebody's rate before the policy's, and the floor before both while the breaker is open. Returns the rate, and what
+-- decided it: `breaker`, `override` or `lag`.
 local function effective_rate(base_rate, floor_rate)
-  local wanted = redis.call('HGET', KEYS[5], 'rate') or base_rate
+  local by_hand = redis.call('HGET', KEYS[5], 'rate')
+  local wanted = by_hand or base_rate
   if redis.call('HEXISTS', KEYS[2], 'breaker') == 1 and tonumber(floor_rate) < tonumber(wanted) then
-    return floor_rate
+    return floor_rate, 'breaker'
   end
-  return wanted
+  return wanted, by_hand and 'override' or 'lag'
 end
 
-local function record_rate(why, effective, base_rate, mode, lag, version, previous)
+local function record_rate(why, effective, decided_by, base_rate, mode, lag, version, previous)
   record('rate_changed', why, cjson.encode({
-    rate = effective, base_rate = base_rate, mode = mode, lag = lag, version = version, previous = previous or ''
+    rate = effective, decided_by = decided_by, base_rate = base_rate, mode = mode, lag = lag, version = version,
+    previous = previous or ''
   }))
 end
 
@@ -37,21 +40,21 @@ end
 local function settle_rate(why)
   local last = redis.call('HMGET', KEYS[1], 'rate', 'base_rate', 'floor_rate', 'version', 'mode', 'lag')
   if not last[1] then return end
-  local effective = effective_rate(last[2], last[3])
+  local effective, decided_by = effective_rate(last[2], last[3])
   if tonumber(effective) == tonumber(last[1]) then return end
   local version = next_version(last[4])
   redis.call('HSET', KEYS[1], 'rate', effective, 'version', version)
-  record_rate(why, effective, last[2], last[5], last[6], version, last[1])
+  record_rate(why, effective, decided_by, last[2], last[5], last[6], version, last[1])
 end
 
 local function generation_of(entry)
   return cjson.decode(entry).generation
 end
 
-local function add_reason(reason, by, why)
+local function add_reason(reason, by, why, since)
   local generation = redis.call('INCR', KEYS[3])
   redis.call('HSET', KEYS[2], reason, cjson.encode({
-    generation = generation, since = exact(now), by = by, why = why
+    generation = generation, since = since or exact(now), by = by, why = why
   }))
   return generation
 end

@@ -105,6 +105,7 @@ class _Adapter:
     def _record_rate(self, rate: PublishedRate, last: PublishedRate | None, by: str, why: str) -> None:
         data = {
             "rate": repr(rate.rate),
+            "decided_by": _decided_by(self._server.content(), rate.base_rate),
             "base_rate": repr(rate.base_rate),
             "mode": rate.mode.value,
             "lag": "" if rate.lag is None else str(rate.lag),
@@ -232,6 +233,7 @@ class MemoryControlStore(_Adapter):
             data = {"reason": reason.value, "generation": str(generation)}
             if reason is PauseReason.BREAKER:
                 self._record(ControlEventKind.BREAKER_OPENED, by, why, data)
+                why = "the breaker opened"  # the error is told once
             self._record(ControlEventKind.PAUSED, by, why, data)
             self._settle_rate(by, why)
             return generation
@@ -245,16 +247,18 @@ class MemoryControlStore(_Adapter):
                 return False
             del content.pauses[reason]
             content.generation += 1
-            data = {"reason": reason.value, "generation": str(held.generation)}
+            left = " ".join(sorted(other.value for other in content.pauses))
+            data = {"reason": reason.value, "generation": str(held.generation), "left": left}
             if reason is PauseReason.BREAKER:
                 self._record(ControlEventKind.BREAKER_CLOSED, by, why, data)
+                why = "the breaker closed"
             self._record(ControlEventKind.RESUMED, by, why, data)
             self._settle_rate(by, why)
             return True
 
     def restore(
         self,
-        pauses: Sequence[tuple[PauseReason, str, str]],
+        pauses: Sequence[tuple[PauseReason, str, str, float]],
         *,
         by: str,
         override: Override | None = None,
@@ -265,9 +269,9 @@ class MemoryControlStore(_Adapter):
             if content.complete:
                 return False
             added = [item for item in pauses if item[0] not in content.pauses]
-            for reason, who, why in added:
-                self._add(reason, who, why)
-            names = [reason.value for reason, _, _ in added]
+            for reason, who, why, since in added:
+                self._add(reason, who, why, since)
+            names = [reason.value for reason, *_ in added]
             if override is not None and override.until > self._server.clock.now() and content.override is None:
                 content.override = override
                 names.append("override")
@@ -276,15 +280,15 @@ class MemoryControlStore(_Adapter):
                 names.append("bands")
             content.complete = True
             data = {"reasons": " ".join(names)}
-            self._record(ControlEventKind.STATE_RESTORED, by, "the control store knew nothing", data)
+            self._record(ControlEventKind.STATE_RESTORED, by, "the control store was empty", data)
             self._settle_rate(by, "the reasons to pause were restored")
             return True
 
-    def _add(self, reason: PauseReason, by: str, why: str) -> int:
+    def _add(self, reason: PauseReason, by: str, why: str, since: float | None = None) -> int:
         content, now = self._server.content(), self._server.clock.now()
         content.generation += 1
         by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-        content.pauses[reason] = Pause(reason, content.generation, now, by, why)
+        content.pauses[reason] = Pause(reason, content.generation, now if since is None else since, by, why)
         return content.generation
 
 
@@ -301,6 +305,13 @@ def _next_version(last: PublishedRate | None, now: float) -> int:
 def _effective(content: _Content, base_rate: float) -> float:
     wanted = base_rate if content.override is None else content.override.rate
     return min(wanted, content.floor_rate) if PauseReason.BREAKER in content.pauses else wanted
+
+
+def _decided_by(content: _Content, base_rate: float) -> str:
+    wanted = base_rate if content.override is None else content.override.rate
+    if PauseReason.BREAKER in content.pauses and content.floor_rate < wanted:
+        return "breaker"
+    return "lag" if content.override is None else "override"
 
 
 class MemoryControlEvents(_Adapter):

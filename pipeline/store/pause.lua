@@ -8,7 +8,10 @@ if held then return generation_of(held) end
 
 local generation = add_reason(reason, ARGV[2], why)
 local data = cjson.encode({ reason = reason, generation = tostring(generation) })
-if reason == 'breaker' then record('breaker_opened', why, data) end
+if reason == 'breaker' then
+  record('breaker_opened', why, data)
+  why = 'the breaker opened'  -- the error is told once: what follows from it says what it follows from
+end
 record('paused', why, data)
 settle_rate(why)
 return generation

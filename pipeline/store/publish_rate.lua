@@ -13,11 +13,11 @@ if last_known_at and last_known_at <= now and (tonumber(known_at) or last_known_
   return redis.call('HGETALL', KEYS[1])
 end
 
-local effective = effective_rate(base_rate, floor_rate)
+local effective, decided_by = effective_rate(base_rate, floor_rate)
 local version = next_version(last[3])
 redis.call('HSET', KEYS[1], 'version', version, 'rate', effective, 'base_rate', base_rate, 'floor_rate', floor_rate,
   'mode', mode, 'lag', lag, 'published_at', exact(now), 'lag_known_at', known_at, 'consumption', ARGV[9])
 if tonumber(last[1] or '') ~= tonumber(effective) or last[2] ~= mode then
-  record_rate(why, effective, base_rate, mode, lag, version, last[1])
+  record_rate(why, effective, decided_by, base_rate, mode, lag, version, last[1])
 end
 return redis.call('HGETALL', KEYS[1])

@@ -114,7 +114,7 @@ class RedisControlStore:
 
     def restore(
         self,
-        pauses: Sequence[tuple[PauseReason, str, str]],
+        pauses: Sequence[tuple[PauseReason, str, str, float]],
         *,
         by: str,
         override: Override | None = None,
@@ -122,8 +122,8 @@ class RedisControlStore:
     ) -> bool:
         arguments = _override_texts(override) if override is not None else [""] * 5
         arguments += _bands_texts(bands) if bands is not None else [""] * 7
-        for reason, who, why in pauses:
-            arguments += [reason.value, clean_text(who, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)]
+        for reason, who, why, since in pauses:
+            arguments += [reason.value, clean_text(who, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX), repr(since)]
         return bool(self._run("restore", by, *arguments))
 
     def _run(self, name: str, by: str, *arguments: str) -> Any:

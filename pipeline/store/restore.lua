@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- Rebuild what people asked for, after a flush. ARGV from 3: an override as 5 fields, or 5 times ''; bands as 7 fields,
--- or 7 times ''; then reason, by, why for each pause. Returns 1 when the set was not complete.
+-- or 7 times ''; then reason, by, why, since for each pause. Returns 1 when the set was not complete.
 
 if redis.call('HEXISTS', KEYS[2], 'restored') == 1 then return 0 end
 
 local added = {}
-for index = 15, #ARGV, 3 do
+for index = 15, #ARGV, 4 do
   if redis.call('HEXISTS', KEYS[2], ARGV[index]) == 0 then
-    add_reason(ARGV[index], ARGV[index + 1], ARGV[index + 2])
+    add_reason(ARGV[index], ARGV[index + 1], ARGV[index + 2], ARGV[index + 3])
     added[#added + 1] = ARGV[index]
   end
 end
@@ -20,6 +20,6 @@ if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[6]) == 0 then
   added[#added + 1] = 'bands'
 end
 redis.call('HSET', KEYS[2], 'restored', exact(now))
-record('state_restored', 'the control store knew nothing', cjson.encode({ reasons = table.concat(added, ' ') }))
+record('state_restored', 'the control store was empty', cjson.encode({ reasons = table.concat(added, ' ') }))
 settle_rate('the reasons to pause were restored')
 return 1

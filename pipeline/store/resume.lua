@@ -10,8 +10,19 @@ if generation ~= '' and tonumber(generation) ~= held_generation then return 0 en
 
 redis.call('HDEL', KEYS[2], reason)
 redis.call('INCR', KEYS[3])
-local data = cjson.encode({ reason = reason, generation = tostring(held_generation) })
-if reason == 'breaker' then record('breaker_closed', why, data) end
+-- It goes on only when no other reason holds: whoever reads of the lifted one is told.
+local left = {}
+for _, other in ipairs(redis.call('HKEYS', KEYS[2])) do
+  if other ~= 'restored' then left[#left + 1] = other end
+end
+table.sort(left)
+local data = cjson.encode({
+  reason = reason, generation = tostring(held_generation), left = table.concat(left, ' ')
+})
+if reason == 'breaker' then
+  record('breaker_closed', why, data)
+  why = 'the breaker closed'
+end
 record('resumed', why, data)
 settle_rate(why)
 return 1

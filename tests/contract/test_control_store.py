@@ -172,6 +172,17 @@ def test_several_reasons_hold_together_oldest_first(rig: ControlRig) -> None:
     assert [pause.reason for pause in state.pauses] == [BREAKER, OPERATOR]
 
 
+def test_lifting_one_of_several_reasons_says_which_are_left(rig: ControlRig) -> None:
+    rig.store.restore([], by="controller")
+    for reason in (BREAKER, OPERATOR, PauseReason.POISON):
+        rig.store.pause(reason, by="x", why="y")
+    left = []
+    for reason in (BREAKER, PauseReason.POISON, OPERATOR):
+        rig.store.resume(reason, generation=None, by="x", why="y")
+        left.append(rig.events.last(1)[0].data["left"])
+    assert left == ["operator poison", "operator", ""]
+
+
 def test_texts_of_any_kind_and_length_are_kept_within_bounds(rig: ControlRig) -> None:
     rig.store.restore([], by="controller")
     rig.store.pause(OPERATOR, by="b" * 10_000, why="\udcff \u2028 ü \x00 \"'" + "w" * 10_000)
@@ -206,8 +217,10 @@ def test_the_breaker_drops_the_rate_to_the_floor_and_back_in_the_same_step(rig: 
         ControlEventKind.PAUSED,
         ControlEventKind.RATE_CHANGED,
     ]
+    # The error is told once: what follows says from what
     assert (opened.by, opened.why) == ("drain-1", "connection refused")
-    assert (changed.data["rate"], changed.data["previous"]) == ("100.0", "800.0")
+    assert {(one.by, one.why) for one in (paused, changed)} == {("drain-1", "the breaker opened")}
+    assert (changed.data["rate"], changed.data["previous"], changed.data["decided_by"]) == ("100.0", "800.0", "breaker")
     # When the policy decides anew meanwhile
     during = publish(600.0, lag=20_000)
     assert (during.rate, during.base_rate) == (100.0, 600.0)
@@ -265,13 +278,15 @@ def test_after_a_flush_the_reasons_are_unknown_until_restored_and_the_breakers_i
     state = rig.store.state()
     assert (state.pauses, state.breaker, state.generation) == (None, BreakerState.OPEN, generation)
     # Then restoring adds what is known elsewhere and keeps it
-    assert rig.store.restore([(OPERATOR, "ann", "wait"), (BREAKER, "old", "old")], by="controller")
+    assert rig.store.restore([(OPERATOR, "ann", "wait", 1e9), (BREAKER, "old", "old", 1e9)], by="controller")
     state = rig.store.state()
     assert state.pauses is not None
     assert [(pause.reason, pause.by, pause.why) for pause in state.pauses] == [
         (BREAKER, "drain", "down"),
         (OPERATOR, "ann", "wait"),
     ]
+    # since when it was asked for, not since the flush
+    assert state.pauses[1].since == 1e9
     assert rig.events.last(1)[0].kind is ControlEventKind.STATE_RESTORED
     assert rig.events.last(1)[0].data["reasons"] == "operator"
 

@@ -258,7 +258,11 @@ def test_metrics_have_a_port_of_their_own(settings: Settings, start: Start) -> N
     settings = replace(settings, ingest_metrics_port=free_port())
     start(settings)
     assert post(settings.ingest_port, sample()).status == 202
-    assert metric(settings.ingest_metrics_port, "sluice_ingest_accepted_events_total") == 1
+    port = settings.ingest_metrics_port
+    assert metric(port, "sluice_ingest_accepted_events_total") == 1
+    # What is not counted but looked at is there too, as it is now: an alert says that the log is down otherwise
+    assert metric(port, "sluice_ingest_log_answers") == 1
+    assert metric(port, "sluice_ingest_rate") == settings.rate_max
 
 
 def _fails(settings: Settings, **changes: str) -> subprocess.CompletedProcess[str]:

@@ -109,6 +109,10 @@ def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Ri
     store = wiring.make_control_store(rig.settings)
     store.pause(PauseReason.BREAKER, by="test", why="test")
     wait_until(lambda: rig.reasons() == {PauseReason.OPERATOR}, "the prober has closed the breaker", seconds_max=20)
+    # who is told by the worker's name, and consumption is not said to go on
+    lifted = rig.events("resumed")[-1]
+    assert re.fullmatch(r"control\S*@\S+/\d+", lifted.by), lifted.by
+    assert lifted.data["left"] == "operator"
     # And a flush does not either
     rig.flush()
     wait_until(rig.is_restored, "restored", seconds_max=20)
@@ -128,7 +132,7 @@ def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Ri
 
 def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
     said = rig.control("set_rate_limit", "300", "60", "an", "import")
-    assert re.search(r"At most 300 events/s are admitted until \d\d:\d\d:\d\d UTC", said)
+    assert re.search(r"At most 300/s are admitted until \d\d:\d\d:\d\d UTC", said)
     override = rig.state().override
     assert override is not None
     assert (override.rate, override.why) == (300.0, "an import")
@@ -152,7 +156,7 @@ def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
 
 
 def test_bands_by_hand_are_gone_by_and_outlive_a_flush(rig: Rig) -> None:
-    assert "800 events/s below a lag of 5,000" in rig.control("set_bands", "5000", "20000", "800", "50")
+    assert "800/s below a lag of 5,000" in rig.control("set_bands", "5000", "20000", "800", "50")
     wait_until(lambda: rig.state().rate.rate == 800.0, "the next tick", seconds_max=10)  # type: ignore[union-attr]
     assert rig.state().floor_rate == 50.0
     assert rig.events("bands_set")[-1].why == "no reason given"
@@ -166,7 +170,8 @@ def test_bands_by_hand_are_gone_by_and_outlive_a_flush(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["set_rate_limit"], "set_rate_limit <events/s>"),
+        (["set_rate_limit"], "a rate is missing: celery -A tasks.app control set_rate_limit <events/s>"),
+        (["set_rate_limit", "-5"], "the rate is -5; it takes 1 to 10000 events/s"),
         (["set_rate_limit", "fast"], "'fast', which is not a number"),
         (["set_bands", "5", "2"], "is not below the upper one"),
     ],
@@ -187,9 +192,10 @@ def test_dead_letters_are_replayed_and_a_dry_run_changes_nothing(rig: Rig) -> No
         "INSERT INTO dead_letters (log_id, log_partition, log_offset, raw, reason) VALUES ('l', 0, 0, %s, 'r')",
         (letter,),
     )
-    assert "Dry run, nothing changed: 1 stored" in rig.control("replay_dead_letters", "--dry-run")
+    assert "Dry run, nothing was changed. It would be: 1 stored" in rig.control("replay_dead_letters", "--dry-run")
     assert ask(rig.settings.database_url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(0,)]
     assert "1 stored" in rig.control("replay_dead_letters")
+    assert "There are no dead letters to replay" in rig.control("replay_dead_letters")
     assert ask(rig.settings.database_url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(1,)]
     # And only the replay that changed something is in the story
     [replayed] = rig.events("dead_letters_replayed")
@@ -205,24 +211,44 @@ def test_inspect_is_for_programs_too(rig: Rig) -> None:
     assert "partition 3: 0 events" in rig.celery("inspect", "lag").stdout
 
 
-def test_a_pause_that_postgresql_could_not_keep_is_kept_when_said_again(rig: Rig) -> None:
-    # Given a pause that PostgreSQL was not there to keep
+def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig: Rig) -> None:
+    # Given a pause, a rate and bands that PostgreSQL was not there to keep
+    saved = "SELECT (SELECT count(*) FROM control_pauses), (SELECT count(*) FROM control_overrides), count(*) " \
+        "FROM control_bands"  # fmt: skip
     rig.postgres.kill()
     try:
-        said = rig.control("pause_consumption", "an", "outage")
-        assert "a flush of Redis would undo this" in said
+        assert "it is kept there once it is back" in rig.control("pause_consumption", "an", "outage")
+        assert "it is kept there once it is back" in rig.control("set_rate_limit", "300", "600")
+        assert "it is kept there once it is back" in rig.control("set_bands", "5000", "20000")
         assert PauseReason.OPERATOR in rig.reasons()
     finally:
         rig.postgres.start()
-    # When it is said once more, as that answer asks for
-    said = rig.control("pause_consumption")
-    # Then it is the pause from before, and it is kept
-    assert re.search(r"paused already, since .* by ann@\S+: an outage\..* kept over a flush", said)
+    # Then nobody has to say it again
+    wait_until(lambda: ask(rig.settings.database_url, saved) == [(1, 1, 1)], "all is kept", seconds_max=20)
+    wait_until(lambda: rig.reasons() == {PauseReason.OPERATOR}, "the breaker closes", seconds_max=20)
     rig.flush()
     wait_until(rig.is_restored, "restored", seconds_max=20)
-    assert PauseReason.OPERATOR in rig.reasons()
-    rig.control("resume_consumption")
+    state = rig.state()
+    assert [(pause.reason, pause.why) for pause in state.pauses or ()] == [(PauseReason.OPERATOR, "an outage")]
+    assert state.override is not None
+    assert state.bands is not None
+    # And the same with their ends
+    rig.postgres.kill()
+    try:
+        for command in ("resume_consumption", "clear_rate_limit", "reset_bands"):
+            assert "it is told once it is back" in rig.control(command)
+    finally:
+        rig.postgres.start()
+    wait_until(lambda: ask(rig.settings.database_url, saved) == [(0, 0, 0)], "all is forgotten", seconds_max=20)
     wait_until(lambda: rig.reasons() == set(), "everything resumed", seconds_max=30)
+
+
+def test_a_pause_said_again_is_the_first_one(rig: Rig) -> None:
+    rig.control("pause_consumption", "an", "outage")
+    said = rig.control("pause_consumption", "and", "more")
+    assert re.search(r"paused already, since .* by ann@\S+: an outage\..* kept over a flush", said)
+    rig.control("resume_consumption")
+    wait_until(lambda: rig.reasons() == set(), "resumed", seconds_max=30)
 
 
 def test_a_command_that_could_not_be_done_says_so_and_the_status_is_not_0(rig: Rig) -> None:

@@ -41,6 +41,13 @@ def test_lag_by_partition_takes_each_partitions_own_offset() -> None:
     assert total_lag(positions, {0: 95, 1: 40, 7: 1}) == 165
 
 
+def test_a_partition_without_records_has_no_lag_whoever_knows() -> None:
+    # Given a system that has just begun: one event, on one of its partitions
+    begun = [PartitionPosition(0, 0, 1, 1), PartitionPosition(1, 0, 0, None), PartitionPosition(2, 7, 7, None)]
+    assert lag_by_partition(begun, None) == {0: 0, 1: 0, 2: 0}
+    assert lag_by_partition([*begun, PartitionPosition(3, 7, 8, None)], None) is None
+
+
 def test_lag_without_postgresql_is_known_from_the_commits() -> None:
     # Given a log that was told of every partition
     positions = [PartitionPosition(0, 0, 100, 90), PartitionPosition(1, 0, 50, 50)]

@@ -22,7 +22,7 @@ class FakeDatabase:
     """What PostgreSQL would answer, and what it was asked."""
 
     stored: dict[int, int] = field(default_factory=dict)
-    pauses: list[tuple[PauseReason, str, str]] = field(default_factory=list)
+    pauses: list[tuple[PauseReason, str, str, float]] = field(default_factory=list)
     override: Override | None = None
     bands: Bands | None = None
     held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
@@ -167,6 +167,7 @@ def test_a_lag_that_was_never_known_is_not_zero(system: System) -> None:
 
 def test_without_commits_and_without_postgresql_the_lag_is_unknown(system: System) -> None:
     system.tick()
+    system.append(1, 1)
     system.database.is_away = True
     report = system.tick()
     assert report.lag is None
@@ -202,7 +203,7 @@ def test_while_the_breaker_is_open_postgresql_is_not_asked_and_the_policy_goes_o
 
 
 def test_after_a_flush_the_reasons_set_by_hand_come_back(system: System) -> None:
-    system.database.pauses = [(OPERATOR, "ann@desk", "maintenance")]
+    system.database.pauses = [(OPERATOR, "ann@desk", "maintenance", 1e9)]
     system.tick()
     system.server.flush()
     assert system.tick().restored

@@ -3,6 +3,8 @@
 import getpass
 import logging
 import math
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryLeases, MemoryServer
+from support.processes import ROOT
 from support.traffic import wait_until
 from tasks import asking, remote
 from tasks.asking import NOT_MINE
@@ -146,3 +149,12 @@ def test_every_command_is_known_to_the_asking_side() -> None:
 
     ours = {name for name, handler in Panel.data.items() if handler.__module__ == remote.__name__}
     assert ours == asking.OURS
+
+
+def test_settings_that_make_no_sense_are_one_line_of_celerys_too() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "tasks.app", "inspect", "sluice"], cwd=ROOT, capture_output=True,
+        text=True, check=False, timeout=60, env={"PATH": "/usr/bin:/bin", "RATE_MAX": "abc"},
+    )  # fmt: skip
+    assert said.returncode != 0
+    assert said.stderr == "celery: settings that make no sense: RATE_MAX='abc' is not a number\n"

@@ -9,7 +9,7 @@ from pipeline.clock import ManualClock
 from pipeline.errors import LogUnavailableError, SinkUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog
 from pipeline.names import BreakerState, Mode, PauseReason
-from pipeline.ports.control import ControlState, Pause
+from pipeline.ports.control import ControlState, Override, Pause
 from pipeline.ports.log import PartitionPosition
 from pipeline.status import StatusParts, SystemStatus, bands_of, diagnose, read_status, severity, status_document
 from pipeline.store.memory import MemoryServer
@@ -36,6 +36,7 @@ HEALTHY = SystemStatus(
     events=(),
 )
 BREAKER = Pause(PauseReason.BREAKER, 3, NOW - 10, "worker/1", "connection refused")
+OVERRIDE = Override(50.0, NOW + 60, "ann@host", "a test", NOW - 5)
 BY_HAND = Pause(PauseReason.OPERATOR, 4, NOW - 10, "ann@host", "moving the disk")
 
 
@@ -49,7 +50,11 @@ BY_HAND = Pause(PauseReason.OPERATOR, 4, NOW - 10, "ann@host", "moving the disk"
             ("PostgreSQL fails since 22:13:10 UTC", "floor (100/s)", "connection refused"),
         ),
         ({"breaker": BreakerState.HALF_OPEN, "pauses": (BREAKER,)}, "critical", ("half-open",)),
-        ({"pauses": (BY_HAND,)}, "degraded", ("since 22:13:10 UTC by ann@host: moving the disk", "resumed by hand")),
+        (
+            {"pauses": (BY_HAND,)},
+            "degraded",
+            ("since 22:13:10 UTC by ann@host: moving the disk", "control resume_consumption"),
+        ),
         ({"pauses": None, "breaker": BreakerState.UNKNOWN}, "degraded", ("emptied", "control worker")),
         ({"controller_age": 15.1}, "degraded", ("silent since 22:13:04 UTC", "Beat")),
         ({"controller_age": None, "rate": None}, "degraded", ("has not spoken yet",)),
@@ -58,6 +63,16 @@ BY_HAND = Pause(PauseReason.OPERATOR, 4, NOW - 10, "ann@host", "moving the disk"
         ({"mode": Mode.CRITICAL, "lag": 60_000, "drain_rate": 0.0}, "critical", ("far behind", "at 0, the workers")),
         ({"log_problem": "refused"}, "critical", ("event log (redis) does not answer", "refused")),
         ({"store_problem": "refused"}, "degraded", ("control store (Redis) does not answer", "REDIS_URL")),
+        (  # a rate by hand below the floor is not the floor
+            {"breaker": BreakerState.OPEN, "pauses": (BREAKER,), "rate": 50.0, "override": OVERRIDE},
+            "critical",
+            ("the rate is 50/s, set by hand",),
+        ),
+        (
+            {"mode": Mode.DEGRADED, "lag": 16_000, "rate": 300.0, "override": OVERRIDE},
+            "degraded",
+            ("300/s, set by hand",),
+        ),
         ({"database_problem": "refused"}, "degraded", ("dead letters are not counted",)),
     ],
 )
@@ -74,6 +89,52 @@ def test_a_situation_in_words(changes: dict[str, Any], worst: str, words: tuple[
 def test_the_worst_comes_first() -> None:
     problems = diagnose(replace(HEALTHY, controller_age=None, breaker=BreakerState.OPEN, pauses=(BREAKER,)))
     assert [problem.severity for problem in problems] == ["critical", "degraded"]
+
+
+def test_a_pause_comes_before_the_lag_that_it_makes_and_no_end_is_promised() -> None:
+    # Given somebody who paused consumption, and a backlog that has become critical
+    status = replace(HEALTHY, pauses=(BY_HAND,), mode=Mode.CRITICAL, lag=60_000, rate=100.0, drain_rate=70.0)
+    pause, lag = diagnose(status)
+    # Then the headline is the cause, and what the lag says is not that the workers should be looked at
+    assert pause.what.startswith("Consumption is paused (operator)")
+    assert lag.what == "Consumers are far behind: 60,000 events wait; the rate is 100/s"
+    assert "workers" not in lag.look_at
+    assert status.seconds_to_empty is None
+
+
+def test_an_open_breaker_promises_to_resume_only_what_it_stopped() -> None:
+    opened = replace(HEALTHY, breaker=BreakerState.OPEN, pauses=(BREAKER,), rate=100.0)
+    assert "all resumes by itself" in diagnose(opened)[0].look_at
+    beneath = diagnose(replace(opened, pauses=(BREAKER, BY_HAND)))[0].look_at
+    assert "the breaker closes by itself, but consumption stays paused (operator)" in beneath
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "the full rate"),
+        ({"rate": 400.0}, "lag is low"),
+        ({"rate": 100.0, "breaker": BreakerState.OPEN}, "breaker is open"),
+        ({"rate": 50.0, "breaker": BreakerState.OPEN, "override": OVERRIDE}, "set by hand"),
+        ({"rate": 50.0, "override": OVERRIDE}, "set by hand"),
+        ({"rate": 100.0, "mode": Mode.CRITICAL}, "lag is critical"),
+        ({"rate": 100.0, "mode": Mode.UNKNOWN}, "lag is unknown"),
+        ({"rate": 100.0, "store_problem": "away"}, "last known, falling"),
+        ({"rate": None, "store_problem": "away"}, "nobody says"),
+    ],
+)
+def test_why_the_rate_is_what_it_is(changes: dict[str, Any], why: str) -> None:
+    assert replace(HEALTHY, **changes).rate_decided_by == why
+
+
+def test_what_a_part_said_is_said_once() -> None:
+    error = "the control store (Redis) does not answer: Error 111 connecting to 127.0.0.1:1. Connection refused."
+    [problem] = diagnose(replace(HEALTHY, store_problem=error))
+    assert (
+        problem.look_at == "the server of REDIS_URL; it says: Error 111 connecting to 127.0.0.1:1. Connection refused."
+    )
+    [problem] = diagnose(replace(HEALTHY, store_problem=str(StoreUnavailableError())))
+    assert problem.look_at == "the server of REDIS_URL"
 
 
 class AwayStore:

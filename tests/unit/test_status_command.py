@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.__main__ import exit_status, main, screen
-from pipeline.names import BreakerState, Mode
-from pipeline.ports.control import Override
+from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.ports.control import ControlEvent, Override, Pause
 from pipeline.status import SystemStatus, bands_of
 from support.control import control_settings
 from support.processes import ROOT
@@ -57,18 +57,43 @@ def test_with_no_server_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost() -> None:
     # Given long reasons
-    why = "a reason of many words " * 20
+    why = "a reason of many words " * 10
     status = replace(HEALTHY, log_problem=why, override=Override(300.0, NOW + 60, "ann@host", why, NOW))
     text = screen(status, 80)
     assert max(len(line) for line in text.splitlines()) <= 80
-    assert " ".join(text.split()).count("a reason of many words") == 40
+    assert " ".join(text.split()).count("a reason of many words") == 20
 
 
 def test_bars_show_shares_without_colour() -> None:
-    text = screen(replace(HEALTHY, rate=250.0, lag=60_000))
-    assert "250 events/s [#####...............] of 1,000" in text
-    assert "60,000 events [####################] critical above 50,000" in text
-    assert "unknown events [....................]" in screen(replace(HEALTHY, lag=None))
+    text = screen(replace(HEALTHY, rate=250.0, lag=60_000, mode=Mode.CRITICAL))
+    assert "250 events/s [#####...............] of 1,000: lag is critical" in text
+    assert "60,000 events [####################] degraded from 10,000, critical above 50,000" in text
+    assert "unknown [....................]" in screen(replace(HEALTHY, lag=None))
+
+
+def test_an_outage_on_one_screen_says_each_thing_once() -> None:
+    # Given an open breaker beneath a pause by hand
+    error = '5 failures in a row until 22:13:10 UTC: no connection to PostgreSQL: connection to server at "db" failed'
+    breaker = Pause(PauseReason.BREAKER, 1, NOW - 10, "batches@host", error)
+    by_hand = Pause(PauseReason.OPERATOR, 2, NOW - 5, "ann@host", "moving the disk")
+    opened = ControlEvent("1", NOW - 10, ControlEventKind.BREAKER_OPENED, "batches@host", error, {"reason": "breaker"})
+    changed = ControlEvent(
+        "2", NOW - 10, ControlEventKind.RATE_CHANGED, "batches@host", "the breaker opened",
+        {"rate": "100", "previous": "1000", "mode": "normal", "decided_by": "breaker"},
+    )  # fmt: skip
+    text = screen(
+        replace(
+            HEALTHY, breaker=BreakerState.OPEN, pauses=(breaker, by_hand), rate=100.0, drain_rate=0.0,
+            dead_letters=None, events=(opened, changed),
+        ),
+        120,
+    )  # fmt: skip
+    # Then the rate says that it is the breaker's, and no number promises or puzzles
+    assert "100 events/s [##..................] of 1,000: breaker is open" in text
+    assert "open; consumption paused (breaker, operator)" in text
+    assert "dead letters not asked for while the breaker is open" in text
+    assert "22:13:10 UTC Rate 1,000 → 100/s (breaker is open), by batches@host: the breaker opened" in text
+    assert "normal" not in text
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -8,18 +8,19 @@
   const page = { source: null, heardAt: null, lostSince: null, status: null, said: "" };
 
   const LEVELS = { normal: "Normal", degraded: "Degraded", critical: "Critical", unknown: "Unknown" };
+  // A sign and its colour for each kind of event; its words come with it.
   const KINDS = {
-    rate_changed: ["◆", "", "Rate changed"],
-    breaker_opened: ["■", "bad", "Breaker opened"],
-    breaker_closed: ["✓", "good", "Breaker closed"],
-    paused: ["▲", "warn", "Consumption paused"],
-    resumed: ["✓", "good", "Consumption resumed"],
-    state_restored: ["↺", "warn", "State restored after a flush"],
-    override_set: ["▲", "warn", "Rate set by hand"],
-    override_ended: ["✓", "good", "Rate set by hand ended"],
-    bands_set: ["◆", "", "Thresholds set"],
-    dead_letters_replayed: ["↺", "", "Dead letters replayed"],
-    drainer_terminated: ["■", "bad", "Stalled drainer ended"],
+    rate_changed: ["◆", ""],
+    breaker_opened: ["■", "bad"],
+    breaker_closed: ["✓", "good"],
+    paused: ["▲", "warn"],
+    resumed: ["✓", "good"],
+    state_restored: ["↺", "warn"],
+    override_set: ["▲", "warn"],
+    override_ended: ["✓", "good"],
+    bands_set: ["◆", ""],
+    dead_letters_replayed: ["↺", ""],
+    drainer_terminated: ["■", "bad"],
   };
 
   function element(name, text, className) {
@@ -27,6 +28,11 @@
     if (text !== undefined) made.textContent = text;
     if (className) made.className = className;
     return made;
+  }
+
+  // Words in which `commands` are to be recognized.
+  function worded(text) {
+    return text.split("`").map((part, i) => (i % 2 ? element("code", part) : part));
   }
 
   // --- The headline ------------------------------------------------------------------------
@@ -47,15 +53,15 @@
     const look = byId("look");
     look.replaceChildren();
     const override = status.rateOverride;
-    if (first) look.append(element("strong", "Look at: "), first.lookAt);
+    if (first) look.append(element("strong", "Look at: "), ...worded(first.lookAt));
     else if (override) look.append(element("strong", "By hand: "), `${format.number(override.rate)} events a second until ${format.time(override.until)} UTC, by ${override.by}: ${override.why}`);
     byId("more").replaceChildren(...rest.map((problem) => {
       const item = element("li");
       item.dataset.level = problem.severity;
-      item.append(element("b", `${problem.what}.`), ` Look at: ${problem.lookAt}`);
+      item.append(element("b", `${problem.what}.`), " Look at: ", ...worded(problem.lookAt));
       return item;
     }));
-    const title = first ? words.split(/[:;]/)[0] : "all is well";
+    const title = first ? words.split(/[:;] /)[0] : "all is well"; // a time of day has colons too
     document.title = `${LEVELS[level]}: ${title} · Sluice`;
     const icon = byId("icon");
     const wanted = icon.dataset[level];
@@ -98,7 +104,7 @@
     card("refused", number(total), "requests/s", `429: ${number(refused[0])}, 503: ${number(refused[1])} a second`, any);
     const [rate, full] = [status.rateLimit, status.bands.rateMax];
     const lowered = rate < full;
-    card("rate", number(rate), "/s", lowered ? `lowered, from ${number(full)}` : "the full rate", lowered ? (rate <= status.floorRate ? "critical" : "degraded") : null);
+    card("rate", number(rate), "/s", lowered ? `of ${number(full)}: ${status.rateDecidedBy}` : status.rateDecidedBy, lowered ? (rate <= status.floorRate ? "critical" : "degraded") : null);
     bar("rate", rate / full);
     card("bucket", number(status.availablePermissions), "tokens", `of ${number(status.bucketCapacity)}; one is one event`);
     bar("bucket", status.availablePermissions / status.bucketCapacity);
@@ -110,7 +116,8 @@
     const lags = Object.values(status.lagByPartition || {});
     const level = lag > bands.lagCritical ? "critical" : lag >= bands.lagDegraded ? "degraded" : null;
     card("lag", number(lag), "events", lag === null ? "not known" : `degraded from ${format.short(bands.lagDegraded)}, critical above ${format.short(bands.lagCritical)}`, level);
-    const empty = lag === 0 ? "nothing waits" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with what comes" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "no end of the backlog in sight";
+    const waits = status.pauses && status.pauses.length > 0 && lag > 0;
+    const empty = waits ? "nothing, while consumption is paused" : lag === 0 ? "nothing waits" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with what comes" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "no end of the backlog in sight";
     const stuck = status.drainRate === 0 && lag > 0;
     card("drain", number(status.drainRate), "/s", empty, stuck ? "critical" : null);
     const most = Math.max(1, ...lags);
@@ -137,22 +144,12 @@
     const old = age === null || age > 3 * status.controllerPeriodSeconds;
     card("controller", age === null ? "silent" : format.duration(age), age === null ? "" : "ago", `sets the rate every ${format.duration(status.controllerPeriodSeconds)}`, old ? "degraded" : null);
     const override = status.rateOverride;
-    if (override) card("override", format.number(override.rate), "/s", `until ${format.time(override.until)}, by ${override.by}: ${override.why}`, "degraded");
-    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : "the lag decides the rate");
+    const beneath = override && status.rateLimit < override.rate ? "; the breaker's floor comes first" : "";
+    if (override) card("override", format.number(override.rate), "/s", `until ${format.time(override.until)}, by ${override.by}: ${override.why}${beneath}`, "degraded");
+    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : bad[breaker] === "critical" ? "the breaker's floor holds" : "the lag decides the rate");
   }
 
   // --- The events --------------------------------------------------------------------------
-
-  function whatWords(event) {
-    const [, , words] = KINDS[event.kind] || ["•", "", event.kind.replace(/_/g, " ")];
-    const data = event.data;
-    if (event.kind === "rate_changed") {
-      const from = data.previous ? `${format.number(data.previous)} → ` : "";
-      return `Rate ${from}${format.number(data.rate)}/s (${data.mode})`;
-    }
-    if ((event.kind === "paused" || event.kind === "resumed") && data.reason) return `${words} (${data.reason.replace("_", " ")})`;
-    return data.partition ? `${words}, partition ${data.partition}` : words;
-  }
 
   function showEvents(events) {
     if (!events.length) return;
@@ -162,7 +159,7 @@
       const what = element("td");
       const mark = element("span", sign, `sign ${className}`);
       mark.setAttribute("aria-hidden", "true");
-      what.append(mark, whatWords(event));
+      what.append(mark, event.what);
       const when = element("td");
       const time = element("time", format.time(event.at));
       time.dateTime = new Date(event.at * 1000).toISOString();

@@ -1,0 +1,84 @@
+"""Control events in words, the same on the live page, in the terminal and by Celery. Pure."""
+
+from datetime import UTC, datetime
+from typing import Final
+
+from pipeline.names import ControlEventKind, Mode
+from pipeline.ports.control import ControlEvent
+
+_LAG: Final = {
+    Mode.NORMAL: "lag is low",
+    Mode.DEGRADED: "lag is degraded",
+    Mode.CRITICAL: "lag is critical",
+    Mode.UNKNOWN: "lag is unknown",
+}
+_DECIDED_BY: Final = {"breaker": "breaker is open", "override": "set by hand"}
+
+
+def clock_time(at: float) -> str:
+    """A time of day in UTC, as log lines have it."""
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
+
+
+def rate_words(rate: float) -> str:
+    """A rate with as many digits as it needs."""
+    return f"{rate:,.0f}/s" if rate >= 10 or rate == int(rate) else f"{rate:.1f}/s"
+
+
+def reasons_words(reasons: str) -> str:
+    """Names of reasons to pause, with spaces between, for people."""
+    return ", ".join(reason.replace("_", " ") for reason in reasons.split())
+
+
+def event_words(event: ControlEvent) -> str:
+    """What happened, with its figures; who and why stand beside it. An event of another version is told by its kind."""
+    try:
+        return _words(event.kind, event.data)
+    except (KeyError, ValueError):
+        return event.kind.value.replace("_", " ").capitalize()
+
+
+def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR0911 - a table
+    match kind:
+        case ControlEventKind.RATE_CHANGED:
+            return _rate_changed(data)
+        case ControlEventKind.BREAKER_OPENED:
+            return "Breaker opened"
+        case ControlEventKind.BREAKER_CLOSED:
+            return "Breaker closed"
+        case ControlEventKind.PAUSED:
+            return f"Consumption paused ({reasons_words(data['reason'])})"
+        case ControlEventKind.RESUMED:
+            lifted, left = reasons_words(data["reason"]), reasons_words(data.get("left", ""))
+            return f"Pause lifted ({lifted}), still paused ({left})" if left else f"Consumption resumed ({lifted})"
+        case ControlEventKind.STATE_RESTORED:
+            restored = reasons_words(data["reasons"])
+            return f"Control state restored: {restored}" if restored else "Control state begun"
+        case ControlEventKind.OVERRIDE_SET:
+            return f"Rate set by hand: {rate_words(float(data['rate']))} until {clock_time(float(data['until']))}"
+        case ControlEventKind.OVERRIDE_ENDED:
+            return f"Rate set by hand ended: it was {rate_words(float(data['rate']))}"
+        case ControlEventKind.BANDS_SET:
+            return _bands_set(data)
+        case ControlEventKind.DEAD_LETTERS_REPLAYED:
+            return "Dead letters replayed"
+        case ControlEventKind.DRAINER_TERMINATED:
+            return f"Stalled drain of partition {data['partition']} ended"
+
+
+def _rate_changed(data: dict[str, str]) -> str:
+    rate, lag = float(data["rate"]), _LAG[Mode(data["mode"])]
+    if data["previous"] and float(data["previous"]) == rate:
+        return f"{lag.capitalize()}, rate stays {rate_words(rate)}"
+    before = f"{rate_words(float(data['previous'])).removesuffix('/s')} → " if data["previous"] else ""
+    return f"Rate {before}{rate_words(rate)} ({_DECIDED_BY.get(data.get('decided_by', ''), lag)})"
+
+
+def _bands_set(data: dict[str, str]) -> str:
+    if data.get("bands") == "settings":
+        return "Thresholds of the settings hold again"
+    most, least = rate_words(float(data["rate_max"])), rate_words(float(data["rate_min"]))
+    return (
+        f"Thresholds set: {most} below a lag of {int(data['lag_degraded']):,}, "
+        f"{least} above {int(data['lag_critical']):,}"
+    )

@@ -1,0 +1,82 @@
+"""What people asked for while PostgreSQL was away is kept there as soon as it is back."""
+
+import logging
+
+from pipeline.names import BreakerState, PauseReason
+from pipeline.ports.control import Bands, ControlState, Override, Pause
+from pipeline.sink.control_settings import (
+    SavedPause,
+    delete_bands,
+    delete_override,
+    delete_pause,
+    load_bands,
+    load_override,
+    load_pauses,
+    save_bands,
+    save_override,
+    save_pause,
+)
+from tasks.parts import Parts
+
+_logger = logging.getLogger(__name__)
+
+
+def keep_what_holds(parts: Parts) -> list[str]:
+    """Make PostgreSQL's copy of pauses, override and bands that of the control store; returns what was changed.
+
+    Nothing is done while the reasons are unknown (they are restored from that copy then) or the breaker is not closed.
+    PostgreSQL is read first and the store after it, since a command changes the store first: what differs between the
+    two is what PostgreSQL was not told. Raises SinkUnavailableError, StoreUnavailableError.
+    """
+    if parts.control.state().breaker is not BreakerState.CLOSED:
+        return []
+    kept = {pause.reason: pause for pause in load_pauses(parts.sink)}
+    override, bands = load_override(parts.sink), load_bands(parts.sink)
+    state = parts.control.state()
+    if state.pauses is None or state.breaker is not BreakerState.CLOSED:
+        return []
+    changed = _keep_pauses(parts, set(kept), {pause.reason: pause for pause in state.pauses})
+    changed += _keep_override(parts, override, state)
+    changed += _keep_bands(parts, bands, state)
+    if changed:
+        _logger.warning("PostgreSQL was told what it had missed: %s", ", ".join(changed), extra={"action": "kept"})
+    return changed
+
+
+def _keep_pauses(parts: Parts, kept: set[PauseReason], holding: dict[PauseReason, Pause]) -> list[str]:
+    ended, begun = kept - set(holding), set(holding) - kept - {PauseReason.BREAKER}
+    for reason in ended:
+        delete_pause(parts.sink, reason)
+    for reason in begun:
+        pause = holding[reason]
+        save_pause(parts.sink, SavedPause(reason, pause.by, pause.why, pause.since))
+    return [*(f"pause ended ({reason})" for reason in ended), *(f"pause ({reason})" for reason in begun)]
+
+
+def _keep_override(parts: Parts, kept: Override | None, state: ControlState) -> list[str]:
+    held = state.override
+    if held is None:
+        if kept is None or kept.until <= state.time:
+            return []
+        delete_override(parts.sink)
+        return ["rate by hand ended"]
+    # To the second: the two keep times with different precision.
+    if kept is not None and (kept.rate, round(kept.until)) == (held.rate, round(held.until)):
+        return []
+    save_override(parts.sink, held)
+    return ["rate by hand"]
+
+
+def _keep_bands(parts: Parts, kept: Bands | None, state: ControlState) -> list[str]:
+    held = state.bands
+    if _figures(kept) == _figures(held):
+        return []
+    if held is None:
+        delete_bands(parts.sink)
+        return ["bands ended"]
+    save_bands(parts.sink, held)
+    return ["bands"]
+
+
+def _figures(bands: Bands | None) -> tuple[float, ...] | None:
+    return None if bands is None else (bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical)

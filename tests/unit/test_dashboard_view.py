@@ -1,0 +1,62 @@
+"""What the page shows beside the charts, from memory."""
+
+from dataclasses import replace
+from typing import Any
+
+from ingest.appender import LogStatus
+from ingest.control import Followed
+from ingest.dashboard.points import Point
+from ingest.dashboard.view import Sources, event_documents, page_document, system_status
+from ingest.health import Vitals
+from pipeline.names import BreakerState, ControlEventKind, Mode
+from pipeline.ports.control import ControlEvent, ControlState, PublishedRate
+from pipeline.settings import Settings
+
+NOW = 1_700_000_000.0
+RATE = PublishedRate(
+    version=7, rate=800.0, base_rate=800.0, mode=Mode.NORMAL, lag=17, published_at=NOW, lag_known_at=NOW
+)
+STATE = ControlState(rate=RATE, pauses=(), breaker=BreakerState.CLOSED, time=NOW, generation=1, floor_rate=100.0)
+VITALS = Vitals(
+    now=1000.0,
+    followed=Followed(STATE, read_at=999.5, published_at=998.0),
+    period_seconds=5.0,
+    log=LogStatus(answers=True, is_full=False, problem=None),
+    event_log="redis",
+    rate=800.0,
+    available_permissions=300,
+    is_local=False,
+)
+SOURCES = Sources(VITALS, Settings(), None, NOW, "host:1", 1)
+
+
+def document(sources: Sources, **sample: Any) -> dict[str, Any]:
+    return page_document(sources, system_status(sources, [Point(NOW - 1, None, sample)], []))
+
+
+def test_the_bucket_never_holds_more_than_fits_in() -> None:
+    # Given a process that holds a lease of 30 tokens beside a bucket that is full
+    assert document(SOURCES, tokens=830)["availablePermissions"] == 800
+    assert document(SOURCES, tokens=700)["availablePermissions"] == 700
+    assert document(SOURCES)["availablePermissions"] is None
+    assert document(SOURCES)["bucketCapacity"] == 800
+
+
+def test_the_headline_is_the_worst_whoever_sees_it() -> None:
+    # Given a controller that is silent, and a log that is full, which only this process knows
+    vitals = replace(
+        VITALS,
+        followed=Followed(STATE, read_at=999.5, published_at=900.0),
+        log=LogStatus(answers=True, is_full=True, problem=None),
+    )
+    reasons = document(replace(SOURCES, vitals=vitals))["reasons"]
+    assert [reason["severity"] for reason in reasons] == ["critical", "degraded"]
+    assert reasons[0]["what"].startswith("The event log is full")
+
+
+def test_events_come_in_words_newest_first() -> None:
+    events = [ControlEvent(f"{n}", NOW + n, ControlEventKind.BREAKER_OPENED, "b", "why", {}) for n in range(2)]
+    assert [(one["id"], one["what"]) for one in event_documents(events)] == [
+        ("1", "Breaker opened"),
+        ("0", "Breaker opened"),
+    ]

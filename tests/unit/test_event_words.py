@@ -1,0 +1,65 @@
+"""Control events in words: a table of what happens, and events that another version wrote."""
+
+import pytest
+
+from pipeline.errors import in_brief
+from pipeline.event_words import event_words
+from pipeline.names import ControlEventKind
+from pipeline.ports.control import ControlEvent
+
+K = ControlEventKind
+RATE = {"rate": "100.0", "previous": "1000.0", "mode": "normal"}
+BANDS = {"rate_max": "800", "rate_min": "0.5", "lag_degraded": "100", "lag_critical": "20000"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        (K.RATE_CHANGED, RATE | {"decided_by": "breaker"}, "Rate 1,000 → 100/s (breaker is open)"),
+        (K.RATE_CHANGED, RATE | {"decided_by": "override"}, "Rate 1,000 → 100/s (set by hand)"),
+        (K.RATE_CHANGED, RATE | {"decided_by": "lag", "mode": "critical"}, "Rate 1,000 → 100/s (lag is critical)"),
+        (K.RATE_CHANGED, RATE | {"previous": "", "decided_by": "lag"}, "Rate 100/s (lag is low)"),
+        (K.RATE_CHANGED, RATE | {"previous": "100", "mode": "unknown"}, "Lag is unknown, rate stays 100/s"),
+        (K.RATE_CHANGED, RATE | {"rate": "894.857"}, "Rate 1,000 → 895/s (lag is low)"),
+        (K.BREAKER_OPENED, {"reason": "breaker"}, "Breaker opened"),
+        (K.BREAKER_CLOSED, {"reason": "breaker"}, "Breaker closed"),
+        (K.PAUSED, {"reason": "log_gap"}, "Consumption paused (log gap)"),
+        (K.RESUMED, {"reason": "operator", "left": ""}, "Consumption resumed (operator)"),
+        (K.RESUMED, {"reason": "breaker", "left": "operator log_gap"},
+         "Pause lifted (breaker), still paused (operator, log gap)"),
+        (K.STATE_RESTORED, {"reasons": ""}, "Control state begun"),
+        (K.STATE_RESTORED, {"reasons": "operator override"}, "Control state restored: operator, override"),
+        (K.OVERRIDE_SET, {"rate": "300", "until": "1700000000.5"}, "Rate set by hand: 300/s until 22:13:20 UTC"),
+        (K.OVERRIDE_ENDED, {"rate": "300"}, "Rate set by hand ended: it was 300/s"),
+        (K.BANDS_SET, BANDS, "Thresholds set: 800/s below a lag of 100, 0.5/s above 20,000"),
+        (K.BANDS_SET, {"bands": "settings"}, "Thresholds of the settings hold again"),
+        (K.DEAD_LETTERS_REPLAYED, {}, "Dead letters replayed"),
+        (K.DRAINER_TERMINATED, {"partition": "3", "offset": "5"}, "Stalled drain of partition 3 ended"),
+        # as another version of Sluice may have written them
+        (K.OVERRIDE_SET, {}, "Override set"),
+        (K.RATE_CHANGED, {"rate": "many", "mode": "normal"}, "Rate changed"),
+        (K.RATE_CHANGED, RATE | {"mode": "odd"}, "Rate changed"),
+    ],
+)  # fmt: skip
+def test_an_event_in_words(kind: ControlEventKind, data: dict[str, str], words: str) -> None:
+    assert event_words(ControlEvent("1", 0.0, kind, "ann@host", "why", data)) == words
+
+
+def test_every_kind_has_words_of_its_own() -> None:
+    everything = {**RATE, **BANDS, "reason": "poison", "reasons": "", "until": "0", "partition": "1", "rate": "5"}
+    told = {event_words(ControlEvent("1", 0.0, kind, "", "", everything)) for kind in K}
+    assert len(told) == len(K)
+
+
+def test_an_error_in_brief_is_one_line_that_asks_nothing_back() -> None:
+    said = (
+        'no connection to PostgreSQL: connection to server at "db" (::1), port 5432 failed: Connection refused\n'
+        "\tIs the server running on that host and accepting TCP/IP connections?\n"
+        'connection to server at "db" (127.0.0.1), port 5432 failed: Connection refused\n'
+        "\tIs the server running on that host and accepting TCP/IP connections?"
+    )
+    assert in_brief(said) == (
+        'no connection to PostgreSQL: connection to server at "db" (::1), port 5432 failed: Connection refused '
+        'connection to server at "db" (127.0.0.1), port 5432 failed: Connection refused'
+    )
+    assert len(in_brief("x" * 5000)) == 240
