@@ -51,9 +51,7 @@ class Edge:
         self.settings = settings
         self.clock = parts.clock
         self.registry = CollectorRegistry()
-        self.registry.register(
-            _Sampling(self)
-        )  # the first: a registry asks in this order, and the rest is then current
+        self.registry.register(_Sampling(self))  # first: a registry asks in order, and the rest is then current
         self.metrics = IngestMetrics(self.registry)
         self.registry.register(RequestsByStatus(self.metrics, status_of, lambda: self.refused_beyond_first))
         self.admission = Admission(settings, parts.bucket, parts.clock, self.metrics)

@@ -20,7 +20,7 @@ import yaml
 
 from monitoring import dashboard
 from stack.config import free_ports
-from stack.servers import kafka_is_possible
+from stack.servers import free_port, kafka_is_possible
 from support.processes import ROOT
 from support.traffic import wait_until
 
