@@ -7,6 +7,7 @@ a tenth of a second to import).
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,29 @@ if TYPE_CHECKING:
     from pipeline.ports.tallies import Tallies
     from pipeline.settings import Settings
     from pipeline.sink.postgres import PostgresSink
+
+
+def load_adapters(settings: Settings) -> None:
+    """Import every adapter that a worker makes with these settings, and what those import when first used.
+
+    For a process that forks. A module that one of its threads is importing at that moment is locked in the child, where
+    nobody ever unlocks it: the first task there that needs the module hangs.
+    """
+    names = [
+        "pipeline.sink.migrate",
+        "pipeline.sink.postgres",
+        "pipeline.store.redis",
+        "pipeline.store.redis_tallies",
+        # The standard library's, and when it imports them itself:
+        "encodings.idna",  # the first look-up of a host's name
+        "hmac",  # the first connection
+        "secrets",
+        "importlib.readers",  # the first SQL file
+        "importlib.resources.readers",
+    ]
+    names.append("pipeline.log.kafka" if settings.log_scheme == "kafka" else "pipeline.log.redis_streams")
+    for name in names:
+        importlib.import_module(name)
 
 
 def make_log(settings: Settings) -> EventLog:

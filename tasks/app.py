@@ -14,12 +14,12 @@ from pipeline.errors import SettingsError
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
+from tasks.ending import CONTROL_SECONDS_MAX, EndStep
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseStep
 from tasks.startup import connect_signals
 
 _NO_RETRY_LIMIT: Final = None
-_CONTROL_SECONDS_MAX: Final = 30.0
 _MIGRATION_SECONDS_MAX: Final = 330.0
 
 
@@ -40,6 +40,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
     app.steps["worker"].add(MetricsStep)
+    app.steps["worker"].add(EndStep)
     connect_signals(settings)
     return app
 
@@ -86,7 +87,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "task_create_missing_queues": False,
         "task_routes": {"sluice.drain": {"queue": Queue.BATCHES.value}},
         # A task beyond its limit can only be frozen (a stopped server, a lost packet): its process is killed.
-        "task_time_limit": _CONTROL_SECONDS_MAX,
+        "task_time_limit": CONTROL_SECONDS_MAX,
         "task_annotations": {
             "sluice.drain": {"time_limit": settings.drain_hard_seconds_max},
             "sluice.regulate": {"time_limit": _MIGRATION_SECONDS_MAX},  # its first run brings the schema up to date

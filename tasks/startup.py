@@ -7,7 +7,7 @@ from typing import Any, Final
 from celery import current_task
 from celery.signals import beat_init, celeryd_init, setup_logging, worker_ready
 
-from pipeline import logs
+from pipeline import logs, wiring
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from pipeline.starts import note_start
@@ -28,6 +28,8 @@ def connect_signals(settings: Settings) -> None:
     """Follow Celery's signals; the receivers live as long as the process."""
     worker_ready.connect(_tick_at_once, weak=False)
     celeryd_init.connect(_note_name, weak=False)
+    # Before the worker starts its first thread, and long before it forks.
+    celeryd_init.connect(partial(_load_adapters, settings), weak=False, dispatch_uid="sluice.adapters")
     beat_init.connect(partial(_note_beat, settings), weak=False, dispatch_uid="sluice.beat")
     # A receiver keeps Celery from setting up logging of its own.
     setup_logging.connect(partial(_set_up_logging, settings), weak=False, dispatch_uid="sluice.logs")
@@ -43,6 +45,10 @@ def _tick_at_once(sender: Any = None, **_: Any) -> None:
     app = sender.app
     if Queue.CONTROL.value in app.amqp.queues.consume_from:
         app.send_task("sluice.regulate", queue=Queue.CONTROL.value, expires=app.sluice_settings.regulate_seconds)
+
+
+def _load_adapters(settings: Settings, **_: Any) -> None:
+    wiring.load_adapters(settings)
 
 
 def _note_beat(settings: Settings, **_: Any) -> None:

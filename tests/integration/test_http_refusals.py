@@ -235,7 +235,7 @@ def _refused(edge: RunningEdge) -> bool:
         (request(BODY, content_type="text/plain"), 415),
         (request(BODY, content_type=None), 415),
         (request(BODY, headers={"Content-Encoding": "br"}), 415),
-        (request(gzip.compress(BODY), headers={"Content-Encoding": "gzip"}), 429),
+        (request(gzip.compress(BODY, mtime=0), headers={"Content-Encoding": "gzip"}), 429),
         (request(b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY), headers={"Transfer-Encoding": "chunked"}), 429),
         (request(BODY, headers={"Connection": "close"}), 429),
         (request(BODY, headers={"Content-Length": str(len(BODY))}), 400),

@@ -1,0 +1,69 @@
+"""Ends a worker that can't end: its supervisor only starts again what is gone.
+
+A worker that shuts down, for SIGTERM or for an error of its own, waits for its children without a limit, and no longer
+enforces the time limits of their tasks. One child that hangs would keep the process for ever: alive, and doing nothing.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from celery import bootsteps
+
+from pipeline.names import Queue
+from pipeline.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+CONTROL_SECONDS_MAX: Final = 30.0  # of a task on `control`, which is killed then
+_SPARE_SECONDS: Final = 5.0  # for a task that ends at its limit, and for all else that a worker does at its end
+_EXIT_STATUS: Final = 70  # EX_SOFTWARE, as Celery has it for an error that it can't mend
+
+
+def end_seconds_max(settings: Settings, *, is_control: bool) -> float:
+    """How long a worker may take to end: the longest task that is no hung one, and some."""
+    return (CONTROL_SECONDS_MAX if is_control else settings.drain_hard_seconds_max) + _SPARE_SECONDS
+
+
+class EndStep(bootsteps.StartStopStep):
+    """A step of the worker: once it is told to end, it ends in time, with its children."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._timer: threading.Timer | None = None
+
+    def start(self, worker: Any) -> None:
+        """Nothing is needed yet."""
+
+    def close(self, worker: Any) -> None:
+        """The worker begins to end. Celery calls this for every step, before it waits for any."""
+        is_control = Queue.CONTROL.value in worker.app.amqp.queues.consume_from
+        seconds = end_seconds_max(worker.app.sluice_settings, is_control=is_control)
+        self._timer = threading.Timer(seconds, _end, [lambda: _children(worker), seconds])
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def _children(worker: Any) -> list[int]:
+    """Process ids of the pool's children."""
+    pool = getattr(worker.pool, "_pool", None)
+    return [process.pid for process in getattr(pool, "_pool", ())]
+
+
+def _end(children: Callable[[], Sequence[int]], seconds: float) -> None:
+    pids = children()
+    _logger.critical(
+        "this worker did not end within %.0f s: it is killed with its children %s", seconds, pids,
+        extra={"action": "worker_killed", "children": list(pids)},
+    )  # fmt: skip
+    sys.stderr.flush()
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    os._exit(_EXIT_STATUS)
