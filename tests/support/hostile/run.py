@@ -32,7 +32,7 @@ LOAD_RATE: Final = 100.0  # requests/s of the normal load: it shares the machine
 CALM_SECONDS: Final = 6.0  # of load alone, before each attack
 ROUND_SECONDS: Final = 30.0  # of one attack: three times what a connection that trickles is allowed
 LONG_SECONDS: Final = 300.0  # of attacks, in which a neighbour's moment of work does not make the p99
-SHORT_P99_SECONDS_SURE: Final = 0.25  # in less than that; where hard bodies are read at once it is 2.5 s
+SHORT_P99_SECONDS_SURE: Final = 0.5  # in less than that; where hard bodies are read at once it is 2.5 s
 CPU_SHARE_MAX: Final = 0.6  # of a core: a quarter for hard bodies, some for slow bytes, and the load
 ATTACKS: Final[dict[str, dict[str, int]]] = {
     "connections": {"idle": IDLE, "trickling": TRICKLING},
