@@ -26,6 +26,8 @@ from support.traffic import wait_until
 from tasks.app import make_app
 from tasks.drain import PausedCheck
 
+FREEZES_MAX = 3
+
 
 @dataclass
 class Rig:
@@ -264,7 +266,16 @@ def test_a_killed_child_and_a_killed_parent_lose_nothing(rig: Rig) -> None:
 
 
 def test_frozen_children_are_got_rid_of(rig: Rig) -> None:
-    # Given four of the six children stopped, of which two at least drain: PostgreSQL keeps their locks
+    # Given four of the six children stopped, of which two at least drain: PostgreSQL keeps their locks. Between two
+    # hints they may all be idle, on a busy machine: then once more.
+    for _ in range(FREEZES_MAX):
+        if ControlEventKind.DRAINER_TERMINATED in _kinds_while_frozen(rig):
+            return
+    pytest.fail(f"no drainer was ended in {FREEZES_MAX} tries")
+
+
+def _kinds_while_frozen(rig: Rig) -> list[ControlEventKind]:
+    """Control events until all is stored that comes while children are stopped."""
     before = {event.id for event in rig.events.last(1000)}
     frozen = rig.batches.children()[: rig.settings.log_partitions]
     for child in frozen:
@@ -277,8 +288,7 @@ def test_frozen_children_are_got_rid_of(rig: Rig) -> None:
         for child in frozen:
             with contextlib.suppress(psutil.NoSuchProcess):  # past its hard time limit the worker has killed it
                 child.resume()
-    kinds = [event.kind for event in rig.events.last(1000) if event.id not in before]
-    assert ControlEventKind.DRAINER_TERMINATED in kinds
+    return [event.kind for event in rig.events.last(1000) if event.id not in before]
 
 
 def test_drains_hand_over_to_each_other_without_beat(rig: Rig) -> None:
