@@ -21,7 +21,7 @@ from pipeline.names import BreakerState, ControlEventKind, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from stack.servers import Server, free_port, postgres_server, redis_server
-from support.processes import Program, batches_worker, beat, control_worker
+from support.processes import Program, batches_worker, beat, control_worker, supervised
 from support.traffic import wait_until
 from tasks.app import make_app
 from tasks.drain import PausedCheck
@@ -124,6 +124,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         for program in (batches, control, ticker):
             stack.callback(program.stop)
             program.start()
+        stack.enter_context(supervised(batches, control, ticker))
         rig = Rig(settings, servers[2], servers[0], batches, control, ticker)
         rig.wait_running()
         yield rig

@@ -15,7 +15,7 @@ from pipeline.clock import SystemClock
 from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.settings import Settings
 from stack.servers import Server, free_port, postgres_server, redis_server
-from support.processes import Program, batches_worker, beat, control_worker
+from support.processes import Program, batches_worker, beat, control_worker, supervised
 from support.traffic import wait_until
 
 SCRAPE_SECONDS_MAX = 1.0
@@ -115,6 +115,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         for program in (batches, control, ticker):
             stack.callback(program.stop)
             program.start()
+        stack.enter_context(supervised(batches, control, ticker))
         found = Rig(settings, servers[2], servers[0], batches, control, ticker, batches_port)
 
         def healthy() -> bool:

@@ -1,13 +1,15 @@
 """Sluice's own processes, started by tests on servers of their choice."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,11 @@ class Program:
         self._command = [sys.executable, "-m", *arguments]
         self._environ = {**os.environ, **environ_of(settings), "PYTHONWARNINGS": "default"}
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_wanted = False
 
     def start(self, **environ: str) -> "Program":
         """Start, with what is given added to the environment this once."""
+        self._is_wanted = True
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, cwd=ROOT, env=self._environ | environ, stdout=log, stderr=log, start_new_session=True
@@ -45,6 +49,11 @@ class Program:
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is gone though nobody has stopped or killed it by these methods."""
+        return self._is_wanted and not self.is_running
 
     @property
     def pid(self) -> int:
@@ -64,6 +73,7 @@ class Program:
 
     def kill(self) -> None:
         """SIGKILL to the main process alone, as the kernel would do it: its children find out by themselves."""
+        self._is_wanted = False
         os.kill(self.pid, signal.SIGKILL)
         assert self._process is not None
         self._process.wait(10)
@@ -71,6 +81,7 @@ class Program:
 
     def stop(self, *, seconds_max: float = 20.0) -> int | None:
         """SIGTERM and wait; everything of it by force where that takes too long. Returns the exit status."""
+        self._is_wanted = False
         if self._process is None:
             return None
         family = [psutil.Process(self.pid), *self.children()] if self._process.poll() is None else []
@@ -126,6 +137,26 @@ def http_status(url: str) -> int | None:
         return None
 
 
+@contextlib.contextmanager
+def supervised(*programs: Program) -> Iterator[None]:
+    """Start again what ends by itself, as a supervisor does: Celery 5.7 sometimes ends where its broker is lost."""
+    stopping = threading.Event()
+
+    def keep() -> None:
+        while not stopping.wait(0.3):
+            for program in programs:
+                if program.has_ended:
+                    program.start()
+
+    thread = threading.Thread(target=keep, name="supervisor", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(5)
+
+
 class System:
     """The whole of Sluice on given servers: ingest, both workers and Beat."""
 
@@ -136,6 +167,7 @@ class System:
         self.batches = batches_worker(settings, folder)
         self.control = control_worker(settings, folder)
         self.beat = beat(settings, folder)
+        self._stack = contextlib.ExitStack()
 
     @property
     def programs(self) -> list[Program]:
@@ -144,11 +176,13 @@ class System:
     def start(self) -> "System":
         for program in self.programs:
             program.start()
+        self._stack.enter_context(supervised(self.batches, self.control, self.beat))
         self.wait(lambda: http_status(f"{self.url}/readyz") == 200, "ingest is ready")
         self.wait(lambda: self.health()["consumption"] == "running", "consumption runs")
         return self
 
     def stop(self) -> None:
+        self._stack.close()
         for program in self.programs:
             program.stop()
 
