@@ -63,6 +63,7 @@ def test_a_log_that_is_away_is_said_to_be_away_and_comes_back(faulty: FaultyRig)
     rig = faulty.rig
     writer, reader = rig.open(), rig.open()
     identity = reader.identity()
+    append_surely(writer, [(3, b"the first")])  # a server that has just started may take longer than it is given
     writer.append([(0, b"%d" % i) for i in range(10)])
     must_read(reader, 0, 0)
     recovered(reader.positions)
