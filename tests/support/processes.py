@@ -36,11 +36,12 @@ class Program:
         self._environ = {**os.environ, **environ_of(settings), "PYTHONWARNINGS": "default"}
         self._process: subprocess.Popen[bytes] | None = None
         self._is_wanted = False
+        self._changing = threading.RLock()  # held by whoever starts or ends it: a test, or its supervisor
 
     def start(self, **environ: str) -> "Program":
         """Start, with what is given added to the environment this once."""
-        self._is_wanted = True
-        with self.log_path.open("ab") as log:
+        with self._changing, self.log_path.open("ab") as log:
+            self._is_wanted = True
             self._process = subprocess.Popen(
                 self._command, cwd=ROOT, env=self._environ | environ, stdout=log, stderr=log, start_new_session=True
             )
@@ -50,10 +51,11 @@ class Program:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether it is gone though nobody has stopped or killed it by these methods."""
-        return self._is_wanted and not self.is_running
+    def start_where_ended(self) -> None:
+        """Start it again where it is gone though nobody has stopped or killed it by these methods."""
+        with self._changing:
+            if self._is_wanted and not self.is_running:
+                self.start()
 
     @property
     def pid(self) -> int:
@@ -73,14 +75,19 @@ class Program:
 
     def kill(self) -> None:
         """SIGKILL to the main process alone, as the kernel would do it: its children find out by themselves."""
-        self._is_wanted = False
-        os.kill(self.pid, signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait(10)
-        self._process = None
+        with self._changing:
+            self._is_wanted = False
+            os.kill(self.pid, signal.SIGKILL)
+            assert self._process is not None
+            self._process.wait(10)
+            self._process = None
 
     def stop(self, *, seconds_max: float = 20.0) -> int | None:
         """SIGTERM and wait; everything of it by force where that takes too long. Returns the exit status."""
+        with self._changing:
+            return self._stop(seconds_max)
+
+    def _stop(self, seconds_max: float) -> int | None:
         self._is_wanted = False
         if self._process is None:
             return None
@@ -145,8 +152,7 @@ def supervised(*programs: Program) -> Iterator[None]:
     def keep() -> None:
         while not stopping.wait(0.3):
             for program in programs:
-                if program.has_ended:
-                    program.start()
+                program.start_where_ended()
 
     thread = threading.Thread(target=keep, name="supervisor", daemon=True)
     thread.start()
