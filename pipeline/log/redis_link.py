@@ -26,6 +26,8 @@ class ServerFacts:
     memory_bytes_max: int  # 0: no limit
     memory_policy: str
     has_aof: bool
+    is_rewriting: bool  # the append-only file, now or as soon as it can
+    has_rewritten: bool  # the latest rewrite since its start ended well, and none runs
 
 
 class OtherServerError(RedisError):
@@ -172,9 +174,13 @@ def parse_facts(info: bytes) -> ServerFacts:
     fields = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     if fields.get(b"loading") == b"1":
         raise BusyLoadingError("Redis is still loading its data")
+    is_rewriting = b"1" in (fields[b"aof_rewrite_in_progress"], fields[b"aof_rewrite_scheduled"])
+    has_tried = fields[b"aof_last_rewrite_time_sec"] != b"-1"  # which it is from each start to the first rewrite's end
     return ServerFacts(
         run_id=fields[b"run_id"].decode(),
         memory_bytes_max=int(fields[b"maxmemory"]),
         memory_policy=fields[b"maxmemory_policy"].decode(),
         has_aof=fields[b"aof_enabled"] == b"1",
+        is_rewriting=is_rewriting,
+        has_rewritten=has_tried and not is_rewriting and fields[b"aof_last_bgrewrite_status"] == b"ok",
     )

@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 CALL_SECONDS_MAX: Final = 1.0  # other calls than append: 0.2 ms, but they may stand behind a large append's fsync
 WAIT_GRACE_SECONDS: Final = 1.0  # how much later than asked the answer to a blocking read may come
+REWRITE_WAIT_SECONDS: Final = 0.3  # a small file's rewrite takes 0.01 s, and is noticed by Redis within 0.1 s
+REWRITE_POLL_SECONDS: Final = 0.01
+REWRITE_AGAIN_SECONDS: Final = 5.0  # after one that failed: it forks, and writes all that the log holds
 ROUNDS_MAX: Final = 3  # of an append that finds, before anything is written, that the log is not the one it knew
 
 # Refusals of the whole script, before its first command. What else an error may mean is not known for certain.
@@ -81,6 +84,7 @@ class RedisStreamsLog:
         self._writer: _Writer | None = None
         self._made_log_id: str | None = None  # of a log that this adapter has made just now
         self._fenced: LogIdentity | None = None  # by identity(); `append` keeps its own account
+        self._rewrite_asked: tuple[str, float] = ("", 0.0)  # of which server process, when (monotonic)
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
 
@@ -232,6 +236,9 @@ class RedisStreamsLog:
             self._append_link.expect(None)
             try:
                 facts, identity = self._ask_identity(self._append_link)
+                self._append_link.expect(identity.incarnation)
+                if facts.has_aof:
+                    self._await_rewritten_file(self._append_link)
                 floors = self._fence(self._append_link, identity)
             except OtherServerError:
                 continue
@@ -251,6 +258,46 @@ class RedisStreamsLog:
             )
             return self._writer
         raise LogUnavailableError("the event log (Redis) restarts faster than it can be followed")
+
+    def _await_rewritten_file(self, link: RedisLink) -> None:
+        """Have Redis write its append-only file anew before the first append to it since its start.
+
+        An append is a transaction in that file. Where it ends within one, Redis 8.2 takes away the incomplete command
+        when it starts, and leaves the transaction open (valkey-io/valkey#4342 mends that): all that is appended behind
+        it is taken for a part of it, and lost at the next start. A rewritten file holds what is in memory.
+        Raises LogUnavailableError while that takes longer than a moment, or fails; OtherServerError.
+        """
+        deadline = self._clock.monotonic() + REWRITE_WAIT_SECONDS
+        while not (facts := parse_facts(link.call("INFO", "server", "memory", "persistence"))).has_rewritten:
+            if not facts.is_rewriting:
+                self._ask_for_rewrite(link, facts.run_id)
+            elif self._clock.monotonic() >= deadline:
+                raise LogUnavailableError(
+                    "the event log (Redis) has started and writes its append-only file anew; appends begin after that"
+                )
+            self._clock.sleep(REWRITE_POLL_SECONDS)
+
+    def _ask_for_rewrite(self, link: RedisLink, run_id: str) -> None:
+        """Ask Redis for a rewrite of its file. Raises LogUnavailableError where it can't, OtherServerError."""
+        now = self._clock.monotonic()
+        asked_run_id, asked_at = self._rewrite_asked
+        reason = "the last one failed, and its own log says why"
+        if asked_run_id != run_id or now - asked_at >= REWRITE_AGAIN_SECONDS:
+            self._rewrite_asked = (run_id, now)
+            with link.connected() as wire:
+                try:
+                    wire.call("BGREWRITEAOF")
+                except ResponseError as error:
+                    reason = str(error)
+                except (RedisError, OSError) as error:
+                    raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+                else:
+                    return
+        if "in progress" not in reason:  # where another process was faster
+            raise LogUnavailableError(
+                "nothing is appended to the event log (Redis) before it has written its append-only file anew once "
+                f"after its start, and it can't: {reason}"
+            )
 
     # --- Read -------------------------------------------------------------------------------------------------------
 
