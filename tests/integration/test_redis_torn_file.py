@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import LogUnavailableError
-from stack.servers import Server
+from stack.servers import Server, ServerError
 from support.event_logs import RedisRig, read_all, recovered, redis_log_rig, timed
 
 
@@ -62,6 +62,28 @@ def test_what_was_cut_off_does_not_come_back_in_the_place_of_what_was_acknowledg
         # Then the log is what was acknowledged, at the offsets that it had
         recovered(log.identity)
         assert recovered(lambda: read_all(log, 0)) == kept + added
+
+
+def test_a_server_that_is_killed_while_it_mends_a_torn_file_keeps_everything(torn: TearableRig) -> None:
+    # Given a Redis whose file was torn, and that is killed while it writes it anew
+    log = torn.rig.open()
+    with torn.rig.client() as client:
+        client.config_set("rdb-key-save-delay", 1_500_000)
+        with pytest.raises(LogUnavailableError, match="anew"):
+            log.append([(0, b"refused")])
+        assert client.info("persistence")["aof_rewrite_in_progress"] == 1
+    torn.server.kill()
+    # When it starts, it mends the file and ends, since a newer one follows; and starts again, as supervisors have it do
+    with pytest.raises(ServerError, match="the truncated file is not the last file"):
+        torn.server.start()
+    torn.server.start()
+    # Then nothing is lost
+    kept = [b"%d" % i for i in range(10)]
+    assert recovered(lambda: read_all(log, 0)) == kept
+    recovered(lambda: log.append([(0, b"taken")]))
+    torn.restart()
+    recovered(log.identity)
+    assert read_all(log, 0) == [*kept, b"taken"]
 
 
 def test_nothing_is_appended_while_the_file_is_written_anew(own_log_redis: Server) -> None:
