@@ -240,7 +240,7 @@ def _bytes(answer: Any) -> bytes:
 
 
 DISK_TRIES_MAX = 50
-DISK_SPARE_BYTES = 64 * 1024  # filled within moments
+DISK_SPARE_BYTES = 16 * 1024  # filled within moments
 
 
 class DiskFull(Fault):
