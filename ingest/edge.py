@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -133,7 +134,8 @@ class Edge:
         metrics.append_waiting_events.set(self.appender.waiting_events)
         metrics.append_waiting_bytes.set(self.appender.waiting_bytes)
         metrics.rate.set(self.admission.rate(now))
-        metrics.available_tokens.set(self.admission.available(now) or 0)
+        available = self.admission.available(now)
+        metrics.available_tokens.set(math.nan if available is None else available)
         metrics.admission_is_local.set(self.admission.is_local)
         metrics.log_answers.set(self.appender.status(now).answers)
         metrics.connections.set(self.count_connections())

@@ -1,18 +1,210 @@
-"""Every metric, declared once, with what it tells.
+"""Every metric, declared once: its name, what it tells (the HELP of a scrape), its labels, and why one looks at it.
 
-A process makes the group that it needs on a registry of its own, so that nothing is registered by an import and
-several applications can live in one process.
+Which process shows which is in docs/metrics.md, made from them all. What belongs to one process is a live object on
+a registry of that process' own, so that nothing is registered by an import and several applications can live in one
+process. What belongs to the whole system is made from the control store when it is asked for (`system_metrics`).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-_APPEND_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds
-_GROUP_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # events
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A metric's name (of a counter without `_total`), HELP and labels."""
+
+    name: str
+    tells: str
+    labels: tuple[str, ...] = ()
+
+    def gauge(self, value: float | None = None) -> GaugeMetricFamily:
+        """A gauge for one scrape: with its value, or for `add_metric` where it has labels."""
+        return GaugeMetricFamily(self.name, self.tells, value=value, labels=self.labels or None)
+
+    def counter(self, value: float | None = None) -> CounterMetricFamily:
+        """A counter for one scrape, as `gauge`."""
+        return CounterMetricFamily(self.name, self.tells, value=value, labels=self.labels or None)
+
+    def histogram(self, cumulative: Sequence[tuple[str, float]], total: float) -> HistogramMetricFamily:
+        """A histogram for one scrape: (upper bound, cumulative count) of each bucket, and the sum of all values."""
+        return HistogramMetricFamily(self.name, self.tells, buckets=cumulative, sum_value=total)
+
+    def live_counter(self, registry: CollectorRegistry) -> Counter:
+        """A counter that this process counts up."""
+        return Counter(self.name, self.tells, self.labels, registry=registry)
+
+    def live_gauge(self, registry: CollectorRegistry) -> Gauge:
+        """A gauge that this process sets."""
+        return Gauge(self.name, self.tells, self.labels, registry=registry)
+
+    def live_histogram(self, registry: CollectorRegistry, bounds: Sequence[float]) -> Histogram:
+        """A histogram that this process observes, with upper bounds."""
+        return Histogram(self.name, self.tells, self.labels, buckets=bounds, registry=registry)
+
+
+# --- Of an ingest process -----------------------------------------------------------------------------------------
+
+# What clients experience, by the code of the error, or `accepted`.
+INGEST_ANSWERS: Final = Declared("sluice_ingest_answers", "Answers to POST /api/logs by error code", ("code",))
+# The same by what every HTTP tool knows.
+HTTP_REQUESTS: Final = Declared("http_requests", "Answers to POST /api/logs by HTTP status", ("status",))
+# Its rate beside the admitted rate shows how much of that is used.
+ACCEPTED_EVENTS: Final = Declared("sluice_ingest_accepted_events", "Events acknowledged: durable in the event log")
+# With those accepted: what is offered.
+REFUSED_EVENTS: Final = Declared(
+    "sluice_ingest_refused_events", "Events refused with 429 or 503; a body that was refused unread counts as one"
+)
+# Many `empty` ones: demand is above the rate. Any `away`: the control server does not answer.
+LEASE_CALLS: Final = Declared(
+    "sluice_ingest_lease_calls", "Calls to the global bucket: granted, empty or away", ("result",)
+)
+# What a 202 waits for: the log's own speed.
+APPEND_SECONDS: Final = Declared("sluice_ingest_append_seconds", "Duration of one append to the event log")
+# Grows under load, since the previous append is the wait for the next group.
+APPEND_GROUP_EVENTS: Final = Declared("sluice_ingest_append_group_events", "Events of one append")
+# Near APPEND_BUFFER_EVENTS_MAX 503s begin.
+APPEND_WAITING_EVENTS: Final = Declared("sluice_ingest_append_waiting_events", "Events that wait for the event log")
+# Near APPEND_BUFFER_BYTES_MAX they begin too.
+APPEND_WAITING_BYTES: Final = Declared("sluice_ingest_append_waiting_bytes", "Bytes that wait for the event log")
+# Differs from rate_limiter_rate_limit only while this process can't reach the control server.
+INGEST_RATE: Final = Declared("sluice_ingest_rate", "Events a second, of all processes, as this process knows it")
+# What the next requests to this process take from, before it asks the global bucket again.
+INGEST_TOKENS: Final = Declared(
+    "sluice_ingest_available_tokens", "Events that this process would admit at once; NaN where that is not known"
+)
+# Stays 1: the control server is away, and the rate does not follow the lag.
+INGEST_IS_LOCAL: Final = Declared(
+    "sluice_ingest_admission_local", "1 while this process goes by the last rate that it knew: the bucket is away"
+)
+# 0: every POST gets 503.
+INGEST_LOG_ANSWERS: Final = Declared("sluice_ingest_log_answers", "1 while the event log answers this process")
+# Near INGEST_CONNECTIONS_MAX new clients are turned away.
+INGEST_CONNECTIONS: Final = Declared("sluice_ingest_connections", "Open connections of clients")
+
+# --- Of a worker --------------------------------------------------------------------------------------------------
+
+# 0 under load: the pool is not up.
+WORKER_CHILDREN: Final = Declared("sluice_worker_children", "Processes that run this worker's tasks")
+# Growth over hours is a leak; batches need tens of megabytes each.
+WORKER_CHILDREN_MEMORY: Final = Declared(
+    "sluice_worker_children_resident_memory_bytes", "Memory of a worker's children; what they share is counted in each"
+)
+# A core each: storing is bound by the CPU, not by PostgreSQL.
+WORKER_CHILDREN_CPU: Final = Declared("sluice_worker_children_cpu_seconds", "CPU time of the children that are alive")
+
+# --- Of the whole system: what the control loop decided ----------------------------------------------------------
+
+# What is in force; below the base rate somebody has set it, or the breaker is open.
+RATE_LIMIT: Final = Declared(
+    "rate_limiter_rate_limit", "Events admitted a second, effective: override and breaker included"
+)
+# What the lag alone would give.
+BASE_RATE_LIMIT: Final = Declared("rate_limiter_base_rate_limit", "Events a second that the rate policy decided on")
+# The least that is admitted.
+FLOOR_RATE_LIMIT: Final = Declared(
+    "rate_limiter_floor_rate_limit", "Events a second at high lag and while the breaker is open"
+)
+# 1: the rate does not follow the lag until the override ends.
+OVERRIDE_ACTIVE: Final = Declared("rate_limiter_override_active", "1 while a rate that somebody set by hand holds")
+# 0 while clients get 429: the rate is used up. Full while they do: look elsewhere.
+AVAILABLE_PERMISSIONS: Final = Declared(
+    "rate_limiter_available_permissions", "Events that the bucket would admit at once"
+)
+# What the level above is a part of.
+CAPACITY_PERMISSIONS: Final = Declared(
+    "rate_limiter_capacity_permissions", "Events that the full bucket admits at once"
+)
+# Above a few periods: Beat or the control worker does not run, and the rate stands still.
+CONTROLLER_AGE: Final = Declared("sluice_controller_age_seconds", "Seconds since the controller last published a rate")
+# normal, degraded, critical; unknown: no rate was decided on yet, or the lag is not known.
+MODE: Final = Declared("sluice_mode", "1 for what the lag means for the rate", ("mode",))
+# open: PostgreSQL failed, and consumption is paused.
+BREAKER_STATE: Final = Declared(
+    "circuit_breaker_state", "1 for the state of the circuit breaker around PostgreSQL", ("state",)
+)
+# Why nothing is stored though workers run.
+CONSUMPTION_PAUSED: Final = Declared(
+    "sluice_consumption_paused", "1 for each reason for which consumption is paused", ("reason",)
+)
+# The lower one of the thresholds beside the lag; they can be changed while the system runs.
+LAG_DEGRADED: Final = Declared("sluice_lag_degraded_events", "Lag from which the rate falls")
+# The upper one of the two.
+LAG_CRITICAL: Final = Declared("sluice_lag_critical_events", "Lag above which the rate is at its floor")
+
+# --- Of the whole system: lag and draining -----------------------------------------------------------------------
+
+# One partition that grows alone: its drain is stuck, or its key is hot.
+KAFKA_LAG: Final = Declared(
+    "kafka_consumer_lag", "Events in the log that are not stored yet, by partition", ("partition",)
+)
+# The same with the log on Redis Streams.
+REDIS_LAG: Final = Declared(
+    "redis_stream_consumer_lag", "Events in the log that are not stored yet, by partition", ("partition",)
+)
+# What the rate follows.
+LAG: Final = Declared("sluice_lag_events", "Events in the log that are not stored yet, whichever log it is")
+# Beside accepted events a second: whether the lag grows.
+DRAIN_RATE: Final = Declared("sluice_drain_rate", "Events stored a second, between the controller's last two ticks")
+# When it would be over, if nothing more came in.
+LAG_SECONDS: Final = Declared("sluice_lag_seconds", "Seconds that storing the lag takes at the present pace")
+# `conflicting` is a client's mistake: one eventId for two events. `repeated` is a client that sent again.
+DRAINED_EVENTS: Final = Declared(
+    "sluice_drained_events", "Events taken from the log, by what became of them", ("result",)
+)
+# `busy` and `paused` are harmless; `sink_away`, `log_away`, `store_away` name the server that failed.
+DRAIN_RUNS: Final = Declared("sluice_drain_runs", "Drain tasks that have ended, by how", ("outcome",))
+# What an event waits from end to end.
+RECEIPT_TO_STORE: Final = Declared(
+    "sluice_receipt_to_store_seconds",
+    "From the receipt of an event by ingest until its batch was committed to PostgreSQL",
+)
+# Small ones under lag: something other than PostgreSQL holds drains up.
+BATCH_EVENTS: Final = Declared("sluice_batch_events", "Events of one batch")
+# Rising at the same batch size: PostgreSQL gets slower.
+BATCH_STORE_SECONDS: Final = Declared("sluice_batch_store_seconds", "From BEGIN to COMMIT of one batch")
+# Above 0: look at them, mend the cause, replay.
+DEAD_LETTERS: Final = Declared("sluice_dead_letters_open", "Events that PostgreSQL refused and no replay has stored")
+
+# --- Of the whole system: processes, servers, disks --------------------------------------------------------------
+
+# More than were expected are restarts.
+PROCESS_STARTS: Final = Declared(
+    "sluice_process_starts", "Starts of a program; more than one was expected are restarts", ("program",)
+)
+# The log's near its limit: 503 comes next. The control server's: Celery can't send tasks.
+REDIS_MEMORY: Final = Declared("sluice_redis_memory_bytes", "Memory that a Redis server of the system uses", ("role",))
+# What the memory above is a part of.
+REDIS_MEMORY_LIMIT: Final = Declared(
+    "sluice_redis_memory_limit_bytes",
+    "maxmemory of a Redis server; a log that reaches it refuses events. Absent where there is no limit",
+    ("role",),
+)
+# How fast the table grows.
+DATABASE_BYTES: Final = Declared("sluice_database_bytes", "Size of the database")
+# Near the limit new workers can't connect.
+DATABASE_CONNECTIONS: Final = Declared("sluice_database_connections", "Connections to PostgreSQL that Sluice has open")
+# What the connections above are a part of.
+DATABASE_CONNECTIONS_LIMIT: Final = Declared(
+    "sluice_database_connections_limit", "Connections that PostgreSQL allows, to everybody"
+)
+# Full: PostgreSQL or the log stops.
+DISK_FREE: Final = Declared(
+    "sluice_disk_free_bytes", "Space left on the disk of a watched path (WATCHED_PATHS)", ("path",)
+)
+# What the space above is a part of.
+DISK_SIZE: Final = Declared("sluice_disk_size_bytes", "Size of the disk of a watched path", ("path",))
+# Which version and which log run: the label by which others are told apart while one is replaced.
+BUILD_INFO: Final = Declared("sluice_build_info", "1, with what runs", ("version", "event_log"))
+
+# --- Live objects of an ingest process ---------------------------------------------------------------------------
+
+_APPEND_BOUNDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds
+_GROUP_BOUNDS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # events
 
 _REFUSALS: Final = (429, 503)
 
@@ -21,43 +213,19 @@ class IngestMetrics:
     """What one ingest process tells of itself. Gauges of the whole system are not here: every process would add one."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        # Answers to POST /api/logs by `code`: `accepted`, or the code of the error. What clients experience.
-        self.answers: Counter = Counter(
-            "sluice_ingest_answers", "Answers to POST /api/logs", ["code"], registry=registry
-        )
+        self.answers = INGEST_ANSWERS.live_counter(registry)
         self.accepted_answers = self.answers.labels("accepted")  # the one of every good request, looked up once
-        # Events acknowledged: durable in the log. Its rate beside the admitted rate shows how much of it is used.
-        self.accepted_events: Counter = Counter(
-            "sluice_ingest_accepted_events", "Events acknowledged", registry=registry
-        )
-        # Calls to the global bucket by `result`: `granted`, `empty`, `away`. Many `empty` ones: demand above the rate.
-        self.lease_calls: Counter = Counter(
-            "sluice_ingest_lease_calls", "Calls to the bucket", ["result"], registry=registry
-        )
-        # Duration of one append: what a 202 waits for.
-        self.append_seconds: Histogram = Histogram(
-            "sluice_ingest_append_seconds", "Duration of one append", buckets=_APPEND_BUCKETS, registry=registry
-        )
-        # Size of one append: grows under load, since the previous append is the wait for the next group.
-        self.append_group_events: Histogram = Histogram(
-            "sluice_ingest_append_group_events", "Events of one append", buckets=_GROUP_BUCKETS, registry=registry
-        )
-        # Events and bytes waiting for the log: near their limits 503s begin.
-        self.append_waiting_events: Gauge = Gauge(
-            "sluice_ingest_append_waiting_events", "Events waiting for the log", registry=registry
-        )
-        self.append_waiting_bytes: Gauge = Gauge(
-            "sluice_ingest_append_waiting_bytes", "Bytes waiting for the log", registry=registry
-        )
-        # Admitted rate and tokens as this process sees them.
-        self.rate: Gauge = Gauge("sluice_ingest_rate", "Admitted events per second, all processes", registry=registry)
-        self.available_tokens: Gauge = Gauge("sluice_ingest_available_tokens", "Tokens to be had", registry=registry)
-        # 1 while the bucket is away and this process goes by the last rate that it knew.
-        self.admission_is_local: Gauge = Gauge("sluice_ingest_admission_local", "Bucket is away", registry=registry)
-        # 1 while the log answers.
-        self.log_answers: Gauge = Gauge("sluice_ingest_log_answers", "Event log answers", registry=registry)
-        # Open connections; they are bounded.
-        self.connections: Gauge = Gauge("sluice_ingest_connections", "Open connections", registry=registry)
+        self.accepted_events = ACCEPTED_EVENTS.live_counter(registry)
+        self.lease_calls = LEASE_CALLS.live_counter(registry)
+        self.append_seconds = APPEND_SECONDS.live_histogram(registry, _APPEND_BOUNDS)
+        self.append_group_events = APPEND_GROUP_EVENTS.live_histogram(registry, _GROUP_BOUNDS)
+        self.append_waiting_events = APPEND_WAITING_EVENTS.live_gauge(registry)
+        self.append_waiting_bytes = APPEND_WAITING_BYTES.live_gauge(registry)
+        self.rate = INGEST_RATE.live_gauge(registry)
+        self.available_tokens = INGEST_TOKENS.live_gauge(registry)
+        self.admission_is_local = INGEST_IS_LOCAL.live_gauge(registry)
+        self.log_answers = INGEST_LOG_ANSWERS.live_gauge(registry)
+        self.connections = INGEST_CONNECTIONS.live_gauge(registry)
 
 
 class RequestsByStatus(Collector):
@@ -75,7 +243,7 @@ class RequestsByStatus(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """What `collect` gives."""
-        return [self._family(), self._refused(0)]
+        return [HTTP_REQUESTS.counter(), REFUSED_EVENTS.counter(0)]
 
     def collect(self) -> Iterator[Metric]:
         """A series for each status that was answered, and the events that were refused."""
@@ -85,22 +253,9 @@ class RequestsByStatus(Collector):
                 if sample.name.endswith("_total"):
                     status = self._status_of(sample.labels["code"])
                     by_status[status] = by_status.get(status, 0.0) + sample.value
-        requests = self._family()
+        requests = HTTP_REQUESTS.counter()
         for status, count in sorted(by_status.items()):
             requests.add_metric([str(status)], count)
         yield requests
-        yield self._refused(sum(by_status.get(status, 0.0) for status in _REFUSALS) + self._beyond_first())
-
-    @staticmethod
-    def _refused(events: float) -> CounterMetricFamily:
-        # With those accepted: what is offered.
-        return CounterMetricFamily(
-            "sluice_ingest_refused_events",
-            "Events refused with 429 or 503; a body that was refused unread counts as one",
-            value=events,
-        )
-
-    @staticmethod
-    def _family() -> CounterMetricFamily:
-        # What clients experience, by what every HTTP tool knows.
-        return CounterMetricFamily("http_requests", "Answers to POST /api/logs by HTTP status", labels=["status"])
+        refused = sum(by_status.get(status, 0.0) for status in _REFUSALS) + self._beyond_first()
+        yield REFUSED_EVENTS.counter(refused)

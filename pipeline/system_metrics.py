@@ -1,7 +1,7 @@
 """The metrics of the whole system, made when they are asked for: on the control worker alone, or they would add up.
 
-What is not known is left out rather than shown as it was: a gauge that stands still looks like a healthy one. Each is
-declared once, in `_gauges`, `_counters` or `_histograms`; its help says what it tells.
+What is not known is left out rather than shown as it was: a gauge that stands still looks like a healthy one. Their
+names and what they tell are in `metrics`.
 """
 
 import logging
@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from pipeline import __version__, tally
+from pipeline import __version__, metrics, tally
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.flow.bucket import burst_of
+from pipeline.metrics import Declared
 from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import ControlState, ControlStore
 from pipeline.ports.tallies import Tallies
@@ -79,7 +80,7 @@ class SystemCollector(Collector):
             }
         )
         yield from _disk_gauges(parts.settings.watched_paths)
-        build = GaugeMetricFamily("sluice_build_info", "1, with what runs", labels=["version", "event_log"])
+        build = metrics.BUILD_INFO.gauge()
         build.add_metric([__version__, "kafka" if parts.settings.log_scheme == "kafka" else "redis"], 1.0)
         yield build
 
@@ -89,8 +90,8 @@ class SystemCollector(Collector):
         tokens, age_seconds, rate = held
         capacity = burst_of(state.rate.rate, self._parts.settings.burst_seconds)
         level = min(float(capacity), tokens + age_seconds * min(rate, state.rate.rate))
-        yield _gauge("rate_limiter_available_permissions", "Events that the bucket would admit at once", level)
-        yield _gauge("rate_limiter_capacity_permissions", "Events that the full bucket admits at once", capacity)
+        yield metrics.AVAILABLE_PERMISSIONS.gauge(level)
+        yield metrics.CAPACITY_PERMISSIONS.gauge(capacity)
 
 
 class _Asking:
@@ -112,14 +113,8 @@ class _Asking:
 
 def _memory_gauges(found: Mapping[str, tuple[int, int] | None]) -> Iterator[Metric]:
     """(used, limit) of each Redis server by its role; None where it is not known."""
-    used = GaugeMetricFamily(
-        "sluice_redis_memory_bytes", "Memory that a Redis server of the system uses", labels=["role"]
-    )
-    limit = GaugeMetricFamily(
-        "sluice_redis_memory_limit_bytes",
-        "maxmemory of a Redis server; a log that reaches it refuses events. Absent where there is no limit",
-        labels=["role"],
-    )
+    used = metrics.REDIS_MEMORY.gauge()
+    limit = metrics.REDIS_MEMORY_LIMIT.gauge()
     for role, memory in found.items():
         if memory is not None:
             used.add_metric([role], memory[0])
@@ -128,13 +123,9 @@ def _memory_gauges(found: Mapping[str, tuple[int, int] | None]) -> Iterator[Metr
     yield from (used, limit)
 
 
-def _gauge(name: str, tells: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, tells, value=value)
-
-
-def _one_of(name: str, tells: str, label: str, words: Iterable[str], held: Iterable[str]) -> Metric:
+def _one_of(declared: Declared, words: Iterable[str], held: Iterable[str]) -> Metric:
     """A series for each word, 1 where it holds."""
-    family = GaugeMetricFamily(name, tells, labels=[label])
+    family = declared.gauge()
     holding = set(held)
     for word in words:
         family.add_metric([word], 1.0 if word in holding else 0.0)
@@ -145,27 +136,23 @@ def _control_gauges(state: ControlState, settings: Settings) -> Iterator[Metric]
     """What the control loop has decided, and what holds."""
     rate = state.rate
     if rate is not None:
-        yield _gauge("rate_limiter_rate_limit", "Events admitted a second, effective: override and breaker included",
-                     rate.rate)  # fmt: skip
-        yield _gauge("rate_limiter_base_rate_limit", "Events a second that the rate policy decided on", rate.base_rate)
-        yield _gauge("sluice_controller_age_seconds", "Seconds since the controller last published a rate",
-                     max(0.0, state.time - rate.published_at))  # fmt: skip
+        yield metrics.RATE_LIMIT.gauge(rate.rate)
+        yield metrics.BASE_RATE_LIMIT.gauge(rate.base_rate)
+        yield metrics.CONTROLLER_AGE.gauge(max(0.0, state.time - rate.published_at))
     modes = [Mode.UNKNOWN.value if rate is None else rate.mode.value]
-    yield _one_of("sluice_mode", "1 for what the lag means for the rate", "mode", [mode.value for mode in Mode], modes)
-    yield _gauge("rate_limiter_floor_rate_limit", "Events a second at high lag and while the breaker is open",
-                 state.floor_rate or settings.rate_min)  # fmt: skip
-    yield _gauge("rate_limiter_override_active", "1 while a rate that somebody set by hand holds",
-                 float(state.override is not None))  # fmt: skip
-    yield _one_of("circuit_breaker_state", "1 for the state of the circuit breaker around PostgreSQL", "state",
-                  [one.value for one in BreakerState], [state.breaker.value])  # fmt: skip
+    yield _one_of(metrics.MODE, [mode.value for mode in Mode], modes)
+    yield metrics.FLOOR_RATE_LIMIT.gauge(state.floor_rate or settings.rate_min)
+    yield metrics.OVERRIDE_ACTIVE.gauge(float(state.override is not None))
+    yield _one_of(metrics.BREAKER_STATE, [one.value for one in BreakerState], [state.breaker.value])
     if state.pauses is not None:
-        yield _one_of("sluice_consumption_paused", "1 for each reason for which consumption is paused", "reason",
-                      [one.value for one in PauseReason], [pause.reason.value for pause in state.pauses])  # fmt: skip
+        yield _one_of(
+            metrics.CONSUMPTION_PAUSED,
+            [one.value for one in PauseReason],
+            [pause.reason.value for pause in state.pauses],
+        )
     bands = state.bands
-    yield _gauge("sluice_lag_degraded_events", "Lag from which the rate falls",
-                 settings.lag_degraded if bands is None else bands.lag_degraded)  # fmt: skip
-    yield _gauge("sluice_lag_critical_events", "Lag above which the rate is at its floor",
-                 settings.lag_critical if bands is None else bands.lag_critical)  # fmt: skip
+    yield metrics.LAG_DEGRADED.gauge(settings.lag_degraded if bands is None else bands.lag_degraded)
+    yield metrics.LAG_CRITICAL.gauge(settings.lag_critical if bands is None else bands.lag_critical)
 
 
 def _lag_gauges(state: ControlState, settings: Settings) -> Iterator[Metric]:
@@ -175,25 +162,21 @@ def _lag_gauges(state: ControlState, settings: Settings) -> Iterator[Metric]:
         return
     if state.time - rate.published_at > STALE_PERIODS * settings.regulate_seconds:
         return
-    name = "kafka_consumer_lag" if settings.log_scheme == "kafka" else "redis_stream_consumer_lag"
-    lag = GaugeMetricFamily(name, "Events in the log that are not stored yet, by partition", labels=["partition"])
+    lag = (metrics.KAFKA_LAG if settings.log_scheme == "kafka" else metrics.REDIS_LAG).gauge()
     for partition, events in sorted(rate.consumption.lag_by_partition.items()):
         lag.add_metric([str(partition)], events)
     yield lag
-    yield _gauge("sluice_lag_events", "Events in the log that are not stored yet, whichever log it is", rate.lag)
+    yield metrics.LAG.gauge(rate.lag)
     drain_rate = rate.consumption.drain_rate
     if drain_rate is not None:
-        yield _gauge("sluice_drain_rate", "Events stored a second, between the controller's last two ticks", drain_rate)
+        yield metrics.DRAIN_RATE.gauge(drain_rate)
         if drain_rate > 0 or rate.lag == 0:
-            yield _gauge("sluice_lag_seconds", "Seconds that storing the lag takes at the present pace",
-                         rate.lag / drain_rate if rate.lag else 0.0)  # fmt: skip
+            yield metrics.LAG_SECONDS.gauge(rate.lag / drain_rate if rate.lag else 0.0)
 
 
 def _counters(counters: dict[str, float]) -> Iterator[Metric]:
     """What drains did, and how often programs were started; from 0 after a flush of the control server."""
-    events = CounterMetricFamily(
-        "sluice_drained_events", "Events taken from the log, by what became of them", labels=["result"]
-    )
+    events = metrics.DRAINED_EVENTS.counter()
     for result, name in (
         ("stored", "rows"),
         ("repeated", "repeated"),  # the same id with the same content was stored before
@@ -202,46 +185,40 @@ def _counters(counters: dict[str, float]) -> Iterator[Metric]:
     ):
         events.add_metric([result], counters.get(name, 0.0))
     yield events
-    runs = CounterMetricFamily("sluice_drain_runs", "Drain tasks that have ended, by how", labels=["outcome"])
+    runs = metrics.DRAIN_RUNS.counter()
     for outcome in _OUTCOMES:
         runs.add_metric([outcome], counters.get(f"runs:{outcome}", 0.0))
     yield runs
-    starts = CounterMetricFamily(
-        "sluice_process_starts", "Starts of a program; more than one was expected are restarts", labels=["program"]
-    )
+    starts = metrics.PROCESS_STARTS.counter()
     for program in PROGRAMS:
         starts.add_metric([program], counters.get(f"starts:{program}", 0.0))
     yield starts
 
 
 def _histograms(counters: dict[str, float]) -> Iterator[Metric]:
-    for name, key, bounds, tells in (
-        ("sluice_receipt_to_store_seconds", "stored_seconds", tally.STORED_SECONDS,
-         "From the receipt of an event by ingest until its batch was committed to PostgreSQL"),
-        ("sluice_batch_events", "batch_events", tally.BATCH_EVENTS, "Events of one batch"),
-        ("sluice_batch_store_seconds", "batch_seconds", tally.BATCH_SECONDS, "From BEGIN to COMMIT of one batch"),
-    ):  # fmt: skip
-        cumulative, total = tally.buckets(counters, key, bounds)
-        yield HistogramMetricFamily(name, tells, buckets=cumulative, sum_value=total)
+    for declared, key, bounds in (
+        (metrics.RECEIPT_TO_STORE, "stored_seconds", tally.STORED_SECONDS),
+        (metrics.BATCH_EVENTS, "batch_events", tally.BATCH_EVENTS),
+        (metrics.BATCH_STORE_SECONDS, "batch_seconds", tally.BATCH_SECONDS),
+    ):
+        yield declared.histogram(*tally.buckets(counters, key, bounds))
 
 
 def _fact_gauges(facts: dict[str, Any]) -> Iterator[Metric]:
     """What was asked of PostgreSQL now and then; absent while it does not answer."""
-    for key, name, tells in (
-        ("dead_letters", "sluice_dead_letters_open", "Events that PostgreSQL refused and no replay has stored"),
-        ("database_bytes", "sluice_database_bytes", "Size of the database"),
-        ("connections", "sluice_database_connections", "Connections to PostgreSQL that Sluice has open"),
-        ("connections_max", "sluice_database_connections_limit", "Connections that PostgreSQL allows, to everybody"),
+    for key, declared in (
+        ("dead_letters", metrics.DEAD_LETTERS),
+        ("database_bytes", metrics.DATABASE_BYTES),
+        ("connections", metrics.DATABASE_CONNECTIONS),
+        ("connections_max", metrics.DATABASE_CONNECTIONS_LIMIT),
     ):
         if facts.get(key) is not None:
-            yield _gauge(name, tells, float(facts[key]))
+            yield declared.gauge(float(facts[key]))
 
 
 def _disk_gauges(watched_paths: str) -> Iterator[Metric]:
-    free = GaugeMetricFamily(
-        "sluice_disk_free_bytes", "Space left on the disk of a watched path (WATCHED_PATHS)", labels=["path"]
-    )
-    size = GaugeMetricFamily("sluice_disk_size_bytes", "Size of the disk of a watched path", labels=["path"])
+    free = metrics.DISK_FREE.gauge()
+    size = metrics.DISK_SIZE.gauge()
     for path in filter(None, (part.strip() for part in watched_paths.split(","))):
         try:
             found = os.statvfs(path)

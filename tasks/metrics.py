@@ -10,10 +10,10 @@ from wsgiref.simple_server import WSGIServer
 
 from celery import bootsteps
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from pipeline import wiring
+from pipeline import metrics, wiring
 from pipeline.clock import SystemClock
 from pipeline.names import Queue
 from pipeline.settings import Settings
@@ -39,17 +39,9 @@ class ChildrenCollector(Collector):
 
     def _families(self, children: list[tuple[float, int]]) -> list[Metric]:
         return [
-            GaugeMetricFamily("sluice_worker_children", "Processes that run this worker's tasks", value=len(children)),
-            GaugeMetricFamily(
-                "sluice_worker_children_resident_memory_bytes",
-                "Memory of a worker's children; what they share is counted in each",
-                value=sum(resident for _, resident in children),
-            ),
-            CounterMetricFamily(
-                "sluice_worker_children_cpu_seconds",
-                "CPU time of the children that are alive",
-                value=sum(seconds for seconds, _ in children),
-            ),
+            metrics.WORKER_CHILDREN.gauge(len(children)),
+            metrics.WORKER_CHILDREN_MEMORY.gauge(sum(resident for _, resident in children)),
+            metrics.WORKER_CHILDREN_CPU.counter(sum(seconds for seconds, _ in children)),
         ]
 
 

@@ -1,5 +1,6 @@
 """Rules and dashboard: promtool's tests of every alert, and that what is in the repository is what is generated."""
 
+import itertools
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+import pipeline.metrics
 from monitoring import dashboard, metrics_table
 from pipeline import __version__
 from support.processes import ROOT
@@ -129,6 +131,27 @@ def test_every_metric_tells_something_and_is_named_as_prometheus_asks() -> None:
             assert len(metric.documentation.split()) >= 2, metric.name
             assert re.fullmatch(r"[a-z][a-z0-9_]*", metric.name)
             assert not metric.name.endswith(("_milliseconds", "_ms", "_count", "_total")), metric.name
+
+
+def test_every_metric_is_declared_in_one_file_with_a_comment() -> None:
+    shown = {metric.name for metrics in metrics_table.groups().values() for metric in metrics}
+    declared = {one.name for one in vars(pipeline.metrics).values() if isinstance(one, pipeline.metrics.Declared)}
+    assert declared == shown
+    lines = (ROOT / "pipeline" / "metrics.py").read_text().splitlines()
+    bare = [
+        line
+        for before, line in itertools.pairwise(lines)
+        if re.match(r"[A-Z_]+: Final = Declared\(", line) and not before.startswith("# ")
+    ]
+    assert bare == []
+    others = [
+        str(path.relative_to(ROOT))
+        for folder in ("ingest", "pipeline", "tasks", "monitoring")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "metrics.py" or path.parent.name != "pipeline"
+        if re.search(r"(?:MetricFamily|\b(?:Counter|Gauge|Histogram|Summary))\(", path.read_text())
+    ]
+    assert others == []
 
 
 def test_every_metric_is_on_the_dashboard_or_in_an_alert() -> None:
