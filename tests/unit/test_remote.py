@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
+from pipeline.names import BreakerState, Mode, PauseReason
+from pipeline.ports.control import Pause
 from pipeline.settings import Settings
+from pipeline.status import SystemStatus, bands_of
 from pipeline.store.memory import MemoryLeases, MemoryServer
 from support.processes import ROOT
 from support.traffic import wait_until
@@ -158,3 +162,30 @@ def test_settings_that_make_no_sense_are_one_line_of_celerys_too() -> None:
     )  # fmt: skip
     assert said.returncode != 0
     assert said.stderr == "celery: settings that make no sense: RATE_MAX='abc' is not a number\n"
+
+
+_LAGGING = SystemStatus(
+    1_700_000_000.0, Mode.NORMAL, 1000.0, 1000.0, 100.0, None, bands_of(Settings()),
+    1612, {1: 1600, 0: 12}, 800.0, BreakerState.CLOSED, (), 2.0, 5.0, "redis", 0, (),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "last_line"),
+    [
+        ({}, "together: 1,612 events, stored: 800/s; empty in about 2 s"),
+        ({"drain_rate": 1.5}, "together: 1,612 events, stored: 1.5/s; empty in about 18 min"),
+        ({"drain_rate": 0.0}, "together: 1,612 events, stored: 0/s; no end in sight"),
+        ({"drain_rate": None}, "together: 1,612 events, stored: unknown; no end in sight"),
+        (
+            {"pauses": (Pause(PauseReason.OPERATOR, 1, 0.0, "ann", "a test"),)},
+            "together: 1,612 events, stored: 800/s; consumption is paused: `inspect sluice` says why",
+        ),
+        ({"lag": 0, "lag_by_partition": {0: 0, 1: 0}}, "together: 0 events, stored: 800/s"),
+        ({"lag": None, "lag_by_partition": None}, "The lag is unknown: the event log does not answer."),
+    ],
+)
+def test_inspect_lag_says_when_it_will_be_empty(changes: dict[str, Any], last_line: str) -> None:
+    lines = remote._lag(replace(_LAGGING, **changes))["ok"].splitlines()
+    assert lines[-1] == last_line
+    assert lines[:-1] == [] or [line.split(":")[0] for line in lines[:-1]] == ["partition 0", "partition 1"]
