@@ -156,8 +156,15 @@ def forgetful(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Forget
 
 
 def append_surely(log: EventLog, entries: list[tuple[int, bytes]]) -> None:
-    """Append, where a connection that has just broken may be in the way first."""
-    recovered(lambda: log.append(entries))
+    """Append, where a connection that has just broken may be in the way first; perhaps more than once."""
+
+    def append() -> None:
+        try:
+            log.append(entries)
+        except LogIndeterminateError as error:
+            raise LogUnavailableError(f"once more: {error}") from error
+
+    recovered(append)
 
 
 def test_a_restart_is_told_to_the_reader_and_changes_nothing_else(forgetful: ForgetfulRig) -> None:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,11 @@ def test_ctrl_c_ends_it_with_a_report(edge: RunningEdge, tmp_path: Path) -> None
     edge.log_server.stop()
     eventually(lambda: not edge.edge.appender.status(time.monotonic()).answers, "the log is away")
     words, environ = command(edge.port, ndjson(tmp_path / "a.ndjson", [sample()] * 5))
-    with subprocess.Popen(words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell has what it runs in the background ignore it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - takes no lock
+    ) as process:  # fmt: skip
         refused = 'sluice_ingest_answers_total{code="unavailable"}'
         eventually(lambda: metric(edge.port, refused) > 0, "it tries")
         process.send_signal(signal.SIGINT)

@@ -57,6 +57,10 @@ class _Rig:
     def append(self, count: int = 1, *, size: int = 10) -> "asyncio.Future[None]":
         return self.appender.append([(0, b"x" * size)] * count, count * size)
 
+    def is_idle(self) -> bool:
+        """Whether the thread is done with its last group and waits for the first request of the next one."""
+        return self.appender._awaited == 1
+
     def stored(self) -> int:
         return sum(position.end for position in self.log.positions())
 
@@ -109,6 +113,7 @@ async def test_the_first_of_a_group_waits_for_as_much_company_as_the_last_had(ri
     rig.log.gate.set()
     await asyncio.gather(*futures)
     # When ten more come one by one, they go together, and as soon as they are ten
+    await until(rig.is_idle)
     started = time.monotonic()
     futures = []
     for _ in range(10):
@@ -117,9 +122,11 @@ async def test_the_first_of_a_group_waits_for_as_much_company_as_the_last_had(ri
     await asyncio.gather(*futures)
     assert time.monotonic() - started < 0.9
     # And one that comes alone then waits for no longer than that time, and the next not at all
+    await until(rig.is_idle)
     started = time.monotonic()
     await rig.append()
     assert 0.9 < time.monotonic() - started < 2.0
+    await until(rig.is_idle)
     started = time.monotonic()
     await rig.append()
     assert time.monotonic() - started < 0.9
