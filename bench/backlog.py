@@ -7,7 +7,6 @@ maximum rate, so that the lag grows in seconds instead of minutes.
 import argparse
 import http.client
 import json
-import os
 import tempfile
 import threading
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.steady import SteadyLoad
-from stack.config import StackConfig, free_ports
+from stack.config import StackConfig, environ_of_its_own
 from stack.servers import LOOPBACK
 from stack.system import System
 
@@ -63,9 +62,10 @@ class Story:
 
 def run(log: str) -> None:
     """Tell the story."""
-    with tempfile.TemporaryDirectory() as folder:
-        environ = free_ports() | {"RATE_MAX": str(RATE_MAX), "SLUICE_HOME": folder}
-        os.environ.update(environ)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        environ_of_its_own(RATE_MAX=str(RATE_MAX), SLUICE_HOME=folder) as environ,
+    ):
         system = System(StackConfig.from_environ(log))
         system.home = Path(folder)
         system.start(threading.Event())

@@ -1,10 +1,12 @@
 """An outage of PostgreSQL of one minute under load, told three times: by the live page, by Prometheus, by Celery.
 
 `python -m bench.outage` starts a system of its own with its Prometheus, stops PostgreSQL for a minute under a steady
-load, and writes docs/outage.md with pictures, queries and transcripts. Its exit status is 1 where the three accounts do
-not agree with the control events. It takes about two and a half minutes.
+load, and writes a page with pictures, queries and transcripts: outage.md in `--out`. Its exit status is 1 where the
+three accounts do not agree with the control events. It takes about two and a half minutes. The one that the repository
+shows was written by `python -m bench.outage --out docs`.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -26,7 +28,7 @@ from pipeline import wiring
 from pipeline.event_words import event_words
 from pipeline.ports.control import ControlEvent
 from pipeline.settings import Settings
-from stack.config import StackConfig, free_ports
+from stack.config import StackConfig, environ_of_its_own
 from stack.prometheus import SCRAPE_SECONDS
 from stack.servers import ROOT
 from stack.system import System
@@ -204,8 +206,8 @@ def document(
     statuses = ", ".join(f"{count:,} times {status}" for status, count in sorted(load.statuses.items()))
     lines = [
         "# An outage of one minute, told three times", "",
-        f"Written by `python -m bench.outage`: {EVENTS_PER_SECOND} events/s in bodies of {BATCH_EVENTS}; PostgreSQL is "
-        f"stopped at {clock(stopped)} UTC and started again at {clock(started)}, everything else keeps its defaults. "
+        f"Written by `python -m bench.outage --out docs`: {EVENTS_PER_SECOND} events/s in bodies of {BATCH_EVENTS}; "
+        f"PostgreSQL is stopped at {clock(stopped)} UTC and started again at {clock(started)}, everything else keeps its defaults. "
         f"Answers to clients: {statuses}.", "",
         "## What the control loop recorded", "",
         "| UTC | event | by | why |", "|---|---|---|---|",
@@ -230,12 +232,19 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Run the outage; returns 0 where all accounts agree."""
-    images = ROOT / "docs" / "images"
-    with tempfile.TemporaryDirectory() as folder:
-        environ = free_ports() | {"SLUICE_HOME": folder, "PROMETHEUS": "yes"}
-        os.environ.update(environ)
+    parser = argparse.ArgumentParser(prog="python -m bench.outage", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / ".local" / "outage", metavar="FOLDER", help="of the page (.local/outage)"
+    )
+    out: Path = parser.parse_args(words).out
+    images = out / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        environ_of_its_own(SLUICE_HOME=folder, PROMETHEUS="yes") as environ,
+    ):
         system = System(StackConfig.from_environ("redis"))
         urls = system.start(threading.Event())
         load = SteadyLoad(int(environ["INGEST_PORT"]), EVENTS_PER_SECOND, BATCH_EVENTS, LOAD_SECONDS_MAX)
@@ -267,11 +276,13 @@ def main() -> int:
         finally:
             load.stop()
             system.stop()
-    (ROOT / "docs" / "outage.md").write_text(document(story, events, told, agreed, load, stopped, started))
+    written = out / "outage.md"
+    written.write_text(document(story, events, told, agreed, load, stopped, started))
     for stage in told:
         print(f"{'agrees' if stage.agrees else 'DOES NOT AGREE':15} {stage.told}: {stage.found}")
     for what, holds in agreed:
         print(f"{'agrees' if holds else 'DOES NOT AGREE':15} {what}")
+    print(f"written to {written}")
     return 0 if all(stage.agrees for stage in told) and all(holds for _, holds in agreed) else 1
 
 

@@ -10,7 +10,6 @@ and, reported only, the default bands under a maximum of four times the sink, wh
 """
 
 import contextlib
-import os
 import tempfile
 import threading
 import time
@@ -29,7 +28,7 @@ from bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on
 from bench.open_load import Answers, offer
 from bench.step import quantile, rates_of, step_of
 from bench.table import Goal, Line, at_least, at_most
-from stack.config import StackConfig, free_ports
+from stack.config import StackConfig, environ_of_its_own
 from stack.servers import LOOPBACK
 from stack.system import System
 
@@ -145,28 +144,22 @@ class Held:
 @contextlib.contextmanager
 def held_system(log: str, environ: dict[str, str]) -> Iterator[Held]:
     """A system of its own on the server core, with these settings; the load's core for the caller."""
-    with tempfile.TemporaryDirectory() as folder:
-        ours = {**free_ports(), "SLUICE_HOME": folder, "DRAIN_BATCH_RECORDS_MAX": "250", **environ}
-        before = {name: os.environ.get(name) for name in ours}
-        os.environ.update(ours)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        environ_of_its_own(SLUICE_HOME=folder, DRAIN_BATCH_RECORDS_MAX="250", **environ) as ours,
+    ):
         run_on(SERVER_CORE)
         try:
             system = System(StackConfig.from_environ(log))
             urls = system.start(threading.Event())
             try:
                 run_on(LOAD_CORE)
-                held = Held(urls, int(ours["INGEST_PORT"]))
-                with contextlib.closing(held):
+                with contextlib.closing(Held(urls, int(ours["INGEST_PORT"]))) as held:
                     yield held
             finally:
                 system.stop()
         finally:
             run_anywhere()
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
 
 
 def run(options: Options, marks: set[str]) -> list[Line]:

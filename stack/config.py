@@ -1,10 +1,11 @@
 """What `run.sh` is told: folders, ports and which servers are somebody else's. The only reader of these variables."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,27 @@ def free_ports() -> dict[str, str]:
 
 
 _URLS: Final = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")
+_BOOTSTRAP: Final = "KAFKA_BOOTSTRAP_SERVERS"
+
+
+@contextlib.contextmanager
+def environ_of_its_own(**variables: str) -> Iterator[dict[str, str]]:
+    """This process' environment for a system of its own: free ports, and `variables`, which are yielded together.
+
+    The addresses of servers are taken out of it: `eval "$(./run.sh env)"` has put those of a running system there,
+    and a measurement must not touch them. Afterwards all is as it was.
+    """
+    before, ours = dict(os.environ), free_ports() | variables
+    for name in (*_URLS, _BOOTSTRAP):
+        os.environ.pop(name, None)
+    os.environ.update(ours)
+    try:
+        yield ours
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 _LOGS: Final = ("redis", "kafka")
 
 

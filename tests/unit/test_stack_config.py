@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.config import StackConfig
+from stack.config import StackConfig, environ_of_its_own
 from stack.servers import ServerError, free_port, port_problem
 from stack.system import System
 
@@ -152,3 +152,19 @@ def test_an_address_that_is_not_this_machines_is_not_called_taken() -> None:
     problem = port_problem("192.0.2.1", free_port())
     assert problem is not None
     assert "Cannot assign requested address" in problem
+
+
+def test_a_system_of_its_own_does_not_know_the_servers_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a shell with the addresses of a running system
+    given = {"DATABASE_URL": "postgresql://live/x", "REDIS_URL": "redis://live", "EVENT_LOG_URL": "redis://live/1"}
+    for name, url in given.items():
+        monkeypatch.setenv(name, url)
+    # When a measurement makes a system of its own
+    with environ_of_its_own(SLUICE_HOME="/tmp/its-own") as ours:
+        config = StackConfig.from_environ(None)
+        # Then none of them is used
+        assert config.given == {}
+        assert config.home == Path("/tmp/its-own")
+        assert config.ports["INGEST_PORT"] == int(ours["INGEST_PORT"]) != 8080
+    # And afterwards the shell's variables are as they were
+    assert StackConfig.from_environ(None).given == given
