@@ -207,8 +207,8 @@ def document(
     lines = [
         "# An outage of one minute, told three times", "",
         f"Written by `python -m bench.outage --out docs`: {EVENTS_PER_SECOND} events/s in bodies of {BATCH_EVENTS}; "
-        f"PostgreSQL is stopped at {clock(stopped)} UTC and started again at {clock(started)}, everything else keeps its defaults. "
-        f"Answers to clients: {statuses}.", "",
+        f"PostgreSQL is stopped at {clock(stopped)} UTC and started again at {clock(started)}, everything else keeps "
+        f"its defaults. Answers to clients: {statuses}.", "",
         "## What the control loop recorded", "",
         "| UTC | event | by | why |", "|---|---|---|---|",
         *(f"| {clock(event.at)} | {event_words(event)} | {event.by} | {_cell(event.why)} |" for event in events), "",

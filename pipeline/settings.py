@@ -396,7 +396,7 @@ class Settings:
     )
     override_rate_max: float = _setting(
         10_000.0,
-        "The highest rate that can be set by hand",
+        "The highest rate that can be set by hand; RATE_MAX where that is higher",
         low=1,
         high=10_000_000,
         when="with RATE_MAX: what the log takes at most",

@@ -13,6 +13,7 @@ from pipeline.errors import PermanentError, RecoverableError
 from pipeline.event_words import clock_time, rate_words, reasons_words
 from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.control import Bands
+from pipeline.settings import Settings
 from pipeline.sink.control_settings import (
     SavedPause,
     delete_bands,
@@ -77,7 +78,7 @@ def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, wh
     """Let a rate hold for a time, whatever the lag says."""
     settings = parts.settings
     seconds = settings.override_seconds if seconds is None else seconds
-    _check("the rate", rate, 1, settings.override_rate_max, "events/s (OVERRIDE_RATE_MAX)")
+    _check("the rate", rate, 1, *_rate_most(settings))
     _check("the time", seconds, 1, settings.override_seconds_max, "s (OVERRIDE_SECONDS_MAX)")
     override = parts.control.set_override(rate, until=parts.control.state().time + seconds, by=by, why=why)
     kept = _kept(lambda: save_override(parts.sink, override))
@@ -115,7 +116,7 @@ def set_bands(
         why=why,
         since=parts.clock.now(),
     )
-    _check("the highest rate", bands.rate_max, 1, settings.override_rate_max, "events/s (OVERRIDE_RATE_MAX)")
+    _check("the highest rate", bands.rate_max, 1, *_rate_most(settings))
     _check("the lowest rate", bands.rate_min, 1, bands.rate_max, "events/s, the highest one")
     _check("the lower threshold", degraded, 1, 1_000_000_000, "events")
     if degraded >= critical:
@@ -161,6 +162,13 @@ def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
             _logger.warning("the replay is in no control event: %s", error, extra={"action": "replay_not_recorded"})
             words += " The control events do not tell it: Redis does not answer."
     return words
+
+
+def _rate_most(settings: Settings) -> tuple[float, str]:
+    """The highest rate that can be set by hand, and its unit: no less than the settings' own."""
+    if settings.rate_max > settings.override_rate_max:
+        return settings.rate_max, "events/s (RATE_MAX)"
+    return settings.override_rate_max, "events/s (OVERRIDE_RATE_MAX)"
 
 
 def _check(what: str, value: float, low: float, high: float, unit: str) -> None:

@@ -19,10 +19,10 @@ from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import Pause
 from pipeline.settings import Settings
 from pipeline.status import SystemStatus, bands_of
-from pipeline.store.memory import MemoryLeases, MemoryServer
+from pipeline.store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from support.processes import ROOT
 from support.traffic import wait_until
-from tasks import asking, remote
+from tasks import asking, commands, remote
 from tasks.asking import NOT_MINE
 from tasks.commands import CommandError
 
@@ -189,3 +189,16 @@ def test_inspect_lag_says_when_it_will_be_empty(changes: dict[str, Any], last_li
     lines = remote._lag(replace(_LAGGING, **changes))["ok"].splitlines()
     assert lines[-1] == last_line
     assert lines[:-1] == [] or [line.split(":")[0] for line in lines[:-1]] == ["partition 0", "partition 1"]
+
+
+def test_a_rate_up_to_the_settings_own_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a RATE_MAX above what can be set by hand by default
+    settings = Settings(rate_max=20_000.0)
+    control = MemoryControlStore(settings, MemoryServer())
+    monkeypatch.setattr(commands, "save_bands", lambda *_: None)
+    parts: Any = SimpleNamespace(settings=settings, clock=ManualClock(), control=control, sink=None)
+    # Then thresholds can be set without a rate, and a rate above it can not
+    said = commands.set_bands(parts, "ann", degraded=5000, critical=20_000, rate_max=None, rate_min=None, why="a test")
+    assert "20,000/s below a lag of 5,000" in said
+    with pytest.raises(CommandError, match=r"it takes 1 to 20000 events/s \(RATE_MAX\)"):
+        commands.set_rate_limit(parts, "ann", 20_001.0, 60.0, "a test")
