@@ -188,3 +188,11 @@ def test_the_log_keeps_each_write_and_neither_server_evicts(services: dict[str, 
     for command in (log, control):
         assert "--maxmemory-policy noeviction" in command
         assert re.search(r"--maxmemory \d+[mg]b", command)
+
+
+def test_the_disk_under_every_store_of_events_is_watched(services: dict[str, Any]) -> None:
+    control = services["control"]
+    watched = control["environment"]["WATCHED_PATHS"].split(",")
+    mounted = dict(volume.split(":")[:2] for volume in control["volumes"])
+    assert {mounted[name] for name in ("postgres", "kafka", "redis-log")} == set(watched)
+    assert all(volume.endswith(":ro") for volume in control["volumes"])
