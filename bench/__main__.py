@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.machine import LOAD_CORE, SERVER_CORE, Options
-from bench.table import Line, document, table
+from bench.table import Line, document, made_of, table
 
 MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8")
 
@@ -94,6 +94,8 @@ def main() -> int:
     print(f"measured process on core {SERVER_CORE}, load and servers on core {LOAD_CORE}; ", end="")
     print(f"load average before {load:.1f}" + ("; --quick: these figures mean nothing" if options.quick else ""))
     print("\n" + table(lines))
+    if words := made_of(lines):
+        print("\nmade of (medians of the rounds; --json has each):\n\n" + words)
     if arguments.json:
         about = {"log": options.log, "rounds": rounds, "quick": options.quick, "full": options.full}
         about |= {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}

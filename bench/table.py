@@ -118,6 +118,28 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(text)
 
 
+def made_of(lines: Sequence[Line]) -> str:
+    """What the ratios were made of, for people: medians of rates, of CPU seconds and of wall time, each told once."""
+    told: dict[tuple[str, str], str] = {}
+    for line in lines:
+        groups = {name: found for name, found in line.figures.items() if isinstance(found, dict)}
+        groups = groups or {line.what: line.figures}
+        for name, figures in groups.items():
+            medians = {key: _median(found) for key, found in figures.items()}
+            words = [f"{key.replace('_', ' ')} {number(value)}" for key, value in medians.items() if value is not None]
+            if words:
+                told.setdefault((line.mark, name), ", ".join(words))
+    width = max((len(name) for _, name in told), default=0)
+    return "\n".join(f"{mark}  {name.ljust(width)}  {words}" for (mark, name), words in told.items())
+
+
+def _median(found: object) -> float | None:
+    """Of a number or of numbers; None for anything else."""
+    values = found if isinstance(found, list) else [found]
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return statistics.median(numbers) if numbers and len(numbers) == len(values) else None
+
+
 def document(lines: Sequence[Line], **about: Any) -> str:
     """All lines as JSON."""
     return json.dumps({**about, "lines": [line.document() for line in lines]}, indent=1)

@@ -8,7 +8,7 @@ import pytest
 
 from bench.__main__ import MARKS, arguments_of, marks_of
 from bench.step import NEVER, quantile, rates_of, step_of
-from bench.table import Line, at_least, at_most, document, number, ratios, table
+from bench.table import Line, at_least, at_most, document, made_of, number, ratios, table
 
 
 def test_a_ratio_is_taken_in_each_round() -> None:
@@ -52,6 +52,24 @@ def test_the_table_has_goal_spread_and_verdict_of_each_line() -> None:
         "not measured: it fell over"
     )
     assert first.index(">=") == second.index("<="), "columns stand below each other"
+
+
+def test_what_ratios_are_made_of_is_told_once() -> None:
+    # Given two ratios over one measurement, and one with figures of each round
+    single = {"cpu_seconds": 2.5, "log_server_cpu_seconds": 1.25}
+    lines = [
+        Line("M1", "ours / bare", [0.9], figures={"ours": single, "bare": {"cpu_seconds": 2.0}}),
+        Line("M1", "ours / other", [3.0], figures={"ours": single, "other": {"cpu_seconds": 7.0}}),
+        Line("M7", "drain / COPY", [0.8, 0.9], figures={"drain": [90.0, 110.0, 100.0], "why": "text", "late": True}),
+        Line("M3", "no figures", [1.0]),
+    ]
+    # Then each is told once, with medians, and what is no number is left out
+    assert made_of(lines).splitlines() == [
+        "M1  ours          cpu seconds 2.50, log server cpu seconds 1.25",
+        "M1  bare          cpu seconds 2.00",
+        "M1  other         cpu seconds 7.00",
+        "M7  drain / COPY  drain 100",
+    ]
 
 
 def test_the_json_has_every_round() -> None:
