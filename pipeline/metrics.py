@@ -121,6 +121,10 @@ CAPACITY_PERMISSIONS: Final = Declared(
 )
 # Above a few periods: Beat or the control worker does not run, and the rate stands still.
 CONTROLLER_AGE: Final = Declared("sluice_controller_age_seconds", "Seconds since the controller last published a rate")
+# What the age above is to be held against.
+CONTROLLER_PERIOD: Final = Declared(
+    "sluice_controller_period_seconds", "Seconds between two ticks of the controller (REGULATE_SECONDS)"
+)
 # normal, degraded, critical; unknown: no rate was decided on yet, or the lag is not known.
 MODE: Final = Declared("sluice_mode", "1 for what the lag means for the rate", ("mode",))
 # open: PostgreSQL failed, and consumption is paused.

@@ -139,6 +139,7 @@ def _control_gauges(state: ControlState, settings: Settings) -> Iterator[Metric]
         yield metrics.RATE_LIMIT.gauge(rate.rate)
         yield metrics.BASE_RATE_LIMIT.gauge(rate.base_rate)
         yield metrics.CONTROLLER_AGE.gauge(max(0.0, state.time - rate.published_at))
+    yield metrics.CONTROLLER_PERIOD.gauge(settings.regulate_seconds)
     modes = [Mode.UNKNOWN.value if rate is None else rate.mode.value]
     yield _one_of(metrics.MODE, [mode.value for mode in Mode], modes)
     yield metrics.FLOOR_RATE_LIMIT.gauge(state.floor_rate or settings.rate_min)
