@@ -1,6 +1,8 @@
-"""What a run makes of a fault whose victim is away."""
+"""What a run makes of faults that do not take effect, of events that are not sent, and of a slow recovery."""
 
+import json
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,11 +10,12 @@ import psutil
 import pytest
 
 from faults import catalog
+from faults.__main__ import main
 from faults.catalog import Planned
 from faults.fault import Effect, Fault
 from faults.report import as_markdown
 from faults.rig import Options, Rig
-from faults.run import Result, _Run
+from faults.run import Done, Result, Verdict, _Run
 
 
 class _VictimIsAway(Fault):
@@ -42,3 +45,68 @@ def test_a_fault_that_cannot_be_made_is_said_and_does_not_end_the_run(
     assert result.hits == 0
     assert rig.down == set(), "what does not run would never be started again"
     assert "| victim.away | 1 | 0 | | | skipped: it could not be made" in as_markdown(result)
+
+
+def _ended(folder: Path, *, hits: int, misses: int = 0, impossible: int = 0, sent: int = 100) -> Result:
+    """A run with so many faults of each kind, in which 100 events were asked for."""
+    planned = Planned("beat.kill", gap_seconds=0.0, share=0.0, hasty=False, seed=1)
+    done = [
+        *(Done(planned, 0.0, Effect(True, "gone")) for _ in range(hits)),
+        *(Done(planned, 0.0, Effect(False, ""), skipped="skipped: its victim was away") for _ in range(misses)),
+        *(
+            Done(planned, 0.0, Effect(False, ""), skipped="skipped: no tmpfs", impossible=True)
+            for _ in range(impossible)
+        ),
+    ]
+    result = Result(Options("redis", folder, 1, 100.0), [planned] * len(done), events_min=100, done=done)
+    result.found["events sent"] = sent
+    return result
+
+
+def test_a_run_whose_faults_took_effect_is_proof(tmp_path: Path) -> None:
+    for hits, misses in ((59, 1), (60, 0), (498, 2), (9, 1), (1, 0)):
+        assert _ended(tmp_path, hits=hits, misses=misses).verdict is Verdict.KEPT
+
+
+@pytest.mark.parametrize(("hits", "misses"), [(1, 499), (8, 2), (449, 51), (0, 1)])
+def test_a_run_whose_faults_took_no_effect_is_no_proof(tmp_path: Path, hits: int, misses: int) -> None:
+    result = _ended(tmp_path, hits=hits, misses=misses)
+    assert result.verdict is Verdict.NOT_PROVEN
+    assert "NOT PROVEN" in as_markdown(result)
+    assert f"- {hits} of {hits + misses} faults took effect, which is less than 90%" in as_markdown(result)
+
+
+def test_faults_that_this_machine_cannot_make_are_not_expected_but_said(tmp_path: Path) -> None:
+    result = _ended(tmp_path, hits=9, misses=1, impossible=30)
+    assert result.verdict is Verdict.KEPT
+    assert "9 of 10 faults took effect; 30 more were left out" in as_markdown(result)
+
+
+def test_a_run_of_nothing_but_impossible_faults_is_no_proof(tmp_path: Path) -> None:
+    result = _ended(tmp_path, hits=0, impossible=3)
+    assert result.verdict is Verdict.NOT_PROVEN
+    assert "no fault was planned that can be made" in as_markdown(result)
+
+
+def test_fewer_events_than_asked_for_are_no_proof(tmp_path: Path) -> None:
+    result = _ended(tmp_path, hits=10, sent=99)
+    assert result.verdict is Verdict.NOT_PROVEN
+    assert "- 99 events were sent, and 100 were asked for" in as_markdown(result)
+
+
+def test_a_broken_promise_is_broken_however_little_was_tried(tmp_path: Path) -> None:
+    result = _ended(tmp_path, hits=1, misses=499, sent=1)
+    result.violations.append("an event is gone")
+    assert result.verdict is Verdict.BROKEN
+    assert "BROKEN" in as_markdown(result)
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("kept", 0), ("broken", 1), ("not proven", 2)])
+def test_the_exit_status_tells_the_verdict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verdict: str, status: int
+) -> None:
+    result = _ended(tmp_path, hits=1, sent=99 if verdict == "not proven" else 100)
+    result.violations += ["an event is gone"] if verdict == "broken" else []
+    monkeypatch.setattr("faults.__main__.run", lambda *_, **__: result)
+    assert main(["--out", str(tmp_path / "out"), "--home", str(tmp_path / "home")]) == status
+    assert json.loads((tmp_path / "out" / "redis-1-1.json").read_text())["verdict"] == verdict
