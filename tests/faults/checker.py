@@ -35,7 +35,7 @@ def check(
         violations.append(excess)
     if recovery.seconds is None or recovery.seconds > recovery.seconds_max:
         violations.append(
-            f"not drained with its breaker closed within {recovery.seconds_max:.0f} s of the last repair: "
+            f"not drained with its breaker closed within {recovery.seconds_max:.0f} s of the last event: "
             f"{recovery.why_not or f'it took {recovery.seconds:.1f} s'}"
         )
     return violations

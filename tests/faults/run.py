@@ -160,6 +160,7 @@ class _Run:
         self._tell = tell
         self._started = time.monotonic()
         self._repaired_at = time.monotonic()
+        self._unwatched: Done | None = None  # the last fault, where nobody has waited for recovery from it
 
     def go(self) -> None:
         for number, planned in enumerate(self._result.plan, 1):
@@ -170,6 +171,7 @@ class _Run:
                 f"{number}/{len(self._result.plan)} {planned.name}: {done.skipped or done.effect.words}; "
                 f"{_recovered_words(done)}; {counts['sent']} events sent, {counts['acked']} acknowledged"
             )
+        self._wait_last_recovered()
         self._send_the_rest()
         self._rig.stop_clients()
         self._result.recovery = self._wait_drained()
@@ -189,7 +191,9 @@ class _Run:
             fault.inject(self._rig)
         except _NOT_MADE as error:
             self._rig.down.clear()  # what does not run is started again
-            return Done(planned, at, Effect(False, ""), skipped=f"skipped: it could not be made: {error!r}")
+            self._repaired_at = time.monotonic()  # of what was half made
+            self._unwatched = Done(planned, at, Effect(False, ""), skipped=f"skipped: it could not be made: {error!r}")
+            return self._unwatched
         try:
             while (left := began + seconds - time.monotonic()) > 0 or (
                 left > -PATIENCE_SECONDS and not fault.has_hit(self._rig)
@@ -202,6 +206,7 @@ class _Run:
         if isinstance(fault, TailLost):
             self._result.lost += fault.lost
         done = Done(planned, at, Effect(False, ""), seconds=self._repaired_at - began, note=note)
+        self._unwatched = done if planned.hasty else None
         if not planned.hasty:
             done.recovered_seconds, done.note = self._wait_recovered(done.note)
         if fault.control_outage:
@@ -209,7 +214,7 @@ class _Run:
         try:
             done.effect = fault.effect(self._rig)
         except (psycopg2.Error, OSError) as error:
-            done.note = f"its effect is not known: {error}"
+            done.note = done.note or f"its effect is not known: {error}"  # "not well after" is judged
         return done
 
     def _wait_recovered(self, note: str) -> tuple[float | None, str]:
@@ -227,6 +232,15 @@ class _Run:
             time.sleep(0.05)
         return None, f"not well after {self._recovery_seconds_max:.0f} s: {problem}"
 
+    def _wait_last_recovered(self) -> None:
+        """Wait for the recovery from the last fault too, while clients go on, where the schedule would not have."""
+        done = self._unwatched
+        if done is None:
+            return
+        done.recovered_seconds, done.note = self._wait_recovered(done.note)
+        well = done.note if done.recovered_seconds is None else f"well after {done.recovered_seconds:.1f} s"
+        self._tell(f"the last fault, {done.planned.name}: {well}")
+
     def _send_the_rest(self) -> None:
         """Let clients send what is wanted of events, faster than before. What is missing at the end is judged."""
         events_min = self._result.events_min
@@ -243,11 +257,11 @@ class _Run:
             self._tell(f"{left} events were not sent in time")
 
     def _wait_drained(self) -> Recovery:
-        """Wait until everything is stored and the breaker is closed, counted from the last repair or the last event.
+        """Wait until everything is stored and the breaker is closed, counted from the last event, which was now.
 
-        Events went on coming until now, so the time is counted from the later of the two.
+        That the system was well in time after the last repair was seen before.
         """
-        since = max(self._repaired_at, time.monotonic())
+        since = time.monotonic()
         problem: str | None = "it was not looked at"
         while time.monotonic() - since < self._recovery_seconds_max:
             try:

@@ -110,3 +110,89 @@ def test_the_exit_status_tells_the_verdict(
     monkeypatch.setattr("faults.__main__.run", lambda *_, **__: result)
     assert main(["--out", str(tmp_path / "out"), "--home", str(tmp_path / "home")]) == status
     assert json.loads((tmp_path / "out" / "redis-1-1.json").read_text())["verdict"] == verdict
+
+
+class _Mended(Fault):
+    name = "mended"
+    seconds = (0.0, 0.0)
+
+    def inject(self, rig: Rig) -> None:
+        cast("Any", rig).story.append("inject")
+
+    def repair(self, rig: Rig) -> None:
+        cast("Any", rig).story.append("repair")
+
+    def effect(self, rig: Rig) -> Effect:
+        return Effect(True, "it was made")
+
+
+class _Slow:
+    """A rig that is not well until it was asked so many times; it keeps a story of what was done to it."""
+
+    def __init__(self, asked_max: float) -> None:
+        self.down: set[Any] = set()
+        self.story: list[str] = []
+        self.clients = [SimpleNamespace(signal=lambda _: self.story.append("hurry"))]
+        self.options = SimpleNamespace(rate=100.0)
+        self.sent = 0
+        self._asked, self._asked_max = 0, asked_max
+
+    def counts(self) -> dict[str, int]:
+        self.sent += 50 if "hurry" in self.story else 0
+        return {"sent": self.sent, "acked": self.sent}
+
+    def stop_clients(self) -> None:
+        self.story.append("stop clients")
+
+    def log_ends(self) -> dict[tuple[str, int], int]:
+        return {("log", 0): 1}
+
+    def behind(self, _: object) -> None:
+        return None
+
+    def problem(self) -> str | None:
+        self._asked += 1
+        if self._asked <= self._asked_max:
+            return "the breaker is open"
+        self.story.append("well")
+        return None
+
+
+def _gone(monkeypatch: pytest.MonkeyPatch, rig: _Slow, plan: list[Planned], seconds_max: float) -> Result:
+    monkeypatch.setitem(catalog.FAULTS, "mended", _Mended)
+    monkeypatch.setitem(catalog.FAULTS, "victim.away", _VictimIsAway)
+    result = Result(Options("redis", Path(), 1, 100.0), plan, events_min=100)
+    _Run(cast("Any", rig), result, seconds_max, lambda _: None).go()
+    return result
+
+
+@pytest.mark.parametrize("hasty", [True, False])
+def test_recovery_from_the_last_fault_is_waited_for_before_the_rest_is_sent(
+    monkeypatch: pytest.MonkeyPatch, hasty: bool
+) -> None:
+    # Given a last fault after which the system is well after some looks
+    rig = _Slow(asked_max=2)
+    planned = Planned("mended", gap_seconds=0.0, share=0.0, hasty=hasty, seed=1)
+    # When it is made
+    result = _gone(monkeypatch, rig, [planned], 60.0)
+    # Then that is seen while clients go on as before, and the end is drained in its own time
+    assert rig.story == ["inject", "repair", "well", "hurry", "stop clients", "well"]
+    assert result.done[-1].recovered_seconds is not None
+    assert result.recovery.seconds is not None
+
+
+def test_only_the_last_hasty_fault_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = Planned("mended", gap_seconds=0.0, share=0.0, hasty=True, seed=1)
+    result = _gone(monkeypatch, _Slow(asked_max=2), [planned, planned], 60.0)
+    assert [one.recovered_seconds is None for one in result.done] == [True, False]
+
+
+@pytest.mark.parametrize("last", ["mended", "victim.away"])
+def test_a_last_fault_that_is_not_recovered_from_in_time_is_noted(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    # Given a system that is well only long after the last repair, whatever the drain at the end takes
+    planned = Planned(last, gap_seconds=0.0, share=0.0, hasty=True, seed=1)
+    result = _gone(monkeypatch, _Slow(asked_max=3), [planned], 0.1)
+    # Then its time counts from the repair, not from the end of what was left to be sent
+    assert result.done[-1].recovered_seconds is None
+    assert "not well after" in result.done[-1].note
+    assert "the breaker is open" in result.done[-1].note
