@@ -30,6 +30,10 @@ def check(
         *_check_offsets(found),
         *_check_samples(found.offset_samples),
     ]
+    if not found.offset_samples:
+        violations.append("no stored offset was ever sampled: whether it fell, nobody knows")
+    if all(sample.rate is None for sample in rates):
+        violations.append("no published rate was ever sampled: whether more was admitted, nobody knows")
     excess = over_admission(history.requests, rates, outages, rules)
     if excess is not None:
         violations.append(excess)

@@ -66,7 +66,7 @@ class Result:
     done: list[Done] = field(default_factory=list)
     outages: list[Outage] = field(default_factory=list)
     lost: list[Stored] = field(default_factory=list)
-    recovery: Recovery = field(default_factory=lambda: Recovery(None, 60.0))
+    recovery: Recovery = field(default_factory=lambda: Recovery(None, 60.0, "it was not waited for"))
     violations: list[str] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)  # events
     statuses: dict[str, int] = field(default_factory=dict)  # requests
@@ -301,6 +301,7 @@ def _judge(result: Result, rig: Rig, watcher: Watcher, history: History, found: 
     result.violations = check(
         history, found, recovery=result.recovery, rates=watcher.all_rates(), outages=result.outages, rules=rules
     )
+    result.violations += watcher.failures
     slow = [one for one in result.done if one.note.startswith("not well after")]
     result.violations += [f"after {one.planned.name}: {one.note}" for one in slow]
     result.unplanned = rig.unplanned

@@ -138,7 +138,7 @@ class _Slow:
         self._asked, self._asked_max = 0, asked_max
 
     def counts(self) -> dict[str, int]:
-        self.sent += 50 if "hurry" in self.story else 0
+        self.sent += 100 if "hurry" in self.story else 0
         return {"sent": self.sent, "acked": self.sent}
 
     def stop_clients(self) -> None:
