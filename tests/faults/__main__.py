@@ -1,4 +1,4 @@
-"""`./soak.sh`: many faults under traffic, and the verdict. Exit status: 0 kept, 1 broken, 2 could not run."""
+"""`./soak.sh`: many faults under traffic, and the verdict. Exit status: 0 kept, 1 broken, 2 not proven."""
 
 import argparse
 import sys
@@ -10,12 +10,13 @@ from faults import mutants
 from faults.catalog import FAULTS, possible_names, schedule
 from faults.report import as_markdown, write
 from faults.rig import Options, remove
-from faults.run import run
+from faults.run import HITS_SHARE_MIN, Verdict, run
 from stack.servers import ServerError
 
 # What a fault takes with its outage and recovery, from which the clients' pace follows.
 FAULT_SECONDS = 7.5
 EVENTS_PER_SECOND_MAX = 1500.0
+EXIT_STATUSES = {Verdict.KEPT: 0, Verdict.BROKEN: 1, Verdict.NOT_PROVEN: 2}
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -23,9 +24,11 @@ def parse(words: list[str]) -> argparse.Namespace:
         prog="./soak.sh",
         description="Start servers and Sluice in a folder of their own, make faults under traffic, and judge what came "
         "of it by the history of what clients were told. The same seed makes the same faults in the same order.",
-        epilog="A fault that needs what this machine does not have is skipped, and the report says so: shifted clocks "
+        epilog="A fault that needs what this machine does not have is left out, and the report says so: shifted clocks "
         "need Debian's libfaketime, a full disk needs root and tmpfs, Kafka needs Java 17 and Maven. Exit status: 0 "
-        "every promise was kept, 1 one was broken, 2 the run could not be made.",
+        "every promise was kept; 1 one was broken; 2 nothing is proven, since the run could not be made, fewer than "
+        f"{HITS_SHARE_MIN:.0%} of the other faults took effect, or fewer events were sent than "
+        "asked for.",
     )
     parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many faults (default 60)")
     parser.add_argument("--events", type=int, default=200_000, metavar="M", help="events at least (default 200,000)")
@@ -81,11 +84,11 @@ def main(words: list[str]) -> int:
     path = write(result, asked.out)
     print(as_markdown(result))
     print(f"written to {path}")
-    if result.is_good and asked.home is None:
+    if result.verdict is Verdict.KEPT and asked.home is None:
         remove(home)
     else:
         print(f"history, logs and data are kept in {home}")
-    return 0 if result.is_good else 1
+    return EXIT_STATUSES[result.verdict]
 
 
 if __name__ == "__main__":

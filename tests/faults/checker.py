@@ -30,12 +30,16 @@ def check(
         *_check_offsets(found),
         *_check_samples(found.offset_samples),
     ]
+    if not found.offset_samples:
+        violations.append("no stored offset was ever sampled: whether it fell, nobody knows")
+    if all(sample.rate is None for sample in rates):
+        violations.append("no published rate was ever sampled: whether more was admitted, nobody knows")
     excess = over_admission(history.requests, rates, outages, rules)
     if excess is not None:
         violations.append(excess)
     if recovery.seconds is None or recovery.seconds > recovery.seconds_max:
         violations.append(
-            f"not drained with its breaker closed within {recovery.seconds_max:.0f} s of the last repair: "
+            f"not drained with its breaker closed within {recovery.seconds_max:.0f} s of the last event: "
             f"{recovery.why_not or f'it took {recovery.seconds:.1f} s'}"
         )
     return violations

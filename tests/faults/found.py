@@ -73,7 +73,7 @@ class AdmissionRules:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """The end of the run: how long after the last repair the log was drained and the breaker closed; None: never."""
+    """The end of the run: how long after the last event the log was drained and the breaker closed; None: never."""
 
     seconds: float | None
     seconds_max: float

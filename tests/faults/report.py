@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from faults.run import Done, Result
+from faults.run import Done, Result, Verdict
+
+_TITLES = {
+    Verdict.KEPT: "every promise was kept",
+    Verdict.BROKEN: "BROKEN",
+    Verdict.NOT_PROVEN: "NOT PROVEN",
+}
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -13,8 +19,10 @@ def as_json(result: Result) -> dict[str, Any]:
         "log": result.options.log,
         "seed": result.options.seed,
         "faults": len(result.plan),
+        "expected": result.expected,
         "hits": result.hits,
-        "verdict": "kept" if result.is_good else "broken",
+        "verdict": result.verdict.value,
+        "not_proven": result.not_proven,
         "violations": result.violations,
         "seconds": round(result.seconds, 1),
         "outcomes": result.outcomes,
@@ -33,6 +41,7 @@ def as_json(result: Result) -> dict[str, Any]:
                 "seconds": round(one.seconds, 2),
                 "recovered_seconds": None if one.recovered_seconds is None else round(one.recovered_seconds, 2),
                 "skipped": one.skipped,
+                "impossible": one.impossible,
                 "note": one.note,
             }
             for one in result.done
@@ -45,13 +54,13 @@ def as_markdown(result: Result) -> str:
     outcomes = result.outcomes
     lines = [
         f"## {len(result.plan)} faults on {'Kafka' if result.options.log == 'kafka' else 'Redis Streams'}, "
-        f"seed {result.options.seed}: {'every promise was kept' if result.is_good else 'BROKEN'}",
+        f"seed {result.options.seed}: {_TITLES[result.verdict]}",
         "",
         f"{result.found.get('events sent', 0):,} events in {sum(result.statuses.values()):,} requests within "
         f"{result.seconds:.0f} s: {outcomes.get('acked', 0):,} acknowledged, {outcomes.get('refused', 0):,} refused, "
         f"{outcomes.get('indeterminate', 0):,} indeterminate. {result.found.get('rows', 0):,} rows, "
         f"{result.found.get('dead letters', 0):,} dead letters, {result.found.get('records in the log', 0):,} records "
-        f"in the log. {result.hits} of {len(result.plan)} faults took effect. {_drained_words(result)}",
+        f"in the log. {_hits_words(result)} {_drained_words(result)}",
     ]
     if result.lost:
         lines += [
@@ -63,11 +72,23 @@ def as_markdown(result: Result) -> str:
         lines += ["", "Ended by themselves, and were started again: " + ", ".join(result.unplanned) + "."]
     if result.violations:
         lines += ["", "Violations:", *(f"- {violation}" for violation in result.violations)]
+    if result.not_proven:
+        lines += [
+            "",
+            "Not proven, since less was tried than was asked for:",
+            *(f"- {why}" for why in result.not_proven),
+        ]
     lines += [
         "",
         "Answers: " + ", ".join(f"{count:,} times {name}" for name, count in sorted(result.statuses.items())) + ".",
     ]
     return "\n".join([*lines, "", *_table(result.done), ""])
+
+
+def _hits_words(result: Result) -> str:
+    left_out = len(result.plan) - result.expected
+    more = f"; {left_out} more were left out, since this machine can't make them" if left_out else ""
+    return f"{result.hits} of {result.expected} faults took effect{more}."
 
 
 def _drained_words(result: Result) -> str:

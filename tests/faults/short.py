@@ -5,7 +5,7 @@ from pathlib import Path
 from faults.catalog import schedule
 from faults.report import as_markdown
 from faults.rig import Options
-from faults.run import run
+from faults.run import Verdict, run
 
 SEED = 20
 EVENTS_PER_SECOND = 600.0  # beside surges, which go above the admitted rate
@@ -17,6 +17,7 @@ def assert_promises_are_kept(log: str, faults: list[str], folder: Path) -> None:
     result = run(Options(log, folder, SEED, EVENTS_PER_SECOND), plan)
     assert result.violations == [], as_markdown(result)
     assert result.hits == len(plan), as_markdown(result)
+    assert result.verdict is Verdict.KEPT, as_markdown(result)
     # The run was one that could have broken them.
     assert result.outcomes["acked"] > 1_000, as_markdown(result)
     assert result.outcomes["indeterminate"] + result.outcomes["refused"] > 0, as_markdown(result)

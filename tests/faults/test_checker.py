@@ -66,6 +66,13 @@ def test_a_kept_promise_is_no_violation() -> None:
     assert verdict(of, what) == []
 
 
+@pytest.mark.parametrize("rates", [[], [RateSample(999.0, None)]])
+def test_a_promise_that_nobody_watched_is_not_kept(rates: list[RateSample]) -> None:
+    unwatched = replace(found(range(4)), offset_samples=())
+    violations = check(history(ACKED), unwatched, recovery=WELL, rates=rates, outages=[], rules=RULES)
+    assert [words.split(" was ever")[0] for words in violations] == ["no stored offset", "no published rate"]
+
+
 Change = Callable[[Found], Found]
 
 BROKEN: dict[str, tuple[Change, str]] = {
@@ -193,7 +200,7 @@ def test_what_the_machine_lost_is_not_the_systems_fault_but_counted() -> None:
         lost=whole.log[6:],
         holes=[Hole(0, 6, 7, declared=True)],
         stored_offsets={(LOG, 0): 7},
-        offset_samples=(),
+        offset_samples=whole.offset_samples[:8],
     )
     # Then nothing was broken, and one acknowledged event is gone
     assert verdict(of, what) == []

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -14,20 +15,25 @@ from pipeline.errors import SluiceError
 from pipeline.names import ControlEventKind
 
 PERIOD_SECONDS = 0.1
+JOIN_SECONDS_MAX = 10.0
 
 
 class Watcher:
-    """Two threads that never stand in each other's way; a server that is away is asked again."""
+    """Two threads that never stand in each other's way; a server that is away is asked again.
+
+    What ends one of them otherwise is kept in `failures`: what it watched was not judged from then on.
+    """
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self._stopping = threading.Event()
         self._threads = [
-            threading.Thread(target=self._watch_offsets, name="offsets", daemon=True),
-            threading.Thread(target=self._watch_rates, name="rates", daemon=True),
+            threading.Thread(target=self._guard, args=(what, watch), name=what, daemon=True)
+            for what, watch in (("stored offsets", self._watch_offsets), ("published rates", self._watch_rates))
         ]
         self.offsets: list[OffsetSample] = []
         self.rates: list[RateSample] = []
+        self.failures: list[str] = []
 
     def start(self) -> "Watcher":
         for thread in self._threads:
@@ -37,11 +43,19 @@ class Watcher:
     def stop(self) -> None:
         self._stopping.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(JOIN_SECONDS_MAX)
+            if thread.is_alive():
+                self.failures.append(f"the watcher of {thread.name} hangs: nobody knows since when it saw nothing")
 
     def all_rates(self) -> list[RateSample]:
         """The samples, and what the control events say of changes between them."""
         return sorted(self.rates)
+
+    def _guard(self, what: str, watch: Callable[[], None]) -> None:
+        try:
+            watch()
+        except BaseException as error:  # a thread that ends in silence would leave nothing to judge
+            self.failures.append(f"the watcher of {what} died at {time.time():.3f}, and saw nothing since: {error!r}")
 
     def _watch_offsets(self) -> None:
         """One connection while it lasts. Only changes are kept."""
