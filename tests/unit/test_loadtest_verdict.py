@@ -190,6 +190,7 @@ def test_the_story_is_as_long_as_was_asked(longer: float, own: bool) -> None:
     story = phases(BANDS, own=own, seconds=seconds)
     assert sum(phase.seconds for phase in story) == pytest.approx(seconds)
     assert min(phase.seconds for phase in story) >= 5.0
+    assert all(phase.seconds >= 25.0 for phase in story if phase.name == "recovery")
     with pytest.raises(ValueError, match="at least"):
         phases(BANDS, own=own, seconds=seconds_least(BANDS, own=own) - 1)
 
