@@ -1,6 +1,7 @@
 """An open-loop HTTP load: requests are due at a constant rate whatever the server does, and late ones count as slow."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +23,16 @@ class Answers:
     status: list[int] = field(default_factory=list)
     number: list[int] = field(default_factory=list)  # of the request, from 1 on
     sent: int = 0  # requests that were begun, answered or not
+    unanswered: list[tuple[float, int]] = field(default_factory=list)  # when due, number; sent, or above `sent` not
     late_seconds: float = 0.0  # the most by which a request was begun after it was due, for want of a connection or CPU
+
+
+class ServerGoneError(RuntimeError):
+    """The server under load went away; `answers` is what became of the requests until then."""
+
+    def __init__(self, message: str, answers: Answers) -> None:
+        super().__init__(message)
+        self.answers = answers
 
 
 class _Connection(asyncio.Protocol):
@@ -31,18 +41,17 @@ class _Connection(asyncio.Protocol):
     def __init__(self, load: "_Load") -> None:
         self._load = load
         self._buffer = b""
-        self._due = 0.0
-        self._number = 0
+        self.request: tuple[float, int] | None = None  # when due, number: what waits for its answer
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self._load.free.append(self)
+        self._load.connected(self)
 
     def send(self, due: float, number: int, request: bytes) -> None:
         """Send a request; the connection is free again when its answer is there."""
         assert self._transport is not None
-        self._due, self._number = due, number
+        self.request = due, number
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -56,10 +65,10 @@ class _Connection(asyncio.Protocol):
         if len(self._buffer) < end + 4 + length:
             return
         self._buffer = b""
-        self._load.answered(self, self._due, self._number, int(head[9:12]))
+        self._load.answered(self, int(head[9:12]))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._load.lost = self._load.lost or not self._load.is_over
+        self._load.dropped(self)
 
     def close(self) -> None:
         """End the connection."""
@@ -71,20 +80,28 @@ class _Load:
     def __init__(self, make: Callable[[int], bytes]) -> None:
         self.free: deque[_Connection] = deque()
         self.answers = Answers()
-        self.lost = False
-        self.is_over = False
-        self.open = 0
+        self.alive = 0  # connections
+        self.open = 0  # requests that are due or sent, and have no answer
+        self._is_lost = False
+        self._is_over = False
         self._make = make
         self._waiting: deque[float] = deque()
         self._number = 0
 
+    def connected(self, connection: _Connection) -> None:
+        """A connection is there, and free."""
+        self.alive += 1
+        self.free.append(connection)
+
     def due(self, at: float) -> None:
         """A request is due now."""
         self.open += 1
-        if len(self._waiting) >= WAITING_MAX or self.lost:
-            raise RuntimeError("the server under load closed a connection, or has stopped answering")
         self._waiting.append(at)
         self._send()
+        if self._is_lost:
+            raise ServerGoneError("the server under load closed a connection", self.answers)
+        if len(self._waiting) > WAITING_MAX:
+            raise ServerGoneError("the server under load has stopped answering", self.answers)
 
     def _send(self) -> None:
         while self._waiting and self.free:
@@ -94,8 +111,12 @@ class _Load:
             self.answers.late_seconds = max(self.answers.late_seconds, time.time() - due)
             self.free.popleft().send(due, self._number, self._make(self._number))
 
-    def answered(self, connection: _Connection, due: float, number: int, status: int) -> None:
+    def answered(self, connection: _Connection, status: int) -> None:
         """An answer is there, and its connection free."""
+        if connection.request is None:
+            return  # an answer to nothing: the server is about to close, which is told then
+        due, number = connection.request
+        connection.request = None
         self.open -= 1
         self.answers.due.append(due)
         self.answers.seconds.append(time.time() - due)
@@ -104,6 +125,30 @@ class _Load:
         self.free.append(connection)
         self._send()
 
+    def dropped(self, connection: _Connection) -> None:
+        """A connection has ended, with or without a request that waited for its answer."""
+        if self._is_over:
+            return
+        self._is_lost = True
+        self.alive -= 1
+        with contextlib.suppress(ValueError):
+            self.free.remove(connection)
+        self._give_up(connection)
+
+    def end(self, connections: Sequence[_Connection]) -> None:
+        """No answer counts any more: what has none goes without, also what was never sent."""
+        self._is_over = True
+        for connection in connections:
+            self._give_up(connection)
+            connection.close()
+        self.answers.unanswered += [(due, self._number + ahead) for ahead, due in enumerate(self._waiting, start=1)]
+
+    def _give_up(self, connection: _Connection) -> None:
+        if connection.request is not None:
+            self.open -= 1
+            self.answers.unanswered.append(connection.request)
+            connection.request = None
+
 
 async def offer(
     host: str,
@@ -111,13 +156,38 @@ async def offer(
     requests: Sequence[bytes] | Callable[[int], bytes],
     phases: Sequence[tuple[float, float]],
 ) -> Answers:
-    """Send for each phase of (seconds, requests/s) in turn. Raises RuntimeError where the server gives up.
+    """Send for each phase of (seconds, requests/s) in turn. Raises ServerGoneError where the server goes away.
 
     `requests` are sent in turn, or made from their number.
     """
     load = _Load(requests if callable(requests) else lambda number: requests[number % len(requests)])
+    connections: list[_Connection] = []
+    gone = None
+    try:
+        await _connect(load, host, port, connections)
+        await _keep_pace(load, phases)
+    except ServerGoneError as error:
+        gone = error
+    deadline = time.time() + LAST_SECONDS_MAX
+    while load.open and load.alive and time.time() < deadline:  # noqa: ASYNC110  # the answers come by a callback each
+        await asyncio.sleep(TICK_SECONDS)
+    load.end(connections)
+    if gone is not None:
+        raise gone
+    return load.answers
+
+
+async def _connect(load: _Load, host: str, port: int, connections: list[_Connection]) -> None:
     loop = asyncio.get_running_loop()
-    connections = [(await loop.create_connection(lambda: _Connection(load), host, port))[1] for _ in range(CONNECTIONS)]
+    for _ in range(CONNECTIONS):
+        try:
+            _, connection = await loop.create_connection(lambda: _Connection(load), host, port)
+        except OSError as error:
+            raise ServerGoneError(f"the server under load takes no connection: {error}", load.answers) from error
+        connections.append(connection)
+
+
+async def _keep_pace(load: _Load, phases: Sequence[tuple[float, float]]) -> None:
     begin = time.time()
     for seconds, rate in phases:
         due, end = begin, begin + seconds
@@ -127,10 +197,3 @@ async def offer(
                 due += 1 / rate
             await asyncio.sleep(TICK_SECONDS)
         begin = end
-    deadline = time.time() + LAST_SECONDS_MAX
-    while load.open and time.time() < deadline:  # noqa: ASYNC110  # the answers come by a callback each
-        await asyncio.sleep(TICK_SECONDS)
-    load.is_over = True
-    for connection in connections:
-        connection.close()
-    return load.answers

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import http.client
 import json
+import math
 import os
 import sys
 import tempfile
@@ -11,7 +13,8 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+import xmlrpc.client
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +23,12 @@ from urllib.parse import urlsplit
 import psycopg2
 import uvloop
 
-from bench.open_load import Answers, offer
+from bench.open_load import Answers, ServerGoneError, offer
 from loadtest import report
-from loadtest.story import Act, Bands, Phase, phases
-from loadtest.verdict import Figures, Request, Sample, Stored, figures, judge, judge_stored
+from loadtest.story import Act, Bands, Phase, phases, seconds_least
+from loadtest.verdict import Asked, Figures, Request, Sample, Stored, compare, figures, judge, judge_stored
 from pipeline import wiring
+from pipeline.errors import SluiceError, in_brief
 from pipeline.names import PauseReason
 from pipeline.settings import Settings
 from stack.config import StackConfig, free_ports
@@ -32,6 +36,7 @@ from stack.servers import ROOT, ServerError
 from stack.system import System
 
 EVENTS_A_PAIR: Final = (1, 10)  # requests take turns: a single event, a body of ten
+RATE_DEFAULT: Final = 1000.0  # events/s
 RATE_HIGHEST: Final = 20_000.0  # events/s offered, whatever is asked for
 SECONDS_MAX: Final = 1200.0
 STORED_SECONDS_MAX: Final = 60.0  # for the last acknowledged events to be stored
@@ -41,12 +46,17 @@ _EXAMPLES: Final = """
 examples:
   ./load-test.sh                          the whole story on a system of its own, in under three minutes
   ./load-test.sh --log kafka              the same on Kafka
-  ./load-test.sh --full                   with the real thresholds (10,000 and 50,000): about five minutes
+  ./load-test.sh --full                   with the real thresholds (10,000 and 50,000): about four minutes
   ./load-test.sh --rate 2000 --duration 300
   DATABASE_URL=… ./load-test.sh --url http://127.0.0.1:8080    a system that runs already, which is left as it is
 
-exit status: 0 everything held; 1 something did not; 2 nothing failed, but what is stored could not be checked
+exit status: 0 everything held; 1 something did not; 2 nothing failed, but what is stored could not be checked, or
+the call was wrong, or nothing answers at --url
 """
+
+
+class NotThereError(Exception):
+    """No system answers at the URL that was given."""
 
 
 @dataclass
@@ -77,6 +87,12 @@ class Target:
                 self.system.supervisor().stopProcess("postgres", True)
             case "start postgres":
                 self.system.supervisor().startProcess("postgres", False)
+
+    def undo(self, act: Act) -> None:
+        """Undo what a phase began with, as far as the system still can: then what it has is stored."""
+        undone: dict[Act, Act] = {"pause": "resume", "stop postgres": "start postgres"}
+        with contextlib.suppress(SluiceError, OSError, xmlrpc.client.Error):
+            self.act(undone.get(act, ""))
 
 
 @dataclass
@@ -126,10 +142,13 @@ class Recorder:
 
 def main() -> int:
     """Run the story; returns the exit status."""
-    options = _parse()
+    options = parse()
     try:
         with _target(options) as target:
             return _run(target, options)
+    except NotThereError as error:
+        print(f"load-test.sh: {error}", file=sys.stderr)
+        return EXIT_NOT_PROVEN
     except ServerError as error:
         print(f"load-test.sh: {error}", file=sys.stderr)
         return 1
@@ -138,7 +157,8 @@ def main() -> int:
         return 130
 
 
-def _parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; leaves with status 2 where they make no sense, also together."""
     parser = argparse.ArgumentParser(
         prog="./load-test.sh", epilog=_EXAMPLES,
         description="Send a load from normal through a backlog and an outage of PostgreSQL to recovery, show it while\n"
@@ -146,23 +166,57 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
-        "--log", choices=("redis", "kafka"), default="redis", help="the event log of a system of its own"
+        "--log", choices=("redis", "kafka"), help="the event log of a system of its own (default redis)"
     )
-    parser.add_argument("--rate", type=float, default=1000.0, help="its full rate, events/s (default 1000)")
     parser.add_argument(
-        "--duration", type=float, default=150.0, help="about how long, s (default 150; more for --full)"
+        "--rate", type=float, help=f"the full rate of a system of its own, events/s (default {RATE_DEFAULT:g})"
     )
-    parser.add_argument("--url", help="an existing system on this machine: only load, nothing is stopped")
+    parser.add_argument("--duration", type=float, help=_duration_help())
+    parser.add_argument(
+        "--url",
+        help="an existing system on this machine: only load, nothing is stopped; not with --log, --rate, --full",
+    )
     parser.add_argument("--full", action="store_true", help="lag thresholds of 10,000 and 50,000 instead of a tenth")
     parser.add_argument("--out", type=Path, help="folder of the report (default .local/load-test/<time>)")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
+    if options.url is not None:
+        if urlsplit(options.url).hostname not in LOOPBACK:
+            parser.error(f"--url {options.url}: load is sent to this machine only")
+        for name in ("log", "rate", "full"):
+            if getattr(options, name) not in (None, False):
+                parser.error(f"--{name} is for a system of its own, and changes nothing of the one at --url")
+    options.log = options.log or "redis"
+    options.rate = RATE_DEFAULT if options.rate is None else options.rate
     if not 10 <= options.rate <= RATE_HIGHEST / 5:
         parser.error(f"--rate {options.rate:g}: it takes 10 to {RATE_HIGHEST / 5:g}")
-    if not 20 <= options.duration <= SECONDS_MAX:
-        parser.error(f"--duration {options.duration:g}: it takes 20 to {SECONDS_MAX:g}")
-    if options.url is not None and urlsplit(options.url).hostname not in LOOPBACK:
-        parser.error(f"--url {options.url}: load is sent to this machine only")
+    if options.duration is not None:
+        least = math.ceil(seconds_least(_own_bands(options.rate, full=options.full), own=options.url is None))
+        if not least <= options.duration:
+            parser.error(f"--duration {options.duration:g}: this story takes {least} s at least")
+        if not options.duration <= SECONDS_MAX:
+            parser.error(f"--duration {options.duration:g}: it takes {SECONDS_MAX:g} at most")
     return options
+
+
+def _duration_help() -> str:
+    """The lengths as they come out, so that the text cannot say others."""
+
+    def length(*, full: bool = False, own: bool = True) -> str:
+        bands = _own_bands(RATE_DEFAULT, full=full)
+        usual = sum(phase.seconds for phase in phases(bands, own=own))
+        return f"{usual:.0f}, at least {math.ceil(seconds_least(bands, own=own))}"
+
+    return (
+        f"length of all phases together, s, up to {SECONDS_MAX:g} (default {length()}; "
+        f"with --full {length(full=True)}; with --url {length(own=False)}; "
+        "more for a low --rate); starting, stopping and comparing come on top"
+    )
+
+
+def _own_bands(rate: float, *, full: bool) -> Bands:
+    """The bands of a system of our own."""
+    degraded, critical = (10_000, 50_000) if full else (1_000, 5_000)
+    return Bands(rate, rate / 10, degraded, critical)
 
 
 @contextlib.contextmanager
@@ -171,13 +225,14 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
     if options.url is not None:
         yield Target(options.url.rstrip("/"), os.environ.get("DATABASE_URL") or None)
         return
-    degraded, critical = (10_000, 50_000) if options.full else (1_000, 5_000)
+    bands = _own_bands(options.rate, full=options.full)
     with tempfile.TemporaryDirectory(prefix="sluice-load-") as folder:
         os.environ.update(
             free_ports()
             | {
-                "SLUICE_HOME": folder, "PROMETHEUS": "no", "RATE_MAX": str(options.rate),
-                "RATE_MIN": str(options.rate / 10), "LAG_DEGRADED": str(degraded), "LAG_CRITICAL": str(critical),
+                "SLUICE_HOME": folder, "PROMETHEUS": "no", "RATE_MAX": str(bands.rate_max),
+                "RATE_MIN": str(bands.rate_min), "LAG_DEGRADED": str(bands.lag_degraded),
+                "LAG_CRITICAL": str(bands.lag_critical),
             }
         )  # fmt: skip
         for name in ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL", "KAFKA_BOOTSTRAP_SERVERS"):
@@ -192,43 +247,77 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
             system.stop()
 
 
-def _bands(target: Target, options: argparse.Namespace) -> Bands:
+def _bands(target: Target) -> Bands:
+    """What the system admits; of one that is given only the rate is told. Raises NotThereError."""
     if target.settings is None:
-        rate = float(target.health()["rateLimit"])
-        return Bands(rate, rate / 10, 10_000, 50_000)
+        try:
+            rate = float(target.health()["rateLimit"])
+        except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
+            why = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise NotThereError(f"--url {target.url}: no Sluice tells its health there: {why}") from error
+        return Bands(rate, rate / 10)
     found = target.settings
     return Bands(found.rate_max, found.rate_min, found.lag_degraded, found.lag_critical)
 
 
 def _run(target: Target, options: argparse.Namespace) -> int:
-    bands = _bands(target, options)
-    story = phases(bands, scale=options.duration / 150.0, own=target.system is not None)
+    bands = _bands(target)
+    story = phases(bands, own=target.system is not None, seconds=options.duration)
     run = f"load-{uuid.uuid4().hex[:12]}"
     print(f"{len(story)} phases, {sum(phase.seconds for phase in story):.0f} s, events {run}-…", flush=True)
     recorder = Recorder(target)
     recorder.start()
-    marks: list[tuple[float, float]] = []
-    answers: list[Answers] = []
+    told = play(target, bands, story, run, recorder)
+    recorder.stop()
+    requests = [request for one in told.answers for request in requests_of(one)]
+    summed = [
+        figures(phase, begin, end, requests, recorder.samples)
+        for phase, (begin, end) in zip(story, told.marks, strict=False)  # those that were begun
+    ]
+    for found, one in zip(summed, told.answers, strict=True):
+        found.problems = judge(found, bands, late_seconds=one.late_seconds)
+    if told.gone:
+        summed[-1].problems.insert(0, told.gone)
+    stored = _stored(target.database_url, run, told.answers)
+    return _tell(target, options, bands, summed, requests, recorder.samples, stored, len(story) - len(summed))
+
+
+@dataclass
+class Told:
+    """The phases that were begun: when each was, and what became of its requests; `gone`: what ended the last one."""
+
+    marks: list[tuple[float, float]] = field(default_factory=list)
+    answers: list[Answers] = field(default_factory=list)
+    gone: str = ""
+
+
+def play(target: Target, bands: Bands, story: list[Phase], run: str, recorder: Recorder) -> Told:
+    """Play the phases in turn; a system that goes away ends the story, and what was done to it is undone."""
+    told = Told()
     for phase in story:
         recorder.phase = phase.name
         target.act(phase.act)
         begin = time.time()
-        answers.append(_offer(target, bands, phase, f"{run}-{len(answers)}"))
-        marks.append((begin, time.time()))
-    recorder.stop()
-    requests = [request for number, one in enumerate(answers) for request in _requests(one, number)]
-    summed = [
-        figures(phase, begin, end, requests, recorder.samples) for phase, (begin, end) in zip(story, marks, strict=True)
-    ]
-    for found, one in zip(summed, answers, strict=True):
-        found.problems = judge(found, bands, late_seconds=one.late_seconds)
-    stored = _stored(target.database_url, run, answers)
-    return _tell(target, options, bands, summed, requests, recorder.samples, stored)
+        try:
+            told.answers.append(_offer(target, bands, phase, f"{run}-{len(told.answers)}"))
+        except ServerGoneError as error:
+            told.answers.append(error.answers)
+            told.gone = str(error)
+        told.marks.append((begin, time.time()))
+        if told.gone:
+            target.undo(phase.act)
+            break
+    return told
 
 
 def _events_of(number: int) -> int:
     """How many events the request of a number has."""
     return EVENTS_A_PAIR[number % len(EVENTS_A_PAIR)]
+
+
+def _ids_of(name: str, number: int) -> list[str]:
+    """The ids of a request's events; each begins with the run, and says the event's number in it."""
+    return [f"{name}-{number}-{index}" for index in range(_events_of(number))]
 
 
 def _offer(target: Target, bands: Bands, phase: Phase, name: str) -> Answers:
@@ -238,10 +327,10 @@ def _offer(target: Target, bands: Bands, phase: Phase, name: str) -> Answers:
     def make(number: int) -> bytes:
         events = [
             {
-                "correlationId": f"{name}-{number % 50}", "severity": "INFO", "message": "load", "source": "load-test",
-                "timestamp": int(time.time() * 1000), "eventId": f"{name}-{number}-{index}",
+                "correlationId": f"{name}-{number % 50}", "severity": "INFO", "source": "load-test",
+                "timestamp": int(time.time() * 1000), "eventId": event_id, "message": event_id,
             }
-            for index in range(_events_of(number))
+            for event_id in _ids_of(name, number)
         ]  # fmt: skip
         body = json.dumps(events if len(events) > 1 else events[0]).encode()
         return (
@@ -254,80 +343,86 @@ def _offer(target: Target, bands: Bands, phase: Phase, name: str) -> Answers:
     return uvloop.run(offer(host, port, make, [(phase.seconds, rate / mean)]))
 
 
-def _requests(answers: Answers, phase: int) -> list[Request]:
-    """Answered requests, and one of status 0 for each that was never answered."""
+def requests_of(answers: Answers) -> list[Request]:
+    """Answered requests, and one of status 0 for each that was due and not answered, or not even sent."""
     found = [
         Request(due, _events_of(number), status, seconds)
         for due, number, status, seconds in zip(
             answers.due, answers.number, answers.status, answers.seconds, strict=True
         )
     ]
-    lost = answers.sent - len(found)
-    return found + [Request(answers.due[-1] if answers.due else 0.0, 1, 0, 0.0)] * lost
+    return found + [Request(due, _events_of(number), 0, 0.0) for due, number in answers.unanswered]
+
+
+def asked_of(run: str, answers: list[Answers]) -> Asked:
+    """The ids of a run's events by what became of them."""
+    asked = Asked()
+    for phase, one in enumerate(answers):
+        name = f"{run}-{phase}"
+        for number in range(1, one.sent + 1):
+            asked.sent.update(_ids_of(name, number))
+        for number, status in zip(one.number, one.status, strict=True):
+            if status in (202, 429):
+                (asked.acknowledged if status == 202 else asked.refused).update(_ids_of(name, number))
+    return asked
 
 
 def _stored(database_url: str | None, run: str, answers: list[Answers]) -> Stored:
     """Compare what was answered with what PostgreSQL holds, once everything acknowledged is there or time is up."""
     if database_url is None:
         return Stored(checked=False)
-    asked: dict[int, set[str]] = {202: set(), 429: set()}
-    for phase, one in enumerate(answers):
-        for number, status in zip(one.number, one.status, strict=True):
-            if status in asked:
-                asked[status].update(f"{run}-{phase}-{number}-{index}" for index in range(_events_of(number)))
+    asked = asked_of(run, answers)
     deadline = time.monotonic() + STORED_SECONDS_MAX
     while True:
-        held = _ids(database_url, run)
-        lost = len(asked[202] - held.keys())
-        if not lost or time.monotonic() > deadline:
-            break
+        try:
+            found = compare(asked, _rows(database_url, run))
+        except psycopg2.Error as error:  # it may be starting
+            found = Stored(checked=False, why_not=f"PostgreSQL: {in_brief(error)}")
+        if (found.checked and not found.lost) or time.monotonic() > deadline:
+            return found
         time.sleep(0.5)
-    return Stored(
-        checked=True,
-        acknowledged=len(asked[202]),
-        lost=lost,
-        unasked=len(asked[429] & held.keys()),
-        twice=sum(count > 1 for count in held.values()),
-    )
 
 
-def _ids(database_url: str, run: str) -> dict[str, int]:
+def _rows(database_url: str, run: str) -> list[tuple[str, str]]:
+    """Everything that is stored of a run, whatever its id: by the correlation id, which begins with the run too."""
     with contextlib.closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT event_id, count(*) FROM log_events WHERE event_id LIKE %s GROUP BY 1", (f"{run}-%",))
-        return dict(cursor.fetchall())
+        cursor.execute("SELECT event_id, message FROM log_events WHERE correlation_id LIKE %s", (f"{run}-%",))
+        return cursor.fetchall()
 
 
 def _tell(
     target: Target, options: argparse.Namespace, bands: Bands, summed: list[Figures], requests: list[Request],
-    samples: list[Sample], stored: Stored,
+    samples: list[Sample], stored: Stored, not_begun: int,
 ) -> int:  # fmt: skip
     whole = judge_stored(stored)
     failed = [found for found in summed if found.problems]
     if whole or failed:
         verdict, status = f"{len(failed)} of {len(summed)} phases did not hold", 1
+        if not_begun:
+            verdict += f", {not_begun} more were not begun"
         if whole:
-            verdict = f"events were lost or doubled; {verdict}"
+            verdict = f"what is stored is not what was acknowledged; {verdict}"
+        elif stored.checked:
+            verdict += f"; {stored.acknowledged:,} events acknowledged, each stored once"
+        else:
+            verdict += f"; what is stored was not checked ({stored.why_not})"
     elif not stored.checked:
-        verdict, status = "every phase held; what is stored was not checked (give DATABASE_URL): not proven", 2
+        verdict = f"every phase held; what is stored was not checked ({stored.why_not}): not proven"
+        status = EXIT_NOT_PROVEN
     else:
-        verdict = (
-            f"everything held: {stored.acknowledged:,} events acknowledged, each stored once, none that was refused"
-        )
+        verdict = f"everything held: {stored.acknowledged:,} events acknowledged, each stored once, nothing else"
         status = 0
     folder = options.out or ROOT / ".local" / "load-test" / time.strftime("%Y%m%d-%H%M%S")
     notes = [
         "Arrivals at a constant rate, whatever the server does; latency counts from when a request was due.",
         "Requests take turns: one event, ten events. Offered, admitted and refused count events.",
-        f"Lag thresholds {bands.lag_degraded:,} and {bands.lag_critical:,}"
-        + (
-            "."
-            if options.full or target.system is None
-            else ", a tenth of the defaults, so that minutes are enough (--full)."
-        ),
         "The backlog is made by pausing consumption by hand; PostgreSQL is stopped and started."
         if target.system is not None
         else "An existing system: no backlog was made, and nothing was stopped.",
     ]
+    if bands.lag_degraded is not None:
+        tenth = "." if options.full else ", a tenth of the defaults, so that minutes are enough (--full)."
+        notes.append(f"Lag thresholds {bands.lag_degraded:,} and {bands.lag_critical:,}{tenth}")
     svg = report.picture(summed, requests, samples, bands, "svg")
     png = report.picture(summed, requests, samples, bands, "png")
     report.write(folder, report.page(summed, verdict, whole, notes, svg), png)

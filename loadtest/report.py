@@ -26,7 +26,7 @@ figure{margin:1.5rem 0;background:#fff;border-radius:8px;padding:.5rem;overflow-
 
 def row(found: Figures) -> list[str]:
     """A phase as texts, in the order of the table."""
-    seconds = found.end - found.begin
+    seconds = max(found.end - found.begin, 0.001)  # a phase may end as it begins, where the system went away
     return [
         found.phase.name,
         f"{found.offered / seconds:,.0f}",
@@ -77,8 +77,10 @@ def picture(
     rates.legend(loc="upper right", fontsize=8)
     rates.set_title("Events a second (5 times the rate is beyond the scale)", loc="left", fontsize=10)
     lags.plot(times, [sample.lag or 0 for sample in samples], color="#1c5fc2", label="lag")
-    lags.axhline(bands.lag_degraded, color="#8a5a00", linestyle="--", label=f"degraded from {bands.lag_degraded:,}")
-    lags.axhline(bands.lag_critical, color="#b3201f", linestyle=":", label=f"critical above {bands.lag_critical:,}")
+    if bands.lag_degraded is not None:
+        lags.axhline(bands.lag_degraded, color="#8a5a00", linestyle="--", label=f"degraded from {bands.lag_degraded:,}")
+    if bands.lag_critical is not None:
+        lags.axhline(bands.lag_critical, color="#b3201f", linestyle=":", label=f"critical above {bands.lag_critical:,}")
     lags.legend(loc="upper right", fontsize=8)
     lags.set_title("Lag, events", loc="left", fontsize=10)
     statuses.plot(bins, sums["202"], color="#0d7a4d", label="202")
@@ -98,7 +100,7 @@ def picture(
             if number % 2:
                 axis.axvspan(found.begin - begin, found.end - begin, color="#8882", linewidth=0)
         axis.grid(alpha=0.25)
-        axis.set_xlim(0, end - begin)
+        axis.set_xlim(0, max(end - begin, 1))
     for found in phases:
         rates.text(
             found.begin - begin + 0.4, bands.rate_max * 2.1, found.phase.name, fontsize=7, va="top", rotation=90,

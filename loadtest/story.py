@@ -1,7 +1,7 @@
 """The phases of the story: what is offered, what is done to the system, and what must come of it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 Act = Literal["", "pause", "resume", "stop postgres", "start postgres"]
@@ -11,20 +11,22 @@ GRACE_SECONDS: Final = 12.0  # of two ticks of the controller and some: what is 
 
 @dataclass(frozen=True)
 class Bands:
-    """What the system admits: its rates (events/s) and thresholds (events)."""
+    """What the system admits: its rates (events/s) and thresholds (events), which a system of others does not tell."""
 
     rate_max: float
     rate_min: float
-    lag_degraded: int
-    lag_critical: int
+    lag_degraded: int | None = None
+    lag_critical: int | None = None
 
     @property
     def seconds_to_critical(self) -> float:
         """How long the admitted events take to fill an undrained log up to the upper threshold, at least.
 
         The rate falls on a straight line over the lag between the thresholds, so the lag comes to the upper one
-        like a charge: its logarithm grows with time.
+        like a charge: its logarithm grows with time. Only where the thresholds are known.
         """
+        assert self.lag_degraded is not None
+        assert self.lag_critical is not None
         falls = (self.lag_critical - self.lag_degraded) / (self.rate_max - self.rate_min)
         return self.lag_degraded / self.rate_max + falls * math.log(self.rate_max / self.rate_min)
 
@@ -40,23 +42,79 @@ class Phase:
     expects: str = ""
 
 
-def phases(bands: Bands, *, scale: float, own: bool) -> list[Phase]:
-    """The story; `scale` makes phases longer or shorter, `own`: the system is ours to stop parts of."""
+@dataclass(frozen=True)
+class _Stretch:
+    """How long a phase is by itself, and at least where the story is shortened; None: it takes what it takes."""
 
-    def last(seconds: float) -> float:
-        return max(5.0, seconds * scale)
+    seconds: float
+    seconds_min: float | None = None
 
+
+def phases(bands: Bands, *, own: bool, seconds: float | None = None) -> list[Phase]:
+    """The story, of `seconds` in all or as long as it is by itself; `own`: the system is ours to stop parts of.
+
+    Raises ValueError where that is too short for the story.
+    """
+    story = _story(bands, own=own)
+    if seconds is None:
+        return [phase for phase, _ in story]
+    lengths = _stretched([stretch for _, stretch in story], seconds)
+    return [replace(phase, seconds=length) for (phase, _), length in zip(story, lengths, strict=True)]
+
+
+def seconds_least(bands: Bands, *, own: bool) -> float:
+    """How long the shortest story is."""
+    return sum(_least(stretch) for _, stretch in _story(bands, own=own))
+
+
+def _story(bands: Bands, *, own: bool) -> list[tuple[Phase, _Stretch]]:
+    def phase(
+        name: str, stretch: _Stretch, share: float, expects: str, *, act: Act = ""
+    ) -> tuple[Phase, _Stretch]:  # fmt: skip
+        return Phase(name, stretch.seconds, share, act, expects), stretch
+
+    load = _Stretch(12.0, 5.0)
     story = [
-        Phase("normal", last(12), 0.8, "", "everything is admitted"),
-        Phase("1.5 times the rate", last(12), 1.5, "", "the rate is admitted, the rest refused"),
-        Phase("5 times the rate", last(12), 5.0, "", "the rate is admitted, the rest refused at little cost"),
+        phase("normal", load, 0.8, "everything is admitted"),
+        phase("1.5 times the rate", load, 1.5, "the rate is admitted, the rest refused"),
+        phase("5 times the rate", load, 5.0, "the rate is admitted, the rest refused at little cost"),
     ]
     if own:
-        filling = bands.seconds_to_critical + GRACE_SECONDS
+        backlog = _Stretch(bands.seconds_to_critical + GRACE_SECONDS)
         story += [
-            Phase("backlog", filling, 1.5, "pause", "degraded, then critical: the rate falls to its floor"),
-            Phase("catching up", last(20), 0.5, "resume", "the backlog is stored, the full rate is back"),
-            Phase("PostgreSQL away", 20.0, 0.8, "stop postgres", "the breaker opens, the rate is at its floor, no 5xx"),
-            Phase("recovery", max(25.0, 25 * scale), 0.5, "start postgres", "closed, drained, the full rate is back"),
-        ]
+            phase("backlog", backlog, 1.5, "degraded, then critical: the rate falls to its floor", act="pause"),
+            phase(
+                "catching up", _Stretch(20.0, 5.0), 0.5, "the backlog is stored, the full rate is back", act="resume"
+            ),
+            phase(
+                "PostgreSQL away", _Stretch(20.0), 0.8, "the breaker opens, the rate is at its floor, no 5xx",
+                act="stop postgres",
+            ),
+            phase(
+                "recovery", _Stretch(25.0, 25.0), 0.5, "closed, drained, the full rate is back", act="start postgres"
+            ),
+        ]  # fmt: skip
     return story
+
+
+def _least(stretch: _Stretch) -> float:
+    return stretch.seconds if stretch.seconds_min is None else stretch.seconds_min
+
+
+def _stretched(stretches: list[_Stretch], seconds: float) -> list[float]:
+    """Lengths that add up to `seconds`: all that can be is scaled alike, but nothing below its least."""
+    least = sum(_least(stretch) for stretch in stretches)
+    if seconds < least:
+        raise ValueError(f"the story takes {math.ceil(least)} s at least")
+    lengths = [_least(stretch) for stretch in stretches]
+    scaled = {index for index, stretch in enumerate(stretches) if stretch.seconds_min is not None}
+    while scaled:
+        left = seconds - sum(length for index, length in enumerate(lengths) if index not in scaled)
+        scale = left / sum(stretches[index].seconds for index in scaled)
+        short = {index for index in scaled if stretches[index].seconds * scale < lengths[index]}
+        if not short:
+            for index in scaled:
+                lengths[index] = stretches[index].seconds * scale
+            break
+        scaled -= short  # at its least, which leaves less for the others
+    return lengths

@@ -1,6 +1,7 @@
 """Judges what was recorded: each phase by its expectations, and the whole by what is stored."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -65,8 +66,40 @@ class Stored:
     checked: bool
     acknowledged: int = 0
     lost: int = 0  # acknowledged and not stored
-    unasked: int = 0  # stored though refused, or never sent
-    twice: int = 0
+    unasked: int = 0  # rows of this run that were refused, or never sent
+    twice: int = 0  # rows beyond the first of the same event, by its content
+    why_not: str = "give DATABASE_URL"  # where it is not checked
+
+
+@dataclass
+class Asked:
+    """The events of a run by their ids: all that were sent, and of these the acknowledged and the refused."""
+
+    sent: set[str] = field(default_factory=set)
+    acknowledged: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+
+
+def compare(asked: Asked, rows: Iterable[tuple[str, str]]) -> Stored:
+    """Compare what was asked for with the rows of the run, each as (event id, message).
+
+    Each event says its id in its message too. The id is the key of the table, so that it cannot be there twice;
+    an event that was stored again under another id is found by its message.
+    """
+    counts: Counter[str] = Counter()
+    whole: set[str] = set()  # ids whose row has the content that was sent by it
+    for event_id, message in rows:
+        counts[message] += 1
+        if event_id == message:
+            whole.add(event_id)
+    allowed = asked.sent - asked.refused
+    return Stored(
+        checked=True,
+        acknowledged=len(asked.acknowledged),
+        lost=len(asked.acknowledged - whole),
+        unasked=sum(count for message, count in counts.items() if message not in allowed),
+        twice=sum(count - 1 for count in counts.values()),
+    )
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -143,6 +176,7 @@ def _by_phase(found: Figures, bands: Bands) -> list[str]:
                 problems.append(f"the rate was {last.rate:,.0f}/s at the end, not at its floor")
             return problems
         case _:  # catching up, recovery
+            assert bands.lag_degraded is not None  # only a system of our own has these phases
             problems = [] if last.breaker == "closed" else [f"the breaker is {last.breaker} at the end"]
             if last.lag is None or last.lag >= bands.lag_degraded:
                 problems.append(f"the lag is {last.lag} at the end")
@@ -152,12 +186,12 @@ def _by_phase(found: Figures, bands: Bands) -> list[str]:
 
 
 def judge_stored(stored: Stored) -> list[str]:
-    """What the whole did not keep: acknowledged = stored, none twice, refused not stored."""
+    """What the whole did not keep: acknowledged = stored, none twice, nothing that was refused or never sent."""
     problems = []
     if stored.lost:
         problems.append(f"{stored.lost} of {stored.acknowledged} acknowledged events are not stored")
     if stored.unasked:
-        problems.append(f"{stored.unasked} events are stored that were refused")
+        problems.append(f"{stored.unasked} events are stored that were refused or never sent")
     if stored.twice:
         problems.append(f"{stored.twice} events are stored twice")
     return problems

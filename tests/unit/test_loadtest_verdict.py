@@ -1,15 +1,22 @@
 """The load test's verdict, on recordings made by hand: each expectation can be broken."""
 
+import contextlib
+import json
+import socketserver
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
+from bench.open_load import Answers
+from loadtest.__main__ import Recorder, Target, asked_of, parse, play, requests_of
 from loadtest.report import page, row
-from loadtest.story import Bands, Phase, phases
-from loadtest.verdict import Figures, Request, Sample, Stored, figures, judge, judge_stored, percentile
+from loadtest.story import Act, Bands, Phase, phases, seconds_least
+from loadtest.verdict import Asked, Figures, Request, Sample, Stored, compare, figures, judge, judge_stored, percentile
 from support.processes import ROOT
 
 BANDS = Bands(1000.0, 100.0, 1000, 5000)
@@ -57,8 +64,8 @@ def test_a_good_phase_holds(name: str) -> None:
 
 
 def test_every_phase_of_the_story_has_a_good_example_and_is_judged() -> None:
-    assert [phase.name for phase in phases(BANDS, scale=1.0, own=True)] == list(GOOD)
-    assert [phase.act for phase in phases(BANDS, scale=1.0, own=False)] == ["", "", ""]
+    assert [phase.name for phase in phases(BANDS, own=True)] == list(GOOD)
+    assert [phase.act for phase in phases(BANDS, own=False)] == ["", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +106,7 @@ def test_a_generator_that_is_late_is_blamed_first() -> None:
     ("change", "says"),
     [
         (lambda stored: replace(stored, lost=1), "1 of 10 acknowledged events are not stored"),
-        (lambda stored: replace(stored, unasked=1), "stored that were refused"),
+        (lambda stored: replace(stored, unasked=1), "stored that were refused or never sent"),
         (lambda stored: replace(stored, twice=1), "stored twice"),
     ],
 )
@@ -125,7 +132,7 @@ def test_a_percentile_is_not_below_its_share() -> None:
 def test_the_time_to_fill_a_backlog_follows_the_line() -> None:
     # By small steps of what the controller would admit
     lag = seconds = 0.0
-    while lag < BANDS.lag_critical - 1:
+    while lag < 5000 - 1:
         share = min(1.0, max(0.0, (lag - 1000) / 4000))
         lag += (1000 - 900 * share) * 0.001
         seconds += 0.001
@@ -143,10 +150,189 @@ def test_the_page_stands_alone_and_says_what_failed() -> None:
     assert row(found)[-1] == "a & b"
 
 
-def test_load_is_sent_to_this_machine_only() -> None:
-    said = subprocess.run(
-        [sys.executable, "-m", "loadtest", "--url", "http://192.0.2.1:8080"], cwd=ROOT, capture_output=True, text=True,
-        check=False, timeout=60,
+SENT = [f"load-1-0-1-{index}" for index in range(4)]
+ROWS = [(event_id, event_id) for event_id in SENT[:2]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (ROWS[:1], "1 of 2 acknowledged events are not stored"),
+        ([ROWS[0], (SENT[1], SENT[0])], "1 of 2 acknowledged events are not stored"),  # another's content
+        ([*ROWS, (SENT[2], SENT[2])], "1 events are stored that were refused or never sent"),
+        ([*ROWS, ("load-1-0-2-0", "load-1-0-2-0")], "1 events are stored that were refused or never sent"),
+        ([*ROWS, ("another id", SENT[0])], "1 events are stored twice"),
+    ],
+)
+def test_what_is_stored_is_compared_with_all_that_was_sent(rows: list[tuple[str, str]], says: str) -> None:
+    # Given two events that were acknowledged, one that was refused, and one whose answer never came
+    asked = Asked(set(SENT), set(SENT[:2]), {SENT[2]})
+    assert judge_stored(compare(asked, ROWS)) == []
+    assert judge_stored(compare(asked, [*ROWS, (SENT[3], SENT[3])])) == []  # it may be stored or not
+    assert says in judge_stored(compare(asked, rows))
+
+
+def test_what_was_due_and_never_sent_is_offered_but_was_not_asked_for() -> None:
+    # Given requests 1 to 3 of the first phase that were sent, and a fourth that found no connection
+    answers = Answers([0.0, 0.1], [0.01, 0.01], [202, 429], [1, 2], sent=3, unanswered=[(0.2, 3), (0.3, 4)])
+    assert [(one.events, one.status) for one in requests_of(answers)] == [(10, 202), (1, 429), (10, 0), (1, 0)]
+    asked = asked_of("load-1", [answers])
+    assert len(asked.acknowledged) == 10
+    assert asked.refused == {"load-1-0-2-0"}
+    assert len(asked.sent) == 21
+    assert "load-1-0-4-0" not in asked.sent
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("longer", [0.0, 1.0, 30.0, 300.0, 1000.0])
+def test_the_story_is_as_long_as_was_asked(longer: float, own: bool) -> None:
+    seconds = seconds_least(BANDS, own=own) + longer
+    story = phases(BANDS, own=own, seconds=seconds)
+    assert sum(phase.seconds for phase in story) == pytest.approx(seconds)
+    assert min(phase.seconds for phase in story) >= 5.0
+    assert all(phase.seconds >= 25.0 for phase in story if phase.name == "recovery")
+    with pytest.raises(ValueError, match="at least"):
+        phases(BANDS, own=own, seconds=seconds_least(BANDS, own=own) - 1)
+
+
+HEALTH = json.dumps(
+    {"status": "healthy", "consumerLag": 0, "rateLimit": 1000, "circuitBreaker": "closed", "consumption": "running"}
+).encode()
+
+
+class Dying(socketserver.ThreadingTCPServer):
+    """Admits so many requests, and then closes every connection that brings one; health is told for ever."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, admits: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Answering)
+        self.left = admits
+        self.lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Answering(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Dying)
+        with contextlib.suppress(ConnectionError):
+            while line := self.rfile.readline():
+                length = 0
+                while (header := self.rfile.readline()).strip():
+                    if header.lower().startswith(b"content-length:"):
+                        length = int(header.split(b":")[1])
+                self.rfile.read(length)
+                if line.startswith(b"GET"):
+                    self.wfile.write(
+                        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(HEALTH), HEALTH)
+                    )
+                    return
+                with self.server.lock:
+                    self.server.left -= 1
+                    if self.server.left < 0:
+                        return
+                self.wfile.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+
+
+@contextlib.contextmanager
+def dying(admits: int) -> Iterator[Dying]:
+    with Dying(admits) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@dataclass
+class Acted(Target):
+    """A system whose acts are only noted down."""
+
+    done: list[str] = field(default_factory=list)
+
+    def act(self, act: Act) -> None:
+        self.done.append(act)
+
+
+def test_a_system_that_goes_away_ends_the_story_with_all_that_was_due() -> None:
+    # Given a system that answers twenty requests and no more
+    story = [Phase("backlog", 10.0, 0.8, "pause"), Phase("catching up", 10.0, 0.5, "resume")]
+    with dying(admits=20) as server:
+        target = Acted(server.url, None)
+        told = play(target, BANDS, story, "load-1", Recorder(target))
+    # Then the phase ends with a word why, the next is not begun, and the pause is lifted
+    assert "closed a connection" in told.gone
+    assert len(told.answers) == len(told.marks) == 1
+    assert target.done == ["pause", "resume"]
+    # and what was due is offered, answered or not, by numbers without a gap
+    [answers] = told.answers
+    assert answers.status == [202] * 20
+    assert answers.unanswered
+    assert sorted(answers.number + [number for _, number in answers.unanswered]) == list(
+        range(1, 21 + len(answers.unanswered))
+    )
+    found = figures(story[0], *told.marks[0], requests_of(answers), [sample(told.marks[0][0])])
+    assert found.other == len(answers.unanswered)
+    assert found.offered > found.admitted
+
+
+def test_a_system_that_takes_no_connection_ends_the_story() -> None:
+    with dying(admits=0) as server:
+        url = server.url
+    target = Acted(url, None)
+    told = play(target, BANDS, [Phase("normal", 10.0, 0.8)], "load-1", Recorder(target))
+    assert "takes no connection" in told.gone
+    assert told.answers == [Answers()]
+
+
+def load_test(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "loadtest", *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
+
+
+def test_a_system_that_goes_away_is_reported_and_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    with dying(admits=200) as server:  # about a second's worth, so that health is seen once
+        said = load_test("--url", server.url, "--out", str(tmp_path))
+    assert said.returncode == 1, said.stdout + said.stderr
+    assert "normal: NOT HELD: the server under load closed a connection" in said.stdout
+    assert "1 of 1 phases did not hold, 2 more were not begun; what is stored was not checked" in said.stdout
+    assert "Traceback" not in said.stderr
+    page = (tmp_path / "load-report.html").read_text()
+    assert "closed a connection" in page
+    assert "Lag thresholds" not in page  # a system that is given does not tell them
+
+
+def test_a_port_where_nobody_listens_is_said_in_one_line() -> None:
+    with dying(admits=0) as server:
+        url = server.url
+    said = load_test("--url", url)
     assert said.returncode == 2
-    assert "to this machine only" in said.stderr
+    assert said.stderr.startswith(f"load-test.sh: --url {url}: no Sluice tells its health there: ")
+    assert len(said.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--url", "http://192.0.2.1:8080"), "to this machine only"),
+        (("--url", "http://127.0.0.1:9", "--full"), "--full is for a system of its own"),
+        (("--url", "http://127.0.0.1:9", "--log", "kafka"), "--log is for a system of its own"),
+        (("--url", "http://127.0.0.1:9", "--rate", "2000"), "--rate is for a system of its own"),
+        (("--url", "http://127.0.0.1:9", "--duration", "14"), "this story takes 15 s at least"),
+        (("--duration", "88"), "this story takes 89 s at least"),
+        (("--duration", "150", "--full"), "this story takes 190 s at least"),
+        (("--duration", "1201"), "1200 at most"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse(words)
+    assert left.value.code == 2
+    assert says in " ".join(capsys.readouterr().err.split())
