@@ -31,7 +31,7 @@ from pipeline import wiring
 from pipeline.errors import SluiceError, in_brief
 from pipeline.names import PauseReason
 from pipeline.settings import Settings
-from stack.config import StackConfig, free_ports
+from stack.config import StackConfig, environ_of_its_own
 from stack.servers import ROOT, ServerError
 from stack.system import System
 
@@ -226,17 +226,13 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
         yield Target(options.url.rstrip("/"), os.environ.get("DATABASE_URL") or None)
         return
     bands = _own_bands(options.rate, full=options.full)
-    with tempfile.TemporaryDirectory(prefix="sluice-load-") as folder:
-        os.environ.update(
-            free_ports()
-            | {
-                "SLUICE_HOME": folder, "PROMETHEUS": "no", "RATE_MAX": str(bands.rate_max),
-                "RATE_MIN": str(bands.rate_min), "LAG_DEGRADED": str(bands.lag_degraded),
-                "LAG_CRITICAL": str(bands.lag_critical),
-            }
-        )  # fmt: skip
-        for name in ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL", "KAFKA_BOOTSTRAP_SERVERS"):
-            os.environ.pop(name, None)
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-load-") as folder,
+        environ_of_its_own(
+            SLUICE_HOME=folder, PROMETHEUS="no", RATE_MAX=str(bands.rate_max), RATE_MIN=str(bands.rate_min),
+            LAG_DEGRADED=str(bands.lag_degraded), LAG_CRITICAL=str(bands.lag_critical),
+        ),
+    ):  # fmt: skip
         print(f"starting a system of its own, event log on {options.log} …", flush=True)
         system = System(StackConfig.from_environ(options.log))
         urls = system.start(threading.Event())
