@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from bench.open_load import Answers
-from loadtest.__main__ import Recorder, Target, asked_of, parse, play, requests_of
+from loadtest.__main__ import Recorder, Target, asked_of, play, requests_of
+from loadtest.options import parse
 from loadtest.report import page, row
 from loadtest.story import Act, Bands, Phase, phases, seconds_least
 from loadtest.verdict import Asked, Figures, Request, Sample, Stored, compare, figures, judge, judge_stored, percentile
