@@ -15,6 +15,7 @@ from redis.retry import Retry
 from pipeline.errors import LogUnavailableError
 
 CONNECT_SECONDS_MAX: Final = 0.2  # a live Redis accepts and introduces itself in 0.2 ms
+_ASK_FACTS: Final = ("INFO", "server", "memory", "persistence")
 SOCKET_READ_BYTES: Final = 1 << 18  # a batch of 2,000 records is half a megabyte
 
 
@@ -27,7 +28,7 @@ class ServerFacts:
     memory_policy: str
     has_aof: bool
     is_rewriting: bool  # the append-only file, now or as soon as it can
-    has_rewritten: bool  # the latest rewrite since its start ended well, and none runs
+    has_rewritten: bool  # since its start; the latest rewrite that ended did so well
 
 
 class OtherServerError(RedisError):
@@ -104,6 +105,14 @@ class RedisLink:
         finally:
             self._pool.release(connection)
 
+    def ask_facts(self) -> ServerFacts:
+        """What the server says of itself now. Raises LogUnavailableError, OtherServerError."""
+        with self.connected() as wire:
+            try:
+                return wire.ask_facts()
+            except (RedisError, OSError) as error:
+                raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
+
     def call(self, *command: str | bytes | int) -> Any:
         """Run one command that may fail as a whole. Raises LogUnavailableError, OtherServerError."""
         with self.connected() as wire:
@@ -127,7 +136,7 @@ class RedisLink:
     def _introduce(self, connection: Any) -> None:
         """Finish a new connection (redis-py calls this): learn who the server is, and whether that is the expected."""
         connection.on_connect()
-        connection.send_command("INFO", "server", "memory", "persistence")
+        connection.send_command(*_ASK_FACTS)
         facts = parse_facts(connection.read_response(timeout=CONNECT_SECONDS_MAX))
         self._facts = facts
         if self._expected_run_id not in (None, facts.run_id):
@@ -153,6 +162,10 @@ class Wire:
         """Send a command and return its answer."""
         self.send(*command)
         return self.receive(seconds_max=seconds_max)
+
+    def ask_facts(self) -> ServerFacts:
+        """What the server says of itself now."""
+        return parse_facts(self.call(*_ASK_FACTS))
 
     def run(
         self,
@@ -182,5 +195,5 @@ def parse_facts(info: bytes) -> ServerFacts:
         memory_policy=fields[b"maxmemory_policy"].decode(),
         has_aof=fields[b"aof_enabled"] == b"1",
         is_rewriting=is_rewriting,
-        has_rewritten=has_tried and not is_rewriting and fields[b"aof_last_bgrewrite_status"] == b"ok",
+        has_rewritten=has_tried and fields[b"aof_last_bgrewrite_status"] == b"ok",
     )

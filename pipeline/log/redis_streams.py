@@ -30,7 +30,7 @@ from pipeline.errors import (
     LogUnavailableError,
     RecoverableError,
 )
-from pipeline.log.redis_link import OtherServerError, RedisLink, Script, ServerFacts, Wire, parse_facts
+from pipeline.log.redis_link import OtherServerError, RedisLink, Script, ServerFacts, Wire
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
 from pipeline.settings import Settings
@@ -142,7 +142,7 @@ class RedisStreamsLog:
         """
         with link.connected() as wire:
             try:
-                facts = parse_facts(wire.call("INFO", "server", "memory", "persistence"))
+                facts = wire.ask_facts()
                 text = wire.call("GET", self._id_key)
                 if text is None:
                     # The number of partitions is part of the id: it can't get lost or changed apart from it.
@@ -238,7 +238,7 @@ class RedisStreamsLog:
                 facts, identity = self._ask_identity(self._append_link)
                 self._append_link.expect(identity.incarnation)
                 if facts.has_aof:
-                    self._await_rewritten_file(self._append_link)
+                    self._await_rewritten_file(self._append_link, facts)
                 floors = self._fence(self._append_link, identity)
             except OtherServerError:
                 continue
@@ -259,7 +259,7 @@ class RedisStreamsLog:
             return self._writer
         raise LogUnavailableError("the event log (Redis) restarts faster than it can be followed")
 
-    def _await_rewritten_file(self, link: RedisLink) -> None:
+    def _await_rewritten_file(self, link: RedisLink, facts: ServerFacts) -> None:
         """Have Redis write its append-only file anew before the first append to it since its start.
 
         An append is a transaction in that file. Where it ends within one, Redis 8.2 takes away the incomplete command
@@ -268,7 +268,7 @@ class RedisStreamsLog:
         Raises LogUnavailableError while that takes longer than a moment, or fails; OtherServerError.
         """
         deadline = self._clock.monotonic() + REWRITE_WAIT_SECONDS
-        while not (facts := parse_facts(link.call("INFO", "server", "memory", "persistence"))).has_rewritten:
+        while not facts.has_rewritten:
             if not facts.is_rewriting:
                 self._ask_for_rewrite(link, facts.run_id)
             elif self._clock.monotonic() >= deadline:
@@ -276,6 +276,7 @@ class RedisStreamsLog:
                     "the event log (Redis) has started and writes its append-only file anew; appends begin after that"
                 )
             self._clock.sleep(REWRITE_POLL_SECONDS)
+            facts = link.ask_facts()
 
     def _ask_for_rewrite(self, link: RedisLink, run_id: str) -> None:
         """Ask Redis for a rewrite of its file. Raises LogUnavailableError where it can't, OtherServerError."""

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.errors import LogUnavailableError
 from stack.servers import Server, ServerError
-from support.event_logs import RedisRig, read_all, recovered, redis_log_rig, timed
+from support.event_logs import RedisRig, eventually, read_all, recovered, redis_log_rig, timed
 
 
 @dataclass
@@ -106,6 +107,30 @@ def test_nothing_is_appended_while_the_file_is_written_anew(own_log_redis: Serve
         rig.open().append([(0, b"by another")])
         assert client.info("persistence")["aof_rewrites"] == 1
     assert read_all(log, 0) == [b"taken", b"by another"]
+    rig.close()
+
+
+def test_a_rewrite_that_failed_is_none(own_log_redis: Server) -> None:
+    # Given a Redis that has just started, and whose rewrite is killed half-way
+    rig = redis_log_rig(own_log_redis)
+    log = rig.open()
+    with rig.client() as client:
+        client.set("slow", "x")
+        client.config_set("rdb-key-save-delay", 30_000_000)  # microseconds for each key: no need to hurry
+        with pytest.raises(LogUnavailableError, match="anew"):
+            log.append([(0, b"refused")])
+        (child,) = psutil.Process(client.info("server")["process_id"]).children()
+        child.kill()
+        eventually(lambda: client.info("persistence")["aof_last_bgrewrite_status"] == "err", "the rewrite has failed")
+        # Then nothing is appended, and another one is not asked for at once: it copies all that the log holds
+        with pytest.raises(LogUnavailableError, match="the last one failed, and its own log says why"):
+            log.append([(0, b"refused")])
+        assert client.info("persistence")["aof_rewrite_in_progress"] == 0
+        assert rig.open().positions()[0].end == 0
+        # And after a while it is, and with it the append
+        client.config_set("rdb-key-save-delay", 0)
+    recovered(lambda: log.append([(0, b"taken")]))
+    assert read_all(log, 0) == [b"taken"]
     rig.close()
 
 
