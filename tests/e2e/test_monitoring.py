@@ -24,6 +24,8 @@ from stack.servers import free_port, kafka_is_possible
 from support.processes import ROOT
 from support.traffic import wait_until
 
+# Lists of labels, and texts outside of label matchers: no metrics.
+NO_METRIC = re.compile(r'(\{[^}]*\})|(?:by|on) \([^)]*\)|"[^"]*"')
 # Expressions without data in a healthy system that has not refused anything; what they select must have data.
 EMPTY_WHEN_HEALTHY = re.compile(r"[<>]=? ?[\d.]+|== [01]\b|absent\(")
 
@@ -123,14 +125,10 @@ def _rules(name: str) -> list[str]:
     return [rule["expr"] for group in groups for rule in group["rules"]]
 
 
-# Lists of labels, and texts outside of label matchers
-_NO_METRIC = re.compile(r'(\{[^}]*\})|(?:by|on) \([^)]*\)|"[^"]*"')
-
-
 def _selectors(expression: str) -> list[str]:
     """Each metric of an expression with its label matchers, of which those that a healthy system need not have are
     widened: a status that was not answered, a state that was not taken."""
-    names = re.findall(r"[a-z_:][a-z0-9_:]*(?:\{[^}]*\})?", _NO_METRIC.sub(r"\1", expression))
+    names = re.findall(r"[a-z_:][a-z0-9_:]*(?:\{[^}]*\})?", NO_METRIC.sub(r"\1", expression))
     words = {"max", "min", "sum", "rate", "increase", "histogram_quantile", "by", "or", "vector", "absent", "deriv"}
     words |= {"clamp_min", "count", "label_replace", "m", "s", "for", "e"}
     found = [name for name in names if re.split(r"\{", name)[0] not in words and len(name) > 1]

@@ -1,6 +1,7 @@
-"""Metrics of real workers while a child is killed, the control server is flushed or frozen, and PostgreSQL is away."""
+"""Metrics while something is away or not known: of ingest, and of real workers on servers that fail."""
 
 import contextlib
+import math
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pipeline.clock import SystemClock
 from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.settings import Settings
 from stack.servers import Server, free_port, postgres_server, redis_server
+from support.edge import RunningEdge, edge_settings
 from support.processes import Program, batches_worker, beat, control_worker, supervised
 from support.traffic import wait_until
 
@@ -222,3 +224,24 @@ def test_after_a_flush_gauges_are_unknown_until_the_controller_ticks(rig: Rig) -
     rig.beat.start()
     rig.wait(lambda: "sluice_lag_events" in rig.scrape(), "the lag is known again")
     rig.wait(lambda: rig.value('circuit_breaker_state{state="closed"}') == 1, "so is the breaker")
+
+
+def test_tokens_that_ingest_does_not_know_are_no_number() -> None:
+    # Given an ingest that has not reached the bucket yet
+    edge = RunningEdge(edge_settings(rate_max=100.0, rate_min=100.0))
+
+    def tokens() -> float:
+        edge.edge.sample_gauges()
+        found = edge.edge.registry.get_sample_value("sluice_ingest_available_tokens")
+        assert found is not None
+        return found
+
+    assert math.isnan(tokens())
+    # When it has
+    edge.start()
+    edge.publish(100.0)
+    # Then they are what the bucket holds
+    try:
+        wait_until(lambda: 0 < tokens() <= 100, "tokens are known", seconds_max=10)
+    finally:
+        edge.stop()
