@@ -62,7 +62,9 @@ def main(words: list[str]) -> int:
     seed = int(time.time()) if asked.seed is None else asked.seed
     plan = schedule(asked.log, asked.faults, seed, names or None)
     again = f"./soak.sh --faults {asked.faults} --events {asked.events} --seed {seed} --log {asked.log}"
-    print(f"again with: {again}{f' --only {asked.only}' if names else ''}")
+    again += f" --only {asked.only}" if names else ""
+    again += f" --rate {asked.rate:g}" if asked.rate else ""
+    print(f"again with: {again}")
     if asked.plan:
         print("\n".join(str(planned) for planned in plan))
         return 0
