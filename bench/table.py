@@ -127,7 +127,7 @@ def made_of(lines: Sequence[Line]) -> str:
         for name, figures in groups.items():
             medians = {key: _median(found) for key, found in figures.items()}
             words = [f"{key.replace('_', ' ')} {number(value)}" for key, value in medians.items() if value is not None]
-            if words:
+            if words and ", ".join(words) not in told.values():
                 told.setdefault((line.mark, name), ", ".join(words))
     width = max((len(name) for _, name in told), default=0)
     return "\n".join(f"{mark}  {name.ljust(width)}  {words}" for (mark, name), words in told.items())

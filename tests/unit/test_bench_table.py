@@ -61,6 +61,7 @@ def test_what_ratios_are_made_of_is_told_once() -> None:
         Line("M1", "ours / bare", [0.9], figures={"ours": single, "bare": {"cpu_seconds": 2.0}}),
         Line("M1", "ours / other", [3.0], figures={"ours": single, "other": {"cpu_seconds": 7.0}}),
         Line("M7", "drain / COPY", [0.8, 0.9], figures={"drain": [90.0, 110.0, 100.0], "why": "text", "late": True}),
+        Line("M7", "… / COPY alone", [0.7, 0.9], figures={"drain": [90.0, 110.0, 100.0]}),
         Line("M3", "no figures", [1.0]),
     ]
     # Then each is told once, with medians, and what is no number is left out
