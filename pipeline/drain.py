@@ -253,7 +253,7 @@ class _Run:
         stored = sink.stored_offsets(identity.log_id).get(self._partition)
         if stored is None:
             return self._means.log.positions()[self._partition].begin
-        self._hand.stored_up_to(stored)
+        self._hand.stored_up_to(identity.log_id, stored)
         return stored
 
     def _raise_floor(self, next_offset: int) -> None:
@@ -263,7 +263,8 @@ class _Run:
 
     def _stored(self, result: StoreResult) -> None:
         """Count what was committed, and go on behind it."""
-        self._position = self._next_offset = self._hand.pop()
+        assert self._identity is not None  # noqa: S101 - nothing is stored without
+        self._position = self._next_offset = self._hand.pop(self._identity.log_id)
         self._batches += 1
         total = self._total
         self._total = StoreResult(

@@ -52,7 +52,7 @@ class ReadAhead:
         self._prepare = prepare
         self._pieces: deque[tuple[int, LogBatch]] = deque()
         self._ahead: tuple[int, Future[tuple[LogBatch | None, list[LogBatch]]]] | None = None
-        self._commit_due: int | None = None  # what the log has not been told yet
+        self._commit_due: tuple[str, int] | None = None  # which log has not been told of which offset yet
         self._telling: Future[None] | None = None
         self._told_at = clock.monotonic()
         self._records_next = max(
@@ -70,27 +70,28 @@ class ReadAhead:
         """Whether there is probably more to read."""
         return bool(self._pieces) or self._read_was_full
 
-    def pop(self) -> int:
-        """The oldest piece is stored: let go of it and return the offset after it."""
+    def pop(self, log_id: str) -> int:
+        """The oldest piece, of the log `log_id`, is stored: let go of it and return the offset after it."""
         _, batch = self._pieces.popleft()
-        self._commit_due = batch.next_offset
+        self._commit_due = log_id, batch.next_offset
         return batch.next_offset
 
     def drop(self) -> None:
-        """Let go of everything in hand."""
+        """Let go of everything in hand. What is stored stays due to be told: to the log that it was read from."""
         self.settle()
         self._pieces.clear()
 
-    def stored_up_to(self, offset: int) -> None:
-        """Remember what the log is to be told, with one of the next reads."""
-        self._commit_due = offset
+    def stored_up_to(self, log_id: str, offset: int) -> None:
+        """Remember what the log `log_id` is to be told, with one of the next reads."""
+        self._commit_due = log_id, offset
 
     def tell_log(self) -> None:
         """Commit to the log what is committed in the sink: for its lag, and so that it can be trimmed."""
         self._await_telling()
         due = self._take_due()
         if due is not None:
-            self._log.commit(self._partition, due)
+            log_id, offset = due
+            self._log.commit(log_id, self._partition, offset)
 
     def read(self, offset: int, wait_seconds: float) -> None:
         """Wait for records from `offset` on. Raises as EventLog.read does, and LogGapError for a hole."""
@@ -106,7 +107,8 @@ class ReadAhead:
             if self._clock.monotonic() - self._told_at >= _TELL_SECONDS:
                 due = self._take_due()
                 if due is not None:  # behind the read, so that storing never waits for it
-                    self._telling = self._executor.submit(self._log.commit, self._partition, due)
+                    log_id, stored = due
+                    self._telling = self._executor.submit(self._log.commit, log_id, self._partition, stored)
 
     def collect(self) -> None:
         """Wait for the read that was begun, and put its records behind those in hand. Raises as `read` does."""
@@ -127,7 +129,7 @@ class ReadAhead:
             self._telling.result()
             self._telling = None
 
-    def _take_due(self) -> int | None:
+    def _take_due(self) -> tuple[str, int] | None:
         due, self._commit_due = self._commit_due, None
         self._told_at = self._clock.monotonic()
         return due

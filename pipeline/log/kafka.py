@@ -321,8 +321,15 @@ class KafkaLog:
 
     # --- Commit and positions ---------------------------------------------------------------------------------------
 
-    def commit(self, partition: int, offset: int) -> None:
+    def commit(self, log_id: str, partition: int, offset: int) -> None:
         try:
+            facts = self._wire.topic(self._topic)  # a commit names a topic, and may mean the one before it
+            if facts is None or _log_id(self._topic, facts) != log_id:
+                logger.warning(
+                    "commit to the event log was ignored: this is another log",
+                    extra={"action": "log_commit_ignored", "partition": partition, "offset": offset},
+                )
+                return
             self._wire.commit(self._settings.kafka_group, self._topic, {partition: offset})
         except LogUnavailableError as error:
             logger.warning("commit to the event log failed: %s", error, extra={"action": "log_commit_failed"})

@@ -168,10 +168,10 @@ class MemoryLog:
                 values.append(held.entries[at])
             return LogBatch(first, values, held.gaps.get(first))
 
-    def commit(self, partition: int, offset: int) -> None:
+    def commit(self, log_id: str, partition: int, offset: int) -> None:
         with self.server.changed:
             held = self.server.partitions[partition]
-            if not self.server.is_down and offset <= held.end:
+            if not self.server.is_down and log_id == self.server.log_id and offset <= held.end:
                 held.committed = max(offset, held.committed or 0)
 
     def positions(self) -> list[PartitionPosition]:

@@ -340,15 +340,14 @@ class RedisStreamsLog:
 
     # --- Commit and positions ---------------------------------------------------------------------------------------
 
-    def commit(self, partition: int, offset: int) -> None:
+    def commit(self, log_id: str, partition: int, offset: int) -> None:
         try:
-            identity = self._identity or self.identity()
             said = self._link.run(
                 self._commit_script,
                 [self._id_key, self._stream_key(partition), self._committed_key],
-                [identity.log_id, str(partition), str(offset), "1" if self._settings.log_trim else "0"],
+                [log_id, str(partition), str(offset), "1" if self._settings.log_trim else "0"],
             )
-        except (RecoverableError, LogMisconfiguredError) as error:
+        except RecoverableError as error:
             logger.warning("commit to the event log failed: %s", error, extra={"action": "log_commit_failed"})
             return
         if said != b"OK":

@@ -92,10 +92,11 @@ class EventLog(Protocol):
         `identity()`; LogGapError when `offset` lies beyond the end of a log that cannot be raised (Kafka).
         """
 
-    def commit(self, partition: int, offset: int) -> None:
-        """Tell the log that everything below `offset` is stored: for lag, and so that it may be trimmed.
+    def commit(self, log_id: str, partition: int, offset: int) -> None:
+        """Tell the log `log_id` that everything below `offset` is stored: for lag, and so that it may be trimmed.
 
-        Best effort: never blocks for long, and a failure is only logged, since PostgreSQL's offset decides.
+        Best effort: never blocks for long, and a failure is only logged, since PostgreSQL's offset decides. Where the
+        log is another one by now, nothing is said to it: its events at these offsets are others.
         """
 
     def positions(self) -> list[PartitionPosition]:

@@ -170,8 +170,8 @@ def test_positions_follow_the_commits(rig: LogRig) -> None:
     log.append([(i % 2, b"x") for i in range(20)])
     positions_of(log)
     # When some of them are stored
-    log.commit(0, 4)
-    log.commit(1, 10)
+    log.commit(log.identity().log_id, 0, 4)
+    log.commit(log.identity().log_id, 1, 10)
     # Then everybody sees that
     seen = rig.open().positions()
     assert [(p.end, p.committed) for p in seen[:2]] == [(10, 4), (10, 10)]
@@ -184,10 +184,31 @@ def test_positions_follow_the_commits(rig: LogRig) -> None:
 def test_a_commit_may_come_again(log: EventLog) -> None:
     log.append([(0, b"x")] * 5)
     positions_of(log)
-    log.commit(0, 0)
-    log.commit(0, 3)
-    log.commit(0, 3)
+    log.commit(log.identity().log_id, 0, 0)
+    log.commit(log.identity().log_id, 0, 3)
+    log.commit(log.identity().log_id, 0, 3)
     assert positions_of(log)[0][1:] == (5, 3)
+
+
+def test_a_commit_is_for_the_log_that_it_names(rig: LogRig) -> None:
+    # Given a drain of a log in whose place there is another one by now, longer than the first
+    log = rig.open()
+    log.append([(0, b"old")] * 5)
+    before = log.identity()
+    rig.replace()
+    writer = rig.open()
+    writer.identity()
+    recovered(lambda: writer.append([(0, b"new")] * 9))
+    # When the drain says how far the first log is stored, before and after it has learned of the second
+    log.commit(before.log_id, 0, 5)
+    log.identity()
+    log.commit(before.log_id, 0, 5)
+    # Then the second log takes it for nothing, and all its events can be read
+    assert positions_of(writer)[0] == (0, 9, None)
+    assert read_all(log, 0) == [b"new"] * 9
+    # And what is said to the second log counts
+    log.commit(log.identity().log_id, 0, 4)
+    assert positions_of(writer)[0][1:] == (9, 4)
 
 
 def test_a_trimmed_offset_reads_what_is_left_and_shows_it(rig: LogRig) -> None:

@@ -82,7 +82,7 @@ def test_a_log_that_is_away_is_said_to_be_away_and_comes_back(faulty: FaultyRig)
             assert isinstance(result, LogUnavailableError), f"{name}: {result!r}"
             assert seconds < CALL_SECONDS_MAX, name
         # And a commit fails quietly
-        result, seconds = timed(lambda: reader.commit(0, 1))
+        result, seconds = timed(lambda: reader.commit(identity.log_id, 0, 1))
         assert result is None
         assert seconds < CALL_SECONDS_MAX
         # And an append that may have been on its way is open, while those after it have written nothing
@@ -356,9 +356,10 @@ def test_a_full_log_refuses_whole_groups_and_takes_more_once_it_is_trimmed(small
     held = sum(p.end for p in reader.positions())
     assert held == taken > 0
     # And reading, committing and trimming work on
+    log_id = reader.identity().log_id
     for partition in range(4):
         assert len(read_all(reader, partition)) == taken // 4
-        reader.commit(partition, taken // 4)
+        reader.commit(log_id, partition, taken // 4)
         small.trim(partition, taken // 4)
     assert [p.committed for p in reader.positions()] == [taken // 4] * 4
     # And then there is room again

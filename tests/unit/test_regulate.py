@@ -178,8 +178,8 @@ def test_without_commits_and_without_postgresql_the_lag_is_unknown(system: Syste
 def test_the_logs_own_commits_are_enough(system: System) -> None:
     system.tick()
     system.append(0, 20_000)
-    system.log.commit(0, 5_000)
-    system.log.commit(1, 0)
+    system.log.commit(system.log.identity().log_id, 0, 5_000)
+    system.log.commit(system.log.identity().log_id, 1, 0)
     system.database.is_away = True
     assert system.tick().lag == {0: 15_000, 1: 0}
     assert system.rate().mode is Mode.DEGRADED
@@ -191,8 +191,8 @@ def test_the_logs_own_commits_are_enough(system: System) -> None:
 def test_while_the_breaker_is_open_postgresql_is_not_asked_and_the_policy_goes_on_deciding(system: System) -> None:
     system.tick()
     system.append(0, 30_000)
-    system.log.commit(0, 0)
-    system.log.commit(1, 0)
+    system.log.commit(system.log.identity().log_id, 0, 0)
+    system.log.commit(system.log.identity().log_id, 1, 0)
     system.rig.store.pause(BREAKER, by="drain", why="down")
     system.database.asked.clear()
     system.tick()
@@ -217,8 +217,8 @@ def test_after_a_flush_the_reasons_set_by_hand_come_back(system: System) -> None
 def test_without_postgresql_the_reasons_stay_unknown_and_the_rate_is_the_floor(system: System) -> None:
     # Given a flush while PostgreSQL is away
     system.append(0, 10)
-    system.log.commit(0, 0)
-    system.log.commit(1, 0)
+    system.log.commit(system.log.identity().log_id, 0, 0)
+    system.log.commit(system.log.identity().log_id, 1, 0)
     system.tick()
     system.server.flush()
     system.database.is_away = True

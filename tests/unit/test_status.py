@@ -176,8 +176,8 @@ def test_what_parts_know_is_read() -> None:
     parts = StatusParts(rig.settings, clock, rig.store, rig.events, log, lambda: 7)
     # When it is read before and after commits
     before = read_status(parts)
-    log.commit(0, 1)
-    log.commit(1, 0)
+    log.commit(log.identity().log_id, 0, 1)
+    log.commit(log.identity().log_id, 1, 0)
     after = read_status(parts)
     # Then unknown is not zero, and the rest is there
     assert (before.lag, after.lag, after.lag_by_partition) == (None, 2, {0: 2, 1: 0})
