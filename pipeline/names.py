@@ -29,6 +29,31 @@ class PauseReason(StrEnum):
     LOG_GAP = "log_gap"  # the log lost events that were never stored; lifted by hand
 
 
+class Health(StrEnum):
+    """How the whole system is, in one word; the same word in each place that shows it."""
+
+    HEALTHY = "healthy"  # nothing is wrong
+    DEGRADED = "degraded"  # it serves, but something is wrong
+    CRITICAL = "critical"  # events are not taken or not stored
+    UNKNOWN = "unknown"  # the state is not known: its data is too old, or nothing answers
+
+
+class Severity(StrEnum):
+    """How bad one problem is."""
+
+    CRITICAL = "critical"
+    DEGRADED = "degraded"
+
+
+class AlarmCode(StrEnum):
+    """Which problem a tick of the control loop found. A reader shows a code that it does not know as it is."""
+
+    LAG_UNKNOWN = "lag_unknown"  # neither the log nor PostgreSQL says how far the log was consumed
+    OFFSETS_UNKNOWN = "offsets_unknown"  # PostgreSQL did not give the stored offsets: the lag is by the log's word
+    NOT_RESTORED = "not_restored"  # the reasons to pause are lost, and PostgreSQL did not give them back
+    DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain that stands still could not be ended on the server
+
+
 class BreakerState(StrEnum):
     """The breaker of the whole system, as operators see it."""
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.errors import SluiceError
+from pipeline.errors import SluiceError, in_brief
 from pipeline.flow.lag import lag_by_partition
 from pipeline.flow.rate import BandPolicy, RateDecision, hold_or_decay
-from pipeline.names import LEASE_REGULATE, BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason, Severity
 from pipeline.ports.control import (
+    Alarm,
     Bands,
     Consumption,
     ControlEvents,
@@ -81,7 +82,16 @@ class _Sample:
     stored: dict[int, int] | None = None
     lag: dict[int, int] | None = None
     consumed: int | None = None  # next offsets to store, summed
-    problems: list[str] = field(default_factory=list)
+    alarms: list[Alarm] = field(default_factory=list)  # published with the rate, and logged
+    problems: list[str] = field(default_factory=list)  # logged only
+
+    def degraded(self, code: AlarmCode, what: str, look_at: str, partition: int | None = None) -> None:
+        """Note something that is wrong, while events are taken and stored."""
+        self.alarms.append(Alarm(code, Severity.DEGRADED, what, look_at, partition))
+
+    def critical(self, code: AlarmCode, what: str, look_at: str, partition: int | None = None) -> None:
+        """Note something that is wrong, by which events are not taken, not stored or lost."""
+        self.alarms.append(Alarm(code, Severity.CRITICAL, what, look_at, partition))
 
 
 def regulate(
@@ -99,6 +109,7 @@ def regulate(
     _measure(state, log, database, sample)
     policy = _policy_now(control.store, state, policy, restored=restored)
     decision = _decide(state, sample, policy, settings)
+    terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
     known_at = state.rate.lag_known_at if state.rate is not None else None
     published = control.store.publish_rate(
         base_rate=decision.rate,
@@ -108,9 +119,10 @@ def regulate(
         lag_known_at=state.time if sample.lag is not None else known_at,
         by=by,
         consumption=_consumption(state, sample),
+        alarms=sample.alarms,
     )
-    terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
-    return RegulateReport(True, published, sample.lag, restored, terminated, tuple(sample.problems))
+    problems = [*(alarm.what for alarm in sample.alarms), *sample.problems]
+    return RegulateReport(True, published, sample.lag, restored, terminated, tuple(problems))
 
 
 def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) -> bool:
@@ -123,7 +135,11 @@ def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) 
         asked = database.load_asked()
     except SluiceError as error:
         sample.is_database_away = True
-        sample.problems.append(f"reasons to pause are not restored: {error}")
+        sample.degraded(
+            AlarmCode.NOT_RESTORED,
+            f"The reasons to pause are lost and not restored: {in_brief(error)}",
+            "PostgreSQL: they are restored from there",
+        )
         return False
     return store.restore(asked.pauses, by=by, override=asked.override, bands=asked.bands)
 
@@ -154,18 +170,26 @@ def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sa
         sample.log_id = log.identity().log_id
         positions = log.positions()
     except SluiceError as error:
-        sample.problems.append(f"lag unknown: {error}")
+        sample.degraded(AlarmCode.LAG_UNKNOWN, f"The lag is unknown: {in_brief(error)}", "the event log's server")
         return
     if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_away:
         try:
             sample.stored = database.stored_offsets(sample.log_id)
         except SluiceError as error:
-            sample.problems.append(f"stored offsets unknown: {error}")
+            sample.degraded(
+                AlarmCode.OFFSETS_UNKNOWN,
+                f"The stored offsets are unknown, the lag is by the log's word: {in_brief(error)}",
+                "PostgreSQL; the breaker opens by itself if drains fail too",
+            )
     sample.lag = lag_by_partition(positions, sample.stored)
     if sample.lag is not None:
         sample.consumed = sum(position.end for position in positions) - sum(sample.lag.values())
     if sample.lag is None:
-        sample.problems.append("lag unknown: neither the log nor PostgreSQL says how far it was consumed")
+        sample.degraded(
+            AlarmCode.LAG_UNKNOWN,
+            "The lag is unknown: neither the log nor PostgreSQL says how far the log was consumed",
+            "PostgreSQL: it has the stored offsets",
+        )
 
 
 def _decide(state: ControlState, sample: _Sample, policy: RatePolicy, settings: Settings) -> RateDecision:
@@ -210,8 +234,13 @@ def _end_stalled(
             if not database.terminate_drainer(sample.log_id, partition):
                 continue  # nobody holds it: the workers are away, or busy elsewhere
         except SluiceError as error:
-            sample.problems.append(f"drainer of partition {partition} could not be ended: {error}")
-            continue
+            sample.degraded(
+                AlarmCode.DRAINER_NOT_ENDED,
+                f"The drain of partition {partition} stands still and could not be ended: {in_brief(error)}",
+                "PostgreSQL, and the workers",
+                partition,
+            )
+            break  # each further question could cost as long, and the rate is not published yet
         terminated.append(partition)
         why = f"partition {partition} stood at offset {behind[partition]} for {seconds:.0f} s"
         _logger.warning("ended a stalled drainer: %s", why, extra={"action": "drainer_terminated"})

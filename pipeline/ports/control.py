@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,18 @@ class PublishedRate:
     published_at: float
     lag_known_at: float | None
     consumption: "Consumption | None" = None  # None: the lag was unknown
+    alarms: "tuple[Alarm, ...]" = ()  # what this tick of the control loop found wrong, worst first
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One problem that a tick of the control loop found. It holds until the next tick, which gives it again."""
+
+    code: str  # one of AlarmCode, or of a newer version
+    severity: Severity
+    what: str  # one sentence
+    look_at: str = ""  # where to begin
+    partition: int | None = None  # None: of the whole system
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +130,11 @@ class ControlStore(Protocol):
         lag_known_at: float | None,
         by: str,
         consumption: Consumption | None = None,
+        alarms: Sequence[Alarm] = (),
     ) -> PublishedRate:
         """Publish a newly decided rate with the next version; an event is recorded when rate or mode changed.
+
+        The alarms replace those of the tick before. Their number and their length are bounded (ALARMS_MAX).
 
         A rate that was decided on an older lag than the published one is ignored. The effective rate is that of an
         override while one holds, and at most the floor while the breaker's reason holds. Returns what is published.

@@ -4,17 +4,34 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from pipeline.names import BreakerState, PauseReason
-from pipeline.ports.control import Pause, PublishedRate
+from pipeline.names import BreakerState, PauseReason, Severity
+from pipeline.ports.control import Alarm, Pause, PublishedRate
 
 BY_CHARS_MAX: Final = 200
 WHY_CHARS_MAX: Final = 1000  # error texts of a database can be pages long
+ALARMS_MAX: Final = 32  # of one tick: one for each partition fits, and all of them stay below 32 KB
+ALARM_CHARS_MAX: Final = 500  # of each text of an alarm; it is one sentence
 PROCESS_SECONDS_MAX: Final = 10.0  # an ingest process that has taken no tokens for so long is not counted
 
 
 def clean_text(value: str, chars_max: int) -> str:
     """`value` cut to a length, and without what UTF-8 cannot carry (error texts quote anything)."""
     return value[:chars_max].encode("utf-8", "replace").decode("utf-8")
+
+
+def bounded_alarms(alarms: Sequence[Alarm]) -> tuple[Alarm, ...]:
+    """The worst ALARMS_MAX alarms, worst first, with texts of a bounded length."""
+    worst_first = sorted(alarms, key=lambda alarm: alarm.severity is not Severity.CRITICAL)
+    return tuple(
+        Alarm(
+            clean_text(alarm.code, ALARM_CHARS_MAX),
+            alarm.severity,
+            clean_text(alarm.what, ALARM_CHARS_MAX),
+            clean_text(alarm.look_at, ALARM_CHARS_MAX),
+            alarm.partition,
+        )
+        for alarm in worst_first[:ALARMS_MAX]
+    )
 
 
 def without_override(rate: PublishedRate, pauses: Sequence[Pause], floor_rate: float) -> PublishedRate:

@@ -11,12 +11,13 @@ from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import hold_or_decay
 from pipeline.names import LEASE_PROBE, ControlEventKind, Mode, PauseReason
 from pipeline.ports.bucket import Grant
-from pipeline.ports.control import Bands, Consumption, ControlEvent, ControlState, Override, Pause, PublishedRate
+from pipeline.ports.control import Alarm, Bands, Consumption, ControlEvent, ControlState, Override, Pause, PublishedRate
 from pipeline.settings import Settings
 from pipeline.store.common import (
     BY_CHARS_MAX,
     PROCESS_SECONDS_MAX,
     WHY_CHARS_MAX,
+    bounded_alarms,
     breaker_state,
     clean_text,
     without_override,
@@ -155,6 +156,7 @@ class MemoryControlStore(_Adapter):
         lag_known_at: float | None,
         by: str,
         consumption: Consumption | None = None,
+        alarms: Sequence[Alarm] = (),
     ) -> PublishedRate:
         with self._server.changed:
             self._settle_override()
@@ -172,6 +174,7 @@ class MemoryControlStore(_Adapter):
                 published_at=now,
                 lag_known_at=lag_known_at,
                 consumption=consumption,
+                alarms=bounded_alarms(alarms),
             )
             if last is None or (last.rate, last.mode) != (content.rate.rate, mode):
                 self._record_rate(content.rate, last, by, "lag unknown" if lag is None else f"lag {lag}")

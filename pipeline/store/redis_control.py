@@ -16,10 +16,19 @@ from pipeline.names import (
     ControlEventKind,
     Mode,
     PauseReason,
+    Severity,
 )
-from pipeline.ports.control import Bands, Consumption, ControlEvent, ControlState, Override, Pause, PublishedRate
+from pipeline.ports.control import Alarm, Bands, Consumption, ControlEvent, ControlState, Override, Pause, PublishedRate
 from pipeline.settings import Settings
-from pipeline.store.common import BY_CHARS_MAX, WHY_CHARS_MAX, breaker_state, clean_text, without_override
+from pipeline.store.common import (
+    ALARMS_MAX,
+    BY_CHARS_MAX,
+    WHY_CHARS_MAX,
+    bounded_alarms,
+    breaker_state,
+    clean_text,
+    without_override,
+)
 from pipeline.store.connection import ControlConnection, load_script
 
 WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the state, not the events
@@ -75,6 +84,7 @@ class RedisControlStore:
         lag_known_at: float | None,
         by: str,
         consumption: Consumption | None = None,
+        alarms: Sequence[Alarm] = (),
     ) -> PublishedRate:
         why = "lag unknown" if lag is None else f"lag {lag}"
         answer = self._run(
@@ -87,6 +97,7 @@ class RedisControlStore:
             "" if lag_known_at is None else repr(float(lag_known_at)),
             why,
             "" if consumption is None else _consumption_text(consumption),
+            _alarms_text(bounded_alarms(alarms)),
         )
         return _published_rate(_pairs(answer))
 
@@ -240,6 +251,26 @@ def _consumption(text: str) -> Consumption | None:
     return Consumption(lag, int(fields["consumed"]), fields["drain_rate"])
 
 
+def _alarms_text(alarms: Sequence[Alarm]) -> str:
+    return json.dumps([[alarm.code, alarm.severity, alarm.what, alarm.look_at, alarm.partition] for alarm in alarms])
+
+
+def _alarms(text: str) -> tuple[Alarm, ...]:
+    """The alarms of a tick, also those of a newer version: fields that this one does not know are left out."""
+    return tuple(
+        Alarm(str(code), _severity(severity), str(what), str(look_at), partition)
+        for code, severity, what, look_at, partition, *_ in json.loads(text)[:ALARMS_MAX]
+    )
+
+
+def _severity(word: str) -> Severity:
+    """A word of a newer version counts as critical: nobody is told less than was meant."""
+    try:
+        return Severity(word)
+    except ValueError:
+        return Severity.CRITICAL
+
+
 def _pairs(flat: list[str]) -> dict[str, str]:
     """A hash as scripts give it: field, value, field, value."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
@@ -255,6 +286,8 @@ def _published_rate(fields: dict[str, str]) -> PublishedRate:
         published_at=float(fields["published_at"]),
         lag_known_at=float(fields["lag_known_at"]) if fields["lag_known_at"] else None,
         consumption=_consumption(fields.get("consumption", "")),
+        # A controller of an older version publishes none, and leaves those of an earlier tick where they are.
+        alarms=_alarms(fields["alarms"]) if fields.get("alarms_at") == fields["published_at"] else (),
     )
 
 

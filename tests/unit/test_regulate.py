@@ -8,7 +8,7 @@ from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.rate import BandPolicy
 from pipeline.log.memory import MemoryLog
-from pipeline.names import ControlEventKind, Mode, PauseReason
+from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import Bands, Override, PublishedRate
 from pipeline.regulate import Asked, Control, Database, RegulateReport, regulate
 from pipeline.store.memory import MemoryServer
@@ -150,7 +150,8 @@ def test_an_unknown_lag_holds_the_rate_for_six_periods_and_then_halves_it_in_eac
     assert rates == [775.0] * 6 + [387.5, 193.75, 100.0, 100.0]
     rate = system.rate()
     assert (rate.mode, rate.lag, rate.lag_known_at) == (Mode.UNKNOWN, None, known_at)
-    assert "lag unknown" in system.tick().problems[0]
+    assert system.tick().problems[0].startswith("The lag is unknown: ")
+    assert [alarm.code for alarm in system.rate().alarms] == [AlarmCode.LAG_UNKNOWN]
     # And when it answers again, the policy decides again
     system.log.start()
     assert system.tick().published.rate == 775.0  # type: ignore[union-attr]
@@ -313,7 +314,8 @@ def test_a_drainer_that_cannot_be_ended_is_a_problem_not_a_failure(
 
     monkeypatch.setattr(system.database, "terminate", away)
     assert stall(system, 3) == []
-    assert system.tick().problems == ("drainer of partition 0 could not be ended: gone",)
+    assert system.tick().problems == ("The drain of partition 0 stands still and could not be ended: gone",)
+    assert [(alarm.code, alarm.partition) for alarm in system.rate().alarms] == [(AlarmCode.DRAINER_NOT_ENDED, 0)]
 
 
 def test_bands_set_by_hand_hold_from_the_next_tick_and_the_drain_rate_is_measured_between_ticks() -> None:
