@@ -30,6 +30,7 @@ KAFKA_VERSION: Final = "4.0.0"
 KAFKA_LIBS: Final = ROOT / ".local" / f"kafka-{KAFKA_VERSION}"
 DATABASE: Final = "sluice"
 LOOPBACK: Final = "127.0.0.1"
+_PADDING_READ_BYTES: Final = 1 << 20
 
 
 class ServerError(Exception):
@@ -48,6 +49,7 @@ class Server:
     is_ready: Callable[[], bool]
     environ: Mapping[str, str] = field(default_factory=dict)
     stop_signal: int = signal.SIGTERM
+    repair: Callable[[], list[str]] = list  # removes what a crash of the machine left; returns what it did, in words
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -65,6 +67,8 @@ class Server:
     def start(self, *, seconds_max: float = 60.0) -> "Server":
         """Start and wait until the server answers. Raises ServerError with the end of its log."""
         with self.log_path.open("ab") as log:
+            log.writelines(f"{line}\n".encode() for line in self.repair())
+            log.flush()
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -231,7 +235,56 @@ def redis_server(home: Path, port: int, *, is_log: bool, maxmemory: str, host: s
         except redis.RedisError:
             return False
 
-    return Server(name, command, home / f"{name}.log", redis_url(port), port, is_ready)
+    return Server(
+        name,
+        command,
+        home / f"{name}.log",
+        redis_url(port),
+        port,
+        is_ready,
+        repair=lambda: _remove_padding(data / "appendonlydir"),
+    )
+
+
+def _remove_padding(folder: Path) -> list[str]:
+    """Remove NUL bytes from the end of the newest append-only file and of the manifest; returns what was removed.
+
+    After a power loss a file may be longer than what was written: the file system had set its size, and not yet its
+    content. Redis cuts off a torn record by itself, but ends where it finds NUL bytes. A whole record ends with a line
+    feed, so whatever ends with NUL bytes is padding or a torn record.
+    """
+    removed = []
+    newest = max(folder.glob("*.incr.aof"), key=_aof_number, default=None)
+    for path in (newest, *folder.glob("*.manifest")):
+        if path is None:
+            continue
+        size = path.stat().st_size
+        length = _length_without_padding(path, size)
+        if length < size:
+            os.truncate(path, length)
+            removed.append(
+                f"removed {size - length} NUL bytes from the end of {path}: a crash of the machine left them"
+            )
+    return removed
+
+
+def _aof_number(path: Path) -> int:
+    """The number of an append-only file: 3 of `appendonly.aof.3.incr.aof`."""
+    number = path.name.split(".")[-3]
+    return int(number) if number.isdecimal() else -1
+
+
+def _length_without_padding(path: Path, size: int) -> int:
+    """Bytes of a file up to the last one that is not NUL."""
+    with path.open("rb") as stream:
+        while size > 0:
+            first = max(0, size - _PADDING_READ_BYTES)
+            stream.seek(first)
+            kept = stream.read(size - first).rstrip(b"\0")
+            if kept:
+                return first + len(kept)
+            size = first
+    return 0
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------------
@@ -331,8 +384,45 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
 
     # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for every client to leave.
     return Server(
-        "postgres", command, home / "postgres.log", postgres_url(port), port, is_ready, environ, signal.SIGINT
+        "postgres",
+        command,
+        home / "postgres.log",
+        postgres_url(port),
+        port,
+        is_ready,
+        environ,
+        signal.SIGINT,
+        repair=lambda: _remove_stale_lock(data),
     )
+
+
+def _remove_stale_lock(data: Path) -> list[str]:
+    """Remove `postmaster.pid` where another program has the process id in it; returns what was removed.
+
+    PostgreSQL removes the file of a crashed server itself, unless that process id is in use again: after a start of
+    the machine or of a container that is likely.
+    """
+    path = data / "postmaster.pid"
+    try:
+        pid = int(path.read_text().split("\n", 1)[0])
+        process = psutil.Process(pid)
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return []  # there is none, or PostgreSQL decides by itself
+    if any(_is_postgres_of(data, other) for other in (process, *psutil.process_iter())):
+        return []
+    path.unlink()
+    return [f"removed {path}: process {pid} in it is {process.name()} now, no PostgreSQL of this folder"]
+
+
+def _is_postgres_of(data: Path, process: psutil.Process) -> bool:
+    """Whether a process is a PostgreSQL that works in this folder; True where that can't be known."""
+    try:
+        is_candidate = process.name() == "postgres" and process.uids().real == data.stat().st_uid
+        return is_candidate and Path(process.cwd()) == data.resolve()
+    except psutil.AccessDenied:
+        return True
+    except (psutil.Error, OSError):
+        return False
 
 
 # --- Kafka ----------------------------------------------------------------------------------------------

@@ -139,13 +139,14 @@ class Supervisor:
         """Processes of this system that no supervisor keeps: it was killed, or their own parent was.
 
         Its programs carry the supervisor's address in their environment. PostgreSQL and Redis write over theirs,
-        and work in their data folders.
+        and work in their data folders. A folder further down can be that of another system.
         """
+        folders = {self.home.resolve() / name for name in _SERVER_PROGRAMS}
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 is_ours = process.environ().get("SUPERVISOR_SERVER_URL") == f"unix://{self.socket_path}"
-                if is_ours or (process.name() in _SERVERS and self.home in Path(process.cwd()).parents):
+                if is_ours or (process.name() in _SERVERS and Path(process.cwd()) in folders):
                     found.append(process)
         return found
 

@@ -110,6 +110,9 @@ class System:
                 print("ended what an earlier run had left, whose supervisor was killed", file=sys.stderr)
             self.check()
             servers = self._servers()
+            for server in servers.values():
+                for line in server.repair():
+                    print(line, file=sys.stderr)
             urls = self._urls(servers)
             programs = [_server_program(server) for server in servers.values()] + self._sluice(urls)
             (self.home / "log").write_text(self.config.log + "\n")

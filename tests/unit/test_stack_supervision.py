@@ -1,6 +1,7 @@
 """The supervisor's files, and what is left where it was killed: with processes that stand for its programs."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -67,6 +68,29 @@ def test_processes_of_others_are_left_alone(system: System, tmp_path: Path) -> N
         finally:
             inside.kill()
             another.kill()
+
+
+def test_a_system_in_a_folder_below_is_left_alone(system: System, tmp_path: Path) -> None:
+    # Given a server of this system without a supervisor, and one of a system whose home lies below this one's
+    program = tmp_path / "redis-server"
+    program.symlink_to(shutil.which("sleep") or "sleep")
+    ours, others = system.home / "redis-log", system.home / "inner" / "redis-log"
+    ours.mkdir(parents=True)
+    others.mkdir(parents=True)
+    command = [str(program), "60"]
+    with subprocess.Popen(command, cwd=ours) as left, subprocess.Popen(command, cwd=others) as other:
+        try:
+            for process in (left, other):
+                wait_until(lambda p=process: psutil.Process(p.pid).name() == "redis-server", "started", seconds_max=5)
+            # When this system's remains are ended
+            assert [process.pid for process in Supervisor(system.home).remains()] == [left.pid]
+            assert system.stop() is True
+            # Then the other one goes on
+            left.wait(5)
+            assert other.poll() is None
+        finally:
+            left.kill()
+            other.kill()
 
 
 def test_a_stale_process_id_is_no_supervisor(system: System) -> None:

@@ -1,0 +1,96 @@
+"""Private servers after a crash of the machine: what the file system and the process table may hold then."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from stack.servers import Server, ServerError, free_port, postgres_server, redis_server
+
+
+def keys_of(server: Server) -> list[bytes]:
+    with redis.Redis(port=server.port) as client:
+        return sorted(client.keys())
+
+
+@pytest.mark.parametrize("padding", [1, 4096, 100_000])
+def test_redis_starts_on_a_file_that_ends_with_nul_bytes(tmp_path: Path, padding: int) -> None:
+    # Given a Redis whose append-only file and manifest were made longer by the file system, and not written
+    server = redis_server(tmp_path, free_port(), is_log=True, maxmemory="64mb").start()
+    with redis.Redis(port=server.port) as client:
+        client.set("kept", b"\0\0")
+    server.kill()
+    folder = tmp_path / "redis-log" / "appendonlydir"
+    (file,) = folder.glob("*.incr.aof")
+    for path in (file, folder / "appendonly.aof.manifest"):
+        with path.open("ab") as stream:
+            stream.write(b"\0" * padding)
+    # When it starts, then it has all that was written
+    try:
+        server.start()
+        assert keys_of(server) == [b"kept"]
+        with redis.Redis(port=server.port) as client:
+            assert client.get("kept") == b"\0\0"
+    finally:
+        server.stop()
+    assert "removed" in server.log_path.read_text()
+
+
+def test_a_record_that_was_torn_within_nul_bytes_is_cut_off_alone(tmp_path: Path) -> None:
+    # Given a file that ends within a value of NUL bytes: which of them were written can't be told
+    server = redis_server(tmp_path, free_port(), is_log=True, maxmemory="64mb").start()
+    with redis.Redis(port=server.port) as client:
+        client.set("kept", "value")
+        client.set("torn", b"\0" * 1000)
+    server.kill()
+    (file,) = (tmp_path / "redis-log" / "appendonlydir").glob("*.incr.aof")
+    content = file.read_bytes()
+    file.write_bytes(content[: content.rindex(b"\0" * 1000) + 500] + b"\0" * 4096)
+    # Then Redis starts without that record
+    try:
+        server.start()
+        assert keys_of(server) == [b"kept"]
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Server]:
+    server = postgres_server(tmp_path, free_port(), durable=False).start()
+    yield server
+    server.stop()
+
+
+def test_postgresql_starts_where_another_process_has_the_number_of_the_one_that_crashed(
+    cluster: Server, tmp_path: Path
+) -> None:
+    # Given a PostgreSQL that was killed, and whose process id another program has since
+    cluster.kill()
+    pid_file = tmp_path / "postgres" / "postmaster.pid"
+    lines = pid_file.read_text().splitlines()
+    # Of the user that PostgreSQL runs as, as most processes of a laptop are
+    as_owner = [*cluster.command[: cluster.command.index("-D") - 1], "sleep", "600"]
+    with subprocess.Popen(as_owner) as other:
+        try:
+            pid_file.write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+            # Then it starts
+            cluster.start()
+            assert other.poll() is None
+        finally:
+            other.kill()
+
+
+def test_a_postgresql_that_runs_keeps_its_lock(cluster: Server, tmp_path: Path) -> None:
+    # Given a PostgreSQL that runs on the data
+    pid_file = tmp_path / "postgres" / "postmaster.pid"
+    before = pid_file.read_text()
+    # When a second one is started there
+    second = postgres_server(tmp_path, free_port(), durable=False)
+    with pytest.raises(ServerError, match="Is another postmaster"):
+        second.start()
+    # Then the first goes on
+    assert pid_file.read_text() == before
+    assert psutil.pid_exists(cluster.pid)
