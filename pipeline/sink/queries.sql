@@ -26,7 +26,13 @@ COPY log_events (event_id, correlation_id, severity, message, source, event_time
 FROM STDIN WITH (FORMAT binary);
 
 -- name: make_stage
-CREATE TEMPORARY TABLE IF NOT EXISTS event_stage (LIKE log_events) ON COMMIT DELETE ROWS;
+-- The columns that COPY names and no others: one that a user has added to log_events is PostgreSQL's to fill, and NOT
+-- NULL, which LIKE would copy without the default, would refuse every row here.
+CREATE TEMPORARY TABLE IF NOT EXISTS event_stage ON COMMIT DELETE ROWS AS
+SELECT event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
+       log_id, log_partition, log_offset, request_id
+FROM log_events
+WITH NO DATA;
 
 -- name: copy_stage
 COPY event_stage (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,

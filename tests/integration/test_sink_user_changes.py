@@ -1,0 +1,81 @@
+"""What users may do to `log_events` (docs/database.md): each change, with straight and staged batches."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.ports.sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from pipeline.sink.postgres import PostgresSink
+from support.database import ask
+from support.records import batch, new_log_id, nothing, record
+
+LOG = new_log_id()
+
+
+@pytest.fixture
+def sink(database_url: str) -> Iterator[PostgresSink]:
+    settings = Settings(database_url=database_url)
+    migrate(settings)
+    with contextlib.closing(PostgresSink(settings)) as made:
+        yield made
+
+
+def _store_both_ways(sink: PostgresSink) -> None:
+    """Four new events: two of a batch that goes straight into the table, two of one that is staged for its repeat."""
+    straight = sink.store(LOG, 0, 0, batch(0, [record(0), record(1)]), before_commit=nothing)
+    staged = sink.store(LOG, 0, 2, batch(2, [record(2), record(1), record(3)]), before_commit=nothing)
+    assert (straight, staged) == (StoreResult(stored=2), StoreResult(stored=2, repeated=1))
+
+
+FILL = """
+CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN NEW.tenant := 'of ' || NEW.source; RETURN NEW; END $$;
+CREATE TRIGGER fill BEFORE INSERT ON log_events FOR EACH ROW EXECUTE FUNCTION fill();
+"""
+ADDED = {
+    "nullable": ("ADD COLUMN extra text", "extra", [None] * 4),
+    "default": ("ADD COLUMN extra text DEFAULT 'none'", "extra", ["none"] * 4),
+    "default, not null": ("ADD COLUMN extra text NOT NULL DEFAULT 'none'", "extra", ["none"] * 4),
+    "a time": ("ADD COLUMN extra timestamptz NOT NULL DEFAULT now()", "extra IS NOT NULL", [True] * 4),
+    "serial": ("ADD COLUMN extra bigserial", "extra > 0", [True] * 4),
+    "identity": ("ADD COLUMN extra bigint GENERATED ALWAYS AS IDENTITY", "extra > 0", [True] * 4),
+    "generated": (
+        "ADD COLUMN extra integer NOT NULL GENERATED ALWAYS AS (length(message)) STORED",
+        "extra = length(message)",
+        [True] * 4,
+    ),
+    "a domain": ("ADD COLUMN extra tag", "extra", ["of a domain"] * 4),
+}
+
+
+@pytest.mark.parametrize(("change", "shown", "expected"), ADDED.values(), ids=ADDED.keys())
+def test_columns_that_postgresql_fills(
+    sink: PostgresSink, database_url: str, change: str, shown: str, expected: list[Any]
+) -> None:
+    # Given a column that a user has added, and that Sluice knows nothing of
+    ask(database_url, "CREATE DOMAIN tag AS text DEFAULT 'of a domain' NOT NULL")
+    ask(database_url, f"ALTER TABLE log_events {change}")
+    # Then every event is stored, whichever way its batch takes, and PostgreSQL fills the column
+    _store_both_ways(sink)
+    assert [value for (value,) in ask(database_url, f"SELECT {shown} FROM log_events ORDER BY event_id")] == expected
+
+
+def test_a_column_that_comes_while_a_sink_is_connected(sink: PostgresSink, database_url: str) -> None:
+    # Given a connection that has its staging table already
+    sink.store(LOG, 0, 0, batch(0, [record(10), record(10)]), before_commit=nothing)
+    # When a column is added
+    ask(database_url, "ALTER TABLE log_events ADD COLUMN extra text NOT NULL DEFAULT 'none'")
+    # Then both ways go on
+    result = sink.store(LOG, 0, 2, batch(2, [record(10), record(11)]), before_commit=nothing)
+    assert result == StoreResult(stored=1, repeated=1)
+
+
+def test_a_column_that_a_trigger_fills(sink: PostgresSink, database_url: str) -> None:
+    ask(database_url, "ALTER TABLE log_events ADD COLUMN tenant text NOT NULL")
+    ask(database_url, FILL)
+    _store_both_ways(sink)
+    assert ask(database_url, "SELECT DISTINCT tenant FROM log_events") == [("of tests",)]
