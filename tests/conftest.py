@@ -23,6 +23,7 @@ from stack.servers import (
     postgres_server,
     redis_server,
 )
+from support.clocks import SteppableClock, fake_time_library
 
 # A machine under load is no reason to fail; in CI the same examples each time, elsewhere ever new ones.
 hypothesis.settings.register_profile("sluice", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -142,6 +143,22 @@ def own_postgres(tmp_path: Path) -> Iterator[Server]:
 def own_kafka(tmp_path: Path, kafka: Server) -> Iterator[Server]:
     # `kafka` first: it skips where Kafka can't be had.
     with _running(kafka_server(tmp_path, free_port(), free_port())) as server:
+        yield server
+
+
+@pytest.fixture
+def wall_clock(tmp_path: Path) -> SteppableClock:
+    """A clock to run servers and programs under, and to step meanwhile."""
+    if fake_time_library() is None:
+        _skip("there is no libfaketime on this machine")
+    return SteppableClock(tmp_path)
+
+
+@pytest.fixture
+def clocked_redis(tmp_path: Path, wall_clock: SteppableClock) -> Iterator[Server]:
+    """A control server under `wall_clock`."""
+    server = redis_server(tmp_path, free_port(), is_log=False, maxmemory="64mb")
+    with _running(wall_clock.under(server)) as server:
         yield server
 
 

@@ -10,6 +10,7 @@ import psutil
 
 from faults.fault import Effect, Fault
 from faults.rig import Rig
+from support.clocks import fake_time_library
 from support.processes import Program, beat
 
 # Beyond Celery's visibility time-out (SCALED: 5 s), so that what the stopped one had taken is given to others.
@@ -182,12 +183,6 @@ def _is_connected(pid: int, port: int) -> bool:
     with contextlib.suppress(psutil.Error):
         return any(one.raddr and one.raddr.port == port for one in psutil.Process(pid).net_connections("tcp"))
     return False
-
-
-def fake_time_library() -> Path | None:
-    """libfaketime for programs with threads, where the machine has it (Debian: libfaketime)."""
-    places = (*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), Path("/usr/lib/faketime/libfaketimeMT.so.1"))
-    return next((place for place in places if place.exists()), None)
 
 
 class ClockShifted(Fault):

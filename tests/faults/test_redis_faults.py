@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from faults.mutants import MUTANTS, is_caught, run_mutant
-from faults.of_processes import fake_time_library
 from faults.short import assert_promises_are_kept
+from support.clocks import fake_time_library
 
 FAULTS = [
     *("child.freeze", "ingest.kill", "log.kill", "copy.terminate", "control-redis.flushall", "log.tail-lost"),
