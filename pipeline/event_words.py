@@ -33,9 +33,12 @@ def reasons_words(reasons: str) -> str:
 def event_words(event: ControlEvent) -> str:
     """What happened, with its figures; who and why stand beside it. An event of another version is told by its kind."""
     try:
-        return _words(event.kind, event.data)
+        words = _words(event.kind, event.data)
     except (KeyError, ValueError):
-        return event.kind.value.replace("_", " ").capitalize()
+        words = event.kind.value.replace("_", " ").capitalize()
+    if event.first_at is None:
+        return words
+    return f"{words}, {event.count:,} times since {clock_time(event.first_at)}"
 
 
 def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR0911 - a table

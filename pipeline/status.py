@@ -357,4 +357,6 @@ def event_document(event: ControlEvent) -> dict[str, Any]:
         "by": event.by,
         "why": event.why,
         "data": event.data,
+        "count": event.count,
+        "firstAt": event.at if event.first_at is None else event.first_at,
     }

@@ -104,7 +104,7 @@ def rate_after_override(state: ControlState) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ControlEvent:
-    """One thing that happened in the control loop."""
+    """One thing that happened in the control loop, or the same again and again: `at`, `by` and `why` are the last's."""
 
     id: str  # position in the stream; opaque, ordered
     at: float
@@ -112,6 +112,8 @@ class ControlEvent:
     by: str  # who: user@host for a person, process name otherwise
     why: str
     data: dict[str, str]
+    count: int = 1  # how often
+    first_at: float | None = None  # when it happened first; None where it happened once
 
 
 class ControlStore(Protocol):
@@ -188,7 +190,7 @@ class ControlEvents(Protocol):
         """Block until something happens after position `after` ("" for now) or time is up; returns the position."""
 
     def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
-        """Add an event."""
+        """Add an event. What the system repeats by itself within ten minutes is one event, with a count."""
 
 
 class Floors(Protocol):

@@ -4,14 +4,44 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from pipeline.names import BreakerState, PauseReason, Severity
-from pipeline.ports.control import Alarm, Pause, PublishedRate
+from pipeline.names import BreakerState, ControlEventKind, PauseReason, Severity
+from pipeline.ports.control import Alarm, ControlEvent, Pause, PublishedRate
 
 BY_CHARS_MAX: Final = 200
 WHY_CHARS_MAX: Final = 1000  # error texts of a database can be pages long
 ALARMS_MAX: Final = 32  # of one tick: one for each partition fits, and all of them stay below 32 KB
 ALARM_CHARS_MAX: Final = 500  # of each text of an alarm; it is one sentence
+FOLD_SECONDS: Final = 600.0  # an event that comes again within this time is one entry with a count; see control_lib.lua
+FOLD_ENTRIES: Final = 50  # entries among which the earlier one is looked for: several rounds of what repeats together
 PROCESS_SECONDS_MAX: Final = 10.0  # an ingest process that has taken no tokens for so long is not counted
+
+
+# What the system does again and again while something is wrong, and what makes two of a kind the same. What a person
+# does is never folded, so of the reasons to pause only the breaker's. The same table is in control_lib.lua.
+_FOLDED_BY: Final[dict[ControlEventKind, tuple[str, ...]]] = {
+    ControlEventKind.RATE_CHANGED: ("previous", "rate", "mode", "decided_by"),
+    ControlEventKind.BREAKER_OPENED: (),
+    ControlEventKind.BREAKER_CLOSED: (),
+    ControlEventKind.PAUSED: ("reason",),
+    ControlEventKind.RESUMED: ("reason", "left"),
+    ControlEventKind.STATE_RESTORED: ("reasons",),
+    ControlEventKind.DRAINER_TERMINATED: ("partition",),
+}
+
+
+def repeated_event(
+    events: Sequence[ControlEvent], kind: ControlEventKind, data: dict[str, str], now: float
+) -> ControlEvent | None:
+    """The event that one of this kind, recorded now, repeats: it takes that one's place."""
+    fields = _FOLDED_BY.get(kind)
+    if fields is None or data.get("reason", "breaker") != "breaker":
+        return None
+    for event in reversed(events[-FOLD_ENTRIES:]):
+        if now - event.at > FOLD_SECONDS:
+            return None
+        if event.kind is kind and all(event.data.get(field) == data.get(field) for field in fields):
+            return event
+    return None
 
 
 def clean_text(value: str, chars_max: int) -> str:

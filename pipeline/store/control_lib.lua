@@ -9,8 +9,51 @@ local function exact(value)
   return string.format('%.17g', value)
 end
 
+-- What the system does again and again while something is wrong, and what makes two of a kind the same. The numbers are
+-- those of pipeline/store/common.py. What a person does is never folded, so of the reasons to pause only the breaker's.
+local FOLDED_BY = {
+  rate_changed = { 'previous', 'rate', 'mode', 'decided_by' },
+  breaker_opened = {},
+  breaker_closed = {},
+  paused = { 'reason' },
+  resumed = { 'reason', 'left' },
+  state_restored = { 'reasons' },
+  drainer_terminated = { 'partition' }
+}
+local FOLD_SECONDS, FOLD_ENTRIES = 600, 50
+
+local function is_same(fields, one, other)
+  for _, field in ipairs(fields) do
+    if one[field] ~= other[field] then return false end
+  end
+  return true
+end
+
+-- The entry that an event repeats: its position, how often it was recorded, and when first; nothing where there is none.
+local function repeated_entry(kind, data)
+  local fields, told = FOLDED_BY[kind], cjson.decode(data)
+  if not fields or (told.reason and told.reason ~= 'breaker') then return end
+  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', FOLD_ENTRIES)) do
+    local position, found = entry[1], {}
+    local at = tonumber(string.match(position, '^%d+')) / 1000
+    if now - at > FOLD_SECONDS then return end
+    for index = 1, #entry[2], 2 do found[entry[2][index]] = entry[2][index + 1] end
+    if found.kind == kind and is_same(fields, told, cjson.decode(found.data)) then
+      return position, tonumber(found.count or '1'), found.first_at or exact(at)
+    end
+  end
+end
+
+-- An event that repeats an earlier one takes its place, at the end of the story: repetition must not push the rest out.
 local function record(kind, why, data)
-  redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[1], '*', 'kind', kind, 'by', ARGV[2], 'why', why, 'data', data)
+  local position, count, first_at = repeated_entry(kind, data)
+  local repeats = {}
+  if position then
+    redis.call('XDEL', KEYS[4], position)
+    repeats = { 'count', tostring(count + 1), 'first_at', first_at }
+  end
+  redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[1], '*', 'kind', kind, 'by', ARGV[2], 'why', why, 'data', data,
+    unpack(repeats))
 end
 
 -- Versions follow the clock where they can, so that they also grow over a flush of the server.

@@ -20,6 +20,7 @@ from pipeline.store.common import (
     bounded_alarms,
     breaker_state,
     clean_text,
+    repeated_event,
     without_override,
 )
 
@@ -119,7 +120,13 @@ class _Adapter:
         events = self._server.content().events
         at = self._server.clock.now()
         by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-        events.append(ControlEvent(self._server.next_event_id(), at, kind, by, why, data))
+        event = ControlEvent(self._server.next_event_id(), at, kind, by, why, data)
+        earlier = repeated_event(events, kind, data, at)
+        if earlier is not None:
+            events.remove(earlier)
+            first_at = earlier.at if earlier.first_at is None else earlier.first_at
+            event = replace(event, count=earlier.count + 1, first_at=first_at)
+        events.append(event)
         del events[: -self._settings.control_events_max]
         self._server.changed.notify_all()
 

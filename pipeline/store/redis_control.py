@@ -306,4 +306,6 @@ def _control_event(position: str, fields: dict[str, str]) -> ControlEvent:
         by=fields["by"],
         why=fields["why"],
         data=json.loads(fields["data"]),
+        count=int(fields.get("count", 1)),
+        first_at=float(fields["first_at"]) if "first_at" in fields else None,
     )

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.clock import SystemClock
-from pipeline.names import ControlEventKind, Mode
+from pipeline.clock import ManualClock, SystemClock
+from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import ControlEvents
+from pipeline.store.common import FOLD_SECONDS
+from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig, redis_rig
 
 
@@ -21,7 +23,13 @@ def rig(request: pytest.FixtureRequest) -> ControlRig:
 
 
 def record(events: ControlEvents, why: str) -> None:
-    events.record(ControlEventKind.DRAINER_TERMINATED, by="controller", why=why, data={"partition": "3"})
+    """Something that a person does, which is never folded."""
+    events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, by="controller", why=why, data={"limit": "3"})
+
+
+def end_drainer(events: ControlEvents, partition: int, why: str = "it stood") -> None:
+    """Something that the system does again and again."""
+    events.record(ControlEventKind.DRAINER_TERMINATED, by="controller", why=why, data={"partition": str(partition)})
 
 
 def test_events_are_read_back_oldest_first(rig: ControlRig) -> None:
@@ -32,10 +40,11 @@ def test_events_are_read_back_oldest_first(rig: ControlRig) -> None:
     assert [event.why for event in events] == ["first", "sécond"]
     assert events[0].id < events[1].id
     assert (events[0].kind, events[0].by, events[0].data) == (
-        ControlEventKind.DRAINER_TERMINATED,
+        ControlEventKind.DEAD_LETTERS_REPLAYED,
         "controller",
-        {"partition": "3"},
+        {"limit": "3"},
     )
+    assert (events[0].count, events[0].first_at) == (1, None)
     assert before - 1.0 <= events[0].at <= SystemClock().now() + 1.0
     assert [event.why for event in rig.events.last(1)] == ["sécond"]
 
@@ -48,6 +57,70 @@ def test_only_the_latest_are_kept(rig: ControlRig) -> None:
     for number in range(50):
         record(rig.events, str(number))
     assert [event.why for event in rig.events.last(1000)] == [str(number) for number in range(30, 50)]
+
+
+def test_what_repeats_is_one_event_with_a_count(rig: ControlRig) -> None:
+    # Given something that a person did, before four partitions stand still for long
+    record(rig.events, "ann's")
+    position = ""
+    for number in range(17):
+        for partition in range(4):
+            end_drainer(rig.events, partition, f"stood for {number} s")
+            position = rig.events.wait(position, wait_seconds=0.01)
+    # Then the rest is not pushed out, and each partition is told once, as it was last
+    events = rig.events.last(100)
+    assert [event.why for event in events] == ["ann's", *["stood for 16 s"] * 4]
+    assert [event.data["partition"] for event in events[1:]] == ["0", "1", "2", "3"]
+    assert [event.count for event in events[1:]] == [17] * 4
+    assert all(event.first_at is not None and event.first_at <= event.at for event in events[1:])
+    # And whoever waits is woken by each of them
+    assert position == events[-1].id
+
+
+def test_a_breaker_that_flaps_is_one_round_with_counts(rig: ControlRig) -> None:
+    # Given a published rate, and a breaker that opens and closes again and again
+    rig.store.restore([], by="controller")
+    rig.store.publish_rate(base_rate=10.0, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller")
+    for number in range(5):
+        rig.store.pause(PauseReason.BREAKER, by=f"drain-{number}", why=f"failure {number}")
+        rig.store.resume(PauseReason.BREAKER, generation=None, by="prober", why="well")
+    # Then its six steps are told once
+    told = [(event.kind, event.count) for event in rig.events.last(100)][2:]
+    assert told == [
+        (ControlEventKind.BREAKER_OPENED, 5),
+        (ControlEventKind.PAUSED, 5),
+        (ControlEventKind.RATE_CHANGED, 5),
+        (ControlEventKind.BREAKER_CLOSED, 5),
+        (ControlEventKind.RESUMED, 5),
+        (ControlEventKind.RATE_CHANGED, 5),
+    ]
+
+
+def test_what_people_do_stays_one_by_one(rig: ControlRig) -> None:
+    # Given two who pause and resume, and a rate that goes on changing
+    rig.store.restore([], by="controller")
+    for who in ("ann", "bob"):
+        rig.store.pause(PauseReason.OPERATOR, by=who, why="wait")
+        rig.store.resume(PauseReason.OPERATOR, generation=None, by=who, why="go")
+    for rate in (10.0, 20.0, 30.0):
+        rig.store.publish_rate(
+            base_rate=rate, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller"
+        )
+    # Then each is told
+    events = rig.events.last(100)
+    assert len(events) == 8
+    assert {event.count for event in events} == {1}
+
+
+def test_an_event_of_long_ago_is_not_repeated() -> None:
+    # Given a drainer that was ended, a while before it is ended again
+    clock = ManualClock()
+    rig = memory_rig(control_settings("redis://nowhere"), MemoryServer(clock))
+    end_drainer(rig.events, 0)
+    clock.advance(FOLD_SECONDS + 1)
+    end_drainer(rig.events, 0)
+    # Then that is another event
+    assert [event.count for event in rig.events.last(10)] == [1, 1]
 
 
 def test_waiting_in_vain_takes_the_time_given_and_keeps_the_position(rig: ControlRig) -> None:

@@ -45,6 +45,11 @@ def test_an_event_in_words(kind: ControlEventKind, data: dict[str, str], words: 
     assert event_words(ControlEvent("1", 0.0, kind, "ann@host", "why", data)) == words
 
 
+def test_what_repeats_says_how_often() -> None:
+    told = ControlEvent("1", 1e9, K.DRAINER_TERMINATED, "c", "why", {"partition": "3"}, count=1068, first_at=0.0)
+    assert event_words(told) == "Stalled drain of partition 3 ended, 1,068 times since 00:00:00 UTC"
+
+
 def test_every_kind_has_words_of_its_own() -> None:
     everything = {**RATE, **BANDS, "reason": "poison", "reasons": "", "until": "0", "partition": "1", "rate": "5"}
     told = {event_words(ControlEvent("1", 0.0, kind, "", "", everything)) for kind in K}
