@@ -6,7 +6,7 @@ from typing import Any, Final
 from ingest.appender import LogStatus
 from ingest.control import Followed
 from pipeline.names import BreakerState, Mode, PauseReason
-from pipeline.ports.control import ControlState, Pause
+from pipeline.ports.control import ControlState, Pause, consumption_word
 
 STALE_PERIODS: Final = 3  # periods of the control loop without news, after which what it said counts as unknown
 
@@ -59,7 +59,7 @@ def health_document(vitals: Vitals) -> dict[str, Any]:
         "rateOverride": None if state is None or state.override is None else _override_row(state),
         "availablePermissions": vitals.available_permissions,
         "circuitBreaker": breaker.value,
-        "consumption": "unknown" if pauses is None else "paused" if pauses else "running",
+        "consumption": consumption_word(pauses),
         "controllerAgeSeconds": None if age is None else round(age, 3),
         "eventLog": vitals.event_log,
         "reasons": [reason for _, reason in problems],
@@ -124,7 +124,11 @@ def _pause_problems(pauses: tuple[Pause, ...] | None) -> list[tuple[str, str]]:
     if pauses is None:
         return [(_DEGRADED, "whether consumption is paused is unknown")]
     return [
-        (_DEGRADED, f"consumption is paused ({pause.reason}) by {pause.by}: {pause.why}")
+        (_DEGRADED, f"consumption{_where(pause)} is paused ({pause.reason}) by {pause.by}: {pause.why}")
         for pause in pauses
         if pause.reason is not PauseReason.BREAKER  # told above
     ]
+
+
+def _where(pause: Pause) -> str:
+    return "" if pause.partition is None else f" of partition {pause.partition}"

@@ -11,8 +11,9 @@ from typing import Final
 from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
-from pipeline.event_words import clock_time, event_words, rate_words
+from pipeline.event_words import clock_time, event_words, pause_words, rate_words
 from pipeline.names import BreakerState
+from pipeline.ports.control import paused
 from pipeline.settings import Settings
 from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import (
@@ -83,8 +84,10 @@ def screen(status: SystemStatus, width: int = 100) -> str:
 def _consumption(status: SystemStatus) -> str:
     if status.pauses is None:
         return "unknown"
-    held = ", ".join(pause.reason.value.replace("_", " ") for pause in status.pauses)
-    return f"paused ({held})" if held else "running"
+    held = ", ".join(pause_words(pause.reason, pause.partition) for pause in status.pauses)
+    if not held:
+        return "running"
+    return f"paused ({held})" if paused(status.pauses) else f"running, but for {held}"
 
 
 def _dead_letters(status: SystemStatus) -> str:

@@ -26,8 +26,18 @@ def rate_words(rate: float) -> str:
 
 
 def reasons_words(reasons: str) -> str:
-    """Names of reasons to pause, with spaces between, for people."""
-    return ", ".join(reason.replace("_", " ") for reason in reasons.split())
+    """Names of reasons to pause, with spaces between, for people; `reason:partition` is one of a partition."""
+    return ", ".join(_reason_words(*reason.partition(":")[::2]) for reason in reasons.split())
+
+
+def pause_words(reason: str, partition: int | None) -> str:
+    """One reason to pause, and for which partition it holds, for people."""
+    return _reason_words(reason, "" if partition is None else str(partition))
+
+
+def _reason_words(reason: str, partition: str) -> str:
+    words = reason.replace("_", " ")
+    return f"{words} of partition {partition}" if partition else words
 
 
 def event_words(event: ControlEvent) -> str:
@@ -50,10 +60,10 @@ def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR091
         case ControlEventKind.BREAKER_CLOSED:
             return "Breaker closed"
         case ControlEventKind.PAUSED:
-            return f"Consumption paused ({reasons_words(data['reason'])})"
+            what = f"Partition {data['partition']}" if "partition" in data else "Consumption"
+            return f"{what} paused ({reasons_words(data['reason'])})"
         case ControlEventKind.RESUMED:
-            lifted, left = reasons_words(data["reason"]), reasons_words(data.get("left", ""))
-            return f"Pause lifted ({lifted}), still paused ({left})" if left else f"Consumption resumed ({lifted})"
+            return _resumed(data)
         case ControlEventKind.STATE_RESTORED:
             restored = reasons_words(data["reasons"])
             return f"Control state restored: {restored}" if restored else "Control state begun"
@@ -67,6 +77,11 @@ def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR091
             return "Dead letters replayed"
         case ControlEventKind.DRAINER_TERMINATED:
             return f"Stalled drain of partition {data['partition']} ended"
+
+
+def _resumed(data: dict[str, str]) -> str:
+    lifted, left = _reason_words(data["reason"], data.get("partition", "")), reasons_words(data.get("left", ""))
+    return f"Pause lifted ({lifted}), still paused ({left})" if left else f"Consumption resumed ({lifted})"
 
 
 def _rate_changed(data: dict[str, str]) -> str:

@@ -8,9 +8,10 @@ from typing import Final
 from pipeline.errors import SluiceError, in_brief
 from pipeline.flow.lag import lag_by_partition
 from pipeline.flow.rate import BandPolicy, RateDecision, hold_or_decay
-from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason, Severity
+from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, Severity
 from pipeline.ports.control import (
     Alarm,
+    AskedPause,
     Bands,
     Consumption,
     ControlEvents,
@@ -20,6 +21,7 @@ from pipeline.ports.control import (
     Override,
     Progress,
     PublishedRate,
+    paused,
 )
 from pipeline.ports.log import EventLog
 from pipeline.ports.rate import RatePolicy
@@ -47,7 +49,7 @@ class Control:
 class Asked:
     """What is kept where a flush can't reach it."""
 
-    pauses: Sequence[tuple[PauseReason, str, str, float]] = ()  # (reason, by, why, since)
+    pauses: Sequence[AskedPause] = ()
     override: Override | None = None
     bands: Bands | None = None
 
@@ -221,8 +223,8 @@ def _end_stalled(
     if sample.log_id is None or sample.stored is None or sample.lag is None:
         return ()
     # A paused partition stands still rightly; where that is unknown, it is left alone too.
-    running = state.pauses is not None and not state.pauses
-    behind = {p: sample.stored.get(p, 0) for p, lag in sample.lag.items() if lag > 0 and running}
+    running = [p for p in sample.lag if state.pauses is not None and not paused(state.pauses, p)]
+    behind = {p: sample.stored.get(p, 0) for p in running if sample.lag[p] > 0}
     stood = control.progress.note(
         sample.log_id, behind, forget_seconds=_PROGRESS_PERIODS_MAX * settings.regulate_seconds
     )

@@ -10,10 +10,19 @@ from typing import Any, Final, Literal
 
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError, in_brief
-from pipeline.event_words import clock_time, event_words, rate_words, reasons_words
+from pipeline.event_words import clock_time, event_words, pause_words, rate_words
 from pipeline.flow.lag import lag_by_partition
 from pipeline.names import BreakerState, Mode, PauseReason
-from pipeline.ports.control import Bands, ControlEvent, ControlEvents, ControlState, ControlStore, Override, Pause
+from pipeline.ports.control import (
+    Bands,
+    ControlEvent,
+    ControlEvents,
+    ControlState,
+    ControlStore,
+    Override,
+    Pause,
+    consumption_word,
+)
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 
@@ -239,8 +248,10 @@ def _breaker(status: SystemStatus) -> Iterator[Problem]:
         if status.rate is not None and status.rate < status.floor_rate and status.override is not None:
             rate = f"{rate_words(status.rate)}, set by hand"
         why = f": {held.why}" if held is not None else ""
-        others = " ".join(p.reason.value for p in status.pauses or () if p.reason is not PauseReason.BREAKER)
-        stays = f"the breaker closes by itself, but consumption stays paused ({reasons_words(others)})"
+        others = [
+            pause_words(p.reason, p.partition) for p in status.pauses or () if p.reason is not PauseReason.BREAKER
+        ]
+        stays = f"the breaker closes by itself, but consumption stays paused ({', '.join(others)})"
         then = stays if others else "all resumes by itself"
         yield Problem(
             "critical",
@@ -262,10 +273,18 @@ def _pauses(status: SystemStatus) -> Iterator[Problem]:
             # The cause stands before the lag that it makes, so it is as bad as that.
             yield Problem(
                 "critical" if status.mode is Mode.CRITICAL else "degraded",
-                f"Consumption is paused ({reasons_words(pause.reason.value)}) since {clock_time(pause.since)} "
-                f"by {pause.by}: {pause.why}; events are taken, but not stored",
+                f"{_paused_what(pause)} is paused ({pause_words(pause.reason, None)}) since "
+                f"{clock_time(pause.since)} by {pause.by}: {pause.why}; {_its(pause)}events are taken, but not stored",
                 f"{_LOOK_AT_PAUSE[pause.reason]}; {_RESUME}",
             )
+
+
+def _paused_what(pause: Pause) -> str:
+    return "Consumption" if pause.partition is None else f"Consumption of partition {pause.partition}"
+
+
+def _its(pause: Pause) -> str:
+    return "" if pause.partition is None else "its "
 
 
 def _controller(status: SystemStatus) -> Iterator[Problem]:
@@ -334,10 +353,13 @@ def status_document(status: SystemStatus) -> dict[str, Any]:
         "drainRate": status.drain_rate,
         "secondsToEmpty": status.seconds_to_empty,
         "circuitBreaker": status.breaker.value,
-        "consumption": "unknown" if status.pauses is None else "paused" if status.pauses else "running",
+        "consumption": consumption_word(status.pauses),
         "pauses": None
         if status.pauses is None
-        else [{"reason": p.reason.value, "since": p.since, "by": p.by, "why": p.why} for p in status.pauses],
+        else [
+            {"reason": p.reason.value, "partition": p.partition, "since": p.since, "by": p.by, "why": p.why}
+            for p in status.pauses
+        ],
         "controllerAgeSeconds": status.controller_age,
         "eventLog": status.event_log,
         "availablePermissions": status.bucket_tokens,

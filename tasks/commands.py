@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from pipeline.errors import PermanentError, RecoverableError
-from pipeline.event_words import clock_time, rate_words, reasons_words
+from pipeline.event_words import clock_time, pause_words, rate_words
 from pipeline.names import ControlEventKind, PauseReason
-from pipeline.ports.control import Bands
+from pipeline.ports.control import AskedPause, Bands, paused
 from pipeline.settings import Settings
 from pipeline.sink.control_settings import (
-    SavedPause,
     delete_bands,
     delete_override,
     delete_pause,
+    load_pauses,
     save_bands,
     save_override,
 )
@@ -44,7 +44,7 @@ def pause(parts: Parts, by: str, why: str) -> str:
     if held:
         # Said again, perhaps because PostgreSQL could not keep it the first time.
         first = held[0]
-        kept = keep_pause(parts, SavedPause(first.reason, first.by, first.why, first.since))
+        kept = keep_pause(parts, AskedPause(first.reason, first.by, first.why, first.since))
         return (
             f"Consumption was paused already, since {clock_time(first.since)} by {first.by}: {first.why}. "
             f"{_KEPT if kept else _NOT_KEPT}"
@@ -58,20 +58,26 @@ def pause(parts: Parts, by: str, why: str) -> str:
 
 def resume(parts: Parts, by: str, why: str) -> str:
     """Lift every reason to pause that only a person may lift. The breaker's is the prober's."""
-    lifted = []
+    held = [pause for pause in parts.control.state().pauses or () if pause.reason is not PauseReason.BREAKER]
     for reason in PauseReason:
-        if reason is not PauseReason.BREAKER and parts.control.resume(reason, generation=None, by=by, why=why):
-            lifted.append(reasons_words(reason.value))
-    kept = _kept(lambda: [delete_pause(parts.sink, r) for r in PauseReason if r is not PauseReason.BREAKER])
+        if reason is not PauseReason.BREAKER:  # also one that is not known to hold: it may have begun just now
+            parts.control.resume(reason, generation=None, by=by, why=why)
+    lifted = [pause_words(pause.reason, pause.partition) for pause in held]
+    kept = _kept(lambda: _forget_pauses(parts))
     left = parts.control.state().pauses or ()
     words = f"Lifted by {by}: {', '.join(lifted)}." if lifted else "Nobody had paused consumption by hand."
-    if left:
+    if paused(left):
         words += " Consumption stays paused while the breaker is open: until PostgreSQL takes a write."
     elif lifted:
         words += " Drains begin within a second."
     if not kept:
         words += f" {_NOT_ENDED}"
     return words
+
+
+def _forget_pauses(parts: Parts) -> None:
+    for pause in load_pauses(parts.sink):
+        delete_pause(parts.sink, pause.reason, pause.partition)
 
 
 def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, why: str) -> str:

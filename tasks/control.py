@@ -9,6 +9,7 @@ from celery import shared_task
 
 from pipeline.errors import RecoverableError
 from pipeline.names import BreakerState
+from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import Asked, Control, Database, regulate
 from pipeline.sink.control_settings import load_bands, load_override, load_pauses
@@ -72,8 +73,7 @@ def regulate_rate(self: Any) -> None:
 
 
 def _load_asked(parts: Parts) -> Asked:
-    pauses = [(pause.reason, pause.by, pause.why, pause.since) for pause in load_pauses(parts.sink)]
-    return Asked(pauses, load_override(parts.sink), load_bands(parts.sink))
+    return Asked(load_pauses(parts.sink), load_override(parts.sink), load_bands(parts.sink))
 
 
 def _migrate_once(parts: Parts) -> None:
@@ -102,10 +102,12 @@ def probe_postgres(self: Any) -> None:
 def send_hints(self: Any) -> None:
     """The net under the drains' own hints: one for each partition that has none under way, unless paused."""
     parts = parts_of(self.app.sluice_settings)
-    if parts.control.state().pauses != ():  # unknown counts as paused
+    pauses = parts.control.state().pauses
+    if pauses is None or paused(pauses):  # unknown counts as paused
         return
     for partition in range(parts.partitions()):
-        send_net_hint(self.app, parts.leases, partition)
+        if not paused(pauses, partition):
+            send_net_hint(self.app, parts.leases, partition)
 
 
 @shared_task(name="sluice.measure", bind=True)

@@ -9,6 +9,7 @@ from celery import shared_task
 from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import StoreUnavailableError
 from pipeline.names import PauseReason
+from pipeline.ports.control import paused
 from pipeline.settings import Settings
 from tasks.hints import give_back_hint, send_hint
 from tasks.parts import Parts, parts_of
@@ -39,8 +40,8 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
     parts = parts_of(settings)
     with contextlib.suppress(StoreUnavailableError):  # the lease of the hint expires
         give_back_hint(parts.leases, partition, hint)
-    paused = PausedCheck(parts)
-    if paused():
+    is_paused = PausedCheck(parts, partition)
+    if is_paused():
         return
     report = drain(
         partition,
@@ -48,7 +49,7 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
         sink=parts.sink,
         floors=parts.floors,
         breaker=parts.breaker,
-        paused=paused,
+        paused=is_paused,
         settings=settings,
         clock=parts.clock,
         on_stored=parts.tally.on_stored,
@@ -60,7 +61,7 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
 
 
 class PausedCheck:
-    """Whether consumption is paused, asked of the control store at most a few times a second.
+    """Whether consumption of a partition is paused, asked of the control store at most a few times a second.
 
     An unanswered question leaves the last answer standing; at first that is "no", since the hint came through a
     queue that is not consumed while paused.
@@ -68,8 +69,9 @@ class PausedCheck:
 
     SECONDS_BETWEEN: Final = 0.25
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, partition: int) -> None:
         self._parts = parts
+        self._partition = partition
         self._paused = False
         self._asked_at: float | None = None
 
@@ -85,12 +87,12 @@ class PausedCheck:
             return self._paused
         self._parts.breaker.reconcile(state)
         if state.pauses is not None:
-            self._paused = bool(state.pauses)
+            self._paused = paused(state.pauses, self._partition)
         return self._paused
 
 
 def _tell(report: DrainReport, parts: Parts) -> None:
-    """Log what a run did, and pause consumption where only a person can mend what it found."""
+    """Log what a run did, and pause the partition where only a person can mend what it found."""
     if report.error is not None:
         _logger.error(
             "drain of partition %d ended (%s): %s",
@@ -112,4 +114,4 @@ def _tell(report: DrainReport, parts: Parts) -> None:
         )
     reason = _PAUSE_REASONS.get(report.outcome)
     if reason is not None:
-        pause_until_resumed(parts, reason, by=parts.name, why=f"partition {report.partition}: {report.error}")
+        pause_until_resumed(parts, reason, by=parts.name, why=report.error or "", partition=report.partition)

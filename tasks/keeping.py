@@ -2,10 +2,10 @@
 
 import logging
 
+from pipeline.event_words import pause_words
 from pipeline.names import BreakerState, PauseReason
-from pipeline.ports.control import Bands, ControlState, Override, Pause
+from pipeline.ports.control import AskedPause, Bands, ControlState, Override, Pause
 from pipeline.sink.control_settings import (
-    SavedPause,
     delete_bands,
     delete_override,
     delete_pause,
@@ -30,12 +30,12 @@ def keep_what_holds(parts: Parts) -> list[str]:
     """
     if parts.control.state().breaker is not BreakerState.CLOSED:
         return []
-    kept = {pause.reason: pause for pause in load_pauses(parts.sink)}
+    kept = {(pause.reason, pause.partition) for pause in load_pauses(parts.sink)}
     override, bands = load_override(parts.sink), load_bands(parts.sink)
     state = parts.control.state()
     if state.pauses is None or state.breaker is not BreakerState.CLOSED:
         return []
-    changed = _keep_pauses(parts, set(kept), {pause.reason: pause for pause in state.pauses})
+    changed = _keep_pauses(parts, kept, {(pause.reason, pause.partition): pause for pause in state.pauses})
     changed += _keep_override(parts, override, state)
     changed += _keep_bands(parts, bands, state)
     if changed:
@@ -43,14 +43,20 @@ def keep_what_holds(parts: Parts) -> list[str]:
     return changed
 
 
-def _keep_pauses(parts: Parts, kept: set[PauseReason], holding: dict[PauseReason, Pause]) -> list[str]:
-    ended, begun = kept - set(holding), set(holding) - kept - {PauseReason.BREAKER}
-    for reason in ended:
-        delete_pause(parts.sink, reason)
-    for reason in begun:
-        pause = holding[reason]
-        save_pause(parts.sink, SavedPause(reason, pause.by, pause.why, pause.since))
-    return [*(f"pause ended ({reason})" for reason in ended), *(f"pause ({reason})" for reason in begun)]
+_Place = tuple[PauseReason, int | None]  # a reason, and the partition that it holds for
+
+
+def _keep_pauses(parts: Parts, kept: set[_Place], holding: dict[_Place, Pause]) -> list[str]:
+    ended, begun = kept - set(holding), set(holding) - kept - {(PauseReason.BREAKER, None)}
+    for place in ended:
+        delete_pause(parts.sink, *place)
+    for place in begun:
+        pause = holding[place]
+        save_pause(parts.sink, AskedPause(pause.reason, pause.by, pause.why, pause.since, pause.partition))
+    return [
+        *(f"pause ended ({pause_words(*place)})" for place in ended),
+        *(f"pause ({pause_words(*place)})" for place in begun),
+    ]
 
 
 def _keep_override(parts: Parts, kept: Override | None, state: ControlState) -> list[str]:

@@ -14,7 +14,7 @@ from celery import bootsteps
 from pipeline import wiring
 from pipeline.errors import StoreUnavailableError
 from pipeline.names import Queue
-from pipeline.ports.control import ControlEvents, ControlStore
+from pipeline.ports.control import ControlEvents, ControlStore, paused
 from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class PauseFollower:
             try:
                 pauses = self._store.state().pauses
                 if pauses is not None:  # unknown after a flush: what was known last counts
-                    self.paused = bool(pauses)
+                    self.paused = paused(pauses)  # one of a partition is its drain's to see
                 position = self._events.wait(position, wait_seconds=_WAIT_SECONDS)
             except StoreUnavailableError:
                 self._stopping.wait(_RETRY_SECONDS)

@@ -19,6 +19,7 @@ from pipeline.__main__ import screen
 from pipeline.errors import RecoverableError, SluiceError, in_brief
 from pipeline.event_words import rate_words
 from pipeline.names import Queue
+from pipeline.ports.control import paused
 from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import StatusParts, SystemStatus, duration, read_status, status_document
 from tasks import commands
@@ -104,7 +105,8 @@ def _until_empty(status: SystemStatus) -> str:
     if not status.lag:
         return ""
     if status.pauses:
-        return "; consumption is paused: `inspect sluice` says why"
+        what = "consumption" if paused(status.pauses) else "a partition"
+        return f"; {what} is paused: `inspect sluice` says why"
     return "; no end in sight" if status.seconds_to_empty is None else f"; empty in {duration(status.seconds_to_empty)}"
 
 

@@ -12,7 +12,7 @@ from ingest.dashboard.points import Point
 from pipeline.errors import RecoverableError, SluiceError, StoreUnavailableError
 from pipeline.flow.lag import lag_by_partition
 from pipeline.names import LEASE_HISTORY
-from pipeline.ports.control import ControlState, Leases
+from pipeline.ports.control import ControlState, Leases, paused
 from pipeline.ports.history import HISTORY_ENTRIES_MAX, History
 from pipeline.ports.log import EventLog
 
@@ -120,4 +120,4 @@ class Recorder:
 
 
 def _of_state(state: ControlState) -> dict[str, Any]:
-    return {"breaker": state.breaker.value, "paused": None if state.pauses is None else bool(state.pauses)}
+    return {"breaker": state.breaker.value, "paused": None if state.pauses is None else paused(state.pauses)}

@@ -1,6 +1,6 @@
 """The control store: the admitted rate, the reasons to pause, and the story of their changes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -75,6 +75,23 @@ class Pause:
     since: float
     by: str
     why: str
+    partition: int | None = None  # None: the whole system
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPause:
+    """A pause that holds until somebody lifts it, as it is kept elsewhere; `since` is in seconds since the epoch."""
+
+    reason: PauseReason
+    by: str
+    why: str
+    since: float
+    partition: int | None = None  # None: the whole system
+
+
+def paused(pauses: Iterable[Pause], partition: int | None = None) -> bool:
+    """Whether these pause a partition; without one, whether they pause the whole system."""
+    return any(pause.partition is None or pause.partition == partition for pause in pauses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +109,11 @@ class ControlState:
     floor_rate: float = field(default=0.0)
     override: Override | None = None  # one that holds at `time`
     bands: Bands | None = None  # None: those of the settings
+
+
+def consumption_word(pauses: Sequence[Pause] | None) -> str:
+    """`unknown`, `paused` or `running`: of the whole system, whatever single partitions do."""
+    return "unknown" if pauses is None else "paused" if paused(pauses) else "running"
 
 
 def rate_after_override(state: ControlState) -> float:
@@ -157,24 +179,31 @@ class ControlStore(Protocol):
     def clear_bands(self, *, by: str, why: str) -> bool:
         """Go back to the bands of the settings; whether others held."""
 
-    def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
-        """Add a reason, or keep it where it holds already; returns its generation.
+    def pause(self, reason: PauseReason, *, by: str, why: str, partition: int | None = None) -> int:
+        """Add a reason, for one partition or for the whole system, or keep it where it holds already.
 
-        For the breaker the effective rate drops to the floor in the same step.
+        Returns its generation. A reason of the whole system takes the place of those of its partitions. For the
+        breaker the effective rate drops to the floor in the same step.
         """
 
-    def resume(self, reason: PauseReason, *, generation: int | None, by: str, why: str) -> bool:
-        """Lift a reason if its generation is still the given one (None: whichever); True when it was lifted."""
+    def resume(
+        self, reason: PauseReason, *, generation: int | None, by: str, why: str, partition: int | None = None
+    ) -> bool:
+        """Lift a reason if its generation is still the given one (None: whichever); True when it was lifted.
+
+        With a partition, where the reason holds for that partition by itself; without, for the system and all
+        partitions, and the generation is that of the oldest.
+        """
 
     def restore(
         self,
-        pauses: Sequence[tuple[PauseReason, str, str, float]],
+        pauses: Sequence[AskedPause],
         *,
         by: str,
         override: Override | None = None,
         bands: Bands | None = None,
     ) -> bool:
-        """After a flush: add the (reason, by, why, since), override and bands known elsewhere, and mark it complete.
+        """After a flush: add the pauses, override and bands known elsewhere, and mark it complete.
 
         Does nothing and returns False where the set is complete already.
         """

@@ -1,49 +1,59 @@
 """What people asked of the control loop, kept where a flush of Redis can't reach it."""
 
-from dataclasses import dataclass
+import json
+from typing import Any
 
 from pipeline.names import PauseReason
-from pipeline.ports.control import Bands, Override
+from pipeline.ports.control import AskedPause, Bands, Override
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.queries import query
 
 
-@dataclass(frozen=True, slots=True)
-class SavedPause:
-    """A pause that holds until somebody lifts it; `since` is in seconds since the epoch."""
-
-    reason: PauseReason
-    by: str
-    why: str
-    since: float
-
-
-def load_pauses(sink: PostgresSink) -> list[SavedPause]:
+def load_pauses(sink: PostgresSink) -> list[AskedPause]:
     """All saved pauses. Raises SinkUnavailableError. A reason that this version doesn't know is left out."""
     known = set(PauseReason)
+    found = [(*row, None) for row in sink.session.rows(query("load_pauses"))]
+    found += sink.session.rows(query("load_partition_pauses"))
     return [
-        SavedPause(PauseReason(reason), by, why, since)
-        for reason, by, why, since in sink.session.rows(query("load_pauses"))
+        AskedPause(PauseReason(reason), by, why, since, partition)
+        for reason, by, why, since, partition in found
         if reason in known
     ]
 
 
-def save_pause(sink: PostgresSink, pause: SavedPause) -> None:
-    """Keep a pause; one that is kept already stays as it is. Raises SinkUnavailableError."""
+def save_pause(sink: PostgresSink, pause: AskedPause, evidence: dict[str, Any] | None = None) -> None:
+    """Keep a pause; one that is kept already stays as it is. Raises SinkUnavailableError.
+
+    `evidence` is what made a partition stop, for people: see `pause_evidence`.
+    """
     sink.session.count(
-        query("save_pause"),
+        query("save_pause" if pause.partition is None else "save_partition_pause"),
         {
             "reason": pause.reason.value,
+            "partition": pause.partition,
             "paused_by": pause.by.replace("\0", ""),
             "why": pause.why.replace("\0", ""),
             "since": pause.since,
+            "evidence": None if evidence is None else json.dumps(evidence).replace("\\u0000", "\\ufffd"),
         },
     )
 
 
-def delete_pause(sink: PostgresSink, reason: PauseReason) -> bool:
-    """Forget a pause; whether there was one. Raises SinkUnavailableError."""
-    return sink.session.count(query("delete_pause"), {"reason": reason.value}) > 0
+def delete_pause(sink: PostgresSink, reason: PauseReason, partition: int | None = None) -> bool:
+    """Forget a pause, of the whole system or of a partition; whether there was one. Raises SinkUnavailableError."""
+    name = "delete_pause" if partition is None else "delete_partition_pause"
+    return sink.session.count(query(name), {"reason": reason.value, "partition": partition}) > 0
+
+
+def pause_evidence(sink: PostgresSink, reason: PauseReason, partition: int) -> dict[str, Any] | None:
+    """What made a partition stop, as it was kept with its pause; None where nothing was.
+
+    Raises SinkUnavailableError.
+    """
+    for (evidence,) in sink.session.rows(query("pause_evidence"), {"reason": reason.value, "partition": partition}):
+        found: dict[str, Any] | None = evidence
+        return found
+    return None
 
 
 def load_override(sink: PostgresSink) -> Override | None:

@@ -142,6 +142,22 @@ ON CONFLICT (reason) DO NOTHING;
 -- name: delete_pause
 DELETE FROM control_pauses WHERE reason = %(reason)s;
 
+-- name: load_partition_pauses
+SELECT reason, paused_by, why, extract(epoch FROM since)::float8, log_partition
+FROM control_partition_pauses ORDER BY reason, log_partition;
+
+-- name: save_partition_pause
+-- As above; but evidence that was not kept the first time is.
+INSERT INTO control_partition_pauses AS kept (reason, log_partition, paused_by, why, since, evidence)
+VALUES (%(reason)s, %(partition)s, %(paused_by)s, %(why)s, to_timestamp(%(since)s), %(evidence)s)
+ON CONFLICT (reason, log_partition) DO UPDATE SET evidence = coalesce(kept.evidence, EXCLUDED.evidence);
+
+-- name: delete_partition_pause
+DELETE FROM control_partition_pauses WHERE reason = %(reason)s AND log_partition = %(partition)s;
+
+-- name: pause_evidence
+SELECT evidence FROM control_partition_pauses WHERE reason = %(reason)s AND log_partition = %(partition)s;
+
 -- name: load_override
 SELECT rate, extract(epoch FROM ends)::float8, set_by, why, extract(epoch FROM since)::float8
 FROM control_overrides WHERE ends > clock_timestamp();

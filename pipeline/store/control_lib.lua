@@ -90,16 +90,59 @@ local function settle_rate(why)
   record_rate(why, effective, decided_by, last[2], last[5], last[6], version, last[1])
 end
 
-local function generation_of(entry)
-  return cjson.decode(entry).generation
+-- A reason that holds for some partitions only is one field too, with the oldest of them in front: a process of a
+-- version that does not know `partitions` takes the whole system for paused, which is the safe side.
+local function put_partitions(reason, partitions)
+  local oldest
+  for _, one in pairs(partitions) do
+    if not oldest or one.generation < oldest.generation then oldest = one end
+  end
+  if not oldest then
+    redis.call('HDEL', KEYS[2], reason)
+    return
+  end
+  redis.call('HSET', KEYS[2], reason, cjson.encode({
+    generation = oldest.generation, since = oldest.since, by = oldest.by, why = oldest.why, partitions = partitions
+  }))
 end
 
-local function add_reason(reason, by, why, since)
-  local generation = redis.call('INCR', KEYS[3])
-  redis.call('HSET', KEYS[2], reason, cjson.encode({
-    generation = generation, since = since or exact(now), by = by, why = why
-  }))
-  return generation
+-- Add a reason for a partition, or for the whole system ('' as partition). Returns its generation, and whether it is
+-- new: one of the whole system covers every partition, and takes their place.
+local function add_reason(reason, partition, by, why, since)
+  local entry = redis.call('HGET', KEYS[2], reason)
+  local held = entry and cjson.decode(entry)
+  if held and not held.partitions then return held.generation, false end
+  local partitions = held and held.partitions or {}
+  if partitions[partition] then return partitions[partition].generation, false end
+
+  local one = { generation = redis.call('INCR', KEYS[3]), since = since or exact(now), by = by, why = why }
+  if partition == '' then
+    redis.call('HSET', KEYS[2], reason, cjson.encode(one))
+  else
+    partitions[partition] = one
+    put_partitions(reason, partitions)
+  end
+  return one.generation, true
+end
+
+local function reason_word(reason, partition)
+  return partition == '' and reason or reason .. ':' .. partition
+end
+
+-- What still holds, sorted, those of a partition as `reason:partition`.
+local function words_of_reasons()
+  local words = {}
+  local fields = redis.call('HGETALL', KEYS[2])
+  for index = 1, #fields, 2 do
+    if fields[index] ~= 'restored' then
+      local partitions = cjson.decode(fields[index + 1]).partitions
+      for partition in pairs(partitions or { [''] = true }) do
+        words[#words + 1] = reason_word(fields[index], partition)
+      end
+    end
+  end
+  table.sort(words)
+  return table.concat(words, ' ')
 end
 
 -- End an override whose time is up. Whoever comes first does it, before anything else: no controller is needed.

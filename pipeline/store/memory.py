@@ -11,7 +11,17 @@ from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import hold_or_decay
 from pipeline.names import LEASE_PROBE, ControlEventKind, Mode, PauseReason
 from pipeline.ports.bucket import Grant
-from pipeline.ports.control import Alarm, Bands, Consumption, ControlEvent, ControlState, Override, Pause, PublishedRate
+from pipeline.ports.control import (
+    Alarm,
+    AskedPause,
+    Bands,
+    Consumption,
+    ControlEvent,
+    ControlState,
+    Override,
+    Pause,
+    PublishedRate,
+)
 from pipeline.settings import Settings
 from pipeline.store.common import (
     BY_CHARS_MAX,
@@ -39,7 +49,7 @@ class _Content:
 
     rate: PublishedRate | None = None
     floor_rate: float = 0.0
-    pauses: dict[PauseReason, Pause] = field(default_factory=dict)
+    pauses: dict[tuple[PauseReason, int | None], Pause] = field(default_factory=dict)  # by reason and partition
     complete: bool = False
     generation: int = 0
     override: Override | None = None
@@ -232,15 +242,14 @@ class MemoryControlStore(_Adapter):
             self._record(ControlEventKind.BANDS_SET, by, why, {"bands": "settings"})
             return True
 
-    def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
+    def pause(self, reason: PauseReason, *, by: str, why: str, partition: int | None = None) -> int:
         with self._server.changed:
             self._settle_override()
-            content = self._server.content()
-            held = content.pauses.get(reason)
+            held = self._covering(reason, partition)
             if held is not None:
                 return held.generation
-            generation = self._add(reason, by, why)
-            data = {"reason": reason.value, "generation": str(generation)}
+            generation = self._add(AskedPause(reason, by, why, self._server.clock.now(), partition))
+            data = {"reason": reason.value, "generation": str(generation)} | _of_partition(partition)
             if reason is PauseReason.BREAKER:
                 self._record(ControlEventKind.BREAKER_OPENED, by, why, data)
                 why = "the breaker opened"  # the error is told once
@@ -248,17 +257,24 @@ class MemoryControlStore(_Adapter):
             self._settle_rate(by, why)
             return generation
 
-    def resume(self, reason: PauseReason, *, generation: int | None, by: str, why: str) -> bool:
+    def resume(
+        self, reason: PauseReason, *, generation: int | None, by: str, why: str, partition: int | None = None
+    ) -> bool:
         with self._server.changed:
             self._settle_override()
             content = self._server.content()
-            held = content.pauses.get(reason)
+            found = [
+                one for one in content.pauses.values()
+                if one.reason is reason and (partition is None or one.partition == partition)
+            ]  # fmt: skip
+            held = min(found, key=lambda one: one.generation, default=None)
             if held is None or generation not in (None, held.generation):
                 return False
-            del content.pauses[reason]
+            for one in found:
+                del content.pauses[reason, one.partition]
             content.generation += 1
-            left = " ".join(sorted(other.value for other in content.pauses))
-            data = {"reason": reason.value, "generation": str(held.generation), "left": left}
+            left = " ".join(sorted(_word(*other) for other in content.pauses))
+            data = {"reason": reason.value, "generation": str(held.generation), "left": left} | _of_partition(partition)
             if reason is PauseReason.BREAKER:
                 self._record(ControlEventKind.BREAKER_CLOSED, by, why, data)
                 why = "the breaker closed"
@@ -268,7 +284,7 @@ class MemoryControlStore(_Adapter):
 
     def restore(
         self,
-        pauses: Sequence[tuple[PauseReason, str, str, float]],
+        pauses: Sequence[AskedPause],
         *,
         by: str,
         override: Override | None = None,
@@ -278,10 +294,11 @@ class MemoryControlStore(_Adapter):
             content = self._server.content()
             if content.complete:
                 return False
-            added = [item for item in pauses if item[0] not in content.pauses]
-            for reason, who, why, since in added:
-                self._add(reason, who, why, since)
-            names = [reason.value for reason, *_ in added]
+            names = []
+            for pause in pauses:
+                if self._covering(pause.reason, pause.partition) is None:
+                    self._add(pause)
+                    names.append(_word(pause.reason, pause.partition))
             if override is not None and override.until > self._server.clock.now() and content.override is None:
                 content.override = override
                 names.append("override")
@@ -294,12 +311,32 @@ class MemoryControlStore(_Adapter):
             self._settle_rate(by, "the reasons to pause were restored")
             return True
 
-    def _add(self, reason: PauseReason, by: str, why: str, since: float | None = None) -> int:
-        content, now = self._server.content(), self._server.clock.now()
+    def _covering(self, reason: PauseReason, partition: int | None) -> Pause | None:
+        """The pause of this reason that pauses this partition (None: the whole system)."""
+        held = self._server.content().pauses
+        return held.get((reason, None)) or held.get((reason, partition))
+
+    def _add(self, asked: AskedPause) -> int:
+        content, reason, partition = self._server.content(), asked.reason, asked.partition
+        if partition is None:
+            for other in [key for key in content.pauses if key[0] is reason]:
+                del content.pauses[other]
         content.generation += 1
-        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-        content.pauses[reason] = Pause(reason, content.generation, now if since is None else since, by, why)
+        by, why = clean_text(asked.by, BY_CHARS_MAX), clean_text(asked.why, WHY_CHARS_MAX)
+        content.pauses[reason, partition] = Pause(reason, content.generation, asked.since, by, why, partition)
         return content.generation
+
+
+def _word(reason: PauseReason, partition: int | None) -> str:
+    return reason.value if partition is None else f"{reason.value}:{partition}"
+
+
+def _of_partition(partition: int | None) -> dict[str, str]:
+    return {} if partition is None else {"partition": str(partition)}
+
+
+def _breaker_holds(content: _Content) -> bool:
+    return (PauseReason.BREAKER, None) in content.pauses
 
 
 def _is_stale(lag_known_at: float | None, last: PublishedRate, now: float) -> bool:
@@ -314,12 +351,12 @@ def _next_version(last: PublishedRate | None, now: float) -> int:
 
 def _effective(content: _Content, base_rate: float) -> float:
     wanted = base_rate if content.override is None else content.override.rate
-    return min(wanted, content.floor_rate) if PauseReason.BREAKER in content.pauses else wanted
+    return min(wanted, content.floor_rate) if _breaker_holds(content) else wanted
 
 
 def _decided_by(content: _Content, base_rate: float) -> str:
     wanted = base_rate if content.override is None else content.override.rate
-    if PauseReason.BREAKER in content.pauses and content.floor_rate < wanted:
+    if _breaker_holds(content) and content.floor_rate < wanted:
         return "breaker"
     return "lag" if content.override is None else "override"
 
@@ -381,7 +418,7 @@ class MemoryBucket(_Adapter):
         """The published rate, decayed where the controller is silent; after a flush the last one."""
         published = content.rate
         if published is None:
-            is_open = PauseReason.BREAKER in content.pauses
+            is_open = _breaker_holds(content)
             rate = min(self._last_rate, self._settings.rate_min) if is_open else self._last_rate
             return rate, self._last_version
         if content.override is not None:

@@ -1,13 +1,14 @@
 #!lua flags=allow-oom
--- Add a reason to pause, or keep it where it holds. ARGV from 3: reason, why. Returns its generation.
+-- Add a reason to pause, or keep it where it holds. ARGV from 3: reason, why, partition or ''. Returns its generation.
 
 settle_override()
-local reason, why = ARGV[3], ARGV[4]
-local held = redis.call('HGET', KEYS[2], reason)
-if held then return generation_of(held) end
+local reason, why, partition = ARGV[3], ARGV[4], ARGV[5]
+local generation, is_new = add_reason(reason, partition, ARGV[2], why)
+if not is_new then return generation end
 
-local generation = add_reason(reason, ARGV[2], why)
-local data = cjson.encode({ reason = reason, generation = tostring(generation) })
+local data = { reason = reason, generation = tostring(generation) }
+if partition ~= '' then data.partition = partition end
+data = cjson.encode(data)
 if reason == 'breaker' then
   record('breaker_opened', why, data)
   why = 'the breaker opened'  -- the error is told once: what follows from it says what it follows from

@@ -1,7 +1,7 @@
 """Rate, reasons to pause and control events on Redis."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from pipeline.names import (
@@ -18,7 +18,17 @@ from pipeline.names import (
     PauseReason,
     Severity,
 )
-from pipeline.ports.control import Alarm, Bands, Consumption, ControlEvent, ControlState, Override, Pause, PublishedRate
+from pipeline.ports.control import (
+    Alarm,
+    AskedPause,
+    Bands,
+    Consumption,
+    ControlEvent,
+    ControlState,
+    Override,
+    Pause,
+    PublishedRate,
+)
 from pipeline.settings import Settings
 from pipeline.store.common import (
     ALARMS_MAX,
@@ -56,7 +66,7 @@ class RedisControlStore:
         rate, reasons = _pairs(rate), _pairs(reasons)
         time = int(server_time[0]) + int(server_time[1]) / 1e6
         complete = reasons.pop(_RESTORED, None) is not None
-        pauses = tuple(sorted((_pause(*item) for item in reasons.items()), key=lambda pause: pause.generation))
+        pauses = tuple(sorted(_pauses(reasons), key=lambda pause: pause.generation))
         published = _published_rate(rate) if rate else None
         held = _override(_pairs(override)) if override else None
         if held is not None and held.until <= time:
@@ -116,16 +126,18 @@ class RedisControlStore:
     def clear_bands(self, *, by: str, why: str) -> bool:
         return bool(self._run("clear_bands", by, clean_text(why, WHY_CHARS_MAX)))
 
-    def pause(self, reason: PauseReason, *, by: str, why: str) -> int:
-        return int(self._run("pause", by, reason.value, clean_text(why, WHY_CHARS_MAX)))
+    def pause(self, reason: PauseReason, *, by: str, why: str, partition: int | None = None) -> int:
+        return int(self._run("pause", by, reason.value, clean_text(why, WHY_CHARS_MAX), _text(partition)))
 
-    def resume(self, reason: PauseReason, *, generation: int | None, by: str, why: str) -> bool:
-        wanted = "" if generation is None else str(generation)
-        return bool(self._run("resume", by, reason.value, wanted, clean_text(why, WHY_CHARS_MAX)))
+    def resume(
+        self, reason: PauseReason, *, generation: int | None, by: str, why: str, partition: int | None = None
+    ) -> bool:
+        why = clean_text(why, WHY_CHARS_MAX)
+        return bool(self._run("resume", by, reason.value, _text(generation), why, _text(partition)))
 
     def restore(
         self,
-        pauses: Sequence[tuple[PauseReason, str, str, float]],
+        pauses: Sequence[AskedPause],
         *,
         by: str,
         override: Override | None = None,
@@ -133,8 +145,9 @@ class RedisControlStore:
     ) -> bool:
         arguments = _override_texts(override) if override is not None else [""] * 5
         arguments += _bands_texts(bands) if bands is not None else [""] * 7
-        for reason, who, why, since in pauses:
-            arguments += [reason.value, clean_text(who, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX), repr(since)]
+        for pause in pauses:
+            who, why = clean_text(pause.by, BY_CHARS_MAX), clean_text(pause.why, WHY_CHARS_MAX)
+            arguments += [pause.reason.value, who, why, repr(pause.since), _text(pause.partition)]
         return bool(self._run("restore", by, *arguments))
 
     def _run(self, name: str, by: str, *arguments: str) -> Any:
@@ -291,11 +304,24 @@ def _published_rate(fields: dict[str, str]) -> PublishedRate:
     )
 
 
-def _pause(reason: str, entry: str) -> Pause:
-    fields = json.loads(entry)
-    return Pause(
-        PauseReason(reason), int(fields["generation"]), float(fields["since"]), str(fields["by"]), str(fields["why"])
-    )
+def _text(number: int | None) -> str:
+    return "" if number is None else str(number)
+
+
+def _pauses(reasons: dict[str, str]) -> Iterator[Pause]:
+    """All pauses. An entry without partitions, as every one of an older version, is of the whole system."""
+    for reason, text in reasons.items():
+        entry = json.loads(text)
+        by_partition = entry.get("partitions", {"": entry})
+        for partition, fields in by_partition.items():
+            yield Pause(
+                PauseReason(reason),
+                int(fields["generation"]),
+                float(fields["since"]),
+                str(fields["by"]),
+                str(fields["why"]),
+                int(partition) if partition else None,
+            )
 
 
 def _control_event(position: str, fields: dict[str, str]) -> ControlEvent:

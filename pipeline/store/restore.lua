@@ -1,15 +1,14 @@
 #!lua flags=allow-oom
 -- Rebuild what people asked for, after a flush. ARGV from 3: an override as 5 fields, or 5 times ''; bands as 7 fields,
--- or 7 times ''; then reason, by, why, since for each pause. Returns 1 when the set was not complete.
+-- or 7 times ''; then reason, by, why, since, partition or '' for each pause. Returns 1 when the set was not complete.
 
 if redis.call('HEXISTS', KEYS[2], 'restored') == 1 then return 0 end
 
 local added = {}
-for index = 15, #ARGV, 4 do
-  if redis.call('HEXISTS', KEYS[2], ARGV[index]) == 0 then
-    add_reason(ARGV[index], ARGV[index + 1], ARGV[index + 2], ARGV[index + 3])
-    added[#added + 1] = ARGV[index]
-  end
+for index = 15, #ARGV, 5 do
+  local reason, by, why, since, partition = unpack(ARGV, index, index + 4)
+  local _, is_new = add_reason(reason, partition, by, why, since)
+  if is_new then added[#added + 1] = reason_word(reason, partition) end
 end
 if ARGV[3] ~= '' and tonumber(ARGV[4]) > now and redis.call('EXISTS', KEYS[5]) == 0 then
   put_override(unpack(ARGV, 3, 7))

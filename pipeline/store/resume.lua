@@ -1,24 +1,28 @@
 #!lua flags=allow-oom
--- Lift a reason. ARGV from 3: reason, the generation that it must have or '', why. Returns 1 when it was lifted.
+-- Lift a reason. ARGV from 3: reason, the generation that it must have or '', why, partition or '' for all of it.
+-- Returns 1 when it was lifted.
 
 settle_override()
-local reason, generation, why = ARGV[3], ARGV[4], ARGV[5]
-local held = redis.call('HGET', KEYS[2], reason)
-if not held then return 0 end
-local held_generation = generation_of(held)
-if generation ~= '' and tonumber(generation) ~= held_generation then return 0 end
+local reason, generation, why, partition = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local entry = redis.call('HGET', KEYS[2], reason)
+if not entry then return 0 end
+local held = cjson.decode(entry)
+local lifted = held
+if partition ~= '' then lifted = (held.partitions or {})[partition] end
+if not lifted then return 0 end
+if generation ~= '' and tonumber(generation) ~= lifted.generation then return 0 end
 
-redis.call('HDEL', KEYS[2], reason)
+if partition == '' then
+  redis.call('HDEL', KEYS[2], reason)
+else
+  held.partitions[partition] = nil
+  put_partitions(reason, held.partitions)
+end
 redis.call('INCR', KEYS[3])
 -- It goes on only when no other reason holds: whoever reads of the lifted one is told.
-local left = {}
-for _, other in ipairs(redis.call('HKEYS', KEYS[2])) do
-  if other ~= 'restored' then left[#left + 1] = other end
-end
-table.sort(left)
-local data = cjson.encode({
-  reason = reason, generation = tostring(held_generation), left = table.concat(left, ' ')
-})
+local data = { reason = reason, generation = tostring(lifted.generation), left = words_of_reasons() }
+if partition ~= '' then data.partition = partition end
+data = cjson.encode(data)
 if reason == 'breaker' then
   record('breaker_closed', why, data)
   why = 'the breaker closed'

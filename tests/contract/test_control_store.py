@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.names import LEASE_PROBE, BreakerState, ControlEventKind, Mode, PauseReason
-from pipeline.ports.control import PublishedRate
+from pipeline.ports.control import AskedPause, PublishedRate
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
 BREAKER, OPERATOR, POISON = PauseReason.BREAKER, PauseReason.OPERATOR, PauseReason.POISON
@@ -278,7 +278,8 @@ def test_after_a_flush_the_reasons_are_unknown_until_restored_and_the_breakers_i
     state = rig.store.state()
     assert (state.pauses, state.breaker, state.generation) == (None, BreakerState.OPEN, generation)
     # Then restoring adds what is known elsewhere and keeps it
-    assert rig.store.restore([(OPERATOR, "ann", "wait", 1e9), (BREAKER, "old", "old", 1e9)], by="controller")
+    asked = [AskedPause(OPERATOR, "ann", "wait", 1e9), AskedPause(BREAKER, "old", "old", 1e9)]
+    assert rig.store.restore(asked, by="controller")
     state = rig.store.state()
     assert state.pauses is not None
     assert [(pause.reason, pause.by, pause.why) for pause in state.pauses] == [

@@ -9,7 +9,7 @@ from pipeline.errors import SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.rate import BandPolicy
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason
-from pipeline.ports.control import Bands, Override, PublishedRate
+from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate
 from pipeline.regulate import Asked, Control, Database, RegulateReport, regulate
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
@@ -22,7 +22,7 @@ class FakeDatabase:
     """What PostgreSQL would answer, and what it was asked."""
 
     stored: dict[int, int] = field(default_factory=dict)
-    pauses: list[tuple[PauseReason, str, str, float]] = field(default_factory=list)
+    pauses: list[AskedPause] = field(default_factory=list)
     override: Override | None = None
     bands: Bands | None = None
     held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
@@ -204,7 +204,7 @@ def test_while_the_breaker_is_open_postgresql_is_not_asked_and_the_policy_goes_o
 
 
 def test_after_a_flush_the_reasons_set_by_hand_come_back(system: System) -> None:
-    system.database.pauses = [(OPERATOR, "ann@desk", "maintenance", 1e9)]
+    system.database.pauses = [AskedPause(OPERATOR, "ann@desk", "maintenance", 1e9)]
     system.tick()
     system.server.flush()
     assert system.tick().restored

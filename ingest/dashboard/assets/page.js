@@ -116,7 +116,7 @@
     const lags = Object.values(status.lagByPartition || {});
     const level = lag > bands.lagCritical ? "critical" : lag >= bands.lagDegraded ? "degraded" : null;
     card("lag", number(lag), "events", lag === null ? "not known" : `degraded from ${format.short(bands.lagDegraded)}, critical above ${format.short(bands.lagCritical)}`, level);
-    const waits = status.pauses && status.pauses.length > 0 && lag > 0;
+    const waits = status.consumption === "paused" && lag > 0;
     const empty = waits ? "nothing, while consumption is paused" : lag === 0 ? "nothing waits" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with what comes" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "no end of the backlog in sight";
     const stuck = status.drainRate === 0 && lag > 0;
     card("drain", number(status.drainRate), "/s", empty, stuck ? "critical" : null);
@@ -138,8 +138,9 @@
     card("breaker", breaker, "", BREAKER[breaker], bad[breaker]);
     const pauses = status.pauses;
     const held = pauses && pauses.length > 0;
-    const reasons = held ? pauses.map((pause) => `${pause.reason.replace("_", " ")} since ${format.time(pause.since)}`).join("; ") : "";
-    card("consumption", pauses === null ? "unknown" : held ? "paused" : "running", "", held ? reasons : pauses === null ? "workers keep to what they knew" : `log: ${status.eventLog === "kafka" ? "Kafka" : "Redis Streams"}`, pauses === null ? "degraded" : held ? "degraded" : null);
+    const place = (pause) => pause.partition === null ? "" : `p${pause.partition} `;
+    const reasons = held ? pauses.map((pause) => `${place(pause)}${pause.reason.replace("_", " ")} since ${format.time(pause.since)}`).join("; ") : "";
+    card("consumption", held && status.consumption === "running" ? "partly paused" : status.consumption, "", held ? reasons : pauses === null ? "workers keep to what they knew" : `log: ${status.eventLog === "kafka" ? "Kafka" : "Redis Streams"}`, pauses === null ? "degraded" : held ? "degraded" : null);
     const age = status.controllerAgeSeconds;
     const old = age === null || age > 3 * status.controllerPeriodSeconds;
     card("controller", age === null ? "silent" : format.duration(age), age === null ? "" : "ago", `sets the rate every ${format.duration(status.controllerPeriodSeconds)}`, old ? "degraded" : null);
