@@ -103,8 +103,9 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   "s"),
             Panel("How drain runs end", "Look into everything but finished and busy.",
                   (("{{outcome}}", "max by (outcome) (rate(sluice_drain_runs_total[1m])) > 0"),), "ops"),
-            Panel("Dead letters", "Refused by PostgreSQL for their content, and not replayed yet.",
-                  (("open", "max(sluice_dead_letters_open)"),), steps=_OPEN),
+            Panel("Dead letters", "Refused by PostgreSQL for their content, or a known id with other content.",
+                  (("open", "max(sluice_dead_letters_open)"),
+                   ("of them conflicts", "max(sluice_dead_letter_conflicts_open)")), steps=_OPEN),
         ),
     ),
     (

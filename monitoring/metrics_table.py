@@ -46,8 +46,8 @@ def system_metrics(log_url: str) -> list[Metric]:
             consumption=Consumption({0: 1}, 1, 1.0),
         )  # fmt: skip
         MemoryBucket(settings, server).take(needed=1, wanted=1, process="table")
-        facts = {"dead_letters": 0, "database_bytes": 0, "connections": 0, "connections_max": 0}
-        tallies.note(facts, seconds=60)
+        names = ("dead_letters", "dead_letter_conflicts", "database_bytes", "connections", "connections_max")
+        tallies.note(dict.fromkeys(names, 0), seconds=60)
         parts = SystemParts(settings, SystemClock(), store, tallies, lambda: (1, 1))
         return list(SystemCollector(parts).collect())
 

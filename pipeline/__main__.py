@@ -94,7 +94,11 @@ def _dead_letters(status: SystemStatus) -> str:
     if status.dead_letters is None and status.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
         return "not asked for while the breaker is open"
     if status.dead_letters:
-        return f"{status.dead_letters:,}, see the table dead_letters for why; `control replay_dead_letters --dry-run`"
+        conflicts = status.dead_letter_conflicts
+        held = f", of them {conflicts:,} conflicts (an eventId that is stored with other content)" if conflicts else ""
+        return (
+            f"{status.dead_letters:,}{held}; the table dead_letters says why; `control replay_dead_letters --dry-run`"
+        )
     return _number(status.dead_letters)
 
 

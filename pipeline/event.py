@@ -50,6 +50,22 @@ class RecordedEvent(msgspec.Struct, rename="camel"):
     request_id: str | None = None  # None: written before requests had ids
 
 
+def content_of(event: Event | RecordedEvent) -> tuple[object, ...]:
+    """What makes two events of one id the same, as PostgreSQL compares them; a repeat is received later.
+
+    Python calls true and 1 the same, and jsonb does not; 1 and 1.0 are the same to both.
+    """
+    attributes = event.attributes
+    return (
+        event.correlation_id,
+        event.severity,
+        event.message,
+        event.source,
+        event.timestamp,
+        None if attributes is None else {key: (value, isinstance(value, bool)) for key, value in attributes.items()},
+    )
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(RecordedEvent)
 

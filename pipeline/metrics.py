@@ -156,7 +156,8 @@ LAG: Final = Declared("sluice_lag_events", "Events in the log that are not store
 DRAIN_RATE: Final = Declared("sluice_drain_rate", "Events stored a second, between the controller's last two ticks")
 # When it would be over, if nothing more came in.
 LAG_SECONDS: Final = Declared("sluice_lag_seconds", "Seconds that storing the lag takes at the present pace")
-# `conflicting` is a client's mistake: one eventId for two events. `repeated` is a client that sent again.
+# `conflicting` is a client's mistake: one eventId for two events; the later one is a dead letter. `repeated` is a
+# client that sent again.
 DRAINED_EVENTS: Final = Declared(
     "sluice_drained_events", "Events taken from the log, by what became of them", ("result",)
 )
@@ -173,6 +174,10 @@ BATCH_EVENTS: Final = Declared("sluice_batch_events", "Events of one batch")
 BATCH_STORE_SECONDS: Final = Declared("sluice_batch_store_seconds", "From BEGIN to COMMIT of one batch")
 # Above 0: look at them, mend the cause, replay.
 DEAD_LETTERS: Final = Declared("sluice_dead_letters_open", "Events that PostgreSQL refused and no replay has stored")
+# Part of the above. Growing: a client gives one eventId to two events, or changes an event before it sends it again.
+DEAD_LETTER_CONFLICTS: Final = Declared(
+    "sluice_dead_letter_conflicts_open", "Open dead letters whose eventId is stored with other content"
+)
 
 # --- Of the whole system: processes, servers, disks --------------------------------------------------------------
 

@@ -54,6 +54,10 @@ class AlarmCode(StrEnum):
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain that stands still could not be ended on the server
 
 
+# Reason of a dead letter whose eventId is stored with other content. Any other reason is PostgreSQL's or the decoder's.
+LETTER_CONFLICT: Final = "conflict"
+
+
 class BreakerState(StrEnum):
     """The breaker of the whole system, as operators see it."""
 

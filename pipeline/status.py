@@ -24,6 +24,7 @@ from pipeline.ports.control import (
     consumption_word,
 )
 from pipeline.ports.log import EventLog
+from pipeline.ports.sink import DeadLetterCounts
 from pipeline.settings import Settings
 
 STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which it counts as silent
@@ -71,6 +72,7 @@ class SystemStatus:
     event_log: str  # kafka or redis
     dead_letters: int | None
     events: tuple[ControlEvent, ...]  # oldest first
+    dead_letter_conflicts: int | None = None  # of dead_letters: an eventId that is stored with other content
     bucket_tokens: float | None = None
     bucket_capacity: float | None = None
     store_problem: str | None = None  # what the part that is away said
@@ -119,7 +121,9 @@ class StatusParts:
     store: ControlStore
     events: ControlEvents
     log: EventLog
-    count_dead_letters: Callable[[], int] | None = None  # asks PostgreSQL; not called while the breaker is not closed
+    count_dead_letters: Callable[[], DeadLetterCounts] | None = (
+        None  # asks PostgreSQL; not called while the breaker is not closed
+    )
 
 
 def read_status(parts: StatusParts) -> SystemStatus:
@@ -132,7 +136,7 @@ def read_status(parts: StatusParts) -> SystemStatus:
     if lags is None and consumption is not None and log_problem is None:
         lags = dict(consumption.lag_by_partition)
     breaker = state.breaker if state is not None else BreakerState.UNKNOWN
-    dead_letters, database_problem = _ask_database(parts, breaker)
+    letters, database_problem = _ask_database(parts, breaker)
     return SystemStatus(
         at=state.time if state is not None else parts.clock.now(),
         mode=rate.mode if rate is not None else Mode.UNKNOWN,
@@ -149,7 +153,8 @@ def read_status(parts: StatusParts) -> SystemStatus:
         controller_age=max(0.0, state.time - rate.published_at) if state is not None and rate is not None else None,
         controller_period=settings.regulate_seconds,
         event_log="kafka" if settings.log_scheme == "kafka" else "redis",
-        dead_letters=dead_letters,
+        dead_letters=None if letters is None else letters.open,
+        dead_letter_conflicts=None if letters is None else letters.conflicts,
         events=events,
         store_problem=store_problem,
         log_problem=log_problem,
@@ -177,7 +182,7 @@ def _ask_log(log: EventLog) -> tuple[dict[int, int] | None, str | None]:
         return None, str(error)
 
 
-def _ask_database(parts: StatusParts, breaker: BreakerState) -> tuple[int | None, str | None]:
+def _ask_database(parts: StatusParts, breaker: BreakerState) -> tuple[DeadLetterCounts | None, str | None]:
     if parts.count_dead_letters is None or breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
         return None, None
     try:
@@ -365,6 +370,7 @@ def status_document(status: SystemStatus) -> dict[str, Any]:
         "availablePermissions": status.bucket_tokens,
         "bucketCapacity": status.bucket_capacity,
         "deadLetters": status.dead_letters,
+        "deadLetterConflicts": status.dead_letter_conflicts,
         "events": [event_document(event) for event in status.events],
     }
 

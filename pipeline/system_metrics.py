@@ -181,7 +181,7 @@ def _counters(counters: dict[str, float]) -> Iterator[Metric]:
     for result, name in (
         ("stored", "rows"),
         ("repeated", "repeated"),  # the same id with the same content was stored before
-        ("conflicting", "conflicting"),  # the same id with other content: discarded
+        ("conflicting", "conflicting"),  # the same id with other content: a dead letter too
         ("dead_lettered", "dead_lettered"),
     ):
         events.add_metric([result], counters.get(name, 0.0))
@@ -209,6 +209,7 @@ def _fact_gauges(facts: dict[str, Any]) -> Iterator[Metric]:
     """What was asked of PostgreSQL now and then; absent while it does not answer."""
     for key, declared in (
         ("dead_letters", metrics.DEAD_LETTERS),
+        ("dead_letter_conflicts", metrics.DEAD_LETTER_CONFLICTS),
         ("database_bytes", metrics.DATABASE_BYTES),
         ("connections", metrics.DATABASE_CONNECTIONS),
         ("connections_max", metrics.DATABASE_CONNECTIONS_LIMIT),

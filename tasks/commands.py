@@ -160,6 +160,11 @@ def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
         f"{result.repeated:,} stored before; {result.refused:,} refused again and {result.conflicting:,} whose id is "
         "stored with other content stay."
     )
+    if result.conflicting:
+        words += (
+            " A replay overwrites nothing: of a conflict, look at the stored event and at the dead letter "
+            "(docs/database.md), and delete the one that is wrong."
+        )
     if not dry_run:
         data = {name: str(count) for name, count in asdict(result).items()}
         try:

@@ -8,7 +8,7 @@ from typing import Any
 from celery import shared_task
 
 from pipeline.errors import RecoverableError
-from pipeline.names import BreakerState
+from pipeline.names import LETTER_CONFLICT, BreakerState
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import Asked, Control, Database, regulate
@@ -117,9 +117,11 @@ def measure(self: Any) -> None:
     parts = parts_of(self.app.sluice_settings)
     if parts.control.state().breaker is not BreakerState.CLOSED:
         return
-    letters, size, connections, connections_max = parts.sink.session.rows(query("measure"))[0]
+    found = parts.sink.session.rows(query("measure"), {"conflict": LETTER_CONFLICT})
+    letters, conflicts, size, connections, connections_max = found[0]
     facts = {
         "dead_letters": letters,
+        "dead_letter_conflicts": conflicts,
         "database_bytes": size,
         "connections": connections,
         "connections_max": connections_max,

@@ -13,11 +13,19 @@ class StoreResult:
 
     stored: int = 0
     repeated: int = 0  # event_id was stored before with the same content: a client's or producer's repeat
-    conflicting: int = 0  # event_id was stored before with other content: discarded
+    conflicting: int = 0  # event_id was stored before with other content: kept as a dead letter, no poison
     dead_lettered: int = 0  # undecodable, or refused by PostgreSQL for its content
     # When the records were received (epoch milliseconds), where that was read without more ado; for how long it took.
     received_at_ms: Sequence[int] = field(default=(), compare=False, repr=False)
     seconds: float = field(default=0.0, compare=False, repr=False)  # from the first statement to the commit
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterCounts:
+    """How many dead letters wait for a replay."""
+
+    open: int
+    conflicts: int  # of them: their ids are stored with other content, so that no replay stores them
 
 
 class Sink(Protocol):

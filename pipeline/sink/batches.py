@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.log import LogBatch
 from pipeline.sink.queries import query
 from pipeline.sink.rows import Letter, PreparedRows, RowEncoder, copy_chunks, place_columns, printable
 from pipeline.sink.session import Session, StatementRefusedError
+from pipeline.sink.sqlstate import UNIQUE_VIOLATION
 
 _logger = logging.getLogger(__name__)
 
@@ -27,13 +29,22 @@ _LETTERS_AT_ONCE: Final = 50
 
 @dataclass(slots=True)
 class Written:
-    """What became of a batch's records. `conflicts` holds indexes; all else are counts or letters."""
+    """What became of a batch's records. `conflicts` holds indexes; all else are counts or letters.
+
+    A conflict is kept as a letter too, see `kept`. It is no fault of the schema, so `letters` has none, and poison
+    does not count them.
+    """
 
     stored: int = 0
     repeated: int = 0
     conflicts: list[int] = field(default_factory=list)
     letters: list[Letter] = field(default_factory=list)
     received_at_ms: list[int] = field(default_factory=list)
+
+    @property
+    def kept(self) -> list[Letter]:
+        """All records that are kept as dead letters."""
+        return [*self.letters, *(Letter(index, LETTER_CONFLICT, UNIQUE_VIOLATION) for index in self.conflicts)]
 
 
 def write_straight(
@@ -133,7 +144,7 @@ def _write_piece(
 
 def _log_conflicts(event_ids: list[str]) -> None:
     _logger.warning(
-        "%d events discarded: their ids are stored with other content: %s%s",
+        "%d events are kept as dead letters: their ids are stored with other content: %s%s",
         len(event_ids),
         ", ".join(event_ids[:_CONFLICTS_LOGGED_MAX]),
         ", …" if len(event_ids) > _CONFLICTS_LOGGED_MAX else "",

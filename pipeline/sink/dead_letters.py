@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from pipeline.names import LETTER_CONFLICT
+from pipeline.ports.sink import DeadLetterCounts
 from pipeline.sink.batches import make_stage, write_carefully
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.queries import query
 from pipeline.sink.rows import Letter, RowEncoder, place_columns
-
-_CONFLICT_REASON = "its event id is stored with other content"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class DeadLetter:
     offset: int
     raw: bytes
     reason: str
-    sqlstate: str | None  # None: it could not be decoded
+    sqlstate: str | None  # None: it could not be decoded; of a conflict, that of a repeated key
     created_at: datetime
     tried_at: datetime | None  # last replay that was refused
 
@@ -36,9 +36,9 @@ class ReplayResult:
     refused: int = 0  # refused once more: they stay, with their new reason
 
 
-def count_dead_letters(sink: PostgresSink) -> int:
+def count_dead_letters(sink: PostgresSink) -> DeadLetterCounts:
     """How many wait for a replay. Raises SinkUnavailableError."""
-    return int(sink.session.rows(query("count_dead_letters"))[0][0])
+    return DeadLetterCounts(*sink.session.rows(query("count_dead_letters"), {"conflict": LETTER_CONFLICT})[0])
 
 
 def list_dead_letters(sink: PostgresSink, *, limit: int, after_id: int = 0) -> list[DeadLetter]:
@@ -64,8 +64,7 @@ def replay_dead_letters(sink: PostgresSink, *, limit: int, dry_run: bool = False
         positions = [(log_id, partition, offset) for _, log_id, partition, offset, _ in found]
         rows, letters = _encode([bytes(raw) for *_, raw in found], positions)
         written = write_carefully(session, rows, positions.__getitem__, letters_max=len(found))
-        refused = letters + written.letters
-        refused += [Letter(index, _CONFLICT_REASON, None) for index in written.conflicts]
+        refused = letters + written.kept
         kept = {letter.index for letter in refused}
         session.count(
             query("mark_replayed"), {"ids": [entry[0] for index, entry in enumerate(found) if index not in kept]}

@@ -7,7 +7,8 @@ from typing import Literal
 import msgspec
 
 from pipeline.errors import OffsetConflictError, SinkContentionError, SinkUnavailableError
-from pipeline.event import RecordedEvent, decode_record
+from pipeline.event import RecordedEvent, content_of, decode_record
+from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.log import LogBatch
 from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
@@ -95,7 +96,7 @@ class MemorySink:
         return StoreResult(
             stored=len(draft.events),
             repeated=draft.repeated,
-            conflicting=draft.conflicting,
+            conflicting=len(draft.conflicts),
             dead_lettered=len(draft.letters),
         )
 
@@ -119,7 +120,7 @@ class MemorySink:
             self._fail("connection lost before COMMIT was carried out")
         database.events.update(draft.events)
         database.places.update(draft.places)
-        database.letters.update(draft.letters)
+        database.letters.update(draft.letters | draft.conflicts)
         database.offsets[key] = next_offset
         if dying == "after":
             self._fail("connection lost after COMMIT was carried out")
@@ -142,7 +143,7 @@ class _Draft:
         self.places: dict[str, tuple[str, int, int]] = {}
         self.letters: dict[tuple[str, int, int], MemoryLetter] = {}
         self.repeated = 0
-        self.conflicting = 0
+        self.conflicts: dict[tuple[str, int, int], MemoryLetter] = {}  # kept as letters too; no poison
 
     def take(self, value: bytes, place: tuple[str, int, int]) -> None:
         """Put one record where it belongs."""
@@ -159,10 +160,10 @@ class _Draft:
         if earlier is None:
             self.events[event.event_id] = event
             self.places[event.event_id] = place
-        elif _content(earlier) == _content(event):
+        elif content_of(earlier) == content_of(event):
             self.repeated += 1
         else:
-            self.conflicting += 1
+            self.conflicts[place] = MemoryLetter(value, LETTER_CONFLICT)
 
 
 def _refusal(event: RecordedEvent) -> str | None:
@@ -171,15 +172,3 @@ def _refusal(event: RecordedEvent) -> str | None:
     for key, value in (event.attributes or {}).items():
         texts += [key, str(value)]
     return "invalid byte sequence: 0x00" if any("\0" in text for text in texts) else None
-
-
-def _content(event: RecordedEvent) -> tuple[object, ...]:
-    """What makes two events of one id the same; a repeat is received later."""
-    return (
-        event.correlation_id,
-        event.severity,
-        event.message,
-        event.source,
-        event.timestamp,
-        event.attributes,
-    )

@@ -85,7 +85,7 @@ class PostgresSink:
                 self._begin(log_id, partition, expected_offset, batch.next_offset)
                 written = self._write_carefully(log_id, partition, batch, run)
             run.check(len(written.letters), len(batch.values))
-            write_letters(self.session, log_id, partition, batch, written.letters)
+            write_letters(self.session, log_id, partition, batch, written.kept)
             before_commit()
             self.session.commit()
         except BaseException:

@@ -86,10 +86,12 @@ LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED;
 
 -- name: measure
-SELECT (SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL),
+SELECT letters.open, letters.conflicts,
        pg_database_size(current_database()),
        (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sluice'),
-       current_setting('max_connections')::integer;
+       current_setting('max_connections')::integer
+FROM (SELECT count(*) AS open, count(*) FILTER (WHERE reason = %(conflict)s) AS conflicts
+      FROM dead_letters WHERE replayed_at IS NULL) AS letters;
 
 -- name: list_dead_letters
 SELECT id, log_id, log_partition, log_offset, raw, reason, sqlstate, created_at, tried_at
@@ -99,7 +101,7 @@ ORDER BY id
 LIMIT %(limit)s;
 
 -- name: count_dead_letters
-SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL;
+SELECT count(*), count(*) FILTER (WHERE reason = %(conflict)s) FROM dead_letters WHERE replayed_at IS NULL;
 
 -- name: mark_replayed
 UPDATE dead_letters SET replayed_at = clock_timestamp(), tried_at = clock_timestamp() WHERE id = ANY(%(ids)s);

@@ -33,6 +33,9 @@ class Bench(Protocol):
     def letters(self) -> dict[tuple[str, int, int], bytes]:
         """(log_id, partition, offset) -> raw record."""
 
+    def conflicts(self) -> set[int]:
+        """Offsets of the letters with the reason `conflict`."""
+
 
 class MemoryBench:
     def __init__(self) -> None:
@@ -49,6 +52,9 @@ class MemoryBench:
 
     def letters(self) -> dict[tuple[str, int, int], bytes]:
         return {place: letter.raw for place, letter in self._store.letters.items()}
+
+    def conflicts(self) -> set[int]:
+        return {offset for (_, _, offset), letter in self._store.letters.items() if letter.reason == "conflict"}
 
 
 class PostgresBench:
@@ -70,6 +76,9 @@ class PostgresBench:
     def letters(self) -> dict[tuple[str, int, int], bytes]:
         rows = self._ask("SELECT log_id, log_partition, log_offset, raw FROM dead_letters")
         return {(row[0], row[1], row[2]): bytes(row[3]) for row in rows}
+
+    def conflicts(self) -> set[int]:
+        return {offset for (offset,) in self._ask("SELECT log_offset FROM dead_letters WHERE reason = 'conflict'")}
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -172,20 +181,52 @@ def test_a_repeat_is_stored_once(bench: Bench) -> None:
         {"correlation_id": "somebody-else"},
         {"timestamp": 1},
         {"attributes": {"a": 2}},
+        {"attributes": {"a": True}},
+        {"attributes": {}},
         {"attributes": None},
     ],
-    ids=lambda fields: next(iter(fields)),
+    ids=str,
 )
-def test_an_id_with_other_content_is_discarded_and_counted(bench: Bench, other: dict[str, Any]) -> None:
+def test_an_id_with_other_content_is_kept_as_a_dead_letter(bench: Bench, other: dict[str, Any]) -> None:
     # Given a stored event
     sink = bench.sink()
     sink.store(LOG, 0, 0, batch(0, [record(1, attributes={"a": 1})]), before_commit=nothing)
     # When its id comes with other content, in a later batch
     fields = {"attributes": {"a": 1}, **other}
-    result = sink.store(LOG, 0, 1, batch(1, [record(1, **fields), record(2)]), before_commit=nothing)
-    # Then the first one stands
+    later = record(1, **fields)
+    result = sink.store(LOG, 0, 1, batch(1, [later, record(2)]), before_commit=nothing)
+    # Then the first one stands, and the later one is kept as it was
     assert result == StoreResult(stored=1, conflicting=1)
     assert bench.events()["event-000001"] == ("message 1", LOG, 0, 0)
+    assert bench.letters() == {(LOG, 0, 1): later}
+    assert bench.conflicts() == {1}
+
+
+def test_content_that_postgresql_calls_the_same_is_a_repeat(bench: Bench) -> None:
+    # Given a stored event
+    sink = bench.sink()
+    sink.store(LOG, 0, 0, batch(0, [record(1, attributes={"a": 1, "b": 2})]), before_commit=nothing)
+    # When it comes again with its attributes in another order, and a number written in another way
+    result = sink.store(LOG, 0, 1, batch(1, [record(1, attributes={"b": 2.0, "a": 1})]), before_commit=nothing)
+    # Then it is a repeat
+    assert result == StoreResult(repeated=1)
+    assert bench.letters() == {}
+
+
+def test_conflicts_are_no_poison(bench: Bench) -> None:
+    # Given stored events
+    sink = bench.sink()
+    sink.store(LOG, 0, 0, numbered_batch(0, 20), before_commit=nothing)
+    # When far more conflicts come than the limit of poison, in one batch and in batches of one
+    others = [record(number, message="changed before it was sent again") for number in range(20)]
+    result = sink.store(LOG, 0, 20, batch(20, others), before_commit=nothing)
+    assert result == StoreResult(conflicting=20)
+    for offset, value in enumerate(others, 40):
+        assert sink.store(LOG, 0, offset, batch(offset, [value]), before_commit=nothing) == StoreResult(conflicting=1)
+    # Then all are kept, and none counts: as many broken records as are allowed still pass
+    assert bench.conflicts() == set(range(20, 60))
+    result = sink.store(LOG, 0, 60, batch(60, [b"broken"] * 5), before_commit=nothing)
+    assert result == StoreResult(dead_lettered=5)
 
 
 def test_of_two_contents_in_one_batch_the_first_stands(bench: Bench) -> None:
@@ -193,9 +234,10 @@ def test_of_two_contents_in_one_batch_the_first_stands(bench: Bench) -> None:
     values = [record(5), record(5, message="second"), record(5, message="third"), record(4)]
     # When it is stored
     result = bench.sink().store(LOG, 0, 0, batch(0, values), before_commit=nothing)
-    # Then the first is there
+    # Then the first is there, and the others are dead letters
     assert result == StoreResult(stored=2, conflicting=2)
     assert bench.events()["event-000005"] == ("message 5", LOG, 0, 0)
+    assert bench.conflicts() == {1, 2}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pipeline.log.memory import MemoryLog
 from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import ControlState, Override, Pause
 from pipeline.ports.log import PartitionPosition
+from pipeline.ports.sink import DeadLetterCounts
 from pipeline.status import StatusParts, SystemStatus, bands_of, diagnose, read_status, severity, status_document
 from pipeline.store.memory import MemoryServer
 from support.control import control_settings, memory_rig
@@ -33,6 +34,7 @@ HEALTHY = SystemStatus(
     controller_period=5.0,
     event_log="redis",
     dead_letters=0,
+    dead_letter_conflicts=0,
     events=(),
 )
 BREAKER = Pause(PauseReason.BREAKER, 3, NOW - 10, "worker/1", "connection refused")
@@ -147,7 +149,7 @@ class AwayLog(MemoryLog):
         raise LogUnavailableError
 
 
-def away_database() -> int:
+def away_database() -> DeadLetterCounts:
     raise SinkUnavailableError
 
 
@@ -173,7 +175,7 @@ def test_what_parts_know_is_read() -> None:
     rig.store.pause(PauseReason.OPERATOR, by="ann@host", why="moving the disk")
     log = MemoryLog(partitions=2)
     log.append([(0, b"{}")] * 3)
-    parts = StatusParts(rig.settings, clock, rig.store, rig.events, log, lambda: 7)
+    parts = StatusParts(rig.settings, clock, rig.store, rig.events, log, lambda: DeadLetterCounts(7, 2))
     # When it is read before and after commits
     before = read_status(parts)
     log.commit(log.identity().log_id, 0, 1)
@@ -181,6 +183,7 @@ def test_what_parts_know_is_read() -> None:
     after = read_status(parts)
     # Then unknown is not zero, and the rest is there
     assert (before.lag, after.lag, after.lag_by_partition) == (None, 2, {0: 2, 1: 0})
-    assert after.dead_letters == 7
+    assert (after.dead_letters, after.dead_letter_conflicts) == (7, 2)
+    assert (status_document(after)["deadLetters"], status_document(after)["deadLetterConflicts"]) == (7, 2)
     assert status_document(after)["consumption"] == "paused"
     assert [pause.by for pause in after.pauses or ()] == ["ann@host"]

@@ -43,6 +43,12 @@ def test_a_rate_set_by_hand_is_shown_with_its_end() -> None:
     assert text.startswith("HEALTHY at 22:13:20 UTC")
 
 
+def test_conflicts_are_told_apart_from_other_dead_letters() -> None:
+    text = screen(replace(HEALTHY, dead_letters=7, dead_letter_conflicts=2), width=300)
+    assert "dead letters 7, of them 2 conflicts (an eventId that is stored with other content)" in text
+    assert "conflicts" not in screen(replace(HEALTHY, dead_letters=7, dead_letter_conflicts=0), width=300)
+
+
 def test_with_no_server_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     # Given addresses where nobody listens
     for name in ("REDIS_URL", "EVENT_LOG_URL"):

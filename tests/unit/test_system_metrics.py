@@ -97,9 +97,10 @@ def test_permissions_refill_between_calls_up_to_the_burst() -> None:
 
 def test_facts_of_postgres_are_forgotten_and_a_limit_that_is_none_is_absent() -> None:
     rig = Rig()
-    rig.tallies.note({"dead_letters": 3, "database_bytes": None}, seconds=FACTS_SECONDS)
+    rig.tallies.note({"dead_letters": 3, "dead_letter_conflicts": 2, "database_bytes": None}, seconds=FACTS_SECONDS)
     found = rig.series()
     assert found["sluice_dead_letters_open"] == 3
+    assert found["sluice_dead_letter_conflicts_open"] == 2
     assert "sluice_database_bytes" not in found
     assert found["sluice_redis_memory_bytes|log"] == 5
     assert "sluice_redis_memory_limit_bytes|log" not in found
