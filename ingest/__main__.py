@@ -6,7 +6,7 @@ import sys
 from ingest.app import create_app
 from ingest.dashboard.recorder import Sight
 from ingest.edge import IngestParts
-from ingest.server import listen, run
+from ingest.server import listen, run, with_connections_that_fit
 from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
@@ -19,6 +19,7 @@ def main() -> int:
     try:
         settings = Settings.from_environ()
         logs.configure(level=settings.log_level, form=settings.log_format, process="ingest")
+        settings = with_connections_that_fit(settings)
         parts = IngestParts(
             log=wiring.make_log(settings),
             bucket=wiring.make_bucket(settings),

@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parsed = parse_arguments(arguments)
     try:
-        settings = Settings.from_environ()
+        settings = Settings.for_commands()
     except SettingsError as error:
         sys.stderr.write(f"client: {error}\n")
         return 2

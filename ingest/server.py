@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
+import resource
 import signal
 import socket
 from typing import Final
@@ -17,9 +19,36 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+FILES_BESIDE_CONNECTIONS: Final = 200  # servers, metrics, logs, and a connection that is refused
 BACKLOG: Final = 1024  # connections that wait to be taken
 FLUSH_SHARE: Final = 0.3  # of the time to stop that is kept for the appender
 POLL_SECONDS: Final = 0.02  # how often stopping looks whether the last requests have ended
+
+
+def with_connections_that_fit(settings: Settings) -> Settings:
+    """The settings, with no more connections than this process may have open files.
+
+    The limit of files is raised as far as this user may. Without this, accepting a connection would fail, and with it
+    whatever else needs a file at that moment.
+    """
+    wanted = settings.ingest_connections_max + FILES_BESIDE_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    connections = max(1, soft - FILES_BESIDE_CONNECTIONS)
+    logger.warning(
+        "INGEST_CONNECTIONS_MAX=%d needs %d open files and this process may have %d: it takes %d connections "
+        "(raise the limit: ulimit -n, LimitNOFILE=)",
+        settings.ingest_connections_max,
+        wanted,
+        soft,
+        connections,
+        extra={"action": "connections_limited"},
+    )
+    return dataclasses.replace(settings, ingest_connections_max=connections)
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -14,7 +14,7 @@ from pipeline.errors import SettingsError
 from pipeline.event_words import clock_time, event_words, pause_words, rate_words
 from pipeline.names import BreakerState
 from pipeline.ports.control import paused
-from pipeline.settings import Settings
+from pipeline.settings import Settings, no_system_to_ask
 from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import (
     StatusParts,
@@ -132,8 +132,12 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     status_command.add_argument("--watch", action="store_true", help="again every second, until interrupted")
     options = parser.parse_args(arguments)
     clock = clock or SystemClock()
+    problem = no_system_to_ask()
+    if problem is not None:
+        sys.stderr.write(f"status: {problem}\n")
+        return _EXIT_UNKNOWN
     try:
-        settings = Settings.from_environ()
+        settings = Settings.for_commands()
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return _EXIT_UNKNOWN

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import SettingsError
 from pipeline.logs import FORMATS, LEVELS
+from pipeline.running import nothing_to_ask, with_running_system
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
@@ -439,6 +440,14 @@ class Settings:
             raise SettingsError("settings that make no sense: " + "; ".join(problems))
 
     @classmethod
+    def for_commands(cls) -> "Settings":
+        """The settings for a command in somebody's shell: without addresses, those of the system that runs here.
+
+        Raises SettingsError, as `from_environ` does.
+        """
+        return cls.from_environ(with_running_system(os.environ))
+
+    @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> "Settings":
         """Read the settings; a variable that is unset or empty takes its default.
 
@@ -471,6 +480,23 @@ _KIND_WORDS: Final[dict[type, str]] = {
     bool: "yes or no",
     str: "text",
 }
+
+
+def no_system_to_ask() -> str | None:
+    """Why a command in this shell can ask no system, in one line; None where it can."""
+    return nothing_to_ask(os.environ)
+
+
+def drop_variables_of_celery() -> list[str]:
+    """Remove what Celery would read from the environment over our settings; returns the names of what was there.
+
+    Another application's CELERY_BROKER_URL in the shell would send our tasks to its broker, and the prefix CELERY_ sets
+    each option of the command line. All that Sluice needs of Celery is in its settings or on the command line.
+    """
+    found = sorted(name for name in os.environ if name.startswith("CELERY_"))
+    for name in found:
+        del os.environ[name]
+    return found
 
 
 def _parse(text: str, kind: type) -> Any:

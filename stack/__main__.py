@@ -10,6 +10,8 @@ import threading
 from typing import Any, Final, NoReturn
 
 from pipeline.errors import SluiceError
+from pipeline.running import SYSTEM_VARIABLE
+from stack import surroundings
 from stack.config import StackConfig
 from stack.servers import ServerError
 from stack.system import System
@@ -41,7 +43,9 @@ def main() -> int:
     """Run one command; returns the exit status."""
     arguments = _parse()
     try:
-        system = System(StackConfig.from_environ(arguments.log))
+        config = StackConfig.from_environ(arguments.log)
+        surroundings.clear(os.environ, keeps_libpq="DATABASE_URL" in config.given)
+        system = System(config)
         match arguments.command:
             case "up":
                 return _up(system, detach=arguments.detach)
@@ -50,8 +54,8 @@ def main() -> int:
             case "status":
                 return _status(system)
             case "env":
-                for name, url in system.urls().items():
-                    print(f"export {name}={shlex.quote(url)}")
+                for name, value in {**system.urls(), SYSTEM_VARIABLE: str(system.home)}.items():
+                    print(f"export {name}={shlex.quote(value)}")
             case "logs":
                 _logs(system, arguments.name)
             case "clean":

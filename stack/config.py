@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pipeline.running import SYSTEM_VARIABLE
+from stack import surroundings
 from stack.prometheus import SCRAPE_SECONDS
 from stack.servers import LOOPBACK, ROOT, ServerError, free_port, kafka_url, postgres_url, redis_url
 
@@ -45,8 +47,9 @@ def environ_of_its_own(**variables: str) -> Iterator[dict[str, str]]:
     and a measurement must not touch them. Afterwards all is as it was.
     """
     before, ours = dict(os.environ), free_ports() | variables
-    for name in (*_URLS, _BOOTSTRAP):
+    for name in (*_URLS, _BOOTSTRAP, SYSTEM_VARIABLE):
         os.environ.pop(name, None)
+    surroundings.clear(os.environ)
     os.environ.update(ours)
     try:
         yield ours
@@ -83,6 +86,7 @@ class StackConfig:
         ports = {name: _number(source, name, default, 65535) for name, default in _PORTS.items()}
         own = _own_urls(home, ports)
         given = {name: source[name] for name in _URLS if source.get(name) and source[name] not in own}
+        _refuse_those_of_another(home, source, given)
         bootstrap = source.get("KAFKA_BOOTSTRAP_SERVERS")
         if log is None:
             log = _log_without_a_choice(home, given.get("EVENT_LOG_URL"), bootstrap)
@@ -126,6 +130,17 @@ class StackConfig:
         if self.ingest_processes == 1:
             return []
         return [self.ports["INGEST_METRICS_PORT"] + number for number in range(self.ingest_processes)]
+
+
+def _refuse_those_of_another(home: Path, source: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Raise ServerError where the shell holds the addresses of another system: two would work on one log."""
+    other = source.get(SYSTEM_VARIABLE, "")
+    if given and other and Path(other) != home:
+        raise ServerError(
+            f"{', '.join(given)} in this shell {'is' if len(given) == 1 else 'are'} of the system in {other} (from its "
+            f"`./run.sh env`), and this one is in {home}: run `unset {' '.join([*given, SYSTEM_VARIABLE])}`, or use "
+            "another shell"
+        )
 
 
 def _prometheus(source: Mapping[str, str]) -> str | None:

@@ -2,6 +2,11 @@
 # In: ROOT, the checkout. Nothing is changed outside of it. Says what it does on standard error, since the output
 # of `run.sh env` is for the shell.
 
+# Settings of other Python programs in this shell are not for ours.
+unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONWARNINGS PYTHONOPTIMIZE PYTHONIOENCODING
+unset PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_HASHES PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS
+export LC_ALL=C.UTF-8 PYTHONUTF8=1
+
 sluice_die() {
     printf '%s: %s\n' "${0##*/}" "$1" >&2
     exit 1

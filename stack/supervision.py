@@ -19,6 +19,7 @@ import psutil
 from supervisor.states import ProcessStates
 from supervisor.xmlrpc import SupervisorTransport
 
+from pipeline.running import supervisor_pid
 from stack.servers import ROOT, ServerError
 
 STOP_SECONDS_MAX: Final = 90.0  # of everything, in order; then by force
@@ -63,12 +64,7 @@ class Supervisor:
 
     def pid(self) -> int | None:
         """The running supervisor's process id; None where none runs."""
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(self.pid_path.read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"supervisord" in command and str(self.config_path).encode() in command:
-                return pid
-        return None
+        return supervisor_pid(self.home)
 
     def programs(self) -> list[dict[str, Any]]:
         """The supervisor's view of every program. Raises OSError where no supervisor runs."""

@@ -1,6 +1,7 @@
 """One system under a supervisor: which programs there are, how they start, and how one tells that they are ready."""
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -19,6 +20,7 @@ from functools import partial
 from typing import Any, Final
 from xmlrpc.client import Fault
 
+from pipeline.running import URLS
 from stack.config import StackConfig
 from stack.prometheus import prometheus_config
 from stack.servers import (
@@ -38,6 +40,7 @@ READY_SECONDS_MAX: Final = 60.0  # of one program, from when the one before it w
 SPARE_DRAINS: Final = 2  # worker processes beyond one a partition: a frozen one must not keep others from its work
 _FAILED_STARTS_MAX: Final = 3  # of one program while the system starts: then it will not come up by itself
 _LOOK_SECONDS: Final = 0.5  # how often a start looks for programs that end
+_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows our loopback address
 # What `clean` deletes: the folder may have been there before us, and hold other things.
 _DATA: Final = ("postgres", "postgres.new", "redis-control", "redis-log", "kafka", "prometheus", "logs")
 _FILES: Final = ("log", "running.json", "supervisord.conf", "supervisor.pid", "supervisor.sock", "lock")
@@ -151,11 +154,12 @@ class System:
             yield
 
     def _write_state(self, urls: Mapping[str, str]) -> None:
-        """What `env` tells, and which of it is ours; for our own eyes, since a URL may hold a password."""
-        own = [urls[name] for name in ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL") if name not in self.config.given]
+        """What `env` and commands in a bare shell need; for our own eyes, since a URL may hold a password."""
+        own = [urls[name] for name in URLS if name not in self.config.given]
         new = self.state_path.with_suffix(".new")
         new.touch(mode=0o600)
-        new.write_text(json.dumps({"urls": dict(urls), "own": own}))
+        state = {"urls": dict(urls), "own": own, "settings": _settings_given()}
+        new.write_text(json.dumps(state))
         new.replace(self.state_path)
 
     def _servers(self) -> dict[str, Server]:
@@ -194,7 +198,7 @@ class System:
     def _environ(self, urls: Mapping[str, str]) -> dict[str, str]:
         """What Sluice's processes find in their environment, beyond the settings that the user gave."""
         return {
-            **{name: urls[name] for name in ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")},
+            **{name: urls[name] for name in URLS},
             "INGEST_HOST": self.config.host,
             "INGEST_PORT": str(self.config.ports["INGEST_PORT"]),
             "PYTHONUNBUFFERED": "1",
@@ -390,6 +394,14 @@ class System:
             self.home.rmdir()
 
 
+def _settings_given() -> dict[str, str]:
+    """Settings in this process' environment, beside the servers' addresses."""
+    from pipeline.settings import Settings  # noqa: PLC0415
+
+    names = {field.name.upper() for field in dataclasses.fields(Settings)} - set(URLS)
+    return {name: value for name, value in os.environ.items() if name in names and value}
+
+
 def _server_program(server: Server) -> Program:
     name = "INT" if server.stop_signal == signal.SIGINT else "TERM"
     return Program(server.name, server.command, 10, server.environ, name, 30)
@@ -409,7 +421,7 @@ def _has_ticked(health: Mapping[str, Any], *, since: float) -> bool:
 
 def _status(url: str) -> int | None:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with _OPENER.open(url, timeout=2) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -419,7 +431,7 @@ def _status(url: str) -> int | None:
 
 def _health(url: str) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(f"{url}/api/logs/health", timeout=2) as answer:
+        with _OPENER.open(f"{url}/api/logs/health", timeout=2) as answer:
             document: dict[str, Any] = json.loads(answer.read())
             return document
     except (OSError, ValueError):

@@ -3,6 +3,7 @@
 `celery -A tasks.app worker -Q batches` drains, `-Q control` runs the control loop, `celery -A tasks.app beat` ticks.
 """
 
+import sys
 from typing import Any, Final
 
 from celery import Celery
@@ -12,7 +13,7 @@ from kombu import Queue as KombuQueue
 from beat_schedule import beat_schedule
 from pipeline.errors import SettingsError
 from pipeline.names import Queue
-from pipeline.settings import Settings
+from pipeline.settings import Settings, drop_variables_of_celery, no_system_to_ask
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
 from tasks.ending import CONTROL_SECONDS_MAX, EndStep
 from tasks.metrics import MetricsStep
@@ -97,8 +98,14 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
+_dropped = drop_variables_of_celery()
+if _dropped:
+    sys.stderr.write(f"celery: ignored, since Sluice's settings decide (docs/settings.md): {', '.join(_dropped)}\n")
 try:
-    app = make_app(Settings.from_environ())
+    app = make_app(Settings.for_commands())
 except SettingsError as error:
     # Celery would print this module's traceback, with what is wrong at its end.
     raise SystemExit(f"celery: {error}") from None
+_problem = no_system_to_ask()
+if _problem is not None:
+    sys.stderr.write(f"celery: {_problem}; servers on their default ports are tried\n")

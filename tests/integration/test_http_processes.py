@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -286,3 +287,29 @@ def test_what_cannot_be_is_said_in_one_line(settings: Settings) -> None:
     assert done.returncode == 2
     assert "BODY_BYTES_MAX" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_with_too_few_file_descriptors_it_takes_fewer_connections_and_says_so(
+    settings: Settings, tmp_path: Path
+) -> None:
+    # Given an ingest process that may open fewer files than INGEST_CONNECTIONS_MAX
+    program = Program("ingest", ["ingest"], settings, tmp_path, under=("prlimit", "--nofile=60:260"))
+    program.start()
+    try:
+        eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready", seconds_max=20)
+        # When more clients connect than it has files for
+        with contextlib.ExitStack() as stack:
+            for _ in range(300):
+                last = stack.enter_context(socket.create_connection(("127.0.0.1", settings.ingest_port), timeout=5))
+            # Then one too many is told so
+            assert b" 503 " in last.recv(1000)
+        # And when they have left, it goes on
+        eventually(lambda: post(settings.ingest_port, sample()).status == 202, "events are accepted", seconds_max=10)
+    finally:
+        program.stop(seconds_max=5)
+    assert (
+        "INGEST_CONNECTIONS_MAX=2000 needs 2200 open files and this process may have 260: it takes 60 connections"
+        in (program.log())
+    )
+    assert "Too many open files" not in program.log()
+    assert "Traceback" not in program.log()

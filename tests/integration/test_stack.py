@@ -1,9 +1,11 @@
 """`./run.sh` as its user meets it."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ class Place:
     environ: Mapping[str, str]
 
     def run(self, *words: str, seconds_max: float = 90) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        said = subprocess.run(
             ["./run.sh", *words],
             cwd=ROOT,
             env=self.environ,
@@ -37,6 +39,9 @@ class Place:
             timeout=seconds_max,
             check=False,
         )
+        # What bash says of a locale before it reads the script.
+        said.stderr = "".join(line for line in said.stderr.splitlines(keepends=True) if "setlocale" not in line)
+        return said
 
     @contextlib.contextmanager
     def foreground(self, *words: str) -> Iterator[subprocess.Popen[str]]:
@@ -88,13 +93,35 @@ class Place:
         return found
 
 
+# What other programs of a user may have put into the shell.
+OTHERS = {
+    "http_proxy": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "LANG": "xx_YY.ISO-8859-1",
+    "LC_ALL": "xx_YY.ISO-8859-1",
+    "CELERY_BROKER_URL": "redis://127.0.0.1:9/0",
+    "CELERY_RESULT_BACKEND": "redis://127.0.0.1:9/1",
+    "CELERY_WORKER_CONCURRENCY": "none",
+    "CELERY_CONFIG_MODULE": "no_such_module",
+    "BROKER_URL": "amqp://127.0.0.1:9//",
+    "SANIC_REQUEST_TIMEOUT": "0.001",
+    "PROMETHEUS_MULTIPROC_DIR": "/nonexistent",
+    "PGSSLMODE": "require",
+    "PGHOSTADDR": "192.0.2.1",
+    "PGOPTIONS": "-c default_transaction_read_only=on",
+    "PYTHONPATH": "/nonexistent",
+    "PYTHONWARNINGS": "error",
+    "PIP_USER": "1",
+}
+
+
 def make_place(home: Path) -> Place:
     environ = free_ports()
     # A folder that only its owner may enter, with a space in its name
     home.mkdir(mode=0o700)
-    return Place(
-        home, {"PATH": os.environ["PATH"], "HOME": str(home), "SLUICE_HOME": str(home), "PROMETHEUS": "no", **environ}
-    )
+    own = {"PATH": os.environ["PATH"], "HOME": str(home), "SLUICE_HOME": str(home), "PROMETHEUS": "no"}
+    return Place(home, {**OTHERS, **own, **environ})
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +141,7 @@ def urls_of(place: Place) -> dict[str, str]:
 
 def test_env_names_the_running_servers(place: Place) -> None:
     urls = urls_of(place)
-    assert set(urls) == {"INGEST_URL", "DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL", "FLOWER_URL"}
+    assert set(urls) == {"INGEST_URL", "DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL", "FLOWER_URL", "SLUICE_SYSTEM"}
     assert urls["INGEST_URL"] == f"http://127.0.0.1:{place.environ['INGEST_PORT']}"
     assert http_status(urls["INGEST_URL"] + "/readyz") == 200
     assert http_status(urls["FLOWER_URL"] + "/healthcheck") == 200
@@ -125,6 +152,60 @@ def test_a_shell_with_the_addresses_of_a_system_can_start_it_again(place: Place)
     shell = {**place.environ, **urls_of(place)}
     # Then a start from there still runs the servers itself
     assert StackConfig.from_environ(None, shell).given == {}
+
+
+def test_variables_of_other_programs_do_not_matter(place: Place) -> None:
+    # Given a system that was started in a shell with OTHERS
+    assert set(OTHERS) <= set(place.environ)
+    # Then events arrive in PostgreSQL
+    post(place, "of-a-strange-shell")
+    wait_until(lambda: "of-a-strange-shell" in stored(place), "the event is stored", seconds_max=20)
+    # And its workers have the broker and the processes that it says
+    pids = place.pids()
+    assert len(psutil.Process(pids["batches"]).children()) == 6
+    assert not [
+        name for name in psutil.Process(pids["ingest-0"]).environ() if name in {*OTHERS, "no_proxy"} - {"LC_ALL"}
+    ]
+
+
+def test_commands_in_a_bare_shell_find_the_running_system(place: Place) -> None:
+    # Given a shell without any address, and with variables of other programs
+    shell = {"PATH": os.environ["PATH"], "SLUICE_HOME": str(place.home), "CELERY_BROKER_URL": "redis://127.0.0.1:9/0"}
+
+    def said(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / ".venv" / "bin" / "python"), "-m", *words]
+        environ = {**shell, **more}
+        return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+    # Then the status is that of the system which runs here
+    status = said("pipeline", "status", "--json")
+    assert status.returncode in (0, 1), status.stdout + status.stderr
+    assert json.loads(status.stdout)["eventLog"] == "redis"
+    # And Celery's commands reach its workers
+    lag = said("celery", "-A", "tasks.app", "inspect", "lag")
+    assert lag.returncode == 0, lag.stdout + lag.stderr
+    assert "partition" in lag.stdout
+    assert "ignored, since Sluice's settings decide (docs/settings.md): CELERY_BROKER_URL" in lag.stderr
+    # Where none runs, both say so, and the status is that it can't tell
+    nowhere = str(place.home / "nowhere")
+    nothing = said("pipeline", "status", SLUICE_HOME=nowhere)
+    assert (nothing.returncode, nothing.stdout) == (3, "")
+    assert nothing.stderr.startswith(f"status: no system runs in {nowhere}, and none of DATABASE_URL")
+    assert f"no system runs in {nowhere}" in said("celery", "-A", "tasks.app", "report", SLUICE_HOME=nowhere).stderr
+
+
+def test_a_second_system_does_not_take_the_servers_of_the_first(place: Place, tmp_path: Path) -> None:
+    # Given a shell that has evaluated the variables of one system
+    other = make_place(tmp_path / "other")
+    shell = {**other.environ, **urls_of(place)}
+    # When another one is started there, then it is refused in one line, before anything is made
+    said = Place(other.home, shell).run("--detach")
+    assert said.returncode == 1
+    assert said.stderr.startswith(
+        f"run.sh: DATABASE_URL, REDIS_URL, EVENT_LOG_URL in this shell are of the system in {place.home}"
+    )
+    assert len(said.stderr.splitlines()) == 1
+    assert not (other.home / "running.json").exists()
 
 
 def test_everything_listens_on_loopback_only(place: Place) -> None:
@@ -160,14 +241,25 @@ def test_data_is_not_deleted_while_running_or_unasked(place: Place) -> None:
 
 
 def post(place: Place, correlation_id: str) -> None:
+    """Send one event until it is accepted: on a busy machine a log that has just started answers late."""
     body = b'{"correlationId": "%s", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}'
     request = urllib.request.Request(
         f"http://127.0.0.1:{place.environ['INGEST_PORT']}/api/logs",
         data=body % correlation_id.encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        assert answer.status == 202
+
+    def is_accepted() -> bool:
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                assert answer.status == 202
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            return False
+        return True
+
+    wait_until(is_accepted, "the event is accepted", seconds_max=20)
 
 
 def stored(place: Place) -> set[str]:

@@ -29,10 +29,13 @@ def environ_of(settings: Settings) -> dict[str, str]:
 class Program:
     """One process of Sluice, with its log in a file; can be killed, frozen and started again."""
 
-    def __init__(self, name: str, arguments: list[str], settings: Settings, folder: Path) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], settings: Settings, folder: Path, *, under: tuple[str, ...] = ()
+    ) -> None:
+        """`under`: the command that runs it, as `prlimit` does."""
         self.name = name
         self.log_path = folder / f"{name}.log"
-        self._command = [sys.executable, "-m", *arguments]
+        self._command = [*under, sys.executable, "-m", *arguments]
         self._environ = {**os.environ, **environ_of(settings), "PYTHONWARNINGS": "default"}
         self._process: subprocess.Popen[bytes] | None = None
         self._is_wanted = False

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stack import surroundings
 from stack.config import StackConfig, environ_of_its_own
 from stack.servers import ServerError, free_port, port_problem
 from stack.system import System
@@ -168,3 +169,16 @@ def test_a_system_of_its_own_does_not_know_the_servers_of_another(monkeypatch: p
         assert config.ports["INGEST_PORT"] == int(ours["INGEST_PORT"]) != 8080
     # And afterwards the shell's variables are as they were
     assert StackConfig.from_environ(None).given == given
+
+
+def test_variables_of_other_programs_are_cleared_and_ours_are_kept() -> None:
+    ours = {"PATH": "/bin", "HOME": "/h", "RATE_MAX": "5", "KEY_PREFIX": "x:", "FLOWER_BASIC_AUTH": "a:b", "TZ": "UTC"}
+    others = {"HTTP_PROXY": "p", "no_proxy": "p", "CELERY_APP": "c", "APP": "c", "SANIC_X": "1", "LC_TIME": "de_DE"}
+    libpq = {"PGSSLMODE": "require", "PGPASSFILE": "/f"}
+    environ = {**ours, **others, **libpq}
+    surroundings.clear(environ)
+    assert environ == {**ours, **surroundings.LOCALE}
+    # What PostgreSQL's client needs for a server of the user's own stays
+    environ = {**others, **libpq}
+    surroundings.clear(environ, keeps_libpq=True)
+    assert environ == {**libpq, **surroundings.LOCALE}

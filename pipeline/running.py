@@ -1,0 +1,73 @@
+"""Finds the system that `./run.sh` runs from this checkout, for commands in a shell that has no addresses.
+
+`./run.sh` writes `running.json` into its folder; that it runs is told by its supervisor's process.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+URLS: Final = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")
+SYSTEM_VARIABLE: Final = "SLUICE_SYSTEM"  # in the shell after `./run.sh env`: the folder of the system it told of
+_CHECKOUT: Final = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSystem:
+    """What a running system's folder says: its addresses and the settings that it was started with, as variables."""
+
+    home: Path
+    variables: Mapping[str, str]
+
+
+def home_of(environ: Mapping[str, str]) -> Path:
+    """The folder of this checkout's system, or the one that SLUICE_HOME names."""
+    named = environ.get("SLUICE_HOME")
+    return Path(named).expanduser().resolve() if named else _CHECKOUT / ".local" / "system"
+
+
+def supervisor_pid(home: Path) -> int | None:
+    """The process id of the supervisor that runs a system in this folder; None where none runs."""
+    try:
+        pid = int((home / "supervisor.pid").read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return None
+    is_ours = b"supervisord" in command and str(home / "supervisord.conf").encode() in command
+    return pid if is_ours else None
+
+
+def find(home: Path) -> RunningSystem | None:
+    """The system that runs in a folder; None where none does."""
+    if supervisor_pid(home) is None:
+        return None
+    try:
+        state = json.loads((home / "running.json").read_text())
+        return RunningSystem(home, {**state.get("settings", {}), **state["urls"]})
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def with_running_system(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment, completed with the variables of the running system; unchanged where there is none to find.
+
+    Only where no server is named, or where the shell has the addresses of that very system: its other settings (a key
+    prefix, thresholds) are missing there.
+    """
+    is_named = any(environ.get(name) for name in URLS)
+    home = Path(environ[SYSTEM_VARIABLE]) if environ.get(SYSTEM_VARIABLE) else home_of(environ)
+    if is_named and not environ.get(SYSTEM_VARIABLE):
+        return dict(environ)
+    found = find(home)
+    return dict(environ) if found is None else {**found.variables, **{k: v for k, v in environ.items() if v}}
+
+
+def nothing_to_ask(environ: Mapping[str, str]) -> str | None:
+    """Why no server can be asked, in one line; None where some are named or found."""
+    if any(environ.get(name) for name in URLS) or find(home_of(environ)) is not None:
+        return None
+    return (
+        f"no system runs in {home_of(environ)}, and none of {', '.join(URLS)} is set: ./run.sh starts one, or set them"
+    )
