@@ -161,6 +161,7 @@ class _Run:
         self._held_log_id: str | None = None  # of the lock that is held
         self._busy_tries = 0
         self._floor_is_away = False
+        self._must_fence = False
         self._total = StoreResult()
         self._batches = 0
 
@@ -195,7 +196,7 @@ class _Run:
         """Look up where the partition stands, or read, or store one piece."""
         hand = self._hand
         if self._identity is None:
-            self._identity = self._means.log.identity()
+            self._identity = self._current_log()
             if self._partition >= self._identity.partitions:
                 raise LogMisconfiguredError(f"the event log has no partition {self._partition}")
         if self._position is not None and hand.first is None:
@@ -209,6 +210,21 @@ class _Run:
         if result is not None:
             self._stored(result)
         hand.collect()
+
+    def _current_log(self) -> LogIdentity:
+        """Who the log is; where a floor was refused, after that incarnation of it was made the current one.
+
+        No append may come for long that would do so, and the control store may have lost or forgotten it. Then the log
+        is asked once more: a fence that comes too late must not take the place of a newer one unnoticed.
+        """
+        log = self._means.log
+        identity = log.identity()
+        if self._must_fence:
+            self._means.floors.fence(identity.log_id, identity.incarnation)
+            if log.identity() != identity:
+                raise LogRestartedError
+            self._must_fence = False
+        return identity
 
     def _attempt(self) -> StoreResult | None:
         """What the breaker counts as one call: looking up, where that is needed, and storing.
@@ -297,6 +313,7 @@ class _Run:
                 self._position = None
                 return DrainOutcome.UNSETTLED, self._deadline
             case FencedError() | LogRestartedError():
+                self._must_fence = self._must_fence or isinstance(error, FencedError)
                 self._identity = self._position = None
                 self._hand.drop()
                 return DrainOutcome.UNSETTLED, self._deadline

@@ -57,7 +57,7 @@ class OffsetConflictError(RecoverableError):
 
 
 class FencedError(RecoverableError):
-    """The event log was restarted between reading this batch and storing it: the batch is dropped and read again."""
+    """The event log was restarted since this batch was read, or nobody says that it was not: it is read again."""
 
 
 class BreakerOpenError(RecoverableError):

@@ -119,7 +119,7 @@ KEY_COUNTERS: Final = "counters"  # hash: what processes of all kinds count, for
 KEY_COUNTERS_SENDER: Final = "counters:sender"  # string for each sender, expires: number of its last addition
 KEY_FACTS: Final = "facts"  # string with time to live: what is asked of PostgreSQL now and then, as JSON
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
-KEY_FLOOR: Final = "floor"  # hash for each log_id: incarnation (fence), known, partition -> offset
+KEY_FLOOR: Final = "floor"  # hash for each log_id: life, incarnation (fence), complete, partition -> offset
 KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
 KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset and since when it stands there
 KEY_HISTORY: Final = "history"  # stream, bounded, expires: one entry a second of what the live page draws
@@ -129,6 +129,7 @@ KEY_HISTORY_TOTALS: Final = "history:totals"  # hash, expires: what all ingest p
 KEY_LOG_ID: Final = "log:id"  # string: `<uuid>.<number of partitions>` of this log
 KEY_LOG_STREAM: Final = "log:stream"  # stream for each partition: `log:stream:0` …
 KEY_LOG_COMMITTED: Final = "log:committed"  # hash: partition -> next offset to read, for lag
+KEY_LOG_ENDS: Final = "log:ends"  # hash: incarnation, `e<partition>` -> its end, `f<partition>` -> its floor
 
 # Leases
 LEASE_REGULATE: Final = "regulate"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import SettingsError
+from pipeline.errors import RecoverableError, SettingsError
 from pipeline.flow.rate import BandPolicy
 
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from pipeline.ports.tallies import Tallies
     from pipeline.settings import Settings
     from pipeline.sink.postgres import PostgresSink
+
+_logger = logging.getLogger(__name__)
+
+_BRIEF_SECONDS: Final = 0.3  # a new connection and a look take 10 ms; an append has a second for all that it does
 
 
 def load_adapters(settings: Settings) -> None:
@@ -137,9 +143,11 @@ def make_policy(settings: Settings) -> RatePolicy:
 
 
 class StoredFloors:
-    """Where a restarted log learns its floors: the mirror, or PostgreSQL where the mirror was flushed.
+    """Where a restarted log learns its floors: the highest of what PostgreSQL and its mirror say.
 
-    Asking PostgreSQL takes a connection of its own for the moment: it happens once after a restart of the log.
+    The mirror alone is enough where it is complete. PostgreSQL is asked beside it, for a moment: a mirror that was put
+    back with its server's memory does not know it. Asking takes a connection of its own, which happens once after a
+    restart of the log.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -149,20 +157,38 @@ class StoredFloors:
     def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
         """Fence off older incarnations and return the floors; for a log just made there are none to ask for.
 
-        Raises StoreUnavailableError where Redis is away, SinkUnavailableError where the mirror was flushed and
-        PostgreSQL is away: the fence needs the one, and a floor the other.
+        Raises StoreUnavailableError where Redis is away; SinkUnavailableError where PostgreSQL is, and the mirror is of
+        an earlier life of Redis: the fence needs the one, and a floor the other.
         """
-        mirrored = self._floors.fence(log_id, incarnation)
-        if mirrored is not None:
-            return mirrored
-        if is_new:
-            self._floors.seed(log_id, {})
+        mirror = self._floors.fence(log_id, incarnation)
+        if mirror.is_complete:
+            stored = self._asked_briefly(log_id)
+        else:
+            # Whoever raised a floor before the fence has moved PostgreSQL's offset before that: it is waited for.
+            stored = {} if is_new else self._asked(lambda sink: sink.settled_offsets(log_id))
+            self._floors.seed(log_id, mirror.life, stored)
+        partitions = mirror.floors.keys() | stored.keys()
+        return {p: max(mirror.floors.get(p, 0), stored.get(p, 0)) for p in partitions}
+
+    def _asked_briefly(self, log_id: str) -> dict[int, int]:
+        """PostgreSQL's offsets, or none where it does not answer at once."""
+        executor = ThreadPoolExecutor(1, thread_name_prefix="stored-floors")
+        try:
+            asked = executor.submit(self._asked, lambda sink: sink.stored_offsets(log_id))
+            return asked.result(_BRIEF_SECONDS)
+        except (RecoverableError, TimeoutError) as error:
+            _logger.warning(
+                "floors are the mirror's alone, PostgreSQL does not answer: %s",
+                error,
+                extra={"action": "floors_of_mirror"},
+            )
             return {}
+        finally:
+            executor.shutdown(wait=False)
+
+    def _asked(self, ask: Callable[[PostgresSink], dict[int, int]]) -> dict[int, int]:
         sink = make_sink(self._settings)
         try:
-            stored = sink.stored_offsets(log_id)
+            return ask(sink)
         finally:
             sink.close()
-        self._floors.seed(log_id, stored)
-        # Read again: a drain may have raised the mirror since.
-        return self._floors.fence(log_id, incarnation) or stored

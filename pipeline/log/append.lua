@@ -3,21 +3,20 @@
 --
 -- No `allow-oom` in the first line: Redis refuses the script as a whole at maxmemory, before its first command.
 --
--- KEYS: 1 log id, 2… the stream of each partition, from partition 0.
--- ARGV: 1 expected log id, 2 most entries that all streams may hold (0: no bound); then three for each partition:
---       floor (the next offset that may be used, where a restart made that uncertain; 0: nothing to raise),
---       known (the highest sequence number that the caller has seen there), number of entries;
---       then the entries' values, partition by partition.
--- Returns 'OTHER' (this is another log), 'FULL', or 'OK' with the last id written to each partition ('' for none).
+-- KEYS: 1 log id, 2 ends, 3… the stream of each partition, from partition 0.
+-- ARGV: 1 expected log id, 2 the incarnation that the caller has fenced, 3 most entries that all streams may hold (0: no
+--       bound), then the number of entries for each partition, then the entries' values, partition by partition.
+-- Returns 'OTHER' (this is another log, or its content was put back or replaced since it was fenced), 'FULL' or 'OK'.
 
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'OTHER'} end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'OTHER' end
+if redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2] then return 'OTHER' end
 
-local partitions = #KEYS - 1
-local values_at = 2 + 3 * partitions
+local partitions = #KEYS - 2
+local values_at = 3 + partitions
 local held = 0
-for p = 1, partitions do held = held + redis.call('XLEN', KEYS[p + 1]) end  -- also: a key of another type fails here
-local held_max = tonumber(ARGV[2])
-if held_max > 0 and held + #ARGV - values_at > held_max then return {'FULL'} end
+for p = 1, partitions do held = held + redis.call('XLEN', KEYS[p + 2]) end  -- also: a key of another type fails here
+local held_max = tonumber(ARGV[3])
+if held_max > 0 and held + #ARGV - values_at > held_max then return 'FULL' end
 
 local function last_sequence(key)
   if redis.call('EXISTS', key) == 0 then return 0 end
@@ -27,26 +26,38 @@ local function last_sequence(key)
   end
 end
 
-local answer = {'OK'}
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- The first entry of a partition goes on from a given end. Below its floor lie offsets that a log without its tail must
+-- not use again: that hole is declared, and readers may step over it.
+local function add_first(key, last, floor, value)
+  if last < floor then return redis.pcall('XADD', key, '0-' .. text(floor + 1), 'v', value, 'g', text(last)) end
+  return redis.pcall('XADD', key, '0-' .. text(last + 1), 'v', value)
+end
+
+local noted = {}
 local at = values_at
 for p = 1, partitions do
-  local key = KEYS[p + 1]
-  local floor, known, count = tonumber(ARGV[3 * p]), tonumber(ARGV[3 * p + 1]), tonumber(ARGV[3 * p + 2])
-  local first, id = at + 1, ''
-  if count > 0 and (floor > 0 or (known > 0 and redis.call('EXISTS', key) == 0)) then
-    local last = last_sequence(key)
-    if last < floor then
-      -- The server came back without its tail: the hole is declared, and readers may step over it.
-      id = redis.call('XADD', key, string.format('0-%.0f', floor + 1), 'v', ARGV[first], 'g', string.format('%.0f', last))
-      first = first + 1
-    elseif last < known then
-      -- Somebody deleted the stream of a running system: its numbers go on, and readers find a hole not declared.
-      id = redis.call('XADD', key, string.format('0-%.0f', known + 1), 'v', ARGV[first])
-      first = first + 1
+  local count = tonumber(ARGV[3 + p])
+  if count > 0 then
+    local key, field = KEYS[p + 2], 'e' .. p - 1
+    local floor = tonumber(redis.call('HGET', KEYS[2], 'f' .. p - 1) or 0)
+    -- The end is the one noted beside the stream: it counts on where somebody deleted the stream, whoever is the next
+    -- to append. Readers find a hole then, which is not declared.
+    local last = tonumber(redis.call('HGET', KEYS[2], field) or '') or last_sequence(key)
+    local added = add_first(key, last, floor, ARGV[at + 1])
+    if type(added) == 'table' and added.err then  -- the stream has come further: a writer of an older version notes no end
+      last = last_sequence(key)
+      added = add_first(key, last, floor, ARGV[at + 1])
+      if type(added) == 'table' and added.err then return added end
     end
+    for i = at + 2, at + count do redis.call('XADD', key, '0-*', 'v', ARGV[i]) end
+    noted[#noted + 1] = field
+    noted[#noted + 1] = text(math.max(last, floor) + count)
+    at = at + count
   end
-  for i = first, at + count do id = redis.call('XADD', key, '0-*', 'v', ARGV[i]) end
-  at = at + count
-  answer[p + 1] = id
 end
-return answer
+redis.call('HSET', KEYS[2], unpack(noted))
+return 'OK'

@@ -344,7 +344,7 @@ class KafkaLog:
         committed = self._wire.committed(self._settings.kafka_group, self._topic, facts.leaders)
         try:
             return [
-                PartitionPosition(partition, begins[partition], ends[partition], committed[partition])
+                PartitionPosition(partition, begins[partition], ends[partition], committed[partition], ends[partition])
                 for partition in sorted(facts.leaders)
             ]
         except KeyError as error:

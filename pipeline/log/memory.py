@@ -1,6 +1,5 @@
 """The event log in memory, for unit tests and simulation, with ways to make it fail."""
 
-import contextlib
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ class _Partition:
         self.begin = 0
         self.end = 0
         self.committed: int | None = None
+        self.floor = 0  # no offset below it is given again
 
 
 class MemoryLogServer:
@@ -37,6 +37,7 @@ class MemoryLogServer:
         self.partitions = [_Partition() for _ in range(partitions)]
         self.log_id = uuid.uuid4().hex
         self.incarnation = uuid.uuid4().hex
+        self.fenced_incarnation: str | None = None  # for which the floors are known
         self.entries_max: int | None = None
         self.is_down = False
         self.loses_answers = False
@@ -109,13 +110,10 @@ class MemoryLog:
         self._floors = floors
         self._known: LogIdentity | None = None
         self._fenced: LogIdentity | None = None
-        self._pending_floors: dict[int, int] = {}
 
     def identity(self) -> LogIdentity:
         with self.server.changed:
             self._must_be_up()
-            with contextlib.suppress(LogUnavailableError):  # tried again by the next append
-                self._fence()
             self._known = self.server.identity
             return self._known
 
@@ -131,12 +129,11 @@ class MemoryLog:
                 raise LogFullError
             for number, value in entries:
                 partition = server.partitions[number]
-                floor = self._pending_floors.pop(number, 0)
-                if partition.end < floor:
-                    partition.gaps[floor] = partition.end
+                if partition.end < partition.floor:
+                    partition.gaps[partition.floor] = partition.end
                     if not partition.entries:
-                        partition.begin = floor
-                    partition.end = floor
+                        partition.begin = partition.floor
+                    partition.end = partition.floor
                 partition.entries[partition.end] = value
                 partition.end += 1
             server.changed.notify_all()
@@ -180,8 +177,11 @@ class MemoryLog:
             known = self._known or self.identity()
             if known.log_id != self.server.log_id:
                 raise LogUnavailableError("the event log is another one than when it was last asked who it is")
+            is_fenced = self.server.fenced_incarnation == self.server.incarnation
             return [
-                PartitionPosition(number, held.begin, held.end, held.committed)
+                PartitionPosition(
+                    number, held.begin, held.end, held.committed, max(held.end, held.floor) if is_fenced else None
+                )
                 for number, held in enumerate(self.server.partitions)
             ]
 
@@ -207,7 +207,10 @@ class MemoryLog:
             return
         if self._floors is not None:
             try:
-                self._pending_floors = dict(self._floors(identity.log_id, identity.incarnation))
+                floors = self._floors(identity.log_id, identity.incarnation)
             except RecoverableError as error:
                 raise LogUnavailableError(f"nothing can be appended to the event log now: {error}") from error
+            for number, floor in floors.items():
+                self.server.partitions[number].floor = max(floor, self.server.partitions[number].floor)
+        self.server.fenced_incarnation = identity.incarnation
         self._fenced = identity

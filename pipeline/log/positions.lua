@@ -1,14 +1,18 @@
 #!lua flags=no-writes
--- Begin, end and commit of every partition, at one moment.
+-- Begin, end, commit and next offset of every partition, at one moment.
 --
--- KEYS: 1 log id, 2 committed offsets, 3… the stream of each partition, from partition 0. ARGV: 1 expected log id.
--- Returns nothing where this is another log; otherwise begin, end and commit (-1: none) of each partition in turn.
+-- KEYS: 1 log id, 2 committed offsets, 3 ends, 4… the stream of each partition, from partition 0.
+-- ARGV: 1 expected log id, 2 incarnation.
+-- Returns nothing where this is another log; otherwise begin, end, commit (-1: none) and next offset (-1: not known,
+-- since nobody has fenced this incarnation) of each partition in turn.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 
+local is_fenced = redis.call('HGET', KEYS[3], 'incarnation') == ARGV[2]
+
 local answer = {}
-for p = 0, #KEYS - 3 do
-  local key = KEYS[p + 3]
+for p = 0, #KEYS - 4 do
+  local key = KEYS[p + 4]
   local first, last = nil, 0
   if redis.call('EXISTS', key) == 1 then
     local facts = redis.call('XINFO', 'STREAM', key)
@@ -20,5 +24,7 @@ for p = 0, #KEYS - 3 do
   answer[#answer + 1] = first and first - 1 or last
   answer[#answer + 1] = last
   answer[#answer + 1] = tonumber(redis.call('HGET', KEYS[2], tostring(p)) or '-1')
+  local noted = redis.call('HMGET', KEYS[3], 'e' .. p, 'f' .. p)
+  answer[#answer + 1] = is_fenced and math.max(last, tonumber(noted[1] or 0), tonumber(noted[2] or 0)) or -1
 end
 return answer

@@ -7,7 +7,7 @@ and a partition's end is the sequence number of its last generated id.
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.exceptions import (
@@ -31,7 +31,7 @@ from pipeline.errors import (
     RecoverableError,
 )
 from pipeline.log.redis_link import OtherServerError, RedisLink, Script, ServerFacts, Wire
-from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ID, KEY_LOG_STREAM
+from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
 from pipeline.settings import Settings
 
@@ -51,13 +51,11 @@ _REFUSAL_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "WRONGTYPE")
 
 @dataclass(slots=True)
 class _Writer:
-    """What an append needs to know of the log. `floors` are those that it has yet to raise a stream to."""
+    """What an append needs to know of the log, once older incarnations are fenced off."""
 
     identity: LogIdentity
     keys: list[str]
     entries_max: int  # 0: no bound beside the server's memory
-    floors: dict[int, int]
-    known: dict[int, int] = field(default_factory=dict)
 
 
 class RedisStreamsLog:
@@ -73,7 +71,9 @@ class RedisStreamsLog:
         self._clock = clock or SystemClock()
         self._id_key = settings.key_prefix + KEY_LOG_ID
         self._committed_key = settings.key_prefix + KEY_LOG_COMMITTED
+        self._ends_key = settings.key_prefix + KEY_LOG_ENDS
         self._append_script = Script.load("append.lua")
+        self._raise_script = Script.load("raise.lua")
         self._commit_script = Script.load("commit.lua")
         self._positions_script = Script.load("positions.lua")
         # `append` may run beside the other calls, and a blocking read needs a time-out of its own.
@@ -83,7 +83,6 @@ class RedisStreamsLog:
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
         self._made_log_id: str | None = None  # of a log that this adapter has made just now
-        self._fenced: LogIdentity | None = None  # by identity(); `append` keeps its own account
         self._rewrite_asked: tuple[str, float] = ("", 0.0)  # of which server process, when (monotonic)
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
@@ -95,45 +94,33 @@ class RedisStreamsLog:
                 "the event log (Redis) keeps no append-only file: what it acknowledged is lost when it ends",
                 extra={"action": "log_without_aof"},
             )
-        if identity != self._fenced:
-            self._fence_as_reader(identity)
+        if identity.log_id == self._made_log_id:
+            self._fence_new(identity)
         self._identity = identity
         self._read_link.expect(identity.incarnation)
         return identity
 
-    def _fence_as_reader(self, identity: LogIdentity) -> None:
-        """Make this incarnation the current one, as an append would: there may be none for long, yet much to drain.
-
-        Where that can't be done now it is tried again by the next call, and by the next append.
-        """
+    def _fence_new(self, identity: LogIdentity) -> None:
+        """Let everybody know that nothing of a log made just now is stored: who appends first may not know."""
         try:
             self._fence(self._link, identity)
-            self._fenced = identity
-        except OtherServerError as error:
-            raise LogUnavailableError(f"the event log's {error}") from error
-        except LogUnavailableError:
-            raise
-        except RecoverableError as error:
-            logger.warning(
-                "the event log's incarnation can't be made the current one now: %s",
-                error,
-                extra={"action": "log_fence_failed"},
-            )
+        except (RecoverableError, OtherServerError) as error:
+            logger.warning("a new event log's floors are not known: %s", error, extra={"action": "log_fence_failed"})
         finally:
             self._link.expect(None)
 
-    def _fence(self, link: RedisLink, identity: LogIdentity) -> dict[int, int]:
-        """Fence off older incarnations and return the floors; then make sure that this one is still there.
+    def _fence(self, link: RedisLink, identity: LogIdentity) -> None:
+        """Fence off older incarnations, and let the log keep the floors: no writer gives an offset below them.
 
-        Had the server been restarted meanwhile, this fence might have taken the place of one that another process has
+        Where the server was restarted meanwhile, this fence might have taken the place of one that another process has
         set since: OtherServerError says so, and the new incarnation must be fenced then. Other errors are those of
         the floors, and LogUnavailableError.
         """
         is_new, self._made_log_id = identity.log_id == self._made_log_id, None  # at once, or others may be faster
-        floors = dict(self._floors(identity.log_id, identity.incarnation, is_new=is_new))
+        floors = self._floors(identity.log_id, identity.incarnation, is_new=is_new)
         link.expect(identity.incarnation)
-        link.call("PING")
-        return floors
+        pairs = [str(number) for item in floors.items() for number in item]
+        link.run(self._raise_script, [self._id_key, self._ends_key], [identity.log_id, identity.incarnation, *pairs])
 
     def _ask_identity(self, link: RedisLink) -> tuple[ServerFacts, LogIdentity]:
         """Ask the server who it is and which log it holds; a log that is missing is made.
@@ -198,16 +185,13 @@ class RedisStreamsLog:
         raise LogUnavailableError("the event log (Redis) changes faster than an append can follow")
 
     def _append_on(self, wire: Wire, writer: _Writer, by_partition: dict[int, list[bytes]], seconds_max: float) -> bool:
-        """Append once; False where this is another log than the writer knows, and nothing was written."""
-        plan: list[str | bytes] = [*writer.keys, writer.identity.log_id, str(writer.entries_max)]
+        """Append once; False where this is not the log that was fenced, and nothing was written."""
+        identity = writer.identity
+        plan: list[str | bytes] = [*writer.keys, identity.log_id, identity.incarnation, str(writer.entries_max)]
         values: list[str | bytes] = []
-        for partition in range(writer.identity.partitions):
+        for partition in range(identity.partitions):
             mine = by_partition.get(partition, ())
-            plan += (
-                str(writer.floors.get(partition, 0)),
-                str(writer.known.get(partition, 0)),
-                str(len(mine)),
-            )
+            plan.append(str(len(mine)))
             values += mine
         try:
             answer = wire.run(self._append_script, plan + values, key_count=len(writer.keys), seconds_max=seconds_max)
@@ -221,14 +205,9 @@ class RedisStreamsLog:
             raise LogIndeterminateError(f"the event log (Redis) failed in an append: {error}") from error
         except (RedisError, OSError) as error:
             raise LogIndeterminateError(f"the event log (Redis) did not confirm an append: {error}") from error
-        if answer[0] == b"FULL":
+        if answer == b"FULL":
             raise LogFullError(f"the event log (Redis) holds its {writer.entries_max} entries (LOG_ENTRIES_MAX)")
-        if answer[0] != b"OK":
-            return False
-        for partition in by_partition:
-            writer.floors.pop(partition, None)
-            writer.known[partition] = _sequence(answer[partition + 1])
-        return True
+        return bool(answer == b"OK")
 
     def _fenced_writer(self) -> _Writer:
         """Learn which log and which server process this is, and which offsets of it must not be used again."""
@@ -239,7 +218,7 @@ class RedisStreamsLog:
                 self._append_link.expect(identity.incarnation)
                 if facts.has_aof:
                     self._await_rewritten_file(self._append_link, facts)
-                floors = self._fence(self._append_link, identity)
+                self._fence(self._append_link, identity)
             except OtherServerError:
                 continue
             except LogUnavailableError:
@@ -248,9 +227,8 @@ class RedisStreamsLog:
                 raise LogUnavailableError(f"nothing can be appended to the event log now: {error}") from error
             self._writer = _Writer(
                 identity=identity,
-                keys=[self._id_key, *self._stream_keys(identity.partitions)],
+                keys=[self._id_key, self._ends_key, *self._stream_keys(identity.partitions)],
                 entries_max=0 if facts.memory_bytes_max else self._settings.log_entries_max,
-                floors=floors,
             )
             logger.info(
                 "appending to the event log (Redis)",
@@ -361,21 +339,26 @@ class RedisStreamsLog:
         identity = self._identity or self.identity()
         numbers = self._link.run(
             self._positions_script,
-            [self._id_key, self._committed_key, *self._stream_keys(identity.partitions)],
-            [identity.log_id],
+            [self._id_key, self._committed_key, self._ends_key, *self._stream_keys(identity.partitions)],
+            [identity.log_id, identity.incarnation],
         )
         if numbers is None:
             raise LogUnavailableError("the event log (Redis) is another one than when it was last asked who it is")
         return [
-            PartitionPosition(partition, begin, end, None if committed < 0 else committed)
-            for partition, (begin, end, committed) in enumerate(
-                zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+            PartitionPosition(partition, begin, end, _known(committed), _known(next_offset))
+            for partition, (begin, end, committed, next_offset) in enumerate(
+                zip(numbers[::4], numbers[1::4], numbers[2::4], numbers[3::4], strict=True)
             )
         ]
 
     def close(self) -> None:
         for link in (self._append_link, self._read_link, self._link):
             link.close()
+
+
+def _known(number: int) -> int | None:
+    """A number from a script, which says -1 for none."""
+    return None if number < 0 else number
 
 
 def _sequence(entry_id: bytes) -> int:

@@ -237,22 +237,46 @@ class ControlEvents(Protocol):
         """Add an event. What the system repeats by itself within ten minutes is one event, with a count."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """What the mirror of the stored offsets says of one log.
+
+    A life of the mirror begins with each start and each flush of its server. Where the server came back with an older
+    file, nothing else shows it.
+    """
+
+    life: str
+    floors: dict[int, int]  # partition -> next offset that was stored, or was about to be; it may be too low
+    is_complete: bool  # in this life PostgreSQL was asked: the floors are not too low
+
+
 class Floors(Protocol):
     """A mirror of the stored offsets, outside PostgreSQL and outside the log, and the fence around it.
 
     A log that comes back without its tail must not use an offset again that was stored. Drain raises the mirror
     *before* it commits; ingest learns it before it appends to a restarted log. The fence closes the race between
-    the two: `raise_floor` under an old incarnation fails once `fence` has been called with a newer one.
+    the two: `raise_floor` under an old incarnation fails once `fence` has been called with a newer one. Fence and
+    completeness hold for one life of the mirror only. Every method raises StoreUnavailableError.
     """
 
-    def fence(self, log_id: str, incarnation: str) -> dict[int, int] | None:
-        """Make `incarnation` the current one and return the floors; None when the mirror knows nothing (flushed)."""
+    def mirror(self, log_id: str) -> Mirror:
+        """What the mirror says."""
 
-    def seed(self, log_id: str, floors: dict[int, int]) -> None:
-        """Raise the mirror to PostgreSQL's offsets and mark it as known."""
+    def fence(self, log_id: str, incarnation: str) -> Mirror:
+        """Make `incarnation` the current one, and return what the mirror says."""
+
+    def seed(self, log_id: str, life: str, floors: dict[int, int]) -> None:
+        """Raise the mirror to PostgreSQL's offsets, which were read in this life, and mark it as complete.
+
+        Nothing happens where that life is over: floors may have been raised and lost since.
+        """
 
     def raise_floor(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
-        """Raise one floor to at least `offset`. Raises FencedError when another incarnation is the current one."""
+        """Raise one floor to at least `offset`.
+
+        Raises FencedError when another incarnation is the current one, or none in this life: ask the log who it is,
+        and fence that.
+        """
 
 
 class Leases(Protocol):

@@ -43,20 +43,23 @@ class LogBatch:
 class PartitionPosition:
     """Where a partition begins and ends, and how far it was consumed; all are offsets of a next record.
 
-    `committed` is None where the log holds no commit (none yet, or expired).
+    `committed` is None where the log holds no commit (none yet, or expired). `next_offset` is what the next record
+    that is appended gets: the end or, where the log came back without its tail, a floor above it. It is None where
+    nobody has asked for the floors since the log was restarted: they are asked for before the next append.
     """
 
     partition: int
     begin: int
     end: int
     committed: int | None
+    next_offset: int | None = None
 
 
 class FloorSource(Protocol):
     """Where a log that came back without its tail learns which offsets must not be used again."""
 
     def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
-        """Next offset stored so far, for each partition, after fencing off every older incarnation.
+        """Next offset that was ever stored, for each partition, after fencing off every older incarnation.
 
         `is_new`: the caller has just made this log, so that nothing of it can be stored. Raises RecoverableError
         where that can't be known now: the append is refused then.
@@ -74,8 +77,7 @@ class EventLog(Protocol):
     def identity(self) -> LogIdentity:
         """Ask the log who it is, creating its topic or streams where they are missing.
 
-        An incarnation that is new to this adapter is made the current one with its floor source, where that can be
-        reached. Raises LogUnavailableError, LogMisconfiguredError.
+        Raises LogUnavailableError, LogMisconfiguredError.
         """
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:

@@ -34,6 +34,12 @@ class Sink(Protocol):
     def stored_offsets(self, log_id: str) -> dict[int, int]:
         """Next offset to store, for each partition that has one. Raises SinkUnavailableError."""
 
+    def settled_offsets(self, log_id: str) -> dict[int, int]:
+        """The same, after every transaction that was storing something has ended: none of them can add to it.
+
+        Waits for them a second at most. Raises SinkUnavailableError.
+        """
+
     def acquire(self, log_id: str, partition: int) -> bool:
         """Try to become the partition's only drainer, until `release` or the connection's end. Never waits."""
 

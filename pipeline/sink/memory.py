@@ -53,6 +53,9 @@ class MemorySink:
         self._ask()
         return {partition: offset for (log, partition), offset in self.database.offsets.items() if log == log_id}
 
+    def settled_offsets(self, log_id: str) -> dict[int, int]:
+        return self.stored_offsets(log_id)
+
     def acquire(self, log_id: str, partition: int) -> bool:
         self._ask()
         return self.database.locks.setdefault((log_id, partition), self) is self

@@ -35,6 +35,15 @@ class PostgresSink:
         found = self.session.rows(query("stored_offsets"), {"log_id": log_id})
         return {int(partition): int(next_offset) for partition, next_offset in found}
 
+    def settled_offsets(self, log_id: str) -> dict[int, int]:
+        try:
+            found = self.session.rows(query("settled_offsets"), {"log_id": log_id})
+        except SinkContentionError as error:
+            raise SinkUnavailableError(str(error)) from error
+        finally:
+            self.session.rollback()
+        return {int(partition): int(next_offset) for partition, next_offset in found}
+
     def acquire(self, log_id: str, partition: int) -> bool:
         key = lock_key(log_id, partition)
         if key in self._locks():

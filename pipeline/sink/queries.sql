@@ -20,6 +20,13 @@ ON CONFLICT (log_id, log_partition) DO UPDATE
 -- name: stored_offsets
 SELECT log_partition, next_offset FROM stored_offsets WHERE log_id = %(log_id)s;
 
+-- name: settled_offsets
+-- SHARE waits for all who have moved an offset and not committed yet, also for a first offset, whose row nobody sees.
+BEGIN;
+SET LOCAL lock_timeout = '1s';
+LOCK TABLE stored_offsets IN SHARE MODE;
+SELECT log_partition, next_offset FROM stored_offsets WHERE log_id = %(log_id)s;
+
 -- name: copy_events
 COPY log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
                  log_id, log_partition, log_offset, request_id)

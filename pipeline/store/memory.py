@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 from pipeline.clock import Clock, SystemClock
@@ -18,6 +19,7 @@ from pipeline.ports.control import (
     Consumption,
     ControlEvent,
     ControlState,
+    Mirror,
     Override,
     Pause,
     PublishedRate,
@@ -37,9 +39,9 @@ from pipeline.store.common import (
 
 @dataclass
 class _Floors:
+    life: str
     incarnation: str | None = None
-    claimed_at: float | None = None
-    known: bool = False
+    is_complete: bool = False
     offsets: dict[int, int] = field(default_factory=dict)
 
 
@@ -71,11 +73,23 @@ class MemoryServer:
         self.changed = threading.Condition(threading.RLock())
         self._content = _Content()
         self._last_event_number = 0
+        self.process = uuid.uuid4().hex
 
     def flush(self) -> None:
         """Lose everything."""
         with self.changed:
             self._content = _Content()
+
+    def remember(self) -> _Content:
+        """What a later `restart` may return to."""
+        with self.changed:
+            return deepcopy(self._content)
+
+    def restart(self, content: _Content | None = None) -> None:
+        """Come back as another process, with everything, or as it was at `remember` (an older file)."""
+        with self.changed:
+            self.process = uuid.uuid4().hex
+            self._content = self._content if content is None else deepcopy(content)
 
     def content(self) -> _Content:
         """What it holds, to be used with `changed` held. Raises StoreUnavailableError."""
@@ -440,33 +454,40 @@ class MemoryBucket(_Adapter):
 class MemoryFloors(_Adapter):
     """The mirror of the stored offsets; see Floors."""
 
-    def fence(self, log_id: str, incarnation: str) -> dict[int, int] | None:
+    def mirror(self, log_id: str) -> Mirror:
         with self._server.changed:
             floors = self._of(log_id)
-            floors.incarnation, floors.claimed_at = incarnation, None
-            return dict(floors.offsets) if floors.known else None
+            return Mirror(floors.life, dict(floors.offsets), floors.is_complete)
 
-    def seed(self, log_id: str, floors: dict[int, int]) -> None:
+    def fence(self, log_id: str, incarnation: str) -> Mirror:
+        with self._server.changed:
+            self._of(log_id).incarnation = incarnation
+            return self.mirror(log_id)
+
+    def seed(self, log_id: str, life: str, floors: dict[int, int]) -> None:
         with self._server.changed:
             mirror = self._of(log_id)
+            if mirror.life != life:
+                return
             for partition, offset in floors.items():
                 mirror.offsets[partition] = max(offset, mirror.offsets.get(partition, offset))
-            mirror.known = True
+            mirror.is_complete = True
 
     def raise_floor(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
         with self._server.changed:
-            floors, now = self._of(log_id), self._server.clock.now()
-            lapsed = (
-                floors.claimed_at is not None and abs(now - floors.claimed_at) > self._settings.drain_hard_seconds_max
-            )
-            if floors.incarnation not in (None, incarnation) and not lapsed:
+            floors = self._of(log_id)
+            if floors.incarnation != incarnation:
                 raise FencedError
-            if floors.incarnation is None or floors.claimed_at is not None:
-                floors.incarnation, floors.claimed_at = incarnation, now
             floors.offsets[partition] = max(offset, floors.offsets.get(partition, offset))
 
     def _of(self, log_id: str) -> _Floors:
-        return self._server.content().floors.setdefault(log_id, _Floors())
+        """A log's floors; without what an earlier life of the server fenced or knew."""
+        process = self._server.process
+        floors = self._server.content().floors.setdefault(log_id, _Floors(""))
+        if not floors.life.startswith(process):
+            floors.life = f"{process}:{uuid.uuid4().hex}"
+            floors.incarnation, floors.is_complete = None, False
+        return floors
 
 
 class MemoryLeases(_Adapter):

@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
--- Raise floors to what PostgreSQL holds and mark them as complete. KEYS: 1 floors. ARGV: partition, offset for each.
+-- Raise floors to what PostgreSQL holds and mark them as complete. KEYS: 1 floors.
+-- ARGV: 1 the life in which PostgreSQL was asked, then partition, offset for each. Returns 0 where that life is over.
 
-for index = 1, #ARGV, 2 do
+if settle_life() ~= ARGV[1] then return 0 end
+for index = 2, #ARGV, 2 do
   local floor = tonumber(redis.call('HGET', KEYS[1], ARGV[index]) or '')
   if not floor or floor < tonumber(ARGV[index + 1]) then
     redis.call('HSET', KEYS[1], ARGV[index], ARGV[index + 1])
   end
 end
-redis.call('HSET', KEYS[1], 'known', '1')
+redis.call('HSET', KEYS[1], 'complete', '1')
 return 1

@@ -1,20 +1,25 @@
 """The contracts of Leases, Progress and Floors, on Redis and in memory."""
 
+import shutil
 import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.errors import FencedError
+from pipeline.errors import FencedError, StoreUnavailableError
+from pipeline.ports.control import Mirror
+from pipeline.store.memory import MemoryServer
+from stack.servers import Server
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
 
 @pytest.fixture(params=["memory", "redis"])
 def rig(request: pytest.FixtureRequest) -> ControlRig:
-    # A drain's time limit that a test can wait for.
-    limits = {"drain_run_seconds_max": 0.1, "drain_hard_seconds_max": 1.0}
     if request.param == "memory":
-        return memory_rig(control_settings("redis://nowhere", **limits))
-    return redis_rig(control_settings(request.getfixturevalue("control_redis").url, **limits))
+        return memory_rig(control_settings("redis://nowhere"))
+    return redis_rig(control_settings(request.getfixturevalue("control_redis").url))
 
 
 # --- Leases ---------------------------------------------------------------------------------------
@@ -89,26 +94,28 @@ def test_progress_of_long_ago_counts_for_nothing(rig: ControlRig) -> None:
 # --- Floors ---------------------------------------------------------------------------------------
 
 
-def test_a_mirror_that_was_never_seeded_knows_nothing(rig: ControlRig) -> None:
-    assert rig.floors.fence("log", "a") is None
+def test_a_mirror_that_was_never_seeded_is_not_complete(rig: ControlRig) -> None:
+    assert not rig.floors.fence("log", "a").is_complete
     rig.floors.raise_floor("log", "a", 0, 10)
-    assert rig.floors.fence("log", "a") is None
+    mirror = rig.floors.mirror("log")
+    assert (mirror.floors, mirror.is_complete) == ({0: 10}, False)
 
 
 def test_floors_rise_and_never_fall(rig: ControlRig) -> None:
-    rig.floors.fence("log", "a")
-    rig.floors.seed("log", {0: 100, 1: 50})
+    life = rig.floors.fence("log", "a").life
+    rig.floors.seed("log", life, {0: 100, 1: 50})
     rig.floors.raise_floor("log", "a", 0, 120)
     rig.floors.raise_floor("log", "a", 1, 40)
     rig.floors.raise_floor("log", "a", 2, 7)
-    rig.floors.seed("log", {0: 110, 1: 45, 3: 0})
-    assert rig.floors.fence("log", "a") == {0: 120, 1: 50, 2: 7, 3: 0}
-    assert rig.floors.fence("another log", "a") is None
+    rig.floors.seed("log", life, {0: 110, 1: 45, 3: 0})
+    assert rig.floors.fence("log", "b") == Mirror(life, {0: 120, 1: 50, 2: 7, 3: 0}, is_complete=True)
+    assert rig.floors.mirror("another log").floors == {}
 
 
-def test_a_mirror_that_was_seeded_with_nothing_is_known(rig: ControlRig) -> None:
-    rig.floors.seed("log", {})
-    assert rig.floors.fence("log", "a") == {}
+def test_a_mirror_that_was_seeded_with_nothing_is_complete(rig: ControlRig) -> None:
+    rig.floors.seed("log", rig.floors.mirror("log").life, {})
+    mirror = rig.floors.fence("log", "a")
+    assert (mirror.floors, mirror.is_complete) == ({}, True)
 
 
 def test_an_older_incarnation_is_fenced_off(rig: ControlRig) -> None:
@@ -121,47 +128,88 @@ def test_an_older_incarnation_is_fenced_off(rig: ControlRig) -> None:
     with pytest.raises(FencedError):
         rig.floors.raise_floor("log", "a", 0, 20)
     rig.floors.raise_floor("log", "b", 0, 15)
-    rig.floors.seed("log", {})
-    assert rig.floors.fence("log", "b") == {0: 15}
-    # However long it waits
-    threading.Event().wait(1.1)
-    with pytest.raises(FencedError):
-        rig.floors.raise_floor("log", "a", 0, 20)
+    assert rig.floors.mirror("log").floors == {0: 15}
 
 
-def test_after_a_flush_the_first_drain_claims_the_place_and_the_mirror_stays_unknown(rig: ControlRig) -> None:
-    rig.floors.fence("log", "b")
-    rig.floors.seed("log", {0: 5})
+def test_after_a_flush_nobody_raises_before_somebody_has_fenced(rig: ControlRig) -> None:
+    # Given a mirror that was flushed, and PostgreSQL's answer of before
+    before = rig.floors.fence("log", "b")
+    rig.floors.seed("log", before.life, {0: 5})
     rig.flush()
-    rig.floors.raise_floor("log", "b", 0, 10)
-    with pytest.raises(FencedError):
-        rig.floors.raise_floor("log", "a", 0, 20)
-    assert rig.floors.fence("log", "b") is None
-
-
-def test_a_claim_of_an_incarnation_already_over_lapses_with_its_last_drain(rig: ControlRig) -> None:
-    # Given a flush, after which a drain of the old incarnation was the first
-    rig.floors.raise_floor("log", "a", 0, 10)
-    with pytest.raises(FencedError):
-        rig.floors.raise_floor("log", "b", 0, 20)
-
-    # Then the drains of the new one are not shut out for ever
-    def raised() -> bool:
-        try:
-            rig.floors.raise_floor("log", "b", 0, 20)
-        except FencedError:
-            return False
-        return True
-
-    eventually(raised)
-    with pytest.raises(FencedError):
-        rig.floors.raise_floor("log", "a", 0, 30)
-
-
-def test_a_fence_takes_a_claim_over_and_does_not_lapse(rig: ControlRig) -> None:
-    rig.floors.raise_floor("log", "a", 0, 10)
+    # Then no drain may raise a floor, of whichever incarnation: the store does not know which one is the log's
+    for incarnation in ("a", "b"):
+        with pytest.raises(FencedError):
+            rig.floors.raise_floor("log", incarnation, 0, 10)
+    # And after the next fence one may, while the older answer of PostgreSQL makes nothing complete
     rig.floors.fence("log", "b")
-    rig.floors.raise_floor("log", "b", 0, 20)
-    threading.Event().wait(1.1)  # longer than a claim holds
-    with pytest.raises(FencedError):
-        rig.floors.raise_floor("log", "a", 0, 30)
+    rig.floors.raise_floor("log", "b", 0, 10)
+    rig.floors.seed("log", before.life, {0: 5})
+    mirror = rig.floors.mirror("log")
+    assert (mirror.floors, mirror.is_complete) == ({0: 10}, False)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def older(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> tuple[ControlRig, Callable[[], object], Callable[[], object]]:
+    """A store's adapters, what remembers it, and what lets it come back as it was then."""
+    if request.param == "memory":
+        server = MemoryServer()
+        kept: list[Any] = []
+        rig = memory_rig(control_settings("redis://nowhere"), server)
+        return rig, lambda: kept.append(server.remember()), lambda: server.restart(kept[0])
+    redis_server: Server = request.getfixturevalue("own_control_redis")
+    data, copy = tmp_path / "redis-control", tmp_path / "copy"
+
+    def come_back() -> None:
+        redis_server.kill()
+        shutil.rmtree(data)
+        shutil.copytree(copy, data)
+        redis_server.start()
+
+    return (
+        redis_rig(control_settings(redis_server.url)),
+        lambda: eventually(lambda: b"cccc" in _content(data) and bool(shutil.copytree(data, copy))),
+        come_back,
+    )
+
+
+def _content(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*.aof"))
+
+
+def test_a_mirror_from_an_older_file_is_no_witness(
+    older: tuple[ControlRig, Callable[[], object], Callable[[], object]],
+) -> None:
+    # Given a complete mirror, in a file that knows less than was raised and fenced since
+    rig, remember, come_back = older
+    before = rig.floors.fence("log", "a")
+    rig.floors.seed("log", before.life, {0: 100})
+    rig.floors.fence("the last to be written", "cccc")
+    remember()
+    rig.floors.fence("log", "b")
+    rig.floors.raise_floor("log", "b", 0, 150)
+    # When the store comes back from it
+    come_back()
+    # Then it does not say that it is complete, nor does it take the older incarnation for the current one
+    eventually(lambda: _answers(rig))
+    mirror = rig.floors.mirror("log")
+    assert (mirror.floors, mirror.is_complete) == ({0: 100}, False)
+    assert mirror.life != before.life
+    for incarnation in ("a", "b"):
+        with pytest.raises(FencedError):
+            rig.floors.raise_floor("log", incarnation, 0, 160)
+    # And PostgreSQL's answer counts where it was given in this life only
+    rig.floors.seed("log", before.life, {0: 150})
+    assert not rig.floors.fence("log", "b").is_complete
+    rig.floors.seed("log", mirror.life, {0: 150})
+    assert rig.floors.fence("log", "b") == Mirror(mirror.life, {0: 150}, is_complete=True)
+    rig.floors.raise_floor("log", "b", 0, 160)
+
+
+def _answers(rig: ControlRig) -> bool:
+    try:
+        rig.store.state()
+    except StoreUnavailableError:
+        return False
+    return True

@@ -30,7 +30,7 @@ def calls(rig: ControlRig) -> dict[str, Callable[[], object]]:
         "record": lambda: rig.events.record(ControlEventKind.PAUSED, by="a", why="b", data={}),
         "wait": lambda: rig.events.wait("", wait_seconds=0.05),
         "fence": lambda: rig.floors.fence("log", "a"),
-        "seed": lambda: rig.floors.seed("log", {0: 1}),
+        "seed": lambda: rig.floors.seed("log", "life", {0: 1}),
         "raise_floor": lambda: rig.floors.raise_floor("log", "a", 0, 2),
         "take_lease": lambda: rig.leases.take("duty", seconds=1.0),
         "give_back": lambda: rig.leases.give_back("duty", "token"),

@@ -182,17 +182,18 @@ def test_a_restart_is_told_to_the_reader_and_changes_nothing_else(forgetful: For
     after = reader.identity()
     assert after.log_id == before.log_id
     assert after.incarnation != before.incarnation
-    # And that made the new incarnation the current one, though nobody has appended yet
-    assert floors.calls[-1] == (after.log_id, after.incarnation)
+    # And what the next record gets is not known before the floors are
+    assert [p.next_offset for p in reader.positions()] == [None] * 4
     # And offsets go on without a hole
     append_surely(writer, [(0, b"10")])
     batch = must_read(reader, 0, 0)
     assert (batch.offset, batch.gap_from) == (0, None)
     assert batch.values == [b"%d" % i for i in range(11)]
-    # And the floors were asked once for each adapter and incarnation, however often it is used
+    assert [p.next_offset for p in reader.positions()] == [11, 0, 0, 0]
+    # And the floors were asked once for each incarnation, however often it is used
     append_surely(writer, [(0, b"11")])
     reader.identity()
-    assert len(floors.calls) == 4
+    assert floors.calls == [(identity.log_id, identity.incarnation) for identity in (before, after)]
 
 
 def test_a_lost_tail_never_gives_an_offset_again(forgetful: ForgetfulRig) -> None:
@@ -237,9 +238,10 @@ def test_a_floor_holds_for_a_partition_that_is_written_later(forgetful: Forgetfu
     forgetful.forget()
     # When the first appends go elsewhere
     append_surely(writer, [(0, b"b")])
+    assert [p.next_offset for p in recovered(forgetful.rig.open(floors).positions)] == [2, 0, 0, 4]
     append_surely(writer, [(0, b"c")])
     append_surely(writer, [(3, b"d")])
-    # Then the floor is not forgotten over that
+    # Then the floor is not forgotten over that, and was known from the first of them on
     batch = must_read(forgetful.rig.open(floors), 3, 0)
     assert (batch.offset, batch.gap_from, batch.values) == (4, 0, [b"d"])
 

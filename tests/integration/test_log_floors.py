@@ -1,47 +1,93 @@
-"""The event log on Redis together with the real floors: the mirror on the control server."""
+"""The event log on Redis together with the real floors: PostgreSQL, and the mirror on the control server."""
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psycopg2
 import pytest
 import redis
 
+from pipeline.breaker import SinkBreaker
+from pipeline.clock import SystemClock
+from pipeline.drain import DrainOutcome, drain
 from pipeline.errors import FencedError, LogUnavailableError
 from pipeline.log.redis_streams import RedisStreamsLog
 from pipeline.settings import Settings
-from pipeline.store.redis import RedisFloors
+from pipeline.sink.memory import MemorySink
+from pipeline.sink.migrate import migrate
+from pipeline.store.redis import RedisControlStore, RedisFloors
 from pipeline.wiring import StoredFloors
 from stack.servers import Server, free_port
-from support.event_logs import log_settings, must_read, recovered
+from support.database import ask
+from support.event_logs import eventually, log_settings, must_read, recovered
+from support.records import record
 
 
 @pytest.fixture
 def system(own_log_redis: Server, control_redis: Server) -> Settings:
-    return replace(log_settings(own_log_redis.url), redis_url=control_redis.url)
+    """A system whose PostgreSQL is away."""
+    return replace(
+        log_settings(own_log_redis.url),
+        redis_url=control_redis.url,
+        database_url=f"postgresql://nobody@127.0.0.1:{free_port()}/none",
+    )
 
 
-def test_a_backlog_is_drained_after_a_restart_though_nothing_more_comes_in(
-    system: Settings, own_log_redis: Server
+def open_log(settings: Settings) -> RedisStreamsLog:
+    return RedisStreamsLog(settings, StoredFloors(settings))
+
+
+class OldFiles:
+    """What servers have on disk at one moment, to come back with later."""
+
+    def __init__(self, folder: Path, *servers: tuple[Server, str]) -> None:
+        self._folder = folder
+        self._servers = servers
+
+    def keep(self) -> None:
+        for _, name in self._servers:
+            shutil.copytree(self._folder / name, self._folder / "kept" / name)
+
+    def come_back(self) -> None:
+        for server, name in self._servers:
+            server.kill()
+            shutil.rmtree(self._folder / name)
+            shutil.copytree(self._folder / "kept" / name, self._folder / name)
+            server.start()
+
+
+def run_drain(settings: Settings, log: RedisStreamsLog, sink: MemorySink, **changes: Any) -> DrainOutcome:
+    clock = SystemClock()
+    means = {"log": log, "sink": sink, "floors": RedisFloors(settings), "settings": settings, "clock": clock, **changes}
+    breaker = SinkBreaker(settings, RedisControlStore(settings), clock, "test")
+    return drain(0, breaker=breaker, paused=lambda: False, **means).outcome
+
+
+def test_a_backlog_is_drained_after_restarts_though_nothing_more_comes_in(
+    system: Settings, own_log_redis: Server, control_redis: Server
 ) -> None:
-    # Given a log with a backlog, and a drain that stores it
-    floors = RedisFloors(system)
-    writer, reader = (RedisStreamsLog(system, StoredFloors(system)) for _ in range(2))
-    floors.seed(reader.identity().log_id, {})
-    writer.append([(0, b"%d" % i) for i in range(10)])
-    before = reader.identity()
-    floors.raise_floor(before.log_id, before.incarnation, 0, 4)
-    # When the log restarts, and no event comes in that would make an append
+    # Given a log with a backlog
+    settings = replace(system, drain_run_seconds_max=1.0, drain_poll_seconds=0.05)
+    writer, reader = open_log(settings), open_log(settings)
+    sink = MemorySink(settings)
+    writer.append([(0, record(i)) for i in range(10)])
+    # When the log restarts, and the control store loses everything, and no event comes in that would make an append
     own_log_redis.kill()
     own_log_redis.start()
-    after = recovered(reader.identity)
-    # Then the drain may go on under the new incarnation, and not under the old one
-    floors.raise_floor(after.log_id, after.incarnation, 0, 8)
+    with redis.Redis.from_url(control_redis.url) as client:
+        for key in client.scan_iter(match=settings.key_prefix + "*"):
+            client.delete(key)
+    recovered(reader.identity)
+    # Then a drain makes the new incarnation the current one by itself, and stores it
+    assert run_drain(settings, reader, sink) is DrainOutcome.FINISHED
+    assert len(sink.database.events) == 10
+    # And another one, that began before, may not commit what it has read of the incarnation before
     with pytest.raises(FencedError):
-        floors.raise_floor(before.log_id, before.incarnation, 0, 10)
-    # And the next append knows how far it came
-    recovered(lambda: writer.append([(0, b"10")]))
-    assert must_read(reader, 0, 8).values == [b"8", b"9", b"10"]
+        RedisFloors(settings).raise_floor(reader.identity().log_id, "the one before", 0, 10)
     writer.close()
     reader.close()
 
@@ -51,20 +97,17 @@ def test_a_batch_that_was_being_stored_when_the_tail_was_lost_keeps_its_offsets(
 ) -> None:
     # Given a drain that has raised the floor for a batch, and not committed it yet
     floors = RedisFloors(system)
-    writer, reader = (RedisStreamsLog(system, StoredFloors(system)) for _ in range(2))
-    identity = reader.identity()
-    floors.seed(identity.log_id, {})
+    files = OldFiles(tmp_path, (own_log_redis, "redis-log"))
+    writer, reader = open_log(system), open_log(system)
     writer.append([(0, b"a")])
-    shutil.copytree(tmp_path / "redis-log", tmp_path / "copy")
+    identity = reader.identity()
+    files.keep()
     writer.append([(0, b"b")] * 4)
     floors.raise_floor(identity.log_id, identity.incarnation, 0, 5)
     # When the log loses that batch, and events come in
-    own_log_redis.kill()
-    shutil.rmtree(tmp_path / "redis-log")
-    shutil.copytree(tmp_path / "copy", tmp_path / "redis-log")
-    own_log_redis.start()
+    files.come_back()
     recovered(lambda: writer.append([(0, b"c")]))
-    # Then they lie behind it, whether it was committed after all or not
+    # Then they lie behind it, whether it was committed after all or not; the mirror is enough for that
     recovered(reader.identity)
     batch = must_read(reader, 0, 1)
     assert (batch.offset, batch.gap_from, batch.values) == (5, 1, [b"c"])
@@ -73,17 +116,104 @@ def test_a_batch_that_was_being_stored_when_the_tail_was_lost_keeps_its_offsets(
 
 
 def test_a_new_log_takes_events_before_postgres_was_ever_there(system: Settings, control_redis: Server) -> None:
-    # Given a first start, with PostgreSQL away
-    settings = replace(system, database_url=f"postgresql://nobody@127.0.0.1:{free_port()}/none")
-    first = RedisStreamsLog(settings, StoredFloors(settings))
+    # Given a first start, with PostgreSQL away, and a log that a worker has made
+    worker, first = open_log(system), open_log(system)
+    worker.identity()
     # When events come in, then they are taken: nothing of a log that was just made can be stored
     first.append([(0, b"a")])
     # But a log that somebody else has made needs its floors from somewhere
     with redis.Redis.from_url(control_redis.url) as client:
-        for key in client.scan_iter(match=settings.key_prefix + "*"):
+        for key in client.scan_iter(match=system.key_prefix + "*"):
             client.delete(key)
-    second = RedisStreamsLog(settings, StoredFloors(settings))
+    second = open_log(system)
     with pytest.raises(LogUnavailableError, match="PostgreSQL"):
         second.append([(0, b"b")])
-    first.close()
-    second.close()
+    for log in (worker, first, second):
+        log.close()
+
+
+@pytest.fixture
+def both_older(
+    own_log_redis: Server, own_control_redis: Server, database_url: str, tmp_path: Path
+) -> tuple[Settings, OldFiles, Callable[[int], None]]:
+    """A system of its own, the files of both its Redis servers, and what stores that far."""
+    settings = replace(log_settings(own_log_redis.url), redis_url=own_control_redis.url, database_url=database_url)
+    migrate(settings)
+    files = OldFiles(tmp_path, (own_log_redis, "redis-log"), (own_control_redis, "redis-control"))
+
+    def store(offset: int) -> None:
+        identity = recovered(open_log(settings).identity)
+        RedisFloors(settings).raise_floor(identity.log_id, identity.incarnation, 0, offset)
+        ask(
+            database_url,
+            "INSERT INTO stored_offsets (log_id, log_partition, next_offset) VALUES (%s, 0, %s) "
+            "ON CONFLICT (log_id, log_partition) DO UPDATE SET next_offset = EXCLUDED.next_offset",
+            [identity.log_id, offset],
+        )
+
+    return settings, files, store
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_log_and_control_store_come_back_a_moment_old(
+    both_older: tuple[Settings, OldFiles, Callable[[int], None]], is_away: bool, tmp_path: Path
+) -> None:
+    # Given a system with 150 records, all stored, and files that know of 100 only
+    settings, files, store = both_older
+    writer = open_log(settings)
+    recovered(lambda: writer.append([(0, b"%d" % i) for i in range(100)]))
+    store(100)
+    eventually(lambda: b"100" in _written(tmp_path / "redis-control"), "the mirror is on disk")
+    files.keep()
+    writer.append([(0, b"%d" % i) for i in range(100, 150)])
+    store(150)
+    # When both come back with those files
+    files.come_back()
+    if is_away:
+        writer.close()
+        away = open_log(replace(settings, database_url=f"postgresql://nobody@127.0.0.1:{free_port()}/none"))
+        # Then nothing is appended while nobody knows how far it was stored
+        for _ in range(2):
+            with pytest.raises(LogUnavailableError, match="event log"):
+                away.append([(0, b"new")])
+        assert away.positions()[0].end == 100
+        away.close()
+        return
+    recovered(lambda: writer.append([(0, b"new")] * 50))
+    # Then no new record has an offset that was stored
+    reader = open_log(settings)
+    batch = must_read(reader, 0, 150)
+    assert (batch.offset, len(batch.values)) == (150, 50)
+    assert reader.positions()[0].end == 200
+    writer.close()
+    reader.close()
+
+
+def _written(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*.aof"))
+
+
+def test_a_batch_whose_floor_was_lost_with_the_mirror_is_waited_for(
+    both_older: tuple[Settings, OldFiles, Callable[[int], None]], own_log_redis: Server
+) -> None:
+    # Given a drain between raising its floor and its COMMIT: the first of its partition, so that nobody sees its row
+    settings, _, _ = both_older
+    writer = open_log(settings)
+    recovered(lambda: writer.append([(0, b"%d" % i) for i in range(10)]))
+    identity = writer.identity()
+    with contextlib.closing(psycopg2.connect(settings.database_url)) as storing:
+        with storing.cursor() as cursor:
+            cursor.execute("INSERT INTO stored_offsets VALUES (%s, 0, 10)", [identity.log_id])
+        RedisFloors(settings).raise_floor(identity.log_id, identity.incarnation, 0, 10)
+        # When the mirror is lost, and the log restarts
+        with redis.Redis.from_url(settings.redis_url) as client:
+            client.flushall()
+        own_log_redis.kill()
+        own_log_redis.start()
+        # Then nothing is appended before it is known whether that batch is stored
+        with pytest.raises(LogUnavailableError):
+            writer.append([(0, b"new")])
+        storing.commit()
+    recovered(lambda: writer.append([(0, b"new")]))
+    assert StoredFloors(settings)(identity.log_id, "any") == {0: 10}
+    writer.close()

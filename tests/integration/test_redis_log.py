@@ -10,7 +10,6 @@ from functools import partial
 import pytest
 
 from pipeline.errors import (
-    FencedError,
     LogFullError,
     LogGapError,
     LogIndeterminateError,
@@ -133,16 +132,54 @@ def test_scripts_are_sent_again_after_the_server_forgot_them(rig: RedisRig) -> N
 
 
 def test_a_deleted_stream_does_not_count_from_0_again(rig: RedisRig) -> None:
-    # Given a running writer, and a stream that somebody deleted with records in it that nobody has read
-    log = rig.open()
-    log.append([(0, b"old")] * 7)
+    # Given two writers, of which one has written little, and a stream that somebody deleted with unread records in it
+    writer, other = rig.open(), rig.open()
+    other.append([(0, b"old")])
+    writer.append([(0, b"old")] * 6)
     with rig.client() as client:
         client.delete(rig.stream(0))
-    # When it appends
-    log.append([(0, b"new")])
+    # When either appends, first the one that knows the lower end
+    other.append([(0, b"new"), (1, b"x")])
+    writer.append([(0, b"newer")])
     # Then the offsets go on, and the loss shows as a hole that is not declared
-    batch = must_read(log, 0, 0)
-    assert (batch.offset, batch.gap_from, batch.values) == (7, None, [b"new"])
+    batch = must_read(writer, 0, 0)
+    assert (batch.offset, batch.gap_from, batch.values) == (7, None, [b"new", b"newer"])
+    assert [p.next_offset for p in writer.positions()] == [9, 1, 0, 0]
+
+
+@pytest.mark.parametrize("what", ["all but the log's id is deleted", "another server's content comes in its place"])
+def test_content_that_changes_under_a_running_server_is_fenced_anew(rig: RedisRig, what: str) -> None:
+    # Given two writers on a server that becomes another's replica for a moment, or is cleaned up
+    floors = NoFloors()
+    writer, other = rig.open(floors), rig.open(floors)
+    other.append([(0, b"old")])
+    writer.append([(0, b"old")] * 6)
+    floors.floors = {0: 5, 1: 3}
+    with rig.client() as client:
+        if what.startswith("all"):
+            client.delete(f"{rig.settings.key_prefix}log:ends", *[rig.stream(partition) for partition in range(4)])
+        else:
+            client.xtrim(rig.stream(0), maxlen=0)
+            client.execute_command("XSETID", rig.stream(0), "0-2")
+            client.hset(f"{rig.settings.key_prefix}log:ends", mapping={"incarnation": "another", "e0": 2})
+    # When they append
+    other.append([(0, b"new")])
+    writer.append([(1, b"new")])
+    # Then the first of them has asked for the floors before, and neither gives an offset below them
+    assert len(floors.calls) == 3
+    assert [must_read(writer, partition, 0).offset for partition in (0, 1)] == [5, 3]
+
+
+def test_a_writer_of_an_older_version_notes_no_end(rig: RedisRig) -> None:
+    # Given a writer beside one of a version that knows only the streams
+    log = rig.open()
+    log.append([(0, b"a")])
+    with rig.client() as client:
+        for value in (b"b", b"c"):
+            client.execute_command("XADD", rig.stream(0), "0-*", "v", value)
+    # Then their records follow each other
+    log.append([(0, b"d"), (0, b"e")])
+    assert read_all(log, 0) == [b"a", b"b", b"c", b"d", b"e"]
 
 
 def test_an_entry_removed_from_the_middle_shows_as_a_hole(rig: RedisRig) -> None:
@@ -195,8 +232,7 @@ def test_an_append_that_outlasts_its_time_is_indeterminate_and_not_repeated(own_
     assert read_all(log, 0) in ([b"a", b"c"], [b"a", b"b", b"c"])
 
 
-@pytest.mark.parametrize("by", ["append", "identity"])
-def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server, by: str) -> None:
+def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server) -> None:
     # Given a process whose server is restarted while it learns the floors: another may have fenced the new one by now
     rig = redis_log_rig(own_log_redis)
     fenced: list[str] = []
@@ -209,8 +245,8 @@ def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server, by: str)
         return {}
 
     log = RedisStreamsLog(rig.settings, slow)
-    # When it appends, or only wants to read
-    recovered(log.identity if by == "identity" else lambda: log.append([(0, b"a")]))
+    # When it appends
+    recovered(lambda: log.append([(0, b"a")]))
     # Then the incarnation that it fenced last is the one that is running
     assert len(fenced) == 2
     assert fenced[-1] == rig.open().identity().incarnation != fenced[0]
@@ -250,17 +286,6 @@ def test_above_the_memory_limit_reading_and_trimming_work(own_rig: RedisRig) -> 
         client.config_set("maxmemory", "256mb")
     log.append([(0, b"more")])
     assert len(read_all(log, 0, 199)) == 2
-
-
-def test_who_the_log_is_can_be_asked_while_the_floors_are_away(rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
-    floors = NoFloors(error=FencedError())
-    log = rig.open(floors)
-    assert log.identity().partitions == 4
-    assert "can't be made the current one" in caplog.text
-    floors.error = None
-    log.identity()
-    log.identity()
-    assert len(floors.calls) == 2
 
 
 def append_in_process(settings: Settings, number: int) -> int:

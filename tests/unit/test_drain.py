@@ -14,8 +14,9 @@ import pytest
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
-from pipeline.errors import LogMisconfiguredError, SinkUnavailableError, StoreUnavailableError
+from pipeline.errors import FencedError, LogMisconfiguredError, SinkUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
+from pipeline.ports.control import Mirror
 from pipeline.ports.log import LogBatch
 from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
@@ -91,11 +92,9 @@ class FloorsOf:
         self._floors = floors
 
     def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> dict[int, int]:
-        known = self._floors.fence(log_id, incarnation)
-        if known is None:
-            self._floors.seed(log_id, {})
-            known = self._floors.fence(log_id, incarnation)
-        return known or {}
+        mirror = self._floors.fence(log_id, incarnation)
+        self._floors.seed(log_id, mirror.life, {})
+        return mirror.floors
 
 
 @pytest.fixture
@@ -623,6 +622,49 @@ class CountingSink(MemorySink):
         return super().store(*arguments, **named)
 
 
+@pytest.mark.parametrize("what", ["flushed", "restarted", "from an older file"])
+def test_a_control_store_that_forgets_fences_nobody_off_for_ever(rig: Rig, what: str) -> None:
+    # Given a log that was restarted, and a control store that forgets that in the midst of a run
+    rig.append(0, 10)
+    assert rig.drain().stored == 10
+    file = rig.server.remember()
+    rig.log_server.restart()
+    rig.append(10, 40)
+
+    def forget() -> None:
+        if what == "flushed":
+            rig.server.flush()
+        else:
+            rig.server.restart(file if what == "from an older file" else None)
+
+    rig.at_step[4] = forget
+    # Then the drain makes the log's incarnation the current one again, and goes on
+    report = rig.drain()
+    assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 40)
+    # And a batch of the incarnation before would still be refused
+    with pytest.raises(FencedError):
+        rig.floors.raise_floor(rig.log_id, "the one before", 0, 99)
+
+
+def test_a_fence_that_comes_too_late_is_noticed(rig: Rig) -> None:
+    # Given a log that restarts once more while a drain makes its incarnation the current one
+    rig.append(0, 10)
+    rig.server.flush()
+
+    class Late(MemoryFloors):
+        def fence(self, log_id: str, incarnation: str) -> Mirror:
+            if not fenced:
+                rig.log_server.restart()
+            fenced.append(incarnation)
+            return super().fence(log_id, incarnation)
+
+    fenced: list[str] = []
+    # Then it fences the newer one in its place
+    report = rig.drain(floors=Late(rig.settings, rig.server))
+    assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 10)
+    assert fenced[0] != fenced[-1] == rig.log_server.incarnation
+
+
 def test_nothing_is_committed_without_a_floor(rig: Rig) -> None:
     # Given a control store that is away
     rig.append(0, 40)
@@ -654,8 +696,7 @@ def test_the_floor_is_never_below_the_sink(rig: Rig) -> None:
     class Looking(MemorySink):
         def _commit(self, *arguments: Any) -> None:
             super()._commit(*arguments)
-            rig.floors.seed(rig.log_id, {})
-            floors = rig.floors.fence(rig.log_id, rig.log_server.incarnation) or {}
+            floors = rig.floors.mirror(rig.log_id).floors
             seen.append((floors[0], rig.store.offsets[rig.log_id, 0]))
 
     rig.append(0, 35)

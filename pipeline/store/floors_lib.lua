@@ -1,0 +1,15 @@
+-- Shared by the scripts of the mirror; joined in front of each by pipeline/store/connection.py. KEYS: 1 floors.
+
+-- The life in which all that the mirror says holds: it begins with the server process or, after a flush, with the
+-- first who asks. What an earlier life fenced or knew is no witness: it may have come from an older file. Floors stay,
+-- since they only rise.
+local function settle_life()
+  local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+  local life = redis.call('HGET', KEYS[1], 'life')
+  if life and string.sub(life, 1, #run_id) == run_id then return life end
+  local server_time = redis.call('TIME')
+  life = run_id .. ':' .. server_time[1] .. '.' .. server_time[2]
+  redis.call('HDEL', KEYS[1], 'incarnation', 'complete')
+  redis.call('HSET', KEYS[1], 'life', life)
+  return life
+end
