@@ -35,6 +35,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=None, metavar="S", help="of schedule and traffic (default: new)")
     parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="event log (default redis)")
     parser.add_argument("--only", default="", metavar="A,B", help="only these faults, in this order")
+    parser.add_argument(
+        "--trim", choices=("on", "off"), help="LOG_TRIM, of a log on Redis (default: on with odd seeds, off with even)"
+    )
     parser.add_argument("--clients", type=int, default=2, help="client processes (default 2)")
     parser.add_argument("--ingests", type=int, default=2, help="ingest processes (default 2)")
     parser.add_argument("--rate", type=float, help="events/s that clients offer (default: from faults and events)")
@@ -64,6 +67,7 @@ def main(words: list[str]) -> int:
     again = f"./soak.sh --faults {asked.faults} --events {asked.events} --seed {seed} --log {asked.log}"
     again += f" --only {asked.only}" if names else ""
     again += f" --rate {asked.rate:g}" if asked.rate else ""
+    again += f" --trim {asked.trim}" if asked.trim else ""
     print(f"again with: {again}")
     if asked.plan:
         print("\n".join(str(planned) for planned in plan))
@@ -72,7 +76,8 @@ def main(words: list[str]) -> int:
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o755)  # PostgreSQL, as another user, passes through it
     rate = asked.rate or min(EVENTS_PER_SECOND_MAX, max(50.0, asked.events / (asked.faults * FAULT_SECONDS)))
-    options = Options(asked.log, home, seed, rate, asked.clients, asked.ingests)
+    trim = None if asked.trim is None else asked.trim == "on"
+    options = Options(asked.log, home, seed, rate, asked.clients, asked.ingests, trim=trim)
     began = time.monotonic()
 
     def tell(what: str) -> None:

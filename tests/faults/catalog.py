@@ -1,12 +1,21 @@
 """All faults by name, and the seeded schedule of a run."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 from faults.fault import Fault
+from faults.of_clocks import Clocks, ClockStepped
 from faults.of_database import BackendsTerminated, CommitUnanswered, RowsRefused
+from faults.of_people import (
+    ColumnAdded,
+    ConsumptionPaused,
+    LettersReplayed,
+    PartitionAdded,
+    TableHeld,
+    TriggerRefuses,
+)
 from faults.of_processes import (
     BEYOND_VISIBILITY,
     ChildFrozen,
@@ -18,7 +27,18 @@ from faults.of_processes import (
     TwoBeats,
     any_ingest,
 )
-from faults.of_servers import ControlFlushed, DiskFull, LinkFault, MemoryFull, ServerFrozen, ServerKilled, TailLost
+from faults.of_servers import (
+    ControlFlushed,
+    DiskFull,
+    LinkFault,
+    MemoryFull,
+    ServerFrozen,
+    ServerKilled,
+    TailLost,
+    Together,
+    WentBack,
+)
+from faults.rig import Need
 
 Make = Callable[[random.Random], Fault]
 
@@ -52,7 +72,7 @@ def _all() -> dict[str, Make]:
         "commit.unanswered": CommitUnanswered,
         "rows.refused": RowsRefused,
     }
-    for link in ("postgres", "control", "log"):
+    for link in ("postgres", "control", "log", "ingest"):
         for how in ("cut", "blackhole", "delay"):
             made[f"link-{link}.{how}"] = partial(LinkFault, link=link, how=how)
     made |= {
@@ -66,17 +86,74 @@ def _all() -> dict[str, Make]:
     }
     for name in ("ingest", "control-worker", "beat"):
         made[f"{name}.clock"] = partial(ClockShifted, name=name, which=_PROGRAMS[name])
+    for name, clocks in _CLOCKS.items():
+        made[f"{name}.step"] = partial(
+            ClockStepped,
+            name=name,
+            clocks=clocks,
+            is_ingest=name in ("ingest", "host"),
+            is_control=name in ("control-redis", "host"),
+        )
+    for name, (log, control) in _BACK.items():
+        made[f"{name}.back"] = partial(WentBack, name=name, log=log, control=control)
+    for first, second in (("control-redis", "log"), ("log", "postgres"), ("control-redis", "postgres")):
+        for how, server_fault in (("kill", ServerKilled), ("freeze", ServerFrozen)):
+            name = f"{first}+{second}.{how}"
+            made[name] = partial(_together, name=name, names=(first, second), server_fault=server_fault)
+    made |= {
+        "operator.pause": ConsumptionPaused,
+        "operator.replay": LettersReplayed,
+        "user.trigger": TriggerRefuses,
+        "user.column": ColumnAdded,
+        "user.lock": partial(TableHeld, how="lock"),
+        "user.index": partial(TableHeld, how="index"),
+        "log.partition-added": PartitionAdded,
+    }
     return made
 
 
+# Whose clocks are stepped together. The host's are those of all that runs on it, as when a machine wakes up.
+_CLOCKS: dict[str, Clocks] = {
+    "ingest": lambda rig, pick: [rig.clocks[pick.choice(rig.ingests).name]],
+    "worker": lambda rig, _: [rig.clocks[rig.batches.name]],
+    "control-worker": lambda rig, _: [rig.clocks[rig.control.name]],
+    "beat": lambda rig, _: [rig.clocks[rig.beat.name]],
+    "control-redis": lambda rig, _: [rig.clocks["control-redis"]],
+    "log": lambda rig, _: [rig.clocks["log"]],
+    "host": lambda rig, _: [*rig.clocks.values()],
+}
+_BACK = {"log": (True, False), "control-redis": (False, True), "both-redis": (True, True)}
+
+
+def _together(
+    pick: random.Random, name: str, names: tuple[str, str], server_fault: type[ServerKilled] | type[ServerFrozen]
+) -> Fault:
+    return Together(pick, name, [server_fault(pick, one, _SERVERS[one]) for one in names])
+
+
 FAULTS = _all()
-# What only a log on Redis has.
-_REDIS_ONLY = frozenset({"log.full", "log.tail-lost"})
+# What only a log on one of them has.
+_ONLY = {
+    "redis": frozenset({"log.full", "log.tail-lost", "log.step", "log.back", "both-redis.back"}),
+    "kafka": frozenset({"log.partition-added"}),
+}
 
 
 def possible_names(log: str) -> list[str]:
     """The faults that a run on this log can have."""
-    return [name for name in FAULTS if log == "redis" or name not in _REDIS_ONLY]
+    others = frozenset().union(*(names for kind, names in _ONLY.items() if kind != log))
+    return [name for name in FAULTS if name not in others]
+
+
+def needs_of(names: Iterable[str]) -> frozenset[Need]:
+    """What these faults need of the rig."""
+    needs = set()
+    for name in names:
+        if name.endswith(".step"):
+            needs.add(Need.CLOCKS)
+        if name.startswith("link-ingest."):
+            needs.add(Need.INGEST_LINKS)
+    return frozenset(needs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,39 @@ Pure: nothing is asked of any server, so that it is tested on histories made up 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field
 
 from faults.admissions import Outage, over_admission
+from faults.answers import AnswerRules, check_answers
+from faults.columns import check_columns, check_letters
+from faults.control import PolicyRules, check_control
 from faults.found import AdmissionRules, Found, OffsetSample, Place, RateSample, Recovery, Stored
-from faults.history import History, Outcome
+from faults.history import History, Outcome, given_id
+from faults.order import check_order
+from faults.seen import Seen
+from faults.windows import ClockSpan, Refusal, Windows
 
 SHOWN_MAX = 5  # examples in one violation
+
+
+@dataclass(slots=True)
+class Disturbed:
+    """What the harness did to the system, and when."""
+
+    windows: Windows = field(default_factory=Windows)
+    clocks: Sequence[ClockSpan] = ()
+    refusals: Sequence[Refusal] = ()
+    outages: Sequence[Outage] = ()  # of the control server
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What bounds a run, from its settings."""
+
+    admission: AdmissionRules
+    answers: AnswerRules
+    policy: PolicyRules
 
 
 def check(
@@ -19,22 +45,29 @@ def check(
     *,
     recovery: Recovery,
     rates: Sequence[RateSample],
-    outages: Sequence[Outage],
-    rules: AdmissionRules,
+    rules: Rules,
+    seen: Seen,
+    disturbed: Disturbed,
 ) -> list[str]:
     """The violations in words; none where every promise was kept."""
+    windows = disturbed.windows
     violations = [
         *_check_events(history, found),
         *_check_strangers(history, found),
         *_check_log(history, found),
-        *_check_offsets(found),
+        *_check_offsets(history, found),
         *_check_samples(found.offset_samples),
+        *_worded("events", check_columns(history, found, disturbed.clocks)),
+        *_worded("events", check_letters(found, disturbed.refusals)),
+        *_worded("events", check_order(history, found)),
+        *_worded("requests", check_answers(history.requests, windows, rules.answers)),
+        *_worded("moments", check_control(seen, found.rows, windows, rules.policy)),
     ]
     if not found.offset_samples:
         violations.append("no stored offset was ever sampled: whether it fell, nobody knows")
     if all(sample.rate is None for sample in rates):
         violations.append("no published rate was ever sampled: whether more was admitted, nobody knows")
-    excess = over_admission(history.requests, rates, outages, rules)
+    excess = over_admission(history.requests, rates, disturbed.outages, rules.admission)
     if excess is not None:
         violations.append(excess)
     if recovery.seconds is None or recovery.seconds > recovery.seconds_max:
@@ -61,20 +94,24 @@ def _check_events(history: History, found: Found) -> list[str]:
     letters = Counter(letter.key for letter in found.letters)
     in_log = Counter(record.key for record in found.log)
     lost = {record.key for record in found.lost}
+    lost_unread = lost if found.lost_unread is None else found.lost_unread
     bad: defaultdict[str, list[str]] = defaultdict(list)
     for key, sent in history.events.items():
         stored, lettered = rows[key], letters[key]
         if stored > 1:
             bad["stored more than once"].append(key)
-        if lettered and stored + lettered > in_log[key] + (key in lost):
+        came = sent.carried if found.trims else in_log[key] + (key in lost)
+        if lettered and stored + lettered > came:
             bad["both stored and a dead letter, though it came once"].append(key)
         match sent.outcome:
             case Outcome.ACKED if not stored and not lettered:
                 if key not in lost:
                     bad["acknowledged, and neither stored nor a dead letter"].append(key)
+                elif key not in lost_unread:
+                    bad["acknowledged, lost by the log only after they were passed over, and not stored"].append(key)
                 elif in_log[key]:
                     bad["acknowledged, still in the log, and not stored"].append(key)
-            case Outcome.ACKED if not in_log[key] and key not in lost:
+            case Outcome.ACKED if not found.trims and not in_log[key] and key not in lost:
                 bad["acknowledged, and not in the log that never trims"].append(key)
             case Outcome.REFUSED if stored or lettered:
                 bad["refused, and stored all the same"].append(key)
@@ -93,7 +130,7 @@ def _check_strangers(history: History, found: Found) -> list[str]:
                 bad[f"{where} that nobody sent"].append(one.key or one.event_id or str(one.place))
             elif sent.digest != one.digest:
                 bad[f"{where} with another content than was sent"].append(one.key)
-            elif sent.given and one.event_id != one.key:
+            elif sent.given and one.event_id != given_id(one.key):
                 bad[f"{where} under another id than was given"].append(one.key)
     return _worded("events", bad)
 
@@ -112,8 +149,11 @@ def _check_log(history: History, found: Found) -> list[str]:
     return _worded("holes", bad)
 
 
-def _check_offsets(found: Found) -> list[str]:
-    """Every offset below the stored one is a row, a dead letter, or a record whose event is stored elsewhere."""
+def _check_offsets(history: History, found: Found) -> list[str]:
+    """Every offset below the stored one is a row, a dead letter, or a record whose event is stored elsewhere.
+
+    Of what was trimmed, the record is gone: such offsets may be as many as events were sent more than once.
+    """
     bad: defaultdict[str, list[str]] = defaultdict(list)
     others = {log_id for log_id, _ in found.stored_offsets} - {found.log_id}
     if others:
@@ -125,27 +165,45 @@ def _check_offsets(found: Found) -> list[str]:
     holes = {
         Place(hole.partition, offset) for hole in found.holes if hole.declared for offset in range(hole.first, hole.end)
     }
+    trimmed = 0  # offsets of which nothing is left
     for (log_id, partition), next_offset in found.stored_offsets.items():
         if log_id != found.log_id:
             continue
-        for offset in range(found.begins.get(partition, 0), next_offset):
+        begin = found.begins.get(partition, 0)
+        if begin > next_offset:
+            bad["not stored, and below the log's beginning"].append(f"{partition}:{next_offset}-{begin - 1}")
+        for offset in range(0 if found.trims else begin, next_offset):
             place = Place(partition, offset)
-            stored, record = at.get(place), log.get(place)
-            name = f"{partition}:{offset}"
-            if stored is None:
-                if record is None:
-                    if place not in holes and place not in lost:
-                        bad["below the stored offset, and neither stored nor in the log"].append(name)
-                elif record.event_id not in stored_ids:
-                    bad["below the stored offset, in the log, and not stored"].append(name)
-            elif record is not None and record.event_id != stored.event_id:
-                bad["offsets that were used twice: the log holds another event there than was stored"].append(name)
-            elif record is None and (place not in lost or lost[place].event_id != stored.event_id):
-                bad["stored from an offset that the log never had"].append(name)
+            if found.trims and offset < begin:
+                trimmed += place not in at and place not in lost
+                continue
+            what = _wrong_at(at.get(place), log.get(place), lost.get(place), stored_ids, is_hole=place in holes)
+            if what is not None:
+                bad[what].append(f"{partition}:{offset}")
+    again = sum(max(0, sent.carried - 1) for sent in history.events.values())
+    if trimmed > again:
+        bad["trimmed without a row"] += [f"where {again} at most came again"] * (trimmed - again)
     beyond = [place for place in at if place.offset >= found.stored_offsets.get((found.log_id, place.partition), 0)]
     if beyond:
         bad["stored from beyond the stored offset"] += [f"{place.partition}:{place.offset}" for place in sorted(beyond)]
     return _worded("offsets", bad)
+
+
+def _wrong_at(
+    stored: Stored | None, record: Stored | None, lost: Stored | None, stored_ids: Set[str], *, is_hole: bool
+) -> str | None:
+    """What is wrong at an offset below the stored one, of which this is stored, in the log, and lost by it."""
+    if stored is None:
+        if record is None:
+            is_explained = is_hole or lost is not None
+            return None if is_explained else "below the stored offset, and neither stored nor in the log"
+        return None if record.event_id in stored_ids else "below the stored offset, in the log, and not stored"
+    if record is None:
+        is_explained = lost is not None and lost.event_id == stored.event_id
+        return None if is_explained else "stored from an offset that the log never had"
+    if record.event_id != stored.event_id:
+        return "offsets that were used twice: the log holds another event there than was stored"
+    return None
 
 
 def _by_place(stored: Iterable[Stored], bad: defaultdict[str, list[str]]) -> dict[Place, Stored]:

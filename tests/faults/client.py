@@ -1,13 +1,12 @@
 """`python -m faults.client`: traffic from one process, with a history that is on disk before each step.
 
-Bodies are single events, JSON arrays or NDJSON, plain or gzipped, of 1 to 200 events with many correlation ids. Half
-of them give their own eventIds: those are sent again where an answer was indeterminate, and sometimes where it was a
-202. Surges go above the admitted rate. Prints one line of JSON with its counts each second. SIGTERM ends it in order;
-SIGUSR1 tells it to send faster, since no more faults come.
+Bodies have 1 to 200 events with many correlation ids, in all shapes (see `content`). Half of them give their own
+eventIds: those are sent again where an answer was indeterminate, and sometimes where it was a 202. Most name their
+requests. Surges go above the admitted rate. Prints one line of JSON with its counts each second. SIGTERM ends it in
+order; SIGUSR1 tells it to send faster, since no more faults come.
 """
 
 import argparse
-import gzip
 import heapq
 import http.client
 import json
@@ -20,7 +19,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from faults.history import EventNote, HistoryWriter, Outcome, digest, outcome_of
+from faults.content import Content, encoded, pieces, severity_of
+from faults.history import EventNote, HistoryWriter, Outcome, Told, digest, given_id, outcome_of
 
 THREADS = 6
 ANSWER_SECONDS_MAX = 2.5  # ingest answers within APPEND_SECONDS_MAX, unless it is frozen
@@ -30,7 +30,7 @@ SURGE_SECONDS = 1.5
 SURGE_FACTOR = 3.0
 HURRY_FACTOR = 3.0
 REPEATS_MAX = 200  # bodies that wait to be sent again; beyond it they are not
-_SEVERITIES = {"INFO": "INFO", "error": "ERROR", "WARNING": "WARN", "Fatal": "FATAL", "DEBUG": "DEBUG"}
+NAMED_SHARE = 0.75  # of requests that give an X-Request-ID
 
 Body = tuple[list[dict[str, Any]], list[EventNote]]
 
@@ -44,6 +44,7 @@ class Client:
         self._history = HistoryWriter(path)
         self._rate = rate
         self._random = random.Random(f"{seed} {name}")
+        self._content = Content(self._random)
         self._lock = threading.Lock()
         self._next_event = self._next_request = 0
         self._due = self._started = time.monotonic()
@@ -72,37 +73,23 @@ class Client:
     def _make(self, size: int) -> Body:
         """New events with their notes. Under the lock."""
         given = self._random.random() < 0.5
-        events, notes = [], []
-        for _ in range(size):
-            key = f"{self._name}-{self._next_event:07d}"
-            self._next_event += 1
-            event = self._event(key)
-            severity = _SEVERITIES[event["severity"]]
+        keys = [f"{self._name}-{self._next_event + index:07d}" for index in range(size)]  # they grow within a body
+        self._next_event += size
+        events = self._content.events(keys)
+        notes = []
+        for key, event in zip(keys, events, strict=True):
             content = digest(
                 event["correlationId"],
-                severity,
+                severity_of(event["severity"]),
                 event["message"],
                 event["source"],
                 event["timestamp"],
-                attributes=event["attributes"],
+                attributes=event.get("attributes"),
             )
             if given:
-                event["eventId"] = key
-            events.append(event)
+                event["eventId"] = given_id(key)
             notes.append(EventNote(key, content, given))
         return events, notes
-
-    def _event(self, key: str) -> dict[str, Any]:
-        pick = self._random
-        number = pick.getrandbits(40)
-        return {
-            "correlationId": f"order-{number % 211}",
-            "severity": pick.choice(list(_SEVERITIES)),
-            "message": f"{number}\tüber \\N {{}}\n" + "x" * (number % 160),
-            "source": f"faults/{number % 7}",
-            "timestamp": 1_600_000_000_000 + number % 100_000_000_000,
-            "attributes": {"key": key, "n": number, "share": (number % 8) + 0.125, "even": number % 2 == 0},
-        }
 
     def _next(self) -> tuple[float, int, Body, int] | None:
         """When to send what, under which number, and how many of its events are new; None where nothing is to be sent
@@ -142,20 +129,28 @@ class Client:
             due, request, body, new = todo
             if self.stopping.wait(max(0.0, due - time.monotonic())):
                 break
-            self._history.sent(request, time.time(), body[1])
+            data, headers = encoded(body[0], request)
+            request_id = f"{self._name}.{request}" if request % 100 < 100 * NAMED_SHARE else None
+            if request_id is not None:
+                headers["X-Request-ID"] = request_id
+            self._history.sent(request, time.time(), body[1], request_id)
             with self._lock:
                 self._events["sent"] += new
-            data, headers = encoded(body[0], request)
-            status, connection = self._post(connection, index, data, headers)
-            self._history.told(request, time.time(), status)
+            chunks = pieces(data, request)
+            status, told, connection = self._post(connection, index, data if chunks is None else chunks, headers)
+            self._history.told(request, time.time(), status, told)
             self._settle(body, outcome_of(status), request)
         if connection is not None:
             connection.close()
 
     def _post(
-        self, connection: http.client.HTTPConnection | None, index: int, data: bytes, headers: dict[str, str]
-    ) -> tuple[str, http.client.HTTPConnection | None]:
-        """The status, and the connection where it can be used again."""
+        self,
+        connection: http.client.HTTPConnection | None,
+        index: int,
+        data: bytes | list[bytes],
+        headers: dict[str, str],
+    ) -> tuple[str, Told, http.client.HTTPConnection | None]:
+        """The status, what else was told, and the connection where it can be used again."""
         try:
             if connection is None:
                 port = self._ports[index % len(self._ports)]
@@ -163,37 +158,24 @@ class Client:
                 connection.connect()
         except OSError:
             self.stopping.wait(0.05)
-            return "no connection", None
+            return "no connection", Told(), None
         try:
-            connection.request("POST", "/api/logs", body=data, headers=headers)
+            is_chunked = isinstance(data, list)
+            connection.request("POST", "/api/logs", body=data, headers=headers, encode_chunked=is_chunked)
             answer = connection.getresponse()
             content = answer.read()
+            document = json.loads(content)
             status = str(answer.status)
-            if answer.status == 503:
-                status += f" {json.loads(content)['error']['code']}"
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            if answer.status != 202:
+                status += "" if answer.status == 429 else f" {document['error']['code']}"
+            told = Told(answer.getheader("X-Request-ID"), document.get("accepted"), answer.getheader("Retry-After"))
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             connection.close()
-            return f"no answer: {type(error).__name__}", None
+            return f"no answer: {type(error).__name__}", Told(), None
         if answer.will_close:
             connection.close()
-            return status, None
-        return status, connection
-
-
-def encoded(events: list[dict[str, Any]], number: int) -> tuple[bytes, dict[str, str]]:
-    """A body in one of the forms that ingest takes, in turn, and its headers."""
-    headers = {"Content-Type": "application/json"}
-    if len(events) == 1 and number % 2:
-        data = json.dumps(events[0]).encode()
-    elif number % 3 == 0:
-        headers["Content-Type"] = "application/x-ndjson"
-        data = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events).encode()
-    else:
-        data = json.dumps(events).encode()
-    if number % 4 == 0:
-        headers["Content-Encoding"] = "gzip"
-        data = gzip.compress(data, 1)
-    return data, headers
+            return status, told, None
+        return status, told, connection
 
 
 def main() -> int:

@@ -4,7 +4,9 @@ import random
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from faults.found import Stored
 from faults.rig import Rig
+from faults.windows import ClockSpan, Part, Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,17 @@ class Fault(ABC):
     name: str
     seconds: tuple[float, float] = (1.0, 3.0)  # how long it lasts, at least and at most
     control_outage = False  # whether ingest may be unable to ask the bucket, or the bucket forgets what it gave
+    touches: frozenset[Part] = frozenset()  # what it excuses while it lasts, and shortly after
+    dead: frozenset[Part] = frozenset()  # what nobody can reach while it lasts
 
     def __init__(self, pick: random.Random) -> None:
         self.pick = pick  # the fault's own choices, from the run's seed
+        # What the judge must know of it, once it is repaired.
+        self.lost: list[Stored] = []  # records that the log has lost
+        self.lost_unread: set[str] = set()  # keys of those that were not stored then
+        self.clocks: list[ClockSpan] = []  # of ingest
+        self.refusals: list[Refusal] = []
+        self.complaints: list[str] = []  # what did not come of it, in words
 
     def impossible(self, rig: Rig) -> str | None:
         """Why it can't be made on this rig; None where it can."""

@@ -19,6 +19,12 @@ class Stored(NamedTuple):
     key: str  # empty: no event of ours
     digest: str
     event_id: str
+    request_id: str = ""
+    received_at: float = 0.0  # epoch s, by the clock of ingest
+    hash: int | None = None  # CRC-32 of the correlation id, from which the partition follows
+    log_id: str | None = None  # None: not read
+    stored_at: float | None = None  # epoch s, when PostgreSQL committed it; None: not in PostgreSQL, or not known
+    sqlstate: str | None = None  # of a dead letter
 
 
 class Hole(NamedTuple):
@@ -55,10 +61,14 @@ class Found:
     letters: Sequence[Stored] = ()
     log: Sequence[Stored] = ()
     holes: Sequence[Hole] = ()
-    begins: dict[int, int] = field(default_factory=dict)  # partition -> first offset of the log
+    begins: dict[int, int] = field(default_factory=dict)  # partition -> first offset that the log must have
     stored_offsets: dict[tuple[str, int], int] = field(default_factory=dict)  # (log_id, partition) -> next offset
     offset_samples: Sequence[OffsetSample] = ()
     lost: Sequence[Stored] = ()
+    # Keys of `lost` that were not stored when they got lost: the only ones that may be missing.
+    lost_unread: frozenset[str] | None = None  # None: all of them
+    trims: bool = False  # the log drops what is stored
+    partition_counts: frozenset[int] = frozenset()  # how many partitions the log has had; empty: not judged
 
 
 @dataclass(frozen=True, slots=True)

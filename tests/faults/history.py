@@ -1,8 +1,9 @@
 """The history: what clients have sent, and what they were told, in files that survive their client.
 
-One JSON object a line, each on disk before the client goes on. `{"r", "t", "e": [[key, digest, given], …]}` is written
-before request `r` is sent, `{"r", "t", "s"}` once its outcome is known. A request without the second line is
-indeterminate: its client was killed. So is what the last line meant where it is torn.
+One JSON object a line, each on disk before the client goes on. `{"r", "t", "e": [[key, digest, given], …], "q"}` is
+written before request `r` is sent, with its X-Request-ID where the client gives one; `{"r", "t", "s", "q", "a", "w"}`
+once its outcome is known, with the answer's X-Request-ID, count of accepted events, and Retry-After. A request without
+the second line is indeterminate: its client was killed. So is what the last line meant where it is torn.
 """
 
 import hashlib
@@ -23,14 +24,14 @@ class Outcome(StrEnum):
 
     ACKED = "acked"  # 202: every event is durable
     REFUSED = "refused"  # nothing is stored: any other answer but `indeterminate`, or no connection
-    INDETERMINATE = "indeterminate"  # any subset may be stored: 503 indeterminate, or no answer
+    INDETERMINATE = "indeterminate"  # any subset may be stored: 503 indeterminate, no answer, or a defect's
 
 
 def outcome_of(status: str) -> Outcome:
     """The outcome of a status as clients note it: `202`, `429`, `503 unavailable`, `no connection`, `no answer`."""
     if status == "202":
         return Outcome.ACKED
-    if status == "503 indeterminate" or status.startswith("no answer"):
+    if status == "503 indeterminate" or status.startswith("no answer") or status[:3] in ("500", "502", "504"):
         return Outcome.INDETERMINATE
     return Outcome.REFUSED
 
@@ -51,12 +52,31 @@ def digest(
     return hashlib.sha256(text.encode()).hexdigest()[: 2 * DIGEST_BYTES]
 
 
+def key_of(message: str) -> str:
+    """The key of an event, which its message begins with; of a message that has none, nothing that was ever sent."""
+    return message.partition(" ")[0]
+
+
+def given_id(key: str) -> str:
+    """The eventId of an event that its client gives one: most often the key, else one of 64 characters."""
+    return key + "~\U0001f4a1é" * 3 + "x" * (55 - len(key)) if key.endswith("7") else key
+
+
 class EventNote(NamedTuple):
-    """An event as its client notes it. `given`: its eventId is its key; otherwise ingest gives it one."""
+    """An event as its client notes it. `given`: its eventId follows from its key; otherwise ingest gives it one."""
 
     key: str
     digest: str
     given: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an answer says beside its status. None: nothing."""
+
+    request_id: str | None = None
+    accepted: int | None = None
+    retry_after: str | None = None
 
 
 class HistoryWriter:
@@ -66,11 +86,14 @@ class HistoryWriter:
         self._file = path.open("ab")
         self._lock = threading.Lock()
 
-    def sent(self, request: int, at: float, events: Iterable[EventNote]) -> None:
-        self._write({"r": request, "t": at, "e": [[one.key, one.digest, int(one.given)] for one in events]})
+    def sent(self, request: int, at: float, events: Iterable[EventNote], request_id: str | None = None) -> None:
+        document = {"r": request, "t": at, "e": [[one.key, one.digest, int(one.given)] for one in events]}
+        self._write(document | ({} if request_id is None else {"q": request_id}))
 
-    def told(self, request: int, at: float, status: str) -> None:
-        self._write({"r": request, "t": at, "s": status})
+    def told(self, request: int, at: float, status: str, told: Told = Told()) -> None:
+        said = {"q": told.request_id, "a": told.accepted, "w": told.retry_after}
+        known = {name: value for name, value in said.items() if value is not None}
+        self._write({"r": request, "t": at, "s": status, **known})
 
     def close(self) -> None:
         self._file.close()
@@ -83,7 +106,7 @@ class HistoryWriter:
             os.fsync(self._file.fileno())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """One request. Times are seconds since the epoch by the machine's clock."""
 
@@ -92,6 +115,13 @@ class Request:
     answered_at: float | None = None
     status: str = "client killed"
     outcome: Outcome = Outcome.INDETERMINATE
+    given_id: str | None = None  # its X-Request-ID; None: ingest names it
+    told: Told = Told()
+
+    @property
+    def request_id(self) -> str | None:
+        """The name under which its events are stored; None where nobody knows it."""
+        return self.given_id or self.told.request_id
 
 
 @dataclass(slots=True)
@@ -101,7 +131,12 @@ class Sent:
     digest: str
     given: bool
     outcome: Outcome = Outcome.REFUSED
-    carried: int = 0  # requests that may have brought it into the log: those not refused
+    requests: tuple[Request, ...] = ()  # that may have brought it into the log: those not refused
+
+    @property
+    def carried(self) -> int:
+        """How many requests may have brought it into the log."""
+        return len(self.requests)
 
 
 class HistoryError(Exception):
@@ -125,7 +160,7 @@ class History:
             elif (sent.digest, sent.given) != (content, given):
                 raise HistoryError(f"{key} was sent with two contents")
             if request.outcome is not Outcome.REFUSED:
-                sent.carried += 1
+                sent.requests = (*sent.requests, request)
             if _RANK[request.outcome] > _RANK[sent.outcome]:
                 sent.outcome = request.outcome
 
@@ -142,11 +177,13 @@ def read_histories(paths: Iterable[Path]) -> History:
             number = document["r"]
             if "e" in document:
                 events = [EventNote(key, content, bool(given)) for key, content, given in document["e"]]
-                open_requests[number] = events, Request(document["t"], len(events))
+                request = Request(document["t"], len(events), given_id=document.get("q"))
+                open_requests[number] = events, request
                 continue
             events, request = open_requests.pop(number)
             request.answered_at, request.status = document["t"], document["s"]
             request.outcome = outcome_of(request.status)
+            request.told = Told(document.get("q"), document.get("a"), document.get("w"))
             history.add(events, request)
         for events, request in open_requests.values():
             history.add(events, request)

@@ -47,6 +47,7 @@ class Mutant:
     faults: tuple[str, ...]
     expected: tuple[str, ...]  # one of these is in the violations
     rate: int = 600  # events/s
+    trim: bool = False
 
 
 _LOST = "acknowledged, and neither stored nor a dead letter"
@@ -123,10 +124,10 @@ MUTANTS = (
             ),
             Edit(
                 "pipeline/drain.py",
-                "        self._hand.stored_up_to(stored)\n",
+                "        self._hand.stored_up_to(identity.log_id, stored)\n",
                 "        with contextlib.suppress(OSError), open(f'dropped-{self._partition}') as file:\n"
                 "            stored = max(stored, int(file.read() or 0))\n"
-                "        self._hand.stored_up_to(stored)\n",
+                "        self._hand.stored_up_to(identity.log_id, stored)\n",
             ),
             Edit(_QUERIES, _CAS, _CAS.replace("=", "<=")),
         ),
@@ -185,6 +186,7 @@ def run_mutant(mutant: Mutant, *, texts: dict[str, str] | None = None) -> dict[s
         words = [
             *("--faults", str(len(mutant.faults)), "--only", ",".join(mutant.faults), "--events", "1"),
             *("--seed", str(_SEED), "--clients", "1", "--ingests", "1", "--rate", str(mutant.rate)),
+            *("--trim", "on" if mutant.trim else "off"),
             *("--recovery", str(_RECOVERY_SECONDS), "--out", str(folder / "out"), "--home", str(folder / "home")),
         ]
         said = subprocess.run(

@@ -1,12 +1,14 @@
 """Faults in the middle of PostgreSQL's work. Triggers make the moment long enough to be hit, and say that it was."""
 
 import random
+import time
 from typing import Any, Final
 
 import psycopg2
 
 from faults.fault import Effect, Fault
 from faults.rig import Rig
+from faults.windows import Part, Refusal
 from support.database import fail_no_more, fail_on_insert
 
 # A row in twenty waits, so that a COPY of any size is still at work when we look.
@@ -49,6 +51,7 @@ class BackendsTerminated(Fault):
     """pg_terminate_backend while drains are in the middle of a COPY, or in COMMIT before it is written."""
 
     seconds = (1.0, 2.0)
+    touches = frozenset({Part.DATABASE})
 
     def __init__(self, pick: random.Random, moment: str) -> None:
         super().__init__(pick)
@@ -84,6 +87,7 @@ class CommitUnanswered(Fault):
 
     name = "commit.unanswered"
     seconds = (1.0, 2.0)
+    touches = frozenset({Part.DATABASE})
 
     def inject(self, rig: Rig) -> None:
         self._before = rig.proxies["postgres"].counts.swallowed
@@ -106,26 +110,30 @@ class RowsRefused(Fault):
 
     name = "rows.refused"
     seconds = (1.0, 2.0)
+    sqlstate, every, rest = "22023", 40, 7
 
     def inject(self, rig: Rig) -> None:
-        self._before = _letters(rig)
-        fail_on_insert(rig.direct.database_url, "22023", when="NEW.log_offset % 40 = 7")
+        self._before = letters(rig)
+        self._since = time.time()
+        fail_on_insert(rig.direct.database_url, self.sqlstate, when=f"NEW.log_offset % {self.every} = {self.rest}")
 
     def has_hit(self, rig: Rig) -> bool:
-        return _letters(rig) > self._before
+        return letters(rig) > self._before
 
     def repair(self, rig: Rig) -> None:
         fail_no_more(rig.direct.database_url)
+        self.refusals.append(Refusal(self._since, time.time(), self.sqlstate, self.every, self.rest))
 
     def effect(self, rig: Rig) -> Effect:
-        count = _letters(rig) - self._before
+        count = letters(rig) - self._before
         return Effect(count > 0, f"{count} dead letters")
 
 
-def _letters(rig: Rig) -> int:
+def letters(rig: Rig, *, only_open: bool = False) -> int:
+    """How many dead letters there are; -1 where PostgreSQL does not answer."""
     try:
         with rig.database() as cursor:
-            cursor.execute("SELECT count(*) FROM dead_letters")
+            cursor.execute("SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL OR NOT %s", (only_open,))
             return int(cursor.fetchone()[0])
     except psycopg2.Error:
         return -1

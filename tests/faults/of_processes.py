@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 
 from faults.fault import Effect, Fault
-from faults.rig import Rig
-from support.clocks import fake_time_library
+from faults.rig import Rig, clock_environ
+from faults.windows import ClockSpan, Part
+from support.clocks import SteppableClock, fake_time_library
 from support.processes import Program, beat
 
 # Beyond Celery's visibility time-out (SCALED: 5 s), so that what the stopped one had taken is given to others.
@@ -18,6 +19,13 @@ BEYOND_VISIBILITY = (5.5, 7.0)
 CLOCK_SHIFTS_SECONDS = (-3600, -90, 90, 3600)
 
 Pick = Callable[[Rig, random.Random], Program]
+# What a program's fault disturbs, by the name of the program.
+PARTS = {
+    "ingest": frozenset({Part.INGEST}),
+    "worker": frozenset({Part.WORKERS}),
+    "control-worker": frozenset({Part.LOOP}),
+    "beat": frozenset({Part.LOOP}),
+}
 
 
 def any_ingest(rig: Rig, pick: random.Random) -> Program:
@@ -37,6 +45,7 @@ class ProgramKilled(Fault):
     def __init__(self, pick: random.Random, name: str, which: Pick, seconds: tuple[float, float]) -> None:
         super().__init__(pick)
         self.name, self._which, self.seconds = f"{name}.kill", which, seconds
+        self.touches = PARTS[name]
         self._pid = 0
         self._was = ""
 
@@ -62,6 +71,7 @@ class ProgramFrozen(Fault):
     def __init__(self, pick: random.Random, name: str, which: Pick, seconds: tuple[float, float]) -> None:
         super().__init__(pick)
         self.name, self._which, self.seconds = f"{name}.freeze", which, seconds
+        self.touches = PARTS[name]
         self._members: list[psutil.Process] = []
         self._stopped = 0
 
@@ -105,6 +115,7 @@ class ChildKilled(Fault):
 
     name = "child.kill"
     seconds = (0.5, 1.0)
+    touches = PARTS["worker"]
 
     def inject(self, rig: Rig) -> None:
         self._child = self.pick.choice(drain_children(rig))
@@ -125,6 +136,7 @@ class ChildFrozen(Fault):
 
     name = "child.freeze"
     seconds = BEYOND_VISIBILITY
+    touches = PARTS["worker"]
 
     def inject(self, rig: Rig) -> None:
         children = drain_children(rig)
@@ -196,6 +208,7 @@ class ClockShifted(Fault):
     def __init__(self, pick: random.Random, name: str, which: Pick) -> None:
         super().__init__(pick)
         self.name, self._which = f"{name}.clock", which
+        self.touches = PARTS[name]
         self._shift = pick.choice(CLOCK_SHIFTS_SECONDS)
 
     def impossible(self, rig: Rig) -> str | None:
@@ -205,11 +218,9 @@ class ClockShifted(Fault):
         self._program = self._which(rig, self.pick)
         rig.down.add(self._program)
         self._program.stop()
-        self._program.start(
-            LD_PRELOAD=str(fake_time_library()), FAKETIME=f"{self._shift:+d}s", FAKETIME_DONT_FAKE_MONOTONIC="1",
-            DONT_FAKE_MONOTONIC="1", FAKETIME_DONT_RESET="1",
-        )  # fmt: skip
+        self._program.start(**clock_environ(SteppableClock(rig.folder, "shifted", seconds=self._shift)))
         self._mapped = False
+        self._began = time.time()
 
     def look(self, rig: Rig) -> None:
         with contextlib.suppress(OSError):
@@ -218,6 +229,8 @@ class ClockShifted(Fault):
 
     def repair(self, rig: Rig) -> None:
         self._program.stop()
+        if Part.INGEST in self.touches:
+            self.clocks.append(ClockSpan(self._began, time.time(), self._shift))
         self._program.start()
         rig.down.discard(self._program)
 

@@ -1,13 +1,15 @@
 """Reads everything that a run has left: rows, dead letters, offsets, and the whole log once more."""
 
 import contextlib
+import sys
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import psycopg2
 
 from faults.found import Found, Hole, Place, Stored
-from faults.history import digest
+from faults.history import digest, key_of
 from faults.rig import Rig
 from pipeline import wiring
 from pipeline.event import decode_record
@@ -21,7 +23,7 @@ def read_found(rig: Rig) -> Found:
     """Read it all, from the servers themselves. Only once nothing is written any more."""
     log = wiring.make_log(rig.direct)
     try:
-        found = Found(log_id=log.identity().log_id)
+        found = Found(log_id=log.identity().log_id, trims=rig.direct.log_trim and rig.options.log == "redis")
         _read_log(log, found)
     finally:
         log.close()
@@ -40,7 +42,15 @@ def stored_of(value: bytes, place: Place) -> Stored:
     content = digest(
         event.correlation_id, event.severity, event.message, event.source, event.timestamp, attributes=event.attributes
     )
-    return Stored(place, str((event.attributes or {}).get("key", "")), content, event.event_id)
+    return Stored(
+        place,
+        key_of(event.message),
+        content,
+        event.event_id,
+        request_id=sys.intern(event.request_id or ""),
+        received_at=event.received_at / 1000,
+        hash=crc32(event.correlation_id.encode()),
+    )
 
 
 def _read_log(log: EventLog, found: Found) -> None:
@@ -49,8 +59,9 @@ def _read_log(log: EventLog, found: Found) -> None:
     holes: list[Hole] = []
     for position in log.positions():
         partition, offset = position.partition, position.begin
-        found.begins[partition] = min(offset, 0)  # the harness never trims: what is missing at the start is a hole
-        if offset > 0:
+        # Where the log never trims, what is missing at the start is a hole.
+        found.begins[partition] = offset if found.trims else min(offset, 0)
+        if offset > 0 and not found.trims:
             holes.append(Hole(partition, 0, offset, declared=False))
         while offset < position.end:
             batch = log.read(partition, offset, records_max=RECORDS_AT_ONCE, wait_seconds=2.0)
@@ -71,20 +82,36 @@ def _rows(rig: Rig) -> Any:
         cursor.itersize = ROWS_AT_ONCE
         cursor.execute(
             "SELECT event_id, correlation_id, severity, message, source, "
-            "       (extract(epoch FROM event_time) * 1000)::bigint, attributes, log_partition, log_offset "
+            "       (extract(epoch FROM event_time) * 1000)::bigint, attributes, log_partition, log_offset, "
+            "       log_id, request_id, extract(epoch FROM received_at)::float8, "
+            "       extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 "
             "FROM log_events"
         )
-        for event_id, correlation_id, severity, message, source, at_ms, attributes, partition, offset in cursor:
-            content = digest(correlation_id, severity, message, source, at_ms, attributes=attributes)
-            key = str((attributes or {}).get("key", ""))
-            yield Stored(Place(partition, offset), key, content, event_id)
+        for row in cursor:
+            event_id, correlation_id, severity, message, source, at_ms, attributes, partition, offset, *added = row
+            log_id, request_id, received_at, stored_at = added
+            yield Stored(
+                Place(partition, offset),
+                key_of(message),
+                digest(correlation_id, severity, message, source, at_ms, attributes=attributes),
+                event_id,
+                request_id=sys.intern(request_id or ""),
+                received_at=received_at,
+                hash=crc32(correlation_id.encode()),
+                log_id=sys.intern(log_id),
+                stored_at=stored_at,
+            )
 
 
 def _letters(rig: Rig) -> Any:
     with contextlib.closing(_connection(rig)) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT log_partition, log_offset, raw FROM dead_letters WHERE replayed_at IS NULL")
-        for partition, offset, raw in cursor:
-            yield stored_of(bytes(raw), Place(partition, offset))
+        cursor.execute(
+            "SELECT log_partition, log_offset, raw, log_id, sqlstate, extract(epoch FROM created_at)::float8 "
+            "FROM dead_letters WHERE replayed_at IS NULL"
+        )
+        for partition, offset, raw, log_id, sqlstate, at in cursor:
+            letter = stored_of(bytes(raw), Place(partition, offset))
+            yield letter._replace(log_id=log_id, sqlstate=sqlstate, stored_at=at)
 
 
 def _connection(rig: Rig) -> Any:

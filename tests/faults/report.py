@@ -18,6 +18,7 @@ def as_json(result: Result) -> dict[str, Any]:
     return {
         "log": result.options.log,
         "seed": result.options.seed,
+        "trims": result.options.trims,
         "faults": len(result.plan),
         "expected": result.expected,
         "hits": result.hits,
@@ -53,8 +54,7 @@ def as_markdown(result: Result) -> str:
     """The verdict, the figures, and a line for each fault."""
     outcomes = result.outcomes
     lines = [
-        f"## {len(result.plan)} faults on {'Kafka' if result.options.log == 'kafka' else 'Redis Streams'}, "
-        f"seed {result.options.seed}: {_TITLES[result.verdict]}",
+        f"## {len(result.plan)} faults on {_log_words(result)}, seed {result.options.seed}: {_TITLES[result.verdict]}",
         "",
         f"{result.found.get('events sent', 0):,} events in {sum(result.statuses.values()):,} requests within "
         f"{result.seconds:.0f} s: {outcomes.get('acked', 0):,} acknowledged, {outcomes.get('refused', 0):,} refused, "
@@ -65,8 +65,8 @@ def as_markdown(result: Result) -> str:
     if result.lost:
         lines += [
             "",
-            f"{len(result.lost)} records were lost with a log's tail (by the fault itself); {result.lost_acked} of "
-            "them were acknowledged and not stored yet.",
+            f"{len(result.lost)} records were lost with a log's tail, or since it went back in time (by the fault "
+            f"itself); {result.lost_acked} of them were acknowledged and not stored yet.",
         ]
     if result.unplanned:
         lines += ["", "Ended by themselves, and were started again: " + ", ".join(result.unplanned) + "."]
@@ -83,6 +83,12 @@ def as_markdown(result: Result) -> str:
         "Answers: " + ", ".join(f"{count:,} times {name}" for name, count in sorted(result.statuses.items())) + ".",
     ]
     return "\n".join([*lines, "", *_table(result.done), ""])
+
+
+def _log_words(result: Result) -> str:
+    if result.options.log == "kafka":
+        return "Kafka"
+    return f"Redis Streams ({'trimmed' if result.options.trims else 'never trimmed'})"
 
 
 def _hits_words(result: Result) -> str:

@@ -12,8 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import psycopg2
@@ -22,13 +23,15 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from pipeline import wiring
-from pipeline.errors import SluiceError
-from pipeline.names import BreakerState
+from pipeline.errors import LogUnavailableError, SluiceError
+from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM, BreakerState
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from stack.servers import LOOPBACK, Server, free_port, kafka_server, postgres_server, redis_server
+from support.clocks import SteppableClock, fake_time_library
 from support.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
 from support.proxy import Proxy
+from tasks.parts import Parts
 
 # Time-outs as short as they may be, so that each fault lasts for seconds instead of minutes. What they are relative
 # to each other is as in the defaults.
@@ -49,12 +52,19 @@ SCALED: dict[str, Any] = {
     "sink_call_seconds_max": 0.8,
     "breaker_failures_max": 3,
     "visibility_timeout_seconds": 5,
-    "log_trim": False,
 }
 SMALL_DISK_BYTES_MAX = 4 << 30
-# Of the log, which is never trimmed here.
+# Of the log, which half of the runs never trim.
 LOG_MEMORY = "6gb"
 CONTROL_MEMORY = "128mb"
+
+
+class Need(StrEnum):
+    """What some faults need of the rig, and others do without: it costs time."""
+
+    CLOCKS = "clocks"  # everything runs under wall clocks that can be stepped
+    INGEST_LINKS = "ingest links"  # clients reach ingest through proxies
+    POOLER = "pooler"  # programs reach PostgreSQL through pgbouncer
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,23 @@ class Options:
     rate: float  # events/s that clients offer, beside surges and repeats
     clients: int = 1
     ingests: int = 1
+    needs: frozenset[Need] = frozenset()  # what its faults need of the rig
+    trim: bool | None = None  # LOG_TRIM; None: the seed decides
+
+    @property
+    def trims(self) -> bool:
+        """Whether the log is trimmed: with odd seeds it is, where nothing else was asked."""
+        return self.seed % 2 == 1 if self.trim is None else self.trim
+
+
+class Ended(NamedTuple):
+    """A program that ended by itself, at a time (epoch s)."""
+
+    name: str
+    at: float
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.at:.1f}"
 
 
 class ClientProcess:
@@ -77,7 +104,7 @@ class ClientProcess:
         options = rig.options
         command = [
             *(sys.executable, "-m", "faults.client"),
-            *("--ports", ",".join(str(port) for port in rig.ingest_ports)),
+            *("--ports", ",".join(str(port) for port in rig.client_ports)),
             *("--name", f"c{number}", "--history", str(rig.history_folder / f"client-{number:03d}.jsonl")),
             *("--rate", str(options.rate / options.clients), "--seed", str(options.seed)),
         ]
@@ -140,7 +167,7 @@ class Rig:
         self._gone_clients = Counter[str]()
         self._next_client = 0
         self.down: set[Program] = set()  # on purpose: the keeper leaves them alone
-        self.unplanned: list[str] = []  # programs that ended by themselves
+        self.unplanned: list[Ended] = []  # programs that ended by themselves
         self.orphans: list[psutil.Process] = []  # children of killed programs
 
     # --- start and stop -----------------------------------------------------------------------
@@ -168,15 +195,19 @@ class Rig:
         self.proxies["log"] = Proxy(self.log.port)
         if self.options.log == "kafka":
             _advertise(folder / "kafka" / "server.properties", self.log.port, self.proxies["log"].port)
-        for proxy in self.proxies.values():  # first: Kafka tells everybody, us too, the proxy's address
+        self.ingest_ports = [free_port() for _ in range(self.options.ingests)]
+        self.ingest_proxies = [Proxy(port) for port in self.ingest_ports if Need.INGEST_LINKS in self.options.needs]
+        # First: Kafka tells everybody, us too, the proxy's address.
+        for proxy in (*self.proxies.values(), *self.ingest_proxies):
             self._stack.callback(proxy.stop)
             proxy.start()
+        self._give_clocks()
         for server in (self.control_redis, self.postgres, self.log):
             self._stack.callback(server.stop)
             server.start()
-        self.ingest_ports = [free_port() for _ in range(self.options.ingests)]
         self.direct = Settings(
             **SCALED,
+            log_trim=self.options.trims,
             database_url=self.postgres.url,
             redis_url=self.control_redis.url,
             event_log_url=self.log.url,
@@ -190,6 +221,25 @@ class Rig:
         )
         migrate(self.direct)
         self._move_to_small_disk()
+
+    def _give_clocks(self) -> None:
+        """Let both Redis servers run under wall clocks of their own, where a fault will step them."""
+        self.clocks: dict[str, SteppableClock] = {}
+        if Need.CLOCKS not in self.options.needs or fake_time_library() is None:
+            return
+        self.control_redis = self._clock("control-redis").under(self.control_redis)
+        if self.options.log == "redis":
+            self.log = self._clock("log").under(self.log)
+
+    def _clock(self, name: str) -> SteppableClock:
+        clock = self.clocks[name] = SteppableClock(self.folder, name)
+        clock.environ = _looking_rarely(clock.environ)
+        return clock
+
+    @property
+    def client_ports(self) -> list[int]:
+        """Where clients reach ingest."""
+        return [proxy.port for proxy in self.ingest_proxies] or self.ingest_ports
 
     def _behind(self, name: str, server: Server) -> str:
         return server.url.replace(f":{server.port}", f":{self.proxies[name].port}", 1)
@@ -226,7 +276,11 @@ class Rig:
         self.control = control_worker(settings, folder)
         self.beat = beat(settings, folder)
         self.store = wiring.make_control_store(self.direct)
+        self.parts = Parts(self.direct)  # for commands: what a worker does when an operator asks
+        self._stack.callback(self.parts.close)
         for program in self.programs:
+            if self.clocks:
+                program.environ = clock_environ(self._clock(program.name))
             self._stack.callback(self.stop_program, program)
             program.start()
         self.wait(lambda: self.problem() is None, "the system is well", seconds_max=60)
@@ -289,7 +343,7 @@ class Rig:
         while not self._keeping.wait(0.3):
             for program in self.programs:
                 if program not in self.down and not program.is_running:
-                    self.unplanned.append(f"{program.name} at {time.time():.1f}")
+                    self.unplanned.append(Ended(program.name, time.time()))
                     program.start()
 
     # --- a look from outside -----------------------------------------------------------------------
@@ -316,13 +370,38 @@ class Rig:
             return {(log_id, partition): offset for log_id, partition, offset in cursor.fetchall()}
 
     def log_ends(self) -> dict[tuple[str, int], int]:
-        """Where each partition ends now. Raises SluiceError."""
+        """Where each partition ends now. Raises LogUnavailableError."""
+        log_id, positions = self.log_positions()
+        return {(log_id, partition): end for partition, (_, end) in positions.items()}
+
+    def log_positions(self) -> tuple[str, dict[int, tuple[int, int]]]:
+        """The log's id, and the offsets with which each partition begins and ends. Raises LogUnavailableError.
+
+        Redis is only looked at: the adapter would fence, which is for those to do whom we watch.
+        """
+        if self.options.log == "redis":
+            try:
+                with self.redis(self.log) as client:
+                    return _positions(client, self.direct.key_prefix)
+            except redis.RedisError as error:
+                raise LogUnavailableError(f"the log does not answer: {error}") from error
         log = wiring.make_log(self.direct)
         try:
             identity = log.identity()
-            return {(identity.log_id, one.partition): one.end for one in log.positions()}
+            return identity.log_id, {one.partition: (one.begin, one.end) for one in log.positions()}
         finally:
             log.close()
+
+    def add_partition(self, count: int) -> None:
+        """Give the Kafka topic so many partitions. Raises KafkaError."""
+        from kafka import KafkaAdminClient  # slow to import, and most runs need no Kafka
+        from kafka.admin import NewPartitions
+
+        admin = KafkaAdminClient(bootstrap_servers=self.log.bootstrap, api_version=(2, 6, 0))
+        try:
+            admin.create_partitions({self.direct.log_topic: NewPartitions(count)})
+        finally:
+            admin.close()
 
     def problem(self) -> str | None:
         """What is not well, of what every program needs; None where all is."""
@@ -358,6 +437,44 @@ class Rig:
                 logs = "\n".join(f"--- {one.name}\n{one.log()[-1500:]}" for one in self.programs)
                 raise AssertionError(f"not within {seconds_max:.0f} s: {what} ({self.problem()})\n{logs}")
             time.sleep(0.05)
+
+
+UNDER_CLOCK = Path(__file__).resolve().parent.parent / "support" / "under_clock"
+
+
+def clock_environ(clock: SteppableClock) -> dict[str, str]:
+    """The environment of a Python program that runs under a clock for the whole of a run."""
+    path = os.pathsep.join([str(UNDER_CLOCK), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**_looking_rarely(clock.environ), "PYTHONPATH": path}
+
+
+def _looking_rarely(environ: dict[str, str]) -> dict[str, str]:
+    """A step is seen within two seconds: to look at every call would make a whole system several times as slow."""
+    kept = {name: value for name, value in environ.items() if name != "FAKETIME_NO_CACHE"}
+    return {**kept, "FAKETIME_CACHE_DURATION": "1"}
+
+
+def _positions(client: "redis.Redis", prefix: str) -> tuple[str, dict[int, tuple[int, int]]]:
+    """What a log on Redis says of itself."""
+    answer: Any = client.get(prefix + KEY_LOG_ID)
+    if answer is None:
+        raise LogUnavailableError("there is no log yet")
+    log_id = answer.decode()
+    positions = {}
+    for partition in range(int(log_id.rpartition(".")[2])):
+        key = f"{prefix}{KEY_LOG_STREAM}:{partition}"
+        begin = end = 0
+        if client.exists(key):
+            facts: Any = client.xinfo_stream(key)
+            end = begin = _sequence(facts["last-generated-id"])
+            if facts["first-entry"]:
+                begin = _sequence(facts["first-entry"][0]) - 1
+        positions[partition] = begin, end
+    return log_id, positions
+
+
+def _sequence(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[2])
 
 
 def _advertise(properties: Path, port: int, proxy_port: int) -> None:

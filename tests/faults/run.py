@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import psutil
@@ -11,15 +11,17 @@ import psycopg2
 import redis
 
 from faults.admissions import Outage
-from faults.catalog import Planned
-from faults.checker import check, lost_by_the_machine
+from faults.answers import AnswerRules
+from faults.catalog import Planned, needs_of
+from faults.checker import Disturbed, Rules, check, lost_by_the_machine
+from faults.control import PolicyRules
 from faults.fault import Effect, Fault
 from faults.found import AdmissionRules, Found, Recovery, Stored
 from faults.history import History, Outcome, read_histories
-from faults.of_servers import TailLost
 from faults.reading import read_found
-from faults.rig import Options, Rig
+from faults.rig import Ended, Options, Rig
 from faults.watcher import Watcher
+from faults.windows import ClockSpan, Part, Refusal, Window, Windows
 from pipeline.errors import SluiceError
 
 LOOK_SECONDS = 0.02
@@ -31,6 +33,11 @@ _NOT_MADE = (psutil.Error, psycopg2.Error, redis.RedisError, OSError, AssertionE
 # Of the faults that this machine can make, so many must have taken effect: below it, too little was tried to be proof.
 # Runs on a busy machine had 98 % and more.
 HITS_SHARE_MIN = 0.9
+# For how long after a program has ended by itself what it disturbed is excused: it is started again.
+UNPLANNED_SECONDS = 10.0
+RETRY_SECONDS_MAX = 5  # a Retry-After: the bucket is full again in less, and a log is asked again in less
+# For how long after a repair of the log an append may still fail: kafka-python keeps one for its time-out.
+LOG_AFTER_SECONDS = {"redis": 5.0, "kafka": 15.0}
 LATE_SECONDS = 1.0  # for a lower rate to reach every process: it follows control events, or the next lease
 
 
@@ -66,14 +73,28 @@ class Result:
     done: list[Done] = field(default_factory=list)
     outages: list[Outage] = field(default_factory=list)
     lost: list[Stored] = field(default_factory=list)
+    lost_unread: set[str] = field(default_factory=set)
+    windows: list[Window] = field(default_factory=list)
+    clocks: list[ClockSpan] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
     recovery: Recovery = field(default_factory=lambda: Recovery(None, 60.0, "it was not waited for"))
     violations: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)  # of faults, which see more than what is left at the end
     outcomes: dict[str, int] = field(default_factory=dict)  # events
     statuses: dict[str, int] = field(default_factory=dict)  # requests
     found: dict[str, int] = field(default_factory=dict)
     unplanned: list[str] = field(default_factory=list)
     lost_acked: int = 0
     seconds: float = 0.0
+
+    def note(self, fault: Fault, window: Window) -> None:
+        """Keep what the judge must know of a fault that was made and repaired."""
+        self.windows.append(window)
+        self.lost += fault.lost
+        self.lost_unread |= fault.lost_unread
+        self.clocks += fault.clocks
+        self.refusals += fault.refusals
+        self.complaints += [f"after {fault.name}: {words}" for words in fault.complaints]
 
     @property
     def hits(self) -> int:
@@ -101,6 +122,7 @@ class Result:
 
     @property
     def verdict(self) -> Verdict:
+        """What the run says of the system."""
         if self.violations:
             return Verdict.BROKEN
         return Verdict.NOT_PROVEN if self.not_proven else Verdict.KEPT
@@ -119,7 +141,7 @@ def run(
 ) -> Result:
     """Carry out a schedule under traffic and judge it. Raises ServerError, AssertionError where nothing could start."""
     result = Result(options, plan, events_min)
-    rig = Rig(options)
+    rig = Rig(replace(options, needs=options.needs | needs_of(planned.name for planned in plan)))
     started = time.monotonic()
     broke_off = None
     try:
@@ -190,10 +212,12 @@ class _Run:
         try:
             fault.inject(self._rig)
         except _NOT_MADE as error:
+            self._result.windows.append(Window(fault.name, began_at, time.time(), fault.touches))
             self._rig.down.clear()  # what does not run is started again
             self._repaired_at = time.monotonic()  # of what was half made
             self._unwatched = Done(planned, at, Effect(False, ""), skipped=f"skipped: it could not be made: {error!r}")
             return self._unwatched
+        made_at = time.time()
         try:
             while (left := began + seconds - time.monotonic()) > 0 or (
                 left > -PATIENCE_SECONDS and not fault.has_hit(self._rig)
@@ -201,10 +225,13 @@ class _Run:
                 note = _looked(fault, self._rig) or note
                 time.sleep(LOOK_SECONDS)
         finally:
+            repair_at = time.time()
             fault.repair(self._rig)
         self._repaired_at = time.monotonic()
-        if isinstance(fault, TailLost):
-            self._result.lost += fault.lost
+        window = Window(
+            fault.name, began_at, time.time(), fault.touches, fault.dead, made_at=made_at, repair_at=repair_at
+        )
+        self._result.note(fault, window)
         done = Done(planned, at, Effect(False, ""), seconds=self._repaired_at - began, note=note)
         self._unwatched = done if planned.hasty else None
         if not planned.hasty:
@@ -291,20 +318,29 @@ def _recovered_words(done: Done) -> str:
 
 def _judge(result: Result, rig: Rig, watcher: Watcher, history: History, found: Found) -> None:
     found.offset_samples, found.lost = watcher.offsets, result.lost
-    settings = rig.settings
-    rules = AdmissionRules(
-        burst_seconds=settings.burst_seconds,
-        lease_events=2 * settings.rate_max * settings.lease_seconds * result.options.ingests,
-        rate_min=settings.rate_min,
-        late_seconds=LATE_SECONDS,
+    found.lost_unread = frozenset(result.lost_unread)
+    counts = {len(sample.partitions) for sample in watcher.seen.lags}
+    found.partition_counts = frozenset(range(min(counts), max(counts) + 1)) if counts else frozenset()
+    disturbed = Disturbed(
+        Windows([*result.windows, *(_window_of(ended) for ended in rig.unplanned)]),
+        clocks=result.clocks,
+        refusals=result.refusals,
+        outages=result.outages,
     )
     result.violations = check(
-        history, found, recovery=result.recovery, rates=watcher.all_rates(), outages=result.outages, rules=rules
+        history,
+        found,
+        recovery=result.recovery,
+        rates=watcher.all_rates(),
+        rules=_rules(rig),
+        seen=watcher.seen,
+        disturbed=disturbed,
     )
+    result.violations += result.complaints
     result.violations += watcher.failures
     slow = [one for one in result.done if one.note.startswith("not well after")]
     result.violations += [f"after {one.planned.name}: {one.note}" for one in slow]
-    result.unplanned = rig.unplanned
+    result.unplanned = [str(ended) for ended in rig.unplanned]
     result.lost_acked = lost_by_the_machine(history, found)
     outcomes = dict.fromkeys(Outcome, 0)
     for sent in history.events.values():
@@ -320,4 +356,41 @@ def _judge(result: Result, rig: Rig, watcher: Watcher, history: History, found: 
         "records lost with a log's tail": len(found.lost),
         "offset samples that moved": len(found.offset_samples),
         "rate samples": len(watcher.rates),
+        "lag samples": len(watcher.seen.lags),
+        "health samples": len(watcher.seen.health),
     }
+
+
+def _rules(rig: Rig) -> Rules:
+    """What bounds the run."""
+    settings, options = rig.settings, rig.options
+    return Rules(
+        AdmissionRules(
+            burst_seconds=settings.burst_seconds,
+            lease_events=2 * settings.rate_max * settings.lease_seconds * options.ingests,
+            rate_min=settings.rate_min,
+            late_seconds=LATE_SECONDS,
+        ),
+        AnswerRules(
+            append_seconds_max=settings.append_seconds_max,
+            retry_seconds_max=RETRY_SECONDS_MAX,
+            log_after_seconds=LOG_AFTER_SECONDS[options.log],
+            dead_log_takes_nothing=options.log == "redis",
+        ),
+        PolicyRules(
+            rate_max=settings.rate_max,
+            rate_min=settings.rate_min,
+            lag_degraded=settings.lag_degraded,
+            lag_critical=settings.lag_critical,
+            lag_tolerance=settings.drain_batch_records_max * settings.log_partitions // 2,
+        ),
+    )
+
+
+_PARTS_OF_PROGRAMS = {"batches": Part.WORKERS, "control": Part.LOOP, "beat": Part.LOOP}
+
+
+def _window_of(ended: Ended) -> Window:
+    """What a program that ended by itself disturbed; that it did is in the report."""
+    part = _PARTS_OF_PROGRAMS.get(ended.name, Part.INGEST)
+    return Window(f"{ended.name} ended", ended.at - 1.0, ended.at + UNPLANNED_SECONDS, frozenset({part}))

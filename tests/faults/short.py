@@ -7,7 +7,7 @@ from faults.report import as_markdown
 from faults.rig import Options
 from faults.run import Verdict, run
 
-SEED = 20
+SEED = 21  # odd: the log is trimmed
 EVENTS_PER_SECOND = 600.0  # beside surges, which go above the admitted rate
 
 

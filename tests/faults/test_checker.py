@@ -6,13 +6,23 @@ from dataclasses import replace
 import pytest
 
 from faults.admissions import Outage
-from faults.checker import check, lost_by_the_machine
+from faults.answers import AnswerRules
+from faults.checker import Disturbed, Rules, check, lost_by_the_machine
+from faults.control import PolicyRules
 from faults.found import AdmissionRules, Found, Hole, OffsetSample, Place, RateSample, Recovery, Stored
-from faults.history import EventNote, History, Outcome, Request
+from faults.history import EventNote, History, Outcome, Request, Told, given_id
+from faults.seen import Seen
+from faults.windows import Refusal
 
 LOG = "log.2"
-RULES = AdmissionRules(burst_seconds=1.0, lease_events=10, rate_min=100, late_seconds=0.5)
+RULES = Rules(
+    AdmissionRules(burst_seconds=1.0, lease_events=10, rate_min=100, late_seconds=0.5),
+    AnswerRules(append_seconds_max=1.0, retry_seconds_max=5, log_after_seconds=5.0, dead_log_takes_nothing=True),
+    PolicyRules(rate_max=1000.0, rate_min=100.0, lag_degraded=100, lag_critical=1000, lag_tolerance=10),
+)
 WELL = Recovery(2.0, 60.0)
+STATUSES = {Outcome.ACKED: "202", Outcome.REFUSED: "429", Outcome.INDETERMINATE: "no answer: TimeoutError"}
+REFUSED = Disturbed(refusals=[Refusal(0.0, 9999.0, "22023", 1, 0)])  # PostgreSQL may have refused any row
 
 
 def note(number: int, *, given: bool = True) -> EventNote:
@@ -20,7 +30,8 @@ def note(number: int, *, given: bool = True) -> EventNote:
 
 
 def request(outcome: Outcome, *, events: int = 1, sent_at: float = 1000.0, seconds: float = 0.01) -> Request:
-    return Request(sent_at, events, sent_at + seconds, "as told", outcome)
+    told = Told("r-1", accepted=events if outcome is Outcome.ACKED else None, retry_after="1")
+    return Request(sent_at, events, sent_at + seconds, STATUSES[outcome], outcome, "r-1", told)
 
 
 def history(outcomes: Sequence[Outcome]) -> History:
@@ -33,8 +44,10 @@ def history(outcomes: Sequence[Outcome]) -> History:
 
 def stored(number: int, *, partition: int = 0, offset: int | None = None) -> Stored:
     """Event k as it stands at offset k."""
+    place = Place(partition, number if offset is None else offset)
+    key = f"c0-{number}"
     return Stored(
-        Place(partition, number if offset is None else offset), f"c0-{number}", f"digest {number}", f"c0-{number}"
+        place, key, f"digest {number}", given_id(key), "r-1", 1000.0 + number, stored_at=1001.0, sqlstate="22023"
     )
 
 
@@ -51,7 +64,9 @@ def found(numbers: Sequence[int]) -> Found:
 
 
 def verdict(of: History, what: Found, recovery: Recovery = WELL) -> list[str]:
-    return check(of, what, recovery=recovery, rates=[RateSample(999.0, 100.0)], outages=[], rules=RULES)
+    return check(
+        of, what, recovery=recovery, rates=[RateSample(999.0, 100.0)], rules=RULES, seen=Seen(), disturbed=REFUSED
+    )
 
 
 ACKED = [Outcome.ACKED] * 4
@@ -69,7 +84,9 @@ def test_a_kept_promise_is_no_violation() -> None:
 @pytest.mark.parametrize("rates", [[], [RateSample(999.0, None)]])
 def test_a_promise_that_nobody_watched_is_not_kept(rates: list[RateSample]) -> None:
     unwatched = replace(found(range(4)), offset_samples=())
-    violations = check(history(ACKED), unwatched, recovery=WELL, rates=rates, outages=[], rules=RULES)
+    violations = check(
+        history(ACKED), unwatched, recovery=WELL, rates=rates, rules=RULES, seen=Seen(), disturbed=REFUSED
+    )
     assert [words.split(" was ever")[0] for words in violations] == ["no stored offset", "no published rate"]
 
 
@@ -236,7 +253,8 @@ def admitted(times: Sequence[float], events: int) -> History:
 
 
 def excess(of: History, rates: Sequence[RateSample], outages: Sequence[Outage] = ()) -> list[str]:
-    violations = check(of, Found(LOG), recovery=WELL, rates=rates, outages=outages, rules=RULES)
+    disturbed = Disturbed(outages=outages)
+    violations = check(of, Found(LOG), recovery=WELL, rates=rates, rules=RULES, seen=Seen(), disturbed=disturbed)
     return [violation for violation in violations if "admitted" in violation]
 
 

@@ -15,12 +15,21 @@ from faults.rig import Options
 from faults.run import Result, Verdict, _judge
 from faults.watcher import Watcher
 from pipeline import wiring
-from pipeline.errors import StoreUnavailableError
+from pipeline.errors import LogUnavailableError, StoreUnavailableError
+from pipeline.settings import Settings
+
+
+def _no_log() -> None:
+    raise LogUnavailableError
+
 
 RIG = SimpleNamespace(
     direct=SimpleNamespace(database_url="postgresql://nowhere"),
-    settings=SimpleNamespace(burst_seconds=1.0, rate_max=100.0, rate_min=10.0, lease_seconds=0.1),
+    settings=Settings(),
+    options=Options("redis", Path(), 1, 100.0),
     unplanned=[],
+    ingest_ports=[],
+    log_positions=_no_log,
 )
 WAIT_SECONDS_MAX = 5.0
 
@@ -56,7 +65,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch, offsets: Exception, rates: Excepti
     monkeypatch.setattr(wiring, "make_control_store", lambda _: store)
     monkeypatch.setattr(wiring, "make_control_events", lambda _: store)
     made = Watcher(cast("Any", RIG)).start()
-    for thread, seen in zip(made._threads, (connected, store.asked), strict=True):
+    for thread, seen in zip(made._threads[:2], (connected, store.asked), strict=True):
         while thread.is_alive() and not seen.wait(0.01):
             pass
     made.stop()

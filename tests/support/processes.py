@@ -35,6 +35,7 @@ class Program:
         """`under`: the command that runs it, as `prlimit` does."""
         self.name = name
         self.log_path = folder / f"{name}.log"
+        self.environ: dict[str, str] = {}  # added to the environment of each start
         self._command = [*under, sys.executable, "-m", *arguments]
         self._environ = {**os.environ, **environ_of(settings), "PYTHONWARNINGS": "default"}
         self._process: subprocess.Popen[bytes] | None = None
@@ -46,7 +47,12 @@ class Program:
         with self._changing, self.log_path.open("ab") as log:
             self._is_wanted = True
             self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._environ | environ, stdout=log, stderr=log, start_new_session=True
+                self._command,
+                cwd=ROOT,
+                env=self._environ | self.environ | environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         return self
 

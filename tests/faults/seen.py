@@ -1,0 +1,65 @@
+"""What watchers have seen of the running system, as the checker takes it. Times are seconds since the epoch."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSample:
+    """What the control store said at a time."""
+
+    at: float
+    version: int  # of the published rate; 0: none
+    rate: float | None = None  # events/s, effective
+    base_rate: float | None = None  # events/s, as the policy decided
+    lag: int | None = None  # events, as published
+    breaker: str = "closed"
+    paused: frozenset[int | None] | None = frozenset()  # partitions (None: all); None as a whole: unknown
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSample:
+    """Where a partition of the log began and ended, and how far it was stored."""
+
+    begin: int
+    end: int
+    stored: int
+    is_fresh: bool  # PostgreSQL has answered after the log; otherwise `stored` is what it said last
+
+    @property
+    def lag(self) -> int:
+        return max(0, self.end - max(self.stored, self.begin))
+
+
+@dataclass(frozen=True, slots=True)
+class LagSample:
+    """All partitions at a time."""
+
+    at: float
+    partitions: dict[int, PartitionSample]
+
+    @property
+    def lag(self) -> int:
+        return sum(one.lag for one in self.partitions.values())
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSample:
+    """An answer of GET /api/logs/health; `at` is when it came. `status` None: there was no answer of 200."""
+
+    at: float
+    ingest: int
+    status: str | None
+    lag: int | None = None
+    rate: float | None = None
+    breaker: str | None = None
+    consumption: str | None = None
+    reasons: int = 0
+
+
+@dataclass(slots=True)
+class Seen:
+    """All samples, each list in the order of time."""
+
+    control: list[ControlSample] = field(default_factory=list)
+    lags: list[LagSample] = field(default_factory=list)
+    health: list[HealthSample] = field(default_factory=list)

@@ -1,0 +1,160 @@
+"""What the judge says of samples of a running system: rates, lag, trimming, health, pauses, and standing still."""
+
+from dataclasses import replace
+
+import pytest
+
+from faults.control import PolicyRules, check_control
+from faults.found import Place, Stored
+from faults.seen import ControlSample, HealthSample, LagSample, PartitionSample, Seen
+from faults.windows import Part, Window, Windows
+
+RULES = PolicyRules(rate_max=1000.0, rate_min=100.0, lag_degraded=100, lag_critical=1000, lag_tolerance=10)
+SECONDS = 40
+WELL = ControlSample(0.0, 1, 1000.0, 1000.0, 50)
+HEALTHY = HealthSample(0.0, 0, "healthy", 50, 1000.0, "closed", "running")
+
+
+def control(**changes: object) -> list[ControlSample]:
+    """Five samples a second, with a publication each second."""
+    return [
+        replace(WELL, at=1000.0 + tick / 5, version=1 + tick // 5, **changes)  # type: ignore[arg-type]
+        for tick in range(5 * SECONDS)
+    ]
+
+
+def lags(*, lag: int = 50, moves: bool = True, seconds: float = SECONDS) -> list[LagSample]:
+    """Two samples a second of one partition."""
+    samples = []
+    for tick in range(int(2 * seconds)):
+        stored = 10 * tick if moves else 0
+        samples.append(LagSample(1000.0 + tick / 2, {0: PartitionSample(0, stored + lag, stored, is_fresh=True)}))
+    return samples
+
+
+def health(**changes: object) -> list[HealthSample]:
+    return [replace(HEALTHY, at=1000.0 + tick / 2, **changes) for tick in range(2 * SECONDS)]  # type: ignore[arg-type]
+
+
+def row(at: float, partition: int = 0) -> Stored:
+    return Stored(Place(partition, 0), "c0-1", "", "", stored_at=at)
+
+
+def said(seen: Seen, rows: list[Stored] | None = None, *windows: Window) -> list[str]:
+    return sorted(check_control(seen, rows or [], Windows(windows), RULES))
+
+
+def test_a_system_that_does_what_it_should_is_no_violation() -> None:
+    assert said(Seen(control(), lags(), health())) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lag": 550, "base_rate": 1000.0}, "where the published rate was not what the policy gives for its lag"),
+        ({"lag": 5000, "base_rate": 101.0, "rate": 101.0}, "where the published rate was not what the policy gives"),
+        ({"lag": None, "base_rate": 100.5, "rate": 100.5}, "where the rate rose though the lag was not known"),
+        ({"breaker": "open"}, "where the effective rate was above the decided one"),
+        ({"rate": 1001.0}, "where the effective rate was above the decided one"),
+    ],
+)
+def test_a_rate_is_the_policys(changes: dict[str, object], words: str) -> None:
+    assert any(words in one for one in said(Seen(control(**changes))))
+
+
+def test_the_policy_is_a_line_between_two_lags() -> None:
+    assert [RULES.rate(lag) for lag in (0, 100, 550, 1000, 9999)] == [1000.0, 1000.0, 550.0, 100.0, 100.0]
+    assert said(Seen(control(lag=550, base_rate=550.0, rate=550.0))) == []
+    assert said(Seen(control(lag=550, base_rate=550.0, rate=100.0, breaker="open"))) == []
+
+
+def test_the_published_lag_is_that_of_log_and_database() -> None:
+    assert said(Seen(control(lag=0), lags(lag=50))) == ["where the published lag was too low"]
+    assert said(Seen(control(lag=90), lags(lag=50))) == ["where the published lag was too high"]
+    # Where PostgreSQL was away, the log alone says how far it is stored; and a log that was restored says nothing.
+    away = Window("postgres.kill", 990.0, 1050.0, frozenset({Part.DATABASE}))
+    assert said(Seen(control(lag=90), lags(lag=50)), [], away) == []
+    back = Window("log.back", 990.0, 1050.0, frozenset({Part.LOG}))
+    assert said(Seen(control(lag=0), lags(lag=50)), [], back) == []
+
+
+def test_a_log_that_begins_behind_what_is_stored_was_trimmed_too_far() -> None:
+    seen = Seen(lags=[LagSample(1000.0, {0: PartitionSample(7, 9, 6, is_fresh=True)})])
+    assert said(seen) == ["where the log began behind what was stored"]
+    stale = Seen(lags=[LagSample(1000.0, {0: PartitionSample(7, 9, 6, is_fresh=False)})])
+    assert said(stale) == []
+
+
+@pytest.mark.parametrize(
+    ("store", "told", "words"),
+    [
+        ({"paused": frozenset({None})}, {"consumption": "paused"}, "healthy though it was not"),
+        ({"paused": frozenset({2})}, {"status": "degraded", "reasons": 1}, "whether consumption was paused"),
+        ({}, {"consumption": "paused"}, "whether consumption was paused"),
+        ({"breaker": "open", "rate": 100.0}, {"breaker": "open", "rate": 100.0}, "healthy though it was not"),
+        ({"breaker": "open", "rate": 100.0}, {"status": "critical", "reasons": 1}, "state of the breaker"),
+        ({"lag": 2000, "base_rate": 100.0, "rate": 100.0}, {"lag": 2000, "rate": 100.0}, "healthy though it was not"),
+        ({}, {"lag": 51}, "a lag that was not published"),
+        ({}, {"rate": 900.0}, "a rate that was not published"),
+        ({}, {"reasons": 1}, "gave no reason"),
+        ({}, {"status": None}, "did not answer"),
+    ],
+)
+def test_health_says_what_is_so(store: dict[str, object], told: dict[str, object], words: str) -> None:
+    found = said(Seen(control(**store), [], health(**told)))
+    assert len(found) == 1
+    assert words in found[0]
+    # One such answer may come of a process that was not run for a moment.
+    once = health()
+    once[20] = health(**told)[20]
+    if not store:
+        assert said(Seen(control(), [], once)) == []
+
+
+def test_health_is_not_healthy_while_the_log_is_dead() -> None:
+    parts = frozenset({Part.LOG})
+    dead = Window("log.kill", 1010.0, 1030.0, parts, parts, made_at=1010.0, repair_at=1030.0)
+    assert said(Seen(control(), lags(), health()), [], dead) == ["where health said healthy though it was not"]
+    frozen = replace(dead, dead=frozenset())
+    assert said(Seen(control(), lags(), health()), [], frozen) == []
+
+
+def test_nothing_is_stored_while_paused() -> None:
+    # Given a pause from 1010 to 1020
+    samples = [replace(one, paused=frozenset({None} if 1010 <= one.at < 1020 else set())) for one in control()]
+    words = ["where a row was stored though consumption was paused"]
+    # Then a batch that was under way may be stored, and nothing after it before the end
+    assert said(Seen(samples), [row(1009.0), row(1011.0), row(1021.0)]) == []
+    assert said(Seen(samples), [row(1015.0)]) == words
+    # But not where a worker may have been frozen in the middle of a batch
+    worker = Window("child.freeze", 1008.0, 1009.0, frozenset({Part.WORKERS}))
+    assert said(Seen(samples), [row(1015.0)], worker) == []
+
+
+def test_a_pause_of_one_partition_is_no_pause_of_others() -> None:
+    samples = control(paused=frozenset({1}))
+    assert said(Seen(samples), [row(1015.0, partition=0)]) == []
+    assert said(Seen(samples), [row(1015.0, partition=1)]) != []
+
+
+def test_a_partition_with_lag_gets_on() -> None:
+    words = ["where a partition with lag had stood still outside a fault"]
+    assert said(Seen(control(), lags(moves=False))) == words
+    assert said(Seen(control(), lags(moves=False, seconds=9))) == []
+    # Not while it is paused, or a fault lasts; and a worker that had to be started gets more time
+    assert said(Seen(control(paused=frozenset({0})), lags(moves=False))) == []
+    fault = Window("postgres.freeze", 1000.0, 1029.0, frozenset({Part.DATABASE}))
+    assert said(Seen(control(), lags(moves=False)), [], fault) == words
+    assert said(Seen(control(), lags(moves=False)), [], replace(fault, end=1031.0)) == []
+    killed = replace(fault, touches=frozenset({Part.WORKERS}))
+    assert said(Seen(control(), lags(moves=False)), [], killed) == []
+    # A fault that touches nothing excuses nothing
+    assert said(Seen(control(), lags(moves=False)), [], replace(fault, end=1040.0, touches=frozenset())) == words
+
+
+def test_the_controller_publishes_again_and_again() -> None:
+    samples = [replace(one, version=min(one.version, 20)) for one in control()]
+    assert said(Seen(samples)) == ["where the controller had not published outside a fault"]
+    assert said(Seen(samples[: 29 * 5])) == []
+    fault = Window("control-redis.freeze", 1020.0, 1039.0, frozenset({Part.CONTROL}))
+    assert said(Seen(samples), [], fault) == []
