@@ -7,6 +7,7 @@ event loop, so there are no locks.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import uuid
@@ -20,7 +21,9 @@ from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import hold_or_decay
+from pipeline.loops import Loop
 from pipeline.metrics import IngestMetrics
+from pipeline.names import LoopName
 from pipeline.ports.bucket import Bucket, Grant
 from pipeline.settings import Settings
 
@@ -65,7 +68,10 @@ def process_name() -> str:
 class Admission:
     """Admits events at the global rate. All methods are for the event loop's thread; `start` before the others."""
 
-    def __init__(self, settings: Settings, bucket: Bucket, clock: Clock, metrics: IngestMetrics) -> None:
+    def __init__(
+        self, settings: Settings, bucket: Bucket, clock: Clock, metrics: IngestMetrics, turns: Loop | None = None
+    ) -> None:
+        self._turns = turns or Loop(LoopName.LEASES, clock, on_demand=True)
         self._settings = settings
         self._bucket = bucket
         self._clock = clock
@@ -225,23 +231,19 @@ class Admission:
         call = self._loop.run_in_executor(self._executor, self._call, needed, max(needed, wanted))
         call.add_done_callback(self._on_answer)
 
-    def _call(self, needed: int, wanted: int) -> tuple[int, Grant | StoreUnavailableError]:
-        """Ask the bucket; on the executor's thread."""
-        try:
+    def _call(self, needed: int, wanted: int) -> tuple[int, Grant | None]:
+        """Ask the bucket; on the executor's thread. No grant: it is away, or fails by a defect, which health shows."""
+        with self._turns.turn(), contextlib.suppress(StoreUnavailableError):
             return wanted, self._bucket.take(needed=needed, wanted=wanted, process=self._process)
-        except StoreUnavailableError as error:
-            return wanted, error
+        return wanted, None
 
-    def _on_answer(self, call: "asyncio.Future[tuple[int, Grant | StoreUnavailableError]]") -> None:
+    def _on_answer(self, call: "asyncio.Future[tuple[int, Grant | None]]") -> None:
         self._is_asking = False
         if call.cancelled() or not self._is_running:
             return
         now = self._clock.monotonic()
-        if call.exception() is not None:  # a defect of the adapter: its error goes to whoever waits
-            self._fail_waiting(call.exception())
-            return
         wanted, answer = call.result()
-        if isinstance(answer, Grant):
+        if answer is not None:
             self._local = None
             self._metrics.lease_calls.labels("granted" if answer.granted else "empty").inc()
             self._settle_grant(answer, wanted, now)

@@ -22,7 +22,9 @@ from pipeline.errors import (
     LogUnavailableError,
     SluiceError,
 )
+from pipeline.loops import Loop
 from pipeline.metrics import IngestMetrics
+from pipeline.names import LoopName
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 
@@ -62,8 +64,11 @@ class LogStatus:
 class Appender:
     """Appends for the requests of one process. Bounded in events and bytes; `append` is for the event loop only."""
 
-    def __init__(self, log: EventLog, settings: Settings, clock: Clock, metrics: IngestMetrics) -> None:
+    def __init__(
+        self, log: EventLog, settings: Settings, clock: Clock, metrics: IngestMetrics, turns: Loop | None = None
+    ) -> None:
         self._log = log
+        self._turns = turns or Loop(LoopName.APPENDER, clock)
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
@@ -229,17 +234,23 @@ class Appender:
 
     def _run(self) -> None:
         self._ask_identity()
-        busy_requests = 1  # of the last group: whether company is to be expected
-        while True:
-            group, is_closing = self._next_group(busy_requests)
-            if group:
-                busy_requests = len(group)
-                self._append_group(group)
-            elif is_closing:
-                return
-            else:
-                busy_requests = 1
-                self._ping()
+        busy_requests: int | None = 1  # of the last group: whether company is to be expected
+        while busy_requests is not None:
+            with self._turns.turn():
+                busy_requests = self._turn(busy_requests)
+            if self._turns.is_failing:
+                self._clock.sleep(AWAY_SECONDS)
+
+    def _turn(self, busy_requests: int) -> int | None:
+        """Append the next group, or ask an idle log; how many requests the group had, None at the end of all."""
+        group, is_closing = self._next_group(busy_requests)
+        if group:
+            self._append_group(group)
+            return len(group)
+        if is_closing:
+            return None
+        self._ping()
+        return 1
 
     def _next_group(self, busy_requests: int) -> tuple[list[_Request], bool]:
         """The requests of the next append, and whether the appender is closing; none after an idle while."""

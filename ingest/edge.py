@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 
 from ingest.admission import Admission
 from ingest.appender import Appender
-from ingest.control import ControlFollower
 from ingest.dashboard.recorder import Recorder, Sight
 from ingest.dashboard.viewers import Reader, Viewers
 from ingest.errors import NotReadyError, answer, body_of, status_of
@@ -22,7 +21,10 @@ from ingest.health import Vitals
 from ingest.refusal import Refuser
 from ingest.request_id import RequestIds
 from pipeline.clock import Clock
-from pipeline.metrics import IngestMetrics, RequestsByStatus
+from pipeline.follower import ControlFollower
+from pipeline.loops import Loops
+from pipeline.metrics import IngestMetrics, LoopsCollector, RequestsByStatus
+from pipeline.names import LoopName
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import ControlEvents, ControlState, ControlStore, rate_after_override
 from pipeline.ports.log import EventLog
@@ -54,10 +56,16 @@ class Edge:
         self.registry = CollectorRegistry()
         self.registry.register(_Sampling(self))  # first: a registry asks in order, and the rest is then current
         self.metrics = IngestMetrics(self.registry)
+        self.loops = Loops(parts.clock)
+        self.registry.register(LoopsCollector(self.loops.failures))
         self.registry.register(RequestsByStatus(self.metrics, status_of, lambda: self.refused_beyond_first))
-        self.admission = Admission(settings, parts.bucket, parts.clock, self.metrics)
-        self.appender = Appender(parts.log, settings, parts.clock, self.metrics)
-        self.follower = ControlFollower(parts.store, parts.events, parts.clock, self._on_state)
+        self.admission = Admission(
+            settings, parts.bucket, parts.clock, self.metrics, self.loops.add(LoopName.LEASES, on_demand=True)
+        )
+        self.appender = Appender(parts.log, settings, parts.clock, self.metrics, self.loops.add(LoopName.APPENDER))
+        self.follower = ControlFollower(
+            parts.store, parts.events, parts.clock, self._on_state, self.loops.add(LoopName.FOLLOWER)
+        )
         self.hard_bodies = HardBodies(settings)
         self.request_ids = RequestIds()
         self.traces = settings.log_level == "DEBUG"  # asked once for each request: a logger takes longer to say
@@ -125,6 +133,7 @@ class Edge:
             rate=self.admission.rate(now),
             available_permissions=self.admission.available(now),
             is_local=self.admission.is_local,
+            loop_problems=tuple(self.loops.problems(now)),
         )
 
     def sample_gauges(self) -> None:

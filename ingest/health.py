@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ingest.appender import LogStatus
-from ingest.control import Followed
+from pipeline.follower import Followed
 from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import ControlState, Pause, consumption_word
 
@@ -26,6 +26,7 @@ class Vitals:
     rate: float  # events/s admitted, as this process knows it
     available_permissions: int | None
     is_local: bool  # the bucket is away
+    loop_problems: tuple[str, ...] = ()  # what is wrong with this process' own loops
 
     @property
     def controller_age_seconds(self) -> float | None:
@@ -50,6 +51,7 @@ def health_document(vitals: Vitals) -> dict[str, Any]:
         *_lag_problems(Mode.UNKNOWN if rate is None else rate.mode, lag, age),
         *_breaker_problems(breaker),
         *_pause_problems(pauses),
+        *((_DEGRADED, problem) for problem in vitals.loop_problems),
     ]
     severities = {severity for severity, _ in problems}
     return {
@@ -124,7 +126,7 @@ def _pause_problems(pauses: tuple[Pause, ...] | None) -> list[tuple[str, str]]:
     if pauses is None:
         return [(_DEGRADED, "whether consumption is paused is unknown")]
     return [
-        (_DEGRADED, f"consumption{_where(pause)} is paused ({pause.reason}) by {pause.by}: {pause.why}")
+        (_DEGRADED, f"consumption{_where(pause)} is paused ({pause.name}) by {pause.by}: {pause.why}")
         for pause in pauses
         if pause.reason is not PauseReason.BREAKER  # told above
     ]

@@ -9,8 +9,8 @@ from prometheus_client.core import Metric
 
 from ingest.errors import status_of
 from pipeline.clock import SystemClock
-from pipeline.metrics import IngestMetrics, RequestsByStatus
-from pipeline.names import Mode
+from pipeline.metrics import IngestMetrics, LoopsCollector, RequestsByStatus
+from pipeline.names import LoopName, Mode
 from pipeline.ports.control import Consumption
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
@@ -58,12 +58,14 @@ def groups() -> dict[str, list[Metric]]:
     ingest = IngestMetrics(registry)
     ingest.answers.labels("accepted")
     registry.register(RequestsByStatus(ingest, status_of, lambda: 0))
+    loops = LoopsCollector(lambda: {LoopName.FOLLOWER: 0})
+    registry.register(loops)
     system = system_metrics("redis://log")
     known = {metric.name for metric in system}
     system += [metric for metric in system_metrics("kafka://log") if metric.name not in known]
     return {
         "Ingest, each process": list(registry.collect()),
-        "Workers, each": list(ChildrenCollector().collect()),
+        "Workers, each": [*ChildrenCollector().collect(), *loops.collect()],
         "Control worker, for the whole system": system,
     }
 

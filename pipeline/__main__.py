@@ -84,7 +84,7 @@ def screen(status: SystemStatus, width: int = 100) -> str:
 def _consumption(status: SystemStatus) -> str:
     if status.pauses is None:
         return "unknown"
-    held = ", ".join(pause_words(pause.reason, pause.partition) for pause in status.pauses)
+    held = ", ".join(pause_words(pause.name, pause.partition) for pause in status.pauses)
     if not held:
         return "running"
     return f"paused ({held})" if paused(status.pauses) else f"running, but for {held}"

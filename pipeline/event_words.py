@@ -77,6 +77,8 @@ def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR091
             return "Dead letters replayed"
         case ControlEventKind.DRAINER_TERMINATED:
             return f"Stalled drain of partition {data['partition']} ended"
+        case ControlEventKind.UNKNOWN:
+            return f"{data['kind'].replace('_', ' ').capitalize()} (of another version)"
 
 
 def _resumed(data: dict[str, str]) -> str:

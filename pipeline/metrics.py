@@ -5,13 +5,15 @@ a registry of that process' own, so that nothing is registered by an import and 
 process. What belongs to the whole system is made from the control store when it is asked for (`system_metrics`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from pipeline.names import LoopName
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,11 @@ INGEST_IS_LOCAL: Final = Declared(
 INGEST_LOG_ANSWERS: Final = Declared("sluice_ingest_log_answers", "1 while the event log answers this process")
 # Near INGEST_CONNECTIONS_MAX new clients are turned away.
 INGEST_CONNECTIONS: Final = Declared("sluice_ingest_connections", "Open connections of clients")
+
+# Grows: a defect, whose traceback is in the log of this process. The loop goes on.
+LOOP_FAILURES: Final = Declared(
+    "sluice_loop_failures", "Turns of a loop of this process (a thread, a timer) that ended with an error", ("loop",)
+)
 
 # --- Of a worker --------------------------------------------------------------------------------------------------
 
@@ -235,6 +242,24 @@ class IngestMetrics:
         self.admission_is_local = INGEST_IS_LOCAL.live_gauge(registry)
         self.log_answers = INGEST_LOG_ANSWERS.live_gauge(registry)
         self.connections = INGEST_CONNECTIONS.live_gauge(registry)
+
+
+class LoopsCollector(Collector):
+    """How often each loop of this process failed."""
+
+    def __init__(self, failures: Callable[[], Mapping[LoopName, int]]) -> None:
+        self._failures = failures
+
+    def describe(self) -> Iterable[Metric]:
+        """What `collect` gives."""
+        return [LOOP_FAILURES.counter()]
+
+    def collect(self) -> Iterator[Metric]:
+        """A series for each loop."""
+        family = LOOP_FAILURES.counter()
+        for name, count in self._failures().items():
+            family.add_metric([name.value], count)
+        yield family
 
 
 class RequestsByStatus(Collector):

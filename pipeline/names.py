@@ -1,7 +1,7 @@
 """Closed vocabularies: queues, pause reasons, control events and Redis keys, each declared once."""
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 
 class Queue(StrEnum):
@@ -27,6 +27,7 @@ class PauseReason(StrEnum):
     OPERATOR = "operator"  # somebody asked for it; lifted by hand
     POISON = "poison"  # too many dead letters in a row; lifted by hand
     LOG_GAP = "log_gap"  # the log lost events that were never stored; lifted by hand
+    UNKNOWN = "unknown"  # a newer version's reason, which this one can't name: it pauses all the same; lifted by hand
 
 
 class Health(StrEnum):
@@ -43,6 +44,17 @@ class Severity(StrEnum):
 
     CRITICAL = "critical"
     DEGRADED = "degraded"
+
+
+class LoopName(StrEnum):
+    """Loops of a process that must not end, as health, logs and metrics name them."""
+
+    FOLLOWER = "control follower"  # reads the control state after every event; in ingest and in workers
+    APPENDER = "appender"  # appends requests to the event log; in ingest
+    LEASES = "lease taker"  # asks the bucket for tokens; in ingest
+    HISTORY = "history writer"  # writes what the page draws; in ingest
+    PAGE = "page writer"  # writes to the open pages; in ingest
+    CONSUMER = "pause timer"  # compares what a worker consumes with the pauses; in workers of `batches`
 
 
 class AlarmCode(StrEnum):
@@ -70,6 +82,7 @@ class BreakerState(StrEnum):
 class ControlEventKind(StrEnum):
     """What happened in the control loop."""
 
+    UNKNOWN = "unknown"  # a newer version recorded it; its data says `kind`, by which that version names it
     RATE_CHANGED = "rate_changed"
     BREAKER_OPENED = "breaker_opened"
     BREAKER_CLOSED = "breaker_closed"
@@ -81,6 +94,17 @@ class ControlEventKind(StrEnum):
     BANDS_SET = "bands_set"  # somebody set other thresholds, or went back to those of the settings
     DEAD_LETTERS_REPLAYED = "dead_letters_replayed"  # somebody had dead letters tried once more
     DRAINER_TERMINATED = "drainer_terminated"  # regulate ended a backend that held a partition without progress
+
+
+_Word = TypeVar("_Word", bound=StrEnum)
+
+
+def known_word(vocabulary: type[_Word], word: str) -> _Word:
+    """A word that was read, as one of a vocabulary that has `unknown`: which it is where a newer version wrote it."""
+    try:
+        return vocabulary(word)
+    except ValueError:
+        return vocabulary("unknown")
 
 
 # Keys on the control server (REDIS_URL). All carry the prefix of Settings.key_prefix.

@@ -34,6 +34,7 @@ _LOOK_AT_PAUSE: Final = {
     PauseReason.OPERATOR: "somebody paused it on purpose: ask them",
     PauseReason.POISON: "the newest dead letters and their errors: often it is the schema, not the data",
     PauseReason.LOG_GAP: "the event log: it lost events that were never stored, or is another one than before",
+    PauseReason.UNKNOWN: "the processes of a newer version of Sluice: one of them gave this reason",
 }
 _RESUME: Final = "it ends only by `celery -A tasks.app control resume_consumption`"
 # What an adapter's error says before the reason; the problem says it already.
@@ -253,9 +254,7 @@ def _breaker(status: SystemStatus) -> Iterator[Problem]:
         if status.rate is not None and status.rate < status.floor_rate and status.override is not None:
             rate = f"{rate_words(status.rate)}, set by hand"
         why = f": {held.why}" if held is not None else ""
-        others = [
-            pause_words(p.reason, p.partition) for p in status.pauses or () if p.reason is not PauseReason.BREAKER
-        ]
+        others = [pause_words(p.name, p.partition) for p in status.pauses or () if p.reason is not PauseReason.BREAKER]
         stays = f"the breaker closes by itself, but consumption stays paused ({', '.join(others)})"
         then = stays if others else "all resumes by itself"
         yield Problem(
@@ -278,7 +277,7 @@ def _pauses(status: SystemStatus) -> Iterator[Problem]:
             # The cause stands before the lag that it makes, so it is as bad as that.
             yield Problem(
                 "critical" if status.mode is Mode.CRITICAL else "degraded",
-                f"{_paused_what(pause)} is paused ({pause_words(pause.reason, None)}) since "
+                f"{_paused_what(pause)} is paused ({pause_words(pause.name, None)}) since "
                 f"{clock_time(pause.since)} by {pause.by}: {pause.why}; {_its(pause)}events are taken, but not stored",
                 f"{_LOOK_AT_PAUSE[pause.reason]}; {_RESUME}",
             )
@@ -362,7 +361,7 @@ def status_document(status: SystemStatus) -> dict[str, Any]:
         "pauses": None
         if status.pauses is None
         else [
-            {"reason": p.reason.value, "partition": p.partition, "since": p.since, "by": p.by, "why": p.why}
+            {"reason": p.name, "partition": p.partition, "since": p.since, "by": p.by, "why": p.why}
             for p in status.pauses
         ],
         "controllerAgeSeconds": status.controller_age,

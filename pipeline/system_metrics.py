@@ -109,6 +109,9 @@ class _Asking:
             self._is_away = True
             _logger.debug("left out of the metrics: %s", error)
             return None
+        except Exception:  # a scrape without these figures is better than none
+            _logger.exception("left out of the metrics by a defect", extra={"action": "metrics_failed"})
+            return None
 
 
 def _memory_gauges(found: Mapping[str, tuple[int, int] | None]) -> Iterator[Metric]:

@@ -11,7 +11,9 @@ from kombu import Exchange
 from kombu import Queue as KombuQueue
 
 from beat_schedule import beat_schedule
+from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
+from pipeline.loops import Loops
 from pipeline.names import Queue
 from pipeline.settings import Settings, drop_variables_of_celery, no_system_to_ask
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
@@ -25,13 +27,14 @@ _MIGRATION_SECONDS_MAX: Final = 330.0
 
 
 class SluiceCelery(Celery):
-    """A Celery application that knows its settings, so that tasks and worker steps find them."""
+    """A Celery application that knows its settings and loops, so that tasks and worker steps find them."""
 
     control_cls = "tasks.asking:SluiceControl"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__("sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control"])
         self.sluice_settings = settings
+        self.sluice_loops = Loops(SystemClock())  # of the worker's main process
 
 
 def make_app(settings: Settings) -> SluiceCelery:

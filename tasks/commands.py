@@ -62,7 +62,7 @@ def resume(parts: Parts, by: str, why: str) -> str:
     for reason in PauseReason:
         if reason is not PauseReason.BREAKER:  # also one that is not known to hold: it may have begun just now
             parts.control.resume(reason, generation=None, by=by, why=why)
-    lifted = [pause_words(pause.reason, pause.partition) for pause in held]
+    lifted = [pause_words(pause.name, pause.partition) for pause in held]
     kept = _kept(lambda: _forget_pauses(parts))
     left = parts.control.state().pauses or ()
     words = f"Lifted by {by}: {', '.join(lifted)}." if lifted else "Nobody had paused consumption by hand."
@@ -77,7 +77,7 @@ def resume(parts: Parts, by: str, why: str) -> str:
 
 def _forget_pauses(parts: Parts) -> None:
     for pause in load_pauses(parts.sink):
-        delete_pause(parts.sink, pause.reason, pause.partition)
+        delete_pause(parts.sink, pause.name, pause.partition)
 
 
 def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, why: str) -> str:

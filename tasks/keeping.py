@@ -30,12 +30,12 @@ def keep_what_holds(parts: Parts) -> list[str]:
     """
     if parts.control.state().breaker is not BreakerState.CLOSED:
         return []
-    kept = {(pause.reason, pause.partition) for pause in load_pauses(parts.sink)}
+    kept = {(pause.name, pause.partition) for pause in load_pauses(parts.sink)}
     override, bands = load_override(parts.sink), load_bands(parts.sink)
     state = parts.control.state()
     if state.pauses is None or state.breaker is not BreakerState.CLOSED:
         return []
-    changed = _keep_pauses(parts, kept, {(pause.reason, pause.partition): pause for pause in state.pauses})
+    changed = _keep_pauses(parts, kept, {(pause.name, pause.partition): pause for pause in state.pauses})
     changed += _keep_override(parts, override, state)
     changed += _keep_bands(parts, bands, state)
     if changed:
@@ -43,16 +43,16 @@ def keep_what_holds(parts: Parts) -> list[str]:
     return changed
 
 
-_Place = tuple[PauseReason, int | None]  # a reason, and the partition that it holds for
+_Place = tuple[str, int | None]  # a reason's name, and the partition that it holds for
 
 
 def _keep_pauses(parts: Parts, kept: set[_Place], holding: dict[_Place, Pause]) -> list[str]:
-    ended, begun = kept - set(holding), set(holding) - kept - {(PauseReason.BREAKER, None)}
+    ended, begun = kept - set(holding), set(holding) - kept - {(PauseReason.BREAKER.value, None)}
     for place in ended:
         delete_pause(parts.sink, *place)
     for place in begun:
         pause = holding[place]
-        save_pause(parts.sink, AskedPause(pause.reason, pause.by, pause.why, pause.since, pause.partition))
+        save_pause(parts.sink, AskedPause(pause.reason, pause.by, pause.why, pause.since, pause.partition, pause.word))
     return [
         *(f"pause ended ({pause_words(*place)})" for place in ended),
         *(f"pause ({pause_words(*place)})" for place in begun),

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from pipeline import metrics, wiring
 from pipeline.clock import SystemClock
+from pipeline.loops import Loops
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from pipeline.starts import note_start
@@ -79,7 +80,9 @@ class MetricsStep(bootsteps.StartStopStep):
             return
         try:
             self._server, self._thread = start_http_server(
-                settings.worker_metrics_port, settings.metrics_host, make_registry(settings, is_control=is_control)
+                settings.worker_metrics_port,
+                settings.metrics_host,
+                make_registry(settings, loops=worker.app.sluice_loops, is_control=is_control),
             )
         except OSError as error:
             _logger.warning(
@@ -100,12 +103,13 @@ class MetricsStep(bootsteps.StartStopStep):
         self.stop(worker)
 
 
-def make_registry(settings: Settings, *, is_control: bool) -> CollectorRegistry:
+def make_registry(settings: Settings, *, loops: Loops, is_control: bool) -> CollectorRegistry:
     """What a worker shows: itself, its children, and on the control worker the whole system."""
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     registry.register(ChildrenCollector())
+    registry.register(metrics.LoopsCollector(loops.failures))
     if is_control:
         registry.register(SystemCollector(_system_parts(settings)))
     return registry

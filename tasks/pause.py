@@ -6,51 +6,53 @@ consumer by hand is corrected within a fraction of a second.
 """
 
 import logging
-import threading
-from typing import Any, Final
+from typing import Any
 
 from celery import bootsteps
 
 from pipeline import wiring
-from pipeline.errors import StoreUnavailableError
-from pipeline.names import Queue
-from pipeline.ports.control import ControlEvents, ControlStore, paused
+from pipeline.clock import SystemClock
+from pipeline.follower import ControlFollower
+from pipeline.loops import Loop, Loops
+from pipeline.names import LoopName, Queue
+from pipeline.ports.control import ControlEvents, ControlState, ControlStore, paused
 from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-_WAIT_SECONDS: Final = 1.0  # how soon a change is seen even when its event was lost
-_RETRY_SECONDS: Final = 0.5  # between two attempts while the control store is away
+_STOP_SECONDS = 0.0  # the thread only reads: it is left behind in its wait
 
 
 class PauseFollower:
-    """Follows the control state in a thread of its own; `paused` is what was known last, True before anything is."""
+    """Follows the control state; `paused` is what was known last, True before anything is."""
 
-    def __init__(self, store: ControlStore, events: ControlEvents) -> None:
+    def __init__(self, store: ControlStore, events: ControlEvents, loop: Loop) -> None:
         self.paused = True
-        self._store = store
-        self._events = events
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="pause-follower", daemon=True)
+        self._parts = (store, events, loop)
+        self._follower = self._made()
 
     def start(self) -> None:
         """Begin to follow."""
-        self._thread.start()
+        self._follower.start()
 
     def stop(self) -> None:
-        """End the thread; returns at once, the thread ends within its wait."""
-        self._stopping.set()
+        """End; returns at once, the thread ends within its wait."""
+        self._follower.stop(seconds_max=_STOP_SECONDS)
 
-    def _follow(self) -> None:
-        position = ""
-        while not self._stopping.is_set():
-            try:
-                pauses = self._store.state().pauses
-                if pauses is not None:  # unknown after a flush: what was known last counts
-                    self.paused = paused(pauses)  # one of a partition is its drain's to see
-                position = self._events.wait(position, wait_seconds=_WAIT_SECONDS)
-            except StoreUnavailableError:
-                self._stopping.wait(_RETRY_SECONDS)
+    def keep_alive(self) -> None:
+        """Begin anew where the thread has ended, whatever ended it."""
+        if not self._follower.is_alive:
+            _logger.error("the thread that follows the pauses has ended: begun anew", extra={"action": "follow_again"})
+            self._follower = self._made()
+            self._follower.start()
+
+    def _made(self) -> ControlFollower:
+        store, events, loop = self._parts
+        return ControlFollower(store, events, SystemClock(), self._on_state, loop)
+
+    def _on_state(self, state: ControlState) -> None:
+        if state.pauses is not None:  # unknown after a flush: what was known last counts
+            self.paused = paused(state.pauses)  # one of a partition is its drain's to see
 
 
 class PauseStep(bootsteps.StartStopStep):
@@ -61,6 +63,7 @@ class PauseStep(bootsteps.StartStopStep):
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._follower: PauseFollower | None = None
+        self._loop: Loop  # from `start` on
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
@@ -70,7 +73,13 @@ class PauseStep(bootsteps.StartStopStep):
         settings: Settings = consumer.app.sluice_settings
         consumer.cancel_task_queue(Queue.BATCHES.value)
         if self._follower is None:
-            self._follower = PauseFollower(wiring.make_control_store(settings), wiring.make_control_events(settings))
+            loops: Loops = consumer.app.sluice_loops
+            self._loop = loops.add(LoopName.CONSUMER)
+            self._follower = PauseFollower(
+                wiring.make_control_store(settings),
+                wiring.make_control_events(settings),
+                loops.add(LoopName.FOLLOWER),
+            )
             self._follower.start()
         self._timer = consumer.timer.call_repeatedly(settings.pause_reconcile_seconds, self._reconcile, (consumer,))
 
@@ -91,9 +100,16 @@ class PauseStep(bootsteps.StartStopStep):
         return self._follower is not None or Queue.BATCHES.value in consumer.app.amqp.queues.consume_from
 
     def _reconcile(self, consumer: Any) -> None:
-        follower, task_consumer = self._follower, consumer.task_consumer
-        if follower is None or task_consumer is None:
-            return
+        """One tick; an error of it must not reach the worker's event loop, which some of them would end."""
+        with self._loop.turn():
+            follower, task_consumer = self._follower, consumer.task_consumer
+            if follower is None or task_consumer is None:
+                return
+            follower.keep_alive()
+            self._compare(follower, consumer)
+
+    def _compare(self, follower: PauseFollower, consumer: Any) -> None:
+        task_consumer = consumer.task_consumer
         consuming = task_consumer.consuming_from(Queue.BATCHES.value)
         if follower.paused and consuming:
             consumer.cancel_task_queue(Queue.BATCHES.value)

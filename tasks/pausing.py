@@ -38,7 +38,7 @@ def keep_pause(parts: Parts, pause: AskedPause, evidence: dict[str, Any] | None 
     except RecoverableError as error:
         _logger.warning(
             "pause (%s) would not outlive a flush of Redis: %s",
-            pause_words(pause.reason, pause.partition),
+            pause_words(pause.name, pause.partition),
             error,
             extra={"action": "pause"},
         )

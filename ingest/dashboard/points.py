@@ -80,6 +80,8 @@ def next_point(before: HistoryEntry | None, entry: HistoryEntry) -> Point:
     if before is None:
         return Point(entry.at, None, entry.sample)
     seconds = entry.at - before.at
+    if len(before.counts) != len(COUNTS) or len(entry.counts) != len(COUNTS):  # another version counts other things
+        return Point(entry.at, None, entry.sample)
     growth = [new - old for old, new in zip(before.counts, entry.counts, strict=True)]
     if not 0 < seconds <= GAP_SECONDS or min(growth) < 0:
         return Point(entry.at, None, entry.sample)

@@ -11,7 +11,7 @@ from ingest.dashboard.counting import Counting
 from ingest.dashboard.points import Point
 from pipeline.errors import RecoverableError, SluiceError, StoreUnavailableError
 from pipeline.flow.lag import lag_by_partition
-from pipeline.names import LEASE_HISTORY
+from pipeline.names import LEASE_HISTORY, LoopName
 from pipeline.ports.control import ControlState, Leases, paused
 from pipeline.ports.history import HISTORY_ENTRIES_MAX, History
 from pipeline.ports.log import EventLog
@@ -46,6 +46,7 @@ class Recorder:
         self._counting = Counting(edge)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._task: asyncio.Task[None] | None = None
+        self._loop = edge.loops.add(LoopName.HISTORY)
         self._is_away = False
         self.local: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
 
@@ -66,15 +67,19 @@ class Recorder:
             due = max(due + PERIOD_SECONDS, loop.time())
             await asyncio.sleep(due - loop.time())
             now = loop.time()
-            counts, sample = self._counting.take(), self._own_view()
-            try:
-                seen = await loop.run_in_executor(self._executor, self._record, counts, sample)
-            except Exception:
-                logger.exception("writing the history failed by a defect", extra={"action": "history_failed"})
-                seen = None
-            rates = tuple(count / (now - last) for count in counts.values())
-            self.local.append(Point(self._edge.clock.now(), rates, seen or sample, is_local=True))
+            with self._loop.turn():
+                await self._write(now - last)
             last = now
+
+    async def _write(self, seconds: float) -> None:
+        """Write what came in so many seconds, and remember it here whatever becomes of it."""
+        counts, sample = self._counting.take(), self._own_view()
+        seen: dict[str, Any] | None = None
+        try:
+            seen = await asyncio.get_running_loop().run_in_executor(self._executor, self._record, counts, sample)
+        finally:
+            rates = tuple(count / seconds for count in counts.values())
+            self.local.append(Point(self._edge.clock.now(), rates, seen or sample, is_local=True))
 
     def _own_view(self) -> dict[str, Any]:
         """What this process knows without asking anybody."""

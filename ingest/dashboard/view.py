@@ -97,6 +97,9 @@ def _own_problems(vitals: Vitals) -> list[Problem]:
     if vitals.log.answers and vitals.log.is_full:
         what = "The event log is full: clients get 503, nothing is taken"
         found.append(Problem("critical", what, "the memory of the log's server, and why consumers are behind"))
+    for problem in vitals.loop_problems:
+        what = f"{problem[0].upper()}{problem[1:]}"
+        found.append(Problem("degraded", what, "the log of this ingest process; a restart may help"))
     if vitals.is_local:
         what = "The token bucket (Redis) is away: each ingest process admits its share of the last known rate"
         found.append(Problem("degraded", what, "the server of REDIS_URL, and its memory limit"))

@@ -17,6 +17,7 @@ from ingest.dashboard.recorder import Recorder
 from ingest.dashboard.view import Sources, event_documents, page_document, system_status
 from ingest.errors import NotReadyError
 from pipeline.errors import StoreUnavailableError
+from pipeline.names import LoopName
 from pipeline.ports.control import ControlEvent, ControlEvents
 from pipeline.ports.history import HISTORY_ENTRIES_MAX, HISTORY_SECONDS, History, HistoryEntry
 
@@ -150,6 +151,7 @@ class Viewers:
         self._wake = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="page")
         self._task: asyncio.Task[None] | None = None
+        self._loop = edge.loops.add(LoopName.PAGE)
 
     def start(self) -> None:
         """Begin."""
@@ -190,18 +192,20 @@ class Viewers:
         while True:
             due = loop.time() + PERIOD_SECONDS
             await asyncio.sleep(SOONEST_SECONDS)
-            await self._next(due)
-            self._wake.clear()
-            new = [viewer for viewer in self._viewers if viewer.is_new]
-            if not self._viewers:
-                continue
-            local = [] if self._recorder is None else list(self._recorder.local)
-            try:
-                frame = await loop.run_in_executor(self._executor, self._make, self._sources(), local, bool(new))
-            except Exception:
-                logger.exception("the page could not be made by a defect", extra={"action": "page_failed"})
-                continue
-            self._give(frame, new)
+            with self._loop.turn():
+                await self._next(due)
+                self._wake.clear()
+                await self._write()
+
+    async def _write(self) -> None:
+        """Write to every open page."""
+        new = [viewer for viewer in self._viewers if viewer.is_new]
+        if not self._viewers:
+            return
+        local = [] if self._recorder is None else list(self._recorder.local)
+        loop = asyncio.get_running_loop()
+        frame = await loop.run_in_executor(self._executor, self._make, self._sources(), local, bool(new))
+        self._give(frame, new)
 
     async def _next(self, due: float) -> None:
         """Wait for the next second, or for a new viewer."""

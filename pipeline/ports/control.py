@@ -76,6 +76,12 @@ class Pause:
     by: str
     why: str
     partition: int | None = None  # None: the whole system
+    word: str = ""  # of a reason that this version does not know: how a newer one names it
+
+    @property
+    def name(self) -> str:
+        """The reason as it is written down, also one that this version does not know."""
+        return self.word or self.reason.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,12 @@ class AskedPause:
     why: str
     since: float
     partition: int | None = None  # None: the whole system
+    word: str = ""  # as in Pause
+
+    @property
+    def name(self) -> str:
+        """The reason as it is written down, also one that this version does not know."""
+        return self.word or self.reason.value
 
 
 def paused(pauses: Iterable[Pause], partition: int | None = None) -> bool:
@@ -139,7 +151,10 @@ class ControlEvent:
 
 
 class ControlStore(Protocol):
-    """Shared control state. Every method raises StoreUnavailableError when the server does not answer."""
+    """Shared control state. Every method raises StoreUnavailableError when the server does not answer, or refuses.
+
+    What a newer version wrote is read as far as this one knows it: words that it does not know become UNKNOWN.
+    """
 
     def state(self) -> ControlState:
         """Rate, pauses and breaker in one round trip."""
@@ -192,7 +207,7 @@ class ControlStore(Protocol):
         """Lift a reason if its generation is still the given one (None: whichever); True when it was lifted.
 
         With a partition, where the reason holds for that partition by itself; without, for the system and all
-        partitions, and the generation is that of the oldest.
+        partitions, and the generation is that of the oldest. UNKNOWN stands for all that this version does not know.
         """
 
     def restore(

@@ -3,21 +3,20 @@
 import json
 from typing import Any
 
-from pipeline.names import PauseReason
+from pipeline.names import PauseReason, known_word
 from pipeline.ports.control import AskedPause, Bands, Override
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.queries import query
 
 
 def load_pauses(sink: PostgresSink) -> list[AskedPause]:
-    """All saved pauses. Raises SinkUnavailableError. A reason that this version doesn't know is left out."""
-    known = set(PauseReason)
+    """All saved pauses, also for reasons that this version does not know. Raises SinkUnavailableError."""
     found = [(*row, None) for row in sink.session.rows(query("load_pauses"))]
     found += sink.session.rows(query("load_partition_pauses"))
+    reasons = {word: known_word(PauseReason, word) for word, *_ in found}
     return [
-        AskedPause(PauseReason(reason), by, why, since, partition)
-        for reason, by, why, since, partition in found
-        if reason in known
+        AskedPause(reasons[word], by, why, since, partition, word if reasons[word] is PauseReason.UNKNOWN else "")
+        for word, by, why, since, partition in found
     ]
 
 
@@ -29,7 +28,7 @@ def save_pause(sink: PostgresSink, pause: AskedPause, evidence: dict[str, Any] |
     sink.session.count(
         query("save_pause" if pause.partition is None else "save_partition_pause"),
         {
-            "reason": pause.reason.value,
+            "reason": pause.name,
             "partition": pause.partition,
             "paused_by": pause.by.replace("\0", ""),
             "why": pause.why.replace("\0", ""),
@@ -39,10 +38,13 @@ def save_pause(sink: PostgresSink, pause: AskedPause, evidence: dict[str, Any] |
     )
 
 
-def delete_pause(sink: PostgresSink, reason: PauseReason, partition: int | None = None) -> bool:
-    """Forget a pause, of the whole system or of a partition; whether there was one. Raises SinkUnavailableError."""
-    name = "delete_pause" if partition is None else "delete_partition_pause"
-    return sink.session.count(query(name), {"reason": reason.value, "partition": partition}) > 0
+def delete_pause(sink: PostgresSink, name: str, partition: int | None = None) -> bool:
+    """Forget a pause by its reason's name, of the whole system or of a partition; whether there was one.
+
+    Raises SinkUnavailableError.
+    """
+    statement = query("delete_pause" if partition is None else "delete_partition_pause")
+    return sink.session.count(statement, {"reason": name, "partition": partition}) > 0
 
 
 def pause_evidence(sink: PostgresSink, reason: PauseReason, partition: int) -> dict[str, Any] | None:

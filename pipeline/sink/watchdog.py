@@ -45,7 +45,7 @@ class Watchdog:
             self._deadline = time.monotonic() + self._silence_seconds_max
             self._socket = watched
             self._bitten = False
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._watch, name="sink-watchdog", daemon=True)
                 self._thread.start()
             elif self._idle:

@@ -9,20 +9,7 @@ from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-)
-from redis.exceptions import (
-    MasterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
-from redis.exceptions import (
-    TimeoutError as RedisTimeoutError,
-)
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
 from pipeline.errors import StoreUnavailableError
@@ -31,18 +18,6 @@ from pipeline.settings import Settings
 CALL_SECONDS_MAX: Final = 0.2  # a call takes 0.1 ms; whoever waits for longer waits for a server that is away
 WAIT_GRACE_SECONDS: Final = 1.0  # how much later than asked the answer to a blocking read may come
 CONNECTIONS_MAX: Final = 32  # of one process and adapter: one for each thread that calls at the same time
-
-# The server answers, but not with what was asked. (Loading and failed authentication are connection errors already.)
-_AWAY: Final = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    ReadOnlyError,
-    OutOfMemoryError,
-    MasterDownError,
-    TryAgainError,
-    OSError,
-)
-_AWAY_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "UNBLOCKED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +81,15 @@ class ControlConnection:
                 return client.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
             except NoScriptError:
                 return client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
-        except (*_AWAY, ResponseError) as error:
-            raise _translated(error) from error
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
 
     def call(self, *command: str | int) -> Any:
         """Run one command. Raises StoreUnavailableError."""
         try:
             return self._quick_client().execute_command(*command)
-        except (*_AWAY, ResponseError) as error:
-            raise _translated(error) from error
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
 
     def wait(self, *command: str | int, wait_seconds: float) -> Any:
         """Run one command that blocks on the server for up to `wait_seconds`. Raises StoreUnavailableError.
@@ -123,8 +98,8 @@ class ControlConnection:
         """
         try:
             return self._waiting_client(wait_seconds).execute_command(*command)
-        except (*_AWAY, ResponseError) as error:
-            raise _translated(error) from error
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
 
     def _forget_after_fork(self) -> None:
         """A socket that came over a fork belongs to the parent."""
@@ -146,8 +121,11 @@ class ControlConnection:
         return waiting[1]
 
 
-def _translated(error: Exception) -> Exception:
-    """StoreUnavailableError where the server is away or refuses for now; anything else is a defect, and stays."""
-    if isinstance(error, _AWAY) or str(error).startswith(_AWAY_CODES):
-        return StoreUnavailableError(f"the control store (Redis) does not answer: {error}")
-    return error
+def _unavailable(error: Exception) -> StoreUnavailableError:
+    """Whatever keeps the server from doing what it is asked: to the caller, the control store is unavailable.
+
+    Also a refusal that looks permanent (access rights, a key of another type): somebody may correct it at any time,
+    and no process may end for it meanwhile.
+    """
+    what = "refuses" if isinstance(error, ResponseError) else "does not answer"
+    return StoreUnavailableError(f"the control store (Redis) {what}: {error}")

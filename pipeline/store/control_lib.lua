@@ -90,6 +90,12 @@ local function settle_rate(why)
   record_rate(why, effective, decided_by, last[2], last[5], last[6], version, last[1])
 end
 
+-- A reason's entry; one that can't be read holds all the same, and can be lifted.
+local function read_entry(text)
+  local is_read, entry = pcall(cjson.decode, text)
+  return is_read and type(entry) == 'table' and entry.generation and entry or { generation = 0 }
+end
+
 -- A reason that holds for some partitions only is one field too, with the oldest of them in front: a process of a
 -- version that does not know `partitions` takes the whole system for paused, which is the safe side.
 local function put_partitions(reason, partitions)
@@ -110,7 +116,7 @@ end
 -- new: one of the whole system covers every partition, and takes their place.
 local function add_reason(reason, partition, by, why, since)
   local entry = redis.call('HGET', KEYS[2], reason)
-  local held = entry and cjson.decode(entry)
+  local held = entry and read_entry(entry)
   if held and not held.partitions then return held.generation, false end
   local partitions = held and held.partitions or {}
   if partitions[partition] then return partitions[partition].generation, false end
@@ -135,7 +141,7 @@ local function words_of_reasons()
   local fields = redis.call('HGETALL', KEYS[2])
   for index = 1, #fields, 2 do
     if fields[index] ~= 'restored' then
-      local partitions = cjson.decode(fields[index + 1]).partitions
+      local partitions = read_entry(fields[index + 1]).partitions
       for partition in pairs(partitions or { [''] = true }) do
         words[#words + 1] = reason_word(fields[index], partition)
       end

@@ -51,7 +51,7 @@ class _Content:
 
     rate: PublishedRate | None = None
     floor_rate: float = 0.0
-    pauses: dict[tuple[PauseReason, int | None], Pause] = field(default_factory=dict)  # by reason and partition
+    pauses: dict[tuple[str, int | None], Pause] = field(default_factory=dict)  # by the reason's name and partition
     complete: bool = False
     generation: int = 0
     override: Override | None = None
@@ -259,7 +259,7 @@ class MemoryControlStore(_Adapter):
     def pause(self, reason: PauseReason, *, by: str, why: str, partition: int | None = None) -> int:
         with self._server.changed:
             self._settle_override()
-            held = self._covering(reason, partition)
+            held = self._covering(reason.value, partition)
             if held is not None:
                 return held.generation
             generation = self._add(AskedPause(reason, by, why, self._server.clock.now(), partition))
@@ -285,7 +285,7 @@ class MemoryControlStore(_Adapter):
             if held is None or generation not in (None, held.generation):
                 return False
             for one in found:
-                del content.pauses[reason, one.partition]
+                del content.pauses[one.name, one.partition]
             content.generation += 1
             left = " ".join(sorted(_word(*other) for other in content.pauses))
             data = {"reason": reason.value, "generation": str(held.generation), "left": left} | _of_partition(partition)
@@ -310,9 +310,9 @@ class MemoryControlStore(_Adapter):
                 return False
             names = []
             for pause in pauses:
-                if self._covering(pause.reason, pause.partition) is None:
+                if self._covering(pause.name, pause.partition) is None:
                     self._add(pause)
-                    names.append(_word(pause.reason, pause.partition))
+                    names.append(_word(pause.name, pause.partition))
             if override is not None and override.until > self._server.clock.now() and content.override is None:
                 content.override = override
                 names.append("override")
@@ -325,24 +325,26 @@ class MemoryControlStore(_Adapter):
             self._settle_rate(by, "the reasons to pause were restored")
             return True
 
-    def _covering(self, reason: PauseReason, partition: int | None) -> Pause | None:
+    def _covering(self, name: str, partition: int | None) -> Pause | None:
         """The pause of this reason that pauses this partition (None: the whole system)."""
         held = self._server.content().pauses
-        return held.get((reason, None)) or held.get((reason, partition))
+        return held.get((name, None)) or held.get((name, partition))
 
     def _add(self, asked: AskedPause) -> int:
-        content, reason, partition = self._server.content(), asked.reason, asked.partition
+        content, partition = self._server.content(), asked.partition
         if partition is None:
-            for other in [key for key in content.pauses if key[0] is reason]:
+            for other in [key for key in content.pauses if key[0] == asked.name]:
                 del content.pauses[other]
         content.generation += 1
         by, why = clean_text(asked.by, BY_CHARS_MAX), clean_text(asked.why, WHY_CHARS_MAX)
-        content.pauses[reason, partition] = Pause(reason, content.generation, asked.since, by, why, partition)
+        content.pauses[asked.name, partition] = Pause(
+            asked.reason, content.generation, asked.since, by, why, partition, asked.word
+        )
         return content.generation
 
 
-def _word(reason: PauseReason, partition: int | None) -> str:
-    return reason.value if partition is None else f"{reason.value}:{partition}"
+def _word(name: str, partition: int | None) -> str:
+    return name if partition is None else f"{name}:{partition}"
 
 
 def _of_partition(partition: int | None) -> dict[str, str]:
@@ -350,7 +352,7 @@ def _of_partition(partition: int | None) -> dict[str, str]:
 
 
 def _breaker_holds(content: _Content) -> bool:
-    return (PauseReason.BREAKER, None) in content.pauses
+    return (PauseReason.BREAKER.value, None) in content.pauses
 
 
 def _is_stale(lag_known_at: float | None, last: PublishedRate, now: float) -> bool:

@@ -1,9 +1,12 @@
 """Rate, reasons to pause and control events on Redis."""
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
+from pipeline.errors import StoreUnavailableError
 from pipeline.names import (
     KEY_BANDS,
     KEY_EVENTS,
@@ -17,6 +20,7 @@ from pipeline.names import (
     Mode,
     PauseReason,
     Severity,
+    known_word,
 )
 from pipeline.ports.control import (
     Alarm,
@@ -41,9 +45,15 @@ from pipeline.store.common import (
 )
 from pipeline.store.connection import ControlConnection, load_script
 
+_logger = logging.getLogger(__name__)
+
 WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the state, not the events
 
 LIBRARY: Final = "control_lib"
+# What reading raises where something is missing or of another shape.
+_UNREADABLE: Final = (KeyError, ValueError, TypeError, AttributeError)
+_Found = TypeVar("_Found")
+_Read = TypeVar("_Read")
 _RESTORED: Final = "restored"  # field of the reasons' hash that marks it as complete
 
 
@@ -67,8 +77,8 @@ class RedisControlStore:
         time = int(server_time[0]) + int(server_time[1]) / 1e6
         complete = reasons.pop(_RESTORED, None) is not None
         pauses = tuple(sorted(_pauses(reasons), key=lambda pause: pause.generation))
-        published = _published_rate(rate) if rate else None
-        held = _override(_pairs(override)) if override else None
+        published = _readable("rate", _published_rate, rate)
+        held = _readable("override", _override, _pairs(override))
         if held is not None and held.until <= time:
             # Whoever writes next ends it for all; until then nobody may go by it.
             published = None if published is None else without_override(published, pauses, float(rate["floor_rate"]))
@@ -79,9 +89,9 @@ class RedisControlStore:
             breaker=breaker_state(pauses, complete=complete, probing=bool(probing)),
             time=time,
             generation=int(generation or 0),
-            floor_rate=float(rate.get("floor_rate", 0.0)),
+            floor_rate=0.0 if published is None else float(rate["floor_rate"]),
             override=held,
-            bands=_bands(_pairs(bands)) if bands else None,
+            bands=_readable("bands", _bands, _pairs(bands)),
         )
 
     def publish_rate(
@@ -109,7 +119,10 @@ class RedisControlStore:
             "" if consumption is None else _consumption_text(consumption),
             _alarms_text(bounded_alarms(alarms)),
         )
-        return _published_rate(_pairs(answer))
+        published = _readable("rate", _published_rate, _pairs(answer))
+        if published is None:
+            raise StoreUnavailableError("the control store (Redis) holds a rate that this version can't read")
+        return published
 
     def set_override(self, rate: float, *, until: float, by: str, why: str) -> Override:
         by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
@@ -133,7 +146,14 @@ class RedisControlStore:
         self, reason: PauseReason, *, generation: int | None, by: str, why: str, partition: int | None = None
     ) -> bool:
         why = clean_text(why, WHY_CHARS_MAX)
-        return bool(self._run("resume", by, reason.value, _text(generation), why, _text(partition)))
+        names = self._unknown_names() if reason is PauseReason.UNKNOWN else [reason.value]
+        lifted = [self._run("resume", by, name, _text(generation), why, _text(partition)) for name in names]
+        return any(lifted)
+
+    def _unknown_names(self) -> list[str]:
+        """The reasons that hold and that this version does not know."""
+        found: list[str] = self._connection.call("HKEYS", self._connection.key(KEY_PAUSE))
+        return [name for name in found if name != _RESTORED and known_word(PauseReason, name) is PauseReason.UNKNOWN]
 
     def restore(
         self,
@@ -147,7 +167,7 @@ class RedisControlStore:
         arguments += _bands_texts(bands) if bands is not None else [""] * 7
         for pause in pauses:
             who, why = clean_text(pause.by, BY_CHARS_MAX), clean_text(pause.why, WHY_CHARS_MAX)
-            arguments += [pause.reason.value, who, why, repr(pause.since), _text(pause.partition)]
+            arguments += [pause.name, who, why, repr(pause.since), _text(pause.partition)]
         return bool(self._run("restore", by, *arguments))
 
     def _run(self, name: str, by: str, *arguments: str) -> Any:
@@ -284,6 +304,18 @@ def _severity(word: str) -> Severity:
         return Severity.CRITICAL
 
 
+def _readable(what: str, read: Callable[[_Found], _Read], found: _Found) -> _Read | None:
+    """What was found, read; None where there is nothing, or where another version wrote what this one can't read."""
+    try:
+        return read(found) if found else None
+    except _UNREADABLE as error:
+        _logger.warning(
+            "the control store's %s is of another version and can't be read: %r", what, error,
+            extra={"action": "control_unreadable"},
+        )  # fmt: skip
+        return None
+
+
 def _pairs(flat: list[str]) -> dict[str, str]:
     """A hash as scripts give it: field, value, field, value."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
@@ -294,7 +326,7 @@ def _published_rate(fields: dict[str, str]) -> PublishedRate:
         version=int(fields["version"]),
         rate=float(fields["rate"]),
         base_rate=float(fields["base_rate"]),
-        mode=Mode(fields["mode"]),
+        mode=known_word(Mode, fields["mode"]),
         lag=int(fields["lag"]) if fields["lag"] else None,
         published_at=float(fields["published_at"]),
         lag_known_at=float(fields["lag_known_at"]) if fields["lag_known_at"] else None,
@@ -309,29 +341,43 @@ def _text(number: int | None) -> str:
 
 
 def _pauses(reasons: dict[str, str]) -> Iterator[Pause]:
-    """All pauses. An entry without partitions, as every one of an older version, is of the whole system."""
-    for reason, text in reasons.items():
-        entry = json.loads(text)
-        by_partition = entry.get("partitions", {"": entry})
-        for partition, fields in by_partition.items():
-            yield Pause(
-                PauseReason(reason),
-                int(fields["generation"]),
-                float(fields["since"]),
-                str(fields["by"]),
-                str(fields["why"]),
-                int(partition) if partition else None,
-            )
+    """All pauses; one that can't be read is of the whole system."""
+    for name, text in reasons.items():
+        reason = known_word(PauseReason, name)
+        word = name if reason is PauseReason.UNKNOWN else ""
+        try:
+            yield from [replace(pause, reason=reason, word=word) for pause in _pauses_in(json.loads(text))]
+        except _UNREADABLE:
+            yield Pause(reason, 0, 0.0, "unknown", f"this version can't read why: {text[:100]}", word=word)
+
+
+def _pauses_in(entry: dict[str, Any]) -> list[Pause]:
+    """The pauses in one entry. One without partitions, as every one of an older version, is of the whole system."""
+    by_partition = entry.get("partitions", {"": entry})
+    return [
+        Pause(
+            PauseReason.UNKNOWN,
+            int(fields["generation"]),
+            float(fields["since"]),
+            str(fields["by"]),
+            str(fields["why"]),
+            int(partition) if partition else None,
+        )
+        for partition, fields in by_partition.items()
+    ]
 
 
 def _control_event(position: str, fields: dict[str, str]) -> ControlEvent:
+    word = fields.get("kind", "")
+    kind, data = known_word(ControlEventKind, word), _readable("event", json.loads, fields.get("data", "{}"))
+    unknown = {"kind": word} if kind is ControlEventKind.UNKNOWN else {}
     return ControlEvent(
         id=position,
         at=int(position.partition("-")[0]) / 1000,  # the server numbers entries by its clock, in milliseconds
-        kind=ControlEventKind(fields["kind"]),
-        by=fields["by"],
-        why=fields["why"],
-        data=json.loads(fields["data"]),
+        kind=kind,
+        by=fields.get("by", ""),
+        why=fields.get("why", ""),
+        data={str(name): str(value) for name, value in data.items()} | unknown if isinstance(data, dict) else unknown,
         count=int(fields.get("count", 1)),
         first_at=float(fields["first_at"]) if "first_at" in fields else None,
     )

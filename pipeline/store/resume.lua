@@ -6,7 +6,7 @@ settle_override()
 local reason, generation, why, partition = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local entry = redis.call('HGET', KEYS[2], reason)
 if not entry then return 0 end
-local held = cjson.decode(entry)
+local held = read_entry(entry)
 local lifted = held
 if partition ~= '' then lifted = (held.partitions or {})[partition] end
 if not lifted then return 0 end

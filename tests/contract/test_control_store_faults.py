@@ -131,12 +131,30 @@ def test_a_server_that_refuses_for_now_is_unavailable(own_control_redis: Server)
     all_work(rig)
 
 
-def test_a_defect_is_not_taken_for_a_failing_server(control_redis: Server) -> None:
+def test_whatever_the_server_refuses_is_a_store_that_is_unavailable(control_redis: Server) -> None:
+    # Given a key of another type
     rig = redis_rig(control_settings(control_redis.url))
     with redis.Redis.from_url(control_redis.url) as client:
         client.set(rig.settings.key_prefix + "bucket", "not a hash")
-    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+    with pytest.raises(StoreUnavailableError, match="refuses: WRONGTYPE"):
         rig.bucket.take(needed=1, wanted=1, process="a")
+    # And an account that may do nothing, one that is wrong, and one that may not run scripts
+    name = f"u{rig.settings.key_prefix[:-1]}"
+    with redis.Redis.from_url(control_redis.url) as client:
+        client.acl_setuser(name, enabled=True, nopass=True, keys=["*"], commands=["-@all"])
+        try:
+            address = control_redis.url.removeprefix("redis://")
+            for user in (f"{name}:x", f"{name}-nobody:x"):
+                all_unavailable(redis_rig(control_settings(f"redis://{user}@{address}")))
+            client.acl_setuser(name, enabled=True, commands=["+@all", "-@scripting"])
+            refused = redis_rig(control_settings(f"redis://{name}:x@{address}"))
+            with pytest.raises(StoreUnavailableError, match="no permissions"):
+                refused.store.state()
+            # Then it works as soon as somebody has corrected it
+            client.acl_setuser(name, enabled=True, commands=["+@all"])
+            all_work(refused)
+        finally:
+            client.acl_deluser(name)
 
 
 def test_two_stores_that_race_leave_one_truth(control_redis: Server) -> None:

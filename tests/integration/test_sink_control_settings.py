@@ -25,9 +25,15 @@ def test_pauses_are_kept_until_they_are_deleted(database_url: str) -> None:
         # Then each is there once, as it was first
         kept = AskedPause(PauseReason.OPERATOR, "ada@example", "maintenance", 1_760_000_000.25)
         assert load_pauses(sink) == [kept, poison]
-        # And a reason of a later version is left alone
-        ask(database_url, "INSERT INTO control_pauses (reason, paused_by, why) VALUES ('later', 'x', 'y')")
-        assert load_pauses(sink) == [kept, poison]
+        # And a reason of a later version is one that this version does not know, by its own name
+        ask(
+            database_url,
+            "INSERT INTO control_pauses (reason, paused_by, why, since) VALUES ('later', 'x', 'y', to_timestamp(5))",
+        )
+        later = AskedPause(PauseReason.UNKNOWN, "x", "y", 5.0, word="later")
+        assert load_pauses(sink) == [later, kept, poison]
+        save_pause(sink, later)
+        assert delete_pause(sink, later.name)
         # And deleted once
         assert delete_pause(sink, PauseReason.OPERATOR)
         assert not delete_pause(sink, PauseReason.OPERATOR)

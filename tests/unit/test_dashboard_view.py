@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from ingest.appender import LogStatus
-from ingest.control import Followed
 from ingest.dashboard.points import Point
 from ingest.dashboard.view import Sources, event_documents, page_document, system_status
 from ingest.health import Vitals
+from pipeline.follower import Followed
 from pipeline.names import BreakerState, ControlEventKind, Mode
 from pipeline.ports.control import ControlEvent, ControlState, PublishedRate
 from pipeline.settings import Settings

@@ -304,12 +304,17 @@ async def test_without_any_rate_ever_known_the_floor_holds() -> None:
     assert await _passes_in(rig, 1.0) == pytest.approx(100, abs=2)
 
 
-async def test_a_defect_of_the_bucket_is_told_to_who_waits(rig: _Rig) -> None:
+async def test_a_defect_of_the_bucket_is_no_answer_to_a_client_but_a_bucket_that_is_away(
+    rig: _Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     await rig.start()
     rig.bucket.before_answer = lambda: 1 // 0  # type: ignore[assignment]
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(RateLimitedError):
         await rig.admission.take(500)
+    assert rig.admission.is_local
+    assert "the lease taker of this process failed by a defect" in caplog.text
     rig.bucket.before_answer = lambda: None
+    await _until(lambda: not rig.admission.is_local)
     await rig.admission.take(500)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ingest.appender import LogStatus
-from ingest.control import Followed
 from ingest.health import Vitals, health_document
+from pipeline.follower import Followed
 from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import ControlState, Pause, PublishedRate
 
@@ -105,3 +105,9 @@ def test_a_silent_controller_leaves_the_lag_unknown_but_not_the_breaker() -> Non
 def test_all_reasons_are_told() -> None:
     vitals = replace(_pause(PauseReason.OPERATOR), is_local=True)
     assert len(health_document(vitals)["reasons"]) == 2
+
+
+def test_a_loop_of_this_process_that_has_ended_is_named() -> None:
+    stands = "the appender of this process stands still since 16 s"
+    document = health_document(replace(WELL, loop_problems=(stands,)))
+    assert (document["status"], document["reasons"]) == ("degraded", [stands])

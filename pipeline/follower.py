@@ -1,4 +1,4 @@
-"""Follows the control loop: the newest state in memory, so that no request ever waits for it."""
+"""Follows the control loop, in ingest and workers alike: the newest state in memory, so that nobody waits for it."""
 
 import logging
 import threading
@@ -8,6 +8,8 @@ from typing import Final
 
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
+from pipeline.loops import Loop
+from pipeline.names import LoopName
 from pipeline.ports.control import ControlEvents, ControlState, ControlStore
 
 logger = logging.getLogger(__name__)
@@ -36,16 +38,24 @@ class Followed:
 class ControlFollower:
     """Reads the state after every control event, on a thread of its own.
 
-    `on_state` is called on that thread with every state read. A store that is away leaves the last state standing.
+    `on_state` is called on that thread with every state read. A store that is away leaves the last state standing. No
+    error ends the thread: see `loops`.
     """
 
     def __init__(
-        self, store: ControlStore, events: ControlEvents, clock: Clock, on_state: Callable[[ControlState], None]
+        self,
+        store: ControlStore,
+        events: ControlEvents,
+        clock: Clock,
+        on_state: Callable[[ControlState], None],
+        loop: Loop | None = None,
     ) -> None:
         self._store = store
         self._events = events
         self._clock = clock
         self._on_state = on_state
+        self._loop = loop or Loop(LoopName.FOLLOWER, clock)
+        self._position = ""  # of the newest event that was seen
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control-follower", daemon=True)
         self._newest: Followed | None = None
@@ -62,6 +72,11 @@ class ControlFollower:
             self._thread.join(seconds_max)
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def newest(self) -> Followed | None:
         """The newest state; None where none was ever read."""
         return self._newest
@@ -72,21 +87,22 @@ class ControlFollower:
         return self._is_away
 
     def _run(self) -> None:
-        position = ""
         while not self._stopping.is_set():
-            try:
-                if not position:
-                    # The position first, then the state: of what happens in between the wait below tells at once.
-                    position = self._events.wait("", wait_seconds=0.001)
-                self._read()
-                position = self._events.wait(position, wait_seconds=WAIT_SECONDS)
-            except StoreUnavailableError as error:
-                self._note_away(error)
+            with self._loop.turn():
+                self._follow()
+            if self._is_away or self._loop.is_failing:
                 self._stopping.wait(AWAY_SECONDS)
-            except Exception:
-                # A thread that ended would leave the process blind for good.
-                logger.exception("following the control loop failed", extra={"action": "follow_failed"})
-                self._stopping.wait(AWAY_SECONDS)
+
+    def _follow(self) -> None:
+        """Read the state, and wait for the next event."""
+        try:
+            if not self._position:
+                # The position first, then the state: of what happens in between the wait below tells at once.
+                self._position = self._events.wait("", wait_seconds=0.001)
+            self._read()
+            self._position = self._events.wait(self._position, wait_seconds=WAIT_SECONDS)
+        except StoreUnavailableError as error:
+            self._note_away(error)
 
     def _read(self) -> None:
         state = self._store.state()

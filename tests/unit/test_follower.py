@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ingest.control import ControlFollower, Followed
 from pipeline.clock import SystemClock
+from pipeline.follower import ControlFollower, Followed
 from pipeline.names import Mode
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
@@ -116,4 +116,4 @@ def test_a_defect_does_not_end_it(rig: _Rig, caplog: pytest.LogCaptureFixture) -
     rig.follower._on_state = fail_once
     rig.follower.start()
     until(lambda: len(calls) >= 2)
-    assert "following the control loop failed" in caplog.text
+    assert "control follower of this process failed by a defect" in caplog.text

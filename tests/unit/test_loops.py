@@ -1,0 +1,154 @@
+"""Loops that must not end."""
+
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.clock import ManualClock, SystemClock
+from pipeline.loops import TURN_SECONDS_MAX, Loop, Loops
+from pipeline.metrics import LoopsCollector
+from pipeline.names import LoopName, PauseReason
+from pipeline.ports.control import ControlState
+from pipeline.settings import Settings
+from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer
+from tasks.pause import PauseFollower, PauseStep
+
+
+def until(condition: Callable[[], bool], *, seconds_max: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds_max
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)  # noqa: TID251  # the pace of looking, not a guess
+
+
+def test_a_turn_that_fails_is_counted_told_once_and_over_with_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    clock, loops = ManualClock(), Loops(ManualClock())
+    loop = loops.add(LoopName.HISTORY)
+    for _ in range(3):
+        with loop.turn():
+            raise ValueError("no such word")
+    assert loop.is_failing
+    assert loops.problems(clock.monotonic()) == ["the history writer of this process fails: ValueError: no such word"]
+    assert caplog.text.count("history writer of this process failed by a defect") == 1
+    [family] = LoopsCollector(loops.failures).collect()
+    assert [(sample.labels, sample.value) for sample in family.samples] == [({"loop": "history writer"}, 3.0)]
+    with loop.turn():
+        pass
+    assert (loop.is_failing, loops.problems(clock.monotonic())) == (False, [])
+    # A loop that is made anew goes on counting
+    assert (loops.add(LoopName.HISTORY).failures, loops.failures()) == (3, {LoopName.HISTORY: 3})
+
+
+def test_a_loop_that_comes_round_no_more_is_a_problem_and_one_that_is_not_asked_is_none() -> None:
+    clock = ManualClock()
+    periodic, on_demand = Loop(LoopName.FOLLOWER, clock), Loop(LoopName.LEASES, clock, on_demand=True)
+    for loop in (periodic, on_demand):
+        with loop.turn():
+            pass
+    clock.advance(TURN_SECONDS_MAX + 1)
+    assert periodic.problem(clock.monotonic()) == "the control follower of this process stands still since 16 s"
+    assert on_demand.problem(clock.monotonic()) is None
+    with on_demand.turn():
+        clock.advance(TURN_SECONDS_MAX + 1)
+        assert on_demand.problem(clock.monotonic()) is not None
+
+
+class _Store(MemoryControlStore):
+    """A store that raises what is set, whatever that is."""
+
+    error: BaseException | None = None
+
+    def state(self) -> ControlState:
+        if self.error is not None:
+            raise self.error
+        return super().state()
+
+
+class _Worker:
+    """A worker's consumer, as far as the step touches it."""
+
+    def __init__(self) -> None:
+        settings = Settings()
+        self.server = MemoryServer()
+        self.store = _Store(settings, self.server)
+        self.events = MemoryControlEvents(settings, self.server)
+        self.loops = Loops(SystemClock())
+        self.consumes = False
+        self.timer = SimpleNamespace(call_repeatedly=lambda *_: SimpleNamespace(cancel=lambda: None))
+        queues = SimpleNamespace(consume_from={"batches": object()})
+        self.app = SimpleNamespace(
+            sluice_settings=settings, sluice_loops=self.loops, amqp=SimpleNamespace(queues=queues)
+        )
+        self.task_consumer: Any = SimpleNamespace(consuming_from=lambda _queue: self.consumes)
+
+    def cancel_task_queue(self, _queue: str) -> None:
+        self.consumes = False
+
+    def add_task_queue(self, _queue: str) -> None:
+        self.consumes = True
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> _Worker:
+    worker = _Worker()
+    monkeypatch.setattr("tasks.pause.wiring.make_control_store", lambda _settings: worker.store)
+    monkeypatch.setattr("tasks.pause.wiring.make_control_events", lambda _settings: worker.events)
+    return worker
+
+
+def test_a_worker_follows_the_pauses_again_after_whatever_error(worker: _Worker) -> None:
+    # Given a worker that consumes
+    step = PauseStep(worker)
+    step.start(worker)
+    worker.store.restore([], by="controller")
+    until(lambda: _ticked(step, worker).consumes)
+    # When its follower meets what nobody expects, and consumption is paused meanwhile
+    worker.store.error = ValueError("'quota' is not a valid PauseReason")
+    worker.store.pause(PauseReason.OPERATOR, by="ann", why="wait")
+    until(lambda: bool(worker.loops.problems(time.monotonic())))
+    worker.store.error = None
+    # Then it follows again
+    until(lambda: not _ticked(step, worker).consumes)
+    worker.store.resume(PauseReason.OPERATOR, generation=None, by="ann", why="go on")
+    until(lambda: _ticked(step, worker).consumes)
+    assert worker.loops.problems(time.monotonic()) == []
+    # And a partition's pause is not the queue's
+    worker.store.pause(PauseReason.POISON, by="drain", why="a batch", partition=1)
+    until(lambda: worker.store.state().pauses != ())
+    assert _ticked(step, worker).consumes
+    step.shutdown(worker)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_ended_is_begun_anew(worker: _Worker) -> None:
+    # Given a follower whose thread nothing could save
+    loop = worker.loops.add(LoopName.FOLLOWER)
+    follower = PauseFollower(worker.store, worker.events, loop)
+    worker.store.error = SystemExit()
+    follower.start()
+    until(lambda: not any(thread.name == "control-follower" for thread in threading.enumerate()))
+    worker.store.error = None
+    worker.store.restore([], by="controller")
+    assert follower.paused
+    # When the worker's timer looks at it
+    follower.keep_alive()
+    until(lambda: not follower.paused)
+    follower.stop()
+
+
+def test_an_error_of_the_timer_does_not_reach_the_workers_event_loop(worker: _Worker) -> None:
+    step = PauseStep(worker)
+    step.start(worker)
+    worker.task_consumer = SimpleNamespace()  # its next word raises AttributeError, of which Celery's loop would die
+    step._reconcile(worker)
+    assert "pause timer" in worker.loops.problems(time.monotonic())[0]
+    step.shutdown(worker)
+
+
+def _ticked(step: PauseStep, worker: _Worker) -> _Worker:
+    step._reconcile(worker)
+    return worker
