@@ -15,7 +15,9 @@ from msgspec import Meta
 from ingest.body_check import check_json, check_ndjson, run
 from ingest.body_large import LARGE_BYTES, check_large
 from ingest.errors import BodyTooLargeError
+from ingest.event_rules import conflicts
 from ingest.media import BodyKind
+from ingest.numbers import are_kept
 from pipeline.event import (
     ATTRIBUTES_BYTES_MAX,
     ATTRIBUTES_KEYS_MAX,
@@ -100,7 +102,7 @@ def parse_quickly(body: bytes, kind: BodyKind, events_max: int) -> list[Event] |
             events = [_decode_one(body)]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if not events or not _passes(events, is_short=len(body) <= _BODY_BYTES_SURE):
+    if not events or not _passes(events, body):
         return None
     return events  # type: ignore[return-value]  # a list is invariant; nobody adds to this one
 
@@ -117,8 +119,10 @@ def _lines(body: bytes, events_max: int) -> list[bytes]:
     return lines
 
 
-def _passes(events: list[_CheckedEvent], *, is_short: bool) -> bool:
+def _passes(events: list[_CheckedEvent], body: bytes) -> bool:
     """Check the rules that decoding does not, and bring severities into their one spelling."""
+    is_short = len(body) <= _BODY_BYTES_SURE
+    has_floats = False
     for event in events:
         severity = _SEVERITY.get(event.severity)
         if severity is None:
@@ -128,6 +132,18 @@ def _passes(events: list[_CheckedEvent], *, is_short: bool) -> bool:
         if len(message) > _MESSAGE_CHARS_SURE and len(message.encode()) > MESSAGE_BYTES_MAX:
             return False
         attributes = event.attributes
-        if attributes is not None and not is_short and len(_encode(attributes)) > ATTRIBUTES_BYTES_MAX:
-            return False
-    return True
+        if attributes is not None:
+            if not has_floats:
+                for value in attributes.values():
+                    if type(value) is float:
+                        has_floats = True
+                        break
+            if not is_short and len(_encode(attributes)) > ATTRIBUTES_BYTES_MAX:
+                return False
+    return (not has_floats or are_kept(body)) and (len(events) == 1 or _ids_agree(events))
+
+
+def _ids_agree(events: list[_CheckedEvent]) -> bool:
+    """Whether events with one id are the same event; nearly always, no two have one."""
+    ids = [event.event_id for event in events if event.event_id is not None]
+    return len(set(ids)) == len(ids) or next(conflicts(events), None) is None

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from ingest.errors import BodyTooLargeError, MalformedBodyError
 from ingest.event_rules import HUGE, HugeInteger, events_in_steps
+from ingest.numbers import number_of
 from pipeline.event import Event
 
 DEPTH_MAX: Final = 32
@@ -110,7 +111,7 @@ def value_of(raw: bytes, text: str, byte: int, line: int) -> Any:
 
 def load(text: str) -> Any:
     """The value of JSON text. Raises as json.loads does, RecursionError where it is very deep included."""
-    return json.loads(text, parse_int=_integer, parse_constant=_refuse_constant)
+    return json.loads(text, parse_int=_integer, parse_float=number_of, parse_constant=_refuse_constant)
 
 
 def _too_deep_bracket(raw: bytes) -> int | None:

@@ -1,13 +1,14 @@
 """The rules of an event, for values as JSON's parser gives them; what breaks one is named, with its field and why."""
 
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final
 
 import msgspec
 
 from ingest.errors import NAME_CHARS_MAX, PROBLEMS_MAX, InvalidEventsError, Problem
+from ingest.numbers import ChangedNumber
 from pipeline.event import (
     ATTRIBUTES_BYTES_MAX,
     ATTRIBUTES_KEYS_MAX,
@@ -20,9 +21,18 @@ from pipeline.event import (
     TIMESTAMP_MS_MAX,
     TIMESTAMP_MS_MIN,
     Event,
+    content_of,
 )
 
 _ITEMS_A_STEP: Final = 20
+_CONTENT: Final = (
+    "correlationId",
+    "severity",
+    "message",
+    "source",
+    "timestamp",
+    "attributes",
+)  # as `content_of` has it
 
 
 class HugeInteger:
@@ -41,6 +51,7 @@ _KINDS: Final[dict[type, str]] = {
     int: "an integer",
     HugeInteger: "an integer",
     float: "a number",
+    ChangedNumber: "a number",
     str: "a string",
     list: "an array",
 }
@@ -58,9 +69,28 @@ def events_in_steps(items: list[Any]) -> Generator[None, None, list[Event]]:
             break
         if index % _ITEMS_A_STEP == 0:
             yield
+    if not problems:
+        events = [_event(item) for item in items]
+        yield
+        problems = list(islice(conflicts(events), PROBLEMS_MAX))
     if problems:
         raise InvalidEventsError("events break their rules; none was taken", problems)
-    return [_event(item) for item in items]
+    return events
+
+
+def conflicts(events: Sequence[Event]) -> Iterator[Problem]:
+    """Events whose eventId an earlier one of the same body has, with other content. A repeat of the same is none."""
+    first_of: dict[str, int] = {}
+    for index, event in enumerate(events):
+        if event.event_id is None:
+            continue
+        first = first_of.setdefault(event.event_id, index)
+        if first != index:
+            pairs = zip(_CONTENT, content_of(events[first]), content_of(event), strict=True)
+            others = [field for field, one, other in pairs if one != other]
+            if others:
+                reason = f"is that of the event with index {first}, which has another {' and '.join(others)}"
+                yield Problem(index, "eventId", reason)
 
 
 def _event(item: dict[str, Any]) -> Event:
@@ -180,14 +210,17 @@ def _attributes_problem(value: Any) -> str | None:
 
 def _attribute_problem(value: Any) -> str | None:
     match value:
-        case bool():
-            return None
         case str():
             return _unstorable(value)
-        case int() if -(2**63) <= value < 2**63:
+        case bool() | int() if -(2**63) <= value < 2**63:
             return None
         case int() | HugeInteger():
             return "is an integer of more than 64 bits"
+        case ChangedNumber():
+            return (
+                "is a number that would change when it is stored (more than 17 significant digits, too near to 0, "
+                "or a negative zero): send it as a string"
+            )
         case float():
             return None if math.isfinite(value) else "is not a finite number"
         case _:

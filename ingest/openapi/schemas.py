@@ -108,7 +108,8 @@ def event_schema() -> Schema:
             "description": "When it happened: milliseconds since 1970, up to the year 9999. `1.0` is no integer here.",
         },
         "eventId": _text(
-            "The same id again is stored once, so a repeated request does no harm. Given here where it is missing.",
+            "The same id again is stored once, so a repeated request does no harm. The same id with other content is "
+            "refused within one body; later, it is kept apart and not stored. Given here where it is missing.",
             EVENT_ID_CHARS_MAX,
             optional=True,
         ),
@@ -117,7 +118,9 @@ def event_schema() -> Schema:
             "maxProperties": ATTRIBUTES_KEYS_MAX,
             "propertyNames": {"pattern": _NO_NUL},
             "additionalProperties": ref("AttributeValue"),
-            "description": f"Flat; up to {ATTRIBUTES_KEYS_MAX} keys and {ATTRIBUTES_BYTES_MAX:,} bytes as JSON.",
+            "description": f"Flat; up to {ATTRIBUTES_KEYS_MAX} keys and {ATTRIBUTES_BYTES_MAX:,} bytes as JSON. "
+            "A number that would change when it is stored is refused: one of more than 17 significant digits, one too "
+            "near to 0, -0.0.",
         },
     }
     description = (

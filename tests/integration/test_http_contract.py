@@ -174,6 +174,7 @@ def test_400_in_ndjson_gives_the_line(edge: RunningEdge) -> None:
         (sample(eventId="x" * 65), "eventId"),
         (sample(attributes={"a": {}}), "attributes"),
         (sample(attributes={"a": 2**63}), "attributes"),
+        (sample(attributes={"a": -0.0}), "attributes"),
         (sample(attributes={str(n): n for n in range(65)}), "attributes"),
         (sample(attributes={"a": "x" * 8200}), "attributes"),
         (sample(attributes=[]), "attributes"),

@@ -43,7 +43,7 @@ good_events = st.fixed_dictionaries(
             st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10),
             st.booleans()
             | st.integers(-(2**63), 2**63 - 1)
-            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.floats(allow_nan=False, allow_infinity=False).filter(lambda number: repr(number) != "-0.0")
             | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20),
             max_size=8,
         ),

@@ -68,14 +68,33 @@ def _ndjson_body(context: schemathesis.SerializationContext, value: Any) -> Any:
     return _coded(context, b"\n".join(map(_dumps, lines)))
 
 
+def _follow_words(event: dict[str, Any], ids: set[str]) -> None:
+    """Keep the rules that the document can only say in words; `ids` are those of the events before in the body."""
+    # To JSON Schema 5.0 is an integer, to ingest it is none.
+    if isinstance(event.get("timestamp"), float) and event["timestamp"].is_integer():
+        event["timestamp"] = int(event["timestamp"])
+    # Two events of one body do not share an id.
+    if isinstance(event.get("eventId"), str):
+        if event["eventId"] in ids:
+            del event["eventId"]
+        else:
+            ids.add(event["eventId"])
+    # PostgreSQL knows no negative zero.
+    attributes = event.get("attributes")
+    if isinstance(attributes, dict):
+        for key, one in attributes.items():
+            if isinstance(one, float) and one == 0:
+                attributes[key] = 0.0
+
+
 def _dumps(value: Any) -> bytes:
     """JSON, with characters beyond ASCII escaped in about half of the bodies."""
     if isinstance(value, bytes):
         return value
-    # To JSON Schema 5.0 is an integer, to ingest it is none: the one rule that the document can only say in words.
+    ids: set[str] = set()
     for event in value if isinstance(value, list) else [value]:
-        if isinstance(event, dict) and isinstance(event.get("timestamp"), float) and event["timestamp"].is_integer():
-            event["timestamp"] = int(event["timestamp"])
+        if isinstance(event, dict):
+            _follow_words(event, ids)
     escaped = json.dumps(value)
     return escaped.encode() if zlib.crc32(escaped.encode()) % 2 else json.dumps(value, ensure_ascii=False).encode()
 

@@ -11,6 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -178,13 +179,27 @@ def _judge_reading(raw: bytes, kind: BodyKind) -> str:
     except RequestError as error:
         raise WrongError(f"{error!r} is no answer to a body: {raw!r}") from error
     _must(are_json, "what is not JSON is taken", raw)
-    sent = [json.loads(part) for part in parts]
+    sent = [json.loads(part, parse_float=Decimal) for part in parts]
     if kind is BodyKind.JSON and isinstance(sent[0], list):
         sent = sent[0]
     _must(len(sent) == len(events), f"{len(events)} events of {len(sent)}", raw)
     for given, event in zip(sent, events, strict=True):
         _judge_event(given, event)
+    _judge_ids(events, raw)
     return "events"
+
+
+def _judge_ids(events: list[Event], raw: bytes) -> None:
+    """Events with one id are the same event."""
+    seen: dict[str, str] = {}
+    for event in events:
+        if event.event_id is not None and event.event_id != "given":
+            attributes = event.attributes
+            content = repr([
+                event.correlation_id, event.severity, event.message, event.source, event.timestamp,
+                None if attributes is None else sorted((k, str(v).removesuffix(".0")) for k, v in attributes.items()),
+            ])  # fmt: skip
+            _must(seen.setdefault(event.event_id, content) == content, f"two events of one id {event.event_id}", raw)
 
 
 def vars_of(problem: Any) -> Any:
@@ -202,6 +217,9 @@ def _judge_event(given: Any, event: Event) -> None:
     for text in _texts(given):
         _must("\0" not in text, "NUL", given)
         _must(text.isascii() or text.encode("utf-8", "replace").decode() == text, "half of a surrogate pair", given)
+    exact = given.get("attributes") or {}
+    if exact:
+        given = {**given, "attributes": {k: float(v) if isinstance(v, Decimal) else v for k, v in exact.items()}}
     word = given["severity"].upper()
     expected = {
         "correlationId": event.correlation_id,
@@ -223,6 +241,8 @@ def _judge_event(given: Any, event: Event) -> None:
     _must(len(event.message.encode()) <= 65_536, "message's length", given)
     for name, value in (event.attributes or {}).items():
         _must(isinstance(value, str | int | float | bool), f"attribute {name}", given)
+        if isinstance(value, float):
+            _must(repr(value) != "-0.0" and Decimal(repr(value)) == exact[name], f"number {name}", given)
         _must(not isinstance(value, int) or -(2**63) <= value < 2**63, f"attribute {name}", given)
     event.event_id = event.event_id or "given"
     back = decode_record(encode_record(event, record_head(7, "a-1")))

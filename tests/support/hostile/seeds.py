@@ -59,6 +59,12 @@ def seeds() -> Iterator[bytes]:
     for _, body in cases():
         if len(body) < 500:
             yield b"J" + body
+    changed = rich.replace(b'"m"', b'"another"')
+    for number in (b"1e-400", b"-0.0", b"0.12345678901234567890", b"9007199254740993.0", b"0.10"):
+        yield b"J" + rich.replace(b"-1.5e3", number)
+    for body in (b"[%b,%b]" % (rich, rich), b"[%b,%b,%b]" % (rich, GOOD, changed)):
+        yield b"J" + body
+        yield b"N" + body[1:-1].replace(b"},{", b"}\n{")
     for body in (rich, b"[" + rich + b"," + GOOD + b"]", rich.replace(b'"m"', b'"\\ud83d\\ude00\\u0000"')):
         yield b"J" + body
         yield b"N" + body + b"\n\r\n" + GOOD + b"\n"
