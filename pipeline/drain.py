@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from pipeline.clock import Clock
 from pipeline.errors import (
@@ -80,6 +80,7 @@ class DrainReport:
     next_offset: int | None = None  # as far as this run knows; None where it never learned it
     more: bool = False  # there is probably more to drain
     error: str | None = None
+    evidence: dict[str, Any] | None = None  # of poison: the batch for people to look at
 
 
 class _BusyError(Exception):
@@ -164,6 +165,7 @@ class _Run:
         self._must_fence = False
         self._total = StoreResult()
         self._batches = 0
+        self._evidence: dict[str, Any] | None = None
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -174,6 +176,7 @@ class _Run:
             try:
                 self._step()
             except (BreakerOpenError, LogGapError, PoisonedError) as error:
+                self._evidence = error.evidence if isinstance(error, PoisonedError) else None
                 return _ENDS[type(error)], str(error)
             except _BusyError:
                 self._busy_tries += 1
@@ -353,6 +356,7 @@ class _Run:
             next_offset=self._next_offset,
             more=self._hand.more,
             error=error,
+            evidence=self._evidence,
         )
 
 

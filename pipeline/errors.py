@@ -5,7 +5,7 @@ A class' docstring is its default message. Only `ingest/errors.py` turns these i
 
 import inspect
 import re
-from typing import Final
+from typing import Any, Final
 
 # What libpq asks of whoever reads its error, once for each address that it tried.
 _LIBPQ_QUESTION: Final = re.compile(r" *\bIs the server running [^?]*\?")
@@ -111,4 +111,11 @@ class SchemaError(PermanentError):
 
 
 class PoisonedError(PermanentError):
-    """Too many events in a row were refused by PostgreSQL for their content: the schema, not the data, is suspect."""
+    """Too many events in a row were refused by PostgreSQL for their content: the schema, not the data, is suspect.
+
+    `evidence` is the batch for people to look at, as JSON can have it: see `pipeline.sink.poison`.
+    """
+
+    def __init__(self, message: str | None = None, *, evidence: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.evidence = evidence

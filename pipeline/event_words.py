@@ -51,7 +51,7 @@ def event_words(event: ControlEvent) -> str:
     return f"{words}, {event.count:,} times since {clock_time(event.first_at)}"
 
 
-def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR0911 - a table
+def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR0911, PLR0912 - a table
     match kind:
         case ControlEventKind.RATE_CHANGED:
             return _rate_changed(data)
@@ -77,6 +77,10 @@ def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR091
             return "Dead letters replayed"
         case ControlEventKind.DRAINER_TERMINATED:
             return f"Stalled drain of partition {data['partition']} ended"
+        case ControlEventKind.GAP_SKIPPED:
+            return f"Hole of partition {data['partition']} skipped: {data['first']} to {data['end']}"
+        case ControlEventKind.POISON_ACCEPTED:
+            return f"Poisoned batch of partition {data['partition']} accepted: {data['dead_lettered']} dead letters"
         case ControlEventKind.UNKNOWN:
             return f"{data['kind'].replace('_', ' ').capitalize()} (of another version)"
 

@@ -92,6 +92,8 @@ class ControlEventKind(StrEnum):
     OVERRIDE_SET = "override_set"  # somebody set a rate by hand
     OVERRIDE_ENDED = "override_ended"  # its time was up, or somebody cleared it
     BANDS_SET = "bands_set"  # somebody set other thresholds, or went back to those of the settings
+    GAP_SKIPPED = "gap_skipped"  # somebody gave up the offsets of a hole in the log
+    POISON_ACCEPTED = "poison_accepted"  # somebody let a batch be stored whose records are refused in great number
     DEAD_LETTERS_REPLAYED = "dead_letters_replayed"  # somebody had dead letters tried once more
     DRAINER_TERMINATED = "drainer_terminated"  # regulate ended a backend that held a partition without progress
 

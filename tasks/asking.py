@@ -22,6 +22,10 @@ OURS: Final = frozenset(
         "set_bands",
         "reset_bands",
         "replay_dead_letters",
+        "gap",
+        "poison",
+        "skip_gap",
+        "accept_poison",
     }
 )
 NOT_MINE: Final = "not_mine"  # key of the answer of a worker that leaves a command to another

@@ -26,6 +26,7 @@ from pipeline.sink.dead_letters import replay_dead_letters
 from pipeline.status import duration
 from tasks.parts import Parts
 from tasks.pausing import keep_pause, pause_until_resumed
+from tasks.stopped import stops_again
 
 _logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def resume(parts: Parts, by: str, why: str) -> str:
         words += " Consumption stays paused while the breaker is open: until PostgreSQL takes a write."
     elif lifted:
         words += " Drains begin within a second."
+        words += stops_again(parts, held)
     if not kept:
         words += f" {_NOT_ENDED}"
     return words

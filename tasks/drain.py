@@ -114,4 +114,11 @@ def _tell(report: DrainReport, parts: Parts) -> None:
         )
     reason = _PAUSE_REASONS.get(report.outcome)
     if reason is not None:
-        pause_until_resumed(parts, reason, by=parts.name, why=report.error or "", partition=report.partition)
+        pause_until_resumed(
+            parts,
+            reason,
+            by=parts.name,
+            why=report.error or "",
+            partition=report.partition,
+            evidence=report.evidence,
+        )

@@ -22,7 +22,8 @@ from pipeline.names import Queue
 from pipeline.ports.control import paused
 from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import StatusParts, SystemStatus, duration, read_status, status_document
-from tasks import commands
+from pipeline.stopped import Hole
+from tasks import commands, stopped
 from tasks.asking import NOT_MINE
 from tasks.parts import Parts
 
@@ -74,6 +75,31 @@ def inspect_sluice(state: Any, by: str = "", ticket: str = "", **_: Any) -> Repl
 def inspect_lag(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Lag of each partition, the pace of storing, and when it will be empty."""
     return _answered(state, ticket, lambda parts: _lag(_status(parts)))
+
+
+@inspect_command(name="gap", args=[("partition", _whole("the partition"))], signature="<partition>")
+def inspect_gap(state: Any, *, partition: int | None = None, by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Where a partition stands, and which offsets the event log has lost before they were stored."""
+    return _look(state, ticket, "gap", partition, stopped.show_gap)
+
+
+@inspect_command(name="poison", args=[("partition", _whole("the partition"))], signature="<partition>")
+def inspect_poison(state: Any, *, partition: int | None = None, by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """The records for which a partition stopped, each with the reason why PostgreSQL refused it."""
+    return _look(state, ticket, "poison", partition, stopped.show_poison)
+
+
+def _look(
+    state: Any, ticket: str, name: str, partition: int | None, show: Callable[[Parts, int], tuple[str, dict[str, Any]]]
+) -> Reply:
+    if partition is None:
+        return {"error": f"it takes a partition: celery -A tasks.app inspect {name} <partition>"}
+
+    def work(parts: Parts) -> Reply:
+        words, document = show(parts, partition)
+        return {"ok": words, "document": document}
+
+    return _answered(state, ticket, work)
 
 
 def _status(parts: Parts) -> SystemStatus:
@@ -190,6 +216,27 @@ def replay_dead_letters(state: Any, words: Any = (), by: str = "", ticket: str =
     return _done(state, ticket, lambda parts: commands.replay(parts, by, limit, dry_run="dry_run" in flags))
 
 
+@control_command(name="skip_gap", variadic="words", signature="[--dry-run] <partition> <from> <to> [reason …]")
+def skip_gap(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Go on behind a hole in the event log, giving up what was in it: exactly the offsets that `inspect gap` names."""
+    numbers, why, dry_run = _decision(words, 3)
+    if numbers is None:
+        return _usage("it takes a partition and two offsets", "skip_gap [--dry-run] <partition> <from> <to> [reason …]")
+    partition, first, end = numbers
+    return _done(
+        state, ticket, lambda parts: stopped.skip(parts, by, partition, Hole(first, end), why, dry_run=dry_run)
+    )
+
+
+@control_command(name="accept_poison", variadic="words", signature="[--dry-run] <partition> [reason …]")
+def accept_poison(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Store the batch for which a partition stopped: what PostgreSQL refuses of it becomes dead letters."""
+    numbers, why, dry_run = _decision(words, 1)
+    if numbers is None:
+        return _usage("it takes a partition", "accept_poison [--dry-run] <partition> [reason …]")
+    return _done(state, ticket, lambda parts: stopped.accept(parts, by, numbers[0], why, dry_run=dry_run))
+
+
 # --- Inside ---------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +257,16 @@ def _why(words: Any, *given: float | None) -> str:
     if last is not None and len(words) == 1 and _is_number(words[0]) and float(words[0]) == last:
         words = ()
     return " ".join(str(word) for word in words) or "no reason given"
+
+
+def _decision(words: Any, count: int) -> tuple[list[int] | None, str, bool]:
+    """The first `count` words as numbers (None where they are none), the reason behind them, and whether it is dry."""
+    dry = [word for word in words if str(word).lstrip("-").replace("-", "_") == "dry_run"]
+    left = [str(word) for word in words if word not in dry]
+    numbers = left[:count]
+    if len(numbers) < count or not all(word.isascii() and word.isdigit() for word in numbers):
+        return None, "", False
+    return [int(word) for word in numbers], " ".join(left[count:]) or "no reason given", bool(dry)
 
 
 def _is_number(word: str) -> bool:

@@ -50,6 +50,12 @@ def list_dead_letters(sink: PostgresSink, *, limit: int, after_id: int = 0) -> l
     ]
 
 
+def dead_letters_between(sink: PostgresSink, log_id: str, partition: int, first: int, end: int) -> dict[int, str]:
+    """Reasons of the dead letters from offset `first` up to `end`, by offset. Raises SinkUnavailableError."""
+    place = {"log_id": log_id, "partition": partition, "first": first, "end": end}
+    return {int(offset): str(reason) for offset, reason in sink.session.rows(query("dead_letters_between"), place)}
+
+
 def replay_dead_letters(sink: PostgresSink, *, limit: int, dry_run: bool = False) -> ReplayResult:
     """Try to store up to `limit` dead letters, and mark them, in one transaction.
 

@@ -6,12 +6,12 @@ import logging
 import time
 from collections.abc import Callable
 
-from pipeline.errors import OffsetConflictError, SinkContentionError, SinkUnavailableError
+from pipeline.errors import OffsetConflictError, PoisonedError, SinkContentionError, SinkUnavailableError
 from pipeline.ports.log import LogBatch
 from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.batches import Written, make_stage, prepare, write_carefully, write_letters, write_straight
-from pipeline.sink.poison import PoisonRun
+from pipeline.sink.poison import PoisonRun, poison_evidence
 from pipeline.sink.queries import query
 from pipeline.sink.rows import Letter, RowEncoder, place_columns, request_ids
 from pipeline.sink.session import Session, StatementRefusedError
@@ -93,7 +93,7 @@ class PostgresSink:
                 make_stage(self.session)
                 self._begin(log_id, partition, expected_offset, batch.next_offset)
                 written = self._write_carefully(log_id, partition, batch, run)
-            run.check(len(written.letters), len(batch.values))
+            _check(run, log_id, batch, written)
             write_letters(self.session, log_id, partition, batch, written.kept)
             before_commit()
             self.session.commit()
@@ -163,6 +163,16 @@ class PostgresSink:
             self._held_by = self.session.generation
             self._held = set()
         return self._held
+
+
+def _check(run: PoisonRun, log_id: str, batch: LogBatch, written: Written) -> None:
+    """Raise PoisonedError, with its evidence, where there are too many dead letters."""
+    try:
+        run.check(len(written.letters), len(batch.values))
+    except PoisonedError as error:
+        sample = [(letter.index, letter.reason, letter.sqlstate) for letter in written.letters]
+        error.evidence = poison_evidence(log_id, batch, len(written.letters), sample)
+        raise
 
 
 def _trace(partition: int, batch: LogBatch, written: Written) -> None:

@@ -107,6 +107,11 @@ WHERE replayed_at IS NULL AND id > %(after_id)s
 ORDER BY id
 LIMIT %(limit)s;
 
+-- name: dead_letters_between
+SELECT log_offset, reason FROM dead_letters
+WHERE log_id = %(log_id)s AND log_partition = %(partition)s AND log_offset >= %(first)s AND log_offset < %(end)s
+ORDER BY log_offset;
+
 -- name: count_dead_letters
 SELECT count(*), count(*) FILTER (WHERE reason = %(conflict)s) FROM dead_letters WHERE replayed_at IS NULL;
 

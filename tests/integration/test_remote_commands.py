@@ -15,11 +15,11 @@ import pytest
 import redis
 
 from pipeline import wiring
-from pipeline.names import PauseReason
+from pipeline.names import KEY_LOG_STREAM, PauseReason
 from pipeline.ports.control import ControlEvent, ControlState
 from pipeline.settings import Settings
 from stack.servers import Server, free_port, postgres_server, redis_server
-from support.database import ask
+from support.database import ask, fail_no_more, fail_on_insert
 from support.processes import ROOT, System, control_worker, environ_of
 from support.records import record
 from support.traffic import wait_until
@@ -78,6 +78,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     settings = Settings(
         database_url=postgres.url, redis_url=control_redis.url, event_log_url=log.url, ingest_port=free_port(),
         regulate_seconds=0.5, measure_seconds=1, drain_run_seconds_max=2.0, drain_poll_seconds=0.2,
+        poison_run_records_max=20,
     )  # fmt: skip
     system = System(settings, folder)
     (folder / "second").mkdir()
@@ -174,6 +175,8 @@ def test_bands_by_hand_are_gone_by_and_outlive_a_flush(rig: Rig) -> None:
         (["set_rate_limit", "-5"], "the rate is -5; it takes 1 to 10000 events/s"),
         (["set_rate_limit", "fast"], "'fast', which is not a number"),
         (["set_bands", "5", "2"], "is not below the upper one"),
+        (["skip_gap", "1", "2"], "it takes a partition and two offsets"),
+        (["accept_poison", "1"], "partition 1: no batch is kept"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
@@ -201,6 +204,75 @@ def test_dead_letters_are_replayed_and_a_dry_run_changes_nothing(rig: Rig) -> No
     [replayed] = rig.events("dead_letters_replayed")
     assert replayed.by.startswith("ann@")
     assert replayed.data == {"stored": "1", "repeated": "0", "conflicting": "0", "refused": "0"}
+
+
+def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
+    # Given a log that loses records of one partition before they are stored
+    with contextlib.closing(wiring.make_log(rig.settings)) as log:
+        log.identity()
+        log.append([(1, record(6999))])
+        first = "SELECT count(*) FROM log_events WHERE event_id = 'event-006999'"
+        wait_until(lambda: ask(rig.settings.database_url, first) == [(1,)], "the first is stored", seconds_max=20)
+        rig.control("pause_consumption")
+        log.append([(partition, record(7000 + partition * 100 + n)) for n in range(20) for partition in (1, 2)])
+        begin = log.positions()[1].end - 20
+    with redis.Redis.from_url(rig.settings.event_log_url) as client:
+        stream = f"{rig.settings.key_prefix}{KEY_LOG_STREAM}:1"
+        client.execute_command("XTRIM", stream, "MINID", "=", f"0-{begin + 15 + 1}")
+    rig.control("resume_consumption")
+    # Then the others go on, and it stays alone
+    of_partition = "SELECT count(*) FROM log_events WHERE log_partition = %s AND event_id >= 'event-007000'"
+    database_url = rig.settings.database_url
+    wait_until(lambda: ask(database_url, of_partition, (2,)) == [(20,)], "the others go on", seconds_max=20)
+    wait_until(lambda: rig.reasons() == {PauseReason.LOG_GAP}, "it stops", seconds_max=20)
+    assert [(pause.reason, pause.partition) for pause in rig.state().pauses or ()] == [(PauseReason.LOG_GAP, 1)]
+    assert "of partition 1 is paused (log gap)" in " ".join(rig.celery("inspect", "sluice").stdout.split())
+    # When somebody looks at it and decides
+    [found] = json.loads(rig.celery("inspect", "gap", "1", "--json").stdout).values()
+    gap = found["document"]["gap"]
+    assert gap == {"from": begin, "to": begin + 15}
+    figures = ["1", str(begin), str(begin + 15)]
+    wrong = rig.celery("control", "skip_gap", "1", str(begin), str(begin + 14))
+    assert wrong.returncode != 0
+    assert f"the hole of partition 1 is from {begin} to {begin + 15}" in wrong.stderr
+    assert "Dry run, nothing was changed" in rig.control("skip_gap", "--dry-run", *figures)
+    assert rig.reasons() == {PauseReason.LOG_GAP}
+    assert "15 records, each perhaps an event" in rig.control("skip_gap", *figures, "no", "backup")
+    # Then it goes on too, and the story says who decided, and why
+    wait_until(lambda: ask(database_url, of_partition, (1,)) == [(5,)], "it goes on", seconds_max=20)
+    [skipped] = rig.events("gap_skipped")
+    assert (skipped.by.startswith("ann@"), skipped.why) == (True, "no backup")
+    wait_until(lambda: rig.reasons() == set(), "nothing is paused", seconds_max=5)
+
+
+def test_poison_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
+    # Given a schema that refuses what comes in one partition
+    database_url = rig.settings.database_url
+    fail_on_insert(database_url, "23514", when="NEW.log_partition = 3")
+    try:
+        with contextlib.closing(wiring.make_log(rig.settings)) as log:
+            log.identity()
+            log.append([(partition, record(8000 + partition * 200 + n)) for n in range(150) for partition in (2, 3)])
+        stored = "SELECT count(*) FROM log_events WHERE log_partition = 2 AND event_id >= 'event-008000'"
+        wait_until(lambda: ask(database_url, stored) == [(150,)], "the others go on", seconds_max=20)
+        wait_until(lambda: rig.reasons() == {PauseReason.POISON}, "it stops", seconds_max=30)
+        # When somebody looks, tries and decides
+        said = rig.celery("inspect", "poison", "3").stdout
+        assert "(23514)" in said
+        assert '"event-0086' in said
+        [found] = json.loads(rig.celery("inspect", "poison", "3", "--json").stdout).values()
+        records = found["document"]["batch"]["end"] - found["document"]["batch"]["first"]
+        assert f"{records} records: {records} dead letters" in rig.control("accept_poison", "3", "--dry-run")
+        assert f"{records} records: {records} dead letters" in rig.control("accept_poison", "3", "a", "test")
+    finally:
+        fail_no_more(database_url)
+    letters = "SELECT count(*) FROM dead_letters WHERE log_partition = 3"
+    assert ask(database_url, letters) == [(records,)]
+    # Then nothing is lost: the rest is stored, and the letters are once the schema takes them
+    rig.control("replay_dead_letters")
+    stored = "SELECT count(*) FROM log_events WHERE log_partition = 3 AND event_id >= 'event-008600'"
+    wait_until(lambda: ask(database_url, stored) == [(150,)], "all is stored", seconds_max=20)
+    assert [event.why for event in rig.events("poison_accepted")] == ["a test"]
 
 
 def test_inspect_is_for_programs_too(rig: Rig) -> None:

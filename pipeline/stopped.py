@@ -1,0 +1,191 @@
+"""A partition that stands still until a person decides: its hole in the log is skipped, or its batch is accepted.
+
+Both do what a drain does, and keep to the same rules: the partition's lock is held, the offset is moved by
+compare-and-swap in PostgreSQL, and the floor is raised before the commit. Where what is asked is not exactly what the
+log and PostgreSQL say, nothing is changed.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.errors import FencedError, LogGapError, LogRestartedError, PermanentError, RecoverableError
+from pipeline.ports.control import Floors
+from pipeline.ports.log import EventLog, LogBatch, LogIdentity, PartitionPosition
+from pipeline.ports.sink import Sink, StoreResult
+
+_READ_SECONDS: Final = 1.0  # for which one read of the log waits
+
+
+class DoesNotFitError(PermanentError):
+    """What is asked is not what the log and PostgreSQL say; nothing was changed."""
+
+
+class StillDrainedError(RecoverableError):
+    """A drain still has this partition: try again in some seconds."""
+
+
+class _RehearsedError(Exception):
+    """A dry run is at its end: what was written is rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What it takes: the adapters of this process, which no other thread uses meanwhile."""
+
+    log: EventLog
+    sink: Sink
+    floors: Floors
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """The log goes on at `end`, where `first` is the next offset to store.
+
+    With `end` above `first` the offsets between them are lost. Below it the log has lost its tail, all of which is
+    stored: its new records would be taken for stored ones.
+    """
+
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Poisoned:
+    """A batch for which a partition stopped: the records of a log from offset `first` up to `end`."""
+
+    log_id: str
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a partition stands."""
+
+    stored: int | None  # the next offset to store; None: nothing was stored yet
+    log: PartitionPosition
+    hole: Hole | None
+    next_record: bytes | None  # the first that the log has behind the hole
+
+
+def look(means: Means, partition: int) -> Place:
+    """Where a partition stands now. Raises RecoverableError, DoesNotFitError where there is no such partition."""
+    return _look(means, _identity(means, partition), partition)
+
+
+def skip_gap(means: Means, partition: int, hole: Hole, *, dry_run: bool) -> None:
+    """Let storing go on behind a hole. Raises DoesNotFitError where the hole is another one, RecoverableError."""
+    identity = _identity(means, partition)
+    with _held(means, identity, partition):
+        found = _look(means, identity, partition).hole
+        if found is None:
+            raise DoesNotFitError(f"partition {partition} has no hole: what is stored next is in the log")
+        if found != hole:
+            asked = f"not from {hole.first} to {hole.end}"
+            raise DoesNotFitError(f"the hole of partition {partition} is from {found.first} to {found.end}, {asked}")
+        if not dry_run:
+            _store(means, identity, partition, hole.first, LogBatch(hole.end, []))
+
+
+def accept_poison(
+    means: Means, partition: int, batch: Poisoned, *, rehearsed: Callable[[], None] | None
+) -> StoreResult | None:
+    """Store a batch for which a partition stopped: what is refused becomes dead letters, however many they are.
+
+    `means.sink` must have no limit for them. With `rehearsed` all is rolled back, once that was called. Raises
+    DoesNotFitError where its records are not the next to be stored, RecoverableError.
+    """
+    identity, log_id, first = _identity(means, partition), batch.log_id, batch.first
+    if identity.log_id != log_id:
+        raise DoesNotFitError(f"partition {partition} stopped on another event log: {log_id}, not {identity.log_id}")
+    with _held(means, identity, partition):
+        stored = means.sink.stored_offsets(log_id).get(partition)
+        if stored not in (first, None):
+            raise DoesNotFitError(f"partition {partition} is stored up to {stored} by now; its batch began at {first}")
+        records = LogBatch(first, _records(means.log, partition, first, batch.end))
+        if rehearsed is None:
+            return _store(means, identity, partition, first, records)
+        tell = rehearsed
+
+        def stop() -> None:
+            tell()
+            raise _RehearsedError
+
+        with contextlib.suppress(_RehearsedError):
+            _store(means, identity, partition, first, records, before_floor=stop)
+        return None
+
+
+def _identity(means: Means, partition: int) -> LogIdentity:
+    identity = means.log.identity()
+    if not 0 <= partition < identity.partitions:
+        raise DoesNotFitError(f"there is no partition {partition}: the event log has {identity.partitions}")
+    return identity
+
+
+@contextlib.contextmanager
+def _held(means: Means, identity: LogIdentity, partition: int) -> Iterator[None]:
+    if not means.sink.acquire(identity.log_id, partition):
+        raise StillDrainedError
+    try:
+        yield
+    finally:
+        means.sink.release(identity.log_id, partition)
+
+
+def _look(means: Means, identity: LogIdentity, partition: int) -> Place:
+    stored = means.sink.stored_offsets(identity.log_id).get(partition)
+    place = means.log.positions()[partition]
+    if stored is None:
+        return Place(None, place, None, None)
+    if place.end < stored:
+        return Place(stored, place, Hole(stored, place.end), None)
+    try:
+        batch = means.log.read(partition, stored, records_max=1, wait_seconds=0.0)
+    except LogGapError:  # its end fell this very moment
+        return Place(stored, place, Hole(stored, place.end), None)
+    if batch is None or not batch.values:
+        hole = Hole(stored, place.begin) if place.begin > stored else None
+        return Place(stored, place, hole, None)
+    is_declared = batch.gap_from is not None and batch.gap_from <= stored
+    hole = None if batch.offset == stored or is_declared else Hole(stored, batch.offset)
+    return Place(stored, place, hole, batch.values[0])
+
+
+def _records(log: EventLog, partition: int, first: int, end: int) -> list[bytes]:
+    """The records from `first` up to `end`, without a hole."""
+    values: list[bytes] = []
+    while first + len(values) < end:
+        position = first + len(values)
+        batch = log.read(partition, position, records_max=end - position, wait_seconds=_READ_SECONDS)
+        if batch is None or not batch.values or batch.offset != position:
+            raise DoesNotFitError(f"the event log does not hold offset {position} of partition {partition} any more")
+        values += batch.values[: end - position]
+    return values
+
+
+def _store(
+    means: Means,
+    identity: LogIdentity,
+    partition: int,
+    expected: int,
+    batch: LogBatch,
+    *,
+    before_floor: Callable[[], None] | None = None,
+) -> StoreResult:
+    def raise_floor() -> None:
+        if before_floor is not None:
+            before_floor()
+        floors, log_id, incarnation = means.floors, identity.log_id, identity.incarnation
+        try:
+            floors.raise_floor(log_id, incarnation, partition, batch.next_offset)
+        except FencedError:
+            # Perhaps nobody has fenced this log since the control store forgot: as a drain does, it is done here.
+            floors.fence(log_id, incarnation)
+            if means.log.identity() != identity:
+                raise LogRestartedError from None
+            floors.raise_floor(log_id, incarnation, partition, batch.next_offset)
+
+    return means.sink.store(identity.log_id, partition, expected, batch, before_commit=raise_floor)

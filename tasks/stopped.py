@@ -1,0 +1,247 @@
+"""Commands for a partition that stands still until a person decides, told in words; see `pipeline.stopped`."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from pipeline import wiring
+from pipeline.errors import RecoverableError, SluiceError
+from pipeline.event_words import clock_time
+from pipeline.names import ControlEventKind, PauseReason
+from pipeline.ports.control import Pause
+from pipeline.sink.control_settings import delete_pause, pause_evidence
+from pipeline.sink.dead_letters import dead_letters_between
+from pipeline.sink.postgres import PostgresSink
+from pipeline.stopped import DoesNotFitError, Hole, Means, Poisoned, accept_poison, look, skip_gap
+from tasks.parts import Parts
+
+_logger = logging.getLogger(__name__)
+
+_SHOWN_CHARS_MAX: Final = 200  # of a record's beginning
+_SHOWN_REASONS_MAX: Final = 3  # different reasons in one answer
+_DRY: Final = "Dry run, nothing was changed. "
+
+
+# --- Looking ----------------------------------------------------------------------------------------------------------
+
+
+def show_gap(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
+    """Where a partition stands: in words, and as JSON can have it."""
+    place = look(_means(parts, parts.sink), partition)
+    hole, log = place.hole, place.log
+    document = {
+        "partition": partition,
+        "stored": place.stored,
+        "logBegin": log.begin,
+        "logEnd": log.end,
+        "gap": None if hole is None else {"from": hole.first, "to": hole.end},
+        "nextRecord": None if place.next_record is None else _shown(place.next_record),
+    }
+    stored = "nothing is stored yet" if place.stored is None else f"stored up to offset {place.stored}"
+    lines = [f"partition {partition}: {stored}; the event log holds {log.begin} to {log.end}"]
+    if hole is None:
+        lines.append("no gap: what is stored next is in the log")
+    else:
+        lines.append(_hole_words(hole))
+        lines.append(f"to go on without them: {_skip_command(partition, hole)}")
+    if place.next_record is not None:
+        lines.append(f"the next record begins: {_shown(place.next_record)}")
+    return "\n".join([*lines, *_pause_lines(parts, PauseReason.LOG_GAP, partition)]), document
+
+
+def show_poison(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
+    """The records for which a partition stopped, as far as they were kept: in words, and as JSON can have it."""
+    evidence = pause_evidence(parts.sink, PauseReason.POISON, partition)
+    lines = _pause_lines(parts, PauseReason.POISON, partition)
+    if evidence is None:
+        lines.append(f"partition {partition}: {_NO_EVIDENCE}" if lines else f"partition {partition} is not poisoned")
+        return "\n".join(lines), {"partition": partition, "batch": None}
+    lines.append(_batch_words(partition, evidence))
+    lines += map(_letter_words, evidence["sample"])
+    lines.append(
+        "the schema is at fault: correct it, then `control resume_consumption`. The events are: "
+        f"`control accept_poison {partition} --dry-run`, then without it"
+    )
+    return "\n".join(lines), {"partition": partition, "batch": evidence}
+
+
+def stops_again(parts: Parts, pauses: list[Pause]) -> str:
+    """What will stop these partitions again at once, in words; empty where nothing will, as far as that is known."""
+    words = []
+    for pause in pauses:
+        partition = pause.partition
+        if partition is None:
+            continue
+        if pause.reason is PauseReason.LOG_GAP:
+            with contextlib.suppress(SluiceError):
+                hole = look(_means(parts, parts.sink), partition).hole
+                if hole is not None:
+                    words.append(
+                        f" Partition {partition} will stop again at once: {_hole_words(hole)}. "
+                        f"`inspect gap {partition}` shows more, {_skip_command(partition, hole)} goes on without them."
+                    )
+        elif pause.reason is PauseReason.POISON:
+            words.append(
+                f" Partition {partition} tries its batch again, and stops again if the schema still refuses it: "
+                f"`inspect poison {partition}` shows it, `control accept_poison {partition}` makes dead letters of it."
+            )
+    return "".join(words)
+
+
+# --- Deciding ---------------------------------------------------------------------------------------------------------
+
+
+def skip(parts: Parts, by: str, partition: int, hole: Hole, why: str, *, dry_run: bool) -> str:
+    """Give up the offsets of a hole, exactly as they are named."""
+    first, end = hole.first, hole.end
+    skip_gap(_means(parts, parts.sink), partition, hole, dry_run=dry_run)
+    what = (
+        f"offsets {first} to {end - 1} are given up: {end - first:,} records, each perhaps an event that was "
+        "acknowledged, which no table has"
+        if end > first
+        else f"it goes back from {first}: what the log lost there is stored, and nothing is stored twice"
+    )
+    if dry_run:
+        return f"{_DRY}Partition {partition} would go on at offset {end}; {what}."
+    data = {"partition": str(partition), "first": str(first), "end": str(end)}
+    told = _decided(parts, ControlEventKind.GAP_SKIPPED, PauseReason.LOG_GAP, partition, by=by, why=why, data=data)
+    return f"Partition {partition} goes on at offset {end}, by {by}: {why}; {what}.{told}"
+
+
+def accept(parts: Parts, by: str, partition: int, why: str, *, dry_run: bool) -> str:
+    """Store the batch for which a partition stopped; what PostgreSQL refuses of it becomes dead letters."""
+    evidence = pause_evidence(parts.sink, PauseReason.POISON, partition)
+    if evidence is None:
+        raise DoesNotFitError(f"partition {partition}: {_NO_EVIDENCE}")
+    log_id, first, end = str(evidence["logId"]), int(evidence["first"]), int(evidence["end"])
+    batch = Poisoned(log_id, first, end)
+    letters: dict[int, str] = {}
+    with _sink_without_limit(parts) as sink:
+
+        def count() -> None:
+            letters.update(dead_letters_between(sink, log_id, partition, first, end))
+
+        means = _means(parts, sink)
+        result = accept_poison(means, partition, batch, rehearsed=count if dry_run else None)
+        if not dry_run:
+            count()
+    records = end - first
+    what = (
+        f"offsets {first} to {end - 1}, {records:,} records: {len(letters):,} dead letters{_reasons(letters)}, "
+        f"{records - len(letters):,} stored, or stored before"
+    )
+    if result is None:
+        return f"{_DRY}It would be, of partition {partition}: {what}."
+    data = {
+        "partition": str(partition), "first": str(first), "end": str(end), "dead_lettered": str(len(letters)),
+    }  # fmt: skip
+    told = _decided(parts, ControlEventKind.POISON_ACCEPTED, PauseReason.POISON, partition, by=by, why=why, data=data)
+    return (
+        f"Accepted, by {by}: {why}. Partition {partition}, {what}. `control replay_dead_letters` tries them again once "
+        f"the schema takes them.{told}"
+    )
+
+
+_NO_EVIDENCE: Final = (
+    "no batch is kept that could be looked at or accepted. Where it is paused for poison, `control resume_consumption` "
+    "lets it try again, and keep what it finds"
+)
+
+
+@contextlib.contextmanager
+def _sink_without_limit(parts: Parts) -> Iterator[PostgresSink]:
+    """A sink for which no number of dead letters is too large."""
+    sink = wiring.make_sink(replace(parts.settings, poison_ratio_max=1.0))
+    try:
+        yield sink
+    finally:
+        sink.close()
+
+
+def _decided(
+    parts: Parts,
+    kind: ControlEventKind,
+    reason: PauseReason,
+    partition: int,
+    *,
+    by: str,
+    why: str,
+    data: dict[str, str],
+) -> str:
+    """Record what was decided and lift the partition's pause; what of that did not work, in words."""
+    _logger.warning("%s of partition %d by %s: %s", kind, partition, by, why, extra={"action": kind.value, **data})
+    told = ""
+    try:
+        parts.events.record(kind, by=by, why=why, data=data)
+        parts.control.resume(reason, generation=None, by=by, why=why, partition=partition)
+    except RecoverableError as error:
+        _logger.warning("decided, but not told: %s", error, extra={"action": "decision_not_told"})
+        return " Redis does not answer: the pause still holds, lift it with `control resume_consumption`."
+    try:
+        delete_pause(parts.sink, reason.value, partition)
+    except RecoverableError as error:
+        _logger.warning("not kept in PostgreSQL: %s", error, extra={"action": "command_not_kept"})
+        told += " PostgreSQL does not answer any more: the end of the pause is kept there once it is back."
+    if any(pause.partition in (None, partition) for pause in parts.control.state().pauses or ()):
+        return f"{told} It stays paused for another reason: `inspect sluice` says which."
+    return told
+
+
+def _means(parts: Parts, sink: PostgresSink) -> Means:
+    return Means(parts.log, sink, parts.floors)
+
+
+# --- Words ------------------------------------------------------------------------------------------------------------
+
+
+def _hole_words(hole: Hole) -> str:
+    if hole.end > hole.first:
+        return (
+            f"offsets {hole.first} to {hole.end - 1} are missing: {hole.end - hole.first:,} records that nobody stored"
+        )
+    return f"the event log ends at {hole.end}, before the stored offset {hole.first}: it lost records that are stored"
+
+
+def _skip_command(partition: int, hole: Hole) -> str:
+    return f"`control skip_gap {partition} {hole.first} {hole.end}`"
+
+
+def _letter_words(letter: dict[str, Any]) -> str:
+    reason = f"{_plain(letter['reason'])} ({letter['sqlstate'] or 'not decoded'})"
+    return f"  offset {letter['offset']}: {reason}: {_plain(letter['content'])}"
+
+
+def _batch_words(partition: int, evidence: dict[str, Any]) -> str:
+    first, end = evidence["first"], evidence["end"]
+    return (
+        f"partition {partition}: at least {evidence['refused']:,} of the {end - first:,} records at offsets {first} to "
+        f"{end - 1} were refused; the first of them:"
+    )
+
+
+def _pause_lines(parts: Parts, reason: PauseReason, partition: int) -> list[str]:
+    return [
+        f"paused since {clock_time(pause.since)} by {_plain(pause.by)}: {_plain(pause.why)}"
+        for pause in parts.control.state().pauses or ()
+        if pause.reason is reason and pause.partition in (None, partition)
+    ]
+
+
+def _reasons(letters: dict[int, str]) -> str:
+    """The first few different reasons."""
+    different = list(dict.fromkeys(_plain(reason) for reason in letters.values()))
+    if not different:
+        return ""
+    more = ", …" if len(different) > _SHOWN_REASONS_MAX else ""
+    return f" ({'; '.join(different[:_SHOWN_REASONS_MAX])}{more})"
+
+
+def _shown(record: bytes) -> str:
+    return _plain(record[: 4 * _SHOWN_CHARS_MAX].decode("utf-8", "backslashreplace"))[:_SHOWN_CHARS_MAX]
+
+
+def _plain(text: str) -> str:
+    """Text for one line of a terminal: what is not printable is shown as an escape."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

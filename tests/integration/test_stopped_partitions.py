@@ -1,0 +1,167 @@
+"""A hole in each real log, and a batch that PostgreSQL refuses: looked at, decided, and gone on behind."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pipeline.breaker import SinkBreaker
+from pipeline.clock import SystemClock
+from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.names import PauseReason
+from pipeline.settings import Settings
+from pipeline.sink.control_settings import load_pauses
+from pipeline.sink.migrate import migrate
+from pipeline.stopped import DoesNotFitError, Hole
+from support.database import ask, fail_no_more, fail_on_insert, stored_ids
+from support.event_logs import KafkaRig, LogRig, RedisRig, recovered
+from support.records import record
+from tasks import commands, stopped
+from tasks.drain import _tell
+from tasks.parts import Parts
+
+
+class Rig:
+    """A worker's parts on real servers, and its drain of one partition."""
+
+    def __init__(self, settings: Settings, log: LogRig) -> None:
+        self.settings, self.log = settings, log
+        self.parts = Parts(settings)
+        self.parts.control.restore([], by="test")
+
+    def append(self, first: int, end: int) -> None:
+        self.parts.log.identity()
+        self.parts.log.append([(0, record(number)) for number in range(first, end)])
+
+    def drain(self, *, once: bool = False) -> DrainReport:
+        """As a worker does, pausing where it must."""
+        looks = iter(range(1_000_000))
+        parts = self.parts
+        report = drain(
+            0, log=parts.log, sink=parts.sink, floors=parts.floors,
+            breaker=SinkBreaker(self.settings, parts.control, SystemClock(), "test"),
+            paused=lambda: next(looks) > 8, settings=self.settings, clock=SystemClock(),
+        )  # fmt: skip
+        _tell(report, parts)
+        return report
+
+    def pauses(self) -> list[tuple[PauseReason, int | None]]:
+        return [(pause.reason, pause.partition) for pause in self.parts.control.state().pauses or ()]
+
+
+@pytest.fixture(params=["redis", "kafka"])
+def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
+    changed = replace(
+        settings, drain_run_seconds_max=20.0, drain_poll_seconds=0.1, drain_batch_records_max=50,
+        poison_run_records_max=5,
+    )  # fmt: skip
+    log: LogRig
+    if request.param == "kafka":
+        changed = replace(changed, event_log_url=request.getfixturevalue("kafka").url)
+        log = KafkaRig(changed)
+    else:
+        log = RedisRig(changed)
+    migrate(changed)
+    made = Rig(changed, log)
+    with contextlib.closing(made.parts):
+        yield made
+
+
+def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig) -> None:
+    # Given a log that has lost records which nobody stored
+    rig.append(0, 10)
+    recovered(rig.parts.log.positions)
+    rig.drain()
+    rig.append(10, 30)
+    rig.log.trim(0, 15)
+    rig.parts.log.close()
+    assert rig.drain().outcome is DrainOutcome.LOG_GAP
+    assert rig.pauses() == [(PauseReason.LOG_GAP, 0)]
+    # When somebody looks at it, and resumes without deciding
+    words, document = stopped.show_gap(rig.parts, 0)
+    assert document["gap"] == {"from": 10, "to": 15}
+    assert "offsets 10 to 14 are missing: 5 records that nobody stored" in words
+    assert '"event-000015"' in words
+    said = commands.resume(rig.parts, "ann@desk", "try again")
+    assert "Partition 0 will stop again at once" in said
+    assert "`control skip_gap 0 10 15`" in said
+    assert rig.drain().outcome is DrainOutcome.LOG_GAP
+    # Then only the exact figures are skipped, and a dry run changes nothing
+    with pytest.raises(DoesNotFitError):
+        stopped.skip(rig.parts, "ann@desk", 0, Hole(10, 14), "no backup", dry_run=False)
+    dry = stopped.skip(rig.parts, "ann@desk", 0, Hole(10, 15), "no backup", dry_run=True)
+    assert dry.startswith("Dry run, nothing was changed. Partition 0 would go on at offset 15; offsets 10 to 14")
+    assert rig.pauses() == [(PauseReason.LOG_GAP, 0)]
+    assert "goes on at offset 15, by ann@desk: no backup" in stopped.skip(
+        rig.parts, "ann@desk", 0, Hole(10, 15), "no backup", dry_run=False
+    )
+    assert (rig.pauses(), load_pauses(rig.parts.sink)) == ([], [])
+    rig.drain()
+    assert stored_ids(rig.settings.database_url) == [f"event-{n:06d}" for n in (*range(10), *range(15, 30))]
+    skipped, resumed = rig.parts.events.last(2)
+    assert (skipped.kind.value, skipped.by, skipped.why) == ("gap_skipped", "ann@desk", "no backup")
+    assert skipped.data == {"partition": "0", "first": "10", "end": "15"}
+    assert (resumed.kind.value, resumed.data["partition"]) == ("resumed", "0")
+
+
+def test_a_poisoned_batch_is_shown_and_accepted(rig: Rig) -> None:
+    # Given a column that refuses most of what comes
+    url = rig.settings.database_url
+    rig.append(0, 10)
+    fail_on_insert(url, "23514", when="NEW.event_id < 'event-000008'")
+    assert rig.drain().outcome is DrainOutcome.POISONED
+    assert rig.pauses() == [(PauseReason.POISON, 0)]
+    # When somebody looks at it
+    words, document = stopped.show_poison(rig.parts, 0)
+    sample: list[dict[str, Any]] = document["batch"]["sample"]
+    assert (document["batch"]["first"], document["batch"]["end"]) == (0, 10)
+    assert [one["offset"] for one in sample] == list(range(6))  # as far as was tried
+    assert {one["sqlstate"] for one in sample} == {"23514"}
+    assert '"event-000003"' in words
+    assert "`control accept_poison 0 --dry-run`" in words
+    # And tries what accepting it would do
+    dry = stopped.accept(rig.parts, "ann@desk", 0, "they are of a test", dry_run=True)
+    assert "offsets 0 to 9, 10 records: 8 dead letters" in dry
+    assert "2 stored" in dry
+    assert ask(url, "SELECT (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM log_events)") == [(0,)]
+    # Then it is stored as a drain would, with dead letters for what is refused
+    done = stopped.accept(rig.parts, "ann@desk", 0, "they are of a test", dry_run=False)
+    assert "8 dead letters" in done
+    assert stored_ids(url) == ["event-000008", "event-000009"]
+    assert rig.pauses() == []
+    accepted = rig.parts.events.last(2)[0]
+    assert (accepted.kind.value, accepted.why, accepted.data["dead_lettered"]) == (
+        "poison_accepted", "they are of a test", "8",
+    )  # fmt: skip
+    # And once more is once too often
+    with pytest.raises(DoesNotFitError, match="no batch is kept"):
+        stopped.accept(rig.parts, "ann@desk", 0, "again", dry_run=False)
+    fail_no_more(url)
+    rig.append(10, 15)
+    assert rig.drain().stored == 5
+
+
+def test_a_log_that_ends_before_the_stored_offset_goes_on_where_it_ends(rig: Rig) -> None:
+    # Given a log whose last records are gone, all of which are stored
+    rig.append(0, 5)
+    rig.drain()
+    ask(rig.settings.database_url, "UPDATE stored_offsets SET next_offset = 9")
+    words, document = stopped.show_gap(rig.parts, 0)
+    assert document["gap"] == {"from": 9, "to": 5}
+    assert "ends at 5, before the stored offset 9" in words
+    # When somebody decides
+    dry = stopped.skip(rig.parts, "ann@desk", 0, Hole(9, 5), "as told", dry_run=True)
+    assert "it goes back from 9" in dry
+    stopped.skip(rig.parts, "ann@desk", 0, Hole(9, 5), "as told", dry_run=False)
+    # Then what comes next is stored
+    rig.append(5, 8)
+    assert rig.drain().stored == 3
+
+
+def test_what_is_not_printable_reaches_no_terminal() -> None:
+    assert stopped._plain("a\x1b[2J\n\u2028é") == "a\\x1b[2J\\n\\u2028é"
+    parts = cast(Parts, SimpleNamespace())
+    assert stopped.stops_again(parts, []) == ""

@@ -1,0 +1,179 @@
+"""Partitions that stand still until a person decides, in memory."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from pipeline.errors import LogRestartedError, StoreUnavailableError
+from pipeline.log.memory import MemoryLog, MemoryLogServer
+from pipeline.ports.control import Mirror
+from pipeline.ports.sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.memory import MemorySink, MemoryStore
+from pipeline.stopped import (
+    DoesNotFitError,
+    Hole,
+    Means,
+    Poisoned,
+    StillDrainedError,
+    accept_poison,
+    look,
+    skip_gap,
+)
+from pipeline.store.memory import MemoryFloors, MemoryServer
+from support.event_logs import NoFloors
+from support.records import record
+
+PARTITION = 1
+
+
+class Rig:
+    """A partition of ten records, the first five of which are stored."""
+
+    def __init__(self) -> None:
+        settings = replace(Settings(), poison_ratio_max=1.0)
+        self.server = MemoryLogServer(2)
+        self.log = MemoryLog(floors=NoFloors(), server=self.server)
+        self.database = MemoryStore()
+        self.other = MemorySink(settings, self.database)
+        self.control = MemoryServer()
+        self.means = Means(self.log, MemorySink(settings, self.database), MemoryFloors(settings, self.control))
+        identity = self.log.identity()
+        self.log_id = identity.log_id
+        self.log.append([(PARTITION, record(number)) for number in range(10)])
+        self.set_stored(5)
+
+    def set_stored(self, offset: int) -> None:
+        self.database.offsets[self.log_id, PARTITION] = offset
+
+    @property
+    def stored(self) -> int:
+        return self.database.offsets[self.log_id, PARTITION]
+
+    def skip(self, first: int, end: int, *, dry_run: bool = False) -> None:
+        skip_gap(self.means, PARTITION, Hole(first, end), dry_run=dry_run)
+
+    def accept(self, first: int, end: int) -> StoreResult | None:
+        return accept_poison(self.means, PARTITION, Poisoned(self.log_id, first, end), rehearsed=None)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    assert rig.database.locks == {}  # whatever happened, the partition was given up
+
+
+# --- A hole -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_hole_is_what_the_log_lost_before_it_was_stored(rig: Rig) -> None:
+    assert look(rig.means, PARTITION).hole is None
+    rig.server.trim(PARTITION, 8)
+    place = look(rig.means, PARTITION)
+    assert (place.stored, place.hole, place.next_record) == (5, Hole(5, 8), record(8))
+    rig.server.trim(PARTITION, 10)  # and nothing behind it
+    assert look(rig.means, PARTITION).hole == Hole(5, 10)
+    assert look(rig.means, 0).hole is None  # nothing is stored of it yet
+
+
+def test_a_hole_that_the_log_declares_is_none_to_skip(rig: Rig) -> None:
+    rig.server.restart(keep={PARTITION: 5})
+    log = MemoryLog(floors=NoFloors({PARTITION: 8}), server=rig.server)
+    log.identity()
+    log.append([(PARTITION, record(20))])
+    assert look(replace(rig.means, log=log), PARTITION).hole is None
+
+
+def test_exactly_the_hole_is_skipped_and_only_once(rig: Rig) -> None:
+    rig.server.trim(PARTITION, 8)
+    for first, end in ((5, 7), (6, 8), (5, 9), (0, 8)):
+        with pytest.raises(DoesNotFitError, match=f"is from 5 to 8, not from {first} to {end}"):
+            rig.skip(first, end)
+    rig.skip(5, 8, dry_run=True)
+    assert rig.stored == 5
+    rig.skip(5, 8)
+    assert rig.stored == 8
+    with pytest.raises(DoesNotFitError, match="has no hole"):
+        rig.skip(5, 8)
+
+
+def test_the_floor_is_raised_before_the_offset_moves_and_without_it_nothing_does(rig: Rig) -> None:
+    rig.server.trim(PARTITION, 8)
+    rig.control.is_away = True
+    with pytest.raises(StoreUnavailableError):
+        rig.skip(5, 8)
+    assert rig.stored == 5
+    rig.control.is_away = False
+    rig.skip(5, 8)
+    assert rig.means.floors.mirror(rig.log_id).floors[PARTITION] == 8
+
+
+def test_a_log_that_was_restarted_meanwhile_is_asked_again(rig: Rig) -> None:
+    rig.server.trim(PARTITION, 8)
+    rig.means.floors.fence(rig.log_id, "a newer incarnation")
+
+    class Restarting(MemoryFloors):
+        def fence(self, log_id: str, incarnation: str) -> Mirror:
+            mirror = super().fence(log_id, incarnation)
+            rig.server.restart()
+            return mirror
+
+    with pytest.raises(LogRestartedError):
+        skip_gap(replace(rig.means, floors=Restarting(Settings(), rig.control)), PARTITION, Hole(5, 8), dry_run=False)
+    assert rig.stored == 5
+
+
+def test_nothing_is_decided_beside_a_drain(rig: Rig) -> None:
+    rig.server.trim(PARTITION, 8)
+    assert rig.other.acquire(rig.log_id, PARTITION)
+    with pytest.raises(StillDrainedError):
+        rig.skip(5, 8)
+    with pytest.raises(StillDrainedError):
+        rig.accept(5, 8)
+    rig.other.release(rig.log_id, PARTITION)
+    assert rig.stored == 5
+
+
+def test_a_log_that_ends_before_what_is_stored_goes_on_where_it_ends(rig: Rig) -> None:
+    rig.set_stored(15)
+    assert look(rig.means, PARTITION).hole == Hole(15, 10)
+    rig.skip(15, 10)
+    assert (rig.stored, look(rig.means, PARTITION).hole) == (10, None)
+
+
+def test_a_partition_that_is_not_there_is_refused(rig: Rig) -> None:
+    with pytest.raises(DoesNotFitError, match="no partition 2: the event log has 2"):
+        look(rig.means, 2)
+
+
+# --- Poison -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_accepted_whatever_is_refused_of_it_and_no_record_more(rig: Rig) -> None:
+    rig.database.refuses = lambda event: "no such column" if event.event_id <= "event-000007" else None
+    assert rig.accept(5, 9) == StoreResult(stored=1, dead_lettered=3)
+    assert rig.stored == 9
+    assert [offset for _, _, offset in rig.database.letters] == [5, 6, 7]
+    assert list(rig.database.events) == ["event-000008"]
+
+
+def test_a_dry_run_tries_all_and_keeps_nothing(rig: Rig) -> None:
+    tried: list[int] = []
+    batch = Poisoned(rig.log_id, 5, 9)
+    result = accept_poison(rig.means, PARTITION, batch, rehearsed=lambda: tried.append(rig.stored))
+    assert (result, tried, rig.stored, rig.database.events) == (None, [5], 5, {})
+
+
+def test_another_batch_than_the_next_is_refused(rig: Rig) -> None:
+    with pytest.raises(DoesNotFitError, match="is stored up to 5 by now; its batch began at 3"):
+        rig.accept(3, 8)
+    with pytest.raises(DoesNotFitError, match="does not hold offset 10"):
+        rig.accept(5, 12)
+    rig.server.trim(PARTITION, 6)
+    with pytest.raises(DoesNotFitError, match="does not hold offset 5"):
+        rig.accept(5, 8)
+    with pytest.raises(DoesNotFitError, match="another event log"):
+        accept_poison(rig.means, PARTITION, Poisoned("an earlier one", 5, 8), rehearsed=None)
+    assert rig.stored == 5
