@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Final
 
-from pipeline.names import ControlEventKind, Mode
+from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import ControlEvent
 
 _LAG: Final = {
@@ -38,6 +38,31 @@ def pause_words(reason: str, partition: int | None) -> str:
 def _reason_words(reason: str, partition: str) -> str:
     words = reason.replace("_", " ")
     return f"{words} of partition {partition}" if partition else words
+
+
+def pause_advice(reason: PauseReason, partition: int | None) -> str:
+    """Where to begin with a pause, and how it ends, for people. The breaker's ends by itself."""
+    celery = "`celery -A tasks.app"
+    ends = f"it ends only by {celery} control resume_consumption`"
+    match reason:
+        case PauseReason.OPERATOR:
+            return f"somebody paused it on purpose: ask them; {ends}"
+        case PauseReason.POISON if partition is not None:
+            return (
+                f"{celery} inspect poison {partition}` shows the records and errors. Often it is the schema: correct "
+                f"it, then `control resume_consumption`; or make them dead letters, `control accept_poison {partition}`"
+            )
+        case PauseReason.LOG_GAP if partition is not None:
+            return (
+                f"{celery} inspect gap {partition}` shows which offsets the event log has lost; "
+                f"`control skip_gap {partition} FROM TO` goes on without them"
+            )
+        case PauseReason.POISON:
+            return f"the newest dead letters and their errors: often it is the schema, not the data; {ends}"
+        case PauseReason.LOG_GAP:
+            return f"the event log: it lost events that were never stored, or is another one than before; {ends}"
+        case _:
+            return f"the processes of a newer version of Sluice: one of them gave this reason; {ends}"
 
 
 def event_words(event: ControlEvent) -> str:

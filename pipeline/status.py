@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError, in_brief
-from pipeline.event_words import clock_time, event_words, pause_words, rate_words
+from pipeline.event_words import clock_time, event_words, pause_advice, pause_words, rate_words
 from pipeline.flow.lag import lag_by_partition
 from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import (
@@ -30,13 +30,6 @@ from pipeline.settings import Settings
 STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which it counts as silent
 EVENTS_SHOWN: Final = 50
 
-_LOOK_AT_PAUSE: Final = {
-    PauseReason.OPERATOR: "somebody paused it on purpose: ask them",
-    PauseReason.POISON: "the newest dead letters and their errors: often it is the schema, not the data",
-    PauseReason.LOG_GAP: "the event log: it lost events that were never stored, or is another one than before",
-    PauseReason.UNKNOWN: "the processes of a newer version of Sluice: one of them gave this reason",
-}
-_RESUME: Final = "it ends only by `celery -A tasks.app control resume_consumption`"
 # What an adapter's error says before the reason; the problem says it already.
 _SAYS_WHO: Final = re.compile(
     r"^the (?:control store|event log) \(\w+\) (?:does not answer|can't be reached)[:.] *", re.I
@@ -279,7 +272,7 @@ def _pauses(status: SystemStatus) -> Iterator[Problem]:
                 "critical" if status.mode is Mode.CRITICAL else "degraded",
                 f"{_paused_what(pause)} is paused ({pause_words(pause.name, None)}) since "
                 f"{clock_time(pause.since)} by {pause.by}: {pause.why}; {_its(pause)}events are taken, but not stored",
-                f"{_LOOK_AT_PAUSE[pause.reason]}; {_RESUME}",
+                pause_advice(pause.reason, pause.partition),
             )
 
 

@@ -35,6 +35,13 @@ BANDS = {"rate_max": "800", "rate_min": "0.5", "lag_degraded": "100", "lag_criti
         (K.BANDS_SET, {"bands": "settings"}, "Thresholds of the settings hold again"),
         (K.DEAD_LETTERS_REPLAYED, {}, "Dead letters replayed"),
         (K.DRAINER_TERMINATED, {"partition": "3", "offset": "5"}, "Stalled drain of partition 3 ended"),
+        (K.PAUSED, {"reason": "poison", "partition": "3"}, "Partition 3 paused (poison)"),
+        (K.RESUMED, {"reason": "poison", "partition": "3", "left": "log_gap:1 operator"},
+         "Pause lifted (poison of partition 3), still paused (log gap of partition 1, operator)"),
+        (K.STATE_RESTORED, {"reasons": "log_gap:4"}, "Control state restored: log gap of partition 4"),
+        (K.GAP_SKIPPED, {"partition": "3", "first": "10", "end": "15"}, "Hole of partition 3 skipped: 10 to 15"),
+        (K.POISON_ACCEPTED, {"partition": "3", "dead_lettered": "8"},
+         "Poisoned batch of partition 3 accepted: 8 dead letters"),
         # as another version of Sluice may have written them
         (K.OVERRIDE_SET, {}, "Override set"),
         (K.RATE_CHANGED, {"rate": "many", "mode": "normal"}, "Rate changed"),

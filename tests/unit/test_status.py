@@ -39,6 +39,9 @@ HEALTHY = SystemStatus(
 )
 BREAKER = Pause(PauseReason.BREAKER, 3, NOW - 10, "worker/1", "connection refused")
 OVERRIDE = Override(50.0, NOW + 60, "ann@host", "a test", NOW - 5)
+GAP = Pause(PauseReason.LOG_GAP, 5, NOW - 10, "worker/2", "a hole", partition=3)
+POISONED = Pause(PauseReason.POISON, 6, NOW - 10, "worker/2", "a batch", partition=1)
+NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="quota")
 BY_HAND = Pause(PauseReason.OPERATOR, 4, NOW - 10, "ann@host", "moving the disk")
 
 
@@ -57,6 +60,9 @@ BY_HAND = Pause(PauseReason.OPERATOR, 4, NOW - 10, "ann@host", "moving the disk"
             "degraded",
             ("since 22:13:10 UTC by ann@host: moving the disk", "control resume_consumption"),
         ),
+        ({"pauses": (GAP,)}, "degraded", ("of partition 3", "its events", "inspect gap 3", "skip_gap 3 FROM TO")),
+        ({"pauses": (POISONED,)}, "degraded", ("of partition 1", "inspect poison 1", "accept_poison 1")),
+        ({"pauses": (NEWER,)}, "degraded", ("paused (quota)", "newer version", "resume_consumption")),
         ({"pauses": None, "breaker": BreakerState.UNKNOWN}, "degraded", ("emptied", "control worker")),
         ({"controller_age": 15.1}, "degraded", ("silent since 22:13:04 UTC", "Beat")),
         ({"controller_age": None, "rate": None}, "degraded", ("has not spoken yet",)),
