@@ -52,3 +52,7 @@ class ManualClock:
             raise ValueError(f"a clock moves forward only, not by {seconds} s")
         self._now += seconds
         self._monotonic += seconds
+
+    def step(self, seconds: float) -> None:
+        """Set the wall clock forward, or back where `seconds` is negative; the monotonic clock does not see it."""
+        self._now += seconds

@@ -5,7 +5,9 @@
 -- ARGV: those of control_lib.lua, 3 needed, 4 wanted, 5 process, 6 seconds of the rate that the full bucket holds,
 --       7 seconds for which a rate holds without news, 8 seconds in which it halves then, 9 seconds after which a silent
 --       process is forgotten, 10 tolerance in tokens, and for a flushed server: 11 rate, 12 its version, 13 floor
--- Returns granted, wait in seconds, tokens left, rate, burst, version, live processes; fractions as text.
+--       14 when the newest rate that the caller knows was published, or '', 15 seconds since then by the caller's clock
+-- Returns granted, wait in seconds, tokens left, rate, burst, version, live processes, when the rate was published (or
+-- ''), and seconds since then; fractions as text.
 
 local needed, wanted = tonumber(ARGV[3]), tonumber(ARGV[4])
 local hold_seconds, period_seconds, tolerance = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[10])
@@ -18,13 +20,15 @@ end
 
 local published = redis.call('HMGET', KEYS[1], 'rate', 'floor_rate', 'version', 'published_at', 'lag_known_at')
 local rate, version
+local age = 0
 if published[1] then
   rate, version = tonumber(published[1]), published[3]
   -- The controller is silent, or was already without news when it last spoke: the rate goes on decaying. Not one that
   -- somebody set, which has an end of its own.
   local published_at = tonumber(published[4])
-  local known_at = tonumber(published[5]) or published_at
-  local steps = halvings(now - known_at) - halvings(published_at - known_at)
+  age = published[4] == ARGV[14] and tonumber(ARGV[15]) or elapsed_since(published_at)
+  local decided_after = published_at - (tonumber(published[5]) or published_at)
+  local steps = halvings(decided_after + age) - halvings(decided_after)
   if steps > 0 and redis.call('EXISTS', KEYS[5]) == 0 then
     rate = math.max(math.min(rate, tonumber(published[2])), rate * 2 ^ -steps)
   end
@@ -37,8 +41,7 @@ local burst = math.max(1, math.floor(rate * tonumber(ARGV[6])))
 local held = redis.call('HMGET', KEYS[7], 'tokens', 'at', 'rate')
 local tokens = burst
 if held[1] then
-  local elapsed = math.max(0, now - tonumber(held[2]))
-  tokens = math.min(burst, tonumber(held[1]) + elapsed * math.min(rate, tonumber(held[3])))
+  tokens = math.min(burst, tonumber(held[1]) + elapsed_since(tonumber(held[2])) * math.min(rate, tonumber(held[3])))
 end
 
 local threshold = math.min(needed, burst)
@@ -52,11 +55,13 @@ else
 end
 tokens = tokens - granted
 
-local tokens_text, rate_text = string.format('%.17g', tokens), string.format('%.17g', rate)
-redis.call('HSET', KEYS[7], 'tokens', tokens_text, 'at', string.format('%.17g', now), 'rate', rate_text)
+local tokens_text, rate_text = exact(tokens), exact(rate)
+redis.call('HSET', KEYS[7], 'tokens', tokens_text, 'at', exact(now), 'rate', rate_text)
 
-redis.call('ZADD', KEYS[8], now, ARGV[5])
+redis.call('ZADD', KEYS[8], exact(now), ARGV[5])
 redis.call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now - tonumber(ARGV[9]))
+redis.call('ZREMRANGEBYSCORE', KEYS[8], '(' .. exact(now), '+inf')  -- noted before the clock was set back
 local live = redis.call('ZCARD', KEYS[8])
 
-return { granted, string.format('%.17g', wait), tokens_text, rate_text, burst, version, live }
+return { granted, exact(wait), tokens_text, rate_text, burst, version, live,
+  published[4] or '', exact(age) }

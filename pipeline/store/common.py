@@ -13,6 +13,7 @@ ALARMS_MAX: Final = 32  # of one tick: one for each partition fits, and all of t
 ALARM_CHARS_MAX: Final = 500  # of each text of an alarm; it is one sentence
 FOLD_SECONDS: Final = 600.0  # an event that comes again within this time is one entry with a count; see control_lib.lua
 FOLD_ENTRIES: Final = 50  # entries among which the earlier one is looked for: several rounds of what repeats together
+CALL_SECONDS_MAX: Final = 0.2  # a call takes 0.1 ms; whoever waits for longer waits for a server that is away
 PROCESS_SECONDS_MAX: Final = 10.0  # an ingest process that has taken no tokens for so long is not counted
 
 

@@ -14,8 +14,8 @@ from redis.retry import Retry
 
 from pipeline.errors import StoreUnavailableError
 from pipeline.settings import Settings
+from pipeline.store.common import CALL_SECONDS_MAX
 
-CALL_SECONDS_MAX: Final = 0.2  # a call takes 0.1 ms; whoever waits for longer waits for a server that is away
 WAIT_GRACE_SECONDS: Final = 1.0  # how much later than asked the answer to a blocking read may come
 CONNECTIONS_MAX: Final = 32  # of one process and adapter: one for each thread that calls at the same time
 

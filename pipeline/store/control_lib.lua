@@ -1,8 +1,18 @@
 -- Shared by the scripts that change the control state; joined in front of each by pipeline/store/connection.py.
--- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 events, 5 override, 6 bands. ARGV: 1 control events kept, 2 who.
+-- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 events, 5 override, 6 bands.
+-- ARGV: 1 control events kept, a space, and the seconds since the caller's last script of these (nothing: it is its
+--       first), 2 who.
 
 local server_time = redis.call('TIME')
 local now = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6
+local events_max, since_last = string.match(ARGV[1], '^(%d+) ?(.*)$')
+local elapsed_max = tonumber(since_last) or math.huge
+
+-- The server's wall clock may be stepped at any time. Seconds since an earlier script noted the time: never negative, and
+-- never more than the caller's own clock allows, which has not stood still since its last script.
+local function elapsed_since(noted_at)
+  return math.max(0, math.min(now - noted_at, elapsed_max))
+end
 
 -- 17 digits bring a double back unchanged.
 local function exact(value)
@@ -52,7 +62,7 @@ local function record(kind, why, data)
     redis.call('XDEL', KEYS[4], position)
     repeats = { 'count', tostring(count + 1), 'first_at', first_at }
   end
-  redis.call('XADD', KEYS[4], 'MAXLEN', ARGV[1], '*', 'kind', kind, 'by', ARGV[2], 'why', why, 'data', data,
+  redis.call('XADD', KEYS[4], 'MAXLEN', events_max, '*', 'kind', kind, 'by', ARGV[2], 'why', why, 'data', data,
     unpack(repeats))
 end
 
@@ -151,6 +161,20 @@ local function words_of_reasons()
   return table.concat(words, ' ')
 end
 
+-- An override holds for a duration. Where the clock was stepped since the last script, its times are of the clock as it
+-- was: they are moved by as much. (`at`: when the last script ran.)
+local function keep_override_in_step()
+  local held = redis.call('HMGET', KEYS[5], 'until', 'since', 'at')
+  if not held[1] then return end
+  local at = tonumber(held[3] or '') or now
+  local step = now - at - elapsed_since(at)
+  redis.call('HSET', KEYS[5], 'at', exact(now))
+  if step ~= 0 then
+    redis.call('HSET', KEYS[5], 'until', exact(tonumber(held[1]) + step), 'since', exact(tonumber(held[2]) + step))
+  end
+end
+keep_override_in_step()
+
 -- End an override whose time is up. Whoever comes first does it, before anything else: no controller is needed.
 local function settle_override()
   local held = redis.call('HMGET', KEYS[5], 'until', 'rate')
@@ -161,7 +185,7 @@ local function settle_override()
 end
 
 local function put_override(rate, ends, by, why, since)
-  redis.call('HSET', KEYS[5], 'rate', rate, 'until', ends, 'by', by, 'why', why, 'since', since)
+  redis.call('HSET', KEYS[5], 'rate', rate, 'until', ends, 'by', by, 'why', why, 'since', since, 'at', exact(now))
 end
 
 local function put_bands(rate_max, rate_min, lag_degraded, lag_critical, by, why, since)

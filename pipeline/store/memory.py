@@ -1,4 +1,7 @@
-"""The control store in memory: for tests and simulation, with the meaning of the Redis adapters."""
+"""The control store in memory: for tests and simulation, with the meaning of the Redis adapters.
+
+Times that are shown are of the wall clock; what is decided is decided by the monotonic one.
+"""
 
 import threading
 import uuid
@@ -27,6 +30,7 @@ from pipeline.ports.control import (
 from pipeline.settings import Settings
 from pipeline.store.common import (
     BY_CHARS_MAX,
+    CALL_SECONDS_MAX,
     PROCESS_SECONDS_MAX,
     WHY_CHARS_MAX,
     bounded_alarms,
@@ -54,7 +58,9 @@ class _Content:
     pauses: dict[tuple[str, int | None], Pause] = field(default_factory=dict)  # by the reason's name and partition
     complete: bool = False
     generation: int = 0
+    rate_at: float = 0.0  # when it was published; this and all times below: monotonic
     override: Override | None = None
+    override_at: float = 0.0  # when it was set
     bands: Bands | None = None
     events: list[ControlEvent] = field(default_factory=list)
     bucket: bucket_flow.BucketState | None = None
@@ -113,11 +119,21 @@ class _Adapter:
     def _settle_override(self) -> None:
         """End an override whose time is up; whoever comes first does it."""
         content = self._server.content()
-        if content.override is not None and content.override.until <= self._server.clock.now():
+        if content.override is not None and self._override_left(content.override) <= 0:
             ended, content.override = content.override, None
             data = {"rate": repr(ended.rate)}
             self._record(ControlEventKind.OVERRIDE_ENDED, self._name, "its time was up", data)
             self._settle_rate(self._name, "the override ended")
+
+    def _override_left(self, override: Override) -> float:
+        """Seconds for which it still holds."""
+        held_for = self._server.clock.monotonic() - self._server.content().override_at
+        return override.until - override.since - held_for
+
+    def _put_override(self, override: Override) -> None:
+        content, now = self._server.content(), self._server.clock.now()
+        content.override = override
+        content.override_at = self._server.clock.monotonic() - max(0.0, now - override.since)
 
     def _settle_rate(self, by: str, why: str) -> None:
         content, now = self._server.content(), self._server.clock.now()
@@ -162,10 +178,14 @@ class MemoryControlStore(_Adapter):
         with self._server.changed:
             content, now = self._server.content(), self._server.clock.now()
             pauses = tuple(sorted(content.pauses.values(), key=lambda pause: pause.generation))
-            probing = content.leases.get(LEASE_PROBE, ("", 0.0))[1] > now
+            probing = content.leases.get(LEASE_PROBE, ("", 0.0))[1] > self._server.clock.monotonic()
             rate, override = content.rate, content.override
-            if override is not None and override.until <= now:
+            if override is not None and self._override_left(override) <= 0:
                 rate, override = None if rate is None else without_override(rate, pauses, content.floor_rate), None
+            elif override is not None:
+                step = now + self._override_left(override) - override.until
+                if abs(step) > CALL_SECONDS_MAX:
+                    override = replace(override, since=override.since + step, until=override.until + step)
             return ControlState(
                 rate=rate,
                 pauses=pauses if content.complete else None,
@@ -196,6 +216,7 @@ class MemoryControlStore(_Adapter):
             if last is not None and _is_stale(lag_known_at, last, now):
                 return last
             content.floor_rate = floor_rate
+            content.rate_at = self._server.clock.monotonic()
             content.rate = PublishedRate(
                 version=_next_version(last, now),
                 rate=_effective(content, base_rate),
@@ -214,9 +235,9 @@ class MemoryControlStore(_Adapter):
     def set_override(self, rate: float, *, until: float, by: str, why: str) -> Override:
         with self._server.changed:
             self._settle_override()
-            content = self._server.content()
             by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-            override = content.override = Override(rate, until, by, why, self._server.clock.now())
+            override = Override(rate, until, by, why, self._server.clock.now())
+            self._put_override(override)
             data = {"rate": repr(float(rate)), "until": repr(float(until))}
             self._record(ControlEventKind.OVERRIDE_SET, by, why, data)
             self._settle_override()
@@ -313,9 +334,12 @@ class MemoryControlStore(_Adapter):
                 if self._covering(pause.name, pause.partition) is None:
                     self._add(pause)
                     names.append(_word(pause.name, pause.partition))
-            if override is not None and override.until > self._server.clock.now() and content.override is None:
-                content.override = override
-                names.append("override")
+            if override is not None and content.override is None:
+                self._put_override(override)
+                if self._override_left(override) > 0:
+                    names.append("override")
+                else:
+                    content.override = None
             if bands is not None and content.bands is None:
                 content.bands = bands
                 names.append("bands")
@@ -410,7 +434,7 @@ class MemoryBucket(_Adapter):
     def take(self, *, needed: int, wanted: int, process: str) -> Grant:
         with self._server.changed:
             self._settle_override()
-            content, now = self._server.content(), self._server.clock.now()
+            content, now = self._server.content(), self._server.clock.monotonic()
             rate, version = self._rate(content, now)
             burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
             taken = bucket_flow.take(content.bucket, now=now, rate=rate, burst=burst, needed=needed, wanted=wanted)
@@ -440,13 +464,14 @@ class MemoryBucket(_Adapter):
         if content.override is not None:
             return published.rate, published.version
         known_at = published.published_at if published.lag_known_at is None else published.lag_known_at
+        decided_after = published.published_at - known_at
         rate = hold_or_decay(
             published.rate,
-            now - known_at,
+            decided_after + now - content.rate_at,
             period_seconds=self._settings.regulate_seconds,
             hold_periods=self._settings.rate_hold_periods,
             floor=min(published.rate, content.floor_rate),
-            decided_after_seconds=published.published_at - known_at,
+            decided_after_seconds=decided_after,
         )
         return rate, published.version
 
@@ -495,7 +520,7 @@ class MemoryLeases(_Adapter):
 
     def take(self, name: str, *, seconds: float) -> str | None:
         with self._server.changed:
-            leases, now = self._server.content().leases, self._server.clock.now()
+            leases, now = self._server.content().leases, self._server.clock.monotonic()
             if name in leases and leases[name][1] > now:
                 return None
             token = uuid.uuid4().hex
@@ -514,7 +539,7 @@ class MemoryProgress(_Adapter):
 
     def note(self, log_id: str, offsets: Mapping[int, int], *, forget_seconds: float) -> dict[int, float]:
         with self._server.changed:
-            progress, now = self._server.content().progress, self._server.clock.now()
+            progress, now = self._server.content().progress, self._server.clock.monotonic()
             expires_at, noted = progress.get(log_id, (0.0, {}))
             if expires_at <= now:
                 noted = {}

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 
 from pipeline.clock import Clock, SystemClock
+from pipeline.flow.age import Age
 from pipeline.flow.bucket import TOLERANCE_TOKENS
 from pipeline.flow.rate import hold_or_decay
 from pipeline.names import KEY_BUCKET, KEY_PROCESSES
 from pipeline.ports.bucket import Grant
 from pipeline.settings import Settings
 from pipeline.store.common import PROCESS_SECONDS_MAX
-from pipeline.store.connection import ControlConnection, load_script
-from pipeline.store.redis_control import LIBRARY, control_keys
+from pipeline.store.connection import ControlConnection
+from pipeline.store.control_scripts import ControlScripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ class RedisBucket:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._connection = ControlConnection(settings)
-        self._keys = [*control_keys(self._connection), *(self._connection.key(n) for n in (KEY_BUCKET, KEY_PROCESSES))]
-        self._events_max = str(settings.control_events_max)
+        self._scripts = ControlScripts(settings, self._connection, self._clock)
+        self._keys = (self._connection.key(KEY_BUCKET), self._connection.key(KEY_PROCESSES))
         self._constants = [
             repr(settings.burst_seconds),
             repr(settings.rate_hold_periods * settings.regulate_seconds),
@@ -43,25 +44,28 @@ class RedisBucket:
             repr(TOLERANCE_TOKENS),
         ]
         self._last: _LastRate | None = None
+        self._published_at = ""  # of the newest rate that was seen, as the server has it
+        self._publication_age = Age()
 
     def take(self, *, needed: int, wanted: int, process: str) -> Grant:
         now = self._clock.monotonic()
         fallback_rate, fallback_version = self._fallback(now)
-        granted, wait_seconds, tokens, rate, burst, version, live = self._connection.run(
-            load_script("bucket", LIBRARY),
-            self._keys,
-            [
-                self._events_max,
-                process,
-                str(needed),
-                str(wanted),
-                process,
-                *self._constants,
-                repr(fallback_rate),
-                str(fallback_version),
-                repr(self._settings.rate_min),
-            ],
+        granted, wait_seconds, tokens, rate, burst, version, live, published_at, age = self._scripts.run(
+            "bucket",
+            process,
+            str(needed),
+            str(wanted),
+            process,
+            *self._constants,
+            repr(fallback_rate),
+            str(fallback_version),
+            repr(self._settings.rate_min),
+            self._published_at,
+            repr(self._publication_age.now(now)),
+            more_keys=self._keys,
         )
+        self._published_at = published_at
+        self._publication_age.of(published_at, float(age), now=now)
         grant = Grant(
             granted=granted,
             wait_seconds=float(wait_seconds),
@@ -84,6 +88,6 @@ class RedisBucket:
             now - self._last.seen_at,
             period_seconds=self._settings.regulate_seconds,
             hold_periods=self._settings.rate_hold_periods,
-            floor=self._settings.rate_min,
+            floor=min(self._last.rate, self._settings.rate_min),  # somebody may have set a rate below the floor
         )
         return rate, self._last.version

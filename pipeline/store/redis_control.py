@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from pipeline.clock import Clock, SystemClock
 from pipeline.errors import StoreUnavailableError
+from pipeline.flow.age import Age
 from pipeline.names import (
-    KEY_BANDS,
     KEY_EVENTS,
-    KEY_GENERATION,
     KEY_LEASE,
-    KEY_OVERRIDE,
-    KEY_PAUSE,
-    KEY_RATE,
     LEASE_PROBE,
     ControlEventKind,
     Mode,
@@ -37,6 +34,7 @@ from pipeline.settings import Settings
 from pipeline.store.common import (
     ALARMS_MAX,
     BY_CHARS_MAX,
+    CALL_SECONDS_MAX,
     WHY_CHARS_MAX,
     bounded_alarms,
     breaker_state,
@@ -44,12 +42,13 @@ from pipeline.store.common import (
     without_override,
 )
 from pipeline.store.connection import ControlConnection, load_script
+from pipeline.store.control_scripts import ControlScripts
+from pipeline.store.redis_leases import LEASE_LIBRARY
 
 _logger = logging.getLogger(__name__)
 
 WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the state, not the events
 
-LIBRARY: Final = "control_lib"
 # What reading raises where something is missing or of another shape.
 _UNREADABLE: Final = (KeyError, ValueError, TypeError, AttributeError)
 _Found = TypeVar("_Found")
@@ -63,22 +62,24 @@ class RedisControlStore:
     Its weakness: the server may lose everything. The reasons set by hand and the bands live in PostgreSQL too.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self._connection = ControlConnection(settings)
-        self._keys = control_keys(self._connection)
-        self._state_keys = [*self._keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *self._keys[4:]]
-        self._events_max = str(settings.control_events_max)
+        self._clock = clock or SystemClock()
+        self._scripts = ControlScripts(settings, self._connection, self._clock)
+        keys = self._scripts.keys
+        self._state_keys = [*keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *keys[4:]]
+        self._override_age = Age()  # of the time that was last noted with it
 
     def state(self) -> ControlState:
         rate, reasons, generation, probing, server_time, override, bands = self._connection.run(
-            load_script("state"), self._state_keys, []
+            load_script("state", LEASE_LIBRARY), self._state_keys, []
         )
         rate, reasons = _pairs(rate), _pairs(reasons)
         time = int(server_time[0]) + int(server_time[1]) / 1e6
         complete = reasons.pop(_RESTORED, None) is not None
         pauses = tuple(sorted(_pauses(reasons), key=lambda pause: pause.generation))
         published = _readable("rate", _published_rate, rate)
-        held = _readable("override", _override, _pairs(override))
+        held = _readable("override", lambda fields: self._override_now(fields, time), _pairs(override))
         if held is not None and held.until <= time:
             # Whoever writes next ends it for all; until then nobody may go by it.
             published = None if published is None else without_override(published, pauses, float(rate["floor_rate"]))
@@ -171,8 +172,17 @@ class RedisControlStore:
         return bool(self._run("restore", by, *arguments))
 
     def _run(self, name: str, by: str, *arguments: str) -> Any:
-        script = load_script(name, LIBRARY)
-        return self._connection.run(script, self._keys, [self._events_max, clean_text(by, BY_CHARS_MAX), *arguments])
+        return self._scripts.run(name, by, *arguments)
+
+    def _override_now(self, fields: dict[str, str], time: float) -> Override:
+        """The override in the server's time as it is now, also where that was stepped since anybody noted it."""
+        noted_at = float(fields.get("at", time))
+        age = self._override_age.of(noted_at, time - noted_at, now=self._clock.monotonic())
+        step = time - noted_at - age
+        held = _override(fields)
+        if abs(step) <= CALL_SECONDS_MAX:  # what a call takes is no step
+            return held
+        return replace(held, until=held.until + step, since=held.since + step)
 
 
 class RedisControlEvents:
@@ -180,9 +190,8 @@ class RedisControlEvents:
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)
-        self._keys = control_keys(self._connection)
+        self._scripts = ControlScripts(settings, self._connection)
         self._key = self._connection.key(KEY_EVENTS)
-        self._events_max = str(settings.control_events_max)
 
     def last(self, count: int) -> list[ControlEvent]:
         entries = self._connection.call("XREVRANGE", self._key, "+", "-", "COUNT", count)
@@ -208,27 +217,11 @@ class RedisControlEvents:
         return str(entries[-1][0])
 
     def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
-        self._connection.run(
-            load_script("record_event", LIBRARY),
-            self._keys,
-            [
-                self._events_max,
-                clean_text(by, BY_CHARS_MAX),
-                kind.value,
-                clean_text(why, WHY_CHARS_MAX),
-                json.dumps(data),
-            ],
-        )
+        self._scripts.run("record_event", by, kind.value, clean_text(why, WHY_CHARS_MAX), json.dumps(data))
 
     def _newest_position(self) -> str:
         entries = self._connection.call("XREVRANGE", self._key, "+", "-", "COUNT", 1)
         return str(entries[0][0]) if entries else "0-0"
-
-
-def control_keys(connection: ControlConnection) -> list[str]:
-    """The keys of control_lib.lua, in its order."""
-    names = (KEY_RATE, KEY_PAUSE, KEY_GENERATION, KEY_EVENTS, KEY_OVERRIDE, KEY_BANDS)
-    return [connection.key(name) for name in names]
 
 
 def _override_texts(override: Override) -> list[str]:

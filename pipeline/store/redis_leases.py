@@ -2,22 +2,25 @@
 
 import uuid
 from collections.abc import Mapping
+from typing import Final
 
 from pipeline.names import KEY_LEASE, KEY_PROGRESS
 from pipeline.settings import Settings
 from pipeline.store.connection import ControlConnection, load_script
 
+LEASE_LIBRARY: Final = "lease_lib"
+
 
 class RedisLeases:
-    """Keys with a time to live; see Leases."""
+    """Claims with the time at which they were made, and for how long; see Leases."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)
 
     def take(self, name: str, *, seconds: float) -> str | None:
         token = uuid.uuid4().hex
-        milliseconds = str(max(1, round(seconds * 1000)))
-        taken = self._connection.run(load_script("take_lease"), self._keys(name), [token, milliseconds])
+        script = load_script("take_lease", LEASE_LIBRARY)
+        taken = self._connection.run(script, self._keys(name), [token, repr(float(seconds))])
         return token if taken else None
 
     def give_back(self, name: str, token: str) -> None:

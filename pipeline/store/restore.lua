@@ -10,9 +10,15 @@ for index = 15, #ARGV, 5 do
   local _, is_new = add_reason(reason, partition, by, why, since)
   if is_new then added[#added + 1] = reason_word(reason, partition) end
 end
-if ARGV[3] ~= '' and tonumber(ARGV[4]) > now and redis.call('EXISTS', KEYS[5]) == 0 then
-  put_override(unpack(ARGV, 3, 7))
-  added[#added + 1] = 'override'
+if ARGV[3] ~= '' and redis.call('EXISTS', KEYS[5]) == 0 then
+  local rate, ends, by, why, since = unpack(ARGV, 3, 7)
+  if tonumber(since) > now then  -- the clock was set back since: no step makes it last for more than twice its time
+    ends, since = exact(tonumber(ends) + now - tonumber(since)), exact(now)
+  end
+  if tonumber(ends) > now then
+    put_override(rate, ends, by, why, since)
+    added[#added + 1] = 'override'
+  end
 end
 if ARGV[8] ~= '' and redis.call('EXISTS', KEYS[6]) == 0 then
   put_bands(unpack(ARGV, 8, 14))

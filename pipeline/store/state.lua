@@ -6,7 +6,7 @@ return {
   redis.call('HGETALL', KEYS[1]),
   redis.call('HGETALL', KEYS[2]),
   redis.call('GET', KEYS[3]),
-  redis.call('EXISTS', KEYS[4]),
+  lease_holds(KEYS[4]) and 1 or 0,
   redis.call('TIME'),
   redis.call('HGETALL', KEYS[5]),
   redis.call('HGETALL', KEYS[6])

@@ -1,5 +1,7 @@
 #!lua flags=allow-oom
--- Claim KEYS[1] with token ARGV[1] for ARGV[2] milliseconds. Returns 1 when it was free.
+-- Claim KEYS[1] with token ARGV[1] for ARGV[2] seconds. Returns 1 when it was free.
 
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
-return 0
+if lease_holds(KEYS[1]) then return 0 end
+local value = ARGV[1] .. ' ' .. string.format('%.17g', now) .. ' ' .. ARGV[2]
+redis.call('SET', KEYS[1], value, 'PX', math.max(1, math.ceil(tonumber(ARGV[2]) * 1000)))
+return 1

@@ -7,6 +7,7 @@ import dataclasses
 from itertools import takewhile
 from pathlib import Path
 
+from pipeline.clock import SystemClock
 from stack.servers import Server
 
 LIBRARY_PLACES = (
@@ -55,3 +56,17 @@ class SteppableClock:
         before = [*takewhile(lambda word: word.startswith("--") or word.endswith("setpriv"), server.command)]
         words = ["env", *(f"{name}={value}" for name, value in self.environ.items())]
         return dataclasses.replace(server, command=[*before, *words, *server.command[len(before) :]])
+
+
+class SteppedSystemClock(SystemClock):
+    """The machine's clocks with the wall clock stepped, for what is in the test's own process."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.seconds
+
+    def step(self, seconds: float) -> None:
+        """As SteppableClock's."""
+        self.seconds += seconds

@@ -1,0 +1,35 @@
+"""How old something is that another clock has dated: counted by the reader's own monotonic clock."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Age:
+    """The age of the newest version of something that its reader looks at again and again.
+
+        age = age at the first look + time since the first look
+        age at the first look = min(time since the look before, max(0, said))
+
+    `said` is the age by the clock that has dated the version, which may be stepped at any time: it counts at the first
+    look only, and never for more than the time since the reader last saw another version. Where there was no look
+    before, there is nothing else to go by.
+    """
+
+    _version: Hashable = None
+    _age: float = 0.0  # at the first look
+    _seen_at: float = 0.0  # when that was
+    _looked_at: float | None = None  # when the last look was
+
+    def of(self, version: Hashable, said: float, *, now: float) -> float:
+        """Look at a version; returns its age in seconds. `now` is the reader's monotonic clock."""
+        if self._looked_at is None or version != self._version:
+            age = max(0.0, said)
+            self._age = age if self._looked_at is None else min(age, now - self._looked_at)
+            self._version, self._seen_at = version, now
+        self._looked_at = now
+        return self.now(now)
+
+    def now(self, now: float) -> float:
+        """Age of the version that was last looked at, without a look."""
+        return self._age + now - self._seen_at

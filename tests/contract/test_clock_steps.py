@@ -1,0 +1,156 @@
+"""What the control store promises while its server's wall clock is stepped, on Redis and in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from pipeline.names import LEASE_PROBE, BreakerState, Mode, PauseReason
+from pipeline.store.memory import MemoryServer
+from stack.servers import Server
+from support.clocks import SteppableClock, SteppedSystemClock
+from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
+
+HOUR = 3600.0
+
+
+@dataclass
+class Stepped:
+    """A control store, and its server's wall clock."""
+
+    rig: ControlRig
+    step: Callable[[float], None]
+
+    def publish(self, rate: float = 1000.0) -> None:
+        self.rig.store.publish_rate(
+            base_rate=rate, floor_rate=100.0, mode=Mode.NORMAL, lag=0,
+            lag_known_at=self.rig.store.state().time, by="controller",
+        )  # fmt: skip
+
+    def rate(self) -> float:
+        """What the bucket fills at."""
+        return self.rig.bucket.take(needed=1, wanted=1, process="p").rate
+
+    def hold(self, rate: float, seconds: float) -> None:
+        until = self.rig.store.state().time + seconds
+        self.rig.store.set_override(rate, until=until, by="ann@host", why="an import")
+
+
+@pytest.fixture(params=["memory", "redis"])
+def stepped(request: pytest.FixtureRequest) -> Stepped:
+    limits = {"regulate_seconds": 0.2, "rate_hold_periods": 2}
+    if request.param == "memory":
+        clock = SteppedSystemClock()
+        return Stepped(memory_rig(control_settings("redis://nowhere", **limits), MemoryServer(clock)), clock.step)
+    server: Server = request.getfixturevalue("clocked_redis")
+    wall_clock: SteppableClock = request.getfixturevalue("wall_clock")
+    return Stepped(redis_rig(control_settings(server.url, **limits)), wall_clock.step)
+
+
+both_ways = pytest.mark.parametrize("seconds", [-HOUR, HOUR])
+
+
+# --- Leases ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [-HOUR, -0.2])
+def test_a_lease_lasts_no_longer_than_twice_its_time_where_the_clock_is_set_back(
+    stepped: Stepped, seconds: float
+) -> None:
+    assert stepped.rig.leases.take("duty", seconds=0.4) is not None
+    stepped.step(seconds)
+    eventually(lambda: stepped.rig.leases.take("duty", seconds=60.0) is not None, seconds_max=0.8)
+
+
+def test_a_prober_that_died_before_the_step_does_not_leave_the_breaker_half_open(stepped: Stepped) -> None:
+    stepped.rig.store.pause(PauseReason.BREAKER, by="worker", why="PostgreSQL")
+    stepped.rig.leases.take(LEASE_PROBE, seconds=0.4)
+    assert stepped.rig.store.state().breaker is BreakerState.HALF_OPEN
+    stepped.step(-HOUR)
+    eventually(lambda: stepped.rig.store.state().breaker is BreakerState.OPEN, seconds_max=0.8)
+
+
+# --- An override ------------------------------------------------------------------------------------
+
+
+@both_ways
+def test_an_override_holds_for_its_time_whatever_the_clock_does(stepped: Stepped, seconds: float) -> None:
+    # Given an override, and ingest that asks the bucket
+    stepped.publish()
+    stepped.hold(300.0, 0.6)
+    assert stepped.rate() == 300.0
+    # When the clock is stepped
+    stepped.step(seconds)
+    # Then it holds all the same, for everybody who looks, and ends at a time of the clock as it is now
+    assert stepped.rate() == 300.0
+    stepped.publish()
+    state = stepped.rig.store.state()
+    assert state.override is not None
+    assert state.rate is not None
+    assert state.rate.rate == 300.0
+    assert 0.0 < state.override.until - state.time <= 0.6
+    # And no longer
+    eventually(lambda: stepped.rate() > 0 and stepped.rig.store.state().override is None, seconds_max=1.0)
+    assert stepped.rate() != 300.0
+
+
+@both_ways
+def test_whoever_only_reads_sees_the_override_too(stepped: Stepped, seconds: float) -> None:
+    stepped.publish()
+    stepped.hold(300.0, 60.0)
+    stepped.rig.store.state()
+    stepped.step(seconds)
+    state = stepped.rig.store.state()
+    assert state.override is not None
+    assert 50.0 < state.override.until - state.time <= 60.0
+    assert state.rate is not None
+    assert state.rate.rate == 300.0
+
+
+# --- The bucket ---------------------------------------------------------------------------------------
+
+
+@both_ways
+def test_a_rate_holds_while_the_controller_speaks(stepped: Stepped, seconds: float) -> None:
+    stepped.publish()
+    assert stepped.rate() == 1000.0
+    stepped.step(seconds)
+    assert stepped.rate() == 1000.0
+    stepped.publish()
+    assert stepped.rate() == 1000.0
+
+
+@both_ways
+def test_a_silent_controllers_rate_decays_in_time(stepped: Stepped, seconds: float) -> None:
+    stepped.publish()
+    assert stepped.rate() == 1000.0
+    stepped.step(seconds)
+    eventually(lambda: stepped.rate() == 100.0, seconds_max=2.0)  # 0.4 s held, then log2(10) periods
+
+
+def test_a_clock_set_forward_fills_no_bucket(stepped: Stepped) -> None:
+    stepped.publish()
+    assert stepped.rig.bucket.take(needed=1, wanted=1000, process="p").granted == 1000
+    stepped.step(HOUR)
+    assert stepped.rig.bucket.take(needed=1, wanted=1000, process="p").granted < 500
+
+
+def test_a_process_that_died_before_the_step_is_not_counted_for_ever(
+    stepped: Stepped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.store.memory.PROCESS_SECONDS_MAX", 0.3)
+    stepped.publish()
+    stepped.rig.bucket.take(needed=1, wanted=1, process="p")
+    assert stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 2
+    stepped.step(-HOUR)
+    eventually(lambda: stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 1, seconds_max=1.0)
+
+
+def test_a_tick_that_knows_the_lag_is_never_taken_for_an_old_one(stepped: Stepped) -> None:
+    for seconds in (HOUR, -HOUR, 0.5, -0.25, -0.5):
+        stepped.publish(500.0)
+        stepped.step(seconds)
+        stepped.publish(700.0)
+        published = stepped.rig.store.state().rate
+        assert published is not None
+        assert published.rate == 700.0, seconds
