@@ -1,4 +1,4 @@
-"""The Beat schedule, nothing else: what ticks, how often, and after how long a late tick is worthless."""
+"""The Beat schedule, nothing else: what ticks, and how often."""
 
 from datetime import timedelta
 from typing import Any
@@ -8,13 +8,13 @@ from pipeline.settings import Settings
 
 
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Celery's `beat_schedule` for these settings; a tick that could not run within its period is dropped."""
+    """Celery's `beat_schedule` for these settings. Ticks have no expiry: another host's clock would decide on it."""
 
     def every(seconds: float, task: str) -> dict[str, Any]:
         return {
             "task": task,
             "schedule": timedelta(seconds=seconds),
-            "options": {"queue": Queue.CONTROL.value, "expires": seconds},
+            "options": {"queue": Queue.CONTROL.value},
         }
 
     return {

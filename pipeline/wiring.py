@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.ports.tallies import Tallies
     from pipeline.settings import Settings
     from pipeline.sink.postgres import PostgresSink
+    from pipeline.store.redis_queues import RedisQueues
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def load_adapters(settings: Settings) -> None:
         "pipeline.sink.migrate",
         "pipeline.sink.postgres",
         "pipeline.store.redis",
+        "pipeline.store.redis_queues",
         "pipeline.store.redis_tallies",
         # The standard library's, and when it imports them itself:
         "encodings.idna",  # the first look-up of a host's name
@@ -123,6 +125,13 @@ def make_tallies(settings: Settings) -> Tallies:
     from pipeline.store.redis_tallies import RedisTallies  # noqa: PLC0415
 
     return RedisTallies(settings)
+
+
+def make_queues(settings: Settings) -> RedisQueues:
+    """Celery's queues on `REDIS_URL`."""
+    from pipeline.store.redis_queues import RedisQueues  # noqa: PLC0415
+
+    return RedisQueues(settings)
 
 
 def make_log_tallies(settings: Settings) -> Tallies:

@@ -233,7 +233,7 @@ class System:
                 {"WORKER_METRICS_PORT": str(self.config.ports["BATCHES_METRICS_PORT"])},
                 stop_signal="QUIT",  # at once: what a drain has not committed is drained again
             ),
-            Program("beat", [*celery, "beat", "--scheduler", "celery.beat:Scheduler", "--pidfile="], 20),
+            Program("beat", [*celery, "beat", "--pidfile="], 20),
             Program(
                 "flower", ["env", *own, *celery, "flower", *flower], 30, {"FLOWER_ADDRESS": self.config.flower_host}
             ),

@@ -83,6 +83,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_max_tasks_per_child": None,
         "worker_hijack_root_logger": True,
+        "beat_scheduler": "tasks.ticking:TickScheduler",
         "task_default_queue": Queue.CONTROL.value,
         # Each queue on an exchange of its own: on the default one, both would be bound to the same routing key.
         "task_queues": [

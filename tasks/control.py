@@ -8,7 +8,7 @@ from typing import Any
 from celery import shared_task
 
 from pipeline.errors import RecoverableError
-from pipeline.names import LETTER_CONFLICT, BreakerState
+from pipeline.names import LETTER_CONFLICT, BreakerState, Queue
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import Asked, Control, Database, regulate
@@ -17,7 +17,7 @@ from pipeline.sink.migrate import migrate
 from pipeline.sink.queries import query
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks import commands
-from tasks.hints import send_net_hint
+from tasks.hints import HINTS_WAITING_MAX, send_net_hint
 from tasks.keeping import keep_what_holds
 from tasks.parts import Parts, parts_of
 
@@ -105,7 +105,10 @@ def send_hints(self: Any) -> None:
     pauses = parts.control.state().pauses
     if pauses is None or paused(pauses):  # unknown counts as paused
         return
-    for partition in range(parts.partitions()):
+    partitions = parts.partitions()
+    if parts.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * partitions:
+        return  # no worker takes them out
+    for partition in range(partitions):
         if not paused(pauses, partition):
             send_net_hint(self.app, parts.leases, partition)
 

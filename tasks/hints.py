@@ -1,4 +1,8 @@
-"""Sending drain hints: deduplicated where they are only the net, unconditional where a run hands over to the next."""
+"""Sending drain hints: deduplicated where they are only the net, unconditional where a run hands over to the next.
+
+A hint has no expiry: it would be the sender's wall clock against the worker's. One that waited for long is as good as
+any other, since a drain reads from where PostgreSQL stands.
+"""
 
 import logging
 from typing import Final
@@ -11,7 +15,8 @@ from pipeline.ports.control import Leases
 
 _logger = logging.getLogger(__name__)
 
-HINT_SECONDS_MAX: Final = 5.0  # a hint that waited for longer is worthless: the net sends another
+HINT_SECONDS_MAX: Final = 5.0  # a hint that has not arrived by then is taken for lost: the net sends another
+HINTS_WAITING_MAX: Final = 4  # for each partition, in a queue that nobody empties: more would start no more drains
 
 
 def _lease_name(partition: int) -> str:
@@ -35,7 +40,6 @@ def send_hint(app: Celery, partition: int, *, hint: str | None) -> None:
             args=(partition,),
             kwargs={"hint": hint},
             queue=Queue.BATCHES.value,
-            expires=HINT_SECONDS_MAX,
             retry=False,
         )
     except OperationalError as error:

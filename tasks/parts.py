@@ -18,6 +18,7 @@ from pipeline.ports.rate import RatePolicy
 from pipeline.ports.tallies import Tallies
 from pipeline.settings import Settings
 from pipeline.sink.postgres import PostgresSink
+from pipeline.store.redis_queues import RedisQueues
 from pipeline.tally import DrainTally
 from tasks.startup import worker_name
 
@@ -71,6 +72,10 @@ class Parts:
     @cached_property
     def tallies(self) -> Tallies:
         return wiring.make_tallies(self.settings)
+
+    @cached_property
+    def queues(self) -> RedisQueues:
+        return wiring.make_queues(self.settings)
 
     @cached_property
     def tally(self) -> DrainTally:

@@ -44,7 +44,7 @@ def _tick_at_once(sender: Any = None, **_: Any) -> None:
     """The control worker's first tick does not wait for a period of Beat's: without it nothing is consumed."""
     app = sender.app
     if Queue.CONTROL.value in app.amqp.queues.consume_from:
-        app.send_task("sluice.regulate", queue=Queue.CONTROL.value, expires=app.sluice_settings.regulate_seconds)
+        app.send_task("sluice.regulate", queue=Queue.CONTROL.value)
 
 
 def _load_adapters(settings: Settings, **_: Any) -> None:

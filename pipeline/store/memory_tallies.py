@@ -58,7 +58,7 @@ class MemoryTallies:
     def tokens(self) -> tuple[float, float, float] | None:
         with self._server.changed:
             held = self._server.content().bucket
-            return None if held is None else (held.tokens, max(0.0, self._server.clock.monotonic() - held.at), held.rate)
+            return None if held is None else (held.tokens, self._server.clock.monotonic() - held.at, held.rate)
 
     def memory(self) -> tuple[int, int]:
         with self._server.changed:

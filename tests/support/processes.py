@@ -134,7 +134,7 @@ def control_worker(settings: Settings, folder: Path) -> Program:
 
 
 def beat(settings: Settings, folder: Path) -> Program:
-    arguments = ["celery", "-A", "tasks.app", "beat", "--scheduler", "celery.beat:Scheduler", "--loglevel", "info"]
+    arguments = ["celery", "-A", "tasks.app", "beat", "--loglevel", "info"]
     return Program("beat", [*arguments, f"--pidfile={folder / 'beat.pid'}"], settings, folder)
 
 

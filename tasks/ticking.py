@@ -1,0 +1,67 @@
+"""Beat's scheduler. Celery's own goes by the wall clock: set back by an hour, it ticks no more for an hour."""
+
+import logging
+from typing import Any, Final
+
+from celery.beat import Scheduler
+
+from pipeline import wiring
+from pipeline.clock import Clock, SystemClock
+from pipeline.errors import StoreUnavailableError
+from pipeline.names import Queue
+
+_logger = logging.getLogger(__name__)
+
+TICKS_WAITING_MAX: Final = 20  # some ten seconds of ticks, which are done within one
+
+
+class TickScheduler(Scheduler):
+    """Ticks by the monotonic clock, and keeps nothing between two runs of Beat.
+
+    A tick carries no expiry, since that would be compared with another host's clock. Instead none is sent while many
+    wait in its queue: nobody takes them out.
+    """
+
+    def __init__(self, app: Any, *args: Any, clock: Clock | None = None, **options: Any) -> None:
+        self._clock = clock or SystemClock()
+        self._due: dict[str, float] = {}  # when each entry is sent next, monotonic
+        self._is_full: set[Queue] = set()  # queues of which that was said
+        self._queues = wiring.make_queues(app.sluice_settings)
+        super().__init__(app, *args, **options)
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        """Send what is due; returns the seconds until the next is."""
+        now = self._clock.monotonic()
+        wait = float(self.max_interval or 0)
+        schedule: dict[str, Any] = self.schedule
+        for name, entry in schedule.items():
+            period = entry.schedule.run_every.total_seconds()
+            due = self._due.setdefault(name, now + period)
+            if due <= now:
+                self.apply_entry(entry, producer=self.producer)
+                # What was missed is not made up for: one tick measures the present, many would too.
+                due = self._due[name] = due + period if due + period > now else now + period
+            wait = min(wait, due - now)
+        return max(0.0, wait)
+
+    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:
+        """Send an entry's task, unless its queue is full of them."""
+        if self._has_room(Queue(entry.options["queue"])):
+            return super().apply_async(entry, producer=producer, advance=advance, **options)
+        return None
+
+    def _has_room(self, queue: Queue) -> bool:
+        try:
+            count = self._queues.waiting(queue)
+        except StoreUnavailableError:
+            return True  # sending says so, and connects anew
+        if count < TICKS_WAITING_MAX:
+            self._is_full.discard(queue)
+            return True
+        if queue not in self._is_full:
+            self._is_full.add(queue)
+            _logger.warning(
+                "no more ticks for queue %s: %d messages wait there, and no worker takes them out", queue, count,
+                extra={"action": "ticks_held_back"},
+            )  # fmt: skip
+        return False
