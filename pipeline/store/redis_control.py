@@ -12,6 +12,7 @@ from pipeline.flow.age import Age
 from pipeline.names import (
     KEY_EVENTS,
     KEY_LEASE,
+    KEY_PAUSE,
     LEASE_PROBE,
     ControlEventKind,
     Mode,
