@@ -18,6 +18,7 @@ from ingest.dashboard.viewers import Reader, Viewers
 from ingest.errors import NotReadyError, answer, body_of, status_of
 from ingest.hard_bodies import HardBodies
 from ingest.health import Vitals
+from ingest.held_bodies import HeldBodies
 from ingest.refusal import Refuser
 from ingest.request_id import RequestIds
 from pipeline.clock import Clock
@@ -67,6 +68,7 @@ class Edge:
             parts.store, parts.events, parts.clock, self._on_state, self.loops.add(LoopName.FOLLOWER)
         )
         self.hard_bodies = HardBodies(settings)
+        self.held_bodies = HeldBodies(settings.bodies_bytes_max)
         self.request_ids = RequestIds()
         self.traces = settings.log_level == "DEBUG"  # asked once for each request: a logger takes longer to say
         self.is_stopping = False
@@ -148,6 +150,7 @@ class Edge:
         metrics.admission_is_local.set(self.admission.is_local)
         metrics.log_answers.set(self.appender.status(now).answers)
         metrics.connections.set(self.count_connections())
+        metrics.held_bodies_bytes.set(self.held_bodies.bytes)
 
 
 class _Sampling(Collector):

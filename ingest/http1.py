@@ -6,6 +6,7 @@ What Sanic 25.12 does, and what happens here instead:
 - It takes `Content-Length : 5` for an unknown header, and control characters, a bare CR or LF, and signs, blanks or
   other digits than ASCII's within numbers for granted; it does not look at the end of a chunk. Here the grammar of
   RFC 9112 is asked for, and anything else is a 400, since two readings of one request are how requests are smuggled.
+  What can't become a head any more (TLS, a bare LF) is refused at once, not when its time is up.
 - It asks a client that expects `100 Continue` for a body that it has already refused, and closes a connection over
   unread data, so that the answer may be lost. Here a body that is not wanted is thrown away within a limit, or the
   connection is closed in two steps.
@@ -26,6 +27,8 @@ from sanic.http import Http, Stage
 
 from ingest import request_id
 from ingest.errors import BodyTooLargeError, HeadTooLargeError
+from ingest.held_bodies import HeldBytes
+from ingest.media import ascii_lower
 from ingest.refusal import HEAD_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -45,8 +48,15 @@ _HEAD: Final = re.compile(
 )
 _HEADER: Final = re.compile(r"([^:]+):([^\r]*)\r\n")
 _DIGITS: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
-_FIELDS_READ: Final = frozenset({"content-length", "transfer-encoding", "expect", "host"})
-_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_FIELDS_READ: Final = frozenset(
+    {"content-length", "transfer-encoding", "expect", "host", "content-type", "content-encoding"}
+)
+_HOST: Final = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # RFC 3986: a name, an address, a port
+# White space before a chunk's extension only (RFC 9112, 7.1.1).
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_TLS_HANDSHAKE: Final = b"\x16\x03"
+# What no head has: a line feed alone, and control characters.
+_NO_HEAD: Final = re.compile(rb"(?<!\r)\n|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _COMING: Final = b"coming"  # of a body: what Sanic wants to know is only whether one is left
 _NOTHING: Final[tuple[bytes, ...]] = ()
 _BYTES: Final = "application/octet-stream"
@@ -95,7 +105,9 @@ class IngestHttp(Http):
                 break
             del buffer[:2]
         end = buffer.find(b"\r\n\r\n")
+        seen = 0
         while end < 0:
+            _refuse_what_is_no_head(buffer, max(0, seen - 1))
             seen = len(buffer)
             if seen >= HEAD_BYTES_MAX:
                 raise HeadTooLargeError(f"the headers are larger than {HEAD_BYTES_MAX} bytes")
@@ -121,7 +133,7 @@ class IngestHttp(Http):
         headers = Header(fields)
         self.request_id = self._limits.request_ids.of(headers.get(request_id.HEADER))
         self.head_only = method == b"HEAD"
-        connection = headers.get("connection", "").lower()
+        connection = ascii_lower(",".join(headers.getall("connection", ())))
         self.keep_alive = version == b"1.1" if not connection else _stays_open(connection, is_new=version == b"1.1")
         request = protocol.request_class(
             url_bytes=target,
@@ -147,6 +159,7 @@ class IngestHttp(Http):
                 if name in found and name != "expect":  # whoever stands before may go by the other one
                     raise BadRequest(f"there is more than one {name}")
                 found.setdefault(name, value)
+        _check_host(found.get("host"), is_new=is_new)
         length, coding, expect = found.get("content-length"), found.get("transfer-encoding"), found.get("expect")
         if length is not None and coding is not None:
             raise BadRequest("Content-Length and Transfer-Encoding: only one of them")
@@ -156,19 +169,24 @@ class IngestHttp(Http):
             self._body_left = int(length)
             self.request_body = _COMING if self._body_left else None
         elif coding is not None:
-            if coding.lower() != "chunked" or not is_new:
+            if ascii_lower(coding) != "chunked" or not is_new:
                 raise BadRequest("the Transfer-Encoding is not one that is taken here")
             self._is_chunked = self._is_first_chunk = True
             self.request_body = _COMING
         if expect is not None and is_new and self.request_body:
-            if expect.lower() != "100-continue":
+            if ascii_lower(expect) != "100-continue":
                 raise ExpectationFailed("only 100-continue can be expected")
             self.expecting_continue = True
+        if not self.request_body:
+            self.disarm()  # the whole request is there; what answers it may take its time
 
     # --- Body -------------------------------------------------------------------------------------------------------
 
-    async def receive_body(self, bytes_max: int) -> bytes:
-        """The whole body as it was sent. Raises BodyTooLargeError, BadRequest, and is cancelled when time is up."""
+    async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
+        """The whole body as it was sent; its bytes are counted in `held` while they come.
+
+        Raises BodyTooLargeError, BadRequest, OverloadedError, and is cancelled when time is up.
+        """
         if not self.request_body:
             return b""
         if self._body_left > bytes_max:
@@ -178,6 +196,7 @@ class IngestHttp(Http):
         if not self._is_chunked and len(buffer) >= size:
             body = bytes(buffer[:size])
             self._end_body(size)
+            held.note(size)
             return body
         parts: list[bytes] = []
         left = bytes_max
@@ -185,6 +204,7 @@ class IngestHttp(Http):
             left -= len(part)
             if left < 0:
                 raise BodyTooLargeError(bytes_max, "bytes")
+            held.take(len(part))
             parts.append(part)
         return b"".join(parts)
 
@@ -367,6 +387,28 @@ class IngestHttp(Http):
             task.cancel()
         elif task is not None:
             task.cancel()  # what is left of a body that was already answered
+
+
+def _refuse_what_is_no_head(buffer: bytearray, start: int) -> None:
+    """Raise BadRequest where what has come can't become a head, whatever follows; looks from `start` on."""
+    if start == 0 and buffer.startswith(_TLS_HANDSHAKE):
+        raise BadRequest("this port speaks plain HTTP, and TLS came: use http://, or a proxy that ends TLS")
+    if (match := _NO_HEAD.search(buffer, start)) is not None:
+        is_line_feed = match[0] == b"\n"
+        raise BadRequest(
+            "a line of the head ends with LF alone: HTTP/1.1 ends lines with CR LF"
+            if is_line_feed
+            else "the head contains a control character"
+        )
+
+
+def _check_host(host: str | None, *, is_new: bool) -> None:
+    """Raise BadRequest where a Host is missing, as HTTP/1.1 wants one, or is none."""
+    if host is None:
+        if is_new:
+            raise BadRequest("there is no Host")
+    elif _HOST.fullmatch(host) is None:
+        raise BadRequest("the Host is not a name or an address with a port")
 
 
 def _stays_open(connection: str, *, is_new: bool) -> bool:

@@ -1,5 +1,6 @@
 """What a body is: its media type, its content coding, and inflating it within a limit."""
 
+import codecs
 import zlib
 from enum import Enum
 from functools import lru_cache
@@ -9,6 +10,14 @@ from ingest.errors import BodyTooLargeError, MalformedBodyError, UnsupportedBody
 
 GZIP_MEMBERS_MAX: Final = 100  # of one stream: each costs an inflate state and a copy of what follows it
 _GZIP_WINDOW: Final = 31  # zlib: the largest window, with a gzip header and nothing else
+
+
+def ascii_lower(text: str) -> str:
+    """A word of a header in lower case; one with other characters than ASCII's stays as it is, and is no known word.
+
+    Some of those have a lower case in ASCII: the Kelvin sign becomes k.
+    """
+    return text.lower() if text.isascii() else text
 
 
 class BodyKind(Enum):
@@ -26,10 +35,10 @@ def body_kind(content_type: str | None) -> BodyKind:
     media_type, *parameters = content_type.split(";")
     for parameter in parameters:
         name, _, value = parameter.strip().partition("=")
-        if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8"):
+        if ascii_lower(name) == "charset" and ascii_lower(value.strip('"')) not in ("utf-8", "utf8"):
             raise UnsupportedBodyError("the charset is not UTF-8")
     try:
-        return BodyKind(media_type.strip().lower())
+        return BodyKind(ascii_lower(media_type.strip()))
     except ValueError:
         message = "the Content-Type is neither application/json nor application/x-ndjson"
         raise UnsupportedBodyError(message) from None
@@ -39,13 +48,18 @@ def is_gzip(content_encoding: str | None) -> bool:
     """Whether a Content-Encoding says gzip; False for none. Raises UnsupportedBodyError for any other."""
     if content_encoding is None:
         return False
-    match content_encoding.strip().lower():
+    match ascii_lower(content_encoding.strip()):
         case "gzip" | "x-gzip":
             return True
         case "" | "identity":
             return False
         case _:
             raise UnsupportedBodyError("the Content-Encoding is not gzip")
+
+
+def without_mark(body: bytes) -> bytes:
+    """A body whose byte order mark, if it begins with one, is blank: places in it stay as they were."""
+    return b"   " + body[3:] if body.startswith(codecs.BOM_UTF8) else body
 
 
 def inflate(data: bytes, bytes_max: int) -> bytes:

@@ -36,6 +36,7 @@ _FIELDS: Final = re.compile(
 )
 _NOT_HERE: Final = frozenset({b"content-encoding", b"transfer-encoding", b"expect", b"upgrade"})
 _DIGITS: Final = re.compile(rb"[0-9]{1,15}")
+_HOST: Final = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
 
 
 class Refuser:
@@ -103,7 +104,12 @@ class Refuser:
                 return None
             fields[lowered] = value.rstrip(b" \t")
         length, kind = fields.get(b"content-length", b""), fields.get(b"content-type")
-        if kind is None or _DIGITS.fullmatch(length) is None or int(length) > self._edge.settings.body_bytes_max:
+        if (
+            kind is None
+            or _HOST.fullmatch(fields.get(b"host", b" ")) is None
+            or _DIGITS.fullmatch(length) is None
+            or int(length) > self._edge.settings.body_bytes_max
+        ):
             return None
         if fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
             return None

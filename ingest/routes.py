@@ -15,7 +15,7 @@ from ingest.dashboard.pages import add_pages
 from ingest.edge import Edge
 from ingest.errors import NotReadyError, answer, row_of
 from ingest.health import health_document
-from ingest.media import body_kind, inflate, is_gzip
+from ingest.media import body_kind, inflate, is_gzip, without_mark
 from ingest.openapi.routes import add_contract
 from pipeline.errors import SluiceError
 from pipeline.event import Event, encode_record, partition_of, record_head
@@ -89,22 +89,25 @@ async def _take_events(request: IngestRequest, edge: Edge) -> int:
     edge.admission.refuse_if_empty()
     bytes_max = edge.settings.body_bytes_max
     stream = cast("IngestHttp", request.stream)
-    body = await stream.receive_body(bytes_max)
-    head = record_head(int(edge.clock.now() * 1000), stream.request_id)
-    if gzipped:
-        body = inflate(body, bytes_max)
-    events = parse_quickly(body, kind, edge.settings.body_events_max)
-    if events is None:
-        events = await edge.hard_bodies.events(body, kind)
-    count = len(events)
-    try:
-        if not edge.admission.take_now(count):
-            await edge.admission.take(count)
-        entries, size = _records(events, head, edge.appender.partitions)
-        await edge.appender.append(entries, size)
-    except SluiceError:
-        edge.refused_beyond_first += count - 1
-        raise
+    with edge.held_bodies.begin() as held:
+        body = await stream.receive_body(bytes_max, held)
+        head = record_head(int(edge.clock.now() * 1000), stream.request_id)
+        if gzipped:
+            body = inflate(body, bytes_max)
+            held.note(len(body))
+        body = without_mark(body)
+        events = parse_quickly(body, kind, edge.settings.body_events_max)
+        if events is None:
+            events = await edge.hard_bodies.events(body, kind)
+        count = len(events)
+        try:
+            if not edge.admission.take_now(count):
+                await edge.admission.take(count)
+            entries, size = _records(events, head, edge.appender.partitions)
+            await edge.appender.append(entries, size)
+        except SluiceError:
+            edge.refused_beyond_first += count - 1
+            raise
     return count
 
 

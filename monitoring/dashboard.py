@@ -120,6 +120,8 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                             " / sum(rate(sluice_ingest_append_group_events_count[1m]))"),)),
             Panel("Waiting for the log", "Events in memory. Near the limit 503s begin.",
                   (("{{instance}}", "sluice_ingest_append_waiting_events{$chosen}"),)),
+            Panel("Bodies in memory", "Bytes received and not yet appended. Near the bound large ones get 503.",
+                  (("{{instance}}", "sluice_ingest_held_bodies_bytes{$chosen}"),), "bytes"),
             Panel("Bucket calls", "`empty`: more is offered than admitted. `away`: Redis does not answer.",
                   (("{{result}}", "sum by (result) (rate(sluice_ingest_lease_calls_total[1m]))"),), "ops"),
             Panel("Answers by code", "Why requests were refused.",

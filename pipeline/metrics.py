@@ -87,6 +87,10 @@ INGEST_IS_LOCAL: Final = Declared(
 INGEST_LOG_ANSWERS: Final = Declared("sluice_ingest_log_answers", "1 while the event log answers this process")
 # Near INGEST_CONNECTIONS_MAX new clients are turned away.
 INGEST_CONNECTIONS: Final = Declared("sluice_ingest_connections", "Open connections of clients")
+# Near BODIES_BYTES_MAX clients with large bodies get 503: many of them stall, or the bound is too low.
+INGEST_HELD_BODIES: Final = Declared(
+    "sluice_ingest_held_bodies_bytes", "Bytes of bodies that were received and are not yet appended"
+)
 
 # Grows: a defect, whose traceback is in the log of this process. The loop goes on.
 LOOP_FAILURES: Final = Declared(
@@ -242,6 +246,7 @@ class IngestMetrics:
         self.admission_is_local = INGEST_IS_LOCAL.live_gauge(registry)
         self.log_answers = INGEST_LOG_ANSWERS.live_gauge(registry)
         self.connections = INGEST_CONNECTIONS.live_gauge(registry)
+        self.held_bodies_bytes = INGEST_HELD_BODIES.live_gauge(registry)
 
 
 class LoopsCollector(Collector):

@@ -109,6 +109,13 @@ class Settings:
         high=100_000,
         when="clients have larger batches; one of them passes the bucket as a whole",
     )
+    bodies_bytes_max: int = _setting(
+        64 << 20,
+        "Bytes of all bodies that one ingest process has received and not yet appended; beyond it 503",
+        low=1 << 20,
+        high=64 << 30,
+        when="many clients send large bodies on slow lines: events take up to four times as much for a moment",
+    )
     hard_bodies_bytes_max: int = _setting(
         16 << 20,
         "Bytes of bodies that wait to be read the careful way (they break a rule, or hold what is rare); beyond it 503",

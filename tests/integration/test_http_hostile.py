@@ -1,5 +1,6 @@
 """Inputs that broke other servers, over real sockets: each gets an honest refusal, and the next request works."""
 
+import contextlib
 import gzip
 import json
 import re
@@ -16,6 +17,7 @@ from support.edge import RunningEdge, Wire, eventually, get, metric, post, reque
 
 SUITE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "jsontestsuite" / "test_parsing"
 GOOD = json.dumps(sample()).encode()
+TRANSFER = ("Transfer-Encoding", "Content-Length")  # never both
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,10 @@ def test_json_test_suite(edge: RunningEdge) -> None:
         (_with(timestamp="0x10"), 400, None),
         (_with(timestamp="+1"), 400, None),
         (_with(timestamp="01"), 400, None),
-        (b"\xef\xbb\xbf" + GOOD, 400, None),
+        (b"\xef\xbb\xbf" + GOOD, 202, None),  # one byte order mark at the start is skipped
+        (b"\xef\xbb\xbf" * 2 + GOOD, 400, None),
+        (b"\xef\xbb\xbf", 400, None),
+        (_with(message='"\ufeff"').decode().encode(), 202, None),
         (GOOD.decode().encode("utf-16"), 400, None),
         (GOOD + GOOD, 400, None),
         (GOOD[:-1] + b",}", 400, None),
@@ -203,6 +208,9 @@ def test_gzip(edge: RunningEdge, body: bytes, status: int) -> None:
         [": no name"],
         ["Na me: x"],
         ["X: 1", " folded"],
+        ["Host: localhost"],
+        ["Content-Type: application/json"],
+        ["Content-Encoding: identity", "Content-Encoding: gzip"],
     ],
 )
 def test_heads_with_two_readings_are_refused_and_the_connection_ends(edge: RunningEdge, lines: list[str]) -> None:
@@ -214,6 +222,97 @@ def test_heads_with_two_readings_are_refused_and_the_connection_ends(edge: Runni
         assert (answer.status, answer.headers["connection"]) == (400, "close")
         assert answer.error["code"] == "bad_request"
         assert wire.is_closed()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Transfer-Encoding: chun\u212aed",  # the Kelvin sign, whose lower case is k
+        "Expect: 100-cont\u0130nue",
+        "Content-Encoding: g\u017fip",
+        "Content-Type: application/json; charset=\u212a",
+    ],
+)
+def test_letters_beyond_ascii_are_no_words_of_headers(edge: RunningEdge, line: str) -> None:
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    name = line.partition(":")[0]
+    fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Host": "x"}
+    fields = {key: value for key, value in fields.items() if key != name and (name, key) != TRANSFER}
+    head = ["POST /api/logs HTTP/1.1", *(f"{key}: {value}" for key, value in fields.items()), line]
+    assert send(edge.port, "\r\n".join(head).encode() + b"\r\n\r\n" + body).status in (400, 415, 417)
+
+
+@pytest.mark.parametrize("host", [b"", b"Host: a b\r\n", b"Host: a/b\r\n", b"Host: a@b\r\n"])
+def test_a_request_names_one_host(edge: RunningEdge, host: bytes) -> None:
+    for line in (b"GET /healthz HTTP/1.1", b"POST /api/logs HTTP/1.1"):
+        answer = send(edge.port, line + b"\r\n" + host + b"Content-Type: application/json\r\n\r\n")
+        assert answer.status == 400
+        assert "Host" in answer.error["message"]
+    assert send(edge.port, b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n").status == 200
+    assert send(edge.port, b"GET /healthz HTTP/1.1\r\nHost: [::1]:80\r\n\r\n").status == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "this port speaks plain HTTP"),
+        (b"GET /healthz HTTP/1.1\nHost: x\n\n", "ends with LF alone"),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\n", "ends with LF alone"),
+        (b"\x80\x00\x00", "control character"),
+        (b"GET /\x00", "control character"),
+    ],
+)
+def test_what_can_not_become_a_head_is_refused_at_once(edge: RunningEdge, head: bytes, said: str) -> None:
+    # Given a client that waits for an answer after bytes that are no head and no end of one
+    with Wire(edge.port) as wire:
+        wire.send(head)
+        # Then it is a 400 that says why, not a 408 when the time is up
+        answer = wire.answer()
+        assert answer.status == 400
+        assert said in answer.error["message"]
+
+
+def test_the_time_of_a_request_ends_with_its_last_byte() -> None:
+    # Given an event stream whose head came in two pieces
+    with running_edge(request_seconds_max=0.5) as edge, Wire(edge.port) as wire:
+        head = request(method="GET", path="/events", content_type=None)
+        wire.send(head[:20])
+        assert get(edge.port, "/healthz").status == 200  # the first piece was read before this was answered
+        wire.send(head[20:])
+        assert wire.answer(has_body=False).status == 200
+        # Then it goes on beyond the time for a request
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            assert wire.socket.recv(65536)
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    # Given clients that stall within bodies of half a mebibyte, more of them than the bound allows
+    half = b" " * (512 << 10)
+    with running_edge(bodies_bytes_max=1 << 20, request_seconds_max=5) as edge, contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(edge.port)) for _ in range(8)]
+        for wire in wires[:4]:
+            wire.send(request(half, length=len(half) + 1))
+        eventually(lambda: metric(edge.port, "sluice_ingest_held_bodies_bytes") > 900_000, "bodies fill the bound")
+        # Then no more is held than that, and the others are told to come back
+        refused = 0
+        for wire in wires[4:]:
+            wire.send(request(half, length=len(half) + 1))
+            answer = wire.answer()
+            assert answer.status == 503
+            assert answer.headers["retry-after"]
+            assert "BODIES_BYTES_MAX" in answer.error["message"]
+            refused += 1
+        assert refused == 4
+        assert metric(edge.port, "sluice_ingest_held_bodies_bytes") <= 1 << 20
+        # And bodies that come at once are taken
+        assert post(edge.port, GOOD).status == 202
+        # And what the stalled ones held is given back with their end
+    with running_edge(bodies_bytes_max=1 << 20) as edge:
+        with Wire(edge.port) as wire:
+            wire.send(request(half, length=len(half) + 1))
+            eventually(lambda: metric(edge.port, "sluice_ingest_held_bodies_bytes") > 500_000, "the body is held")
+        eventually(lambda: metric(edge.port, "sluice_ingest_held_bodies_bytes") == 0, "it is given back")
 
 
 def test_digits_beyond_ascii_are_no_length(edge: RunningEdge) -> None:
@@ -265,6 +364,8 @@ def test_addresses_and_methods(edge: RunningEdge, method: str, path: str) -> Non
         b"-5\r\nhello\r\n0\r\n\r\n",
         b"0x5\r\nhello\r\n0\r\n\r\n",
         b" 5\r\nhello\r\n0\r\n\r\n",
+        b"5 \r\nhello\r\n0\r\n\r\n",
+        b"5\t\r\nhello\r\n0\r\n\r\n",
         b"5_0\r\nhello\r\n0\r\n\r\n",
         b"\r\nhello\r\n0\r\n\r\n",
         b"fffffffff\r\nhello\r\n0\r\n\r\n",

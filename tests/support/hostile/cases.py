@@ -157,7 +157,7 @@ _NO: Final[dict[str, bytes]] = {
     "text_escape_newline": b'["\\\n"]',
     "text_escape_emoji": '["\\😀"]'.encode(),
     "text_without_quotes": b"[a]",
-    "utf8_bom": b"\xef\xbb\xbf[]",
+    "utf8_bom_twice": b"\xef\xbb\xbf\xef\xbb\xbf[]",
     "utf8_continuation_alone": b'["\x80"]',
     "utf8_cut": b'["\xc3"]',
     "utf8_overlong": b'["\xc0\xaf"]',

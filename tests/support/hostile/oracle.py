@@ -22,6 +22,7 @@ from ingest import body_large, http1
 from ingest.body import parse_body
 from ingest.body_check import DEPTH_MAX, run
 from ingest.errors import BodyTooLargeError, InvalidEventsError, MalformedBodyError, RequestError, row_of
+from ingest.held_bodies import HeldBodies
 from ingest.media import GZIP_MEMBERS_MAX, BodyKind, inflate
 from ingest.refusal import REFUSABLE, Refuser
 from ingest.request_id import RequestIds
@@ -319,7 +320,7 @@ def _read_by_parser(data: bytes) -> tuple[str, int]:
         return "refused", 0
     _, _, version, lines = match.groups()
     fields = [(n.lower(), v.strip(" \t")) for n, v in http1._HEADER.findall(lines.decode("utf-8", "surrogateescape"))]
-    reader: Any = SimpleNamespace(request_body=None, expecting_continue=False)
+    reader: Any = SimpleNamespace(request_body=None, expecting_continue=False, disarm=lambda: None)
     try:
         http1.IngestHttp._expect_body(reader, fields, is_new=version == b"1.1")
     except (BadRequest, ExpectationFailed):
@@ -340,10 +341,8 @@ _IDS: Final = RequestIds()
 
 
 def _read_by_h11(data: bytes) -> tuple[str, int]:
-    """What h11 makes of the same head. It insists on a Host, which ingest does not need: it is given one."""
-    head, line = data[: data.find(b"\r\n\r\n") + 4], data.find(b"\r\n") + 2
-    if re.search(rb"\nhost:", head, re.IGNORECASE) is None:
-        head = head[:line] + b"Host: x\r\n" + head[line:]
+    """What h11 makes of the same head."""
+    head = data[: data.find(b"\r\n\r\n") + 4]
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 16)
     connection.receive_data(head)
     try:
@@ -398,7 +397,7 @@ def _judge_chunks(data: bytes) -> str:
 def _read_chunks(data: bytes) -> tuple[str, tuple[bytes, bytes] | None]:
     """The outcome as ingest reads it; of a body that is taken, the body and what follows it."""
     reader = _Chunks(data)
-    reading = reader.receive_body(INFLATED_MAX)
+    reading = reader.receive_body(INFLATED_MAX, HeldBodies(INFLATED_MAX).begin())
     try:
         reading.send(None)
     except StopIteration as end:

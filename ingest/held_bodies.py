@@ -1,0 +1,58 @@
+"""Bounds the memory of all bodies that a process has received and not yet appended.
+
+A body is received in parts, at its client's pace: many that stall would hold their largest size each.
+"""
+
+from types import TracebackType
+
+from pipeline.errors import OverloadedError
+
+
+class HeldBodies:
+    """The bytes of all bodies of one process. For the event loop only."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self.bytes = 0
+
+    def begin(self) -> "HeldBytes":
+        """The account of one body, to be used in a `with` statement."""
+        return HeldBytes(self)
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` bytes more are within the bound."""
+        return self.bytes + size <= self._bytes_max
+
+
+class HeldBytes:
+    """The bytes of one body; they are given back at the end of the `with` statement."""
+
+    __slots__ = ("_all", "_mine")
+
+    def __init__(self, everything: HeldBodies) -> None:
+        self._all = everything
+        self._mine = 0
+
+    def __enter__(self) -> "HeldBytes":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._all.bytes -= self._mine
+        self._mine = 0
+
+    def take(self, size: int) -> None:
+        """Count bytes that were received. Raises OverloadedError where all bodies together have too many.
+
+        One body alone is received however large it is: to repeat it later would not make it smaller.
+        """
+        is_alone = self._all.bytes == self._mine
+        if not is_alone and not self._all.has_room(size):
+            raise OverloadedError("the bodies that are being received fill the memory for them (BODIES_BYTES_MAX)")
+        self.note(size)
+
+    def note(self, size: int) -> None:
+        """Count bytes that came at once: they are in memory already, and leave it soon."""
+        self._mine += size
+        self._all.bytes += size
