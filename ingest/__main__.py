@@ -10,12 +10,15 @@ from ingest.server import listen, run, with_connections_that_fit
 from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
-from pipeline.settings import Settings
+from pipeline.settings import Settings, ignore_variables_of_others
 from pipeline.starts import note_start
 
 
 def main() -> int:
     """Serve until told to stop; returns the exit code: 2 where the settings or the port are wrong."""
+    ignored = ignore_variables_of_others()
+    if ignored is not None:
+        sys.stderr.write(f"ingest: {ignored}\n")
     try:
         settings = Settings.from_environ()
         logs.configure(level=settings.log_level, form=settings.log_format, process="ingest")

@@ -14,7 +14,7 @@ from pipeline.errors import SettingsError
 from pipeline.event_words import clock_time, event_words, pause_words, rate_words
 from pipeline.names import BreakerState
 from pipeline.ports.control import paused
-from pipeline.settings import Settings, no_system_to_ask
+from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import (
     StatusParts,
@@ -136,6 +136,9 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     if problem is not None:
         sys.stderr.write(f"status: {problem}\n")
         return _EXIT_UNKNOWN
+    ignored = ignore_variables_of_others()
+    if ignored is not None:
+        sys.stderr.write(f"status: {ignored}\n")
     try:
         settings = Settings.for_commands()
     except SettingsError as error:

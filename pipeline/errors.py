@@ -7,6 +7,8 @@ import inspect
 import re
 from typing import Any, Final
 
+from pipeline.secrets import hide_secrets
+
 # What libpq asks of whoever reads its error, once for each address that it tried.
 _LIBPQ_QUESTION: Final = re.compile(r" *\bIs the server running [^?]*\?")
 _BRIEF_CHARS_MAX: Final = 240
@@ -16,12 +18,12 @@ class SluiceError(Exception):
     """Sluice failed."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or inspect.getdoc(type(self)) or type(self).__name__)
+        super().__init__(hide_secrets(message or inspect.getdoc(type(self)) or type(self).__name__))
 
 
 def in_brief(said: object) -> str:
     """An error as whoever is on call wants it: on one line, what happened and where, without questions back."""
-    text = _LIBPQ_QUESTION.sub("", " ".join(str(said).split())).strip()
+    text = _LIBPQ_QUESTION.sub("", " ".join(hide_secrets(str(said)).split())).strip()
     return text if len(text) <= _BRIEF_CHARS_MAX else f"{text[: _BRIEF_CHARS_MAX - 1]}…"
 
 

@@ -12,6 +12,8 @@ from typing import Any, Final, TextIO
 from pythonjsonlogger.core import LogData
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
+from pipeline.secrets import hide_secrets
+
 FORMATS: Final = ("human", "json")
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -21,8 +23,16 @@ _TIME: Final = "%Y-%m-%dT%H:%M:%S"
 _TALKATIVE: Final = ("asyncio", "kafka", "amqp", "kombu", "sanic.root")
 
 
+class _HumanLines(logging.Formatter):
+    """A line for people, without passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with its traceback."""
+        return hide_secrets(super().format(record))
+
+
 class _JsonLines(MsgspecFormatter):
-    """One JSON object a line."""
+    """One JSON object a line, without passwords."""
 
     def __init__(self, process: str) -> None:
         super().__init__(["levelname", "name", "process", "message"], rename_fields={"exc_info": "error"})
@@ -39,7 +49,10 @@ class _JsonLines(MsgspecFormatter):
             "pid": rest.pop("process"),
             "message": rest.pop("message"),
         }
-        return super().process_log_record(fields | {name: value for name, value in rest.items() if value is not None})
+        fields |= {name: value for name, value in rest.items() if value is not None}
+        return super().process_log_record(
+            {name: hide_secrets(value) if isinstance(value, str) else value for name, value in fields.items()}
+        )
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         """Take the record's fields, and its time as RFC 3339 has it."""
@@ -57,7 +70,7 @@ def configure(*, level: str, form: str, process: str, stream: TextIO | None = No
     if form == "json":
         handler.setFormatter(_JsonLines(process))
     else:
-        lines = logging.Formatter(_HUMAN, _TIME)
+        lines = _HumanLines(_HUMAN, _TIME)
         lines.converter = time.gmtime
         handler.setFormatter(lines)
     root = logging.getLogger()

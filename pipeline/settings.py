@@ -6,6 +6,7 @@ name in capitals.
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_type_hints
@@ -14,7 +15,9 @@ from urllib.parse import urlsplit
 from pipeline.errors import SettingsError
 from pipeline.logs import FORMATS, LEVELS
 from pipeline.running import nothing_to_ask, with_running_system
+from pipeline.secrets import url_problem
 
+_LIBPQ: Final = re.compile(r"PG[A-Z]+")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
@@ -481,6 +484,12 @@ class Settings:
         return urlsplit(self.event_log_url).scheme
 
 
+# With how each server's URL begins. REDIS_URL is Celery's broker too.
+_SCHEMES: Final = {
+    "database_url": ("postgresql", "postgres"),
+    "redis_url": ("redis", "rediss"),
+    "event_log_url": ("redis", "rediss", "kafka"),
+}
 _KIND_WORDS: Final[dict[type, str]] = {
     int: "a whole number",
     float: "a number",
@@ -494,16 +503,30 @@ def no_system_to_ask() -> str | None:
     return nothing_to_ask(os.environ)
 
 
-def drop_variables_of_celery() -> list[str]:
-    """Remove what Celery would read from the environment over our settings; returns the names of what was there.
+# What libpq may take from the environment all the same: a password that should stand in no URL.
+_LIBPQ_KEPT: Final = frozenset({"PGPASSWORD", "PGPASSFILE"})
+
+
+def ignore_variables_of_others() -> str | None:
+    """Remove what Celery and libpq would read from the environment over our settings; a line that names what was there.
 
     Another application's CELERY_BROKER_URL in the shell would send our tasks to its broker, and the prefix CELERY_ sets
-    each option of the command line. All that Sluice needs of Celery is in its settings or on the command line.
+    each option of the command line. PGSERVICE, PGHOSTADDR or PGOPTIONS would lead to another database than DATABASE_URL
+    says, or to one that behaves in another way. All that Sluice needs is in its settings or on the command line.
     """
-    found = sorted(name for name in os.environ if name.startswith("CELERY_"))
+    found = sorted(
+        name
+        for name in os.environ
+        if name.startswith("CELERY_") or (_LIBPQ.fullmatch(name) and name not in _LIBPQ_KEPT)
+    )
     for name in found:
         del os.environ[name]
-    return found
+    if not found:
+        return None
+    told = f"ignored, since Sluice's settings decide (docs/settings.md): {', '.join(found)}"
+    if any(_LIBPQ.fullmatch(name) for name in found):
+        told += "; what PostgreSQL's client needs stands in DATABASE_URL, as in ?sslmode=require"
+    return told
 
 
 def _parse(text: str, kind: type) -> Any:
@@ -549,9 +572,8 @@ def _cross_problems(settings: Settings) -> list[str]:
         )
     if settings.lease_seconds > settings.burst_seconds:
         problems.append(f"LEASE_SECONDS={settings.lease_seconds} is above BURST_SECONDS={settings.burst_seconds}")
-    if settings.log_scheme not in ("redis", "rediss", "kafka"):
-        problems.append(f"EVENT_LOG_URL={settings.event_log_url!r} begins with neither redis:// nor kafka://")
-    for name in ("database_url", "redis_url"):
-        if not urlsplit(getattr(settings, name)).scheme:
-            problems.append(f"{name.upper()}={getattr(settings, name)!r} is not a URL")
+    for name, schemes in _SCHEMES.items():
+        problem = url_problem(getattr(settings, name), schemes)
+        if problem is not None:
+            problems.append(f"{name.upper()} {problem}")  # without the URL: it may hold a password
     return problems

@@ -44,6 +44,13 @@ checked at the start: what makes no sense is refused with its name, its value an
 by `python -m pipeline.settings_table`.
 
 `./run.sh` has variables of its own for folders and ports, see `./run.sh --help`.
+
+A user or a password in a URL is percent-encoded: `%` is `%25`, `@` is `%40`, `/` is `%2F`. No log line, error or page
+shows a password.
+
+Variables of other programs change nothing: `CELERY_…` and `PG…` are removed at the start, with one line that names
+them. Only `PGPASSWORD` and `PGPASSFILE` are kept, for a password that should stand in no URL. All else that
+PostgreSQL's client needs stands in `DATABASE_URL`, as in `?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem`.
 """
 
 

@@ -15,7 +15,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
 from pipeline.loops import Loops
 from pipeline.names import Queue
-from pipeline.settings import Settings, drop_variables_of_celery, no_system_to_ask
+from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
 from tasks.ending import CONTROL_SECONDS_MAX, EndStep
 from tasks.metrics import MetricsStep
@@ -102,9 +102,9 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-_dropped = drop_variables_of_celery()
-if _dropped:
-    sys.stderr.write(f"celery: ignored, since Sluice's settings decide (docs/settings.md): {', '.join(_dropped)}\n")
+_ignored = ignore_variables_of_others()
+if _ignored is not None:
+    sys.stderr.write(f"celery: {_ignored}\n")
 try:
     app = make_app(Settings.for_commands())
 except SettingsError as error:

@@ -1,0 +1,46 @@
+"""Keeps passwords out of what is said: log lines, errors, and the reasons that people see.
+
+Every error of ours and every log line goes through `hide_secrets`. It knows a password by its place: in a URL, or after
+`password=`. Elsewhere libraries quote pieces of a URL that they can't read, so `url_problem` finds those URLs first.
+"""
+
+import re
+from typing import Final
+
+_HIDDEN: Final = "***"
+
+# `//user:password@`: up to the last @ of the word, since a password may have what a URL's should not.
+_IN_URL: Final = re.compile(r"(://[^\s:/@]*):\S*@")
+_NAMED: Final = re.compile(r"(\b\w*password)=('[^']*'|[^\s&\"']+)", re.IGNORECASE)
+_TOKEN: Final = re.compile(r'(invalid percent-encoded token): ".*"')  # libpq quotes the password alone
+
+_URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
+_LOOSE_PERCENT: Final = re.compile(r"%(?![0-9a-fA-F]{2})")
+_PORT: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+_ENCODE: Final = "in a user or password, write % as %25, @ as %40, : as %3A, / as %2F, ? as %3F and # as %23"
+
+
+def hide_secrets(text: str) -> str:
+    """The text with *** in place of each password."""
+    if "@" in text:
+        text = _IN_URL.sub(rf"\1:{_HIDDEN}@", text)
+    if "percent" in text:
+        text = _TOKEN.sub(rf'\1: "{_HIDDEN}"', text)
+    return _NAMED.sub(rf"\1={_HIDDEN}", text) if "=" in text else text
+
+
+def url_problem(url: str, schemes: tuple[str, ...]) -> str | None:
+    """Why a server's URL can't be read, without any piece of its password; None where it can."""
+    match = _URL.fullmatch(url)
+    if match is None or match["scheme"] not in schemes:
+        return f"does not begin with {' or '.join(f'{scheme}://' for scheme in schemes)}"
+    authority, rest = match["authority"], match["rest"]
+    user, _, hosts = authority.rpartition("@")
+    ports_are_right = all(_PORT.fullmatch(host) for host in hosts.split(","))
+    if "@" in user or ("@" in rest and not ports_are_right) or "@" in rest.partition("?")[0]:
+        return f"has an @ where none belongs: {_ENCODE}"
+    if _LOOSE_PERCENT.search(url):
+        return f"has a % that begins no percent-encoded character: {_ENCODE}"
+    if not ports_are_right:
+        return "has a port that is no number"
+    return None

@@ -1,0 +1,128 @@
+"""Passwords are shown nowhere: not in errors, not in log lines, not where a URL can't be read."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+
+import psycopg2
+import pytest
+
+from pipeline import logs
+from pipeline.errors import SettingsError, SinkUnavailableError, in_brief
+from pipeline.secrets import hide_secrets
+from pipeline.settings import Settings, ignore_variables_of_others
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no connection to postgresql://sluice:hunter2@db:5432/x: refused", "postgresql://sluice:***@db:5432/x"),
+        ("redis://:hunter2@cache:6379/0", "redis://:***@cache:6379/0"),
+        ("rediss://u:a/hunter2@b@cache", "rediss://u:***@cache"),
+        ('invalid dsn: invalid percent-encoded token: "hunter2%zz"', 'invalid percent-encoded token: "***"'),
+        ("postgresql://db/x?user=u&password=hunter2&sslmode=require", "password=***&sslmode=require"),
+        ("host=db password=hunter2 dbname=x", "password=*** dbname=x"),
+        ("host=db password='hunter2 x' dbname=x", "password=*** dbname=x"),
+    ],
+)
+def test_a_password_is_hidden_by_its_place(text: str, shown: str) -> None:
+    assert shown in hide_secrets(text)
+    assert SECRET not in hide_secrets(text)
+    assert SECRET not in str(SinkUnavailableError(text))
+    assert SECRET not in in_brief(ValueError(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["http://127.0.0.1:8080/ by ann@host", "postgresql://sluice@db/x", "a == b", "12:30 ann@host: 5 % lost"]
+)
+def test_all_else_is_left_as_it_was(text: str) -> None:
+    assert hide_secrets(text) == text
+
+
+@pytest.mark.parametrize("form", logs.FORMATS)
+def test_log_lines_hide_passwords_in_tracebacks_too(form: str) -> None:
+    # Given a traceback of a library that quotes what it was given
+    stream, logger = io.StringIO(), logging.getLogger("test-secrets")
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        logs.configure(level="INFO", form=form, process="test", stream=stream)
+        try:
+            psycopg2.connect(f"postgresql://sluice:{SECRET}%zz@127.0.0.1:1/x")
+        except psycopg2.Error:
+            logger.exception("no connection to %s", f"postgresql://sluice:{SECRET}@db/x")
+    finally:
+        logging.captureWarnings(capture=False)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    assert SECRET not in stream.getvalue()
+    assert "percent-encoded token" in stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["database_url", "redis_url", "event_log_url"])
+@pytest.mark.parametrize(
+    ("password", "why"),
+    [
+        (f"{SECRET}%zz", "%25"),
+        (f"100%{SECRET}", "%25"),
+        (f"{SECRET}@x", "%40"),
+        (f"x/{SECRET}", "%2F"),
+        (f"x?{SECRET}", "%3F"),
+        (f"x#{SECRET}", "%23"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_without_its_password(name: str, password: str, why: str) -> None:
+    scheme = "postgresql" if name == "database_url" else "redis"
+    with pytest.raises(SettingsError, match=name.upper()) as refused:
+        Settings.from_environ({name.upper(): f"{scheme}://sluice:{password}@host:1234/0"})
+    assert why in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://sluice:hunter2@db/x", "sluice:hunter2@db/x", "postgresql+psycopg2://sluice:hunter2@db/x"]
+)
+def test_another_kind_of_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(SettingsError, match="DATABASE_URL does not begin with postgresql://") as refused:
+        Settings(database_url=url)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p%40%25@[::1]:5432/x?sslmode=require",
+        "postgresql://u@h1:1,h2:2/x",
+        "postgres:///x?host=/run/postgresql&user=a@b",
+    ],
+)
+def test_urls_that_can_be_read_are_taken(url: str) -> None:
+    assert Settings(database_url=url).database_url == url
+
+
+def test_variables_of_other_programs_are_removed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a shell of somebody who works with another database
+    for name in [name for name in os.environ if name.startswith(("CELERY_", "PG"))]:
+        monkeypatch.delenv(name)
+    given = {"PGSSLMODE": "require", "PGOPTIONS": "-c x=1", "PGSERVICE": "other", "PGPASSWORD": SECRET, "CELERY_X": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    # Then one line names them, and they are gone for libpq too; the password stays
+    line = ignore_variables_of_others()
+    assert line is not None
+    assert "CELERY_X, PGOPTIONS, PGSERVICE, PGSSLMODE; what PostgreSQL's client needs stands in DATABASE_URL" in line
+    assert [name for name in given if name in os.environ] == ["PGPASSWORD"]
+    assert ignore_variables_of_others() is None
+
+
+def test_the_programs_name_them_at_their_start() -> None:
+    # Given settings that end each program at its start
+    environ = {**os.environ, "PGSSLMODE": "require", "RATE_MIN": "x"}
+    for words in (["-m", "ingest"], ["-m", "celery", "-A", "tasks.app", "report"]):
+        said = subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, check=False)
+        assert said.stderr.count("PGSSLMODE") == 1, said.stderr
+        assert said.returncode != 0
