@@ -112,6 +112,10 @@ class SchemaError(PermanentError):
     """The database's schema is not one that this version of Sluice made."""
 
 
+class SchemaNewerError(SchemaError):
+    """A newer version of Sluice has brought the database's schema up to date. What it adds does not hinder this one."""
+
+
 class PoisonedError(PermanentError):
     """Too many events in a row were refused by PostgreSQL for their content: the schema, not the data, is suspect.
 

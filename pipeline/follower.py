@@ -8,9 +8,9 @@ from typing import Final
 
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
-from pipeline.loops import Loop
+from pipeline.loops import Loop, Loops
 from pipeline.names import LoopName
-from pipeline.ports.control import ControlEvents, ControlState, ControlStore
+from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Troubles
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class ControlFollower:
     """Reads the state after every control event, on a thread of its own.
 
     `on_state` is called on that thread with every state read. A store that is away leaves the last state standing. No
-    error ends the thread: see `loops`.
+    error ends the thread: see `loops`. `after_turn` is called there too, whatever became of the turn.
     """
 
     def __init__(
@@ -49,11 +49,14 @@ class ControlFollower:
         clock: Clock,
         on_state: Callable[[ControlState], None],
         loop: Loop | None = None,
+        *,
+        after_turn: Callable[[], None] | None = None,
     ) -> None:
         self._store = store
         self._events = events
         self._clock = clock
         self._on_state = on_state
+        self._after_turn = after_turn
         self._loop = loop or Loop(LoopName.FOLLOWER, clock)
         self._position = ""  # of the newest event that was seen
         self._stopping = threading.Event()
@@ -90,6 +93,8 @@ class ControlFollower:
         while not self._stopping.is_set():
             with self._loop.turn():
                 self._follow()
+            if self._after_turn is not None:
+                self._after_turn()  # raises nothing
             if self._is_away or self._loop.is_failing:
                 self._stopping.wait(AWAY_SECONDS)
 
@@ -121,3 +126,25 @@ class ControlFollower:
         if not self._is_away:
             self._is_away = True
             logger.warning("%s", error, extra={"action": "control_away"})
+
+
+class LoopReporter:
+    """Tells the control store what is wrong with the loops of a process whose own health nobody asks for."""
+
+    def __init__(self, loops: Loops, troubles: Troubles, process: str, clock: Clock) -> None:
+        self._loops = loops
+        self._troubles = troubles
+        self._process = process
+        self._clock = clock
+        self._told = False
+
+    def __call__(self) -> None:
+        """Report what is wrong now, if anything is or was; raises nothing."""
+        problems = self._loops.problems(self._clock.monotonic())
+        if not problems and not self._told:
+            return
+        try:
+            self._troubles.report(self._process, problems)
+            self._told = bool(problems)
+        except StoreUnavailableError as error:
+            logger.debug("what is wrong with this process is not reported: %s", error)

@@ -21,6 +21,7 @@ from pipeline.ports.control import (
     Override,
     Progress,
     PublishedRate,
+    Troubles,
     paused,
 )
 from pipeline.ports.log import EventLog
@@ -43,6 +44,7 @@ class Control:
     events: ControlEvents
     leases: Leases
     progress: Progress
+    troubles: Troubles | None = None  # None: nobody reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class RegulateReport:
     lag: dict[int, int] | None = None  # events, for each partition; None: unknown
     restored: bool = False
     terminated: tuple[int, ...] = ()
+    database_answered: bool = False  # PostgreSQL gave the stored offsets
     problems: tuple[str, ...] = ()
 
 
@@ -109,6 +112,7 @@ def regulate(
     sample = _Sample()
     restored = state.pauses is None and _restore(control.store, database, sample, by)
     _measure(state, log, database, sample)
+    _hear_troubles(control, sample)
     policy = _policy_now(control.store, state, policy, restored=restored)
     decision = _decide(state, sample, policy, settings)
     terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
@@ -124,7 +128,8 @@ def regulate(
         alarms=sample.alarms,
     )
     problems = [*(alarm.what for alarm in sample.alarms), *sample.problems]
-    return RegulateReport(True, published, sample.lag, restored, terminated, tuple(problems))
+    answered = sample.stored is not None
+    return RegulateReport(True, published, sample.lag, restored, terminated, answered, tuple(problems))
 
 
 def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) -> bool:
@@ -144,6 +149,14 @@ def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) 
         )
         return False
     return store.restore(asked.pauses, by=by, override=asked.override, bands=asked.bands)
+
+
+def _hear_troubles(control: Control, sample: _Sample) -> None:
+    """What processes find wrong with themselves becomes an alarm of the system."""
+    for process, problems in (control.troubles.reported() if control.troubles is not None else {}).items():
+        for problem in problems:
+            look_at = f"the log of {process} (action loop_failed); a restart of that process may help"
+            sample.degraded(AlarmCode.LOOP_FAILS, f"{process}: {problem}", look_at)
 
 
 def _policy_now(store: ControlStore, state: ControlState, policy: RatePolicy, *, restored: bool) -> RatePolicy:

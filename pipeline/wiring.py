@@ -18,7 +18,7 @@ from pipeline.flow.rate import BandPolicy
 
 if TYPE_CHECKING:
     from pipeline.ports.bucket import Bucket
-    from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress
+    from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
     from pipeline.ports.history import History
     from pipeline.ports.log import EventLog
     from pipeline.ports.rate import RatePolicy
@@ -118,6 +118,13 @@ def make_history(settings: Settings) -> History:
     from pipeline.store.redis_history import RedisHistory  # noqa: PLC0415
 
     return RedisHistory(settings)
+
+
+def make_troubles(settings: Settings) -> Troubles:
+    """What processes find wrong with themselves, on `REDIS_URL`."""
+    from pipeline.store.redis import RedisTroubles  # noqa: PLC0415
+
+    return RedisTroubles(settings)
 
 
 def make_tallies(settings: Settings) -> Tallies:

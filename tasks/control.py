@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import shared_task
 
-from pipeline.errors import RecoverableError
+from pipeline.errors import RecoverableError, SchemaNewerError
 from pipeline.names import LETTER_CONFLICT, BreakerState, Queue
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
@@ -55,10 +55,10 @@ def regulate_rate(self: Any) -> None:
             load_asked=lambda: _load_asked(parts),
             terminate_drainer=parts.sink.terminate_stalled,
         ),
-        control=Control(parts.control, parts.events, parts.leases, parts.progress),
+        control=Control(parts.control, parts.events, parts.leases, parts.progress, parts.troubles),
         by=parts.name,
     )
-    if report.ran and not report.problems:
+    if report.database_answered:
         keep_what_holds(parts)
     for problem in report.problems:
         _logger.warning("regulate: %s", problem, extra={"action": "regulate_problem"})
@@ -82,6 +82,10 @@ def _migrate_once(parts: Parts) -> None:
         return
     try:
         migrate(parts.settings)
+        parts.is_migrated = True
+    except SchemaNewerError as error:
+        # Two versions side by side, for the time of an upgrade: the control loop must tick in the older one too.
+        _logger.warning("%s", error, extra={"action": "schema_newer"})
         parts.is_migrated = True
     except RecoverableError as error:
         _logger.warning("the schema is not checked yet: %s", error, extra={"action": "migrate_failed"})

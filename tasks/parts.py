@@ -12,7 +12,7 @@ from celery.signals import worker_process_shutdown
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import Clock, SystemClock
-from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress
+from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
 from pipeline.ports.log import EventLog
 from pipeline.ports.rate import RatePolicy
 from pipeline.ports.tallies import Tallies
@@ -68,6 +68,10 @@ class Parts:
     @cached_property
     def progress(self) -> Progress:
         return wiring.make_progress(self.settings)
+
+    @cached_property
+    def troubles(self) -> Troubles:
+        return wiring.make_troubles(self.settings)
 
     @cached_property
     def tallies(self) -> Tallies:

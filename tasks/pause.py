@@ -6,13 +6,14 @@ consumer by hand is corrected within a fraction of a second.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
 
 from pipeline import wiring
 from pipeline.clock import SystemClock
-from pipeline.follower import ControlFollower
+from pipeline.follower import ControlFollower, LoopReporter
 from pipeline.loops import Loop, Loops
 from pipeline.names import LoopName, Queue
 from pipeline.ports.control import ControlEvents, ControlState, ControlStore, paused
@@ -26,9 +27,11 @@ _STOP_SECONDS = 0.0  # the thread only reads: it is left behind in its wait
 class PauseFollower:
     """Follows the control state; `paused` is what was known last, True before anything is."""
 
-    def __init__(self, store: ControlStore, events: ControlEvents, loop: Loop) -> None:
+    def __init__(
+        self, store: ControlStore, events: ControlEvents, loop: Loop, after_turn: Callable[[], None] | None = None
+    ) -> None:
         self.paused = True
-        self._parts = (store, events, loop)
+        self._parts = (store, events, loop, after_turn)
         self._follower = self._made()
 
     def start(self) -> None:
@@ -47,8 +50,8 @@ class PauseFollower:
             self._follower.start()
 
     def _made(self) -> ControlFollower:
-        store, events, loop = self._parts
-        return ControlFollower(store, events, SystemClock(), self._on_state, loop)
+        store, events, loop, after_turn = self._parts
+        return ControlFollower(store, events, SystemClock(), self._on_state, loop, after_turn=after_turn)
 
     def _on_state(self, state: ControlState) -> None:
         if state.pauses is not None:  # unknown after a flush: what was known last counts
@@ -79,6 +82,7 @@ class PauseStep(bootsteps.StartStopStep):
                 wiring.make_control_store(settings),
                 wiring.make_control_events(settings),
                 loops.add(LoopName.FOLLOWER),
+                LoopReporter(loops, wiring.make_troubles(settings), str(consumer.hostname), SystemClock()),
             )
             self._follower.start()
         self._timer = consumer.timer.call_repeatedly(settings.pause_reconcile_seconds, self._reconcile, (consumer,))

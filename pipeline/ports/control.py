@@ -279,6 +279,20 @@ class Floors(Protocol):
         """
 
 
+class Troubles(Protocol):
+    """What processes find wrong with themselves, where nobody asks them for their health.
+
+    All of it is forgotten TROUBLE_SECONDS after the last report: a process reports again while the problem holds. Every
+    method raises StoreUnavailableError.
+    """
+
+    def report(self, process: str, problems: Sequence[str]) -> None:
+        """Say what is wrong with a process now; nothing takes back what it said before."""
+
+    def reported(self) -> dict[str, list[str]]:
+        """What is wrong, by process."""
+
+
 class Leases(Protocol):
     """Short exclusive claims, for duties of which one process is enough. An optimisation, never a lock for safety."""
 

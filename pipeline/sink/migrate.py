@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psycopg2
 
-from pipeline.errors import SchemaError, SinkUnavailableError
+from pipeline.errors import SchemaError, SchemaNewerError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
 from pipeline.sink.session import connect
@@ -80,15 +80,15 @@ def migrate(settings: Settings, known: list[Migration] | None = None) -> list[st
 
 def _check(applied: list[tuple[Any, ...]], wanted: list[Migration]) -> None:
     """Raise SchemaError where what was applied is not the beginning of what is wanted."""
-    if len(applied) > len(wanted):
-        names = ", ".join(name for _, name, _ in applied[len(wanted) :])
-        raise SchemaError(f"the database is newer than this version of Sluice, which does not know: {names}")
     for (version, name, sha256), migration in zip(applied, wanted, strict=False):
         if version != migration.version or sha256 != migration.sha256:
             raise SchemaError(
                 f"migration {version} was applied to the database as {name}, and {migration.name} is not the same: "
                 "an applied migration is never changed, a new one follows it"
             )
+    if len(applied) > len(wanted):
+        names = ", ".join(name for _, name, _ in applied[len(wanted) :])
+        raise SchemaNewerError(f"the database is newer than this version of Sluice, which does not know: {names}")
 
 
 def _apply(cursor: Any, migration: Migration) -> str:

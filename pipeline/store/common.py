@@ -14,6 +14,8 @@ ALARM_CHARS_MAX: Final = 500  # of each text of an alarm; it is one sentence
 FOLD_SECONDS: Final = 600.0  # an event that comes again within this time is one entry with a count; see control_lib.lua
 FOLD_ENTRIES: Final = 50  # entries among which the earlier one is looked for: several rounds of what repeats together
 CALL_SECONDS_MAX: Final = 0.2  # a call takes 0.1 ms; whoever waits for longer waits for a server that is away
+TROUBLE_SECONDS: Final = 30.0  # a process reports about once a second while something is wrong with it
+TROUBLE_CHARS_MAX: Final = 300  # of one problem of a process
 PROCESS_SECONDS_MAX: Final = 10.0  # an ingest process that has taken no tokens for so long is not counted
 
 

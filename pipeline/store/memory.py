@@ -32,6 +32,8 @@ from pipeline.store.common import (
     BY_CHARS_MAX,
     CALL_SECONDS_MAX,
     PROCESS_SECONDS_MAX,
+    TROUBLE_CHARS_MAX,
+    TROUBLE_SECONDS,
     WHY_CHARS_MAX,
     bounded_alarms,
     breaker_state,
@@ -68,6 +70,8 @@ class _Content:
     floors: dict[str, _Floors] = field(default_factory=dict)
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
     progress: dict[str, tuple[float, dict[int, tuple[int, float]]]] = field(default_factory=dict)
+    troubles: dict[str, list[str]] = field(default_factory=dict)
+    troubles_until: float = 0.0
 
 
 class MemoryServer:
@@ -549,3 +553,25 @@ class MemoryProgress(_Adapter):
                 standing[partition] = (offset, since if noted_offset == offset and since <= now else now)
             progress[log_id] = (now + forget_seconds, standing)
             return {partition: now - since for partition, (_, since) in standing.items()}
+
+
+class MemoryTroubles(_Adapter):
+    """What processes find wrong with themselves; see Troubles."""
+
+    def report(self, process: str, problems: Sequence[str]) -> None:
+        with self._server.changed:
+            content = self._held()
+            content.troubles.pop(process, None)
+            if problems:
+                content.troubles[process] = [clean_text(problem, TROUBLE_CHARS_MAX) for problem in problems]
+                content.troubles_until = self._server.clock.now() + TROUBLE_SECONDS
+
+    def reported(self) -> dict[str, list[str]]:
+        with self._server.changed:
+            return dict(self._held().troubles)
+
+    def _held(self) -> _Content:
+        content = self._server.content()
+        if content.troubles_until <= self._server.clock.now():
+            content.troubles = {}
+        return content

@@ -8,5 +8,14 @@ from pipeline.store.redis_bucket import RedisBucket
 from pipeline.store.redis_control import RedisControlEvents, RedisControlStore
 from pipeline.store.redis_floors import RedisFloors
 from pipeline.store.redis_leases import RedisLeases, RedisProgress
+from pipeline.store.redis_troubles import RedisTroubles
 
-__all__ = ["RedisBucket", "RedisControlEvents", "RedisControlStore", "RedisFloors", "RedisLeases", "RedisProgress"]
+__all__ = [
+    "RedisBucket",
+    "RedisControlEvents",
+    "RedisControlStore",
+    "RedisFloors",
+    "RedisLeases",
+    "RedisProgress",
+    "RedisTroubles",
+]

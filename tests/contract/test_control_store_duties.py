@@ -213,3 +213,19 @@ def _answers(rig: ControlRig) -> bool:
     except StoreUnavailableError:
         return False
     return True
+
+
+# --- Troubles -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_with_a_process_is_known_until_it_takes_it_back_or_says_no_more(rig: ControlRig) -> None:
+    assert rig.troubles.reported() == {}
+    rig.troubles.report("a", ["one", "two" * 1000])
+    rig.troubles.report("b", ["three"])
+    found = rig.troubles.reported()
+    assert (found["a"][0], len(found["a"][1]), found["b"]) == ("one", 300, ["three"])
+    rig.troubles.report("a", [])
+    rig.troubles.report("c", [])
+    assert rig.troubles.reported() == {"b": ["three"]}
+    rig.flush()
+    assert rig.troubles.reported() == {}

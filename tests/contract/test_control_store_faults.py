@@ -35,6 +35,8 @@ def calls(rig: ControlRig) -> dict[str, Callable[[], object]]:
         "take_lease": lambda: rig.leases.take("duty", seconds=1.0),
         "give_back": lambda: rig.leases.give_back("duty", "token"),
         "note": lambda: rig.progress.note("log", {0: 1}, forget_seconds=1.0),
+        "report": lambda: rig.troubles.report("worker", ["it fails"]),
+        "reported": rig.troubles.reported,
         "bucket": lambda: rig.bucket.take(needed=1, wanted=1, process="a"),
     }
 
@@ -123,7 +125,7 @@ def test_a_server_that_refuses_for_now_is_unavailable(own_control_redis: Server)
         # A replica whose master is away reads stale data, and writes nothing
         client.replicaof("127.0.0.1", "1")
         for name, call in calls(rig).items():
-            if name in ("state", "last", "wait"):
+            if name in ("state", "last", "wait", "reported"):
                 continue
             with pytest.raises(StoreUnavailableError):
                 call()

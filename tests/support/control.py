@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from pipeline.ports.bucket import Bucket
-from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress
+from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
 from pipeline.settings import Settings
 from pipeline.store.memory import (
     MemoryBucket,
@@ -19,6 +19,7 @@ from pipeline.store.memory import (
     MemoryLeases,
     MemoryProgress,
     MemoryServer,
+    MemoryTroubles,
 )
 from pipeline.store.redis import (
     RedisBucket,
@@ -27,6 +28,7 @@ from pipeline.store.redis import (
     RedisFloors,
     RedisLeases,
     RedisProgress,
+    RedisTroubles,
 )
 
 
@@ -40,6 +42,7 @@ class ControlRig:
     floors: Floors
     leases: Leases
     progress: Progress
+    troubles: Troubles
     bucket: Bucket
     another_bucket: Callable[[], Bucket]
     flush: Callable[[], None]
@@ -65,6 +68,7 @@ def redis_rig(settings: Settings) -> ControlRig:
         RedisFloors(settings),
         RedisLeases(settings),
         RedisProgress(settings),
+        RedisTroubles(settings),
         RedisBucket(settings),
         lambda: RedisBucket(settings),
         flush,
@@ -81,6 +85,7 @@ def memory_rig(settings: Settings, server: MemoryServer | None = None) -> Contro
         MemoryFloors(settings, server),
         MemoryLeases(settings, server),
         MemoryProgress(settings, server),
+        MemoryTroubles(settings, server),
         MemoryBucket(settings, server),
         lambda: MemoryBucket(settings, server),
         server.flush,

@@ -14,7 +14,7 @@ from pipeline.metrics import LoopsCollector
 from pipeline.names import LoopName, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer
+from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
 from tasks.pause import PauseFollower, PauseStep
 
 
@@ -76,6 +76,8 @@ class _Worker:
         self.server = MemoryServer()
         self.store = _Store(settings, self.server)
         self.events = MemoryControlEvents(settings, self.server)
+        self.troubles = MemoryTroubles(settings, self.server)
+        self.hostname = "batches@host"
         self.loops = Loops(SystemClock())
         self.consumes = False
         self.timer = SimpleNamespace(call_repeatedly=lambda *_: SimpleNamespace(cancel=lambda: None))
@@ -97,6 +99,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> _Worker:
     worker = _Worker()
     monkeypatch.setattr("tasks.pause.wiring.make_control_store", lambda _settings: worker.store)
     monkeypatch.setattr("tasks.pause.wiring.make_control_events", lambda _settings: worker.events)
+    monkeypatch.setattr("tasks.pause.wiring.make_troubles", lambda _settings: worker.troubles)
     return worker
 
 
@@ -110,12 +113,15 @@ def test_a_worker_follows_the_pauses_again_after_whatever_error(worker: _Worker)
     worker.store.error = ValueError("'quota' is not a valid PauseReason")
     worker.store.pause(PauseReason.OPERATOR, by="ann", why="wait")
     until(lambda: bool(worker.loops.problems(time.monotonic())))
+    # (which the control loop hears of)
+    until(lambda: worker.troubles.reported().keys() == {"batches@host"})
     worker.store.error = None
     # Then it follows again
     until(lambda: not _ticked(step, worker).consumes)
     worker.store.resume(PauseReason.OPERATOR, generation=None, by="ann", why="go on")
     until(lambda: _ticked(step, worker).consumes)
     assert worker.loops.problems(time.monotonic()) == []
+    until(lambda: worker.troubles.reported() == {})
     # And a partition's pause is not the queue's
     worker.store.pause(PauseReason.POISON, by="drain", why="a batch", partition=1)
     until(lambda: worker.store.state().pauses != ())

@@ -66,7 +66,7 @@ class System:
             policy=BandPolicy.from_settings(settings),
             log=self.log,
             database=Database(self.database.stored_offsets, self.database.load_asked, self.database.terminate),
-            control=Control(self.rig.store, self.rig.events, self.rig.leases, self.rig.progress),
+            control=Control(self.rig.store, self.rig.events, self.rig.leases, self.rig.progress, self.rig.troubles),
             by=by,
         )
 
@@ -346,3 +346,20 @@ def test_after_a_flush_an_override_and_bands_come_back() -> None:
     state = system.rig.store.state()
     assert (state.override, state.bands) == (system.database.override, system.database.bands)
     assert (system.rate().rate, system.rate().base_rate) == (300.0, 500.0)
+
+
+# --- What processes find wrong with themselves ----------------------------------------------------------------------
+
+
+def test_a_worker_whose_loop_fails_is_an_alarm_of_the_system(system: System) -> None:
+    system.tick()
+    system.rig.troubles.report("batches@host", ["the control follower of this process fails: ValueError: quota"])
+    report = system.tick()
+    [alarm] = system.rate().alarms
+    assert (alarm.code, alarm.what) == (
+        AlarmCode.LOOP_FAILS, "batches@host: the control follower of this process fails: ValueError: quota",
+    )  # fmt: skip
+    assert report.database_answered
+    system.rig.troubles.report("batches@host", [])
+    system.tick()
+    assert system.rate().alarms == ()
