@@ -64,7 +64,8 @@ def run(log: str) -> None:
     """Tell the story."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        environ_of_its_own(RATE_MAX=str(RATE_MAX), SLUICE_HOME=folder) as environ,
+        # The story is that of the lag: that much is refused meanwhile is meant.
+        environ_of_its_own(RATE_MAX=str(RATE_MAX), REFUSED_RATIO_MAX="1", SLUICE_HOME=folder) as environ,
     ):
         system = System(StackConfig.from_environ(log))
         system.home = Path(folder)

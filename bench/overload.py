@@ -146,7 +146,8 @@ def held_system(log: str, environ: dict[str, str]) -> Iterator[Held]:
     """A system of its own on the server core, with these settings; the load's core for the caller."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        environ_of_its_own(SLUICE_HOME=folder, DRAIN_BATCH_RECORDS_MAX="250", **environ) as ours,
+        # Much that is refused is what is measured, and no reason to wait for.
+        environ_of_its_own(SLUICE_HOME=folder, DRAIN_BATCH_RECORDS_MAX="250", REFUSED_RATIO_MAX="1", **environ) as ours,
     ):
         run_on(SERVER_CORE)
         try:

@@ -23,6 +23,7 @@ from ingest.refusal import Refuser
 from ingest.request_id import RequestIds
 from pipeline.clock import Clock
 from pipeline.follower import ControlFollower
+from pipeline.health.snapshot import Outlook
 from pipeline.loops import Loops
 from pipeline.metrics import IngestMetrics, LoopsCollector, RequestsByStatus
 from pipeline.names import LoopName
@@ -127,15 +128,17 @@ class Edge:
         """What health is judged by, now."""
         now = self.clock.monotonic()
         return Vitals(
+            wall=self.clock.now(),
             now=now,
             followed=self.follower.newest,
-            period_seconds=self.settings.regulate_seconds,
+            is_store_away=self.follower.is_away,
+            settings=self.settings,
             log=self.appender.status(now),
-            event_log="kafka" if self.settings.log_scheme == "kafka" else "redis",
             rate=self.admission.rate(now),
             available_permissions=self.admission.available(now),
             is_local=self.admission.is_local,
             loop_problems=tuple(self.loops.problems(now)),
+            outlook=Outlook() if self.recorder is None else self.recorder.outlook(now),
         )
 
     def sample_gauges(self) -> None:

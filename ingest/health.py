@@ -1,136 +1,102 @@
-"""What the system's health is, as a pure function of what this process has in memory."""
+"""What the system's health is, by what this process has in memory: no question to any server."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ingest.appender import LogStatus
 from pipeline.follower import Followed
-from pipeline.names import BreakerState, Mode, PauseReason
-from pipeline.ports.control import ControlState, Pause, consumption_word
+from pipeline.health.judge import judge
+from pipeline.health.snapshot import STALE_PERIODS, HealthInputs, Outlook, make_inputs
+from pipeline.ports.control import Override
+from pipeline.settings import Settings
 
-STALE_PERIODS: Final = 3  # periods of the control loop without news, after which what it said counts as unknown
-
-_CRITICAL: Final = "critical"
-_DEGRADED: Final = "degraded"
+_NO_OUTLOOK: Final = Outlook()
 
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """Everything that health is judged by. `now` is the monotonic clock that the ages are counted on."""
+    """Everything that this process knows. `now` is the monotonic clock that the ages are counted on."""
 
+    wall: float  # seconds since the epoch, by this host
     now: float
     followed: Followed | None  # None: the control store was never reached
-    period_seconds: float  # of the control loop
+    is_store_away: bool  # it did not answer the last time
+    settings: Settings
     log: LogStatus
-    event_log: str  # kind of the log: kafka or redis
     rate: float  # events/s admitted, as this process knows it
     available_permissions: int | None
-    is_local: bool  # the bucket is away
+    is_local: bool  # the bucket does not answer
     loop_problems: tuple[str, ...] = ()  # what is wrong with this process' own loops
+    outlook: Outlook = _NO_OUTLOOK
 
-    @property
-    def controller_age_seconds(self) -> float | None:
-        """Seconds since the controller last published, where that is known."""
-        return None if self.followed is None else self.followed.controller_age_seconds(self.now)
+
+def health_inputs(vitals: Vitals) -> HealthInputs:
+    """The snapshot that this process is judged by."""
+    followed, settings = vitals.followed, vitals.settings
+    problem = _store_problem(vitals)
+    state = None if followed is None or problem is not None else followed.state
+    inputs = make_inputs(
+        settings,
+        at=vitals.wall if state is None or followed is None else state.time + followed.state_age_seconds(vitals.now),
+        state=state,
+        controller_age=None if followed is None else followed.controller_age_seconds(vitals.now),
+        outlook=vitals.outlook,
+        store_problem=problem,
+        log_problem=None if vitals.log.answers else vitals.log.problem or "no reason",
+    )
+    capacity = max(1, int(vitals.rate * settings.burst_seconds))
+    tokens = vitals.outlook.bucket_tokens
+    return replace(
+        inputs,
+        rate=vitals.rate,
+        # Leases that are still held come on top of a full bucket; more than what fits in would be a riddle.
+        bucket_tokens=None if tokens is None else min(tokens, capacity),
+        bucket_capacity=float(capacity),
+        is_bucket_away=vitals.is_local,
+        is_log_full=vitals.log.is_full,
+        loop_problems=vitals.loop_problems,
+        serves_clients=True,
+    )
+
+
+def _store_problem(vitals: Vitals) -> str | None:
+    if vitals.followed is None:
+        return "it has not answered since this process began"
+    if vitals.is_store_away:
+        return "it did not answer the last time"
+    age = vitals.followed.state_age_seconds(vitals.now)
+    if age > STALE_PERIODS * vitals.settings.regulate_seconds:
+        return f"nothing was read from it for {age:.0f} s"
+    return None
 
 
 def health_document(vitals: Vitals) -> dict[str, Any]:
     """The body of GET /api/logs/health."""
-    followed = vitals.followed
-    stale_seconds = STALE_PERIODS * vitals.period_seconds
-    is_known = followed is not None and followed.state_age_seconds(vitals.now) <= stale_seconds
-    state = followed.state if followed is not None and is_known else None
-    age = vitals.controller_age_seconds
-    rate = state.rate if state is not None and age is not None and age <= stale_seconds else None
-    lag = None if rate is None else rate.lag
-    breaker = BreakerState.UNKNOWN if state is None else state.breaker
-    pauses = None if state is None else state.pauses
-    problems = [
-        *_log_problems(vitals.log),
-        *_store_problems(vitals, is_known=is_known),
-        *_lag_problems(Mode.UNKNOWN if rate is None else rate.mode, lag, age),
-        *_breaker_problems(breaker),
-        *_pause_problems(pauses),
-        *((_DEGRADED, problem) for problem in vitals.loop_problems),
-    ]
-    severities = {severity for severity, _ in problems}
+    return document_of(health_inputs(vitals), vitals.available_permissions)
+
+
+def document_of(inputs: HealthInputs, available_permissions: int | None = None) -> dict[str, Any]:
+    """The same from a snapshot; null is unknown."""
+    traffic, age, verdict = inputs.traffic, inputs.controller_age, judge(inputs)
     return {
-        "status": _CRITICAL if _CRITICAL in severities else _DEGRADED if severities else "healthy",
-        "consumerLag": lag,
-        "rateLimit": round(vitals.rate, 3),
-        "rateOverride": None if state is None or state.override is None else _override_row(state),
-        "availablePermissions": vitals.available_permissions,
-        "circuitBreaker": breaker.value,
-        "consumption": consumption_word(pauses),
+        "status": verdict.status.value,
+        "consumerLag": inputs.lag,
+        "rateLimit": None if inputs.rate is None else round(inputs.rate, 3),
+        "rateOverride": None if inputs.override is None else _override_row(inputs.override, inputs.at),
+        "availablePermissions": available_permissions,
+        "circuitBreaker": inputs.breaker.value,
+        "consumption": inputs.consumption,
         "controllerAgeSeconds": None if age is None else round(age, 3),
-        "eventLog": vitals.event_log,
-        "reasons": [reason for _, reason in problems],
+        "eventLog": inputs.event_log,
+        "offered": None if traffic is None else round(traffic.offered, 1),
+        "admitted": None if traffic is None else round(traffic.admitted, 1),
+        "refused": None if traffic is None else round(traffic.refused, 1),
+        "stored": None if inputs.drain_rate is None else round(inputs.drain_rate, 1),
+        "drainSeconds": None if inputs.seconds_to_empty is None else round(inputs.seconds_to_empty, 1),
+        "reasons": [problem.what for problem in verdict.problems],
     }
 
 
-def _override_row(state: ControlState) -> dict[str, Any]:
+def _override_row(held: Override, at: float) -> dict[str, Any]:
     """A rate that was set by hand: until when, by whom and why. It is no problem, but nobody should wonder about it."""
-    held = state.override
-    assert held is not None  # noqa: S101 - asked by the caller
-    return {
-        "rate": held.rate,
-        "endsInSeconds": round(max(0.0, held.until - state.time), 1),
-        "by": held.by,
-        "why": held.why,
-    }
-
-
-def _log_problems(log: LogStatus) -> list[tuple[str, str]]:
-    if not log.answers:
-        return [(_CRITICAL, f"the event log is down: {log.problem}")]
-    return [(_CRITICAL, "the event log is full and takes no events")] if log.is_full else []
-
-
-def _store_problems(vitals: Vitals, *, is_known: bool) -> list[tuple[str, str]]:
-    problems = []
-    if not is_known:
-        age = None if vitals.followed is None else vitals.followed.state_age_seconds(vitals.now)
-        since = "since this process began" if age is None else f"for {age:.0f} s"
-        problems.append((_DEGRADED, f"the control store has not answered {since}: what it knows is unknown here"))
-    if vitals.is_local:
-        problems.append((_DEGRADED, "the token bucket is away: each process admits its share of the last known rate"))
-    return problems
-
-
-def _lag_problems(mode: Mode, lag: int | None, age: float | None) -> list[tuple[str, str]]:
-    match mode:
-        case Mode.CRITICAL:
-            return [(_CRITICAL, f"consumers are far behind: lag {lag}")]
-        case Mode.DEGRADED:
-            return [(_DEGRADED, f"consumers are behind: lag {lag}")]
-        case Mode.UNKNOWN:
-            spoke = "has not spoken yet" if age is None else f"last spoke {age:.0f} s ago"
-            return [(_DEGRADED, f"the lag is unknown; the controller {spoke}")]
-        case Mode.NORMAL:
-            return []
-
-
-def _breaker_problems(breaker: BreakerState) -> list[tuple[str, str]]:
-    match breaker:
-        case BreakerState.OPEN:
-            return [(_CRITICAL, "the circuit breaker is open: PostgreSQL failed")]
-        case BreakerState.HALF_OPEN:  # still nothing is stored; it lasts for one try
-            return [(_CRITICAL, "the circuit breaker is half-open: PostgreSQL failed, and is being tried")]
-        case BreakerState.UNKNOWN:
-            return [(_DEGRADED, "the state of the circuit breaker is unknown")]
-        case BreakerState.CLOSED:
-            return []
-
-
-def _pause_problems(pauses: tuple[Pause, ...] | None) -> list[tuple[str, str]]:
-    if pauses is None:
-        return [(_DEGRADED, "whether consumption is paused is unknown")]
-    return [
-        (_DEGRADED, f"consumption{_where(pause)} is paused ({pause.name}) by {pause.by}: {pause.why}")
-        for pause in pauses
-        if pause.reason is not PauseReason.BREAKER  # told above
-    ]
-
-
-def _where(pause: Pause) -> str:
-    return "" if pause.partition is None else f" of partition {pause.partition}"
+    return {"rate": held.rate, "endsInSeconds": round(max(0.0, held.until - at), 1), "by": held.by, "why": held.why}

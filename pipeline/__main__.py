@@ -6,68 +6,59 @@ import os
 import shutil
 import sys
 import textwrap
-from typing import Final
+from typing import Final, NoReturn
 
 from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
 from pipeline.event_words import clock_time, event_words, pause_words, rate_words
-from pipeline.names import BreakerState
-from pipeline.ports.control import paused
+from pipeline.health.judge import duration
+from pipeline.health.snapshot import HealthInputs
+from pipeline.names import BreakerState, Health
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.sink.dead_letters import count_dead_letters
-from pipeline.status import (
-    StatusParts,
-    SystemStatus,
-    diagnose,
-    duration,
-    read_status,
-    severity,
-    status_document,
-)
+from pipeline.status import StatusParts, SystemStatus, read_status, status_document
 
-_EXITS = {"healthy": 0, "degraded": 1, "critical": 2}
-_EXIT_UNKNOWN = 3
+_EXIT_UNKNOWN: Final = 3
+_EXITS: Final = {Health.HEALTHY: 0, Health.DEGRADED: 1, Health.CRITICAL: 2, Health.UNKNOWN: _EXIT_UNKNOWN}
+_EXIT_USAGE: Final = 64  # EX_USAGE of sysexits.h; argparse's own 2 would say "critical"
 _BAR_COLUMNS: Final = 20
 _EVENTS_SHOWN: Final = 8
 
 
 def exit_status(status: SystemStatus) -> int:
-    """0 healthy, 1 degraded, 2 critical, 3 where neither the control store nor the log answers."""
-    if status.store_problem is not None and status.log_problem is not None:
-        return _EXIT_UNKNOWN
-    return _EXITS[severity(diagnose(status))]
+    """0 healthy, 1 degraded, 2 critical, 3 where that can't be told."""
+    return _EXITS[status.verdict.status]
 
 
 def screen(status: SystemStatus, width: int = 100) -> str:
     """The state as lines of text of at most `width` columns."""
-    problems = diagnose(status)
-    lags = status.lag_by_partition or {}
-    spoke = "unknown" if status.controller_age is None else f"last spoke {status.controller_age:.0f} s ago"
-    left = (
-        "" if not status.lag or status.seconds_to_empty is None else f", empty in {duration(status.seconds_to_empty)}"
-    )
-    bands = status.bands
-    lines = [f"{severity(problems).upper()} at {clock_time(status.at)}"]
-    for problem in problems:
+    known, verdict = status.inputs, status.verdict
+    lags = known.lag_by_partition or {}
+    spoke = "unknown" if known.controller_age is None else f"last spoke {known.controller_age:.0f} s ago"
+    left = "" if not known.lag or known.seconds_to_empty is None else f", empty in {duration(known.seconds_to_empty)}"
+    bands = known.bands
+    lines = [f"{verdict.status.value.upper()} at {clock_time(known.at)}"]
+    for problem in verdict.problems:
         lines += _wrapped(f"! {problem.severity}: ", problem.what, width)
         lines += _wrapped("    look at: ", problem.look_at, width)
-    rate = f"{_number(status.rate, 'events/s')} {_bar(status.rate, bands.rate_max)} of {bands.rate_max:,.0f}"
+    rate = f"{_number(known.rate, 'events/s')} {_bar(known.rate, bands.rate_max)} of {bands.rate_max:,.0f}"
     lag = (
-        f"{_number(status.lag, 'events')} {_bar(status.lag, bands.lag_critical)} degraded from "
+        f"{_number(known.lag, 'events')} {_bar(known.lag, bands.lag_critical)} degraded from "
         f"{bands.lag_degraded:,}, critical above {bands.lag_critical:,}"
     )
     lines += [
-        *_wrapped("rate         ", f"{rate}: {status.rate_decided_by}", width),
+        *_wrapped("offered      ", _traffic(known), width),
+        *_wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width),
         *_wrapped("lag          ", lag, width),
         *(f"  partition {partition:<3}{lag:>9,}" for partition, lag in sorted(lags.items())),
-        f"stored       {_number(status.drain_rate, 'events/s')}{left}",
-        *_wrapped("breaker      ", f"{status.breaker.value}; consumption {_consumption(status)}", width),
+        f"stored       {_number(known.drain_rate, 'events/s')}{left}",
+        *_wrapped("breaker      ", f"{known.breaker.value}; consumption {_consumption(known)}", width),
         f"controller   {spoke}",
         *_wrapped("dead letters ", _dead_letters(status), width),
     ]
-    if status.override is not None:
-        held = status.override
+    if known.override is not None:
+        held = known.override
         words = f"{rate_words(held.rate)} until {clock_time(held.until)} by {held.by}: {held.why}"
         lines += _wrapped("set by hand  ", words, width)
     if bands.by:
@@ -81,17 +72,25 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     return "\n".join(lines)
 
 
-def _consumption(status: SystemStatus) -> str:
-    if status.pauses is None:
+def _traffic(known: HealthInputs) -> str:
+    traffic = known.traffic
+    if traffic is None:
         return "unknown"
-    held = ", ".join(pause_words(pause.name, pause.partition) for pause in status.pauses)
+    return (
+        f"{_number(traffic.offered, 'events/s')}; admitted {traffic.admitted:,.0f}, refused {traffic.refused:,.0f} "
+        f"({100 * traffic.refused_share:.0f} % in the last minute)"
+    )
+
+
+def _consumption(known: HealthInputs) -> str:
+    held = ", ".join(pause_words(pause.name, pause.partition) for pause in known.pauses or ())
     if not held:
-        return "running"
-    return f"paused ({held})" if paused(status.pauses) else f"running, but for {held}"
+        return known.consumption
+    return f"paused ({held})" if known.consumption == "paused" else f"{known.consumption}, but for {held}"
 
 
 def _dead_letters(status: SystemStatus) -> str:
-    if status.dead_letters is None and status.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+    if status.dead_letters is None and status.inputs.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
         return "not asked for while the breaker is open"
     if status.dead_letters:
         conflicts = status.dead_letter_conflicts
@@ -124,9 +123,15 @@ def _number(value: float | None, unit: str = "") -> str:
     return "unknown" if value is None else f"{value:,.0f} {unit}".rstrip()
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(_EXIT_USAGE, f"{self.prog}: error: {message}\n")
+
+
 def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    parser = _Parser(prog="python -m pipeline", description=__doc__)
     status_command = parser.add_subparsers(required=True).add_parser("status", help="the state of the whole system")
     status_command.add_argument("--json", action="store_true", help="one JSON object")
     status_command.add_argument("--watch", action="store_true", help="again every second, until interrupted")
@@ -147,7 +152,8 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     sink = wiring.make_sink(settings)
     log = wiring.make_log(settings)
     store, events = wiring.make_control_store(settings), wiring.make_control_events(settings)
-    parts = StatusParts(settings, clock, store, events, log, lambda: count_dead_letters(sink))
+    history = wiring.make_history(settings)
+    parts = StatusParts(settings, clock, store, events, log, history, lambda: count_dead_letters(sink))
     try:
         while True:
             status = read_status(parts)

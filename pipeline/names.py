@@ -57,6 +57,24 @@ class LoopName(StrEnum):
     CONSUMER = "pause timer"  # compares what a worker consumes with the pauses; in workers of `batches`
 
 
+class ProblemCode(StrEnum):
+    """Which problem the judge of health found; beside these come the codes of alarms."""
+
+    LOG_DOWN = "log_down"  # the event log does not answer: clients get 503
+    LOG_FULL = "log_full"  # the event log is at its limit: clients get 503
+    STORE_DOWN = "store_down"  # the control store does not answer: what it knows is unknown
+    BUCKET_AWAY = "bucket_away"  # an ingest process admits its share of the last known rate
+    DATABASE_SILENT = "database_silent"  # PostgreSQL did not answer the reader
+    BREAKER_OPEN = "breaker_open"  # PostgreSQL failed, and nothing is stored
+    PAUSED = "paused"  # somebody or something paused consumption
+    PAUSES_UNKNOWN = "pauses_unknown"  # the control store was flushed, and not restored yet
+    CONTROLLER_SILENT = "controller_silent"  # no rate was published for three periods
+    NO_PROGRESS = "no_progress"  # events wait, and none was stored for too long
+    BEHIND = "behind"  # the lag is above one of its thresholds
+    LOOP = "loop"  # a loop of an ingest process fails or stands still
+    REFUSING = "refusing"  # more than a few of the offered events were refused in the last minute
+
+
 class AlarmCode(StrEnum):
     """Which problem a tick of the control loop found. A reader shows a code that it does not know as it is."""
 

@@ -87,6 +87,7 @@ class _Sample:
     stored: dict[int, int] | None = None
     lag: dict[int, int] | None = None
     consumed: int | None = None  # next offsets to store, summed
+    no_progress_seconds: dict[int, float] | None = None  # by partition with events
     alarms: list[Alarm] = field(default_factory=list)  # published with the rate, and logged
     problems: list[str] = field(default_factory=list)  # logged only
 
@@ -115,7 +116,8 @@ def regulate(
     _hear_troubles(control, sample)
     policy = _policy_now(control.store, state, policy, restored=restored)
     decision = _decide(state, sample, policy, settings)
-    terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
+    _note_progress(state, sample, settings, control)
+    terminated = _end_stalled(sample, settings=settings, database=database, control=control, by=by)
     known_at = state.rate.lag_known_at if state.rate is not None else None
     published = control.store.publish_rate(
         base_rate=decision.rate,
@@ -176,7 +178,7 @@ def _consumption(state: ControlState, sample: _Sample) -> Consumption | None:
     drain_rate = None
     if last is not None and known_at is not None and state.time > known_at and sample.consumed >= last.consumed:
         drain_rate = (sample.consumed - last.consumed) / (state.time - known_at)
-    return Consumption(sample.lag, sample.consumed, drain_rate)
+    return Consumption(sample.lag, sample.consumed, drain_rate, sample.no_progress_seconds)
 
 
 def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sample) -> None:
@@ -229,20 +231,28 @@ def _decide(state: ControlState, sample: _Sample, policy: RatePolicy, settings: 
     return RateDecision(rate, Mode.UNKNOWN)
 
 
-def _end_stalled(
-    state: ControlState, sample: _Sample, *, settings: Settings, database: Database, control: Control, by: str
-) -> tuple[int, ...]:
-    """End the drainers of partitions that have lag and make no progress: a frozen one keeps its lock for ever."""
+def _note_progress(state: ControlState, sample: _Sample, settings: Settings, control: Control) -> None:
+    """Learn for how long each partition with events has stored none."""
     if sample.log_id is None or sample.stored is None or sample.lag is None:
-        return ()
-    # A paused partition stands still rightly; where that is unknown, it is left alone too.
+        return
+    # A paused partition stores nothing rightly; where that is unknown, it is left alone too.
     running = [p for p in sample.lag if state.pauses is not None and not paused(state.pauses, p)]
     behind = {p: sample.stored.get(p, 0) for p in running if sample.lag[p] > 0}
-    stood = control.progress.note(
+    noted = control.progress.note(
         sample.log_id, behind, forget_seconds=_PROGRESS_PERIODS_MAX * settings.regulate_seconds
     )
+    if state.pauses is not None:
+        sample.no_progress_seconds = noted
+
+
+def _end_stalled(
+    sample: _Sample, *, settings: Settings, database: Database, control: Control, by: str
+) -> tuple[int, ...]:
+    """End the drainers of partitions that have lag and make no progress: a frozen one keeps its lock for ever."""
+    if sample.log_id is None or sample.stored is None:
+        return ()
     terminated = []
-    for partition, seconds in stood.items():
+    for partition, seconds in (sample.no_progress_seconds or {}).items():
         if seconds < settings.drain_stalled_seconds_max:
             continue
         try:
@@ -257,8 +267,8 @@ def _end_stalled(
             )
             break  # each further question could cost as long, and the rate is not published yet
         terminated.append(partition)
-        why = f"partition {partition} stood at offset {behind[partition]} for {seconds:.0f} s"
+        why = f"partition {partition} stood at offset {sample.stored.get(partition, 0)} for {seconds:.0f} s"
         _logger.warning("ended a stalled drainer: %s", why, extra={"action": "drainer_terminated"})
-        data = {"partition": str(partition), "offset": str(behind[partition])}
+        data = {"partition": str(partition), "offset": str(sample.stored.get(partition, 0))}
         control.events.record(ControlEventKind.DRAINER_TERMINATED, by=by, why=why, data=data)
     return tuple(terminated)

@@ -345,6 +345,27 @@ class Settings:
         high=1000,
         when="how long clients may be served at the old rate while nobody knows the lag",
     )
+    no_progress_seconds_max: float = _setting(
+        30.0,
+        "Health is critical where a partition with events has stored none for so long, unless it is paused",
+        low=1,
+        high=3600,
+        when="a batch may take longer than that; the lag is looked at once in each REGULATE_SECONDS",
+    )
+    refused_ratio_max: float = _setting(
+        0.05,
+        "Health is degraded where a larger share of the offered events was refused",
+        low=0.0,
+        high=1.0,
+        when="clients are meant to be refused often: 1 never says so",
+    )
+    refused_seconds: float = _setting(
+        60.0,
+        "Time over which that share is counted",
+        low=1,
+        high=600,
+        when="short bursts should be reported, or should not be",
+    )
     burst_seconds: float = _setting(
         1.0,
         "What the full bucket holds, in seconds of the rate",

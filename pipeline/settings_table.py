@@ -34,6 +34,7 @@ _UNITS: Final = {
     "page_viewers_max": "pages",
     "control_events_max": "events",
     "poison_ratio_max": "share",
+    "refused_ratio_max": "share",
 }
 _UNIT: Final = re.compile(r"_(seconds|bytes|events|records|periods|milliseconds)(?:_max|_min)?$")
 _HEAD: Final = """\

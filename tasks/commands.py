@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from pipeline.errors import PermanentError, RecoverableError
 from pipeline.event_words import clock_time, pause_words, rate_words
+from pipeline.health.judge import duration
 from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.control import AskedPause, Bands, paused
 from pipeline.settings import Settings
@@ -23,7 +24,6 @@ from pipeline.sink.control_settings import (
     save_override,
 )
 from pipeline.sink.dead_letters import replay_dead_letters
-from pipeline.status import duration
 from tasks.parts import Parts
 from tasks.pausing import keep_pause, pause_until_resumed
 from tasks.stopped import stops_again

@@ -13,6 +13,7 @@ from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import Clock, SystemClock
 from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
+from pipeline.ports.history import History
 from pipeline.ports.log import EventLog
 from pipeline.ports.rate import RatePolicy
 from pipeline.ports.tallies import Tallies
@@ -72,6 +73,10 @@ class Parts:
     @cached_property
     def troubles(self) -> Troubles:
         return wiring.make_troubles(self.settings)
+
+    @cached_property
+    def history(self) -> History:
+        return wiring.make_history(self.settings)
 
     @cached_property
     def tallies(self) -> Tallies:

@@ -18,10 +18,12 @@ from celery.worker.control import control_command, inspect_command
 from pipeline.__main__ import screen
 from pipeline.errors import RecoverableError, SluiceError, in_brief
 from pipeline.event_words import rate_words
+from pipeline.health.judge import duration
+from pipeline.health.snapshot import HealthInputs
 from pipeline.names import Queue
 from pipeline.ports.control import paused
 from pipeline.sink.dead_letters import count_dead_letters
-from pipeline.status import StatusParts, SystemStatus, duration, read_status, status_document
+from pipeline.status import StatusParts, SystemStatus, read_status, status_document
 from pipeline.stopped import Hole
 from tasks import commands, stopped
 from tasks.asking import NOT_MINE
@@ -105,7 +107,13 @@ def _look(
 def _status(parts: Parts) -> SystemStatus:
     return read_status(
         StatusParts(
-            parts.settings, parts.clock, parts.control, parts.events, parts.log, lambda: count_dead_letters(parts.sink)
+            parts.settings,
+            parts.clock,
+            parts.control,
+            parts.events,
+            parts.log,
+            parts.history,
+            lambda: count_dead_letters(parts.sink),
         )
     )
 
@@ -116,24 +124,24 @@ def _told(status: SystemStatus) -> Reply:
 
 
 def _lag(status: SystemStatus) -> Reply:
-    lags = status.lag_by_partition
+    lags, pace = status.inputs.lag_by_partition, status.inputs.drain_rate
     known = status_document(status)
     document = {name: known[name] for name in ("consumerLag", "lagByPartition", "drainRate", "secondsToEmpty")}
     if lags is None:
         return {"ok": "The lag is unknown: the event log does not answer.", "document": document}
     lines = [f"partition {partition}: {lag:,} events" for partition, lag in sorted(lags.items())]
-    pace = "unknown" if status.drain_rate is None else rate_words(status.drain_rate)
-    lines.append(f"together: {sum(lags.values()):,} events, stored: {pace}{_until_empty(status)}")
+    stored = "unknown" if pace is None else rate_words(pace)
+    lines.append(f"together: {sum(lags.values()):,} events, stored: {stored}{_until_empty(status.inputs)}")
     return {"ok": "\n".join(lines), "document": document}
 
 
-def _until_empty(status: SystemStatus) -> str:
-    if not status.lag:
+def _until_empty(known: HealthInputs) -> str:
+    if not known.lag:
         return ""
-    if status.pauses:
-        what = "consumption" if paused(status.pauses) else "a partition"
+    if known.pauses:
+        what = "consumption" if paused(known.pauses) else "a partition"
         return f"; {what} is paused: `inspect sluice` says why"
-    return "; no end in sight" if status.seconds_to_empty is None else f"; empty in {duration(status.seconds_to_empty)}"
+    return "; no end in sight" if known.seconds_to_empty is None else f"; empty in {duration(known.seconds_to_empty)}"
 
 
 # --- Control ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ _FILES: Final = (
     "format.js",
     "charts.js",
     "page.js",
-    "normal.svg",
+    "healthy.svg",
     "degraded.svg",
     "critical.svg",
     "unknown.svg",

@@ -1,13 +1,12 @@
 """What the charts draw: one point a second, made from the history or from this process' own counters. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.ports.history import COUNTS, HistoryEntry
 
 GAP_SECONDS: Final = 5.0  # between two entries, over which no rate is made of their difference
-PACE_SECONDS: Final = 10.0  # over which the pace of draining is measured: batches are stored as a whole
 
 COLUMNS: Final = (
     "t",  # seconds since the epoch
@@ -93,18 +92,6 @@ def _growth(before: float | None, after: float | None, seconds: float) -> float 
     if before is None or after is None or after < before:
         return None
     return (after - before) / seconds
-
-
-def pace(points: Sequence[Point]) -> float | None:
-    """Events/s stored lately, over PACE_SECONDS; None where that is not known."""
-    known = [point for point in points if point.sample.get("consumed") is not None]
-    if not known or points[-1].t - known[-1].t > GAP_SECONDS:
-        return None
-    lately = [point for point in known if known[-1].t - point.t <= PACE_SECONDS]
-    first, last = lately[0], lately[-1]
-    if last.t - first.t < 1.0:
-        return None
-    return _growth(first.sample["consumed"], last.sample["consumed"], last.t - first.t)
 
 
 def merged(history: Iterable[Point], local: Iterable[Point]) -> list[Point]:

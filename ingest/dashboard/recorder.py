@@ -11,6 +11,8 @@ from ingest.dashboard.counting import Counting
 from ingest.dashboard.points import Point
 from pipeline.errors import RecoverableError, SluiceError, StoreUnavailableError
 from pipeline.flow.lag import lag_by_partition
+from pipeline.health.outlook import FRESH_SECONDS, Lookout
+from pipeline.health.snapshot import Outlook
 from pipeline.names import LEASE_HISTORY, LoopName
 from pipeline.ports.control import ControlState, Leases, paused
 from pipeline.ports.history import HISTORY_ENTRIES_MAX, History
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 1.0
+LOOK_BACK_ENTRIES_MAX: Final = 120  # that one look at the history reads; at first the last two minutes
 LEASE_SHARE: Final = 0.9  # of the period: a late second does not shut out the next one
 
 
@@ -48,6 +51,8 @@ class Recorder:
         self._task: asyncio.Task[None] | None = None
         self._loop = edge.loops.add(LoopName.HISTORY)
         self._is_away = False
+        self._lookout = Lookout(edge.settings)  # of the executor's thread
+        self._seen: tuple[float, Outlook] | None = None  # when it was made, on the monotonic clock
         self.local: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
 
     def start(self) -> None:
@@ -59,6 +64,11 @@ class Recorder:
         if self._task is not None:
             self._task.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def outlook(self, now: float) -> Outlook:
+        """What the last seconds show; nothing where that was too long ago."""
+        seen = self._seen
+        return seen[1] if seen is not None and now - seen[0] <= FRESH_SECONDS else Outlook()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -76,7 +86,8 @@ class Recorder:
         counts, sample = self._counting.take(), self._own_view()
         seen: dict[str, Any] | None = None
         try:
-            seen = await asyncio.get_running_loop().run_in_executor(self._executor, self._record, counts, sample)
+            loop = asyncio.get_running_loop()
+            seen = await loop.run_in_executor(self._executor, self._record, counts, seconds, sample)
         finally:
             rates = tuple(count / seconds for count in counts.values())
             self.local.append(Point(self._edge.clock.now(), rates, seen or sample, is_local=True))
@@ -93,13 +104,24 @@ class Recorder:
             sample |= _of_state(followed.state)
         return sample
 
-    def _record(self, counts: dict[str, int], sample: dict[str, Any]) -> dict[str, Any] | None:
+    def _record(self, counts: dict[str, int], seconds: float, sample: dict[str, Any]) -> dict[str, Any] | None:
         """Add the counts and, where it is this process' turn, a sample of the system; returns what was sampled."""
+        self._lookout.note_own(counts, seconds, self._edge.clock.monotonic())
+        seen = self._add(counts, sample)
+        now = self._edge.clock.monotonic()
+        if self._is_away and seen is not None:
+            self._lookout.note_sample(seen, now)
+        self._seen = (now, self._lookout.seen(now))
+        return seen
+
+    def _add(self, counts: dict[str, int], sample: dict[str, Any]) -> dict[str, Any] | None:
         sight = self._sight
         try:
             token = sight.leases.take(LEASE_HISTORY, seconds=PERIOD_SECONDS * LEASE_SHARE)
             seen = None if token is None else sample | self._positions()
             sight.history.add(counts, seen)
+            entries = sight.history.since(self._lookout.position, entries_max=LOOK_BACK_ENTRIES_MAX)
+            self._lookout.note_entries(entries, now=self._edge.clock.monotonic())
         except StoreUnavailableError as error:
             if not self._is_away:
                 self._is_away = True
@@ -118,9 +140,11 @@ class Recorder:
         lags = lag_by_partition(positions, None)
         if lags is None:
             return {}
+        offsets = {position.partition: max(position.begin, position.committed or 0) for position in positions}
         return {
             "lags": [lags[partition] for partition in sorted(lags)],
-            "consumed": sum(max(position.begin, position.committed or 0) for position in positions),
+            "offsets": [offsets[partition] for partition in sorted(lags)],
+            "consumed": sum(offsets.values()),
         }
 
 

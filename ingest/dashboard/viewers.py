@@ -7,14 +7,14 @@ import platform
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from ingest.dashboard.points import COLUMNS, GAP_SECONDS, Point, merged, next_point
 from ingest.dashboard.recorder import Recorder
-from ingest.dashboard.view import Sources, event_documents, page_document, system_status
+from ingest.dashboard.view import Sources, event_documents, page_document
 from ingest.errors import NotReadyError
 from pipeline.errors import StoreUnavailableError
 from pipeline.names import LoopName
@@ -91,16 +91,15 @@ class Reader:
 
     def frame(self, sources: Sources, local: list[Point], *, for_new: bool) -> Frame:
         """The messages of now. A store that is away leaves what was read, and what this process saw."""
-        are_new, problem = False, sources.store_problem
+        are_new = False
         try:
             self._read_history()
             events = self._events.last(EVENTS_SHOWN)
             are_new, self._told = events != self._told, events
         except StoreUnavailableError as error:
-            problem = str(error)
-        sources = replace(sources, store_problem=problem)
-        points = self._shown(sources.now, local)
-        status = page_document(sources, system_status(sources, points, self._told))
+            logger.debug("the page has no news of the control store: %s", error)
+        points = self._shown(sources.vitals.wall, local)
+        status = page_document(sources)
         identity = self._last.id if self._last is not None else ""
         news = [point.row() for point in points if point.t > self._sent_at]
         self._sent_at = points[-1].t if points else self._sent_at
@@ -222,9 +221,6 @@ class Viewers:
         edge = self._edge
         return Sources(
             vitals=edge.vitals(),
-            settings=edge.settings,
-            store_problem="it did not answer the last time" if edge.follower.is_away else None,
-            now=edge.clock.now(),
             process=f"{platform.node()}:{os.getpid()}",
             viewers=self.count,
         )

@@ -21,7 +21,7 @@ from pipeline.event import (
     TIMESTAMP_MS_MAX,
     TIMESTAMP_MS_MIN,
 )
-from pipeline.names import BreakerState, PauseReason
+from pipeline.names import BreakerState, Health, PauseReason
 from pipeline.settings import Settings
 
 Schema = dict[str, Any]
@@ -158,14 +158,20 @@ def batch_schema(settings: Settings, description: str) -> Schema:
     }
 
 
+def _rate(description: str) -> Schema:
+    return {"type": ["number", "null"], "minimum": 0, "description": description}
+
+
 def health_schema() -> Schema:
     """The document of GET /api/logs/health."""
     properties = {
         "status": {
-            "enum": ["healthy", "degraded", "critical"],
+            "enum": [status.value for status in Health],
             "description": (
-                "critical: the lag is above its upper threshold, the circuit breaker is open, or the log is down. "
-                "degraded: the lag is above its lower threshold, something is unknown, or consumption is paused."
+                "critical: the lag is above its upper threshold, the circuit breaker is open, the log is down, or "
+                "events wait and none was stored for NO_PROGRESS_SECONDS_MAX. degraded: the lag is above its lower "
+                "threshold, something is unknown, consumption is paused, or more than REFUSED_RATIO_MAX of the offered "
+                "events were refused. unknown: nothing can be told; an ingest process does not say it of itself."
             ),
         },
         "consumerLag": {
@@ -188,8 +194,11 @@ def health_schema() -> Schema:
         },
         "circuitBreaker": {"enum": [state.value for state in BreakerState], "description": "Of PostgreSQL."},
         "consumption": {
-            "enum": ["running", "paused", "unknown"],
-            "description": f"Pauses have reasons: {', '.join(reason.value for reason in PauseReason)}.",
+            "enum": ["running", "paused", "stalled", "unknown"],
+            "description": (
+                f"Pauses have reasons: {', '.join(reason.value for reason in PauseReason)}. stalled: events wait, and "
+                "none was stored for NO_PROGRESS_SECONDS_MAX."
+            ),
         },
         "controllerAgeSeconds": {
             "type": ["number", "null"],
@@ -197,6 +206,16 @@ def health_schema() -> Schema:
             "description": "Since the controller last published a rate.",
         },
         "eventLog": {"enum": ["kafka", "redis"], "description": "The kind of event log."},
+        "offered": _rate("Events a second that clients sent in the last seconds: admitted and refused."),
+        "admitted": _rate("Events a second that were admitted in the last seconds."),
+        "refused": _rate(
+            "Events a second that were refused with 429 or 503 in the last seconds; a body that was refused unread "
+            "counts as one."
+        ),
+        "stored": _rate("Events a second that were stored in PostgreSQL in the last seconds."),
+        "drainSeconds": _rate(
+            "Seconds until the lag is stored at that pace while nothing more is admitted; null: no end in sight."
+        ),
         "reasons": {
             "type": "array",
             "items": {"type": "string"},
@@ -213,7 +232,12 @@ def health_schema() -> Schema:
         "consumption": "running",
         "controllerAgeSeconds": 2.417,
         "eventLog": "redis",
-        "reasons": ["consumers are behind: lag 21730"],
+        "offered": 735.2,
+        "admitted": 735.2,
+        "refused": 0,
+        "stored": 611.9,
+        "drainSeconds": 35.5,
+        "reasons": ["Consumers are behind: 21,730 events wait; the rate is 736/s; at this pace stored in about 36 s"],
     }
     description = "How the whole system is, as this process knows it; made from memory."
     return _object(description, properties) | {"examples": [example]}

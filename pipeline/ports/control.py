@@ -40,6 +40,8 @@ class Consumption:
     lag_by_partition: Mapping[int, int]  # events
     consumed: int  # next offsets to store, summed over the partitions: only differences mean something
     drain_rate: float | None  # events/s stored between the last two ticks; None until there were two
+    # By partition with events, unless paused: seconds since one of them was stored. None: a version that did not say.
+    no_progress_seconds: Mapping[int, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,6 +266,7 @@ def _consumption_text(consumption: Consumption) -> str:
             "lag": {str(partition): lag for partition, lag in consumption.lag_by_partition.items()},
             "consumed": consumption.consumed,
             "drain_rate": consumption.drain_rate,
+            "no_progress": consumption.no_progress_seconds,
         }
     )
 
@@ -275,7 +276,13 @@ def _consumption(text: str) -> Consumption | None:
         return None
     fields = json.loads(text)
     lag = {int(partition): int(lag) for partition, lag in fields["lag"].items()}
-    return Consumption(lag, int(fields["consumed"]), fields["drain_rate"])
+    stood = fields.get("no_progress")
+    return Consumption(
+        lag,
+        int(fields["consumed"]),
+        fields["drain_rate"],
+        None if stood is None else {int(partition): float(seconds) for partition, seconds in stood.items()},
+    )
 
 
 def _alarms_text(alarms: Sequence[Alarm]) -> str:

@@ -38,6 +38,8 @@ def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             drain_run_seconds_max=3.0,
             drain_hard_seconds_max=12.0,
             drain_stalled_seconds_max=4.0,
+            no_progress_seconds_max=8.0,
+            refused_seconds=5.0,
             log_level="DEBUG",
             log_format="json",
         )

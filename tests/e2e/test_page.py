@@ -82,7 +82,7 @@ def test_the_page_tells_an_outage_from_its_first_second_to_its_last(site: Site, 
     seen.wait("charts.latest('lag') === 0")
     phone = watched(browser, site.system.url, **PHONE)
     dark = watched(browser, site.system.url, **DARK)
-    with site.traffic(events_per_second=1200, events_max=400_000) as traffic:
+    with site.traffic(events_per_second=900, events_max=400_000) as traffic:
         _normal(seen, site, album)
         _behind(seen, dark, site, album, traffic)
         _breaker_open(seen, phone, site, album)
@@ -98,9 +98,9 @@ def _normal(seen: Watched, site: Site, album: Album) -> None:
     # Given a system at work, then the page says so, with numbers that are true
     seen.wait_words("#headline", "All is well")
     seen.wait("charts.lately('admitted') > 100")
-    assert seen.level() == "normal"
-    assert seen.text("#level") == "NORMAL"
-    assert seen.page.title().startswith("Normal")
+    assert seen.level() == "healthy"
+    assert seen.text("#level") == "HEALTHY"
+    assert seen.page.title().startswith("Healthy")
     assert number_in(seen.card("rate").removeprefix("Admitted at most")) == site.settings.rate_max
     assert "closed" in seen.card("breaker")
     assert "running" in seen.card("consumption")
@@ -132,6 +132,15 @@ def _behind(seen: Watched, dark: Watched, site: Site, album: Album, traffic: Tra
         album.take(seen, "critical")
         album.take(dark, "dark")
         assert_is_accessible(dark)
+        # And frozen workers are not called running: nothing is stored, and the page says so with the health answer
+        seen.wait_words("#headline", "was stored for")
+        assert "stalled" in seen.card("consumption")
+        health = site.system.health()
+        assert (health["status"], health["consumption"], health["stored"]) == ("critical", "stalled", 0)
+        assert health["refused"] > 0
+        assert health["offered"] == pytest.approx(health["admitted"] + health["refused"], abs=0.2)
+        assert any("of the offered events were refused" in reason for reason in health["reasons"])
+        assert "of the offered events were refused in the last minute" in seen.text("#more")
     finally:
         site.system.batches.thaw()
     seen.wait_words("#headline", "All is well", seconds_max=40)
@@ -188,19 +197,48 @@ def _recovered(seen: Watched, site: Site, album: Album) -> None:
     album.take(seen, "recovered")
 
 
-def test_a_lost_stream_is_said_so_and_comes_back_by_itself(site: Site, browser: Browser) -> None:
+def test_without_news_the_state_is_unknown_and_nothing_is_green(site: Site, browser: Browser, album: Album) -> None:
     seen = watched(browser, site.system.url, **WIDE)
     seen.wait_words("#headline", "All is well")
-    # When ingest dies
+    # When ingest is frozen, so that its stream stays open and brings nothing
+    site.system.ingest.freeze()
+    try:
+        seen.wait("document.body.dataset.severity === 'unknown'")
+        _assert_unknown(seen)
+        assert_is_accessible(seen)
+        album.take(seen, "unknown")
+    finally:
+        site.system.ingest.thaw()
+    # Then the page comes back with it
+    seen.wait_words("#headline", "All is well")
+    assert seen.page.locator("#lost").is_hidden()
+    # And when ingest dies, and the stream is lost
     site.system.ingest.kill()
     try:
-        seen.wait_words("#lost", "Connection lost since")
-        assert seen.page.locator("#lost").is_visible()
+        seen.wait("document.body.dataset.severity === 'unknown'", seconds_max=4)
+        _assert_unknown(seen)
     finally:
         site.system.ingest.start()
-    # Then the page comes back with it
-    seen.wait("document.getElementById('lost').hidden", seconds_max=30)
+    seen.wait_words("#headline", "All is well", seconds_max=30)
+    assert seen.level() == "healthy"
+    assert seen.page.title().startswith("Healthy: all is well")
     assert seen.text("#link-words").startswith("live")
+
+
+def _assert_unknown(seen: Watched) -> None:
+    assert seen.text("#level") == "UNKNOWN"
+    assert "No news of the system since" in seen.text("#headline")
+    assert "All figures below are old" in seen.text("#look")
+    assert seen.page.title().startswith("Unknown: no news since")
+    assert seen.page.locator("#lost").is_visible()
+    icon, unknown = (
+        seen.page.evaluate(f"document.getElementById('icon').{name}")
+        for name in ("getAttribute('href')", "dataset.unknown")
+    )
+    assert icon == unknown
+    # every colour of what is old is gone
+    assert seen.page.evaluate("getComputedStyle(document.querySelector('.cards')).filter") == "grayscale(1)"
+    assert seen.page.evaluate("getComputedStyle(document.querySelector('.charts')).filter") == "grayscale(1)"
 
 
 def test_without_the_control_store_the_page_shows_what_one_process_knows(site: Site, browser: Browser) -> None:

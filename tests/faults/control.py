@@ -164,7 +164,9 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
     is_far = all(sample.lag is not None and sample.lag > rules.lag_critical for sample in known)
     if one.status == "healthy" and (is_far or is_paused or breakers <= {"open", "half-open"}):
         wrong.add("where health said healthy though it was not")
-    if one.lag is not None and one.lag not in {sample.lag for sample in known}:
+    # Where the controller is silent, the log's own word is told, and among the reasons that it is silent.
+    speaks = len({sample.version for sample in known}) > 1
+    if speaks and one.lag is not None and one.lag not in {sample.lag for sample in known}:
         wrong.add("where health told a lag that was not published")
     rates = {sample.rate for sample in known if sample.rate is not None}
     # A process that can't reach the bucket goes by a rate of its own, and says so among the reasons.

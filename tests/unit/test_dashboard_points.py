@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingest.dashboard.points import COLUMNS, Point, merged, next_point, pace
+from ingest.dashboard.points import COLUMNS, Point, merged, next_point
 from pipeline.ports.history import COUNTS, HistoryEntry
 
 
@@ -45,16 +45,6 @@ def test_what_was_not_sampled_is_unknown_and_not_nothing() -> None:
     found = row(next_point(entry(1, consumed=5), entry(2, consumed=None)))
     assert (found["lag"], found["lags"], found["drained"], found["rate"]) == (None, None, None, None)
     assert found["admitted"] == 0
-
-
-def test_the_pace_is_that_of_the_last_ten_seconds() -> None:
-    points = [Point(float(t), None, {"consumed": 1000 if t < 10 else 1000 + 50 * (t - 10)}) for t in range(21)]
-    assert pace(points) == 50
-    assert pace([]) is None
-    assert pace(points[:1]) is None
-    assert pace([*points, Point(30.0, None, {})]) is None  # what was known is old
-    fallen = [Point(0.0, None, {"consumed": 9}), Point(2.0, None, {"consumed": 1})]
-    assert pace(fallen) is None  # another log
 
 
 def test_own_points_fill_the_holes_of_the_history() -> None:

@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from ingest.appender import LogStatus
-from ingest.dashboard.points import Point
-from ingest.dashboard.view import Sources, event_documents, page_document, system_status
+from ingest.dashboard.view import Sources, event_documents, page_document
 from ingest.health import Vitals
 from pipeline.follower import Followed
+from pipeline.health.snapshot import Outlook
 from pipeline.names import BreakerState, ControlEventKind, Mode
 from pipeline.ports.control import ControlEvent, ControlState, PublishedRate
 from pipeline.settings import Settings
@@ -18,20 +18,21 @@ RATE = PublishedRate(
 )
 STATE = ControlState(rate=RATE, pauses=(), breaker=BreakerState.CLOSED, time=NOW, generation=1, floor_rate=100.0)
 VITALS = Vitals(
+    wall=NOW,
     now=1000.0,
     followed=Followed(STATE, read_at=999.5, published_at=998.0),
-    period_seconds=5.0,
+    is_store_away=False,
+    settings=Settings(),
     log=LogStatus(answers=True, is_full=False, problem=None),
-    event_log="redis",
     rate=800.0,
     available_permissions=300,
     is_local=False,
 )
-SOURCES = Sources(VITALS, Settings(), None, NOW, "host:1", 1)
+SOURCES = Sources(VITALS, "host:1", 1)
 
 
-def document(sources: Sources, **sample: Any) -> dict[str, Any]:
-    return page_document(sources, system_status(sources, [Point(NOW - 1, None, sample)], []))
+def document(sources: Sources, tokens: float | None = None) -> dict[str, Any]:
+    return page_document(replace(sources, vitals=replace(sources.vitals, outlook=Outlook(bucket_tokens=tokens))))
 
 
 def test_the_bucket_never_holds_more_than_fits_in() -> None:

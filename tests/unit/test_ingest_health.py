@@ -8,19 +8,22 @@ import pytest
 from ingest.appender import LogStatus
 from ingest.health import Vitals, health_document
 from pipeline.follower import Followed
+from pipeline.health.snapshot import Outlook, Traffic
 from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import ControlState, Pause, PublishedRate
+from support.control import control_settings
 
 RATE = PublishedRate(
     version=7, rate=800.0, base_rate=800.0, mode=Mode.NORMAL, lag=17, published_at=100.0, lag_known_at=100.0
 )
 STATE = ControlState(rate=RATE, pauses=(), breaker=BreakerState.CLOSED, time=100.0, generation=1, floor_rate=100.0)
 WELL = Vitals(
+    wall=1_700_000_000.0,
     now=1000.0,
     followed=Followed(STATE, read_at=999.5, published_at=998.0),
-    period_seconds=5.0,
+    is_store_away=False,
+    settings=control_settings("redis://nowhere", event_log_url="kafka://nowhere:1"),
     log=LogStatus(answers=True, is_full=False, problem=None),
-    event_log="kafka",
     rate=800.0,
     available_permissions=300,
     is_local=False,
@@ -51,6 +54,11 @@ def test_all_is_well() -> None:
         "consumption": "running",
         "controllerAgeSeconds": 2.0,
         "eventLog": "kafka",
+        "offered": None,
+        "admitted": None,
+        "refused": None,
+        "stored": None,
+        "drainSeconds": None,
         "reasons": [],
     }
 
@@ -58,24 +66,24 @@ def test_all_is_well() -> None:
 @pytest.mark.parametrize(
     ("vitals", "status", "word"),
     [
-        (_with_rate(mode=Mode.DEGRADED, lag=20_000), "degraded", "lag 20000"),
-        (_with_rate(mode=Mode.CRITICAL, lag=60_000), "critical", "lag 60000"),
-        (_with_rate(mode=Mode.UNKNOWN, lag=None), "degraded", "lag is unknown"),
-        (_with_state(rate=None), "degraded", "lag is unknown"),
+        (_with_rate(mode=Mode.DEGRADED, lag=20_000), "degraded", "20,000 events wait"),
+        (_with_rate(mode=Mode.CRITICAL, lag=60_000), "critical", "60,000 events wait"),
+        (_with_rate(mode=Mode.UNKNOWN, lag=None), "degraded", "does not know the lag"),
+        (_with_state(rate=None), "degraded", "does not know the lag"),
         (_with_state(breaker=BreakerState.OPEN), "critical", "breaker is open"),
         (_with_state(breaker=BreakerState.HALF_OPEN), "critical", "half-open"),
-        (_with_state(breaker=BreakerState.UNKNOWN), "degraded", "breaker is unknown"),
-        (_with_state(pauses=None), "degraded", "paused is unknown"),
-        (_pause(PauseReason.OPERATOR), "degraded", "paused (operator) by ann@host: because"),
+        (_with_state(pauses=None), "degraded", "pauses are unknown"),
+        (_pause(PauseReason.OPERATOR), "degraded", "by ann@host: because"),
         (_pause(PauseReason.POISON), "degraded", "poison"),
-        (_pause(PauseReason.LOG_GAP), "degraded", "log_gap"),
+        (_pause(PauseReason.LOG_GAP), "degraded", "log gap"),
         (_pause(PauseReason.BREAKER), "critical", "breaker is open"),
-        (replace(WELL, log=LogStatus(answers=False, is_full=False, problem="gone")), "critical", "down: gone"),
+        (replace(WELL, log=LogStatus(answers=False, is_full=False, problem="gone")), "critical", "does not answer"),
         (replace(WELL, log=LogStatus(answers=True, is_full=True, problem=None)), "critical", "full"),
-        (replace(WELL, is_local=True), "degraded", "bucket is away"),
-        (replace(WELL, followed=None), "degraded", "has not answered since this process began"),
-        (replace(WELL, followed=Followed(STATE, read_at=980.0, published_at=978.0)), "degraded", "for 20 s"),
-        (replace(WELL, followed=Followed(STATE, read_at=999.5, published_at=980.0)), "degraded", "spoke 20 s ago"),
+        (replace(WELL, is_local=True), "degraded", "bucket (Redis) does not answer"),
+        (replace(WELL, followed=None), "degraded", "control store (Redis) does not answer"),
+        (replace(WELL, is_store_away=True), "degraded", "control store (Redis) does not answer"),
+        (replace(WELL, followed=Followed(STATE, read_at=980.0, published_at=978.0)), "degraded", "does not answer"),
+        (replace(WELL, followed=Followed(STATE, read_at=999.5, published_at=980.0)), "degraded", "silent since"),
     ],
 )
 def test_each_trouble_has_its_status_and_its_reason(vitals: Vitals, status: str, word: str) -> None:
@@ -107,7 +115,35 @@ def test_all_reasons_are_told() -> None:
     assert len(health_document(vitals)["reasons"]) == 2
 
 
+def test_where_the_log_is_down_too_clients_get_503_and_that_is_not_unknown() -> None:
+    vitals = replace(WELL, is_store_away=True, log=LogStatus(answers=False, is_full=False, problem="gone"))
+    assert health_document(vitals)["status"] == "critical"
+
+
+def test_traffic_and_pace_of_the_last_seconds_are_figures_of_the_answer() -> None:
+    # Given what this process saw of the whole system
+    traffic = Traffic(admitted=300.04, refused=100.0, refused_share=0.25, unavailable_share=0.0)
+    outlook = Outlook(traffic, {0: 500}, 250.0, {0: 1.0}, None)
+    document = health_document(replace(_with_rate(lag=500), outlook=outlook))
+    # Then it is there, and a quarter refused is not "healthy"
+    assert [document[name] for name in ("offered", "admitted", "refused", "stored", "drainSeconds")] == [
+        400.0,
+        300.0,
+        100.0,
+        250.0,
+        2.0,
+    ]
+    assert (document["status"], document["consumerLag"]) == ("degraded", 500)
+    assert document["reasons"][0].startswith("25 % of the offered events were refused")
+
+
+def test_a_partition_that_stores_nothing_is_not_called_running() -> None:
+    outlook = Outlook(None, {0: 5}, 0.0, {0: 31.0}, None)
+    document = health_document(replace(WELL, outlook=outlook))
+    assert (document["status"], document["consumption"]) == ("critical", "stalled")
+
+
 def test_a_loop_of_this_process_that_has_ended_is_named() -> None:
     stands = "the appender of this process stands still since 16 s"
     document = health_document(replace(WELL, loop_problems=(stands,)))
-    assert (document["status"], document["reasons"]) == ("degraded", [stands])
+    assert (document["status"], document["reasons"]) == ("degraded", [f"T{stands[1:]}"])

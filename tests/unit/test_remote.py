@@ -15,11 +15,12 @@ import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
-from pipeline.names import BreakerState, Mode, PauseReason
+from pipeline.names import PauseReason
 from pipeline.ports.control import Pause
 from pipeline.settings import Settings
-from pipeline.status import SystemStatus, bands_of
+from pipeline.status import SystemStatus
 from pipeline.store.memory import MemoryControlStore, MemoryLeases, MemoryServer
+from support.health import HEALTHY
 from support.processes import ROOT
 from support.traffic import wait_until
 from tasks import asking, commands, remote
@@ -164,10 +165,7 @@ def test_settings_that_make_no_sense_are_one_line_of_celerys_too() -> None:
     assert said.stderr == "celery: settings that make no sense: RATE_MAX='abc' is not a number\n"
 
 
-_LAGGING = SystemStatus(
-    1_700_000_000.0, Mode.NORMAL, 1000.0, 1000.0, 100.0, None, bands_of(Settings()),
-    1612, {1: 1600, 0: 12}, 800.0, BreakerState.CLOSED, (), 2.0, 5.0, "redis", 0, (),
-)  # fmt: skip
+_LAGGING = replace(HEALTHY, lag=1612, lag_by_partition={1: 1600, 0: 12})
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ _LAGGING = SystemStatus(
     ],
 )
 def test_inspect_lag_says_when_it_will_be_empty(changes: dict[str, Any], last_line: str) -> None:
-    lines = remote._lag(replace(_LAGGING, **changes))["ok"].splitlines()
+    lines = remote._lag(SystemStatus(replace(_LAGGING, **changes)))["ok"].splitlines()
     assert lines[-1] == last_line
     assert lines[:-1] == [] or [line.split(":")[0] for line in lines[:-1]] == ["partition 0", "partition 1"]
 

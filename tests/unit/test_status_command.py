@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from pipeline.__main__ import exit_status, main, screen
+from pipeline.__main__ import exit_status, main
+from pipeline.__main__ import screen as screen_of
+from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import ControlEvent, Override, Pause
-from pipeline.status import SystemStatus, bands_of
-from support.control import control_settings
+from pipeline.status import SystemStatus
+from support.health import HEALTHY, NOW
 from support.processes import ROOT
 
-NOW = 1_700_000_000.0  # 22:13:20 UTC
-HEALTHY = SystemStatus(
-    NOW, Mode.NORMAL, 1000.0, 1000.0, 100.0, None, bands_of(control_settings("redis://nowhere")),
-    12, {0: 12}, 800.0, BreakerState.CLOSED, (), 2.0, 5.0, "redis", 0, (),
-)  # fmt: skip
+
+def screen(inputs: HealthInputs, width: int = 100, **more: Any) -> str:
+    return screen_of(SystemStatus(inputs, **more), width)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ HEALTHY = SystemStatus(
     ],
 )
 def test_the_exit_status_tells_how_bad_it_is(changes: dict[str, Any], expected: int) -> None:
-    assert exit_status(replace(HEALTHY, **changes)) == expected
+    assert exit_status(SystemStatus(replace(HEALTHY, **changes))) == expected
 
 
 def test_a_rate_set_by_hand_is_shown_with_its_end() -> None:
@@ -44,9 +44,9 @@ def test_a_rate_set_by_hand_is_shown_with_its_end() -> None:
 
 
 def test_conflicts_are_told_apart_from_other_dead_letters() -> None:
-    text = screen(replace(HEALTHY, dead_letters=7, dead_letter_conflicts=2), width=300)
+    text = screen(HEALTHY, 300, dead_letters=7, dead_letter_conflicts=2)
     assert "dead letters 7, of them 2 conflicts (an eventId that is stored with other content)" in text
-    assert "conflicts" not in screen(replace(HEALTHY, dead_letters=7, dead_letter_conflicts=0), width=300)
+    assert "conflicts" not in screen(HEALTHY, 300, dead_letters=7, dead_letter_conflicts=0)
 
 
 def test_with_no_server_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,9 +90,8 @@ def test_an_outage_on_one_screen_says_each_thing_once() -> None:
     text = screen(
         replace(
             HEALTHY, breaker=BreakerState.OPEN, pauses=(breaker, by_hand), rate=100.0, drain_rate=0.0,
-            dead_letters=None, events=(opened, changed),
         ),
-        120,
+        120, events=(opened, changed),
     )  # fmt: skip
     # Then the rate says that it is the breaker's, and no number promises or puzzles
     assert "100 events/s [##..................] of 1,000: breaker is open" in text
@@ -116,3 +115,11 @@ def closed_pipe() -> int:
     reader, writer = os.pipe()
     os.close(reader)
     return writer
+
+
+def test_a_command_that_is_written_wrong_is_not_a_critical_system(capsys: pytest.CaptureFixture[str]) -> None:
+    # argparse's own exit status for a wrong word is 2, which would say "critical" here
+    with pytest.raises(SystemExit) as ended:
+        main(["statsu"])
+    assert ended.value.code == 64
+    assert "invalid choice: 'statsu'" in capsys.readouterr().err

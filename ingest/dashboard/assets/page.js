@@ -2,12 +2,13 @@
 "use strict";
 
 (() => {
-  const LATE_SECONDS = 4; // without a message, after which what is shown is called old
+  const LATE_SECONDS = 5; // without anything new, after which the state of the system is unknown
   const RETRY_SECONDS = 2; // after the server has refused the stream
   const byId = (id) => document.getElementById(id);
-  const page = { source: null, heardAt: null, lostSince: null, status: null, said: "" };
+  // `heardAt` is on the browser's monotonic clock: its time of day may be set meanwhile.
+  const page = { source: null, heardAt: null, newsOf: null, status: null, said: "" };
 
-  const LEVELS = { normal: "Normal", degraded: "Degraded", critical: "Critical", unknown: "Unknown" };
+  const LEVELS = { healthy: "Healthy", degraded: "Degraded", critical: "Critical", unknown: "Unknown" };
   // A sign and its colour for each kind of event; its words come with it.
   const KINDS = {
     rate_changed: ["◆", ""],
@@ -38,18 +39,15 @@
   // --- The headline ------------------------------------------------------------------------
 
   function wellWords(status) {
-    const admitted = charts.lately("admitted");
+    const admitted = status.admitted;
     const taken = format.known(admitted) ? `${format.number(admitted)} events a second are admitted` : "events are admitted";
     return `All is well: ${taken}, ${status.consumerLag === null ? "the lag is not known yet" : `${format.number(status.consumerLag)} wait to be stored`}`;
   }
 
   function showHeadline(status) {
-    const level = { healthy: "normal" }[status.status] || status.status;
     const [first, ...rest] = status.reasons;
     const words = first ? first.what : wellWords(status);
-    document.body.dataset.severity = level;
-    byId("level").textContent = LEVELS[level];
-    byId("headline").textContent = words;
+    showLevel(status.status, words, first ? words.split(/[:;] /)[0] : "all is well"); // a time of day has colons too
     const look = byId("look");
     look.replaceChildren();
     const override = status.rateOverride;
@@ -61,13 +59,28 @@
       item.append(element("b", `${problem.what}.`), " Look at: ", ...worded(problem.lookAt));
       return item;
     }));
-    const title = first ? words.split(/[:;] /)[0] : "all is well"; // a time of day has colons too
+    announce(`${LEVELS[status.status]}: ${first ? first.what : "all is well"}`);
+  }
+
+  function showLevel(level, headline, title) {
+    document.body.dataset.severity = level;
+    byId("level").textContent = LEVELS[level];
+    byId("headline").textContent = headline;
     document.title = `${LEVELS[level]}: ${title} · Sluice`;
     const icon = byId("icon");
     const wanted = icon.dataset[level];
     if (icon.getAttribute("href") !== wanted) icon.setAttribute("href", wanted);
     document.querySelector(".shape").style.backgroundImage = `url("${wanted}")`;
-    announce(`${LEVELS[level]}: ${first ? first.what : "all is well"}`);
+  }
+
+  // Without news nothing is known: neither the last status nor its colours may be taken for the present.
+  function showUnknown(words) {
+    const since = page.status === null ? "" : ` since ${format.time(page.status.at)} UTC`;
+    const headline = `No news of the system${since}: its state is unknown`;
+    showLevel("unknown", headline, `no news${since}`);
+    byId("look").replaceChildren(element("strong", "Look at: "), words || "whether ingest at this address runs, and the network to it. It is tried again all the time.", page.status === null ? "" : " All figures below are old.");
+    byId("more").replaceChildren();
+    announce(`Unknown: ${headline}`);
   }
 
   // Said aloud only when it says something else: numbers change every second.
@@ -94,14 +107,18 @@
     byId(`card-${name}`).querySelector("i").style.width = `${100 * Math.min(1, Math.max(0, share || 0))}%`;
   }
 
+  // The worst of the problems that a card is about, as the judge of health has it.
+  function levelOf(status, ...codes) {
+    const found = status.reasons.find((reason) => codes.includes(reason.code));
+    return found ? found.severity : null;
+  }
+
   function showFlow(status) {
     const { number } = format;
-    const [admitted, offered] = [charts.lately("admitted"), charts.lately("offered")];
-    card("admitted", number(admitted), "/s", `of ${number(offered)} offered a second`);
+    card("admitted", number(status.admitted), "/s", `of ${number(status.offered)} offered a second`);
     const refused = ["s429", "s503"].map((name) => charts.lately(name));
-    const any = refused[1] > 0 ? "critical" : refused[0] > 0 ? "degraded" : null;
-    const total = format.known(refused[0]) ? refused[0] + refused[1] : null;
-    card("refused", number(total), "requests/s", `429: ${number(refused[0])}, 503: ${number(refused[1])} a second`, any);
+    const share = status.refusedShare > 0 ? `${Math.max(1, Math.round(100 * status.refusedShare))} % of the last minute; ` : "";
+    card("refused", number(status.refused), "/s", `${share}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} a second`, levelOf(status, "refusing", "log_down", "log_full"));
     const [rate, full] = [status.rateLimit, status.bands.rateMax];
     const lowered = rate < full;
     card("rate", number(rate), "/s", lowered ? `of ${number(full)}: ${status.rateDecidedBy}` : status.rateDecidedBy, lowered ? (rate <= status.floorRate ? "critical" : "degraded") : null);
@@ -114,12 +131,10 @@
     const { number, duration } = format;
     const [lag, bands] = [status.consumerLag, status.bands];
     const lags = Object.values(status.lagByPartition || {});
-    const level = lag > bands.lagCritical ? "critical" : lag >= bands.lagDegraded ? "degraded" : null;
-    card("lag", number(lag), "events", lag === null ? "not known" : `degraded from ${format.short(bands.lagDegraded)}, critical above ${format.short(bands.lagCritical)}`, level);
+    card("lag", number(lag), "events", lag === null ? "not known" : `degraded from ${format.short(bands.lagDegraded)}, critical above ${format.short(bands.lagCritical)}`, levelOf(status, "behind", "lag_unknown"));
     const waits = status.consumption === "paused" && lag > 0;
     const empty = waits ? "nothing, while consumption is paused" : lag === 0 ? "nothing waits" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with what comes" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "no end of the backlog in sight";
-    const stuck = status.drainRate === 0 && lag > 0;
-    card("drain", number(status.drainRate), "/s", empty, stuck ? "critical" : null);
+    card("drain", number(status.drainRate), "/s", empty, levelOf(status, "no_progress"));
     const most = Math.max(1, ...lags);
     byId("lags").replaceChildren(...lags.map((value, partition) => {
       const item = element("li");
@@ -134,20 +149,21 @@
   function showLoop(status) {
     const BREAKER = { closed: "PostgreSQL takes what is stored", open: "nothing is stored; being tried", "half-open": "PostgreSQL is being tried now", unknown: "the control store does not say" };
     const breaker = status.circuitBreaker;
-    const bad = { open: "critical", "half-open": "critical", unknown: "degraded" };
-    card("breaker", breaker, "", BREAKER[breaker], bad[breaker]);
+    const isOpen = breaker === "open" || breaker === "half-open";
+    card("breaker", breaker, "", BREAKER[breaker], levelOf(status, "breaker_open", "pauses_unknown", "store_down"));
     const pauses = status.pauses;
     const held = pauses && pauses.length > 0;
     const place = (pause) => pause.partition === null ? "" : `p${pause.partition} `;
     const reasons = held ? pauses.map((pause) => `${place(pause)}${pause.reason.replace("_", " ")} since ${format.time(pause.since)}`).join("; ") : "";
-    card("consumption", held && status.consumption === "running" ? "partly paused" : status.consumption, "", held ? reasons : pauses === null ? "workers keep to what they knew" : `log: ${status.eventLog === "kafka" ? "Kafka" : "Redis Streams"}`, pauses === null ? "degraded" : held ? "degraded" : null);
+    const CONSUMPTION = { paused: reasons, stalled: "events wait, and none is stored", unknown: "workers keep to what they knew", running: `log: ${status.eventLog === "kafka" ? "Kafka" : "Redis Streams"}` };
+    const isPartly = held && status.consumption === "running";
+    card("consumption", isPartly ? "partly paused" : status.consumption, "", isPartly ? reasons : CONSUMPTION[status.consumption], levelOf(status, "no_progress", "breaker_open", "paused", "pauses_unknown", "store_down"));
     const age = status.controllerAgeSeconds;
-    const old = age === null || age > 3 * status.controllerPeriodSeconds;
-    card("controller", age === null ? "silent" : format.duration(age), age === null ? "" : "ago", `sets the rate every ${format.duration(status.controllerPeriodSeconds)}`, old ? "degraded" : null);
+    card("controller", age === null ? "silent" : format.duration(age), age === null ? "" : "ago", `sets the rate every ${format.duration(status.controllerPeriodSeconds)}`, levelOf(status, "controller_silent", "store_down"));
     const override = status.rateOverride;
     const beneath = override && status.rateLimit < override.rate ? "; the breaker's floor comes first" : "";
     if (override) card("override", format.number(override.rate), "/s", `until ${format.time(override.until)}, by ${override.by}: ${override.why}${beneath}`, "degraded");
-    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : bad[breaker] === "critical" ? "the breaker's floor holds" : "the lag decides the rate");
+    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : isOpen ? "the breaker's floor holds" : "the lag decides the rate");
   }
 
   // --- The events --------------------------------------------------------------------------
@@ -175,7 +191,9 @@
   function show(message) {
     const status = message.status;
     page.status = status;
-    page.heardAt = Date.now();
+    if (status.at !== page.newsOf) page.heardAt = performance.now(); // the same once more is no news
+    page.newsOf = status.at;
+    if (isOld()) return lost();
     charts.shape(status);
     charts.draw();
     showHeadline(status);
@@ -187,21 +205,23 @@
     found(status);
   }
 
+  function isOld() {
+    return performance.now() - page.heardAt > 1000 * LATE_SECONDS;
+  }
+
   function found(status) {
-    page.lostSince = null;
     byId("lost").hidden = true;
     byId("link").dataset.state = "live";
     byId("link-words").textContent = status.storeIsAway ? "live, from one process" : `live, ${format.time(status.at)} UTC`;
   }
 
   function lost(words) {
-    page.lostSince = page.lostSince || page.heardAt || Date.now();
-    const since = format.time(page.lostSince / 1000);
-    byId("lost").textContent = words ? `No live view: ${words}` : `Connection lost since ${since} UTC: what stands below is as old as that. It is tried again all the time.`;
+    const since = page.status === null ? "" : ` since ${format.time(page.status.at)}`;
+    byId("lost").textContent = words ? `No live view: ${words}` : `Connection lost${since === "" ? "" : `${since} UTC`}`;
     byId("lost").hidden = false;
     byId("link").dataset.state = "lost";
-    byId("link-words").textContent = `lost since ${since}`;
-    if (!document.title.startsWith("? ")) document.title = `? ${document.title}`;
+    byId("link-words").textContent = `lost${since}`;
+    showUnknown(words);
   }
 
   // A stream that is refused comes with the reason in words, which EventSource does not tell.
@@ -237,9 +257,7 @@
     };
   }
 
-  setInterval(() => {
-    if (page.heardAt !== null && Date.now() - page.heardAt > 1000 * LATE_SECONDS) lost();
-  }, 1000);
+  setInterval(() => { if (page.heardAt !== null && isOld()) lost(); }, 1000);
   addEventListener("pagehide", () => page.source.close());
   addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
   connect();

@@ -1,0 +1,325 @@
+"""The one judge of health: from a snapshot to a status and to what is wrong, in words. Pure.
+
+The health answer, the page, the terminal and `inspect sluice` show its verdict; none of them decides anything.
+Times of day are in UTC, as in the log lines.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.errors import in_brief
+from pipeline.event_words import clock_time, pause_advice, pause_words, rate_words
+from pipeline.health.snapshot import HealthInputs, Traffic
+from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, ProblemCode, Severity
+from pipeline.ports.control import Alarm, Pause
+
+# What an adapter's error says before the reason; the problem says it already.
+_SAYS_WHO: Final = re.compile(
+    r"^the (?:control store|event log) \(\w+\) (?:does not answer|can't be reached)[:.] *", re.I
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. `look_at`: where to begin."""
+
+    code: str  # of ProblemCode, or an alarm's
+    severity: Severity
+    what: str
+    look_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How the system is, and why: problems worst first, causes before what follows from them."""
+
+    status: Health
+    problems: tuple[Problem, ...]
+
+
+def judge(inputs: HealthInputs) -> Verdict:
+    """The verdict on a snapshot."""
+    found = [*_unreachable(inputs)]
+    if inputs.store_problem is None:
+        found += [*_breaker(inputs), *_pauses(inputs), *_controller(inputs)]
+    found += [*_no_progress(inputs), *_lag(inputs), *_alarms(inputs), *_loops(inputs), *_refusing(inputs)]
+    problems = tuple(sorted(found, key=lambda problem: problem.severity is not Severity.CRITICAL))
+    return Verdict(_status(inputs, problems), problems)
+
+
+def duration(seconds: float) -> str:
+    """About how long, for people."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def _status(inputs: HealthInputs, problems: tuple[Problem, ...]) -> Health:
+    if inputs.store_problem is not None and inputs.log_problem is not None and not inputs.serves_clients:
+        return Health.UNKNOWN  # the reader may be what is cut off, or have the wrong addresses
+    severities = {problem.severity for problem in problems}
+    if Severity.CRITICAL in severities:
+        return Health.CRITICAL
+    return Health.DEGRADED if severities else Health.HEALTHY
+
+
+# --- Servers ------------------------------------------------------------------------------------------------------
+
+
+def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
+    if inputs.log_problem is not None:
+        yield Problem(
+            ProblemCode.LOG_DOWN,
+            Severity.CRITICAL,
+            f"The event log ({inputs.event_log}) does not answer: clients get 503, nothing is taken",
+            f"the log's server and the network to it{_it_says(inputs.log_problem)}",
+        )
+    elif inputs.is_log_full:
+        yield Problem(
+            ProblemCode.LOG_FULL,
+            Severity.CRITICAL,
+            "The event log is full: clients get 503, nothing is taken",
+            "the memory of the log's server, and why consumers are behind",
+        )
+    if inputs.store_problem is not None:
+        yield Problem(
+            ProblemCode.STORE_DOWN,
+            Severity.DEGRADED,
+            "The control store (Redis) does not answer: rate, breaker and pauses are unknown; ingest goes by the last "
+            "rate that it knew, which falls to the floor",
+            f"the server of REDIS_URL{_it_says(inputs.store_problem)}",
+        )
+    elif inputs.is_bucket_away:
+        yield Problem(
+            ProblemCode.BUCKET_AWAY,
+            Severity.DEGRADED,
+            "The token bucket (Redis) does not answer: each ingest process admits its share of the last known rate",
+            "the server of REDIS_URL, and its memory limit",
+        )
+    if inputs.database_problem is not None:
+        yield Problem(
+            ProblemCode.DATABASE_SILENT,
+            Severity.DEGRADED,
+            "PostgreSQL did not answer this question: dead letters are not counted",
+            f"PostgreSQL; the breaker opens by itself if drains fail too{_it_says(inputs.database_problem)}",
+        )
+
+
+def _it_says(problem: str) -> str:
+    said = _SAYS_WHO.sub("", in_brief(problem))
+    return f"; it says: {said}" if said else ""
+
+
+# --- The control loop ---------------------------------------------------------------------------------------------
+
+
+def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
+    if inputs.breaker not in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+        return
+    held = next((pause for pause in inputs.pauses or () if pause.reason is PauseReason.BREAKER), None)
+    since = f" since {clock_time(held.since)}" if held is not None else ""
+    at_floor = "" if inputs.rate is None else f" ({rate_words(inputs.rate)})"
+    rate = f"at its floor{at_floor}"
+    if inputs.rate is not None and inputs.rate < inputs.floor_rate and inputs.override is not None:
+        rate = f"{rate_words(inputs.rate)}, set by hand"
+    why = f": {held.why}" if held is not None else ""
+    others = [pause_words(p.name, p.partition) for p in inputs.pauses or () if p.reason is not PauseReason.BREAKER]
+    stays = f"the breaker closes by itself, but consumption stays paused ({', '.join(others)})"
+    then = stays if others else "all resumes by itself"
+    yield Problem(
+        ProblemCode.BREAKER_OPEN,
+        Severity.CRITICAL,
+        f"PostgreSQL fails{since}: the breaker is {inputs.breaker.value}, consumption is paused, the rate is {rate}",
+        f"PostgreSQL and the network to it{why}. Once it takes a write, {then}",
+    )
+
+
+def _pauses(inputs: HealthInputs) -> Iterator[Problem]:
+    if inputs.pauses is None:
+        yield Problem(
+            ProblemCode.PAUSES_UNKNOWN,
+            Severity.DEGRADED,
+            "Breaker and pauses are unknown: the control store was emptied, and nobody has restored them yet",
+            "the control worker and PostgreSQL: it restores them from there within a period",
+        )
+    for pause in inputs.pauses or ():
+        if pause.reason is not PauseReason.BREAKER:
+            # The cause stands before the lag that it makes, so it is as bad as that.
+            yield Problem(
+                ProblemCode.PAUSED,
+                Severity.CRITICAL if inputs.mode is Mode.CRITICAL else Severity.DEGRADED,
+                f"{_paused_what(pause)} is paused ({pause_words(pause.name, None)}) since "
+                f"{clock_time(pause.since)} by {pause.by}: {pause.why}; {_its(pause)}events are taken, but not stored",
+                pause_advice(pause.reason, pause.partition),
+            )
+
+
+def _paused_what(pause: Pause) -> str:
+    return "Consumption" if pause.partition is None else f"Consumption of partition {pause.partition}"
+
+
+def _its(pause: Pause) -> str:
+    return "" if pause.partition is None else "its "
+
+
+def _controller(inputs: HealthInputs) -> Iterator[Problem]:
+    if inputs.is_controller_silent:
+        age = inputs.controller_age
+        spoke = "has not spoken yet" if age is None else f"is silent since {clock_time(inputs.at - age)}"
+        yield Problem(
+            ProblemCode.CONTROLLER_SILENT,
+            Severity.DEGRADED,
+            f"The controller {spoke}: the last rate holds for a while, then falls to the floor",
+            "Beat and the control worker: do both run, and do they reach Redis?",
+        )
+
+
+# --- Lag and progress ---------------------------------------------------------------------------------------------
+
+
+def _no_progress(inputs: HealthInputs) -> Iterator[Problem]:
+    stuck = inputs.stuck
+    if not stuck:
+        return
+    lags = inputs.lag_by_partition or {}
+    waiting = sum(lags.get(partition, 0) for partition in stuck)
+    named = ", ".join(str(partition) for partition in stuck)
+    of = "" if len(stuck) == len(lags) else f" of partition{'s' if len(stuck) > 1 else ''} {named}"
+    likely, look_at = _likely_cause(inputs)
+    yield Problem(
+        ProblemCode.NO_PROGRESS,
+        Severity.CRITICAL,
+        f"No event{of} was stored for {min(stuck.values()):,.0f} s, although {waiting:,} wait: {likely}",
+        look_at,
+    )
+
+
+def _likely_cause(inputs: HealthInputs) -> tuple[str, str]:
+    """Why nothing is stored, as far as is known, and where to look."""
+    alarm = _cause_alarm(inputs)
+    if alarm is not None:
+        return alarm.what, alarm.look_at
+    if inputs.store_problem is not None:
+        return "drains need the control store, which does not answer", "the server of REDIS_URL"
+    if inputs.log_problem is not None:
+        return "drains need the event log, which does not answer", "the log's server"
+    if inputs.is_controller_silent:
+        return (
+            "the controller is silent too, so that no worker may run",
+            "the workers, Beat and Redis: do they run, and are they frozen?",
+        )
+    return (
+        "no drain runs, or it is held up",
+        "the workers for `batches`: do they run, are they frozen, has somebody set a rate limit in Celery or Flower? "
+        "`celery -A tasks.app inspect active` shows their tasks",
+    )
+
+
+def _cause_alarm(inputs: HealthInputs) -> Alarm | None:
+    """The controller's own finding about a partition that stores nothing."""
+    return next((alarm for alarm in inputs.alarms if alarm.partition in inputs.stuck), None)
+
+
+def _lag(inputs: HealthInputs) -> Iterator[Problem]:
+    lag, rate = inputs.lag, inputs.rate
+    if inputs.mode is Mode.UNKNOWN:
+        explained = inputs.is_controller_silent or any(alarm.code == AlarmCode.LAG_UNKNOWN for alarm in inputs.alarms)
+        if not explained and inputs.store_problem is None:
+            yield Problem(
+                AlarmCode.LAG_UNKNOWN,
+                Severity.DEGRADED,
+                "The controller does not know the lag: the last rate holds for a while, then falls to the floor",
+                "whether the event log answers the control worker",
+            )
+    elif inputs.mode in (Mode.DEGRADED, Mode.CRITICAL):
+        is_critical = inputs.mode is Mode.CRITICAL
+        waits = "an unknown number of events waits" if lag is None else f"{lag:,} events wait"
+        ends = (
+            "" if inputs.seconds_to_empty is None else f"; at this pace stored in {duration(inputs.seconds_to_empty)}"
+        )
+        pace = "" if inputs.drain_rate is None else f" (now {rate_words(inputs.drain_rate)})"
+        look_at = f"the drain rate{pace}: at 0, the workers; else PostgreSQL takes less than comes"
+        yield Problem(
+            ProblemCode.BEHIND,
+            Severity.CRITICAL if is_critical else Severity.DEGRADED,
+            f"Consumers are {'far behind' if is_critical else 'behind'}: {waits}{_rate_now(inputs, rate)}{ends}",
+            "why consumption is paused: the lag only follows from that" if inputs.pauses else look_at,
+        )
+
+
+def _rate_now(inputs: HealthInputs, rate: float | None) -> str:
+    if rate is None:
+        return ""
+    return f"; the rate is {rate_words(rate)}" + ("" if inputs.override is None else f", {inputs.rate_decided_by}")
+
+
+def _alarms(inputs: HealthInputs) -> Iterator[Problem]:
+    """What the controller found, but for what is named as a cause already."""
+    cause = _cause_alarm(inputs)
+    for alarm in inputs.alarms:
+        if alarm is not cause:
+            yield Problem(alarm.code, alarm.severity, alarm.what, alarm.look_at)
+
+
+def _loops(inputs: HealthInputs) -> Iterator[Problem]:
+    for problem in inputs.loop_problems:
+        what = f"{problem[0].upper()}{problem[1:]}"
+        yield Problem(ProblemCode.LOOP, Severity.DEGRADED, what, "the log of this ingest process; a restart may help")
+
+
+# --- Clients ------------------------------------------------------------------------------------------------------
+
+
+def _refusing(inputs: HealthInputs) -> Iterator[Problem]:
+    traffic = inputs.traffic
+    if traffic is None or traffic.refused_share <= inputs.refused_ratio_max:
+        return
+    why, look_at = _why_refused(inputs, traffic)
+    share = 100 * traffic.refused_share
+    yield Problem(
+        ProblemCode.REFUSING,
+        Severity.DEGRADED,
+        f"{share:.0f} % of the offered events were refused in the last minute: {why}",
+        look_at,
+    )
+
+
+def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
+    """The reason for most of the refusals, and where to look."""
+    if traffic.unavailable_share > 0.5:
+        return _why_unavailable(inputs)
+    if inputs.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+        return "the breaker holds the rate at its floor", "PostgreSQL: it fails"
+    if inputs.store_problem is not None or inputs.is_bucket_away:
+        return (
+            "the token bucket does not answer, and ingest goes by the last known rate, which falls",
+            "the server of REDIS_URL",
+        )
+    return _why_limited(inputs, "" if inputs.rate is None else f" at {rate_words(inputs.rate)}")
+
+
+def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:
+    if inputs.log_problem is not None:
+        return "the event log does not answer", "the event log's server"
+    if inputs.is_log_full:
+        return "the event log is full", "the memory of the log's server"
+    return "ingest was unavailable (503)", "the event log, and the limits of ingest: the code of each 503 says which"
+
+
+def _why_limited(inputs: HealthInputs, rate: str) -> tuple[str, str]:
+    if inputs.override is not None:
+        held = inputs.override
+        return (
+            f"a rate set by hand holds{rate}, by {held.by}: {held.why}",
+            "whether it is still wanted: `celery -A tasks.app control clear_rate_limit` ends it",
+        )
+    if inputs.mode in (Mode.DEGRADED, Mode.CRITICAL):
+        return f"the lag is high and holds the rate{rate}", "why consumers are behind"
+    if inputs.mode is Mode.UNKNOWN:
+        return f"the lag is unknown, and the rate falls{rate}", "why the lag is unknown"
+    return (
+        f"clients offer more than the rate{rate}",
+        "whether PostgreSQL takes more: then raise RATE_MAX; else clients send too much",
+    )

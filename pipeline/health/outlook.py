@@ -1,0 +1,152 @@
+"""What the last seconds show: traffic, pace, and how long each partition has stored nothing.
+
+It is fed with entries of the history, or with what one process sees alone. The times are whatever clock the reader
+gives: its own monotonic clock where it runs on, the entries' own times where it reads once.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline.health.snapshot import Outlook, Traffic
+from pipeline.ports.history import COUNTS, HistoryEntry
+from pipeline.settings import Settings
+
+FRESH_SECONDS: Final = 5.0  # how old a sample may be to be called the present
+PACE_SECONDS: Final = 10.0  # over which rates are measured: batches are stored as a whole
+GAP_SECONDS: Final = 5.0  # between two entries, over which no rate is made of their difference
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """What was offered in the seconds before `at`."""
+
+    at: float
+    seconds: float
+    counts: Mapping[str, float]
+
+
+class Lookout:
+    """Remembers the last minute. Not for two threads at once; `seen` gives a value that any thread may read."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._refused_seconds = settings.refused_seconds
+        entries_max = int(max(settings.refused_seconds, PACE_SECONDS)) + 10
+        self._flows: deque[_Flow] = deque(maxlen=entries_max)
+        self._own_flows: deque[_Flow] = deque(maxlen=entries_max)
+        self._consumed: deque[tuple[float, int]] = deque(maxlen=int(PACE_SECONDS) + 2)
+        self._last: HistoryEntry | None = None
+        self._at = float("-inf")  # of the newest sample
+        self._offsets: dict[int, tuple[int, float]] = {}  # and since when each is there
+        self._lags: dict[int, int] = {}
+        self._sampled_at: float | None = None
+        self._tokens: tuple[float, float] | None = None
+
+    @property
+    def position(self) -> str:
+        """Where in the history to read on."""
+        return "" if self._last is None else self._last.id
+
+    def note_entries(self, entries: Sequence[HistoryEntry], *, now: float | None = None) -> None:
+        """Learn from the whole system's history, on the clock of `now`: the newest entry is of now.
+
+        Without `now`, the times are those of the entries. A time never goes back.
+        """
+        if not entries:
+            return
+        newest = entries[-1].at
+        for entry in entries:
+            at = max(self._at, entry.at if now is None else now - max(0.0, newest - entry.at))
+            before, self._last = self._last, entry
+            flow = None if before is None else _flow(before, entry, at)
+            if flow is not None:
+                self._flows.append(flow)
+            self.note_sample(entry.sample, at)
+
+    def note_own(self, counts: Mapping[str, int], seconds: float, now: float) -> None:
+        """Learn what this process counted; it only counts where there is no history."""
+        self._own_flows.append(_Flow(now, seconds, counts))
+
+    def note_sample(self, sample: Mapping[str, Any], at: float) -> None:
+        """Learn how far the log was consumed, by its own word."""
+        self._at = at
+        if sample.get("tokens") is not None:
+            self._tokens = (at, sample["tokens"])
+        lags, consumed = sample.get("lags"), sample.get("consumed")
+        if lags is None or consumed is None:
+            return
+        if self._consumed and consumed < self._consumed[-1][1]:
+            self._consumed.clear()  # another log
+        self._consumed.append((at, consumed))
+        self._lags, self._sampled_at = dict(enumerate(lags)), at
+        offsets = sample.get("offsets", ())  # a version before this one did not write them
+        before, is_paused = self._offsets, bool(sample.get("paused"))
+        self._offsets = {}
+        for partition, (lag, offset) in enumerate(zip(lags, offsets, strict=False)):
+            known, since = before.get(partition, (None, at))
+            stays = known == offset and lag > 0 and not is_paused and since <= at
+            self._offsets[partition] = (offset, since if stays else at)
+
+    def seen(self, now: float) -> Outlook:
+        """What is known now."""
+        tokens = None if self._tokens is None or now - self._tokens[0] > FRESH_SECONDS else self._tokens[1]
+        if self._sampled_at is None or now - self._sampled_at > FRESH_SECONDS:
+            return Outlook(traffic=self._traffic(now), bucket_tokens=tokens)
+        newest = self._sampled_at
+        return Outlook(
+            traffic=self._traffic(now),
+            lag_by_partition=self._lags,
+            drain_rate=_pace(self._consumed),
+            no_progress_seconds={
+                partition: newest - since for partition, (_, since) in self._offsets.items() if self._lags[partition]
+            },
+            bucket_tokens=tokens,
+        )
+
+    def _traffic(self, now: float) -> Traffic | None:
+        is_known = bool(self._flows) and now - self._flows[-1].at <= FRESH_SECONDS
+        flows = self._flows if is_known else self._own_flows
+        if not flows or now - flows[-1].at > FRESH_SECONDS:
+            return None
+        lately = [flow for flow in flows if flow.at > now - PACE_SECONDS]
+        minute = [flow for flow in flows if flow.at > now - self._refused_seconds] or lately
+        seconds = sum(flow.seconds for flow in lately)
+        refused = _sum(minute, "refused")
+        offered = refused + _sum(minute, "admitted")
+        answers = _sum(minute, "unavailable") + _sum(minute, "limited")
+        return Traffic(
+            admitted=_sum(lately, "admitted") / seconds,
+            refused=_sum(lately, "refused") / seconds,
+            refused_share=refused / offered if offered else 0.0,
+            unavailable_share=_sum(minute, "unavailable") / answers if answers else 0.0,
+        )
+
+
+def outlook_of(entries: Sequence[HistoryEntry], settings: Settings, now: float) -> Outlook:
+    """What entries of the history show to somebody who reads them once; `now` is by the clock of the entries."""
+    lookout = Lookout(settings)
+    lookout.note_entries(entries)
+    return lookout.seen(now)
+
+
+def _flow(before: HistoryEntry, entry: HistoryEntry, at: float) -> _Flow | None:
+    """The difference of two entries' totals, where they are near and nothing was flushed between."""
+    if len(before.counts) != len(COUNTS) or len(entry.counts) != len(COUNTS):  # another version counts other things
+        return None
+    seconds = entry.at - before.at
+    growth = [new - old for old, new in zip(before.counts, entry.counts, strict=True)]
+    if not 0 < seconds <= GAP_SECONDS or min(growth) < 0:
+        return None
+    return _Flow(at, seconds, dict(zip(COUNTS, growth, strict=True)))
+
+
+def _pace(consumed: Sequence[tuple[float, int]]) -> float | None:
+    """Events/s stored over the last PACE_SECONDS; None where that is not known."""
+    lately = [one for one in consumed if consumed[-1][0] - one[0] <= PACE_SECONDS]
+    (first_at, first), (last_at, last) = lately[0], lately[-1]
+    return None if last_at - first_at < 1.0 else (last - first) / (last_at - first_at)
+
+
+def _sum(flows: Sequence[_Flow], name: str) -> float:
+    return sum(flow.counts[name] for flow in flows)

@@ -1,0 +1,195 @@
+"""The snapshot that health is judged by. It is made in one place, whichever process shows it. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from pipeline.names import BreakerState, Mode
+from pipeline.ports.control import Alarm, Bands, ControlState, Override, Pause, PublishedRate, consumption_word, paused
+from pipeline.settings import Settings
+
+STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which it counts as silent
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What clients offered in the last seconds, events/s. A body that was refused unread counts as one event."""
+
+    admitted: float
+    refused: float
+    refused_share: float  # of what was offered in the last minute, 0 to 1
+    unavailable_share: float  # of the refusals of that minute, those with 503, 0 to 1
+
+    @property
+    def offered(self) -> float:
+        """Admitted and refused."""
+        return self.admitted + self.refused
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the last seconds show, by the history and by the log's own word. None and empty are unknown."""
+
+    traffic: Traffic | None = None
+    lag_by_partition: Mapping[int, int] | None = None  # events
+    drain_rate: float | None = None  # events/s stored
+    no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, where events wait
+    bucket_tokens: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HealthInputs:
+    """What is known of the system at one moment; None is unknown. Times are seconds since the epoch."""
+
+    at: float  # by the control store's clock where it answers
+    mode: Mode
+    rate: float | None  # events/s, effective
+    base_rate: float | None  # events/s, as the policy decided
+    floor_rate: float  # events/s
+    override: Override | None
+    bands: Bands  # `by` is empty where those of the settings hold
+    lag: int | None  # events in the log that are not stored yet
+    lag_by_partition: Mapping[int, int] | None  # events
+    drain_rate: float | None  # events/s stored in the last seconds
+    breaker: BreakerState
+    pauses: tuple[Pause, ...] | None
+    controller_age: float | None  # seconds since the controller published
+    controller_period: float  # seconds
+    event_log: str  # kafka or redis
+    no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, where events wait
+    no_progress_seconds_max: float = 30.0
+    traffic: Traffic | None = None
+    refused_ratio_max: float = 0.05
+    alarms: tuple[Alarm, ...] = ()
+    bucket_tokens: float | None = None
+    bucket_capacity: float | None = None
+    is_bucket_away: bool = False
+    is_log_full: bool = False
+    loop_problems: tuple[str, ...] = ()  # what is wrong with the loops of the process that made this
+    store_problem: str | None = None  # what the part that does not answer said
+    log_problem: str | None = None
+    database_problem: str | None = None
+    serves_clients: bool = False  # an ingest process made it: what it can't reach, its clients can't reach either
+
+    @property
+    def is_controller_silent(self) -> bool:
+        """Whether the controller has not published for too long, or never."""
+        return self.controller_age is None or self.controller_age > STALE_PERIODS * self.controller_period
+
+    @property
+    def seconds_to_empty(self) -> float | None:
+        """Seconds until the lag is stored at the present pace, while nothing more is admitted; None: not in sight.
+
+        While consumption is paused the last pace promises nothing.
+        """
+        if self.lag is None:
+            return None
+        if self.lag == 0:
+            return 0.0
+        if self.pauses:
+            return None
+        return self.lag / self.drain_rate if self.drain_rate else None
+
+    @property
+    def stuck(self) -> dict[int, float]:
+        """Seconds for which each partition with events has stored nothing, where that is too long and no pause."""
+        return {
+            partition: seconds
+            for partition, seconds in sorted(self.no_progress_seconds.items())
+            if seconds >= self.no_progress_seconds_max and not paused(self.pauses or (), partition)
+        }
+
+    @property
+    def consumption(self) -> str:
+        """Whether events are taken from the log and stored: running, paused, stalled or unknown."""
+        word = consumption_word(self.pauses)
+        return "stalled" if word != "paused" and self.stuck else word
+
+    @property
+    def rate_decided_by(self) -> str:
+        """Why the rate is what it is, in a few words."""
+        if self.rate is None:
+            return "nobody says"
+        if self.store_problem is not None:
+            return "last known, falling"
+        if self.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN) and self.rate == self.floor_rate:
+            return "breaker is open"
+        if self.override is not None:
+            return "set by hand"
+        return {
+            Mode.NORMAL: "the full rate" if self.rate == self.bands.rate_max else "lag is low",
+            Mode.DEGRADED: "lag is degraded",
+            Mode.CRITICAL: "lag is critical",
+            Mode.UNKNOWN: "lag is unknown",
+        }[self.mode]
+
+
+def make_inputs(
+    settings: Settings,
+    *,
+    at: float,
+    state: ControlState | None,
+    controller_age: float | None,
+    outlook: Outlook,
+    store_problem: str | None,
+    log_problem: str | None,
+) -> HealthInputs:
+    """The snapshot. `state` is None where the control store does not answer: then nothing of the past is shown as now.
+
+    The controller decides about lag and progress, since it reads PostgreSQL: a log may have been told of events that
+    PostgreSQL has lost. Where the controller is silent, the log's word counts.
+    """
+    rate = None if state is None else state.rate
+    known = HealthInputs(
+        at=at,
+        mode=Mode.UNKNOWN,
+        rate=None if rate is None else rate.rate,
+        base_rate=None if rate is None else rate.base_rate,
+        floor_rate=settings.rate_min if state is None or not state.floor_rate else state.floor_rate,
+        override=None if state is None else state.override,
+        bands=(None if state is None else state.bands) or bands_of(settings),
+        lag=None if outlook.lag_by_partition is None else sum(outlook.lag_by_partition.values()),
+        lag_by_partition=outlook.lag_by_partition,
+        drain_rate=outlook.drain_rate,
+        breaker=BreakerState.UNKNOWN if state is None else state.breaker,
+        pauses=None if state is None else state.pauses,
+        controller_age=controller_age,
+        controller_period=settings.regulate_seconds,
+        event_log="kafka" if settings.log_scheme == "kafka" else "redis",
+        no_progress_seconds=outlook.no_progress_seconds,
+        no_progress_seconds_max=settings.no_progress_seconds_max,
+        traffic=outlook.traffic,
+        refused_ratio_max=settings.refused_ratio_max,
+        bucket_tokens=outlook.bucket_tokens,
+        store_problem=store_problem,
+        log_problem=log_problem,
+    )
+    if rate is None or known.is_controller_silent:
+        return replace(known, mode=_mode_of(known.lag, known.bands))
+    return _with_controllers_word(known, rate)
+
+
+def _with_controllers_word(known: HealthInputs, rate: PublishedRate) -> HealthInputs:
+    known = replace(known, mode=rate.mode, alarms=rate.alarms, lag=rate.lag, lag_by_partition=None)
+    consumption = rate.consumption
+    if consumption is None:
+        return known
+    stood = consumption.no_progress_seconds
+    return replace(
+        known,
+        lag_by_partition=consumption.lag_by_partition,
+        drain_rate=consumption.drain_rate if known.drain_rate is None else known.drain_rate,
+        no_progress_seconds=known.no_progress_seconds if stood is None else stood,
+    )
+
+
+def _mode_of(lag: int | None, bands: Bands) -> Mode:
+    """What a lag means that no controller has judged; a low one is no news of a controller that is silent."""
+    if lag is None or lag < bands.lag_degraded:
+        return Mode.UNKNOWN
+    return Mode.CRITICAL if lag > bands.lag_critical else Mode.DEGRADED
+
+
+def bands_of(settings: Settings) -> Bands:
+    """The bands of the settings; nobody set them by hand."""
+    return Bands(settings.rate_max, settings.rate_min, settings.lag_degraded, settings.lag_critical, "", "", 0.0)

@@ -1,0 +1,238 @@
+"""The one judge: what is wrong, in words: a table of situations."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pipeline.errors import StoreUnavailableError
+from pipeline.health.judge import judge
+from pipeline.health.snapshot import Traffic
+from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, Severity
+from pipeline.ports.control import Alarm, Pause
+from support.health import BREAKER, BY_HAND, HEALTHY, NOW, OVERRIDE, REFUSING
+
+LOCKED = Alarm("locked", Severity.CRITICAL, "log_events is locked by pid 7 of ann", "pid 7: SELECT 1", 0)
+GAP = Pause(PauseReason.LOG_GAP, 5, NOW - 10, "worker/2", "a hole", partition=3)
+POISONED = Pause(PauseReason.POISON, 6, NOW - 10, "worker/2", "a batch", partition=1)
+NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="quota")
+
+
+@pytest.mark.parametrize(
+    ("changes", "worst", "words"),
+    [
+        ({}, "healthy", ()),
+        (
+            {"breaker": BreakerState.OPEN, "pauses": (BREAKER,), "rate": 100.0},
+            "critical",
+            ("PostgreSQL fails since 22:13:10 UTC", "floor (100/s)", "connection refused"),
+        ),
+        ({"breaker": BreakerState.HALF_OPEN, "pauses": (BREAKER,)}, "critical", ("half-open",)),
+        (
+            {"pauses": (BY_HAND,)},
+            "degraded",
+            ("since 22:13:10 UTC by ann@host: moving the disk", "control resume_consumption"),
+        ),
+        ({"pauses": (GAP,)}, "degraded", ("of partition 3", "its events", "inspect gap 3", "skip_gap 3 FROM TO")),
+        ({"pauses": (POISONED,)}, "degraded", ("of partition 1", "inspect poison 1", "accept_poison 1")),
+        ({"pauses": (NEWER,)}, "degraded", ("paused (quota)", "newer version", "resume_consumption")),
+        ({"pauses": None, "breaker": BreakerState.UNKNOWN}, "degraded", ("emptied", "control worker")),
+        ({"controller_age": 15.1}, "degraded", ("silent since 22:13:04 UTC", "Beat")),
+        ({"controller_age": None, "rate": None}, "degraded", ("has not spoken yet",)),
+        ({"mode": Mode.UNKNOWN, "lag": None}, "degraded", ("does not know the lag",)),
+        ({"mode": Mode.DEGRADED, "lag": 16_000}, "degraded", ("16,000 events wait", "about 20 s", "now 800/s")),
+        ({"mode": Mode.CRITICAL, "lag": 60_000, "drain_rate": 0.0}, "critical", ("far behind", "at 0, the workers")),
+        ({"log_problem": "refused"}, "critical", ("event log (redis) does not answer", "refused")),
+        ({"store_problem": "refused"}, "degraded", ("control store (Redis) does not answer", "REDIS_URL")),
+        (  # a rate by hand below the floor is not the floor
+            {"breaker": BreakerState.OPEN, "pauses": (BREAKER,), "rate": 50.0, "override": OVERRIDE},
+            "critical",
+            ("the rate is 50/s, set by hand",),
+        ),
+        (
+            {"mode": Mode.DEGRADED, "lag": 16_000, "rate": 300.0, "override": OVERRIDE},
+            "degraded",
+            ("300/s, set by hand",),
+        ),
+        ({"database_problem": "refused"}, "degraded", ("dead letters are not counted",)),
+    ],
+)
+def test_a_situation_in_words(changes: dict[str, Any], worst: str, words: tuple[str, ...]) -> None:
+    # Given a situation
+    verdict = judge(replace(HEALTHY, **changes))
+    # Then one problem says it
+    text = " ".join(f"{problem.what} | {problem.look_at}" for problem in verdict.problems)
+    assert verdict.status == worst
+    assert len(verdict.problems) == (1 if words else 0)
+    assert [word for word in words if word not in text] == []
+
+
+def test_the_worst_comes_first() -> None:
+    problems = judge(replace(HEALTHY, controller_age=None, breaker=BreakerState.OPEN, pauses=(BREAKER,))).problems
+    assert [problem.severity for problem in problems] == ["critical", "degraded"]
+
+
+def test_a_pause_comes_before_the_lag_that_it_makes_and_no_end_is_promised() -> None:
+    # Given somebody who paused consumption, and a backlog that has become critical
+    status = replace(HEALTHY, pauses=(BY_HAND,), mode=Mode.CRITICAL, lag=60_000, rate=100.0, drain_rate=70.0)
+    pause, lag = judge(status).problems
+    # Then the headline is the cause, and what the lag says is not that the workers should be looked at
+    assert pause.what.startswith("Consumption is paused (operator)")
+    assert lag.what == "Consumers are far behind: 60,000 events wait; the rate is 100/s"
+    assert "workers" not in lag.look_at
+    assert status.seconds_to_empty is None
+
+
+def test_an_open_breaker_promises_to_resume_only_what_it_stopped() -> None:
+    opened = replace(HEALTHY, breaker=BreakerState.OPEN, pauses=(BREAKER,), rate=100.0)
+    assert "all resumes by itself" in judge(opened).problems[0].look_at
+    beneath = judge(replace(opened, pauses=(BREAKER, BY_HAND))).problems[0].look_at
+    assert "the breaker closes by itself, but consumption stays paused (operator)" in beneath
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "the full rate"),
+        ({"rate": 400.0}, "lag is low"),
+        ({"rate": 100.0, "breaker": BreakerState.OPEN}, "breaker is open"),
+        ({"rate": 50.0, "breaker": BreakerState.OPEN, "override": OVERRIDE}, "set by hand"),
+        ({"rate": 50.0, "override": OVERRIDE}, "set by hand"),
+        ({"rate": 100.0, "mode": Mode.CRITICAL}, "lag is critical"),
+        ({"rate": 100.0, "mode": Mode.UNKNOWN}, "lag is unknown"),
+        ({"rate": 100.0, "store_problem": "away"}, "last known, falling"),
+        ({"rate": None, "store_problem": "away"}, "nobody says"),
+    ],
+)
+def test_why_the_rate_is_what_it_is(changes: dict[str, Any], why: str) -> None:
+    assert replace(HEALTHY, **changes).rate_decided_by == why
+
+
+def test_what_a_part_said_is_said_once() -> None:
+    error = "the control store (Redis) does not answer: Error 111 connecting to 127.0.0.1:1. Connection refused."
+    [problem] = judge(replace(HEALTHY, store_problem=error)).problems
+    assert (
+        problem.look_at == "the server of REDIS_URL; it says: Error 111 connecting to 127.0.0.1:1. Connection refused."
+    )
+    [problem] = judge(replace(HEALTHY, store_problem=str(StoreUnavailableError()))).problems
+    assert problem.look_at == "the server of REDIS_URL"
+
+
+# --- Nothing is stored --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "No event of partition 0 was stored for 31 s, although 12 wait: no drain runs, or it is held up"),
+        ({"lag_by_partition": {0: 12}}, "No event was stored for 31 s, although 12 wait"),
+        (
+            {"no_progress_seconds": {0: 31.0, 1: 40.0}, "lag_by_partition": {0: 12, 1: 3, 2: 0}},
+            "No event of partitions 0, 1 was stored for 31 s, although 15 wait",
+        ),
+        ({"alarms": (LOCKED,)}, "although 12 wait: log_events is locked by pid 7 of ann"),
+        ({"controller_age": None, "mode": Mode.UNKNOWN}, "the controller is silent too"),
+        ({"store_problem": "refused", "mode": Mode.UNKNOWN}, "drains need the control store, which does not answer"),
+        ({"log_problem": "refused"}, "drains need the event log, which does not answer"),
+    ],
+)
+def test_events_that_wait_while_none_is_stored_are_critical_however_few(changes: dict[str, Any], words: str) -> None:
+    # Given a partition that has events and has stored none of them for longer than is allowed
+    inputs = replace(HEALTHY, **{"no_progress_seconds": {0: 31.0}, **changes})
+    verdict = judge(inputs)
+    # Then it is critical, with the likely reason, and nobody says that consumption is running
+    assert verdict.status is Health.CRITICAL
+    [problem] = [one for one in verdict.problems if one.code == "no_progress"]
+    assert words in problem.what
+    assert inputs.consumption == "stalled"
+
+
+def test_what_names_the_cause_is_said_once() -> None:
+    other = Alarm("clocks", Severity.DEGRADED, "Two clocks differ by 3 s", "ntp", None)
+    verdict = judge(replace(HEALTHY, no_progress_seconds={0: 31.0}, alarms=(LOCKED, other)))
+    assert [problem.code for problem in verdict.problems] == ["no_progress", "clocks"]
+    assert verdict.problems[0].look_at == "pid 7: SELECT 1"
+
+
+def test_a_pause_is_the_reason_and_not_a_lack_of_progress() -> None:
+    paused = replace(HEALTHY, no_progress_seconds={0: 3000.0}, pauses=(BY_HAND,))
+    assert [problem.code for problem in judge(paused).problems] == ["paused"]
+    assert paused.consumption == "paused"
+
+
+def test_a_partition_that_has_stored_lately_is_well() -> None:
+    assert judge(replace(HEALTHY, no_progress_seconds={0: 29.0})).status is Health.HEALTHY
+
+
+# --- Refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "10 % of the offered events were refused in the last minute: clients offer more than the rate at 1,000/s"),
+        ({"override": OVERRIDE, "rate": 50.0}, "a rate set by hand holds at 50/s, by ann@host: a test"),
+        ({"mode": Mode.DEGRADED, "rate": 400.0}, "the lag is high and holds the rate at 400/s"),
+        ({"mode": Mode.UNKNOWN}, "the lag is unknown, and the rate falls"),
+        ({"breaker": BreakerState.OPEN, "pauses": (BREAKER,)}, "the breaker holds the rate at its floor"),
+        ({"is_bucket_away": True}, "the token bucket does not answer"),
+        ({"store_problem": "refused"}, "the token bucket does not answer"),
+    ],
+)
+def test_much_that_is_refused_is_said_with_its_reason(changes: dict[str, Any], why: str) -> None:
+    verdict = judge(replace(HEALTHY, traffic=REFUSING, **changes))
+    assert verdict.status is not Health.HEALTHY
+    assert why in next(problem for problem in verdict.problems if problem.code == "refusing").what
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"log_problem": "refused"}, "the event log does not answer"),
+        ({"is_log_full": True}, "the event log is full"),
+        ({}, "ingest was unavailable (503)"),
+    ],
+)
+def test_503_has_other_reasons_than_429(changes: dict[str, Any], why: str) -> None:
+    verdict = judge(replace(HEALTHY, traffic=replace(REFUSING, unavailable_share=0.9), **changes))
+    assert f"in the last minute: {why}" in next(one for one in verdict.problems if one.code == "refusing").what
+
+
+def test_a_few_refusals_are_no_problem() -> None:
+    few = Traffic(admitted=960.0, refused=40.0, refused_share=0.04, unavailable_share=0.0)
+    assert judge(replace(HEALTHY, traffic=few)).status is Health.HEALTHY
+
+
+# --- Alarms, and what can't be told -------------------------------------------------------------------------------
+
+
+def test_an_alarm_of_any_version_is_a_problem() -> None:
+    strange = Alarm("moon_is_full", Severity.CRITICAL, "The moon is full", "the sky")
+    verdict = judge(replace(HEALTHY, alarms=(strange,)))
+    assert verdict.status is Health.CRITICAL
+    assert [(one.code, one.what, one.look_at) for one in verdict.problems] == [
+        ("moon_is_full", "The moon is full", "the sky")
+    ]
+
+
+def test_an_unknown_lag_is_said_once() -> None:
+    alarm = Alarm(AlarmCode.LAG_UNKNOWN, Severity.DEGRADED, "The lag is unknown: gone", "the log's server")
+    verdict = judge(replace(HEALTHY, mode=Mode.UNKNOWN, lag=None, alarms=(alarm,)))
+    assert [problem.what for problem in verdict.problems] == ["The lag is unknown: gone"]
+
+
+def test_where_neither_server_answers_only_ingest_knows_what_that_means() -> None:
+    cut_off = replace(HEALTHY, log_problem="refused", store_problem="refused")
+    assert judge(cut_off).status is Health.UNKNOWN
+    assert judge(replace(cut_off, serves_clients=True)).status is Health.CRITICAL
+
+
+def test_a_paused_partition_excuses_itself_alone() -> None:
+    # Given two partitions that store nothing, of which one is paused
+    hole = Pause(PauseReason.LOG_GAP, 5, NOW - 10, "worker/1", "offsets 4 to 9 are missing", 0)
+    inputs = replace(HEALTHY, no_progress_seconds={0: 90.0, 1: 40.0}, lag_by_partition={0: 12, 1: 7}, pauses=(hole,))
+    # Then the pause is named, and the other partition is critical
+    stuck, paused = judge(inputs).problems
+    assert stuck.what.startswith("No event of partition 1 was stored for 40 s, although 7 wait")
+    assert paused.what.startswith("Consumption of partition 0 is paused (log gap) since 22:13:10 UTC")
+    assert inputs.consumption == "stalled"
