@@ -1,14 +1,14 @@
 """One tick of the control loop: measure the lag, decide the rate, publish it, and look after what has got stuck."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.errors import SluiceError, in_brief
 from pipeline.flow.lag import lag_by_partition
 from pipeline.flow.rate import BandPolicy, RateDecision, hold_or_decay
-from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, Severity
+from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason, Severity
 from pipeline.ports.control import (
     Alarm,
     AskedPause,
@@ -17,6 +17,7 @@ from pipeline.ports.control import (
     ControlEvents,
     ControlState,
     ControlStore,
+    Floors,
     Leases,
     Override,
     Progress,
@@ -24,7 +25,7 @@ from pipeline.ports.control import (
     Troubles,
     paused,
 )
-from pipeline.ports.log import EventLog
+from pipeline.ports.log import EventLog, PartitionPosition
 from pipeline.ports.rate import RatePolicy
 from pipeline.settings import Settings
 
@@ -44,6 +45,7 @@ class Control:
     events: ControlEvents
     leases: Leases
     progress: Progress
+    floors: Floors
     troubles: Troubles | None = None  # None: nobody reports
 
 
@@ -61,6 +63,7 @@ class Database:
     """What a tick asks of PostgreSQL; each may raise a SluiceError."""
 
     stored_offsets: Callable[[str], dict[int, int]]  # log_id -> next offset to store, for each partition
+    settled_offsets: Callable[[str], dict[int, int]]  # the same, once no transaction is under way
     load_asked: Callable[[], Asked]  # what people asked for, and drains that gave up
     terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a backend that held it was ended
 
@@ -112,7 +115,9 @@ def regulate(
     state = control.store.state()
     sample = _Sample()
     restored = state.pauses is None and _restore(control.store, database, sample, by)
-    _measure(state, log, database, sample)
+    positions = _measure(state, log, database, sample)
+    if sample.stored is not None:
+        _look_after_offsets(log, positions, sample, database=database, control=control, by=by)
     _hear_troubles(control, sample)
     policy = _policy_now(control.store, state, policy, restored=restored)
     decision = _decide(state, sample, policy, settings)
@@ -181,14 +186,14 @@ def _consumption(state: ControlState, sample: _Sample) -> Consumption | None:
     return Consumption(sample.lag, sample.consumed, drain_rate, sample.no_progress_seconds)
 
 
-def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sample) -> None:
+def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sample) -> list[PartitionPosition]:
     """Learn the lag and the stored offsets. PostgreSQL is not asked where it is known to be away."""
     try:
         sample.log_id = log.identity().log_id
         positions = log.positions()
     except SluiceError as error:
         sample.degraded(AlarmCode.LAG_UNKNOWN, f"The lag is unknown: {in_brief(error)}", "the event log's server")
-        return
+        return []
     if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_away:
         try:
             sample.stored = database.stored_offsets(sample.log_id)
@@ -206,6 +211,81 @@ def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sa
             AlarmCode.LAG_UNKNOWN,
             "The lag is unknown: neither the log nor PostgreSQL says how far the log was consumed",
             "PostgreSQL: it has the stored offsets",
+        )
+    return positions
+
+
+def _look_after_offsets(
+    log: EventLog,
+    positions: list[PartitionPosition],
+    sample: _Sample,
+    *,
+    database: Database,
+    control: Control,
+    by: str,
+) -> None:
+    """Compare what PostgreSQL has stored with the log's own figures and with the mirror of the floors.
+
+    `positions` were read before PostgreSQL was asked: a commit in them that is higher is of another database.
+    """
+    log_id, stored = sample.log_id, sample.stored
+    assert log_id is not None  # noqa: S101 - asked by the caller
+    assert stored is not None  # noqa: S101
+    for position in positions:
+        consumed = max(position.begin, stored.get(position.partition, 0))
+        if position.committed is not None and position.committed > consumed:
+            _logger.warning(
+                "partition %d: the log was told of offset %d, PostgreSQL has stored up to %d: the log is corrected",
+                position.partition,
+                position.committed,
+                consumed,
+                extra={"action": "log_commit_corrected", "partition": position.partition},
+            )
+            log.commit(log_id, position.partition, consumed)
+    if any(_is_behind(position, stored) for position in positions):
+        _stop_behind(log, sample, control.store, by)
+    try:
+        mirror = control.floors.mirror(log_id)
+        if not mirror.is_complete:
+            control.floors.seed(log_id, mirror.life, database.settled_offsets(log_id))
+    except SluiceError as error:
+        sample.problems.append(f"the mirror of the stored offsets is not complete: {in_brief(error)}")
+
+
+def _is_behind(position: PartitionPosition, stored: Mapping[int, int]) -> bool:
+    """Whether the log would give stored offsets to events that come in.
+
+    A log that was restarted and waits for its first append is not: it learns its floors before that.
+    """
+    return position.next_offset is not None and position.next_offset < stored.get(position.partition, 0)
+
+
+def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, by: str) -> None:
+    """Stop the partitions whose next event would get an offset that is stored: drains would pass it over.
+
+    Nothing is trimmed of a partition that is stopped. The log is asked again, since it may just have moved on.
+    """
+    try:
+        positions = log.positions()
+    except SluiceError as error:
+        sample.problems.append(f"the log's ends are unknown: {in_brief(error)}")
+        return
+    stored = sample.stored or {}
+    for position in positions:
+        if not _is_behind(position, stored):
+            continue
+        partition, offset = position.partition, stored[position.partition]
+        why = (
+            f"partition {partition}: PostgreSQL has stored up to offset {offset:,}, and the log goes on with "
+            f"{position.next_offset:,}: events with the offsets between are passed over"
+        )
+        _logger.error("%s", why, extra={"action": "log_behind_stored", "partition": partition})
+        store.pause(PauseReason.LOG_GAP, by=by, why=why, partition=partition)
+        sample.critical(
+            AlarmCode.LOG_BEHIND_STORED,
+            f"The log was put back: {why}",
+            "docs/guarantees.md, A log that ends before the stored offset",
+            partition,
         )
 
 

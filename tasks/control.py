@@ -52,10 +52,11 @@ def regulate_rate(self: Any) -> None:
         log=parts.log,
         database=Database(
             stored_offsets=parts.sink.stored_offsets,
+            settled_offsets=parts.sink.settled_offsets,
             load_asked=lambda: _load_asked(parts),
             terminate_drainer=parts.sink.terminate_stalled,
         ),
-        control=Control(parts.control, parts.events, parts.leases, parts.progress, parts.troubles),
+        control=Control(parts.control, parts.events, parts.leases, parts.progress, parts.floors, parts.troubles),
         by=parts.name,
     )
     if report.database_answered:

@@ -1,10 +1,11 @@
 """Lag: how many events of the log are not stored yet.
 
-    lag = end - max(committed, stored)        where either is known
-    lag = end - begin                         where neither exists: nothing was consumed yet
+    lag = end - stored        where PostgreSQL answers; without an offset of the partition, nothing of it is stored
+    lag = end - committed     where it does not answer
+    lag = end - begin         where that is less: records below `begin` are gone and wait for nobody
 
-`committed` is what the log was told, and expires or gets lost there; `stored` is PostgreSQL's offset, which decides.
-All are offsets of a next record, so that lag is a subtraction.
+`stored` is PostgreSQL's offset. It alone decides: `committed` is what the log was told, which expires, gets lost, or
+outlives a database that was emptied or restored. All are offsets of a next record, so that lag is a subtraction.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,30 +32,28 @@ class Position(Protocol):
         """Offset of the next record to consume."""
 
 
-def partition_lag(begin: int, end: int, committed: int | None, stored: int | None) -> int:
+def partition_lag(begin: int, end: int, consumed: int | None) -> int:
     """Events of one partition that are not stored yet; never negative.
 
-    The higher of `committed` and `stored` counts, since commits are made after storing and may fail. Records below
-    `begin` are gone and wait for nobody. Beyond `end` lies nothing (a log that came back without its tail).
+    `consumed` is the offset of the next record to store (None: nothing was stored yet). Beyond `end` lies nothing: the
+    log came back without its tail.
     """
-    known = [offset for offset in (committed, stored) if offset is not None]
-    return max(0, end - max([begin, *known]))
+    return max(0, end - max(begin, consumed or 0))
 
 
 def lag_by_partition(positions: Iterable[Position], stored: Mapping[int, int] | None) -> dict[int, int] | None:
     """Lag of each partition; None when it can't be known.
 
-    `stored` is PostgreSQL's offset of each partition that has one; None where PostgreSQL could not be asked. Then a
-    partition that has records but no commit is unknown, and so is the whole: unknown is not "everything", nor 0. One
-    without records has no lag, whoever says what was consumed.
+    `stored` is PostgreSQL's offset of each partition that has one; None where PostgreSQL could not be asked. Then the
+    commits count. A partition that has records but no commit is unknown then, and so is the whole: unknown is not
+    "everything", nor 0. One without records has no lag, whoever says what was consumed.
     """
     lags = {}
     for position in positions:
         if stored is None and position.committed is None and position.end > position.begin:
             return None
-        lags[position.partition] = partition_lag(
-            position.begin, position.end, position.committed, (stored or {}).get(position.partition)
-        )
+        consumed = position.committed if stored is None else stored.get(position.partition)
+        lags[position.partition] = partition_lag(position.begin, position.end, consumed)
     return lags
 
 

@@ -7,7 +7,6 @@
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'OTHER' end
 
 local offset = tonumber(ARGV[3])
-if offset == 0 then return 'OK' end
 
 local last = 0
 if redis.call('EXISTS', KEYS[2]) == 1 then
@@ -19,8 +18,7 @@ end
 -- The stream has lost its tail. Nothing is noted and nothing dropped before an append has raised it.
 if offset > last then return 'BEYOND' end
 
-local committed = tonumber(redis.call('HGET', KEYS[3], ARGV[2]) or '')
-if not committed or committed < offset then redis.call('HSET', KEYS[3], ARGV[2], ARGV[3]) end
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])
 -- The entry with offset k has the id 0-(k+1): entries below `offset` are those with a sequence number up to it.
 if ARGV[4] == '1' then redis.call('XTRIM', KEYS[2], 'MINID', '=', string.format('0-%.0f', offset + 1)) end
 return 'OK'

@@ -169,7 +169,7 @@ class MemoryLog:
         with self.server.changed:
             held = self.server.partitions[partition]
             if not self.server.is_down and log_id == self.server.log_id and offset <= held.end:
-                held.committed = max(offset, held.committed or 0)
+                held.committed = offset
 
     def positions(self) -> list[PartitionPosition]:
         with self.server.changed:

@@ -97,8 +97,9 @@ class EventLog(Protocol):
     def commit(self, log_id: str, partition: int, offset: int) -> None:
         """Tell the log `log_id` that everything below `offset` is stored: for lag, and so that it may be trimmed.
 
-        Best effort: never blocks for long, and a failure is only logged, since PostgreSQL's offset decides. Where the
-        log is another one by now, nothing is said to it: its events at these offsets are others.
+        The latest word counts, also where it is lower: PostgreSQL may have come back with less. What was trimmed stays
+        so. Where the log is another one by now, nothing is said to it: its events at these offsets are others. Best
+        effort: never blocks for long, and a failure is only logged, since PostgreSQL's offset decides.
         """
 
     def positions(self) -> list[PartitionPosition]:

@@ -7,38 +7,44 @@ from pipeline.ports.log import PartitionPosition
 
 
 @pytest.mark.parametrize(
-    ("begin", "end", "committed", "stored", "lag"),
+    ("begin", "end", "consumed", "lag"),
     [
-        (0, 0, None, None, 0),  # a new partition
-        (0, 10, None, None, 10),  # nothing consumed yet: all of it
-        (4, 10, None, None, 6),  # ... that is still there
-        (0, 10, 7, None, 3),  # the log was told
-        (0, 10, None, 7, 3),  # the commit expired: PostgreSQL's offset counts
-        (0, 10, 4, 7, 3),  # a commit failed: the stored offset is higher, and wins
-        (0, 10, 7, 4, 3),  # PostgreSQL was asked a moment before
-        (0, 10, 0, 0, 10),  # consumed nothing is not the same as never asked
-        (0, 10, 10, 10, 0),
-        (6, 10, 2, 3, 4),  # what was trimmed unread waits for nobody
-        (6, 6, 2, 3, 0),
-        (0, 10, 12, None, 0),  # a log that came back without its tail: never negative
-        (0, 10, 3, 12, 0),
-        (12, 12, None, None, 0),  # emptied
+        (0, 0, None, 0),  # a new partition
+        (0, 10, None, 10),  # nothing consumed yet: all of it
+        (4, 10, None, 6),  # ... that is still there
+        (0, 10, 7, 3),
+        (0, 10, 0, 10),  # consumed nothing is not the same as never asked
+        (0, 10, 10, 0),
+        (6, 10, 2, 4),  # what was trimmed unread waits for nobody
+        (6, 6, 2, 0),
+        (0, 10, 12, 0),  # a log that came back without its tail: never negative
+        (12, 12, None, 0),  # emptied
     ],
 )
-def test_lag_of_a_partition(begin: int, end: int, committed: int | None, stored: int | None, lag: int) -> None:
-    assert partition_lag(begin, end, committed, stored) == lag
+def test_lag_of_a_partition(begin: int, end: int, consumed: int | None, lag: int) -> None:
+    assert partition_lag(begin, end, consumed) == lag
 
 
 def test_lag_by_partition_takes_each_partitions_own_offset() -> None:
-    # Given three partitions: one committed, one only stored, one never consumed
+    # Given three partitions, one of which the log was told more of than PostgreSQL has
     positions = [
-        PartitionPosition(0, 0, 100, 90),
+        PartitionPosition(0, 0, 100, 98),
         PartitionPosition(1, 0, 100, None),
-        PartitionPosition(2, 0, 100, None),
+        PartitionPosition(2, 0, 100, 40),
     ]
-    # Then each has its own lag, and an offset of a partition that does not exist counts for nothing
+    # Then each has its own lag by PostgreSQL's word alone, and an offset of a partition that does not exist counts for
+    # nothing
     assert lag_by_partition(positions, {0: 95, 1: 40, 7: 1}) == {0: 5, 1: 60, 2: 100}
     assert total_lag(positions, {0: 95, 1: 40, 7: 1}) == 165
+
+
+def test_a_database_that_was_emptied_has_everything_to_store_again() -> None:
+    # Given a log with the commits of before
+    positions = [PartitionPosition(0, 0, 100_000, 100_000), PartitionPosition(1, 20, 50, 50)]
+    # Then what is still there is lag, though the log was told otherwise
+    assert lag_by_partition(positions, {}) == {0: 100_000, 1: 30}
+    # And 0 only while PostgreSQL does not answer
+    assert lag_by_partition(positions, None) == {0: 0, 1: 0}
 
 
 def test_a_partition_without_records_has_no_lag_whoever_knows() -> None:

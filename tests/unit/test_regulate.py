@@ -33,6 +33,10 @@ class FakeDatabase:
         self._answer("offsets")
         return dict(self.stored)
 
+    def settled_offsets(self, log_id: str) -> dict[int, int]:
+        self._answer("settled")
+        return dict(self.stored)
+
     def load_asked(self) -> Asked:
         self._answer("pauses")
         return Asked(self.pauses, self.override, self.bands)
@@ -65,8 +69,20 @@ class System:
             settings=settings,
             policy=BandPolicy.from_settings(settings),
             log=self.log,
-            database=Database(self.database.stored_offsets, self.database.load_asked, self.database.terminate),
-            control=Control(self.rig.store, self.rig.events, self.rig.leases, self.rig.progress, self.rig.troubles),
+            database=Database(
+                self.database.stored_offsets,
+                self.database.settled_offsets,
+                self.database.load_asked,
+                self.database.terminate,
+            ),
+            control=Control(
+                self.rig.store,
+                self.rig.events,
+                self.rig.leases,
+                self.rig.progress,
+                self.rig.floors,
+                self.rig.troubles,
+            ),
             by=by,
         )
 
@@ -184,6 +200,88 @@ def test_the_logs_own_commits_are_enough(system: System) -> None:
     system.database.is_away = True
     assert system.tick().lag == {0: 15_000, 1: 0}
     assert system.rate().mode is Mode.DEGRADED
+
+
+def test_a_commit_of_a_database_that_was_emptied_is_corrected(system: System) -> None:
+    # Given a log that was told that all of it is stored, by a database that knows of nothing now
+    system.append(0, 20_000)
+    system.append(1, 10)
+    log_id = system.log.identity().log_id
+    system.log.commit(log_id, 0, 20_000)
+    system.log.commit(log_id, 1, 4)
+    system.database.stored = {1: 4}
+    # Then all of it is lag, and whoever asks the log alone learns that too
+    assert system.tick().lag == {0: 20_000, 1: 6}
+    assert [position.committed for position in system.log.positions()] == [0, 4]
+    system.database.is_away = True
+    assert system.tick().lag == {0: 20_000, 1: 6}
+
+
+def test_a_log_that_ends_before_the_stored_offset_is_stopped(system: System) -> None:
+    # Given a log in use that was put back, with nobody who has noticed
+    system.append(0, 100)
+    system.append(1, 7)
+    system.database.stored = {0: 150, 1: 7}
+    # When the control loop compares the two
+    system.tick()
+    # Then that partition stops, before what comes in is passed over and trimmed; and it is said
+    state = system.rig.store.state()
+    assert state.pauses is not None
+    assert [(pause.reason, pause.partition) for pause in state.pauses] == [(PauseReason.LOG_GAP, 0)]
+    assert [(a.code, a.partition) for a in system.rate().alarms] == [(AlarmCode.LOG_BEHIND_STORED, 0)]
+    assert "150" in state.pauses[0].why
+    assert "100" in state.pauses[0].why
+    # And it is not lifted by itself: events may have come in below the stored offset meanwhile
+    system.append(0, 100)
+    assert system.tick().problems == ()
+    assert len(system.rig.store.state().pauses or ()) == 1
+
+
+def test_a_log_without_its_tail_that_waits_for_its_first_append_is_well(system: System) -> None:
+    # Given a log that came back without its tail
+    system.log = MemoryLog(floors=lambda *_, **__: {0: 150}, server=system.log.server)
+    system.append(0, 150)
+    system.database.stored = {0: 150}
+    system.log.server.restart(keep={0: 100})
+    # Then nothing is wrong: no append happens before the floors are known
+    assert system.tick().problems == ()
+    # And nothing is wrong after it
+    system.append(1, 1)
+    assert system.tick().problems == ()
+    system.append(0, 1)
+    assert system.tick().lag == {0: 1, 1: 1}
+    assert system.rig.store.state().pauses == ()
+
+
+def test_offsets_that_were_stored_while_postgresql_was_asked_are_no_alarm(system: System) -> None:
+    # Given a partition that moves on between the two questions
+    system.append(0, 10)
+
+    def stored_offsets(log_id: str) -> dict[int, int]:
+        system.append(0, 5)
+        return {0: 15}
+
+    system.database.stored_offsets = stored_offsets  # type: ignore[method-assign]
+    assert system.tick().problems == ()
+
+
+def test_the_mirror_is_made_complete_after_a_flush_without_an_append(system: System) -> None:
+    # Given a control store that has lost what it knew, and PostgreSQL that answers
+    system.append(0, 10)
+    system.database.stored = {0: 10}
+    system.tick()
+    log_id = system.log.identity().log_id
+    assert system.rig.floors.mirror(log_id).is_complete
+    for forget in (system.server.flush, system.server.restart):
+        forget()
+        assert not system.rig.floors.mirror(log_id).is_complete
+        # Then the next tick gives it the stored offsets, waiting for those who are storing, once
+        system.database.asked.clear()
+        system.tick()
+        system.tick()
+        assert system.database.asked.count("settled") == 1
+        mirror = system.rig.floors.mirror(log_id)
+        assert (mirror.floors, mirror.is_complete) == ({0: 10}, True)
 
 
 # --- Breaker and flush ----------------------------------------------------------------------------
