@@ -25,10 +25,11 @@ _NEVER_SECONDS: Final = 10 * 365 * 86_400.0
 class SinkBreaker:
     """Opens after `breaker_failures_max` consecutive SinkUnavailableErrors, and pauses consumption for everybody.
 
-    Only a call that returns proves that the sink stores: any other error neither counts nor resets the count. An
-    open breaker stays open until the reason to pause of its generation is lifted (see `pipeline.probe`), so it
-    needs `reconcile`. pybreaker keeps state and count; results are reported to it after the call, since it holds
-    its lock throughout a call and takes every BaseException for a failure or for a success.
+    Only a call that stores and returns proves that the sink stores: one that only looks something up (`stores=False`)
+    and any other error neither count nor reset the count. An open breaker stays open until the reason to pause of its
+    generation is lifted (see `pipeline.probe`), so it needs `reconcile`. pybreaker keeps state and count; results are
+    reported to it after the call, since it holds its lock throughout a call and takes every BaseException for a failure
+    or for a success.
     """
 
     def __init__(self, settings: Settings, store: ControlStore, clock: Clock, name: str) -> None:
@@ -46,7 +47,7 @@ class SinkBreaker:
     def is_open(self) -> bool:
         return bool(self._breaker.current_state != pybreaker.STATE_CLOSED)
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], T], *, stores: bool = True) -> T:
         with self._lock:
             if self.is_open:
                 raise BreakerOpenError
@@ -58,7 +59,8 @@ class SinkBreaker:
                 self._publish()
                 raise BreakerOpenError(f"the circuit breaker has opened: {self._why}") from error
             raise
-        self._count_success(epoch)
+        if stores:
+            self._count_success(epoch)
         return result
 
     def reconcile(self, state: ControlState | None) -> None:

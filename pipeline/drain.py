@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pipeline.clock import Clock
 from pipeline.errors import (
+    BatchRefusedError,
     BreakerOpenError,
     FencedError,
     LogGapError,
@@ -29,6 +30,7 @@ from pipeline.errors import (
     SinkUnavailableError,
     StoreUnavailableError,
 )
+from pipeline.pace import Pace
 from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import Floors
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity
@@ -98,6 +100,7 @@ class _Means:
     settings: Settings
     clock: Clock
     on_stored: Callable[[int, StoreResult], None] | None
+    pace: Pace
 
 
 def drain(
@@ -111,14 +114,16 @@ def drain(
     settings: Settings,
     clock: Clock,
     on_stored: Callable[[int, StoreResult], None] | None = None,
+    pace: Pace | None = None,
 ) -> DrainReport:
     """Drain one partition for `settings.drain_run_seconds_max`, and longer only while PostgreSQL is failing.
 
     `paused` is asked before every batch. `on_stored` is called after every commit with the next offset and the
-    counts. Only what a person must mend in the set-up is raised (LogMisconfiguredError); all else is reported.
+    counts. `pace` is what earlier runs of this partition have learnt. Only what a person must mend in the set-up is
+    raised (LogMisconfiguredError); all else is reported.
     """
     with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
-        means = _Means(log, sink, floors, breaker, settings, clock, on_stored)
+        means = _Means(log, sink, floors, breaker, settings, clock, on_stored, pace or Pace(settings))
         run = _Run(partition, means, ahead)
         try:
             outcome, error = run.go(paused)
@@ -174,7 +179,7 @@ class _Run:
         failures = 0
         while not paused():
             try:
-                self._step()
+                is_forward = self._step()
             except (BreakerOpenError, LogGapError, PoisonedError) as error:
                 self._evidence = error.evidence if isinstance(error, PoisonedError) else None
                 return _ENDS[type(error)], str(error)
@@ -190,29 +195,46 @@ class _Run:
                     return outcome, str(error)
                 self._back_off(failures)
             else:
-                failures = 0
-                if self._is_over():
+                failures = 0 if is_forward else failures  # a look-up that succeeds is no sign that the rest does
+                if self._is_over() and failures == 0:
                     return DrainOutcome.FINISHED, None
         return DrainOutcome.PAUSED, None
 
-    def _step(self) -> None:
-        """Look up where the partition stands, or read, or store one piece."""
-        hand = self._hand
+    def _step(self) -> bool:
+        """Look up where the partition stands, or read, or store one piece; whether it read or stored."""
+        hand, breaker = self._hand, self._means.breaker
         if self._identity is None:
             self._identity = self._current_log()
             if self._partition >= self._identity.partitions:
                 raise LogMisconfiguredError(f"the event log has no partition {self._partition}")
-        if self._position is not None and hand.first is None:
+        identity = self._identity
+        if self._position is None:
+            self._position = self._next_offset = breaker.call(lambda: self._look_up(identity), stores=False)
+            if hand.first is not None and hand.first[0] != self._position:
+                # A commit whose answer was lost took effect after all, or somebody else moved on: read from there.
+                hand.drop()
+            return False
+        if hand.first is None:
             left_seconds = self._deadline - self._means.clock.monotonic()
             hand.read(self._position, max(0.0, min(self._means.settings.drain_poll_seconds, left_seconds)))
-            return  # a pause that came while this read waited must keep what it brought from being stored
-        if self._floor_is_away and hand.first is not None:
+            return True  # a pause that came while this read waited must keep what it brought from being stored
+        if self._floor_is_away:
             self._raise_floor(hand.first[1].next_offset)  # cheaper to ask than to write a batch in vain
             self._floor_is_away = False
-        result = self._means.breaker.call(self._attempt)
-        if result is not None:
-            self._stored(result)
+        if self._means.pace.must_ask(self._position):
+            breaker.call(self._means.sink.probe)  # a success ends the row of failures: they are the batch's own
+            self._means.pace.asked()
+        hand.limit(self._means.pace.records)
+        expected_offset, batch = hand.first
+        try:
+            result = breaker.call(lambda: self._store(identity, expected_offset, batch))
+        except BatchRefusedError:
+            self._means.pace.refused()
+            hand.collect()
+            return True
+        self._stored(result)
         hand.collect()
+        return True
 
     def _current_log(self) -> LogIdentity:
         """Who the log is; where a floor was refused, after that incarnation of it was made the current one.
@@ -229,30 +251,29 @@ class _Run:
             self._must_fence = False
         return identity
 
-    def _attempt(self) -> StoreResult | None:
-        """What the breaker counts as one call: looking up, where that is needed, and storing.
+    def _store(self, identity: LogIdentity, expected_offset: int, batch: LogBatch) -> StoreResult:
+        """Store a batch; or, where it is a record that makes storing fail by itself, keep it as a dead letter."""
+        pace, sink, place = self._means.pace, self._means.sink, (identity.log_id, self._partition, expected_offset)
 
-        Counted apart, a look-up that succeeds would hide from the breaker that each store fails (a full disk).
-        """
-        identity, first = self._identity, self._hand.first
-        assert identity is not None  # noqa: S101 - _step has asked
-        if self._position is None:
-            self._position = self._next_offset = self._look_up(identity)
-        if first is None:
-            return None
-        expected_offset, batch = first
-        if expected_offset != self._position:
-            # A commit whose answer was lost took effect after all, or somebody else moved on: read from there.
-            self._hand.drop()
-            return None
-        return self._means.sink.store(
-            identity.log_id,
-            self._partition,
-            expected_offset,
-            batch,
-            before_commit=lambda: self._raise_floor(batch.next_offset),
-            on_made=self._hand.begin if not self._is_over() else None,
-        )
+        def before_commit() -> None:
+            self._raise_floor(batch.next_offset)
+
+        try:
+            if pace.is_culprit(expected_offset):
+                _logger.error(
+                    "partition %d: the record at offset %d makes storing fail, and is kept as a dead letter: %s",
+                    self._partition,
+                    batch.offset,
+                    pace.why,
+                    extra={"action": "record_condemned", "partition": self._partition, "offset": batch.offset},
+                )
+                why = f"storing it failed each time, while PostgreSQL took other writes: {pace.why}"
+                return sink.condemn(*place, batch, why, before_commit=before_commit)
+            begin = self._hand.begin if not self._is_over() else None
+            return sink.store(*place, batch, before_commit=before_commit, on_made=begin)
+        except SinkUnavailableError as error:
+            pace.failed(expected_offset, len(batch.values), error)
+            raise
 
     def _prepare(self, batch: LogBatch) -> LogBatch:
         """Have a batch that was read ahead made ready for the sink."""
@@ -283,6 +304,7 @@ class _Run:
     def _stored(self, result: StoreResult) -> None:
         """Count what was committed, and go on behind it."""
         assert self._identity is not None  # noqa: S101 - nothing is stored without
+        self._means.pace.stored(result)
         self._position = self._next_offset = self._hand.pop(self._identity.log_id)
         self._batches += 1
         total = self._total

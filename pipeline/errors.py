@@ -49,9 +49,18 @@ class LogRestartedError(RecoverableError):
 class SinkUnavailableError(RecoverableError):
     """PostgreSQL does not answer or refuses to work. Counts for the circuit breaker."""
 
+    def __init__(self, message: str | None = None, *, is_a_row_possible: bool = True) -> None:
+        super().__init__(message)
+        # False: no content of a row can be the cause (a lock, a full disk), however often the same batch fails.
+        self.is_a_row_possible = is_a_row_possible
+
 
 class SinkContentionError(RecoverableError):
     """PostgreSQL rolled the transaction back in favour of another (SQLSTATE class 40): repeat it. Not counted."""
+
+
+class BatchRefusedError(RecoverableError):
+    """PostgreSQL refused a batch for one of its rows, and the batch is too large to look for it in one transaction."""
 
 
 class OffsetConflictError(RecoverableError):

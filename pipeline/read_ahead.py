@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final
 
 from pipeline.clock import Clock
@@ -69,6 +70,15 @@ class ReadAhead:
     def more(self) -> bool:
         """Whether there is probably more to read."""
         return bool(self._pieces) or self._read_was_full
+
+    def limit(self, records_max: int) -> None:
+        """Cut the oldest piece in two where it has more than `records_max` records."""
+        expected_offset, batch = self._pieces[0]
+        if len(batch.values) <= records_max:
+            return
+        rest = LogBatch(batch.offset + records_max, batch.values[records_max:])
+        self._pieces[0] = rest.offset, rest
+        self._pieces.appendleft((expected_offset, replace(batch, values=batch.values[:records_max], made=None)))
 
     def pop(self, log_id: str) -> int:
         """The oldest piece, of the log `log_id`, is stored: let go of it and return the offset after it."""

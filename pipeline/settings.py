@@ -253,6 +253,13 @@ class Settings:
         high=256 << 20,
         when="as above, where events are large",
     )
+    drain_careful_records_max: int = _setting(
+        500,
+        "Records stored in one transaction where PostgreSQL refuses some of them: each is tried alone, then committed",
+        low=1,
+        high=100_000,
+        when="rarely: lower where triggers or constraints take milliseconds a row",
+    )
     drain_run_seconds_max: float = _setting(
         10.0,
         "Length of one drain task; then it hands over to its own next hint",

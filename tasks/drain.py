@@ -53,6 +53,7 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
         settings=settings,
         clock=parts.clock,
         on_stored=parts.tally.on_stored,
+        pace=parts.pace(partition),
     )
     parts.tally.on_run(report.outcome.value)
     _tell(report, parts)

@@ -12,6 +12,7 @@ from celery.signals import worker_process_shutdown
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import Clock, SystemClock
+from pipeline.pace import Pace
 from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
 from pipeline.ports.history import History
 from pipeline.ports.log import EventLog
@@ -36,6 +37,7 @@ class Parts:
         self.name = f"{worker_name() or socket.gethostname()}/{self.pid}"
         self.clock: Clock = SystemClock()
         self.is_migrated = False
+        self._paces: dict[int, Pace] = {}
         self._partitions: tuple[float, int] | None = None  # when it was asked, and the answer
 
     @cached_property
@@ -93,6 +95,10 @@ class Parts:
     @cached_property
     def policy(self) -> RatePolicy:
         return wiring.make_policy(self.settings)
+
+    def pace(self, partition: int) -> Pace:
+        """What this process has learnt of a partition's batches."""
+        return self._paces.setdefault(partition, Pace(self.settings))
 
     def partitions(self) -> int:
         """How many partitions the log has, asked once in a while. Raises LogUnavailableError."""

@@ -66,12 +66,31 @@ class Sink(Protocol):
 
         `before_commit` runs after everything is written and before COMMIT; if it raises, the transaction is rolled
         back. `on_made` runs, at most once, when all that is left for this process to do is to wait: the time to do
-        something else. Raises SinkUnavailableError, SinkContentionError, OffsetConflictError, PoisonedError; after any
-        of these nothing of the batch is stored, except that a SinkUnavailableError in COMMIT may leave all of it.
+        something else. Raises SinkUnavailableError, SinkContentionError, OffsetConflictError, PoisonedError, and
+        BatchRefusedError where a row is refused and the batch has more than `drain_careful_records_max`; after any of
+        these nothing of the batch is stored, except that a SinkUnavailableError in COMMIT may leave all of it.
+        """
+
+    def condemn(
+        self,
+        log_id: str,
+        partition: int,
+        expected_offset: int,
+        batch: LogBatch,
+        why: str,
+        *,
+        before_commit: Callable[[], None],
+    ) -> StoreResult:
+        """As `store`, but keep every record of the batch as a dead letter with this reason, without trying to store it.
+
+        For a record that makes each try fail by something that does not look like its fault. Raises as `store` does.
         """
 
     def probe(self) -> None:
-        """Do one small real write. Raises SinkUnavailableError."""
+        """Do a small real write, and what storing an event does, up to its commit.
+
+        Raises SinkUnavailableError, SinkContentionError.
+        """
 
     def close(self) -> None:
         """Close the connection; idempotent."""

@@ -1,11 +1,11 @@
 """Writes the events of one batch, within a transaction that the caller has begun and ends.
 
 `write_straight` is a COPY into the table, and fails as a whole. `write_carefully` goes through a staging table,
-counts repeats, and halves what PostgreSQL refuses until the culprits stand alone.
+counts repeats, and tries the rows of what PostgreSQL refuses one by one.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -14,7 +14,7 @@ from pipeline.ports.log import LogBatch
 from pipeline.sink.queries import query
 from pipeline.sink.rows import Letter, PreparedRows, RowEncoder, copy_chunks, place_columns, printable
 from pipeline.sink.session import Session, StatementRefusedError
-from pipeline.sink.sqlstate import UNIQUE_VIOLATION
+from pipeline.sink.sqlstate import CONTENTION_CLASS, INSUFFICIENT_PRIVILEGE, SERVER_CLASSES, UNIQUE_VIOLATION
 
 _logger = logging.getLogger(__name__)
 
@@ -94,21 +94,25 @@ def write_carefully(
     positions: Callable[[int], tuple[str, int, int]],
     *,
     letters_max: int,
+    piece_records_max: int,
 ) -> Written:
-    """Write rows through the staging table, piece by piece, halving a piece that PostgreSQL refuses.
+    """Write rows through the staging table, piece by piece. Rows of a piece that is refused are tried one by one.
 
     `positions(index)` is a row's (log_id, partition, offset); None among the rows is left out. Pieces are taken in
-    the order of the rows, so that of two with one event_id the first is stored. Stops early, with what it has, once
-    there are more than `letters_max` letters: the caller gives the batch up then. k culprits among n rows cost about
-    k·log2(n) further pieces. Raises SinkUnavailableError, SinkContentionError.
+    the order of the rows, so that of two with one event_id the first is stored, and are no larger than
+    `piece_records_max`, so that PostgreSQL is not silent for long. One that not even the staging table takes is halved.
+    Stops early, with what it has, once there are more than `letters_max` letters: the caller gives the batch up then.
+    Raises SinkUnavailableError, SinkContentionError.
     """
     written = Written()
-    pieces = [(0, len(rows))]
+    pieces = [(first, min(first + piece_records_max, len(rows))) for first in range(0, len(rows), piece_records_max)]
+    pieces.reverse()
     while pieces and len(written.letters) <= letters_max:
         first, end = pieces.pop()
         try:
             session.count(query("open_piece"))
-            _write_piece(session, rows[first:end], first, positions, written)
+            letters_left = letters_max - len(written.letters)
+            _write_piece(session, rows[first:end], first, positions, written, letters_max=letters_left)
             session.count(query("close_piece"))
         except StatementRefusedError as refusal:
             session.count(query("undo_piece"))
@@ -126,10 +130,19 @@ def _write_piece(
     first: int,
     positions: Callable[[int], tuple[str, int, int]],
     written: Written,
+    *,
+    letters_max: int,
 ) -> None:
-    """One piece, whose first row has index `first`, through the staging table. Raises StatementRefusedError."""
+    """One piece, whose first row has index `first`. Raises StatementRefusedError where it can't be staged."""
     staged = session.copy(query("copy_stage"), copy_chunks(rows))
-    stored = session.count(query("insert_from_stage"), refusable=True)
+    letters: list[Letter] = []
+    try:
+        stored = session.count(query("insert_from_stage"), refusable=True)
+    except StatementRefusedError:
+        indexes = {positions(index): index for index, row in enumerate(rows, first) if row is not None}
+        letters, repeated = _insert_one_by_one(session, indexes, letters_max)
+        staged -= len(letters)
+        stored = staged - repeated
     conflicts: list[int] = []
     if stored < staged:
         found = session.rows(query("conflicts_in_stage"))
@@ -140,6 +153,27 @@ def _write_piece(
     written.stored += stored
     written.repeated += staged - stored - len(conflicts)
     written.conflicts += conflicts
+    written.letters += letters
+
+
+def _insert_one_by_one(
+    session: Session, indexes: Mapping[tuple[str, int, int], int], letters_max: int
+) -> tuple[list[Letter], int]:
+    """Insert the staged rows, each for itself; the refused ones as letters, and how many ids were there before.
+
+    `indexes` are those of the rows by their positions. Raises SinkUnavailableError, SinkContentionError.
+    """
+    limits = {
+        "server_classes": sorted(SERVER_CLASSES | {CONTENTION_CLASS}),
+        "of_a_row": INSUFFICIENT_PRIVILEGE,  # of the table itself, it was raised before any row was tried
+        "letters_max": letters_max,
+    }
+    session.count(query("insert_one_by_one"), limits)
+    letters = [
+        Letter(indexes[log_id, partition, offset], printable(reason), sqlstate)
+        for log_id, partition, offset, sqlstate, reason in session.rows(query("take_refused"))
+    ]
+    return letters, int(session.rows(query("count_repeated"))[0][0])
 
 
 def _log_conflicts(event_ids: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.sink import DeadLetterCounts
@@ -9,6 +10,9 @@ from pipeline.sink.batches import make_stage, write_carefully
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.queries import query
 from pipeline.sink.rows import Letter, RowEncoder, place_columns
+
+# Dead letters that are tried in one statement, whatever the limit of a replay: PostgreSQL is silent meanwhile.
+_PIECE_RECORDS_MAX: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,9 @@ def replay_dead_letters(sink: PostgresSink, *, limit: int, dry_run: bool = False
         found = session.rows(query("open_dead_letters"), {"limit": limit})
         positions = [(log_id, partition, offset) for _, log_id, partition, offset, _ in found]
         rows, letters = _encode([bytes(raw) for *_, raw in found], positions)
-        written = write_carefully(session, rows, positions.__getitem__, letters_max=len(found))
+        written = write_carefully(
+            session, rows, positions.__getitem__, letters_max=len(found), piece_records_max=_PIECE_RECORDS_MAX
+        )
         refused = letters + written.kept
         kept = {letter.index for letter in refused}
         session.count(

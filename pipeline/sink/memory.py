@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from pipeline.errors import OffsetConflictError, SinkContentionError, SinkUnavailableError
+from pipeline.errors import BatchRefusedError, OffsetConflictError, SinkContentionError, SinkUnavailableError
 from pipeline.event import RecordedEvent, content_of, decode_record
 from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.log import LogBatch
@@ -35,6 +35,10 @@ class MemoryStore:
     probes: int = 0
 
     is_down: bool = False  # every call fails
+    is_locked: bool = False  # `store` and `probe` fail: somebody has locked the table
+    fails_for: Callable[[RecordedEvent], str | None] | None = (
+        None  # why `store` fails as a whole, for one of its events
+    )
     store_is_down: bool = False  # only `store` fails: a full disk
     contentions: int = 0  # so many calls of `store` fail with SinkContentionError
     refuses: Callable[[RecordedEvent], str | None] | None = None  # the reason why an event is refused
@@ -80,7 +84,8 @@ class MemorySink:
         self._ask()
         database = self.database
         if database.store_is_down:
-            raise SinkUnavailableError("no space left on device")
+            raise SinkUnavailableError("no space left on device", is_a_row_possible=False)
+        self._ask_lock()
         if database.contentions > 0:
             database.contentions -= 1
             raise SinkContentionError
@@ -89,9 +94,13 @@ class MemorySink:
         run = self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
         draft = _Draft(database)
         for index, value in enumerate(batch.values):
+            if database.fails_for is not None and (why := database.fails_for(decode_record(value))):
+                self._fail(why)
             draft.take(value, (log_id, partition, batch.offset + index))
         if on_made is not None:
             on_made()
+        if draft.is_refused and len(batch.values) > self._settings.drain_careful_records_max:
+            raise BatchRefusedError
         run.check(len(draft.letters), len(batch.values))
         before_commit()
         self._commit(draft, (log_id, partition), batch.next_offset)
@@ -103,10 +112,34 @@ class MemorySink:
             dead_lettered=len(draft.letters),
         )
 
+    def condemn(
+        self,
+        log_id: str,
+        partition: int,
+        expected_offset: int,
+        batch: LogBatch,
+        why: str,
+        *,
+        before_commit: Callable[[], None],
+    ) -> StoreResult:
+        self._ask()
+        if self.database.offsets.get((log_id, partition), expected_offset) != expected_offset:
+            raise OffsetConflictError
+        run = self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
+        draft = _Draft(self.database)
+        for index, value in enumerate(batch.values):
+            draft.letters[log_id, partition, batch.offset + index] = MemoryLetter(value, why)
+        run.check(len(draft.letters), len(batch.values))
+        before_commit()
+        self._commit(draft, (log_id, partition), batch.next_offset)
+        run.add(len(draft.letters), len(batch.values))
+        return StoreResult(dead_lettered=len(draft.letters))
+
     def probe(self) -> None:
         self._ask()
         if self.database.store_is_down:
-            raise SinkUnavailableError("no space left on device")
+            raise SinkUnavailableError("no space left on device", is_a_row_possible=False)
+        self._ask_lock()
         self.database.probes += 1
 
     def close(self) -> None:
@@ -115,6 +148,10 @@ class MemorySink:
     def _ask(self) -> None:
         if self.database.is_down:
             self._fail("the memory sink is down")
+
+    def _ask_lock(self) -> None:
+        if self.database.is_locked:
+            raise SinkUnavailableError("waited in vain for a lock", is_a_row_possible=False)
 
     def _commit(self, draft: "_Draft", key: tuple[str, int], next_offset: int) -> None:
         database = self.database
@@ -146,6 +183,7 @@ class _Draft:
         self.places: dict[str, tuple[str, int, int]] = {}
         self.letters: dict[tuple[str, int, int], MemoryLetter] = {}
         self.repeated = 0
+        self.is_refused = False  # by the table, for one of the rows: it would not go by COPY
         self.conflicts: dict[tuple[str, int, int], MemoryLetter] = {}  # kept as letters too; no poison
 
     def take(self, value: bytes, place: tuple[str, int, int]) -> None:
@@ -158,12 +196,15 @@ class _Draft:
         reason = _refusal(event) or (self._database.refuses(event) if self._database.refuses else None)
         if reason is not None:
             self.letters[place] = MemoryLetter(value, reason)
+            self.is_refused = True
             return
         earlier = self._database.events.get(event.event_id) or self.events.get(event.event_id)
         if earlier is None:
             self.events[event.event_id] = event
             self.places[event.event_id] = place
-        elif content_of(earlier) == content_of(event):
+            return
+        self.is_refused = True
+        if content_of(earlier) == content_of(event):
             self.repeated += 1
         else:
             self.conflicts[place] = MemoryLetter(value, LETTER_CONFLICT)

@@ -4,16 +4,24 @@ import contextlib
 import hashlib
 import logging
 import time
+import uuid
 from collections.abc import Callable
 
-from pipeline.errors import OffsetConflictError, PoisonedError, SinkContentionError, SinkUnavailableError
+from pipeline.errors import (
+    BatchRefusedError,
+    OffsetConflictError,
+    PoisonedError,
+    SinkContentionError,
+    SinkUnavailableError,
+)
 from pipeline.ports.log import LogBatch
 from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.batches import Written, make_stage, prepare, write_carefully, write_letters, write_straight
+from pipeline.sink.locks import naming_holders
 from pipeline.sink.poison import PoisonRun, poison_evidence
 from pipeline.sink.queries import query
-from pipeline.sink.rows import Letter, RowEncoder, place_columns, request_ids
+from pipeline.sink.rows import Letter, RowEncoder, place_columns, printable, request_ids
 from pipeline.sink.session import Session, StatementRefusedError
 
 _logger = logging.getLogger(__name__)
@@ -75,9 +83,9 @@ class PostgresSink:
         before_commit: Callable[[], None],
         on_made: Callable[[], None] | None = None,
     ) -> StoreResult:
-        run = self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
-        started = time.monotonic()
-        try:
+        run = self._run_of(log_id, partition)
+
+        def write() -> Written:
             self._begin(log_id, partition, expected_offset, batch.next_offset)
             try:
                 written = write_straight(self.session, self._encoder, log_id, partition, batch, on_made=on_made)
@@ -89,17 +97,53 @@ class PostgresSink:
                     refusal,
                     extra={"action": "batch_staged", "sqlstate": refusal.sqlstate, "partition": partition},
                 )
+                if len(batch.values) > self._settings.drain_careful_records_max:
+                    raise BatchRefusedError(str(refusal)) from refusal
                 self.session.rollback()
                 make_stage(self.session)
                 self._begin(log_id, partition, expected_offset, batch.next_offset)
                 written = self._write_carefully(log_id, partition, batch, run)
-            _check(run, log_id, batch, written)
-            write_letters(self.session, log_id, partition, batch, written.kept)
-            before_commit()
-            self.session.commit()
-        except BaseException:
-            self.session.rollback()
-            raise
+            return written
+
+        return self._commit(log_id, partition, batch, write, before_commit)
+
+    def condemn(
+        self,
+        log_id: str,
+        partition: int,
+        expected_offset: int,
+        batch: LogBatch,
+        why: str,
+        *,
+        before_commit: Callable[[], None],
+    ) -> StoreResult:
+        def write() -> Written:
+            self._begin(log_id, partition, expected_offset, batch.next_offset)
+            return Written(letters=[Letter(index, printable(why), None) for index in range(len(batch.values))])
+
+        return self._commit(log_id, partition, batch, write, before_commit)
+
+    def _commit(
+        self,
+        log_id: str,
+        partition: int,
+        batch: LogBatch,
+        write: Callable[[], Written],
+        before_commit: Callable[[], None],
+    ) -> StoreResult:
+        """Run `write`, which begins a transaction, and commit it with the dead letters, unless that would be poison."""
+        run = self._run_of(log_id, partition)
+        started = time.monotonic()
+        with naming_holders(self.session):
+            try:
+                written = write()
+                _check(run, log_id, batch, written)
+                write_letters(self.session, log_id, partition, batch, written.kept)
+                before_commit()
+                self.session.commit()
+            except BaseException:
+                self.session.rollback()
+                raise
         run.add(len(written.letters), len(batch.values))
         if _logger.isEnabledFor(logging.DEBUG):
             _trace(partition, batch, written)
@@ -112,8 +156,19 @@ class PostgresSink:
             seconds=time.monotonic() - started,
         )
 
+    def _run_of(self, log_id: str, partition: int) -> PoisonRun:
+        return self._runs.setdefault((log_id, partition), PoisonRun(self._settings))
+
     def probe(self) -> None:
-        self.session.count(query("probe"))
+        session = self.session
+        with naming_holders(session):
+            session.count(query("probe"))
+            try:
+                session.count(query("probe_storing"), {"id": f"probe {uuid.uuid4().hex}"}, refusable=True)
+            except StatementRefusedError as refusal:  # a trigger or constraint that knows no probe: the server is well
+                _logger.debug("the probe's event is refused: %s", refusal)
+            finally:
+                session.rollback()
 
     def terminate_stalled(self, log_id: str, partition: int) -> bool:
         """End the other backend that holds a partition's lock; whether there was one.
@@ -152,6 +207,7 @@ class PostgresSink:
             rows,
             lambda index: (log_id, partition, batch.offset + index),
             letters_max=run.letters_left(len(batch.values)),
+            piece_records_max=self._settings.drain_careful_records_max,
         )
         written.letters = sorted([*written.letters, *letters], key=lambda letter: letter.index)
         written.received_at_ms = received

@@ -7,6 +7,16 @@ SET synchronous_commit = on;
 SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET TimeZone = 'UTC';
 SET client_min_messages = warning;
+-- A statement that waits for a lock is ended by the server, which says so: a client that only shuts its socket leaves a
+-- backend behind that waits on, and keeps the partition's lock meanwhile.
+SET lock_timeout = %(lock_ms)s;
+-- A client that is gone without a word (its machine lost power, its network swallows packets) frees its locks.
+SET tcp_keepalives_idle = 10;
+SET tcp_keepalives_interval = 2;
+SET tcp_keepalives_count = 3;
+SET tcp_user_timeout = 15000;
+-- A backend at work looks whether its client is still there (PostgreSQL 14; older ones find out when they answer).
+SELECT set_config(name, %(check_ms)s::text, false) FROM pg_settings WHERE name = 'client_connection_check_interval';
 
 -- name: begin_and_move_offset
 -- One round trip. No row is changed where the stored offset is another than the one expected.
@@ -35,9 +45,10 @@ FROM STDIN WITH (FORMAT binary);
 -- name: make_stage
 -- The columns that COPY names and no others: one that a user has added to log_events is PostgreSQL's to fill, and NOT
 -- NULL, which LIKE would copy without the default, would refuse every row here.
+-- `outcome` and `reason` are what became of a row that was tried alone.
 CREATE TEMPORARY TABLE IF NOT EXISTS event_stage ON COMMIT DELETE ROWS AS
 SELECT event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
-       log_id, log_partition, log_offset, request_id
+       log_id, log_partition, log_offset, request_id, NULL::text AS outcome, NULL::text AS reason
 FROM log_events
 WITH NO DATA;
 
@@ -58,8 +69,9 @@ DELETE FROM event_stage;
 RELEASE SAVEPOINT piece;
 
 -- name: insert_from_stage
--- Ordered by id, so that two drains with the same ids wait for each other instead of deadlocking; within one id the
+-- With a savepoint, so that a refusal leaves the rows staged. Ordered by id, so that two drains with the same ids wait for each other instead of deadlocking; within one id the
 -- lowest offset wins.
+SAVEPOINT staged;
 INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
                         log_id, log_partition, log_offset, request_id)
 SELECT event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
@@ -67,6 +79,50 @@ SELECT event_id, correlation_id, severity, message, source, event_time, received
 FROM event_stage
 ORDER BY event_id, log_id, log_partition, log_offset
 ON CONFLICT (event_id) DO NOTHING;
+
+-- name: insert_one_by_one
+-- After a refusal: each row in a subtransaction of its own, on the server, which costs some microseconds a row where
+-- halving cost some milliseconds a culprit. What is the server's fault ends it. In the order of insert_from_stage.
+ROLLBACK TO SAVEPOINT staged;
+DO $one_by_one$
+DECLARE
+    staged record;
+    detail text;
+    refused integer := 0;
+BEGIN
+    FOR staged IN
+        SELECT ctid AS place, stage.* FROM event_stage AS stage ORDER BY event_id, log_id, log_partition, log_offset
+    LOOP
+        BEGIN
+            INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at,
+                                    attributes, log_id, log_partition, log_offset, request_id)
+            VALUES (staged.event_id, staged.correlation_id, staged.severity, staged.message, staged.source,
+                    staged.event_time, staged.received_at, staged.attributes, staged.log_id, staged.log_partition,
+                    staged.log_offset, staged.request_id)
+            ON CONFLICT (event_id) DO NOTHING;
+            IF NOT FOUND THEN
+                UPDATE event_stage SET outcome = 'repeated' WHERE ctid = staged.place;
+            END IF;
+        EXCEPTION WHEN OTHERS OR assert_failure THEN
+            IF left(SQLSTATE, 2) = ANY (%(server_classes)s) AND SQLSTATE <> %(of_a_row)s THEN
+                RAISE;
+            END IF;
+            GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
+            UPDATE event_stage SET outcome = SQLSTATE, reason = concat_ws(' ', SQLERRM, nullif(detail, ''))
+            WHERE ctid = staged.place;
+            refused := refused + 1;
+            EXIT WHEN refused > %(letters_max)s;
+        END;
+    END LOOP;
+END $one_by_one$;
+
+-- name: take_refused
+-- Rows that were refused leave the stage: they are no conflicts.
+DELETE FROM event_stage WHERE outcome <> 'repeated'
+RETURNING log_id, log_partition, log_offset, outcome, reason;
+
+-- name: count_repeated
+SELECT count(*) FROM event_stage WHERE outcome = 'repeated';
 
 -- name: conflicts_in_stage
 -- Staged events whose id is stored with other content. `received_at` is not content: a repeat arrives later.
@@ -143,6 +199,42 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
 -- name: probe
 INSERT INTO probes (id, probed_at) VALUES (1, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET probed_at = EXCLUDED.probed_at;
+
+-- name: probe_storing
+-- What storing does, rolled back: a lock on the table, or a column that is missing, is found. The id is one of its own,
+-- since another probe's would be waited for.
+BEGIN;
+INSERT INTO stored_offsets (log_id, log_partition, next_offset) VALUES (%(id)s, 0, 0);
+INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
+                        log_id, log_partition, log_offset, request_id)
+VALUES (%(id)s, 'sluice-probe', 'INFO', 'a probe, rolled back', 'sluice', now(), now(), NULL, %(id)s, 0, 0, NULL);
+
+-- name: lock_holders
+-- Who keeps, or waits before us for, a lock on what a drain writes to; and whoever blocks another of our sessions that
+-- waits at this moment. Partitions of log_events are among it.
+WITH written AS (
+    SELECT oid FROM pg_class
+    WHERE oid IN (to_regclass('log_events'), to_regclass('stored_offsets'), to_regclass('dead_letters'),
+                  to_regclass('probes'))
+    UNION
+    SELECT inhrelid FROM pg_inherits WHERE inhparent = to_regclass('log_events')
+), blockers AS (
+    SELECT pid, min(relation::regclass::text) AS relation, min(mode) AS mode
+    FROM pg_locks
+    WHERE locktype = 'relation' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND relation IN (SELECT oid FROM written)
+      AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+    GROUP BY pid
+    UNION ALL
+    SELECT DISTINCT unnest(pg_blocking_pids(pid)), NULL, NULL
+    FROM pg_stat_activity
+    WHERE application_name = 'sluice' AND datname = current_database() AND wait_event_type = 'Lock'
+)
+SELECT DISTINCT ON (pid) pid, coalesce(application_name, ''), coalesce(usename, ''), coalesce(state, ''),
+       left(coalesce(query, ''), 80), extract(epoch FROM coalesce(xact_start, query_start))::float8, relation, mode
+FROM blockers JOIN pg_stat_activity USING (pid)
+WHERE pid <> pg_backend_pid()
+ORDER BY pid, relation NULLS LAST;
 
 -- name: load_pauses
 SELECT reason, paused_by, why, extract(epoch FROM since)::float8 FROM control_pauses ORDER BY reason;

@@ -13,7 +13,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 from pipeline.errors import PermanentError, SinkContentionError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
-from pipeline.sink.sqlstate import Fault, fault_of
+from pipeline.sink.sqlstate import LOCK_NOT_AVAILABLE, Fault, fault_of, may_be_a_rows
 from pipeline.sink.watchdog import Watchdog
 
 # What libpq is told beyond the URL. Keepalives find a peer that vanished while nothing is asked of it; calls have
@@ -27,6 +27,11 @@ _CONNECTION_OPTIONS: Final[dict[str, Any]] = {
     "client_encoding": "UTF8",
 }
 
+# Of the silence after which the watchdog shuts the socket. PostgreSQL ends a wait for a lock by itself before that, and
+# says so; it looks after a client that has gone while it works.
+_LOCK_SHARE: Final = 0.75
+_CHECK_SHARE: Final = 0.5
+
 Row = tuple[Any, ...]
 
 
@@ -36,6 +41,13 @@ class StatementRefusedError(PermanentError):
     def __init__(self, sqlstate: str, message: str) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+
+
+class LockedError(SinkUnavailableError):
+    """PostgreSQL ended a statement that waited too long for a lock."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, is_a_row_possible=False)
 
 
 class _Feed:
@@ -181,15 +193,17 @@ class Session:
 
     def _translate(self, error: psycopg2.Error, *, refusable: bool) -> NoReturn:
         message = _one_line(error)
-        fault = fault_of(error.pgcode)
-        if fault in (Fault.DATA, Fault.REPEAT) and not refusable:
+        fault = fault_of(error.pgcode, error.diag.source_function)
+        if fault in (Fault.DATA, Fault.REPEAT, Fault.NOT_BY_COPY) and not refusable:
             fault = Fault.SERVER  # no event's data was in it, so it is no event's fault
         if self._connection.closed or fault is Fault.SERVER:
             silent = self._watchdog is not None and self._watchdog.bit
             self.drop()
             if silent:
                 message = f"PostgreSQL was silent for {self._settings.sink_call_seconds_max} s"
-            raise SinkUnavailableError(message) from error
+            if error.pgcode == LOCK_NOT_AVAILABLE:
+                raise LockedError(f"waited in vain for a lock: {message}") from error
+            raise SinkUnavailableError(message, is_a_row_possible=may_be_a_rows(error.pgcode)) from error
         if fault is Fault.CONTENTION:
             self.rollback()
             raise SinkContentionError(message) from error
@@ -200,7 +214,9 @@ class Session:
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         if self._watchdog is None:
             self._watchdog = Watchdog(self._settings.sink_call_seconds_max)
-        self.count(query("set_up_session"))
+        silence_ms = 1000 * self._settings.sink_call_seconds_max
+        milliseconds = {"lock_ms": int(silence_ms * _LOCK_SHARE), "check_ms": int(silence_ms * _CHECK_SHARE)}
+        self.count(query("set_up_session"), milliseconds)
 
     def _forget_if_forked(self) -> None:
         """A child process must not speak on its parent's connection, nor say good-bye on it."""
@@ -225,7 +241,9 @@ def connect(settings: Settings) -> Any:
             **_CONNECTION_OPTIONS,
         )
     except (psycopg2.Error, OSError) as error:
-        raise SinkUnavailableError(f"no connection to PostgreSQL: {_one_line(error)}") from error
+        raise SinkUnavailableError(
+            f"no connection to PostgreSQL: {_one_line(error)}", is_a_row_possible=False
+        ) from error
     connection.autocommit = True
     return connection
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from stack.servers import Server
 from support.control import eventually
-from support.database import ask, stored_ids
+from support.database import ask, fail_on_insert, stored_ids
 from support.records import record
 
 
@@ -34,11 +35,13 @@ class Rig:
             end = min(start + 500, first + count)
             self.ingest.append([(0, record(number)) for number in range(start, end)])
 
-    def drain_up_to(self, offset: int) -> DrainReport:
-        """Drain partition 0 until so much is stored, or the run ends for another reason."""
+    def drain_up_to(self, offset: int, moved: list[int] | None = None) -> DrainReport:
+        """Drain partition 0 until so much is stored, or the run ends for another reason; `moved` gets each offset."""
         reached: list[int] = []
 
         def on_stored(next_offset: int, _: StoreResult) -> None:
+            if moved is not None:
+                moved.append(next_offset)
             if next_offset >= offset:
                 reached.append(next_offset)
 
@@ -145,3 +148,40 @@ def test_a_restarted_redis_goes_on_in_the_same_run(settings: Settings, own_log_r
         rig.append(1000, 50)
         assert rig.drain_up_to(1050).stored == 50
         assert stored_ids(changed.database_url) == [f"event-{number:06d}" for number in range(1050)]
+
+
+# --- rows that are refused ----------------------------------------------------------------------------------------
+
+
+def test_a_backlog_of_which_a_fifth_is_refused_is_stored_in_pieces(settings: Settings) -> None:
+    with _rig(settings) as rig:
+        # Given a backlog of a whole batch, and a trigger that refuses every fifth row
+        rig.append(0, 5000)
+        fail_on_insert(settings.database_url, "P0001", when="right(NEW.event_id, 1) IN ('3', '8')")
+        # When it is drained
+        moved: list[int] = []
+        started = time.monotonic()
+        report = rig.drain_up_to(5000, moved)
+        # Then all of it is stored or kept, at a thousand rows a second or more, and the offset moves piece by piece
+        assert (report.stored, report.dead_lettered) == (4000, 1000)
+        assert time.monotonic() - started < 5.0
+        assert len(moved) >= 10
+        assert all(after - before <= 500 for before, after in itertools.pairwise([0, *moved]))
+        assert ask(settings.database_url, "SELECT count(*) FROM dead_letters WHERE sqlstate = 'P0001'") == [(1000,)]
+
+
+def test_a_row_for_which_a_trigger_fails_is_found_and_the_breaker_stays_closed(settings: Settings) -> None:
+    with _rig(settings) as rig:
+        # Given a trigger that fails by itself, for one row only
+        rig.append(0, 1000)
+        is_bad = "(CASE WHEN NEW.event_id = 'event-000777' THEN nextval(NEW.message) > 0 ELSE false END)"
+        fail_on_insert(settings.database_url, "P0001", when=is_bad)
+        # When it is drained
+        report = rig.drain_up_to(1000)
+        # Then this row is a dead letter with that reason, the others are stored
+        assert (report.stored, report.dead_lettered) == (999, 1)
+        ((offset, reason),) = ask(settings.database_url, "SELECT log_offset, reason FROM dead_letters")
+        assert offset == 777
+        assert "invalid name syntax" in reason
+        # And nobody was stopped for it
+        assert wiring.make_control_store(settings).state().pauses in (None, ())

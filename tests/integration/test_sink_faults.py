@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import psycopg2
 import pytest
 
 from pipeline.errors import SinkUnavailableError
@@ -87,6 +88,60 @@ def test_a_backend_killed_between_calls_takes_the_lock_with_it(sink: PostgresSin
     with contextlib.closing(PostgresSink(sink._settings)) as other:
         assert other.acquire(LOG, 0)
         assert not sink.acquire(LOG, 0)
+
+
+# --- locked and slow -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasty(database_url: str) -> Iterator[PostgresSink]:
+    """A sink with little patience."""
+    settings = Settings(database_url=database_url, sink_call_seconds_max=SILENCE_SECONDS)
+    migrate(settings)
+    with contextlib.closing(PostgresSink(settings)) as made:
+        yield made
+
+
+def _held_locks(database_url: str) -> list[tuple[object, ...]]:
+    return ask(
+        database_url,
+        "SELECT pid FROM pg_locks WHERE locktype = 'advisory'"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+    )
+
+
+@pytest.mark.parametrize("mode", ["ACCESS EXCLUSIVE", "SHARE"])
+def test_a_locked_table_is_named_with_who_holds_it(hasty: PostgresSink, database_url: str, mode: str) -> None:
+    # Given somebody who has locked the table, as maintenance or CREATE INDEX does
+    with contextlib.closing(psycopg2.connect(database_url, application_name="ann's psql")) as other:
+        other.cursor().execute(f"LOCK TABLE log_events IN {mode} MODE")
+        pid = other.info.backend_pid
+        for call in (lambda: hasty.store(LOG, 0, 0, numbered_batch(0, 3), before_commit=nothing), hasty.probe):
+            assert hasty.acquire(LOG, 0)
+            # When something is to be stored
+            started = time.monotonic()
+            with pytest.raises(SinkUnavailableError) as caught:
+                call()
+            # Then it fails in time, and says what it waited for: no row can be the cause
+            assert time.monotonic() - started < 2 * SILENCE_SECONDS
+            said = str(caught.value)
+            assert f"pid {pid} (ann's psql) has {mode.title().replace(' ', '')}Lock on log_events since" in said
+            assert "idle in its transaction: LOCK TABLE log_events" in said
+            assert not caught.value.is_a_row_possible
+            # And nobody is left who waits for it and keeps the partition
+            eventually(lambda: _held_locks(database_url) == [])
+    assert hasty.store(LOG, 0, 0, numbered_batch(0, 3), before_commit=nothing) == StoreResult(stored=3)
+
+
+def test_a_backend_that_is_given_up_while_it_works_ends_and_frees_the_partition(
+    hasty: PostgresSink, database_url: str
+) -> None:
+    # Given a partition that is held, and a statement that takes for ever
+    assert hasty.acquire(LOG, 0)
+    with pytest.raises(SinkUnavailableError, match="silent"):
+        hasty.session.rows("SELECT pg_sleep(60)")
+    # Then the server ends it soon, though nothing was told to it
+    eventually(lambda: _held_locks(database_url) == [])
 
 
 # --- frozen ---------------------------------------------------------------------------------------------------

@@ -112,6 +112,13 @@ def test_a_success_begins_the_count_anew(breaker: SinkBreaker) -> None:
     assert not breaker.is_open
 
 
+def test_a_look_up_that_succeeds_does_not_hide_that_storing_fails(breaker: SinkBreaker) -> None:
+    for _ in range(4):
+        fail(breaker, SinkUnavailableError("locked"))
+        assert breaker.call(lambda: 42, stores=False) == 42
+    assert isinstance(fail(breaker, SinkUnavailableError("locked")), BreakerOpenError)
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -16,6 +16,7 @@ from pipeline.clock import ManualClock, SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import FencedError, LogMisconfiguredError, SinkUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
+from pipeline.pace import Pace
 from pipeline.ports.control import Mirror
 from pipeline.ports.log import LogBatch
 from pipeline.ports.sink import StoreResult
@@ -415,6 +416,83 @@ def test_contention_is_tried_again_and_not_counted(rig: Rig) -> None:
     assert not rig.breaker.is_open
 
 
+def test_a_locked_table_opens_the_breaker_however_often_a_run_begins(rig: Rig) -> None:
+    # Given a table that somebody has locked, and runs that end after one try each
+    rig.append(0, 5)
+    rig.store.is_locked = True
+    outcomes = []
+    for _ in range(5):
+        rig.is_paused = False
+        rig.at_step = {4: lambda: setattr(rig, "is_paused", True)}
+        outcomes.append(rig.drain().outcome)
+    # Then the fifth failure opens the breaker, though each run's look-up succeeded
+    assert outcomes == [*[DrainOutcome.PAUSED] * 2, *[DrainOutcome.PAUSED] * 2, DrainOutcome.BREAKER_OPEN]
+    # And no record is taken for the culprit
+    assert rig.store.letters == {}
+
+
+def test_a_record_that_makes_storing_fail_becomes_a_dead_letter() -> None:
+    rig = Rig(drain_run_seconds_max=100.0, drain_hard_seconds_max=200.0)
+    # Given two records for which a trigger raises what looks like the server's fault, among a backlog
+    rig.append(0, 60)
+    culprits = {"event-000023", "event-000024"}
+    rig.store.fails_for = lambda event: "no such function" if event.event_id in culprits else None
+    report = rig.drain()
+    # Then they alone are dead letters, PostgreSQL was asked in between, and the breaker has stayed closed
+    assert (report.outcome, report.stored, report.dead_lettered) == (DrainOutcome.FINISHED, 58, 2)
+    assert [offset for _, _, offset in rig.store.letters] == [23, 24]
+    assert {letter.reason for letter in rig.store.letters.values()} == {
+        "storing it failed each time, while PostgreSQL took other writes: no such function"
+    }
+    assert rig.store.probes >= 2
+    assert not rig.breaker.is_open
+
+
+def test_a_record_is_no_culprit_where_no_row_can_be_the_cause(rig: Rig) -> None:
+    # Given a part of the table that is locked: one partition's stores fail while other writes pass
+    class PartlyLocked(MemorySink):
+        def store(self, *arguments: Any, **named: Any) -> StoreResult:
+            raise SinkUnavailableError("waited in vain for a lock", is_a_row_possible=False)
+
+    rig.append(0, 5)
+    report = rig.drain(sink=PartlyLocked(rig.settings, rig.store))
+    # Then it is tried to the end, nothing is given up, and the others are not stopped for it
+    assert report.outcome is DrainOutcome.SINK_AWAY
+    assert rig.store.letters == {}
+    assert not rig.breaker.is_open
+
+
+def test_what_a_run_has_learnt_of_a_culprit_is_kept_for_the_next(rig: Rig) -> None:
+    # Given runs that end after each try
+    rig.append(0, 10)
+    rig.store.fails_for = lambda event: "no such function" if event.event_id == "event-000003" else None
+    pace = Pace(rig.settings)
+    for _ in range(30):
+        rig.is_paused = False
+        rig.at_step = {5: lambda: setattr(rig, "is_paused", True)}
+        rig.drain(pace=pace)
+    # Then the culprit is found all the same
+    assert rig.stored_numbers() == [0, 1, 2, *range(4, 10)]
+    assert [offset for _, _, offset in rig.store.letters] == [3]
+
+
+def test_a_refused_batch_goes_on_in_pieces() -> None:
+    # Given batches that are too large to look for culprits in one transaction, and a table that refuses every fifth
+    rig = Rig(drain_batch_records_max=100, drain_careful_records_max=10, poison_run_records_max=5)
+    rig.append(0, 200)
+    rig.store.refuses = lambda event: (
+        "rude" if int(event.event_id[-6:]) % 5 == 0 and event.event_id < "event-000100" else None
+    )
+    sink = SizedSink(rig)
+    report = rig.drain(sink=sink)
+    # Then each piece is committed for itself
+    assert (report.stored, report.dead_lettered, report.outcome) == (180, 20, DrainOutcome.FINISHED)
+    assert [offset for offset, _ in rig.stored[:10]] == [*range(10, 101, 10)]
+    # And the batches grow again once nothing is refused any more
+    sizes = [count for count, _ in sink.sizes]
+    assert sizes == [100, *[10] * 10, 10, 20, 40, 30]
+
+
 class Frozen(MemorySink):
     """Each call takes two seconds, then fails."""
 
@@ -429,6 +507,9 @@ class Frozen(MemorySink):
         self._freeze()
         raise AssertionError
 
+    def probe(self) -> None:
+        self._freeze()
+
     def _freeze(self) -> None:
         self.clock.advance(2.0)
         self._disconnect()
@@ -438,7 +519,7 @@ class Frozen(MemorySink):
 @pytest.mark.parametrize("only_store", [False, True])
 @pytest.mark.parametrize("run_seconds", [10.0, 1.0])
 def test_a_frozen_sink_opens_the_breaker_in_time(rig: Rig, only_store: bool, run_seconds: float) -> None:
-    # Given a sink whose calls fail after 2 s, all of them or only stores, be the run's time as short as it may
+    # Given a sink whose calls fail after 2 s, all of them or only what stores, be the run's time as short as it may
     rig.settings = replace(rig.settings, drain_run_seconds_max=run_seconds)
     rig.append(0, 5)
     sink = Frozen(rig.settings, rig.store)

@@ -35,7 +35,7 @@ from pipeline.sink.sqlstate import Fault, fault_of
         ("57P03", Fault.SERVER),  # starting up
         ("58030", Fault.SERVER),  # I/O error
         ("XX000", Fault.SERVER),  # internal error
-        ("P0001", Fault.SERVER),  # raised by a trigger without a code
+        ("P0001", Fault.DATA),  # raised by a trigger without a code
         ("", Fault.SERVER),
         (None, Fault.SERVER),  # the connection was lost
     ],

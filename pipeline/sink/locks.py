@@ -1,0 +1,46 @@
+"""Who holds the lock that storing waits for: in words, for whoever is on call."""
+
+import contextlib
+from collections.abc import Iterator
+
+from pipeline.errors import SinkContentionError, SinkUnavailableError
+from pipeline.event_words import clock_time
+from pipeline.sink.queries import query
+from pipeline.sink.rows import printable
+from pipeline.sink.session import LockedError, Row, Session
+
+# Named in one reason; the first holders are those that keep the others waiting.
+_HOLDERS_MAX = 2
+
+
+@contextlib.contextmanager
+def naming_holders(session: Session) -> Iterator[None]:
+    """Let a LockedError that leaves the body name the lock and who holds it, where PostgreSQL says so."""
+    try:
+        yield
+    except LockedError as error:
+        holders = lock_holders(session)
+        if not holders:
+            raise
+        raise LockedError(f"waited in vain for a lock: {holders}") from error
+
+
+def lock_holders(session: Session) -> str:
+    """Who keeps a drain from writing, in words; empty where nobody does any more, or PostgreSQL does not answer."""
+    try:
+        found = session.rows(query("lock_holders"))
+    except (SinkUnavailableError, SinkContentionError):
+        return ""
+    words = [_holder(row) for row in found[:_HOLDERS_MAX]]
+    if len(found) > _HOLDERS_MAX:
+        words.append(f"and {len(found) - _HOLDERS_MAX} more")
+    return "; ".join(words)
+
+
+def _holder(row: Row) -> str:
+    pid, application, user, state, statement, since, relation, mode = row
+    what = f"{mode} on {relation}" if relation is not None else "what it waits for"
+    when = f" since {clock_time(since)}" if since is not None else ""
+    idle = ", idle in its transaction" if state.startswith("idle in transaction") else ""
+    said = " ".join(printable(statement).split())
+    return f"pid {pid} ({application or user or 'no name'}) has {what}{when}{idle}: {said}"
