@@ -43,7 +43,7 @@ def system_metrics(log_url: str) -> list[Metric]:
         store.restore([], by="table")
         store.publish_rate(
             base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=1, lag_known_at=server.clock.now(), by="table",
-            consumption=Consumption({0: 1}, 1, 1.0),
+            consumption=Consumption({0: 1}, 1, 1.0, {0: 1.0}),
         )  # fmt: skip
         MemoryBucket(settings, server).take(needed=1, wanted=1, process="table")
         names = ("dead_letters", "dead_letter_conflicts", "database_bytes", "connections", "connections_max")

@@ -171,6 +171,10 @@ def _lag_gauges(state: ControlState, settings: Settings) -> Iterator[Metric]:
         lag.add_metric([str(partition)], events)
     yield lag
     yield metrics.LAG.gauge(rate.lag)
+    stood = metrics.NO_PROGRESS_SECONDS.gauge()
+    for partition, seconds in sorted((rate.consumption.no_progress_seconds or {}).items()):
+        stood.add_metric([str(partition)], seconds)
+    yield stood
     drain_rate = rate.consumption.drain_rate
     if drain_rate is not None:
         yield metrics.DRAIN_RATE.gauge(drain_rate)

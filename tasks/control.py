@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import shared_task
 
-from pipeline.errors import RecoverableError, SchemaNewerError
+from pipeline.errors import RecoverableError, SchemaNewerError, SluiceError
 from pipeline.names import LETTER_CONFLICT, BreakerState, Queue
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
@@ -25,13 +25,13 @@ _logger = logging.getLogger(__name__)
 
 
 def _one_line_when_away(function: Callable[..., None]) -> Callable[..., None]:
-    """A part of the system that is away is one line in the log; the next tick tries again."""
+    """A part of the system that is away, or set up wrong, is one line in the log; the next tick tries again."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except RecoverableError as error:
+        except SluiceError as error:
             _logger.warning("%s: %s", function.__name__, error, extra={"action": f"{function.__name__}_failed"})
 
     return run

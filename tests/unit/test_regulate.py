@@ -461,3 +461,26 @@ def test_a_worker_whose_loop_fails_is_an_alarm_of_the_system(system: System) -> 
     system.rig.troubles.report("batches@host", [])
     system.tick()
     assert system.rate().alarms == ()
+
+
+def test_for_how_long_a_partition_stores_nothing_is_published_unless_it_is_paused(system: System) -> None:
+    # Given two partitions with events, one of which moves, and one that is paused
+    system.tick()
+    for _ in range(8):
+        system.append(0, 10)
+        system.append(1, 10)
+        system.database.stored[1] = system.database.stored.get(1, 0) + 5
+        system.tick()
+    # Then the seconds since its last stored event are published for each
+    assert _no_progress(system) == {0: 35.0, 1: 0.0}
+    # And a pause is no lack of progress
+    system.rig.store.pause(PauseReason.LOG_GAP, by="drain", why="a hole", partition=0)
+    system.tick()
+    assert set(_no_progress(system)) == {1}
+
+
+def _no_progress(system: System) -> dict[int, float]:
+    consumption = system.rate().consumption
+    assert consumption is not None
+    assert consumption.no_progress_seconds is not None
+    return dict(consumption.no_progress_seconds)

@@ -35,7 +35,7 @@ class Rig:
             lag=None if lag is None else sum(lag.values()),
             lag_known_at=None if lag is None else self.clock.now(),
             by="test",
-            consumption=None if lag is None else Consumption(lag, 0, drain_rate),
+            consumption=None if lag is None else Consumption(lag, 0, drain_rate, dict.fromkeys(lag, 7.0)),
         )
 
     def series(self) -> dict[str, float]:
@@ -57,6 +57,7 @@ def test_lag_by_partition_under_the_name_of_the_log() -> None:
             f"{name}|3": 20,
         }
         assert (found["sluice_lag_events"], found["sluice_lag_seconds"]) == (50, 2.0)
+        assert (found["sluice_no_progress_seconds|0"], found["sluice_no_progress_seconds|3"]) == (7.0, 7.0)
 
 
 def test_a_lag_that_nothing_drains_has_no_end_and_no_lag_takes_no_time() -> None:
