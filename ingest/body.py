@@ -52,6 +52,7 @@ class _CheckedEvent(Event, rename="camel", forbid_unknown_fields=True, omit_defa
 
 _decode_one = msgspec.json.Decoder(_CheckedEvent).decode
 _decode_many = msgspec.json.Decoder(list[_CheckedEvent]).decode
+_walk = msgspec.json.Decoder(msgspec.Raw).decode
 _encode = msgspec.json.encode
 
 # The spellings that clients use; any other one takes the careful way.
@@ -76,6 +77,31 @@ def parse_body(body: bytes, kind: BodyKind, *, events_max: int) -> list[Event]:
     """
     events = parse_quickly(body, kind, events_max)
     return events if events is not None else parse_carefully(body, kind, events_max)
+
+
+def hint(body: bytes, kind: BodyKind) -> str:
+    """What a body that was refused looks like, where it was sent under the wrong media type; "" where it does not."""
+    text = body.lstrip(_WHITESPACE)
+    if kind is BodyKind.JSON:
+        first, _, rest = text.partition(b"\n")
+        if rest.lstrip(_WHITESPACE)[:1] == b"{" and _is_object(first):
+            return "this looks like one event a line: send it as application/x-ndjson"
+    elif text[:1] == b"[" or (text[:1] == b"{" and not _is_object(text.partition(b"\n")[0])):
+        return (
+            "application/x-ndjson has one event a line: send an array, or one event on many lines, as application/json"
+        )
+    return ""
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a line is a JSON object; one that is too long to look at is none."""
+    if len(line) > LARGE_BYTES or line[:1] != b"{":
+        return False
+    try:
+        _walk(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
 
 
 def parse_carefully(body: bytes, kind: BodyKind, events_max: int) -> list[Event]:

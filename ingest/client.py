@@ -24,6 +24,7 @@ from ingest.client_wire import Answer, Endpoint, NoAnswerError, NotSentError
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
+from pipeline.text import on_one_line
 
 LINE_BYTES_MAX: Final = 4 << 20  # of the input; a longer one can be no event
 BATCH_BYTES_MAX: Final = 512 * 1024  # half of what a server takes by default
@@ -295,8 +296,8 @@ def run(arguments: argparse.Namespace, settings: Settings, clock: Clock) -> int:
                 sender.send(batch)
         except (GiveUpError, KeyboardInterrupt, OSError) as error:
             code = 130 if isinstance(error, KeyboardInterrupt) else 1
-            bar.write(f"client: {error or 'interrupted'}", file=sys.stderr)
-    print("\n".join(report.lines()))
+            bar.write(f"client: {on_one_line(str(error)) or 'interrupted'}", file=sys.stderr)
+    print("\n".join(map(on_one_line, report.lines())))
     if code:
         print("the rest of the input was not read")
     return code or (1 if report.rejected else 0)

@@ -35,6 +35,8 @@ NAME_CHARS_MAX: Final = 64  # of a client's own text that an answer repeats
 class RequestError(PermanentError):
     """The request can't be taken as it is."""
 
+    hint: str = ""  # what the client probably meant
+
     @property
     def details(self) -> dict[str, Any]:
         """What the answer says beside code and message."""
@@ -212,6 +214,8 @@ def answer(error: BaseException, request_id: str = "") -> HTTPResponse:
     elif isinstance(error, sanic_errors.SanicException):
         headers.update({name.lower(): str(value) for name, value in error.headers.items()})
     message = _MESSAGES.get(row.code) or str(error) or HTTPStatus(row.status).phrase
+    if isinstance(error, RequestError) and error.hint:
+        message += f"; {error.hint}"
     return HTTPResponse(
         body_of(row.code, message, details), status=row.status, headers=headers, content_type="application/json"
     )

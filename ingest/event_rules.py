@@ -78,6 +78,20 @@ def events_in_steps(items: list[Any]) -> Generator[None, None, list[Event]]:
     return events
 
 
+def check_times(events: Sequence[Event], ms_min: int) -> None:
+    """Raise InvalidEventsError for events from before `ms_min` (epoch milliseconds; EVENT_TIME_MIN_MS)."""
+    early = ((index, event.timestamp) for index, event in enumerate(events) if event.timestamp < ms_min)
+    problems = [Problem(index, "timestamp", _early(time, ms_min)) for index, time in islice(early, PROBLEMS_MAX)]
+    if problems:
+        raise InvalidEventsError("events break their rules; none was taken", problems)
+
+
+def _early(time: int, ms_min: int) -> str:
+    if ms_min <= time * 1000 <= TIMESTAMP_MS_MAX:
+        return f"is {time}: epoch milliseconds are expected, and this looks like seconds; {time * 1000} would be right"
+    return f"is {time}, before the earliest that is accepted: {ms_min} epoch milliseconds (EVENT_TIME_MIN_MS)"
+
+
 def conflicts(events: Sequence[Event]) -> Iterator[Problem]:
     """Events whose eventId an earlier one of the same body has, with other content. A repeat of the same is none."""
     first_of: dict[str, int] = {}
@@ -128,7 +142,7 @@ def _event_problems(item: Any) -> Iterable[tuple[str | None, str]]:
                 yield field, reason
     for field in item:
         if field not in RULES:
-            yield _printable(field), "is not a field of an event"
+            yield _printable(field), "is not a field of an event: put it into attributes"
 
 
 def _kind(value: Any) -> str:
@@ -183,6 +197,8 @@ def _severity_problem(value: Any) -> str | None:
 def _timestamp_problem(value: Any) -> str | None:
     if isinstance(value, HugeInteger):
         return "lies outside of the years 1970 to 9999"
+    if isinstance(value, str):
+        return "is a string: epoch milliseconds are expected, as an integer such as 1700000000000"
     if type(value) is not int:  # a bool is an int to Python, and 1.0 is written as something else than an integer
         return f"is {_kind(value)}, not an integer"
     if not TIMESTAMP_MS_MIN <= value <= TIMESTAMP_MS_MAX:

@@ -10,12 +10,13 @@ from sanic import Request, Sanic
 from sanic.response import HTTPResponse
 from uuid_utils import uuid7
 
-from ingest.body import parse_quickly
+from ingest.body import hint, parse_quickly
 from ingest.dashboard.pages import add_pages
 from ingest.edge import Edge
-from ingest.errors import NotReadyError, answer, row_of
+from ingest.errors import InvalidEventsError, MalformedBodyError, NotReadyError, answer, row_of
+from ingest.event_rules import check_times
 from ingest.health import health_document
-from ingest.media import body_kind, inflate, is_gzip, without_mark
+from ingest.media import BodyKind, body_kind, inflate, is_gzip, without_mark
 from ingest.openapi.routes import add_contract
 from pipeline.errors import SluiceError
 from pipeline.event import Event, encode_record, partition_of, record_head
@@ -96,9 +97,7 @@ async def _take_events(request: IngestRequest, edge: Edge) -> int:
             body = inflate(body, bytes_max)
             held.note(len(body))
         body = without_mark(body)
-        events = parse_quickly(body, kind, edge.settings.body_events_max)
-        if events is None:
-            events = await edge.hard_bodies.events(body, kind)
+        events = await _events_of(body, kind, edge)
         count = len(events)
         try:
             if not edge.admission.take_now(count):
@@ -109,6 +108,19 @@ async def _take_events(request: IngestRequest, edge: Edge) -> int:
             edge.refused_beyond_first += count - 1
             raise
     return count
+
+
+async def _events_of(body: bytes, kind: BodyKind, edge: Edge) -> list[Event]:
+    """The events of an inflated body. Raises as `ingest.body.parse_body`, and OverloadedError."""
+    try:
+        events = parse_quickly(body, kind, edge.settings.body_events_max)
+        if events is None:
+            events = await edge.hard_bodies.events(body, kind)
+    except (MalformedBodyError, InvalidEventsError) as error:
+        error.hint = hint(body, kind)
+        raise
+    check_times(events, edge.settings.event_time_min_ms)
+    return events
 
 
 def _records(events: list[Event], head: bytes, partitions: int) -> tuple[list[tuple[int, bytes]], int]:

@@ -18,6 +18,7 @@ from pipeline.names import BreakerState, Health
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import StatusParts, SystemStatus, read_status, status_document
+from pipeline.text import on_its_lines
 
 _EXIT_UNKNOWN: Final = 3
 _EXITS: Final = {Health.HEALTHY: 0, Health.DEGRADED: 1, Health.CRITICAL: 2, Health.UNKNOWN: _EXIT_UNKNOWN}
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
             width = shutil.get_terminal_size((100, 24)).columns
             text = json.dumps(status_document(status)) if options.json else screen(status, width)
             clear = "\x1b[H\x1b[2J" if options.watch and not options.json and sys.stdout.isatty() else ""
-            sys.stdout.write(f"{clear}{text}\n")
+            sys.stdout.write(f"{clear}{on_its_lines(text)}\n")
             sys.stdout.flush()
             if not options.watch:
                 return exit_status(status)

@@ -13,6 +13,7 @@ from pythonjsonlogger.core import LogData
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
 from pipeline.secrets import hide_secrets
+from pipeline.text import on_its_lines, on_one_line
 
 FORMATS: Final = ("human", "json")
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -24,11 +25,18 @@ _TALKATIVE: Final = ("asyncio", "kafka", "amqp", "kombu", "sanic.root")
 
 
 class _HumanLines(logging.Formatter):
-    """A line for people, without passwords."""
+    """One line a record without passwords, whatever is in its message; a traceback below it is indented."""
+
+    converter = staticmethod(time.gmtime)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line, in which whatever a client or a server has sent can't begin another."""
+        return on_one_line(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, with its traceback."""
-        return hide_secrets(super().format(record))
+        """The line, and a traceback below it."""
+        first, *rest = hide_secrets(super().format(record)).split("\n")
+        return "\n".join([first, *(f"  {on_its_lines(line)}" for line in rest)])
 
 
 class _JsonLines(MsgspecFormatter):
@@ -70,9 +78,7 @@ def configure(*, level: str, form: str, process: str, stream: TextIO | None = No
     if form == "json":
         handler.setFormatter(_JsonLines(process))
     else:
-        lines = _HumanLines(_HUMAN, _TIME)
-        lines.converter = time.gmtime
-        handler.setFormatter(lines)
+        handler.setFormatter(_HumanLines(_HUMAN, _TIME))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

@@ -112,6 +112,13 @@ class Settings:
         high=100_000,
         when="clients have larger batches; one of them passes the bucket as a whole",
     )
+    event_time_min_ms: int = _setting(
+        100_000_000_000,
+        "Earliest `timestamp` of an event, epoch milliseconds: 1973; an earlier one was most likely sent in seconds",
+        low=0,
+        high=253_402_300_799_999,
+        when="0 where events really are from 1970 to 1973",
+    )
     bodies_bytes_max: int = _setting(
         64 << 20,
         "Bytes of all bodies that one ingest process has received and not yet appended; beyond it 503",

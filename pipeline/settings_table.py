@@ -21,6 +21,7 @@ _GROUPS: Final = {
 }
 # A name's unit stands last in it, but for `max` and `min`; these names have theirs from what they are.
 _UNITS: Final = {
+    "event_time_min_ms": "ms",
     "rate_max": "events/s",
     "override_rate_max": "events/s",
     "rate_min": "events/s",
@@ -94,7 +95,7 @@ def _default(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.10g}"  # as it is typed: without separators
+    return str(value) if isinstance(value, int) else f"{value:.10g}"  # as it is typed: without separators
 
 
 def _cell(text: str) -> str:

@@ -19,7 +19,6 @@ from pipeline.event import (
     SEVERITY_ALIASES,
     SOURCE_CHARS_MAX,
     TIMESTAMP_MS_MAX,
-    TIMESTAMP_MS_MIN,
 )
 from pipeline.names import BreakerState, Health, PauseReason
 from pipeline.settings import Settings
@@ -80,7 +79,7 @@ def _any_case(words: tuple[str, ...]) -> str:
     return "^(?:" + "|".join("".join(f"[{c}{c.lower()}]" for c in word) for word in words) + ")$"
 
 
-def event_schema() -> Schema:
+def event_schema(settings: Settings) -> Schema:
     """The event as a client sends it."""
     aliases = " and ".join(f"{alias} is taken for {name}" for alias, name in SEVERITY_ALIASES.items())
     properties = {
@@ -103,9 +102,10 @@ def event_schema() -> Schema:
         "timestamp": {
             "type": "integer",
             "format": "int64",
-            "minimum": TIMESTAMP_MS_MIN,
+            "minimum": settings.event_time_min_ms,
             "maximum": TIMESTAMP_MS_MAX,
-            "description": "When it happened: milliseconds since 1970, up to the year 9999. `1.0` is no integer here.",
+            "description": "When it happened: milliseconds since 1970, up to the year 9999. `1.0` is no integer here. "
+            "A value that looks like seconds is refused.",
         },
         "eventId": _text(
             "The same id again is stored once, so a repeated request does no harm. The same id with other content is "
@@ -345,7 +345,7 @@ def schemas(settings: Settings, codes: Mapping[str, str]) -> dict[str, Schema]:
         {"accepted": {"type": "integer", "minimum": 1, "description": "How many events."}},
     )
     return {
-        "Event": event_schema(),
+        "Event": event_schema(settings),
         "AttributeValue": attribute_value_schema(),
         "Batch": batch_schema(settings, f"1 to {settings.body_events_max:,} events, taken or refused as a whole."),
         "Accepted": accepted,

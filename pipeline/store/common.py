@@ -1,12 +1,15 @@
 """What every adapter of the control store agrees on."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from pipeline.names import BreakerState, ControlEventKind, PauseReason, Severity
 from pipeline.ports.control import Alarm, ControlEvent, Pause, PublishedRate
+from pipeline.text import on_one_line
 
+_LINE_BREAKS: Final = re.compile(r"[ \t]*[\r\n]+[ \t]*")
 BY_CHARS_MAX: Final = 200
 WHY_CHARS_MAX: Final = 1000  # error texts of a database can be pages long
 ALARMS_MAX: Final = 32  # of one tick: one for each partition fits, and all of them stay below 32 KB
@@ -48,8 +51,9 @@ def repeated_event(
 
 
 def clean_text(value: str, chars_max: int) -> str:
-    """`value` cut to a length, and without what UTF-8 cannot carry (error texts quote anything)."""
-    return value[:chars_max].encode("utf-8", "replace").decode("utf-8")
+    """`value` on one line, cut to a length, and without what UTF-8 can't carry (error texts quote anything)."""
+    line = on_one_line(_LINE_BREAKS.sub(" ", value[:chars_max].strip("\r\n")))
+    return line.encode("utf-8", "replace").decode("utf-8")[:chars_max]
 
 
 def bounded_alarms(alarms: Sequence[Alarm]) -> tuple[Alarm, ...]:

@@ -190,7 +190,7 @@ def test_texts_of_any_kind_and_length_are_kept_within_bounds(rig: ControlRig) ->
     assert state.pauses is not None
     [pause] = state.pauses
     assert len(pause.by) == 200
-    assert pause.why.startswith("? \u2028 ü \x00 \"'www")
+    assert pause.why.startswith(r"""? \u2028 ü \x00 "'www""")
     assert len(pause.why) == 1000
     assert rig.events.last(1)[0].why == pause.why
 

@@ -53,6 +53,17 @@ def test_a_system_without_events_has_none(rig: ControlRig) -> None:
     assert rig.events.last(10) == []
 
 
+def test_what_somebody_writes_is_one_line_without_control_characters(rig: ControlRig) -> None:
+    # Given a reason and a name that would forge lines in a terminal
+    rig.store.restore([], by="controller")
+    rig.store.pause(PauseReason.OPERATOR, by="ann\x1b[2J@desk\n", why="all is\r\n  well\x9b1m\u2028\u202e")
+    # Then they are kept without what does it
+    event = rig.events.last(1)[0]
+    assert (event.by, event.why) == (r"ann\x1b[2J@desk", r"all is well\x9b1m\u2028\u202e")
+    [pause] = rig.store.state().pauses or ()
+    assert (pause.by, pause.why) == (event.by, event.why)
+
+
 def test_only_the_latest_are_kept(rig: ControlRig) -> None:
     for number in range(50):
         record(rig.events, str(number))

@@ -24,7 +24,7 @@ def _with(program: Program, action: str, name: str) -> list[dict[str, Any]]:
 def test_an_event_is_followed_from_its_request_to_its_batch(site: Site) -> None:
     # Given a request with a name, whose three events go to one partition
     name = f"follow-{uuid.uuid4().hex}"
-    one = {"correlationId": name, "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}
+    one = {"correlationId": name, "severity": "INFO", "message": "m", "source": "s", "timestamp": 1_700_000_000_000}
     request = urllib.request.Request(
         f"{site.system.url}/api/logs",
         data=json.dumps([one] * 3).encode(),

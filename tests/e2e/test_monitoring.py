@@ -52,7 +52,13 @@ class Watched:
         return found
 
     def post(self, count: int) -> None:
-        event = {"correlationId": "c", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}
+        event = {
+            "correlationId": "c",
+            "severity": "INFO",
+            "message": "m",
+            "source": "s",
+            "timestamp": 1_700_000_000_000,
+        }
         request = urllib.request.Request(
             self.url("INGEST_PORT", "/api/logs"),
             data=json.dumps([{**event, "correlationId": f"c{n}"} for n in range(count)]).encode(),

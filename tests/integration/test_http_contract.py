@@ -27,6 +27,11 @@ from support.edge import (
     send,
 )
 
+JSON_TYPE = "application/json"
+LINES_TYPE = "application/x-ndjson"
+ONE = json.dumps(sample()).encode()
+PRETTY = json.dumps(sample(), indent=2).encode()
+
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[RunningEdge]:
@@ -582,3 +587,62 @@ def test_readiness_falls_while_stopping() -> None:
         asking.send(b"\r\n")
         assert asking.answer().status == 503
     edge.stop()
+
+
+# --- Usual mistakes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "said"),
+    [
+        ({"timestamp": 1_700_000_000}, "timestamp", "looks like seconds; 1700000000000 would be right"),
+        ({"timestamp": 99_999_999_999}, "timestamp", "looks like seconds; 99999999999000 would be right"),
+        ({"timestamp": 5}, "timestamp", "before the earliest that is accepted: 100000000000 epoch milliseconds"),
+        ({"timestamp": "2026-11-26T09:40:52Z"}, "timestamp", "epoch milliseconds are expected, as an integer such as"),
+        ({"hostname": "web-1"}, "hostname", "is not a field of an event: put it into attributes"),
+    ],
+)
+def test_a_usual_mistake_in_an_event_is_answered_with_what_is_right(
+    edge: RunningEdge, changes: dict[str, Any], field: str, said: str
+) -> None:
+    for body, kind in ((json.dumps(sample(**changes)), JSON_TYPE), (json.dumps(sample(**changes)) + "\n", LINES_TYPE)):
+        answer = post(edge.port, body.encode(), content_type=kind)
+        assert answer.status == 422
+        [problem] = answer.error["errors"]
+        assert problem["field"] == field
+        assert said in problem["reason"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        (b"%b\n%b\n" % (ONE, ONE), "application/json", "one event a line: send it as application/x-ndjson"),
+        (b"%b\n{" % ONE, "application/json", "one event a line: send it as application/x-ndjson"),
+        (b"[%b,%b]" % (ONE, ONE), "application/x-ndjson", "send an array, or one event on many lines, as application/"),
+        (b"[\n%b\n]" % ONE, "application/x-ndjson", "send an array, or one event on many lines, as application/json"),
+        (PRETTY, "application/x-ndjson", "send an array, or one event on many lines, as application/json"),
+    ],
+)
+def test_a_body_under_the_wrong_media_type_is_answered_with_the_right_one(
+    edge: RunningEdge, body: bytes, kind: str, said: str
+) -> None:
+    answer = post(edge.port, body, content_type=kind)
+    assert answer.status in (400, 422)
+    assert said in answer.error["message"]
+
+
+def test_a_body_that_is_wrong_otherwise_is_not_told_another_media_type(edge: RunningEdge) -> None:
+    for body in (b"{", ONE[:-1] + b",}", ONE + b"x", b"\n\n" + ONE[:-1]):
+        for kind in (JSON_TYPE, LINES_TYPE):
+            if body[:1] == b"{" and kind == LINES_TYPE and b"\n" not in body.strip():
+                continue  # may be the first line of one that was cut
+            assert "send it as" not in post(edge.port, body, content_type=kind).error["message"]
+
+
+def test_events_from_before_1973_are_taken_where_the_settings_say_so() -> None:
+    with running_edge(event_time_min_ms=0) as edge:
+        assert post(edge.port, sample(timestamp=5)).status == 202
+        assert (
+            get(edge.port, "/openapi.json").json["components"]["schemas"]["Event"]["properties"]["timestamp"]["minimum"]
+            == 0
+        )

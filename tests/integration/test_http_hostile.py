@@ -75,7 +75,7 @@ def test_json_test_suite(edge: RunningEdge) -> None:
         (_with(timestamp="1e308"), 422, "timestamp"),
         (_with(timestamp="1e400"), 422, "timestamp"),
         (_with(timestamp="-1"), 422, "timestamp"),
-        (_with(timestamp="-0"), 202, None),
+        (_with(timestamp="-0"), 422, "timestamp"),
         (_with(attributes='{"a": ' + "9" * 5000 + "}"), 422, "attributes"),
         (_with(attributes='{"a": 1e400}'), 422, "attributes"),
         (_with(attributes='{"a": 9223372036854775807, "b": -9223372036854775808}'), 202, None),
@@ -111,10 +111,13 @@ def test_bodies(edge: RunningEdge, body: bytes, status: int, field: str | None) 
 
 
 def test_the_last_of_duplicate_keys_wins(edge: RunningEdge) -> None:
-    body = _with(eventId='"duplicate-keys"')[:-1] + b',"timestamp":"no","message":1,"message":"last","timestamp":7}'
+    body = (
+        _with(eventId='"duplicate-keys"')[:-1]
+        + b',"timestamp":"no","message":1,"message":"last","timestamp":1700000000007}'
+    )
     assert post(edge.port, body).status == 202
     [record] = [record for record in edge.records() if record.event_id == "duplicate-keys"]
-    assert (record.message, record.timestamp) == ("last", 7)
+    assert (record.message, record.timestamp) == ("last", 1700000000007)
 
 
 @pytest.mark.parametrize(
@@ -481,7 +484,7 @@ def test_a_client_that_reads_no_answers_is_let_go(monkeypatch: pytest.MonkeyPatc
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         wire.socket.setblocking(False)
         ask = request(method="GET", path="/metrics") * 100
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
                 wire.socket.send(ask)

@@ -72,7 +72,8 @@ def test_the_page_is_for_the_address_in_use(edge: RunningEdge) -> None:
         return send(edge.port, f"GET /docs HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n".encode()).body.decode()
 
     assert "curl -i https://logs.example.org/api/logs" in page("logs.example.org", X_Forwarded_Proto="https")
-    for host in ("a'b", "$(id)", "<b>x</b>", ""):
+    assert "the Host is not a name" in page("<b>x</b>")
+    for host in ("a'b", "$(id)", ""):
         assert f"curl -i http://127.0.0.1:{edge.port}/api/logs" in page(host)
 
 

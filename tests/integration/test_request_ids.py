@@ -43,7 +43,10 @@ def test_a_request_without_a_name_gets_one_of_its_own(edge: RunningEdge) -> None
 def test_what_is_no_name_is_replaced(edge: RunningEdge, given: str) -> None:
     # A name goes into JSON, logs and shells as it is: one that means something there is not taken
     run = uuid.uuid4().hex
-    body = b'{"correlationId": "%s", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}' % run.encode()
+    body = (
+        b'{"correlationId": "%s", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1700000000000}'
+        % run.encode()
+    )
     head = (
         f"POST /api/logs HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         f"X-Request-ID: {given}\r\n\r\n"

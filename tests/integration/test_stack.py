@@ -242,7 +242,7 @@ def test_data_is_not_deleted_while_running_or_unasked(place: Place) -> None:
 
 def post(place: Place, correlation_id: str) -> None:
     """Send one event until it is accepted: on a busy machine a log that has just started answers late."""
-    body = b'{"correlationId": "%s", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}'
+    body = b'{"correlationId": "%s", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1700000000000}'
     request = urllib.request.Request(
         f"http://127.0.0.1:{place.environ['INGEST_PORT']}/api/logs",
         data=body % correlation_id.encode(),

@@ -12,6 +12,7 @@ import pytest
 from pipeline import logs
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
+from pipeline.text import on_its_lines, on_one_line
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +89,26 @@ def test_warnings_are_lines_too() -> None:
 def test_words_that_are_none_of_the_choices_are_refused(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{name.upper()}='{value}' is none of "):
         Settings.from_environ({name.upper(): value})
+
+
+FORGED = "id\r\n2026-01-01T00:00:00.000Z ERROR   a: forged\x1b[2J\x9b1m\u2028\u202e"
+
+
+def test_what_clients_send_begins_no_line_for_people_and_reaches_no_terminal_raw() -> None:
+    stream = _said("human")
+    # Given an id with line breaks and an escape sequence, in a message and in an error's text
+    logging.getLogger("a").warning("event %s", FORGED)
+    try:
+        raise ValueError(FORGED)  # noqa: TRY301
+    except ValueError:
+        logging.getLogger("a").exception("it failed")
+    # Then each record has one line, and a traceback is indented below it
+    lines = stream.getvalue().split("\n")[:-1]
+    assert [line for line in lines if not line.startswith("  ")] == [lines[0], lines[1]]
+    assert lines[0].endswith(r"event id\r\n2026-01-01T00:00:00.000Z ERROR   a: forged\x1b[2J\x9b1m\u2028\u202e")
+    assert not set(stream.getvalue()) & set("\r\x1b\x9b\u2028\u202e")
+
+
+def test_text_of_several_lines_keeps_them() -> None:
+    assert on_its_lines("a\tb\nc\x1b[1m") == "a\tb\nc\\x1b[1m"
+    assert on_one_line("a\tb\nü \\ 😀") == "a\\tb\\nü \\ 😀"

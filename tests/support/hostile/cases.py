@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Final
 
-EVENT: Final = {"correlationId": "c", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}
+EVENT: Final = {"correlationId": "c", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1_700_000_000_000}
 GOOD: Final = json.dumps(EVENT).encode()
 
 _YES: Final[dict[str, bytes]] = {

@@ -106,7 +106,13 @@ def siege(
 ) -> Siege:  # fmt: skip
     """Load at a constant rate, first alone and then within `attack`, which gives what it has to tell at its end."""
     body = json.dumps(
-        {"correlationId": "siege", "severity": "INFO", "message": "m" * 100, "source": "siege", "timestamp": 1}
+        {
+            "correlationId": "siege",
+            "severity": "INFO",
+            "message": "m" * 100,
+            "source": "siege",
+            "timestamp": 1_700_000_000_000,
+        }
     ).encode()
     requests = [request(body)]
     before = asyncio.run(offer("127.0.0.1", port, requests, [(before_seconds, rate)]))
