@@ -83,6 +83,7 @@ class AlarmCode(StrEnum):
     NOT_RESTORED = "not_restored"  # the reasons to pause are lost, and PostgreSQL did not give them back
     LOOP_FAILS = "loop_fails"  # a thread or timer of a worker that must not end fails, or no longer comes round
     LOG_BEHIND_STORED = "log_behind_stored"  # a partition would give offsets again that PostgreSQL has stored
+    SCHEMA_REFUSED = "schema_refused"  # the database's schema is newer than this version, was changed, or can't be made
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain that stands still could not be ended on the server
 
 

@@ -66,6 +66,7 @@ class Database:
     settled_offsets: Callable[[str], dict[int, int]]  # the same, once no transaction is under way
     load_asked: Callable[[], Asked]  # what people asked for, and drains that gave up
     terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a backend that held it was ended
+    schema_problem: str | None = None  # why the schema could not be brought up to date, where only a person can help
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,12 @@ def regulate(
         return RegulateReport(ran=False)
     state = control.store.state()
     sample = _Sample()
+    if database.schema_problem is not None:
+        sample.critical(
+            AlarmCode.SCHEMA_REFUSED,
+            f"The database's schema is refused: {database.schema_problem}",
+            "which version of Sluice runs where, and the table schema_migrations",
+        )
     restored = state.pauses is None and _restore(control.store, database, sample, by)
     positions = _measure(state, log, database, sample)
     if sample.stored is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import shared_task
 
-from pipeline.errors import RecoverableError, SchemaNewerError, SluiceError
+from pipeline.errors import RecoverableError, SchemaError, SchemaNewerError, SluiceError
 from pipeline.names import LETTER_CONFLICT, BreakerState, Queue
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
@@ -55,6 +55,7 @@ def regulate_rate(self: Any) -> None:
             settled_offsets=parts.sink.settled_offsets,
             load_asked=lambda: _load_asked(parts),
             terminate_drainer=parts.sink.terminate_stalled,
+            schema_problem=parts.schema_problem,
         ),
         control=Control(parts.control, parts.events, parts.leases, parts.progress, parts.floors, parts.troubles),
         by=parts.name,
@@ -78,11 +79,15 @@ def _load_asked(parts: Parts) -> Asked:
 
 
 def _migrate_once(parts: Parts) -> None:
-    """Bring the schema up to date, once in each process; where PostgreSQL is away, the next tick tries again."""
+    """Bring the schema up to date, once in each process; where that fails, the next tick tries again.
+
+    It waits for no other process that migrates: a tick ends at once, and so does a worker that is told to end.
+    """
     if parts.is_migrated:
         return
+    known, parts.schema_problem = parts.schema_problem, None
     try:
-        migrate(parts.settings)
+        migrate(parts.settings, wait_seconds=0)
         parts.is_migrated = True
     except SchemaNewerError as error:
         # Two versions side by side, for the time of an upgrade: the control loop must tick in the older one too.
@@ -90,6 +95,10 @@ def _migrate_once(parts: Parts) -> None:
         parts.is_migrated = True
     except RecoverableError as error:
         _logger.warning("the schema is not checked yet: %s", error, extra={"action": "migrate_failed"})
+    except SchemaError as error:
+        parts.schema_problem = str(error)
+        if known != parts.schema_problem:  # health and the ticks' own line repeat it
+            _logger.error("the schema is refused: %s", error, extra={"action": "schema_refused"})  # noqa: TRY400
 
 
 @shared_task(name="sluice.probe", bind=True)

@@ -38,6 +38,7 @@ class Parts:
         self.clock: Clock = SystemClock()
         self.is_migrated = False
         self._paces: dict[int, Pace] = {}
+        self.schema_problem: str | None = None  # why the schema could not be brought up to date
         self._partitions: tuple[float, int] | None = None  # when it was asked, and the answer
 
     @cached_property

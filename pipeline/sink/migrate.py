@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import psycopg2
 
+from pipeline.clock import SystemClock
 from pipeline.errors import SchemaError, SchemaNewerError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
-from pipeline.sink.session import connect
+from pipeline.sink.session import Session, connect
 
 _logger = logging.getLogger(__name__)
 
@@ -21,7 +22,8 @@ _FILE_NAME: Final = re.compile(r"(\d{4})_\w+\.sql")
 # The advisory lock under which one process at a time migrates: any number, but the same in all versions.
 _LOCK_KEY: Final = 0x5105CE_0001
 # How long another process' migrations are waited for: an index on a large table takes its time.
-_LOCK_SECONDS_MAX: Final = 300
+_LOCK_SECONDS_MAX: Final = 300.0
+_LOCK_POLL_SECONDS: Final = 0.1
 # SQLSTATE classes of a server that is away or busy; any other refusal is the migration's own fault.
 _AWAY_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
 
@@ -53,29 +55,75 @@ def migrations() -> list[Migration]:
     return found
 
 
-def migrate(settings: Settings, known: list[Migration] | None = None) -> list[str]:
+def migrate(
+    settings: Settings, known: list[Migration] | None = None, *, wait_seconds: float = _LOCK_SECONDS_MAX
+) -> list[str]:
     """Apply what is missing of `known` (default: the files) and return the names of what was applied.
 
-    Any number of processes may call this at once: all but one wait, and then find nothing to do. Raises SchemaError
-    where the database has a migration that is not known here or was changed, or refuses one; SinkUnavailableError
-    where PostgreSQL is away.
+    Any number of processes may call this at once: one applies, and the others wait for up to `wait_seconds`, and then
+    find nothing to do. Raises SchemaError where the database has a migration that is not known here or was changed, or
+    refuses one; SinkMisconfiguredError where PostgreSQL can't keep what Sluice promises; SinkUnavailableError where it
+    is away, or another process migrates for too long.
     """
     wanted = migrations() if known is None else known
+    with contextlib.closing(Session(settings)) as session:
+        if not session.check().has_fsync:
+            _logger.warning(
+                "PostgreSQL has fsync=off: a power loss can take stored events (docs/guarantees.md)",
+                extra={"action": "fsync_off"},
+            )
+        applied = _apply_all(settings, wanted, wait_seconds)
+        if applied:
+            session.check()  # what was made is what the user may use
+        return applied
+
+
+def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float) -> list[str]:
+    """Apply what is missing, one transaction after the other, each under the lock."""
+    names: list[str] = []
     with contextlib.closing(connect(settings)) as connection, connection.cursor() as cursor:
         try:
-            # A session lock: it outlasts the transactions, and ends with the connection.
-            cursor.execute("SELECT set_config('lock_timeout', %s, false)", (f"{_LOCK_SECONDS_MAX}s",))
-            cursor.execute(query("lock_migrations"), {"key": _LOCK_KEY})
-            cursor.execute("SET client_min_messages = warning")
-            cursor.execute(query("make_schema_migrations"))
-            cursor.execute(query("applied_migrations"))
-            _check(cursor.fetchall(), wanted)
-            return [_apply(cursor, migration) for migration in wanted[cursor.rowcount :]]
+            while True:
+                _begin(cursor, wait_seconds)
+                cursor.execute(query("has_schema_migrations"))
+                if not cursor.fetchone()[0]:
+                    cursor.execute(query("make_schema_migrations"))
+                cursor.execute(query("applied_migrations"))
+                _check(cursor.fetchall(), wanted)
+                missing = wanted[cursor.rowcount :]
+                if missing:
+                    _apply(cursor, missing[0])
+                cursor.execute("COMMIT")
+                if not missing:
+                    return names
+                names.append(missing[0].name)
+                _logger.info("applied %s", missing[0].name, extra={"action": "migrated", "migration": missing[0].name})
         except psycopg2.Error as error:
             message = f"migrating the database failed: {' '.join(str(error).split())}"
             if connection.closed or error.pgcode is None or error.pgcode[:2] in _AWAY_CLASSES:
                 raise SinkUnavailableError(message) from error
             raise SchemaError(message) from error
+
+
+def _begin(cursor: Any, wait_seconds: float) -> None:
+    """Begin a transaction that holds the lock.
+
+    It is asked for again and again instead of waited for in PostgreSQL: a signal to this process is seen meanwhile.
+    """
+    clock = SystemClock()
+    deadline = clock.monotonic() + wait_seconds
+    while True:
+        cursor.execute(query("begin_migration"), {"key": _LOCK_KEY})
+        if cursor.fetchone()[0]:
+            return
+        cursor.execute(query("migration_lock_holder"), {"key": _LOCK_KEY})
+        holders = [f"process {pid} ({name}, {state} since {since})" for pid, name, state, since in cursor.fetchall()]
+        cursor.execute("ROLLBACK")
+        if clock.monotonic() >= deadline:
+            raise SinkUnavailableError(
+                f"another process migrates this database: PostgreSQL's {' and '.join(holders) or 'lock was just freed'}"
+            )
+        clock.sleep(_LOCK_POLL_SECONDS)
 
 
 def _check(applied: list[tuple[Any, ...]], wanted: list[Migration]) -> None:
@@ -91,14 +139,10 @@ def _check(applied: list[tuple[Any, ...]], wanted: list[Migration]) -> None:
         raise SchemaNewerError(f"the database is newer than this version of Sluice, which does not know: {names}")
 
 
-def _apply(cursor: Any, migration: Migration) -> str:
-    """Run one migration and record it, in one transaction; a failure undoes it with the connection."""
-    cursor.execute("BEGIN")
+def _apply(cursor: Any, migration: Migration) -> None:
+    """Run one migration and record it; a failure undoes it with the connection."""
     cursor.execute(migration.sql)
     cursor.execute(
         query("record_migration"),
         {"version": migration.version, "name": migration.name, "sha256": migration.sha256},
     )
-    cursor.execute("COMMIT")
-    _logger.info("applied %s", migration.name, extra={"action": "migrated", "migration": migration.name})
-    return migration.name

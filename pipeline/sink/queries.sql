@@ -18,6 +18,66 @@ SET tcp_user_timeout = 15000;
 -- A backend at work looks whether its client is still there (PostgreSQL 14; older ones find out when they answer).
 SELECT set_config(name, %(check_ms)s::text, false) FROM pg_settings WHERE name = 'client_connection_check_interval';
 
+-- name: server_facts
+SELECT pg_backend_pid(), current_setting('server_version_num')::integer, current_setting('server_encoding'),
+       pg_is_in_recovery(), current_setting('fsync') = 'on',
+       has_database_privilege(current_database(), 'TEMPORARY'), current_database(), current_user;
+
+-- name: backend_pid
+SELECT pg_backend_pid();
+
+-- name: begin_and_ask_backend_pid
+BEGIN;
+SELECT pg_backend_pid();
+
+-- name: table_facts
+-- No row before the table is made. A user's column is filled by a default, its own or its domain's (a generated or an
+-- identity column has one in the catalog's eyes), or by a trigger, of which the catalog does not say what it does.
+WITH wanted (name, type) AS (
+    VALUES ('event_id', 'text'), ('correlation_id', 'text'), ('severity', 'text'), ('message', 'text'),
+           ('source', 'text'), ('event_time', 'timestamptz'), ('received_at', 'timestamptz'), ('attributes', 'jsonb'),
+           ('log_id', 'text'), ('log_partition', 'integer'), ('log_offset', 'bigint'), ('request_id', 'text')
+), needed (table_name, privilege) AS (
+    VALUES ('log_events', 'SELECT'), ('log_events', 'INSERT'),
+           ('stored_offsets', 'SELECT'), ('stored_offsets', 'INSERT'), ('stored_offsets', 'UPDATE'),
+           ('dead_letters', 'SELECT'), ('dead_letters', 'INSERT'), ('dead_letters', 'UPDATE'),
+           ('control_pauses', 'SELECT'), ('control_pauses', 'INSERT'), ('control_pauses', 'DELETE'),
+           ('probes', 'SELECT'), ('probes', 'INSERT'), ('probes', 'UPDATE')
+), columns AS (
+    SELECT attribute.*, coalesce(type.typdefault, '') <> '' AS has_domain_default
+    FROM pg_attribute AS attribute JOIN pg_type AS type ON type.oid = attribute.atttypid
+    WHERE attribute.attrelid = to_regclass('log_events') AND attribute.attnum > 0 AND NOT attribute.attisdropped
+)
+SELECT
+    ARRAY(
+        SELECT name || ' ' || type || coalesce(' (it is ' || format_type(atttypid, atttypmod) || ')', ' (it is missing)')
+        FROM wanted LEFT JOIN columns ON attname = name
+        WHERE atttypid IS DISTINCT FROM type::regtype
+          AND NOT (type = 'text' AND atttypid IS NOT DISTINCT FROM 'varchar'::regtype)
+    ),
+    ARRAY(
+        SELECT attname::text FROM columns
+        WHERE attnotnull AND NOT atthasdef AND attidentity = '' AND NOT has_domain_default
+          AND attname NOT IN (SELECT name FROM wanted)
+          AND NOT EXISTS (
+              SELECT FROM pg_trigger
+              WHERE tgrelid = events.oid AND NOT tgisinternal AND tgenabled <> 'D' AND (tgtype & 7) = 7
+          )
+    ),
+    EXISTS (
+        SELECT FROM pg_index JOIN columns ON attname = 'event_id' AND attnum = indkey[0]
+        WHERE indrelid = events.oid AND indnkeyatts = 1 AND indisunique AND indimmediate AND indisvalid
+          AND indpred IS NULL
+    ),
+    row_security_active(events.oid),
+    EXISTS (SELECT FROM pg_rewrite WHERE ev_class = events.oid AND ev_type = '3'),
+    ARRAY(
+        SELECT privilege || ' on ' || table_name FROM needed
+        WHERE to_regclass(table_name) IS NOT NULL AND NOT has_table_privilege(to_regclass(table_name), privilege)
+    )
+FROM (SELECT to_regclass('log_events') AS oid) AS events
+WHERE events.oid IS NOT NULL;
+
 -- name: begin_and_move_offset
 -- One round trip. No row is changed where the stored offset is another than the one expected.
 BEGIN;
@@ -293,16 +353,30 @@ ON CONFLICT (id) DO UPDATE
 -- name: delete_bands
 DELETE FROM control_bands;
 
+-- name: has_schema_migrations
+SELECT to_regclass('schema_migrations') IS NOT NULL;
+
 -- name: make_schema_migrations
-CREATE TABLE IF NOT EXISTS schema_migrations (
+CREATE TABLE schema_migrations (
     version    integer     PRIMARY KEY,
     name       text        NOT NULL,
     sha256     text        NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
--- name: lock_migrations
-SELECT pg_advisory_lock(%(key)s);
+-- name: begin_migration
+-- The lock ends with the transaction: it can't stay behind on a backend of a pooler.
+BEGIN;
+SET LOCAL client_min_messages = warning;
+SELECT pg_try_advisory_xact_lock(%(key)s);
+
+-- name: migration_lock_holder
+SELECT activity.pid, activity.application_name, activity.state, activity.state_change::text
+FROM pg_locks AS held JOIN pg_stat_activity AS activity USING (pid)
+WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1
+  AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND held.classid::bigint = (%(key)s::bigint >> 32) & 4294967295
+  AND held.objid::bigint = %(key)s::bigint & 4294967295;
 
 -- name: applied_migrations
 SELECT version, name, sha256 FROM schema_migrations ORDER BY version;

@@ -13,6 +13,14 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 from pipeline.errors import PermanentError, SinkContentionError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
+from pipeline.sink.server_check import (
+    LENT_BACKENDS,
+    ServerFacts,
+    facts_of,
+    refuse,
+    server_problem,
+    table_problem,
+)
 from pipeline.sink.sqlstate import LOCK_NOT_AVAILABLE, Fault, fault_of, may_be_a_rows
 from pipeline.sink.watchdog import Watchdog
 
@@ -31,6 +39,8 @@ _CONNECTION_OPTIONS: Final[dict[str, Any]] = {
 # says so; it looks after a client that has gone while it works.
 _LOCK_SHARE: Final = 0.75
 _CHECK_SHARE: Final = 0.5
+# Sessions made to find out whether a pooler lends backends; one nearly always tells.
+_POOL_TRIES: Final = 3
 
 Row = tuple[Any, ...]
 
@@ -214,9 +224,47 @@ class Session:
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         if self._watchdog is None:
             self._watchdog = Watchdog(self._settings.sink_call_seconds_max)
+        self.check()
         silence_ms = 1000 * self._settings.sink_call_seconds_max
         milliseconds = {"lock_ms": int(silence_ms * _LOCK_SHARE), "check_ms": int(silence_ms * _CHECK_SHARE)}
         self.count(query("set_up_session"), milliseconds)
+
+    def check(self) -> ServerFacts:
+        """What the server says of itself. Raises SinkMisconfiguredError where it can't keep what Sluice promises."""
+        try:
+            facts = ServerFacts(*self.rows(query("server_facts"))[0])
+            refuse(server_problem(facts))
+            if facts.backend_pid != self._connection.info.backend_pid and self._backends_are_lent(facts.backend_pid):
+                refuse(LENT_BACKENDS)
+            table = facts_of(self.rows(query("table_facts")))
+            refuse(None if table is None else table_problem(table))
+        except SinkUnavailableError:
+            self.drop()
+            raise
+        return facts
+
+    def _backends_are_lent(self, backend_pid: int) -> bool:
+        """Whether another session gets this one's backend, or this one another: asked where a pooler stands between.
+
+        A pooler that has no second backend to give lends none for single transactions either.
+        """
+        assert self._watchdog is not None  # noqa: S101 - called while connecting
+        for _ in range(_POOL_TRIES):
+            with contextlib.closing(connect(self._settings)) as other, other.cursor() as cursor:
+                duplicate = socket.socket(fileno=os.dup(other.fileno()))
+                try:
+                    for question in ("backend_pid", "begin_and_ask_backend_pid"):
+                        with self._watchdog.guard(duplicate):
+                            cursor.execute(query(question))
+                        if cursor.fetchone()[0] == backend_pid:
+                            return True
+                except psycopg2.Error:
+                    return False
+                finally:
+                    duplicate.close()
+                if self.rows(query("backend_pid"))[0][0] != backend_pid:
+                    return True
+        return False
 
     def _forget_if_forked(self) -> None:
         """A child process must not speak on its parent's connection, nor say good-bye on it."""

@@ -1,0 +1,106 @@
+"""Whether a PostgreSQL and its table can keep what Sluice promises; what can't is named, with what to do.
+
+Asked once for each connection, before anything else is said on it. A server that is refused counts as one that does
+not answer: nothing becomes a dead letter, the breaker opens with this reason, and all resumes once it is put right.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline.errors import SinkUnavailableError
+
+VERSION_MIN: Final = 13  # the oldest whose catalog the questions below are asked of
+
+
+class SinkMisconfiguredError(SinkUnavailableError):
+    """PostgreSQL answers, and is set up such that it can't keep what Sluice promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server says of itself: the columns of the statement `server_facts`, in their order."""
+
+    backend_pid: int
+    version: int  # as server_version_num: 150018
+    encoding: str
+    is_standby: bool
+    has_fsync: bool
+    may_make_temporary: bool
+    database: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableFacts:
+    """What there is of log_events: the columns of the statement `table_facts`, in their order."""
+
+    wrong_columns: Sequence[str]  # of those that Sluice writes
+    unfilled_columns: Sequence[str]  # of a user's: NOT NULL, and neither PostgreSQL nor a trigger fills them
+    has_unique_ids: bool
+    has_row_security: bool
+    has_insert_rules: bool
+    missing_rights: Sequence[str]
+
+
+def server_problem(facts: ServerFacts) -> str | None:
+    """Why this server can't be used; None where it can."""
+    if facts.version < VERSION_MIN * 10_000:
+        return f"PostgreSQL {facts.version // 10_000} is too old: {VERSION_MIN} or newer is needed"
+    if facts.encoding != "UTF8":
+        return (
+            f"the database {facts.database} has the encoding {facts.encoding}, which can't hold every text that ingest "
+            "takes: make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and name it in DATABASE_URL"
+        )
+    if facts.is_standby:
+        return "it is a standby, which takes no writes: let DATABASE_URL name the primary"
+    if not facts.may_make_temporary:
+        return (
+            f"the user {facts.user} may make no temporary table, through which repeats are stored: "
+            f"GRANT TEMPORARY ON DATABASE {facts.database} TO {facts.user}"
+        )
+    return None
+
+
+def table_problem(facts: TableFacts) -> str | None:
+    """Why this table can't be used; None where it can."""
+    return next(_table_problems(facts), None)
+
+
+def _table_problems(facts: TableFacts) -> Iterator[str]:
+    if facts.wrong_columns:
+        yield f"log_events lacks columns as Sluice writes them: {', '.join(facts.wrong_columns)}"
+    if not facts.has_unique_ids:
+        yield (
+            "log_events has no unique index on event_id alone, without which an event could be stored twice "
+            "(a table partitioned by time can't have one)"
+        )
+    if facts.unfilled_columns:
+        yield (
+            f"nothing fills these columns of log_events, which are NOT NULL: {', '.join(facts.unfilled_columns)}: "
+            "give them a default, or a trigger BEFORE INSERT"
+        )
+    if facts.has_row_security:
+        yield "row security holds for Sluice's user on log_events, and COPY does not work with it"
+    if facts.has_insert_rules:
+        yield "log_events has a rule ON INSERT, which COPY passes by and ON CONFLICT refuses: use a trigger"
+    if facts.missing_rights:
+        yield f"Sluice's user lacks rights: {', '.join(facts.missing_rights)}"
+
+
+def refuse(problem: str | None) -> None:
+    """Raise SinkMisconfiguredError where there is a problem."""
+    if problem is not None:
+        raise SinkMisconfiguredError(f"this PostgreSQL can't be used: {problem} (docs/database.md)")
+
+
+def facts_of(rows: Sequence[Sequence[Any]]) -> TableFacts | None:
+    """The table's facts from the statement's answer; None before the table is made."""
+    return TableFacts(*rows[0]) if rows else None
+
+
+LENT_BACKENDS: Final = (
+    "a pooler lends its backends for single transactions (pgbouncer's pool_mode=transaction or statement), so that "
+    "Sluice's locks and session settings would stay on backends of others: let DATABASE_URL name PostgreSQL itself, "
+    "or a pool with pool_mode=session"
+)

@@ -1,0 +1,98 @@
+"""Behind a real pgbouncer: a pool of sessions works, one that lends backends for a transaction is refused by name."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.ports.sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink.migrate import _LOCK_KEY, migrate, migrations
+from pipeline.sink.postgres import PostgresSink
+from pipeline.sink.server_check import SinkMisconfiguredError
+from support.control import eventually
+from support.database import ask
+from support.pooler import pgbouncer_program, pooled
+from support.processes import ROOT, environ_of
+from support.records import batch, new_log_id, nothing, record
+
+LOG = new_log_id()
+LOCKS = (
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+@pytest.fixture
+def pool(
+    request: pytest.FixtureRequest, missing: Callable[[str], None], tmp_path: Path, database_url: str
+) -> Iterator[Settings]:
+    program = pgbouncer_program()
+    if program is None:
+        missing("there is no pgbouncer")
+        raise AssertionError
+    with pooled(program, tmp_path / "pgbouncer", database_url, request.param) as url:
+        yield Settings(database_url=url)
+
+
+@pytest.mark.parametrize("pool", ["transaction", "statement"], indirect=True)
+def test_a_pool_that_lends_backends_is_refused(pool: Settings, database_url: str) -> None:
+    # Given a pooler that gives each transaction or statement another backend, and other users of it
+    with contextlib.closing(PostgresSink(pool)) as sink:
+        for call in (lambda: migrate(pool), sink.probe, lambda: sink.acquire(LOG, 0), sink.probe):
+            # Then a start and every call are refused by name
+            with pytest.raises(SinkMisconfiguredError, match="pool_mode=session"):
+                call()
+    # And nothing stays behind on its backends, so that a start without the pooler works at once
+    assert ask(database_url, LOCKS) == [(0,)]
+    assert migrate(Settings(database_url=database_url)) == [one.name for one in migrations()]
+
+
+@pytest.mark.parametrize("pool", ["session"], indirect=True)
+def test_a_pool_of_sessions_works(pool: Settings) -> None:
+    # Given two starts and two sinks through the pooler
+    assert migrate(pool) == [one.name for one in migrations()]
+    assert migrate(pool) == []
+    with contextlib.closing(PostgresSink(pool)) as one, contextlib.closing(PostgresSink(pool)) as two:
+        # Then a partition has one drainer, both ways of storing work, and the next one gets it
+        assert one.acquire(LOG, 0)
+        assert not two.acquire(LOG, 0)
+        one.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
+        result = one.store(LOG, 0, 1, batch(1, [record(1), record(2)]), before_commit=nothing)
+        assert result == StoreResult(stored=1, repeated=1)
+        one.close()
+        eventually(lambda: two.acquire(LOG, 0))
+        assert two.stored_offsets(LOG) == {0: 3}
+
+
+def test_a_start_that_waits_for_a_lock_ends_on_sigterm_at_once(database_url: str) -> None:
+    # Given a lock of migrations that nobody gives back
+    import psycopg2
+
+    with contextlib.closing(psycopg2.connect(database_url)) as holder:
+        holder.cursor().execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
+        code = (
+            "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+            "from pipeline.settings import Settings; from pipeline.sink.migrate import migrate\n"
+            "print('waits', flush=True); migrate(Settings.from_environ())"
+        )
+        environ = environ_of(Settings(database_url=database_url))
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environ, stdout=subprocess.PIPE) as start:
+            assert start.stdout is not None
+            start.stdout.readline()
+            eventually(lambda: _asked(database_url), seconds_max=20)
+            # When it is told to end, then it does
+            started = time.monotonic()
+            start.terminate()
+            assert start.wait(20) == 7
+            assert time.monotonic() - started < 5
+
+
+def _asked(database_url: str) -> bool:
+    """Whether a session of ours has asked for the lock."""
+    found = ask(database_url, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sluice' AND query <> ''")
+    return bool(found[0][0])

@@ -1,0 +1,133 @@
+"""A PostgreSQL that can't keep what Sluice promises is refused by name before anything is stored in it."""
+
+import contextlib
+import logging
+import uuid
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from pipeline.errors import SinkUnavailableError
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from pipeline.sink.postgres import PostgresSink
+from pipeline.sink.server_check import SinkMisconfiguredError
+from stack.servers import Server
+from support.database import ask
+from support.records import batch, new_log_id, nothing, record
+
+LOG = new_log_id()
+
+
+@contextlib.contextmanager
+def _database(server: Server, how: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    ask(server.url, f"CREATE DATABASE {name} {how}")
+    try:
+        yield server.url.rpartition("/")[0] + f"/{name}"
+    finally:
+        ask(server.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_an_encoding_that_cannot_hold_every_text(postgres: Server, encoding: str) -> None:
+    with _database(postgres, f"ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0") as url:
+        settings = Settings(database_url=url)
+        # Given such a database, it is refused at the start, before a table is made in it
+        with pytest.raises(SinkMisconfiguredError, match=f"encoding {encoding}.*ENCODING 'UTF8'"):
+            migrate(settings)
+        assert ask(url, "SELECT to_regclass('schema_migrations') IS NULL") == [(True,)]
+        # And each call of a sink is a failure of the server's: nothing becomes a dead letter, the breaker opens
+        with contextlib.closing(PostgresSink(settings)) as sink:
+            for call in (sink.probe, lambda: sink.stored_offsets(LOG), lambda: sink.acquire(LOG, 0)):
+                with pytest.raises(SinkUnavailableError, match=encoding):
+                    call()
+            with pytest.raises(SinkUnavailableError, match=encoding):
+                sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("DROP CONSTRAINT log_events_pkey", "no unique index on event_id"),
+        ("DROP CONSTRAINT log_events_pkey, ADD UNIQUE (event_id) DEFERRABLE", "no unique index on event_id"),
+        ("RENAME COLUMN source TO origin", r"source text \(it is missing\)"),
+        ("ALTER COLUMN attributes TYPE json", r"attributes jsonb \(it is json\)"),
+        ("ADD COLUMN tenant text NOT NULL", "NOT NULL: tenant"),
+        ("ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", "row security"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_table_that_was_changed_too_far(database_url: str, change: str, words: str) -> None:
+    # Given a table that a user has changed, and a role for which row security holds
+    settings = Settings(database_url=database_url)
+    migrate(settings)
+    role = f"r{uuid.uuid4().hex}"
+    ask(database_url, f"ALTER TABLE log_events {change}")
+    with _role(database_url, role) as url:
+        settings = Settings(database_url=url)
+        # Then a sink refuses it before it stores anything, and so does a start
+        with contextlib.closing(PostgresSink(settings)) as sink, pytest.raises(SinkMisconfiguredError, match=words):
+            sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
+        with pytest.raises(SinkMisconfiguredError, match=words):
+            migrate(settings)
+
+
+@contextlib.contextmanager
+def _role(database_url: str, role: str, rights: str = "ALL") -> Iterator[str]:
+    """A user that is no superuser, with rights on the tables."""
+    ask(database_url, f"CREATE ROLE {role} LOGIN")
+    ask(database_url, f"GRANT {rights} ON ALL TABLES IN SCHEMA public TO {role}")
+    try:
+        yield database_url.replace("//sluice@", f"//{role}@")
+    finally:
+        ask(database_url, f"DROP OWNED BY {role}")
+        ask(database_url, f"DROP ROLE {role}")
+
+
+def test_a_user_with_rights_on_the_tables_alone_is_enough(database_url: str) -> None:
+    # Given a schema that somebody else has made, and a user who may write its tables
+    migrate(Settings(database_url=database_url))
+    with _role(database_url, f"r{uuid.uuid4().hex}") as url:
+        settings = Settings(database_url=url)
+        # Then a start finds nothing to do, and both ways of storing work
+        assert migrate(settings) == []
+        with contextlib.closing(PostgresSink(settings)) as sink:
+            sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
+            assert sink.store(LOG, 0, 1, batch(1, [record(1), record(2)]), before_commit=nothing).repeated == 1
+
+
+def test_a_user_who_lacks_rights_is_named(database_url: str) -> None:
+    migrate(Settings(database_url=database_url))
+    with (
+        _role(database_url, f"r{uuid.uuid4().hex}", "SELECT, INSERT") as url,
+        pytest.raises(SinkMisconfiguredError, match="lacks rights: UPDATE on stored_offsets"),
+    ):
+        migrate(Settings(database_url=url))
+
+
+def test_a_rule_on_insert_is_refused(database_url: str) -> None:
+    migrate(Settings(database_url=database_url))
+    ask(database_url, "CREATE RULE nothing AS ON INSERT TO log_events WHERE NEW.severity = 'X' DO INSTEAD NOTHING")
+    with pytest.raises(SinkMisconfiguredError, match="rule ON INSERT"):
+        migrate(Settings(database_url=database_url))
+
+
+def test_missing_fsync_is_named_in_one_line(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    # The tests' server has none
+    with caplog.at_level(logging.WARNING):
+        migrate(Settings(database_url=database_url))
+    assert [line.message for line in caplog.records if "fsync=off" in line.message] == [
+        "PostgreSQL has fsync=off: a power loss can take stored events (docs/guarantees.md)"
+    ]
+
+
+def test_a_lock_of_another_migration_is_named_and_not_waited_for(database_url: str) -> None:
+    # Given a backend that keeps the lock, as one of a pooler does where an older version was
+    from pipeline.sink.migrate import _LOCK_KEY
+
+    with contextlib.closing(psycopg2.connect(database_url, application_name="left behind")) as connection:
+        connection.cursor().execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
+        with pytest.raises(SinkUnavailableError, match=r"process \d+ \(left behind, idle in transaction since"):
+            migrate(Settings(database_url=database_url), wait_seconds=0)
