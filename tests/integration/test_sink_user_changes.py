@@ -1,6 +1,7 @@
 """What users may do to `log_events` (docs/database.md): each change, with straight and staged batches."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,9 @@ from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
-from support.database import ask
+from pipeline.sink.server_check import SinkMisconfiguredError
+from support.database import ask, stored_ids
+from support.processes import ROOT
 from support.records import batch, new_log_id, nothing, record
 
 LOG = new_log_id()
@@ -79,3 +82,72 @@ def test_a_column_that_a_trigger_fills(sink: PostgresSink, database_url: str) ->
     ask(database_url, FILL)
     _store_both_ways(sink)
     assert ask(database_url, "SELECT DISTINCT tenant FROM log_events") == [("of tests",)]
+
+
+OTHERS = {
+    "an index": "CREATE INDEX CONCURRENTLY mine ON log_events USING gin (attributes)",
+    "a unique index that events keep": "CREATE UNIQUE INDEX mine ON log_events (message, event_id)",
+    "a check that events keep": "ALTER TABLE log_events ADD CHECK (message <> '')",
+    "a trigger that writes elsewhere": """
+        CREATE TABLE counted (n integer);
+        CREATE FUNCTION count_one() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO counted VALUES (1); RETURN NULL; END $$;
+        CREATE TRIGGER count_one AFTER INSERT ON log_events FOR EACH ROW EXECUTE FUNCTION count_one();
+    """,
+    "varchar": "ALTER TABLE log_events ALTER COLUMN source TYPE varchar(200)",
+    "partitions by hash of the id": """
+        ALTER TABLE log_events RENAME TO former;
+        CREATE TABLE log_events (LIKE former INCLUDING DEFAULTS, PRIMARY KEY (event_id)) PARTITION BY HASH (event_id);
+        CREATE TABLE log_events_0 PARTITION OF log_events FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE log_events_1 PARTITION OF log_events FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    """,
+}
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS.keys())
+def test_other_changes_that_are_supported(sink: PostgresSink, database_url: str, change: str) -> None:
+    ask(database_url, change)
+    _store_both_ways(sink)
+    assert stored_ids(database_url) == [f"event-{number:06d}" for number in range(4)]
+    assert migrate(sink._settings) == []
+
+
+def test_a_constraint_that_an_event_breaks_makes_a_dead_letter_of_it(sink: PostgresSink, database_url: str) -> None:
+    ask(database_url, "CREATE UNIQUE INDEX mine ON log_events (message)")
+    values = [record(0, message="same"), record(1, message="same"), record(2)]
+    assert sink.store(LOG, 0, 0, batch(0, values), before_commit=nothing) == StoreResult(stored=2, dead_lettered=1)
+    [(reason,)] = ask(database_url, "SELECT reason FROM dead_letters")
+    assert "mine" in reason
+
+
+def test_partitions_by_time_are_refused(sink: PostgresSink, database_url: str) -> None:
+    # Given the only unique index that PostgreSQL allows there
+    ask(
+        database_url,
+        """
+        ALTER TABLE log_events RENAME TO former;
+        CREATE TABLE log_events (LIKE former INCLUDING DEFAULTS, PRIMARY KEY (event_id, event_time))
+        PARTITION BY RANGE (event_time);
+        """,
+    )
+    # Then a sink that connects says so
+    with pytest.raises(SinkMisconfiguredError, match="partitioned by time"):
+        sink.probe()
+
+
+def test_a_deleted_event_that_is_repeated_is_stored_again(sink: PostgresSink, database_url: str) -> None:
+    _store_both_ways(sink)
+    ask(database_url, "DELETE FROM log_events WHERE event_id = 'event-000000'")
+    assert sink.store(LOG, 0, 5, batch(5, [record(0), record(1)]), before_commit=nothing).stored == 1
+
+
+def test_the_query_of_the_page_shows_both_sides_of_a_conflict(sink: PostgresSink, database_url: str) -> None:
+    # Given an event, and another one with its id
+    sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
+    sink.store(LOG, 0, 1, batch(1, [record(1, message="changed")]), before_commit=nothing)
+    # Then the query in docs/database.md finds both
+    page = (ROOT / "docs" / "database.md").read_text()
+    [query] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    [row] = ask(database_url, query)
+    assert "message 1" in row
+    assert row[-1]["message"] == "changed"
