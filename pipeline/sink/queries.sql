@@ -69,7 +69,6 @@ SELECT
         WHERE indrelid = events.oid AND indnkeyatts = 1 AND indisunique AND indimmediate AND indisvalid
           AND indpred IS NULL
     ),
-    row_security_active(events.oid),
     EXISTS (SELECT FROM pg_rewrite WHERE ev_class = events.oid AND ev_type = '3'),
     ARRAY(
         SELECT privilege || ' on ' || table_name FROM needed

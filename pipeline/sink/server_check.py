@@ -38,7 +38,6 @@ class TableFacts:
     wrong_columns: Sequence[str]  # of those that Sluice writes
     unfilled_columns: Sequence[str]  # of a user's: NOT NULL, and neither PostgreSQL nor a trigger fills them
     has_unique_ids: bool
-    has_row_security: bool
     has_insert_rules: bool
     missing_rights: Sequence[str]
 
@@ -80,8 +79,6 @@ def _table_problems(facts: TableFacts) -> Iterator[str]:
             f"nothing fills these columns of log_events, which are NOT NULL: {', '.join(facts.unfilled_columns)}: "
             "give them a default, or a trigger BEFORE INSERT"
         )
-    if facts.has_row_security:
-        yield "row security holds for Sluice's user on log_events, and COPY does not work with it"
     if facts.has_insert_rules:
         yield "log_events has a rule ON INSERT, which COPY passes by and ON CONFLICT refuses: use a trigger"
     if facts.missing_rights:

@@ -55,23 +55,19 @@ def test_an_encoding_that_cannot_hold_every_text(postgres: Server, encoding: str
         ("RENAME COLUMN source TO origin", r"source text \(it is missing\)"),
         ("ALTER COLUMN attributes TYPE json", r"attributes jsonb \(it is json\)"),
         ("ADD COLUMN tenant text NOT NULL", "NOT NULL: tenant"),
-        ("ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY", "row security"),
     ],
     ids=lambda text: text[:30],
 )
 def test_a_table_that_was_changed_too_far(database_url: str, change: str, words: str) -> None:
-    # Given a table that a user has changed, and a role for which row security holds
+    # Given a table that somebody has changed
     settings = Settings(database_url=database_url)
     migrate(settings)
-    role = f"r{uuid.uuid4().hex}"
     ask(database_url, f"ALTER TABLE log_events {change}")
-    with _role(database_url, role) as url:
-        settings = Settings(database_url=url)
-        # Then a sink refuses it before it stores anything, and so does a start
-        with contextlib.closing(PostgresSink(settings)) as sink, pytest.raises(SinkMisconfiguredError, match=words):
-            sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
-        with pytest.raises(SinkMisconfiguredError, match=words):
-            migrate(settings)
+    # Then a sink refuses it before it stores anything, and so does a start
+    with contextlib.closing(PostgresSink(settings)) as sink, pytest.raises(SinkMisconfiguredError, match=words):
+        sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
+    with pytest.raises(SinkMisconfiguredError, match=words):
+        migrate(settings)
 
 
 @contextlib.contextmanager

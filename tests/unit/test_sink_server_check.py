@@ -9,7 +9,7 @@ from pipeline.sink.server_check import ServerFacts, SinkMisconfiguredError, Tabl
 from pipeline.sink.server_check import table_problem as table
 
 GOOD = ServerFacts(7, 180_004, "UTF8", False, True, True, "logs", "sluice")
-TABLE = TableFacts([], [], True, False, False, [])
+TABLE = TableFacts([], [], True, False, [])
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,6 @@ def test_a_server_without_fsync_is_for_its_owner_to_judge() -> None:
         ({"wrong_columns": ["message text (it is bytea)"]}, "message text (it is bytea)"),
         ({"has_unique_ids": False}, "partitioned by time"),
         ({"unfilled_columns": ["tenant"]}, "NOT NULL: tenant"),
-        ({"has_row_security": True}, "row security"),
         ({"has_insert_rules": True}, "rule ON INSERT"),
         ({"missing_rights": ["INSERT on log_events"]}, "INSERT on log_events"),
     ],
