@@ -15,7 +15,7 @@ from pipeline.names import LoopName, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
-from tasks.pause import PauseFollower, PauseStep
+from tasks.pause import PauseStep
 
 
 def until(condition: Callable[[], bool], *, seconds_max: float = 5.0) -> None:
@@ -131,19 +131,16 @@ def test_a_worker_follows_the_pauses_again_after_whatever_error(worker: _Worker)
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_has_ended_is_begun_anew(worker: _Worker) -> None:
-    # Given a follower whose thread nothing could save
-    loop = worker.loops.add(LoopName.FOLLOWER)
-    follower = PauseFollower(worker.store, worker.events, loop)
+    # Given a worker whose follower meets what no thread survives
     worker.store.error = SystemExit()
-    follower.start()
+    step = PauseStep(worker)
+    step.start(worker)
     until(lambda: not any(thread.name == "control-follower" for thread in threading.enumerate()))
     worker.store.error = None
     worker.store.restore([], by="controller")
-    assert follower.paused
-    # When the worker's timer looks at it
-    follower.keep_alive()
-    until(lambda: not follower.paused)
-    follower.stop()
+    # When the worker's timer looks at it, then it follows again
+    until(lambda: _ticked(step, worker).consumes)
+    step.shutdown(worker)
 
 
 def test_an_error_of_the_timer_does_not_reach_the_workers_event_loop(worker: _Worker) -> None:
