@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import shlex
 import signal
 import sys
@@ -11,6 +10,7 @@ from typing import Any, Final, NoReturn
 
 from pipeline.errors import SluiceError
 from pipeline.running import SYSTEM_VARIABLE
+from pipeline.secrets import hide_secrets
 from stack import surroundings
 from stack.config import StackConfig
 from stack.servers import ServerError
@@ -148,8 +148,7 @@ def _table(system: System, urls: dict[str, str]) -> str:
 
 def _shown(url: str, *, is_given: bool) -> str:
     """A URL for the terminal: without its password, and saying whether the server is somebody else's."""
-    hidden = re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
-    return f"{hidden}  (given)" if is_given else hidden
+    return f"{hide_secrets(url)}  (given)" if is_given else hide_secrets(url)
 
 
 def _status(system: System) -> int:

@@ -25,6 +25,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from pipeline.secrets import hide_secrets
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 KAFKA_VERSION: Final = "4.0.0"
 KAFKA_LIBS: Final = ROOT / ".local" / f"kafka-{KAFKA_VERSION}"
@@ -34,7 +36,10 @@ _PADDING_READ_BYTES: Final = 1 << 20
 
 
 class ServerError(Exception):
-    """A private server could not be prepared or started; the message says why."""
+    """A private server could not be prepared or started; the message says why, without passwords."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(hide_secrets(message))
 
 
 @dataclass
