@@ -82,6 +82,7 @@ class AlarmCode(StrEnum):
     OFFSETS_UNKNOWN = "offsets_unknown"  # PostgreSQL did not give the stored offsets: the lag is by the log's word
     NOT_RESTORED = "not_restored"  # the reasons to pause are lost, and PostgreSQL did not give them back
     LOOP_FAILS = "loop_fails"  # a thread or timer of a worker that must not end fails, or no longer comes round
+    FORMER_LOG = "former_log"  # the log of earlier settings has events that are not stored
     LOG_BEHIND_STORED = "log_behind_stored"  # a partition would give offsets again that PostgreSQL has stored
     SCHEMA_REFUSED = "schema_refused"  # the database's schema is newer than this version, was changed, or can't be made
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain that stands still could not be ended on the server

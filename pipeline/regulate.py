@@ -67,6 +67,8 @@ class Database:
     load_asked: Callable[[], Asked]  # what people asked for, and drains that gave up
     terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a backend that held it was ended
     schema_problem: str | None = None  # why the schema could not be brought up to date, where only a person can help
+    # log_id, end of each partition -> an alarm for each former log with events that are not stored
+    former_logs: Callable[[str, Mapping[int, int]], Sequence[Alarm]] = field(default=lambda *_: ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +257,9 @@ def _look_after_offsets(
         mirror = control.floors.mirror(log_id)
         if not mirror.is_complete:
             control.floors.seed(log_id, mirror.life, database.settled_offsets(log_id))
+        sample.alarms += database.former_logs(log_id, {position.partition: position.end for position in positions})
     except SluiceError as error:
-        sample.problems.append(f"the mirror of the stored offsets is not complete: {in_brief(error)}")
+        sample.problems.append(f"the mirror of the stored offsets, or former logs: {in_brief(error)}")
 
 
 def _is_behind(position: PartitionPosition, stored: Mapping[int, int]) -> bool:

@@ -56,6 +56,7 @@ def regulate_rate(self: Any) -> None:
             load_asked=lambda: _load_asked(parts),
             terminate_drainer=parts.sink.terminate_stalled,
             schema_problem=parts.schema_problem,
+            former_logs=parts.former_logs.alarms,
         ),
         control=Control(parts.control, parts.events, parts.leases, parts.progress, parts.floors, parts.troubles),
         by=parts.name,

@@ -22,6 +22,7 @@ from pipeline.settings import Settings
 from pipeline.sink.postgres import PostgresSink
 from pipeline.store.redis_queues import RedisQueues
 from pipeline.tally import DrainTally
+from tasks.former_logs import FormerLogs
 from tasks.startup import worker_name
 
 _PARTITIONS_SECONDS: Final = 30.0  # partitions are added by hand, once in a year
@@ -48,6 +49,10 @@ class Parts:
     @cached_property
     def sink(self) -> PostgresSink:
         return wiring.make_sink(self.settings)
+
+    @cached_property
+    def former_logs(self) -> FormerLogs:
+        return FormerLogs(self.settings, self.sink, self.clock)
 
     @cached_property
     def control(self) -> ControlStore:

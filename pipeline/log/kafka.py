@@ -334,10 +334,10 @@ class KafkaLog:
         except LogUnavailableError as error:
             logger.warning("commit to the event log failed: %s", error, extra={"action": "log_commit_failed"})
 
-    def positions(self) -> list[PartitionPosition]:
-        identity = self._identity or self.identity()
+    def positions(self, log_id: str | None = None) -> list[PartitionPosition]:
+        log_id = log_id or (self._identity or self.identity()).log_id
         facts = self._wire.topic(self._topic)
-        if facts is None or _log_id(self._topic, facts) != identity.log_id:
+        if facts is None or _log_id(self._topic, facts) != log_id:
             raise LogUnavailableError("the event log (Kafka) is another one than when it was last asked who it is")
         begins = self._wire.offsets(self._topic, facts.leaders, BEGIN)
         ends = self._wire.offsets(self._topic, facts.leaders, END)

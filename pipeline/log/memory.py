@@ -171,11 +171,11 @@ class MemoryLog:
             if not self.server.is_down and log_id == self.server.log_id and offset <= held.end:
                 held.committed = offset
 
-    def positions(self) -> list[PartitionPosition]:
+    def positions(self, log_id: str | None = None) -> list[PartitionPosition]:
         with self.server.changed:
             self._must_be_up()
-            known = self._known or self.identity()
-            if known.log_id != self.server.log_id:
+            log_id = log_id or (self._known or self.identity()).log_id
+            if log_id != self.server.log_id:
                 raise LogUnavailableError("the event log is another one than when it was last asked who it is")
             is_fenced = self.server.fenced_incarnation == self.server.incarnation
             return [

@@ -335,8 +335,11 @@ class RedisStreamsLog:
                 extra={"action": "log_commit_ignored", "partition": partition, "offset": offset},
             )
 
-    def positions(self) -> list[PartitionPosition]:
-        identity = self._identity or self.identity()
+    def positions(self, log_id: str | None = None) -> list[PartitionPosition]:
+        if log_id is None:
+            identity = self._identity or self.identity()
+        else:
+            identity = LogIdentity(log_id, "", int(log_id.rpartition(".")[2]))
         numbers = self._link.run(
             self._positions_script,
             [self._id_key, self._committed_key, self._ends_key, *self._stream_keys(identity.partitions)],

@@ -102,10 +102,11 @@ class EventLog(Protocol):
         effort: never blocks for long, and a failure is only logged, since PostgreSQL's offset decides.
         """
 
-    def positions(self) -> list[PartitionPosition]:
-        """Begin, end and commit of every partition, read together.
+    def positions(self, log_id: str | None = None) -> list[PartitionPosition]:
+        """Begin, end and commit of every partition, read together: of the log of the last `identity()`, or of `log_id`.
 
-        Raises LogUnavailableError (never a guess), also where the log is another one than at the last `identity()`.
+        With a `log_id` nothing is made where it is missing. Raises LogUnavailableError (never a guess), also
+        where the log is another one than at the last `identity()`.
         """
 
     def close(self) -> None:

@@ -96,6 +96,21 @@ SET LOCAL lock_timeout = '1s';
 LOCK TABLE stored_offsets IN SHARE MODE;
 SELECT log_partition, next_offset FROM stored_offsets WHERE log_id = %(log_id)s;
 
+-- name: note_log
+INSERT INTO known_logs (log_id, url, name, ends) VALUES (%(log_id)s, %(url)s, %(name)s, %(ends)s::jsonb)
+ON CONFLICT (log_id) DO UPDATE SET url = EXCLUDED.url, name = EXCLUDED.name, ends = EXCLUDED.ends, seen_at = now();
+
+-- name: former_logs
+SELECT log.log_id, log.url, log.name, log.ends,
+       coalesce(jsonb_object_agg(stored.log_partition, stored.next_offset)
+                FILTER (WHERE stored.log_partition IS NOT NULL), '{}'),
+       extract(epoch FROM now() - log.seen_at)
+FROM known_logs AS log LEFT JOIN stored_offsets AS stored USING (log_id)
+WHERE log.log_id <> %(log_id)s AND log.seen_at < now() - %(seen_seconds_min)s * interval '1 second'
+GROUP BY log.log_id
+ORDER BY log.seen_at DESC
+LIMIT %(logs_max)s;
+
 -- name: copy_events
 COPY log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
                  log_id, log_partition, log_offset, request_id)

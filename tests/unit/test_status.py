@@ -20,7 +20,7 @@ class AwayStore:
 
 
 class AwayLog(MemoryLog):
-    def positions(self) -> list[PartitionPosition]:
+    def positions(self, log_id: str | None = None) -> list[PartitionPosition]:
         raise LogUnavailableError
 
 

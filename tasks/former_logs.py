@@ -1,0 +1,124 @@
+"""Event logs of earlier settings that still hold events which are not stored: nobody drains them."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pipeline import wiring
+from pipeline.clock import Clock
+from pipeline.errors import SluiceError
+from pipeline.flow.lag import total_lag
+from pipeline.health.judge import duration
+from pipeline.names import AlarmCode, Severity
+from pipeline.ports.control import Alarm
+from pipeline.settings import Settings
+from pipeline.sink.postgres import PostgresSink
+from pipeline.sink.queries import query
+
+ASK_SECONDS: Final = 60.0  # between two questions to the same log: it is a matter of days, and its server may be away
+LOGS_MAX: Final = 20  # that are looked at, those that were seen last
+SEEN_SECONDS_MIN: Final = 30.0  # a log that another system saw so lately is in use: two systems may share a database
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLog:
+    """A log as PostgreSQL remembers it."""
+
+    log_id: str
+    url: str
+    name: str
+    ends: Mapping[int, int]
+    stored: Mapping[int, int]  # next offset to store, for each partition
+    age_seconds: float  # since it was last seen
+
+
+class FormerLogs:
+    """Looks after former logs, one at each tick, and remembers what it found."""
+
+    def __init__(self, settings: Settings, sink: PostgresSink, clock: Clock) -> None:
+        self._settings = settings
+        self._sink = sink
+        self._clock = clock
+        self._asked_at: dict[str, float] = {}  # log_id -> monotonic
+        self._found: dict[str, Alarm] = {}
+
+    def alarms(self, log_id: str, ends: Mapping[int, int]) -> list[Alarm]:
+        """Note how far the present log goes, and return an alarm for each other one with events that are not stored.
+
+        At most one of them is asked in a call. Raises SinkUnavailableError.
+        """
+        settings = self._settings
+        self._sink.session.count(
+            query("note_log"),
+            {
+                "log_id": log_id,
+                "url": without_password(settings.event_log_url),
+                "name": _name(settings),
+                "ends": json.dumps(ends),
+            },
+        )
+        known = self._known(log_id)
+        now = self._clock.monotonic()
+        due = [log for log in known if now - self._asked_at.get(log.log_id, -ASK_SECONDS) >= ASK_SECONDS]
+        if due:
+            log = min(due, key=lambda one: self._asked_at.get(one.log_id, -ASK_SECONDS))
+            self._asked_at[log.log_id] = now
+            alarm = self._look(log)
+            self._found.pop(log.log_id, None)
+            if alarm is not None:
+                self._found[log.log_id] = alarm
+        return [self._found[log.log_id] for log in known if log.log_id in self._found]
+
+    def _known(self, log_id: str) -> list[KnownLog]:
+        rows = self._sink.session.rows(
+            query("former_logs"), {"log_id": log_id, "seen_seconds_min": SEEN_SECONDS_MIN, "logs_max": LOGS_MAX}
+        )
+        return [
+            KnownLog(other, url, name, _offsets(ends), _offsets(stored), float(age))
+            for other, url, name, ends, stored, age in rows
+        ]
+
+    def _look(self, log: KnownLog) -> Alarm | None:
+        """Ask a log how much of it is not stored; where it does not answer, go by what was last seen of it."""
+        where = f"{log.url} {log.name!r}"
+        forget = f"DELETE FROM known_logs WHERE log_id = '{log.log_id}'"
+        try:
+            unread = self._ask(log)
+        except SluiceError:
+            unread = sum(max(0, end - log.stored.get(partition, 0)) for partition, end in log.ends.items())
+            what = (
+                f"{unread:,} events of a former event log ({where}) were not stored when it was last seen, "
+                f"{duration(log.age_seconds)} ago; it is gone or does not answer"
+            )
+            look_at = f"that log; if its events are given up, in PostgreSQL: {forget}"
+        else:
+            what = f"A former event log ({where}) still holds {unread:,} events that are not stored; nobody drains it"
+            look_at = "EVENT_LOG_URL, LOG_TOPIC and KEY_PREFIX: set them back until that log is drained"
+        return Alarm(AlarmCode.FORMER_LOG, Severity.DEGRADED, what, look_at) if unread else None
+
+    def _ask(self, log: KnownLog) -> int:
+        """Events of that log which are not stored. Raises SluiceError where that can't be asked."""
+        settings = replace(self._settings, event_log_url=log.url)
+        if log.url == without_password(self._settings.event_log_url):
+            settings = self._settings
+        is_kafka = settings.log_scheme == "kafka"
+        settings = replace(settings, log_topic=log.name) if is_kafka else replace(settings, key_prefix=log.name)
+        with contextlib.closing(wiring.make_log(settings)) as other:
+            return total_lag(other.positions(log.log_id), log.stored) or 0
+
+
+def without_password(url: str) -> str:
+    """A URL that may be kept and shown."""
+    scheme, mark, rest = url.partition("://")
+    user, at, place = rest.rpartition("@")
+    return f"{scheme}{mark}{user.partition(':')[0]}{at}{place}"
+
+
+def _name(settings: Settings) -> str:
+    return settings.log_topic if settings.log_scheme == "kafka" else settings.key_prefix
+
+
+def _offsets(found: Mapping[str, int]) -> dict[int, int]:
+    return {int(partition): int(offset) for partition, offset in found.items()}

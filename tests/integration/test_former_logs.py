@@ -1,0 +1,100 @@
+"""Former event logs with events that are not stored are named."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from pipeline import wiring
+from pipeline.clock import ManualClock
+from pipeline.names import AlarmCode
+from pipeline.ports.log import EventLog
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from pipeline.sink.postgres import PostgresSink
+from stack.servers import Server, free_port
+from support.database import ask
+from support.event_logs import recovered
+from tasks.former_logs import ASK_SECONDS, FormerLogs, without_password
+
+
+@pytest.fixture(params=["redis", "kafka"])
+def former(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+    migrate(settings)
+    if request.param == "kafka":
+        server: Server = request.getfixturevalue("kafka")
+        return replace(settings, event_log_url=server.url)
+    return settings
+
+
+@contextlib.contextmanager
+def opened(settings: Settings) -> Iterator[EventLog]:
+    with contextlib.closing(wiring.make_log(settings)) as log:
+        yield log
+
+
+def seen_long_ago(settings: Settings) -> None:
+    ask(settings.database_url, "UPDATE known_logs SET seen_at = now() - interval '10 minutes'")
+
+
+def test_a_former_log_is_named_until_it_is_stored(former: Settings) -> None:
+    # Given a log with ten events of which four are stored, and settings that name another one since
+    clock = ManualClock()
+    present = replace(former, log_topic=f"{former.log_topic}-2", key_prefix=f"{former.key_prefix}2:")
+    with contextlib.closing(PostgresSink(former)) as sink, opened(former) as log:
+        log_id = recovered(log.identity).log_id
+        recovered(lambda: log.append([(0, b"x")] * 10))
+        ask(former.database_url, "INSERT INTO stored_offsets VALUES (%s, 0, 4)", [log_id])
+        assert FormerLogs(former, sink, clock).alarms(log_id, {0: 10, 1: 0}) == []
+        logs = FormerLogs(present, sink, clock)
+        # Then it is not named while somebody still looks after it, and is afterwards
+        assert logs.alarms("present", {0: 0}) == []
+        seen_long_ago(former)
+        [alarm] = logs.alarms("present", {0: 0})
+        assert alarm.code == AlarmCode.FORMER_LOG
+        assert "still holds 6 events" in alarm.what
+        assert former.log_topic in alarm.what or former.key_prefix in alarm.what
+        # And so it stays until they are stored
+        assert logs.alarms("present", {0: 0}) == [alarm]
+        ask(former.database_url, "UPDATE stored_offsets SET next_offset = 10")
+        clock.advance(ASK_SECONDS)
+        assert logs.alarms("present", {0: 0}) == []
+
+
+def test_a_former_log_that_can_not_be_asked_is_named_by_what_was_last_seen(settings: Settings) -> None:
+    # Given logs that are gone: one whose server is away, and one that was emptied in place
+    migrate(settings)
+    away = replace(settings, event_log_url=f"redis://user:secret@127.0.0.1:{free_port()}")
+    clock = ManualClock()
+    with contextlib.closing(PostgresSink(settings)) as sink:
+        FormerLogs(away, sink, clock).alarms("one.4", {0: 10, 1: 5})
+        FormerLogs(settings, sink, clock).alarms("two.4", {0: 3})
+        FormerLogs(settings, sink, clock).alarms("all stored.4", {0: 2})
+        ask(
+            settings.database_url,
+            "INSERT INTO stored_offsets VALUES ('one.4', 0, 10), ('two.4', 0, 1), ('all stored.4', 0, 2)",
+        )
+        seen_long_ago(settings)
+        # Then each is named by what was last seen of it, without a password, and one that was stored is not
+        logs = FormerLogs(settings, sink, clock)
+        for _ in range(3):
+            alarms = logs.alarms("present.4", {0: 0})
+        assert sorted(alarm.what.partition(" events")[0] for alarm in alarms) == ["2", "5"]
+        assert "secret" not in str(alarms)
+        # And forgotten where somebody gives its events up
+        ask(settings.database_url, "DELETE FROM known_logs WHERE log_id = 'one.4'")
+        assert len(logs.alarms("present.4", {0: 0})) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:s@cret@localhost", "redis://@localhost"),
+        ("rediss://user:secret@localhost:6379/0", "rediss://user@localhost:6379/0"),
+        ("kafka://a:9092,b:9092", "kafka://a:9092,b:9092"),
+    ],
+)
+def test_a_url_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
