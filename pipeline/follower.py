@@ -8,6 +8,7 @@ from typing import Final
 
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
+from pipeline.flow.age import Age
 from pipeline.loops import Loop, Loops
 from pipeline.names import LoopName
 from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Troubles
@@ -62,6 +63,7 @@ class ControlFollower:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control-follower", daemon=True)
         self._newest: Followed | None = None
+        self._publication_age = Age()
         self._is_away = False
 
     def start(self) -> None:
@@ -112,9 +114,10 @@ class ControlFollower:
     def _read(self) -> None:
         state = self._store.state()
         now = self._clock.monotonic()
-        published_at = None if state.rate is None else now - max(0.0, state.time - state.rate.published_at)
-        if state.rate is None and self._newest is not None:
-            published_at = self._newest.published_at  # the store was flushed: the controller spoke then, all the same
+        published_at = None if self._newest is None else self._newest.published_at
+        if state.rate is not None:  # else the store was flushed: the controller spoke when it did, all the same
+            said = state.time - state.rate.published_at
+            published_at = now - self._publication_age.of(state.rate.published_at, said, now=now)
         self._newest = Followed(state, now, published_at)
         if self._is_away:
             self._is_away = False

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SluiceError, in_brief
+from pipeline.flow.age import Age
 from pipeline.flow.lag import lag_by_partition
 from pipeline.flow.rate import BandPolicy, RateDecision, hold_or_decay
 from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason, Severity
@@ -47,6 +49,9 @@ class Control:
     progress: Progress
     floors: Floors
     troubles: Troubles | None = None  # None: nobody reports
+    clock: Clock = field(default_factory=SystemClock)
+    lag_age: Age = field(default_factory=Age)  # of the last known lag; kept from tick to tick, as the next one
+    rate_age: Age = field(default_factory=Age)  # of the last publication
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,14 @@ class RegulateReport:
     problems: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Ages:
+    """Seconds since the lag was last known, and since a rate was last published."""
+
+    lag: float
+    rate: float
+
+
 @dataclass(slots=True)
 class _Sample:
     """What a tick could learn about the log; None where it could not."""
@@ -116,6 +129,7 @@ def regulate(
     if control.leases.take(LEASE_REGULATE, seconds=settings.regulate_seconds * _LEASE_SHARE) is None:
         return RegulateReport(ran=False)
     state = control.store.state()
+    ages = _ages(state, control)
     sample = _Sample()
     if database.schema_problem is not None:
         sample.critical(
@@ -129,7 +143,7 @@ def regulate(
         _look_after_offsets(log, positions, sample, database=database, control=control, by=by)
     _hear_troubles(control, sample)
     policy = _policy_now(control.store, state, policy, restored=restored)
-    decision = _decide(state, sample, policy, settings)
+    decision = _decide(state, sample, policy, settings, ages)
     _note_progress(state, sample, settings, control)
     terminated = _end_stalled(sample, settings=settings, database=database, control=control, by=by)
     known_at = state.rate.lag_known_at if state.rate is not None else None
@@ -140,9 +154,13 @@ def regulate(
         lag=sum(sample.lag.values()) if sample.lag is not None else None,
         lag_known_at=state.time if sample.lag is not None else known_at,
         by=by,
-        consumption=_consumption(state, sample),
+        consumption=_consumption(state, sample, ages),
         alarms=sample.alarms,
     )
+    now = control.clock.monotonic()
+    control.rate_age.begin(published.published_at, now=now)
+    if sample.lag is not None:
+        control.lag_age.begin(published.lag_known_at, now=now)
     problems = [*(alarm.what for alarm in sample.alarms), *sample.problems]
     answered = sample.stored is not None
     return RegulateReport(True, published, sample.lag, restored, terminated, answered, tuple(problems))
@@ -183,15 +201,25 @@ def _policy_now(store: ControlStore, state: ControlState, policy: RatePolicy, *,
     return BandPolicy(bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical)
 
 
-def _consumption(state: ControlState, sample: _Sample) -> Consumption | None:
+def _ages(state: ControlState, control: Control) -> _Ages | None:
+    """How old what is published is, whatever the store's wall clock did meanwhile; None: no lag was ever known."""
+    if state.rate is None or state.rate.lag_known_at is None:
+        return None
+    published_at, known_at, now = state.rate.published_at, state.rate.lag_known_at, control.clock.monotonic()
+    return _Ages(
+        lag=control.lag_age.of(known_at, state.time - known_at, now=now),
+        rate=control.rate_age.of(published_at, state.time - published_at, now=now),
+    )
+
+
+def _consumption(state: ControlState, sample: _Sample, ages: _Ages | None) -> Consumption | None:
     """How far the log is consumed, and how fast since the last tick that knew."""
     if sample.lag is None or sample.consumed is None:
         return None
     last = state.rate.consumption if state.rate is not None else None
-    known_at = state.rate.lag_known_at if state.rate is not None else None
     drain_rate = None
-    if last is not None and known_at is not None and state.time > known_at and sample.consumed >= last.consumed:
-        drain_rate = (sample.consumed - last.consumed) / (state.time - known_at)
+    if last is not None and ages is not None and ages.lag > 0 and sample.consumed >= last.consumed:
+        drain_rate = (sample.consumed - last.consumed) / ages.lag
     return Consumption(sample.lag, sample.consumed, drain_rate, sample.no_progress_seconds)
 
 
@@ -299,7 +327,9 @@ def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, by: str) -
         )
 
 
-def _decide(state: ControlState, sample: _Sample, policy: RatePolicy, settings: Settings) -> RateDecision:
+def _decide(
+    state: ControlState, sample: _Sample, policy: RatePolicy, settings: Settings, ages: _Ages | None
+) -> RateDecision:
     """The policy's rate for a known lag; for an unknown one the last rate, held or decayed; at first the floor.
 
     The floor too where the reasons to pause are unknown and PostgreSQL is away: the breaker's would be among them.
@@ -308,15 +338,15 @@ def _decide(state: ControlState, sample: _Sample, policy: RatePolicy, settings: 
         decided = policy.decide(sum(sample.lag.values()))
         return RateDecision(policy.floor_rate, decided.mode) if sample.is_database_away else decided
     last = state.rate
-    if last is None or last.lag_known_at is None:
+    if last is None or last.lag_known_at is None or ages is None:
         return RateDecision(policy.floor_rate, Mode.UNKNOWN)
     rate = hold_or_decay(
         last.base_rate,
-        state.time - last.lag_known_at,
+        ages.lag,
         period_seconds=settings.regulate_seconds,
         hold_periods=settings.rate_hold_periods,
         floor=policy.floor_rate,
-        decided_after_seconds=last.published_at - last.lag_known_at,
+        decided_after_seconds=max(0.0, ages.lag - ages.rate),
     )
     return RateDecision(rate, Mode.UNKNOWN)
 

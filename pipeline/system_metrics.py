@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from pipeline import __version__, metrics, tally
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
+from pipeline.flow.age import Age
 from pipeline.flow.bucket import burst_of
 from pipeline.metrics import Declared
 from pipeline.names import BreakerState, Mode, PauseReason
@@ -55,6 +56,7 @@ class SystemCollector(Collector):
 
     def __init__(self, parts: SystemParts) -> None:
         self._parts = parts
+        self._publication_age = Age()
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: names are not known to clash, and asking the servers at registration would be worse."""
@@ -65,8 +67,9 @@ class SystemCollector(Collector):
         parts, control, log = self._parts, _Asking(), _Asking()
         state = control.ask(parts.store.state)
         if state is not None:
-            yield from _control_gauges(state, parts.settings)
-            yield from _lag_gauges(state, parts.settings)
+            age = self._controller_age(state)
+            yield from _control_gauges(state, parts.settings, age)
+            yield from _lag_gauges(state, parts.settings, age)
             yield from self._bucket_gauges(state, control.ask(parts.tallies.tokens))
         counters = control.ask(parts.tallies.counters)
         if counters is not None:
@@ -83,6 +86,13 @@ class SystemCollector(Collector):
         build = metrics.BUILD_INFO.gauge()
         build.add_metric([__version__, "kafka" if parts.settings.log_scheme == "kafka" else "redis"], 1.0)
         yield build
+
+    def _controller_age(self, state: ControlState) -> float:
+        """Seconds since the controller published, whatever the server's wall clock did meanwhile."""
+        if state.rate is None:
+            return 0.0
+        published_at = state.rate.published_at
+        return self._publication_age.of(published_at, state.time - published_at, now=self._parts.clock.monotonic())
 
     def _bucket_gauges(self, state: ControlState, held: tuple[float, float, float] | None) -> Iterator[Metric]:
         if held is None or state.rate is None:
@@ -135,13 +145,13 @@ def _one_of(declared: Declared, words: Iterable[str], held: Iterable[str]) -> Me
     return family
 
 
-def _control_gauges(state: ControlState, settings: Settings) -> Iterator[Metric]:
+def _control_gauges(state: ControlState, settings: Settings, controller_age: float) -> Iterator[Metric]:
     """What the control loop has decided, and what holds."""
     rate = state.rate
     if rate is not None:
         yield metrics.RATE_LIMIT.gauge(rate.rate)
         yield metrics.BASE_RATE_LIMIT.gauge(rate.base_rate)
-        yield metrics.CONTROLLER_AGE.gauge(max(0.0, state.time - rate.published_at))
+        yield metrics.CONTROLLER_AGE.gauge(controller_age)
     yield metrics.CONTROLLER_PERIOD.gauge(settings.regulate_seconds)
     modes = [Mode.UNKNOWN.value if rate is None else rate.mode.value]
     yield _one_of(metrics.MODE, [mode.value for mode in Mode], modes)
@@ -159,12 +169,12 @@ def _control_gauges(state: ControlState, settings: Settings) -> Iterator[Metric]
     yield metrics.LAG_CRITICAL.gauge(settings.lag_critical if bands is None else bands.lag_critical)
 
 
-def _lag_gauges(state: ControlState, settings: Settings) -> Iterator[Metric]:
+def _lag_gauges(state: ControlState, settings: Settings, controller_age: float) -> Iterator[Metric]:
     """The lag, where the controller knew it lately."""
     rate = state.rate
     if rate is None or rate.lag is None or rate.consumption is None:
         return
-    if state.time - rate.published_at > STALE_PERIODS * settings.regulate_seconds:
+    if controller_age > STALE_PERIODS * settings.regulate_seconds:
         return
     lag = (metrics.KAFKA_LAG if settings.log_scheme == "kafka" else metrics.REDIS_LAG).gauge()
     for partition, events in sorted(rate.consumption.lag_by_partition.items()):

@@ -16,6 +16,7 @@ from pipeline.errors import SettingsError
 from pipeline.loops import Loops
 from pipeline.names import Queue
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
+from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's remote commands
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
 from tasks.ending import CONTROL_SECONDS_MAX, EndStep
 from tasks.metrics import MetricsStep
@@ -81,6 +82,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         # Reconnect soon: a drain that stands still is lag.
         "broker_connection_timeout": 2,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # Hints that wait for a rate limit take the places of all others, also once it is lifted.
+        "worker_disable_rate_limits": True,
         "worker_max_tasks_per_child": None,
         "worker_hijack_root_logger": True,
         "beat_scheduler": "tasks.ticking:TickScheduler",

@@ -58,7 +58,17 @@ def regulate_rate(self: Any) -> None:
             schema_problem=parts.schema_problem,
             former_logs=parts.former_logs.alarms,
         ),
-        control=Control(parts.control, parts.events, parts.leases, parts.progress, parts.floors, parts.troubles),
+        control=Control(
+            parts.control,
+            parts.events,
+            parts.leases,
+            parts.progress,
+            parts.floors,
+            parts.troubles,
+            clock=parts.clock,
+            lag_age=parts.lag_age,
+            rate_age=parts.rate_age,
+        ),
         by=parts.name,
     )
     if report.database_answered:

@@ -12,6 +12,7 @@ from celery.signals import worker_process_shutdown
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import Clock, SystemClock
+from pipeline.flow.age import Age
 from pipeline.pace import Pace
 from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
 from pipeline.ports.history import History
@@ -40,6 +41,7 @@ class Parts:
         self.is_migrated = False
         self._paces: dict[int, Pace] = {}
         self.schema_problem: str | None = None  # why the schema could not be brought up to date
+        self.lag_age, self.rate_age = Age(), Age()  # as this process' ticks of the control loop count them
         self._partitions: tuple[float, int] | None = None  # when it was asked, and the answer
 
     @cached_property

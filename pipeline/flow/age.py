@@ -30,6 +30,10 @@ class Age:
         self._looked_at = now
         return self.now(now)
 
+    def begin(self, version: Hashable, *, now: float) -> None:
+        """Note a version that the reader has made itself, just now."""
+        self._version, self._age, self._seen_at, self._looked_at = version, 0.0, now, now
+
     def now(self, now: float) -> float:
         """Age of the version that was last looked at, without a look."""
         return self._age + now - self._seen_at

@@ -27,7 +27,7 @@ if published[1] then
   -- somebody set, which has an end of its own.
   local published_at = tonumber(published[4])
   age = published[4] == ARGV[14] and tonumber(ARGV[15]) or elapsed_since(published_at)
-  local decided_after = published_at - (tonumber(published[5]) or published_at)
+  local decided_after = math.max(0, published_at - (tonumber(published[5]) or published_at))
   local steps = halvings(decided_after + age) - halvings(decided_after)
   if steps > 0 and redis.call('EXISTS', KEYS[5]) == 0 then
     rate = math.max(math.min(rate, tonumber(published[2])), rate * 2 ^ -steps)

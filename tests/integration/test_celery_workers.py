@@ -333,6 +333,29 @@ def test_a_second_beat_is_harmless(rig: Rig, tmp_path: Path) -> None:
     assert min(gaps) > 0.6 * rig.settings.regulate_seconds, gaps
 
 
+def test_celerys_own_commands_leave_no_drain_standing(rig: Rig) -> None:
+    # Given commands of Celery's that would stop drains, as Flower's forms send them
+    replies = {
+        command: rig.app.control.broadcast(command, arguments=arguments, reply=True, timeout=2, limit=2)
+        for command, arguments in (
+            ("rate_limit", {"task_name": "sluice.drain", "rate_limit": "1/h"}),
+            ("time_limit", {"task_name": "sluice.drain", "hard": 0.001}),
+            ("pool_shrink", {"n": rig.settings.log_partitions + 2}),
+            ("cancel_consumer", {"queue": "control"}),
+            ("add_consumer", {"queue": "batches"}),
+        )
+    }
+    # Then each worker refuses, and says what to use instead
+    for command, answers in replies.items():
+        assert len(answers or ()) == 2, command
+        assert all(f"Sluice takes no {command}" in str(answer) for answer in answers or ()), answers
+    # And drains go on beyond the hints that were under way
+    rig.app.control.broadcast("rate_limit", arguments={"task_name": "sluice.drain", "rate_limit": "0"})
+    assert _stays(lambda: True, seconds=1.5 * rig.settings.drain_run_seconds_max)
+    rig.append(50)
+    rig.wait_stored(seconds_max=10)
+
+
 def _version(rig: Rig) -> int | None:
     state = rig.state()
     return state.rate.version if state is not None and state.rate is not None else None

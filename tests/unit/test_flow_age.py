@@ -25,5 +25,11 @@ def test_a_new_version_is_no_older_than_the_look_before() -> None:
     assert age.of("c", 0.5, now=105.0) == 0.5
 
 
+def test_what_the_reader_made_itself_is_new() -> None:
+    age = Age()
+    age.begin("a", now=100.0)
+    assert age.of("a", 3600.0, now=101.0) == 1.0
+
+
 def test_what_lies_in_the_future_is_new() -> None:
     assert Age().of("a", -5.0, now=100.0) == 0.0

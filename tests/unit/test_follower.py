@@ -12,6 +12,7 @@ from pipeline.names import Mode
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer
+from support.clocks import SteppedSystemClock
 
 
 @dataclass
@@ -102,6 +103,26 @@ def test_it_starts_without_a_store_and_survives_outages_and_flushes(rig: _Rig) -
     # And what is published then is followed as before
     rig.publish(300)
     until(lambda: rig.rate() == 300, seconds_max=2)
+
+
+@pytest.mark.parametrize("seconds", [-3600.0, 3600.0])
+def test_the_controllers_age_grows_whatever_the_stores_clock_does(seconds: float) -> None:
+    # Given a follower that has seen a publication
+    clock = SteppedSystemClock()
+    rig = _Rig(MemoryServer(clock))
+    rig.follower.start()
+    rig.publish(500)
+    until(lambda: rig.rate() == 500)
+    seen = rig.newest()
+    assert seen is not None
+    # When the store's wall clock is stepped, and the follower reads again
+    clock.step(seconds)
+    until(lambda: (newest := rig.newest()) is not None and newest.read_at > seen.read_at)
+    newest = rig.newest()
+    assert newest is not None
+    # Then the publication is as old as it is
+    assert newest.published_at == pytest.approx(seen.published_at, abs=0.01)
+    rig.follower.stop(seconds_max=3)
 
 
 def test_a_defect_does_not_end_it(rig: _Rig, caplog: pytest.LogCaptureFixture) -> None:

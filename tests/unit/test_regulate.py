@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError, StoreUnavailableError
+from pipeline.flow.age import Age
 from pipeline.flow.rate import BandPolicy
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason
@@ -60,6 +61,7 @@ class System:
         self.rig: ControlRig = memory_rig(control_settings("redis://nowhere"), self.server)
         self.log = MemoryLog(partitions=2)
         self.database = FakeDatabase()
+        self.lag_age, self.rate_age = Age(), Age()
 
     def tick(self, *, after: float = 5.0, by: str = "controller") -> RegulateReport:
         """Let time pass and tick."""
@@ -82,6 +84,9 @@ class System:
                 self.rig.progress,
                 self.rig.floors,
                 self.rig.troubles,
+                clock=self.clock,
+                lag_age=self.lag_age,
+                rate_age=self.rate_age,
             ),
             by=by,
         )
@@ -484,3 +489,33 @@ def _no_progress(system: System) -> dict[int, float]:
     assert consumption is not None
     assert consumption.no_progress_seconds is not None
     return dict(consumption.no_progress_seconds)
+
+
+# --- The store's wall clock is stepped ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [-3600.0, -20.0, 3600.0])
+def test_an_unknown_lags_rate_decays_in_time_whatever_the_clock_does(system: System, seconds: float) -> None:
+    # Given a known lag, then an unknown one for three periods
+    system.append(0, 20_000)
+    system.tick()
+    system.log.stop()
+    for _ in range(3):
+        system.tick()
+    # When the store's clock is stepped
+    system.clock.step(seconds)
+    # Then the rate holds for three more, and halves in each from then on
+    rates = [round(system.tick().published.rate, 3) for _ in range(7)]  # type: ignore[union-attr]
+    assert rates == [775.0] * 3 + [387.5, 193.75, 100.0, 100.0]
+
+
+@pytest.mark.parametrize("seconds", [-3600.0, 3600.0])
+def test_the_pace_of_storing_is_that_of_the_time_that_passed(system: System, seconds: float) -> None:
+    system.append(0, 1000)
+    system.tick()
+    system.clock.step(seconds)
+    system.database.stored = {0: 100}
+    report = system.tick(after=5.0)
+    assert report.published is not None
+    assert report.published.consumption is not None
+    assert report.published.consumption.drain_rate == pytest.approx(20.0)

@@ -1,0 +1,39 @@
+"""Celery's own remote commands that would leave drains standing: refused, with what to use instead.
+
+Flower offers them in forms. What they change is in no state that anybody shows, and outlives the reason for it.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from celery.worker.control import Panel
+
+_logger = logging.getLogger(__name__)
+
+_PAUSE: Final = "`control pause_consumption` pauses the drains, and `control resume_consumption` ends that"
+_CONCURRENCY: Final = "start the worker with another --concurrency, which must not be below the number of partitions"
+REFUSED: Final = {
+    # Hints that wait for their turn fill the worker's memory, and drains stand still.
+    "rate_limit": f"`control set_rate_limit` limits what ingest admits; {_PAUSE}",
+    # A drain that is killed at its limit never hands over to the next hint.
+    "time_limit": "DRAIN_HARD_SECONDS_MAX sets the time limit of a drain",
+    "pool_shrink": _CONCURRENCY,
+    "autoscale": _CONCURRENCY,
+    # The worker would undo it for `batches`; without `control` nobody regulates, and drains would hold up the control
+    # loop where they ran beside it.
+    "add_consumer": f"which queues a worker takes from is said at its start (-Q); {_PAUSE}",
+    "cancel_consumer": _PAUSE,
+}
+
+
+def _refusal(name: str, instead: str) -> Callable[..., dict[str, str]]:
+    def refuse(_state: Any, **_: Any) -> dict[str, str]:
+        _logger.warning("Celery's command %s is refused: %s", name, instead, extra={"action": "command_refused"})
+        return {"error": f"Sluice takes no {name}: {instead}"}
+
+    return refuse
+
+
+for _name, _instead in REFUSED.items():
+    Panel.data[_name] = _refusal(_name, _instead)
