@@ -6,8 +6,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from faults import mutants
+from faults import mutant
 from faults.catalog import FAULTS, possible_names, schedule
+from faults.mutants import MUTANTS
 from faults.report import as_markdown, write
 from faults.rig import Options, remove
 from faults.run import HITS_SHARE_MIN, Verdict, run
@@ -56,7 +57,7 @@ def main(words: list[str]) -> int:
         print("\n".join(FAULTS))
         return 0
     if asked.mutants is not None:
-        return mutants.main(asked.mutants)
+        return mutant.main(asked.mutants, MUTANTS)
     names = [name for name in asked.only.split(",") if name]
     unknown = set(names) - set(possible_names(asked.log))
     if unknown:

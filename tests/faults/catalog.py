@@ -32,6 +32,7 @@ from faults.of_servers import (
     DiskFull,
     LinkFault,
     MemoryFull,
+    PoolerKilled,
     ServerFrozen,
     ServerKilled,
     TailLost,
@@ -83,6 +84,7 @@ def _all() -> dict[str, Make]:
         "postgres.disk-full": DiskFull,
         "two-beats": TwoBeats,
         "client.kill": ClientKilled,
+        "pooler.kill": PoolerKilled,
     }
     for name in ("ingest", "control-worker", "beat"):
         made[f"{name}.clock"] = partial(ClockShifted, name=name, which=_PROGRAMS[name])
@@ -145,6 +147,14 @@ def possible_names(log: str) -> list[str]:
     return [name for name in FAULTS if name not in others]
 
 
+POOLED = "pooler.kill"  # the fault of runs with a pooler alone
+
+
+def pools(seed: int) -> bool:
+    """Whether programs of a run with this seed reach PostgreSQL through a pooler: every second pair of seeds does."""
+    return seed % 4 >= 2
+
+
 def needs_of(names: Iterable[str]) -> frozenset[Need]:
     """What these faults need of the rig."""
     needs = set()
@@ -153,6 +163,8 @@ def needs_of(names: Iterable[str]) -> frozenset[Need]:
             needs.add(Need.CLOCKS)
         if name.startswith("link-ingest."):
             needs.add(Need.INGEST_LINKS)
+        if name == POOLED:
+            needs.add(Need.POOLER)
     return frozenset(needs)
 
 
@@ -180,7 +192,7 @@ def schedule(log: str, count: int, seed: int, names: list[str] | None = None) ->
     deck: list[str] = []
     for _ in range(count):
         if not deck:
-            deck = list(names or possible_names(log))
+            deck = list(names or (one for one in possible_names(log) if one != POOLED or pools(seed)))
             if names is None:
                 pick.shuffle(deck)
             else:

@@ -15,11 +15,14 @@ _WIDE_SHARE: Final = 1 / 6
 _LONG_IN_BODY_MAX: Final = 4
 _WIDE_CHARS: Final = 4000
 
-_SEVERITIES: Final = {
+_SEVERITIES: Final[dict[str, str]] = {
     **{name: name for name in ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")},
-    **{"info": "INFO", "Error": "ERROR", "WARNING": "WARN", "warning": "WARN", "CRITICAL": "FATAL", "fAtAl": "FATAL"},
+    **{"info": "INFO", "Error": "ERROR", "WARNING": "WARN", "warning": "WARN", "CRITICAL": "FATAL"},
 }
 _SPELLINGS: Final = tuple(_SEVERITIES)
+_ODD_SPELLING: Final = "fAtAl"  # sends the whole body the careful way through ingest
+_SEVERITIES[_ODD_SPELLING] = "FATAL"
+_ODD_SHARE: Final = 1 / 8  # of bodies
 # What has broken others: line ends that are none in NDJSON, quotes, separators of COPY, right-to-left, joiners.
 _HARD: Final = "\t\r\n\\\"'{}\u0001\u007f\u0085\u2028\u2029\u200d\u202e\ufeff\ufffd,;|\\N\\."
 _SURROGATES: Final = range(0xD800, 0xE000)
@@ -61,6 +64,8 @@ class Content:
             is_long = long_left > 0 and self._pick.random() < _LONG_SHARE
             long_left -= is_long
             made.append(self.event(key, is_long=is_long))
+        if self._pick.random() < _ODD_SHARE:
+            self._pick.choice(made)["severity"] = _ODD_SPELLING
         return made
 
     def event(self, key: str, *, is_long: bool = False) -> dict[str, Any]:

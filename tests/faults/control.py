@@ -159,7 +159,8 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
         wrong.add("where health told another state of the breaker")
     paused = [bool(sample.paused) for sample in known if sample.paused is not None]
     is_paused, is_running = bool(paused) and all(paused), bool(paused) and not any(paused)
-    if (is_paused and one.consumption == "running") or (is_running and one.consumption == "paused"):
+    everywhere = bool(paused) and all(None in (sample.paused or ()) for sample in known)
+    if (everywhere and one.consumption == "running") or (is_running and one.consumption == "paused"):
         wrong.add("where health told otherwise whether consumption was paused")
     is_far = all(sample.lag is not None and sample.lag > rules.lag_critical for sample in known)
     if one.status == "healthy" and (is_far or is_paused or breakers <= {"open", "half-open"}):

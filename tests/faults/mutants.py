@@ -1,62 +1,220 @@
-"""`./soak.sh --mutants`: the checker is tested on systems that break their promises.
+"""The mutants: systems that break a promise each, and how the judge must say it.
 
-Each mutant takes one defence away, with those that stand behind it, in a copy of the source; a short run under the
-faults that the defence is for must then be judged as broken, in the words expected. A mutant whose text is no longer
-in the source is an error: it would test nothing.
+Grouped by the run that shows them, since a run is as short as it can be. A mutant that no fault shows is one of a unit
+test, which must fail on it.
 """
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from support.processes import ROOT
-
-_SOURCES = ("ingest", "pipeline", "tasks", "stack", "tests/faults", "tests/support", "beat_schedule.py")
-_RECOVERY_SECONDS = 8  # a mutant may stand still for ever; what it broke shows in what is stored
-_SEED = 11
-
-
-class MutantError(Exception):
-    """A mutant can't be made, or a run of it said nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """One replacement in one file; `old` must be in it exactly once."""
-
-    path: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """A broken system: what is changed, under which faults it must show, and how the checker says it."""
-
-    name: str
-    edits: tuple[Edit, ...]
-    faults: tuple[str, ...]
-    expected: tuple[str, ...]  # one of these is in the violations
-    rate: int = 600  # events/s
-    trim: bool = False
-
+from faults.mutant import Edit, Mutant
 
 _LOST = "acknowledged, and neither stored nor a dead letter"
 _SKIPPED = "below the stored offset, in the log, and not stored"
+_NOT_WELL = "not well after"
+
+_ADMISSION = "ingest/admission.py"
+_ERRORS = "ingest/errors.py"
+_ROUTES = "ingest/routes.py"
 _POSTGRES = "pipeline/sink/postgres.py"
 _QUERIES = "pipeline/sink/queries.sql"
+_REGULATE = "pipeline/regulate.py"
+_ROWS = "pipeline/sink/rows.py"
 _CAS = "\n    WHERE stored.next_offset = %(expected_offset)s"
 
-MUTANTS = (
+# Runs, by the faults that they have.
+_BRIEF = ("client.kill",)  # some seconds of traffic, and a fault that touches nothing
+_PAUSE = ("operator.pause",)  # lag comes and goes, and so does the rate
+_LOG_DEAD = ("log.kill",)
+
+_SEEN_IN_BRIEF = (
+    Mutant(
+        "every-41st-event-a-dead-letter",
+        (
+            Edit(
+                _ROWS,
+                "                yield row\n",
+                "                if offset % 41 == 40:\n"
+                '                    letters.append(Letter(offset - first_offset, "a mutant", None))\n'
+                "                yield None if offset % 41 == 40 else row\n",
+            ),
+        ),
+        _BRIEF,
+        ("dead letters though PostgreSQL did not refuse them so",),
+    ),
+    Mutant(
+        "order-reversed-within-a-group",
+        (
+            Edit(
+                "ingest/appender.py",
+                "        entries = [entry for request in group for entry in request.entries]\n",
+                "        entries = [entry for request in group for entry in request.entries][::-1]\n",
+            ),
+        ),
+        _BRIEF,
+        ("in another order than in their body",),
+    ),
+    Mutant(
+        "received-at-wrong",
+        (Edit(_ROUTES, "record_head(int(edge.clock.now() * 1000)", "record_head(int(edge.clock.now() * 1000) - 5000"),),
+        _BRIEF,
+        ("stored with a time of arrival at which their request was not under way",),
+    ),
+    Mutant(
+        "request-id-wrong",
+        (Edit(_ROUTES, " * 1000), stream.request_id)", ' * 1000), f"{stream.request_id}0")'),),
+        _BRIEF,
+        ("stored under a request that did not bring them",),
+    ),
+    Mutant(
+        "accepted-wrong",
+        (Edit("ingest/http1.py", '{"accepted":%d}\' % count', '{"accepted":%d}\' % (count + 1)'),),
+        _BRIEF,
+        ("answered with a wrong count of accepted events",),
+    ),
+    Mutant(
+        "last-line-dropped",
+        (
+            Edit(
+                "ingest/body.py",
+                'for line in body.split(b"\\n") if line and not line.isspace()]\n',
+                'for line in body.split(b"\\n") if line and not line.isspace()][:-1] or [body]\n',
+            ),
+        ),
+        _BRIEF,
+        ("answered with a wrong count of accepted events",),
+    ),
+    Mutant(
+        "one-in-ten-a-500",
+        (
+            Edit(
+                _ROUTES,
+                "    edge: Edge = request.app.ctx.edge\n    try:\n",
+                "    edge: Edge = request.app.ctx.edge\n"
+                "    if __import__('random').random() < 0.1:\n"
+                "        raise ZeroDivisionError\n"
+                "    try:\n",
+            ),
+        ),
+        _BRIEF,
+        ("answered otherwise than with 202, 429 or 503",),
+    ),
+    Mutant(
+        "message-cut",
+        (Edit(_ROWS, "message = event.message.encode()", "message = event.message[:150].encode()"),),
+        _BRIEF,
+        ("stored with another content than was sent",),
+    ),
+    Mutant(
+        "attributes-without-any-are-none",
+        (Edit(_ROWS, 'b"" if event.attributes is None else', 'b"" if not event.attributes else'),),
+        _BRIEF,
+        ("stored with another content than was sent",),
+    ),
+)
+_SEEN_IN_PAUSE = (
+    Mutant(
+        "unread-entries-trimmed",
+        (
+            Edit(
+                "pipeline/log/commit.lua",
+                "string.format('0-%.0f', offset + 1))",
+                "string.format('0-%.0f', offset + 200))",
+            ),
+        ),
+        _PAUSE,
+        ("where the log began behind what was stored", _LOST),
+        trim=True,
+    ),
+    Mutant(
+        "pauses-ignored",
+        (
+            Edit(
+                "tasks/drain.py",
+                "            self._paused = paused(state.pauses, self._partition)\n",
+                "            self._paused = False\n",
+            ),
+            Edit("tasks/pause.py", "        if follower.paused and consuming:\n", "        if False:\n"),
+            Edit("tasks/pause.py", "elif not follower.paused and not consuming:\n", "elif not consuming:\n"),
+        ),
+        _PAUSE,
+        ("where a row was stored though consumption was paused",),
+    ),
+    Mutant(
+        "rate-always-at-its-maximum",
+        (Edit(_REGULATE, "policy.decide(sum(sample.lag.values()))", "policy.decide(0)"),),
+        _PAUSE,
+        ("where the published rate was not what the policy gives for its lag",),
+    ),
+    Mutant(
+        "lag-always-zero",
+        (
+            Edit(
+                _REGULATE,
+                "    sample.lag = lag_by_partition(positions, sample.stored)\n",
+                "    sample.lag = lag_by_partition(positions, sample.stored)\n"
+                "    sample.lag = sample.lag and dict.fromkeys(sample.lag, 0)\n",
+            ),
+        ),
+        _PAUSE,
+        ("where the published lag was too low",),
+    ),
+    Mutant(
+        "health-always-healthy",
+        (
+            Edit(
+                _ROUTES,
+                "health_document(request.app.ctx.edge.vitals()))",
+                'health_document(request.app.ctx.edge.vitals()) | {"status": "healthy", "reasons": []})',
+            ),
+        ),
+        _PAUSE,
+        ("where health said healthy though it was not",),
+    ),
+    Mutant(
+        "health-never-paused",
+        (
+            Edit(
+                _ROUTES,
+                "health_document(request.app.ctx.edge.vitals()))",
+                'health_document(request.app.ctx.edge.vitals()) | {"consumption": "running"})',
+            ),
+        ),
+        _PAUSE,
+        ("where health told otherwise whether consumption was paused",),
+    ),
+    Mutant(
+        "bucket-without-bottom",
+        (
+            Edit(
+                _ADMISSION,
+                "        left = self._left - count\n        if left < 0:\n            return False\n",
+                "        left = max(self._left - count, count)\n",
+            ),
+        ),
+        _PAUSE,
+        ("than the published rates, a burst and the leases allow",),
+        rate=2000,
+    ),
+)
+_SEEN_IN_LOG_DEAD = (
+    Mutant(
+        "no-retry-after",
+        (Edit(_ERRORS, 'headers["retry-after"] = str(retry_after)', 'headers["x-retry"] = str(retry_after)'),),
+        _LOG_DEAD,
+        ("told to come back, without a Retry-After that fits",),
+    ),
+    Mutant(
+        "unavailable-told-as-indeterminate",
+        (
+            Edit(
+                _ERRORS,
+                '    RecoverableError: Row(503, "unavailable", repeats=True),\n',
+                '    RecoverableError: Row(503, "indeterminate", repeats=True),\n',
+            ),
+        ),
+        _LOG_DEAD,
+        ("told indeterminate though the log was dead all the while",),
+    ),
+)
+_SEEN_IN_OTHERS = (
     Mutant(
         "acknowledge-before-append",
         (
@@ -146,87 +304,84 @@ MUTANTS = (
         ("postgres.freeze",),
         (_LOST,),
     ),
+    Mutant(
+        "offsets-used-again",
+        (
+            Edit(
+                "pipeline/log/append.lua",
+                "tonumber(redis.call('HGET', KEYS[2], 'f' .. p - 1) or 0)",
+                "0",
+            ),
+        ),
+        ("log.back",),
+        (_LOST, "offsets that were used twice", "stored twice from one offset"),
+    ),
+    Mutant(
+        "replay-forgets-what-it-marks",
+        (
+            Edit(
+                "pipeline/sink/dead_letters.py",
+                "write_carefully(session, rows, ",
+                "write_carefully(session, [None] * len(rows), ",
+            ),
+        ),
+        ("operator.replay",),
+        (_LOST,),
+    ),
+    Mutant(
+        "breaker-never-closes",
+        (
+            Edit(
+                "pipeline/probe.py",
+                "        lifted = store.resume(PauseReason.BREAKER, generation=held.generation, by=by, why=why)\n",
+                "        lifted = False\n",
+            ),
+        ),
+        ("postgres.kill",),
+        (_NOT_WELL,),
+    ),
+    Mutant(
+        "one-partition-never-drained",
+        (
+            Edit(
+                "tasks/drain.py",
+                "    if is_paused():\n        return\n",
+                "    if is_paused() or partition == 2:\n        return\n",
+            ),
+        ),
+        _BRIEF,
+        ("where a partition with lag had stood still outside a fault",),
+        recovery_seconds=13,
+    ),
+)
+_OF_UNIT_TESTS = (
+    Mutant(
+        "unknown-lag-holds-for-ever",
+        (
+            Edit(
+                "pipeline/flow/rate.py",
+                "    return max(floor, last_rate * math.pow(2.0, -max(0.0, halvings)))\n",
+                "    return max(floor, last_rate * math.pow(1.0, -max(0.0, halvings)))\n",
+            ),
+        ),
+        test="tests/unit/test_flow_rate.py::test_an_unknown_lag_holds_for_six_periods_and_then_halves_the_rate_in_each",
+    ),
+    Mutant(
+        "unknown-lag-is-zero",
+        (
+            Edit(
+                "pipeline/flow/lag.py",
+                "            return None\n        lags[position.partition]",
+                "            continue\n        lags[position.partition]",
+            ),
+        ),
+        test="tests/unit/test_flow_lag.py::test_lag_is_unknown_where_nobody_can_say",
+    ),
+    Mutant(
+        "retry-after-too-short",
+        (Edit(_ERRORS, "    return max(1, math.ceil(seconds + draw", "    return max(1, math.floor(seconds + draw"),),
+        test="tests/unit/test_ingest_errors.py::test_retry_after_is_whole_never_too_short_and_spread",
+    ),
 )
 
-
-def mutated(mutant: Mutant) -> dict[str, str]:
-    """The changed files' texts by path. Raises MutantError where the source is no longer what the mutant changes."""
-    texts: dict[str, str] = {}
-    for edit in mutant.edits:
-        text = texts.get(edit.path) or (ROOT / edit.path).read_text()
-        count = text.count(edit.old)
-        if count != 1:
-            raise MutantError(f"{mutant.name}: {edit.path} has its text {count} times, not once: {edit.old!r}")
-        texts[edit.path] = text.replace(edit.old, edit.new)
-    return texts
-
-
-@contextmanager
-def _copy_of_the_source(texts: dict[str, str]) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="sluice-mutant-"))
-    folder.chmod(0o755)
-    try:
-        for source in _SOURCES:
-            target = folder / source
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(ROOT / source, target)
-        for path, text in texts.items():
-            (folder / path).write_text(text)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def run_mutant(mutant: Mutant, *, texts: dict[str, str] | None = None) -> dict[str, Any]:
-    """A run of a mutant; its result as JSON. Raises MutantError where there was none."""
-    with _copy_of_the_source(mutated(mutant) if texts is None else texts) as folder:
-        words = [
-            *("--faults", str(len(mutant.faults)), "--only", ",".join(mutant.faults), "--events", "1"),
-            *("--seed", str(_SEED), "--clients", "1", "--ingests", "1", "--rate", str(mutant.rate)),
-            *("--trim", "on" if mutant.trim else "off"),
-            *("--recovery", str(_RECOVERY_SECONDS), "--out", str(folder / "out"), "--home", str(folder / "home")),
-        ]
-        said = subprocess.run(
-            [sys.executable, "-m", "faults", *words],
-            cwd=folder, env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder / 'tests'}"},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        results = list((folder / "out").glob("*.json"))
-        if not results:
-            raise MutantError(f"{mutant.name}: no result: {said.stdout[-1500:]}{said.stderr[-1500:]}")
-        result: dict[str, Any] = json.loads(results[0].read_text())
-        return result
-
-
-def is_caught(mutant: Mutant, result: dict[str, Any]) -> bool:
-    """Whether the checker has said what is broken in this mutant."""
-    return any(words in violation for words in mutant.expected for violation in result["violations"])
-
-
-def main(names: list[str]) -> int:
-    """Run the mutants named, or all; 0 where each was caught."""
-    unknown = set(names) - {mutant.name for mutant in MUTANTS}
-    if unknown:
-        print(f"mutants: there is no {', '.join(sorted(unknown))}", file=sys.stderr)
-        return 2
-    missed = 0
-    for mutant in MUTANTS:
-        if names and mutant.name not in names:
-            continue
-        began = time.monotonic()
-        try:
-            result = run_mutant(mutant)
-        except MutantError as error:
-            print(f"mutants: {error}", file=sys.stderr)
-            return 2
-        caught = is_caught(mutant, result)
-        missed += not caught
-        print(f"{'caught' if caught else 'MISSED'}  {mutant.name} ({time.monotonic() - began:.0f} s)")
-        for violation in result["violations"]:
-            print(f"        {violation}")
-        if not caught:
-            print(f"        {json.dumps(result['done'])}")
-    return 1 if missed else 0
+MUTANTS = (*_SEEN_IN_BRIEF, *_SEEN_IN_PAUSE, *_SEEN_IN_LOG_DEAD, *_SEEN_IN_OTHERS, *_OF_UNIT_TESTS)

@@ -30,6 +30,7 @@ PARTS = {
     "control": frozenset({Part.CONTROL}),
     "log": frozenset({Part.LOG}),
     "postgres": frozenset({Part.DATABASE}),
+    "pooler": frozenset({Part.DATABASE}),
     "ingest": frozenset[Part](),  # between clients and it: nothing inside is disturbed
 }
 
@@ -82,6 +83,21 @@ class ServerFrozen(Fault):
 
     def effect(self, rig: Rig) -> Effect:
         return Effect(self._stopped > 0, f"{self._stopped} of {self._members} processes stopped")
+
+
+class PoolerKilled(ServerKilled):
+    """SIGKILL to the pgbouncer before PostgreSQL, and with it to all sessions and their locks."""
+
+    def __init__(self, pick: random.Random) -> None:
+        super().__init__(pick, "pooler", _pooler)
+
+    def impossible(self, rig: Rig) -> str | None:
+        return "this run reaches PostgreSQL without a pooler" if rig.pooler is None else None
+
+
+def _pooler(rig: Rig) -> Server:
+    assert rig.pooler is not None
+    return rig.pooler
 
 
 _SIGNS = {"cut": "cut", "blackhole": "withheld", "delay": "delayed"}  # what the proxy counts

@@ -22,6 +22,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from faults.pooler import pooler
 from pipeline import wiring
 from pipeline.errors import LogUnavailableError, SluiceError
 from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM, BreakerState
@@ -29,6 +30,7 @@ from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from stack.servers import LOOPBACK, Server, free_port, kafka_server, postgres_server, redis_server
 from support.clocks import SteppableClock, fake_time_library
+from support.pooler import pgbouncer_program
 from support.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
 from support.proxy import Proxy
 from tasks.parts import Parts
@@ -191,7 +193,13 @@ class Rig:
             self.log = kafka_server(folder, free_port(), free_port())
         else:
             self.log = redis_server(folder, free_port(), is_log=True, maxmemory=LOG_MEMORY)
-        self.proxies = {"postgres": Proxy(self.postgres.port), "control": Proxy(self.control_redis.port)}
+        self.pooler: Server | None = None
+        if Need.POOLER in self.options.needs and pgbouncer_program() is not None:
+            self.pooler = pooler(folder, free_port(), self.postgres.port)
+        self.proxies = {
+            "postgres": Proxy((self.pooler or self.postgres).port),
+            "control": Proxy(self.control_redis.port),
+        }
         self.proxies["log"] = Proxy(self.log.port)
         if self.options.log == "kafka":
             _advertise(folder / "kafka" / "server.properties", self.log.port, self.proxies["log"].port)
@@ -202,7 +210,7 @@ class Rig:
             self._stack.callback(proxy.stop)
             proxy.start()
         self._give_clocks()
-        for server in (self.control_redis, self.postgres, self.log):
+        for server in (self.control_redis, self.postgres, self.log, *([self.pooler] if self.pooler else [])):
             self._stack.callback(server.stop)
             server.start()
         self.direct = Settings(

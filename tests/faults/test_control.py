@@ -89,7 +89,8 @@ def test_a_log_that_begins_behind_what_is_stored_was_trimmed_too_far() -> None:
     ("store", "told", "words"),
     [
         ({"paused": frozenset({None})}, {"consumption": "paused"}, "healthy though it was not"),
-        ({"paused": frozenset({2})}, {"status": "degraded", "reasons": 1}, "whether consumption was paused"),
+        ({"paused": frozenset({2})}, {"consumption": "running"}, "healthy though it was not"),
+        ({"paused": frozenset({None})}, {"status": "degraded", "reasons": 1}, "whether consumption was paused"),
         ({}, {"consumption": "paused"}, "whether consumption was paused"),
         ({"breaker": "open", "rate": 100.0}, {"breaker": "open", "rate": 100.0}, "healthy though it was not"),
         ({"breaker": "open", "rate": 100.0}, {"status": "critical", "reasons": 1}, "state of the breaker"),

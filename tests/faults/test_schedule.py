@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from faults.catalog import FAULTS, possible_names, schedule
-from faults.mutants import MUTANTS, Edit, Mutant, MutantError, mutated
+from faults.catalog import FAULTS, POOLED, possible_names, schedule
+from faults.mutant import ROOT, Edit, Mutant, MutantError, mutated
+from faults.mutants import MUTANTS
 
 
 @pytest.mark.parametrize("log", ["redis", "kafka"])
@@ -17,8 +18,11 @@ def test_a_schedule_follows_from_its_seed(log: str) -> None:
 @pytest.mark.parametrize("log", ["redis", "kafka"])
 def test_a_schedule_has_each_fault_before_any_comes_again(log: str) -> None:
     names = possible_names(log)
-    plan = [planned.name for planned in schedule(log, 2 * len(names), 1)]
+    plan = [planned.name for planned in schedule(log, 2 * len(names), 2)]
     assert sorted(plan[: len(names)]) == sorted(plan[len(names) :]) == sorted(names)
+    # Half of the seeds reach PostgreSQL without a pooler: there is none to be killed.
+    without = [planned.name for planned in schedule(log, len(names) - 1, 1)]
+    assert sorted(without) == sorted(set(names) - {POOLED})
 
 
 def test_faults_are_named_as_they_call_themselves() -> None:
@@ -30,9 +34,13 @@ def test_a_mutant_still_fits_the_source(mutant: Mutant) -> None:
     texts = mutated(mutant)
     assert set(texts) == {edit.path for edit in mutant.edits}
     assert set(mutant.faults) <= set(FAULTS)
-    for path, text in texts.items():
-        if path.endswith(".py"):
-            compile(text, path, "exec")
+    # It is shown by a run that must say something, or by one test that there is.
+    assert bool(mutant.faults) is bool(mutant.expected) is not bool(mutant.test)
+    path, _, name = mutant.test.partition("::")
+    assert not mutant.test or f"def {name}(" in (ROOT / path).read_text()
+    for source, text in texts.items():
+        if source.endswith(".py"):
+            compile(text, source, "exec")
 
 
 def test_a_mutant_that_does_not_fit_fails_loudly() -> None:
