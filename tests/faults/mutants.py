@@ -180,19 +180,6 @@ _SEEN_IN_PAUSE = (
         _PAUSE,
         ("where health told otherwise whether consumption was paused",),
     ),
-    Mutant(
-        "bucket-without-bottom",
-        (
-            Edit(
-                _ADMISSION,
-                "        left = self._left - count\n        if left < 0:\n            return False\n",
-                "        left = max(self._left - count, count)\n",
-            ),
-        ),
-        _PAUSE,
-        ("than the published rates, a burst and the leases allow",),
-        rate=2000,
-    ),
 )
 _SEEN_IN_LOG_DEAD = (
     Mutant(
@@ -210,8 +197,8 @@ _SEEN_IN_LOG_DEAD = (
                 '    RecoverableError: Row(503, "indeterminate", repeats=True),\n',
             ),
         ),
-        _LOG_DEAD,
-        ("told indeterminate though the log was dead all the while",),
+        ("log.kill", "control-redis+log.kill"),
+        ("told indeterminate though the log was dead all the while", "told indeterminate though nothing had been done"),
     ),
 )
 _SEEN_IN_OTHERS = (
@@ -321,8 +308,9 @@ _SEEN_IN_OTHERS = (
         (
             Edit(
                 "pipeline/sink/dead_letters.py",
-                "write_carefully(session, rows, ",
-                "write_carefully(session, [None] * len(rows), ",
+                "        rows, letters = _encode([bytes(raw) for *_, raw in found], positions)\n",
+                "        rows, letters = _encode([bytes(raw) for *_, raw in found], positions)\n"
+                "        rows = [None] * len(rows)\n",
             ),
         ),
         ("operator.replay",),
@@ -371,8 +359,8 @@ _OF_UNIT_TESTS = (
         (
             Edit(
                 "pipeline/flow/lag.py",
-                "            return None\n        lags[position.partition]",
-                "            continue\n        lags[position.partition]",
+                "            return None\n        consumed = position.committed",
+                "            continue\n        consumed = position.committed",
             ),
         ),
         test="tests/unit/test_flow_lag.py::test_lag_is_unknown_where_nobody_can_say",
@@ -381,6 +369,17 @@ _OF_UNIT_TESTS = (
         "retry-after-too-short",
         (Edit(_ERRORS, "    return max(1, math.ceil(seconds + draw", "    return max(1, math.floor(seconds + draw"),),
         test="tests/unit/test_ingest_errors.py::test_retry_after_is_whole_never_too_short_and_spread",
+    ),
+    Mutant(
+        "bucket-without-bottom",
+        (
+            Edit(
+                _ADMISSION,
+                "        left = self._left - count\n        if left < 0:\n            return False\n",
+                "        left = max(self._left - count, count)\n",
+            ),
+        ),
+        test="tests/unit/test_ingest_admission.py::test_known_empty_is_refused_before_the_body",
     ),
 )
 
