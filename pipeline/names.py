@@ -85,6 +85,7 @@ class AlarmCode(StrEnum):
     FORMER_LOG = "former_log"  # the log of earlier settings has events that are not stored
     LOG_BEHIND_STORED = "log_behind_stored"  # a partition would give offsets again that PostgreSQL has stored
     SCHEMA_REFUSED = "schema_refused"  # the database's schema is newer than this version, was changed, or can't be made
+    STANDS_STILL = "stands_still"  # why a partition with events has stored none for long
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain that stands still could not be ended on the server
 
 

@@ -71,6 +71,8 @@ class Database:
     settled_offsets: Callable[[str], dict[int, int]]  # the same, once no transaction is under way
     load_asked: Callable[[], Asked]  # what people asked for, and drains that gave up
     terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a backend that held it was ended
+    # log_id, partition -> why nothing of it is stored, in words; Celery's workers may be asked too
+    why_standing: Callable[[str, int], str]
     schema_problem: str | None = None  # why the schema could not be brought up to date, where only a person can help
     # log_id, end of each partition -> an alarm for each former log with events that are not stored
     former_logs: Callable[[str, Mapping[int, int]], Sequence[Alarm]] = field(default=lambda *_: ())
@@ -145,6 +147,7 @@ def regulate(
     policy = _policy_now(control.store, state, policy, restored=restored)
     decision = _decide(state, sample, policy, settings, ages)
     _note_progress(state, sample, settings, control)
+    _name_standing(sample, settings, database)  # before a drain is ended, which could change the reason
     terminated = _end_stalled(sample, settings=settings, database=database, control=control, by=by)
     known_at = state.rate.lag_known_at if state.rate is not None else None
     published = control.store.publish_rate(
@@ -392,3 +395,16 @@ def _end_stalled(
         data = {"partition": str(partition), "offset": str(sample.stored.get(partition, 0))}
         control.events.record(ControlEventKind.DRAINER_TERMINATED, by=by, why=why, data=data)
     return tuple(terminated)
+
+
+def _name_standing(sample: _Sample, settings: Settings, database: Database) -> None:
+    """Say of each partition that has stood for long why that is; health tells for how long, and how many wait."""
+    for partition, seconds in (sample.no_progress_seconds or {}).items():
+        if seconds < settings.no_progress_seconds_max or sample.log_id is None:
+            continue
+        try:
+            why = database.why_standing(sample.log_id, partition)
+        except SluiceError as error:
+            why = f"PostgreSQL can't be asked why: {in_brief(error)}"
+        look_at = "the session or worker that is named; the log of the workers for `batches`"
+        sample.critical(AlarmCode.STANDS_STILL, f"partition {partition}: {why}", look_at, partition)

@@ -15,11 +15,13 @@ from pipeline.regulate import Asked, Control, Database, regulate
 from pipeline.sink.control_settings import load_bands, load_override, load_pauses
 from pipeline.sink.migrate import migrate
 from pipeline.sink.queries import query
+from pipeline.sink.standstill import why_standing
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks import commands
 from tasks.hints import HINTS_WAITING_MAX, send_net_hint
 from tasks.keeping import keep_what_holds
 from tasks.parts import Parts, parts_of
+from tasks.standstill import why_not_drained
 
 _logger = logging.getLogger(__name__)
 
@@ -56,6 +58,9 @@ def regulate_rate(self: Any) -> None:
             load_asked=lambda: _load_asked(parts),
             terminate_drainer=parts.sink.terminate_stalled,
             schema_problem=parts.schema_problem,
+            why_standing=lambda log_id, partition: (
+                why_standing(parts.sink, log_id, partition) or why_not_drained(self.app, partition)
+            ),
             former_logs=parts.former_logs.alarms,
         ),
         control=Control(

@@ -260,6 +260,17 @@ SELECT pg_try_advisory_lock(%(key)s);
 -- name: unlock
 SELECT pg_advisory_unlock(%(key)s);
 
+-- name: drainer
+-- The other session that holds a partition's lock, and since when it is in its state.
+SELECT pid, coalesce(host(client_addr), 'this host'), coalesce(state, ''), coalesce(wait_event_type, ''),
+       extract(epoch FROM clock_timestamp() - coalesce(state_change, backend_start))::float8
+FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND objsubid = 1
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND classid::bigint = (%(key)s::bigint >> 32) & 4294967295
+  AND objid::bigint = %(key)s::bigint & 4294967295
+  AND pid <> pg_backend_pid();
+
 -- name: terminate_holder
 -- pg_locks shows the two halves of a 64-bit advisory key apart; objsubid 1 says that it is one of those.
 SELECT pid, pg_terminate_backend(pid)

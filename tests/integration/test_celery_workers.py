@@ -17,7 +17,7 @@ import redis
 from pipeline import wiring
 from pipeline.errors import StoreUnavailableError
 from pipeline.event import Event, encode_record, partition_of, record_head
-from pipeline.names import BreakerState, ControlEventKind, PauseReason
+from pipeline.names import AlarmCode, BreakerState, ControlEventKind, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from stack.servers import Server, free_port, postgres_server, redis_server
@@ -25,6 +25,7 @@ from support.processes import Program, batches_worker, beat, control_worker, sup
 from support.traffic import wait_until
 from tasks.app import make_app
 from tasks.drain import PausedCheck
+from tasks.standstill import why_not_drained
 
 FREEZES_MAX = 3
 
@@ -116,6 +117,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             drain_run_seconds_max=3.0,
             drain_hard_seconds_max=12.0,
             drain_stalled_seconds_max=4.0,
+            no_progress_seconds_max=2.0,
             regulate_seconds=1.0,
         )
         batches = batches_worker(settings, folder)
@@ -290,6 +292,27 @@ def _kinds_while_frozen(rig: Rig) -> list[ControlEventKind]:
             with contextlib.suppress(psutil.NoSuchProcess):  # past its hard time limit the worker has killed it
                 child.resume()
     return [event.kind for event in rig.events.last(1000) if event.id not in before]
+
+
+def test_a_partition_that_stands_still_is_named_with_the_reason(rig: Rig) -> None:
+    def said() -> str:
+        state = rig.state()
+        alarms = () if state is None or state.rate is None else state.rate.alarms
+        return " ".join(alarm.what for alarm in alarms if alarm.code == AlarmCode.STANDS_STILL)
+
+    # Given a worker that runs, of which Celery knows which partitions it drains
+    rig.wait(lambda: "its drain has begun" in why_not_drained(rig.app, 0), "the drain of a partition is seen")
+    # When all of it is frozen, while events come
+    rig.batches.freeze()
+    try:
+        rig.append(100)
+        # Then the control loop says that nobody takes them, though the lag is small
+        rig.wait(lambda: "no worker takes batches" in said() or "frozen" in said(), "the reason is named")
+    finally:
+        rig.batches.thaw()
+    # And it is over with the cause
+    rig.wait_stored(seconds_max=40)
+    rig.wait(lambda: not said(), "nothing stands still")
 
 
 def test_drains_hand_over_to_each_other_without_beat(rig: Rig) -> None:

@@ -9,7 +9,7 @@ from pipeline.errors import SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.age import Age
 from pipeline.flow.rate import BandPolicy
 from pipeline.log.memory import MemoryLog
-from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason
+from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Severity
 from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate
 from pipeline.regulate import Asked, Control, Database, RegulateReport, regulate
 from pipeline.store.memory import MemoryServer
@@ -46,6 +46,10 @@ class FakeDatabase:
         self._answer(f"terminate {partition}")
         return partition in self.held
 
+    def why_standing(self, log_id: str, partition: int) -> str:
+        self._answer(f"why {partition}")
+        return "ann has locked it"
+
     def _answer(self, question: str) -> None:
         self.asked.append(question)
         if self.is_away:
@@ -76,6 +80,7 @@ class System:
                 self.database.settled_offsets,
                 self.database.load_asked,
                 self.database.terminate,
+                self.database.why_standing,
             ),
             control=Control(
                 self.rig.store,
@@ -464,6 +469,29 @@ def test_a_worker_whose_loop_fails_is_an_alarm_of_the_system(system: System) -> 
     )  # fmt: skip
     assert report.database_answered
     system.rig.troubles.report("batches@host", [])
+    system.tick()
+    assert system.rate().alarms == ()
+
+
+def test_why_a_partition_stores_nothing_for_half_a_minute_is_told_however_small_its_lag(system: System) -> None:
+    # Given two partitions with a small lag, one of which moves
+    system.tick()
+    system.append(0, 3)
+    system.append(1, 100)
+    for moved in range(6):  # the first time that it is seen standing there counts as 0 s
+        system.database.stored[1] = moved
+        system.tick()
+    assert system.rate().alarms == ()
+    assert "why 0" not in system.database.asked
+    # When the time is up
+    system.database.stored[1] = 50
+    system.tick()
+    # Then the likely reason is told, critical
+    [alarm] = system.rate().alarms
+    assert (alarm.code, alarm.severity, alarm.partition) == (AlarmCode.STANDS_STILL, Severity.CRITICAL, 0)
+    assert alarm.what == "partition 0: ann has locked it"
+    # And no longer once something is stored
+    system.database.stored[0] = 1
     system.tick()
     assert system.rate().alarms == ()
 

@@ -1,0 +1,32 @@
+"""Why a partition stands still, as far as PostgreSQL knows: who holds it, and what that one waits for."""
+
+from typing import Final
+
+from pipeline.sink.locks import lock_holders
+from pipeline.sink.postgres import PostgresSink, lock_key
+from pipeline.sink.queries import query
+from pipeline.sink.session import Row
+
+# A drain asks PostgreSQL something many times a second, or waits for it. One that says nothing for longer is frozen.
+_SILENT_SECONDS: Final = 10.0
+
+
+def why_standing(sink: PostgresSink, log_id: str, partition: int) -> str | None:
+    """Why the partition's drain stores nothing, in words; None where no drain holds it. Raises SinkUnavailableError."""
+    for row in sink.session.rows(query("drainer"), {"key": lock_key(log_id, partition)}):
+        return _words(sink, row)
+    holders = lock_holders(sink.session)
+    return f"storing waits for a lock: {holders}" if holders else None
+
+
+def _words(sink: PostgresSink, drainer: Row) -> str:
+    pid, host, state, event_type, seconds = drainer
+    drain = f"its drain (pid {pid} in PostgreSQL, from {host})"
+    holders = lock_holders(sink.session)
+    if event_type == "Lock" or holders:
+        return f"{drain} waits for a lock: {holders or 'nobody has it any more'}"
+    if state == "active":
+        return f"PostgreSQL has been at work for {drain} for {seconds:.0f} s"
+    if seconds >= _SILENT_SECONDS:
+        return f"{drain} has asked nothing for {seconds:.0f} s: its worker is frozen or cut off"
+    return f"{drain} is at work and stores nothing: its worker's log says why"
