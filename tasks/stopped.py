@@ -153,7 +153,10 @@ _NO_EVIDENCE: Final = (
 @contextlib.contextmanager
 def _sink_without_limit(parts: Parts) -> Iterator[PostgresSink]:
     """A sink for which no number of dead letters is too large."""
-    sink = wiring.make_sink(replace(parts.settings, poison_ratio_max=1.0))
+    settings = parts.settings
+    # The batch is stored as a whole, however much of it is refused.
+    whole = max(settings.drain_careful_records_max, settings.drain_batch_records_max)
+    sink = wiring.make_sink(replace(settings, poison_ratio_max=1.0, drain_careful_records_max=whole))
     try:
         yield sink
     finally:

@@ -11,17 +11,19 @@ import pytest
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.errors import RecoverableError
 from pipeline.names import PauseReason
 from pipeline.settings import Settings
 from pipeline.sink.control_settings import load_pauses
 from pipeline.sink.migrate import migrate
 from pipeline.stopped import DoesNotFitError, Hole
 from support.database import ask, fail_no_more, fail_on_insert, stored_ids
-from support.event_logs import KafkaRig, LogRig, RedisRig, recovered
+from support.event_logs import KafkaRig, LogRig, RedisRig, eventually, recovered
 from support.records import record
 from tasks import commands, stopped
 from tasks.drain import _tell
 from tasks.parts import Parts
+from tasks.pausing import pause_until_resumed
 
 
 class Rig:
@@ -31,6 +33,15 @@ class Rig:
         self.settings, self.log = settings, log
         self.parts = Parts(settings)
         self.parts.control.restore([], by="test")
+
+    def takes_appends(self) -> bool:
+        """Whether a new log is ready; what this appends is of a partition that nobody drains."""
+        try:
+            self.parts.log.identity()
+            self.parts.log.append([(1, record())])
+        except RecoverableError:
+            return False
+        return True
 
     def append(self, first: int, end: int) -> None:
         self.parts.log.identity()
@@ -67,6 +78,7 @@ def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
     migrate(changed)
     made = Rig(changed, log)
     with contextlib.closing(made.parts):
+        eventually(made.takes_appends, "the log takes appends")
         yield made
 
 
@@ -142,6 +154,19 @@ def test_a_poisoned_batch_is_shown_and_accepted(rig: Rig) -> None:
     fail_no_more(url)
     rig.append(10, 15)
     assert rig.drain().stored == 5
+
+
+def test_a_batch_too_large_to_be_stored_carefully_by_a_drain_is_accepted_as_a_whole(rig: Rig) -> None:
+    # Given a batch that stopped its partition, of more records than a drain stores carefully
+    rig.append(0, 30)
+    fail_on_insert(rig.settings.database_url, "23514", when="NEW.event_id < 'event-000020'")
+    parts = rig.parts
+    log_id = parts.log.identity().log_id
+    evidence = {"logId": log_id, "first": 0, "end": 30, "refused": 6, "sample": []}
+    pause_until_resumed(parts, PauseReason.POISON, by="test", why="x", partition=0, evidence=evidence)
+    parts.settings = replace(rig.settings, drain_careful_records_max=10)
+    assert "20 dead letters" in stopped.accept(parts, "ann@desk", 0, "a test", dry_run=False)
+    assert len(stored_ids(rig.settings.database_url)) == 10
 
 
 def test_a_log_that_ends_before_the_stored_offset_goes_on_where_it_ends(rig: Rig) -> None:
