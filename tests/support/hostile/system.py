@@ -113,6 +113,7 @@ def attacked(folder: Path) -> Iterator[Attacked]:
             ingest_port=free_port(),
             rate_max=1e5,
             rate_min=1e5,
+            refused_ratio_max=1.0,  # an attack is refused, and that is well
         )
         migrate(settings)
         system = System(settings, folder)
