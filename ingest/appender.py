@@ -10,7 +10,7 @@ import copy
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,19 +19,22 @@ from pipeline.errors import (
     AppendBufferFullError,
     LogFullError,
     LogIndeterminateError,
+    LogMisconfiguredError,
+    LogPartialError,
     LogUnavailableError,
     SluiceError,
 )
 from pipeline.loops import Loop
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LoopName
-from pipeline.ports.log import EventLog
+from pipeline.ports.log import EventLog, LogIdentity
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 PING_SECONDS: Final = 1.0  # an idle log is asked so often whether it is there
 AWAY_SECONDS: Final = 0.2  # between two questions to a log that is away
+LOOK_SECONDS: Final = 5.0  # how often a log is asked who it is, also under load: partitions may have been added
 FAILED_SECONDS: Final = 3.0  # an append that failed counts for so long, even where the log answers again
 FULL_SECONDS: Final = 0.25  # a full log is not tried again for so long: refusing is cheap, appending is not
 
@@ -88,6 +91,8 @@ class Appender:
         self._partitions = 0  # 0: not known yet
         self._problem: str | None = "the event log was not asked yet"
         self._failure: tuple[float, str] | None = None  # when (monotonic) and why the last append failed
+        self._partial: tuple[int, ...] = ()  # partitions that took nothing of the last append to them
+        self._looked_at = 0.0  # monotonic: when the log was last asked who it is
         self._full_until = 0.0  # monotonic
         self._begun_at: float | None = None  # monotonic: since when the append runs
 
@@ -185,15 +190,16 @@ class Appender:
         return future
 
     def _settle(self, group: list[_Request], error: SluiceError | None) -> None:
-        """Tell the callers of a group what became of it."""
+        """Tell the callers of a group what became of it: each of its own events' partitions, where these differ."""
         for request in group:
+            its_error = error.of(part for part, _ in request.entries) if isinstance(error, LogPartialError) else error
             self._forget(request)
             if not request.future.done():
-                if error is None:
+                if its_error is None:
                     request.future.set_result(None)
                 else:
                     # Each its own: raising one object in many tasks would pile up their tracebacks in it.
-                    request.future.set_exception(copy.copy(error))
+                    request.future.set_exception(copy.copy(its_error))
         pending = self._pending
         while pending and not pending[0].count:
             pending.popleft()
@@ -300,14 +306,36 @@ class Appender:
             self._metrics.append_group_events.observe(len(entries))
             self._full_until = 0.0
             self._failure = None
+            self._note_partial({partition for partition, _ in entries}, {})
+        elif isinstance(error, LogPartialError):
+            # The log is there: only these partitions of it take nothing, and whose events go elsewhere goes on.
+            self._note_partial({partition for partition, _ in entries}, error.failures)
         elif isinstance(error, LogFullError):
             self._full_until = self._clock.monotonic() + FULL_SECONDS
         else:
             self._note_problem(error)
             self._failure = (self._clock.monotonic(), str(error))
         self._hand_over(group, error)
-        if self._problem is not None:
+        if self._problem is not None or self._clock.monotonic() - self._looked_at >= LOOK_SECONDS:
             self._ask_identity()
+
+    def _note_partial(self, asked: set[int], failures: Mapping[int, SluiceError]) -> None:
+        """Say once that partitions take nothing, and once that they do again."""
+        before = set(self._partial)
+        for partition in sorted(failures.keys() - before):
+            logger.warning(
+                "the event log takes nothing for partition %d: %s",
+                partition,
+                failures[partition],
+                extra={"action": "partition_away", "partition": partition},
+            )
+        for partition in sorted(before & asked - failures.keys()):
+            logger.info(
+                "the event log takes events for partition %d again",
+                partition,
+                extra={"action": "partition_back", "partition": partition},
+            )
+        self._partial = tuple(sorted(before - asked | failures.keys()))
 
     def _append(self, entries: list[tuple[int, bytes]]) -> SluiceError | None:
         """Append, and return what went wrong."""
@@ -329,7 +357,7 @@ class Appender:
 
     def _ping(self) -> None:
         """Ask an idle log whether it is there, so that readiness is known before the next request."""
-        if self._problem is not None:
+        if self._problem is not None or self._clock.monotonic() - self._looked_at >= LOOK_SECONDS:
             self._ask_identity()
             return
         try:
@@ -342,8 +370,11 @@ class Appender:
 
     def _ask_identity(self) -> bool:
         """Ask the log who it is; True when it answered."""
+        self._looked_at = self._clock.monotonic()
         try:
             identity = self._log.identity()
+            if not self._partitions:
+                _refuse_to_start_on(identity)
         except SluiceError as error:
             self._note_problem(error)
             return False
@@ -351,6 +382,13 @@ class Appender:
             logger.exception("asking for the log's identity failed by a defect", extra={"action": "identity_failed"})
             self._note_problem(error)
             return False
+        if self._partitions not in {0, identity.partitions}:
+            logger.warning(
+                "the event log has %d partitions now, and had %d",
+                identity.partitions,
+                self._partitions,
+                extra={"action": "partitions_changed"},
+            )
         self._partitions = identity.partitions
         if self._problem is not None:
             self._problem = None
@@ -362,3 +400,14 @@ class Appender:
         if problem != self._problem:
             logger.warning("the event log: %s", problem, extra={"action": "log_away"})
         self._problem = problem
+
+
+def _refuse_to_start_on(identity: LogIdentity) -> None:
+    """Raise LogMisconfiguredError where a log would lose what it acknowledges.
+
+    At the start only: where somebody changes it later, the control loop raises an alarm. To refuse then would keep
+    nothing that is in the log already.
+    """
+    for fault in identity.faults:
+        if fault.loses_events:
+            raise LogMisconfiguredError(f"{fault.what}: {fault.remedy}")

@@ -33,8 +33,8 @@ from pipeline.errors import (
 from pipeline.pace import Pace
 from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import Floors
-from pipeline.ports.log import EventLog, LogBatch, LogIdentity
-from pipeline.ports.sink import Sink, StoreResult
+from pipeline.ports.log import EventLog, LogBatch, LogIdentity, record_digest
+from pipeline.ports.sink import Sink, StoredPosition, StoreResult
 from pipeline.read_ahead import ReadAhead
 from pipeline.settings import Settings
 
@@ -290,11 +290,36 @@ class _Run:
             raise _BusyError
         self._held_log_id = identity.log_id
         self._busy_tries = 0
-        stored = sink.stored_offsets(identity.log_id).get(self._partition)
+        stored = sink.stored_position(identity.log_id, self._partition)
         if stored is None:
-            return self._means.log.positions()[self._partition].begin
-        self._hand.stored_up_to(identity.log_id, stored)
-        return stored
+            return self._begin()
+        self._compare(stored)
+        self._hand.stored_up_to(identity.log_id, stored.next_offset)
+        return stored.next_offset
+
+    def _compare(self, stored: StoredPosition) -> None:
+        """Make sure that the log holds the record that was stored last, where it still holds one at that offset.
+
+        Another one there means that the log lost its tail and has been appended to since: some of its records lie below
+        the stored offset, and nobody would read them. Raises LogGapError.
+        """
+        if stored.last_digest is None:
+            return
+        last = stored.next_offset - 1
+        batch = self._means.log.read(self._partition, last, records_max=1, wait_seconds=0)
+        if batch is None or batch.offset != last or record_digest(batch.values[0]) == stored.last_digest:
+            return
+        raise LogGapError(
+            f"partition {self._partition}: the event log holds another record at offset {last} than the one that was "
+            "stored from there: it lost its tail, and has records below the stored offset that are not stored"
+        )
+
+    def _begin(self) -> int:
+        """Where the partition begins in the log. Raises LogUnavailableError."""
+        for position in self._means.log.positions():
+            if position.partition == self._partition:
+                return position.begin
+        raise LogUnavailableError(f"the event log's partition {self._partition} can't be asked where it begins")
 
     def _raise_floor(self, next_offset: int) -> None:
         identity = self._identity

@@ -5,6 +5,7 @@ A class' docstring is its default message. Only `ingest/errors.py` turns these i
 
 import inspect
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pipeline.secrets import hide_secrets
@@ -40,6 +41,30 @@ class LogUnavailableError(RecoverableError):
 
 class LogIndeterminateError(RecoverableError):
     """The event log did not confirm an append in time: any subset of it may be stored."""
+
+
+class LogPartialError(LogIndeterminateError):
+    """The event log did not take the events of some of its partitions.
+
+    `failures` has the error of each partition that failed; in an append that it was raised by, all others are durable.
+    """
+
+    def __init__(self, failures: Mapping[int, SluiceError] | None = None) -> None:
+        self.failures = dict(failures or {})
+        numbers = ", ".join(map(str, sorted(self.failures)))
+        reasons = "; ".join(dict.fromkeys(str(self.failures[number]) for number in sorted(self.failures)))
+        super().__init__(f"partitions that took nothing, or may not have: {numbers} ({reasons})")
+
+    def of(self, partitions: Iterable[int]) -> SluiceError | None:
+        """What became of a part of the append that went to these partitions; None: it is durable."""
+        asked = set(partitions)
+        errors = [self.failures[number] for number in sorted(asked & self.failures.keys())]
+        if not errors:
+            return None
+        is_open = any(isinstance(error, LogIndeterminateError) for error in errors)
+        if is_open or len(errors) < len(asked):
+            return LogIndeterminateError(f"a part of it may be stored: {errors[0]}")
+        return errors[0]
 
 
 class LogRestartedError(RecoverableError):

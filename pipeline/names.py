@@ -87,6 +87,8 @@ class AlarmCode(StrEnum):
     SCHEMA_REFUSED = "schema_refused"  # the database's schema is newer than this version, was changed, or can't be made
     STANDS_STILL = "stands_still"  # why a partition with events has stored none for long
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain that stands still could not be ended on the server
+    PARTITION_AWAY = "partition_away"  # one partition of the log can't be asked: it takes nothing and gives nothing
+    LOG_SET_UP = "log_set_up"  # the log works, but somebody must change how it is set up
 
 
 # Reason of a dead letter whose eventId is stored with other content. Any other reason is PostgreSQL's or the decoder's.

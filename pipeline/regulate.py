@@ -8,7 +8,7 @@ from typing import Final
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SluiceError, in_brief
 from pipeline.flow.age import Age
-from pipeline.flow.lag import lag_by_partition
+from pipeline.flow.lag import held_lags, lag_by_partition
 from pipeline.flow.rate import BandPolicy, RateDecision, hold_or_decay
 from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason, Severity
 from pipeline.ports.control import (
@@ -84,7 +84,7 @@ class RegulateReport:
 
     ran: bool  # False: another tick ran within this period
     published: PublishedRate | None = None
-    lag: dict[int, int] | None = None  # events, for each partition; None: unknown
+    lag: dict[int, int] | None = None  # events, for each partition that can be asked; None: unknown
     restored: bool = False
     terminated: tuple[int, ...] = ()
     database_answered: bool = False  # PostgreSQL gave the stored offsets
@@ -106,11 +106,17 @@ class _Sample:
     is_database_away: bool = False
     log_id: str | None = None
     stored: dict[int, int] | None = None
-    lag: dict[int, int] | None = None
+    lag: dict[int, int] | None = None  # of each partition that can be asked
+    held: dict[int, int] = field(default_factory=dict)  # what is taken for the lag of the others
     consumed: int | None = None  # next offsets to store, summed
     no_progress_seconds: dict[int, float] | None = None  # by partition with events
     alarms: list[Alarm] = field(default_factory=list)  # published with the rate, and logged
     problems: list[str] = field(default_factory=list)  # logged only
+
+    @property
+    def total_lag(self) -> int | None:
+        """Events; None where it is not known."""
+        return None if self.lag is None else sum(self.lag.values()) + sum(self.held.values())
 
     def degraded(self, code: AlarmCode, what: str, look_at: str, partition: int | None = None) -> None:
         """Note something that is wrong, while events are taken and stored."""
@@ -154,7 +160,7 @@ def regulate(
         base_rate=decision.rate,
         floor_rate=policy.floor_rate,
         mode=decision.mode,
-        lag=sum(sample.lag.values()) if sample.lag is not None else None,
+        lag=sample.total_lag,
         lag_known_at=state.time if sample.lag is not None else known_at,
         by=by,
         consumption=_consumption(state, sample, ages),
@@ -223,17 +229,21 @@ def _consumption(state: ControlState, sample: _Sample, ages: _Ages | None) -> Co
     drain_rate = None
     if last is not None and ages is not None and ages.lag > 0 and sample.consumed >= last.consumed:
         drain_rate = (sample.consumed - last.consumed) / ages.lag
-    return Consumption(sample.lag, sample.consumed, drain_rate, sample.no_progress_seconds)
+    return Consumption(sample.lag, sample.consumed, drain_rate, sample.no_progress_seconds, sample.held)
 
 
 def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sample) -> list[PartitionPosition]:
     """Learn the lag and the stored offsets. PostgreSQL is not asked where it is known to be away."""
     try:
-        sample.log_id = log.identity().log_id
+        identity = log.identity()
+        sample.log_id = identity.log_id
         positions = log.positions()
     except SluiceError as error:
         sample.degraded(AlarmCode.LAG_UNKNOWN, f"The lag is unknown: {in_brief(error)}", "the event log's server")
         return []
+    for fault in identity.faults:
+        raise_alarm = sample.critical if fault.loses_events else sample.degraded
+        raise_alarm(AlarmCode.LOG_SET_UP, fault.what, fault.remedy)
     if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_away:
         try:
             sample.stored = database.stored_offsets(sample.log_id)
@@ -245,7 +255,9 @@ def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sa
             )
     sample.lag = lag_by_partition(positions, sample.stored)
     if sample.lag is not None:
+        _measure_missing(state, sample, identity.partitions)
         sample.consumed = sum(position.end for position in positions) - sum(sample.lag.values())
+        sample.consumed += sum((sample.stored or {}).get(partition, 0) for partition in sample.held)
     if sample.lag is None:
         sample.degraded(
             AlarmCode.LAG_UNKNOWN,
@@ -330,6 +342,20 @@ def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, by: str) -
         )
 
 
+def _measure_missing(state: ControlState, sample: _Sample, partitions: int) -> None:
+    """Take the last known lag for that of partitions that can't be asked, and name them."""
+    consumption = state.rate.consumption if state.rate is not None else None
+    last = {} if consumption is None else {**consumption.lag_held, **consumption.lag_by_partition}
+    sample.held = held_lags(sample.lag or {}, partitions, last)
+    for partition in sample.held:
+        sample.critical(
+            AlarmCode.PARTITION_AWAY,
+            f"Partition {partition} of the event log can't be asked: events for it are refused, and none are stored",
+            "Kafka's brokers; `kafka-topics.sh --describe --unavailable-partitions` names partitions without a leader",
+            partition,
+        )
+
+
 def _decide(
     state: ControlState, sample: _Sample, policy: RatePolicy, settings: Settings, ages: _Ages | None
 ) -> RateDecision:
@@ -337,8 +363,8 @@ def _decide(
 
     The floor too where the reasons to pause are unknown and PostgreSQL is away: the breaker's would be among them.
     """
-    if sample.lag is not None:
-        decided = policy.decide(sum(sample.lag.values()))
+    if sample.total_lag is not None:
+        decided = policy.decide(sample.total_lag)
         return RateDecision(policy.floor_rate, decided.mode) if sample.is_database_away else decided
     last = state.rate
     if last is None or last.lag_known_at is None or ages is None:

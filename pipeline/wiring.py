@@ -66,7 +66,7 @@ def make_log(settings: Settings) -> EventLog:
         case "kafka":
             from pipeline.log.kafka import KafkaLog  # noqa: PLC0415
 
-            return KafkaLog(settings)
+            return KafkaLog(settings, StoredFloors(settings))
         case other:
             raise SettingsError(f"EVENT_LOG_URL begins with {other!r}; it takes redis:// or kafka://")
 

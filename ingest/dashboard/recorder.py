@@ -131,14 +131,14 @@ class Recorder:
         return seen
 
     def _positions(self) -> dict[str, Any]:
-        """How far the log was consumed; nothing where it does not answer."""
+        """How far the log was consumed; nothing where it does not answer, or not for all its partitions."""
         try:
-            self._sight.log.identity()
+            partitions = self._sight.log.identity().partitions
             positions = self._sight.log.positions()
         except (RecoverableError, SluiceError):
             return {}
         lags = lag_by_partition(positions, None)
-        if lags is None:
+        if lags is None or len(lags) < partitions:
             return {}
         offsets = {position.partition: max(position.begin, position.committed or 0) for position in positions}
         return {

@@ -42,7 +42,7 @@ def partition_lag(begin: int, end: int, consumed: int | None) -> int:
 
 
 def lag_by_partition(positions: Iterable[Position], stored: Mapping[int, int] | None) -> dict[int, int] | None:
-    """Lag of each partition; None when it can't be known.
+    """Lag of each partition that has a position; None when it can't be known.
 
     `stored` is PostgreSQL's offset of each partition that has one; None where PostgreSQL could not be asked. Then the
     commits count. A partition that has records but no commit is unknown then, and so is the whole: unknown is not
@@ -61,3 +61,13 @@ def total_lag(positions: Iterable[Position], stored: Mapping[int, int] | None) -
     """Lag of all partitions together; None when it can't be known, see `lag_by_partition`."""
     lags = lag_by_partition(positions, stored)
     return None if lags is None else sum(lags.values())
+
+
+def held_lags(known: Mapping[int, int], partitions: int, last: Mapping[int, int]) -> dict[int, int]:
+    """What to take for the lag of partitions that can't be asked: never 0 while others have some.
+
+    Nobody can append to such a partition, nor read from it, so its lag is what it was when it was `last` known. Where
+    it never was, it is taken to have as much as the one with the most: events are spread evenly.
+    """
+    most = max(known.values(), default=0)
+    return {partition: last.get(partition, most) for partition in range(partitions) if partition not in known}

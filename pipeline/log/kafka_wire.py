@@ -10,7 +10,7 @@ import socket
 import struct
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from pipeline.clock import Clock
@@ -25,8 +25,8 @@ BEGIN: Final = -2  # "timestamps" of ListOffsets
 END: Final = -1
 
 # Request keys and the versions used
-_FETCH: Final = (1, 4)
-_LIST_OFFSETS: Final = (2, 2)
+_FETCH: Final = (1, 9)  # from 9 on it names the leader's epoch: another leader refuses it
+_LIST_OFFSETS: Final = (2, 4)  # from 4 on likewise
 _METADATA: Final = (3, 10)
 _OFFSET_COMMIT: Final = (8, 2)
 _OFFSET_FETCH: Final = (9, 2)
@@ -38,11 +38,13 @@ _DESCRIBE_CONFIGS: Final = (32, 1)
 _OFFSET_OUT_OF_RANGE: Final = 1
 UNKNOWN_TOPIC: Final = 3
 TOPIC_EXISTS: Final = 36
-_COORDINATOR_MOVED: Final = frozenset({14, 15, 16})  # loading, not available, not this one
 _TOPIC_REFUSED: Final = frozenset({17, 29, 37, 38, 40, 44})  # name, permission, partitions, replicas, configs, policy
+_TOPIC_IMPOSSIBLE: Final = {17: "its name is none that Kafka allows", 29: "this client may not see it"}
 
 _TOPIC_RESOURCE: Final = 2
 _UINT_CONTINUES: Final = 0x80
+
+ANY_EPOCH: Final = -1  # of a leader: whichever
 
 
 class OffsetGoneError(Exception):
@@ -51,10 +53,19 @@ class OffsetGoneError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """What the cluster says of a topic. `leaders` has an entry for each partition; -1: none for now."""
+    """What the cluster says of a topic. `leaders` has an entry for each partition; -1: none for now.
+
+    `epochs` counts each partition's leaders: as long as it stays the same, the partition can't have lost its tail.
+    """
 
     topic_id: uuid.UUID
     leaders: dict[int, int]
+    epochs: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def led(self) -> dict[int, int]:
+        """The leader of each partition that has one."""
+        return {partition: leader for partition, leader in self.leaders.items() if leader >= 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +162,17 @@ class KafkaWire:
     # --- Requests ---------------------------------------------------------------------------------------------------
 
     def topic(self, name: str) -> TopicFacts | None:
-        """The topic's id and partitions; None where there is no such topic."""
+        """The topic's id and partitions; None where there is no such topic.
+
+        Raises LogMisconfiguredError where there can be none of this name.
+        """
         cluster = self._cluster(name)
         if cluster.topic_error == UNKNOWN_TOPIC:
             return None
+        if cluster.topic_error in _TOPIC_IMPOSSIBLE:
+            raise LogMisconfiguredError(
+                f"Kafka refuses the topic {name!r} (LOG_TOPIC): {_TOPIC_IMPOSSIBLE[cluster.topic_error]}"
+            )
         _check("Metadata", cluster.topic_error)
         return cluster.topic
 
@@ -202,45 +220,77 @@ class KafkaWire:
             found.update(answer.array(entry))
         return found
 
-    def offsets(self, name: str, leaders: Mapping[int, int], which: int) -> dict[int, int]:
-        """Where partitions begin or end; `which` is BEGIN or END."""
+    def offsets(
+        self, name: str, leaders: Mapping[int, int], which: int, epochs: Mapping[int, int] | None = None
+    ) -> dict[int, int]:
+        """Where partitions begin or end; `which` is BEGIN or END.
+
+        A partition whose leader does not answer, or is another one than that of `epochs`, is left out. Raises
+        LogUnavailableError where that leaves nothing.
+        """
         found: dict[int, int] = {}
+        failure: LogUnavailableError | None = None
         for leader in sorted(set(leaders.values())):
-            mine = [partition for partition, its in leaders.items() if its == leader]
-            address = self._brokers.get(leader)
-            if address is None:
-                raise LogUnavailableError(f"the event log (Kafka) has no leader for partitions {mine} of {name}")
-            wanted = _array([struct.pack(">iq", partition, which) for partition in mine])
-            # Replica -1: a client. Isolation level 0: up to the high watermark, as the reader reads.
-            answer = self._ask(address, _LIST_OFFSETS, struct.pack(">ib", -1, 0) + _array([_string(name) + wanted]))
-            answer.int32()  # throttle time
+            mine = {
+                partition: (epochs or {}).get(partition, ANY_EPOCH)
+                for partition, its in leaders.items()
+                if its == leader
+            }
+            try:
+                found |= self._offsets_of_leader(name, leader, mine, which)
+            except LogUnavailableError as error:
+                failure = error
+        if not found:
+            raise failure or LogUnavailableError(f"no partition of {name} on the event log (Kafka) says its offsets")
+        return found
+
+    def _offsets_of_leader(self, name: str, leader: int, epochs: Mapping[int, int], which: int) -> dict[int, int]:
+        """Offsets of the partitions of `epochs`, without those that this broker does not lead."""
+        address = self._address(leader, name, sorted(epochs))
+        wanted = _array([struct.pack(">iiq", partition, epoch, which) for partition, epoch in epochs.items()])
+        # Replica -1: a client. Isolation level 0: up to the high watermark, as the reader reads.
+        answer = self._ask(address, _LIST_OFFSETS, struct.pack(">ib", -1, 0) + _array([_string(name) + wanted]))
+        answer.int32()  # throttle time
+        found: dict[int, int] = {}
+        for _ in range(answer.int32()):
+            answer.string()
             for _ in range(answer.int32()):
-                answer.string()
-                for _ in range(answer.int32()):
-                    partition, error = answer.int32(), answer.int16()
-                    answer.int64()  # timestamp
-                    offset = answer.int64()
-                    _check("ListOffsets", error)
+                partition, error = answer.int32(), answer.int16()
+                answer.int64()  # timestamp
+                offset = answer.int64()
+                answer.int32()  # leader's epoch
+                if not error:
                     found[partition] = offset
         return found
 
     def fetch(
-        self, name: str, partition: int, leader: int, offset: int, *, bytes_max: int, wait_seconds: float
+        self,
+        name: str,
+        partition: int,
+        leader: int,
+        offset: int,
+        *,
+        bytes_max: int,
+        wait_seconds: float,
+        epoch: int = ANY_EPOCH,
     ) -> bytes:
         """Record batches from the one on that holds `offset`, as Kafka stores them; empty where there are none.
 
         Waits up to `wait_seconds` for the first, beyond the time that a request may take. A first batch larger than
-        `bytes_max` comes as a whole. Raises OffsetGoneError where the partition does not hold the offset.
+        `bytes_max` comes as a whole. A leader of another epoch refuses. Raises OffsetGoneError where the partition does
+        not hold the offset.
         """
-        address = self._brokers.get(leader)
-        if address is None:
-            raise LogUnavailableError(f"the event log (Kafka) has no leader for partition {partition} of {name}")
+        address = self._address(leader, name, [partition])
         wait_ms = max(0, int(wait_seconds * 1000))
-        wanted = _array([struct.pack(">iqi", partition, offset, bytes_max)])
-        # Replica -1: a client. At least one byte. Isolation level 0: up to the high watermark.
-        body = struct.pack(">iiiib", -1, wait_ms, 1, bytes_max, 0) + _array([_string(name) + wanted])
-        answer = self._ask(address, _FETCH, body, extra_seconds=wait_ms / 1000, bytes_max=bytes_max + FRAME_BYTES_MAX)
+        wanted = _array([struct.pack(">iiqqi", partition, epoch, offset, -1, bytes_max)])
+        # Replica -1: a client. At least one byte. Isolation level 0: up to the high watermark. No session.
+        body = struct.pack(">iiiibii", -1, wait_ms, 1, bytes_max, 0, 0, -1) + _array([_string(name) + wanted])
+        answer = self._ask(
+            address, _FETCH, body + _array([]), extra_seconds=wait_ms / 1000, bytes_max=bytes_max + FRAME_BYTES_MAX
+        )
         answer.int32()  # throttle time
+        _check("Fetch", answer.int16())
+        answer.int32()  # session
         found = b""
         for _ in range(answer.int32()):
             answer.string()
@@ -252,37 +302,50 @@ class KafkaWire:
                 _check("Fetch", error)
                 answer.int64()  # high watermark
                 answer.int64()  # last stable offset
+                answer.int64()  # begin
                 for _ in range(answer.int32()):  # aborted transactions
                     answer.int64()
                     answer.int64()
                 found = answer.take(max(0, answer.int32()))
         return found
 
+    def _address(self, leader: int, name: str, partitions: Sequence[int]) -> tuple[str, int]:
+        address = self._brokers.get(leader)
+        if address is None:
+            raise LogUnavailableError(f"the event log (Kafka) has no leader for partitions {partitions} of {name}")
+        return address
+
     def committed(self, group: str, name: str, partitions: Iterable[int]) -> dict[int, int | None]:
         """Committed offset of each partition; None where there is none."""
         wanted = _array([struct.pack(">i", partition) for partition in partitions])
-        answer = self._ask_coordinator(group, _OFFSET_FETCH, _string(group) + _array([_string(name) + wanted]))
-        found: dict[int, int | None] = {}
-        for _ in range(answer.int32()):
-            answer.string()
+
+        def read(answer: _Reader) -> dict[int, int | None]:
+            found: dict[int, int | None] = {}
             for _ in range(answer.int32()):
-                partition, offset = answer.int32(), answer.int64()
-                answer.string()  # metadata
-                self._check_coordinator("OffsetFetch", answer.int16())
-                found[partition] = offset if offset >= 0 else None
-        self._check_coordinator("OffsetFetch", answer.int16())
-        return found
+                answer.string()
+                for _ in range(answer.int32()):
+                    partition, offset = answer.int32(), answer.int64()
+                    answer.string()  # metadata
+                    _check("OffsetFetch", answer.int16())
+                    found[partition] = offset if offset >= 0 else None
+            _check("OffsetFetch", answer.int16())
+            return found
+
+        return self._ask_coordinator(group, _OFFSET_FETCH, _string(group) + _array([_string(name) + wanted]), read)
 
     def commit(self, group: str, name: str, offsets: Mapping[int, int]) -> None:
         """Commit offsets for a group without members."""
         wanted = _array([struct.pack(">iq", partition, offset) + _string("") for partition, offset in offsets.items()])
         body = _string(group) + struct.pack(">i", -1) + _string("") + struct.pack(">q", -1)
-        answer = self._ask_coordinator(group, _OFFSET_COMMIT, body + _array([_string(name) + wanted]))
-        for _ in range(answer.int32()):
-            answer.string()
+
+        def read(answer: _Reader) -> None:
             for _ in range(answer.int32()):
-                answer.int32()
-                self._check_coordinator("OffsetCommit", answer.int16())
+                answer.string()
+                for _ in range(answer.int32()):
+                    answer.int32()
+                    _check("OffsetCommit", answer.int16())
+
+        self._ask_coordinator(group, _OFFSET_COMMIT, body + _array([_string(name) + wanted]), read)
 
     def close(self) -> None:
         """Close all connections; idempotent. A later call connects again."""
@@ -307,14 +370,13 @@ class KafkaWire:
             answer.tags()
             return number, (host, port)
 
-        def partition() -> tuple[int, int]:
+        def partition() -> tuple[int, int, int]:
             answer.int16()  # error, of which the leader -1 says enough
-            number, leader = answer.int32(), answer.int32()
-            answer.int32()  # leader epoch
+            number, leader, epoch = answer.int32(), answer.int32(), answer.int32()
             for _ in range(3):  # replicas: all, in sync, offline
                 answer.compact_array(answer.int32)
             answer.tags()
-            return number, leader
+            return number, leader, epoch
 
         self._brokers = dict(answer.compact_array(broker))
         answer.compact_string()  # cluster id
@@ -325,28 +387,28 @@ class KafkaWire:
             answer.compact_string()
             topic_id = uuid.UUID(bytes=answer.take(16))
             answer.int8()  # internal
-            facts = TopicFacts(topic_id, dict(answer.compact_array(partition)))
+            found = answer.compact_array(partition)
+            leaders = {number: leader for number, leader, _ in found}
+            facts = TopicFacts(topic_id, leaders, {number: epoch for number, _, epoch in found})
             answer.int32()  # allowed operations
             answer.tags()
         return _Cluster(self._brokers, controller, error, facts)
 
-    def _ask_coordinator(self, group: str, kind: tuple[int, int], body: bytes) -> _Reader:
-        """Ask the group's coordinator, which is looked up once and again whenever it fails."""
-        if self._coordinator is None:
-            answer = self._ask(None, _FIND_COORDINATOR, _string(group))
-            _check("FindCoordinator", answer.int16())
-            answer.int32()  # number of the broker
-            self._coordinator = (answer.string(), answer.int32())
-        try:
-            return self._ask(self._coordinator, kind, body)
-        except LogUnavailableError:
-            self._coordinator = None
-            raise
-
-    def _check_coordinator(self, request: str, error: int) -> None:
-        if error in _COORDINATOR_MOVED:
-            self._coordinator = None
-        _check(request, error)
+    def _ask_coordinator(self, group: str, kind: tuple[int, int], body: bytes, read: Callable[[_Reader], T]) -> T:
+        """Ask the group's coordinator. One that was known and fails has perhaps moved: it is looked for again, once."""
+        half = self._call_seconds_max / 2
+        if self._coordinator is not None:
+            try:
+                return read(self._ask(self._coordinator, kind, body, seconds_max=half))
+            except LogUnavailableError:
+                self._coordinator = None
+        answer = self._ask(None, _FIND_COORDINATOR, _string(group), seconds_max=half)
+        _check("FindCoordinator", answer.int16())
+        answer.int32()  # number of the broker
+        found = (answer.string(), answer.int32())
+        said = read(self._ask(found, kind, body, seconds_max=half))
+        self._coordinator = found
+        return said
 
     def _ask(
         self,
@@ -355,20 +417,24 @@ class KafkaWire:
         body: bytes,
         *,
         compact: bool = False,
+        seconds_max: float | None = None,
         extra_seconds: float = 0.0,
         bytes_max: int = FRAME_BYTES_MAX,
     ) -> _Reader:
-        """Ask one broker; None: any that can be reached.
+        """Ask one broker; None: any that can be reached, each within its share of the time.
 
         After any failure the connection is closed: an answer that comes late must not be taken for the next one.
         """
-        deadline = self._clock.monotonic() + self._call_seconds_max + extra_seconds
+        deadline = self._clock.monotonic() + (seconds_max or self._call_seconds_max) + extra_seconds
         failure: Exception | None = None
-        for candidate in [address] if address else self._candidates():
-            if failure is not None and self._clock.monotonic() >= deadline:
+        candidates = [address] if address else self._candidates()
+        for number, candidate in enumerate(candidates):
+            now = self._clock.monotonic()
+            if failure is not None and now >= deadline:
                 break
+            its_deadline = now + (deadline - now) / (len(candidates) - number)
             try:
-                answer = self._exchange(candidate, kind, body, deadline, compact=compact, bytes_max=bytes_max)
+                answer = self._exchange(candidate, kind, body, its_deadline, compact=compact, bytes_max=bytes_max)
             except (OSError, ValueError, struct.error) as error:
                 failure = error
                 self._forget(candidate)

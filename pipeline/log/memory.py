@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.errors import (
     LogFullError,
     LogIndeterminateError,
+    LogPartialError,
     LogRestartedError,
     LogUnavailableError,
     RecoverableError,
@@ -41,6 +42,7 @@ class MemoryLogServer:
         self.entries_max: int | None = None
         self.is_down = False
         self.loses_answers = False
+        self.without_leader: set[int] = set()
 
     @property
     def identity(self) -> LogIdentity:
@@ -57,6 +59,12 @@ class MemoryLogServer:
         """Be back, as the same incarnation."""
         with self.changed:
             self.is_down = False
+
+    def lose_leader(self, *partitions: int) -> None:
+        """Have these partitions without a leader, and no others (brokers of Kafka that are away)."""
+        with self.changed:
+            self.without_leader = set(partitions)
+            self.changed.notify_all()
 
     def lose_answers(self, loses: bool = True) -> None:
         """Store what is appended, but never confirm it (a time-out)."""
@@ -87,6 +95,11 @@ class MemoryLogServer:
             self.partitions = [_Partition() for _ in self.partitions]
             self.log_id = uuid.uuid4().hex
             self.changed.notify_all()
+
+    def add_partitions(self, count: int) -> None:
+        """Have more partitions (a topic of Kafka that was altered)."""
+        with self.changed:
+            self.partitions += [_Partition() for _ in range(count)]
 
     def trim(self, partition: int, offset: int) -> None:
         """Drop what lies below `offset`, whether it was read or not (XTRIM by hand, retention)."""
@@ -128,6 +141,8 @@ class MemoryLog:
             if server.entries_max is not None and held + len(entries) > server.entries_max:
                 raise LogFullError
             for number, value in entries:
+                if number in server.without_leader:
+                    continue
                 partition = server.partitions[number]
                 if partition.end < partition.floor:
                     partition.gaps[partition.floor] = partition.end
@@ -139,6 +154,9 @@ class MemoryLog:
             server.changed.notify_all()
             if server.loses_answers:
                 raise LogIndeterminateError
+            refused = {number for number, _ in entries} & server.without_leader
+            if refused:
+                raise LogPartialError({number: LogUnavailableError(_without_leader(number)) for number in refused})
 
     def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
         server = self.server
@@ -154,6 +172,8 @@ class MemoryLog:
             self._must_be_up()
             if self._known != server.identity:
                 raise LogRestartedError
+            if partition in server.without_leader:
+                raise LogUnavailableError(_without_leader(partition))
             held = server.partitions[partition]
             first = next((at for at in range(max(offset, held.begin), held.end) if at in held.entries), None)
             if first is None:
@@ -183,6 +203,7 @@ class MemoryLog:
                     number, held.begin, held.end, held.committed, max(held.end, held.floor) if is_fenced else None
                 )
                 for number, held in enumerate(self.server.partitions)
+                if number not in self.server.without_leader
             ]
 
     def close(self) -> None:
@@ -214,3 +235,7 @@ class MemoryLog:
                 self.server.partitions[number].floor = max(floor, self.server.partitions[number].floor)
         self.server.fenced_incarnation = identity.incarnation
         self._fenced = identity
+
+
+def _without_leader(partition: int) -> str:
+    return f"the event log's partition {partition} has no leader now"

@@ -37,11 +37,12 @@ class Alarm:
 class Consumption:
     """How far the log was consumed when the controller last knew it."""
 
-    lag_by_partition: Mapping[int, int]  # events
+    lag_by_partition: Mapping[int, int]  # events; of the partitions that could be asked
     consumed: int  # next offsets to store, summed over the partitions: only differences mean something
     drain_rate: float | None  # events/s stored between the last two ticks; None until there were two
     # By partition with events, unless paused: seconds since one of them was stored. None: a version that did not say.
     no_progress_seconds: Mapping[int, float] | None = None
+    lag_held: Mapping[int, int] = field(default_factory=dict)  # events; taken for the lag of those that could not
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,18 @@
 """The event log: where an event is durable before it is acknowledged."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class SetUpFault:
+    """Something wrong with how a log is set up, though it works."""
+
+    what: str  # one sentence that names it
+    remedy: str  # what to do
+    loses_events: bool  # events that were acknowledged would be lost: ingest does not start on such a log
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,12 +21,14 @@ class LogIdentity:
 
     `log_id` keys everything that is stored: it changes when the log is another one (a new topic, an emptied
     Redis), so that offsets of two logs never mix. `incarnation` changes whenever the log may have come back
-    without its tail (Redis' `run_id`; constant on Kafka).
+    without its tail (Redis' `run_id`; on Kafka the epochs of the partitions' leaders). `partitions` may grow on
+    Kafka. `faults` is of this moment, and no part of who the log is.
     """
 
     log_id: str
     incarnation: str
     partitions: int
+    faults: tuple[SetUpFault, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +50,25 @@ class LogBatch:
         """The offset after the last record."""
         return self.offset + len(self.values)
 
+    @property
+    def last_digest(self) -> bytes | None:
+        """The digest of the last record; None where there is none (offsets that are given up)."""
+        return record_digest(self.values[-1]) if self.values else None
+
+
+def record_digest(value: bytes) -> bytes:
+    """16 bytes by which a record is told from any other: the same in every version, for it is stored."""
+    return hashlib.blake2b(value, digest_size=16).digest()
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionPosition:
     """Where a partition begins and ends, and how far it was consumed; all are offsets of a next record.
 
-    `committed` is None where the log holds no commit (none yet, or expired). `next_offset` is what the next record
-    that is appended gets: the end or, where the log came back without its tail, a floor above it. It is None where
-    nobody has asked for the floors since the log was restarted: they are asked for before the next append.
+    `committed` is None where the log holds no commit (none yet, or expired), or can't be asked for it.
+    `next_offset` is what the next record that is appended gets: the end or, where the log came back without its tail, a
+    floor above it. It is None where nobody has asked for the floors since the log was restarted: they are asked for
+    before the next append.
     """
 
     partition: int
@@ -84,14 +107,17 @@ class EventLog(Protocol):
         """Append (partition, value) pairs, in order within each partition; returns when all are durable.
 
         Never repeats an append by itself. Raises, within about one second: LogFullError and LogUnavailableError
-        when nothing was written, LogIndeterminateError when any subset may have been.
+        when nothing was written, LogIndeterminateError when any subset may have been; LogPartialError where that
+        differs by partition, or is the trouble of these partitions and not of the log. A log that came back without
+        its tail takes nothing below what is stored.
         """
 
     def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
         """Read consecutive records from `offset` on; None when there are none after `wait_seconds`.
 
-        Raises LogUnavailableError; LogRestartedError when the log's incarnation is not the one of the last
-        `identity()`; LogGapError when `offset` lies beyond the end of a log that cannot be raised (Kafka).
+        Raises LogUnavailableError; LogRestartedError when the log, or this partition of it, may have lost its tail
+        since the last `identity()`; LogGapError when `offset` lies beyond the end of a log that cannot be raised
+        (Kafka).
         """
 
     def commit(self, log_id: str, partition: int, offset: int) -> None:
@@ -103,10 +129,11 @@ class EventLog(Protocol):
         """
 
     def positions(self, log_id: str | None = None) -> list[PartitionPosition]:
-        """Begin, end and commit of every partition, read together: of the log of the last `identity()`, or of `log_id`.
+        """Begin, end and commit of every partition that can be asked, by number; the others are left out.
 
-        With a `log_id` nothing is made where it is missing. Raises LogUnavailableError (never a guess), also
-        where the log is another one than at the last `identity()`.
+        They are of the log of the last `identity()`, or of `log_id`; with a `log_id` nothing is made where it is
+        missing. Raises LogUnavailableError (never a guess) where no partition can be asked, and where the log is
+        another one than at the last `identity()`.
         """
 
     def close(self) -> None:

@@ -28,6 +28,14 @@ class DeadLetterCounts:
     conflicts: int  # of them: their ids are stored with other content, so that no replay stores them
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPosition:
+    """How far a partition is stored."""
+
+    next_offset: int
+    last_digest: bytes | None  # of the record before it (`record_digest`); None where that is not known
+
+
 class Sink(Protocol):
     """Storage with a compare-and-swap on the offset. One connection; not for use by several threads at once."""
 
@@ -39,6 +47,9 @@ class Sink(Protocol):
 
         Waits for them a second at most. Raises SinkUnavailableError.
         """
+
+    def stored_position(self, log_id: str, partition: int) -> StoredPosition | None:
+        """How far one partition is stored; None where nothing of it is. Raises SinkUnavailableError."""
 
     def acquire(self, log_id: str, partition: int) -> bool:
         """Try to become the partition's only drainer, until `release` or the connection's end. Never waits."""
@@ -63,6 +74,8 @@ class Sink(Protocol):
         on_made: Callable[[], None] | None = None,
     ) -> StoreResult:
         """In one transaction: store the batch and move the offset from `expected_offset` to `batch.next_offset`.
+
+        The digest of the batch's last record is kept beside the offset.
 
         `before_commit` runs after everything is written and before COMMIT; if it raises, the transaction is rolled
         back. `on_made` runs, at most once, when all that is left for this process to do is to wait: the time to do

@@ -10,7 +10,7 @@ from pipeline.errors import BatchRefusedError, OffsetConflictError, SinkContenti
 from pipeline.event import RecordedEvent, content_of, decode_record
 from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.log import LogBatch
-from pipeline.ports.sink import StoreResult
+from pipeline.ports.sink import StoredPosition, StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.poison import PoisonRun
 
@@ -30,6 +30,7 @@ class MemoryStore:
     events: dict[str, RecordedEvent] = field(default_factory=dict)
     places: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # event_id -> log_id, partition, offset
     offsets: dict[tuple[str, int], int] = field(default_factory=dict)
+    digests: dict[tuple[str, int], bytes | None] = field(default_factory=dict)  # of the last record before an offset
     letters: dict[tuple[str, int, int], MemoryLetter] = field(default_factory=dict)
     locks: dict[tuple[str, int], "MemorySink"] = field(default_factory=dict)
     probes: int = 0
@@ -59,6 +60,12 @@ class MemorySink:
 
     def settled_offsets(self, log_id: str) -> dict[int, int]:
         return self.stored_offsets(log_id)
+
+    def stored_position(self, log_id: str, partition: int) -> StoredPosition | None:
+        self._ask()
+        key = (log_id, partition)
+        next_offset = self.database.offsets.get(key)
+        return None if next_offset is None else StoredPosition(next_offset, self.database.digests.get(key))
 
     def acquire(self, log_id: str, partition: int) -> bool:
         self._ask()
@@ -103,7 +110,7 @@ class MemorySink:
             raise BatchRefusedError
         run.check(len(draft.letters), len(batch.values))
         before_commit()
-        self._commit(draft, (log_id, partition), batch.next_offset)
+        self._commit(draft, (log_id, partition), batch)
         run.add(len(draft.letters), len(batch.values))
         return StoreResult(
             stored=len(draft.events),
@@ -131,7 +138,7 @@ class MemorySink:
             draft.letters[log_id, partition, batch.offset + index] = MemoryLetter(value, why)
         run.check(len(draft.letters), len(batch.values))
         before_commit()
-        self._commit(draft, (log_id, partition), batch.next_offset)
+        self._commit(draft, (log_id, partition), batch)
         run.add(len(draft.letters), len(batch.values))
         return StoreResult(dead_lettered=len(draft.letters))
 
@@ -153,7 +160,7 @@ class MemorySink:
         if self.database.is_locked:
             raise SinkUnavailableError("waited in vain for a lock", is_a_row_possible=False)
 
-    def _commit(self, draft: "_Draft", key: tuple[str, int], next_offset: int) -> None:
+    def _commit(self, draft: "_Draft", key: tuple[str, int], batch: LogBatch) -> None:
         database = self.database
         dying, database.dies_at_commit = database.dies_at_commit, None
         if dying == "before":
@@ -161,7 +168,8 @@ class MemorySink:
         database.events.update(draft.events)
         database.places.update(draft.places)
         database.letters.update(draft.letters | draft.conflicts)
-        database.offsets[key] = next_offset
+        database.offsets[key] = batch.next_offset
+        database.digests[key] = batch.last_digest
         if dying == "after":
             self._fail("connection lost after COMMIT was carried out")
 

@@ -15,7 +15,7 @@ from pipeline.errors import (
     SinkUnavailableError,
 )
 from pipeline.ports.log import LogBatch
-from pipeline.ports.sink import StoreResult
+from pipeline.ports.sink import StoredPosition, StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.batches import Written, make_stage, prepare, write_carefully, write_letters, write_straight
 from pipeline.sink.locks import naming_holders
@@ -52,6 +52,13 @@ class PostgresSink:
             self.session.rollback()
         return {int(partition): int(next_offset) for partition, next_offset in found}
 
+    def stored_position(self, log_id: str, partition: int) -> StoredPosition | None:
+        found = self.session.rows(query("stored_position"), {"log_id": log_id, "partition": partition})
+        if not found:
+            return None
+        next_offset, digest = found[0]
+        return StoredPosition(int(next_offset), None if digest is None else bytes(digest))
+
     def acquire(self, log_id: str, partition: int) -> bool:
         key = lock_key(log_id, partition)
         if key in self._locks():
@@ -86,7 +93,7 @@ class PostgresSink:
         run = self._run_of(log_id, partition)
 
         def write() -> Written:
-            self._begin(log_id, partition, expected_offset, batch.next_offset)
+            self._begin(log_id, partition, expected_offset, batch)
             try:
                 written = write_straight(self.session, self._encoder, log_id, partition, batch, on_made=on_made)
             except StatementRefusedError as refusal:
@@ -101,7 +108,7 @@ class PostgresSink:
                     raise BatchRefusedError(str(refusal)) from refusal
                 self.session.rollback()
                 make_stage(self.session)
-                self._begin(log_id, partition, expected_offset, batch.next_offset)
+                self._begin(log_id, partition, expected_offset, batch)
                 written = self._write_carefully(log_id, partition, batch, run)
             return written
 
@@ -118,7 +125,7 @@ class PostgresSink:
         before_commit: Callable[[], None],
     ) -> StoreResult:
         def write() -> Written:
-            self._begin(log_id, partition, expected_offset, batch.next_offset)
+            self._begin(log_id, partition, expected_offset, batch)
             return Written(letters=[Letter(index, printable(why), None) for index in range(len(batch.values))])
 
         return self._commit(log_id, partition, batch, write, before_commit)
@@ -182,14 +189,15 @@ class PostgresSink:
     def close(self) -> None:
         self.session.close()
 
-    def _begin(self, log_id: str, partition: int, expected_offset: int, next_offset: int) -> None:
+    def _begin(self, log_id: str, partition: int, expected_offset: int, batch: LogBatch) -> None:
         moved = self.session.count(
             query("begin_and_move_offset"),
             {
                 "log_id": log_id,
                 "partition": partition,
                 "expected_offset": expected_offset,
-                "next_offset": next_offset,
+                "next_offset": batch.next_offset,
+                "last_digest": batch.last_digest,
             },
         )
         if moved == 0:

@@ -80,10 +80,11 @@ WHERE events.oid IS NOT NULL;
 -- name: begin_and_move_offset
 -- One round trip. No row is changed where the stored offset is another than the one expected.
 BEGIN;
-INSERT INTO stored_offsets AS stored (log_id, log_partition, next_offset)
-VALUES (%(log_id)s, %(partition)s, %(next_offset)s)
+INSERT INTO stored_offsets AS stored (log_id, log_partition, next_offset, last_record_offset, last_record_digest)
+VALUES (%(log_id)s, %(partition)s, %(next_offset)s, %(next_offset)s - 1, %(last_digest)s)
 ON CONFLICT (log_id, log_partition) DO UPDATE
-    SET next_offset = EXCLUDED.next_offset, updated_at = now()
+    SET next_offset = EXCLUDED.next_offset, updated_at = now(),
+        last_record_offset = EXCLUDED.last_record_offset, last_record_digest = EXCLUDED.last_record_digest
     WHERE stored.next_offset = %(expected_offset)s;
 
 -- name: stored_offsets
@@ -110,6 +111,11 @@ WHERE log.log_id <> %(log_id)s AND log.seen_at < now() - %(seen_seconds_min)s * 
 GROUP BY log.log_id
 ORDER BY log.seen_at DESC
 LIMIT %(logs_max)s;
+
+-- name: stored_position
+SELECT next_offset, CASE WHEN last_record_offset = next_offset - 1 THEN last_record_digest END
+FROM stored_offsets
+WHERE log_id = %(log_id)s AND log_partition = %(partition)s;
 
 -- name: copy_events
 COPY log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,

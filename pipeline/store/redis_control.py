@@ -267,6 +267,7 @@ def _consumption_text(consumption: Consumption) -> str:
             "consumed": consumption.consumed,
             "drain_rate": consumption.drain_rate,
             "no_progress": consumption.no_progress_seconds,
+            "held": {str(partition): lag for partition, lag in consumption.lag_held.items()},
         }
     )
 
@@ -276,12 +277,14 @@ def _consumption(text: str) -> Consumption | None:
         return None
     fields = json.loads(text)
     lag = {int(partition): int(lag) for partition, lag in fields["lag"].items()}
+    held = {int(partition): int(events) for partition, events in fields.get("held", {}).items()}
     stood = fields.get("no_progress")
     return Consumption(
         lag,
         int(fields["consumed"]),
         fields["drain_rate"],
         None if stood is None else {int(partition): float(seconds) for partition, seconds in stood.items()},
+        held,
     )
 
 

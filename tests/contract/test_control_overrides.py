@@ -185,7 +185,7 @@ def test_restoring_does_not_bring_back_what_has_ended_or_was_set_anew(rig: Contr
 
 
 def test_how_far_the_log_is_consumed_is_published_with_the_rate(rig: ControlRig) -> None:
-    known = Consumption({0: 5, 11: 7}, 123_456_789_012, 33.25, {11: 31.5})
+    known = Consumption({0: 5, 11: 7}, 123_456_789_012, 33.25, {11: 31.5}, {3: 9})
     publish(rig, consumption=known)
     state = rig.store.state()
     assert state.rate is not None

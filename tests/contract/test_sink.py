@@ -3,12 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import pytest
 
 from pipeline.errors import FencedError, OffsetConflictError, PoisonedError
-from pipeline.ports.sink import Sink, StoreResult
+from pipeline.ports.log import record_digest
+from pipeline.ports.sink import Sink, StoredPosition, StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink, MemoryStore
 from pipeline.sink.migrate import migrate
@@ -106,6 +108,24 @@ def test_a_batch_is_stored_with_its_offset(bench: Bench) -> None:
     }
     assert sink.stored_offsets(LOG) == {1: 5, 2: 101}
     assert sink.stored_offsets(new_log_id()) == {}
+
+
+def test_the_last_record_is_kept_beside_the_offset(bench: Bench) -> None:
+    # Given a sink that knows nothing of a partition
+    sink = bench.sink()
+    assert sink.stored_position(LOG, 0) is None
+    # When batches are stored, as they are and by the careful way
+    first, second = numbered_batch(0, 3), numbered_batch(2, 4)
+    sink.store(LOG, 0, 0, first, before_commit=nothing)
+    assert sink.stored_position(LOG, 0) == StoredPosition(3, record_digest(first.values[-1]))
+    assert sink.store(LOG, 0, 3, replace(second, offset=3), before_commit=nothing).repeated == 1
+    # Then the digest of the last one is there
+    assert bench.sink().stored_position(LOG, 0) == StoredPosition(7, record_digest(second.values[-1]))
+    assert sink.stored_position(LOG, 1) is None
+    # And a batch that is rolled back changes nothing
+    with pytest.raises(OffsetConflictError):
+        sink.store(LOG, 0, 3, numbered_batch(30, 3), before_commit=nothing)
+    assert sink.stored_position(LOG, 0) == StoredPosition(7, record_digest(second.values[-1]))
 
 
 def test_a_moved_offset_is_a_conflict_and_stores_nothing(bench: Bench) -> None:

@@ -93,6 +93,25 @@ def test_all_that_is_in_the_log_is_stored_once(rig: Rig) -> None:
     eventually(lambda: rig.ingest.positions()[0].committed == 2510)
 
 
+def test_another_record_in_place_of_the_last_one_stored_stops_the_partition(rig: Rig) -> None:
+    # Given a log that keeps what is stored, and of which 20 are stored
+    with _rig(replace(rig.settings, log_trim=False)) as rig:  # noqa: PLR1704
+        rig.append(0, 30)
+        assert rig.drain_up_to(30).stored == 30
+        # When it holds another record there than PostgreSQL remembers (it lost its tail, and grew past it)
+        ask(rig.settings.database_url, "UPDATE stored_offsets SET last_record_digest = '\\x00'")
+        rig.append(30, 10)
+        report = rig.drain_up_to(40)
+        # Then nothing more is stored
+        assert (report.outcome, report.stored) == (DrainOutcome.LOG_GAP, 0)
+        assert "another record at offset 29" in str(report.error)
+        # When somebody moves the offset back to where it was cut off, which says nothing of the digest
+        ask(rig.settings.database_url, "UPDATE stored_offsets SET next_offset = 25")
+        report = rig.drain_up_to(40)
+        # Then it goes on from there, and stores nothing twice
+        assert (report.stored, report.repeated, report.next_offset) == (10, 5, 40)
+
+
 def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
     # Given a drain whose backend is killed before some commits
     rig.append(0, 3000)

@@ -8,11 +8,28 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaTimeoutError
 
-from pipeline.errors import LogFullError, LogIndeterminateError, LogMisconfiguredError, LogUnavailableError
+from pipeline.errors import (
+    LogFullError,
+    LogIndeterminateError,
+    LogMisconfiguredError,
+    LogPartialError,
+    LogUnavailableError,
+)
 from pipeline.flow.lag import total_lag
-from pipeline.log.kafka import TOPIC_CONFIGS, KafkaLog
+from pipeline.log.kafka import KafkaLog
+from pipeline.log.kafka_topic import TOPIC_CONFIGS
 from stack.servers import Server
-from support.event_logs import CALL_SECONDS_MAX, KafkaRig, kafka_log_rig, must_read, read_all, recovered, timed
+from support.event_logs import (
+    CALL_SECONDS_MAX,
+    KafkaRig,
+    NoFloors,
+    eventually,
+    kafka_log_rig,
+    must_read,
+    read_all,
+    recovered,
+    timed,
+)
 
 
 @pytest.fixture
@@ -41,34 +58,41 @@ def make_topic(rig: KafkaRig, configs: dict[str, str], partitions: int = 4) -> N
     ("key", "value"),
     [("retention.ms", "604800000"), ("retention.bytes", "1000000"), ("cleanup.policy", "compact")],
 )
-def test_a_topic_that_deletes_unread_events_is_refused(rig: KafkaRig, key: str, value: str) -> None:
+def test_a_topic_that_deletes_unread_events_is_named_with_what_to_do(rig: KafkaRig, key: str, value: str) -> None:
     # Given a topic that somebody made with one setting that deletes
     make_topic(rig, {**TOPIC_CONFIGS, key: value})
     log = rig.open()
-    # Then the log does not start on it, and says how to mend it
-    with pytest.raises(LogMisconfiguredError, match=f"--add-config {key}={TOPIC_CONFIGS[key]}"):
-        recovered(log.identity)
+    # Then the log says so, and how to mend it, while what it holds can be read
+    (fault,) = recovered(log.identity).faults
+    assert fault.loses_events
+    assert f"{key}={value}" in fault.what
+    assert f"--add-config {key}={TOPIC_CONFIGS[key]}" in fault.remedy
+    assert recovered(lambda: log.read(0, 0, records_max=1, wait_seconds=0)) is None
     # When that is mended
     admin = rig.admin()
     admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, rig.settings.log_topic, configs=TOPIC_CONFIGS)])
     admin.close()
-    # Then it starts
-    assert log.identity().partitions == 4
+    # Then nothing is wrong any more
+    assert log.identity().faults == ()
 
 
 def test_a_topic_that_deletes_may_be_accepted(rig: KafkaRig) -> None:
     make_topic(rig, {"retention.ms": "604800000"})
     rig.settings = replace(rig.settings, kafka_retention_accepted=True)
     log = rig.open()
-    assert recovered(log.identity).partitions == 4
+    assert recovered(log.identity).faults == ()
 
 
 def test_the_topics_own_number_of_partitions_counts(rig: KafkaRig) -> None:
     # Given a topic that somebody made with two partitions
     make_topic(rig, TOPIC_CONFIGS, partitions=2)
     log = rig.open()
-    # Then there are two, whatever LOG_PARTITIONS says
-    assert recovered(log.identity).partitions == 2
+    # Then there are two, whatever LOG_PARTITIONS says; that they are fewer is named
+    identity = recovered(log.identity)
+    assert identity.partitions == 2
+    (fault,) = identity.faults
+    assert "has 2 partitions, fewer than LOG_PARTITIONS=4" in fault.what
+    assert ("--partitions 4" in fault.remedy, fault.loses_events) == (True, False)
     log.append([(0, b"a"), (1, b"b")])
     with pytest.raises(LogUnavailableError, match="only 2 partitions"):
         log.append([(2, b"c")])
@@ -91,12 +115,16 @@ def test_an_append_makes_the_topic_where_it_is_missing(rig: KafkaRig) -> None:
     assert read_all(log, 3) == [b"a"]
 
 
+def _commits(log: KafkaLog, partition: int, offset: int) -> bool:
+    log.commit(log.identity().log_id, partition, offset)
+    return log.positions()[partition].committed == offset
+
+
 def test_commits_are_those_that_everybodys_tools_show(rig: KafkaRig) -> None:
     # Given a partition with a commit
     log = rig.open()
     log.append([(0, b"a")] * 5)
-    recovered(log.positions)
-    log.commit(log.identity().log_id, 0, 3)
+    eventually(lambda: _commits(log, 0, 3), "Kafka takes commits")
     assert total_lag(log.positions(), None) == 2
     # Then the group's offset is where Kafka's own tools look for it
     admin = rig.admin()
@@ -177,7 +205,7 @@ def test_an_append_waits_for_room_in_the_producer(rig: KafkaRig, monkeypatch: py
     # Given a producer whose buffer is full for a moment
     log = rig.open()
     log.append([(0, b"a")])
-    producer: Any = log._producer
+    producer: Any = log._writer._producer
     send, refusals = producer.send, [KafkaTimeoutError(), KafkaTimeoutError()]
 
     def sometimes(topic: str, value: bytes, partition: int) -> Any:
@@ -196,7 +224,7 @@ def test_a_producer_that_stays_full_takes_nothing(rig: KafkaRig, monkeypatch: py
     # Given a producer without room
     log = rig.open()
     log.append([(0, b"a")])
-    producer: Any = log._producer
+    producer: Any = log._writer._producer
     send = producer.send
 
     def full(topic: str, value: bytes, partition: int) -> Any:
@@ -212,15 +240,25 @@ def test_a_producer_that_stays_full_takes_nothing(rig: KafkaRig, monkeypatch: py
     assert read_all(log, 0) == [b"a"]
     # And one of which something was taken is open
     result, seconds = timed(lambda: log.append([(0, b"c"), (0, b"no room")]))
-    assert isinstance(result, LogIndeterminateError), repr(result)
+    assert isinstance(result, LogPartialError), repr(result)
+    assert isinstance(result.of([0]), LogIndeterminateError)
     assert seconds < CALL_SECONDS_MAX
+    # And what was taken for one partition is durable where there is no room left for another
+    result, _ = timed(lambda: log.append([(1, b"taken"), (2, b"no room")]))
+    assert isinstance(result, LogPartialError), repr(result)
+    assert (result.of([1]), type(result.of([2])), type(result.of([1, 2]))) == (
+        None,
+        LogFullError,
+        LogIndeterminateError,
+    )
+    assert (read_all(log, 1), read_all(log, 2)) == ([b"taken"], [])
     # And the log goes on
     log.append([(0, b"d")])
     assert read_all(log, 0) == [b"a", b"c", b"d"]
 
 
-def test_an_append_waits_for_the_answer_to_an_earlier_one(rig: KafkaRig) -> None:
-    # Given a producer that still owes an answer, while Kafka itself can be reached (another broker is away, say)
+def test_a_partition_that_owes_an_answer_is_refused_and_no_other(rig: KafkaRig) -> None:
+    # Given a producer that still owes an answer of a partition (its broker is away, say)
     class Owed:
         is_done = False
 
@@ -230,30 +268,34 @@ def test_an_append_waits_for_the_answer_to_an_earlier_one(rig: KafkaRig) -> None
 
     log = rig.open()
     log.append([(0, b"a")])
-    log._unconfirmed = [Owed()]
-    # Then an append is refused for certain
-    with pytest.raises(LogUnavailableError, match="owes the answer"):
-        log.append([(0, b"b")])
+    owed = Owed()
+    log._writer._owed = {0: [owed]}
+    # Then an append to it is refused for certain, and what goes elsewhere is taken
+    result, seconds = timed(lambda: log.append([(0, b"b"), (1, b"c")]))
+    assert isinstance(result, LogPartialError), repr(result)
+    assert (type(result.of([0])), result.of([1])) == (LogUnavailableError, None)
+    assert "owes the answer" in str(result)
+    assert seconds < rig.settings.append_seconds_max / 2
     # When the answer is there
-    log._unconfirmed[0].is_done = True
-    log.append([(0, b"c")])
+    owed.is_done = True
+    log.append([(0, b"d")])
     # Then it goes on
-    assert read_all(log, 0) == [b"a", b"c"]
+    assert (read_all(log, 0), read_all(log, 1)) == ([b"a", b"d"], [b"c"])
 
 
 def test_a_tombstone_by_somebody_else_is_an_empty_record(rig: KafkaRig) -> None:
     log = rig.open()
     log.append([(0, b"a")])
-    producer = log._producer
+    producer = log._writer._producer
     assert producer is not None
     producer.send(rig.settings.log_topic, None, key=b"k", partition=0).get(10)
     assert read_all(log, 0) == [b"a", b""]
 
 
 def test_a_closed_log_leaves_no_thread_behind(rig: KafkaRig) -> None:
-    log = KafkaLog(rig.settings)
+    log = KafkaLog(rig.settings, NoFloors())
     log.append([(0, b"a")])
-    producer = log._producer
+    producer = log._writer._producer
     assert producer is not None
     log.close()
     producer._sender.join(5)

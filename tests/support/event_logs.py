@@ -11,8 +11,9 @@ import redis
 from kafka import KafkaAdminClient
 
 from pipeline.clock import SystemClock
-from pipeline.errors import LogUnavailableError
-from pipeline.log.kafka import API_VERSION, KafkaLog, parse_bootstrap
+from pipeline.errors import LogPartialError, LogRestartedError, LogUnavailableError
+from pipeline.log.kafka import API_VERSION, KafkaLog
+from pipeline.log.kafka_topic import parse_bootstrap
 from pipeline.log.kafka_wire import KafkaWire
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.log.redis_streams import RedisStreamsLog
@@ -120,7 +121,7 @@ class KafkaRig:
     opened: list[KafkaLog] = field(default_factory=list)
 
     def open(self, floors: NoFloors | None = None) -> KafkaLog:
-        self.opened.append(KafkaLog(self.settings))
+        self.opened.append(KafkaLog(self.settings, floors or NoFloors()))
         return self.opened[-1]
 
     def wire(self) -> KafkaWire:
@@ -153,7 +154,7 @@ class KafkaRig:
         admin.delete_topics([self.settings.log_topic])
         admin.close()
         eventually(lambda: wire.topic(self.settings.log_topic) is None, "the topic is gone")
-        again = KafkaLog(self.settings)
+        again = KafkaLog(self.settings, NoFloors())
         eventually(lambda: _made(again), "the topic is there again")
         assert wire.topic(self.settings.log_topic) != before
         again.close()
@@ -195,7 +196,7 @@ def recovered(call: Callable[[], Any], *, seconds_max: float = 20.0) -> Any:
     def answers() -> bool:
         try:
             found.append(call())
-        except LogUnavailableError:
+        except (LogUnavailableError, LogPartialError):
             return False
         return True
 
@@ -213,6 +214,14 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.monotonic() - started
 
 
+def timed_append(log: EventLog, entries: list[tuple[int, bytes]]) -> tuple[Any, float]:
+    """The same of an append; where its partitions differ, what it is for whoever has sent the whole."""
+    result, seconds = timed(lambda: log.append(entries))
+    if isinstance(result, LogPartialError):
+        result = result.of(partition for partition, _ in entries)
+    return result, seconds
+
+
 def read_all(log: EventLog, partition: int, offset: int = 0) -> list[bytes]:
     """Every value of a partition from `offset` on; the log must have no holes."""
     values: list[bytes] = []
@@ -220,6 +229,20 @@ def read_all(log: EventLog, partition: int, offset: int = 0) -> list[bytes]:
         assert batch.offset == offset
         values += batch.values
         offset = batch.next_offset
+    return values
+
+
+def read_again(log: EventLog, partition: int) -> list[bytes]:
+    """Every value of a partition once it can be read, as whoever is told to look up his position goes about it."""
+
+    def read() -> list[bytes]:
+        try:
+            return read_all(log, partition)
+        except LogRestartedError as error:
+            log.identity()
+            raise LogUnavailableError(str(error)) from error
+
+    values: list[bytes] = recovered(read)
     return values
 
 

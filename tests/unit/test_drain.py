@@ -382,6 +382,48 @@ def test_a_log_without_its_tail_goes_on_behind_what_is_stored(rig: Rig) -> None:
     assert rig.stored_numbers() == list(range(25))
 
 
+def test_a_log_that_lost_its_tail_and_grew_past_what_is_stored_is_noticed(rig: Rig) -> None:
+    # Given a log of which 20 are stored, that comes back with 12 of them and goes on at 12, for nobody raised it
+    rig.append(0, 20)
+    assert rig.drain().stored == 20
+    rig.log_server.restart(keep={0: 12})
+    rig.ingest = MemoryLog(server=rig.log_server)
+    rig.append(20, 30)
+    # Then no drain goes on behind the eight new records that lie below the stored offset
+    report = rig.drain()
+    assert (report.outcome, report.stored, report.next_offset) == (DrainOutcome.LOG_GAP, 0, None)
+    assert "another record at offset 19" in str(report.error)
+    assert rig.store.offsets == {(rig.log_id, 0): 20}
+    # When somebody has it read again from where it was cut off
+    rig.store.offsets[rig.log_id, 0] = 12
+    del rig.store.digests[rig.log_id, 0]
+    # Then all of it is stored
+    assert rig.drain().stored == 30
+    assert rig.stored_numbers() == list(range(50))
+
+
+def test_the_last_record_is_not_missed_where_the_log_has_trimmed_it(rig: Rig) -> None:
+    rig.append(0, 20)
+    assert rig.drain().stored == 20
+    rig.append(20, 5)
+    rig.log_server.trim(0, 20)
+    assert rig.drain().stored == 5
+    rig.log_server.trim(0, 25)
+    assert rig.drain().outcome is DrainOutcome.FINISHED
+
+
+def test_a_partition_without_a_leader_ends_the_run_of_no_other(rig: Rig) -> None:
+    # Given a log whose other partition has no leader
+    rig.append(0, 5)
+    rig.log_server.lose_leader(1)
+    # Then this one is drained from its beginning
+    assert rig.drain().stored == 5
+    # And the other one's run ends as one whose log is away
+    rig.log_server.lose_leader(0)
+    rig.store.offsets.clear()
+    assert rig.drain().outcome is DrainOutcome.LOG_AWAY
+
+
 # --- the sink fails ---------------------------------------------------------------------------------------------
 
 

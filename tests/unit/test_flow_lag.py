@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.flow.lag import lag_by_partition, partition_lag, total_lag
+from pipeline.flow.lag import held_lags, lag_by_partition, partition_lag, total_lag
 from pipeline.ports.log import PartitionPosition
 
 
@@ -73,3 +73,13 @@ def test_lag_is_unknown_where_nobody_can_say() -> None:
 def test_a_log_without_partitions_has_no_lag() -> None:
     assert lag_by_partition([], None) == {}
     assert total_lag([], {}) == 0
+
+
+def test_a_partition_that_cannot_be_asked_is_taken_for_what_it_last_had() -> None:
+    assert held_lags({0: 5, 1: 60}, 4, {0: 9, 2: 7, 3: 0}) == {2: 7, 3: 0}
+
+
+def test_one_that_was_never_known_is_taken_for_the_largest() -> None:
+    assert held_lags({0: 5, 1: 60}, 4, {}) == {2: 60, 3: 60}
+    assert held_lags({0: 5, 1: 60}, 2, {}) == {}
+    assert held_lags({}, 1, {}) == {0: 0}

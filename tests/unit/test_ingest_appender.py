@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+import ingest.appender as appender_module
 from ingest.appender import Appender
 from pipeline.clock import SystemClock
 from pipeline.errors import (
@@ -16,11 +17,13 @@ from pipeline.errors import (
     LogFullError,
     LogIndeterminateError,
     LogMisconfiguredError,
+    LogPartialError,
     LogUnavailableError,
     SluiceError,
 )
 from pipeline.log.memory import MemoryLog
 from pipeline.metrics import IngestMetrics
+from pipeline.ports.log import LogIdentity, SetUpFault
 from pipeline.settings import Settings
 
 
@@ -33,12 +36,20 @@ class _GatedLog(MemoryLog):
         self.gate.set()
         self.groups: list[int] = []
         self.failures: list[Exception] = []
+        self.failures_later: list[Exception | None] = []  # one for each append that follows
+        self.faults: tuple[SetUpFault, ...] = ()
+
+    def identity(self) -> LogIdentity:
+        return replace(super().identity(), faults=self.faults)
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         self.groups.append(len(entries))
         assert self.gate.wait(10)
         if self.failures:
             raise self.failures.pop(0)
+        failure = self.failures_later.pop(0) if self.failures_later else None
+        if failure is not None:
+            raise failure
         super().append(entries)
 
 
@@ -56,6 +67,9 @@ class _Rig:
 
     def append(self, count: int = 1, *, size: int = 10) -> "asyncio.Future[None]":
         return self.appender.append([(0, b"x" * size)] * count, count * size)
+
+    def append_to(self, *partitions: int) -> "asyncio.Future[None]":
+        return self.appender.append([(partition, b"x") for partition in partitions], len(partitions))
 
     def is_idle(self) -> bool:
         """Whether the thread is done with its last group and waits for the first request of the next one."""
@@ -331,6 +345,79 @@ async def test_close_is_bounded_and_tells_what_it_could_not_do(rigs: Rigs) -> No
     assert time.monotonic() - started < 1
     assert isinstance(begun.exception(), LogIndeterminateError)
     assert isinstance(queued.exception(), LogUnavailableError)
+
+
+async def test_a_partition_that_takes_nothing_is_the_trouble_of_its_own_events_only(
+    rigs: Rigs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig = await rigs()
+    rig.log.gate.clear()
+    first = rig.append_to(0)
+    await until(lambda: rig.log.groups == [1])
+    # Given a group with events for a partition without a leader, one that did not confirm, and two that are well
+    well, dead, silent = rig.append_to(0, 1, 0), rig.append_to(2, 2), rig.append_to(3)
+    both, all_of_them = rig.append_to(1, 2), rig.append_to(0, 1, 2, 3)
+    failure = LogPartialError({2: LogUnavailableError("no leader"), 3: LogIndeterminateError("not confirmed")})
+    rig.log.failures_later = [None, failure]
+    rig.log.gate.set()
+    await first
+    # Then each request is told the truth about its own
+    await well
+    with pytest.raises(LogUnavailableError, match="no leader"):
+        await dead
+    with pytest.raises(LogIndeterminateError):
+        await silent
+    for future in (both, all_of_them):
+        with pytest.raises(LogIndeterminateError):
+            await future
+    # And nobody else is refused, nor is the process out of service
+    rig.appender.refuse_if_blocked()
+    assert rig.appender.status(time.monotonic()).answers
+    # And it is said once, and once when it is over
+    rig.log.failures_later = [failure, None, None]
+    with pytest.raises(LogUnavailableError):
+        await rig.append_to(2)
+    await rig.append_to(2)
+    await rig.append_to(3)
+    said = [record.__dict__["action"] for record in caplog.records if "partition" in record.__dict__]
+    assert said == ["partition_away", "partition_away", "partition_back", "partition_back"]
+
+
+async def test_partitions_that_were_added_are_used_under_load(rigs: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appender_module, "LOOK_SECONDS", 0.05)
+    rig = await rigs()
+    assert rig.appender.partitions == 4
+    # When two are added while there is no moment without an append
+    rig.log.server.add_partitions(2)
+    deadline = time.monotonic() + 5
+    while rig.appender.partitions == 4:
+        assert time.monotonic() < deadline
+        await rig.append()
+    # Then they are used
+    assert rig.appender.partitions == 6
+    await rig.append_to(4, 5)
+
+
+async def test_a_log_that_would_lose_events_is_not_started_on_and_a_running_one_is_not_left(rigs: Rigs) -> None:
+    # Given a log that is set up so that it loses what it acknowledges
+    rig = _Rig()
+    rig.log.faults = (SetUpFault("The topic deletes events", "alter it", loses_events=True),)
+    rig.appender.start(asyncio.get_running_loop())
+    await until(lambda: rig.appender.status(time.monotonic()).problem == "The topic deletes events: alter it")
+    with pytest.raises(LogUnavailableError, match="alter it"):
+        rig.append()
+    # When that is mended, it starts
+    rig.log.faults = ()
+    await until(lambda: rig.appender.status(time.monotonic()).answers)
+    # And when somebody undoes it, or the partitions are fewer than expected, it goes on
+    rig.log.faults = (SetUpFault("The topic deletes events", "alter it", loses_events=True),)
+    rig.log.stop()
+    await until(lambda: not rig.appender.status(time.monotonic()).answers)
+    rig.log.start()
+    await until(lambda: rig.appender.status(time.monotonic()).answers)
+    await rig.append()
+    await rig.appender.close(seconds_max=5)
 
 
 async def test_a_client_that_left_does_not_disturb_the_others(rigs: Rigs) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.clock import SystemClock
 from pipeline.errors import LogUnavailableError, SettingsError
-from pipeline.log.kafka import parse_bootstrap
+from pipeline.log.kafka_topic import parse_bootstrap
 from pipeline.log.kafka_wire import KafkaWire
 
 CALL_SECONDS = 0.3

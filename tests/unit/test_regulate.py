@@ -1,6 +1,6 @@
 """One tick of the control loop, with everything in memory and a clock that is moved by hand."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -11,6 +11,7 @@ from pipeline.flow.rate import BandPolicy
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Severity
 from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate
+from pipeline.ports.log import SetUpFault
 from pipeline.regulate import Asked, Control, Database, RegulateReport, regulate
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
@@ -114,6 +115,64 @@ class System:
 @pytest.fixture
 def system() -> System:
     return System()
+
+
+# --- One partition that can't be asked ---------------------------------------------------------------
+
+
+def test_the_lag_of_a_partition_without_a_leader_is_held_and_the_others_count(system: System) -> None:
+    # Given a lag that was known, of which a good part is in a partition that loses its leader
+    system.append(0, 20_000)
+    system.append(1, 20_000)
+    system.database.stored = {0: 0, 1: 10_000}
+    system.tick()
+    assert system.rate().lag == 30_000
+    system.log.server.lose_leader(1)
+    # When the other one is emptied meanwhile
+    system.database.stored = {0: 20_000, 1: 10_000}
+    for _ in range(3):
+        report = system.tick()
+        # Then the rate goes by both, and is not at its most; the one is named
+        assert report.lag == {0: 0}
+        assert (system.rate().lag, system.rate().mode) == (10_000, Mode.DEGRADED)
+        assert system.rate().lag_known_at == system.clock.now()
+        consumption = system.rate().consumption
+        assert consumption is not None
+        assert (consumption.lag_by_partition, consumption.lag_held) == ({0: 0}, {1: 10_000})
+        assert [(a.code, a.severity, a.partition) for a in system.rate().alarms] == [
+            (AlarmCode.PARTITION_AWAY, Severity.CRITICAL, 1)
+        ]
+        # And what is drained is told by what is stored
+        assert consumption.drain_rate is not None
+    # When it is back
+    system.log.server.lose_leader()
+    system.database.stored = {0: 20_000, 1: 20_000}
+    system.tick()
+    assert (system.rate().lag, system.rate().mode, system.rate().alarms) == (0, Mode.NORMAL, ())
+
+
+def test_a_partition_that_was_never_known_does_not_make_the_lag_unknown(system: System) -> None:
+    # Given a system whose control state was lost while a partition has no leader
+    system.append(0, 20_000)
+    system.log.server.lose_leader(1)
+    system.tick()
+    # Then the other's lag stands for both
+    assert (system.rate().lag, system.rate().mode) == (40_000, Mode.DEGRADED)
+
+
+def test_a_log_that_is_set_up_wrongly_is_named_and_measured(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = (
+        SetUpFault("The topic deletes events", "alter it", loses_events=True),
+        SetUpFault("The topic has 2 partitions", "add some", loses_events=False),
+    )
+    identity = replace(system.log.identity(), faults=faults)
+    monkeypatch.setattr(system.log, "identity", lambda: identity)
+    system.tick()
+    assert (system.rate().lag, system.rate().mode) == (0, Mode.NORMAL)
+    assert [(a.code, a.severity, a.what, a.look_at) for a in system.rate().alarms] == [
+        (AlarmCode.LOG_SET_UP, Severity.CRITICAL, "The topic deletes events", "alter it"),
+        (AlarmCode.LOG_SET_UP, Severity.DEGRADED, "The topic has 2 partitions", "add some"),
+    ]
 
 
 # --- Lag to rate ----------------------------------------------------------------------------------
