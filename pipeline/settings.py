@@ -593,6 +593,9 @@ def _limit_problems(settings: Settings) -> list[str]:
     return problems
 
 
+_TOPIC_NAME: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
+
+
 def _cross_problems(settings: Settings) -> list[str]:
     """Values that contradict each other."""
     problems = []
@@ -611,4 +614,9 @@ def _cross_problems(settings: Settings) -> list[str]:
         problem = url_problem(getattr(settings, name), schemes)
         if problem is not None:
             problems.append(f"{name.upper()} {problem}")  # without the URL: it may hold a password
+    if settings.log_scheme == "kafka" and not _TOPIC_NAME.fullmatch(settings.log_topic):
+        problems.append(
+            f"LOG_TOPIC={settings.log_topic!r} is no name of a Kafka topic: 1 to 249 letters, digits, dots, hyphens "
+            "and underscores, and not . or .."
+        )
     return problems

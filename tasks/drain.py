@@ -7,7 +7,7 @@ from typing import Any, Final
 from celery import shared_task
 
 from pipeline.drain import DrainOutcome, DrainReport, drain
-from pipeline.errors import StoreUnavailableError
+from pipeline.errors import PermanentError, StoreUnavailableError
 from pipeline.names import PauseReason
 from pipeline.ports.control import paused
 from pipeline.settings import Settings
@@ -43,18 +43,22 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
     is_paused = PausedCheck(parts, partition)
     if is_paused():
         return
-    report = drain(
-        partition,
-        log=parts.log,
-        sink=parts.sink,
-        floors=parts.floors,
-        breaker=parts.breaker,
-        paused=is_paused,
-        settings=settings,
-        clock=parts.clock,
-        on_stored=parts.tally.on_stored,
-        pace=parts.pace(partition),
-    )
+    try:
+        report = drain(
+            partition,
+            log=parts.log,
+            sink=parts.sink,
+            floors=parts.floors,
+            breaker=parts.breaker,
+            paused=is_paused,
+            settings=settings,
+            clock=parts.clock,
+            on_stored=parts.tally.on_stored,
+            pace=parts.pace(partition),
+        )
+    except PermanentError as error:  # the partition or the whole log: somebody must change the set-up
+        parts.mistakes.say(error)
+        return
     parts.tally.on_run(report.outcome.value)
     _tell(report, parts)
     if report.outcome not in _NO_NEXT_HINT:

@@ -24,9 +24,10 @@ from pipeline.sink.postgres import PostgresSink
 from pipeline.store.redis_queues import RedisQueues
 from pipeline.tally import DrainTally
 from tasks.former_logs import FormerLogs
+from tasks.mistakes import Mistakes
 from tasks.startup import worker_name
 
-_PARTITIONS_SECONDS: Final = 30.0  # partitions are added by hand, once in a year
+_PARTITIONS_SECONDS: Final = 10.0  # ingest uses partitions that were added within five seconds; they must be drained
 
 
 class Parts:
@@ -38,6 +39,7 @@ class Parts:
         # For whoever reads the control events: which worker, as `celery status` names it, and which process of it.
         self.name = f"{worker_name() or socket.gethostname()}/{self.pid}"
         self.clock: Clock = SystemClock()
+        self.mistakes = Mistakes(self.clock)
         self.is_migrated = False
         self._paces: dict[int, Pace] = {}
         self.schema_problem: str | None = None  # why the schema could not be brought up to date

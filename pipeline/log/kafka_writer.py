@@ -30,6 +30,7 @@ from pipeline.settings import Settings
 LOOK_SECONDS: Final = 1.0  # how often the topic is looked at while all is well: leaders, and partitions added
 TROUBLED_LOOK_SECONDS: Final = 0.1  # the same while a partition is refused
 FENCE_AGAIN_SECONDS: Final = 1.0  # until what is stored of a partition that lost its tail is asked for again
+SILENT_AGAIN_FACTOR: Final = 5  # a new leader that does not answer costs a sixth of the time at most
 FIRST_POLL_SECONDS: Final = 0.01
 FIRST_SECONDS_MAX: Final = 0.3  # that a process waits for the leaders of a topic which has them only just
 # Of the time of an append: when partitions are confirmed and others are not, those that it has waited for so long are
@@ -195,11 +196,14 @@ class KafkaWriter:
         What is stored is asked for after the leaders are known and before their ends: no drain can store more of an
         earlier leader's records afterwards, since this fences it off.
         """
+        started = self._clock.monotonic()
         answering = self._ends_of(facts, due)
         ends: dict[int, int] = {}
         floors: Mapping[int, int] = {}
         problem = ""
-        again_seconds = TROUBLED_LOOK_SECONDS  # asking the leaders alone costs little
+        # Asking the leaders alone costs little, but for one that is silent: all that is appended waits for it.
+        took_seconds = self._clock.monotonic() - started
+        again_seconds = max(TROUBLED_LOOK_SECONDS, SILENT_AGAIN_FACTOR * took_seconds)
         if answering:
             again_seconds = FENCE_AGAIN_SECONDS
             is_new, self._is_new = self._is_new, False

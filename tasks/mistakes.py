@@ -1,0 +1,30 @@
+"""What only a person can change is one line in the log, once a minute: no traceback for each task that meets it."""
+
+import logging
+from typing import Final
+
+from pipeline.clock import Clock
+from pipeline.errors import PermanentError
+
+_logger = logging.getLogger(__name__)
+
+AGAIN_SECONDS: Final = 60.0  # until the same is said again by the same process
+_TEXTS_MAX: Final = 100  # that are remembered; a set-up has few mistakes
+
+
+class Mistakes:
+    """What this process has said already."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._said: dict[str, float] = {}  # text -> when (monotonic)
+
+    def say(self, error: PermanentError) -> None:
+        """Log a mistake in the set-up, unless that was done within the last minute."""
+        text, now = str(error), self._clock.monotonic()
+        if now - self._said.get(text, float("-inf")) < AGAIN_SECONDS:
+            return
+        if len(self._said) >= _TEXTS_MAX:
+            self._said.clear()
+        self._said[text] = now
+        _logger.error("somebody must change the set-up: %s", text, extra={"action": "set_up_mistake"})
