@@ -155,7 +155,8 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
     """What is wrong with an answer beside the control store's in the seconds before."""
     wrong = set()
     breakers = {sample.breaker for sample in known}
-    if one.breaker not in breakers:
+    # A process that could not read the control store for seconds says so; the machine may be busy.
+    if one.breaker not in breakers and one.breaker != "unknown":
         wrong.add("where health told another state of the breaker")
     paused = [bool(sample.paused) for sample in known if sample.paused is not None]
     is_paused, is_running = bool(paused) and all(paused), bool(paused) and not any(paused)
@@ -166,7 +167,10 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
     if one.status == "healthy" and (is_far or is_paused or breakers <= {"open", "half-open"}):
         wrong.add("where health said healthy though it was not")
     # Where the controller is silent, the log's own word is told, and among the reasons that it is silent.
-    speaks = len({sample.version for sample in known}) > 1
+    versions = {sample.version for sample in known}
+    speaks = len(versions) > 1
+    if max(versions) - min(versions) >= len(versions):
+        return wrong  # the watcher has missed publications, and health may tell one of them
     if speaks and one.lag is not None and one.lag not in {sample.lag for sample in known}:
         wrong.add("where health told a lag that was not published")
     rates = {sample.rate for sample in known if sample.rate is not None}

@@ -112,6 +112,11 @@ def test_health_says_what_is_so(store: dict[str, object], told: dict[str, object
         assert said(Seen(control(), [], once)) == []
 
 
+def test_health_may_tell_what_the_watcher_has_missed() -> None:
+    samples = [replace(one, version=2 * one.version) for one in control()]
+    assert said(Seen(samples, [], health(lag=51))) == []
+
+
 def test_health_is_not_healthy_while_the_log_is_dead() -> None:
     parts = frozenset({Part.LOG})
     dead = Window("log.kill", 1010.0, 1030.0, parts, parts, made_at=1010.0, repair_at=1030.0)
