@@ -178,6 +178,10 @@ DRAINED_EVENTS: Final = Declared(
 )
 # `busy` and `paused` are harmless; `sink_away`, `log_away`, `store_away` name the server that failed.
 DRAIN_RUNS: Final = Declared("sluice_drain_runs", "Drain tasks that have ended, by how", ("outcome",))
+# Above 0: something else writes into the queues, or versions differ. Tasks are hints: none of them loses an event.
+DROPPED_MESSAGES: Final = Declared(
+    "sluice_dropped_messages", "Messages of Celery's queues that a worker threw away, by reason", ("reason",)
+)
 # What an event waits from end to end.
 RECEIPT_TO_STORE: Final = Declared(
     "sluice_receipt_to_store_seconds",

@@ -159,6 +159,17 @@ KEY_LOG_STREAM: Final = "log:stream"  # stream for each partition: `log:stream:0
 KEY_LOG_COMMITTED: Final = "log:committed"  # hash: partition -> next offset to read, for lag
 KEY_LOG_ENDS: Final = "log:ends"  # hash: incarnation, `e<partition>` -> its end, `f<partition>` -> its floor
 
+
+class DropReason(StrEnum):
+    """Why a worker threw away a message of its queue. Tasks are hints and ticks: the next one does the work."""
+
+    MALFORMED = "malformed"  # no JSON, or no message of Celery's: something else wrote into the queue
+    UNKNOWN_TASK = "unknown_task"  # a task that this worker does not know: another version's, or another application's
+    ARGUMENTS = "arguments"  # the task takes no such arguments, or there is no such partition
+    EXPIRED = "expired"  # the sender gave it an expiry by its own wall clock; Sluice's own messages have none
+    REVOKED = "revoked"  # somebody revoked it
+
+
 # Leases
 LEASE_REGULATE: Final = "regulate"
 LEASE_PROBE: Final = "probe"  # held while the prober asks PostgreSQL: the breaker reads half-open meanwhile

@@ -19,7 +19,7 @@ from pipeline.errors import SluiceError
 from pipeline.flow.age import Age
 from pipeline.flow.bucket import burst_of
 from pipeline.metrics import Declared
-from pipeline.names import BreakerState, Mode, PauseReason
+from pipeline.names import BreakerState, DropReason, Mode, PauseReason
 from pipeline.ports.control import ControlState, ControlStore
 from pipeline.ports.tallies import Tallies
 from pipeline.settings import Settings
@@ -207,6 +207,10 @@ def _counters(counters: dict[str, float]) -> Iterator[Metric]:
     for outcome in _OUTCOMES:
         runs.add_metric([outcome], counters.get(f"runs:{outcome}", 0.0))
     yield runs
+    dropped = metrics.DROPPED_MESSAGES.counter()
+    for reason in DropReason:
+        dropped.add_metric([reason.value], counters.get(f"dropped:{reason.value}", 0.0))
+    yield dropped
     starts = metrics.PROCESS_STARTS.counter()
     for program in PROGRAMS:
         starts.add_metric([program], counters.get(f"starts:{program}", 0.0))

@@ -18,6 +18,8 @@ from pipeline.names import Queue
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's remote commands
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
+from tasks.consumer import use_transport
+from tasks.dropped import connect_drops
 from tasks.ending import CONTROL_SECONDS_MAX, EndStep
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseStep
@@ -47,6 +49,8 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.steps["worker"].add(MetricsStep)
     app.steps["worker"].add(EndStep)
     connect_signals(settings)
+    connect_drops(settings)
+    use_transport()
     return app
 
 
@@ -86,6 +90,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "worker_disable_rate_limits": True,
         "worker_max_tasks_per_child": None,
         "worker_hijack_root_logger": True,
+        "worker_consumer": "tasks.consumer:SluiceConsumer",
         "beat_scheduler": "tasks.ticking:TickScheduler",
         "task_default_queue": Queue.CONTROL.value,
         # Each queue on an exchange of its own: on the default one, both would be bound to the same routing key.

@@ -8,9 +8,10 @@ from celery import shared_task
 
 from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import PermanentError, StoreUnavailableError
-from pipeline.names import PauseReason
+from pipeline.names import DropReason, PauseReason
 from pipeline.ports.control import paused
 from pipeline.settings import Settings
+from tasks.dropped import note_dropped
 from tasks.hints import give_back_hint, send_hint
 from tasks.parts import Parts, parts_of
 from tasks.pausing import pause_until_resumed
@@ -38,6 +39,10 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
     app = self.app
     settings: Settings = app.sluice_settings
     parts = parts_of(settings)
+    if not parts.has_partition(partition):
+        # It would never end: each run hands over to the next hint for the same partition.
+        note_dropped(DropReason.ARGUMENTS, f"sluice.drain: there is no partition {partition!r}")
+        return
     with contextlib.suppress(StoreUnavailableError):  # the lease of the hint expires
         give_back_hint(parts.leases, partition, hint)
     is_paused = PausedCheck(parts, partition)

@@ -12,6 +12,7 @@ from celery.signals import worker_process_shutdown
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import Clock, SystemClock
+from pipeline.errors import LogUnavailableError
 from pipeline.flow.age import Age
 from pipeline.pace import Pace
 from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
@@ -116,6 +117,17 @@ class Parts:
         if self._partitions is None or now - self._partitions[0] > _PARTITIONS_SECONDS:
             self._partitions = (now, self.log.identity().partitions)
         return self._partitions[1]
+
+    def has_partition(self, partition: object) -> bool:
+        """Whether the log has such a partition; where it does not answer, whether a log could."""
+        if not isinstance(partition, int) or isinstance(partition, bool) or partition < 0:
+            return False
+        try:
+            if partition >= self.partitions():
+                self._partitions = None  # it may have been added since
+            return partition < self.partitions()
+        except LogUnavailableError:
+            return True
 
     def close(self) -> None:
         """Close what was made."""

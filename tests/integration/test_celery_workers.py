@@ -356,6 +356,39 @@ def test_a_second_beat_is_harmless(rig: Rig, tmp_path: Path) -> None:
     assert min(gaps) > 0.6 * rig.settings.regulate_seconds, gaps
 
 
+def test_whatever_stands_in_the_queue_the_worker_goes_on(rig: Rig) -> None:
+    # Given lines in the queue that are no messages, messages that are no tasks, and tasks that make no sense
+    pid = rig.batches.pid
+    client = redis.Redis.from_url(rig.control_redis.url)
+    key = f"{rig.settings.key_prefix}batches"
+    rig.app.send_task("sluice.drain", args=(0,), queue="batches")
+    client.lpush(
+        key, "no JSON", "[]", "null", '"text"', "{}", b"\xff\xfe", '{"headers": {}, "properties": {}}', "[" * 5000
+    )
+    for arguments in ((-3,), ("x",), (10**6,), (True,), (None,), (), (1, None, 2)):
+        rig.app.send_task("sluice.drain", args=arguments, queue="batches")
+    rig.app.send_task("sluice.drain", args=(0,), kwargs={"hint": "x" * 3_000_000}, queue="batches")
+    rig.app.send_task("sluice.nothing", queue="batches")
+    rig.app.send_task("celery.backend_cleanup", queue="batches")
+    rig.app.send_task("sluice.drain", args=(0,), queue="batches", serializer="pickle")
+    rig.app.send_task("sluice.drain", args=(0,), queue="batches", expires=-60)
+    # When the worker comes to them
+    tallies = wiring.make_tallies(rig.settings)
+
+    def dropped() -> dict[str, float]:
+        return {n.partition(":")[2]: c for n, c in tallies.counters().items() if n.startswith("dropped:")}
+
+    rig.wait(lambda: dropped().get("expired", 0) >= 1 and sum(dropped().values()) >= 19, f"all of it was thrown away: {dropped()}")
+    # Then it counted each, said it once, and goes on; a partition that there is none of does not come again
+    counts = dropped()
+    assert (counts["malformed"], counts["unknown_task"], counts["arguments"], counts["expired"]) == (9, 2, 7, 1)
+    assert rig.batches.log().count("threw away a message of the queue (malformed)") == 1
+    assert rig.batches.pid == pid
+    rig.append(50)
+    rig.wait_stored(seconds_max=10)
+    assert _stays(lambda: dropped() == counts, seconds=0.5)
+
+
 def test_celerys_own_commands_leave_no_drain_standing(rig: Rig) -> None:
     # Given commands of Celery's that would stop drains, as Flower's forms send them
     replies = {

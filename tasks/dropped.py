@@ -1,0 +1,97 @@
+"""What workers throw away of their queues: logged once in a while, and counted for the metrics of the whole system."""
+
+import logging
+import os
+import threading
+from collections import Counter
+from functools import cache
+from typing import Any, Final
+from uuid import uuid4
+
+from celery.signals import task_revoked
+
+from pipeline import wiring
+from pipeline.clock import SystemClock
+from pipeline.errors import StoreUnavailableError
+from pipeline.names import DropReason
+from pipeline.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+_SAY_SECONDS: Final = 60.0  # between two lines about messages of one kind: a queue may hold thousands
+_ADD_SECONDS: Final = 1.0  # between two additions to the counters
+WHAT_CHARS_MAX: Final = 200  # of a message in a line of the log
+
+
+class Drops:
+    """One process' counts. A thread adds them: those who count are in the worker's event loop, which may not wait."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._tallies = wiring.make_tallies(settings)
+        self._clock = SystemClock()
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._said: dict[DropReason, tuple[float, int]] = {}  # when the last line was, and how many there were since
+        self._sender, self._number = uuid4().hex, 1
+        self._thread: threading.Thread | None = None
+
+    def note(self, reason: DropReason, what: str) -> None:
+        """Count a message that was thrown away, and say so where nothing was said of its kind for a while."""
+        now = self._clock.monotonic()
+        said_at, unsaid = self._said.get(reason, (now - _SAY_SECONDS, 0))
+        if now - said_at >= _SAY_SECONDS:
+            _logger.warning(
+                "threw away a message of the queue (%s): %s%s", reason, what[:WHAT_CHARS_MAX],
+                f"; {unsaid} more since the last of these lines" if unsaid else "",
+                extra={"action": "message_dropped", "reason": reason.value},
+            )  # fmt: skip
+            self._said[reason] = (now, 0)
+        else:
+            self._said[reason] = (said_at, unsaid + 1)
+        with self._lock:
+            self._counts[f"dropped:{reason.value}"] += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._add, name="drops", daemon=True)
+                self._thread.start()
+
+    def _add(self) -> None:
+        sent: dict[str, float] = {}
+        while True:
+            threading.Event().wait(_ADD_SECONDS)
+            with self._lock:
+                if not sent and not self._counts:
+                    self._thread = None
+                    return
+                if not sent:
+                    sent = {name: float(count) for name, count in self._counts.items()}
+                    self._counts.clear()
+            try:
+                self._tallies.add(sent, sender=self._sender, number=self._number)
+            except StoreUnavailableError:
+                continue  # the same again, under the same number
+            sent, self._number = {}, self._number + 1
+
+
+_settings: Final[list[Settings]] = []
+
+
+@cache
+def _drops_of(_pid: int) -> Drops | None:
+    return Drops(_settings[-1]) if _settings else None
+
+
+def note_dropped(reason: DropReason, what: object) -> None:
+    """Count a message that this process threw away."""
+    drops = _drops_of(os.getpid())  # a forked child has no thread of its parent's
+    if drops is not None:
+        drops.note(reason, str(what))
+
+
+def connect_drops(settings: Settings) -> None:
+    """Count what Celery discards by itself, which it says on a level that is not logged."""
+    _settings[:] = [settings]
+    task_revoked.connect(_on_revoked, weak=False, dispatch_uid="sluice.drops")
+
+
+def _on_revoked(request: Any = None, expired: bool = False, **_: Any) -> None:
+    note_dropped(DropReason.EXPIRED if expired else DropReason.REVOKED, getattr(request, "name", "a task"))
