@@ -194,3 +194,11 @@ def test_how_far_the_log_is_consumed_is_published_with_the_rate(rig: ControlRig)
     state = rig.store.state()
     assert state.rate is not None
     assert state.rate.consumption is None
+
+
+def test_after_a_flush_an_override_below_the_floor_stays_what_it_was(rig: ControlRig) -> None:
+    publish(rig)
+    hold(rig, 10.0)
+    assert rig.bucket.take(needed=1, wanted=1, process="p").rate == 10.0
+    rig.flush()
+    assert rig.bucket.take(needed=1, wanted=1, process="p").rate == 10.0

@@ -378,7 +378,10 @@ def test_whatever_stands_in_the_queue_the_worker_goes_on(rig: Rig) -> None:
     def dropped() -> dict[str, float]:
         return {n.partition(":")[2]: c for n, c in tallies.counters().items() if n.startswith("dropped:")}
 
-    rig.wait(lambda: dropped().get("expired", 0) >= 1 and sum(dropped().values()) >= 19, f"all of it was thrown away: {dropped()}")
+    rig.wait(
+        lambda: dropped().get("expired", 0) >= 1 and sum(dropped().values()) >= 19,
+        f"all of it was thrown away: {dropped()}",
+    )
     # Then it counted each, said it once, and goes on; a partition that there is none of does not come again
     counts = dropped()
     assert (counts["malformed"], counts["unknown_task"], counts["arguments"], counts["expired"]) == (9, 2, 7, 1)
