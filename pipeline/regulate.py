@@ -154,7 +154,7 @@ def regulate(
     decision = _decide(state, sample, policy, settings, ages)
     _note_progress(state, sample, settings, control)
     _name_standing(sample, settings, database)  # before a drain is ended, which could change the reason
-    terminated = _end_stalled(sample, settings=settings, database=database, control=control, by=by)
+    terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
     known_at = state.rate.lag_known_at if state.rate is not None else None
     published = control.store.publish_rate(
         base_rate=decision.rate,
@@ -395,14 +395,21 @@ def _note_progress(state: ControlState, sample: _Sample, settings: Settings, con
 
 
 def _end_stalled(
-    sample: _Sample, *, settings: Settings, database: Database, control: Control, by: str
+    state: ControlState, sample: _Sample, *, settings: Settings, database: Database, control: Control, by: str
 ) -> tuple[int, ...]:
-    """End the drainers of partitions that have lag and make no progress: a frozen one keeps its lock for ever."""
+    """End the drainers of partitions that have lag and make no progress: a frozen one keeps its lock for ever.
+
+    The next drainer gets the same time before it is ended in its turn.
+    """
     if sample.log_id is None or sample.stored is None:
         return ()
     terminated = []
+    last = state.rate.consumption if state.rate is not None else None
+    before = (last.no_progress_seconds if last is not None else None) or {}
     for partition, seconds in (sample.no_progress_seconds or {}).items():
-        if seconds < settings.drain_stalled_seconds_max:
+        limit = settings.drain_stalled_seconds_max
+        earlier = before.get(partition, 0.0)
+        if seconds // limit <= (earlier // limit if earlier <= seconds else 0):
             continue
         try:
             if not database.terminate_drainer(sample.log_id, partition):

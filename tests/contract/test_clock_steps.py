@@ -154,3 +154,19 @@ def test_a_tick_that_knows_the_lag_is_never_taken_for_an_old_one(stepped: Steppe
         published = stepped.rig.store.state().rate
         assert published is not None
         assert published.rate == 700.0, seconds
+
+
+# --- Standing still -------------------------------------------------------------------------------
+
+
+@both_ways
+def test_a_step_of_the_clock_is_no_time_without_progress(stepped: Stepped, seconds: float) -> None:
+    # Given a partition that stands for a moment
+    note = stepped.rig.progress.note
+    assert note("log", {0: 7}, forget_seconds=2.0)[0] < 1.0
+    # When the clock is stepped, then it stands no longer for it than the time between two looks may count
+    stepped.step(seconds)
+    assert note("log", {0: 7}, forget_seconds=2.0)[0] <= 1.0
+    assert note("log", {0: 8}, forget_seconds=2.0)[0] == 0.0
+    # And time goes on to count
+    eventually(lambda: note("log", {0: 8}, forget_seconds=2.0)[0] > 0.2)

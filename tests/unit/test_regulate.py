@@ -436,6 +436,21 @@ def test_a_drainer_that_makes_no_progress_is_ended_after_fifteen_seconds(system:
     assert "15 s" in event.why
 
 
+def test_the_next_drainer_gets_the_same_time_before_it_is_ended(system: System) -> None:
+    # Given a partition whose drainer was ended
+    system.tick()
+    system.append(0, 100)
+    system.database.held = {0}
+    assert stall(system, 4) == [0]
+    # When the next one stands still too, then it is ended after fifteen seconds of its own
+    assert stall(system, 2) == []
+    assert stall(system, 1) == [0]
+    # And meanwhile it is known for how long nothing was stored
+    consumption = system.rate().consumption
+    assert consumption is not None
+    assert (consumption.no_progress_seconds or {})[0] >= 30.0
+
+
 def test_nobody_is_ended_where_there_is_no_lag(system: System) -> None:
     system.append(0, 100)
     system.database.held = {0, 1}
