@@ -29,6 +29,10 @@ from pipeline.settings import Settings
 
 LEVEL_SECONDS_MAX: Final = 1.0  # how long a predicted level is trusted: others may have refilled the bucket
 AWAY_SECONDS: Final = 0.25  # between two tries to reach a bucket that is away
+PRESENCE_SECONDS: Final = 0.5  # between two calls that renew the presence of this process, with traffic or without
+# The count of live processes may fall this long after the bucket was reached: processes that start or come back
+# together try again after AWAY_SECONDS, so that all of them are counted by then.
+COUNT_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -85,7 +89,8 @@ class Admission:
         self._lease_rate = 0.0  # of the publication that the lease was given under
         self._lease_version = -1
         self._publication: _Publication | None = None
-        self._live_processes = 1
+        self._live_processes = settings.ingest_processes_max  # until the bucket has been reached for COUNT_SECONDS
+        self._count_falls_at: float | None = None  # monotonic; None: the bucket is not reached
         self._level: _Level | None = None
         self._ask_not_before = 0.0  # monotonic; spaces out the calls while the bucket is drained
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -94,10 +99,11 @@ class Admission:
         self._local: bucket_flow.BucketState | None = None  # not None: the bucket is away
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin, and take the first lease in advance."""
+        """Begin, take the first lease in advance, and renew the presence of this process from then on."""
         self._loop = loop
         self._is_running = True
         self._ask()
+        loop.call_later(PRESENCE_SECONDS, self._renew_presence)
 
     def close(self) -> None:
         """Let go of the thread; a call that it is in ends by its own time-out."""
@@ -216,16 +222,24 @@ class Admission:
         if not self._is_asking and self._clock.monotonic() >= self._ask_not_before:
             self._ask()
 
-    def _ask(self) -> None:
-        """Call the bucket, one call at a time, for what is waiting and a lease on top."""
+    def _renew_presence(self) -> None:
+        """Ask for no tokens: the bucket counts this process, and says how many there are."""
+        if not self._is_running:
+            return
+        self._loop.call_later(PRESENCE_SECONDS, self._renew_presence)
+        if self._local is None:  # else there are calls anyway
+            self._ask(lease=0)
+
+    def _ask(self, lease: int | None = None) -> None:
+        """Call the bucket, one call at a time, for what is waiting and a lease on top: the usual one, or this."""
         if self._is_asking or not self._is_running:
             return
         while self._waiting and self._waiting[0][1].done():
             self._waiting.popleft()  # its client has gone
         now = self._clock.monotonic()
-        quantum = self._quantum(self.rate(now))
-        needed = max(1, self._waiting[0][0] - self._left) if self._waiting else 1
-        wanted = sum(count for count, _ in self._waiting) - self._left + quantum if self._waiting else quantum
+        lease = self._quantum(self.rate(now)) if lease is None else lease
+        needed = max(1, self._waiting[0][0] - self._left) if self._waiting else min(1, lease)
+        wanted = sum(count for count, _ in self._waiting) - self._left + lease if self._waiting else lease
         self._is_asking = True
         self._low = 0
         call = self._loop.run_in_executor(self._executor, self._call, needed, max(needed, wanted))
@@ -245,7 +259,8 @@ class Admission:
         wanted, answer = call.result()
         if answer is not None:
             self._local = None
-            self._metrics.lease_calls.labels("granted" if answer.granted else "empty").inc()
+            if wanted:
+                self._metrics.lease_calls.labels("granted" if answer.granted else "empty").inc()
             self._settle_grant(answer, wanted, now)
         else:
             self._metrics.lease_calls.labels("away").inc()
@@ -266,7 +281,7 @@ class Admission:
             self._left += grant.granted
             self._lease_version, self._lease_rate = grant.version, grant.rate
             self._level = _Level(grant.tokens, now, grant.rate, grant.burst)
-        self._live_processes = max(1, grant.live_processes)
+        self._count(grant.live_processes, now)
         # A drained bucket gives what has dripped in since: ask rarely, so that each call brings something.
         is_drained = grant.granted < wanted and grant.tokens < 1
         self._ask_not_before = now + self._settings.lease_seconds / 3 if is_drained else 0.0
@@ -274,6 +289,13 @@ class Admission:
         self._serve_waiting(now)
         if self._waiting:
             self._ask()
+
+    def _count(self, live_processes: int, now: float) -> None:
+        """Learn how many processes share the rate. Too low a count would let all of them admit more than the rate."""
+        if self._count_falls_at is None:
+            self._count_falls_at = now + COUNT_SECONDS
+        known = self._live_processes if now < self._count_falls_at else 1
+        self._live_processes = max(known, live_processes)
 
     def _serve_waiting(self, now: float) -> None:
         """Serve in turn; refuse those for whom the bucket is known to hold too little."""
@@ -315,6 +337,7 @@ class Admission:
         )
 
     def _local_rate(self, now: float) -> float:
+        """Events/s of this process while the bucket is away: an equal share."""
         return self._decayed_rate(now) / self._live_processes
 
     def _local_level(self, local: bucket_flow.BucketState, now: float) -> _Level:
@@ -326,6 +349,7 @@ class Admission:
     def _settle_away(self, now: float) -> None:
         """Go on with a bucket of this process' own. It begins empty: each outage would give a burst otherwise."""
         local = self._local = self._local or bucket_flow.BucketState(0.0, now, self._local_rate(now))
+        self._count_falls_at = None
         self._low = 0
         self._ask_not_before = 0.0
         self._loop.call_later(AWAY_SECONDS, self._ask)

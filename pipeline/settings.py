@@ -394,6 +394,14 @@ class Settings:
         high=1,
         when="many ingest processes at a low rate: a lease that one holds is nobody else's",
     )
+    ingest_processes_max: int = _setting(
+        8,
+        "Most ingest processes of all hosts together. Without Redis, one that has just started admits this part of the "
+        "rate, or of RATE_MIN if it knows no rate",
+        low=1,
+        high=100_000,
+        when="more run: without Redis they would admit more than RATE_MIN together. Lower it if fewer run",
+    )
     control_events_max: int = _setting(
         1000, "Control events kept", low=10, high=1_000_000, when="more history for a post-mortem; about 300 bytes each"
     )

@@ -32,6 +32,7 @@ _UNITS: Final = {
     "log_partitions": "partitions",
     "kafka_replication": "replicas",
     "ingest_connections_max": "connections",
+    "ingest_processes_max": "processes",
     "page_viewers_max": "pages",
     "control_events_max": "events",
     "poison_ratio_max": "share",

@@ -197,8 +197,11 @@ class System:
 
     def _environ(self, urls: Mapping[str, str]) -> dict[str, str]:
         """What Sluice's processes find in their environment, beyond the settings that the user gave."""
+        is_whole = "REDIS_URL" not in self.config.given and not os.environ.get("INGEST_PROCESSES_MAX")
         return {
             **{name: urls[name] for name in URLS},
+            # With a Redis of its own, no other host has ingest processes of this system.
+            **({"INGEST_PROCESSES_MAX": str(self.config.ingest_processes)} if is_whole else {}),
             "INGEST_HOST": self.config.host,
             "INGEST_PORT": str(self.config.ports["INGEST_PORT"]),
             "PYTHONUNBUFFERED": "1",

@@ -48,7 +48,7 @@ def refill(state: BucketState | None, *, now: float, rate: float, burst: int) ->
 
 
 def take(state: BucketState | None, *, now: float, rate: float, burst: int, needed: int, wanted: int) -> Taken:
-    """Take between `needed` and `wanted` tokens, or none (1 ≤ needed ≤ wanted; rate > 0; burst ≥ 1).
+    """Take between `needed` and `wanted` tokens, or none (0 ≤ needed ≤ wanted; rate > 0; burst ≥ 1).
 
     A need above the burst could never be met: it passes when the bucket is full, and leaves it in debt.
     """

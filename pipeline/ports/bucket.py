@@ -18,15 +18,15 @@ class Grant:
     rate: float  # events/s at which the bucket fills
     burst: int  # tokens that the full bucket holds
     version: int  # of the published rate; a lease of an older version is void when the rate has fallen
-    live_processes: int  # ingest processes that took tokens lately, this one included
+    live_processes: int  # ingest processes that asked lately, this one included
 
 
 class Bucket(Protocol):
     """One token bucket for all ingest processes."""
 
     def take(self, *, needed: int, wanted: int, process: str) -> Grant:
-        """Take between `needed` and `wanted` tokens (1 ≤ needed ≤ wanted), or none.
+        """Take between `needed` and `wanted` tokens (0 ≤ needed ≤ wanted), or none.
 
-        A need above the burst is granted when the bucket is full, and leaves it in debt. Raises
-        StoreUnavailableError.
+        A need above the burst is granted when the bucket is full, and leaves it in debt. A call that wants 0 tokens
+        changes nothing but the presence of the process, which each call renews. Raises StoreUnavailableError.
         """

@@ -19,7 +19,7 @@ FOLD_ENTRIES: Final = 50  # entries among which the earlier one is looked for: s
 CALL_SECONDS_MAX: Final = 0.2  # a call takes 0.1 ms; whoever waits for longer waits for a server that is away
 TROUBLE_SECONDS: Final = 30.0  # a process reports about once a second while something is wrong with it
 TROUBLE_CHARS_MAX: Final = 300  # of one problem of a process
-PROCESS_SECONDS_MAX: Final = 10.0  # an ingest process that has taken no tokens for so long is not counted
+PROCESS_SECONDS_MAX: Final = 10.0  # an ingest process that has not asked the bucket for so long is not counted
 
 
 # What the system does again and again while something is wrong, and what makes two of a kind the same. What a person

@@ -165,6 +165,19 @@ def test_silent_processes_are_forgotten(rig: ControlRig, monkeypatch: pytest.Mon
     eventually(lambda: bucket.take(needed=1, wanted=1, process="b").live_processes == 1)
 
 
+def test_a_call_that_wants_nothing_renews_the_presence_and_changes_nothing_else(rig: ControlRig) -> None:
+    publish(rig, 100.0)
+    before = rig.bucket.take(needed=1, wanted=100, process="a")
+    grant = rig.bucket.take(needed=0, wanted=0, process="b")
+    assert (before.granted, grant.granted, grant.live_processes) == (100, 0, 2)
+    assert 0.0 <= grant.tokens < 50.0
+    # In debt neither
+    eventually(lambda: rig.bucket.take(needed=150, wanted=150, process="a").granted == 150)
+    grant = rig.bucket.take(needed=0, wanted=0, process="b")
+    assert (grant.granted, grant.live_processes) == (0, 2)
+    assert -50.0 <= grant.tokens < 0.0
+
+
 # --- The script itself ----------------------------------------------------------------------------
 
 
@@ -185,7 +198,7 @@ def test_the_script_does_the_reference_arithmetic(control_redis: Any) -> None:
             if random.random() < 0.05:
                 client.delete(settings.key_prefix + KEY_BUCKET)  # full again
             before = bucket_state()
-            needed = random.choice([1, 1, 7, 100, 3000])
+            needed = random.choice([0, 1, 1, 7, 100, 3000])
             wanted = needed + random.choice([0, 5, 100])
             grant = rig.bucket.take(needed=needed, wanted=wanted, process="a")
             after = bucket_state()

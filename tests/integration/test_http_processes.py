@@ -217,7 +217,7 @@ def test_the_log_goes_away_under_load(settings: Settings, start: Start, own_log_
 def test_the_control_server_goes_away_under_load(
     settings: Settings, start: Start, own_control_redis: Server, how: str
 ) -> None:
-    settings = replace(settings, redis_url=own_control_redis.url, rate_min=100, rate_max=500)
+    settings = replace(settings, redis_url=own_control_redis.url, rate_min=100, rate_max=500, ingest_processes_max=1)
     store = RedisControlStore(settings)
     _publish(store, 500)
     start(settings)

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from ingest.admission import Admission
 from ingest.errors import RateLimitedError
 from pipeline.clock import ManualClock
+from pipeline.errors import StoreUnavailableError
 from pipeline.metrics import IngestMetrics
 from pipeline.names import Mode
 from pipeline.ports.bucket import Grant
@@ -29,10 +30,13 @@ class _Bucket:
         self.gate = threading.Event()
         self.gate.set()
         self.scripted: list[Grant] = []
+        self.is_cut_off = False  # for this process alone
         self.before_answer: Callable[[], None] = lambda: None
 
     def take(self, *, needed: int, wanted: int, process: str) -> Grant:
-        assert 1 <= needed <= wanted
+        assert 0 <= needed <= wanted
+        if self.is_cut_off:
+            raise StoreUnavailableError
         self.asked.append((needed, wanted))
         self.gate.wait(5)
         self.before_answer()
@@ -44,16 +48,18 @@ class _Bucket:
 
 
 class _Rig:
-    def __init__(self, *, rate: float = 1000.0, **changes: object) -> None:
-        self.clock = ManualClock()
-        self.server = MemoryServer(self.clock)
-        self.settings = replace(Settings(rate_max=rate, rate_min=100), **changes)  # type: ignore[arg-type]
+    def __init__(self, *, rate: float = 1000.0, beside: "_Rig | None" = None, **changes: object) -> None:
+        self.clock: ManualClock = ManualClock() if beside is None else beside.clock
+        self.server: MemoryServer = MemoryServer(self.clock) if beside is None else beside.server
+        settings = Settings(rate_max=rate, rate_min=100, ingest_processes_max=1)
+        self.settings = replace(settings, **changes)  # type: ignore[arg-type]
         self.bucket = _Bucket(self.settings, self.server)
         self.admission = Admission(
             self.settings, self.bucket, self.clock, IngestMetrics(CollectorRegistry(auto_describe=True))
         )
         self.store = MemoryControlStore(self.settings, self.server)
-        self.publish(rate)
+        if beside is None:
+            self.publish(rate)
 
     def publish(self, rate: float) -> None:
         self.store.publish_rate(
@@ -81,6 +87,11 @@ class _Rig:
 
     def tokens(self) -> float:
         return self.bucket.grants[-1].tokens
+
+
+@pytest.fixture(autouse=True)
+def no_calls_but_those_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.admission.PRESENCE_SECONDS", 3600)
 
 
 @pytest.fixture
@@ -320,11 +331,7 @@ async def test_a_defect_of_the_bucket_is_no_answer_to_a_client_but_a_bucket_that
 
 async def test_several_processes_share_one_bucket() -> None:
     # Given three processes on one server, each with more demand than the rate
-    rigs = [_Rig() for _ in range(3)]
-    for rig in rigs[1:]:
-        rig.clock, rig.server = rigs[0].clock, rigs[0].server
-        rig.bucket = _Bucket(rig.settings, rig.server)
-        rig.admission = Admission(rig.settings, rig.bucket, rig.clock, IngestMetrics(CollectorRegistry()))
+    rigs = _rigs(3)
     for rig in rigs:
         await rig.start()
     passed = 0
@@ -338,6 +345,68 @@ async def test_several_processes_share_one_bucket() -> None:
                 pass
     # Then together they pass what the rate allows: one burst, four seconds' tokens, and no more
     assert 0.98 * 5000 <= passed <= 5000
+
+
+async def test_processes_that_never_reached_the_bucket_admit_the_floor_together() -> None:
+    # Given eight processes that start while the bucket is away
+    rigs = _rigs(8)
+    rigs[0].server.is_away = True
+    for rig in rigs:
+        await rig.start()
+    # Then they admit the floor together, and use it
+    assert 0.9 * 100 * 10 <= await _passes_together(rigs, 10.0) <= 100 * 10
+
+
+async def test_processes_that_reached_the_bucket_for_a_moment_admit_the_rate_together() -> None:
+    # Given eight processes that start one by one, and a bucket that goes away before the first have heard of the last
+    rigs = _rigs(8)
+    for rig in rigs:
+        await rig.start()
+    rigs[0].server.is_away = True
+    leases = sum(rig.admission._left for rig in rigs)
+    # Then they admit no more than the rate together, and what they had
+    assert 0.9 * 1000 * 5 <= await _passes_together(rigs, 5.0) <= 1000 * 5 + leases
+
+
+async def test_a_bucket_that_comes_back_empty_for_a_moment_does_not_lower_the_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given two processes that know of each other, and a bucket that is back for a moment without its memory
+    rigs = await _settled_rigs(2, monkeypatch)
+    rigs[0].server.is_away = True
+    await _passes_together(rigs, 1.0)
+    await _until(lambda: all(rig.admission.is_local for rig in rigs))
+    rigs[0].server.flush()
+    rigs[0].server.is_away = False
+    rigs[1].bucket.is_cut_off = True
+    await _until(lambda: not rigs[0].admission.is_local)
+    # When it goes away again
+    rigs[0].server.is_away = True
+    leases = sum(rig.admission._left for rig in rigs)
+    # Then each goes by its half
+    assert await _passes_together(rigs, 1.0) <= 1000 + leases
+
+
+async def test_an_idle_process_is_counted_and_a_host_that_is_cut_off_admits_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given two processes without traffic for longer than a silent process is counted
+    rigs = await _settled_rigs(2, monkeypatch)
+    assert all(rig.admission._left == 30 for rig in rigs), "presence takes no tokens"
+    # When one is cut off from the bucket, and both have more demand than the rate
+    rigs[0].bucket.is_cut_off = True
+    # Then together they admit the rate and the share of the one, a burst, and their leases
+    passed = await _passes_together(rigs, 5.0)
+    assert 0.9 * 1500 * 5 <= passed <= 1500 * 5 + 1000 + 60
+
+
+async def test_a_process_that_has_ended_is_not_counted_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    rigs = await _settled_rigs(2, monkeypatch)
+    rigs[1].admission.close()
+    await _lives(rigs[:1], 12.0)
+    rigs[0].server.is_away = True
+    leases = rigs[0].admission._left
+    assert await _passes_together(rigs[:1], 1.0) == pytest.approx(1000 + leases, rel=0.05)
 
 
 def test_a_decision_takes_less_than_half_a_microsecond() -> None:
@@ -355,18 +424,48 @@ def test_a_decision_takes_less_than_half_a_microsecond() -> None:
     assert min(nanoseconds() for _ in range(5)) < 500
 
 
-async def _passes_in(rig: _Rig, seconds: float) -> int:
-    """How many single events pass while the clock moves on by this much."""
+def _rigs(count: int) -> list[_Rig]:
+    """Processes on one server."""
+    first = _Rig(ingest_processes_max=8)
+    return [first, *(_Rig(beside=first, ingest_processes_max=8) for _ in range(count - 1))]
+
+
+async def _settled_rigs(count: int, monkeypatch: pytest.MonkeyPatch) -> list[_Rig]:
+    """The same, which have all been there for some time, without traffic."""
+    monkeypatch.setattr("ingest.admission.PRESENCE_SECONDS", 0.001)
+    rigs = _rigs(count)
+    for rig in rigs:
+        await rig.start()
+    await _lives(rigs, 12.0)
+    return rigs
+
+
+async def _lives(rigs: list[_Rig], seconds: float) -> None:
+    """The clock moves on by this much, and each process asks the bucket in each second of it."""
+    for _ in range(int(seconds)):
+        rigs[0].clock.advance(1.0)
+        before = [len(rig.bucket.asked) for rig in rigs]
+        await _until(lambda b=before: all(len(r.bucket.asked) > n + 1 for r, n in zip(rigs, b, strict=True)))  # type: ignore[misc]
+
+
+async def _passes_together(rigs: list[_Rig], seconds: float) -> int:
+    """How many single events pass in all of these processes while the clock moves on by this much."""
     passed = 0
     for _ in range(1000):
-        rig.clock.advance(seconds / 1000)
-        while True:
-            try:
-                await rig.admission.take(1)
-            except RateLimitedError:
-                break
-            passed += 1
+        rigs[0].clock.advance(seconds / 1000)
+        for rig in rigs:
+            while True:
+                try:
+                    await rig.admission.take(1)
+                except RateLimitedError:
+                    break
+                passed += 1
     return passed
+
+
+async def _passes_in(rig: _Rig, seconds: float) -> int:
+    """How many single events pass while the clock moves on by this much."""
+    return await _passes_together([rig], seconds)
 
 
 async def _until(condition: Callable[[], bool]) -> None:

@@ -148,6 +148,21 @@ def test_the_supervisor_reads_what_was_meant(tmp_path: Path, name: str, monkeypa
     assert (program.stopsignal, program.stopwaitsecs, program.killasgroup, program.stopasgroup) == (3, 7, True, False)
 
 
+def test_ingest_knows_how_many_processes_there_are_if_they_are_all_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = {"DATABASE_URL": "", "REDIS_URL": "", "EVENT_LOG_URL": ""}
+
+    def known(**environ: str) -> str | None:
+        environ = {"SLUICE_HOME": str(tmp_path), "INGEST_PROCESSES": "3", **environ}
+        return System(StackConfig.from_environ("redis", environ))._environ(urls).get("INGEST_PROCESSES_MAX")
+
+    assert known() == "3"
+    assert known(REDIS_URL="redis://shared:6379/0") is None, "other hosts may have some"
+    monkeypatch.setenv("INGEST_PROCESSES_MAX", "12")
+    assert known() is None, "the user's number stays"
+
+
 def test_a_long_folder_name_gets_a_short_socket(tmp_path: Path) -> None:
     names = [tmp_path / (letter * 120) for letter in "xy"]
     first, second = (Supervisor(name).socket_path for name in names)
