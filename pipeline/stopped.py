@@ -2,7 +2,7 @@
 
 Both do what a drain does, and keep to the same rules: the partition's lock is held, the offset is moved by
 compare-and-swap in PostgreSQL, and the floor is raised before the commit. Where what is asked is not exactly what the
-log and PostgreSQL say, nothing is changed.
+log and PostgreSQL say, nothing is changed. Only where the log has lost its tail the floor comes down, after the commit.
 """
 
 import contextlib
@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from pipeline.errors import FencedError, LogGapError, LogRestartedError, PermanentError, RecoverableError
+from pipeline.errors import (
+    FencedError,
+    LogGapError,
+    LogRestartedError,
+    LogUnavailableError,
+    PermanentError,
+    RecoverableError,
+)
 from pipeline.ports.control import Floors
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity, PartitionPosition
 from pipeline.ports.sink import Sink, StoreResult
@@ -43,8 +50,8 @@ class Means:
 class Hole:
     """The log goes on at `end`, where `first` is the next offset to store.
 
-    With `end` above `first` the offsets between them are lost. Below it the log has lost its tail, all of which is
-    stored: its new records would be taken for stored ones.
+    With `end` above `first` the offsets between them are lost. Below it the log has lost its tail, up to `first`: it is
+    stored, or was about to be. New records would be taken for stored ones, or none can be appended.
     """
 
     first: int
@@ -79,14 +86,23 @@ def skip_gap(means: Means, partition: int, hole: Hole, *, dry_run: bool) -> None
     """Let storing go on behind a hole. Raises DoesNotFitError where the hole is another one, RecoverableError."""
     identity = _identity(means, partition)
     with _held(means, identity, partition):
-        found = _look(means, identity, partition).hole
+        place = _look(means, identity, partition)
+        found, stored = place.hole, place.stored
         if found is None:
             raise DoesNotFitError(f"partition {partition} has no hole: what is stored next is in the log")
         if found != hole:
             asked = f"not from {hole.first} to {hole.end}"
             raise DoesNotFitError(f"the hole of partition {partition} is from {found.first} to {found.end}, {asked}")
-        if not dry_run:
+        if dry_run:
+            return
+        if hole.end > hole.first:
             _store(means, identity, partition, hole.first, LogBatch(hole.end, []))
+            return
+        if stored is not None and stored > hole.end:
+            _store(means, identity, partition, stored, LogBatch(hole.end, []))
+            stored = hole.end
+        # Not before the commit: until then more is stored. A failure here is made up for by the same command again.
+        means.floors.lower_floor(identity.log_id, partition, stored or 0)
 
 
 def accept_poison(
@@ -137,11 +153,12 @@ def _held(means: Means, identity: LogIdentity, partition: int) -> Iterator[None]
 
 def _look(means: Means, identity: LogIdentity, partition: int) -> Place:
     stored = means.sink.stored_offsets(identity.log_id).get(partition)
-    place = means.log.positions()[partition]
+    floor = max(stored or 0, means.floors.mirror(identity.log_id).floors.get(partition, 0))
+    place = _position(means.log, partition)  # asked last: a log that is well has come at least as far as its floor
+    if place.next_offset is not None and place.next_offset < floor:
+        return Place(stored, place, Hole(floor, place.next_offset), None)
     if stored is None:
         return Place(None, place, None, None)
-    if place.end < stored:
-        return Place(stored, place, Hole(stored, place.end), None)
     try:
         batch = means.log.read(partition, stored, records_max=1, wait_seconds=0.0)
     except LogGapError:  # its end fell this very moment
@@ -152,6 +169,13 @@ def _look(means: Means, identity: LogIdentity, partition: int) -> Place:
     is_declared = batch.gap_from is not None and batch.gap_from <= stored
     hole = None if batch.offset == stored or is_declared else Hole(stored, batch.offset)
     return Place(stored, place, hole, batch.values[0])
+
+
+def _position(log: EventLog, partition: int) -> PartitionPosition:
+    for position in log.positions():
+        if position.partition == partition:
+            return position
+    raise LogUnavailableError(f"the event log's partition {partition} can't be asked where it begins and ends")
 
 
 def _records(log: EventLog, partition: int, first: int, end: int) -> list[bytes]:

@@ -101,7 +101,7 @@ def skip(parts: Parts, by: str, partition: int, hole: Hole, why: str, *, dry_run
         f"offsets {first} to {end - 1} are given up: {end - first:,} records, each perhaps an event that was "
         "acknowledged, which no table has"
         if end > first
-        else f"it goes back from {first}: what the log lost there is stored, and nothing is stored twice"
+        else f"it goes back from {first}, and the log takes events again: what is stored is not stored twice"
     )
     if dry_run:
         return f"{_DRY}Partition {partition} would go on at offset {end}; {what}."
@@ -204,7 +204,10 @@ def _hole_words(hole: Hole) -> str:
         return (
             f"offsets {hole.first} to {hole.end - 1} are missing: {hole.end - hole.first:,} records that nobody stored"
         )
-    return f"the event log ends at {hole.end}, before the stored offset {hole.first}: it lost records that are stored"
+    return (
+        f"the event log ends at {hole.end}, before offset {hole.first}, up to which it was stored or about to be: "
+        "it lost its tail, and may take no events before the offset is set back"
+    )
 
 
 def _skip_command(partition: int, hole: Hole) -> str:

@@ -281,6 +281,13 @@ class Floors(Protocol):
         and fence that.
         """
 
+    def lower_floor(self, log_id: str, partition: int, offset: int) -> None:
+        """Bring one floor down to what is stored, where it is higher.
+
+        Only for who holds the partition's lock and has seen in PostgreSQL that `offset` is stored, and no more: then
+        nobody can be about to store what lies between.
+        """
+
 
 class Troubles(Protocol):
     """What processes find wrong with themselves, where nobody asks them for their health.

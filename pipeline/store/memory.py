@@ -509,6 +509,12 @@ class MemoryFloors(_Adapter):
                 raise FencedError
             floors.offsets[partition] = max(offset, floors.offsets.get(partition, offset))
 
+    def lower_floor(self, log_id: str, partition: int, offset: int) -> None:
+        with self._server.changed:
+            offsets = self._of(log_id).offsets
+            if offsets.get(partition, offset) > offset:
+                offsets[partition] = offset
+
     def _of(self, log_id: str) -> _Floors:
         """A log's floors; without what an earlier life of the server fenced or knew."""
         process = self._server.process

@@ -36,6 +36,9 @@ class RedisFloors:
         if not raised:
             raise FencedError
 
+    def lower_floor(self, log_id: str, partition: int, offset: int) -> None:
+        self._connection.run(load_script("lower_floor"), self._keys(log_id), [str(partition), str(offset)])
+
     def _mirror(self, log_id: str, incarnation: str) -> Mirror:
         answer = self._connection.run(load_script("mirror", _LIBRARY), self._keys(log_id), [incarnation])
         fields = dict(zip(answer[::2], answer[1::2], strict=True))

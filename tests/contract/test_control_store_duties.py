@@ -112,6 +112,17 @@ def test_floors_rise_and_never_fall(rig: ControlRig) -> None:
     assert rig.floors.mirror("another log").floors == {}
 
 
+def test_a_floor_is_lowered_to_what_is_stored_and_never_raised_by_that(rig: ControlRig) -> None:
+    rig.floors.fence("log", "a")
+    rig.floors.raise_floor("log", "a", 0, 80)
+    rig.floors.raise_floor("log", "a", 1, 80)
+    rig.floors.lower_floor("log", 0, 50)
+    rig.floors.lower_floor("log", 1, 90)
+    assert rig.floors.mirror("log").floors == {0: 50, 1: 80}
+    rig.floors.raise_floor("log", "a", 0, 51)
+    assert rig.floors.mirror("log").floors == {0: 51, 1: 80}
+
+
 def test_a_mirror_that_was_seeded_with_nothing_is_complete(rig: ControlRig) -> None:
     rig.floors.seed("log", rig.floors.mirror("log").life, {})
     mirror = rig.floors.fence("log", "a")

@@ -8,11 +8,13 @@ from typing import Any, cast
 
 import pytest
 
+from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
-from pipeline.errors import RecoverableError
+from pipeline.errors import LogPartialError, RecoverableError
 from pipeline.names import PauseReason
+from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 from pipeline.sink.control_settings import load_pauses
 from pipeline.sink.migrate import migrate
@@ -174,16 +176,34 @@ def test_a_log_that_ends_before_the_stored_offset_goes_on_where_it_ends(rig: Rig
     rig.append(0, 5)
     rig.drain()
     ask(rig.settings.database_url, "UPDATE stored_offsets SET next_offset = 9")
+    identity = rig.parts.log.identity()
+    rig.parts.floors.raise_floor(identity.log_id, identity.incarnation, 0, 9)
+    # And on Kafka, which can't be raised, an ingest that takes nothing for it
+    ingest = wiring.make_log(rig.settings)
+    if rig.log.name == "kafka":
+        for _ in range(2):
+            with pytest.raises(LogPartialError, match="lost its tail: it ends at 5, before the stored offset 9"):
+                ingest.append([(0, record(5)), (1, record(5))])
     words, document = stopped.show_gap(rig.parts, 0)
     assert document["gap"] == {"from": 9, "to": 5}
-    assert "ends at 5, before the stored offset 9" in words
+    assert "ends at 5, before offset 9" in words
     # When somebody decides
     dry = stopped.skip(rig.parts, "ann@desk", 0, Hole(9, 5), "as told", dry_run=True)
     assert "it goes back from 9" in dry
     stopped.skip(rig.parts, "ann@desk", 0, Hole(9, 5), "as told", dry_run=False)
-    # Then what comes next is stored
-    rig.append(5, 8)
+    # Then what comes next is taken by that ingest, gets the offsets behind the end, and is stored
+    eventually(lambda: _takes(ingest, [(0, record(n)) for n in range(5, 8)]), "the partition takes events")
+    ingest.close()
     assert rig.drain().stored == 3
+    assert ask(rig.settings.database_url, "SELECT next_offset FROM stored_offsets") == [(8,)]
+
+
+def _takes(log: EventLog, entries: list[tuple[int, bytes]]) -> bool:
+    try:
+        log.append(entries)
+    except RecoverableError:
+        return False
+    return True
 
 
 def test_what_is_not_printable_reaches_no_terminal() -> None:

@@ -143,6 +143,48 @@ def test_a_log_that_ends_before_what_is_stored_goes_on_where_it_ends(rig: Rig) -
     assert (rig.stored, look(rig.means, PARTITION).hole) == (10, None)
 
 
+def test_the_floor_comes_down_with_the_offset_and_not_before(rig: Rig) -> None:
+    # Given a log that lost its tail, all of which is stored, and a floor that says so
+    rig.set_stored(15)
+    floors = rig.means.floors
+    identity = rig.log.identity()
+    floors.fence(rig.log_id, identity.incarnation)
+    floors.raise_floor(rig.log_id, identity.incarnation, PARTITION, 18)  # for a batch that was never committed
+    assert look(rig.means, PARTITION).hole == Hole(18, 10)
+    # When the floor can't be lowered, once the offset is
+    lowered: list[int] = []
+
+    class Failing(MemoryFloors):
+        def lower_floor(self, log_id: str, partition: int, offset: int) -> None:
+            lowered.append(rig.stored)
+            raise StoreUnavailableError
+
+    with pytest.raises(StoreUnavailableError):
+        skip_gap(replace(rig.means, floors=Failing(Settings(), rig.control)), PARTITION, Hole(18, 10), dry_run=False)
+    assert (lowered, rig.stored, floors.mirror(rig.log_id).floors) == ([10], 10, {PARTITION: 18})
+    # Then the same command makes up for it
+    rig.skip(18, 10)
+    assert (rig.stored, floors.mirror(rig.log_id).floors) == (10, {PARTITION: 10})
+    assert look(rig.means, PARTITION).hole is None
+
+
+def test_a_floor_of_a_batch_that_was_never_stored_comes_down_and_what_is_left_is_stored(rig: Rig) -> None:
+    # Given five records that wait, and a floor beyond the end of a log that lost its tail
+    floors, identity = rig.means.floors, rig.log.identity()
+    floors.fence(rig.log_id, identity.incarnation)
+    floors.raise_floor(rig.log_id, identity.incarnation, PARTITION, 15)
+    rig.skip(15, 10, dry_run=True)
+    assert floors.mirror(rig.log_id).floors == {PARTITION: 15}
+    rig.skip(15, 10)
+    assert (rig.stored, floors.mirror(rig.log_id).floors) == (5, {PARTITION: 5})
+
+
+def test_a_log_that_waits_for_its_first_append_after_a_restart_has_no_hole(rig: Rig) -> None:
+    rig.set_stored(15)
+    rig.server.restart(keep={PARTITION: 5})
+    assert look(rig.means, PARTITION).hole is None
+
+
 def test_a_partition_that_is_not_there_is_refused(rig: Rig) -> None:
     with pytest.raises(DoesNotFitError, match="no partition 2: the event log has 2"):
         look(rig.means, 2)
