@@ -55,7 +55,7 @@ def pause_advice(reason: PauseReason, partition: int | None) -> str:
         case PauseReason.LOG_GAP if partition is not None:
             return (
                 f"{celery} inspect gap {partition}` shows which offsets the event log has lost; "
-                f"`control skip_gap {partition} FROM TO` goes on without them"
+                f"`control skip_gap {partition} FROM TO` goes on"
             )
         case PauseReason.POISON:
             return f"the newest dead letters and their errors: often it is the schema, not the data; {ends}"

@@ -82,27 +82,30 @@ def look(means: Means, partition: int) -> Place:
     return _look(means, _identity(means, partition), partition)
 
 
-def skip_gap(means: Means, partition: int, hole: Hole, *, dry_run: bool) -> None:
-    """Let storing go on behind a hole. Raises DoesNotFitError where the hole is another one, RecoverableError."""
+def skip_gap(means: Means, partition: int, hole: Hole, *, dry_run: bool) -> int:
+    """Let storing go on behind a hole, and return the offset from which it does.
+
+    Where the log lost its tail, any offset that it holds will do for `hole.end`: events may have come in since it was
+    put back, and lie below its end. Raises DoesNotFitError where the hole is another one, RecoverableError.
+    """
     identity = _identity(means, partition)
     with _held(means, identity, partition):
         place = _look(means, identity, partition)
         found, stored = place.hole, place.stored
         if found is None:
             raise DoesNotFitError(f"partition {partition} has no hole: what is stored next is in the log")
-        if found != hole:
+        is_tail = found.end < found.first and hole.first == found.first and place.log.begin <= hole.end <= found.end
+        if found != hole and not is_tail:
             asked = f"not from {hole.first} to {hole.end}"
             raise DoesNotFitError(f"the hole of partition {partition} is from {found.first} to {found.end}, {asked}")
-        if dry_run:
-            return
-        if hole.end > hole.first:
-            _store(means, identity, partition, hole.first, LogBatch(hole.end, []))
-            return
-        if stored is not None and stored > hole.end:
-            _store(means, identity, partition, stored, LogBatch(hole.end, []))
-            stored = hole.end
-        # Not before the commit: until then more is stored. A failure here is made up for by the same command again.
-        means.floors.lower_floor(identity.log_id, partition, stored or 0)
+        goes_on = hole.end if hole.end > hole.first else min(stored or 0, hole.end)
+        if not dry_run:
+            if stored is not None and stored != goes_on:
+                _store(means, identity, partition, stored, LogBatch(goes_on, []))
+            if hole.end < hole.first:
+                # Not before the commit: until then more is stored. The same command again makes up for a failure here.
+                means.floors.lower_floor(identity.log_id, partition, goes_on)
+        return goes_on
 
 
 def accept_poison(

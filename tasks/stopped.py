@@ -11,6 +11,7 @@ from pipeline.errors import RecoverableError, SluiceError
 from pipeline.event_words import clock_time
 from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.control import Pause
+from pipeline.ports.log import PartitionPosition
 from pipeline.sink.control_settings import delete_pause, pause_evidence
 from pipeline.sink.dead_letters import dead_letters_between
 from pipeline.sink.postgres import PostgresSink
@@ -45,7 +46,7 @@ def show_gap(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
         lines.append("no gap: what is stored next is in the log")
     else:
         lines.append(_hole_words(hole))
-        lines.append(f"to go on without them: {_skip_command(partition, hole)}")
+        lines.append(f"to go on: {_skip_command(partition, hole, log)}")
     if place.next_record is not None:
         lines.append(f"the next record begins: {_shown(place.next_record)}")
     return "\n".join([*lines, *_pause_lines(parts, PauseReason.LOG_GAP, partition)]), document
@@ -76,11 +77,12 @@ def stops_again(parts: Parts, pauses: list[Pause]) -> str:
             continue
         if pause.reason is PauseReason.LOG_GAP:
             with contextlib.suppress(SluiceError):
-                hole = look(_means(parts, parts.sink), partition).hole
+                place = look(_means(parts, parts.sink), partition)
+                hole = place.hole
                 if hole is not None:
                     words.append(
                         f" Partition {partition} will stop again at once: {_hole_words(hole)}. "
-                        f"`inspect gap {partition}` shows more, {_skip_command(partition, hole)} goes on without them."
+                        f"`inspect gap {partition}` shows more, {_skip_command(partition, hole, place.log)} goes on."
                     )
         elif pause.reason is PauseReason.POISON:
             words.append(
@@ -96,18 +98,18 @@ def stops_again(parts: Parts, pauses: list[Pause]) -> str:
 def skip(parts: Parts, by: str, partition: int, hole: Hole, why: str, *, dry_run: bool) -> str:
     """Give up the offsets of a hole, exactly as they are named."""
     first, end = hole.first, hole.end
-    skip_gap(_means(parts, parts.sink), partition, hole, dry_run=dry_run)
+    goes_on = skip_gap(_means(parts, parts.sink), partition, hole, dry_run=dry_run)
     what = (
         f"offsets {first} to {end - 1} are given up: {end - first:,} records, each perhaps an event that was "
         "acknowledged, which no table has"
         if end > first
-        else f"it goes back from {first}, and the log takes events again: what is stored is not stored twice"
+        else f"the log lost its tail, which ended at {first}, and takes events; what is stored is not stored twice"
     )
     if dry_run:
-        return f"{_DRY}Partition {partition} would go on at offset {end}; {what}."
+        return f"{_DRY}Partition {partition} would go on at offset {goes_on}; {what}."
     data = {"partition": str(partition), "first": str(first), "end": str(end)}
     told = _decided(parts, ControlEventKind.GAP_SKIPPED, PauseReason.LOG_GAP, partition, by=by, why=why, data=data)
-    return f"Partition {partition} goes on at offset {end}, by {by}: {why}; {what}.{told}"
+    return f"Partition {partition} goes on at offset {goes_on}, by {by}: {why}; {what}.{told}"
 
 
 def accept(parts: Parts, by: str, partition: int, why: str, *, dry_run: bool) -> str:
@@ -206,12 +208,15 @@ def _hole_words(hole: Hole) -> str:
         )
     return (
         f"the event log ends at {hole.end}, before offset {hole.first}, up to which it was stored or about to be: "
-        "it lost its tail, and may take no events before the offset is set back"
+        "it lost its tail. Set the offset back to where it was put back to, or lower; "
+        f"to {hole.end} only where no event came in since"
     )
 
 
-def _skip_command(partition: int, hole: Hole) -> str:
-    return f"`control skip_gap {partition} {hole.first} {hole.end}`"
+def _skip_command(partition: int, hole: Hole, log: PartitionPosition) -> str:
+    """The command that loses no event which the log holds: where it lost its tail, it goes back to the beginning."""
+    end = hole.end if hole.end > hole.first else log.begin
+    return f"`control skip_gap {partition} {hole.first} {end}`"
 
 
 def _letter_words(letter: dict[str, Any]) -> str:

@@ -143,6 +143,17 @@ def test_a_log_that_ends_before_what_is_stored_goes_on_where_it_ends(rig: Rig) -
     assert (rig.stored, look(rig.means, PARTITION).hole) == (10, None)
 
 
+def test_events_that_came_in_after_a_lost_tail_are_stored_by_going_back_further(rig: Rig) -> None:
+    # Given a log of which 15 were stored, put back to 7, with three events since
+    rig.set_stored(15)
+    rig.server.trim(PARTITION, 4)
+    for first, end in ((15, 3), (15, 11), (14, 7), (15, 16)):
+        with pytest.raises(DoesNotFitError, match="is from 15 to 10"):
+            rig.skip(first, end)
+    rig.skip(15, 7)
+    assert (rig.stored, look(rig.means, PARTITION).next_record) == (7, record(7))
+
+
 def test_the_floor_comes_down_with_the_offset_and_not_before(rig: Rig) -> None:
     # Given a log that lost its tail, all of which is stored, and a floor that says so
     rig.set_stored(15)
