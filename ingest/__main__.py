@@ -29,6 +29,7 @@ def main() -> int:
             store=wiring.make_control_store(settings),
             events=wiring.make_control_events(settings),
             clock=SystemClock(),
+            troubles=wiring.make_troubles(settings),
             sight=Sight(wiring.make_history(settings), wiring.make_leases(settings), wiring.make_log(settings)),
         )
     except SettingsError as error:

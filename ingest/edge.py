@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +23,13 @@ from ingest.held_bodies import HeldBodies
 from ingest.refusal import Refuser
 from ingest.request_id import RequestIds
 from pipeline.clock import Clock
-from pipeline.follower import ControlFollower
+from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.health.snapshot import Outlook
 from pipeline.loops import Loops
 from pipeline.metrics import IngestMetrics, LoopsCollector, RequestsByStatus
 from pipeline.names import LoopName
 from pipeline.ports.bucket import Bucket
-from pipeline.ports.control import ControlEvents, ControlState, ControlStore, rate_after_override
+from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Troubles, rate_after_override
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 
@@ -46,6 +47,7 @@ class IngestParts:
     store: ControlStore
     events: ControlEvents
     clock: Clock
+    troubles: Troubles | None = None  # None: nobody hears that this process' clock differs
     sight: Sight | None = None  # None: the page shows what this process sees, and nothing is remembered
 
 
@@ -66,7 +68,12 @@ class Edge:
         )
         self.appender = Appender(parts.log, settings, parts.clock, self.metrics, self.loops.add(LoopName.APPENDER))
         self.follower = ControlFollower(
-            parts.store, parts.events, parts.clock, self._on_state, self.loops.add(LoopName.FOLLOWER)
+            parts.store,
+            parts.events,
+            parts.clock,
+            self._on_state,
+            self.loops.add(LoopName.FOLLOWER),
+            reporter=_reporter(settings, parts),
         )
         self.hard_bodies = HardBodies(settings)
         self.held_bodies = HeldBodies(settings.bodies_bytes_max)
@@ -154,6 +161,14 @@ class Edge:
         metrics.log_answers.set(self.appender.status(now).answers)
         metrics.connections.set(self.count_connections())
         metrics.held_bodies_bytes.set(self.held_bodies.bytes)
+
+
+def _reporter(settings: Settings, parts: IngestParts) -> TroubleReporter | None:
+    """By the host's name: the processes of one host share its clock. Their own health shows their loops."""
+    if parts.troubles is None:
+        return None
+    process, seconds_max = f"ingest@{socket.gethostname()}", settings.clock_difference_seconds_max
+    return TroubleReporter(parts.troubles, process, parts.clock, difference_seconds_max=seconds_max)
 
 
 class _Sampling(Collector):

@@ -9,9 +9,10 @@ from typing import Final
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow.age import Age
+from pipeline.flow.clocks import Look, difference_words
 from pipeline.loops import Loop, Loops
-from pipeline.names import LoopName
-from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Troubles
+from pipeline.names import AlarmCode, LoopName
+from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Trouble, Troubles
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class ControlFollower:
     """Reads the state after every control event, on a thread of its own.
 
     `on_state` is called on that thread with every state read. A store that is away leaves the last state standing. No
-    error ends the thread: see `loops`. `after_turn` is called there too, whatever became of the turn.
+    error ends the thread: see `loops`. `reporter` reports there after each turn, whatever became of it.
     """
 
     def __init__(
@@ -51,13 +52,13 @@ class ControlFollower:
         on_state: Callable[[ControlState], None],
         loop: Loop | None = None,
         *,
-        after_turn: Callable[[], None] | None = None,
+        reporter: "TroubleReporter | None" = None,
     ) -> None:
         self._store = store
         self._events = events
         self._clock = clock
         self._on_state = on_state
-        self._after_turn = after_turn
+        self._reporter = reporter
         self._loop = loop or Loop(LoopName.FOLLOWER, clock)
         self._position = ""  # of the newest event that was seen
         self._stopping = threading.Event()
@@ -95,8 +96,8 @@ class ControlFollower:
         while not self._stopping.is_set():
             with self._loop.turn():
                 self._follow()
-            if self._after_turn is not None:
-                self._after_turn()  # raises nothing
+            if self._reporter is not None:
+                self._reporter.report()
             if self._is_away or self._loop.is_failing:
                 self._stopping.wait(AWAY_SECONDS)
 
@@ -112,7 +113,10 @@ class ControlFollower:
             self._note_away(error)
 
     def _read(self) -> None:
+        asked_at = self._clock.now()
         state = self._store.state()
+        if self._reporter is not None:
+            self._reporter.note_clock(Look(state.time, asked_at, self._clock.now()))
         now = self._clock.monotonic()
         published_at = None if self._newest is None else self._newest.published_at
         if state.rate is not None:  # else the store was flushed: the controller spoke when it did, all the same
@@ -131,23 +135,50 @@ class ControlFollower:
             logger.warning("%s", error, extra={"action": "control_away"})
 
 
-class LoopReporter:
-    """Tells the control store what is wrong with the loops of a process whose own health nobody asks for."""
+class TroubleReporter:
+    """Tells the control store what a process finds wrong with itself, so that everybody's health shows it.
 
-    def __init__(self, loops: Loops, troubles: Troubles, process: str, clock: Clock) -> None:
-        self._loops = loops
+    That is a wall clock which differs from the store's, and what is wrong with `loops`: those of a process whose own
+    health nobody asks for. Processes that report by the same name share a clock.
+    """
+
+    def __init__(
+        self,
+        troubles: Troubles,
+        process: str,
+        clock: Clock,
+        *,
+        difference_seconds_max: float,
+        loops: Loops | None = None,
+    ) -> None:
         self._troubles = troubles
         self._process = process
         self._clock = clock
-        self._told = False
+        self._difference_seconds_max = difference_seconds_max
+        self._loops = loops
+        self._look: Look | None = None  # the latest at the store's wall clock, by this process' own
+        self._may_stand = True  # a report of this process, or of an earlier one by its name
 
-    def __call__(self) -> None:
+    def note_clock(self, look: Look) -> None:
+        """Note what the store's clock said just now."""
+        self._look = look
+
+    def report(self) -> None:
         """Report what is wrong now, if anything is or was; raises nothing."""
-        problems = self._loops.problems(self._clock.monotonic())
-        if not problems and not self._told:
+        found = self._found()
+        if not found and not self._may_stand:
             return
         try:
-            self._troubles.report(self._process, problems)
-            self._told = bool(problems)
+            self._troubles.report(self._process, found)
+            self._may_stand = bool(found)
         except StoreUnavailableError as error:
             logger.debug("what is wrong with this process is not reported: %s", error)
+
+    def _found(self) -> list[Trouble]:
+        problems = [] if self._loops is None else self._loops.problems(self._clock.monotonic())
+        found = [Trouble(AlarmCode.LOOP_FAILS, problem) for problem in problems]
+        ahead = None if self._look is None else self._look.ahead_seconds(beyond=self._difference_seconds_max)
+        if ahead is not None:  # the store's is: ours is behind
+            what = f"its clock is {difference_words(-ahead)} the control store's (Redis)"
+            found.append(Trouble(AlarmCode.CLOCKS_DIFFER, what))
+        return found

@@ -82,6 +82,7 @@ class AlarmCode(StrEnum):
     OFFSETS_UNKNOWN = "offsets_unknown"  # PostgreSQL did not give the stored offsets: the lag is by the log's word
     NOT_RESTORED = "not_restored"  # the reasons to pause are lost, and PostgreSQL did not give them back
     LOOP_FAILS = "loop_fails"  # a thread or timer of a worker that must not end fails, or no longer comes round
+    CLOCKS_DIFFER = "clocks_differ"  # a wall clock is more than a second from the control store's: what is shown is off
     FORMER_LOG = "former_log"  # the log of earlier settings has events that are not stored
     LOG_BEHIND_STORED = "log_behind_stored"  # a partition would give offsets again that PostgreSQL has stored
     SCHEMA_REFUSED = "schema_refused"  # the database's schema is newer than this version, was changed, or can't be made
@@ -147,7 +148,7 @@ KEY_COUNTERS_SENDER: Final = "counters:sender"  # string for each sender, expire
 KEY_FACTS: Final = "facts"  # string with time to live: what is asked of PostgreSQL now and then, as JSON
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
 KEY_FLOOR: Final = "floor"  # hash for each log_id: life, incarnation (fence), complete, partition -> offset
-KEY_TROUBLES: Final = "troubles"  # hash, expires: process -> what is wrong with its loops, as JSON
+KEY_TROUBLES: Final = "troubles"  # hash, expires: process -> what is wrong with it, as JSON
 KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
 KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset and since when it stands there
 KEY_HISTORY: Final = "history"  # stream, bounded, expires: one entry a second of what the live page draws

@@ -8,6 +8,7 @@ from typing import Final
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SluiceError, in_brief
 from pipeline.flow.age import Age
+from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import held_lags, lag_by_partition
 from pipeline.flow.rate import BandPolicy, RateDecision, hold_or_decay
 from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason, Severity
@@ -67,8 +68,9 @@ class Asked:
 class Database:
     """What a tick asks of PostgreSQL; each may raise a SluiceError."""
 
-    stored_offsets: Callable[[str], dict[int, int]]  # log_id -> next offset to store, for each partition
-    settled_offsets: Callable[[str], dict[int, int]]  # the same, once no transaction is under way
+    # log_id -> next offset to store, for each partition, and PostgreSQL's clock meanwhile (seconds since the epoch)
+    stored_offsets: Callable[[str], tuple[dict[int, int], float]]
+    settled_offsets: Callable[[str], dict[int, int]]  # log_id -> the offsets, once no transaction is under way
     load_asked: Callable[[], Asked]  # what people asked for, and drains that gave up
     terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a backend that held it was ended
     # log_id, partition -> why nothing of it is stored, in words; Celery's workers may be asked too
@@ -92,6 +94,14 @@ class RegulateReport:
 
 
 @dataclass(frozen=True, slots=True)
+class _Looks:
+    """One look at the control store's clock, by the two clocks of the machine that ticks."""
+
+    by_wall: Look
+    by_monotonic: Look
+
+
+@dataclass(frozen=True, slots=True)
 class _Ages:
     """Seconds since the lag was last known, and since a rate was last published."""
 
@@ -106,6 +116,7 @@ class _Sample:
     is_database_away: bool = False
     log_id: str | None = None
     stored: dict[int, int] | None = None
+    database_clock: Look | None = None  # by the monotonic clock
     lag: dict[int, int] | None = None  # of each partition that can be asked
     held: dict[int, int] = field(default_factory=dict)  # what is taken for the lag of the others
     consumed: int | None = None  # next offsets to store, summed
@@ -118,7 +129,7 @@ class _Sample:
         """Events; None where it is not known."""
         return None if self.lag is None else sum(self.lag.values()) + sum(self.held.values())
 
-    def degraded(self, code: AlarmCode, what: str, look_at: str, partition: int | None = None) -> None:
+    def degraded(self, code: str, what: str, look_at: str, partition: int | None = None) -> None:
         """Note something that is wrong, while events are taken and stored."""
         self.alarms.append(Alarm(code, Severity.DEGRADED, what, look_at, partition))
 
@@ -136,7 +147,12 @@ def regulate(
     """
     if control.leases.take(LEASE_REGULATE, seconds=settings.regulate_seconds * _LEASE_SHARE) is None:
         return RegulateReport(ran=False)
+    wall, asked_at = control.clock.now(), control.clock.monotonic()
     state = control.store.state()
+    looks = _Looks(
+        by_wall=Look(state.time, wall, control.clock.now()),
+        by_monotonic=Look(state.time, asked_at, control.clock.monotonic()),
+    )
     ages = _ages(state, control)
     sample = _Sample()
     if database.schema_problem is not None:
@@ -146,10 +162,11 @@ def regulate(
             "which version of Sluice runs where, and the table schema_migrations",
         )
     restored = state.pauses is None and _restore(control.store, database, sample, by)
-    positions = _measure(state, log, database, sample)
+    positions = _measure(state, log, database, sample, control.clock)
     if sample.stored is not None:
         _look_after_offsets(log, positions, sample, database=database, control=control, by=by)
     _hear_troubles(control, sample)
+    _compare_clocks(looks, sample, settings, by)
     policy = _policy_now(control.store, state, policy, restored=restored)
     decision = _decide(state, sample, policy, settings, ages)
     _note_progress(state, sample, settings, control)
@@ -198,8 +215,32 @@ def _hear_troubles(control: Control, sample: _Sample) -> None:
     """What processes find wrong with themselves becomes an alarm of the system."""
     for process, problems in (control.troubles.reported() if control.troubles is not None else {}).items():
         for problem in problems:
-            look_at = f"the log of {process} (action loop_failed); a restart of that process may help"
-            sample.degraded(AlarmCode.LOOP_FAILS, f"{process}: {problem}", look_at)
+            where = _synchronise(process) if problem.code == AlarmCode.CLOCKS_DIFFER else _read_log(process)
+            sample.degraded(problem.code, f"{process}: {problem.what}", where)
+
+
+def _read_log(process: str) -> str:
+    return f"the log of {process} (action loop_failed); a restart of that process may help"
+
+
+def _synchronise(who: str) -> str:
+    return (
+        f"time synchronisation (NTP, chrony) on the host of {who}; where several differ, on that of the control store"
+    )
+
+
+def _compare_clocks(looks: _Looks, sample: _Sample, settings: Settings, by: str) -> None:
+    """Name this process and PostgreSQL where their clocks differ from the store's. Nothing is decided by it."""
+    beyond = settings.clock_difference_seconds_max
+    ahead = looks.by_wall.ahead_seconds(beyond=beyond)
+    if ahead is not None:  # the store's is: this one is behind
+        what = f"{by}: its clock is {difference_words(-ahead)} the control store's (Redis)"
+        sample.degraded(AlarmCode.CLOCKS_DIFFER, what, _synchronise(by))
+    database = sample.database_clock
+    ahead = None if database is None else database.ahead_of(looks.by_monotonic, beyond=beyond)
+    if ahead is not None:
+        what = f"PostgreSQL's clock is {difference_words(ahead)} the control store's (Redis)"
+        sample.degraded(AlarmCode.CLOCKS_DIFFER, what, _synchronise("PostgreSQL"))
 
 
 def _policy_now(store: ControlStore, state: ControlState, policy: RatePolicy, *, restored: bool) -> RatePolicy:
@@ -232,7 +273,9 @@ def _consumption(state: ControlState, sample: _Sample, ages: _Ages | None) -> Co
     return Consumption(sample.lag, sample.consumed, drain_rate, sample.no_progress_seconds, sample.held)
 
 
-def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sample) -> list[PartitionPosition]:
+def _measure(
+    state: ControlState, log: EventLog, database: Database, sample: _Sample, clock: Clock
+) -> list[PartitionPosition]:
     """Learn the lag and the stored offsets. PostgreSQL is not asked where it is known to be away."""
     try:
         identity = log.identity()
@@ -246,7 +289,9 @@ def _measure(state: ControlState, log: EventLog, database: Database, sample: _Sa
         raise_alarm(AlarmCode.LOG_SET_UP, fault.what, fault.remedy)
     if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_away:
         try:
-            sample.stored = database.stored_offsets(sample.log_id)
+            asked_at = clock.monotonic()
+            sample.stored, time = database.stored_offsets(sample.log_id)
+            sample.database_clock = Look(time, asked_at, clock.monotonic())
         except SluiceError as error:
             sample.degraded(
                 AlarmCode.OFFSETS_UNKNOWN,

@@ -366,6 +366,13 @@ class Settings:
         high=3600,
         when="a batch may take longer than that; the lag is looked at once in each REGULATE_SECONDS",
     )
+    clock_difference_seconds_max: float = _setting(
+        1.0,
+        "Health is degraded where a process' clock or PostgreSQL's is further from the control store's; only shown",
+        low=0.1,
+        high=86_400,
+        when="hosts whose clocks can't be synchronised better: nothing is decided by it",
+    )
     refused_ratio_max: float = _setting(
         0.05,
         "Health is degraded where a larger share of the offered events was refused",

@@ -53,7 +53,7 @@ def regulate_rate(self: Any) -> None:
         policy=parts.policy,
         log=parts.log,
         database=Database(
-            stored_offsets=parts.sink.stored_offsets,
+            stored_offsets=parts.sink.stored_offsets_and_time,
             settled_offsets=parts.sink.settled_offsets,
             load_asked=lambda: _load_asked(parts),
             terminate_drainer=parts.sink.terminate_stalled,

@@ -6,14 +6,13 @@ consumer by hand is corrected within a fraction of a second.
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
 
 from pipeline import wiring
 from pipeline.clock import SystemClock
-from pipeline.follower import ControlFollower, LoopReporter
+from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.loops import Loop, Loops
 from pipeline.names import LoopName, Queue
 from pipeline.ports.control import ControlEvents, ControlState, ControlStore, paused
@@ -28,10 +27,10 @@ class PauseFollower:
     """Follows the control state; `paused` is what was known last, True before anything is."""
 
     def __init__(
-        self, store: ControlStore, events: ControlEvents, loop: Loop, after_turn: Callable[[], None] | None = None
+        self, store: ControlStore, events: ControlEvents, loop: Loop, reporter: TroubleReporter | None = None
     ) -> None:
         self.paused = True
-        self._parts = (store, events, loop, after_turn)
+        self._parts = (store, events, loop, reporter)
         self._follower = self._made()
 
     def start(self) -> None:
@@ -50,8 +49,8 @@ class PauseFollower:
             self._follower.start()
 
     def _made(self) -> ControlFollower:
-        store, events, loop, after_turn = self._parts
-        return ControlFollower(store, events, SystemClock(), self._on_state, loop, after_turn=after_turn)
+        store, events, loop, reporter = self._parts
+        return ControlFollower(store, events, SystemClock(), self._on_state, loop, reporter=reporter)
 
     def _on_state(self, state: ControlState) -> None:
         if state.pauses is not None:  # unknown after a flush: what was known last counts
@@ -82,7 +81,13 @@ class PauseStep(bootsteps.StartStopStep):
                 wiring.make_control_store(settings),
                 wiring.make_control_events(settings),
                 loops.add(LoopName.FOLLOWER),
-                LoopReporter(loops, wiring.make_troubles(settings), str(consumer.hostname), SystemClock()),
+                TroubleReporter(
+                    wiring.make_troubles(settings),
+                    str(consumer.hostname),
+                    SystemClock(),
+                    difference_seconds_max=settings.clock_difference_seconds_max,
+                    loops=loops,
+                ),
             )
             self._follower.start()
         self._timer = consumer.timer.call_repeatedly(settings.pause_reconcile_seconds, self._reconcile, (consumer,))

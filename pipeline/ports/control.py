@@ -289,6 +289,14 @@ class Floors(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One thing that a process finds wrong with itself."""
+
+    code: str  # one of AlarmCode, or of a newer version
+    what: str
+
+
 class Troubles(Protocol):
     """What processes find wrong with themselves, where nobody asks them for their health.
 
@@ -296,10 +304,10 @@ class Troubles(Protocol):
     method raises StoreUnavailableError.
     """
 
-    def report(self, process: str, problems: Sequence[str]) -> None:
+    def report(self, process: str, problems: Sequence[Trouble]) -> None:
         """Say what is wrong with a process now; nothing takes back what it said before."""
 
-    def reported(self) -> dict[str, list[str]]:
+    def reported(self) -> dict[str, list[Trouble]]:
         """What is wrong, by process."""
 
 

@@ -40,8 +40,13 @@ class PostgresSink:
         self._runs: dict[tuple[str, int], PoisonRun] = {}
 
     def stored_offsets(self, log_id: str) -> dict[int, int]:
+        return self.stored_offsets_and_time(log_id)[0]
+
+    def stored_offsets_and_time(self, log_id: str) -> tuple[dict[int, int], float]:
+        """The stored offsets, and PostgreSQL's clock (seconds since the epoch) when they were read."""
         found = self.session.rows(query("stored_offsets"), {"log_id": log_id})
-        return {int(partition): int(next_offset) for partition, next_offset in found}
+        offsets = {int(partition): int(next_offset) for partition, next_offset, _ in found if partition is not None}
+        return offsets, float(found[0][2])
 
     def settled_offsets(self, log_id: str) -> dict[int, int]:
         try:

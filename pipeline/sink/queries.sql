@@ -88,7 +88,9 @@ ON CONFLICT (log_id, log_partition) DO UPDATE
     WHERE stored.next_offset = %(expected_offset)s;
 
 -- name: stored_offsets
-SELECT log_partition, next_offset FROM stored_offsets WHERE log_id = %(log_id)s;
+-- With the server's clock, in one row at least: one without a partition where nothing is stored.
+SELECT log_partition, next_offset, extract(epoch FROM clock_timestamp())
+FROM (VALUES (1)) AS always LEFT JOIN stored_offsets ON log_id = %(log_id)s;
 
 -- name: settled_offsets
 -- SHARE waits for all who have moved an offset and not committed yet, also for a first offset, whose row nobody sees.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from pipeline.names import BreakerState, ControlEventKind, PauseReason, Severity
-from pipeline.ports.control import Alarm, ControlEvent, Pause, PublishedRate
+from pipeline.ports.control import Alarm, ControlEvent, Pause, PublishedRate, Trouble
 from pipeline.text import on_one_line
 
 _LINE_BREAKS: Final = re.compile(r"[ \t]*[\r\n]+[ \t]*")
@@ -69,6 +69,11 @@ def bounded_alarms(alarms: Sequence[Alarm]) -> tuple[Alarm, ...]:
         )
         for alarm in worst_first[:ALARMS_MAX]
     )
+
+
+def bounded_trouble(trouble: Trouble) -> Trouble:
+    """The same with texts of a bounded length."""
+    return Trouble(clean_text(trouble.code, TROUBLE_CHARS_MAX), clean_text(trouble.what, TROUBLE_CHARS_MAX))
 
 
 def without_override(rate: PublishedRate, pauses: Sequence[Pause], floor_rate: float) -> PublishedRate:

@@ -26,16 +26,17 @@ from pipeline.ports.control import (
     Override,
     Pause,
     PublishedRate,
+    Trouble,
 )
 from pipeline.settings import Settings
 from pipeline.store.common import (
     BY_CHARS_MAX,
     CALL_SECONDS_MAX,
     PROCESS_SECONDS_MAX,
-    TROUBLE_CHARS_MAX,
     TROUBLE_SECONDS,
     WHY_CHARS_MAX,
     bounded_alarms,
+    bounded_trouble,
     breaker_state,
     clean_text,
     repeated_event,
@@ -70,7 +71,7 @@ class _Content:
     floors: dict[str, _Floors] = field(default_factory=dict)
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
     progress: dict[str, tuple[float, dict[int, tuple[int, float]]]] = field(default_factory=dict)
-    troubles: dict[str, list[str]] = field(default_factory=dict)
+    troubles: dict[str, list[Trouble]] = field(default_factory=dict)
     troubles_until: float = 0.0
 
 
@@ -564,15 +565,15 @@ class MemoryProgress(_Adapter):
 class MemoryTroubles(_Adapter):
     """What processes find wrong with themselves; see Troubles."""
 
-    def report(self, process: str, problems: Sequence[str]) -> None:
+    def report(self, process: str, problems: Sequence[Trouble]) -> None:
         with self._server.changed:
             content = self._held()
             content.troubles.pop(process, None)
             if problems:
-                content.troubles[process] = [clean_text(problem, TROUBLE_CHARS_MAX) for problem in problems]
+                content.troubles[process] = [bounded_trouble(problem) for problem in problems]
                 content.troubles_until = self._server.clock.now() + TROUBLE_SECONDS
 
-    def reported(self) -> dict[str, list[str]]:
+    def reported(self) -> dict[str, list[Trouble]]:
         with self._server.changed:
             return dict(self._held().troubles)
 

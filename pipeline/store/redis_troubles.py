@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from pipeline.names import KEY_TROUBLES
+from pipeline.names import KEY_TROUBLES, AlarmCode
+from pipeline.ports.control import Trouble
 from pipeline.settings import Settings
-from pipeline.store.common import TROUBLE_CHARS_MAX, TROUBLE_SECONDS, clean_text
+from pipeline.store.common import TROUBLE_SECONDS, bounded_trouble
 from pipeline.store.connection import ControlConnection, load_script
 
 
@@ -19,11 +21,23 @@ class RedisTroubles:
         self._connection = ControlConnection(settings)
         self._key = self._connection.key(KEY_TROUBLES)
 
-    def report(self, process: str, problems: Sequence[str]) -> None:
-        cut = [clean_text(problem, TROUBLE_CHARS_MAX) for problem in problems]
+    def report(self, process: str, problems: Sequence[Trouble]) -> None:
+        cut = [_written(bounded_trouble(problem)) for problem in problems]
         arguments = [process, json.dumps(cut) if cut else "", str(int(TROUBLE_SECONDS * 1000))]
         self._connection.run(load_script("report_troubles"), [self._key], arguments)
 
-    def reported(self) -> dict[str, list[str]]:
+    def reported(self) -> dict[str, list[Trouble]]:
         found: dict[str, str] = self._connection.call("HGETALL", self._key)
-        return {process: [str(problem) for problem in json.loads(text)] for process, text in found.items()}
+        return {process: [_read(problem) for problem in json.loads(text)] for process, text in found.items()}
+
+
+def _written(trouble: Trouble) -> str | list[str]:
+    """A loop's trouble as the text alone, as versions write and read it that know no other."""
+    return trouble.what if trouble.code == AlarmCode.LOOP_FAILS else [trouble.code, trouble.what]
+
+
+def _read(found: Any) -> Trouble:
+    if isinstance(found, list):
+        code, what, *_ = found
+        return Trouble(str(code), str(what))
+    return Trouble(AlarmCode.LOOP_FAILS, str(found))

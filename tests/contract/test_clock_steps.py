@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.names import LEASE_PROBE, BreakerState, Mode, PauseReason
+from pipeline.clock import SystemClock
+from pipeline.follower import ControlFollower, TroubleReporter
+from pipeline.names import LEASE_PROBE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason
 from pipeline.store.memory import MemoryServer
 from stack.servers import Server
 from support.clocks import SteppableClock, SteppedSystemClock
@@ -170,3 +172,31 @@ def test_a_step_of_the_clock_is_no_time_without_progress(stepped: Stepped, secon
     assert note("log", {0: 8}, forget_seconds=2.0)[0] == 0.0
     # And time goes on to count
     eventually(lambda: note("log", {0: 8}, forget_seconds=2.0)[0] > 0.2)
+
+
+# --- Clocks that differ -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(-HOUR, "ahead of"), (3.0, "behind")])
+def test_a_process_hears_that_its_clock_differs_and_says_so_until_it_agrees(
+    stepped: Stepped, seconds: float, words: str
+) -> None:
+    rig = stepped.rig
+
+    def codes_and_words() -> list[tuple[str, bool]]:
+        rig.events.record(ControlEventKind.RATE_CHANGED, by="controller", why="lag 0", data={})  # ends a wait
+        found = rig.troubles.reported().get("batches@host", [])
+        return [(trouble.code, words in trouble.what) for trouble in found]
+
+    # Given a process that follows the control state by a clock that is right
+    reporter = TroubleReporter(rig.troubles, "batches@host", SystemClock(), difference_seconds_max=1.0)
+    follower = ControlFollower(rig.store, rig.events, SystemClock(), lambda _state: None, reporter=reporter)
+    follower.start()
+    eventually(lambda: follower.newest is not None, seconds_max=5.0)
+    assert codes_and_words() == []
+    # When the store's clock is stepped, then it is reported, and no more once it is right again
+    stepped.step(seconds)
+    eventually(lambda: codes_and_words() == [(AlarmCode.CLOCKS_DIFFER, True)], seconds_max=5.0)
+    stepped.step(-seconds)
+    eventually(lambda: codes_and_words() == [], seconds_max=5.0)
+    follower.stop(seconds_max=0.0)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import FencedError, StoreUnavailableError
-from pipeline.ports.control import Mirror
+from pipeline.names import AlarmCode
+from pipeline.ports.control import Mirror, Trouble
 from pipeline.store.memory import MemoryServer
 from stack.servers import Server
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
@@ -231,12 +232,13 @@ def _answers(rig: ControlRig) -> bool:
 
 def test_what_is_wrong_with_a_process_is_known_until_it_takes_it_back_or_says_no_more(rig: ControlRig) -> None:
     assert rig.troubles.reported() == {}
-    rig.troubles.report("a", ["one", "two" * 1000])
-    rig.troubles.report("b", ["three"])
-    found = rig.troubles.reported()
-    assert (found["a"][0], len(found["a"][1]), found["b"]) == ("one", 300, ["three"])
+    one, two = Trouble(AlarmCode.LOOP_FAILS, "one"), Trouble("of a newer version", "two" * 1000)
+    three = Trouble(AlarmCode.CLOCKS_DIFFER, "three")
+    rig.troubles.report("a", [one, two])
+    rig.troubles.report("b", [three])
+    assert rig.troubles.reported() == {"a": [one, Trouble(two.code, two.what[:300])], "b": [three]}
     rig.troubles.report("a", [])
     rig.troubles.report("c", [])
-    assert rig.troubles.reported() == {"b": ["three"]}
+    assert rig.troubles.reported() == {"b": [three]}
     rig.flush()
     assert rig.troubles.reported() == {}

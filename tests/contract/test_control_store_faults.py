@@ -12,6 +12,7 @@ import redis
 
 from pipeline.errors import StoreUnavailableError
 from pipeline.names import ControlEventKind, Mode, PauseReason
+from pipeline.ports.control import Trouble
 from stack.servers import Server
 from support.control import ControlRig, control_settings, redis_rig
 
@@ -35,7 +36,7 @@ def calls(rig: ControlRig) -> dict[str, Callable[[], object]]:
         "take_lease": lambda: rig.leases.take("duty", seconds=1.0),
         "give_back": lambda: rig.leases.give_back("duty", "token"),
         "note": lambda: rig.progress.note("log", {0: 1}, forget_seconds=1.0),
-        "report": lambda: rig.troubles.report("worker", ["it fails"]),
+        "report": lambda: rig.troubles.report("worker", [Trouble("loop_fails", "it fails")]),
         "reported": rig.troubles.reported,
         "bucket": lambda: rig.bucket.take(needed=1, wanted=1, process="a"),
     }

@@ -1,7 +1,9 @@
 """Every row of the contract's table of answers, over real sockets."""
 
+import contextlib
 import gzip
 import json
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,7 +13,9 @@ import pytest
 
 from pipeline.clock import SystemClock
 from pipeline.event import partition_of
-from pipeline.names import Mode, PauseReason
+from pipeline.names import AlarmCode, Mode, PauseReason
+from pipeline.store.memory import MemoryServer
+from support.clocks import SteppedSystemClock
 from support.edge import (
     SAMPLE,
     RunningEdge,
@@ -466,6 +470,19 @@ def test_health_document_has_every_field(edge: RunningEdge) -> None:
         "reasons",
     ]
     assert document["eventLog"] == "redis"
+
+
+def test_an_ingest_process_tells_that_its_clock_differs() -> None:
+    clock = SteppedSystemClock()
+    clock.step(3600.0)
+    edge = RunningEdge(edge_settings(), control=MemoryServer(clock)).start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(edge.stop)
+        eventually(lambda: bool(edge.troubles.reported()), "reported")
+        [(process, [trouble])] = edge.troubles.reported().items()
+        assert process == f"ingest@{socket.gethostname()}"
+        assert trouble.code == AlarmCode.CLOCKS_DIFFER
+        assert "behind the control store's" in trouble.what
 
 
 def test_health_goes_through_the_modes_with_reasons() -> None:

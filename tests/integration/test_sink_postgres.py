@@ -5,6 +5,7 @@ import multiprocessing
 import random
 import re
 import string
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -190,6 +191,15 @@ def test_the_probe_leaves_nothing_and_a_trigger_that_refuses_it_does_not_matter(
     assert stored_ids(database_url) == []
     assert sink.stored_offsets(LOG) == {}
     assert ask(database_url, "SELECT count(*) FROM stored_offsets") == [(0,)]
+
+
+def test_the_servers_clock_comes_with_the_stored_offsets(sink: PostgresSink) -> None:
+    before = time.time()  # noqa: TID251  # the machine's clock is what is compared
+    for partition in range(3):
+        offsets, clock = sink.stored_offsets_and_time(LOG)  # with no row, then with some
+        assert offsets == dict.fromkeys(range(partition), 2)
+        assert before - 0.01 < clock < time.time() + 0.01  # noqa: TID251
+        sink.store(LOG, partition, 0, numbered_batch(0, 2), before_commit=nothing)
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])

@@ -24,7 +24,13 @@ from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import Mode
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryBucket, MemoryControlEvents, MemoryControlStore, MemoryServer
+from pipeline.store.memory import (
+    MemoryBucket,
+    MemoryControlEvents,
+    MemoryControlStore,
+    MemoryServer,
+    MemoryTroubles,
+)
 from stack.servers import free_port
 
 SAMPLE = {"correlationId": "test-1", "severity": "INFO", "message": "Test", "source": "cli", "timestamp": 1234567890000}
@@ -160,6 +166,7 @@ class RunningEdge:
         self.log = log or self.memory_log
         self.control = control or MemoryServer()
         self.store = MemoryControlStore(settings, self.control)
+        self.troubles = MemoryTroubles(settings, self.control)
         self.port = settings.ingest_port
         parts = IngestParts(
             log=self.log,
@@ -167,6 +174,7 @@ class RunningEdge:
             store=self.store,
             events=MemoryControlEvents(settings, self.control),
             clock=SystemClock(),
+            troubles=self.troubles,
             sight=None if make_sight is None else make_sight(self.log_server),
         )
         self.app = create_app(settings, parts, name=f"ingest-{uuid.uuid4().hex}")

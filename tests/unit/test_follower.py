@@ -1,17 +1,19 @@
 """The follower of the control loop, on the control store in memory."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline.clock import SystemClock
-from pipeline.follower import ControlFollower, Followed
-from pipeline.names import Mode
-from pipeline.ports.control import ControlState
+from pipeline.clock import Clock, ManualClock, SystemClock
+from pipeline.flow.clocks import Look
+from pipeline.follower import ControlFollower, Followed, TroubleReporter
+from pipeline.names import AlarmCode, ControlEventKind, Mode
+from pipeline.ports.control import ControlState, Trouble
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer
+from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
 from support.clocks import SteppedSystemClock
 
 
@@ -19,13 +21,15 @@ from support.clocks import SteppedSystemClock
 class _Rig:
     server: MemoryServer = field(default_factory=MemoryServer)
     seen: list[tuple[float, ControlState]] = field(default_factory=list)
+    clock: Clock = field(default_factory=SystemClock)  # of the process that follows
 
     def __post_init__(self) -> None:
         settings = Settings()
         self.store = MemoryControlStore(settings, self.server)
-        self.follower = ControlFollower(
-            self.store, MemoryControlEvents(settings, self.server), SystemClock(), self._on_state
-        )
+        self.troubles = MemoryTroubles(settings, self.server)
+        self.reporter = TroubleReporter(self.troubles, "batches@host", self.clock, difference_seconds_max=1.0)
+        self.events = MemoryControlEvents(settings, self.server)
+        self.follower = ControlFollower(self.store, self.events, self.clock, self._on_state, reporter=self.reporter)
 
     def _on_state(self, state: ControlState) -> None:
         self.seen.append((time.monotonic(), state))
@@ -33,6 +37,11 @@ class _Rig:
     def publish(self, rate: float) -> None:
         now = self.server.clock.now()
         self.store.publish_rate(base_rate=rate, floor_rate=1, mode=Mode.NORMAL, lag=0, lag_known_at=now, by="test")
+
+    def reported(self) -> dict[str, list[Trouble]]:
+        """What the control loop has heard, with an event that ends the follower's wait."""
+        self.events.record(ControlEventKind.RATE_CHANGED, by="test", why="", data={})
+        return self.troubles.reported()
 
     def bring_back(self) -> None:
         self.server.is_away = False
@@ -138,3 +147,65 @@ def test_a_defect_does_not_end_it(rig: _Rig, caplog: pytest.LogCaptureFixture) -
     rig.follower.start()
     until(lambda: len(calls) >= 2)
     assert "control follower of this process failed by a defect" in caplog.text
+
+
+# --- Clocks that differ -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(3.0, r"[23]\.\d s ahead of"), (-3600.0, r"3,(600|599)\.\d s behind")])
+def test_a_clock_that_differs_from_the_stores_is_reported_until_it_agrees(seconds: float, words: str) -> None:
+    # Given a process that follows, by a clock that is right
+    clock = SteppedSystemClock()
+    rig = _Rig(clock=clock)
+    rig.follower.start()
+    rig.publish(500)
+    until(lambda: rig.rate() == 500)
+    assert rig.reported() == {}
+    # When its clock is stepped
+    clock.step(seconds)
+    # Then the system hears by how much
+    until(lambda: bool(rig.reported()))
+    [trouble] = rig.troubles.reported()["batches@host"]
+    assert trouble.code == AlarmCode.CLOCKS_DIFFER
+    assert re.fullmatch(rf"its clock is {words} the control store's \(Redis\)", trouble.what)
+    # And hears no more of it once it is right again
+    clock.step(-seconds)
+    until(lambda: rig.reported() == {})
+    rig.follower.stop(seconds_max=0)
+
+
+def test_what_an_earlier_process_of_its_name_reported_is_taken_back(rig: _Rig) -> None:
+    rig.troubles.report("batches@host", [Trouble(AlarmCode.CLOCKS_DIFFER, "its clock is 3.0 s behind")])
+    rig.follower.start()
+    until(lambda: rig.reported() == {})
+
+
+@pytest.mark.parametrize("seconds", [3.0, 60.0])
+def test_a_process_that_gets_no_cpu_while_it_reads_reports_nothing(seconds: float) -> None:
+    # Given a process that stands for long before the store is asked, after it has answered, or both
+    for before, after in ((seconds, 0.0), (0.0, seconds), (seconds, seconds)):
+        clock = ManualClock()
+        server = MemoryServer(clock)
+        rig = _Rig(server, clock=clock)
+        read = rig.store.state
+
+        def slow_read() -> ControlState:
+            clock.advance(before)  # noqa: B023
+            state = read()  # noqa: B023
+            clock.advance(after)  # noqa: B023
+            return state
+
+        rig.store.state = slow_read  # type: ignore[method-assign]
+        rig.follower._read()
+        rig.reporter.report()
+        assert rig.troubles.reported() == {}
+
+
+@pytest.mark.parametrize("took", [0.0, 0.2, 30.0])
+def test_a_difference_is_told_only_beyond_the_limit_and_the_time_of_the_look(took: float) -> None:
+    def ahead(by: float) -> float | None:
+        return Look(by, -took / 2, took / 2).ahead_seconds(beyond=1.0)
+
+    edge = 1.0 + took
+    assert (ahead(edge), ahead(-edge), ahead(0.0)) == (None, None, None)
+    assert (ahead(edge + 0.1), ahead(-edge - 0.1)) == (edge + 0.1, -edge - 0.1)

@@ -1,5 +1,6 @@
 """One tick of the control loop, with everything in memory and a clock that is moved by hand."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -10,7 +11,7 @@ from pipeline.flow.age import Age
 from pipeline.flow.rate import BandPolicy
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Severity
-from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate
+from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate, Trouble
 from pipeline.ports.log import SetUpFault
 from pipeline.regulate import Asked, Control, Database, RegulateReport, regulate
 from pipeline.store.memory import MemoryServer
@@ -23,6 +24,9 @@ BREAKER, OPERATOR = PauseReason.BREAKER, PauseReason.OPERATOR
 class FakeDatabase:
     """What PostgreSQL would answer, and what it was asked."""
 
+    clock: ManualClock
+    clock_ahead: float = 0.0  # seconds
+    before_answer: Callable[[], None] = lambda: None
     stored: dict[int, int] = field(default_factory=dict)
     pauses: list[AskedPause] = field(default_factory=list)
     override: Override | None = None
@@ -31,9 +35,10 @@ class FakeDatabase:
     is_away: bool = False
     asked: list[str] = field(default_factory=list)
 
-    def stored_offsets(self, log_id: str) -> dict[int, int]:
+    def stored_offsets(self, log_id: str) -> tuple[dict[int, int], float]:
         self._answer("offsets")
-        return dict(self.stored)
+        self.before_answer()
+        return dict(self.stored), self.clock.now() + self.clock_ahead
 
     def settled_offsets(self, log_id: str) -> dict[int, int]:
         self._answer("settled")
@@ -57,15 +62,33 @@ class FakeDatabase:
             raise SinkUnavailableError("PostgreSQL is away")
 
 
+class _OwnClock:
+    """The clock of another machine than the store's: its wall clock may be off."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.ahead = 0.0  # seconds
+
+    def now(self) -> float:
+        return self._clock.now() + self.ahead
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        self._clock.sleep(seconds)
+
+
 class System:
     """A control loop and what it looks at."""
 
     def __init__(self) -> None:
         self.clock = ManualClock()
+        self.own_clock = _OwnClock(self.clock)  # of the process that ticks
         self.server = MemoryServer(self.clock)
         self.rig: ControlRig = memory_rig(control_settings("redis://nowhere"), self.server)
         self.log = MemoryLog(partitions=2)
-        self.database = FakeDatabase()
+        self.database = FakeDatabase(self.clock)
         self.lag_age, self.rate_age = Age(), Age()
 
     def tick(self, *, after: float = 5.0, by: str = "controller") -> RegulateReport:
@@ -90,7 +113,7 @@ class System:
                 self.rig.progress,
                 self.rig.floors,
                 self.rig.troubles,
-                clock=self.clock,
+                clock=self.own_clock,
                 lag_age=self.lag_age,
                 rate_age=self.rate_age,
             ),
@@ -326,9 +349,9 @@ def test_offsets_that_were_stored_while_postgresql_was_asked_are_no_alarm(system
     # Given a partition that moves on between the two questions
     system.append(0, 10)
 
-    def stored_offsets(log_id: str) -> dict[int, int]:
+    def stored_offsets(log_id: str) -> tuple[dict[int, int], float]:
         system.append(0, 5)
-        return {0: 15}
+        return {0: 15}, system.clock.now()
 
     system.database.stored_offsets = stored_offsets  # type: ignore[method-assign]
     assert system.tick().problems == ()
@@ -535,7 +558,9 @@ def test_after_a_flush_an_override_and_bands_come_back() -> None:
 
 def test_a_worker_whose_loop_fails_is_an_alarm_of_the_system(system: System) -> None:
     system.tick()
-    system.rig.troubles.report("batches@host", ["the control follower of this process fails: ValueError: quota"])
+    system.rig.troubles.report(
+        "batches@host", [Trouble("loop_fails", "the control follower of this process fails: ValueError: quota")]
+    )
     report = system.tick()
     [alarm] = system.rate().alarms
     assert (alarm.code, alarm.what) == (
@@ -621,3 +646,55 @@ def test_the_pace_of_storing_is_that_of_the_time_that_passed(system: System, sec
     assert report.published is not None
     assert report.published.consumption is not None
     assert report.published.consumption.drain_rate == pytest.approx(20.0)
+
+
+# --- Clocks that differ -------------------------------------------------------------------------------
+
+
+def _of_clocks(system: System) -> list[str]:
+    system.tick()
+    alarms = system.rate().alarms
+    assert {(alarm.code, alarm.severity) for alarm in alarms} <= {(AlarmCode.CLOCKS_DIFFER, Severity.DEGRADED)}
+    assert all("time synchronisation (NTP, chrony)" in alarm.look_at for alarm in alarms)
+    return [alarm.what for alarm in alarms]
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(3.0, "3.0 s ahead of"), (-3600.0, "3,600.0 s behind")])
+def test_a_clock_of_postgresql_that_differs_is_named_until_it_agrees(system: System, ahead: float, words: str) -> None:
+    system.database.clock_ahead = ahead
+    assert _of_clocks(system) == [f"PostgreSQL's clock is {words} the control store's (Redis)"]
+    # Whatever that of the process that compares them says
+    system.own_clock.ahead = ahead
+    assert f"PostgreSQL's clock is {words} the control store's (Redis)" in _of_clocks(system)
+    system.own_clock.ahead = 0.0
+    system.database.clock_ahead = 0.9
+    assert _of_clocks(system) == []
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(3.0, "3.0 s ahead of"), (-3.0, "3.0 s behind")])
+def test_the_clock_of_the_process_that_ticks_is_compared_too(system: System, ahead: float, words: str) -> None:
+    system.own_clock.ahead = ahead
+    assert _of_clocks(system) == [f"controller: its clock is {words} the control store's (Redis)"]
+    system.own_clock.ahead = 0.0
+    assert _of_clocks(system) == []
+
+
+def test_a_slow_tick_is_no_difference_of_clocks(system: System) -> None:
+    # Given a process that gets no CPU for long before PostgreSQL's answer, and after it
+    system.database.before_answer = lambda: system.clock.advance(60.0)
+    assert _of_clocks(system) == []
+    # When PostgreSQL's clock is off by more than could be the wait's
+    system.database.clock_ahead = 100.0
+    assert len(_of_clocks(system)) == 1
+    system.database.clock_ahead = -100.0
+    assert len(_of_clocks(system)) == 1
+
+
+def test_a_process_whose_clock_differs_is_named_and_the_rate_is_as_it_was(system: System) -> None:
+    system.tick()
+    trouble = Trouble(AlarmCode.CLOCKS_DIFFER, "its clock is 3.0 s ahead of the control store's (Redis)")
+    system.rig.troubles.report("batches@host", [trouble])
+    assert _of_clocks(system) == ["batches@host: its clock is 3.0 s ahead of the control store's (Redis)"]
+    [alarm] = system.rate().alarms
+    assert "on the host of batches@host" in alarm.look_at
+    assert (system.rate().rate, system.rate().mode) == (1000.0, Mode.NORMAL)
