@@ -4,8 +4,11 @@ A body is received in parts, at its client's pace: many that stall would hold th
 """
 
 from types import TracebackType
+from typing import Final
 
 from pipeline.errors import OverloadedError
+
+SMALL_BYTES: Final = 16 * 1024
 
 
 class HeldBodies:
@@ -45,10 +48,12 @@ class HeldBytes:
     def take(self, size: int) -> None:
         """Count bytes that were received. Raises OverloadedError where all bodies together have too many.
 
-        One body alone is received however large it is: to repeat it later would not make it smaller.
+        One body alone is received however large it is: to repeat it later would not make it smaller. A small one is
+        received too, however many stall: connections bound those.
         """
         is_alone = self._all.bytes == self._mine
-        if not is_alone and not self._all.has_room(size):
+        is_small = self._mine + size <= SMALL_BYTES
+        if not (is_alone or is_small or self._all.has_room(size)):
             raise OverloadedError("the bodies that are being received fill the memory for them (BODIES_BYTES_MAX)")
         self.note(size)
 

@@ -152,6 +152,8 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                     "sluice_worker_children_resident_memory_bytes{$chosen}")), "bytes"),
             Panel("Starts", "Of each program within a quarter of an hour; more than expected are restarts.",
                   (("{{program}}", "max by (program) (increase(sluice_process_starts_total[15m]))"),)),
+            Panel("Messages thrown away", "Of Celery's queues, by reason: no tasks, or none of ours.",
+                  (("{{reason}}", "sum by (reason) (increase(sluice_dropped_messages_total[15m]))"),)),
             Panel("PostgreSQL", "Connections of Sluice, and those allowed to everybody.",
                   (("connections", "max(sluice_database_connections)"),
                    ("allowed", "max(sluice_database_connections_limit)"),

@@ -385,10 +385,12 @@ class _Run:
 
     def finish(self) -> None:
         """Tell the log how far it is stored, and give the partition up."""
-        self._hand.settle()
-        self._hand.tell_log()
-        if self._held_log_id is not None:
-            self._means.sink.release(self._held_log_id, self._partition)
+        try:
+            self._hand.settle()
+            self._hand.tell_log()
+        finally:  # or nobody else could drain it
+            if self._held_log_id is not None:
+                self._means.sink.release(self._held_log_id, self._partition)
 
     def report(self, outcome: DrainOutcome, error: str | None) -> DrainReport:
         """The run in figures."""

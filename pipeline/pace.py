@@ -21,7 +21,7 @@ class Pace:
     - a failure that a row can have caused: an eighth of the records;
     - two failures of one batch: ask PostgreSQL for another write. Where that fails, the server is the culprit, and
       the breaker counts on;
-    - where it succeeds, and a batch of one record has failed as often as would open the breaker: this record is.
+    - where it succeeds, and one record alone has failed as often as would open the breaker: this record is.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -31,17 +31,18 @@ class Pace:
         self.records = self._records_max  # the most that is to be stored at once
         self._offset: int | None = None  # of the batch that fails
         self._failures = 0
-        self._size = 0  # records of the last try
-        self._is_row_possible = True
+        self._failures_alone = 0  # in a row, of its first record alone
         self._is_asked = False  # and PostgreSQL has taken another write since the last failure
         self.why = ""  # the last failure
 
     def failed(self, offset: int, records: int, error: SinkUnavailableError) -> None:
         """Storing a batch of `records` from `offset` on has failed."""
         if offset != self._offset:
-            self._offset, self._failures = offset, 0
+            self._offset, self._failures, self._failures_alone = offset, 0, 0
         self._failures += 1
-        self._size, self._is_row_possible, self.why = records, error.is_a_row_possible, str(error)
+        is_alone = records == 1 and error.is_a_row_possible
+        self._failures_alone = self._failures_alone + 1 if is_alone else 0
+        self.why = str(error)
         self._is_asked = False
         if error.is_a_row_possible:
             self.records = max(1, min(self.records, records) // _SHRINK)
@@ -60,13 +61,7 @@ class Pace:
 
     def is_culprit(self, offset: int) -> bool:
         """Whether the record at `offset`, alone, is what makes storing fail."""
-        return (
-            offset == self._offset
-            and self._is_asked
-            and self._is_row_possible
-            and self._size == 1
-            and self._failures >= self._failures_max
-        )
+        return offset == self._offset and self._is_asked and self._failures_alone >= self._failures_max
 
     def stored(self, result: StoreResult) -> None:
         """A batch was stored: a larger one may be next, unless this one needed care."""

@@ -10,7 +10,7 @@ from typing import Final
 _HIDDEN: Final = "***"
 
 # `//user:password@`: up to the last @ of the word, since a password may have what a URL's should not.
-_IN_URL: Final = re.compile(r"(://[^\s:/@]*):\S*@")
+_IN_URL: Final = re.compile(r"(://[^\s:/@]{0,200}):\S{0,500}@")
 _NAMED: Final = re.compile(r"(\b\w*password)=('[^']*'|[^\s&\"']+)", re.IGNORECASE)
 _TOKEN: Final = re.compile(r'(invalid percent-encoded token): ".*"')  # libpq quotes the password alone
 

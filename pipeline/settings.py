@@ -121,7 +121,7 @@ class Settings:
     )
     bodies_bytes_max: int = _setting(
         64 << 20,
-        "Bytes of all bodies that one ingest process has received and not yet appended; beyond it 503",
+        "Bytes of bodies that one ingest process receives and has not yet appended; beyond it, 503 above 16 KiB",
         low=1 << 20,
         high=64 << 30,
         when="many clients send large bodies on slow lines: events take up to four times as much for a moment",

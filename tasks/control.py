@@ -21,7 +21,7 @@ from tasks import commands
 from tasks.hints import HINTS_WAITING_MAX, send_net_hint
 from tasks.keeping import keep_what_holds
 from tasks.parts import Parts, parts_of
-from tasks.standstill import why_not_drained
+from tasks.standstill import Workers
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def regulate_rate(self: Any) -> None:
     """Measure the lag, decide the admitted rate, publish it, and look after drainers that are stuck."""
     parts = parts_of(self.app.sluice_settings)
     _migrate_once(parts)
+    workers = Workers(self.app)
     report = regulate(
         settings=parts.settings,
         policy=parts.policy,
@@ -59,7 +60,7 @@ def regulate_rate(self: Any) -> None:
             terminate_drainer=parts.sink.terminate_stalled,
             schema_problem=parts.schema_problem,
             why_standing=lambda log_id, partition: (
-                why_standing(parts.sink, log_id, partition) or why_not_drained(self.app, partition)
+                why_standing(parts.sink, log_id, partition) or workers.why_not_drained(partition)
             ),
             former_logs=parts.former_logs.alarms,
         ),

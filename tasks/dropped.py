@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections import Counter
+from collections import defaultdict
 from functools import cache
 from typing import Any, Final
 from uuid import uuid4
@@ -30,7 +30,7 @@ class Drops:
         self._tallies = wiring.make_tallies(settings)
         self._clock = SystemClock()
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts: defaultdict[str, int] = defaultdict(int)
         self._said: dict[DropReason, tuple[float, int]] = {}  # when the last line was, and how many there were since
         self._sender, self._number = uuid4().hex, 1
         self._thread: threading.Thread | None = None

@@ -12,7 +12,7 @@ from celery.signals import worker_process_shutdown
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import LogUnavailableError
+from pipeline.errors import SluiceError
 from pipeline.flow.age import Age
 from pipeline.pace import Pace
 from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
@@ -126,7 +126,7 @@ class Parts:
             if partition >= self.partitions():
                 self._partitions = None  # it may have been added since
             return partition < self.partitions()
-        except LogUnavailableError:
+        except SluiceError:  # the drain finds out, and says it
             return True
 
     def close(self) -> None:

@@ -12,15 +12,34 @@ _DRAIN: Final = "sluice.drain"
 _ANSWER_SECONDS: Final = 0.5
 
 
-def why_not_drained(app: Celery, partition: int) -> str:
-    """Ask the workers why nobody drains a partition; in words."""
-    try:
-        inspect = app.control.inspect(timeout=_ANSWER_SECONDS)
-        queues, tasks, active = inspect.active_queues(), inspect.registered("rate_limit"), inspect.active()
-        children = inspect.stats()
-    except Exception as error:  # kombu raises what its transport raises
-        return f"no drain holds it, and Celery's workers can't be asked: {error}"
-    return words(partition, queues or {}, tasks or {}, active or {}, children or {})
+class Workers:
+    """What Celery's workers say of themselves: asked at most once, however many partitions it is asked about.
+
+    Each of the four questions takes its whole time, and the rate is published after it.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._said: tuple[dict[str, Any], ...] | str | None = None  # a text: why they can't be asked
+
+    def why_not_drained(self, partition: int) -> str:
+        """Why nobody drains a partition; in words."""
+        if self._said is None:
+            self._said = self._ask()
+        if isinstance(self._said, str):
+            return f"no drain holds it, and Celery's workers can't be asked: {self._said}"
+        return words(partition, *self._said)
+
+    def _ask(self) -> tuple[dict[str, Any], ...] | str:
+        try:
+            inspect = self._app.control.inspect(timeout=_ANSWER_SECONDS)
+            queues = inspect.active_queues()
+            if not queues:
+                return ({}, {}, {}, {})
+            said = (queues, inspect.registered("rate_limit"), inspect.active(), inspect.stats())
+        except Exception as error:  # kombu raises what its transport raises
+            return str(error)
+        return tuple(one or {} for one in said)
 
 
 def words(
@@ -38,10 +57,7 @@ def words(
         told = next((task for task in tasks.get(worker, ()) if task.startswith(f"{_DRAIN} ")), "")
         limit = re.search(r"rate_limit=(?!0\b|None\b)([^\s\]]+)", told)
         if limit is not None:
-            return (
-                f"{worker} has a rate limit of Celery's, {limit[1]}: "
-                f"`celery -A tasks.app control rate_limit {_DRAIN} 0` lifts it"
-            )
+            return f"{worker}, of an older version, has a rate limit of Celery's, {limit[1]}: a restart lifts it"
     drains = [task for worker in workers for task in active.get(worker, ()) if task.get("name") == _DRAIN]
     if any(list(task.get("args", ()))[:1] == [partition] for task in drains):
         return "its drain has begun and holds nothing yet: it waits for the event log, Redis or PostgreSQL"

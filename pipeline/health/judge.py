@@ -212,7 +212,7 @@ def _likely_cause(inputs: HealthInputs) -> tuple[str, str]:
         )
     return (
         "no drain runs, or it is held up",
-        "the workers for `batches`: do they run, are they frozen, has somebody set a rate limit in Celery or Flower? "
+        "the workers for `batches`: do they run, are they frozen? "
         "`celery -A tasks.app inspect active` shows their tasks",
     )
 

@@ -24,6 +24,8 @@ _LOCK_KEY: Final = 0x5105CE_0001
 # How long another process' migrations are waited for: an index on a large table takes its time.
 _LOCK_SECONDS_MAX: Final = 300.0
 _LOCK_POLL_SECONDS: Final = 0.1
+# Between two tries to change a table that somebody else uses: storing goes on meanwhile.
+_TABLE_POLL_SECONDS: Final = 1.0
 # SQLSTATE classes of a server that is away or busy; any other refusal is the migration's own fault.
 _AWAY_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
 
@@ -81,6 +83,8 @@ def migrate(
 def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float) -> list[str]:
     """Apply what is missing, one transaction after the other, each under the lock."""
     names: list[str] = []
+    clock = SystemClock()
+    deadline = clock.monotonic() + wait_seconds
     with contextlib.closing(connect(settings)) as connection, connection.cursor() as cursor:
         try:
             while True:
@@ -91,8 +95,9 @@ def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float)
                 cursor.execute(query("applied_migrations"))
                 _check(cursor.fetchall(), wanted)
                 missing = wanted[cursor.rowcount :]
-                if missing:
-                    _apply(cursor, missing[0])
+                if missing and not _is_applied(cursor, missing[0], gives_up=clock.monotonic() >= deadline):
+                    clock.sleep(_TABLE_POLL_SECONDS)
+                    continue
                 cursor.execute("COMMIT")
                 if not missing:
                     return names
@@ -139,8 +144,29 @@ def _check(applied: list[tuple[Any, ...]], wanted: list[Migration]) -> None:
         raise SchemaNewerError(f"the database is newer than this version of Sluice, which does not know: {names}")
 
 
+def _is_applied(cursor: Any, migration: Migration, *, gives_up: bool) -> bool:
+    """Run one migration and record it; False where somebody else has one of its tables, and nothing was done.
+
+    Any other failure undoes it with the connection; so does this one, where it `gives_up`.
+    """
+    try:
+        _apply(cursor, migration)
+    except psycopg2.errors.LockNotAvailable as error:
+        if gives_up:
+            raise
+        cursor.execute("ROLLBACK")
+        _logger.warning(
+            "%s waits: somebody else uses a table that it changes (%s)",
+            migration.name,
+            " ".join(str(error).split()),
+            extra={"action": "migration_waits", "migration": migration.name},
+        )
+        return False
+    return True
+
+
 def _apply(cursor: Any, migration: Migration) -> None:
-    """Run one migration and record it; a failure undoes it with the connection."""
+    """Run one migration and record it."""
     cursor.execute(migration.sql)
     cursor.execute(
         query("record_migration"),

@@ -401,6 +401,8 @@ CREATE TABLE schema_migrations (
 -- The lock ends with the transaction: it can't stay behind on a backend of a pooler.
 BEGIN;
 SET LOCAL client_min_messages = warning;
+-- While a migration waits for a table, everybody who comes after it waits too: it gives up soon, and tries again.
+SET LOCAL lock_timeout = '500ms';
 SELECT pg_try_advisory_xact_lock(%(key)s);
 
 -- name: migration_lock_holder

@@ -50,6 +50,7 @@ SERVER_CLASSES: Final = frozenset(
 )
 # Of these, the ones that no row's content can cause, however often a row fails with them.
 _NEVER_A_ROWS_CLASSES: Final = frozenset({"08", "40", "53", "55", "58"})
+_NEVER_A_ROWS: Final = frozenset({"57P01", "57P02", "57P03"})  # the server or its session is shut down
 
 
 def fault_of(sqlstate: str | None, function: str | None = None) -> Fault:
@@ -72,4 +73,6 @@ def fault_of(sqlstate: str | None, function: str | None = None) -> Fault:
 
 def may_be_a_rows(sqlstate: str | None) -> bool:
     """Whether a row's content may be the cause of a failure that comes again and again while other writes pass."""
-    return sqlstate is None or sqlstate[:2] not in _NEVER_A_ROWS_CLASSES
+    if sqlstate is None:
+        return True
+    return sqlstate[:2] not in _NEVER_A_ROWS_CLASSES and sqlstate not in _NEVER_A_ROWS

@@ -25,7 +25,7 @@ from support.processes import Program, batches_worker, beat, control_worker, sup
 from support.traffic import wait_until
 from tasks.app import make_app
 from tasks.drain import PausedCheck
-from tasks.standstill import why_not_drained
+from tasks.standstill import Workers
 
 FREEZES_MAX = 3
 
@@ -301,7 +301,7 @@ def test_a_partition_that_stands_still_is_named_with_the_reason(rig: Rig) -> Non
         return " ".join(alarm.what for alarm in alarms if alarm.code == AlarmCode.STANDS_STILL)
 
     # Given a worker that runs, of which Celery knows which partitions it drains
-    rig.wait(lambda: "its drain has begun" in why_not_drained(rig.app, 0), "the drain of a partition is seen")
+    rig.wait(lambda: "its drain has begun" in Workers(rig.app).why_not_drained(0), "the drain of a partition is seen")
     # When all of it is frozen, while events come
     rig.batches.freeze()
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg2
@@ -116,6 +117,30 @@ def test_a_migration_and_its_record_are_one(database_url: str) -> None:
 def test_no_server_is_unavailable() -> None:
     with pytest.raises(SinkUnavailableError):
         migrate(Settings(database_url="postgresql://127.0.0.1:1/none"))
+
+
+def test_a_migration_that_waits_for_a_table_keeps_nobody_from_it(database_url: str) -> None:
+    # Given a table that somebody reads for long, as a dump does, and a migration that changes it
+    settings = Settings(database_url=database_url)
+    migrate(settings, [GOOD])
+    change = Migration(3, "0003_change.sql", "ALTER TABLE good ADD COLUMN more int;")
+    with contextlib.closing(psycopg2.connect(database_url)) as reader, reader.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM good")
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            migrating = pool.submit(migrate, settings, [GOOD, change], wait_seconds=60)
+            # Then others go on: each of them waits for half a second at most
+            for number in range(3):
+                ask(database_url, f"SET statement_timeout = '5s'; INSERT INTO good VALUES ({number}) RETURNING id")
+            assert not migrating.done()
+            # And it is applied once the table is free
+            reader.rollback()
+            assert migrating.result(30) == ["0003_change.sql"]
+    # Where it is not free in time, that is said
+    with contextlib.closing(psycopg2.connect(database_url)) as reader, reader.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM good")
+        again = Migration(4, "0004_again.sql", "ALTER TABLE good ADD COLUMN once_more int;")
+        with pytest.raises(SinkUnavailableError, match="lock timeout"):
+            migrate(settings, [GOOD, change, again], wait_seconds=0)
 
 
 def test_the_lock_is_given_up(database_url: str) -> None:

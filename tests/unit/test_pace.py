@@ -29,8 +29,14 @@ def fail(pace: Pace, times: int, error: SinkUnavailableError = ROW, offset: int 
     return sizes
 
 
-def test_five_failures_lead_from_a_whole_batch_to_one_record(pace: Pace) -> None:
+def test_four_failures_lead_from_a_whole_batch_to_one_record_which_fails_as_often_as_opens_the_breaker(
+    pace: Pace,
+) -> None:
     assert fail(pace, 5) == [5000, 625, 78, 9, 1]
+    # A server that is killed again and again fails with whatever is stored: one failure alone says nothing
+    pace.asked()
+    assert not pace.is_culprit(7)
+    assert fail(pace, 4) == [1, 1, 1, 1]
     assert not pace.is_culprit(7)  # PostgreSQL was not asked since the last one
     assert pace.must_ask(7)
     pace.asked()
@@ -47,6 +53,15 @@ def test_a_single_record_has_to_fail_as_often_as_opens_the_breaker(pace: Pace) -
     fail(pace, 1)
     pace.asked()
     assert pace.is_culprit(7)
+
+
+def test_failures_that_no_row_causes_begin_the_count_anew(pace: Pace) -> None:
+    pace.records = 1
+    fail(pace, 4)
+    fail(pace, 1, LOCK)
+    fail(pace, 4)
+    pace.asked()
+    assert not pace.is_culprit(7)
 
 
 def test_a_lock_makes_no_record_a_culprit_and_no_batch_smaller(pace: Pace) -> None:

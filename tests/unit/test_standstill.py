@@ -20,7 +20,12 @@ def drain(partition: int) -> dict[str, Any]:
     [
         ({}, {}, {}, "no worker takes batches"),
         ({"control@host": [{"name": "control"}]}, {}, {}, "no worker takes batches"),
-        (QUEUES, {WORKER: ["sluice.drain [rate_limit=1/m]"]}, {}, "batches@host has a rate limit of Celery's, 1/m: "),
+        (
+            QUEUES,
+            {WORKER: ["sluice.drain [rate_limit=1/m]"]},
+            {},
+            "has a rate limit of Celery's, 1/m: a restart lifts it",
+        ),
         (QUEUES, {WORKER: ["sluice.probe [rate_limit=1/m]", "sluice.drain"]}, {}, "its hints are lost or wait"),
         (QUEUES, {WORKER: ["sluice.drain [rate_limit=0]"]}, {}, "its hints are lost or wait"),  # it was lifted
         (QUEUES, {}, {WORKER: [drain(3)]}, "its drain has begun and holds nothing yet"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.errors import LogRestartedError, StoreUnavailableError
+from pipeline.errors import LogRestartedError, LogUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.control import Mirror
 from pipeline.ports.sink import StoreResult
@@ -230,3 +230,17 @@ def test_another_batch_than_the_next_is_refused(rig: Rig) -> None:
     with pytest.raises(DoesNotFitError, match="another event log"):
         accept_poison(rig.means, PARTITION, Poisoned("an earlier one", 5, 8), rehearsed=None)
     assert rig.stored == 5
+
+
+def test_the_position_of_a_partition_is_its_own_where_others_can_not_be_asked(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a log that does not say where its first partition begins and ends, and nothing missing in the second
+    everything = rig.log.positions()
+    monkeypatch.setattr(rig.log, "positions", lambda: [one for one in everything if one.partition != 0])
+    assert look(rig.means, PARTITION).log.partition == PARTITION
+    assert look(rig.means, PARTITION).hole is None
+    # When it is the one that can't be asked, then that is said
+    monkeypatch.setattr(rig.log, "positions", lambda: [one for one in everything if one.partition != PARTITION])
+    with pytest.raises(LogUnavailableError, match="partition 1 can't be asked"):
+        look(rig.means, PARTITION)
