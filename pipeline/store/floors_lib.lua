@@ -2,7 +2,7 @@
 
 -- The life in which all that the mirror says holds: it begins with the server process or, after a flush, with the
 -- first who asks. What an earlier life fenced or knew is no witness: it may have come from an older file. Floors stay,
--- since they only rise.
+-- since they only rise (lower_floor.lua aside, whose caller says it again where it was lost).
 local function settle_life()
   local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   local life = redis.call('HGET', KEYS[1], 'life')

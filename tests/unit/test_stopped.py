@@ -196,6 +196,15 @@ def test_a_log_that_waits_for_its_first_append_after_a_restart_has_no_hole(rig: 
     assert look(rig.means, PARTITION).hole is None
 
 
+def test_another_partition_that_can_not_be_asked_changes_nothing(rig: Rig) -> None:
+    rig.set_stored(15)
+    rig.server.without_leader.add(0)
+    assert look(rig.means, PARTITION).hole == Hole(15, 10)
+    rig.server.without_leader.add(PARTITION)
+    with pytest.raises(LogUnavailableError, match="partition 1 can't be asked"):
+        look(rig.means, PARTITION)
+
+
 def test_a_partition_that_is_not_there_is_refused(rig: Rig) -> None:
     with pytest.raises(DoesNotFitError, match="no partition 2: the event log has 2"):
         look(rig.means, 2)
