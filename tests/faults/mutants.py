@@ -139,7 +139,7 @@ _SEEN_IN_PAUSE = (
     ),
     Mutant(
         "rate-always-at-its-maximum",
-        (Edit(_REGULATE, "policy.decide(sum(sample.lag.values()))", "policy.decide(0)"),),
+        (Edit(_REGULATE, "policy.decide(sample.total_lag)", "policy.decide(0)"),),
         _PAUSE,
         ("where the published rate was not what the policy gives for its lag",),
     ),
@@ -269,10 +269,11 @@ _SEEN_IN_OTHERS = (
             ),
             Edit(
                 "pipeline/drain.py",
-                "        self._hand.stored_up_to(identity.log_id, stored)\n",
+                "        self._hand.stored_up_to(identity.log_id, stored.next_offset)\n",
                 "        with contextlib.suppress(OSError), open(f'dropped-{self._partition}') as file:\n"
-                "            stored = max(stored, int(file.read() or 0))\n"
-                "        self._hand.stored_up_to(identity.log_id, stored)\n",
+                "            dropped = int(file.read() or 0)\n"
+                "            stored = type(stored)(max(stored.next_offset, dropped), None)\n"
+                "        self._hand.stored_up_to(identity.log_id, stored.next_offset)\n",
             ),
             Edit(_QUERIES, _CAS, _CAS.replace("=", "<=")),
         ),

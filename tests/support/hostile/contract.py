@@ -65,7 +65,8 @@ def _json_body(context: schemathesis.SerializationContext, value: Any) -> Any:
 @schemathesis.serializer("application/x-ndjson")
 def _ndjson_body(context: schemathesis.SerializationContext, value: Any) -> Any:
     lines = value if isinstance(value, list) else [value]
-    return _coded(context, b"\n".join(map(_dumps, lines)))
+    ids: set[str] = set()
+    return _coded(context, b"\n".join(_dumps(line, ids) for line in lines))
 
 
 def _follow_words(event: dict[str, Any], ids: set[str]) -> None:
@@ -87,11 +88,11 @@ def _follow_words(event: dict[str, Any], ids: set[str]) -> None:
                 attributes[key] = 0.0
 
 
-def _dumps(value: Any) -> bytes:
-    """JSON, with characters beyond ASCII escaped in about half of the bodies."""
+def _dumps(value: Any, ids: set[str] | None = None) -> bytes:
+    """JSON, with characters beyond ASCII escaped in about half of the bodies; `ids` are those of lines before it."""
     if isinstance(value, bytes):
         return value
-    ids: set[str] = set()
+    ids = set() if ids is None else ids
     for event in value if isinstance(value, list) else [value]:
         if isinstance(event, dict):
             _follow_words(event, ids)
