@@ -30,10 +30,11 @@ from pipeline.errors import (
     SinkUnavailableError,
     StoreUnavailableError,
 )
+from pipeline.last_record import holds_another_record
 from pipeline.pace import Pace
 from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import Floors
-from pipeline.ports.log import EventLog, LogBatch, LogIdentity, record_digest
+from pipeline.ports.log import EventLog, LogBatch, LogIdentity
 from pipeline.ports.sink import Sink, StoredPosition, StoreResult
 from pipeline.read_ahead import ReadAhead
 from pipeline.settings import Settings
@@ -298,21 +299,13 @@ class _Run:
         return stored.next_offset
 
     def _compare(self, stored: StoredPosition) -> None:
-        """Make sure that the log holds the record that was stored last, where it still holds one at that offset.
-
-        Another one there means that the log lost its tail and has been appended to since: some of its records lie below
-        the stored offset, and nobody would read them. Raises LogGapError.
-        """
-        if stored.last_digest is None:
-            return
-        last = stored.next_offset - 1
-        batch = self._means.log.read(self._partition, last, records_max=1, wait_seconds=0)
-        if batch is None or batch.offset != last or record_digest(batch.values[0]) == stored.last_digest:
-            return
-        raise LogGapError(
-            f"partition {self._partition}: the event log holds another record at offset {last} than the one that was "
-            "stored from there: it lost its tail, and has records below the stored offset that are not stored"
-        )
+        """Raise LogGapError where the log holds another record than the one that was stored last."""
+        if holds_another_record(self._means.log, stored, self._partition):
+            raise LogGapError(
+                f"partition {self._partition}: the event log holds another record at offset {stored.next_offset - 1} "
+                "than the one that was stored from there: it lost its tail, and has records below the stored offset "
+                "that are not stored"
+            )
 
     def _begin(self) -> int:
         """Where the partition begins in the log. Raises LogUnavailableError."""

@@ -7,7 +7,7 @@ log and PostgreSQL say, nothing is changed. Only where the log has lost its tail
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.errors import (
@@ -18,6 +18,7 @@ from pipeline.errors import (
     PermanentError,
     RecoverableError,
 )
+from pipeline.last_record import holds_another_record
 from pipeline.ports.control import Floors
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity, PartitionPosition
 from pipeline.ports.sink import Sink, StoreResult
@@ -52,10 +53,12 @@ class Hole:
 
     With `end` above `first` the offsets between them are lost. Below it the log has lost its tail, up to `first`: it is
     stored, or was about to be. New records would be taken for stored ones, or none can be appended.
+    `is_refilled`: it has been appended to since, beyond `first`. What it holds below that is not what is stored.
     """
 
     first: int
     end: int
+    is_refilled: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,8 @@ def _look(means: Means, identity: LogIdentity, partition: int) -> Place:
         return Place(stored, place, Hole(floor, place.next_offset), None)
     if stored is None:
         return Place(None, place, None, None)
+    if holds_another_record(means.log, means.sink.stored_position(identity.log_id, partition), partition):
+        return Place(stored, place, Hole(stored, stored - 1, is_refilled=True), None)
     try:
         batch = means.log.read(partition, stored, records_max=1, wait_seconds=0.0)
     except LogGapError:  # its end fell this very moment

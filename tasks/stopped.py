@@ -206,6 +206,12 @@ def _hole_words(hole: Hole) -> str:
         return (
             f"offsets {hole.first} to {hole.end - 1} are missing: {hole.end - hole.first:,} records that nobody stored"
         )
+    if hole.is_refilled:
+        return (
+            f"the event log holds another record at offset {hole.end} than the one that was stored from there: it lost "
+            "its tail, and has records below the stored offset that are not stored. Set the offset back to where it "
+            "was put back to, or lower"
+        )
     return (
         f"the event log ends at {hole.end}, before offset {hole.first}, up to which it was stored or about to be: "
         "it lost its tail. Set the offset back to where it was put back to, or lower; "

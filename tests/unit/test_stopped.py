@@ -8,6 +8,7 @@ import pytest
 from pipeline.errors import LogRestartedError, LogUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.control import Mirror
+from pipeline.ports.log import LogBatch
 from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink, MemoryStore
@@ -253,3 +254,25 @@ def test_the_position_of_a_partition_is_its_own_where_others_can_not_be_asked(
     monkeypatch.setattr(rig.log, "positions", lambda: [one for one in everything if one.partition != PARTITION])
     with pytest.raises(LogUnavailableError, match="partition 1 can't be asked"):
         look(rig.means, PARTITION)
+
+
+def test_a_log_that_lost_its_tail_and_grew_again_goes_back_to_what_it_holds(rig: Rig) -> None:
+    # Given a partition whose last record was stored from here, and a log that holds another one there since
+    sink = rig.other
+    stored = sink.store(
+        rig.log_id, PARTITION, 5, LogBatch(5, [record(number) for number in range(5, 10)]), before_commit=lambda: None
+    )
+    assert stored.stored == 5
+    assert look(rig.means, PARTITION).hole is None
+    rig.server.restart(keep={0: 0, PARTITION: 7})
+    rig.log.identity()
+    rig.log.append([(PARTITION, record(number)) for number in range(20, 30)])
+    # Then it is a hole, though what is stored next is in the log, and the way leads back to what it holds
+    hole = look(rig.means, PARTITION).hole
+    assert hole == Hole(10, 9)
+    assert hole.is_refilled
+    with pytest.raises(DoesNotFitError):
+        rig.skip(10, 10)
+    rig.skip(10, 7)
+    assert rig.stored == 7
+    assert look(rig.means, PARTITION).hole is None

@@ -34,7 +34,7 @@ def running_victim(log_url: str, redis_url: str, folder: Path, **changes: float)
             "rate_max": 1e6,
             "rate_min": 1e6,
             **changes,
-        }  # type: ignore[arg-type]  # each its own type
+        },  # type: ignore[arg-type]  # each its own type
     )
     victim = Victim(ingest(settings, folder).start(), settings)
     try:
