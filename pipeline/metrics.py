@@ -167,7 +167,9 @@ LAG: Final = Declared("sluice_lag_events", "Events in the log that are not store
 DRAIN_RATE: Final = Declared("sluice_drain_rate", "Events stored a second, between the controller's last two ticks")
 # Above half a minute: nothing is stored, whatever the lag's size. Partitions without lag, and paused ones, have none.
 NO_PROGRESS_SECONDS: Final = Declared(
-    "sluice_no_progress_seconds", "Seconds since a partition that has events stored one", ("partition",)
+    "sluice_no_progress_seconds",
+    "Seconds since a partition that has events stored one; 0 for one that has none",
+    ("partition",),
 )
 # When it would be over, if nothing more came in.
 LAG_SECONDS: Final = Declared("sluice_lag_seconds", "Seconds that storing the lag takes at the present pace")

@@ -182,8 +182,8 @@ def _lag_gauges(state: ControlState, settings: Settings, controller_age: float) 
     yield lag
     yield metrics.LAG.gauge(rate.lag)
     stood = metrics.NO_PROGRESS_SECONDS.gauge()
-    for partition, seconds in sorted((rate.consumption.no_progress_seconds or {}).items()):
-        stood.add_metric([str(partition)], seconds)
+    for partition in sorted(rate.consumption.lag_by_partition):
+        stood.add_metric([str(partition)], (rate.consumption.no_progress_seconds or {}).get(partition, 0.0))
     yield stood
     drain_rate = rate.consumption.drain_rate
     if drain_rate is not None:
