@@ -32,8 +32,11 @@ NOT_MINE: Final = "not_mine"  # key of the answer of a worker that leaves a comm
 ANSWER_SECONDS_MAX: Final = 5.0  # for the control worker; longer than it takes for a PostgreSQL that is away
 
 
-class _AnsweredError(Exception):
-    """The answer is there: nothing more is waited for."""
+class _AnsweredError(BaseException):
+    """The answer is there: nothing more is waited for.
+
+    No `Exception`: those that come out of a message on its way in are taken for a malformed message.
+    """
 
 
 class SluiceControl(Control):
