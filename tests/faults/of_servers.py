@@ -235,6 +235,8 @@ class LogLoses(Fault):
         shutil.copytree(rig.folder / "redis-log", self._whole / "redis-log")
         return rig.folder / "redis-log" / "appendonlydir"
 
+    offsets_lost = 0
+
     def bring_back(self, rig: Rig) -> None:
         """Start the server on what is left of its files, and note what is not."""
         stored = rig.stored_offsets() if rig.postgres.process is not None else {}
@@ -244,6 +246,8 @@ class LogLoses(Fault):
         try:
             with rig.redis(rig.log) as now, rig.redis(whole) as then:
                 log_id, self.lost = _lost(rig, now, then)
+                # Where what was lost was stored and trimmed already, its ends tell that the log went back.
+                self.offsets_lost = sum(_ends(rig, then, log_id)) - sum(_ends(rig, now, log_id))
         finally:
             whole.kill()
             shutil.rmtree(self._whole, ignore_errors=True)
@@ -274,7 +278,8 @@ class TailLost(LogLoses):
         self.bring_back(rig)
 
     def effect(self, rig: Rig) -> Effect:
-        return Effect(bool(self.lost), f"{self._cut_bytes} bytes cut from the file, {len(self.lost)} records lost")
+        lost = f"{len(self.lost)} records and {self.offsets_lost} offsets lost"
+        return Effect(self.offsets_lost > 0, f"{self._cut_bytes} bytes cut from the file, {lost}")
 
 
 class WentBack(LogLoses):
@@ -321,7 +326,7 @@ class WentBack(LogLoses):
 
     def effect(self, rig: Rig) -> Effect:
         lost = f", {len(self.lost)} records lost, {len(self.lost_unread)} of them not stored" if self._log else ""
-        return Effect(not self._log or bool(self.lost), f"back by {self._seconds:.1f} s{lost}")
+        return Effect(not self._log or self.offsets_lost > 0, f"back by {self._seconds:.1f} s{lost}")
 
 
 COPY_TRIES_MAX = 20
@@ -393,6 +398,16 @@ def _lost(rig: Rig, now: "redis.Redis", then: "redis.Redis") -> tuple[str, list[
             offset = int(entry_id.partition(b"-")[2]) - 1
             lost.append(stored_of(fields[b"v"], Place(partition, offset)))
     return log_id, lost
+
+
+def _ends(rig: Rig, server: "redis.Redis", log_id: str) -> list[int]:
+    """The end of each partition on a server."""
+    ends = []
+    for partition in range(int(log_id.rpartition(".")[2])):
+        stream = f"{rig.settings.key_prefix}{KEY_LOG_STREAM}:{partition}"
+        last = server.xinfo_stream(stream)["last-generated-id"] if server.exists(stream) else b"0-0"
+        ends.append(int(_bytes(last).partition(b"-")[2]))
+    return ends
 
 
 def _bytes(answer: Any) -> bytes:
