@@ -92,11 +92,15 @@ def _ask_store(parts: StatusParts) -> _Asked:
 
 
 def _ask_log(log: EventLog) -> tuple[dict[int, int] | None, str | None]:
-    """Lag by what the log itself was told; None where it was told nothing, and PostgreSQL would have to be asked."""
+    """Lag by what the log itself was told; None where it was told nothing, and PostgreSQL would have to be asked.
+
+    None too where some partition can't be asked: the lag of the others is not that of the log.
+    """
     try:
-        return lag_by_partition(log.positions(), None), None
+        partitions, positions = log.identity().partitions, log.positions()
     except SluiceError as error:
         return None, str(error)
+    return (lag_by_partition(positions, None) if len(positions) == partitions else None), None
 
 
 def _ask_database(parts: StatusParts, breaker: BreakerState) -> tuple[DeadLetterCounts | None, str | None]:

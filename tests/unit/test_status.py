@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.clock import ManualClock
 from pipeline.errors import LogUnavailableError, SinkUnavailableError, StoreUnavailableError
-from pipeline.log.memory import MemoryLog
+from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.ports.log import PartitionPosition
@@ -62,3 +62,20 @@ def test_what_parts_know_is_read() -> None:
     assert (status_document(after)["deadLetters"], status_document(after)["deadLetterConflicts"]) == (7, 2)
     assert status_document(after)["consumption"] == "paused"
     assert [pause.by for pause in after.inputs.pauses or ()] == ["ann@host"]
+
+
+def test_the_lag_of_some_partitions_is_not_that_of_the_log() -> None:
+    # Given a log whose commits are known, and of which one partition can't be asked
+    clock = ManualClock()
+    rig = memory_rig(control_settings("redis://nowhere"), MemoryServer(clock))
+    rig.store.restore([], by="test")
+    server = MemoryLogServer(2)
+    log = MemoryLog(server=server)
+    log.append([(0, b"{}")] * 3 + [(1, b"{}")] * 3)
+    for partition in (0, 1):
+        log.commit(log.identity().log_id, partition, 1)
+    parts = StatusParts(rig.settings, clock, rig.store, rig.events, log, None)
+    assert read_status(parts).inputs.lag == 4
+    # When nothing but the log says what the lag is, then it is unknown
+    server.lose_leader(1)
+    assert read_status(parts).inputs.lag is None
