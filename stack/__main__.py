@@ -43,9 +43,8 @@ def main() -> int:
     """Run one command; returns the exit status."""
     arguments = _parse()
     try:
-        config = StackConfig.from_environ(arguments.log)
-        surroundings.clear(os.environ, keeps_libpq="DATABASE_URL" in config.given)
-        system = System(config)
+        surroundings.clear(os.environ)
+        system = System(StackConfig.from_environ(arguments.log))
         match arguments.command:
             case "up":
                 return _up(system, detach=arguments.detach)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline.running import SYSTEM_VARIABLE
+from pipeline.running import SYSTEM_VARIABLE, home_of
 from stack import surroundings
 from stack.prometheus import SCRAPE_SECONDS
 from stack.servers import LOOPBACK, ROOT, ServerError, free_port, kafka_url, postgres_url, redis_url
@@ -79,7 +79,7 @@ class StackConfig:
     def from_environ(cls, log: str | None, environ: Mapping[str, str] | None = None) -> "StackConfig":
         """Read the environment; `log` is the command line's choice. Raises ServerError with what is wrong."""
         source = os.environ if environ is None else environ
-        home = Path(source.get("SLUICE_HOME") or ROOT / ".local" / "system").expanduser().resolve()
+        home = home_of(source)
         for folder in (home, ROOT):
             if re.search(r"%|\s[;#]|\n", str(folder)):  # signs of its configuration's syntax
                 raise ServerError(f"supervisor can't work in a folder with %, or ; or # after a space: {str(folder)!r}")

@@ -14,19 +14,17 @@ _PROXIES: Final = r"(https?|ftp|all|no)_proxy"
 _CELERY: Final = r"CELERY_\w+|BROKER_URL|RESULT_BACKEND|LOADER|CONFIG_MODULE|SKIP_CHECKS|APP|KOMBU_\w+"
 _LIBRARIES: Final = r"SANIC_\w+|PROMETHEUS_MULTIPROC_DIR"
 _LOCALE: Final = r"LANG|LANGUAGE|LC_\w+"
-_LIBPQ: Final = re.compile(r"PG[A-Z]+")
-_OTHERS: Final = re.compile(f"(?i:{_PROXIES})|{_CELERY}|{_LIBRARIES}|{_LOCALE}")
+# The same as every process of Sluice ignores, but for a password that should stand in no URL.
+_LIBPQ: Final = r"PG(?!PASSWORD$|PASSFILE$)[A-Z]+"
+_OTHERS: Final = re.compile(f"(?i:{_PROXIES})|{_CELERY}|{_LIBRARIES}|{_LOCALE}|{_LIBPQ}")
 
 # One that every system has, and that writes all characters.
 LOCALE: Final = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
 
 
-def clear(environ: MutableMapping[str, str], *, keeps_libpq: bool = False) -> None:
-    """Remove variables of other programs, and set a locale that exists.
-
-    `keeps_libpq`: PostgreSQL is a server of the user's own, and its client's variables may hold what it needs.
-    """
+def clear(environ: MutableMapping[str, str]) -> None:
+    """Remove variables of other programs, and set a locale that exists."""
     for name in list(environ):
-        if _OTHERS.fullmatch(name) or (_LIBPQ.fullmatch(name) and not keeps_libpq):
+        if _OTHERS.fullmatch(name):
             del environ[name]
     environ.update(LOCALE)

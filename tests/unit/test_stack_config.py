@@ -174,14 +174,11 @@ def test_a_system_of_its_own_does_not_know_the_servers_of_another(monkeypatch: p
 def test_variables_of_other_programs_are_cleared_and_ours_are_kept() -> None:
     ours = {"PATH": "/bin", "HOME": "/h", "RATE_MAX": "5", "KEY_PREFIX": "x:", "FLOWER_BASIC_AUTH": "a:b", "TZ": "UTC"}
     others = {"HTTP_PROXY": "p", "no_proxy": "p", "CELERY_APP": "c", "APP": "c", "SANIC_X": "1", "LC_TIME": "de_DE"}
-    libpq = {"PGSSLMODE": "require", "PGPASSFILE": "/f"}
-    environ = {**ours, **others, **libpq}
+    libpq = {"PGSSLMODE": "require", "PGHOSTADDR": "192.0.2.1"}
+    passwords = {"PGPASSWORD": "p", "PGPASSFILE": "/f"}  # for a server of the user's own
+    environ = {**ours, **others, **libpq, **passwords}
     surroundings.clear(environ)
-    assert environ == {**ours, **surroundings.LOCALE}
-    # What PostgreSQL's client needs for a server of the user's own stays
-    environ = {**others, **libpq}
-    surroundings.clear(environ, keeps_libpq=True)
-    assert environ == {**libpq, **surroundings.LOCALE}
+    assert environ == {**ours, **passwords, **surroundings.LOCALE}
 
 
 def test_what_is_said_of_an_address_has_no_password(tmp_path: Path) -> None:
