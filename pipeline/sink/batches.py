@@ -187,17 +187,23 @@ def _log_conflicts(event_ids: list[str]) -> None:
 
 
 def write_letters(session: Session, log_id: str, partition: int, batch: LogBatch, letters: Sequence[Letter]) -> None:
-    """Keep the records of `letters` as they stood in the log."""
+    """Keep the records of `letters` as they stood in the log; earlier letters at their offsets are kept as well."""
     for first in range(0, len(letters), _LETTERS_AT_ONCE):
         some = letters[first : first + _LETTERS_AT_ONCE]
-        session.count(
-            query("insert_dead_letters"),
-            {
-                "log_id": log_id,
-                "partition": partition,
-                "offsets": [batch.offset + letter.index for letter in some],
-                "raws": [batch.values[letter.index] for letter in some],
-                "reasons": [letter.reason for letter in some],
-                "sqlstates": [letter.sqlstate for letter in some],
-            },
-        )
+        parameters = {
+            "log_id": log_id,
+            "partition": partition,
+            "offsets": [batch.offset + letter.index for letter in some],
+            "raws": [batch.values[letter.index] for letter in some],
+            "reasons": [letter.reason for letter in some],
+            "sqlstates": [letter.sqlstate for letter in some],
+        }
+        if session.count(query("insert_dead_letters"), parameters) < len(some):
+            aside = session.count(query("set_letters_aside"), parameters)
+            session.count(query("insert_dead_letters"), parameters)
+            _logger.warning(
+                "partition %d: %d dead letters of records that the event log lost are kept under another log_id",
+                partition,
+                aside,
+                extra={"action": "dead_letters_set_aside", "partition": partition},
+            )

@@ -45,6 +45,15 @@ class MemoryStore:
     refuses: Callable[[RecordedEvent], str | None] | None = None  # the reason why an event is refused
     dies_at_commit: Literal["before", "after"] | None = None  # once: whether that commit took effect
 
+    def keep_letters(self, letters: dict[tuple[str, int, int], MemoryLetter]) -> None:
+        """Keep dead letters; one of another record at the same place, from before the log lost its tail, makes way."""
+        for place, letter in letters.items():
+            earlier = self.letters.get(place)
+            if earlier is not None and earlier.raw != letter.raw:
+                log_id, partition, offset = place
+                self.letters[f"{log_id} before {len(self.letters)}", partition, offset] = earlier
+            self.letters[place] = letter
+
 
 class MemorySink:
     """One connection to a MemoryStore."""
@@ -167,7 +176,7 @@ class MemorySink:
             self._fail("connection lost before COMMIT was carried out")
         database.events.update(draft.events)
         database.places.update(draft.places)
-        database.letters.update(draft.letters | draft.conflicts)
+        database.keep_letters(draft.letters | draft.conflicts)
         database.offsets[key] = batch.next_offset
         database.digests[key] = batch.last_digest
         if dying == "after":

@@ -216,11 +216,24 @@ WHERE (stored.correlation_id, stored.severity, stored.message, stored.source, st
       (staged.correlation_id, staged.severity, staged.message, staged.source, staged.event_time, staged.attributes);
 
 -- name: insert_dead_letters
+-- A record that has a letter already (its partition was set back) has one still, open. A letter of another record is
+-- not touched: see set_letters_aside.
 INSERT INTO dead_letters (log_id, log_partition, log_offset, raw, reason, sqlstate)
 SELECT %(log_id)s, %(partition)s, letter.log_offset, letter.raw, letter.reason, letter.sqlstate
 FROM unnest(%(offsets)s::bigint[], %(raws)s::bytea[], %(reasons)s::text[], %(sqlstates)s::text[])
      AS letter (log_offset, raw, reason, sqlstate)
-ON CONFLICT (log_id, log_partition, log_offset) DO NOTHING;
+ON CONFLICT (log_id, log_partition, log_offset) DO UPDATE
+    SET reason = EXCLUDED.reason, sqlstate = EXCLUDED.sqlstate, replayed_at = NULL
+    WHERE dead_letters.raw = EXCLUDED.raw;
+
+-- name: set_letters_aside
+-- Letters of other records at the places of new ones: the partition was set back since. Under another log_id they wait
+-- for their replay as before.
+UPDATE dead_letters AS earlier
+SET log_id = earlier.log_id || ' before ' || to_char(now(), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+FROM unnest(%(offsets)s::bigint[], %(raws)s::bytea[]) AS letter (log_offset, raw)
+WHERE earlier.log_id = %(log_id)s AND earlier.log_partition = %(partition)s
+  AND earlier.log_offset = letter.log_offset AND earlier.raw <> letter.raw;
 
 -- name: open_dead_letters
 SELECT id, log_id, log_partition, log_offset, raw

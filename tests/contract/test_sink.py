@@ -290,6 +290,24 @@ def test_a_broken_record_becomes_a_dead_letter_alone(bench: Bench, broken: bytes
     assert sink.stored_offsets(LOG) == {3: 24}
 
 
+def test_a_dead_letter_at_the_place_of_an_earlier_one_loses_neither(bench: Bench) -> None:
+    # Given two dead letters, and a log that lost its tail: the partition is set back
+    sink = bench.sink()
+    sink.store(LOG, 1, 0, batch(0, [record(0), b"broken", b"the same"]), before_commit=nothing)
+    sink.store(LOG, 1, 3, batch(1, []), before_commit=nothing)
+    # When another record at the first one's place is refused too, and the second one once more
+    again = sink.store(LOG, 1, 1, batch(1, [b"another", b"the same"]), before_commit=nothing)
+    # Then all three are kept, each once
+    assert again == StoreResult(dead_lettered=2)
+    letters = bench.letters()
+    assert sorted(letters.values()) == [b"another", b"broken", b"the same"]
+    assert (letters[LOG, 1, 1], letters[LOG, 1, 2]) == (b"another", b"the same")
+    # And where the partition is set back a second time
+    sink.store(LOG, 1, 3, batch(1, []), before_commit=nothing)
+    sink.store(LOG, 1, 1, batch(1, [b"a third", record(2)]), before_commit=nothing)
+    assert sorted(bench.letters().values()) == [b"a third", b"another", b"broken", b"the same"]
+
+
 def test_what_fails_before_the_commit_leaves_nothing(bench: Bench) -> None:
     # Given a fence that is closed
     def fenced() -> None:

@@ -127,3 +127,20 @@ def test_reading_a_position_again_keeps_one_letter(sink: PostgresSink, database_
     sink.store(LOG, 2, 0, batch(0, VALUES), before_commit=nothing)
     # Then there is one letter for each position
     assert count_dead_letters(sink).open == 4
+
+
+def test_one_that_was_set_aside_for_a_later_one_is_counted_and_replayed(sink: PostgresSink, database_url: str) -> None:
+    # Given all four replayed as far as possible, and a partition that was set back to where its log lost its tail
+    replay_dead_letters(sink, limit=100)
+    sink.store(LOG, 2, len(VALUES), batch(3, []), before_commit=nothing)
+    # When the log brings the first of the lost records again, and another one that is refused in place of the last
+    ask(database_url, "TRUNCATE log_events")
+    ask(database_url, "ALTER TABLE log_events ADD CONSTRAINT polite CHECK (message <> 'rude')")
+    sink.store(LOG, 2, 3, batch(3, [VALUES[3], record(5, message="rude")]), before_commit=nothing)
+    # Then it waits again, and the others wait still
+    assert count_dead_letters(sink).open == 4
+    listed = list_dead_letters(sink, limit=100)
+    assert {letter.raw for letter in listed} == {b"broken", VALUES[3], VALUES[4], record(5, message="rude")}
+    ask(database_url, "ALTER TABLE log_events DROP CONSTRAINT polite, DROP CONSTRAINT hope")
+    assert replay_dead_letters(sink, limit=100) == ReplayResult(stored=3, refused=1)
+    assert stored_ids(database_url) == ["event-000003", "event-000004", "event-000005"]
