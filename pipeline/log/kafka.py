@@ -125,6 +125,9 @@ class KafkaLog:
 
     # --- Append -----------------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        self._writer.prepare()
+
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         if entries:
             self._writer.append(entries)

@@ -87,6 +87,14 @@ class KafkaWriter:
         self._unfit: dict[int, _Unfit] = {}
         self._ends: dict[int, int] = {}  # as far as this process knows; an end never goes back
 
+    def prepare(self) -> None:
+        """EventLog.prepare."""
+        deadline = self._clock.monotonic() + self._settings.append_seconds_max
+        facts = self._current_facts()
+        self._fence(facts)
+        self._refuse_where_none_is_fit(facts)
+        self._ready_producer(len(facts.leaders), deadline)
+
     def append(self, entries: Entries) -> None:
         """EventLog.append."""
         deadline = self._clock.monotonic() + self._settings.append_seconds_max
@@ -100,8 +108,7 @@ class KafkaWriter:
             producer = self._ready_producer(len(facts.leaders), deadline)
             taken = [entry for entry in entries if entry[0] not in failures]
             failures |= self._produce(producer, taken, deadline)
-        if facts.leaders.keys() <= self._unfit.keys():
-            raise LogUnavailableError(str(next(iter(self._unfit.values())).why))
+        self._refuse_where_none_is_fit(facts)
         if failures:
             raise LogPartialError(failures)
 
@@ -113,6 +120,11 @@ class KafkaWriter:
         self._is_suspect = True
         self._owed.clear()
         self._wire.close()
+
+    def _refuse_where_none_is_fit(self, facts: TopicFacts) -> None:
+        """Raise LogUnavailableError where no partition may be appended to: that is then the trouble of the log."""
+        if facts.leaders.keys() <= self._unfit.keys():
+            raise LogUnavailableError(str(next(iter(self._unfit.values())).why))
 
     # --- Before -----------------------------------------------------------------------------------------------------
 

@@ -130,6 +130,11 @@ class MemoryLog:
             self._known = self.server.identity
             return self._known
 
+    def prepare(self) -> None:
+        with self.server.changed:
+            self._must_be_up()
+            self._fence()
+
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         server = self.server
         with server.changed:

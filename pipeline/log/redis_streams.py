@@ -160,6 +160,10 @@ class RedisStreamsLog:
 
     # --- Append -----------------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        if self._writer is None:
+            self._fenced_writer()
+
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         if not entries:
             return

@@ -103,6 +103,13 @@ class EventLog(Protocol):
         Raises LogUnavailableError, LogMisconfiguredError.
         """
 
+    def prepare(self) -> None:
+        """Do now what the first append would do first: connect, and learn what must not be written over.
+
+        A process that calls it before it takes requests does not let its first client wait for that. Costs nothing
+        where it was done before. Raises LogUnavailableError where an append would.
+        """
+
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """Append (partition, value) pairs, in order within each partition; returns when all are durable.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.errors import LogRestartedError, LogUnavailableError
+from pipeline.errors import LogRestartedError, LogUnavailableError, StoreUnavailableError
 from pipeline.event import MESSAGE_BYTES_MAX
 from pipeline.flow.lag import lag_by_partition, total_lag
 from pipeline.ports.log import EventLog
@@ -16,6 +16,7 @@ from support.event_logs import (
     KafkaRig,
     LogRig,
     MemoryRig,
+    NoFloors,
     RedisRig,
     eventually,
     kafka_log_rig,
@@ -316,6 +317,23 @@ def test_a_partition_that_does_not_exist_is_refused(log: EventLog) -> None:
     with pytest.raises(LogUnavailableError, match="4 partitions"):
         log.append([(0, b"a"), (4, b"b")])
     assert positions_of(log) == [(0, 0, None)] * 4
+
+
+def test_the_first_append_to_a_prepared_log_has_nothing_to_ask(rig: LogRig) -> None:
+    floors = NoFloors(error=StoreUnavailableError("nobody knows what is stored"))
+    log = rig.open(floors)
+    log.identity()
+    # Given that it is not known what is stored, a log can't be prepared, as nothing can be appended
+    with pytest.raises(LogUnavailableError, match="nobody knows what is stored"):
+        log.prepare()
+    floors.error = None
+    recovered(log.prepare)
+    asked = len(floors.calls)
+    # When the first events come, nothing more is asked; nor by preparing it again
+    log.append([(0, b"a")])
+    log.prepare()
+    assert len(floors.calls) == asked
+    assert read_all(log, 0) == [b"a"]
 
 
 def test_an_append_of_nothing_does_nothing(log: EventLog) -> None:

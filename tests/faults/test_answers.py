@@ -78,9 +78,19 @@ def test_indeterminate_needs_a_log_that_was_disturbed_and_could_be_reached() -> 
 
 
 def test_a_busy_machine_may_time_out_now_and_then() -> None:
-    slow = [request("503 indeterminate", seconds=1.1, retry_after="1") for _ in range(6)]
-    assert check_answers(slow[:5], Windows(), RULES) == {}
-    assert list(check_answers(slow, Windows(), RULES)) == ["timed out in the log though nothing had been done to it"]
+    def slow(at: float) -> Request:
+        return request("503 indeterminate", sent_at=at, seconds=1.1, retry_after="1")
+
+    told = ["timed out in the log though nothing had been done to it"]
+    # All that was under way in one such moment, and in another one
+    assert check_answers([slow(1000 + at) for at in (0, 0, 0.2, 0.5, 30, 30)], Windows(), RULES) == {}
+    # But not all the time, nor again and again
+    assert list(check_answers([slow(1000 + at) for at in (0, 1, 2)], Windows(), RULES)) == told
+    often = [slow(1000 + 10 * at) for at in range(3)]
+    assert list(check_answers(often, Windows(), RULES)) == told
+    # A long run has more of such moments
+    others = [request("202", sent_at=1000 + at, seconds=1.0, accepted=2) for at in range(400)]
+    assert check_answers(often + others, Windows(), RULES) == {}
 
 
 # --- columns and dead letters ----------------------------------------------------------------------

@@ -38,9 +38,15 @@ class _GatedLog(MemoryLog):
         self.failures: list[Exception] = []
         self.failures_later: list[Exception | None] = []  # one for each append that follows
         self.faults: tuple[SetUpFault, ...] = ()
+        self.unprepared = ""
 
     def identity(self) -> LogIdentity:
         return replace(super().identity(), faults=self.faults)
+
+    def prepare(self) -> None:
+        if self.unprepared:
+            raise LogUnavailableError(self.unprepared)
+        super().prepare()
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         self.groups.append(len(entries))
@@ -415,6 +421,19 @@ async def test_a_log_that_would_lose_events_is_not_started_on_and_a_running_one_
     rig.log.stop()
     await until(lambda: not rig.appender.status(time.monotonic()).answers)
     rig.log.start()
+    await until(lambda: rig.appender.status(time.monotonic()).answers)
+    await rig.append()
+    await rig.appender.close(seconds_max=5)
+
+
+async def test_a_log_that_is_not_ready_for_the_first_append_does_not_answer_yet(rigs: Rigs) -> None:
+    rig = _Rig()
+    rig.log.unprepared = "nobody knows what is stored"
+    rig.appender.start(asyncio.get_running_loop())
+    await until(lambda: rig.appender.status(time.monotonic()).problem == "nobody knows what is stored")
+    with pytest.raises(LogUnavailableError, match="nobody knows what is stored"):
+        rig.append()
+    rig.log.unprepared = ""
     await until(lambda: rig.appender.status(time.monotonic()).answers)
     await rig.append()
     await rig.appender.close(seconds_max=5)
