@@ -7,7 +7,7 @@ ended for good is the same: it comes round no more.
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from pipeline.clock import Clock
 from pipeline.errors import in_brief
@@ -65,12 +65,22 @@ class Loop:
         return None if error is None else f"the {self.name} of this process fails: {error}"
 
 
+class Watched(Protocol):
+    """What a process has that must not stop, as health, logs and metrics see it."""
+
+    failures: int  # since the process began
+
+    def problem(self, now: float) -> str | None:
+        """What is wrong with it, in words; None while nothing is."""
+        ...
+
+
 class Loops:
-    """All loops of one process."""
+    """All loops of one process, and what else of it must not stop."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._loops: dict[LoopName, Loop] = {}
+        self._loops: dict[LoopName, Watched] = {}
 
     def add(self, name: LoopName, *, on_demand: bool = False) -> Loop:
         """A loop by this name, in place of an earlier one that had it."""
@@ -78,6 +88,10 @@ class Loops:
         loop = self._loops[name] = Loop(name, self._clock, on_demand=on_demand)
         loop.failures = 0 if earlier is None else earlier.failures
         return loop
+
+    def put(self, name: LoopName, watched: Watched) -> None:
+        """Something else that must not stop."""
+        self._loops[name] = watched
 
     def problems(self, now: float) -> list[str]:
         """What is wrong with any of them."""

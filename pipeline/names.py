@@ -55,6 +55,8 @@ class LoopName(StrEnum):
     HISTORY = "history writer"  # writes what the page draws; in ingest
     PAGE = "page writer"  # writes to the open pages; in ingest
     CONSUMER = "pause timer"  # compares what a worker consumes with the pauses; in workers of `batches`
+    QUEUE = "queue consumer"  # takes messages out of a worker's queue; it fails where some wait and it takes none
+    QUEUE_WATCH = "queue watch"  # looks whether the queue consumer takes what waits; in workers
 
 
 class ProblemCode(StrEnum):

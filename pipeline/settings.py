@@ -433,6 +433,13 @@ class Settings:
         high=60,
         when="rarely: it only matters where a drain's own hint was lost",
     )
+    queue_untaken_seconds_max: float = _setting(
+        5.0,
+        "A worker connects to its queue anew where messages wait, it is not paused and takes none for so long",
+        low=1,
+        high=3600,
+        when="rarely: after as long again it ends, and its supervisor starts it again",
+    )
     pause_reconcile_seconds: float = _setting(
         0.2,
         "How often a worker compares its consumer with the reasons to pause",

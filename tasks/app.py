@@ -24,6 +24,7 @@ from tasks.ending import CONTROL_SECONDS_MAX, EndStep
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseStep
 from tasks.startup import connect_signals
+from tasks.taking import TakingStep
 
 _NO_RETRY_LIMIT: Final = None
 _MIGRATION_SECONDS_MAX: Final = 330.0
@@ -46,6 +47,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.conf.update(celery_settings(settings))
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
+    app.steps["consumer"].add(TakingStep)
     app.steps["worker"].add(MetricsStep)
     app.steps["worker"].add(EndStep)
     connect_signals(settings)

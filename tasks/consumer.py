@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable
+from functools import partial
 from queue import Empty
 from typing import Any, Final
 
@@ -16,6 +17,9 @@ from tasks.dropped import WHAT_CHARS_MAX, note_dropped
 
 _logger = logging.getLogger(__name__)
 
+# Between two tries to connect to a broker that is away. Celery's own waits grow to 30 s, and hints would wait for as
+# long once it is back.
+_CONNECT_WAITS: Final = {"interval_start": 1, "interval_step": 1, "interval_max": 5}
 OURS: Final = "sluice."  # how the names of our tasks begin
 
 
@@ -27,6 +31,14 @@ def _is_of_the_broker(error: Exception, lists: Any) -> bool:
     return isinstance(error, (*lists.connection_errors, *lists.channel_errors)) and not isinstance(error, KeyError)
 
 
+_taken: Final = [0]
+
+
+def messages_taken() -> int:
+    """Messages that this process has taken out of its queue, good ones and others."""
+    return _taken[0]
+
+
 class SluiceChannel(kombu_redis.Channel):
     """Kombu's, but for a line of the queue that is no message: kombu's worker ends by it, and so does each next one.
 
@@ -35,14 +47,17 @@ class SluiceChannel(kombu_redis.Channel):
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)  # type: ignore[misc]  # kombu's types leave it out
+            read = super()._brpop_read(**options)  # type: ignore[misc]  # kombu's types leave it out
         except Empty:
             raise
         except Exception as error:
             if _is_of_the_broker(error, self.connection):
                 raise
+            _taken[0] += 1
             note_dropped(DropReason.MALFORMED, repr(error))
             return None
+        _taken[0] += 1
+        return read
 
 
 class SluiceTransport(kombu_redis.Transport):
@@ -62,6 +77,11 @@ class SluiceConsumer(Consumer):
 
     connection_errors: tuple[type[Exception], ...]
     channel_errors: tuple[type[Exception], ...]
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect; as long as the broker is away, try again and again."""
+        conn.ensure_connection = partial(conn.ensure_connection, **_CONNECT_WAITS)
+        return super().ensure_connected(conn)
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
         """What is called with each message."""

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from celery import bootsteps
@@ -24,9 +23,14 @@ _SPARE_SECONDS: Final = 5.0  # for a task that ends at its limit, and for all el
 _EXIT_STATUS: Final = 70  # EX_SOFTWARE, as Celery has it for an error that it can't mend
 
 
+def task_seconds_max(settings: Settings, *, is_control: bool) -> float:
+    """How long a task of a worker may run, but for one that migrates."""
+    return CONTROL_SECONDS_MAX if is_control else settings.drain_hard_seconds_max
+
+
 def end_seconds_max(settings: Settings, *, is_control: bool) -> float:
     """How long a worker may take to end: the longest task that is no hung one, and some."""
-    return (CONTROL_SECONDS_MAX if is_control else settings.drain_hard_seconds_max) + _SPARE_SECONDS
+    return task_seconds_max(settings, is_control=is_control) + _SPARE_SECONDS
 
 
 class EndStep(bootsteps.StartStopStep):
@@ -43,7 +47,7 @@ class EndStep(bootsteps.StartStopStep):
         """The worker begins to end. Celery calls this for every step, before it waits for any."""
         is_control = Queue.CONTROL.value in worker.app.amqp.queues.consume_from
         seconds = end_seconds_max(worker.app.sluice_settings, is_control=is_control)
-        self._timer = threading.Timer(seconds, _end, [lambda: _children(worker), seconds])
+        self._timer = threading.Timer(seconds, _end, [worker, seconds])
         self._timer.daemon = True
         self._timer.start()
 
@@ -54,12 +58,18 @@ def _children(worker: Any) -> list[int]:
     return [process.pid for process in getattr(pool, "_pool", ())]
 
 
-def _end(children: Callable[[], Sequence[int]], seconds: float) -> None:
-    pids = children()
+def _end(worker: Any, seconds: float) -> None:
+    pids = _children(worker)
     _logger.critical(
         "this worker did not end within %.0f s: it is killed with its children %s", seconds, pids,
         extra={"action": "worker_killed", "children": list(pids)},
     )  # fmt: skip
+    end_now(worker)
+
+
+def end_now(worker: Any) -> None:
+    """Kill a worker's children, which is safe at any time, and end this process, which is its main one."""
+    pids = _children(worker)
     sys.stderr.flush()
     for pid in pids:
         try:

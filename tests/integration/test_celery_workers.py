@@ -17,7 +17,7 @@ import redis
 from pipeline import wiring
 from pipeline.errors import StoreUnavailableError
 from pipeline.event import Event, encode_record, partition_of, record_head
-from pipeline.names import AlarmCode, BreakerState, ControlEventKind, PauseReason
+from pipeline.names import AlarmCode, BreakerState, ControlEventKind, PauseReason, Queue
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from stack.servers import Server, free_port, postgres_server, redis_server
@@ -119,8 +119,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             drain_stalled_seconds_max=4.0,
             no_progress_seconds_max=2.0,
             regulate_seconds=1.0,
+            queue_untaken_seconds_max=1.5,
         )
-        batches = batches_worker(settings, folder)
+        batches = batches_worker(settings, folder, app="tests.support.deaf_app")
         control = control_worker(settings, folder)
         ticker = beat(settings, folder)
         for program in (batches, control, ticker):
@@ -413,6 +414,30 @@ def test_celerys_own_commands_leave_no_drain_standing(rig: Rig) -> None:
     assert _stays(lambda: True, seconds=1.5 * rig.settings.drain_run_seconds_max)
     rig.append(50)
     rig.wait_stored(seconds_max=10)
+
+
+@pytest.mark.parametrize(("how", "is_ended"), [("unsubscribed", False), ("hung", True)])
+def test_a_worker_that_takes_nothing_is_noticed_and_takes_hints_again(rig: Rig, how: str, is_ended: bool) -> None:
+    def said() -> list[str]:
+        state = rig.state()
+        alarms = () if state is None or state.rate is None else state.rate.alarms
+        return [alarm.what for alarm in alarms if "has taken nothing for" in alarm.what]
+
+    # Given a worker that takes nothing any more, by a cause that Celery does not know of
+    pid, lines = rig.batches.pid, rig.batches.log().count("has taken nothing for")
+    queues = wiring.make_queues(rig.settings)
+    rig.app.control.broadcast("take_nothing", arguments={"how": how})
+    # When hints wait for it, since its drains have handed over
+    rig.wait(lambda: rig.batches.log().count("has taken nothing for") == lines + 1 + is_ended, "it is noticed")
+    # Then hints reach it again
+    rig.wait(lambda: queues.waiting(Queue.BATCHES) == 0, "the hints are taken", seconds_max=20)
+    rig.append(50)
+    rig.wait_stored(seconds_max=10)
+    # And a line has said it once for each remedy, and health meanwhile
+    assert (rig.batches.pid != pid) == is_ended
+    assert rig.batches.log().count("has taken nothing for") == lines + 1 + is_ended
+    if not is_ended:
+        rig.wait(lambda: bool(said()), "health says it", seconds_max=5)
 
 
 def _version(rig: Rig) -> int | None:

@@ -117,16 +117,16 @@ class Program:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
 
-def _worker(queue: str, concurrency: int) -> list[str]:
+def _worker(queue: str, concurrency: int, app: str = "tasks.app") -> list[str]:
     name = f"{queue}-{os.urandom(3).hex()}@{socket.gethostname()}"
     return [
-        *("celery", "-A", "tasks.app", "worker", "-Q", queue, "-n", name, "--concurrency", str(concurrency)),
+        *("celery", "-A", app, "worker", "-Q", queue, "-n", name, "--concurrency", str(concurrency)),
         *("--without-gossip", "--without-mingle", "--loglevel", "info"),
     ]
 
 
-def batches_worker(settings: Settings, folder: Path) -> Program:
-    return Program("batches", _worker("batches", settings.log_partitions + 2), settings, folder)
+def batches_worker(settings: Settings, folder: Path, *, app: str = "tasks.app") -> Program:
+    return Program("batches", _worker("batches", settings.log_partitions + 2, app), settings, folder)
 
 
 def control_worker(settings: Settings, folder: Path) -> Program:

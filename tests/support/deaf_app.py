@@ -1,0 +1,28 @@
+"""The workers' application with a command that makes a worker take nothing, by causes that Celery does not know of."""
+
+import threading
+from typing import Any
+
+from celery.worker.control import control_command
+
+from pipeline.names import Queue
+from tasks.app import app
+
+HUNG_SECONDS = 600.0
+
+__all__ = ["app"]
+
+
+@control_command(args=[("how", str)])
+def take_nothing(state: Any, how: str) -> dict[str, str]:
+    """Make this worker deaf, where it is one for `batches`."""
+    consumer = state.consumer
+    if Queue.BATCHES.value not in {queue.name for queue in consumer.task_consumer.queues}:
+        return {"ok": "not mine"}
+    if how == "unsubscribed":  # as Celery sees it, it consumes
+        channel = consumer.task_consumer.channel
+        for tag in list(channel._consumers):
+            channel.basic_cancel(tag)
+    elif how == "hung":
+        threading.Event().wait(HUNG_SECONDS)
+    return {"ok": how}

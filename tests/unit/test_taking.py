@@ -1,0 +1,96 @@
+"""When a worker takes nothing though it could, and what is done about it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pipeline.names import Queue
+from tasks.taking import LOOK_SECONDS, Remedy, Taking
+
+LIMIT, TASK = 5.0, 40.0
+
+
+@pytest.fixture
+def taking() -> Taking:
+    return Taking(Queue.BATCHES, seconds_max=LIMIT, task_seconds_max=TASK, shown_seconds=15.0)
+
+
+class Looks:
+    """Looks at one worker, one after the other."""
+
+    def __init__(self, taking: Taking) -> None:
+        self.now = 1000.0
+        self._taking = taking
+        taking.look(self.now, waiting=0, taken=0, is_full=False)
+
+    def until_remedy(self, *, seconds_max: float = 200.0, **seen: Any) -> tuple[Remedy | None, float]:
+        """Look again and again, for so long at most; what is to be done, and after how long."""
+        began = self.now
+        while self.now - began < seconds_max:
+            self.now += LOOK_SECONDS
+            remedy = self._taking.look(self.now, **({"waiting": 3, "taken": 0, "is_full": False} | seen))
+            if remedy is not None:
+                return remedy, self.now - began
+        return None, self.now - began
+
+
+@pytest.fixture
+def looks(taking: Taking) -> Looks:
+    return Looks(taking)
+
+
+def test_it_connects_anew_and_ends_where_that_does_not_help(taking: Taking, looks: Looks) -> None:
+    assert taking.problem(looks.now) is None
+    assert looks.until_remedy() == (Remedy.CONNECT, LIMIT)
+    said = "this worker has taken nothing for 5 s, though 3 messages wait in queue batches: it connects to the broker"
+    assert str(taking.problem(looks.now + 100.0)).startswith(said)
+    assert looks.until_remedy() == (Remedy.END, LIMIT)
+    assert taking.failures == 2
+
+
+def test_it_is_shown_for_a_while_after_it_was_set_right_and_the_next_time_begins_anew(
+    taking: Taking, looks: Looks
+) -> None:
+    looks.until_remedy()
+    taking.look(looks.now, waiting=3, taken=1, is_full=False)
+    assert taking.problem(looks.now + 14.0) is not None
+    assert taking.problem(looks.now + 16.0) is None
+    assert looks.until_remedy(taken=1) == (Remedy.CONNECT, LIMIT)
+    taking.look(looks.now, waiting=0, taken=1, is_full=False)  # another worker has taken it all
+    assert looks.until_remedy(taken=1) == (Remedy.CONNECT, LIMIT)
+
+
+def test_a_full_pool_is_excused_for_as_long_as_a_task_may_run(looks: Looks) -> None:
+    assert looks.until_remedy(is_full=True, seconds_max=TASK) == (None, TASK)
+    # The moment in which a place is free, before its message is taken
+    assert looks.until_remedy(seconds_max=LOOK_SECONDS) == (None, LOOK_SECONDS)
+    assert looks.until_remedy(taken=1, seconds_max=LOOK_SECONDS)[0] is None
+    # Places that no task gives back are lost
+    assert looks.until_remedy(taken=1, is_full=True) == (Remedy.CONNECT, TASK + LIMIT)
+
+
+@pytest.mark.parametrize(
+    "innocent",
+    [
+        lambda taking, now: taking.look(now, waiting=0, taken=0, is_full=False),
+        lambda taking, now: taking.look(now, waiting=3, taken=taking._taken + 1, is_full=False),
+        lambda taking, now: taking.skip(now),  # paused, ending, or the broker is away
+    ],
+    ids=["nothing waits", "something is taken", "nobody may"],
+)
+def test_nothing_is_done_where_there_is_an_excuse(
+    taking: Taking, looks: Looks, innocent: Callable[[Taking, float], Any]
+) -> None:
+    taken = 0
+    for _ in range(10):
+        assert looks.until_remedy(taken=taken, seconds_max=LIMIT - LOOK_SECONDS)[0] is None
+        innocent(taking, looks.now)
+        taken = taking._taken
+
+
+def test_time_in_which_the_process_was_frozen_does_not_count(looks: Looks) -> None:
+    looks.now += 3600.0
+    remedy, seconds = looks.until_remedy()
+    assert remedy is Remedy.CONNECT
+    assert seconds == pytest.approx(LIMIT - LOOK_SECONDS)  # all of that hour counts as one look more
