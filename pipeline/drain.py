@@ -269,11 +269,14 @@ class _Run:
                     extra={"action": "record_condemned", "partition": self._partition, "offset": batch.offset},
                 )
                 why = f"storing it failed each time, while PostgreSQL took other writes: {pace.why}"
-                return sink.condemn(*place, batch, why, before_commit=before_commit)
+                return sink.condemn(*place, batch, why=why, sqlstate=pace.sqlstate, before_commit=before_commit)
             begin = self._hand.begin if not self._is_over() else None
             return sink.store(*place, batch, before_commit=before_commit, on_made=begin)
         except SinkUnavailableError as error:
             pace.failed(expected_offset, len(batch.values), error)
+            raise
+        except PoisonedError:
+            pace.forget()
             raise
 
     def _prepare(self, batch: LogBatch) -> LogBatch:

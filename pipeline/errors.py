@@ -74,8 +74,11 @@ class LogRestartedError(RecoverableError):
 class SinkUnavailableError(RecoverableError):
     """PostgreSQL does not answer or refuses to work. Counts for the circuit breaker."""
 
-    def __init__(self, message: str | None = None, *, is_a_row_possible: bool = True) -> None:
+    def __init__(
+        self, message: str | None = None, *, is_a_row_possible: bool = True, sqlstate: str | None = None
+    ) -> None:
         super().__init__(message)
+        self.sqlstate = sqlstate  # None: it did not come from the server
         # False: no content of a row can be the cause (a lock, a full disk), however often the same batch fails.
         self.is_a_row_possible = is_a_row_possible
 

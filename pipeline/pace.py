@@ -34,6 +34,7 @@ class Pace:
         self._failures_alone = 0  # in a row, of its first record alone
         self._is_asked = False  # and PostgreSQL has taken another write since the last failure
         self.why = ""  # the last failure
+        self.sqlstate: str | None = None  # of it
 
     def failed(self, offset: int, records: int, error: SinkUnavailableError) -> None:
         """Storing a batch of `records` from `offset` on has failed."""
@@ -42,7 +43,7 @@ class Pace:
         self._failures += 1
         is_alone = records == 1 and error.is_a_row_possible
         self._failures_alone = self._failures_alone + 1 if is_alone else 0
-        self.why = str(error)
+        self.why, self.sqlstate = str(error), error.sqlstate
         self._is_asked = False
         if error.is_a_row_possible:
             self.records = max(1, min(self.records, records) // _SHRINK)
@@ -62,6 +63,10 @@ class Pace:
     def is_culprit(self, offset: int) -> bool:
         """Whether the record at `offset`, alone, is what makes storing fail."""
         return offset == self._offset and self._is_asked and self._failures_alone >= self._failures_max
+
+    def forget(self) -> None:
+        """The partition stops for a person: whatever failed is tried anew after that."""
+        self._offset, self._failures, self._failures_alone = None, 0, 0
 
     def stored(self, result: StoreResult) -> None:
         """A batch was stored: a larger one may be next, unless this one needed care."""

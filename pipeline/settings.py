@@ -305,6 +305,14 @@ class Settings:
     poison_ratio_max: float = _setting(
         0.5, "Share of dead letters in one batch, see above", low=0.01, high=1.0, when="as above"
     )
+    poison_condemned_records_max: int = _setting(
+        10,
+        "Records kept as dead letters since storing them fails each time with an error of the database's set-up; one "
+        "more stops their partition. Good records between them do not reset the count: ten thousand take one off",
+        low=1,
+        high=100_000,
+        when="a trigger or function is known to fail for a few records, and stays as it is",
+    )
     sink_connect_seconds_max: int = _setting(
         2, "Time to connect to PostgreSQL", low=1, high=60, when="PostgreSQL is far away"
     )

@@ -17,6 +17,7 @@ from pipeline.errors import (
     LogUnavailableError,
     PermanentError,
     RecoverableError,
+    SinkUnavailableError,
 )
 from pipeline.last_record import holds_another_record
 from pipeline.ports.control import Floors
@@ -63,11 +64,17 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Poisoned:
-    """A batch for which a partition stopped: the records of a log from offset `first` up to `end`."""
+    """A batch for which a partition stopped: the records of a log from offset `first` up to `end`.
+
+    `expected` is the offset that was stored then; None: `first`. Between them the log declares a hole. `is_condemned`:
+    PostgreSQL does not refuse its records as data, storing them fails.
+    """
 
     log_id: str
     first: int
     end: int
+    expected: int | None = None
+    is_condemned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +131,14 @@ def accept_poison(
         raise DoesNotFitError(f"partition {partition} stopped on another event log: {log_id}, not {identity.log_id}")
     with _held(means, identity, partition):
         stored = means.sink.stored_offsets(log_id).get(partition)
-        if stored not in (first, None):
-            raise DoesNotFitError(f"partition {partition} is stored up to {stored} by now; its batch began at {first}")
-        records = LogBatch(first, _records(means.log, partition, first, batch.end))
+        expected = first if batch.expected is None else batch.expected
+        if stored not in (expected, None):
+            raise DoesNotFitError(
+                f"partition {partition} is stored up to {stored} by now; its batch began at {expected}"
+            )
+        records = LogBatch(first, _records(means.log, partition, expected, first, batch.end))
         if rehearsed is None:
-            return _store(means, identity, partition, first, records)
+            return _accept(means, identity, partition, expected, records, is_condemned=batch.is_condemned)
         tell = rehearsed
 
         def stop() -> None:
@@ -136,7 +146,7 @@ def accept_poison(
             raise _RehearsedError
 
         with contextlib.suppress(_RehearsedError):
-            _store(means, identity, partition, first, records, before_floor=stop)
+            _accept(means, identity, partition, expected, records, is_condemned=batch.is_condemned, before_floor=stop)
         return None
 
 
@@ -174,8 +184,7 @@ def _look(means: Means, identity: LogIdentity, partition: int) -> Place:
     if batch is None or not batch.values:
         hole = Hole(stored, place.begin) if place.begin > stored else None
         return Place(stored, place, hole, None)
-    is_declared = batch.gap_from is not None and batch.gap_from <= stored
-    hole = None if batch.offset == stored or is_declared else Hole(stored, batch.offset)
+    hole = None if _follows(batch, stored) else Hole(stored, batch.offset)
     return Place(stored, place, hole, batch.values[0])
 
 
@@ -186,16 +195,41 @@ def _position(log: EventLog, partition: int) -> PartitionPosition:
     raise LogUnavailableError(f"the event log's partition {partition} can't be asked where it begins and ends")
 
 
-def _records(log: EventLog, partition: int, first: int, end: int) -> list[bytes]:
-    """The records from `first` up to `end`, without a hole."""
+def _records(log: EventLog, partition: int, expected: int, first: int, end: int) -> list[bytes]:
+    """The records from `first` up to `end`, with no hole but one that the log declares between `expected` and them."""
     values: list[bytes] = []
     while first + len(values) < end:
         position = first + len(values)
-        batch = log.read(partition, position, records_max=end - position, wait_seconds=_READ_SECONDS)
-        if batch is None or not batch.values or batch.offset != position:
+        asked = position if values else expected
+        batch = log.read(partition, asked, records_max=end - position, wait_seconds=_READ_SECONDS)
+        if batch is None or not batch.values or batch.offset != position or not _follows(batch, asked):
             raise DoesNotFitError(f"the event log does not hold offset {position} of partition {partition} any more")
         values += batch.values[: end - position]
     return values
+
+
+def _follows(batch: LogBatch, offset: int) -> bool:
+    """Whether nothing but a hole that the log itself declares lies between `offset` and a batch that was read there."""
+    return batch.offset == offset or (batch.gap_from is not None and batch.gap_from <= offset)
+
+
+def _accept(
+    means: Means,
+    identity: LogIdentity,
+    partition: int,
+    expected: int,
+    batch: LogBatch,
+    *,
+    is_condemned: bool,
+    before_floor: Callable[[], None] | None = None,
+) -> StoreResult:
+    """Store a batch; where it is known that storing it fails, and it still does, keep it as dead letters."""
+    try:
+        return _store(means, identity, partition, expected, batch, before_floor=before_floor)
+    except SinkUnavailableError as error:
+        if not is_condemned or not error.is_a_row_possible:
+            raise
+        return _store(means, identity, partition, expected, batch, before_floor=before_floor, condemned_for=error)
 
 
 def _store(
@@ -206,6 +240,7 @@ def _store(
     batch: LogBatch,
     *,
     before_floor: Callable[[], None] | None = None,
+    condemned_for: SinkUnavailableError | None = None,
 ) -> StoreResult:
     def raise_floor() -> None:
         if before_floor is not None:
@@ -220,4 +255,8 @@ def _store(
                 raise LogRestartedError from None
             floors.raise_floor(log_id, incarnation, partition, batch.next_offset)
 
-    return means.sink.store(identity.log_id, partition, expected, batch, before_commit=raise_floor)
+    place = (identity.log_id, partition, expected)
+    if condemned_for is not None:
+        why, sqlstate = str(condemned_for), condemned_for.sqlstate
+        return means.sink.condemn(*place, batch, why=why, sqlstate=sqlstate, before_commit=raise_floor)
+    return means.sink.store(*place, batch, before_commit=raise_floor)

@@ -118,7 +118,8 @@ def accept(parts: Parts, by: str, partition: int, why: str, *, dry_run: bool) ->
     if evidence is None:
         raise DoesNotFitError(f"partition {partition}: {_NO_EVIDENCE}")
     log_id, first, end = str(evidence["logId"]), int(evidence["first"]), int(evidence["end"])
-    batch = Poisoned(log_id, first, end)
+    # Both words are missing from what an older version kept.
+    batch = Poisoned(log_id, first, end, evidence.get("expected"), bool(evidence.get("condemned")))
     letters: dict[int, str] = {}
     with _sink_without_limit(parts) as sink:
 
@@ -158,7 +159,9 @@ def _sink_without_limit(parts: Parts) -> Iterator[PostgresSink]:
     settings = parts.settings
     # The batch is stored as a whole, however much of it is refused.
     whole = max(settings.drain_careful_records_max, settings.drain_batch_records_max)
-    sink = wiring.make_sink(replace(settings, poison_ratio_max=1.0, drain_careful_records_max=whole))
+    sink = wiring.make_sink(
+        replace(settings, poison_ratio_max=1.0, poison_condemned_records_max=whole, drain_careful_records_max=whole)
+    )
     try:
         yield sink
     finally:

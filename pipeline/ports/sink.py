@@ -90,13 +90,15 @@ class Sink(Protocol):
         partition: int,
         expected_offset: int,
         batch: LogBatch,
-        why: str,
         *,
+        why: str,
+        sqlstate: str | None,
         before_commit: Callable[[], None],
     ) -> StoreResult:
         """As `store`, but keep every record of the batch as a dead letter with this reason, without trying to store it.
 
-        For a record that makes each try fail by something that does not look like its fault. Raises as `store` does.
+        For a record that makes each try fail by something that does not look like its fault. Raises as `store` does;
+        PoisonedError where such records are too many (`poison_condemned_records_max`).
         """
 
     def probe(self) -> None:

@@ -134,8 +134,9 @@ class MemorySink:
         partition: int,
         expected_offset: int,
         batch: LogBatch,
-        why: str,
         *,
+        why: str,
+        sqlstate: str | None,
         before_commit: Callable[[], None],
     ) -> StoreResult:
         self._ask()
@@ -145,10 +146,12 @@ class MemorySink:
         draft = _Draft(self.database)
         for index, value in enumerate(batch.values):
             draft.letters[log_id, partition, batch.offset + index] = MemoryLetter(value, why)
+        run.check_condemned(len(batch.values), why)
         run.check(len(draft.letters), len(batch.values))
         before_commit()
         self._commit(draft, (log_id, partition), batch)
         run.add(len(draft.letters), len(batch.values))
+        run.add_condemned(len(batch.values))
         return StoreResult(dead_lettered=len(draft.letters))
 
     def probe(self) -> None:

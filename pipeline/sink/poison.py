@@ -1,4 +1,4 @@
-"""Tells a broken schema from broken events: too many dead letters in a row."""
+"""Tells a broken schema from broken events: too many dead letters in a row, or too many failures of the set-up."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -10,18 +10,24 @@ from pipeline.settings import Settings
 # Of a batch that is rolled back this much is kept for people to look at; it is written with the pause, once.
 SAMPLE_RECORDS_MAX: Final = 20
 SAMPLE_CHARS_MAX: Final = 200  # of a record's beginning, and of the reason why it was refused
+# One condemned record among so many good ones is not counted for ever: a function may fail for a single odd record.
+_FORGIVING_RECORDS: Final = 10_000
 
 
 class PoisonRun:
     """Dead letters in a row of batches that each had too many of them.
 
-    Counted over batches, since at a low rate none is large enough to hold `poison_run_records_max` of them.
+    Counted over batches, since at a low rate none is large enough to hold `poison_run_records_max` of them. Condemned
+    records are counted apart, whatever good batches lie between: what makes storing fail is an error of the set-up (a
+    trigger's table that is gone, say), which is there to be corrected.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._letters_max = settings.poison_run_records_max
         self._ratio_max = settings.poison_ratio_max
         self._letters = 0
+        self._condemned_max = settings.poison_condemned_records_max
+        self._condemned = 0.0
 
     def letters_left(self, records: int) -> int:
         """Letters that a batch of `records` may have without being poisoned."""
@@ -39,14 +45,36 @@ class PoisonRun:
     def add(self, letters: int, records: int) -> None:
         """Count a batch that was committed."""
         self._letters = self._letters + letters if letters > self._ratio_max * records else 0
+        self._condemned = max(0.0, self._condemned - records / _FORGIVING_RECORDS)
+
+    def check_condemned(self, records: int, why: str) -> None:
+        """Raise PoisonedError where these records, which make storing fail, are too many; it begins anew then."""
+        if self._condemned + records > self._condemned_max:
+            before, self._condemned = round(self._condemned), 0.0
+            raise PoisonedError(
+                f"storing a record failed each time, while PostgreSQL took other writes, after {before} such records "
+                f"that are dead letters: the schema or a trigger, not the data, is suspect: {why}"
+            )
+
+    def add_condemned(self, records: int) -> None:
+        """Count condemned records that were committed."""
+        self._condemned += records
 
 
 def poison_evidence(
-    log_id: str, batch: LogBatch, refused: int, sample: Iterable[tuple[int, str, str | None]]
+    log_id: str,
+    expected_offset: int,
+    batch: LogBatch,
+    refused: int,
+    sample: Iterable[tuple[int, str, str | None]],
+    *,
+    is_condemned: bool,
 ) -> dict[str, Any]:
     """A poisoned batch for people: which records it has, how many were refused, and the beginning of some.
 
-    `sample` gives (index in the batch, reason, SQLSTATE) of refused records.
+    `expected_offset` is the stored one; it lies below the batch where the log declares a hole between them. `sample`
+    gives (index in the batch, reason, SQLSTATE) of refused records. `is_condemned`: PostgreSQL does not refuse them as
+    data, storing them fails.
     """
     shown: list[dict[str, Any]] = []
     for index, reason, sqlstate in sample:
@@ -63,8 +91,10 @@ def poison_evidence(
         )
     return {
         "logId": log_id,
+        "expected": expected_offset,
         "first": batch.offset,
         "end": batch.next_offset,
         "refused": refused,
+        "condemned": is_condemned,
         "sample": shown,
     }

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pipeline.errors import (
     BatchRefusedError,
@@ -117,7 +117,7 @@ class PostgresSink:
                 written = self._write_carefully(log_id, partition, batch, run)
             return written
 
-        return self._commit(log_id, partition, batch, write, before_commit)
+        return self._commit((log_id, partition, expected_offset), batch, write, before_commit)
 
     def condemn(
         self,
@@ -125,31 +125,41 @@ class PostgresSink:
         partition: int,
         expected_offset: int,
         batch: LogBatch,
-        why: str,
         *,
+        why: str,
+        sqlstate: str | None,
         before_commit: Callable[[], None],
     ) -> StoreResult:
+        run = self._run_of(log_id, partition)
+
         def write() -> Written:
             self._begin(log_id, partition, expected_offset, batch)
-            return Written(letters=[Letter(index, printable(why), None) for index in range(len(batch.values))])
+            written = Written()
+            written.letters = [Letter(index, printable(why), sqlstate) for index in range(len(batch.values))]
+            with _evidence(log_id, expected_offset, batch, written, is_condemned=True):
+                run.check_condemned(len(batch.values), why)
+            return written
 
-        return self._commit(log_id, partition, batch, write, before_commit)
+        result = self._commit((log_id, partition, expected_offset), batch, write, before_commit)
+        run.add_condemned(len(batch.values))
+        return result
 
     def _commit(
         self,
-        log_id: str,
-        partition: int,
+        place: tuple[str, int, int],
         batch: LogBatch,
         write: Callable[[], Written],
         before_commit: Callable[[], None],
     ) -> StoreResult:
         """Run `write`, which begins a transaction, and commit it with the dead letters, unless that would be poison."""
+        log_id, partition, expected_offset = place
         run = self._run_of(log_id, partition)
         started = time.monotonic()
         with naming_holders(self.session):
             try:
                 written = write()
-                _check(run, log_id, batch, written)
+                with _evidence(log_id, expected_offset, batch, written, is_condemned=False):
+                    run.check(len(written.letters), len(batch.values))
                 write_letters(self.session, log_id, partition, batch, written.kept)
                 before_commit()
                 self.session.commit()
@@ -234,13 +244,19 @@ class PostgresSink:
         return self._held
 
 
-def _check(run: PoisonRun, log_id: str, batch: LogBatch, written: Written) -> None:
-    """Raise PoisonedError, with its evidence, where there are too many dead letters."""
+@contextlib.contextmanager
+def _evidence(
+    log_id: str, expected_offset: int, batch: LogBatch, written: Written, *, is_condemned: bool
+) -> Iterator[None]:
+    """Give a PoisonedError its evidence."""
     try:
-        run.check(len(written.letters), len(batch.values))
+        yield
     except PoisonedError as error:
-        sample = [(letter.index, letter.reason, letter.sqlstate) for letter in written.letters]
-        error.evidence = poison_evidence(log_id, batch, len(written.letters), sample)
+        letters = written.letters
+        sample = [(letter.index, letter.reason, letter.sqlstate) for letter in letters]
+        error.evidence = poison_evidence(
+            log_id, expected_offset, batch, len(letters), sample, is_condemned=is_condemned
+        )
         raise
 
 

@@ -213,7 +213,10 @@ class Session:
                 message = f"PostgreSQL was silent for {self._settings.sink_call_seconds_max} s"
             if error.pgcode == LOCK_NOT_AVAILABLE:
                 raise LockedError(f"waited in vain for a lock: {message}") from error
-            raise SinkUnavailableError(message, is_a_row_possible=may_be_a_rows(error.pgcode)) from error
+            is_a_row_possible = may_be_a_rows(error.pgcode)
+            raise SinkUnavailableError(
+                message, is_a_row_possible=is_a_row_possible, sqlstate=error.pgcode or None
+            ) from error
         if fault is Fault.CONTENTION:
             self.rollback()
             raise SinkContentionError(message) from error

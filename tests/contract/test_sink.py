@@ -41,7 +41,7 @@ class Bench(Protocol):
 
 class MemoryBench:
     def __init__(self) -> None:
-        self.settings = Settings(poison_run_records_max=5, poison_ratio_max=0.5)
+        self.settings = Settings(poison_run_records_max=5, poison_ratio_max=0.5, poison_condemned_records_max=2)
         self._store = MemoryStore()
 
     def sink(self) -> Sink:
@@ -61,7 +61,9 @@ class MemoryBench:
 
 class PostgresBench:
     def __init__(self, database_url: str, stack: contextlib.ExitStack) -> None:
-        self.settings = Settings(database_url=database_url, poison_run_records_max=5, poison_ratio_max=0.5)
+        self.settings = Settings(
+            database_url=database_url, poison_run_records_max=5, poison_ratio_max=0.5, poison_condemned_records_max=2
+        )
         migrate(self.settings)
         self._stack = stack
 
@@ -403,6 +405,24 @@ def test_a_good_batch_ends_a_run_of_dead_letters(bench: Bench) -> None:
     # Then the next broken one is a dead letter
     result = sink.store(LOG, 0, 6, batch(6, [b"broken"]), before_commit=nothing)
     assert result == StoreResult(dead_lettered=1)
+
+
+def test_records_that_make_storing_fail_are_poison_whatever_is_stored_between_them(bench: Bench) -> None:
+    # Given records that are kept as dead letters since storing them fails, with good ones between
+    sink = bench.sink()
+    why, sqlstate = "relation audit does not exist", "42P01"
+    for first in (0, 10):
+        sink.condemn(LOG, 0, first, batch(first, [record(first)]), why=why, sqlstate=sqlstate, before_commit=nothing)
+        sink.store(LOG, 0, first + 1, numbered_batch(first + 1, 9), before_commit=nothing)
+    # When one more comes than may be, then it is kept in the log, and its partition stops
+    with pytest.raises(PoisonedError, match="the schema or a trigger, not the data, is suspect: relation audit"):
+        sink.condemn(LOG, 0, 20, batch(20, [record(20)]), why=why, sqlstate=sqlstate, before_commit=nothing)
+    assert sink.stored_offsets(LOG) == {0: 20}
+    assert {offset for _, _, offset in bench.letters()} == {0, 10}
+    # And the count begins anew for whoever resumes it
+    sink.condemn(LOG, 0, 20, batch(20, [record(20)]), why=why, sqlstate=sqlstate, before_commit=nothing)
+    # And another partition has a count of its own
+    sink.condemn(LOG, 1, 0, batch(0, [record(30)]), why=why, sqlstate=sqlstate, before_commit=nothing)
 
 
 def test_probe_writes(bench: Bench) -> None:

@@ -384,3 +384,14 @@ def test_lookups_have_their_indexes(sink: PostgresSink, database_url: str) -> No
         plan = "\n".join(line for (line,) in ask(database_url, f"EXPLAIN SELECT * FROM log_events WHERE {where}"))
         assert index in plan, plan
         assert ask(database_url, f"SELECT count(*) > 0 FROM log_events WHERE {where}") == [(True,)]
+
+
+def test_what_is_kept_of_a_poisoned_batch_names_the_offset_that_was_stored(sink: PostgresSink) -> None:
+    # Given a batch behind a hole that the log declares
+    behind = replace(batch(8, [b"broken"] * 11), gap_from=5)
+    sink.store(LOG, 0, 0, numbered_batch(0, 5), before_commit=nothing)
+    with pytest.raises(PoisonedError) as caught:
+        sink.store(LOG, 0, 5, behind, before_commit=nothing)
+    # Then all that it takes to accept it is kept
+    kept = caught.value.evidence or {}
+    assert (kept["expected"], kept["first"], kept["end"], kept["condemned"]) == (5, 8, 19, False)

@@ -49,14 +49,14 @@ class Rig:
         self.parts.log.identity()
         self.parts.log.append([(0, record(number)) for number in range(first, end)])
 
-    def drain(self, *, once: bool = False) -> DrainReport:
+    def drain(self, *, looks: int = 8) -> DrainReport:
         """As a worker does, pausing where it must."""
-        looks = iter(range(1_000_000))
+        looked = iter(range(1_000_000))
         parts = self.parts
         report = drain(
             0, log=parts.log, sink=parts.sink, floors=parts.floors,
             breaker=SinkBreaker(self.settings, parts.control, SystemClock(), "test"),
-            paused=lambda: next(looks) > 8, settings=self.settings, clock=SystemClock(),
+            paused=lambda: next(looked) > looks, settings=self.settings, clock=SystemClock(),
         )  # fmt: skip
         _tell(report, parts)
         return report
@@ -69,7 +69,7 @@ class Rig:
 def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
     changed = replace(
         settings, drain_run_seconds_max=20.0, drain_poll_seconds=0.1, drain_batch_records_max=50,
-        poison_run_records_max=5,
+        poison_run_records_max=5, poison_condemned_records_max=2,
     )  # fmt: skip
     log: LogRig
     if request.param == "kafka":
@@ -169,6 +169,30 @@ def test_a_batch_too_large_to_be_stored_carefully_by_a_drain_is_accepted_as_a_wh
     parts.settings = replace(rig.settings, drain_careful_records_max=10)
     assert "20 dead letters" in stopped.accept(parts, "ann@desk", 0, "a test", dry_run=False)
     assert len(stored_ids(rig.settings.database_url)) == 10
+
+
+def test_a_trigger_whose_table_is_gone_stops_its_partition_though_other_events_are_stored(rig: Rig) -> None:
+    # Given a trigger that writes some events into a table that was dropped
+    url = rig.settings.database_url
+    fail_on_insert(url, "42P01", when="NEW.event_id IN ('event-000003', 'event-000006', 'event-000009')")
+    rig.settings = replace(rig.settings, breaker_failures_max=3)  # each of them fails so often
+    rig.append(0, 12)
+    # When they are drained, then two of them become dead letters, and the third stops the partition
+    for _ in range(5):
+        report = rig.drain(looks=100)
+        if report.outcome is not DrainOutcome.PAUSED:
+            break
+    assert report.outcome is DrainOutcome.POISONED
+    assert rig.pauses() == [(PauseReason.POISON, 0)]
+    assert ask(url, "SELECT log_offset, sqlstate FROM dead_letters ORDER BY 1") == [(3, "42P01"), (6, "42P01")]
+    words, _ = stopped.show_poison(rig.parts, 0)
+    assert "(42P01)" in words
+    # And it is accepted, or stored once the table is back
+    assert "1 dead letters" in stopped.accept(rig.parts, "ann@desk", 0, "known", dry_run=True)
+    fail_no_more(url)
+    commands.resume(rig.parts, "ann@desk", "the table is back")
+    assert rig.drain().dead_lettered == 0
+    assert len(stored_ids(url)) == 10
 
 
 def test_a_log_that_ends_before_the_stored_offset_goes_on_where_it_ends(rig: Rig) -> None:

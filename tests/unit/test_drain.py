@@ -490,6 +490,20 @@ def test_a_record_that_makes_storing_fail_becomes_a_dead_letter() -> None:
     assert not rig.breaker.is_open
 
 
+def test_a_partition_that_stopped_for_such_records_tries_them_again_once_it_is_resumed() -> None:
+    rig = Rig(drain_run_seconds_max=100.0, drain_hard_seconds_max=200.0, poison_condemned_records_max=1)
+    # Given two records for which a trigger fails, and a process that remembers what failed
+    rig.append(0, 30)
+    rig.store.fails_for = lambda event: "no such table" if event.event_id in {"event-000003", "event-000017"} else None
+    pace = Pace(rig.settings)
+    report = rig.drain(pace=pace)
+    assert (report.outcome, report.dead_lettered, report.next_offset) == (DrainOutcome.POISONED, 1, 17)
+    # When the table is back, and the partition is resumed
+    rig.store.fails_for = None
+    report = rig.drain(pace=pace)
+    assert (report.stored, report.dead_lettered) == (13, 0)
+
+
 def test_a_record_is_no_culprit_where_no_row_can_be_the_cause(rig: Rig) -> None:
     # Given a part of the table that is locked: one partition's stores fail while other writes pass
     class PartlyLocked(MemorySink):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.errors import LogRestartedError, LogUnavailableError, StoreUnavailableError
+from pipeline.errors import LogRestartedError, LogUnavailableError, SinkUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.control import Mirror
 from pipeline.ports.log import LogBatch
@@ -227,6 +227,39 @@ def test_a_dry_run_tries_all_and_keeps_nothing(rig: Rig) -> None:
     batch = Poisoned(rig.log_id, 5, 9)
     result = accept_poison(rig.means, PARTITION, batch, rehearsed=lambda: tried.append(rig.stored))
     assert (result, tried, rig.stored, rig.database.events) == (None, [5], 5, {})
+
+
+def test_a_batch_behind_a_hole_that_the_log_declares_is_accepted(rig: Rig) -> None:
+    # Given a log that came back without its tail, whose next batch begins behind what it gave up
+    rig.server.restart(keep={PARTITION: 5})
+    log = MemoryLog(floors=NoFloors({PARTITION: 8}), server=rig.server)
+    log.identity()
+    log.append([(PARTITION, record(20)), (PARTITION, record(21))])
+    means = replace(rig.means, log=log)
+    # When it is accepted, then the stored offset is the one that it had then, and no other
+    with pytest.raises(DoesNotFitError, match="is stored up to 5 by now; its batch began at 6"):
+        accept_poison(means, PARTITION, Poisoned(rig.log_id, 8, 10, expected=6), rehearsed=None)
+    rig.set_stored(4)
+    with pytest.raises(DoesNotFitError):  # offset 4 is no part of what the log declares, and was not stored
+        accept_poison(means, PARTITION, Poisoned(rig.log_id, 8, 10, expected=4), rehearsed=None)
+    rig.set_stored(5)
+    batch = Poisoned(rig.log_id, 8, 10, expected=5)
+    assert accept_poison(means, PARTITION, batch, rehearsed=None) == StoreResult(stored=2)
+    assert rig.stored == 10
+
+
+def test_a_record_that_makes_storing_fail_is_kept_as_a_dead_letter_once_somebody_accepts_that(rig: Rig) -> None:
+    rig.database.fails_for = lambda event: "no such table" if event.event_id == "event-000005" else None
+    with pytest.raises(SinkUnavailableError):
+        rig.accept(5, 6)  # PostgreSQL was to refuse it as data: nobody said that it makes storing fail
+    batch = Poisoned(rig.log_id, 5, 6, is_condemned=True)
+    assert accept_poison(rig.means, PARTITION, batch, rehearsed=lambda: None) is None
+    assert (rig.stored, rig.database.letters) == (5, {})
+    assert accept_poison(rig.means, PARTITION, batch, rehearsed=None) == StoreResult(dead_lettered=1)
+    assert rig.stored == 6
+    # And where it can be stored by now, it is
+    batch = Poisoned(rig.log_id, 6, 7, is_condemned=True)
+    assert accept_poison(rig.means, PARTITION, batch, rehearsed=None) == StoreResult(stored=1)
 
 
 def test_another_batch_than_the_next_is_refused(rig: Rig) -> None:
