@@ -78,6 +78,7 @@ class KafkaWriter:
         self._floors = floors
         self._clock = clock
         self._producer: KafkaProducer | None = None
+        self._produced_since = 0.0  # monotonic: when it was made
         self._facts: TopicFacts | None = None
         self._is_new = False  # this process has just made the topic
         self._looked_at = float("-inf")
@@ -105,7 +106,8 @@ class KafkaWriter:
             raise LogUnavailableError(f"the event log's topic has only {len(facts.leaders)} partitions")
         failures = self._refusals(wanted, facts, deadline)
         if len(failures) < len(wanted):
-            producer = self._ready_producer(len(facts.leaders), deadline)
+            producer, known = self._ready_producer(len(facts.leaders), deadline)
+            failures |= {partition: _added(partition) for partition in wanted - known - failures.keys()}
             taken = [entry for entry in entries if entry[0] not in failures]
             failures |= self._produce(producer, taken, deadline)
         self._refuse_where_none_is_fit(facts)
@@ -253,27 +255,30 @@ class KafkaWriter:
                 return ends
             self._clock.sleep(FIRST_POLL_SECONDS)
 
-    def _ready_producer(self, partitions: int, deadline: float) -> KafkaProducer:
-        """A producer that knows the topic with all its partitions. Raises LogUnavailableError."""
+    def _ready_producer(self, partitions: int, deadline: float) -> tuple[KafkaProducer, set[int]]:
+        """A producer, and the partitions that it knows. Raises LogUnavailableError.
+
+        A producer asks for partitions that were added in some minutes only. So another one takes its place, unless it
+        owes an answer, and once a second at most: the broker that it asks may not know of them yet either.
+        """
         while True:
+            now = self._clock.monotonic()
             producer = self._producer
             if producer is None:
-                producer = self._producer = self._new_producer()
+                producer, self._produced_since = self._new_producer(), now
+                self._producer = producer
             try:
                 known = producer.partitions_for(self._topic)
             except KafkaError as error:
-                failure = f": {error}"
-            else:
-                if len(known) >= partitions:
-                    return producer
-                # Partitions were added. It would ask for them in some minutes, and has no call for doing so now.
-                failure = f" as it is: it knows {len(known)} of {partitions} partitions"
-                if not self._owed:
-                    self._producer = None
-                    producer.close(timeout=max(deadline - self._clock.monotonic(), _SHORT_SECONDS))
-            if self._clock.monotonic() >= deadline:
-                self._is_suspect = True
-                raise LogUnavailableError(f"the event log (Kafka) does not describe its topic{failure}")
+                if now >= deadline:
+                    self._is_suspect = True
+                    raise LogUnavailableError(f"the event log (Kafka) does not describe its topic: {error}") from error
+                self._clock.sleep(FIRST_POLL_SECONDS)
+                continue
+            if len(known) >= partitions or self._owed or now - self._produced_since < LOOK_SECONDS:
+                return producer, known
+            self._producer = None
+            producer.close(timeout=max(deadline - now, _SHORT_SECONDS))
 
     # --- The append -------------------------------------------------------------------------------------------------
 
@@ -347,3 +352,9 @@ class KafkaWriter:
         if len(futures) < count:
             return LogIndeterminateError("the event log's producer (Kafka) took a part of an append only")
         return None
+
+
+def _added(partition: int) -> LogUnavailableError:
+    return LogUnavailableError(
+        f"partition {partition} of the event log (Kafka) was added, and is not used yet: the producer does not know it"
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kafka.errors import KafkaTimeoutError, NotLeaderForPartitionError
+from kafka.errors import KafkaError, KafkaTimeoutError, NotLeaderForPartitionError, TopicAuthorizationFailedError
 
 from pipeline.clock import ManualClock
 from pipeline.errors import (
@@ -83,15 +83,22 @@ class Future:
 class FakeProducer:
     """Appends at once to each partition that is not silent."""
 
-    def __init__(self, wire: FakeWire, clock: ManualClock) -> None:
+    def __init__(self, wire: FakeWire, clock: ManualClock, known: set[int] | None) -> None:
         self._wire, self._clock = wire, clock
-        self.known = set(wire.facts.leaders)
+        self.known = set(wire.facts.leaders) if known is None else known
+        self.refusal: KafkaError | None = None
+        self.questions = 0
         self.silent: set[int] = set()
         self.failing: set[int] = set()
         self.sent: list[tuple[int, bytes]] = []
         self.pending: list[tuple[int, Future]] = []
 
     def partitions_for(self, _topic: str) -> set[int]:
+        self.questions += 1
+        if self.questions > 10_000:
+            raise AssertionError("asked without a pause")
+        if self.refusal is not None:
+            raise self.refusal
         return self.known
 
     def send(self, _topic: str, value: bytes, partition: int) -> Future:
@@ -129,6 +136,7 @@ class Rig:
         self.wire.clock = self.clock
         self.floors = NoFloors()
         self.producers: list[FakeProducer] = []
+        self.knows: set[int] | None = None  # what a new producer is told of; None: all
         self.writer = KafkaWriter(
             replace(Settings(), append_seconds_max=1.0),
             self.wire,  # type: ignore[arg-type]
@@ -138,7 +146,8 @@ class Rig:
         )
 
     def _new_producer(self) -> Any:
-        self.producers.append(FakeProducer(self.wire, self.clock))
+        assert len(self.producers) < 100, "made without a pause"
+        self.producers.append(FakeProducer(self.wire, self.clock, self.knows))
         return self.producers[-1]
 
     @property
@@ -282,13 +291,57 @@ def test_the_topic_is_looked_at_once_a_second_while_all_is_well(rig: Rig) -> Non
 
 
 def test_partitions_that_were_added_are_used_with_a_producer_that_knows_them(rig: Rig) -> None:
-    rig.wire.facts = TopicFacts(
-        rig.wire.facts.topic_id, {**rig.wire.facts.leaders, 3: 2}, {**rig.wire.facts.epochs, 3: 0}
-    )
-    rig.wire.ends[3] = 0
-    rig.clock.advance(1.1)
+    add_partition(rig)
     assert rig.append(0, 3) == {0: None, 3: None}
     assert len(rig.producers) == 2
+
+
+def add_partition(rig: Rig) -> None:
+    """Number 3, seen at the next look at the topic."""
+    facts = rig.wire.facts
+    rig.wire.facts = TopicFacts(facts.topic_id, {**facts.leaders, 3: 2}, {**facts.epochs, 3: 0})
+    rig.wire.ends[3] = 0
+    rig.clock.advance(1.1)
+
+
+def test_while_an_answer_is_owed_only_the_partitions_that_were_added_have_to_wait(rig: Rig) -> None:
+    # Given a silent broker, whose answer the producer has to be kept for
+    rig.producer.silent = {1}
+    rig.append(0, 1, 2)
+    # When a partition is added
+    add_partition(rig)
+    # Then it is refused by name, alone, and nobody waits for it
+    for partitions in ((0, 2, 3), (3,)):
+        told = rig.append(*partitions)
+        assert refused(told[3], "partition 3 of the event log (Kafka) was added")
+        assert all(told[partition] is None for partition in partitions if partition != 3)
+        assert rig.seconds == 0
+    assert len(rig.producers) == 1
+    # When the answer is there, it is used
+    rig.producer.silent = set()
+    rig.producer.answer()
+    assert rig.append(0, 1, 3) == {0: None, 1: None, 3: None}
+
+
+def test_a_broker_that_does_not_say_which_partitions_were_added_is_asked_again_once_a_second(rig: Rig) -> None:
+    # Given partitions that the broker which a producer asks does not know of yet
+    rig.knows = {0, 1, 2}
+    add_partition(rig)
+    for _ in range(10):
+        told = rig.append(0, 3)
+        assert (told[0], refused(told[3], "was added"), rig.seconds) == (None, True, 0)
+    assert len(rig.producers) == 2
+    # When it does
+    rig.knows = None
+    rig.clock.advance(1.1)
+    assert rig.append(0, 3) == {0: None, 3: None}
+
+
+def test_a_producer_that_is_refused_at_once_is_not_asked_without_a_pause(rig: Rig) -> None:
+    rig.producer.refusal = TopicAuthorizationFailedError()
+    with pytest.raises(LogUnavailableError, match=r"does not describe its topic: .*TopicAuthorizationFailed"):
+        rig.append(0)
+    assert rig.producer.questions < 200
 
 
 def test_a_topic_made_anew_is_another_log(rig: Rig) -> None:
