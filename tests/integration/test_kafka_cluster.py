@@ -1,0 +1,263 @@
+"""Several brokers: one that is away, or that comes back without its tail, is the trouble of its partitions only."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from pipeline.breaker import SinkBreaker
+from pipeline.clock import SystemClock
+from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.errors import LogIndeterminateError, LogPartialError, LogUnavailableError, SluiceError
+from pipeline.flow.lag import held_lags, lag_by_partition
+from pipeline.log.kafka import KafkaLog
+from pipeline.log.kafka_topic import TOPIC_CONFIGS
+from pipeline.ports.log import PartitionPosition
+from pipeline.sink.memory import MemorySink
+from pipeline.stopped import Hole, Means, look, skip_gap
+from pipeline.store.memory import MemoryControlStore, MemoryFloors, MemoryServer
+from stack.servers import ServerError, resolve_kafka
+from support.event_logs import KafkaRig, eventually, log_settings, recovered, timed
+from support.kafka_cluster import Cluster, two_brokers
+from support.records import record
+
+pytestmark = pytest.mark.timeout(600)  # a busy machine may take a minute to start a JVM
+
+SECONDS_MAX = 60.0
+APPEND_SECONDS_MAX = 10.0  # half of it would be a long time for a broker that is well
+MINE, OTHERS = 1, (0, 2, 3)  # the partition of the broker that is killed, and those of the other one
+EVERY = (MINE, *OTHERS)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, missing: Callable[[str], None]) -> Iterator[Cluster]:
+    try:
+        resolve_kafka()
+    except ServerError as error:
+        missing(str(error))
+    with two_brokers(tmp_path) as made:
+        yield made
+
+
+class System:
+    """An ingest and a worker on a log of two brokers; what else they need is in memory."""
+
+    def __init__(self, rig: KafkaRig) -> None:
+        self.rig = rig
+        settings, clock, server = rig.settings, SystemClock(), MemoryServer()
+        self.sink = MemorySink(settings)
+        self.floors = MemoryFloors(settings, server)
+        self.breaker = SinkBreaker(settings, MemoryControlStore(settings, server), clock, "test")
+        self.ingest, self.log = KafkaLog(settings, self.learn_floors), KafkaLog(settings, self.learn_floors)
+        self.log_id = recovered(self.log.identity, seconds_max=SECONDS_MAX).log_id
+        self.means = Means(self.log, self.sink, self.floors)
+        self.sent = 0
+        self.acknowledged: set[str] = set()
+        self.append_seconds = 0.0
+
+    def close(self) -> None:
+        self.ingest.close()
+        self.log.close()
+
+    def learn_floors(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
+        """FloorSource."""
+        mirror, stored = self.floors.fence(log_id, incarnation).floors, self.sink.stored_offsets(log_id)
+        return {partition: max(mirror.get(partition, 0), stored.get(partition, 0)) for partition in EVERY}
+
+    def append(self, *partitions: int) -> dict[int, SluiceError | None]:
+        """What an append of one event to each of these partitions comes to, for each."""
+        numbers = {partition: self.sent + place for place, partition in enumerate(partitions)}
+        self.sent += len(partitions)
+        entries = [(partition, record(number)) for partition, number in numbers.items()]
+        result, self.append_seconds = timed(lambda: self.ingest.append(entries))
+        assert result is None or isinstance(result, LogPartialError | LogUnavailableError), repr(result)
+        told = {
+            partition: result.of([partition]) if isinstance(result, LogPartialError) else result
+            for partition in partitions
+        }
+        self.acknowledged |= {f"event-{numbers[partition]:06d}" for partition in partitions if told[partition] is None}
+        return told
+
+    def must_append(self, partition: int, events: int) -> None:
+        for _ in range(events):
+            eventually(lambda: self.append(partition) == {partition: None}, "it is taken", seconds_max=SECONDS_MAX)
+
+    def takes_all(self) -> bool:
+        return self.append(*EVERY) == dict.fromkeys(EVERY)
+
+    def positions(self) -> dict[int, PartitionPosition]:
+        return {position.partition: position for position in recovered(self.log.positions, seconds_max=SECONDS_MAX)}
+
+    def stored(self) -> dict[int, int]:
+        return self.sink.stored_offsets(self.log_id)
+
+    def drain(self, partition: int, end: int | None = None) -> DrainReport:
+        """What a run comes to that ends when so much is stored."""
+        deadline = time.monotonic() + SECONDS_MAX
+        report = drain(
+            partition, log=self.log, sink=self.sink, floors=self.floors, breaker=self.breaker,
+            paused=lambda: self.stored().get(partition) == end or time.monotonic() > deadline,
+            settings=self.rig.settings, clock=SystemClock(),
+        )  # fmt: skip
+        self.log.commit(self.log_id, partition, self.stored().get(partition, 0))
+        return report
+
+    def drain_all(self, *partitions: int) -> None:
+        """Store all that the log holds, until it knows that: lag 0, also where PostgreSQL could not be asked."""
+
+        def is_done() -> bool:
+            ends = {partition: position.end for partition, position in self.positions().items()}
+            for partition in partitions:
+                self.drain(partition, ends[partition])
+            known = [position for position in self.positions().values() if position.partition in partitions]
+            return (
+                lag_by_partition(known, None) == lag_by_partition(known, self.stored()) == dict.fromkeys(partitions, 0)
+            )
+
+        eventually(is_done, "all is stored and committed", seconds_max=SECONDS_MAX)
+
+
+@pytest.fixture
+def system(cluster: Cluster) -> Iterator[System]:
+    rig = KafkaRig(log_settings(cluster.url, append_seconds_max=APPEND_SECONDS_MAX))
+    eventually(lambda: _makes_topic(rig), "the topic is made over both brokers", seconds_max=SECONDS_MAX)
+    rig.settings = replace(rig.settings, kafka_group=_group_of(rig, cluster.second.port))
+    made = System(rig)
+    yield made
+    made.close()
+
+
+def _makes_topic(rig: KafkaRig) -> bool:
+    """Each partition has one replica."""
+    admin: Any = None
+    try:
+        admin = rig.admin()
+        assignment = {partition: [2 if partition == MINE else 1] for partition in EVERY}
+        topic = NewTopic(rig.settings.log_topic, -1, -1, replica_assignments=assignment, topic_configs=TOPIC_CONFIGS)
+        admin.create_topics([topic])
+    except TopicAlreadyExistsError:
+        return True
+    except KafkaError:  # the second broker is not there yet
+        return False
+    finally:
+        if admin is not None:
+            admin.close()
+    return True
+
+
+def _group_of(rig: KafkaRig, port: int) -> str:
+    """A group whose coordinator is the broker at this port."""
+    wire = rig.wire()
+    found: list[str] = []
+
+    def look_for_one() -> bool:
+        for number in range(20):
+            wire.close()
+            try:
+                wire.committed(f"group {number}", rig.settings.log_topic, [0])
+            except LogUnavailableError:  # Kafka makes its topic of commits
+                return False
+            if wire._coordinator is not None and wire._coordinator[1] == port:
+                found.append(f"group {number}")
+                return True
+        return False
+
+    eventually(look_for_one, "the broker is the coordinator of some groups", seconds_max=SECONDS_MAX)
+    wire.close()
+    return found[0]
+
+
+def test_a_broker_that_is_away_and_one_that_lost_its_tail(cluster: Cluster, system: System) -> None:
+    # Given a partition with 6 events, of which its disk keeps no more; 20 later ones are stored, and 3 are waiting
+    eventually(system.takes_all, "all partitions take events", seconds_max=SECONDS_MAX)
+    system.must_append(MINE, 5)
+    kept = system.positions()[MINE].end
+    folder = cluster.second_data / f"{system.rig.settings.log_topic}-{MINE}"
+    copy = cluster.second_data.with_name("copy")
+    shutil.copytree(folder, copy)
+    system.must_append(MINE, 20)
+    system.drain_all(*EVERY)
+    stored = system.stored()[MINE]
+    before = set(system.acknowledged)
+    system.must_append(MINE, 3)
+    lost = system.acknowledged - before
+    lags = lag_by_partition(system.positions().values(), system.stored())
+    assert lags == {MINE: system.positions()[MINE].end - stored, **dict.fromkeys(OTHERS, 0)}
+    assert lags[MINE] >= 3
+
+    # When its broker, which is the group's coordinator too, is killed
+    stored_before = {partition: system.stored()[partition] for partition in OTHERS}
+    cluster.second.kill()
+    attempts = 0
+
+    def refuses_one_alone() -> bool:
+        nonlocal attempts
+        attempts += 1
+        told = system.append(*EVERY)
+        assert isinstance(told[MINE], LogUnavailableError | LogIndeterminateError)
+        return refuses(told[MINE], "has no leader") and [told[partition] for partition in OTHERS] == [None] * 3
+
+    # Then what is for that partition is refused at once, and what goes elsewhere is taken
+    eventually(refuses_one_alone, "one partition is refused, the others are not", seconds_max=SECONDS_MAX)
+    assert system.append_seconds < APPEND_SECONDS_MAX / 2
+    # And the lag of the others is known, and that of the partition held
+    positions = system.positions()
+    assert sorted(positions) == sorted(OTHERS)
+    known = lag_by_partition(positions.values(), system.stored())
+    assert known is not None
+    assert min(known.values()) >= 1
+    assert held_lags(known, len(EVERY), lags) == {MINE: lags[MINE]}
+    # And another broker knows the group's commits, and takes more
+    eventually(lambda: _commits(system) == stored_before, "the commits are known", seconds_max=SECONDS_MAX)
+    system.drain_all(*OTHERS)
+
+    # When it comes back without its tail
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder)
+    cluster.second.start()
+
+    def finds_the_loss() -> bool:
+        told = system.append(*EVERY)
+        assert told[MINE] is not None
+        return refuses(told[MINE], f"partition {MINE} of the event log (Kafka) has lost its tail") and told[0] is None
+
+    # Then nothing is appended to it, where its next records would never be read, and the others go on
+    eventually(finds_the_loss, "the loss is found", seconds_max=SECONDS_MAX)
+    end = system.positions()[MINE].end
+    assert kept <= end <= kept + attempts  # what was open when the broker was killed may have arrived
+    assert end < stored
+    eventually(finds_the_loss, "the loss is found again", seconds_max=SECONDS_MAX)
+    assert system.positions()[MINE].end == end
+    # And its drain stops, and says of which partition
+    reports: list[DrainReport] = []
+    eventually(lambda: _stops(system, reports), "the drain stops", seconds_max=SECONDS_MAX)
+    assert f"partition {MINE} ends at {end}, before the stored offset" in str(reports[-1].error)
+    # When somebody goes back to where it was put back to
+    hole = recovered(lambda: look(system.means, MINE), seconds_max=SECONDS_MAX).hole
+    assert hole == Hole(stored, end)
+    goes_on = recovered(lambda: skip_gap(system.means, MINE, Hole(stored, kept), dry_run=False))
+    # Then it takes events, and what comes in is stored
+    assert goes_on == kept
+    eventually(system.takes_all, "all partitions take events", seconds_max=SECONDS_MAX)
+    system.drain_all(*EVERY)
+    assert system.acknowledged - system.sink.database.events.keys() == lost  # they were on that disk alone
+
+
+def _commits(system: System) -> dict[int, int | None]:
+    return {partition: position.committed for partition, position in system.positions().items()}
+
+
+def refuses(error: SluiceError | None, why: str) -> bool:
+    """Whether nothing was written, for this reason."""
+    return type(error) is LogUnavailableError and why in str(error)
+
+
+def _stops(system: System, reports: list[DrainReport]) -> bool:
+    reports.append(system.drain(MINE))
+    return reports[-1].outcome is DrainOutcome.LOG_GAP
