@@ -84,6 +84,7 @@ class DrainReport:
     more: bool = False  # there is probably more to drain
     error: str | None = None
     evidence: dict[str, Any] | None = None  # of poison: the batch for people to look at
+    began_late: int | None = None  # nothing was stored before: the offset at which the log begins, not 0
 
 
 class _BusyError(Exception):
@@ -171,6 +172,8 @@ class _Run:
         self._must_fence = False
         self._total = StoreResult()
         self._batches = 0
+        self._log_begin = 0  # where nothing of the partition is stored yet: the offset at which it begins in the log
+        self._began_late: int | None = None
         self._evidence: dict[str, Any] | None = None
 
     # --- the loop -------------------------------------------------------------------------------
@@ -227,6 +230,7 @@ class _Run:
             self._means.pace.asked()
         hand.limit(self._means.pace.records)
         expected_offset, batch = hand.first
+        self._note_late_begin(batch)
         try:
             result = breaker.call(lambda: self._store(identity, expected_offset, batch))
         except BatchRefusedError:
@@ -295,8 +299,10 @@ class _Run:
         self._held_log_id = identity.log_id
         self._busy_tries = 0
         stored = sink.stored_position(identity.log_id, self._partition)
+        self._log_begin = 0
         if stored is None:
-            return self._begin()
+            self._log_begin = self._begin()
+            return self._log_begin
         self._compare(stored)
         self._hand.stored_up_to(identity.log_id, stored.next_offset)
         return stored.next_offset
@@ -316,6 +322,21 @@ class _Run:
             if position.partition == self._partition:
                 return position.begin
         raise LogUnavailableError(f"the event log's partition {self._partition} can't be asked where it begins")
+
+    def _note_late_begin(self, batch: LogBatch) -> None:
+        """Say that the first batch of a partition is not the log's first, unless the log itself declares that."""
+        begin, self._log_begin = self._log_begin, 0
+        if begin == 0 or batch.gap_from == 0:
+            return
+        self._began_late = begin
+        _logger.warning(
+            "partition %d: nothing of it is stored, and the event log begins at offset %d: offsets 0 to %d were "
+            "trimmed, or expired, and are not stored from this log",
+            self._partition,
+            begin,
+            begin - 1,
+            extra={"action": "partition_began_late", "partition": self._partition, "offset": begin},
+        )
 
     def _raise_floor(self, next_offset: int) -> None:
         identity = self._identity
@@ -402,6 +423,7 @@ class _Run:
             more=self._hand.more,
             error=error,
             evidence=self._evidence,
+            began_late=self._began_late,
         )
 
 

@@ -102,6 +102,10 @@ def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR091
             return "Dead letters replayed"
         case ControlEventKind.DRAINER_TERMINATED:
             return f"Stalled drain of partition {data['partition']} ended"
+        case ControlEventKind.BEGAN_LATE:
+            return (
+                f"Partition {data['partition']} begins at offset {data['end']}: nothing below is stored from this log"
+            )
         case ControlEventKind.GAP_SKIPPED:
             return f"Hole of partition {data['partition']} skipped: {data['first']} to {data['end']}"
         case ControlEventKind.POISON_ACCEPTED:

@@ -123,6 +123,7 @@ class ControlEventKind(StrEnum):
     GAP_SKIPPED = "gap_skipped"  # somebody gave up the offsets of a hole in the log
     POISON_ACCEPTED = "poison_accepted"  # somebody let a batch be stored whose records are refused in great number
     DEAD_LETTERS_REPLAYED = "dead_letters_replayed"  # somebody had dead letters tried once more
+    BEGAN_LATE = "began_late"  # nothing of a partition was stored, and the log no longer holds its first offsets
     DRAINER_TERMINATED = "drainer_terminated"  # regulate ended a backend that held a partition without progress
 
 

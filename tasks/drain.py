@@ -8,7 +8,7 @@ from celery import shared_task
 
 from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import PermanentError, StoreUnavailableError
-from pipeline.names import DropReason, PauseReason
+from pipeline.names import ControlEventKind, DropReason, PauseReason
 from pipeline.ports.control import paused
 from pipeline.settings import Settings
 from tasks.dropped import note_dropped
@@ -122,6 +122,8 @@ def _tell(report: DrainReport, parts: Parts) -> None:
             report.dead_lettered,
             extra={"action": "drained", "partition": report.partition, "offset": report.next_offset},
         )
+    if report.began_late is not None:
+        _record_late_begin(parts, report.partition, report.began_late)
     reason = _PAUSE_REASONS.get(report.outcome)
     if reason is not None:
         pause_until_resumed(
@@ -132,3 +134,13 @@ def _tell(report: DrainReport, parts: Parts) -> None:
             partition=report.partition,
             evidence=report.evidence,
         )
+
+
+def _record_late_begin(parts: Parts, partition: int, begin: int) -> None:
+    """Tell people that a log's first records are not stored. It is no reason to stop: often nobody ever wanted them."""
+    why = "the event log no longer holds what came before, and nothing of this partition was stored"
+    data = {"partition": str(partition), "first": "0", "end": str(begin)}
+    try:
+        parts.events.record(ControlEventKind.BEGAN_LATE, by=parts.name, why=why, data=data)
+    except StoreUnavailableError as error:
+        _logger.warning("not recorded: partition %d begins late: %s", partition, error, extra={"action": "not_told"})

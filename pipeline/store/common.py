@@ -32,6 +32,7 @@ _FOLDED_BY: Final[dict[ControlEventKind, tuple[str, ...]]] = {
     ControlEventKind.RESUMED: ("reason", "left"),
     ControlEventKind.STATE_RESTORED: ("reasons",),
     ControlEventKind.DRAINER_TERMINATED: ("partition",),
+    ControlEventKind.BEGAN_LATE: ("partition", "end"),
 }
 
 

@@ -28,7 +28,8 @@ local FOLDED_BY = {
   paused = { 'reason' },
   resumed = { 'reason', 'left' },
   state_restored = { 'reasons' },
-  drainer_terminated = { 'partition' }
+  drainer_terminated = { 'partition' },
+  began_late = { 'partition', 'end' }
 }
 local FOLD_SECONDS, FOLD_ENTRIES = 600, 50
 

@@ -13,7 +13,7 @@ from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import LogPartialError, RecoverableError
-from pipeline.names import PauseReason
+from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 from pipeline.sink.control_settings import load_pauses
@@ -119,6 +119,21 @@ def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig
     assert (skipped.kind.value, skipped.by, skipped.why) == ("gap_skipped", "ann@desk", "no backup")
     assert skipped.data == {"partition": "0", "first": "10", "end": "15"}
     assert (resumed.kind.value, resumed.data["partition"]) == ("resumed", "0")
+
+
+def test_a_partition_of_which_nothing_was_stored_says_that_its_log_begins_late(rig: Rig) -> None:
+    # Given a log whose beginning is gone before anything of it was stored
+    rig.append(0, 10)
+    rig.log.trim(0, 4)
+    rig.parts.log.close()
+    # When it is drained, then all that it holds is stored, and the story of the control loop names what is not
+    assert rig.drain().stored == 6
+    assert rig.pauses() == []
+    [told] = [event for event in rig.parts.events.last(9) if event.kind is ControlEventKind.BEGAN_LATE]
+    assert told.data == {"partition": "0", "first": "0", "end": "4"}
+    rig.append(10, 12)
+    rig.drain()
+    assert [event.kind for event in rig.parts.events.last(9)].count(ControlEventKind.BEGAN_LATE) == 1
 
 
 def test_a_poisoned_batch_is_shown_and_accepted(rig: Rig) -> None:

@@ -140,8 +140,27 @@ def test_a_log_that_was_never_drained_begins_where_it_begins(rig: Rig) -> None:
     # Given a log whose beginning was trimmed before the sink knew of it
     rig.append(0, 20)
     rig.log_server.trim(0, 5)
-    assert rig.drain().stored == 15
+    report = rig.drain()
+    assert report.stored == 15
     assert rig.stored_numbers() == list(range(5, 20))
+    # Then it says so, once
+    assert report.began_late == 5
+    assert rig.drain().began_late is None
+
+
+def test_a_log_that_begins_at_0_or_declares_that_it_does_not_is_not_said_to_begin_late(rig: Rig) -> None:
+    # Given a log that lost its tail before anything of it was stored, and one batch that was about to be stored
+    rig.append(0, 5)
+    identity = rig.log.identity()
+    rig.floors.fence(rig.log_id, identity.incarnation)
+    rig.floors.raise_floor(rig.log_id, identity.incarnation, 0, 8)
+    rig.log_server.restart(keep={0: 0})
+    rig.append(20, 3)
+    report = rig.drain()
+    assert (report.stored, report.next_offset, report.began_late) == (3, 11, None)
+    other = Rig()
+    other.append(0, 3)
+    assert other.drain().began_late is None
 
 
 def test_repeats_conflicts_and_letters_are_counted(rig: Rig) -> None:

@@ -22,6 +22,7 @@
     bands_set: ["◆", ""],
     dead_letters_replayed: ["↺", ""],
     drainer_terminated: ["■", "bad"],
+    began_late: ["▲", "warn"],
   };
 
   function element(name, text, className) {
