@@ -22,6 +22,7 @@ from pipeline.ports.sink import DeadLetterCounts
 from pipeline.settings import Settings
 
 EVENTS_SHOWN: Final = 50
+_UNSEEN_SECONDS: Final = 1.0  # for which an ingest process may not have seen a publication
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,6 @@ def read_status(parts: StatusParts) -> SystemStatus:
     """Ask every part once. Blocks; never raises for one that does not answer: that is in the verdict."""
     state, events, entries, store_problem = _ask_store(parts)
     lags, log_problem = _ask_log(parts.log)
-    rate = state.rate if state is not None else None
     letters, database_problem = _ask_database(parts, BreakerState.UNKNOWN if state is None else state.breaker)
     at = state.time if state is not None else parts.clock.now()
     outlook = outlook_of(entries, parts.settings, at)
@@ -65,7 +65,7 @@ def read_status(parts: StatusParts) -> SystemStatus:
         parts.settings,
         at=at,
         state=state,
-        controller_age=max(0.0, at - rate.published_at) if rate is not None else None,
+        controller_age=None if state is None else _controller_age(state, entries),
         outlook=replace(outlook, lag_by_partition=lags),
         store_problem=store_problem,
         log_problem=log_problem,
@@ -76,6 +76,27 @@ def read_status(parts: StatusParts) -> SystemStatus:
         dead_letter_conflicts=None if letters is None else letters.conflicts,
         events=events,
     )
+
+
+def _controller_age(state: ControlState, entries: Sequence[HistoryEntry]) -> float | None:
+    """Seconds since the controller published; None where nobody knows.
+
+    Whoever looks once can't count by a clock of its own, and the store's may have been stepped since. An ingest process
+    counts: it writes what it sees into the history, once a second. Where none did, the store's clock counts, unless the
+    publication lies in its future.
+    """
+    if state.rate is None:
+        return None
+    published_at = state.rate.published_at
+    said = state.time - published_at
+    newest = entries[-1] if entries else None
+    seen = None if newest is None else newest.sample.get("published_age")
+    if newest is None or seen is None or state.time - newest.at > FRESH_SECONDS:
+        return said if said >= 0 else None
+    since = max(0.0, state.time - newest.at)
+    if newest.sample["published"] == published_at:
+        return float(seen) + since
+    return min(max(0.0, said), since + _UNSEEN_SECONDS)  # published since then
 
 
 _Asked = tuple[ControlState | None, tuple[ControlEvent, ...], Sequence[HistoryEntry], str | None]

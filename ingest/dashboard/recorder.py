@@ -102,6 +102,10 @@ class Recorder:
         }
         if followed is not None and not self._edge.follower.is_away:
             sample |= _of_state(followed.state)
+            if followed.state.rate is not None:
+                # For those who look once: they would have to take a wall clock's word for it.
+                sample["published"] = followed.state.rate.published_at
+                sample["published_age"] = followed.controller_age_seconds(now)
         return sample
 
     def _record(self, counts: dict[str, int], seconds: float, sample: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,8 +7,13 @@ import pytest
 
 from pipeline.clock import SystemClock
 from pipeline.follower import ControlFollower, TroubleReporter
+from pipeline.log.memory import MemoryLog
 from pipeline.names import LEASE_PROBE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.ports.history import History
+from pipeline.status import StatusParts, read_status
 from pipeline.store.memory import MemoryServer
+from pipeline.store.memory_history import MemoryHistory
+from pipeline.store.redis_history import RedisHistory
 from stack.servers import Server
 from support.clocks import SteppableClock, SteppedSystemClock
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
@@ -22,6 +27,7 @@ class Stepped:
 
     rig: ControlRig
     step: Callable[[float], None]
+    history: History
 
     def publish(self, rate: float = 1000.0) -> None:
         self.rig.store.publish_rate(
@@ -43,10 +49,13 @@ def stepped(request: pytest.FixtureRequest) -> Stepped:
     limits = {"regulate_seconds": 0.2, "rate_hold_periods": 2}
     if request.param == "memory":
         clock = SteppedSystemClock()
-        return Stepped(memory_rig(control_settings("redis://nowhere", **limits), MemoryServer(clock)), clock.step)
+        memory = MemoryServer(clock)
+        rig = memory_rig(control_settings("redis://nowhere", **limits), memory)
+        return Stepped(rig, clock.step, MemoryHistory(memory))
     server: Server = request.getfixturevalue("clocked_redis")
     wall_clock: SteppableClock = request.getfixturevalue("wall_clock")
-    return Stepped(redis_rig(control_settings(server.url, **limits)), wall_clock.step)
+    rig = redis_rig(control_settings(server.url, **limits))
+    return Stepped(rig, wall_clock.step, RedisHistory(rig.settings))
 
 
 both_ways = pytest.mark.parametrize("seconds", [-HOUR, HOUR])
@@ -172,6 +181,46 @@ def test_a_step_of_the_clock_is_no_time_without_progress(stepped: Stepped, secon
     assert note("log", {0: 8}, forget_seconds=2.0)[0] == 0.0
     # And time goes on to count
     eventually(lambda: note("log", {0: 8}, forget_seconds=2.0)[0] > 0.2)
+
+
+# --- Looking once -------------------------------------------------------------------------------------
+
+
+def _controllers_age(stepped: Stepped, *, seen_seconds: float | None) -> float | None:
+    """The controller's age for somebody who looks once; an ingest process has just seen it as so old."""
+    rig = stepped.rig
+    if seen_seconds is not None:
+        published = rig.store.state().rate
+        assert published is not None
+        stepped.history.add({}, {"published": published.published_at, "published_age": seen_seconds})
+    parts = StatusParts(rig.settings, SystemClock(), rig.store, rig.events, MemoryLog(partitions=1), stepped.history)
+    return read_status(parts).inputs.controller_age
+
+
+@both_ways
+def test_whoever_looks_once_goes_by_what_ingest_has_counted(stepped: Stepped, seconds: float) -> None:
+    # Given a controller that has published, and a clock that was stepped since
+    stepped.publish()
+    stepped.step(seconds)
+    # Then its age is what ingest has counted: it speaks, or it is silent
+    for seen_seconds in (3.0, 100.0):
+        age = _controllers_age(stepped, seen_seconds=seen_seconds)
+        assert age is not None
+        assert seen_seconds <= age < seen_seconds + 2.0
+    # And a publication that ingest has not seen yet is new
+    stepped.publish()
+    age = _controllers_age(stepped, seen_seconds=None)
+    assert age is not None
+    assert age < 2.0
+
+
+def test_without_ingest_a_publication_in_the_future_is_of_unknown_age(stepped: Stepped) -> None:
+    stepped.publish()
+    age = _controllers_age(stepped, seen_seconds=None)
+    assert age is not None
+    assert age < 2.0
+    stepped.step(-HOUR)
+    assert _controllers_age(stepped, seen_seconds=None) is None
 
 
 # --- Clocks that differ -----------------------------------------------------------------------------------
