@@ -1,0 +1,142 @@
+"""The wall clock of a whole running system is stepped: ingest, workers and Beat. Its servers' clocks stay right."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from faults.rig import clock_environ
+from pipeline import wiring
+from pipeline.clock import SystemClock
+from pipeline.log.memory import MemoryLog
+from pipeline.names import AlarmCode
+from pipeline.settings import Settings
+from pipeline.status import StatusParts, read_status
+from stack.servers import free_port
+from support.clocks import SteppableClock
+from support.processes import System
+from support.traffic import Traffic, assert_kept_promises, stored_ids
+
+HOUR = 3600.0
+# A busy machine; whoever waits for a clock that was set back waits for an hour.
+STANDING_SECONDS_MAX = 10.0
+CRITICAL_SECONDS_MAX = 3.0
+LOOK_SECONDS = 0.1
+
+
+@dataclass
+class Watch:
+    """Looks all the time at when the rate was published, and at what health says. Times are monotonic."""
+
+    system: System
+    published_at: list[float] = field(default_factory=list)
+    critical_at: list[float] = field(default_factory=list)
+    codes: set[str] = field(default_factory=set)  # of the newest alarms
+    ages: list[float | None] = field(default_factory=list)  # of the controller, by the status command
+    errors: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        settings = self.system.settings
+        self._store = wiring.make_control_store(settings)
+        events, history = wiring.make_control_events(settings), wiring.make_history(settings)
+        self._status = StatusParts(settings, SystemClock(), self._store, events, MemoryLog(partitions=1), history)
+        self._version: int | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(20)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            try:
+                self._look()
+            except Exception as error:  # told by the test
+                self.errors.append(repr(error))
+
+    def _look(self) -> None:
+        rate, now = self._store.state().rate, time.monotonic()
+        if rate is not None and rate.version != self._version:
+            self._version = rate.version
+            self.published_at.append(now)
+            self.codes = {alarm.code for alarm in rate.alarms}
+        if self.system.health()["status"] == "critical":
+            self.critical_at.append(now)
+        self.ages.append(read_status(self._status).inputs.controller_age)
+
+    def says_that_clocks_differ(self, differ: bool) -> bool:
+        """Whether the newest alarms say so, or not where they should not."""
+        return (AlarmCode.CLOCKS_DIFFER in self.codes) == differ
+
+    def stood_seconds(self) -> float:
+        """The longest time without a rate."""
+        return max(later - earlier for earlier, later in pairwise([*self.published_at, time.monotonic()]))
+
+    def critical_seconds(self) -> float:
+        """How long health was critical, about."""
+        return len(self.critical_at) * LOOK_SECONDS
+
+
+class GoesOn:
+    """Whether rates are published and events stored since this was made, for longer than a drain runs."""
+
+    def __init__(self, watch: Watch, traffic: Traffic) -> None:
+        self._watch, self._traffic, self._settings = watch, traffic, watch.system.settings
+        self._versions, self._stored = len(watch.published_at), self._count()
+        self._until = time.monotonic() + self._settings.drain_run_seconds_max
+
+    def _count(self) -> int:
+        return len(stored_ids(self._settings.database_url, self._traffic.run))
+
+    def is_seen(self) -> bool:
+        return (
+            time.monotonic() > self._until
+            and len(self._watch.published_at) > self._versions + 2
+            and self._count() > self._stored + 20
+        )
+
+
+@pytest.fixture
+def system(settings: Settings, wall_clock: SteppableClock, tmp_path: Path) -> Iterator[System]:
+    running = System(
+        replace(settings, ingest_port=free_port(), regulate_seconds=0.5, drain_run_seconds_max=1.0), tmp_path
+    )
+    for program in running.programs:
+        program.environ = clock_environ(wall_clock)
+    try:
+        yield running.start()
+    finally:
+        running.stop()
+
+
+def test_nothing_stands_still_while_the_clock_of_all_processes_is_stepped(
+    system: System, wall_clock: SteppableClock
+) -> None:
+    pids = [program.pid for program in system.programs]
+    with Watch(system) as watch, Traffic(system.url, events_per_second=100, events_max=20_000) as traffic:
+        system.wait(lambda: len(watch.published_at) > 2 and not watch.codes, "it runs, and its clock is right")
+        # When the clock jumps an hour ahead, then to an hour behind, and is right again
+        for step in (HOUR, -2 * HOUR, HOUR):
+            wall_clock.step(step)
+            # Then health says that clocks differ, as long as they do
+            differ = wall_clock.seconds != 0
+            system.wait(partial(watch.says_that_clocks_differ, differ), f"clocks differ: {differ}")
+            # And the rate is published, hints reach the worker, and events are taken and stored, beyond a drain's run
+            goes_on = GoesOn(watch, traffic)
+            system.wait(goes_on.is_seen, "rates are published and events are stored")
+    assert_kept_promises(traffic, system.settings.database_url)
+    assert watch.stood_seconds() < STANDING_SECONDS_MAX
+    assert watch.critical_seconds() < CRITICAL_SECONDS_MAX
+    assert max(STANDING_SECONDS_MAX if age is None else age for age in watch.ages) < STANDING_SECONDS_MAX
+    assert watch.errors == []
+    assert [program.pid for program in system.programs] == pids
