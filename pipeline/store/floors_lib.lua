@@ -9,7 +9,14 @@ local function settle_life()
   if life and string.sub(life, 1, #run_id) == run_id then return life end
   local server_time = redis.call('TIME')
   life = run_id .. ':' .. server_time[1] .. '.' .. server_time[2]
-  redis.call('HDEL', KEYS[1], 'incarnation', 'complete')
+  redis.call('HDEL', KEYS[1], 'fence', 'incarnation', 'complete')
   redis.call('HSET', KEYS[1], 'life', life)
   return life
+end
+
+-- An incarnation as earlier versions call it, and as they keep it in the field `incarnation`. For them a Kafka topic has
+-- one for ever, its id; what follows the colon is of its leaders (pipeline/log/kafka_topic.py). So workers of both
+-- versions store from one topic side by side, while a restarted Redis is another incarnation for both.
+local function earlier_name(incarnation)
+  return string.match(incarnation, '^[^:]*')
 end

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from pipeline.errors import FencedError
 from pipeline.event_words import event_words
 from pipeline.names import (
     KEY_BANDS,
     KEY_EVENTS,
+    KEY_FLOOR,
     KEY_OVERRIDE,
     KEY_PAUSE,
     KEY_RATE,
@@ -46,6 +48,45 @@ class Newer:
         self._client.xadd(self._prefix + KEY_EVENTS, fields)  # type: ignore[arg-type]
 
 
+class Older:
+    """A process of an earlier version, as far as it knows the fence: for it, a Kafka topic's incarnation is its id."""
+
+    _FENCE = """
+        redis.call('HSET', KEYS[1], 'incarnation', ARGV[1])
+        redis.call('HDEL', KEYS[1], 'claimed_at')
+        return 1"""
+    _RAISE = """
+        local server_time = redis.call('TIME')
+        local now = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6
+        local held = redis.call('HMGET', KEYS[1], 'incarnation', 'claimed_at', ARGV[2])
+        local claimed_at = tonumber(held[2] or '')
+        if held[1] and held[1] ~= ARGV[1] and not (claimed_at and math.abs(now - claimed_at) > tonumber(ARGV[4])) then
+          return 0
+        end
+        if not held[1] or claimed_at then
+          redis.call('HSET', KEYS[1], 'incarnation', ARGV[1], 'claimed_at', string.format('%.17g', now))
+        end
+        local floor = tonumber(held[3] or '')
+        if not floor or floor < tonumber(ARGV[3]) then redis.call('HSET', KEYS[1], ARGV[2], ARGV[3]) end
+        return 1"""
+
+    def __init__(self, rig: ControlRig, client: redis.Redis) -> None:
+        self._client = client
+        self._key = f"{rig.settings.key_prefix}{KEY_FLOOR}:log"
+
+    def fence(self, incarnation: str) -> None:
+        self._client.eval(self._FENCE, 1, self._key, incarnation)
+
+    def raises_floor(self, incarnation: str, partition: int, offset: int) -> bool:
+        """Whether its drain may store."""
+        answer = self._client.eval(self._RAISE, 1, self._key, incarnation, str(partition), str(offset), "60")
+        return bool(answer == 1)
+
+    def claimed_long_ago(self) -> None:
+        """Its drains began to store after a flush, and none did for longer than a drain may run."""
+        self._client.hset(self._key, "claimed_at", "1")
+
+
 @pytest.fixture
 def rig(control_redis: Server) -> ControlRig:
     rig = redis_rig(control_settings(control_redis.url))
@@ -57,6 +98,12 @@ def rig(control_redis: Server) -> ControlRig:
 def newer(rig: ControlRig) -> Iterator[Newer]:
     with redis.Redis.from_url(rig.settings.redis_url, decode_responses=True) as client:
         yield Newer(rig, client)
+
+
+@pytest.fixture
+def older(rig: ControlRig) -> Iterator[Older]:
+    with redis.Redis.from_url(rig.settings.redis_url, decode_responses=True) as client:
+        yield Older(rig, client)
 
 
 def publish(rig: ControlRig) -> None:
@@ -141,3 +188,37 @@ def test_an_event_of_another_kind_is_told_by_its_word(rig: ControlRig, newer: Ne
     assert event_words(paused_event) == "Paused"
     assert event_words(changed)
     assert (bare.kind, bare.by, event_words(bare)) == (ControlEventKind.UNKNOWN, "somebody", " (of another version)")
+
+
+def test_drains_of_two_versions_store_side_by_side_from_one_topic(rig: ControlRig, older: Older) -> None:
+    # Given workers of both versions, for which the same topic has another incarnation
+    rig.floors.fence("log", "topic:epochs")
+    # Then neither fences off the other
+    for offset in (10, 20, 30):
+        assert older.raises_floor("topic", 0, offset)
+        rig.floors.raise_floor("log", "topic:epochs", 1, offset)
+    # Nor when the older ones were the only ones for a while
+    older.claimed_long_ago()
+    assert older.raises_floor("topic", 0, 40)
+    rig.floors.raise_floor("log", "topic:epochs", 1, 40)
+    assert rig.floors.mirror("log").floors == {0: 40, 1: 40}
+    # But the fence between the newer ones stays, and another topic's is one for all
+    rig.floors.fence("log", "topic:later epochs")
+    assert older.raises_floor("topic", 0, 50)
+    with pytest.raises(FencedError):
+        rig.floors.raise_floor("log", "topic:epochs", 1, 50)
+    rig.floors.fence("log", "other:epochs")
+    assert not older.raises_floor("topic", 0, 60)
+
+
+def test_the_fence_of_either_version_holds_for_the_other(rig: ControlRig, older: Older) -> None:
+    # Given a Redis log that was restarted, and an ingest of the older version that fences
+    rig.floors.fence("log", "a")
+    older.fence("b")
+    with pytest.raises(FencedError):
+        rig.floors.raise_floor("log", "a", 0, 10)
+    # And one of the newer version, with drains of the older one that had to claim the place
+    older.claimed_long_ago()
+    rig.floors.fence("log", "c")
+    assert not older.raises_floor("b", 0, 10)
+    assert older.raises_floor("c", 0, 10)
