@@ -42,7 +42,14 @@ class _Record(RecordedEvent, gc=False):
     """The same without a place in the garbage collector's lists; a record refers to nothing that refers back."""
 
 
+class _AsWritten(msgspec.Struct):
+    """A record's attributes as their JSON stands in it."""
+
+    attributes: msgspec.Raw
+
+
 _decode = msgspec.json.Decoder(_Record).decode
+_decode_as_written = msgspec.json.Decoder(_AsWritten).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -95,6 +102,10 @@ class RowEncoder:
                 message = event.message.encode()
                 id_length, correlation_length, message_length = len(event_id), len(correlation_id), len(message)
                 attributes = b"" if event.attributes is None else _encode_json(event.attributes)
+                if not record.endswith(attributes, 0, -1):
+                    # Not as ingest writes it. Another producer's number may have more digits than a float has, and
+                    # jsonb keeps them all.
+                    attributes = bytes(_decode_as_written(record).attributes)
                 request_id = None if event.request_id is None else event.request_id.encode()
                 row = b"".join(
                     (

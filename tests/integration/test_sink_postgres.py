@@ -247,6 +247,44 @@ def test_times_out_of_range_are_dead_letters(sink: PostgresSink, database_url: s
     assert result == StoreResult(stored=1, dead_lettered=3)
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        '{"price": 0.1234567890123456789}',
+        '{"price":12345678901234567.25,"unit":"\\u20ac"}',
+        '{"least": 1e-400, "ok": true}',
+        '{"count":123456789012345678901234567890}',
+        '{"price":1.5}',
+    ],
+)
+@pytest.mark.parametrize("order", ["attributes last", "attributes first"])
+def test_numbers_of_other_producers_keep_their_digits(
+    sink: PostgresSink, database_url: str, attributes: str, order: str
+) -> None:
+    # Given a record that did not come through ingest, beside one that did
+    rest = record(1).decode()[1:-1]
+    text = (
+        f'{{"attributes":{attributes}, {rest}}}'
+        if order == "attributes first"
+        else f'{{{rest}, "attributes": {attributes}}}'
+    )
+    result = sink.store(
+        LOG, 0, 0, batch(0, [text.encode(), record(2, attributes={"price": 0.1})]), before_commit=nothing
+    )
+    # Then its attributes are stored as they were written
+    assert result == StoreResult(stored=2)
+    query = "SELECT attributes = %s::jsonb FROM log_events WHERE event_id = 'event-000001'"
+    assert ask(database_url, query, [attributes]) == [(True,)]
+    # And the same record is a repeat
+    assert sink.store(LOG, 0, 2, batch(2, [text.encode()]), before_commit=nothing) == StoreResult(repeated=1)
+
+
+def test_a_number_that_is_out_of_every_range_is_a_dead_letter(sink: PostgresSink) -> None:
+    rest = record(1).decode()[1:-1]
+    text = f'{{{rest}, "attributes": {{"price": 1e400}}}}'
+    assert sink.store(LOG, 0, 0, batch(0, [text.encode()]), before_commit=nothing) == StoreResult(dead_lettered=1)
+
+
 def test_poison_gives_up_before_all_is_halved(sink: PostgresSink, database_url: str) -> None:
     # Given a schema that refuses everything, and counts how often it is asked
     ask(database_url, "CREATE SEQUENCE asked")
