@@ -79,7 +79,7 @@ def _traffic(known: HealthInputs) -> str:
         return "unknown"
     return (
         f"{_number(traffic.offered, 'events/s')}; admitted {traffic.admitted:,.0f}, refused {traffic.refused:,.0f} "
-        f"({100 * traffic.refused_share:.0f} % in the last minute)"
+        f"({100 * traffic.refused_share:.0f} % in the {traffic.share_time})"
     )
 
 

@@ -165,11 +165,16 @@ REDIS_LAG: Final = Declared(
 LAG: Final = Declared("sluice_lag_events", "Events in the log that are not stored yet, whichever log it is")
 # Beside accepted events a second: whether the lag grows.
 DRAIN_RATE: Final = Declared("sluice_drain_rate", "Events stored a second, between the controller's last two ticks")
-# Above half a minute: nothing is stored, whatever the lag's size. Partitions without lag, and paused ones, have none.
+# Above the limit below: nothing is stored, whatever the lag's size. Partitions without lag, and paused ones, have none.
 NO_PROGRESS_SECONDS: Final = Declared(
     "sluice_no_progress_seconds",
     "Seconds since a partition that has events stored one; 0 for one that has none",
     ("partition",),
+)
+# What the seconds above are to be held against, by whoever alerts on them.
+NO_PROGRESS_SECONDS_LIMIT: Final = Declared(
+    "sluice_no_progress_limit_seconds",
+    "Seconds without progress from which health is critical (NO_PROGRESS_SECONDS_MAX)",
 )
 # When it would be over, if nothing more came in.
 LAG_SECONDS: Final = Declared("sluice_lag_seconds", "Seconds that storing the lag takes at the present pace")

@@ -74,7 +74,7 @@ class ProblemCode(StrEnum):
     NO_PROGRESS = "no_progress"  # events wait, and none was stored for too long
     BEHIND = "behind"  # the lag is above one of its thresholds
     LOOP = "loop"  # a loop of an ingest process fails or stands still
-    REFUSING = "refusing"  # more than a few of the offered events were refused in the last minute
+    REFUSING = "refusing"  # more than a few of the offered events were refused lately (REFUSED_SECONDS)
 
 
 class AlarmCode(StrEnum):

@@ -178,6 +178,7 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "admitted": None if traffic is None else round(traffic.admitted, 1),
         "refused": None if traffic is None else round(traffic.refused, 1),
         "refusedShare": None if traffic is None else round(traffic.refused_share, 4),
+        "refusedShareTime": None if traffic is None else traffic.share_time,
         "drainRate": inputs.drain_rate,
         "secondsToEmpty": inputs.seconds_to_empty,
         "circuitBreaker": inputs.breaker.value,

@@ -153,6 +153,7 @@ def _control_gauges(state: ControlState, settings: Settings, controller_age: flo
         yield metrics.BASE_RATE_LIMIT.gauge(rate.base_rate)
         yield metrics.CONTROLLER_AGE.gauge(controller_age)
     yield metrics.CONTROLLER_PERIOD.gauge(settings.regulate_seconds)
+    yield metrics.NO_PROGRESS_SECONDS_LIMIT.gauge(settings.no_progress_seconds_max)
     modes = [Mode.UNKNOWN.value if rate is None else rate.mode.value]
     yield _one_of(metrics.MODE, [mode.value for mode in Mode], modes)
     yield metrics.FLOOR_RATE_LIMIT.gauge(state.floor_rate or settings.rate_min)

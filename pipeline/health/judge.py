@@ -281,7 +281,7 @@ def _refusing(inputs: HealthInputs) -> Iterator[Problem]:
     yield Problem(
         ProblemCode.REFUSING,
         Severity.DEGRADED,
-        f"{share:.0f} % of the offered events were refused in the last minute: {why}",
+        f"{share:.0f} % of the offered events were refused in the {traffic.share_time}: {why}",
         look_at,
     )
 

@@ -28,7 +28,7 @@ class _Flow:
 
 
 class Lookout:
-    """Remembers the last minute. Not for two threads at once; `seen` gives a value that any thread may read."""
+    """Remembers the last seconds. Not for two threads at once; `seen` gives a value that any thread may read."""
 
     def __init__(self, settings: Settings) -> None:
         self._refused_seconds = settings.refused_seconds
@@ -110,16 +110,17 @@ class Lookout:
         if not flows or now - flows[-1].at > FRESH_SECONDS:
             return None
         lately = [flow for flow in flows if flow.at > now - PACE_SECONDS]
-        minute = [flow for flow in flows if flow.at > now - self._refused_seconds] or lately
+        counted = [flow for flow in flows if flow.at > now - self._refused_seconds] or lately
         seconds = sum(flow.seconds for flow in lately)
-        refused = _sum(minute, "refused")
-        offered = refused + _sum(minute, "admitted")
-        answers = _sum(minute, "unavailable") + _sum(minute, "limited")
+        refused = _sum(counted, "refused")
+        offered = refused + _sum(counted, "admitted")
+        answers = _sum(counted, "unavailable") + _sum(counted, "limited")
         return Traffic(
             admitted=_sum(lately, "admitted") / seconds,
             refused=_sum(lately, "refused") / seconds,
             refused_share=refused / offered if offered else 0.0,
-            unavailable_share=_sum(minute, "unavailable") / answers if answers else 0.0,
+            unavailable_share=_sum(counted, "unavailable") / answers if answers else 0.0,
+            share_seconds=self._refused_seconds,
         )
 
 

@@ -17,8 +17,14 @@ class Traffic:
 
     admitted: float
     refused: float
-    refused_share: float  # of what was offered in the last minute, 0 to 1
-    unavailable_share: float  # of the refusals of that minute, those with 503, 0 to 1
+    refused_share: float  # of what was offered in the last `share_seconds`, 0 to 1
+    unavailable_share: float  # of the refusals of that time, those with 503, 0 to 1
+    share_seconds: float = 60.0
+
+    @property
+    def share_time(self) -> str:
+        """The time over which the shares are counted, in words: after "in the" or "of the"."""
+        return "last minute" if self.share_seconds == 60 else f"last {self.share_seconds:g} s"
 
     @property
     def offered(self) -> float:

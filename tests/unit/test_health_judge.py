@@ -199,6 +199,8 @@ def test_503_has_other_reasons_than_429(changes: dict[str, Any], why: str) -> No
 
 
 def test_a_few_refusals_are_no_problem() -> None:
+    shorter = judge(replace(HEALTHY, traffic=replace(REFUSING, share_seconds=10.0)))
+    assert "were refused in the last 10 s" in next(one for one in shorter.problems if one.code == "refusing").what
     few = Traffic(admitted=960.0, refused=40.0, refused_share=0.04, unavailable_share=0.0)
     assert judge(replace(HEALTHY, traffic=few)).status is Health.HEALTHY
 

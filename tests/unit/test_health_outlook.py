@@ -111,3 +111,4 @@ def test_the_window_is_a_setting() -> None:
     shorter = outlook_of(entries, replace(SETTINGS, refused_seconds=5.0), 30.0).traffic
     assert shorter is not None
     assert shorter.refused_share == 0.0
+    assert shorter.share_time == "last 5 s"

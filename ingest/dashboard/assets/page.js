@@ -118,7 +118,7 @@
     const { number } = format;
     card("admitted", number(status.admitted), "/s", `of ${number(status.offered)} offered a second`);
     const refused = ["s429", "s503"].map((name) => charts.lately(name));
-    const share = status.refusedShare > 0 ? `${Math.max(1, Math.round(100 * status.refusedShare))} % of the last minute; ` : "";
+    const share = status.refusedShare > 0 ? `${Math.max(1, Math.round(100 * status.refusedShare))} % of the ${status.refusedShareTime}; ` : "";
     card("refused", number(status.refused), "/s", `${share}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} a second`, levelOf(status, "refusing", "log_down", "log_full"));
     const [rate, full] = [status.rateLimit, status.bands.rateMax];
     const lowered = rate < full;
