@@ -237,7 +237,7 @@ class KafkaLog:
         """Where the log goes on behind an offset that it does not hold. Raises LogGapError beyond its end."""
         begin, end = (self._offset(partition, which) for which in (BEGIN, END))
         if offset > end:
-            raise LogGapError(f"the event log's partition {partition} ends at {end}, before the stored offset {offset}")
+            raise LogGapError(f"the event log's partition {partition} ends at {end}, before offset {offset}")
         return max(begin, offset)
 
     def _offset(self, partition: int, which: int) -> int:

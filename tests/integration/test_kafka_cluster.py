@@ -237,7 +237,7 @@ def test_a_broker_that_is_away_and_one_that_lost_its_tail(cluster: Cluster, syst
     # And its drain stops, and says of which partition
     reports: list[DrainReport] = []
     eventually(lambda: _stops(system, reports), "the drain stops", seconds_max=SECONDS_MAX)
-    assert f"partition {MINE} ends at {end}, before the stored offset" in str(reports[-1].error)
+    assert f"partition {MINE} ends at {end}, before offset {stored - 1}" in str(reports[-1].error)
     # When somebody goes back to where it was put back to
     hole = recovered(lambda: look(system.means, MINE), seconds_max=SECONDS_MAX).hole
     assert hole == Hole(stored, end)
