@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
+from pipeline.clock import Clock
 from pipeline.errors import RecoverableError, StoreUnavailableError
+from pipeline.flow.age import Age
 from pipeline.names import LEASE_PROBE, PauseReason
-from pipeline.ports.control import ControlStore, Leases, Pause
+from pipeline.ports.control import ControlState, ControlStore, Leases, Pause
 from pipeline.settings import Settings
+
+_DOUBLINGS_MAX: Final = 16
 
 
 class ProbeOutcome(StrEnum):
@@ -15,6 +20,7 @@ class ProbeOutcome(StrEnum):
 
     NOT_OPEN = "not_open"  # the breaker's reason does not hold, or it is unknown whether it does
     BUSY = "busy"  # another prober is asking
+    WAITING = "waiting"  # it opened again and again: PostgreSQL is left alone for some time
     FAILED = "failed"  # PostgreSQL did not take the write
     LIFTED = "lifted"  # it did, and consumption resumes
     SUPERSEDED = "superseded"  # it did, but that occurrence of the reason had ended meanwhile
@@ -28,23 +34,72 @@ class ProbeReport:
     why: str = ""
 
 
+class Backoff:
+    """For how long an open breaker is left open before PostgreSQL is asked.
+
+        wait = 0 for the first opening, then probe_seconds * 2^(n - 2) for the n-th, at most probe_wait_seconds_max
+
+    n counts the openings since something was stored. A small write may pass where a batch fails (a disk that is nearly
+    full): the breaker would close and open every few seconds for ever. Each prober counts by what all of them read: the
+    generation of the reasons, which an opening and a closing raise by one each, and the stored offsets.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._first_seconds = settings.probe_seconds
+        self._seconds_max = settings.probe_wait_seconds_max
+        self._clock = clock
+        self._age = Age()
+        self._consumed: int | None = None
+        self._generation: int | None = None  # of the reasons when something was stored last
+
+    def look(self, state: ControlState) -> float:
+        """Note what holds now, open or not; the seconds still to wait."""
+        held = _breaker_pause(state)
+        consumption = None if state.rate is None else state.rate.consumption
+        if consumption is not None:
+            if self._consumed is not None and consumption.consumed > self._consumed:
+                self._generation = None
+            self._consumed = consumption.consumed
+        if self._generation is None or state.generation < self._generation:  # lower: the store was flushed
+            self._generation = state.generation
+        version, said = (None, 0.0) if held is None else (held.generation, state.time - held.since)
+        age = self._age.of(version, said, now=self._clock.monotonic())
+        if held is None:
+            return 0.0
+        openings = (held.generation - self._generation + 1) // 2
+        if openings < 2:
+            return 0.0
+        wait = self._first_seconds * 2.0 ** min(openings - 2, _DOUBLINGS_MAX)
+        return max(0.0, min(wait, self._seconds_max) - age)
+
+
 def probe(
-    store: ControlStore, leases: Leases, sink_probe: Callable[[], None], *, settings: Settings, by: str
+    store: ControlStore,
+    leases: Leases,
+    sink_probe: Callable[[], None],
+    backoff: Backoff,
+    *,
+    settings: Settings,
+    by: str,
 ) -> ProbeReport:
     """Ask PostgreSQL once, if the breaker is open and nobody else is asking.
 
     `sink_probe` does a small real write and raises SinkUnavailableError. The lease is what makes the breaker read
     half-open meanwhile; it expires if this process dies. Raises StoreUnavailableError.
     """
-    if _breaker_pause(store) is None:
+    state = store.state()
+    wait_seconds = backoff.look(state)
+    if _breaker_pause(state) is None:
         return ProbeReport(ProbeOutcome.NOT_OPEN)
+    if wait_seconds > 0:
+        return ProbeReport(ProbeOutcome.WAITING, f"{wait_seconds:.0f} s more: the last batches failed again and again")
     # Connecting, one call, and as much again for whatever else a write may wait for.
     lease_seconds = 2 * (settings.sink_connect_seconds_max + settings.sink_call_seconds_max)
     token = leases.take(LEASE_PROBE, seconds=lease_seconds)
     if token is None:
         return ProbeReport(ProbeOutcome.BUSY)
     try:
-        held = _breaker_pause(store)  # again: another prober may have lifted it just before the lease was free
+        held = _breaker_pause(store.state())  # again: another prober may have lifted it just before the lease was free
         if held is None:
             return ProbeReport(ProbeOutcome.NOT_OPEN)
         try:
@@ -58,10 +113,9 @@ def probe(
         _give_back(leases, token)
 
 
-def _breaker_pause(store: ControlStore) -> Pause | None:
+def _breaker_pause(state: ControlState) -> Pause | None:
     """The breaker's reason to pause, where it is known to hold."""
-    pauses = store.state().pauses or ()
-    return next((pause for pause in pauses if pause.reason is PauseReason.BREAKER), None)
+    return next((pause for pause in state.pauses or () if pause.reason is PauseReason.BREAKER), None)
 
 
 def _give_back(leases: Leases, token: str) -> None:

@@ -434,6 +434,13 @@ class Settings:
         high=300,
         when="lower to resume sooner, higher to spare a PostgreSQL that is coming up",
     )
+    probe_wait_seconds_max: float = _setting(
+        30.0,
+        "The longest wait before the prober asks, where the breaker opened again and again with nothing stored between",
+        low=0.1,
+        high=3600,
+        when="lower to resume sooner after a long time in which small writes passed and batches failed",
+    )
     hint_seconds: float = _setting(
         1.0,
         "Period of the net of drain hints",

@@ -123,9 +123,10 @@ def _migrate_once(parts: Parts) -> None:
 def probe_postgres(self: Any) -> None:
     """While the breaker is open: try a small write, and close the breaker when PostgreSQL takes it."""
     parts = parts_of(self.app.sluice_settings)
-    report = probe(parts.control, parts.leases, parts.sink.probe, settings=parts.settings, by=parts.name)
+    report = probe(parts.control, parts.leases, parts.sink.probe, parts.backoff, settings=parts.settings, by=parts.name)
     if report.outcome not in (ProbeOutcome.NOT_OPEN, ProbeOutcome.BUSY):
-        _logger.warning("probe: %s %s", report.outcome, report.why, extra={"action": "probed"})
+        level = logging.INFO if report.outcome is ProbeOutcome.WAITING else logging.WARNING  # at each tick
+        _logger.log(level, "probe: %s %s", report.outcome, report.why, extra={"action": "probed"})
 
 
 @shared_task(name="sluice.send_hints", bind=True)

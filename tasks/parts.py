@@ -20,6 +20,7 @@ from pipeline.ports.history import History
 from pipeline.ports.log import EventLog
 from pipeline.ports.rate import RatePolicy
 from pipeline.ports.tallies import Tallies
+from pipeline.probe import Backoff
 from pipeline.settings import Settings
 from pipeline.sink.postgres import PostgresSink
 from pipeline.store.redis_queues import RedisQueues
@@ -78,6 +79,10 @@ class Parts:
     @cached_property
     def breaker(self) -> SinkBreaker:
         return SinkBreaker(self.settings, self.control, self.clock, self.name)
+
+    @cached_property
+    def backoff(self) -> Backoff:
+        return Backoff(self.settings, self.clock)
 
     @cached_property
     def progress(self) -> Progress:

@@ -1,11 +1,14 @@
 """The prober: at most one at a time, and only the very occurrence that it has seen is lifted."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkContentionError, SinkUnavailableError, StoreUnavailableError
-from pipeline.names import LEASE_PROBE, BreakerState, PauseReason
-from pipeline.probe import ProbeOutcome, ProbeReport, probe
+from pipeline.names import LEASE_PROBE, BreakerState, Mode, PauseReason
+from pipeline.ports.control import Consumption
+from pipeline.probe import Backoff, ProbeOutcome, ProbeReport, probe
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
@@ -43,8 +46,9 @@ class Sink:
             raise self.error
 
 
-def ask(rig: ControlRig, sink: Sink) -> ProbeReport:
-    return probe(rig.store, rig.leases, sink.probe, settings=rig.settings, by="prober")
+def ask(rig: ControlRig, sink: Sink, backoff: Backoff | None = None) -> ProbeReport:
+    backoff = backoff or Backoff(rig.settings, ManualClock())
+    return probe(rig.store, rig.leases, sink.probe, backoff, settings=rig.settings, by="prober")
 
 
 def test_nothing_is_asked_while_the_breaker_is_closed(rig: ControlRig) -> None:
@@ -127,3 +131,56 @@ def test_a_store_that_goes_away_meanwhile_is_the_callers_matter(rig: ControlRig,
 
     with pytest.raises(StoreUnavailableError):
         ask(rig, Cutting(rig))
+
+
+# --- A breaker that opens again and again ---------------------------------------------------------------------------
+
+
+def seconds_until_lifted(rig: ControlRig, clock: ManualClock, probers: list[Backoff]) -> float:
+    """Open the breaker, let the probers take turns every half second, and return how long it was open."""
+    rig.store.pause(BREAKER, by="drain", why="no space left on device")
+    opened_at = clock.monotonic()
+    for tick in range(1000):
+        if ask(rig, Sink(rig), probers[tick % len(probers)]).outcome is ProbeOutcome.LIFTED:
+            return clock.monotonic() - opened_at
+        clock.advance(0.5)
+    raise AssertionError("it was never lifted")
+
+
+def store(rig: ControlRig, clock: ManualClock, consumed: int) -> None:
+    rig.store.publish_rate(
+        base_rate=100.0, floor_rate=10.0, mode=Mode.NORMAL, lag=5, lag_known_at=clock.now(), by="controller",
+        consumption=Consumption({0: 5}, consumed, None),
+    )  # fmt: skip
+
+
+def test_a_breaker_that_opens_again_with_nothing_stored_is_left_open_for_longer_each_time(
+    rig: ControlRig, clock: ManualClock
+) -> None:
+    # Given two probers and a disk on which small writes pass
+    settings = replace(rig.settings, probe_seconds=2.0, probe_wait_seconds_max=10.0)
+    probers = [Backoff(settings, clock), Backoff(settings, clock)]
+    store(rig, clock, consumed=100)
+    for prober in probers:
+        ask(rig, Sink(rig), prober)
+    # When the breaker opens again after each closing, then it stays open for longer, up to a bound
+    assert [seconds_until_lifted(rig, clock, probers) for _ in range(6)] == [0.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    # And another reason to pause, or what is published again, is no sign of storing
+    store(rig, clock, consumed=100)
+    assert seconds_until_lifted(rig, clock, probers) == 10.0
+    # Once a batch was stored, the count begins anew
+    store(rig, clock, consumed=101)
+    for prober in probers:
+        ask(rig, Sink(rig), prober)
+    assert [seconds_until_lifted(rig, clock, probers) for _ in range(3)] == [0.0, 2.0, 4.0]
+
+
+def test_openings_are_counted_anew_after_a_flush_of_the_control_store(
+    rig: ControlRig, clock: ManualClock, server: MemoryServer
+) -> None:
+    prober = Backoff(replace(rig.settings, probe_seconds=2.0), clock)
+    for _ in range(3):
+        seconds_until_lifted(rig, clock, [prober])
+    server.flush()
+    rig.store.restore([], by="controller")
+    assert seconds_until_lifted(rig, clock, [prober]) == 0.0
