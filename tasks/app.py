@@ -23,6 +23,7 @@ from tasks.dropped import connect_drops
 from tasks.ending import CONTROL_SECONDS_MAX, EndStep
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseStep
+from tasks.schema import SchemaStep
 from tasks.startup import connect_signals
 from tasks.taking import TakingStep
 
@@ -50,6 +51,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.steps["consumer"].add(TakingStep)
     app.steps["worker"].add(MetricsStep)
     app.steps["worker"].add(EndStep)
+    app.steps["worker"].add(SchemaStep)
     connect_signals(settings)
     connect_drops(settings)
     use_transport()

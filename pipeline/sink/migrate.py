@@ -80,6 +80,19 @@ def migrate(
         return applied
 
 
+def missing_migrations(settings: Settings) -> list[str]:
+    """Names of the files that an older version's schema lacks; none where there is no schema yet.
+
+    Only looks. Raises what `connect` and psycopg2 raise.
+    """
+    with contextlib.closing(connect(settings)) as connection, connection.cursor() as cursor:
+        cursor.execute(query("has_schema_migrations"))
+        if not cursor.fetchone()[0]:
+            return []
+        cursor.execute(query("applied_migrations"))
+        return [migration.name for migration in migrations()[cursor.rowcount :]]
+
+
 def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float) -> list[str]:
     """Apply what is missing, one transaction after the other, each under the lock."""
     names: list[str] = []

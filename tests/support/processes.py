@@ -36,6 +36,7 @@ class Program:
         self.name = name
         self.log_path = folder / f"{name}.log"
         self.environ: dict[str, str] = {}  # added to the environment of each start
+        self.root = ROOT  # the checkout whose code it runs
         self._command = [*under, sys.executable, "-m", *arguments]
         self._environ = {**os.environ, **environ_of(settings), "PYTHONWARNINGS": "default"}
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,7 +49,7 @@ class Program:
             self._is_wanted = True
             self._process = subprocess.Popen(
                 self._command,
-                cwd=ROOT,
+                cwd=self.root,
                 env=self._environ | self.environ | environ,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,56 @@
+"""Lets a worker for `batches` wait for its schema: during a rolling upgrade it may start before the control worker.
+
+The control worker of a version brings the schema up to date. Without it each drain of that version would fail, and the
+breaker would stop those of the older version too. These go on meanwhile.
+"""
+
+import contextlib
+import logging
+from typing import Any, Final
+
+import psycopg2
+from celery import bootsteps
+from celery.worker import state as worker_state
+
+from pipeline.clock import SystemClock
+from pipeline.errors import SluiceError
+from pipeline.names import Queue
+from pipeline.settings import Settings
+from pipeline.sink.migrate import missing_migrations
+
+_logger = logging.getLogger(__name__)
+
+_ASK_SECONDS: Final = 0.5
+
+
+class SchemaStep(bootsteps.StartStopStep):
+    """A step of the worker: does not let it consume before the schema is that of its version, or newer."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, worker: Any) -> None:
+        """Wait; told to end, the worker ends. One that is to migrate itself does not wait."""
+        consume_from = worker.app.amqp.queues.consume_from
+        if Queue.BATCHES.value not in consume_from or Queue.CONTROL.value in consume_from:
+            return
+        clock = SystemClock()
+        was_missing: list[str] = []
+        while missing := _missing(worker.app.sluice_settings):
+            if not was_missing:
+                _logger.warning(
+                    "this worker waits: the database lacks %s, and a control worker of this version applies it",
+                    ", ".join(missing),
+                    extra={"action": "schema_awaited"},
+                )
+            was_missing = missing
+            worker_state.maybe_shutdown()
+            clock.sleep(_ASK_SECONDS)
+        if was_missing:
+            _logger.warning("the schema is up to date: this worker begins", extra={"action": "schema_came"})
+
+
+def _missing(settings: Settings) -> list[str]:
+    # Where PostgreSQL does not say, drains find out, and the breaker is for that.
+    with contextlib.suppress(SluiceError, psycopg2.Error):
+        return missing_migrations(settings)
+    return []
