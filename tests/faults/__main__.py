@@ -4,6 +4,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from faults import mutant
@@ -47,6 +48,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--home", type=Path, help="folder for servers and history (default: new, below the temporary)")
     parser.add_argument("--list", action="store_true", help="name all faults")
     parser.add_argument("--plan", action="store_true", help="print the schedule and end")
+    parser.add_argument("--longest", action="store_true", help="each fault lasts for as long as it may")
     parser.add_argument("--mutants", nargs="*", metavar="NAME", help="break the code in a copy, and see it caught")
     return parser.parse_args(words)
 
@@ -65,10 +67,13 @@ def main(words: list[str]) -> int:
         return 2
     seed = int(time.time()) if asked.seed is None else asked.seed
     plan = schedule(asked.log, asked.faults, seed, names or None)
+    if asked.longest:
+        plan = [replace(planned, share=1.0) for planned in plan]
     again = f"./soak.sh --faults {asked.faults} --events {asked.events} --seed {seed} --log {asked.log}"
     again += f" --only {asked.only}" if names else ""
     again += f" --rate {asked.rate:g}" if asked.rate else ""
     again += f" --trim {asked.trim}" if asked.trim else ""
+    again += " --longest" if asked.longest else ""
     print(f"again with: {again}")
     if asked.plan:
         print("\n".join(str(planned) for planned in plan))
