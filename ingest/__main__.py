@@ -4,9 +4,9 @@ import gc
 import sys
 
 from ingest.app import create_app
-from ingest.dashboard.recorder import Sight
-from ingest.edge import IngestParts
+from ingest.dashboard.recorder import SystemReaders
 from ingest.server import listen, run, with_connections_that_fit
+from ingest.service import IngestParts
 from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
@@ -30,7 +30,9 @@ def main() -> int:
             events=wiring.make_control_events(settings),
             clock=SystemClock(),
             troubles=wiring.make_troubles(settings),
-            sight=Sight(wiring.make_history(settings), wiring.make_leases(settings), wiring.make_log(settings)),
+            readers=SystemReaders(
+                wiring.make_history(settings), wiring.make_leases(settings), wiring.make_log(settings)
+            ),
         )
     except SettingsError as error:
         sys.stderr.write(f"ingest: {error}\n")

@@ -129,7 +129,9 @@ class Admission:
         """
         if not self._waiting and self.take_now(count):
             return
-        self.refuse_if_empty(count)
+        refusal = self.refusal(count)
+        if refusal is not None:
+            raise refusal
         if self._local is not None:
             self._take_locally(self._local, count)
             return
@@ -138,13 +140,12 @@ class Admission:
         self._ask()
         await done
 
-    def refuse_if_empty(self, count: int = 1) -> None:
-        """Raise RateLimitedError where it is known, without asking, that `count` tokens are not there."""
-        wait_seconds = self.wait_if_empty(count)
-        if wait_seconds > 0:
-            raise self._refusal(wait_seconds, self._clock.monotonic())
+    def refusal(self, count: int) -> RateLimitedError | None:
+        """Why `count` tokens can't be had, where it is known without asking that they are not there; else None."""
+        wait_seconds = self.wait_seconds(count)
+        return self._refusal(wait_seconds, self._clock.monotonic()) if wait_seconds > 0 else None
 
-    def wait_if_empty(self, count: int = 1) -> float:
+    def wait_seconds(self, count: int) -> float:
         """Seconds until `count` tokens are there, where it is known without asking that they are not; else 0."""
         if count <= self._left:
             return 0.0
@@ -306,12 +307,10 @@ class Admission:
                     self._left -= count
                     done.set_result(None)
                 else:
-                    try:
-                        self.refuse_if_empty(count)
-                    except RateLimitedError as refusal:
-                        done.set_exception(refusal)
-                    else:
+                    refusal = self.refusal(count)
+                    if refusal is None:
                         return  # the bucket may have enough for it: it is asked again
+                    done.set_exception(refusal)
             self._waiting.popleft()
 
     def _fail_waiting(self, error: BaseException | None) -> None:

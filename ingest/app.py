@@ -7,12 +7,22 @@ from sanic import HTTPResponse, Sanic
 from sanic.config import Config
 from sanic.handlers import ErrorHandler
 
-from ingest.edge import Edge, IngestParts
-from ingest.errors import answer
-from ingest.refusal import HEAD_BYTES_MAX
-from ingest.routes import IngestApp, IngestRequest, add_routes
+from ingest.codecs.events import events_codec
+from ingest.dashboard.routes import add_pages
+from ingest.errors import NotReadyError, error_response
+from ingest.grammar import HEAD_BYTES_MAX
+from ingest.http.early_rejection import EarlyRejection
+from ingest.http.protocol import HttpParts
+from ingest.http.request import ConnectionLimits
+from ingest.http.request_id import RequestIds
+from ingest.http.response import head_of, response_to, to_sanic
+from ingest.http.routes import IngestApp, IngestRequest, add_collecting, add_watching
+from ingest.openapi.routes import add_contract
+from ingest.service import IngestParts, IngestService
+from ingest.types import Codec
 from pipeline.settings import Settings
 
+EVENTS_PATH: Final = "/api/logs"
 KEEP_ALIVE_SECONDS: Final = 75  # an idle connection; above the 60 s of common proxies, so that they close first
 
 
@@ -21,11 +31,14 @@ class OneShapeErrors(ErrorHandler):
 
     def response(self, request: IngestRequest, exception: BaseException) -> HTTPResponse:
         """The answer to an error that no handler caught."""
-        return answer(exception, getattr(request.stream, "request_id", ""))
+        return to_sanic(response_to(exception, getattr(request.stream, "request_id", "")))
 
 
 def create_app(settings: Settings, parts: IngestParts, *, name: str = "ingest") -> IngestApp:
-    """An application whose `ctx.edge` has its parts; nothing is started or connected. `name` is unique in a process."""
+    """An application whose `ctx.service` has its parts; nothing is started or connected.
+
+    `name` is unique in a process.
+    """
     config = Config(env_prefix=None)
     config.ACCESS_LOG = False
     config.AUTO_EXTEND = False
@@ -37,6 +50,60 @@ def create_app(settings: Settings, parts: IngestParts, *, name: str = "ingest") 
     config.REQUEST_TIMEOUT = math.ceil(settings.request_seconds_max + 5)
     config.RESPONSE_TIMEOUT = math.ceil(settings.request_seconds_max + 4 * settings.append_seconds_max + 5)
     app: IngestApp = Sanic(name, config=config, error_handler=OneShapeErrors(), configure_logging=False)
-    app.ctx.edge = Edge(settings, parts)
-    add_routes(app)
+    service = app.ctx.service = IngestService(settings, parts)
+    codecs = codecs_by_path(settings)
+    app.ctx.http = _http_parts(service, codecs)
+    add_collecting(app, service.collector, codecs)
+    add_watching(
+        app,
+        health=service.health_sources,
+        appender=service.appender,
+        registry=service.registry,
+        clock=service.clock,
+        lifecycle=service.lifecycle,
+    )
+    add_pages(app, service.viewers)
+    add_contract(app, settings)
     return app
+
+
+def codecs_by_path(settings: Settings) -> dict[str, Codec]:
+    """The protocols: what is posted to which path."""
+    return {EVENTS_PATH: events_codec(settings)}
+
+
+def _http_parts(service: IngestService, codecs: dict[str, Codec]) -> HttpParts:
+    settings, request_ids = service.settings, RequestIds()
+    early = EarlyRejection(
+        EVENTS_PATH,
+        codecs[EVENTS_PATH],
+        gate=service.collector,
+        metrics=service.metrics,
+        clock=service.clock,
+        request_ids=request_ids,
+        lifecycle=service.lifecycle,
+        bytes_max=settings.body_bytes_max,
+    )
+    return HttpParts(
+        limits=ConnectionLimits(
+            service.lifecycle,
+            request_ids,
+            request_seconds_max=settings.request_seconds_max,
+            discard_bytes_max=settings.body_bytes_max,
+        ),
+        connections_max=settings.ingest_connections_max,
+        busy_response=_busy_response(),
+        collector=service.collector,
+        codecs=codecs,
+        early_rejection=None if service.collector.traces else early,
+    )
+
+
+def _busy_response() -> bytes:
+    """The response to a connection that is one too many; there is no request to answer yet."""
+    response = error_response(NotReadyError("this process has too many connections"))
+    body = response.body
+    head = head_of(
+        response.status, response.media_type, len(body), response.headers.items(), keep_alive=False, end=b"\r\n"
+    )
+    return head + body

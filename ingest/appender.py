@@ -144,27 +144,30 @@ class Appender:
         """Bytes that wait for the log."""
         return self._bytes
 
-    def refuse_if_blocked(self) -> None:
-        """Raise where an append would be refused whatever it holds: before a body is read, since that costs little.
+    def blocked(self) -> SluiceError | None:
+        """Why an append would be refused now, whatever it holds; None if it would not.
 
-        Raises LogUnavailableError, LogFullError, AppendBufferFullError.
+        LogUnavailableError, LogFullError or AppendBufferFullError. To ask before a body is read costs little.
         """
         if self._problem is not None:
-            raise LogUnavailableError(self._problem)
+            return LogUnavailableError(self._problem)
         if self._full_until and self._clock.monotonic() < self._full_until:
-            raise LogFullError
+            return LogFullError()
         if self._events >= self._settings.append_buffer_events_max or self._bytes >= (
             self._settings.append_buffer_bytes_max
         ):
-            raise AppendBufferFullError
+            return AppendBufferFullError()
+        return None
 
     def append(self, entries: Sequence[tuple[int, bytes]], size: int) -> "asyncio.Future[None]":
         """Queue (partition, value) pairs of `size` bytes; the future is done when they are durable.
 
         It fails within `append_seconds_max` with what the port's `append` raises: LogIndeterminateError means that
-        any subset may be stored, all others that nothing is. Raises what `refuse_if_blocked` raises.
+        any subset may be stored, all others that nothing is. Raises what `blocked` returns.
         """
-        self.refuse_if_blocked()
+        blocked = self.blocked()
+        if blocked is not None:
+            raise blocked
         loop = self._loop
         if self._is_closing:
             raise LogUnavailableError("this process is shutting down")

@@ -1,4 +1,4 @@
-"""From an error to its HTTP answer: the one table, and the one shape. Nothing else knows statuses.
+"""From an error to its HTTP response: the one table, and the one shape. Nothing else knows statuses.
 
     {"error": {"code": "...", "message": "...", ...details}}
 
@@ -14,9 +14,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
-from sanic import exceptions as sanic_errors
-from sanic.response import HTTPResponse
 
+from ingest.types import Response
 from pipeline.errors import (
     LogIndeterminateError,
     LogMisconfiguredError,
@@ -141,19 +140,21 @@ _TABLE: Final[dict[type[BaseException], Row]] = {
     LogMisconfiguredError: Row(503, "unavailable", repeats=True),
     OverloadedError: Row(503, "unavailable", repeats=True),
     RecoverableError: Row(503, "unavailable", repeats=True),
-    sanic_errors.RequestTimeout: Row(408, "timeout"),
-    sanic_errors.PayloadTooLarge: Row(413, "too_large"),
-    sanic_errors.ExpectationFailed: Row(417, "expectation_failed"),
-    sanic_errors.NotFound: Row(404, "not_found"),
-    sanic_errors.MethodNotAllowed: Row(405, "method_not_allowed"),
-    sanic_errors.BadRequest: Row(400, "bad_request"),
-    sanic_errors.URITooLong: Row(414, "uri_too_long"),
-    # Sanic gave up waiting for the handler: whether the events are stored is not known.
-    sanic_errors.ServiceUnavailable: Row(503, "indeterminate", repeats=True),
-    sanic_errors.RequestCancelled: Row(503, "indeterminate", repeats=True),
+}
+# Those of the web framework's own errors, which `ingest.http.response` knows by class.
+FRAMEWORK_ROWS: Final = {
+    row.code: row
+    for row in (
+        Row(408, "timeout"),
+        Row(417, "expectation_failed"),
+        Row(404, "not_found"),
+        Row(405, "method_not_allowed"),
+        Row(400, "bad_request"),
+        Row(414, "uri_too_long"),
+    )
 }
 _DEFECT: Final = Row(500, "internal")
-_STATUSES: Final = {row.code: row.status for row in _TABLE.values()}
+_ROWS: Final = {row.code: row for row in _TABLE.values()} | FRAMEWORK_ROWS
 _MESSAGES: Final = {  # of errors whose own text would say less, or repeat what the client sent
     "not_found": "there is nothing here; events go to POST /api/logs",
     "timeout": "headers and body did not arrive within the time allowed",
@@ -162,7 +163,7 @@ _MESSAGES: Final = {  # of errors whose own text would say less, or repeat what 
 
 
 def row_of(error: BaseException) -> Row:
-    """The row of an error's class, or of its nearest base."""
+    """The row of an error's class, or of its nearest base; that of a defect if there is none."""
     for base in type(error).__mro__:
         row = _TABLE.get(base)
         if row is not None:
@@ -171,13 +172,21 @@ def row_of(error: BaseException) -> Row:
 
 
 def rows_by_code() -> dict[str, Row]:
-    """Every code that an answer may have, with its row; a defect's is not among them."""
-    return {row.code: row for row in _TABLE.values()}
+    """Every code that a response may have, with its row; a defect's is not among them."""
+    return dict(_ROWS)
+
+
+def row_with(code: str) -> Row:
+    """The row with this code. Raises KeyError for a code that is not in the table."""
+    return _ROWS[code]
 
 
 def status_of(code: str) -> int:
-    """The status of an error's code, as the table has it; 202 for `accepted`."""
-    return 202 if code == "accepted" else _STATUSES.get(code, _DEFECT.status)
+    """The status of an error's code; 202 for `accepted`."""
+    if code == "accepted":
+        return 202
+    row = _ROWS.get(code, _DEFECT)
+    return row.status
 
 
 def whole_seconds(seconds: float, *, draw: float) -> int:
@@ -188,14 +197,17 @@ def whole_seconds(seconds: float, *, draw: float) -> int:
     return max(1, math.ceil(seconds + draw * max(1.0, seconds / 2)))
 
 
-def body_of(code: str, message: str, details: dict[str, Any] | None = None) -> bytes:
+def error_body(code: str, message: str, details: dict[str, Any] | None = None) -> bytes:
     """The one shape of an error."""
     return msgspec.json.encode({"error": {"code": code, "message": message, **(details or {})}})
 
 
-def answer(error: BaseException, request_id: str = "") -> HTTPResponse:
-    """The answer to an error; logs one that is a defect, with the name of its request."""
-    row = row_of(error)
+def error_response(error: BaseException, request_id: str = "", *, row: Row | None = None) -> Response:
+    """The response to an error; logs one that is a defect, with the id of its request.
+
+    `row` is that of an error which this table does not know.
+    """
+    row = row or row_of(error)
     if row is _DEFECT:
         extra = {"action": "request_failed", "request_id": request_id}
         logger.error("a request failed by a defect: %s", request_id or "not readable", exc_info=error, extra=extra)
@@ -211,11 +223,7 @@ def answer(error: BaseException, request_id: str = "") -> HTTPResponse:
             headers["ratelimit"] = f'"events";r={error.left};t={retry_after}'
     elif isinstance(error, UnsupportedBodyError):
         headers["accept-encoding"] = "gzip"  # RFC 9110, 15.5.16
-    elif isinstance(error, sanic_errors.SanicException):
-        headers.update({name.lower(): str(value) for name, value in error.headers.items()})
     message = _MESSAGES.get(row.code) or str(error) or HTTPStatus(row.status).phrase
     if isinstance(error, RequestError) and error.hint:
         message += f"; {error.hint}"
-    return HTTPResponse(
-        body_of(row.code, message, details), status=row.status, headers=headers, content_type="application/json"
-    )
+    return Response(row.status, error_body(row.code, message, details), headers=headers)

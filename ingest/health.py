@@ -14,7 +14,7 @@ _NO_OUTLOOK: Final = Outlook()
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class HealthSources:
     """Everything that this process knows. `now` is the monotonic clock that the ages are counted on."""
 
     wall: float  # seconds since the epoch, by this host
@@ -30,49 +30,49 @@ class Vitals:
     outlook: Outlook = _NO_OUTLOOK
 
 
-def health_inputs(vitals: Vitals) -> HealthInputs:
+def health_inputs(sources: HealthSources) -> HealthInputs:
     """The snapshot that this process is judged by."""
-    followed, settings = vitals.followed, vitals.settings
-    problem = _store_problem(vitals)
+    followed, settings = sources.followed, sources.settings
+    problem = _store_problem(sources)
     state = None if followed is None or problem is not None else followed.state
     inputs = make_inputs(
         settings,
-        at=vitals.wall if state is None or followed is None else state.time + followed.state_age_seconds(vitals.now),
+        at=sources.wall if state is None or followed is None else state.time + followed.state_age_seconds(sources.now),
         state=state,
-        controller_age=None if followed is None else followed.controller_age_seconds(vitals.now),
-        outlook=vitals.outlook,
+        controller_age=None if followed is None else followed.controller_age_seconds(sources.now),
+        outlook=sources.outlook,
         store_problem=problem,
-        log_problem=None if vitals.log.answers else vitals.log.problem or "no reason",
+        log_problem=None if sources.log.answers else sources.log.problem or "no reason",
     )
-    capacity = max(1, int(vitals.rate * settings.burst_seconds))
-    tokens = vitals.outlook.bucket_tokens
+    capacity = max(1, int(sources.rate * settings.burst_seconds))
+    tokens = sources.outlook.bucket_tokens
     return replace(
         inputs,
-        rate=vitals.rate,
+        rate=sources.rate,
         # Leases that are still held come on top of a full bucket; more than what fits in would be a riddle.
         bucket_tokens=None if tokens is None else min(tokens, capacity),
         bucket_capacity=float(capacity),
-        is_bucket_away=vitals.is_local,
-        is_log_full=vitals.log.is_full,
-        loop_problems=vitals.loop_problems,
+        is_bucket_away=sources.is_local,
+        is_log_full=sources.log.is_full,
+        loop_problems=sources.loop_problems,
         serves_clients=True,
     )
 
 
-def _store_problem(vitals: Vitals) -> str | None:
-    if vitals.followed is None:
+def _store_problem(sources: HealthSources) -> str | None:
+    if sources.followed is None:
         return "it has not answered since this process began"
-    if vitals.is_store_away:
+    if sources.is_store_away:
         return "it did not answer the last time"
-    age = vitals.followed.state_age_seconds(vitals.now)
-    if age > STALE_PERIODS * vitals.settings.regulate_seconds:
+    age = sources.followed.state_age_seconds(sources.now)
+    if age > STALE_PERIODS * sources.settings.regulate_seconds:
         return f"nothing was read from it for {age:.0f} s"
     return None
 
 
-def health_document(vitals: Vitals) -> dict[str, Any]:
+def health_document(sources: HealthSources) -> dict[str, Any]:
     """The body of GET /api/logs/health."""
-    return document_of(health_inputs(vitals), vitals.available_permissions)
+    return document_of(health_inputs(sources), sources.available_permissions)
 
 
 def document_of(inputs: HealthInputs, available_permissions: int | None = None) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Final
 from prometheus_client import start_http_server
 from sanic.server.protocols.http_protocol import HttpProtocol
 
-from ingest.edge import Edge
-from ingest.protocol import IngestProtocol
-from ingest.routes import IngestApp
+from ingest.http.protocol import IngestProtocol
+from ingest.http.routes import IngestApp
+from ingest.service import IngestService
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,8 @@ def listen(settings: Settings) -> socket.socket:
 
 async def serve(app: IngestApp, listener: socket.socket, stopping: asyncio.Event) -> None:
     """Serve until `stopping` is set; then let running requests end, flush the appender, and return."""
-    edge: Edge = app.ctx.edge
-    settings = edge.settings
+    service: IngestService = app.ctx.service
+    settings = service.settings
     server = await app.create_server(
         sock=listener, protocol=IngestProtocol, backlog=BACKLOG, asyncio_server_kwargs={"start_serving": False}
     )
@@ -78,23 +78,23 @@ async def serve(app: IngestApp, listener: socket.socket, stopping: asyncio.Event
         raise RuntimeError("Sanic made no server")
     await server.startup()  # type: ignore[no-untyped-call]
     await server.before_start()  # type: ignore[no-untyped-call]
-    await edge.start()
+    await service.start()
     await server.start_serving()  # type: ignore[no-untyped-call]
-    edge.count_connections = lambda: len(server.connections)
+    service.count_connections = lambda: len(server.connections)
     await server.after_start()  # type: ignore[no-untyped-call]
     metrics = None
     if settings.ingest_metrics_port:
-        metrics, _ = start_http_server(settings.ingest_metrics_port, settings.metrics_host, edge.registry)
+        metrics, _ = start_http_server(settings.ingest_metrics_port, settings.metrics_host, service.registry)
     logger.info("ingest listens on %s port %d", *listener.getsockname()[:2], extra={"action": "ingest_started"})
     try:
         await stopping.wait()
     finally:
-        edge.is_stopping = True
+        service.lifecycle.is_stopping = True
         logger.info("ingest is shutting down", extra={"action": "ingest_stopping"})
         server.close()  # type: ignore[no-untyped-call]
         await server.before_stop()  # type: ignore[no-untyped-call]
         await _end_connections(server.connections, settings.stop_seconds_max * (1 - FLUSH_SHARE))
-        await edge.stop(seconds_max=settings.stop_seconds_max * FLUSH_SHARE)
+        await service.stop(seconds_max=settings.stop_seconds_max * FLUSH_SHARE)
         await server.after_stop()  # type: ignore[no-untyped-call]
         if metrics is not None:
             metrics.shutdown()

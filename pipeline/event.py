@@ -25,7 +25,7 @@ SEVERITY_ALIASES: Final = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 
 
 class Event(msgspec.Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
-    """An event as a client sends it. Types are checked on decoding, rules by `ingest.body`."""
+    """An event as a client sends it. Types are checked on decoding, rules by `ingest.codecs`."""
 
     correlation_id: str
     severity: str

@@ -5,21 +5,23 @@ import logging
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from ingest.dashboard.counting import Counting
+from ingest.admission import Admission
+from ingest.dashboard.counter_deltas import CounterDeltas
 from ingest.dashboard.points import Point
+from pipeline.clock import Clock
 from pipeline.errors import RecoverableError, SluiceError, StoreUnavailableError
 from pipeline.flow.lag import lag_by_partition
+from pipeline.follower import ControlFollower
 from pipeline.health.outlook import FRESH_SECONDS, Lookout
 from pipeline.health.snapshot import Outlook
-from pipeline.names import LEASE_HISTORY, LoopName
+from pipeline.loops import Loop
+from pipeline.names import LEASE_HISTORY
 from pipeline.ports.control import ControlState, Leases, paused
 from pipeline.ports.history import HISTORY_ENTRIES_MAX, History
 from pipeline.ports.log import EventLog
-
-if TYPE_CHECKING:
-    from ingest.edge import Edge
+from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ LEASE_SHARE: Final = 0.9  # of the period: a late second does not shut out the n
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class SystemReaders:
     """The adapters that look at the whole system. `log` is one of its own, which never appends."""
 
     history: History
@@ -43,15 +45,27 @@ class Recorder:
     Redis away costs nothing but history: this process goes on to remember what it sees by itself.
     """
 
-    def __init__(self, edge: "Edge", sight: Sight) -> None:
-        self._edge = edge
-        self._sight = sight
-        self._counting = Counting(edge)
+    def __init__(
+        self,
+        readers: SystemReaders,
+        *,
+        deltas: CounterDeltas,
+        admission: Admission,
+        follower: ControlFollower,
+        settings: Settings,
+        clock: Clock,
+        loop: Loop,
+    ) -> None:
+        self._readers = readers
+        self._deltas = deltas
+        self._admission = admission
+        self._follower = follower
+        self._clock = clock
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._task: asyncio.Task[None] | None = None
-        self._loop = edge.loops.add(LoopName.HISTORY)
+        self._loop = loop
         self._is_away = False
-        self._lookout = Lookout(edge.settings)  # of the executor's thread
+        self._lookout = Lookout(settings)  # of the executor's thread
         self._seen: tuple[float, Outlook] | None = None  # when it was made, on the monotonic clock
         self.local: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
 
@@ -83,24 +97,24 @@ class Recorder:
 
     async def _write(self, seconds: float) -> None:
         """Write what came in so many seconds, and remember it here whatever becomes of it."""
-        counts, sample = self._counting.take(), self._own_view()
+        counts, sample = self._deltas.take(), self._own_view()
         seen: dict[str, Any] | None = None
         try:
             loop = asyncio.get_running_loop()
             seen = await loop.run_in_executor(self._executor, self._record, counts, seconds, sample)
         finally:
             rates = tuple(count / seconds for count in counts.values())
-            self.local.append(Point(self._edge.clock.now(), rates, seen or sample, is_local=True))
+            self.local.append(Point(self._clock.now(), rates, seen or sample, is_local=True))
 
     def _own_view(self) -> dict[str, Any]:
         """What this process knows without asking anybody."""
-        now = self._edge.clock.monotonic()
-        followed = self._edge.follower.newest
+        now = self._clock.monotonic()
+        followed = self._follower.newest
         sample: dict[str, Any] = {
-            "rate": round(self._edge.admission.rate(now), 1),
-            "tokens": self._edge.admission.tokens_seen(now),
+            "rate": round(self._admission.rate(now), 1),
+            "tokens": self._admission.tokens_seen(now),
         }
-        if followed is not None and not self._edge.follower.is_away:
+        if followed is not None and not self._follower.is_away:
             sample |= _of_state(followed.state)
             if followed.state.rate is not None:
                 # For those who look once: they would have to take a wall clock's word for it.
@@ -110,22 +124,22 @@ class Recorder:
 
     def _record(self, counts: dict[str, int], seconds: float, sample: dict[str, Any]) -> dict[str, Any] | None:
         """Add the counts and, where it is this process' turn, a sample of the system; returns what was sampled."""
-        self._lookout.note_own(counts, seconds, self._edge.clock.monotonic())
+        self._lookout.note_own(counts, seconds, self._clock.monotonic())
         seen = self._add(counts, sample)
-        now = self._edge.clock.monotonic()
+        now = self._clock.monotonic()
         if self._is_away and seen is not None:
             self._lookout.note_sample(seen, now)
         self._seen = (now, self._lookout.seen(now))
         return seen
 
     def _add(self, counts: dict[str, int], sample: dict[str, Any]) -> dict[str, Any] | None:
-        sight = self._sight
+        readers = self._readers
         try:
-            token = sight.leases.take(LEASE_HISTORY, seconds=PERIOD_SECONDS * LEASE_SHARE)
+            token = readers.leases.take(LEASE_HISTORY, seconds=PERIOD_SECONDS * LEASE_SHARE)
             seen = None if token is None else sample | self._positions()
-            sight.history.add(counts, seen)
-            entries = sight.history.since(self._lookout.position, entries_max=LOOK_BACK_ENTRIES_MAX)
-            self._lookout.note_entries(entries, now=self._edge.clock.monotonic())
+            readers.history.add(counts, seen)
+            entries = readers.history.since(self._lookout.position, entries_max=LOOK_BACK_ENTRIES_MAX)
+            self._lookout.note_entries(entries, now=self._clock.monotonic())
         except StoreUnavailableError as error:
             if not self._is_away:
                 self._is_away = True
@@ -137,8 +151,8 @@ class Recorder:
     def _positions(self) -> dict[str, Any]:
         """How far the log was consumed; nothing where it does not answer, or not for all its partitions."""
         try:
-            partitions = self._sight.log.identity().partitions
-            positions = self._sight.log.positions()
+            partitions = self._readers.log.identity().partitions
+            positions = self._readers.log.positions()
         except (RecoverableError, SluiceError):
             return {}
         lags = lag_by_partition(positions, None)

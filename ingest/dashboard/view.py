@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ingest.health import Vitals, health_inputs
+from ingest.health import HealthSources, health_inputs
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import HealthInputs
 from pipeline.ports.control import ControlEvent
@@ -12,17 +12,17 @@ from pipeline.status import event_document, inputs_document
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class ViewSources:
     """What the view is made from."""
 
-    vitals: Vitals
+    health: HealthSources
     process: str
     viewers: int
 
 
-def page_document(sources: Sources) -> dict[str, Any]:
+def page_document(sources: ViewSources) -> dict[str, Any]:
     """The state of the system as the page shows it, but for its control events."""
-    return document_of(health_inputs(sources.vitals)) | {"process": sources.process, "viewers": sources.viewers}
+    return document_of(health_inputs(sources.health)) | {"process": sources.process, "viewers": sources.viewers}
 
 
 def document_of(inputs: HealthInputs) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from ingest.body_check import DEPTH_MAX
+from ingest.codecs.strict_json import DEPTH_MAX
 from ingest.errors import rows_by_code
+from ingest.grammar import HEAD_BYTES_MAX
+from ingest.http.request_id import CHARS_MAX
 from ingest.openapi.schemas import Schema, ref
-from ingest.refusal import HEAD_BYTES_MAX
-from ingest.request_id import CHARS_MAX
 from pipeline.settings import Settings
 
 JSON: Final = "application/json"

@@ -4,10 +4,10 @@ from typing import Any, Final
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from ingest.body_check import DEPTH_MAX
+from ingest.codecs.strict_json import DEPTH_MAX
+from ingest.grammar import HEAD_BYTES_MAX
 from ingest.openapi.answers import JSON, code_meanings, headers, ok, other, responses
 from ingest.openapi.schemas import EVENT, RICH_EVENT, Schema, batch_schema, ref, schemas
-from ingest.refusal import HEAD_BYTES_MAX
 from pipeline.event import MESSAGE_BYTES_MAX
 from pipeline.settings import Settings
 

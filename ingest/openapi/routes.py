@@ -2,18 +2,16 @@
 
 import hashlib
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from sanic.response import HTTPResponse
 
+from ingest.http.routes import IngestApp, IngestRequest
 from ingest.openapi.curl import origin_of
 from ingest.openapi.document import HTML, openapi_document
 from ingest.openapi.page import load_style, render
-
-if TYPE_CHECKING:
-    from ingest.routes import IngestApp, IngestRequest
-    from pipeline.settings import Settings
+from pipeline.settings import Settings
 
 _PAGES_KEPT_MAX: Final = 16  # one for each address that clients use for this ingest
 _SAFE: Final = {
@@ -24,7 +22,7 @@ _SAFE: Final = {
 }
 
 
-def add_contract(app: "IngestApp", settings: "Settings") -> None:
+def add_contract(app: IngestApp, settings: Settings) -> None:
     """Add both; they are made when they are first asked for."""
     local = f"http://{settings.ingest_host}:{settings.ingest_port}"
     style = load_style()
@@ -37,11 +35,11 @@ def add_contract(app: "IngestApp", settings: "Settings") -> None:
     def page(origin: str) -> bytes:
         return render(openapi_document(settings), origin, style).encode()
 
-    async def get_openapi(request: "IngestRequest") -> HTTPResponse:
+    async def get_openapi(request: IngestRequest) -> HTTPResponse:
         """The contract for programs."""
         return _answer(request, document(), "application/json", _SAFE)
 
-    async def get_docs(request: "IngestRequest") -> HTTPResponse:
+    async def get_docs(request: IngestRequest) -> HTTPResponse:
         """The contract for people."""
         headers = request.headers
         origin = origin_of(headers.get("host"), headers.get("x-forwarded-proto"), otherwise=local)
@@ -52,7 +50,7 @@ def add_contract(app: "IngestApp", settings: "Settings") -> None:
     app.add_route(get_docs, "/docs", methods=["GET", "HEAD"], name="docs")
 
 
-def _answer(request: "IngestRequest", content: bytes, media_type: str, headers: dict[str, str]) -> HTTPResponse:
+def _answer(request: IngestRequest, content: bytes, media_type: str, headers: dict[str, str]) -> HTTPResponse:
     """The content, or 304 where the client has it."""
     etag = f'"{hashlib.sha256(content).hexdigest()[:24]}"'
     headers = headers | {"etag": etag}

@@ -12,7 +12,8 @@ _NOT_WELL = "not well after"
 
 _ADMISSION = "ingest/admission.py"
 _ERRORS = "ingest/errors.py"
-_ROUTES = "ingest/routes.py"
+_COLLECT = "ingest/collect.py"
+_ROUTES = "ingest/http/routes.py"
 _POSTGRES = "pipeline/sink/postgres.py"
 _QUERIES = "pipeline/sink/queries.sql"
 _REGULATE = "pipeline/regulate.py"
@@ -53,19 +54,25 @@ _SEEN_IN_BRIEF = (
     ),
     Mutant(
         "received-at-wrong",
-        (Edit(_ROUTES, "record_head(int(edge.clock.now() * 1000)", "record_head(int(edge.clock.now() * 1000) - 5000"),),
+        (
+            Edit(
+                _COLLECT,
+                "record_head(int(self._clock.now() * 1000)",
+                "record_head(int(self._clock.now() * 1000) - 5000",
+            ),
+        ),
         _BRIEF,
         ("stored with a time of arrival at which their request was not under way",),
     ),
     Mutant(
         "request-id-wrong",
-        (Edit(_ROUTES, " * 1000), stream.request_id)", ' * 1000), f"{stream.request_id}0")'),),
+        (Edit(_COLLECT, " * 1000), request.request_id)", ' * 1000), f"{request.request_id}0")'),),
         _BRIEF,
         ("stored under a request that did not bring them",),
     ),
     Mutant(
         "accepted-wrong",
-        (Edit("ingest/http1.py", '{"accepted":%d}\' % count', '{"accepted":%d}\' % (count + 1)'),),
+        (Edit("ingest/codecs/events.py", '{"accepted":%d}\' % count', '{"accepted":%d}\' % (count + 1)'),),
         _BRIEF,
         ("answered with a wrong count of accepted events",),
     ),
@@ -73,7 +80,7 @@ _SEEN_IN_BRIEF = (
         "last-line-dropped",
         (
             Edit(
-                "ingest/body.py",
+                "ingest/codecs/event_bodies.py",
                 'for line in body.split(b"\\n") if line and not line.isspace()]\n',
                 'for line in body.split(b"\\n") if line and not line.isspace()][:-1] or [body]\n',
             ),
@@ -85,12 +92,11 @@ _SEEN_IN_BRIEF = (
         "one-in-ten-a-500",
         (
             Edit(
-                _ROUTES,
-                "    edge: Edge = request.app.ctx.edge\n    try:\n",
-                "    edge: Edge = request.app.ctx.edge\n"
-                "    if __import__('random').random() < 0.1:\n"
-                "        raise ZeroDivisionError\n"
-                "    try:\n",
+                _COLLECT,
+                "        try:\n            count = await self._collect(codec, request)\n",
+                "        if __import__('random').random() < 0.1:\n"
+                "            raise ZeroDivisionError\n"
+                "        try:\n            count = await self._collect(codec, request)\n",
             ),
         ),
         _BRIEF,
@@ -161,8 +167,8 @@ _SEEN_IN_PAUSE = (
         (
             Edit(
                 _ROUTES,
-                "health_document(request.app.ctx.edge.vitals()))",
-                'health_document(request.app.ctx.edge.vitals()) | {"status": "healthy", "reasons": []})',
+                "health_document(health()))",
+                'health_document(health()) | {"status": "healthy", "reasons": []})',
             ),
         ),
         _PAUSE,
@@ -173,8 +179,8 @@ _SEEN_IN_PAUSE = (
         (
             Edit(
                 _ROUTES,
-                "health_document(request.app.ctx.edge.vitals()))",
-                'health_document(request.app.ctx.edge.vitals()) | {"consumption": "running"})',
+                "health_document(health()))",
+                'health_document(health()) | {"consumption": "running"})',
             ),
         ),
         _PAUSE,
@@ -208,9 +214,9 @@ _SEEN_IN_OTHERS = (
         "acknowledge-before-append",
         (
             Edit(
-                "ingest/routes.py",
-                "        await edge.appender.append(entries, size)\n",
-                "        edge.appender.append(entries, size)\n",
+                _COLLECT,
+                "                await self._appender.append(entries, size)\n",
+                "                self._appender.append(entries, size)\n",
             ),
         ),
         ("log.kill", "ingest.kill", "log.freeze"),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest import body, body_check, event_rules, http1
+from ingest.codecs import event_bodies, strict_json, validation
+from ingest.http import request as http1
 from support.hostile.cases import cases
 from support.hostile.oracle import WrongError, depth, is_json, judge, kind_of
 from support.hostile.seeds import seeds
@@ -43,19 +44,19 @@ def test_the_seeds_are_judged_right() -> None:
 @pytest.mark.parametrize(("name", "data"), list(cases()))
 def test_the_oracle_knows_json(name: str, data: bytes) -> None:
     assert is_json(data) is (name[0] in "yi" or name.startswith(("n_deep_one", "n_deep_arrays_closed")))
-    assert (depth(data) > body_check.DEPTH_MAX) is name.startswith("n_deep")
+    assert (depth(data) > strict_json.DEPTH_MAX) is name.startswith("n_deep")
 
 
 @pytest.mark.parametrize(
     ("where", "name", "broken"),
     [
-        (body_check, "DEPTH_MAX", 3),  # JSON is refused as none
-        (body_check, "_refuse_constant", float),  # NaN is taken for JSON
-        (event_rules, "_unstorable", lambda _: None),  # NUL is taken
-        (body, "_ESCAPED_NUL", b"never"),
-        (body, "are_kept", lambda _: True),  # a number that changes
-        (body, "conflicts", lambda _: iter(())),  # two events of one id
-        (body, "_SEVERITY", dict.fromkeys(("INFO", "info"), "WARN")),  # another event than was sent
+        (strict_json, "DEPTH_MAX", 3),  # JSON is refused as none
+        (strict_json, "_refuse_constant", float),  # NaN is taken for JSON
+        (validation, "_unstorable", lambda _: None),  # NUL is taken
+        (event_bodies, "_ESCAPED_NUL", b"never"),
+        (event_bodies, "are_kept", lambda _: True),  # a number that changes
+        (event_bodies, "conflicts", lambda _: iter(())),  # two events of one id
+        (event_bodies, "_SEVERITY", dict.fromkeys(("INFO", "info"), "WARN")),  # another event than was sent
         (http1, "_FIELDS_READ", frozenset({"content-length", "expect", "host"})),  # no chunks: smuggling
         (http1, "_check_host", lambda _, **__: None),  # a request without a Host
         (http1, "_CHUNK_LINE", re.compile(rb"([0-9A-Fa-f]{1,8})[^\n]*\n")),  # chunks that others do not see

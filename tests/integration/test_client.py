@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ingest.client import with_event_id
+from ingest.client.send import with_event_id
 from stack.servers import free_port
 from support.edge import RunningEdge, Wire, client_environ, edge_settings, eventually, metric, running_edge, sample
 from support.processes import ROOT
@@ -207,7 +207,7 @@ def test_patience_ends(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_it_with_a_report(edge: RunningEdge, tmp_path: Path) -> None:
     edge.log_server.stop()
-    eventually(lambda: not edge.edge.appender.status(time.monotonic()).answers, "the log is away")
+    eventually(lambda: not edge.service.appender.status(time.monotonic()).answers, "the log is away")
     words, environ = command(edge.port, ndjson(tmp_path / "a.ndjson", [sample()] * 5))
     with subprocess.Popen(
         words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -260,7 +260,7 @@ def test_a_large_input_is_not_held_in_memory(edge: RunningEdge, tmp_path: Path) 
         stream.write(line)
     # VmHWM, since ru_maxrss outlives an exec: it would be the peak of the tests' own process
     script = (
-        "import re, sys; from pathlib import Path; from ingest.client import main; code = main(sys.argv[1:]); "
+        "import re, sys; from pathlib import Path; from ingest.client.send import main; code = main(sys.argv[1:]); "
         "peak = re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text()); "
         "print('peak', int(peak[1]) // 1024); sys.exit(code)"
     )

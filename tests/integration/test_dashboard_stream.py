@@ -14,7 +14,7 @@ import pytest
 
 import ingest.dashboard
 from ingest.dashboard.assets import load_assets
-from ingest.dashboard.recorder import Sight
+from ingest.dashboard.recorder import SystemReaders
 from pipeline.log.memory import MemoryLog
 from pipeline.names import Mode
 from pipeline.ports.history import COUNTS
@@ -38,7 +38,7 @@ def start() -> Iterator[Start]:
         edge = RunningEdge(
             settings,
             control=control,
-            make_sight=lambda log: Sight(
+            make_readers=lambda log: SystemReaders(
                 history or MemoryHistory(control), MemoryLeases(settings, control), MemoryLog(server=log)
             ),
         )
@@ -225,7 +225,7 @@ def test_viewers_beyond_the_limit_are_told_so_in_words(start: Start) -> None:
         answer = get(edge.port, "/events")
         assert answer.status == 503
         assert "PAGE_VIEWERS_MAX" in answer.error["message"]
-    eventually(lambda: edge.edge.viewers.count == 0, "those who left are forgotten")
+    eventually(lambda: edge.service.viewers.count == 0, "those who left are forgotten")
     with Stream(edge.port) as stream:
         stream.message("snapshot")
 

@@ -382,7 +382,7 @@ def test_a_published_rate_is_followed_within_100_ms() -> None:
         # When a lower one is
         edge.publish(100)
         started = time.monotonic()
-        eventually(lambda: edge.edge.admission.rate(time.monotonic()) == 100, "the new rate is known")
+        eventually(lambda: edge.service.admission.rate(time.monotonic()) == 100, "the new rate is known")
         # Then ingest goes by it at once
         assert time.monotonic() - started < 0.1
 
@@ -579,7 +579,7 @@ def test_a_stop_lets_running_requests_end_and_loses_nothing() -> None:
         assert running.is_closed()
     edge.join()
     assert [record.correlation_id for record in edge.records()] == ["last"]
-    assert not edge.edge.appender._thread.is_alive(), "it has ended in order"
+    assert not edge.service.appender._thread.is_alive(), "it has ended in order"
 
 
 def test_a_stop_is_bounded_in_time() -> None:
@@ -600,7 +600,7 @@ def test_readiness_falls_while_stopping() -> None:
         asking.send(request(method="GET", path="/readyz")[:-2])
         eventually(lambda: metric(edge.port, "sluice_ingest_connections") >= 3, "both are there")
         edge.begin_stop()
-        eventually(lambda: edge.edge.is_stopping, "stopping")
+        eventually(lambda: edge.service.lifecycle.is_stopping, "stopping")
         asking.send(b"\r\n")
         assert asking.answer().status == 503
     edge.stop()

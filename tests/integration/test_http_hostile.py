@@ -479,7 +479,7 @@ def test_clients_that_leave_in_the_middle(edge: RunningEdge) -> None:
 
 
 def test_a_client_that_reads_no_answers_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.protocol.WRITE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr("ingest.http.protocol.WRITE_SECONDS_MAX", 0.3)
     with running_edge() as edge, Wire(edge.port) as wire:
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         wire.socket.setblocking(False)

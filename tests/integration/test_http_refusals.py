@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ingest.http1 import IngestHttp
-from ingest.protocol import IngestProtocol
+from ingest.http.protocol import IngestProtocol
+from ingest.http.request import IngestHttp
 from pipeline.log.memory import MemoryLog
 from support.edge import RunningEdge, Wire, eventually, get, metric, post, request, running_edge, sample
 

@@ -231,8 +231,8 @@ def test_tokens_that_ingest_does_not_know_are_no_number() -> None:
     edge = RunningEdge(edge_settings(rate_max=100.0, rate_min=100.0))
 
     def tokens() -> float:
-        edge.edge.sample_gauges()
-        found = edge.edge.registry.get_sample_value("sluice_ingest_available_tokens")
+        edge.service.sample_gauges()
+        found = edge.service.registry.get_sample_value("sluice_ingest_available_tokens")
         assert found is not None
         return found
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest import body_large
-from ingest.body_check import check_json, check_ndjson, run
-from ingest.body_large import LARGE_BYTES, check_large
+from ingest.codecs import large_json
+from ingest.codecs.large_json import LARGE_BYTES, check_large
+from ingest.codecs.media_type import BodyKind
+from ingest.codecs.strict_json import check_json, check_ndjson, run
+from ingest.codecs.validation import RULES
 from ingest.errors import InvalidEventsError, Problem, RequestError
-from ingest.event_rules import RULES
-from ingest.media import BodyKind
 
 GOOD = {"correlationId": "c", "severity": "INFO", "message": "m", "source": "s", "timestamp": 1}
 words = st.text(max_size=8) | st.sampled_from(["\0", "\ud800", "[", '"', "\\", "]}", "INFO", "\ud83d\ude00"])
@@ -30,7 +30,7 @@ events = st.builds(lambda changes: {**GOOD, **changes}, st.dictionaries(fields, 
 @pytest.fixture(autouse=True, scope="module")
 def _everything_is_large() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(body_large, "LARGE_BYTES", 0)
+        patch.setattr(large_json, "LARGE_BYTES", 0)
         yield
 
 
@@ -115,7 +115,7 @@ def test_no_step_takes_long(body: bytes) -> None:
     gc.collect()
     gc.freeze()  # as ingest does: what the tests have made so far is not to be looked at again meanwhile
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(body_large, "LARGE_BYTES", LARGE_BYTES)
+        patch.setattr(large_json, "LARGE_BYTES", LARGE_BYTES)
         for kind in BodyKind:
             longest, code = _longest_step(check_large(body, kind, events_max=1000))
             assert longest < 0.025, code

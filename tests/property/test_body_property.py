@@ -8,11 +8,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest import body as quick
-from ingest.body import parse_body
-from ingest.body_check import DEPTH_MAX, check_json, check_ndjson
+from ingest.codecs import event_bodies as quick
+from ingest.codecs.event_bodies import parse_body
+from ingest.codecs.media_type import BodyKind
+from ingest.codecs.strict_json import DEPTH_MAX, check_json, check_ndjson
 from ingest.errors import BodyTooLargeError, InvalidEventsError, MalformedBodyError, RequestError
-from ingest.media import BodyKind, inflate
+from ingest.framing import inflate
 from pipeline.event import decode_record, encode_record, record_head
 
 texts = st.text(max_size=40) | st.sampled_from(

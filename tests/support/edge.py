@@ -15,9 +15,9 @@ from typing import Any
 import uvloop
 
 from ingest.app import create_app
-from ingest.dashboard.recorder import Sight
-from ingest.edge import Edge, IngestParts
+from ingest.dashboard.recorder import SystemReaders
 from ingest.server import listen, serve
+from ingest.service import IngestParts, IngestService
 from pipeline.clock import SystemClock
 from pipeline.event import RecordedEvent, decode_record
 from pipeline.log.memory import MemoryLog, MemoryLogServer
@@ -158,7 +158,7 @@ class RunningEdge:
         settings: Settings,
         log: EventLog | None = None,
         control: MemoryServer | None = None,
-        make_sight: Callable[[MemoryLogServer], Sight] | None = None,
+        make_readers: Callable[[MemoryLogServer], SystemReaders] | None = None,
     ) -> None:
         self.settings = settings
         self.log_server = MemoryLogServer(settings.log_partitions)
@@ -175,11 +175,11 @@ class RunningEdge:
             events=MemoryControlEvents(settings, self.control),
             clock=SystemClock(),
             troubles=self.troubles,
-            sight=None if make_sight is None else make_sight(self.log_server),
+            readers=None if make_readers is None else make_readers(self.log_server),
         )
         self.app = create_app(settings, parts, name=f"ingest-{uuid.uuid4().hex}")
         self.app.config.TOUCHUP = False  # it rewrites Sanic's classes, once for each process
-        self.edge: Edge = self.app.ctx.edge
+        self.service: IngestService = self.app.ctx.service
         self._listener = listen(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None

@@ -6,8 +6,9 @@ import zlib
 
 import pytest
 
+from ingest.codecs.media_type import BodyKind, body_kind
 from ingest.errors import BodyTooLargeError, UnsupportedBodyError
-from ingest.media import BodyKind, body_kind, inflate, is_gzip
+from ingest.framing import inflate, is_gzip
 
 
 def test_a_bomb_is_not_held_in_memory() -> None:

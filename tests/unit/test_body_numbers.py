@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest.body import parse_body, parse_quickly
-from ingest.body_check import run
-from ingest.body_large import check_large
+from ingest.codecs.event_bodies import parse_body, parse_quickly
+from ingest.codecs.large_json import check_large
+from ingest.codecs.media_type import BodyKind
+from ingest.codecs.strict_json import run
 from ingest.errors import InvalidEventsError
-from ingest.media import BodyKind
 from pipeline.event import Event, encode_record, record_head
 
 BODY = (

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from ingest.body import parse_body, parse_carefully, parse_quickly
-from ingest.body_check import run
-from ingest.body_large import LARGE_BYTES, check_large
+from ingest.codecs.event_bodies import parse_body, parse_carefully, parse_quickly
+from ingest.codecs.large_json import LARGE_BYTES, check_large
+from ingest.codecs.media_type import BodyKind
+from ingest.codecs.strict_json import run
 from ingest.errors import InvalidEventsError
-from ingest.media import BodyKind
 from pipeline.event import Event
 
 EVENT: dict[str, Any] = {"correlationId": "c", "severity": "INFO", "message": "m", "source": "s", "timestamp": 10**12}

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from ingest.appender import LogStatus
-from ingest.dashboard.view import Sources, event_documents, page_document
-from ingest.health import Vitals
+from ingest.dashboard.view import ViewSources, event_documents, page_document
+from ingest.health import HealthSources
 from pipeline.follower import Followed
 from pipeline.health.snapshot import Outlook
 from pipeline.names import BreakerState, ControlEventKind, Mode
@@ -17,7 +17,7 @@ RATE = PublishedRate(
     version=7, rate=800.0, base_rate=800.0, mode=Mode.NORMAL, lag=17, published_at=NOW, lag_known_at=NOW
 )
 STATE = ControlState(rate=RATE, pauses=(), breaker=BreakerState.CLOSED, time=NOW, generation=1, floor_rate=100.0)
-VITALS = Vitals(
+HEALTH = HealthSources(
     wall=NOW,
     now=1000.0,
     followed=Followed(STATE, read_at=999.5, published_at=998.0),
@@ -28,11 +28,11 @@ VITALS = Vitals(
     available_permissions=300,
     is_local=False,
 )
-SOURCES = Sources(VITALS, "host:1", 1)
+SOURCES = ViewSources(HEALTH, "host:1", 1)
 
 
-def document(sources: Sources, tokens: float | None = None) -> dict[str, Any]:
-    return page_document(replace(sources, vitals=replace(sources.vitals, outlook=Outlook(bucket_tokens=tokens))))
+def document(sources: ViewSources, tokens: float | None = None) -> dict[str, Any]:
+    return page_document(replace(sources, health=replace(sources.health, outlook=Outlook(bucket_tokens=tokens))))
 
 
 def test_the_bucket_never_holds_more_than_fits_in() -> None:
@@ -45,12 +45,12 @@ def test_the_bucket_never_holds_more_than_fits_in() -> None:
 
 def test_the_headline_is_the_worst_whoever_sees_it() -> None:
     # Given a controller that is silent, and a log that is full, which only this process knows
-    vitals = replace(
-        VITALS,
+    health = replace(
+        HEALTH,
         followed=Followed(STATE, read_at=999.5, published_at=900.0),
         log=LogStatus(answers=True, is_full=True, problem=None),
     )
-    reasons = document(replace(SOURCES, vitals=vitals))["reasons"]
+    reasons = document(replace(SOURCES, health=health))["reasons"]
     assert [reason["severity"] for reason in reasons] == ["critical", "degraded"]
     assert reasons[0]["what"].startswith("The event log is full")
 

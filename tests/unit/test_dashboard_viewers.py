@@ -2,8 +2,8 @@
 
 import asyncio
 
-from ingest.dashboard import viewers
-from ingest.dashboard.viewers import BEHIND_MAX, Viewer
+from ingest.dashboard import sse
+from ingest.dashboard.sse import BEHIND_MAX, Viewer
 
 
 async def test_a_viewer_gets_what_it_is_handed_in_order_and_then_the_end() -> None:
@@ -32,9 +32,9 @@ async def test_a_silent_stream_says_that_it_lives() -> None:
     await anext(messages)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    before, viewers.HEARTBEAT_SECONDS = viewers.HEARTBEAT_SECONDS, 0.05  # type: ignore[misc]
+    before, sse.HEARTBEAT_SECONDS = sse.HEARTBEAT_SECONDS, 0.05  # type: ignore[misc]
     try:
         assert (await anext(messages)).startswith(b":")
     finally:
-        viewers.HEARTBEAT_SECONDS = before  # type: ignore[misc]
+        sse.HEARTBEAT_SECONDS = before  # type: ignore[misc]
     assert loop.time() - began < 2

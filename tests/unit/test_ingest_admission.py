@@ -166,13 +166,13 @@ async def test_an_empty_bucket_is_not_asked_until_it_has_something(rig: _Rig) ->
 
 async def test_known_empty_is_refused_before_the_body(rig: _Rig) -> None:
     await rig.start()
-    rig.admission.refuse_if_empty()
+    assert rig.admission.refusal(1) is None
     await rig.admission.take(1000)
-    with pytest.raises(RateLimitedError) as refused:
-        rig.admission.refuse_if_empty()
-    assert (refused.value.quota, refused.value.left) == (1000, 0)
+    refusal = rig.admission.refusal(1)
+    assert refusal is not None
+    assert (refusal.quota, refusal.left) == (1000, 0)
     rig.clock.advance(0.05)
-    rig.admission.refuse_if_empty()
+    assert rig.admission.refusal(1) is None
 
 
 async def test_a_drained_bucket_is_asked_rarely(rig: _Rig) -> None:

@@ -14,10 +14,10 @@ from ingest.errors import (
     NotReadyError,
     Problem,
     RateLimitedError,
-    answer,
     row_of,
     whole_seconds,
 )
+from ingest.http.response import response_to
 from pipeline.errors import (
     AppendBufferFullError,
     LogFullError,
@@ -48,7 +48,7 @@ from pipeline.errors import (
     ],
 )
 def test_rows(error: Exception, status: int, code: str) -> None:
-    found = answer(error)
+    found = response_to(error)
     assert found.status == status
     assert found.body is not None
     assert json.loads(found.body)["error"]["code"] == code
@@ -62,7 +62,7 @@ def test_every_error_of_the_pipeline_that_the_edge_can_meet_has_a_row() -> None:
 
 
 def test_a_defect_is_a_500_that_tells_nothing_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    found = answer(ZeroDivisionError("secret"))
+    found = response_to(ZeroDivisionError("secret"))
     assert found.status == 500
     assert b"secret" not in (found.body or b"")
     assert "a request failed by a defect" in caplog.text
@@ -70,9 +70,9 @@ def test_a_defect_is_a_500_that_tells_nothing_and_is_logged(caplog: pytest.LogCa
 
 def test_details() -> None:
     problems = [Problem(n, "a", "b") for n in range(30)]
-    found = json.loads(answer(InvalidEventsError("x", problems)).body or b"")["error"]
+    found = json.loads(response_to(InvalidEventsError("x", problems)).body or b"")["error"]
     assert found["errors"] == [{"index": n, "field": "a", "reason": "b"} for n in range(20)]
-    found = json.loads(answer(MalformedBodyError("x", byte=3, line=2)).body or b"")["error"]
+    found = json.loads(response_to(MalformedBodyError("x", byte=3, line=2)).body or b"")["error"]
     assert (found["byte"], found["line"]) == (3, 2)
 
 
@@ -85,6 +85,6 @@ def test_retry_after_is_whole_never_too_short_and_spread(seconds: float, draw: f
 
 
 def test_rate_limit_headers() -> None:
-    headers = answer(RateLimitedError(0.0, quota=1000, left=7)).headers
+    headers = response_to(RateLimitedError(0.0, quota=1000, left=7)).headers
     assert headers["ratelimit-policy"] == '"events";q=1000;w=1'
     assert headers["ratelimit"] == f'"events";r=7;t={headers["retry-after"]}'

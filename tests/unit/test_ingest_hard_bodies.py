@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from ingest.body_large import LARGE_BYTES
+from ingest.codecs.large_json import LARGE_BYTES
+from ingest.codecs.media_type import BodyKind
+from ingest.codecs.slow_bodies import AT_ONCE_BYTES, REST_TIMES, SlowBodies
 from ingest.errors import InvalidEventsError
-from ingest.hard_bodies import AT_ONCE_BYTES, REST_TIMES, HardBodies
-from ingest.media import BodyKind
 from pipeline.errors import OverloadedError
 from pipeline.event import Event
 from pipeline.settings import Settings
@@ -27,13 +27,13 @@ def _body(size: int) -> bytes:
 
 @pytest.mark.parametrize("size", [0, AT_ONCE_BYTES + 1, LARGE_BYTES + 1])
 async def test_events_are_read_whatever_the_size(size: int) -> None:
-    [event] = await HardBodies(SETTINGS).events(_body(size), BodyKind.JSON)
+    [event] = await SlowBodies(SETTINGS).events(_body(size), BodyKind.JSON)
     assert (event.severity, event.message) == ("WARN", "m")
 
 
 async def test_they_are_read_one_after_another_and_small_ones_at_once() -> None:
     # Given a large body that has its turn
-    hard = HardBodies(SETTINGS)
+    hard = SlowBodies(SETTINGS)
     ended: list[str] = []
 
     async def read(name: str, body: bytes) -> None:
@@ -53,7 +53,7 @@ async def test_they_are_read_one_after_another_and_small_ones_at_once() -> None:
 
 async def test_what_waits_is_bounded() -> None:
     # Given as many bytes in waiting as there may be
-    hard = HardBodies(SETTINGS)
+    hard = SlowBodies(SETTINGS)
     half = _body(SETTINGS.hard_bodies_bytes_max // 2)
     waiting = [asyncio.create_task(hard.events(half, BodyKind.JSON)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -70,12 +70,12 @@ async def test_what_waits_is_bounded() -> None:
 
 async def test_one_alone_is_read_however_large_it_is() -> None:
     body = _body(2 * SETTINGS.hard_bodies_bytes_max)
-    assert len(await HardBodies(SETTINGS).events(body, BodyKind.JSON)) == 1
+    assert len(await SlowBodies(SETTINGS).events(body, BodyKind.JSON)) == 1
 
 
 async def test_the_event_loop_belongs_to_others_most_of_the_time() -> None:
     # Given a body whose every step takes 3 ms
-    hard = HardBodies(SETTINGS)
+    hard = SlowBodies(SETTINGS)
 
     def steps() -> Generator[None, None, list[Event]]:
         for _ in range(10):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ingest.appender import LogStatus
-from ingest.health import Vitals, health_document
+from ingest.health import HealthSources, health_document
 from pipeline.follower import Followed
 from pipeline.health.snapshot import Outlook, Traffic
 from pipeline.names import BreakerState, Mode, PauseReason
@@ -17,7 +17,7 @@ RATE = PublishedRate(
     version=7, rate=800.0, base_rate=800.0, mode=Mode.NORMAL, lag=17, published_at=100.0, lag_known_at=100.0
 )
 STATE = ControlState(rate=RATE, pauses=(), breaker=BreakerState.CLOSED, time=100.0, generation=1, floor_rate=100.0)
-WELL = Vitals(
+WELL = HealthSources(
     wall=1_700_000_000.0,
     now=1000.0,
     followed=Followed(STATE, read_at=999.5, published_at=998.0),
@@ -30,15 +30,15 @@ WELL = Vitals(
 )
 
 
-def _with_state(**changes: Any) -> Vitals:
+def _with_state(**changes: Any) -> HealthSources:
     return replace(WELL, followed=Followed(replace(STATE, **changes), read_at=999.5, published_at=998.0))
 
 
-def _with_rate(**changes: Any) -> Vitals:
+def _with_rate(**changes: Any) -> HealthSources:
     return _with_state(rate=replace(RATE, **changes))
 
 
-def _pause(reason: PauseReason) -> Vitals:
+def _pause(reason: PauseReason) -> HealthSources:
     breaker = BreakerState.OPEN if reason is PauseReason.BREAKER else BreakerState.CLOSED
     return _with_state(pauses=(Pause(reason, 3, 100.0, "ann@host", "because"),), breaker=breaker)
 
@@ -64,7 +64,7 @@ def test_all_is_well() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vitals", "status", "word"),
+    ("sources", "status", "word"),
     [
         (_with_rate(mode=Mode.DEGRADED, lag=20_000), "degraded", "20,000 events wait"),
         (_with_rate(mode=Mode.CRITICAL, lag=60_000), "critical", "60,000 events wait"),
@@ -86,8 +86,8 @@ def test_all_is_well() -> None:
         (replace(WELL, followed=Followed(STATE, read_at=999.5, published_at=980.0)), "degraded", "silent since"),
     ],
 )
-def test_each_trouble_has_its_status_and_its_reason(vitals: Vitals, status: str, word: str) -> None:
-    document = health_document(vitals)
+def test_each_trouble_has_its_status_and_its_reason(sources: HealthSources, status: str, word: str) -> None:
+    document = health_document(sources)
     assert document["status"] == status
     assert any(word in reason for reason in document["reasons"]), document["reasons"]
 
@@ -111,13 +111,13 @@ def test_a_silent_controller_leaves_the_lag_unknown_but_not_the_breaker() -> Non
 
 
 def test_all_reasons_are_told() -> None:
-    vitals = replace(_pause(PauseReason.OPERATOR), is_local=True)
-    assert len(health_document(vitals)["reasons"]) == 2
+    sources = replace(_pause(PauseReason.OPERATOR), is_local=True)
+    assert len(health_document(sources)["reasons"]) == 2
 
 
 def test_where_the_log_is_down_too_clients_get_503_and_that_is_not_unknown() -> None:
-    vitals = replace(WELL, is_store_away=True, log=LogStatus(answers=False, is_full=False, problem="gone"))
-    assert health_document(vitals)["status"] == "critical"
+    sources = replace(WELL, is_store_away=True, log=LogStatus(answers=False, is_full=False, problem="gone"))
+    assert health_document(sources)["status"] == "critical"
 
 
 def test_traffic_and_pace_of_the_last_seconds_are_figures_of_the_answer() -> None:

@@ -8,11 +8,11 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from ingest import event_rules
-from ingest.body import parse_body
+from ingest.codecs import validation
+from ingest.codecs.event_bodies import parse_body
+from ingest.codecs.media_type import BodyKind
+from ingest.codecs.validation import check_times
 from ingest.errors import InvalidEventsError, rows_by_code
-from ingest.event_rules import check_times
-from ingest.media import BodyKind
 from ingest.openapi.answers import CODES_NEVER_ANSWERED, code_meanings
 from ingest.openapi.curl import origin_of
 from ingest.openapi.document import COMMON, openapi_document
@@ -76,8 +76,8 @@ def test_every_code_is_in_it_with_its_status() -> None:
 
 def test_every_field_of_an_event_is_in_it() -> None:
     event = DOCUMENT["components"]["schemas"]["Event"]
-    assert list(event["properties"]) == list(event_rules.RULES)
-    assert set(event["required"]) == set(event_rules.RULES) - event_rules.OPTIONAL
+    assert list(event["properties"]) == list(validation.RULES)
+    assert set(event["required"]) == set(validation.RULES) - validation.OPTIONAL
 
 
 @pytest.mark.parametrize(

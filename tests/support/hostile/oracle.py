@@ -16,17 +16,26 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import h11
+from prometheus_client import CollectorRegistry
 from sanic.exceptions import BadRequest, ExpectationFailed
 
-from ingest import body_large, http1
-from ingest.body import parse_body
-from ingest.body_check import DEPTH_MAX, run
+from ingest.app import EVENTS_PATH
+from ingest.codecs import large_json
+from ingest.codecs.event_bodies import parse_body
+from ingest.codecs.events import events_codec
+from ingest.codecs.media_type import BodyKind
+from ingest.codecs.strict_json import DEPTH_MAX, run
 from ingest.errors import BodyTooLargeError, InvalidEventsError, MalformedBodyError, RequestError, row_of
+from ingest.framing import GZIP_MEMBERS_MAX, inflate
 from ingest.held_bodies import HeldBodies
-from ingest.media import GZIP_MEMBERS_MAX, BodyKind, inflate
-from ingest.refusal import REFUSABLE, Refuser
-from ingest.request_id import RequestIds
+from ingest.http import request as http1
+from ingest.http.early_rejection import EarlyRejection
+from ingest.http.request_id import RequestIds
+from ingest.types import Lifecycle
+from pipeline.clock import SystemClock
 from pipeline.event import SEVERITIES, SEVERITY_ALIASES, Event, decode_record, encode_record, record_head
+from pipeline.metrics import IngestMetrics
+from pipeline.settings import Settings
 
 EVENTS_MAX: Final = 20
 INFLATED_MAX: Final = 1 << 16
@@ -148,13 +157,13 @@ def _judge_body(raw: bytes, kind: BodyKind) -> str:
 
 def _read_as_large(raw: bytes, kind: BodyKind) -> str:
     """What the way for large bodies makes of one of any size."""
-    usual, body_large.LARGE_BYTES = body_large.LARGE_BYTES, 0  # type: ignore[misc]  # for this thread's tests
+    usual, large_json.LARGE_BYTES = large_json.LARGE_BYTES, 0  # type: ignore[misc]  # for this thread's tests
     try:
-        run(body_large.check_large(raw, kind, events_max=EVENTS_MAX))
+        run(large_json.check_large(raw, kind, events_max=EVENTS_MAX))
     except RequestError as error:
         return row_of(error).code
     finally:
-        body_large.LARGE_BYTES = usual  # type: ignore[misc]
+        large_json.LARGE_BYTES = usual  # type: ignore[misc]
     return "events"
 
 
@@ -302,7 +311,7 @@ def _inflated(packed: bytes) -> bytes | None:
 def _judge_head(data: bytes) -> str:
     """Two readers of ours must see the same request, and h11 too: where they differ, requests can be smuggled."""
     framing = _read_by_parser(data)
-    length = _read_by_refuser(data)
+    length = _read_by_early_rejection(data)
     if length is not None:
         _must(framing == ("length", length), f"a refusal sees {length} bytes of body, the parser {framing}", data)
     if framing[0] == "refused":
@@ -328,16 +337,34 @@ def _read_by_parser(data: bytes) -> tuple[str, int]:
     return ("chunked", 0) if reader._is_chunked else ("length", reader._body_left)
 
 
-def _read_by_refuser(data: bytes) -> int | None:
+def _read_by_early_rejection(data: bytes) -> int | None:
     """The length of the body that a refusal would throw away; None where it leaves the request to the parser."""
-    if not data.startswith(REFUSABLE):
+    if not data.startswith(_REJECTION.begin):
         return None
-    edge: Any = SimpleNamespace(settings=SimpleNamespace(body_bytes_max=1 << 20), request_ids=_IDS)
-    read = Refuser(edge)._read(data)
+    read = _REJECTION._read(data)
     return None if read is None else read[1] - (data.find(b"\r\n\r\n") + 4)
 
 
-_IDS: Final = RequestIds()
+class _Open:
+    """A gate that refuses nobody."""
+
+    def seconds_closed(self) -> float:
+        return 0.0
+
+    def refusal(self) -> None:
+        return None
+
+
+_REJECTION: Final = EarlyRejection(
+    EVENTS_PATH,
+    events_codec(Settings()),
+    gate=_Open(),
+    metrics=IngestMetrics(CollectorRegistry()),
+    clock=SystemClock(),
+    request_ids=RequestIds(),
+    lifecycle=Lifecycle(),
+    bytes_max=1 << 20,
+)
 
 
 def _read_by_h11(data: bytes) -> tuple[str, int]:

@@ -2,7 +2,7 @@
 
 It takes what the quick way could not: a lone surrogate, which JSON's grammar allows; an escaped NUL, which PostgreSQL
 does not take; integers of any length; and everything that is wrong. Time is linear in the body, and it stops at the
-first twenty problems. Large bodies go through `ingest.body_large`, which gives the same answers.
+first twenty problems. Large bodies go through `ingest.codecs.large_json`, which gives the same answers.
 """
 
 import json
@@ -11,9 +11,9 @@ from collections.abc import Generator
 from itertools import accumulate, islice
 from typing import Any, Final, NoReturn, TypeVar
 
+from ingest.codecs.numbers import number_of
+from ingest.codecs.validation import HUGE, HugeInteger, events_in_steps
 from ingest.errors import BodyTooLargeError, MalformedBodyError
-from ingest.event_rules import HUGE, HugeInteger, events_in_steps
-from ingest.numbers import number_of
 from pipeline.event import Event
 
 DEPTH_MAX: Final = 32
@@ -44,7 +44,7 @@ def run(steps: Generator[None, None, _Result]) -> _Result:
 
 
 def check_json(body: bytes, *, events_max: int) -> list[Event]:
-    """The events of a JSON body. Raises as `ingest.body.parse_body` does."""
+    """The events of a JSON body. Raises as `ingest.codecs.event_bodies.parse_body` does."""
     text = text_of(body, 0, 1)
     value = value_of(body, text, 0, 1)
     items = value if isinstance(value, list) else [value]
@@ -54,7 +54,7 @@ def check_json(body: bytes, *, events_max: int) -> list[Event]:
 
 
 def check_ndjson(body: bytes, *, events_max: int) -> list[Event]:
-    """The events of an NDJSON body. Raises as `ingest.body.parse_body` does."""
+    """The events of an NDJSON body. Raises as `ingest.codecs.event_bodies.parse_body` does."""
     lines = body.split(b"\n")
     if sum(1 for raw in lines if raw and not raw.isspace()) > events_max:
         raise BodyTooLargeError(events_max, "events")

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from ingest.codecs.numbers import ChangedNumber
 from ingest.errors import NAME_CHARS_MAX, PROBLEMS_MAX, InvalidEventsError, Problem
-from ingest.numbers import ChangedNumber
 from pipeline.event import (
     ATTRIBUTES_BYTES_MAX,
     ATTRIBUTES_KEYS_MAX,

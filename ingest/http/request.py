@@ -12,46 +12,43 @@ What Sanic 25.12 does, and what happens here instead:
   connection is closed in two steps.
 - A client that sends requests but reads no answers holds its task for ever. Here writing has a limit too.
 - It accepts any number of connections. Here they are bounded.
-- It makes a request of whatever comes. Here what is refused anyway is answered before (`ingest.refusal`).
+- It makes a request of whatever comes. Here what is refused anyway is answered before (`ingest.http.early_rejection`).
 """
 
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from sanic.compat import Header
 from sanic.exceptions import BadRequest, ExpectationFailed, RequestTimeout
 from sanic.http import Http, Stage
 
-from ingest import request_id
+from ingest import grammar
 from ingest.errors import BodyTooLargeError, HeadTooLargeError
+from ingest.grammar import HEAD_BYTES_MAX, ascii_lower
 from ingest.held_bodies import HeldBytes
-from ingest.media import ascii_lower
-from ingest.refusal import HEAD_BYTES_MAX
+from ingest.http import request_id
+from ingest.http.request_id import RequestIds
+from ingest.http.response import head_of, to_sanic
+from ingest.types import Headers, Lifecycle, Response
 
 if TYPE_CHECKING:
     from sanic.models.protocol_types import TransportProtocol
-
-    from ingest.protocol import IngestProtocol
 
 LINGER_SECONDS: Final = 1.0  # for a client to stop sending what it was told is not wanted
 LINGER_BYTES_MAX: Final = 8 << 20  # thrown away meanwhile
 CHUNK_LINE_BYTES_MAX: Final = 256  # a chunk's size with its extensions
 EMPTY_LINES_MAX: Final = 2  # before a request line (RFC 9112, 2.2)
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _HEAD: Final = re.compile(
-    rb"(" + _TOKEN + rb") ([^\x00-\x20\x7f-\xff]++) HTTP/(1\.[01])\r\n"
-    rb"((?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n"
+    rb"(" + grammar.TOKEN + rb") ([^\x00-\x20\x7f-\xff]++) HTTP/(1\.[01])\r\n" + grammar.FIELD_LINES
 )
 _HEADER: Final = re.compile(r"([^:]+):([^\r]*)\r\n")
-_DIGITS: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 _FIELDS_READ: Final = frozenset(
     {"content-length", "transfer-encoding", "expect", "host", "content-type", "content-encoding"}
 )
-_HOST: Final = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # RFC 3986: a name, an address, a port
 # White space before a chunk's extension only (RFC 9112, 7.1.1).
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _TLS_HANDSHAKE: Final = b"\x16\x03"
@@ -60,28 +57,44 @@ _NO_HEAD: Final = re.compile(rb"(?<!\r)\n|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _COMING: Final = b"coming"  # of a body: what Sanic wants to know is only whether one is left
 _NOTHING: Final[tuple[bytes, ...]] = ()
 _BYTES: Final = "application/octet-stream"
-_STATUS_LINES: Final = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
-_HEADER_LINES: Final = re.compile(r"(?:[!-9;-~]+: [ -~\t]*\r\n)*")
-_KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
-_CLOSE: Final = b"connection: close\r\n"
-_ID_FIELD: Final = request_id.HEADER.encode()
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What bounds every connection of a process."""
+
+    lifecycle: Lifecycle
+    request_ids: RequestIds
+    request_seconds_max: float  # for the head and the body of a request together
+    discard_bytes_max: int  # of a body that is not wanted, before its connection is closed over it
+
+
+class LimitedConnection(Protocol):
+    """A connection with its process' limits."""
+
+    limits: ConnectionLimits
+
+
 class IngestHttp(Http):
-    """One connection's requests and answers."""
+    """One connection's requests and responses."""
 
     __slots__ = ("_body_left", "_deadline", "_is_chunked", "_is_first_chunk", "_limits", "_lingers", "request_id")
 
-    def __init__(self, protocol: "IngestProtocol") -> None:
+    def __init__(self, protocol: LimitedConnection) -> None:
         super().__init__(protocol)  # type: ignore[no-untyped-call]
-        self._limits = protocol
+        self._limits = protocol.limits
         self._deadline: asyncio.TimerHandle | None = None
         self._body_left = 0  # bytes of the body, or of its chunk, still to come
         self._is_chunked = False
         self._is_first_chunk = True
         self._lingers = False
         self.request_id = ""  # of the request that is read or answered; empty until it has one
+
+    @property
+    def headers(self) -> Headers:
+        """The header fields of the request that is read or answered."""
+        return cast("Headers", self.request.headers)
 
     async def http1(self) -> None:
         """Handle requests until the connection ends."""
@@ -164,9 +177,10 @@ class IngestHttp(Http):
         if length is not None and coding is not None:
             raise BadRequest("Content-Length and Transfer-Encoding: only one of them")
         if length is not None:
-            if _DIGITS.fullmatch(length) is None:
+            size = grammar.length_of(length)
+            if size is None:
                 raise BadRequest("Content-Length is not a number")
-            self._body_left = int(length)
+            self._body_left = size
             self.request_body = _COMING if self._body_left else None
         elif coding is not None:
             if ascii_lower(coding) != "chunked" or not is_new:
@@ -300,7 +314,7 @@ class IngestHttp(Http):
         except TimeoutError:
             pass
 
-    # --- Answer -----------------------------------------------------------------------------------------------------
+    # --- Response ---------------------------------------------------------------------------------------------------
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Send an answer, and say in it whether the connection stays open over what is left of the body."""
@@ -312,42 +326,44 @@ class IngestHttp(Http):
                 self.request_body = None
             elif self._body_left > self._limits.discard_bytes_max:
                 self.keep_alive = False
-        if self._limits.is_stopping:
+        if self._limits.lifecycle.is_stopping:
             self.keep_alive = False
-        answer = self.response
+        response = self.response
         if not self.request_id:
             self.request_id = self._limits.request_ids.new()  # the request could not be read
-        answer.headers[request_id.HEADER] = self.request_id
-        body = data or answer.body
-        if not end_stream or not body or answer.status < 200 or "content-length" in answer.headers:
+        response.headers[request_id.HEADER] = self.request_id
+        body = data or response.body
+        if not end_stream or not body or response.status < 200 or "content-length" in response.headers:
             await super().http1_response_header(data, end_stream)
             return
-        # All of the answer is here, as nearly always: one write, and none of Sanic's care for the other cases.
-        self.expecting_continue = False
-        self.response_func = None  # type: ignore[assignment]  # as Sanic says that an answer is complete
-        head = _STATUS_LINES[answer.status] + (_KEEP_ALIVE if self.keep_alive else _CLOSE)
-        fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
-        if "\n" in fields and _HEADER_LINES.fullmatch(fields) is None:
-            raise ValueError(f"a header of the answer has a line break: {fields!r}")
-        head += b"content-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (
-            (answer.content_type or _BYTES).encode(),
-            len(body),
-            fields.encode("ascii"),
+        # The response is complete, as nearly always: one write, and none of Sanic's care for the other cases.
+        media_type = response.content_type or _BYTES
+        head = head_of(
+            response.status, media_type, len(body), response.headers.items(), keep_alive=self.keep_alive, end=b"\r\n"
         )
-        await self._send(head if self.head_only else head + body)
-        self.stage = Stage.IDLE
+        await self._end_response(head if self.head_only else head + body)
 
-    async def accept(self, count: int) -> None:
-        """Answer that so many events are durable; their body was read. What `http1_response_header` does, in short."""
-        if self._limits.is_stopping:
+    async def answer(self, response: Response) -> None:
+        """Send a complete response to a request that is not HEAD."""
+        if self.request_body:  # not all of it was read: what is left needs care
+            rest = to_sanic(response)
+            self.respond(rest)
+            await rest.send(end_stream=True)
+            return
+        if self._limits.lifecycle.is_stopping:
             self.keep_alive = False
+        body = response.body
+        headers = (*response.headers.items(), (request_id.HEADER, self.request_id))
+        head = head_of(
+            response.status, response.media_type, len(body), headers, keep_alive=self.keep_alive, end=b"\r\n"
+        )
+        await self._end_response(head + body)
+
+    async def _end_response(self, data: bytes) -> None:
+        """Write a complete response, and say so as Sanic does."""
         self.expecting_continue = False
         self.response_func = None  # type: ignore[assignment]
-        body = b'{"accepted":%d}' % count
-        await self._send(
-            b"HTTP/1.1 202 Accepted\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n%b: %b\r\n\r\n%b"
-            % (_KEEP_ALIVE if self.keep_alive else _CLOSE, len(body), _ID_FIELD, self.request_id.encode(), body)
-        )
+        await self._send(data)
         self.stage = Stage.IDLE
 
     async def error_response(self, exception: Exception) -> None:
@@ -407,7 +423,7 @@ def _check_host(host: str | None, *, is_new: bool) -> None:
     if host is None:
         if is_new:
             raise BadRequest("there is no Host")
-    elif _HOST.fullmatch(host) is None:
+    elif not grammar.is_host(host):
         raise BadRequest("the Host is not a name or an address with a port")
 
 

@@ -5,24 +5,22 @@ import logging
 import os
 import platform
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from ingest.dashboard.points import COLUMNS, GAP_SECONDS, Point, merged, next_point
-from ingest.dashboard.recorder import Recorder
-from ingest.dashboard.view import Sources, event_documents, page_document
+from ingest.dashboard.view import ViewSources, event_documents, page_document
 from ingest.errors import NotReadyError
+from ingest.health import HealthSources
+from ingest.types import Lifecycle
 from pipeline.errors import StoreUnavailableError
-from pipeline.names import LoopName
+from pipeline.loops import Loop
 from pipeline.ports.control import ControlEvent, ControlEvents
 from pipeline.ports.history import HISTORY_ENTRIES_MAX, HISTORY_SECONDS, History, HistoryEntry
-
-if TYPE_CHECKING:
-    from ingest.edge import Edge
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +87,7 @@ class Reader:
         self._told: list[ControlEvent] = []
         self._sent_at = 0.0
 
-    def frame(self, sources: Sources, local: list[Point], *, for_new: bool) -> Frame:
+    def frame(self, sources: ViewSources, local: list[Point], *, for_new: bool) -> Frame:
         """The messages of now. A store that is away leaves what was read, and what this process saw."""
         are_new = False
         try:
@@ -98,7 +96,7 @@ class Reader:
             are_new, self._told = events != self._told, events
         except StoreUnavailableError as error:
             logger.debug("the page has no news of the control store: %s", error)
-        points = self._shown(sources.vitals.wall, local)
+        points = self._shown(sources.health.wall, local)
         status = page_document(sources)
         identity = self._last.id if self._last is not None else ""
         news = [point.row() for point in points if point.t > self._sent_at]
@@ -142,15 +140,26 @@ def _message(kind: str, identity: str, document: Any) -> bytes:
 class Viewers:
     """All open streams of this process. For the event loop only."""
 
-    def __init__(self, edge: "Edge", recorder: Recorder | None, reader: Reader) -> None:
-        self._edge = edge
-        self._recorder = recorder
+    def __init__(
+        self,
+        reader: Reader,
+        health: Callable[[], HealthSources],
+        loop: Loop,
+        lifecycle: Lifecycle,
+        *,
+        viewers_max: int,
+        local_points: Sequence[Point] | None,
+    ) -> None:
         self._reader = reader
+        self._health = health
+        self._loop = loop
+        self._lifecycle = lifecycle
+        self._viewers_max = viewers_max
+        self._local_points = local_points  # what this process has seen itself; it grows meanwhile
         self._viewers: set[Viewer] = set()
         self._wake = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="page")
         self._task: asyncio.Task[None] | None = None
-        self._loop = edge.loops.add(LoopName.PAGE)
 
     def start(self) -> None:
         """Begin."""
@@ -167,8 +176,8 @@ class Viewers:
 
     def join(self) -> Viewer:
         """A new stream. Raises NotReadyError where there are too many, or ingest stops."""
-        most = self._edge.settings.page_viewers_max
-        if self._edge.is_stopping:
+        most = self._viewers_max
+        if self._lifecycle.is_stopping:
             raise NotReadyError("this process is shutting down")
         if len(self._viewers) >= most:
             raise NotReadyError(f"{most} pages look at this process already (PAGE_VIEWERS_MAX): close one of them")
@@ -201,7 +210,7 @@ class Viewers:
         new = [viewer for viewer in self._viewers if viewer.is_new]
         if not self._viewers:
             return
-        local = [] if self._recorder is None else list(self._recorder.local)
+        local = list(self._local_points or ())
         loop = asyncio.get_running_loop()
         frame = await loop.run_in_executor(self._executor, self._make, self._sources(), local, bool(new))
         self._give(frame, new)
@@ -214,13 +223,12 @@ class Viewers:
         except TimeoutError:
             pass
 
-    def _make(self, sources: Sources, local: list[Point], for_new: bool) -> Frame:
+    def _make(self, sources: ViewSources, local: list[Point], for_new: bool) -> Frame:
         return self._reader.frame(sources, local, for_new=for_new)
 
-    def _sources(self) -> Sources:
-        edge = self._edge
-        return Sources(
-            vitals=edge.vitals(),
+    def _sources(self) -> ViewSources:
+        return ViewSources(
+            health=self._health(),
             process=f"{platform.node()}:{os.getpid()}",
             viewers=self.count,
         )

@@ -1,24 +1,27 @@
 """What this process has counted since it last said so, by the names of the history."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prometheus_client import Counter
 
 from ingest.errors import status_of
+from pipeline.metrics import IngestMetrics
 from pipeline.ports.history import COUNTS
-
-if TYPE_CHECKING:
-    from ingest.edge import Edge
 
 _NAMES: Final = {202: "accepted", 429: "limited", 503: "unavailable"}
 
 
 @dataclass(slots=True)
-class Counting:
-    """Differences of this process' counters. A body that was refused unread counts as one event refused."""
+class CounterDeltas:
+    """Differences of this process' counters. A body that was refused unread counts as one event refused.
 
-    edge: "Edge"
+    `refused_beyond_first` counts the events of refused bodies that were read, but for the first of each.
+    """
+
+    metrics: IngestMetrics
+    refused_beyond_first: Callable[[], int]
     _last: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     def take(self) -> dict[str, int]:
@@ -30,11 +33,11 @@ class Counting:
 
     def _totals(self) -> dict[str, int]:
         totals = dict.fromkeys(COUNTS, 0)
-        for code, count in _children(self.edge.metrics.answers):
+        for code, count in _children(self.metrics.answers):
             status = status_of(code)
             totals[_NAMES.get(status) or ("invalid" if 400 <= status < 500 else "failed")] += count
-        totals["admitted"] = sum(count for _, count in _children(self.edge.metrics.accepted_events))
-        totals["refused"] = totals["limited"] + totals["unavailable"] + self.edge.refused_beyond_first
+        totals["admitted"] = sum(count for _, count in _children(self.metrics.accepted_events))
+        totals["refused"] = totals["limited"] + totals["unavailable"] + self.refused_beyond_first()
         return totals
 
 

@@ -1,6 +1,6 @@
 """The careful way through a large body, in steps of some milliseconds: others are served between them.
 
-It gives the answers of `ingest.body_check`, which builds everything that a body has before it looks at any of it: a
+It gives the answers of `strict_json`, which builds everything that a body has before it looks at any of it: a
 mebibyte of `[],[],…` took a hundred milliseconds. Here msgspec walks over the body first, without building anything;
 then only what an event may have is built. Of everything else it is enough to know what kind of value it is.
 """
@@ -13,10 +13,10 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ingest.body_check import DEPTH_MAX, load, text_of, value_of
+from ingest.codecs.media_type import BodyKind
+from ingest.codecs.strict_json import DEPTH_MAX, load, text_of, value_of
+from ingest.codecs.validation import RULES, VAST, events_in_steps
 from ingest.errors import BodyTooLargeError, MalformedBodyError
-from ingest.event_rules import RULES, VAST, events_in_steps
-from ingest.media import BodyKind
 from pipeline.event import ATTRIBUTES_BYTES_MAX, Event
 
 LARGE_BYTES: Final = 16 * 1024  # what is smaller takes a millisecond or two however it is written
@@ -48,7 +48,7 @@ _UNSTRUCTURED: Final = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 def check_large(body: bytes, kind: BodyKind, *, events_max: int) -> _Steps[list[Event]]:
-    """The events of a body, in steps. Raises as `ingest.body.parse_body` does."""
+    """The events of a body, in steps. Raises as `ingest.codecs.event_bodies.parse_body` does."""
     items = yield from (_array_or_one(body, events_max) if kind is BodyKind.JSON else _lines(body, events_max))
     return (yield from events_in_steps(items))
 

@@ -10,18 +10,18 @@ from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector as MetricsCollector
 
 from ingest.admission import Admission
 from ingest.appender import Appender
-from ingest.dashboard.recorder import Recorder, Sight
-from ingest.dashboard.viewers import Reader, Viewers
-from ingest.errors import NotReadyError, answer, body_of, status_of
-from ingest.hard_bodies import HardBodies
-from ingest.health import Vitals
+from ingest.collect import Collector
+from ingest.dashboard.counter_deltas import CounterDeltas
+from ingest.dashboard.recorder import Recorder, SystemReaders
+from ingest.dashboard.sse import Reader, Viewers
+from ingest.errors import status_of
+from ingest.health import HealthSources
 from ingest.held_bodies import HeldBodies
-from ingest.refusal import Refuser
-from ingest.request_id import RequestIds
+from ingest.types import Lifecycle
 from pipeline.clock import Clock
 from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.health.snapshot import Outlook
@@ -48,21 +48,21 @@ class IngestParts:
     events: ControlEvents
     clock: Clock
     troubles: Troubles | None = None  # None: nobody hears that this process' clock differs
-    sight: Sight | None = None  # None: the page shows what this process sees, and nothing is remembered
+    readers: SystemReaders | None = None  # None: the page shows what this process sees, and nothing is remembered
 
 
-class Edge:
-    """The parts of one process, ready for its routes. None of them needs a server to start."""
+class IngestService:
+    """The parts of one process. None of them needs a server to start."""
 
     def __init__(self, settings: Settings, parts: IngestParts) -> None:
         self.settings = settings
         self.clock = parts.clock
+        self.lifecycle = Lifecycle()
         self.registry = CollectorRegistry()
-        self.registry.register(_Sampling(self))  # first: a registry asks in order, and the rest is then current
+        self.registry.register(_Sampling(self.sample_gauges))  # first: a registry asks in order
         self.metrics = IngestMetrics(self.registry)
         self.loops = Loops(parts.clock)
         self.registry.register(LoopsCollector(self.loops.failures))
-        self.registry.register(RequestsByStatus(self.metrics, status_of, lambda: self.refused_beyond_first))
         self.admission = Admission(
             settings, parts.bucket, parts.clock, self.metrics, self.loops.add(LoopName.LEASES, on_demand=True)
         )
@@ -75,20 +75,40 @@ class Edge:
             self.loops.add(LoopName.FOLLOWER),
             reporter=_reporter(settings, parts),
         )
-        self.hard_bodies = HardBodies(settings)
         self.held_bodies = HeldBodies(settings.bodies_bytes_max)
-        self.request_ids = RequestIds()
-        self.traces = settings.log_level == "DEBUG"  # asked once for each request: a logger takes longer to say
-        self.is_stopping = False
-        self.refuser = Refuser(self)
-        self.busy_answer = _busy_answer()
+        self.collector = Collector(
+            self.admission,
+            self.appender,
+            self.held_bodies,
+            self.metrics,
+            parts.clock,
+            bytes_max=settings.body_bytes_max,
+            traces=settings.log_level == "DEBUG",  # asked once: a logger takes longer to say, for each request
+        )
+        self.registry.register(RequestsByStatus(self.metrics, status_of, lambda: self.collector.refused_beyond_first))
         self.count_connections: Callable[[], int] = lambda: 0
-        self.refused_beyond_first = 0  # events of refused bodies that were read, but for the first of each
-        self.recorder = Recorder(self, parts.sight) if parts.sight is not None else None
-        reader = Reader(None if parts.sight is None else parts.sight.history, parts.events)
-        self.viewers = Viewers(self, self.recorder, reader)
+        self.recorder = None if parts.readers is None else self._recorder(parts.readers)
+        self.viewers = Viewers(
+            Reader(None if parts.readers is None else parts.readers.history, parts.events),
+            self.health_sources,
+            self.loops.add(LoopName.PAGE),
+            self.lifecycle,
+            viewers_max=settings.page_viewers_max,
+            local_points=None if self.recorder is None else self.recorder.local,
+        )
         self._log = parts.log
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _recorder(self, readers: SystemReaders) -> Recorder:
+        return Recorder(
+            readers,
+            deltas=CounterDeltas(self.metrics, lambda: self.collector.refused_beyond_first),
+            admission=self.admission,
+            follower=self.follower,
+            settings=self.settings,
+            clock=self.clock,
+            loop=self.loops.add(LoopName.HISTORY),
+        )
 
     async def start(self) -> None:
         """Begin to follow the control loop, to take leases, and to ask for the log."""
@@ -102,7 +122,7 @@ class Edge:
 
     async def stop(self, *, seconds_max: float) -> None:
         """Append what was taken, then let go of everything."""
-        self.is_stopping = True
+        self.lifecycle.is_stopping = True
         self.viewers.end_streams()
         if self.recorder is not None:
             self.recorder.close()
@@ -131,10 +151,10 @@ class Edge:
             except RuntimeError:
                 logger.debug("the event loop has ended", extra={"action": "follow_unheard"})
 
-    def vitals(self) -> Vitals:
+    def health_sources(self) -> HealthSources:
         """What health is judged by, now."""
         now = self.clock.monotonic()
-        return Vitals(
+        return HealthSources(
             wall=self.clock.now(),
             now=now,
             followed=self.follower.newest,
@@ -171,23 +191,12 @@ def _reporter(settings: Settings, parts: IngestParts) -> TroubleReporter | None:
     return TroubleReporter(parts.troubles, process, parts.clock, difference_seconds_max=seconds_max)
 
 
-class _Sampling(Collector):
-    """No metric of its own: whoever scrapes, by whichever port, finds the gauges as they are now."""
+class _Sampling(MetricsCollector):
+    """No metric of its own: every scrape, through whichever port, finds the gauges as they are now."""
 
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
+    def __init__(self, sample: Callable[[], None]) -> None:
+        self._sample = sample
 
     def collect(self) -> tuple[()]:
-        self._edge.sample_gauges()
+        self._sample()
         return ()
-
-
-def _busy_answer() -> bytes:
-    """A whole answer for a connection that is one too many; there is no request to answer yet."""
-    error = NotReadyError("this process has too many connections")
-    status = answer(error).status
-    body = body_of("unavailable", str(error))
-    return (
-        b"HTTP/1.1 %d Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n%b" % (status, len(body), body)
-    )

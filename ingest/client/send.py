@@ -20,7 +20,7 @@ import msgspec
 from tqdm import tqdm
 from uuid_utils import uuid7
 
-from ingest.client_wire import Answer, Endpoint, NoAnswerError, NotSentError
+from ingest.client.wire import Answer, Endpoint, NoAnswerError, NotSentError
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
@@ -312,7 +312,3 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"client: {error}\n")
         return 2
     return run(parsed, settings, SystemClock())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

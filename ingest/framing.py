@@ -1,47 +1,14 @@
-"""What a body is: its media type, its content coding, and inflating it within a limit."""
+"""From what a client sent to the bytes of its body: content coding and byte order mark, within a limit."""
 
 import codecs
 import zlib
-from enum import Enum
-from functools import lru_cache
 from typing import Final
 
 from ingest.errors import BodyTooLargeError, MalformedBodyError, UnsupportedBodyError
+from ingest.grammar import ascii_lower
 
 GZIP_MEMBERS_MAX: Final = 100  # of one stream: each costs an inflate state and a copy of what follows it
 _GZIP_WINDOW: Final = 31  # zlib: the largest window, with a gzip header and nothing else
-
-
-def ascii_lower(text: str) -> str:
-    """A word of a header in lower case; one with other characters than ASCII's stays as it is, and is no known word.
-
-    Some of those have a lower case in ASCII: the Kelvin sign becomes k.
-    """
-    return text.lower() if text.isascii() else text
-
-
-class BodyKind(Enum):
-    """How events stand in a body."""
-
-    JSON = "application/json"  # one object, or an array of them
-    NDJSON = "application/x-ndjson"  # one object a line
-
-
-@lru_cache(maxsize=128)
-def body_kind(content_type: str | None) -> BodyKind:
-    """The kind that a Content-Type names. Raises UnsupportedBodyError."""
-    if content_type is None:
-        raise UnsupportedBodyError("there is no Content-Type; it must be application/json or application/x-ndjson")
-    media_type, *parameters = content_type.split(";")
-    for parameter in parameters:
-        name, _, value = parameter.strip().partition("=")
-        if ascii_lower(name) == "charset" and ascii_lower(value.strip('"')) not in ("utf-8", "utf8"):
-            raise UnsupportedBodyError("the charset is not UTF-8")
-    try:
-        return BodyKind(ascii_lower(media_type.strip()))
-    except ValueError:
-        message = "the Content-Type is neither application/json nor application/x-ndjson"
-        raise UnsupportedBodyError(message) from None
 
 
 def is_gzip(content_encoding: str | None) -> bool:

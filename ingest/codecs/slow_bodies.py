@@ -8,19 +8,19 @@ import asyncio
 from collections.abc import Generator
 from typing import Final
 
-from ingest.body import parse_carefully
-from ingest.body_large import LARGE_BYTES, check_large
-from ingest.media import BodyKind
+from ingest.codecs.event_bodies import parse_carefully
+from ingest.codecs.large_json import LARGE_BYTES, check_large
+from ingest.codecs.media_type import BodyKind
 from pipeline.errors import OverloadedError
 from pipeline.event import Event
 from pipeline.settings import Settings
 
 AT_ONCE_BYTES: Final = 4096  # takes half a millisecond at most: no more than a good batch
 SLICE_SECONDS: Final = 0.002
-REST_TIMES: Final = 3.0  # as long as it took: hard bodies get a quarter of the process
+REST_TIMES: Final = 3.0  # as long as it took: slow bodies get a quarter of the process
 
 
-class HardBodies:
+class SlowBodies:
     """The turns of one process. For the event loop only."""
 
     def __init__(self, settings: Settings) -> None:
@@ -30,7 +30,7 @@ class HardBodies:
         self._free_at = 0.0  # of the loop's clock
 
     async def events(self, body: bytes, kind: BodyKind) -> list[Event]:
-        """The events of a body. Raises as `ingest.body.parse_body`, and OverloadedError where too many wait."""
+        """The events of a body. Raises as `parse_body`, and OverloadedError where too many wait."""
         events_max = self._settings.body_events_max
         if len(body) <= AT_ONCE_BYTES:
             return parse_carefully(body, kind, events_max)

@@ -1,8 +1,8 @@
 """From a body to its events, all or nothing.
 
 Two ways lead there. The quick one decodes straight into events and settles nearly every body. Whatever it does not
-take goes the careful way (`ingest.body_check`, and `ingest.body_large` for large bodies), which alone decides what is
-wrong, and where. So the quick way may only refuse too much, never accept more; the property tests compare the two.
+take goes the careful way (`strict_json`, and `large_json` for large bodies), which alone decides what is wrong, and
+where. So the quick way may only refuse too much, never accept more; the property tests compare the two.
 """
 
 import re
@@ -12,12 +12,12 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from ingest.body_check import check_json, check_ndjson, run
-from ingest.body_large import LARGE_BYTES, check_large
+from ingest.codecs.large_json import LARGE_BYTES, check_large
+from ingest.codecs.media_type import BodyKind
+from ingest.codecs.numbers import are_kept
+from ingest.codecs.strict_json import check_json, check_ndjson, run
+from ingest.codecs.validation import conflicts
 from ingest.errors import BodyTooLargeError
-from ingest.event_rules import conflicts
-from ingest.media import BodyKind
-from ingest.numbers import are_kept
 from pipeline.event import (
     ATTRIBUTES_BYTES_MAX,
     ATTRIBUTES_KEYS_MAX,

@@ -1,6 +1,8 @@
-"""Connections of ingest: Sanic's protocol with bounds, and refusals that never become a request (`ingest.refusal`)."""
+"""Connections of ingest: Sanic's protocol with bounds, and rejections that never become a request."""
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
@@ -8,10 +10,11 @@ from sanic.exceptions import RequestCancelled
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
-from ingest.http1 import IngestHttp
-from ingest.refusal import REFUSABLE, Refuser
-from ingest.request_id import RequestIds
-from ingest.routes import EVENTS_PATH, IngestRequest, take_events
+from ingest.collect import Collector
+from ingest.http.early_rejection import EarlyRejection
+from ingest.http.request import ConnectionLimits, IngestHttp
+from ingest.http.routes import IngestRequest
+from ingest.types import Codec
 
 WRITE_SECONDS_MAX: Final = 10.0  # for a client to read what it was sent
 
@@ -48,60 +51,50 @@ class _Arrival:
             await self._waiter
 
 
-class IngestProtocol(HttpProtocol):
-    """Sanic's protocol with bounds. They come from `app.ctx.edge`, see `ingest.app`."""
+@dataclass(frozen=True, slots=True)
+class HttpParts:
+    """What connections work with; Sanic makes them, so they find it in `app.ctx.http`."""
 
-    __slots__ = (
-        "_connections_max",
-        "_edge",
-        "_refused_left",
-        "_refused_timer",
-        "_refuser",
-        "discard_bytes_max",
-        "request_ids",
-        "request_seconds_max",
-    )
+    limits: ConnectionLimits
+    connections_max: int
+    busy_response: bytes  # to a connection that is one too many
+    collector: Collector
+    codecs: Mapping[str, Codec]  # by the path to which events are posted
+    early_rejection: EarlyRejection | None
+
+
+class IngestProtocol(HttpProtocol):
+    """Sanic's protocol with bounds; see HttpParts."""
+
+    __slots__ = ("_parts", "_refused_left", "_refused_timer", "limits")
     HTTP_CLASS = IngestHttp
 
     def __init__(self, **kwargs: Any) -> None:
+        parts: HttpParts = kwargs["app"].ctx.http
+        self._parts = parts
+        self.limits = parts.limits
         super().__init__(**kwargs)
         self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has what is used of an Event
         self.request_handler = self._handle
-        edge = self.app.ctx.edge
-        self._edge = edge
-        self.request_ids: RequestIds = edge.request_ids
-        self.request_seconds_max: float = edge.settings.request_seconds_max
-        self.discard_bytes_max: int = edge.settings.body_bytes_max
-        self._connections_max: int = edge.settings.ingest_connections_max
-        self._refuser: Refuser = edge.refuser
         self._refused_left = 0  # bytes still to come of a body that was refused without a request object
         self._refused_timer: asyncio.TimerHandle | None = None
 
-    @property
-    def is_stopping(self) -> bool:
-        """Whether the process is shutting down: answers tell clients to go elsewhere then."""
-        return bool(self._edge.is_stopping)
-
     async def _handle(self, request: IngestRequest) -> None:
-        """Answer a request: events by their handler itself, everything else by Sanic's way to its handlers.
+        """Answer a request: events by the collector itself, everything else by Sanic's way to its handlers.
 
-        That way asks the router, the middleware and what a handler may return; for events there is one answer to each.
+        That way asks the router, the middleware and what a handler may return; events need none of these.
         """
         http = self.http
-        if http.url != EVENTS_PATH or request.method != "POST":
+        codec = self._parts.codecs.get(http.url) if request.method == "POST" else None
+        if codec is None:
             await self.app.handle_request(request)
-            return
-        taken = await take_events(request)
-        if isinstance(taken, int):
-            await http.accept(taken)
         else:
-            http.respond(taken)
-            await taken.send(end_stream=True)
+            await http.answer(await self._parts.collector.collect(codec, http))
 
     def connection_made(self, transport: Any) -> None:
         """Take a connection, or refuse it where there are too many."""
-        if len(self.connections) >= self._connections_max:
-            transport.write(self._edge.busy_answer)
+        if len(self.connections) >= self._parts.connections_max:
+            transport.write(self._parts.busy_response)
             transport.close()
             return
         super().connection_made(transport)  # type: ignore[no-untyped-call]
@@ -112,17 +105,18 @@ class IngestProtocol(HttpProtocol):
             return
         if self._refused_left:
             data = self._throw_away(data)
-        while data.startswith(REFUSABLE) and self._is_between_requests():
-            refused = self._refuser.refuse(data)
-            if refused is None:
+        early = self._parts.early_rejection
+        while early is not None and data.startswith(early.begin) and self._is_between_requests():
+            rejected = early.reject(data)
+            if rejected is None:
                 break
-            answer, size = refused
-            self.transport.write(answer)
+            response, size = rejected
+            self.transport.write(response)
             self._time = monotonic()
             self.state["requests_count"] += 1
             self._refused_left, data = max(0, size - len(data)), data[size:]
             if self._refused_left:
-                self._refused_timer = self.loop.call_later(self.request_seconds_max, self._close_refused)
+                self._refused_timer = self.loop.call_later(self.limits.request_seconds_max, self._close_refused)
         if data:
             super().data_received(data)
 

@@ -1,0 +1,1 @@
+"""The command that sends events from files: `python -m ingest.client`."""

@@ -1,0 +1,1 @@
+"""Codecs: from the bodies of a protocol to events, all or nothing."""

@@ -1,0 +1,113 @@
+"""The one way in: read, decode, admit, append. Every protocol takes it, and it knows no web framework."""
+
+import logging
+import math
+from typing import Final
+
+from uuid_utils import uuid7
+
+from ingest.admission import Admission
+from ingest.appender import Appender
+from ingest.errors import row_of
+from ingest.framing import inflate, is_gzip, without_mark
+from ingest.held_bodies import HeldBodies
+from ingest.types import Codec, Request, Response
+from pipeline.clock import Clock
+from pipeline.errors import SluiceError
+from pipeline.event import Event, encode_record, partition_of, record_head
+from pipeline.metrics import IngestMetrics
+
+logger: Final = logging.getLogger(__name__)
+
+
+class Collector:
+    """Takes the events of requests into the log, for one process. For the event loop only."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        appender: Appender,
+        held_bodies: HeldBodies,
+        metrics: IngestMetrics,
+        clock: Clock,
+        *,
+        bytes_max: int,
+        traces: bool,
+    ) -> None:
+        self._admission = admission
+        self._appender = appender
+        self._held_bodies = held_bodies
+        self._metrics = metrics
+        self._clock = clock
+        self._bytes_max = bytes_max
+        self.traces = traces  # a line in the log for each request
+        self.refused_beyond_first = 0  # events of refused bodies that were decoded, but for the first of each
+
+    def seconds_closed(self) -> float:
+        """Gate.seconds_closed."""
+        return math.inf if self._appender.blocked() is not None else self._admission.wait_seconds(1)
+
+    def refusal(self) -> SluiceError | None:
+        """Gate.refusal."""
+        return self._appender.blocked() or self._admission.refusal(1)
+
+    async def collect(self, codec: Codec, request: Request) -> Response:
+        """Take the events of a request, and answer once every one of them is durable in the log."""
+        try:
+            count = await self._collect(codec, request)
+        except SluiceError as error:
+            code = row_of(error).code
+            self._metrics.answers.labels(code).inc()
+            if self.traces:
+                _trace(request.request_id, code, str(error))
+            return codec.rejected(error)
+        if self.traces:
+            _trace(request.request_id, "accepted", f"{count} events")
+        self._metrics.accepted_answers.inc()
+        self._metrics.accepted_events.inc(count)
+        return codec.accepted(count)
+
+    async def _collect(self, codec: Codec, request: Request) -> int:
+        """How many events were taken. Raises SluiceError."""
+        headers = request.headers
+        decode = codec.decode(headers)
+        gzipped = is_gzip(headers.get("content-encoding"))
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
+        with self._held_bodies.begin() as held:
+            body = await request.receive_body(self._bytes_max, held)
+            head = record_head(int(self._clock.now() * 1000), request.request_id)
+            if gzipped:
+                body = inflate(body, self._bytes_max)
+                held.note(len(body))
+            events = await decode(without_mark(body))
+            count = len(events)
+            try:
+                if not self._admission.take_now(count):
+                    await self._admission.take(count)
+                entries, size = _records(events, head, self._appender.partitions)
+                await self._appender.append(entries, size)
+            except SluiceError:
+                self.refused_beyond_first += count - 1
+                raise
+        return count
+
+
+def _records(events: list[Event], head: bytes, partitions: int) -> tuple[list[tuple[int, bytes]], int]:
+    """(partition, record) of each event, and the bytes of all. Gives ids to events that have none."""
+    entries = []
+    size = 0
+    for event in events:
+        if event.event_id is None:
+            event.event_id = str(uuid7())
+        record = encode_record(event, head)
+        size += len(record)
+        entries.append((partition_of(event.correlation_id, partitions), record))
+    return entries, size
+
+
+def _trace(request_id: str, code: str, what: str) -> None:
+    """Log what became of a request."""
+    extra = {"action": "request_answered", "request_id": request_id, "code": code}
+    logger.debug("request %s: %s, %s", request_id, code, what, extra=extra)

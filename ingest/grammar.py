@@ -1,0 +1,29 @@
+"""The grammar of HTTP heads (RFC 9112, RFC 9110), as far as it is checked here: in one place for all that reads one."""
+
+import re
+from typing import Final
+
+HEAD_BYTES_MAX: Final = 8192  # request line and headers
+
+TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+FIELD_LINES: Final = rb"((?:" + TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n"
+_HOST: Final = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # RFC 3986: a name, an address, a port
+_LENGTH: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
+
+
+def ascii_lower(text: str) -> str:
+    """A word of a header in lower case. One with other characters than ASCII's stays as it is, and is no known word.
+
+    Some of those have a lower case in ASCII: the Kelvin sign becomes k.
+    """
+    return text.lower() if text.isascii() else text
+
+
+def is_host(value: str) -> bool:
+    """Whether a Host is a name or an address, with or without a port."""
+    return _HOST.fullmatch(value) is not None
+
+
+def length_of(value: str) -> int | None:
+    """The number of bytes that a Content-Length says; None if it is not a number of at most 15 digits."""
+    return int(value) if _LENGTH.fullmatch(value) is not None else None

@@ -1,0 +1,126 @@
+"""Rejects requests before they become objects: complete responses, made in advance, for what would be refused anyway.
+
+While the bucket is empty or the log does not answer, most requests are refused, so a rejection must cost as little as
+it can. Only the plainest requests are answered here, those whose response depends on nothing but their head. All
+others, and every request that can be read in two ways, take the ordinary way and get the same response there.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import count
+from typing import Any, Final
+
+from ingest import grammar
+from ingest.errors import RequestError, row_of
+from ingest.http import request_id
+from ingest.http.request_id import RequestIds
+from ingest.http.response import head_of
+from ingest.types import Codec, Gate, Lifecycle
+from pipeline.clock import Clock
+from pipeline.errors import SluiceError
+from pipeline.metrics import IngestMetrics
+
+RESPONSES_MADE: Final = 16  # with a Retry-After each, so that clients refused together do not come back together
+RESPONSES_SECONDS_MAX: Final = 0.1  # after which they are made anew: what they say changes
+
+# Fields that say how the request must be read or answered.
+_FIELDS: Final = re.compile(
+    rb"(?:^|\n)(host|content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade)"
+    rb":[ \t]*([^\r]*)",
+    re.IGNORECASE,
+)
+_NOT_HERE: Final = frozenset({"content-encoding", "transfer-encoding", "expect", "upgrade"})
+
+Made = tuple[bytes, bytes]  # the head of a response but for its request id, and its body
+
+
+class EarlyRejection:
+    """Rejects the requests to one path of one process. For the event loop only."""
+
+    def __init__(
+        self,
+        path: str,
+        codec: Codec,
+        *,
+        gate: Gate,
+        metrics: IngestMetrics,
+        clock: Clock,
+        request_ids: RequestIds,
+        lifecycle: Lifecycle,
+        bytes_max: int,
+    ) -> None:
+        self.begin = b"POST %b HTTP/1.1\r\n" % path.encode()  # of every request that may be rejected here
+        self._head = re.compile(re.escape(self.begin) + grammar.FIELD_LINES)
+        self._codec = codec
+        self._gate = gate
+        self._metrics = metrics
+        self._clock = clock
+        self._request_ids = request_ids
+        self._lifecycle = lifecycle
+        self._bytes_max = bytes_max
+        self._turn = count()
+        self._responses: Sequence[Made] = ()
+        self._made_at = 0.0  # monotonic
+        self._made_for_seconds = 0.0  # of waiting
+        self._counter: Any = None  # of the code that the responses have
+
+    def reject(self, data: bytes) -> tuple[bytes, int] | None:
+        """The response to the request that `data` begins with, and that request's length, body included.
+
+        None where it is not to be refused, or not here. The body need not be there yet; it is within the limits.
+        """
+        if self._lifecycle.is_stopping:
+            return None
+        seconds = self._gate.seconds_closed()
+        if seconds <= 0 or not self._has_responses(seconds):
+            return None
+        read = self._read(data)
+        if read is None:
+            return None
+        (head, body), (name, length) = self._responses[next(self._turn) % RESPONSES_MADE], read
+        self._counter.inc()
+        return b"%bx-request-id: %b\r\n\r\n%b" % (head, name, body), length
+
+    def _has_responses(self, seconds: float) -> bool:
+        """Make the responses anew if those that are there do not fit; False if the gate has opened meanwhile."""
+        now, made_for = self._clock.monotonic(), self._made_for_seconds
+        is_fit = seconds <= made_for and math.isinf(seconds) == math.isinf(made_for)
+        if is_fit and now - self._made_at <= RESPONSES_SECONDS_MAX:
+            return True
+        refusal = self._gate.refusal()
+        if refusal is None:
+            return False
+        self._responses = [self._made(refusal) for _ in range(RESPONSES_MADE)]
+        self._made_at, self._made_for_seconds = now, seconds
+        self._counter = self._metrics.answers.labels(row_of(refusal).code)
+        return True
+
+    def _made(self, error: SluiceError) -> Made:
+        """The response to an error on a connection that stays open."""
+        response = self._codec.rejected(error)
+        body = response.body
+        head = head_of(response.status, response.media_type, len(body), response.headers.items(), keep_alive=True)
+        return head, body
+
+    def _read(self, data: bytes) -> tuple[bytes, int] | None:
+        """The id and the whole length of a plain request; None where it is not that plain."""
+        match = self._head.match(data)
+        if match is None or match.end() > grammar.HEAD_BYTES_MAX:
+            return None
+        fields: dict[str, str] = {}
+        for name, value in _FIELDS.findall(match[1]):
+            lowered = name.decode("ascii").lower()
+            if lowered in fields or lowered in _NOT_HERE or not value.isascii():
+                return None
+            fields[lowered] = value.decode("ascii").rstrip(" \t")
+        length = grammar.length_of(fields.get("content-length", ""))
+        if length is None or length > self._bytes_max or not grammar.is_host(fields.get("host", " ")):
+            return None
+        if fields.get("connection", "keep-alive").lower() != "keep-alive":
+            return None
+        try:
+            self._codec.decode(fields)
+        except RequestError:
+            return None
+        return self._request_ids.of(fields.get(request_id.HEADER)).encode(), match.end() + length

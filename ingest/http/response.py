@@ -1,0 +1,74 @@
+"""How responses are written: heads and bodies in one place, and the web framework's own errors in the one shape."""
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final
+
+from sanic import exceptions as sanic_errors
+from sanic.response import HTTPResponse
+
+from ingest.errors import Row, error_response, row_of, row_with
+from ingest.types import Response
+
+_STATUS_LINES: Final = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
+_HEADER_LINES: Final = re.compile(r"(?:[!-9;-~]+: [ -~\t]*\r\n)*")
+_KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
+_CLOSE: Final = b"connection: close\r\n"
+_CODES: Final[dict[type[BaseException], str]] = {
+    sanic_errors.RequestTimeout: "timeout",
+    sanic_errors.PayloadTooLarge: "too_large",
+    sanic_errors.ExpectationFailed: "expectation_failed",
+    sanic_errors.NotFound: "not_found",
+    sanic_errors.MethodNotAllowed: "method_not_allowed",
+    sanic_errors.BadRequest: "bad_request",
+    sanic_errors.URITooLong: "uri_too_long",
+    # Sanic gave up waiting for the handler: whether the events are stored is not known.
+    sanic_errors.ServiceUnavailable: "indeterminate",
+    sanic_errors.RequestCancelled: "indeterminate",
+}
+
+
+def head_of(
+    status: int, media_type: str, length: int, headers: Iterable[tuple[str, str]], *, keep_alive: bool, end: bytes = b""
+) -> bytes:
+    """The head of a response up to its last header, without the empty line but for what `end` adds.
+
+    Raises ValueError for a header with a line break.
+    """
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    if "\n" in fields and _HEADER_LINES.fullmatch(fields) is None:
+        raise ValueError(f"a header of the response has a line break: {fields!r}")
+    return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b" % (
+        _STATUS_LINES[status],
+        _KEEP_ALIVE if keep_alive else _CLOSE,
+        media_type.encode(),
+        length,
+        fields.encode("ascii"),
+        end,
+    )
+
+
+def code_row(error: BaseException) -> Row:
+    """The row of any error: of Sluice's own table, or of the framework's errors."""
+    for base in type(error).__mro__:
+        code = _CODES.get(base)
+        if code is not None:
+            return row_with(code)
+    return row_of(error)
+
+
+def response_to(error: BaseException, request_id: str = "") -> Response:
+    """The response to any error, the framework's own included; a defect is logged with the request's id."""
+    response = error_response(error, request_id, row=code_row(error))
+    if isinstance(error, sanic_errors.SanicException):
+        more = {name.lower(): str(value) for name, value in error.headers.items()}
+        return Response(response.status, response.body, response.media_type, {**more, **response.headers})
+    return response
+
+
+def to_sanic(response: Response) -> HTTPResponse:
+    """The same as the framework's object, for handlers that go the framework's way."""
+    return HTTPResponse(
+        response.body, status=response.status, headers=dict(response.headers), content_type=response.media_type
+    )

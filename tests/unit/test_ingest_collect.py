@@ -1,0 +1,154 @@
+"""The one way in, with a protocol that is none of Sluice's, and without any web framework."""
+
+import asyncio
+import gzip
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ingest.admission import Admission
+from ingest.appender import Appender
+from ingest.collect import Collector
+from ingest.errors import BodyTooLargeError, UnsupportedBodyError, error_response
+from ingest.held_bodies import HeldBodies, HeldBytes
+from ingest.types import Codec, Decode, Headers, Response
+from pipeline.clock import SystemClock
+from pipeline.event import Event, decode_record
+from pipeline.log.memory import MemoryLog
+from pipeline.metrics import IngestMetrics
+from pipeline.settings import Settings
+from pipeline.store.memory import MemoryBucket, MemoryServer
+
+BYTES_MAX = 1000
+NOW_MS = 1_700_000_000_000
+
+
+def words_codec() -> Codec:
+    """A toy protocol: each word of a body is an event; it has answers of its own."""
+
+    async def words(body: bytes) -> list[Event]:
+        return [Event("toy", "INFO", word, "words", NOW_MS) for word in body.decode().split()]
+
+    def decode(headers: Headers) -> Decode:
+        if headers.get("content-type") != "text/words":
+            raise UnsupportedBodyError("no words")
+        return words
+
+    def accepted(count: int) -> Response:
+        return Response(204, b"", headers={"x-words": str(count)})
+
+    return Codec(decode, accepted, lambda error: Response(error_response(error).status, type(error).__name__.encode()))
+
+
+@dataclass
+class WordsRequest:
+    body: bytes
+    headers: dict[str, str] = field(default_factory=lambda: {"content-type": "text/words"})
+    request_id: str = "r-1"
+    was_read: bool = False
+
+    async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
+        self.was_read = True
+        if len(self.body) > bytes_max:
+            raise BodyTooLargeError(bytes_max, "bytes")
+        held.take(len(self.body))
+        return self.body
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.002)
+
+
+class Rig:
+    def __init__(self, settings: Settings) -> None:
+        server, clock, metrics = MemoryServer(), SystemClock(), IngestMetrics(CollectorRegistry())
+        self.log = MemoryLog(partitions=1)
+        self.admission = Admission(settings, MemoryBucket(settings, server), clock, metrics)
+        self.appender = Appender(self.log, settings, clock, metrics)
+        self.held = HeldBodies(BYTES_MAX)
+        self.collector = Collector(
+            self.admission, self.appender, self.held, metrics, clock, bytes_max=BYTES_MAX, traces=False
+        )
+
+    async def start(self) -> "Rig":
+        loop = asyncio.get_running_loop()
+        self.admission.start(loop)
+        self.appender.start(loop)
+        await until(lambda: self.appender.status(time.monotonic()).answers and self.admission.available(0) is not None)
+        return self
+
+    async def collect(self, request: WordsRequest) -> Response:
+        response = await self.collector.collect(words_codec(), request)
+        assert self.held.bytes == 0, "whatever became of it, its bytes are given back"
+        return response
+
+    def stored(self) -> list[str]:
+        batch = self.log.read(0, 0, records_max=100, wait_seconds=0)
+        return [] if batch is None else [decode_record(value).message for value in batch.values]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
+    rigs: list[Rig] = []
+
+    async def run(**changes: float) -> Rig:
+        rigs.append(Rig(Settings(log_partitions=1, ingest_processes_max=1, **changes)))  # type: ignore[arg-type]
+        return await rigs[-1].start()
+
+    yield run
+    for rig in rigs:
+        await rig.appender.close(seconds_max=5)
+        rig.admission.close()
+
+
+Start = Callable[..., Awaitable[Rig]]
+
+
+async def test_a_protocol_is_a_codec(start: Start) -> None:
+    rig = await start()
+    response = await rig.collect(WordsRequest(b"one two three"))
+    assert (response.status, response.headers) == (204, {"x-words": "3"})
+    assert rig.stored() == ["one", "two", "three"]
+
+
+async def test_framing_stands_before_every_codec(start: Start) -> None:
+    rig = await start()
+    heads = {"content-type": "text/words", "content-encoding": "gzip"}
+    assert (await rig.collect(WordsRequest(gzip.compress(b"packed words"), heads))).status == 204
+    assert rig.stored() == ["packed", "words"]
+    # A body that is too large as it is, or inflated
+    assert (await rig.collect(WordsRequest(b"x" * (BYTES_MAX + 1)))).body == b"BodyTooLargeError"
+    bomb = WordsRequest(gzip.compress(b"x" * 100_000), heads)
+    assert (await rig.collect(bomb)).body == b"BodyTooLargeError"
+
+
+async def test_what_is_refused_whatever_it_holds_is_not_read(start: Start) -> None:
+    rig = await start(rate_max=100.0, rate_min=100.0)
+    foreign = WordsRequest(b"one", {"content-type": "text/other"})
+    assert (await rig.collect(foreign)).body == b"UnsupportedBodyError"
+    # Given a bucket that this process knows to be empty
+    while rig.collector.seconds_closed() == 0:
+        await rig.collect(WordsRequest(b"word " * 50))
+    limited = WordsRequest(b"one")
+    assert (await rig.collect(limited)).body == b"RateLimitedError"
+    # And a log that is away
+    rig.log.stop()
+    await until(lambda: rig.appender.blocked() is not None)
+    away = WordsRequest(b"one")
+    assert (await rig.collect(away)).body == b"LogUnavailableError"
+    assert [foreign.was_read, limited.was_read, away.was_read] == [False] * 3
+    assert rig.collector.seconds_closed() == float("inf")
+
+
+async def test_events_of_a_refused_body_are_counted(start: Start) -> None:
+    rig = await start(rate_max=100.0, rate_min=100.0)
+    response = await rig.collect(WordsRequest(b"word " * 150))
+    assert response.body == b"RateLimitedError"
+    assert rig.collector.refused_beyond_first == 149
+    assert rig.stored() == []
