@@ -279,6 +279,10 @@ def test_numbers_of_other_producers_keep_their_digits(
     assert sink.store(LOG, 0, 2, batch(2, [text.encode()]), before_commit=nothing) == StoreResult(repeated=1)
 
 
+def test_a_record_of_ingest_ends_with_its_attributes_so_that_they_are_not_decoded_twice() -> None:
+    assert record(1, attributes={"price": 0.1, "unit": "€"}).endswith('"attributes":{"price":0.1,"unit":"€"}}'.encode())
+
+
 def test_a_number_that_is_out_of_every_range_is_a_dead_letter(sink: PostgresSink) -> None:
     rest = record(1).decode()[1:-1]
     text = f'{{{rest}, "attributes": {{"price": 1e400}}}}'
