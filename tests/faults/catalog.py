@@ -22,6 +22,7 @@ from faults.of_processes import (
     ChildKilled,
     ClientKilled,
     ClockShifted,
+    OlderVersion,
     ProgramFrozen,
     ProgramKilled,
     TwoBeats,
@@ -88,6 +89,8 @@ def _all() -> dict[str, Make]:
     }
     for name in ("ingest", "control-worker", "beat"):
         made[f"{name}.clock"] = partial(ClockShifted, name=name, which=_PROGRAMS[name])
+    for name in ("ingest", "worker"):
+        made[f"{name}.old"] = partial(OlderVersion, name=name, which=_PROGRAMS[name])
     for name, clocks in _CLOCKS.items():
         made[f"{name}.step"] = partial(
             ClockStepped,

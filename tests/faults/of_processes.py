@@ -12,7 +12,8 @@ from faults.fault import Effect, Fault
 from faults.rig import Rig, clock_environ
 from faults.windows import ClockSpan, Part
 from support.clocks import SteppableClock, fake_time_library
-from support.processes import Program, beat
+from support.processes import ROOT, Program, beat
+from support.versions import OLD_COMMIT, old_checkout
 
 # Beyond Celery's visibility time-out (SCALED: 5 s), so that what the stopped one had taken is given to others.
 BEYOND_VISIBILITY = (5.5, 7.0)
@@ -253,3 +254,56 @@ class ClientKilled(Fault):
     def effect(self, rig: Rig) -> Effect:
         was = status_of(self._pid)
         return Effect(was == "gone", f"process {self._pid} {was}")
+
+
+# What a program says in its log when it is at work.
+_AT_WORK = {"ingest": "ingest listens on", "worker": " ready."}
+
+
+class OlderVersion(Fault):
+    """A program is replaced by one of an older version, which works beside today's, and then by today's again.
+
+    Both starts come after a SIGTERM.
+    """
+
+    seconds = (8.0, 12.0)  # of which the start takes some
+
+    def __init__(self, pick: random.Random, name: str, which: Pick) -> None:
+        super().__init__(pick)
+        self.name, self._which = f"{name}.old", which
+        self.touches = PARTS[name]
+        self._says = _AT_WORK[name]
+        self._at_work = 0
+        self._has_ended = False
+
+    def impossible(self, rig: Rig) -> str | None:
+        is_there = old_checkout(rig.folder) is not None
+        return None if is_there else f"the history of this checkout has no commit {OLD_COMMIT}"
+
+    def inject(self, rig: Rig) -> None:
+        program = self._program = self._which(rig, self.pick)
+        root = old_checkout(rig.folder)
+        assert root is not None
+        rig.down.add(program)
+        program.stop()
+        self._starts = program.log().count(self._says)
+        program.root = root
+        program.start()
+
+    def look(self, rig: Rig) -> None:
+        self._at_work = self._program.log().count(self._says) - self._starts
+
+    def has_hit(self, rig: Rig) -> bool:
+        return self._at_work > 0
+
+    def repair(self, rig: Rig) -> None:
+        self._has_ended = not self._program.is_running
+        if self._has_ended:
+            self.complaints.append(f"{self._program.name} of {OLD_COMMIT} has ended by itself")
+        self._program.stop()
+        self._program.root = ROOT
+        self._program.start()
+        rig.down.discard(self._program)
+
+    def effect(self, rig: Rig) -> Effect:
+        return Effect(self._at_work > 0 and not self._has_ended, f"{self._program.name} of {OLD_COMMIT} was at work")
