@@ -122,7 +122,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             queue_untaken_seconds_max=1.5,
         )
         batches = batches_worker(settings, folder, app="tests.support.deaf_app")
-        control = control_worker(settings, folder)
+        control = control_worker(settings, folder, app="tests.support.deaf_app")
         ticker = beat(settings, folder)
         for program in (batches, control, ticker):
             stack.callback(program.stop)
@@ -426,7 +426,7 @@ def test_a_worker_that_takes_nothing_is_noticed_and_takes_hints_again(rig: Rig, 
     # Given a worker that takes nothing any more, by a cause that Celery does not know of
     pid, lines = rig.batches.pid, rig.batches.log().count("has taken nothing for")
     queues = wiring.make_queues(rig.settings)
-    rig.app.control.broadcast("take_nothing", arguments={"how": how})
+    rig.app.control.broadcast("take_nothing", arguments={"queue": "batches", "how": how})
     # When hints wait for it, since its drains have handed over
     rig.wait(lambda: rig.batches.log().count("has taken nothing for") == lines + 1 + is_ended, "it is noticed")
     # Then hints reach it again
@@ -438,6 +438,16 @@ def test_a_worker_that_takes_nothing_is_noticed_and_takes_hints_again(rig: Rig, 
     assert rig.batches.log().count("has taken nothing for") == lines + 1 + is_ended
     if not is_ended:
         rig.wait(lambda: bool(said()), "health says it", seconds_max=5)
+
+
+def test_the_control_loop_goes_on_where_its_worker_takes_nothing(rig: Rig) -> None:
+    # Given a control worker that takes nothing any more
+    lines = rig.control.log().count("has taken nothing for")
+    rig.app.control.broadcast("take_nothing", arguments={"queue": "control", "how": "unsubscribed"})
+    rig.wait(lambda: rig.control.log().count("has taken nothing for") == lines + 1, "it is noticed")
+    # Then the rate is published again
+    version = _version(rig)
+    rig.wait(lambda: _version(rig) != version, "a rate is published", seconds_max=10)
 
 
 def _version(rig: Rig) -> int | None:

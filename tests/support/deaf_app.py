@@ -5,7 +5,6 @@ from typing import Any
 
 from celery.worker.control import control_command
 
-from pipeline.names import Queue
 from tasks.app import app
 
 HUNG_SECONDS = 600.0
@@ -13,11 +12,11 @@ HUNG_SECONDS = 600.0
 __all__ = ["app"]
 
 
-@control_command(args=[("how", str)])
-def take_nothing(state: Any, how: str) -> dict[str, str]:
-    """Make this worker deaf, where it is one for `batches`."""
+@control_command(args=[("queue", str), ("how", str)])
+def take_nothing(state: Any, queue: str, how: str) -> dict[str, str]:
+    """Make this worker deaf, where it is one for this queue."""
     consumer = state.consumer
-    if Queue.BATCHES.value not in {queue.name for queue in consumer.task_consumer.queues}:
+    if queue not in {one.name for one in consumer.task_consumer.queues}:
         return {"ok": "not mine"}
     if how == "unsubscribed":  # as Celery sees it, it consumes
         channel = consumer.task_consumer.channel

@@ -130,8 +130,8 @@ def batches_worker(settings: Settings, folder: Path, *, app: str = "tasks.app") 
     return Program("batches", _worker("batches", settings.log_partitions + 2, app), settings, folder)
 
 
-def control_worker(settings: Settings, folder: Path) -> Program:
-    return Program("control", _worker("control", 2), settings, folder)
+def control_worker(settings: Settings, folder: Path, *, app: str = "tasks.app") -> Program:
+    return Program("control", _worker("control", 2, app), settings, folder)
 
 
 def beat(settings: Settings, folder: Path) -> Program:
