@@ -451,7 +451,7 @@ class Settings:
     queue_untaken_seconds_max: float = _setting(
         5.0,
         "A worker connects to its queue anew where messages wait, it is not paused and takes none for so long",
-        low=1,
+        low=4,  # its event loop may wait 3 s for a remote command
         high=3600,
         when="rarely: after as long again it ends, and its supervisor starts it again",
     )

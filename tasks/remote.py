@@ -1,12 +1,13 @@
 """Remote commands: `celery -A tasks.app inspect sluice`, `control pause_consumption`, and so on.
 
 They run in the main process of a worker, beside its event loop's other work: on a thread, for which the loop waits for
-three seconds at most. Celery's `control` command takes no options for these, so a word does: `dry_run`, also as
-`--dry-run`.
+three seconds at most, also where several come at once. Celery's `control` command takes no options for these, so a word
+does: `dry_run`, also as `--dry-run`.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, Final
@@ -16,6 +17,7 @@ from celery.bin.control import control as control_program
 from celery.worker.control import control_command, inspect_command
 
 from pipeline.__main__ import screen
+from pipeline.clock import Clock, SystemClock
 from pipeline.errors import RecoverableError, SluiceError, in_brief
 from pipeline.event_words import rate_words
 from pipeline.health.judge import duration
@@ -31,7 +33,8 @@ from tasks.parts import Parts
 
 _logger = logging.getLogger(__name__)
 
-_WAIT_SECONDS_MAX: Final = 3.0  # for which the worker's event loop waits for a command
+_WAIT_SECONDS_MAX: Final = 3.0  # for which the worker's event loop waits for a command, or for several at once
+_MADE_UP_FACTOR: Final = 10.0  # a second of the loop's other work makes up for so many seconds of waiting
 _TICKET_SECONDS: Final = 60.0
 _REPLAY_LIMIT: Final = 1000
 
@@ -253,6 +256,35 @@ def _thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="remote-command")
 
 
+class Patience:
+    """How long the event loop waits for a command: for several that come at once no longer than for one.
+
+    Celery carries out all that have come before the loop hands out a task, and the queue's watch (`tasks/taking.py`)
+    ends a worker whose loop hangs.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._waited = 0.0  # seconds that no other work has made up for
+        self._waited_at = 0.0  # monotonic: the end of the latest wait
+
+    @contextlib.contextmanager
+    def wait(self) -> Iterator[float]:
+        """Gives the seconds for which the body may wait."""
+        began = self._clock.monotonic()
+        self._waited = max(0.0, self._waited - _MADE_UP_FACTOR * (began - self._waited_at))
+        try:
+            yield max(0.0, _WAIT_SECONDS_MAX - self._waited)
+        finally:
+            self._waited_at = self._clock.monotonic()
+            self._waited += self._waited_at - began
+
+
+@cache
+def _patience() -> Patience:
+    return Patience(SystemClock())
+
+
 @cache
 def _parts(app: Any) -> Parts:
     """Adapters of the main process, for that thread alone."""
@@ -323,13 +355,11 @@ def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
 
     under_way = _thread().submit(run)
     try:
-        return under_way.result(_WAIT_SECONDS_MAX)
+        with _patience().wait() as seconds:
+            return under_way.result(seconds)
     except TimeoutError:
         under_way.add_done_callback(_log_late)
-        return {
-            "ok": f"Taken, and still under way after {_WAIT_SECONDS_MAX:g} s: `inspect sluice` shows its effect, "
-            "this worker's log how it ended."
-        }
+        return {"ok": "Taken, and still under way: `inspect sluice` shows its effect, this worker's log how it ended."}
 
 
 def _log_late(done: "Future[Reply]") -> None:

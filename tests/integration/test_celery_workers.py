@@ -119,7 +119,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             drain_stalled_seconds_max=4.0,
             no_progress_seconds_max=2.0,
             regulate_seconds=1.0,
-            queue_untaken_seconds_max=1.5,
+            queue_untaken_seconds_max=4.0,
         )
         batches = batches_worker(settings, folder, app="tests.support.deaf_app")
         control = control_worker(settings, folder, app="tests.support.deaf_app")

@@ -103,6 +103,34 @@ def test_what_takes_long_is_answered_in_time_and_its_end_is_logged(
         wait_until(lambda: "late answer: 7 stored" in caplog.text, "its end is logged", seconds_max=5)
 
 
+def test_the_worker_waits_no_longer_for_commands_that_come_at_once_than_for_one(
+    ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given commands that each take as long as PostgreSQL is silent, and a worker whose loop hears all of them at once
+    waits: list[float] = []
+    clock = ManualClock()
+
+    def wait(seconds: float | None = None) -> None:
+        assert seconds is not None
+        waits.append(seconds)
+        clock.advance(min(seconds, 2.0))
+        raise TimeoutError
+
+    under_way = SimpleNamespace(result=wait, add_done_callback=lambda _: None)
+    monkeypatch.setattr(remote, "_thread", lambda: SimpleNamespace(submit=lambda _: under_way))
+    patience = remote.Patience(clock)
+    monkeypatch.setattr(remote, "_patience", lambda: patience)
+
+    # Then the loop, which hands out tasks too, is back as soon as after one
+    for _ in range(5):
+        assert "still under way" in ask(lambda _: {})["ok"]
+    assert waits == pytest.approx([3.0, 1.0, 0.0, 0.0, 0.0])
+    # And a command that comes after other work is waited for again
+    clock.advance(1.0)
+    ask(lambda _: {})
+    assert waits[-1] == pytest.approx(3.0)
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [
