@@ -92,9 +92,12 @@ INGEST_HELD_BODIES: Final = Declared(
     "sluice_ingest_held_bodies_bytes", "Bytes of bodies that were received and are not yet appended"
 )
 
-# Grows: a defect, whose traceback is in the log of this process. The loop goes on.
+# Grows: a defect, whose traceback is in the log of this process. The loop goes on. The queue consumer has none.
 LOOP_FAILURES: Final = Declared(
-    "sluice_loop_failures", "Turns of a loop of this process (a thread, a timer) that ended with an error", ("loop",)
+    "sluice_loop_failures",
+    "Turns of a loop of this process (a thread, a timer) that ended with an error; of a worker's queue consumer, how "
+    "often it took nothing though messages waited",
+    ("loop",),
 )
 
 # --- Of a worker --------------------------------------------------------------------------------------------------
