@@ -3,7 +3,10 @@
 import contextlib
 import hashlib
 import logging
+import os
 import re
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Final
@@ -15,6 +18,7 @@ from pipeline.errors import SchemaError, SchemaNewerError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
 from pipeline.sink.session import Session, connect
+from pipeline.sink.watchdog import Watchdog
 
 _logger = logging.getLogger(__name__)
 
@@ -83,14 +87,29 @@ def migrate(
 def missing_migrations(settings: Settings) -> list[str]:
     """Names of the files that an older version's schema lacks; none where there is no schema yet.
 
-    Only looks. Raises what `connect` and psycopg2 raise.
+    Only looks. Raises what `connect` and psycopg2 raise, also where PostgreSQL is silent for `sink_call_seconds_max`.
     """
-    with contextlib.closing(connect(settings)) as connection, connection.cursor() as cursor:
+    with contextlib.closing(connect(settings)) as connection, _watched(connection, settings) as cursor:
         cursor.execute(query("has_schema_migrations"))
         if not cursor.fetchone()[0]:
             return []
         cursor.execute(query("applied_migrations"))
         return [migration.name for migration in migrations()[cursor.rowcount :]]
+
+
+@contextlib.contextmanager
+def _watched(connection: Any, settings: Settings) -> Iterator[Any]:
+    """A cursor whose connection is shut down where the body takes too long."""
+    watchdog = Watchdog(settings.sink_call_seconds_max)
+    try:
+        with (
+            socket.socket(fileno=os.dup(connection.fileno())) as watched,
+            watchdog.guard(watched),
+            connection.cursor() as cursor,
+        ):
+            yield cursor
+    finally:
+        watchdog.close()
 
 
 def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.settings import Settings
-from pipeline.sink.migrate import Migration, migrate, migrations
+from pipeline.sink.migrate import Migration, migrate, migrations, missing_migrations
 from support.database import ask
 from tasks.control import _migrate_once
 from tasks.parts import Parts
@@ -167,3 +167,21 @@ def test_the_control_loop_of_an_older_version_goes_on_beside_a_newer_schema(
     assert [line.message for line in caplog.records].count(
         "the database is newer than this version of Sluice, which does not know: 9999_newer.sql"
     ) == 1
+
+
+def test_a_look_at_the_schema_ends_where_postgresql_is_silent(database_url: str) -> None:
+    # Given a schema that lacks the last migrations, and a PostgreSQL that does not say so
+    settings = Settings(database_url=database_url, sink_call_seconds_max=1)
+    migrate(settings, migrations()[:-2])
+    with contextlib.closing(psycopg2.connect(database_url)) as holder, holder.cursor() as cursor:
+        cursor.execute("LOCK TABLE schema_migrations")
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            looking = pool.submit(missing_migrations, settings)
+            try:
+                # Then whoever looks is no more silent than a drain would be
+                with pytest.raises(psycopg2.OperationalError):
+                    looking.result(20)
+            finally:
+                holder.rollback()
+    # And learns it once PostgreSQL answers
+    assert missing_migrations(settings) == NAMES[-2:]
