@@ -45,7 +45,8 @@ class Taking:
 
     It takes nothing where messages waited at each look, and none was taken, for `seconds_max` with a free place in the
     pool, or for the longest task and `seconds_max` without one: a place that no task gives back by then is lost. The
-    first remedy is to connect anew. Where that does not help, the second is to end.
+    first remedy is to connect anew. Where no task has begun since then, the second is to end: messages alone prove
+    nothing, since a new connection empties places that are lost, and fills them again.
     """
 
     def __init__(self, queue: Queue, *, seconds_max: float, task_seconds_max: float, shown_seconds: float) -> None:
@@ -59,6 +60,7 @@ class Taking:
         self._free_seconds = 0.0  # for which it took nothing with a free place
         self._seconds = 0.0  # for which it took nothing at all
         self._is_tried = False  # whether it has connected anew since it last took something
+        self._begun_before: int | None = None  # tasks, when it connected anew last
         self._words = ""  # what was found last
         self._found_at: float | None = None
 
@@ -67,8 +69,11 @@ class Taking:
         self._looked_at = now
         self._free_seconds = self._seconds = 0.0
 
-    def look(self, now: float, *, waiting: int, taken: int, is_full: bool) -> Remedy | None:
-        """Note what is so now; returns what to do. `taken` counts the messages taken since the process began."""
+    def look(self, now: float, *, waiting: int, taken: int, begun: int, is_full: bool) -> Remedy | None:
+        """Note what is so now; returns what to do.
+
+        `taken` counts the messages taken, and `begun` the tasks that the pool has begun, since the process began.
+        """
         step = 0.0 if self._looked_at is None else min(now - self._looked_at, _LOOK_COUNTS_MAX)
         if waiting == 0 or taken != self._taken:
             self.skip(now)
@@ -79,7 +84,8 @@ class Taking:
         self._free_seconds = 0.0 if is_full else self._free_seconds + step
         if self._free_seconds < self._seconds_max and self._seconds < self._full_seconds_max:
             return None
-        remedy = Remedy.END if self._is_tried else Remedy.CONNECT
+        remedy = Remedy.END if begun == self._begun_before else Remedy.CONNECT
+        self._begun_before = begun
         self._words = (
             f"this worker has taken nothing for {self._seconds:.0f} s, though {waiting} messages wait in queue "
             f"{self._queue}: {remedy}"
@@ -150,7 +156,10 @@ class QueueWatch:
         if self._is_answered:
             self._is_answered = False
             self._consumer.hub.call_soon(self._answer)
-        remedy = self.taking.look(self._clock.monotonic(), waiting=waiting, taken=messages_taken(), is_full=is_full)
+        begun = worker_state.all_total_count[0]
+        remedy = self.taking.look(
+            self._clock.monotonic(), waiting=waiting, taken=messages_taken(), begun=begun, is_full=is_full
+        )
         if remedy is None:
             return
         _logger.error("%s", self.taking.words, extra={"action": "takes_nothing", "queue": self._queue.value})

@@ -22,14 +22,14 @@ class Looks:
     def __init__(self, taking: Taking) -> None:
         self.now = 1000.0
         self._taking = taking
-        taking.look(self.now, waiting=0, taken=0, is_full=False)
+        taking.look(self.now, waiting=0, taken=0, begun=0, is_full=False)
 
     def until_remedy(self, *, seconds_max: float = 200.0, **seen: Any) -> tuple[Remedy | None, float]:
         """Look again and again, for so long at most; what is to be done, and after how long."""
         began = self.now
         while self.now - began < seconds_max:
             self.now += LOOK_SECONDS
-            remedy = self._taking.look(self.now, **({"waiting": 3, "taken": 0, "is_full": False} | seen))
+            remedy = self._taking.look(self.now, **({"waiting": 3, "taken": 0, "begun": 0, "is_full": False} | seen))
             if remedy is not None:
                 return remedy, self.now - began
         return None, self.now - began
@@ -53,12 +53,25 @@ def test_it_is_shown_for_a_while_after_it_was_set_right_and_the_next_time_begins
     taking: Taking, looks: Looks
 ) -> None:
     looks.until_remedy()
-    taking.look(looks.now, waiting=3, taken=1, is_full=False)
+    taking.look(looks.now, waiting=3, taken=1, begun=1, is_full=False)
     assert taking.problem(looks.now + 14.0) is not None
     assert taking.problem(looks.now + 16.0) is None
-    assert looks.until_remedy(taken=1) == (Remedy.CONNECT, LIMIT)
-    taking.look(looks.now, waiting=0, taken=1, is_full=False)  # another worker has taken it all
-    assert looks.until_remedy(taken=1) == (Remedy.CONNECT, LIMIT)
+    assert looks.until_remedy(taken=1, begun=1) == (Remedy.CONNECT, LIMIT)
+    # Another worker has taken it all, and this one has still begun nothing
+    taking.look(looks.now, waiting=0, taken=1, begun=1, is_full=False)
+    assert looks.until_remedy(taken=1, begun=1) == (Remedy.END, LIMIT)
+
+
+def test_messages_that_it_takes_into_lost_places_are_no_sign_that_connecting_has_helped(
+    taking: Taking, looks: Looks
+) -> None:
+    # Given a pool that begins nothing; a new connection empties its places, and they fill again
+    assert looks.until_remedy(is_full=True) == (Remedy.CONNECT, TASK + LIMIT)
+    taking.look(looks.now, waiting=3, taken=2, begun=0, is_full=False)
+    assert looks.until_remedy(taken=2, is_full=True) == (Remedy.END, TASK + LIMIT)
+    # A task that has begun is one
+    taking.look(looks.now, waiting=3, taken=3, begun=1, is_full=False)
+    assert looks.until_remedy(taken=3, begun=1, is_full=True) == (Remedy.CONNECT, TASK + LIMIT)
 
 
 def test_a_full_pool_is_excused_for_as_long_as_a_task_may_run(looks: Looks) -> None:
@@ -73,8 +86,8 @@ def test_a_full_pool_is_excused_for_as_long_as_a_task_may_run(looks: Looks) -> N
 @pytest.mark.parametrize(
     "innocent",
     [
-        lambda taking, now: taking.look(now, waiting=0, taken=0, is_full=False),
-        lambda taking, now: taking.look(now, waiting=3, taken=taking._taken + 1, is_full=False),
+        lambda taking, now: taking.look(now, waiting=0, taken=0, begun=0, is_full=False),
+        lambda taking, now: taking.look(now, waiting=3, taken=taking._taken + 1, begun=0, is_full=False),
         lambda taking, now: taking.skip(now),  # paused, ending, or the broker is away
     ],
     ids=["nothing waits", "something is taken", "nobody may"],
