@@ -20,7 +20,7 @@ from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's 
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
 from tasks.consumer import use_transport
 from tasks.dropped import connect_drops
-from tasks.ending import CONTROL_SECONDS_MAX, EndStep
+from tasks.ending import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, EndStep
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseStep
 from tasks.schema import SchemaStep
@@ -28,7 +28,6 @@ from tasks.startup import connect_signals
 from tasks.taking import TakingStep
 
 _NO_RETRY_LIMIT: Final = None
-_MIGRATION_SECONDS_MAX: Final = 330.0
 
 
 class SluiceCelery(Celery):
@@ -107,7 +106,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "task_time_limit": CONTROL_SECONDS_MAX,
         "task_annotations": {
             "sluice.drain": {"time_limit": settings.drain_hard_seconds_max},
-            "sluice.regulate": {"time_limit": _MIGRATION_SECONDS_MAX},  # its first run brings the schema up to date
+            "sluice.regulate": {"time_limit": MIGRATION_SECONDS_MAX},  # its first run brings the schema up to date
         },
         "timezone": "UTC",
         "enable_utc": True,

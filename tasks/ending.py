@@ -19,6 +19,7 @@ from pipeline.settings import Settings
 _logger = logging.getLogger(__name__)
 
 CONTROL_SECONDS_MAX: Final = 30.0  # of a task on `control`, which is killed then
+MIGRATION_SECONDS_MAX: Final = 330.0  # of a tick that brings the schema up to date
 _SPARE_SECONDS: Final = 5.0  # for a task that ends at its limit, and for all else that a worker does at its end
 _EXIT_STATUS: Final = 70  # EX_SOFTWARE, as Celery has it for an error that it can't mend
 

@@ -22,7 +22,7 @@ from pipeline.ports.control import ControlStore, paused
 from pipeline.settings import Settings
 from pipeline.store.redis_queues import RedisQueues
 from tasks.consumer import messages_taken
-from tasks.ending import end_now, task_seconds_max
+from tasks.ending import MIGRATION_SECONDS_MAX, end_now, task_seconds_max
 
 _logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class QueueWatch:
         self.taking = Taking(
             queue,
             seconds_max=settings.queue_untaken_seconds_max,
-            task_seconds_max=task_seconds_max(settings, is_control=queue is Queue.CONTROL),
+            task_seconds_max=_task_seconds_max(settings, queue, places=consumer.pool.num_processes),
             shown_seconds=_SHOWN_PERIODS * settings.regulate_seconds,
         )
         loops: Loops = consumer.app.sluice_loops
@@ -183,6 +183,13 @@ class QueueWatch:
             return True
         pauses = self._store.state().pauses
         return pauses is not None and not paused(pauses)
+
+
+def _task_seconds_max(settings: Settings, queue: Queue, *, places: int) -> float:
+    """How long all places of a pool may be taken by tasks that are well."""
+    if queue is Queue.CONTROL and places == 1:  # with more of them, ticks go on beside a migration
+        return MIGRATION_SECONDS_MAX
+    return task_seconds_max(settings, is_control=queue is Queue.CONTROL)
 
 
 class TakingStep(bootsteps.StartStopStep):

@@ -140,7 +140,7 @@ def _behind(seen: Watched, dark: Watched, site: Site, album: Album, traffic: Tra
         assert health["refused"] > 0
         assert health["offered"] == pytest.approx(health["admitted"] + health["refused"], abs=0.2)
         assert any("of the offered events were refused" in reason for reason in health["reasons"])
-        assert "of the offered events were refused in the last minute" in seen.text("#more")
+        assert "of the offered events were refused in the last 5 s" in seen.text("#more")
     finally:
         site.system.batches.thaw()
     seen.wait_words("#headline", "All is well", seconds_max=40)

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline.names import Queue
-from tasks.taking import LOOK_SECONDS, Remedy, Taking
+from pipeline.settings import Settings
+from tasks.ending import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX
+from tasks.taking import LOOK_SECONDS, Remedy, Taking, _task_seconds_max
 
 LIMIT, TASK = 5.0, 40.0
 
@@ -107,3 +109,10 @@ def test_time_in_which_the_process_was_frozen_does_not_count(looks: Looks) -> No
     remedy, seconds = looks.until_remedy()
     assert remedy is Remedy.CONNECT
     assert seconds == pytest.approx(LIMIT - LOOK_SECONDS)  # all of that hour counts as one look more
+
+
+def test_a_migration_is_no_lost_place_where_nothing_else_can_run_beside_it() -> None:
+    settings = Settings()
+    assert _task_seconds_max(settings, Queue.CONTROL, places=1) == MIGRATION_SECONDS_MAX
+    assert _task_seconds_max(settings, Queue.CONTROL, places=2) == CONTROL_SECONDS_MAX
+    assert _task_seconds_max(settings, Queue.BATCHES, places=1) == settings.drain_hard_seconds_max
