@@ -27,7 +27,7 @@ from support.traffic import wait_until
 # Lists of labels, and texts outside of label matchers: no metrics.
 NO_METRIC = re.compile(r'(\{[^}]*\})|(?:by|on) \([^)]*\)|"[^"]*"')
 # Expressions without data in a healthy system that has not refused anything; what they select must have data.
-EMPTY_WHEN_HEALTHY = re.compile(r"[<>]=? ?[\d.]+|== [01]\b|absent\(")
+EMPTY_WHEN_HEALTHY = re.compile(r"[<>]|== [01]\b|absent\(")
 
 
 @dataclass
