@@ -29,6 +29,9 @@ from support.clocks import SteppableClock, fake_time_library
 hypothesis.settings.register_profile("sluice", deadline=None, derandomize=os.environ.get("CI") == "true")
 hypothesis.settings.load_profile("sluice")
 
+# Every Kafka of the tests is short-lived: to compile its code twice would cost more than it brings.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -139,10 +142,11 @@ def own_postgres(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def own_kafka(tmp_path: Path, kafka: Server) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def own_kafka(tmp_path_factory: pytest.TempPathFactory, kafka: Server) -> Iterator[Server]:
+    """For the tests of one file, which leave it running: a JVM takes long to start."""
     # `kafka` first: it skips where Kafka can't be had.
-    with _running(kafka_server(tmp_path, free_port(), free_port())) as server:
+    with _running(kafka_server(tmp_path_factory.mktemp("own_kafka"), free_port(), free_port())) as server:
         yield server
 
 

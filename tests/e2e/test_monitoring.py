@@ -101,6 +101,7 @@ def watched(
     home = tmp_path_factory.mktemp(f"watched-{request.param}")
     environ = {
         "PATH": os.environ["PATH"],
+        "JDK_JAVA_OPTIONS": os.environ["JDK_JAVA_OPTIONS"],
         "HOME": os.environ["HOME"],
         "SLUICE_HOME": str(home),
         "PROMETHEUS": "yes",
