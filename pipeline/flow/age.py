@@ -1,4 +1,4 @@
-"""How old something is that another clock has dated: counted by the reader's own monotonic clock."""
+"""The age of something that another clock dated, measured by the reader's own monotonic clock."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Age:
-    """The age of the newest version of something that its reader looks at again and again.
+    """The age of the newest version of something that its reader polls.
 
         age = age at the first look + time since the first look
-        age at the first look = min(time since the look before, max(0, said))
+        age at the first look = min(time since the previous look, max(0, said))
 
-    `said` is the age by the clock that has dated the version, which may be stepped at any time: it counts at the first
-    look only, and never for more than the time since the reader last saw another version. Where there was no look
-    before, there is nothing else to go by.
+    `said` is the age by the clock that dated the version. That clock may be stepped at any time. So `said` counts at
+    the first look only, and never for more than the time since the reader last saw another version. If there was no
+    previous look, `said` is the only information.
     """
 
     _version: Hashable = None
     _age: float = 0.0  # at the first look
-    _seen_at: float = 0.0  # when that was
-    _looked_at: float | None = None  # when the last look was
+    _seen_at: float = 0.0  # time of the first look
+    _looked_at: float | None = None  # time of the last look
 
     def of(self, version: Hashable, said: float, *, now: float) -> float:
         """Look at a version; returns its age in seconds. `now` is the reader's monotonic clock."""
@@ -31,9 +31,9 @@ class Age:
         return self.now(now)
 
     def begin(self, version: Hashable, *, now: float) -> None:
-        """Note a version that the reader has made itself, just now."""
+        """Record a version that the reader itself has created just now."""
         self._version, self._age, self._seen_at, self._looked_at = version, 0.0, now, now
 
     def now(self, now: float) -> float:
-        """Age of the version that was last looked at, without a look."""
+        """Age of the version that was last looked at, without a new look."""
         return self._age + now - self._seen_at

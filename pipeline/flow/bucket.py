@@ -1,18 +1,18 @@
 """A token bucket as arithmetic: the reference for `pipeline/store/bucket.lua`, which does the same on the server.
 
-One token is one event. The bucket fills at `rate` up to `burst`; a clock is read by the caller, once.
+One token is one event. The bucket fills at `rate` up to `burst`. The caller reads the clock, once.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
-# A wait that was predicted exactly must not fail for the last bit of a float. Far below one token.
+# A request after exactly the predicted wait must not fail because of float rounding. Far below one token.
 TOLERANCE_TOKENS: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class BucketState:
-    """What the bucket held (`tokens`, negative while in debt) at a time (seconds), and its rate then (tokens/s)."""
+    """The bucket's content (`tokens`, negative while in debt) at a time (seconds), and its rate then (tokens/s)."""
 
     tokens: float
     at: float
@@ -21,7 +21,7 @@ class BucketState:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The bucket after a request; `granted` is 0 or at least what was needed, `wait_seconds` is 0 when granted."""
+    """The bucket after a request; `granted` is 0 or at least the needed number, `wait_seconds` is 0 when granted."""
 
     state: BucketState
     granted: int
@@ -29,16 +29,16 @@ class Taken:
 
 
 def burst_of(rate: float, burst_seconds: float) -> int:
-    """Tokens that the full bucket holds: at least 1, or nothing would ever pass."""
+    """Tokens that the full bucket holds: at least 1, because with 0 no event could pass."""
     return max(1, int(rate * burst_seconds))
 
 
 def refill(state: BucketState | None, *, now: float, rate: float, burst: int) -> BucketState:
-    """The bucket at `now` (seconds) under `rate` (tokens/s) and `burst` (tokens). A bucket that is new is full.
+    """The bucket at `now` (seconds) under `rate` (tokens/s) and `burst` (tokens). A new bucket is full.
 
-    The interval since the last look fills it at the lower of the rates at its two ends, since it is not known when
-    the rate changed: so admissions never exceed the integral of the rate by more than one burst. A clock that went
-    backwards fills nothing, and counts from its new time.
+    The rate may have changed at any time in the interval since the last look. So the interval fills the bucket at the
+    lower of the rates at its two ends: admissions never exceed the integral of the rate by more than one burst. A clock
+    that went backwards fills nothing; the next interval starts at its new time.
     """
     if state is None:
         return BucketState(float(burst), now, rate)
@@ -50,7 +50,7 @@ def refill(state: BucketState | None, *, now: float, rate: float, burst: int) ->
 def take(state: BucketState | None, *, now: float, rate: float, burst: int, needed: int, wanted: int) -> Taken:
     """Take between `needed` and `wanted` tokens, or none (0 ≤ needed ≤ wanted; rate > 0; burst ≥ 1).
 
-    A need above the burst could never be met: it passes when the bucket is full, and leaves it in debt.
+    A bucket can never hold a need above the burst. Such a need passes when the bucket is full, and leaves it in debt.
     """
     filled = refill(state, now=now, rate=rate, burst=burst)
     threshold = min(needed, burst)

@@ -1,27 +1,27 @@
-"""Whether two wall clocks differ, told from outside: what one of them said, and what the look at it took."""
+"""Compares two wall clocks from outside: from the time that a clock returned, and the duration of the read."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A look at another's clock, which said `time` at some moment between question and answer."""
+    """One read of another clock, which returned `time` at some moment between request and response."""
 
     time: float  # seconds since the epoch
-    asked_at: float  # by the clock of whoever looked
+    asked_at: float  # by the reader's clock
     answered_at: float
 
     def ahead_seconds(self, *, beyond: float) -> float | None:
-        """How far the other clock is ahead of the looker's wall clock; below 0 where it is behind.
+        """How far the other clock is ahead of the reader's wall clock; below 0 if it is behind.
 
-        None where that is no more than `beyond` and the time of the look together: it may have been spent anywhere, by
-        the network or by a machine that had no CPU to give.
+        None if the difference is at most `beyond` plus the duration of the read: the network or a machine without free
+        CPU may have caused it.
         """
         ahead = self.time - (self.asked_at + self.answered_at) / 2
         return ahead if abs(ahead) > beyond + abs(self.answered_at - self.asked_at) else None
 
     def ahead_of(self, other: "Look", *, beyond: float) -> float | None:
-        """The same for two clocks that one looker has seen, by its monotonic clock: its wall clock plays no part."""
+        """The same for two clocks that one reader has read, by its monotonic clock: its wall clock does not matter."""
         earliest = other.time + self.asked_at - other.answered_at
         latest = other.time + self.answered_at - other.asked_at
         return Look(self.time, earliest, latest).ahead_seconds(beyond=beyond)

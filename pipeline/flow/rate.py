@@ -1,4 +1,4 @@
-"""Lag in, rate out."""
+"""Computes the rate from the lag."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pipeline.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class RateDecision:
-    """A rate in events/s and the mode that explains it."""
+    """A rate in events/s, and the mode that explains it."""
 
     rate: float
     mode: Mode
@@ -17,11 +17,12 @@ class RateDecision:
 
 @dataclass(frozen=True, slots=True)
 class BandPolicy:
-    """Full rate below the lower threshold, the floor above the upper one, a straight line between them.
+    """Full rate below the lower threshold, the lowest rate (RATE_MIN) above the upper one, a straight line between
+    them.
 
         rate(lag) = rate_max - (rate_max - rate_min) * (lag - lag_degraded) / (lag_critical - lag_degraded)
 
-    Each threshold belongs to the line, where its value is that of the neighbouring band: the rate has no jump.
+    Each threshold belongs to the line. There the line has the value of the neighbouring band, so the rate has no jump.
     """
 
     rate_max: float  # events/s, ≥ rate_min
@@ -31,7 +32,7 @@ class BandPolicy:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "BandPolicy":
-        """The bands of the settings, which have checked that they make sense."""
+        """The bands of the settings, which have already been validated."""
         return cls(settings.rate_max, settings.rate_min, settings.lag_degraded, settings.lag_critical)
 
     @property
@@ -59,12 +60,12 @@ def hold_or_decay(
     floor: float,
     decided_after_seconds: float = 0.0,
 ) -> float:
-    """The rate (events/s) to admit while nothing new is known: it holds for some periods, then halves in each period.
+    """The rate (events/s) to admit while there is no new lag: it stays for some periods, then halves in each period.
 
         rate(age) = max(floor, last_rate * 2 ** -(max(0, age - hold) / period))
 
-    `decided_after_seconds` is the age at which `last_rate` itself was decided: 0 when the lag was known then. With
-    it, decaying in many steps gives what decaying at once gives. Never above `last_rate`, unless the floor is.
+    `decided_after_seconds` is the age at which `last_rate` itself was decided: 0 if the lag was known then. With it,
+    many small steps give the same result as one large step. The result is never above `last_rate`, unless the floor is.
     """
     hold_seconds = hold_periods * period_seconds
     halvings = (

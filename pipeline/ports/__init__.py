@@ -1,1 +1,1 @@
-"""What the core asks of the outside world: one Protocol a concept."""
+"""The interfaces between the core and the outside world: one Protocol for each concept."""

@@ -1,4 +1,4 @@
-"""The circuit breaker around the sink, as its users see it."""
+"""The interface of the circuit breaker around the sink."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -10,14 +10,15 @@ class Breaker(Protocol):
     """Lets calls through, counts consecutive failures, and refuses calls after too many of them."""
 
     def call(self, function: Callable[[], T], *, stores: bool = True) -> T:
-        """Run `function`. Only SinkUnavailableError counts as a failure, and is raised on.
+        """Run `function`. Only SinkUnavailableError counts as a failure; the breaker re-raises it.
 
-        A success ends a row of failures only where the function stores something: a look-up that succeeds says nothing
-        of a table that is locked, or of a disk that is full.
+        A success resets the count of consecutive failures only if the function stores something. A look-up also
+        succeeds while a table is locked or a disk is full, so it proves nothing about writes.
 
-        Raises BreakerOpenError instead of calling where the breaker is open, and after the failure that opened it.
+        Raises BreakerOpenError without a call if the breaker is open. Also raises BreakerOpenError after the failure
+        that opened the breaker.
         """
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are refused."""
+        """Whether the breaker refuses calls."""

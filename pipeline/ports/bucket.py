@@ -1,4 +1,4 @@
-"""The global token bucket, from which ingest processes take leases."""
+"""The global token bucket. Ingest processes take leases from it."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,19 +6,20 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Answer to a request for tokens; one token is one event.
+    """Response to a request for tokens; one token is one event.
 
-    `granted` is 0 or at least what was needed. `wait_seconds` is the predicted time until the needed tokens are
-    there (0 when granted). `tokens` is the bucket's level after the grant, negative while in debt.
+    `granted` is 0, or at least the needed number. `wait_seconds` is the predicted time until the needed tokens are
+    available (0 when granted). `tokens` is the bucket's level after the grant; it is negative while the bucket is in
+    debt.
     """
 
     granted: int
     wait_seconds: float
     tokens: float
-    rate: float  # events/s at which the bucket fills
+    rate: float  # events/s; the rate at which the bucket fills
     burst: int  # tokens that the full bucket holds
-    version: int  # of the published rate; a lease of an older version is void when the rate has fallen
-    live_processes: int  # ingest processes that asked lately, this one included
+    version: int  # of the published rate; a lease with an older version is void if the rate has fallen
+    live_processes: int  # ingest processes that requested tokens recently, including this one
 
 
 class Bucket(Protocol):
@@ -27,6 +28,6 @@ class Bucket(Protocol):
     def take(self, *, needed: int, wanted: int, process: str) -> Grant:
         """Take between `needed` and `wanted` tokens (0 ≤ needed ≤ wanted), or none.
 
-        A need above the burst is granted when the bucket is full, and leaves it in debt. A call that wants 0 tokens
-        changes nothing but the presence of the process, which each call renews. Raises StoreUnavailableError.
+        If the need exceeds the burst, a full bucket grants it and goes into debt. Each call renews the presence of the
+        process. A call with 0 wanted tokens changes nothing else. Raises StoreUnavailableError.
         """

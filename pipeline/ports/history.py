@@ -1,28 +1,28 @@
-"""The last minutes of the whole system, one entry a second, for whoever looks at it; nothing is decided by it."""
+"""The last minutes of the whole system, one entry a second, for display only; no decision depends on it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-HISTORY_SECONDS: Final = 900.0  # that a reader can look back
-HISTORY_ENTRIES_MAX: Final = 900  # kept: one a second
-FORGET_SECONDS: Final = 1800.0  # after the last entry, all of it goes
+HISTORY_SECONDS: Final = 900.0  # how far back a reader can look
+HISTORY_ENTRIES_MAX: Final = 900  # number of entries kept: one a second
+FORGET_SECONDS: Final = 1800.0  # after the last entry, all entries expire
 
 COUNTS: Final = (
     "admitted",  # events acknowledged with 202
     "refused",  # events refused with 429 or 503; a body that was refused unread counts as one
-    "accepted",  # answers: 202
-    "limited",  # answers: 429
-    "unavailable",  # answers: 503
-    "invalid",  # answers: 4xx but 429
-    "failed",  # answers: any other
+    "accepted",  # responses with 202
+    "limited",  # responses with 429
+    "unavailable",  # responses with 503
+    "invalid",  # responses with 4xx except 429
+    "failed",  # all other responses
 )
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One second of the system. `counts` are totals over all ingest processes, by COUNTS: they only grow, and begin
-    at 0 after a flush. `sample` is what the process that wrote the entry saw of the system: a JSON object."""
+    """One second of the system. `counts` are totals over all ingest processes, in the order of COUNTS: they only grow,
+    and start at 0 after a flush. `sample` is a JSON object: the view of the process that wrote the entry."""
 
     id: str  # position; opaque, ordered
     at: float  # seconds since the epoch, by the store's clock
@@ -31,13 +31,13 @@ class HistoryEntry:
 
 
 class History(Protocol):
-    """A bounded memory that a flush may lose. Every method raises StoreUnavailableError."""
+    """A bounded history that a flush may lose. Every method raises StoreUnavailableError."""
 
     def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
-        """Add what one process has counted since it last did; with a sample, an entry with the new totals too.
+        """Add the counts of one process since its last call. With a sample, also add an entry with the new totals.
 
-        Raises StoreUnavailableError also where the server is at its memory limit: history gives way first.
+        Also raises StoreUnavailableError if the server is at its memory limit: history is the first data to be dropped.
         """
 
     def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:
-        """The newest entries after `position` ("" for all), oldest first, of HISTORY_SECONDS up to the newest."""
+        """The newest entries after `position` ("" for all), oldest first, at most HISTORY_SECONDS before the newest."""

@@ -1,4 +1,4 @@
-"""The event log: where an event is durable before it is acknowledged."""
+"""The event log: makes an event durable before it is acknowledged."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,21 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class SetUpFault:
-    """Something wrong with how a log is set up, though it works."""
+    """A problem in the configuration of a log that works."""
 
-    what: str  # one sentence that names it
-    remedy: str  # what to do
-    loses_events: bool  # events that were acknowledged would be lost: ingest does not start on such a log
+    what: str  # one sentence that names the problem
+    remedy: str  # the action that fixes it
+    loses_events: bool  # acknowledged events would be lost: ingest does not start on such a log
 
 
 @dataclass(frozen=True, slots=True)
 class LogIdentity:
-    """Which log this is.
+    """The identity of a log.
 
-    `log_id` keys everything that is stored: it changes when the log is another one (a new topic, an emptied
-    Redis), so that offsets of two logs never mix. `incarnation` changes whenever the log may have come back
-    without its tail (Redis' `run_id`; on Kafka the epochs of the partitions' leaders). `partitions` may grow on
-    Kafka. `faults` is of this moment, and no part of who the log is.
+    `log_id` is part of the key of all stored data. It changes when the log is another one (a new topic, an emptied
+    Redis), so that offsets of two logs never mix. `incarnation` changes whenever the log may have come back without its
+    tail (Redis' `run_id`; on Kafka the epochs of the partitions' leaders). `partitions` may grow on Kafka. `faults` are
+    the current ones, and not part of the identity.
     """
 
     log_id: str
@@ -35,9 +35,9 @@ class LogIdentity:
 class LogBatch:
     """Consecutive records of one partition: the record at `offset + i` is `values[i]`.
 
-    A hole in the log always starts a new batch. `gap_from` is set where the log itself declares the hole before
-    `offset`: offsets from `gap_from` up to `offset` were given up when the log came back without its tail. `made` is
-    the sink's: what its `prepare` has made of the records.
+    A hole in the log always starts a new batch. `gap_from` is set if the log itself declares the hole before `offset`:
+    the offsets from `gap_from` up to `offset` were given up when the log came back without its tail. `made` belongs to
+    the sink: it holds the result of the sink's `prepare`.
     """
 
     offset: int
@@ -52,23 +52,23 @@ class LogBatch:
 
     @property
     def last_digest(self) -> bytes | None:
-        """The digest of the last record; None where there is none (offsets that are given up)."""
+        """The digest of the last record; None if there is no record (offsets that were given up)."""
         return record_digest(self.values[-1]) if self.values else None
 
 
 def record_digest(value: bytes) -> bytes:
-    """16 bytes by which a record is told from any other: the same in every version, for it is stored."""
+    """16 bytes that identify a record. The digest is stored, so it must be the same in every version."""
     return hashlib.blake2b(value, digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionPosition:
-    """Where a partition begins and ends, and how far it was consumed; all are offsets of a next record.
+    """Where a partition begins and ends, and how far it was consumed; each value is the offset of a next record.
 
-    `committed` is None where the log holds no commit (none yet, or expired), or can't be asked for it.
-    `next_offset` is what the next record that is appended gets: the end or, where the log came back without its tail, a
-    floor above it. It is None where nobody has asked for the floors since the log was restarted: they are asked for
-    before the next append.
+    `committed` is None if the log holds no commit (none yet, or expired), or if it did not answer.
+    `next_offset` is the offset of the next record to be appended. It is the end; if the log came back without its tail,
+    it is the lowest offset that may be used, which is above the end. It is None if no process has read these lowest
+    offsets since the log restarted: that happens before the next append.
     """
 
     partition: int
@@ -79,69 +79,69 @@ class PartitionPosition:
 
 
 class FloorSource(Protocol):
-    """Where a log that came back without its tail learns which offsets must not be used again."""
+    """Returns the offsets that must not be reused by a log that came back without its tail."""
 
     def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
-        """Next offset that was ever stored, for each partition, after fencing off every older incarnation.
+        """Fence off every older incarnation, and return the next offset that was ever stored, for each partition.
 
-        `is_new`: the caller has just made this log, so that nothing of it can be stored. Raises RecoverableError
-        where that can't be known now: the append is refused then.
+        `is_new`: the caller has just created this log, so no record of it can be stored. Raises RecoverableError if the
+        offsets are not available now: then the append is refused.
         """
 
 
 class EventLog(Protocol):
-    """An ordered, durable, partitioned log with integer offsets: the offset is that of the *next* record to read.
+    """An ordered, durable, partitioned log with integer offsets: an offset is that of the *next* record to read.
 
-    Partitions are numbered from 0; offsets of a partition start at 0 and grow by one for each event. Adapters are
-    made without touching the network and connect on first use. A call from several threads at once is not allowed,
-    except that `append` may run beside the others.
+    Partitions are numbered from 0. Offsets of a partition start at 0 and grow by one for each event. The constructor of
+    an adapter does not use the network; the adapter connects on first use. Several threads must not call it at the same
+    time, except that `append` may run beside the other calls.
     """
 
     def identity(self) -> LogIdentity:
-        """Ask the log who it is, creating its topic or streams where they are missing.
+        """Read the identity of the log. Creates missing topics or streams.
 
         Raises LogUnavailableError, LogMisconfiguredError.
         """
 
     def prepare(self) -> None:
-        """Do now what the first append would do first: connect, and learn what must not be written over.
+        """Do the preparation of the first append now: connect, and read which offsets must not be overwritten.
 
-        A process that calls it before it takes requests does not let its first client wait for that. Costs nothing
-        where it was done before. Raises LogUnavailableError where an append would.
+        A process calls it before it accepts requests, so that its first client does not wait. A repeated call costs
+        nothing. Raises LogUnavailableError if an append would raise it.
         """
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         """Append (partition, value) pairs, in order within each partition; returns when all are durable.
 
-        Never repeats an append by itself. Raises, within about one second: LogFullError and LogUnavailableError
-        when nothing was written, LogIndeterminateError when any subset may have been; LogPartialError where that
-        differs by partition, or is the trouble of these partitions and not of the log. A log that came back without
-        its tail takes nothing below what is stored.
+        Never retries an append by itself. Raises within about one second. LogFullError and LogUnavailableError mean
+        that nothing was written. LogIndeterminateError means that any subset may have been written. LogPartialError
+        means that the result differs by partition, or that these partitions failed and not the whole log. A log that
+        came back without its tail uses no offset below the stored ones.
         """
 
     def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
-        """Read consecutive records from `offset` on; None when there are none after `wait_seconds`.
+        """Read consecutive records from `offset` on; None if there are none after `wait_seconds`.
 
-        Raises LogUnavailableError; LogRestartedError when the log, or this partition of it, may have lost its tail
-        since the last `identity()`; LogGapError when `offset` lies beyond the end of a log that cannot be raised
+        Raises LogUnavailableError. Raises LogRestartedError if the log, or this partition, may have lost its tail since
+        the last `identity()`. Raises LogGapError if `offset` lies beyond the end of a log that cannot be raised
         (Kafka).
         """
 
     def commit(self, log_id: str, partition: int, offset: int) -> None:
-        """Tell the log `log_id` that everything below `offset` is stored: for lag, and so that it may be trimmed.
+        """Commit to the log `log_id` that everything below `offset` is stored: for the lag, and for trimming.
 
-        The latest word counts, also where it is lower: PostgreSQL may have come back with less. What was trimmed stays
-        so. Where the log is another one by now, nothing is said to it: its events at these offsets are others. Best
-        effort: never blocks for long, and a failure is only logged, since PostgreSQL's offset decides.
+        The last commit wins, even if it is lower: PostgreSQL may have come back with fewer events. Trimmed records stay
+        trimmed. If the log is another one now, nothing is committed: its offsets belong to other events. Best effort:
+        never blocks for long, and a failure is only logged, because PostgreSQL's offset decides.
         """
 
     def positions(self, log_id: str | None = None) -> list[PartitionPosition]:
-        """Begin, end and commit of every partition that can be asked, by number; the others are left out.
+        """Begin, end and commit of every partition that answers, in order of partition number; the others are left out.
 
-        They are of the log of the last `identity()`, or of `log_id`; with a `log_id` nothing is made where it is
-        missing. Raises LogUnavailableError (never a guess) where no partition can be asked, and where the log is
-        another one than at the last `identity()`.
+        The positions are those of the log of the last `identity()`, or of `log_id`. With a `log_id`, nothing is created
+        if it is missing. Raises LogUnavailableError (never guesses) if no partition answers, or if the log has changed
+        since the last `identity()`.
         """
 
     def close(self) -> None:
-        """Let go of connections; idempotent."""
+        """Close the connections; idempotent."""

@@ -1,4 +1,4 @@
-"""The rate policy: how lag becomes an admitted rate."""
+"""The rate policy: computes the admitted rate from the lag."""
 
 from typing import Protocol
 
@@ -6,11 +6,11 @@ from pipeline.flow.rate import RateDecision
 
 
 class RatePolicy(Protocol):
-    """A pure function of a known lag; for an unknown lag see `pipeline.flow.rate.hold_or_decay`."""
+    """A pure function of a known lag. For an unknown lag see `pipeline.flow.rate.hold_or_decay`."""
 
     @property
     def floor_rate(self) -> float:
-        """The lowest rate that the policy ever decides, events/s."""
+        """The lowest rate that the policy decides, events/s."""
 
     def decide(self, lag: int) -> RateDecision:
         """The rate for a lag in events (≥ 0)."""

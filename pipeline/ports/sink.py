@@ -1,4 +1,4 @@
-"""The sink: where an event is stored exactly once, together with the offset that it came from."""
+"""The sink: stores an event exactly once, together with its offset in the log."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from pipeline.ports.log import LogBatch
 
 @dataclass(frozen=True, slots=True)
 class StoreResult:
-    """What became of a batch's records, as counts that add up to its size."""
+    """The outcome of a batch, as record counts that add up to its size."""
 
     stored: int = 0
-    repeated: int = 0  # event_id was stored before with the same content: a client's or producer's repeat
-    conflicting: int = 0  # event_id was stored before with other content: kept as a dead letter, no poison
-    dead_lettered: int = 0  # undecodable, or refused by PostgreSQL for its content
-    # When the records were received (epoch milliseconds), where that was read without more ado; for how long it took.
+    repeated: int = 0  # event_id was already stored with the same content: a client or producer repeated it
+    conflicting: int = 0  # event_id was already stored with other content: kept as a dead letter, not as poison
+    dead_lettered: int = 0  # undecodable, or PostgreSQL refused its content
+    # When the records were received (epoch milliseconds), if that was cheap to read; used to measure the delay.
     received_at_ms: Sequence[int] = field(default=(), compare=False, repr=False)
     seconds: float = field(default=0.0, compare=False, repr=False)  # from the first statement to the commit
 
@@ -25,7 +25,7 @@ class DeadLetterCounts:
     """How many dead letters wait for a replay."""
 
     open: int
-    conflicts: int  # of them: their ids are stored with other content, so that no replay stores them
+    conflicts: int  # of `open`: their ids are stored with other content, so no replay can store them
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class StoredPosition:
     """How far a partition is stored."""
 
     next_offset: int
-    last_digest: bytes | None  # of the record before it (`record_digest`); None where that is not known
+    last_digest: bytes | None  # of the last stored record (`record_digest`); None if it is not known
 
 
 class Sink(Protocol):
@@ -43,24 +43,24 @@ class Sink(Protocol):
         """Next offset to store, for each partition that has one. Raises SinkUnavailableError."""
 
     def settled_offsets(self, log_id: str) -> dict[int, int]:
-        """The same, after every transaction that was storing something has ended: none of them can add to it.
+        """The same, after every transaction that was storing events has ended, so none of them can raise the offsets.
 
-        Waits for them a second at most. Raises SinkUnavailableError.
+        Waits for those transactions for at most one second. Raises SinkUnavailableError.
         """
 
     def stored_position(self, log_id: str, partition: int) -> StoredPosition | None:
-        """How far one partition is stored; None where nothing of it is. Raises SinkUnavailableError."""
+        """How far one partition is stored; None if no record of it is. Raises SinkUnavailableError."""
 
     def acquire(self, log_id: str, partition: int) -> bool:
-        """Try to become the partition's only drainer, until `release` or the connection's end. Never waits."""
+        """Try to become the partition's only drainer, until `release` or the end of the connection. Never waits."""
 
     def release(self, log_id: str, partition: int) -> None:
-        """Give the partition up; idempotent, raises nothing."""
+        """Release the partition; idempotent, raises nothing."""
 
     def prepare(self, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
-        """The batch with everything made that takes no server: may run on another thread than the rest.
+        """Return the batch with all work done that needs no server. It may run on another thread than the other calls.
 
-        What it makes is of use for a `store` of the same log and partition only. Raises nothing.
+        The result can only be used for a `store` of the same log and partition. Raises nothing.
         """
 
     def store(
@@ -75,13 +75,13 @@ class Sink(Protocol):
     ) -> StoreResult:
         """In one transaction: store the batch and move the offset from `expected_offset` to `batch.next_offset`.
 
-        The digest of the batch's last record is kept beside the offset.
+        The digest of the batch's last record is stored with the offset.
 
-        `before_commit` runs after everything is written and before COMMIT; if it raises, the transaction is rolled
-        back. `on_made` runs, at most once, when all that is left for this process to do is to wait: the time to do
-        something else. Raises SinkUnavailableError, SinkContentionError, OffsetConflictError, PoisonedError, and
-        BatchRefusedError where a row is refused and the batch has more than `drain_careful_records_max`; after any of
-        these nothing of the batch is stored, except that a SinkUnavailableError in COMMIT may leave all of it.
+        `before_commit` runs after all writes and before COMMIT; if it raises, the transaction is rolled back. `on_made`
+        runs at most once, when this process only has to wait for the server: the caller can do other work then. Raises
+        SinkUnavailableError, SinkContentionError, OffsetConflictError and PoisonedError. Raises BatchRefusedError if a
+        row is refused and the batch has more than `drain_careful_records_max` records. After any of these, no record of
+        the batch is stored. One exception: a SinkUnavailableError in COMMIT may leave the whole batch stored.
         """
 
     def condemn(
@@ -95,14 +95,14 @@ class Sink(Protocol):
         sqlstate: str | None,
         before_commit: Callable[[], None],
     ) -> StoreResult:
-        """As `store`, but keep every record of the batch as a dead letter with this reason, without trying to store it.
+        """As `store`, but keep every record of the batch as a dead letter with this reason, without a try to store it.
 
-        For a record that makes each try fail by something that does not look like its fault. Raises as `store` does;
-        PoisonedError where such records are too many (`poison_condemned_records_max`).
+        For a record that makes each try fail with an error that does not look like the record's fault. Raises as
+        `store` does; raises PoisonedError if there are too many such records (`poison_condemned_records_max`).
         """
 
     def probe(self) -> None:
-        """Do a small real write, and what storing an event does, up to its commit.
+        """Do a small real write, and the steps of storing an event, up to its commit.
 
         Raises SinkUnavailableError, SinkContentionError.
         """
