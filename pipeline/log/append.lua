@@ -1,12 +1,12 @@
 #!lua
--- Append a group of entries to the streams of all partitions: all of them or, where it refuses, none.
+-- Append a group of entries to the streams of all partitions: all of them or, if the script refuses, none.
 --
--- No `allow-oom` in the first line: Redis refuses the script as a whole at maxmemory, before its first command.
+-- The first line has no `allow-oom`: at maxmemory Redis refuses the whole script before its first command.
 --
 -- KEYS: 1 log id, 2 ends, 3… the stream of each partition, from partition 0.
--- ARGV: 1 expected log id, 2 the incarnation that the caller has fenced, 3 most entries that all streams may hold (0: no
---       bound), then the number of entries for each partition, then the entries' values, partition by partition.
--- Returns 'OTHER' (this is another log, or its content was put back or replaced since it was fenced), 'FULL' or 'OK'.
+-- ARGV: 1 expected log id, 2 the incarnation that the caller has fenced, 3 most entries in all streams together (0: no
+--       limit), then the number of entries for each partition, then the entries' values, partition by partition.
+-- Returns 'OTHER' (this is another log, or its content was restored or replaced after the fence), 'FULL' or 'OK'.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'OTHER' end
 if redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2] then return 'OTHER' end
@@ -14,7 +14,7 @@ if redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2] then return 'OTHER' end
 local partitions = #KEYS - 2
 local values_at = 3 + partitions
 local held = 0
-for p = 1, partitions do held = held + redis.call('XLEN', KEYS[p + 2]) end  -- also: a key of another type fails here
+for p = 1, partitions do held = held + redis.call('XLEN', KEYS[p + 2]) end  -- fails for a key of another type
 local held_max = tonumber(ARGV[3])
 if held_max > 0 and held + #ARGV - values_at > held_max then return 'FULL' end
 
@@ -30,8 +30,8 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
--- The first entry of a partition goes on from a given end. Below its floor lie offsets that a log without its tail must
--- not use again: that hole is declared, and readers may step over it.
+-- The first entry of a partition continues from a given end. Offsets below the floor must not be reused by a log
+-- without its tail: that hole is declared, and readers may skip it.
 local function add_first(key, last, floor, value)
   if last < floor then return redis.pcall('XADD', key, '0-' .. text(floor + 1), 'v', value, 'g', text(last)) end
   return redis.pcall('XADD', key, '0-' .. text(last + 1), 'v', value)
@@ -44,11 +44,11 @@ for p = 1, partitions do
   if count > 0 then
     local key, field = KEYS[p + 2], 'e' .. p - 1
     local floor = tonumber(redis.call('HGET', KEYS[2], 'f' .. p - 1) or 0)
-    -- The end is the one noted beside the stream: it counts on where somebody deleted the stream, whoever is the next
-    -- to append. Readers find a hole then, which is not declared.
+    -- The end is stored beside the stream. So the offsets continue even if the stream was deleted, whichever process
+    -- appends next. Readers then find a hole that is not declared.
     local last = tonumber(redis.call('HGET', KEYS[2], field) or '') or last_sequence(key)
     local added = add_first(key, last, floor, ARGV[at + 1])
-    if type(added) == 'table' and added.err then  -- the stream has come further: a writer of an older version notes no end
+    if type(added) == 'table' and added.err then  -- the stream is ahead: a writer of an older version stores no end
       last = last_sequence(key)
       added = add_first(key, last, floor, ARGV[at + 1])
       if type(added) == 'table' and added.err then return added end

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Note how far a partition is stored in the database, and drop what is. Runs at maxmemory too: it is what frees memory.
+-- Store the committed offset of a partition, and drop the entries below it. Also runs at maxmemory: it frees memory.
 --
 -- KEYS: 1 log id, 2 stream, 3 committed offsets. ARGV: 1 expected log id, 2 partition, 3 offset, 4 '1' to trim.
 -- Returns 'OTHER' (this is another log), 'BEYOND' (the stream ends before that offset), or 'OK'.
@@ -15,7 +15,7 @@ if redis.call('EXISTS', KEYS[2]) == 1 then
     if facts[i] == 'last-generated-id' then last = tonumber(string.match(facts[i + 1], '%-(%d+)$')) end
   end
 end
--- The stream has lost its tail. Nothing is noted and nothing dropped before an append has raised it.
+-- The stream has lost its tail. Nothing is stored or dropped until an append has raised it.
 if offset > last then return 'BEYOND' end
 
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[3])

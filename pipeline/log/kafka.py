@@ -1,6 +1,6 @@
-"""The event log on Kafka: one topic, offsets as Kafka counts them.
+"""The event log on Kafka: one topic, with Kafka's offsets.
 
-kafka-python appends; everything else goes through `kafka_wire`, whose calls end in bounded time.
+kafka-python appends. All other requests go through `kafka_wire`, whose calls end in bounded time.
 """
 
 import logging
@@ -20,37 +20,37 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-API_VERSION: Final = (2, 6, 0)  # what kafka-python speaks; asking the broker instead costs seconds where it is away
-CALL_SECONDS_MAX: Final = 1.0  # one request; Kafka answers in a millisecond, or after a pause of its JVM
+API_VERSION: Final = (2, 6, 0)  # kafka-python uses it; detecting it takes seconds while the broker is down
+CALL_SECONDS_MAX: Final = 1.0  # one request; Kafka responds in a millisecond, or after a pause of its JVM
 NEVER: Final = float("-inf")
-TOPIC_CHECK_SECONDS: Final = 1.0  # how often a reader makes sure that the topic is still the same one
+TOPIC_CHECK_SECONDS: Final = 1.0  # how often a reader checks that the topic is still the same one
 
 
 class _Reader:
-    """One partition's records that were fetched and not read yet. `offset` is the next one to read."""
+    """Fetched records of one partition that were not read yet. `offset` is the next one to read."""
 
     def __init__(self, bytes_max: int, epoch: int = ANY_EPOCH) -> None:
-        self.epoch = epoch  # of the leader that it reads from: another one may have lost what was fetched
-        self._full_bytes = bytes_max // 2  # an answer ends with a whole batch: it is rarely filled to its limit
-        self.was_full = False  # whether there is probably more behind what was fetched
+        self.epoch = epoch  # of the leader that it reads from: another leader may have lost the fetched records
+        self._full_bytes = bytes_max // 2  # a response ends with a whole batch, so it rarely reaches its limit
+        self.was_full = False  # whether more records probably follow the fetched ones
         self.offset = -1
         self._runs: Iterator[Run] = iter(())
-        self._next: Run | None = None  # taken from the runs, and not read as a whole
+        self._next: Run | None = None  # taken from the runs, and only partly read
 
     def seek(self, offset: int) -> None:
-        """Stand at `offset`; moving there throws away what was fetched."""
+        """Move to `offset`; a move to another offset discards the fetched records."""
         if self.offset != offset:
             self.fill(offset, b"")
 
     def fill(self, offset: int, data: bytes) -> None:
-        """Take what was fetched at `offset`; it may begin with records before that, which were not asked for."""
+        """Use the data fetched at `offset`; it may begin with records before the offset, which were not requested."""
         self.offset, self._runs, self._next = offset, runs(data), None
         self.was_full = len(data) >= self._full_bytes
 
     def take(self, records_max: int) -> LogBatch | None:
-        """Up to `records_max` records without a hole from `offset` on, or behind it; None where none are left.
+        """Up to `records_max` records without a hole, from `offset` on or after it; None if none are left.
 
-        Raises LogUnavailableError where what was fetched can't be read.
+        Raises LogUnavailableError if the fetched data can't be decoded.
         """
         first, values = self.offset, list[bytes]()
         while len(values) < records_max:
@@ -61,7 +61,7 @@ class _Reader:
             run_first, run_values = run
             skipped = max(0, self.offset - run_first)
             if values and run_first != first + len(values):
-                break  # a hole: what is behind it makes a batch of its own
+                break  # a hole: the records after it form their own batch
             room = records_max - len(values)
             some = run_values[skipped : skipped + room]
             if some and not values:
@@ -78,8 +78,8 @@ class _Reader:
 class KafkaLog:
     """EventLog on Kafka ≥ 2.8 without TLS or SASL.
 
-    Its weakness: kafka-python has no idempotent producer, so an append that it repeats inside (a leader moves, a
-    connection breaks) can store a record twice. `event_id` makes that harmless.
+    Its weakness: kafka-python has no idempotent producer. If it retries an append internally (a leader moves, a
+    connection breaks), it can store a record twice. `event_id` makes that harmless.
     """
 
     def __init__(self, settings: Settings, floors: FloorSource, clock: Clock | None = None) -> None:
@@ -95,7 +95,7 @@ class KafkaLog:
         self._writer = KafkaWriter(settings, append_wire, self._new_producer, floors, self._clock)
         self._floors = floors
         self._readers: dict[int, _Reader] = {}
-        self._epochs_read: dict[int, int] = {}  # of the leader that each partition was first read from, since identity
+        self._epochs_read: dict[int, int] = {}  # of each partition's first leader since the last identity()
         self._identity: LogIdentity | None = None
         self._facts: TopicFacts | None = None
         self._checked_at = NEVER
@@ -109,7 +109,7 @@ class KafkaLog:
         if is_new:
             self._fence_new(identity)
         if self._identity is None:
-            self._committed([0])  # a new cluster makes its topic of commits when first asked, which takes it a second
+            self._committed([0])  # a new cluster creates its commits topic at the first request, which takes a second
         elif identity.log_id != self._identity.log_id:
             self._readers.clear()
         self._epochs_read.clear()
@@ -117,7 +117,7 @@ class KafkaLog:
         return identity
 
     def _fence_new(self, identity: LogIdentity) -> None:
-        """Let everybody know that nothing of a log made just now is stored: who appends first may not know."""
+        """Publish that no record of a newly created log is stored: the process that appends first may not know this."""
         try:
             self._floors(identity.log_id, identity.incarnation, is_new=True)
         except RecoverableError as error:
@@ -138,11 +138,11 @@ class KafkaLog:
             api_version=API_VERSION,
             acks="all",
             retries=5,
-            max_in_flight_requests_per_connection=1,  # a repeated request must not overtake
+            max_in_flight_requests_per_connection=1,  # a retried request must not overtake another
             linger_ms=5,
             batch_size=262_144,
             max_block_ms=50,
-            request_timeout_ms=10_000,  # a request that is repeated before its broker has thawed stores records twice
+            request_timeout_ms=10_000,  # a retry before its frozen broker resumes stores records twice
         )
 
     # --- Read -------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class KafkaLog:
         return batch
 
     def _reader_of(self, partition: int) -> _Reader:
-        """What was fetched of a partition from its leader of now. Raises LogUnavailableError, LogRestartedError."""
+        """The reader of a partition, for its current leader. Raises LogUnavailableError, LogRestartedError."""
         facts = self._facts
         if facts is None or facts.leaders.get(partition, -1) < 0:
             self._checked_at = NEVER
@@ -183,18 +183,19 @@ class KafkaLog:
         return reader
 
     def _completed(self, batch: LogBatch, partition: int, reader: _Reader, records_max: int) -> LogBatch:
-        """The rest of a fetch, and what follows it: each batch costs a commit, however small it is."""
+        """The rest of a fetch, together with the next records: each batch costs a commit, however small it is."""
         reader.fill(*self._fetch(partition, batch.next_offset, 0))
         more = reader.take(records_max - len(batch.values))
         if more is None:
             return batch
         if more.offset != batch.next_offset:
-            reader.seek(batch.next_offset)  # a hole: what is behind it makes a batch of its own
+            reader.seek(batch.next_offset)  # a hole: the records after it form their own batch
             return batch
         return LogBatch(batch.offset, batch.values + more.values)
 
     def _fetch(self, partition: int, offset: int, wait_seconds: float) -> tuple[int, bytes]:
-        """What the leader has from `offset` on, or from where the log begins behind it, and which of the two.
+        """The leader's records from `offset` on, and the offset used. If `offset` is gone, they start where the log
+        begins.
 
         Raises LogUnavailableError, LogGapError.
         """
@@ -208,7 +209,7 @@ class KafkaLog:
             raise LogUnavailableError(f"the event log (Kafka) is being trimmed: {error}") from error
 
     def _fetched(self, partition: int, offset: int, wait_seconds: float) -> bytes:
-        assert self._facts is not None  # noqa: S101 - a reader was made by them
+        assert self._facts is not None  # noqa: S101 - the facts are set before a reader exists
         return self._wire.fetch(
             self._topic,
             partition,
@@ -220,7 +221,7 @@ class KafkaLog:
         )
 
     def _check_topic(self) -> None:
-        """Make sure, once a second, that the topic was not made anew: its offsets would mean other records.
+        """Check once a second that the topic was not recreated: then its offsets would belong to other records.
 
         Raises LogUnavailableError, LogRestartedError.
         """
@@ -234,14 +235,14 @@ class KafkaLog:
         self._facts, self._checked_at = facts, now
 
     def _begin_after(self, partition: int, offset: int) -> int:
-        """Where the log goes on behind an offset that it does not hold. Raises LogGapError beyond its end."""
+        """The offset at which the log continues after one that it does not hold. Raises LogGapError beyond its end."""
         begin, end = (self._offset(partition, which) for which in (BEGIN, END))
         if offset > end:
             raise LogGapError(f"the event log's partition {partition} ends at {end}, before offset {offset}")
         return max(begin, offset)
 
     def _offset(self, partition: int, which: int) -> int:
-        assert self._facts is not None  # noqa: S101 - a reader was made by them
+        assert self._facts is not None  # noqa: S101 - the facts are set before a reader exists
         leader = self._facts.leaders.get(partition, -1)
         return self._wire.offsets(self._topic, {partition: leader}, which, self._facts.epochs)[partition]
 
@@ -249,7 +250,7 @@ class KafkaLog:
 
     def commit(self, log_id: str, partition: int, offset: int) -> None:
         try:
-            facts = self._wire.topic(self._topic)  # a commit names a topic, and may mean the one before it
+            facts = self._wire.topic(self._topic)  # a commit only has the topic's name, which may be a new topic's
             if facts is None or log_id_of(self._topic, facts) != log_id:
                 logger.warning(
                     "commit to the event log was ignored: this is another log",
@@ -274,7 +275,7 @@ class KafkaLog:
         ]
 
     def _committed(self, partitions: Sequence[int]) -> dict[int, int | None]:
-        """The group's commits; none where nobody can be asked for them. PostgreSQL's offsets decide, not these."""
+        """The group's commits; empty if no coordinator answers. PostgreSQL's offsets decide, not these."""
         try:
             return self._wire.committed(self._settings.kafka_group, self._topic, partitions)
         except LogUnavailableError as error:

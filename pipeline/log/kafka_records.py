@@ -1,9 +1,9 @@
-"""Takes what Kafka's Fetch answers apart: record batches, and the records in them.
+"""Parses Kafka's Fetch responses: record batches, and the records in them.
 
-kafka-python's own decoder makes an object of each record's key, headers and times, 6 to 7 µs a record; a drain needs
-values and offsets, which take less than 1 µs (docs/adr/drain-speed.md). Source: Kafka's documentation, "Message
-Format", record batches of version 2. A batch that is compressed, or of an older version, still goes through
-kafka-python.
+kafka-python's own decoder creates an object for each record's key, headers and times, which takes 6 to 7 µs a record. A
+drain needs only values and offsets, which take less than 1 µs (docs/adr/drain-speed.md). Source: Kafka's documentation,
+"Message Format", record batches of version 2. kafka-python still decodes batches that are compressed or of an older
+version.
 """
 
 import struct
@@ -21,21 +21,22 @@ Run = tuple[int, list[bytes]]  # the offset of the first value; the others follo
 # base offset, length from here on, leader's epoch, version, checksum, attributes, last offset's delta, first and last
 # time, producer's id and epoch, base sequence, number of records
 _HEAD: Final = struct.Struct(">qiibIhiqqqhii")
-_LENGTH_END: Final = 12  # of base offset and length, which the length does not count
+_LENGTH_END: Final = 12  # of base offset and length, which the length field does not include
 _VERSION_AT: Final = 16
-_CHECKED_FROM: Final = 21  # the checksum is of everything from the attributes on
+_CHECKED_FROM: Final = 21  # the checksum covers everything from the attributes on
 _VERSION: Final = 2
-_OLD_LENGTH_MIN: Final = 14  # of a batch of version 0, which is one record
+_OLD_LENGTH_MIN: Final = 14  # of a batch of version 0, which is a single record
 _CODEC: Final = 0x07  # of the attributes: 0 is no compression
-_CONTROL: Final = 0x20  # of the attributes: a transaction's marker, which holds no record
+_CONTROL: Final = 0x20  # of the attributes: a transaction's marker, which contains no record
 _NULL: Final = 1  # a length of -1, as a varint
 
 
 def runs(data: bytes) -> Iterator[Run]:
-    """The records of a Fetch answer, one run a batch where there is no hole in it; decoded as they are asked for.
+    """The records of a Fetch response, one run for each batch without a hole; decoded lazily.
 
-    The last batch may be cut off: Kafka fills an answer to its limit. Records before the offset that was asked for
-    may come too, as a part of its batch. Raises LogUnavailableError where the data is not what Kafka writes.
+    The last batch may be cut off: Kafka fills a response up to its limit. The response may contain records before the
+    requested offset, because they are in the same batch. Raises LogUnavailableError if the data is not in Kafka's
+    format.
     """
     at = 0
     while len(data) - at > _VERSION_AT:
@@ -68,7 +69,7 @@ def runs(data: bytes) -> Iterator[Run]:
 def _plain(data: bytes, at: int, end: int, base: int, count: int) -> list[Run]:  # noqa: PLR0912
     """The records of a batch that is not compressed. Raises IndexError, ValueError.
 
-    One loop without calls for lengths below 16 KiB: this is most of what reading a backlog costs.
+    One loop, without function calls for lengths below 16 KiB: this loop is most of the cost of reading a backlog.
     """
     found: list[Run] = []
     values: list[bytes] = []
@@ -82,7 +83,7 @@ def _plain(data: bytes, at: int, end: int, base: int, count: int) -> list[Run]: 
         else:
             size, at = _varint(data, at)
         record_end = at + size
-        at += 1  # attributes, of which there are none
+        at += 1  # attributes, which are unused
         while data[at] >= 0x80:  # time
             at += 1
         at += 1
@@ -105,7 +106,7 @@ def _plain(data: bytes, at: int, end: int, base: int, count: int) -> list[Run]: 
             size, at = (low & 0x7F | high << 7) >> 1, at + 2
         else:
             size, at = _varint(data, at)
-        if at + size >= record_end or record_end > end:  # the number of headers stands behind the value
+        if at + size >= record_end or record_end > end:  # the number of headers follows the value
             raise ValueError("a record is longer than its batch")
         if delta != expected:
             if values:
@@ -114,7 +115,7 @@ def _plain(data: bytes, at: int, end: int, base: int, count: int) -> list[Run]: 
             first = expected = delta
         values.append(data[at : at + size])
         expected += 1
-        at = record_end  # headers are of no use here
+        at = record_end  # headers are not used here
     if at != end:
         raise ValueError(f"{end - at} bytes are left behind its records")
     if values:
@@ -123,7 +124,7 @@ def _plain(data: bytes, at: int, end: int, base: int, count: int) -> list[Run]: 
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A zigzag-encoded number of at most 64 bits, and where it ends. Raises IndexError, ValueError."""
+    """A zigzag-encoded number of at most 64 bits, and the index after it. Raises IndexError, ValueError."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -137,7 +138,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _by_kafka_python(batch: bytes) -> Iterator[Run]:
-    """The records of one batch, decoded by kafka-python: any version, any compression that is installed."""
+    """The records of one batch, decoded by kafka-python: any version, any installed compression."""
     try:
         records = MemoryRecords(batch)
         while records.has_next():

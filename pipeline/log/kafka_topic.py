@@ -1,4 +1,4 @@
-"""The topic that an event log on Kafka is: made where it is missing, and whether it is set up to keep what it takes."""
+"""The Kafka topic of an event log: creates it if it is missing, and checks that its configuration keeps events."""
 
 import hashlib
 from typing import Final
@@ -11,15 +11,15 @@ from pipeline.ports.log import SetUpFault
 from pipeline.settings import Settings
 
 DEFAULT_PORT: Final = 9092
-TOPIC_SECONDS_MAX: Final = 10.0  # until a new topic has leaders
+TOPIC_SECONDS_MAX: Final = 10.0  # limit until a new topic has leaders
 TOPIC_POLL_SECONDS: Final = 0.05
 
-# Kafka trims by age after a week unless told otherwise, whether records are stored or not.
+# By default Kafka deletes records after a week, whether they are stored or not.
 TOPIC_CONFIGS: Final = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
 
 
 def parse_bootstrap(url: str) -> list[tuple[str, int]]:
-    """Brokers of kafka://host:port,host:port (port 9092 where it is missing). Raises SettingsError."""
+    """Brokers of kafka://host:port,host:port (default port 9092). Raises SettingsError."""
     brokers = []
     for text in urlsplit(url).netloc.split(","):
         host, colon, port = text.rpartition(":")
@@ -32,21 +32,21 @@ def parse_bootstrap(url: str) -> list[tuple[str, int]]:
 
 
 def log_id_of(topic: str, facts: TopicFacts) -> str:
-    """The id of the log that this topic is; one made anew under the same name is another log."""
+    """The log id of this topic; a topic that was recreated under the same name is another log."""
     return f"{topic}:{facts.topic_id}"
 
 
 def incarnation_of(facts: TopicFacts) -> str:
-    """Another one whenever a partition has another leader, for that may have lost the partition's tail."""
+    """Changes whenever a partition gets another leader, because that one may have lost the partition's tail."""
     epochs = ",".join(str(facts.epochs[partition]) for partition in sorted(facts.epochs))
     return f"{facts.topic_id}:{hashlib.blake2b(epochs.encode(), digest_size=8).hexdigest()}"
 
 
 def ensured_topic(wire: KafkaWire, settings: Settings, clock: Clock) -> tuple[TopicFacts, bool]:
-    """The topic, and whether it was made just now, for it was missing.
+    """The topic, and whether this call created it because it was missing.
 
-    A new one is waited for until it has all its leaders. An older one may have partitions without a leader: these are
-    theirs who ask for them. Raises LogUnavailableError where no partition has one, LogMisconfiguredError where Kafka
+    For a new topic, waits until all partitions have leaders. An older topic may have partitions without a leader; the
+    callers handle these. Raises LogUnavailableError if no partition has a leader, LogMisconfiguredError if Kafka
     refuses such a topic.
     """
     topic = settings.log_topic
@@ -66,7 +66,7 @@ def ensured_topic(wire: KafkaWire, settings: Settings, clock: Clock) -> tuple[To
 
 
 def _is_led(wire: KafkaWire, topic: str, facts: TopicFacts) -> bool:
-    """Whether every partition has a leader that has taken office. Raises nothing."""
+    """Whether every partition has a leader that answers as leader. Raises nothing."""
     try:
         return len(wire.offsets(topic, facts.led, END, facts.epochs)) == len(facts.leaders)
     except LogUnavailableError:
@@ -74,7 +74,7 @@ def _is_led(wire: KafkaWire, topic: str, facts: TopicFacts) -> bool:
 
 
 def set_up_faults(wire: KafkaWire, settings: Settings, facts: TopicFacts) -> tuple[SetUpFault, ...]:
-    """What somebody must change in the topic, or in the settings. Raises LogUnavailableError."""
+    """What an operator must change in the topic or in the settings. Raises LogUnavailableError."""
     topic = settings.log_topic
     faults = []
     if not settings.kafka_retention_accepted:

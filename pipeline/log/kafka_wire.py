@@ -1,9 +1,9 @@
-"""The few requests to Kafka that must end in bounded time: who the topic is, its offsets, and commits.
+"""The few requests to Kafka that must end in bounded time: the topic's identity, its offsets, and commits.
 
 kafka-python's own calls for these wait without limit while no broker can be reached (`committed`, `commit`, `poll` of a
-consumer with a group, the admin client's constructor), and it knows no version of Metadata that carries the
-topic's id. The encodings follow Kafka's protocol guide (kafka.apache.org/protocol). The versions used are answered by
-Kafka 2.8, the first with topic ids, to 4.x. Connections are plain TCP: no TLS, no SASL.
+consumer with a group, the admin client's constructor). It also has no Metadata version that contains the topic's id.
+The encodings follow Kafka's protocol guide (kafka.apache.org/protocol). Kafka 2.8, the first version with topic ids, to
+4.x support the versions used here. Connections are plain TCP: no TLS, no SASL.
 """
 
 import socket
@@ -19,13 +19,13 @@ from pipeline.errors import LogMisconfiguredError, LogUnavailableError
 T = TypeVar("T")
 
 CLIENT_ID: Final = "sluice"
-FRAME_BYTES_MAX: Final = 16 << 20  # of an answer; those asked for here have some kilobytes
+FRAME_BYTES_MAX: Final = 16 << 20  # of a response; those requested here have some kilobytes
 
 BEGIN: Final = -2  # "timestamps" of ListOffsets
 END: Final = -1
 
 # Request keys and the versions used
-_FETCH: Final = (1, 9)  # from 9 on it names the leader's epoch: another leader refuses it
+_FETCH: Final = (1, 9)  # from 9 on the request contains the leader's epoch: another leader refuses it
 _LIST_OFFSETS: Final = (2, 4)  # from 4 on likewise
 _METADATA: Final = (3, 10)
 _OFFSET_COMMIT: Final = (8, 2)
@@ -34,7 +34,7 @@ _FIND_COORDINATOR: Final = (10, 0)
 _CREATE_TOPICS: Final = (19, 2)
 _DESCRIBE_CONFIGS: Final = (32, 1)
 
-# Error codes that mean something here
+# Error codes with a meaning here
 _OFFSET_OUT_OF_RANGE: Final = 1
 UNKNOWN_TOPIC: Final = 3
 TOPIC_EXISTS: Final = 36
@@ -44,18 +44,18 @@ _TOPIC_IMPOSSIBLE: Final = {17: "its name is none that Kafka allows", 29: "this 
 _TOPIC_RESOURCE: Final = 2
 _UINT_CONTINUES: Final = 0x80
 
-ANY_EPOCH: Final = -1  # of a leader: whichever
+ANY_EPOCH: Final = -1  # of a leader: any
 
 
 class OffsetGoneError(Exception):
-    """A partition does not hold an offset: it was trimmed, or was never written."""
+    """A partition does not hold an offset: the record was trimmed, or was never written."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopicFacts:
-    """What the cluster says of a topic. `leaders` has an entry for each partition; -1: none for now.
+    """The cluster's facts about a topic. `leaders` has an entry for each partition; -1: no leader now.
 
-    `epochs` counts each partition's leaders: as long as it stays the same, the partition can't have lost its tail.
+    `epochs` has the leader epoch of each partition: while it stays the same, the partition can't have lost its tail.
     """
 
     topic_id: uuid.UUID
@@ -77,7 +77,7 @@ class _Cluster:
 
 
 class _Reader:
-    """Takes an answer apart. Raises LogUnavailableError where it is not what it should be."""
+    """Parses a response. Raises LogUnavailableError if it is malformed."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -103,7 +103,7 @@ class _Reader:
         return int(struct.unpack(">q", self.take(8))[0])
 
     def uint(self) -> int:
-        """Seven bits a byte, the lowest first."""
+        """Seven bits a byte, lowest bits first."""
         value = shift = 0
         while True:
             byte = self.take(1)[0]
@@ -113,7 +113,7 @@ class _Reader:
             shift += 7
 
     def string(self) -> str:
-        """ "" for null too: no field read here tells them apart."""
+        """ "" for null too: no field read here needs the difference."""
         return self.take(max(0, self.int16())).decode(errors="replace")
 
     def compact_string(self) -> str:
@@ -143,10 +143,10 @@ def _array(elements: Sequence[bytes]) -> bytes:
 
 
 class KafkaWire:
-    """Blocking requests with a limit of time each. Connects on first use; not for use by several threads at once.
+    """Blocking requests, each with a time limit. Connects on first use; not for use by several threads at once.
 
-    Every call raises LogUnavailableError where Kafka does not answer, or answers with an error. A request takes at
-    most `call_seconds_max`, over all brokers that are tried; a call may need two or three.
+    Every call raises LogUnavailableError if Kafka does not answer, or answers with an error. A request takes at most
+    `call_seconds_max`, over all brokers that are tried; a call may need two or three requests.
     """
 
     def __init__(self, bootstrap: Sequence[tuple[str, int]], *, call_seconds_max: float, clock: Clock) -> None:
@@ -162,9 +162,9 @@ class KafkaWire:
     # --- Requests ---------------------------------------------------------------------------------------------------
 
     def topic(self, name: str) -> TopicFacts | None:
-        """The topic's id and partitions; None where there is no such topic.
+        """The topic's id and partitions; None if there is no such topic.
 
-        Raises LogMisconfiguredError where there can be none of this name.
+        Raises LogMisconfiguredError if Kafka cannot have a topic of this name.
         """
         cluster = self._cluster(name)
         if cluster.topic_error == UNKNOWN_TOPIC:
@@ -177,13 +177,13 @@ class KafkaWire:
         return cluster.topic
 
     def create_topic(self, name: str, *, partitions: int, replication: int, configs: Mapping[str, str]) -> None:
-        """Make a topic; does nothing where there is one. Raises LogMisconfiguredError where Kafka refuses it."""
+        """Create a topic; does nothing if it exists. Raises LogMisconfiguredError if Kafka refuses it."""
         cluster = self._cluster(name)
         body = _array(
             [
                 _string(name)
                 + struct.pack(">ih", partitions, replication)
-                + _array([])  # no assignment by hand
+                + _array([])  # no manual assignment
                 + _array([_string(key) + _string(value) for key, value in configs.items()])
             ]
         ) + struct.pack(">ib", int(self._call_seconds_max * 1000), 0)
@@ -196,7 +196,7 @@ class KafkaWire:
                 _check("CreateTopics", error, message)
 
     def topic_configs(self, name: str, keys: Sequence[str]) -> dict[str, str]:
-        """Settings of a topic that are in force, defaults included."""
+        """The active settings of a topic, including defaults."""
         body = _array([struct.pack(">b", _TOPIC_RESOURCE) + _string(name) + _array([_string(key) for key in keys])])
         answer = self._ask(None, _DESCRIBE_CONFIGS, body + b"\0")
         answer.int32()  # throttle time
@@ -223,10 +223,10 @@ class KafkaWire:
     def offsets(
         self, name: str, leaders: Mapping[int, int], which: int, epochs: Mapping[int, int] | None = None
     ) -> dict[int, int]:
-        """Where partitions begin or end; `which` is BEGIN or END.
+        """The begin or end offsets of partitions; `which` is BEGIN or END.
 
-        A partition whose leader does not answer, or is another one than that of `epochs`, is left out. Raises
-        LogUnavailableError where that leaves nothing.
+        A partition is left out if its leader does not answer, or is not the leader of `epochs`. Raises
+        LogUnavailableError if no partition is left.
         """
         found: dict[int, int] = {}
         failure: LogUnavailableError | None = None
@@ -248,7 +248,7 @@ class KafkaWire:
         """Offsets of the partitions of `epochs`, without those that this broker does not lead."""
         address = self._address(leader, name, sorted(epochs))
         wanted = _array([struct.pack(">iiq", partition, epoch, which) for partition, epoch in epochs.items()])
-        # Replica -1: a client. Isolation level 0: up to the high watermark, as the reader reads.
+        # Replica -1: a client. Isolation level 0: up to the high watermark, the same as the reader.
         answer = self._ask(address, _LIST_OFFSETS, struct.pack(">ib", -1, 0) + _array([_string(name) + wanted]))
         answer.int32()  # throttle time
         found: dict[int, int] = {}
@@ -274,11 +274,11 @@ class KafkaWire:
         wait_seconds: float,
         epoch: int = ANY_EPOCH,
     ) -> bytes:
-        """Record batches from the one on that holds `offset`, as Kafka stores them; empty where there are none.
+        """Record batches from the one that holds `offset` on, as Kafka stores them; empty if there are none.
 
-        Waits up to `wait_seconds` for the first, beyond the time that a request may take. A first batch larger than
-        `bytes_max` comes as a whole. A leader of another epoch refuses. Raises OffsetGoneError where the partition does
-        not hold the offset.
+        Waits up to `wait_seconds` for the first batch, in addition to the time limit of a request. A first batch larger
+        than `bytes_max` is returned whole. A leader of another epoch refuses. Raises OffsetGoneError if the partition
+        does not hold the offset.
         """
         address = self._address(leader, name, [partition])
         wait_ms = max(0, int(wait_seconds * 1000))
@@ -316,7 +316,7 @@ class KafkaWire:
         return address
 
     def committed(self, group: str, name: str, partitions: Iterable[int]) -> dict[int, int | None]:
-        """Committed offset of each partition; None where there is none."""
+        """Committed offset of each partition; None if there is none."""
         wanted = _array([struct.pack(">i", partition) for partition in partitions])
 
         def read(answer: _Reader) -> dict[int, int | None]:
@@ -359,8 +359,8 @@ class KafkaWire:
     def _cluster(self, name: str) -> _Cluster:
         """Brokers, controller and one topic. Never creates the topic."""
         data = name.encode()
-        topic = bytes(16) + _uint(len(data) + 1) + data + b"\0"  # no id: asked by name
-        body = _uint(2) + topic + b"\0\0\0\0"  # may not be created; no lists of allowed operations; no tags
+        topic = bytes(16) + _uint(len(data) + 1) + data + b"\0"  # no id: requested by name
+        body = _uint(2) + topic + b"\0\0\0\0"  # must not be created; no lists of allowed operations; no tags
         answer = self._ask(None, _METADATA, body, compact=True)
         answer.int32()  # throttle time
 
@@ -371,7 +371,7 @@ class KafkaWire:
             return number, (host, port)
 
         def partition() -> tuple[int, int, int]:
-            answer.int16()  # error, of which the leader -1 says enough
+            answer.int16()  # error; the leader -1 is sufficient
             number, leader, epoch = answer.int32(), answer.int32(), answer.int32()
             for _ in range(3):  # replicas: all, in sync, offline
                 answer.compact_array(answer.int32)
@@ -395,7 +395,8 @@ class KafkaWire:
         return _Cluster(self._brokers, controller, error, facts)
 
     def _ask_coordinator(self, group: str, kind: tuple[int, int], body: bytes, read: Callable[[_Reader], T]) -> T:
-        """Ask the group's coordinator. One that was known and fails has perhaps moved: it is looked for again, once."""
+        """Send a request to the group's coordinator. If the known one fails, it may have moved: look it up again,
+        once."""
         half = self._call_seconds_max / 2
         if self._coordinator is not None:
             try:
@@ -421,9 +422,9 @@ class KafkaWire:
         extra_seconds: float = 0.0,
         bytes_max: int = FRAME_BYTES_MAX,
     ) -> _Reader:
-        """Ask one broker; None: any that can be reached, each within its share of the time.
+        """Send a request to one broker; None: to any that can be reached, each within its share of the time.
 
-        After any failure the connection is closed: an answer that comes late must not be taken for the next one.
+        After any failure the connection is closed: a late response must not be mistaken for the next one.
         """
         deadline = self._clock.monotonic() + (seconds_max or self._call_seconds_max) + extra_seconds
         failure: Exception | None = None
@@ -445,7 +446,7 @@ class KafkaWire:
         raise LogUnavailableError(f"the event log (Kafka) does not answer: {failure}") from failure
 
     def _candidates(self) -> list[tuple[str, int]]:
-        """Those with a connection first, then those that the cluster named, then those of EVENT_LOG_URL."""
+        """First brokers with a connection, then those that the cluster named, then those of EVENT_LOG_URL."""
         known = dict.fromkeys([*self._sockets, *self._brokers.values(), *self._bootstrap])
         return sorted(known, key=self._silent.__contains__)
 
@@ -464,7 +465,7 @@ class KafkaWire:
         compact: bool,
         bytes_max: int,
     ) -> _Reader:
-        """Send one request and read its answer. Raises OSError (TimeoutError among them), ValueError."""
+        """Send one request and read its response. Raises OSError (including TimeoutError), ValueError."""
         connection = self._sockets.get(address)
         if connection is not None and _was_closed(connection):
             self._forget(address)
@@ -499,12 +500,12 @@ class KafkaWire:
         return bytes(pieces)
 
     def _left(self, deadline: float) -> float:
-        """Seconds to wait; never 0, which would mean not to block."""
+        """Seconds to wait; never 0, because 0 would mean non-blocking."""
         return max(deadline - self._clock.monotonic(), 0.001)
 
 
 def _uint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first."""
+    """Seven bits a byte, lowest bits first."""
     encoded = bytearray()
     while value >= _UINT_CONTINUES:
         encoded.append(value % _UINT_CONTINUES | _UINT_CONTINUES)
@@ -514,7 +515,7 @@ def _uint(value: int) -> bytes:
 
 
 def _was_closed(connection: socket.socket) -> bool:
-    """Whether the other side has closed the connection: nothing is expected from it between two requests."""
+    """Whether the other side has closed the connection: between two requests it sends nothing else."""
     connection.setblocking(False)
     try:
         connection.recv(1, socket.MSG_PEEK)

@@ -1,7 +1,8 @@
-"""Appends to a topic of Kafka, with an outcome for each partition.
+"""Appends to a Kafka topic, with an outcome for each partition.
 
-kafka-python produces. It keeps what it was handed and sends it later, follows a partition to whichever leader it gets,
-and knows nothing of what PostgreSQL has stored: what is around it here sees to these three.
+kafka-python produces. It keeps the records that it was given and sends them later. It follows a partition to its new
+leader, whichever that is. It does not know which offsets PostgreSQL has stored. This module handles these three
+problems.
 """
 
 import contextlib
@@ -27,14 +28,14 @@ from pipeline.log.kafka_wire import ANY_EPOCH, END, KafkaWire, TopicFacts
 from pipeline.ports.log import FloorSource
 from pipeline.settings import Settings
 
-LOOK_SECONDS: Final = 1.0  # how often the topic is looked at while all is well: leaders, and partitions added
+LOOK_SECONDS: Final = 1.0  # how often the topic is read while there is no problem: leaders, and added partitions
 TROUBLED_LOOK_SECONDS: Final = 0.1  # the same while a partition is refused
-FENCE_AGAIN_SECONDS: Final = 1.0  # until what is stored of a partition that lost its tail is asked for again
-SILENT_AGAIN_FACTOR: Final = 5  # a new leader that does not answer costs a sixth of the time at most
+FENCE_AGAIN_SECONDS: Final = 1.0  # interval between reads of the stored offsets of a partition that lost its tail
+SILENT_AGAIN_FACTOR: Final = 5  # a new leader that does not answer costs at most a sixth of the time
 FIRST_POLL_SECONDS: Final = 0.01
-FIRST_SECONDS_MAX: Final = 0.3  # that a process waits for the leaders of a topic which has them only just
-# Of the time of an append: when partitions are confirmed and others are not, those that it has waited for so long are
-# given up, so that the clients of the others are answered in time.
+FIRST_SECONDS_MAX: Final = 0.3  # how long a process waits for the leaders of a topic that has only just got them
+# Share of an append's time limit. If some partitions have confirmed by then and others have not, the others are given
+# up, so that the clients of the confirmed ones get their response in time.
 LAGGARD_SHARE: Final = 0.5
 _SHORT_SECONDS: Final = 0.001
 
@@ -44,23 +45,23 @@ Failures = dict[int, SluiceError]
 
 @dataclass(frozen=True, slots=True)
 class _Unfit:
-    """A partition that may not be appended to."""
+    """A partition that must not be appended to."""
 
-    epoch: int  # of the leader for which that was found
-    again_at: float  # monotonic: when it is judged again
+    epoch: int  # of the leader that this result belongs to
+    again_at: float  # monotonic: time of the next check
     why: LogUnavailableError
 
 
 class KafkaWriter:
-    """The appending side of a KafkaLog, which may run beside the reading side: it has connections of its own.
+    """The appending side of a KafkaLog. It has its own connections, so it may run beside the reading side.
 
-    Nothing is appended to a partition before its end was compared with what is stored of it. That is done again
-    whenever its leader is another one, for a new leader may have lost the tail (an unclean election, a broker that
-    lost power).
+    Before the first append to a partition, its end is compared with its stored offset. The comparison is repeated
+    whenever the partition has another leader, because a new leader may have lost the tail (an unclean election, a
+    broker that lost power).
 
-    Its weakness: the leaders are looked at once a second, and after each failure. Where a partition loses its tail and
-    has a new leader within that second, an append may come between; its offset gives that away if this process has
-    appended more before, and else the drain finds that the last stored record is another.
+    Its weakness: it reads the leaders once a second, and after each failure. If a partition loses its tail and gets a
+    new leader within that second, an append may happen in between. If this process has appended more before, the
+    append's offset reveals the loss. Otherwise the drain finds that the last stored record is another one.
     """
 
     def __init__(
@@ -78,13 +79,13 @@ class KafkaWriter:
         self._floors = floors
         self._clock = clock
         self._producer: KafkaProducer | None = None
-        self._produced_since = 0.0  # monotonic: when it was made
+        self._produced_since = 0.0  # monotonic: when it was created
         self._facts: TopicFacts | None = None
-        self._is_new = False  # this process has just made the topic
+        self._is_new = False  # this process has just created the topic
         self._looked_at = float("-inf")
-        self._is_suspect = True  # nothing is known of Kafka yet, or the latest append failed
+        self._is_suspect = True  # Kafka's state is not known yet, or the latest append failed
         self._owed: dict[int, list[Any]] = {}  # futures of appends that ran out of time, by partition
-        self._fenced: dict[int, int] = {}  # the epoch of the leader whose end was compared with what is stored
+        self._fenced: dict[int, int] = {}  # partition -> epoch of the leader whose end was compared
         self._unfit: dict[int, _Unfit] = {}
         self._ends: dict[int, int] = {}  # as far as this process knows; an end never goes back
 
@@ -115,7 +116,7 @@ class KafkaWriter:
             raise LogPartialError(failures)
 
     def close(self) -> None:
-        """Let go of the producer and of the connections; idempotent."""
+        """Close the producer and the connections; idempotent."""
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.close(timeout=self._settings.append_seconds_max)
@@ -124,18 +125,18 @@ class KafkaWriter:
         self._wire.close()
 
     def _refuse_where_none_is_fit(self, facts: TopicFacts) -> None:
-        """Raise LogUnavailableError where no partition may be appended to: that is then the trouble of the log."""
+        """Raise LogUnavailableError if no partition may be appended to: then the whole log has the problem."""
         if facts.leaders.keys() <= self._unfit.keys():
             raise LogUnavailableError(str(next(iter(self._unfit.values())).why))
 
     # --- Before -----------------------------------------------------------------------------------------------------
 
     def _current_facts(self) -> TopicFacts:
-        """The topic as it is now, looked at once in a while, and where something is amiss.
+        """The current facts of the topic, read from time to time, and after a problem.
 
-        After a failure Kafka is asked first whether it is there: with Kafka away for longer, appends then fail at once
-        and for certain, instead of filling the producer's buffer with what the clients will send again. Raises
-        LogUnavailableError.
+        After a failure this first checks that Kafka answers. If Kafka is unavailable for longer, appends then fail at
+        once and for certain; they do not fill the producer's buffer with records that the clients will send again.
+        Raises LogUnavailableError.
         """
         facts = self._facts
         if facts is not None and not self._is_suspect:
@@ -155,12 +156,12 @@ class KafkaWriter:
         return facts
 
     def _forget(self) -> None:
-        """This is another topic: nothing that was known holds for it."""
+        """Forget all facts, because this is another topic."""
         for known in (self._owed, self._fenced, self._unfit, self._ends):
             known.clear()
 
     def _refusals(self, wanted: set[int], facts: TopicFacts, deadline: float) -> Failures:
-        """Why nothing can be appended to some of the partitions now."""
+        """The reasons why some of the partitions can't be appended to now."""
         self._settle_owed(wanted, deadline)
         self._fence(facts)
         refusals: Failures = {}
@@ -178,11 +179,11 @@ class KafkaWriter:
         return refusals
 
     def _settle_owed(self, wanted: set[int], deadline: float) -> None:
-        """Forget answers that have come. Where each partition of an append owes one, there is time to wait for them."""
+        """Forget responses that have arrived. If each partition of an append has one outstanding, wait for them."""
         if wanted <= self._owed.keys():
             for partition in wanted:
                 for future in self._owed[partition]:
-                    with contextlib.suppress(KafkaError):  # that it failed was said already
+                    with contextlib.suppress(KafkaError):  # its failure was already reported
                         future.get(timeout=max(deadline - self._clock.monotonic(), _SHORT_SECONDS))
         self._owed = {
             partition: futures
@@ -191,7 +192,7 @@ class KafkaWriter:
         }
 
     def _fence(self, facts: TopicFacts) -> None:
-        """Compare the ends of partitions with a leader that is new with what is stored; see the class."""
+        """Compare the ends of partitions that have a new leader with the stored offsets; see the class."""
         now = self._clock.monotonic()
         due = {}
         for partition, leader in facts.led.items():
@@ -207,15 +208,15 @@ class KafkaWriter:
     def _judge(self, facts: TopicFacts, due: dict[int, int]) -> None:
         """Find out which partitions may be appended to.
 
-        What is stored is asked for after the leaders are known and before their ends: no drain can store more of an
-        earlier leader's records afterwards, since this fences it off.
+        The stored offsets are read after the leaders and before the ends. Reading them fences off earlier leaders'
+        drains, so no drain can store more of an earlier leader's records afterwards.
         """
         started = self._clock.monotonic()
         answering = self._ends_of(facts, due)
         ends: dict[int, int] = {}
         floors: Mapping[int, int] = {}
         problem = ""
-        # Asking the leaders alone costs little, but for one that is silent: all that is appended waits for it.
+        # Reading only the leaders costs little, unless one does not answer: then every append waits for it.
         took_seconds = self._clock.monotonic() - started
         again_seconds = max(TROUBLED_LOOK_SECONDS, SILENT_AGAIN_FACTOR * took_seconds)
         if answering:
@@ -243,7 +244,7 @@ class KafkaWriter:
             self._unfit[partition] = _Unfit(epoch, again_at, LogUnavailableError(why))
 
     def _ends_of(self, facts: TopicFacts, leaders: dict[int, int]) -> dict[int, int]:
-        """The ends of partitions whose leaders say them; at first they get a moment to take office."""
+        """The ends of partitions whose leaders answer; the first time, new leaders get a moment to start."""
         is_first = not self._fenced and not self._unfit
         deadline = self._clock.monotonic() + (FIRST_SECONDS_MAX if is_first else 0)
         while True:
@@ -258,8 +259,9 @@ class KafkaWriter:
     def _ready_producer(self, partitions: int, deadline: float) -> tuple[KafkaProducer, set[int]]:
         """A producer, and the partitions that it knows. Raises LogUnavailableError.
 
-        A producer asks for partitions that were added in some minutes only. So another one takes its place, unless it
-        owes an answer, and once a second at most: the broker that it asks may not know of them yet either.
+        A producer finds added partitions only after some minutes. So this replaces it, unless a response is
+        outstanding, and at most once a second: the broker that the producer uses may not know the new partitions yet
+        either.
         """
         while True:
             now = self._clock.monotonic()
@@ -283,7 +285,8 @@ class KafkaWriter:
     # --- The append -------------------------------------------------------------------------------------------------
 
     def _produce(self, producer: KafkaProducer, entries: Entries, deadline: float) -> Failures:
-        """Append to partitions that may be appended to. Raises LogFullError where nothing was taken of any."""
+        """Append to partitions that may be appended to. Raises LogFullError if the producer accepted no record at
+        all."""
         sent: dict[int, list[Any]] = {}
         counts: dict[int, int] = {}
         for partition, _ in entries:
@@ -310,30 +313,30 @@ class KafkaWriter:
         return failures
 
     def _send(self, producer: KafkaProducer, partition: int, value: bytes, deadline: float) -> Any:
-        """Hand one record to the producer, waiting for room in its buffer. Raises KafkaError when there is none."""
+        """Give one record to the producer; waits for room in its buffer. Raises KafkaError if there is none."""
         while True:
             try:
                 return producer.send(self._topic, value, partition=partition)
-            except KafkaTimeoutError:  # nothing of this record was taken
+            except KafkaTimeoutError:  # the producer did not accept this record
                 if self._clock.monotonic() >= deadline:
                     raise
 
     def _await(self, producer: KafkaProducer, sent: dict[int, list[Any]], deadline: float) -> None:
-        """Wait until all is answered, or time is up; for partitions that hold up others, for a share of it."""
+        """Wait until all partitions have answered or time is up; for partitions that delay others, a share of it."""
         share_seconds = self._settings.append_seconds_max * LAGGARD_SHARE
         first_deadline = min(deadline, self._clock.monotonic() + share_seconds)
-        if not self._owed:  # it would wait for these too
+        if not self._owed:  # flush would wait for these too
             with contextlib.suppress(KafkaError):
                 producer.flush(timeout=share_seconds)
         for limit in (first_deadline, deadline):
-            for futures in sent.values():  # answers to a partition's records come in their order
+            for futures in sent.values():  # a partition's responses arrive in the order of its records
                 with contextlib.suppress(KafkaError):
                     futures[-1].get(timeout=max(limit - self._clock.monotonic(), _SHORT_SECONDS))
             if any(futures[-1].is_done for futures in sent.values()):
                 return
 
     def _outcome(self, partition: int, futures: list[Any], count: int) -> SluiceError | None:
-        """What became of the records that a partition was sent; None: all are durable, and will be read."""
+        """The outcome of the records sent to a partition; None: all are durable and will be read."""
         if not all(future.is_done for future in futures):
             self._owed[partition] = [*self._owed.get(partition, ()), *futures]
             return LogIndeterminateError(f"partition {partition} of the event log (Kafka) did not confirm an append")

@@ -1,4 +1,4 @@
-"""The event log in memory, for unit tests and simulation, with ways to make it fail."""
+"""The event log in memory, for unit tests and simulation. It can simulate failures."""
 
 import threading
 import uuid
@@ -20,17 +20,17 @@ class _Partition:
 
     def __init__(self) -> None:
         self.entries: dict[int, bytes] = {}
-        self.gaps: dict[int, int] = {}  # offset of the first entry behind a declared hole -> where the hole begins
+        self.gaps: dict[int, int] = {}  # offset of the first entry after a declared hole -> where the hole begins
         self.begin = 0
         self.end = 0
         self.committed: int | None = None
-        self.floor = 0  # no offset below it is given again
+        self.floor = 0  # no offset below it is used again
 
 
 class MemoryLogServer:
-    """What all adapters of one log in memory share, and the ways to make it fail.
+    """The state that all adapters of one log in memory share, and the methods that make it fail.
 
-    Each says which real fault it stands for.
+    Each of these methods names the real fault that it simulates.
     """
 
     def __init__(self, partitions: int = 4) -> None:
@@ -38,7 +38,7 @@ class MemoryLogServer:
         self.partitions = [_Partition() for _ in range(partitions)]
         self.log_id = uuid.uuid4().hex
         self.incarnation = uuid.uuid4().hex
-        self.fenced_incarnation: str | None = None  # for which the floors are known
+        self.fenced_incarnation: str | None = None  # the floors of this incarnation are known
         self.entries_max: int | None = None
         self.is_down = False
         self.loses_answers = False
@@ -46,38 +46,38 @@ class MemoryLogServer:
 
     @property
     def identity(self) -> LogIdentity:
-        """Who the log is right now."""
+        """The current identity of the log."""
         return LogIdentity(self.log_id, self.incarnation, len(self.partitions))
 
     def stop(self) -> None:
-        """Be away (killed or frozen) until `start`."""
+        """Stop answering (killed or frozen) until `start`."""
         with self.changed:
             self.is_down = True
             self.changed.notify_all()
 
     def start(self) -> None:
-        """Be back, as the same incarnation."""
+        """Answer again, as the same incarnation."""
         with self.changed:
             self.is_down = False
 
     def lose_leader(self, *partitions: int) -> None:
-        """Have these partitions without a leader, and no others (brokers of Kafka that are away)."""
+        """Remove the leader of these partitions, and of no others (Kafka brokers that are down)."""
         with self.changed:
             self.without_leader = set(partitions)
             self.changed.notify_all()
 
     def lose_answers(self, loses: bool = True) -> None:
-        """Store what is appended, but never confirm it (a time-out)."""
+        """Store appended entries, but never confirm them (a time-out)."""
         with self.changed:
             self.loses_answers = loses
 
     def limit(self, entries_max: int | None) -> None:
-        """Be full once so many entries are held; None lifts the limit (Redis at maxmemory)."""
+        """Be full at this number of entries; None removes the limit (Redis at maxmemory)."""
         with self.changed:
             self.entries_max = entries_max
 
     def restart(self, keep: Mapping[int, int] | None = None) -> None:
-        """Come back as another incarnation; partitions in `keep` without what lies from that offset on."""
+        """Come back as another incarnation; partitions in `keep` lose all entries from that offset on."""
         with self.changed:
             self.incarnation = uuid.uuid4().hex
             self.is_down = False
@@ -90,19 +90,19 @@ class MemoryLogServer:
             self.changed.notify_all()
 
     def flush(self) -> None:
-        """Become another, empty log (FLUSHALL, a topic made anew)."""
+        """Become another, empty log (FLUSHALL, a recreated topic)."""
         with self.changed:
             self.partitions = [_Partition() for _ in self.partitions]
             self.log_id = uuid.uuid4().hex
             self.changed.notify_all()
 
     def add_partitions(self, count: int) -> None:
-        """Have more partitions (a topic of Kafka that was altered)."""
+        """Add partitions (a Kafka topic that was altered)."""
         with self.changed:
             self.partitions += [_Partition() for _ in range(count)]
 
     def trim(self, partition: int, offset: int) -> None:
-        """Drop what lies below `offset`, whether it was read or not (XTRIM by hand, retention)."""
+        """Drop the entries below `offset`, whether they were read or not (manual XTRIM, retention)."""
         with self.changed:
             held = self.partitions[partition]
             held.begin = max(held.begin, min(offset, held.end))
@@ -112,8 +112,8 @@ class MemoryLogServer:
 class MemoryLog:
     """EventLog in one process. It behaves like Redis Streams: it can come back without its tail.
 
-    Adapters that are given the same server are views of one log, as different processes have them. Nothing is ever
-    dropped by `commit`; see `MemoryLogServer.trim`.
+    Adapters with the same server are views of one log, like those of different processes. `commit` never drops
+    anything; see `MemoryLogServer.trim`.
     """
 
     def __init__(
@@ -215,11 +215,11 @@ class MemoryLog:
         pass
 
     def stop(self) -> None:
-        """Make the log be away; see `server` for more."""
+        """Make the log unavailable; see `server` for more."""
         self.server.stop()
 
     def start(self) -> None:
-        """Make the log be back."""
+        """Make the log available again."""
         self.server.start()
 
     def _must_be_up(self) -> None:
@@ -227,7 +227,7 @@ class MemoryLog:
             raise LogUnavailableError
 
     def _fence(self) -> None:
-        """Learn the floors of an incarnation that was not fenced yet."""
+        """Read the floors of an incarnation that was not fenced yet."""
         identity = self.server.identity
         if self._fenced == identity:
             return

@@ -1,10 +1,10 @@
 #!lua flags=no-writes
--- Begin, end, commit and next offset of every partition, at one moment.
+-- Begin, end, commit and next offset of every partition, all at the same moment.
 --
 -- KEYS: 1 log id, 2 committed offsets, 3 ends, 4… the stream of each partition, from partition 0.
 -- ARGV: 1 expected log id, 2 incarnation.
--- Returns nothing where this is another log; otherwise begin, end, commit (-1: none) and next offset (-1: not known,
--- since nobody has fenced this incarnation) of each partition in turn.
+-- Returns nothing if this is another log. Otherwise returns for each partition: begin, end, commit (-1: none) and next
+-- offset (-1: unknown, because no process has fenced this incarnation).
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Note that an incarnation of the log was fenced, and the floors that were learned with it. Runs at maxmemory too: it
--- keeps a few bytes, and an append that finds no room must say so by itself.
+-- Store the fenced incarnation of the log, and the floors that were read with it. Also runs at maxmemory: it stores
+-- only a few bytes, and the append itself must report that there is no room.
 --
 -- KEYS: 1 log id, 2 ends. ARGV: 1 expected log id, 2 incarnation, then partition, floor for each.
 -- Returns 'OTHER' (this is another log) or 'OK'.

@@ -1,4 +1,4 @@
-"""One connection to the log's Redis that knows which server process it talks to."""
+"""One connection to the log's Redis. It knows the server process at the other end."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ from redis.retry import Retry
 
 from pipeline.errors import LogUnavailableError
 
-CONNECT_SECONDS_MAX: Final = 0.2  # a live Redis accepts and introduces itself in 0.2 ms
+CONNECT_SECONDS_MAX: Final = 0.2  # a running Redis accepts and sends its facts within 0.2 ms
 _ASK_FACTS: Final = ("INFO", "server", "memory", "persistence")
 SOCKET_READ_BYTES: Final = 1 << 18  # a batch of 2,000 records is half a megabyte
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a Redis server process says of itself."""
+    """The facts that a Redis server process reports."""
 
-    run_id: str  # another one after each start
+    run_id: str  # changes with each start
     memory_bytes_max: int  # 0: no limit
     memory_policy: str
     has_aof: bool
-    is_rewriting: bool  # the append-only file, now or as soon as it can
-    has_rewritten: bool  # since its start; the latest rewrite that ended did so well
+    is_rewriting: bool  # the append-only file, now or scheduled
+    has_rewritten: bool  # since its start; the latest completed rewrite succeeded
 
 
 class OtherServerError(RedisError):
@@ -37,27 +37,27 @@ class OtherServerError(RedisError):
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script, and the name by which a server knows it once it has seen it."""
+    """A Lua script, and its SHA-1 hash. A server that has cached the script finds it by the hash."""
 
     text: str
     sha: str
 
     @classmethod
     def load(cls, name: str) -> "Script":
-        """Read a script from beside this file."""
+        """Read a script from the directory of this file."""
         text = (Path(__file__).parent / name).read_text(encoding="utf-8")
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 class RedisLink:
-    """A connection that is made anew where it broke, and never repeats a command.
+    """A connection that reconnects after a failure, and never repeats a command.
 
-    Each new connection asks the server for its `run_id` before anything else is sent. A connection cannot outlive its
-    server process, so no later command needs to ask again. While `expected_run_id` is set, a connection to any
-    other process is refused with OtherServerError. Not for use by several threads at once.
+    Each new connection first reads the server's `run_id`. A connection cannot outlive its server process, so no later
+    command needs to check again. While `expected_run_id` is set, a connection to any other process is refused with
+    OtherServerError. Not for use by several threads at once.
 
-    `redis.Redis` itself is not used: it raises the same error whether it could not connect or lost the answer, and an
-    append must tell these apart.
+    `redis.Redis` itself is not used. It raises the same error for a failed connection and for a lost response, and an
+    append must distinguish these.
     """
 
     def __init__(self, url: str, *, answer_seconds_max: float) -> None:
@@ -77,13 +77,13 @@ class RedisLink:
 
     @property
     def facts(self) -> ServerFacts:
-        """The server of the latest connection."""
+        """The facts of the server of the latest connection."""
         if self._facts is None:
             raise LogUnavailableError("the event log (Redis) was not reached yet")
         return self._facts
 
     def expect(self, run_id: str | None) -> None:
-        """Refuse connections to any other server process; None: take whichever there is."""
+        """Refuse connections to any other server process; None: accept any."""
         if run_id is not None and self._facts is not None and self._facts.run_id != run_id:
             self._pool.disconnect()
         self._expected_run_id = run_id
@@ -92,7 +92,7 @@ class RedisLink:
     def connected(self) -> Iterator["Wire"]:
         """A live connection to the expected server.
 
-        On entry raises LogUnavailableError where there is none, and OtherServerError. Errors inside are redis-py's own.
+        On entry raises LogUnavailableError if there is none, and OtherServerError. Errors inside are those of redis-py.
         """
         try:
             connection = self._pool.get_connection()
@@ -106,7 +106,7 @@ class RedisLink:
             self._pool.release(connection)
 
     def ask_facts(self) -> ServerFacts:
-        """What the server says of itself now. Raises LogUnavailableError, OtherServerError."""
+        """The server's current facts. Raises LogUnavailableError, OtherServerError."""
         with self.connected() as wire:
             try:
                 return wire.ask_facts()
@@ -114,7 +114,7 @@ class RedisLink:
                 raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
 
     def call(self, *command: str | bytes | int) -> Any:
-        """Run one command that may fail as a whole. Raises LogUnavailableError, OtherServerError."""
+        """Run one command that has no partial result. Raises LogUnavailableError, OtherServerError."""
         with self.connected() as wire:
             try:
                 return wire.call(*command)
@@ -122,7 +122,7 @@ class RedisLink:
                 raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
 
     def run(self, script: Script, keys: list[str], arguments: list[str]) -> Any:
-        """Run a script that may fail as a whole. Raises LogUnavailableError, OtherServerError."""
+        """Run a script that has no partial result. Raises LogUnavailableError, OtherServerError."""
         with self.connected() as wire:
             try:
                 return wire.run(script, [*keys, *arguments], key_count=len(keys))
@@ -134,7 +134,7 @@ class RedisLink:
         self._pool.disconnect()
 
     def _introduce(self, connection: Any) -> None:
-        """Finish a new connection (redis-py calls this): learn who the server is, and whether that is the expected."""
+        """Complete a new connection (redis-py calls this): read the server's facts, and check its `run_id`."""
         connection.on_connect()
         connection.send_command(*_ASK_FACTS)
         facts = parse_facts(connection.read_response(timeout=CONNECT_SECONDS_MAX))
@@ -151,20 +151,20 @@ class Wire:
         self._answer_seconds_max = answer_seconds_max
 
     def send(self, *command: str | bytes | int) -> None:
-        """Send a command without waiting for its answer."""
+        """Send a command without waiting for its response."""
         self._connection.send_command(*command)
 
     def receive(self, *, seconds_max: float | None = None) -> Any:
-        """The next answer, as hiredis gives it (bytes, int, list). After a time-out the connection is closed."""
+        """The next response, as hiredis returns it (bytes, int, list). After a time-out the connection is closed."""
         return self._connection.read_response(timeout=seconds_max or self._answer_seconds_max)
 
     def call(self, *command: str | bytes | int, seconds_max: float | None = None) -> Any:
-        """Send a command and return its answer."""
+        """Send a command and return its response."""
         self.send(*command)
         return self.receive(seconds_max=seconds_max)
 
     def ask_facts(self) -> ServerFacts:
-        """What the server says of itself now."""
+        """The server's current facts."""
         return parse_facts(self.call(*_ASK_FACTS))
 
     def run(
@@ -175,7 +175,7 @@ class Wire:
         key_count: int,
         seconds_max: float | None = None,
     ) -> Any:
-        """Run a script by its name; by its text where the server does not know it, and so has done nothing yet."""
+        """Run a script by its hash. If the server does not know it, it has done nothing yet: then send the text."""
         try:
             return self.call("EVALSHA", script.sha, key_count, *arguments, seconds_max=seconds_max)
         except NoScriptError:
@@ -183,12 +183,12 @@ class Wire:
 
 
 def parse_facts(info: bytes) -> ServerFacts:
-    """Read what `INFO server memory persistence` says."""
+    """Parse the response to `INFO server memory persistence`."""
     fields = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     if fields.get(b"loading") == b"1":
         raise BusyLoadingError("Redis is still loading its data")
     is_rewriting = b"1" in (fields[b"aof_rewrite_in_progress"], fields[b"aof_rewrite_scheduled"])
-    has_tried = fields[b"aof_last_rewrite_time_sec"] != b"-1"  # which it is from each start to the first rewrite's end
+    has_tried = fields[b"aof_last_rewrite_time_sec"] != b"-1"  # its value from a start until the first rewrite ends
     return ServerFacts(
         run_id=fields[b"run_id"].decode(),
         memory_bytes_max=int(fields[b"maxmemory"]),

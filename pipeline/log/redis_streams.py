@@ -1,7 +1,7 @@
 """The event log on Redis Streams: one stream for each partition, with offsets in the entries' ids.
 
-The entry with offset k has the id 0-(k+1). So the *next to read* n is, as it stands, the exclusive start 0-n of XREAD,
-and a partition's end is the sequence number of its last generated id.
+The entry with offset k has the id 0-(k+1). So the *next to read* n is directly the exclusive start 0-n of XREAD, and a
+partition's end is the sequence number of its last generated id.
 """
 
 import logging
@@ -37,32 +37,32 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-CALL_SECONDS_MAX: Final = 1.0  # other calls than append: 0.2 ms, but they may stand behind a large append's fsync
-WAIT_GRACE_SECONDS: Final = 1.0  # how much later than asked the answer to a blocking read may come
-REWRITE_WAIT_SECONDS: Final = 0.3  # a small file's rewrite takes 0.01 s, and is noticed by Redis within 0.1 s
+CALL_SECONDS_MAX: Final = 1.0  # calls other than append: 0.2 ms, but they may wait for the fsync of a large append
+WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may be
+REWRITE_WAIT_SECONDS: Final = 0.3  # rewriting a small file takes 0.01 s, and Redis detects the end within 0.1 s
 REWRITE_POLL_SECONDS: Final = 0.01
-REWRITE_AGAIN_SECONDS: Final = 5.0  # after one that failed: it forks, and writes all that the log holds
-ROUNDS_MAX: Final = 3  # of an append that finds, before anything is written, that the log is not the one it knew
+REWRITE_AGAIN_SECONDS: Final = 5.0  # after a failed one: a rewrite forks, and writes the whole content of the log
+ROUNDS_MAX: Final = 3  # of an append that finds, before it writes anything, that the log is not the expected one
 
-# Refusals of the whole script, before its first command. What else an error may mean is not known for certain.
+# Redis refuses the whole script with these errors, before its first command. The outcome of other errors is unknown.
 _REFUSALS: Final = (AuthenticationError, BusyLoadingError, MasterDownError, ReadOnlyError)
 _REFUSAL_CODES: Final = ("MISCONF", "NOREPLICAS", "BUSY", "WRONGTYPE")
 
 
 @dataclass(slots=True)
 class _Writer:
-    """What an append needs to know of the log, once older incarnations are fenced off."""
+    """The facts about the log that an append needs, after older incarnations were fenced off."""
 
     identity: LogIdentity
     keys: list[str]
-    entries_max: int  # 0: no bound beside the server's memory
+    entries_max: int  # 0: no limit except the server's memory
 
 
 class RedisStreamsLog:
     """EventLog on Redis ≥ 7.
 
-    Its weakness: whatever Redis holds in memory only is lost with it. `appendonly yes` and `appendfsync always` make a
-    202 durable; the adapter warns where there is no AOF, but can't see how often it is synced.
+    Its weakness: data that Redis holds only in memory is lost with it. `appendonly yes` and `appendfsync always` make a
+    202 durable. The adapter warns if there is no AOF, but can't see how often it is synced.
     """
 
     def __init__(self, settings: Settings, floors: FloorSource, clock: Clock | None = None) -> None:
@@ -76,14 +76,14 @@ class RedisStreamsLog:
         self._raise_script = Script.load("raise.lua")
         self._commit_script = Script.load("commit.lua")
         self._positions_script = Script.load("positions.lua")
-        # `append` may run beside the other calls, and a blocking read needs a time-out of its own.
+        # `append` may run beside the other calls, and a blocking read needs its own time-out.
         self._append_link = RedisLink(settings.event_log_url, answer_seconds_max=settings.append_seconds_max)
         self._read_link = RedisLink(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
         self._link = RedisLink(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
-        self._made_log_id: str | None = None  # of a log that this adapter has made just now
-        self._rewrite_asked: tuple[str, float] = ("", 0.0)  # of which server process, when (monotonic)
+        self._made_log_id: str | None = None  # of a log that this adapter has just created
+        self._rewrite_asked: tuple[str, float] = ("", 0.0)  # for which server process, and when (monotonic)
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class RedisStreamsLog:
         return identity
 
     def _fence_new(self, identity: LogIdentity) -> None:
-        """Let everybody know that nothing of a log made just now is stored: who appends first may not know."""
+        """Publish that no record of a newly created log is stored: the process that appends first may not know this."""
         try:
             self._fence(self._link, identity)
         except (RecoverableError, OtherServerError) as error:
@@ -110,20 +110,20 @@ class RedisStreamsLog:
             self._link.expect(None)
 
     def _fence(self, link: RedisLink, identity: LogIdentity) -> None:
-        """Fence off older incarnations, and let the log keep the floors: no writer gives an offset below them.
+        """Fence off older incarnations, and store the floors in the log: no writer uses an offset below them.
 
-        Where the server was restarted meanwhile, this fence might have taken the place of one that another process has
-        set since: OtherServerError says so, and the new incarnation must be fenced then. Other errors are those of
-        the floors, and LogUnavailableError.
+        If the server was restarted in between, this fence might have replaced a newer one of another process. Then this
+        raises OtherServerError, and the caller must fence the new incarnation. Other errors are those of the floors,
+        and LogUnavailableError.
         """
-        is_new, self._made_log_id = identity.log_id == self._made_log_id, None  # at once, or others may be faster
+        is_new, self._made_log_id = identity.log_id == self._made_log_id, None  # at once: other processes may be faster
         floors = self._floors(identity.log_id, identity.incarnation, is_new=is_new)
         link.expect(identity.incarnation)
         pairs = [str(number) for item in floors.items() for number in item]
         link.run(self._raise_script, [self._id_key, self._ends_key], [identity.log_id, identity.incarnation, *pairs])
 
     def _ask_identity(self, link: RedisLink) -> tuple[ServerFacts, LogIdentity]:
-        """Ask the server who it is and which log it holds; a log that is missing is made.
+        """Read the server's facts and its log id; creates the log id if it is missing.
 
         Raises LogUnavailableError, LogMisconfiguredError.
         """
@@ -132,7 +132,7 @@ class RedisStreamsLog:
                 facts = wire.ask_facts()
                 text = wire.call("GET", self._id_key)
                 if text is None:
-                    # The number of partitions is part of the id: it can't get lost or changed apart from it.
+                    # The number of partitions is part of the id, so it can't be lost or changed separately.
                     made = f"{uuid.uuid4().hex}.{self._settings.log_partitions}"
                     if wire.call("SET", self._id_key, made, "NX") is not None:
                         self._made_log_id = made
@@ -189,7 +189,7 @@ class RedisStreamsLog:
         raise LogUnavailableError("the event log (Redis) changes faster than an append can follow")
 
     def _append_on(self, wire: Wire, writer: _Writer, by_partition: dict[int, list[bytes]], seconds_max: float) -> bool:
-        """Append once; False where this is not the log that was fenced, and nothing was written."""
+        """Append once; False if this is not the fenced log, and nothing was written."""
         identity = writer.identity
         plan: list[str | bytes] = [*writer.keys, identity.log_id, identity.incarnation, str(writer.entries_max)]
         values: list[str | bytes] = []
@@ -214,7 +214,8 @@ class RedisStreamsLog:
         return bool(answer == b"OK")
 
     def _fenced_writer(self) -> _Writer:
-        """Learn which log and which server process this is, and which offsets of it must not be used again."""
+        """Read the log's identity, its server process, and the offsets that must not be reused; fence this
+        incarnation."""
         for _ in range(ROUNDS_MAX):
             self._append_link.expect(None)
             try:
@@ -242,12 +243,13 @@ class RedisStreamsLog:
         raise LogUnavailableError("the event log (Redis) restarts faster than it can be followed")
 
     def _await_rewritten_file(self, link: RedisLink, facts: ServerFacts) -> None:
-        """Have Redis write its append-only file anew before the first append to it since its start.
+        """Make Redis rewrite its append-only file before the first append after a Redis start.
 
-        An append is a transaction in that file. Where it ends within one, Redis 8.2 takes away the incomplete command
-        when it starts, and leaves the transaction open (valkey-io/valkey#4342 mends that): all that is appended behind
-        it is taken for a part of it, and lost at the next start. A rewritten file holds what is in memory.
-        Raises LogUnavailableError while that takes longer than a moment, or fails; OtherServerError.
+        An append is a transaction in that file. If the file ends within a transaction, Redis 8.2 removes the incomplete
+        command when it starts, but leaves the transaction open (valkey-io/valkey#4342 fixes that). Then Redis treats
+        all later appends as part of that transaction, and loses them at its next start. A rewritten file contains what
+        is in memory. Raises LogUnavailableError while the rewrite takes longer than a moment, or if it fails;
+        OtherServerError.
         """
         deadline = self._clock.monotonic() + REWRITE_WAIT_SECONDS
         while not facts.has_rewritten:
@@ -261,7 +263,7 @@ class RedisStreamsLog:
             facts = link.ask_facts()
 
     def _ask_for_rewrite(self, link: RedisLink, run_id: str) -> None:
-        """Ask Redis for a rewrite of its file. Raises LogUnavailableError where it can't, OtherServerError."""
+        """Request a rewrite of the file. Raises LogUnavailableError if Redis can't do it, OtherServerError."""
         now = self._clock.monotonic()
         asked_run_id, asked_at = self._rewrite_asked
         reason = "the last one failed, and its own log says why"
@@ -276,7 +278,7 @@ class RedisStreamsLog:
                     raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
                 else:
                     return
-        if "in progress" not in reason:  # where another process was faster
+        if "in progress" not in reason:  # another process was faster
             raise LogUnavailableError(
                 "nothing is appended to the event log (Redis) before it has written its append-only file anew once "
                 f"after its start, and it can't: {reason}"
@@ -291,7 +293,7 @@ class RedisStreamsLog:
                 try:
                     reply = self._exchange(wire, identity.log_id, (partition, offset), records_max, wait_seconds)
                 except BaseException:
-                    self._read_link.close()  # an answer may still be on its way
+                    self._read_link.close()  # a response may still arrive
                     raise
         except OtherServerError as error:
             raise LogRestartedError(f"the event log's {error}") from error
@@ -300,10 +302,10 @@ class RedisStreamsLog:
         return self._batch(reply[0][1]) if reply else None
 
     def _exchange(self, wire: Wire, log_id: str, place: tuple[int, int], records_max: int, wait_seconds: float) -> Any:
-        """What XREAD answers. The log's id is read along with it, since a flush changes the log without a restart."""
+        """The response to XREAD. It also reads the log's id, because a flush changes the log without a restart."""
         partition, offset = place
         wait_ms = int(wait_seconds * 1000)
-        block = ("BLOCK", wait_ms) if wait_ms > 0 else ()  # BLOCK 0 would wait for ever
+        block = ("BLOCK", wait_ms) if wait_ms > 0 else ()  # BLOCK 0 would wait without limit
         wire.send("GET", self._id_key)
         wire.send("XREAD", "COUNT", records_max, *block, "STREAMS", self._stream_key(partition), f"0-{offset}")
         if wire.receive() != log_id.encode():
@@ -311,12 +313,12 @@ class RedisStreamsLog:
         return wire.receive(seconds_max=wait_seconds + WAIT_GRACE_SECONDS)
 
     def _batch(self, entries: list[Any]) -> LogBatch:
-        """The consecutive entries at the beginning of what was read: [[id, [name, value, …]], …]."""
+        """The consecutive entries at the beginning of the response: [[id, [name, value, …]], …]."""
         first, last = _sequence(entries[0][0]), _sequence(entries[-1][0])
         if last - first != len(entries) - 1:
-            # A hole: what is behind it makes a batch of its own.
+            # A hole: the entries after it form their own batch.
             entries = [entry for i, entry in enumerate(entries) if _sequence(entry[0]) == first + i]
-        marks = entries[0][1]  # v, value, and where the log declares a hole before it: g, its end until then
+        marks = entries[0][1]  # v, value; if the log declares a hole before it: g, the end before the hole
         gap_from = int(marks[3]) if len(marks) > 2 else None
         return LogBatch(first - 1, [fields[1] for _, fields in entries], gap_from)
 
@@ -364,12 +366,12 @@ class RedisStreamsLog:
 
 
 def _known(number: int) -> int | None:
-    """A number from a script, which says -1 for none."""
+    """A number from a script, which returns -1 for none."""
     return None if number < 0 else number
 
 
 def _sequence(entry_id: bytes) -> int:
-    """The sequence number of an entry's id. Raises LogGapError where the entry was not written by this adapter."""
+    """The sequence number of an entry's id. Raises LogGapError if this adapter did not write the entry."""
     milliseconds, _, sequence = entry_id.partition(b"-")
     if milliseconds != b"0":
         raise LogGapError(f"the stream holds an entry {entry_id!r} that Sluice did not write")
