@@ -1,10 +1,10 @@
-"""`python -m ingest.client FILE…`: send events from NDJSON files to INGEST_URL, and say what became of them.
+"""`python -m ingest.client FILE…`: send events from NDJSON files to INGEST_URL, and report the results.
 
-Every event gets an eventId (UUIDv7) where it has none, and keeps it over every repeat, so that sending again after an
-unknown outcome stores nothing twice. One batch is on its way at a time, in the order of the input; memory is bounded
-by the batch, whatever the size of the files.
+Every event without an eventId gets one (UUIDv7), and keeps it in every repeat. So a repeat after an unknown outcome
+stores nothing twice. The client sends one batch at a time, in the order of the input. The batch bounds the memory,
+whatever the size of the files.
 
-Exit code: 0 where every event was accepted, 1 where one was not, 2 where nothing could be tried, 130 after Ctrl-C.
+Exit code: 0 if every event was accepted, 1 if one was not, 2 if nothing could be sent, 130 after Ctrl-C.
 """
 
 import argparse
@@ -26,20 +26,20 @@ from pipeline.errors import SettingsError
 from pipeline.settings import Settings
 from pipeline.text import on_one_line
 
-LINE_BYTES_MAX: Final = 4 << 20  # of the input; a longer one can be no event
-BATCH_BYTES_MAX: Final = 512 * 1024  # half of what a server takes by default
-REASONS_MAX: Final = 20  # rejections that are told one by one
-REASON_KINDS_MAX: Final = 100  # kinds of rejections that are counted apart
-BACKOFF_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)  # between tries where the server does not say
+LINE_BYTES_MAX: Final = 4 << 20  # of the input; a longer line can't be an event
+BATCH_BYTES_MAX: Final = 512 * 1024  # half of the server's default limit
+REASONS_MAX: Final = 20  # rejections that are listed one by one
+REASON_KINDS_MAX: Final = 100  # kinds of rejections that are counted separately
+BACKOFF_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)  # between attempts if the server sends no Retry-After
 
 
 class GiveUpError(Exception):
-    """Going on makes no sense; the message says why."""
+    """Continuing makes no sense; the message has the reason."""
 
 
 @dataclass(slots=True)
 class Item:
-    """One event of the input: its line as it is sent, and where it came from."""
+    """One event of the input: its line as it is sent, and its place in the input."""
 
     body: bytes
     place: str  # file:line
@@ -48,7 +48,7 @@ class Item:
 
 @dataclass(slots=True)
 class Batch:
-    """Events that are sent together. `is_repeat`: it was sent before, and may be stored already."""
+    """Events that are sent together. `is_repeat`: it was sent before, and its events may be stored already."""
 
     items: list[Item]
     is_repeat: bool = False
@@ -56,17 +56,17 @@ class Batch:
 
 @dataclass
 class Report:
-    """What became of the events."""
+    """The results of the events."""
 
     read: int = 0  # events of the input so far
     accepted: int = 0
-    repeated: int = 0  # of the accepted ones: sent again since the first outcome was not known
+    repeated: int = 0  # accepted events that were sent again because the first outcome was unknown
     rejected: int = 0
     reasons: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
 
     def reject(self, place: str, reason: str) -> None:
-        """Note an event that the server, or a look at the line, has refused for good."""
+        """Record an event that the server, or a check of the line, has permanently rejected."""
         self.rejected += 1
         if len(self.reasons) < REASONS_MAX:
             self.reasons.append(f"{place}: {reason}")
@@ -79,7 +79,7 @@ class Report:
         return self.read - self.accepted - self.rejected
 
     def lines(self) -> Iterator[str]:
-        """The report in words."""
+        """The lines of the printed report."""
         yield f"accepted {self.accepted}"
         yield f"repeated {self.repeated}"
         yield f"rejected {self.rejected}"
@@ -94,7 +94,7 @@ class Report:
 
 
 def read_items(name: str, stream: IO[bytes], report: Report) -> Iterator[Item]:
-    """The events of one input, ready to be sent. Lines that can be no event are noted as rejected."""
+    """The events of one input, ready to send. Records lines that can't be events as rejected."""
     number = 0
     while line := stream.readline(LINE_BYTES_MAX):
         number += 1
@@ -114,7 +114,7 @@ def read_items(name: str, stream: IO[bytes], report: Report) -> Iterator[Item]:
 
 
 class _Identified(msgspec.Struct):
-    """What the client itself needs to see of an event."""
+    """The fields of an event that the client itself reads."""
 
     event_id: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="eventId", default=msgspec.UNSET)
 
@@ -123,13 +123,13 @@ _decode_identified = msgspec.json.Decoder(_Identified).decode
 
 
 def with_event_id(line: bytes) -> bytes:
-    """A line with an eventId; everything else of it stays as it is. Raises ValueError where it is no JSON object."""
+    """A line with an eventId; everything else stays unchanged. Raises ValueError if it is no JSON object."""
     try:
         given = _decode_identified(line).event_id
         if given is not msgspec.UNSET and bytes(given) != b"null":
             return line
         if given is not msgspec.UNSET:
-            # A null behind an id put in front would win over it: this one is written anew.
+            # A null after an id put in front would win over that id: encode this line again.
             fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
             return msgspec.json.encode({**fields, "eventId": str(uuid7())})
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -140,7 +140,7 @@ def with_event_id(line: bytes) -> bytes:
 
 
 def batches(items: Iterator[Item], events_max: int) -> Iterator[Batch]:
-    """Gather events into batches of bounded count and size."""
+    """Collect events into batches of bounded count and size."""
     batch: list[Item] = []
     size = 0
     for item in items:
@@ -154,7 +154,7 @@ def batches(items: Iterator[Item], events_max: int) -> Iterator[Batch]:
 
 
 class Sender:
-    """Sends batches until each of their events is accepted or rejected, or patience is at its end."""
+    """Sends batches until each event is accepted or rejected, or `patience_seconds` pass without progress."""
 
     def __init__(self, endpoint: Endpoint, report: Report, clock: Clock, *, patience_seconds: float, bar: Any) -> None:
         self._endpoint = endpoint
@@ -167,13 +167,13 @@ class Sender:
         self.pending: deque[Batch] = deque()
 
     def send(self, batch: Batch) -> None:
-        """Send one batch. Raises GiveUpError; what was not settled then is in `pending`."""
+        """Send one batch. Raises GiveUpError; unsettled batches are in `pending` then."""
         self.pending.append(batch)
         while self.pending:
             self._send_once(self.pending[0])
 
     def _send_once(self, batch: Batch) -> None:
-        """Send a batch once, and put what is to be sent after it into `pending`."""
+        """Send a batch once, and put the batches to send after it into `pending`."""
         try:
             answer = self._endpoint.post(b"\n".join(item.body for item in batch.items))
         except NotSentError as error:
@@ -198,7 +198,7 @@ class Sender:
             raise GiveUpError(f"{self._endpoint.url} answers {answer.status}: {answer.message}")
 
     def _settle(self, batch: Batch, rest: list[Batch]) -> None:
-        """A batch is done but for what goes on in `rest`."""
+        """Finish a batch; `rest` has the batches that replace it."""
         self._progress_at = self._clock.monotonic()
         self._failures = 0
         self.pending.popleft()
@@ -208,7 +208,7 @@ class Sender:
         self._bar.set_postfix(accepted=self._report.accepted, rejected=self._report.rejected, refresh=False)
 
     def _reject_some(self, batch: Batch, answer: Answer) -> None:
-        """Leave out the events that the answer names; where it names none, halve until one event stands alone."""
+        """Remove the events that the answer names; if it names none, halve the batch until it has one event."""
         reasons = answer.reasons(len(batch.items))
         if not reasons and len(batch.items) > 1:
             self._split(batch, answer)
@@ -229,7 +229,7 @@ class Sender:
         self._settle(batch, [Batch(items[:half], batch.is_repeat), Batch(items[half:], batch.is_repeat)])
 
     def _wait(self, retry_after_seconds: float | None, why: str) -> None:
-        """Wait before the next try, as the server says. Raises GiveUpError where patience ends before."""
+        """Wait before the next attempt, as the server requests. Raises GiveUpError if patience ends before."""
         backoff = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
         self._failures += 1
         seconds = backoff if retry_after_seconds is None else retry_after_seconds
@@ -239,7 +239,7 @@ class Sender:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m ingest.client", description="Send events from NDJSON files.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="NDJSON, one event a line; - is standard input")
     parser.add_argument("--batch", type=int, default=200, metavar="N", help="events in one request (200)")
@@ -266,7 +266,7 @@ def _all_items(files: list[str], report: Report) -> Iterator[Item]:
 
 
 def _total_bytes(files: list[str]) -> int | None:
-    """Size of the input; None where it is not known beforehand. Raises OSError for a file that can't be read."""
+    """Size of the input; None if it is not known in advance. Raises OSError for a file that can't be read."""
     total: int | None = 0
     for name in files:
         if name == "-":
@@ -279,7 +279,7 @@ def _total_bytes(files: list[str]) -> int | None:
 
 
 def run(arguments: argparse.Namespace, settings: Settings, clock: Clock) -> int:
-    """Send everything, print the report; returns the exit code."""
+    """Send everything and print the report; returns the exit code."""
     report = Report()
     try:
         total = _total_bytes(arguments.files)

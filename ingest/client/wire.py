@@ -1,4 +1,4 @@
-"""The client's side of the HTTP contract: one kept connection, and answers that tell what to do."""
+"""The client's side of the HTTP contract: one persistent connection, and answers that show what to do next."""
 
 import gzip
 import http.client
@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 PATH: Final = "/api/logs"
-MESSAGE_CHARS_MAX: Final = 300  # of what a server, or a proxy in between, says
+MESSAGE_CHARS_MAX: Final = 300  # of the message of a server, or of a proxy in between
 RETRY_AFTER_SECONDS_MAX: Final = 3600.0
 
 
@@ -17,12 +17,12 @@ class NotSentError(Exception):
 
 
 class NoAnswerError(Exception):
-    """The connection ended after the request was sent, or while it was: what became of it is not known."""
+    """The connection ended while the request was sent, or after that: the outcome is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server said. `error` is the object of an error's one shape, empty where the body is something else."""
+    """The server's answer. `error` is the object of the JSON error form; empty if the body has another form."""
 
     status: int
     retry_after_seconds: float | None
@@ -35,11 +35,11 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """What the error says."""
+        """The error's message."""
         return str(self.error.get("message", http.client.responses.get(self.status, "")))[:MESSAGE_CHARS_MAX]
 
     def reasons(self, count: int) -> dict[int, str]:
-        """Why events of a batch of `count` were rejected, by index; empty where the answer does not tell which."""
+        """Reasons for the rejection of events of a batch of `count`, by index; empty if the answer names no events."""
         found: dict[int, str] = {}
         for problem in self.error.get("errors") or ():
             index, field = problem.get("index"), problem.get("field")
@@ -53,7 +53,7 @@ class Answer:
 
 
 class Endpoint:
-    """POST /api/logs of one server, over one connection that is made anew when it broke."""
+    """POST /api/logs of one server, over one connection. A broken connection is replaced."""
 
     def __init__(self, base_url: str, *, gzipped: bool, timeout_seconds: float) -> None:
         parts = urlsplit(base_url)
@@ -93,7 +93,7 @@ class Endpoint:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After; None for none, and for a date, which no Sluice sends."""
+    """Seconds of a Retry-After; None if it is missing, or a date, which no Sluice sends."""
     if value is None or not value.isascii() or not value.isdigit():
         return None
     return min(float(value), RETRY_AFTER_SECONDS_MAX)

@@ -1,1 +1,1 @@
-"""Codecs: from the bodies of a protocol to events, all or nothing."""
+"""Codecs: decode the bodies of a protocol into events, all or nothing."""

@@ -1,8 +1,8 @@
-"""From a body to its events, all or nothing.
+"""Decodes a body into its events, all or nothing.
 
-Two ways lead there. The quick one decodes straight into events and settles nearly every body. Whatever it does not
-take goes the careful way (`strict_json`, and `large_json` for large bodies), which alone decides what is wrong, and
-where. So the quick way may only refuse too much, never accept more; the property tests compare the two.
+There are two paths. The fast path decodes directly into events, and accepts nearly every body. All other bodies take
+the slow path (`strict_json`, and `large_json` for large bodies). Only the slow path decides what is wrong, and where.
+So the fast path may reject too much, but never accept more; the property tests compare the two.
 """
 
 import re
@@ -55,32 +55,32 @@ _decode_many = msgspec.json.Decoder(list[_CheckedEvent]).decode
 _walk = msgspec.json.Decoder(msgspec.Raw).decode
 _encode = msgspec.json.encode
 
-# The spellings that clients use; any other one takes the careful way.
+# The spellings that clients use; any other spelling takes the slow path.
 _SEVERITY: Final = {
     spelling: name
     for given, name in (*((name, name) for name in SEVERITIES), *SEVERITY_ALIASES.items())
     for spelling in (given, given.lower(), given.title())
 }
-_ESCAPED_NUL: Final = b"\\u0000"  # may also be an escaped backslash before u0000: the careful way tells them apart
+_ESCAPED_NUL: Final = b"\\u0000"  # may also be an escaped backslash before u0000: the slow path distinguishes them
 _WHITESPACE: Final = b" \t\r\n"
 _LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*+")
-_MESSAGE_CHARS_SURE: Final = MESSAGE_BYTES_MAX // 4  # no character takes more than four bytes
-# A body so short has no attributes above their limit, although a number may be written longer than it was sent.
+_MESSAGE_CHARS_SURE: Final = MESSAGE_BYTES_MAX // 4  # no character has more than four bytes
+# The attributes of such a short body are within their limit, although a number may be written longer than it was sent.
 _BODY_BYTES_SURE: Final = ATTRIBUTES_BYTES_MAX // 2
 
 
 def parse_body(body: bytes, kind: BodyKind, *, events_max: int) -> list[Event]:
-    """The events of an inflated body, severities in capitals.
+    """The events of an inflated body, with severities in capitals.
 
-    Raises MalformedBodyError where it is not JSON, BodyTooLargeError for more than `events_max` events, and
-    InvalidEventsError where there is none or one breaks a rule.
+    Raises MalformedBodyError if it is not JSON, BodyTooLargeError for more than `events_max` events, and
+    InvalidEventsError if it has no event or one breaks a rule.
     """
     events = parse_quickly(body, kind, events_max)
     return events if events is not None else parse_carefully(body, kind, events_max)
 
 
 def hint(body: bytes, kind: BodyKind) -> str:
-    """What a body that was refused looks like, where it was sent under the wrong media type; "" where it does not."""
+    """A hint for a rejected body that looks like the other media type; "" if it does not."""
     text = body.lstrip(_WHITESPACE)
     if kind is BodyKind.JSON:
         first, _, rest = text.partition(b"\n")
@@ -94,7 +94,7 @@ def hint(body: bytes, kind: BodyKind) -> str:
 
 
 def _is_object(line: bytes) -> bool:
-    """Whether a line is a JSON object; one that is too long to look at is none."""
+    """Whether a line is a JSON object. A line that is too long to check counts as none."""
     if len(line) > LARGE_BYTES or line[:1] != b"{":
         return False
     try:
@@ -105,7 +105,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def parse_carefully(body: bytes, kind: BodyKind, events_max: int) -> list[Event]:
-    """The events of a body that the quick way did not take. Raises as `parse_body` does."""
+    """The events of a body that the fast path did not accept. Raises the errors of `parse_body`."""
     if len(body) > LARGE_BYTES:
         return run(check_large(body, kind, events_max=events_max))
     check = check_json if kind is BodyKind.JSON else check_ndjson
@@ -113,7 +113,7 @@ def parse_carefully(body: bytes, kind: BodyKind, events_max: int) -> list[Event]
 
 
 def parse_quickly(body: bytes, kind: BodyKind, events_max: int) -> list[Event] | None:
-    """The events, or None where the careful way must decide."""
+    """The events, or None if the slow path must decide."""
     if _ESCAPED_NUL in body:
         return None
     events: list[_CheckedEvent]
@@ -130,14 +130,14 @@ def parse_quickly(body: bytes, kind: BodyKind, events_max: int) -> list[Event] |
         return None
     if not events or not _passes(events, body):
         return None
-    return events  # type: ignore[return-value]  # a list is invariant; nobody adds to this one
+    return events  # a list is invariant; no caller adds to this one
 
 
 def _lines(body: bytes, events_max: int) -> list[bytes]:
-    """The lines of NDJSON that are not blank. Raises BodyTooLargeError where there are too many of them."""
+    """The lines of NDJSON that are not blank. Raises BodyTooLargeError if there are too many."""
     if body.count(b"\n") <= events_max:
         lines = [line for line in body.split(b"\n") if line and not line.isspace()]
-    else:  # most of them are blank, or there are too many: a million would take their time to be made
+    else:  # most lines are blank, or there are too many: a million lines would be slow to build
         found = (match[0] for match in _LINE.finditer(body) if not match[0].isspace())
         lines = list(islice(found, events_max + 1))
     if len(lines) > events_max:
@@ -146,7 +146,7 @@ def _lines(body: bytes, events_max: int) -> list[bytes]:
 
 
 def _passes(events: list[_CheckedEvent], body: bytes) -> bool:
-    """Check the rules that decoding does not, and bring severities into their one spelling."""
+    """Check the rules that decoding does not check, and normalise the spelling of severities."""
     is_short = len(body) <= _BODY_BYTES_SURE
     has_floats = False
     for event in events:
@@ -170,6 +170,6 @@ def _passes(events: list[_CheckedEvent], body: bytes) -> bool:
 
 
 def _ids_agree(events: list[_CheckedEvent]) -> bool:
-    """Whether events with one id are the same event; nearly always, no two have one."""
+    """Whether events with the same id are the same event. Nearly always, no two events have the same id."""
     ids = [event.event_id for event in events if event.event_id is not None]
     return len(set(ids)) == len(ids) or next(conflicts(events), None) is None

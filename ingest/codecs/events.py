@@ -1,4 +1,4 @@
-"""Sluice's own protocol, `POST /api/logs`: events as JSON or NDJSON, all of a body or nothing."""
+"""Sluice's own protocol, `POST /api/logs`: events as JSON or NDJSON. It accepts all events of a body or none."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from pipeline.settings import Settings
 
 
 def events_codec(settings: Settings) -> Codec:
-    """The codec of one process: slow bodies take turns in it."""
+    """The codec of one process: its slow bodies take turns."""
     slow_bodies = SlowBodies(settings)
 
     async def events_of(kind: BodyKind, body: bytes) -> list[Event]:

@@ -1,8 +1,8 @@
-"""The careful way through a large body, in steps of some milliseconds: others are served between them.
+"""The slow path for a large body, in steps of some milliseconds: the process serves other requests between them.
 
-It gives the answers of `strict_json`, which builds everything that a body has before it looks at any of it: a
-mebibyte of `[],[],…` took a hundred milliseconds. Here msgspec walks over the body first, without building anything;
-then only what an event may have is built. Of everything else it is enough to know what kind of value it is.
+It gives the answers of `strict_json`. That module builds all values of a body before it checks any of them: a mebibyte
+of `[],[],…` took a hundred milliseconds. Here msgspec first walks over the body without building anything. Then this
+module builds only the values that an event may have. For all other values it needs only their type.
 """
 
 import re
@@ -19,7 +19,7 @@ from ingest.codecs.validation import RULES, VAST, events_in_steps
 from ingest.errors import BodyTooLargeError, MalformedBodyError
 from pipeline.event import ATTRIBUTES_BYTES_MAX, Event
 
-LARGE_BYTES: Final = 16 * 1024  # what is smaller takes a millisecond or two however it is written
+LARGE_BYTES: Final = 16 * 1024  # smaller bodies take a millisecond or two, whatever they contain
 
 _Result = TypeVar("_Result")
 _Steps = Generator[None, None, _Result]
@@ -31,13 +31,13 @@ _decode_known = msgspec.json.Decoder(msgspec.defstruct("Known", _KNOWN)).decode
 _decode_known_alone = msgspec.json.Decoder(msgspec.defstruct("Alone", _KNOWN, forbid_unknown_fields=True)).decode
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _NTH: Final = "_{}"
-_FIRST_MAX: Final = 5000  # a type of more fields takes long to make
-_VAST_BYTES: Final = 8 * ATTRIBUTES_BYTES_MAX  # an escape takes six bytes for a character of one
-_UNREAD: Final = "\ud800"  # stands for the name of a field that has surrogates: no field of an event has
+_FIRST_MAX: Final = 5000  # a type of more fields takes long to create
+_VAST_BYTES: Final = 8 * ATTRIBUTES_BYTES_MAX  # an escape has six bytes for a character of one byte
+_UNREAD: Final = "\ud800"  # represents the name of a field that has surrogates: no field of an event has them
 
-# Half of a surrogate pair is JSON to the grammar, and not to msgspec. So escapes of surrogates are disguised while it
-# reads, by bytes that UTF-8 does not have and msgspec does not look at; escaped backslashes too, lest one be taken for
-# the beginning of such an escape.
+# Half of a surrogate pair is valid in JSON's grammar, but not for msgspec. So escapes of surrogates are disguised while
+# msgspec reads, with bytes that UTF-8 does not have and msgspec does not check. Escaped backslashes are disguised too:
+# otherwise one could look like the start of such an escape.
 _DISGUISES: Final = ((b"\\\\", b"\xfe\xfe"), (b"\\ud", b"\xffud"), (b"\\uD", b"\xffuD"))
 _CUT_ESCAPE: Final = re.compile(rb"\xffu[dD](?![0-9a-fA-F]{3})")
 _REASON: Final = re.compile(r"(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?", re.DOTALL)
@@ -48,13 +48,13 @@ _UNSTRUCTURED: Final = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 def check_large(body: bytes, kind: BodyKind, *, events_max: int) -> _Steps[list[Event]]:
-    """The events of a body, in steps. Raises as `ingest.codecs.event_bodies.parse_body` does."""
+    """The events of a body, in steps. Raises the errors of `ingest.codecs.event_bodies.parse_body`."""
     items = yield from (_array_or_one(body, events_max) if kind is BodyKind.JSON else _lines(body, events_max))
     return (yield from events_in_steps(items))
 
 
 def _array_or_one(body: bytes, events_max: int) -> _Steps[list[Any]]:
-    """The values of a JSON body: those of an array, or the one that it is."""
+    """The values of a JSON body: the values of an array, or its single value."""
     text_of(body, 0, 1)
     yield
     body = yield from _checked_json(body, 0, 1)
@@ -92,7 +92,7 @@ def _lines(body: bytes, events_max: int) -> _Steps[list[Any]]:
 
 
 def _checked_json(raw: bytes, byte: int, line: int) -> _Steps[bytes]:
-    """A part of the body that begins at `byte` and `line`, disguised. Raises MalformedBodyError."""
+    """A part of the body that starts at `byte` and `line`, disguised. Raises MalformedBodyError."""
     if not raw.strip(_BLANK):
         raise MalformedBodyError("the body is empty", byte=byte, line=line)
     if b"\\ud" in raw or b"\\uD" in raw:
@@ -117,13 +117,13 @@ def _checked_json(raw: bytes, byte: int, line: int) -> _Steps[bytes]:
 
 
 def _malformed(reason: str, raw: bytes, at: int, byte: int, line: int) -> MalformedBodyError:
-    """What is wrong at a byte of a part of the body that begins at `byte` and `line`."""
+    """The error at a byte of a part of the body that starts at `byte` and `line`."""
     return MalformedBodyError(f"not JSON: {reason}", byte=byte + at, line=line + raw.count(b"\n", 0, at))
 
 
 def _check_depth(raw: bytes) -> _Steps[None]:
-    """Raise MalformedBodyError where JSON is nested too deep: each round takes the innermost brackets away."""
-    # Outside of strings nothing stands between two quotes here; those of neighbours vanish together.
+    """Raise MalformedBodyError if JSON is nested too deep: each round removes the innermost brackets."""
+    # Outside of strings nothing is between two quotes here; the quotes of adjacent strings disappear together.
     rest = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     yield
     rest = rest.translate(_BRACES, _UNSTRUCTURED)
@@ -151,7 +151,7 @@ def _too_deep() -> MalformedBodyError:
 
 @lru_cache(maxsize=4)
 def _decoder_of_first(count: int) -> Callable[[bytes], Any]:
-    """Decodes an array into its first values, unbuilt; msgspec passes over the others without making anything."""
+    """Decodes an array into its first values, unbuilt. msgspec skips the other values without building anything."""
     fields = [(_NTH.format(number), msgspec.Raw | msgspec.UnsetType, msgspec.UNSET) for number in range(count)]
     first = msgspec.json.Decoder(msgspec.defstruct("First", fields, array_like=True))
     return first.decode
@@ -171,7 +171,7 @@ def _elements(body: bytes, events_max: int) -> list[bytes]:
 
 
 def _item(raw: bytes) -> Any:
-    """The value of JSON, disguised, as far as the rules of an event look at it."""
+    """The value of disguised JSON, built only as far as the rules of an event need it."""
     raw = raw.strip(_BLANK)
     if len(raw) <= LARGE_BYTES:
         return _loaded(raw)
@@ -193,7 +193,7 @@ def _item(raw: bytes) -> Any:
 
 
 def _attributes(raw: bytes) -> Any:
-    """The attributes of an event; nothing of them where there are far too many."""
+    """The attributes of an event; VAST if they are far too large."""
     if raw[:1] == b"{":
         is_vast = len(raw) > _VAST_BYTES and len(raw.translate(None, _BLANK)) > _VAST_BYTES
         return VAST if is_vast else _loaded(raw)
@@ -201,7 +201,7 @@ def _attributes(raw: bytes) -> Any:
 
 
 def _shallow(raw: bytes) -> Any:
-    """The value of JSON: arrays and objects without what is in them."""
+    """The value of JSON: arrays and objects without their contents."""
     match raw[:1]:
         case b"[":
             return []
@@ -212,7 +212,7 @@ def _shallow(raw: bytes) -> Any:
 
 
 def _loaded(raw: bytes) -> Any:
-    """The value of JSON, disguised."""
+    """The value of disguised JSON."""
     for plain, disguise in _DISGUISES:
         raw = raw.replace(disguise, plain)
     return load(raw.decode())

@@ -1,4 +1,4 @@
-"""Which of the two media types of events a body has."""
+"""Reads which of the two media types of events a body has."""
 
 from enum import Enum
 from functools import lru_cache
@@ -8,15 +8,15 @@ from ingest.grammar import ascii_lower
 
 
 class BodyKind(Enum):
-    """How events stand in a body."""
+    """The form of the events in a body."""
 
-    JSON = "application/json"  # one object, or an array of them
+    JSON = "application/json"  # one object, or an array of objects
     NDJSON = "application/x-ndjson"  # one object a line
 
 
 @lru_cache(maxsize=128)
 def body_kind(content_type: str | None) -> BodyKind:
-    """The kind that a Content-Type names. Raises UnsupportedBodyError."""
+    """The kind of a Content-Type. Raises UnsupportedBodyError."""
     if content_type is None:
         raise UnsupportedBodyError("there is no Content-Type; it must be application/json or application/x-ndjson")
     media_type, *parameters = content_type.split(";")

@@ -1,8 +1,8 @@
-"""Which numbers are stored as they were sent.
+"""Decides which numbers are stored as they were sent.
 
-A number with a point or an exponent is read as a 64-bit float and written as the shortest decimal that gives the same
-float. That is another number where it had more than 17 significant digits, or was too small to be anything but 0. And
-PostgreSQL knows no negative zero. Such a number is refused rather than changed.
+A number with a point or an exponent is read as a 64-bit float, and written as the shortest decimal that gives the same
+float. That decimal is a different number if the sent number had more than 17 significant digits, or was so small that
+it became 0. PostgreSQL has no negative zero either. Such a number is rejected instead of changed.
 """
 
 import math
@@ -10,10 +10,10 @@ import re
 from decimal import Decimal
 from typing import Final
 
-_CHARS_SURE: Final = 16  # 15 significant digits and a point: every such decimal comes back as it was
-_CHARS_MAX: Final = 400  # the longest number with a meaning has 309 digits; what is longer is not compared
+_CHARS_SURE: Final = 16  # 15 significant digits and a point: every such decimal stays the same
+_CHARS_MAX: Final = 400  # the longest meaningful number has 309 digits; a longer one is not compared
 
-# Numbers after a colon that may change: a negative zero, many digits, or an exponent. It never looks back.
+# Numbers after a colon that may change: a negative zero, many digits, or an exponent. The pattern never backtracks.
 _DOUBTFUL: Final = re.compile(
     rb":[ \t\r\n]*+(?=[-0-9])(-0[.eE][-+.0-9eE]*+|-?[0-9.]++(?:(?<=[0-9.]{%d})|[eE])[-+.0-9eE]*+)" % (_CHARS_SURE + 1)
 )
@@ -27,12 +27,12 @@ CHANGED: Final = ChangedNumber()
 
 
 def number_of(text: str) -> float | ChangedNumber:
-    """A number of JSON that is no integer; infinite where it is too large, as Python has it."""
+    """A JSON number that is no integer. It is infinite if it is too large, as in Python."""
     return float(text) if is_kept(text) else CHANGED
 
 
 def is_kept(text: str) -> bool:
-    """Whether a number of JSON, no integer, is stored as it was sent, or is too large, which another rule refuses."""
+    """Whether a JSON number, no integer, is stored as sent. True if it is too large: another rule rejects that."""
     if len(text) <= _CHARS_SURE and not text.startswith("-0") and "e" not in text.lower():
         return True
     if len(text) > _CHARS_MAX:
@@ -44,14 +44,14 @@ def is_kept(text: str) -> bool:
 
 
 def are_kept(body: bytes) -> bool:
-    """Whether all numbers of a JSON body are; False also where a text only looks like a number that is not."""
+    """Whether all numbers of a JSON body are kept. Also False if a string contains text like a changed number."""
     for match in _DOUBTFUL.finditer(body):
         text = match[1].decode()
         try:
             value = float(text)
-        except ValueError:  # a text within a string
+        except ValueError:  # text inside a string
             return False
-        if value and repr(value) == text:  # nearly always: as most programs write a float
+        if value and repr(value) == text:  # nearly always: most programs write floats like this
             continue
         if not text.lstrip("-").isdigit() and not is_kept(text):
             return False

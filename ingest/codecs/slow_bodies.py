@@ -1,7 +1,8 @@
-"""Reads bodies that go the careful way such that those who send good ones hardly notice.
+"""Parses slow bodies in small steps, so that they do not delay other requests.
 
-Small ones are read at once. The others take turns: one is read at a time, a few milliseconds of it, and then the event
-loop belongs to everybody else for some times as long. Whatever is sent, such bodies get a fixed share of the process.
+Small slow bodies are parsed at once. The others take turns: the process parses one at a time, for a few milliseconds.
+Then the event loop serves only other requests, for a few times as long. So slow bodies get a fixed share of the
+process, whatever clients send.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from pipeline.settings import Settings
 
 AT_ONCE_BYTES: Final = 4096  # takes half a millisecond at most: no more than a good batch
 SLICE_SECONDS: Final = 0.002
-REST_TIMES: Final = 3.0  # as long as it took: slow bodies get a quarter of the process
+REST_TIMES: Final = 3.0  # times the length of the last slice: slow bodies get a quarter of the process
 
 
 class SlowBodies:
@@ -26,15 +27,15 @@ class SlowBodies:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._turn = asyncio.Lock()
-        self._waiting_bytes = 0  # the one that is read included
-        self._free_at = 0.0  # of the loop's clock
+        self._waiting_bytes = 0  # including the body that is being parsed
+        self._free_at = 0.0  # on the loop's clock
 
     async def events(self, body: bytes, kind: BodyKind) -> list[Event]:
-        """The events of a body. Raises as `parse_body`, and OverloadedError where too many wait."""
+        """The events of a body. Raises the errors of `parse_body`, and OverloadedError if too many bodies wait."""
         events_max = self._settings.body_events_max
         if len(body) <= AT_ONCE_BYTES:
             return parse_carefully(body, kind, events_max)
-        # One alone is read however large it is: repeating it later would not make it smaller.
+        # If no other body waits, a body of any size is parsed: it would be no smaller in a retry.
         if self._waiting_bytes and self._waiting_bytes + len(body) > self._settings.hard_bodies_bytes_max:
             raise OverloadedError("too many bodies that are hard to read wait for their turn")
         self._waiting_bytes += len(body)
@@ -45,7 +46,7 @@ class SlowBodies:
             self._waiting_bytes -= len(body)
 
     async def _in_slices(self, steps: Generator[None, None, list[Event]]) -> list[Event]:
-        """Take the steps, a slice of time each turn."""
+        """Run the steps, one slice of time each turn."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._free_at - loop.time())
@@ -62,7 +63,7 @@ class SlowBodies:
 
 
 def _steps(body: bytes, kind: BodyKind, events_max: int) -> Generator[None, None, list[Event]]:
-    """The careful way in steps; a body that is not large is one of them."""
+    """The slow path in steps; a body that is not large is one step."""
     if len(body) > LARGE_BYTES:
         return (yield from check_large(body, kind, events_max=events_max))
     return parse_carefully(body, kind, events_max)

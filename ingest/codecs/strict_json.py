@@ -1,8 +1,8 @@
-"""The careful way through a body: decides between events, not JSON (400), and events that break a rule (422).
+"""The slow path for a body: distinguishes events, bodies that are not JSON (400), and events that break a rule (422).
 
-It takes what the quick way could not: a lone surrogate, which JSON's grammar allows; an escaped NUL, which PostgreSQL
-does not take; integers of any length; and everything that is wrong. Time is linear in the body, and it stops at the
-first twenty problems. Large bodies go through `ingest.codecs.large_json`, which gives the same answers.
+It handles what the fast path could not: a lone surrogate, which JSON's grammar allows; an escaped NUL, which PostgreSQL
+rejects; integers of any length; and all errors. Its time is linear in the body, and it stops at the first twenty
+problems. Large bodies go through `ingest.codecs.large_json`, which gives the same answers.
 """
 
 import json
@@ -17,16 +17,16 @@ from ingest.errors import BodyTooLargeError, MalformedBodyError
 from pipeline.event import Event
 
 DEPTH_MAX: Final = 32
-INT_CHARS_SURE: Final = 20  # with its sign, no integer of 64 bits is longer
+INT_CHARS_SURE: Final = 20  # including the sign, no 64-bit integer is longer
 
-# A string, also one that is not closed: what it contains are no brackets. Possessive, so that it never looks back.
+# A string, even if it is not closed: it contains no structural brackets. Possessive, so that it never backtracks.
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _STRING_OR_BRACKET: Final = re.compile(_STRING.pattern + rb"|[\[\]{}]", re.DOTALL)
 _STRING_OR_CONSTANT: Final = re.compile(_STRING.pattern + rb"|NaN|-?Infinity", re.DOTALL)
 _BRACKETS_SOUGHT_MAX: Final = 50_000  # some milliseconds
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _BRACKET_STEP: Final = [{"[": 1, "{": 1, "]": -1, "}": -1}.get(chr(code), 0) for code in range(256)]
-_DEPTH_BLOCK: Final = 4096  # brackets counted at once: the look for too deep nesting ends soon after it
+_DEPTH_BLOCK: Final = 4096  # brackets counted in one step: the search for too deep nesting ends soon after it
 _JSON_SPACE: Final = " \t\r"
 
 
@@ -34,7 +34,7 @@ _Result = TypeVar("_Result")
 
 
 def run(steps: Generator[None, None, _Result]) -> _Result:
-    """The result of steps, taken one after another."""
+    """Run steps one after another, and return their result."""
     while True:
         try:
             next(steps)
@@ -44,7 +44,7 @@ def run(steps: Generator[None, None, _Result]) -> _Result:
 
 
 def check_json(body: bytes, *, events_max: int) -> list[Event]:
-    """The events of a JSON body. Raises as `ingest.codecs.event_bodies.parse_body` does."""
+    """The events of a JSON body. Raises the errors of `ingest.codecs.event_bodies.parse_body`."""
     text = text_of(body, 0, 1)
     value = value_of(body, text, 0, 1)
     items = value if isinstance(value, list) else [value]
@@ -54,7 +54,7 @@ def check_json(body: bytes, *, events_max: int) -> list[Event]:
 
 
 def check_ndjson(body: bytes, *, events_max: int) -> list[Event]:
-    """The events of an NDJSON body. Raises as `ingest.codecs.event_bodies.parse_body` does."""
+    """The events of an NDJSON body. Raises the errors of `ingest.codecs.event_bodies.parse_body`."""
     lines = body.split(b"\n")
     if sum(1 for raw in lines if raw and not raw.isspace()) > events_max:
         raise BodyTooLargeError(events_max, "events")
@@ -71,7 +71,7 @@ def check_ndjson(body: bytes, *, events_max: int) -> list[Event]:
 
 
 def text_of(raw: bytes, byte: int, line: int) -> str:
-    """The text of a part of the body that begins at `byte` and `line`."""
+    """The text of a part of the body that starts at `byte` and `line`. Raises MalformedBodyError."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -82,7 +82,7 @@ def text_of(raw: bytes, byte: int, line: int) -> str:
 
 
 def value_of(raw: bytes, text: str, byte: int, line: int) -> Any:
-    """The value of a part of the body; the last of duplicate keys wins."""
+    """The value of a part of the body. If a key is repeated, the last value wins. Raises MalformedBodyError."""
     if not text.strip(_JSON_SPACE + "\n"):
         raise MalformedBodyError("the body is empty", byte=byte, line=line)
     if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX and (number := _too_deep_bracket(raw)) is not None:
@@ -105,17 +105,17 @@ def value_of(raw: bytes, text: str, byte: int, line: int) -> Any:
         raise MalformedBodyError(
             f"not JSON: {error} is no number", byte=byte + at, line=line + raw.count(b"\n", 0, at)
         ) from None
-    except RecursionError:  # cannot be, with the depth counted before; cheap to be sure of
+    except RecursionError:  # can't happen, since the depth was counted before; the check is cheap
         raise MalformedBodyError(f"nested deeper than {DEPTH_MAX}", byte=None, line=None) from None
 
 
 def load(text: str) -> Any:
-    """The value of JSON text. Raises as json.loads does, RecursionError where it is very deep included."""
+    """The value of JSON text. Raises the errors of json.loads, including RecursionError if it is nested very deep."""
     return json.loads(text, parse_int=_integer, parse_float=number_of, parse_constant=_refuse_constant)
 
 
 def _too_deep_bracket(raw: bytes) -> int | None:
-    """Which bracket outside of strings, counted from 0, is the first to open deeper than allowed; None if none does."""
+    """The number, from 0, of the first bracket outside of strings that is nested too deep; None if there is none."""
     brackets = _STRING.sub(b"", raw).translate(None, _NO_BRACKETS)
     depth = 0
     for start in range(0, len(brackets), _DEPTH_BLOCK):
@@ -128,7 +128,7 @@ def _too_deep_bracket(raw: bytes) -> int | None:
 
 
 def _bracket_byte(raw: bytes, number: int) -> int | None:
-    """Where a bracket outside of strings stands; None where finding it would take too long."""
+    """The byte offset of a bracket outside of strings; None if the search would take too long."""
     if number > _BRACKETS_SOUGHT_MAX:
         return None
     found = (match.start() for match in _STRING_OR_BRACKET.finditer(raw) if match[0][:1] != b'"')
@@ -140,7 +140,7 @@ def _integer(digits: str) -> int | HugeInteger:
 
 
 class _ConstantError(Exception):
-    """NaN or an infinity, which Python reads and JSON has not."""
+    """NaN or an infinity: Python reads it, but JSON does not have it."""
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The rules of an event, for values as JSON's parser gives them; what breaks one is named, with its field and why."""
+"""The rules of an event, for parsed JSON values. Each broken rule is reported with its field and reason."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -32,15 +32,15 @@ _CONTENT: Final = (
     "source",
     "timestamp",
     "attributes",
-)  # as `content_of` has it
+)  # in the order of `content_of`
 
 
 class HugeInteger:
-    """An integer of more digits than 64 bits need: converting it would take quadratic time."""
+    """An integer with more digits than 64 bits need: converting it would take quadratic time."""
 
 
 class VastAttributes:
-    """Attributes that are so many that nobody looks at them."""
+    """Attributes that are too large to check."""
 
 
 HUGE: Final = HugeInteger()
@@ -58,7 +58,7 @@ _KINDS: Final[dict[type, str]] = {
 
 
 def events_in_steps(items: list[Any]) -> Generator[None, None, list[Event]]:
-    """Events of parsed values, some in each step. Raises InvalidEventsError with the first problems."""
+    """Convert parsed values to events, some in each step. Raises InvalidEventsError with the first problems."""
     if not items:
         raise InvalidEventsError("there is no event in the body", [])
     problems: list[Problem] = []
@@ -93,7 +93,7 @@ def _early(time: int, ms_min: int) -> str:
 
 
 def conflicts(events: Sequence[Event]) -> Iterator[Problem]:
-    """Events whose eventId an earlier one of the same body has, with other content. A repeat of the same is none."""
+    """Events with the eventId of an earlier event in the body, but other content. An exact repeat is no conflict."""
     first_of: dict[str, int] = {}
     for index, event in enumerate(events):
         if event.event_id is None:
@@ -108,7 +108,7 @@ def conflicts(events: Sequence[Event]) -> Iterator[Problem]:
 
 
 def _event(item: dict[str, Any]) -> Event:
-    """The event of an object that keeps every rule."""
+    """The event of an object that follows every rule."""
     return Event(
         correlation_id=item["correlationId"],
         severity=_severity(item["severity"]),
@@ -121,7 +121,7 @@ def _event(item: dict[str, Any]) -> Event:
 
 
 def _severity(text: str) -> str:
-    """The one spelling of a severity; the text itself where it is none."""
+    """The normal spelling of a severity; the text itself if it is none."""
     # Beyond ASCII there are other characters whose capitals are I or S.
     capitals = text.upper() if text.isascii() else text
     return SEVERITY_ALIASES.get(capitals, capitals)
@@ -146,17 +146,17 @@ def _event_problems(item: Any) -> Iterable[tuple[str | None, str]]:
 
 
 def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, as text for messages."""
     return _KINDS.get(type(value), "an object")
 
 
 def _printable(text: str) -> str:
-    """A client's own text, short, and such that UTF-8 can carry it."""
+    """A client's own text, shortened, and valid in UTF-8."""
     return text[:NAME_CHARS_MAX].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _unstorable(text: str) -> str | None:
-    """Why PostgreSQL would not take a text."""
+    """The reason why PostgreSQL would reject a text; None if it would not."""
     if "\0" in text:
         return "contains a NUL character"
     try:
@@ -199,7 +199,7 @@ def _timestamp_problem(value: Any) -> str | None:
         return "lies outside of the years 1970 to 9999"
     if isinstance(value, str):
         return "is a string: epoch milliseconds are expected, as an integer such as 1700000000000"
-    if type(value) is not int:  # a bool is an int to Python, and 1.0 is written as something else than an integer
+    if type(value) is not int:  # a bool is an int in Python, and 1.0 is not written as an integer
         return f"is {_kind(value)}, not an integer"
     if not TIMESTAMP_MS_MIN <= value <= TIMESTAMP_MS_MAX:
         return "lies outside of the years 1970 to 9999"
@@ -252,4 +252,4 @@ RULES: Final[dict[str, Callable[[Any], str | None]]] = {
     "eventId": _text_rule(1, EVENT_ID_CHARS_MAX),
     "attributes": _attributes_problem,
 }
-OPTIONAL: Final = frozenset({"eventId", "attributes"})  # null counts as missing: many encoders write it so
+OPTIONAL: Final = frozenset({"eventId", "attributes"})  # null counts as missing: many encoders write null
