@@ -1,1 +1,1 @@
-"""The live page of the whole system, `GET /`, and what feeds it: read-only, and never at the cost of a request."""
+"""The live page of the whole system, `GET /`, and its data sources. Read-only, and never delays a request."""

@@ -1,4 +1,4 @@
-"""The files of the page, read once: each has its content's hash in its name, so that browsers keep it for ever."""
+"""The files of the page, read once. Each name has a hash of the content, so that browsers cache it forever."""
 
 import hashlib
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _FILES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file as it is served."""
+    """One served file."""
 
     content: bytes
     media_type: str
@@ -42,7 +42,7 @@ class Assets:
 
 
 def load_assets() -> Assets:
-    """Read the files and put their names into the page, where it says {{name}}."""
+    """Read the files, and replace {{name}} in the page with their names."""
     page = (_FOLDER / "index.html").read_text(encoding="utf-8")
     by_name = {}
     for file in _FILES:

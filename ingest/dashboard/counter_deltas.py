@@ -1,4 +1,4 @@
-"""What this process has counted since it last said so, by the names of the history."""
+"""The growth of this process' counters since the last read, with the names of the history."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ _NAMES: Final = {202: "accepted", 429: "limited", 503: "unavailable"}
 
 @dataclass(slots=True)
 class CounterDeltas:
-    """Differences of this process' counters. A body that was refused unread counts as one event refused.
+    """Differences of this process' counters. A body that was rejected unread counts as one rejected event.
 
-    `refused_beyond_first` counts the events of refused bodies that were read, but for the first of each.
+    `refused_beyond_first` counts the events of rejected bodies that were read, without the first event of each.
     """
 
     metrics: IngestMetrics
@@ -25,7 +25,7 @@ class CounterDeltas:
     _last: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
 
     def take(self) -> dict[str, int]:
-        """What came since the last call."""
+        """The growth since the last call."""
         totals = self._totals()
         news = {name: totals[name] - self._last[name] for name in COUNTS}
         self._last = totals
@@ -42,7 +42,7 @@ class CounterDeltas:
 
 
 def _children(counter: Counter) -> list[tuple[str, int]]:
-    """The one label (or "") and value of each of a counter's children."""
+    """The single label (or "") and the value of each of a counter's children."""
     return [
         ("".join(sample.labels.values()), int(sample.value))
         for family in counter.collect()

@@ -1,4 +1,4 @@
-"""What the charts draw: one point a second, made from the history or from this process' own counters. Pure."""
+"""The data of the charts: one point a second, from the history or from this process' own counters. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,31 +6,31 @@ from typing import Any, Final
 
 from pipeline.ports.history import COUNTS, HistoryEntry
 
-GAP_SECONDS: Final = 5.0  # between two entries, over which no rate is made of their difference
+GAP_SECONDS: Final = 5.0  # between two entries; over a longer gap no rate is computed from their difference
 
 COLUMNS: Final = (
     "t",  # seconds since the epoch
     "admitted",  # events/s
-    "offered",  # events/s: admitted and refused
+    "offered",  # events/s: admitted and rejected
     "s202",  # answers/s
     "s429",
     "s503",
-    "s4xx",  # but 429
-    "s5xx",  # but 503
+    "s4xx",  # without 429
+    "s5xx",  # without 503
     "rate",  # events/s that are admitted at most
     "tokens",  # in the bucket
     "lag",  # events, all partitions
     "lags",  # events, a list by partition
-    "consumed",  # offsets that are stored, all partitions: its growth is what was drained
+    "consumed",  # offsets that are stored, all partitions: their growth is the number of drained events
     "drained",  # events/s
     "breaker",  # closed, open, half-open or unknown
-    "paused",  # whether consumption is; None where that is unknown
+    "paused",  # whether consumption is paused; None if unknown
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One second of the system; None is what was not known. `is_local`: of this process alone."""
+    """One second of the system; None is an unknown value. `is_local`: the point is of this process alone."""
 
     t: float
     counts: tuple[float, ...] | None  # a second, by pipeline.ports.history.COUNTS
@@ -75,7 +75,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def next_point(before: HistoryEntry | None, entry: HistoryEntry) -> Point:
-    """The point of an entry: its rates are differences to the entry before it, where that is near and not flushed."""
+    """The point of an entry. Its rates are differences to the entry before, if that is recent and not flushed."""
     if before is None:
         return Point(entry.at, None, entry.sample)
     seconds = entry.at - before.at
@@ -95,7 +95,7 @@ def _growth(before: float | None, after: float | None, seconds: float) -> float 
 
 
 def merged(history: Iterable[Point], local: Iterable[Point]) -> list[Point]:
-    """The history, with this process' own points in its holes."""
+    """The history, with this process' own points in its gaps."""
     found: list[Point] = []
     own = list(local)
     place = 0

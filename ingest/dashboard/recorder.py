@@ -1,4 +1,4 @@
-"""Writes the history: each ingest process its counters, one of them the system's sample; once a second."""
+"""Writes the history once a second: each ingest process adds its counters, one of them adds the system's sample."""
 
 import asyncio
 import logging
@@ -26,13 +26,13 @@ from pipeline.settings import Settings
 logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 1.0
-LOOK_BACK_ENTRIES_MAX: Final = 120  # that one look at the history reads; at first the last two minutes
-LEASE_SHARE: Final = 0.9  # of the period: a late second does not shut out the next one
+LOOK_BACK_ENTRIES_MAX: Final = 120  # entries in one read of the history; the first read covers the last two minutes
+LEASE_SHARE: Final = 0.9  # of the period: a second that starts late does not block the next one
 
 
 @dataclass(frozen=True, slots=True)
 class SystemReaders:
-    """The adapters that look at the whole system. `log` is one of its own, which never appends."""
+    """The adapters that read the whole system. `log` is a separate client, which never appends."""
 
     history: History
     leases: Leases
@@ -40,9 +40,9 @@ class SystemReaders:
 
 
 class Recorder:
-    """One process' part in writing the history. Its blocking calls run on a thread of their own, one at a time.
+    """One process' part in writing the history. Its blocking calls run on a separate thread, one at a time.
 
-    Redis away costs nothing but history: this process goes on to remember what it sees by itself.
+    If Redis is unavailable, only history is lost: this process continues to remember what it sees itself.
     """
 
     def __init__(
@@ -65,22 +65,22 @@ class Recorder:
         self._task: asyncio.Task[None] | None = None
         self._loop = loop
         self._is_away = False
-        self._lookout = Lookout(settings)  # of the executor's thread
+        self._lookout = Lookout(settings)  # used on the executor's thread
         self._seen: tuple[float, Outlook] | None = None  # when it was made, on the monotonic clock
         self.local: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
 
     def start(self) -> None:
-        """Begin; on the event loop."""
+        """Start; call it on the event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def close(self) -> None:
-        """End; a call that the thread is in ends by its own time-out."""
+        """End. A call that is running on the thread ends by its own time-out."""
         if self._task is not None:
             self._task.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def outlook(self, now: float) -> Outlook:
-        """What the last seconds show; nothing where that was too long ago."""
+        """The observations of the last seconds; empty if they are too old."""
         seen = self._seen
         return seen[1] if seen is not None and now - seen[0] <= FRESH_SECONDS else Outlook()
 
@@ -96,7 +96,7 @@ class Recorder:
             last = now
 
     async def _write(self, seconds: float) -> None:
-        """Write what came in so many seconds, and remember it here whatever becomes of it."""
+        """Write the counts of the last `seconds`, and remember them in this process even if writing fails."""
         counts, sample = self._deltas.take(), self._own_view()
         seen: dict[str, Any] | None = None
         try:
@@ -107,7 +107,7 @@ class Recorder:
             self.local.append(Point(self._clock.now(), rates, seen or sample, is_local=True))
 
     def _own_view(self) -> dict[str, Any]:
-        """What this process knows without asking anybody."""
+        """The values that this process has without a call to a server."""
         now = self._clock.monotonic()
         followed = self._follower.newest
         sample: dict[str, Any] = {
@@ -117,13 +117,13 @@ class Recorder:
         if followed is not None and not self._follower.is_away:
             sample |= _of_state(followed.state)
             if followed.state.rate is not None:
-                # For those who look once: they would have to take a wall clock's word for it.
+                # For readers that read only once: otherwise they would have to trust a wall clock.
                 sample["published"] = followed.state.rate.published_at
                 sample["published_age"] = followed.controller_age_seconds(now)
         return sample
 
     def _record(self, counts: dict[str, int], seconds: float, sample: dict[str, Any]) -> dict[str, Any] | None:
-        """Add the counts and, where it is this process' turn, a sample of the system; returns what was sampled."""
+        """Add the counts. If it is this process' turn, also add a sample of the system. Returns the sample."""
         self._lookout.note_own(counts, seconds, self._clock.monotonic())
         seen = self._add(counts, sample)
         now = self._clock.monotonic()
@@ -149,7 +149,7 @@ class Recorder:
         return seen
 
     def _positions(self) -> dict[str, Any]:
-        """How far the log was consumed; nothing where it does not answer, or not for all its partitions."""
+        """The consumed offsets of the event log; empty if it does not respond, or not for all partitions."""
         try:
             partitions = self._readers.log.identity().partitions
             positions = self._readers.log.positions()

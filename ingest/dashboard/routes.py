@@ -1,4 +1,4 @@
-"""The addresses of the live page: `/`, `/assets/…` and `/events`."""
+"""The routes of the live page: `/`, `/assets/…` and `/events`."""
 
 from typing import Final
 
@@ -42,7 +42,7 @@ def add_pages(app: IngestApp, viewers: Viewers) -> None:
         return HTTPResponse(asset.content, content_type=asset.media_type, headers=headers)
 
     async def get_events(request: IngestRequest) -> HTTPResponse | None:
-        """The stream of the page: server-sent events, a snapshot and then a message a second."""
+        """The stream of the page: server-sent events, first a snapshot and then a message a second."""
         headers = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
         if request.method == "HEAD":
             return HTTPResponse(b"", content_type="text/event-stream", headers=headers)

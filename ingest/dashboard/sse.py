@@ -1,4 +1,4 @@
-"""Shows the system to everybody who looks: one message a second, encoded once for all of them."""
+"""Sends the system's state to all viewers: one message a second, encoded once for all of them."""
 
 import asyncio
 import logging
@@ -25,10 +25,10 @@ from pipeline.ports.history import HISTORY_ENTRIES_MAX, HISTORY_SECONDS, History
 logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 1.0
-SOONEST_SECONDS: Final = 0.2  # between two messages, where a new viewer need not wait for the next second
-HEARTBEAT_SECONDS: Final = 5.0  # without a message, after which the stream says that it lives
+SOONEST_SECONDS: Final = 0.2  # between two messages, so that a new viewer does not wait for the next second
+HEARTBEAT_SECONDS: Final = 5.0  # without a message, after which the stream sends a heartbeat
 BEHIND_MAX: Final = 3  # messages that a viewer may be behind before it is dropped
-RETRY_MILLISECONDS: Final = 1000  # after which a browser that lost the stream tries again
+RETRY_MILLISECONDS: Final = 1000  # after which a browser that lost the stream reconnects
 EVENTS_SHOWN: Final = 50
 
 _END: Final = b""
@@ -36,13 +36,13 @@ _END: Final = b""
 
 @dataclass(eq=False, slots=True)
 class Viewer:
-    """One open stream. It begins with a snapshot; a slow one is dropped."""
+    """One open stream. It starts with a snapshot; a slow viewer is dropped."""
 
     queue: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(BEHIND_MAX + 1))
     is_new: bool = True
 
     async def messages(self) -> AsyncIterator[bytes]:
-        """What to send, heartbeats included, until the viewer is dropped or ingest stops."""
+        """The messages to send, including heartbeats, until the viewer is dropped or ingest stops."""
         yield b"retry: %d\n\n" % RETRY_MILLISECONDS
         while True:
             try:
@@ -55,14 +55,14 @@ class Viewer:
             yield message
 
     def give(self, message: bytes) -> bool:
-        """Hand a message over; False where it is too far behind."""
+        """Queue a message; False if the viewer is too far behind."""
         if self.queue.qsize() >= BEHIND_MAX:
             return False
         self.queue.put_nowait(message)
         return True
 
     def end(self) -> None:
-        """Let the stream end, whatever it has not read."""
+        """End the stream, and discard unread messages."""
         while not self.queue.empty():
             self.queue.get_nowait()
         self.queue.put_nowait(_END)
@@ -73,11 +73,11 @@ class Frame:
     """The messages of one second."""
 
     tick: bytes
-    snapshot: bytes | None  # made only where somebody is new
+    snapshot: bytes | None  # only made if there is a new viewer
 
 
 class Reader:
-    """Reads history and events, and encodes; everything blocks, on one thread."""
+    """Reads history and events, and encodes messages; everything blocks, on one thread."""
 
     def __init__(self, history: History | None, events: ControlEvents) -> None:
         self._history = history
@@ -88,7 +88,7 @@ class Reader:
         self._sent_at = 0.0
 
     def frame(self, sources: ViewSources, local: list[Point], *, for_new: bool) -> Frame:
-        """The messages of now. A store that is away leaves what was read, and what this process saw."""
+        """The current messages. Without the control store, they have older data and this process' own view."""
         are_new = False
         try:
             self._read_history()
@@ -124,15 +124,15 @@ class Reader:
             self._last = entry
 
     def _shown(self, now: float, local: list[Point]) -> list[Point]:
-        """The history; this process' own view where that has a hole, or has come to an end."""
+        """The history; this process' own view fills its gaps, and the time after its end."""
         newest = self._points[-1].t if self._points else 0.0
-        # The last seconds are still to come from whoever writes the history.
+        # The process that writes the history has not written the last seconds yet.
         own = [point for point in local if point.t < newest or now - newest > GAP_SECONDS]
         return [point for point in merged(self._points, own) if point.t > now - HISTORY_SECONDS]
 
 
 def _message(kind: str, identity: str, document: Any) -> bytes:
-    """One message of the stream; JSON has no line breaks."""
+    """One message of the stream; the JSON has no line breaks."""
     name = b"id: %b\n" % identity.encode() if identity else b""
     return b"event: %b\n%bdata: %b\n\n" % (kind.encode(), name, msgspec.json.encode(document))
 
@@ -155,18 +155,18 @@ class Viewers:
         self._loop = loop
         self._lifecycle = lifecycle
         self._viewers_max = viewers_max
-        self._local_points = local_points  # what this process has seen itself; it grows meanwhile
+        self._local_points = local_points  # points that this process has seen itself; it grows during the run
         self._viewers: set[Viewer] = set()
         self._wake = asyncio.Event()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="page")
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def end_streams(self) -> None:
-        """End every stream now: nobody waits for a page while ingest stops."""
+        """End every stream now: a page must not delay the stop of ingest."""
         if self._task is not None:
             self._task.cancel()
         for viewer in self._viewers:
@@ -175,7 +175,7 @@ class Viewers:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def join(self) -> Viewer:
-        """A new stream. Raises NotReadyError where there are too many, or ingest stops."""
+        """Open a new stream. Raises NotReadyError if there are too many, or ingest stops."""
         most = self._viewers_max
         if self._lifecycle.is_stopping:
             raise NotReadyError("this process is shutting down")
@@ -187,12 +187,12 @@ class Viewers:
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
-        """The stream has ended; idempotent."""
+        """Remove a stream that has ended; idempotent."""
         self._viewers.discard(viewer)
 
     @property
     def count(self) -> int:
-        """Open streams."""
+        """Number of open streams."""
         return len(self._viewers)
 
     async def _run(self) -> None:

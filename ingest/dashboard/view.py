@@ -1,4 +1,4 @@
-"""What the page shows beside the charts: the snapshot and the verdict of the health answer, from memory. Pure."""
+"""The content of the page without the charts: the snapshot and the verdict of the health answer, from memory. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pipeline.status import event_document, inputs_document
 
 @dataclass(frozen=True, slots=True)
 class ViewSources:
-    """What the view is made from."""
+    """The inputs of the view."""
 
     health: HealthSources
     process: str
@@ -21,7 +21,7 @@ class ViewSources:
 
 
 def page_document(sources: ViewSources) -> dict[str, Any]:
-    """The state of the system as the page shows it, but for its control events."""
+    """The state of the system for the page, without its control events."""
     return document_of(health_inputs(sources.health)) | {"process": sources.process, "viewers": sources.viewers}
 
 

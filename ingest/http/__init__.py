@@ -1,1 +1,1 @@
-"""HTTP/1.1: connections, requests, early rejections and how answers are written."""
+"""HTTP/1.1: connections, requests, early rejections, and the encoding of responses."""

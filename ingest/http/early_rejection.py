@@ -1,8 +1,8 @@
-"""Rejects requests before they become objects: complete responses, made in advance, for what would be refused anyway.
+"""Rejects requests before they become objects, with complete responses that are made in advance.
 
-While the bucket is empty or the log does not answer, most requests are refused, so a rejection must cost as little as
-it can. Only the plainest requests are answered here, those whose response depends on nothing but their head. All
-others, and every request that can be read in two ways, take the ordinary way and get the same response there.
+While the bucket is empty or the event log does not respond, most requests are rejected. So a rejection must be as cheap
+as possible. This module answers only the simplest requests: their response depends on nothing but their head. All other
+requests, and every ambiguous request, take the normal path and get the same response there.
 """
 
 import math
@@ -21,10 +21,10 @@ from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.metrics import IngestMetrics
 
-RESPONSES_MADE: Final = 16  # with a Retry-After each, so that clients refused together do not come back together
-RESPONSES_SECONDS_MAX: Final = 0.1  # after which they are made anew: what they say changes
+RESPONSES_MADE: Final = 16  # each with its own Retry-After, so that clients rejected together do not return together
+RESPONSES_SECONDS_MAX: Final = 0.1  # after which they are made again, since their content changes
 
-# Fields that say how the request must be read or answered.
+# Fields that affect how a request is read or answered.
 _FIELDS: Final = re.compile(
     rb"(?:^|\n)(host|content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade)"
     rb":[ \t]*([^\r]*)",
@@ -32,7 +32,7 @@ _FIELDS: Final = re.compile(
 )
 _NOT_HERE: Final = frozenset({"content-encoding", "transfer-encoding", "expect", "upgrade"})
 
-Made = tuple[bytes, bytes]  # the head of a response but for its request id, and its body
+Made = tuple[bytes, bytes]  # the head of a response without its request id, and its body
 
 
 class EarlyRejection:
@@ -50,7 +50,7 @@ class EarlyRejection:
         lifecycle: Lifecycle,
         bytes_max: int,
     ) -> None:
-        self.begin = b"POST %b HTTP/1.1\r\n" % path.encode()  # of every request that may be rejected here
+        self.begin = b"POST %b HTTP/1.1\r\n" % path.encode()  # the start of every request that may be rejected here
         self._head = re.compile(re.escape(self.begin) + grammar.FIELD_LINES)
         self._codec = codec
         self._gate = gate
@@ -62,13 +62,13 @@ class EarlyRejection:
         self._turn = count()
         self._responses: Sequence[Made] = ()
         self._made_at = 0.0  # monotonic
-        self._made_for_seconds = 0.0  # of waiting
-        self._counter: Any = None  # of the code that the responses have
+        self._made_for_seconds = 0.0  # seconds to wait
+        self._counter: Any = None  # of the code of the responses
 
     def reject(self, data: bytes) -> tuple[bytes, int] | None:
-        """The response to the request that `data` begins with, and that request's length, body included.
+        """The response to the request at the start of `data`, and the length of that request, including its body.
 
-        None where it is not to be refused, or not here. The body need not be there yet; it is within the limits.
+        None if it is not to be rejected, or not here. The body may not have arrived yet; its size is within the limits.
         """
         if self._lifecycle.is_stopping:
             return None
@@ -83,7 +83,7 @@ class EarlyRejection:
         return b"%bx-request-id: %b\r\n\r\n%b" % (head, name, body), length
 
     def _has_responses(self, seconds: float) -> bool:
-        """Make the responses anew if those that are there do not fit; False if the gate has opened meanwhile."""
+        """Make the responses again if the present ones do not fit; False if the gate has opened since."""
         now, made_for = self._clock.monotonic(), self._made_for_seconds
         is_fit = seconds <= made_for and math.isinf(seconds) == math.isinf(made_for)
         if is_fit and now - self._made_at <= RESPONSES_SECONDS_MAX:
@@ -104,7 +104,7 @@ class EarlyRejection:
         return head, body
 
     def _read(self, data: bytes) -> tuple[bytes, int] | None:
-        """The id and the whole length of a plain request; None where it is not that plain."""
+        """The id and the total length of a simple request; None if the request is not simple."""
         match = self._head.match(data)
         if match is None or match.end() > grammar.HEAD_BYTES_MAX:
             return None

@@ -1,4 +1,4 @@
-"""Connections of ingest: Sanic's protocol with bounds, and rejections that never become a request."""
+"""Connections of ingest: Sanic's protocol with limits, and rejections without a request object."""
 
 import asyncio
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from ingest.http.request import ConnectionLimits, IngestHttp
 from ingest.http.routes import IngestRequest
 from ingest.types import Codec
 
-WRITE_SECONDS_MAX: Final = 10.0  # for a client to read what it was sent
+WRITE_SECONDS_MAX: Final = 10.0  # for a client to read the response
 
 
 class _Arrival:
-    """Wakes the one task that waits for bytes, like the asyncio.Event that it stands in for.
+    """Wakes the one task that waits for bytes. It replaces an asyncio.Event.
 
-    That asks for the running loop with each wait, and Python 3.11 asks the system for the process' id to answer: a
-    twentieth of the CPU of a request.
+    An Event looks up the running loop in each wait. For this, Python 3.11 requests the process' id from the operating
+    system: a twentieth of the CPU of a request.
     """
 
     __slots__ = ("_is_set", "_loop", "_waiter")
@@ -34,14 +34,14 @@ class _Arrival:
         self._waiter: asyncio.Future[None] | None = None
 
     def set(self) -> None:
-        """Bytes have come, or the connection is gone."""
+        """Signal that bytes have arrived, or that the connection has ended."""
         self._is_set = True
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def clear(self) -> None:
-        """What has come is taken."""
+        """Reset, after the bytes were read."""
         self._is_set = False
 
     async def wait(self) -> None:
@@ -53,18 +53,18 @@ class _Arrival:
 
 @dataclass(frozen=True, slots=True)
 class HttpParts:
-    """What connections work with; Sanic makes them, so they find it in `app.ctx.http`."""
+    """The dependencies of connections. Sanic creates connections, so they find these in `app.ctx.http`."""
 
     limits: ConnectionLimits
     connections_max: int
-    busy_response: bytes  # to a connection that is one too many
+    busy_response: bytes  # to a connection above the limit
     collector: Collector
-    codecs: Mapping[str, Codec]  # by the path to which events are posted
+    codecs: Mapping[str, Codec]  # by path
     early_rejection: EarlyRejection | None
 
 
 class IngestProtocol(HttpProtocol):
-    """Sanic's protocol with bounds; see HttpParts."""
+    """Sanic's protocol with limits; see HttpParts."""
 
     __slots__ = ("_parts", "_refused_left", "_refused_timer", "limits")
     HTTP_CLASS = IngestHttp
@@ -74,15 +74,15 @@ class IngestProtocol(HttpProtocol):
         self._parts = parts
         self.limits = parts.limits
         super().__init__(**kwargs)
-        self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has what is used of an Event
+        self._data_received = _Arrival(self.loop)  # it has the methods of Event that Sanic uses
         self.request_handler = self._handle
-        self._refused_left = 0  # bytes still to come of a body that was refused without a request object
+        self._refused_left = 0  # bytes still to come of a body that was rejected without a request object
         self._refused_timer: asyncio.TimerHandle | None = None
 
     async def _handle(self, request: IngestRequest) -> None:
-        """Answer a request: events by the collector itself, everything else by Sanic's way to its handlers.
+        """Answer a request. The collector answers events; Sanic's handlers answer everything else.
 
-        That way asks the router, the middleware and what a handler may return; events need none of these.
+        Sanic's path runs the router, the middleware and checks of a handler's result. Events need none of these.
         """
         http = self.http
         codec = self._parts.codecs.get(http.url) if request.method == "POST" else None
@@ -92,7 +92,7 @@ class IngestProtocol(HttpProtocol):
             await http.answer(await self._parts.collector.collect(codec, http))
 
     def connection_made(self, transport: Any) -> None:
-        """Take a connection, or refuse it where there are too many."""
+        """Accept a connection, or reject it if there are too many."""
         if len(self.connections) >= self._parts.connections_max:
             transport.write(self._parts.busy_response)
             transport.close()
@@ -100,7 +100,7 @@ class IngestProtocol(HttpProtocol):
         super().connection_made(transport)  # type: ignore[no-untyped-call]
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, unless the connection was refused; answer at once what is refused anyway."""
+        """Process bytes, unless the connection was rejected. Reject at once where an early rejection applies."""
         if self.transport is None:
             return
         if self._refused_left:
@@ -121,7 +121,7 @@ class IngestProtocol(HttpProtocol):
             super().data_received(data)
 
     def _is_between_requests(self) -> bool:
-        """Whether the next byte begins a request, all earlier ones are answered, and the client reads its answers."""
+        """Whether the next byte starts a request, all earlier ones are answered, and the client reads its responses."""
         http = self.http
         return (
             http is not None
@@ -135,7 +135,7 @@ class IngestProtocol(HttpProtocol):
         )
 
     def _throw_away(self, data: bytes) -> bytes:
-        """What `data` has beyond a body that was refused."""
+        """Discard bytes of a rejected body; returns the rest of `data`."""
         rest = data[self._refused_left :]
         self._refused_left = max(0, self._refused_left - len(data))
         if not self._refused_left:
@@ -143,7 +143,7 @@ class IngestProtocol(HttpProtocol):
         return rest
 
     def _close_refused(self) -> None:
-        """A refused body trickles in: it has had its answer, and its time."""
+        """Close after a rejected body that is sent too slowly: it has its response, and its time is up."""
         self._refused_timer = None
         self.close()
 
@@ -153,16 +153,16 @@ class IngestProtocol(HttpProtocol):
             self._refused_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Release the connection."""
         if self.conn_info is None:
-            return  # refused
+            return  # rejected
         self._disarm_refused()
         if self.http is not None:
             self.http.disarm()
         super().connection_lost(exc)  # type: ignore[no-untyped-call]
 
     async def send(self, data: bytes) -> None:
-        """Write, within a time. Raises RequestCancelled where the client is gone or does not read."""
+        """Write within a time limit. Raises RequestCancelled if the client disconnected or does not read."""
         if not self._can_write.is_set():
             try:
                 await asyncio.wait_for(self._can_write.wait(), WRITE_SECONDS_MAX)

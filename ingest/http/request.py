@@ -1,18 +1,18 @@
-"""HTTP/1.1 for ingest: Sanic's protocol with what it gets wrong mended, in subclasses.
+"""HTTP/1.1 for ingest: subclasses that fix errors of Sanic's protocol.
 
-What Sanic 25.12 does, and what happens here instead:
+The behaviour of Sanic 25.12, and the behaviour here:
 
-- Its time-outs begin anew with every byte. Here headers and body have one total time.
-- It takes `Content-Length : 5` for an unknown header, and control characters, a bare CR or LF, and signs, blanks or
-  other digits than ASCII's within numbers for granted; it does not look at the end of a chunk. Here the grammar of
-  RFC 9112 is asked for, and anything else is a 400, since two readings of one request are how requests are smuggled.
-  What can't become a head any more (TLS, a bare LF) is refused at once, not when its time is up.
-- It asks a client that expects `100 Continue` for a body that it has already refused, and closes a connection over
-  unread data, so that the answer may be lost. Here a body that is not wanted is thrown away within a limit, or the
-  connection is closed in two steps.
-- A client that sends requests but reads no answers holds its task for ever. Here writing has a limit too.
-- It accepts any number of connections. Here they are bounded.
-- It makes a request of whatever comes. Here what is refused anyway is answered before (`ingest.http.early_rejection`).
+- Sanic's time-outs restart with every byte. Here headers and body have one total time.
+- Sanic treats `Content-Length : 5` as an unknown header. It accepts control characters, a bare CR or LF, and signs,
+  blanks or non-ASCII digits within numbers. It does not check the end of a chunk. Here the grammar of RFC 9112 applies,
+  and anything else is a 400: requests are smuggled if two servers read one request differently. Bytes that can't become
+  a head (TLS, a bare LF) are rejected at once, not when their time is up.
+- Sanic asks a client that expects `100 Continue` for a body that it has already rejected. It closes a connection with
+  unread data, so the response may be lost. Here an unwanted body is discarded within a limit, or the connection is
+  closed in two steps.
+- In Sanic, a client that sends requests but reads no responses holds its task forever. Here writing has a limit too.
+- Sanic accepts any number of connections. Here they are bounded.
+- Sanic makes a request object of everything. Here early rejections come first (`ingest.http.early_rejection`).
 """
 
 import asyncio
@@ -37,8 +37,8 @@ from ingest.types import Headers, Lifecycle, Response
 if TYPE_CHECKING:
     from sanic.models.protocol_types import TransportProtocol
 
-LINGER_SECONDS: Final = 1.0  # for a client to stop sending what it was told is not wanted
-LINGER_BYTES_MAX: Final = 8 << 20  # thrown away meanwhile
+LINGER_SECONDS: Final = 1.0  # for a client to stop sending an unwanted body
+LINGER_BYTES_MAX: Final = 8 << 20  # discarded during that time
 CHUNK_LINE_BYTES_MAX: Final = 256  # a chunk's size with its extensions
 EMPTY_LINES_MAX: Final = 2  # before a request line (RFC 9112, 2.2)
 
@@ -52,9 +52,9 @@ _FIELDS_READ: Final = frozenset(
 # White space before a chunk's extension only (RFC 9112, 7.1.1).
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _TLS_HANDSHAKE: Final = b"\x16\x03"
-# What no head has: a line feed alone, and control characters.
+# Bytes that no head has: a line feed alone, and control characters.
 _NO_HEAD: Final = re.compile(rb"(?<!\r)\n|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_COMING: Final = b"coming"  # of a body: what Sanic wants to know is only whether one is left
+_COMING: Final = b"coming"  # of a body: Sanic only checks whether bytes are left
 _NOTHING: Final[tuple[bytes, ...]] = ()
 _BYTES: Final = "application/octet-stream"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -62,12 +62,12 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What bounds every connection of a process."""
+    """The limits of every connection of a process."""
 
     lifecycle: Lifecycle
     request_ids: RequestIds
     request_seconds_max: float  # for the head and the body of a request together
-    discard_bytes_max: int  # of a body that is not wanted, before its connection is closed over it
+    discard_bytes_max: int  # of an unwanted body, before its connection is closed
 
 
 class LimitedConnection(Protocol):
@@ -77,7 +77,7 @@ class LimitedConnection(Protocol):
 
 
 class IngestHttp(Http):
-    """One connection's requests and responses."""
+    """The requests and responses of one connection."""
 
     __slots__ = ("_body_left", "_deadline", "_is_chunked", "_is_first_chunk", "_limits", "_lingers", "request_id")
 
@@ -89,11 +89,11 @@ class IngestHttp(Http):
         self._is_chunked = False
         self._is_first_chunk = True
         self._lingers = False
-        self.request_id = ""  # of the request that is read or answered; empty until it has one
+        self.request_id = ""  # of the current request; empty until it has one
 
     @property
     def headers(self) -> Headers:
-        """The header fields of the request that is read or answered."""
+        """The header fields of the current request."""
         return cast("Headers", self.request.headers)
 
     async def http1(self) -> None:
@@ -105,7 +105,7 @@ class IngestHttp(Http):
     # --- Head -------------------------------------------------------------------------------------------------------
 
     def init_for_request(self) -> None:
-        """Begin a request."""
+        """Start a request."""
         self.disarm()
         self.request_id = ""
         super().init_for_request()  # type: ignore[no-untyped-call]
@@ -136,7 +136,7 @@ class IngestHttp(Http):
         self._make_request(head, *match.groups())
 
     def _make_request(self, head: bytes, method: bytes, target: bytes, version: bytes, lines: bytes) -> None:
-        """Make the request of a head whose grammar is right, and see how its body comes."""
+        """Make the request of a head whose grammar is correct, and determine the form of its body."""
         protocol = self.protocol
         self.url = target.decode("ascii")
         fields = [
@@ -163,13 +163,13 @@ class IngestHttp(Http):
         protocol.state["requests_count"] += 1
 
     def _expect_body(self, fields: list[tuple[str, str]], *, is_new: bool) -> None:
-        """How the body comes: in how many bytes, or in chunks. Raises BadRequest where the head has two readings."""
+        """Determine the form of the body: a number of bytes, or chunks. Raises BadRequest if the head is ambiguous."""
         self._body_left = 0
         self._is_chunked = False
         found: dict[str, str] = {}
-        for name, value in fields:  # one walk: looking each of them up in Header takes longer
+        for name, value in fields:  # one pass: looking up each field in Header takes longer
             if name in _FIELDS_READ:
-                if name in found and name != "expect":  # whoever stands before may go by the other one
+                if name in found and name != "expect":  # a proxy in front may use the other one
                     raise BadRequest(f"there is more than one {name}")
                 found.setdefault(name, value)
         _check_host(found.get("host"), is_new=is_new)
@@ -192,12 +192,12 @@ class IngestHttp(Http):
                 raise ExpectationFailed("only 100-continue can be expected")
             self.expecting_continue = True
         if not self.request_body:
-            self.disarm()  # the whole request is there; what answers it may take its time
+            self.disarm()  # the whole request has arrived; its handler has no time limit here
 
     # --- Body -------------------------------------------------------------------------------------------------------
 
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
-        """The whole body as it was sent; its bytes are counted in `held` while they come.
+        """The whole body as it was sent; `held` counts its bytes while they arrive.
 
         Raises BodyTooLargeError, BadRequest, OverloadedError, and is cancelled when time is up.
         """
@@ -244,7 +244,7 @@ class IngestHttp(Http):
         return part
 
     async def _next_chunk(self) -> bool:
-        """Read a chunk's first line; False at the last chunk, whose end is read too. Raises BadRequest."""
+        """Read a chunk's first line; False at the last chunk, whose end it reads too. Raises BadRequest."""
         buffer = self.recv_buffer
         if not self._is_first_chunk:
             await self._receive_at_least(2)
@@ -270,20 +270,20 @@ class IngestHttp(Http):
         return False
 
     def _bad_chunk(self, message: str) -> BadRequest:
-        # Where the next request would begin is not known any more.
+        # The start of the next request is unknown now.
         self.keep_alive = False
         self.request_body = None
         return BadRequest(message)
 
     def _end_body(self, size: int) -> None:
-        """Take the last `size` bytes of a body from the buffer."""
+        """Remove the last `size` bytes of a body from the buffer."""
         del self.recv_buffer[:size]
         self._body_left = 0
         self.request_body = None
         self.disarm()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Sanic calls this to get rid of what a handler has left of a body. Yields nothing."""
+        """Sanic calls this to discard the rest of a body that a handler did not read. Yields nothing."""
         if self.keep_alive:
             left = self._limits.discard_bytes_max
             while self.request_body:
@@ -298,7 +298,7 @@ class IngestHttp(Http):
             yield nothing
 
     async def _linger(self) -> None:
-        """Let the client read its answer before the connection is closed over what it still sends."""
+        """Give the client time to read its response before the connection is closed with unread data."""
         transport = self.protocol.transport
         if transport is None or transport.is_closing():
             return
@@ -317,10 +317,10 @@ class IngestHttp(Http):
     # --- Response ---------------------------------------------------------------------------------------------------
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
-        """Send an answer, and say in it whether the connection stays open over what is left of the body."""
+        """Send a response. It states whether the connection stays open with the rest of the body."""
         if self.request_body:
             if self.expecting_continue:
-                # The client waits for a word before it sends: this answer is the word.
+                # The client expects `100 Continue` before sending; this response replaces it.
                 self.expecting_continue = False
                 self.keep_alive = False
                 self.request_body = None
@@ -336,7 +336,7 @@ class IngestHttp(Http):
         if not end_stream or not body or response.status < 200 or "content-length" in response.headers:
             await super().http1_response_header(data, end_stream)
             return
-        # The response is complete, as nearly always: one write, and none of Sanic's care for the other cases.
+        # The response is complete, as nearly always: one write, without Sanic's handling of the other cases.
         media_type = response.content_type or _BYTES
         head = head_of(
             response.status, media_type, len(body), response.headers.items(), keep_alive=self.keep_alive, end=b"\r\n"
@@ -345,7 +345,7 @@ class IngestHttp(Http):
 
     async def answer(self, response: Response) -> None:
         """Send a complete response to a request that is not HEAD."""
-        if self.request_body:  # not all of it was read: what is left needs care
+        if self.request_body:  # the body was not read completely: the rest must be handled
             rest = to_sanic(response)
             self.respond(rest)
             await rest.send(end_stream=True)
@@ -360,7 +360,7 @@ class IngestHttp(Http):
         await self._end_response(head + body)
 
     async def _end_response(self, data: bytes) -> None:
-        """Write a complete response, and say so as Sanic does."""
+        """Write a complete response, and set the state that Sanic expects."""
         self.expecting_continue = False
         self.response_func = None  # type: ignore[assignment]
         await self._send(data)
@@ -368,19 +368,19 @@ class IngestHttp(Http):
 
     async def error_response(self, exception: Exception) -> None:
         """Answer a request that could not be read, or whose handler failed."""
-        # Where the head or the time went wrong, more may be on its way.
+        # After an error in the head, or a time-out, more bytes may be on their way.
         self._lingers = self.stage is Stage.REQUEST or bool(self.request_body)
         await super().error_response(exception)
 
     def create_empty_request(self) -> None:
-        """Stand in for a request that could not be made; Sanic's fails again where the address was what is wrong."""
+        """Create a substitute for a request that could not be made. Sanic's fails again if the address was invalid."""
         self.url = None
         super().create_empty_request()
 
     # --- Time -------------------------------------------------------------------------------------------------------
 
     async def _receive_in_time(self) -> None:
-        """Wait for more, within the total time of this request."""
+        """Wait for more bytes, within the total time of this request."""
         if self._deadline is None:
             self._deadline = self.protocol.loop.call_later(self._limits.request_seconds_max, self._time_is_up)
         await self._receive_more()
@@ -390,7 +390,7 @@ class IngestHttp(Http):
             await self._receive_in_time()
 
     def disarm(self) -> None:
-        """The request is there: its time does not count any longer."""
+        """Stop the timer: the request has arrived."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -402,11 +402,11 @@ class IngestHttp(Http):
             self.exception = RequestTimeout("headers and body did not arrive in time")
             task.cancel()
         elif task is not None:
-            task.cancel()  # what is left of a body that was already answered
+            task.cancel()  # the rest of a body that was already answered
 
 
 def _refuse_what_is_no_head(buffer: bytearray, start: int) -> None:
-    """Raise BadRequest where what has come can't become a head, whatever follows; looks from `start` on."""
+    """Raise BadRequest if the received bytes can't become a head, whatever follows; checks from `start` on."""
     if start == 0 and buffer.startswith(_TLS_HANDSHAKE):
         raise BadRequest("this port speaks plain HTTP, and TLS came: use http://, or a proxy that ends TLS")
     if (match := _NO_HEAD.search(buffer, start)) is not None:
@@ -419,7 +419,7 @@ def _refuse_what_is_no_head(buffer: bytearray, start: int) -> None:
 
 
 def _check_host(host: str | None, *, is_new: bool) -> None:
-    """Raise BadRequest where a Host is missing, as HTTP/1.1 wants one, or is none."""
+    """Raise BadRequest if a Host is missing in HTTP/1.1, or is invalid."""
     if host is None:
         if is_new:
             raise BadRequest("there is no Host")

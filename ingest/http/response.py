@@ -1,4 +1,4 @@
-"""How responses are written: heads and bodies in one place, and the web framework's own errors in the one shape."""
+"""Encodes responses: heads and bodies in one place, and the web framework's own errors in the single error form."""
 
 import re
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ _CODES: Final[dict[type[BaseException], str]] = {
     sanic_errors.MethodNotAllowed: "method_not_allowed",
     sanic_errors.BadRequest: "bad_request",
     sanic_errors.URITooLong: "uri_too_long",
-    # Sanic gave up waiting for the handler: whether the events are stored is not known.
+    # Sanic stopped waiting for the handler: it is unknown whether the events are stored.
     sanic_errors.ServiceUnavailable: "indeterminate",
     sanic_errors.RequestCancelled: "indeterminate",
 }
@@ -32,7 +32,7 @@ _CODES: Final[dict[type[BaseException], str]] = {
 def head_of(
     status: int, media_type: str, length: int, headers: Iterable[tuple[str, str]], *, keep_alive: bool, end: bytes = b""
 ) -> bytes:
-    """The head of a response up to its last header, without the empty line but for what `end` adds.
+    """The head of a response up to its last header, without the empty line; `end` can add that.
 
     Raises ValueError for a header with a line break.
     """
@@ -59,7 +59,7 @@ def code_row(error: BaseException) -> Row:
 
 
 def response_to(error: BaseException, request_id: str = "") -> Response:
-    """The response to any error, the framework's own included; a defect is logged with the request's id."""
+    """The response to any error, including the framework's own. Logs a defect with the request's id."""
     response = error_response(error, request_id, row=code_row(error))
     if isinstance(error, sanic_errors.SanicException):
         more = {name.lower(): str(value) for name, value in error.headers.items()}
@@ -68,7 +68,7 @@ def response_to(error: BaseException, request_id: str = "") -> Response:
 
 
 def to_sanic(response: Response) -> HTTPResponse:
-    """The same as the framework's object, for handlers that go the framework's way."""
+    """The same as the framework's object, for handlers on the framework's path."""
     return HTTPResponse(
         response.body, status=response.status, headers=dict(response.headers), content_type=response.media_type
     )

@@ -1,4 +1,4 @@
-"""The HTTP contract: what each address does."""
+"""The HTTP contract: the function of each address."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -24,14 +24,14 @@ _READ: Final = ("GET", "HEAD")
 
 
 def add_collecting(app: IngestApp, collector: Collector, codecs: Mapping[str, Codec]) -> None:
-    """Add the addresses to which events are posted: 202 or what the codec says, once all events are durable."""
+    """Add the addresses for events: 202, or the codec's answer, once all events are durable."""
 
     def add(path: str, codec: Codec) -> None:
         async def post_events(request: IngestRequest) -> HTTPResponse:
-            # Only what the protocol does not answer itself comes here, like an address with a query.
+            # Only requests that the protocol does not answer itself arrive here, such as an address with a query.
             return to_sanic(await collector.collect(codec, request.stream))  # type: ignore[arg-type]
 
-        # stream: the handler runs before the body is read, so that it can refuse without it.
+        # stream: the handler runs before the body is read, so that it can reject the request without it.
         app.add_route(post_events, path, methods=["POST"], stream=True, name=f"post{path.replace('/', '_')}")
 
     for path, codec in codecs.items():
@@ -58,7 +58,7 @@ def add_watching(
         return _json({"status": "alive"})
 
     async def get_readyz(_request: IngestRequest) -> HTTPResponse:
-        """Whether this process takes events: 503 until the log answers, and while shutting down."""
+        """Whether this process accepts events: 503 until the event log responds, and while shutting down."""
         log = appender.status(clock.monotonic())
         if lifecycle.is_stopping:
             return to_sanic(response_to(NotReadyError("this process is shutting down")))

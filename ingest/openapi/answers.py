@@ -1,4 +1,4 @@
-"""The answers of the contract as OpenAPI components: which status means what, and with which headers."""
+"""The answers of the contract as OpenAPI components: the meaning and the headers of each status."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -13,7 +13,7 @@ from pipeline.settings import Settings
 
 JSON: Final = "application/json"
 
-# Those that no request can get: Sanic's own errors, which the parser of heads leaves no occasion for.
+# Codes that no request can get: Sanic's own errors, which can't occur after ingest's parser of heads.
 CODES_NEVER_ANSWERED: Final = frozenset({"uri_too_long"})
 
 _MEANINGS: Final[dict[str, str]] = {
@@ -37,7 +37,7 @@ _MEANINGS: Final[dict[str, str]] = {
 
 
 def code_meanings() -> dict[str, str]:
-    """What each code means, with its status before it and sorted by it."""
+    """The meaning of each code, with its status as a prefix, sorted by status."""
     rows = {code: row for code, row in rows_by_code().items() if code not in CODES_NEVER_ANSWERED}
     ordered = sorted(rows.values(), key=lambda row: (row.status, row.code))
     return {row.code: f"{row.status}: {_MEANINGS[row.code]}" for row in ordered}
@@ -95,7 +95,7 @@ def _headers(*names: str) -> Schema:
 
 
 def _answer(description: str, schema: str, *names: str, examples: Mapping[str, Any]) -> Schema:
-    """An answer of JSON with X-Request-ID and these headers. `examples`: what each shows -> the document."""
+    """A JSON answer with X-Request-ID and these headers. `examples`: a label for each document."""
     return {
         "description": description,
         "headers": _headers(*names),
@@ -121,7 +121,7 @@ def ok(description: str, schema: str, example: Any, *names: str) -> Schema:
 
 
 def other(description: str, media_type: str, *names: str) -> Schema:
-    """A 200 of something else than JSON."""
+    """A 200 of another type than JSON."""
     return {
         "description": description,
         "headers": _headers(*names),
@@ -250,10 +250,10 @@ def responses(settings: Settings) -> dict[str, Schema]:
 
 
 def _request_id_where_read() -> Schema:
-    """X-Request-ID of an answer that may be given before a request is read."""
+    """X-Request-ID of an answer that may be sent before a request is read."""
     return {**headers()["X-Request-ID"], "required": False}
 
 
 def phrase(status: str) -> str:
-    """The words of a status."""
+    """The phrase of a status."""
     return HTTPStatus(int(status)).phrase

@@ -1,4 +1,4 @@
-"""Commands to try the contract with, as they are printed on `/docs`: each works in a shell as it stands."""
+"""Commands to try the contract with, printed on `/docs`: each works in a shell without changes."""
 
 import json
 import re
@@ -9,13 +9,13 @@ from typing import Any, Final
 from ingest.openapi.document import NDJSON
 from ingest.openapi.schemas import EVENT, RICH_EVENT
 
-# What may stand in a command that somebody will paste into a shell: a name or address, and a port.
+# Characters that are safe in a command for a shell: a name or address, and a port.
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command, what it shows, and the status of the answer."""
+    """One command, its purpose, and the status of the answer."""
 
     title: str
     status: int
@@ -23,7 +23,7 @@ class Command:
 
 
 def origin_of(host: str | None, proto: str | None, *, otherwise: str) -> str:
-    """The address that a client used, from its Host and X-Forwarded-Proto; `otherwise` where they make no sense."""
+    """The address that a client used, from its Host and X-Forwarded-Proto; `otherwise` if they are invalid."""
     if host is None or _HOST.fullmatch(host) is None:
         return otherwise
     return f"{'https' if proto == 'https' else 'http'}://{host}"

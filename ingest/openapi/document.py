@@ -16,7 +16,7 @@ HTML: Final = "text/html; charset=utf-8"
 EVENT_STREAM: Final = "text/event-stream; charset=utf-8"
 _VERSION: Final = "1.0.0"  # of the contract
 
-# What any request may get.
+# Answers that any request may get.
 COMMON: Final = {
     "400": "BadRequest",
     "408": "Timeout",
@@ -81,7 +81,7 @@ def _description(settings: Settings) -> str:
 
 
 def _operation(name: str, tag: str, summary: str, description: str, answers: dict[str, Any], **more: Any) -> Schema:
-    """An operation with these answers and those that any request may get. A text names a component."""
+    """An operation with these answers and those that any request may get. A string names a component."""
     named = {
         status: ref(one, "responses") if isinstance(one, str) else one for status, one in {**COMMON, **answers}.items()
     }

@@ -1,4 +1,4 @@
-"""Little pieces of HTML: everything that is text is escaped here, and nowhere else."""
+"""Small pieces of HTML. All text is escaped here, and only here."""
 
 import json
 import re
@@ -10,13 +10,13 @@ _CODE: Final = re.compile(r"`([^`]+)`")
 
 
 def inline(text: str) -> str:
-    """A text in which `words between backticks` are code."""
+    """A text; words between backticks become code."""
     parts = _CODE.split(text)
     return "".join(f"<code>{escape(part)}</code>" if at % 2 else escape(part) for at, part in enumerate(parts))
 
 
 def prose(text: str) -> str:
-    """Paragraphs, and lists of lines that begin with a dash: what the document's descriptions use of CommonMark."""
+    """Paragraphs, and lists of lines that start with a dash: the part of CommonMark that the descriptions use."""
     found = []
     for block in text.split("\n\n"):
         lines = block.split("\n")
@@ -28,7 +28,7 @@ def prose(text: str) -> str:
 
 
 def code_block(text: str) -> str:
-    """Text as it stands; it can be scrolled, also with the keyboard."""
+    """Unchanged text; it can be scrolled, also with the keyboard."""
     return f'<pre tabindex="0"><code>{escape(text)}</code></pre>'
 
 
@@ -38,7 +38,7 @@ def json_block(value: Any) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, label: str) -> str:
-    """A table; its cells are HTML already. Each cell knows its column's name: on a phone, rows become cards."""
+    """A table; its cells are HTML already. Each cell has its column's name: on a phone, rows become cards."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(
         "<tr>"

@@ -1,4 +1,4 @@
-"""`/docs`: the OpenAPI document as one page of HTML without scripts, which asks nobody for anything."""
+"""`/docs`: the OpenAPI document as one HTML page without scripts, which loads nothing else."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ _SHOWN_SCHEMAS: Final = ("Event", "AttributeValue", "Batch", "Health", "RateOver
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """The page's style sheet, which stands in the page, and the Content-Security-Policy that allows it alone."""
+    """The page's inline style sheet, and the Content-Security-Policy that allows only this style sheet."""
 
     text: str
     policy: str
@@ -79,7 +79,7 @@ def _contents(document: Schema) -> str:
 
 
 def _try(origin: str) -> str:
-    """Commands, each with the status that it gets."""
+    """Commands, each with the status of its answer."""
     items = "".join(
         f'<figure><figcaption>{escape(one.title)} <span class="status" data-class="{one.status // 100}">{one.status}'
         f" {phrase(str(one.status))}</span></figcaption>{code_block(one.line)}</figure>"
@@ -130,12 +130,12 @@ def _operation(document: Schema, path: str, method: str, operation: Schema) -> s
 
 
 def _values(schema: Schema) -> str:
-    """The words that a parameter may be."""
+    """The allowed values of a parameter."""
     return "".join(f"<code>{escape(word)}</code> " for word in schema.get("enum", ()))
 
 
 def _content(content: Schema) -> str:
-    """Media types, what they hold, and examples."""
+    """Media types, their schemas, and examples."""
     parts = []
     for media_type, one in content.items():
         parts.append(f"<p><code>{escape(media_type)}</code>: {_type(one['schema'])}</p>")
@@ -150,7 +150,7 @@ def _lines(values: list[Any]) -> str:
 
 
 def _answers(document: Schema, responses: Schema) -> str:
-    """The answers, folded; those that any request may get are only counted up here."""
+    """The answers, folded. Answers that any request may get are only listed here."""
     parts, common = [], []
     for status, response in responses.items():
         if response == ref(COMMON.get(status, ""), "responses"):
@@ -170,7 +170,7 @@ def _answers(document: Schema, responses: Schema) -> str:
 
 
 def _any(document: Schema) -> str:
-    """What any request may get."""
+    """The answers that any request may get."""
     named = {status: document["components"]["responses"][name] for status, name in COMMON.items()}
     return f'<section id="any"><h2>Any request</h2><article>{_answers(document, named)}</article></section>'
 
@@ -184,7 +184,7 @@ def _answer_content(content: Schema) -> str:
 
 
 def _resolved(document: Schema, part: Schema) -> Schema:
-    """What a reference names, or the part itself."""
+    """The target of a reference, or the part itself."""
     if "$ref" not in part:
         return part
     found: Any = document
@@ -225,7 +225,7 @@ def _schemas(document: Schema) -> str:
 
 
 def _fields(name: str, schema: Schema) -> str:
-    """The fields of an object, or what anything else is."""
+    """The fields of an object, or the description of any other type."""
     if "properties" not in schema:
         kinds = schema.get("anyOf") or [schema]
         return "<ul>" + "".join(f"<li>{_type(kind)}</li>" for kind in kinds) + "</ul>"
@@ -241,7 +241,7 @@ def _fields(name: str, schema: Schema) -> str:
 
 
 def _type(schema: Schema) -> str:
-    """What a schema allows, in a few words."""
+    """The type of a schema, in a few words."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return link(f"schema-{name}", name) if name in _SHOWN_SCHEMAS else escape(name)

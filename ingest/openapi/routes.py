@@ -1,4 +1,4 @@
-"""The addresses of the contract: `/openapi.json` and `/docs`. Both are made once, and answered with an ETag."""
+"""The routes of the contract: `/openapi.json` and `/docs`. Both are made once, and answered with an ETag."""
 
 import hashlib
 from functools import lru_cache
@@ -15,7 +15,7 @@ from pipeline.settings import Settings
 
 _PAGES_KEPT_MAX: Final = 16  # one for each address that clients use for this ingest
 _SAFE: Final = {
-    "cache-control": "no-cache",  # keep it, but ask whether it is still so: settings and address may change
+    "cache-control": "no-cache",  # cache it, but revalidate: settings and address may change
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
@@ -23,7 +23,7 @@ _SAFE: Final = {
 
 
 def add_contract(app: IngestApp, settings: Settings) -> None:
-    """Add both; they are made when they are first asked for."""
+    """Add both; they are made on the first request."""
     local = f"http://{settings.ingest_host}:{settings.ingest_port}"
     style = load_style()
 
@@ -51,7 +51,7 @@ def add_contract(app: IngestApp, settings: Settings) -> None:
 
 
 def _answer(request: IngestRequest, content: bytes, media_type: str, headers: dict[str, str]) -> HTTPResponse:
-    """The content, or 304 where the client has it."""
+    """The content, or 304 if the client has it."""
     etag = f'"{hashlib.sha256(content).hexdigest()[:24]}"'
     headers = headers | {"etag": etag}
     if _has(request.headers.get("if-none-match", ""), etag):
@@ -60,6 +60,6 @@ def _answer(request: IngestRequest, content: bytes, media_type: str, headers: di
 
 
 def _has(if_none_match: str, etag: str) -> bool:
-    """Whether a client says that it has this content (RFC 9110, 13.1.2; the comparison is weak)."""
+    """Whether the client has this content (RFC 9110, 13.1.2; the comparison is weak)."""
     names = [name.strip().removeprefix("W/") for name in if_none_match.split(",")]
     return etag in names or names == ["*"]

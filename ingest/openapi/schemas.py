@@ -1,8 +1,8 @@
-"""JSON Schemas (2020-12) of everything that is sent or answered, from the constants that ingest itself goes by.
+"""JSON Schemas (2020-12) of all requests and answers, from the constants that ingest itself uses.
 
-Where a rule can't be said in JSON Schema, the description says it. Two differ from what is enforced, both on the
-strict side: a number of an attribute beyond 64 bits is taken where it has a fraction or an exponent, and null stands
-for a missing `eventId` or `attributes`.
+If JSON Schema can't express a rule, the description has it. Two schemas are stricter than ingest: it accepts a number
+of an attribute beyond 64 bits if it has a fraction or an exponent, and it treats null as a missing `eventId` or
+`attributes`.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def ref(name: str, kind: str = "schemas") -> Schema:
 
 
 def _object(description: str, properties: Schema, *, optional: tuple[str, ...] = ()) -> Schema:
-    """An object with these properties and no others; all required but the optional ones."""
+    """An object with these properties and no others; all are required except `optional`."""
     return {
         "type": "object",
         "description": description,
@@ -75,7 +75,7 @@ def _text(description: str, chars_max: int, *, chars_min: int = 1, optional: boo
 
 
 def _any_case(words: tuple[str, ...]) -> str:
-    """A pattern for words in any case; JSON Schema's regular expressions have no flag for it."""
+    """A pattern for words in any case; JSON Schema's regular expressions have no flag for this."""
     return "^(?:" + "|".join("".join(f"[{c}{c.lower()}]" for c in word) for word in words) + ")$"
 
 
@@ -132,7 +132,7 @@ def event_schema(settings: Settings) -> Schema:
 
 
 def attribute_value_schema() -> Schema:
-    """What an attribute may be."""
+    """The allowed values of an attribute."""
     return {
         "description": (
             "A string, a boolean, or a finite number; integers have at most 64 bits. Numbers beyond that are taken "
@@ -244,7 +244,7 @@ def health_schema() -> Schema:
 
 
 def error_schemas(codes: Mapping[str, str]) -> dict[str, Schema]:
-    """The one shape of errors, and those that say more. `codes` says what each code means."""
+    """The JSON form of errors, and errors with more fields. `codes` has the meaning of each code."""
     code = {
         "type": "string",
         "description": "For programs.",
@@ -324,7 +324,7 @@ def error_schemas(codes: Mapping[str, str]) -> dict[str, Schema]:
 
 
 def _error(description: str, code: Schema, more: Schema, *, optional: tuple[str, ...] = ()) -> Schema:
-    """The schema of an error that says more than its code and message."""
+    """The schema of an error with more fields than code and message."""
     inner = _object(description, {"code": code, "message": {"type": "string"}, **more}, optional=optional)
     return _object(description, {"error": inner})
 

@@ -1,13 +1,13 @@
-// The charts: what uPlot is told, and the columns that it draws. Lines differ by dash as well as by colour.
+// The charts: uPlot's options, and the columns that it draws. Lines differ by dash as well as by colour.
 "use strict";
 
 const charts = (() => {
   const HEIGHT = 200;
   const GAP_SECONDS = 5;
-  const SHORTEST_SECONDS = 60; // that a chart shows
+  const SHORTEST_SECONDS = 60; // the shortest period that a chart shows
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  // Each chart: its lines (label, column or function of a row, colour, dash, width) and levels drawn across.
+  // Each chart: its lines (label, column or function of a row, colour, dash, width) and its horizontal levels.
   const PLANS = {
     rate: {
       unit: "/s",
@@ -49,7 +49,7 @@ const charts = (() => {
     add(rows);
   }
 
-  // A row of nothing goes where the history has a hole, so that no line bridges it.
+  // A row of nulls fills a gap in the history, so that no line crosses the gap.
   function add(rows) {
     for (const row of rows) {
       const last = state.rows[state.rows.length - 1];
@@ -71,7 +71,7 @@ const charts = (() => {
     return null;
   }
 
-  // The mean of the last seconds, which jumps less than the last one.
+  // The mean of the last seconds, which varies less than the last value.
   function lately(name, seconds = 5) {
     const place = at(name);
     const values = state.rows.slice(-seconds).map((row) => row[place]).filter(format.known);
@@ -137,7 +137,7 @@ const charts = (() => {
     ctx.restore();
   }
 
-  // Seconds only where the minutes alone would repeat.
+  // With seconds only if labels in minutes would repeat.
   function clock(plot, seconds) {
     const { min, max } = plot.scales.x;
     return format.time(seconds).slice(0, max - min < 400 ? 8 : 5);
@@ -150,7 +150,7 @@ const charts = (() => {
       width, height: HEIGHT, legend: { show: false }, cursor: { show: false },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: {
-        // A history that has just begun fills the chart too.
+        // A short history fills the chart too.
         x: { time: true, range: (_, low, high) => [Math.max(high - state.seconds, Math.min(low, high - SHORTEST_SECONDS)), high] },
         y: { range: (_, _low, high) => [0, Math.max(1, (high || 0) * 1.08, highest())] },
       },
@@ -215,7 +215,7 @@ const charts = (() => {
     draw();
   }
 
-  // The thresholds and partitions are part of what the lag chart is made of.
+  // The lag chart is built from the thresholds and partitions.
   function shape(status) {
     state.levels = [
       ["degraded from", status.bands.lagDegraded, "degraded", [6, 4]],

@@ -1,4 +1,4 @@
-// Numbers, times and durations as people read them. No state.
+// Formats numbers, times and durations for people. No state.
 "use strict";
 
 const format = (() => {

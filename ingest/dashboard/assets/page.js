@@ -1,15 +1,15 @@
-// The page: follows the stream of ingest and puts what it says into words. It changes nothing of the system.
+// The page: follows the stream of ingest and shows its data as text. It changes nothing in the system.
 "use strict";
 
 (() => {
-  const LATE_SECONDS = 5; // without anything new, after which the state of the system is unknown
-  const RETRY_SECONDS = 2; // after the server has refused the stream
+  const LATE_SECONDS = 5; // without new data, after which the state of the system is unknown
+  const RETRY_SECONDS = 2; // after the server has rejected the stream
   const byId = (id) => document.getElementById(id);
-  // `heardAt` is on the browser's monotonic clock: its time of day may be set meanwhile.
+  // `heardAt` is on the browser's monotonic clock: its wall clock may be changed.
   const page = { source: null, heardAt: null, newsOf: null, status: null, said: "" };
 
   const LEVELS = { healthy: "Healthy", degraded: "Degraded", critical: "Critical", unknown: "Unknown" };
-  // A sign and its colour for each kind of event; its words come with it.
+  // A sign and its colour for each kind of event; the event has its own text.
   const KINDS = {
     rate_changed: ["◆", ""],
     breaker_opened: ["■", "bad"],
@@ -32,7 +32,7 @@
     return made;
   }
 
-  // Words in which `commands` are to be recognized.
+  // Shows `commands` in a text as code.
   function worded(text) {
     return text.split("`").map((part, i) => (i % 2 ? element("code", part) : part));
   }
@@ -74,7 +74,7 @@
     document.querySelector(".shape").style.backgroundImage = `url("${wanted}")`;
   }
 
-  // Without news nothing is known: neither the last status nor its colours may be taken for the present.
+  // Without new data the state is unknown: the last status and its colours must not look current.
   function showUnknown(words) {
     const since = page.status === null ? "" : ` since ${format.time(page.status.at)} UTC`;
     const headline = `No news of the system${since}: its state is unknown`;
@@ -84,7 +84,7 @@
     announce(`Unknown: ${headline}`);
   }
 
-  // Said aloud only when it says something else: numbers change every second.
+  // Announced to screen readers only if more than the numbers changed: these change every second.
   function announce(words) {
     const gist = words.replace(/[\d.,]+/g, "");
     if (gist === page.said) return;
@@ -108,7 +108,7 @@
     byId(`card-${name}`).querySelector("i").style.width = `${100 * Math.min(1, Math.max(0, share || 0))}%`;
   }
 
-  // The worst of the problems that a card is about, as the judge of health has it.
+  // The severity of the worst problem for a card, from the judgement of health.
   function levelOf(status, ...codes) {
     const found = status.reasons.find((reason) => codes.includes(reason.code));
     return found ? found.severity : null;
@@ -192,7 +192,7 @@
   function show(message) {
     const status = message.status;
     page.status = status;
-    if (status.at !== page.newsOf) page.heardAt = performance.now(); // the same once more is no news
+    if (status.at !== page.newsOf) page.heardAt = performance.now(); // a repeated status is not new data
     page.newsOf = status.at;
     if (isOld()) return lost();
     charts.shape(status);
@@ -225,7 +225,7 @@
     showUnknown(words);
   }
 
-  // A stream that is refused comes with the reason in words, which EventSource does not tell.
+  // The answer to a rejected stream has the reason as text, but EventSource does not expose it.
   async function askWhy() {
     const asking = new AbortController();
     try {
