@@ -1,4 +1,4 @@
-"""`python -m ingest`: one ingest process. Several share INGEST_PORT, each under a supervisor."""
+"""`python -m ingest`: one ingest process. Several processes share INGEST_PORT, each under a supervisor."""
 
 import gc
 import sys
@@ -15,7 +15,7 @@ from pipeline.starts import note_start
 
 
 def main() -> int:
-    """Serve until told to stop; returns the exit code: 2 where the settings or the port are wrong."""
+    """Serve until a signal stops the process. Returns the exit code: 2 if the settings or the port are wrong."""
     ignored = ignore_variables_of_others()
     if ignored is not None:
         sys.stderr.write(f"ingest: {ignored}\n")
@@ -44,7 +44,7 @@ def main() -> int:
         return 2
     app = create_app(settings, parts)
     note_start(settings, "ingest")
-    # What was made so far lives as long as the process: no collection needs to look at it again.
+    # These objects live as long as the process: the garbage collector does not need to look at them again.
     gc.collect()
     gc.freeze()
     run(app, listener)

@@ -1,9 +1,9 @@
-"""Admission: whether events may pass now, decided in memory on leases from the global bucket.
+"""Admission: decides whether events may pass now, in memory, with leases from the global bucket.
 
-A lease is some tokens that this process took from the bucket in advance; spending them is a subtraction. It is
-renewed before it is used up, by one call at a time, on a thread beside the event loop. Where the bucket was found
-empty, its level is predicted, and requests are refused without asking it. Everything but the call itself runs on the
-event loop, so there are no locks.
+A lease is a number of tokens that this process took from the bucket in advance. Spending them is a subtraction. The
+process renews a lease before it is used up, with one call at a time, on a thread beside the event loop. If the bucket
+was empty, the process predicts its level, and rejects requests without a call to the bucket. Everything except the call
+itself runs on the event loop, so there are no locks.
 """
 
 import asyncio
@@ -27,28 +27,28 @@ from pipeline.names import LoopName
 from pipeline.ports.bucket import Bucket, Grant
 from pipeline.settings import Settings
 
-LEVEL_SECONDS_MAX: Final = 1.0  # how long a predicted level is trusted: others may have refilled the bucket
-AWAY_SECONDS: Final = 0.25  # between two tries to reach a bucket that is away
-PRESENCE_SECONDS: Final = 0.5  # between two calls that renew the presence of this process, with traffic or without
-# The count of live processes may fall this long after the bucket was reached: processes that start or come back
-# together try again after AWAY_SECONDS, so that all of them are counted by then.
+LEVEL_SECONDS_MAX: Final = 1.0  # a predicted level is valid for so long: other processes may have refilled the bucket
+AWAY_SECONDS: Final = 0.25  # between two attempts to reach a bucket that is unavailable
+PRESENCE_SECONDS: Final = 0.5  # between two calls that renew the presence of this process, with or without traffic
+# The count of live processes may fall this long after the bucket is reached again. Processes that start or recover
+# together retry after AWAY_SECONDS, so the bucket has counted all of them by then.
 COUNT_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
 class _Publication:
-    """The newest published rate that this process knows, and when it was first seen (own monotonic clock)."""
+    """The newest published rate that this process has read, and when it first read it (own monotonic clock)."""
 
     version: int
     rate: float
     seen_at: float
-    ends_at: float | None = None  # of a rate that somebody set until a time
-    rate_after: float = 0.0  # then
+    ends_at: float | None = None  # end of a rate that an operator set until a time
+    rate_after: float = 0.0  # the rate after that time
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """What the bucket held at a time (own monotonic clock); it fills at `rate` up to `burst` since then, at most."""
+    """The bucket's tokens at a time (own monotonic clock). Since then it fills at `rate` up to `burst`, at most."""
 
     tokens: float
     at: float
@@ -59,18 +59,18 @@ class _Level:
         return min(float(self.burst), self.tokens + (now - self.at) * self.rate)
 
     def wait_seconds(self, count: int, now: float) -> float:
-        """Time until `count` tokens are there, or the bucket is full."""
+        """Seconds until the bucket has `count` tokens, or is full."""
         missing = min(count, self.burst) - self.predicted(now)
         return missing / self.rate if missing > bucket_flow.TOLERANCE_TOKENS else 0.0
 
 
 def process_name() -> str:
-    """A name for this process among all ingest processes."""
+    """A unique name for this process among all ingest processes."""
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 class Admission:
-    """Admits events at the global rate. All methods are for the event loop's thread; `start` before the others."""
+    """Admits events at the global rate. Call all methods on the event loop's thread, and `start` before the others."""
 
     def __init__(
         self, settings: Settings, bucket: Bucket, clock: Clock, metrics: IngestMetrics, turns: Loop | None = None
@@ -81,39 +81,39 @@ class Admission:
         self._clock = clock
         self._metrics = metrics
         self._process = process_name()
-        self._loop: asyncio.AbstractEventLoop  # from `start` on
+        self._loop: asyncio.AbstractEventLoop  # set by `start`
         self._is_running = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="bucket")
         self._left = 0  # tokens of the lease
-        self._low = 0  # below it the lease is renewed in advance
-        self._lease_rate = 0.0  # of the publication that the lease was given under
+        self._low = 0  # below this number the lease is renewed in advance
+        self._lease_rate = 0.0  # rate of the publication under which the lease was granted
         self._lease_version = -1
         self._publication: _Publication | None = None
-        self._live_processes = settings.ingest_processes_max  # until the bucket has been reached for COUNT_SECONDS
-        self._count_falls_at: float | None = None  # monotonic; None: the bucket is not reached
+        self._live_processes = settings.ingest_processes_max  # until the bucket was reachable for COUNT_SECONDS
+        self._count_falls_at: float | None = None  # monotonic; None: the bucket is unreachable
         self._level: _Level | None = None
-        self._ask_not_before = 0.0  # monotonic; spaces out the calls while the bucket is drained
+        self._ask_not_before = 0.0  # monotonic; limits how often the process calls a drained bucket
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._is_asking = False
-        self._was_void = False  # the last grant was
-        self._local: bucket_flow.BucketState | None = None  # not None: the bucket is away
+        self._was_void = False  # the last grant was void
+        self._local: bucket_flow.BucketState | None = None  # not None: the bucket is unavailable
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin, take the first lease in advance, and renew the presence of this process from then on."""
+        """Start, take the first lease in advance, and renew the presence of this process from then on."""
         self._loop = loop
         self._is_running = True
         self._ask()
         loop.call_later(PRESENCE_SECONDS, self._renew_presence)
 
     def close(self) -> None:
-        """Let go of the thread; a call that it is in ends by its own time-out."""
+        """Release the thread. A call that is running ends by its own time-out."""
         self._is_running = False
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     # --- Decisions ------------------------------------------------------------------------------------------------
 
     def take_now(self, count: int) -> bool:
-        """Take tokens from the lease; False where they don't suffice. The quick way: a subtraction."""
+        """Take tokens from the lease; False if the lease has too few. This is the fast path: a subtraction."""
         left = self._left - count
         if left < 0:
             return False
@@ -123,9 +123,9 @@ class Admission:
         return True
 
     async def take(self, count: int) -> None:
-        """Take tokens, from the bucket where the lease does not suffice. Raises RateLimitedError.
+        """Take tokens from the lease, or from the bucket if the lease has too few. Raises RateLimitedError.
 
-        Waits for at most one call to the bucket, or for as many as other requests in line before it need.
+        Waits for one call to the bucket at most, or for as many calls as the requests before it in the queue need.
         """
         if not self._waiting and self.take_now(count):
             return
@@ -141,12 +141,13 @@ class Admission:
         await done
 
     def refusal(self, count: int) -> RateLimitedError | None:
-        """Why `count` tokens can't be had, where it is known without asking that they are not there; else None."""
+        """The rejection of `count` tokens, if the process can predict that they are missing; else None. Calls no
+        bucket."""
         wait_seconds = self.wait_seconds(count)
         return self._refusal(wait_seconds, self._clock.monotonic()) if wait_seconds > 0 else None
 
     def wait_seconds(self, count: int) -> float:
-        """Seconds until `count` tokens are there, where it is known without asking that they are not; else 0."""
+        """Seconds until `count` tokens are there, if the process can predict that they are missing; else 0."""
         if count <= self._left:
             return 0.0
         now = self._clock.monotonic()
@@ -161,17 +162,17 @@ class Admission:
     def _refusal(self, wait_seconds: float, now: float) -> RateLimitedError:
         return RateLimitedError(wait_seconds, quota=max(1, int(self.rate(now))), left=self.available(now) or 0)
 
-    # --- What others may know ---------------------------------------------------------------------------------------
+    # --- For other components -----------------------------------------------------------------------------------------
 
     def rate(self, now: float) -> float:
-        """Events/s that are admitted, over all processes, as far as this one knows."""
+        """Events/s that all processes together admit, as far as this process can see."""
         if self._local is not None or self._publication is None:
             return self._decayed_rate(now)
         return self._level.rate if self._level is not None else self._publication.rate
 
     def available(self, now: float) -> int | None:
-        """Tokens that could be had now, of the lease and the bucket; None where the bucket was never reached."""
-        local, level = self._local, self._level  # read once: metrics are asked for on a thread of their own
+        """Tokens of the lease and the bucket that a request could take now; None if the bucket was never reached."""
+        local, level = self._local, self._level  # read once: metrics are read on another thread
         if local is not None:
             return max(0, self._left + int(self._local_level(local, now).predicted(now)))
         if level is None:
@@ -179,28 +180,29 @@ class Admission:
         return max(0, self._left + int(level.predicted(now)))
 
     def tokens_seen(self, now: float) -> int | None:
-        """The same, but None where it would be a guess: others take tokens, and this process has not asked lately."""
+        """Like `available`, but None if it would be a guess: others take tokens, and the last call is too old."""
         if self._local is None and self._live_processes > 1 and self._level is not None:
             return self.available(now) if now - self._level.at <= LEVEL_SECONDS_MAX else None
         return self.available(now)
 
     @property
     def is_local(self) -> bool:
-        """Whether the bucket is away, and this process goes by the last rate that it knew."""
+        """Whether the bucket is unavailable, and this process uses the last rate that it read."""
         return self._local is not None
 
     def note_rate(self, version: int, rate: float, *, ends_in: float | None = None, rate_after: float = 0.0) -> None:
-        """A rate was published. A lower one voids leases of older versions; a higher one is asked for at once.
+        """Take a published rate. A lower rate voids leases of older versions; for a higher one, call the bucket at
+        once.
 
-        One that was set by hand `ends_in` seconds, and `rate_after` holds then: the bucket knows by itself, and this
-        process has to while the bucket is away.
+        A rate that an operator set ends in `ends_in` seconds, and `rate_after` applies then. The bucket does this by
+        itself; this process does it while the bucket is unavailable.
         """
         now = self._clock.monotonic()
         ends_at = None if ends_in is None else now + ends_in
         known = self._publication
         if known is not None and version <= known.version:
             if version == known.version and ends_at is not None:
-                known.ends_at, known.rate_after = ends_at, rate_after  # a grant tells the version before the follower
+                known.ends_at, known.rate_after = ends_at, rate_after  # a grant has the version before the follower
             return
         self._publication = _Publication(version, rate, now, ends_at, rate_after)
         if version > self._lease_version and rate < self._lease_rate:
@@ -224,19 +226,19 @@ class Admission:
             self._ask()
 
     def _renew_presence(self) -> None:
-        """Ask for no tokens: the bucket counts this process, and says how many there are."""
+        """Call the bucket for no tokens: it counts this process, and returns the number of live processes."""
         if not self._is_running:
             return
         self._loop.call_later(PRESENCE_SECONDS, self._renew_presence)
-        if self._local is None:  # else there are calls anyway
+        if self._local is None:  # else there are other calls anyway
             self._ask(lease=0)
 
     def _ask(self, lease: int | None = None) -> None:
-        """Call the bucket, one call at a time, for what is waiting and a lease on top: the usual one, or this."""
+        """Call the bucket, one call at a time, for the waiting requests and a lease: the usual size, or `lease`."""
         if self._is_asking or not self._is_running:
             return
         while self._waiting and self._waiting[0][1].done():
-            self._waiting.popleft()  # its client has gone
+            self._waiting.popleft()  # its client disconnected
         now = self._clock.monotonic()
         lease = self._quantum(self.rate(now)) if lease is None else lease
         needed = max(1, self._waiting[0][0] - self._left) if self._waiting else min(1, lease)
@@ -247,7 +249,7 @@ class Admission:
         call.add_done_callback(self._on_answer)
 
     def _call(self, needed: int, wanted: int) -> tuple[int, Grant | None]:
-        """Ask the bucket; on the executor's thread. No grant: it is away, or fails by a defect, which health shows."""
+        """Call the bucket, on the executor's thread. No grant: it is unavailable, or has a defect (see health)."""
         with self._turns.turn(), contextlib.suppress(StoreUnavailableError):
             return wanted, self._bucket.take(needed=needed, wanted=wanted, process=self._process)
         return wanted, None
@@ -268,10 +270,11 @@ class Admission:
             self._settle_away(now)
 
     def _settle_grant(self, grant: Grant, wanted: int, now: float) -> None:
-        """Add a grant to the lease, serve who waits, and learn the bucket's level."""
+        """Add a grant to the lease, serve waiting requests, and record the bucket's level."""
         known = self._publication
         is_void = known is not None and grant.version < known.version and grant.rate > known.rate
-        # A flushed bucket may know only older versions until the controller speaks again: once is enough.
+        # After a flush the bucket may have only older versions until the controller publishes again. Discard one grant
+        # only.
         is_void = is_void and not self._was_void
         self._was_void = is_void
         if known is None or grant.version > known.version:
@@ -283,7 +286,8 @@ class Admission:
             self._lease_version, self._lease_rate = grant.version, grant.rate
             self._level = _Level(grant.tokens, now, grant.rate, grant.burst)
         self._count(grant.live_processes, now)
-        # A drained bucket gives what has dripped in since: ask rarely, so that each call brings something.
+        # A drained bucket gives only the tokens that arrived since the last call. Call rarely, so that each call gets
+        # some.
         is_drained = grant.granted < wanted and grant.tokens < 1
         self._ask_not_before = now + self._settings.lease_seconds / 3 if is_drained else 0.0
         self._low = self._quantum(grant.rate) // 2 + 1
@@ -292,14 +296,14 @@ class Admission:
             self._ask()
 
     def _count(self, live_processes: int, now: float) -> None:
-        """Learn how many processes share the rate. Too low a count would let all of them admit more than the rate."""
+        """Record how many processes share the rate. A count that is too low would let them together exceed the rate."""
         if self._count_falls_at is None:
             self._count_falls_at = now + COUNT_SECONDS
         known = self._live_processes if now < self._count_falls_at else 1
         self._live_processes = max(known, live_processes)
 
     def _serve_waiting(self, now: float) -> None:
-        """Serve in turn; refuse those for whom the bucket is known to hold too little."""
+        """Serve waiting requests in order; reject those for which the bucket is known to have too few tokens."""
         while self._waiting:
             count, done = self._waiting[0]
             if not done.done():
@@ -309,7 +313,7 @@ class Admission:
                 else:
                     refusal = self.refusal(count)
                     if refusal is None:
-                        return  # the bucket may have enough for it: it is asked again
+                        return  # the bucket may have enough tokens for it: call again
                     done.set_exception(refusal)
             self._waiting.popleft()
 
@@ -319,10 +323,10 @@ class Admission:
             if not done.done():
                 done.set_exception(error or StoreUnavailableError())
 
-    # --- The bucket is away -----------------------------------------------------------------------------------------
+    # --- The bucket is unavailable ------------------------------------------------------------------------------------
 
     def _decayed_rate(self, now: float) -> float:
-        """Events/s over all processes while nobody can be asked; the floor where no rate was ever known."""
+        """Events/s over all processes while the bucket is unavailable; RATE_MIN if no rate was ever read."""
         known = self._publication
         if known is None:
             return self._settings.rate_min
@@ -336,7 +340,7 @@ class Admission:
         )
 
     def _local_rate(self, now: float) -> float:
-        """Events/s of this process while the bucket is away: an equal share."""
+        """Events/s of this process while the bucket is unavailable: an equal share."""
         return self._decayed_rate(now) / self._live_processes
 
     def _local_level(self, local: bucket_flow.BucketState, now: float) -> _Level:
@@ -346,7 +350,7 @@ class Admission:
         return _Level(state.tokens, now, rate, burst)
 
     def _settle_away(self, now: float) -> None:
-        """Go on with a bucket of this process' own. It begins empty: each outage would give a burst otherwise."""
+        """Continue with a bucket of this process. It starts empty: otherwise each outage would allow a burst."""
         local = self._local = self._local or bucket_flow.BucketState(0.0, now, self._local_rate(now))
         self._count_falls_at = None
         self._low = 0
@@ -363,7 +367,7 @@ class Admission:
                     done.set_result(None)
 
     def _take_locally(self, local: bucket_flow.BucketState, count: int) -> bucket_flow.BucketState:
-        """Take tokens from the process' own bucket, and return it. Raises RateLimitedError."""
+        """Take tokens from the process' own bucket, and return its new state. Raises RateLimitedError."""
         now = self._clock.monotonic()
         rate = self._local_rate(now)
         burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)

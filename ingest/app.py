@@ -1,4 +1,4 @@
-"""Makes the Sanic application of ingest."""
+"""Creates the Sanic application of ingest."""
 
 import math
 from typing import Final
@@ -27,15 +27,15 @@ KEEP_ALIVE_SECONDS: Final = 75  # an idle connection; above the 60 s of common p
 
 
 class OneShapeErrors(ErrorHandler):
-    """Gives Sanic's own errors, and defects, the one shape of errors."""
+    """Gives Sanic's own errors, and defects, the same JSON form as all errors."""
 
     def response(self, request: IngestRequest, exception: BaseException) -> HTTPResponse:
-        """The answer to an error that no handler caught."""
+        """The response to an error that no handler caught."""
         return to_sanic(response_to(exception, getattr(request.stream, "request_id", "")))
 
 
 def create_app(settings: Settings, parts: IngestParts, *, name: str = "ingest") -> IngestApp:
-    """An application whose `ctx.service` has its parts; nothing is started or connected.
+    """Create an application with its service in `ctx.service`; starts and connects nothing.
 
     `name` is unique in a process.
     """
@@ -46,7 +46,7 @@ def create_app(settings: Settings, parts: IngestParts, *, name: str = "ingest") 
     config.KEEP_ALIVE_TIMEOUT = KEEP_ALIVE_SECONDS
     config.REQUEST_MAX_HEADER_SIZE = HEAD_BYTES_MAX
     config.REQUEST_MAX_SIZE = settings.body_bytes_max
-    # The protocol has limits of its own; Sanic's lie beyond them, for what those do not see.
+    # The protocol has its own limits. Sanic's limits are higher, for cases that the protocol does not see.
     config.REQUEST_TIMEOUT = math.ceil(settings.request_seconds_max + 5)
     config.RESPONSE_TIMEOUT = math.ceil(settings.request_seconds_max + 4 * settings.append_seconds_max + 5)
     app: IngestApp = Sanic(name, config=config, error_handler=OneShapeErrors(), configure_logging=False)
@@ -68,7 +68,7 @@ def create_app(settings: Settings, parts: IngestParts, *, name: str = "ingest") 
 
 
 def codecs_by_path(settings: Settings) -> dict[str, Codec]:
-    """The protocols: what is posted to which path."""
+    """The protocols: the codec for each path."""
     return {EVENTS_PATH: events_codec(settings)}
 
 
@@ -100,7 +100,7 @@ def _http_parts(service: IngestService, codecs: dict[str, Codec]) -> HttpParts:
 
 
 def _busy_response() -> bytes:
-    """The response to a connection that is one too many; there is no request to answer yet."""
+    """The response to a connection above the limit. It has no request to answer yet."""
     response = error_response(NotReadyError("this process has too many connections"))
     body = response.body
     head = head_of(

@@ -1,8 +1,9 @@
-"""Group commit: requests that arrive together are appended to the log together, by one thread.
+"""Group commit: one thread appends requests that arrive together to the event log together.
 
-The previous append is the wait: what arrives meanwhile is the next group. Only where the log was idle does the first
-request of a group wait a moment for company. Each request has a future, which is settled when its events are durable,
-or when its time is up. Counts and futures belong to the event loop, the queue to both sides under a lock.
+The previous append is the wait: requests that arrive during it are the next group. If the event log was idle, the first
+request of a group waits a short time for others. Each request has a future. It is settled when the events of the
+request are durable, or when its time is up. The event loop owns counts and futures; both sides use the queue, under a
+lock.
 """
 
 import asyncio
@@ -32,32 +33,32 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-PING_SECONDS: Final = 1.0  # an idle log is asked so often whether it is there
-AWAY_SECONDS: Final = 0.2  # between two questions to a log that is away
-LOOK_SECONDS: Final = 5.0  # how often a log is asked who it is, also under load: partitions may have been added
-FAILED_SECONDS: Final = 3.0  # an append that failed counts for so long, even where the log answers again
-FULL_SECONDS: Final = 0.25  # a full log is not tried again for so long: refusing is cheap, appending is not
+PING_SECONDS: Final = 1.0  # between two checks of an idle event log
+AWAY_SECONDS: Final = 0.2  # between two checks of an event log that is unavailable
+LOOK_SECONDS: Final = 5.0  # between two reads of the event log's identity, also under load: it may have new partitions
+FAILED_SECONDS: Final = 3.0  # a failed append counts for so long, even if the event log responds again
+FULL_SECONDS: Final = 0.25  # no append to a full event log for so long: rejecting is cheap, appending is not
 
 
 class _Request:
-    """The events of one request on their way to the log."""
+    """The events of one request on their way to the event log."""
 
     __slots__ = ("begun", "count", "deadline", "entries", "future", "size")
 
     def __init__(
         self, entries: Sequence[tuple[int, bytes]], size: int, future: "asyncio.Future[None]", deadline: float
     ) -> None:
-        self.entries = entries  # under the lock until its append has begun; empty once it is withdrawn
-        self.count = len(entries)  # still counted as waiting; 0 once it is not
+        self.entries = entries  # under the lock until its append starts; empty once it is withdrawn
+        self.count = len(entries)  # events that still count as waiting; 0 afterwards
         self.size = size  # bytes
         self.future = future
         self.deadline = deadline  # monotonic
-        self.begun = False  # under the lock: its append has begun
+        self.begun = False  # under the lock: its append has started
 
 
 @dataclass(frozen=True, slots=True)
 class LogStatus:
-    """What the appender knows of the log."""
+    """The state of the event log, as the appender sees it."""
 
     answers: bool
     is_full: bool
@@ -65,7 +66,7 @@ class LogStatus:
 
 
 class Appender:
-    """Appends for the requests of one process. Bounded in events and bytes; `append` is for the event loop only."""
+    """Appends for the requests of one process. Bounded in events and bytes. Call `append` on the event loop only."""
 
     def __init__(
         self, log: EventLog, settings: Settings, clock: Clock, metrics: IngestMetrics, turns: Loop | None = None
@@ -75,40 +76,40 @@ class Appender:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
-        self._loop: asyncio.AbstractEventLoop  # from `start` on
+        self._loop: asyncio.AbstractEventLoop  # set by `start`
         self._thread = threading.Thread(target=self._run, name="appender", daemon=True)
-        # Of the event loop:
-        self._events = 0  # waiting for the log, those of the append that runs included
+        # Owned by the event loop:
+        self._events = 0  # waiting for the event log, including those of the running append
         self._bytes = 0
         self._pending: deque[_Request] = deque()  # in the order of their deadlines
         self._timer: asyncio.TimerHandle | None = None
-        # Of both sides, under the lock:
+        # Used by both sides, under the lock:
         self._wake = threading.Condition(threading.Lock())
         self._queue: deque[_Request] = deque()
-        self._awaited = 0  # requests for which the thread waits; 0 while it does not
+        self._awaited = 0  # number of requests for which the thread waits; 0 if it does not wait
         self._is_closing = False
-        # Of the thread, read by anybody:
-        self._partitions = 0  # 0: not known yet
+        # Written by the thread, read by any thread:
+        self._partitions = 0  # 0: not read yet
         self._problem: str | None = "the event log was not asked yet"
         self._failure: tuple[float, str] | None = None  # when (monotonic) and why the last append failed
-        self._partial: tuple[int, ...] = ()  # partitions that took nothing of the last append to them
-        self._looked_at = 0.0  # monotonic: when the log was last asked who it is
+        self._partial: tuple[int, ...] = ()  # partitions that rejected everything of the last append to them
+        self._looked_at = 0.0  # monotonic: when the event log's identity was last read
         self._full_until = 0.0  # monotonic
-        self._begun_at: float | None = None  # monotonic: since when the append runs
+        self._begun_at: float | None = None  # monotonic: when the running append started
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to ask for the log, and to append."""
+        """Start to check the event log, and to append."""
         self._loop = loop
         self._thread.start()
 
     async def close(self, *, seconds_max: float) -> None:
-        """Append what waits and end the thread; what is not appended in time is told so."""
+        """Append the waiting requests and end the thread. Requests that are not appended in time fail."""
         with self._wake:
             self._is_closing = True
             self._wake.notify()
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join, seconds_max)
-        await asyncio.sleep(0)  # what the thread has handed over last is settled now
+        await asyncio.sleep(0)  # settles the groups that the thread handed over last
         for request in self._pending:
             self._give_up(request)
         if self._timer is not None:
@@ -118,13 +119,13 @@ class Appender:
 
     @property
     def partitions(self) -> int:
-        """Partitions of the log. Raises LogUnavailableError where the log was never reached."""
+        """Partitions of the event log. Raises LogUnavailableError if the event log was never reached."""
         if not self._partitions:
             raise LogUnavailableError(self._problem)
         return self._partitions
 
     def status(self, now: float) -> LogStatus:
-        """Whether the log answers and takes events, as far as known."""
+        """Whether the event log responds and has space, as far as this process can see."""
         problem = self._problem
         begun_at = self._begun_at
         if problem is None and begun_at is not None and now - begun_at > 2 * self._settings.append_seconds_max:
@@ -136,18 +137,19 @@ class Appender:
 
     @property
     def waiting_events(self) -> int:
-        """Events that wait for the log."""
+        """Events that wait for the event log."""
         return self._events
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes that wait for the log."""
+        """Bytes that wait for the event log."""
         return self._bytes
 
     def blocked(self) -> SluiceError | None:
-        """Why an append would be refused now, whatever it holds; None if it would not.
+        """Why any append would be rejected now; None if it would not.
 
-        LogUnavailableError, LogFullError or AppendBufferFullError. To ask before a body is read costs little.
+        Returns LogUnavailableError, LogFullError or AppendBufferFullError. Cheap, so callers use it before they read a
+        body.
         """
         if self._problem is not None:
             return LogUnavailableError(self._problem)
@@ -160,10 +162,10 @@ class Appender:
         return None
 
     def append(self, entries: Sequence[tuple[int, bytes]], size: int) -> "asyncio.Future[None]":
-        """Queue (partition, value) pairs of `size` bytes; the future is done when they are durable.
+        """Queue (partition, value) pairs of `size` bytes. The future is done when they are durable.
 
-        It fails within `append_seconds_max` with what the port's `append` raises: LogIndeterminateError means that
-        any subset may be stored, all others that nothing is. Raises what `blocked` returns.
+        The future fails within `append_seconds_max` with an error of the port's `append`. LogIndeterminateError means
+        that any subset of the events may be stored; all other errors mean that none is. Raises what `blocked` returns.
         """
         blocked = self.blocked()
         if blocked is not None:
@@ -171,7 +173,7 @@ class Appender:
         loop = self._loop
         if self._is_closing:
             raise LogUnavailableError("this process is shutting down")
-        # A body larger than the whole buffer may pass where nothing else waits: it could never otherwise.
+        # A body larger than the whole buffer may pass if nothing else waits: otherwise it could never pass.
         if self._events and (
             self._events + len(entries) > self._settings.append_buffer_events_max
             or self._bytes + size > self._settings.append_buffer_bytes_max
@@ -193,7 +195,7 @@ class Appender:
         return future
 
     def _settle(self, group: list[_Request], error: SluiceError | None) -> None:
-        """Tell the callers of a group what became of it: each of its own events' partitions, where these differ."""
+        """Settle the requests of a group: each with the result of the partitions of its own events, if these differ."""
         for request in group:
             its_error = error.of(part for part, _ in request.entries) if isinstance(error, LogPartialError) else error
             self._forget(request)
@@ -201,14 +203,14 @@ class Appender:
                 if its_error is None:
                     request.future.set_result(None)
                 else:
-                    # Each its own: raising one object in many tasks would pile up their tracebacks in it.
+                    # A copy for each request: if many tasks raised one object, their tracebacks would accumulate in it.
                     request.future.set_exception(copy.copy(its_error))
         pending = self._pending
         while pending and not pending[0].count:
             pending.popleft()
 
     def _forget(self, request: _Request) -> None:
-        """Take a request out of the counts, once."""
+        """Subtract a request from the counts, once."""
         if request.count:
             self._events -= request.count
             self._bytes -= request.size
@@ -216,7 +218,7 @@ class Appender:
             request.entries = ()
 
     def _expire(self) -> None:
-        """Answer requests whose time is up, and come again when the next one's is."""
+        """Fail requests whose time is up, and set the timer for the next deadline."""
         now = self._loop.time()
         pending = self._pending
         while pending and (not pending[0].count or pending[0].deadline <= now):
@@ -243,7 +245,7 @@ class Appender:
 
     def _run(self) -> None:
         self._ask_identity()
-        busy_requests: int | None = 1  # of the last group: whether company is to be expected
+        busy_requests: int | None = 1  # size of the last group: shows whether to expect more requests
         while busy_requests is not None:
             with self._turns.turn():
                 busy_requests = self._turn(busy_requests)
@@ -251,7 +253,7 @@ class Appender:
                 self._clock.sleep(AWAY_SECONDS)
 
     def _turn(self, busy_requests: int) -> int | None:
-        """Append the next group, or ask an idle log; how many requests the group had, None at the end of all."""
+        """Append the next group, or check an idle event log. Returns the number of requests; None at the end."""
         group, is_closing = self._next_group(busy_requests)
         if group:
             self._append_group(group)
@@ -262,24 +264,25 @@ class Appender:
         return 1
 
     def _next_group(self, busy_requests: int) -> tuple[list[_Request], bool]:
-        """The requests of the next append, and whether the appender is closing; none after an idle while."""
+        """The requests of the next append, and whether the appender is closing. No requests after an idle period."""
         wait_seconds = PING_SECONDS if self._problem is None else AWAY_SECONDS
         with self._wake:
             if not self._queue and not self._is_closing:
                 self._await(1, wait_seconds)
                 if 0 < len(self._queue) < busy_requests and not self._is_closing:
-                    # The last group had company, and so this one will: its first request waits a moment for it.
+                    # The last group had several requests, so this one probably has too: the first waits a short time
+                    # for them.
                     self._await(busy_requests, self._settings.append_group_seconds_max)
             return self._pop_group(), self._is_closing
 
     def _await(self, requests: int, seconds_max: float) -> None:
-        """Wait until so many requests are queued, or time is up. Under the lock."""
+        """Wait until `requests` requests are queued, or time is up. Call it under the lock."""
         self._awaited = requests
         self._wake.wait(seconds_max)
         self._awaited = 0
 
     def _pop_group(self) -> list[_Request]:
-        """Requests of up to `append_group_events_max` events, or one that alone has more. Under the lock."""
+        """Pop requests of up to `append_group_events_max` events, or one with more. Call it under the lock."""
         group: list[_Request] = []
         events = 0
         while self._queue:
@@ -297,7 +300,7 @@ class Appender:
 
     def _append_group(self, group: list[_Request]) -> None:
         if self._problem is not None and not self._ask_identity():
-            # Nobody needs to wait for a log that is known to be away.
+            # A request does not need to wait for an event log that is known to be unavailable.
             self._hand_over(group, LogUnavailableError(self._problem))
             return
         entries = [entry for request in group for entry in request.entries]
@@ -311,7 +314,7 @@ class Appender:
             self._failure = None
             self._note_partial({partition for partition, _ in entries}, {})
         elif isinstance(error, LogPartialError):
-            # The log is there: only these partitions of it take nothing, and whose events go elsewhere goes on.
+            # The event log responds. Only these partitions reject events; requests for other partitions continue.
             self._note_partial({partition for partition, _ in entries}, error.failures)
         elif isinstance(error, LogFullError):
             self._full_until = self._clock.monotonic() + FULL_SECONDS
@@ -323,7 +326,7 @@ class Appender:
             self._ask_identity()
 
     def _note_partial(self, asked: set[int], failures: Mapping[int, SluiceError]) -> None:
-        """Say once that partitions take nothing, and once that they do again."""
+        """Log once that a partition rejects events, and once that it accepts them again."""
         before = set(self._partial)
         for partition in sorted(failures.keys() - before):
             logger.warning(
@@ -341,13 +344,13 @@ class Appender:
         self._partial = tuple(sorted(before - asked | failures.keys()))
 
     def _append(self, entries: list[tuple[int, bytes]]) -> SluiceError | None:
-        """Append, and return what went wrong."""
+        """Append; returns the error, or None."""
         try:
             self._log.append(entries)
         except SluiceError as error:
             return error
         except Exception as error:
-            # What the adapter did before it broke is not known.
+            # It is unknown what the adapter did before it failed.
             logger.exception("an append failed by a defect", extra={"action": "append_failed"})
             return LogIndeterminateError(f"the append failed: {type(error).__name__}")
         return None
@@ -359,7 +362,7 @@ class Appender:
             logger.warning("the event loop ended before an append did", extra={"action": "append_unheard"})
 
     def _ping(self) -> None:
-        """Ask an idle log whether it is there, so that readiness is known before the next request."""
+        """Check an idle event log, so that readiness is known before the next request."""
         if self._problem is not None or self._clock.monotonic() - self._looked_at >= LOOK_SECONDS:
             self._ask_identity()
             return
@@ -372,7 +375,7 @@ class Appender:
             self._note_problem(error)
 
     def _ask_identity(self) -> bool:
-        """Ask the log who it is; True when it answered."""
+        """Read the event log's identity; True if it responded."""
         self._looked_at = self._clock.monotonic()
         try:
             identity = self._log.identity()
@@ -408,10 +411,10 @@ class Appender:
 
 
 def _refuse_to_start_on(identity: LogIdentity) -> None:
-    """Raise LogMisconfiguredError where a log would lose what it acknowledges.
+    """Raise LogMisconfiguredError if an event log would lose events that it acknowledged.
 
-    At the start only: where somebody changes it later, the control loop raises an alarm. To refuse then would keep
-    nothing that is in the log already.
+    At the start only. If its configuration is changed later, the control loop raises an alarm: a refusal then would not
+    protect the events that are in the event log already.
     """
     for fault in identity.faults:
         if fault.loses_events:

@@ -1,4 +1,4 @@
-"""The one way in: read, decode, admit, append. Every protocol takes it, and it knows no web framework."""
+"""The one path for events: read, decode, admit, append. All protocols use it, and it imports no web framework."""
 
 import logging
 import math
@@ -21,7 +21,7 @@ logger: Final = logging.getLogger(__name__)
 
 
 class Collector:
-    """Takes the events of requests into the log, for one process. For the event loop only."""
+    """Moves the events of requests into the event log, for one process. For the event loop only."""
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class Collector:
         self._metrics = metrics
         self._clock = clock
         self._bytes_max = bytes_max
-        self.traces = traces  # a line in the log for each request
-        self.refused_beyond_first = 0  # events of refused bodies that were decoded, but for the first of each
+        self.traces = traces  # log a line for each request
+        self.refused_beyond_first = 0  # decoded events of rejected bodies, without the first event of each
 
     def seconds_closed(self) -> float:
         """Gate.seconds_closed."""
@@ -52,7 +52,7 @@ class Collector:
         return self._appender.blocked() or self._admission.refusal(1)
 
     async def collect(self, codec: Codec, request: Request) -> Response:
-        """Take the events of a request, and answer once every one of them is durable in the log."""
+        """Collect the events of a request, and respond once all of them are durable in the event log."""
         try:
             count = await self._collect(codec, request)
         except SluiceError as error:
@@ -68,7 +68,7 @@ class Collector:
         return codec.accepted(count)
 
     async def _collect(self, codec: Codec, request: Request) -> int:
-        """How many events were taken. Raises SluiceError."""
+        """Collect the events and return their number. Raises SluiceError."""
         headers = request.headers
         decode = codec.decode(headers)
         gzipped = is_gzip(headers.get("content-encoding"))
@@ -95,7 +95,7 @@ class Collector:
 
 
 def _records(events: list[Event], head: bytes, partitions: int) -> tuple[list[tuple[int, bytes]], int]:
-    """(partition, record) of each event, and the bytes of all. Gives ids to events that have none."""
+    """(partition, record) of each event, and the total bytes. Gives ids to events that have none."""
     entries = []
     size = 0
     for event in events:
@@ -108,6 +108,6 @@ def _records(events: list[Event], head: bytes, partitions: int) -> tuple[list[tu
 
 
 def _trace(request_id: str, code: str, what: str) -> None:
-    """Log what became of a request."""
+    """Log the result of a request."""
     extra = {"action": "request_answered", "request_id": request_id, "code": code}
     logger.debug("request %s: %s, %s", request_id, code, what, extra=extra)

@@ -1,9 +1,9 @@
-"""From an error to its HTTP response: the one table, and the one shape. Nothing else knows statuses.
+"""Converts errors to HTTP responses: the only table of statuses, and the single JSON form of errors.
 
     {"error": {"code": "...", "message": "...", ...details}}
 
-A row says for an error class which status and code it gives, and whether the client should repeat the request later.
-An error that has no row, and whose bases have none, is a defect: 500, and nothing that a client sends may cause it.
+A row has the status and the code of an error class, and whether the client should repeat the request later. An error
+without a row, of its class or its bases, is a defect: 500. No input of a client may cause it.
 """
 
 import logging
@@ -26,7 +26,7 @@ from pipeline.errors import (
 
 logger = logging.getLogger(__name__)
 
-UNAVAILABLE_RETRY_SECONDS: Final = 1.0  # where an error does not say when to repeat
+UNAVAILABLE_RETRY_SECONDS: Final = 1.0  # if an error has no time to wait of its own
 PROBLEMS_MAX: Final = 20  # of a body, in one answer
 NAME_CHARS_MAX: Final = 64  # of a client's own text that an answer repeats
 
@@ -34,11 +34,11 @@ NAME_CHARS_MAX: Final = 64  # of a client's own text that an answer repeats
 class RequestError(PermanentError):
     """The request can't be taken as it is."""
 
-    hint: str = ""  # what the client probably meant
+    hint: str = ""  # what the client probably intended
 
     @property
     def details(self) -> dict[str, Any]:
-        """What the answer says beside code and message."""
+        """The fields of the answer beside code and message."""
         return {}
 
 
@@ -59,7 +59,7 @@ class MalformedBodyError(RequestError):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why one event is refused: its index in the body, the field (None: the event as a whole), and the reason."""
+    """Why one event is rejected: its index in the body, the field (None: the whole event), and the reason."""
 
     index: int
     field: str | None
@@ -110,7 +110,8 @@ class NotReadyError(RecoverableError):
 class RateLimitedError(OverloadedError):
     """The admitted rate is used up.
 
-    Beside the time to wait it carries what the RateLimit headers tell: quota in events per second, and what is left.
+    Beside the time to wait it has the values of the RateLimit headers: the quota in events per second, and what is
+    left.
     """
 
     def __init__(self, retry_after_seconds: float, *, quota: int, left: int) -> None:
@@ -121,7 +122,7 @@ class RateLimitedError(OverloadedError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What an error gives. `repeats`: the client should send the same again after Retry-After seconds."""
+    """The response of an error. `repeats`: the client should send the same request again after Retry-After seconds."""
 
     status: int
     code: str
@@ -141,7 +142,7 @@ _TABLE: Final[dict[type[BaseException], Row]] = {
     OverloadedError: Row(503, "unavailable", repeats=True),
     RecoverableError: Row(503, "unavailable", repeats=True),
 }
-# Those of the web framework's own errors, which `ingest.http.response` knows by class.
+# Rows of the web framework's own errors, which `ingest.http.response` finds by class.
 FRAMEWORK_ROWS: Final = {
     row.code: row
     for row in (
@@ -155,7 +156,7 @@ FRAMEWORK_ROWS: Final = {
 }
 _DEFECT: Final = Row(500, "internal")
 _ROWS: Final = {row.code: row for row in _TABLE.values()} | FRAMEWORK_ROWS
-_MESSAGES: Final = {  # of errors whose own text would say less, or repeat what the client sent
+_MESSAGES: Final = {  # for errors whose own text has less information, or repeats what the client sent
     "not_found": "there is nothing here; events go to POST /api/logs",
     "timeout": "headers and body did not arrive within the time allowed",
     "internal": "a defect of the server; nothing is known of what was stored",
@@ -163,7 +164,7 @@ _MESSAGES: Final = {  # of errors whose own text would say less, or repeat what 
 
 
 def row_of(error: BaseException) -> Row:
-    """The row of an error's class, or of its nearest base; that of a defect if there is none."""
+    """The row of an error's class, or of its nearest base; the row of a defect if there is none."""
     for base in type(error).__mro__:
         row = _TABLE.get(base)
         if row is not None:
@@ -172,7 +173,7 @@ def row_of(error: BaseException) -> Row:
 
 
 def rows_by_code() -> dict[str, Row]:
-    """Every code that a response may have, with its row; a defect's is not among them."""
+    """Every code that a response may have, with its row; without the row of a defect."""
     return dict(_ROWS)
 
 
@@ -190,22 +191,22 @@ def status_of(code: str) -> int:
 
 
 def whole_seconds(seconds: float, *, draw: float) -> int:
-    """A Retry-After of at least one second, spread so that clients refused together do not come back together.
+    """A Retry-After of at least one second, with jitter, so that clients rejected together do not return together.
 
-    `draw` is a random number from [0, 1). Never shorter than `seconds`.
+    `draw` is a random number from [0, 1). The result is never shorter than `seconds`.
     """
     return max(1, math.ceil(seconds + draw * max(1.0, seconds / 2)))
 
 
 def error_body(code: str, message: str, details: dict[str, Any] | None = None) -> bytes:
-    """The one shape of an error."""
+    """Encode the JSON form of an error."""
     return msgspec.json.encode({"error": {"code": code, "message": message, **(details or {})}})
 
 
 def error_response(error: BaseException, request_id: str = "", *, row: Row | None = None) -> Response:
-    """The response to an error; logs one that is a defect, with the id of its request.
+    """The response to an error. Logs a defect, with the id of its request.
 
-    `row` is that of an error which this table does not know.
+    `row` is the row of an error that is not in this table.
     """
     row = row or row_of(error)
     if row is _DEFECT:
@@ -218,7 +219,7 @@ def error_response(error: BaseException, request_id: str = "", *, row: Row | Non
         retry_after = whole_seconds(wait_seconds, draw=random.random())  # noqa: S311  # spreads clients, no secret
         headers["retry-after"] = str(retry_after)
         if isinstance(error, RateLimitedError):
-            # draft-ietf-httpapi-ratelimit-headers-10; the unit is events, which is not one of the registered ones.
+            # draft-ietf-httpapi-ratelimit-headers-10; the unit is events, which is not a registered one.
             headers["ratelimit-policy"] = f'"events";q={error.quota};w=1'
             headers["ratelimit"] = f'"events";r={error.left};t={retry_after}'
     elif isinstance(error, UnsupportedBodyError):

@@ -1,4 +1,4 @@
-"""From what a client sent to the bytes of its body: content coding and byte order mark, within a limit."""
+"""Converts a received body to its bytes: content coding and byte order mark, within a limit."""
 
 import codecs
 import zlib
@@ -7,12 +7,12 @@ from typing import Final
 from ingest.errors import BodyTooLargeError, MalformedBodyError, UnsupportedBodyError
 from ingest.grammar import ascii_lower
 
-GZIP_MEMBERS_MAX: Final = 100  # of one stream: each costs an inflate state and a copy of what follows it
-_GZIP_WINDOW: Final = 31  # zlib: the largest window, with a gzip header and nothing else
+GZIP_MEMBERS_MAX: Final = 100  # of one stream: each member costs an inflate state and a copy of the data after it
+_GZIP_WINDOW: Final = 31  # zlib: the largest window, with a gzip header only
 
 
 def is_gzip(content_encoding: str | None) -> bool:
-    """Whether a Content-Encoding says gzip; False for none. Raises UnsupportedBodyError for any other."""
+    """Whether a Content-Encoding is gzip; False for none. Raises UnsupportedBodyError for any other."""
     if content_encoding is None:
         return False
     match ascii_lower(content_encoding.strip()):
@@ -25,14 +25,14 @@ def is_gzip(content_encoding: str | None) -> bool:
 
 
 def without_mark(body: bytes) -> bytes:
-    """A body whose byte order mark, if it begins with one, is blank: places in it stay as they were."""
+    """Replace a byte order mark at the start of a body with blanks, so that byte positions stay the same."""
     return b"   " + body[3:] if body.startswith(codecs.BOM_UTF8) else body
 
 
 def inflate(data: bytes, bytes_max: int) -> bytes:
     """Inflate a gzip stream of one or several members to at most `bytes_max` bytes.
 
-    Memory and time are bounded by the limit, whatever the stream claims. Raises BodyTooLargeError, MalformedBodyError.
+    The limit bounds memory and time, whatever the stream claims. Raises BodyTooLargeError, MalformedBodyError.
     """
     parts: list[bytes] = []
     left = bytes_max

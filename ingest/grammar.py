@@ -1,4 +1,4 @@
-"""The grammar of HTTP heads (RFC 9112, RFC 9110), as far as it is checked here: in one place for all that reads one."""
+"""The grammar of HTTP heads (RFC 9112, RFC 9110), as far as ingest checks it: one place for all readers of heads."""
 
 import re
 from typing import Final
@@ -12,9 +12,9 @@ _LENGTH: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
 def ascii_lower(text: str) -> str:
-    """A word of a header in lower case. One with other characters than ASCII's stays as it is, and is no known word.
+    """A word of a header in lower case. A word with non-ASCII characters stays unchanged, and matches no known word.
 
-    Some of those have a lower case in ASCII: the Kelvin sign becomes k.
+    Some of these characters have a lower case in ASCII: the Kelvin sign becomes k.
     """
     return text.lower() if text.isascii() else text
 
@@ -25,5 +25,5 @@ def is_host(value: str) -> bool:
 
 
 def length_of(value: str) -> int | None:
-    """The number of bytes that a Content-Length says; None if it is not a number of at most 15 digits."""
+    """The number of bytes in a Content-Length; None if it is not a number of at most 15 digits."""
     return int(value) if _LENGTH.fullmatch(value) is not None else None

@@ -1,4 +1,4 @@
-"""What the system's health is, by what this process has in memory: no question to any server."""
+"""The health of the system, from the memory of this process: no call to any server."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -15,23 +15,23 @@ _NO_OUTLOOK: Final = Outlook()
 
 @dataclass(frozen=True, slots=True)
 class HealthSources:
-    """Everything that this process knows. `now` is the monotonic clock that the ages are counted on."""
+    """All inputs of health that this process has. `now` is the monotonic clock of the ages."""
 
-    wall: float  # seconds since the epoch, by this host
+    wall: float  # seconds since the epoch, on this host's clock
     now: float
     followed: Followed | None  # None: the control store was never reached
-    is_store_away: bool  # it did not answer the last time
+    is_store_away: bool  # it did not respond to the last call
     settings: Settings
     log: LogStatus
-    rate: float  # events/s admitted, as this process knows it
+    rate: float  # events/s admitted, as this process sees it
     available_permissions: int | None
-    is_local: bool  # the bucket does not answer
-    loop_problems: tuple[str, ...] = ()  # what is wrong with this process' own loops
+    is_local: bool  # the bucket does not respond
+    loop_problems: tuple[str, ...] = ()  # problems of this process' own loops
     outlook: Outlook = _NO_OUTLOOK
 
 
 def health_inputs(sources: HealthSources) -> HealthInputs:
-    """The snapshot that this process is judged by."""
+    """The snapshot for the judgement of health, as this process sees the system."""
     followed, settings = sources.followed, sources.settings
     problem = _store_problem(sources)
     state = None if followed is None or problem is not None else followed.state
@@ -49,7 +49,7 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
     return replace(
         inputs,
         rate=sources.rate,
-        # Leases that are still held come on top of a full bucket; more than what fits in would be a riddle.
+        # Leases add to a full bucket. A number above the bucket's capacity would confuse the reader.
         bucket_tokens=None if tokens is None else min(tokens, capacity),
         bucket_capacity=float(capacity),
         is_bucket_away=sources.is_local,
@@ -98,5 +98,5 @@ def document_of(inputs: HealthInputs, available_permissions: int | None = None) 
 
 
 def _override_row(held: Override, at: float) -> dict[str, Any]:
-    """A rate that was set by hand: until when, by whom and why. It is no problem, but nobody should wonder about it."""
+    """A rate that an operator set: its end, its actor and its reason. It is no problem, but readers should see it."""
     return {"rate": held.rate, "endsInSeconds": round(max(0.0, held.until - at), 1), "by": held.by, "why": held.why}

@@ -1,6 +1,6 @@
 """Bounds the memory of all bodies that a process has received and not yet appended.
 
-A body is received in parts, at its client's pace: many that stall would hold their largest size each.
+A body arrives in parts, at its client's speed. Without a bound, many stalled bodies would each hold their largest size.
 """
 
 from types import TracebackType
@@ -19,16 +19,16 @@ class HeldBodies:
         self.bytes = 0
 
     def begin(self) -> "HeldBytes":
-        """The account of one body, to be used in a `with` statement."""
+        """The account of one body; use it in a `with` statement."""
         return HeldBytes(self)
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` bytes more are within the bound."""
+        """Whether `size` more bytes are within the bound."""
         return self.bytes + size <= self._bytes_max
 
 
 class HeldBytes:
-    """The bytes of one body; they are given back at the end of the `with` statement."""
+    """The bytes of one body; released at the end of the `with` statement."""
 
     __slots__ = ("_all", "_mine")
 
@@ -46,10 +46,10 @@ class HeldBytes:
         self._mine = 0
 
     def take(self, size: int) -> None:
-        """Count bytes that were received. Raises OverloadedError where all bodies together have too many.
+        """Count bytes that were received. Raises OverloadedError if all bodies together have too many.
 
-        One body alone is received however large it is: to repeat it later would not make it smaller. A small one is
-        received too, however many stall: connections bound those.
+        If there is no other body, a body of any size is received: a later retry would not make it smaller. A small body
+        is received too, even if many others stall: the limit of connections bounds these.
         """
         is_alone = self._all.bytes == self._mine
         is_small = self._mine + size <= SMALL_BYTES
@@ -58,6 +58,6 @@ class HeldBytes:
         self.note(size)
 
     def note(self, size: int) -> None:
-        """Count bytes that came at once: they are in memory already, and leave it soon."""
+        """Count bytes that arrived at once: they are in memory already, and leave it soon."""
         self._mine += size
         self._all.bytes += size

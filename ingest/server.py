@@ -1,4 +1,4 @@
-"""Serves the application from one process: start, a stop that loses nothing, and the metrics' own port."""
+"""Serves the application from one process: start, a stop that loses no events, and the separate metrics port."""
 
 import asyncio
 import contextlib
@@ -19,17 +19,17 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-FILES_BESIDE_CONNECTIONS: Final = 200  # servers, metrics, logs, and a connection that is refused
-BACKLOG: Final = 1024  # connections that wait to be taken
-FLUSH_SHARE: Final = 0.3  # of the time to stop that is kept for the appender
-POLL_SECONDS: Final = 0.02  # how often stopping looks whether the last requests have ended
+FILES_BESIDE_CONNECTIONS: Final = 200  # servers, metrics, logs, and a connection that is rejected
+BACKLOG: Final = 1024  # connections that wait to be accepted
+FLUSH_SHARE: Final = 0.3  # share of the time to stop that is reserved for the appender
+POLL_SECONDS: Final = 0.02  # while stopping, between two checks whether the last requests have ended
 
 
 def with_connections_that_fit(settings: Settings) -> Settings:
-    """The settings, with no more connections than this process may have open files.
+    """Return the settings, with connections limited to the files that this process may open.
 
-    The limit of files is raised as far as this user may. Without this, accepting a connection would fail, and with it
-    whatever else needs a file at that moment.
+    The process raises its limit of open files as far as its user may. Without this check, accepting a connection would
+    fail, and so would everything else that needs a file at that moment.
     """
     wanted = settings.ingest_connections_max + FILES_BESIDE_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -52,7 +52,7 @@ def with_connections_that_fit(settings: Settings) -> Settings:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The listening socket; its port is shared by all ingest processes. Raises OSError where it can't be had."""
+    """The listening socket. All ingest processes share its port. Raises OSError if the port can't be bound."""
     family = socket.AF_INET6 if ":" in settings.ingest_host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -68,7 +68,7 @@ def listen(settings: Settings) -> socket.socket:
 
 
 async def serve(app: IngestApp, listener: socket.socket, stopping: asyncio.Event) -> None:
-    """Serve until `stopping` is set; then let running requests end, flush the appender, and return."""
+    """Serve until `stopping` is set. Then wait for running requests, flush the appender, and return."""
     service: IngestService = app.ctx.service
     settings = service.settings
     server = await app.create_server(
@@ -101,7 +101,7 @@ async def serve(app: IngestApp, listener: socket.socket, stopping: asyncio.Event
 
 
 async def _end_connections(connections: set[HttpProtocol], seconds_max: float) -> None:
-    """Close connections as they become idle, and after `seconds_max` whatever they do."""
+    """Close connections as they become idle, and after `seconds_max` abort the rest."""
     deadline = asyncio.get_running_loop().time() + seconds_max
     while connections and asyncio.get_running_loop().time() < deadline:
         for connection in list(connections):

@@ -1,4 +1,4 @@
-"""What one ingest process is made of, and its way through starting and stopping."""
+"""The parts of one ingest process, and how it starts and stops."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-FOLLOWER_STOP_SECONDS: Final = 0.1  # it only reads: where it is in a wait, it is left behind
+FOLLOWER_STOP_SECONDS: Final = 0.1  # it only reads: if it is in a wait, the stop does not wait for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class IngestParts:
     store: ControlStore
     events: ControlEvents
     clock: Clock
-    troubles: Troubles | None = None  # None: nobody hears that this process' clock differs
-    readers: SystemReaders | None = None  # None: the page shows what this process sees, and nothing is remembered
+    troubles: Troubles | None = None  # None: this process does not report that its clock differs
+    readers: SystemReaders | None = None  # None: the page shows only this process, without history
 
 
 class IngestService:
@@ -59,7 +59,7 @@ class IngestService:
         self.clock = parts.clock
         self.lifecycle = Lifecycle()
         self.registry = CollectorRegistry()
-        self.registry.register(_Sampling(self.sample_gauges))  # first: a registry asks in order
+        self.registry.register(_Sampling(self.sample_gauges))  # first: a registry collects in order
         self.metrics = IngestMetrics(self.registry)
         self.loops = Loops(parts.clock)
         self.registry.register(LoopsCollector(self.loops.failures))
@@ -83,7 +83,7 @@ class IngestService:
             self.metrics,
             parts.clock,
             bytes_max=settings.body_bytes_max,
-            traces=settings.log_level == "DEBUG",  # asked once: a logger takes longer to say, for each request
+            traces=settings.log_level == "DEBUG",  # read once: a logger takes longer, for each request
         )
         self.registry.register(RequestsByStatus(self.metrics, status_of, lambda: self.collector.refused_beyond_first))
         self.count_connections: Callable[[], int] = lambda: 0
@@ -111,7 +111,7 @@ class IngestService:
         )
 
     async def start(self) -> None:
-        """Begin to follow the control loop, to take leases, and to ask for the log."""
+        """Start to follow the control loop, to take leases, and to check the event log."""
         self._loop = asyncio.get_running_loop()
         self.admission.start(self._loop)
         self.appender.start(self._loop)
@@ -121,7 +121,7 @@ class IngestService:
             self.recorder.start()
 
     async def stop(self, *, seconds_max: float) -> None:
-        """Append what was taken, then let go of everything."""
+        """Append the events that were accepted, then release everything."""
         self.lifecycle.is_stopping = True
         self.viewers.end_streams()
         if self.recorder is not None:
@@ -135,7 +135,7 @@ class IngestService:
         self.follower.stop(seconds_max=FOLLOWER_STOP_SECONDS)
 
     def _on_state(self, state: ControlState) -> None:
-        """Take a rate that was published; on the follower's thread."""
+        """Take a published rate; on the follower's thread."""
         loop, rate, override = self._loop, state.rate, state.override
         if loop is not None and rate is not None:
             ends_in = None if override is None else override.until - state.time
@@ -152,7 +152,7 @@ class IngestService:
                 logger.debug("the event loop has ended", extra={"action": "follow_unheard"})
 
     def health_sources(self) -> HealthSources:
-        """What health is judged by, now."""
+        """The current inputs of the health judgement."""
         now = self.clock.monotonic()
         return HealthSources(
             wall=self.clock.now(),
@@ -169,7 +169,7 @@ class IngestService:
         )
 
     def sample_gauges(self) -> None:
-        """Bring the metrics up to date that are not counted where they change. On any thread: it only reads."""
+        """Update the metrics that are not counted where they change. Runs on any thread: it only reads."""
         now = self.clock.monotonic()
         metrics = self.metrics
         metrics.append_waiting_events.set(self.appender.waiting_events)
@@ -184,7 +184,7 @@ class IngestService:
 
 
 def _reporter(settings: Settings, parts: IngestParts) -> TroubleReporter | None:
-    """By the host's name: the processes of one host share its clock. Their own health shows their loops."""
+    """Reports under the host's name: the processes of one host share its clock. Their own health shows their loops."""
     if parts.troubles is None:
         return None
     process, seconds_max = f"ingest@{socket.gethostname()}", settings.clock_difference_seconds_max
@@ -192,7 +192,7 @@ def _reporter(settings: Settings, parts: IngestParts) -> TroubleReporter | None:
 
 
 class _Sampling(MetricsCollector):
-    """No metric of its own: every scrape, through whichever port, finds the gauges as they are now."""
+    """Has no metric of its own. It updates the gauges for every scrape, through either port."""
 
     def __init__(self, sample: Callable[[], None]) -> None:
         self._sample = sample

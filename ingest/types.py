@@ -1,4 +1,4 @@
-"""The types between the parts of ingest: what each asks of the others, so that none knows the process as a whole."""
+"""The types between the parts of ingest: what each needs from the others, so that none depends on the whole process."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ class Headers(Protocol):
     """The header fields of a request."""
 
     def get(self, name: str, /) -> str | None:
-        """The first value of a field, whose name is in lower case; None if the request does not have it."""
+        """The first value of a field; `name` is in lower case. None if the request does not have the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete response, free of any web framework. `headers` are those beside length, type and request id."""
+    """A complete response, independent of any web framework. `headers` are all but length, type and request id."""
 
     status: int
     body: bytes
@@ -35,9 +35,9 @@ Decode = Callable[[bytes], Awaitable[list[Event]]]
 class Codec:
     """A protocol: how its bodies become events, and how its clients are answered.
 
-    `decode` looks at the headers, before a body is read, and returns what decodes the inflated body. Both raise
-    RequestError. `accepted` gets the number of events that are durable; `rejected` gets why none of them is known to
-    be.
+    `decode` reads the headers, before a body is read, and returns the function that decodes the inflated body. Both
+    raise RequestError. `accepted` gets the number of events that are durable. `rejected` gets the reason why no event
+    is known to be durable.
     """
 
     decode: Callable[[Headers], Decode]
@@ -46,7 +46,7 @@ class Codec:
 
 
 class Request(Protocol):
-    """A request whose body has not been read."""
+    """A request with an unread body."""
 
     @property
     def headers(self) -> Headers: ...
@@ -55,21 +55,21 @@ class Request(Protocol):
     def request_id(self) -> str: ...
 
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
-        """The body as it was sent; its bytes are counted in `held`. Raises BodyTooLargeError, OverloadedError."""
+        """The body as it was sent; `held` counts its bytes. Raises BodyTooLargeError, OverloadedError."""
 
 
 class Gate(Protocol):
-    """What refuses requests whatever they hold, before they are read."""
+    """Rejects requests before they are read, whatever they contain."""
 
     def seconds_closed(self) -> float:
-        """For how long it refuses all requests, as far as known; 0 if it does not, infinite if nobody knows."""
+        """Seconds for which it rejects all requests, as far as known; 0 if it does not, infinite if unknown."""
 
     def refusal(self) -> SluiceError | None:
-        """Why it refuses; None if it does not. Costs more than to ask for the seconds."""
+        """The reason for rejecting; None if it does not reject. Costs more than `seconds_closed`."""
 
 
 @dataclass(slots=True)
 class Lifecycle:
-    """Where a process is between its start and its end; one object, shared by all its parts."""
+    """The state of a process between its start and its end; one object, shared by all its parts."""
 
-    is_stopping: bool = False  # it takes no new events, and its responses close their connections
+    is_stopping: bool = False  # it accepts no new events, and its responses close their connections
