@@ -74,7 +74,7 @@ class IngestProtocol(HttpProtocol):
         self._parts = parts
         self.limits = parts.limits
         super().__init__(**kwargs)
-        self._data_received = _Arrival(self.loop)  # it has the methods of Event that Sanic uses
+        self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has the methods of Event that Sanic uses
         self.request_handler = self._handle
         self._refused_left = 0  # bytes still to come of a body that was rejected without a request object
         self._refused_timer: asyncio.TimerHandle | None = None
