@@ -395,8 +395,7 @@ class KafkaWire:
         return _Cluster(self._brokers, controller, error, facts)
 
     def _ask_coordinator(self, group: str, kind: tuple[int, int], body: bytes, read: Callable[[_Reader], T]) -> T:
-        """Send a request to the group's coordinator. If the known one fails, it may have moved: look it up again,
-        once."""
+        """Send a request to the group's coordinator. If the known one fails, look the coordinator up again, once."""
         half = self._call_seconds_max / 2
         if self._coordinator is not None:
             try:

@@ -285,8 +285,7 @@ class KafkaWriter:
     # --- The append -------------------------------------------------------------------------------------------------
 
     def _produce(self, producer: KafkaProducer, entries: Entries, deadline: float) -> Failures:
-        """Append to partitions that may be appended to. Raises LogFullError if the producer accepted no record at
-        all."""
+        """Append to partitions that may be appended to. Raises LogFullError if the producer accepted no record."""
         sent: dict[int, list[Any]] = {}
         counts: dict[int, int] = {}
         for partition, _ in entries:

@@ -214,8 +214,7 @@ class RedisStreamsLog:
         return bool(answer == b"OK")
 
     def _fenced_writer(self) -> _Writer:
-        """Read the log's identity, its server process, and the offsets that must not be reused; fence this
-        incarnation."""
+        """Read the log's identity, its server process and the offsets that must not be reused; fence them."""
         for _ in range(ROUNDS_MAX):
             self._append_link.expect(None)
             try:

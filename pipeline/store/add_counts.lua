@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Add to counters, once: an addition whose answer was lost comes again with the same number, and is not made twice.
+-- Add to counters, once: an addition whose response was lost is repeated with the same number, and not applied twice.
 -- KEYS: 1 counters, 2 the sender's last number. ARGV: 1 number, 2 seconds to remember it; then name, count for each.
 
 if tonumber(redis.call('GET', KEYS[2]) or 0) >= tonumber(ARGV[1]) then

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
--- Take tokens from the global bucket; the arithmetic of pipeline/flow/bucket.py and of hold_or_decay in
--- pipeline/flow/rate.py, on the server and by its clock.
+-- Take tokens from the global bucket: the arithmetic of pipeline/flow/bucket.py and of hold_or_decay in
+-- pipeline/flow/rate.py, on the server and with its clock.
 -- KEYS: those of control_lib.lua, 7 bucket, 8 processes
 -- ARGV: those of control_lib.lua, 3 needed, 4 wanted, 5 process, 6 seconds of the rate that the full bucket holds,
---       7 seconds for which a rate holds without news, 8 seconds in which it halves then, 9 seconds after which a silent
---       process is forgotten, 10 tolerance in tokens, and for a flushed server: 11 rate, 12 its version, 13 floor
---       14 when the newest rate that the caller knows was published, or '', 15 seconds since then by the caller's clock
+--       7 seconds for which a rate stays without a new publication, 8 seconds in which it then halves, 9 seconds after
+--       which a silent process is forgotten, 10 tolerance in tokens, and for a flushed server: 11 rate, 12 its version,
+--       13 floor; 14 publication time of the newest rate that the caller knows, or '', 15 seconds since then by the
+--       caller's clock
 -- Returns granted, wait in seconds, tokens left, rate, burst, version, live processes, when the rate was published (or
 -- ''), and seconds since then; fractions as text.
 
@@ -23,8 +24,8 @@ local rate, version
 local age = 0
 if published[1] then
   rate, version = tonumber(published[1]), published[3]
-  -- The controller is silent, or was already without news when it last spoke: the rate goes on decaying. Not one that
-  -- somebody set, which has an end of its own.
+  -- The controller is silent, or had no new lag at its last publication: the rate continues to decay. A rate that an
+  -- operator set does not decay, because it ends by itself.
   local published_at = tonumber(published[4])
   age = published[4] == ARGV[14] and tonumber(ARGV[15]) or elapsed_since(published_at)
   local decided_after = math.max(0, published_at - (tonumber(published[5]) or published_at))
@@ -60,7 +61,7 @@ redis.call('HSET', KEYS[7], 'tokens', tokens_text, 'at', exact(now), 'rate', rat
 
 redis.call('ZADD', KEYS[8], exact(now), ARGV[5])
 redis.call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now - tonumber(ARGV[9]))
-redis.call('ZREMRANGEBYSCORE', KEYS[8], '(' .. exact(now), '+inf')  -- noted before the clock was set back
+redis.call('ZREMRANGEBYSCORE', KEYS[8], '(' .. exact(now), '+inf')  -- entries from before the clock was set back
 local live = redis.call('ZCARD', KEYS[8])
 
 return { granted, exact(wait), tokens_text, rate_text, burst, version, live,

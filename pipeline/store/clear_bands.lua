@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Back to the bands of the settings. ARGV from 3: why. Returns 1 when others held.
+-- Return to the bands of the settings. ARGV from 3: why. Returns 1 if other bands were set.
 
 if redis.call('DEL', KEYS[6]) == 0 then return 0 end
 record('bands_set', ARGV[3], cjson.encode({ bands = 'settings' }))

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- End an override early. ARGV from 3: why. Returns 1 when one held.
+-- End an override early. ARGV from 3: why. Returns 1 if one was active.
 
 settle_override()
 local rate = redis.call('HGET', KEYS[5], 'rate')

@@ -1,4 +1,4 @@
-"""What every adapter of the control store agrees on."""
+"""Limits and rules that all adapters of the control store share."""
 
 import re
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ BY_CHARS_MAX: Final = 200
 WHY_CHARS_MAX: Final = 1000  # error texts of a database can be pages long
 ALARMS_MAX: Final = 32  # of one tick: one for each partition fits, and all of them stay below 32 KB
 ALARM_CHARS_MAX: Final = 500  # of each text of an alarm; it is one sentence
-FOLD_SECONDS: Final = 600.0  # an event that comes again within this time is one entry with a count; see control_lib.lua
-FOLD_ENTRIES: Final = 50  # entries among which the earlier one is looked for: several rounds of what repeats together
-CALL_SECONDS_MAX: Final = 0.2  # a call takes 0.1 ms; whoever waits for longer waits for a server that is away
-TROUBLE_SECONDS: Final = 30.0  # a process reports about once a second while something is wrong with it
+FOLD_SECONDS: Final = 600.0  # an event that repeats within this time is one entry with a count; see control_lib.lua
+FOLD_ENTRIES: Final = 50  # entries searched for the earlier event: several rounds of events that repeat together
+CALL_SECONDS_MAX: Final = 0.2  # a call takes 0.1 ms; a longer wait means that the server is unavailable
+TROUBLE_SECONDS: Final = 30.0  # a process reports about once a second while it has a problem
 TROUBLE_CHARS_MAX: Final = 300  # of one problem of a process
-PROCESS_SECONDS_MAX: Final = 10.0  # an ingest process that has not asked the bucket for so long is not counted
+PROCESS_SECONDS_MAX: Final = 10.0  # an ingest process with no request to the bucket for this long is not counted
 
 
-# What the system does again and again while something is wrong, and what makes two of a kind the same. What a person
-# does is never folded, so of the reasons to pause only the breaker's. The same table is in control_lib.lua.
+# Events that the system repeats while something is wrong, and the fields that make two of a kind the same. Actions of a
+# person are never folded; so of the reasons to pause only the breaker's is. The same table is in control_lib.lua.
 _FOLDED_BY: Final[dict[ControlEventKind, tuple[str, ...]]] = {
     ControlEventKind.RATE_CHANGED: ("previous", "rate", "mode", "decided_by"),
     ControlEventKind.BREAKER_OPENED: (),
@@ -39,7 +39,7 @@ _FOLDED_BY: Final[dict[ControlEventKind, tuple[str, ...]]] = {
 def repeated_event(
     events: Sequence[ControlEvent], kind: ControlEventKind, data: dict[str, str], now: float
 ) -> ControlEvent | None:
-    """The event that one of this kind, recorded now, repeats: it takes that one's place."""
+    """The earlier event that a new event of this kind repeats: the new one replaces it."""
     fields = _FOLDED_BY.get(kind)
     if fields is None or data.get("reason", "breaker") != "breaker":
         return None
@@ -52,7 +52,7 @@ def repeated_event(
 
 
 def clean_text(value: str, chars_max: int) -> str:
-    """`value` on one line, cut to a length, and without what UTF-8 can't carry (error texts quote anything)."""
+    """`value` on one line, cut to a length, without characters that UTF-8 can't encode (error texts quote anything)."""
     line = on_one_line(_LINE_BREAKS.sub(" ", value[:chars_max].strip("\r\n")))
     return line.encode("utf-8", "replace").decode("utf-8")[:chars_max]
 
@@ -73,18 +73,18 @@ def bounded_alarms(alarms: Sequence[Alarm]) -> tuple[Alarm, ...]:
 
 
 def bounded_trouble(trouble: Trouble) -> Trouble:
-    """The same with texts of a bounded length."""
+    """The same problem with texts of a bounded length."""
     return Trouble(clean_text(trouble.code, TROUBLE_CHARS_MAX), clean_text(trouble.what, TROUBLE_CHARS_MAX))
 
 
 def without_override(rate: PublishedRate, pauses: Sequence[Pause], floor_rate: float) -> PublishedRate:
-    """What is published once an override has ended: the policy's rate, or the floor while the breaker is open."""
+    """The published rate after an override has ended: the policy's, or at most the lowest while the breaker is open."""
     is_open = any(pause.reason is PauseReason.BREAKER for pause in pauses)
     return replace(rate, rate=min(rate.base_rate, floor_rate) if is_open else rate.base_rate)
 
 
 def breaker_state(pauses: Sequence[Pause], *, complete: bool, probing: bool) -> BreakerState:
-    """What the reasons say about the breaker; one that holds is known even where the set is not complete."""
+    """The breaker's state by the reasons; if its reason is set, the state is known even if the set is incomplete."""
     if any(pause.reason is PauseReason.BREAKER for pause in pauses):
         return BreakerState.HALF_OPEN if probing else BreakerState.OPEN
     return BreakerState.CLOSED if complete else BreakerState.UNKNOWN

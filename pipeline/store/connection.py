@@ -16,13 +16,13 @@ from pipeline.errors import StoreUnavailableError
 from pipeline.settings import Settings
 from pipeline.store.common import CALL_SECONDS_MAX
 
-WAIT_GRACE_SECONDS: Final = 1.0  # how much later than asked the answer to a blocking read may come
+WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may be
 CONNECTIONS_MAX: Final = 32  # of one process and adapter: one for each thread that calls at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script, and the name by which the server knows it once it has seen it."""
+    """A Lua script, and its SHA-1 hash. A server that has cached the script finds it by the hash."""
 
     text: str
     sha: str
@@ -30,7 +30,7 @@ class Script:
 
 @cache
 def load_script(name: str, library: str | None = None) -> Script:
-    """Read `name`.lua from beside this file, with `library`.lua between its first line (`#!lua …`) and the rest."""
+    """Read `name`.lua from the directory of this file; insert `library`.lua after its first line (`#!lua …`)."""
     directory = Path(__file__).parent
     text = (directory / f"{name}.lua").read_text(encoding="utf-8")
     if library is not None:
@@ -40,9 +40,10 @@ def load_script(name: str, library: str | None = None) -> Script:
 
 
 def _client(url: str, socket_seconds: float) -> Any:
-    """A client that answers or fails within its time-outs: redis-py by itself repeats a call for ten times.
+    """A client that responds or fails within its time-outs: by default redis-py retries a call ten times.
 
-    RESP2, since it needs no greeting and gives the same shapes on every server. (Any: `execute_command` is untyped.)
+    RESP2, because it needs no handshake and has the same response types on every server. (Any: `execute_command` is
+    untyped.)
     """
     return redis.Redis.from_url(
         url,
@@ -57,7 +58,7 @@ def _client(url: str, socket_seconds: float) -> Any:
 
 
 class ControlConnection:
-    """The control server as one adapter sees it. Connects on first use, anew in a forked child; thread-safe."""
+    """One adapter's connections to the control server. Connects on first use, again in a forked child; thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.redis_url
@@ -67,13 +68,14 @@ class ControlConnection:
         self._waiting: tuple[float, Any] | None = None
 
     def key(self, *names: str) -> str:
-        """A key of this system."""
+        """A key with this system's prefix."""
         return self._prefix + ":".join(names)
 
     def run(self, script: Script, keys: list[str], arguments: list[str]) -> Any:
-        """Run a script by its name, or by its text where the server does not know it (any more).
+        """Run a script by its hash, or by its text if the server has not cached it (any more).
 
-        Raises StoreUnavailableError. A time-out leaves open whether the script has run: all of them may run twice.
+        Raises StoreUnavailableError. After a time-out it is unknown whether the script has run: every script may run
+        twice.
         """
         try:
             client = self._quick_client()
@@ -94,7 +96,7 @@ class ControlConnection:
     def wait(self, *command: str | int, wait_seconds: float) -> Any:
         """Run one command that blocks on the server for up to `wait_seconds`. Raises StoreUnavailableError.
 
-        Uses connections of its own, whose time-out lies above the wait; they are made anew when the wait changes.
+        Uses separate connections, whose time-out is longer than the wait. They are recreated when the wait changes.
         """
         try:
             return self._waiting_client(wait_seconds).execute_command(*command)
@@ -102,7 +104,7 @@ class ControlConnection:
             raise _unavailable(error) from error
 
     def _forget_after_fork(self) -> None:
-        """A socket that came over a fork belongs to the parent."""
+        """Drop connections after a fork: an inherited socket belongs to the parent."""
         if self._pid != os.getpid():
             self._quick, self._waiting, self._pid = None, None, os.getpid()
 
@@ -122,10 +124,10 @@ class ControlConnection:
 
 
 def _unavailable(error: Exception) -> StoreUnavailableError:
-    """Whatever keeps the server from doing what it is asked: to the caller, the control store is unavailable.
+    """Any error of the server: for the caller, the control store is unavailable.
 
-    Also a refusal that looks permanent (access rights, a key of another type): somebody may correct it at any time,
-    and no process may end for it meanwhile.
+    This includes refusals that look permanent (access rights, a key of another type): an operator may correct them at
+    any time, and until then no process may end because of them.
     """
     what = "refuses" if isinstance(error, ResponseError) else "does not answer"
     return StoreUnavailableError(f"the control store (Redis) {what}: {error}")

@@ -1,26 +1,27 @@
--- Shared by the scripts that change the control state; joined in front of each by pipeline/store/connection.py.
+-- Shared by the scripts that change the control state; pipeline/store/connection.py inserts it at the start of each.
 -- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 events, 5 override, 6 bands.
--- ARGV: 1 control events kept, a space, and the seconds since the caller's last script of these (nothing: it is its
---       first), 2 who.
+-- ARGV: 1 number of control events to keep, a space, and the seconds since the caller's last script of these (nothing:
+--       this is its first), 2 by (the actor).
 
 local server_time = redis.call('TIME')
 local now = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6
 local events_max, since_last = string.match(ARGV[1], '^(%d+) ?(.*)$')
 local elapsed_max = tonumber(since_last) or math.huge
 
--- The server's wall clock may be stepped at any time. Seconds since an earlier script noted the time: never negative, and
--- never more than the caller's own clock allows, which has not stood still since its last script.
+-- Seconds since the time stored by an earlier script. The server's wall clock may be stepped at any time, so the result
+-- is never negative, and never more than the caller's own monotonic clock allows.
 local function elapsed_since(noted_at)
   return math.max(0, math.min(now - noted_at, elapsed_max))
 end
 
--- 17 digits bring a double back unchanged.
+-- 17 digits preserve a double exactly.
 local function exact(value)
   return string.format('%.17g', value)
 end
 
--- What the system does again and again while something is wrong, and what makes two of a kind the same. The numbers are
--- those of pipeline/store/common.py. What a person does is never folded, so of the reasons to pause only the breaker's.
+-- Events that the system repeats while something is wrong, and the fields that make two of a kind the same. The numbers
+-- are those of pipeline/store/common.py. Actions of a person are never folded; so of the reasons to pause only the
+-- breaker's is.
 local FOLDED_BY = {
   rate_changed = { 'previous', 'rate', 'mode', 'decided_by' },
   breaker_opened = {},
@@ -40,7 +41,7 @@ local function is_same(fields, one, other)
   return true
 end
 
--- The entry that an event repeats: its position, how often it was recorded, and when first; nothing where there is none.
+-- The entry that an event repeats: its position, its count, and the time of the first event; nothing if there is none.
 local function repeated_entry(kind, data)
   local fields, told = FOLDED_BY[kind], cjson.decode(data)
   if not fields or (told.reason and told.reason ~= 'breaker') then return end
@@ -55,7 +56,7 @@ local function repeated_entry(kind, data)
   end
 end
 
--- An event that repeats an earlier one takes its place, at the end of the story: repetition must not push the rest out.
+-- An event that repeats an earlier one replaces it at the end of the stream: repetition must not push out other events.
 local function record(kind, why, data)
   local position, count, first_at = repeated_entry(kind, data)
   local repeats = {}
@@ -67,13 +68,13 @@ local function record(kind, why, data)
     unpack(repeats))
 end
 
--- Versions follow the clock where they can, so that they also grow over a flush of the server.
+-- Versions follow the clock if possible, so that they also grow across a flush of the server.
 local function next_version(last)
   return string.format('%.0f', math.max((tonumber(last) or 0) + 1, math.floor(now * 1000)))
 end
 
--- Somebody's rate before the policy's, and the floor before both while the breaker is open. Returns the rate, and what
--- decided it: `breaker`, `override` or `lag`.
+-- An operator's rate replaces the policy's. While the breaker is open, the floor limits both. Returns the rate, and
+-- what decided it: `breaker`, `override` or `lag`.
 local function effective_rate(base_rate, floor_rate)
   local by_hand = redis.call('HGET', KEYS[5], 'rate')
   local wanted = by_hand or base_rate
@@ -90,7 +91,7 @@ local function record_rate(why, effective, decided_by, base_rate, mode, lag, ver
   }))
 end
 
--- After a change of the reasons: the effective rate follows in the same step.
+-- After a change of the reasons: update the effective rate in the same step.
 local function settle_rate(why)
   local last = redis.call('HMGET', KEYS[1], 'rate', 'base_rate', 'floor_rate', 'version', 'mode', 'lag')
   if not last[1] then return end
@@ -101,14 +102,14 @@ local function settle_rate(why)
   record_rate(why, effective, decided_by, last[2], last[5], last[6], version, last[1])
 end
 
--- A reason's entry; one that can't be read holds all the same, and can be lifted.
+-- A reason's entry; an entry that can't be read still pauses, and can be lifted.
 local function read_entry(text)
   local is_read, entry = pcall(cjson.decode, text)
   return is_read and type(entry) == 'table' and entry.generation and entry or { generation = 0 }
 end
 
--- A reason that holds for some partitions only is one field too, with the oldest of them in front: a process of a
--- version that does not know `partitions` takes the whole system for paused, which is the safe side.
+-- A reason for some partitions only is also one field; the oldest partition's values come first. A process of a version
+-- that does not know `partitions` then treats the whole system as paused, which is the safe side.
 local function put_partitions(reason, partitions)
   local oldest
   for _, one in pairs(partitions) do
@@ -124,7 +125,7 @@ local function put_partitions(reason, partitions)
 end
 
 -- Add a reason for a partition, or for the whole system ('' as partition). Returns its generation, and whether it is
--- new: one of the whole system covers every partition, and takes their place.
+-- new: a reason for the whole system covers every partition, and replaces their entries.
 local function add_reason(reason, partition, by, why, since)
   local entry = redis.call('HGET', KEYS[2], reason)
   local held = entry and read_entry(entry)
@@ -146,7 +147,7 @@ local function reason_word(reason, partition)
   return partition == '' and reason or reason .. ':' .. partition
 end
 
--- What still holds, sorted, those of a partition as `reason:partition`.
+-- The reasons that are still active, sorted; those of a partition as `reason:partition`.
 local function words_of_reasons()
   local words = {}
   local fields = redis.call('HGETALL', KEYS[2])
@@ -162,8 +163,8 @@ local function words_of_reasons()
   return table.concat(words, ' ')
 end
 
--- An override holds for a duration. Where the clock was stepped since the last script, its times are of the clock as it
--- was: they are moved by as much. (`at`: when the last script ran.)
+-- An override lasts for a duration. If the clock was stepped since the last script, the override's times are moved by
+-- the same amount. (`at`: time of the last script.)
 local function keep_override_in_step()
   local held = redis.call('HMGET', KEYS[5], 'until', 'since', 'at')
   if not held[1] then return end
@@ -176,7 +177,7 @@ local function keep_override_in_step()
 end
 keep_override_in_step()
 
--- End an override whose time is up. Whoever comes first does it, before anything else: no controller is needed.
+-- End an override whose time is up. The first script to run does it, before anything else: no controller is needed.
 local function settle_override()
   local held = redis.call('HMGET', KEYS[5], 'until', 'rate')
   if not held[1] or tonumber(held[1]) > now then return end

@@ -12,10 +12,10 @@ LIBRARY: Final = "control_lib"
 
 
 class ControlScripts:
-    """One adapter's runs of these scripts.
+    """Runs these scripts for one adapter.
 
-    Each run says how long ago the last one was, by this process' monotonic clock: no more time can have passed since
-    anybody's last run, whatever the server's wall clock says.
+    Each run passes the time since the last one, by this process' monotonic clock. No more time can have passed since
+    any process' last run, whatever the server's wall clock shows.
     """
 
     def __init__(self, settings: Settings, connection: ControlConnection, clock: Clock | None = None) -> None:
@@ -29,7 +29,7 @@ class ControlScripts:
     def run(self, name: str, by: str, *arguments: str, more_keys: tuple[str, ...] = ()) -> Any:
         """Run `name`.lua for `by`. Raises StoreUnavailableError."""
         now = self._clock.monotonic()
-        # One run may reach the server sooner than the one before did.
+        # One run may reach the server faster than the run before it did.
         elapsed_max = "" if self._ran_at is None else repr(now - self._ran_at + CALL_SECONDS_MAX)
         answer = self._connection.run(
             load_script(name, LIBRARY),

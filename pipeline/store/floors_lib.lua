@@ -1,8 +1,9 @@
--- Shared by the scripts of the mirror; joined in front of each by pipeline/store/connection.py. KEYS: 1 floors.
+-- Shared by the scripts of the mirror; pipeline/store/connection.py inserts it at the start of each. KEYS: 1 floors.
 
--- The life in which all that the mirror says holds: it begins with the server process or, after a flush, with the
--- first who asks. What an earlier life fenced or knew is no witness: it may have come from an older file. Floors stay,
--- since they only rise (lower_floor.lua aside, whose caller says it again where it was lost).
+-- The life of the mirror: all its content is valid within one life only. A life begins with the server process or,
+-- after a flush, with the first read. The fence and completeness of an earlier life prove nothing: they may come from
+-- an older file. Floors stay, because they only rise (except in lower_floor.lua, whose caller repeats its call if it
+-- was lost).
 local function settle_life()
   local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
   local life = redis.call('HGET', KEYS[1], 'life')
@@ -14,9 +15,10 @@ local function settle_life()
   return life
 end
 
--- An incarnation as earlier versions call it, and as they keep it in the field `incarnation`. For them a Kafka topic has
--- one for ever, its id; what follows the colon is of its leaders (pipeline/log/kafka_topic.py). So workers of both
--- versions store from one topic side by side, while a restarted Redis is another incarnation for both.
+-- The name of an incarnation in earlier versions, which store it in the field `incarnation`. In those versions a Kafka
+-- topic has one incarnation, its id. The part after the colon is about its leaders (pipeline/log/kafka_topic.py). So
+-- workers of both versions can store from one topic side by side, while a restarted Redis is another incarnation for
+-- both.
 local function earlier_name(incarnation)
   return string.match(incarnation, '^[^:]*')
 end

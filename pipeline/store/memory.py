@@ -1,6 +1,6 @@
-"""The control store in memory: for tests and simulation, with the meaning of the Redis adapters.
+"""The control store in memory, for tests and simulation. It behaves like the Redis adapters.
 
-Times that are shown are of the wall clock; what is decided is decided by the monotonic one.
+Displayed times are those of the wall clock. Decisions use the monotonic clock.
 """
 
 import threading
@@ -54,14 +54,14 @@ class _Floors:
 
 @dataclass
 class _Content:
-    """What a flush loses."""
+    """The data that a flush loses."""
 
     rate: PublishedRate | None = None
     floor_rate: float = 0.0
     pauses: dict[tuple[str, int | None], Pause] = field(default_factory=dict)  # by the reason's name and partition
     complete: bool = False
     generation: int = 0
-    rate_at: float = 0.0  # when it was published; this and all times below: monotonic
+    rate_at: float = 0.0  # when it was published; this time and all times below are monotonic
     override: Override | None = None
     override_at: float = 0.0  # when it was set
     bands: Bands | None = None
@@ -76,7 +76,7 @@ class _Content:
 
 
 class MemoryServer:
-    """What the adapters of one system share, as those on Redis share a server. `is_away` makes it stop answering."""
+    """The server that the adapters of one system share, like a Redis server. `is_away` makes it stop answering."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
@@ -92,24 +92,24 @@ class MemoryServer:
             self._content = _Content()
 
     def remember(self) -> _Content:
-        """What a later `restart` may return to."""
+        """A copy of the content, to which a later `restart` may return."""
         with self.changed:
             return deepcopy(self._content)
 
     def restart(self, content: _Content | None = None) -> None:
-        """Come back as another process, with everything, or as it was at `remember` (an older file)."""
+        """Come back as another process, with everything, or with the content of `remember` (an older file)."""
         with self.changed:
             self.process = uuid.uuid4().hex
             self._content = self._content if content is None else deepcopy(content)
 
     def content(self) -> _Content:
-        """What it holds, to be used with `changed` held. Raises StoreUnavailableError."""
+        """The content; hold `changed` while using it. Raises StoreUnavailableError."""
         if self.is_away:
             raise StoreUnavailableError
         return self._content
 
     def next_event_id(self) -> str:
-        """A position later than all before, also over a flush."""
+        """A position later than all earlier ones, even after a flush."""
         self._last_event_number += 1
         return f"{self._last_event_number:020d}"
 
@@ -122,7 +122,7 @@ class _Adapter:
         self._server = server
 
     def _settle_override(self) -> None:
-        """End an override whose time is up; whoever comes first does it."""
+        """End an override whose time is up; the first caller does it."""
         content = self._server.content()
         if content.override is not None and self._override_left(content.override) <= 0:
             ended, content.override = content.override, None
@@ -131,7 +131,7 @@ class _Adapter:
             self._settle_rate(self._name, "the override ended")
 
     def _override_left(self, override: Override) -> float:
-        """Seconds for which it still holds."""
+        """Seconds until it ends."""
         held_for = self._server.clock.monotonic() - self._server.content().override_at
         return override.until - override.since - held_for
 
@@ -292,7 +292,7 @@ class MemoryControlStore(_Adapter):
             data = {"reason": reason.value, "generation": str(generation)} | _of_partition(partition)
             if reason is PauseReason.BREAKER:
                 self._record(ControlEventKind.BREAKER_OPENED, by, why, data)
-                why = "the breaker opened"  # the error is told once
+                why = "the breaker opened"  # the error is recorded once
             self._record(ControlEventKind.PAUSED, by, why, data)
             self._settle_rate(by, why)
             return generation
@@ -355,7 +355,7 @@ class MemoryControlStore(_Adapter):
             return True
 
     def _covering(self, name: str, partition: int | None) -> Pause | None:
-        """The pause of this reason that pauses this partition (None: the whole system)."""
+        """The pause of this reason that includes this partition (None: the whole system)."""
         held = self._server.content().pauses
         return held.get((name, None)) or held.get((name, partition))
 
@@ -407,7 +407,7 @@ def _decided_by(content: _Content, base_rate: float) -> str:
 
 
 class MemoryControlEvents(_Adapter):
-    """The story of the control loop; see ControlEvents."""
+    """The history of the control loop; see ControlEvents."""
 
     def last(self, count: int) -> list[ControlEvent]:
         with self._server.changed:
@@ -460,7 +460,7 @@ class MemoryBucket(_Adapter):
             )
 
     def _rate(self, content: _Content, now: float) -> tuple[float, int]:
-        """The published rate, decayed where the controller is silent; after a flush the last one."""
+        """The published rate, decayed if the controller is silent; after a flush the last one."""
         published = content.rate
         if published is None:
             is_open = _breaker_holds(content)
@@ -517,7 +517,7 @@ class MemoryFloors(_Adapter):
                 offsets[partition] = offset
 
     def _of(self, log_id: str) -> _Floors:
-        """A log's floors; without what an earlier life of the server fenced or knew."""
+        """A log's floors, without the fence and completeness of an earlier life of the server."""
         process = self._server.process
         floors = self._server.content().floors.setdefault(log_id, _Floors(""))
         if not floors.life.startswith(process):
@@ -546,7 +546,7 @@ class MemoryLeases(_Adapter):
 
 
 class MemoryProgress(_Adapter):
-    """How long each partition has stood still; see Progress."""
+    """How long each partition has had the same offset; see Progress."""
 
     def note(self, log_id: str, offsets: Mapping[int, int], *, forget_seconds: float) -> dict[int, float]:
         with self._server.changed:
@@ -563,7 +563,7 @@ class MemoryProgress(_Adapter):
 
 
 class MemoryTroubles(_Adapter):
-    """What processes find wrong with themselves; see Troubles."""
+    """Problems that processes find in themselves; see Troubles."""
 
     def report(self, process: str, problems: Sequence[Trouble]) -> None:
         with self._server.changed:

@@ -1,4 +1,4 @@
-"""The last minutes of the system in memory: for tests and simulation, with the meaning of the Redis adapter."""
+"""The last minutes of the system in memory, for tests and simulation. It behaves like the Redis adapter."""
 
 import json
 from collections import deque
@@ -10,7 +10,7 @@ from pipeline.store.memory import MemoryServer
 
 
 class MemoryHistory:
-    """History that lives as long as this object, which the processes of one system share; see History."""
+    """History that exists as long as this object; the processes of one system share it; see History."""
 
     def __init__(self, server: MemoryServer) -> None:
         self._server = server
@@ -43,7 +43,7 @@ class MemoryHistory:
             return [entry for entry in newest if entry.at > oldest]
 
     def _now(self) -> float:
-        """The time, after forgetting what has expired. Raises StoreUnavailableError."""
+        """The time, after dropping expired data. Raises StoreUnavailableError."""
         self._server.content()
         now = self._server.clock.now()
         if self._written_at is not None and now - self._written_at > FORGET_SECONDS:

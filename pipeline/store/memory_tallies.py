@@ -1,4 +1,4 @@
-"""Counters and facts in memory: for tests and simulation, with the meaning of those on Redis."""
+"""Counters and facts in memory, for tests and simulation. They behave like those on Redis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from pipeline.store.memory import MemoryServer
 
 @dataclass
 class _Held:
-    """What a flush loses; `of` is the server's content that it belongs to."""
+    """The data that a flush loses; `of` is the server content that it belongs to."""
 
     of: object
     counters: dict[str, float] = field(default_factory=dict)
@@ -19,7 +19,7 @@ class _Held:
 
 
 class MemoryTallies:
-    """See Tallies. Processes of one system share one of these."""
+    """See Tallies. The processes of one system share one of these."""
 
     def __init__(self, server: MemoryServer | None = None) -> None:
         self._server = server or MemoryServer()

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Note how far each partition has come; what is not given is forgotten. KEYS: 1 progress. ARGV: 1 milliseconds after
--- which all of it is forgotten, then partition, offset for each. Returns for each the seconds since its offset changed.
--- Between two calls at most half of the first argument counts, and never less than nothing: a step of this server's
--- clock moves what was noted along with it.
+-- Store the offset of each partition; partitions that are not given are forgotten. KEYS: 1 progress. ARGV: 1
+-- milliseconds after which all of it is forgotten, then partition, offset for each. Returns for each the seconds since
+-- its offset changed. The time between two calls counts as at least 0 and at most half of the first argument: if this
+-- server's clock is stepped, the stored times are moved by the same amount.
 
 local server_time = redis.call('TIME')
 local now = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6

@@ -6,8 +6,8 @@ settle_override()
 local base_rate, floor_rate, mode, lag, known_at, why = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local last = redis.call('HMGET', KEYS[1], 'rate', 'mode', 'version', 'lag_known_at')
 
--- A controller that was frozen in the middle of a tick decided on an older lag than what is published. A time in the
--- future is no reason to ignore anything: the server's clock went backwards.
+-- A controller that was frozen during a tick decided on an older lag than the published one. A published time in the
+-- future does not block the new rate: then the server's clock went backwards.
 local last_known_at = tonumber(last[4] or '')
 if last_known_at and last_known_at <= now and (tonumber(known_at) or last_known_at) < last_known_at then
   return redis.call('HGETALL', KEYS[1])

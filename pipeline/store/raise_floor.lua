@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Raise the floor of one partition. KEYS: 1 floors. ARGV: 1 incarnation, 2 partition, 3 offset.
--- Returns 0 where another incarnation is the current one, or none in this life of the server.
+-- Returns 0 if another incarnation is the current one, or if there is none in this life of the server.
 
 settle_life()
 local current = redis.call('HMGET', KEYS[1], 'fence', 'incarnation')

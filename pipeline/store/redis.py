@@ -1,7 +1,7 @@
 """The control store on Redis: adapters of `pipeline.ports.control` and `pipeline.ports.bucket`.
 
-Every write is a script that may run on a server at its memory limit: what is kept is bounded, and a full server is
-one that must be possible to pause.
+Every write is a script that may run on a server at its memory limit. The stored data is bounded, and it must be
+possible to pause the system while its server is full.
 """
 
 from pipeline.store.redis_bucket import RedisBucket

@@ -16,7 +16,7 @@ from pipeline.store.control_scripts import ControlScripts
 
 @dataclass(frozen=True, slots=True)
 class _LastRate:
-    """The newest rate that this process was given, and when it first was, on its own monotonic clock."""
+    """The newest rate that this process received, and when it first received it, on its own monotonic clock."""
 
     rate: float
     version: int
@@ -24,10 +24,10 @@ class _LastRate:
 
 
 class RedisBucket:
-    """One token bucket for all ingest processes: one script and one round trip a call; see Bucket.
+    """One token bucket for all ingest processes: one script and one round trip for each call; see Bucket.
 
-    The rate is the published one, decaying once the controller is silent. On a server that was flushed it is the
-    last one that this process saw, until the controller publishes again; on a fresh system it is the floor.
+    The rate is the published one; it decays when the controller is silent. On a flushed server it is the last rate that
+    this process saw, until the controller publishes again. On a fresh system it is the lowest rate.
     """
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
@@ -44,7 +44,7 @@ class RedisBucket:
             repr(TOLERANCE_TOKENS),
         ]
         self._last: _LastRate | None = None
-        self._published_at = ""  # of the newest rate that was seen, as the server has it
+        self._published_at = ""  # of the newest rate that was seen, as text from the server
         self._publication_age = Age()
 
     def take(self, *, needed: int, wanted: int, process: str) -> Grant:
@@ -80,7 +80,7 @@ class RedisBucket:
         return grant
 
     def _fallback(self, now: float) -> tuple[float, int]:
-        """Rate and version for a server that was flushed."""
+        """Rate and version to use after a flush of the server."""
         if self._last is None:
             return self._settings.rate_min, 0
         rate = hold_or_decay(
@@ -88,6 +88,6 @@ class RedisBucket:
             now - self._last.seen_at,
             period_seconds=self._settings.regulate_seconds,
             hold_periods=self._settings.rate_hold_periods,
-            floor=min(self._last.rate, self._settings.rate_min),  # somebody may have set a rate below the floor
+            floor=min(self._last.rate, self._settings.rate_min),  # an operator may have set a rate below RATE_MIN
         )
         return rate, self._last.version

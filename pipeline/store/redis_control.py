@@ -50,7 +50,7 @@ _logger = logging.getLogger(__name__)
 
 WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the state, not the events
 
-# What reading raises where something is missing or of another shape.
+# Errors while reading a value that is missing or has another format.
 _UNREADABLE: Final = (KeyError, ValueError, TypeError, AttributeError)
 _Found = TypeVar("_Found")
 _Read = TypeVar("_Read")
@@ -60,7 +60,7 @@ _RESTORED: Final = "restored"  # field of the reasons' hash that marks it as com
 class RedisControlStore:
     """Shared control state on Redis; see ControlStore.
 
-    Its weakness: the server may lose everything. The reasons set by hand and the bands live in PostgreSQL too.
+    Its weakness: the server may lose everything. PostgreSQL also keeps the bands and the pauses that operators set.
     """
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
@@ -69,7 +69,7 @@ class RedisControlStore:
         self._scripts = ControlScripts(settings, self._connection, self._clock)
         keys = self._scripts.keys
         self._state_keys = [*keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *keys[4:]]
-        self._override_age = Age()  # of the time that was last noted with it
+        self._override_age = Age()  # age of the time that was last stored with the override
 
     def state(self) -> ControlState:
         rate, reasons, generation, probing, server_time, override, bands = self._connection.run(
@@ -82,7 +82,7 @@ class RedisControlStore:
         published = _readable("rate", _published_rate, rate)
         held = _readable("override", lambda fields: self._override_now(fields, time), _pairs(override))
         if held is not None and held.until <= time:
-            # Whoever writes next ends it for all; until then nobody may go by it.
+            # The next write ends it for all processes; until then no process may use it.
             published = None if published is None else without_override(published, pauses, float(rate["floor_rate"]))
             held = None
         return ControlState(
@@ -153,7 +153,7 @@ class RedisControlStore:
         return any(lifted)
 
     def _unknown_names(self) -> list[str]:
-        """The reasons that hold and that this version does not know."""
+        """The active reasons that this version does not know."""
         found: list[str] = self._connection.call("HKEYS", self._connection.key(KEY_PAUSE))
         return [name for name in found if name != _RESTORED and known_word(PauseReason, name) is PauseReason.UNKNOWN]
 
@@ -176,18 +176,18 @@ class RedisControlStore:
         return self._scripts.run(name, by, *arguments)
 
     def _override_now(self, fields: dict[str, str], time: float) -> Override:
-        """The override in the server's time as it is now, also where that was stepped since anybody noted it."""
+        """The override in the server's current time, even if that clock was stepped since its times were stored."""
         noted_at = float(fields.get("at", time))
         age = self._override_age.of(noted_at, time - noted_at, now=self._clock.monotonic())
         step = time - noted_at - age
         held = _override(fields)
-        if abs(step) <= CALL_SECONDS_MAX:  # what a call takes is no step
+        if abs(step) <= CALL_SECONDS_MAX:  # the duration of a call is not a step
             return held
         return replace(held, until=held.until + step, since=held.since + step)
 
 
 class RedisControlEvents:
-    """The story of the control loop in a bounded stream; see ControlEvents."""
+    """The history of the control loop in a bounded stream; see ControlEvents."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)
@@ -200,7 +200,7 @@ class RedisControlEvents:
 
     def wait(self, after: str, *, wait_seconds: float) -> str:
         position = after or self._newest_position()
-        block_ms = max(1, int(wait_seconds * 1000))  # 0 would mean for ever
+        block_ms = max(1, int(wait_seconds * 1000))  # 0 would mean no limit
         answer = self._connection.wait(
             "XREAD",
             "COUNT",
@@ -226,7 +226,7 @@ class RedisControlEvents:
 
 
 def _override_texts(override: Override) -> list[str]:
-    """In the order of put_override in control_lib.lua."""
+    """In the argument order of put_override in control_lib.lua."""
     by, why = clean_text(override.by, BY_CHARS_MAX), clean_text(override.why, WHY_CHARS_MAX)
     return [repr(float(override.rate)), repr(float(override.until)), by, why, repr(float(override.since))]
 
@@ -236,7 +236,7 @@ def _override(fields: dict[str, str]) -> Override:
 
 
 def _bands_texts(bands: Bands) -> list[str]:
-    """In the order of put_bands in control_lib.lua."""
+    """In the argument order of put_bands in control_lib.lua."""
     return [
         repr(float(bands.rate_max)),
         repr(float(bands.rate_min)),
@@ -293,7 +293,7 @@ def _alarms_text(alarms: Sequence[Alarm]) -> str:
 
 
 def _alarms(text: str) -> tuple[Alarm, ...]:
-    """The alarms of a tick, also those of a newer version: fields that this one does not know are left out."""
+    """The alarms of a tick, including those of a newer version: fields that this version does not know are dropped."""
     return tuple(
         Alarm(str(code), _severity(severity), str(what), str(look_at), partition)
         for code, severity, what, look_at, partition, *_ in json.loads(text)[:ALARMS_MAX]
@@ -301,7 +301,7 @@ def _alarms(text: str) -> tuple[Alarm, ...]:
 
 
 def _severity(word: str) -> Severity:
-    """A word of a newer version counts as critical: nobody is told less than was meant."""
+    """A severity of a newer version counts as critical: it must not be shown as less severe than meant."""
     try:
         return Severity(word)
     except ValueError:
@@ -309,7 +309,7 @@ def _severity(word: str) -> Severity:
 
 
 def _readable(what: str, read: Callable[[_Found], _Read], found: _Found) -> _Read | None:
-    """What was found, read; None where there is nothing, or where another version wrote what this one can't read."""
+    """The parsed value; None if it is missing, or if another version wrote it in a format that this one can't read."""
     try:
         return read(found) if found else None
     except _UNREADABLE as error:
@@ -321,7 +321,7 @@ def _readable(what: str, read: Callable[[_Found], _Read], found: _Found) -> _Rea
 
 
 def _pairs(flat: list[str]) -> dict[str, str]:
-    """A hash as scripts give it: field, value, field, value."""
+    """A hash in the format of scripts: field, value, field, value."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -335,7 +335,7 @@ def _published_rate(fields: dict[str, str]) -> PublishedRate:
         published_at=float(fields["published_at"]),
         lag_known_at=float(fields["lag_known_at"]) if fields["lag_known_at"] else None,
         consumption=_consumption(fields.get("consumption", "")),
-        # A controller of an older version publishes none, and leaves those of an earlier tick where they are.
+        # A controller of an older version publishes no alarms, and leaves those of an earlier tick in the hash.
         alarms=_alarms(fields["alarms"]) if fields.get("alarms_at") == fields["published_at"] else (),
     )
 
@@ -345,7 +345,7 @@ def _text(number: int | None) -> str:
 
 
 def _pauses(reasons: dict[str, str]) -> Iterator[Pause]:
-    """All pauses; one that can't be read is of the whole system."""
+    """All pauses; one that can't be read counts for the whole system."""
     for name, text in reasons.items():
         reason = known_word(PauseReason, name)
         word = name if reason is PauseReason.UNKNOWN else ""
@@ -356,7 +356,7 @@ def _pauses(reasons: dict[str, str]) -> Iterator[Pause]:
 
 
 def _pauses_in(entry: dict[str, Any]) -> list[Pause]:
-    """The pauses in one entry. One without partitions, as every one of an older version, is of the whole system."""
+    """The pauses in one entry. Without partitions (all entries of older versions) it is for the whole system."""
     by_partition = entry.get("partitions", {"": entry})
     return [
         Pause(
@@ -377,7 +377,7 @@ def _control_event(position: str, fields: dict[str, str]) -> ControlEvent:
     unknown = {"kind": word} if kind is ControlEventKind.UNKNOWN else {}
     return ControlEvent(
         id=position,
-        at=int(position.partition("-")[0]) / 1000,  # the server numbers entries by its clock, in milliseconds
+        at=int(position.partition("-")[0]) / 1000,  # the server's clock numbers the entries, in milliseconds
         kind=kind,
         by=fields.get("by", ""),
         why=fields.get("why", ""),

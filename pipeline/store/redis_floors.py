@@ -12,8 +12,8 @@ _LIBRARY = "floors_lib"
 class RedisFloors:
     """One hash for each log; see Floors.
 
-    Its weakness: a server whose memory is put back as a whole, with its process (a snapshot of a running host), does
-    not notice. PostgreSQL is asked beside it for that reason.
+    Its weakness: a server process whose memory is restored together with the process (a snapshot of a running host)
+    does not notice it. For that reason PostgreSQL is read as well.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -11,10 +11,10 @@ from pipeline.store.connection import ControlConnection, load_script
 
 
 class RedisHistory:
-    """One stream entry a second, beside a hash of totals that every ingest process adds to.
+    """One stream entry a second, and a hash of totals that every ingest process adds to.
 
-    The stream's size does not depend on how many processes there are. A time-out leaves open whether a call was
-    carried out: its counts are given up rather than counted twice.
+    The stream's size does not depend on the number of processes. After a time-out it is unknown whether the call took
+    effect: its counts are dropped, so that they are not counted twice.
     """
 
     def __init__(self, settings: Settings) -> None:

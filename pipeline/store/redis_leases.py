@@ -1,4 +1,4 @@
-"""Leases and the drains' progress on Redis."""
+"""Leases, and the progress of the drains, on Redis."""
 
 import uuid
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ LEASE_LIBRARY: Final = "lease_lib"
 
 
 class RedisLeases:
-    """Claims with the time at which they were made, and for how long; see Leases."""
+    """Claims, each with its start time and duration; see Leases."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)
@@ -31,7 +31,7 @@ class RedisLeases:
 
 
 class RedisProgress:
-    """How long each partition has stood still, in one hash that expires; see Progress."""
+    """How long each partition has had the same offset, in one hash that expires; see Progress."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)

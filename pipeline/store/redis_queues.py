@@ -1,4 +1,4 @@
-"""Celery's queues on the control server, as lists that can be measured."""
+"""Celery's queues on the control server: lists whose length can be read."""
 
 from pipeline.names import Queue
 from pipeline.settings import Settings
@@ -6,7 +6,7 @@ from pipeline.store.connection import ControlConnection
 
 
 class RedisQueues:
-    """How many messages wait. Over a connection of its own: Celery's may be the one that has just been lost."""
+    """The number of waiting messages. It uses its own connection: Celery's may be the one that was just lost."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)

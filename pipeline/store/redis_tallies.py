@@ -8,11 +8,11 @@ from pipeline.names import KEY_BUCKET, KEY_COUNTERS, KEY_COUNTERS_SENDER, KEY_FA
 from pipeline.settings import Settings
 from pipeline.store.connection import ControlConnection, load_script
 
-_SENDER_SECONDS: Final = 600  # how late an addition whose answer was lost may come again
+_SENDER_SECONDS: Final = 600  # how late an addition whose response was lost may be repeated
 
 
 class RedisTallies:
-    """See Tallies. Its weakness: a flush forgets numbers too, so that what is repeated across one counts twice."""
+    """See Tallies. Its weakness: a flush also loses the numbers, so an addition repeated after a flush counts twice."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)

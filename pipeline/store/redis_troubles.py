@@ -1,4 +1,4 @@
-"""What processes find wrong with themselves, on Redis."""
+"""Problems that processes find in themselves, on Redis."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pipeline.store.connection import ControlConnection, load_script
 class RedisTroubles:
     """One hash, which expires as a whole; see Troubles.
 
-    Its weakness: what a process reported that has ended since goes with the last report of another.
+    Its weakness: the report of a process that has ended stays until the last report of the other processes expires.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -32,7 +32,7 @@ class RedisTroubles:
 
 
 def _written(trouble: Trouble) -> str | list[str]:
-    """A loop's trouble as the text alone, as versions write and read it that know no other."""
+    """A loop's problem as text only. Older versions read and write only this format."""
     return trouble.what if trouble.code == AlarmCode.LOOP_FAILS else [trouble.code, trouble.what]
 
 

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Say what is wrong with a process. KEYS: 1 troubles. ARGV: 1 process, 2 its problems as JSON or '', 3 milliseconds
+-- Store the problems of a process. KEYS: 1 troubles. ARGV: 1 process, 2 its problems as JSON or '', 3 milliseconds
 -- after which all of it is forgotten.
 
 if ARGV[2] == '' then

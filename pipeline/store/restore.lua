@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
--- Rebuild what people asked for, after a flush. ARGV from 3: an override as 5 fields, or 5 times ''; bands as 7 fields,
--- or 7 times ''; then reason, by, why, since, partition or '' for each pause. Returns 1 when the set was not complete.
+-- Restore what operators have set, after a flush. ARGV from 3: an override as 5 fields, or 5 times ''; bands as 7
+-- fields, or 7 times ''; then reason, by, why, since, partition or '' for each pause. Returns 1 if the set was not
+-- complete.
 
 if redis.call('HEXISTS', KEYS[2], 'restored') == 1 then return 0 end
 
@@ -12,7 +13,7 @@ for index = 15, #ARGV, 5 do
 end
 if ARGV[3] ~= '' and redis.call('EXISTS', KEYS[5]) == 0 then
   local rate, ends, by, why, since = unpack(ARGV, 3, 7)
-  if tonumber(since) > now then  -- the clock was set back since: no step makes it last for more than twice its time
+  if tonumber(since) > now then  -- the clock was set back: no clock step makes it last more than twice its time
     ends, since = exact(tonumber(ends) + now - tonumber(since)), exact(now)
   end
   if tonumber(ends) > now then

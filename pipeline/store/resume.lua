@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Lift a reason. ARGV from 3: reason, the generation that it must have or '', why, partition or '' for all of it.
--- Returns 1 when it was lifted.
+-- Returns 1 if it was lifted.
 
 settle_override()
 local reason, generation, why, partition = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -19,7 +19,7 @@ else
   put_partitions(reason, held.partitions)
 end
 redis.call('INCR', KEYS[3])
--- It goes on only when no other reason holds: whoever reads of the lifted one is told.
+-- Consumption resumes only if no other reason is active: the event lists the remaining reasons.
 local data = { reason = reason, generation = tostring(lifted.generation), left = words_of_reasons() }
 if partition ~= '' then data.partition = partition end
 data = cjson.encode(data)

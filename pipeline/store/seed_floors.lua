@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Raise floors to what PostgreSQL holds and mark them as complete. KEYS: 1 floors.
--- ARGV: 1 the life in which PostgreSQL was asked, then partition, offset for each. Returns 0 where that life is over.
+-- Raise floors to PostgreSQL's offsets and mark them as complete. KEYS: 1 floors.
+-- ARGV: 1 the life in which PostgreSQL was read, then partition, offset for each. Returns 0 if that life is over.
 
 if settle_life() ~= ARGV[1] then return 0 end
 for index = 2, #ARGV, 2 do

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Let a rate hold until a time. ARGV from 3: rate, until, why. Returns since when.
+-- Set a rate until a time. ARGV from 3: rate, until, why. Returns its start time.
 
 settle_override()
 local rate, ends, why = ARGV[3], ARGV[4], ARGV[5]

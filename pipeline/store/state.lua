@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- Everything that a process needs to know, at one moment.
+-- The complete state for a process, all at the same moment.
 -- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 the prober's lease, 5 override, 6 bands.
 
 return {
