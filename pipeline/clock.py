@@ -1,11 +1,11 @@
-"""Time, so that nothing else needs to ask the machine for it."""
+"""Time. No other module reads the machine's clocks."""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where a component gets its time from. Read it once per call and pass the value down."""
+    """The source of time for a component. Read it once per call and pass the value down."""
 
     def now(self) -> float:
         """Seconds since the Unix epoch; may jump."""
@@ -31,7 +31,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that stands still until it is moved; `sleep` moves it. For tests and simulation."""
+    """A clock that moves only by calls; `sleep` moves it. For tests and simulation."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self._now = now
@@ -54,5 +54,5 @@ class ManualClock:
         self._monotonic += seconds
 
     def step(self, seconds: float) -> None:
-        """Set the wall clock forward, or back where `seconds` is negative; the monotonic clock does not see it."""
+        """Step the wall clock forward, or back if `seconds` is negative; the monotonic clock does not change."""
         self._now += seconds

@@ -1,4 +1,4 @@
-"""Every error that Sluice raises: one root, and below it what the caller can do about it.
+"""Every error that Sluice raises: one root; the classes below it show what the caller can do.
 
 A class' docstring is its default message. Only `ingest/errors.py` turns these into HTTP statuses.
 """
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pipeline.secrets import hide_secrets
 
-# What libpq asks of whoever reads its error, once for each address that it tried.
+# The question that libpq adds to its error, once for each address that it tried.
 _LIBPQ_QUESTION: Final = re.compile(r" *\bIs the server running [^?]*\?")
 _BRIEF_CHARS_MAX: Final = 240
 
@@ -23,7 +23,7 @@ class SluiceError(Exception):
 
 
 def in_brief(said: object) -> str:
-    """An error as whoever is on call wants it: on one line, what happened and where, without questions back."""
+    """An error in short form for operators: on one line, what happened and where, without libpq's question."""
     text = _LIBPQ_QUESTION.sub("", " ".join(hide_secrets(str(said)).split())).strip()
     return text if len(text) <= _BRIEF_CHARS_MAX else f"{text[: _BRIEF_CHARS_MAX - 1]}…"
 
@@ -56,7 +56,7 @@ class LogPartialError(LogIndeterminateError):
         super().__init__(f"partitions that took nothing, or may not have: {numbers} ({reasons})")
 
     def of(self, partitions: Iterable[int]) -> SluiceError | None:
-        """What became of a part of the append that went to these partitions; None: it is durable."""
+        """The error for the part of the append that went to these partitions; None: that part is durable."""
         asked = set(partitions)
         errors = [self.failures[number] for number in sorted(asked & self.failures.keys())]
         if not errors:
@@ -78,8 +78,8 @@ class SinkUnavailableError(RecoverableError):
         self, message: str | None = None, *, is_a_row_possible: bool = True, sqlstate: str | None = None
     ) -> None:
         super().__init__(message)
-        self.sqlstate = sqlstate  # None: it did not come from the server
-        # False: no content of a row can be the cause (a lock, a full disk), however often the same batch fails.
+        self.sqlstate = sqlstate  # None: the error did not come from the server
+        # False: no content of a row can be the cause (a lock, a full disk), even if the same batch fails many times.
         self.is_a_row_possible = is_a_row_possible
 
 

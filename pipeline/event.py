@@ -1,7 +1,7 @@
-"""The event, and the record in which it travels through the log.
+"""The event, and its record in the log.
 
-A record is the event's JSON with three fields more: `eventId` always present, `receivedAt` (epoch milliseconds, given
-at ingest) and `requestId`, that of the HTTP request. It stays JSON so that any other consumer of the topic can read it.
+A record is the event's JSON with three more fields: `eventId` always present, `receivedAt` (epoch milliseconds, set at
+ingest) and `requestId`, that of the HTTP request. It is JSON so that any other consumer of the topic can read it.
 """
 
 from typing import Final
@@ -25,7 +25,7 @@ SEVERITY_ALIASES: Final = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 
 
 class Event(msgspec.Struct, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
-    """An event as a client sends it. Types are checked on decoding, rules by `ingest.codecs`."""
+    """An event as a client sends it. Decoding checks types; `ingest.codecs` checks rules."""
 
     correlation_id: str
     severity: str
@@ -37,7 +37,7 @@ class Event(msgspec.Struct, rename="camel", forbid_unknown_fields=True, omit_def
 
 
 class RecordedEvent(msgspec.Struct, rename="camel"):
-    """An event as it is read back from the log. Unknown fields are ignored, so that a newer ingest may add some."""
+    """An event read back from the log. Unknown fields are ignored, so that a newer ingest may add some."""
 
     correlation_id: str
     severity: str
@@ -51,9 +51,9 @@ class RecordedEvent(msgspec.Struct, rename="camel"):
 
 
 def content_of(event: Event | RecordedEvent) -> tuple[object, ...]:
-    """What makes two events of one id the same, as PostgreSQL compares them; a repeat is received later.
+    """The content that PostgreSQL compares for two events with one id. The receive time is not part of it.
 
-    Python calls true and 1 the same, and jsonb does not; 1 and 1.0 are the same to both.
+    In Python true and 1 are equal, in jsonb they are not; 1 and 1.0 are equal in both.
     """
     attributes = event.attributes
     return (
@@ -71,20 +71,20 @@ _decoder = msgspec.json.Decoder(RecordedEvent)
 
 
 def record_head(received_at_ms: int, request_id: str) -> bytes:
-    """What the records of all events of a request begin with. `request_id` has nothing that JSON would escape."""
+    """The first bytes of the records of all events of a request. `request_id` needs no JSON escapes."""
     return b'{"receivedAt":%d,"requestId":"%b",' % (received_at_ms, request_id.encode("ascii"))
 
 
 def encode_record(event: Event, head: bytes) -> bytes:
-    """The log record of an event whose `event_id` is set; `head` as `record_head` makes it."""
+    """The log record of an event whose `event_id` is set; `head` is the result of `record_head`."""
     return head + _encoder.encode(event)[1:]
 
 
 def decode_record(value: bytes) -> RecordedEvent:
-    """Read a log record back. Raises msgspec.MsgspecError or UnicodeDecodeError when it is not one."""
+    """Decode a log record. Raises msgspec.MsgspecError or UnicodeDecodeError if it is not one."""
     return _decoder.decode(value)
 
 
 def partition_of(correlation_id: str, partitions: int) -> int:
-    """The partition of a correlation id: stable over processes and machines, unlike `hash()`."""
+    """The partition of a correlation id: the same in all processes and on all machines, unlike `hash()`."""
     return crc32(correlation_id.encode()) % partitions

@@ -1,7 +1,8 @@
-"""Keeps passwords out of what is said: log lines, errors, and the reasons that people see.
+"""Keeps passwords out of all output: log lines, errors, and the reasons that people see.
 
-Every error of ours and every log line goes through `hide_secrets`. It knows a password by its place: in a URL, or after
-`password=`. Elsewhere libraries quote pieces of a URL that they can't read, so `url_problem` finds those URLs first.
+Every error of Sluice and every log line passes through `hide_secrets`. It recognises a password by its position: in a
+URL, or after `password=`. Libraries may also quote parts of a URL that they can't parse, so `url_problem` finds such
+URLs first.
 """
 
 import re
@@ -9,10 +10,10 @@ from typing import Final
 
 _HIDDEN: Final = "***"
 
-# `//user:password@`: up to the last @ of the word, since a password may have what a URL's should not.
+# `//user:password@`: up to the last @ of the word, because a password may contain characters that are invalid in a URL.
 _IN_URL: Final = re.compile(r"(://[^\s:/@]{0,200}):\S{0,500}@")
 _NAMED: Final = re.compile(r"(\b\w*password)=('[^']*'|[^\s&\"']+)", re.IGNORECASE)
-_TOKEN: Final = re.compile(r'(invalid percent-encoded token): ".*"')  # libpq quotes the password alone
+_TOKEN: Final = re.compile(r'(invalid percent-encoded token): ".*"')  # libpq quotes only the password
 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 _LOOSE_PERCENT: Final = re.compile(r"%(?![0-9a-fA-F]{2})")
@@ -30,7 +31,7 @@ def hide_secrets(text: str) -> str:
 
 
 def url_problem(url: str, schemes: tuple[str, ...]) -> str | None:
-    """Why a server's URL can't be read, without any piece of its password; None where it can."""
+    """The reason why a server's URL can't be parsed, without any part of its password; None if it can."""
     match = _URL.fullmatch(url)
     if match is None or match["scheme"] not in schemes:
         return f"does not begin with {' or '.join(f'{scheme}://' for scheme in schemes)}"

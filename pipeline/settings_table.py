@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pipeline.settings import Settings
 
-# The first setting of each group, and what the group is called.
+# The first setting of each group, and the group's title.
 _GROUPS: Final = {
     "database_url": "Servers",
     "log_level": "Log lines",
@@ -19,7 +19,7 @@ _GROUPS: Final = {
     "metrics_host": "Metrics",
     "visibility_timeout_seconds": "Celery",
 }
-# A name's unit stands last in it, but for `max` and `min`; these names have theirs from what they are.
+# The unit is the last word of a name, before `max` or `min`; these names have no unit word.
 _UNITS: Final = {
     "event_time_min_ms": "ms",
     "rate_max": "events/s",
@@ -58,7 +58,7 @@ PostgreSQL's client needs stands in `DATABASE_URL`, as in `?sslmode=verify-full&
 
 
 def unit_of(name: str) -> str:
-    """The unit of a setting; "" for a text, a port or a yes and no."""
+    """The unit of a setting; "" for a text, a port or a yes/no value."""
     found = _UNIT.search(name)
     return _UNITS.get(name) or (found[1].replace("seconds", "s") if found else "")
 
@@ -96,7 +96,7 @@ def _default(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.10g}"  # as it is typed: without separators
+    return str(value) if isinstance(value, int) else f"{value:.10g}"  # as an operator would type it: without separators
 
 
 def _cell(text: str) -> str:

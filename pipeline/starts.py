@@ -1,6 +1,6 @@
-"""Counts how often each program was started: where that is more than once, something restarts it.
+"""Counts how often each program was started: more than one start means that something restarts it.
 
-Counted by the programs themselves, so that it holds under any supervisor: the one of run.sh, Docker's, systemd.
+The programs count themselves, so this works under any supervisor: that of run.sh, Docker's, systemd.
 """
 
 import logging
@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 def note_start(settings: Settings, program: str) -> None:
-    """Count a start, on a thread beside: a program must not wait for it, and one that is not counted is no harm."""
+    """Count a start, on a separate thread: the program must not wait for it, and a lost count does no harm."""
 
     def note() -> None:
         try:

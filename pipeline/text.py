@@ -1,13 +1,13 @@
-"""Text from elsewhere, such that a terminal or a log file shows it as what it is.
+"""Makes text from outside safe to show in a terminal or a log file.
 
-A line feed in an id or a reason would begin a forged log line, and an escape sequence would reach the terminal of
-whoever reads it.
+A line feed in an id or a reason would start a forged log line, and an escape sequence would reach the reader's
+terminal.
 """
 
 import re
 from typing import Final
 
-# C0 and C1 controls, the line separators of Unicode, and the marks that change the order of what is shown after them.
+# C0 and C1 controls, Unicode line separators, and marks that change the display order of the text after them.
 _HIDDEN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _HIDDEN_BUT_LINES: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -18,7 +18,7 @@ def on_one_line(text: str) -> str:
 
 
 def on_its_lines(text: str) -> str:
-    """The same for text of several lines, which keeps its line feeds and tabs."""
+    """The same for text of several lines; keeps its line feeds and tabs."""
     return _HIDDEN_BUT_LINES.sub(_escaped, text)
 
 

@@ -1,7 +1,7 @@
-"""Picks the adapters that the settings name: the only place of the core that knows them all.
+"""Selects the adapters by the settings: the only module of the core that knows all of them.
 
-Adapters are imported where they are made, so that a process pays only for what it uses (Kafka's client alone takes
-a tenth of a second to import).
+Adapters are imported where they are created, so that a process loads only those that it uses (importing Kafka's client
+alone takes a tenth of a second).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-_BRIEF_SECONDS: Final = 0.3  # a new connection and a look take 10 ms; an append has a second for all that it does
+_BRIEF_SECONDS: Final = 0.3  # a new connection and a read take 10 ms; an append has one second in total
 
 
 def load_adapters(settings: Settings) -> None:
-    """Import every adapter that a worker makes with these settings, and what those import when first used.
+    """Import every adapter that a worker creates with these settings, and the modules that those import on first use.
 
-    For a process that forks. A module that one of its threads is importing at that moment is locked in the child, where
-    nobody ever unlocks it: the first task there that needs the module hangs.
+    For a process that forks. If one of its threads is importing a module during the fork, the module stays locked in
+    the child for ever: the first task there that needs the module hangs.
     """
     names = [
         "pipeline.sink.migrate",
@@ -44,8 +44,8 @@ def load_adapters(settings: Settings) -> None:
         "pipeline.store.redis",
         "pipeline.store.redis_queues",
         "pipeline.store.redis_tallies",
-        # The standard library's, and when it imports them itself:
-        "encodings.idna",  # the first look-up of a host's name
+        # Modules of the standard library, and what triggers their import:
+        "encodings.idna",  # the first look-up of a host name
         "hmac",  # the first connection
         "secrets",
         "importlib.readers",  # the first SQL file
@@ -107,7 +107,7 @@ def make_leases(settings: Settings) -> Leases:
 
 
 def make_progress(settings: Settings) -> Progress:
-    """How long partitions have stood still, on `REDIS_URL`."""
+    """How long partitions have had the same offset, on `REDIS_URL`."""
     from pipeline.store.redis import RedisProgress  # noqa: PLC0415
 
     return RedisProgress(settings)
@@ -121,7 +121,7 @@ def make_history(settings: Settings) -> History:
 
 
 def make_troubles(settings: Settings) -> Troubles:
-    """What processes find wrong with themselves, on `REDIS_URL`."""
+    """Problems that processes find in themselves, on `REDIS_URL`."""
     from pipeline.store.redis import RedisTroubles  # noqa: PLC0415
 
     return RedisTroubles(settings)
@@ -142,7 +142,7 @@ def make_queues(settings: Settings) -> RedisQueues:
 
 
 def make_log_tallies(settings: Settings) -> Tallies:
-    """The same on the event log's Redis: for what that server says of its memory."""
+    """The same on the event log's Redis: for that server's memory figures."""
     return make_tallies(dataclasses.replace(settings, redis_url=settings.event_log_url))
 
 
@@ -154,16 +154,16 @@ def make_bucket(settings: Settings) -> Bucket:
 
 
 def make_policy(settings: Settings) -> RatePolicy:
-    """The rate policy: the mission's bands."""
+    """The rate policy: the bands of the specification."""
     return BandPolicy.from_settings(settings)
 
 
 class StoredFloors:
-    """Where a restarted log learns its floors: the highest of what PostgreSQL and its mirror say.
+    """Source of the floors for a restarted log: the highest of PostgreSQL's offsets and their mirror's.
 
-    The mirror alone is enough where it is complete. PostgreSQL is asked beside it, for a moment: a mirror that was put
-    back with its server's memory does not know it. Asking takes a connection of its own, which happens once after a
-    restart of the log.
+    A complete mirror alone is sufficient. PostgreSQL is read as well, with a short time limit: a mirror that was
+    restored together with its server's memory does not notice that it is old. The read opens a new connection, once
+    after a restart of the log.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -171,23 +171,24 @@ class StoredFloors:
         self._floors = make_floors(settings)
 
     def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
-        """Fence off older incarnations and return the floors; for a log just made there are none to ask for.
+        """Fence off older incarnations and return the floors; a new log has none, so PostgreSQL is not read.
 
-        Raises StoreUnavailableError where Redis is away; SinkUnavailableError where PostgreSQL is, and the mirror is of
-        an earlier life of Redis: the fence needs the one, and a floor the other.
+        Raises StoreUnavailableError if Redis is unavailable: the fence needs it. Raises SinkUnavailableError if
+        PostgreSQL is unavailable and the mirror is of an earlier life of Redis: then the floors need it.
         """
         mirror = self._floors.fence(log_id, incarnation)
         if mirror.is_complete:
             stored = self._asked_briefly(log_id)
         else:
-            # Whoever raised a floor before the fence has moved PostgreSQL's offset before that: it is waited for.
+            # A process that raised a floor before the fence has already written PostgreSQL's offset: wait for its
+            # commit.
             stored = {} if is_new else self._asked(lambda sink: sink.settled_offsets(log_id))
             self._floors.seed(log_id, mirror.life, stored)
         partitions = mirror.floors.keys() | stored.keys()
         return {p: max(mirror.floors.get(p, 0), stored.get(p, 0)) for p in partitions}
 
     def _asked_briefly(self, log_id: str) -> dict[int, int]:
-        """PostgreSQL's offsets, or none where it does not answer at once."""
+        """PostgreSQL's offsets; empty if it does not answer at once."""
         executor = ThreadPoolExecutor(1, thread_name_prefix="stored-floors")
         try:
             asked = executor.submit(self._asked, lambda sink: sink.stored_offsets(log_id))

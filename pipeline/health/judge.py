@@ -1,6 +1,6 @@
-"""The one judge of health: from a snapshot to a status and to what is wrong, in words. Pure.
+"""The only module that judges health: turns a snapshot into a status and a list of problems, in words. Pure.
 
-The health answer, the page, the terminal and `inspect sluice` show its verdict; none of them decides anything.
+The health response, the page, the terminal and `inspect sluice` show its verdict and decide nothing themselves.
 Times of day are in UTC, as in the log lines.
 """
 
@@ -15,7 +15,7 @@ from pipeline.health.snapshot import HealthInputs, Traffic
 from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, ProblemCode, Severity
 from pipeline.ports.control import Alarm, Pause
 
-# What an adapter's error says before the reason; the problem says it already.
+# The start of an adapter's error text, before the reason; the problem's text already contains it.
 _SAYS_WHO: Final = re.compile(
     r"^the (?:control store|event log) \(\w+\) (?:does not answer|can't be reached)[:.] *", re.I
 )
@@ -23,9 +23,9 @@ _SAYS_WHO: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `look_at`: where to begin."""
+    """One problem. `look_at`: where to start the investigation."""
 
-    code: str  # of ProblemCode, or an alarm's
+    code: str  # a ProblemCode, or the code of an alarm
     severity: Severity
     what: str
     look_at: str
@@ -33,7 +33,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How the system is, and why: problems worst first, causes before what follows from them."""
+    """The status of the system and its problems: worst first, causes before their effects."""
 
     status: Health
     problems: tuple[Problem, ...]
@@ -50,7 +50,7 @@ def judge(inputs: HealthInputs) -> Verdict:
 
 
 def duration(seconds: float) -> str:
-    """About how long, for people."""
+    """An approximate duration, for people."""
     if seconds < 90:
         return f"about {max(1, round(seconds))} s"
     return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
 
 def _status(inputs: HealthInputs, problems: tuple[Problem, ...]) -> Health:
     if inputs.store_problem is not None and inputs.log_problem is not None and not inputs.serves_clients:
-        return Health.UNKNOWN  # the reader may be what is cut off, or have the wrong addresses
+        return Health.UNKNOWN  # the reader itself may be cut off, or have the wrong addresses
     severities = {problem.severity for problem in problems}
     if Severity.CRITICAL in severities:
         return Health.CRITICAL
@@ -146,7 +146,7 @@ def _pauses(inputs: HealthInputs) -> Iterator[Problem]:
         )
     for pause in inputs.pauses or ():
         if pause.reason is not PauseReason.BREAKER:
-            # The cause stands before the lag that it makes, so it is as bad as that.
+            # The cause is listed before the lag that it produces, so it has the same severity.
             yield Problem(
                 ProblemCode.PAUSED,
                 Severity.CRITICAL if inputs.mode is Mode.CRITICAL else Severity.DEGRADED,
@@ -197,7 +197,7 @@ def _no_progress(inputs: HealthInputs) -> Iterator[Problem]:
 
 
 def _likely_cause(inputs: HealthInputs) -> tuple[str, str]:
-    """Why nothing is stored, as far as is known, and where to look."""
+    """The reason why nothing is stored, as far as known, and where to look."""
     alarm = _cause_alarm(inputs)
     if alarm is not None:
         return alarm.what, alarm.look_at
@@ -218,7 +218,7 @@ def _likely_cause(inputs: HealthInputs) -> tuple[str, str]:
 
 
 def _cause_alarm(inputs: HealthInputs) -> Alarm | None:
-    """The controller's own finding about a partition that stores nothing."""
+    """The controller's own alarm about a partition that stores nothing."""
     return next((alarm for alarm in inputs.alarms if alarm.partition in inputs.stuck), None)
 
 
@@ -256,7 +256,7 @@ def _rate_now(inputs: HealthInputs, rate: float | None) -> str:
 
 
 def _alarms(inputs: HealthInputs) -> Iterator[Problem]:
-    """What the controller found, but for what is named as a cause already."""
+    """The controller's alarms, except the one that is already reported as a cause."""
     cause = _cause_alarm(inputs)
     for alarm in inputs.alarms:
         if alarm is not cause:

@@ -1,7 +1,7 @@
-"""What the last seconds show: traffic, pace, and how long each partition has stored nothing.
+"""Measures of the last seconds: traffic, pace, and how long each partition has stored nothing.
 
-It is fed with entries of the history, or with what one process sees alone. The times are whatever clock the reader
-gives: its own monotonic clock where it runs on, the entries' own times where it reads once.
+The input is the entries of the history, or the samples of one process. The times are those of the reader's clock: its
+own monotonic clock if it runs continuously, the entries' own times if it reads once.
 """
 
 from collections import deque
@@ -13,14 +13,14 @@ from pipeline.health.snapshot import Outlook, Traffic
 from pipeline.ports.history import COUNTS, HistoryEntry
 from pipeline.settings import Settings
 
-FRESH_SECONDS: Final = 5.0  # how old a sample may be to be called the present
-PACE_SECONDS: Final = 10.0  # over which rates are measured: batches are stored as a whole
-GAP_SECONDS: Final = 5.0  # between two entries, over which no rate is made of their difference
+FRESH_SECONDS: Final = 5.0  # maximum age of a sample that counts as current
+PACE_SECONDS: Final = 10.0  # interval for measuring rates: batches are stored as a whole
+GAP_SECONDS: Final = 5.0  # if two entries are further apart, their difference gives no rate
 
 
 @dataclass(frozen=True, slots=True)
 class _Flow:
-    """What was offered in the seconds before `at`."""
+    """The traffic offered in the seconds before `at`."""
 
     at: float
     seconds: float
@@ -28,7 +28,7 @@ class _Flow:
 
 
 class Lookout:
-    """Remembers the last seconds. Not for two threads at once; `seen` gives a value that any thread may read."""
+    """Keeps the last seconds. Not for use by two threads at once; `seen` returns a value that any thread may read."""
 
     def __init__(self, settings: Settings) -> None:
         self._refused_seconds = settings.refused_seconds
@@ -38,20 +38,20 @@ class Lookout:
         self._consumed: deque[tuple[float, int]] = deque(maxlen=int(PACE_SECONDS) + 2)
         self._last: HistoryEntry | None = None
         self._at = float("-inf")  # of the newest sample
-        self._offsets: dict[int, tuple[int, float]] = {}  # and since when each is there
+        self._offsets: dict[int, tuple[int, float]] = {}  # offset, and the time since when it is unchanged
         self._lags: dict[int, int] = {}
         self._sampled_at: float | None = None
         self._tokens: tuple[float, float] | None = None
 
     @property
     def position(self) -> str:
-        """Where in the history to read on."""
+        """The position in the history from which to continue reading."""
         return "" if self._last is None else self._last.id
 
     def note_entries(self, entries: Sequence[HistoryEntry], *, now: float | None = None) -> None:
-        """Learn from the whole system's history, on the clock of `now`: the newest entry is of now.
+        """Add entries of the whole system's history, on the clock of `now`: the newest entry gets the time `now`.
 
-        Without `now`, the times are those of the entries. A time never goes back.
+        Without `now`, the times are those of the entries. Times never go back.
         """
         if not entries:
             return
@@ -65,11 +65,11 @@ class Lookout:
             self.note_sample(entry.sample, at)
 
     def note_own(self, counts: Mapping[str, int], seconds: float, now: float) -> None:
-        """Learn what this process counted; it only counts where there is no history."""
+        """Add this process' own counts; they are used only if there is no history."""
         self._own_flows.append(_Flow(now, seconds, counts))
 
     def note_sample(self, sample: Mapping[str, Any], at: float) -> None:
-        """Learn how far the log was consumed, by its own word."""
+        """Add a sample of how far the log was consumed, according to the log."""
         self._at = at
         if sample.get("tokens") is not None:
             self._tokens = (at, sample["tokens"])
@@ -80,7 +80,7 @@ class Lookout:
             self._consumed.clear()  # another log
         self._consumed.append((at, consumed))
         self._lags, self._sampled_at = dict(enumerate(lags)), at
-        offsets = sample.get("offsets", ())  # a version before this one did not write them
+        offsets = sample.get("offsets", ())  # earlier versions did not write them
         before, is_paused = self._offsets, bool(sample.get("paused"))
         self._offsets = {}
         for partition, (lag, offset) in enumerate(zip(lags, offsets, strict=False)):
@@ -89,7 +89,7 @@ class Lookout:
             self._offsets[partition] = (offset, since if stays else at)
 
     def seen(self, now: float) -> Outlook:
-        """What is known now."""
+        """The current measures."""
         tokens = None if self._tokens is None or now - self._tokens[0] > FRESH_SECONDS else self._tokens[1]
         if self._sampled_at is None or now - self._sampled_at > FRESH_SECONDS:
             return Outlook(traffic=self._traffic(now), bucket_tokens=tokens)
@@ -125,15 +125,15 @@ class Lookout:
 
 
 def outlook_of(entries: Sequence[HistoryEntry], settings: Settings, now: float) -> Outlook:
-    """What entries of the history show to somebody who reads them once; `now` is by the clock of the entries."""
+    """The measures for a reader that reads the entries once; `now` is by the clock of the entries."""
     lookout = Lookout(settings)
     lookout.note_entries(entries)
     return lookout.seen(now)
 
 
 def _flow(before: HistoryEntry, entry: HistoryEntry, at: float) -> _Flow | None:
-    """The difference of two entries' totals, where they are near and nothing was flushed between."""
-    if len(before.counts) != len(COUNTS) or len(entry.counts) != len(COUNTS):  # another version counts other things
+    """The difference of two entries' totals, if they are close together and there was no flush between them."""
+    if len(before.counts) != len(COUNTS) or len(entry.counts) != len(COUNTS):  # another version has other counts
         return None
     seconds = entry.at - before.at
     growth = [new - old for old, new in zip(before.counts, entry.counts, strict=True)]
@@ -143,7 +143,7 @@ def _flow(before: HistoryEntry, entry: HistoryEntry, at: float) -> _Flow | None:
 
 
 def _pace(consumed: Sequence[tuple[float, int]]) -> float | None:
-    """Events/s stored over the last PACE_SECONDS; None where that is not known."""
+    """Events/s stored over the last PACE_SECONDS; None if unknown."""
     lately = [one for one in consumed if consumed[-1][0] - one[0] <= PACE_SECONDS]
     (first_at, first), (last_at, last) = lately[0], lately[-1]
     return None if last_at - first_at < 1.0 else (last - first) / (last_at - first_at)

@@ -1,4 +1,4 @@
-"""The snapshot that health is judged by. It is made in one place, whichever process shows it. Pure."""
+"""The snapshot that health is judged by. It is built in one place for all processes that show it. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,47 +13,47 @@ STALE_PERIODS: Final = 3  # periods of the control loop without a publication, a
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What clients offered in the last seconds, events/s. A body that was refused unread counts as one event."""
+    """The traffic that clients offered in the last seconds, events/s. A body refused unread counts as one event."""
 
     admitted: float
     refused: float
-    refused_share: float  # of what was offered in the last `share_seconds`, 0 to 1
-    unavailable_share: float  # of the refusals of that time, those with 503, 0 to 1
+    refused_share: float  # of the traffic offered in the last `share_seconds`, 0 to 1
+    unavailable_share: float  # share of the refusals with 503 in that time, 0 to 1
     share_seconds: float = 60.0
 
     @property
     def share_time(self) -> str:
-        """The time over which the shares are counted, in words: after "in the" or "of the"."""
+        """The time over which the shares are counted, in words; follows "in the" or "of the"."""
         return "last minute" if self.share_seconds == 60 else f"last {self.share_seconds:g} s"
 
     @property
     def offered(self) -> float:
-        """Admitted and refused."""
+        """Admitted plus refused."""
         return self.admitted + self.refused
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What the last seconds show, by the history and by the log's own word. None and empty are unknown."""
+    """Measures of the last seconds, from the history and from the log. None and empty mean unknown."""
 
     traffic: Traffic | None = None
     lag_by_partition: Mapping[int, int] | None = None  # events
     drain_rate: float | None = None  # events/s stored
-    no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, where events wait
+    no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, if events wait
     bucket_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HealthInputs:
-    """What is known of the system at one moment; None is unknown. Times are seconds since the epoch."""
+    """The known state of the system at one moment; None is unknown. Times are seconds since the epoch."""
 
-    at: float  # by the control store's clock where it answers
+    at: float  # by the control store's clock, if it answers
     mode: Mode
     rate: float | None  # events/s, effective
     base_rate: float | None  # events/s, as the policy decided
     floor_rate: float  # events/s
     override: Override | None
-    bands: Bands  # `by` is empty where those of the settings hold
+    bands: Bands  # `by` is empty if these are the bands of the settings
     lag: int | None  # events in the log that are not stored yet
     lag_by_partition: Mapping[int, int] | None  # events
     drain_rate: float | None  # events/s stored in the last seconds
@@ -62,7 +62,7 @@ class HealthInputs:
     controller_age: float | None  # seconds since the controller published
     controller_period: float  # seconds
     event_log: str  # kafka or redis
-    no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, where events wait
+    no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, if events wait
     no_progress_seconds_max: float = 30.0
     traffic: Traffic | None = None
     refused_ratio_max: float = 0.05
@@ -71,22 +71,22 @@ class HealthInputs:
     bucket_capacity: float | None = None
     is_bucket_away: bool = False
     is_log_full: bool = False
-    loop_problems: tuple[str, ...] = ()  # what is wrong with the loops of the process that made this
-    store_problem: str | None = None  # what the part that does not answer said
+    loop_problems: tuple[str, ...] = ()  # problems with the loops of the process that made this
+    store_problem: str | None = None  # the error of the part that does not answer
     log_problem: str | None = None
     database_problem: str | None = None
-    serves_clients: bool = False  # an ingest process made it: what it can't reach, its clients can't reach either
+    serves_clients: bool = False  # an ingest process made it: its clients can't reach what it can't reach either
 
     @property
     def is_controller_silent(self) -> bool:
-        """Whether the controller has not published for too long, or never."""
+        """Whether the controller has not published for too long, or never has."""
         return self.controller_age is None or self.controller_age > STALE_PERIODS * self.controller_period
 
     @property
     def seconds_to_empty(self) -> float | None:
-        """Seconds until the lag is stored at the present pace, while nothing more is admitted; None: not in sight.
+        """Seconds until the lag is stored at the current pace, if no more is admitted; None: unknown.
 
-        While consumption is paused the last pace promises nothing.
+        While consumption is paused, the last pace does not predict anything.
         """
         if self.lag is None:
             return None
@@ -98,7 +98,7 @@ class HealthInputs:
 
     @property
     def stuck(self) -> dict[int, float]:
-        """Seconds for which each partition with events has stored nothing, where that is too long and no pause."""
+        """Seconds without a stored event, for each partition that has events, is not paused, and exceeds the limit."""
         return {
             partition: seconds
             for partition, seconds in sorted(self.no_progress_seconds.items())
@@ -107,13 +107,13 @@ class HealthInputs:
 
     @property
     def consumption(self) -> str:
-        """Whether events are taken from the log and stored: running, paused, stalled or unknown."""
+        """Whether events are read from the log and stored: running, paused, stalled or unknown."""
         word = consumption_word(self.pauses)
         return "stalled" if word != "paused" and self.stuck else word
 
     @property
     def rate_decided_by(self) -> str:
-        """Why the rate is what it is, in a few words."""
+        """The reason for the current rate, in a few words."""
         if self.rate is None:
             return "nobody says"
         if self.store_problem is not None:
@@ -140,10 +140,10 @@ def make_inputs(
     store_problem: str | None,
     log_problem: str | None,
 ) -> HealthInputs:
-    """The snapshot. `state` is None where the control store does not answer: then nothing of the past is shown as now.
+    """The snapshot. `state` is None if the control store does not answer: then no old state is shown as current.
 
-    The controller decides about lag and progress, since it reads PostgreSQL: a log may have been told of events that
-    PostgreSQL has lost. Where the controller is silent, the log's word counts.
+    Lag and progress come from the controller, because it reads PostgreSQL: the log may have commits for events that
+    PostgreSQL has lost. If the controller is silent, they come from the log.
     """
     rate = None if state is None else state.rate
     known = HealthInputs(
@@ -190,12 +190,12 @@ def _with_controllers_word(known: HealthInputs, rate: PublishedRate) -> HealthIn
 
 
 def _mode_of(lag: int | None, bands: Bands) -> Mode:
-    """What a lag means that no controller has judged; a low one is no news of a controller that is silent."""
+    """The mode for a lag that no controller has judged. If the controller is silent, a low lag gives no information."""
     if lag is None or lag < bands.lag_degraded:
         return Mode.UNKNOWN
     return Mode.CRITICAL if lag > bands.lag_critical else Mode.DEGRADED
 
 
 def bands_of(settings: Settings) -> Bands:
-    """The bands of the settings; nobody set them by hand."""
+    """The bands of the settings; no operator has set them."""
     return Bands(settings.rate_max, settings.rate_min, settings.lag_degraded, settings.lag_critical, "", "", 0.0)
