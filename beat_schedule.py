@@ -1,4 +1,4 @@
-"""The Beat schedule, nothing else: what ticks, and how often."""
+"""The Beat schedule, nothing else: the periodic tasks and their periods."""
 
 from datetime import timedelta
 from typing import Any
@@ -8,7 +8,7 @@ from pipeline.settings import Settings
 
 
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Celery's `beat_schedule` for these settings. Ticks have no expiry: another host's clock would decide on it."""
+    """Celery's `beat_schedule` for these settings. Ticks have no expiry: it would depend on another host's clock."""
 
     def every(seconds: float, task: str) -> dict[str, Any]:
         return {

@@ -1,6 +1,7 @@
 """The Celery application: its broker, queues, routes and limits.
 
-`celery -A tasks.app worker -Q batches` drains, `-Q control` runs the control loop, `celery -A tasks.app beat` ticks.
+`celery -A tasks.app worker -Q batches` drains, `-Q control` runs the control loop, `celery -A tasks.app beat` sends
+ticks.
 """
 
 import sys
@@ -31,7 +32,7 @@ _NO_RETRY_LIMIT: Final = None
 
 
 class SluiceCelery(Celery):
-    """A Celery application that knows its settings and loops, so that tasks and worker steps find them."""
+    """A Celery application with its settings and loops, so that tasks and worker steps find them."""
 
     control_cls = "tasks.asking:SluiceControl"
 
@@ -58,17 +59,17 @@ def make_app(settings: Settings) -> SluiceCelery:
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:
-    """Celery's configuration. Each value that departs from Celery's default says why."""
+    """Celery's configuration. Each value that differs from Celery's default has its reason."""
     return {
         # JSON only: a pickle in the broker would run code in a worker.
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],
-        # A task is a hint; PostgreSQL knows what is done. Late acknowledgement would repeat hints, and kills the
-        # worker of Celery 5.7 when the broker is lost.
+        # A task is a hint; PostgreSQL has the progress. Late acknowledgement would repeat hints, and crashes the worker
+        # of Celery 5.7 when the broker connection is lost.
         "task_acks_late": False,
         "task_ignore_result": True,
-        # A hint that waits in a worker's memory while its queue is paused would run all the same.
+        # A hint that is prefetched into a worker's memory would still run while its queue is paused.
         "worker_disable_prefetch": True,
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,  # Flower
@@ -76,7 +77,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": _NO_RETRY_LIMIT,
         "broker_transport_options": {
-            # One Redis server can carry two systems: the prefix keeps their queues apart, as it does their keys.
+            # One Redis server can serve two systems: the prefix separates their queues, as it separates their keys.
             "global_keyprefix": settings.key_prefix,
             "visibility_timeout": settings.visibility_timeout_seconds,
             "unacked_restore_interval": 5,
@@ -86,27 +87,27 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
             "socket_keepalive": True,
             "health_check_interval": 10,
         },
-        # Reconnect soon: a drain that stands still is lag.
+        # Reconnect soon: while a drain is blocked, lag grows.
         "broker_connection_timeout": 2,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        # Hints that wait for a rate limit take the places of all others, also once it is lifted.
+        # Hints that wait for a rate limit would occupy the slots of all others, even after the limit is removed.
         "worker_disable_rate_limits": True,
         "worker_max_tasks_per_child": None,
         "worker_hijack_root_logger": True,
         "worker_consumer": "tasks.consumer:SluiceConsumer",
         "beat_scheduler": "tasks.ticking:TickScheduler",
         "task_default_queue": Queue.CONTROL.value,
-        # Each queue on an exchange of its own: on the default one, both would be bound to the same routing key.
+        # Each queue has its own exchange: on the default one, both would be bound to the same routing key.
         "task_queues": [
             KombuQueue(queue.value, Exchange(queue.value, type="direct"), routing_key=queue.value) for queue in Queue
         ],
         "task_create_missing_queues": False,
         "task_routes": {"sluice.drain": {"queue": Queue.BATCHES.value}},
-        # A task beyond its limit can only be frozen (a stopped server, a lost packet): its process is killed.
+        # A task over its limit can only be frozen (a stopped server, a lost packet): its process is killed.
         "task_time_limit": CONTROL_SECONDS_MAX,
         "task_annotations": {
             "sluice.drain": {"time_limit": settings.drain_hard_seconds_max},
-            "sluice.regulate": {"time_limit": MIGRATION_SECONDS_MAX},  # its first run brings the schema up to date
+            "sluice.regulate": {"time_limit": MIGRATION_SECONDS_MAX},  # its first run migrates the schema
         },
         "timezone": "UTC",
         "enable_utc": True,
@@ -119,7 +120,7 @@ if _ignored is not None:
 try:
     app = make_app(Settings.for_commands())
 except SettingsError as error:
-    # Celery would print this module's traceback, with what is wrong at its end.
+    # Otherwise Celery would print this module's traceback, with the error at its end.
     raise SystemExit(f"celery: {error}") from None
 _problem = no_system_to_ask()
 if _problem is not None:

@@ -1,4 +1,4 @@
-"""The asking side of our remote commands: who asks, one answer, and words when there is none."""
+"""The client side of our remote commands: it adds the sender, takes one answer, and reports a missing answer."""
 
 import contextlib
 import getpass
@@ -28,26 +28,26 @@ OURS: Final = frozenset(
         "accept_poison",
     }
 )
-NOT_MINE: Final = "not_mine"  # key of the answer of a worker that leaves a command to another
-ANSWER_SECONDS_MAX: Final = 5.0  # for the control worker; longer than it takes for a PostgreSQL that is away
+NOT_MINE: Final = "not_mine"  # key in the answer of a worker that leaves a command to another worker
+ANSWER_SECONDS_MAX: Final = 5.0  # for the control worker; longer than it needs if PostgreSQL is unavailable
 
 
 class _AnsweredError(BaseException):
-    """The answer is there: nothing more is waited for.
+    """The answer has arrived: stop waiting.
 
-    No `Exception`: those that come out of a message on its way in are taken for a malformed message.
+    It is no `Exception`: Celery treats an `Exception` from the handling of a message as a malformed message.
     """
 
 
 class SluiceControl(Control):
-    """Celery's remote control, which adds to our commands who asks and a ticket, and takes the one answer that counts.
+    """Celery's remote control. It adds the sender and a ticket to our commands, and takes the one relevant answer.
 
-    A broadcast reaches every worker. Those without the queue `control` say that it is not theirs, and of several
-    control workers the one that gets the ticket acts.
+    A broadcast reaches every worker. Workers without the queue `control` answer that the command is not theirs. If
+    there are several control workers, the one that gets the ticket acts.
     """
 
     def broadcast(self, command: str, arguments: Any = None, *args: Any, **options: Any) -> Any:
-        """As Celery's; for our commands raises click.ClickException where nobody acted, or could not."""
+        """Like Celery's; for our commands it raises click.ClickException if no worker acted, or the action failed."""
         if command not in OURS:
             return super().broadcast(command, arguments, *args, **options)
         asked = {**(arguments or {}), "by": user_at_host(), "ticket": uuid.uuid4().hex}
@@ -79,9 +79,9 @@ class SluiceControl(Control):
 
 
 def user_at_host() -> str:
-    """Who asks, for the control events."""
+    """The sender of a command, for the control events."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need have no name
+    except (KeyError, OSError):  # a container's user may have no name
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"

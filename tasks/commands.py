@@ -1,7 +1,7 @@
-"""What operators may change, carried out and told in words; for remote commands and Celery tasks alike.
+"""The changes that operators may make, with the text of each answer; for remote commands and Celery tasks.
 
-Each changes the control store first, which takes effect at once, and then keeps it in PostgreSQL, where a flush of
-Redis can't reach it. Raises CommandError where what is asked makes no sense, StoreUnavailableError where nothing was
+Each command first changes the control store, which takes effect at once. Then it stores the change in PostgreSQL, so
+that it survives a Redis flush. Raises CommandError for invalid arguments, and StoreUnavailableError if nothing was
 changed.
 """
 
@@ -36,14 +36,14 @@ _NOT_ENDED = "PostgreSQL does not answer: it is told once it is back; a flush of
 
 
 class CommandError(PermanentError):
-    """What is asked makes no sense; the message says what does."""
+    """A command has invalid arguments; the message has the valid ones."""
 
 
 def pause(parts: Parts, by: str, why: str) -> str:
-    """Pause consumption until somebody resumes it."""
+    """Pause consumption until an operator resumes it."""
     held = [one for one in parts.control.state().pauses or () if one.reason is PauseReason.OPERATOR]
     if held:
-        # Said again, perhaps because PostgreSQL could not keep it the first time.
+        # Requested again, perhaps because PostgreSQL could not store it the first time.
         first = held[0]
         kept = keep_pause(parts, AskedPause(first.reason, first.by, first.why, first.since))
         return (
@@ -58,10 +58,10 @@ def pause(parts: Parts, by: str, why: str) -> str:
 
 
 def resume(parts: Parts, by: str, why: str) -> str:
-    """Lift every reason to pause that only a person may lift. The breaker's is the prober's."""
+    """Lift all pauses that only an operator may lift. The prober lifts the breaker's pause."""
     held = [pause for pause in parts.control.state().pauses or () if pause.reason is not PauseReason.BREAKER]
     for reason in PauseReason:
-        if reason is not PauseReason.BREAKER:  # also one that is not known to hold: it may have begun just now
+        if reason is not PauseReason.BREAKER:  # even one that is not known to hold: it may have started just now
             parts.control.resume(reason, generation=None, by=by, why=why)
     lifted = [pause_words(pause.name, pause.partition) for pause in held]
     kept = _kept(lambda: _forget_pauses(parts))
@@ -83,7 +83,7 @@ def _forget_pauses(parts: Parts) -> None:
 
 
 def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, why: str) -> str:
-    """Let a rate hold for a time, whatever the lag says."""
+    """Set a fixed rate for a time, whatever the lag is."""
     settings = parts.settings
     seconds = settings.override_seconds if seconds is None else seconds
     _check("the rate", rate, 1, *_rate_most(settings))
@@ -101,7 +101,7 @@ def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, wh
 
 
 def clear_rate_limit(parts: Parts, by: str, why: str) -> str:
-    """End a rate that was set by hand."""
+    """End a rate that an operator set."""
     held = parts.control.clear_override(by=by, why=why)
     kept = _kept(lambda: delete_override(parts.sink))
     rate = parts.control.state().rate
@@ -113,7 +113,7 @@ def clear_rate_limit(parts: Parts, by: str, why: str) -> str:
 def set_bands(
     parts: Parts, by: str, *, degraded: int, critical: int, rate_max: float | None, rate_min: float | None, why: str
 ) -> str:
-    """Other thresholds and rates for the policy, from the next tick on."""
+    """Set other thresholds and rates for the policy, from the next tick on."""
     settings = parts.settings
     bands = Bands(
         rate_max=settings.rate_max if rate_max is None else rate_max,
@@ -139,7 +139,7 @@ def set_bands(
 
 
 def reset_bands(parts: Parts, by: str, why: str) -> str:
-    """Back to the bands of the settings."""
+    """Return to the bands of the settings."""
     held = parts.control.clear_bands(by=by, why=why)
     kept = _kept(lambda: delete_bands(parts.sink))
     settings = parts.settings
@@ -152,7 +152,7 @@ def reset_bands(parts: Parts, by: str, why: str) -> str:
 
 
 def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
-    """Try to store dead letters once more, the longest untried first. A dry run changes nothing, and is no event."""
+    """Retry to store dead letters, the longest untried first. A dry run changes nothing, and records no event."""
     _check("the limit", limit, 1, 100_000, "dead letters")
     result = replay_dead_letters(parts.sink, limit=limit, dry_run=dry_run)
     if not any(asdict(result).values()):
@@ -178,7 +178,7 @@ def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
 
 
 def _rate_most(settings: Settings) -> tuple[float, str]:
-    """The highest rate that can be set by hand, and its unit: no less than the settings' own."""
+    """The highest rate that an operator can set, and its unit: no less than the settings' own."""
     if settings.rate_max > settings.override_rate_max:
         return settings.rate_max, "events/s (RATE_MAX)"
     return settings.override_rate_max, "events/s (OVERRIDE_RATE_MAX)"
@@ -190,7 +190,7 @@ def _check(what: str, value: float, low: float, high: float, unit: str) -> None:
 
 
 def _kept(change: Callable[[], object]) -> bool:
-    """Whether PostgreSQL took a change."""
+    """Whether PostgreSQL stored a change."""
     try:
         change()
     except RecoverableError as error:

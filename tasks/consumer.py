@@ -1,4 +1,4 @@
-"""The worker's consumer: whatever stands in the queue, it goes on, and says what it threw away."""
+"""The worker's consumer: it continues whatever messages the queue holds, and reports the messages that it drops."""
 
 import inspect
 import logging
@@ -17,16 +17,16 @@ from tasks.dropped import WHAT_CHARS_MAX, note_dropped
 
 _logger = logging.getLogger(__name__)
 
-# Between two tries to connect to a broker that is away. Celery's own waits grow to 30 s, and hints would wait for as
-# long once it is back.
+# Between two attempts to connect to a broker that is unavailable. Celery's own waits grow to 30 s, and hints would wait
+# for that long after the broker is back.
 _CONNECT_WAITS: Final = {"interval_start": 1, "interval_step": 1, "interval_max": 5}
-OURS: Final = "sluice."  # how the names of our tasks begin
+OURS: Final = "sluice."  # prefix of our tasks' names
 
 
 def _is_of_the_broker(error: Exception, lists: Any) -> bool:
-    """Whether the broker failed, and not the message: by the lists of a transport or consumer.
+    """Whether the broker failed, not the message, according to the error lists of a transport or consumer.
 
-    Kombu lists KeyError as an error of the connection too. A message that lacks a part raises it.
+    Kombu also lists KeyError as a connection error. A message with a missing part raises it.
     """
     return isinstance(error, (*lists.connection_errors, *lists.channel_errors)) and not isinstance(error, KeyError)
 
@@ -35,14 +35,16 @@ _taken: Final = [0]
 
 
 def messages_taken() -> int:
-    """Messages that this process has taken out of its queue, good ones and others."""
+    """Messages that this process has taken from its queue, both valid and invalid."""
     return _taken[0]
 
 
 class SluiceChannel(kombu_redis.Channel):
-    """Kombu's, but for a line of the queue that is no message: kombu's worker ends by it, and so does each next one.
+    """Kombu's channel; it drops queue entries that are no messages. One such entry ends every kombu worker that reads
+    it.
 
-    Kombu gives no place to look at a line before it is read. By the time of the error it is out of the queue.
+    Kombu has no hook to check an entry before it is read. When the error is raised, the entry is no longer in the
+    queue.
     """
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -67,24 +69,24 @@ class SluiceTransport(kombu_redis.Transport):
 
 
 def use_transport() -> None:
-    """Let URLs of Redis take the transport above, in this process."""
+    """Make Redis URLs use the transport above, in this process."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = "tasks.consumer:SluiceTransport"
 
 
 class SluiceConsumer(Consumer):
-    """Celery's, but for messages that are no good: Celery ends by some, and prints pages about the others."""
+    """Celery's consumer; it drops invalid messages. Celery ends on some of them, and logs pages about the others."""
 
     connection_errors: tuple[type[Exception], ...]
     channel_errors: tuple[type[Exception], ...]
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect; as long as the broker is away, try again and again."""
+        """Connect; retry as long as the broker is unavailable."""
         conn.ensure_connection = partial(conn.ensure_connection, **_CONNECT_WAITS)
         return super().ensure_connected(conn)
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
-        """What is called with each message."""
+        """Create the function that Celery calls with each message."""
         handle = super().create_task_handler(*args, **options)
 
         def on_message(message: Any) -> Any:
@@ -101,19 +103,19 @@ class SluiceConsumer(Consumer):
         return on_message
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        """Not one of Celery's."""
+        """Drop a message that is not one of Celery's."""
         self._drop(message, DropReason.MALFORMED, "it names no task")
 
     def on_unknown_task(self, body: Any, message: Any, exc: Any) -> None:
-        """A task that is not registered."""
+        """Drop a message of a task that is not registered."""
         self._drop(message, DropReason.UNKNOWN_TASK, str(exc))
 
     def on_invalid_task(self, body: Any, message: Any, exc: Any) -> None:
-        """A message that breaks Celery's protocol, or is of a content type that is not taken."""
+        """Drop a message that breaks Celery's protocol, or has a content type that is not accepted."""
         self._drop(message, DropReason.MALFORMED, repr(exc))
 
     def on_decode_error(self, message: Any, exc: Any) -> None:
-        """A body that can't be read."""
+        """Drop a message with an unreadable body."""
         self._drop(message, DropReason.MALFORMED, repr(exc))
 
     def _drop(self, message: Any, reason: DropReason, what: str) -> None:
@@ -121,14 +123,14 @@ class SluiceConsumer(Consumer):
         headers = message.headers if isinstance(message.headers, dict) else {}
         task_id = headers.get("id")
         request = worker_state.requests.pop(task_id, None) if isinstance(task_id, str) else None
-        if request is not None:  # else it would take up a place in the pool for ever
+        if request is not None:  # otherwise it would occupy a slot in the pool forever
             worker_state.reserved_requests.discard(request)
         if not message.acknowledged:
             message.reject_log_error(_logger, self.connection_errors)
 
 
 def _misfit(app: Any, message: Any) -> tuple[DropReason, str] | None:
-    """Why a message can't be one of our tasks' with arguments that it takes; None where it can."""
+    """The reason why a message is not a valid call of one of our tasks; None if it is valid."""
     name = message.headers["task"]
     task = app.tasks.get(name) if isinstance(name, str) and name.startswith(OURS) else None
     if task is None:

@@ -1,4 +1,4 @@
-"""The control loop's tasks: regulate, probe, the net of hints, and what operators ask for by hand."""
+"""The control loop's tasks: regulate, probe, the fallback hints, and the requests of operators."""
 
 import logging
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 
 def _one_line_when_away(function: Callable[..., None]) -> Callable[..., None]:
-    """A part of the system that is away, or set up wrong, is one line in the log; the next tick tries again."""
+    """Log a part of the system that is unavailable, or misconfigured, as one line; the next tick retries."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -39,13 +39,13 @@ def _one_line_when_away(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-# --- What Beat ticks --------------------------------------------------------------------------------
+# --- Periodic tasks of Beat -------------------------------------------------------------------------
 
 
 @shared_task(name="sluice.regulate", bind=True)
 @_one_line_when_away
 def regulate_rate(self: Any) -> None:
-    """Measure the lag, decide the admitted rate, publish it, and look after drainers that are stuck."""
+    """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
     parts = parts_of(self.app.sluice_settings)
     _migrate_once(parts)
     workers = Workers(self.app)
@@ -96,9 +96,9 @@ def _load_asked(parts: Parts) -> Asked:
 
 
 def _migrate_once(parts: Parts) -> None:
-    """Bring the schema up to date, once in each process; where that fails, the next tick tries again.
+    """Migrate the schema, once in each process; if that fails, the next tick retries.
 
-    It waits for no other process that migrates: a tick ends at once, and so does a worker that is told to end.
+    It does not wait for another process that migrates: so a tick ends at once, and a worker can stop at once.
     """
     if parts.is_migrated:
         return
@@ -107,21 +107,21 @@ def _migrate_once(parts: Parts) -> None:
         migrate(parts.settings, wait_seconds=0)
         parts.is_migrated = True
     except SchemaNewerError as error:
-        # Two versions side by side, for the time of an upgrade: the control loop must tick in the older one too.
+        # Two versions run together during an upgrade: the control loop must also tick in the older one.
         _logger.warning("%s", error, extra={"action": "schema_newer"})
         parts.is_migrated = True
     except RecoverableError as error:
         _logger.warning("the schema is not checked yet: %s", error, extra={"action": "migrate_failed"})
     except SchemaError as error:
         parts.schema_problem = str(error)
-        if known != parts.schema_problem:  # health and the ticks' own line repeat it
+        if known != parts.schema_problem:  # health and the log line of each tick repeat it
             _logger.error("the schema is refused: %s", error, extra={"action": "schema_refused"})  # noqa: TRY400
 
 
 @shared_task(name="sluice.probe", bind=True)
 @_one_line_when_away
 def probe_postgres(self: Any) -> None:
-    """While the breaker is open: try a small write, and close the breaker when PostgreSQL takes it."""
+    """While the breaker is open: try a small write, and close the breaker if it succeeds."""
     parts = parts_of(self.app.sluice_settings)
     report = probe(parts.control, parts.leases, parts.sink.probe, parts.backoff, settings=parts.settings, by=parts.name)
     if report.outcome not in (ProbeOutcome.NOT_OPEN, ProbeOutcome.BUSY):
@@ -132,14 +132,14 @@ def probe_postgres(self: Any) -> None:
 @shared_task(name="sluice.send_hints", bind=True)
 @_one_line_when_away
 def send_hints(self: Any) -> None:
-    """The net under the drains' own hints: one for each partition that has none under way, unless paused."""
+    """Fallback for the hints of drains: send one for each partition without a hint in progress, unless paused."""
     parts = parts_of(self.app.sluice_settings)
     pauses = parts.control.state().pauses
     if pauses is None or paused(pauses):  # unknown counts as paused
         return
     partitions = parts.partitions()
     if parts.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * partitions:
-        return  # no worker takes them out
+        return  # no worker takes them from the queue
     for partition in range(partitions):
         if not paused(pauses, partition):
             send_net_hint(self.app, parts.leases, partition)
@@ -148,7 +148,7 @@ def send_hints(self: Any) -> None:
 @shared_task(name="sluice.measure", bind=True)
 @_one_line_when_away
 def measure(self: Any) -> None:
-    """Ask PostgreSQL for its size, connections and open dead letters, for the metrics; not while it is failing."""
+    """Read PostgreSQL's size, connections and open dead letters, for the metrics; not while it is failing."""
     parts = parts_of(self.app.sluice_settings)
     if parts.control.state().breaker is not BreakerState.CLOSED:
         return
@@ -164,24 +164,24 @@ def measure(self: Any) -> None:
     parts.tallies.note(facts, seconds=FACTS_SECONDS)
 
 
-# --- By hand -------------------------------------------------------------------------------------------
+# --- Requests of operators ---------------------------------------------------------------------------
 
 
 @shared_task(name="sluice.pause_consumption", bind=True)
 def pause_consumption(self: Any, by: str, why: str) -> None:
-    """Pause consumption until somebody resumes it by hand; kept in PostgreSQL, so that a flush does not undo it."""
+    """Pause consumption until an operator resumes it. PostgreSQL stores the pause, so it survives a Redis flush."""
     _logger.warning("%s", commands.pause(parts_of(self.app.sluice_settings), by, why), extra={"action": "pause"})
 
 
 @shared_task(name="sluice.resume_consumption", bind=True)
 def resume_consumption(self: Any, by: str, why: str) -> None:
-    """Lift every reason to pause that only a person may lift. The breaker's is the prober's."""
+    """Lift all pauses that only an operator may lift. The prober lifts the breaker's pause."""
     _logger.warning("%s", commands.resume(parts_of(self.app.sluice_settings), by, why), extra={"action": "resumed"})
 
 
 @shared_task(name="sluice.replay_dead_letters", bind=True)
 def replay(self: Any, limit: int = 1000, dry_run: bool = False, by: str = "") -> None:
-    """Try to store dead letters once more, the longest untried first."""
+    """Retry to store dead letters, the longest untried first."""
     parts = parts_of(self.app.sluice_settings)
     words = commands.replay(parts, by or parts.name, limit, dry_run=dry_run)
     _logger.warning("dead letters: %s", words, extra={"action": "replayed_dead_letters"})

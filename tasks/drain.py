@@ -1,4 +1,4 @@
-"""Drain tasks: each is a hint that a partition may have something to store."""
+"""Drain tasks: each is a hint that a partition may have events to store."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ _PAUSE_REASONS: Final = {
 }
 _NO_NEXT_HINT: Final = frozenset(
     {
-        DrainOutcome.BUSY,  # the one that drains sends it
+        DrainOutcome.BUSY,  # the running drain sends it
         DrainOutcome.PAUSED,  # a hint would wait in the paused queue
         DrainOutcome.BREAKER_OPEN,
         DrainOutcome.LOG_GAP,
@@ -35,12 +35,12 @@ _NO_NEXT_HINT: Final = frozenset(
 
 @shared_task(name="sluice.drain", bind=True)
 def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
-    """Move a partition's events from the log to PostgreSQL for a bounded time, then hand over to the next hint."""
+    """Move a partition's events from the event log to PostgreSQL for a limited time, then send the next hint."""
     app = self.app
     settings: Settings = app.sluice_settings
     parts = parts_of(settings)
     if not parts.has_partition(partition):
-        # It would never end: each run hands over to the next hint for the same partition.
+        # It would never end: each run sends the next hint for the same partition.
         note_dropped(DropReason.ARGUMENTS, f"sluice.drain: there is no partition {partition!r}")
         return
     with contextlib.suppress(StoreUnavailableError):  # the lease of the hint expires
@@ -61,7 +61,7 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
             on_stored=parts.tally.on_stored,
             pace=parts.pace(partition),
         )
-    except PermanentError as error:  # the partition or the whole log: somebody must change the set-up
+    except PermanentError as error:  # the partition or the whole event log: an operator must change the configuration
         parts.mistakes.say(error)
         return
     parts.tally.on_run(report.outcome.value)
@@ -71,10 +71,10 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
 
 
 class PausedCheck:
-    """Whether consumption of a partition is paused, asked of the control store at most a few times a second.
+    """Whether consumption of a partition is paused. It reads the control store a few times a second at most.
 
-    An unanswered question leaves the last answer standing; at first that is "no", since the hint came through a
-    queue that is not consumed while paused.
+    If a read fails, the last result stays valid. At first it is "not paused", since the hint came through a queue that
+    is not consumed while paused.
     """
 
     SECONDS_BETWEEN: Final = 0.25
@@ -102,7 +102,7 @@ class PausedCheck:
 
 
 def _tell(report: DrainReport, parts: Parts) -> None:
-    """Log what a run did, and pause the partition where only a person can mend what it found."""
+    """Log the result of a run, and pause the partition if only an operator can fix the problem."""
     if report.error is not None:
         _logger.error(
             "drain of partition %d ended (%s): %s",
@@ -137,7 +137,7 @@ def _tell(report: DrainReport, parts: Parts) -> None:
 
 
 def _record_late_begin(parts: Parts, partition: int, begin: int) -> None:
-    """Tell people that a log's first records are not stored. It is no reason to stop: often nobody ever wanted them."""
+    """Report that an event log's first records are not stored. No reason to stop: often they were not needed."""
     why = "the event log no longer holds what came before, and nothing of this partition was stored"
     data = {"partition": str(partition), "first": "0", "end": str(begin)}
     try:

@@ -1,4 +1,4 @@
-"""What workers throw away of their queues: logged once in a while, and counted for the metrics of the whole system."""
+"""Messages that workers drop from their queues: logged from time to time, and counted for the system's metrics."""
 
 import logging
 import os
@@ -18,25 +18,25 @@ from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-_SAY_SECONDS: Final = 60.0  # between two lines about messages of one kind: a queue may hold thousands
-_ADD_SECONDS: Final = 1.0  # between two additions to the counters
-WHAT_CHARS_MAX: Final = 200  # of a message in a line of the log
+_SAY_SECONDS: Final = 60.0  # between two lines about messages of one kind: a queue may have thousands
+_ADD_SECONDS: Final = 1.0  # between two updates of the counters
+WHAT_CHARS_MAX: Final = 200  # of a message in a log line
 
 
 class Drops:
-    """One process' counts. A thread adds them: those who count are in the worker's event loop, which may not wait."""
+    """The counts of one process. A thread adds them to the counters: the worker's event loop must not wait."""
 
     def __init__(self, settings: Settings) -> None:
         self._tallies = wiring.make_tallies(settings)
         self._clock = SystemClock()
         self._lock = threading.Lock()
         self._counts: defaultdict[str, int] = defaultdict(int)
-        self._said: dict[DropReason, tuple[float, int]] = {}  # when the last line was, and how many there were since
+        self._said: dict[DropReason, tuple[float, int]] = {}  # time of the last line, and messages since
         self._sender, self._number = uuid4().hex, 1
         self._thread: threading.Thread | None = None
 
     def note(self, reason: DropReason, what: str) -> None:
-        """Count a message that was thrown away, and say so where nothing was said of its kind for a while."""
+        """Count a dropped message, and log it if no line about its kind was logged for a while."""
         now = self._clock.monotonic()
         said_at, unsaid = self._said.get(reason, (now - _SAY_SECONDS, 0))
         if now - said_at >= _SAY_SECONDS:
@@ -68,7 +68,7 @@ class Drops:
             try:
                 self._tallies.add(sent, sender=self._sender, number=self._number)
             except StoreUnavailableError:
-                continue  # the same again, under the same number
+                continue  # retry the same counts with the same number
             sent, self._number = {}, self._number + 1
 
 
@@ -81,14 +81,14 @@ def _drops_of(_pid: int) -> Drops | None:
 
 
 def note_dropped(reason: DropReason, what: object) -> None:
-    """Count a message that this process threw away."""
-    drops = _drops_of(os.getpid())  # a forked child has no thread of its parent's
+    """Count a message that this process dropped."""
+    drops = _drops_of(os.getpid())  # a forked child has none of its parent's threads
     if drops is not None:
         drops.note(reason, str(what))
 
 
 def connect_drops(settings: Settings) -> None:
-    """Count what Celery discards by itself, which it says on a level that is not logged."""
+    """Count the messages that Celery itself discards. Celery reports them on a level that is not logged."""
     _settings[:] = [settings]
     task_revoked.connect(_on_revoked, weak=False, dispatch_uid="sluice.drops")
 

@@ -1,7 +1,7 @@
-"""Ends a worker that can't end: its supervisor only starts again what is gone.
+"""Force-exits a worker that hangs during shutdown, so that its supervisor can restart it.
 
-A worker that shuts down, for SIGTERM or for an error of its own, waits for its children without a limit, and no longer
-enforces the time limits of their tasks. One child that hangs would keep the process for ever: alive, and doing nothing.
+A worker that shuts down, for SIGTERM or for an error of its own, waits for its children without a limit. It no longer
+enforces the time limits of their tasks. One child that hangs would keep the process forever: alive, and idle.
 """
 
 import logging
@@ -18,34 +18,34 @@ from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-CONTROL_SECONDS_MAX: Final = 30.0  # of a task on `control`, which is killed then
-MIGRATION_SECONDS_MAX: Final = 330.0  # of a tick that brings the schema up to date
-_SPARE_SECONDS: Final = 5.0  # for a task that ends at its limit, and for all else that a worker does at its end
-_EXIT_STATUS: Final = 70  # EX_SOFTWARE, as Celery has it for an error that it can't mend
+CONTROL_SECONDS_MAX: Final = 30.0  # of a task on `control`; then it is killed
+MIGRATION_SECONDS_MAX: Final = 330.0  # of a tick that migrates the schema
+_SPARE_SECONDS: Final = 5.0  # for a task that ends at its limit, and for the rest of a worker's shutdown
+_EXIT_STATUS: Final = 70  # EX_SOFTWARE, as Celery's status for an unrecoverable error
 
 
 def task_seconds_max(settings: Settings, *, is_control: bool) -> float:
-    """How long a task of a worker may run, but for one that migrates."""
+    """The longest time that a task of a worker may run, without one that migrates."""
     return CONTROL_SECONDS_MAX if is_control else settings.drain_hard_seconds_max
 
 
 def end_seconds_max(settings: Settings, *, is_control: bool) -> float:
-    """How long a worker may take to end: the longest task that is no hung one, and some."""
+    """The longest time of a worker's shutdown: its longest normal task, and some spare seconds."""
     return task_seconds_max(settings, is_control=is_control) + _SPARE_SECONDS
 
 
 class EndStep(bootsteps.StartStopStep):
-    """A step of the worker: once it is told to end, it ends in time, with its children."""
+    """A step of the worker: after the start of a shutdown, it ends in time, with its children."""
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         self._timer: threading.Timer | None = None
 
     def start(self, worker: Any) -> None:
-        """Nothing is needed yet."""
+        """Nothing to do at the start."""
 
     def close(self, worker: Any) -> None:
-        """The worker begins to end. Celery calls this for every step, before it waits for any."""
+        """The shutdown starts. Celery calls this for every step, before it waits for any step."""
         is_control = Queue.CONTROL.value in worker.app.amqp.queues.consume_from
         seconds = end_seconds_max(worker.app.sluice_settings, is_control=is_control)
         self._timer = threading.Timer(seconds, _end, [worker, seconds])
@@ -69,7 +69,7 @@ def _end(worker: Any, seconds: float) -> None:
 
 
 def end_now(worker: Any) -> None:
-    """Kill a worker's children, which is safe at any time, and end this process, which is its main one."""
+    """Kill a worker's children, which is safe at any time, and end this process, the worker's main one."""
     pids = _children(worker)
     sys.stderr.flush()
     for pid in pids:

@@ -1,4 +1,4 @@
-"""Event logs of earlier settings that still hold events which are not stored: nobody drains them."""
+"""Event logs of earlier settings that still have events which are not stored: no worker drains them."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ from pipeline.settings import Settings
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.queries import query
 
-ASK_SECONDS: Final = 60.0  # between two questions to the same log: it is a matter of days, and its server may be away
-LOGS_MAX: Final = 20  # that are looked at, those that were seen last
-SEEN_SECONDS_MIN: Final = 30.0  # a log that another system saw so lately is in use: two systems may share a database
+ASK_SECONDS: Final = 60.0  # between two reads of one event log: the problem lasts days, and its server may be down
+LOGS_MAX: Final = 20  # that are checked: those that were seen last
+SEEN_SECONDS_MIN: Final = 30.0  # another system saw it this recently: it is in use, since systems may share a database
 
 
 @dataclass(frozen=True, slots=True)
 class KnownLog:
-    """A log as PostgreSQL remembers it."""
+    """An event log, as PostgreSQL has it."""
 
     log_id: str
     url: str
@@ -35,7 +35,7 @@ class KnownLog:
 
 
 class FormerLogs:
-    """Looks after former logs, one at each tick, and remembers what it found."""
+    """Checks former event logs, one at each tick, and remembers the results."""
 
     def __init__(self, settings: Settings, sink: PostgresSink, clock: Clock) -> None:
         self._settings = settings
@@ -45,9 +45,9 @@ class FormerLogs:
         self._found: dict[str, Alarm] = {}
 
     def alarms(self, log_id: str, ends: Mapping[int, int]) -> list[Alarm]:
-        """Note how far the present log goes, and return an alarm for each other one with events that are not stored.
+        """Record the end of the present event log. Return an alarm for each other one with events that are not stored.
 
-        At most one of them is asked in a call. Raises SinkUnavailableError.
+        Reads at most one of them in a call. Raises SinkUnavailableError.
         """
         settings = self._settings
         self._sink.session.count(
@@ -81,7 +81,7 @@ class FormerLogs:
         ]
 
     def _look(self, log: KnownLog) -> Alarm | None:
-        """Ask a log how much of it is not stored; where it does not answer, go by what was last seen of it."""
+        """Read how many events of an event log are not stored; if it does not respond, use the last known values."""
         where = f"{log.url} {log.name!r}"
         forget = f"DELETE FROM known_logs WHERE log_id = '{log.log_id}'"
         try:
@@ -99,7 +99,7 @@ class FormerLogs:
         return Alarm(AlarmCode.FORMER_LOG, Severity.DEGRADED, what, look_at) if unread else None
 
     def _ask(self, log: KnownLog) -> int:
-        """Events of that log which are not stored. Raises SluiceError where that can't be asked."""
+        """Events of that event log which are not stored. Raises SluiceError if they can't be read."""
         settings = replace(self._settings, event_log_url=log.url)
         if log.url == without_password(self._settings.event_log_url):
             settings = self._settings
@@ -110,7 +110,7 @@ class FormerLogs:
 
 
 def without_password(url: str) -> str:
-    """A URL that may be kept and shown."""
+    """A URL that may be stored and shown."""
     scheme, mark, rest = url.partition("://")
     user, at, place = rest.rpartition("@")
     return f"{scheme}{mark}{user.partition(':')[0]}{at}{place}"

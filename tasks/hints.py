@@ -1,7 +1,7 @@
-"""Sending drain hints: deduplicated where they are only the net, unconditional where a run hands over to the next.
+"""Sends drain hints: fallback hints are deduplicated; a run that continues with the next hint always sends it.
 
-A hint has no expiry: it would be the sender's wall clock against the worker's. One that waited for long is as good as
-any other, since a drain reads from where PostgreSQL stands.
+A hint has no expiry: that would compare the sender's wall clock with the worker's. A hint that waited for long is as
+good as any other, since a drain reads from PostgreSQL's stored offset.
 """
 
 import logging
@@ -15,8 +15,8 @@ from pipeline.ports.control import Leases
 
 _logger = logging.getLogger(__name__)
 
-HINT_SECONDS_MAX: Final = 5.0  # a hint that has not arrived by then is taken for lost: the net sends another
-HINTS_WAITING_MAX: Final = 4  # for each partition, in a queue that nobody empties: more would start no more drains
+HINT_SECONDS_MAX: Final = 5.0  # after this time, a hint that has not arrived counts as lost: the fallback sends another
+HINTS_WAITING_MAX: Final = 4  # for each partition, in a queue without a consumer: more hints would start no more drains
 
 
 def _lease_name(partition: int) -> str:
@@ -24,7 +24,7 @@ def _lease_name(partition: int) -> str:
 
 
 def send_net_hint(app: Celery, leases: Leases, partition: int) -> bool:
-    """Send a hint unless one is under way; returns whether it was sent. Raises StoreUnavailableError."""
+    """Send a hint unless one is in progress; returns whether it was sent. Raises StoreUnavailableError."""
     token = leases.take(_lease_name(partition), seconds=HINT_SECONDS_MAX)
     if token is None:
         return False
@@ -33,7 +33,7 @@ def send_net_hint(app: Celery, leases: Leases, partition: int) -> bool:
 
 
 def send_hint(app: Celery, partition: int, *, hint: str | None) -> None:
-    """Send a hint; one that can't be sent is replaced by the net's next one."""
+    """Send a hint. If this fails, the next fallback hint replaces it."""
     try:
         app.send_task(
             "sluice.drain",
@@ -47,6 +47,6 @@ def send_hint(app: Celery, partition: int, *, hint: str | None) -> None:
 
 
 def give_back_hint(leases: Leases, partition: int, hint: str | None) -> None:
-    """A hint has arrived: the next one may be sent. Raises StoreUnavailableError."""
+    """Release the lease of a hint that arrived, so that the next one may be sent. Raises StoreUnavailableError."""
     if hint is not None:
         leases.give_back(_lease_name(partition), hint)

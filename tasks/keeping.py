@@ -1,4 +1,4 @@
-"""What people asked for while PostgreSQL was away is kept there as soon as it is back."""
+"""Stores operators' changes in PostgreSQL as soon as it is back, if they were made while it was unavailable."""
 
 import logging
 
@@ -22,11 +22,11 @@ _logger = logging.getLogger(__name__)
 
 
 def keep_what_holds(parts: Parts) -> list[str]:
-    """Make PostgreSQL's copy of pauses, override and bands that of the control store; returns what was changed.
+    """Make PostgreSQL's copy of pauses, override and bands equal to the control store; returns the changes.
 
-    Nothing is done while the reasons are unknown (they are restored from that copy then) or the breaker is not closed.
-    PostgreSQL is read first and the store after it, since a command changes the store first: what differs between the
-    two is what PostgreSQL was not told. Raises SinkUnavailableError, StoreUnavailableError.
+    Does nothing while the reasons to pause are unknown (then they are restored from that copy) or the breaker is not
+    closed. It reads PostgreSQL first and the control store after it, since a command changes the control store first:
+    so a difference is a change that PostgreSQL has missed. Raises SinkUnavailableError, StoreUnavailableError.
     """
     if parts.control.state().breaker is not BreakerState.CLOSED:
         return []
@@ -43,7 +43,7 @@ def keep_what_holds(parts: Parts) -> list[str]:
     return changed
 
 
-_Place = tuple[str, int | None]  # a reason's name, and the partition that it holds for
+_Place = tuple[str, int | None]  # a reason's name, and its partition
 
 
 def _keep_pauses(parts: Parts, kept: set[_Place], holding: dict[_Place, Pause]) -> list[str]:
@@ -66,7 +66,7 @@ def _keep_override(parts: Parts, kept: Override | None, state: ControlState) -> 
             return []
         delete_override(parts.sink)
         return ["rate by hand ended"]
-    # To the second: the two keep times with different precision.
+    # To the second: the two store times with different precision.
     if kept is not None and (kept.rate, round(kept.until)) == (held.rate, round(held.until)):
         return []
     save_override(parts.sink, held)

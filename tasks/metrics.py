@@ -1,4 +1,4 @@
-"""Serves a worker's metrics; the control worker's are those of the whole system too."""
+"""Serves a worker's metrics. The control worker also serves the metrics of the whole system."""
 
 import logging
 import os
@@ -28,14 +28,14 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class ChildrenCollector(Collector):
-    """CPU and memory of a worker's children, where tasks run: from /proc, and nothing where there is none."""
+    """CPU and memory of a worker's children, which run the tasks. Reads /proc; has no values without it."""
 
     def describe(self) -> Iterable[Metric]:
-        """What `collect` gives."""
+        """The families of `collect`, without values."""
         return self._families([])
 
     def collect(self) -> Iterator[Metric]:
-        """As they are now. A child that has ended takes its CPU time along: the counter starts anew then."""
+        """The current values. The CPU time of a child that has ended is no longer included: the counter restarts."""
         yield from self._families(_children(os.getpid()))
 
     def _families(self, children: list[tuple[float, int]]) -> list[Metric]:
@@ -72,7 +72,7 @@ class MetricsStep(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def start(self, worker: Any) -> None:
-        """Serve, where a port is set; a port that is taken is an error in the log, and no reason not to work."""
+        """Start the server if a port is set. If the port is in use, log an error: the worker works without metrics."""
         settings: Settings = worker.app.sluice_settings
         is_control = Queue.CONTROL.value in worker.app.amqp.queues.consume_from
         note_start(settings, "control" if is_control else "batches")
@@ -91,7 +91,7 @@ class MetricsStep(bootsteps.StartStopStep):
             )  # fmt: skip
 
     def stop(self, _worker: Any) -> None:
-        """End the server."""
+        """Stop the server."""
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -99,12 +99,12 @@ class MetricsStep(bootsteps.StartStopStep):
             self._server = self._thread = None
 
     def terminate(self, worker: Any) -> None:
-        """The worker ends at once."""
+        """Stop the server, when the worker ends at once."""
         self.stop(worker)
 
 
 def make_registry(settings: Settings, *, loops: Loops, is_control: bool) -> CollectorRegistry:
-    """What a worker shows: itself, its children, and on the control worker the whole system."""
+    """A worker's metrics: its own, its children's, and on the control worker those of the whole system."""
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

@@ -1,4 +1,4 @@
-"""What only a person can change is one line in the log, once a minute: no traceback for each task that meets it."""
+"""Logs a problem that only an operator can fix as one line, once a minute: not a traceback for each task."""
 
 import logging
 from typing import Final
@@ -8,19 +8,19 @@ from pipeline.errors import PermanentError
 
 _logger = logging.getLogger(__name__)
 
-AGAIN_SECONDS: Final = 60.0  # until the same is said again by the same process
-_TEXTS_MAX: Final = 100  # that are remembered; a set-up has few mistakes
+AGAIN_SECONDS: Final = 60.0  # until the same process logs the same problem again
+_TEXTS_MAX: Final = 100  # that are remembered; a configuration has few mistakes
 
 
 class Mistakes:
-    """What this process has said already."""
+    """The problems that this process has logged."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._said: dict[str, float] = {}  # text -> when (monotonic)
 
     def say(self, error: PermanentError) -> None:
-        """Log a mistake in the set-up, unless that was done within the last minute."""
+        """Log a mistake in the configuration, unless it was logged within the last minute."""
         text, now = str(error), self._clock.monotonic()
         if now - self._said.get(text, float("-inf")) < AGAIN_SECONDS:
             return

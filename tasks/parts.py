@@ -1,4 +1,4 @@
-"""What a worker process works with: made lazily in each process, never inherited over a fork."""
+"""The dependencies of a worker process: created lazily in each process, never inherited over a fork."""
 
 import os
 import socket
@@ -29,24 +29,24 @@ from tasks.former_logs import FormerLogs
 from tasks.mistakes import Mistakes
 from tasks.startup import worker_name
 
-_PARTITIONS_SECONDS: Final = 10.0  # ingest uses partitions that were added within five seconds; they must be drained
+_PARTITIONS_SECONDS: Final = 10.0  # ingest uses added partitions within five seconds; they must be drained
 
 
 class Parts:
-    """Adapters of one process. Each is made on first use."""
+    """The adapters of one process. Each is created on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pid = os.getpid()
-        # For whoever reads the control events: which worker, as `celery status` names it, and which process of it.
+        # For readers of the control events: the worker's name, as in `celery status`, and its process.
         self.name = f"{worker_name() or socket.gethostname()}/{self.pid}"
         self.clock: Clock = SystemClock()
         self.mistakes = Mistakes(self.clock)
         self.is_migrated = False
         self._paces: dict[int, Pace] = {}
-        self.schema_problem: str | None = None  # why the schema could not be brought up to date
-        self.lag_age, self.rate_age = Age(), Age()  # as this process' ticks of the control loop count them
-        self._partitions: tuple[float, int] | None = None  # when it was asked, and the answer
+        self.schema_problem: str | None = None  # why the migration of the schema failed
+        self.lag_age, self.rate_age = Age(), Age()  # as counted by this process' ticks of the control loop
+        self._partitions: tuple[float, int] | None = None  # when it was read, and the number
 
     @cached_property
     def log(self) -> EventLog:
@@ -113,29 +113,29 @@ class Parts:
         return wiring.make_policy(self.settings)
 
     def pace(self, partition: int) -> Pace:
-        """What this process has learnt of a partition's batches."""
+        """The measured pace of a partition's batches in this process."""
         return self._paces.setdefault(partition, Pace(self.settings))
 
     def partitions(self) -> int:
-        """How many partitions the log has, asked once in a while. Raises LogUnavailableError."""
+        """The number of partitions of the event log, read from time to time. Raises LogUnavailableError."""
         now = self.clock.monotonic()
         if self._partitions is None or now - self._partitions[0] > _PARTITIONS_SECONDS:
             self._partitions = (now, self.log.identity().partitions)
         return self._partitions[1]
 
     def has_partition(self, partition: object) -> bool:
-        """Whether the log has such a partition; where it does not answer, whether a log could."""
+        """Whether the event log has such a partition; if it does not respond, whether the number is valid at all."""
         if not isinstance(partition, int) or isinstance(partition, bool) or partition < 0:
             return False
         try:
             if partition >= self.partitions():
                 self._partitions = None  # it may have been added since
             return partition < self.partitions()
-        except SluiceError:  # the drain finds out, and says it
+        except SluiceError:  # the drain finds the error, and reports it
             return True
 
     def close(self) -> None:
-        """Close what was made."""
+        """Close the adapters that were created."""
         for name in ("log", "sink"):
             if name in self.__dict__:
                 self.__dict__[name].close()

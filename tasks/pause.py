@@ -1,8 +1,8 @@
-"""Keeps a worker's consumption of `batches` in step with the reasons to pause.
+"""Starts and stops a worker's consumption of `batches` according to the pauses.
 
-Celery's own `cancel_consumer` broadcast is forgotten when a worker restarts or reconnects. Here a thread follows the
-control state, and a timer of the worker's event loop compares the consumer with it: whatever anybody did to the
-consumer by hand is corrected within a fraction of a second.
+Celery's own `cancel_consumer` broadcast is lost when a worker restarts or reconnects. Here a thread follows the control
+state, and a timer of the worker's event loop compares the consumer with it. So a manual change of the consumer is
+corrected within a fraction of a second.
 """
 
 import logging
@@ -20,11 +20,11 @@ from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-_STOP_SECONDS = 0.0  # the thread only reads: it is left behind in its wait
+_STOP_SECONDS = 0.0  # the thread only reads: the stop does not wait for it
 
 
 class PauseFollower:
-    """Follows the control state; `paused` is what was known last, True before anything is."""
+    """Follows the control state; `paused` is the last known value, and True before the first one."""
 
     def __init__(
         self, store: ControlStore, events: ControlEvents, loop: Loop, reporter: TroubleReporter | None = None
@@ -34,15 +34,15 @@ class PauseFollower:
         self._follower = self._made()
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start to follow."""
         self._follower.start()
 
     def stop(self) -> None:
-        """End; returns at once, the thread ends within its wait."""
+        """Stop; returns at once, the thread ends within its wait."""
         self._follower.stop(seconds_max=_STOP_SECONDS)
 
     def keep_alive(self) -> None:
-        """Begin anew where the thread has ended, whatever ended it."""
+        """Start a new thread if the thread has ended, for any reason."""
         if not self._follower.is_alive:
             _logger.error("the thread that follows the pauses has ended: begun anew", extra={"action": "follow_again"})
             self._follower = self._made()
@@ -53,19 +53,19 @@ class PauseFollower:
         return ControlFollower(store, events, SystemClock(), self._on_state, loop, reporter=reporter)
 
     def _on_state(self, state: ControlState) -> None:
-        if state.pauses is not None:  # unknown after a flush: what was known last counts
-            self.paused = paused(state.pauses)  # one of a partition is its drain's to see
+        if state.pauses is not None:  # unknown after a flush: the last known value counts
+            self.paused = paused(state.pauses)  # the drain itself handles the pause of a partition
 
 
 class PauseStep(bootsteps.StartStopStep):
-    """A step of the worker's consumer: starts paused, and consumes once no reason to pause is known to hold."""
+    """A step of the worker's consumer: starts paused, and consumes once no pause is known to hold."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._follower: PauseFollower | None = None
-        self._loop: Loop  # from `start` on
+        self._loop: Loop  # set by `start`
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
@@ -93,23 +93,23 @@ class PauseStep(bootsteps.StartStopStep):
         self._timer = consumer.timer.call_repeatedly(settings.pause_reconcile_seconds, self._reconcile, (consumer,))
 
     def stop(self, consumer: Any) -> None:
-        """The connection is lost or the worker ends: no more comparing. The follower goes on."""
+        """Stop comparing: the connection is lost or the worker ends. The follower continues."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def shutdown(self, consumer: Any) -> None:
-        """The worker ends."""
+        """Stop the follower: the worker ends."""
         if self._follower is not None:
             self._follower.stop()
             self._follower = None
 
     def _is_for(self, consumer: Any) -> bool:
-        """Whether this worker is one for `batches`. Once cancelled it is no longer among the queues consumed from."""
+        """Whether this worker consumes `batches`. A cancelled queue is no longer among the consumed queues."""
         return self._follower is not None or Queue.BATCHES.value in consumer.app.amqp.queues.consume_from
 
     def _reconcile(self, consumer: Any) -> None:
-        """One tick; an error of it must not reach the worker's event loop, which some of them would end."""
+        """One tick. Its errors must not reach the worker's event loop: some of them would end the loop."""
         with self._loop.turn():
             follower, task_consumer = self._follower, consumer.task_consumer
             if follower is None or task_consumer is None:

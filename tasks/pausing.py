@@ -1,4 +1,4 @@
-"""Pausing for reasons that only a person may lift."""
+"""Pauses that only an operator may lift."""
 
 import logging
 from typing import Any
@@ -22,17 +22,18 @@ def pause_until_resumed(
     partition: int | None = None,
     evidence: dict[str, Any] | None = None,
 ) -> bool:
-    """Pause consumption, of a partition or of all, and keep the reason in PostgreSQL, where a flush of Redis leaves it.
+    """Pause consumption, of a partition or of all, and store the pause in PostgreSQL, so that it survives a Redis
+    flush.
 
-    `evidence` is what made the partition stop, kept with it for people to look at. False where PostgreSQL could not
-    keep it. Raises StoreUnavailableError where the pause itself could not be set.
+    `evidence` is the cause of a partition's stop, stored with the pause for operators. Returns False if PostgreSQL
+    could not store it. Raises StoreUnavailableError if the pause itself could not be set.
     """
     parts.control.pause(reason, by=by, why=why, partition=partition)
     return keep_pause(parts, AskedPause(reason, by, why, parts.clock.now(), partition), evidence)
 
 
 def keep_pause(parts: Parts, pause: AskedPause, evidence: dict[str, Any] | None = None) -> bool:
-    """Keep a pause that holds in PostgreSQL, where it is not there yet; False where PostgreSQL does not answer."""
+    """Store a pause that holds in PostgreSQL, if it is missing there; False if PostgreSQL does not respond."""
     try:
         save_pause(parts.sink, pause, evidence)
     except RecoverableError as error:

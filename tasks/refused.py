@@ -1,6 +1,6 @@
-"""Celery's own remote commands that would leave drains standing: refused, with what to use instead.
+"""Rejects Celery's own remote commands that would block drains, and names the replacement.
 
-Flower offers them in forms. What they change is in no state that anybody shows, and outlives the reason for it.
+Flower offers them in forms. No shown state includes their changes, and the changes outlast their reason.
 """
 
 import logging
@@ -14,14 +14,14 @@ _logger = logging.getLogger(__name__)
 _PAUSE: Final = "`control pause_consumption` pauses the drains, and `control resume_consumption` ends that"
 _CONCURRENCY: Final = "start the worker with another --concurrency, which must not be below the number of partitions"
 REFUSED: Final = {
-    # Hints that wait for their turn fill the worker's memory, and drains stand still.
+    # Hints that wait for their turn fill the worker's memory, and drains are blocked.
     "rate_limit": f"`control set_rate_limit` limits what ingest admits; {_PAUSE}",
-    # A drain that is killed at its limit never hands over to the next hint.
+    # A drain that is killed at its limit never sends the next hint.
     "time_limit": "DRAIN_HARD_SECONDS_MAX sets the time limit of a drain",
     "pool_shrink": _CONCURRENCY,
     "autoscale": _CONCURRENCY,
-    # The worker would undo it for `batches`; without `control` nobody regulates, and drains would hold up the control
-    # loop where they ran beside it.
+    # The worker would undo it for `batches`. Without a consumer of `control` the rate is not regulated, and drains
+    # would block the control loop if they ran beside it.
     "add_consumer": f"which queues a worker takes from is said at its start (-Q); {_PAUSE}",
     "cancel_consumer": _PAUSE,
 }

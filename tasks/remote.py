@@ -1,8 +1,8 @@
 """Remote commands: `celery -A tasks.app inspect sluice`, `control pause_consumption`, and so on.
 
-They run in the main process of a worker, beside its event loop's other work: on a thread, for which the loop waits for
-three seconds at most, also where several come at once. Celery's `control` command takes no options for these, so a word
-does: `dry_run`, also as `--dry-run`.
+They run in the main process of a worker, beside the other work of its event loop: on a thread. The loop waits for them
+three seconds at most, even if several arrive at once. Celery's `control` command accepts no options for them, so an
+argument replaces the option: `dry_run`, also as `--dry-run`.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ from tasks.parts import Parts
 _logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS_MAX: Final = 3.0  # for which the worker's event loop waits for a command, or for several at once
-_MADE_UP_FACTOR: Final = 10.0  # a second of the loop's other work makes up for so many seconds of waiting
+_MADE_UP_FACTOR: Final = 10.0  # one second of the loop's other work allows so many more seconds of waiting
 _TICKET_SECONDS: Final = 60.0
 _REPLAY_LIMIT: Final = 1000
 
 Reply = dict[str, Any]
 
-# So that --dry-run reaches the command instead of being refused as an option that Celery does not know.
+# So that --dry-run reaches the command. Otherwise Celery would reject it as an unknown option.
 control_program.context_settings["ignore_unknown_options"] = True
 
 
-# --- Arguments, read by the program that asks ---------------------------------------------------------------
+# --- Arguments, parsed by the program that sends the command ------------------------------------------------
 
 
 def _number(what: str) -> Callable[[str], float]:
@@ -122,7 +122,7 @@ def _status(parts: Parts) -> SystemStatus:
 
 
 def _told(status: SystemStatus) -> Reply:
-    # People are shown `ok`, programs (--json) get all of it.
+    # People see `ok`; programs (--json) get the whole document.
     return {"ok": screen(status), "document": status_document(status)}
 
 
@@ -257,20 +257,20 @@ def _thread() -> ThreadPoolExecutor:
 
 
 class Patience:
-    """How long the event loop waits for a command: for several that come at once no longer than for one.
+    """How long the event loop waits for a command: for several at once no longer than for one.
 
-    Celery carries out all that have come before the loop hands out a task, and the queue's watch (`tasks/taking.py`)
-    ends a worker whose loop hangs.
+    Celery runs all commands that have arrived before the loop starts a task, and the queue watch (`tasks/taking.py`)
+    ends a worker if its loop hangs.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._waited = 0.0  # seconds that no other work has made up for
+        self._waited = 0.0  # seconds that no other work has compensated
         self._waited_at = 0.0  # monotonic: the end of the latest wait
 
     @contextlib.contextmanager
     def wait(self) -> Iterator[float]:
-        """Gives the seconds for which the body may wait."""
+        """Yields the seconds for which the body may wait."""
         began = self._clock.monotonic()
         self._waited = max(0.0, self._waited - _MADE_UP_FACTOR * (began - self._waited_at))
         try:
@@ -287,12 +287,12 @@ def _patience() -> Patience:
 
 @cache
 def _parts(app: Any) -> Parts:
-    """Adapters of the main process, for that thread alone."""
+    """Adapters of the main process, for that thread only."""
     return Parts(app.sluice_settings)
 
 
 def _why(words: Any, *given: float | None) -> str:
-    """The words as a reason. Celery hands the last argument on as a word once more where no word follows it."""
+    """The words as a reason. If no word follows the last argument, Celery passes that argument as a word too."""
     last = next((value for value in reversed(given) if value is not None), None)
     if last is not None and len(words) == 1 and _is_number(words[0]) and float(words[0]) == last:
         words = ()
@@ -300,7 +300,7 @@ def _why(words: Any, *given: float | None) -> str:
 
 
 def _decision(words: Any, count: int) -> tuple[list[int] | None, str, bool]:
-    """The first `count` words as numbers (None where they are none), the reason behind them, and whether it is dry."""
+    """The first `count` words as numbers (None if they are none), the reason after them, and the dry-run flag."""
     dry = [word for word in words if str(word).lstrip("-").replace("-", "_") == "dry_run"]
     left = [str(word) for word in words if word not in dry]
     numbers = left[:count]
@@ -326,10 +326,10 @@ def _done(state: Any, ticket: str, work: Callable[[Parts], str]) -> Reply:
 
 
 def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
-    """Do it, if this is the worker for it: has the queue `control`, and got the ticket."""
+    """Run the command, if this worker is the one for it: it has the queue `control`, and got the ticket."""
     if Queue.CONTROL.value not in state.app.amqp.queues.consume_from:
         return {NOT_MINE: True}
-    if not ticket:  # another application's broadcast: every control worker would do it
+    if not ticket:  # another application's broadcast: every control worker would run it
         return {"error": "this command wants a ticket: send it by `celery -A tasks.app`"}
     parts = _parts(state.app)
     try:
@@ -351,7 +351,7 @@ def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
             _logger.exception("a remote command failed by a defect", extra={"action": "command_failed"})
             return {"error": f"a defect of the worker, see its log: {type(error).__name__}"}
         finally:
-            parts.sink.close()  # it would be held for nothing until the next command
+            parts.sink.close()  # otherwise the connection would stay open until the next command
 
     under_way = _thread().submit(run)
     try:
@@ -363,6 +363,6 @@ def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
 
 
 def _log_late(done: "Future[Reply]") -> None:
-    """What a command had to say after its answer was due, where it can still be found."""
+    """Log the result of a command that ended after its answer was sent."""
     reply = done.result()
     _logger.warning("late answer: %s", reply.get("error") or reply["ok"], extra={"action": "command_answered_late"})

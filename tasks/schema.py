@@ -1,7 +1,7 @@
-"""Lets a worker for `batches` wait for its schema: during a rolling upgrade it may start before the control worker.
+"""Makes a worker for `batches` wait for its schema: in a rolling upgrade it may start before the control worker.
 
-The control worker of a version brings the schema up to date. Without it each drain of that version would fail, and the
-breaker would stop those of the older version too. These go on meanwhile.
+The control worker of a version migrates the schema. Without the migration, each drain of that version would fail, and
+the breaker would stop the drains of the older version too. These continue during the wait.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ _ASK_SECONDS: Final = 0.5
 
 
 class SchemaStep(bootsteps.StartStopStep):
-    """A step of the worker: does not let it consume before the schema is that of its version, or newer."""
+    """A step of the worker: it does not consume before the schema has the worker's version, or a newer one."""
 
     requires = ("celery.worker.components:Pool",)
 
     def start(self, worker: Any) -> None:
-        """Wait; told to end, the worker ends. One that is to migrate itself does not wait."""
+        """Wait; a worker that is stopped ends. A worker that migrates itself does not wait."""
         consume_from = worker.app.amqp.queues.consume_from
         if Queue.BATCHES.value not in consume_from or Queue.CONTROL.value in consume_from:
             return
@@ -50,7 +50,7 @@ class SchemaStep(bootsteps.StartStopStep):
 
 
 def _missing(settings: Settings) -> list[str]:
-    # Where PostgreSQL does not say, drains find out, and the breaker is for that.
+    # If PostgreSQL does not respond, drains find out, and the breaker handles it.
     with contextlib.suppress(SluiceError, psycopg2.Error):
         return missing_migrations(settings)
     return []

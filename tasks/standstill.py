@@ -1,4 +1,4 @@
-"""Why no drain runs for a partition that has lag, as far as Celery's workers say."""
+"""The reason why no drain runs for a partition with lag, according to Celery's workers."""
 
 import re
 from typing import Any, Final
@@ -8,22 +8,22 @@ from celery import Celery
 from pipeline.names import Queue
 
 _DRAIN: Final = "sluice.drain"
-# How long workers may take to answer; they answer within milliseconds, and Celery waits for all of this time.
+# Time for workers to answer; they answer within milliseconds, and Celery always waits this whole time.
 _ANSWER_SECONDS: Final = 0.5
 
 
 class Workers:
-    """What Celery's workers say of themselves: asked at most once, however many partitions it is asked about.
+    """The state that Celery's workers report: queried at most once, for any number of partitions.
 
-    Each of the four questions takes its whole time, and the rate is published after it.
+    Each of the four queries takes its whole time, and the rate is published after them.
     """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._said: tuple[dict[str, Any], ...] | str | None = None  # a text: why they can't be asked
+        self._said: tuple[dict[str, Any], ...] | str | None = None  # a string: why the query failed
 
     def why_not_drained(self, partition: int) -> str:
-        """Why nobody drains a partition; in words."""
+        """The reason why no worker drains a partition, as text."""
         if self._said is None:
             self._said = self._ask()
         if isinstance(self._said, str):
@@ -37,7 +37,7 @@ class Workers:
             if not queues:
                 return ({}, {}, {}, {})
             said = (queues, inspect.registered("rate_limit"), inspect.active(), inspect.stats())
-        except Exception as error:  # kombu raises what its transport raises
+        except Exception as error:  # kombu raises the errors of its transport
             return str(error)
         return tuple(one or {} for one in said)
 
@@ -49,7 +49,7 @@ def words(
     active: dict[str, Any],
     stats: dict[str, Any],
 ) -> str:
-    """The likely reason, from what the workers answer to `inspect`."""
+    """The likely reason, from the workers' answers to `inspect`."""
     workers = sorted(name for name, held in queues.items() if any(q["name"] == Queue.BATCHES.value for q in held))
     if not workers:
         return "no worker takes batches: none runs, or they are frozen"

@@ -1,4 +1,4 @@
-"""What happens when a worker is ready, and how workers and Beat log."""
+"""Actions when a worker is ready, and the logging of workers and Beat."""
 
 import logging
 from functools import partial
@@ -12,7 +12,7 @@ from pipeline.names import Queue
 from pipeline.settings import Settings
 from pipeline.starts import note_start
 
-# A line for each task received, done and discarded would be several a second for ever; Flower counts them.
+# A line for each task received, done and discarded would be several a second, permanently; Flower counts them.
 _CHATTY_LOGGERS: Final = (
     "celery.app.trace",
     "celery.worker.strategy",
@@ -21,27 +21,27 @@ _CHATTY_LOGGERS: Final = (
     "celery.utils.functional",
     "celery.bootsteps",
 )
-_names: Final[list[str]] = []  # of this process' worker; Celery tells it once, before it sets logging up
+_names: Final[list[str]] = []  # of this process' worker; Celery reports it once, before it sets up logging
 
 
 def connect_signals(settings: Settings) -> None:
-    """Follow Celery's signals; the receivers live as long as the process."""
+    """Connect to Celery's signals; the receivers live as long as the process."""
     worker_ready.connect(_tick_at_once, weak=False)
     celeryd_init.connect(_note_name, weak=False)
     # Before the worker starts its first thread, and long before it forks.
     celeryd_init.connect(partial(_load_adapters, settings), weak=False, dispatch_uid="sluice.adapters")
     beat_init.connect(partial(_note_beat, settings), weak=False, dispatch_uid="sluice.beat")
-    # A receiver keeps Celery from setting up logging of its own.
+    # A receiver prevents Celery from setting up its own logging.
     setup_logging.connect(partial(_set_up_logging, settings), weak=False, dispatch_uid="sluice.logs")
 
 
 def worker_name() -> str | None:
-    """The worker that this process is of, also after a fork; None where it is of none."""
+    """The name of the worker that this process belongs to, also after a fork; None if it belongs to none."""
     return _names[0] if _names else None
 
 
 def _tick_at_once(sender: Any = None, **_: Any) -> None:
-    """The control worker's first tick does not wait for a period of Beat's: without it nothing is consumed."""
+    """The control worker's first tick does not wait for Beat's period: without a tick nothing is consumed."""
     app = sender.app
     if Queue.CONTROL.value in app.amqp.queues.consume_from:
         app.send_task("sluice.regulate", queue=Queue.CONTROL.value)
@@ -69,7 +69,7 @@ def _set_up_logging(settings: Settings, **_: Any) -> None:
 
 
 def _name_task(record: logging.LogRecord) -> bool:
-    """Say in each line of a task which one it is of: two drains may speak in turn."""
+    """Add the task to each log line of a task: two drains may log alternately."""
     if current_task:
         record.task = current_task.name
         record.task_id = current_task.request.id

@@ -1,4 +1,4 @@
-"""Commands for a partition that stands still until a person decides, told in words; see `pipeline.stopped`."""
+"""Commands for a partition that is stopped until an operator decides, with text answers; see `pipeline.stopped`."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ from tasks.parts import Parts
 
 _logger = logging.getLogger(__name__)
 
-_SHOWN_CHARS_MAX: Final = 200  # of a record's beginning
+_SHOWN_CHARS_MAX: Final = 200  # of a record's start
 _SHOWN_REASONS_MAX: Final = 3  # different reasons in one answer
 _DRY: Final = "Dry run, nothing was changed. "
 
@@ -29,7 +29,7 @@ _DRY: Final = "Dry run, nothing was changed. "
 
 
 def show_gap(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
-    """Where a partition stands: in words, and as JSON can have it."""
+    """The position of a partition: as text, and as a JSON document."""
     place = look(_means(parts, parts.sink), partition)
     hole, log = place.hole, place.log
     document = {
@@ -53,7 +53,7 @@ def show_gap(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
 
 
 def show_poison(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
-    """The records for which a partition stopped, as far as they were kept: in words, and as JSON can have it."""
+    """The records for which a partition stopped, as far as they were stored: as text, and as a JSON document."""
     evidence = pause_evidence(parts.sink, PauseReason.POISON, partition)
     lines = _pause_lines(parts, PauseReason.POISON, partition)
     if evidence is None:
@@ -69,7 +69,7 @@ def show_poison(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
 
 
 def stops_again(parts: Parts, pauses: list[Pause]) -> str:
-    """What will stop these partitions again at once, in words; empty where nothing will, as far as that is known."""
+    """The reasons why these partitions will stop again at once, as text; empty if none is known."""
     words = []
     for pause in pauses:
         partition = pause.partition
@@ -96,7 +96,7 @@ def stops_again(parts: Parts, pauses: list[Pause]) -> str:
 
 
 def skip(parts: Parts, by: str, partition: int, hole: Hole, why: str, *, dry_run: bool) -> str:
-    """Give up the offsets of a hole, exactly as they are named."""
+    """Give up the offsets of a hole, exactly as the operator named them."""
     first, end = hole.first, hole.end
     goes_on = skip_gap(_means(parts, parts.sink), partition, hole, dry_run=dry_run)
     what = (
@@ -113,12 +113,12 @@ def skip(parts: Parts, by: str, partition: int, hole: Hole, why: str, *, dry_run
 
 
 def accept(parts: Parts, by: str, partition: int, why: str, *, dry_run: bool) -> str:
-    """Store the batch for which a partition stopped; what PostgreSQL refuses of it becomes dead letters."""
+    """Store the batch for which a partition stopped; records that PostgreSQL rejects become dead letters."""
     evidence = pause_evidence(parts.sink, PauseReason.POISON, partition)
     if evidence is None:
         raise DoesNotFitError(f"partition {partition}: {_NO_EVIDENCE}")
     log_id, first, end = str(evidence["logId"]), int(evidence["first"]), int(evidence["end"])
-    # Both words are missing from what an older version kept.
+    # The evidence of an older version has neither of these fields.
     batch = Poisoned(log_id, first, end, evidence.get("expected"), bool(evidence.get("condemned")))
     letters: dict[int, str] = {}
     with _sink_without_limit(parts) as sink:
@@ -155,9 +155,9 @@ _NO_EVIDENCE: Final = (
 
 @contextlib.contextmanager
 def _sink_without_limit(parts: Parts) -> Iterator[PostgresSink]:
-    """A sink for which no number of dead letters is too large."""
+    """A sink without a limit on the number of dead letters."""
     settings = parts.settings
-    # The batch is stored as a whole, however much of it is refused.
+    # The batch is stored as a whole, even if many of its records are rejected.
     whole = max(settings.drain_careful_records_max, settings.drain_batch_records_max)
     sink = wiring.make_sink(
         replace(settings, poison_ratio_max=1.0, poison_condemned_records_max=whole, drain_careful_records_max=whole)
@@ -178,7 +178,7 @@ def _decided(
     why: str,
     data: dict[str, str],
 ) -> str:
-    """Record what was decided and lift the partition's pause; what of that did not work, in words."""
+    """Record the decision and lift the partition's pause; returns what failed, as text."""
     _logger.warning("%s of partition %d by %s: %s", kind, partition, by, why, extra={"action": kind.value, **data})
     told = ""
     try:
@@ -223,7 +223,7 @@ def _hole_words(hole: Hole) -> str:
 
 
 def _skip_command(partition: int, hole: Hole, log: PartitionPosition) -> str:
-    """The command that loses no event which the log holds: where it lost its tail, it goes back to the beginning."""
+    """The command that loses no event in the event log: if the log lost its tail, the command returns to its start."""
     end = hole.end if hole.end > hole.first else log.begin
     return f"`control skip_gap {partition} {hole.first} {end}`"
 
@@ -263,5 +263,5 @@ def _shown(record: bytes) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text for one line of a terminal: what is not printable is shown as an escape."""
+    """Text for one line of a terminal: escapes unprintable characters."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -1,7 +1,7 @@
-"""Looks whether a worker takes what waits in its queue, and starts its consumer anew where it takes nothing.
+"""Checks whether a worker takes the messages of its queue, and restarts its consumer if it takes none.
 
-Whatever the cause: a subscription that the broker or Celery has lost, a connection that never becomes readable, places
-in the pool that nobody gives back, an event loop that hangs. A thread looks, since the event loop may be the cause.
+Possible causes: the broker or Celery has lost a subscription; a connection never becomes readable; slots in the pool
+are never released; an event loop hangs. A thread does the check, since the event loop may be the cause.
 """
 
 import logging
@@ -26,53 +26,53 @@ from tasks.ending import MIGRATION_SECONDS_MAX, end_now, task_seconds_max
 
 _logger = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 0.5  # between two looks at the queue
-# What one look may add: a process that was frozen, or got no CPU, has seen nothing of the time in between.
+LOOK_SECONDS: Final = 0.5  # between two checks of the queue
+# The most that one check may add: a process that was frozen, or got no CPU, has seen nothing of the time between.
 _LOOK_COUNTS_MAX: Final = 2 * LOOK_SECONDS
-# For so many periods of the control loop a remedy stays visible in health, which is looked at once in each.
+# A remedy stays visible in health for so many periods of the control loop. Each period reads health once.
 _SHOWN_PERIODS: Final = 3
 
 
 class Remedy(StrEnum):
-    """What to do about a worker that takes nothing."""
+    """The action for a worker that takes nothing."""
 
     CONNECT = "it connects to the broker anew"
     END = "it ends, for its supervisor to start it again"
 
 
 class Taking:
-    """Decides whether a worker takes nothing though it could. Pure; times are monotonic seconds.
+    """Decides whether a worker takes nothing although it could. Pure; times are monotonic seconds.
 
-    It takes nothing where messages waited at each look, and none was taken, for `seconds_max` with a free place in the
-    pool, or for the longest task and `seconds_max` without one: a place that no task gives back by then is lost. The
-    first remedy is to connect anew. Where no task has begun since then, the second is to end: messages alone prove
-    nothing, since a new connection empties places that are lost, and fills them again.
+    It takes nothing if messages waited at each check and none was taken. The limit is `seconds_max` with a free slot in
+    the pool. Without a free slot it is the longest task plus `seconds_max`: a slot that no task releases by then is
+    lost. The first remedy is to reconnect. If no task has started since then, the second is to end. Messages alone
+    prove nothing, since a new connection empties lost slots, and fills them again.
     """
 
     def __init__(self, queue: Queue, *, seconds_max: float, task_seconds_max: float, shown_seconds: float) -> None:
-        self.failures = 0  # remedies that were needed, since the process began
+        self.failures = 0  # remedies that were needed since the process started
         self._queue = queue
         self._seconds_max = seconds_max
         self._full_seconds_max = task_seconds_max + seconds_max
         self._shown_seconds = shown_seconds
         self._looked_at: float | None = None
-        self._taken = 0  # messages, at the last look
-        self._free_seconds = 0.0  # for which it took nothing with a free place
+        self._taken = 0  # messages, at the last check
+        self._free_seconds = 0.0  # for which it took nothing with a free slot
         self._seconds = 0.0  # for which it took nothing at all
-        self._is_tried = False  # whether it has connected anew since it last took something
-        self._begun_before: int | None = None  # tasks, when it connected anew last
-        self._words = ""  # what was found last
+        self._is_tried = False  # whether it has reconnected since it last took a message
+        self._begun_before: int | None = None  # tasks, when it last reconnected
+        self._words = ""  # the last finding
         self._found_at: float | None = None
 
     def skip(self, now: float) -> None:
-        """Nothing may be taken, or nobody knows whether something waits: what was seen so far proves nothing."""
+        """Reset: no message may be taken, or their number is unknown. Earlier observations prove nothing then."""
         self._looked_at = now
         self._free_seconds = self._seconds = 0.0
 
     def look(self, now: float, *, waiting: int, taken: int, begun: int, is_full: bool) -> Remedy | None:
-        """Note what is so now; returns what to do.
+        """Record one check; returns the remedy, or None.
 
-        `taken` counts the messages taken, and `begun` the tasks that the pool has begun, since the process began.
+        `taken` counts the messages taken, and `begun` the tasks that the pool has started, since the process started.
         """
         step = 0.0 if self._looked_at is None else min(now - self._looked_at, _LOOK_COUNTS_MAX)
         if waiting == 0 or taken != self._taken:
@@ -97,18 +97,18 @@ class Taking:
 
     @property
     def words(self) -> str:
-        """What was found last."""
+        """The text of the last finding."""
         return self._words
 
     def problem(self, now: float) -> str | None:
-        """What is wrong, until a while after it was set right: one tick of the control loop at least must see it."""
+        """The problem, until some time after it was fixed: at least one tick of the control loop must see it."""
         if self._found_at is None:
             return None
         return self._words if self._is_tried or now - self._found_at < self._shown_seconds else None
 
 
 class QueueWatch:
-    """The thread that looks, acts and says so."""
+    """The thread that checks, acts and logs."""
 
     def __init__(self, consumer: Any, queue: Queue) -> None:
         self._consumer = consumer
@@ -127,14 +127,14 @@ class QueueWatch:
         loops.put(LoopName.QUEUE, self.taking)
         self._loop = loops.add(LoopName.QUEUE_WATCH)
         self._stopping = threading.Event()
-        self._is_answered = True  # by the event loop, since the last look
+        self._is_answered = True  # by the event loop, since the last check
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start to check."""
         threading.Thread(target=self._run, name="queue-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._stopping.set()
 
     def _run(self) -> None:
@@ -148,10 +148,10 @@ class QueueWatch:
             waiting = self._queues.waiting(self._queue) if self._may_take() else None
         except StoreUnavailableError:
             waiting = None
-        if waiting is None or worker.blueprint.state != RUN:  # a worker that ends takes no more
+        if waiting is None or worker.blueprint.state != RUN:  # a worker that ends takes no more messages
             self.taking.skip(self._clock.monotonic())
             return
-        # A loop that hangs does not hear of the tasks that end: its pool looks full.
+        # A loop that hangs does not receive the ends of tasks: its pool looks full.
         is_full = self._is_answered and len(worker_state.reserved_requests) >= worker.pool.num_processes
         if self._is_answered:
             self._is_answered = False
@@ -169,12 +169,12 @@ class QueueWatch:
             end_now(worker)
 
     def _answer(self) -> None:
-        """In the event loop: it comes round."""
+        """Runs in the event loop: shows that it works."""
         self._is_answered = True
 
     def _lose(self, connection: Any) -> None:
-        """In the event loop: what Celery does about a connection that is lost makes all of it anew. Tasks go on."""
-        if connection is self._consumer.connection:  # else it has connected anew by itself
+        """Runs in the event loop: Celery's handling of a lost connection rebuilds everything. Tasks continue."""
+        if connection is self._consumer.connection:  # otherwise it has reconnected by itself
             raise ConnectionResetError("given up, since it brought nothing")
 
     def _may_take(self) -> bool:
@@ -186,8 +186,8 @@ class QueueWatch:
 
 
 def _task_seconds_max(settings: Settings, queue: Queue, *, places: int) -> float:
-    """How long all places of a pool may be taken by tasks that are well."""
-    if queue is Queue.CONTROL and places == 1:  # with more of them, ticks go on beside a migration
+    """How long normal tasks may occupy all slots of a pool."""
+    if queue is Queue.CONTROL and places == 1:  # with more slots, ticks continue beside a migration
         return MIGRATION_SECONDS_MAX
     return task_seconds_max(settings, is_control=queue is Queue.CONTROL)
 
@@ -204,16 +204,16 @@ class TakingStep(bootsteps.StartStopStep):
         self._watch: QueueWatch | None = None
 
     def start(self, consumer: Any) -> None:
-        """Begin to look, at the first connection; later ones are looked at too."""
+        """Start the watch at the first connection; it covers later connections too."""
         if self._watch is None and self._queue is not None:
             self._watch = QueueWatch(consumer, self._queue)
             self._watch.start()
 
     def stop(self, consumer: Any) -> None:
-        """The connection is lost: that the worker connects again is watched too."""
+        """The connection is lost: the watch also covers the reconnection."""
 
     def shutdown(self, consumer: Any) -> None:
-        """The worker ends."""
+        """Stop the watch: the worker ends."""
         if self._watch is not None:
             self._watch.stop()
             self._watch = None

@@ -1,4 +1,4 @@
-"""Beat's scheduler. Celery's own goes by the wall clock: set back by an hour, it ticks no more for an hour."""
+"""Beat's scheduler. Celery's own uses the wall clock: after it is set back an hour, it sends no ticks for an hour."""
 
 import logging
 from typing import Any, Final
@@ -12,25 +12,25 @@ from pipeline.names import Queue
 
 _logger = logging.getLogger(__name__)
 
-TICKS_WAITING_MAX: Final = 20  # some ten seconds of ticks, which are done within one
+TICKS_WAITING_MAX: Final = 20  # about ten seconds of ticks, which run within one second
 
 
 class TickScheduler(Scheduler):
-    """Ticks by the monotonic clock, and keeps nothing between two runs of Beat.
+    """Ticks on the monotonic clock, and stores nothing between two runs of Beat.
 
-    A tick carries no expiry, since that would be compared with another host's clock. Instead none is sent while many
-    wait in its queue: nobody takes them out.
+    A tick has no expiry, since that would be compared with another host's clock. Instead, no tick is sent while many
+    wait in its queue: no worker takes them then.
     """
 
     def __init__(self, app: Any, *args: Any, clock: Clock | None = None, **options: Any) -> None:
         self._clock = clock or SystemClock()
         self._due: dict[str, float] = {}  # when each entry is sent next, monotonic
-        self._is_full: set[Queue] = set()  # queues of which that was said
+        self._is_full: set[Queue] = set()  # queues for which this was logged
         self._queues = wiring.make_queues(app.sluice_settings)
         super().__init__(app, *args, **options)
 
     def tick(self, *_: Any, **__: Any) -> float:
-        """Send what is due; returns the seconds until the next is."""
+        """Send the ticks that are due; returns the seconds until the next one."""
         now = self._clock.monotonic()
         wait = float(self.max_interval or 0)
         schedule: dict[str, Any] = self.schedule
@@ -39,13 +39,13 @@ class TickScheduler(Scheduler):
             due = self._due.setdefault(name, now + period)
             if due <= now:
                 self.apply_entry(entry, producer=self.producer)
-                # What was missed is not made up for: one tick measures the present, many would too.
+                # Missed ticks are not repeated: one tick measures the present, and so would many.
                 due = self._due[name] = due + period if due + period > now else now + period
             wait = min(wait, due - now)
         return max(0.0, wait)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:
-        """Send an entry's task, unless its queue is full of them."""
+        """Send an entry's task, unless its queue is full."""
         if self._has_room(Queue(entry.options["queue"])):
             return super().apply_async(entry, producer=producer, advance=advance, **options)
         return None
@@ -54,7 +54,7 @@ class TickScheduler(Scheduler):
         try:
             count = self._queues.waiting(queue)
         except StoreUnavailableError:
-            return True  # sending says so, and connects anew
+            return True  # sending reports the error, and reconnects
         if count < TICKS_WAITING_MAX:
             self._is_full.discard(queue)
             return True
