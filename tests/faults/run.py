@@ -29,7 +29,7 @@ PATIENCE_SECONDS = 4.0  # for a fault that has not hit anything yet
 # A client at full pace needs no longer for what is left than this many times the time that it should take.
 EVENTS_SECONDS_FACTOR = 3.0
 # What a fault meets where its victim is away just then: the run goes on without it.
-_NOT_MADE = (psutil.Error, psycopg2.Error, redis.RedisError, OSError, AssertionError)
+_NOT_MADE = (psutil.Error, psycopg2.Error, redis.RedisError, SluiceError, OSError, AssertionError)
 # Of the faults that this machine can make, so many must have taken effect: below it, too little was tried to be proof.
 # Runs on a busy machine had 98 % and more.
 HITS_SHARE_MIN = 0.9

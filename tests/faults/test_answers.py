@@ -136,6 +136,13 @@ def test_a_clock_that_was_wrong_is_wrong_by_what_it_was_set() -> None:
     assert columns(ROW._replace(received_at=910.0), clocks=[ClockSpan(1010.0, 1020.0, -90)]) != []
 
 
+def test_a_request_whose_client_waits_no_longer_may_still_be_taken_up() -> None:
+    late = ROW._replace(received_at=1008.0)
+    assert columns(late, request("no answer: TimeoutError", seconds=2.5, name="r")) == []
+    assert columns(late, request("202", accepted=1, seconds=2.5, name="r")) != []
+    assert columns(ROW._replace(received_at=1020.0), request("no answer: TimeoutError", seconds=2.5, name="r")) != []
+
+
 @pytest.mark.parametrize(
     ("change", "is_explained"),
     [
@@ -143,7 +150,8 @@ def test_a_clock_that_was_wrong_is_wrong_by_what_it_was_set() -> None:
         ({"place": Place(1, 8)}, False),
         ({"sqlstate": "23514"}, False),
         ({"sqlstate": None}, False),
-        ({"stored_at": 1020.0}, False),
+        ({"stored_at": 1012.0}, True),
+        ({"stored_at": 1030.0}, False),
         ({"stored_at": None}, False),
     ],
 )
