@@ -1,13 +1,13 @@
-# One image for every process of Sluice; the command says which it is (docker-compose.yml).
+# One image for every process of Sluice; the command selects the process (docker-compose.yml).
 #
-# The base is pinned to a release. Whoever builds for production pins its digest too:
+# The base image is pinned to a release. For production, pin its digest too:
 #   docker build --build-arg PYTHON_IMAGE=python:3.11.13-slim-bookworm@sha256:… .
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /app
 COPY requirements.txt constraints.txt ./
-# Everything is a wheel: no compiler is needed. pytest is in the list for developers, and pip for this step alone.
+# All packages are wheels: no compiler is needed. pytest is in the list for developers; pip is only for this step.
 RUN python -m venv /venv \
     && sed '/^pytest/d' requirements.txt >production.txt \
     && /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --only-binary :all: -c constraints.txt -r production.txt \
@@ -30,11 +30,11 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     INGEST_HOST=0.0.0.0 \
     LOG_FORMAT=json
-# A number, so that an orchestrator can see that it is not root; it owns nothing in the image.
+# A number, so that an orchestrator can check that it is not root. This user owns nothing in the image.
 USER 10001:10001
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# Of ingest, which is the default command; docker-compose.yml gives the others theirs.
+# For ingest, the default command; docker-compose.yml has the checks of the other processes.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/readyz', timeout=2)"]
 CMD ["python", "-m", "ingest"]

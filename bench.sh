@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures Sluice against baselines of the same run: one table of ratios with their goals. ./bench.sh --help says more.
+# Measures Sluice against baselines of the same run: one table of ratios with their goals. See ./bench.sh --help.
 set -euo pipefail
 ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"

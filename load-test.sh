@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tells the whole story of a load, from normal through a backlog and an outage to recovery, and judges it.
-# ./load-test.sh --help says more.
+# Runs a complete load scenario, from normal through a backlog and an outage to recovery, and judges the result.
+# See ./load-test.sh --help.
 set -euo pipefail
 ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the whole of Sluice on this machine: set-up, private servers where no URL is given, and every process.
-# ./run.sh --help says more.
+# Runs all of Sluice on this machine: set-up, private servers if no URL is given, and every process.
+# See ./run.sh --help.
 set -euo pipefail
 ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"

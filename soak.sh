@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the whole system under many faults and judges it by what clients were told. ./soak.sh --help says more.
+# Runs the whole system under many faults, and judges it by the answers that clients got. See ./soak.sh --help.
 set -euo pipefail
 ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"

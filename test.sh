@@ -18,7 +18,7 @@ if [ "$#" -eq 0 ] || [ "$1" = "unit" ]; then
     ruff check --quiet .
     mypy
     lint-imports --no-cache >/dev/null || lint-imports --no-cache
-    # The control maths is pure: each of its branches is walked, or this fails.
+    # The control maths is pure: the tests must cover every branch.
     coverage run --branch --source=pipeline/flow -m pytest -q --no-header tests/unit/test_flow_*.py tests/property/test_flow_*.py
     coverage report --fail-under=100
 fi
@@ -26,7 +26,7 @@ if [ "${1:-}" = "unit" ]; then
     shift
     set -- tests/unit tests/property "$@"
 fi
-# Two at a time, grouped by the servers that they share: most of a test is waiting.
+# Two at a time, grouped by the servers that they share: a test waits most of its time.
 parallel=(-n 2 --dist loadscope --no-loadscope-reorder)
 for argument in "$@"; do
     case "$argument" in -n* | --pdb | -x) parallel=() ;; esac

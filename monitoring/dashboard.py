@@ -12,7 +12,7 @@ _DATASOURCE: Final = {"type": "prometheus", "uid": "prometheus"}
 _SCHEMA: Final = 41  # of Grafana 12
 _WIDTH: Final = 24  # columns of Grafana's grid
 
-_CHOSEN: Final = 'job=~"$job", instance=~"$instance"'  # by the dashboard's variables; for figures of a process
+_CHOSEN: Final = 'job=~"$job", instance=~"$instance"'  # filter by the dashboard's variables, for values of a process
 
 _GREEN, _YELLOW, _RED, _BLUE, _GREY = "green", "yellow", "red", "blue", "text"
 
@@ -170,13 +170,13 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
 
 
 def expressions() -> list[str]:
-    """Every expression of every panel, as with all processes chosen."""
+    """Every expression of every panel, with all processes selected."""
     written = [expression for _, panels in ROWS for panel in panels for _, expression in panel.queries]
     return [expression.replace("{$chosen}", "") for expression in written]
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana imports it."""
+    """The dashboard in Grafana's import format."""
     panels: list[dict[str, Any]] = []
     y = 0
     for title, row in ROWS:
@@ -211,7 +211,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def _variable(label: str, series: str) -> dict[str, Any]:
-    """A choice of values of a label; all of them at first."""
+    """A selection of a label's values; initially all."""
     query = f"label_values({series}, {label})"
     return {
         "name": label,
@@ -220,7 +220,7 @@ def _variable(label: str, series: str) -> dict[str, Any]:
         "datasource": _DATASOURCE,
         "query": {"query": query, "refId": label},
         "definition": query,
-        "refresh": 2,  # with the time range: processes come and go
+        "refresh": 2,  # with the time range: processes start and stop
         "sort": 1,
         "multi": True,
         "includeAll": True,

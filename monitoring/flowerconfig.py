@@ -1,13 +1,13 @@
 """Flower's configuration: `celery -A tasks.app flower --conf=monitoring/flowerconfig.py`.
 
-Flower takes its options from FLOWER_… variables too, FLOWER_BASIC_AUTH (user:password) among them; what stands here
-comes after those. Its /metrics and /healthcheck answer without a password even so: they are for Prometheus and
-orchestrators, and tell names of tasks and workers.
+Flower also reads its options from FLOWER_… variables, such as FLOWER_BASIC_AUTH (user:password). The options in this
+file override them. Flower's /metrics and /healthcheck need no password in any case: they are for Prometheus and
+orchestrators, and show names of tasks and workers.
 """
 
 import os
 
-# Its own default is every address of the machine.
+# Flower's own default is every address of the machine.
 address = os.environ.get("FLOWER_ADDRESS") or "127.0.0.1"
 if address not in ("127.0.0.1", "::1", "localhost") and not os.environ.get("FLOWER_BASIC_AUTH"):
     raise SystemExit(
@@ -15,4 +15,4 @@ if address not in ("127.0.0.1", "::1", "localhost") and not os.environ.get("FLOW
     )
 max_tasks = 5_000  # kept in memory; a drain task or two a second
 natural_time = False  # the time of day, as in the logs
-inspect_timeout = 2_000.0  # milliseconds; a worker that is stopped makes each view wait for so long
+inspect_timeout = 2_000.0  # milliseconds; a stopped worker delays each view by this time

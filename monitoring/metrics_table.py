@@ -35,7 +35,7 @@ that no dead process takes any along; they begin anew after a flush. This page i
 
 
 def system_metrics(log_url: str) -> list[Metric]:
-    """What the control worker shows, with everything known, on a log of this kind."""
+    """The control worker's metrics, with all values known, on an event log of this kind."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(event_log_url=log_url, watched_paths=folder)
         server = MemoryServer()
@@ -53,7 +53,7 @@ def system_metrics(log_url: str) -> list[Metric]:
 
 
 def groups() -> dict[str, list[Metric]]:
-    """All metrics of our own, by who shows them."""
+    """All metrics of our own, by the process that exports them."""
     registry = CollectorRegistry()
     ingest = IngestMetrics(registry)
     ingest.answers.labels("accepted")

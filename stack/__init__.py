@@ -1,1 +1,1 @@
-"""Private servers and processes for a machine that has none: what run.sh and test.sh start."""
+"""Private servers and processes for a machine that has none: run.sh and test.sh start them."""

@@ -1,4 +1,4 @@
-"""What `./run.sh` calls: start, stop and look at a system on this machine."""
+"""The program behind `./run.sh`: starts, stops and shows a system on this machine."""
 
 import argparse
 import os
@@ -73,7 +73,7 @@ def _parse() -> Any:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command")
-    # The options of `up`, which may also stand without it; where they are left out, neither place sets a default.
+    # The options of `up`, which are also valid without it. Neither place sets a default if they are missing.
     for starter in (parser, commands.add_parser("up", help="start (the default)")):
         starter.add_argument(
             "--log",
@@ -96,7 +96,7 @@ def _parse() -> Any:
 
 
 def _up(system: System, *, detach: bool) -> int:
-    """Start; in the foreground, stay until somebody stops it. A second Ctrl-C changes nothing."""
+    """Start; in the foreground, run until a signal or a stop. A second Ctrl-C changes nothing."""
     interrupted = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
@@ -120,7 +120,7 @@ def _up(system: System, *, detach: bool) -> int:
 
 
 def _say(text: str) -> None:
-    """Print where somebody listens: a closed terminal or pipe must not keep us from stopping what we started."""
+    """Print if possible: a closed terminal or pipe must not prevent the stop of started programs."""
     try:
         print(text, flush=True)
     except OSError:
@@ -146,7 +146,7 @@ def _table(system: System, urls: dict[str, str]) -> str:
 
 
 def _shown(url: str, *, is_given: bool) -> str:
-    """A URL for the terminal: without its password, and saying whether the server is somebody else's."""
+    """A URL for the terminal: without its password, and marked if the user provided the server."""
     return f"{hide_secrets(url)}  (given)" if is_given else hide_secrets(url)
 
 
@@ -172,7 +172,7 @@ def _logs(system: System, name: str | None) -> NoReturn:
     paths = sorted(system.logs.glob(f"{name or '*'}.log"))
     if not paths:
         raise ServerError(f"there is no log of {name or 'anything'} in {system.logs}")
-    os.execvp("tail", ["tail", "-n", "20", "-F", *map(str, paths)])  # noqa: S606 - its Ctrl-C is its own
+    os.execvp("tail", ["tail", "-n", "20", "-F", *map(str, paths)])  # noqa: S606 - tail handles Ctrl-C itself
 
 
 def _clean(system: System, *, sure: bool) -> int:

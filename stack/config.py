@@ -1,4 +1,4 @@
-"""What `run.sh` is told: folders, ports and which servers are somebody else's. The only reader of these variables."""
+"""The configuration of `run.sh`: folders, ports and the user's own servers. The only reader of these variables."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ from stack.servers import LOOPBACK, ROOT, ServerError, free_port, kafka_url, pos
 
 _PORTS: Final = {
     "INGEST_PORT": 8080,
-    "INGEST_METRICS_PORT": 9101,  # of the first ingest process where there are several; the others' follow
+    "INGEST_METRICS_PORT": 9101,  # of the first ingest process if there are several; the others' ports follow
     "FLOWER_PORT": 5555,
     "CONTROL_METRICS_PORT": 9111,
     "BATCHES_METRICS_PORT": 9112,
@@ -31,7 +31,7 @@ _PORTS: Final = {
 
 
 def free_ports() -> dict[str, str]:
-    """Ports that nobody uses, as variables, for a system with one ingest process beside others."""
+    """Unused ports, as variables, for a system with one ingest process beside others."""
     return {name: str(free_port()) for name in _PORTS if name != "INGEST_METRICS_PORT"}
 
 
@@ -41,10 +41,10 @@ _BOOTSTRAP: Final = "KAFKA_BOOTSTRAP_SERVERS"
 
 @contextlib.contextmanager
 def environ_of_its_own(**variables: str) -> Iterator[dict[str, str]]:
-    """This process' environment for a system of its own: free ports, and `variables`, which are yielded together.
+    """Set this process' environment for a separate system: free ports, and `variables`. Yields both together.
 
-    The addresses of servers are taken out of it: `eval "$(./run.sh env)"` has put those of a running system there,
-    and a measurement must not touch them. Afterwards all is as it was.
+    Removes the addresses of servers: `eval "$(./run.sh env)"` has set the addresses of a running system, and a
+    measurement must not use them. Afterwards it restores the old environment.
     """
     before, ours = dict(os.environ), free_ports() | variables
     for name in (*_URLS, _BOOTSTRAP, SYSTEM_VARIABLE):
@@ -67,21 +67,21 @@ class StackConfig:
 
     home: Path  # data, logs, socket and process ids
     log: str  # redis or kafka
-    host: str  # that ingest listens on; private servers always keep to the loopback address
-    flower_host: str  # Flower shows tasks and workers to everybody who reaches it
+    host: str  # address of ingest; private servers always use the loopback address
+    flower_host: str  # Flower shows tasks and workers to every client that reaches it
     ingest_processes: int
     ports: Mapping[str, int]
-    given: Mapping[str, str]  # DATABASE_URL, REDIS_URL, EVENT_LOG_URL where servers of somebody else are used
-    prometheus: str | None = None  # the program, where one is run
+    given: Mapping[str, str]  # DATABASE_URL, REDIS_URL, EVENT_LOG_URL of servers that the user provided
+    prometheus: str | None = None  # path of the program, if it runs
     prometheus_seconds: int = SCRAPE_SECONDS  # between two scrapes
 
     @classmethod
     def from_environ(cls, log: str | None, environ: Mapping[str, str] | None = None) -> "StackConfig":
-        """Read the environment; `log` is the command line's choice. Raises ServerError with what is wrong."""
+        """Read the environment; `log` is the command line's choice. Raises ServerError with the reason."""
         source = os.environ if environ is None else environ
         home = home_of(source)
         for folder in (home, ROOT):
-            if re.search(r"%|\s[;#]|\n", str(folder)):  # signs of its configuration's syntax
+            if re.search(r"%|\s[;#]|\n", str(folder)):  # special characters in supervisor's configuration
                 raise ServerError(f"supervisor can't work in a folder with %, or ; or # after a space: {str(folder)!r}")
         ports = {name: _number(source, name, default, 65535) for name, default in _PORTS.items()}
         own = _own_urls(home, ports)
@@ -126,14 +126,14 @@ class StackConfig:
 
     @property
     def metrics_ports(self) -> list[int]:
-        """A port for each ingest process' own metrics; none where there is one process, whose /metrics is enough."""
+        """A port for each ingest process' own metrics. None if there is one process: its /metrics is enough."""
         if self.ingest_processes == 1:
             return []
         return [self.ports["INGEST_METRICS_PORT"] + number for number in range(self.ingest_processes)]
 
 
 def _refuse_those_of_another(home: Path, source: Mapping[str, str], given: Mapping[str, str]) -> None:
-    """Raise ServerError where the shell holds the addresses of another system: two would work on one log."""
+    """Raise ServerError if the shell has the addresses of another system: both would use one event log."""
     other = source.get(SYSTEM_VARIABLE, "")
     if given and other and Path(other) != home:
         raise ServerError(
@@ -144,7 +144,7 @@ def _refuse_those_of_another(home: Path, source: Mapping[str, str], given: Mappi
 
 
 def _prometheus(source: Mapping[str, str]) -> str | None:
-    """The Prometheus of this machine; None where there is none, or PROMETHEUS=no asks for none."""
+    """The Prometheus of this machine; None if there is none, or if PROMETHEUS=no."""
     wanted = source.get("PROMETHEUS") or "auto"
     if wanted not in ("auto", "yes", "no"):
         raise ServerError(f"PROMETHEUS={wanted!r} is none of auto, yes, no")
@@ -155,7 +155,7 @@ def _prometheus(source: Mapping[str, str]) -> str | None:
 
 
 def _log_without_a_choice(home: Path, url: str | None, bootstrap: str | None) -> str:
-    """The event log where the command line names none: as the URLs say, as last time, or Redis Streams."""
+    """The event log if the command line names none: from the URLs, as last time, or Redis Streams."""
     if url is not None:
         return "kafka" if url.startswith("kafka:") else "redis"
     if bootstrap:
@@ -168,8 +168,8 @@ def _log_without_a_choice(home: Path, url: str | None, bootstrap: str | None) ->
 def _own_urls(home: Path, ports: Mapping[str, int]) -> set[str]:
     """URLs of this system's private servers.
 
-    Whoever has put `./run.sh env` into the shell and starts again there gives us our own servers' addresses, which
-    do not answer until we start them.
+    A user who has loaded `./run.sh env` into the shell and starts again there passes our own servers' addresses. These
+    servers do not respond until we start them.
     """
     own = {
         postgres_url(ports["POSTGRES_PORT"]),

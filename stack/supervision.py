@@ -1,4 +1,4 @@
-"""The supervisor of one system: its configuration, its daemon, and what is left behind where that was killed."""
+"""The supervisor of one system: its configuration, its daemon, and its leftover processes if it was killed."""
 
 import contextlib
 import hashlib
@@ -22,11 +22,11 @@ from supervisor.xmlrpc import SupervisorTransport
 from pipeline.running import supervisor_pid
 from stack.servers import ROOT, ServerError
 
-STOP_SECONDS_MAX: Final = 90.0  # of everything, in order; then by force
-_LEFT_SECONDS_MAX: Final = 10.0  # for what a killed supervisor left to end by itself, each of three steps
-_FILES: Final = 8192  # open files a process: ingest takes 2,000 connections, and the usual limit is 1,024
+STOP_SECONDS_MAX: Final = 90.0  # to stop everything in order; then processes are killed
+_LEFT_SECONDS_MAX: Final = 10.0  # for the leftovers of a killed supervisor to end themselves, in each of three steps
+_FILES: Final = 8192  # open files of a process: ingest accepts 2,000 connections, and the usual limit is 1,024
 _SOCKET_CHARS_MAX: Final = 100  # of a unix socket's path, which the kernel limits to 107
-_SERVERS: Final = frozenset({"postgres", "redis-server", "java"})  # as processes
+_SERVERS: Final = frozenset({"postgres", "redis-server", "java"})  # names of processes
 _SERVER_PROGRAMS: Final = frozenset({"postgres", "redis-control", "redis-log", "kafka"})
 _STEPS: Final = 3  # of a stop
 _STOPPING_STATES: Final = frozenset({ProcessStates.STARTING, ProcessStates.RUNNING, ProcessStates.STOPPING})
@@ -34,7 +34,7 @@ _STOPPING_STATES: Final = frozenset({ProcessStates.STARTING, ProcessStates.RUNNI
 
 @dataclass(frozen=True)
 class Program:
-    """One supervised process. Where the supervisor itself stops everything, lower priorities stop last."""
+    """One supervised process. If the supervisor itself stops everything, lower priorities stop last."""
 
     name: str
     command: list[str]
@@ -63,16 +63,16 @@ class Supervisor:
         return ServerProxy("http://localhost", transport=transport).supervisor
 
     def pid(self) -> int | None:
-        """The running supervisor's process id; None where none runs."""
+        """The running supervisor's process id; None if none runs."""
         return supervisor_pid(self.home)
 
     def programs(self) -> list[dict[str, Any]]:
-        """The supervisor's view of every program. Raises OSError where no supervisor runs."""
+        """The supervisor's view of every program. Raises OSError if no supervisor runs."""
         found: list[dict[str, Any]] = self.rpc().getAllProcessInfo()
         return found
 
     def answers(self) -> bool:
-        """Whether the supervisor takes commands."""
+        """Whether the supervisor accepts commands."""
         try:
             self.programs()
         except (OSError, Fault):
@@ -82,7 +82,7 @@ class Supervisor:
     def start(self, programs: Iterable[Program], environ: Mapping[str, str]) -> None:
         """Start the daemon, which starts no program yet. Raises ServerError.
 
-        `environ` reaches every program by inheritance: URLs may hold passwords, and the configuration is a file.
+        Every program inherits `environ`: URLs may have passwords, and the configuration is a file.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         self.config_path.write_text(self._configuration(programs))
@@ -98,7 +98,7 @@ class Supervisor:
             raise ServerError(f"the supervisor does not start: {(said.stderr or said.stdout).strip()}")
 
     def stop(self) -> bool:
-        """Stop everything in order and wait for its end, by force where that takes too long; False: nothing ran."""
+        """Stop everything in order and wait for the end; kill what takes too long. False if nothing ran."""
         pid = self.pid()
         if pid is None:
             return self.end_remains()
@@ -106,20 +106,20 @@ class Supervisor:
         with contextlib.suppress(OSError, Fault):
             self._stop_programs(deadline)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)  # stops whatever still runs, too
+            os.kill(pid, signal.SIGTERM)  # also stops programs that still run
         while self.pid() is not None:
             if time.monotonic() > deadline:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 break
             time.sleep(0.05)
-        self.end_remains()  # children of a killed worker, which are no longer the supervisor's
+        self.end_remains()  # children of a killed worker, which the supervisor no longer manages
         return True
 
     def _stop_programs(self, deadline: float) -> None:
-        """Stop ingest, then what has no servers below it, then the servers; those of a step together.
+        """Stop ingest, then the other programs, then the servers; all programs of a step together.
 
-        Left to itself the supervisor takes them one by one, and up to a second longer for each.
+        The supervisor itself stops them one by one, and takes up to a second longer for each.
         """
         for step in range(_STEPS):
             names = [info["name"] for info in self.programs() if _stop_step(info["name"]) == step]
@@ -132,10 +132,10 @@ class Supervisor:
                 time.sleep(0.05)
 
     def remains(self) -> list[psutil.Process]:
-        """Processes of this system that no supervisor keeps: it was killed, or their own parent was.
+        """Processes of this system without a supervisor: the supervisor, or their own parent, was killed.
 
-        Its programs carry the supervisor's address in their environment. PostgreSQL and Redis write over theirs,
-        and work in their data folders. A folder further down can be that of another system.
+        Its programs have the supervisor's address in their environment. PostgreSQL and Redis overwrite theirs, and work
+        in their data folders. A deeper folder can belong to another system.
         """
         folders = {self.home.resolve() / name for name in _SERVER_PROGRAMS}
         found = []
@@ -147,7 +147,7 @@ class Supervisor:
         return found
 
     def end_remains(self) -> bool:
-        """End what is left without a supervisor: ingest first, servers last; False where there was nothing."""
+        """End the processes without a supervisor: ingest first, servers last. False if there were none."""
         steps: list[list[psutil.Process]] = [[] for _ in range(_STEPS)]
         for process in self.remains():
             with contextlib.suppress(psutil.Error):
@@ -189,7 +189,7 @@ class Supervisor:
                 "autostart=false",
                 "autorestart=true",
                 "startsecs=1",
-                "startretries=1000000",  # what fails is tried for ever, ever more rarely
+                "startretries=1000000",  # a failing program is restarted forever, with growing waits
                 f"stopsignal={program.stop_signal}",
                 f"stopwaitsecs={program.stop_seconds}",
                 "killasgroup=true",
@@ -198,14 +198,14 @@ class Supervisor:
 
 
 def _stop_step(name: str) -> int:
-    """When a program is stopped: 0 first."""
+    """The step in which a program is stopped: 0 first."""
     if name.startswith("ingest"):
         return 0
     return 2 if name in _SERVER_PROGRAMS else 1
 
 
 def _end(processes: list[psutil.Process]) -> None:
-    """Ask processes to end, and kill those that do not."""
+    """Terminate processes, and kill those that do not end."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             if process.name() != "postgres":
@@ -220,16 +220,16 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 def _files() -> int:
-    """How many files a process may open: what we want, or what this user may have at most."""
+    """The number of files that a process may open: the wanted number, or this user's maximum."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
 
 
 def _escaped(text: object) -> str:
-    """A value of supervisor's configuration, in which % is special."""
+    """A value in supervisor's configuration, in which % is special."""
     return str(text).replace("%", "%%")
 
 
 def _quoted(command: list[str]) -> str:
-    """A command line for supervisor, which splits it as a shell would."""
+    """A command line for supervisor, which splits it like a shell."""
     return " ".join("'" + word.replace("'", "'\\''") + "'" for word in command)

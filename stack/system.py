@@ -1,4 +1,4 @@
-"""One system under a supervisor: which programs there are, how they start, and how one tells that they are ready."""
+"""One system under a supervisor: its programs, how they start, and how to check that they are ready."""
 
 import contextlib
 import dataclasses
@@ -36,18 +36,18 @@ from stack.servers import (
 )
 from stack.supervision import Program, Supervisor
 
-READY_SECONDS_MAX: Final = 60.0  # of one program, from when the one before it was ready
-SPARE_DRAINS: Final = 2  # worker processes beyond one a partition: a frozen one must not keep others from its work
-_FAILED_STARTS_MAX: Final = 3  # of one program while the system starts: then it will not come up by itself
-_LOOK_SECONDS: Final = 0.5  # how often a start looks for programs that end
-_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows our loopback address
-# What `clean` deletes: the folder may have been there before us, and hold other things.
+READY_SECONDS_MAX: Final = 60.0  # for one program, after the one before it was ready
+SPARE_DRAINS: Final = 2  # worker processes beyond one a partition: a frozen process must not block the other partitions
+_FAILED_STARTS_MAX: Final = 3  # of one program while the system starts: then it will not recover
+_LOOK_SECONDS: Final = 0.5  # between two checks for ended programs during a start
+_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy can reach our loopback address
+# `clean` deletes these: the folder may have existed before, and have other contents.
 _DATA: Final = ("postgres", "postgres.new", "redis-control", "redis-log", "kafka", "prometheus", "logs")
 _FILES: Final = ("log", "running.json", "supervisord.conf", "supervisor.pid", "supervisor.sock", "lock")
 
 
 class System:
-    """A system in its folder: started, asked and stopped through its supervisor."""
+    """A system in its folder: started, queried and stopped through its supervisor."""
 
     def __init__(self, config: StackConfig) -> None:
         self.config = config
@@ -58,26 +58,26 @@ class System:
         self._interrupted = threading.Event()
         self._ended: defaultdict[str, set[int]] = defaultdict(set)  # when programs ended during a start, epoch s
 
-    # --- asking -------------------------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------------
 
     def supervisor(self) -> Any:
         """The supervisor's XML-RPC interface."""
         return self._supervisor.rpc()
 
     def supervisor_pid(self) -> int | None:
-        """The running supervisor's process id; None where none runs."""
+        """The running supervisor's process id; None if none runs."""
         return self._supervisor.pid()
 
     def programs_now(self) -> list[dict[str, Any]]:
-        """The supervisor's view of every program. Raises OSError where no supervisor runs."""
+        """The supervisor's view of every program. Raises OSError if no supervisor runs."""
         return self._supervisor.programs()
 
     def remains(self) -> int:
-        """How many processes are left of a system whose supervisor was killed."""
+        """The number of leftover processes of a system whose supervisor was killed."""
         return 0 if self.supervisor_pid() is not None else len(self._supervisor.remains())
 
     def urls(self) -> dict[str, str]:
-        """The addresses of the running system. Raises ServerError where none runs."""
+        """The addresses of the running system. Raises ServerError if none runs."""
         if self.supervisor_pid() is None:
             raise ServerError(f"no system runs in {self.home}: ./run.sh starts one")
         urls: dict[str, str] = json.loads(self.state_path.read_text())["urls"]
@@ -86,7 +86,7 @@ class System:
     # --- starting -------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise ServerError, in one line, where a start could not succeed."""
+        """Raise ServerError, in one line, if a start can't succeed."""
         if self.supervisor_pid() is not None:
             raise ServerError(f"a system runs already in {self.home}: ./run.sh status, ./run.sh stop")
         hosts = {"INGEST_PORT": self.config.host, "FLOWER_PORT": self.config.flower_host}
@@ -103,7 +103,8 @@ class System:
     def start(self, interrupted: threading.Event) -> dict[str, str]:
         """Start everything and wait until it is ready; returns the addresses.
 
-        Raises ServerError where something does not start or `interrupted` is set, after stopping what was started.
+        If a program does not start, or `interrupted` is set, it stops everything that was started, and raises
+        ServerError.
         """
         self._interrupted = interrupted
         self._ended.clear()
@@ -145,7 +146,7 @@ class System:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep a second start in this folder, and a clean, from getting between. Raises ServerError."""
+        """Hold the lock of this folder against a second start, and a clean. Raises ServerError."""
         with (self.home / "lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,7 +155,10 @@ class System:
             yield
 
     def _write_state(self, urls: Mapping[str, str]) -> None:
-        """What `env` and commands in a bare shell need; for our own eyes, since a URL may hold a password."""
+        """Write the data for `env` and for commands in a new shell.
+
+        Only this user can read it: a URL may have a password.
+        """
         own = [urls[name] for name in URLS if name not in self.config.given]
         new = self.state_path.with_suffix(".new")
         new.touch(mode=0o600)
@@ -196,11 +200,11 @@ class System:
         }
 
     def _environ(self, urls: Mapping[str, str]) -> dict[str, str]:
-        """What Sluice's processes find in their environment, beyond the settings that the user gave."""
+        """The environment of Sluice's processes, beyond the settings that the user gave."""
         is_whole = "REDIS_URL" not in self.config.given and not os.environ.get("INGEST_PROCESSES_MAX")
         return {
             **{name: urls[name] for name in URLS},
-            # With a Redis of its own, no other host has ingest processes of this system.
+            # If the system has its own Redis, no other host has ingest processes of this system.
             **({"INGEST_PROCESSES_MAX": str(self.config.ingest_processes)} if is_whole else {}),
             "INGEST_HOST": self.config.host,
             "INGEST_PORT": str(self.config.ports["INGEST_PORT"]),
@@ -217,7 +221,7 @@ class System:
         worker = ["--without-gossip", "--without-mingle"]
         drains = settings.log_partitions + SPARE_DRAINS
         flower = [f"--conf={ROOT / 'monitoring' / 'flowerconfig.py'}", f"--port={self.config.ports['FLOWER_PORT']}"]
-        # Flower ends over FLOWER_ variables that it does not know; these are ours.
+        # Flower exits if it finds unknown FLOWER_ variables; these are ours.
         own = [word for name in ("FLOWER_URL", "FLOWER_HOST", "FLOWER_PORT") for word in ("-u", name)]
         programs = [
             Program(
@@ -234,7 +238,7 @@ class System:
                 [*celery, "worker", "-Q", "batches", "-n", self._node("batches"), "-c", str(drains), *worker],
                 20,
                 {"WORKER_METRICS_PORT": str(self.config.ports["BATCHES_METRICS_PORT"])},
-                stop_signal="QUIT",  # at once: what a drain has not committed is drained again
+                stop_signal="QUIT",  # at once: events that a drain has not committed are drained again
             ),
             Program("beat", [*celery, "beat", "--pidfile="], 20),
             Program(
@@ -257,7 +261,7 @@ class System:
         return programs
 
     def _prometheus(self, program: str) -> Program:
-        """Prometheus with the rules of monitoring/, and what it scrapes on this machine."""
+        """Prometheus with the rules of monitoring/, and its targets on this machine."""
         ports = self.config.ports
         folder = self.home / "prometheus"
         folder.mkdir(parents=True, exist_ok=True)
@@ -285,7 +289,7 @@ class System:
         )
 
     def _node(self, queue: str) -> str:
-        """A worker's name, unlike that of any other system on the same broker."""
+        """A worker's name, unique among all systems on the same broker."""
         return f"{queue}-{hashlib.sha256(str(self.home).encode()).hexdigest()[:6]}@{socket.gethostname()}"
 
     def _migrate(self, urls: Mapping[str, str]) -> None:
@@ -297,7 +301,7 @@ class System:
     # --- readiness ------------------------------------------------------------------------------------------
 
     def _wait_for_sluice(self, urls: Mapping[str, str], started: float) -> None:
-        """Until events are taken, the control loop has ticked since the start, and every program runs."""
+        """Wait until events are accepted, the control loop has ticked since the start, and every program runs."""
         self._wait(lambda: _status(urls["INGEST_URL"] + "/readyz") == 200, "ingest-0")
         self._wait(lambda: _has_ticked(_health(urls["INGEST_URL"]), since=started), "control")
         self._wait_for_workers(urls)
@@ -308,7 +312,7 @@ class System:
             self._wait(partial(self._runs, str(info["name"])), str(info["name"]))
 
     def _wait_for_workers(self, urls: Mapping[str, str]) -> None:
-        """Until both workers answer Celery's ping: they take tasks."""
+        """Wait until both workers answer Celery's ping: then they take tasks."""
         from celery import Celery  # noqa: PLC0415 - slow to import, and only a start needs it
         from kombu.exceptions import OperationalError  # noqa: PLC0415
 
@@ -354,7 +358,7 @@ class System:
             time.sleep(0.05)
 
     def _look_for_failures(self) -> None:
-        """Raise ServerError for a program that can't be started, or ends again and again."""
+        """Raise ServerError for a program that can't be started, or ends repeatedly."""
         if not self._supervisor.answers():
             return
         for info in self.programs_now():
@@ -378,11 +382,11 @@ class System:
     # --- stopping ---------------------------------------------------------------------------------------------
 
     def stop(self) -> bool:
-        """Stop everything, in order, and wait for its end; False where nothing ran."""
+        """Stop everything, in order, and wait for the end; False if nothing ran."""
         return self._supervisor.stop()
 
     def clean(self) -> None:
-        """Delete the data, and the folder where nothing else is in it. Raises ServerError while the system runs."""
+        """Delete the data, and the folder if it is empty then. Raises ServerError while the system runs."""
         if not self.home.exists():
             return
         with self._alone():
@@ -398,7 +402,7 @@ class System:
 
 
 def _settings_given() -> dict[str, str]:
-    """Settings in this process' environment, beside the servers' addresses."""
+    """Settings in this process' environment, without the servers' addresses."""
     from pipeline.settings import Settings  # noqa: PLC0415
 
     names = {field.name.upper() for field in dataclasses.fields(Settings)} - set(URLS)
@@ -411,13 +415,13 @@ def _server_program(server: Server) -> Program:
 
 
 def _http_url(host: str, port: int) -> str:
-    """Where a server that listens on `host` is reached from this machine."""
+    """The URL from this machine of a server that listens on `host`."""
     shown = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 def _has_ticked(health: Mapping[str, Any], *, since: float) -> bool:
-    """Whether the control loop has ticked after a time (monotonic): what Redis remembers of an earlier run is older."""
+    """Whether the control loop has ticked after a time (monotonic). Values of an earlier run in Redis are older."""
     age_seconds = health.get("controllerAgeSeconds")
     return age_seconds is not None and age_seconds < time.monotonic() - since and health["consumption"] != "unknown"
 
