@@ -141,13 +141,12 @@ class Admission:
         await done
 
     def refusal(self, count: int) -> RateLimitedError | None:
-        """The rejection of `count` tokens, if the process can predict that they are missing; else None. Calls no
-        bucket."""
+        """The rejection of `count` tokens, if it is known without a call that they are missing; else None."""
         wait_seconds = self.wait_seconds(count)
         return self._refusal(wait_seconds, self._clock.monotonic()) if wait_seconds > 0 else None
 
     def wait_seconds(self, count: int) -> float:
-        """Seconds until `count` tokens are there, if the process can predict that they are missing; else 0."""
+        """Seconds until `count` tokens are there, if it is known without a call that they are missing; else 0."""
         if count <= self._left:
             return 0.0
         now = self._clock.monotonic()
@@ -191,8 +190,7 @@ class Admission:
         return self._local is not None
 
     def note_rate(self, version: int, rate: float, *, ends_in: float | None = None, rate_after: float = 0.0) -> None:
-        """Take a published rate. A lower rate voids leases of older versions; for a higher one, call the bucket at
-        once.
+        """Take a published rate. A lower rate voids older leases; a higher one allows a call to the bucket at once.
 
         A rate that an operator set ends in `ends_in` seconds, and `rate_after` applies then. The bucket does this by
         itself; this process does it while the bucket is unavailable.

@@ -45,7 +45,7 @@ class RequestError(PermanentError):
 class MalformedBodyError(RequestError):
     """The body is not JSON in UTF-8.
 
-    `byte` counts from 0 in the (inflated) body, `line` from 1; None where the place is not known.
+    `byte` counts from 0 in the (inflated) body, `line` from 1; None if the place is unknown.
     """
 
     def __init__(self, message: str, *, byte: int | None = None, line: int | None = None) -> None:

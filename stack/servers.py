@@ -213,7 +213,10 @@ def redis_binary() -> str:
 
 
 def redis_server(home: Path, port: int, *, is_log: bool, maxmemory: str, host: str = LOOPBACK) -> Server:
-    """A Redis that never evicts. An event log syncs each write before it answers, the control server each second."""
+    """A Redis that never evicts.
+
+    An event log syncs each write to disk before it answers; the control server syncs once a second.
+    """
     name = "redis-log" if is_log else "redis-control"
     data = home / name
     data.mkdir(parents=True, exist_ok=True)

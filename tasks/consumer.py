@@ -40,8 +40,7 @@ def messages_taken() -> int:
 
 
 class SluiceChannel(kombu_redis.Channel):
-    """Kombu's channel; it drops queue entries that are no messages. One such entry ends every kombu worker that reads
-    it.
+    """Kombu's channel. It drops queue entries that are no messages: each would end the kombu worker that reads it.
 
     Kombu has no hook to check an entry before it is read. When the error is raised, the entry is no longer in the
     queue.

@@ -22,8 +22,7 @@ def pause_until_resumed(
     partition: int | None = None,
     evidence: dict[str, Any] | None = None,
 ) -> bool:
-    """Pause consumption, of a partition or of all, and store the pause in PostgreSQL, so that it survives a Redis
-    flush.
+    """Pause consumption, of a partition or of all. Store the pause in PostgreSQL, so that it survives a Redis flush.
 
     `evidence` is the cause of a partition's stop, stored with the pause for operators. Returns False if PostgreSQL
     could not store it. Raises StoreUnavailableError if the pause itself could not be set.

@@ -75,7 +75,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def next_point(before: HistoryEntry | None, entry: HistoryEntry) -> Point:
-    """The point of an entry. Its rates are differences to the entry before, if that is recent and not flushed."""
+    """The point of an entry. Its rates are differences to the entry before, unless a gap or a flush is between them."""
     if before is None:
         return Point(entry.at, None, entry.sample)
     seconds = entry.at - before.at

@@ -100,7 +100,7 @@ class IngestProtocol(HttpProtocol):
         super().connection_made(transport)  # type: ignore[no-untyped-call]
 
     def data_received(self, data: bytes) -> None:
-        """Process bytes, unless the connection was rejected. Reject at once where an early rejection applies."""
+        """Process bytes, unless the connection was rejected. Reject at once if an early rejection applies."""
         if self.transport is None:
             return
         if self._refused_left:
