@@ -1,7 +1,7 @@
 """Moves a partition's events from the log to the sink, for a bounded time, batch by batch.
 
-A run is only ever a hint's work: it may come twice, late or never. What is stored, and from where to go on, is
-decided by the sink's offset alone. Reading the next batch overlaps with storing this one.
+A run is only the work of one hint: it may come twice, late or never. The sink's offset alone decides what is stored and
+where to continue. Reading the next batch overlaps with storing this one.
 """
 
 import contextlib
@@ -41,16 +41,16 @@ from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-# Waits between tries. Five failures of 2 s each, and the first four of these, are below the 12 s within which a
+# Waits between tries. Five failures of 2 s each plus the first four waits are below 12 s, the time within which a
 # frozen PostgreSQL must open the breaker.
 _BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.5)
-# Net new containers before the garbage collector looks at them; Python's default is 700. Lists of a batch's records
-# come by the thousand, live as long as the batch and never form a cycle: looking at them took an eighth of the CPU.
+# Net new containers before the garbage collector runs; Python's default is 700. Each batch creates thousands of lists
+# for its records. They live as long as the batch and never form a cycle; scanning them took an eighth of the CPU.
 _GARBAGE_THRESHOLD: Final = 50_000
 # How long a thread may keep the interpreter while another one waits for it. The thread that feeds PostgreSQL needs it
-# for a moment at each piece; at Python's default of 5 ms PostgreSQL runs dry meanwhile (docs/adr/drain-speed.md).
+# briefly for each piece. With Python's default of 5 ms, PostgreSQL waits for data (docs/adr/drain-speed.md).
 _SWITCH_SECONDS: Final = 0.0005
-# After a lost connection its backend may hold the partition's lock for a moment longer.
+# After a lost connection, its backend may hold the partition's lock a moment longer.
 _BUSY_TRIES_MAX: Final = 6
 
 
@@ -61,17 +61,17 @@ class DrainOutcome(StrEnum):
     BUSY = "busy"  # another drain holds the partition
     PAUSED = "paused"
     BREAKER_OPEN = "breaker_open"
-    SINK_AWAY = "sink_away"  # PostgreSQL failed to the end, without opening the breaker
-    LOG_AWAY = "log_away"  # the event log failed to the end
-    STORE_AWAY = "store_away"  # the control store failed to the end: no floor could be raised, nothing was committed
-    UNSETTLED = "unsettled"  # log or offset moved under this run to the end
-    LOG_GAP = "log_gap"  # the log lost events that were never stored: for a person
-    POISONED = "poisoned"  # too many dead letters in a row: for a person
+    SINK_AWAY = "sink_away"  # PostgreSQL failed until the end, without opening the breaker
+    LOG_AWAY = "log_away"  # the event log failed until the end
+    STORE_AWAY = "store_away"  # the control store failed until the end: no floor could be raised, nothing was committed
+    UNSETTLED = "unsettled"  # log or offset changed under this run until the end
+    LOG_GAP = "log_gap"  # the log lost events that were never stored: an operator must act
+    POISONED = "poisoned"  # too many dead letters in a row: an operator must act
 
 
 @dataclass(frozen=True, slots=True)
 class DrainReport:
-    """What a run did; `error` says why it ended early, where something failed."""
+    """The result of a run; `error` is the reason for an early end, if something failed."""
 
     partition: int
     outcome: DrainOutcome
@@ -80,11 +80,11 @@ class DrainReport:
     conflicting: int = 0
     dead_lettered: int = 0
     batches: int = 0
-    next_offset: int | None = None  # as far as this run knows; None where it never learned it
+    next_offset: int | None = None  # as far as this run knows; None if it never read the offset
     more: bool = False  # there is probably more to drain
     error: str | None = None
-    evidence: dict[str, Any] | None = None  # of poison: the batch for people to look at
-    began_late: int | None = None  # nothing was stored before: the offset at which the log begins, not 0
+    evidence: dict[str, Any] | None = None  # of poison: the batch, for people to look at
+    began_late: int | None = None  # no record was stored before, and the log begins at this offset, not at 0
 
 
 class _BusyError(Exception):
@@ -93,7 +93,7 @@ class _BusyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Means:
-    """What a run works with."""
+    """The adapters and settings that a run uses."""
 
     log: EventLog
     sink: Sink
@@ -120,9 +120,9 @@ def drain(
 ) -> DrainReport:
     """Drain one partition for `settings.drain_run_seconds_max`, and longer only while PostgreSQL is failing.
 
-    `paused` is asked before every batch. `on_stored` is called after every commit with the next offset and the
-    counts. `pace` is what earlier runs of this partition have learnt. Only what a person must mend in the set-up is
-    raised (LogMisconfiguredError); all else is reported.
+    `paused` is called before every batch. `on_stored` is called after every commit with the next offset and the counts.
+    `pace` holds the state of earlier runs of this partition. Raises only errors in the configuration, which an operator
+    must fix (LogMisconfiguredError); all other errors are in the report.
     """
     with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
         means = _Means(log, sink, floors, breaker, settings, clock, on_stored, pace or Pace(settings))
@@ -136,7 +136,7 @@ def drain(
 
 @contextlib.contextmanager
 def _tuned_interpreter() -> Iterator[None]:
-    """Collect garbage more rarely and change threads more often, in this process, while the body runs."""
+    """Collect garbage less often and switch threads more often, in this process, while the body runs."""
     youngest, *older = gc.get_threshold()
     switch_seconds = sys.getswitchinterval()
     gc.set_threshold(max(youngest, _GARBAGE_THRESHOLD), *older)
@@ -149,7 +149,7 @@ def _tuned_interpreter() -> Iterator[None]:
 
 
 class _Run:
-    """One run's state."""
+    """The state of one run."""
 
     def __init__(self, partition: int, means: _Means, executor: ThreadPoolExecutor) -> None:
         self._partition = partition
@@ -160,26 +160,26 @@ class _Run:
         )
         started = means.clock.monotonic()
         self._deadline = started + settings.drain_run_seconds_max
-        # A failing PostgreSQL is asked again after the run's time is up, so that its failures come in a row and open
-        # the breaker; half-way to where the task would be killed.
+        # A failing PostgreSQL is tried again after the run's time is up, so that its failures are consecutive and open
+        # the breaker. The limit is half-way to the time at which the task would be killed.
         self._sink_deadline = started + (settings.drain_run_seconds_max + settings.drain_hard_seconds_max) / 2
-        self._identity: LogIdentity | None = None  # None: must be asked
-        self._position: int | None = None  # the stored offset; None: must be looked up
-        self._next_offset: int | None = None  # the last one that was known
-        self._held_log_id: str | None = None  # of the lock that is held
+        self._identity: LogIdentity | None = None  # None: must be read
+        self._position: int | None = None  # the stored offset; None: must be read
+        self._next_offset: int | None = None  # the last known one
+        self._held_log_id: str | None = None  # of the lock that this run holds
         self._busy_tries = 0
         self._floor_is_away = False
         self._must_fence = False
         self._total = StoreResult()
         self._batches = 0
-        self._log_begin = 0  # where nothing of the partition is stored yet: the offset at which it begins in the log
+        self._log_begin = 0  # if no record of the partition is stored yet: the offset at which it begins in the log
         self._began_late: int | None = None
         self._evidence: dict[str, Any] | None = None
 
     # --- the loop -------------------------------------------------------------------------------
 
     def go(self, paused: Callable[[], bool]) -> tuple[DrainOutcome, str | None]:
-        """Run until something ends it."""
+        """Run until the time is up or an error ends the run."""
         failures = 0
         while not paused():
             try:
@@ -199,13 +199,13 @@ class _Run:
                     return outcome, str(error)
                 self._back_off(failures)
             else:
-                failures = 0 if is_forward else failures  # a look-up that succeeds is no sign that the rest does
+                failures = 0 if is_forward else failures  # a successful look-up proves nothing about the rest
                 if self._is_over() and failures == 0:
                     return DrainOutcome.FINISHED, None
         return DrainOutcome.PAUSED, None
 
     def _step(self) -> bool:
-        """Look up where the partition stands, or read, or store one piece; whether it read or stored."""
+        """Look up the partition's offset, or read, or store one piece; returns whether it read or stored."""
         hand, breaker = self._hand, self._means.breaker
         if self._identity is None:
             self._identity = self._current_log()
@@ -215,18 +215,19 @@ class _Run:
         if self._position is None:
             self._position = self._next_offset = breaker.call(lambda: self._look_up(identity), stores=False)
             if hand.first is not None and hand.first[0] != self._position:
-                # A commit whose answer was lost took effect after all, or somebody else moved on: read from there.
+                # A commit whose response was lost has taken effect, or another drain moved the offset: read from the
+                # new offset.
                 hand.drop()
             return False
         if hand.first is None:
             left_seconds = self._deadline - self._means.clock.monotonic()
             hand.read(self._position, max(0.0, min(self._means.settings.drain_poll_seconds, left_seconds)))
-            return True  # a pause that came while this read waited must keep what it brought from being stored
+            return True  # if a pause began while this read waited, the records must not be stored
         if self._floor_is_away:
-            self._raise_floor(hand.first[1].next_offset)  # cheaper to ask than to write a batch in vain
+            self._raise_floor(hand.first[1].next_offset)  # this call is cheaper than writing a batch in vain
             self._floor_is_away = False
         if self._means.pace.must_ask(self._position):
-            breaker.call(self._means.sink.probe)  # a success ends the row of failures: they are the batch's own
+            breaker.call(self._means.sink.probe)  # a success resets the count of failures: the batch is their cause
             self._means.pace.asked()
         hand.limit(self._means.pace.records)
         expected_offset, batch = hand.first
@@ -242,10 +243,10 @@ class _Run:
         return True
 
     def _current_log(self) -> LogIdentity:
-        """Who the log is; where a floor was refused, after that incarnation of it was made the current one.
+        """The log's identity. If a floor was refused, first make this incarnation the current one.
 
-        No append may come for long that would do so, and the control store may have lost or forgotten it. Then the log
-        is asked once more: a fence that comes too late must not take the place of a newer one unnoticed.
+        An append does that too, but there may be none for a long time, and the control store may have lost the fence. The
+        log's identity is read once more afterwards: a late fence must not replace a newer one unnoticed.
         """
         log = self._means.log
         identity = log.identity()
@@ -257,7 +258,7 @@ class _Run:
         return identity
 
     def _store(self, identity: LogIdentity, expected_offset: int, batch: LogBatch) -> StoreResult:
-        """Store a batch; or, where it is a record that makes storing fail by itself, keep it as a dead letter."""
+        """Store a batch. If it is a record that alone makes storing fail, keep it as a dead letter instead."""
         pace, sink, place = self._means.pace, self._means.sink, (identity.log_id, self._partition, expected_offset)
 
         def before_commit() -> None:
@@ -284,12 +285,12 @@ class _Run:
             raise
 
     def _prepare(self, batch: LogBatch) -> LogBatch:
-        """Have a batch that was read ahead made ready for the sink."""
+        """Prepare a batch that was read ahead for the sink."""
         identity = self._identity
         return batch if identity is None else self._means.sink.prepare(identity.log_id, self._partition, batch)
 
     def _look_up(self, identity: LogIdentity) -> int:
-        """Take the partition and return its stored offset; where there is none, the log's beginning."""
+        """Lock the partition and return its stored offset; if there is none, the beginning of the log."""
         sink = self._means.sink
         if self._held_log_id not in {None, identity.log_id}:
             sink.release(str(self._held_log_id), self._partition)
@@ -308,7 +309,7 @@ class _Run:
         return stored.next_offset
 
     def _compare(self, stored: StoredPosition) -> None:
-        """Raise LogGapError where the log holds another record than the one that was stored last."""
+        """Raise LogGapError if the log holds another record at the offset of the last stored one."""
         if holds_another_record(self._means.log, stored, self._partition):
             raise LogGapError(
                 f"partition {self._partition}: the event log holds another record at offset {stored.next_offset - 1} "
@@ -317,14 +318,14 @@ class _Run:
             )
 
     def _begin(self) -> int:
-        """Where the partition begins in the log. Raises LogUnavailableError."""
+        """The offset at which the partition begins in the log. Raises LogUnavailableError."""
         for position in self._means.log.positions():
             if position.partition == self._partition:
                 return position.begin
         raise LogUnavailableError(f"the event log's partition {self._partition} can't be asked where it begins")
 
     def _note_late_begin(self, batch: LogBatch) -> None:
-        """Say that the first batch of a partition is not the log's first, unless the log itself declares that."""
+        """Report that the first batch of a partition is not the log's first, unless the log itself declares that."""
         begin, self._log_begin = self._log_begin, 0
         if begin == 0 or batch.gap_from == 0:
             return
@@ -340,12 +341,12 @@ class _Run:
 
     def _raise_floor(self, next_offset: int) -> None:
         identity = self._identity
-        assert identity is not None  # noqa: S101 - nothing is stored without
+        assert identity is not None  # noqa: S101 - nothing is stored without an identity
         self._means.floors.raise_floor(identity.log_id, identity.incarnation, self._partition, next_offset)
 
     def _stored(self, result: StoreResult) -> None:
-        """Count what was committed, and go on behind it."""
-        assert self._identity is not None  # noqa: S101 - nothing is stored without
+        """Count the committed batch, and continue after it."""
+        assert self._identity is not None  # noqa: S101 - nothing is stored without an identity
         self._means.pace.stored(result)
         self._position = self._next_offset = self._hand.pop(self._identity.log_id)
         self._batches += 1
@@ -362,7 +363,7 @@ class _Run:
     # --- failures ---------------------------------------------------------------------------------
 
     def _after(self, error: RecoverableError) -> tuple[DrainOutcome, float]:
-        """Forget what an error has made doubtful; the outcome if this was the last try, and until when to try."""
+        """Reset the state that an error made uncertain. Returns the outcome of a last try, and the deadline."""
         self._hand.settle()
         _logger.warning(
             "drain of partition %d: %s",
@@ -372,7 +373,7 @@ class _Run:
         )
         match error:
             case SinkUnavailableError():
-                self._position = None  # a COMMIT without an answer may have taken effect
+                self._position = None  # a COMMIT without a response may have taken effect
                 return DrainOutcome.SINK_AWAY, self._sink_deadline
             case SinkContentionError():
                 return DrainOutcome.SINK_AWAY, self._sink_deadline
@@ -401,16 +402,16 @@ class _Run:
     # --- the end ------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Tell the log how far it is stored, and give the partition up."""
+        """Commit the stored offset to the log, and release the partition."""
         try:
             self._hand.settle()
             self._hand.tell_log()
-        finally:  # or nobody else could drain it
+        finally:  # otherwise no other process could drain it
             if self._held_log_id is not None:
                 self._means.sink.release(self._held_log_id, self._partition)
 
     def report(self, outcome: DrainOutcome, error: str | None) -> DrainReport:
-        """The run in figures."""
+        """The counts of the run."""
         return DrainReport(
             partition=self._partition,
             outcome=outcome,

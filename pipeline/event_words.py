@@ -1,4 +1,4 @@
-"""Control events in words, the same on the live page, in the terminal and by Celery. Pure."""
+"""Control events in words: the same text on the live page, in the terminal and from Celery. Pure."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -16,7 +16,7 @@ _DECIDED_BY: Final = {"breaker": "breaker is open", "override": "set by hand"}
 
 
 def clock_time(at: float) -> str:
-    """A time of day in UTC, as log lines have it."""
+    """A time of day in UTC, in the format of the log lines."""
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
 
 
@@ -26,12 +26,12 @@ def rate_words(rate: float) -> str:
 
 
 def reasons_words(reasons: str) -> str:
-    """Names of reasons to pause, with spaces between, for people; `reason:partition` is one of a partition."""
+    """Reasons to pause for people; the input has spaces between names, `reason:partition` for one partition."""
     return ", ".join(_reason_words(*reason.partition(":")[::2]) for reason in reasons.split())
 
 
 def pause_words(reason: str, partition: int | None) -> str:
-    """One reason to pause, and for which partition it holds, for people."""
+    """One reason to pause, and the partition that it applies to, for people."""
     return _reason_words(reason, "" if partition is None else str(partition))
 
 
@@ -41,7 +41,7 @@ def _reason_words(reason: str, partition: str) -> str:
 
 
 def pause_advice(reason: PauseReason, partition: int | None) -> str:
-    """Where to begin with a pause, and how it ends, for people. The breaker's ends by itself."""
+    """Where to start with a pause, and how it ends, for people. The breaker's pause ends by itself."""
     celery = "`celery -A tasks.app"
     ends = f"it ends only by {celery} control resume_consumption`"
     match reason:
@@ -66,7 +66,7 @@ def pause_advice(reason: PauseReason, partition: int | None) -> str:
 
 
 def event_words(event: ControlEvent) -> str:
-    """What happened, with its figures; who and why stand beside it. An event of another version is told by its kind."""
+    """What happened, with its figures, but without actor and reason. Unreadable events show only their kind."""
     try:
         words = _words(event.kind, event.data)
     except (KeyError, ValueError):

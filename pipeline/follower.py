@@ -1,4 +1,4 @@
-"""Follows the control loop, in ingest and workers alike: the newest state in memory, so that nobody waits for it."""
+"""Follows the control loop, in ingest and workers: keeps the newest state in memory, so that callers never wait."""
 
 import logging
 import threading
@@ -16,32 +16,33 @@ from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Tr
 
 logger = logging.getLogger(__name__)
 
-WAIT_SECONDS: Final = 1.0  # of one wait for an event; the state is read at least as often
-AWAY_SECONDS: Final = 0.2  # between two tries while the store is away
+WAIT_SECONDS: Final = 1.0  # of one wait for an event; the state is read at least this often
+AWAY_SECONDS: Final = 0.2  # between two tries while the store is unavailable
 
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A state, and when it was read. Times are this process' own monotonic clock, so that ages survive any outage."""
+    """A state and its read time. Times are by this process' monotonic clock, so ages stay right in an outage."""
 
     state: ControlState
     read_at: float
-    published_at: float | None  # of its rate; None where none was ever published
+    published_at: float | None  # of its rate; None if no rate was ever published
 
     def state_age_seconds(self, now: float) -> float:
-        """How long ago the state was read."""
+        """Seconds since the state was read."""
         return max(0.0, now - self.read_at)
 
     def controller_age_seconds(self, now: float) -> float | None:
-        """How long ago the controller published; grows while the store is away."""
+        """Seconds since the controller published; grows while the store is unavailable."""
         return None if self.published_at is None else max(0.0, now - self.published_at)
 
 
 class ControlFollower:
-    """Reads the state after every control event, on a thread of its own.
+    """Reads the state after every control event, on its own thread.
 
-    `on_state` is called on that thread with every state read. A store that is away leaves the last state standing. No
-    error ends the thread: see `loops`. `reporter` reports there after each turn, whatever became of it.
+    `on_state` is called on that thread with every state read. While the store is unavailable, the last state stays. No
+    error ends the thread: see `loops`. `reporter` reports on that thread after each turn, whether the turn failed or
+    not.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ControlFollower:
         self._on_state = on_state
         self._reporter = reporter
         self._loop = loop or Loop(LoopName.FOLLOWER, clock)
-        self._position = ""  # of the newest event that was seen
+        self._position = ""  # of the newest event read
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control-follower", daemon=True)
         self._newest: Followed | None = None
@@ -68,28 +69,28 @@ class ControlFollower:
         self._is_away = False
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start following."""
         self._thread.start()
 
     def stop(self, *, seconds_max: float) -> None:
-        """End; the thread may be in a wait for up to WAIT_SECONDS, and is left behind after `seconds_max`."""
+        """Stop. The thread may wait for up to WAIT_SECONDS; after `seconds_max` it is left running."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(seconds_max)
 
     @property
     def is_alive(self) -> bool:
-        """Whether its thread runs."""
+        """Whether its thread is running."""
         return self._thread.is_alive()
 
     @property
     def newest(self) -> Followed | None:
-        """The newest state; None where none was ever read."""
+        """The newest state; None if none was ever read."""
         return self._newest
 
     @property
     def is_away(self) -> bool:
-        """Whether the store did not answer the last time."""
+        """Whether the store did not answer the last read."""
         return self._is_away
 
     def _run(self) -> None:
@@ -105,7 +106,7 @@ class ControlFollower:
         """Read the state, and wait for the next event."""
         try:
             if not self._position:
-                # The position first, then the state: of what happens in between the wait below tells at once.
+                # Read the position first, then the state: the wait below then returns at once for an event in between.
                 self._position = self._events.wait("", wait_seconds=0.001)
             self._read()
             self._position = self._events.wait(self._position, wait_seconds=WAIT_SECONDS)
@@ -119,7 +120,7 @@ class ControlFollower:
             self._reporter.note_clock(Look(state.time, asked_at, self._clock.now()))
         now = self._clock.monotonic()
         published_at = None if self._newest is None else self._newest.published_at
-        if state.rate is not None:  # else the store was flushed: the controller spoke when it did, all the same
+        if state.rate is not None:  # otherwise the store was flushed; the last publication still counts
             said = state.time - state.rate.published_at
             published_at = now - self._publication_age.of(state.rate.published_at, said, now=now)
         self._newest = Followed(state, now, published_at)
@@ -136,10 +137,10 @@ class ControlFollower:
 
 
 class TroubleReporter:
-    """Tells the control store what a process finds wrong with itself, so that everybody's health shows it.
+    """Reports a process' problems to the control store, so that every process' health shows them.
 
-    That is a wall clock which differs from the store's, and what is wrong with `loops`: those of a process whose own
-    health nobody asks for. Processes that report by the same name share a clock.
+    These are a wall clock that differs from the store's, and the problems of `loops` in a process that has no health
+    endpoint of its own. Processes that report under the same name share a clock.
     """
 
     def __init__(
@@ -156,15 +157,15 @@ class TroubleReporter:
         self._clock = clock
         self._difference_seconds_max = difference_seconds_max
         self._loops = loops
-        self._look: Look | None = None  # the latest at the store's wall clock, by this process' own
-        self._may_stand = True  # a report of this process, or of an earlier one by its name
+        self._look: Look | None = None  # the latest read of the store's wall clock, timed by this process' own
+        self._may_stand = True  # a report of this process, or of an earlier one with its name, may be stored
 
     def note_clock(self, look: Look) -> None:
-        """Note what the store's clock said just now."""
+        """Record a read of the store's clock."""
         self._look = look
 
     def report(self) -> None:
-        """Report what is wrong now, if anything is or was; raises nothing."""
+        """Report the current problems if there are any, or were; raises nothing."""
         found = self._found()
         if not found and not self._may_stand:
             return
@@ -178,7 +179,7 @@ class TroubleReporter:
         problems = [] if self._loops is None else self._loops.problems(self._clock.monotonic())
         found = [Trouble(AlarmCode.LOOP_FAILS, problem) for problem in problems]
         ahead = None if self._look is None else self._look.ahead_seconds(beyond=self._difference_seconds_max)
-        if ahead is not None:  # the store's is: ours is behind
+        if ahead is not None:  # the store's clock is ahead, so ours is behind
             what = f"its clock is {difference_words(-ahead)} the control store's (Redis)"
             found.append(Trouble(AlarmCode.CLOCKS_DIFFER, what))
         return found

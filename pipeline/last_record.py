@@ -1,14 +1,14 @@
-"""Whether the log still holds the record that was stored last: where another one stands there, its tail was lost."""
+"""Checks that the log still holds the last stored record. If it holds another one there, it lost its tail."""
 
 from pipeline.ports.log import EventLog, record_digest
 from pipeline.ports.sink import StoredPosition
 
 
 def holds_another_record(log: EventLog, stored: StoredPosition | None, partition: int) -> bool:
-    """Whether the log holds another record at the offset of the one that was stored last.
+    """Whether the log holds another record at the offset of the last stored one.
 
-    Then it lost its tail and has been appended to since: some of its records lie below the stored offset, and nobody
-    would read them. False where that is not known, or the log holds none at that offset any more. Raises as
+    If so, it lost its tail and has been appended to since. Some of its records are below the stored offset, and no
+    drain would read them. False if that is unknown, or if the log holds no record at that offset any more. Raises as
     EventLog.read does.
     """
     if stored is None or stored.last_digest is None:

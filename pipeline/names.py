@@ -8,122 +8,122 @@ class Queue(StrEnum):
     """Celery queues."""
 
     BATCHES = "batches"  # drain hints; the only queue that is ever paused
-    CONTROL = "control"  # regulate, probe and the sender of hints
+    CONTROL = "control"  # regulate, probe and the task that sends hints
 
 
 class Mode(StrEnum):
-    """What the lag means for the rate."""
+    """The mode of the rate policy, by the lag."""
 
     NORMAL = "normal"  # lag below the lower threshold: full rate
     DEGRADED = "degraded"  # between the thresholds: the rate falls with the lag
-    CRITICAL = "critical"  # above the upper threshold: the floor
-    UNKNOWN = "unknown"  # the lag could not be read: the last rate holds, then decays
+    CRITICAL = "critical"  # above the upper threshold: the lowest rate
+    UNKNOWN = "unknown"  # the lag could not be read: the last rate stays, then decays
 
 
 class PauseReason(StrEnum):
-    """Why consumption is paused. Several may hold at once; it resumes when none does."""
+    """Why consumption is paused. Several reasons may be active at once; consumption resumes when none is."""
 
     BREAKER = "breaker"  # the circuit breaker is open; lifted by the prober
-    OPERATOR = "operator"  # somebody asked for it; lifted by hand
-    POISON = "poison"  # too many dead letters in a row; lifted by hand
-    LOG_GAP = "log_gap"  # the log lost events that were never stored; lifted by hand
-    UNKNOWN = "unknown"  # a newer version's reason, which this one can't name: it pauses all the same; lifted by hand
+    OPERATOR = "operator"  # an operator paused consumption; lifted by an operator
+    POISON = "poison"  # too many dead letters in a row; lifted by an operator
+    LOG_GAP = "log_gap"  # the log lost events that were never stored; lifted by an operator
+    UNKNOWN = "unknown"  # a newer version's reason, unknown here: it pauses as well; lifted by an operator
 
 
 class Health(StrEnum):
-    """How the whole system is, in one word; the same word in each place that shows it."""
+    """The state of the whole system in one word; the same word in each place that shows it."""
 
-    HEALTHY = "healthy"  # nothing is wrong
-    DEGRADED = "degraded"  # it serves, but something is wrong
-    CRITICAL = "critical"  # events are not taken or not stored
-    UNKNOWN = "unknown"  # the state is not known: its data is too old, or nothing answers
+    HEALTHY = "healthy"  # there is no problem
+    DEGRADED = "degraded"  # it serves, but there is a problem
+    CRITICAL = "critical"  # events are not accepted or not stored
+    UNKNOWN = "unknown"  # the state is unknown: its data is too old, or no server answers
 
 
 class Severity(StrEnum):
-    """How bad one problem is."""
+    """The severity of one problem."""
 
     CRITICAL = "critical"
     DEGRADED = "degraded"
 
 
 class LoopName(StrEnum):
-    """Loops of a process that must not end, as health, logs and metrics name them."""
+    """Loops of a process that must not end. Health, logs and metrics use these names."""
 
     FOLLOWER = "control follower"  # reads the control state after every event; in ingest and in workers
     APPENDER = "appender"  # appends requests to the event log; in ingest
-    LEASES = "lease taker"  # asks the bucket for tokens; in ingest
-    HISTORY = "history writer"  # writes what the page draws; in ingest
+    LEASES = "lease taker"  # requests tokens from the bucket; in ingest
+    HISTORY = "history writer"  # writes the data for the page's charts; in ingest
     PAGE = "page writer"  # writes to the open pages; in ingest
-    CONSUMER = "pause timer"  # compares what a worker consumes with the pauses; in workers of `batches`
-    QUEUE = "queue consumer"  # takes messages out of a worker's queue; it fails where some wait and it takes none
-    QUEUE_WATCH = "queue watch"  # looks whether the queue consumer takes what waits; in workers
+    CONSUMER = "pause timer"  # compares the queues that a worker consumes with the pauses; in workers of `batches`
+    QUEUE = "queue consumer"  # takes messages from a worker's queue; fails if messages wait and it takes none
+    QUEUE_WATCH = "queue watch"  # checks that the queue consumer takes the waiting messages; in workers
 
 
 class ProblemCode(StrEnum):
-    """Which problem the judge of health found; beside these come the codes of alarms."""
+    """Problems that the health judge finds; alarm codes exist in addition."""
 
     LOG_DOWN = "log_down"  # the event log does not answer: clients get 503
     LOG_FULL = "log_full"  # the event log is at its limit: clients get 503
-    STORE_DOWN = "store_down"  # the control store does not answer: what it knows is unknown
+    STORE_DOWN = "store_down"  # the control store does not answer: its state is unknown
     BUCKET_AWAY = "bucket_away"  # an ingest process admits its share of the last known rate
     DATABASE_SILENT = "database_silent"  # PostgreSQL did not answer the reader
     BREAKER_OPEN = "breaker_open"  # PostgreSQL failed, and nothing is stored
-    PAUSED = "paused"  # somebody or something paused consumption
+    PAUSED = "paused"  # an operator or a process paused consumption
     PAUSES_UNKNOWN = "pauses_unknown"  # the control store was flushed, and not restored yet
     CONTROLLER_SILENT = "controller_silent"  # no rate was published for three periods
-    NO_PROGRESS = "no_progress"  # events wait, and none was stored for too long
+    NO_PROGRESS = "no_progress"  # events wait, and no event was stored for too long
     BEHIND = "behind"  # the lag is above one of its thresholds
-    LOOP = "loop"  # a loop of an ingest process fails or stands still
+    LOOP = "loop"  # a loop of an ingest process fails or hangs
     REFUSING = "refusing"  # more than a few of the offered events were refused lately (REFUSED_SECONDS)
 
 
 class AlarmCode(StrEnum):
-    """Which problem a tick of the control loop found. A reader shows a code that it does not know as it is."""
+    """Problems that a tick of the control loop finds. A reader shows an unknown code unchanged."""
 
-    LAG_UNKNOWN = "lag_unknown"  # neither the log nor PostgreSQL says how far the log was consumed
-    OFFSETS_UNKNOWN = "offsets_unknown"  # PostgreSQL did not give the stored offsets: the lag is by the log's word
-    NOT_RESTORED = "not_restored"  # the reasons to pause are lost, and PostgreSQL did not give them back
-    LOOP_FAILS = "loop_fails"  # a thread or timer of a worker that must not end fails, or no longer comes round
-    CLOCKS_DIFFER = "clocks_differ"  # a wall clock is more than a second from the control store's: what is shown is off
+    LAG_UNKNOWN = "lag_unknown"  # neither the log nor PostgreSQL knows how far the log was consumed
+    OFFSETS_UNKNOWN = "offsets_unknown"  # PostgreSQL did not return the stored offsets: the log's commits count
+    NOT_RESTORED = "not_restored"  # the reasons to pause are lost, and PostgreSQL did not return them
+    LOOP_FAILS = "loop_fails"  # a thread or timer of a worker that must not end fails or hangs
+    CLOCKS_DIFFER = "clocks_differ"  # a wall clock is over a second off the control store's: shown times are wrong
     FORMER_LOG = "former_log"  # the log of earlier settings has events that are not stored
-    LOG_BEHIND_STORED = "log_behind_stored"  # a partition would give offsets again that PostgreSQL has stored
-    SCHEMA_REFUSED = "schema_refused"  # the database's schema is newer than this version, was changed, or can't be made
-    STANDS_STILL = "stands_still"  # why a partition with events has stored none for long
-    DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain that stands still could not be ended on the server
-    PARTITION_AWAY = "partition_away"  # one partition of the log can't be asked: it takes nothing and gives nothing
-    LOG_SET_UP = "log_set_up"  # the log works, but somebody must change how it is set up
+    LOG_BEHIND_STORED = "log_behind_stored"  # a partition would reuse offsets that PostgreSQL has stored
+    SCHEMA_REFUSED = "schema_refused"  # the database's schema is newer than this version, changed, or can't be created
+    STANDS_STILL = "stands_still"  # the reason why a partition with events has stored none for long
+    DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain without progress could not be ended on the server
+    PARTITION_AWAY = "partition_away"  # one partition of the log does not answer: it takes no events and returns none
+    LOG_SET_UP = "log_set_up"  # the log works, but an operator must change its configuration
 
 
-# Reason of a dead letter whose eventId is stored with other content. Any other reason is PostgreSQL's or the decoder's.
+# Reason of a dead letter whose eventId is stored with other content. Other reasons come from PostgreSQL or the decoder.
 LETTER_CONFLICT: Final = "conflict"
 
 
 class BreakerState(StrEnum):
-    """The breaker of the whole system, as operators see it."""
+    """The state of the whole system's breaker, as operators see it."""
 
     CLOSED = "closed"
     OPEN = "open"
-    HALF_OPEN = "half-open"  # the prober is asking PostgreSQL right now
-    UNKNOWN = "unknown"  # the control store is away or was flushed
+    HALF_OPEN = "half-open"  # the prober is trying a write to PostgreSQL
+    UNKNOWN = "unknown"  # the control store is unavailable or was flushed
 
 
 class ControlEventKind(StrEnum):
-    """What happened in the control loop."""
+    """Kinds of control events."""
 
-    UNKNOWN = "unknown"  # a newer version recorded it; its data says `kind`, by which that version names it
+    UNKNOWN = "unknown"  # a newer version recorded it; the field `kind` of its data has that version's name
     RATE_CHANGED = "rate_changed"
     BREAKER_OPENED = "breaker_opened"
     BREAKER_CLOSED = "breaker_closed"
     PAUSED = "paused"  # a reason was added
     RESUMED = "resumed"  # a reason was lifted
     STATE_RESTORED = "state_restored"  # regulate rebuilt the control state after a flush
-    OVERRIDE_SET = "override_set"  # somebody set a rate by hand
-    OVERRIDE_ENDED = "override_ended"  # its time was up, or somebody cleared it
-    BANDS_SET = "bands_set"  # somebody set other thresholds, or went back to those of the settings
-    GAP_SKIPPED = "gap_skipped"  # somebody gave up the offsets of a hole in the log
-    POISON_ACCEPTED = "poison_accepted"  # somebody let a batch be stored whose records are refused in great number
-    DEAD_LETTERS_REPLAYED = "dead_letters_replayed"  # somebody had dead letters tried once more
-    BEGAN_LATE = "began_late"  # nothing of a partition was stored, and the log no longer holds its first offsets
+    OVERRIDE_SET = "override_set"  # an operator set a rate
+    OVERRIDE_ENDED = "override_ended"  # its time was up, or an operator cleared it
+    BANDS_SET = "bands_set"  # an operator set other thresholds, or returned to those of the settings
+    GAP_SKIPPED = "gap_skipped"  # an operator gave up the offsets of a hole in the log
+    POISON_ACCEPTED = "poison_accepted"  # an operator had a batch stored although many of its records are refused
+    DEAD_LETTERS_REPLAYED = "dead_letters_replayed"  # an operator had dead letters tried again
+    BEGAN_LATE = "began_late"  # no record of a partition was stored, and the log no longer holds its first offsets
     DRAINER_TERMINATED = "drainer_terminated"  # regulate ended a backend that held a partition without progress
 
 
@@ -131,7 +131,7 @@ _Word = TypeVar("_Word", bound=StrEnum)
 
 
 def known_word(vocabulary: type[_Word], word: str) -> _Word:
-    """A word that was read, as one of a vocabulary that has `unknown`: which it is where a newer version wrote it."""
+    """The member for a word that was read; `unknown` if it is a word of a newer version."""
     try:
         return vocabulary(word)
     except ValueError:
@@ -146,16 +146,16 @@ KEY_EVENTS: Final = "events"  # stream, bounded: control events
 KEY_OVERRIDE: Final = "override"  # hash: rate, until, by, why, since
 KEY_BANDS: Final = "bands"  # hash: rate_max, rate_min, lag_degraded, lag_critical, by, why, since
 KEY_BUCKET: Final = "bucket"  # hash: tokens, time, version
-KEY_COUNTERS: Final = "counters"  # hash: what processes of all kinds count, for the metrics of the whole system
+KEY_COUNTERS: Final = "counters"  # hash: counts of processes of all kinds, for the metrics of the whole system
 KEY_COUNTERS_SENDER: Final = "counters:sender"  # string for each sender, expires: number of its last addition
-KEY_FACTS: Final = "facts"  # string with time to live: what is asked of PostgreSQL now and then, as JSON
+KEY_FACTS: Final = "facts"  # string with time to live: results of occasional queries to PostgreSQL, as JSON
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
 KEY_FLOOR: Final = "floor"  # hash for each log_id: life, fence, incarnation, complete, partition -> offset
-KEY_TROUBLES: Final = "troubles"  # hash, expires: process -> what is wrong with it, as JSON
+KEY_TROUBLES: Final = "troubles"  # hash, expires: process -> its problems, as JSON
 KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
-KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset and since when it stands there
-KEY_HISTORY: Final = "history"  # stream, bounded, expires: one entry a second of what the live page draws
-KEY_HISTORY_TOTALS: Final = "history:totals"  # hash, expires: what all ingest processes have counted since a flush
+KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset, and since when it is unchanged
+KEY_HISTORY: Final = "history"  # stream, bounded, expires: one entry a second with the data of the live page
+KEY_HISTORY_TOTALS: Final = "history:totals"  # hash, expires: counts of all ingest processes since a flush
 
 # Keys on the log server (EVENT_LOG_URL=redis://…), with the same prefix.
 KEY_LOG_ID: Final = "log:id"  # string: `<uuid>.<number of partitions>` of this log
@@ -165,16 +165,16 @@ KEY_LOG_ENDS: Final = "log:ends"  # hash: incarnation, `e<partition>` -> its end
 
 
 class DropReason(StrEnum):
-    """Why a worker threw away a message of its queue. Tasks are hints and ticks: the next one does the work."""
+    """Why a worker dropped a message of its queue. Tasks are hints and ticks: the next one does the work."""
 
-    MALFORMED = "malformed"  # no JSON, or no message of Celery's: something else wrote into the queue
-    UNKNOWN_TASK = "unknown_task"  # a task that this worker does not know: another version's, or another application's
-    ARGUMENTS = "arguments"  # the task takes no such arguments, or there is no such partition
+    MALFORMED = "malformed"  # not JSON, or not a Celery message: another program wrote into the queue
+    UNKNOWN_TASK = "unknown_task"  # this worker does not know the task: it is of another version or another application
+    ARGUMENTS = "arguments"  # the task does not accept these arguments, or there is no such partition
     EXPIRED = "expired"  # the sender gave it an expiry by its own wall clock; Sluice's own messages have none
-    REVOKED = "revoked"  # somebody revoked it
+    REVOKED = "revoked"  # an operator revoked it
 
 
 # Leases
 LEASE_REGULATE: Final = "regulate"
-LEASE_PROBE: Final = "probe"  # held while the prober asks PostgreSQL: the breaker reads half-open meanwhile
+LEASE_PROBE: Final = "probe"  # held while the prober tries PostgreSQL: the breaker is half-open during that time
 LEASE_HISTORY: Final = "history"  # the ingest process that writes this second's entry of the history

@@ -1,4 +1,4 @@
-"""One tick of the control loop: measure the lag, decide the rate, publish it, and look after what has got stuck."""
+"""One tick of the control loop: measures the lag, decides and publishes the rate, and handles stuck partitions."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -34,30 +34,30 @@ from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-# Of the period: a second Beat's tick finds the lease taken, a late tick does not shut out the next one.
+# Share of the period. The tick of a second Beat finds the lease taken; a late tick does not block the next one.
 _LEASE_SHARE: Final = 0.8
-# Periods without a tick after which it is forgotten how long a partition has stood still.
+# Periods without a tick after which the progress of the partitions is forgotten.
 _PROGRESS_PERIODS_MAX: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """The adapters of the control store that a tick works with."""
+    """The adapters of the control store that a tick uses."""
 
     store: ControlStore
     events: ControlEvents
     leases: Leases
     progress: Progress
     floors: Floors
-    troubles: Troubles | None = None  # None: nobody reports
+    troubles: Troubles | None = None  # None: no process reports problems
     clock: Clock = field(default_factory=SystemClock)
-    lag_age: Age = field(default_factory=Age)  # of the last known lag; kept from tick to tick, as the next one
+    lag_age: Age = field(default_factory=Age)  # of the last known lag; kept from tick to tick, as rate_age is
     rate_age: Age = field(default_factory=Age)  # of the last publication
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is kept where a flush can't reach it."""
+    """The operators' settings and pauses that are kept where a flush can't reach them."""
 
     pauses: Sequence[AskedPause] = ()
     override: Override | None = None
@@ -66,36 +66,36 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """What a tick asks of PostgreSQL; each may raise a SluiceError."""
+    """The queries that a tick sends to PostgreSQL; each may raise a SluiceError."""
 
-    # log_id -> next offset to store, for each partition, and PostgreSQL's clock meanwhile (seconds since the epoch)
+    # log_id -> next offset to store, for each partition, and PostgreSQL's clock at that time (seconds since the epoch)
     stored_offsets: Callable[[str], tuple[dict[int, int], float]]
-    settled_offsets: Callable[[str], dict[int, int]]  # log_id -> the offsets, once no transaction is under way
-    load_asked: Callable[[], Asked]  # what people asked for, and drains that gave up
-    terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a backend that held it was ended
-    # log_id, partition -> why nothing of it is stored, in words; Celery's workers may be asked too
+    settled_offsets: Callable[[str], dict[int, int]]  # log_id -> the offsets, after all open transactions have ended
+    load_asked: Callable[[], Asked]  # settings of operators, and pauses of drains that stopped
+    terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a holding backend was ended
+    # log_id, partition -> the reason why no record of it is stored, in words; may also query Celery's workers
     why_standing: Callable[[str, int], str]
-    schema_problem: str | None = None  # why the schema could not be brought up to date, where only a person can help
+    schema_problem: str | None = None  # the reason why the schema could not be updated, if only an operator can fix it
     # log_id, end of each partition -> an alarm for each former log with events that are not stored
     former_logs: Callable[[str, Mapping[int, int]], Sequence[Alarm]] = field(default=lambda *_: ())
 
 
 @dataclass(frozen=True, slots=True)
 class RegulateReport:
-    """What one tick did; `problems` says in words what it could not do."""
+    """The result of one tick; `problems` has the steps that failed, in words."""
 
     ran: bool  # False: another tick ran within this period
     published: PublishedRate | None = None
-    lag: dict[int, int] | None = None  # events, for each partition that can be asked; None: unknown
+    lag: dict[int, int] | None = None  # events, for each partition that answered; None: unknown
     restored: bool = False
     terminated: tuple[int, ...] = ()
-    database_answered: bool = False  # PostgreSQL gave the stored offsets
+    database_answered: bool = False  # PostgreSQL returned the stored offsets
     problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Looks:
-    """One look at the control store's clock, by the two clocks of the machine that ticks."""
+    """One read of the control store's clock, timed by the two clocks of this machine."""
 
     by_wall: Look
     by_monotonic: Look
@@ -111,14 +111,14 @@ class _Ages:
 
 @dataclass(slots=True)
 class _Sample:
-    """What a tick could learn about the log; None where it could not."""
+    """A tick's measurements of the log; None if unknown."""
 
     is_database_away: bool = False
     log_id: str | None = None
     stored: dict[int, int] | None = None
     database_clock: Look | None = None  # by the monotonic clock
-    lag: dict[int, int] | None = None  # of each partition that can be asked
-    held: dict[int, int] = field(default_factory=dict)  # what is taken for the lag of the others
+    lag: dict[int, int] | None = None  # of each partition that answered
+    held: dict[int, int] = field(default_factory=dict)  # the assumed lag of the others
     consumed: int | None = None  # next offsets to store, summed
     no_progress_seconds: dict[int, float] | None = None  # by partition with events
     alarms: list[Alarm] = field(default_factory=list)  # published with the rate, and logged
@@ -126,24 +126,24 @@ class _Sample:
 
     @property
     def total_lag(self) -> int | None:
-        """Events; None where it is not known."""
+        """Events; None if unknown."""
         return None if self.lag is None else sum(self.lag.values()) + sum(self.held.values())
 
     def degraded(self, code: str, what: str, look_at: str, partition: int | None = None) -> None:
-        """Note something that is wrong, while events are taken and stored."""
+        """Add a problem that does not stop accepting and storing events."""
         self.alarms.append(Alarm(code, Severity.DEGRADED, what, look_at, partition))
 
     def critical(self, code: AlarmCode, what: str, look_at: str, partition: int | None = None) -> None:
-        """Note something that is wrong, by which events are not taken, not stored or lost."""
+        """Add a problem because of which events are not accepted, not stored or lost."""
         self.alarms.append(Alarm(code, Severity.CRITICAL, what, look_at, partition))
 
 
 def regulate(
     *, settings: Settings, policy: RatePolicy, log: EventLog, database: Database, control: Control, by: str
 ) -> RegulateReport:
-    """Run one tick, unless another ran within the period. Raises StoreUnavailableError; all else is in the report.
+    """Run one tick, unless another ran within the period. Raises StoreUnavailableError; other errors are in the report.
 
-    An unknown lag is never taken for 0: the last rate holds, then decays by the time since the lag was known.
+    An unknown lag is never treated as 0: the last rate stays, then decays by the time since the lag was known.
     """
     if control.leases.take(LEASE_REGULATE, seconds=settings.regulate_seconds * _LEASE_SHARE) is None:
         return RegulateReport(ran=False)
@@ -170,7 +170,7 @@ def regulate(
     policy = _policy_now(control.store, state, policy, restored=restored)
     decision = _decide(state, sample, policy, settings, ages)
     _note_progress(state, sample, settings, control)
-    _name_standing(sample, settings, database)  # before a drain is ended, which could change the reason
+    _name_standing(sample, settings, database)  # before a drain is ended, because that could change the reason
     terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
     known_at = state.rate.lag_known_at if state.rate is not None else None
     published = control.store.publish_rate(
@@ -193,10 +193,10 @@ def regulate(
 
 
 def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) -> bool:
-    """Bring back the reasons to pause after a flush.
+    """Restore the reasons to pause after a flush.
 
-    Without PostgreSQL they stay unknown: workers keep to what they knew last, and there is nothing that they could
-    store meanwhile.
+    Without PostgreSQL they stay unknown. Then workers use the last state that they know; they could not store anything
+    anyway.
     """
     try:
         asked = database.load_asked()
@@ -212,7 +212,7 @@ def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) 
 
 
 def _hear_troubles(control: Control, sample: _Sample) -> None:
-    """What processes find wrong with themselves becomes an alarm of the system."""
+    """Turn the problems that processes report into alarms of the system."""
     for process, problems in (control.troubles.reported() if control.troubles is not None else {}).items():
         for problem in problems:
             where = _synchronise(process) if problem.code == AlarmCode.CLOCKS_DIFFER else _read_log(process)
@@ -230,10 +230,10 @@ def _synchronise(who: str) -> str:
 
 
 def _compare_clocks(looks: _Looks, sample: _Sample, settings: Settings, by: str) -> None:
-    """Name this process and PostgreSQL where their clocks differ from the store's. Nothing is decided by it."""
+    """Report this process and PostgreSQL if their clocks differ from the store's. No decision depends on it."""
     beyond = settings.clock_difference_seconds_max
     ahead = looks.by_wall.ahead_seconds(beyond=beyond)
-    if ahead is not None:  # the store's is: this one is behind
+    if ahead is not None:  # the store's clock is ahead, so this one is behind
         what = f"{by}: its clock is {difference_words(-ahead)} the control store's (Redis)"
         sample.degraded(AlarmCode.CLOCKS_DIFFER, what, _synchronise(by))
     database = sample.database_clock
@@ -244,7 +244,7 @@ def _compare_clocks(looks: _Looks, sample: _Sample, settings: Settings, by: str)
 
 
 def _policy_now(store: ControlStore, state: ControlState, policy: RatePolicy, *, restored: bool) -> RatePolicy:
-    """The policy of the settings, or the same with bands that somebody set."""
+    """The policy of the settings, or the same policy with the bands that an operator set."""
     bands = store.state().bands if restored else state.bands
     if bands is None:
         return policy
@@ -252,7 +252,7 @@ def _policy_now(store: ControlStore, state: ControlState, policy: RatePolicy, *,
 
 
 def _ages(state: ControlState, control: Control) -> _Ages | None:
-    """How old what is published is, whatever the store's wall clock did meanwhile; None: no lag was ever known."""
+    """The age of the published values, independent of steps of the store's wall clock; None: no lag was ever known."""
     if state.rate is None or state.rate.lag_known_at is None:
         return None
     published_at, known_at, now = state.rate.published_at, state.rate.lag_known_at, control.clock.monotonic()
@@ -263,7 +263,7 @@ def _ages(state: ControlState, control: Control) -> _Ages | None:
 
 
 def _consumption(state: ControlState, sample: _Sample, ages: _Ages | None) -> Consumption | None:
-    """How far the log is consumed, and how fast since the last tick that knew."""
+    """How far the log is consumed, and the drain rate since the last tick with a known lag."""
     if sample.lag is None or sample.consumed is None:
         return None
     last = state.rate.consumption if state.rate is not None else None
@@ -276,7 +276,7 @@ def _consumption(state: ControlState, sample: _Sample, ages: _Ages | None) -> Co
 def _measure(
     state: ControlState, log: EventLog, database: Database, sample: _Sample, clock: Clock
 ) -> list[PartitionPosition]:
-    """Learn the lag and the stored offsets. PostgreSQL is not asked where it is known to be away."""
+    """Measure the lag and the stored offsets. PostgreSQL is not queried if it is known to be unavailable."""
     try:
         identity = log.identity()
         sample.log_id = identity.log_id
@@ -321,12 +321,12 @@ def _look_after_offsets(
     control: Control,
     by: str,
 ) -> None:
-    """Compare what PostgreSQL has stored with the log's own figures and with the mirror of the floors.
+    """Compare PostgreSQL's stored offsets with the log's own figures and with the mirror of the floors.
 
-    `positions` were read before PostgreSQL was asked: a commit in them that is higher is of another database.
+    `positions` were read before PostgreSQL: a higher commit in them belongs to another database.
     """
     log_id, stored = sample.log_id, sample.stored
-    assert log_id is not None  # noqa: S101 - asked by the caller
+    assert log_id is not None  # noqa: S101 - the caller has read them
     assert stored is not None  # noqa: S101
     for position in positions:
         consumed = max(position.begin, stored.get(position.partition, 0))
@@ -351,17 +351,17 @@ def _look_after_offsets(
 
 
 def _is_behind(position: PartitionPosition, stored: Mapping[int, int]) -> bool:
-    """Whether the log would give stored offsets to events that come in.
+    """Whether the log would give stored offsets to new events.
 
-    A log that was restarted and waits for its first append is not: it learns its floors before that.
+    This does not apply to a restarted log that waits for its first append: it reads its floors before that.
     """
     return position.next_offset is not None and position.next_offset < stored.get(position.partition, 0)
 
 
 def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, by: str) -> None:
-    """Stop the partitions whose next event would get an offset that is stored: drains would pass it over.
+    """Stop the partitions whose next event would get an offset that is already stored: drains would skip it.
 
-    Nothing is trimmed of a partition that is stopped. The log is asked again, since it may just have moved on.
+    A stopped partition is not trimmed. The log's positions are read again, because it may just have advanced.
     """
     try:
         positions = log.positions()
@@ -388,7 +388,7 @@ def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, by: str) -
 
 
 def _measure_missing(state: ControlState, sample: _Sample, partitions: int) -> None:
-    """Take the last known lag for that of partitions that can't be asked, and name them."""
+    """Use the last known lag for partitions that do not answer, and report these partitions."""
     consumption = state.rate.consumption if state.rate is not None else None
     last = {} if consumption is None else {**consumption.lag_held, **consumption.lag_by_partition}
     sample.held = held_lags(sample.lag or {}, partitions, last)
@@ -404,9 +404,10 @@ def _measure_missing(state: ControlState, sample: _Sample, partitions: int) -> N
 def _decide(
     state: ControlState, sample: _Sample, policy: RatePolicy, settings: Settings, ages: _Ages | None
 ) -> RateDecision:
-    """The policy's rate for a known lag; for an unknown one the last rate, held or decayed; at first the floor.
+    """The policy's rate for a known lag. For an unknown lag the last rate, held or decayed; at first the lowest rate.
 
-    The floor too where the reasons to pause are unknown and PostgreSQL is away: the breaker's would be among them.
+    Also the lowest rate if the reasons to pause are unknown and PostgreSQL is unavailable: the breaker's reason would
+    be among them.
     """
     if sample.total_lag is not None:
         decided = policy.decide(sample.total_lag)
@@ -426,10 +427,10 @@ def _decide(
 
 
 def _note_progress(state: ControlState, sample: _Sample, settings: Settings, control: Control) -> None:
-    """Learn for how long each partition with events has stored none."""
+    """Measure for how long each partition with events has stored none."""
     if sample.log_id is None or sample.stored is None or sample.lag is None:
         return
-    # A paused partition stores nothing rightly; where that is unknown, it is left alone too.
+    # A paused partition is right to store nothing. If the pauses are unknown, no partition is measured either.
     running = [p for p in sample.lag if state.pauses is not None and not paused(state.pauses, p)]
     behind = {p: sample.stored.get(p, 0) for p in running if sample.lag[p] > 0}
     noted = control.progress.note(
@@ -444,7 +445,7 @@ def _end_stalled(
 ) -> tuple[int, ...]:
     """End the drainers of partitions that have lag and make no progress: a frozen one keeps its lock for ever.
 
-    The next drainer gets the same time before it is ended in its turn.
+    The next drainer gets the same time before it is ended too.
     """
     if sample.log_id is None or sample.stored is None:
         return ()
@@ -458,7 +459,7 @@ def _end_stalled(
             continue
         try:
             if not database.terminate_drainer(sample.log_id, partition):
-                continue  # nobody holds it: the workers are away, or busy elsewhere
+                continue  # no backend holds it: the workers are down, or busy with other partitions
         except SluiceError as error:
             sample.degraded(
                 AlarmCode.DRAINER_NOT_ENDED,
@@ -466,7 +467,7 @@ def _end_stalled(
                 "PostgreSQL, and the workers",
                 partition,
             )
-            break  # each further question could cost as long, and the rate is not published yet
+            break  # each further query could take as long, and the rate is not published yet
         terminated.append(partition)
         why = f"partition {partition} stood at offset {sample.stored.get(partition, 0)} for {seconds:.0f} s"
         _logger.warning("ended a stalled drainer: %s", why, extra={"action": "drainer_terminated"})
@@ -476,7 +477,7 @@ def _end_stalled(
 
 
 def _name_standing(sample: _Sample, settings: Settings, database: Database) -> None:
-    """Say of each partition that has stood for long why that is; health tells for how long, and how many wait."""
+    """Add the reason for each partition that has stored nothing for long; health adds the time and the event count."""
     for partition, seconds in (sample.no_progress_seconds or {}).items():
         if seconds < settings.no_progress_seconds_max or sample.log_id is None:
             continue

@@ -1,6 +1,6 @@
-"""Finds the system that `./run.sh` runs from this checkout, for commands in a shell that has no addresses.
+"""Finds the system that `./run.sh` runs from this checkout, for commands in a shell without addresses.
 
-`./run.sh` writes `running.json` into its folder; that it runs is told by its supervisor's process.
+`./run.sh` writes `running.json` into its folder. The system is running if its supervisor's process is.
 """
 
 import json
@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Final
 
 URLS: Final = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")
-SYSTEM_VARIABLE: Final = "SLUICE_SYSTEM"  # in the shell after `./run.sh env`: the folder of the system it told of
+SYSTEM_VARIABLE: Final = "SLUICE_SYSTEM"  # set in the shell after `./run.sh env`: the folder of the system
 _CHECKOUT: Final = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
 class RunningSystem:
-    """What a running system's folder says: its addresses and the settings that it was started with, as variables."""
+    """Content of a running system's folder: its addresses and its start settings, as variables."""
 
     home: Path
     variables: Mapping[str, str]
 
 
 def home_of(environ: Mapping[str, str]) -> Path:
-    """The folder of this checkout's system, or the one that SLUICE_HOME names."""
+    """The folder of this checkout's system, or the one named by SLUICE_HOME."""
     named = environ.get("SLUICE_HOME")
     return Path(named).expanduser().resolve() if named else _CHECKOUT / ".local" / "system"
 
 
 def supervisor_pid(home: Path) -> int | None:
-    """The process id of the supervisor that runs a system in this folder; None where none runs."""
+    """The process id of the supervisor of the system in this folder; None if none is running."""
     try:
         pid = int((home / "supervisor.pid").read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -40,7 +40,7 @@ def supervisor_pid(home: Path) -> int | None:
 
 
 def find(home: Path) -> RunningSystem | None:
-    """The system that runs in a folder; None where none does."""
+    """The system that runs in a folder; None if none does."""
     if supervisor_pid(home) is None:
         return None
     try:
@@ -51,10 +51,10 @@ def find(home: Path) -> RunningSystem | None:
 
 
 def with_running_system(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment, completed with the variables of the running system; unchanged where there is none to find.
+    """The environment with the variables of the running system added; unchanged if there is no such system.
 
-    Only where no server is named, or where the shell has the addresses of that very system: its other settings (a key
-    prefix, thresholds) are missing there.
+    Applies only if the environment names no server, or if it has the addresses of exactly that system: then the
+    system's other settings (a key prefix, thresholds) are missing there.
     """
     is_named = any(environ.get(name) for name in URLS)
     home = Path(environ[SYSTEM_VARIABLE]) if environ.get(SYSTEM_VARIABLE) else home_of(environ)
@@ -65,7 +65,7 @@ def with_running_system(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def nothing_to_ask(environ: Mapping[str, str]) -> str | None:
-    """Why no server can be asked, in one line; None where some are named or found."""
+    """The reason why there is no server to read, in one line; None if some are named or found."""
     if any(environ.get(name) for name in URLS) or find(home_of(environ)) is not None:
         return None
     return (

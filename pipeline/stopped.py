@@ -1,8 +1,8 @@
-"""A partition that stands still until a person decides: its hole in the log is skipped, or its batch is accepted.
+"""Handles a partition that is stopped until an operator decides: skip its hole in the log, or accept its batch.
 
-Both do what a drain does, and keep to the same rules: the partition's lock is held, the offset is moved by
-compare-and-swap in PostgreSQL, and the floor is raised before the commit. Where what is asked is not exactly what the
-log and PostgreSQL say, nothing is changed. Only where the log has lost its tail the floor comes down, after the commit.
+Both do the work of a drain under the same rules: they hold the partition's lock, move the offset by compare-and-swap in
+PostgreSQL, and raise the floor before the commit. If the request does not exactly match the log and PostgreSQL, they
+change nothing. Only if the log has lost its tail, the floor is lowered, after the commit.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from pipeline.ports.control import Floors
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity, PartitionPosition
 from pipeline.ports.sink import Sink, StoreResult
 
-_READ_SECONDS: Final = 1.0  # for which one read of the log waits
+_READ_SECONDS: Final = 1.0  # how long one read of the log waits
 
 
 class DoesNotFitError(PermanentError):
@@ -36,12 +36,12 @@ class StillDrainedError(RecoverableError):
 
 
 class _RehearsedError(Exception):
-    """A dry run is at its end: what was written is rolled back."""
+    """Ends a dry run: the writes are rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What it takes: the adapters of this process, which no other thread uses meanwhile."""
+    """The adapters of this process that the commands use; no other thread may use them at the same time."""
 
     log: EventLog
     sink: Sink
@@ -50,11 +50,11 @@ class Means:
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """The log goes on at `end`, where `first` is the next offset to store.
+    """The log continues at `end`; `first` is the next offset to store.
 
-    With `end` above `first` the offsets between them are lost. Below it the log has lost its tail, up to `first`: it is
-    stored, or was about to be. New records would be taken for stored ones, or none can be appended.
-    `is_refilled`: it has been appended to since, beyond `first`. What it holds below that is not what is stored.
+    If `end` is above `first`, the offsets between them are lost. If it is below, the log has lost its tail: the offsets
+    up to `first` are stored, or were about to be. New records would be mistaken for stored ones, or cannot be appended.
+    `is_refilled`: the log has been appended to since, beyond `first`. Its records below that are not the stored ones.
     """
 
     first: int
@@ -64,10 +64,10 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Poisoned:
-    """A batch for which a partition stopped: the records of a log from offset `first` up to `end`.
+    """A batch that stopped a partition: the records of a log from offset `first` up to `end`.
 
-    `expected` is the offset that was stored then; None: `first`. Between them the log declares a hole. `is_condemned`:
-    PostgreSQL does not refuse its records as data, storing them fails.
+    `expected` is the stored offset at that time; None: `first`. The log declares a hole between them. `is_condemned`:
+    PostgreSQL does not refuse the records as data; storing them fails.
     """
 
     log_id: str
@@ -79,24 +79,24 @@ class Poisoned:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a partition stands."""
+    """The stored and the log's position of a partition."""
 
-    stored: int | None  # the next offset to store; None: nothing was stored yet
+    stored: int | None  # the next offset to store; None: no record was stored yet
     log: PartitionPosition
     hole: Hole | None
-    next_record: bytes | None  # the first that the log has behind the hole
+    next_record: bytes | None  # the log's first record after the hole
 
 
 def look(means: Means, partition: int) -> Place:
-    """Where a partition stands now. Raises RecoverableError, DoesNotFitError where there is no such partition."""
+    """The current position of a partition. Raises RecoverableError; DoesNotFitError if there is no such partition."""
     return _look(means, _identity(means, partition), partition)
 
 
 def skip_gap(means: Means, partition: int, hole: Hole, *, dry_run: bool) -> int:
-    """Let storing go on behind a hole, and return the offset from which it does.
+    """Skip a hole, and return the offset at which storing continues.
 
-    Where the log lost its tail, any offset that it holds will do for `hole.end`: events may have come in since it was
-    put back, and lie below its end. Raises DoesNotFitError where the hole is another one, RecoverableError.
+    If the log lost its tail, `hole.end` may be any offset that the log holds: events may have arrived since then, and
+    are below its end. Raises DoesNotFitError if the hole is another one, RecoverableError.
     """
     identity = _identity(means, partition)
     with _held(means, identity, partition):
@@ -113,7 +113,8 @@ def skip_gap(means: Means, partition: int, hole: Hole, *, dry_run: bool) -> int:
             if stored is not None and stored != goes_on:
                 _store(means, identity, partition, stored, LogBatch(goes_on, []))
             if hole.end < hole.first:
-                # Not before the commit: until then more is stored. The same command again makes up for a failure here.
+                # Not before the commit, because until then more is stored. If this fails, running the command again
+                # repairs it.
                 means.floors.lower_floor(identity.log_id, partition, goes_on)
         return goes_on
 
@@ -121,10 +122,10 @@ def skip_gap(means: Means, partition: int, hole: Hole, *, dry_run: bool) -> int:
 def accept_poison(
     means: Means, partition: int, batch: Poisoned, *, rehearsed: Callable[[], None] | None
 ) -> StoreResult | None:
-    """Store a batch for which a partition stopped: what is refused becomes dead letters, however many they are.
+    """Store a batch that stopped a partition: all refused records become dead letters, without a limit on their number.
 
-    `means.sink` must have no limit for them. With `rehearsed` all is rolled back, once that was called. Raises
-    DoesNotFitError where its records are not the next to be stored, RecoverableError.
+    `means.sink` must have no limit for dead letters. With `rehearsed`, all is rolled back after that was called. Raises
+    DoesNotFitError if the records are not the next to be stored, RecoverableError.
     """
     identity, log_id, first = _identity(means, partition), batch.log_id, batch.first
     if identity.log_id != log_id:
@@ -170,7 +171,7 @@ def _held(means: Means, identity: LogIdentity, partition: int) -> Iterator[None]
 def _look(means: Means, identity: LogIdentity, partition: int) -> Place:
     stored = means.sink.stored_offsets(identity.log_id).get(partition)
     floor = max(stored or 0, means.floors.mirror(identity.log_id).floors.get(partition, 0))
-    place = _position(means.log, partition)  # asked last: a log that is well has come at least as far as its floor
+    place = _position(means.log, partition)  # read last: an intact log has reached at least its floor
     if place.next_offset is not None and place.next_offset < floor:
         return Place(stored, place, Hole(floor, place.next_offset), None)
     if stored is None:
@@ -179,7 +180,7 @@ def _look(means: Means, identity: LogIdentity, partition: int) -> Place:
         return Place(stored, place, Hole(stored, stored - 1, is_refilled=True), None)
     try:
         batch = means.log.read(partition, stored, records_max=1, wait_seconds=0.0)
-    except LogGapError:  # its end fell this very moment
+    except LogGapError:  # the log's end has just fallen
         return Place(stored, place, Hole(stored, place.end), None)
     if batch is None or not batch.values:
         hole = Hole(stored, place.begin) if place.begin > stored else None
@@ -196,7 +197,7 @@ def _position(log: EventLog, partition: int) -> PartitionPosition:
 
 
 def _records(log: EventLog, partition: int, expected: int, first: int, end: int) -> list[bytes]:
-    """The records from `first` up to `end`, with no hole but one that the log declares between `expected` and them."""
+    """The records from `first` up to `end`; the only allowed hole is one that the log declares before them."""
     values: list[bytes] = []
     while first + len(values) < end:
         position = first + len(values)
@@ -209,7 +210,7 @@ def _records(log: EventLog, partition: int, expected: int, first: int, end: int)
 
 
 def _follows(batch: LogBatch, offset: int) -> bool:
-    """Whether nothing but a hole that the log itself declares lies between `offset` and a batch that was read there."""
+    """Whether only a hole that the log itself declares lies between `offset` and a batch that was read there."""
     return batch.offset == offset or (batch.gap_from is not None and batch.gap_from <= offset)
 
 
@@ -223,7 +224,7 @@ def _accept(
     is_condemned: bool,
     before_floor: Callable[[], None] | None = None,
 ) -> StoreResult:
-    """Store a batch; where it is known that storing it fails, and it still does, keep it as dead letters."""
+    """Store a batch. If storing is known to fail and still fails, keep the records as dead letters."""
     try:
         return _store(means, identity, partition, expected, batch, before_floor=before_floor)
     except SinkUnavailableError as error:
@@ -249,7 +250,8 @@ def _store(
         try:
             floors.raise_floor(log_id, incarnation, partition, batch.next_offset)
         except FencedError:
-            # Perhaps nobody has fenced this log since the control store forgot: as a drain does, it is done here.
+            # Perhaps no process has fenced this log since the control store lost its data: fence it here, as a drain
+            # does.
             floors.fence(log_id, incarnation)
             if means.log.identity() != identity:
                 raise LogRestartedError from None

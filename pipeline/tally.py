@@ -1,4 +1,4 @@
-"""Counts what drains do, in memory, and adds it to the system's counters about once a second.
+"""Counts the work of drains in memory, and adds it to the system's counters about once a second.
 
 Names of counters: `rows`, `repeated`, `conflicting`, `dead_lettered`, `runs:<outcome>`, and for each histogram
 `<name>:<upper bound>` (a bucket's own count, not cumulative), `<name>:sum`.
@@ -23,7 +23,7 @@ BATCH_EVENTS: Final = (1.0, 10.0, 100.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0
 BATCH_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 INFINITY: Final = float("inf")
 
-_ADD_SECONDS: Final = 1.0  # between two additions to the counters: what a killed process has not told yet
+_ADD_SECONDS: Final = 1.0  # between two additions to the counters: a killed process loses at most this much
 
 
 def bound_name(name: str, bound: float) -> str:
@@ -32,14 +32,14 @@ def bound_name(name: str, bound: float) -> str:
 
 
 class DrainTally:
-    """One process' counts. Where the server is away they are kept for the next time."""
+    """One process' counts. If the server is unavailable, they are kept for the next time."""
 
     def __init__(self, tallies: Callable[[], Tallies], clock: Clock) -> None:
         self._tallies = tallies
         self._clock = clock
         self._counts: defaultdict[str, float] = defaultdict(float)
-        self._sent: dict[str, float] = {}  # an addition that was not confirmed: it is repeated as it was
-        self._number = 1  # of the next addition, or of the one that is repeated
+        self._sent: dict[str, float] = {}  # an addition that was not confirmed: it is repeated unchanged
+        self._number = 1  # of the next addition, or of the repeated one
         self._sender = uuid4().hex
         self._added_at = clock.monotonic()
 
@@ -58,12 +58,12 @@ class DrainTally:
             self.add()
 
     def on_run(self, outcome: str) -> None:
-        """Count a run that has ended, and add everything to the counters."""
+        """Count a run that has ended, and add all counts to the counters."""
         self._counts[f"runs:{outcome}"] += 1
         self.add()
 
     def add(self) -> None:
-        """Add to the system's counters what was counted since the last time."""
+        """Add the counts since the last time to the system's counters."""
         self._added_at = self._clock.monotonic()
         try:
             while self._sent or self._counts:
@@ -76,7 +76,7 @@ class DrainTally:
             _logger.debug("counts are kept for later: %s", error)
 
     def _observe(self, name: str, bounds: Sequence[float], value: float) -> None:
-        """Count a value into a histogram."""
+        """Count a value in a histogram."""
         index = bisect_left(bounds, value)
         self._counts[bound_name(name, bounds[index] if index < len(bounds) else INFINITY)] += 1
         self._counts[f"{name}:sum"] += value
@@ -84,15 +84,15 @@ class DrainTally:
     def _observe_ages(self, received_at_ms: Sequence[int], now_ms: int) -> None:
         """Count how long ago each event of a batch was received.
 
-        For every event that is stored, so there is no loop over them: the times are nearly in order, which makes the
-        sort a pass over them, and where a bucket begins among them is looked up.
+        It runs for every stored event, so it has no loop over them. The times are almost in order, so sorting needs
+        only one pass. The start of each bucket is found by binary search.
         """
         received = sorted(received_at_ms)
         if not received:
             return
-        if received[-1] > now_ms:  # another machine's clock
+        if received[-1] > now_ms:  # from another machine's clock
             received = [min(at, now_ms) for at in received]
-        older = len(received)  # those not counted yet are the first of this many
+        older = len(received)  # the first `older` entries are not counted yet
         for bound in STORED_SECONDS:
             index = bisect_left(received, now_ms - round(bound * 1000), 0, older)
             if index < older:
