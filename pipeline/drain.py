@@ -245,8 +245,8 @@ class _Run:
     def _current_log(self) -> LogIdentity:
         """The log's identity. If a floor was refused, first make this incarnation the current one.
 
-        An append does that too, but there may be none for a long time, and the control store may have lost the fence. The
-        log's identity is read once more afterwards: a late fence must not replace a newer one unnoticed.
+        An append does that too, but there may be none for a long time, and the control store may have lost the fence.
+        The log's identity is read once more afterwards: a late fence must not replace a newer one unnoticed.
         """
         log = self._means.log
         identity = log.identity()

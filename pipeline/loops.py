@@ -1,7 +1,7 @@
 """Loops of a process that must not end: an error in one turn is logged and counted, and the next turn follows.
 
-Health shows a problem if a loop's latest turn failed, or if the loop has begun no new turn for too long. A loop that has
-ended shows the same problem, because it begins no new turn.
+Health shows a problem if a loop's latest turn failed, or if the loop has begun no new turn for too long. A loop that
+has ended shows the same problem, because it begins no new turn.
 """
 
 import contextlib
