@@ -28,7 +28,7 @@ _EVENTS_SHOWN: Final = 8
 
 
 def exit_status(status: SystemStatus) -> int:
-    """0 healthy, 1 degraded, 2 critical, 3 where that can't be told."""
+    """0 healthy, 1 degraded, 2 critical, 3 if the state is unknown."""
     return _EXITS[status.verdict.status]
 
 
@@ -103,14 +103,14 @@ def _dead_letters(status: SystemStatus) -> str:
 
 
 def _bar(value: float | None, whole: float) -> str:
-    """How much of a whole, as a bar that reads without colour."""
+    """A part of a whole, as a bar that is readable without colour."""
     share = 0.0 if value is None or whole <= 0 else min(1.0, value / whole)
     filled = round(share * _BAR_COLUMNS)
     return f"[{'#' * filled}{'.' * (_BAR_COLUMNS - filled)}]"
 
 
 def _wrapped(head: str, words: str, width: int) -> list[str]:
-    """Words behind a head, on as many lines as they need."""
+    """Words after a head, on as many lines as they need."""
     return textwrap.wrap(
         head + words, max(width, 40), subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
     )
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
             clock.sleep(1.0)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read this has seen enough; Python would complain of it once more at its end
+    except BrokenPipeError:  # the reader has closed the pipe; otherwise Python reports it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     finally:

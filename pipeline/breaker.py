@@ -1,4 +1,4 @@
-"""The circuit breaker of one process around the sink, and its tie to the state that all processes share."""
+"""The circuit breaker of one process around the sink, and its link to the state that all processes share."""
 
 import logging
 import threading
@@ -18,18 +18,18 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
-# pybreaker half-opens on the first call after this time; here the prober alone decides, for all processes at once.
+# pybreaker half-opens on the first call after this time. Here only the prober does that, for all processes at once.
 _NEVER_SECONDS: Final = 10 * 365 * 86_400.0
 
 
 class SinkBreaker:
-    """Opens after `breaker_failures_max` consecutive SinkUnavailableErrors, and pauses consumption for everybody.
+    """Opens after `breaker_failures_max` consecutive SinkUnavailableErrors, and pauses consumption in the whole system.
 
-    Only a call that stores and returns proves that the sink stores: one that only looks something up (`stores=False`)
-    and any other error neither count nor reset the count. An open breaker stays open until the reason to pause of its
-    generation is lifted (see `pipeline.probe`), so it needs `reconcile`. pybreaker keeps state and count; results are
-    reported to it after the call, since it holds its lock throughout a call and takes every BaseException for a failure
-    or for a success.
+    Only a call that stores and returns proves that the sink stores. A call that only looks something up
+    (`stores=False`) and any other error neither count nor reset the count. An open breaker stays open until the reason
+    to pause of its generation is lifted (see `pipeline.probe`), so it needs `reconcile`. pybreaker keeps state and
+    count. Results are reported to it after the call, because it holds its lock throughout a call and counts every
+    BaseException as a failure or a success.
     """
 
     def __init__(self, settings: Settings, store: ControlStore, clock: Clock, name: str) -> None:
@@ -39,7 +39,7 @@ class SinkBreaker:
         self._failures_max = settings.breaker_failures_max
         self._breaker = pybreaker.CircuitBreaker(fail_max=settings.breaker_failures_max, reset_timeout=_NEVER_SECONDS)
         self._lock = threading.Lock()
-        self._epoch = 0  # grows with each opening, so that late results of the time before it are told apart
+        self._epoch = 0  # grows with each opening, so that late results from before it can be recognised
         self._generation: int | None = None  # of the reason that this opening has set; None until it is stored
         self._why = ""
 
@@ -64,22 +64,22 @@ class SinkBreaker:
         return result
 
     def reconcile(self, state: ControlState | None) -> None:
-        """Compare with the shared state, as read just now (None where it could not be read).
+        """Compare with the shared state that was just read (None if the read failed).
 
-        Publishes the opening until it is stored, also after a flush, and closes when its reason was lifted.
+        Publishes the opening until it is stored, also after a flush. Closes when the reason was lifted.
         """
         if state is None or not self.is_open:
             return
-        if self._generation is None or state.pauses is None:  # never stored, or flushed; pausing twice changes nothing
+        if self._generation is None or state.pauses is None:  # never stored, or flushed; a second pause changes nothing
             self._publish()
             return
         held = next((pause for pause in state.pauses if pause.reason is PauseReason.BREAKER), None)
         if held is not None and held.generation <= self._generation:
-            self._generation = held.generation  # lower: generations count anew after a flush, and somebody was faster
+            self._generation = held.generation  # lower: a flush restarts generations; another process was faster
         elif held is not None or state.generation >= self._generation:
             self._close()
         else:
-            self._publish()  # no change so far comes after ours: the store was flushed
+            self._publish()  # no recorded change is newer than ours: the store was flushed
 
     def _count_success(self, epoch: int) -> None:
         with self._lock:
@@ -87,7 +87,7 @@ class SinkBreaker:
                 self._breaker.call(lambda: None)
 
     def _count_failure(self, epoch: int, why: str) -> bool:
-        """Count a failure; True when it opened the breaker."""
+        """Count a failure; True if it opened the breaker."""
 
         def fail() -> NoReturn:
             raise SinkUnavailableError(why)
@@ -108,7 +108,7 @@ class SinkBreaker:
         return True
 
     def _publish(self) -> None:
-        """Set the reason to pause; `reconcile` tries again where that fails."""
+        """Set the reason to pause; if that fails, `reconcile` tries again."""
         try:
             self._generation = self._store.pause(PauseReason.BREAKER, by=self._name, why=self._why)
         except StoreUnavailableError as error:

@@ -1,8 +1,8 @@
-"""What processes write to standard error: lines for people, or one JSON object a line for machines.
+"""The log lines of all processes on standard error: text for people, or one JSON object a line for machines.
 
-Fields of a JSON line: `time` (UTC, RFC 3339), `level`, `logger`, `process` (which of ours), `pid`, `message`, `action`
-(what happened, from a closed set of words), what belongs to it (`request_id`, `partition`, `offset`, …), and `error`
-with the traceback where there is one.
+Fields of a JSON line: `time` (UTC, RFC 3339), `level`, `logger`, `process` (Sluice's name for it), `pid`, `message`,
+`action` (what happened, from a closed set of words), its details (`request_id`, `partition`, `offset`, …), and `error`
+with the traceback if there is one.
 """
 
 import logging
@@ -20,17 +20,17 @@ LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 _HUMAN: Final = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 _TIME: Final = "%Y-%m-%dT%H:%M:%S"
-# Libraries whose own account at DEBUG would be thousands of lines a second, none of them about an event.
+# At DEBUG these libraries would write thousands of lines a second, none of them about an event.
 _TALKATIVE: Final = ("asyncio", "kafka", "amqp", "kombu", "sanic.root")
 
 
 class _HumanLines(logging.Formatter):
-    """One line a record without passwords, whatever is in its message; a traceback below it is indented."""
+    """One line for each record, without passwords, whatever its message contains; a traceback below it is indented."""
 
     converter = staticmethod(time.gmtime)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line, in which whatever a client or a server has sent can't begin another."""
+        """The line. Text from a client or a server can't start another line in it."""
         return on_one_line(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
@@ -47,7 +47,7 @@ class _JsonLines(MsgspecFormatter):
         self._process = process
 
     def process_log_record(self, log_data: LogData) -> LogData:
-        """Put the fields that every line has in front, under their names."""
+        """Put the fields that every line has first, under their names."""
         rest = dict(log_data)
         fields: dict[str, Any] = {
             "time": rest.pop("time"),
@@ -63,16 +63,16 @@ class _JsonLines(MsgspecFormatter):
         )
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        """Take the record's fields, and its time as RFC 3339 has it."""
+        """Add the record's fields, and its time in RFC 3339 format."""
         super().add_fields(log_data, record, message_dict)
         log_data["time"] = f"{time.strftime(_TIME, time.gmtime(record.created))}.{int(record.msecs):03d}Z"
 
 
 def configure(*, level: str, form: str, process: str, stream: TextIO | None = None) -> logging.Handler:
-    """Send everything that is logged in this process to standard error (or `stream`); returns the one handler.
+    """Send all log records of this process to standard error (or `stream`); returns the only handler.
 
-    `level` is one of LEVELS, `form` one of FORMATS, `process` what this one is called in each JSON line. What an
-    earlier call has set is replaced.
+    `level` is one of LEVELS, `form` one of FORMATS, `process` the name of this process in each JSON line. Replaces the
+    configuration of an earlier call.
     """
     handler = logging.StreamHandler(stream)
     if form == "json":

@@ -1,8 +1,8 @@
-"""Every metric, declared once: its name, what it tells (the HELP of a scrape), its labels, and why one looks at it.
+"""Every metric, declared once: its name, its meaning (the HELP of a scrape), its labels, and why to look at it.
 
-Which process shows which is in docs/metrics.md, made from them all. What belongs to one process is a live object on
-a registry of that process' own, so that nothing is registered by an import and several applications can live in one
-process. What belongs to the whole system is made from the control store when it is asked for (`system_metrics`).
+docs/metrics.md lists which process shows which metric; it is generated from all of them. A metric of one process is a
+live object on that process' own registry. So an import registers nothing, and several applications can live in one
+process. A metric of the whole system is built from the control store at each scrape (`system_metrics`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ class Declared:
     labels: tuple[str, ...] = ()
 
     def gauge(self, value: float | None = None) -> GaugeMetricFamily:
-        """A gauge for one scrape: with its value, or for `add_metric` where it has labels."""
+        """A gauge for one scrape: with its value, or for `add_metric` if it has labels."""
         return GaugeMetricFamily(self.name, self.tells, value=value, labels=self.labels or None)
 
     def counter(self, value: float | None = None) -> CounterMetricFamily:
-        """A counter for one scrape, as `gauge`."""
+        """A counter for one scrape, like `gauge`."""
         return CounterMetricFamily(self.name, self.tells, value=value, labels=self.labels or None)
 
     def histogram(self, cumulative: Sequence[tuple[str, float]], total: float) -> HistogramMetricFamily:
@@ -37,7 +37,7 @@ class Declared:
         return HistogramMetricFamily(self.name, self.tells, buckets=cumulative, sum_value=total)
 
     def live_counter(self, registry: CollectorRegistry) -> Counter:
-        """A counter that this process counts up."""
+        """A counter that this process increments."""
         return Counter(self.name, self.tells, self.labels, registry=registry)
 
     def live_gauge(self, registry: CollectorRegistry) -> Gauge:
@@ -51,48 +51,49 @@ class Declared:
 
 # --- Of an ingest process -----------------------------------------------------------------------------------------
 
-# What clients experience, by the code of the error, or `accepted`.
+# The clients' view: responses by error code, or `accepted`.
 INGEST_ANSWERS: Final = Declared("sluice_ingest_answers", "Answers to POST /api/logs by error code", ("code",))
-# The same by what every HTTP tool knows.
+# The same by HTTP status, which every HTTP tool knows.
 HTTP_REQUESTS: Final = Declared("http_requests", "Answers to POST /api/logs by HTTP status", ("status",))
-# Its rate beside the admitted rate shows how much of that is used.
+# Compare its rate with the admitted rate: it shows how much of that is used.
 ACCEPTED_EVENTS: Final = Declared("sluice_ingest_accepted_events", "Events acknowledged: durable in the event log")
-# With those accepted: what is offered.
+# Add the accepted events: the sum is the offered load.
 REFUSED_EVENTS: Final = Declared(
     "sluice_ingest_refused_events", "Events refused with 429 or 503; a body that was refused unread counts as one"
 )
-# Many `empty` ones: demand is above the rate. Any `away`: the control server does not answer.
+# Many `empty`: demand is above the rate. Any `away`: the control server does not answer.
 LEASE_CALLS: Final = Declared(
     "sluice_ingest_lease_calls", "Calls to the global bucket: granted, empty or away", ("result",)
 )
-# What a 202 waits for: the log's own speed.
+# The main wait of a 202: the log's own speed.
 APPEND_SECONDS: Final = Declared("sluice_ingest_append_seconds", "Duration of one append to the event log")
-# Grows under load, since the previous append is the wait for the next group.
+# Grows under load, because requests are grouped while the previous append runs.
 APPEND_GROUP_EVENTS: Final = Declared("sluice_ingest_append_group_events", "Events of one append")
-# Near APPEND_BUFFER_EVENTS_MAX 503s begin.
+# Near APPEND_BUFFER_EVENTS_MAX, 503s begin.
 APPEND_WAITING_EVENTS: Final = Declared("sluice_ingest_append_waiting_events", "Events that wait for the event log")
-# Near APPEND_BUFFER_BYTES_MAX they begin too.
+# Near APPEND_BUFFER_BYTES_MAX, 503s begin too.
 APPEND_WAITING_BYTES: Final = Declared("sluice_ingest_append_waiting_bytes", "Bytes that wait for the event log")
 # Differs from rate_limiter_rate_limit only while this process can't reach the control server.
 INGEST_RATE: Final = Declared("sluice_ingest_rate", "Events a second, of all processes, as this process knows it")
-# What the next requests to this process take from, before it asks the global bucket again.
+# The tokens for the next requests to this process, before it calls the global bucket again.
 INGEST_TOKENS: Final = Declared(
     "sluice_ingest_available_tokens", "Events that this process would admit at once; NaN where that is not known"
 )
-# Stays 1: the control server is away, and the rate does not follow the lag.
+# Stays 1: the control server is unavailable, and the rate does not follow the lag.
 INGEST_IS_LOCAL: Final = Declared(
     "sluice_ingest_admission_local", "1 while this process goes by the last rate that it knew: the bucket is away"
 )
 # 0: every POST gets 503.
 INGEST_LOG_ANSWERS: Final = Declared("sluice_ingest_log_answers", "1 while the event log answers this process")
-# Near INGEST_CONNECTIONS_MAX new clients are turned away.
+# Near INGEST_CONNECTIONS_MAX, new clients are rejected.
 INGEST_CONNECTIONS: Final = Declared("sluice_ingest_connections", "Open connections of clients")
-# Near BODIES_BYTES_MAX clients with large bodies get 503: many of them stall, or the bound is too low.
+# Near BODIES_BYTES_MAX, clients with large bodies get 503: many of them stall, or the limit is too low.
 INGEST_HELD_BODIES: Final = Declared(
     "sluice_ingest_held_bodies_bytes", "Bytes of bodies that were received and are not yet appended"
 )
 
-# Grows: a defect, whose traceback is in the log of this process. The loop goes on. The queue consumer has none.
+# Grows: there is a defect; the log of this process has the traceback. The loop goes on. The queue consumer has no
+# traceback.
 LOOP_FAILURES: Final = Declared(
     "sluice_loop_failures",
     "Turns of a loop of this process (a thread, a timer) that ended with an error; of a worker's queue consumer, how "
@@ -102,106 +103,106 @@ LOOP_FAILURES: Final = Declared(
 
 # --- Of a worker --------------------------------------------------------------------------------------------------
 
-# 0 under load: the pool is not up.
+# 0 under load: the pool is not running.
 WORKER_CHILDREN: Final = Declared("sluice_worker_children", "Processes that run this worker's tasks")
 # Growth over hours is a leak; batches need tens of megabytes each.
 WORKER_CHILDREN_MEMORY: Final = Declared(
     "sluice_worker_children_resident_memory_bytes", "Memory of a worker's children; what they share is counted in each"
 )
-# A core each: storing is bound by the CPU, not by PostgreSQL.
+# One core each: the CPU limits storing, not PostgreSQL.
 WORKER_CHILDREN_CPU: Final = Declared("sluice_worker_children_cpu_seconds", "CPU time of the children that are alive")
 
 # --- Of the whole system: what the control loop decided ----------------------------------------------------------
 
-# What is in force; below the base rate somebody has set it, or the breaker is open.
+# The active rate. If it is below the base rate, an operator has set it, or the breaker is open.
 RATE_LIMIT: Final = Declared(
     "rate_limiter_rate_limit", "Events admitted a second, effective: override and breaker included"
 )
-# What the lag alone would give.
+# The rate by the lag alone.
 BASE_RATE_LIMIT: Final = Declared("rate_limiter_base_rate_limit", "Events a second that the rate policy decided on")
-# The least that is admitted.
+# The lowest rate that is admitted.
 FLOOR_RATE_LIMIT: Final = Declared(
     "rate_limiter_floor_rate_limit", "Events a second at high lag and while the breaker is open"
 )
 # 1: the rate does not follow the lag until the override ends.
 OVERRIDE_ACTIVE: Final = Declared("rate_limiter_override_active", "1 while a rate that somebody set by hand holds")
-# 0 while clients get 429: the rate is used up. Full while they do: look elsewhere.
+# 0 while clients get 429: the rate is used up. Full while they do: look for another cause.
 AVAILABLE_PERMISSIONS: Final = Declared(
     "rate_limiter_available_permissions", "Events that the bucket would admit at once"
 )
-# What the level above is a part of.
+# The maximum of the level above.
 CAPACITY_PERMISSIONS: Final = Declared(
     "rate_limiter_capacity_permissions", "Events that the full bucket admits at once"
 )
-# Above a few periods: Beat or the control worker does not run, and the rate stands still.
+# Above a few periods: Beat or the control worker does not run, and the rate does not change.
 CONTROLLER_AGE: Final = Declared("sluice_controller_age_seconds", "Seconds since the controller last published a rate")
-# What the age above is to be held against.
+# Compare the age above with it.
 CONTROLLER_PERIOD: Final = Declared(
     "sluice_controller_period_seconds", "Seconds between two ticks of the controller (REGULATE_SECONDS)"
 )
-# normal, degraded, critical; unknown: no rate was decided on yet, or the lag is not known.
+# normal, degraded, critical; unknown: no rate was decided yet, or the lag is unknown.
 MODE: Final = Declared("sluice_mode", "1 for what the lag means for the rate", ("mode",))
 # open: PostgreSQL failed, and consumption is paused.
 BREAKER_STATE: Final = Declared(
     "circuit_breaker_state", "1 for the state of the circuit breaker around PostgreSQL", ("state",)
 )
-# Why nothing is stored though workers run.
+# The reason why nothing is stored although workers run.
 CONSUMPTION_PAUSED: Final = Declared(
     "sluice_consumption_paused", "1 for each reason for which consumption is paused", ("reason",)
 )
-# The lower one of the thresholds beside the lag; they can be changed while the system runs.
+# The lower threshold for the lag; both thresholds can be changed while the system runs.
 LAG_DEGRADED: Final = Declared("sluice_lag_degraded_events", "Lag from which the rate falls")
-# The upper one of the two.
+# The upper threshold for the lag.
 LAG_CRITICAL: Final = Declared("sluice_lag_critical_events", "Lag above which the rate is at its floor")
 
 # --- Of the whole system: lag and draining -----------------------------------------------------------------------
 
-# One partition that grows alone: its drain is stuck, or its key is hot.
+# One partition grows alone: its drain is stuck, or its key is hot.
 KAFKA_LAG: Final = Declared(
     "kafka_consumer_lag", "Events in the log that are not stored yet, by partition", ("partition",)
 )
-# The same with the log on Redis Streams.
+# The same for the log on Redis Streams.
 REDIS_LAG: Final = Declared(
     "redis_stream_consumer_lag", "Events in the log that are not stored yet, by partition", ("partition",)
 )
-# What the rate follows.
+# The rate follows it.
 LAG: Final = Declared("sluice_lag_events", "Events in the log that are not stored yet, whichever log it is")
-# Beside accepted events a second: whether the lag grows.
+# Compare it with accepted events a second: it shows whether the lag grows.
 DRAIN_RATE: Final = Declared("sluice_drain_rate", "Events stored a second, between the controller's last two ticks")
-# Above the limit below: nothing is stored, whatever the lag's size. Partitions without lag, and paused ones, have none.
+# Above the limit below: nothing is stored, at any size of the lag. Partitions without lag, and paused ones, have none.
 NO_PROGRESS_SECONDS: Final = Declared(
     "sluice_no_progress_seconds",
     "Seconds since a partition that has events stored one; 0 for one that has none",
     ("partition",),
 )
-# What the seconds above are to be held against, by whoever alerts on them.
+# Alerts compare the seconds above with it.
 NO_PROGRESS_SECONDS_LIMIT: Final = Declared(
     "sluice_no_progress_limit_seconds",
     "Seconds without progress from which health is critical (NO_PROGRESS_SECONDS_MAX)",
 )
-# When it would be over, if nothing more came in.
+# The time until the lag is stored, if no more events arrive.
 LAG_SECONDS: Final = Declared("sluice_lag_seconds", "Seconds that storing the lag takes at the present pace")
-# `conflicting` is a client's mistake: one eventId for two events; the later one is a dead letter. `repeated` is a
-# client that sent again.
+# `conflicting` is a client's mistake: one eventId for two events; the later one becomes a dead letter. `repeated` is a
+# client that sent an event again.
 DRAINED_EVENTS: Final = Declared(
     "sluice_drained_events", "Events taken from the log, by what became of them", ("result",)
 )
 # `busy` and `paused` are harmless; `sink_away`, `log_away`, `store_away` name the server that failed.
 DRAIN_RUNS: Final = Declared("sluice_drain_runs", "Drain tasks that have ended, by how", ("outcome",))
-# Above 0: something else writes into the queues, or versions differ. Tasks are hints: none of them loses an event.
+# Above 0: another program writes into the queues, or versions differ. Tasks are hints: a drop loses no event.
 DROPPED_MESSAGES: Final = Declared(
     "sluice_dropped_messages", "Messages of Celery's queues that a worker threw away, by reason", ("reason",)
 )
-# What an event waits from end to end.
+# The end-to-end delay of an event.
 RECEIPT_TO_STORE: Final = Declared(
     "sluice_receipt_to_store_seconds",
     "From the receipt of an event by ingest until its batch was committed to PostgreSQL",
 )
-# Small ones under lag: something other than PostgreSQL holds drains up.
+# Small batches under lag: something other than PostgreSQL delays drains.
 BATCH_EVENTS: Final = Declared("sluice_batch_events", "Events of one batch")
-# Rising at the same batch size: PostgreSQL gets slower.
+# Rising at the same batch size: PostgreSQL becomes slower.
 BATCH_STORE_SECONDS: Final = Declared("sluice_batch_store_seconds", "From BEGIN to COMMIT of one batch")
-# Above 0: look at them, mend the cause, replay.
+# Above 0: look at them, fix the cause, replay.
 DEAD_LETTERS: Final = Declared("sluice_dead_letters_open", "Events that PostgreSQL refused and no replay has stored")
 # Part of the above. Growing: a client gives one eventId to two events, or changes an event before it sends it again.
 DEAD_LETTER_CONFLICTS: Final = Declared(
@@ -210,13 +211,13 @@ DEAD_LETTER_CONFLICTS: Final = Declared(
 
 # --- Of the whole system: processes, servers, disks --------------------------------------------------------------
 
-# More than were expected are restarts.
+# More starts than expected are restarts.
 PROCESS_STARTS: Final = Declared(
     "sluice_process_starts", "Starts of a program; more than one was expected are restarts", ("program",)
 )
-# The log's near its limit: 503 comes next. The control server's: Celery can't send tasks.
+# Near the limit on the log's server: 503s follow. On the control server: Celery can't send tasks.
 REDIS_MEMORY: Final = Declared("sluice_redis_memory_bytes", "Memory that a Redis server of the system uses", ("role",))
-# What the memory above is a part of.
+# The maximum of the memory above.
 REDIS_MEMORY_LIMIT: Final = Declared(
     "sluice_redis_memory_limit_bytes",
     "maxmemory of a Redis server; a log that reaches it refuses events. Absent where there is no limit",
@@ -226,17 +227,17 @@ REDIS_MEMORY_LIMIT: Final = Declared(
 DATABASE_BYTES: Final = Declared("sluice_database_bytes", "Size of the database")
 # Near the limit new workers can't connect.
 DATABASE_CONNECTIONS: Final = Declared("sluice_database_connections", "Connections to PostgreSQL that Sluice has open")
-# What the connections above are a part of.
+# The maximum of the connections above.
 DATABASE_CONNECTIONS_LIMIT: Final = Declared(
     "sluice_database_connections_limit", "Connections that PostgreSQL allows, to everybody"
 )
-# Full: PostgreSQL or the log stops.
+# No space left: PostgreSQL or the log stops.
 DISK_FREE: Final = Declared(
     "sluice_disk_free_bytes", "Space left on the disk of a watched path (WATCHED_PATHS)", ("path",)
 )
-# What the space above is a part of.
+# The total of the space above.
 DISK_SIZE: Final = Declared("sluice_disk_size_bytes", "Size of the disk of a watched path", ("path",))
-# Which version and which log run: the label by which others are told apart while one is replaced.
+# The running version and log: the label distinguishes versions during an update.
 BUILD_INFO: Final = Declared("sluice_build_info", "1, with what runs", ("version", "event_log"))
 
 # --- Live objects of an ingest process ---------------------------------------------------------------------------
@@ -248,11 +249,11 @@ _REFUSALS: Final = (429, 503)
 
 
 class IngestMetrics:
-    """What one ingest process tells of itself. Gauges of the whole system are not here: every process would add one."""
+    """The metrics of one ingest process. It has no gauges of the whole system: every process would add one."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.answers = INGEST_ANSWERS.live_counter(registry)
-        self.accepted_answers = self.answers.labels("accepted")  # the one of every good request, looked up once
+        self.accepted_answers = self.answers.labels("accepted")  # that of every accepted request, looked up once
         self.accepted_events = ACCEPTED_EVENTS.live_counter(registry)
         self.lease_calls = LEASE_CALLS.live_counter(registry)
         self.append_seconds = APPEND_SECONDS.live_histogram(registry, _APPEND_BOUNDS)
@@ -274,7 +275,7 @@ class LoopsCollector(Collector):
         self._failures = failures
 
     def describe(self) -> Iterable[Metric]:
-        """What `collect` gives."""
+        """The metrics that `collect` returns."""
         return [LOOP_FAILURES.counter()]
 
     def collect(self) -> Iterator[Metric]:
@@ -286,9 +287,9 @@ class LoopsCollector(Collector):
 
 
 class RequestsByStatus(Collector):
-    """Answers to POST /api/logs by HTTP status, made from those by code: counted once, shown twice.
+    """Responses to POST /api/logs by HTTP status, calculated from those by code: counted once, shown twice.
 
-    `beyond_first` gives how many events of refused bodies were read, but for the first of each.
+    `beyond_first` returns how many events of refused bodies were read, without the first event of each body.
     """
 
     def __init__(
@@ -299,11 +300,11 @@ class RequestsByStatus(Collector):
         self._beyond_first = beyond_first
 
     def describe(self) -> Iterable[Metric]:
-        """What `collect` gives."""
+        """The metrics that `collect` returns."""
         return [HTTP_REQUESTS.counter(), REFUSED_EVENTS.counter(0)]
 
     def collect(self) -> Iterator[Metric]:
-        """A series for each status that was answered, and the events that were refused."""
+        """A series for each response status, and the number of refused events."""
         by_status: dict[int, float] = {}
         for family in self._answers.collect():
             for sample in family.samples:

@@ -16,32 +16,33 @@ _DOUBLINGS_MAX: Final = 16
 
 
 class ProbeOutcome(StrEnum):
-    """What became of one tick of the prober."""
+    """The result of one tick of the prober."""
 
-    NOT_OPEN = "not_open"  # the breaker's reason does not hold, or it is unknown whether it does
-    BUSY = "busy"  # another prober is asking
-    WAITING = "waiting"  # it opened again and again: PostgreSQL is left alone for some time
-    FAILED = "failed"  # PostgreSQL did not take the write
-    LIFTED = "lifted"  # it did, and consumption resumes
-    SUPERSEDED = "superseded"  # it did, but that occurrence of the reason had ended meanwhile
+    NOT_OPEN = "not_open"  # the breaker's reason is not active, or its state is unknown
+    BUSY = "busy"  # another prober is probing
+    WAITING = "waiting"  # the breaker opened repeatedly: PostgreSQL is not probed for some time
+    FAILED = "failed"  # PostgreSQL did not accept the write
+    LIFTED = "lifted"  # PostgreSQL accepted the write, and consumption resumes
+    SUPERSEDED = "superseded"  # PostgreSQL accepted the write, but that occurrence of the reason had already ended
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeReport:
-    """Outcome of one tick, and in words why PostgreSQL is not back."""
+    """The outcome of one tick, and in words why PostgreSQL is not available."""
 
     outcome: ProbeOutcome
     why: str = ""
 
 
 class Backoff:
-    """For how long an open breaker is left open before PostgreSQL is asked.
+    """How long an open breaker stays open before PostgreSQL is probed.
 
         wait = 0 for the first opening, then probe_seconds * 2^(n - 2) for the n-th, at most probe_wait_seconds_max
 
-    n counts the openings since something was stored. A small write may pass where a batch fails (a disk that is nearly
-    full): the breaker would close and open every few seconds for ever. Each prober counts by what all of them read: the
-    generation of the reasons, which an opening and a closing raise by one each, and the stored offsets.
+    n counts the openings since something was stored. A small write may succeed while a batch fails (a disk that is
+    nearly full): without the wait, the breaker would close and open every few seconds for ever. Each prober counts by
+    two values that all of them read: the generation of the reasons, which grows by one with each opening and each
+    closing, and the stored offsets.
     """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -50,10 +51,10 @@ class Backoff:
         self._clock = clock
         self._age = Age()
         self._consumed: int | None = None
-        self._generation: int | None = None  # of the reasons when something was stored last
+        self._generation: int | None = None  # of the reasons when an event was last stored
 
     def look(self, state: ControlState) -> float:
-        """Note what holds now, open or not; the seconds still to wait."""
+        """Record the current state, open or not; returns the seconds still to wait."""
         held = _breaker_pause(state)
         consumption = None if state.rate is None else state.rate.consumption
         if consumption is not None:
@@ -82,10 +83,10 @@ def probe(
     settings: Settings,
     by: str,
 ) -> ProbeReport:
-    """Ask PostgreSQL once, if the breaker is open and nobody else is asking.
+    """Probe PostgreSQL once, if the breaker is open and no other prober is probing.
 
-    `sink_probe` does a small real write and raises SinkUnavailableError. The lease is what makes the breaker read
-    half-open meanwhile; it expires if this process dies. Raises StoreUnavailableError.
+    `sink_probe` does a small real write and raises SinkUnavailableError. While the lease is held, the breaker is
+    half-open; the lease expires if this process dies. Raises StoreUnavailableError.
     """
     state = store.state()
     wait_seconds = backoff.look(state)
@@ -93,7 +94,7 @@ def probe(
         return ProbeReport(ProbeOutcome.NOT_OPEN)
     if wait_seconds > 0:
         return ProbeReport(ProbeOutcome.WAITING, f"{wait_seconds:.0f} s more: the last batches failed again and again")
-    # Connecting, one call, and as much again for whatever else a write may wait for.
+    # Connecting, one call, and the same again for other waits of a write.
     lease_seconds = 2 * (settings.sink_connect_seconds_max + settings.sink_call_seconds_max)
     token = leases.take(LEASE_PROBE, seconds=lease_seconds)
     if token is None:
@@ -114,12 +115,12 @@ def probe(
 
 
 def _breaker_pause(state: ControlState) -> Pause | None:
-    """The breaker's reason to pause, where it is known to hold."""
+    """The breaker's reason to pause, if it is known to be active."""
     return next((pause for pause in state.pauses or () if pause.reason is PauseReason.BREAKER), None)
 
 
 def _give_back(leases: Leases, token: str) -> None:
-    """End the lease; where that fails it expires."""
+    """End the lease; if that fails, it expires."""
     try:
         leases.give_back(LEASE_PROBE, token)
     except StoreUnavailableError:

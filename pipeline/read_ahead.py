@@ -1,4 +1,4 @@
-"""Batches in hand: reads the next one while the last is being stored, checks for holes, bounds the memory."""
+"""The batches in memory: reads the next one while the last is stored, checks for holes, bounds the memory."""
 
 import logging
 from collections import deque
@@ -14,25 +14,25 @@ from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
-# The read that overlaps with a store waits so long for company: a store takes about as long.
+# The read that overlaps with a store waits this long for more records: a store takes about as long.
 _AHEAD_SECONDS: Final = 0.005
-# While there is a backlog the log is told of what is stored no more often than this: each time costs it a trim and a
-# write to disk. Where there is none it is told before every wait, so that its lag is right.
+# While there is a backlog, the offset is committed to the log at most this often: each commit costs the log a trim and
+# a write to disk. Without a backlog it is committed before every wait, so that the log's lag is right.
 _TELL_SECONDS: Final = 0.1
-# Records asked for before their size is known are taken to be of this size: the largest message.
+# Assumed size of records before their size is known: that of the largest message.
 _RECORD_BYTES_FIRST: Final = 64 * 1024
 
 
 class ReadAhead:
-    """A partition's pieces in hand, oldest first, each with the offset that must be stored before it.
+    """A partition's pieces in memory, oldest first, each with the offset that must be stored before it.
 
-    Bounded: one read's worth, and one more that is read ahead by a helper thread once the last piece is being
-    stored. The number of records asked for follows the size of the last ones, and a batch with more bytes than a
-    transaction may have is cut into pieces. Weakness: a read of `drain_batch_records_max` records that are suddenly
-    much larger than those before is held in memory as a whole.
+    Bounded: the records of one read, plus one more read by a helper thread while the last piece is being stored. The
+    number of requested records follows the size of the last ones. A batch with more bytes than a transaction may have
+    is cut into pieces. Weakness: a read of `drain_batch_records_max` records that are suddenly much larger than those
+    before is held in memory as a whole.
 
-    The log is never asked by two threads at once: every method that asks it has waited for the helper before, and
-    so must whoever else asks it (`settle`).
+    Two threads never call the log at once: every method that calls it first waits for the helper thread. Other callers
+    of the log must do the same (`settle`).
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ReadAhead:
         self._prepare = prepare
         self._pieces: deque[tuple[int, LogBatch]] = deque()
         self._ahead: tuple[int, Future[tuple[LogBatch | None, list[LogBatch]]]] | None = None
-        self._commit_due: tuple[str, int] | None = None  # which log has not been told of which offset yet
+        self._commit_due: tuple[str, int] | None = None  # the log, and the offset that is not committed to it yet
         self._telling: Future[None] | None = None
         self._told_at = clock.monotonic()
         self._records_next = max(
@@ -68,11 +68,11 @@ class ReadAhead:
 
     @property
     def more(self) -> bool:
-        """Whether there is probably more to read."""
+        """Whether there are probably more records to read."""
         return bool(self._pieces) or self._read_was_full
 
     def limit(self, records_max: int) -> None:
-        """Cut the oldest piece in two where it has more than `records_max` records."""
+        """Cut the oldest piece in two if it has more than `records_max` records."""
         expected_offset, batch = self._pieces[0]
         if len(batch.values) <= records_max:
             return
@@ -81,18 +81,18 @@ class ReadAhead:
         self._pieces.appendleft((expected_offset, replace(batch, values=batch.values[:records_max], made=None)))
 
     def pop(self, log_id: str) -> int:
-        """The oldest piece, of the log `log_id`, is stored: let go of it and return the offset after it."""
+        """Remove the oldest piece, of the log `log_id`, because it is stored; return the offset after it."""
         _, batch = self._pieces.popleft()
         self._commit_due = log_id, batch.next_offset
         return batch.next_offset
 
     def drop(self) -> None:
-        """Let go of everything in hand. What is stored stays due to be told: to the log that it was read from."""
+        """Drop all pieces in memory. A due commit stays due: for the log that the records were read from."""
         self.settle()
         self._pieces.clear()
 
     def stored_up_to(self, log_id: str, offset: int) -> None:
-        """Remember what the log `log_id` is to be told, with one of the next reads."""
+        """Remember an offset of the log `log_id`, to commit it with one of the next reads."""
         self._commit_due = log_id, offset
 
     def tell_log(self) -> None:
@@ -110,24 +110,24 @@ class ReadAhead:
         self._take(offset, batch, self._cut(batch))
 
     def begin(self) -> None:
-        """Begin to read what follows the last piece in hand, if that is the next to be stored."""
+        """Start to read the records after the last piece in memory, if that piece is the next to be stored."""
         if self._ahead is None and len(self._pieces) == 1:
             offset = self._pieces[0][1].next_offset
             self._ahead = offset, self._executor.submit(self._read_and_prepare, offset)
             if self._clock.monotonic() - self._told_at >= _TELL_SECONDS:
                 due = self._take_due()
-                if due is not None:  # behind the read, so that storing never waits for it
+                if due is not None:  # after the read, so that storing never waits for it
                     log_id, stored = due
                     self._telling = self._executor.submit(self._log.commit, log_id, self._partition, stored)
 
     def collect(self) -> None:
-        """Wait for the read that was begun, and put its records behind those in hand. Raises as `read` does."""
+        """Wait for the read that was started, and append its records to those in memory. Raises as `read` does."""
         if self._ahead is not None:
             (offset, future), self._ahead = self._ahead, None
             self._take(offset, *future.result())
 
     def settle(self) -> None:
-        """The same after a failure, where a failed read matters no more: it will be tried again."""
+        """The same after a failure. A failed read does not matter here, because it will be retried."""
         try:
             self.collect()
         except (RecoverableError, LogGapError) as error:
@@ -148,12 +148,12 @@ class ReadAhead:
         return self._log.read(self._partition, offset, records_max=self._records_next, wait_seconds=wait_seconds)
 
     def _read_and_prepare(self, offset: int) -> tuple[LogBatch | None, list[LogBatch]]:
-        """Read ahead, and have the pieces made ready for the sink; on the helper thread."""
+        """Read ahead, and prepare the pieces for the sink; on the helper thread."""
         batch = self._log_read(offset, _AHEAD_SECONDS)
         return batch, [self._prepare(piece) for piece in self._cut(batch)]
 
     def _cut(self, batch: LogBatch | None) -> list[LogBatch]:
-        """A batch in pieces that a transaction may have."""
+        """A batch, cut into pieces that fit a transaction."""
         if batch is None or not batch.values:
             return []
         ends = cuts([len(value) for value in batch.values], self._settings.drain_batch_bytes_max)
@@ -162,7 +162,7 @@ class ReadAhead:
         return [LogBatch(batch.offset + first, batch.values[first:end]) for first, end in ends]
 
     def _take(self, offset: int, batch: LogBatch | None, pieces: list[LogBatch]) -> None:
-        """Put a batch that was read at `offset` into hand, in pieces. Raises LogGapError where records are missing."""
+        """Add a batch that was read at `offset`, in pieces. Raises LogGapError if records are missing."""
         if batch is None or not batch.values:
             self._read_was_full = False
             return
@@ -177,7 +177,7 @@ class ReadAhead:
 
 
 def _check_hole(partition: int, offset: int, batch: LogBatch) -> None:
-    """Raise LogGapError where `batch` does not follow `offset`, unless the log itself declares the hole."""
+    """Raise LogGapError if `batch` does not follow `offset`, unless the log itself declares the hole."""
     if batch.offset == offset:
         return
     if batch.gap_from is None or not batch.gap_from <= offset <= batch.offset:
@@ -195,7 +195,7 @@ def _check_hole(partition: int, offset: int, batch: LogBatch) -> None:
 
 
 def cuts(sizes: list[int], bytes_max: int) -> list[tuple[int, int]]:
-    """Consecutive [first, end) of at most `bytes_max` together; a single larger record stands alone."""
+    """Consecutive ranges [first, end) of at most `bytes_max` each; a single larger record gets its own range."""
     if sum(sizes) <= bytes_max:
         return [(0, len(sizes))]
     cuts: list[tuple[int, int]] = []

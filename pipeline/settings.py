@@ -1,4 +1,4 @@
-"""Every setting: name, default, unit, limits and why. The only place that reads the environment.
+"""Every setting: name, default, unit, limits and reason. The only module that reads the environment.
 
 The object is frozen and passed in; see `Settings.from_environ`. A setting's name in the environment is its field's
 name in capitals.
@@ -31,7 +31,7 @@ def _setting(
     choices: tuple[str, ...] | None = None,
     when: str = "",
 ) -> Any:
-    """A field with its explanation, inclusive limits or possible words, and when one would change it."""
+    """A field with its explanation, inclusive limits or allowed words, and when to change it."""
     return dataclasses.field(
         default=default, metadata={"why": why, "low": low, "high": high, "choices": choices, "when": when}
     )
@@ -39,7 +39,7 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All settings of all processes. Units are last in a name."""
+    """All settings of all processes. The unit is the last part of a name."""
 
     # --- Where the servers are -----------------------------------------------------------------
     database_url: str = _setting(
@@ -63,7 +63,7 @@ class Settings:
         when="two systems on one Redis server",
     )
 
-    # --- What processes say ----------------------------------------------------------------------
+    # --- Log lines -------------------------------------------------------------------------------
     log_level: str = _setting(
         "INFO",
         "The least that is logged; DEBUG names each request and batch",
@@ -523,7 +523,7 @@ class Settings:
 
     @classmethod
     def for_commands(cls) -> "Settings":
-        """The settings for a command in somebody's shell: without addresses, those of the system that runs here.
+        """The settings for a command in a shell: if the shell has no addresses, those of the system that runs here.
 
         Raises SettingsError, as `from_environ` does.
         """
@@ -533,7 +533,7 @@ class Settings:
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> "Settings":
         """Read the settings; a variable that is unset or empty takes its default.
 
-        Raises SettingsError, which names every variable that is wrong, its value and what it takes.
+        Raises SettingsError, which names every wrong variable, its value and the allowed values.
         """
         source = os.environ if environ is None else environ
         values: dict[str, Any] = {}
@@ -556,7 +556,7 @@ class Settings:
         return urlsplit(self.event_log_url).scheme
 
 
-# With how each server's URL begins. REDIS_URL is Celery's broker too.
+# The allowed schemes of each server's URL. REDIS_URL is Celery's broker too.
 _SCHEMES: Final = {
     "database_url": ("postgresql", "postgres"),
     "redis_url": ("redis", "rediss"),
@@ -571,20 +571,20 @@ _KIND_WORDS: Final[dict[type, str]] = {
 
 
 def no_system_to_ask() -> str | None:
-    """Why a command in this shell can ask no system, in one line; None where it can."""
+    """The reason why a command in this shell has no system to read, in one line; None if it has one."""
     return nothing_to_ask(os.environ)
 
 
-# What libpq may take from the environment all the same: a password that should stand in no URL.
+# What libpq may still take from the environment: a password that should not be part of a URL.
 _LIBPQ_KEPT: Final = frozenset({"PGPASSWORD", "PGPASSFILE"})
 
 
 def ignore_variables_of_others() -> str | None:
-    """Remove what Celery and libpq would read from the environment over our settings; a line that names what was there.
+    """Remove variables with which Celery and libpq would override our settings; returns a line that names them.
 
     Another application's CELERY_BROKER_URL in the shell would send our tasks to its broker, and the prefix CELERY_ sets
-    each option of the command line. PGSERVICE, PGHOSTADDR or PGOPTIONS would lead to another database than DATABASE_URL
-    says, or to one that behaves in another way. All that Sluice needs is in its settings or on the command line.
+    each option of the command line. PGSERVICE, PGHOSTADDR or PGOPTIONS would select another database than DATABASE_URL,
+    or change how it behaves. Sluice takes all that it needs from its settings or the command line.
     """
     found = sorted(
         name
@@ -602,7 +602,7 @@ def ignore_variables_of_others() -> str | None:
 
 
 def _parse(text: str, kind: type) -> Any:
-    """A setting's value from its text; ValueError where it is none."""
+    """A setting's value from its text; raises ValueError if the text is no such value."""
     if kind is bool:
         lowered = text.lower()
         if lowered not in _TRUE | _FALSE:
@@ -616,7 +616,7 @@ def _parse(text: str, kind: type) -> Any:
 
 
 def _limit_problems(settings: Settings) -> list[str]:
-    """Values outside their own limits; NaN is outside any."""
+    """Values outside their own limits; NaN is outside any limits."""
     problems = []
     for field in dataclasses.fields(settings):
         low, high, choices = field.metadata["low"], field.metadata["high"], field.metadata["choices"]

@@ -1,6 +1,6 @@
 """The state of the whole system for a terminal or a program: read once, judged, and formatted as JSON.
 
-`read_status` asks, `status_document` is pure. What is wrong is decided by `pipeline.health.judge` alone.
+`read_status` queries the servers, `status_document` is pure. Only `pipeline.health.judge` decides what is a problem.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ from pipeline.ports.sink import DeadLetterCounts
 from pipeline.settings import Settings
 
 EVENTS_SHOWN: Final = 50
-_UNSEEN_SECONDS: Final = 1.0  # for which an ingest process may not have seen a publication
+_UNSEEN_SECONDS: Final = 1.0  # how long an ingest process may not have seen a publication
 
 
 @dataclass(frozen=True, slots=True)
 class SystemStatus:
-    """What was read of the system at one moment."""
+    """The state of the system, read at one moment."""
 
     inputs: HealthInputs
     dead_letters: int | None = None  # None: unknown
@@ -36,13 +36,13 @@ class SystemStatus:
 
     @property
     def verdict(self) -> Verdict:
-        """How the system is, and why."""
+        """The health status, and the reasons for it."""
         return judge(self.inputs)
 
 
 @dataclass(frozen=True, slots=True)
 class StatusParts:
-    """What `read_status` asks. The optional ones are not asked where they are None."""
+    """The sources that `read_status` reads. Optional ones that are None are not read."""
 
     settings: Settings
     clock: Clock
@@ -50,12 +50,12 @@ class StatusParts:
     events: ControlEvents
     log: EventLog
     history: History | None = None
-    # Asks PostgreSQL; not called while the breaker is not closed.
+    # Queries PostgreSQL; not called unless the breaker is closed.
     count_dead_letters: Callable[[], DeadLetterCounts] | None = None
 
 
 def read_status(parts: StatusParts) -> SystemStatus:
-    """Ask every part once. Blocks; never raises for one that does not answer: that is in the verdict."""
+    """Read every source once. Blocks. Does not raise for a source that does not answer: that is in the verdict."""
     state, events, entries, store_problem = _ask_store(parts)
     lags, log_problem = _ask_log(parts.log)
     letters, database_problem = _ask_database(parts, BreakerState.UNKNOWN if state is None else state.breaker)
@@ -79,11 +79,11 @@ def read_status(parts: StatusParts) -> SystemStatus:
 
 
 def _controller_age(state: ControlState, entries: Sequence[HistoryEntry]) -> float | None:
-    """Seconds since the controller published; None where nobody knows.
+    """Seconds since the controller published; None if unknown.
 
-    Whoever looks once can't count by a clock of its own, and the store's may have been stepped since. An ingest process
-    counts: it writes what it sees into the history, once a second. Where none did, the store's clock counts, unless the
-    publication lies in its future.
+    A reader that looks once can't measure this by its own clock, and the store's clock may have been stepped since. An
+    ingest process measures it, and writes it into the history once a second. If none did, the store's clock counts,
+    unless the publication is in that clock's future.
     """
     if state.rate is None:
         return None
@@ -113,9 +113,9 @@ def _ask_store(parts: StatusParts) -> _Asked:
 
 
 def _ask_log(log: EventLog) -> tuple[dict[int, int] | None, str | None]:
-    """Lag by what the log itself was told; None where it was told nothing, and PostgreSQL would have to be asked.
+    """The lag by the log's own commits; None if there are none, because then PostgreSQL would have to be queried.
 
-    None too where some partition can't be asked: the lag of the others is not that of the log.
+    Also None if some partition does not answer: the lag of the others is not that of the whole log.
     """
     try:
         partitions, positions = log.identity().partitions, log.positions()
@@ -139,7 +139,7 @@ def problem_documents(problems: Sequence[Problem]) -> list[dict[str, str]]:
 
 
 def status_document(status: SystemStatus) -> dict[str, Any]:
-    """All of it for JSON."""
+    """The complete status for JSON."""
     events = [event_document(event) for event in status.events]
     return inputs_document(status.inputs, status.verdict) | {
         "deadLetters": status.dead_letters,
@@ -149,7 +149,7 @@ def status_document(status: SystemStatus) -> dict[str, Any]:
 
 
 def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
-    """A snapshot and the verdict on it for JSON, named as in the health answer; null is unknown."""
+    """A snapshot and its verdict for JSON, with the names of the health response; null is unknown."""
     override, bands, traffic = inputs.override, inputs.bands, inputs.traffic
     return {
         "at": round(inputs.at, 3),
@@ -197,7 +197,7 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
 
 
 def event_document(event: ControlEvent) -> dict[str, Any]:
-    """One control event for JSON; `what` is it in words."""
+    """One control event for JSON; `what` describes it in words."""
     return {
         "id": event.id,
         "at": event.at,

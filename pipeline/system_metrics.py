@@ -1,7 +1,7 @@
-"""The metrics of the whole system, made when they are asked for: on the control worker alone, or they would add up.
+"""The metrics of the whole system, built at each scrape: only on the control worker, otherwise they would add up.
 
-What is not known is left out rather than shown as it was: a gauge that stands still looks like a healthy one. Their
-names and what they tell are in `metrics`.
+An unknown value is left out instead of its last value: a gauge that does not change looks healthy. The names and help
+texts are in `metrics`.
 """
 
 import logging
@@ -27,8 +27,8 @@ from pipeline.settings import Settings
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-FACTS_SECONDS: Final = 60.0  # after which what was asked of PostgreSQL is too old to be shown
-STALE_PERIODS: Final = 3  # of the control loop without news, after which its lag is not shown any more
+FACTS_SECONDS: Final = 60.0  # results of PostgreSQL queries older than this are not shown
+STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which its lag is not shown
 _OUTCOMES: Final = (
     "finished", "busy", "paused", "breaker_open", "sink_away", "log_away", "store_away", "unsettled", "log_gap",
     "poisoned",
@@ -38,7 +38,7 @@ PROGRAMS: Final = ("ingest", "batches", "control", "beat")
 
 @dataclass(frozen=True, slots=True)
 class SystemParts:
-    """What the metrics are made from. `log_memory` asks the event log's Redis; None on Kafka."""
+    """The sources of the metrics. `log_memory` queries the event log's Redis; None on Kafka."""
 
     settings: Settings
     clock: Clock
@@ -48,10 +48,10 @@ class SystemParts:
 
 
 class SystemCollector(Collector):
-    """Asks the control store, and the log's server for its memory, once a scrape.
+    """Queries the control store, and the log's server for its memory, at each scrape.
 
-    Each question ends within its time-out, and a server that left one unanswered is not asked another: a scrape takes
-    two time-outs at most.
+    Each query ends within its time-out. After a query without a response the server is not queried again: a scrape
+    takes at most two time-outs.
     """
 
     def __init__(self, parts: SystemParts) -> None:
@@ -59,11 +59,11 @@ class SystemCollector(Collector):
         self._publication_age = Age()
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: names are not known to clash, and asking the servers at registration would be worse."""
+        """Empty: the names are not known to clash, and querying the servers at registration would be worse."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All that is known now."""
+        """All values that are known now."""
         parts, control, log = self._parts, _Asking(), _Asking()
         state = control.ask(parts.store.state)
         if state is not None:
@@ -88,7 +88,7 @@ class SystemCollector(Collector):
         yield build
 
     def _controller_age(self, state: ControlState) -> float:
-        """Seconds since the controller published, whatever the server's wall clock did meanwhile."""
+        """Seconds since the controller published, independent of steps of the server's wall clock."""
         if state.rate is None:
             return 0.0
         published_at = state.rate.published_at
@@ -105,7 +105,7 @@ class SystemCollector(Collector):
 
 
 class _Asking:
-    """Questions of one scrape to one server: after one without an answer no other is asked."""
+    """The queries of one scrape to one server: after one without a response there are no more."""
 
     def __init__(self) -> None:
         self._is_away = False
@@ -119,13 +119,13 @@ class _Asking:
             self._is_away = True
             _logger.debug("left out of the metrics: %s", error)
             return None
-        except Exception:  # a scrape without these figures is better than none
+        except Exception:  # a scrape without these values is better than none
             _logger.exception("left out of the metrics by a defect", extra={"action": "metrics_failed"})
             return None
 
 
 def _memory_gauges(found: Mapping[str, tuple[int, int] | None]) -> Iterator[Metric]:
-    """(used, limit) of each Redis server by its role; None where it is not known."""
+    """(used, limit) of each Redis server by its role; None if unknown."""
     used = metrics.REDIS_MEMORY.gauge()
     limit = metrics.REDIS_MEMORY_LIMIT.gauge()
     for role, memory in found.items():
@@ -137,7 +137,7 @@ def _memory_gauges(found: Mapping[str, tuple[int, int] | None]) -> Iterator[Metr
 
 
 def _one_of(declared: Declared, words: Iterable[str], held: Iterable[str]) -> Metric:
-    """A series for each word, 1 where it holds."""
+    """A series for each word; 1 for the active ones."""
     family = declared.gauge()
     holding = set(held)
     for word in words:
@@ -146,7 +146,7 @@ def _one_of(declared: Declared, words: Iterable[str], held: Iterable[str]) -> Me
 
 
 def _control_gauges(state: ControlState, settings: Settings, controller_age: float) -> Iterator[Metric]:
-    """What the control loop has decided, and what holds."""
+    """The decisions of the control loop, and its active state."""
     rate = state.rate
     if rate is not None:
         yield metrics.RATE_LIMIT.gauge(rate.rate)
@@ -171,7 +171,7 @@ def _control_gauges(state: ControlState, settings: Settings, controller_age: flo
 
 
 def _lag_gauges(state: ControlState, settings: Settings, controller_age: float) -> Iterator[Metric]:
-    """The lag, where the controller knew it lately."""
+    """The lag, if the controller knew it recently."""
     rate = state.rate
     if rate is None or rate.lag is None or rate.consumption is None:
         return
@@ -194,12 +194,12 @@ def _lag_gauges(state: ControlState, settings: Settings, controller_age: float) 
 
 
 def _counters(counters: dict[str, float]) -> Iterator[Metric]:
-    """What drains did, and how often programs were started; from 0 after a flush of the control server."""
+    """The results of drains, and the starts of programs; from 0 after a flush of the control server."""
     events = metrics.DRAINED_EVENTS.counter()
     for result, name in (
         ("stored", "rows"),
-        ("repeated", "repeated"),  # the same id with the same content was stored before
-        ("conflicting", "conflicting"),  # the same id with other content: a dead letter too
+        ("repeated", "repeated"),  # the same id with the same content was already stored
+        ("conflicting", "conflicting"),  # the same id with other content: also a dead letter
         ("dead_lettered", "dead_lettered"),
     ):
         events.add_metric([result], counters.get(name, 0.0))
@@ -228,7 +228,7 @@ def _histograms(counters: dict[str, float]) -> Iterator[Metric]:
 
 
 def _fact_gauges(facts: dict[str, Any]) -> Iterator[Metric]:
-    """What was asked of PostgreSQL now and then; absent while it does not answer."""
+    """Results of occasional PostgreSQL queries; absent while PostgreSQL does not answer."""
     for key, declared in (
         ("dead_letters", metrics.DEAD_LETTERS),
         ("dead_letter_conflicts", metrics.DEAD_LETTER_CONFLICTS),
