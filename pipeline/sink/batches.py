@@ -1,7 +1,7 @@
-"""Writes the events of one batch, within a transaction that the caller has begun and ends.
+"""Writes the events of one batch, within a transaction that the caller begins and ends.
 
-`write_straight` is a COPY into the table, and fails as a whole. `write_carefully` goes through a staging table,
-counts repeats, and tries the rows of what PostgreSQL refuses one by one.
+`write_straight` is a COPY into the table, and fails as a whole. `write_carefully` uses a staging table, counts repeats,
+and tries rows one by one if PostgreSQL refuses them.
 """
 
 import logging
@@ -18,21 +18,21 @@ from pipeline.sink.sqlstate import CONTENTION_CLASS, INSUFFICIENT_PRIVILEGE, SER
 
 _logger = logging.getLogger(__name__)
 
-# A batch of nothing but conflicts would otherwise write a line for each into the journal.
+# Otherwise a batch of only conflicts would write one line for each into the journal.
 _CONFLICTS_LOGGED_MAX: Final = 20
-# Rows that are made already are sent in larger pieces than rows in the making: each costs the sending thread a turn
-# on the interpreter, for which it may have to wait.
+# Rows that are already made are sent in larger pieces than rows that are being made: each piece costs the sending
+# thread a turn on the interpreter, and it may have to wait for that.
 _PREPARED_CHUNK_BYTES: Final = 512 * 1024
-# Dead letters sent in one statement; a record may be as large as a body.
+# Dead letters sent in one statement; a record may be as large as a request body.
 _LETTERS_AT_ONCE: Final = 50
 
 
 @dataclass(slots=True)
 class Written:
-    """What became of a batch's records. `conflicts` holds indexes; all else are counts or letters.
+    """The outcome of a batch's records. `conflicts` has indexes; the rest are counts or letters.
 
-    A conflict is kept as a letter too, see `kept`. It is no fault of the schema, so `letters` has none, and poison
-    does not count them.
+    A conflict is also kept as a letter, see `kept`. It is not the schema's fault, so `letters` does not contain it, and
+    poison does not count it.
     """
 
     stored: int = 0
@@ -75,7 +75,7 @@ def _told_first(chunks: Sequence[bytes], on_made: Callable[[], None] | None) -> 
 
 
 def prepare(encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
-    """The batch with its rows made."""
+    """The batch with its rows encoded."""
     letters: list[Letter] = []
     received: list[int] = []
     rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters, received)
@@ -84,7 +84,7 @@ def prepare(encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -
 
 
 def make_stage(session: Session) -> None:
-    """Make the staging table; outside of a transaction, so that a rollback leaves it in place."""
+    """Create the staging table; outside of a transaction, so that a rollback does not remove it."""
     session.count(query("make_stage"))
 
 
@@ -96,13 +96,13 @@ def write_carefully(
     letters_max: int,
     piece_records_max: int,
 ) -> Written:
-    """Write rows through the staging table, piece by piece. Rows of a piece that is refused are tried one by one.
+    """Write rows through the staging table, piece by piece. Rows of a refused piece are tried one by one.
 
-    `positions(index)` is a row's (log_id, partition, offset); None among the rows is left out. Pieces are taken in
-    the order of the rows, so that of two with one event_id the first is stored, and are no larger than
-    `piece_records_max`, so that PostgreSQL is not silent for long. One that not even the staging table takes is halved.
-    Stops early, with what it has, once there are more than `letters_max` letters: the caller gives the batch up then.
-    Raises SinkUnavailableError, SinkContentionError.
+    `positions(index)` is a row's (log_id, partition, offset); None among the rows is left out. Pieces are taken in the
+    order of the rows, so that the first of two rows with one event_id is stored. They are no larger than
+    `piece_records_max`, so that PostgreSQL is not silent for long. A piece that even the staging table refuses is cut
+    in half. Stops early, with the result so far, if there are more than `letters_max` letters: the caller then gives
+    the batch up. Raises SinkUnavailableError, SinkContentionError.
     """
     written = Written()
     pieces = [(first, min(first + piece_records_max, len(rows))) for first in range(0, len(rows), piece_records_max)]
@@ -120,7 +120,7 @@ def write_carefully(
                 written.letters.append(Letter(first, printable(str(refusal)), refusal.sqlstate))
             else:
                 middle = (first + end) // 2
-                pieces += [(middle, end), (first, middle)]  # the first half is on top
+                pieces += [(middle, end), (first, middle)]  # the first half is taken next
     return written
 
 
@@ -133,7 +133,7 @@ def _write_piece(
     *,
     letters_max: int,
 ) -> None:
-    """One piece, whose first row has index `first`. Raises StatementRefusedError where it can't be staged."""
+    """Write one piece; its first row has index `first`. Raises StatementRefusedError if it can't be staged."""
     staged = session.copy(query("copy_stage"), copy_chunks(rows))
     letters: list[Letter] = []
     try:
@@ -159,13 +159,13 @@ def _write_piece(
 def _insert_one_by_one(
     session: Session, indexes: Mapping[tuple[str, int, int], int], letters_max: int
 ) -> tuple[list[Letter], int]:
-    """Insert the staged rows, each for itself; the refused ones as letters, and how many ids were there before.
+    """Insert the staged rows one by one. Returns the refused ones as letters, and the count of existing ids.
 
-    `indexes` are those of the rows by their positions. Raises SinkUnavailableError, SinkContentionError.
+    `indexes` maps the positions of the rows to their indexes. Raises SinkUnavailableError, SinkContentionError.
     """
     limits = {
         "server_classes": sorted(SERVER_CLASSES | {CONTENTION_CLASS}),
-        "of_a_row": INSUFFICIENT_PRIVILEGE,  # of the table itself, it was raised before any row was tried
+        "of_a_row": INSUFFICIENT_PRIVILEGE,  # if it concerned the table itself, it was raised before any row was tried
         "letters_max": letters_max,
     }
     session.count(query("insert_one_by_one"), limits)
@@ -187,7 +187,7 @@ def _log_conflicts(event_ids: list[str]) -> None:
 
 
 def write_letters(session: Session, log_id: str, partition: int, batch: LogBatch, letters: Sequence[Letter]) -> None:
-    """Keep the records of `letters` as they stood in the log; earlier letters at their offsets are kept as well."""
+    """Keep the records of `letters` as they are in the log; earlier letters at their offsets are kept as well."""
     for first in range(0, len(letters), _LETTERS_AT_ONCE):
         some = letters[first : first + _LETTERS_AT_ONCE]
         parameters = {

@@ -1,4 +1,4 @@
-"""What people asked of the control loop, kept where a flush of Redis can't reach it."""
+"""The operators' settings of the control loop, kept where a flush of Redis can't reach them."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.sink.queries import query
 
 
 def load_pauses(sink: PostgresSink) -> list[AskedPause]:
-    """All saved pauses, also for reasons that this version does not know. Raises SinkUnavailableError."""
+    """All saved pauses, including reasons that this version does not know. Raises SinkUnavailableError."""
     found = [(*row, None) for row in sink.session.rows(query("load_pauses"))]
     found += sink.session.rows(query("load_partition_pauses"))
     reasons = {word: known_word(PauseReason, word) for word, *_ in found}
@@ -21,9 +21,9 @@ def load_pauses(sink: PostgresSink) -> list[AskedPause]:
 
 
 def save_pause(sink: PostgresSink, pause: AskedPause, evidence: dict[str, Any] | None = None) -> None:
-    """Keep a pause; one that is kept already stays as it is. Raises SinkUnavailableError.
+    """Save a pause; an already saved one stays as it is. Raises SinkUnavailableError.
 
-    `evidence` is what made a partition stop, for people: see `pause_evidence`.
+    `evidence` is the reason why a partition stopped, for people: see `pause_evidence`.
     """
     sink.session.count(
         query("save_pause" if pause.partition is None else "save_partition_pause"),
@@ -39,7 +39,7 @@ def save_pause(sink: PostgresSink, pause: AskedPause, evidence: dict[str, Any] |
 
 
 def delete_pause(sink: PostgresSink, name: str, partition: int | None = None) -> bool:
-    """Forget a pause by its reason's name, of the whole system or of a partition; whether there was one.
+    """Delete a pause by its reason's name, of the whole system or of a partition; returns whether there was one.
 
     Raises SinkUnavailableError.
     """
@@ -48,7 +48,7 @@ def delete_pause(sink: PostgresSink, name: str, partition: int | None = None) ->
 
 
 def pause_evidence(sink: PostgresSink, reason: PauseReason, partition: int) -> dict[str, Any] | None:
-    """What made a partition stop, as it was kept with its pause; None where nothing was.
+    """The evidence that was saved with a partition's pause; None if there is none.
 
     Raises SinkUnavailableError.
     """
@@ -59,14 +59,14 @@ def pause_evidence(sink: PostgresSink, reason: PauseReason, partition: int) -> d
 
 
 def load_override(sink: PostgresSink) -> Override | None:
-    """The saved override, where its time is not up. Raises SinkUnavailableError."""
+    """The saved override, if its time is not up. Raises SinkUnavailableError."""
     for rate, until, by, why, since in sink.session.rows(query("load_override")):
         return Override(rate, until, by, why, since)
     return None
 
 
 def save_override(sink: PostgresSink, override: Override) -> None:
-    """Keep an override in place of an earlier one. Raises SinkUnavailableError."""
+    """Save an override; it replaces an earlier one. Raises SinkUnavailableError."""
     sink.session.count(
         query("save_override"),
         {
@@ -80,19 +80,19 @@ def save_override(sink: PostgresSink, override: Override) -> None:
 
 
 def delete_override(sink: PostgresSink) -> None:
-    """Forget the override. Raises SinkUnavailableError."""
+    """Delete the override. Raises SinkUnavailableError."""
     sink.session.count(query("delete_override"))
 
 
 def load_bands(sink: PostgresSink) -> Bands | None:
-    """The saved bands; None where those of the settings hold. Raises SinkUnavailableError."""
+    """The saved bands; None if those of the settings apply. Raises SinkUnavailableError."""
     for rate_max, rate_min, degraded, critical, by, why, since in sink.session.rows(query("load_bands")):
         return Bands(rate_max, rate_min, degraded, critical, by, why, since)
     return None
 
 
 def save_bands(sink: PostgresSink, bands: Bands) -> None:
-    """Keep bands in place of earlier ones. Raises SinkUnavailableError."""
+    """Save bands; they replace earlier ones. Raises SinkUnavailableError."""
     sink.session.count(
         query("save_bands"),
         {
@@ -108,5 +108,5 @@ def save_bands(sink: PostgresSink, bands: Bands) -> None:
 
 
 def delete_bands(sink: PostgresSink) -> None:
-    """Forget the bands. Raises SinkUnavailableError."""
+    """Delete the bands. Raises SinkUnavailableError."""
     sink.session.count(query("delete_bands"))

@@ -1,4 +1,4 @@
-"""Records that could not be stored for their content: looking at them, and trying them again."""
+"""Records whose content could not be stored: lists them, and tries to store them again."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -11,13 +11,13 @@ from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.queries import query
 from pipeline.sink.rows import Letter, RowEncoder, place_columns
 
-# Dead letters that are tried in one statement, whatever the limit of a replay: PostgreSQL is silent meanwhile.
+# Dead letters tried in one statement, whatever the limit of a replay: PostgreSQL sends nothing during a statement.
 _PIECE_RECORDS_MAX: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that waits for a replay; times are aware."""
+    """A record that waits for a replay; times have a time zone."""
 
     id: int
     log_id: str
@@ -25,28 +25,28 @@ class DeadLetter:
     offset: int
     raw: bytes
     reason: str
-    sqlstate: str | None  # None: it could not be decoded; of a conflict, that of a repeated key
+    sqlstate: str | None  # None: the record could not be decoded; for a conflict, that of a repeated key
     created_at: datetime
-    tried_at: datetime | None  # last replay that was refused
+    tried_at: datetime | None  # time of the last refused replay
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What became of the dead letters that a replay took up."""
+    """The outcome of the dead letters that a replay tried."""
 
     stored: int = 0
-    repeated: int = 0  # stored before with the same content: done as well
-    conflicting: int = 0  # their ids are stored with other content: they stay
-    refused: int = 0  # refused once more: they stay, with their new reason
+    repeated: int = 0  # already stored with the same content: also done
+    conflicting: int = 0  # their ids are stored with other content: they stay dead letters
+    refused: int = 0  # refused again: they stay dead letters, with the new reason
 
 
 def count_dead_letters(sink: PostgresSink) -> DeadLetterCounts:
-    """How many wait for a replay. Raises SinkUnavailableError."""
+    """How many dead letters wait for a replay. Raises SinkUnavailableError."""
     return DeadLetterCounts(*sink.session.rows(query("count_dead_letters"), {"conflict": LETTER_CONFLICT})[0])
 
 
 def list_dead_letters(sink: PostgresSink, *, limit: int, after_id: int = 0) -> list[DeadLetter]:
-    """Those that wait for a replay, by id, at most `limit` of them after `after_id`. Raises SinkUnavailableError."""
+    """At most `limit` dead letters that wait for a replay, by id, after `after_id`. Raises SinkUnavailableError."""
     found = sink.session.rows(query("list_dead_letters"), {"limit": limit, "after_id": after_id})
     return [
         DeadLetter(number, log_id, partition, offset, bytes(raw), reason, sqlstate, created_at, tried_at)
@@ -63,8 +63,9 @@ def dead_letters_between(sink: PostgresSink, log_id: str, partition: int, first:
 def replay_dead_letters(sink: PostgresSink, *, limit: int, dry_run: bool = False) -> ReplayResult:
     """Try to store up to `limit` dead letters, and mark them, in one transaction.
 
-    The longest untried come first, so that repeating this reaches all of them; several replays at once take
-    different ones. `dry_run` does all of it and rolls back. Raises SinkUnavailableError, SinkContentionError.
+    Those that were not tried for the longest time come first, so that repeated calls reach all of them. Concurrent
+    replays take different ones. `dry_run` does all of it and rolls back. Raises SinkUnavailableError,
+    SinkContentionError.
     """
     session = sink.session
     make_stage(session)
@@ -105,7 +106,7 @@ def replay_dead_letters(sink: PostgresSink, *, limit: int, dry_run: bool = False
 
 
 def _encode(records: list[bytes], positions: list[tuple[str, int, int]]) -> tuple[list[bytes | None], list[Letter]]:
-    """Rows of the records (None where there can be none), and a letter for each that has none."""
+    """Rows of the records (None for a record that has no row), and a letter for each record without a row."""
     encoder = RowEncoder()
     rows: list[bytes | None] = []
     letters: list[Letter] = []

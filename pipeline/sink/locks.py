@@ -1,4 +1,4 @@
-"""Who holds the lock that storing waits for: in words, for whoever is on call."""
+"""Names the sessions that hold the lock that storing waits for, in words for operators."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from pipeline.sink.queries import query
 from pipeline.sink.rows import printable
 from pipeline.sink.session import LockedError, Row, Session
 
-# Named in one reason; the first holders are those that keep the others waiting.
+# Sessions named in one reason; the first ones are those that block the others.
 _HOLDERS_MAX = 2
 
 
 @contextlib.contextmanager
 def naming_holders(session: Session) -> Iterator[None]:
-    """Let a LockedError that leaves the body name the lock and who holds it, where PostgreSQL says so."""
+    """Add the lock and its holders to a LockedError that leaves the body, if PostgreSQL can name them."""
     try:
         yield
     except LockedError as error:
@@ -26,7 +26,7 @@ def naming_holders(session: Session) -> Iterator[None]:
 
 
 def lock_holders(session: Session) -> str:
-    """Who keeps a drain from writing, in words; empty where nobody does any more, or PostgreSQL does not answer."""
+    """The sessions that block a drain's writes, in words; empty if there is none any more, or PostgreSQL fails."""
     try:
         found = session.rows(query("lock_holders"))
     except (SinkUnavailableError, SinkContentionError):

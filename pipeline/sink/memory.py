@@ -1,4 +1,4 @@
-"""The sink in memory: the same semantics as PostgreSQL's, with faults on demand. For tests and simulation."""
+"""The sink in memory: the same semantics as PostgreSQL's, with simulated faults. For tests and simulation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class MemoryLetter:
 
 @dataclass
 class MemoryStore:
-    """What the sinks of one test share, as connections share a database; and the faults that it plays."""
+    """The data that the sinks of one test share, like connections share a database; and the simulated faults."""
 
     events: dict[str, RecordedEvent] = field(default_factory=dict)
     places: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # event_id -> log_id, partition, offset
@@ -36,17 +36,17 @@ class MemoryStore:
     probes: int = 0
 
     is_down: bool = False  # every call fails
-    is_locked: bool = False  # `store` and `probe` fail: somebody has locked the table
+    is_locked: bool = False  # `store` and `probe` fail: another session has locked the table
     fails_for: Callable[[RecordedEvent], str | None] | None = (
         None  # why `store` fails as a whole, for one of its events
     )
     store_is_down: bool = False  # only `store` fails: a full disk
-    contentions: int = 0  # so many calls of `store` fail with SinkContentionError
+    contentions: int = 0  # this many calls of `store` fail with SinkContentionError
     refuses: Callable[[RecordedEvent], str | None] | None = None  # the reason why an event is refused
     dies_at_commit: Literal["before", "after"] | None = None  # once: whether that commit took effect
 
     def keep_letters(self, letters: dict[tuple[str, int, int], MemoryLetter]) -> None:
-        """Keep dead letters; one of another record at the same place, from before the log lost its tail, makes way."""
+        """Keep dead letters. A letter of another record at the same place (before the log lost its tail) is moved."""
         for place, letter in letters.items():
             earlier = self.letters.get(place)
             if earlier is not None and earlier.raw != letter.raw:
@@ -203,11 +203,11 @@ class _Draft:
         self.places: dict[str, tuple[str, int, int]] = {}
         self.letters: dict[tuple[str, int, int], MemoryLetter] = {}
         self.repeated = 0
-        self.is_refused = False  # by the table, for one of the rows: it would not go by COPY
-        self.conflicts: dict[tuple[str, int, int], MemoryLetter] = {}  # kept as letters too; no poison
+        self.is_refused = False  # the table refused one of the rows: COPY would not store it
+        self.conflicts: dict[tuple[str, int, int], MemoryLetter] = {}  # also kept as letters; not poison
 
     def take(self, value: bytes, place: tuple[str, int, int]) -> None:
-        """Put one record where it belongs."""
+        """Put one record into the matching collection."""
         try:
             event = decode_record(value)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -231,7 +231,7 @@ class _Draft:
 
 
 def _refusal(event: RecordedEvent) -> str | None:
-    """What PostgreSQL would say to this event: its text holds no NUL."""
+    """PostgreSQL's error for this event: its text columns can't contain NUL."""
     texts = [event.event_id, event.correlation_id, event.severity, event.message, event.source]
     for key, value in (event.attributes or {}).items():
         texts += [key, str(value)]

@@ -1,4 +1,4 @@
-"""Brings the database's schema up to date: numbered SQL files, each in a transaction of its own, each once."""
+"""Updates the database's schema: numbered SQL files, each in its own transaction, each once."""
 
 import contextlib
 import hashlib
@@ -23,14 +23,15 @@ from pipeline.sink.watchdog import Watchdog
 _logger = logging.getLogger(__name__)
 
 _FILE_NAME: Final = re.compile(r"(\d{4})_\w+\.sql")
-# The advisory lock under which one process at a time migrates: any number, but the same in all versions.
+# Key of the advisory lock for migrations, so that one process at a time migrates: any number, but the same in all
+# versions.
 _LOCK_KEY: Final = 0x5105CE_0001
-# How long another process' migrations are waited for: an index on a large table takes its time.
+# How long to wait for another process' migrations: an index on a large table takes time.
 _LOCK_SECONDS_MAX: Final = 300.0
 _LOCK_POLL_SECONDS: Final = 0.1
-# Between two tries to change a table that somebody else uses: storing goes on meanwhile.
+# Between two tries to change a table that another session uses: storing continues in between.
 _TABLE_POLL_SECONDS: Final = 1.0
-# SQLSTATE classes of a server that is away or busy; any other refusal is the migration's own fault.
+# SQLSTATE classes of a server that is unavailable or busy; any other error is the migration's own fault.
 _AWAY_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
 
 
@@ -44,12 +45,12 @@ class Migration:
 
     @property
     def sha256(self) -> str:
-        """Digest of the text, by which a file that was changed after it was applied is found."""
+        """Digest of the text; it detects a file that was changed after it was applied."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
 def migrations() -> list[Migration]:
-    """All files in the order of their numbers. Raises SchemaError where two have the same number."""
+    """All files in the order of their numbers. Raises SchemaError if two have the same number."""
     found = []
     for file in resources.files("pipeline.sink").joinpath("migrations").iterdir():
         matched = _FILE_NAME.fullmatch(file.name)
@@ -64,12 +65,12 @@ def migrations() -> list[Migration]:
 def migrate(
     settings: Settings, known: list[Migration] | None = None, *, wait_seconds: float = _LOCK_SECONDS_MAX
 ) -> list[str]:
-    """Apply what is missing of `known` (default: the files) and return the names of what was applied.
+    """Apply the missing ones of `known` (default: the files) and return the names of the applied ones.
 
-    Any number of processes may call this at once: one applies, and the others wait for up to `wait_seconds`, and then
-    find nothing to do. Raises SchemaError where the database has a migration that is not known here or was changed, or
-    refuses one; SinkMisconfiguredError where PostgreSQL can't keep what Sluice promises; SinkUnavailableError where it
-    is away, or another process migrates for too long.
+    Any number of processes may call this at once: one applies, the others wait for up to `wait_seconds` and then find
+    nothing to do. Raises SchemaError if the database has a migration that is unknown here or was changed, or if it
+    refuses one. Raises SinkMisconfiguredError if PostgreSQL can't keep Sluice's guarantees. Raises SinkUnavailableError
+    if it is unavailable, or if another process migrates for too long.
     """
     wanted = migrations() if known is None else known
     with contextlib.closing(Session(settings)) as session:
@@ -80,14 +81,14 @@ def migrate(
             )
         applied = _apply_all(settings, wanted, wait_seconds)
         if applied:
-            session.check()  # what was made is what the user may use
+            session.check()  # the user must have the rights on the new tables
         return applied
 
 
 def missing_migrations(settings: Settings) -> list[str]:
-    """Names of the files that an older version's schema lacks; none where there is no schema yet.
+    """Names of the files that an older version's schema lacks; empty if there is no schema yet.
 
-    Only looks. Raises what `connect` and psycopg2 raise, also where PostgreSQL is silent for `sink_call_seconds_max`.
+    Only reads. Raises the errors of `connect` and psycopg2, also if PostgreSQL is silent for `sink_call_seconds_max`.
     """
     with contextlib.closing(connect(settings)) as connection, _watched(connection, settings) as cursor:
         cursor.execute(query("has_schema_migrations"))
@@ -99,7 +100,7 @@ def missing_migrations(settings: Settings) -> list[str]:
 
 @contextlib.contextmanager
 def _watched(connection: Any, settings: Settings) -> Iterator[Any]:
-    """A cursor whose connection is shut down where the body takes too long."""
+    """A cursor; its connection is shut down if the body takes too long."""
     watchdog = Watchdog(settings.sink_call_seconds_max)
     try:
         with (
@@ -113,7 +114,7 @@ def _watched(connection: Any, settings: Settings) -> Iterator[Any]:
 
 
 def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float) -> list[str]:
-    """Apply what is missing, one transaction after the other, each under the lock."""
+    """Apply the missing migrations, one transaction after the other, each under the lock."""
     names: list[str] = []
     clock = SystemClock()
     deadline = clock.monotonic() + wait_seconds
@@ -145,7 +146,7 @@ def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float)
 def _begin(cursor: Any, wait_seconds: float) -> None:
     """Begin a transaction that holds the lock.
 
-    It is asked for again and again instead of waited for in PostgreSQL: a signal to this process is seen meanwhile.
+    It polls for the lock instead of waiting inside PostgreSQL, so that this process can handle a signal in between.
     """
     clock = SystemClock()
     deadline = clock.monotonic() + wait_seconds
@@ -164,7 +165,7 @@ def _begin(cursor: Any, wait_seconds: float) -> None:
 
 
 def _check(applied: list[tuple[Any, ...]], wanted: list[Migration]) -> None:
-    """Raise SchemaError where what was applied is not the beginning of what is wanted."""
+    """Raise SchemaError unless the applied migrations are the beginning of the wanted ones."""
     for (version, name, sha256), migration in zip(applied, wanted, strict=False):
         if version != migration.version or sha256 != migration.sha256:
             raise SchemaError(
@@ -177,9 +178,10 @@ def _check(applied: list[tuple[Any, ...]], wanted: list[Migration]) -> None:
 
 
 def _is_applied(cursor: Any, migration: Migration, *, gives_up: bool) -> bool:
-    """Run one migration and record it; False where somebody else has one of its tables, and nothing was done.
+    """Run one migration and record it; False if another session has locked one of its tables, and nothing was done.
 
-    Any other failure undoes it with the connection; so does this one, where it `gives_up`.
+    Any other failure ends the connection, which rolls the migration back. With `gives_up`, a locked table is such a
+    failure.
     """
     try:
         _apply(cursor, migration)

@@ -1,4 +1,4 @@
-"""Tells a broken schema from broken events: too many dead letters in a row, or too many failures of the set-up."""
+"""Distinguishes a broken schema from broken events: too many dead letters in a row, or too many condemned records."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -7,19 +7,20 @@ from pipeline.errors import PoisonedError
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
 
-# Of a batch that is rolled back this much is kept for people to look at; it is written with the pause, once.
+# Records of a rolled-back batch that are kept for people to look at; they are written with the pause, once.
 SAMPLE_RECORDS_MAX: Final = 20
-SAMPLE_CHARS_MAX: Final = 200  # of a record's beginning, and of the reason why it was refused
-# One condemned record among so many good ones is not counted for ever: a function may fail for a single odd record.
+SAMPLE_CHARS_MAX: Final = 200  # of a record's beginning, and of the reason for its refusal
+# After this many stored records, one condemned record is no longer counted: a function may fail for a single odd
+# record.
 _FORGIVING_RECORDS: Final = 10_000
 
 
 class PoisonRun:
-    """Dead letters in a row of batches that each had too many of them.
+    """Counts dead letters over consecutive batches that each had too many of them.
 
-    Counted over batches, since at a low rate none is large enough to hold `poison_run_records_max` of them. Condemned
-    records are counted apart, whatever good batches lie between: what makes storing fail is an error of the set-up (a
-    trigger's table that is gone, say), which is there to be corrected.
+    It counts over batches, because at a low rate no batch is large enough to contain `poison_run_records_max` of them.
+    Condemned records are counted separately, even with good batches between them. What makes storing fail is an error
+    in the set-up (for example a missing table of a trigger), which an operator can correct.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -30,11 +31,11 @@ class PoisonRun:
         self._condemned = 0.0
 
     def letters_left(self, records: int) -> int:
-        """Letters that a batch of `records` may have without being poisoned."""
+        """Number of letters that a batch of `records` may have without being poisoned."""
         return max(self._letters_max - self._letters, int(self._ratio_max * records))
 
     def check(self, letters: int, records: int) -> None:
-        """Raise PoisonedError where the run becomes too long with this batch; it begins anew then."""
+        """Raise PoisonedError if the run becomes too long with this batch; the count then restarts."""
         if letters > self.letters_left(records):
             before, self._letters = self._letters, 0
             raise PoisonedError(
@@ -43,12 +44,12 @@ class PoisonRun:
             )
 
     def add(self, letters: int, records: int) -> None:
-        """Count a batch that was committed."""
+        """Count a committed batch."""
         self._letters = self._letters + letters if letters > self._ratio_max * records else 0
         self._condemned = max(0.0, self._condemned - records / _FORGIVING_RECORDS)
 
     def check_condemned(self, records: int, why: str) -> None:
-        """Raise PoisonedError where these records, which make storing fail, are too many; it begins anew then."""
+        """Raise PoisonedError if there are too many records that make storing fail; the count then restarts."""
         if self._condemned + records > self._condemned_max:
             before, self._condemned = round(self._condemned), 0.0
             raise PoisonedError(
@@ -57,7 +58,7 @@ class PoisonRun:
             )
 
     def add_condemned(self, records: int) -> None:
-        """Count condemned records that were committed."""
+        """Count committed condemned records."""
         self._condemned += records
 
 
@@ -70,11 +71,11 @@ def poison_evidence(
     *,
     is_condemned: bool,
 ) -> dict[str, Any]:
-    """A poisoned batch for people: which records it has, how many were refused, and the beginning of some.
+    """A poisoned batch, for people: its records, how many were refused, and the beginning of some.
 
-    `expected_offset` is the stored one; it lies below the batch where the log declares a hole between them. `sample`
-    gives (index in the batch, reason, SQLSTATE) of refused records. `is_condemned`: PostgreSQL does not refuse them as
-    data, storing them fails.
+    `expected_offset` is the stored one; it is below the batch if the log declares a hole between them. `sample` has
+    (index in the batch, reason, SQLSTATE) of refused records. `is_condemned`: PostgreSQL does not refuse them as data;
+    storing them fails.
     """
     shown: list[dict[str, Any]] = []
     for index, reason, sqlstate in sample:

@@ -1,4 +1,4 @@
-"""The sink in PostgreSQL: each event once, in one transaction with the offset that it came from."""
+"""The sink in PostgreSQL: stores each event once, in one transaction with its offset in the log."""
 
 import contextlib
 import hashlib
@@ -28,13 +28,13 @@ _logger = logging.getLogger(__name__)
 
 
 class PostgresSink:
-    """Sink over one lazily made connection, remade after each failure and after a fork."""
+    """Sink over one connection: opened on first use, reopened after each failure and after a fork."""
 
     def __init__(self, settings: Settings) -> None:
         self.session = Session(settings)
         self._settings = settings
         self._encoder = RowEncoder()
-        self._ahead_encoder = RowEncoder()  # of the thread that prepares
+        self._ahead_encoder = RowEncoder()  # of the thread that prepares rows
         self._held: set[int] = set()  # keys of the locks that this connection holds
         self._held_by = 0  # the generation of that connection
         self._runs: dict[tuple[str, int], PoisonRun] = {}
@@ -67,7 +67,7 @@ class PostgresSink:
     def acquire(self, log_id: str, partition: int) -> bool:
         key = lock_key(log_id, partition)
         if key in self._locks():
-            return True  # PostgreSQL would count it twice, and want it given back twice
+            return True  # PostgreSQL would count it twice, and require two releases
         got = bool(self.session.rows(query("try_lock"), {"key": key})[0][0])
         if got:
             self._locks().add(key)
@@ -151,7 +151,7 @@ class PostgresSink:
         write: Callable[[], Written],
         before_commit: Callable[[], None],
     ) -> StoreResult:
-        """Run `write`, which begins a transaction, and commit it with the dead letters, unless that would be poison."""
+        """Run `write`, which begins a transaction, and commit it with the dead letters, unless they are poison."""
         log_id, partition, expected_offset = place
         run = self._run_of(log_id, partition)
         started = time.monotonic()
@@ -187,16 +187,16 @@ class PostgresSink:
             session.count(query("probe"))
             try:
                 session.count(query("probe_storing"), {"id": f"probe {uuid.uuid4().hex}"}, refusable=True)
-            except StatementRefusedError as refusal:  # a trigger or constraint that knows no probe: the server is well
+            except StatementRefusedError as refusal:  # a trigger or constraint that refuses the probe: the server works
                 _logger.debug("the probe's event is refused: %s", refusal)
             finally:
                 session.rollback()
 
     def terminate_stalled(self, log_id: str, partition: int) -> bool:
-        """End the other backend that holds a partition's lock; whether there was one.
+        """End the other backend that holds a partition's lock; returns whether there was one.
 
-        For a drainer that is frozen: PostgreSQL's time-outs do not free a stopped client's lock. Its transaction, if
-        it has one, is rolled back by PostgreSQL. Raises SinkUnavailableError.
+        For a frozen drainer: PostgreSQL's time-outs do not free the lock of a stopped client. PostgreSQL rolls back its
+        transaction, if it has one. Raises SinkUnavailableError.
         """
         ended = self.session.rows(query("terminate_holder"), {"key": lock_key(log_id, partition)})
         return any(was_sent for _, was_sent in ended)
@@ -237,7 +237,7 @@ class PostgresSink:
         return written
 
     def _locks(self) -> set[int]:
-        """Keys of the locks held by the connection as it is now; those of an earlier one are gone."""
+        """Keys of the locks that the current connection holds; those of an earlier one are gone."""
         if self._held_by != self.session.generation:
             self._held_by = self.session.generation
             self._held = set()
@@ -248,7 +248,7 @@ class PostgresSink:
 def _evidence(
     log_id: str, expected_offset: int, batch: LogBatch, written: Written, *, is_condemned: bool
 ) -> Iterator[None]:
-    """Give a PoisonedError its evidence."""
+    """Add the evidence to a PoisonedError."""
     try:
         yield
     except PoisonedError as error:
@@ -261,7 +261,7 @@ def _evidence(
 
 
 def _trace(partition: int, batch: LogBatch, written: Written) -> None:
-    """Name the requests whose events a batch has stored."""
+    """Log the requests whose events a batch has stored."""
     names = request_ids(batch.values)
     _logger.debug(
         "batch of partition %d, offsets %d to %d: %d stored, %d dead letters, of requests %s",
@@ -283,6 +283,6 @@ def _trace(partition: int, batch: LogBatch, written: Written) -> None:
 
 
 def lock_key(log_id: str, partition: int) -> int:
-    """The advisory lock of a partition: 64 bits, signed, the same in every process and version."""
+    """The key of a partition's advisory lock: 64 bits, signed, the same in every process and version."""
     digest = hashlib.blake2b(f"sluice drain {log_id} {partition}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

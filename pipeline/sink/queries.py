@@ -22,5 +22,5 @@ def queries() -> dict[str, str]:
 
 
 def query(name: str) -> str:
-    """One statement of queries.sql. Raises KeyError where there is none of that name."""
+    """One statement of queries.sql. Raises KeyError if there is none of that name."""
     return queries()[name]

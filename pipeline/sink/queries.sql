@@ -1,21 +1,21 @@
 -- Statements of the PostgreSQL sink, by name (see queries.py). Parameters are psycopg2's %(name)s.
 
 -- name: set_up_session
--- An event is trimmed from the log once it is stored, so a commit must have reached the disk, whatever the server's
+-- An event is trimmed from the log once it is stored. So a commit must have reached the disk, whatever the server's
 -- default is. Under a higher isolation level the compare-and-swap would fail instead of finding no row.
 SET synchronous_commit = on;
 SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE;
 SET TimeZone = 'UTC';
 SET client_min_messages = warning;
--- A statement that waits for a lock is ended by the server, which says so: a client that only shuts its socket leaves a
--- backend behind that waits on, and keeps the partition's lock meanwhile.
+-- The server ends a statement that waits for a lock, with an error. If the client only shut down its socket, the
+-- backend would continue to wait, and keep the partition's lock during that time.
 SET lock_timeout = %(lock_ms)s;
--- A client that is gone without a word (its machine lost power, its network swallows packets) frees its locks.
+-- The locks of a client that vanished (its machine lost power, its network drops packets) are freed.
 SET tcp_keepalives_idle = 10;
 SET tcp_keepalives_interval = 2;
 SET tcp_keepalives_count = 3;
 SET tcp_user_timeout = 15000;
--- A backend at work looks whether its client is still there (PostgreSQL 14; older ones find out when they answer).
+-- A working backend checks whether its client still exists (PostgreSQL 14; older ones notice it when they respond).
 SELECT set_config(name, %(check_ms)s::text, false) FROM pg_settings WHERE name = 'client_connection_check_interval';
 
 -- name: server_facts
@@ -31,8 +31,8 @@ BEGIN;
 SELECT pg_backend_pid();
 
 -- name: table_facts
--- No row before the table is made. A user's column is filled by a default, its own or its domain's (a generated or an
--- identity column has one in the catalog's eyes), or by a trigger, of which the catalog does not say what it does.
+-- No row before the table is created. A user's column is filled by a default (its own or its domain's; in the catalog
+-- a generated or an identity column has one), or by a trigger. The catalog does not show what a trigger does.
 WITH wanted (name, type) AS (
     VALUES ('event_id', 'text'), ('correlation_id', 'text'), ('severity', 'text'), ('message', 'text'),
            ('source', 'text'), ('event_time', 'timestamptz'), ('received_at', 'timestamptz'), ('attributes', 'jsonb'),
@@ -78,7 +78,7 @@ FROM (SELECT to_regclass('log_events') AS oid) AS events
 WHERE events.oid IS NOT NULL;
 
 -- name: begin_and_move_offset
--- One round trip. No row is changed where the stored offset is another than the one expected.
+-- One round trip. No row is changed if the stored offset is not the expected one.
 BEGIN;
 INSERT INTO stored_offsets AS stored (log_id, log_partition, next_offset, last_record_offset, last_record_digest)
 VALUES (%(log_id)s, %(partition)s, %(next_offset)s, %(next_offset)s - 1, %(last_digest)s)
@@ -88,12 +88,13 @@ ON CONFLICT (log_id, log_partition) DO UPDATE
     WHERE stored.next_offset = %(expected_offset)s;
 
 -- name: stored_offsets
--- With the server's clock, in one row at least: one without a partition where nothing is stored.
+-- With the server's clock, in at least one row: if nothing is stored, one row without a partition.
 SELECT log_partition, next_offset, extract(epoch FROM clock_timestamp())
 FROM (VALUES (1)) AS always LEFT JOIN stored_offsets ON log_id = %(log_id)s;
 
 -- name: settled_offsets
--- SHARE waits for all who have moved an offset and not committed yet, also for a first offset, whose row nobody sees.
+-- SHARE waits for all transactions that have moved an offset and not committed yet, including a first offset, whose row
+-- is not visible yet.
 BEGIN;
 SET LOCAL lock_timeout = '1s';
 LOCK TABLE stored_offsets IN SHARE MODE;
@@ -125,9 +126,9 @@ COPY log_events (event_id, correlation_id, severity, message, source, event_time
 FROM STDIN WITH (FORMAT binary);
 
 -- name: make_stage
--- The columns that COPY names and no others: one that a user has added to log_events is PostgreSQL's to fill, and NOT
--- NULL, which LIKE would copy without the default, would refuse every row here.
--- `outcome` and `reason` are what became of a row that was tried alone.
+-- Only the columns that COPY names. PostgreSQL fills a column that a user has added to log_events. LIKE would copy its
+-- NOT NULL without its default, which would refuse every row here.
+-- `outcome` and `reason` are the result of a row that was tried alone.
 CREATE TEMPORARY TABLE IF NOT EXISTS event_stage ON COMMIT DELETE ROWS AS
 SELECT event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
        log_id, log_partition, log_offset, request_id, NULL::text AS outcome, NULL::text AS reason
@@ -151,8 +152,8 @@ DELETE FROM event_stage;
 RELEASE SAVEPOINT piece;
 
 -- name: insert_from_stage
--- With a savepoint, so that a refusal leaves the rows staged. Ordered by id, so that two drains with the same ids wait for each other instead of deadlocking; within one id the
--- lowest offset wins.
+-- With a savepoint, so that a refusal keeps the rows staged. Ordered by id, so that two drains with the same ids wait
+-- for each other instead of deadlocking; within one id the lowest offset wins.
 SAVEPOINT staged;
 INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
                         log_id, log_partition, log_offset, request_id)
@@ -163,8 +164,9 @@ ORDER BY event_id, log_id, log_partition, log_offset
 ON CONFLICT (event_id) DO NOTHING;
 
 -- name: insert_one_by_one
--- After a refusal: each row in a subtransaction of its own, on the server, which costs some microseconds a row where
--- halving cost some milliseconds a culprit. What is the server's fault ends it. In the order of insert_from_stage.
+-- After a refusal: each row in its own subtransaction, on the server. This costs some microseconds a row; halving cost
+-- some milliseconds for each refused row. An error that is the server's fault ends it. In the order of
+-- insert_from_stage.
 ROLLBACK TO SAVEPOINT staged;
 DO $one_by_one$
 DECLARE
@@ -199,7 +201,7 @@ BEGIN
 END $one_by_one$;
 
 -- name: take_refused
--- Rows that were refused leave the stage: they are no conflicts.
+-- Refused rows leave the stage: they are not conflicts.
 DELETE FROM event_stage WHERE outcome <> 'repeated'
 RETURNING log_id, log_partition, log_offset, outcome, reason;
 
@@ -216,8 +218,8 @@ WHERE (stored.correlation_id, stored.severity, stored.message, stored.source, st
       (staged.correlation_id, staged.severity, staged.message, staged.source, staged.event_time, staged.attributes);
 
 -- name: insert_dead_letters
--- A record that has a letter already (its partition was set back) has one still, open. A letter of another record is
--- not touched: see set_letters_aside.
+-- If a record already has a letter (its partition was set back), it still has one, and it is open again. A letter of
+-- another record is not changed: see set_letters_aside.
 INSERT INTO dead_letters (log_id, log_partition, log_offset, raw, reason, sqlstate)
 SELECT %(log_id)s, %(partition)s, letter.log_offset, letter.raw, letter.reason, letter.sqlstate
 FROM unnest(%(offsets)s::bigint[], %(raws)s::bytea[], %(reasons)s::text[], %(sqlstates)s::text[])
@@ -227,8 +229,8 @@ ON CONFLICT (log_id, log_partition, log_offset) DO UPDATE
     WHERE dead_letters.raw = EXCLUDED.raw;
 
 -- name: set_letters_aside
--- Letters of other records at the places of new ones: the partition was set back since. Under another log_id they wait
--- for their replay as before.
+-- Letters of other records at the places of new ones: the partition was set back since. They get another log_id, and
+-- still wait for their replay.
 UPDATE dead_letters AS earlier
 SET log_id = earlier.log_id || ' before ' || to_char(now(), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
 FROM unnest(%(offsets)s::bigint[], %(raws)s::bytea[]) AS letter (log_offset, raw)
@@ -282,7 +284,7 @@ SELECT pg_try_advisory_lock(%(key)s);
 SELECT pg_advisory_unlock(%(key)s);
 
 -- name: drainer
--- The other session that holds a partition's lock, and since when it is in its state.
+-- The other session that holds a partition's lock, and the time since its last change of state.
 SELECT pid, coalesce(host(client_addr), 'this host'), coalesce(state, ''), coalesce(wait_event_type, ''),
        extract(epoch FROM clock_timestamp() - coalesce(state_change, backend_start))::float8
 FROM pg_locks JOIN pg_stat_activity USING (pid)
@@ -293,7 +295,7 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
   AND pid <> pg_backend_pid();
 
 -- name: terminate_holder
--- pg_locks shows the two halves of a 64-bit advisory key apart; objsubid 1 says that it is one of those.
+-- pg_locks shows a 64-bit advisory key in two halves; objsubid 1 marks such a key.
 SELECT pid, pg_terminate_backend(pid)
 FROM pg_locks
 WHERE locktype = 'advisory' AND granted AND objsubid = 1
@@ -307,8 +309,8 @@ INSERT INTO probes (id, probed_at) VALUES (1, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET probed_at = EXCLUDED.probed_at;
 
 -- name: probe_storing
--- What storing does, rolled back: a lock on the table, or a column that is missing, is found. The id is one of its own,
--- since another probe's would be waited for.
+-- The steps of storing, rolled back: this detects a lock on the table, or a missing column. Each probe has its own id,
+-- because it would wait for another probe with the same id.
 BEGIN;
 INSERT INTO stored_offsets (log_id, log_partition, next_offset) VALUES (%(id)s, 0, 0);
 INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at, attributes,
@@ -316,8 +318,8 @@ INSERT INTO log_events (event_id, correlation_id, severity, message, source, eve
 VALUES (%(id)s, 'sluice-probe', 'INFO', 'a probe, rolled back', 'sluice', now(), now(), NULL, %(id)s, 0, 0, NULL);
 
 -- name: lock_holders
--- Who keeps, or waits before us for, a lock on what a drain writes to; and whoever blocks another of our sessions that
--- waits at this moment. Partitions of log_events are among it.
+-- Sessions that hold, or wait before us for, a lock on a table that a drain writes to; and sessions that block another
+-- of our sessions at this moment. The tables include partitions of log_events.
 WITH written AS (
     SELECT oid FROM pg_class
     WHERE oid IN (to_regclass('log_events'), to_regclass('stored_offsets'), to_regclass('dead_letters'),
@@ -346,7 +348,7 @@ ORDER BY pid, relation NULLS LAST;
 SELECT reason, paused_by, why, extract(epoch FROM since)::float8 FROM control_pauses ORDER BY reason;
 
 -- name: save_pause
--- A reason that holds already keeps its first author and time.
+-- A reason that is already saved keeps its first author and time.
 INSERT INTO control_pauses (reason, paused_by, why, since)
 VALUES (%(reason)s, %(paused_by)s, %(why)s, to_timestamp(%(since)s))
 ON CONFLICT (reason) DO NOTHING;
@@ -359,7 +361,7 @@ SELECT reason, paused_by, why, extract(epoch FROM since)::float8, log_partition
 FROM control_partition_pauses ORDER BY reason, log_partition;
 
 -- name: save_partition_pause
--- As above; but evidence that was not kept the first time is.
+-- As above; but missing evidence is added.
 INSERT INTO control_partition_pauses AS kept (reason, log_partition, paused_by, why, since, evidence)
 VALUES (%(reason)s, %(partition)s, %(paused_by)s, %(why)s, to_timestamp(%(since)s), %(evidence)s)
 ON CONFLICT (reason, log_partition) DO UPDATE SET evidence = coalesce(kept.evidence, EXCLUDED.evidence);
@@ -411,10 +413,10 @@ CREATE TABLE schema_migrations (
 );
 
 -- name: begin_migration
--- The lock ends with the transaction: it can't stay behind on a backend of a pooler.
+-- The lock ends with the transaction: it can't stay on a backend of a pooler.
 BEGIN;
 SET LOCAL client_min_messages = warning;
--- While a migration waits for a table, everybody who comes after it waits too: it gives up soon, and tries again.
+-- While a migration waits for a table, all later sessions wait too. So it gives up soon, and tries again.
 SET LOCAL lock_timeout = '500ms';
 SELECT pg_try_advisory_xact_lock(%(key)s);
 

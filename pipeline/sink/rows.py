@@ -1,6 +1,6 @@
-"""Turns log records into rows of PostgreSQL's binary COPY format.
+"""Encodes log records as rows of PostgreSQL's binary COPY format.
 
-Binary rather than text: it cost a fifth less to make, a third less to take in, and has nothing to escape
+Binary instead of text: encoding cost a fifth less, loading a third less, and nothing needs escaping
 (docs/adr/sink-copy.md). Source: the PostgreSQL manual, COPY, "Binary Format".
 """
 
@@ -17,7 +17,7 @@ from pipeline.event import RecordedEvent
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER: Final = struct.pack(">h", -1)
 
-# Microseconds before PostgreSQL's epoch, 2000-01-01, at the Unix epoch.
+# Milliseconds from the Unix epoch to PostgreSQL's epoch, 2000-01-01.
 _EPOCH_MS: Final = 946_684_800_000
 _COLUMNS: Final = struct.pack(">h", 12)
 _NULL: Final = struct.pack(">i", -1)
@@ -27,23 +27,23 @@ _pack_times: Final = struct.Struct(">iqiq").pack
 _pack_jsonb: Final = struct.Struct(">ib").pack
 _pack_offset: Final = struct.Struct(">iq").pack
 
-# Lengths up to here are looked up instead of packed: 25 ns instead of 60, five times a row.
+# Lengths up to this are looked up instead of packed: 25 ns instead of 60, five times a row.
 _SHORT: Final = 1024
 _LENGTHS: Final = tuple(_pack_length(length) for length in range(_SHORT))
-# Severities and sources are few; beyond this many the cache starts anew.
+# There are few severities and sources; above this number the cache is cleared.
 _NAMES_MAX: Final = 4096
-# A chunk of rows is sent on its own: large enough to be cheap, small enough for PostgreSQL to start early.
+# Rows are sent in chunks: large enough to be cheap, small enough for PostgreSQL to start early.
 _CHUNK_BYTES: Final = 64 * 1024
 
 _REASON_CHARS_MAX: Final = 500
 
 
 class _Record(RecordedEvent, gc=False):
-    """The same without a place in the garbage collector's lists; a record refers to nothing that refers back."""
+    """The same, not tracked by the garbage collector: no object that a record refers to refers back to it."""
 
 
 class _AsWritten(msgspec.Struct):
-    """A record's attributes as their JSON stands in it."""
+    """A record's attributes as raw JSON."""
 
     attributes: msgspec.Raw
 
@@ -55,16 +55,16 @@ _encode_json = msgspec.json.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A record that can't be stored: its index in the batch, and why."""
+    """A record that can't be stored: its index in the batch, and the reason."""
 
     index: int
     reason: str
-    sqlstate: str | None  # None: not even decodable
+    sqlstate: str | None  # None: not decodable
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRows:
-    """A COPY's bytes for one batch, made ahead, and which place they are for."""
+    """The bytes of a COPY for one batch, made ahead, and the log and partition that they are for."""
 
     log_id: str
     partition: int
@@ -74,7 +74,7 @@ class PreparedRows:
 
 
 class RowEncoder:
-    """Encodes records; keeps the encoded form of names that repeat."""
+    """Encodes records; caches the encoded form of repeated names."""
 
     def __init__(self) -> None:
         self._names: dict[str, bytes] = {}
@@ -87,11 +87,11 @@ class RowEncoder:
         letters: list[Letter],
         received_at_ms: list[int],
     ) -> Iterator[bytes | None]:
-        """One row a record, in order and in COPY's binary format; None for one that is no event.
+        """One row for each record, in order and in COPY's binary format; None for one that is no event.
 
-        `place` holds the columns log_id and log_partition, see `place_columns`. Why a record is no event goes to
-        `letters`, and when each was received to `received_at_ms`. All of it is one loop, since this is where a drain
-        spends its CPU: a call less a row is 0.1 µs.
+        `place` has the columns log_id and log_partition, see `place_columns`. The reason why a record is no event is
+        added to `letters`, the time of its receipt to `received_at_ms`. All of it is one loop, because this loop takes
+        most of a drain's CPU time: one call less for each row saves 0.1 µs.
         """
         names, offset = self._names, first_offset
         for record in records:
@@ -103,8 +103,8 @@ class RowEncoder:
                 id_length, correlation_length, message_length = len(event_id), len(correlation_id), len(message)
                 attributes = b"" if event.attributes is None else _encode_json(event.attributes)
                 if not record.endswith(attributes, 0, -1):
-                    # Not as ingest writes it. Another producer's number may have more digits than a float has, and
-                    # jsonb keeps them all.
+                    # Ingest did not write it like this. Another producer's number may have more digits than a float,
+                    # and jsonb keeps them all.
                     attributes = bytes(_decode_as_written(record).attributes)
                 request_id = None if event.request_id is None else event.request_id.encode()
                 row = b"".join(
@@ -150,7 +150,7 @@ def place_columns(log_id: str, partition: int) -> bytes:
 
 
 def request_ids(records: Iterable[bytes]) -> list[str]:
-    """The requests that brought these records, each once, in order; of records that are no events, none."""
+    """The requests that these records came from, each once, in order; records that are no events are ignored."""
     names: dict[str, None] = {}
     for record in records:
         with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
@@ -161,7 +161,7 @@ def request_ids(records: Iterable[bytes]) -> list[str]:
 
 
 def copy_chunks(rows: Iterable[bytes | None], chunk_bytes: int = _CHUNK_BYTES) -> Iterator[bytes]:
-    """The bytes of a COPY of `rows` (None: left out), in chunks of about 64 KiB."""
+    """The bytes of a COPY of `rows` (None is left out), in chunks of about 64 KiB."""
     chunk = [COPY_HEADER]
     size = 0
     for row in rows:
@@ -178,7 +178,7 @@ def copy_chunks(rows: Iterable[bytes | None], chunk_bytes: int = _CHUNK_BYTES) -
 
 
 def printable(reason: str) -> str:
-    """A reason that PostgreSQL stores in a text column, of bounded length."""
+    """A reason in a form that PostgreSQL can store in a text column, of bounded length."""
     return reason.replace("\0", "\\0").encode(errors="backslashreplace").decode()[:_REASON_CHARS_MAX]
 
 

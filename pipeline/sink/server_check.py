@@ -1,7 +1,7 @@
-"""Whether a PostgreSQL and its table can keep what Sluice promises; what can't is named, with what to do.
+"""Checks whether a PostgreSQL server and its table can keep Sluice's guarantees; names each problem and its remedy.
 
-Asked once for each connection, before anything else is said on it. A server that is refused counts as one that does
-not answer: nothing becomes a dead letter, the breaker opens with this reason, and all resumes once it is put right.
+Runs once for each connection, before anything else is sent on it. A refused server counts as one that does not answer:
+nothing becomes a dead letter, the breaker opens with this reason, and all resumes once the problem is fixed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,16 +10,16 @@ from typing import Any, Final
 
 from pipeline.errors import SinkUnavailableError
 
-VERSION_MIN: Final = 13  # the oldest whose catalog the questions below are asked of
+VERSION_MIN: Final = 13  # the oldest version whose catalog supports the queries below
 
 
 class SinkMisconfiguredError(SinkUnavailableError):
-    """PostgreSQL answers, and is set up such that it can't keep what Sluice promises."""
+    """PostgreSQL answers, but its configuration can't keep Sluice's guarantees."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a server says of itself: the columns of the statement `server_facts`, in their order."""
+    """A server's facts about itself: the columns of the statement `server_facts`, in their order."""
 
     backend_pid: int
     version: int  # as server_version_num: 150018
@@ -33,17 +33,17 @@ class ServerFacts:
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """What there is of log_events: the columns of the statement `table_facts`, in their order."""
+    """The facts about log_events: the columns of the statement `table_facts`, in their order."""
 
-    wrong_columns: Sequence[str]  # of those that Sluice writes
-    unfilled_columns: Sequence[str]  # of a user's: NOT NULL, and neither PostgreSQL nor a trigger fills them
+    wrong_columns: Sequence[str]  # among those that Sluice writes
+    unfilled_columns: Sequence[str]  # added by a user: NOT NULL, and filled neither by PostgreSQL nor by a trigger
     has_unique_ids: bool
     has_insert_rules: bool
     missing_rights: Sequence[str]
 
 
 def server_problem(facts: ServerFacts) -> str | None:
-    """Why this server can't be used; None where it can."""
+    """The reason why this server can't be used; None if it can."""
     if facts.version < VERSION_MIN * 10_000:
         return f"PostgreSQL {facts.version // 10_000} is too old: {VERSION_MIN} or newer is needed"
     if facts.encoding != "UTF8":
@@ -62,7 +62,7 @@ def server_problem(facts: ServerFacts) -> str | None:
 
 
 def table_problem(facts: TableFacts) -> str | None:
-    """Why this table can't be used; None where it can."""
+    """The reason why this table can't be used; None if it can."""
     return next(_table_problems(facts), None)
 
 
@@ -86,13 +86,13 @@ def _table_problems(facts: TableFacts) -> Iterator[str]:
 
 
 def refuse(problem: str | None) -> None:
-    """Raise SinkMisconfiguredError where there is a problem."""
+    """Raise SinkMisconfiguredError if there is a problem."""
     if problem is not None:
         raise SinkMisconfiguredError(f"this PostgreSQL can't be used: {problem} (docs/database.md)")
 
 
 def facts_of(rows: Sequence[Sequence[Any]]) -> TableFacts | None:
-    """The table's facts from the statement's answer; None before the table is made."""
+    """The table's facts from the statement's result; None before the table is created."""
     return TableFacts(*rows[0]) if rows else None
 
 

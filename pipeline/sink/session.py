@@ -1,4 +1,4 @@
-"""One watched connection to PostgreSQL: made when first needed, dropped after a failure, never shared with a fork."""
+"""One watched connection to PostgreSQL: opened on first use, dropped after a failure, never shared with a fork."""
 
 import contextlib
 import os
@@ -24,8 +24,8 @@ from pipeline.sink.server_check import (
 from pipeline.sink.sqlstate import LOCK_NOT_AVAILABLE, Fault, fault_of, may_be_a_rows
 from pipeline.sink.watchdog import Watchdog
 
-# What libpq is told beyond the URL. Keepalives find a peer that vanished while nothing is asked of it; calls have
-# the watchdog.
+# Options for libpq in addition to the URL. Keepalives detect a peer that vanished while the connection is idle; the
+# watchdog covers calls.
 _CONNECTION_OPTIONS: Final[dict[str, Any]] = {
     "application_name": "sluice",
     "keepalives": 1,
@@ -35,18 +35,18 @@ _CONNECTION_OPTIONS: Final[dict[str, Any]] = {
     "client_encoding": "UTF8",
 }
 
-# Of the silence after which the watchdog shuts the socket. PostgreSQL ends a wait for a lock by itself before that, and
-# says so; it looks after a client that has gone while it works.
+# Shares of the silence after which the watchdog shuts the socket down. PostgreSQL itself ends a wait for a lock before
+# that, with an error. While it works, it checks whether the client still exists.
 _LOCK_SHARE: Final = 0.75
 _CHECK_SHARE: Final = 0.5
-# Sessions made to find out whether a pooler lends backends; one nearly always tells.
+# Sessions opened to find out whether a pooler lends backends; one nearly always suffices.
 _POOL_TRIES: Final = 3
 
 Row = tuple[Any, ...]
 
 
 class StatementRefusedError(PermanentError):
-    """PostgreSQL refused a statement for the data in it; the transaction is aborted, the connection is well."""
+    """PostgreSQL refused a statement because of its data; the transaction is aborted, the connection works."""
 
     def __init__(self, sqlstate: str, message: str) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class LockedError(SinkUnavailableError):
 
 
 class _Feed:
-    """The file that psycopg2 reads a COPY from. Every chunk that PostgreSQL takes is a sign of life."""
+    """The file object from which psycopg2 reads a COPY. Every chunk that PostgreSQL takes shows progress."""
 
     def __init__(self, chunks: Iterator[bytes], watchdog: Watchdog, on_made: Callable[[], None] | None) -> None:
         self._chunks = chunks
@@ -70,7 +70,7 @@ class _Feed:
         self.error: Exception | None = None
 
     def read(self, _size: int = -1) -> bytes:
-        """The next chunk, however long; empty at the end."""
+        """The next chunk, of any length; empty at the end."""
         self._watchdog.touch()
         try:
             chunk = next(self._chunks, b"")
@@ -84,10 +84,10 @@ class _Feed:
 
 
 class Session:
-    """A connection with autocommit: transactions are begun and ended by statements.
+    """A connection with autocommit: statements begin and end transactions.
 
-    Weakness: resolving a host name is the one step without a time limit of ours; give an address where names can
-    hang. Not for use by several threads at once.
+    Weakness: resolving a host name is the only step without a time limit of Sluice's; use an address if name resolution
+    can hang. Not for use by several threads at once.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -100,7 +100,7 @@ class Session:
 
     @property
     def generation(self) -> int:
-        """Changes when a connection ends, and with it its locks and temporary tables."""
+        """Changes when a connection ends; its locks and temporary tables end with it."""
         self._forget_if_forked()
         return self._generation
 
@@ -114,10 +114,10 @@ class Session:
             return found
 
     def count(self, sql: str, parameters: Mapping[str, Any] | None = None, *, refusable: bool = False) -> int:
-        """Run statements and return how many rows the last one changed.
+        """Run statements and return the number of rows that the last one changed.
 
-        Raises SinkUnavailableError (the connection is dropped then), SinkContentionError (rolled back) and, where
-        the statement is `refusable` since events' data is in it, StatementRefusedError.
+        Raises SinkUnavailableError (then the connection is dropped) and SinkContentionError (rolled back). Raises
+        StatementRefusedError if the statement is `refusable`, because it contains data of events.
         """
         with self._guarded(refusable=refusable) as cursor:
             cursor.execute(sql, parameters)
@@ -125,11 +125,11 @@ class Session:
             return changed
 
     def copy(self, sql: str, chunks: Iterator[bytes], *, on_made: Callable[[], None] | None = None) -> int:
-        """Run a COPY FROM STDIN and return its row count. Raises as a refusable `count` does.
+        """Run a COPY FROM STDIN and return its row count. Raises the errors of a refusable `count`.
 
-        `on_made` runs when all chunks are made and sent, and PostgreSQL is still at work.
+        `on_made` runs when all chunks are made and sent, while PostgreSQL is still working.
 
-        Chunks are made while PostgreSQL works on the one before: the two overlap without a thread.
+        The next chunk is made while PostgreSQL works on the last one: the two overlap without a thread.
         """
         with self._guarded(refusable=True) as cursor:
             assert self._watchdog is not None  # noqa: S101 - _guarded has just connected
@@ -144,14 +144,14 @@ class Session:
             return changed
 
     def commit(self) -> None:
-        """End the transaction begun by a statement. Raises SinkUnavailableError: it may have been committed then."""
+        """End the transaction begun by a statement. After a SinkUnavailableError it may have been committed."""
         with self._guarded() as cursor:
             cursor.execute("COMMIT")
-            if cursor.statusmessage != "COMMIT":  # PostgreSQL answers ROLLBACK, as a success, to an aborted one
+            if cursor.statusmessage != "COMMIT":  # for an aborted one, PostgreSQL reports success with ROLLBACK
                 raise SinkUnavailableError(f"COMMIT was answered with {cursor.statusmessage}")
 
     def rollback(self) -> None:
-        """Undo whatever transaction is open; raises nothing, since a dropped connection undoes it as well."""
+        """Roll back an open transaction; raises nothing, because dropping the connection also rolls it back."""
         connection = self._connection
         if connection is None or connection.closed:
             self.drop()
@@ -161,11 +161,11 @@ class Session:
                 self.count("ROLLBACK")
 
     def drop(self) -> None:
-        """Let go of the connection; the next statement makes another one."""
+        """Drop the connection; the next statement opens another one."""
         connection, self._connection = self._connection, None
         self._generation += 1
         if self._socket is not None:
-            # Shut down first: closing in order would write to a server that may be frozen.
+            # Shut down first: a regular close would write to a server that may be frozen.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
@@ -175,7 +175,7 @@ class Session:
                 connection.close()
 
     def close(self) -> None:
-        """Leave the server in order; idempotent."""
+        """Close the connection in the regular way; idempotent."""
         self._forget_if_forked()
         if self._connection is not None and not self._connection.closed and self._socket is not None:
             with contextlib.suppress(psycopg2.Error):
@@ -189,7 +189,7 @@ class Session:
 
     @contextlib.contextmanager
     def _guarded(self, *, refusable: bool = False) -> Iterator[Any]:
-        """A cursor under the watchdog; psycopg2's errors leave as ours."""
+        """A cursor under the watchdog; psycopg2's errors become Sluice's."""
         self._forget_if_forked()
         if self._connection is None:
             self._connect()
@@ -205,7 +205,7 @@ class Session:
         message = _one_line(error)
         fault = fault_of(error.pgcode, error.diag.source_function)
         if fault in (Fault.DATA, Fault.REPEAT, Fault.NOT_BY_COPY) and not refusable:
-            fault = Fault.SERVER  # no event's data was in it, so it is no event's fault
+            fault = Fault.SERVER  # it contained no event's data, so no event is at fault
         if self._connection.closed or fault is Fault.SERVER:
             silent = self._watchdog is not None and self._watchdog.bit
             self.drop()
@@ -233,7 +233,7 @@ class Session:
         self.count(query("set_up_session"), milliseconds)
 
     def check(self) -> ServerFacts:
-        """What the server says of itself. Raises SinkMisconfiguredError where it can't keep what Sluice promises."""
+        """The server's facts about itself. Raises SinkMisconfiguredError if it can't keep Sluice's guarantees."""
         try:
             facts = ServerFacts(*self.rows(query("server_facts"))[0])
             refuse(server_problem(facts))
@@ -247,9 +247,9 @@ class Session:
         return facts
 
     def _backends_are_lent(self, backend_pid: int) -> bool:
-        """Whether another session gets this one's backend, or this one another: asked where a pooler stands between.
+        """Whether another session gets this session's backend, or this session another one. Called behind a pooler.
 
-        A pooler that has no second backend to give lends none for single transactions either.
+        A pooler without a second backend does not lend one for single transactions either.
         """
         assert self._watchdog is not None  # noqa: S101 - called while connecting
         for _ in range(_POOL_TRIES):
@@ -270,17 +270,17 @@ class Session:
         return False
 
     def _forget_if_forked(self) -> None:
-        """A child process must not speak on its parent's connection, nor say good-bye on it."""
+        """Drop the state after a fork: a child must not use its parent's connection, not even to close it."""
         pid = os.getpid()
         if pid == self._pid:
             return
         self._pid = pid
         self._generation += 1
-        self._connection = None  # psycopg2 closes a connection only in the process that made it
+        self._connection = None  # psycopg2 closes a connection only in the process that opened it
         if self._socket is not None:
-            self._socket.close()  # this process' duplicate of the descriptor only
+            self._socket.close()  # only this process' duplicate of the descriptor
             self._socket = None
-        self._watchdog = None  # its thread stayed behind
+        self._watchdog = None  # its thread does not exist in the child
 
 
 def connect(settings: Settings) -> Any:
@@ -307,9 +307,9 @@ def _one_line(error: BaseException) -> str:
 def _with_one_address(url: str, seconds_max: float) -> str:
     """The connection string with one address in place of a host name that has several.
 
-    libpq grants its `connect_timeout` to each address in turn, so that a frozen server on `localhost` (::1 and
-    127.0.0.1) would take twice the time. The first address that accepts is taken, within `seconds_max` for all.
-    Raises OSError where none does.
+    libpq applies its `connect_timeout` to each address in turn. So a frozen server on `localhost` (::1 and 127.0.0.1)
+    would take twice the time. This uses the first address that accepts, within `seconds_max` for all. Raises OSError if
+    none does.
     """
     words = parse_dsn(url)
     host = words.get("host", "")

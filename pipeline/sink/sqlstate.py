@@ -1,6 +1,6 @@
-"""What an SQLSTATE says about whose fault it was. Pure functions; by code, not by psycopg2's classes.
+"""Classifies errors by SQLSTATE: what was at fault. Pure functions; by code, not by psycopg2's classes.
 
-psycopg2 files a deadlock under OperationalError, beside a lost connection: its classes can't decide this.
+psycopg2 reports both a deadlock and a lost connection as OperationalError, so its classes can't decide this.
 Source: the PostgreSQL manual, appendix "PostgreSQL Error Codes".
 """
 
@@ -9,30 +9,30 @@ from typing import Final
 
 
 class Fault(Enum):
-    """Whose fault an error was, and so what happens next."""
+    """What was at fault in an error; it decides the next step."""
 
-    DATA = "data"  # a row's content: find the culprit, dead-letter it
-    REPEAT = "repeat"  # an event_id that is stored already: store the batch through the staging table
-    NOT_BY_COPY = "not_by_copy"  # the table takes INSERT only (row security): the same way
+    DATA = "data"  # the content of a row: find the row, dead-letter it
+    REPEAT = "repeat"  # an event_id that is already stored: store the batch through the staging table
+    NOT_BY_COPY = "not_by_copy"  # the table accepts INSERT only (row security): also through the staging table
     CONTENTION = "contention"  # rolled back in favour of another transaction: repeat, uncounted
-    SERVER = "server"  # everything else, a lost connection included: counts for the breaker, dead-letters nothing
+    SERVER = "server"  # all other errors, including a lost connection: counts for the breaker, dead-letters nothing
 
 
 UNIQUE_VIOLATION: Final = "23505"
-LOCK_NOT_AVAILABLE: Final = "55P03"  # what `lock_timeout` raises too
+LOCK_NOT_AVAILABLE: Final = "55P03"  # `lock_timeout` raises it too
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 _NOT_SUPPORTED: Final = "0A000"
-# The function of PostgreSQL's that raises 42501 for a row. Another one raises it for a table that may not be written.
+# PostgreSQL's function that raises 42501 for a row. Another function raises it for a table that may not be written.
 _ROW_SECURITY_FUNCTION: Final = "ExecWithCheckOptions"
 CONTENTION_CLASS: Final = "40"  # transaction rollback: deadlock, serialization failure
-# Classes by which PostgreSQL says that something is wrong with itself, with the schema or with the session. All others
-# are a row's: the standard's for data (22, 23, 44, 54), those of functions (P0, 21, 39) and whatever a user's trigger
-# makes up, since what a trigger says of a row is the row's fault.
+# Classes for problems of the server, the schema or the session. All others are a row's fault: the standard's classes
+# for data (22, 23, 44, 54), those of functions (P0, 21, 39), and any code that a user's trigger raises, because a
+# trigger's error about a row is the row's fault.
 SERVER_CLASSES: Final = frozenset(
     {
         "08",  # connection
         "0A",  # feature not supported
-        "25",  # transaction state: read-only, say
+        "25",  # transaction state: for example read-only
         "26",  # prepared statement unknown
         "28",  # authorization
         "2D",  # transaction termination
@@ -40,7 +40,7 @@ SERVER_CLASSES: Final = frozenset(
         "3F",  # no such schema
         "42",  # no such table or column, no right to it
         "53",  # insufficient resources: disk, memory, connections
-        "55",  # not in the state for it: a lock that is not free
+        "55",  # wrong state for it: a lock that is not free
         "57",  # operator intervention: cancelled, shutting down
         "58",  # system error: I/O
         "F0",  # configuration file
@@ -48,15 +48,15 @@ SERVER_CLASSES: Final = frozenset(
         "XX",  # internal error, corruption
     }
 )
-# Of these, the ones that no row's content can cause, however often a row fails with them.
+# Classes that no row's content can cause, even if a row fails with them many times.
 _NEVER_A_ROWS_CLASSES: Final = frozenset({"08", "40", "53", "55", "58"})
 _NEVER_A_ROWS: Final = frozenset({"57P01", "57P02", "57P03"})  # the server or its session is shut down
 
 
 def fault_of(sqlstate: str | None, function: str | None = None) -> Fault:
-    """Classify a SQLSTATE; None is an error that did not come from the server (connection lost, time-out).
+    """Classify an SQLSTATE; None is an error that did not come from the server (connection lost, time-out).
 
-    `function` is the one of PostgreSQL's source that raised it: it never changes with the server's language.
+    `function` is the function in PostgreSQL's source that raised it: it does not depend on the server's language.
     """
     if not sqlstate:
         return Fault.SERVER
@@ -72,7 +72,7 @@ def fault_of(sqlstate: str | None, function: str | None = None) -> Fault:
 
 
 def may_be_a_rows(sqlstate: str | None) -> bool:
-    """Whether a row's content may be the cause of a failure that comes again and again while other writes pass."""
+    """Whether a row's content may be the cause of a failure that repeats while other writes succeed."""
     if sqlstate is None:
         return True
     return sqlstate[:2] not in _NEVER_A_ROWS_CLASSES and sqlstate not in _NEVER_A_ROWS

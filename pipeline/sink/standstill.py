@@ -1,4 +1,4 @@
-"""Why a partition stands still, as far as PostgreSQL knows: who holds it, and what that one waits for."""
+"""The reason why a partition makes no progress, as far as PostgreSQL knows: which session holds or blocks it."""
 
 from typing import Final
 
@@ -7,12 +7,12 @@ from pipeline.sink.postgres import PostgresSink, lock_key
 from pipeline.sink.queries import query
 from pipeline.sink.session import Row
 
-# A drain asks PostgreSQL something many times a second, or waits for it. One that says nothing for longer is frozen.
+# A drain queries PostgreSQL many times a second, or waits for it. A drain that is silent for longer is frozen.
 _SILENT_SECONDS: Final = 10.0
 
 
 def why_standing(sink: PostgresSink, log_id: str, partition: int) -> str | None:
-    """Why the partition's drain stores nothing, in words; None where no drain holds it. Raises SinkUnavailableError."""
+    """Why the partition's drain stores nothing, in words; None if no drain holds it. Raises SinkUnavailableError."""
     for row in sink.session.rows(query("drainer"), {"key": lock_key(log_id, partition)}):
         return _words(sink, row)
     holders = lock_holders(sink.session)

@@ -1,8 +1,7 @@
-"""Ends a call to a server that has gone silent, by shutting its socket down.
+"""Ends a call to a server that has become silent, by shutting down the socket.
 
-A frozen PostgreSQL, or a network that swallows packets, answers nothing: no `statement_timeout` fires, and libpq
-waits in C where no signal of Python's is seen. A socket that was shut down reads as ended, so libpq returns with an
-error.
+A frozen PostgreSQL, or a network that drops packets, sends nothing: no `statement_timeout` fires, and libpq waits in C,
+where Python handles no signal. A socket that was shut down reads as ended, so libpq returns with an error.
 """
 
 import contextlib
@@ -13,16 +12,17 @@ from collections.abc import Iterator
 
 
 class Watchdog:
-    """One thread that watches one socket at a time; made for thousands of short calls a second.
+    """One thread that watches one socket at a time; designed for thousands of short calls a second.
 
-    Arming takes a lock and sets a number; the thread is only woken when it was idle, which it becomes at most once
-    every `silence_seconds_max`. Not for use by several threads at once. Does not survive a fork: make another one.
+    To start a watch, it takes a lock and sets a number. The thread is only woken if it was idle, which happens at most
+    once every `silence_seconds_max`. Not for use by several threads at once. Does not survive a fork: create another
+    one.
     """
 
     def __init__(self, silence_seconds_max: float) -> None:
         self._silence_seconds_max = silence_seconds_max
         self._condition = threading.Condition()
-        self._socket: socket.socket | None = None  # the one that is watched now
+        self._socket: socket.socket | None = None  # the socket that is watched now
         self._deadline = 0.0
         self._idle = False
         self._closed = False
@@ -31,15 +31,15 @@ class Watchdog:
 
     @property
     def bit(self) -> bool:
-        """Whether the last guarded call was ended for its silence."""
+        """Whether the last guarded call was ended because of silence."""
         return self._bitten
 
     @contextlib.contextmanager
     def guard(self, watched: socket.socket) -> Iterator[None]:
-        """Shut `watched` down if the body lasts longer than the silence allowed; `touch` begins it anew.
+        """Shut `watched` down if the body lasts longer than the allowed silence; `touch` restarts the time.
 
-        `watched` must be a duplicate that the caller keeps open: were it libpq's own descriptor, its number could
-        be somebody else's by the time it is shut down.
+        `watched` must be a duplicate that the caller keeps open. The number of libpq's own descriptor could already
+        belong to another file when it is shut down.
         """
         with self._condition:
             self._deadline = time.monotonic() + self._silence_seconds_max
@@ -57,7 +57,7 @@ class Watchdog:
                 self._socket = None
 
     def touch(self) -> None:
-        """The call makes progress: its silence begins anew."""
+        """Report progress of the call: the time of silence restarts."""
         self._deadline = time.monotonic() + self._silence_seconds_max
 
     def close(self) -> None:
@@ -81,6 +81,6 @@ class Watchdog:
                     self._condition.wait(remaining_seconds)
                     continue
                 self._bitten = True
-                with contextlib.suppress(OSError):  # the server has closed it in this very moment
+                with contextlib.suppress(OSError):  # the server has closed it at the same moment
                     self._socket.shutdown(socket.SHUT_RDWR)
                 self._socket = None
