@@ -44,9 +44,9 @@ class LogIndeterminateError(RecoverableError):
 
 
 class LogPartialError(LogIndeterminateError):
-    """The event log did not take the events of some of its partitions.
+    """The event log did not store the events of some of its partitions.
 
-    `failures` has the error of each partition that failed; in an append that it was raised by, all others are durable.
+    `failures` has the error of each failed partition. If an append raised this, its events of all others are durable.
     """
 
     def __init__(self, failures: Mapping[int, SluiceError] | None = None) -> None:

@@ -204,7 +204,7 @@ BATCH_EVENTS: Final = Declared("sluice_batch_events", "Events of one batch")
 BATCH_STORE_SECONDS: Final = Declared("sluice_batch_store_seconds", "From BEGIN to COMMIT of one batch")
 # Above 0: look at them, fix the cause, replay.
 DEAD_LETTERS: Final = Declared("sluice_dead_letters_open", "Events that PostgreSQL refused and no replay has stored")
-# Part of the above. Growing: a client gives one eventId to two events, or changes an event before it sends it again.
+# Part of the above. Growing: a client uses one eventId for two events, or changes an event before it sends it again.
 DEAD_LETTER_CONFLICTS: Final = Declared(
     "sluice_dead_letter_conflicts_open", "Open dead letters whose eventId is stored with other content"
 )

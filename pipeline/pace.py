@@ -65,7 +65,7 @@ class Pace:
         return offset == self._offset and self._is_asked and self._failures_alone >= self._failures_max
 
     def forget(self) -> None:
-        """Reset the failures: the partition stops until an operator acts, and everything is tried anew after that."""
+        """Reset the failures: the partition stops until an operator acts, and everything is tried again after that."""
         self._offset, self._failures, self._failures_alone = None, 0, 0
 
     def stored(self, result: StoreResult) -> None:

@@ -137,7 +137,7 @@ def _memory_gauges(found: Mapping[str, tuple[int, int] | None]) -> Iterator[Metr
 
 
 def _one_of(declared: Declared, words: Iterable[str], held: Iterable[str]) -> Metric:
-    """A series for each word; 1 for the active ones."""
+    """A series for each name; 1 for the active ones."""
     family = declared.gauge()
     holding = set(held)
     for word in words:

@@ -17,8 +17,7 @@ class RateDecision:
 
 @dataclass(frozen=True, slots=True)
 class BandPolicy:
-    """Full rate below the lower threshold, the lowest rate (RATE_MIN) above the upper one, a straight line between
-    them.
+    """Full rate below the lower threshold, the lowest rate (RATE_MIN) above the upper one, a line between them.
 
         rate(lag) = rate_max - (rate_max - rate_min) * (lag - lag_degraded) / (lag_critical - lag_degraded)
 

@@ -1,1 +1,1 @@
-"""How the whole system is: one snapshot of what is known, one pure judge, one verdict for everybody who shows it."""
+"""The health of the whole system: one snapshot of the known state, one pure judge, one verdict for all displays."""

@@ -194,8 +194,7 @@ class KafkaLog:
         return LogBatch(batch.offset, batch.values + more.values)
 
     def _fetch(self, partition: int, offset: int, wait_seconds: float) -> tuple[int, bytes]:
-        """The leader's records from `offset` on, and the offset used. If `offset` is gone, they start where the log
-        begins.
+        """The offset used, and the leader's records from it on: from `offset`, or from the log's begin after it.
 
         Raises LogUnavailableError, LogGapError.
         """

@@ -70,7 +70,7 @@ class RedisLink:
             socket_connect_timeout=CONNECT_SECONDS_MAX,
             socket_read_size=SOCKET_READ_BYTES,
             retry=Retry(NoBackoff(), 0),
-            protocol=2,  # needs no greeting, and gives the same shapes on every server
+            protocol=2,  # needs no handshake, and has the same response types on every server
             driver_info=None,  # would cost two more round trips in each new connection
             redis_connect_func=self._introduce,
         )
