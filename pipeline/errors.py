@@ -46,7 +46,7 @@ class LogIndeterminateError(RecoverableError):
 class LogPartialError(LogIndeterminateError):
     """The event log did not store the events of some of its partitions.
 
-    `failures` has the error of each failed partition. If an append raised this, its events of all others are durable.
+    `failures` has the error of each failed partition. If an append raised this, the events of all others are durable.
     """
 
     def __init__(self, failures: Mapping[int, SluiceError] | None = None) -> None:

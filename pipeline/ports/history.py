@@ -36,7 +36,7 @@ class History(Protocol):
     def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
         """Add the counts of one process since its last call. With a sample, also add an entry with the new totals.
 
-        Also raises StoreUnavailableError if the server is at its memory limit: history is the first data to be dropped.
+        Also raises StoreUnavailableError if the server is at its memory limit: history writes are refused first.
         """
 
     def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:

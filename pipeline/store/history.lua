@@ -1,7 +1,7 @@
 #!lua
 -- Add to the totals of all ingest processes. With a sample, also write an entry that contains the totals.
 -- KEYS: 1 totals, 2 entries. ARGV: 1 sample as JSON or '', 2 entries kept, 3 milliseconds to live, then name, count, …
--- No allow-oom: at the memory limit, history is dropped before data that the system needs.
+-- No allow-oom: at the memory limit, Redis refuses history first, and memory is left for data that the system needs.
 
 local names = {}
 for i = 4, #ARGV, 2 do
