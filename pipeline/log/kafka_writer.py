@@ -110,7 +110,7 @@ class KafkaWriter:
             producer, known = self._ready_producer(len(facts.leaders), deadline)
             failures |= {partition: _added(partition) for partition in wanted - known - failures.keys()}
             taken = [entry for entry in entries if entry[0] not in failures]
-            failures |= self._produce(producer, taken, deadline)
+            failures |= self._produce(producer, taken, facts.leaders, deadline)
         self._refuse_where_none_is_fit(facts)
         if failures:
             raise LogPartialError(failures)
@@ -284,7 +284,9 @@ class KafkaWriter:
 
     # --- The append -------------------------------------------------------------------------------------------------
 
-    def _produce(self, producer: KafkaProducer, entries: Entries, deadline: float) -> Failures:
+    def _produce(
+        self, producer: KafkaProducer, entries: Entries, leaders: Mapping[int, int], deadline: float
+    ) -> Failures:
         """Append to partitions that may be appended to. Raises LogFullError if the producer accepted no record."""
         sent: dict[int, list[Any]] = {}
         counts: dict[int, int] = {}
@@ -299,7 +301,7 @@ class KafkaWriter:
         sent = {partition: futures for partition, futures in sent.items() if futures}
         if full is not None and not sent:
             raise LogFullError(f"the event log's producer (Kafka) takes nothing: {full}") from full
-        self._await(producer, sent, deadline)
+        self._await(producer, sent, leaders, deadline)
         failures: Failures = {}
         for partition, count in counts.items():
             if partition not in sent:
@@ -320,8 +322,13 @@ class KafkaWriter:
                 if self._clock.monotonic() >= deadline:
                     raise
 
-    def _await(self, producer: KafkaProducer, sent: dict[int, list[Any]], deadline: float) -> None:
-        """Wait until all partitions have answered or time is up; for partitions that delay others, a share of it."""
+    def _await(
+        self, producer: KafkaProducer, sent: dict[int, list[Any]], leaders: Mapping[int, int], deadline: float
+    ) -> None:
+        """Wait until all partitions have answered or time is up; for brokers that delay others, a share of it.
+
+        A broker that has answered for one of its partitions is only slow: its other partitions get all the time.
+        """
         share_seconds = self._settings.append_seconds_max * LAGGARD_SHARE
         first_deadline = min(deadline, self._clock.monotonic() + share_seconds)
         if not self._owed:  # flush would wait for these too
@@ -331,7 +338,9 @@ class KafkaWriter:
             for futures in sent.values():  # a partition's responses arrive in the order of its records
                 with contextlib.suppress(KafkaError):
                     futures[-1].get(timeout=max(limit - self._clock.monotonic(), _SHORT_SECONDS))
-            if any(futures[-1].is_done for futures in sent.values()):
+            answered = {leaders[partition] for partition, futures in sent.items() if futures[-1].is_done}
+            awaited = {leaders[partition] for partition, futures in sent.items() if not futures[-1].is_done}
+            if not awaited or (answered and not answered & awaited):
                 return
 
     def _outcome(self, partition: int, futures: list[Any], count: int) -> SluiceError | None:

@@ -12,6 +12,7 @@ from faults.fault import Effect, Fault
 from faults.of_database import RowsRefused, letters
 from faults.rig import Rig
 from faults.windows import Part
+from pipeline.errors import SinkUnavailableError
 from tasks import commands
 
 _BY: Final = "soak"
@@ -44,7 +45,7 @@ class LettersReplayed(RowsRefused):
     def repair(self, rig: Rig) -> None:
         super().repair(rig)
         self._open = letters(rig, only_open=True)
-        self._words = commands.replay(rig.parts, _BY, 100_000, dry_run=False)
+        self._words = _replayed(rig)
         left = letters(rig, only_open=True)
         # Batches that were refused before the trigger was dropped may still add some; what was open is stored.
         if left >= max(1, self._open):
@@ -52,6 +53,14 @@ class LettersReplayed(RowsRefused):
 
     def effect(self, rig: Rig) -> Effect:
         return Effect(self._open > 0, f"{self._open} dead letters: {self._words}")
+
+
+def _replayed(rig: Rig) -> str:
+    """What the command says. As an operator would, it is given again where PostgreSQL has gone meanwhile."""
+    try:
+        return commands.replay(rig.parts, _BY, 100_000, dry_run=False)
+    except SinkUnavailableError:  # an earlier fault has cut the connection that the harness kept
+        return commands.replay(rig.parts, _BY, 100_000, dry_run=False)
 
 
 class TriggerRefuses(RowsRefused):

@@ -192,6 +192,15 @@ def test_a_partition_without_a_leader_is_refused_at_once_and_alone(rig: Rig) -> 
     assert rig.floors.calls[asked:] == [(f"sluice-events:{rig.wire.facts.topic_id}", incarnation_of(rig.wire.facts))]
 
 
+def test_a_broker_that_has_answered_for_one_partition_gets_all_the_time_for_its_others(rig: Rig) -> None:
+    # Given one broker that leads partitions 0 and 2, and is slow to confirm 2
+    rig.producer.silent = {2}
+    told = rig.append(0, 2)
+    assert told[0] is None
+    assert isinstance(told[2], LogIndeterminateError)
+    assert 0.9 < rig.seconds < 1.1
+
+
 def test_a_silent_broker_holds_up_the_others_for_a_share_of_the_time_and_once(rig: Rig) -> None:
     rig.producer.silent = {1}
     # Given a broker that does not answer and whose partition is still said to be led by it
