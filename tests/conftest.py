@@ -189,4 +189,5 @@ def settings(control_redis: Server, log_redis: Server, database_url: str) -> Set
         event_log_url=log_redis.url,
         key_prefix=f"t{unique}:",
         log_topic=f"t{unique}",
+        ingest_port=free_port(),  # ingest shares its port: a system that runs on this machine would answer too
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stack import surroundings
-from stack.config import StackConfig, environ_of_its_own
+from stack.config import StackConfig, environ_of_its_own, free_ports
 from stack.servers import ServerError, free_port, port_problem
 from stack.system import System
 
@@ -19,11 +19,6 @@ def config_of(home: Path, log: str | None = None, **environ: object) -> StackCon
 
 
 ALWAYS = ("INGEST_PORT", "FLOWER_PORT", "CONTROL_METRICS_PORT", "BATCHES_METRICS_PORT")
-
-
-def free_ports() -> dict[str, int]:
-    names = ("INGEST_PORT", "FLOWER_PORT", "POSTGRES_PORT", "REDIS_PORT", "LOG_REDIS_PORT")
-    return {name: free_port() for name in names}
 
 
 def test_prometheus_runs_where_there_is_one(tmp_path: Path) -> None:
