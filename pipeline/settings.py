@@ -128,7 +128,7 @@ class Settings:
     )
     hard_bodies_bytes_max: int = _setting(
         16 << 20,
-        "Bytes of bodies that wait to be read the careful way (they break a rule, or hold what is rare); beyond it 503",
+        "Bytes of bodies that wait for the slow path (they break a rule, or hold what is rare); beyond it 503",
         low=1 << 20,
         high=1 << 30,
         when="BODY_BYTES_MAX is raised: several of the largest bodies should have room",

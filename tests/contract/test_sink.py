@@ -116,7 +116,7 @@ def test_the_last_record_is_kept_beside_the_offset(bench: Bench) -> None:
     # Given a sink that knows nothing of a partition
     sink = bench.sink()
     assert sink.stored_position(LOG, 0) is None
-    # When batches are stored, as they are and by the careful way
+    # When batches are stored, as they are and by the slow path
     first, second = numbered_batch(0, 3), numbered_batch(2, 4)
     sink.store(LOG, 0, 0, first, before_commit=nothing)
     assert sink.stored_position(LOG, 0) == StoredPosition(3, record_digest(first.values[-1]))

@@ -20,7 +20,7 @@ _SEVERITIES: Final[dict[str, str]] = {
     **{"info": "INFO", "Error": "ERROR", "WARNING": "WARN", "warning": "WARN", "CRITICAL": "FATAL"},
 }
 _SPELLINGS: Final = tuple(_SEVERITIES)
-_ODD_SPELLING: Final = "fAtAl"  # sends the whole body the careful way through ingest
+_ODD_SPELLING: Final = "fAtAl"  # sends the whole body the slow path through ingest
 _SEVERITIES[_ODD_SPELLING] = "FATAL"
 _ODD_SHARE: Final = 1 / 40  # of bodies; these cost ingest more than the others
 # What has broken others: line ends that are none in NDJSON, quotes, separators of COPY, right-to-left, joiners.

@@ -1,4 +1,4 @@
-"""The quick way through a body never takes what the careful way refuses, and never gives another event."""
+"""The fast path through a body never takes what the slow path refuses, and never gives another event."""
 
 import json
 import math

@@ -21,7 +21,7 @@ SETTINGS = replace(Settings(), hard_bodies_bytes_max=1 << 20)
 
 
 def _body(size: int) -> bytes:
-    """An event that goes the careful way, with blanks behind it."""
+    """An event that goes the slow path, with blanks behind it."""
     return json.dumps(EVENT).encode().ljust(size)
 
 
