@@ -183,4 +183,4 @@ def test_openings_are_counted_anew_after_a_flush_of_the_control_store(
         seconds_until_lifted(rig, clock, [prober])
     server.flush()
     rig.store.restore([], by="controller")
-    assert seconds_until_lifted(rig, clock, [prober]) == 0.0
+    assert [seconds_until_lifted(rig, clock, [prober]) for _ in range(3)] == [0.0, 2.0, 4.0]
