@@ -62,7 +62,7 @@ class Backoff:
                 self._generation = None
             self._consumed = consumption.consumed
         if self._generation is None or state.generation < self._generation:  # lower: the store was flushed
-            self._generation = state.generation
+            self._generation = state.generation - (held is not None)  # the current opening is the first one
         version, said = (None, 0.0) if held is None else (held.generation, state.time - held.since)
         age = self._age.of(version, said, now=self._clock.monotonic())
         if held is None:
