@@ -181,6 +181,10 @@ def test_openings_are_counted_anew_after_a_flush_of_the_control_store(
     prober = Backoff(replace(rig.settings, probe_seconds=2.0), clock)
     for _ in range(3):
         seconds_until_lifted(rig, clock, [prober])
+    # Given a prober that counts from a generation that the store has no more after the flush
+    for consumed in (100, 101):
+        store(rig, clock, consumed=consumed)
+        ask(rig, Sink(rig), prober)
     server.flush()
     rig.store.restore([], by="controller")
     assert [seconds_until_lifted(rig, clock, [prober]) for _ in range(3)] == [0.0, 2.0, 4.0]
