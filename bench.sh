@@ -5,4 +5,4 @@ ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"
 sluice_setup requirements-servers.txt requirements-dev.txt
 cd "$ROOT"
-exec .venv/bin/python -m bench "$@"
+exec .venv/bin/python -m checks.bench "$@"

@@ -6,4 +6,4 @@ ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"
 sluice_setup requirements-servers.txt requirements-dev.txt
 cd "$ROOT"
-exec .venv/bin/python -m loadtest "$@"
+exec .venv/bin/python -m checks.loadtest "$@"

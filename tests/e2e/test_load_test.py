@@ -14,8 +14,9 @@ pytestmark = pytest.mark.parametrize("started", ["redis"], indirect=True)
 
 
 def load_test(site: Site, folder: Path, *words: str, database_url: str) -> "subprocess.CompletedProcess[str]":
+    options = ["--url", site.system.url, "--duration", "20", "--out", str(folder), *words]
     return subprocess.run(
-        [sys.executable, "-m", "loadtest", "--url", site.system.url, "--duration", "20", "--out", str(folder), *words],
+        [sys.executable, "-m", "checks.loadtest", *options],
         cwd=ROOT,
         env={**os.environ, "DATABASE_URL": database_url},
         capture_output=True,

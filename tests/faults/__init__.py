@@ -1,1 +1,1 @@
-"""Runs the whole system under faults, keeps a history of what clients were told, and judges it by what was stored."""
+"""The tests of the fault harness (checks/soak), and its short run on each event log."""

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from faults.catalog import schedule
-from faults.report import as_markdown
-from faults.rig import Options
-from faults.run import Verdict, run
+from checks.soak.catalog import schedule
+from checks.soak.report import as_markdown
+from checks.soak.rig import Options
+from checks.soak.run import Verdict, run
 
 SEED = 21  # odd: the log is trimmed
 EVENTS_PER_SECOND = 600.0  # beside surges, which go above the admitted rate

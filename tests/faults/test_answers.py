@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from faults.answers import AnswerRules, check_answers
-from faults.columns import check_columns, check_letters
-from faults.content import Content, any_text, encoded, pieces, severity_of
-from faults.found import Found, Place, Stored
-from faults.history import EventNote, History, Outcome, Request, Told, given_id, key_of, outcome_of
-from faults.order import check_order
-from faults.windows import ClockSpan, Part, Refusal, Window, Windows
+from checks.soak.answers import AnswerRules, check_answers
+from checks.soak.columns import check_columns, check_letters
+from checks.soak.content import Content, any_text, encoded, pieces, severity_of
+from checks.soak.found import Found, Place, Stored
+from checks.soak.history import EventNote, History, Outcome, Request, Told, given_id, key_of, outcome_of
+from checks.soak.order import check_order
+from checks.soak.windows import ClockSpan, Part, Refusal, Window, Windows
 
 RULES = AnswerRules(append_seconds_max=1.0, retry_seconds_max=5, log_after_seconds=5.0, dead_log_takes_nothing=True)
 LOG = frozenset({Part.LOG})

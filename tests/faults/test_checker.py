@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from faults.admissions import Outage
-from faults.answers import AnswerRules
-from faults.checker import Disturbed, Rules, check, lost_by_the_machine
-from faults.control import PolicyRules
-from faults.found import AdmissionRules, Found, Hole, OffsetSample, Place, RateSample, Recovery, Stored
-from faults.history import EventNote, History, Outcome, Request, Told, given_id
-from faults.seen import Seen
-from faults.windows import Refusal
+from checks.soak.admissions import Outage
+from checks.soak.answers import AnswerRules
+from checks.soak.checker import Disturbed, Rules, check, lost_by_the_machine
+from checks.soak.control import PolicyRules
+from checks.soak.found import AdmissionRules, Found, Hole, OffsetSample, Place, RateSample, Recovery, Stored
+from checks.soak.history import EventNote, History, Outcome, Request, Told, given_id
+from checks.soak.seen import Seen
+from checks.soak.windows import Refusal
 
 LOG = "log.2"
 RULES = Rules(

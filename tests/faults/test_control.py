@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from faults.control import PolicyRules, check_control
-from faults.found import Place, Stored
-from faults.seen import ControlSample, HealthSample, LagSample, PartitionSample, Seen
-from faults.windows import Part, Window, Windows
+from checks.soak.control import PolicyRules, check_control
+from checks.soak.found import Place, Stored
+from checks.soak.seen import ControlSample, HealthSample, LagSample, PartitionSample, Seen
+from checks.soak.windows import Part, Window, Windows
 
 RULES = PolicyRules(rate_max=1000.0, rate_min=100.0, lag_degraded=100, lag_critical=1000, lag_tolerance=10)
 SECONDS = 40

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.content import encoded
-from faults.history import EventNote, HistoryError, HistoryWriter, Outcome, digest, outcome_of, read_histories
+from checks.soak.content import encoded
+from checks.soak.history import EventNote, HistoryError, HistoryWriter, Outcome, digest, outcome_of, read_histories
 from stack.servers import free_port
 from support.processes import ROOT
 
@@ -99,7 +99,7 @@ def test_a_killed_client_leaves_what_it_was_about_to_send(tmp_path: Path) -> Non
     path = tmp_path / "client.jsonl"
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "faults.client", "--ports", str(free_port()), "--name", "c0"),
+            *(sys.executable, "-m", "checks.soak.client", "--ports", str(free_port()), "--name", "c0"),
             *("--history", str(path), "--rate", "2000", "--seed", "1"),
         ],
         cwd=ROOT,

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from faults.mutant import is_caught, run_mutant
-from faults.mutants import MUTANTS
+from checks.soak.mutant import is_caught, run_mutant
+from checks.soak.mutants import MUTANTS
 from faults.short import assert_promises_are_kept
 from support.clocks import fake_time_library
 

@@ -9,13 +9,13 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from faults import catalog
-from faults.__main__ import main
-from faults.catalog import Planned
-from faults.fault import Effect, Fault
-from faults.report import as_markdown
-from faults.rig import Options, Rig
-from faults.run import Done, Result, Verdict, _Run
+from checks.soak import catalog
+from checks.soak.__main__ import main
+from checks.soak.catalog import Planned
+from checks.soak.fault import Effect, Fault
+from checks.soak.report import as_markdown
+from checks.soak.rig import Options, Rig
+from checks.soak.run import Done, Result, Verdict, _Run
 
 
 class _VictimIsAway(Fault):
@@ -107,7 +107,7 @@ def test_the_exit_status_tells_the_verdict(
 ) -> None:
     result = _ended(tmp_path, hits=1, sent=99 if verdict == "not proven" else 100)
     result.violations += ["an event is gone"] if verdict == "broken" else []
-    monkeypatch.setattr("faults.__main__.run", lambda *_, **__: result)
+    monkeypatch.setattr("checks.soak.__main__.run", lambda *_, **__: result)
     assert main(["--out", str(tmp_path / "out"), "--home", str(tmp_path / "home")]) == status
     assert json.loads((tmp_path / "out" / "redis-1-1.json").read_text())["verdict"] == verdict
 

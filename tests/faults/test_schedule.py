@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from faults.catalog import FAULTS, POOLED, possible_names, schedule
-from faults.mutant import ROOT, Edit, Mutant, MutantError, mutated
-from faults.mutants import MUTANTS
+from checks.soak.catalog import FAULTS, POOLED, possible_names, schedule
+from checks.soak.mutant import ROOT, Edit, Mutant, MutantError, mutated
+from checks.soak.mutants import MUTANTS
 
 
 @pytest.mark.parametrize("log", ["redis", "kafka"])

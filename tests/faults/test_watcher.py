@@ -8,12 +8,12 @@ from typing import Any, cast
 import psycopg2
 import pytest
 
-from faults import watcher
-from faults.found import Found
-from faults.history import History
-from faults.rig import Options
-from faults.run import Result, Verdict, _judge
-from faults.watcher import Watcher
+from checks.soak import watcher
+from checks.soak.found import Found
+from checks.soak.history import History
+from checks.soak.rig import Options
+from checks.soak.run import Result, Verdict, _judge
+from checks.soak.watcher import Watcher
 from pipeline import wiring
 from pipeline.errors import LogUnavailableError, StoreUnavailableError
 from pipeline.settings import Settings

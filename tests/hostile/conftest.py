@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from checks.hostile.victim import Victim, running_victim
 from stack.servers import Server
-from support.hostile.victim import Victim, running_victim
 
 
 @pytest.fixture(scope="module")

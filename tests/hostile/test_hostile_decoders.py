@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from checks.hostile.cases import cases
+from checks.hostile.oracle import WrongError, depth, is_json, judge, kind_of
+from checks.hostile.seeds import seeds
 from ingest.codecs import event_bodies, strict_json, validation
 from ingest.http import request as http1
-from support.hostile.cases import cases
-from support.hostile.oracle import WrongError, depth, is_json, judge, kind_of
-from support.hostile.seeds import seeds
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 

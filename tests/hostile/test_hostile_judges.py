@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from bench.open_load import Answers
-from support.hostile.__main__ import again, main, parse, plan_of
-from support.hostile.part import Part
-from support.hostile.report import as_markdown, write
-from support.hostile.run import Plan, Result
-from support.hostile.siege import Siege, flood_problems
-from support.hostile.watch import MIB, Watch
+from checks.hostile.__main__ import again, main, parse, plan_of
+from checks.hostile.part import Part
+from checks.hostile.report import as_markdown, write
+from checks.hostile.run import Plan, Result
+from checks.hostile.siege import Siege, flood_problems
+from checks.hostile.watch import MIB, Watch
+from checks.loadgen.open_load import Answers
 
 TOLD: dict[str, Any] = {
     "opened": 705,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from support.hostile.answers import JSON, NDJSON, wrong_answers_to_cases, wrong_answers_to_corpus
-from support.hostile.contract import Report
-from support.hostile.siege import environ, flood_problems, flooding, siege
-from support.hostile.victim import Victim
-from support.hostile.watch import Watch
+from checks.hostile.answers import JSON, NDJSON, wrong_answers_to_cases, wrong_answers_to_corpus
+from checks.hostile.contract import Report
+from checks.hostile.siege import environ, flood_problems, flooding, siege
+from checks.hostile.victim import Victim
+from checks.hostile.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 # Other tests run beside these: the p99 may be this much and say nothing.
@@ -19,10 +19,10 @@ BUSY_SECONDS = 0.5
 
 
 def test_requests_that_break_the_contract_are_refused(victim: Victim) -> None:
-    command = [sys.executable, "-m", "support.hostile.contract", victim.url, "--short", "--mode", "negative"]
+    command = [sys.executable, "-m", "checks.hostile.contract", victim.url, "--short", "--mode", "negative"]
     said = subprocess.run(
         [*command, "--cases", "120", "--seed", "8"],
-        cwd=ROOT / "tests", env=environ(), capture_output=True, text=True, check=False, timeout=100,
+        cwd=ROOT, env=environ(), capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr[-3000:]
     report = Report.of(said.stdout)

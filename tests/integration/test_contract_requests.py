@@ -5,10 +5,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from checks.hostile.contract import Report
+from checks.hostile.siege import environ
 from pipeline.settings import Settings
 from stack.servers import free_port
-from support.hostile.contract import Report
-from support.hostile.siege import environ
 from support.processes import ROOT, http_status, ingest
 from support.traffic import wait_until
 
@@ -23,8 +23,8 @@ def test_every_answer_is_one_that_the_document_describes(settings: Settings, tmp
         # When requests are made from the document, good and bad ones
         words = ["--short", "--cases", "250", "--seed", "7"]
         said = subprocess.run(
-            [sys.executable, "-m", "support.hostile.contract", url, *words],
-            cwd=ROOT / "tests", env=environ(), capture_output=True, text=True, check=False, timeout=100,
+            [sys.executable, "-m", "checks.hostile.contract", url, *words],
+            cwd=ROOT, env=environ(), capture_output=True, text=True, check=False, timeout=100,
         )  # fmt: skip
         assert said.returncode == 0, said.stderr[-3000:]
         # Then each is answered as described, with every kind of answer among them

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.rig import clock_environ
+from checks.soak.rig import clock_environ
 from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.log.memory import MemoryLog

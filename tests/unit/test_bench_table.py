@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from bench.__main__ import MARKS, arguments_of, marks_of
-from bench.step import NEVER, quantile, rates_of, step_of
-from bench.table import Line, at_least, at_most, document, made_of, number, ratios, table
+from checks.bench.__main__ import MARKS, arguments_of, marks_of
+from checks.bench.step import NEVER, quantile, rates_of, step_of
+from checks.bench.table import Line, at_least, at_most, document, made_of, number, ratios, table
 
 
 def test_a_ratio_is_taken_in_each_round() -> None:

@@ -12,12 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from bench.open_load import Answers
-from loadtest.__main__ import Recorder, Target, asked_of, play, requests_of
-from loadtest.options import parse
-from loadtest.report import page, row
-from loadtest.story import Act, Bands, Phase, phases, seconds_least
-from loadtest.verdict import Asked, Figures, Request, Sample, Stored, compare, figures, judge, judge_stored, percentile
+from checks.loadgen.open_load import Answers
+from checks.loadtest.__main__ import Recorder, Target, asked_of, play, requests_of
+from checks.loadtest.options import parse
+from checks.loadtest.report import page, row
+from checks.loadtest.story import Act, Bands, Phase, phases, seconds_least
+from checks.loadtest.verdict import (
+    Asked,
+    Figures,
+    Request,
+    Sample,
+    Stored,
+    compare,
+    figures,
+    judge,
+    judge_stored,
+    percentile,
+)
 from support.processes import ROOT
 
 BANDS = Bands(1000.0, 100.0, 1000, 5000)
@@ -291,7 +302,8 @@ def test_a_system_that_takes_no_connection_ends_the_story() -> None:
 
 def load_test(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "loadtest", *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        [sys.executable, "-m", "checks.loadtest", *words],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
 
 

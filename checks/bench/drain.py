@@ -1,0 +1,331 @@
+"""M7, M8: rows a second that `drain` stores exactly once, against a plain COPY of the same rows and a read of the log.
+
+M7: each round gets an empty database and a prefilled log; the three take turns, and the goal is a share of the slower
+baseline, since a drain can be no faster than either. M8: the same COPY and drain into a table that holds events
+already, and a drain of a long backlog. The drain has one core, PostgreSQL and the log the other; COPY, its rows made
+beforehand, and the bare read likewise.
+"""
+
+import contextlib
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg2
+import uuid_utils
+
+from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on, started
+from checks.bench.process import cpu_seconds, own_cpu_seconds
+from checks.bench.table import Line, at_least, ratios
+from pipeline import wiring
+from pipeline.breaker import SinkBreaker
+from pipeline.clock import SystemClock
+from pipeline.drain import DrainReport, drain
+from pipeline.event import Event, encode_record, record_head
+from pipeline.ports.log import EventLog, LogBatch
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from pipeline.sink.queries import query
+from pipeline.sink.rows import RowEncoder, copy_chunks, place_columns
+from stack.servers import Server, free_port, kafka_server, postgres_server, redis_server
+
+PARTITION: Final = 0
+APPEND_AT_ONCE: Final = 1000
+PIECE_ROWS: Final = 100_000  # made, sent and forgotten at once
+TRIED_ROWS: Final = 100_000  # stored twice in each round of M8: the table should stay about as large as it says
+M8_ROUNDS_MAX: Final = 3
+
+
+def records_of(first: int, end: int) -> list[bytes]:
+    """Records of events with these numbers; ids are new with every call."""
+    return [
+        encode_record(
+            Event(
+                correlation_id=f"order-{number % 1000}",
+                severity=("INFO", "WARN", "ERROR")[number % 3],
+                message=f"PacketResponder {number} for block blk_38865049064139660 terminating, status nominal",
+                source=f"hdfs/dfs.DataNode{number % 20}",
+                timestamp=1_700_000_000_000 + number,
+                event_id=str(uuid_utils.uuid7()),
+                attributes={"attempt": number % 5, "host": "node-7"},
+            ),
+            record_head(1_700_000_000_000 + number, f"0123456789ab-{number}"),
+        )
+        for number in range(first, end)
+    ]
+
+
+def pieces(count: int) -> Iterator[list[bytes]]:
+    """That many records, a piece at a time."""
+    for first in range(0, count, PIECE_ROWS):
+        yield records_of(first, min(count, first + PIECE_ROWS))
+
+
+@contextlib.contextmanager
+def _fresh_database(server: Server, settings: Settings) -> Iterator[Settings]:
+    """An empty, migrated database; the checkpoint before keeps one round's writes out of the next one's time."""
+    name = f"bench_{uuid.uuid4().hex}"
+    with contextlib.closing(psycopg2.connect(server.url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+            fresh = replace(settings, database_url=server.url.rpartition("/")[0] + f"/{name}")
+            migrate(fresh)
+            cursor.execute("CHECKPOINT")
+            yield fresh
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class _File:
+    """What copy_expert reads from."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self._chunks = iter(chunks)
+
+    def read(self, _size: int = -1) -> bytes:
+        return next(self._chunks, b"")
+
+    readline = read
+
+
+def plain_copy(settings: Settings, some: Iterable[list[bytes]]) -> float:
+    """Seconds for a COPY and COMMIT of each batch of the drain's size, its bytes made beforehand, on one connection."""
+    encoder, offset, seconds, size = RowEncoder(), 0, 0.0, settings.drain_batch_records_max
+    with contextlib.closing(psycopg2.connect(settings.database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SET synchronous_commit = on")
+        connection.commit()
+        for records in some:
+            prepared = []
+            for first in range(0, len(records), size):
+                values = records[first : first + size]
+                prepared.append(
+                    list(copy_chunks(encoder.rows(values, place_columns("bench", PARTITION), offset, [], [])))
+                )
+                offset += len(values)
+            begun = time.monotonic()
+            for chunks in prepared:
+                cursor.copy_expert(query("copy_events"), _File(chunks))
+                connection.commit()
+            seconds += time.monotonic() - begun
+    return seconds
+
+
+def bare_read(log: EventLog, settings: Settings, count: int) -> float:
+    """Seconds to read everything in batches of the drain's size."""
+    log.identity()
+    started, offset = time.monotonic(), 0
+    while offset < count:
+        batch: LogBatch | None = log.read(
+            PARTITION, offset, records_max=settings.drain_batch_records_max, wait_seconds=1.0
+        )
+        if batch is None:
+            raise RuntimeError(f"the log ends at {offset} of {count}")
+        offset = batch.next_offset
+    return time.monotonic() - started
+
+
+def run_drain(log: EventLog, settings: Settings, count: int) -> tuple[float, float]:
+    """Wall and CPU seconds in which `drain` stores everything; it must store all of it."""
+    clock = SystemClock()
+    control = wiring.make_control_store(settings)
+    sink = wiring.make_sink(settings)
+    floors = wiring.make_floors(settings)
+    stored_until = 0
+    # A worker's clients have been connected by the runs before.
+    identity = log.identity()
+    sink.stored_offsets(identity.log_id)
+    floors.fence(identity.log_id, identity.incarnation)
+    control.state()
+
+    def on_stored(next_offset: int, _: object) -> None:
+        nonlocal stored_until
+        stored_until = next_offset
+
+    started, cpu = time.monotonic(), own_cpu_seconds()
+    report: DrainReport = drain(
+        PARTITION,
+        log=log,
+        sink=sink,
+        floors=floors,
+        breaker=SinkBreaker(settings, control, clock, "bench"),
+        paused=lambda: stored_until >= count,  # ends the run, as a pause would
+        settings=settings,
+        clock=clock,
+        on_stored=on_stored,
+    )
+    seconds, used = time.monotonic() - started, own_cpu_seconds() - cpu
+    sink.close()
+    if report.stored != count:
+        raise RuntimeError(f"drain stored {report.stored} of {count}: {report}")
+    return seconds, used
+
+
+@dataclass
+class Rates:
+    """Rows a second of one kind of round, and CPU-seconds of drain and PostgreSQL for its rows."""
+
+    copy: list[float] = field(default_factory=list)
+    read: list[float] = field(default_factory=list)
+    drain: list[float] = field(default_factory=list)
+    drain_cpu: list[float] = field(default_factory=list)
+    postgres_cpu: list[float] = field(default_factory=list)
+
+    def figures(self, **more: Any) -> dict[str, Any]:
+        """All of it, for the JSON."""
+        return {**vars(self), **more}
+
+
+class Bench:
+    """The servers, and what is measured on them."""
+
+    def __init__(self, options: Options, home: Path, stack: contextlib.ExitStack) -> None:
+        self._postgres = started(stack, postgres_server(home, free_port()))
+        self._control = started(stack, redis_server(home, free_port(), is_log=False, maxmemory="256mb"))
+        if options.log == "kafka":
+            self._log_server = started(stack, kafka_server(home, free_port(), free_port()))
+        else:
+            self._log_server = started(stack, redis_server(home, free_port(), is_log=True, maxmemory="8gb"))
+
+    def settings(self) -> Settings:
+        """Settings with a log of their own."""
+        unique = uuid.uuid4().hex
+        settings = Settings(
+            database_url=self._postgres.url,
+            redis_url=self._control.url,
+            event_log_url=self._log_server.url,
+            key_prefix=f"{unique}:",
+            log_topic=unique,
+            log_partitions=1,
+            drain_run_seconds_max=240,
+            drain_hard_seconds_max=300,
+        )
+        migrate(settings)  # a new log asks the database for its floors
+        return settings
+
+    @contextlib.contextmanager
+    def database(self, settings: Settings) -> Iterator[Settings]:
+        """A fresh database for these settings."""
+        with _fresh_database(self._postgres, settings) as fresh:
+            yield fresh
+
+    @contextlib.contextmanager
+    def filled_log(self, settings: Settings, some: Iterable[list[bytes]]) -> Iterator[None]:
+        """A log with these records, until the block ends."""
+        with contextlib.closing(wiring.make_log(settings)) as log:
+            log.identity()
+            for records in some:
+                for first in range(0, len(records), APPEND_AT_ONCE):
+                    log.append([(PARTITION, value) for value in records[first : first + APPEND_AT_ONCE]])
+        yield
+
+    def read(self, settings: Settings, count: int) -> float:
+        """Rows/s of a bare read."""
+        # A reader of its own: one left at the end would first wait for the fetch that it has there.
+        with contextlib.closing(wiring.make_log(settings)) as log:
+            return count / bare_read(log, settings, count)
+
+    def drain(self, settings: Settings, count: int, rates: Rates) -> None:
+        """Note rows/s and CPU of a drain."""
+        with contextlib.closing(wiring.make_log(settings)) as log:
+            before = cpu_seconds(self._postgres.pid)
+            seconds, used = run_drain(log, settings, count)
+            rates.postgres_cpu.append(cpu_seconds(self._postgres.pid) - before)
+            rates.drain.append(count / seconds)
+            rates.drain_cpu.append(used)
+
+
+def run(options: Options, marks: set[str]) -> list[Line]:
+    """Measure and return the lines."""
+    run_on(LOAD_CORE)  # for the servers
+    lines = []
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            bench = Bench(options, Path(folder), stack)
+            run_on(SERVER_CORE)
+            if "M7" in marks:
+                lines += _m7(bench, options)
+            if "M8" in marks:
+                lines += _m8(bench, options)
+    finally:
+        run_anywhere()
+    return lines
+
+
+def _m7(bench: Bench, options: Options) -> list[Line]:
+    count = 20_000 if options.quick else 300_000
+    records = records_of(0, count)
+    rates = Rates()
+    for _ in range(options.rounds):
+        settings = bench.settings()
+        with bench.filled_log(settings, [records]):
+            with bench.database(settings) as fresh:
+                rates.copy.append(count / plain_copy(fresh, [records]))
+            rates.read.append(bench.read(settings, count))
+            with bench.database(settings) as fresh:
+                bench.drain(fresh, count, rates)
+    slower = [min(pair) for pair in zip(rates.copy, rates.read, strict=True)]
+    what = f"rows/s of a drain / the slower of COPY and a bare read, {count:,} rows"
+    figures = rates.figures(rows=count)
+    return [
+        Line("M7", what, ratios(rates.drain, slower), at_least(0.8), figures=figures),
+        Line("M7", "… / COPY alone", ratios(rates.drain, rates.copy), figures=figures),
+    ]
+
+
+def _m8(bench: Bench, options: Options) -> list[Line]:
+    stored, backlog = [1_000_000, 5_000_000], 2_000_000
+    if not options.full:
+        stored, backlog = ([20_000], 20_000) if options.quick else ([100_000, 500_000], 200_000)
+    reduced = "" if options.full else " (not the goal's size: --full has it)"
+    lines = []
+    with bench.database(bench.settings()) as database:
+        there = 0
+        for wanted in stored:
+            plain_copy(database, pieces(wanted - there))
+            rates = _rounds_at(bench, database, min(options.rounds, M8_ROUNDS_MAX))
+            there = wanted + len(rates.drain) * 2 * TRIED_ROWS
+            size = _sizes(database)
+            what = f"drain / COPY with {wanted:,} stored{reduced}"
+            lines.append(
+                Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size))
+            )
+    return [*lines, _long_backlog(bench, backlog, reduced)]
+
+
+def _rounds_at(bench: Bench, database: Settings, rounds: int) -> Rates:
+    """COPY and drain in turns into a table as it is; each makes it larger by some percent at most."""
+    rates = Rates()
+    for _ in range(rounds):
+        with contextlib.closing(psycopg2.connect(database.database_url)) as connection:
+            connection.autocommit = True
+            connection.cursor().execute("CHECKPOINT")
+        own = bench.settings()
+        settings = replace(own, database_url=database.database_url)
+        rates.copy.append(TRIED_ROWS / plain_copy(database, [records_of(0, TRIED_ROWS)]))
+        with bench.filled_log(own, [records_of(0, TRIED_ROWS)]):
+            bench.drain(settings, TRIED_ROWS, rates)
+    return rates
+
+
+def _sizes(database: Settings) -> dict[str, int]:
+    """How large the table and its indexes are."""
+    with contextlib.closing(psycopg2.connect(database.database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*), pg_table_size('log_events'), pg_indexes_size('log_events') FROM log_events")
+        [(rows, table_bytes, index_bytes)] = cursor.fetchall()
+        return {"rows_after": rows, "table_bytes": table_bytes, "index_bytes": index_bytes}
+
+
+def _long_backlog(bench: Bench, count: int, reduced: str) -> Line:
+    """A drain of a long backlog into an empty table, against a COPY of as many; once each, since it is long."""
+    rates, settings = Rates(), bench.settings()
+    with bench.database(settings) as fresh:
+        rates.copy.append(count / plain_copy(fresh, pieces(count)))
+    with bench.filled_log(settings, pieces(count)), bench.database(settings) as fresh:
+        bench.drain(fresh, count, rates)
+        size = _sizes(fresh)
+    what = f"drain / COPY of a backlog of {count:,}{reduced}"
+    return Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size))

@@ -1,0 +1,51 @@
+"""Where measurements run: which core is whose, servers that end with the block, and what was asked for."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.settings import Settings
+from stack.servers import Server
+
+_CORES: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+SERVER_CORE: Final = _CORES[0]  # of the process that is measured
+LOAD_CORE: Final = _CORES[-1]  # of the generator and of the servers behind
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asked for."""
+
+    log: str = "redis"
+    rounds: int = 3
+    quick: bool = False  # far too short to mean anything: to see that it works
+    full: bool = False  # the goals' own sizes
+
+    @property
+    def seconds(self) -> float:
+        """Length of one measurement of a rate."""
+        return 0.5 if self.quick else 2.0
+
+
+def run_on(core: int) -> None:
+    """Move this process, and what it starts from now on, to one core."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+def run_anywhere() -> None:
+    """Let this process run on every core again."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(_CORES))
+
+
+def started(stack: contextlib.ExitStack, server: Server) -> Server:
+    """Start a server that ends with the block."""
+    stack.callback(server.stop)
+    return server.start()
+
+
+def environ_of(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables."""
+    return {name.upper(): str(value) for name, value in vars(settings).items()}

@@ -1,0 +1,290 @@
+"""An outage of PostgreSQL of one minute under load, told three times: by the live page, by Prometheus, by Celery.
+
+`python -m checks.bench.outage` starts a system of its own with its Prometheus, stops PostgreSQL for a minute under a
+steady load, and writes a page with pictures, queries and transcripts: outage.md in `--out`. Its exit status is 1 where
+the three accounts do not agree with the control events. It takes about two and a half minutes. The page in the
+repository was written by `python -m checks.bench.outage --out docs`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from checks.loadgen.steady import SteadyLoad
+from pipeline import wiring
+from pipeline.event_words import event_words
+from pipeline.ports.control import ControlEvent
+from pipeline.settings import Settings
+from stack.config import StackConfig, environ_of_its_own
+from stack.prometheus import SCRAPE_SECONDS
+from stack.servers import ROOT
+from stack.system import System
+
+BATCH_EVENTS: Final = 20
+EVENTS_PER_SECOND: Final = 800  # below the full rate, far above the floor
+NORMAL_SECONDS: Final = 25.0
+LOOK_AT_SECONDS: Final = 40.0  # into the outage
+OUTAGE_SECONDS: Final = 60.0
+LOAD_SECONDS_MAX: Final = 400.0  # more than all of it
+STEADY_SECONDS_MAX: Final = 60.0  # for everything to be well again
+TOLD_AT: Final = ("normal", "away", "back", "well again")
+
+
+@dataclass
+class Account:
+    """What the page and the command line said at one moment."""
+
+    name: str
+    at: float
+    headline: str
+    transcript: str
+    status: int
+
+
+@dataclass
+class Story:
+    """A system, a browser that looks at it, and what was seen."""
+
+    environ: dict[str, str]
+    urls: dict[str, str]
+    page: Any
+    images: Path
+    accounts: list[Account] = field(default_factory=list)
+
+    def tell(self, name: str) -> Account:
+        """Take a picture, and ask Celery."""
+        self.page.wait_for_timeout(1500)  # a message a second: the page shows what holds now
+        headline = " ".join(self.page.locator("#headline").inner_text().split())
+        _save(self.page.screenshot(), self.images / f"outage-{len(self.accounts) + 1}.png")
+        said = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks.app", "inspect", "sluice"],
+            cwd=ROOT, env={**os.environ, **self.environ, **self.urls, "NO_COLOR": "1"}, capture_output=True, text=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+        account = Account(name, time.time(), headline, said.stdout.strip() or said.stderr.strip(), said.returncode)
+        self.accounts.append(account)
+        print(f"--- {name}, {clock(account.at)}\n{headline}\n{account.transcript}\n", flush=True)
+        return account
+
+    def health(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.urls['INGEST_URL']}/api/logs/health", timeout=5) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+            return found
+
+    def until(self, condition: Callable[[dict[str, Any]], bool], what: str) -> float:
+        """Wait for a condition of the health document; returns when it held."""
+        deadline = time.monotonic() + STEADY_SECONDS_MAX
+        while not condition(self.health()):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"not within {STEADY_SECONDS_MAX:.0f} s: {what}")
+            time.sleep(0.2)
+        return time.time()
+
+    def series(self, expression: str, begin: float, end: float) -> list[tuple[float, float]]:
+        """(time, value) of an expression that gives one series."""
+        query = urllib.parse.urlencode({"query": expression, "start": begin, "end": end, "step": SCRAPE_SECONDS})
+        with urllib.request.urlopen(f"{self.urls['PROMETHEUS_URL']}/api/v1/query_range?{query}", timeout=10) as answer:
+            found = json.loads(answer.read())["data"]["result"]
+        return [(float(at), float(value)) for at, value in found[0]["values"]] if found else []
+
+
+def clock(at: float) -> str:
+    """The time of day in UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
+
+
+def _save(png: bytes, path: Path) -> None:
+    import io  # noqa: PLC0415
+
+    from PIL import Image  # noqa: PLC0415
+
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").quantize(128).save(path, optimize=True)
+
+
+@contextlib.contextmanager
+def _browser(url: str) -> Iterator[Any]:
+    import shutil  # noqa: PLC0415
+
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415
+
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.goto(url)
+        yield page
+        browser.close()
+
+
+@dataclass
+class Stage:
+    """One stage as Prometheus tells it."""
+
+    told: str
+    query: str
+    found: str
+    agrees: bool
+
+
+def stages(story: Story, events: list[ControlEvent], began: float, away_at: float, well_at: float) -> list[Stage]:
+    """Ask Prometheus about each stage, and compare with the control events."""
+    opened = next(event.at for event in events if event.kind.value == "breaker_opened")
+    closed = next(event.at for event in events if event.kind.value == "breaker_closed")
+    slack = 2 * SCRAPE_SECONDS
+    breaker = 'max(circuit_breaker_state{state=~"open|half-open"})'
+    paused = 'max(sluice_consumption_paused{reason="breaker"})'
+    is_open = [at for at, value in story.series(breaker, began, well_at) if value == 1]
+    is_paused = [at for at, value in story.series(paused, began, well_at) if value == 1]
+    # A rate over ten seconds looks back for as long, and the first seconds are PostgreSQL's last
+    stored = story.series("sum(rate(sluice_drained_events_total[10s]))", away_at + 20, closed)
+    before = story.series("max(rate_limiter_rate_limit)", began, opened - 1)
+    during = story.series("max(rate_limiter_rate_limit)", opened + slack, closed)
+    after = story.series("max(rate_limiter_rate_limit)", well_at - SCRAPE_SECONDS, well_at)
+    lag = story.series("max(sluice_lag_events)", began, well_at)
+    refused = story.series('sum(rate(http_requests_total{status="429"}[20s]))', began, well_at)
+
+    def span(times: list[float]) -> str:
+        return f"{clock(times[0])} to {clock(times[-1])}" if times else "never"
+
+    def fits(times: list[float]) -> bool:
+        # A sample stands until the next scrape, so each end may be seen later by one.
+        return bool(times) and 0 <= times[0] - opened <= slack and -SCRAPE_SECONDS <= closed - times[-1] <= slack
+
+    return [
+        Stage("the full rate before", "max(rate_limiter_rate_limit)", f"{before[-1][1]:,.0f}/s", before[-1][1] == 1000),
+        Stage(f"the breaker opens ({clock(opened)}) and closes ({clock(closed)})", breaker, span(is_open),
+              fits(is_open)),
+        Stage("consumption is paused as long", paused, span(is_paused), fits(is_paused)),
+        Stage("the rate is at its floor", "max(rate_limiter_rate_limit)",
+              f"{max(value for _, value in during):,.0f}/s at most", all(value == 100 for _, value in during)),
+        Stage("nothing is stored", "sum(rate(sluice_drained_events_total[10s]))",
+              f"{max((value for _, value in stored), default=0):,.0f}/s at most", all(v == 0 for _, v in stored)),
+        Stage("what is above the floor is refused", 'sum(rate(http_requests_total{status="429"}[20s]))',
+              f"up to {max((value for _, value in refused), default=0):,.0f} requests/s",
+              max((value for _, value in refused), default=0) > 0),
+        Stage("the backlog grows, and is stored", "max(sluice_lag_events)",
+              f"up to {max(value for _, value in lag):,.0f} events, {lag[-1][1]:,.0f} at the end",
+              max(value for _, value in lag) > 100 * OUTAGE_SECONDS / 2 and lag[-1][1] < 1000),
+        Stage("the full rate again", "max(rate_limiter_rate_limit)", f"{after[-1][1]:,.0f}/s", after[-1][1] == 1000),
+    ]  # fmt: skip
+
+
+def agreements(story: Story, events: list[ControlEvent]) -> list[tuple[str, bool]]:
+    """Whether page and command line name what the control events name."""
+    opened = clock(next(event.at for event in events if event.kind.value == "breaker_opened"))
+    normal, away, _, well = story.accounts
+    return [
+        (f"the page says at {clock(away.at)} that PostgreSQL fails since {opened}", f"since {opened}" in away.headline),
+        (f"`inspect sluice` says the same at {clock(away.at)}", f"since {opened}" in away.transcript),
+        ("it says what holds the rate down", "of 1,000: breaker is open" in away.transcript),
+        ("both call it normal before", "PostgreSQL" not in normal.headline and "CRITICAL" not in normal.transcript),
+        ("both call it normal afterwards", "PostgreSQL" not in well.headline and "CRITICAL" not in well.transcript),
+        ("Celery answered each time", all(account.status == 0 for account in story.accounts)),
+    ]
+
+
+def document(
+    story: Story, events: list[ControlEvent], told: list[Stage], agreed: list[tuple[str, bool]], load: SteadyLoad,
+    stopped: float, started: float,
+) -> str:  # fmt: skip
+    """The page docs/outage.md."""
+    mark = {True: "agrees", False: "**does not agree**"}
+    statuses = ", ".join(f"{count:,} times {status}" for status, count in sorted(load.statuses.items()))
+    lines = [
+        "# An outage of one minute, told three times", "",
+        f"Written by `python -m checks.bench.outage --out docs`: {EVENTS_PER_SECOND} events/s in bodies of "
+        f"{BATCH_EVENTS}; PostgreSQL is stopped at {clock(stopped)} UTC and started again at {clock(started)}, "
+        f"everything else keeps its defaults. Answers to clients: {statuses}.", "",
+        "## What the control loop recorded", "",
+        "| UTC | event | by | why |", "|---|---|---|---|",
+        *(f"| {clock(event.at)} | {event_words(event)} | {event.by} | {_cell(event.why)} |" for event in events), "",
+        "## By Prometheus", "",
+        f"Scraped every {SCRAPE_SECONDS} s, so times may be later by that.", "",
+        "| stage | query | answer | |", "|---|---|---|---|",
+        *(f"| {stage.told} | `{_cell(stage.query)}` | {stage.found} | {mark[stage.agrees]} |" for stage in told), "",
+        "## By the live page and by Celery", "",
+        *(f"- {what}: {mark[holds]}" for what, holds in agreed), "",
+    ]  # fmt: skip
+    for number, account in enumerate(story.accounts, 1):
+        lines += [
+            f"### {account.name}, {clock(account.at)}", "",
+            f"![the live page, {account.name}](images/outage-{number}.png)", "",
+            "```", "$ celery -A tasks.app inspect sluice", account.transcript, "```", "",
+        ]  # fmt: skip
+    return "\n".join(line.rstrip() for line in "\n".join(lines).splitlines()) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the outage; returns 0 where all accounts agree."""
+    parser = argparse.ArgumentParser(prog="python -m checks.bench.outage", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / ".local" / "outage", metavar="FOLDER", help="of the page (.local/outage)"
+    )
+    out: Path = parser.parse_args(words).out
+    images = out / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        environ_of_its_own(SLUICE_HOME=folder, PROMETHEUS="yes") as environ,
+    ):
+        system = System(StackConfig.from_environ("redis"))
+        urls = system.start(threading.Event())
+        load = SteadyLoad(int(environ["INGEST_PORT"]), EVENTS_PER_SECOND, BATCH_EVENTS, LOAD_SECONDS_MAX)
+        try:
+            with _browser(urls["INGEST_URL"]) as page:
+                story = Story(environ, urls, page, images)
+                began = time.time()
+                load.start()
+                time.sleep(NORMAL_SECONDS)
+                story.tell(TOLD_AT[0])
+                system.supervisor().stopProcess("postgres", True)
+                stopped = time.time()
+                time.sleep(LOOK_AT_SECONDS)
+                story.tell(TOLD_AT[1])
+                time.sleep(max(0.0, stopped + OUTAGE_SECONDS - time.time()))
+                system.supervisor().startProcess("postgres", False)
+                started = time.time()
+                story.until(lambda health: health["circuitBreaker"] == "closed", "the breaker is closed")
+                story.tell(TOLD_AT[2])
+                story.until(lambda health: health["status"] == "healthy", "healthy")
+                time.sleep(2 * SCRAPE_SECONDS + 1)
+                story.tell(TOLD_AT[3])
+                well = time.time()
+                load.stop()
+                settings = Settings.from_environ({**os.environ, **urls})
+                events = [event for event in wiring.make_control_events(settings).last(200) if event.at >= began]
+                told = stages(story, events, began, stopped, well)
+                agreed = agreements(story, events)
+        finally:
+            load.stop()
+            system.stop()
+    written = out / "outage.md"
+    written.write_text(document(story, events, told, agreed, load, stopped, started))
+    for stage in told:
+        print(f"{'agrees' if stage.agrees else 'DOES NOT AGREE':15} {stage.told}: {stage.found}")
+    for what, holds in agreed:
+        print(f"{'agrees' if holds else 'DOES NOT AGREE':15} {what}")
+    print(f"written to {written}")
+    return 0 if all(stage.agrees for stage in told) and all(holds for _, holds in agreed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""`./hostile.sh`: hostile input at scale, and the verdict. Exit status: 0 held, 1 broken, 2 could not run."""
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from checks.hostile import fuzzing
+from checks.hostile.report import as_markdown, write
+from checks.hostile.run import PARTS, Plan, run
+from stack.servers import ServerError
+
+_EXAMPLES = """\
+parts:
+  fuzz      a coverage-guided fuzzer on the decoders of bodies, gzip and heads, from the corpus that is kept
+  cases     JSON at the edges of RFC 8259, and that corpus, by HTTP
+  contract  requests made from the OpenAPI document by schemathesis; every answer is held against it
+  floods    500 idle and 200 trickling connections, and bodies that are hard to read, beside a normal load
+            whose p99 must not suffer; the memory of every process is watched
+
+examples:
+  ./hostile.sh                                     all of it, about 45 minutes on two cores
+  ./hostile.sh --short                             all of it, a little of each, about 4 minutes
+  ./hostile.sh --only contract --cases 5000        one part
+  ./hostile.sh --only fuzz --fuzz-seconds 3600 --keep-corpus
+                                                   look for more, and keep the inputs that reach it
+  ./hostile.sh --seed 7                            the same requests and the same fuzzing again
+
+Everything listens on the loopback address only. Exit status: 0 held, 1 broken, 2 could not run.
+"""
+_SHORT = {"cases": 600, "fuzz_seconds": 30, "attack_seconds": 60.0}
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="./hostile.sh",
+        description="Start Sluice on servers of its own in a temporary folder, send it hostile input of every kind, "
+        "and judge it: no 5xx but 503, no growth of memory, no process that ends, no wrong answer.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    usual = Plan(0)
+    parser.add_argument("--short", action="store_true", help="a little of each part")
+    parser.add_argument("--only", default="", metavar="A,B", help=f"only these parts, of {','.join(PARTS)}")
+    parser.add_argument("--cases", type=int, metavar="N", help=f"requests of schemathesis (default {usual.cases:,})")
+    parser.add_argument(
+        "--fuzz-seconds", type=int, metavar="S", help=f"how long each fuzzer runs (default {usual.fuzz_seconds})"
+    )
+    parser.add_argument(
+        "--attack-seconds", type=float, metavar="S", help=f"how long floods last (default {usual.attack_seconds:.0f})"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=usual.processes, metavar="N",
+        help=f"of schemathesis, and of the fuzzer (default {usual.processes})",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, metavar="S", help="of requests and of the fuzzer (default: new)")
+    parser.add_argument(
+        "--keep-corpus", action="store_true", help="make tests/hostile/corpus anew of all that the fuzzer has found"
+    )
+    parser.add_argument("--out", type=Path, default=Path("hostile-results"), metavar="DIR", help="for the report")
+    return parser.parse_args(words)
+
+
+def plan_of(asked: argparse.Namespace) -> Plan:
+    """What is asked for. Raises ValueError for what makes no sense."""
+    parts = tuple(name for name in asked.only.split(",") if name) or PARTS
+    if unknown := set(parts) - set(PARTS):
+        raise ValueError(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    plan = Plan(int(time.time()) if asked.seed is None else asked.seed, parts, processes=asked.processes)
+    if asked.short:
+        plan = replace(plan, **_SHORT)  # type: ignore[arg-type]  # each its own type
+    given = {name: getattr(asked, name) for name in _SHORT if getattr(asked, name) is not None}
+    plan = replace(plan, **given)
+    if min(plan.cases, plan.fuzz_seconds, plan.attack_seconds, plan.processes) < 1 or plan.seed < 0:
+        raise ValueError("counts and seconds are at least 1, a seed at least 0")
+    return plan
+
+
+def main(words: list[str]) -> int:
+    """Run, report, and say by the exit status what came of it."""
+    asked = parse(words)
+    try:
+        plan = plan_of(asked)
+    except ValueError as error:
+        print(f"hostile: {error}", file=sys.stderr)
+        return 2
+    # Both end it in order, servers included; a shell lets programs in its background ignore Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    missing = fuzzing.missing()
+    if missing is not None and "fuzz" in plan.parts and (asked.only or asked.keep_corpus):
+        print(f"hostile: the fuzzer was asked for, and can't be had: {missing}", file=sys.stderr)
+        return 2
+    print(f"again with: {again(plan)}", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="sluice-hostile-"))
+    folder.chmod(0o755)  # PostgreSQL, as another user, passes through it
+    began = time.monotonic()
+
+    def tell(what: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {what}", flush=True)
+
+    try:
+        result = run(plan, folder, tell)
+        if asked.keep_corpus and "fuzz" in plan.parts and result.is_good:
+            tell(f"corpus: {fuzzing.keep(folder / 'fuzz' / 'corpus', folder / 'fuzz')} inputs are kept")
+    except KeyboardInterrupt:
+        print("hostile: stopped", file=sys.stderr)
+        return 2
+    except (ServerError, AssertionError, RuntimeError, OSError) as error:
+        print(f"hostile: could not run, what there is is in {folder}: {error}", file=sys.stderr)
+        return 2
+    path = write(result, asked.out)
+    print(as_markdown(result))
+    print(f"written to {path}")
+    if result.is_good:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        print(f"logs, data and wrong inputs are kept in {folder}")
+    return 0 if result.is_good else 1
+
+
+def again(plan: Plan) -> str:
+    """The command that does the same again."""
+    words = [
+        f"./hostile.sh --seed {plan.seed} --cases {plan.cases} --fuzz-seconds {plan.fuzz_seconds}",
+        f"--attack-seconds {plan.attack_seconds:g} --processes {plan.processes}",
+    ]
+    if plan.parts != PARTS:
+        words.append(f"--only {','.join(plan.parts)}")
+    return " ".join(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""A closed-loop HTTP load: prepared request bytes over kept connections, bounded in count and time."""
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import cast
+
+import uvloop
+
+from pipeline.event import Event
+
+
+@dataclass
+class LoadResult:
+    """Answers by status, and the wall time that they took, seconds."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+class _Connection(asyncio.Protocol):
+    """Sends a request, waits for the whole answer, sends the next; reconnects are the caller's."""
+
+    def __init__(self, load: "_Load") -> None:
+        self._load = load
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._next()
+
+    def _next(self) -> None:
+        assert self._transport is not None
+        request = self._load.next_request()
+        if request is None:
+            self._transport.close()
+        else:
+            self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head_end = self._buffer.find(b"\r\n\r\n")
+        if head_end < 0:
+            return
+        head = self._buffer[:head_end].lower()
+        at = head.find(b"content-length:")
+        length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+        if len(self._buffer) < head_end + 4 + length:
+            return
+        self._load.result.statuses[int(head[9:12])] += 1
+        self._buffer = self._buffer[head_end + 4 + length :]
+        self._next()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._load.closed()
+
+
+class _Load:
+    def __init__(self, requests: list[bytes], seconds: float, connections: int) -> None:
+        self.result = LoadResult()
+        self._requests = requests
+        self._at = 0
+        self._deadline = time.monotonic() + seconds
+        self._open = connections
+        self.done = asyncio.get_running_loop().create_future()
+
+    def next_request(self) -> bytes | None:
+        if time.monotonic() > self._deadline:
+            return None
+        self._at += 1
+        return self._requests[self._at % len(self._requests)]
+
+    def closed(self) -> None:
+        self._open -= 1
+        if self._open == 0 and not self.done.done():
+            self.done.set_result(None)
+
+
+def run_load(host: str, port: int, requests: list[bytes], *, seconds: float, connections: int) -> LoadResult:
+    """Send the requests in turn for `seconds` over `connections`. Ends early if the server closes them all."""
+
+    async def main() -> LoadResult:
+        load = _Load(requests, seconds, connections)
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        for _ in range(connections):
+            await loop.create_connection(lambda: _Connection(load), host, port)
+        await asyncio.wait_for(load.done, seconds + 10)
+        load.result.seconds = time.monotonic() - started
+        return load.result
+
+    return uvloop.run(main())
+
+
+def an_event(number: int) -> Event:
+    """An event as clients send them; every thousandth has the same correlation id."""
+    return Event(
+        correlation_id=f"order-{number % 1000}",
+        severity="INFO",
+        message="PacketResponder 1 for block blk_38865049064139660 terminating, status nominal",
+        source="hdfs/dfs.DataNode",
+        timestamp=1_700_000_000_000 + number,
+    )
+
+
+def post(path: str, body: bytes, query: str = "") -> bytes:
+    """The bytes of a POST request of JSON on a kept connection."""
+    head = (
+        f"POST {path}{query} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body

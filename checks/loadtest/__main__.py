@@ -1,0 +1,361 @@
+"""What `./load-test.sh` calls: runs the story, shows it while it runs, judges it, and writes the report."""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+import xmlrpc.client
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import psycopg2
+import uvloop
+
+from checks.loadgen.open_load import Answers, ServerGoneError, offer
+from checks.loadtest import report
+from checks.loadtest.options import LOOPBACK, RATE_HIGHEST, own_bands, parse
+from checks.loadtest.story import Act, Bands, Phase, phases
+from checks.loadtest.verdict import Asked, Figures, Request, Sample, Stored, compare, figures, judge, judge_stored
+from pipeline import wiring
+from pipeline.errors import SluiceError, in_brief
+from pipeline.names import PauseReason
+from pipeline.settings import Settings
+from stack.config import StackConfig, environ_of_its_own
+from stack.servers import ROOT, ServerError
+from stack.system import System
+
+EVENTS_A_PAIR: Final = (1, 10)  # requests take turns: a single event, a body of ten
+STORED_SECONDS_MAX: Final = 60.0  # for the last acknowledged events to be stored
+EXIT_NOT_PROVEN: Final = 2
+
+
+class NotThereError(Exception):
+    """No system answers at the URL that was given."""
+
+
+@dataclass
+class Target:
+    """The system under load."""
+
+    url: str
+    database_url: str | None
+    system: System | None = None  # ours
+    settings: Settings | None = None
+
+    def health(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.url}/api/logs/health", timeout=5) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+            return found
+
+    def act(self, act: Act) -> None:
+        """Do to the system what a phase begins with."""
+        if not act or self.system is None or self.settings is None:
+            return
+        control = wiring.make_control_store(self.settings)
+        match act:
+            case "pause":
+                control.pause(PauseReason.OPERATOR, by="load test", why="a backlog is wanted")
+            case "resume":
+                control.resume(PauseReason.OPERATOR, generation=None, by="load test", why="enough of a backlog")
+            case "stop postgres":
+                self.system.supervisor().stopProcess("postgres", True)
+            case "start postgres":
+                self.system.supervisor().startProcess("postgres", False)
+
+    def undo(self, act: Act) -> None:
+        """Undo what a phase began with, as far as the system still can: then what it has is stored."""
+        undone: dict[Act, Act] = {"pause": "resume", "stop postgres": "start postgres"}
+        with contextlib.suppress(SluiceError, OSError, xmlrpc.client.Error):
+            self.act(undone.get(act, ""))
+
+
+@dataclass
+class Recorder:
+    """Looks at the system's health twice a second, and shows it."""
+
+    target: Target
+    samples: list[Sample] = field(default_factory=list)
+    phase: str = ""
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._last_line = ""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+        if sys.stdout.isatty():
+            print()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            with contextlib.suppress(OSError, ValueError):
+                self._take(self.target.health())
+
+    def _take(self, health: dict[str, Any]) -> None:
+        sample = Sample(
+            time.time(), health["status"], health["consumerLag"], float(health["rateLimit"]), health["circuitBreaker"],
+            health["consumption"],
+        )  # fmt: skip
+        self.samples.append(sample)
+        lag = "?" if sample.lag is None else f"{sample.lag:,}"
+        words = (
+            f"{self.phase:18} {sample.status:9} rate {sample.rate:7,.0f}/s  lag {lag:>8}  breaker {sample.breaker:9} "
+            f"{sample.consumption}"
+        )
+        if sys.stdout.isatty():
+            print(f"\r{words}", end="", flush=True)
+        elif (key := f"{self.phase}{sample.status}{sample.breaker}{sample.consumption}") != self._last_line:
+            self._last_line = key  # where nobody watches, a line for each change
+            print(words, flush=True)
+
+
+def main() -> int:
+    """Run the story; returns the exit status."""
+    options = parse()
+    try:
+        with _target(options) as target:
+            return _run(target, options)
+    except NotThereError as error:
+        print(f"load-test.sh: {error}", file=sys.stderr)
+        return EXIT_NOT_PROVEN
+    except ServerError as error:
+        print(f"load-test.sh: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+@contextlib.contextmanager
+def _target(options: argparse.Namespace) -> Iterator[Target]:
+    """The system that is given, or one of our own, which is stopped afterwards."""
+    if options.url is not None:
+        yield Target(options.url.rstrip("/"), os.environ.get("DATABASE_URL") or None)
+        return
+    bands = own_bands(options.rate, full=options.full)
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-load-") as folder,
+        environ_of_its_own(
+            SLUICE_HOME=folder, PROMETHEUS="no", RATE_MAX=str(bands.rate_max), RATE_MIN=str(bands.rate_min),
+            LAG_DEGRADED=str(bands.lag_degraded), LAG_CRITICAL=str(bands.lag_critical),
+        ),
+    ):  # fmt: skip
+        print(f"starting a system of its own, event log on {options.log} …", flush=True)
+        system = System(StackConfig.from_environ(options.log))
+        urls = system.start(threading.Event())
+        try:
+            settings = Settings.from_environ({**os.environ, **urls})
+            yield Target(urls["INGEST_URL"], urls["DATABASE_URL"], system, settings)
+        finally:
+            system.stop()
+
+
+def _bands(target: Target) -> Bands:
+    """What the system admits; of one that is given only the rate is told. Raises NotThereError."""
+    if target.settings is None:
+        try:
+            rate = float(target.health()["rateLimit"])
+        except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
+            why = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise NotThereError(f"--url {target.url}: no Sluice tells its health there: {why}") from error
+        return Bands(rate, rate / 10)
+    found = target.settings
+    return Bands(found.rate_max, found.rate_min, found.lag_degraded, found.lag_critical)
+
+
+def _run(target: Target, options: argparse.Namespace) -> int:
+    bands = _bands(target)
+    story = phases(bands, own=target.system is not None, seconds=options.duration)
+    run = f"load-{uuid.uuid4().hex[:12]}"
+    print(f"{len(story)} phases, {sum(phase.seconds for phase in story):.0f} s, events {run}-…", flush=True)
+    recorder = Recorder(target)
+    recorder.start()
+    told = play(target, bands, story, run, recorder)
+    recorder.stop()
+    requests = [request for one in told.answers for request in requests_of(one)]
+    summed = [
+        figures(phase, begin, end, requests, recorder.samples)
+        for phase, (begin, end) in zip(story, told.marks, strict=False)  # those that were begun
+    ]
+    for found, one in zip(summed, told.answers, strict=True):
+        found.problems = judge(found, bands, late_seconds=one.late_seconds)
+    if told.gone:
+        summed[-1].problems.insert(0, told.gone)
+    stored = _stored(target.database_url, run, told.answers)
+    return _tell(target, options, bands, summed, requests, recorder.samples, stored, len(story) - len(summed))
+
+
+@dataclass
+class Told:
+    """The phases that were begun: when each was, and what became of its requests; `gone`: what ended the last one."""
+
+    marks: list[tuple[float, float]] = field(default_factory=list)
+    answers: list[Answers] = field(default_factory=list)
+    gone: str = ""
+
+
+def play(target: Target, bands: Bands, story: list[Phase], run: str, recorder: Recorder) -> Told:
+    """Play the phases in turn; a system that goes away ends the story, and what was done to it is undone."""
+    told = Told()
+    for phase in story:
+        recorder.phase = phase.name
+        target.act(phase.act)
+        begin = time.time()
+        try:
+            told.answers.append(_offer(target, bands, phase, f"{run}-{len(told.answers)}"))
+        except ServerGoneError as error:
+            told.answers.append(error.answers)
+            told.gone = str(error)
+        told.marks.append((begin, time.time()))
+        if told.gone:
+            target.undo(phase.act)
+            break
+    return told
+
+
+def _events_of(number: int) -> int:
+    """How many events the request of a number has."""
+    return EVENTS_A_PAIR[number % len(EVENTS_A_PAIR)]
+
+
+def _ids_of(name: str, number: int) -> list[str]:
+    """The ids of a request's events; each begins with the run, and says the event's number in it."""
+    return [f"{name}-{number}-{index}" for index in range(_events_of(number))]
+
+
+def _offer(target: Target, bands: Bands, phase: Phase, name: str) -> Answers:
+    place = urlsplit(target.url)
+    host, port = place.hostname or LOOPBACK[0], place.port or 80
+
+    def make(number: int) -> bytes:
+        events = [
+            {
+                "correlationId": f"{name}-{number % 50}", "severity": "INFO", "source": "load-test",
+                "timestamp": int(time.time() * 1000), "eventId": event_id, "message": event_id,
+            }
+            for event_id in _ids_of(name, number)
+        ]  # fmt: skip
+        body = json.dumps(events if len(events) > 1 else events[0]).encode()
+        return (
+            b"POST /api/logs HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
+
+    rate = min(RATE_HIGHEST, phase.share * bands.rate_max)
+    mean = sum(EVENTS_A_PAIR) / len(EVENTS_A_PAIR)
+    return uvloop.run(offer(host, port, make, [(phase.seconds, rate / mean)]))
+
+
+def requests_of(answers: Answers) -> list[Request]:
+    """Answered requests, and one of status 0 for each that was due and not answered, or not even sent."""
+    found = [
+        Request(due, _events_of(number), status, seconds)
+        for due, number, status, seconds in zip(
+            answers.due, answers.number, answers.status, answers.seconds, strict=True
+        )
+    ]
+    return found + [Request(due, _events_of(number), 0, 0.0) for due, number in answers.unanswered]
+
+
+def asked_of(run: str, answers: list[Answers]) -> Asked:
+    """The ids of a run's events by what became of them."""
+    asked = Asked()
+    for phase, one in enumerate(answers):
+        name = f"{run}-{phase}"
+        for number in range(1, one.sent + 1):
+            asked.sent.update(_ids_of(name, number))
+        for number, status in zip(one.number, one.status, strict=True):
+            if status in (202, 429):
+                (asked.acknowledged if status == 202 else asked.refused).update(_ids_of(name, number))
+    return asked
+
+
+def _stored(database_url: str | None, run: str, answers: list[Answers]) -> Stored:
+    """Compare what was answered with what PostgreSQL holds, once everything acknowledged is there or time is up."""
+    if database_url is None:
+        return Stored(checked=False)
+    asked = asked_of(run, answers)
+    deadline = time.monotonic() + STORED_SECONDS_MAX
+    while True:
+        try:
+            found = compare(asked, _rows(database_url, run))
+        except psycopg2.Error as error:  # it may be starting
+            found = Stored(checked=False, why_not=f"PostgreSQL: {in_brief(error)}")
+        if (found.checked and not found.lost) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
+def _rows(database_url: str, run: str) -> list[tuple[str, str]]:
+    """Everything that is stored of a run, whatever its id: by the correlation id, which begins with the run too."""
+    with contextlib.closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT event_id, message FROM log_events WHERE correlation_id LIKE %s", (f"{run}-%",))
+        return cursor.fetchall()
+
+
+def _tell(
+    target: Target, options: argparse.Namespace, bands: Bands, summed: list[Figures], requests: list[Request],
+    samples: list[Sample], stored: Stored, not_begun: int,
+) -> int:  # fmt: skip
+    whole = judge_stored(stored)
+    failed = [found for found in summed if found.problems]
+    if whole or failed:
+        verdict, status = f"{len(failed)} of {len(summed)} phases did not hold", 1
+        if not_begun:
+            verdict += f", {not_begun} more were not begun"
+        if whole:
+            verdict = f"what is stored is not what was acknowledged; {verdict}"
+        elif stored.checked:
+            verdict += f"; {stored.acknowledged:,} events acknowledged, each stored once"
+        else:
+            verdict += f"; what is stored was not checked ({stored.why_not})"
+    elif not stored.checked:
+        verdict = f"every phase held; what is stored was not checked ({stored.why_not}): not proven"
+        status = EXIT_NOT_PROVEN
+    else:
+        verdict = f"everything held: {stored.acknowledged:,} events acknowledged, each stored once, nothing else"
+        status = 0
+    folder = options.out or ROOT / ".local" / "load-test" / time.strftime("%Y%m%d-%H%M%S")
+    notes = [
+        "Arrivals at a constant rate, whatever the server does; latency counts from when a request was due.",
+        "Requests take turns: one event, ten events. Offered, admitted and refused count events.",
+        "The backlog is made by pausing consumption by hand; PostgreSQL is stopped and started."
+        if target.system is not None
+        else "An existing system: no backlog was made, and nothing was stopped.",
+    ]
+    if bands.lag_degraded is not None:
+        tenth = "." if options.full else ", a tenth of the defaults, so that minutes are enough (--full)."
+        notes.append(f"Lag thresholds {bands.lag_degraded:,} and {bands.lag_critical:,}{tenth}")
+    svg = report.picture(summed, requests, samples, bands, "svg")
+    png = report.picture(summed, requests, samples, bands, "png")
+    report.write(folder, report.page(summed, verdict, whole, notes, svg), png)
+    for found in summed:
+        cells = report.row(found)
+        print(f"\n{cells[0]}: {'held' if not found.problems else 'NOT HELD: ' + '; '.join(found.problems)}")
+        print(f"  offered {cells[1]}, admitted {cells[2]}, refused {cells[3]} events/s; lag up to {cells[7]}")
+        print(f"  p50, p99 of admitted: {cells[5] or 'none'}; of refused: {cells[6] or 'none'}")
+        print(f"  health {cells[8]}; breaker {cells[9]}")
+    print()
+    for problem in whole:
+        print(problem)
+    print(f"{verdict}\n{folder / 'load-report.html'}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What `./load-test.sh` can be told, and what it then plays."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from checks.loadtest.story import Bands, phases, seconds_least
+
+RATE_DEFAULT: Final = 1000.0  # events/s
+RATE_HIGHEST: Final = 20_000.0  # events/s offered, whatever is asked for
+SECONDS_MAX: Final = 1200.0
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_EXAMPLES: Final = """
+examples:
+  ./load-test.sh                          the whole story on a system of its own, in under three minutes
+  ./load-test.sh --log kafka              the same on Kafka
+  ./load-test.sh --full                   with the real thresholds (10,000 and 50,000): about four minutes
+  ./load-test.sh --rate 2000 --duration 300
+  DATABASE_URL=… ./load-test.sh --url http://127.0.0.1:8080    a system that runs already, which is left as it is
+
+exit status: 0 everything held; 1 something did not; 2 nothing failed, but what is stored could not be checked, or
+the call was wrong, or nothing answers at --url
+"""
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; leaves with status 2 where they make no sense, also together."""
+    parser = argparse.ArgumentParser(
+        prog="./load-test.sh", epilog=_EXAMPLES,
+        description="Send a load from normal through a backlog and an outage of PostgreSQL to recovery, show it while\n"
+        "it runs, and judge it: each phase by what was expected of it, and the whole by what is stored.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "--log", choices=("redis", "kafka"), help="the event log of a system of its own (default redis)"
+    )
+    parser.add_argument(
+        "--rate", type=float, help=f"the full rate of a system of its own, events/s (default {RATE_DEFAULT:g})"
+    )
+    parser.add_argument("--duration", type=float, help=_duration_help())
+    parser.add_argument(
+        "--url",
+        help="an existing system on this machine: only load, nothing is stopped; not with --log, --rate, --full",
+    )
+    parser.add_argument("--full", action="store_true", help="lag thresholds of 10,000 and 50,000 instead of a tenth")
+    parser.add_argument("--out", type=Path, help="folder of the report (default .local/load-test/<time>)")
+    options = parser.parse_args(words)
+    if options.url is not None:
+        if urlsplit(options.url).hostname not in LOOPBACK:
+            parser.error(f"--url {options.url}: load is sent to this machine only")
+        for name in ("log", "rate", "full"):
+            if getattr(options, name) not in (None, False):
+                parser.error(f"--{name} is for a system of its own, and changes nothing of the one at --url")
+    options.log = options.log or "redis"
+    options.rate = RATE_DEFAULT if options.rate is None else options.rate
+    if not 10 <= options.rate <= RATE_HIGHEST / 5:
+        parser.error(f"--rate {options.rate:g}: it takes 10 to {RATE_HIGHEST / 5:g}")
+    if options.duration is not None:
+        least = math.ceil(seconds_least(own_bands(options.rate, full=options.full), own=options.url is None))
+        if not least <= options.duration:
+            parser.error(f"--duration {options.duration:g}: this story takes {least} s at least")
+        if not options.duration <= SECONDS_MAX:
+            parser.error(f"--duration {options.duration:g}: it takes {SECONDS_MAX:g} at most")
+    return options
+
+
+def _duration_help() -> str:
+    """The lengths as they come out, so that the text cannot say others."""
+
+    def length(*, full: bool = False, own: bool = True) -> str:
+        bands = own_bands(RATE_DEFAULT, full=full)
+        usual = sum(phase.seconds for phase in phases(bands, own=own))
+        return f"{usual:.0f}, at least {math.ceil(seconds_least(bands, own=own))}"
+
+    return (
+        f"length of all phases together, s, up to {SECONDS_MAX:g} (default {length()}; "
+        f"with --full {length(full=True)}; with --url {length(own=False)}; "
+        "more for a low --rate); starting, stopping and comparing come on top"
+    )
+
+
+def own_bands(rate: float, *, full: bool) -> Bands:
+    """The bands of a system of our own."""
+    degraded, critical = (10_000, 50_000) if full else (1_000, 5_000)
+    return Bands(rate, rate / 10, degraded, critical)

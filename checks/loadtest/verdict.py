@@ -1,0 +1,197 @@
+"""Judges what was recorded: each phase by its expectations, and the whole by what is stored."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from checks.loadtest.story import Bands, Phase
+
+P99_ADMITTED_SECONDS_MAX: Final = 1.0  # an append waits for a disk; a second is its time-out
+P99_REFUSED_SECONDS_MAX: Final = 0.5
+RATE_TOLERANCE: Final = 0.15  # of the admitted rate over a phase, which begins with a full bucket
+LATE_SECONDS_MAX: Final = 0.5  # by which the generator may be behind its own schedule
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: when it was due (epoch s), how many events, its status (0: no answer), how long it took."""
+
+    due: float
+    events: int
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The health answer at one moment."""
+
+    at: float
+    status: str
+    lag: int | None
+    rate: float
+    breaker: str
+    consumption: str
+
+
+@dataclass
+class Figures:
+    """What a phase came to, in events where not said otherwise."""
+
+    phase: Phase
+    begin: float
+    end: float
+    offered: int = 0
+    admitted: int = 0
+    refused: int = 0
+    other: int = 0  # requests with another answer, or none
+    server_errors: int = 0  # requests answered with 5xx
+    p50_admitted: float = 0.0
+    p99_admitted: float = 0.0
+    p50_refused: float = 0.0
+    p99_refused: float = 0.0
+    lag_max: int = 0
+    rate_lowest: float = 0.0
+    last: Sample | None = None
+    states: list[str] = field(default_factory=list)  # of health, in the order of their first appearance
+    breakers: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Stored:
+    """What PostgreSQL holds of this run; `checked` is False where it could not be asked."""
+
+    checked: bool
+    acknowledged: int = 0
+    lost: int = 0  # acknowledged and not stored
+    unasked: int = 0  # rows of this run that were refused, or never sent
+    twice: int = 0  # rows beyond the first of the same event, by its content
+    why_not: str = "give DATABASE_URL"  # where it is not checked
+
+
+@dataclass
+class Asked:
+    """The events of a run by their ids: all that were sent, and of these the acknowledged and the refused."""
+
+    sent: set[str] = field(default_factory=set)
+    acknowledged: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+
+
+def compare(asked: Asked, rows: Iterable[tuple[str, str]]) -> Stored:
+    """Compare what was asked for with the rows of the run, each as (event id, message).
+
+    Each event says its id in its message too. The id is the key of the table, so that it cannot be there twice;
+    an event that was stored again under another id is found by its message.
+    """
+    counts: Counter[str] = Counter()
+    whole: set[str] = set()  # ids whose row has the content that was sent by it
+    for event_id, message in rows:
+        counts[message] += 1
+        if event_id == message:
+            whole.add(event_id)
+    allowed = asked.sent - asked.refused
+    return Stored(
+        checked=True,
+        acknowledged=len(asked.acknowledged),
+        lost=len(asked.acknowledged - whole),
+        unasked=sum(count for message, count in counts.items() if message not in allowed),
+        twice=sum(count - 1 for count in counts.values()),
+    )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that so large a share of all does not exceed; 0 of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def figures(phase: Phase, begin: float, end: float, requests: Sequence[Request], samples: Sequence[Sample]) -> Figures:
+    """Sum a phase up; requests count to the phase in which they were due."""
+    mine = [request for request in requests if begin <= request.due < end]
+    seen = [sample for sample in samples if begin <= sample.at < end]
+    admitted = [request for request in mine if request.status == 202]
+    refused = [request for request in mine if request.status == 429]
+    found = Figures(phase, begin, end)
+    found.offered = sum(request.events for request in mine)
+    found.admitted = sum(request.events for request in admitted)
+    found.refused = sum(request.events for request in refused)
+    found.other = len(mine) - len(admitted) - len(refused)
+    found.server_errors = sum(request.status >= 500 for request in mine)
+    found.p50_admitted, found.p99_admitted = (percentile([r.seconds for r in admitted], s) for s in (0.5, 0.99))
+    found.p50_refused, found.p99_refused = (percentile([r.seconds for r in refused], s) for s in (0.5, 0.99))
+    found.lag_max = max((sample.lag or 0 for sample in seen), default=0)
+    found.rate_lowest = min((sample.rate for sample in seen), default=0.0)
+    found.last = seen[-1] if seen else None
+    found.states = list(dict.fromkeys(sample.status for sample in seen))
+    found.breakers = list(dict.fromkeys(sample.breaker for sample in seen))
+    return found
+
+
+def judge(found: Figures, bands: Bands, *, late_seconds: float) -> list[str]:
+    """What a phase did not keep of its expectations, in words."""
+    problems = []
+    if late_seconds > LATE_SECONDS_MAX:
+        problems.append(f"generator too slow: a request was begun {late_seconds:.1f} s late, so this says nothing")
+    if found.offered == 0 or found.last is None:
+        return [*problems, "nothing was offered, or the system was never seen"]
+    if found.other:
+        problems.append(f"{found.other} requests got another answer than 202 or 429, or none")
+    if found.admitted and found.p99_admitted > P99_ADMITTED_SECONDS_MAX:
+        problems.append(f"p99 of admitted requests is {found.p99_admitted:.2f} s, above {P99_ADMITTED_SECONDS_MAX} s")
+    if found.refused and found.p99_refused > P99_REFUSED_SECONDS_MAX:
+        problems.append(f"p99 of refused requests is {found.p99_refused:.2f} s, above {P99_REFUSED_SECONDS_MAX} s")
+    return problems + _by_phase(found, bands)
+
+
+def _by_phase(found: Figures, bands: Bands) -> list[str]:
+    seconds = found.end - found.begin
+    rate = found.admitted / seconds
+    last = found.last
+    assert last is not None
+    match found.phase.name:
+        case "normal":
+            return [f"{found.refused} events were refused"] if found.refused > 0.01 * found.offered else []
+        case "1.5 times the rate" | "5 times the rate":
+            # The bucket is full at first: a second's worth on top.
+            expected = bands.rate_max * (1 + 1 / seconds)
+            problems = []
+            if not (1 - RATE_TOLERANCE) * bands.rate_max <= rate <= (1 + RATE_TOLERANCE) * expected:
+                problems.append(f"{rate:,.0f} events/s were admitted, not about {bands.rate_max:,.0f}")
+            if found.refused == 0:
+                problems.append("nothing was refused")
+            return problems
+        case "backlog":
+            problems = [f"was never {state}" for state in ("degraded", "critical") if state not in found.states]
+            if found.rate_lowest > bands.rate_min * 1.01:
+                problems.append(f"the rate fell to {found.rate_lowest:,.0f}/s only, not to {bands.rate_min:,.0f}")
+            return problems
+        case "PostgreSQL away":
+            problems = [] if "open" in found.breakers else ["the breaker did not open"]
+            if last.consumption != "paused":
+                problems.append("consumption was not paused")
+            if last.rate > bands.rate_min * 1.01:
+                problems.append(f"the rate was {last.rate:,.0f}/s at the end, not at its floor")
+            return problems
+        case _:  # catching up, recovery
+            assert bands.lag_degraded is not None  # only a system of our own has these phases
+            problems = [] if last.breaker == "closed" else [f"the breaker is {last.breaker} at the end"]
+            if last.lag is None or last.lag >= bands.lag_degraded:
+                problems.append(f"the lag is {last.lag} at the end")
+            if last.rate < bands.rate_max * 0.99:
+                problems.append(f"the rate is {last.rate:,.0f}/s at the end, not {bands.rate_max:,.0f}")
+            return problems
+
+
+def judge_stored(stored: Stored) -> list[str]:
+    """What the whole did not keep: acknowledged = stored, none twice, nothing that was refused or never sent."""
+    problems = []
+    if stored.lost:
+        problems.append(f"{stored.lost} of {stored.acknowledged} acknowledged events are not stored")
+    if stored.unasked:
+        problems.append(f"{stored.unasked} events are stored that were refused or never sent")
+    if stored.twice:
+        problems.append(f"{stored.twice} events are stored twice")
+    return problems

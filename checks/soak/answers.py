@@ -1,0 +1,85 @@
+"""Whether clients were told what was so: statuses, counts, when to come back, and what is not known."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from checks.soak.history import Outcome, Request
+from checks.soak.windows import Part, Windows
+
+_STATUSES = frozenset({"202", "429", "503 unavailable", "503 indeterminate"})
+_RETRIES = frozenset({"429", "503 unavailable", "503 indeterminate"})
+# From a log's death on until an append that was under way has failed.
+FAILED_SECONDS = 0.7
+# A machine that is busy with others stands still for a moment: all requests of that moment time out, however many
+# there are. So the time is bounded in which requests timed out without a fault, and not their number.
+SLOW_SHARE_MAX = 0.01  # of the time of all requests
+SLOW_SPELLS_MAX = 8.0  # times the limit of an append: a cold Kafka beside other starts takes some of them
+_SLOW = "timed out in the log though nothing had been done to it"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRules:
+    """What bounds answers."""
+
+    append_seconds_max: float  # after which ingest does not know what became of an append
+    retry_seconds_max: int  # the longest time to come back that a policy of the run gives
+    log_after_seconds: float  # for how long after a repair appends may still fail
+    dead_log_takes_nothing: bool  # no client library keeps an append for later
+
+
+def check_answers(requests: Sequence[Request], windows: Windows, rules: AnswerRules) -> dict[str, list[str]]:
+    """Requests by what is wrong with their answers; every body of the harness is valid."""
+    bad: defaultdict[str, list[str]] = defaultdict(list)
+    slow: list[Request] = []
+    for one in requests:
+        name = one.request_id or f"sent at {one.sent_at:.3f}"
+        if one.status[:1].isdigit() and one.status not in _STATUSES:
+            bad["answered otherwise than with 202, 429 or 503"].append(f"{name}: {one.status}")
+        if one.outcome is Outcome.ACKED and one.told.accepted != one.events:
+            bad["answered with a wrong count of accepted events"].append(
+                f"{name}: {one.told.accepted} instead of {one.events}"
+            )
+        if one.given_id is not None and one.status in _STATUSES and one.told.request_id != one.given_id:
+            bad["answered with another X-Request-ID than was given"].append(name)
+        if one.status in _RETRIES and not _fits(one.told.retry_after, rules.retry_seconds_max):
+            bad["told to come back, without a Retry-After that fits"].append(f"{name}: {one.told.retry_after}")
+        if one.status == "503 indeterminate":
+            words = _wrong_of_indeterminate(one, windows, rules)
+            if words is not None:
+                bad[words].append(name)
+            if words == _SLOW:
+                slow.append(one)
+    if slow and _seconds_of(slow) <= max(
+        SLOW_SPELLS_MAX * rules.append_seconds_max, SLOW_SHARE_MAX * _seconds_of(requests)
+    ):
+        del bad[_SLOW]
+    return bad
+
+
+def _seconds_of(requests: Sequence[Request]) -> float:
+    """For how long at least one of these requests was under way."""
+    seconds, until = 0.0, float("-inf")
+    for start, end in sorted((one.sent_at, one.answered_at or one.sent_at) for one in requests):
+        seconds += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return seconds
+
+
+def _fits(retry_after: str | None, seconds_max: int) -> bool:
+    return retry_after is not None and retry_after.isdecimal() and 1 <= int(retry_after) <= seconds_max
+
+
+def _wrong_of_indeterminate(one: Request, windows: Windows, rules: AnswerRules) -> str | None:
+    """`indeterminate` means that an append was under way, and only a fault, or time, keeps its end from being known."""
+    answered_at = one.answered_at or one.sent_at
+    if rules.dead_log_takes_nothing and windows.was_dead(
+        Part.LOG, one.sent_at, answered_at, since_seconds=FAILED_SECONDS
+    ):
+        return "told indeterminate though the log was dead all the while"
+    parts = (Part.LOG, Part.INGEST)
+    if windows.touching(parts, one.sent_at, answered_at, after_seconds=rules.log_after_seconds):
+        return None
+    if answered_at - one.sent_at < 0.9 * rules.append_seconds_max:
+        return "told indeterminate though nothing had been done to the log"
+    return _SLOW

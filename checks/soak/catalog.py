@@ -1,0 +1,205 @@
+"""All faults by name, and the seeded schedule of a run."""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from checks.soak.fault import Fault
+from checks.soak.of_clocks import Clocks, ClockStepped
+from checks.soak.of_database import BackendsTerminated, CommitUnanswered, RowsRefused
+from checks.soak.of_people import (
+    ColumnAdded,
+    ConsumptionPaused,
+    LettersReplayed,
+    PartitionAdded,
+    TableHeld,
+    TriggerRefuses,
+)
+from checks.soak.of_processes import (
+    BEYOND_VISIBILITY,
+    ChildFrozen,
+    ChildKilled,
+    ClientKilled,
+    ClockShifted,
+    OlderVersion,
+    ProgramFrozen,
+    ProgramKilled,
+    TwoBeats,
+    any_ingest,
+)
+from checks.soak.of_servers import (
+    ControlFlushed,
+    DiskFull,
+    LinkFault,
+    MemoryFull,
+    PoolerKilled,
+    ServerFrozen,
+    ServerKilled,
+    TailLost,
+    Together,
+    WentBack,
+)
+from checks.soak.rig import Need
+
+Make = Callable[[random.Random], Fault]
+
+_PROGRAMS = {
+    "ingest": any_ingest,
+    "worker": lambda rig, _: rig.batches,
+    "control-worker": lambda rig, _: rig.control,
+    "beat": lambda rig, _: rig.beat,
+}
+_SERVERS = {
+    "control-redis": lambda rig: rig.control_redis,
+    "log": lambda rig: rig.log,
+    "postgres": lambda rig: rig.postgres,
+}
+_HASTE = 0.15  # share of faults after which the next one does not wait for the system to be well
+
+
+def _all() -> dict[str, Make]:
+    made: dict[str, Make] = {}
+    for name, which in _PROGRAMS.items():
+        frozen_seconds = (1.5, 3.5) if name == "ingest" else BEYOND_VISIBILITY
+        made[f"{name}.kill"] = partial(ProgramKilled, name=name, which=which, seconds=(0.5, 2.5))
+        made[f"{name}.freeze"] = partial(ProgramFrozen, name=name, which=which, seconds=frozen_seconds)
+    made |= {"child.kill": ChildKilled, "child.freeze": ChildFrozen}
+    for name, server in _SERVERS.items():
+        made[f"{name}.kill"] = partial(ServerKilled, name=name, which=server)
+        made[f"{name}.freeze"] = partial(ServerFrozen, name=name, which=server)
+    made |= {
+        "copy.terminate": partial(BackendsTerminated, moment="copy"),
+        "commit.terminate": partial(BackendsTerminated, moment="commit"),
+        "commit.unanswered": CommitUnanswered,
+        "rows.refused": RowsRefused,
+    }
+    for link in ("postgres", "control", "log", "ingest"):
+        for how in ("cut", "blackhole", "delay"):
+            made[f"link-{link}.{how}"] = partial(LinkFault, link=link, how=how)
+    made |= {
+        "control-redis.flushall": ControlFlushed,
+        "control-redis.full": partial(MemoryFull, name="control-redis", which=_SERVERS["control-redis"]),
+        "log.full": partial(MemoryFull, name="log", which=_SERVERS["log"]),
+        "log.tail-lost": TailLost,
+        "postgres.disk-full": DiskFull,
+        "two-beats": TwoBeats,
+        "client.kill": ClientKilled,
+        "pooler.kill": PoolerKilled,
+    }
+    for name in ("ingest", "control-worker", "beat"):
+        made[f"{name}.clock"] = partial(ClockShifted, name=name, which=_PROGRAMS[name])
+    for name in ("ingest", "worker"):
+        made[f"{name}.old"] = partial(OlderVersion, name=name, which=_PROGRAMS[name])
+    for name, clocks in _CLOCKS.items():
+        made[f"{name}.step"] = partial(
+            ClockStepped,
+            name=name,
+            clocks=clocks,
+            is_ingest=name in ("ingest", "host"),
+            is_control=name in ("control-redis", "host"),
+        )
+    for name, (log, control) in _BACK.items():
+        made[f"{name}.back"] = partial(WentBack, name=name, log=log, control=control)
+    for first, second in (("control-redis", "log"), ("log", "postgres"), ("control-redis", "postgres")):
+        for how, server_fault in (("kill", ServerKilled), ("freeze", ServerFrozen)):
+            name = f"{first}+{second}.{how}"
+            made[name] = partial(_together, name=name, names=(first, second), server_fault=server_fault)
+    made |= {
+        "operator.pause": ConsumptionPaused,
+        "operator.replay": LettersReplayed,
+        "user.trigger": TriggerRefuses,
+        "user.column": ColumnAdded,
+        "user.lock": partial(TableHeld, how="lock"),
+        "user.index": partial(TableHeld, how="index"),
+        "log.partition-added": PartitionAdded,
+    }
+    return made
+
+
+# Whose clocks are stepped together. The host's are those of all that runs on it, as when a machine wakes up.
+_CLOCKS: dict[str, Clocks] = {
+    "ingest": lambda rig, pick: [rig.clocks[pick.choice(rig.ingests).name]],
+    "worker": lambda rig, _: [rig.clocks[rig.batches.name]],
+    "control-worker": lambda rig, _: [rig.clocks[rig.control.name]],
+    "beat": lambda rig, _: [rig.clocks[rig.beat.name]],
+    "control-redis": lambda rig, _: [rig.clocks["control-redis"]],
+    "log": lambda rig, _: [rig.clocks["log"]],
+    "host": lambda rig, _: [*rig.clocks.values()],
+}
+_BACK = {"log": (True, False), "control-redis": (False, True), "both-redis": (True, True)}
+
+
+def _together(
+    pick: random.Random, name: str, names: tuple[str, str], server_fault: type[ServerKilled] | type[ServerFrozen]
+) -> Fault:
+    return Together(pick, name, [server_fault(pick, one, _SERVERS[one]) for one in names])
+
+
+FAULTS = _all()
+# What only a log on one of them has.
+_ONLY = {
+    "redis": frozenset({"log.full", "log.tail-lost", "log.step", "log.back", "both-redis.back"}),
+    "kafka": frozenset({"log.partition-added"}),
+}
+
+
+def possible_names(log: str) -> list[str]:
+    """The faults that a run on this log can have."""
+    others = frozenset().union(*(names for kind, names in _ONLY.items() if kind != log))
+    return [name for name in FAULTS if name not in others]
+
+
+POOLED = "pooler.kill"  # the fault of runs with a pooler alone
+
+
+def pools(seed: int) -> bool:
+    """Whether programs of a run with this seed reach PostgreSQL through a pooler: every second pair of seeds does."""
+    return seed % 4 >= 2
+
+
+def needs_of(names: Iterable[str]) -> frozenset[Need]:
+    """What these faults need of the rig."""
+    needs = set()
+    for name in names:
+        if name.endswith(".step"):
+            needs.add(Need.CLOCKS)
+        if name.startswith("link-ingest."):
+            needs.add(Need.INGEST_LINKS)
+        if name == POOLED:
+            needs.add(Need.POOLER)
+    return frozenset(needs)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One fault of a schedule: after a gap, for some time, from a seed of its own."""
+
+    name: str
+    gap_seconds: float
+    share: float  # of the fault's range of durations, from 0 to 1
+    hasty: bool  # the next one does not wait until the system is well
+    seed: int
+
+    def make(self) -> Fault:
+        return FAULTS[self.name](random.Random(self.seed))
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.share:.2f}{', hasty' if self.hasty else ''})"
+
+
+def schedule(log: str, count: int, seed: int, names: list[str] | None = None) -> list[Planned]:
+    """`count` faults in an order that follows from the seed: each once, then each once again in another order, …"""
+    pick = random.Random(f"{seed} {log}")
+    plan: list[Planned] = []
+    deck: list[str] = []
+    for _ in range(count):
+        if not deck:
+            deck = list(names or (one for one in possible_names(log) if one != POOLED or pools(seed)))
+            if names is None:
+                pick.shuffle(deck)
+            else:
+                deck.reverse()  # in the order in which they were asked for
+        name = deck.pop()
+        plan.append(Planned(name, pick.uniform(0.2, 1.0), pick.random(), pick.random() < _HASTE, pick.getrandbits(32)))
+    return plan

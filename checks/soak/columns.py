@@ -1,0 +1,67 @@
+"""Whether the columns that ingest and the drain add are right: request, arrival, partition, log; and dead letters."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from checks.soak.found import Found, Stored
+from checks.soak.history import History, Request
+from checks.soak.windows import ClockSpan, Refusal
+
+ARRIVAL_SECONDS_MAX = 1.0  # beside the times of the request: both read one clock, but a busy machine waits between
+# A client that waits no longer does not end its request: ingest may take it up later, on a machine that is busy.
+GIVEN_UP_SECONDS = 10.0
+NOTICE_SECONDS = 1.0  # a trigger works from its commit on; the harness notes the time before and after that
+# A row that was refused is one of a batch, whose transaction may end so long afterwards.
+BATCH_SECONDS = 15.0
+
+
+def check_columns(history: History, found: Found, clocks: Sequence[ClockSpan]) -> dict[str, list[str]]:
+    """Keys of rows, dead letters and records by what is wrong with them."""
+    bad: defaultdict[str, list[str]] = defaultdict(list)
+    for one in (*found.rows, *found.letters, *found.log):
+        sent = history.events.get(one.key)
+        if sent is None:
+            continue  # said elsewhere
+        if found.partition_counts and one.hash is not None:
+            wanted = {one.hash % count for count in found.partition_counts}
+            if one.place.partition not in wanted:
+                bad["in another partition than their correlation id belongs to"].append(one.key)
+        if one.log_id is not None and one.log_id != found.log_id:
+            bad["stored with the id of another log"].append(one.key)
+        carriers = [request for request in sent.requests if request.request_id in (None, one.request_id)]
+        if not carriers:
+            bad["stored under a request that did not bring them"].append(one.key)
+        elif not any(_could_arrive(one, request, clocks) for request in carriers):
+            bad["stored with a time of arrival at which their request was not under way"].append(one.key)
+    return bad
+
+
+def _could_arrive(one: Stored, request: Request, clocks: Sequence[ClockSpan]) -> bool:
+    """Whether ingest could have given this time: the right one, or one of a clock that was shifted then."""
+    start = request.sent_at - ARRIVAL_SECONDS_MAX
+    # A client that was killed noted no answer: ingest had the request within moments, or never.
+    end = (request.answered_at or request.sent_at + 5.0) + ARRIVAL_SECONDS_MAX
+    if request.status.startswith("no answer"):
+        end += GIVEN_UP_SECONDS
+    shifts = [0.0, *(span.shift_seconds for span in clocks if span.start <= end and start <= span.end)]
+    return any(start <= one.received_at - shift <= end for shift in shifts)
+
+
+def check_letters(found: Found, refusals: Sequence[Refusal]) -> dict[str, list[str]]:
+    """Dead letters that the schedule does not explain: where PostgreSQL refused no such row then."""
+    bad: defaultdict[str, list[str]] = defaultdict(list)
+    for one in found.letters:
+        if not any(_explains(refusal, one) for refusal in refusals):
+            why = "undecodable" if one.sqlstate is None else one.sqlstate
+            bad["dead letters though PostgreSQL did not refuse them so"].append(f"{one.key} ({why})")
+    return bad
+
+
+def _explains(refusal: Refusal, letter: Stored) -> bool:
+    at = letter.stored_at
+    return (
+        letter.sqlstate == refusal.sqlstate
+        and letter.place.offset % refusal.every == refusal.rest
+        and at is not None
+        and refusal.start - NOTICE_SECONDS <= at <= refusal.end + BATCH_SECONDS
+    )

@@ -1,0 +1,395 @@
+"""The mutants: systems that break a promise each, and how the judge must say it.
+
+Grouped by the run that shows them, since a run is as short as it can be. A mutant that no fault shows is one of a unit
+test, which must fail on it.
+"""
+
+from checks.soak.mutant import Edit, Mutant
+
+_LOST = "acknowledged, and neither stored nor a dead letter"
+_SKIPPED = "below the stored offset, in the log, and not stored"
+_NOT_WELL = "not well after"
+
+_ADMISSION = "ingest/admission.py"
+_ERRORS = "ingest/errors.py"
+_COLLECT = "ingest/collect.py"
+_ROUTES = "ingest/http/routes.py"
+_POSTGRES = "pipeline/sink/postgres.py"
+_QUERIES = "pipeline/sink/queries.sql"
+_REGULATE = "pipeline/regulate.py"
+_ROWS = "pipeline/sink/rows.py"
+_CAS = "\n    WHERE stored.next_offset = %(expected_offset)s"
+
+# Runs, by the faults that they have.
+_BRIEF = ("client.kill",)  # some seconds of traffic, and a fault that touches nothing
+_PAUSE = ("operator.pause",)  # lag comes and goes, and so does the rate
+_LOG_DEAD = ("log.kill",)
+
+_SEEN_IN_BRIEF = (
+    Mutant(
+        "every-41st-event-a-dead-letter",
+        (
+            Edit(
+                _ROWS,
+                "                yield row\n",
+                "                if offset % 41 == 40:\n"
+                '                    letters.append(Letter(offset - first_offset, "a mutant", None))\n'
+                "                yield None if offset % 41 == 40 else row\n",
+            ),
+        ),
+        _BRIEF,
+        ("dead letters though PostgreSQL did not refuse them so",),
+    ),
+    Mutant(
+        "order-reversed-within-a-group",
+        (
+            Edit(
+                "ingest/appender.py",
+                "        entries = [entry for request in group for entry in request.entries]\n",
+                "        entries = [entry for request in group for entry in request.entries][::-1]\n",
+            ),
+        ),
+        _BRIEF,
+        ("in another order than in their body",),
+    ),
+    Mutant(
+        "received-at-wrong",
+        (
+            Edit(
+                _COLLECT,
+                "record_head(int(self._clock.now() * 1000)",
+                "record_head(int(self._clock.now() * 1000) - 5000",
+            ),
+        ),
+        _BRIEF,
+        ("stored with a time of arrival at which their request was not under way",),
+    ),
+    Mutant(
+        "request-id-wrong",
+        (Edit(_COLLECT, " * 1000), request.request_id)", ' * 1000), f"{request.request_id}0")'),),
+        _BRIEF,
+        ("stored under a request that did not bring them",),
+    ),
+    Mutant(
+        "accepted-wrong",
+        (Edit("ingest/codecs/events.py", '{"accepted":%d}\' % count', '{"accepted":%d}\' % (count + 1)'),),
+        _BRIEF,
+        ("answered with a wrong count of accepted events",),
+    ),
+    Mutant(
+        "last-line-dropped",
+        (
+            Edit(
+                "ingest/codecs/event_bodies.py",
+                'for line in body.split(b"\\n") if line and not line.isspace()]\n',
+                'for line in body.split(b"\\n") if line and not line.isspace()][:-1] or [body]\n',
+            ),
+        ),
+        _BRIEF,
+        ("answered with a wrong count of accepted events",),
+    ),
+    Mutant(
+        "one-in-ten-a-500",
+        (
+            Edit(
+                _COLLECT,
+                "        try:\n            count = await self._collect(codec, request)\n",
+                "        if __import__('random').random() < 0.1:\n"
+                "            raise ZeroDivisionError\n"
+                "        try:\n            count = await self._collect(codec, request)\n",
+            ),
+        ),
+        _BRIEF,
+        ("answered otherwise than with 202, 429 or 503",),
+    ),
+    Mutant(
+        "message-cut",
+        (Edit(_ROWS, "message = event.message.encode()", "message = event.message[:150].encode()"),),
+        _BRIEF,
+        ("stored with another content than was sent",),
+    ),
+    Mutant(
+        "attributes-without-any-are-none",
+        (Edit(_ROWS, 'b"" if event.attributes is None else', 'b"" if not event.attributes else'),),
+        _BRIEF,
+        ("stored with another content than was sent",),
+    ),
+)
+_SEEN_IN_PAUSE = (
+    Mutant(
+        "unread-entries-trimmed",
+        (
+            Edit(
+                "pipeline/log/commit.lua",
+                "string.format('0-%.0f', offset + 1))",
+                "string.format('0-%.0f', offset + 200))",
+            ),
+        ),
+        _PAUSE,
+        ("where the log began behind what was stored", _LOST),
+        trim=True,
+    ),
+    Mutant(
+        "pauses-ignored",
+        (
+            Edit(
+                "tasks/drain.py",
+                "            self._paused = paused(state.pauses, self._partition)\n",
+                "            self._paused = False\n",
+            ),
+            Edit("tasks/pause.py", "        if follower.paused and consuming:\n", "        if False:\n"),
+            Edit("tasks/pause.py", "elif not follower.paused and not consuming:\n", "elif not consuming:\n"),
+        ),
+        _PAUSE,
+        ("where a row was stored though consumption was paused",),
+    ),
+    Mutant(
+        "rate-always-at-its-maximum",
+        (Edit(_REGULATE, "policy.decide(sample.total_lag)", "policy.decide(0)"),),
+        _PAUSE,
+        ("where the published rate was not what the policy gives for its lag",),
+    ),
+    Mutant(
+        "lag-always-zero",
+        (
+            Edit(
+                _REGULATE,
+                "    sample.lag = lag_by_partition(positions, sample.stored)\n",
+                "    sample.lag = lag_by_partition(positions, sample.stored)\n"
+                "    sample.lag = sample.lag and dict.fromkeys(sample.lag, 0)\n",
+            ),
+        ),
+        _PAUSE,
+        ("where the published lag was too low",),
+    ),
+    Mutant(
+        "health-always-healthy",
+        (
+            Edit(
+                _ROUTES,
+                "health_document(health()))",
+                'health_document(health()) | {"status": "healthy", "reasons": []})',
+            ),
+        ),
+        _PAUSE,
+        ("where health said healthy though it was not",),
+    ),
+    Mutant(
+        "health-never-paused",
+        (
+            Edit(
+                _ROUTES,
+                "health_document(health()))",
+                'health_document(health()) | {"consumption": "running"})',
+            ),
+        ),
+        _PAUSE,
+        ("where health told otherwise whether consumption was paused",),
+    ),
+)
+_SEEN_IN_LOG_DEAD = (
+    Mutant(
+        "no-retry-after",
+        (Edit(_ERRORS, 'headers["retry-after"] = str(retry_after)', 'headers["x-retry"] = str(retry_after)'),),
+        _LOG_DEAD,
+        ("told to come back, without a Retry-After that fits",),
+    ),
+    Mutant(
+        "unavailable-told-as-indeterminate",
+        (
+            Edit(
+                _ERRORS,
+                '    RecoverableError: Row(503, "unavailable", repeats=True),\n',
+                '    RecoverableError: Row(503, "indeterminate", repeats=True),\n',
+            ),
+        ),
+        ("log.kill", "control-redis+log.kill"),
+        ("told indeterminate though the log was dead all the while", "told indeterminate though nothing had been done"),
+        # Requests count only from 0.7 s after the log's death on: of the shortest fault a busy machine leaves none.
+        longest=True,
+    ),
+)
+_SEEN_IN_OTHERS = (
+    Mutant(
+        "acknowledge-before-append",
+        (
+            Edit(
+                _COLLECT,
+                "                await self._appender.append(entries, size)\n",
+                "                self._appender.append(entries, size)\n",
+            ),
+        ),
+        ("log.kill", "ingest.kill", "log.freeze"),
+        (_LOST,),
+    ),
+    Mutant(
+        "offset-in-a-transaction-of-its-own",
+        (
+            Edit(
+                _POSTGRES,
+                "        if moved == 0:\n",
+                '        self.session.commit()\n        self.session.count("BEGIN")\n        if moved == 0:\n',
+            ),
+        ),
+        ("copy.terminate",),
+        (_SKIPPED,),
+    ),
+    Mutant(
+        "no-lock-no-compare-and-swap-no-unique-index",
+        (
+            Edit(
+                _POSTGRES,
+                "        if key in self._locks():\n            return True",
+                "        if key:\n            return True",
+            ),
+            Edit(_QUERIES, _CAS, ""),
+            Edit("pipeline/sink/migrations/0001_events.sql", "NOT NULL PRIMARY KEY,", "NOT NULL,"),
+        ),
+        ("control-redis.flushall", "child.freeze"),
+        ("stored more than once",),
+    ),
+    Mutant(
+        "copy-error-swallowed",
+        (
+            Edit(
+                _POSTGRES,
+                "            except StatementRefusedError as refusal:\n",
+                "            except SinkUnavailableError:\n"
+                "                self._begin(log_id, partition, expected_offset, batch.next_offset)\n"
+                "                written = Written()\n"
+                "            except StatementRefusedError as refusal:\n",
+            ),
+        ),
+        ("copy.terminate",),
+        (_SKIPPED,),
+    ),
+    Mutant(
+        "breaker-drops-the-batch",
+        (
+            # Told to all processes by a file: after an outage any of them may drain the partition.
+            Edit(
+                "pipeline/drain.py",
+                "                return _ENDS[type(error)], str(error)\n",
+                "                if isinstance(error, BreakerOpenError) and self._hand.first is not None:\n"
+                '                    with open(f"dropped-{self._partition}", "w") as file:\n'
+                "                        file.write(str(self._hand.first[1].next_offset))\n"
+                "                return _ENDS[type(error)], str(error)\n",
+            ),
+            Edit(
+                "pipeline/drain.py",
+                "        self._hand.stored_up_to(identity.log_id, stored.next_offset)\n",
+                "        with contextlib.suppress(OSError), open(f'dropped-{self._partition}') as file:\n"
+                "            dropped = int(file.read() or 0)\n"
+                "            stored = type(stored)(max(stored.next_offset, dropped), None)\n"
+                "        self._hand.stored_up_to(identity.log_id, stored.next_offset)\n",
+            ),
+            Edit(_QUERIES, _CAS, _CAS.replace("=", "<=")),
+        ),
+        ("postgres.kill", "postgres.freeze"),
+        (_SKIPPED,),
+    ),
+    Mutant(
+        "append-with-maxlen",
+        (
+            Edit(
+                "pipeline/log/append.lua",
+                "redis.call('XADD', key, '0-*', 'v', ARGV[i])",
+                "redis.call('XADD', key, 'MAXLEN', '=', '60', '0-*', 'v', ARGV[i])",
+            ),
+        ),
+        ("postgres.freeze",),
+        (_LOST,),
+    ),
+    Mutant(
+        "offsets-used-again",
+        (
+            Edit(
+                "pipeline/log/append.lua",
+                "tonumber(redis.call('HGET', KEYS[2], 'f' .. p - 1) or 0)",
+                "0",
+            ),
+        ),
+        ("log.back",),
+        (_LOST, "offsets that were used twice", "stored twice from one offset"),
+    ),
+    Mutant(
+        "replay-forgets-what-it-marks",
+        (
+            Edit(
+                "pipeline/sink/dead_letters.py",
+                "        rows, letters = _encode([bytes(raw) for *_, raw in found], positions)\n",
+                "        rows, letters = _encode([bytes(raw) for *_, raw in found], positions)\n"
+                "        rows = [None] * len(rows)\n",
+            ),
+        ),
+        ("operator.replay",),
+        (_LOST,),
+    ),
+    Mutant(
+        "breaker-never-closes",
+        (
+            Edit(
+                "pipeline/probe.py",
+                "        lifted = store.resume(PauseReason.BREAKER, generation=held.generation, by=by, why=why)\n",
+                "        lifted = False\n",
+            ),
+        ),
+        ("postgres.kill",),
+        (_NOT_WELL,),
+    ),
+    Mutant(
+        "one-partition-never-drained",
+        (
+            Edit(
+                "tasks/drain.py",
+                "    if is_paused():\n        return\n",
+                "    if is_paused() or partition == 2:\n        return\n",
+            ),
+        ),
+        _BRIEF,
+        ("where a partition with lag had stood still outside a fault",),
+        recovery_seconds=13,
+    ),
+)
+_OF_UNIT_TESTS = (
+    Mutant(
+        "unknown-lag-holds-for-ever",
+        (
+            Edit(
+                "pipeline/flow/rate.py",
+                "    return max(floor, last_rate * math.pow(2.0, -max(0.0, halvings)))\n",
+                "    return max(floor, last_rate * math.pow(1.0, -max(0.0, halvings)))\n",
+            ),
+        ),
+        test="tests/unit/test_flow_rate.py::test_an_unknown_lag_holds_for_six_periods_and_then_halves_the_rate_in_each",
+    ),
+    Mutant(
+        "unknown-lag-is-zero",
+        (
+            Edit(
+                "pipeline/flow/lag.py",
+                "            return None\n        consumed = position.committed",
+                "            continue\n        consumed = position.committed",
+            ),
+        ),
+        test="tests/unit/test_flow_lag.py::test_lag_is_unknown_where_nobody_can_say",
+    ),
+    Mutant(
+        "retry-after-too-short",
+        (Edit(_ERRORS, "    return max(1, math.ceil(seconds + draw", "    return max(1, math.floor(seconds + draw"),),
+        test="tests/unit/test_ingest_errors.py::test_retry_after_is_whole_never_too_short_and_spread",
+    ),
+    Mutant(
+        "bucket-without-bottom",
+        (
+            Edit(
+                _ADMISSION,
+                "        left = self._left - count\n        if left < 0:\n            return False\n",
+                "        left = max(self._left - count, count)\n",
+            ),
+        ),
+        test="tests/unit/test_ingest_admission.py::test_known_empty_is_refused_before_the_body",
+    ),
+)
+
+MUTANTS = (*_SEEN_IN_BRIEF, *_SEEN_IN_PAUSE, *_SEEN_IN_LOG_DEAD, *_SEEN_IN_OTHERS, *_OF_UNIT_TESTS)

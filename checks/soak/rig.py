@@ -1,0 +1,501 @@
+"""The system under test: real servers of its own, each behind a proxy, Sluice's processes, and clients."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import psycopg2
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from checks.soak.pooler import pooler
+from pipeline import wiring
+from pipeline.errors import LogUnavailableError, SluiceError
+from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM, BreakerState
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from stack.servers import LOOPBACK, Server, free_port, kafka_server, postgres_server, redis_server
+from support.clocks import SteppableClock, fake_time_library
+from support.pooler import pgbouncer_program
+from support.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
+from support.proxy import Proxy
+from tasks.parts import Parts
+
+# Time-outs as short as they may be, so that each fault lasts for seconds instead of minutes. What they are relative
+# to each other is as in the defaults.
+SCALED: dict[str, Any] = {
+    "rate_max": 2_000.0,
+    "rate_min": 400.0,
+    "lag_degraded": 2_000,
+    "lag_critical": 10_000,
+    "regulate_seconds": 1.0,
+    "probe_seconds": 0.5,
+    "hint_seconds": 0.5,
+    "drain_batch_records_max": 500,
+    "drain_run_seconds_max": 3.0,
+    "drain_poll_seconds": 0.3,
+    "drain_hard_seconds_max": 9.0,
+    "drain_stalled_seconds_max": 4.0,
+    "sink_connect_seconds_max": 1,
+    "sink_call_seconds_max": 0.8,
+    "breaker_failures_max": 3,
+    "visibility_timeout_seconds": 5,
+}
+SMALL_DISK_BYTES_MAX = 4 << 30
+# Of the log, which half of the runs never trim.
+LOG_MEMORY = "6gb"
+CONTROL_MEMORY = "128mb"
+
+
+class Need(StrEnum):
+    """What some faults need of the rig, and others do without: it costs time."""
+
+    CLOCKS = "clocks"  # everything runs under wall clocks that can be stepped
+    INGEST_LINKS = "ingest links"  # clients reach ingest through proxies
+    POOLER = "pooler"  # programs reach PostgreSQL through pgbouncer
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for."""
+
+    log: str  # redis or kafka
+    folder: Path
+    seed: int
+    rate: float  # events/s that clients offer, beside surges and repeats
+    clients: int = 1
+    ingests: int = 1
+    needs: frozenset[Need] = frozenset()  # what its faults need of the rig
+    trim: bool | None = None  # LOG_TRIM; None: the seed decides
+
+    @property
+    def trims(self) -> bool:
+        """Whether the log is trimmed: with odd seeds it is, where nothing else was asked."""
+        return self.seed % 2 == 1 if self.trim is None else self.trim
+
+
+class Ended(NamedTuple):
+    """A program that ended by itself, at a time (epoch s)."""
+
+    name: str
+    at: float
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.at:.1f}"
+
+
+class ClientProcess:
+    """A client in a process of its own, and the counts that it tells each second."""
+
+    def __init__(self, rig: "Rig", number: int) -> None:
+        self.number = number
+        options = rig.options
+        command = [
+            *(sys.executable, "-m", "checks.soak.client"),
+            *("--ports", ",".join(str(port) for port in rig.client_ports)),
+            *("--name", f"c{number}", "--history", str(rig.history_folder / f"client-{number:03d}.jsonl")),
+            *("--rate", str(options.rate / options.clients), "--seed", str(options.seed)),
+        ]
+        self.counts: dict[str, int] = {}
+        with (options.folder / "clients.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=_client_environ(), stdout=subprocess.PIPE, stderr=log
+            )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with contextlib.suppress(ValueError):
+                self.counts = json.loads(line)
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.process.wait(10)
+        self._end()
+
+    def _end(self) -> None:
+        """Take what it has said last."""
+        self._reader.join(5)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+    def stop(self) -> None:
+        """End in order: every request that was sent gets its outcome."""
+        self.signal(signal.SIGTERM)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
+        self._end()
+
+
+def _client_environ() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+class Rig:
+    """Everything that runs. Programs reach servers through proxies; the harness reaches them directly."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.folder = options.folder
+        self.history_folder = self.folder / "history"
+        self.history_folder.mkdir(parents=True, exist_ok=True)
+        self._stack = contextlib.ExitStack()
+        self.small_disk: Path | None = None
+        self.small_disk_missing = "it was not tried"
+        self.clients: list[ClientProcess] = []
+        self._gone_clients = Counter[str]()
+        self._next_client = 0
+        self.down: set[Program] = set()  # on purpose: the keeper leaves them alone
+        self.unplanned: list[Ended] = []  # programs that ended by themselves
+        self.orphans: list[psutil.Process] = []  # children of killed programs
+
+    # --- start and stop -----------------------------------------------------------------------
+
+    def start(self) -> "Rig":
+        """Start servers, proxies and programs, and wait until all is well. Raises ServerError, AssertionError."""
+        try:
+            self._start_servers()
+            self._start_programs()
+            self.start_clients()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start_servers(self) -> None:
+        folder = self.folder
+        self.control_redis = redis_server(folder, free_port(), is_log=False, maxmemory=CONTROL_MEMORY)
+        self.postgres = postgres_server(folder, free_port(), durable=False)
+        if self.options.log == "kafka":
+            self.log = kafka_server(folder, free_port(), free_port())
+        else:
+            self.log = redis_server(folder, free_port(), is_log=True, maxmemory=LOG_MEMORY)
+        self.pooler: Server | None = None
+        if Need.POOLER in self.options.needs and pgbouncer_program() is not None:
+            self.pooler = pooler(folder, free_port(), self.postgres.port)
+        self.proxies = {
+            "postgres": Proxy((self.pooler or self.postgres).port),
+            "control": Proxy(self.control_redis.port),
+        }
+        self.proxies["log"] = Proxy(self.log.port)
+        if self.options.log == "kafka":
+            _advertise(folder / "kafka" / "server.properties", self.log.port, self.proxies["log"].port)
+        self.ingest_ports = [free_port() for _ in range(self.options.ingests)]
+        self.ingest_proxies = [Proxy(port) for port in self.ingest_ports if Need.INGEST_LINKS in self.options.needs]
+        # First: Kafka tells everybody, us too, the proxy's address.
+        for proxy in (*self.proxies.values(), *self.ingest_proxies):
+            self._stack.callback(proxy.stop)
+            proxy.start()
+        self._give_clocks()
+        for server in (self.control_redis, self.postgres, self.log, *([self.pooler] if self.pooler else [])):
+            self._stack.callback(server.stop)
+            server.start()
+        self.direct = Settings(
+            **SCALED,
+            log_trim=self.options.trims,
+            database_url=self.postgres.url,
+            redis_url=self.control_redis.url,
+            event_log_url=self.log.url,
+            ingest_port=self.ingest_ports[0],
+        )
+        self.settings = replace(
+            self.direct,
+            database_url=self._behind("postgres", self.postgres),
+            redis_url=self._behind("control", self.control_redis),
+            event_log_url=self._behind("log", self.log),
+        )
+        migrate(self.direct)
+        self._move_to_small_disk()
+
+    def _give_clocks(self) -> None:
+        """Let both Redis servers run under wall clocks of their own, where a fault will step them."""
+        self.clocks: dict[str, SteppableClock] = {}
+        if Need.CLOCKS not in self.options.needs or fake_time_library() is None:
+            return
+        self.control_redis = self._clock("control-redis").under(self.control_redis)
+        if self.options.log == "redis":
+            self.log = self._clock("log").under(self.log)
+
+    def _clock(self, name: str) -> SteppableClock:
+        clock = self.clocks[name] = SteppableClock(self.folder, name)
+        clock.environ = _looking_rarely(clock.environ)
+        return clock
+
+    @property
+    def client_ports(self) -> list[int]:
+        """Where clients reach ingest."""
+        return [proxy.port for proxy in self.ingest_proxies] or self.ingest_ports
+
+    def _behind(self, name: str, server: Server) -> str:
+        return server.url.replace(f":{server.port}", f":{self.proxies[name].port}", 1)
+
+    def _move_to_small_disk(self) -> None:
+        """Put the events' table on a disk in memory that can be made too small; where mounting is not allowed, not."""
+        mount = self.folder / "small-disk"
+        mount.mkdir()
+        said = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES_MAX}", "tmpfs", str(mount)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if said.returncode != 0:
+            self.small_disk_missing = f"no disk of its own can be mounted here: {said.stderr.strip()}"
+            return
+        # Before the servers are stopped PostgreSQL is still in it; `umount -l` takes it away once nobody is.
+        self._stack.callback(subprocess.run, ["umount", "-l", str(mount)], check=False)
+        place = mount / "events"
+        place.mkdir(mode=0o700)
+        owner = (self.folder / "postgres").stat()
+        os.chown(place, owner.st_uid, owner.st_gid)
+        with self.database() as cursor:
+            cursor.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+            cursor.execute("ALTER TABLE log_events SET TABLESPACE small")
+        self.small_disk = mount
+
+    def _start_programs(self) -> None:
+        folder, settings = self.folder, self.settings
+        self.ingests = [
+            ingest(replace(settings, ingest_port=port), folder, f"ingest-{number}")
+            for number, port in enumerate(self.ingest_ports)
+        ]
+        self.batches = batches_worker(settings, folder)
+        self.control = control_worker(settings, folder)
+        self.beat = beat(settings, folder)
+        self.store = wiring.make_control_store(self.direct)
+        self.parts = Parts(self.direct)  # for commands: what a worker does when an operator asks
+        self._stack.callback(self.parts.close)
+        for program in self.programs:
+            if self.clocks:
+                program.environ = clock_environ(self._clock(program.name))
+            self._stack.callback(self.stop_program, program)
+            program.start()
+        self.wait(lambda: self.problem() is None, "the system is well", seconds_max=60)
+        self._keeping = threading.Event()
+        keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        keeper.start()
+        self._stack.callback(keeper.join, 5)
+        self._stack.callback(self._keeping.set)
+
+    @property
+    def programs(self) -> list[Program]:
+        return [*self.ingests, self.batches, self.control, self.beat]
+
+    def stop_program(self, program: Program) -> None:
+        with contextlib.suppress(psutil.Error):
+            if program.is_running:
+                program.thaw()
+            program.stop(seconds_max=1)
+
+    def start_clients(self) -> None:
+        while len(self.clients) < self.options.clients:
+            self.clients.append(ClientProcess(self, self._next_client))
+            self._next_client += 1
+
+    def kill_client(self) -> int:
+        """SIGKILL to a client; another one takes its place. Returns its process id."""
+        client = self.clients.pop(0)
+        client.kill()
+        self._gone_clients.update(client.counts)
+        self.start_clients()
+        return client.process.pid
+
+    def stop_clients(self) -> None:
+        for client in self.clients:
+            client.signal(signal.SIGTERM)
+        for client in self.clients:
+            client.stop()
+            self._gone_clients.update(client.counts)
+        self.clients = []
+
+    def counts(self) -> Counter[str]:
+        """Events by outcome, as clients have told; `sent` are all, repeats included."""
+        total = Counter(self._gone_clients)
+        for client in self.clients:
+            total.update(client.counts)
+        return total
+
+    def stop(self) -> None:
+        """End everything that was started."""
+        for client in self.clients:
+            client.kill()
+        self.clients = []
+        self._stack.close()
+        for orphan in self.orphans:
+            with contextlib.suppress(psutil.Error):
+                orphan.kill()
+
+    def _keep(self) -> None:
+        """Restart programs that end by themselves, as a supervisor does, and note that they did."""
+        while not self._keeping.wait(0.3):
+            for program in self.programs:
+                if program not in self.down and not program.is_running:
+                    self.unplanned.append(Ended(program.name, time.time()))
+                    program.start()
+
+    # --- a look from outside -----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def database(self) -> Any:
+        """A cursor on a connection of its own with autocommit."""
+        with contextlib.closing(psycopg2.connect(self.direct.database_url, connect_timeout=2)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SET statement_timeout = '5s'")
+                yield cursor
+
+    @staticmethod
+    def redis(server: Server) -> "redis.Redis":
+        """A client that tries once."""
+        return redis.Redis(
+            host=LOOPBACK, port=server.port, socket_timeout=3, socket_connect_timeout=1, retry=Retry(NoBackoff(), 0)
+        )
+
+    def stored_offsets(self) -> dict[tuple[str, int], int]:
+        with self.database() as cursor:
+            cursor.execute("SELECT log_id, log_partition, next_offset FROM stored_offsets")
+            return {(log_id, partition): offset for log_id, partition, offset in cursor.fetchall()}
+
+    def log_ends(self) -> dict[tuple[str, int], int]:
+        """Where each partition ends now. Raises LogUnavailableError."""
+        log_id, positions = self.log_positions()
+        return {(log_id, partition): end for partition, (_, end) in positions.items()}
+
+    def log_positions(self) -> tuple[str, dict[int, tuple[int, int]]]:
+        """The log's id, and the offsets with which each partition begins and ends. Raises LogUnavailableError.
+
+        Redis is only looked at: the adapter would fence, which is for those to do whom we watch.
+        """
+        if self.options.log == "redis":
+            try:
+                with self.redis(self.log) as client:
+                    return _positions(client, self.direct.key_prefix)
+            except redis.RedisError as error:
+                raise LogUnavailableError(f"the log does not answer: {error}") from error
+        log = wiring.make_log(self.direct)
+        try:
+            identity = log.identity()
+            return identity.log_id, {one.partition: (one.begin, one.end) for one in log.positions()}
+        finally:
+            log.close()
+
+    def add_partition(self, count: int) -> None:
+        """Give the Kafka topic so many partitions. Raises KafkaError."""
+        from kafka import KafkaAdminClient  # slow to import, and most runs need no Kafka
+        from kafka.admin import NewPartitions
+
+        admin = KafkaAdminClient(bootstrap_servers=self.log.bootstrap, api_version=(2, 6, 0))
+        try:
+            admin.create_partitions({self.direct.log_topic: NewPartitions(count)})
+        finally:
+            admin.close()
+
+    def problem(self) -> str | None:
+        """What is not well, of what every program needs; None where all is."""
+        for number, port in enumerate(self.ingest_ports):
+            if http_status(f"http://{LOOPBACK}:{port}/readyz") != 200:
+                return f"ingest-{number} is not ready"
+        try:
+            state = self.store.state()
+        except SluiceError as error:
+            return f"the control store does not answer: {error}"
+        if state.breaker is not BreakerState.CLOSED:
+            return f"the breaker is {state.breaker}"
+        if state.pauses != ():
+            return f"consumption is paused: {state.pauses}"
+        if state.rate is None:
+            return "no rate is published"
+        return None
+
+    def behind(self, ends: dict[tuple[str, int], int]) -> str | None:
+        """What of the log up to `ends` is not stored yet; None where all is."""
+        try:
+            stored = self.stored_offsets()
+        except psycopg2.Error as error:
+            return f"PostgreSQL does not answer: {error}"
+        missing = {place[1]: end - stored.get(place, 0) for place, end in ends.items() if stored.get(place, 0) < end}
+        return f"events not stored yet, by partition: {missing}" if missing else None
+
+    def wait(self, condition: Callable[[], bool], what: str, *, seconds_max: float) -> None:
+        """Wait for a condition; where it does not come, the logs' ends are in the error."""
+        deadline = time.monotonic() + seconds_max
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"--- {one.name}\n{one.log()[-1500:]}" for one in self.programs)
+                raise AssertionError(f"not within {seconds_max:.0f} s: {what} ({self.problem()})\n{logs}")
+            time.sleep(0.05)
+
+
+UNDER_CLOCK = ROOT / "tests" / "support" / "under_clock"
+
+
+def clock_environ(clock: SteppableClock) -> dict[str, str]:
+    """The environment of a Python program that runs under a clock for the whole of a run."""
+    path = os.pathsep.join([str(UNDER_CLOCK), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**_looking_rarely(clock.environ), "PYTHONPATH": path}
+
+
+def _looking_rarely(environ: dict[str, str]) -> dict[str, str]:
+    """A step is seen within two seconds: to look at every call would make a whole system several times as slow."""
+    kept = {name: value for name, value in environ.items() if name != "FAKETIME_NO_CACHE"}
+    return {**kept, "FAKETIME_CACHE_DURATION": "1"}
+
+
+def _positions(client: "redis.Redis", prefix: str) -> tuple[str, dict[int, tuple[int, int]]]:
+    """What a log on Redis says of itself."""
+    answer: Any = client.get(prefix + KEY_LOG_ID)
+    if answer is None:
+        raise LogUnavailableError("there is no log yet")
+    log_id = answer.decode()
+    positions = {}
+    for partition in range(int(log_id.rpartition(".")[2])):
+        key = f"{prefix}{KEY_LOG_STREAM}:{partition}"
+        begin = end = 0
+        if client.exists(key):
+            facts: Any = client.xinfo_stream(key)
+            end = begin = _sequence(facts["last-generated-id"])
+            if facts["first-entry"]:
+                begin = _sequence(facts["first-entry"][0]) - 1
+        positions[partition] = begin, end
+    return log_id, positions
+
+
+def _sequence(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[2])
+
+
+def _advertise(properties: Path, port: int, proxy_port: int) -> None:
+    """Let Kafka tell its clients the proxy's address for its own."""
+    text = properties.read_text()
+    changed = text.replace(
+        f"advertised.listeners=PLAINTEXT://{LOOPBACK}:{port}",
+        f"advertised.listeners=PLAINTEXT://{LOOPBACK}:{proxy_port}",
+    )
+    assert changed != text, "Kafka's properties do not look as expected"
+    properties.write_text(changed)
+
+
+def remove(folder: Path) -> None:
+    """Delete what a run has left."""
+    shutil.rmtree(folder, ignore_errors=True)
