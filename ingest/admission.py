@@ -20,7 +20,7 @@ from ingest.errors import RateLimitedError
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow import bucket as bucket_flow
-from pipeline.flow.rate import hold_or_decay
+from pipeline.flow.rate import Decay
 from pipeline.loops import Loop
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LoopName
@@ -81,6 +81,7 @@ class Admission:
         self._clock = clock
         self._metrics = metrics
         self._process = process_name()
+        self._decay = Decay.from_settings(settings)
         self._loop: asyncio.AbstractEventLoop  # set by `start`
         self._is_running = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="bucket")
@@ -329,13 +330,7 @@ class Admission:
         if known is None:
             return self._settings.rate_min
         rate = known.rate if known.ends_at is None or now < known.ends_at else known.rate_after
-        return hold_or_decay(
-            rate,
-            now - known.seen_at,
-            period_seconds=self._settings.regulate_seconds,
-            hold_periods=self._settings.rate_hold_periods,
-            floor=min(rate, self._settings.rate_min),
-        )
+        return self._decay.rate(rate, now - known.seen_at, floor=min(rate, self._settings.rate_min))
 
     def _local_rate(self, now: float) -> float:
         """Events/s of this process while the bucket is unavailable: an equal share."""

@@ -10,7 +10,7 @@ from pipeline.errors import SluiceError, in_brief
 from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import held_lags, lag_by_partition
-from pipeline.flow.rate import BandPolicy, RateDecision, hold_or_decay
+from pipeline.flow.rate import BandPolicy, Decay, RateDecision
 from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason, Severity
 from pipeline.ports.control import (
     Alarm,
@@ -415,11 +415,9 @@ def _decide(
     last = state.rate
     if last is None or last.lag_known_at is None or ages is None:
         return RateDecision(policy.floor_rate, Mode.UNKNOWN)
-    rate = hold_or_decay(
+    rate = Decay.from_settings(settings).rate(
         last.base_rate,
         ages.lag,
-        period_seconds=settings.regulate_seconds,
-        hold_periods=settings.rate_hold_periods,
         floor=policy.floor_rate,
         decided_after_seconds=max(0.0, ages.lag - ages.rate),
     )

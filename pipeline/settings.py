@@ -360,12 +360,26 @@ class Settings:
         high=300,
         when="the lag swings: lower; it also is the age at which health doubts the controller (three periods)",
     )
+    rate_hold_seconds: float = _setting(
+        30.0,
+        "Time for which the last rate holds while the lag is unknown or the controller is silent; then it halves",
+        low=0.1,
+        high=86_400,
+        when="how long clients may be served at the old rate while the lag is unknown",
+    )
+    rate_halving_seconds: float = _setting(
+        5.0,
+        "Time in which the rate halves after that, again and again, down to RATE_MIN",
+        low=0.1,
+        high=86_400,
+        when="with RATE_HOLD_SECONDS: a slower or a faster fall",
+    )
     rate_hold_periods: int = _setting(
-        6,
-        "Periods for which the last rate holds while lag or controller are away; then it halves each period",
-        low=1,
+        0,
+        "RATE_HOLD_SECONDS in periods of the control loop, as earlier versions count; the rate then halves each period",
+        low=0,
         high=1000,
-        when="how long clients may be served at the old rate while nobody knows the lag",
+        when="never: 0 lets RATE_HOLD_SECONDS and RATE_HALVING_SECONDS decide; the next version ignores this setting",
     )
     no_progress_seconds_max: float = _setting(
         30.0,

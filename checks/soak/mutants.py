@@ -357,11 +357,11 @@ _OF_UNIT_TESTS = (
         (
             Edit(
                 "pipeline/flow/rate.py",
-                "    return max(floor, last_rate * math.pow(2.0, -max(0.0, halvings)))\n",
-                "    return max(floor, last_rate * math.pow(1.0, -max(0.0, halvings)))\n",
+                "        return max(floor, last_rate * math.pow(2.0, -max(0.0, halvings)))\n",
+                "        return max(floor, last_rate * math.pow(1.0, -max(0.0, halvings)))\n",
             ),
         ),
-        test="tests/unit/test_flow_rate.py::test_an_unknown_lag_holds_for_six_periods_and_then_halves_the_rate_in_each",
+        test="tests/unit/test_flow_rate.py::test_an_unknown_lag_holds_for_30_s_and_then_halves_the_rate_every_5_s",
     ),
     Mutant(
         "unknown-lag-is-zero",

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pipeline.flow.rate import capped_by_breaker
 from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason, Severity
 
 
@@ -125,6 +126,8 @@ class ControlState:
     floor_rate: float = field(default=0.0)
     override: Override | None = None  # one that is active at `time`
     bands: Bands | None = None  # None: the bands of the settings apply
+    # Calls to the bucket that got fewer tokens than they wanted, since a flush: only differences have a meaning.
+    bucket_ran_dry: int = 0
 
 
 def consumption_word(pauses: Sequence[Pause] | None) -> str:
@@ -137,7 +140,7 @@ def rate_after_override(state: ControlState) -> float:
     if state.rate is None:
         return state.floor_rate
     is_open = any(pause.reason is PauseReason.BREAKER for pause in state.pauses or ())
-    return min(state.rate.base_rate, state.floor_rate) if is_open else state.rate.base_rate
+    return capped_by_breaker(state.rate.base_rate, state.floor_rate, is_open=is_open)
 
 
 @dataclass(frozen=True, slots=True)

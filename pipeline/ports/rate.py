@@ -6,7 +6,7 @@ from pipeline.flow.rate import RateDecision
 
 
 class RatePolicy(Protocol):
-    """A pure function of a known lag. For an unknown lag see `pipeline.flow.rate.hold_or_decay`."""
+    """A pure function of a known lag. For an unknown lag see `pipeline.flow.rate.Decay`."""
 
     @property
     def floor_rate(self) -> float:

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Take tokens from the global bucket: the arithmetic of pipeline/flow/bucket.py and of hold_or_decay in
+-- Take tokens from the global bucket: the arithmetic of pipeline/flow/bucket.py and of Decay in
 -- pipeline/flow/rate.py, on the server and with its clock.
 -- KEYS: those of control_lib.lua, 7 bucket, 8 processes
 -- ARGV: those of control_lib.lua, 3 needed, 4 wanted, 5 process, 6 seconds of the rate that the full bucket holds,
@@ -34,8 +34,7 @@ if published[1] then
     rate = math.max(math.min(rate, tonumber(published[2])), rate * 2 ^ -steps)
   end
 else
-  rate, version = tonumber(ARGV[11]), ARGV[12]
-  if redis.call('HEXISTS', KEYS[2], 'breaker') == 1 then rate = math.min(rate, tonumber(ARGV[13])) end
+  rate, version = capped_by_breaker(tonumber(ARGV[11]), tonumber(ARGV[13])), ARGV[12]
 end
 local burst = math.max(1, math.floor(rate * tonumber(ARGV[6])))
 
@@ -58,6 +57,9 @@ tokens = tokens - granted
 
 local tokens_text, rate_text = exact(tokens), exact(rate)
 redis.call('HSET', KEYS[7], 'tokens', tokens_text, 'at', exact(now), 'rate', rate_text)
+
+-- The controller compares this count from tick to tick: the demand was above the rate.
+if granted < wanted then redis.call('HINCRBY', KEYS[7], 'ran_dry', 1) end
 
 redis.call('ZADD', KEYS[8], exact(now), ARGV[5])
 redis.call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now - tonumber(ARGV[9]))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from pipeline.flow.rate import capped_by_breaker
 from pipeline.names import BreakerState, ControlEventKind, PauseReason, Severity
 from pipeline.ports.control import Alarm, ControlEvent, Pause, PublishedRate, Trouble
 from pipeline.text import on_one_line
@@ -80,7 +81,7 @@ def bounded_trouble(trouble: Trouble) -> Trouble:
 def without_override(rate: PublishedRate, pauses: Sequence[Pause], floor_rate: float) -> PublishedRate:
     """The published rate after an override has ended: the policy's, or at most the lowest while the breaker is open."""
     is_open = any(pause.reason is PauseReason.BREAKER for pause in pauses)
-    return replace(rate, rate=min(rate.base_rate, floor_rate) if is_open else rate.base_rate)
+    return replace(rate, rate=capped_by_breaker(rate.base_rate, floor_rate, is_open=is_open))
 
 
 def breaker_state(pauses: Sequence[Pause], *, complete: bool, probing: bool) -> BreakerState:

@@ -73,15 +73,18 @@ local function next_version(last)
   return string.format('%.0f', math.max((tonumber(last) or 0) + 1, math.floor(now * 1000)))
 end
 
+-- At most the floor while the breaker is open: `capped_by_breaker` of pipeline/flow/rate.py.
+local function capped_by_breaker(rate, floor_rate)
+  local is_capped = redis.call('HEXISTS', KEYS[2], 'breaker') == 1 and tonumber(floor_rate) < tonumber(rate)
+  return is_capped and floor_rate or rate, is_capped
+end
+
 -- An operator's rate replaces the policy's. While the breaker is open, the floor limits both. Returns the rate, and
 -- what decided it: `breaker`, `override` or `lag`.
 local function effective_rate(base_rate, floor_rate)
   local by_hand = redis.call('HGET', KEYS[5], 'rate')
-  local wanted = by_hand or base_rate
-  if redis.call('HEXISTS', KEYS[2], 'breaker') == 1 and tonumber(floor_rate) < tonumber(wanted) then
-    return floor_rate, 'breaker'
-  end
-  return wanted, by_hand and 'override' or 'lag'
+  local rate, is_capped = capped_by_breaker(by_hand or base_rate, floor_rate)
+  return rate, is_capped and 'breaker' or by_hand and 'override' or 'lag'
 end
 
 local function record_rate(why, effective, decided_by, base_rate, mode, lag, version, previous)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import FencedError, StoreUnavailableError
 from pipeline.flow import bucket as bucket_flow
-from pipeline.flow.rate import hold_or_decay
+from pipeline.flow.rate import Decay, capped_by_breaker
 from pipeline.names import LEASE_PROBE, ControlEventKind, Mode, PauseReason
 from pipeline.ports.bucket import Grant
 from pipeline.ports.control import (
@@ -67,6 +67,7 @@ class _Content:
     bands: Bands | None = None
     events: list[ControlEvent] = field(default_factory=list)
     bucket: bucket_flow.BucketState | None = None
+    ran_dry: int = 0  # calls to the bucket that got fewer tokens than they wanted
     processes: dict[str, float] = field(default_factory=dict)
     floors: dict[str, _Floors] = field(default_factory=dict)
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -200,6 +201,7 @@ class MemoryControlStore(_Adapter):
                 floor_rate=content.floor_rate,
                 override=override,
                 bands=content.bands,
+                bucket_ran_dry=content.ran_dry,
             )
 
     def publish_rate(
@@ -396,12 +398,12 @@ def _next_version(last: PublishedRate | None, now: float) -> int:
 
 def _effective(content: _Content, base_rate: float) -> float:
     wanted = base_rate if content.override is None else content.override.rate
-    return min(wanted, content.floor_rate) if _breaker_holds(content) else wanted
+    return capped_by_breaker(wanted, content.floor_rate, is_open=_breaker_holds(content))
 
 
 def _decided_by(content: _Content, base_rate: float) -> str:
     wanted = base_rate if content.override is None else content.override.rate
-    if _breaker_holds(content) and content.floor_rate < wanted:
+    if _effective(content, base_rate) < wanted:
         return "breaker"
     return "lag" if content.override is None else "override"
 
@@ -433,6 +435,7 @@ class MemoryBucket(_Adapter):
 
     def __init__(self, settings: Settings, server: MemoryServer) -> None:
         super().__init__(settings, server)
+        self._decay = Decay.from_settings(settings)
         self._last_rate = settings.rate_min
         self._last_version = 0
 
@@ -444,6 +447,7 @@ class MemoryBucket(_Adapter):
             burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
             taken = bucket_flow.take(content.bucket, now=now, rate=rate, burst=burst, needed=needed, wanted=wanted)
             content.bucket = taken.state
+            content.ran_dry += taken.granted < wanted
             content.processes[process] = now
             for name, seen_at in list(content.processes.items()):
                 if seen_at <= now - PROCESS_SECONDS_MAX:
@@ -463,18 +467,15 @@ class MemoryBucket(_Adapter):
         """The published rate, decayed if the controller is silent; after a flush the last one."""
         published = content.rate
         if published is None:
-            is_open = _breaker_holds(content)
-            rate = min(self._last_rate, self._settings.rate_min) if is_open else self._last_rate
+            rate = capped_by_breaker(self._last_rate, self._settings.rate_min, is_open=_breaker_holds(content))
             return rate, self._last_version
         if content.override is not None:
             return published.rate, published.version
         known_at = published.published_at if published.lag_known_at is None else published.lag_known_at
         decided_after = published.published_at - known_at
-        rate = hold_or_decay(
+        rate = self._decay.rate(
             published.rate,
             decided_after + now - content.rate_at,
-            period_seconds=self._settings.regulate_seconds,
-            hold_periods=self._settings.rate_hold_periods,
             floor=min(published.rate, content.floor_rate),
             decided_after_seconds=decided_after,
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pipeline.clock import Clock, SystemClock
 from pipeline.flow.age import Age
 from pipeline.flow.bucket import TOLERANCE_TOKENS
-from pipeline.flow.rate import hold_or_decay
+from pipeline.flow.rate import Decay
 from pipeline.names import KEY_BUCKET, KEY_PROCESSES
 from pipeline.ports.bucket import Grant
 from pipeline.settings import Settings
@@ -36,10 +36,11 @@ class RedisBucket:
         self._connection = ControlConnection(settings)
         self._scripts = ControlScripts(settings, self._connection, self._clock)
         self._keys = (self._connection.key(KEY_BUCKET), self._connection.key(KEY_PROCESSES))
+        self._decay = Decay.from_settings(settings)
         self._constants = [
             repr(settings.burst_seconds),
-            repr(settings.rate_hold_periods * settings.regulate_seconds),
-            repr(settings.regulate_seconds),
+            repr(self._decay.hold_seconds),
+            repr(self._decay.halving_seconds),
             repr(PROCESS_SECONDS_MAX),
             repr(TOLERANCE_TOKENS),
         ]
@@ -83,11 +84,9 @@ class RedisBucket:
         """Rate and version to use after a flush of the server."""
         if self._last is None:
             return self._settings.rate_min, 0
-        rate = hold_or_decay(
+        rate = self._decay.rate(
             self._last.rate,
             now - self._last.seen_at,
-            period_seconds=self._settings.regulate_seconds,
-            hold_periods=self._settings.rate_hold_periods,
             floor=min(self._last.rate, self._settings.rate_min),  # an operator may have set a rate below RATE_MIN
         )
         return rate, self._last.version

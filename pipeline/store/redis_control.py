@@ -10,6 +10,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow.age import Age
 from pipeline.names import (
+    KEY_BUCKET,
     KEY_EVENTS,
     KEY_LEASE,
     KEY_PAUSE,
@@ -69,10 +70,11 @@ class RedisControlStore:
         self._scripts = ControlScripts(settings, self._connection, self._clock)
         keys = self._scripts.keys
         self._state_keys = [*keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *keys[4:]]
+        self._state_keys.append(self._connection.key(KEY_BUCKET))
         self._override_age = Age()  # age of the time that was last stored with the override
 
     def state(self) -> ControlState:
-        rate, reasons, generation, probing, server_time, override, bands = self._connection.run(
+        rate, reasons, generation, probing, server_time, override, bands, ran_dry = self._connection.run(
             load_script("state", LEASE_LIBRARY), self._state_keys, []
         )
         rate, reasons = _pairs(rate), _pairs(reasons)
@@ -94,6 +96,7 @@ class RedisControlStore:
             floor_rate=0.0 if published is None else float(rate["floor_rate"]),
             override=held,
             bands=_readable("bands", _bands, _pairs(bands)),
+            bucket_ran_dry=int(ran_dry or 0),
         )
 
     def publish_rate(

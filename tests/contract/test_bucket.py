@@ -155,6 +155,20 @@ def test_a_rate_published_without_news_decays_from_the_news_not_from_the_publica
     eventually(lambda: rig.bucket.take(needed=1, wanted=1, process="a").rate < 250.0, seconds_max=0.35)
 
 
+def test_the_state_counts_the_calls_that_got_fewer_tokens_than_they_wanted(rig: ControlRig) -> None:
+    # Given a full bucket
+    publish(rig, 100.0)
+    assert rig.store.state().bucket_ran_dry == 0
+    # When it serves a call in full, or is asked for nothing, then it has not run dry
+    rig.bucket.take(needed=1, wanted=60, process="a")
+    rig.bucket.take(needed=0, wanted=0, process="a")
+    assert rig.store.state().bucket_ran_dry == 0
+    # When it serves a part only, or nothing
+    assert 0 < rig.bucket.take(needed=1, wanted=1000, process="a").granted < 1000
+    assert rig.bucket.take(needed=90, wanted=90, process="b").granted == 0
+    assert rig.store.state().bucket_ran_dry == 2
+
+
 def test_silent_processes_are_forgotten(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("memory", "redis_bucket"):
         monkeypatch.setattr(f"pipeline.store.{module}.PROCESS_SECONDS_MAX", 0.1)

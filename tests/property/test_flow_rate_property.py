@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.flow.rate import BandPolicy, hold_or_decay
+from pipeline.flow.rate import BandPolicy, Decay
 from pipeline.names import Mode
 
 rates = st.floats(min_value=1.0, max_value=1e7)
@@ -46,8 +46,9 @@ def test_decay_falls_with_age_and_stays_within_its_bounds(
     rate: float, both: tuple[float, float], period: float, hold: int, floor: float
 ) -> None:
     young, old = sorted(both)
-    younger = hold_or_decay(rate, young, period_seconds=period, hold_periods=hold, floor=floor)
-    older = hold_or_decay(rate, old, period_seconds=period, hold_periods=hold, floor=floor)
+    decay = Decay(hold * period, period)
+    younger = decay.rate(rate, young, floor=floor)
+    older = decay.rate(rate, old, floor=floor)
     assert floor <= older <= younger <= max(rate, floor)
 
 
@@ -57,9 +58,8 @@ def test_decaying_in_two_steps_is_decaying_at_once(
 ) -> None:
     between, end = sorted([one, other])
     floor = 1.0
-    at_once = hold_or_decay(rate, end, period_seconds=period, hold_periods=hold, floor=floor)
-    first = hold_or_decay(rate, between, period_seconds=period, hold_periods=hold, floor=floor)
-    second = hold_or_decay(
-        first, end, period_seconds=period, hold_periods=hold, floor=floor, decided_after_seconds=between
-    )
+    decay = Decay(hold * period, period)
+    at_once = decay.rate(rate, end, floor=floor)
+    first = decay.rate(rate, between, floor=floor)
+    second = decay.rate(first, end, floor=floor, decided_after_seconds=between)
     assert abs(second - at_once) <= 1e-6 * at_once

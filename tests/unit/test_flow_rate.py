@@ -1,12 +1,15 @@
 """The bands and the decay, at their edges."""
 
+from typing import Any
+
 import pytest
 
-from pipeline.flow.rate import BandPolicy, hold_or_decay
+from pipeline.flow.rate import BandPolicy, Decay, capped_by_breaker
 from pipeline.names import Mode
 from pipeline.settings import Settings
 
 POLICY = BandPolicy.from_settings(Settings())
+DECAY = Decay.from_settings(Settings())
 
 
 @pytest.mark.parametrize(
@@ -42,9 +45,29 @@ def test_equal_rates_are_a_constant_rate() -> None:
     ("age", "rate"),
     [(0, 1000.0), (30, 1000.0), (35, 500.0), (40, 250.0), (45, 125.0), (50, 100.0), (10**9, 100.0), (-5, 1000.0)],
 )
-def test_an_unknown_lag_holds_for_six_periods_and_then_halves_the_rate_in_each(age: float, rate: float) -> None:
-    assert hold_or_decay(1000.0, age, period_seconds=5.0, hold_periods=6, floor=100.0) == pytest.approx(rate)
+def test_an_unknown_lag_holds_for_30_s_and_then_halves_the_rate_every_5_s(age: float, rate: float) -> None:
+    assert DECAY.rate(1000.0, age, floor=100.0) == pytest.approx(rate)
 
 
 def test_a_rate_below_the_floor_becomes_the_floor() -> None:
-    assert hold_or_decay(10.0, 0, period_seconds=5.0, hold_periods=6, floor=100.0) == 100.0
+    assert DECAY.rate(10.0, 0, floor=100.0) == 100.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "decay"),
+    [
+        ({}, Decay(30.0, 5.0)),
+        ({"regulate_seconds": 1.0}, Decay(30.0, 5.0)),  # the period of the control loop does not matter
+        ({"rate_hold_seconds": 4.0, "rate_halving_seconds": 2.0}, Decay(4.0, 2.0)),
+        ({"rate_hold_periods": 6, "regulate_seconds": 1.0}, Decay(6.0, 1.0)),  # the setting of earlier versions
+    ],
+)
+def test_the_decay_counts_in_seconds(changes: dict[str, Any], decay: Decay) -> None:
+    assert Decay.from_settings(Settings(**changes)) == decay
+
+
+@pytest.mark.parametrize(
+    ("rate", "is_open", "effective"), [(800.0, False, 800.0), (800.0, True, 100.0), (50.0, True, 50.0)]
+)
+def test_an_open_breaker_caps_the_rate_at_the_floor(rate: float, is_open: bool, effective: float) -> None:
+    assert capped_by_breaker(rate, 100.0, is_open=is_open) == effective
