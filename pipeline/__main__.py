@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
-from pipeline.event_words import clock_time, event_words, pause_words, rate_words
+from pipeline.event_text import clock_time, event_text, pause_text, rate_text
 from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, Health
@@ -60,16 +60,16 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     ]
     if known.override is not None:
         held = known.override
-        words = f"{rate_words(held.rate)} until {clock_time(held.until)} by {held.by}: {held.why}"
+        words = f"{rate_text(held.rate)} until {clock_time(held.until)} by {held.by}: {held.why}"
         lines += _wrapped("set by hand  ", words, width)
     if bands.by:
         words = (
-            f"{rate_words(bands.rate_max)} below a lag of {bands.lag_degraded:,}, {rate_words(bands.rate_min)} above "
+            f"{rate_text(bands.rate_max)} below a lag of {bands.lag_degraded:,}, {rate_text(bands.rate_min)} above "
             f"{bands.lag_critical:,}; set by {bands.by}: {bands.why}"
         )
         lines += _wrapped("bands        ", words, width)
     for event in status.events[-_EVENTS_SHOWN:]:
-        lines.append(_cut(f"  {clock_time(event.at)} {event_words(event)}, by {event.by}: {event.why}", width))
+        lines.append(_cut(f"  {clock_time(event.at)} {event_text(event)}, by {event.by}: {event.why}", width))
     return "\n".join(lines)
 
 
@@ -84,7 +84,7 @@ def _traffic(known: HealthInputs) -> str:
 
 
 def _consumption(known: HealthInputs) -> str:
-    held = ", ".join(pause_words(pause.name, pause.partition) for pause in known.pauses or ())
+    held = ", ".join(pause_text(pause.name, pause.partition) for pause in known.pauses or ())
     if not held:
         return known.consumption
     return f"paused ({held})" if known.consumption == "paused" else f"{known.consumption}, but for {held}"

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
-from pipeline.event_words import event_words
+from pipeline.event_text import event_text
 from pipeline.flow.lag import lag_by_partition
 from pipeline.health.judge import Problem, Verdict, judge
 from pipeline.health.outlook import FRESH_SECONDS, PACE_SECONDS, outlook_of
@@ -202,7 +202,7 @@ def event_document(event: ControlEvent) -> dict[str, Any]:
         "id": event.id,
         "at": event.at,
         "kind": event.kind.value,
-        "what": event_words(event),
+        "what": event_text(event),
         "by": event.by,
         "why": event.why,
         "data": event.data,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from pipeline.errors import PermanentError, RecoverableError
-from pipeline.event_words import clock_time, pause_words, rate_words
+from pipeline.event_text import clock_time, pause_text, rate_text
 from pipeline.health.judge import duration
 from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.control import AskedPause, Bands, paused
@@ -63,7 +63,7 @@ def resume(parts: Parts, by: str, why: str) -> str:
     for reason in PauseReason:
         if reason is not PauseReason.BREAKER:  # even one that is not known to hold: it may have started just now
             parts.control.resume(reason, generation=None, by=by, why=why)
-    lifted = [pause_words(pause.name, pause.partition) for pause in held]
+    lifted = [pause_text(pause.name, pause.partition) for pause in held]
     kept = _kept(lambda: _forget_pauses(parts))
     left = parts.control.state().pauses or ()
     words = f"Lifted by {by}: {', '.join(lifted)}." if lifted else "Nobody had paused consumption by hand."
@@ -92,11 +92,11 @@ def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, wh
     kept = _kept(lambda: save_override(parts.sink, override))
     state = parts.control.state()
     words = (
-        f"At most {rate_words(rate)} are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
+        f"At most {rate_text(rate)} are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
         f"{by}: {why}. Then the lag decides again."
     )
     if state.rate is not None and state.rate.rate < rate:
-        words += f" While the breaker is open it is {rate_words(state.rate.rate)}."
+        words += f" While the breaker is open it is {rate_text(state.rate.rate)}."
     return f"{words} {_KEPT if kept else _NOT_KEPT}"
 
 
@@ -105,7 +105,7 @@ def clear_rate_limit(parts: Parts, by: str, why: str) -> str:
     held = parts.control.clear_override(by=by, why=why)
     kept = _kept(lambda: delete_override(parts.sink))
     rate = parts.control.state().rate
-    now = "" if rate is None else f" At most {rate_words(rate.rate)} are admitted now."
+    now = "" if rate is None else f" At most {rate_text(rate.rate)} are admitted now."
     words = f"The rate set by hand has ended, by {by}.{now}" if held else f"No rate was set by hand.{now}"
     return words if kept else f"{words} {_NOT_ENDED}"
 
@@ -132,8 +132,8 @@ def set_bands(
     parts.control.set_bands(bands)
     kept = _kept(lambda: save_bands(parts.sink, bands))
     return (
-        f"From the next tick on (within {settings.regulate_seconds:g} s): {rate_words(bands.rate_max)} below a lag of "
-        f"{degraded:,}, falling to {rate_words(bands.rate_min)} at {critical:,}; set by {by}: {why}. "
+        f"From the next tick on (within {settings.regulate_seconds:g} s): {rate_text(bands.rate_max)} below a lag of "
+        f"{degraded:,}, falling to {rate_text(bands.rate_min)} at {critical:,}; set by {by}: {why}. "
         f"{_KEPT if kept else _NOT_KEPT}"
     )
 
@@ -145,8 +145,8 @@ def reset_bands(parts: Parts, by: str, why: str) -> str:
     settings = parts.settings
     words = (
         f"{'The bands of the settings hold again' if held else 'The bands are those of the settings'}: "
-        f"{rate_words(settings.rate_max)} below a lag of {settings.lag_degraded:,}, falling to "
-        f"{rate_words(settings.rate_min)} at {settings.lag_critical:,}."
+        f"{rate_text(settings.rate_max)} below a lag of {settings.lag_degraded:,}, falling to "
+        f"{rate_text(settings.rate_min)} at {settings.lag_critical:,}."
     )
     return words if kept else f"{words} {_NOT_ENDED}"
 

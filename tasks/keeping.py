@@ -2,7 +2,7 @@
 
 import logging
 
-from pipeline.event_words import pause_words
+from pipeline.event_text import pause_text
 from pipeline.names import BreakerState, PauseReason
 from pipeline.ports.control import AskedPause, Bands, ControlState, Override, Pause
 from pipeline.sink.control_settings import (
@@ -54,8 +54,8 @@ def _keep_pauses(parts: Parts, kept: set[_Place], holding: dict[_Place, Pause]) 
         pause = holding[place]
         save_pause(parts.sink, AskedPause(pause.reason, pause.by, pause.why, pause.since, pause.partition, pause.word))
     return [
-        *(f"pause ended ({pause_words(*place)})" for place in ended),
-        *(f"pause ({pause_words(*place)})" for place in begun),
+        *(f"pause ended ({pause_text(*place)})" for place in ended),
+        *(f"pause ({pause_text(*place)})" for place in begun),
     ]
 
 

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from pipeline.errors import RecoverableError
-from pipeline.event_words import pause_words
+from pipeline.event_text import pause_text
 from pipeline.names import PauseReason
 from pipeline.ports.control import AskedPause
 from pipeline.sink.control_settings import save_pause
@@ -38,7 +38,7 @@ def keep_pause(parts: Parts, pause: AskedPause, evidence: dict[str, Any] | None 
     except RecoverableError as error:
         _logger.warning(
             "pause (%s) would not outlive a flush of Redis: %s",
-            pause_words(pause.name, pause.partition),
+            pause_text(pause.name, pause.partition),
             error,
             extra={"action": "pause"},
         )

@@ -19,7 +19,7 @@ from celery.worker.control import control_command, inspect_command
 from pipeline.__main__ import screen
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import RecoverableError, SluiceError, in_brief
-from pipeline.event_words import rate_words
+from pipeline.event_text import rate_text
 from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import Queue
@@ -133,7 +133,7 @@ def _lag(status: SystemStatus) -> Reply:
     if lags is None:
         return {"ok": "The lag is unknown: the event log does not answer.", "document": document}
     lines = [f"partition {partition}: {lag:,} events" for partition, lag in sorted(lags.items())]
-    stored = "unknown" if pace is None else rate_words(pace)
+    stored = "unknown" if pace is None else rate_text(pace)
     lines.append(f"together: {sum(lags.values()):,} events, stored: {stored}{_until_empty(status.inputs)}")
     return {"ok": "\n".join(lines), "document": document}
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pipeline import wiring
 from pipeline.errors import RecoverableError, SluiceError
-from pipeline.event_words import clock_time
+from pipeline.event_text import clock_time
 from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.control import Pause
 from pipeline.ports.log import PartitionPosition

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from checks.loadgen.steady import SteadyLoad
 from pipeline import wiring
-from pipeline.event_words import event_words
+from pipeline.event_text import event_text
 from pipeline.ports.control import ControlEvent
 from pipeline.settings import Settings
 from stack.config import StackConfig, environ_of_its_own
@@ -211,7 +211,7 @@ def document(
         f"everything else keeps its defaults. Answers to clients: {statuses}.", "",
         "## What the control loop recorded", "",
         "| UTC | event | by | why |", "|---|---|---|---|",
-        *(f"| {clock(event.at)} | {event_words(event)} | {event.by} | {_cell(event.why)} |" for event in events), "",
+        *(f"| {clock(event.at)} | {event_text(event)} | {event.by} | {_cell(event.why)} |" for event in events), "",
         "## By Prometheus", "",
         f"Scraped every {SCRAPE_SECONDS} s, so times may be later by that.", "",
         "| stage | query | answer | |", "|---|---|---|---|",

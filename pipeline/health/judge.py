@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.errors import in_brief
-from pipeline.event_words import clock_time, pause_advice, pause_words, rate_words
+from pipeline.event_text import clock_time, pause_advice, pause_text, rate_text
 from pipeline.health.snapshot import HealthInputs, Traffic
 from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, ProblemCode, Severity
 from pipeline.ports.control import Alarm, Pause
@@ -120,12 +120,12 @@ def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
         return
     held = next((pause for pause in inputs.pauses or () if pause.reason is PauseReason.BREAKER), None)
     since = f" since {clock_time(held.since)}" if held is not None else ""
-    at_floor = "" if inputs.rate is None else f" ({rate_words(inputs.rate)})"
+    at_floor = "" if inputs.rate is None else f" ({rate_text(inputs.rate)})"
     rate = f"at its floor{at_floor}"
     if inputs.rate is not None and inputs.rate < inputs.floor_rate and inputs.override is not None:
-        rate = f"{rate_words(inputs.rate)}, set by hand"
+        rate = f"{rate_text(inputs.rate)}, set by hand"
     why = f": {held.why}" if held is not None else ""
-    others = [pause_words(p.name, p.partition) for p in inputs.pauses or () if p.reason is not PauseReason.BREAKER]
+    others = [pause_text(p.name, p.partition) for p in inputs.pauses or () if p.reason is not PauseReason.BREAKER]
     stays = f"the breaker closes by itself, but consumption stays paused ({', '.join(others)})"
     then = stays if others else "all resumes by itself"
     yield Problem(
@@ -150,7 +150,7 @@ def _pauses(inputs: HealthInputs) -> Iterator[Problem]:
             yield Problem(
                 ProblemCode.PAUSED,
                 Severity.CRITICAL if inputs.mode is Mode.CRITICAL else Severity.DEGRADED,
-                f"{_paused_what(pause)} is paused ({pause_words(pause.name, None)}) since "
+                f"{_paused_what(pause)} is paused ({pause_text(pause.name, None)}) since "
                 f"{clock_time(pause.since)} by {pause.by}: {pause.why}; {_its(pause)}events are taken, but not stored",
                 pause_advice(pause.reason, pause.partition),
             )
@@ -239,7 +239,7 @@ def _lag(inputs: HealthInputs) -> Iterator[Problem]:
         ends = (
             "" if inputs.seconds_to_empty is None else f"; at this pace stored in {duration(inputs.seconds_to_empty)}"
         )
-        pace = "" if inputs.drain_rate is None else f" (now {rate_words(inputs.drain_rate)})"
+        pace = "" if inputs.drain_rate is None else f" (now {rate_text(inputs.drain_rate)})"
         look_at = f"the drain rate{pace}: at 0, the workers; else PostgreSQL takes less than comes"
         yield Problem(
             ProblemCode.BEHIND,
@@ -252,7 +252,7 @@ def _lag(inputs: HealthInputs) -> Iterator[Problem]:
 def _rate_now(inputs: HealthInputs, rate: float | None) -> str:
     if rate is None:
         return ""
-    return f"; the rate is {rate_words(rate)}" + ("" if inputs.override is None else f", {inputs.rate_decided_by}")
+    return f"; the rate is {rate_text(rate)}" + ("" if inputs.override is None else f", {inputs.rate_decided_by}")
 
 
 def _alarms(inputs: HealthInputs) -> Iterator[Problem]:
@@ -297,7 +297,7 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
             "the token bucket does not answer, and ingest goes by the last known rate, which falls",
             "the server of REDIS_URL",
         )
-    return _why_limited(inputs, "" if inputs.rate is None else f" at {rate_words(inputs.rate)}")
+    return _why_limited(inputs, "" if inputs.rate is None else f" at {rate_text(inputs.rate)}")
 
 
 def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from pipeline.errors import SinkContentionError, SinkUnavailableError
-from pipeline.event_words import clock_time
+from pipeline.event_text import clock_time
 from pipeline.sink.queries import query
 from pipeline.sink.rows import printable
 from pipeline.sink.session import LockedError, Row, Session

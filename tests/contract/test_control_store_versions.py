@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from pipeline.errors import FencedError
-from pipeline.event_words import event_words
+from pipeline.event_text import event_text
 from pipeline.names import (
     KEY_BANDS,
     KEY_EVENTS,
@@ -184,10 +184,10 @@ def test_an_event_of_another_kind_is_told_by_its_word(rig: ControlRig, newer: Ne
     newer.records(by="somebody")
     spent, paused_event, changed, bare = rig.events.last(4)
     assert (spent.kind, spent.data) == (ControlEventKind.UNKNOWN, {"team": "a", "left": "3", "kind": "quota_spent"})
-    assert (event_words(spent), spent.why) == ("Quota spent (of another version)", "too much")
-    assert event_words(paused_event) == "Paused"
-    assert event_words(changed)
-    assert (bare.kind, bare.by, event_words(bare)) == (ControlEventKind.UNKNOWN, "somebody", " (of another version)")
+    assert (event_text(spent), spent.why) == ("Quota spent (of another version)", "too much")
+    assert event_text(paused_event) == "Paused"
+    assert event_text(changed)
+    assert (bare.kind, bare.by, event_text(bare)) == (ControlEventKind.UNKNOWN, "somebody", " (of another version)")
 
 
 def test_drains_of_two_versions_store_side_by_side_from_one_topic(rig: ControlRig, older: Older) -> None:

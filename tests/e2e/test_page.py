@@ -10,7 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
 from pipeline import wiring
-from pipeline.event_words import clock_time
+from pipeline.event_text import clock_time
 from pipeline.names import ControlEventKind
 from stack.servers import free_port
 from support.browser import Watched, chromium, chromium_path, watched

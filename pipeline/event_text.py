@@ -20,7 +20,7 @@ def clock_time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
 
 
-def rate_words(rate: float) -> str:
+def rate_text(rate: float) -> str:
     """A rate with as many digits as it needs."""
     return f"{rate:,.0f}/s" if rate >= 10 or rate == int(rate) else f"{rate:.1f}/s"
 
@@ -30,7 +30,7 @@ def reasons_words(reasons: str) -> str:
     return ", ".join(_reason_words(*reason.partition(":")[::2]) for reason in reasons.split())
 
 
-def pause_words(reason: str, partition: int | None) -> str:
+def pause_text(reason: str, partition: int | None) -> str:
     """One reason to pause, and the partition that it applies to, for people."""
     return _reason_words(reason, "" if partition is None else str(partition))
 
@@ -65,7 +65,7 @@ def pause_advice(reason: PauseReason, partition: int | None) -> str:
             return f"the processes of a newer version of Sluice: one of them gave this reason; {ends}"
 
 
-def event_words(event: ControlEvent) -> str:
+def event_text(event: ControlEvent) -> str:
     """What happened, with its figures, but without actor and reason. Unreadable events show only their kind."""
     try:
         words = _words(event.kind, event.data)
@@ -93,9 +93,9 @@ def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR091
             restored = reasons_words(data["reasons"])
             return f"Control state restored: {restored}" if restored else "Control state begun"
         case ControlEventKind.OVERRIDE_SET:
-            return f"Rate set by hand: {rate_words(float(data['rate']))} until {clock_time(float(data['until']))}"
+            return f"Rate set by hand: {rate_text(float(data['rate']))} until {clock_time(float(data['until']))}"
         case ControlEventKind.OVERRIDE_ENDED:
-            return f"Rate set by hand ended: it was {rate_words(float(data['rate']))}"
+            return f"Rate set by hand ended: it was {rate_text(float(data['rate']))}"
         case ControlEventKind.BANDS_SET:
             return _bands_set(data)
         case ControlEventKind.DEAD_LETTERS_REPLAYED:
@@ -122,15 +122,15 @@ def _resumed(data: dict[str, str]) -> str:
 def _rate_changed(data: dict[str, str]) -> str:
     rate, lag = float(data["rate"]), _LAG[Mode(data["mode"])]
     if data["previous"] and float(data["previous"]) == rate:
-        return f"{lag.capitalize()}, rate stays {rate_words(rate)}"
-    before = f"{rate_words(float(data['previous'])).removesuffix('/s')} → " if data["previous"] else ""
-    return f"Rate {before}{rate_words(rate)} ({_DECIDED_BY.get(data.get('decided_by', ''), lag)})"
+        return f"{lag.capitalize()}, rate stays {rate_text(rate)}"
+    before = f"{rate_text(float(data['previous'])).removesuffix('/s')} → " if data["previous"] else ""
+    return f"Rate {before}{rate_text(rate)} ({_DECIDED_BY.get(data.get('decided_by', ''), lag)})"
 
 
 def _bands_set(data: dict[str, str]) -> str:
     if data.get("bands") == "settings":
         return "Thresholds of the settings hold again"
-    most, least = rate_words(float(data["rate_max"])), rate_words(float(data["rate_min"]))
+    most, least = rate_text(float(data["rate_max"])), rate_text(float(data["rate_min"]))
     return (
         f"Thresholds set: {most} below a lag of {int(data['lag_degraded']):,}, "
         f"{least} above {int(data['lag_critical']):,}"

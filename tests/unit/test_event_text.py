@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import in_brief
-from pipeline.event_words import event_words
+from pipeline.event_text import event_text
 from pipeline.names import ControlEventKind
 from pipeline.ports.control import ControlEvent
 
@@ -51,17 +51,17 @@ BANDS = {"rate_max": "800", "rate_min": "0.5", "lag_degraded": "100", "lag_criti
     ],
 )  # fmt: skip
 def test_an_event_in_words(kind: ControlEventKind, data: dict[str, str], words: str) -> None:
-    assert event_words(ControlEvent("1", 0.0, kind, "ann@host", "why", data)) == words
+    assert event_text(ControlEvent("1", 0.0, kind, "ann@host", "why", data)) == words
 
 
 def test_what_repeats_says_how_often() -> None:
     told = ControlEvent("1", 1e9, K.DRAINER_TERMINATED, "c", "why", {"partition": "3"}, count=1068, first_at=0.0)
-    assert event_words(told) == "Stalled drain of partition 3 ended, 1,068 times since 00:00:00 UTC"
+    assert event_text(told) == "Stalled drain of partition 3 ended, 1,068 times since 00:00:00 UTC"
 
 
 def test_every_kind_has_words_of_its_own() -> None:
     everything = {**RATE, **BANDS, "reason": "poison", "reasons": "", "until": "0", "partition": "1", "rate": "5"}
-    told = {event_words(ControlEvent("1", 0.0, kind, "", "", everything)) for kind in K}
+    told = {event_text(ControlEvent("1", 0.0, kind, "", "", everything)) for kind in K}
     assert len(told) == len(K)
 
 
