@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ingest.appender import LogStatus
-from pipeline.follower import Followed
+from pipeline.follower import ControlSnapshot
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import STALE_PERIODS, HealthInputs, Outlook, make_inputs
 from pipeline.ports.control import Override
@@ -19,7 +19,7 @@ class HealthSources:
 
     wall: float  # seconds since the epoch, on this host's clock
     now: float
-    followed: Followed | None  # None: the control store was never reached
+    control: ControlSnapshot | None  # None: the control store was never reached
     is_store_away: bool  # it did not respond to the last call
     settings: Settings
     log: LogStatus
@@ -32,14 +32,14 @@ class HealthSources:
 
 def health_inputs(sources: HealthSources) -> HealthInputs:
     """The snapshot for the judgement of health, as this process sees the system."""
-    followed, settings = sources.followed, sources.settings
+    control, settings = sources.control, sources.settings
     problem = _store_problem(sources)
-    state = None if followed is None or problem is not None else followed.state
+    state = None if control is None or problem is not None else control.state
     inputs = make_inputs(
         settings,
-        at=sources.wall if state is None or followed is None else state.time + followed.state_age_seconds(sources.now),
+        at=sources.wall if state is None or control is None else state.time + control.state_age_seconds(sources.now),
         state=state,
-        controller_age=None if followed is None else followed.controller_age_seconds(sources.now),
+        controller_age=None if control is None else control.controller_age_seconds(sources.now),
         outlook=sources.outlook,
         store_problem=problem,
         log_problem=None if sources.log.answers else sources.log.problem or "no reason",
@@ -60,11 +60,11 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
 
 
 def _store_problem(sources: HealthSources) -> str | None:
-    if sources.followed is None:
+    if sources.control is None:
         return "it has not answered since this process began"
     if sources.is_store_away:
         return "it did not answer the last time"
-    age = sources.followed.state_age_seconds(sources.now)
+    age = sources.control.state_age_seconds(sources.now)
     if age > STALE_PERIODS * sources.settings.regulate_seconds:
         return f"nothing was read from it for {age:.0f} s"
     return None

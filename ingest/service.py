@@ -157,7 +157,7 @@ class IngestService:
         return HealthSources(
             wall=self.clock.now(),
             now=now,
-            followed=self.follower.newest,
+            control=self.follower.newest,
             is_store_away=self.follower.is_away,
             settings=self.settings,
             log=self.appender.status(now),

@@ -21,7 +21,7 @@ AWAY_SECONDS: Final = 0.2  # between two tries while the store is unavailable
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
+class ControlSnapshot:
     """A state and its read time. Times are by this process' monotonic clock, so ages stay right in an outage."""
 
     state: ControlState
@@ -64,7 +64,7 @@ class ControlFollower:
         self._position = ""  # of the newest event read
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control-follower", daemon=True)
-        self._newest: Followed | None = None
+        self._newest: ControlSnapshot | None = None
         self._publication_age = Age()
         self._is_away = False
 
@@ -84,7 +84,7 @@ class ControlFollower:
         return self._thread.is_alive()
 
     @property
-    def newest(self) -> Followed | None:
+    def newest(self) -> ControlSnapshot | None:
         """The newest state; None if none was ever read."""
         return self._newest
 
@@ -123,7 +123,7 @@ class ControlFollower:
         if state.rate is not None:  # otherwise the store was flushed; the last publication still counts
             said = state.time - state.rate.published_at
             published_at = now - self._publication_age.of(state.rate.published_at, said, now=now)
-        self._newest = Followed(state, now, published_at)
+        self._newest = ControlSnapshot(state, now, published_at)
         if self._is_away:
             self._is_away = False
             logger.info("the control store answers again", extra={"action": "control_back"})

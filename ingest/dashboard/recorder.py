@@ -109,17 +109,17 @@ class Recorder:
     def _own_view(self) -> dict[str, Any]:
         """The values that this process has without a call to a server."""
         now = self._clock.monotonic()
-        followed = self._follower.newest
+        control = self._follower.newest
         sample: dict[str, Any] = {
             "rate": round(self._admission.rate(now), 1),
             "tokens": self._admission.tokens_seen(now),
         }
-        if followed is not None and not self._follower.is_away:
-            sample |= _of_state(followed.state)
-            if followed.state.rate is not None:
+        if control is not None and not self._follower.is_away:
+            sample |= _of_state(control.state)
+            if control.state.rate is not None:
                 # For readers that read only once: otherwise they would have to trust a wall clock.
-                sample["published"] = followed.state.rate.published_at
-                sample["published_age"] = followed.controller_age_seconds(now)
+                sample["published"] = control.state.rate.published_at
+                sample["published_age"] = control.controller_age_seconds(now)
         return sample
 
     def _record(self, counts: dict[str, int], seconds: float, sample: dict[str, Any]) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 from ingest.appender import LogStatus
 from ingest.dashboard.view import ViewSources, event_documents, page_document
 from ingest.health import HealthSources
-from pipeline.follower import Followed
+from pipeline.follower import ControlSnapshot
 from pipeline.health.snapshot import Outlook
 from pipeline.names import BreakerState, ControlEventKind, Mode
 from pipeline.ports.control import ControlEvent, ControlState, PublishedRate
@@ -20,7 +20,7 @@ STATE = ControlState(rate=RATE, pauses=(), breaker=BreakerState.CLOSED, time=NOW
 HEALTH = HealthSources(
     wall=NOW,
     now=1000.0,
-    followed=Followed(STATE, read_at=999.5, published_at=998.0),
+    control=ControlSnapshot(STATE, read_at=999.5, published_at=998.0),
     is_store_away=False,
     settings=Settings(),
     log=LogStatus(answers=True, is_full=False, problem=None),
@@ -47,7 +47,7 @@ def test_the_headline_is_the_worst_whoever_sees_it() -> None:
     # Given a controller that is silent, and a log that is full, which only this process knows
     health = replace(
         HEALTH,
-        followed=Followed(STATE, read_at=999.5, published_at=900.0),
+        control=ControlSnapshot(STATE, read_at=999.5, published_at=900.0),
         log=LogStatus(answers=True, is_full=True, problem=None),
     )
     reasons = document(replace(SOURCES, health=health))["reasons"]

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.clock import Clock, ManualClock, SystemClock
 from pipeline.flow.clocks import Look
-from pipeline.follower import ControlFollower, Followed, TroubleReporter
+from pipeline.follower import ControlFollower, ControlSnapshot, TroubleReporter
 from pipeline.names import AlarmCode, ControlEventKind, Mode
 from pipeline.ports.control import ControlState, Trouble
 from pipeline.settings import Settings
@@ -46,7 +46,7 @@ class _Rig:
     def bring_back(self) -> None:
         self.server.is_away = False
 
-    def newest(self) -> Followed | None:
+    def newest(self) -> ControlSnapshot | None:
         return self.follower.newest
 
     def rate(self) -> float | None:

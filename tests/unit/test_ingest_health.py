@@ -7,7 +7,7 @@ import pytest
 
 from ingest.appender import LogStatus
 from ingest.health import HealthSources, health_document
-from pipeline.follower import Followed
+from pipeline.follower import ControlSnapshot
 from pipeline.health.snapshot import Outlook, Traffic
 from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.control import ControlState, Pause, PublishedRate
@@ -20,7 +20,7 @@ STATE = ControlState(rate=RATE, pauses=(), breaker=BreakerState.CLOSED, time=100
 WELL = HealthSources(
     wall=1_700_000_000.0,
     now=1000.0,
-    followed=Followed(STATE, read_at=999.5, published_at=998.0),
+    control=ControlSnapshot(STATE, read_at=999.5, published_at=998.0),
     is_store_away=False,
     settings=control_settings("redis://nowhere", event_log_url="kafka://nowhere:1"),
     log=LogStatus(answers=True, is_full=False, problem=None),
@@ -31,7 +31,7 @@ WELL = HealthSources(
 
 
 def _with_state(**changes: Any) -> HealthSources:
-    return replace(WELL, followed=Followed(replace(STATE, **changes), read_at=999.5, published_at=998.0))
+    return replace(WELL, control=ControlSnapshot(replace(STATE, **changes), read_at=999.5, published_at=998.0))
 
 
 def _with_rate(**changes: Any) -> HealthSources:
@@ -80,10 +80,14 @@ def test_all_is_well() -> None:
         (replace(WELL, log=LogStatus(answers=False, is_full=False, problem="gone")), "critical", "does not answer"),
         (replace(WELL, log=LogStatus(answers=True, is_full=True, problem=None)), "critical", "full"),
         (replace(WELL, is_local=True), "degraded", "bucket (Redis) does not answer"),
-        (replace(WELL, followed=None), "degraded", "control store (Redis) does not answer"),
+        (replace(WELL, control=None), "degraded", "control store (Redis) does not answer"),
         (replace(WELL, is_store_away=True), "degraded", "control store (Redis) does not answer"),
-        (replace(WELL, followed=Followed(STATE, read_at=980.0, published_at=978.0)), "degraded", "does not answer"),
-        (replace(WELL, followed=Followed(STATE, read_at=999.5, published_at=980.0)), "degraded", "silent since"),
+        (
+            replace(WELL, control=ControlSnapshot(STATE, read_at=980.0, published_at=978.0)),
+            "degraded",
+            "does not answer",
+        ),
+        (replace(WELL, control=ControlSnapshot(STATE, read_at=999.5, published_at=980.0)), "degraded", "silent since"),
     ],
 )
 def test_each_trouble_has_its_status_and_its_reason(sources: HealthSources, status: str, word: str) -> None:
@@ -97,7 +101,7 @@ def test_one_reason_for_one_trouble() -> None:
 
 
 def test_what_is_old_is_unknown_and_not_what_it_was() -> None:
-    document = health_document(replace(WELL, followed=Followed(STATE, read_at=980.0, published_at=978.0)))
+    document = health_document(replace(WELL, control=ControlSnapshot(STATE, read_at=980.0, published_at=978.0)))
     assert document["consumerLag"] is None
     assert document["circuitBreaker"] == "unknown"
     assert document["consumption"] == "unknown"
@@ -106,7 +110,7 @@ def test_what_is_old_is_unknown_and_not_what_it_was() -> None:
 
 
 def test_a_silent_controller_leaves_the_lag_unknown_but_not_the_breaker() -> None:
-    document = health_document(replace(WELL, followed=Followed(STATE, read_at=999.5, published_at=980.0)))
+    document = health_document(replace(WELL, control=ControlSnapshot(STATE, read_at=999.5, published_at=980.0)))
     assert (document["consumerLag"], document["circuitBreaker"]) == (None, "closed")
 
 
