@@ -21,7 +21,7 @@ from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's 
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
 from tasks.consumer import use_transport
 from tasks.dropped import connect_drops
-from tasks.ending import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, EndStep
+from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, ForcedShutdownStep
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseStep
 from tasks.schema import SchemaStep
@@ -34,7 +34,7 @@ _NO_RETRY_LIMIT: Final = None
 class SluiceCelery(Celery):
     """A Celery application with its settings and loops, so that tasks and worker steps find them."""
 
-    control_cls = "tasks.asking:SluiceControl"
+    control_cls = "tasks.remote_client:SluiceControl"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__("sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control"])
@@ -50,7 +50,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.steps["consumer"].add(PauseStep)
     app.steps["consumer"].add(TakingStep)
     app.steps["worker"].add(MetricsStep)
-    app.steps["worker"].add(EndStep)
+    app.steps["worker"].add(ForcedShutdownStep)
     app.steps["worker"].add(SchemaStep)
     connect_signals(settings)
     connect_drops(settings)

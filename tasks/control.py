@@ -19,8 +19,8 @@ from pipeline.sink.standstill import why_standing
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks import commands
 from tasks.hints import HINTS_WAITING_MAX, send_net_hint
-from tasks.keeping import keep_what_holds
 from tasks.parts import Parts, parts_of
+from tasks.persist_overrides import persist_changes
 from tasks.standstill import Workers
 
 _logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def regulate_rate(self: Any) -> None:
         by=parts.name,
     )
     if report.database_answered:
-        keep_what_holds(parts)
+        persist_changes(parts)
     for problem in report.problems:
         _logger.warning("regulate: %s", problem, extra={"action": "regulate_problem"})
     if report.published is not None:

@@ -28,8 +28,8 @@ from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import StatusParts, SystemStatus, read_status, status_document
 from pipeline.stopped import Hole
 from tasks import commands, stopped
-from tasks.asking import NOT_MINE
 from tasks.parts import Parts
+from tasks.remote_client import NOT_MINE
 
 _logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from pipeline.ports.control import ControlStore, paused
 from pipeline.settings import Settings
 from pipeline.store.redis_queues import RedisQueues
 from tasks.consumer import messages_taken
-from tasks.ending import MIGRATION_SECONDS_MAX, end_now, task_seconds_max
+from tasks.forced_shutdown import MIGRATION_SECONDS_MAX, end_now, task_seconds_max
 
 _logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pipeline.settings import Settings
 from stack.servers import Server
 from support.processes import ROOT, batches_worker, environ_of
 from support.traffic import wait_until
-from tasks.ending import end_seconds_max
+from tasks.forced_shutdown import end_seconds_max
 
 # What a worker's main process has imported when it forks, and then all that its children do.
 _USE_EVERYTHING = """

@@ -23,9 +23,9 @@ from pipeline.store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from support.health import HEALTHY
 from support.processes import ROOT
 from support.traffic import wait_until
-from tasks import asking, commands, remote
-from tasks.asking import NOT_MINE
+from tasks import commands, remote, remote_client
 from tasks.commands import CommandError
+from tasks.remote_client import NOT_MINE
 
 
 def _worker(*queues: str) -> Any:
@@ -173,15 +173,15 @@ def test_who_asks_is_named_where_the_user_has_no_name(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(getpass, "getuser", nobody)
     monkeypatch.setattr("socket.gethostname", lambda: "box")
-    assert asking.user_at_host().startswith("uid ")
-    assert asking.user_at_host().endswith("@box")
+    assert remote_client.user_at_host().startswith("uid ")
+    assert remote_client.user_at_host().endswith("@box")
 
 
 def test_every_command_is_known_to_the_asking_side() -> None:
     from celery.worker.control import Panel
 
     ours = {name for name, handler in Panel.data.items() if handler.__module__ == remote.__name__}
-    assert ours == asking.OURS
+    assert ours == remote_client.OURS
 
 
 def test_settings_that_make_no_sense_are_one_line_of_celerys_too() -> None:

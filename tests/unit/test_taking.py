@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.names import Queue
 from pipeline.settings import Settings
-from tasks.ending import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX
+from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX
 from tasks.taking import LOOK_SECONDS, Remedy, Taking, _task_seconds_max
 
 LIMIT, TASK = 5.0, 40.0

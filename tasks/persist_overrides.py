@@ -21,7 +21,7 @@ from tasks.parts import Parts
 _logger = logging.getLogger(__name__)
 
 
-def keep_what_holds(parts: Parts) -> list[str]:
+def persist_changes(parts: Parts) -> list[str]:
     """Make PostgreSQL's copy of pauses, override and bands equal to the control store; returns the changes.
 
     Does nothing while the reasons to pause are unknown (then they are restored from that copy) or the breaker is not

@@ -34,7 +34,7 @@ def end_seconds_max(settings: Settings, *, is_control: bool) -> float:
     return task_seconds_max(settings, is_control=is_control) + _SPARE_SECONDS
 
 
-class EndStep(bootsteps.StartStopStep):
+class ForcedShutdownStep(bootsteps.StartStopStep):
     """A step of the worker: after the start of a shutdown, it ends in time, with its children."""
 
     def __init__(self, worker: Any, **options: Any) -> None:
