@@ -14,7 +14,7 @@ from pipeline.names import LoopName, Mode
 from pipeline.ports.control import Consumption
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
-from pipeline.store.memory_tallies import MemoryTallies
+from pipeline.store.memory_counters import MemoryCounters
 from pipeline.system_metrics import SystemCollector, SystemParts
 from tasks.metrics import ChildrenCollector
 
@@ -39,7 +39,7 @@ def system_metrics(log_url: str) -> list[Metric]:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(event_log_url=log_url, watched_paths=folder)
         server = MemoryServer()
-        store, tallies = MemoryControlStore(settings, server), MemoryTallies(server)
+        store, counters = MemoryControlStore(settings, server), MemoryCounters(server)
         store.restore([], by="table")
         store.publish_rate(
             base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=1, lag_known_at=server.clock.now(), by="table",
@@ -47,8 +47,8 @@ def system_metrics(log_url: str) -> list[Metric]:
         )  # fmt: skip
         MemoryBucket(settings, server).take(needed=1, wanted=1, process="table")
         names = ("dead_letters", "dead_letter_conflicts", "database_bytes", "connections", "connections_max")
-        tallies.note(dict.fromkeys(names, 0), seconds=60)
-        parts = SystemParts(settings, SystemClock(), store, tallies, lambda: (1, 1))
+        counters.note(dict.fromkeys(names, 0), seconds=60)
+        parts = SystemParts(settings, SystemClock(), store, counters, lambda: (1, 1))
         return list(SystemCollector(parts).collect())
 
 

@@ -19,7 +19,7 @@ def note_start(settings: Settings, program: str) -> None:
 
     def note() -> None:
         try:
-            wiring.make_tallies(settings).add({f"starts:{program}": 1.0}, sender=uuid4().hex, number=1)
+            wiring.make_counters(settings).add({f"starts:{program}": 1.0}, sender=uuid4().hex, number=1)
         except StoreUnavailableError as error:
             _logger.debug("this start is not counted: %s", error)
 

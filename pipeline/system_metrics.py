@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from pipeline import __version__, metrics, tally
+from pipeline import __version__, drain_counters, metrics
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.flow.age import Age
@@ -21,7 +21,7 @@ from pipeline.flow.bucket import burst_of
 from pipeline.metrics import Declared
 from pipeline.names import BreakerState, DropReason, Mode, PauseReason
 from pipeline.ports.control import ControlState, ControlStore
-from pipeline.ports.tallies import Tallies
+from pipeline.ports.counters import Counters
 from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class SystemParts:
     settings: Settings
     clock: Clock
     store: ControlStore
-    tallies: Tallies
+    counters: Counters
     log_memory: Callable[[], tuple[int, int]] | None
 
 
@@ -70,15 +70,15 @@ class SystemCollector(Collector):
             age = self._controller_age(state)
             yield from _control_gauges(state, parts.settings, age)
             yield from _lag_gauges(state, parts.settings, age)
-            yield from self._bucket_gauges(state, control.ask(parts.tallies.tokens))
-        counters = control.ask(parts.tallies.counters)
+            yield from self._bucket_gauges(state, control.ask(parts.counters.tokens))
+        counters = control.ask(parts.counters.totals)
         if counters is not None:
             yield from _counters(counters)
             yield from _histograms(counters)
-        yield from _fact_gauges(control.ask(parts.tallies.facts) or {})
+        yield from _fact_gauges(control.ask(parts.counters.facts) or {})
         yield from _memory_gauges(
             {
-                "control": control.ask(parts.tallies.memory),
+                "control": control.ask(parts.counters.memory),
                 "log": None if parts.log_memory is None else log.ask(parts.log_memory),
             }
         )
@@ -220,11 +220,11 @@ def _counters(counters: dict[str, float]) -> Iterator[Metric]:
 
 def _histograms(counters: dict[str, float]) -> Iterator[Metric]:
     for declared, key, bounds in (
-        (metrics.RECEIPT_TO_STORE, "stored_seconds", tally.STORED_SECONDS),
-        (metrics.BATCH_EVENTS, "batch_events", tally.BATCH_EVENTS),
-        (metrics.BATCH_STORE_SECONDS, "batch_seconds", tally.BATCH_SECONDS),
+        (metrics.RECEIPT_TO_STORE, "stored_seconds", drain_counters.STORED_SECONDS),
+        (metrics.BATCH_EVENTS, "batch_events", drain_counters.BATCH_EVENTS),
+        (metrics.BATCH_STORE_SECONDS, "batch_seconds", drain_counters.BATCH_SECONDS),
     ):
-        yield declared.histogram(*tally.buckets(counters, key, bounds))
+        yield declared.histogram(*drain_counters.buckets(counters, key, bounds))
 
 
 def _fact_gauges(facts: dict[str, Any]) -> Iterator[Metric]:

@@ -19,10 +19,10 @@ from pipeline.flow.rate import BandPolicy
 if TYPE_CHECKING:
     from pipeline.ports.bucket import Bucket
     from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
+    from pipeline.ports.counters import Counters
     from pipeline.ports.history import History
     from pipeline.ports.log import EventLog
     from pipeline.ports.rate import RatePolicy
-    from pipeline.ports.tallies import Tallies
     from pipeline.settings import Settings
     from pipeline.sink.postgres import PostgresSink
     from pipeline.store.redis_queues import RedisQueues
@@ -43,7 +43,7 @@ def load_adapters(settings: Settings) -> None:
         "pipeline.sink.postgres",
         "pipeline.store.redis",
         "pipeline.store.redis_queues",
-        "pipeline.store.redis_tallies",
+        "pipeline.store.redis_counters",
         # Modules of the standard library, and what triggers their import:
         "encodings.idna",  # the first look-up of a host name
         "hmac",  # the first connection
@@ -127,11 +127,11 @@ def make_troubles(settings: Settings) -> Troubles:
     return RedisTroubles(settings)
 
 
-def make_tallies(settings: Settings) -> Tallies:
+def make_counters(settings: Settings) -> Counters:
     """Counters and facts of the whole system, on `REDIS_URL`."""
-    from pipeline.store.redis_tallies import RedisTallies  # noqa: PLC0415
+    from pipeline.store.redis_counters import RedisCounters  # noqa: PLC0415
 
-    return RedisTallies(settings)
+    return RedisCounters(settings)
 
 
 def make_queues(settings: Settings) -> RedisQueues:
@@ -141,9 +141,9 @@ def make_queues(settings: Settings) -> RedisQueues:
     return RedisQueues(settings)
 
 
-def make_log_tallies(settings: Settings) -> Tallies:
+def make_log_counters(settings: Settings) -> Counters:
     """The same on the event log's Redis: for that server's memory figures."""
-    return make_tallies(dataclasses.replace(settings, redis_url=settings.event_log_url))
+    return make_counters(dataclasses.replace(settings, redis_url=settings.event_log_url))
 
 
 def make_bucket(settings: Settings) -> Bucket:

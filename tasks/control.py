@@ -161,7 +161,7 @@ def measure(self: Any) -> None:
         "connections": connections,
         "connections_max": connections_max,
     }
-    parts.tallies.note(facts, seconds=FACTS_SECONDS)
+    parts.counters.note(facts, seconds=FACTS_SECONDS)
 
 
 # --- Requests of operators ---------------------------------------------------------------------------

@@ -58,13 +58,13 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
             paused=is_paused,
             settings=settings,
             clock=parts.clock,
-            on_stored=parts.tally.on_stored,
+            on_stored=parts.drain_counters.on_stored,
             pace=parts.pace(partition),
         )
     except PermanentError as error:  # the partition or the whole event log: an operator must change the configuration
         parts.mistakes.say(error)
         return
-    parts.tally.on_run(report.outcome.value)
+    parts.drain_counters.on_run(report.outcome.value)
     _tell(report, parts)
     if report.outcome not in _NO_NEXT_HINT:
         send_hint(app, partition, hint=None)

@@ -27,7 +27,7 @@ class Drops:
     """The counts of one process. A thread adds them to the counters: the worker's event loop must not wait."""
 
     def __init__(self, settings: Settings) -> None:
-        self._tallies = wiring.make_tallies(settings)
+        self._counters = wiring.make_counters(settings)
         self._clock = SystemClock()
         self._lock = threading.Lock()
         self._counts: defaultdict[str, int] = defaultdict(int)
@@ -66,7 +66,7 @@ class Drops:
                     sent = {name: float(count) for name, count in self._counts.items()}
                     self._counts.clear()
             try:
-                self._tallies.add(sent, sender=self._sender, number=self._number)
+                self._counters.add(sent, sender=self._sender, number=self._number)
             except StoreUnavailableError:
                 continue  # retry the same counts with the same number
             sent, self._number = {}, self._number + 1

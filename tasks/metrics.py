@@ -121,6 +121,6 @@ def _system_parts(settings: Settings) -> SystemParts:
         settings=settings,
         clock=SystemClock(),
         store=wiring.make_control_store(settings),
-        tallies=wiring.make_tallies(settings),
-        log_memory=wiring.make_log_tallies(settings).memory if is_redis_log else None,
+        counters=wiring.make_counters(settings),
+        log_memory=wiring.make_log_counters(settings).memory if is_redis_log else None,
     )

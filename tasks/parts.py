@@ -12,19 +12,19 @@ from celery.signals import worker_process_shutdown
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import Clock, SystemClock
+from pipeline.drain_counters import DrainCounters
 from pipeline.errors import SluiceError
 from pipeline.flow.age import Age
 from pipeline.pace import Pace
 from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
+from pipeline.ports.counters import Counters
 from pipeline.ports.history import History
 from pipeline.ports.log import EventLog
 from pipeline.ports.rate import RatePolicy
-from pipeline.ports.tallies import Tallies
 from pipeline.probe import Backoff
 from pipeline.settings import Settings
 from pipeline.sink.postgres import PostgresSink
 from pipeline.store.redis_queues import RedisQueues
-from pipeline.tally import DrainTally
 from tasks.former_logs import FormerLogs
 from tasks.mistakes import Mistakes
 from tasks.startup import worker_name
@@ -97,16 +97,16 @@ class Parts:
         return wiring.make_history(self.settings)
 
     @cached_property
-    def tallies(self) -> Tallies:
-        return wiring.make_tallies(self.settings)
+    def counters(self) -> Counters:
+        return wiring.make_counters(self.settings)
 
     @cached_property
     def queues(self) -> RedisQueues:
         return wiring.make_queues(self.settings)
 
     @cached_property
-    def tally(self) -> DrainTally:
-        return DrainTally(lambda: self.tallies, self.clock)
+    def drain_counters(self) -> DrainCounters:
+        return DrainCounters(lambda: self.counters, self.clock)
 
     @cached_property
     def policy(self) -> RatePolicy:

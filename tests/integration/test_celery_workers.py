@@ -380,10 +380,10 @@ def test_whatever_stands_in_the_queue_the_worker_goes_on(rig: Rig) -> None:
     rig.app.send_task("sluice.drain", args=(0,), queue="batches", serializer="pickle")
     rig.app.send_task("sluice.drain", args=(0,), queue="batches", expires=-60)
     # When the worker comes to them
-    tallies = wiring.make_tallies(rig.settings)
+    counters = wiring.make_counters(rig.settings)
 
     def dropped() -> dict[str, float]:
-        return {n.partition(":")[2]: c for n, c in tallies.counters().items() if n.startswith("dropped:")}
+        return {n.partition(":")[2]: c for n, c in counters.totals().items() if n.startswith("dropped:")}
 
     rig.wait(
         lambda: dropped().get("expired", 0) >= 1 and sum(dropped().values()) >= 19,

@@ -36,7 +36,7 @@ parts.log.append([(0, encode_record(Event("c", "INFO", "m", "s", 1, settings.key
 parts.control.state()
 parts.events.last(5)
 parts.leases.take("tests", seconds=1)
-parts.tallies.add({"tests": 1.0}, sender="tests", number=1)
+parts.counters.add({"tests": 1.0}, sender="tests", number=1)
 parts.progress.note("tests", {}, forget_seconds=1)
 done = []
 report = drain(0, log=parts.log, sink=parts.sink, floors=parts.floors, breaker=parts.breaker, paused=lambda: bool(done),

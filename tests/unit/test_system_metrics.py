@@ -12,7 +12,7 @@ from pipeline.names import Mode
 from pipeline.ports.control import Consumption
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
-from pipeline.store.memory_tallies import MemoryTallies
+from pipeline.store.memory_counters import MemoryCounters
 from pipeline.system_metrics import FACTS_SECONDS, STALE_PERIODS, SystemCollector, SystemParts
 
 
@@ -23,7 +23,7 @@ class Rig:
         self.server = MemoryServer(self.clock)
         self.store = MemoryControlStore(self.settings, self.server)
         self.bucket = MemoryBucket(self.settings, self.server)
-        self.tallies = MemoryTallies(self.server)
+        self.counters = MemoryCounters(self.server)
         self.log_memory: Callable[[], tuple[int, int]] | None = lambda: (5, 0)
         self.store.restore([], by="test")
 
@@ -39,7 +39,7 @@ class Rig:
         )
 
     def series(self) -> dict[str, float]:
-        parts = SystemParts(self.settings, self.clock, self.store, self.tallies, self.log_memory)
+        parts = SystemParts(self.settings, self.clock, self.store, self.counters, self.log_memory)
         return {
             "|".join([sample.name, *sample.labels.values()]): sample.value
             for metric in SystemCollector(parts).collect()
@@ -98,7 +98,7 @@ def test_permissions_refill_between_calls_up_to_the_burst() -> None:
 
 def test_facts_of_postgres_are_forgotten_and_a_limit_that_is_none_is_absent() -> None:
     rig = Rig()
-    rig.tallies.note({"dead_letters": 3, "dead_letter_conflicts": 2, "database_bytes": None}, seconds=FACTS_SECONDS)
+    rig.counters.note({"dead_letters": 3, "dead_letter_conflicts": 2, "database_bytes": None}, seconds=FACTS_SECONDS)
     found = rig.series()
     assert found["sluice_dead_letters_open"] == 3
     assert found["sluice_dead_letter_conflicts_open"] == 2

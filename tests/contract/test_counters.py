@@ -1,4 +1,4 @@
-"""The contract of Tallies, on Redis and in memory."""
+"""The contract of Counters, on Redis and in memory."""
 
 import threading
 from collections.abc import Callable
@@ -6,28 +6,28 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.names import Mode
-from pipeline.ports.tallies import Tallies
+from pipeline.ports.counters import Counters
 from pipeline.store.memory import MemoryServer
-from pipeline.store.memory_tallies import MemoryTallies
-from pipeline.store.redis_tallies import RedisTallies
+from pipeline.store.memory_counters import MemoryCounters
+from pipeline.store.redis_counters import RedisCounters
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
-Both = tuple[ControlRig, Callable[[], Tallies]]
+Both = tuple[ControlRig, Callable[[], Counters]]
 
 
 @pytest.fixture(params=["memory", "redis"])
 def both(request: pytest.FixtureRequest) -> Both:
     if request.param == "memory":
         server = MemoryServer()
-        tallies = MemoryTallies(server)
-        return memory_rig(control_settings("redis://nowhere"), server), lambda: tallies
+        counters = MemoryCounters(server)
+        return memory_rig(control_settings("redis://nowhere"), server), lambda: counters
     settings = control_settings(request.getfixturevalue("control_redis").url)
-    return redis_rig(settings), lambda: RedisTallies(settings)
+    return redis_rig(settings), lambda: RedisCounters(settings)
 
 
 def test_counts_of_several_processes_add_up(both: Both) -> None:
     _, make = both
-    assert make().counters() == {}
+    assert make().totals() == {}
 
     def add(sender: str) -> None:
         mine = make()
@@ -39,7 +39,7 @@ def test_counts_of_several_processes_add_up(both: Both) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert make().counters() == {"rows": 600.0, "batch_seconds:sum": 50.0}
+    assert make().totals() == {"rows": 600.0, "batch_seconds:sum": 50.0}
 
 
 def test_an_addition_that_comes_again_is_made_once(both: Both) -> None:
@@ -48,18 +48,18 @@ def test_an_addition_that_comes_again_is_made_once(both: Both) -> None:
     for number in (1, 1, 2, 1):
         make().add({"rows": 10}, sender="s", number=number)
     make().add({"rows": 5}, sender="another", number=1)
-    assert make().counters() == {"rows": 25.0}
+    assert make().totals() == {"rows": 25.0}
 
 
 def test_counters_begin_anew_after_a_flush(both: Both) -> None:
     rig, make = both
-    tallies = make()
-    tallies.add({"rows": 10}, sender="s", number=7)
-    tallies.note({"a": 1}, seconds=60)
+    counters = make()
+    counters.add({"rows": 10}, sender="s", number=7)
+    counters.note({"a": 1}, seconds=60)
     rig.flush()
-    assert (tallies.counters(), tallies.facts()) == ({}, {})
-    tallies.add({"rows": 1}, sender="s", number=8)
-    assert tallies.counters() == {"rows": 1.0}
+    assert (counters.totals(), counters.facts()) == ({}, {})
+    counters.add({"rows": 1}, sender="s", number=8)
+    assert counters.totals() == {"rows": 1.0}
 
 
 def test_facts_are_replaced_and_forgotten(both: Both) -> None:
@@ -86,6 +86,6 @@ def test_the_bucket_is_seen_as_it_was_left(both: Both) -> None:
 
 
 def test_a_server_tells_its_memory(control_redis: object) -> None:
-    used, limit = RedisTallies(control_settings(control_redis.url)).memory()  # type: ignore[attr-defined]
+    used, limit = RedisCounters(control_settings(control_redis.url)).memory()  # type: ignore[attr-defined]
     assert 100_000 < used < 1 << 30
     assert limit >= 0

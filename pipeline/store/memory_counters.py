@@ -18,8 +18,8 @@ class _Held:
     facts_until: float = 0.0
 
 
-class MemoryTallies:
-    """See Tallies. The processes of one system share one of these."""
+class MemoryCounters:
+    """See Counters. The processes of one system share one of these."""
 
     def __init__(self, server: MemoryServer | None = None) -> None:
         self._server = server or MemoryServer()
@@ -41,7 +41,7 @@ class MemoryTallies:
                 if count:
                     held.counters[name] = held.counters.get(name, 0.0) + count
 
-    def counters(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         with self._server.changed:
             return dict(self._now_held().counters)
 

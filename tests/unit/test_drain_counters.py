@@ -8,26 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clock import ManualClock
+from pipeline.drain_counters import STORED_SECONDS, DrainCounters, buckets
 from pipeline.errors import StoreUnavailableError
 from pipeline.ports.sink import StoreResult
 from pipeline.store.memory import MemoryServer
-from pipeline.store.memory_tallies import MemoryTallies
-from pipeline.tally import STORED_SECONDS, DrainTally, buckets
+from pipeline.store.memory_counters import MemoryCounters
 
 
 class Rig:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.server = MemoryServer(self.clock)
-        self.tallies = MemoryTallies(self.server)
-        self.tally = DrainTally(lambda: self.tallies, self.clock)
+        self.counters = MemoryCounters(self.server)
+        self.drain_counters = DrainCounters(lambda: self.counters, self.clock)
 
     def store(self, *ages: float, **counts: int) -> None:
         received = [round((self.clock.now() - age) * 1000) for age in ages]
-        self.tally.on_stored(0, StoreResult(**{"stored": len(ages), **counts}, received_at_ms=received, seconds=0.03))
+        self.drain_counters.on_stored(
+            0, StoreResult(**{"stored": len(ages), **counts}, received_at_ms=received, seconds=0.03)
+        )
 
-    def counters(self) -> Mapping[str, float]:
-        return self.tallies.counters()
+    def totals(self) -> Mapping[str, float]:
+        return self.counters.totals()
 
 
 @pytest.fixture
@@ -37,9 +39,9 @@ def rig() -> Rig:
 
 def test_counts_are_added_at_the_end_of_a_run(rig: Rig) -> None:
     rig.store(0.02, 0.3, repeated=4, conflicting=2, dead_lettered=1)
-    assert rig.counters() == {}
-    rig.tally.on_run("finished")
-    found = rig.counters()
+    assert rig.totals() == {}
+    rig.drain_counters.on_run("finished")
+    found = rig.totals()
     assert (found["rows"], found["repeated"], found["conflicting"], found["dead_lettered"]) == (2, 4, 2, 1)
     assert found["runs:finished"] == 1
     assert found["batch_events:10.0"] == 1
@@ -50,37 +52,37 @@ def test_a_long_run_adds_about_once_a_second_and_nothing_twice(rig: Rig) -> None
     for _ in range(25):
         rig.store(0.0)
         rig.clock.advance(0.1)
-    assert 15 <= rig.counters()["rows"] < 25
-    rig.tally.on_run("finished")
-    rig.tally.on_run("finished")
-    assert rig.counters()["rows"] == 25
+    assert 15 <= rig.totals()["rows"] < 25
+    rig.drain_counters.on_run("finished")
+    rig.drain_counters.on_run("finished")
+    assert rig.totals()["rows"] == 25
 
 
 def test_counts_wait_for_a_server_that_is_away(rig: Rig) -> None:
     rig.server.is_away = True
     rig.store(0.0)
-    rig.tally.on_run("finished")
+    rig.drain_counters.on_run("finished")
     rig.server.is_away = False
     rig.store(0.0)
-    rig.tally.on_run("finished")
-    assert (rig.counters()["rows"], rig.counters()["runs:finished"]) == (2, 2)
+    rig.drain_counters.on_run("finished")
+    assert (rig.totals()["rows"], rig.totals()["runs:finished"]) == (2, 2)
 
 
 def test_an_addition_whose_answer_was_lost_counts_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a server that makes two additions and loses its answers
-    add, lost = MemoryTallies.add, [True, True]
+    add, lost = MemoryCounters.add, [True, True]
 
-    def answers_late(tallies: MemoryTallies, counts: Mapping[str, float], **names: Any) -> None:
-        add(tallies, counts, **names)
+    def answers_late(counters: MemoryCounters, counts: Mapping[str, float], **names: Any) -> None:
+        add(counters, counts, **names)
         if lost:
             lost.pop()
             raise StoreUnavailableError
 
-    monkeypatch.setattr(MemoryTallies, "add", answers_late)
+    monkeypatch.setattr(MemoryCounters, "add", answers_late)
     for _ in range(4):
         rig.store(0.0, 0.0)
-        rig.tally.on_run("finished")
-    assert (rig.counters()["rows"], rig.counters()["runs:finished"]) == (8, 4)
+        rig.drain_counters.on_run("finished")
+    assert (rig.totals()["rows"], rig.totals()["runs:finished"]) == (8, 4)
 
 
 @given(st.lists(st.floats(-10, 4000), max_size=50))
@@ -88,10 +90,10 @@ def test_a_histogram_counts_each_value_below_each_of_its_bounds(ages: list[float
     rig = Rig()
     rig.clock.advance(10_000)
     rig.store(*ages)
-    rig.tally.on_run("finished")
+    rig.drain_counters.on_run("finished")
     now_ms = round(rig.clock.now() * 1000)
     taken = [max(0, now_ms - round((rig.clock.now() - age) * 1000)) / 1000 for age in ages]
-    found, total = buckets(dict(rig.counters()), "stored_seconds", STORED_SECONDS)
+    found, total = buckets(dict(rig.totals()), "stored_seconds", STORED_SECONDS)
     expected = [sum(age <= bound for age in taken) for bound in STORED_SECONDS]
     assert [count for _, count in found] == [*expected, len(ages)]
     assert total == pytest.approx(sum(taken))

@@ -11,8 +11,8 @@ from pipeline.store.connection import ControlConnection, load_script
 _SENDER_SECONDS: Final = 600  # how late an addition whose response was lost may be repeated
 
 
-class RedisTallies:
-    """See Tallies. Its weakness: a flush also loses the numbers, so an addition repeated after a flush counts twice."""
+class RedisCounters:
+    """See Counters. Its weakness: a flush also loses the numbers, so an addition repeated after a flush counts twice."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)
@@ -26,7 +26,7 @@ class RedisTallies:
             keys = [self._counters, self._connection.key(KEY_COUNTERS_SENDER, sender)]
             self._connection.run(load_script("add_counts"), keys, [str(number), str(_SENDER_SECONDS), *arguments])
 
-    def counters(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         found: dict[str, str] = self._connection.call("HGETALL", self._counters)
         return {name: float(value) for name, value in found.items()}
 

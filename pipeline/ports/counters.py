@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 
-class Tallies(Protocol):
+class Counters(Protocol):
     """Counters and facts of the whole system, kept outside of any process: they survive the death of a child process.
 
     Counters only grow, and start again at 0 after a flush. Facts are replaced, and expire after their time. Every
@@ -18,7 +18,7 @@ class Tallies(Protocol):
         and the store applies it once. The store remembers the number for minutes after the sender's last addition.
         """
 
-    def counters(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         """All counters."""
 
     def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
+from pipeline.ports.counters import Counters
 from pipeline.ports.sink import StoreResult
-from pipeline.ports.tallies import Tallies
 
 _logger = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ def bound_name(name: str, bound: float) -> str:
     return f"{name}:{'+Inf' if bound == INFINITY else repr(bound)}"
 
 
-class DrainTally:
+class DrainCounters:
     """One process' counts. If the server is unavailable, they are kept for the next time."""
 
-    def __init__(self, tallies: Callable[[], Tallies], clock: Clock) -> None:
-        self._tallies = tallies
+    def __init__(self, counters: Callable[[], Counters], clock: Clock) -> None:
+        self._counters = counters
         self._clock = clock
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._sent: dict[str, float] = {}  # an addition that was not confirmed: it is repeated unchanged
@@ -70,7 +70,7 @@ class DrainTally:
                 if not self._sent:
                     self._sent = dict(self._counts)
                     self._counts.clear()
-                self._tallies().add(self._sent, sender=self._sender, number=self._number)
+                self._counters().add(self._sent, sender=self._sender, number=self._number)
                 self._sent, self._number = {}, self._number + 1
         except StoreUnavailableError as error:
             _logger.debug("counts are kept for later: %s", error)
