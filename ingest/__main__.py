@@ -11,7 +11,7 @@ from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings, ignore_variables_of_others
-from pipeline.starts import note_start
+from pipeline.start_counter import count_start
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def main() -> int:
         sys.stderr.write(f"ingest: {settings.ingest_host}:{settings.ingest_port} can't be had: {error.strerror}\n")
         return 2
     app = create_app(settings, parts)
-    note_start(settings, "ingest")
+    count_start(settings, "ingest")
     # These objects live as long as the process: the garbage collector does not need to look at them again.
     gc.collect()
     gc.freeze()

@@ -18,7 +18,7 @@ from pipeline.clock import SystemClock
 from pipeline.loops import Loops
 from pipeline.names import Queue
 from pipeline.settings import Settings
-from pipeline.starts import note_start
+from pipeline.start_counter import count_start
 from pipeline.system_metrics import SystemCollector, SystemParts
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class MetricsStep(bootsteps.StartStopStep):
         """Start the server if a port is set. If the port is in use, log an error: the worker works without metrics."""
         settings: Settings = worker.app.sluice_settings
         is_control = Queue.CONTROL.value in worker.app.amqp.queues.consume_from
-        note_start(settings, "control" if is_control else "batches")
+        count_start(settings, "control" if is_control else "batches")
         if not settings.worker_metrics_port:
             return
         try:

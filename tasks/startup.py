@@ -10,7 +10,7 @@ from celery.signals import beat_init, celeryd_init, setup_logging, worker_ready
 from pipeline import logs, wiring
 from pipeline.names import Queue
 from pipeline.settings import Settings
-from pipeline.starts import note_start
+from pipeline.start_counter import count_start
 
 # A line for each task received, done and discarded would be several a second, permanently; Flower counts them.
 _CHATTY_LOGGERS: Final = (
@@ -52,7 +52,7 @@ def _load_adapters(settings: Settings, **_: Any) -> None:
 
 
 def _note_beat(settings: Settings, **_: Any) -> None:
-    note_start(settings, "beat")
+    count_start(settings, "beat")
 
 
 def _note_name(sender: Any = None, **_: Any) -> None:

@@ -14,7 +14,7 @@ from pipeline.settings import Settings
 _logger = logging.getLogger(__name__)
 
 
-def note_start(settings: Settings, program: str) -> None:
+def count_start(settings: Settings, program: str) -> None:
     """Count a start, on a separate thread: the program must not wait for it, and a lost count does no harm."""
 
     def note() -> None:
