@@ -30,7 +30,7 @@ from pipeline.errors import (
     LogUnavailableError,
     RecoverableError,
 )
-from pipeline.log.redis_link import OtherServerError, RedisLink, Script, ServerFacts, Wire
+from pipeline.log.redis_connection import OtherServerError, RedisConnection, Script, ServerFacts, Wire
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
 from pipeline.settings import Settings
@@ -77,9 +77,11 @@ class RedisStreamsLog:
         self._commit_script = Script.load("commit.lua")
         self._positions_script = Script.load("positions.lua")
         # `append` may run beside the other calls, and a blocking read needs its own time-out.
-        self._append_link = RedisLink(settings.event_log_url, answer_seconds_max=settings.append_seconds_max)
-        self._read_link = RedisLink(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
-        self._link = RedisLink(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
+        self._append_connection = RedisConnection(
+            settings.event_log_url, answer_seconds_max=settings.append_seconds_max
+        )
+        self._read_connection = RedisConnection(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
+        self._link = RedisConnection(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
         self._made_log_id: str | None = None  # of a log that this adapter has just created
@@ -97,7 +99,7 @@ class RedisStreamsLog:
         if identity.log_id == self._made_log_id:
             self._fence_new(identity)
         self._identity = identity
-        self._read_link.expect(identity.incarnation)
+        self._read_connection.expect(identity.incarnation)
         return identity
 
     def _fence_new(self, identity: LogIdentity) -> None:
@@ -109,7 +111,7 @@ class RedisStreamsLog:
         finally:
             self._link.expect(None)
 
-    def _fence(self, link: RedisLink, identity: LogIdentity) -> None:
+    def _fence(self, link: RedisConnection, identity: LogIdentity) -> None:
         """Fence off older incarnations, and store the floors in the log: no writer uses an offset below them.
 
         If the server was restarted in between, this fence might have replaced a newer one of another process. Then this
@@ -122,7 +124,7 @@ class RedisStreamsLog:
         pairs = [str(number) for item in floors.items() for number in item]
         link.run(self._raise_script, [self._id_key, self._ends_key], [identity.log_id, identity.incarnation, *pairs])
 
-    def _ask_identity(self, link: RedisLink) -> tuple[ServerFacts, LogIdentity]:
+    def _ask_identity(self, link: RedisConnection) -> tuple[ServerFacts, LogIdentity]:
         """Read the server's facts and its log id; creates the log id if it is missing.
 
         Raises LogUnavailableError, LogMisconfiguredError.
@@ -179,7 +181,7 @@ class RedisStreamsLog:
             if seconds_left <= 0:
                 raise LogUnavailableError("the event log (Redis) was ready for the append too late")
             try:
-                with self._append_link.connected() as wire:
+                with self._append_connection.connected() as wire:
                     written = self._append_on(wire, writer, by_partition, seconds_left)
             except OtherServerError:
                 written = False
@@ -216,13 +218,13 @@ class RedisStreamsLog:
     def _fenced_writer(self) -> _Writer:
         """Read the log's identity, its server process and the offsets that must not be reused; fence them."""
         for _ in range(ROUNDS_MAX):
-            self._append_link.expect(None)
+            self._append_connection.expect(None)
             try:
-                facts, identity = self._ask_identity(self._append_link)
-                self._append_link.expect(identity.incarnation)
+                facts, identity = self._ask_identity(self._append_connection)
+                self._append_connection.expect(identity.incarnation)
                 if facts.has_aof:
-                    self._await_rewritten_file(self._append_link, facts)
-                self._fence(self._append_link, identity)
+                    self._await_rewritten_file(self._append_connection, facts)
+                self._fence(self._append_connection, identity)
             except OtherServerError:
                 continue
             except LogUnavailableError:
@@ -241,7 +243,7 @@ class RedisStreamsLog:
             return self._writer
         raise LogUnavailableError("the event log (Redis) restarts faster than it can be followed")
 
-    def _await_rewritten_file(self, link: RedisLink, facts: ServerFacts) -> None:
+    def _await_rewritten_file(self, link: RedisConnection, facts: ServerFacts) -> None:
         """Make Redis rewrite its append-only file before the first append after a Redis start.
 
         An append is a transaction in that file. If the file ends within a transaction, Redis 8.2 removes the incomplete
@@ -261,7 +263,7 @@ class RedisStreamsLog:
             self._clock.sleep(REWRITE_POLL_SECONDS)
             facts = link.ask_facts()
 
-    def _ask_for_rewrite(self, link: RedisLink, run_id: str) -> None:
+    def _ask_for_rewrite(self, link: RedisConnection, run_id: str) -> None:
         """Request a rewrite of the file. Raises LogUnavailableError if Redis can't do it, OtherServerError."""
         now = self._clock.monotonic()
         asked_run_id, asked_at = self._rewrite_asked
@@ -288,11 +290,11 @@ class RedisStreamsLog:
     def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
         identity = self._identity or self.identity()
         try:
-            with self._read_link.connected() as wire:
+            with self._read_connection.connected() as wire:
                 try:
                     reply = self._exchange(wire, identity.log_id, (partition, offset), records_max, wait_seconds)
                 except BaseException:
-                    self._read_link.close()  # a response may still arrive
+                    self._read_connection.close()  # a response may still arrive
                     raise
         except OtherServerError as error:
             raise LogRestartedError(f"the event log's {error}") from error
@@ -360,7 +362,7 @@ class RedisStreamsLog:
         ]
 
     def close(self) -> None:
-        for link in (self._append_link, self._read_link, self._link):
+        for link in (self._append_connection, self._read_connection, self._link):
             link.close()
 
 

@@ -49,7 +49,7 @@ class Script:
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-class RedisLink:
+class RedisConnection:
     """A connection that reconnects after a failure, and never repeats a command.
 
     Each new connection first reads the server's `run_id`. A connection cannot outlive its server process, so no later
