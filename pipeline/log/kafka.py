@@ -26,7 +26,7 @@ NEVER: Final = float("-inf")
 TOPIC_CHECK_SECONDS: Final = 1.0  # how often a reader checks that the topic is still the same one
 
 
-class _Reader:
+class _PartitionReader:
     """Fetched records of one partition that were not read yet. `offset` is the next one to read."""
 
     def __init__(self, bytes_max: int, epoch: int = ANY_EPOCH) -> None:
@@ -94,7 +94,7 @@ class KafkaLog:
         )
         self._writer = KafkaWriter(settings, append_wire, self._new_producer, floors, self._clock)
         self._floors = floors
-        self._readers: dict[int, _Reader] = {}
+        self._readers: dict[int, _PartitionReader] = {}
         self._epochs_read: dict[int, int] = {}  # of each partition's first leader since the last identity()
         self._identity: LogIdentity | None = None
         self._facts: TopicFacts | None = None
@@ -164,7 +164,7 @@ class KafkaLog:
             raise
         return batch
 
-    def _reader_of(self, partition: int) -> _Reader:
+    def _reader_of(self, partition: int) -> _PartitionReader:
         """The reader of a partition, for its current leader. Raises LogUnavailableError, LogRestartedError."""
         facts = self._facts
         if facts is None or facts.leaders.get(partition, -1) < 0:
@@ -179,10 +179,10 @@ class KafkaLog:
             )
         reader = self._readers.get(partition)
         if reader is None or reader.epoch != epoch:
-            reader = self._readers[partition] = _Reader(self._settings.kafka_fetch_bytes_max, epoch)
+            reader = self._readers[partition] = _PartitionReader(self._settings.kafka_fetch_bytes_max, epoch)
         return reader
 
-    def _completed(self, batch: LogBatch, partition: int, reader: _Reader, records_max: int) -> LogBatch:
+    def _completed(self, batch: LogBatch, partition: int, reader: _PartitionReader, records_max: int) -> LogBatch:
         """The rest of a fetch, together with the next records: each batch costs a commit, however small it is."""
         reader.fill(*self._fetch(partition, batch.next_offset, 0))
         more = reader.take(records_max - len(batch.values))

@@ -76,7 +76,7 @@ class _Cluster:
     topic: TopicFacts | None
 
 
-class _Reader:
+class _ResponseReader:
     """Parses a response. Raises LogUnavailableError if it is malformed."""
 
     def __init__(self, data: bytes) -> None:
@@ -319,7 +319,7 @@ class KafkaWire:
         """Committed offset of each partition; None if there is none."""
         wanted = _array([struct.pack(">i", partition) for partition in partitions])
 
-        def read(answer: _Reader) -> dict[int, int | None]:
+        def read(answer: _ResponseReader) -> dict[int, int | None]:
             found: dict[int, int | None] = {}
             for _ in range(answer.int32()):
                 answer.string()
@@ -338,7 +338,7 @@ class KafkaWire:
         wanted = _array([struct.pack(">iq", partition, offset) + _string("") for partition, offset in offsets.items()])
         body = _string(group) + struct.pack(">i", -1) + _string("") + struct.pack(">q", -1)
 
-        def read(answer: _Reader) -> None:
+        def read(answer: _ResponseReader) -> None:
             for _ in range(answer.int32()):
                 answer.string()
                 for _ in range(answer.int32()):
@@ -394,7 +394,9 @@ class KafkaWire:
             answer.tags()
         return _Cluster(self._brokers, controller, error, facts)
 
-    def _ask_coordinator(self, group: str, kind: tuple[int, int], body: bytes, read: Callable[[_Reader], T]) -> T:
+    def _ask_coordinator(
+        self, group: str, kind: tuple[int, int], body: bytes, read: Callable[[_ResponseReader], T]
+    ) -> T:
         """Send a request to the group's coordinator. If the known one fails, look the coordinator up again, once."""
         half = self._call_seconds_max / 2
         if self._coordinator is not None:
@@ -420,7 +422,7 @@ class KafkaWire:
         seconds_max: float | None = None,
         extra_seconds: float = 0.0,
         bytes_max: int = FRAME_BYTES_MAX,
-    ) -> _Reader:
+    ) -> _ResponseReader:
         """Send a request to one broker; None: to any that can be reached, each within its share of the time.
 
         After any failure the connection is closed: a late response must not be mistaken for the next one.
@@ -463,7 +465,7 @@ class KafkaWire:
         *,
         compact: bool,
         bytes_max: int,
-    ) -> _Reader:
+    ) -> _ResponseReader:
         """Send one request and read its response. Raises OSError (including TimeoutError), ValueError."""
         connection = self._sockets.get(address)
         if connection is not None and _was_closed(connection):
@@ -480,7 +482,7 @@ class KafkaWire:
         size = int(struct.unpack(">i", self._receive(connection, 4, deadline))[0])
         if not 4 <= size <= bytes_max:
             raise ValueError(f"not an answer of Kafka: {size} bytes long")
-        answer = _Reader(self._receive(connection, size, deadline))
+        answer = _ResponseReader(self._receive(connection, size, deadline))
         if answer.int32() != self._correlation:
             raise ValueError("not the answer to this request")
         if compact:

@@ -36,14 +36,14 @@ class OtherServerError(RedisError):
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class LogScript:
     """A Lua script, and its SHA-1 hash. A server that has cached the script finds it by the hash."""
 
     text: str
     sha: str
 
     @classmethod
-    def load(cls, name: str) -> "Script":
+    def load(cls, name: str) -> "LogScript":
         """Read a script from the directory of this file."""
         text = (Path(__file__).parent / name).read_text(encoding="utf-8")
         return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
@@ -121,7 +121,7 @@ class RedisConnection:
             except (RedisError, OSError) as error:
                 raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
 
-    def run(self, script: Script, keys: list[str], arguments: list[str]) -> Any:
+    def run(self, script: LogScript, keys: list[str], arguments: list[str]) -> Any:
         """Run a script that has no partial result. Raises LogUnavailableError, OtherServerError."""
         with self.connected() as wire:
             try:
@@ -169,7 +169,7 @@ class Wire:
 
     def run(
         self,
-        script: Script,
+        script: LogScript,
         arguments: list[str | bytes] | list[str],
         *,
         key_count: int,

@@ -30,7 +30,7 @@ from pipeline.errors import (
     LogUnavailableError,
     RecoverableError,
 )
-from pipeline.log.redis_connection import OtherServerError, RedisConnection, Script, ServerFacts, Wire
+from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConnection, ServerFacts, Wire
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
 from pipeline.settings import Settings
@@ -72,16 +72,16 @@ class RedisStreamsLog:
         self._id_key = settings.key_prefix + KEY_LOG_ID
         self._committed_key = settings.key_prefix + KEY_LOG_COMMITTED
         self._ends_key = settings.key_prefix + KEY_LOG_ENDS
-        self._append_script = Script.load("append.lua")
-        self._raise_script = Script.load("raise.lua")
-        self._commit_script = Script.load("commit.lua")
-        self._positions_script = Script.load("positions.lua")
+        self._append_script = LogScript.load("append.lua")
+        self._raise_script = LogScript.load("raise.lua")
+        self._commit_script = LogScript.load("commit.lua")
+        self._positions_script = LogScript.load("positions.lua")
         # `append` may run beside the other calls, and a blocking read needs its own time-out.
         self._append_connection = RedisConnection(
             settings.event_log_url, answer_seconds_max=settings.append_seconds_max
         )
         self._read_connection = RedisConnection(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
-        self._link = RedisConnection(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
+        self._connection = RedisConnection(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
         self._made_log_id: str | None = None  # of a log that this adapter has just created
@@ -90,7 +90,7 @@ class RedisStreamsLog:
     # --- Who the log is ---------------------------------------------------------------------------------------------
 
     def identity(self) -> LogIdentity:
-        facts, identity = self._ask_identity(self._link)
+        facts, identity = self._ask_identity(self._connection)
         if not facts.has_aof:
             logger.warning(
                 "the event log (Redis) keeps no append-only file: what it acknowledged is lost when it ends",
@@ -105,13 +105,13 @@ class RedisStreamsLog:
     def _fence_new(self, identity: LogIdentity) -> None:
         """Publish that no record of a newly created log is stored: the process that appends first may not know this."""
         try:
-            self._fence(self._link, identity)
+            self._fence(self._connection, identity)
         except (RecoverableError, OtherServerError) as error:
             logger.warning("a new event log's floors are not known: %s", error, extra={"action": "log_fence_failed"})
         finally:
-            self._link.expect(None)
+            self._connection.expect(None)
 
-    def _fence(self, link: RedisConnection, identity: LogIdentity) -> None:
+    def _fence(self, connection: RedisConnection, identity: LogIdentity) -> None:
         """Fence off older incarnations, and store the floors in the log: no writer uses an offset below them.
 
         If the server was restarted in between, this fence might have replaced a newer one of another process. Then this
@@ -120,16 +120,18 @@ class RedisStreamsLog:
         """
         is_new, self._made_log_id = identity.log_id == self._made_log_id, None  # at once: other processes may be faster
         floors = self._floors(identity.log_id, identity.incarnation, is_new=is_new)
-        link.expect(identity.incarnation)
+        connection.expect(identity.incarnation)
         pairs = [str(number) for item in floors.items() for number in item]
-        link.run(self._raise_script, [self._id_key, self._ends_key], [identity.log_id, identity.incarnation, *pairs])
+        connection.run(
+            self._raise_script, [self._id_key, self._ends_key], [identity.log_id, identity.incarnation, *pairs]
+        )
 
-    def _ask_identity(self, link: RedisConnection) -> tuple[ServerFacts, LogIdentity]:
+    def _ask_identity(self, connection: RedisConnection) -> tuple[ServerFacts, LogIdentity]:
         """Read the server's facts and its log id; creates the log id if it is missing.
 
         Raises LogUnavailableError, LogMisconfiguredError.
         """
-        with link.connected() as wire:
+        with connection.connected() as wire:
             try:
                 facts = wire.ask_facts()
                 text = wire.call("GET", self._id_key)
@@ -243,7 +245,7 @@ class RedisStreamsLog:
             return self._writer
         raise LogUnavailableError("the event log (Redis) restarts faster than it can be followed")
 
-    def _await_rewritten_file(self, link: RedisConnection, facts: ServerFacts) -> None:
+    def _await_rewritten_file(self, connection: RedisConnection, facts: ServerFacts) -> None:
         """Make Redis rewrite its append-only file before the first append after a Redis start.
 
         An append is a transaction in that file. If the file ends within a transaction, Redis 8.2 removes the incomplete
@@ -255,22 +257,22 @@ class RedisStreamsLog:
         deadline = self._clock.monotonic() + REWRITE_WAIT_SECONDS
         while not facts.has_rewritten:
             if not facts.is_rewriting:
-                self._ask_for_rewrite(link, facts.run_id)
+                self._ask_for_rewrite(connection, facts.run_id)
             elif self._clock.monotonic() >= deadline:
                 raise LogUnavailableError(
                     "the event log (Redis) has started and writes its append-only file anew; appends begin after that"
                 )
             self._clock.sleep(REWRITE_POLL_SECONDS)
-            facts = link.ask_facts()
+            facts = connection.ask_facts()
 
-    def _ask_for_rewrite(self, link: RedisConnection, run_id: str) -> None:
+    def _ask_for_rewrite(self, connection: RedisConnection, run_id: str) -> None:
         """Request a rewrite of the file. Raises LogUnavailableError if Redis can't do it, OtherServerError."""
         now = self._clock.monotonic()
         asked_run_id, asked_at = self._rewrite_asked
         reason = "the last one failed, and its own log says why"
         if asked_run_id != run_id or now - asked_at >= REWRITE_AGAIN_SECONDS:
             self._rewrite_asked = (run_id, now)
-            with link.connected() as wire:
+            with connection.connected() as wire:
                 try:
                     wire.call("BGREWRITEAOF")
                 except ResponseError as error:
@@ -327,7 +329,7 @@ class RedisStreamsLog:
 
     def commit(self, log_id: str, partition: int, offset: int) -> None:
         try:
-            said = self._link.run(
+            said = self._connection.run(
                 self._commit_script,
                 [self._id_key, self._stream_key(partition), self._committed_key],
                 [log_id, str(partition), str(offset), "1" if self._settings.log_trim else "0"],
@@ -347,7 +349,7 @@ class RedisStreamsLog:
             identity = self._identity or self.identity()
         else:
             identity = LogIdentity(log_id, "", int(log_id.rpartition(".")[2]))
-        numbers = self._link.run(
+        numbers = self._connection.run(
             self._positions_script,
             [self._id_key, self._committed_key, self._ends_key, *self._stream_keys(identity.partitions)],
             [identity.log_id, identity.incarnation],
@@ -362,8 +364,8 @@ class RedisStreamsLog:
         ]
 
     def close(self) -> None:
-        for link in (self._append_connection, self._read_connection, self._link):
-            link.close()
+        for connection in (self._append_connection, self._read_connection, self._connection):
+            connection.close()
 
 
 def _known(number: int) -> int | None:

@@ -21,7 +21,7 @@ CONNECTIONS_MAX: Final = 32  # of one process and adapter: one for each thread t
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class ControlScript:
     """A Lua script, and its SHA-1 hash. A server that has cached the script finds it by the hash."""
 
     text: str
@@ -29,14 +29,14 @@ class Script:
 
 
 @cache
-def load_script(name: str, library: str | None = None) -> Script:
+def load_script(name: str, library: str | None = None) -> ControlScript:
     """Read `name`.lua from the directory of this file; insert `library`.lua after its first line (`#!lua …`)."""
     directory = Path(__file__).parent
     text = (directory / f"{name}.lua").read_text(encoding="utf-8")
     if library is not None:
         first_line, rest = text.split("\n", 1)
         text = f"{first_line}\n{(directory / f'{library}.lua').read_text(encoding='utf-8')}{rest}"
-    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+    return ControlScript(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 def _client(url: str, socket_seconds: float) -> Any:
@@ -71,7 +71,7 @@ class ControlConnection:
         """A key with this system's prefix."""
         return self._prefix + ":".join(names)
 
-    def run(self, script: Script, keys: list[str], arguments: list[str]) -> Any:
+    def run(self, script: ControlScript, keys: list[str], arguments: list[str]) -> Any:
         """Run a script by its hash, or by its text if the server has not cached it (any more).
 
         Raises StoreUnavailableError. After a time-out it is unknown whether the script has run: every script may run

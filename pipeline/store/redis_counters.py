@@ -12,7 +12,7 @@ _SENDER_SECONDS: Final = 600  # how late an addition whose response was lost may
 
 
 class RedisCounters:
-    """See Counters. Its weakness: a flush also loses the numbers, so an addition repeated after a flush counts twice."""
+    """See Counters. Weakness: a flush also loses the numbers, so an addition repeated after a flush counts twice."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)

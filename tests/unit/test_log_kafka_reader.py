@@ -4,7 +4,7 @@ import struct
 
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
-from pipeline.log.kafka import _Reader
+from pipeline.log.kafka import _PartitionReader
 from pipeline.ports.log import LogBatch
 
 
@@ -29,7 +29,7 @@ def batch(offsets: range) -> LogBatch:
 
 
 def test_batches_are_joined_and_cut_as_asked() -> None:
-    reader = _Reader(100)
+    reader = _PartitionReader(100)
     reader.fill(0, fetched(range(4), range(4, 9)))
     assert [reader.take(6), reader.take(2), reader.take(6), reader.take(6)] == [
         batch(range(6)),
@@ -41,20 +41,20 @@ def test_batches_are_joined_and_cut_as_asked() -> None:
 
 def test_records_before_the_one_asked_for_are_left_out() -> None:
     # Given an answer whose batches begin before it
-    reader = _Reader(100)
+    reader = _PartitionReader(100)
     reader.fill(6, fetched(range(4), range(4, 9)))
     assert reader.take(100) == batch(range(6, 9))
 
 
 def test_a_hole_ends_a_batch_and_begins_the_next() -> None:
-    reader = _Reader(100)
+    reader = _PartitionReader(100)
     reader.fill(0, fetched(range(3), range(5, 8), range(8, 9), range(20, 22)))
     assert [reader.take(100) for _ in range(4)] == [batch(range(3)), batch(range(5, 9)), batch(range(20, 22)), None]
     assert reader.offset == 22
 
 
 def test_moving_elsewhere_forgets_what_was_fetched() -> None:
-    reader = _Reader(100)
+    reader = _PartitionReader(100)
     reader.fill(0, fetched(range(9)))
     reader.seek(0)
     assert reader.take(2) == batch(range(2))
@@ -63,7 +63,7 @@ def test_moving_elsewhere_forgets_what_was_fetched() -> None:
 
 
 def test_whether_there_is_probably_more() -> None:
-    reader = _Reader(100)
+    reader = _PartitionReader(100)
     reader.fill(0, b"x" * 49)
     assert not reader.was_full
     reader.fill(0, b"x" * 50)
