@@ -1,4 +1,4 @@
-"""The story of a backlog on a running system: the worker stops, the rate falls with the lag, the worker returns.
+"""A backlog on a running system: the worker stops, the rate falls with the lag, the worker returns.
 
 The system is started by this command in a folder and on ports of its own, with the mission's bands and a raised
 maximum rate, so that the lag grows in seconds instead of minutes.
@@ -21,10 +21,10 @@ from stack.system import System
 RATE_MAX = 5000
 OFFERED = 6000  # events/s
 BATCH_EVENTS = 100
-STORY_SECONDS_MAX = 180
+SCENARIO_SECONDS_MAX = 180
 
 
-class Story:
+class Scenario:
     """Prints a row whenever something changed."""
 
     def __init__(self, port: int, offer: SteadyLoad) -> None:
@@ -53,18 +53,18 @@ class Story:
 
     def until(self, wanted: Any) -> None:
         """Look until a condition of the health document holds."""
-        deadline = time.monotonic() + STORY_SECONDS_MAX
+        deadline = time.monotonic() + SCENARIO_SECONDS_MAX
         while not wanted(self.look()):
             if time.monotonic() > deadline:
-                raise SystemExit("the story stands still")
+                raise SystemExit("the scenario makes no progress")
             time.sleep(0.2)
 
 
 def run(log: str) -> None:
-    """Tell the story."""
+    """Run the scenario."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        # The story is that of the lag: that much is refused meanwhile is meant.
+        # The scenario is about the lag. Many events are refused meanwhile, on purpose.
         environ_of_its_own(RATE_MAX=str(RATE_MAX), REFUSED_RATIO_MAX="1", SLUICE_HOME=folder) as environ,
     ):
         system = System(StackConfig.from_environ(log))
@@ -72,19 +72,19 @@ def run(log: str) -> None:
         system.start(threading.Event())
         try:
             port = int(environ["INGEST_PORT"])
-            offer = SteadyLoad(port, OFFERED, BATCH_EVENTS, STORY_SECONDS_MAX)
-            story = Story(port, offer)
+            offer = SteadyLoad(port, OFFERED, BATCH_EVENTS, SCENARIO_SECONDS_MAX)
+            scenario = Scenario(port, offer)
             offer.start()
             supervisor = system.supervisor()
             supervisor.stopProcess("batches", True)
-            story.look("worker stopped")
-            story.until(lambda health: (health["consumerLag"] or 0) > 50_000)
-            story.look("lag above 50,000")
+            scenario.look("worker stopped")
+            scenario.until(lambda health: (health["consumerLag"] or 0) > 50_000)
+            scenario.look("lag above 50,000")
             supervisor.startProcess("batches", False)
-            story.look("worker returns")
-            story.until(lambda health: health["status"] == "healthy" and health["rateLimit"] == RATE_MAX)
+            scenario.look("worker returns")
+            scenario.until(lambda health: health["status"] == "healthy" and health["rateLimit"] == RATE_MAX)
             offer.stop()
-            story.look("healthy again")
+            scenario.look("healthy again")
         finally:
             system.stop()
 

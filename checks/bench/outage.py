@@ -40,7 +40,7 @@ LOOK_AT_SECONDS: Final = 40.0  # into the outage
 OUTAGE_SECONDS: Final = 60.0
 LOAD_SECONDS_MAX: Final = 400.0  # more than all of it
 STEADY_SECONDS_MAX: Final = 60.0  # for everything to be well again
-TOLD_AT: Final = ("normal", "away", "back", "well again")
+MOMENTS: Final = ("normal", "unavailable", "back", "healthy again")
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Account:
 
 
 @dataclass
-class Story:
+class Scenario:
     """A system, a browser that looks at it, and what was seen."""
 
     environ: dict[str, str]
@@ -64,7 +64,7 @@ class Story:
     images: Path
     accounts: list[Account] = field(default_factory=list)
 
-    def tell(self, name: str) -> Account:
+    def record(self, name: str) -> Account:
         """Take a picture, and ask Celery."""
         self.page.wait_for_timeout(1500)  # a message a second: the page shows what holds now
         headline = " ".join(self.page.locator("#headline").inner_text().split())
@@ -140,22 +140,24 @@ class Stage:
     agrees: bool
 
 
-def stages(story: Story, events: list[ControlEvent], began: float, away_at: float, well_at: float) -> list[Stage]:
+def stages(
+    scenario: Scenario, events: list[ControlEvent], began: float, stopped_at: float, well_at: float
+) -> list[Stage]:
     """Ask Prometheus about each stage, and compare with the control events."""
     opened = next(event.at for event in events if event.kind.value == "breaker_opened")
     closed = next(event.at for event in events if event.kind.value == "breaker_closed")
     slack = 2 * SCRAPE_SECONDS
     breaker = 'max(circuit_breaker_state{state=~"open|half-open"})'
     paused = 'max(sluice_consumption_paused{reason="breaker"})'
-    is_open = [at for at, value in story.series(breaker, began, well_at) if value == 1]
-    is_paused = [at for at, value in story.series(paused, began, well_at) if value == 1]
+    is_open = [at for at, value in scenario.series(breaker, began, well_at) if value == 1]
+    is_paused = [at for at, value in scenario.series(paused, began, well_at) if value == 1]
     # A rate over ten seconds looks back for as long, and the first seconds are PostgreSQL's last
-    stored = story.series("sum(rate(sluice_drained_events_total[10s]))", away_at + 20, closed)
-    before = story.series("max(rate_limiter_rate_limit)", began, opened - 1)
-    during = story.series("max(rate_limiter_rate_limit)", opened + slack, closed)
-    after = story.series("max(rate_limiter_rate_limit)", well_at - SCRAPE_SECONDS, well_at)
-    lag = story.series("max(sluice_lag_events)", began, well_at)
-    refused = story.series('sum(rate(http_requests_total{status="429"}[20s]))', began, well_at)
+    stored = scenario.series("sum(rate(sluice_drained_events_total[10s]))", stopped_at + 20, closed)
+    before = scenario.series("max(rate_limiter_rate_limit)", began, opened - 1)
+    during = scenario.series("max(rate_limiter_rate_limit)", opened + slack, closed)
+    after = scenario.series("max(rate_limiter_rate_limit)", well_at - SCRAPE_SECONDS, well_at)
+    lag = scenario.series("max(sluice_lag_events)", began, well_at)
+    refused = scenario.series('sum(rate(http_requests_total{status="429"}[20s]))', began, well_at)
 
     def span(times: list[float]) -> str:
         return f"{clock(times[0])} to {clock(times[-1])}" if times else "never"
@@ -183,22 +185,25 @@ def stages(story: Story, events: list[ControlEvent], began: float, away_at: floa
     ]  # fmt: skip
 
 
-def agreements(story: Story, events: list[ControlEvent]) -> list[tuple[str, bool]]:
+def agreements(scenario: Scenario, events: list[ControlEvent]) -> list[tuple[str, bool]]:
     """Whether page and command line name what the control events name."""
     opened = clock(next(event.at for event in events if event.kind.value == "breaker_opened"))
-    normal, away, _, well = story.accounts
+    normal, unavailable, _, well = scenario.accounts
     return [
-        (f"the page says at {clock(away.at)} that PostgreSQL fails since {opened}", f"since {opened}" in away.headline),
-        (f"`inspect sluice` says the same at {clock(away.at)}", f"since {opened}" in away.transcript),
-        ("it says what holds the rate down", "of 1,000: breaker is open" in away.transcript),
+        (
+            f"the page says at {clock(unavailable.at)} that PostgreSQL fails since {opened}",
+            f"since {opened}" in unavailable.headline,
+        ),
+        (f"`inspect sluice` says the same at {clock(unavailable.at)}", f"since {opened}" in unavailable.transcript),
+        ("it says what holds the rate down", "of 1,000: breaker is open" in unavailable.transcript),
         ("both call it normal before", "PostgreSQL" not in normal.headline and "CRITICAL" not in normal.transcript),
         ("both call it normal afterwards", "PostgreSQL" not in well.headline and "CRITICAL" not in well.transcript),
-        ("Celery answered each time", all(account.status == 0 for account in story.accounts)),
+        ("Celery answered each time", all(account.status == 0 for account in scenario.accounts)),
     ]
 
 
 def document(
-    story: Story, events: list[ControlEvent], told: list[Stage], agreed: list[tuple[str, bool]], load: SteadyLoad,
+    scenario: Scenario, events: list[ControlEvent], told: list[Stage], agreed: list[tuple[str, bool]], load: SteadyLoad,
     stopped: float, started: float,
 ) -> str:  # fmt: skip
     """The page docs/outage.md."""
@@ -219,7 +224,7 @@ def document(
         "## By the live page and by Celery", "",
         *(f"- {what}: {mark[holds]}" for what, holds in agreed), "",
     ]  # fmt: skip
-    for number, account in enumerate(story.accounts, 1):
+    for number, account in enumerate(scenario.accounts, 1):
         lines += [
             f"### {account.name}, {clock(account.at)}", "",
             f"![the live page, {account.name}](images/outage-{number}.png)", "",
@@ -250,34 +255,34 @@ def main(words: list[str] | None = None) -> int:
         load = SteadyLoad(int(environ["INGEST_PORT"]), EVENTS_PER_SECOND, BATCH_EVENTS, LOAD_SECONDS_MAX)
         try:
             with _browser(urls["INGEST_URL"]) as page:
-                story = Story(environ, urls, page, images)
+                scenario = Scenario(environ, urls, page, images)
                 began = time.time()
                 load.start()
                 time.sleep(NORMAL_SECONDS)
-                story.tell(TOLD_AT[0])
+                scenario.record(MOMENTS[0])
                 system.supervisor().stopProcess("postgres", True)
                 stopped = time.time()
                 time.sleep(LOOK_AT_SECONDS)
-                story.tell(TOLD_AT[1])
+                scenario.record(MOMENTS[1])
                 time.sleep(max(0.0, stopped + OUTAGE_SECONDS - time.time()))
                 system.supervisor().startProcess("postgres", False)
                 started = time.time()
-                story.until(lambda health: health["circuitBreaker"] == "closed", "the breaker is closed")
-                story.tell(TOLD_AT[2])
-                story.until(lambda health: health["status"] == "healthy", "healthy")
+                scenario.until(lambda health: health["circuitBreaker"] == "closed", "the breaker is closed")
+                scenario.record(MOMENTS[2])
+                scenario.until(lambda health: health["status"] == "healthy", "healthy")
                 time.sleep(2 * SCRAPE_SECONDS + 1)
-                story.tell(TOLD_AT[3])
+                scenario.record(MOMENTS[3])
                 well = time.time()
                 load.stop()
                 settings = Settings.from_environ({**os.environ, **urls})
                 events = [event for event in wiring.make_control_events(settings).last(200) if event.at >= began]
-                told = stages(story, events, began, stopped, well)
-                agreed = agreements(story, events)
+                told = stages(scenario, events, began, stopped, well)
+                agreed = agreements(scenario, events)
         finally:
             load.stop()
             system.stop()
     written = out / "outage.md"
-    written.write_text(document(story, events, told, agreed, load, stopped, started))
+    written.write_text(document(scenario, events, told, agreed, load, stopped, started))
     for stage in told:
         print(f"{'agrees' if stage.agrees else 'DOES NOT AGREE':15} {stage.told}: {stage.found}")
     for what, holds in agreed:

@@ -1,4 +1,4 @@
-"""Batches at a steady rate from one thread, beside a story that is told meanwhile."""
+"""Batches at a steady rate from one thread, while a scenario runs."""
 
 import http.client
 import json

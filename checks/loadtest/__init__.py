@@ -1,1 +1,1 @@
-"""The load test: a story with a verdict for each of its phases."""
+"""The load test: a scenario with a verdict for each of its phases."""

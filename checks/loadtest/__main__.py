@@ -1,4 +1,4 @@
-"""What `./load-test.sh` calls: runs the story, shows it while it runs, judges it, and writes the report."""
+"""What `./load-test.sh` calls: runs the scenario, shows it while it runs, judges it, and writes the report."""
 
 import argparse
 import contextlib
@@ -23,8 +23,8 @@ import uvloop
 
 from checks.loadgen.open_load import Answers, ServerGoneError, offer
 from checks.loadtest import report
-from checks.loadtest.options import LOOPBACK, RATE_HIGHEST, own_bands, parse
-from checks.loadtest.story import Act, Bands, Phase, phases
+from checks.loadtest.options import LOOPBACK, RATE_HIGHEST, own_limits, parse
+from checks.loadtest.scenario import Action, Limits, Phase, phases
 from checks.loadtest.verdict import Asked, Figures, Request, Sample, Stored, compare, figures, judge, judge_stored
 from pipeline import wiring
 from pipeline.errors import SluiceError, in_brief
@@ -57,12 +57,12 @@ class Target:
             found: dict[str, Any] = json.loads(answer.read())
             return found
 
-    def act(self, act: Act) -> None:
+    def do(self, action: Action) -> None:
         """Do to the system what a phase begins with."""
-        if not act or self.system is None or self.settings is None:
+        if not action or self.system is None or self.settings is None:
             return
         control = wiring.make_control_store(self.settings)
-        match act:
+        match action:
             case "pause":
                 control.pause(PauseReason.OPERATOR, by="load test", why="a backlog is wanted")
             case "resume":
@@ -72,15 +72,15 @@ class Target:
             case "start postgres":
                 self.system.supervisor().startProcess("postgres", False)
 
-    def undo(self, act: Act) -> None:
+    def undo(self, action: Action) -> None:
         """Undo what a phase began with, as far as the system still can: then what it has is stored."""
-        undone: dict[Act, Act] = {"pause": "resume", "stop postgres": "start postgres"}
+        undone: dict[Action, Action] = {"pause": "resume", "stop postgres": "start postgres"}
         with contextlib.suppress(SluiceError, OSError, xmlrpc.client.Error):
-            self.act(undone.get(act, ""))
+            self.do(undone.get(action, ""))
 
 
 @dataclass
-class Recorder:
+class HealthSampler:
     """Looks at the system's health twice a second, and shows it."""
 
     target: Target
@@ -125,7 +125,7 @@ class Recorder:
 
 
 def main() -> int:
-    """Run the story; returns the exit status."""
+    """Run the scenario; returns the exit status."""
     options = parse()
     try:
         with _target(options) as target:
@@ -147,12 +147,12 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
     if options.url is not None:
         yield Target(options.url.rstrip("/"), os.environ.get("DATABASE_URL") or None)
         return
-    bands = own_bands(options.rate, full=options.full)
+    limits = own_limits(options.rate, full=options.full)
     with (
         tempfile.TemporaryDirectory(prefix="sluice-load-") as folder,
         environ_of_its_own(
-            SLUICE_HOME=folder, PROMETHEUS="no", RATE_MAX=str(bands.rate_max), RATE_MIN=str(bands.rate_min),
-            LAG_DEGRADED=str(bands.lag_degraded), LAG_CRITICAL=str(bands.lag_critical),
+            SLUICE_HOME=folder, PROMETHEUS="no", RATE_MAX=str(limits.rate_max), RATE_MIN=str(limits.rate_min),
+            LAG_DEGRADED=str(limits.lag_degraded), LAG_CRITICAL=str(limits.lag_critical),
         ),
     ):  # fmt: skip
         print(f"starting a system of its own, event log on {options.log} …", flush=True)
@@ -165,7 +165,7 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
             system.stop()
 
 
-def _bands(target: Target) -> Bands:
+def _limits(target: Target) -> Limits:
     """What the system admits; of one that is given only the rate is told. Raises NotThereError."""
     if target.settings is None:
         try:
@@ -173,31 +173,31 @@ def _bands(target: Target) -> Bands:
         except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
             why = error.reason if isinstance(error, urllib.error.URLError) else error
             raise NotThereError(f"--url {target.url}: no Sluice tells its health there: {why}") from error
-        return Bands(rate, rate / 10)
+        return Limits(rate, rate / 10)
     found = target.settings
-    return Bands(found.rate_max, found.rate_min, found.lag_degraded, found.lag_critical)
+    return Limits(found.rate_max, found.rate_min, found.lag_degraded, found.lag_critical)
 
 
 def _run(target: Target, options: argparse.Namespace) -> int:
-    bands = _bands(target)
-    story = phases(bands, own=target.system is not None, seconds=options.duration)
+    limits = _limits(target)
+    scenario = phases(limits, own=target.system is not None, seconds=options.duration)
     run = f"load-{uuid.uuid4().hex[:12]}"
-    print(f"{len(story)} phases, {sum(phase.seconds for phase in story):.0f} s, events {run}-…", flush=True)
-    recorder = Recorder(target)
-    recorder.start()
-    told = play(target, bands, story, run, recorder)
-    recorder.stop()
+    print(f"{len(scenario)} phases, {sum(phase.seconds for phase in scenario):.0f} s, events {run}-…", flush=True)
+    sampler = HealthSampler(target)
+    sampler.start()
+    told = play(target, limits, scenario, run, sampler)
+    sampler.stop()
     requests = [request for one in told.answers for request in requests_of(one)]
     summed = [
-        figures(phase, begin, end, requests, recorder.samples)
-        for phase, (begin, end) in zip(story, told.marks, strict=False)  # those that were begun
+        figures(phase, begin, end, requests, sampler.samples)
+        for phase, (begin, end) in zip(scenario, told.marks, strict=False)  # those that were begun
     ]
     for found, one in zip(summed, told.answers, strict=True):
-        found.problems = judge(found, bands, late_seconds=one.late_seconds)
+        found.problems = judge(found, limits, late_seconds=one.late_seconds)
     if told.gone:
         summed[-1].problems.insert(0, told.gone)
     stored = _stored(target.database_url, run, told.answers)
-    return _tell(target, options, bands, summed, requests, recorder.samples, stored, len(story) - len(summed))
+    return _tell(target, options, limits, summed, requests, sampler.samples, stored, len(scenario) - len(summed))
 
 
 @dataclass
@@ -209,21 +209,21 @@ class Told:
     gone: str = ""
 
 
-def play(target: Target, bands: Bands, story: list[Phase], run: str, recorder: Recorder) -> Told:
-    """Play the phases in turn; a system that goes away ends the story, and what was done to it is undone."""
+def play(target: Target, limits: Limits, scenario: list[Phase], run: str, sampler: HealthSampler) -> Told:
+    """Play the phases in turn; a system that stops answering ends the scenario, and the actions on it are undone."""
     told = Told()
-    for phase in story:
-        recorder.phase = phase.name
-        target.act(phase.act)
+    for phase in scenario:
+        sampler.phase = phase.name
+        target.do(phase.action)
         begin = time.time()
         try:
-            told.answers.append(_offer(target, bands, phase, f"{run}-{len(told.answers)}"))
+            told.answers.append(_offer(target, limits, phase, f"{run}-{len(told.answers)}"))
         except ServerGoneError as error:
             told.answers.append(error.answers)
             told.gone = str(error)
         told.marks.append((begin, time.time()))
         if told.gone:
-            target.undo(phase.act)
+            target.undo(phase.action)
             break
     return told
 
@@ -238,7 +238,7 @@ def _ids_of(name: str, number: int) -> list[str]:
     return [f"{name}-{number}-{index}" for index in range(_events_of(number))]
 
 
-def _offer(target: Target, bands: Bands, phase: Phase, name: str) -> Answers:
+def _offer(target: Target, limits: Limits, phase: Phase, name: str) -> Answers:
     place = urlsplit(target.url)
     host, port = place.hostname or LOOPBACK[0], place.port or 80
 
@@ -256,7 +256,7 @@ def _offer(target: Target, bands: Bands, phase: Phase, name: str) -> Answers:
             % (len(body), body)
         )
 
-    rate = min(RATE_HIGHEST, phase.share * bands.rate_max)
+    rate = min(RATE_HIGHEST, phase.share * limits.rate_max)
     mean = sum(EVENTS_A_PAIR) / len(EVENTS_A_PAIR)
     return uvloop.run(offer(host, port, make, [(phase.seconds, rate / mean)]))
 
@@ -309,7 +309,7 @@ def _rows(database_url: str, run: str) -> list[tuple[str, str]]:
 
 
 def _tell(
-    target: Target, options: argparse.Namespace, bands: Bands, summed: list[Figures], requests: list[Request],
+    target: Target, options: argparse.Namespace, limits: Limits, summed: list[Figures], requests: list[Request],
     samples: list[Sample], stored: Stored, not_begun: int,
 ) -> int:  # fmt: skip
     whole = judge_stored(stored)
@@ -338,11 +338,11 @@ def _tell(
         if target.system is not None
         else "An existing system: no backlog was made, and nothing was stopped.",
     ]
-    if bands.lag_degraded is not None:
+    if limits.lag_degraded is not None:
         tenth = "." if options.full else ", a tenth of the defaults, so that minutes are enough (--full)."
-        notes.append(f"Lag thresholds {bands.lag_degraded:,} and {bands.lag_critical:,}{tenth}")
-    svg = report.picture(summed, requests, samples, bands, "svg")
-    png = report.picture(summed, requests, samples, bands, "png")
+        notes.append(f"Lag thresholds {limits.lag_degraded:,} and {limits.lag_critical:,}{tenth}")
+    svg = report.picture(summed, requests, samples, limits, "svg")
+    png = report.picture(summed, requests, samples, limits, "png")
     report.write(folder, report.page(summed, verdict, whole, notes, svg), png)
     for found in summed:
         cells = report.row(found)

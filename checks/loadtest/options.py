@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from checks.loadtest.story import Bands, phases, seconds_least
+from checks.loadtest.scenario import Limits, phases, seconds_least
 
 RATE_DEFAULT: Final = 1000.0  # events/s
 RATE_HIGHEST: Final = 20_000.0  # events/s offered, whatever is asked for
@@ -15,7 +15,7 @@ SECONDS_MAX: Final = 1200.0
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _EXAMPLES: Final = """
 examples:
-  ./load-test.sh                          the whole story on a system of its own, in under three minutes
+  ./load-test.sh                          the whole scenario on a system of its own, in under three minutes
   ./load-test.sh --log kafka              the same on Kafka
   ./load-test.sh --full                   with the real thresholds (10,000 and 50,000): about four minutes
   ./load-test.sh --rate 2000 --duration 300
@@ -59,9 +59,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     if not 10 <= options.rate <= RATE_HIGHEST / 5:
         parser.error(f"--rate {options.rate:g}: it takes 10 to {RATE_HIGHEST / 5:g}")
     if options.duration is not None:
-        least = math.ceil(seconds_least(own_bands(options.rate, full=options.full), own=options.url is None))
+        least = math.ceil(seconds_least(own_limits(options.rate, full=options.full), own=options.url is None))
         if not least <= options.duration:
-            parser.error(f"--duration {options.duration:g}: this story takes {least} s at least")
+            parser.error(f"--duration {options.duration:g}: this scenario takes {least} s at least")
         if not options.duration <= SECONDS_MAX:
             parser.error(f"--duration {options.duration:g}: it takes {SECONDS_MAX:g} at most")
     return options
@@ -71,9 +71,9 @@ def _duration_help() -> str:
     """The lengths as they come out, so that the text cannot say others."""
 
     def length(*, full: bool = False, own: bool = True) -> str:
-        bands = own_bands(RATE_DEFAULT, full=full)
-        usual = sum(phase.seconds for phase in phases(bands, own=own))
-        return f"{usual:.0f}, at least {math.ceil(seconds_least(bands, own=own))}"
+        limits = own_limits(RATE_DEFAULT, full=full)
+        usual = sum(phase.seconds for phase in phases(limits, own=own))
+        return f"{usual:.0f}, at least {math.ceil(seconds_least(limits, own=own))}"
 
     return (
         f"length of all phases together, s, up to {SECONDS_MAX:g} (default {length()}; "
@@ -82,7 +82,7 @@ def _duration_help() -> str:
     )
 
 
-def own_bands(rate: float, *, full: bool) -> Bands:
-    """The bands of a system of our own."""
+def own_limits(rate: float, *, full: bool) -> Limits:
+    """The limits of a system of our own."""
     degraded, critical = (10_000, 50_000) if full else (1_000, 5_000)
-    return Bands(rate, rate / 10, degraded, critical)
+    return Limits(rate, rate / 10, degraded, critical)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from checks.loadtest.story import Bands
+from checks.loadtest.scenario import Limits
 from checks.loadtest.verdict import Figures, Request, Sample
 
 _HEADS: Final = (
@@ -48,7 +48,7 @@ def _times(*seconds: float) -> str:
 
 
 def picture(
-    phases: Sequence[Figures], requests: Sequence[Request], samples: Sequence[Sample], bands: Bands, form: str
+    phases: Sequence[Figures], requests: Sequence[Request], samples: Sequence[Sample], limits: Limits, form: str
 ) -> bytes:
     """Rate, lag, statuses and breaker over time with the phases marked; `form` is svg or png."""
     import matplotlib as mpl
@@ -73,14 +73,18 @@ def picture(
     rates.step(
         times, [sample.rate for sample in samples], where="post", color="#444", linestyle="--", label="rate limit"
     )
-    rates.set_ylim(0, bands.rate_max * 2.2)
+    rates.set_ylim(0, limits.rate_max * 2.2)
     rates.legend(loc="upper right", fontsize=8)
     rates.set_title("Events a second (5 times the rate is beyond the scale)", loc="left", fontsize=10)
     lags.plot(times, [sample.lag or 0 for sample in samples], color="#1c5fc2", label="lag")
-    if bands.lag_degraded is not None:
-        lags.axhline(bands.lag_degraded, color="#8a5a00", linestyle="--", label=f"degraded from {bands.lag_degraded:,}")
-    if bands.lag_critical is not None:
-        lags.axhline(bands.lag_critical, color="#b3201f", linestyle=":", label=f"critical above {bands.lag_critical:,}")
+    if limits.lag_degraded is not None:
+        lags.axhline(
+            limits.lag_degraded, color="#8a5a00", linestyle="--", label=f"degraded from {limits.lag_degraded:,}"
+        )
+    if limits.lag_critical is not None:
+        lags.axhline(
+            limits.lag_critical, color="#b3201f", linestyle=":", label=f"critical above {limits.lag_critical:,}"
+        )
     lags.legend(loc="upper right", fontsize=8)
     lags.set_title("Lag, events", loc="left", fontsize=10)
     statuses.plot(bins, sums["202"], color="#0d7a4d", label="202")
@@ -103,7 +107,7 @@ def picture(
         axis.set_xlim(0, max(end - begin, 1))
     for found in phases:
         rates.text(
-            found.begin - begin + 0.4, bands.rate_max * 2.1, found.phase.name, fontsize=7, va="top", rotation=90,
+            found.begin - begin + 0.4, limits.rate_max * 2.1, found.phase.name, fontsize=7, va="top", rotation=90,
             bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "linewidth": 0},
         )  # fmt: skip
     buffer: Any = io.BytesIO()

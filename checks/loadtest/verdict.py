@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from checks.loadtest.story import Bands, Phase
+from checks.loadtest.scenario import Limits, Phase
 
 P99_ADMITTED_SECONDS_MAX: Final = 1.0  # an append waits for a disk; a second is its time-out
 P99_REFUSED_SECONDS_MAX: Final = 0.5
@@ -130,7 +130,7 @@ def figures(phase: Phase, begin: float, end: float, requests: Sequence[Request],
     return found
 
 
-def judge(found: Figures, bands: Bands, *, late_seconds: float) -> list[str]:
+def judge(found: Figures, limits: Limits, *, late_seconds: float) -> list[str]:
     """What a phase did not keep of its expectations, in words."""
     problems = []
     if late_seconds > LATE_SECONDS_MAX:
@@ -143,10 +143,10 @@ def judge(found: Figures, bands: Bands, *, late_seconds: float) -> list[str]:
         problems.append(f"p99 of admitted requests is {found.p99_admitted:.2f} s, above {P99_ADMITTED_SECONDS_MAX} s")
     if found.refused and found.p99_refused > P99_REFUSED_SECONDS_MAX:
         problems.append(f"p99 of refused requests is {found.p99_refused:.2f} s, above {P99_REFUSED_SECONDS_MAX} s")
-    return problems + _by_phase(found, bands)
+    return problems + _by_phase(found, limits)
 
 
-def _by_phase(found: Figures, bands: Bands) -> list[str]:
+def _by_phase(found: Figures, limits: Limits) -> list[str]:
     seconds = found.end - found.begin
     rate = found.admitted / seconds
     last = found.last
@@ -156,32 +156,32 @@ def _by_phase(found: Figures, bands: Bands) -> list[str]:
             return [f"{found.refused} events were refused"] if found.refused > 0.01 * found.offered else []
         case "1.5 times the rate" | "5 times the rate":
             # The bucket is full at first: a second's worth on top.
-            expected = bands.rate_max * (1 + 1 / seconds)
+            expected = limits.rate_max * (1 + 1 / seconds)
             problems = []
-            if not (1 - RATE_TOLERANCE) * bands.rate_max <= rate <= (1 + RATE_TOLERANCE) * expected:
-                problems.append(f"{rate:,.0f} events/s were admitted, not about {bands.rate_max:,.0f}")
+            if not (1 - RATE_TOLERANCE) * limits.rate_max <= rate <= (1 + RATE_TOLERANCE) * expected:
+                problems.append(f"{rate:,.0f} events/s were admitted, not about {limits.rate_max:,.0f}")
             if found.refused == 0:
                 problems.append("nothing was refused")
             return problems
         case "backlog":
             problems = [f"was never {state}" for state in ("degraded", "critical") if state not in found.states]
-            if found.rate_lowest > bands.rate_min * 1.01:
-                problems.append(f"the rate fell to {found.rate_lowest:,.0f}/s only, not to {bands.rate_min:,.0f}")
+            if found.rate_lowest > limits.rate_min * 1.01:
+                problems.append(f"the rate fell to {found.rate_lowest:,.0f}/s only, not to {limits.rate_min:,.0f}")
             return problems
-        case "PostgreSQL away":
+        case "PostgreSQL outage":
             problems = [] if "open" in found.breakers else ["the breaker did not open"]
             if last.consumption != "paused":
                 problems.append("consumption was not paused")
-            if last.rate > bands.rate_min * 1.01:
+            if last.rate > limits.rate_min * 1.01:
                 problems.append(f"the rate was {last.rate:,.0f}/s at the end, not at its floor")
             return problems
         case _:  # catching up, recovery
-            assert bands.lag_degraded is not None  # only a system of our own has these phases
+            assert limits.lag_degraded is not None  # only a system of our own has these phases
             problems = [] if last.breaker == "closed" else [f"the breaker is {last.breaker} at the end"]
-            if last.lag is None or last.lag >= bands.lag_degraded:
+            if last.lag is None or last.lag >= limits.lag_degraded:
                 problems.append(f"the lag is {last.lag} at the end")
-            if last.rate < bands.rate_max * 0.99:
-                problems.append(f"the rate is {last.rate:,.0f}/s at the end, not {bands.rate_max:,.0f}")
+            if last.rate < limits.rate_max * 0.99:
+                problems.append(f"the rate is {last.rate:,.0f}/s at the end, not {limits.rate_max:,.0f}")
             return problems
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from checks.loadgen.open_load import Answers
-from checks.loadtest.__main__ import Recorder, Target, asked_of, play, requests_of
+from checks.loadtest.__main__ import HealthSampler, Target, asked_of, play, requests_of
 from checks.loadtest.options import parse
 from checks.loadtest.report import page, row
-from checks.loadtest.story import Act, Bands, Phase, phases, seconds_least
+from checks.loadtest.scenario import Action, Limits, Phase, phases, seconds_least
 from checks.loadtest.verdict import (
     Asked,
     Figures,
@@ -31,7 +31,7 @@ from checks.loadtest.verdict import (
 )
 from support.processes import ROOT
 
-BANDS = Bands(1000.0, 100.0, 1000, 5000)
+LIMITS = Limits(1000.0, 100.0, 1000, 5000)
 
 
 def sample(at: float, status: str = "healthy", **changes: object) -> Sample:
@@ -46,7 +46,7 @@ def requests(
 
 def judged(name: str, made: list[Request], samples: list[Sample], *, late: float = 0.0) -> list[str]:
     phase = Phase(name, 10.0, 1.0)
-    return judge(figures(phase, 0.0, 10.0, made, samples), BANDS, late_seconds=late)
+    return judge(figures(phase, 0.0, 10.0, made, samples), LIMITS, late_seconds=late)
 
 
 def refused(count: int, **how: float) -> list[Request]:
@@ -62,7 +62,7 @@ GOOD: dict[str, tuple[list[Request], list[Sample]]] = {
         [sample(1), sample(4, "degraded", lag=3000, rate=500.0), sample(9, "critical", lag=6000, rate=100.0)],
     ),
     "catching up": (requests(5000), [sample(9)]),
-    "PostgreSQL away": (
+    "PostgreSQL outage": (
         requests(1000) + refused(7000),
         [sample(9, "critical", rate=100.0, breaker="open", consumption="paused")],
     ),
@@ -76,8 +76,8 @@ def test_a_good_phase_holds(name: str) -> None:
 
 
 def test_every_phase_of_the_story_has_a_good_example_and_is_judged() -> None:
-    assert [phase.name for phase in phases(BANDS, own=True)] == list(GOOD)
-    assert [phase.act for phase in phases(BANDS, own=False)] == ["", "", ""]
+    assert [phase.name for phase in phases(LIMITS, own=True)] == list(GOOD)
+    assert [phase.action for phase in phases(LIMITS, own=False)] == ["", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_every_phase_of_the_story_has_a_good_example_and_is_judged() -> None:
         ("catching up", requests(5000), [sample(9, lag=None)], "the lag is None"),
         ("catching up", requests(5000), [sample(9, rate=900.0)], "the rate is 900/s"),
         ("recovery", requests(5000), [sample(9, breaker="open")], "the breaker is open"),
-        ("PostgreSQL away", requests(1000), [sample(9, rate=100.0, consumption="paused")], "did not open"),
-        ("PostgreSQL away", requests(1000), [sample(9, rate=100.0, breaker="open")], "not paused"),
-        ("PostgreSQL away", requests(1000), [sample(9, breaker="open", consumption="paused")], "not at its floor"),
+        ("PostgreSQL outage", requests(1000), [sample(9, rate=100.0, consumption="paused")], "did not open"),
+        ("PostgreSQL outage", requests(1000), [sample(9, rate=100.0, breaker="open")], "not paused"),
+        ("PostgreSQL outage", requests(1000), [sample(9, breaker="open", consumption="paused")], "not at its floor"),
     ],
 )  # fmt: skip
 def test_what_did_not_hold_is_said(name: str, made: list[Request], samples: list[Sample], says: str) -> None:
@@ -148,7 +148,7 @@ def test_the_time_to_fill_a_backlog_follows_the_line() -> None:
         share = min(1.0, max(0.0, (lag - 1000) / 4000))
         lag += (1000 - 900 * share) * 0.001
         seconds += 0.001
-    assert BANDS.seconds_to_critical == pytest.approx(seconds, rel=0.01)
+    assert LIMITS.seconds_to_critical == pytest.approx(seconds, rel=0.01)
 
 
 def test_the_page_stands_alone_and_says_what_failed() -> None:
@@ -198,13 +198,13 @@ def test_what_was_due_and_never_sent_is_offered_but_was_not_asked_for() -> None:
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("longer", [0.0, 1.0, 30.0, 300.0, 1000.0])
 def test_the_story_is_as_long_as_was_asked(longer: float, own: bool) -> None:
-    seconds = seconds_least(BANDS, own=own) + longer
-    story = phases(BANDS, own=own, seconds=seconds)
-    assert sum(phase.seconds for phase in story) == pytest.approx(seconds)
-    assert min(phase.seconds for phase in story) >= 5.0
-    assert all(phase.seconds >= 25.0 for phase in story if phase.name == "recovery")
+    seconds = seconds_least(LIMITS, own=own) + longer
+    scenario = phases(LIMITS, own=own, seconds=seconds)
+    assert sum(phase.seconds for phase in scenario) == pytest.approx(seconds)
+    assert min(phase.seconds for phase in scenario) >= 5.0
+    assert all(phase.seconds >= 25.0 for phase in scenario if phase.name == "recovery")
     with pytest.raises(ValueError, match="at least"):
-        phases(BANDS, own=own, seconds=seconds_least(BANDS, own=own) - 1)
+        phases(LIMITS, own=own, seconds=seconds_least(LIMITS, own=own) - 1)
 
 
 HEALTH = json.dumps(
@@ -265,16 +265,16 @@ class Acted(Target):
 
     done: list[str] = field(default_factory=list)
 
-    def act(self, act: Act) -> None:
-        self.done.append(act)
+    def do(self, action: Action) -> None:
+        self.done.append(action)
 
 
 def test_a_system_that_goes_away_ends_the_story_with_all_that_was_due() -> None:
     # Given a system that answers twenty requests and no more
-    story = [Phase("backlog", 10.0, 0.8, "pause"), Phase("catching up", 10.0, 0.5, "resume")]
+    scenario = [Phase("backlog", 10.0, 0.8, "pause"), Phase("catching up", 10.0, 0.5, "resume")]
     with dying(admits=20) as server:
         target = Acted(server.url, None)
-        told = play(target, BANDS, story, "load-1", Recorder(target))
+        told = play(target, LIMITS, scenario, "load-1", HealthSampler(target))
     # Then the phase ends with a word why, the next is not begun, and the pause is lifted
     assert "closed a connection" in told.gone
     assert len(told.answers) == len(told.marks) == 1
@@ -286,7 +286,7 @@ def test_a_system_that_goes_away_ends_the_story_with_all_that_was_due() -> None:
     assert sorted(answers.number + [number for _, number in answers.unanswered]) == list(
         range(1, 21 + len(answers.unanswered))
     )
-    found = figures(story[0], *told.marks[0], requests_of(answers), [sample(told.marks[0][0])])
+    found = figures(scenario[0], *told.marks[0], requests_of(answers), [sample(told.marks[0][0])])
     assert found.other == len(answers.unanswered)
     assert found.offered > found.admitted
 
@@ -295,7 +295,7 @@ def test_a_system_that_takes_no_connection_ends_the_story() -> None:
     with dying(admits=0) as server:
         url = server.url
     target = Acted(url, None)
-    told = play(target, BANDS, [Phase("normal", 10.0, 0.8)], "load-1", Recorder(target))
+    told = play(target, LIMITS, [Phase("normal", 10.0, 0.8)], "load-1", HealthSampler(target))
     assert "takes no connection" in told.gone
     assert told.answers == [Answers()]
 
@@ -336,9 +336,9 @@ def test_a_port_where_nobody_listens_is_said_in_one_line() -> None:
         (("--url", "http://127.0.0.1:9", "--full"), "--full is for a system of its own"),
         (("--url", "http://127.0.0.1:9", "--log", "kafka"), "--log is for a system of its own"),
         (("--url", "http://127.0.0.1:9", "--rate", "2000"), "--rate is for a system of its own"),
-        (("--url", "http://127.0.0.1:9", "--duration", "14"), "this story takes 15 s at least"),
-        (("--duration", "88"), "this story takes 89 s at least"),
-        (("--duration", "150", "--full"), "this story takes 190 s at least"),
+        (("--url", "http://127.0.0.1:9", "--duration", "14"), "this scenario takes 15 s at least"),
+        (("--duration", "88"), "this scenario takes 89 s at least"),
+        (("--duration", "150", "--full"), "this scenario takes 190 s at least"),
         (("--duration", "1201"), "1200 at most"),
     ],
 )

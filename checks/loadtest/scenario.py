@@ -1,16 +1,16 @@
-"""The phases of the story: what is offered, what is done to the system, and what must come of it."""
+"""The phases of the scenario: what is offered, what is done to the system, and what must come of it."""
 
 import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-Act = Literal["", "pause", "resume", "stop postgres", "start postgres"]
+Action = Literal["", "pause", "resume", "stop postgres", "start postgres"]
 
 GRACE_SECONDS: Final = 12.0  # of two ticks of the controller and some: what is late by that is not late
 
 
 @dataclass(frozen=True)
-class Bands:
+class Limits:
     """What the system admits: its rates (events/s) and thresholds (events), which a system of others does not tell."""
 
     rate_max: float
@@ -38,63 +38,63 @@ class Phase:
     name: str
     seconds: float
     share: float
-    act: Act = ""
+    action: Action = ""
     expects: str = ""
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """How long a phase is by itself, and at least where the story is shortened; None: it takes what it takes."""
+    """How long a phase is by itself, and at least where the scenario is shortened; None: it takes what it takes."""
 
     seconds: float
     seconds_min: float | None = None
 
 
-def phases(bands: Bands, *, own: bool, seconds: float | None = None) -> list[Phase]:
-    """The story, of `seconds` in all or as long as it is by itself; `own`: the system is ours to stop parts of.
+def phases(limits: Limits, *, own: bool, seconds: float | None = None) -> list[Phase]:
+    """The scenario, of `seconds` in all or as long as it is by itself; `own`: the system is ours to stop parts of.
 
-    Raises ValueError where that is too short for the story.
+    Raises ValueError where that is too short for the scenario.
     """
-    story = _story(bands, own=own)
+    scenario = _scenario(limits, own=own)
     if seconds is None:
-        return [phase for phase, _ in story]
-    lengths = _stretched([stretch for _, stretch in story], seconds)
-    return [replace(phase, seconds=length) for (phase, _), length in zip(story, lengths, strict=True)]
+        return [phase for phase, _ in scenario]
+    lengths = _stretched([stretch for _, stretch in scenario], seconds)
+    return [replace(phase, seconds=length) for (phase, _), length in zip(scenario, lengths, strict=True)]
 
 
-def seconds_least(bands: Bands, *, own: bool) -> float:
-    """How long the shortest story is."""
-    return sum(_least(stretch) for _, stretch in _story(bands, own=own))
+def seconds_least(limits: Limits, *, own: bool) -> float:
+    """How long the shortest scenario is."""
+    return sum(_least(stretch) for _, stretch in _scenario(limits, own=own))
 
 
-def _story(bands: Bands, *, own: bool) -> list[tuple[Phase, _Stretch]]:
+def _scenario(limits: Limits, *, own: bool) -> list[tuple[Phase, _Stretch]]:
     def phase(
-        name: str, stretch: _Stretch, share: float, expects: str, *, act: Act = ""
+        name: str, stretch: _Stretch, share: float, expects: str, *, action: Action = ""
     ) -> tuple[Phase, _Stretch]:  # fmt: skip
-        return Phase(name, stretch.seconds, share, act, expects), stretch
+        return Phase(name, stretch.seconds, share, action, expects), stretch
 
     load = _Stretch(12.0, 5.0)
-    story = [
+    scenario = [
         phase("normal", load, 0.8, "everything is admitted"),
         phase("1.5 times the rate", load, 1.5, "the rate is admitted, the rest refused"),
         phase("5 times the rate", load, 5.0, "the rate is admitted, the rest refused at little cost"),
     ]
     if own:
-        backlog = _Stretch(bands.seconds_to_critical + GRACE_SECONDS)
-        story += [
-            phase("backlog", backlog, 1.5, "degraded, then critical: the rate falls to its floor", act="pause"),
+        backlog = _Stretch(limits.seconds_to_critical + GRACE_SECONDS)
+        scenario += [
+            phase("backlog", backlog, 1.5, "degraded, then critical: the rate falls to its floor", action="pause"),
             phase(
-                "catching up", _Stretch(20.0, 5.0), 0.5, "the backlog is stored, the full rate is back", act="resume"
+                "catching up", _Stretch(20.0, 5.0), 0.5, "the backlog is stored, the full rate is back", action="resume"
             ),
             phase(
-                "PostgreSQL away", _Stretch(20.0), 0.8, "the breaker opens, the rate is at its floor, no 5xx",
-                act="stop postgres",
+                "PostgreSQL outage", _Stretch(20.0), 0.8, "the breaker opens, the rate is at its floor, no 5xx",
+                action="stop postgres",
             ),
             phase(
-                "recovery", _Stretch(25.0, 25.0), 0.5, "closed, drained, the full rate is back", act="start postgres"
+                "recovery", _Stretch(25.0, 25.0), 0.5, "closed, drained, the full rate is back", action="start postgres"
             ),
         ]  # fmt: skip
-    return story
+    return scenario
 
 
 def _least(stretch: _Stretch) -> float:
@@ -105,7 +105,7 @@ def _stretched(stretches: list[_Stretch], seconds: float) -> list[float]:
     """Lengths that add up to `seconds`: all that can be is scaled alike, but nothing below its least."""
     least = sum(_least(stretch) for stretch in stretches)
     if seconds < least:
-        raise ValueError(f"the story takes {math.ceil(least)} s at least")
+        raise ValueError(f"the scenario takes {math.ceil(least)} s at least")
     lengths = [_least(stretch) for stretch in stretches]
     scaled = {index for index, stretch in enumerate(stretches) if stretch.seconds_min is not None}
     while scaled:
