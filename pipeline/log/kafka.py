@@ -11,6 +11,7 @@ from kafka import KafkaProducer
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import LogGapError, LogRestartedError, LogUnavailableError, RecoverableError
+from pipeline.log.kafka_clock import measure_by_monotonic_clock
 from pipeline.log.kafka_records import Run, runs
 from pipeline.log.kafka_topic import ensured_topic, incarnation_of, log_id_of, parse_bootstrap, set_up_faults
 from pipeline.log.kafka_wire import ANY_EPOCH, BEGIN, END, KafkaWire, OffsetGoneError, TopicFacts
@@ -133,6 +134,7 @@ class KafkaLog:
             self._writer.append(entries)
 
     def _new_producer(self) -> KafkaProducer:
+        measure_by_monotonic_clock()
         return KafkaProducer(
             bootstrap_servers=self._bootstrap_texts(),
             api_version=API_VERSION,

@@ -1,6 +1,7 @@
 """What every event log keeps to when its server is away, full, or has forgotten something."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -61,7 +62,9 @@ def faulty(request: pytest.FixtureRequest) -> Iterator[FaultyRig]:
     made.rig.close()
 
 
-def test_a_log_that_is_away_is_said_to_be_away_and_comes_back(faulty: FaultyRig) -> None:
+def test_a_log_that_is_away_is_said_to_be_away_and_comes_back(
+    faulty: FaultyRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a log that is in use
     rig = faulty.rig
     writer, reader = rig.open(), rig.open()
@@ -71,7 +74,9 @@ def test_a_log_that_is_away_is_said_to_be_away_and_comes_back(faulty: FaultyRig)
     must_read(reader, 0, 0)
     recovered(reader.positions)
     for number, (fail, repair) in enumerate(faulty.faults):
-        # When its server is frozen, and later killed
+        # When its server is frozen, and later killed while the wall clock is one hour ahead
+        if number == len(faulty.faults) - 1:
+            step_wall_clock(monkeypatch, 3600.0)
         fail()
         calls: list[tuple[str, Callable[[], object]]] = [
             ("positions", reader.positions),
@@ -96,7 +101,8 @@ def test_a_log_that_is_away_is_said_to_be_away_and_comes_back(faulty: FaultyRig)
             result, seconds = timed_append(writer, [(1, b"refused")])
             assert isinstance(result, LogUnavailableError), repr(result)
             assert seconds < CALL_SECONDS_MAX
-        # When the server is back
+        # When the wall clock is right again, and the server is back
+        monkeypatch.undo()
         repair()
         # Then everything recovers by itself, each partition in its time, and what was confirmed is there
         assert recovered(reader.identity).log_id == identity.log_id
@@ -156,6 +162,12 @@ def forgetful(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Forget
         made = forgetful_memory()
     yield made
     made.rig.close()
+
+
+def step_wall_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Step the wall clock of this process until `monkeypatch.undo()`."""
+    read = time.time  # noqa: TID251 - the clock that the library reads
+    monkeypatch.setattr(time, "time", lambda: read() + seconds)
 
 
 def append_surely(log: EventLog, entries: list[tuple[int, bytes]]) -> None:
