@@ -6,7 +6,7 @@ import sys
 from ingest.app import create_app
 from ingest.dashboard.recorder import SystemReaders
 from ingest.server import listen, run, with_connections_that_fit
-from ingest.service import IngestParts
+from ingest.service import IngestContext
 from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
@@ -23,7 +23,7 @@ def main() -> int:
         settings = Settings.from_environ()
         logs.configure(level=settings.log_level, form=settings.log_format, process="ingest")
         settings = with_connections_that_fit(settings)
-        parts = IngestParts(
+        context = IngestContext(
             log=wiring.make_log(settings),
             bucket=wiring.make_bucket(settings),
             store=wiring.make_control_store(settings),
@@ -42,7 +42,7 @@ def main() -> int:
     except OSError as error:
         sys.stderr.write(f"ingest: {settings.ingest_host}:{settings.ingest_port} can't be had: {error.strerror}\n")
         return 2
-    app = create_app(settings, parts)
+    app = create_app(settings, context)
     count_start(settings, "ingest")
     # These objects live as long as the process: the garbage collector does not need to look at them again.
     gc.collect()

@@ -12,13 +12,13 @@ from ingest.dashboard.routes import add_pages
 from ingest.errors import NotReadyError, error_response
 from ingest.grammar import HEAD_BYTES_MAX
 from ingest.http.early_rejection import EarlyRejection
-from ingest.http.protocol import HttpParts
+from ingest.http.protocol import HttpContext
 from ingest.http.request import ConnectionLimits
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, response_to, to_sanic
 from ingest.http.routes import IngestApp, IngestRequest, add_collecting, add_watching
 from ingest.openapi.routes import add_contract
-from ingest.service import IngestParts, IngestService
+from ingest.service import IngestContext, IngestService
 from ingest.types import Codec
 from pipeline.settings import Settings
 
@@ -34,7 +34,7 @@ class OneShapeErrors(ErrorHandler):
         return to_sanic(response_to(exception, getattr(request.stream, "request_id", "")))
 
 
-def create_app(settings: Settings, parts: IngestParts, *, name: str = "ingest") -> IngestApp:
+def create_app(settings: Settings, context: IngestContext, *, name: str = "ingest") -> IngestApp:
     """Create an application with its service in `ctx.service`; starts and connects nothing.
 
     `name` is unique in a process.
@@ -50,9 +50,9 @@ def create_app(settings: Settings, parts: IngestParts, *, name: str = "ingest") 
     config.REQUEST_TIMEOUT = math.ceil(settings.request_seconds_max + 5)
     config.RESPONSE_TIMEOUT = math.ceil(settings.request_seconds_max + 4 * settings.append_seconds_max + 5)
     app: IngestApp = Sanic(name, config=config, error_handler=OneShapeErrors(), configure_logging=False)
-    service = app.ctx.service = IngestService(settings, parts)
+    service = app.ctx.service = IngestService(settings, context)
     codecs = codecs_by_path(settings)
-    app.ctx.http = _http_parts(service, codecs)
+    app.ctx.http = _http_context(service, codecs)
     add_collecting(app, service.collector, codecs)
     add_watching(
         app,
@@ -72,7 +72,7 @@ def codecs_by_path(settings: Settings) -> dict[str, Codec]:
     return {EVENTS_PATH: events_codec(settings)}
 
 
-def _http_parts(service: IngestService, codecs: dict[str, Codec]) -> HttpParts:
+def _http_context(service: IngestService, codecs: dict[str, Codec]) -> HttpContext:
     settings, request_ids = service.settings, RequestIds()
     early = EarlyRejection(
         EVENTS_PATH,
@@ -84,7 +84,7 @@ def _http_parts(service: IngestService, codecs: dict[str, Codec]) -> HttpParts:
         lifecycle=service.lifecycle,
         bytes_max=settings.body_bytes_max,
     )
-    return HttpParts(
+    return HttpContext(
         limits=ConnectionLimits(
             service.lifecycle,
             request_ids,

@@ -1,4 +1,4 @@
-"""The parts of one ingest process, and how it starts and stops."""
+"""The components of one ingest process, and how it starts and stops."""
 
 import asyncio
 import logging
@@ -39,7 +39,7 @@ FOLLOWER_STOP_SECONDS: Final = 0.1  # it only reads: if it is in a wait, the sto
 
 
 @dataclass(frozen=True, slots=True)
-class IngestParts:
+class IngestContext:
     """The adapters that an ingest process works with."""
 
     log: EventLog
@@ -52,28 +52,28 @@ class IngestParts:
 
 
 class IngestService:
-    """The parts of one process. None of them needs a server to start."""
+    """The components of one process. None of them needs a server to start."""
 
-    def __init__(self, settings: Settings, parts: IngestParts) -> None:
+    def __init__(self, settings: Settings, context: IngestContext) -> None:
         self.settings = settings
-        self.clock = parts.clock
+        self.clock = context.clock
         self.lifecycle = Lifecycle()
         self.registry = CollectorRegistry()
         self.registry.register(_Sampling(self.sample_gauges))  # first: a registry collects in order
         self.metrics = IngestMetrics(self.registry)
-        self.loops = Loops(parts.clock)
+        self.loops = Loops(context.clock)
         self.registry.register(LoopsCollector(self.loops.failures))
         self.admission = Admission(
-            settings, parts.bucket, parts.clock, self.metrics, self.loops.add(LoopName.LEASES, on_demand=True)
+            settings, context.bucket, context.clock, self.metrics, self.loops.add(LoopName.LEASES, on_demand=True)
         )
-        self.appender = Appender(parts.log, settings, parts.clock, self.metrics, self.loops.add(LoopName.APPENDER))
+        self.appender = Appender(context.log, settings, context.clock, self.metrics, self.loops.add(LoopName.APPENDER))
         self.follower = ControlFollower(
-            parts.store,
-            parts.events,
-            parts.clock,
+            context.store,
+            context.events,
+            context.clock,
             self._on_state,
             self.loops.add(LoopName.FOLLOWER),
-            reporter=_reporter(settings, parts),
+            reporter=_reporter(settings, context),
         )
         self.held_bodies = HeldBodies(settings.bodies_bytes_max)
         self.collector = Collector(
@@ -81,22 +81,22 @@ class IngestService:
             self.appender,
             self.held_bodies,
             self.metrics,
-            parts.clock,
+            context.clock,
             bytes_max=settings.body_bytes_max,
             traces=settings.log_level == "DEBUG",  # read once: a logger takes longer, for each request
         )
         self.registry.register(RequestsByStatus(self.metrics, status_of, lambda: self.collector.refused_beyond_first))
         self.count_connections: Callable[[], int] = lambda: 0
-        self.recorder = None if parts.readers is None else self._recorder(parts.readers)
+        self.recorder = None if context.readers is None else self._recorder(context.readers)
         self.viewers = Viewers(
-            Reader(None if parts.readers is None else parts.readers.history, parts.events),
+            Reader(None if context.readers is None else context.readers.history, context.events),
             self.health_sources,
             self.loops.add(LoopName.PAGE),
             self.lifecycle,
             viewers_max=settings.page_viewers_max,
             local_points=None if self.recorder is None else self.recorder.local,
         )
-        self._log = parts.log
+        self._log = context.log
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _recorder(self, readers: SystemReaders) -> Recorder:
@@ -183,12 +183,12 @@ class IngestService:
         metrics.held_bodies_bytes.set(self.held_bodies.bytes)
 
 
-def _reporter(settings: Settings, parts: IngestParts) -> TroubleReporter | None:
+def _reporter(settings: Settings, context: IngestContext) -> TroubleReporter | None:
     """Reports under the host's name: the processes of one host share its clock. Their own health shows their loops."""
-    if parts.troubles is None:
+    if context.troubles is None:
         return None
     process, seconds_max = f"ingest@{socket.gethostname()}", settings.clock_difference_seconds_max
-    return TroubleReporter(parts.troubles, process, parts.clock, difference_seconds_max=seconds_max)
+    return TroubleReporter(context.troubles, process, context.clock, difference_seconds_max=seconds_max)
 
 
 class _Sampling(MetricsCollector):

@@ -15,7 +15,7 @@ from pipeline.ports.control import Consumption
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 from pipeline.store.memory_counters import MemoryCounters
-from pipeline.system_metrics import SystemCollector, SystemParts
+from pipeline.system_metrics import MetricsContext, SystemCollector
 from tasks.metrics import ChildrenCollector
 
 _HEAD: Final = """\
@@ -48,8 +48,8 @@ def system_metrics(log_url: str) -> list[Metric]:
         MemoryBucket(settings, server).take(needed=1, wanted=1, process="table")
         names = ("dead_letters", "dead_letter_conflicts", "database_bytes", "connections", "connections_max")
         counters.note(dict.fromkeys(names, 0), seconds=60)
-        parts = SystemParts(settings, SystemClock(), store, counters, lambda: (1, 1))
-        return list(SystemCollector(parts).collect())
+        context = MetricsContext(settings, SystemClock(), store, counters, lambda: (1, 1))
+        return list(SystemCollector(context).collect())
 
 
 def groups() -> dict[str, list[Metric]]:

@@ -37,7 +37,7 @@ PROGRAMS: Final = ("ingest", "batches", "control", "beat")
 
 
 @dataclass(frozen=True, slots=True)
-class SystemParts:
+class MetricsContext:
     """The sources of the metrics. `log_memory` queries the event log's Redis; None on Kafka."""
 
     settings: Settings
@@ -54,8 +54,8 @@ class SystemCollector(Collector):
     takes at most two time-outs.
     """
 
-    def __init__(self, parts: SystemParts) -> None:
-        self._parts = parts
+    def __init__(self, context: MetricsContext) -> None:
+        self._context = context
         self._publication_age = Age()
 
     def describe(self) -> Iterable[Metric]:
@@ -64,27 +64,27 @@ class SystemCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All values that are known now."""
-        parts, control, log = self._parts, _Asking(), _Asking()
-        state = control.ask(parts.store.state)
+        context, control, log = self._context, _Asking(), _Asking()
+        state = control.ask(context.store.state)
         if state is not None:
             age = self._controller_age(state)
-            yield from _control_gauges(state, parts.settings, age)
-            yield from _lag_gauges(state, parts.settings, age)
-            yield from self._bucket_gauges(state, control.ask(parts.counters.tokens))
-        counters = control.ask(parts.counters.totals)
+            yield from _control_gauges(state, context.settings, age)
+            yield from _lag_gauges(state, context.settings, age)
+            yield from self._bucket_gauges(state, control.ask(context.counters.tokens))
+        counters = control.ask(context.counters.totals)
         if counters is not None:
             yield from _counters(counters)
             yield from _histograms(counters)
-        yield from _fact_gauges(control.ask(parts.counters.facts) or {})
+        yield from _fact_gauges(control.ask(context.counters.facts) or {})
         yield from _memory_gauges(
             {
-                "control": control.ask(parts.counters.memory),
-                "log": None if parts.log_memory is None else log.ask(parts.log_memory),
+                "control": control.ask(context.counters.memory),
+                "log": None if context.log_memory is None else log.ask(context.log_memory),
             }
         )
-        yield from _disk_gauges(parts.settings.watched_paths)
+        yield from _disk_gauges(context.settings.watched_paths)
         build = metrics.BUILD_INFO.gauge()
-        build.add_metric([__version__, "kafka" if parts.settings.log_scheme == "kafka" else "redis"], 1.0)
+        build.add_metric([__version__, "kafka" if context.settings.log_scheme == "kafka" else "redis"], 1.0)
         yield build
 
     def _controller_age(self, state: ControlState) -> float:
@@ -92,13 +92,13 @@ class SystemCollector(Collector):
         if state.rate is None:
             return 0.0
         published_at = state.rate.published_at
-        return self._publication_age.of(published_at, state.time - published_at, now=self._parts.clock.monotonic())
+        return self._publication_age.of(published_at, state.time - published_at, now=self._context.clock.monotonic())
 
     def _bucket_gauges(self, state: ControlState, held: tuple[float, float, float] | None) -> Iterator[Metric]:
         if held is None or state.rate is None:
             return
         tokens, age_seconds, rate = held
-        capacity = burst_of(state.rate.rate, self._parts.settings.burst_seconds)
+        capacity = burst_of(state.rate.rate, self._context.settings.burst_seconds)
         level = min(float(capacity), tokens + age_seconds * min(rate, state.rate.rate))
         yield metrics.AVAILABLE_PERMISSIONS.gauge(level)
         yield metrics.CAPACITY_PERMISSIONS.gauge(capacity)

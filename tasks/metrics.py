@@ -19,7 +19,7 @@ from pipeline.loops import Loops
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from pipeline.start_counter import count_start
-from pipeline.system_metrics import SystemCollector, SystemParts
+from pipeline.system_metrics import MetricsContext, SystemCollector
 
 _logger = logging.getLogger(__name__)
 
@@ -111,13 +111,13 @@ def make_registry(settings: Settings, *, loops: Loops, is_control: bool) -> Coll
     registry.register(ChildrenCollector())
     registry.register(metrics.LoopsCollector(loops.failures))
     if is_control:
-        registry.register(SystemCollector(_system_parts(settings)))
+        registry.register(SystemCollector(_metrics_context(settings)))
     return registry
 
 
-def _system_parts(settings: Settings) -> SystemParts:
+def _metrics_context(settings: Settings) -> MetricsContext:
     is_redis_log = settings.log_scheme != "kafka"
-    return SystemParts(
+    return MetricsContext(
         settings=settings,
         clock=SystemClock(),
         store=wiring.make_control_store(settings),

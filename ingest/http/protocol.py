@@ -52,7 +52,7 @@ class _Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class HttpParts:
+class HttpContext:
     """The dependencies of connections. Sanic creates connections, so they find these in `app.ctx.http`."""
 
     limits: ConnectionLimits
@@ -64,15 +64,15 @@ class HttpParts:
 
 
 class IngestProtocol(HttpProtocol):
-    """Sanic's protocol with limits; see HttpParts."""
+    """Sanic's protocol with limits; see HttpContext."""
 
-    __slots__ = ("_parts", "_refused_left", "_refused_timer", "limits")
+    __slots__ = ("_context", "_refused_left", "_refused_timer", "limits")
     HTTP_CLASS = IngestHttp
 
     def __init__(self, **kwargs: Any) -> None:
-        parts: HttpParts = kwargs["app"].ctx.http
-        self._parts = parts
-        self.limits = parts.limits
+        context: HttpContext = kwargs["app"].ctx.http
+        self._context = context
+        self.limits = context.limits
         super().__init__(**kwargs)
         self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has the methods of Event that Sanic uses
         self.request_handler = self._handle
@@ -85,16 +85,16 @@ class IngestProtocol(HttpProtocol):
         Sanic's path runs the router, the middleware and checks of a handler's result. Events need none of these.
         """
         http = self.http
-        codec = self._parts.codecs.get(http.url) if request.method == "POST" else None
+        codec = self._context.codecs.get(http.url) if request.method == "POST" else None
         if codec is None:
             await self.app.handle_request(request)
         else:
-            await http.answer(await self._parts.collector.collect(codec, http))
+            await http.answer(await self._context.collector.collect(codec, http))
 
     def connection_made(self, transport: Any) -> None:
         """Accept a connection, or reject it if there are too many."""
-        if len(self.connections) >= self._parts.connections_max:
-            transport.write(self._parts.busy_response)
+        if len(self.connections) >= self._context.connections_max:
+            transport.write(self._context.busy_response)
             transport.close()
             return
         super().connection_made(transport)  # type: ignore[no-untyped-call]
@@ -105,7 +105,7 @@ class IngestProtocol(HttpProtocol):
             return
         if self._refused_left:
             data = self._throw_away(data)
-        early = self._parts.early_rejection
+        early = self._context.early_rejection
         while early is not None and data.startswith(early.begin) and self._is_between_requests():
             rejected = early.reject(data)
             if rejected is None:

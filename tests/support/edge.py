@@ -17,7 +17,7 @@ import uvloop
 from ingest.app import create_app
 from ingest.dashboard.recorder import SystemReaders
 from ingest.server import listen, serve
-from ingest.service import IngestParts, IngestService
+from ingest.service import IngestContext, IngestService
 from pipeline.clock import SystemClock
 from pipeline.event import RecordedEvent, decode_record
 from pipeline.log.memory import MemoryLog, MemoryLogServer
@@ -168,7 +168,7 @@ class RunningEdge:
         self.store = MemoryControlStore(settings, self.control)
         self.troubles = MemoryTroubles(settings, self.control)
         self.port = settings.ingest_port
-        parts = IngestParts(
+        context = IngestContext(
             log=self.log,
             bucket=MemoryBucket(settings, self.control),
             store=self.store,
@@ -177,7 +177,7 @@ class RunningEdge:
             troubles=self.troubles,
             readers=None if make_readers is None else make_readers(self.log_server),
         )
-        self.app = create_app(settings, parts, name=f"ingest-{uuid.uuid4().hex}")
+        self.app = create_app(settings, context, name=f"ingest-{uuid.uuid4().hex}")
         self.app.config.TOUCHUP = False  # it rewrites Sanic's classes, once for each process
         self.service: IngestService = self.app.ctx.service
         self._listener = listen(settings)

@@ -13,7 +13,7 @@ from pipeline.ports.control import Consumption
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 from pipeline.store.memory_counters import MemoryCounters
-from pipeline.system_metrics import FACTS_SECONDS, STALE_PERIODS, SystemCollector, SystemParts
+from pipeline.system_metrics import FACTS_SECONDS, STALE_PERIODS, MetricsContext, SystemCollector
 
 
 class Rig:
@@ -39,10 +39,10 @@ class Rig:
         )
 
     def series(self) -> dict[str, float]:
-        parts = SystemParts(self.settings, self.clock, self.store, self.counters, self.log_memory)
+        context = MetricsContext(self.settings, self.clock, self.store, self.counters, self.log_memory)
         return {
             "|".join([sample.name, *sample.labels.values()]): sample.value
-            for metric in SystemCollector(parts).collect()
+            for metric in SystemCollector(context).collect()
             for sample in metric.samples
         }
 
