@@ -1,1 +1,1 @@
-"""The four judges of the whole system (bench, loadtest, soak, hostile) and the load generators that they share."""
+"""The judges of the whole system (bench, loadtest, soak, hostile, sim) and the load generators that they share."""

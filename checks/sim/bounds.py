@@ -1,0 +1,199 @@
+"""The bounds of admission, checked at each grant and each admitted body. Every one of them is exact.
+
+- The bucket: in no time grants it more than the integral of the rate in that time, one burst, and the debt of one body.
+- A lease: an ingest process admits no more events than were granted to it since a lower rate voided its lease.
+- Control: the policy's rate stays between RATE_MIN and RATE_MAX; the effective rate is at most RATE_MIN while the
+  breaker is open; and an unknown lag raises no rate.
+
+All are counted here from the shipped code's inputs and outputs alone, by arithmetic of this file.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from pipeline.names import PauseReason
+from pipeline.ports.bucket import Bucket, Grant
+from pipeline.ports.control import ControlState, PublishedRate
+from pipeline.settings import Settings
+
+_ROUNDING_TOKENS: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A bound that did not hold."""
+
+    at: float  # seconds since the run began
+    bound: str
+    what: str
+
+
+@dataclass(slots=True)
+class Violations:
+    """The violations of one run; the first ones are kept."""
+
+    began_at: float  # monotonic
+    found: list[Violation] = field(default_factory=list)
+    count: int = 0
+    kept_max: int = 20
+
+    def add(self, now: float, bound: str, what: str) -> None:
+        """Record a violation."""
+        self.count += 1
+        if len(self.found) < self.kept_max:
+            self.found.append(Violation(now - self.began_at, bound, what))
+
+
+class BucketBound:
+    """A reference level that fills by the exact integral of the rate, and that each grant lowers.
+
+    The shipped bucket does not know when a rate changed between two looks, so it fills at the lower of two rates. Its
+    level can't be above this one. A grant that takes this level below the debt of one body is over-admission.
+    """
+
+    def __init__(self, violations: Violations, *, body_max: int, now: float) -> None:
+        self._violations = violations
+        self._body_max = body_max
+        self._level = float("inf")  # a new bucket is full
+        self._rate = 0.0
+        self._at = now
+        # For the figure: granted minus the rate's integral, and the least value that this difference had.
+        self._ahead = 0.0
+        self._least = 0.0
+        self._is_lost = True  # no rate was published yet, or since the store lost its content
+        self._burst_max = 1
+        self.used_max = 0.0  # over-admission as a share of what is allowed, at its worst
+
+    def note_rate(self, rate: float, now: float) -> None:
+        """The effective rate is `rate` from now on."""
+        self._fill(now)
+        self._rate, self._is_lost = rate, False
+
+    def forget(self, now: float) -> None:
+        """The store lost its content: the next bucket is new, and full."""
+        self._fill(now)
+        self._level = float("inf")
+        self._ahead = self._least = 0.0
+        self._is_lost = True
+
+    def note_grant(self, grant: Grant, now: float) -> None:
+        """The bucket has granted tokens, or none."""
+        if self._is_lost:  # the bucket uses the last rate that the calling process has seen
+            self._rate = max(self._rate, grant.rate)
+        self._fill(now)
+        self._level = min(float(grant.burst), self._level)
+        self._burst_max = max(self._burst_max, grant.burst)
+        if grant.granted == 0:
+            return
+        self._level -= grant.granted
+        if self._level < -self._body_max - _ROUNDING_TOKENS:
+            self._violations.add(
+                now,
+                "bucket",
+                f"{grant.granted} tokens were granted, {-self._level - self._body_max:,.1f} more than the rate's "
+                f"integral, a burst of {grant.burst} and a body of {self._body_max} allow",
+            )
+            self._level = float(-self._body_max)  # each excess is reported once
+        self._ahead += grant.granted
+        self.used_max = max(self.used_max, (self._ahead - self._least) / (self._burst_max + self._body_max))
+
+    def _fill(self, now: float) -> None:
+        filled = (now - self._at) * self._rate
+        self._at = now
+        self._level += filled
+        self._ahead -= filled
+        self._least = min(self._least, self._ahead)
+
+
+class LeaseBound:
+    """What was granted to one process and is neither spent nor void: never below 0.
+
+    The oldest grants are spent first here. So a lower rate voids the least, and the bound is never too tight. A rate
+    that falls without a new version voids nothing: it decays because nobody publishes, or the store has lost it.
+    """
+
+    def __init__(self, violations: Violations, name: str) -> None:
+        self._violations = violations
+        self._name = name
+        self._grants: deque[list[float]] = deque()  # version, rate, tokens left
+        self._version = -1  # of the newest publication that has reached the process
+
+    def note_grant(self, grant: Grant) -> None:
+        """The bucket has granted tokens to the process."""
+        for held in self._grants:
+            if held[0] == grant.version:
+                held[1] = min(held[1], grant.rate)
+        if grant.granted:
+            self._grants.append([grant.version, grant.rate, grant.granted])
+
+    def note_rate(self, version: int, rate: float) -> None:
+        """A published rate has reached the process: it voids what was granted earlier under a higher one."""
+        if version <= self._version:
+            return
+        self._version = version
+        if any(held[0] < version and held[1] > rate for held in self._grants):
+            self._grants = deque(held for held in self._grants if held[0] >= version or held[1] <= rate)
+
+    def note_admitted(self, count: int, now: float) -> None:
+        """The process has admitted a body."""
+        grants = self._grants
+        while count and grants:
+            spent = min(count, int(grants[0][2]))
+            count -= spent
+            grants[0][2] -= spent
+            if grants[0][2] <= 0:
+                grants.popleft()
+        if count:
+            self._violations.add(now, "lease", f"{self._name} admitted {count} events without valid tokens")
+
+
+class ControlBound:
+    """What every published rate must keep to, whatever the policy."""
+
+    def __init__(self, violations: Violations, settings: Settings) -> None:
+        self._violations = violations
+        self._rate_min, self._rate_max = settings.rate_min, settings.rate_max
+        self._last: PublishedRate | None = None
+
+    def note_state(self, state: ControlState, now: float) -> None:
+        """A rate was published."""
+        rate, last = state.rate, self._last
+        if rate is None:
+            return
+        self._last = rate
+        if not self._rate_min <= rate.base_rate <= self._rate_max:
+            limits = f"{self._rate_min:g} to {self._rate_max:g}"
+            self._violations.add(now, "limits", f"the policy's rate {rate.base_rate:g} is not within {limits}")
+        is_open = any(pause.reason is PauseReason.BREAKER for pause in state.pauses or ())
+        if is_open and rate.rate > self._rate_min:
+            self._violations.add(now, "breaker", f"the rate is {rate.rate:g} while the breaker is open")
+        if rate.lag is None and last is not None and rate.base_rate > max(last.base_rate, self._rate_min):
+            what = f"the lag is unknown, and the rate rose from {last.base_rate:g} to {rate.base_rate:g}"
+            self._violations.add(now, "unknown lag", what)
+
+
+class WatchedBucket:
+    """The shipped bucket, as one process sees it; the bounds learn of each grant. See `Bucket`."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        bound: BucketBound,
+        lease: LeaseBound,
+        monotonic: Callable[[], float],
+        on_version: Callable[[int], None],
+    ) -> None:
+        self._on_version = on_version
+        self._bucket = bucket
+        self._bound = bound
+        self._lease = lease
+        self._monotonic = monotonic
+
+    def take(self, *, needed: int, wanted: int, process: str) -> Grant:
+        grant = self._bucket.take(needed=needed, wanted=wanted, process=process)
+        self._bound.note_grant(grant, self._monotonic())
+        self._lease.note_grant(grant)
+        self._on_version(grant.version)
+        return grant

@@ -1,0 +1,442 @@
+"""One run: the shipped control loop, bucket, admission, breaker and prober; simulated clients and a simulated sink.
+
+Only the clients, the network, the log's content and PostgreSQL are simulated. Time is virtual: the same seed gives the
+same run on every machine.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from checks.sim.bounds import BucketBound, ControlBound, LeaseBound, Violations, WatchedBucket
+from checks.sim.processes import Clients, IngestProcess, Load
+from checks.sim.sink import Conditions, Sink, spread
+from checks.sim.timeline import Second, Timeline
+from checks.sim.virtual import VirtualLoop
+from pipeline.breaker import SinkBreaker
+from pipeline.clock import ManualClock
+from pipeline.errors import SinkUnavailableError, StoreUnavailableError
+from pipeline.flow.age import Age
+from pipeline.log.memory import MemoryLog
+from pipeline.names import PauseReason
+from pipeline.ports.control import AskedPause, Override
+from pipeline.ports.rate import RatePolicy
+from pipeline.probe import Backoff, probe
+from pipeline.regulate import Asked, Control, Database, regulate
+from pipeline.settings import Settings
+from pipeline.store.memory import (
+    MemoryBucket,
+    MemoryControlEvents,
+    MemoryControlStore,
+    MemoryFloors,
+    MemoryLeases,
+    MemoryProgress,
+    MemoryServer,
+)
+
+# A tick waits for Beat and a free control worker: up to this, and at most a third of the period.
+_TICK_LATE_SECONDS_MAX: Final = 0.25
+# The store looks through the kept events at each new one.
+_CONTROL_EVENTS: Final = 10
+# A publication reaches a process by its follower: one read of the control store.
+_FOLLOW_SECONDS_MAX: Final = 0.01
+_SOON_SECONDS: Final = 0.001
+_OPERATOR: Final = "simulated operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that goes wrong, or that an operator does, from one time to another (seconds since the run began)."""
+
+    kind: str  # a name of FAULTS
+    begin: float
+    end: float
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What happens in one run. Functions of time take seconds since the run began."""
+
+    name: str
+    seconds: float
+    loads: Sequence[Load]
+    capacity: Callable[[float], float]  # events/s that the sink stores
+    shares: Callable[[float], Sequence[float]] | None = None  # of the partitions; None: equal ones
+    caps: Callable[[float], Sequence[float]] | None = None  # events/s of each partition's drain
+    noise: tuple[float, float] = (0.0, 1.0)  # of the capacity: standard deviation as a share of it; seconds it lasts
+    faults: Sequence[Fault] = ()
+    partitions: int = 4
+    processes: int = 2
+    batch_max: int = 500
+    nominal: float = 1500.0  # what an operator takes for the sink's capacity, events/s
+    settings: dict[str, float] = field(default_factory=dict)  # changes to the settings
+    judged_from: float = 40.0  # seconds: figures count from here on
+    phases: Sequence[float] = ()  # times from which the time to settle is measured
+    step_seconds: float = 0.05
+    late_seconds: float = 10.0  # events that are stored later than this do not count as goodput
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A control law to simulate: settings and the shipped policy that they select."""
+
+    name: str
+    settings: Callable[[Settings, Scenario], Settings]
+    policy: Callable[[Settings], RatePolicy]
+
+
+class World:
+    """Everything of one run."""
+
+    def __init__(self, scenario: Scenario, arm: Arm, seed: int) -> None:
+        self.scenario = scenario
+        self.rng = random.Random(f"{scenario.name} {seed}")
+        self.settings = arm.settings(
+            replace(
+                Settings(),
+                log_partitions=scenario.partitions,
+                ingest_processes_max=scenario.processes,
+                control_events_max=_CONTROL_EVENTS,
+                **scenario.settings,  # type: ignore[arg-type]
+            ),
+            scenario,
+        )
+        self.policy = arm.policy(self.settings)
+        self.clock = ManualClock()
+        self.loop = VirtualLoop(self.clock, self.rng)
+        self.began_at = self.clock.monotonic()
+        self._build_control()
+        self.breaker = SinkBreaker(self.settings, self.store, self.clock, "simulated worker")
+        self.sink = Sink(
+            self.settings,
+            scenario.partitions,
+            self.breaker,
+            batch_max=scenario.batch_max,
+            late_seconds=scenario.late_seconds,
+        )
+        self.log = MemoryLog(scenario.partitions)
+        self.violations = Violations(self.began_at)
+        body_max = max(load.body for load in scenario.loads)
+        self.bucket_bound = BucketBound(self.violations, body_max=body_max, now=self.began_at)
+        self.control_bound = ControlBound(self.violations, self.settings)
+        self.processes = [self._make_process(number) for number in range(scenario.processes)]
+        self._accepted = 0  # in this step
+        self.clients = [Clients(load, self.processes, self.loop, self.rng, self._accept) for load in scenario.loads]
+        self.timeline = Timeline()
+        self.is_down = False
+        self.is_paused = False  # by an operator
+        self.asked_pauses: list[AskedPause] = []  # what PostgreSQL keeps of the operator's commands
+        self.asked_override: Override | None = None
+        self._noise = self.rng.gauss(0.0, 1.0) if scenario.noise[0] else 0.0
+        self._published = (-1, 0.0)  # version and effective rate
+        self._equal_shares = [1 / scenario.partitions] * scenario.partitions
+        self._schedule()
+
+    # --- The shipped parts --------------------------------------------------------------------------------------------
+
+    def _build_control(self) -> None:
+        self.server = MemoryServer(self.clock)
+        self.store = MemoryControlStore(self.settings, self.server)
+        self.control = Control(
+            self.store,
+            MemoryControlEvents(self.settings, self.server),
+            MemoryLeases(self.settings, self.server),
+            MemoryProgress(self.settings, self.server),
+            MemoryFloors(self.settings, self.server),
+            clock=self.clock,
+        )
+        self._backoff = Backoff(self.settings, self.clock)
+        self._database = Database(
+            stored_offsets=self._stored_offsets,
+            settled_offsets=lambda _: self._offsets(),
+            load_asked=self._load_asked,
+            terminate_drainer=self._terminate_drainer,
+            why_standing=lambda *_: "simulated",
+        )
+
+    def _make_process(self, number: int) -> IngestProcess:
+        lease = LeaseBound(self.violations, f"process {number}")
+        bucket = WatchedBucket(
+            MemoryBucket(self.settings, self.server), self.bucket_bound, lease, self.clock.monotonic, self._note_version
+        )
+        return IngestProcess(self.settings, bucket, lease, self.loop)
+
+    # --- What the shipped parts ask of the simulated ones -------------------------------------------------------------
+
+    def _offsets(self) -> dict[int, int]:
+        return {number: one.stored for number, one in enumerate(self.sink.partitions)}
+
+    def _stored_offsets(self, log_id: str) -> tuple[dict[int, int], float]:
+        self._must_answer()
+        return self._offsets(), self.clock.now()
+
+    def _load_asked(self) -> Asked:
+        self._must_answer()
+        return Asked(self.asked_pauses, self.asked_override)
+
+    def _terminate_drainer(self, log_id: str, partition: int) -> bool:
+        self.sink.restart_drain(partition)
+        return True
+
+    def _must_answer(self) -> None:
+        if self.is_down:
+            raise SinkUnavailableError("simulated: no answer")
+
+    # --- Periodic tasks -----------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        settings, loop, rng = self.settings, self.loop, self.rng
+        period = settings.regulate_seconds
+        late = min(_TICK_LATE_SECONDS_MAX, period / 3)
+        first = rng.random() * period
+
+        def tick(number: int) -> None:
+            loop.call_at(self.began_at + first + (number + 1) * period + rng.random() * late, tick, number + 1)
+            self._tick()
+
+        def probe_sink() -> None:
+            loop.call_later(settings.probe_seconds, probe_sink)
+            if not self.server.is_away:
+                probe(
+                    self.store,
+                    self.control.leases,
+                    self._must_answer,
+                    self._backoff,
+                    settings=settings,
+                    by="simulated prober",
+                )
+                self.publish()
+
+        def reconcile() -> None:
+            loop.call_later(settings.pause_reconcile_seconds, reconcile)
+            if self.breaker.is_open and not self.server.is_away:
+                self.breaker.reconcile(self.store.state())
+                self.publish()
+
+        loop.call_at(self.began_at + first, tick, 0)
+        loop.call_later(rng.random() * settings.probe_seconds, probe_sink)
+        loop.call_later(rng.random() * settings.pause_reconcile_seconds, reconcile)
+        for fault in self.scenario.faults:
+            begin, end = FAULTS[fault.kind]
+            loop.call_at(self.began_at + fault.begin, self._do, begin, fault)
+            loop.call_at(self.began_at + fault.end, self._do, end, fault)
+
+    def _do(self, action: "Action", fault: Fault) -> None:
+        """Begin or end a fault. An operator's command fails while the store is down."""
+        with suppress(StoreUnavailableError):
+            action(self, fault)
+
+    def _tick(self) -> None:
+        """One tick of the shipped control loop."""
+        if self.server.is_away:
+            return
+        for held, one in zip(self.log.server.partitions, self.sink.partitions, strict=True):
+            held.end, held.committed = one.appended, one.stored
+        regulate(
+            settings=self.settings,
+            policy=self.policy,
+            log=self.log,
+            database=self._database,
+            control=self.control,
+            by="simulated controller",
+        )
+        self.publish()
+
+    def _note_version(self, version: int) -> None:
+        """A bucket has seen a version: the first one to see the end of an override publishes it."""
+        if version > self._published[0]:
+            self.loop.call_soon(self.publish)
+
+    def publish(self) -> None:
+        """If the store has another rate, tell the processes and the bound."""
+        if self.server.is_away:
+            return
+        state = self.store.state()
+        if state.rate is None or (state.rate.version, state.rate.rate) == self._published:
+            return
+        self._published = state.rate.version, state.rate.rate
+        self.control_bound.note_state(state, self.clock.monotonic())
+        self.bucket_bound.note_rate(state.rate.rate, self.clock.monotonic())
+        for process in self.processes:
+            process.follow(state, self.rng.random() * _FOLLOW_SECONDS_MAX)
+
+    # --- The run ------------------------------------------------------------------------------------------------------
+
+    def _accept(self, count: int) -> None:
+        self._accepted += count
+
+    def run(self) -> Timeline:
+        """Run the scenario to its end."""
+        scenario, seconds = self.scenario, self.scenario.step_seconds
+        per_second = round(1 / seconds)
+        second = Second()
+        for number in range(round(scenario.seconds / seconds)):
+            at = number * seconds
+            now = self.began_at + at
+            self.loop.run_until(now)
+            for clients in self.clients:
+                clients.step(at, seconds)
+            self.loop.run_ready()
+            self._append(at, now)
+            self._store(at, now, second)
+            if (number + 1) % per_second == 0:
+                self._note_second(second, at)
+                second = Second()
+        self.timeline.violations = self.violations
+        self.timeline.bucket_used_max = self.bucket_bound.used_max
+        self.timeline.loads = [(clients.load, clients.counts) for clients in self.clients]
+        return self.timeline
+
+    def _append(self, at: float, now: float) -> None:
+        count, self._accepted = self._accepted, 0
+        if count == 0:
+            return
+        partitions = self.sink.partitions
+        shares = self.scenario.shares
+        parts = spread(count, self._equal_shares if shares is None else shares(at), self.rng)
+        for one, part in zip(partitions, parts, strict=True):
+            if part:
+                one.append(part, now)
+
+    def _store(self, at: float, now: float, second: Second) -> None:
+        scenario, seconds = self.scenario, self.scenario.step_seconds
+        capacity = scenario.capacity(at) * self._noise_factor()
+        caps = None if scenario.caps is None else scenario.caps(at)
+        stored = self.sink.step(
+            now,
+            seconds,
+            Conditions(capacity, caps, self.is_down),
+            is_paused=self.is_paused,
+        )
+        second.stored += stored.events
+        second.in_time += stored.in_time
+        second.oldest_seconds = max(second.oldest_seconds, stored.oldest_seconds)
+        second.could += could_store(scenario, at, 0.0 if self.is_down else capacity, caps) * seconds
+
+    def _noise_factor(self) -> float:
+        deviation, lasts_seconds = self.scenario.noise
+        if not deviation:
+            return 1.0
+        kept = 1.0 - self.scenario.step_seconds / lasts_seconds
+        self._noise = kept * self._noise + (1 - kept * kept) ** 0.5 * self.rng.gauss(0.0, 1.0)
+        return min(3.0, max(0.1, 1.0 + deviation * self._noise))
+
+    def _note_second(self, second: Second, at: float) -> None:
+        timeline, now = self.timeline, self.clock.monotonic()
+        second.offered = sum(clients.counts.offered for clients in self.clients) - timeline.offered_before
+        second.admitted = sum(clients.counts.admitted for clients in self.clients) - timeline.admitted_before
+        timeline.offered_before += second.offered
+        timeline.admitted_before += second.admitted
+        second.lag = sum(one.lag for one in self.sink.partitions)
+        second.oldest_seconds = max(second.oldest_seconds, self.sink.oldest_seconds(now))
+        if not self.server.is_away:
+            state = self.store.state()
+            second.breaker = state.breaker.value
+            if state.rate is not None:
+                second.rate, second.mode = state.rate.rate, state.rate.mode.value
+        timeline.seconds.append(second)
+
+
+def could_store(scenario: Scenario, at: float, capacity: float, caps: Sequence[float] | None) -> float:
+    """Events/s that the sink can store at the given shares: the slowest partition limits the whole load."""
+    if caps is None:
+        return capacity
+    count = scenario.partitions
+    shares = [1 / count] * count if scenario.shares is None else scenario.shares(at)
+    return min(capacity, *(cap / share for cap, share in zip(caps, shares, strict=True) if share > 0))
+
+
+# --- Faults -----------------------------------------------------------------------------------------------------------
+
+
+def _sink_down(world: World, _: Fault) -> None:
+    world.is_down = True
+
+
+def _sink_up(world: World, _: Fault) -> None:
+    world.is_down = False
+
+
+def _log_away(world: World, _: Fault) -> None:
+    world.log.stop()
+
+
+def _log_back(world: World, _: Fault) -> None:
+    world.log.start()
+
+
+def _store_lost(world: World, _: Fault) -> None:
+    world.server.flush()
+    world.bucket_bound.forget(world.clock.monotonic())
+
+
+def _store_away(world: World, _: Fault) -> None:
+    world.server.is_away = True
+
+
+def _store_back(world: World, _: Fault) -> None:
+    world.server.is_away = False
+
+
+def _controller_restarts(world: World, _: Fault) -> None:
+    world.control = replace(world.control, lag_age=Age(), rate_age=Age())
+
+
+def _override_begins(world: World, fault: Fault) -> None:
+    until = world.clock.now() + fault.end - fault.begin
+    world.asked_override = world.store.set_override(fault.value, until=until, by=_OPERATOR, why="simulated")
+    world.publish()
+
+
+def _override_ends(world: World, fault: Fault) -> None:
+    world.asked_override = None  # the store ends it by itself
+    world.loop.call_later(_SOON_SECONDS, _settled, world, fault)
+
+
+def _paused(world: World, _: Fault) -> None:
+    world.is_paused = True
+    world.store.pause(PauseReason.OPERATOR, by=_OPERATOR, why="simulated")
+    world.asked_pauses = [AskedPause(PauseReason.OPERATOR, _OPERATOR, "simulated", world.clock.now())]
+
+
+def _resumed(world: World, _: Fault) -> None:
+    world.is_paused, world.asked_pauses = False, []
+    world.store.resume(PauseReason.OPERATOR, generation=None, by=_OPERATOR, why="simulated")
+
+
+def _settled(world: World, _: Fault) -> None:
+    world.publish()
+
+
+Action = Callable[[World, Fault], None]
+
+FAULTS: Final[dict[str, tuple[Action, Action]]] = {
+    "sink down": (_sink_down, _sink_up),  # PostgreSQL does not answer: the breaker opens
+    "lag unknown": (_log_away, _log_back),  # neither the log nor PostgreSQL says how far it was consumed
+    "state lost": (_store_lost, _settled),  # the control store was flushed
+    "store down": (_store_away, _store_back),  # the control store does not answer
+    "controller restarts": (_controller_restarts, _settled),  # ticks go on in another process
+    "override": (_override_begins, _override_ends),  # an operator sets the rate `value`
+    "paused": (_paused, _resumed),  # an operator pauses consumption
+}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the shipped parts from logging what is simulated."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def run(scenario: Scenario, arm: Arm, seed: int) -> Timeline:
+    """Run a scenario under a control law."""
+    with quiet():
+        return World(scenario, arm, seed).run()
