@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
 from typing import Final, NoReturn
 
 from pipeline import wiring
@@ -15,6 +16,7 @@ from pipeline.event_text import clock_time, event_text, pause_text, rate_text
 from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, Health
+from pipeline.ports.rate import MEASURE_LAG, Explanation
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import StatusParts, SystemStatus, read_status, status_document
@@ -38,20 +40,18 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     lags = known.lag_by_partition or {}
     spoke = "unknown" if known.controller_age is None else f"last spoke {known.controller_age:.0f} s ago"
     left = "" if not known.lag or known.seconds_to_empty is None else f", empty in {duration(known.seconds_to_empty)}"
-    bands = known.bands
+    policy = known.explanation
     lines = [f"{verdict.status.value.upper()} at {clock_time(known.at)}"]
     for problem in verdict.problems:
         lines += _wrapped(f"! {problem.severity}: ", problem.what, width)
         lines += _wrapped("    look at: ", problem.look_at, width)
-    rate = f"{_number(known.rate, 'events/s')} {_bar(known.rate, bands.rate_max)} of {bands.rate_max:,.0f}"
-    lag = (
-        f"{_number(known.lag, 'events')} {_bar(known.lag, bands.lag_critical)} degraded from "
-        f"{bands.lag_degraded:,}, critical above {bands.lag_critical:,}"
-    )
+    rate = f"{_number(known.rate, 'events/s')} {_bar(known.rate, policy.rate_max)} of {policy.rate_max:,.0f}"
     lines += [
         *_wrapped("offered      ", _traffic(known), width),
         *_wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width),
-        *_wrapped("lag          ", lag, width),
+        *_wrapped("policy       ", f"{policy.policy}: {policy.sentence}", width),
+        *_figures(policy, width),
+        *_wrapped("lag          ", _measured(known.lag, "events", policy, MEASURE_LAG), width),
         *(f"  partition {partition:<3}{lag:>9,}" for partition, lag in sorted(lags.items())),
         f"stored       {_number(known.drain_rate, 'events/s')}{left}",
         *_wrapped("breaker      ", f"{known.breaker.value}; consumption {_consumption(known)}", width),
@@ -62,15 +62,26 @@ def screen(status: SystemStatus, width: int = 100) -> str:
         held = known.override
         words = f"{rate_text(held.rate)} until {clock_time(held.until)} by {held.by}: {held.why}"
         lines += _wrapped("set by hand  ", words, width)
-    if bands.by:
-        words = (
-            f"{rate_text(bands.rate_max)} below a lag of {bands.lag_degraded:,}, {rate_text(bands.rate_min)} above "
-            f"{bands.lag_critical:,}; set by {bands.by}: {bands.why}"
-        )
-        lines += _wrapped("bands        ", words, width)
     for event in status.events[-_EVENTS_SHOWN:]:
         lines.append(_cut(f"  {clock_time(event.at)} {event_text(event)}, by {event.by}: {event.why}", width))
     return "\n".join(lines)
+
+
+def _figures(policy: Explanation, width: int) -> Iterator[str]:
+    """A line for each figure of the whole system, with the thresholds on it."""
+    for figure in policy.figures:
+        if figure.partition is None:
+            words = _measured(figure.value, figure.unit, policy, figure.name)
+            yield from _wrapped(f"  {figure.label:<11}", words, width)
+
+
+def _measured(value: float | None, unit: str, policy: Explanation, measure: str) -> str:
+    """A value, and the thresholds on it: with a bar up to the worst of them."""
+    thresholds = [one for one in policy.thresholds if one.measure == measure]
+    if not thresholds:
+        return _figure(value, unit)
+    levels = ", ".join(f"{one.label} {_figure(one.value)}" for one in thresholds)
+    return f"{_figure(value, unit)} {_bar(value, thresholds[-1].value)} {levels}"
 
 
 def _traffic(known: HealthInputs) -> str:
@@ -118,6 +129,13 @@ def _wrapped(head: str, words: str, width: int) -> list[str]:
 
 def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: max(1, width - 1)]}…"
+
+
+def _figure(value: float | None, unit: str = "") -> str:
+    """A value with as many digits as it needs."""
+    if value is None or value >= 10 or value == int(value):
+        return _number(value, unit)
+    return f"{value:.1f} {unit}".rstrip()
 
 
 def _number(value: float | None, unit: str = "") -> str:

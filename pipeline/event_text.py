@@ -6,6 +6,7 @@ from typing import Final
 from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import ControlEvent
 
+# For events of versions that recorded no reason of the policy.
 _LAG: Final = {
     Mode.NORMAL: "lag is low",
     Mode.DEGRADED: "lag is degraded",
@@ -120,11 +121,11 @@ def _resumed(data: dict[str, str]) -> str:
 
 
 def _rate_changed(data: dict[str, str]) -> str:
-    rate, lag = float(data["rate"]), _LAG[Mode(data["mode"])]
+    rate, reason = float(data["rate"]), data.get("reason") or _LAG[Mode(data["mode"])]
     if data["previous"] and float(data["previous"]) == rate:
-        return f"{lag.capitalize()}, rate stays {rate_text(rate)}"
+        return f"{reason[0].upper()}{reason[1:]}, rate stays {rate_text(rate)}"
     before = f"{rate_text(float(data['previous'])).removesuffix('/s')} → " if data["previous"] else ""
-    return f"Rate {before}{rate_text(rate)} ({_DECIDED_BY.get(data.get('decided_by', ''), lag)})"
+    return f"Rate {before}{rate_text(rate)} ({_DECIDED_BY.get(data.get('decided_by', ''), reason)})"
 
 
 def _bands_set(data: dict[str, str]) -> str:

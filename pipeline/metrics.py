@@ -154,6 +154,12 @@ CONSUMPTION_PAUSED: Final = Declared(
 LAG_DEGRADED: Final = Declared("sluice_lag_degraded_events", "Lag from which the rate falls")
 # The upper threshold for the lag.
 LAG_CRITICAL: Final = Declared("sluice_lag_critical_events", "Lag above which the rate is at its floor")
+# Why the rate is as it is, for any policy. The partition is empty for a value of the whole system.
+RATE_POLICY: Final = Declared(
+    "sluice_rate_policy_figure",
+    "Thresholds, targets and measures of the rate policy (RATE_POLICY), as it explains itself",
+    ("policy", "figure", "unit", "partition"),
+)
 
 # --- Of the whole system: lag and draining -----------------------------------------------------------------------
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.clock import Clock, SystemClock
+from pipeline.decide import Ages, Measured, decide
 from pipeline.errors import SluiceError, in_brief
 from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import held_lags, lag_by_partition
-from pipeline.flow.rate import BandPolicy, Decay, RateDecision
-from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason, Severity
+from pipeline.flow.rate import Decay
+from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, PauseReason, Severity
 from pipeline.ports.control import (
     Alarm,
     AskedPause,
@@ -36,6 +37,9 @@ _logger = logging.getLogger(__name__)
 
 # Share of the period. The tick of a second Beat finds the lease taken; a late tick does not block the next one.
 _LEASE_SHARE: Final = 0.8
+# Makes the rate policy from the bands that an operator set (None: none).
+PolicyOf = Callable[[Bands | None], RatePolicy]
+
 # Periods without a tick after which the progress of the partitions is forgotten.
 _PROGRESS_PERIODS_MAX: Final = 3
 
@@ -101,14 +105,6 @@ class _Looks:
     by_monotonic: Look
 
 
-@dataclass(frozen=True, slots=True)
-class _Ages:
-    """Seconds since the lag was last known, and since a rate was last published."""
-
-    lag: float
-    rate: float
-
-
 @dataclass(slots=True)
 class _Sample:
     """A tick's measurements of the log; None if unknown."""
@@ -119,6 +115,7 @@ class _Sample:
     database_clock: Look | None = None  # by the monotonic clock
     lag: dict[int, int] | None = None  # of each partition that answered
     held: dict[int, int] = field(default_factory=dict)  # the assumed lag of the others
+    ends: dict[int, int] = field(default_factory=dict)  # next offset to append, of each partition that answered
     consumed: int | None = None  # next offsets to store, summed
     no_progress_seconds: dict[int, float] | None = None  # by partition with events
     alarms: list[Alarm] = field(default_factory=list)  # published with the rate, and logged
@@ -128,6 +125,11 @@ class _Sample:
     def total_lag(self) -> int | None:
         """Events; None if unknown."""
         return None if self.lag is None else sum(self.lag.values()) + sum(self.held.values())
+
+    @property
+    def measured(self) -> Measured | None:
+        """The policy's part of the measurements; None if the lag is unknown."""
+        return None if self.lag is None else Measured(self.ends, self.lag, self.held)
 
     def degraded(self, code: str, what: str, look_at: str, partition: int | None = None) -> None:
         """Add a problem that does not stop accepting and storing events."""
@@ -139,11 +141,12 @@ class _Sample:
 
 
 def regulate(
-    *, settings: Settings, policy: RatePolicy, log: EventLog, database: Database, control: Control, by: str
+    *, settings: Settings, policy_of: PolicyOf, log: EventLog, database: Database, control: Control, by: str
 ) -> RegulateReport:
     """Run one tick, unless another ran within the period. Raises StoreUnavailableError; other errors are in the report.
 
     An unknown lag is never treated as 0: the last rate stays, then decays by the time since the lag was known.
+    `policy_of` makes the rate policy from the bands that an operator set.
     """
     if control.leases.take(LEASE_REGULATE, seconds=settings.regulate_seconds * _LEASE_SHARE) is None:
         return RegulateReport(ran=False)
@@ -167,21 +170,23 @@ def regulate(
         _look_after_offsets(log, positions, sample, database=database, control=control, by=by)
     _hear_troubles(control, sample)
     _compare_clocks(looks, sample, settings, by)
-    policy = _policy_now(control.store, state, policy, restored=restored)
-    decision = _decide(state, sample, policy, settings, ages)
+    policy = policy_of(control.store.state().bands if restored else state.bands)
+    decided = decide(policy, state, sample.measured, ages, Decay.from_settings(settings))
     _note_progress(state, sample, settings, control)
     _name_standing(sample, settings, database)  # before a drain is ended, because that could change the reason
     terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
     known_at = state.rate.lag_known_at if state.rate is not None else None
     published = control.store.publish_rate(
-        base_rate=decision.rate,
+        # If the reasons to pause are lost and PostgreSQL is unavailable, the breaker's reason may be among them.
+        base_rate=policy.floor_rate if sample.is_database_away else decided.rate,
         floor_rate=policy.floor_rate,
-        mode=decision.mode,
+        mode=decided.mode,
         lag=sample.total_lag,
         lag_known_at=state.time if sample.lag is not None else known_at,
         by=by,
         consumption=_consumption(state, sample, ages),
         alarms=sample.alarms,
+        policy=decided.record,
     )
     now = control.clock.monotonic()
     control.rate_age.begin(published.published_at, now=now)
@@ -243,26 +248,18 @@ def _compare_clocks(looks: _Looks, sample: _Sample, settings: Settings, by: str)
         sample.degraded(AlarmCode.CLOCKS_DIFFER, what, _synchronise("PostgreSQL"))
 
 
-def _policy_now(store: ControlStore, state: ControlState, policy: RatePolicy, *, restored: bool) -> RatePolicy:
-    """The policy of the settings, or the same policy with the bands that an operator set."""
-    bands = store.state().bands if restored else state.bands
-    if bands is None:
-        return policy
-    return BandPolicy(bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical)
-
-
-def _ages(state: ControlState, control: Control) -> _Ages | None:
+def _ages(state: ControlState, control: Control) -> Ages | None:
     """The age of the published values, independent of steps of the store's wall clock; None: no lag was ever known."""
     if state.rate is None or state.rate.lag_known_at is None:
         return None
     published_at, known_at, now = state.rate.published_at, state.rate.lag_known_at, control.clock.monotonic()
-    return _Ages(
+    return Ages(
         lag=control.lag_age.of(known_at, state.time - known_at, now=now),
         rate=control.rate_age.of(published_at, state.time - published_at, now=now),
     )
 
 
-def _consumption(state: ControlState, sample: _Sample, ages: _Ages | None) -> Consumption | None:
+def _consumption(state: ControlState, sample: _Sample, ages: Ages | None) -> Consumption | None:
     """How far the log is consumed, and the drain rate since the last tick with a known lag."""
     if sample.lag is None or sample.consumed is None:
         return None
@@ -299,6 +296,7 @@ def _measure(
                 "PostgreSQL; the breaker opens by itself if drains fail too",
             )
     sample.lag = lag_by_partition(positions, sample.stored)
+    sample.ends = {position.partition: position.end for position in positions}
     if sample.lag is not None:
         _measure_missing(state, sample, identity.partitions)
         sample.consumed = sum(position.end for position in positions) - sum(sample.lag.values())
@@ -399,29 +397,6 @@ def _measure_missing(state: ControlState, sample: _Sample, partitions: int) -> N
             "Kafka's brokers; `kafka-topics.sh --describe --unavailable-partitions` names partitions without a leader",
             partition,
         )
-
-
-def _decide(
-    state: ControlState, sample: _Sample, policy: RatePolicy, settings: Settings, ages: _Ages | None
-) -> RateDecision:
-    """The policy's rate for a known lag. For an unknown lag the last rate, held or decayed; at first the lowest rate.
-
-    Also the lowest rate if the reasons to pause are unknown and PostgreSQL is unavailable: the breaker's reason would
-    be among them.
-    """
-    if sample.total_lag is not None:
-        decided = policy.decide(sample.total_lag)
-        return RateDecision(policy.floor_rate, decided.mode) if sample.is_database_away else decided
-    last = state.rate
-    if last is None or last.lag_known_at is None or ages is None:
-        return RateDecision(policy.floor_rate, Mode.UNKNOWN)
-    rate = Decay.from_settings(settings).rate(
-        last.base_rate,
-        ages.lag,
-        floor=policy.floor_rate,
-        decided_after_seconds=max(0.0, ages.lag - ages.rate),
-    )
-    return RateDecision(rate, Mode.UNKNOWN)
 
 
 def _note_progress(state: ControlState, sample: _Sample, settings: Settings, control: Control) -> None:

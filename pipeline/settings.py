@@ -325,6 +325,12 @@ class Settings:
     )
 
     # --- Control loop ------------------------------------------------------------------------------------------
+    rate_policy: str = _setting(
+        "bands",
+        "What the admitted rate follows. bands: the lag in events, between LAG_DEGRADED and LAG_CRITICAL",
+        choices=("bands",),
+        when="on the control worker: it alone decides the rate",
+    )
     rate_max: float = _setting(
         1000.0,
         "Admitted rate at low lag, events/s",

@@ -18,6 +18,7 @@ from pipeline.names import BreakerState
 from pipeline.ports.control import ControlEvent, ControlEvents, ControlState, ControlStore
 from pipeline.ports.history import History, HistoryEntry
 from pipeline.ports.log import EventLog
+from pipeline.ports.rate import Explanation
 from pipeline.ports.sink import DeadLetterCounts
 from pipeline.settings import Settings
 
@@ -150,7 +151,7 @@ def status_document(status: SystemStatus) -> dict[str, Any]:
 
 def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
     """A snapshot and its verdict for JSON, with the names of the health response; null is unknown."""
-    override, bands, traffic = inputs.override, inputs.bands, inputs.traffic
+    override, policy, traffic = inputs.override, inputs.explanation, inputs.traffic
     return {
         "at": round(inputs.at, 3),
         "status": verdict.status.value,
@@ -163,13 +164,8 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "rateOverride": None
         if override is None
         else {"rate": override.rate, "until": override.until, "by": override.by, "why": override.why},
-        "bands": {
-            "rateMax": bands.rate_max,
-            "rateMin": bands.rate_min,
-            "lagDegraded": bands.lag_degraded,
-            "lagCritical": bands.lag_critical,
-            "setBy": bands.by or None,
-        },
+        "ratePolicy": policy_document(policy),
+        "bands": policy.parameters if policy.policy == "bands" else None,  # its name in earlier versions
         "consumerLag": inputs.lag,
         "lagByPartition": None
         if inputs.lag_by_partition is None
@@ -193,6 +189,27 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "eventLog": inputs.event_log,
         "availablePermissions": inputs.bucket_tokens,
         "bucketCapacity": inputs.bucket_capacity,
+    }
+
+
+def policy_document(policy: Explanation) -> dict[str, Any]:
+    """The explanation of the rate policy for JSON."""
+    return {
+        "name": policy.policy,
+        "sentence": policy.sentence,
+        "reason": policy.reason,
+        "because": policy.because,
+        "rateMax": policy.rate_max,
+        "lookAt": policy.look_at,
+        "thresholds": [
+            {"label": t.label, "value": t.value, "unit": t.unit, "mode": t.mode.value, "measure": t.measure}
+            for t in policy.thresholds
+        ],
+        "figures": [
+            {"name": f.name, "label": f.label, "value": f.value, "unit": f.unit, "partition": f.partition}
+            for f in policy.figures
+        ],
+        "parameters": policy.parameters,
     }
 
 

@@ -20,8 +20,10 @@ from pipeline.flow.age import Age
 from pipeline.flow.bucket import burst_of
 from pipeline.metrics import Declared
 from pipeline.names import BreakerState, DropReason, Mode, PauseReason
+from pipeline.policies import explanation_of
 from pipeline.ports.control import ControlState, ControlStore
 from pipeline.ports.counters import Counters
+from pipeline.ports.rate import MEASURE_LAG, Explanation
 from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ _OUTCOMES: Final = (
     "finished", "busy", "paused", "breaker_open", "sink_away", "log_away", "store_away", "unsettled", "log_gap",
     "poisoned",
 )  # fmt: skip
+_LAG_THRESHOLDS: Final = {Mode.DEGRADED: metrics.LAG_DEGRADED, Mode.CRITICAL: metrics.LAG_CRITICAL}
 PROGRAMS: Final = ("ingest", "batches", "control", "beat")
 
 
@@ -165,9 +168,22 @@ def _control_gauges(state: ControlState, settings: Settings, controller_age: flo
             [one.value for one in PauseReason],
             [pause.reason.value for pause in state.pauses],
         )
-    bands = state.bands
-    yield metrics.LAG_DEGRADED.gauge(settings.lag_degraded if bands is None else bands.lag_degraded)
-    yield metrics.LAG_CRITICAL.gauge(settings.lag_critical if bands is None else bands.lag_critical)
+    yield from _policy_gauges(explanation_of(settings, state))
+
+
+def _policy_gauges(policy: Explanation) -> Iterator[Metric]:
+    """Every threshold and figure of the rate policy; those that have a metric of their own, there too."""
+    family = metrics.RATE_POLICY.gauge()
+    for threshold in policy.thresholds:
+        family.add_metric(
+            [policy.policy, f"{threshold.measure}_{threshold.mode.value}", threshold.unit, ""], threshold.value
+        )
+        if threshold.measure == MEASURE_LAG and threshold.mode in _LAG_THRESHOLDS:
+            yield _LAG_THRESHOLDS[threshold.mode].gauge(threshold.value)
+    for figure in policy.figures:
+        partition = "" if figure.partition is None else str(figure.partition)
+        family.add_metric([policy.policy, figure.name, figure.unit, partition], figure.value)
+    yield family
 
 
 def _lag_gauges(state: ControlState, settings: Settings, controller_age: float) -> Iterator[Metric]:

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import RecoverableError, SettingsError
-from pipeline.flow.rate import BandPolicy
 
 if TYPE_CHECKING:
     from pipeline.ports.bucket import Bucket
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from pipeline.ports.counters import Counters
     from pipeline.ports.history import History
     from pipeline.ports.log import EventLog
-    from pipeline.ports.rate import RatePolicy
     from pipeline.settings import Settings
     from pipeline.sink.postgres import PostgresSink
     from pipeline.store.redis_queues import RedisQueues
@@ -151,11 +149,6 @@ def make_bucket(settings: Settings) -> Bucket:
     from pipeline.store.redis import RedisBucket  # noqa: PLC0415
 
     return RedisBucket(settings)
-
-
-def make_policy(settings: Settings) -> RatePolicy:
-    """The rate policy: the bands of the specification."""
-    return BandPolicy.from_settings(settings)
 
 
 class StoredFloors:

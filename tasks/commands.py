@@ -13,6 +13,7 @@ from pipeline.errors import PermanentError, RecoverableError
 from pipeline.event_text import clock_time, pause_text, rate_text
 from pipeline.health.judge import duration
 from pipeline.names import ControlEventKind, PauseReason
+from pipeline.policies import bands
 from pipeline.ports.control import AskedPause, Bands, paused
 from pipeline.settings import Settings
 from pipeline.sink.control_settings import (
@@ -114,8 +115,9 @@ def set_bands(
     parts: Parts, by: str, *, degraded: int, critical: int, rate_max: float | None, rate_min: float | None, why: str
 ) -> str:
     """Set other thresholds and rates for the policy, from the next tick on."""
+    _check_takes_bands(parts)
     settings = parts.settings
-    bands = Bands(
+    asked = Bands(
         rate_max=settings.rate_max if rate_max is None else rate_max,
         rate_min=settings.rate_min if rate_min is None else rate_min,
         lag_degraded=degraded,
@@ -124,22 +126,23 @@ def set_bands(
         why=why,
         since=parts.clock.now(),
     )
-    _check("the highest rate", bands.rate_max, 1, *_rate_most(settings))
-    _check("the lowest rate", bands.rate_min, 1, bands.rate_max, "events/s, the highest one")
+    _check("the highest rate", asked.rate_max, 1, *_rate_most(settings))
+    _check("the lowest rate", asked.rate_min, 1, asked.rate_max, "events/s, the highest one")
     _check("the lower threshold", degraded, 1, 1_000_000_000, "events")
     if degraded >= critical:
         raise CommandError(f"the lower threshold, {degraded:,} events, is not below the upper one, {critical:,}")
-    parts.control.set_bands(bands)
-    kept = _kept(lambda: save_bands(parts.sink, bands))
+    parts.control.set_bands(asked)
+    kept = _kept(lambda: save_bands(parts.sink, asked))
     return (
-        f"From the next tick on (within {settings.regulate_seconds:g} s): {rate_text(bands.rate_max)} below a lag of "
-        f"{degraded:,}, falling to {rate_text(bands.rate_min)} at {critical:,}; set by {by}: {why}. "
+        f"From the next tick on (within {settings.regulate_seconds:g} s): {rate_text(asked.rate_max)} below a lag of "
+        f"{degraded:,}, falling to {rate_text(asked.rate_min)} at {critical:,}; set by {by}: {why}. "
         f"{_KEPT if kept else _NOT_KEPT}"
     )
 
 
 def reset_bands(parts: Parts, by: str, why: str) -> str:
     """Return to the bands of the settings."""
+    _check_takes_bands(parts)
     held = parts.control.clear_bands(by=by, why=why)
     kept = _kept(lambda: delete_bands(parts.sink))
     settings = parts.settings
@@ -149,6 +152,16 @@ def reset_bands(parts: Parts, by: str, why: str) -> str:
         f"{rate_text(settings.rate_min)} at {settings.lag_critical:,}."
     )
     return words if kept else f"{words} {_NOT_ENDED}"
+
+
+def _check_takes_bands(parts: Parts) -> None:
+    """Bands must not replace another policy: they would change nothing, and nobody would notice."""
+    policy = parts.settings.rate_policy
+    if policy != bands.NAME:
+        raise CommandError(
+            f"the rate policy is {policy} (RATE_POLICY), and has no bands: nothing was changed. For a fixed rate: "
+            "celery -A tasks.app control set_rate_limit <events/s> [seconds] [reason …]"
+        )
 
 
 def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:

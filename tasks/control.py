@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from celery import shared_task
 
 from pipeline.errors import RecoverableError, SchemaError, SchemaNewerError, SluiceError
 from pipeline.names import LETTER_CONFLICT, BreakerState, Queue
+from pipeline.policies import make_policy
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import Asked, Control, Database, regulate
@@ -51,7 +52,7 @@ def regulate_rate(self: Any) -> None:
     workers = Workers(self.app)
     report = regulate(
         settings=parts.settings,
-        policy=parts.policy,
+        policy_of=partial(make_policy, parts.settings),
         log=parts.log,
         database=Database(
             stored_offsets=parts.sink.stored_offsets_and_time,

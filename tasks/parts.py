@@ -20,7 +20,6 @@ from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, 
 from pipeline.ports.counters import Counters
 from pipeline.ports.history import History
 from pipeline.ports.log import EventLog
-from pipeline.ports.rate import RatePolicy
 from pipeline.probe import Backoff
 from pipeline.settings import Settings
 from pipeline.sink.postgres import PostgresSink
@@ -107,10 +106,6 @@ class Parts:
     @cached_property
     def drain_counters(self) -> DrainCounters:
         return DrainCounters(lambda: self.counters, self.clock)
-
-    @cached_property
-    def policy(self) -> RatePolicy:
-        return wiring.make_policy(self.settings)
 
     def pace(self, partition: int) -> Pace:
         """The measured pace of a partition's batches in this process."""

@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Final
 
 from checks.sim.world import Arm, Scenario
-from pipeline.flow.rate import BandPolicy
 from pipeline.settings import Settings
 
 # A threshold that no lag reaches: the rate is then RATE_MAX, except while the breaker is open.
@@ -43,9 +42,9 @@ def _without_lag(settings: Settings) -> Settings:
 ARMS: Final = {
     arm.name: arm
     for arm in (
-        Arm("bands", _bands, BandPolicy.from_settings),
-        Arm("bands, RATE_MAX too high", _bands_too_high, BandPolicy.from_settings),
-        Arm("static limit", _static, BandPolicy.from_settings),
-        Arm("no limit", _no_limit, BandPolicy.from_settings),
+        Arm("bands", _bands),
+        Arm("bands, RATE_MAX too high", _bands_too_high),
+        Arm("static limit", _static),
+        Arm("no limit", _no_limit),
     )
 }

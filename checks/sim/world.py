@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from checks.sim.bounds import BucketBound, ControlBound, LeaseBound, Violations, WatchedBucket
@@ -22,8 +23,8 @@ from pipeline.errors import SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.age import Age
 from pipeline.log.memory import MemoryLog
 from pipeline.names import PauseReason
+from pipeline.policies import make_policy
 from pipeline.ports.control import AskedPause, Override
-from pipeline.ports.rate import RatePolicy
 from pipeline.probe import Backoff, probe
 from pipeline.regulate import Asked, Control, Database, regulate
 from pipeline.settings import Settings
@@ -82,11 +83,10 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Arm:
-    """A control law to simulate: settings and the shipped policy that they select."""
+    """A control law to simulate: the settings, which select the shipped policy."""
 
     name: str
     settings: Callable[[Settings, Scenario], Settings]
-    policy: Callable[[Settings], RatePolicy]
 
 
 class World:
@@ -105,7 +105,6 @@ class World:
             ),
             scenario,
         )
-        self.policy = arm.policy(self.settings)
         self.clock = ManualClock()
         self.loop = VirtualLoop(self.clock, self.rng)
         self.began_at = self.clock.monotonic()
@@ -238,7 +237,7 @@ class World:
             held.end, held.committed = one.appended, one.stored
         regulate(
             settings=self.settings,
-            policy=self.policy,
+            policy_of=partial(make_policy, self.settings),
             log=self.log,
             database=self._database,
             control=self.control,

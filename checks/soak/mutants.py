@@ -145,7 +145,7 @@ _SEEN_IN_PAUSE = (
     ),
     Mutant(
         "rate-always-at-its-maximum",
-        (Edit(_REGULATE, "policy.decide(sample.total_lag)", "policy.decide(0)"),),
+        (Edit("pipeline/policies/bands.py", "self.rate_of(sample.lag)", "self.rate_of(0)"),),
         _PAUSE,
         ("where the published rate was not what the policy gives for its lag",),
     ),

@@ -1,53 +1,9 @@
-"""Computes the rate from the lag."""
+"""Rules for every rate, whichever policy decided it: the breaker's cap, and the decay without a new lag."""
 
 import math
 from dataclasses import dataclass
 
-from pipeline.names import Mode
 from pipeline.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class RateDecision:
-    """A rate in events/s, and the mode that explains it."""
-
-    rate: float
-    mode: Mode
-
-
-@dataclass(frozen=True, slots=True)
-class BandPolicy:
-    """Full rate below the lower threshold, the lowest rate (RATE_MIN) above the upper one, a line between them.
-
-        rate(lag) = rate_max - (rate_max - rate_min) * (lag - lag_degraded) / (lag_critical - lag_degraded)
-
-    Each threshold belongs to the line. There the line has the value of the neighbouring band, so the rate has no jump.
-    """
-
-    rate_max: float  # events/s, ≥ rate_min
-    rate_min: float  # events/s, > 0
-    lag_degraded: int  # events, < lag_critical
-    lag_critical: int  # events
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> "BandPolicy":
-        """The bands of the settings, which have already been validated."""
-        return cls(settings.rate_max, settings.rate_min, settings.lag_degraded, settings.lag_critical)
-
-    @property
-    def floor_rate(self) -> float:
-        """The lowest rate that `decide` gives, events/s."""
-        return self.rate_min
-
-    def decide(self, lag: int) -> RateDecision:
-        """The rate for a lag in events (≥ 0)."""
-        if lag < self.lag_degraded:
-            return RateDecision(self.rate_max, Mode.NORMAL)
-        if lag > self.lag_critical:
-            return RateDecision(self.rate_min, Mode.CRITICAL)
-        share = (lag - self.lag_degraded) / (self.lag_critical - self.lag_degraded)
-        rate = self.rate_max - (self.rate_max - self.rate_min) * share
-        return RateDecision(max(self.rate_min, rate), Mode.DEGRADED)
 
 
 def capped_by_breaker(rate: float, floor_rate: float, *, is_open: bool) -> float:

@@ -321,5 +321,5 @@ def _why_limited(inputs: HealthInputs, rate: str) -> tuple[str, str]:
         return f"the lag is unknown, and the rate falls{rate}", "why the lag is unknown"
     return (
         f"clients offer more than the rate{rate}",
-        "whether PostgreSQL takes more: then raise RATE_MAX; else clients send too much",
+        inputs.explanation.look_at,
     )

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pipeline.names import BreakerState, Mode
-from pipeline.ports.control import Alarm, Bands, ControlState, Override, Pause, PublishedRate, consumption_word, paused
+from pipeline.policies import explanation_of
+from pipeline.ports.control import Alarm, ControlState, Override, Pause, PublishedRate, consumption_word, paused
+from pipeline.ports.rate import Explanation
 from pipeline.settings import Settings
 
 STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which it counts as silent
@@ -53,7 +55,7 @@ class HealthInputs:
     base_rate: float | None  # events/s, as the policy decided
     floor_rate: float  # events/s
     override: Override | None
-    bands: Bands  # `by` is empty if these are the bands of the settings
+    explanation: Explanation  # of the rate policy
     lag: int | None  # events in the log that are not stored yet
     lag_by_partition: Mapping[int, int] | None  # events
     drain_rate: float | None  # events/s stored in the last seconds
@@ -122,12 +124,9 @@ class HealthInputs:
             return "breaker is open"
         if self.override is not None:
             return "set by hand"
-        return {
-            Mode.NORMAL: "the full rate" if self.rate == self.bands.rate_max else "lag is low",
-            Mode.DEGRADED: "lag is degraded",
-            Mode.CRITICAL: "lag is critical",
-            Mode.UNKNOWN: "lag is unknown",
-        }[self.mode]
+        is_full = self.mode is Mode.NORMAL and self.rate == self.explanation.rate_max
+        explained = "the full rate" if is_full else self.explanation.reason
+        return "lag is unknown" if self.mode is Mode.UNKNOWN else explained or f"the mode is {self.mode.value}"
 
 
 def make_inputs(
@@ -153,7 +152,7 @@ def make_inputs(
         base_rate=None if rate is None else rate.base_rate,
         floor_rate=settings.rate_min if state is None or not state.floor_rate else state.floor_rate,
         override=None if state is None else state.override,
-        bands=(None if state is None else state.bands) or bands_of(settings),
+        explanation=explanation_of(settings, state),
         lag=None if outlook.lag_by_partition is None else sum(outlook.lag_by_partition.values()),
         lag_by_partition=outlook.lag_by_partition,
         drain_rate=outlook.drain_rate,
@@ -171,7 +170,7 @@ def make_inputs(
         log_problem=log_problem,
     )
     if rate is None or known.is_controller_silent:
-        return replace(known, mode=_mode_of(known.lag, known.bands))
+        return replace(known, mode=known.explanation.mode_of_lag(known.lag))
     return _with_controllers_word(known, rate)
 
 
@@ -187,15 +186,3 @@ def _with_controllers_word(known: HealthInputs, rate: PublishedRate) -> HealthIn
         drain_rate=consumption.drain_rate if known.drain_rate is None else known.drain_rate,
         no_progress_seconds=known.no_progress_seconds if stood is None else stood,
     )
-
-
-def _mode_of(lag: int | None, bands: Bands) -> Mode:
-    """The mode for a lag that no controller has judged. If the controller is silent, a low lag gives no information."""
-    if lag is None or lag < bands.lag_degraded:
-        return Mode.UNKNOWN
-    return Mode.CRITICAL if lag > bands.lag_critical else Mode.DEGRADED
-
-
-def bands_of(settings: Settings) -> Bands:
-    """The bands of the settings; no operator has set them."""
-    return Bands(settings.rate_max, settings.rate_min, settings.lag_degraded, settings.lag_critical, "", "", 0.0)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pipeline.flow.rate import capped_by_breaker
 from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason, Severity
+from pipeline.ports.rate import PolicyRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class PublishedRate:
     lag_known_at: float | None
     consumption: "Consumption | None" = None  # None: the lag was unknown
     alarms: "tuple[Alarm, ...]" = ()  # problems that this tick of the control loop found, worst first
+    policy: PolicyRecord | None = None  # None: a version without policies published this
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +179,12 @@ class ControlStore(Protocol):
         by: str,
         consumption: Consumption | None = None,
         alarms: Sequence[Alarm] = (),
+        policy: PolicyRecord | None = None,
     ) -> PublishedRate:
         """Publish a newly decided rate with the next version. Records an event if the rate or the mode changed.
 
-        The alarms replace those of the previous tick. Their number and their length are limited (ALARMS_MAX).
+        The alarms replace those of the previous tick. Their number and their length are limited (ALARMS_MAX). The
+        policy's record replaces the previous one too; the control events get its reason.
 
         A rate that was decided on an older lag than the published one is ignored. While an override is active, the
         effective rate is the override's rate. While the breaker reason is active, the effective rate is at most the

@@ -8,6 +8,7 @@ from typing import Final
 from pipeline.flow.rate import capped_by_breaker
 from pipeline.names import BreakerState, ControlEventKind, PauseReason, Severity
 from pipeline.ports.control import Alarm, ControlEvent, Pause, PublishedRate, Trouble
+from pipeline.ports.rate import PolicyRecord
 from pipeline.text import on_one_line
 
 _LINE_BREAKS: Final = re.compile(r"[ \t]*[\r\n]+[ \t]*")
@@ -76,6 +77,13 @@ def bounded_alarms(alarms: Sequence[Alarm]) -> tuple[Alarm, ...]:
 def bounded_trouble(trouble: Trouble) -> Trouble:
     """The same problem with texts of a bounded length."""
     return Trouble(clean_text(trouble.code, TROUBLE_CHARS_MAX), clean_text(trouble.what, TROUBLE_CHARS_MAX))
+
+
+def rate_event_why(lag: int | None, policy: PolicyRecord | None) -> str:
+    """Why a rate changed, for its control event."""
+    if policy is not None and policy.explanation.because:
+        return policy.explanation.because
+    return "lag unknown" if lag is None else f"lag {lag}"
 
 
 def without_override(rate: PublishedRate, pauses: Sequence[Pause], floor_rate: float) -> PublishedRate:

@@ -87,22 +87,24 @@ local function effective_rate(base_rate, floor_rate)
   return rate, is_capped and 'breaker' or by_hand and 'override' or 'lag'
 end
 
-local function record_rate(why, effective, decided_by, base_rate, mode, lag, version, previous)
+local function record_rate(why, effective, decided_by, base_rate, mode, lag, version, previous, reason)
   record('rate_changed', why, cjson.encode({
     rate = effective, decided_by = decided_by, base_rate = base_rate, mode = mode, lag = lag, version = version,
-    previous = previous or ''
+    previous = previous or '', reason = reason or ''
   }))
 end
 
 -- After a change of the reasons: update the effective rate in the same step.
 local function settle_rate(why)
-  local last = redis.call('HMGET', KEYS[1], 'rate', 'base_rate', 'floor_rate', 'version', 'mode', 'lag')
+  local last = redis.call('HMGET', KEYS[1], 'rate', 'base_rate', 'floor_rate', 'version', 'mode', 'lag', 'reason',
+    'policy_at', 'published_at')
   if not last[1] then return end
   local effective, decided_by = effective_rate(last[2], last[3])
   if tonumber(effective) == tonumber(last[1]) then return end
   local version = next_version(last[4])
   redis.call('HSET', KEYS[1], 'rate', effective, 'version', version)
-  record_rate(why, effective, decided_by, last[2], last[5], last[6], version, last[1])
+  local reason = last[8] == last[9] and last[7]  -- a controller of an older version publishes none
+  record_rate(why, effective, decided_by, last[2], last[5], last[6], version, last[1], reason)
 end
 
 -- A reason's entry; an entry that can't be read still pauses, and can be lifted.

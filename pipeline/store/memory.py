@@ -28,6 +28,7 @@ from pipeline.ports.control import (
     PublishedRate,
     Trouble,
 )
+from pipeline.ports.rate import PolicyRecord
 from pipeline.settings import Settings
 from pipeline.store.common import (
     BY_CHARS_MAX,
@@ -39,6 +40,7 @@ from pipeline.store.common import (
     bounded_trouble,
     breaker_state,
     clean_text,
+    rate_event_why,
     repeated_event,
     without_override,
 )
@@ -159,6 +161,7 @@ class _Adapter:
             "lag": "" if rate.lag is None else str(rate.lag),
             "version": str(rate.version),
             "previous": "" if last is None else repr(last.rate),
+            "reason": "" if rate.policy is None else rate.policy.explanation.reason,
         }
         self._record(ControlEventKind.RATE_CHANGED, by, why, data)
 
@@ -215,6 +218,7 @@ class MemoryControlStore(_Adapter):
         by: str,
         consumption: Consumption | None = None,
         alarms: Sequence[Alarm] = (),
+        policy: PolicyRecord | None = None,
     ) -> PublishedRate:
         with self._server.changed:
             self._settle_override()
@@ -234,9 +238,10 @@ class MemoryControlStore(_Adapter):
                 lag_known_at=lag_known_at,
                 consumption=consumption,
                 alarms=bounded_alarms(alarms),
+                policy=policy,
             )
             if last is None or (last.rate, last.mode) != (content.rate.rate, mode):
-                self._record_rate(content.rate, last, by, "lag unknown" if lag is None else f"lag {lag}")
+                self._record_rate(content.rate, last, by, rate_event_why(lag, policy))
             return content.rate
 
     def set_override(self, rate: float, *, until: float, by: str, why: str) -> Override:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow.age import Age
@@ -32,6 +34,7 @@ from pipeline.ports.control import (
     Pause,
     PublishedRate,
 )
+from pipeline.ports.rate import PolicyRecord
 from pipeline.settings import Settings
 from pipeline.store.common import (
     ALARMS_MAX,
@@ -41,6 +44,7 @@ from pipeline.store.common import (
     bounded_alarms,
     breaker_state,
     clean_text,
+    rate_event_why,
     without_override,
 )
 from pipeline.store.connection import ControlConnection, load_script
@@ -51,8 +55,9 @@ _logger = logging.getLogger(__name__)
 
 WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the state, not the events
 
-# Errors while reading a value that is missing or has another format.
+# Errors while reading a value that is missing or has another format; msgspec's are ValueErrors.
 _UNREADABLE: Final = (KeyError, ValueError, TypeError, AttributeError)
+_policy_decoder: Final = msgspec.json.Decoder(PolicyRecord)
 _Found = TypeVar("_Found")
 _Read = TypeVar("_Read")
 _RESTORED: Final = "restored"  # field of the reasons' hash that marks it as complete
@@ -110,8 +115,8 @@ class RedisControlStore:
         by: str,
         consumption: Consumption | None = None,
         alarms: Sequence[Alarm] = (),
+        policy: PolicyRecord | None = None,
     ) -> PublishedRate:
-        why = "lag unknown" if lag is None else f"lag {lag}"
         answer = self._run(
             "publish_rate",
             by,
@@ -120,9 +125,11 @@ class RedisControlStore:
             mode.value,
             "" if lag is None else str(lag),
             "" if lag_known_at is None else repr(float(lag_known_at)),
-            why,
+            rate_event_why(lag, policy),
             "" if consumption is None else _consumption_text(consumption),
             _alarms_text(bounded_alarms(alarms)),
+            "" if policy is None else policy.explanation.reason,
+            "" if policy is None else msgspec.json.encode(policy).decode(),
         )
         published = _readable("rate", _published_rate, _pairs(answer))
         if published is None:
@@ -340,7 +347,13 @@ def _published_rate(fields: dict[str, str]) -> PublishedRate:
         consumption=_consumption(fields.get("consumption", "")),
         # A controller of an older version publishes no alarms, and leaves those of an earlier tick in the hash.
         alarms=_alarms(fields["alarms"]) if fields.get("alarms_at") == fields["published_at"] else (),
+        policy=_policy(fields["policy"]) if fields.get("policy_at") == fields["published_at"] else None,
     )
+
+
+def _policy(text: str) -> PolicyRecord | None:
+    """The policy's record. Without one that this version can read, the rate itself still counts."""
+    return _readable("policy", _policy_decoder.decode, text)
 
 
 def _text(number: int | None) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.names import LEASE_PROBE, BreakerState, ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import AskedPause, PublishedRate
+from pipeline.ports.rate import Explanation, Figure, PolicyRecord, Threshold
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
 BREAKER, OPERATOR, POISON = PauseReason.BREAKER, PauseReason.OPERATOR, PauseReason.POISON
@@ -24,11 +25,13 @@ Publish = Callable[..., PublishedRate]
 @pytest.fixture
 def publish(rig: ControlRig) -> Publish:
     def publish(
-        base_rate: float = 1000.0, *, mode: Mode = Mode.NORMAL, lag: int | None = 0, known_at: float | None = None
-    ) -> PublishedRate:
+        base_rate: float = 1000.0, *, mode: Mode = Mode.NORMAL, lag: int | None = 0, known_at: float | None = None,
+        policy: PolicyRecord | None = None,
+    ) -> PublishedRate:  # fmt: skip
         return rig.store.publish_rate(
-            base_rate=base_rate, floor_rate=100.0, mode=mode, lag=lag, lag_known_at=known_at, by="controller"
-        )
+            base_rate=base_rate, floor_rate=100.0, mode=mode, lag=lag, lag_known_at=known_at, by="controller",
+            policy=policy,
+        )  # fmt: skip
 
     return publish
 
@@ -83,6 +86,43 @@ def test_an_unknown_lag_stays_unknown(rig: ControlRig, publish: Publish) -> None
     rate = rig.store.state().rate
     assert rate is not None
     assert (rate.lag, rate.lag_known_at, rate.mode) == (None, None, Mode.UNKNOWN)
+
+
+POLICY = PolicyRecord(
+    Explanation(
+        "toy", "a “sentence”", "it is warm", "21.5 °C", 70.0, "the thermometer",
+        (Threshold("hot above", 40.0, "°C", Mode.CRITICAL, "heat", is_inclusive=True),),
+        (Figure("heat", "heat", 21.5, "°C"), Figure("heat", "heat", 3.0, "°C", 1)),
+        {"step": 7, "setBy": None},
+    ),
+    {"count": 1, "by": {"0": [1, 2.5, True]}},
+    ran_dry=4,
+    generation=2,
+)  # fmt: skip
+
+
+def test_the_record_of_the_policy_is_kept_with_the_rate_until_the_next_publication(
+    rig: ControlRig, publish: Publish
+) -> None:
+    # Given a rate with the record of its policy
+    publish(500.0, lag=5, policy=POLICY)
+    assert published(rig).policy == POLICY
+    assert (rig.events.last(1)[0].data["reason"], rig.events.last(1)[0].why) == ("it is warm", "21.5 °C")
+    # When a pause changes the effective rate, then the record stays, and the event gives the policy's reason
+    rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
+    assert published(rig).policy == POLICY
+    rig.store.resume(PauseReason.BREAKER, generation=None, by="prober", why="up")
+    assert rig.events.last(1)[0].data["reason"] == "it is warm"
+    # And a publication without one, of an older version, takes it away
+    publish(400.0, lag=5)
+    assert published(rig).policy is None
+    assert rig.events.last(1)[0].data["reason"] == ""
+
+
+def published(rig: ControlRig) -> PublishedRate:
+    rate = rig.store.state().rate
+    assert rate is not None
+    return rate
 
 
 def test_an_event_is_recorded_when_rate_or_mode_changed_and_only_then(rig: ControlRig, publish: Publish) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import redis
 
@@ -21,6 +22,7 @@ from pipeline.names import (
     PauseReason,
 )
 from pipeline.ports.control import AskedPause, paused
+from pipeline.ports.rate import Explanation, PolicyRecord
 from stack.servers import Server
 from support.control import ControlRig, control_settings, redis_rig
 
@@ -106,9 +108,9 @@ def older(rig: ControlRig) -> Iterator[Older]:
         yield Older(rig, client)
 
 
-def publish(rig: ControlRig) -> None:
+def publish(rig: ControlRig, policy: PolicyRecord | None = None) -> None:
     rig.store.publish_rate(
-        base_rate=800.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller"
+        base_rate=800.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller", policy=policy
     )
 
 
@@ -175,6 +177,28 @@ def test_what_cannot_be_read_is_not_known_and_the_rest_is(rig: ControlRig, newer
     state = rig.store.state()
     assert (state.rate, state.override, state.bands, state.breaker) == (None, None, None, BreakerState.OPEN)
     assert state.pauses
+
+
+def test_a_policy_of_another_version_does_not_hide_the_rate(rig: ControlRig, newer: Newer) -> None:
+    # Given a record that this version can't read
+    record = PolicyRecord(Explanation("bands", "a sentence", "lag is low", "lag 0", 1000.0, "the sink"))
+    publish(rig, policy=record)
+    newer.sets(KEY_RATE, policy='{"explanation": "in one word"}')
+    rate = rig.store.state().rate
+    assert rate is not None
+    assert (rate.rate, rate.policy) == (800.0, None)
+    # Given a record with a field that this version does not know
+    publish(rig, policy=record)
+    with_more = msgspec.json.encode(record).decode().replace('{"explanation":{', '{"mood":1,"explanation":{"song":2,')
+    newer.sets(KEY_RATE, policy=with_more)
+    rate = rig.store.state().rate
+    assert rate is not None
+    assert rate.policy == record
+    # Given an older version, which publishes none and leaves the earlier one in place
+    newer.sets(KEY_RATE, published_at="1.5")
+    rate = rig.store.state().rate
+    assert rate is not None
+    assert (rate.rate, rate.policy) == (800.0, None)
 
 
 def test_an_event_of_another_kind_is_told_by_its_word(rig: ControlRig, newer: Newer) -> None:

@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.flow.rate import BandPolicy, Decay
+from pipeline.flow.rate import Decay
 from pipeline.names import Mode
+from pipeline.policies.bands import BandPolicy
 
 rates = st.floats(min_value=1.0, max_value=1e7)
 lags = st.integers(min_value=0, max_value=10**10)
@@ -22,23 +23,23 @@ def policies(draw: st.DrawFn) -> BandPolicy:
 
 @given(policies(), lags)
 def test_the_rate_stays_within_its_bounds(policy: BandPolicy, lag: int) -> None:
-    decision = policy.decide(lag)
-    assert policy.rate_min <= decision.rate <= policy.rate_max
-    assert (decision.mode is Mode.NORMAL) == (lag < policy.lag_degraded)
-    assert (decision.mode is Mode.CRITICAL) == (lag > policy.lag_critical)
+    rate, mode = policy.rate_of(lag)
+    assert policy.rate_min <= rate <= policy.rate_max
+    assert (mode is Mode.NORMAL) == (lag < policy.lag_degraded)
+    assert (mode is Mode.CRITICAL) == (lag > policy.lag_critical)
 
 
 @given(policies(), lags, lags)
 def test_more_lag_never_gives_more_rate(policy: BandPolicy, one: int, other: int) -> None:
     less, more = sorted([one, other])
-    assert policy.decide(more).rate <= policy.decide(less).rate
+    assert policy.rate_of(more)[0] <= policy.rate_of(less)[0]
 
 
 @given(policies())
 def test_the_line_meets_both_bands(policy: BandPolicy) -> None:
-    assert policy.decide(policy.lag_degraded).rate == policy.rate_max
+    assert policy.rate_of(policy.lag_degraded)[0] == policy.rate_max
     # The line ends at the floor but for the last bits of a float.
-    assert policy.decide(policy.lag_critical).rate - policy.rate_min <= policy.rate_max * 1e-12
+    assert policy.rate_of(policy.lag_critical)[0] - policy.rate_min <= policy.rate_max * 1e-12
 
 
 @given(rates, st.tuples(ages, ages), periods, holds, rates)

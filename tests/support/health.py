@@ -1,7 +1,8 @@
 """A snapshot of a system on which nothing is wrong, to be changed by tests."""
 
-from pipeline.health.snapshot import HealthInputs, Traffic, bands_of
+from pipeline.health.snapshot import HealthInputs, Traffic
 from pipeline.names import BreakerState, Mode, PauseReason
+from pipeline.policies import make_policy
 from pipeline.ports.control import Override, Pause
 from support.control import control_settings
 
@@ -13,7 +14,7 @@ HEALTHY = HealthInputs(
     base_rate=1000.0,
     floor_rate=100.0,
     override=None,
-    bands=bands_of(control_settings("redis://nowhere")),
+    explanation=make_policy(control_settings("redis://nowhere")).describe(),
     lag=12,
     lag_by_partition={0: 12, 1: 0},
     drain_rate=800.0,

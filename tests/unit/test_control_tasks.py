@@ -1,11 +1,14 @@
 """The control loop's tasks, without a worker."""
 
 import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pipeline.errors import SettingsError, StoreUnavailableError
-from tasks import control
+from tasks import commands, control
 
 
 @pytest.mark.parametrize("error", [StoreUnavailableError("refused"), SettingsError("LOG_TOPIC is no topic")])
@@ -29,3 +32,19 @@ def test_a_defect_is_no_set_up_error() -> None:
 
     with pytest.raises(ZeroDivisionError):
         tick()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda parts: commands.set_bands(parts, "ann", degraded=1, critical=2, rate_max=None, rate_min=None, why="w"),
+        lambda parts: commands.reset_bands(parts, "ann", "w"),
+    ],
+)
+def test_bands_do_not_replace_another_policy(command: Callable[[Any], str]) -> None:
+    # Given a control worker with another policy: nothing but its settings may be used
+    parts = SimpleNamespace(settings=SimpleNamespace(rate_policy="toy"))
+    with pytest.raises(
+        commands.CommandError, match=r"policy is toy .* nothing was changed.* set_rate_limit <events/s>"
+    ):
+        command(parts)

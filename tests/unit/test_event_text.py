@@ -20,6 +20,8 @@ BANDS = {"rate_max": "800", "rate_min": "0.5", "lag_degraded": "100", "lag_criti
         (K.RATE_CHANGED, RATE | {"decided_by": "lag", "mode": "critical"}, "Rate 1,000 → 100/s (lag is critical)"),
         (K.RATE_CHANGED, RATE | {"previous": "", "decided_by": "lag"}, "Rate 100/s (lag is low)"),
         (K.RATE_CHANGED, RATE | {"previous": "100", "mode": "unknown"}, "Lag is unknown, rate stays 100/s"),
+        (K.RATE_CHANGED, RATE | {"reason": "at the limit", "mode": "odd"}, "Rate 1,000 → 100/s (at the limit)"),
+        (K.RATE_CHANGED, RATE | {"reason": ""}, "Rate 1,000 → 100/s (lag is low)"),
         (K.RATE_CHANGED, RATE | {"rate": "894.857"}, "Rate 1,000 → 895/s (lag is low)"),
         (K.BREAKER_OPENED, {"reason": "breaker"}, "Breaker opened"),
         (K.BREAKER_CLOSED, {"reason": "breaker"}, "Breaker closed"),

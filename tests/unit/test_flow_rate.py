@@ -1,44 +1,13 @@
-"""The bands and the decay, at their edges."""
+"""The decay of a rate and the breaker's cap, at their edges."""
 
 from typing import Any
 
 import pytest
 
-from pipeline.flow.rate import BandPolicy, Decay, capped_by_breaker
-from pipeline.names import Mode
+from pipeline.flow.rate import Decay, capped_by_breaker
 from pipeline.settings import Settings
 
-POLICY = BandPolicy.from_settings(Settings())
 DECAY = Decay.from_settings(Settings())
-
-
-@pytest.mark.parametrize(
-    ("lag", "rate", "mode"),
-    [
-        (0, 1000.0, Mode.NORMAL),
-        (9_999, 1000.0, Mode.NORMAL),
-        (10_000, 1000.0, Mode.DEGRADED),
-        (20_000, 775.0, Mode.DEGRADED),
-        (30_000, 550.0, Mode.DEGRADED),
-        (49_999, 100.0225, Mode.DEGRADED),
-        (50_000, 100.0, Mode.DEGRADED),
-        (50_001, 100.0, Mode.CRITICAL),
-        (10**12, 100.0, Mode.CRITICAL),
-    ],
-)
-def test_the_bands_of_the_mission(lag: int, rate: float, mode: Mode) -> None:
-    decision = POLICY.decide(lag)
-    assert decision.rate == pytest.approx(rate)
-    assert decision.mode is mode
-
-
-def test_the_floor_is_the_lowest_rate() -> None:
-    assert POLICY.floor_rate == 100.0
-
-
-def test_equal_rates_are_a_constant_rate() -> None:
-    policy = BandPolicy(rate_max=7.0, rate_min=7.0, lag_degraded=1, lag_critical=2)
-    assert {policy.decide(lag).rate for lag in range(4)} == {7.0}
 
 
 @pytest.mark.parametrize(

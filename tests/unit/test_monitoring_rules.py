@@ -167,4 +167,5 @@ def test_every_metric_is_on_the_dashboard_or_in_an_alert() -> None:
         "sluice_ingest_append_waiting_bytes",
         "rate_limiter_floor_rate_limit",
         "sluice_drain_rate",
+        "sluice_rate_policy_figure",
     }

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.age import Age
-from pipeline.flow.rate import BandPolicy
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Severity
+from pipeline.policies import make_policy
 from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate, Trouble
 from pipeline.ports.log import SetUpFault
 from pipeline.regulate import Asked, Control, Database, RegulateReport, regulate
@@ -97,7 +98,7 @@ class System:
         settings = self.rig.settings
         return regulate(
             settings=settings,
-            policy=BandPolicy.from_settings(settings),
+            policy_of=partial(make_policy, settings),
             log=self.log,
             database=Database(
                 self.database.stored_offsets,

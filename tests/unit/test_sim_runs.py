@@ -17,6 +17,7 @@ from checks.sim.scenarios import SCENARIOS, constant, steps
 from checks.sim.timeline import Timeline, goodput, late_share, oldest_seconds
 from checks.sim.world import Fault, Scenario, run
 from ingest.admission import Admission
+from pipeline.decide import Measured, decide
 
 BANDS = ARMS["bands"]
 
@@ -123,15 +124,13 @@ def test_a_rate_that_an_open_breaker_does_not_lower_breaks_the_bound(monkeypatch
 
 
 def test_a_controller_that_takes_an_unknown_lag_for_none_breaks_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    decide = pipeline.regulate._decide
-
-    def takes_unknown_for_none(state: Any, sample: Any, *rest: Any) -> Any:
-        return decide(state, replace(sample, lag={}) if sample.lag is None else sample, *rest)
+    def takes_unknown_for_none(policy: Any, state: Any, measured: Any, *rest: Any) -> Any:
+        return decide(policy, state, Measured({}, {}) if measured is None else measured, *rest)
 
     unknown = short("steady 2x", 30, faults=[Fault("lag unknown", 20, 30)])
     arm = ARMS["bands, RATE_MAX too high"]
     assert bounds_of(run(unknown, arm, 1)) == set()
-    monkeypatch.setattr(pipeline.regulate, "_decide", takes_unknown_for_none)
+    monkeypatch.setattr(pipeline.regulate, "decide", takes_unknown_for_none)
     assert bounds_of(run(unknown, arm, 1)) == {"unknown lag"}
 
 

@@ -71,7 +71,8 @@ def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost() -> None:
 
 
 def test_bars_show_shares_without_colour() -> None:
-    text = screen(replace(HEALTHY, rate=250.0, lag=60_000, mode=Mode.CRITICAL))
+    explained = replace(HEALTHY.explanation, reason="lag is critical")
+    text = screen(replace(HEALTHY, rate=250.0, lag=60_000, mode=Mode.CRITICAL, explanation=explained))
     assert "250 events/s [#####...............] of 1,000: lag is critical" in text
     assert "60,000 events [####################] degraded from 10,000, critical above 50,000" in text
     assert "unknown [....................]" in screen(replace(HEALTHY, lag=None))

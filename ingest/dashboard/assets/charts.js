@@ -145,7 +145,7 @@ const charts = (() => {
 
   function options(name, lines, width) {
     const axis = { stroke: css("muted"), grid: { stroke: css("grid"), width: 1 }, ticks: { stroke: css("grid") }, font: "11px system-ui, sans-serif" };
-    const highest = PLANS[name].levels ? () => (state.levels ? state.levels[1][1] * 1.12 : 0) : () => 0;
+    const highest = PLANS[name].levels ? () => Math.max(0, ...(state.levels || []).map((level) => level[1] * 1.12)) : () => 0;
     return {
       width, height: HEIGHT, legend: { show: false }, cursor: { show: false },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
@@ -217,10 +217,10 @@ const charts = (() => {
 
   // The lag chart is built from the thresholds and partitions.
   function shape(status) {
-    state.levels = [
-      ["degraded from", status.bands.lagDegraded, "degraded", [6, 4]],
-      ["critical above", status.bands.lagCritical, "critical", [2, 3]],
-    ];
+    const DASHES = { degraded: [6, 4], critical: [2, 3] };
+    state.levels = status.ratePolicy.thresholds
+      .filter((one) => one.measure === "lag")
+      .map((one) => [one.label, one.value, one.mode, DASHES[one.mode] || []]);
     const partitions = status.lagByPartition ? Object.keys(status.lagByPartition).length : state.partitions;
     if (partitions !== state.partitions) {
       state.partitions = partitions;

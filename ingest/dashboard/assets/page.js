@@ -120,7 +120,7 @@
     const refused = ["s429", "s503"].map((name) => charts.lately(name));
     const share = status.refusedShare > 0 ? `${Math.max(1, Math.round(100 * status.refusedShare))} % of the ${status.refusedShareTime}; ` : "";
     card("refused", number(status.refused), "/s", `${share}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} a second`, levelOf(status, "refusing", "log_down", "log_full"));
-    const [rate, full] = [status.rateLimit, status.bands.rateMax];
+    const [rate, full] = [status.rateLimit, status.ratePolicy.rateMax];
     const lowered = rate < full;
     card("rate", number(rate), "/s", lowered ? `of ${number(full)}: ${status.rateDecidedBy}` : status.rateDecidedBy, lowered ? (rate <= status.floorRate ? "critical" : "degraded") : null);
     bar("rate", rate / full);
@@ -130,9 +130,10 @@
 
   function showBacklog(status) {
     const { number, duration } = format;
-    const [lag, bands] = [status.consumerLag, status.bands];
+    const lag = status.consumerLag;
+    const levels = status.ratePolicy.thresholds.filter((one) => one.measure === "lag");
     const lags = Object.values(status.lagByPartition || {});
-    card("lag", number(lag), "events", lag === null ? "not known" : `degraded from ${format.short(bands.lagDegraded)}, critical above ${format.short(bands.lagCritical)}`, levelOf(status, "behind", "lag_unknown"));
+    card("lag", number(lag), "events", lag === null ? "not known" : levels.map((one) => `${one.label} ${format.short(one.value)}`).join(", "), levelOf(status, "behind", "lag_unknown"));
     const waits = status.consumption === "paused" && lag > 0;
     const empty = waits ? "nothing, while consumption is paused" : lag === 0 ? "nothing waits" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with what comes" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "no end of the backlog in sight";
     card("drain", number(status.drainRate), "/s", empty, levelOf(status, "no_progress"));
@@ -160,6 +161,8 @@
     const isPartly = held && status.consumption === "running";
     card("consumption", isPartly ? "partly paused" : status.consumption, "", isPartly ? reasons : CONSUMPTION[status.consumption], levelOf(status, "no_progress", "breaker_open", "paused", "pauses_unknown", "store_down"));
     const age = status.controllerAgeSeconds;
+    const policy = status.ratePolicy;
+    byId("policy").textContent = `Rate policy ${policy.name.replace("_", " ")}: ${policy.sentence}.`;
     card("controller", age === null ? "silent" : format.duration(age), age === null ? "" : "ago", `sets the rate every ${format.duration(status.controllerPeriodSeconds)}`, levelOf(status, "controller_silent", "store_down"));
     const override = status.rateOverride;
     const beneath = override && status.rateLimit < override.rate ? "; the breaker's floor comes first" : "";

@@ -1,0 +1,29 @@
+"""The rate policies, by the word of RATE_POLICY. A new policy is one file here, one row, and its settings."""
+
+from collections.abc import Callable
+from typing import Final
+
+from pipeline.policies import bands
+from pipeline.ports.control import Bands, ControlState
+from pipeline.ports.rate import Explanation, RatePolicy
+from pipeline.settings import Settings
+
+# Each makes its policy from the settings, and from the bands that an operator set (None: none).
+POLICIES: Final[dict[str, Callable[[Settings, Bands | None], RatePolicy]]] = {
+    bands.NAME: bands.BandPolicy.make,
+}
+
+
+def make_policy(settings: Settings, asked_bands: Bands | None = None) -> RatePolicy:
+    """The policy of RATE_POLICY."""
+    return POLICIES[settings.rate_policy](settings, asked_bands)
+
+
+def explanation_of(settings: Settings, state: ControlState | None) -> Explanation:
+    """What the policy of the controller says; if it has published nothing, what the policy of the settings would say.
+
+    `state` is None if the control store does not answer.
+    """
+    if state is not None and state.rate is not None and state.rate.policy is not None:
+        return state.rate.policy.explanation
+    return make_policy(settings, None if state is None else state.bands).describe()
