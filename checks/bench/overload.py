@@ -27,7 +27,7 @@ from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, 
 from checks.bench.step import quantile, rates_of, step_of
 from checks.bench.table import Goal, Line, at_least, at_most
 from checks.loadgen.closed_load import an_event, post
-from checks.loadgen.open_load import Answers, offer
+from checks.loadgen.open_load import Responses, offer
 from stack.config import StackConfig, environ_of_its_own
 from stack.servers import LOOPBACK
 from stack.system import System
@@ -63,14 +63,14 @@ ARMS: Final = (
 class Run:
     """One load on one system: what clients were told, and what was stored when (epoch s, events, of them in time)."""
 
-    answers: Answers
+    responses: Responses
     stored: list[tuple[float, int, int]]
 
     def admitted(self, begin: float, end: float) -> list[float]:
         """Events/s admitted in each second."""
         taken = [
             (due, BODY_EVENTS)
-            for due, status in zip(self.answers.due, self.answers.status, strict=True)
+            for due, status in zip(self.responses.due, self.responses.status, strict=True)
             if status == 202
         ]
         return rates_of([at for at, _ in taken], [count for _, count in taken], begin=begin, end=end)
@@ -102,14 +102,14 @@ class Held:
     def run(self, phases: list[tuple[float, float]]) -> Run:
         """Offer phases of (seconds, events/s); then let the system store all of it, and come to rest."""
         self._ask("TRUNCATE bench_stored")
-        answers = uvloop.run(
+        responses = uvloop.run(
             offer(LOOPBACK, self._port, self._requests, [(seconds, rate / BODY_EVENTS) for seconds, rate in phases])
         )
         stored = self._rows("SELECT extract(epoch FROM stored_at)::float8, events, in_time FROM bench_stored")
         self._hold(None)
-        self._await_empty(BODY_EVENTS * sum(status == 202 for status in answers.status))
+        self._await_empty(BODY_EVENTS * sum(status == 202 for status in responses.status))
         self._hold(SINK_RATE)
-        return Run(answers, stored)
+        return Run(responses, stored)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -183,7 +183,7 @@ def _capacity(held: Held, options: Options) -> float:
     """Events/s that the held sink stores at most: what it stores while more is there than it takes."""
     seconds = 4 if options.quick else 12
     run = held.run([(seconds, 2 * SINK_RATE)])
-    end = run.answers.due[-1]
+    end = run.responses.due[-1]
     rates = run.stored_rates(end - seconds + 2, end)
     return sum(rates) / len(rates)
 
@@ -193,7 +193,7 @@ def _goodput(held: Held, arm: Arm, capacity: float, options: Options) -> list[Li
     warm, measured = (2.0, 4) if options.quick else (arm.warm_seconds, 10)
     for factor in arm.factors[:1] if options.quick else arm.factors:
         run = held.run([(warm + measured, factor * SINK_RATE)])
-        end = run.answers.due[-1]
+        end = run.responses.due[-1]
         good, all_of_it = (
             run.stored_rates(end - measured, end, in_time=True),
             run.stored_rates(end - measured, end),
@@ -212,15 +212,15 @@ def _goodput(held: Held, arm: Arm, capacity: float, options: Options) -> list[Li
 def _step(held: Held, arm: Arm, capacity: float, options: Options) -> list[Line]:
     before, after = (3.0, 6.0) if options.quick else (8.0, arm.step_seconds)
     run = held.run([(before, SINK_RATE / 2), (after, 2 * SINK_RATE)])
-    begin = run.answers.due[0] + before
+    begin = run.responses.due[0] + before
     end = begin + after
-    first = run.answers.due[0]
+    first = run.responses.due[0]
     admitted, stored = run.admitted(begin, end), run.stored_rates(begin, end)
     lag_before = sum(run.admitted(first, begin)) - sum(run.stored_rates(first, begin))
     step = step_of(admitted, stored, capacity=capacity, lag_before=max(0.0, lag_before))
     slow = [
         seconds
-        for due, seconds, status in zip(run.answers.due, run.answers.seconds, run.answers.status, strict=True)
+        for due, seconds, status in zip(run.responses.due, run.responses.seconds, run.responses.status, strict=True)
         if status == 202 and due >= begin
     ]
     figures = {"sink_events_per_second": capacity, "admitted": admitted, "stored": stored}

@@ -22,7 +22,7 @@ from checks.hostile.part import Part
 from checks.hostile.siege import P99_SECONDS_SURE, ROOT, Siege, environ, flood_problems, flooding, siege
 from checks.hostile.system import Attacked, attacked
 from checks.hostile.watch import Watch
-from checks.loadgen.open_load import Answers
+from checks.loadgen.open_load import Responses
 
 PARTS: Final = ("fuzz", "cases", "contract", "floods")
 IDLE: Final = 500
@@ -222,7 +222,7 @@ def _floods(target: Attacked, plan: Plan, tell: Tell) -> Part:
                 else:
                     sieges[name] = seen
             tell(f"  {attacked_seconds:.0f} of {plan.attack_seconds:.0f} s")
-    calm = Answers()  # the load alone, before any of the attacks: the longer it is, the steadier its p99
+    calm = Responses()  # the load alone, before any of the attacks: the longer it is, the steadier its p99
     for one in sieges.values():
         calm.seconds += one.before.seconds
         calm.status += one.before.status

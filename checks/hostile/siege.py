@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checks.loadgen.open_load import Answers, offer
+from checks.loadgen.open_load import Responses, offer
 from support.edge import request
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,14 +23,14 @@ CUT_SECONDS_SPARE = 2.0  # beyond the time allowed, for a machine that is busy
 
 @dataclass
 class Siege:
-    """The load's answers without and with the attack, and what became of the attack."""
+    """The load's responses without and with the attack, and what became of the attack."""
 
-    before: Answers
-    during: Answers
+    before: Responses
+    during: Responses
     attack: dict[str, Any]
 
     def problems(self, *, p99_seconds_sure: float = P99_SECONDS_SURE) -> list[str]:
-        """What must not be: answers other than 202 and 429, and a p99 that suffers."""
+        """What must not be: responses other than 202 and 429, and a p99 that suffers."""
         statuses = Counter(self.before.status) + Counter(self.during.status)
         wrong = {status: count for status, count in statuses.items() if status not in (202, 429)}
         found = [f"the load got {wrong}"] if wrong else []
@@ -63,23 +63,23 @@ class Siege:
         ]
 
 
-def p99(answers: Answers) -> float:
+def p99(responses: Responses) -> float:
     """The 99th percentile of the time from when a request was due to its answer, seconds."""
-    return statistics.quantiles(answers.seconds, n=100, method="inclusive")[98]
+    return statistics.quantiles(responses.seconds, n=100, method="inclusive")[98]
 
 
-def _figures(answers: Answers) -> dict[str, Any]:
+def _figures(responses: Responses) -> dict[str, Any]:
     return {
-        "requests": len(answers.seconds),
-        "p50": round(1000 * statistics.median(answers.seconds), 2),
-        "p99": round(1000 * p99(answers), 2),
-        "worst": round(1000 * max(answers.seconds), 1),
-        "statuses": {str(status): count for status, count in sorted(Counter(answers.status).items())},
+        "requests": len(responses.seconds),
+        "p50": round(1000 * statistics.median(responses.seconds), 2),
+        "p99": round(1000 * p99(responses), 2),
+        "worst": round(1000 * max(responses.seconds), 1),
+        "statuses": {str(status): count for status, count in sorted(Counter(responses.status).items())},
     }
 
 
-def _told(answers: Answers) -> str:
-    told = _figures(answers)
+def _told(responses: Responses) -> str:
+    told = _figures(responses)
     statuses = ", ".join(f"{count:,} times {status}" for status, count in told["statuses"].items())
     return f"p50 {told['p50']:.1f} ms, p99 {told['p99']:.1f} ms, worst {told['worst']:.0f} ms ({statuses})"
 

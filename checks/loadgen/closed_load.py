@@ -13,7 +13,7 @@ from pipeline.event import Event
 
 @dataclass
 class LoadResult:
-    """Answers by status, and the wall time that they took, seconds."""
+    """Responses by status, and the wall time that they took, seconds."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0

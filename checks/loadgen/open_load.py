@@ -10,12 +10,12 @@ from typing import Final, cast
 
 CONNECTIONS: Final = 64
 WAITING_MAX: Final = 50_000  # requests that are due and find no connection: then the server has stopped answering
-LAST_SECONDS_MAX: Final = 10.0  # for the last answers
+LAST_SECONDS_MAX: Final = 10.0  # for the last responses
 TICK_SECONDS: Final = 0.002
 
 
 @dataclass(slots=True)
-class Answers:
+class Responses:
     """What became of each request: when it was due (epoch s), how long after that its answer was there, the status."""
 
     due: list[float] = field(default_factory=list)
@@ -28,15 +28,15 @@ class Answers:
 
 
 class ServerGoneError(RuntimeError):
-    """The server under load went away; `answers` is what became of the requests until then."""
+    """The server under load went away; `responses` is what became of the requests until then."""
 
-    def __init__(self, message: str, answers: Answers) -> None:
+    def __init__(self, message: str, responses: Responses) -> None:
         super().__init__(message)
-        self.answers = answers
+        self.responses = responses
 
 
 class _Connection(asyncio.Protocol):
-    """Sends what it is given and reports the answer; short answers only."""
+    """Sends what it is given and reports the answer; short responses only."""
 
     def __init__(self, load: "_Load") -> None:
         self._load = load
@@ -79,7 +79,7 @@ class _Connection(asyncio.Protocol):
 class _Load:
     def __init__(self, make: Callable[[int], bytes]) -> None:
         self.free: deque[_Connection] = deque()
-        self.answers = Answers()
+        self.responses = Responses()
         self.alive = 0  # connections
         self.open = 0  # requests that are due or sent, and have no answer
         self._is_lost = False
@@ -99,16 +99,16 @@ class _Load:
         self._waiting.append(at)
         self._send()
         if self._is_lost:
-            raise ServerGoneError("the server under load closed a connection", self.answers)
+            raise ServerGoneError("the server under load closed a connection", self.responses)
         if len(self._waiting) > WAITING_MAX:
-            raise ServerGoneError("the server under load has stopped answering", self.answers)
+            raise ServerGoneError("the server under load has stopped answering", self.responses)
 
     def _send(self) -> None:
         while self._waiting and self.free:
             self._number += 1
             due = self._waiting.popleft()
-            self.answers.sent = self._number
-            self.answers.late_seconds = max(self.answers.late_seconds, time.time() - due)
+            self.responses.sent = self._number
+            self.responses.late_seconds = max(self.responses.late_seconds, time.time() - due)
             self.free.popleft().send(due, self._number, self._make(self._number))
 
     def answered(self, connection: _Connection, status: int) -> None:
@@ -118,10 +118,10 @@ class _Load:
         due, number = connection.request
         connection.request = None
         self.open -= 1
-        self.answers.due.append(due)
-        self.answers.seconds.append(time.time() - due)
-        self.answers.status.append(status)
-        self.answers.number.append(number)
+        self.responses.due.append(due)
+        self.responses.seconds.append(time.time() - due)
+        self.responses.status.append(status)
+        self.responses.number.append(number)
         self.free.append(connection)
         self._send()
 
@@ -141,12 +141,12 @@ class _Load:
         for connection in connections:
             self._give_up(connection)
             connection.close()
-        self.answers.unanswered += [(due, self._number + ahead) for ahead, due in enumerate(self._waiting, start=1)]
+        self.responses.unanswered += [(due, self._number + ahead) for ahead, due in enumerate(self._waiting, start=1)]
 
     def _give_up(self, connection: _Connection) -> None:
         if connection.request is not None:
             self.open -= 1
-            self.answers.unanswered.append(connection.request)
+            self.responses.unanswered.append(connection.request)
             connection.request = None
 
 
@@ -155,7 +155,7 @@ async def offer(
     port: int,
     requests: Sequence[bytes] | Callable[[int], bytes],
     phases: Sequence[tuple[float, float]],
-) -> Answers:
+) -> Responses:
     """Send for each phase of (seconds, requests/s) in turn. Raises ServerGoneError where the server goes away.
 
     `requests` are sent in turn, or made from their number.
@@ -169,12 +169,12 @@ async def offer(
     except ServerGoneError as error:
         gone = error
     deadline = time.time() + LAST_SECONDS_MAX
-    while load.open and load.alive and time.time() < deadline:  # noqa: ASYNC110  # the answers come by a callback each
+    while load.open and load.alive and time.time() < deadline:  # noqa: ASYNC110  # the responses come by a callback each
         await asyncio.sleep(TICK_SECONDS)
     load.end(connections)
     if gone is not None:
         raise gone
-    return load.answers
+    return load.responses
 
 
 async def _connect(load: _Load, host: str, port: int, connections: list[_Connection]) -> None:
@@ -183,7 +183,7 @@ async def _connect(load: _Load, host: str, port: int, connections: list[_Connect
         try:
             _, connection = await loop.create_connection(lambda: _Connection(load), host, port)
         except OSError as error:
-            raise ServerGoneError(f"the server under load takes no connection: {error}", load.answers) from error
+            raise ServerGoneError(f"the server under load takes no connection: {error}", load.responses) from error
         connections.append(connection)
 
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import uvloop
 
-from checks.loadgen.open_load import Answers, ServerGoneError, offer
+from checks.loadgen.open_load import Responses, ServerGoneError, offer
 from checks.loadtest import report
 from checks.loadtest.options import LOOPBACK, RATE_HIGHEST, own_limits, parse
 from checks.loadtest.scenario import Action, Limits, Phase, phases
@@ -187,16 +187,16 @@ def _run(target: Target, options: argparse.Namespace) -> int:
     sampler.start()
     told = play(target, limits, scenario, run, sampler)
     sampler.stop()
-    requests = [request for one in told.answers for request in requests_of(one)]
+    requests = [request for one in told.responses for request in requests_of(one)]
     summed = [
         figures(phase, begin, end, requests, sampler.samples)
         for phase, (begin, end) in zip(scenario, told.marks, strict=False)  # those that were begun
     ]
-    for found, one in zip(summed, told.answers, strict=True):
+    for found, one in zip(summed, told.responses, strict=True):
         found.problems = judge(found, limits, late_seconds=one.late_seconds)
     if told.gone:
         summed[-1].problems.insert(0, told.gone)
-    stored = _stored(target.database_url, run, told.answers)
+    stored = _stored(target.database_url, run, told.responses)
     return _tell(target, options, limits, summed, requests, sampler.samples, stored, len(scenario) - len(summed))
 
 
@@ -205,7 +205,7 @@ class Told:
     """The phases that were begun: when each was, and what became of its requests; `gone`: what ended the last one."""
 
     marks: list[tuple[float, float]] = field(default_factory=list)
-    answers: list[Answers] = field(default_factory=list)
+    responses: list[Responses] = field(default_factory=list)
     gone: str = ""
 
 
@@ -217,9 +217,9 @@ def play(target: Target, limits: Limits, scenario: list[Phase], run: str, sample
         target.do(phase.action)
         begin = time.time()
         try:
-            told.answers.append(_offer(target, limits, phase, f"{run}-{len(told.answers)}"))
+            told.responses.append(_offer(target, limits, phase, f"{run}-{len(told.responses)}"))
         except ServerGoneError as error:
-            told.answers.append(error.answers)
+            told.responses.append(error.responses)
             told.gone = str(error)
         told.marks.append((begin, time.time()))
         if told.gone:
@@ -238,7 +238,7 @@ def _ids_of(name: str, number: int) -> list[str]:
     return [f"{name}-{number}-{index}" for index in range(_events_of(number))]
 
 
-def _offer(target: Target, limits: Limits, phase: Phase, name: str) -> Answers:
+def _offer(target: Target, limits: Limits, phase: Phase, name: str) -> Responses:
     place = urlsplit(target.url)
     host, port = place.hostname or LOOPBACK[0], place.port or 80
 
@@ -261,21 +261,21 @@ def _offer(target: Target, limits: Limits, phase: Phase, name: str) -> Answers:
     return uvloop.run(offer(host, port, make, [(phase.seconds, rate / mean)]))
 
 
-def requests_of(answers: Answers) -> list[Request]:
+def requests_of(responses: Responses) -> list[Request]:
     """Answered requests, and one of status 0 for each that was due and not answered, or not even sent."""
     found = [
         Request(due, _events_of(number), status, seconds)
         for due, number, status, seconds in zip(
-            answers.due, answers.number, answers.status, answers.seconds, strict=True
+            responses.due, responses.number, responses.status, responses.seconds, strict=True
         )
     ]
-    return found + [Request(due, _events_of(number), 0, 0.0) for due, number in answers.unanswered]
+    return found + [Request(due, _events_of(number), 0, 0.0) for due, number in responses.unanswered]
 
 
-def asked_of(run: str, answers: list[Answers]) -> Asked:
+def asked_of(run: str, responses: list[Responses]) -> Asked:
     """The ids of a run's events by what became of them."""
     asked = Asked()
-    for phase, one in enumerate(answers):
+    for phase, one in enumerate(responses):
         name = f"{run}-{phase}"
         for number in range(1, one.sent + 1):
             asked.sent.update(_ids_of(name, number))
@@ -285,11 +285,11 @@ def asked_of(run: str, answers: list[Answers]) -> Asked:
     return asked
 
 
-def _stored(database_url: str | None, run: str, answers: list[Answers]) -> Stored:
+def _stored(database_url: str | None, run: str, responses: list[Responses]) -> Stored:
     """Compare what was answered with what PostgreSQL holds, once everything acknowledged is there or time is up."""
     if database_url is None:
         return Stored(checked=False)
-    asked = asked_of(run, answers)
+    asked = asked_of(run, responses)
     deadline = time.monotonic() + STORED_SECONDS_MAX
     while True:
         try:

@@ -93,7 +93,7 @@ def picture(
     statuses.set_yscale("symlog", linthresh=10)
     statuses.set_ylim(0)
     statuses.legend(loc="upper right", fontsize=8)
-    statuses.set_title("Answers a second", loc="left", fontsize=10)
+    statuses.set_title("Responses a second", loc="left", fontsize=10)
     breaker.step(times, [float(sample.breaker != "closed") for sample in samples], where="post", color="#b3201f")
     breaker.set_yticks([0, 1], ["closed", "open"])
     breaker.set_ylim(-0.2, 1.2)

@@ -15,7 +15,7 @@ from checks.hostile.report import as_markdown, write
 from checks.hostile.run import Plan, Result
 from checks.hostile.siege import Siege, flood_problems
 from checks.hostile.watch import MIB, Watch
-from checks.loadgen.open_load import Answers
+from checks.loadgen.open_load import Responses
 
 TOLD: dict[str, Any] = {
     "opened": 705,
@@ -27,8 +27,8 @@ TOLD: dict[str, Any] = {
 }
 
 
-def _answers(seconds: float, status: int = 202) -> Answers:
-    return Answers(due=[0.0] * 200, seconds=[seconds] * 200, status=[status] * 200)
+def _responses(seconds: float, status: int = 202) -> Responses:
+    return Responses(due=[0.0] * 200, seconds=[seconds] * 200, status=[status] * 200)
 
 
 def _watch_that_saw(megabytes: list[float], *, seconds_each: float) -> Watch:
@@ -38,18 +38,18 @@ def _watch_that_saw(megabytes: list[float], *, seconds_each: float) -> Watch:
 
 
 def test_a_load_that_keeps_its_p99_is_no_problem() -> None:
-    assert Siege(_answers(0.002), _answers(0.04), {}).problems() == []
-    assert Siege(_answers(0.2), _answers(0.39), {}).problems() == []  # a machine that is slow anyway
-    assert Siege(_answers(0.002), _answers(0.002, 429), {}).problems() == []
+    assert Siege(_responses(0.002), _responses(0.04), {}).problems() == []
+    assert Siege(_responses(0.2), _responses(0.39), {}).problems() == []  # a machine that is slow anyway
+    assert Siege(_responses(0.002), _responses(0.002, 429), {}).problems() == []
 
 
 @pytest.mark.parametrize(
     "seen",
     [
-        Siege(_answers(0.002), _answers(0.06), {}),
-        Siege(_answers(0.2), _answers(0.41), {}),
-        Siege(_answers(0.002), _answers(0.002, 503), {}),
-        Siege(_answers(0.002, 500), _answers(0.002), {}),
+        Siege(_responses(0.002), _responses(0.06), {}),
+        Siege(_responses(0.2), _responses(0.41), {}),
+        Siege(_responses(0.002), _responses(0.002, 503), {}),
+        Siege(_responses(0.002, 500), _responses(0.002), {}),
     ],
 )
 def test_a_load_that_suffers_is_a_problem(seen: Siege) -> None:
@@ -57,8 +57,8 @@ def test_a_load_that_suffers_is_a_problem(seen: Siege) -> None:
 
 
 def test_rounds_of_an_attack_add_up() -> None:
-    one = Siege(_answers(0.002), _answers(0.002), dict(TOLD))
-    one.add(Siege(_answers(0.002), _answers(0.5, 500), {**TOLD, "cut_seconds": [9.9, 10.1], "oldest_seconds": 4.0}))
+    one = Siege(_responses(0.002), _responses(0.002), dict(TOLD))
+    one.add(Siege(_responses(0.002), _responses(0.5, 500), {**TOLD, "cut_seconds": [9.9, 10.1], "oldest_seconds": 4.0}))
     assert len(one.problems()) == 2
     assert one.attack["opened"] == 1410
     assert one.attack["answers"] == {"408": 400, "none": 1000}

@@ -42,7 +42,7 @@ def sample(**changes: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """One HTTP answer. Header names are in lower case."""
 
     status: int
@@ -84,7 +84,7 @@ class Wire:
         """Nothing more will be sent."""
         self.socket.shutdown(socket.SHUT_WR)
 
-    def answer(self, *, has_body: bool = True) -> Answer:
+    def answer(self, *, has_body: bool = True) -> Response:
         """The next answer; EOFError where the server closed instead."""
         while b"\r\n\r\n" not in self._buffer:
             self._more()
@@ -95,7 +95,7 @@ class Wire:
         while len(self._buffer) < length:
             self._more()
         body, self._buffer = self._buffer[:length], self._buffer[length:]
-        return Answer(int(first.split()[1]), headers, body)
+        return Response(int(first.split()[1]), headers, body)
 
     def is_closed(self) -> bool:
         """Whether the server has closed the connection, with nothing more to say; waits for it."""
@@ -125,20 +125,20 @@ def request(
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def send(port: int, data: bytes, *, has_body: bool = True) -> Answer:
+def send(port: int, data: bytes, *, has_body: bool = True) -> Response:
     """The answer to one request on a connection of its own."""
     with Wire(port) as wire:
         wire.send(data)
         return wire.answer(has_body=has_body)
 
 
-def post(port: int, document: Any, **options: Any) -> Answer:
+def post(port: int, document: Any, **options: Any) -> Response:
     """POST a document as JSON; bytes are sent as they are."""
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     return send(port, request(body, **options))
 
 
-def get(port: int, path: str) -> Answer:
+def get(port: int, path: str) -> Response:
     return send(port, request(method="GET", path=path, content_type=None))
 
 

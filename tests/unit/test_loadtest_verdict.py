@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from checks.loadgen.open_load import Answers
+from checks.loadgen.open_load import Responses
 from checks.loadtest.__main__ import HealthSampler, Target, asked_of, play, requests_of
 from checks.loadtest.options import parse
 from checks.loadtest.report import page, row
@@ -186,9 +186,9 @@ def test_what_is_stored_is_compared_with_all_that_was_sent(rows: list[tuple[str,
 
 def test_what_was_due_and_never_sent_is_offered_but_was_not_asked_for() -> None:
     # Given requests 1 to 3 of the first phase that were sent, and a fourth that found no connection
-    answers = Answers([0.0, 0.1], [0.01, 0.01], [202, 429], [1, 2], sent=3, unanswered=[(0.2, 3), (0.3, 4)])
-    assert [(one.events, one.status) for one in requests_of(answers)] == [(10, 202), (1, 429), (10, 0), (1, 0)]
-    asked = asked_of("load-1", [answers])
+    responses = Responses([0.0, 0.1], [0.01, 0.01], [202, 429], [1, 2], sent=3, unanswered=[(0.2, 3), (0.3, 4)])
+    assert [(one.events, one.status) for one in requests_of(responses)] == [(10, 202), (1, 429), (10, 0), (1, 0)]
+    asked = asked_of("load-1", [responses])
     assert len(asked.acknowledged) == 10
     assert asked.refused == {"load-1-0-2-0"}
     assert len(asked.sent) == 21
@@ -277,17 +277,17 @@ def test_a_system_that_goes_away_ends_the_story_with_all_that_was_due() -> None:
         told = play(target, LIMITS, scenario, "load-1", HealthSampler(target))
     # Then the phase ends with a word why, the next is not begun, and the pause is lifted
     assert "closed a connection" in told.gone
-    assert len(told.answers) == len(told.marks) == 1
+    assert len(told.responses) == len(told.marks) == 1
     assert target.done == ["pause", "resume"]
     # and what was due is offered, answered or not, by numbers without a gap
-    [answers] = told.answers
-    assert answers.status == [202] * 20
-    assert answers.unanswered
-    assert sorted(answers.number + [number for _, number in answers.unanswered]) == list(
-        range(1, 21 + len(answers.unanswered))
+    [responses] = told.responses
+    assert responses.status == [202] * 20
+    assert responses.unanswered
+    assert sorted(responses.number + [number for _, number in responses.unanswered]) == list(
+        range(1, 21 + len(responses.unanswered))
     )
-    found = figures(scenario[0], *told.marks[0], requests_of(answers), [sample(told.marks[0][0])])
-    assert found.other == len(answers.unanswered)
+    found = figures(scenario[0], *told.marks[0], requests_of(responses), [sample(told.marks[0][0])])
+    assert found.other == len(responses.unanswered)
     assert found.offered > found.admitted
 
 
@@ -297,7 +297,7 @@ def test_a_system_that_takes_no_connection_ends_the_story() -> None:
     target = Acted(url, None)
     told = play(target, LIMITS, [Phase("normal", 10.0, 0.8)], "load-1", HealthSampler(target))
     assert "takes no connection" in told.gone
-    assert told.answers == [Answers()]
+    assert told.responses == [Responses()]
 
 
 def load_test(*words: str) -> "subprocess.CompletedProcess[str]":
