@@ -18,7 +18,6 @@ from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, Health
 from pipeline.ports.rate import MEASURE_LAG, Explanation
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
-from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import StatusParts, SystemStatus, read_status, status_document
 from pipeline.text import on_its_lines
 
@@ -168,11 +167,11 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return _EXIT_UNKNOWN
-    sink = wiring.make_sink(settings)
+    storage = wiring.make_storage(settings)
     log = wiring.make_log(settings)
     store, events = wiring.make_control_store(settings), wiring.make_control_events(settings)
     history = wiring.make_history(settings)
-    parts = StatusParts(settings, clock, store, events, log, history, lambda: count_dead_letters(sink))
+    parts = StatusParts(settings, clock, store, events, log, history, storage.dead_letters.count)
     try:
         while True:
             status = read_status(parts)
@@ -191,7 +190,7 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
         return 0
     finally:
         log.close()
-        sink.close()
+        storage.close()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 from pipeline.clock import Clock
 from pipeline.errors import (
@@ -34,9 +34,9 @@ from pipeline.last_record import holds_another_record
 from pipeline.pace import Pace
 from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import Floors
+from pipeline.ports.event_sink import Encoded, EventSink, StoredPosition, StoreResult
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity
-from pipeline.ports.sink import Sink, StoredPosition, StoreResult
-from pipeline.read_ahead import ReadAhead
+from pipeline.read_ahead import Piece, ReadAhead
 from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -92,11 +92,11 @@ class _BusyError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Means:
+class _Means(Generic[Encoded]):
     """The adapters and settings that a run uses."""
 
     log: EventLog
-    sink: Sink
+    sink: EventSink[Encoded]
     floors: Floors
     breaker: Breaker
     settings: Settings
@@ -109,7 +109,7 @@ def drain(
     partition: int,
     *,
     log: EventLog,
-    sink: Sink,
+    sink: EventSink[Encoded],
     floors: Floors,
     breaker: Breaker,
     paused: Callable[[], bool],
@@ -148,15 +148,15 @@ def _tuned_interpreter() -> Iterator[None]:
         sys.setswitchinterval(switch_seconds)
 
 
-class _Run:
+class _Run(Generic[Encoded]):
     """The state of one run."""
 
-    def __init__(self, partition: int, means: _Means, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, partition: int, means: _Means[Encoded], executor: ThreadPoolExecutor) -> None:
         self._partition = partition
         self._means = means
         settings = means.settings
         self._hand = ReadAhead(
-            means.log, partition, settings, clock=means.clock, executor=executor, prepare=self._prepare
+            means.log, partition, settings, clock=means.clock, executor=executor, encode=self._encode
         )
         started = means.clock.monotonic()
         self._deadline = started + settings.drain_run_seconds_max
@@ -214,7 +214,7 @@ class _Run:
         identity = self._identity
         if self._position is None:
             self._position = self._next_offset = breaker.call(lambda: self._look_up(identity), stores=False)
-            if hand.first is not None and hand.first[0] != self._position:
+            if hand.first is not None and hand.first.expected_offset != self._position:
                 # A commit whose response was lost has taken effect, or another drain moved the offset: read from the
                 # new offset.
                 hand.drop()
@@ -224,16 +224,16 @@ class _Run:
             hand.read(self._position, max(0.0, min(self._means.settings.drain_poll_seconds, left_seconds)))
             return True  # if a pause began while this read waited, the records must not be stored
         if self._floor_is_away:
-            self._raise_floor(hand.first[1].next_offset)  # this call is cheaper than writing a batch in vain
+            self._raise_floor(hand.first.batch.next_offset)  # this call is cheaper than writing a batch in vain
             self._floor_is_away = False
         if self._means.pace.must_ask(self._position):
             breaker.call(self._means.sink.probe)  # a success resets the count of failures: the batch is their cause
             self._means.pace.asked()
         hand.limit(self._means.pace.records)
-        expected_offset, batch = hand.first
-        self._note_late_begin(batch)
+        piece = hand.first
+        self._note_late_begin(piece.batch)
         try:
-            result = breaker.call(lambda: self._store(identity, expected_offset, batch))
+            result = breaker.call(lambda: self._store(identity, piece))
         except BatchRefusedError:
             self._means.pace.refused()
             hand.collect()
@@ -257,8 +257,9 @@ class _Run:
             self._must_fence = False
         return identity
 
-    def _store(self, identity: LogIdentity, expected_offset: int, batch: LogBatch) -> StoreResult:
+    def _store(self, identity: LogIdentity, piece: Piece[Encoded]) -> StoreResult:
         """Store a batch. If it is a record that alone makes storing fail, keep it as a dead letter instead."""
+        expected_offset, batch, encoded = piece
         pace, sink, place = self._means.pace, self._means.sink, (identity.log_id, self._partition, expected_offset)
 
         def before_commit() -> None:
@@ -276,7 +277,7 @@ class _Run:
                 why = f"storing it failed each time, while PostgreSQL took other writes: {pace.why}"
                 return sink.condemn(*place, batch, why=why, sqlstate=pace.sqlstate, before_commit=before_commit)
             begin = self._hand.begin if not self._is_over() else None
-            return sink.store(*place, batch, before_commit=before_commit, on_made=begin)
+            return sink.store(*place, batch, before_commit=before_commit, encoded=encoded, on_encoded=begin)
         except SinkUnavailableError as error:
             pace.failed(expected_offset, len(batch.values), error)
             raise
@@ -284,10 +285,10 @@ class _Run:
             pace.forget()
             raise
 
-    def _prepare(self, batch: LogBatch) -> LogBatch:
-        """Prepare a batch that was read ahead for the sink."""
+    def _encode(self, batch: LogBatch) -> Encoded | None:
+        """Encode a batch that was read ahead, for the sink."""
         identity = self._identity
-        return batch if identity is None else self._means.sink.prepare(identity.log_id, self._partition, batch)
+        return None if identity is None else self._means.sink.encode(identity.log_id, self._partition, batch)
 
     def _look_up(self, identity: LogIdentity) -> int:
         """Lock the partition and return its stored offset; if there is none, the beginning of the log."""

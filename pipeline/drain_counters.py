@@ -14,7 +14,7 @@ from uuid import uuid4
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
 from pipeline.ports.counters import Counters
-from pipeline.ports.sink import StoreResult
+from pipeline.ports.event_sink import StoreResult
 
 _logger = logging.getLogger(__name__)
 

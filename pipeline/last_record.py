@@ -1,7 +1,7 @@
 """Checks that the log still holds the last stored record. If it holds another one there, it lost its tail."""
 
+from pipeline.ports.event_sink import StoredPosition
 from pipeline.ports.log import EventLog, record_digest
-from pipeline.ports.sink import StoredPosition
 
 
 def holds_another_record(log: EventLog, stored: StoredPosition | None, partition: int) -> bool:

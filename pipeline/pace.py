@@ -3,7 +3,7 @@
 from typing import Final
 
 from pipeline.errors import SinkUnavailableError
-from pipeline.ports.sink import StoreResult
+from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 
 # A failed batch is retried with an eighth of its records: from 5,000 to one within the number of tries that opens the

@@ -5,10 +5,11 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Final
+from typing import Final, Generic, NamedTuple
 
 from pipeline.clock import Clock
 from pipeline.errors import LogGapError, RecoverableError
+from pipeline.ports.event_sink import Encoded
 from pipeline.ports.log import EventLog, LogBatch
 from pipeline.settings import Settings
 
@@ -23,8 +24,16 @@ _TELL_SECONDS: Final = 0.1
 _RECORD_BYTES_FIRST: Final = 64 * 1024
 
 
-class ReadAhead:
-    """A partition's pieces in memory, oldest first, each with the offset that must be stored before it.
+class Piece(NamedTuple, Generic[Encoded]):
+    """A batch in memory, the offset that must be stored before it, and what the sink has encoded of it ahead."""
+
+    expected_offset: int
+    batch: LogBatch
+    encoded: Encoded | None = None
+
+
+class ReadAhead(Generic[Encoded]):
+    """A partition's pieces in memory, oldest first.
 
     Bounded: the records of one read, plus one more read by a helper thread while the last piece is being stored. The
     number of requested records follows the size of the last ones. A batch with more bytes than a transaction may have
@@ -43,16 +52,16 @@ class ReadAhead:
         *,
         clock: Clock,
         executor: ThreadPoolExecutor,
-        prepare: Callable[[LogBatch], LogBatch],
+        encode: Callable[[LogBatch], Encoded | None],
     ) -> None:
         self._log = log
         self._partition = partition
         self._settings = settings
         self._clock = clock
         self._executor = executor
-        self._prepare = prepare
-        self._pieces: deque[tuple[int, LogBatch]] = deque()
-        self._ahead: tuple[int, Future[tuple[LogBatch | None, list[LogBatch]]]] | None = None
+        self._encode = encode
+        self._pieces: deque[Piece[Encoded]] = deque()
+        self._ahead: tuple[int, Future[tuple[LogBatch | None, list[Piece[Encoded]]]]] | None = None
         self._commit_due: tuple[str, int] | None = None  # the log, and the offset that is not committed to it yet
         self._telling: Future[None] | None = None
         self._told_at = clock.monotonic()
@@ -62,8 +71,8 @@ class ReadAhead:
         self._read_was_full = False
 
     @property
-    def first(self) -> tuple[int, LogBatch] | None:
-        """The oldest piece, and the offset that must be stored before it."""
+    def first(self) -> Piece[Encoded] | None:
+        """The oldest piece."""
         return self._pieces[0] if self._pieces else None
 
     @property
@@ -73,16 +82,16 @@ class ReadAhead:
 
     def limit(self, records_max: int) -> None:
         """Cut the oldest piece in two if it has more than `records_max` records."""
-        expected_offset, batch = self._pieces[0]
+        expected_offset, batch, _ = self._pieces[0]
         if len(batch.values) <= records_max:
             return
         rest = LogBatch(batch.offset + records_max, batch.values[records_max:])
-        self._pieces[0] = rest.offset, rest
-        self._pieces.appendleft((expected_offset, replace(batch, values=batch.values[:records_max], made=None)))
+        self._pieces[0] = Piece(rest.offset, rest)
+        self._pieces.appendleft(Piece(expected_offset, replace(batch, values=batch.values[:records_max])))
 
     def pop(self, log_id: str) -> int:
         """Remove the oldest piece, of the log `log_id`, because it is stored; return the offset after it."""
-        _, batch = self._pieces.popleft()
+        batch = self._pieces.popleft().batch
         self._commit_due = log_id, batch.next_offset
         return batch.next_offset
 
@@ -107,13 +116,13 @@ class ReadAhead:
         """Wait for records from `offset` on. Raises as EventLog.read does, and LogGapError for a hole."""
         self.tell_log()
         batch = self._log_read(offset, wait_seconds)
-        self._take(offset, batch, self._cut(batch))
+        self._take(offset, batch, [Piece(offset, piece) for piece in self._cut(batch)])
 
     def begin(self) -> None:
         """Start to read the records after the last piece in memory, if that piece is the next to be stored."""
         if self._ahead is None and len(self._pieces) == 1:
-            offset = self._pieces[0][1].next_offset
-            self._ahead = offset, self._executor.submit(self._read_and_prepare, offset)
+            offset = self._pieces[0].batch.next_offset
+            self._ahead = offset, self._executor.submit(self._read_and_encode, offset)
             if self._clock.monotonic() - self._told_at >= _TELL_SECONDS:
                 due = self._take_due()
                 if due is not None:  # after the read, so that storing never waits for it
@@ -147,10 +156,10 @@ class ReadAhead:
     def _log_read(self, offset: int, wait_seconds: float) -> LogBatch | None:
         return self._log.read(self._partition, offset, records_max=self._records_next, wait_seconds=wait_seconds)
 
-    def _read_and_prepare(self, offset: int) -> tuple[LogBatch | None, list[LogBatch]]:
-        """Read ahead, and prepare the pieces for the sink; on the helper thread."""
+    def _read_and_encode(self, offset: int) -> tuple[LogBatch | None, list[Piece[Encoded]]]:
+        """Read ahead, and encode the pieces for the sink; on the helper thread."""
         batch = self._log_read(offset, _AHEAD_SECONDS)
-        return batch, [self._prepare(piece) for piece in self._cut(batch)]
+        return batch, [Piece(offset, piece, self._encode(piece)) for piece in self._cut(batch)]
 
     def _cut(self, batch: LogBatch | None) -> list[LogBatch]:
         """A batch, cut into pieces that fit a transaction."""
@@ -161,7 +170,7 @@ class ReadAhead:
             return [batch]
         return [LogBatch(batch.offset + first, batch.values[first:end]) for first, end in ends]
 
-    def _take(self, offset: int, batch: LogBatch | None, pieces: list[LogBatch]) -> None:
+    def _take(self, offset: int, batch: LogBatch | None, pieces: list[Piece[Encoded]]) -> None:
         """Add a batch that was read at `offset`, in pieces. Raises LogGapError if records are missing."""
         if batch is None or not batch.values:
             self._read_was_full = False
@@ -172,8 +181,8 @@ class ReadAhead:
         bytes_max = self._settings.drain_batch_bytes_max
         self._records_next = max(1, min(self._settings.drain_batch_records_max, bytes_max * count // max(1, size)))
         for piece in pieces:
-            self._pieces.append((offset, piece))
-            offset = piece.next_offset
+            self._pieces.append(piece._replace(expected_offset=offset))
+            offset = piece.batch.next_offset
 
 
 def _check_hole(partition: int, offset: int, batch: LogBatch) -> None:

@@ -15,7 +15,6 @@ from pipeline.flow.rate import Decay
 from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, PauseReason, Severity
 from pipeline.ports.control import (
     Alarm,
-    AskedPause,
     Bands,
     Consumption,
     ControlEvents,
@@ -23,13 +22,13 @@ from pipeline.ports.control import (
     ControlStore,
     Floors,
     Leases,
-    Override,
     Progress,
     PublishedRate,
     Troubles,
     paused,
 )
 from pipeline.ports.log import EventLog, PartitionPosition
+from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import RatePolicy
 from pipeline.settings import Settings
 
@@ -60,22 +59,14 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The operators' settings and pauses that are kept where a flush can't reach them."""
-
-    pauses: Sequence[AskedPause] = ()
-    override: Override | None = None
-    bands: Bands | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Database:
     """The queries that a tick sends to PostgreSQL; each may raise a SluiceError."""
 
-    # log_id -> next offset to store, for each partition, and PostgreSQL's clock at that time (seconds since the epoch)
-    stored_offsets: Callable[[str], tuple[dict[int, int], float]]
+    # log_id -> next offset to store, for each partition, and the server's clock at that time (seconds since the epoch;
+    # None: it has no own clock)
+    stored_offsets: Callable[[str], tuple[dict[int, int], float | None]]
     settled_offsets: Callable[[str], dict[int, int]]  # log_id -> the offsets, after all open transactions have ended
-    load_asked: Callable[[], Asked]  # settings of operators, and pauses of drains that stopped
+    load_asked: Callable[[], OperatorState]  # settings of operators, and pauses of drains that stopped
     terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a holding backend was ended
     # log_id, partition -> the reason why no record of it is stored, in words; may also query Celery's workers
     why_standing: Callable[[str, int], str]
@@ -288,7 +279,7 @@ def _measure(
         try:
             asked_at = clock.monotonic()
             sample.stored, time = database.stored_offsets(sample.log_id)
-            sample.database_clock = Look(time, asked_at, clock.monotonic())
+            sample.database_clock = None if time is None else Look(time, asked_at, clock.monotonic())
         except SluiceError as error:
             sample.degraded(
                 AlarmCode.OFFSETS_UNKNOWN,

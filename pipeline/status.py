@@ -16,10 +16,10 @@ from pipeline.health.outlook import FRESH_SECONDS, PACE_SECONDS, outlook_of
 from pipeline.health.snapshot import HealthInputs, make_inputs
 from pipeline.names import BreakerState
 from pipeline.ports.control import ControlEvent, ControlEvents, ControlState, ControlStore
+from pipeline.ports.dead_letters import DeadLetterCounts
 from pipeline.ports.history import History, HistoryEntry
 from pipeline.ports.log import EventLog
 from pipeline.ports.rate import Explanation
-from pipeline.ports.sink import DeadLetterCounts
 from pipeline.settings import Settings
 
 EVENTS_SHOWN: Final = 50

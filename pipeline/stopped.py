@@ -8,7 +8,7 @@ change nothing. Only if the log has lost its tail, the floor is lowered, after t
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from pipeline.errors import (
     FencedError,
@@ -21,8 +21,8 @@ from pipeline.errors import (
 )
 from pipeline.last_record import holds_another_record
 from pipeline.ports.control import Floors
+from pipeline.ports.event_sink import EventSink, StoreResult
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity, PartitionPosition
-from pipeline.ports.sink import Sink, StoreResult
 
 _READ_SECONDS: Final = 1.0  # how long one read of the log waits
 
@@ -44,7 +44,7 @@ class Means:
     """The adapters of this process that the commands use; no other thread may use them at the same time."""
 
     log: EventLog
-    sink: Sink
+    sink: EventSink[Any]  # nothing is encoded ahead
     floors: Floors
 
 
@@ -131,7 +131,8 @@ def accept_poison(
     if identity.log_id != log_id:
         raise DoesNotFitError(f"partition {partition} stopped on another event log: {log_id}, not {identity.log_id}")
     with _held(means, identity, partition):
-        stored = means.sink.stored_offsets(log_id).get(partition)
+        position = means.sink.stored_position(log_id, partition)
+        stored = None if position is None else position.next_offset
         expected = first if batch.expected is None else batch.expected
         if stored not in (expected, None):
             raise DoesNotFitError(
@@ -169,14 +170,15 @@ def _held(means: Means, identity: LogIdentity, partition: int) -> Iterator[None]
 
 
 def _look(means: Means, identity: LogIdentity, partition: int) -> Place:
-    stored = means.sink.stored_offsets(identity.log_id).get(partition)
+    stored_position = means.sink.stored_position(identity.log_id, partition)
+    stored = None if stored_position is None else stored_position.next_offset
     floor = max(stored or 0, means.floors.mirror(identity.log_id).floors.get(partition, 0))
     place = _position(means.log, partition)  # read last: an intact log has reached at least its floor
     if place.next_offset is not None and place.next_offset < floor:
         return Place(stored, place, Hole(floor, place.next_offset), None)
     if stored is None:
         return Place(None, place, None, None)
-    if holds_another_record(means.log, means.sink.stored_position(identity.log_id, partition), partition):
+    if holds_another_record(means.log, stored_position, partition):
         return Place(stored, place, Hole(stored, stored - 1, is_refilled=True), None)
     try:
         batch = means.log.read(partition, stored, records_max=1, wait_seconds=0.0)

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import logging
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
-from pipeline.errors import RecoverableError, SettingsError
+from pipeline.errors import SettingsError
+from pipeline.ports.storage import Storage
+from pipeline.stored_floors import StoredFloors
 
 if TYPE_CHECKING:
     from pipeline.ports.bucket import Bucket
     from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
     from pipeline.ports.counters import Counters
     from pipeline.ports.history import History
-    from pipeline.ports.log import EventLog
+    from pipeline.ports.log import EventLog, FloorSource
+    from pipeline.ports.offset_store import OffsetStore
+    from pipeline.ports.schema import Schema
     from pipeline.settings import Settings
-    from pipeline.sink.postgres import PostgresSink
     from pipeline.store.redis_queues import RedisQueues
-
-_logger = logging.getLogger(__name__)
-
-_BRIEF_SECONDS: Final = 0.3  # a new connection and a read take 10 ms; an append has one second in total
 
 
 def load_adapters(settings: Settings) -> None:
@@ -37,7 +34,10 @@ def load_adapters(settings: Settings) -> None:
     the child for ever: the first task there that needs the module hangs.
     """
     names = [
+        "pipeline.sink.dead_letters",
+        "pipeline.sink.known_logs",
         "pipeline.sink.migrate",
+        "pipeline.sink.operator_store",
         "pipeline.sink.postgres",
         "pipeline.store.redis",
         "pipeline.store.redis_queues",
@@ -60,20 +60,44 @@ def make_log(settings: Settings) -> EventLog:
         case "redis" | "rediss":
             from pipeline.log.redis_streams import RedisStreamsLog  # noqa: PLC0415
 
-            return RedisStreamsLog(settings, StoredFloors(settings))
+            return RedisStreamsLog(settings, make_floor_source(settings))
         case "kafka":
             from pipeline.log.kafka import KafkaLog  # noqa: PLC0415
 
-            return KafkaLog(settings, StoredFloors(settings))
+            return KafkaLog(settings, make_floor_source(settings))
         case other:
             raise SettingsError(f"EVENT_LOG_URL begins with {other!r}; it takes redis:// or kafka://")
 
 
-def make_sink(settings: Settings) -> PostgresSink:
-    """The sink of `DATABASE_URL`."""
-    from pipeline.sink.postgres import PostgresSink  # noqa: PLC0415
+def make_floor_source(settings: Settings) -> FloorSource:
+    """The offsets that a log which came back without its tail must not use again."""
+    return StoredFloors(make_floors(settings), partial(make_offset_store, settings))
 
-    return PostgresSink(settings)
+
+def make_storage(settings: Settings) -> Storage:
+    """The event sink, and the stores for offsets, dead letters and operators' settings, over one connection."""
+    from pipeline.sink.dead_letters import PostgresDeadLetters  # noqa: PLC0415
+    from pipeline.sink.known_logs import PostgresKnownLogs  # noqa: PLC0415
+    from pipeline.sink.operator_store import PostgresOperatorStore  # noqa: PLC0415
+    from pipeline.sink.postgres import PostgresSink  # noqa: PLC0415
+    from pipeline.sink.session import Session  # noqa: PLC0415
+
+    session = Session(settings)
+    operators, known_logs = PostgresOperatorStore(session), PostgresKnownLogs(session)
+    sink = PostgresSink(settings, session)
+    return Storage(sink, sink, PostgresDeadLetters(session), operators, known_logs)
+
+
+def make_offset_store(settings: Settings) -> OffsetStore:
+    """The stored offsets, without a way to store."""
+    return make_storage(settings).offsets
+
+
+def make_schema(settings: Settings) -> Schema:
+    """The schema of `DATABASE_URL`."""
+    from pipeline.sink.migrate import PostgresSchema  # noqa: PLC0415
+
+    return PostgresSchema(settings)
 
 
 def make_control_store(settings: Settings) -> ControlStore:
@@ -149,56 +173,3 @@ def make_bucket(settings: Settings) -> Bucket:
     from pipeline.store.redis import RedisBucket  # noqa: PLC0415
 
     return RedisBucket(settings)
-
-
-class StoredFloors:
-    """Source of the floors for a restarted log: the highest of PostgreSQL's offsets and their mirror's.
-
-    A complete mirror alone is sufficient. PostgreSQL is read as well, with a short time limit: a mirror that was
-    restored together with its server's memory does not notice that it is old. The read opens a new connection, once
-    after a restart of the log.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._floors = make_floors(settings)
-
-    def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
-        """Fence off older incarnations and return the floors; a new log has none, so PostgreSQL is not read.
-
-        Raises StoreUnavailableError if Redis is unavailable: the fence needs it. Raises SinkUnavailableError if
-        PostgreSQL is unavailable and the mirror is of an earlier life of Redis: then the floors need it.
-        """
-        mirror = self._floors.fence(log_id, incarnation)
-        if mirror.is_complete:
-            stored = self._asked_briefly(log_id)
-        else:
-            # A process that raised a floor before the fence has already written PostgreSQL's offset: wait for its
-            # commit.
-            stored = {} if is_new else self._asked(lambda sink: sink.settled_offsets(log_id))
-            self._floors.seed(log_id, mirror.life, stored)
-        partitions = mirror.floors.keys() | stored.keys()
-        return {p: max(mirror.floors.get(p, 0), stored.get(p, 0)) for p in partitions}
-
-    def _asked_briefly(self, log_id: str) -> dict[int, int]:
-        """PostgreSQL's offsets; empty if it does not answer at once."""
-        executor = ThreadPoolExecutor(1, thread_name_prefix="stored-floors")
-        try:
-            asked = executor.submit(self._asked, lambda sink: sink.stored_offsets(log_id))
-            return asked.result(_BRIEF_SECONDS)
-        except (RecoverableError, TimeoutError) as error:
-            _logger.warning(
-                "floors are the mirror's alone, PostgreSQL does not answer: %s",
-                error,
-                extra={"action": "floors_of_mirror"},
-            )
-            return {}
-        finally:
-            executor.shutdown(wait=False)
-
-    def _asked(self, ask: Callable[[PostgresSink], dict[int, int]]) -> dict[int, int]:
-        sink = make_sink(self._settings)
-        try:
-            return ask(sink)
-        finally:
-            sink.close()

@@ -16,15 +16,6 @@ from pipeline.names import ControlEventKind, PauseReason
 from pipeline.policies import bands
 from pipeline.ports.control import AskedPause, Bands, paused
 from pipeline.settings import Settings
-from pipeline.sink.control_settings import (
-    delete_bands,
-    delete_override,
-    delete_pause,
-    load_pauses,
-    save_bands,
-    save_override,
-)
-from pipeline.sink.dead_letters import replay_dead_letters
 from tasks.parts import Parts
 from tasks.pausing import keep_pause, pause_until_resumed
 from tasks.stopped import stops_again
@@ -79,8 +70,8 @@ def resume(parts: Parts, by: str, why: str) -> str:
 
 
 def _forget_pauses(parts: Parts) -> None:
-    for pause in load_pauses(parts.sink):
-        delete_pause(parts.sink, pause.name, pause.partition)
+    for pause in parts.operators.load().pauses:
+        parts.operators.delete_pause(pause.name, pause.partition)
 
 
 def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, why: str) -> str:
@@ -90,7 +81,7 @@ def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, wh
     _check("the rate", rate, 1, *_rate_most(settings))
     _check("the time", seconds, 1, settings.override_seconds_max, "s (OVERRIDE_SECONDS_MAX)")
     override = parts.control.set_override(rate, until=parts.control.state().time + seconds, by=by, why=why)
-    kept = _kept(lambda: save_override(parts.sink, override))
+    kept = _kept(lambda: parts.operators.set_override(override))
     state = parts.control.state()
     words = (
         f"At most {rate_text(rate)} are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
@@ -104,7 +95,7 @@ def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, wh
 def clear_rate_limit(parts: Parts, by: str, why: str) -> str:
     """End a rate that an operator set."""
     held = parts.control.clear_override(by=by, why=why)
-    kept = _kept(lambda: delete_override(parts.sink))
+    kept = _kept(lambda: parts.operators.set_override(None))
     rate = parts.control.state().rate
     now = "" if rate is None else f" At most {rate_text(rate.rate)} are admitted now."
     words = f"The rate set by hand has ended, by {by}.{now}" if held else f"No rate was set by hand.{now}"
@@ -132,7 +123,7 @@ def set_bands(
     if degraded >= critical:
         raise CommandError(f"the lower threshold, {degraded:,} events, is not below the upper one, {critical:,}")
     parts.control.set_bands(asked)
-    kept = _kept(lambda: save_bands(parts.sink, asked))
+    kept = _kept(lambda: parts.operators.set_bands(asked))
     return (
         f"From the next tick on (within {settings.regulate_seconds:g} s): {rate_text(asked.rate_max)} below a lag of "
         f"{degraded:,}, falling to {rate_text(asked.rate_min)} at {critical:,}; set by {by}: {why}. "
@@ -144,7 +135,7 @@ def reset_bands(parts: Parts, by: str, why: str) -> str:
     """Return to the bands of the settings."""
     _check_takes_bands(parts)
     held = parts.control.clear_bands(by=by, why=why)
-    kept = _kept(lambda: delete_bands(parts.sink))
+    kept = _kept(lambda: parts.operators.set_bands(None))
     settings = parts.settings
     words = (
         f"{'The bands of the settings hold again' if held else 'The bands are those of the settings'}: "
@@ -167,7 +158,7 @@ def _check_takes_bands(parts: Parts) -> None:
 def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
     """Retry to store dead letters, the longest untried first. A dry run changes nothing, and records no event."""
     _check("the limit", limit, 1, 100_000, "dead letters")
-    result = replay_dead_letters(parts.sink, limit=limit, dry_run=dry_run)
+    result = parts.dead_letters.replay(limit=limit, dry_run=dry_run)
     if not any(asdict(result).values()):
         return "There are no dead letters to replay."
     words = (

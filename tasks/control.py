@@ -8,15 +8,11 @@ from typing import Any
 from celery import shared_task
 
 from pipeline.errors import RecoverableError, SchemaError, SchemaNewerError, SluiceError
-from pipeline.names import LETTER_CONFLICT, BreakerState, Queue
+from pipeline.names import BreakerState, Queue
 from pipeline.policies import make_policy
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
-from pipeline.regulate import Asked, Control, Database, regulate
-from pipeline.sink.control_settings import load_bands, load_override, load_pauses
-from pipeline.sink.migrate import migrate
-from pipeline.sink.queries import query
-from pipeline.sink.standstill import why_standing
+from pipeline.regulate import Control, Database, regulate
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks import commands
 from tasks.hints import HINTS_WAITING_MAX, send_net_hint
@@ -55,13 +51,13 @@ def regulate_rate(self: Any) -> None:
         policy_of=partial(make_policy, parts.settings),
         log=parts.log,
         database=Database(
-            stored_offsets=parts.sink.stored_offsets_and_time,
-            settled_offsets=parts.sink.settled_offsets,
-            load_asked=lambda: _load_asked(parts),
-            terminate_drainer=parts.sink.terminate_stalled,
+            stored_offsets=parts.offsets.stored_offsets_and_time,
+            settled_offsets=parts.offsets.settled_offsets,
+            load_asked=parts.operators.load,
+            terminate_drainer=parts.offsets.end_stalled_drain,
             schema_problem=parts.schema_problem,
             why_standing=lambda log_id, partition: (
-                why_standing(parts.sink, log_id, partition) or workers.why_not_drained(partition)
+                parts.offsets.why_not_stored(log_id, partition) or workers.why_not_drained(partition)
             ),
             former_logs=parts.former_logs.alarms,
         ),
@@ -92,10 +88,6 @@ def regulate_rate(self: Any) -> None:
         )
 
 
-def _load_asked(parts: Parts) -> Asked:
-    return Asked(load_pauses(parts.sink), load_override(parts.sink), load_bands(parts.sink))
-
-
 def _migrate_once(parts: Parts) -> None:
     """Migrate the schema, once in each process; if that fails, the next tick retries.
 
@@ -105,7 +97,7 @@ def _migrate_once(parts: Parts) -> None:
         return
     known, parts.schema_problem = parts.schema_problem, None
     try:
-        migrate(parts.settings, wait_seconds=0)
+        parts.schema.migrate(wait_seconds=0)
         parts.is_migrated = True
     except SchemaNewerError as error:
         # Two versions run together during an upgrade: the control loop must also tick in the older one.
@@ -153,14 +145,13 @@ def measure(self: Any) -> None:
     parts = parts_of(self.app.sluice_settings)
     if parts.control.state().breaker is not BreakerState.CLOSED:
         return
-    found = parts.sink.session.rows(query("measure"), {"conflict": LETTER_CONFLICT})
-    letters, conflicts, size, connections, connections_max = found[0]
+    letters, database = parts.dead_letters.count(), parts.operators.database_facts()
     facts = {
-        "dead_letters": letters,
-        "dead_letter_conflicts": conflicts,
-        "database_bytes": size,
-        "connections": connections,
-        "connections_max": connections_max,
+        "dead_letters": letters.open,
+        "dead_letter_conflicts": letters.conflicts,
+        "database_bytes": database.size_bytes,
+        "connections": database.connections,
+        "connections_max": database.connections_max,
     }
     parts.counters.note(facts, seconds=FACTS_SECONDS)
 

@@ -1,9 +1,8 @@
 """Event logs of earlier settings that still have events which are not stored: no worker drains them."""
 
 import contextlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from pipeline import wiring
@@ -13,33 +12,22 @@ from pipeline.flow.lag import total_lag
 from pipeline.health.judge import duration
 from pipeline.names import AlarmCode, Severity
 from pipeline.ports.control import Alarm
+from pipeline.ports.known_logs import KnownLog, KnownLogs
+from pipeline.ports.offset_store import OffsetStore
 from pipeline.settings import Settings
-from pipeline.sink.postgres import PostgresSink
-from pipeline.sink.queries import query
 
 ASK_SECONDS: Final = 60.0  # between two reads of one event log: the problem lasts days, and its server may be down
 LOGS_MAX: Final = 20  # that are checked: those that were seen last
 SEEN_SECONDS_MIN: Final = 30.0  # another system saw it this recently: it is in use, since systems may share a database
 
 
-@dataclass(frozen=True, slots=True)
-class KnownLog:
-    """An event log, as PostgreSQL has it."""
-
-    log_id: str
-    url: str
-    name: str
-    ends: Mapping[int, int]
-    stored: Mapping[int, int]  # next offset to store, for each partition
-    age_seconds: float  # since it was last seen
-
-
 class FormerLogs:
     """Checks former event logs, one at each tick, and remembers the results."""
 
-    def __init__(self, settings: Settings, sink: PostgresSink, clock: Clock) -> None:
+    def __init__(self, settings: Settings, known: KnownLogs, offsets: OffsetStore, clock: Clock) -> None:
         self._settings = settings
-        self._sink = sink
+        self._known = known
+        self._offsets = offsets
         self._clock = clock
         self._asked_at: dict[str, float] = {}  # log_id -> monotonic
         self._found: dict[str, Alarm] = {}
@@ -50,16 +38,8 @@ class FormerLogs:
         Reads at most one of them in a call. Raises SinkUnavailableError.
         """
         settings = self._settings
-        self._sink.session.count(
-            query("note_log"),
-            {
-                "log_id": log_id,
-                "url": without_password(settings.event_log_url),
-                "name": _name(settings),
-                "ends": json.dumps(ends),
-            },
-        )
-        known = self._known(log_id)
+        self._known.note(log_id, url=without_password(settings.event_log_url), name=_name(settings), ends=ends)
+        known = self._known.others(log_id, seen_seconds_min=SEEN_SECONDS_MIN, logs_max=LOGS_MAX)
         now = self._clock.monotonic()
         due = [log for log in known if now - self._asked_at.get(log.log_id, -ASK_SECONDS) >= ASK_SECONDS]
         if due:
@@ -71,23 +51,15 @@ class FormerLogs:
                 self._found[log.log_id] = alarm
         return [self._found[log.log_id] for log in known if log.log_id in self._found]
 
-    def _known(self, log_id: str) -> list[KnownLog]:
-        rows = self._sink.session.rows(
-            query("former_logs"), {"log_id": log_id, "seen_seconds_min": SEEN_SECONDS_MIN, "logs_max": LOGS_MAX}
-        )
-        return [
-            KnownLog(other, url, name, _offsets(ends), _offsets(stored), float(age))
-            for other, url, name, ends, stored, age in rows
-        ]
-
     def _look(self, log: KnownLog) -> Alarm | None:
         """Read how many events of an event log are not stored; if it does not respond, use the last known values."""
         where = f"{log.url} {log.name!r}"
+        stored = self._offsets.stored_offsets(log.log_id)
         forget = f"DELETE FROM known_logs WHERE log_id = '{log.log_id}'"
         try:
-            unread = self._ask(log)
+            unread = self._ask(log, stored)
         except SluiceError:
-            unread = sum(max(0, end - log.stored.get(partition, 0)) for partition, end in log.ends.items())
+            unread = sum(max(0, end - stored.get(partition, 0)) for partition, end in log.ends.items())
             what = (
                 f"{unread:,} events of a former event log ({where}) were not stored when it was last seen, "
                 f"{duration(log.age_seconds)} ago; it is gone or does not answer"
@@ -98,7 +70,7 @@ class FormerLogs:
             look_at = "EVENT_LOG_URL, LOG_TOPIC and KEY_PREFIX: set them back until that log is drained"
         return Alarm(AlarmCode.FORMER_LOG, Severity.DEGRADED, what, look_at) if unread else None
 
-    def _ask(self, log: KnownLog) -> int:
+    def _ask(self, log: KnownLog, stored: Mapping[int, int]) -> int:
         """Events of that event log which are not stored. Raises SluiceError if they can't be read."""
         settings = replace(self._settings, event_log_url=log.url)
         if log.url == without_password(self._settings.event_log_url):
@@ -106,7 +78,7 @@ class FormerLogs:
         is_kafka = settings.log_scheme == "kafka"
         settings = replace(settings, log_topic=log.name) if is_kafka else replace(settings, key_prefix=log.name)
         with contextlib.closing(wiring.make_log(settings)) as other:
-            return total_lag(other.positions(log.log_id), log.stored) or 0
+            return total_lag(other.positions(log.log_id), stored) or 0
 
 
 def without_password(url: str) -> str:
@@ -118,7 +90,3 @@ def without_password(url: str) -> str:
 
 def _name(settings: Settings) -> str:
     return settings.log_topic if settings.log_scheme == "kafka" else settings.key_prefix
-
-
-def _offsets(found: Mapping[str, int]) -> dict[int, int]:
-    return {int(partition): int(offset) for partition, offset in found.items()}

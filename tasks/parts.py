@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from celery.signals import worker_process_shutdown
 
@@ -18,11 +18,16 @@ from pipeline.flow.age import Age
 from pipeline.pace import Pace
 from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
 from pipeline.ports.counters import Counters
+from pipeline.ports.dead_letters import DeadLetters
+from pipeline.ports.event_sink import EventSink
 from pipeline.ports.history import History
 from pipeline.ports.log import EventLog
+from pipeline.ports.offset_store import OffsetStore
+from pipeline.ports.operator_store import OperatorStore
+from pipeline.ports.schema import Schema
+from pipeline.ports.storage import Storage
 from pipeline.probe import Backoff
 from pipeline.settings import Settings
-from pipeline.sink.postgres import PostgresSink
 from pipeline.store.redis_queues import RedisQueues
 from tasks.former_logs import FormerLogs
 from tasks.mistakes import Mistakes
@@ -52,12 +57,32 @@ class Parts:
         return wiring.make_log(self.settings)
 
     @cached_property
-    def sink(self) -> PostgresSink:
-        return wiring.make_sink(self.settings)
+    def storage(self) -> Storage:
+        return wiring.make_storage(self.settings)
+
+    @property
+    def sink(self) -> EventSink[Any]:
+        return self.storage.events
+
+    @property
+    def offsets(self) -> OffsetStore:
+        return self.storage.offsets
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        return self.storage.dead_letters
+
+    @property
+    def operators(self) -> OperatorStore:
+        return self.storage.operators
+
+    @cached_property
+    def schema(self) -> Schema:
+        return wiring.make_schema(self.settings)
 
     @cached_property
     def former_logs(self) -> FormerLogs:
-        return FormerLogs(self.settings, self.sink, self.clock)
+        return FormerLogs(self.settings, self.storage.known_logs, self.offsets, self.clock)
 
     @cached_property
     def control(self) -> ControlStore:
@@ -131,7 +156,7 @@ class Parts:
 
     def close(self) -> None:
         """Close the adapters that were created."""
-        for name in ("log", "sink"):
+        for name in ("log", "storage"):
             if name in self.__dict__:
                 self.__dict__[name].close()
 

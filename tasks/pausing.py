@@ -7,7 +7,6 @@ from pipeline.errors import RecoverableError
 from pipeline.event_text import pause_text
 from pipeline.names import PauseReason
 from pipeline.ports.control import AskedPause
-from pipeline.sink.control_settings import save_pause
 from tasks.parts import Parts
 
 _logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ def pause_until_resumed(
 def keep_pause(parts: Parts, pause: AskedPause, evidence: dict[str, Any] | None = None) -> bool:
     """Store a pause that holds in PostgreSQL, if it is missing there; False if PostgreSQL does not respond."""
     try:
-        save_pause(parts.sink, pause, evidence)
+        parts.operators.save_pause(pause, evidence)
     except RecoverableError as error:
         _logger.warning(
             "pause (%s) would not outlive a flush of Redis: %s",

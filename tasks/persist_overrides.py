@@ -5,17 +5,6 @@ import logging
 from pipeline.event_text import pause_text
 from pipeline.names import BreakerState, PauseReason
 from pipeline.ports.control import AskedPause, Bands, ControlState, Override, Pause
-from pipeline.sink.control_settings import (
-    delete_bands,
-    delete_override,
-    delete_pause,
-    load_bands,
-    load_override,
-    load_pauses,
-    save_bands,
-    save_override,
-    save_pause,
-)
 from tasks.parts import Parts
 
 _logger = logging.getLogger(__name__)
@@ -30,14 +19,14 @@ def persist_changes(parts: Parts) -> list[str]:
     """
     if parts.control.state().breaker is not BreakerState.CLOSED:
         return []
-    kept = {(pause.name, pause.partition) for pause in load_pauses(parts.sink)}
-    override, bands = load_override(parts.sink), load_bands(parts.sink)
+    saved = parts.operators.load()
+    kept = {(pause.name, pause.partition) for pause in saved.pauses}
     state = parts.control.state()
     if state.pauses is None or state.breaker is not BreakerState.CLOSED:
         return []
     changed = _keep_pauses(parts, kept, {(pause.name, pause.partition): pause for pause in state.pauses})
-    changed += _keep_override(parts, override, state)
-    changed += _keep_bands(parts, bands, state)
+    changed += _keep_override(parts, saved.override, state)
+    changed += _keep_bands(parts, saved.bands, state)
     if changed:
         _logger.warning("PostgreSQL was told what it had missed: %s", ", ".join(changed), extra={"action": "kept"})
     return changed
@@ -49,10 +38,11 @@ _Place = tuple[str, int | None]  # a reason's name, and its partition
 def _keep_pauses(parts: Parts, kept: set[_Place], holding: dict[_Place, Pause]) -> list[str]:
     ended, begun = kept - set(holding), set(holding) - kept - {(PauseReason.BREAKER.value, None)}
     for place in ended:
-        delete_pause(parts.sink, *place)
+        parts.operators.delete_pause(*place)
     for place in begun:
         pause = holding[place]
-        save_pause(parts.sink, AskedPause(pause.reason, pause.by, pause.why, pause.since, pause.partition, pause.word))
+        asked = AskedPause(pause.reason, pause.by, pause.why, pause.since, pause.partition, pause.word)
+        parts.operators.save_pause(asked)
     return [
         *(f"pause ended ({pause_text(*place)})" for place in ended),
         *(f"pause ({pause_text(*place)})" for place in begun),
@@ -64,12 +54,12 @@ def _keep_override(parts: Parts, kept: Override | None, state: ControlState) -> 
     if held is None:
         if kept is None or kept.until <= state.time:
             return []
-        delete_override(parts.sink)
+        parts.operators.set_override(None)
         return ["rate by hand ended"]
     # To the second: the two store times with different precision.
     if kept is not None and (kept.rate, round(kept.until)) == (held.rate, round(held.until)):
         return []
-    save_override(parts.sink, held)
+    parts.operators.set_override(held)
     return ["rate by hand"]
 
 
@@ -78,9 +68,9 @@ def _keep_bands(parts: Parts, kept: Bands | None, state: ControlState) -> list[s
     if _figures(kept) == _figures(held):
         return []
     if held is None:
-        delete_bands(parts.sink)
+        parts.operators.set_bands(None)
         return ["bands ended"]
-    save_bands(parts.sink, held)
+    parts.operators.set_bands(held)
     return ["bands"]
 
 

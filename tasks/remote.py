@@ -24,7 +24,6 @@ from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import Queue
 from pipeline.ports.control import paused
-from pipeline.sink.dead_letters import count_dead_letters
 from pipeline.status import StatusParts, SystemStatus, read_status, status_document
 from pipeline.stopped import Hole
 from tasks import commands, stopped
@@ -116,7 +115,7 @@ def _status(parts: Parts) -> SystemStatus:
             parts.events,
             parts.log,
             parts.history,
-            lambda: count_dead_letters(parts.sink),
+            parts.dead_letters.count,
         )
     )
 
@@ -351,7 +350,7 @@ def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
             _logger.exception("a remote command failed by a defect", extra={"action": "command_failed"})
             return {"error": f"a defect of the worker, see its log: {type(error).__name__}"}
         finally:
-            parts.sink.close()  # otherwise the connection would stay open until the next command
+            parts.storage.close()  # otherwise the connection would stay open until the next command
 
     under_way = _thread().submit(run)
     try:

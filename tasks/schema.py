@@ -8,15 +8,14 @@ import contextlib
 import logging
 from typing import Any, Final
 
-import psycopg2
 from celery import bootsteps
 from celery.worker import state as worker_state
 
+from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SluiceError
 from pipeline.names import Queue
-from pipeline.settings import Settings
-from pipeline.sink.migrate import missing_migrations
+from pipeline.ports.schema import Schema
 
 _logger = logging.getLogger(__name__)
 
@@ -33,9 +32,9 @@ class SchemaStep(bootsteps.StartStopStep):
         consume_from = worker.app.amqp.queues.consume_from
         if Queue.BATCHES.value not in consume_from or Queue.CONTROL.value in consume_from:
             return
-        clock = SystemClock()
+        clock, schema = SystemClock(), wiring.make_schema(worker.app.sluice_settings)
         was_missing: list[str] = []
-        while missing := _missing(worker.app.sluice_settings):
+        while missing := _missing(schema):
             if not was_missing:
                 _logger.warning(
                     "this worker waits: the database lacks %s, and a control worker of this version applies it",
@@ -49,8 +48,8 @@ class SchemaStep(bootsteps.StartStopStep):
             _logger.warning("the schema is up to date: this worker begins", extra={"action": "schema_came"})
 
 
-def _missing(settings: Settings) -> list[str]:
+def _missing(schema: Schema) -> list[str]:
     # If PostgreSQL does not respond, drains find out, and the breaker handles it.
-    with contextlib.suppress(SluiceError, psycopg2.Error):
-        return missing_migrations(settings)
+    with contextlib.suppress(SluiceError):
+        return schema.missing()
     return []

@@ -11,10 +11,9 @@ from pipeline.errors import RecoverableError, SluiceError
 from pipeline.event_text import clock_time
 from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.control import Pause
+from pipeline.ports.event_sink import EventSink
 from pipeline.ports.log import PartitionPosition
-from pipeline.sink.control_settings import delete_pause, pause_evidence
-from pipeline.sink.dead_letters import dead_letters_between
-from pipeline.sink.postgres import PostgresSink
+from pipeline.ports.storage import Storage
 from pipeline.stopped import DoesNotFitError, Hole, Means, Poisoned, accept_poison, look, skip_gap
 from tasks.parts import Parts
 
@@ -54,7 +53,7 @@ def show_gap(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
 
 def show_poison(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
     """The records for which a partition stopped, as far as they were stored: as text, and as a JSON document."""
-    evidence = pause_evidence(parts.sink, PauseReason.POISON, partition)
+    evidence = parts.operators.pause_evidence(PauseReason.POISON, partition)
     lines = _pause_lines(parts, PauseReason.POISON, partition)
     if evidence is None:
         lines.append(f"partition {partition}: {_NO_EVIDENCE}" if lines else f"partition {partition} is not poisoned")
@@ -114,19 +113,19 @@ def skip(parts: Parts, by: str, partition: int, hole: Hole, why: str, *, dry_run
 
 def accept(parts: Parts, by: str, partition: int, why: str, *, dry_run: bool) -> str:
     """Store the batch for which a partition stopped; records that PostgreSQL rejects become dead letters."""
-    evidence = pause_evidence(parts.sink, PauseReason.POISON, partition)
+    evidence = parts.operators.pause_evidence(PauseReason.POISON, partition)
     if evidence is None:
         raise DoesNotFitError(f"partition {partition}: {_NO_EVIDENCE}")
     log_id, first, end = str(evidence["logId"]), int(evidence["first"]), int(evidence["end"])
     # The evidence of an older version has neither of these fields.
     batch = Poisoned(log_id, first, end, evidence.get("expected"), bool(evidence.get("condemned")))
     letters: dict[int, str] = {}
-    with _sink_without_limit(parts) as sink:
+    with _storage_without_limit(parts) as storage:
 
         def count() -> None:
-            letters.update(dead_letters_between(sink, log_id, partition, first, end))
+            letters.update(storage.dead_letters.between(log_id, partition, first, end))
 
-        means = _means(parts, sink)
+        means = _means(parts, storage.events)
         result = accept_poison(means, partition, batch, rehearsed=count if dry_run else None)
         if not dry_run:
             count()
@@ -154,18 +153,18 @@ _NO_EVIDENCE: Final = (
 
 
 @contextlib.contextmanager
-def _sink_without_limit(parts: Parts) -> Iterator[PostgresSink]:
-    """A sink without a limit on the number of dead letters."""
+def _storage_without_limit(parts: Parts) -> Iterator[Storage]:
+    """Storage without a limit on the number of dead letters."""
     settings = parts.settings
     # The batch is stored as a whole, even if many of its records are rejected.
     whole = max(settings.drain_careful_records_max, settings.drain_batch_records_max)
-    sink = wiring.make_sink(
+    storage = wiring.make_storage(
         replace(settings, poison_ratio_max=1.0, poison_condemned_records_max=whole, drain_careful_records_max=whole)
     )
     try:
-        yield sink
+        yield storage
     finally:
-        sink.close()
+        storage.close()
 
 
 def _decided(
@@ -188,7 +187,7 @@ def _decided(
         _logger.warning("decided, but not told: %s", error, extra={"action": "decision_not_told"})
         return " Redis does not answer: the pause still holds, lift it with `control resume_consumption`."
     try:
-        delete_pause(parts.sink, reason.value, partition)
+        parts.operators.delete_pause(reason.value, partition)
     except RecoverableError as error:
         _logger.warning("not kept in PostgreSQL: %s", error, extra={"action": "command_not_kept"})
         told += " PostgreSQL does not answer any more: the end of the pause is kept there once it is back."
@@ -197,7 +196,7 @@ def _decided(
     return told
 
 
-def _means(parts: Parts, sink: PostgresSink) -> Means:
+def _means(parts: Parts, sink: EventSink[Any]) -> Means:
     return Means(parts.log, sink, parts.floors)
 
 

@@ -132,12 +132,12 @@ def run_drain(log: EventLog, settings: Settings, count: int) -> tuple[float, flo
     """Wall and CPU seconds in which `drain` stores everything; it must store all of it."""
     clock = SystemClock()
     control = wiring.make_control_store(settings)
-    sink = wiring.make_sink(settings)
+    storage = wiring.make_storage(settings)
     floors = wiring.make_floors(settings)
     stored_until = 0
     # A worker's clients have been connected by the runs before.
     identity = log.identity()
-    sink.stored_offsets(identity.log_id)
+    storage.offsets.stored_offsets(identity.log_id)
     floors.fence(identity.log_id, identity.incarnation)
     control.state()
 
@@ -149,7 +149,7 @@ def run_drain(log: EventLog, settings: Settings, count: int) -> tuple[float, flo
     report: DrainReport = drain(
         PARTITION,
         log=log,
-        sink=sink,
+        sink=storage.events,
         floors=floors,
         breaker=SinkBreaker(settings, control, clock, "bench"),
         paused=lambda: stored_until >= count,  # ends the run, as a pause would
@@ -158,7 +158,7 @@ def run_drain(log: EventLog, settings: Settings, count: int) -> tuple[float, flo
         on_stored=on_stored,
     )
     seconds, used = time.monotonic() - started, own_cpu_seconds() - cpu
-    sink.close()
+    storage.close()
     if report.stored != count:
         raise RuntimeError(f"drain stored {report.stored} of {count}: {report}")
     return seconds, used

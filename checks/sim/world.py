@@ -25,8 +25,9 @@ from pipeline.log.memory import MemoryLog
 from pipeline.names import PauseReason
 from pipeline.policies import make_policy
 from pipeline.ports.control import AskedPause, Override
+from pipeline.ports.operator_store import OperatorState
 from pipeline.probe import Backoff, probe
-from pipeline.regulate import Asked, Control, Database, regulate
+from pipeline.regulate import Control, Database, regulate
 from pipeline.settings import Settings
 from pipeline.store.memory import (
     MemoryBucket,
@@ -173,9 +174,9 @@ class World:
         self._must_answer()
         return self._offsets(), self.clock.now()
 
-    def _load_asked(self) -> Asked:
+    def _load_asked(self) -> OperatorState:
         self._must_answer()
-        return Asked(self.asked_pauses, self.asked_override)
+        return OperatorState(self.asked_pauses, self.asked_override)
 
     def _terminate_drainer(self, log_id: str, partition: int) -> bool:
         self.sink.restart_drain(partition)

@@ -317,9 +317,9 @@ _SEEN_IN_OTHERS = (
         (
             Edit(
                 "pipeline/sink/dead_letters.py",
-                "        rows, letters = _encode([bytes(raw) for *_, raw in found], positions)\n",
-                "        rows, letters = _encode([bytes(raw) for *_, raw in found], positions)\n"
-                "        rows = [None] * len(rows)\n",
+                "            rows, letters = _encode([bytes(raw) for *_, raw in found], positions)\n",
+                "            rows, letters = _encode([bytes(raw) for *_, raw in found], positions)\n"
+                "            rows = [None] * len(rows)\n",
             ),
         ),
         ("operator.replay",),

@@ -36,14 +36,12 @@ class LogBatch:
     """Consecutive records of one partition: the record at `offset + i` is `values[i]`.
 
     A hole in the log always starts a new batch. `gap_from` is set if the log itself declares the hole before `offset`:
-    the offsets from `gap_from` up to `offset` were given up when the log came back without its tail. `made` belongs to
-    the sink: it holds the result of the sink's `prepare`.
+    the offsets from `gap_from` up to `offset` were given up when the log came back without its tail.
     """
 
     offset: int
     values: list[bytes]
     gap_from: int | None = None
-    made: object = field(default=None, compare=False, repr=False)
 
     @property
     def next_offset(self) -> int:

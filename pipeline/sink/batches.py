@@ -6,13 +6,14 @@ and tries rows one by one if PostgreSQL refuses them.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.log import LogBatch
+from pipeline.sink.poison import Letter
 from pipeline.sink.queries import query
-from pipeline.sink.rows import Letter, PreparedRows, RowEncoder, copy_chunks, place_columns, printable
+from pipeline.sink.rows import EncodedRows, RowEncoder, copy_chunks, place_columns, printable
 from pipeline.sink.session import Session, StatementRefusedError
 from pipeline.sink.sqlstate import CONTENTION_CLASS, INSUFFICIENT_PRIVILEGE, SERVER_CLASSES, UNIQUE_VIOLATION
 
@@ -20,9 +21,9 @@ _logger = logging.getLogger(__name__)
 
 # Otherwise a batch of only conflicts would write one line for each into the journal.
 _CONFLICTS_LOGGED_MAX: Final = 20
-# Rows that are already made are sent in larger pieces than rows that are being made: each piece costs the sending
+# Rows that are already encoded are sent in larger pieces than rows that are being encoded: each piece costs the sending
 # thread a turn on the interpreter, and it may have to wait for that.
-_PREPARED_CHUNK_BYTES: Final = 512 * 1024
+_ENCODED_CHUNK_BYTES: Final = 512 * 1024
 # Dead letters sent in one statement; a record may be as large as a request body.
 _LETTERS_AT_ONCE: Final = 50
 
@@ -54,33 +55,32 @@ def write_straight(
     partition: int,
     batch: LogBatch,
     *,
-    on_made: Callable[[], None] | None,
+    encoded: EncodedRows | None,
+    on_encoded: Callable[[], None] | None,
 ) -> Written:
     """COPY into log_events; undecodable records become letters. Raises StatementRefusedError as a whole."""
-    made = batch.made
-    if isinstance(made, PreparedRows) and (made.log_id, made.partition) == (log_id, partition):
-        stored = session.copy(query("copy_events"), _told_first(made.chunks, on_made))
-        return Written(stored=stored, letters=made.letters, received_at_ms=made.received_at_ms)
+    if encoded is not None and (encoded.log_id, encoded.partition) == (log_id, partition):
+        stored = session.copy(query("copy_events"), _after_call(encoded.chunks, on_encoded))
+        return Written(stored=stored, letters=encoded.letters, received_at_ms=encoded.received_at_ms)
     letters: list[Letter] = []
     received: list[int] = []
     rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters, received)
-    stored = session.copy(query("copy_events"), copy_chunks(rows), on_made=on_made)
+    stored = session.copy(query("copy_events"), copy_chunks(rows), on_encoded=on_encoded)
     return Written(stored=stored, letters=letters, received_at_ms=received)
 
 
-def _told_first(chunks: Sequence[bytes], on_made: Callable[[], None] | None) -> Iterator[bytes]:
-    if on_made is not None:
-        on_made()
+def _after_call(chunks: Sequence[bytes], function: Callable[[], None] | None) -> Iterator[bytes]:
+    if function is not None:
+        function()
     yield from chunks
 
 
-def prepare(encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
-    """The batch with its rows encoded."""
+def encode(encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -> EncodedRows:
+    """The batch's rows, in the bytes of a COPY."""
     letters: list[Letter] = []
     received: list[int] = []
     rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters, received)
-    chunks = list(copy_chunks(rows, _PREPARED_CHUNK_BYTES))
-    return replace(batch, made=PreparedRows(log_id, partition, chunks, letters, received))
+    return EncodedRows(log_id, partition, list(copy_chunks(rows, _ENCODED_CHUNK_BYTES)), letters, received)
 
 
 def make_stage(session: Session) -> None:

@@ -1,15 +1,16 @@
-"""Records whose content could not be stored: lists them, and tries to store them again."""
+"""Dead letters in PostgreSQL: counts and lists them, and tries to store them again."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
 from pipeline.names import LETTER_CONFLICT
-from pipeline.ports.sink import DeadLetterCounts
+from pipeline.ports.dead_letters import DeadLetterCounts, ReplayResult
 from pipeline.sink.batches import make_stage, write_carefully
-from pipeline.sink.postgres import PostgresSink
+from pipeline.sink.poison import Letter
 from pipeline.sink.queries import query
-from pipeline.sink.rows import Letter, RowEncoder, place_columns
+from pipeline.sink.rows import RowEncoder, place_columns
+from pipeline.sink.session import Session
 
 # Dead letters tried in one statement, whatever the limit of a replay: PostgreSQL sends nothing during a statement.
 _PIECE_RECORDS_MAX: Final = 500
@@ -30,79 +31,65 @@ class DeadLetter:
     tried_at: datetime | None  # time of the last refused replay
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayResult:
-    """The outcome of the dead letters that a replay tried."""
+class PostgresDeadLetters:
+    """Dead letters over a connection that other stores may share."""
 
-    stored: int = 0
-    repeated: int = 0  # already stored with the same content: also done
-    conflicting: int = 0  # their ids are stored with other content: they stay dead letters
-    refused: int = 0  # refused again: they stay dead letters, with the new reason
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
+    def count(self) -> DeadLetterCounts:
+        return DeadLetterCounts(*self._session.rows(query("count_dead_letters"), {"conflict": LETTER_CONFLICT})[0])
 
-def count_dead_letters(sink: PostgresSink) -> DeadLetterCounts:
-    """How many dead letters wait for a replay. Raises SinkUnavailableError."""
-    return DeadLetterCounts(*sink.session.rows(query("count_dead_letters"), {"conflict": LETTER_CONFLICT})[0])
+    def listed(self, *, limit: int, after_id: int = 0) -> list[DeadLetter]:
+        """At most `limit` dead letters that wait for a replay, by id, after `after_id`. Raises SinkUnavailableError."""
+        found = self._session.rows(query("list_dead_letters"), {"limit": limit, "after_id": after_id})
+        return [
+            DeadLetter(number, log_id, partition, offset, bytes(raw), reason, sqlstate, created_at, tried_at)
+            for number, log_id, partition, offset, raw, reason, sqlstate, created_at, tried_at in found
+        ]
 
+    def between(self, log_id: str, partition: int, first: int, end: int) -> dict[int, str]:
+        place = {"log_id": log_id, "partition": partition, "first": first, "end": end}
+        found = self._session.rows(query("dead_letters_between"), place)
+        return {int(offset): str(reason) for offset, reason in found}
 
-def list_dead_letters(sink: PostgresSink, *, limit: int, after_id: int = 0) -> list[DeadLetter]:
-    """At most `limit` dead letters that wait for a replay, by id, after `after_id`. Raises SinkUnavailableError."""
-    found = sink.session.rows(query("list_dead_letters"), {"limit": limit, "after_id": after_id})
-    return [
-        DeadLetter(number, log_id, partition, offset, bytes(raw), reason, sqlstate, created_at, tried_at)
-        for number, log_id, partition, offset, raw, reason, sqlstate, created_at, tried_at in found
-    ]
-
-
-def dead_letters_between(sink: PostgresSink, log_id: str, partition: int, first: int, end: int) -> dict[int, str]:
-    """Reasons of the dead letters from offset `first` up to `end`, by offset. Raises SinkUnavailableError."""
-    place = {"log_id": log_id, "partition": partition, "first": first, "end": end}
-    return {int(offset): str(reason) for offset, reason in sink.session.rows(query("dead_letters_between"), place)}
-
-
-def replay_dead_letters(sink: PostgresSink, *, limit: int, dry_run: bool = False) -> ReplayResult:
-    """Try to store up to `limit` dead letters, and mark them, in one transaction.
-
-    Those that were not tried for the longest time come first, so that repeated calls reach all of them. Concurrent
-    replays take different ones. `dry_run` does all of it and rolls back. Raises SinkUnavailableError,
-    SinkContentionError.
-    """
-    session = sink.session
-    make_stage(session)
-    try:
-        session.count("BEGIN")
-        found = session.rows(query("open_dead_letters"), {"limit": limit})
-        positions = [(log_id, partition, offset) for _, log_id, partition, offset, _ in found]
-        rows, letters = _encode([bytes(raw) for *_, raw in found], positions)
-        written = write_carefully(
-            session, rows, positions.__getitem__, letters_max=len(found), piece_records_max=_PIECE_RECORDS_MAX
-        )
-        refused = letters + written.kept
-        kept = {letter.index for letter in refused}
-        session.count(
-            query("mark_replayed"), {"ids": [entry[0] for index, entry in enumerate(found) if index not in kept]}
-        )
-        session.count(
-            query("mark_refused"),
-            {
-                "ids": [found[letter.index][0] for letter in refused],
-                "reasons": [letter.reason for letter in refused],
-                "sqlstates": [letter.sqlstate for letter in refused],
-            },
-        )
-        if dry_run:
+    def replay(self, *, limit: int, dry_run: bool = False) -> ReplayResult:
+        session = self._session
+        make_stage(session)
+        try:
+            session.count("BEGIN")
+            found = session.rows(query("open_dead_letters"), {"limit": limit})
+            positions = [(log_id, partition, offset) for _, log_id, partition, offset, _ in found]
+            rows, letters = _encode([bytes(raw) for *_, raw in found], positions)
+            written = write_carefully(
+                session, rows, positions.__getitem__, letters_max=len(found), piece_records_max=_PIECE_RECORDS_MAX
+            )
+            refused = letters + written.kept
+            kept = {letter.index for letter in refused}
+            session.count(
+                query("mark_replayed"), {"ids": [entry[0] for index, entry in enumerate(found) if index not in kept]}
+            )
+            session.count(
+                query("mark_refused"),
+                {
+                    "ids": [found[letter.index][0] for letter in refused],
+                    "reasons": [letter.reason for letter in refused],
+                    "sqlstates": [letter.sqlstate for letter in refused],
+                },
+            )
+            if dry_run:
+                session.rollback()
+            else:
+                session.commit()
+        except BaseException:
             session.rollback()
-        else:
-            session.commit()
-    except BaseException:
-        session.rollback()
-        raise
-    return ReplayResult(
-        stored=written.stored,
-        repeated=written.repeated,
-        conflicting=len(written.conflicts),
-        refused=len(letters) + len(written.letters),
-    )
+            raise
+        return ReplayResult(
+            stored=written.stored,
+            repeated=written.repeated,
+            conflicting=len(written.conflicts),
+            refused=len(letters) + len(written.letters),
+        )
 
 
 def _encode(records: list[bytes], positions: list[tuple[str, int, int]]) -> tuple[list[bytes | None], list[Letter]]:

@@ -1,6 +1,7 @@
-"""Names the sessions that hold the lock that storing waits for, in words for operators."""
+"""Locks of partitions, and the sessions that hold a lock that storing waits for, in words for operators."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 
 from pipeline.errors import SinkContentionError, SinkUnavailableError
@@ -11,6 +12,12 @@ from pipeline.sink.session import LockedError, Row, Session
 
 # Sessions named in one reason; the first ones are those that block the others.
 _HOLDERS_MAX = 2
+
+
+def lock_key(log_id: str, partition: int) -> int:
+    """The key of a partition's advisory lock: 64 bits, signed, the same in every process and version."""
+    digest = hashlib.blake2b(f"sluice drain {log_id} {partition}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The sink in memory: the same semantics as PostgreSQL's, with simulated faults. For tests and simulation."""
+"""The event sink and offset store in memory: as in PostgreSQL, with simulated faults. For tests and simulation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ import msgspec
 from pipeline.errors import BatchRefusedError, OffsetConflictError, SinkContentionError, SinkUnavailableError
 from pipeline.event import RecordedEvent, content_of, decode_record
 from pipeline.names import LETTER_CONFLICT
+from pipeline.ports.event_sink import StoredPosition, StoreResult
 from pipeline.ports.log import LogBatch
-from pipeline.ports.sink import StoredPosition, StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.poison import PoisonRun
 
@@ -67,8 +67,19 @@ class MemorySink:
         self._ask()
         return {partition: offset for (log, partition), offset in self.database.offsets.items() if log == log_id}
 
+    def stored_offsets_and_time(self, log_id: str) -> tuple[dict[int, int], None]:
+        return self.stored_offsets(log_id), None
+
     def settled_offsets(self, log_id: str) -> dict[int, int]:
         return self.stored_offsets(log_id)
+
+    def why_not_stored(self, log_id: str, partition: int) -> str | None:
+        self._ask()
+        return "another sink holds it" if (log_id, partition) in self.database.locks else None
+
+    def end_stalled_drain(self, log_id: str, partition: int) -> bool:
+        self._ask()
+        return self.database.locks.pop((log_id, partition), None) is not None
 
     def stored_position(self, log_id: str, partition: int) -> StoredPosition | None:
         self._ask()
@@ -84,8 +95,8 @@ class MemorySink:
         if self.database.locks.get((log_id, partition)) is self:
             del self.database.locks[log_id, partition]
 
-    def prepare(self, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
-        return batch
+    def encode(self, log_id: str, partition: int, batch: LogBatch) -> None:
+        return None
 
     def store(
         self,
@@ -95,7 +106,8 @@ class MemorySink:
         batch: LogBatch,
         *,
         before_commit: Callable[[], None],
-        on_made: Callable[[], None] | None = None,
+        encoded: None = None,
+        on_encoded: Callable[[], None] | None = None,
     ) -> StoreResult:
         self._ask()
         database = self.database
@@ -113,8 +125,8 @@ class MemorySink:
             if database.fails_for is not None and (why := database.fails_for(decode_record(value))):
                 self._fail(why)
             draft.take(value, (log_id, partition, batch.offset + index))
-        if on_made is not None:
-            on_made()
+        if on_encoded is not None:
+            on_encoded()
         if draft.is_refused and len(batch.values) > self._settings.drain_careful_records_max:
             raise BatchRefusedError
         run.check(len(draft.letters), len(batch.values))

@@ -88,14 +88,30 @@ def migrate(
 def missing_migrations(settings: Settings) -> list[str]:
     """Names of the files that an older version's schema lacks; empty if there is no schema yet.
 
-    Only reads. Raises the errors of `connect` and psycopg2, also if PostgreSQL is silent for `sink_call_seconds_max`.
+    Only reads. Raises SinkUnavailableError, also if PostgreSQL is silent for `sink_call_seconds_max`.
     """
-    with contextlib.closing(connect(settings)) as connection, _watched(connection, settings) as cursor:
-        cursor.execute(query("has_schema_migrations"))
-        if not cursor.fetchone()[0]:
-            return []
-        cursor.execute(query("applied_migrations"))
-        return [migration.name for migration in migrations()[cursor.rowcount :]]
+    try:
+        with contextlib.closing(connect(settings)) as connection, _watched(connection, settings) as cursor:
+            cursor.execute(query("has_schema_migrations"))
+            if not cursor.fetchone()[0]:
+                return []
+            cursor.execute(query("applied_migrations"))
+            return [migration.name for migration in migrations()[cursor.rowcount :]]
+    except psycopg2.Error as error:
+        raise SinkUnavailableError(" ".join(str(error).split())) from error
+
+
+class PostgresSchema:
+    """The schema of `DATABASE_URL`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def migrate(self, *, wait_seconds: float) -> list[str]:
+        return migrate(self._settings, wait_seconds=wait_seconds)
+
+    def missing(self) -> list[str]:
+        return missing_migrations(self._settings)
 
 
 @contextlib.contextmanager

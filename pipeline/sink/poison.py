@@ -1,6 +1,8 @@
 """Distinguishes a broken schema from broken events: too many dead letters in a row, or too many condemned records."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.errors import PoisonedError
@@ -13,6 +15,15 @@ SAMPLE_CHARS_MAX: Final = 200  # of a record's beginning, and of the reason for 
 # After this many stored records, one condemned record is no longer counted: a function may fail for a single odd
 # record.
 _FORGIVING_RECORDS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A record that can't be stored: its index in the batch, and the reason."""
+
+    index: int
+    reason: str
+    sqlstate: str | None  # None: it can't be decoded
 
 
 class PoisonRun:
@@ -62,31 +73,34 @@ class PoisonRun:
         self._condemned += records
 
 
+@contextlib.contextmanager
+def evidence(
+    log_id: str, expected_offset: int, batch: LogBatch, letters: Sequence[Letter], *, is_condemned: bool
+) -> Iterator[None]:
+    """Add the batch to a PoisonedError that leaves the body; see `poison_evidence`."""
+    try:
+        yield
+    except PoisonedError as error:
+        error.evidence = poison_evidence(log_id, expected_offset, batch, letters, is_condemned=is_condemned)
+        raise
+
+
 def poison_evidence(
-    log_id: str,
-    expected_offset: int,
-    batch: LogBatch,
-    refused: int,
-    sample: Iterable[tuple[int, str, str | None]],
-    *,
-    is_condemned: bool,
+    log_id: str, expected_offset: int, batch: LogBatch, letters: Sequence[Letter], *, is_condemned: bool
 ) -> dict[str, Any]:
     """A poisoned batch, for people: its records, how many were refused, and the beginning of some.
 
-    `expected_offset` is the stored one; it is below the batch if the log declares a hole between them. `sample` has
-    (index in the batch, reason, SQLSTATE) of refused records. `is_condemned`: PostgreSQL does not refuse them as data;
-    storing them fails.
+    `expected_offset` is the stored one; it is below the batch if the log declares a hole between them. `is_condemned`:
+    the sink does not refuse the records as data; storing them fails.
     """
     shown: list[dict[str, Any]] = []
-    for index, reason, sqlstate in sample:
-        if len(shown) == SAMPLE_RECORDS_MAX:
-            break
-        content = batch.values[index][: 4 * SAMPLE_CHARS_MAX].decode("utf-8", "backslashreplace")
+    for letter in letters[:SAMPLE_RECORDS_MAX]:
+        content = batch.values[letter.index][: 4 * SAMPLE_CHARS_MAX].decode("utf-8", "backslashreplace")
         shown.append(
             {
-                "offset": batch.offset + index,
-                "reason": reason[:SAMPLE_CHARS_MAX],
-                "sqlstate": sqlstate,
+                "offset": batch.offset + letter.index,
+                "reason": letter.reason[:SAMPLE_CHARS_MAX],
+                "sqlstate": letter.sqlstate,
                 "content": content[:SAMPLE_CHARS_MAX],
             }
         )
@@ -95,7 +109,7 @@ def poison_evidence(
         "expected": expected_offset,
         "first": batch.offset,
         "end": batch.next_offset,
-        "refused": refused,
+        "refused": len(letters),
         "condemned": is_condemned,
         "sample": shown,
     }

@@ -1,40 +1,43 @@
-"""The sink in PostgreSQL: stores each event once, in one transaction with its offset in the log."""
+"""The event sink and the offset store in PostgreSQL: one transaction stores a batch and moves its offset."""
 
 import contextlib
-import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from pipeline.errors import (
     BatchRefusedError,
     OffsetConflictError,
-    PoisonedError,
     SinkContentionError,
     SinkUnavailableError,
 )
+from pipeline.ports.event_sink import StoredPosition, StoreResult
 from pipeline.ports.log import LogBatch
-from pipeline.ports.sink import StoredPosition, StoreResult
 from pipeline.settings import Settings
-from pipeline.sink.batches import Written, make_stage, prepare, write_carefully, write_letters, write_straight
-from pipeline.sink.locks import naming_holders
-from pipeline.sink.poison import PoisonRun, poison_evidence
+from pipeline.sink import batches
+from pipeline.sink.batches import Written, make_stage, write_carefully, write_letters, write_straight
+from pipeline.sink.locks import lock_key, naming_holders
+from pipeline.sink.poison import Letter, PoisonRun, evidence
 from pipeline.sink.queries import query
-from pipeline.sink.rows import Letter, RowEncoder, place_columns, printable, request_ids
+from pipeline.sink.rows import EncodedRows, RowEncoder, place_columns, printable, request_ids
 from pipeline.sink.session import Session, StatementRefusedError
+from pipeline.sink.standstill import why_standing
 
 _logger = logging.getLogger(__name__)
 
 
 class PostgresSink:
-    """Sink over one connection: opened on first use, reopened after each failure and after a fork."""
+    """Event sink and offset store over one connection: opened on first use, reopened after each failure and a fork.
 
-    def __init__(self, settings: Settings) -> None:
-        self.session = Session(settings)
+    It compares event ids: an event that a client repeats is stored once.
+    """
+
+    def __init__(self, settings: Settings, session: Session | None = None) -> None:
+        self.session = session or Session(settings)
         self._settings = settings
         self._encoder = RowEncoder()
-        self._ahead_encoder = RowEncoder()  # of the thread that prepares rows
+        self._ahead_encoder = RowEncoder()  # of the thread that encodes ahead
         self._held: set[int] = set()  # keys of the locks that this connection holds
         self._held_by = 0  # the generation of that connection
         self._runs: dict[tuple[str, int], PoisonRun] = {}
@@ -43,7 +46,6 @@ class PostgresSink:
         return self.stored_offsets_and_time(log_id)[0]
 
     def stored_offsets_and_time(self, log_id: str) -> tuple[dict[int, int], float]:
-        """The stored offsets, and PostgreSQL's clock (seconds since the epoch) when they were read."""
         found = self.session.rows(query("stored_offsets"), {"log_id": log_id})
         offsets = {int(partition): int(next_offset) for partition, next_offset, _ in found if partition is not None}
         return offsets, float(found[0][2])
@@ -82,8 +84,8 @@ class PostgresSink:
         with contextlib.suppress(SinkUnavailableError, SinkContentionError):
             self.session.rows(query("unlock"), {"key": key})
 
-    def prepare(self, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
-        return prepare(self._ahead_encoder, log_id, partition, batch)
+    def encode(self, log_id: str, partition: int, batch: LogBatch) -> EncodedRows:
+        return batches.encode(self._ahead_encoder, log_id, partition, batch)
 
     def store(
         self,
@@ -93,14 +95,17 @@ class PostgresSink:
         batch: LogBatch,
         *,
         before_commit: Callable[[], None],
-        on_made: Callable[[], None] | None = None,
+        encoded: EncodedRows | None = None,
+        on_encoded: Callable[[], None] | None = None,
     ) -> StoreResult:
         run = self._run_of(log_id, partition)
 
         def write() -> Written:
             self._begin(log_id, partition, expected_offset, batch)
             try:
-                written = write_straight(self.session, self._encoder, log_id, partition, batch, on_made=on_made)
+                written = write_straight(
+                    self.session, self._encoder, log_id, partition, batch, encoded=encoded, on_encoded=on_encoded
+                )
             except StatementRefusedError as refusal:
                 _logger.info(
                     "batch at offset %d of partition %d goes through the staging table: %s",
@@ -136,7 +141,7 @@ class PostgresSink:
             self._begin(log_id, partition, expected_offset, batch)
             written = Written()
             written.letters = [Letter(index, printable(why), sqlstate) for index in range(len(batch.values))]
-            with _evidence(log_id, expected_offset, batch, written, is_condemned=True):
+            with evidence(log_id, expected_offset, batch, written.letters, is_condemned=True):
                 run.check_condemned(len(batch.values), why)
             return written
 
@@ -158,7 +163,7 @@ class PostgresSink:
         with naming_holders(self.session):
             try:
                 written = write()
-                with _evidence(log_id, expected_offset, batch, written, is_condemned=False):
+                with evidence(log_id, expected_offset, batch, written.letters, is_condemned=False):
                     run.check(len(written.letters), len(batch.values))
                 write_letters(self.session, log_id, partition, batch, written.kept)
                 before_commit()
@@ -192,12 +197,12 @@ class PostgresSink:
             finally:
                 session.rollback()
 
-    def terminate_stalled(self, log_id: str, partition: int) -> bool:
-        """End the other backend that holds a partition's lock; returns whether there was one.
+    def why_not_stored(self, log_id: str, partition: int) -> str | None:
+        return why_standing(self.session, log_id, partition)
 
-        For a frozen drainer: PostgreSQL's time-outs do not free the lock of a stopped client. PostgreSQL rolls back its
-        transaction, if it has one. Raises SinkUnavailableError.
-        """
+    def end_stalled_drain(self, log_id: str, partition: int) -> bool:
+        # PostgreSQL's time-outs do not free the lock of a stopped client, so its backend is ended. PostgreSQL rolls
+        # back its transaction, if it has one.
         ended = self.session.rows(query("terminate_holder"), {"key": lock_key(log_id, partition)})
         return any(was_sent for _, was_sent in ended)
 
@@ -244,22 +249,6 @@ class PostgresSink:
         return self._held
 
 
-@contextlib.contextmanager
-def _evidence(
-    log_id: str, expected_offset: int, batch: LogBatch, written: Written, *, is_condemned: bool
-) -> Iterator[None]:
-    """Add the evidence to a PoisonedError."""
-    try:
-        yield
-    except PoisonedError as error:
-        letters = written.letters
-        sample = [(letter.index, letter.reason, letter.sqlstate) for letter in letters]
-        error.evidence = poison_evidence(
-            log_id, expected_offset, batch, len(letters), sample, is_condemned=is_condemned
-        )
-        raise
-
-
 def _trace(partition: int, batch: LogBatch, written: Written) -> None:
     """Log the requests whose events a batch has stored."""
     names = request_ids(batch.values)
@@ -280,9 +269,3 @@ def _trace(partition: int, batch: LogBatch, written: Written) -> None:
             "request_ids": names,
         },
     )
-
-
-def lock_key(log_id: str, partition: int) -> int:
-    """The key of a partition's advisory lock: 64 bits, signed, the same in every process and version."""
-    digest = hashlib.blake2b(f"sluice drain {log_id} {partition}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)

@@ -105,14 +105,10 @@ INSERT INTO known_logs (log_id, url, name, ends) VALUES (%(log_id)s, %(url)s, %(
 ON CONFLICT (log_id) DO UPDATE SET url = EXCLUDED.url, name = EXCLUDED.name, ends = EXCLUDED.ends, seen_at = now();
 
 -- name: former_logs
-SELECT log.log_id, log.url, log.name, log.ends,
-       coalesce(jsonb_object_agg(stored.log_partition, stored.next_offset)
-                FILTER (WHERE stored.log_partition IS NOT NULL), '{}'),
-       extract(epoch FROM now() - log.seen_at)
-FROM known_logs AS log LEFT JOIN stored_offsets AS stored USING (log_id)
-WHERE log.log_id <> %(log_id)s AND log.seen_at < now() - %(seen_seconds_min)s * interval '1 second'
-GROUP BY log.log_id
-ORDER BY log.seen_at DESC
+SELECT log_id, url, name, ends, extract(epoch FROM now() - seen_at)
+FROM known_logs
+WHERE log_id <> %(log_id)s AND seen_at < now() - %(seen_seconds_min)s * interval '1 second'
+ORDER BY seen_at DESC
 LIMIT %(logs_max)s;
 
 -- name: stored_position
@@ -245,13 +241,10 @@ ORDER BY tried_at NULLS FIRST, id
 LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED;
 
--- name: measure
-SELECT letters.open, letters.conflicts,
-       pg_database_size(current_database()),
+-- name: database_facts
+SELECT pg_database_size(current_database()),
        (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sluice'),
-       current_setting('max_connections')::integer
-FROM (SELECT count(*) AS open, count(*) FILTER (WHERE reason = %(conflict)s) AS conflicts
-      FROM dead_letters WHERE replayed_at IS NULL) AS letters;
+       current_setting('max_connections')::integer;
 
 -- name: list_dead_letters
 SELECT id, log_id, log_partition, log_offset, raw, reason, sqlstate, created_at, tried_at

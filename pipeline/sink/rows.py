@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from pipeline.event import RecordedEvent
+from pipeline.sink.poison import Letter
 
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER: Final = struct.pack(">h", -1)
@@ -54,17 +55,8 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """A record that can't be stored: its index in the batch, and the reason."""
-
-    index: int
-    reason: str
-    sqlstate: str | None  # None: not decodable
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRows:
-    """The bytes of a COPY for one batch, made ahead, and the log and partition that they are for."""
+class EncodedRows:
+    """The bytes of a COPY for one batch, encoded ahead, and the log and partition that they are for."""
 
     log_id: str
     partition: int

@@ -63,10 +63,10 @@ class LockedError(SinkUnavailableError):
 class _Feed:
     """The file object from which psycopg2 reads a COPY. Every chunk that PostgreSQL takes shows progress."""
 
-    def __init__(self, chunks: Iterator[bytes], watchdog: Watchdog, on_made: Callable[[], None] | None) -> None:
+    def __init__(self, chunks: Iterator[bytes], watchdog: Watchdog, on_encoded: Callable[[], None] | None) -> None:
         self._chunks = chunks
         self._watchdog = watchdog
-        self._on_made = on_made
+        self._on_encoded = on_encoded
         self.error: Exception | None = None
 
     def read(self, _size: int = -1) -> bytes:
@@ -74,8 +74,8 @@ class _Feed:
         self._watchdog.touch()
         try:
             chunk = next(self._chunks, b"")
-            if not chunk and self._on_made is not None:
-                self._on_made()
+            if not chunk and self._on_encoded is not None:
+                self._on_encoded()
         except Exception as error:
             self.error = error  # psycopg2 would report it as a cancelled query
             raise
@@ -124,16 +124,16 @@ class Session:
             changed: int = cursor.rowcount
             return changed
 
-    def copy(self, sql: str, chunks: Iterator[bytes], *, on_made: Callable[[], None] | None = None) -> int:
+    def copy(self, sql: str, chunks: Iterator[bytes], *, on_encoded: Callable[[], None] | None = None) -> int:
         """Run a COPY FROM STDIN and return its row count. Raises the errors of a refusable `count`.
 
-        `on_made` runs when all chunks are made and sent, while PostgreSQL is still working.
+        `on_encoded` runs when all chunks are encoded and sent, while PostgreSQL is still working.
 
         The next chunk is made while PostgreSQL works on the last one: the two overlap without a thread.
         """
         with self._guarded(refusable=True) as cursor:
             assert self._watchdog is not None  # noqa: S101 - _guarded has just connected
-            feed = _Feed(chunks, self._watchdog, on_made)
+            feed = _Feed(chunks, self._watchdog, on_encoded)
             try:
                 cursor.copy_expert(sql, feed)
             except psycopg2.Error:

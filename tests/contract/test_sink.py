@@ -1,4 +1,4 @@
-"""What every sink must do: run against memory and PostgreSQL."""
+"""What every event sink and offset store must do: run against memory and PostgreSQL."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ from typing import Any, Final, Protocol
 import pytest
 
 from pipeline.errors import FencedError, OffsetConflictError, PoisonedError
+from pipeline.ports.event_sink import EventSink, StoredPosition, StoreResult
 from pipeline.ports.log import record_digest
-from pipeline.ports.sink import Sink, StoredPosition, StoreResult
+from pipeline.ports.offset_store import OffsetStore
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink, MemoryStore
 from pipeline.sink.migrate import migrate
@@ -20,6 +21,10 @@ from support.database import ask
 from support.records import RECEIVED_AT_MS, batch, new_log_id, nothing, numbered_batch, record
 
 LOG: Final = new_log_id()
+
+
+class Sink(EventSink[Any], OffsetStore, Protocol):
+    """An event sink that is also the store of its offsets."""
 
 
 class Bench(Protocol):
@@ -142,15 +147,15 @@ def test_a_moved_offset_is_a_conflict_and_stores_nothing(bench: Bench) -> None:
     assert other.store(LOG, 0, 3, numbered_batch(3, 1), before_commit=nothing) == StoreResult(stored=1)
 
 
-def test_what_was_made_ahead_is_stored_like_what_was_not(bench: Bench) -> None:
-    # Given a batch with a record that is no event, and a repeat, made ready on another thread
+def test_what_was_encoded_ahead_is_stored_like_what_was_not(bench: Bench) -> None:
+    # Given a batch with a record that is no event, and a repeat, encoded on another thread
     sink = bench.sink()
     sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
     values = [record(2), b"no event", record(3), record(1), record(4)]
     with ThreadPoolExecutor(1) as helper:
-        ready = helper.submit(sink.prepare, LOG, 0, batch(1, values)).result()
+        encoded = helper.submit(sink.encode, LOG, 0, batch(1, values)).result()
     # When it is stored
-    result = sink.store(LOG, 0, 1, ready, before_commit=nothing)
+    result = sink.store(LOG, 0, 1, batch(1, values), before_commit=nothing, encoded=encoded)
     # Then it is what storing it at once would have given
     assert result == StoreResult(stored=3, repeated=1, dead_lettered=1)
     assert bench.events()["event-000003"] == ("message 3", LOG, 0, 3)
@@ -158,13 +163,14 @@ def test_what_was_made_ahead_is_stored_like_what_was_not(bench: Bench) -> None:
     assert sink.stored_offsets(LOG) == {0: 6}
 
 
-def test_what_was_made_for_another_log_is_made_anew(bench: Bench) -> None:
-    # Given a batch made ready before the log turned out to be another one
+def test_what_was_encoded_for_another_log_is_encoded_anew(bench: Bench) -> None:
+    # Given a batch that was encoded before the log turned out to be another one
     sink = bench.sink()
-    ready = sink.prepare(LOG, 0, batch(0, [record(1), b"no event"]))
+    values = batch(0, [record(1), b"no event"])
+    encoded = sink.encode(LOG, 0, values)
     other = new_log_id()
     # When it is stored for the new one
-    sink.store(other, 2, 0, ready, before_commit=nothing)
+    sink.store(other, 2, 0, values, before_commit=nothing, encoded=encoded)
     # Then its rows and letters say so
     assert bench.events()["event-000001"] == ("message 1", other, 2, 0)
     assert bench.letters() == {(other, 2, 1): b"no event"}

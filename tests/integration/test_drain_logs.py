@@ -12,8 +12,8 @@ from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import EventLog
-from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
@@ -63,7 +63,7 @@ def _rig(settings: Settings) -> Iterator[Rig]:
     migrate(settings)
     with contextlib.ExitStack() as stack:
         made = [stack.enter_context(contextlib.closing(wiring.make_log(settings))) for _ in range(2)]
-        sink = stack.enter_context(contextlib.closing(wiring.make_sink(settings)))
+        sink = stack.enter_context(contextlib.closing(PostgresSink(settings)))
         yield Rig(settings, made[0], made[1], sink)
 
 
@@ -119,7 +119,7 @@ def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
     killed: list[int] = []
     plain_store = rig.sink.store
 
-    def store(log_id, partition, expected_offset, batch, *, before_commit, on_made):  # type: ignore[no-untyped-def]
+    def store(log_id, partition, expected_offset, batch, *, before_commit, **named):  # type: ignore[no-untyped-def]
         def kill_then_commit() -> None:
             before_commit()
             number = next(tries)
@@ -131,9 +131,9 @@ def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
                     " WHERE datname = current_database() AND application_name = 'sluice'",
                 )
 
-        return plain_store(log_id, partition, expected_offset, batch, before_commit=kill_then_commit, on_made=on_made)
+        return plain_store(log_id, partition, expected_offset, batch, before_commit=kill_then_commit, **named)
 
-    rig.sink.store = store  # type: ignore[method-assign, assignment]
+    rig.sink.store = store  # type: ignore[method-assign]
     report = rig.drain_up_to(3000)
     # Then nothing is lost or doubled
     assert len(killed) == 4

@@ -12,7 +12,6 @@ from pipeline.names import AlarmCode
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
-from pipeline.sink.postgres import PostgresSink
 from stack.servers import Server, free_port
 from support.database import ask
 from support.event_logs import recovered
@@ -42,12 +41,12 @@ def test_a_former_log_is_named_until_it_is_stored(former: Settings) -> None:
     # Given a log with ten events of which four are stored, and settings that name another one since
     clock = ManualClock()
     present = replace(former, log_topic=f"{former.log_topic}-2", key_prefix=f"{former.key_prefix}2:")
-    with contextlib.closing(PostgresSink(former)) as sink, opened(former) as log:
+    with contextlib.closing(wiring.make_storage(former)) as storage, opened(former) as log:
         log_id = recovered(log.identity).log_id
         recovered(lambda: log.append([(0, b"x")] * 10))
         ask(former.database_url, "INSERT INTO stored_offsets VALUES (%s, 0, 4)", [log_id])
-        assert FormerLogs(former, sink, clock).alarms(log_id, {0: 10, 1: 0}) == []
-        logs = FormerLogs(present, sink, clock)
+        assert FormerLogs(former, storage.known_logs, storage.offsets, clock).alarms(log_id, {0: 10, 1: 0}) == []
+        logs = FormerLogs(present, storage.known_logs, storage.offsets, clock)
         # Then it is not named while somebody still looks after it, and is afterwards
         assert logs.alarms("present", {0: 0}) == []
         seen_long_ago(former)
@@ -67,17 +66,17 @@ def test_a_former_log_that_can_not_be_asked_is_named_by_what_was_last_seen(setti
     migrate(settings)
     away = replace(settings, event_log_url=f"redis://user:secret@127.0.0.1:{free_port()}")
     clock = ManualClock()
-    with contextlib.closing(PostgresSink(settings)) as sink:
-        FormerLogs(away, sink, clock).alarms("one.4", {0: 10, 1: 5})
-        FormerLogs(settings, sink, clock).alarms("two.4", {0: 3})
-        FormerLogs(settings, sink, clock).alarms("all stored.4", {0: 2})
+    with contextlib.closing(wiring.make_storage(settings)) as storage:
+        FormerLogs(away, storage.known_logs, storage.offsets, clock).alarms("one.4", {0: 10, 1: 5})
+        FormerLogs(settings, storage.known_logs, storage.offsets, clock).alarms("two.4", {0: 3})
+        FormerLogs(settings, storage.known_logs, storage.offsets, clock).alarms("all stored.4", {0: 2})
         ask(
             settings.database_url,
             "INSERT INTO stored_offsets VALUES ('one.4', 0, 10), ('two.4', 0, 1), ('all stored.4', 0, 2)",
         )
         seen_long_ago(settings)
         # Then each is named by what was last seen of it, without a password, and one that was stored is not
-        logs = FormerLogs(settings, sink, clock)
+        logs = FormerLogs(settings, storage.known_logs, storage.offsets, clock)
         for _ in range(3):
             alarms = logs.alarms("present.4", {0: 0})
         assert sorted(alarm.what.partition(" events")[0] for alarm in alarms) == ["2", "5"]

@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink
 from pipeline.sink.migrate import migrate
 from pipeline.store.redis import RedisControlStore, RedisFloors
-from pipeline.wiring import StoredFloors
+from pipeline.wiring import make_floor_source
 from stack.servers import Server, free_port
 from support.database import ask
 from support.event_logs import eventually, log_settings, must_read, recovered
@@ -38,7 +38,7 @@ def system(own_log_redis: Server, control_redis: Server) -> Settings:
 
 
 def open_log(settings: Settings) -> RedisStreamsLog:
-    return RedisStreamsLog(settings, StoredFloors(settings))
+    return RedisStreamsLog(settings, make_floor_source(settings))
 
 
 class OldFiles:
@@ -215,5 +215,5 @@ def test_a_batch_whose_floor_was_lost_with_the_mirror_is_waited_for(
             writer.append([(0, b"new")])
         storing.commit()
     recovered(lambda: writer.append([(0, b"new")]))
-    assert StoredFloors(settings)(identity.log_id, "any") == {0: 10}
+    assert make_floor_source(settings)(identity.log_id, "any") == {0: 10}
     writer.close()

@@ -10,12 +10,11 @@ import psycopg2
 import pytest
 
 from pipeline.errors import SinkUnavailableError
+from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
-from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
-from pipeline.sink.standstill import why_standing
 from stack.servers import Server
 from support.control import eventually
 from support.database import ask, stored_ids
@@ -147,19 +146,19 @@ def test_a_backend_that_is_given_up_while_it_works_ends_and_frees_the_partition(
 
 def test_why_a_partition_stands_still(hasty: PostgresSink, database_url: str) -> None:
     # Given a partition that nobody holds: PostgreSQL knows no reason
-    assert why_standing(hasty, LOG, 0) is None
+    assert hasty.why_not_stored(LOG, 0) is None
     with contextlib.closing(PostgresSink(hasty._settings)) as drainer:
         assert drainer.acquire(LOG, 0)
         pid = drainer.session.rows("SELECT pg_backend_pid()")[0][0]
         # When its drain is at work, then that is said
-        said = why_standing(hasty, LOG, 0)
+        said = hasty.why_not_stored(LOG, 0)
         assert said == f"its drain (pid {pid} in PostgreSQL, from 127.0.0.1) is at work and stores nothing: " + (
             "its worker's log says why"
         )
         # And when it waits for a lock, who has that
         with contextlib.closing(psycopg2.connect(database_url, application_name="ann's psql")) as other:
             other.cursor().execute("LOCK TABLE log_events IN SHARE MODE")
-            said = why_standing(hasty, LOG, 0)
+            said = hasty.why_not_stored(LOG, 0)
             assert said is not None
             assert f"waits for a lock: pid {other.info.backend_pid} (ann's psql) has ShareLock on log_events" in said
     # And when its worker is frozen, since when
@@ -167,7 +166,7 @@ def test_why_a_partition_stands_still(hasty: PostgresSink, database_url: str) ->
     hasty.session.rows = lambda sql, parameters=None: (  # type: ignore[method-assign]
         [(7, "10.0.0.1", "idle in transaction", "Client", 31.0)] if "state_change" in sql else monkey(sql, parameters)
     )
-    assert why_standing(hasty, LOG, 0) == (
+    assert hasty.why_not_stored(LOG, 0) == (
         "its drain (pid 7 in PostgreSQL, from 10.0.0.1) has asked nothing for 31 s: its worker is frozen or cut off"
     )
 
@@ -220,7 +219,7 @@ def test_every_call_to_a_frozen_server_fails_in_time(frozen: Frozen) -> None:
         lambda: sink.acquire(LOG, 1),
         sink.probe,
         lambda: sink.store(LOG, 0, 0, numbered_batch(0, 3), before_commit=nothing),
-        lambda: sink.terminate_stalled(LOG, 0),
+        lambda: sink.end_stalled_drain(LOG, 0),
     ]
     for call in calls:
         assert sink.acquire(LOG, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ports.sink import StoreResult
+from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import _LOCK_KEY, migrate, migrations
 from pipeline.sink.postgres import PostgresSink

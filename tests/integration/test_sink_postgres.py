@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PoisonedError, SinkContentionError, SinkUnavailableError
 from pipeline.event import SEVERITIES, Event, encode_record, record_head
-from pipeline.ports.sink import StoreResult
+from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
@@ -395,7 +395,7 @@ def test_a_stalled_holder_is_terminated(sink: PostgresSink) -> None:
         stalled.session.count("BEGIN")
         assert not sink.acquire(LOG, 2)
         # When it is terminated
-        assert sink.terminate_stalled(LOG, 2)
+        assert sink.end_stalled_drain(LOG, 2)
         # Then the partition is free
         eventually(lambda: sink.acquire(LOG, 2))
         # And the terminated one finds out
@@ -403,8 +403,8 @@ def test_a_stalled_holder_is_terminated(sink: PostgresSink) -> None:
             stalled.probe()
         assert not stalled.acquire(LOG, 2)
     # And nobody ends himself, nor where nobody holds
-    assert not sink.terminate_stalled(LOG, 2)
-    assert not sink.terminate_stalled(LOG, 3)
+    assert not sink.end_stalled_drain(LOG, 2)
+    assert not sink.end_stalled_drain(LOG, 3)
 
 
 def test_lookups_have_their_indexes(sink: PostgresSink, database_url: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.ports.sink import StoreResult
+from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink

@@ -16,7 +16,6 @@ from pipeline.errors import LogPartialError, RecoverableError
 from pipeline.names import ControlEventKind, PauseReason
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
-from pipeline.sink.control_settings import load_pauses
 from pipeline.sink.migrate import migrate
 from pipeline.stopped import DoesNotFitError, Hole
 from support.database import ask, fail_no_more, fail_on_insert, stored_ids
@@ -112,7 +111,7 @@ def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig
     assert "goes on at offset 15, by ann@desk: no backup" in stopped.skip(
         rig.parts, "ann@desk", 0, Hole(10, 15), "no backup", dry_run=False
     )
-    assert (rig.pauses(), load_pauses(rig.parts.sink)) == ([], [])
+    assert (rig.pauses(), list(rig.parts.operators.load().pauses)) == ([], [])
     rig.drain()
     assert stored_ids(rig.settings.database_url) == [f"event-{n:06d}" for n in (*range(10), *range(15, 30))]
     skipped, resumed = rig.parts.events.last(2)

@@ -18,8 +18,8 @@ from pipeline.errors import FencedError, LogMisconfiguredError, SinkUnavailableE
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.pace import Pace
 from pipeline.ports.control import Mirror
+from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
-from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink, MemoryStore
 from pipeline.store.memory import MemoryControlStore, MemoryFloors, MemoryServer
@@ -935,28 +935,43 @@ def test_the_store_error_is_not_the_sinks(rig: Rig) -> None:
     assert not rig.breaker.is_open
 
 
-def test_what_is_read_ahead_is_made_ready_meanwhile(rig: Rig) -> None:
-    # Given a sink that notes what it made ready, on which thread, and what it stored
-    prepared: list[tuple[int, str]] = []
-    stored: list[tuple[int, object]] = []
+def test_what_is_read_ahead_is_encoded_meanwhile(rig: Rig) -> None:
+    # Given a sink that notes what it encoded, on which thread, and what it stored
+    encoding: list[tuple[int, str]] = []
+    stored: list[tuple[int, tuple[str, int, int] | None]] = []
 
-    class Preparing(MemorySink):
-        def prepare(self, log_id: str, partition: int, batch: LogBatch) -> LogBatch:
-            prepared.append((batch.offset, threading.current_thread().name))
-            return replace(batch, made=(log_id, partition, batch.offset))
+    class Encoding:
+        """A sink with an encoded form of its own: where the batch begins."""
+
+        def __init__(self, sink: MemorySink) -> None:
+            self._sink = sink
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._sink, name)
+
+        def encode(self, log_id: str, partition: int, batch: LogBatch) -> tuple[str, int, int]:
+            encoding.append((batch.offset, threading.current_thread().name))
+            return log_id, partition, batch.offset
 
         def store(
-            self, log_id: str, partition: int, expected_offset: int, batch: LogBatch, **named: Any
+            self,
+            log_id: str,
+            partition: int,
+            expected_offset: int,
+            batch: LogBatch,
+            *,
+            encoded: tuple[str, int, int] | None = None,
+            **named: Any,
         ) -> StoreResult:
-            stored.append((batch.offset, batch.made))
-            return super().store(log_id, partition, expected_offset, batch, **named)
+            stored.append((batch.offset, encoded))
+            return self._sink.store(log_id, partition, expected_offset, batch, **named)
 
     rig.append(0, 40)
-    rig.drain(sink=Preparing(rig.settings, rig.store))
+    rig.drain(sink=Encoding(MemorySink(rig.settings, rig.store)))
     # Then all but the first batch were, for this log, by the helper, and were stored like that
-    assert [made for _, made in stored] == [None] + [(rig.log_id, 0, offset) for offset, _ in stored[1:]]
+    assert [encoded for _, encoded in stored] == [None] + [(rig.log_id, 0, offset) for offset, _ in stored[1:]]
     assert len(stored) == 4
-    assert all(name.startswith("drain-ahead") for _, name in prepared)
+    assert all(name.startswith("drain-ahead") for _, name in encoding)
 
 
 def test_the_interpreter_is_left_as_it_was(rig: Rig) -> None:

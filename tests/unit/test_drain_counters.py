@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.clock import ManualClock
 from pipeline.drain_counters import STORED_SECONDS, DrainCounters, buckets
 from pipeline.errors import StoreUnavailableError
-from pipeline.ports.sink import StoreResult
+from pipeline.ports.event_sink import StoreResult
 from pipeline.store.memory import MemoryServer
 from pipeline.store.memory_counters import MemoryCounters
 

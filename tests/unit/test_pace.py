@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import SinkUnavailableError
 from pipeline.pace import Pace
-from pipeline.ports.sink import StoreResult
+from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 
 ROW = SinkUnavailableError("no such function")

@@ -14,7 +14,8 @@ from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Sever
 from pipeline.policies import make_policy
 from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate, Trouble
 from pipeline.ports.log import SetUpFault
-from pipeline.regulate import Asked, Control, Database, RegulateReport, regulate
+from pipeline.ports.operator_store import OperatorState
+from pipeline.regulate import Control, Database, RegulateReport, regulate
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
@@ -45,9 +46,9 @@ class FakeDatabase:
         self._answer("settled")
         return dict(self.stored)
 
-    def load_asked(self) -> Asked:
+    def load_asked(self) -> OperatorState:
         self._answer("pauses")
-        return Asked(self.pauses, self.override, self.bands)
+        return OperatorState(self.pauses, self.override, self.bands)
 
     def terminate(self, log_id: str, partition: int) -> bool:
         self._answer(f"terminate {partition}")

@@ -42,7 +42,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     parts = SimpleNamespace(
         settings=settings,
         leases=MemoryLeases(settings, MemoryServer()),
-        sink=SimpleNamespace(close=lambda: None),
+        storage=SimpleNamespace(close=lambda: None),
         clock=ManualClock(),
     )
     monkeypatch.setattr(remote, "_parts", lambda _: parts)
@@ -217,12 +217,12 @@ def test_inspect_lag_says_when_it_will_be_empty(changes: dict[str, Any], last_li
     assert lines[:-1] == [] or [line.split(":")[0] for line in lines[:-1]] == ["partition 0", "partition 1"]
 
 
-def test_a_rate_up_to_the_settings_own_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_up_to_the_settings_own_can_be_set() -> None:
     # Given a RATE_MAX above what can be set by hand by default
     settings = Settings(rate_max=20_000.0)
     control = MemoryControlStore(settings, MemoryServer())
-    monkeypatch.setattr(commands, "save_bands", lambda *_: None)
-    parts: Any = SimpleNamespace(settings=settings, clock=ManualClock(), control=control, sink=None)
+    operators = SimpleNamespace(set_bands=lambda bands: None)
+    parts: Any = SimpleNamespace(settings=settings, clock=ManualClock(), control=control, operators=operators)
     # Then thresholds can be set without a rate, and a rate above it can not
     said = commands.set_bands(parts, "ann", degraded=5000, critical=20_000, rate_max=None, rate_min=None, why="a test")
     assert "20,000/s below a lag of 5,000" in said

@@ -7,8 +7,8 @@ from pipeline.errors import LogUnavailableError, SinkUnavailableError, StoreUnav
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import PauseReason
 from pipeline.ports.control import ControlState
+from pipeline.ports.dead_letters import DeadLetterCounts
 from pipeline.ports.log import PartitionPosition
-from pipeline.ports.sink import DeadLetterCounts
 from pipeline.status import StatusParts, read_status, status_document
 from pipeline.store.memory import MemoryServer
 from support.control import control_settings, memory_rig

@@ -8,8 +8,8 @@ import pytest
 from pipeline.errors import LogRestartedError, LogUnavailableError, SinkUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.control import Mirror
+from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
-from pipeline.ports.sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink, MemoryStore
 from pipeline.stopped import (

@@ -1,0 +1,34 @@
+"""The offset store: how far each partition of a log is stored, and who is storing it."""
+
+from typing import Protocol
+
+
+class OffsetStore(Protocol):
+    """The stored offsets of all partitions, as the event sink has committed them. Not for use by several threads."""
+
+    def stored_offsets(self, log_id: str) -> dict[int, int]:
+        """Next offset to store, for each partition that has one. Raises SinkUnavailableError."""
+
+    def stored_offsets_and_time(self, log_id: str) -> tuple[dict[int, int], float | None]:
+        """The same, and the server's clock (seconds since the epoch) at that time; None if it has no own clock."""
+
+    def settled_offsets(self, log_id: str) -> dict[int, int]:
+        """The same, after every transaction that was storing events has ended, so none of them can raise the offsets.
+
+        Waits for those transactions for at most one second. Raises SinkUnavailableError.
+        """
+
+    def why_not_stored(self, log_id: str, partition: int) -> str | None:
+        """Why the drain that holds a partition stores nothing, in words; None if no drain holds it.
+
+        Raises SinkUnavailableError.
+        """
+
+    def end_stalled_drain(self, log_id: str, partition: int) -> bool:
+        """Take a partition from the drain that holds it, if the sink can do that; returns whether it did.
+
+        For a drain that is frozen: it never releases the partition by itself. Raises SinkUnavailableError.
+        """
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""

@@ -1,0 +1,57 @@
+"""The operator store: what operators set, and pauses that only they lift, where a flush of Redis can't reach it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.names import PauseReason
+from pipeline.ports.control import AskedPause, Bands, Override
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorState:
+    """The saved pauses, override and bands."""
+
+    pauses: Sequence[AskedPause] = ()  # including reasons that this version does not know
+    override: Override | None = None  # None: none is saved, or its time is up
+    bands: Bands | None = None  # None: those of the settings apply
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFacts:
+    """Size and use of the database."""
+
+    size_bytes: int
+    connections: int  # of Sluice
+    connections_max: int
+
+
+class OperatorStore(Protocol):
+    """Saves what operators set. Every method raises SinkUnavailableError. Not for use by several threads at once."""
+
+    def load(self) -> OperatorState:
+        """All that is saved."""
+
+    def save_pause(self, pause: AskedPause, evidence: dict[str, Any] | None = None) -> None:
+        """Save a pause; an already saved one stays as it is.
+
+        `evidence` is the reason why a partition stopped, for people: see `pause_evidence`.
+        """
+
+    def delete_pause(self, name: str, partition: int | None = None) -> bool:
+        """Delete a pause by its reason's name, of the whole system or of a partition; returns whether there was one."""
+
+    def pause_evidence(self, reason: PauseReason, partition: int) -> dict[str, Any] | None:
+        """The evidence that was saved with a partition's pause; None if there is none."""
+
+    def set_override(self, override: Override | None) -> None:
+        """Save an override, which replaces an earlier one; None deletes it."""
+
+    def set_bands(self, bands: Bands | None) -> None:
+        """Save bands, which replace earlier ones; None deletes them."""
+
+    def database_facts(self) -> DatabaseFacts:
+        """Size and use of the database."""
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""

@@ -1,0 +1,21 @@
+"""The schema of the database, which a newer version of Sluice updates."""
+
+from typing import Protocol
+
+
+class Schema(Protocol):
+    """The database's schema; each call uses a connection of its own."""
+
+    def migrate(self, *, wait_seconds: float) -> list[str]:
+        """Apply what is missing; returns the names of what was applied.
+
+        Any number of processes may call this at once: one applies, the others wait for up to `wait_seconds`. Raises
+        SchemaError if the schema is not one of this version or refuses a change, SchemaNewerError if it is newer.
+        Raises SinkUnavailableError.
+        """
+
+    def missing(self) -> list[str]:
+        """Names of what an older version's schema lacks; empty if there is no schema yet. Only reads.
+
+        Raises SinkUnavailableError.
+        """

@@ -1,0 +1,101 @@
+"""The operator store in PostgreSQL."""
+
+import json
+from typing import Any
+
+from pipeline.names import PauseReason, known_word
+from pipeline.ports.control import AskedPause, Bands, Override
+from pipeline.ports.operator_store import DatabaseFacts, OperatorState
+from pipeline.sink.queries import query
+from pipeline.sink.session import Session
+
+
+class PostgresOperatorStore:
+    """Operators' settings over a connection that other stores may share."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def load(self) -> OperatorState:
+        return OperatorState(self._pauses(), self._override(), self._bands())
+
+    def save_pause(self, pause: AskedPause, evidence: dict[str, Any] | None = None) -> None:
+        self._session.count(
+            query("save_pause" if pause.partition is None else "save_partition_pause"),
+            {
+                "reason": pause.name,
+                "partition": pause.partition,
+                "paused_by": pause.by.replace("\0", ""),
+                "why": pause.why.replace("\0", ""),
+                "since": pause.since,
+                "evidence": None if evidence is None else json.dumps(evidence).replace("\\u0000", "\\ufffd"),
+            },
+        )
+
+    def delete_pause(self, name: str, partition: int | None = None) -> bool:
+        statement = query("delete_pause" if partition is None else "delete_partition_pause")
+        return self._session.count(statement, {"reason": name, "partition": partition}) > 0
+
+    def pause_evidence(self, reason: PauseReason, partition: int) -> dict[str, Any] | None:
+        place = {"reason": reason.value, "partition": partition}
+        for (evidence,) in self._session.rows(query("pause_evidence"), place):
+            found: dict[str, Any] | None = evidence
+            return found
+        return None
+
+    def set_override(self, override: Override | None) -> None:
+        if override is None:
+            self._session.count(query("delete_override"))
+            return
+        self._session.count(
+            query("save_override"),
+            {
+                "rate": override.rate,
+                "until": override.until,
+                "set_by": override.by.replace("\0", ""),
+                "why": override.why.replace("\0", ""),
+                "since": override.since,
+            },
+        )
+
+    def set_bands(self, bands: Bands | None) -> None:
+        if bands is None:
+            self._session.count(query("delete_bands"))
+            return
+        self._session.count(
+            query("save_bands"),
+            {
+                "rate_max": bands.rate_max,
+                "rate_min": bands.rate_min,
+                "lag_degraded": bands.lag_degraded,
+                "lag_critical": bands.lag_critical,
+                "set_by": bands.by.replace("\0", ""),
+                "why": bands.why.replace("\0", ""),
+                "since": bands.since,
+            },
+        )
+
+    def database_facts(self) -> DatabaseFacts:
+        return DatabaseFacts(*self._session.rows(query("database_facts"))[0])
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _pauses(self) -> list[AskedPause]:
+        found = [(*row, None) for row in self._session.rows(query("load_pauses"))]
+        found += self._session.rows(query("load_partition_pauses"))
+        reasons = {word: known_word(PauseReason, word) for word, *_ in found}
+        return [
+            AskedPause(reasons[word], by, why, since, partition, word if reasons[word] is PauseReason.UNKNOWN else "")
+            for word, by, why, since, partition in found
+        ]
+
+    def _override(self) -> Override | None:
+        for rate, until, by, why, since in self._session.rows(query("load_override")):
+            return Override(rate, until, by, why, since)
+        return None
+
+    def _bands(self) -> Bands | None:
+        for rate_max, rate_min, degraded, critical, by, why, since in self._session.rows(query("load_bands")):
+            return Bands(rate_max, rate_min, degraded, critical, by, why, since)
+        return None
