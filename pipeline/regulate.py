@@ -28,8 +28,9 @@ from pipeline.ports.control import (
     paused,
 )
 from pipeline.ports.log import EventLog, PartitionPosition
+from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
-from pipeline.ports.rate import RatePolicy
+from pipeline.ports.rate import BatchStart, RatePolicy
 from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -62,9 +63,7 @@ class Control:
 class Database:
     """The queries that a tick sends to PostgreSQL; each may raise a SluiceError."""
 
-    # log_id -> next offset to store, for each partition, and the server's clock at that time (seconds since the epoch;
-    # None: it has no own clock)
-    stored_offsets: Callable[[str], tuple[dict[int, int], float | None]]
+    stored_offsets: Callable[[str], StoredOffsets]  # of a log_id
     settled_offsets: Callable[[str], dict[int, int]]  # log_id -> the offsets, after all open transactions have ended
     load_asked: Callable[[], OperatorState]  # settings of operators, and pauses of drains that stopped
     terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a holding backend was ended
@@ -107,6 +106,7 @@ class _Sample:
     lag: dict[int, int] | None = None  # of each partition that answered
     held: dict[int, int] = field(default_factory=dict)  # the assumed lag of the others
     ends: dict[int, int] = field(default_factory=dict)  # next offset to append, of each partition that answered
+    batches: dict[int, BatchStart] = field(default_factory=dict)  # where and when the newest ones began
     consumed: int | None = None  # next offsets to store, summed
     no_progress_seconds: dict[int, float] | None = None  # by partition with events
     alarms: list[Alarm] = field(default_factory=list)  # published with the rate, and logged
@@ -120,7 +120,7 @@ class _Sample:
     @property
     def measured(self) -> Measured | None:
         """The policy's part of the measurements; None if the lag is unknown."""
-        return None if self.lag is None else Measured(self.ends, self.lag, self.held)
+        return None if self.lag is None else Measured(self.ends, self.lag, self.held, self.batches)
 
     def degraded(self, code: str, what: str, look_at: str, partition: int | None = None) -> None:
         """Add a problem that does not stop accepting and storing events."""
@@ -161,8 +161,9 @@ def regulate(
         _look_after_offsets(log, positions, sample, database=database, control=control, by=by)
     _hear_troubles(control, sample)
     _compare_clocks(looks, sample, settings, by)
-    policy = policy_of(control.store.state().bands if restored else state.bands)
-    decided = decide(policy, state, sample.measured, ages, Decay.from_settings(settings))
+    known = control.store.state() if restored else state
+    policy = policy_of(known.bands)
+    decided = decide(policy, known, sample.measured, ages, Decay.from_settings(settings))
     _note_progress(state, sample, settings, control)
     _name_standing(sample, settings, database)  # before a drain is ended, because that could change the reason
     terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
@@ -278,8 +279,10 @@ def _measure(
     if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_away:
         try:
             asked_at = clock.monotonic()
-            sample.stored, time = database.stored_offsets(sample.log_id)
-            sample.database_clock = None if time is None else Look(time, asked_at, clock.monotonic())
+            stored = database.stored_offsets(sample.log_id)
+            sample.stored, sample.batches = stored.offsets, stored.batches
+            if stored.time is not None:
+                sample.database_clock = Look(stored.time, asked_at, clock.monotonic())
         except SluiceError as error:
             sample.degraded(
                 AlarmCode.OFFSETS_UNKNOWN,

@@ -25,7 +25,9 @@ from pipeline.log.memory import MemoryLog
 from pipeline.names import PauseReason
 from pipeline.policies import make_policy
 from pipeline.ports.control import AskedPause, Override
+from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
+from pipeline.ports.rate import BatchStart
 from pipeline.probe import Backoff, probe
 from pipeline.regulate import Control, Database, regulate
 from pipeline.settings import Settings
@@ -170,9 +172,14 @@ class World:
     def _offsets(self) -> dict[int, int]:
         return {number: one.stored for number, one in enumerate(self.sink.partitions)}
 
-    def _stored_offsets(self, log_id: str) -> tuple[dict[int, int], float]:
+    def _stored_offsets(self, log_id: str) -> StoredOffsets:
         self._must_answer()
-        return self._offsets(), self.clock.now()
+        batches = {
+            number: BatchStart(one.began, one.began_at)
+            for number, one in enumerate(self.sink.partitions)
+            if one.began_at > 0
+        }
+        return StoredOffsets(self._offsets(), self.clock.now(), batches)
 
     def _load_asked(self) -> OperatorState:
         self._must_answer()

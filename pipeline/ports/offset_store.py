@@ -1,6 +1,18 @@
 """The offset store: how far each partition of a log is stored, and who is storing it."""
 
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from pipeline.ports.rate import BatchStart
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOffsets:
+    """How far all partitions of a log are stored, read in one round trip."""
+
+    offsets: dict[int, int]  # next offset to store, for each partition that has one
+    time: float | None  # the sink's clock at that time, seconds since the epoch; None: it has no clock of its own
+    batches: dict[int, BatchStart] = field(default_factory=dict)  # of partitions for which it is known
 
 
 class OffsetStore(Protocol):
@@ -9,8 +21,8 @@ class OffsetStore(Protocol):
     def stored_offsets(self, log_id: str) -> dict[int, int]:
         """Next offset to store, for each partition that has one. Raises SinkUnavailableError."""
 
-    def stored_offsets_and_time(self, log_id: str) -> tuple[dict[int, int], float | None]:
-        """The same, and the server's clock (seconds since the epoch) at that time; None if it has no own clock."""
+    def stored_offsets_and_time(self, log_id: str) -> StoredOffsets:
+        """The same, with the sink's clock at that time, and where and when the newest batches began."""
 
     def settled_offsets(self, log_id: str) -> dict[int, int]:
         """The same, after every transaction that was storing events has ended, so none of them can raise the offsets.

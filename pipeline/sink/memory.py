@@ -11,6 +11,7 @@ from pipeline.event import RecordedEvent, content_of, decode_record
 from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.event_sink import StoredPosition, StoreResult
 from pipeline.ports.log import LogBatch
+from pipeline.ports.offset_store import StoredOffsets
 from pipeline.settings import Settings
 from pipeline.sink.poison import PoisonRun
 
@@ -67,8 +68,8 @@ class MemorySink:
         self._ask()
         return {partition: offset for (log, partition), offset in self.database.offsets.items() if log == log_id}
 
-    def stored_offsets_and_time(self, log_id: str) -> tuple[dict[int, int], None]:
-        return self.stored_offsets(log_id), None
+    def stored_offsets_and_time(self, log_id: str) -> StoredOffsets:
+        return StoredOffsets(self.stored_offsets(log_id), None)
 
     def settled_offsets(self, log_id: str) -> dict[int, int]:
         return self.stored_offsets(log_id)

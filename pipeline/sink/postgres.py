@@ -14,6 +14,8 @@ from pipeline.errors import (
 )
 from pipeline.ports.event_sink import StoredPosition, StoreResult
 from pipeline.ports.log import LogBatch
+from pipeline.ports.offset_store import StoredOffsets
+from pipeline.ports.rate import BatchStart
 from pipeline.settings import Settings
 from pipeline.sink import batches
 from pipeline.sink.batches import Written, make_stage, write_carefully, write_letters, write_straight
@@ -43,12 +45,17 @@ class PostgresSink:
         self._runs: dict[tuple[str, int], PoisonRun] = {}
 
     def stored_offsets(self, log_id: str) -> dict[int, int]:
-        return self.stored_offsets_and_time(log_id)[0]
-
-    def stored_offsets_and_time(self, log_id: str) -> tuple[dict[int, int], float]:
         found = self.session.rows(query("stored_offsets"), {"log_id": log_id})
-        offsets = {int(partition): int(next_offset) for partition, next_offset, _ in found if partition is not None}
-        return offsets, float(found[0][2])
+        return {int(partition): int(next_offset) for partition, next_offset in found}
+
+    def stored_offsets_and_time(self, log_id: str) -> StoredOffsets:
+        """The stored offsets, PostgreSQL's clock when they were read, and where the newest batches began."""
+        found = self.session.rows(query("stored_offsets_and_batches"), {"log_id": log_id})
+        return StoredOffsets(
+            offsets={int(row[0]): int(row[1]) for row in found if row[0] is not None},
+            time=float(found[0][4]),
+            batches={int(row[0]): BatchStart(int(row[2]), float(row[3])) for row in found if row[2] is not None},
+        )
 
     def settled_offsets(self, log_id: str) -> dict[int, int]:
         try:

@@ -78,18 +78,27 @@ FROM (SELECT to_regclass('log_events') AS oid) AS events
 WHERE events.oid IS NOT NULL;
 
 -- name: begin_and_move_offset
--- One round trip. No row is changed if the stored offset is not the expected one.
+-- One round trip. No row is changed if the stored offset is not the expected one. The batch begins here: when it is
+-- committed, everything below its first offset was stored by `batch_began_at`.
 BEGIN;
-INSERT INTO stored_offsets AS stored (log_id, log_partition, next_offset, last_record_offset, last_record_digest)
-VALUES (%(log_id)s, %(partition)s, %(next_offset)s, %(next_offset)s - 1, %(last_digest)s)
+INSERT INTO stored_offsets AS stored (log_id, log_partition, next_offset, last_record_offset, last_record_digest,
+                                      batch_began_offset, batch_began_at)
+VALUES (%(log_id)s, %(partition)s, %(next_offset)s, %(next_offset)s - 1, %(last_digest)s,
+        %(expected_offset)s, clock_timestamp())
 ON CONFLICT (log_id, log_partition) DO UPDATE
     SET next_offset = EXCLUDED.next_offset, updated_at = now(),
-        last_record_offset = EXCLUDED.last_record_offset, last_record_digest = EXCLUDED.last_record_digest
+        last_record_offset = EXCLUDED.last_record_offset, last_record_digest = EXCLUDED.last_record_digest,
+        batch_began_offset = EXCLUDED.batch_began_offset, batch_began_at = EXCLUDED.batch_began_at
     WHERE stored.next_offset = %(expected_offset)s;
 
 -- name: stored_offsets
+-- Ingest reads it too, perhaps before the schema was migrated: so only columns of the first migration.
+SELECT log_partition, next_offset FROM stored_offsets WHERE log_id = %(log_id)s;
+
+-- name: stored_offsets_and_batches
 -- With the server's clock, in at least one row: if nothing is stored, one row without a partition.
-SELECT log_partition, next_offset, extract(epoch FROM clock_timestamp())
+SELECT log_partition, next_offset, batch_began_offset, extract(epoch FROM batch_began_at)::float8,
+       extract(epoch FROM clock_timestamp())::float8
 FROM (VALUES (1)) AS always LEFT JOIN stored_offsets ON log_id = %(log_id)s;
 
 -- name: settled_offsets

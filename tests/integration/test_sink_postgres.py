@@ -196,10 +196,40 @@ def test_the_probe_leaves_nothing_and_a_trigger_that_refuses_it_does_not_matter(
 def test_the_servers_clock_comes_with_the_stored_offsets(sink: PostgresSink) -> None:
     before = time.time()  # noqa: TID251  # the machine's clock is what is compared
     for partition in range(3):
-        offsets, clock = sink.stored_offsets_and_time(LOG)  # with no row, then with some
-        assert offsets == dict.fromkeys(range(partition), 2)
-        assert before - 0.01 < clock < time.time() + 0.01  # noqa: TID251
+        found = sink.stored_offsets_and_time(LOG)  # with no row, then with some
+        assert found.offsets == sink.stored_offsets(LOG) == dict.fromkeys(range(partition), 2)
+        assert found.time is not None
+        assert before - 0.01 < found.time < time.time() + 0.01  # noqa: TID251
         sink.store(LOG, partition, 0, numbered_batch(0, 2), before_commit=nothing)
+
+
+def test_where_and_when_the_newest_batch_began_comes_with_the_stored_offsets(
+    sink: PostgresSink, database_url: str
+) -> None:
+    # Given a partition whose offset an older version has stored, so that nothing is known of its batches
+    ask(
+        database_url,
+        f"INSERT INTO stored_offsets (log_id, log_partition, next_offset) VALUES ('{LOG}', 1, 7) RETURNING 1",
+    )
+    found = sink.stored_offsets_and_time(LOG)
+    assert (found.offsets, found.batches) == ({1: 7}, {})
+    url, times = database_url, []
+    # When batches are stored / Then the newest one began where the one before ended, before its commit
+    for partition, first in ((0, 0), (0, 2), (1, 7)):
+        before = sink_time(database_url)
+        sink.store(LOG, partition, first, numbered_batch(first, 2), before_commit=lambda: times.append(sink_time(url)))
+        batch = sink.stored_offsets_and_time(LOG).batches[partition]
+        assert batch.offset == first
+        assert before <= batch.at <= times[-1]
+    # And a version that does not know the columns leaves them, and is not in the way
+    ask(database_url, "UPDATE stored_offsets SET next_offset = next_offset + 5 WHERE log_partition = 0 RETURNING 1")
+    found = sink.stored_offsets_and_time(LOG)
+    assert (found.offsets[0], found.batches[0].offset) == (9, 2)
+
+
+def sink_time(database_url: str) -> float:
+    [(seconds,)] = ask(database_url, "SELECT extract(epoch FROM clock_timestamp())::float8")
+    return float(seconds)
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])

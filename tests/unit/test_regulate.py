@@ -12,10 +12,13 @@ from pipeline.flow.age import Age
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Severity
 from pipeline.policies import make_policy
+from pipeline.policies.bands import BandPolicy
 from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate, Trouble
 from pipeline.ports.log import SetUpFault
+from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
-from pipeline.regulate import Control, Database, RegulateReport, regulate
+from pipeline.ports.rate import BatchStart, PartitionSample, PolicyState, RateDecision, RateSample
+from pipeline.regulate import Control, Database, PolicyOf, RegulateReport, regulate
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
@@ -30,6 +33,7 @@ class FakeDatabase:
     clock_ahead: float = 0.0  # seconds
     before_answer: Callable[[], None] = lambda: None
     stored: dict[int, int] = field(default_factory=dict)
+    batches: dict[int, BatchStart] = field(default_factory=dict)
     pauses: list[AskedPause] = field(default_factory=list)
     override: Override | None = None
     bands: Bands | None = None
@@ -37,10 +41,10 @@ class FakeDatabase:
     is_away: bool = False
     asked: list[str] = field(default_factory=list)
 
-    def stored_offsets(self, log_id: str) -> tuple[dict[int, int], float]:
+    def stored_offsets(self, log_id: str) -> StoredOffsets:
         self._answer("offsets")
         self.before_answer()
-        return dict(self.stored), self.clock.now() + self.clock_ahead
+        return StoredOffsets(dict(self.stored), self.clock.now() + self.clock_ahead, dict(self.batches))
 
     def settled_offsets(self, log_id: str) -> dict[int, int]:
         self._answer("settled")
@@ -92,6 +96,7 @@ class System:
         self.log = MemoryLog(partitions=2)
         self.database = FakeDatabase(self.clock)
         self.lag_age, self.rate_age = Age(), Age()
+        self.policy_of: PolicyOf | None = None  # None: that of the settings
 
     def tick(self, *, after: float = 5.0, by: str = "controller") -> RegulateReport:
         """Let time pass and tick."""
@@ -99,7 +104,7 @@ class System:
         settings = self.rig.settings
         return regulate(
             settings=settings,
-            policy_of=partial(make_policy, settings),
+            policy_of=self.policy_of or partial(make_policy, settings),
             log=self.log,
             database=Database(
                 self.database.stored_offsets,
@@ -198,6 +203,22 @@ def test_a_log_that_is_set_up_wrongly_is_named_and_measured(system: System, monk
         (AlarmCode.LOG_SET_UP, Severity.CRITICAL, "The topic deletes events", "alter it"),
         (AlarmCode.LOG_SET_UP, Severity.DEGRADED, "The topic has 2 partitions", "add some"),
     ]
+
+
+def test_where_the_newest_batches_began_reaches_the_policy(system: System) -> None:
+    samples: list[RateSample] = []
+
+    class Watching(BandPolicy):
+        def decide(self, sample: RateSample, state: PolicyState | None = None) -> RateDecision:
+            samples.append(sample)
+            return super().decide(sample, state)
+
+    system.append(0, 50)
+    system.append(1, 20)
+    system.database.stored, system.database.batches = {0: 20}, {0: BatchStart(10, 1e9)}
+    system.policy_of = lambda _: Watching.make(system.rig.settings, None)
+    system.tick()
+    assert samples[0].partitions == {0: PartitionSample(50, 30, BatchStart(10, 1e9)), 1: PartitionSample(20, 20)}
 
 
 # --- Lag to rate ----------------------------------------------------------------------------------
@@ -351,9 +372,9 @@ def test_offsets_that_were_stored_while_postgresql_was_asked_are_no_alarm(system
     # Given a partition that moves on between the two questions
     system.append(0, 10)
 
-    def stored_offsets(log_id: str) -> tuple[dict[int, int], float]:
+    def stored_offsets(log_id: str) -> StoredOffsets:
         system.append(0, 5)
-        return {0: 15}, system.clock.now()
+        return StoredOffsets({0: 15}, system.clock.now())
 
     system.database.stored_offsets = stored_offsets  # type: ignore[method-assign]
     assert system.tick().problems == ()
