@@ -11,6 +11,7 @@ from ingest.codecs.events import events_codec
 from ingest.dashboard.routes import add_pages
 from ingest.errors import NotReadyError, error_response
 from ingest.grammar import HEAD_BYTES_MAX
+from ingest.http.assets import Assets, add_assets
 from ingest.http.early_rejection import EarlyRejection
 from ingest.http.protocol import HttpContext
 from ingest.http.request import ConnectionLimits
@@ -62,8 +63,10 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
         clock=service.clock,
         lifecycle=service.lifecycle,
     )
-    add_pages(app, service.viewers)
-    add_contract(app, settings)
+    assets = Assets()
+    add_pages(app, service.viewers, assets)
+    add_contract(app, settings, assets)
+    add_assets(app, assets)
     return app
 
 

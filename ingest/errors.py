@@ -11,7 +11,7 @@ import math
 import random
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -58,10 +58,10 @@ class MalformedBodyError(RequestError):
         return {"byte": self.byte, "line": self.line}
 
 
-class Problem(msgspec.Struct, frozen=True):
+class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why one event is rejected: its index in the body, the field (None: the whole event), and the reason."""
 
-    index: int
+    index: Annotated[int, msgspec.Meta(ge=0)]
     field: str | None
     reason: str
 

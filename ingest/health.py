@@ -1,16 +1,59 @@
 """The health of the system, from the memory of this process: no call to any server."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
 
 from ingest.appender import LogStatus
 from pipeline.follower import ControlSnapshot
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import STALE_PERIODS, HealthInputs, Outlook, make_inputs
+from pipeline.names import BreakerState, Health
 from pipeline.ports.control import Override
 from pipeline.settings import Settings
 
 _NO_OUTLOOK: Final = Outlook()
+
+
+def _one_of(*words: StrEnum | str) -> Meta:
+    """The allowed values of a text, for its schema."""
+    return Meta(extra_json_schema={"enum": [str(word) for word in words]})
+
+
+_Count = Annotated[int, Meta(ge=0)]
+_Amount = Annotated[float, Meta(ge=0)]
+
+
+class RateOverride(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """A rate that an operator set for a time."""
+
+    rate: float  # events/s
+    ends_in_seconds: _Amount
+    by: str
+    why: str
+
+
+class HealthDocument(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """The answer of GET /api/logs/health. `/openapi.json` gets its schema from this type, and describes its fields."""
+
+    status: Annotated[str, _one_of(*Health)]
+    consumer_lag: _Count | None
+    rate_limit: _Amount | None
+    rate_override: RateOverride | None
+    available_permissions: int | None
+    circuit_breaker: Annotated[str, _one_of(*BreakerState)]
+    consumption: Annotated[str, _one_of("running", "paused", "stalled", "unknown")]
+    controller_age_seconds: _Amount | None
+    event_log: Annotated[str, _one_of("kafka", "redis")]
+    offered: _Amount | None
+    admitted: _Amount | None
+    refused: _Amount | None
+    stored: _Amount | None
+    drain_seconds: _Amount | None
+    reasons: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +121,27 @@ def health_document(sources: HealthSources) -> dict[str, Any]:
 def document_of(inputs: HealthInputs, available_permissions: int | None = None) -> dict[str, Any]:
     """The same from a snapshot; null is unknown."""
     traffic, age, verdict = inputs.traffic, inputs.controller_age, judge(inputs)
-    return {
-        "status": verdict.status.value,
-        "consumerLag": inputs.lag,
-        "rateLimit": None if inputs.rate is None else round(inputs.rate, 3),
-        "rateOverride": None if inputs.override is None else _override_row(inputs.override, inputs.at),
-        "availablePermissions": available_permissions,
-        "circuitBreaker": inputs.breaker.value,
-        "consumption": inputs.consumption,
-        "controllerAgeSeconds": None if age is None else round(age, 3),
-        "eventLog": inputs.event_log,
-        "offered": None if traffic is None else round(traffic.offered, 1),
-        "admitted": None if traffic is None else round(traffic.admitted, 1),
-        "refused": None if traffic is None else round(traffic.refused, 1),
-        "stored": None if inputs.drain_rate is None else round(inputs.drain_rate, 1),
-        "drainSeconds": None if inputs.seconds_to_empty is None else round(inputs.seconds_to_empty, 1),
-        "reasons": [problem.what for problem in verdict.problems],
-    }
+    document = HealthDocument(
+        status=verdict.status.value,
+        consumer_lag=inputs.lag,
+        rate_limit=None if inputs.rate is None else round(inputs.rate, 3),
+        rate_override=None if inputs.override is None else _rate_override(inputs.override, inputs.at),
+        available_permissions=available_permissions,
+        circuit_breaker=inputs.breaker.value,
+        consumption=inputs.consumption,
+        controller_age_seconds=None if age is None else round(age, 3),
+        event_log=inputs.event_log,
+        offered=None if traffic is None else round(traffic.offered, 1),
+        admitted=None if traffic is None else round(traffic.admitted, 1),
+        refused=None if traffic is None else round(traffic.refused, 1),
+        stored=None if inputs.drain_rate is None else round(inputs.drain_rate, 1),
+        drain_seconds=None if inputs.seconds_to_empty is None else round(inputs.seconds_to_empty, 1),
+        reasons=[problem.what for problem in verdict.problems],
+    )
+    fields: dict[str, Any] = msgspec.to_builtins(document)
+    return fields
 
 
-def _override_row(held: Override, at: float) -> dict[str, Any]:
+def _rate_override(held: Override, at: float) -> RateOverride:
     """A rate that an operator set: its end, its actor and its reason. It is no problem, but readers should see it."""
-    return {"rate": held.rate, "endsInSeconds": round(max(0.0, held.until - at), 1), "by": held.by, "why": held.why}
+    return RateOverride(held.rate, round(max(0.0, held.until - at), 1), held.by, held.why)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -179,7 +180,7 @@ class Supervisor:
             environ = ",".join(f'{name}="{_escaped(value)}"' for name, value in program.environ.items())
             lines += [
                 f"[program:{program.name}]",
-                f"command={_escaped(_quoted(program.command))}",
+                f"command={_escaped(shlex.join(program.command))}",
                 *([f"environment={environ}"] if environ else []),
                 f"priority={program.priority}",
                 f"stdout_logfile={_escaped(self.logs / f'{program.name}.log')}",
@@ -228,8 +229,3 @@ def _files() -> int:
 def _escaped(text: object) -> str:
     """A value in supervisor's configuration, in which % is special."""
     return str(text).replace("%", "%%")
-
-
-def _quoted(command: list[str]) -> str:
-    """A command line for supervisor, which splits it like a shell."""
-    return " ".join("'" + word.replace("'", "'\\''") + "'" for word in command)

@@ -72,7 +72,7 @@ _SEEN_IN_BRIEF = (
     ),
     Mutant(
         "accepted-wrong",
-        (Edit("ingest/codecs/events.py", '{"accepted":%d}\' % count', '{"accepted":%d}\' % (count + 1)'),),
+        (Edit("ingest/codecs/events.py", "encode(Accepted(count))", "encode(Accepted(count + 1))"),),
         _BRIEF,
         ("answered with a wrong count of accepted events",),
     ),

@@ -38,8 +38,8 @@ _INT64_MAX: Final = 2**63 - 1
 _Value = str | Annotated[int, Meta(ge=_INT64_MIN, le=_INT64_MAX)] | float | bool
 
 
-class _CheckedEvent(Event, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
-    """An event whose simple rules are checked while it is decoded."""
+class CheckedEvent(Event, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
+    """An event whose simple rules are checked while it is decoded. `/openapi.json` gets its schema from this type."""
 
     correlation_id: Annotated[str, Meta(min_length=1, max_length=CORRELATION_ID_CHARS_MAX)]
     severity: str
@@ -50,8 +50,8 @@ class _CheckedEvent(Event, rename="camel", forbid_unknown_fields=True, omit_defa
     attributes: Annotated[dict[str, _Value], Meta(max_length=ATTRIBUTES_KEYS_MAX)] | None = None
 
 
-_decode_one = msgspec.json.Decoder(_CheckedEvent).decode
-_decode_many = msgspec.json.Decoder(list[_CheckedEvent]).decode
+_decode_one = msgspec.json.Decoder(CheckedEvent).decode
+_decode_many = msgspec.json.Decoder(list[CheckedEvent]).decode
 _walk = msgspec.json.Decoder(msgspec.Raw).decode
 _encode = msgspec.json.encode
 
@@ -116,7 +116,7 @@ def parse_quickly(body: bytes, kind: BodyKind, events_max: int) -> list[Event] |
     """The events, or None if the slow path must decide."""
     if _ESCAPED_NUL in body:
         return None
-    events: list[_CheckedEvent]
+    events: list[CheckedEvent]
     try:
         if kind is BodyKind.NDJSON:
             events = [_decode_one(line) for line in _lines(body, events_max)]
@@ -145,7 +145,7 @@ def _lines(body: bytes, events_max: int) -> list[bytes]:
     return lines
 
 
-def _passes(events: list[_CheckedEvent], body: bytes) -> bool:
+def _passes(events: list[CheckedEvent], body: bytes) -> bool:
     """Check the rules that decoding does not check, and normalise the spelling of severities."""
     is_short = len(body) <= _BODY_BYTES_SURE
     has_floats = False
@@ -169,7 +169,7 @@ def _passes(events: list[_CheckedEvent], body: bytes) -> bool:
     return (not has_floats or are_kept(body)) and (len(events) == 1 or _ids_agree(events))
 
 
-def _ids_agree(events: list[_CheckedEvent]) -> bool:
+def _ids_agree(events: list[CheckedEvent]) -> bool:
     """Whether events with the same id are the same event. Nearly always, no two events have the same id."""
     ids = [event.event_id for event in events if event.event_id is not None]
     return len(set(ids)) == len(ids) or next(conflicts(events), None) is None

@@ -1,6 +1,9 @@
 """Sluice's own protocol, `POST /api/logs`: events as JSON or NDJSON. It accepts all events of a body or none."""
 
 from functools import partial
+from typing import Annotated
+
+import msgspec
 
 from ingest.codecs.event_bodies import hint, parse_quickly
 from ingest.codecs.media_type import BodyKind, body_kind
@@ -33,5 +36,11 @@ def events_codec(settings: Settings) -> Codec:
     return Codec(decode, _accepted, error_response)
 
 
+class Accepted(msgspec.Struct, forbid_unknown_fields=True):
+    """The answer 202: the number of events."""
+
+    accepted: Annotated[int, msgspec.Meta(ge=1)]
+
+
 def _accepted(count: int) -> Response:
-    return Response(202, b'{"accepted":%d}' % count)
+    return Response(202, msgspec.json.encode(Accepted(count)))

@@ -1,45 +1,39 @@
-"""The routes of the live page: `/`, `/assets/…` and `/events`."""
+"""The routes of the live page: `/` and `/events`."""
 
+from pathlib import Path
 from typing import Final
 
-from sanic.exceptions import NotFound
 from sanic.response import HTTPResponse
 
-from ingest.dashboard.assets import load_assets
 from ingest.dashboard.sse import Viewers
 from ingest.errors import NotReadyError
+from ingest.http.assets import Assets, page_headers
 from ingest.http.response import response_to, to_sanic
 from ingest.http.routes import IngestApp, IngestRequest
 
-_POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_FOLDER: Final = Path(__file__).parent / "assets"
+_FILES: Final = (
+    "vendor/uplot.js",
+    "vendor/uplot.css",
+    "page.css",
+    "format.js",
+    "charts.js",
+    "page.js",
+    "healthy.svg",
+    "degraded.svg",
+    "critical.svg",
+    "unknown.svg",
 )
-_SAFE: Final = {
-    "content-security-policy": _POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
 
 
-def add_pages(app: IngestApp, viewers: Viewers) -> None:
-    """Add the page, its files and its stream."""
-    assets = load_assets()
+def add_pages(app: IngestApp, viewers: Viewers, assets: Assets) -> None:
+    """Add the page and its stream; its files go to `assets`."""
+    page = assets.load(_FOLDER, "index.html", _FILES)
 
     async def get_page(_request: IngestRequest) -> HTTPResponse:
         """The live page."""
-        headers = _SAFE | {"cache-control": "no-store"}
-        return HTTPResponse(assets.page, content_type="text/html; charset=utf-8", headers=headers)
-
-    async def get_asset(_request: IngestRequest, name: str) -> HTTPResponse:
-        """A file of the page; its name changes with its content."""
-        asset = assets.by_name.get(name)
-        if asset is None:
-            raise NotFound
-        headers = _SAFE | {"cache-control": "public, max-age=31536000, immutable"}
-        return HTTPResponse(asset.content, content_type=asset.media_type, headers=headers)
+        headers = page_headers() | {"cache-control": "no-store"}
+        return HTTPResponse(page, content_type="text/html; charset=utf-8", headers=headers)
 
     async def get_events(request: IngestRequest) -> HTTPResponse | None:
         """The stream of the page: server-sent events, first a snapshot and then a message a second."""
@@ -60,7 +54,6 @@ def add_pages(app: IngestApp, viewers: Viewers) -> None:
         return None
 
     app.add_route(get_page, "/", methods=["GET", "HEAD"], name="page")
-    app.add_route(get_asset, "/assets/<name:str>", methods=["GET", "HEAD"], name="asset")
     app.add_route(get_events, "/events", methods=["GET", "HEAD"], name="page_events")
 
     @app.before_server_stop

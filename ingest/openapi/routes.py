@@ -1,50 +1,44 @@
-"""The routes of the contract: `/openapi.json` and `/docs`. Both are made once, and answered with an ETag."""
+"""The routes of the contract: `/openapi.json` and `/docs`. Both are answered with an ETag."""
 
 import hashlib
-from functools import lru_cache
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from sanic.response import HTTPResponse
 
+from ingest.http.assets import Assets, page_headers
 from ingest.http.routes import IngestApp, IngestRequest
-from ingest.openapi.curl import origin_of
-from ingest.openapi.document import HTML, openapi_document
-from ingest.openapi.page import load_style, render
+from ingest.openapi.document import openapi_document
 from pipeline.settings import Settings
 
-_PAGES_KEPT_MAX: Final = 16  # one for each address that clients use for this ingest
-_SAFE: Final = {
-    "cache-control": "no-cache",  # cache it, but revalidate: settings and address may change
+_FOLDER: Final = Path(__file__).parent / "assets"
+_FILES: Final = ("vendor/swagger-ui.js", "vendor/swagger-ui.css", "docs.css", "docs.js", "docs.svg")
+_REVALIDATED: Final = {"cache-control": "no-cache"}  # cache it, but revalidate: settings and files may change
+_PAGE: Final = page_headers(images="'self' data:") | _REVALIDATED  # the style of Swagger UI has its icons inside
+_DOCUMENT: Final = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
-}
+} | _REVALIDATED
 
 
-def add_contract(app: IngestApp, settings: Settings) -> None:
-    """Add both; they are made on the first request."""
-    local = f"http://{settings.ingest_host}:{settings.ingest_port}"
-    style = load_style()
+def add_contract(app: IngestApp, settings: Settings, assets: Assets) -> None:
+    """Add both; the document is made on the first request, and the files of the page go to `assets`."""
+    page = assets.load(_FOLDER, "docs.html", _FILES)
 
-    @lru_cache(maxsize=1)
+    @cache
     def document() -> bytes:
         return msgspec.json.format(msgspec.json.encode(openapi_document(settings)), indent=1)
 
-    @lru_cache(maxsize=_PAGES_KEPT_MAX)
-    def page(origin: str) -> bytes:
-        return render(openapi_document(settings), origin, style).encode()
-
     async def get_openapi(request: IngestRequest) -> HTTPResponse:
         """The contract for programs."""
-        return _answer(request, document(), "application/json", _SAFE)
+        return _answer(request, document(), "application/json", _DOCUMENT)
 
     async def get_docs(request: IngestRequest) -> HTTPResponse:
         """The contract for people."""
-        headers = request.headers
-        origin = origin_of(headers.get("host"), headers.get("x-forwarded-proto"), otherwise=local)
-        more = {"content-security-policy": style.policy, "cross-origin-opener-policy": "same-origin"}
-        return _answer(request, page(origin), HTML, _SAFE | more)
+        return _answer(request, page, "text/html; charset=utf-8", _PAGE)
 
     app.add_route(get_openapi, "/openapi.json", methods=["GET", "HEAD"], name="openapi")
     app.add_route(get_docs, "/docs", methods=["GET", "HEAD"], name="docs")

@@ -1,6 +1,7 @@
 """The supervisor's files, and what is left where it was killed: with processes that stand for its programs."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_the_supervisor_reads_what_was_meant(tmp_path: Path, name: str, monkeypa
     group = options.configroot.supervisord.process_group_configs[0]
     program = group.process_configs[0]
     assert options.configroot.supervisord.pidfile == str(supervisor.pid_path)
-    assert program.command.replace("'\\''", "\0").split("'")[1::2] == [word.replace("'", "\0") for word in words]
+    assert shlex.split(program.command) == words  # as supervisor itself does
     assert program.environment == {"PORT": "1", "SIGN": "%"}
     assert program.stdout_logfile == str(supervisor.logs / "one.log")
     assert (program.stopsignal, program.stopwaitsecs, program.killasgroup, program.stopasgroup) == (3, 7, True, False)
