@@ -36,7 +36,7 @@ from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import Floors
 from pipeline.ports.event_sink import Encoded, EventSink, StoredPosition, StoreResult
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity
-from pipeline.read_ahead import Piece, ReadAhead
+from pipeline.prefetch import Piece, Prefetch
 from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def drain(
         means = _Means(log, sink, floors, breaker, settings, clock, on_stored, pace or Pace(settings))
         run = _Run(partition, means, ahead)
         try:
-            outcome, error = run.go(paused)
+            outcome, error = run.run(paused)
         finally:
             run.finish()
         return run.report(outcome, error)
@@ -155,7 +155,7 @@ class _Run(Generic[Encoded]):
         self._partition = partition
         self._means = means
         settings = means.settings
-        self._hand = ReadAhead(
+        self._prefetch = Prefetch(
             means.log, partition, settings, clock=means.clock, executor=executor, encode=self._encode
         )
         started = means.clock.monotonic()
@@ -178,7 +178,7 @@ class _Run(Generic[Encoded]):
 
     # --- the loop -------------------------------------------------------------------------------
 
-    def go(self, paused: Callable[[], bool]) -> tuple[DrainOutcome, str | None]:
+    def run(self, paused: Callable[[], bool]) -> tuple[DrainOutcome, str | None]:
         """Run until the time is up or an error ends the run."""
         failures = 0
         while not paused():
@@ -206,7 +206,7 @@ class _Run(Generic[Encoded]):
 
     def _step(self) -> bool:
         """Look up the partition's offset, or read, or store one piece; returns whether it read or stored."""
-        hand, breaker = self._hand, self._means.breaker
+        prefetch, breaker = self._prefetch, self._means.breaker
         if self._identity is None:
             self._identity = self._current_log()
             if self._partition >= self._identity.partitions:
@@ -214,32 +214,32 @@ class _Run(Generic[Encoded]):
         identity = self._identity
         if self._position is None:
             self._position = self._next_offset = breaker.call(lambda: self._look_up(identity), stores=False)
-            if hand.first is not None and hand.first.expected_offset != self._position:
+            if prefetch.first is not None and prefetch.first.expected_offset != self._position:
                 # A commit whose response was lost has taken effect, or another drain moved the offset: read from the
                 # new offset.
-                hand.drop()
+                prefetch.drop()
             return False
-        if hand.first is None:
+        if prefetch.first is None:
             left_seconds = self._deadline - self._means.clock.monotonic()
-            hand.read(self._position, max(0.0, min(self._means.settings.drain_poll_seconds, left_seconds)))
+            prefetch.read(self._position, max(0.0, min(self._means.settings.drain_poll_seconds, left_seconds)))
             return True  # if a pause began while this read waited, the records must not be stored
         if self._floor_is_away:
-            self._raise_floor(hand.first.batch.next_offset)  # this call is cheaper than writing a batch in vain
+            self._raise_floor(prefetch.first.batch.next_offset)  # this call is cheaper than writing a batch in vain
             self._floor_is_away = False
         if self._means.pace.must_ask(self._position):
             breaker.call(self._means.sink.probe)  # a success resets the count of failures: the batch is their cause
             self._means.pace.asked()
-        hand.limit(self._means.pace.records)
-        piece = hand.first
+        prefetch.limit(self._means.pace.records)
+        piece = prefetch.first
         self._note_late_begin(piece.batch)
         try:
             result = breaker.call(lambda: self._store(identity, piece))
         except BatchRefusedError:
             self._means.pace.refused()
-            hand.collect()
+            prefetch.collect()
             return True
         self._stored(result)
-        hand.collect()
+        prefetch.collect()
         return True
 
     def _current_log(self) -> LogIdentity:
@@ -276,7 +276,7 @@ class _Run(Generic[Encoded]):
                 )
                 why = f"storing it failed each time, while PostgreSQL took other writes: {pace.why}"
                 return sink.condemn(*place, batch, why=why, sqlstate=pace.sqlstate, before_commit=before_commit)
-            begin = self._hand.begin if not self._is_over() else None
+            begin = self._prefetch.begin if not self._is_over() else None
             return sink.store(*place, batch, before_commit=before_commit, encoded=encoded, on_encoded=begin)
         except SinkUnavailableError as error:
             pace.failed(expected_offset, len(batch.values), error)
@@ -306,7 +306,7 @@ class _Run(Generic[Encoded]):
             self._log_begin = self._begin()
             return self._log_begin
         self._compare(stored)
-        self._hand.stored_up_to(identity.log_id, stored.next_offset)
+        self._prefetch.stored_up_to(identity.log_id, stored.next_offset)
         return stored.next_offset
 
     def _compare(self, stored: StoredPosition) -> None:
@@ -349,7 +349,7 @@ class _Run(Generic[Encoded]):
         """Count the committed batch, and continue after it."""
         assert self._identity is not None  # noqa: S101 - nothing is stored without an identity
         self._means.pace.stored(result)
-        self._position = self._next_offset = self._hand.pop(self._identity.log_id)
+        self._position = self._next_offset = self._prefetch.pop(self._identity.log_id)
         self._batches += 1
         total = self._total
         self._total = StoreResult(
@@ -365,7 +365,7 @@ class _Run(Generic[Encoded]):
 
     def _after(self, error: RecoverableError) -> tuple[DrainOutcome, float]:
         """Reset the state that an error made uncertain. Returns the outcome of a last try, and the deadline."""
-        self._hand.settle()
+        self._prefetch.settle()
         _logger.warning(
             "drain of partition %d: %s",
             self._partition,
@@ -384,7 +384,7 @@ class _Run(Generic[Encoded]):
             case FencedError() | LogRestartedError():
                 self._must_fence = self._must_fence or isinstance(error, FencedError)
                 self._identity = self._position = None
-                self._hand.drop()
+                self._prefetch.drop()
                 return DrainOutcome.UNSETTLED, self._deadline
             case StoreUnavailableError():
                 self._floor_is_away = True
@@ -405,8 +405,8 @@ class _Run(Generic[Encoded]):
     def finish(self) -> None:
         """Commit the stored offset to the log, and release the partition."""
         try:
-            self._hand.settle()
-            self._hand.tell_log()
+            self._prefetch.settle()
+            self._prefetch.commit_offsets()
         finally:  # otherwise no other process could drain it
             if self._held_log_id is not None:
                 self._means.sink.release(self._held_log_id, self._partition)
@@ -422,7 +422,7 @@ class _Run(Generic[Encoded]):
             dead_lettered=self._total.dead_lettered,
             batches=self._batches,
             next_offset=self._next_offset,
-            more=self._hand.more,
+            more=self._prefetch.more,
             error=error,
             evidence=self._evidence,
             began_late=self._began_late,

@@ -150,7 +150,7 @@ def run(
         try:
             rig.wait(lambda: rig.counts()["acked"] > 0, "the first acknowledged events", seconds_max=30)
             try:
-                _Run(rig, result, recovery_seconds_max, tell).go()
+                _Run(rig, result, recovery_seconds_max, tell).run()
             except Exception as error:  # a long run is judged all the same, by what there was until then
                 broke_off = f"the run broke off after {len(result.done)} faults: {error!r}"
                 tell(broke_off)
@@ -184,7 +184,7 @@ class _Run:
         self._repaired_at = time.monotonic()
         self._unwatched: Done | None = None  # the last fault, where nobody has waited for recovery from it
 
-    def go(self) -> None:
+    def run(self) -> None:
         for number, planned in enumerate(self._result.plan, 1):
             done = self._carry_out(planned)
             self._result.done.append(done)

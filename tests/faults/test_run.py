@@ -162,7 +162,7 @@ def _gone(monkeypatch: pytest.MonkeyPatch, rig: _Slow, plan: list[Planned], seco
     monkeypatch.setitem(catalog.FAULTS, "mended", _Mended)
     monkeypatch.setitem(catalog.FAULTS, "victim.away", _VictimIsAway)
     result = Result(Options("redis", Path(), 1, 100.0), plan, events_min=100)
-    _Run(cast("Any", rig), result, seconds_max, lambda _: None).go()
+    _Run(cast("Any", rig), result, seconds_max, lambda _: None).run()
     return result
 
 

@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 _AHEAD_SECONDS: Final = 0.005
 # While there is a backlog, the offset is committed to the log at most this often: each commit costs the log a trim and
 # a write to disk. Without a backlog it is committed before every wait, so that the log's lag is right.
-_TELL_SECONDS: Final = 0.1
+_COMMIT_SECONDS: Final = 0.1
 # Assumed size of records before their size is known: that of the largest message.
 _RECORD_BYTES_FIRST: Final = 64 * 1024
 
@@ -32,7 +32,7 @@ class Piece(NamedTuple, Generic[Encoded]):
     encoded: Encoded | None = None
 
 
-class ReadAhead(Generic[Encoded]):
+class Prefetch(Generic[Encoded]):
     """A partition's pieces in memory, oldest first.
 
     Bounded: the records of one read, plus one more read by a helper thread while the last piece is being stored. The
@@ -63,8 +63,8 @@ class ReadAhead(Generic[Encoded]):
         self._pieces: deque[Piece[Encoded]] = deque()
         self._ahead: tuple[int, Future[tuple[LogBatch | None, list[Piece[Encoded]]]]] | None = None
         self._commit_due: tuple[str, int] | None = None  # the log, and the offset that is not committed to it yet
-        self._telling: Future[None] | None = None
-        self._told_at = clock.monotonic()
+        self._committing: Future[None] | None = None
+        self._committed_at = clock.monotonic()
         self._records_next = max(
             1, min(settings.drain_batch_records_max, settings.drain_batch_bytes_max // _RECORD_BYTES_FIRST)
         )
@@ -104,9 +104,9 @@ class ReadAhead(Generic[Encoded]):
         """Remember an offset of the log `log_id`, to commit it with one of the next reads."""
         self._commit_due = log_id, offset
 
-    def tell_log(self) -> None:
+    def commit_offsets(self) -> None:
         """Commit to the log what is committed in the sink: for its lag, and so that it can be trimmed."""
-        self._await_telling()
+        self._await_commit()
         due = self._take_due()
         if due is not None:
             log_id, offset = due
@@ -114,7 +114,7 @@ class ReadAhead(Generic[Encoded]):
 
     def read(self, offset: int, wait_seconds: float) -> None:
         """Wait for records from `offset` on. Raises as EventLog.read does, and LogGapError for a hole."""
-        self.tell_log()
+        self.commit_offsets()
         batch = self._log_read(offset, wait_seconds)
         self._take(offset, batch, [Piece(offset, piece) for piece in self._cut(batch)])
 
@@ -123,11 +123,11 @@ class ReadAhead(Generic[Encoded]):
         if self._ahead is None and len(self._pieces) == 1:
             offset = self._pieces[0].batch.next_offset
             self._ahead = offset, self._executor.submit(self._read_and_encode, offset)
-            if self._clock.monotonic() - self._told_at >= _TELL_SECONDS:
+            if self._clock.monotonic() - self._committed_at >= _COMMIT_SECONDS:
                 due = self._take_due()
                 if due is not None:  # after the read, so that storing never waits for it
                     log_id, stored = due
-                    self._telling = self._executor.submit(self._log.commit, log_id, self._partition, stored)
+                    self._committing = self._executor.submit(self._log.commit, log_id, self._partition, stored)
 
     def collect(self) -> None:
         """Wait for the read that was started, and append its records to those in memory. Raises as `read` does."""
@@ -141,16 +141,16 @@ class ReadAhead(Generic[Encoded]):
             self.collect()
         except (RecoverableError, LogGapError) as error:
             _logger.debug("read ahead of partition %d failed too: %s", self._partition, error)
-        self._await_telling()
+        self._await_commit()
 
-    def _await_telling(self) -> None:
-        if self._telling is not None:
-            self._telling.result()
-            self._telling = None
+    def _await_commit(self) -> None:
+        if self._committing is not None:
+            self._committing.result()
+            self._committing = None
 
     def _take_due(self) -> tuple[str, int] | None:
         due, self._commit_due = self._commit_due, None
-        self._told_at = self._clock.monotonic()
+        self._committed_at = self._clock.monotonic()
         return due
 
     def _log_read(self, offset: int, wait_seconds: float) -> LogBatch | None:
