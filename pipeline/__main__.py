@@ -18,7 +18,7 @@ from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, Health
 from pipeline.ports.rate import MEASURE_LAG, Explanation
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
-from pipeline.status import StatusParts, SystemStatus, read_status, status_document
+from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.text import on_its_lines
 
 _EXIT_UNKNOWN: Final = 3
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     log = wiring.make_log(settings)
     store, events = wiring.make_control_store(settings), wiring.make_control_events(settings)
     history = wiring.make_history(settings)
-    parts = StatusParts(settings, clock, store, events, log, history, storage.dead_letters.count)
+    parts = StatusContext(settings, clock, store, events, log, history, storage.dead_letters.count)
     try:
         while True:
             status = read_status(parts)

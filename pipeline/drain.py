@@ -92,7 +92,7 @@ class _BusyError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Means(Generic[Encoded]):
+class _DrainContext(Generic[Encoded]):
     """The adapters and settings that a run uses."""
 
     log: EventLog
@@ -125,8 +125,8 @@ def drain(
     must fix (LogMisconfiguredError); all other errors are in the report.
     """
     with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
-        means = _Means(log, sink, floors, breaker, settings, clock, on_stored, pace or Pace(settings))
-        run = _Run(partition, means, ahead)
+        context = _DrainContext(log, sink, floors, breaker, settings, clock, on_stored, pace or Pace(settings))
+        run = _Run(partition, context, ahead)
         try:
             outcome, error = run.run(paused)
         finally:
@@ -151,14 +151,14 @@ def _tuned_interpreter() -> Iterator[None]:
 class _Run(Generic[Encoded]):
     """The state of one run."""
 
-    def __init__(self, partition: int, means: _Means[Encoded], executor: ThreadPoolExecutor) -> None:
+    def __init__(self, partition: int, context: _DrainContext[Encoded], executor: ThreadPoolExecutor) -> None:
         self._partition = partition
-        self._means = means
-        settings = means.settings
+        self._context = context
+        settings = context.settings
         self._prefetch = Prefetch(
-            means.log, partition, settings, clock=means.clock, executor=executor, encode=self._encode
+            context.log, partition, settings, clock=context.clock, executor=executor, encode=self._encode
         )
-        started = means.clock.monotonic()
+        started = context.clock.monotonic()
         self._deadline = started + settings.drain_run_seconds_max
         # A failing PostgreSQL is tried again after the run's time is up, so that its failures are consecutive and open
         # the breaker. The limit is half-way to the time at which the task would be killed.
@@ -195,7 +195,7 @@ class _Run(Generic[Encoded]):
             except RecoverableError as error:
                 failures += 1
                 outcome, deadline = self._after(error)
-                if self._means.clock.monotonic() >= deadline:
+                if self._context.clock.monotonic() >= deadline:
                     return outcome, str(error)
                 self._back_off(failures)
             else:
@@ -206,7 +206,7 @@ class _Run(Generic[Encoded]):
 
     def _step(self) -> bool:
         """Look up the partition's offset, or read, or store one piece; returns whether it read or stored."""
-        prefetch, breaker = self._prefetch, self._means.breaker
+        prefetch, breaker = self._prefetch, self._context.breaker
         if self._identity is None:
             self._identity = self._current_log()
             if self._partition >= self._identity.partitions:
@@ -220,22 +220,22 @@ class _Run(Generic[Encoded]):
                 prefetch.drop()
             return False
         if prefetch.first is None:
-            left_seconds = self._deadline - self._means.clock.monotonic()
-            prefetch.read(self._position, max(0.0, min(self._means.settings.drain_poll_seconds, left_seconds)))
+            left_seconds = self._deadline - self._context.clock.monotonic()
+            prefetch.read(self._position, max(0.0, min(self._context.settings.drain_poll_seconds, left_seconds)))
             return True  # if a pause began while this read waited, the records must not be stored
         if self._floor_is_away:
             self._raise_floor(prefetch.first.batch.next_offset)  # this call is cheaper than writing a batch in vain
             self._floor_is_away = False
-        if self._means.pace.must_ask(self._position):
-            breaker.call(self._means.sink.probe)  # a success resets the count of failures: the batch is their cause
-            self._means.pace.asked()
-        prefetch.limit(self._means.pace.records)
+        if self._context.pace.must_ask(self._position):
+            breaker.call(self._context.sink.probe)  # a success resets the count of failures: the batch is their cause
+            self._context.pace.asked()
+        prefetch.limit(self._context.pace.records)
         piece = prefetch.first
         self._note_late_begin(piece.batch)
         try:
             result = breaker.call(lambda: self._store(identity, piece))
         except BatchRefusedError:
-            self._means.pace.refused()
+            self._context.pace.refused()
             prefetch.collect()
             return True
         self._stored(result)
@@ -248,10 +248,10 @@ class _Run(Generic[Encoded]):
         An append does that too, but there may be none for a long time, and the control store may have lost the fence.
         The log's identity is read once more afterwards: a late fence must not replace a newer one unnoticed.
         """
-        log = self._means.log
+        log = self._context.log
         identity = log.identity()
         if self._must_fence:
-            self._means.floors.fence(identity.log_id, identity.incarnation)
+            self._context.floors.fence(identity.log_id, identity.incarnation)
             if log.identity() != identity:
                 raise LogRestartedError
             self._must_fence = False
@@ -260,7 +260,7 @@ class _Run(Generic[Encoded]):
     def _store(self, identity: LogIdentity, piece: Piece[Encoded]) -> StoreResult:
         """Store a batch. If it is a record that alone makes storing fail, keep it as a dead letter instead."""
         expected_offset, batch, encoded = piece
-        pace, sink, place = self._means.pace, self._means.sink, (identity.log_id, self._partition, expected_offset)
+        pace, sink, place = self._context.pace, self._context.sink, (identity.log_id, self._partition, expected_offset)
 
         def before_commit() -> None:
             self._raise_floor(batch.next_offset)
@@ -288,11 +288,11 @@ class _Run(Generic[Encoded]):
     def _encode(self, batch: LogBatch) -> Encoded | None:
         """Encode a batch that was read ahead, for the sink."""
         identity = self._identity
-        return None if identity is None else self._means.sink.encode(identity.log_id, self._partition, batch)
+        return None if identity is None else self._context.sink.encode(identity.log_id, self._partition, batch)
 
     def _look_up(self, identity: LogIdentity) -> int:
         """Lock the partition and return its stored offset; if there is none, the beginning of the log."""
-        sink = self._means.sink
+        sink = self._context.sink
         if self._held_log_id not in {None, identity.log_id}:
             sink.release(str(self._held_log_id), self._partition)
             self._held_log_id = None
@@ -311,7 +311,7 @@ class _Run(Generic[Encoded]):
 
     def _compare(self, stored: StoredPosition) -> None:
         """Raise LogGapError if the log holds another record at the offset of the last stored one."""
-        if holds_another_record(self._means.log, stored, self._partition):
+        if holds_another_record(self._context.log, stored, self._partition):
             raise LogGapError(
                 f"partition {self._partition}: the event log holds another record at offset {stored.next_offset - 1} "
                 "than the one that was stored from there: it lost its tail, and has records below the stored offset "
@@ -320,7 +320,7 @@ class _Run(Generic[Encoded]):
 
     def _begin(self) -> int:
         """The offset at which the partition begins in the log. Raises LogUnavailableError."""
-        for position in self._means.log.positions():
+        for position in self._context.log.positions():
             if position.partition == self._partition:
                 return position.begin
         raise LogUnavailableError(f"the event log's partition {self._partition} can't be asked where it begins")
@@ -343,12 +343,12 @@ class _Run(Generic[Encoded]):
     def _raise_floor(self, next_offset: int) -> None:
         identity = self._identity
         assert identity is not None  # noqa: S101 - nothing is stored without an identity
-        self._means.floors.raise_floor(identity.log_id, identity.incarnation, self._partition, next_offset)
+        self._context.floors.raise_floor(identity.log_id, identity.incarnation, self._partition, next_offset)
 
     def _stored(self, result: StoreResult) -> None:
         """Count the committed batch, and continue after it."""
         assert self._identity is not None  # noqa: S101 - nothing is stored without an identity
-        self._means.pace.stored(result)
+        self._context.pace.stored(result)
         self._position = self._next_offset = self._prefetch.pop(self._identity.log_id)
         self._batches += 1
         total = self._total
@@ -358,8 +358,8 @@ class _Run(Generic[Encoded]):
             conflicting=total.conflicting + result.conflicting,
             dead_lettered=total.dead_lettered + result.dead_lettered,
         )
-        if self._means.on_stored is not None:
-            self._means.on_stored(self._position, result)
+        if self._context.on_stored is not None:
+            self._context.on_stored(self._position, result)
 
     # --- failures ---------------------------------------------------------------------------------
 
@@ -395,10 +395,10 @@ class _Run(Generic[Encoded]):
                 raise error
 
     def _back_off(self, failures: int) -> None:
-        self._means.clock.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1])
+        self._context.clock.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1])
 
     def _is_over(self) -> bool:
-        return self._means.clock.monotonic() >= self._deadline
+        return self._context.clock.monotonic() >= self._deadline
 
     # --- the end ------------------------------------------------------------------------------------------
 
@@ -409,7 +409,7 @@ class _Run(Generic[Encoded]):
             self._prefetch.commit_offsets()
         finally:  # otherwise no other process could drain it
             if self._held_log_id is not None:
-                self._means.sink.release(self._held_log_id, self._partition)
+                self._context.sink.release(self._held_log_id, self._partition)
 
     def report(self, outcome: DrainOutcome, error: str | None) -> DrainReport:
         """The counts of the run."""

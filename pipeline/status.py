@@ -42,7 +42,7 @@ class SystemStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class StatusParts:
+class StatusContext:
     """The sources that `read_status` reads. Optional ones that are None are not read."""
 
     settings: Settings
@@ -55,15 +55,15 @@ class StatusParts:
     count_dead_letters: Callable[[], DeadLetterCounts] | None = None
 
 
-def read_status(parts: StatusParts) -> SystemStatus:
+def read_status(context: StatusContext) -> SystemStatus:
     """Read every source once. Blocks. Does not raise for a source that does not answer: that is in the verdict."""
-    state, events, entries, store_problem = _ask_store(parts)
-    lags, log_problem = _ask_log(parts.log)
-    letters, database_problem = _ask_database(parts, BreakerState.UNKNOWN if state is None else state.breaker)
-    at = state.time if state is not None else parts.clock.now()
-    outlook = outlook_of(entries, parts.settings, at)
+    state, events, entries, store_problem = _ask_store(context)
+    lags, log_problem = _ask_log(context.log)
+    letters, database_problem = _ask_database(context, BreakerState.UNKNOWN if state is None else state.breaker)
+    at = state.time if state is not None else context.clock.now()
+    outlook = outlook_of(entries, context.settings, at)
     inputs = make_inputs(
-        parts.settings,
+        context.settings,
         at=at,
         state=state,
         controller_age=None if state is None else _controller_age(state, entries),
@@ -103,11 +103,11 @@ def _controller_age(state: ControlState, entries: Sequence[HistoryEntry]) -> flo
 _Asked = tuple[ControlState | None, tuple[ControlEvent, ...], Sequence[HistoryEntry], str | None]
 
 
-def _ask_store(parts: StatusParts) -> _Asked:
+def _ask_store(context: StatusContext) -> _Asked:
     try:
-        state, events = parts.store.state(), tuple(parts.events.last(EVENTS_SHOWN))
-        entries_max = int(max(parts.settings.refused_seconds, PACE_SECONDS) + FRESH_SECONDS)
-        entries = [] if parts.history is None else parts.history.since("", entries_max=entries_max)
+        state, events = context.store.state(), tuple(context.events.last(EVENTS_SHOWN))
+        entries_max = int(max(context.settings.refused_seconds, PACE_SECONDS) + FRESH_SECONDS)
+        entries = [] if context.history is None else context.history.since("", entries_max=entries_max)
     except SluiceError as error:
         return None, (), [], str(error)
     return state, events, entries, None
@@ -125,11 +125,11 @@ def _ask_log(log: EventLog) -> tuple[dict[int, int] | None, str | None]:
     return (lag_by_partition(positions, None) if len(positions) == partitions else None), None
 
 
-def _ask_database(parts: StatusParts, breaker: BreakerState) -> tuple[DeadLetterCounts | None, str | None]:
-    if parts.count_dead_letters is None or breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+def _ask_database(context: StatusContext, breaker: BreakerState) -> tuple[DeadLetterCounts | None, str | None]:
+    if context.count_dead_letters is None or breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
         return None, None
     try:
-        return parts.count_dead_letters(), None
+        return context.count_dead_letters(), None
     except SluiceError as error:
         return None, str(error)
 

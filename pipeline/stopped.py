@@ -40,7 +40,7 @@ class _RehearsedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class StoppedContext:
     """The adapters of this process that the commands use; no other thread may use them at the same time."""
 
     log: EventLog
@@ -87,20 +87,20 @@ class Place:
     next_record: bytes | None  # the log's first record after the hole
 
 
-def look(means: Means, partition: int) -> Place:
+def look(context: StoppedContext, partition: int) -> Place:
     """The current position of a partition. Raises RecoverableError; DoesNotFitError if there is no such partition."""
-    return _look(means, _identity(means, partition), partition)
+    return _look(context, _identity(context, partition), partition)
 
 
-def skip_gap(means: Means, partition: int, hole: Hole, *, dry_run: bool) -> int:
+def skip_gap(context: StoppedContext, partition: int, hole: Hole, *, dry_run: bool) -> int:
     """Skip a hole, and return the offset at which storing continues.
 
     If the log lost its tail, `hole.end` may be any offset that the log holds: events may have arrived since then, and
     are below its end. Raises DoesNotFitError if the hole is another one, RecoverableError.
     """
-    identity = _identity(means, partition)
-    with _held(means, identity, partition):
-        place = _look(means, identity, partition)
+    identity = _identity(context, partition)
+    with _held(context, identity, partition):
+        place = _look(context, identity, partition)
         found, stored = place.hole, place.stored
         if found is None:
             raise DoesNotFitError(f"partition {partition} has no hole: what is stored next is in the log")
@@ -111,36 +111,36 @@ def skip_gap(means: Means, partition: int, hole: Hole, *, dry_run: bool) -> int:
         goes_on = hole.end if hole.end > hole.first else min(stored or 0, hole.end)
         if not dry_run:
             if stored is not None and stored != goes_on:
-                _store(means, identity, partition, stored, LogBatch(goes_on, []))
+                _store(context, identity, partition, stored, LogBatch(goes_on, []))
             if hole.end < hole.first:
                 # Not before the commit, because until then more is stored. If this fails, running the command again
                 # repairs it.
-                means.floors.lower_floor(identity.log_id, partition, goes_on)
+                context.floors.lower_floor(identity.log_id, partition, goes_on)
         return goes_on
 
 
 def accept_poison(
-    means: Means, partition: int, batch: Poisoned, *, rehearsed: Callable[[], None] | None
+    context: StoppedContext, partition: int, batch: Poisoned, *, rehearsed: Callable[[], None] | None
 ) -> StoreResult | None:
     """Store a batch that stopped a partition: all refused records become dead letters, without a limit on their number.
 
-    `means.sink` must have no limit for dead letters. With `rehearsed`, all is rolled back after that was called. Raises
-    DoesNotFitError if the records are not the next to be stored, RecoverableError.
+    `context.sink` must have no limit for dead letters. With `rehearsed`, all is rolled back after that was called.
+    Raises DoesNotFitError if the records are not the next to be stored, RecoverableError.
     """
-    identity, log_id, first = _identity(means, partition), batch.log_id, batch.first
+    identity, log_id, first = _identity(context, partition), batch.log_id, batch.first
     if identity.log_id != log_id:
         raise DoesNotFitError(f"partition {partition} stopped on another event log: {log_id}, not {identity.log_id}")
-    with _held(means, identity, partition):
-        position = means.sink.stored_position(log_id, partition)
+    with _held(context, identity, partition):
+        position = context.sink.stored_position(log_id, partition)
         stored = None if position is None else position.next_offset
         expected = first if batch.expected is None else batch.expected
         if stored not in (expected, None):
             raise DoesNotFitError(
                 f"partition {partition} is stored up to {stored} by now; its batch began at {expected}"
             )
-        records = LogBatch(first, _records(means.log, partition, expected, first, batch.end))
+        records = LogBatch(first, _records(context.log, partition, expected, first, batch.end))
         if rehearsed is None:
-            return _accept(means, identity, partition, expected, records, is_condemned=batch.is_condemned)
+            return _accept(context, identity, partition, expected, records, is_condemned=batch.is_condemned)
         tell = rehearsed
 
         def stop() -> None:
@@ -148,40 +148,40 @@ def accept_poison(
             raise _RehearsedError
 
         with contextlib.suppress(_RehearsedError):
-            _accept(means, identity, partition, expected, records, is_condemned=batch.is_condemned, before_floor=stop)
+            _accept(context, identity, partition, expected, records, is_condemned=batch.is_condemned, before_floor=stop)
         return None
 
 
-def _identity(means: Means, partition: int) -> LogIdentity:
-    identity = means.log.identity()
+def _identity(context: StoppedContext, partition: int) -> LogIdentity:
+    identity = context.log.identity()
     if not 0 <= partition < identity.partitions:
         raise DoesNotFitError(f"there is no partition {partition}: the event log has {identity.partitions}")
     return identity
 
 
 @contextlib.contextmanager
-def _held(means: Means, identity: LogIdentity, partition: int) -> Iterator[None]:
-    if not means.sink.acquire(identity.log_id, partition):
+def _held(context: StoppedContext, identity: LogIdentity, partition: int) -> Iterator[None]:
+    if not context.sink.acquire(identity.log_id, partition):
         raise StillDrainedError
     try:
         yield
     finally:
-        means.sink.release(identity.log_id, partition)
+        context.sink.release(identity.log_id, partition)
 
 
-def _look(means: Means, identity: LogIdentity, partition: int) -> Place:
-    stored_position = means.sink.stored_position(identity.log_id, partition)
+def _look(context: StoppedContext, identity: LogIdentity, partition: int) -> Place:
+    stored_position = context.sink.stored_position(identity.log_id, partition)
     stored = None if stored_position is None else stored_position.next_offset
-    floor = max(stored or 0, means.floors.mirror(identity.log_id).floors.get(partition, 0))
-    place = _position(means.log, partition)  # read last: an intact log has reached at least its floor
+    floor = max(stored or 0, context.floors.mirror(identity.log_id).floors.get(partition, 0))
+    place = _position(context.log, partition)  # read last: an intact log has reached at least its floor
     if place.next_offset is not None and place.next_offset < floor:
         return Place(stored, place, Hole(floor, place.next_offset), None)
     if stored is None:
         return Place(None, place, None, None)
-    if holds_another_record(means.log, stored_position, partition):
+    if holds_another_record(context.log, stored_position, partition):
         return Place(stored, place, Hole(stored, stored - 1, is_refilled=True), None)
     try:
-        batch = means.log.read(partition, stored, records_max=1, wait_seconds=0.0)
+        batch = context.log.read(partition, stored, records_max=1, wait_seconds=0.0)
     except LogGapError:  # the log's end has just fallen
         return Place(stored, place, Hole(stored, place.end), None)
     if batch is None or not batch.values:
@@ -217,7 +217,7 @@ def _follows(batch: LogBatch, offset: int) -> bool:
 
 
 def _accept(
-    means: Means,
+    context: StoppedContext,
     identity: LogIdentity,
     partition: int,
     expected: int,
@@ -228,15 +228,15 @@ def _accept(
 ) -> StoreResult:
     """Store a batch. If storing is known to fail and still fails, keep the records as dead letters."""
     try:
-        return _store(means, identity, partition, expected, batch, before_floor=before_floor)
+        return _store(context, identity, partition, expected, batch, before_floor=before_floor)
     except SinkUnavailableError as error:
         if not is_condemned or not error.is_a_row_possible:
             raise
-        return _store(means, identity, partition, expected, batch, before_floor=before_floor, condemned_for=error)
+        return _store(context, identity, partition, expected, batch, before_floor=before_floor, condemned_for=error)
 
 
 def _store(
-    means: Means,
+    context: StoppedContext,
     identity: LogIdentity,
     partition: int,
     expected: int,
@@ -248,19 +248,19 @@ def _store(
     def raise_floor() -> None:
         if before_floor is not None:
             before_floor()
-        floors, log_id, incarnation = means.floors, identity.log_id, identity.incarnation
+        floors, log_id, incarnation = context.floors, identity.log_id, identity.incarnation
         try:
             floors.raise_floor(log_id, incarnation, partition, batch.next_offset)
         except FencedError:
             # Perhaps no process has fenced this log since the control store lost its data: fence it here, as a drain
             # does.
             floors.fence(log_id, incarnation)
-            if means.log.identity() != identity:
+            if context.log.identity() != identity:
                 raise LogRestartedError from None
             floors.raise_floor(log_id, incarnation, partition, batch.next_offset)
 
     place = (identity.log_id, partition, expected)
     if condemned_for is not None:
         why, sqlstate = str(condemned_for), condemned_for.sqlstate
-        return means.sink.condemn(*place, batch, why=why, sqlstate=sqlstate, before_commit=raise_floor)
-    return means.sink.store(*place, batch, before_commit=raise_floor)
+        return context.sink.condemn(*place, batch, why=why, sqlstate=sqlstate, before_commit=raise_floor)
+    return context.sink.store(*place, batch, before_commit=raise_floor)

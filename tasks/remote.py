@@ -24,7 +24,7 @@ from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import Queue
 from pipeline.ports.control import paused
-from pipeline.status import StatusParts, SystemStatus, read_status, status_document
+from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.stopped import Hole
 from tasks import commands, stopped
 from tasks.parts import Parts
@@ -108,7 +108,7 @@ def _look(
 
 def _status(parts: Parts) -> SystemStatus:
     return read_status(
-        StatusParts(
+        StatusContext(
             parts.settings,
             parts.clock,
             parts.control,

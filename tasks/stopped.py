@@ -14,7 +14,7 @@ from pipeline.ports.control import Pause
 from pipeline.ports.event_sink import EventSink
 from pipeline.ports.log import PartitionPosition
 from pipeline.ports.storage import Storage
-from pipeline.stopped import DoesNotFitError, Hole, Means, Poisoned, accept_poison, look, skip_gap
+from pipeline.stopped import DoesNotFitError, Hole, Poisoned, StoppedContext, accept_poison, look, skip_gap
 from tasks.parts import Parts
 
 _logger = logging.getLogger(__name__)
@@ -196,8 +196,8 @@ def _decided(
     return told
 
 
-def _means(parts: Parts, sink: EventSink[Any]) -> Means:
-    return Means(parts.log, sink, parts.floors)
+def _means(parts: Parts, sink: EventSink[Any]) -> StoppedContext:
+    return StoppedContext(parts.log, sink, parts.floors)
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------

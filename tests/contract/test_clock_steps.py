@@ -10,7 +10,7 @@ from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.log.memory import MemoryLog
 from pipeline.names import LEASE_PROBE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason
 from pipeline.ports.history import History
-from pipeline.status import StatusParts, read_status
+from pipeline.status import StatusContext, read_status
 from pipeline.store.memory import MemoryServer
 from pipeline.store.memory_history import MemoryHistory
 from pipeline.store.redis_history import RedisHistory
@@ -193,7 +193,7 @@ def _controllers_age(stepped: Stepped, *, seen_seconds: float | None) -> float |
         published = rig.store.state().rate
         assert published is not None
         stepped.history.add({}, {"published": published.published_at, "published_age": seen_seconds})
-    parts = StatusParts(rig.settings, SystemClock(), rig.store, rig.events, MemoryLog(partitions=1), stepped.history)
+    parts = StatusContext(rig.settings, SystemClock(), rig.store, rig.events, MemoryLog(partitions=1), stepped.history)
     return read_status(parts).inputs.controller_age
 
 

@@ -20,7 +20,7 @@ from pipeline.log.kafka import KafkaLog
 from pipeline.log.kafka_topic import TOPIC_CONFIGS
 from pipeline.ports.log import PartitionPosition
 from pipeline.sink.memory import MemorySink
-from pipeline.stopped import Hole, Means, look, skip_gap
+from pipeline.stopped import Hole, StoppedContext, look, skip_gap
 from pipeline.store.memory import MemoryControlStore, MemoryFloors, MemoryServer
 from stack.servers import ServerError, resolve_kafka
 from support.event_logs import KafkaRig, eventually, log_settings, recovered, timed
@@ -56,7 +56,7 @@ class System:
         self.breaker = SinkBreaker(settings, MemoryControlStore(settings, server), clock, "test")
         self.ingest, self.log = KafkaLog(settings, self.learn_floors), KafkaLog(settings, self.learn_floors)
         self.log_id = recovered(self.log.identity, seconds_max=SECONDS_MAX).log_id
-        self.means = Means(self.log, self.sink, self.floors)
+        self.means = StoppedContext(self.log, self.sink, self.floors)
         self.sent = 0
         self.acknowledged: set[str] = set()
         self.append_seconds = 0.0

@@ -16,7 +16,7 @@ from pipeline.clock import SystemClock
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode
 from pipeline.settings import Settings
-from pipeline.status import StatusParts, read_status
+from pipeline.status import StatusContext, read_status
 from stack.servers import free_port
 from support.clocks import SteppableClock
 from support.processes import System
@@ -44,7 +44,7 @@ class Watch:
         settings = self.system.settings
         self._store = wiring.make_control_store(settings)
         events, history = wiring.make_control_events(settings), wiring.make_history(settings)
-        self._status = StatusParts(settings, SystemClock(), self._store, events, MemoryLog(partitions=1), history)
+        self._status = StatusContext(settings, SystemClock(), self._store, events, MemoryLog(partitions=1), history)
         self._version: int | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

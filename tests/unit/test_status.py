@@ -9,7 +9,7 @@ from pipeline.names import PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.ports.dead_letters import DeadLetterCounts
 from pipeline.ports.log import PartitionPosition
-from pipeline.status import StatusParts, read_status, status_document
+from pipeline.status import StatusContext, read_status, status_document
 from pipeline.store.memory import MemoryServer
 from support.control import control_settings, memory_rig
 
@@ -33,7 +33,7 @@ def test_with_everything_away_the_status_says_so_and_does_not_raise() -> None:
     clock = ManualClock()
     rig = memory_rig(control_settings("redis://nowhere"), MemoryServer(clock))
     away: Any = AwayStore()
-    parts = StatusParts(rig.settings, clock, away, rig.events, AwayLog(partitions=1), None, away_database)
+    parts = StatusContext(rig.settings, clock, away, rig.events, AwayLog(partitions=1), None, away_database)
     # When it is read
     status = read_status(parts)
     # Then all is unknown, and each part is a problem
@@ -50,7 +50,7 @@ def test_what_parts_know_is_read() -> None:
     rig.store.pause(PauseReason.OPERATOR, by="ann@host", why="moving the disk")
     log = MemoryLog(partitions=2)
     log.append([(0, b"{}")] * 3)
-    parts = StatusParts(rig.settings, clock, rig.store, rig.events, log, None, lambda: DeadLetterCounts(7, 2))
+    parts = StatusContext(rig.settings, clock, rig.store, rig.events, log, None, lambda: DeadLetterCounts(7, 2))
     # When it is read before and after commits
     before = read_status(parts)
     log.commit(log.identity().log_id, 0, 1)
@@ -74,7 +74,7 @@ def test_the_lag_of_some_partitions_is_not_that_of_the_log() -> None:
     log.append([(0, b"{}")] * 3 + [(1, b"{}")] * 3)
     for partition in (0, 1):
         log.commit(log.identity().log_id, partition, 1)
-    parts = StatusParts(rig.settings, clock, rig.store, rig.events, log, None)
+    parts = StatusContext(rig.settings, clock, rig.store, rig.events, log, None)
     assert read_status(parts).inputs.lag == 4
     # When nothing but the log says what the lag is, then it is unknown
     server.lose_leader(1)

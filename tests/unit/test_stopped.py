@@ -15,9 +15,9 @@ from pipeline.sink.memory import MemorySink, MemoryStore
 from pipeline.stopped import (
     DoesNotFitError,
     Hole,
-    Means,
     Poisoned,
     StillDrainedError,
+    StoppedContext,
     accept_poison,
     look,
     skip_gap,
@@ -39,7 +39,7 @@ class Rig:
         self.database = MemoryStore()
         self.other = MemorySink(settings, self.database)
         self.control = MemoryServer()
-        self.means = Means(self.log, MemorySink(settings, self.database), MemoryFloors(settings, self.control))
+        self.means = StoppedContext(self.log, MemorySink(settings, self.database), MemoryFloors(settings, self.control))
         identity = self.log.identity()
         self.log_id = identity.log_id
         self.log.append([(PARTITION, record(number)) for number in range(10)])
