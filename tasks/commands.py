@@ -16,7 +16,7 @@ from pipeline.names import ControlEventKind, PauseReason
 from pipeline.policies import bands
 from pipeline.ports.control import AskedPause, Bands, paused
 from pipeline.settings import Settings
-from tasks.parts import Parts
+from tasks.context import WorkerContext
 from tasks.pausing import keep_pause, pause_until_resumed
 from tasks.stopped import stops_again
 
@@ -31,58 +31,58 @@ class CommandError(PermanentError):
     """A command has invalid arguments; the message has the valid ones."""
 
 
-def pause(parts: Parts, by: str, why: str) -> str:
+def pause(context: WorkerContext, by: str, why: str) -> str:
     """Pause consumption until an operator resumes it."""
-    held = [one for one in parts.control.state().pauses or () if one.reason is PauseReason.OPERATOR]
+    held = [one for one in context.control.state().pauses or () if one.reason is PauseReason.OPERATOR]
     if held:
         # Requested again, perhaps because PostgreSQL could not store it the first time.
         first = held[0]
-        kept = keep_pause(parts, AskedPause(first.reason, first.by, first.why, first.since))
+        kept = keep_pause(context, AskedPause(first.reason, first.by, first.why, first.since))
         return (
             f"Consumption was paused already, since {clock_time(first.since)} by {first.by}: {first.why}. "
             f"{_KEPT if kept else _NOT_KEPT}"
         )
-    kept = pause_until_resumed(parts, PauseReason.OPERATOR, by=by, why=why)
+    kept = pause_until_resumed(context, PauseReason.OPERATOR, by=by, why=why)
     return (
-        f"Consumption is paused since {clock_time(parts.clock.now())} by {by}: {why}. Drains under way end within "
+        f"Consumption is paused since {clock_time(context.clock.now())} by {by}: {why}. Drains under way end within "
         f"seconds; events are still accepted, and wait in the log. {_KEPT if kept else _NOT_KEPT}"
     )
 
 
-def resume(parts: Parts, by: str, why: str) -> str:
+def resume(context: WorkerContext, by: str, why: str) -> str:
     """Lift all pauses that only an operator may lift. The prober lifts the breaker's pause."""
-    held = [pause for pause in parts.control.state().pauses or () if pause.reason is not PauseReason.BREAKER]
+    held = [pause for pause in context.control.state().pauses or () if pause.reason is not PauseReason.BREAKER]
     for reason in PauseReason:
         if reason is not PauseReason.BREAKER:  # even one that is not known to hold: it may have started just now
-            parts.control.resume(reason, generation=None, by=by, why=why)
+            context.control.resume(reason, generation=None, by=by, why=why)
     lifted = [pause_text(pause.name, pause.partition) for pause in held]
-    kept = _kept(lambda: _forget_pauses(parts))
-    left = parts.control.state().pauses or ()
+    kept = _kept(lambda: _forget_pauses(context))
+    left = context.control.state().pauses or ()
     words = f"Lifted by {by}: {', '.join(lifted)}." if lifted else "Nobody had paused consumption by hand."
     if paused(left):
         words += " Consumption stays paused while the breaker is open: until PostgreSQL takes a write."
     elif lifted:
         words += " Drains begin within a second."
-        words += stops_again(parts, held)
+        words += stops_again(context, held)
     if not kept:
         words += f" {_NOT_ENDED}"
     return words
 
 
-def _forget_pauses(parts: Parts) -> None:
-    for pause in parts.operators.load().pauses:
-        parts.operators.delete_pause(pause.name, pause.partition)
+def _forget_pauses(context: WorkerContext) -> None:
+    for pause in context.operators.load().pauses:
+        context.operators.delete_pause(pause.name, pause.partition)
 
 
-def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, why: str) -> str:
+def set_rate_limit(context: WorkerContext, by: str, rate: float, seconds: float | None, why: str) -> str:
     """Set a fixed rate for a time, whatever the lag is."""
-    settings = parts.settings
+    settings = context.settings
     seconds = settings.override_seconds if seconds is None else seconds
     _check("the rate", rate, 1, *_rate_most(settings))
     _check("the time", seconds, 1, settings.override_seconds_max, "s (OVERRIDE_SECONDS_MAX)")
-    override = parts.control.set_override(rate, until=parts.control.state().time + seconds, by=by, why=why)
-    kept = _kept(lambda: parts.operators.set_override(override))
-    state = parts.control.state()
+    override = context.control.set_override(rate, until=context.control.state().time + seconds, by=by, why=why)
+    kept = _kept(lambda: context.operators.set_override(override))
+    state = context.control.state()
     words = (
         f"At most {rate_text(rate)} are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
         f"{by}: {why}. Then the lag decides again."
@@ -92,22 +92,29 @@ def set_rate_limit(parts: Parts, by: str, rate: float, seconds: float | None, wh
     return f"{words} {_KEPT if kept else _NOT_KEPT}"
 
 
-def clear_rate_limit(parts: Parts, by: str, why: str) -> str:
+def clear_rate_limit(context: WorkerContext, by: str, why: str) -> str:
     """End a rate that an operator set."""
-    held = parts.control.clear_override(by=by, why=why)
-    kept = _kept(lambda: parts.operators.set_override(None))
-    rate = parts.control.state().rate
+    held = context.control.clear_override(by=by, why=why)
+    kept = _kept(lambda: context.operators.set_override(None))
+    rate = context.control.state().rate
     now = "" if rate is None else f" At most {rate_text(rate.rate)} are admitted now."
     words = f"The rate set by hand has ended, by {by}.{now}" if held else f"No rate was set by hand.{now}"
     return words if kept else f"{words} {_NOT_ENDED}"
 
 
 def set_bands(
-    parts: Parts, by: str, *, degraded: int, critical: int, rate_max: float | None, rate_min: float | None, why: str
+    context: WorkerContext,
+    by: str,
+    *,
+    degraded: int,
+    critical: int,
+    rate_max: float | None,
+    rate_min: float | None,
+    why: str,
 ) -> str:
     """Set other thresholds and rates for the policy, from the next tick on."""
-    _check_takes_bands(parts)
-    settings = parts.settings
+    _check_takes_bands(context)
+    settings = context.settings
     asked = Bands(
         rate_max=settings.rate_max if rate_max is None else rate_max,
         rate_min=settings.rate_min if rate_min is None else rate_min,
@@ -115,15 +122,15 @@ def set_bands(
         lag_critical=critical,
         by=by,
         why=why,
-        since=parts.clock.now(),
+        since=context.clock.now(),
     )
     _check("the highest rate", asked.rate_max, 1, *_rate_most(settings))
     _check("the lowest rate", asked.rate_min, 1, asked.rate_max, "events/s, the highest one")
     _check("the lower threshold", degraded, 1, 1_000_000_000, "events")
     if degraded >= critical:
         raise CommandError(f"the lower threshold, {degraded:,} events, is not below the upper one, {critical:,}")
-    parts.control.set_bands(asked)
-    kept = _kept(lambda: parts.operators.set_bands(asked))
+    context.control.set_bands(asked)
+    kept = _kept(lambda: context.operators.set_bands(asked))
     return (
         f"From the next tick on (within {settings.regulate_seconds:g} s): {rate_text(asked.rate_max)} below a lag of "
         f"{degraded:,}, falling to {rate_text(asked.rate_min)} at {critical:,}; set by {by}: {why}. "
@@ -131,12 +138,12 @@ def set_bands(
     )
 
 
-def reset_bands(parts: Parts, by: str, why: str) -> str:
+def reset_bands(context: WorkerContext, by: str, why: str) -> str:
     """Return to the bands of the settings."""
-    _check_takes_bands(parts)
-    held = parts.control.clear_bands(by=by, why=why)
-    kept = _kept(lambda: parts.operators.set_bands(None))
-    settings = parts.settings
+    _check_takes_bands(context)
+    held = context.control.clear_bands(by=by, why=why)
+    kept = _kept(lambda: context.operators.set_bands(None))
+    settings = context.settings
     words = (
         f"{'The bands of the settings hold again' if held else 'The bands are those of the settings'}: "
         f"{rate_text(settings.rate_max)} below a lag of {settings.lag_degraded:,}, falling to "
@@ -145,9 +152,9 @@ def reset_bands(parts: Parts, by: str, why: str) -> str:
     return words if kept else f"{words} {_NOT_ENDED}"
 
 
-def _check_takes_bands(parts: Parts) -> None:
+def _check_takes_bands(context: WorkerContext) -> None:
     """Bands must not replace another policy: they would change nothing, and nobody would notice."""
-    policy = parts.settings.rate_policy
+    policy = context.settings.rate_policy
     if policy != bands.NAME:
         raise CommandError(
             f"the rate policy is {policy} (RATE_POLICY), and has no bands: nothing was changed. For a fixed rate: "
@@ -155,10 +162,10 @@ def _check_takes_bands(parts: Parts) -> None:
         )
 
 
-def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
+def replay(context: WorkerContext, by: str, limit: int, *, dry_run: bool) -> str:
     """Retry to store dead letters, the longest untried first. A dry run changes nothing, and records no event."""
     _check("the limit", limit, 1, 100_000, "dead letters")
-    result = parts.dead_letters.replay(limit=limit, dry_run=dry_run)
+    result = context.dead_letters.replay(limit=limit, dry_run=dry_run)
     if not any(asdict(result).values()):
         return "There are no dead letters to replay."
     words = (
@@ -174,7 +181,7 @@ def replay(parts: Parts, by: str, limit: int, *, dry_run: bool) -> str:
     if not dry_run:
         data = {name: str(count) for name, count in asdict(result).items()}
         try:
-            parts.events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, by=by, why=words, data=data)
+            context.events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, by=by, why=words, data=data)
         except RecoverableError as error:
             _logger.warning("the replay is in no control event: %s", error, extra={"action": "replay_not_recorded"})
             words += " The control events do not tell it: Redis does not answer."

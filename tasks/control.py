@@ -15,8 +15,8 @@ from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import Control, Database, regulate
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks import commands
+from tasks.context import WorkerContext, context_of
 from tasks.hints import HINTS_WAITING_MAX, send_net_hint
-from tasks.parts import Parts, parts_of
 from tasks.persist_overrides import persist_changes
 from tasks.standstill import Workers
 
@@ -43,39 +43,39 @@ def _one_line_when_away(function: Callable[..., None]) -> Callable[..., None]:
 @_one_line_when_away
 def regulate_rate(self: Any) -> None:
     """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
-    parts = parts_of(self.app.sluice_settings)
-    _migrate_once(parts)
+    context = context_of(self.app.sluice_settings)
+    _migrate_once(context)
     workers = Workers(self.app)
     report = regulate(
-        settings=parts.settings,
-        policy_of=partial(make_policy, parts.settings),
-        log=parts.log,
+        settings=context.settings,
+        policy_of=partial(make_policy, context.settings),
+        log=context.log,
         database=Database(
-            stored_offsets=parts.offsets.stored_offsets_and_time,
-            settled_offsets=parts.offsets.settled_offsets,
-            load_asked=parts.operators.load,
-            terminate_drainer=parts.offsets.end_stalled_drain,
-            schema_problem=parts.schema_problem,
+            stored_offsets=context.offsets.stored_offsets_and_time,
+            settled_offsets=context.offsets.settled_offsets,
+            load_asked=context.operators.load,
+            terminate_drainer=context.offsets.end_stalled_drain,
+            schema_problem=context.schema_problem,
             why_standing=lambda log_id, partition: (
-                parts.offsets.why_not_stored(log_id, partition) or workers.why_not_drained(partition)
+                context.offsets.why_not_stored(log_id, partition) or workers.why_not_drained(partition)
             ),
-            former_logs=parts.former_logs.alarms,
+            former_logs=context.former_logs.alarms,
         ),
         control=Control(
-            parts.control,
-            parts.events,
-            parts.leases,
-            parts.progress,
-            parts.floors,
-            parts.troubles,
-            clock=parts.clock,
-            lag_age=parts.lag_age,
-            rate_age=parts.rate_age,
+            context.control,
+            context.events,
+            context.leases,
+            context.progress,
+            context.floors,
+            context.troubles,
+            clock=context.clock,
+            lag_age=context.lag_age,
+            rate_age=context.rate_age,
         ),
-        by=parts.name,
+        by=context.name,
     )
     if report.database_answered:
-        persist_changes(parts)
+        persist_changes(context)
     for problem in report.problems:
         _logger.warning("regulate: %s", problem, extra={"action": "regulate_problem"})
     if report.published is not None:
@@ -88,26 +88,26 @@ def regulate_rate(self: Any) -> None:
         )
 
 
-def _migrate_once(parts: Parts) -> None:
+def _migrate_once(context: WorkerContext) -> None:
     """Migrate the schema, once in each process; if that fails, the next tick retries.
 
     It does not wait for another process that migrates: so a tick ends at once, and a worker can stop at once.
     """
-    if parts.is_migrated:
+    if context.is_migrated:
         return
-    known, parts.schema_problem = parts.schema_problem, None
+    known, context.schema_problem = context.schema_problem, None
     try:
-        parts.schema.migrate(wait_seconds=0)
-        parts.is_migrated = True
+        context.schema.migrate(wait_seconds=0)
+        context.is_migrated = True
     except SchemaNewerError as error:
         # Two versions run together during an upgrade: the control loop must also tick in the older one.
         _logger.warning("%s", error, extra={"action": "schema_newer"})
-        parts.is_migrated = True
+        context.is_migrated = True
     except RecoverableError as error:
         _logger.warning("the schema is not checked yet: %s", error, extra={"action": "migrate_failed"})
     except SchemaError as error:
-        parts.schema_problem = str(error)
-        if known != parts.schema_problem:  # health and the log line of each tick repeat it
+        context.schema_problem = str(error)
+        if known != context.schema_problem:  # health and the log line of each tick repeat it
             _logger.error("the schema is refused: %s", error, extra={"action": "schema_refused"})  # noqa: TRY400
 
 
@@ -115,8 +115,10 @@ def _migrate_once(parts: Parts) -> None:
 @_one_line_when_away
 def probe_postgres(self: Any) -> None:
     """While the breaker is open: try a small write, and close the breaker if it succeeds."""
-    parts = parts_of(self.app.sluice_settings)
-    report = probe(parts.control, parts.leases, parts.sink.probe, parts.backoff, settings=parts.settings, by=parts.name)
+    context = context_of(self.app.sluice_settings)
+    report = probe(
+        context.control, context.leases, context.sink.probe, context.backoff, settings=context.settings, by=context.name
+    )
     if report.outcome not in (ProbeOutcome.NOT_OPEN, ProbeOutcome.BUSY):
         level = logging.INFO if report.outcome is ProbeOutcome.WAITING else logging.WARNING  # at each tick
         _logger.log(level, "probe: %s %s", report.outcome, report.why, extra={"action": "probed"})
@@ -126,26 +128,26 @@ def probe_postgres(self: Any) -> None:
 @_one_line_when_away
 def send_hints(self: Any) -> None:
     """Fallback for the hints of drains: send one for each partition without a hint in progress, unless paused."""
-    parts = parts_of(self.app.sluice_settings)
-    pauses = parts.control.state().pauses
+    context = context_of(self.app.sluice_settings)
+    pauses = context.control.state().pauses
     if pauses is None or paused(pauses):  # unknown counts as paused
         return
-    partitions = parts.partitions()
-    if parts.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * partitions:
+    partitions = context.partitions()
+    if context.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * partitions:
         return  # no worker takes them from the queue
     for partition in range(partitions):
         if not paused(pauses, partition):
-            send_net_hint(self.app, parts.leases, partition)
+            send_net_hint(self.app, context.leases, partition)
 
 
 @shared_task(name="sluice.measure", bind=True)
 @_one_line_when_away
 def measure(self: Any) -> None:
     """Read PostgreSQL's size, connections and open dead letters, for the metrics; not while it is failing."""
-    parts = parts_of(self.app.sluice_settings)
-    if parts.control.state().breaker is not BreakerState.CLOSED:
+    context = context_of(self.app.sluice_settings)
+    if context.control.state().breaker is not BreakerState.CLOSED:
         return
-    letters, database = parts.dead_letters.count(), parts.operators.database_facts()
+    letters, database = context.dead_letters.count(), context.operators.database_facts()
     facts = {
         "dead_letters": letters.open,
         "dead_letter_conflicts": letters.conflicts,
@@ -153,7 +155,7 @@ def measure(self: Any) -> None:
         "connections": database.connections,
         "connections_max": database.connections_max,
     }
-    parts.counters.note(facts, seconds=FACTS_SECONDS)
+    context.counters.note(facts, seconds=FACTS_SECONDS)
 
 
 # --- Requests of operators ---------------------------------------------------------------------------
@@ -162,18 +164,18 @@ def measure(self: Any) -> None:
 @shared_task(name="sluice.pause_consumption", bind=True)
 def pause_consumption(self: Any, by: str, why: str) -> None:
     """Pause consumption until an operator resumes it. PostgreSQL stores the pause, so it survives a Redis flush."""
-    _logger.warning("%s", commands.pause(parts_of(self.app.sluice_settings), by, why), extra={"action": "pause"})
+    _logger.warning("%s", commands.pause(context_of(self.app.sluice_settings), by, why), extra={"action": "pause"})
 
 
 @shared_task(name="sluice.resume_consumption", bind=True)
 def resume_consumption(self: Any, by: str, why: str) -> None:
     """Lift all pauses that only an operator may lift. The prober lifts the breaker's pause."""
-    _logger.warning("%s", commands.resume(parts_of(self.app.sluice_settings), by, why), extra={"action": "resumed"})
+    _logger.warning("%s", commands.resume(context_of(self.app.sluice_settings), by, why), extra={"action": "resumed"})
 
 
 @shared_task(name="sluice.replay_dead_letters", bind=True)
 def replay(self: Any, limit: int = 1000, dry_run: bool = False, by: str = "") -> None:
     """Retry to store dead letters, the longest untried first."""
-    parts = parts_of(self.app.sluice_settings)
-    words = commands.replay(parts, by or parts.name, limit, dry_run=dry_run)
+    context = context_of(self.app.sluice_settings)
+    words = commands.replay(context, by or context.name, limit, dry_run=dry_run)
     _logger.warning("dead letters: %s", words, extra={"action": "replayed_dead_letters"})

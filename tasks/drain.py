@@ -11,9 +11,9 @@ from pipeline.errors import PermanentError, StoreUnavailableError
 from pipeline.names import ControlEventKind, DropReason, PauseReason
 from pipeline.ports.control import paused
 from pipeline.settings import Settings
+from tasks.context import WorkerContext, context_of
 from tasks.dropped import note_dropped
 from tasks.hints import give_back_hint, send_hint
-from tasks.parts import Parts, parts_of
 from tasks.pausing import pause_until_resumed
 
 _logger = logging.getLogger(__name__)
@@ -38,34 +38,34 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
     """Move a partition's events from the event log to PostgreSQL for a limited time, then send the next hint."""
     app = self.app
     settings: Settings = app.sluice_settings
-    parts = parts_of(settings)
-    if not parts.has_partition(partition):
+    context = context_of(settings)
+    if not context.has_partition(partition):
         # It would never end: each run sends the next hint for the same partition.
         note_dropped(DropReason.ARGUMENTS, f"sluice.drain: there is no partition {partition!r}")
         return
     with contextlib.suppress(StoreUnavailableError):  # the lease of the hint expires
-        give_back_hint(parts.leases, partition, hint)
-    is_paused = PausedCheck(parts, partition)
+        give_back_hint(context.leases, partition, hint)
+    is_paused = PausedCheck(context, partition)
     if is_paused():
         return
     try:
         report = drain(
             partition,
-            log=parts.log,
-            sink=parts.sink,
-            floors=parts.floors,
-            breaker=parts.breaker,
+            log=context.log,
+            sink=context.sink,
+            floors=context.floors,
+            breaker=context.breaker,
             paused=is_paused,
             settings=settings,
-            clock=parts.clock,
-            on_stored=parts.drain_counters.on_stored,
-            pace=parts.pace(partition),
+            clock=context.clock,
+            on_stored=context.drain_counters.on_stored,
+            pace=context.pace(partition),
         )
     except PermanentError as error:  # the partition or the whole event log: an operator must change the configuration
-        parts.mistakes.say(error)
+        context.mistakes.say(error)
         return
-    parts.drain_counters.on_run(report.outcome.value)
-    _tell(report, parts)
+    context.drain_counters.on_run(report.outcome.value)
+    _tell(report, context)
     if report.outcome not in _NO_NEXT_HINT:
         send_hint(app, partition, hint=None)
 
@@ -79,29 +79,29 @@ class PausedCheck:
 
     SECONDS_BETWEEN: Final = 0.25
 
-    def __init__(self, parts: Parts, partition: int) -> None:
-        self._parts = parts
+    def __init__(self, context: WorkerContext, partition: int) -> None:
+        self._context = context
         self._partition = partition
         self._paused = False
         self._asked_at: float | None = None
 
     def __call__(self) -> bool:
-        now = self._parts.clock.monotonic()
+        now = self._context.clock.monotonic()
         if self._asked_at is not None and now - self._asked_at < self.SECONDS_BETWEEN:
             return self._paused
         self._asked_at = now
         try:
-            state = self._parts.control.state()
+            state = self._context.control.state()
         except StoreUnavailableError:
-            self._parts.breaker.reconcile(None)
+            self._context.breaker.reconcile(None)
             return self._paused
-        self._parts.breaker.reconcile(state)
+        self._context.breaker.reconcile(state)
         if state.pauses is not None:
             self._paused = paused(state.pauses, self._partition)
         return self._paused
 
 
-def _tell(report: DrainReport, parts: Parts) -> None:
+def _tell(report: DrainReport, context: WorkerContext) -> None:
     """Log the result of a run, and pause the partition if only an operator can fix the problem."""
     if report.error is not None:
         _logger.error(
@@ -123,24 +123,24 @@ def _tell(report: DrainReport, parts: Parts) -> None:
             extra={"action": "drained", "partition": report.partition, "offset": report.next_offset},
         )
     if report.began_late is not None:
-        _record_late_begin(parts, report.partition, report.began_late)
+        _record_late_begin(context, report.partition, report.began_late)
     reason = _PAUSE_REASONS.get(report.outcome)
     if reason is not None:
         pause_until_resumed(
-            parts,
+            context,
             reason,
-            by=parts.name,
+            by=context.name,
             why=report.error or "",
             partition=report.partition,
             evidence=report.evidence,
         )
 
 
-def _record_late_begin(parts: Parts, partition: int, begin: int) -> None:
+def _record_late_begin(context: WorkerContext, partition: int, begin: int) -> None:
     """Report that an event log's first records are not stored. No reason to stop: often they were not needed."""
     why = "the event log no longer holds what came before, and nothing of this partition was stored"
     data = {"partition": str(partition), "first": "0", "end": str(begin)}
     try:
-        parts.events.record(ControlEventKind.BEGAN_LATE, by=parts.name, why=why, data=data)
+        context.events.record(ControlEventKind.BEGAN_LATE, by=context.name, why=why, data=data)
     except StoreUnavailableError as error:
         _logger.warning("not recorded: partition %d begins late: %s", partition, error, extra={"action": "not_told"})

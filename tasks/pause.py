@@ -30,7 +30,7 @@ class PauseFollower:
         self, store: ControlStore, events: ControlEvents, loop: Loop, reporter: TroubleReporter | None = None
     ) -> None:
         self.paused = True
-        self._parts = (store, events, loop, reporter)
+        self._context = (store, events, loop, reporter)
         self._follower = self._made()
 
     def start(self) -> None:
@@ -49,7 +49,7 @@ class PauseFollower:
             self._follower.start()
 
     def _made(self) -> ControlFollower:
-        store, events, loop, reporter = self._parts
+        store, events, loop, reporter = self._context
         return ControlFollower(store, events, SystemClock(), self._on_state, loop, reporter=reporter)
 
     def _on_state(self, state: ControlState) -> None:

@@ -7,13 +7,13 @@ from pipeline.errors import RecoverableError
 from pipeline.event_text import pause_text
 from pipeline.names import PauseReason
 from pipeline.ports.control import AskedPause
-from tasks.parts import Parts
+from tasks.context import WorkerContext
 
 _logger = logging.getLogger(__name__)
 
 
 def pause_until_resumed(
-    parts: Parts,
+    context: WorkerContext,
     reason: PauseReason,
     *,
     by: str,
@@ -26,14 +26,14 @@ def pause_until_resumed(
     `evidence` is the cause of a partition's stop, stored with the pause for operators. Returns False if PostgreSQL
     could not store it. Raises StoreUnavailableError if the pause itself could not be set.
     """
-    parts.control.pause(reason, by=by, why=why, partition=partition)
-    return keep_pause(parts, AskedPause(reason, by, why, parts.clock.now(), partition), evidence)
+    context.control.pause(reason, by=by, why=why, partition=partition)
+    return keep_pause(context, AskedPause(reason, by, why, context.clock.now(), partition), evidence)
 
 
-def keep_pause(parts: Parts, pause: AskedPause, evidence: dict[str, Any] | None = None) -> bool:
+def keep_pause(context: WorkerContext, pause: AskedPause, evidence: dict[str, Any] | None = None) -> bool:
     """Store a pause that holds in PostgreSQL, if it is missing there; False if PostgreSQL does not respond."""
     try:
-        parts.operators.save_pause(pause, evidence)
+        context.operators.save_pause(pause, evidence)
     except RecoverableError as error:
         _logger.warning(
             "pause (%s) would not outlive a flush of Redis: %s",

@@ -5,28 +5,28 @@ import logging
 from pipeline.event_text import pause_text
 from pipeline.names import BreakerState, PauseReason
 from pipeline.ports.control import AskedPause, Bands, ControlState, Override, Pause
-from tasks.parts import Parts
+from tasks.context import WorkerContext
 
 _logger = logging.getLogger(__name__)
 
 
-def persist_changes(parts: Parts) -> list[str]:
+def persist_changes(context: WorkerContext) -> list[str]:
     """Make PostgreSQL's copy of pauses, override and bands equal to the control store; returns the changes.
 
     Does nothing while the reasons to pause are unknown (then they are restored from that copy) or the breaker is not
     closed. It reads PostgreSQL first and the control store after it, since a command changes the control store first:
     so a difference is a change that PostgreSQL has missed. Raises SinkUnavailableError, StoreUnavailableError.
     """
-    if parts.control.state().breaker is not BreakerState.CLOSED:
+    if context.control.state().breaker is not BreakerState.CLOSED:
         return []
-    saved = parts.operators.load()
+    saved = context.operators.load()
     kept = {(pause.name, pause.partition) for pause in saved.pauses}
-    state = parts.control.state()
+    state = context.control.state()
     if state.pauses is None or state.breaker is not BreakerState.CLOSED:
         return []
-    changed = _keep_pauses(parts, kept, {(pause.name, pause.partition): pause for pause in state.pauses})
-    changed += _keep_override(parts, saved.override, state)
-    changed += _keep_bands(parts, saved.bands, state)
+    changed = _keep_pauses(context, kept, {(pause.name, pause.partition): pause for pause in state.pauses})
+    changed += _keep_override(context, saved.override, state)
+    changed += _keep_bands(context, saved.bands, state)
     if changed:
         _logger.warning("PostgreSQL was told what it had missed: %s", ", ".join(changed), extra={"action": "kept"})
     return changed
@@ -35,42 +35,42 @@ def persist_changes(parts: Parts) -> list[str]:
 _Place = tuple[str, int | None]  # a reason's name, and its partition
 
 
-def _keep_pauses(parts: Parts, kept: set[_Place], holding: dict[_Place, Pause]) -> list[str]:
+def _keep_pauses(context: WorkerContext, kept: set[_Place], holding: dict[_Place, Pause]) -> list[str]:
     ended, begun = kept - set(holding), set(holding) - kept - {(PauseReason.BREAKER.value, None)}
     for place in ended:
-        parts.operators.delete_pause(*place)
+        context.operators.delete_pause(*place)
     for place in begun:
         pause = holding[place]
         asked = AskedPause(pause.reason, pause.by, pause.why, pause.since, pause.partition, pause.word)
-        parts.operators.save_pause(asked)
+        context.operators.save_pause(asked)
     return [
         *(f"pause ended ({pause_text(*place)})" for place in ended),
         *(f"pause ({pause_text(*place)})" for place in begun),
     ]
 
 
-def _keep_override(parts: Parts, kept: Override | None, state: ControlState) -> list[str]:
+def _keep_override(context: WorkerContext, kept: Override | None, state: ControlState) -> list[str]:
     held = state.override
     if held is None:
         if kept is None or kept.until <= state.time:
             return []
-        parts.operators.set_override(None)
+        context.operators.set_override(None)
         return ["rate by hand ended"]
     # To the second: the two store times with different precision.
     if kept is not None and (kept.rate, round(kept.until)) == (held.rate, round(held.until)):
         return []
-    parts.operators.set_override(held)
+    context.operators.set_override(held)
     return ["rate by hand"]
 
 
-def _keep_bands(parts: Parts, kept: Bands | None, state: ControlState) -> list[str]:
+def _keep_bands(context: WorkerContext, kept: Bands | None, state: ControlState) -> list[str]:
     held = state.bands
     if _figures(kept) == _figures(held):
         return []
     if held is None:
-        parts.operators.set_bands(None)
+        context.operators.set_bands(None)
         return ["bands ended"]
-    parts.operators.set_bands(held)
+    context.operators.set_bands(held)
     return ["bands"]
 
 

@@ -27,7 +27,7 @@ from pipeline.ports.control import paused
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.stopped import Hole
 from tasks import commands, stopped
-from tasks.parts import Parts
+from tasks.context import WorkerContext
 from tasks.remote_client import NOT_MINE
 
 _logger = logging.getLogger(__name__)
@@ -72,13 +72,13 @@ def _whole(what: str) -> Callable[[str], int]:
 @inspect_command(name="sluice")
 def inspect_sluice(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
     """State of the whole loop: what is wrong, lag, rate, breaker, pauses, latest control events."""
-    return _answered(state, ticket, lambda parts: _told(_status(parts)))
+    return _answered(state, ticket, lambda context: _told(_status(context)))
 
 
 @inspect_command(name="lag")
 def inspect_lag(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Lag of each partition, the pace of storing, and when it will be empty."""
-    return _answered(state, ticket, lambda parts: _lag(_status(parts)))
+    return _answered(state, ticket, lambda context: _lag(_status(context)))
 
 
 @inspect_command(name="gap", args=[("partition", _whole("the partition"))], signature="<partition>")
@@ -94,28 +94,32 @@ def inspect_poison(state: Any, *, partition: int | None = None, by: str = "", ti
 
 
 def _look(
-    state: Any, ticket: str, name: str, partition: int | None, show: Callable[[Parts, int], tuple[str, dict[str, Any]]]
+    state: Any,
+    ticket: str,
+    name: str,
+    partition: int | None,
+    show: Callable[[WorkerContext, int], tuple[str, dict[str, Any]]],
 ) -> Reply:
     if partition is None:
         return {"error": f"it takes a partition: celery -A tasks.app inspect {name} <partition>"}
 
-    def work(parts: Parts) -> Reply:
-        words, document = show(parts, partition)
+    def work(context: WorkerContext) -> Reply:
+        words, document = show(context, partition)
         return {"ok": words, "document": document}
 
     return _answered(state, ticket, work)
 
 
-def _status(parts: Parts) -> SystemStatus:
+def _status(context: WorkerContext) -> SystemStatus:
     return read_status(
         StatusContext(
-            parts.settings,
-            parts.clock,
-            parts.control,
-            parts.events,
-            parts.log,
-            parts.history,
-            parts.dead_letters.count,
+            context.settings,
+            context.clock,
+            context.control,
+            context.events,
+            context.log,
+            context.history,
+            context.dead_letters.count,
         )
     )
 
@@ -152,13 +156,13 @@ def _until_empty(known: HealthInputs) -> str:
 @control_command(variadic="words", signature="[reason …]")
 def pause_consumption(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Pause consumption until somebody resumes it."""
-    return _done(state, ticket, lambda parts: commands.pause(parts, by, _why(words)))
+    return _done(state, ticket, lambda context: commands.pause(context, by, _why(words)))
 
 
 @control_command(variadic="words", signature="[reason …]")
 def resume_consumption(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Resume consumption: lifts a pause by hand, by poison and by a gap in the log; not the breaker's."""
-    return _done(state, ticket, lambda parts: commands.resume(parts, by, _why(words)))
+    return _done(state, ticket, lambda context: commands.resume(context, by, _why(words)))
 
 
 @control_command(
@@ -173,14 +177,14 @@ def set_rate_limit(
     if rate is None:
         return _usage("a rate is missing", "set_rate_limit <events/s> [seconds] [reason …]")
     return _done(
-        state, ticket, lambda parts: commands.set_rate_limit(parts, by, rate, seconds, _why(words, rate, seconds))
+        state, ticket, lambda context: commands.set_rate_limit(context, by, rate, seconds, _why(words, rate, seconds))
     )
 
 
 @control_command(variadic="words", signature="[reason …]")
 def clear_rate_limit(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
     """End a rate that was set by hand: the lag decides again."""
-    return _done(state, ticket, lambda parts: commands.clear_rate_limit(parts, by, _why(words)))
+    return _done(state, ticket, lambda context: commands.clear_rate_limit(context, by, _why(words)))
 
 
 @control_command(
@@ -202,8 +206,8 @@ def set_bands(
         )
     return _done(
         state, ticket,
-        lambda parts: commands.set_bands(
-            parts, by, degraded=degraded, critical=critical, rate_max=rate_max, rate_min=rate_min,
+        lambda context: commands.set_bands(
+            context, by, degraded=degraded, critical=critical, rate_max=rate_max, rate_min=rate_min,
             why=_why(words, degraded, critical, rate_max, rate_min),
         ),
     )  # fmt: skip
@@ -212,7 +216,7 @@ def set_bands(
 @control_command(variadic="words", signature="[reason …]")
 def reset_bands(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Go back to the bands of the settings."""
-    return _done(state, ticket, lambda parts: commands.reset_bands(parts, by, _why(words)))
+    return _done(state, ticket, lambda context: commands.reset_bands(context, by, _why(words)))
 
 
 @control_command(name="replay_dead_letters", variadic="words", signature="[--dry-run] [limit]")
@@ -223,7 +227,7 @@ def replay_dead_letters(state: Any, words: Any = (), by: str = "", ticket: str =
     if flags - {"dry_run"} or len(numbers) > 1:
         return _usage("it takes --dry-run and one number", "replay_dead_letters [--dry-run] [limit]")
     limit = numbers[0] if numbers else _REPLAY_LIMIT
-    return _done(state, ticket, lambda parts: commands.replay(parts, by, limit, dry_run="dry_run" in flags))
+    return _done(state, ticket, lambda context: commands.replay(context, by, limit, dry_run="dry_run" in flags))
 
 
 @control_command(name="skip_gap", variadic="words", signature="[--dry-run] <partition> <from> <to> [reason …]")
@@ -234,7 +238,7 @@ def skip_gap(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: A
         return _usage("it takes a partition and two offsets", "skip_gap [--dry-run] <partition> <from> <to> [reason …]")
     partition, first, end = numbers
     return _done(
-        state, ticket, lambda parts: stopped.skip(parts, by, partition, Hole(first, end), why, dry_run=dry_run)
+        state, ticket, lambda context: stopped.skip(context, by, partition, Hole(first, end), why, dry_run=dry_run)
     )
 
 
@@ -244,7 +248,7 @@ def accept_poison(state: Any, words: Any = (), by: str = "", ticket: str = "", *
     numbers, why, dry_run = _decision(words, 1)
     if numbers is None:
         return _usage("it takes a partition", "accept_poison [--dry-run] <partition> [reason …]")
-    return _done(state, ticket, lambda parts: stopped.accept(parts, by, numbers[0], why, dry_run=dry_run))
+    return _done(state, ticket, lambda context: stopped.accept(context, by, numbers[0], why, dry_run=dry_run))
 
 
 # --- Inside ---------------------------------------------------------------------------------------------------------
@@ -285,9 +289,9 @@ def _patience() -> Patience:
 
 
 @cache
-def _parts(app: Any) -> Parts:
+def _context(app: Any) -> WorkerContext:
     """Adapters of the main process, for that thread only."""
-    return Parts(app.sluice_settings)
+    return WorkerContext(app.sluice_settings)
 
 
 def _why(words: Any, *given: float | None) -> str:
@@ -320,26 +324,26 @@ def _usage(wrong: str, form: str) -> Reply:
     return {"error": f"{wrong}: celery -A tasks.app control {form}"}
 
 
-def _done(state: Any, ticket: str, work: Callable[[Parts], str]) -> Reply:
-    return _answered(state, ticket, lambda parts: {"ok": work(parts)})
+def _done(state: Any, ticket: str, work: Callable[[WorkerContext], str]) -> Reply:
+    return _answered(state, ticket, lambda context: {"ok": work(context)})
 
 
-def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
+def _answered(state: Any, ticket: str, work: Callable[[WorkerContext], Reply]) -> Reply:
     """Run the command, if this worker is the one for it: it has the queue `control`, and got the ticket."""
     if Queue.CONTROL.value not in state.app.amqp.queues.consume_from:
         return {NOT_MINE: True}
     if not ticket:  # another application's broadcast: every control worker would run it
         return {"error": "this command wants a ticket: send it by `celery -A tasks.app`"}
-    parts = _parts(state.app)
+    context = _context(state.app)
     try:
-        if parts.leases.take(f"command:{ticket}", seconds=_TICKET_SECONDS) is None:
+        if context.leases.take(f"command:{ticket}", seconds=_TICKET_SECONDS) is None:
             return {NOT_MINE: True}
     except SluiceError as error:
         return {"error": f"nothing was changed: {error}"}
 
     def run() -> Reply:
         try:
-            return work(parts)
+            return work(context)
         except commands.CommandError as error:
             return {"error": str(error)}
         except RecoverableError as error:
@@ -350,7 +354,7 @@ def _answered(state: Any, ticket: str, work: Callable[[Parts], Reply]) -> Reply:
             _logger.exception("a remote command failed by a defect", extra={"action": "command_failed"})
             return {"error": f"a defect of the worker, see its log: {type(error).__name__}"}
         finally:
-            parts.storage.close()  # otherwise the connection would stay open until the next command
+            context.storage.close()  # otherwise the connection would stay open until the next command
 
     under_way = _thread().submit(run)
     try:

@@ -15,7 +15,7 @@ from pipeline.ports.event_sink import EventSink
 from pipeline.ports.log import PartitionPosition
 from pipeline.ports.storage import Storage
 from pipeline.stopped import DoesNotFitError, Hole, Poisoned, StoppedContext, accept_poison, look, skip_gap
-from tasks.parts import Parts
+from tasks.context import WorkerContext
 
 _logger = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ _DRY: Final = "Dry run, nothing was changed. "
 # --- Looking ----------------------------------------------------------------------------------------------------------
 
 
-def show_gap(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
+def show_gap(context: WorkerContext, partition: int) -> tuple[str, dict[str, Any]]:
     """The position of a partition: as text, and as a JSON document."""
-    place = look(_means(parts, parts.sink), partition)
+    place = look(_means(context, context.sink), partition)
     hole, log = place.hole, place.log
     document = {
         "partition": partition,
@@ -48,13 +48,13 @@ def show_gap(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
         lines.append(f"to go on: {_skip_command(partition, hole, log)}")
     if place.next_record is not None:
         lines.append(f"the next record begins: {_shown(place.next_record)}")
-    return "\n".join([*lines, *_pause_lines(parts, PauseReason.LOG_GAP, partition)]), document
+    return "\n".join([*lines, *_pause_lines(context, PauseReason.LOG_GAP, partition)]), document
 
 
-def show_poison(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
+def show_poison(context: WorkerContext, partition: int) -> tuple[str, dict[str, Any]]:
     """The records for which a partition stopped, as far as they were stored: as text, and as a JSON document."""
-    evidence = parts.operators.pause_evidence(PauseReason.POISON, partition)
-    lines = _pause_lines(parts, PauseReason.POISON, partition)
+    evidence = context.operators.pause_evidence(PauseReason.POISON, partition)
+    lines = _pause_lines(context, PauseReason.POISON, partition)
     if evidence is None:
         lines.append(f"partition {partition}: {_NO_EVIDENCE}" if lines else f"partition {partition} is not poisoned")
         return "\n".join(lines), {"partition": partition, "batch": None}
@@ -67,7 +67,7 @@ def show_poison(parts: Parts, partition: int) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {"partition": partition, "batch": evidence}
 
 
-def stops_again(parts: Parts, pauses: list[Pause]) -> str:
+def stops_again(context: WorkerContext, pauses: list[Pause]) -> str:
     """The reasons why these partitions will stop again at once, as text; empty if none is known."""
     words = []
     for pause in pauses:
@@ -76,7 +76,7 @@ def stops_again(parts: Parts, pauses: list[Pause]) -> str:
             continue
         if pause.reason is PauseReason.LOG_GAP:
             with contextlib.suppress(SluiceError):
-                place = look(_means(parts, parts.sink), partition)
+                place = look(_means(context, context.sink), partition)
                 hole = place.hole
                 if hole is not None:
                     words.append(
@@ -94,10 +94,10 @@ def stops_again(parts: Parts, pauses: list[Pause]) -> str:
 # --- Deciding ---------------------------------------------------------------------------------------------------------
 
 
-def skip(parts: Parts, by: str, partition: int, hole: Hole, why: str, *, dry_run: bool) -> str:
+def skip(context: WorkerContext, by: str, partition: int, hole: Hole, why: str, *, dry_run: bool) -> str:
     """Give up the offsets of a hole, exactly as the operator named them."""
     first, end = hole.first, hole.end
-    goes_on = skip_gap(_means(parts, parts.sink), partition, hole, dry_run=dry_run)
+    goes_on = skip_gap(_means(context, context.sink), partition, hole, dry_run=dry_run)
     what = (
         f"offsets {first} to {end - 1} are given up: {end - first:,} records, each perhaps an event that was "
         "acknowledged, which no table has"
@@ -107,25 +107,25 @@ def skip(parts: Parts, by: str, partition: int, hole: Hole, why: str, *, dry_run
     if dry_run:
         return f"{_DRY}Partition {partition} would go on at offset {goes_on}; {what}."
     data = {"partition": str(partition), "first": str(first), "end": str(end)}
-    told = _decided(parts, ControlEventKind.GAP_SKIPPED, PauseReason.LOG_GAP, partition, by=by, why=why, data=data)
+    told = _decided(context, ControlEventKind.GAP_SKIPPED, PauseReason.LOG_GAP, partition, by=by, why=why, data=data)
     return f"Partition {partition} goes on at offset {goes_on}, by {by}: {why}; {what}.{told}"
 
 
-def accept(parts: Parts, by: str, partition: int, why: str, *, dry_run: bool) -> str:
+def accept(context: WorkerContext, by: str, partition: int, why: str, *, dry_run: bool) -> str:
     """Store the batch for which a partition stopped; records that PostgreSQL rejects become dead letters."""
-    evidence = parts.operators.pause_evidence(PauseReason.POISON, partition)
+    evidence = context.operators.pause_evidence(PauseReason.POISON, partition)
     if evidence is None:
         raise DoesNotFitError(f"partition {partition}: {_NO_EVIDENCE}")
     log_id, first, end = str(evidence["logId"]), int(evidence["first"]), int(evidence["end"])
     # The evidence of an older version has neither of these fields.
     batch = Poisoned(log_id, first, end, evidence.get("expected"), bool(evidence.get("condemned")))
     letters: dict[int, str] = {}
-    with _storage_without_limit(parts) as storage:
+    with _storage_without_limit(context) as storage:
 
         def count() -> None:
             letters.update(storage.dead_letters.between(log_id, partition, first, end))
 
-        means = _means(parts, storage.events)
+        means = _means(context, storage.events)
         result = accept_poison(means, partition, batch, rehearsed=count if dry_run else None)
         if not dry_run:
             count()
@@ -139,7 +139,7 @@ def accept(parts: Parts, by: str, partition: int, why: str, *, dry_run: bool) ->
     data = {
         "partition": str(partition), "first": str(first), "end": str(end), "dead_lettered": str(len(letters)),
     }  # fmt: skip
-    told = _decided(parts, ControlEventKind.POISON_ACCEPTED, PauseReason.POISON, partition, by=by, why=why, data=data)
+    told = _decided(context, ControlEventKind.POISON_ACCEPTED, PauseReason.POISON, partition, by=by, why=why, data=data)
     return (
         f"Accepted, by {by}: {why}. Partition {partition}, {what}. `control replay_dead_letters` tries them again once "
         f"the schema takes them.{told}"
@@ -153,9 +153,9 @@ _NO_EVIDENCE: Final = (
 
 
 @contextlib.contextmanager
-def _storage_without_limit(parts: Parts) -> Iterator[Storage]:
+def _storage_without_limit(context: WorkerContext) -> Iterator[Storage]:
     """Storage without a limit on the number of dead letters."""
-    settings = parts.settings
+    settings = context.settings
     # The batch is stored as a whole, even if many of its records are rejected.
     whole = max(settings.drain_careful_records_max, settings.drain_batch_records_max)
     storage = wiring.make_storage(
@@ -168,7 +168,7 @@ def _storage_without_limit(parts: Parts) -> Iterator[Storage]:
 
 
 def _decided(
-    parts: Parts,
+    context: WorkerContext,
     kind: ControlEventKind,
     reason: PauseReason,
     partition: int,
@@ -181,23 +181,23 @@ def _decided(
     _logger.warning("%s of partition %d by %s: %s", kind, partition, by, why, extra={"action": kind.value, **data})
     told = ""
     try:
-        parts.events.record(kind, by=by, why=why, data=data)
-        parts.control.resume(reason, generation=None, by=by, why=why, partition=partition)
+        context.events.record(kind, by=by, why=why, data=data)
+        context.control.resume(reason, generation=None, by=by, why=why, partition=partition)
     except RecoverableError as error:
         _logger.warning("decided, but not told: %s", error, extra={"action": "decision_not_told"})
         return " Redis does not answer: the pause still holds, lift it with `control resume_consumption`."
     try:
-        parts.operators.delete_pause(reason.value, partition)
+        context.operators.delete_pause(reason.value, partition)
     except RecoverableError as error:
         _logger.warning("not kept in PostgreSQL: %s", error, extra={"action": "command_not_kept"})
         told += " PostgreSQL does not answer any more: the end of the pause is kept there once it is back."
-    if any(pause.partition in (None, partition) for pause in parts.control.state().pauses or ()):
+    if any(pause.partition in (None, partition) for pause in context.control.state().pauses or ()):
         return f"{told} It stays paused for another reason: `inspect sluice` says which."
     return told
 
 
-def _means(parts: Parts, sink: EventSink[Any]) -> StoppedContext:
-    return StoppedContext(parts.log, sink, parts.floors)
+def _means(context: WorkerContext, sink: EventSink[Any]) -> StoppedContext:
+    return StoppedContext(context.log, sink, context.floors)
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------
@@ -240,10 +240,10 @@ def _batch_words(partition: int, evidence: dict[str, Any]) -> str:
     )
 
 
-def _pause_lines(parts: Parts, reason: PauseReason, partition: int) -> list[str]:
+def _pause_lines(context: WorkerContext, reason: PauseReason, partition: int) -> list[str]:
     return [
         f"paused since {clock_time(pause.since)} by {_plain(pause.by)}: {_plain(pause.why)}"
-        for pause in parts.control.state().pauses or ()
+        for pause in context.control.state().pauses or ()
         if pause.reason is reason and pause.partition in (None, partition)
     ]
 

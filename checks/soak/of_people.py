@@ -28,10 +28,10 @@ class ConsumptionPaused(Fault):
     touches = frozenset({Part.PAUSE})
 
     def inject(self, rig: Rig) -> None:
-        self._words = commands.pause(rig.parts, _BY, "a fault of the harness")
+        self._words = commands.pause(rig.context, _BY, "a fault of the harness")
 
     def repair(self, rig: Rig) -> None:
-        self._lifted = commands.resume(rig.parts, _BY, "repaired")
+        self._lifted = commands.resume(rig.context, _BY, "repaired")
 
     def effect(self, rig: Rig) -> Effect:
         return Effect("is paused since" in self._words and "Lifted" in self._lifted, self._lifted)
@@ -58,9 +58,9 @@ class LettersReplayed(RowsRefused):
 def _replayed(rig: Rig) -> str:
     """What the command says. As an operator would, it is given again where PostgreSQL has gone meanwhile."""
     try:
-        return commands.replay(rig.parts, _BY, 100_000, dry_run=False)
+        return commands.replay(rig.context, _BY, 100_000, dry_run=False)
     except SinkUnavailableError:  # an earlier fault has cut the connection that the harness kept
-        return commands.replay(rig.parts, _BY, 100_000, dry_run=False)
+        return commands.replay(rig.context, _BY, 100_000, dry_run=False)
 
 
 class TriggerRefuses(RowsRefused):

@@ -33,7 +33,7 @@ from support.clocks import SteppableClock, fake_time_library
 from support.pooler import pgbouncer_program
 from support.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
 from support.proxy import Proxy
-from tasks.parts import Parts
+from tasks.context import WorkerContext
 
 # Time-outs as short as they may be, so that each fault lasts for seconds instead of minutes. What they are relative
 # to each other is as in the defaults.
@@ -284,8 +284,8 @@ class Rig:
         self.control = control_worker(settings, folder)
         self.beat = beat(settings, folder)
         self.store = wiring.make_control_store(self.direct)
-        self.parts = Parts(self.direct)  # for commands: what a worker does when an operator asks
-        self._stack.callback(self.parts.close)
+        self.context = WorkerContext(self.direct)  # for commands: what a worker does when an operator asks
+        self._stack.callback(self.context.close)
         for program in self.programs:
             if self.clocks:
                 program.environ = clock_environ(self._clock(program.name))

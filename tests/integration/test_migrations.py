@@ -12,8 +12,8 @@ from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import Migration, migrate, migrations, missing_migrations
 from support.database import ask
+from tasks.context import WorkerContext
 from tasks.control import _migrate_once
-from tasks.parts import Parts
 
 NAMES = [migration.name for migration in migrations()]
 SLOW = Migration(1, "0001_slow.sql", "CREATE TABLE slow (id int); SELECT pg_sleep(0.3);")
@@ -157,7 +157,7 @@ def test_the_control_loop_of_an_older_version_goes_on_beside_a_newer_schema(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a database that a newer version has brought up to date
-    parts = Parts(Settings(database_url=database_url))
+    parts = WorkerContext(Settings(database_url=database_url))
     migrate(parts.settings)
     newer = "INSERT INTO schema_migrations (version, name, sha256) VALUES (9999, '9999_newer.sql', 'x')"
     ask(database_url, newer)

@@ -22,46 +22,46 @@ from support.database import ask, fail_no_more, fail_on_insert, stored_ids
 from support.event_logs import KafkaRig, LogRig, RedisRig, eventually, recovered
 from support.records import record
 from tasks import commands, stopped
+from tasks.context import WorkerContext
 from tasks.drain import _tell
-from tasks.parts import Parts
 from tasks.pausing import pause_until_resumed
 
 
 class Rig:
-    """A worker's parts on real servers, and its drain of one partition."""
+    """A worker's context on real servers, and its drain of one partition."""
 
     def __init__(self, settings: Settings, log: LogRig) -> None:
         self.settings, self.log = settings, log
-        self.parts = Parts(settings)
-        self.parts.control.restore([], by="test")
+        self.context = WorkerContext(settings)
+        self.context.control.restore([], by="test")
 
     def takes_appends(self) -> bool:
         """Whether a new log is ready; what this appends is of a partition that nobody drains."""
         try:
-            self.parts.log.identity()
-            self.parts.log.append([(1, record())])
+            self.context.log.identity()
+            self.context.log.append([(1, record())])
         except RecoverableError:
             return False
         return True
 
     def append(self, first: int, end: int) -> None:
-        self.parts.log.identity()
-        self.parts.log.append([(0, record(number)) for number in range(first, end)])
+        self.context.log.identity()
+        self.context.log.append([(0, record(number)) for number in range(first, end)])
 
     def drain(self, *, looks: int = 8) -> DrainReport:
         """As a worker does, pausing where it must."""
         looked = iter(range(1_000_000))
-        parts = self.parts
+        context = self.context
         report = drain(
-            0, log=parts.log, sink=parts.sink, floors=parts.floors,
-            breaker=SinkBreaker(self.settings, parts.control, SystemClock(), "test"),
+            0, log=context.log, sink=context.sink, floors=context.floors,
+            breaker=SinkBreaker(self.settings, context.control, SystemClock(), "test"),
             paused=lambda: next(looked) > looks, settings=self.settings, clock=SystemClock(),
         )  # fmt: skip
-        _tell(report, parts)
+        _tell(report, context)
         return report
 
     def pauses(self) -> list[tuple[PauseReason, int | None]]:
-        return [(pause.reason, pause.partition) for pause in self.parts.control.state().pauses or ()]
+        return [(pause.reason, pause.partition) for pause in self.context.control.state().pauses or ()]
 
 
 @pytest.fixture(params=["redis", "kafka"])
@@ -78,7 +78,7 @@ def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
         log = RedisRig(changed)
     migrate(changed)
     made = Rig(changed, log)
-    with contextlib.closing(made.parts):
+    with contextlib.closing(made.context):
         eventually(made.takes_appends, "the log takes appends")
         yield made
 
@@ -86,35 +86,35 @@ def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
 def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig) -> None:
     # Given a log that has lost records which nobody stored
     rig.append(0, 10)
-    recovered(rig.parts.log.positions)
+    recovered(rig.context.log.positions)
     rig.drain()
     rig.append(10, 30)
     rig.log.trim(0, 15)
-    rig.parts.log.close()
+    rig.context.log.close()
     assert rig.drain().outcome is DrainOutcome.LOG_GAP
     assert rig.pauses() == [(PauseReason.LOG_GAP, 0)]
     # When somebody looks at it, and resumes without deciding
-    words, document = stopped.show_gap(rig.parts, 0)
+    words, document = stopped.show_gap(rig.context, 0)
     assert document["gap"] == {"from": 10, "to": 15}
     assert "offsets 10 to 14 are missing: 5 records that nobody stored" in words
     assert '"event-000015"' in words
-    said = commands.resume(rig.parts, "ann@desk", "try again")
+    said = commands.resume(rig.context, "ann@desk", "try again")
     assert "Partition 0 will stop again at once" in said
     assert "`control skip_gap 0 10 15`" in said
     assert rig.drain().outcome is DrainOutcome.LOG_GAP
     # Then only the exact figures are skipped, and a dry run changes nothing
     with pytest.raises(DoesNotFitError):
-        stopped.skip(rig.parts, "ann@desk", 0, Hole(10, 14), "no backup", dry_run=False)
-    dry = stopped.skip(rig.parts, "ann@desk", 0, Hole(10, 15), "no backup", dry_run=True)
+        stopped.skip(rig.context, "ann@desk", 0, Hole(10, 14), "no backup", dry_run=False)
+    dry = stopped.skip(rig.context, "ann@desk", 0, Hole(10, 15), "no backup", dry_run=True)
     assert dry.startswith("Dry run, nothing was changed. Partition 0 would go on at offset 15; offsets 10 to 14")
     assert rig.pauses() == [(PauseReason.LOG_GAP, 0)]
     assert "goes on at offset 15, by ann@desk: no backup" in stopped.skip(
-        rig.parts, "ann@desk", 0, Hole(10, 15), "no backup", dry_run=False
+        rig.context, "ann@desk", 0, Hole(10, 15), "no backup", dry_run=False
     )
-    assert (rig.pauses(), list(rig.parts.operators.load().pauses)) == ([], [])
+    assert (rig.pauses(), list(rig.context.operators.load().pauses)) == ([], [])
     rig.drain()
     assert stored_ids(rig.settings.database_url) == [f"event-{n:06d}" for n in (*range(10), *range(15, 30))]
-    skipped, resumed = rig.parts.events.last(2)
+    skipped, resumed = rig.context.events.last(2)
     assert (skipped.kind.value, skipped.by, skipped.why) == ("gap_skipped", "ann@desk", "no backup")
     assert skipped.data == {"partition": "0", "first": "10", "end": "15"}
     assert (resumed.kind.value, resumed.data["partition"]) == ("resumed", "0")
@@ -124,15 +124,15 @@ def test_a_partition_of_which_nothing_was_stored_says_that_its_log_begins_late(r
     # Given a log whose beginning is gone before anything of it was stored
     rig.append(0, 10)
     rig.log.trim(0, 4)
-    rig.parts.log.close()
+    rig.context.log.close()
     # When it is drained, then all that it holds is stored, and the story of the control loop names what is not
     assert rig.drain().stored == 6
     assert rig.pauses() == []
-    [told] = [event for event in rig.parts.events.last(9) if event.kind is ControlEventKind.BEGAN_LATE]
+    [told] = [event for event in rig.context.events.last(9) if event.kind is ControlEventKind.BEGAN_LATE]
     assert told.data == {"partition": "0", "first": "0", "end": "4"}
     rig.append(10, 12)
     rig.drain()
-    assert [event.kind for event in rig.parts.events.last(9)].count(ControlEventKind.BEGAN_LATE) == 1
+    assert [event.kind for event in rig.context.events.last(9)].count(ControlEventKind.BEGAN_LATE) == 1
 
 
 def test_a_poisoned_batch_is_shown_and_accepted(rig: Rig) -> None:
@@ -143,7 +143,7 @@ def test_a_poisoned_batch_is_shown_and_accepted(rig: Rig) -> None:
     assert rig.drain().outcome is DrainOutcome.POISONED
     assert rig.pauses() == [(PauseReason.POISON, 0)]
     # When somebody looks at it
-    words, document = stopped.show_poison(rig.parts, 0)
+    words, document = stopped.show_poison(rig.context, 0)
     sample: list[dict[str, Any]] = document["batch"]["sample"]
     assert (document["batch"]["first"], document["batch"]["end"]) == (0, 10)
     assert [one["offset"] for one in sample] == list(range(6))  # as far as was tried
@@ -151,22 +151,22 @@ def test_a_poisoned_batch_is_shown_and_accepted(rig: Rig) -> None:
     assert '"event-000003"' in words
     assert "`control accept_poison 0 --dry-run`" in words
     # And tries what accepting it would do
-    dry = stopped.accept(rig.parts, "ann@desk", 0, "they are of a test", dry_run=True)
+    dry = stopped.accept(rig.context, "ann@desk", 0, "they are of a test", dry_run=True)
     assert "offsets 0 to 9, 10 records: 8 dead letters" in dry
     assert "2 stored" in dry
     assert ask(url, "SELECT (SELECT count(*) FROM dead_letters) + (SELECT count(*) FROM log_events)") == [(0,)]
     # Then it is stored as a drain would, with dead letters for what is refused
-    done = stopped.accept(rig.parts, "ann@desk", 0, "they are of a test", dry_run=False)
+    done = stopped.accept(rig.context, "ann@desk", 0, "they are of a test", dry_run=False)
     assert "8 dead letters" in done
     assert stored_ids(url) == ["event-000008", "event-000009"]
     assert rig.pauses() == []
-    accepted = rig.parts.events.last(2)[0]
+    accepted = rig.context.events.last(2)[0]
     assert (accepted.kind.value, accepted.why, accepted.data["dead_lettered"]) == (
         "poison_accepted", "they are of a test", "8",
     )  # fmt: skip
     # And once more is once too often
     with pytest.raises(DoesNotFitError, match="no batch is kept"):
-        stopped.accept(rig.parts, "ann@desk", 0, "again", dry_run=False)
+        stopped.accept(rig.context, "ann@desk", 0, "again", dry_run=False)
     fail_no_more(url)
     rig.append(10, 15)
     assert rig.drain().stored == 5
@@ -176,12 +176,12 @@ def test_a_batch_too_large_to_be_stored_carefully_by_a_drain_is_accepted_as_a_wh
     # Given a batch that stopped its partition, of more records than a drain stores carefully
     rig.append(0, 30)
     fail_on_insert(rig.settings.database_url, "23514", when="NEW.event_id < 'event-000020'")
-    parts = rig.parts
-    log_id = parts.log.identity().log_id
+    context = rig.context
+    log_id = context.log.identity().log_id
     evidence = {"logId": log_id, "first": 0, "end": 30, "refused": 6, "sample": []}
-    pause_until_resumed(parts, PauseReason.POISON, by="test", why="x", partition=0, evidence=evidence)
-    parts.settings = replace(rig.settings, drain_careful_records_max=10)
-    assert "20 dead letters" in stopped.accept(parts, "ann@desk", 0, "a test", dry_run=False)
+    pause_until_resumed(context, PauseReason.POISON, by="test", why="x", partition=0, evidence=evidence)
+    context.settings = replace(rig.settings, drain_careful_records_max=10)
+    assert "20 dead letters" in stopped.accept(context, "ann@desk", 0, "a test", dry_run=False)
     assert len(stored_ids(rig.settings.database_url)) == 10
 
 
@@ -199,12 +199,12 @@ def test_a_trigger_whose_table_is_gone_stops_its_partition_though_other_events_a
     assert report.outcome is DrainOutcome.POISONED
     assert rig.pauses() == [(PauseReason.POISON, 0)]
     assert ask(url, "SELECT log_offset, sqlstate FROM dead_letters ORDER BY 1") == [(3, "42P01"), (6, "42P01")]
-    words, _ = stopped.show_poison(rig.parts, 0)
+    words, _ = stopped.show_poison(rig.context, 0)
     assert "(42P01)" in words
     # And it is accepted, or stored once the table is back
-    assert "1 dead letters" in stopped.accept(rig.parts, "ann@desk", 0, "known", dry_run=True)
+    assert "1 dead letters" in stopped.accept(rig.context, "ann@desk", 0, "known", dry_run=True)
     fail_no_more(url)
-    commands.resume(rig.parts, "ann@desk", "the table is back")
+    commands.resume(rig.context, "ann@desk", "the table is back")
     assert rig.drain().dead_lettered == 0
     assert len(stored_ids(url)) == 10
 
@@ -214,22 +214,22 @@ def test_a_log_that_ends_before_the_stored_offset_goes_on_where_it_ends(rig: Rig
     rig.append(0, 5)
     rig.drain()
     ask(rig.settings.database_url, "UPDATE stored_offsets SET next_offset = 9")
-    identity = rig.parts.log.identity()
-    rig.parts.floors.raise_floor(identity.log_id, identity.incarnation, 0, 9)
+    identity = rig.context.log.identity()
+    rig.context.floors.raise_floor(identity.log_id, identity.incarnation, 0, 9)
     # And on Kafka, which can't be raised, an ingest that takes nothing for it
     ingest = wiring.make_log(rig.settings)
     if rig.log.name == "kafka":
         for _ in range(2):
             with pytest.raises(LogPartialError, match="lost its tail: it ends at 5, before the stored offset 9"):
                 ingest.append([(0, record(5)), (1, record(5))])
-    words, document = stopped.show_gap(rig.parts, 0)
+    words, document = stopped.show_gap(rig.context, 0)
     assert document["gap"] == {"from": 9, "to": 5}
     assert "ends at 5, before offset 9" in words
     assert f"`control skip_gap 0 9 {document['logBegin']}`" in words  # nothing that the log holds is passed over
     # When somebody decides
-    dry = stopped.skip(rig.parts, "ann@desk", 0, Hole(9, 5), "as told", dry_run=True)
+    dry = stopped.skip(rig.context, "ann@desk", 0, Hole(9, 5), "as told", dry_run=True)
     assert "would go on at offset 5" in dry
-    stopped.skip(rig.parts, "ann@desk", 0, Hole(9, 5), "as told", dry_run=False)
+    stopped.skip(rig.context, "ann@desk", 0, Hole(9, 5), "as told", dry_run=False)
     # Then what comes next is taken by that ingest, gets the offsets behind the end, and is stored
     eventually(lambda: _takes(ingest, [(0, record(n)) for n in range(5, 8)]), "the partition takes events")
     ingest.close()
@@ -247,5 +247,5 @@ def _takes(log: EventLog, entries: list[tuple[int, bytes]]) -> bool:
 
 def test_what_is_not_printable_reaches_no_terminal() -> None:
     assert stopped._plain("a\x1b[2J\n\u2028é") == "a\\x1b[2J\\n\\u2028é"
-    parts = cast(Parts, SimpleNamespace())
-    assert stopped.stops_again(parts, []) == ""
+    context = cast(WorkerContext, SimpleNamespace())
+    assert stopped.stops_again(context, []) == ""

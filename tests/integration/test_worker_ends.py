@@ -25,12 +25,12 @@ from pipeline.sink.migrate import migrate
 from pipeline.event import Event, encode_record, record_head
 from tasks.app import app
 import tasks.control, tasks.drain
-from tasks.parts import Parts
+from tasks.context import WorkerContext
 
 settings = app.sluice_settings
 wiring.load_adapters(settings)
 known = set(sys.modules)
-parts = Parts(settings)
+parts = WorkerContext(settings)
 migrate(settings)
 parts.log.append([(0, encode_record(Event("c", "INFO", "m", "s", 1, settings.key_prefix), record_head(1, "r")))])
 parts.control.state()

@@ -45,7 +45,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         storage=SimpleNamespace(close=lambda: None),
         clock=ManualClock(),
     )
-    monkeypatch.setattr(remote, "_parts", lambda _: parts)
+    monkeypatch.setattr(remote, "_context", lambda _: parts)
     tickets = iter(range(100))
 
     def answer(work: Callable[[Any], Any], *, ticket: str | None = None, queue: str = "control") -> Any:

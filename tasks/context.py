@@ -36,7 +36,7 @@ from tasks.startup import worker_name
 _PARTITIONS_SECONDS: Final = 10.0  # ingest uses added partitions within five seconds; they must be drained
 
 
-class Parts:
+class WorkerContext:
     """The adapters of one process. Each is created on first use."""
 
     def __init__(self, settings: Settings) -> None:
@@ -163,22 +163,22 @@ class Parts:
 
 @dataclass
 class _Current:
-    parts: Parts | None = None
+    context: WorkerContext | None = None
 
 
 _current = _Current()
 
 
-def parts_of(settings: Settings) -> Parts:
-    """This process' parts; a forked child gets its own."""
-    if _current.parts is None or _current.parts.pid != os.getpid():
-        _current.parts = Parts(settings)
-    return _current.parts
+def context_of(settings: Settings) -> WorkerContext:
+    """This process' context; a forked child gets its own."""
+    if _current.context is None or _current.context.pid != os.getpid():
+        _current.context = WorkerContext(settings)
+    return _current.context
 
 
 def _close(**_: object) -> None:
-    if _current.parts is not None and _current.parts.pid == os.getpid():
-        _current.parts.close()
+    if _current.context is not None and _current.context.pid == os.getpid():
+        _current.context.close()
 
 
 cast(Callable[..., object], worker_process_shutdown.connect)(_close, weak=False)
