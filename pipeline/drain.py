@@ -33,7 +33,7 @@ from pipeline.errors import (
 from pipeline.last_record import holds_another_record
 from pipeline.pace import Pace
 from pipeline.ports.breaker import Breaker
-from pipeline.ports.control import Floors
+from pipeline.ports.control import OffsetFence
 from pipeline.ports.event_sink import Encoded, EventSink, StoredPosition, StoreResult
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity
 from pipeline.prefetch import Piece, Prefetch
@@ -97,7 +97,7 @@ class _DrainContext(Generic[Encoded]):
 
     log: EventLog
     sink: EventSink[Encoded]
-    floors: Floors
+    floors: OffsetFence
     breaker: Breaker
     settings: Settings
     clock: Clock
@@ -110,7 +110,7 @@ def drain(
     *,
     log: EventLog,
     sink: EventSink[Encoded],
-    floors: Floors,
+    floors: OffsetFence,
     breaker: Breaker,
     paused: Callable[[], bool],
     settings: Settings,

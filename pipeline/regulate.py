@@ -20,8 +20,8 @@ from pipeline.ports.control import (
     ControlEvents,
     ControlState,
     ControlStore,
-    Floors,
     Leases,
+    OffsetFence,
     Progress,
     PublishedRate,
     Troubles,
@@ -52,7 +52,7 @@ class Control:
     events: ControlEvents
     leases: Leases
     progress: Progress
-    floors: Floors
+    floors: OffsetFence
     troubles: Troubles | None = None  # None: no process reports problems
     clock: Clock = field(default_factory=SystemClock)
     lag_age: Age = field(default_factory=Age)  # of the last known lag; kept from tick to tick, as rate_age is

@@ -20,7 +20,7 @@ from pipeline.errors import (
     SinkUnavailableError,
 )
 from pipeline.last_record import holds_another_record
-from pipeline.ports.control import Floors
+from pipeline.ports.control import OffsetFence
 from pipeline.ports.event_sink import EventSink, StoreResult
 from pipeline.ports.log import EventLog, LogBatch, LogIdentity, PartitionPosition
 
@@ -45,7 +45,7 @@ class StoppedContext:
 
     log: EventLog
     sink: EventSink[Any]  # nothing is encoded ahead
-    floors: Floors
+    floors: OffsetFence
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from pipeline.errors import RecoverableError
-from pipeline.ports.control import Floors
+from pipeline.ports.control import OffsetFence
 from pipeline.ports.offset_store import OffsetStore
 
 _logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class StoredFloors:
     after a restart of the log.
     """
 
-    def __init__(self, floors: Floors, open_offsets: Callable[[], OffsetStore]) -> None:
+    def __init__(self, floors: OffsetFence, open_offsets: Callable[[], OffsetStore]) -> None:
         self._floors = floors
         self._open_offsets = open_offsets
 

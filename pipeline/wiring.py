@@ -17,7 +17,7 @@ from pipeline.stored_floors import StoredFloors
 
 if TYPE_CHECKING:
     from pipeline.ports.bucket import Bucket
-    from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
+    from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
     from pipeline.ports.counters import Counters
     from pipeline.ports.history import History
     from pipeline.ports.log import EventLog, FloorSource
@@ -71,7 +71,7 @@ def make_log(settings: Settings) -> EventLog:
 
 def make_floor_source(settings: Settings) -> FloorSource:
     """The offsets that a log which came back without its tail must not use again."""
-    return StoredFloors(make_floors(settings), partial(make_offset_store, settings))
+    return StoredFloors(make_offset_fence(settings), partial(make_offset_store, settings))
 
 
 def make_storage(settings: Settings) -> Storage:
@@ -114,11 +114,11 @@ def make_control_events(settings: Settings) -> ControlEvents:
     return RedisControlEvents(settings)
 
 
-def make_floors(settings: Settings) -> Floors:
+def make_offset_fence(settings: Settings) -> OffsetFence:
     """The mirror of the stored offsets on `REDIS_URL`."""
-    from pipeline.store.redis import RedisFloors  # noqa: PLC0415
+    from pipeline.store.redis import RedisOffsetFence  # noqa: PLC0415
 
-    return RedisFloors(settings)
+    return RedisOffsetFence(settings)
 
 
 def make_leases(settings: Settings) -> Leases:

@@ -16,7 +16,7 @@ from pipeline.drain_counters import DrainCounters
 from pipeline.errors import SluiceError
 from pipeline.flow.age import Age
 from pipeline.pace import Pace
-from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
+from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
 from pipeline.ports.counters import Counters
 from pipeline.ports.dead_letters import DeadLetters
 from pipeline.ports.event_sink import EventSink
@@ -93,8 +93,8 @@ class WorkerContext:
         return wiring.make_control_events(self.settings)
 
     @cached_property
-    def floors(self) -> Floors:
-        return wiring.make_floors(self.settings)
+    def floors(self) -> OffsetFence:
+        return wiring.make_offset_fence(self.settings)
 
     @cached_property
     def leases(self) -> Leases:

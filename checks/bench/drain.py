@@ -133,7 +133,7 @@ def run_drain(log: EventLog, settings: Settings, count: int) -> tuple[float, flo
     clock = SystemClock()
     control = wiring.make_control_store(settings)
     storage = wiring.make_storage(settings)
-    floors = wiring.make_floors(settings)
+    floors = wiring.make_offset_fence(settings)
     stored_until = 0
     # A worker's clients have been connected by the runs before.
     identity = log.identity()

@@ -35,8 +35,8 @@ from pipeline.store.memory import (
     MemoryBucket,
     MemoryControlEvents,
     MemoryControlStore,
-    MemoryFloors,
     MemoryLeases,
+    MemoryOffsetFence,
     MemoryProgress,
     MemoryServer,
 )
@@ -148,7 +148,7 @@ class World:
             MemoryControlEvents(self.settings, self.server),
             MemoryLeases(self.settings, self.server),
             MemoryProgress(self.settings, self.server),
-            MemoryFloors(self.settings, self.server),
+            MemoryOffsetFence(self.settings, self.server),
             clock=self.clock,
         )
         self._backoff = Backoff(self.settings, self.clock)

@@ -263,7 +263,7 @@ class Mirror:
     is_complete: bool  # PostgreSQL was read in this life, so the lowest allowed offsets are not too low
 
 
-class Floors(Protocol):
+class OffsetFence(Protocol):
     """A mirror of the stored offsets, outside PostgreSQL and outside the log, with a fence.
 
     A log that comes back without its tail must not reuse an offset that was stored. Drain raises the mirror *before* it

@@ -487,8 +487,8 @@ class MemoryBucket(_Adapter):
         return rate, published.version
 
 
-class MemoryFloors(_Adapter):
-    """The mirror of the stored offsets; see Floors."""
+class MemoryOffsetFence(_Adapter):
+    """The mirror of the stored offsets; see OffsetFence."""
 
     def mirror(self, log_id: str) -> Mirror:
         with self._server.changed:

@@ -6,16 +6,16 @@ possible to pause the system while its server is full.
 
 from pipeline.store.redis_bucket import RedisBucket
 from pipeline.store.redis_control import RedisControlEvents, RedisControlStore
-from pipeline.store.redis_floors import RedisFloors
 from pipeline.store.redis_leases import RedisLeases, RedisProgress
+from pipeline.store.redis_offset_fence import RedisOffsetFence
 from pipeline.store.redis_troubles import RedisTroubles
 
 __all__ = [
     "RedisBucket",
     "RedisControlEvents",
     "RedisControlStore",
-    "RedisFloors",
     "RedisLeases",
+    "RedisOffsetFence",
     "RedisProgress",
     "RedisTroubles",
 ]

@@ -1,4 +1,4 @@
-"""The contracts of Leases, Progress and Floors, on Redis and in memory."""
+"""The contracts of Leases, Progress and OffsetFence, on Redis and in memory."""
 
 import shutil
 import threading
@@ -92,7 +92,7 @@ def test_progress_of_long_ago_counts_for_nothing(rig: ControlRig) -> None:
     assert rig.progress.note("log", {0: 10}, forget_seconds=60.0) == {0: 0.0}
 
 
-# --- Floors ---------------------------------------------------------------------------------------
+# --- OffsetFence ---------------------------------------------------------------------------------------
 
 
 def test_a_mirror_that_was_never_seeded_is_not_complete(rig: ControlRig) -> None:

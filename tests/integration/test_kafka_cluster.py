@@ -21,7 +21,7 @@ from pipeline.log.kafka_topic import TOPIC_CONFIGS
 from pipeline.ports.log import PartitionPosition
 from pipeline.sink.memory import MemorySink
 from pipeline.stopped import Hole, StoppedContext, look, skip_gap
-from pipeline.store.memory import MemoryControlStore, MemoryFloors, MemoryServer
+from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from stack.servers import ServerError, resolve_kafka
 from support.event_logs import KafkaRig, eventually, log_settings, recovered, timed
 from support.kafka_cluster import Cluster, two_brokers
@@ -52,7 +52,7 @@ class System:
         self.rig = rig
         settings, clock, server = rig.settings, SystemClock(), MemoryServer()
         self.sink = MemorySink(settings)
-        self.floors = MemoryFloors(settings, server)
+        self.floors = MemoryOffsetFence(settings, server)
         self.breaker = SinkBreaker(settings, MemoryControlStore(settings, server), clock, "test")
         self.ingest, self.log = KafkaLog(settings, self.learn_floors), KafkaLog(settings, self.learn_floors)
         self.log_id = recovered(self.log.identity, seconds_max=SECONDS_MAX).log_id

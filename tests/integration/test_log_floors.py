@@ -19,7 +19,7 @@ from pipeline.log.redis_streams import RedisStreamsLog
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink
 from pipeline.sink.migrate import migrate
-from pipeline.store.redis import RedisControlStore, RedisFloors
+from pipeline.store.redis import RedisControlStore, RedisOffsetFence
 from pipeline.wiring import make_floor_source
 from stack.servers import Server, free_port
 from support.database import ask
@@ -62,7 +62,14 @@ class OldFiles:
 
 def run_drain(settings: Settings, log: RedisStreamsLog, sink: MemorySink, **changes: Any) -> DrainOutcome:
     clock = SystemClock()
-    means = {"log": log, "sink": sink, "floors": RedisFloors(settings), "settings": settings, "clock": clock, **changes}
+    means = {
+        "log": log,
+        "sink": sink,
+        "floors": RedisOffsetFence(settings),
+        "settings": settings,
+        "clock": clock,
+        **changes,
+    }
     breaker = SinkBreaker(settings, RedisControlStore(settings), clock, "test")
     return drain(0, breaker=breaker, paused=lambda: False, **means).outcome
 
@@ -87,7 +94,7 @@ def test_a_backlog_is_drained_after_restarts_though_nothing_more_comes_in(
     assert len(sink.database.events) == 10
     # And another one, that began before, may not commit what it has read of the incarnation before
     with pytest.raises(FencedError):
-        RedisFloors(settings).raise_floor(reader.identity().log_id, "the one before", 0, 10)
+        RedisOffsetFence(settings).raise_floor(reader.identity().log_id, "the one before", 0, 10)
     writer.close()
     reader.close()
 
@@ -96,7 +103,7 @@ def test_a_batch_that_was_being_stored_when_the_tail_was_lost_keeps_its_offsets(
     system: Settings, own_log_redis: Server, tmp_path: Path
 ) -> None:
     # Given a drain that has raised the floor for a batch, and not committed it yet
-    floors = RedisFloors(system)
+    floors = RedisOffsetFence(system)
     files = OldFiles(tmp_path, (own_log_redis, "redis-log"))
     writer, reader = open_log(system), open_log(system)
     writer.append([(0, b"a")])
@@ -143,7 +150,7 @@ def both_older(
 
     def store(offset: int) -> None:
         identity = recovered(open_log(settings).identity)
-        RedisFloors(settings).raise_floor(identity.log_id, identity.incarnation, 0, offset)
+        RedisOffsetFence(settings).raise_floor(identity.log_id, identity.incarnation, 0, offset)
         ask(
             database_url,
             "INSERT INTO stored_offsets (log_id, log_partition, next_offset) VALUES (%s, 0, %s) "
@@ -204,7 +211,7 @@ def test_a_batch_whose_floor_was_lost_with_the_mirror_is_waited_for(
     with contextlib.closing(psycopg2.connect(settings.database_url)) as storing:
         with storing.cursor() as cursor:
             cursor.execute("INSERT INTO stored_offsets VALUES (%s, 0, 10)", [identity.log_id])
-        RedisFloors(settings).raise_floor(identity.log_id, identity.incarnation, 0, 10)
+        RedisOffsetFence(settings).raise_floor(identity.log_id, identity.incarnation, 0, 10)
         # When the mirror is lost, and the log restarts
         with redis.Redis.from_url(settings.redis_url) as client:
             client.flushall()

@@ -9,14 +9,14 @@ from typing import Any
 import redis
 
 from pipeline.ports.bucket import Bucket
-from pipeline.ports.control import ControlEvents, ControlStore, Floors, Leases, Progress, Troubles
+from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
 from pipeline.settings import Settings
 from pipeline.store.memory import (
     MemoryBucket,
     MemoryControlEvents,
     MemoryControlStore,
-    MemoryFloors,
     MemoryLeases,
+    MemoryOffsetFence,
     MemoryProgress,
     MemoryServer,
     MemoryTroubles,
@@ -25,8 +25,8 @@ from pipeline.store.redis import (
     RedisBucket,
     RedisControlEvents,
     RedisControlStore,
-    RedisFloors,
     RedisLeases,
+    RedisOffsetFence,
     RedisProgress,
     RedisTroubles,
 )
@@ -39,7 +39,7 @@ class ControlRig:
     settings: Settings
     store: ControlStore
     events: ControlEvents
-    floors: Floors
+    floors: OffsetFence
     leases: Leases
     progress: Progress
     troubles: Troubles
@@ -65,7 +65,7 @@ def redis_rig(settings: Settings) -> ControlRig:
         settings,
         RedisControlStore(settings),
         RedisControlEvents(settings),
-        RedisFloors(settings),
+        RedisOffsetFence(settings),
         RedisLeases(settings),
         RedisProgress(settings),
         RedisTroubles(settings),
@@ -82,7 +82,7 @@ def memory_rig(settings: Settings, server: MemoryServer | None = None) -> Contro
         settings,
         MemoryControlStore(settings, server),
         MemoryControlEvents(settings, server),
-        MemoryFloors(settings, server),
+        MemoryOffsetFence(settings, server),
         MemoryLeases(settings, server),
         MemoryProgress(settings, server),
         MemoryTroubles(settings, server),

@@ -22,7 +22,7 @@ from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink, MemoryStore
-from pipeline.store.memory import MemoryControlStore, MemoryFloors, MemoryServer
+from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from support.records import numbered_batch, record
 
 STEP_SECONDS = 0.5  # what each look at the pause reasons takes, on the manual clock
@@ -36,7 +36,7 @@ class Rig:
         self.settings = replace(Settings(), **quick)
         self.clock = ManualClock()
         self.server = MemoryServer(self.clock)
-        self.floors = MemoryFloors(self.settings, self.server)
+        self.floors = MemoryOffsetFence(self.settings, self.server)
         self.log_server = MemoryLogServer(2)
         self.ingest = MemoryLog(floors=FloorsOf(self.floors), server=self.log_server)
         self.log = MemoryLog(floors=FloorsOf(self.floors), server=self.log_server)
@@ -89,7 +89,7 @@ class Rig:
 class FloorsOf:
     """Where a restarted MemoryLog learns its floors."""
 
-    def __init__(self, floors: MemoryFloors) -> None:
+    def __init__(self, floors: MemoryOffsetFence) -> None:
         self._floors = floors
 
     def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> dict[int, int]:
@@ -807,7 +807,7 @@ def test_a_fence_that_comes_too_late_is_noticed(rig: Rig) -> None:
     rig.append(0, 10)
     rig.server.flush()
 
-    class Late(MemoryFloors):
+    class Late(MemoryOffsetFence):
         def fence(self, log_id: str, incarnation: str) -> Mirror:
             if not fenced:
                 rig.log_server.restart()
@@ -926,7 +926,7 @@ def _no_threads_stay_behind() -> Iterator[None]:
 
 def test_the_store_error_is_not_the_sinks(rig: Rig) -> None:
     # Given floors that fail while the sink works
-    class Away(MemoryFloors):
+    class Away(MemoryOffsetFence):
         def raise_floor(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
             raise StoreUnavailableError
 

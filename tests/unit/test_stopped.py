@@ -22,7 +22,7 @@ from pipeline.stopped import (
     look,
     skip_gap,
 )
-from pipeline.store.memory import MemoryFloors, MemoryServer
+from pipeline.store.memory import MemoryOffsetFence, MemoryServer
 from support.event_logs import NoFloors
 from support.records import record
 
@@ -39,7 +39,9 @@ class Rig:
         self.database = MemoryStore()
         self.other = MemorySink(settings, self.database)
         self.control = MemoryServer()
-        self.means = StoppedContext(self.log, MemorySink(settings, self.database), MemoryFloors(settings, self.control))
+        self.means = StoppedContext(
+            self.log, MemorySink(settings, self.database), MemoryOffsetFence(settings, self.control)
+        )
         identity = self.log.identity()
         self.log_id = identity.log_id
         self.log.append([(PARTITION, record(number)) for number in range(10)])
@@ -115,7 +117,7 @@ def test_a_log_that_was_restarted_meanwhile_is_asked_again(rig: Rig) -> None:
     rig.server.trim(PARTITION, 8)
     rig.means.floors.fence(rig.log_id, "a newer incarnation")
 
-    class Restarting(MemoryFloors):
+    class Restarting(MemoryOffsetFence):
         def fence(self, log_id: str, incarnation: str) -> Mirror:
             mirror = super().fence(log_id, incarnation)
             rig.server.restart()
@@ -166,7 +168,7 @@ def test_the_floor_comes_down_with_the_offset_and_not_before(rig: Rig) -> None:
     # When the floor can't be lowered, once the offset is
     lowered: list[int] = []
 
-    class Failing(MemoryFloors):
+    class Failing(MemoryOffsetFence):
         def lower_floor(self, log_id: str, partition: int, offset: int) -> None:
             lowered.append(rig.stored)
             raise StoreUnavailableError

@@ -9,8 +9,8 @@ from pipeline.store.connection import ControlConnection, load_script
 _LIBRARY = "floors_lib"
 
 
-class RedisFloors:
-    """One hash for each log; see Floors.
+class RedisOffsetFence:
+    """One hash for each log; see OffsetFence.
 
     Its weakness: a server process whose memory is restored together with the process (a snapshot of a running host)
     does not notice it. For that reason PostgreSQL is read as well.
