@@ -107,6 +107,15 @@ class BucketBound:
         self._least = min(self._least, self._ahead)
 
 
+@dataclass(slots=True)
+class _Held:
+    """Tokens of one grant that a process has not spent."""
+
+    version: int  # of the rate under which they were granted
+    left: int
+    is_void_soon: bool = False
+
+
 class LeaseBound:
     """What was granted to one process and is neither spent nor void: never below 0.
 
@@ -117,33 +126,40 @@ class LeaseBound:
     def __init__(self, violations: Violations, name: str) -> None:
         self._violations = violations
         self._name = name
-        self._grants: deque[list[float]] = deque()  # version, rate, tokens left
+        self._grants: deque[_Held] = deque()
+        self._latest: Grant | None = None
         self._version = -1  # of the newest publication that has reached the process
 
     def note_grant(self, grant: Grant) -> None:
-        """The bucket has granted tokens to the process."""
-        for held in self._grants:
-            if held[0] == grant.version:
-                held[1] = min(held[1], grant.rate)
+        """The bucket has answered the process."""
+        latest, self._latest = self._latest, grant
+        if latest is not None and grant.version != latest.version and grant.rate < latest.rate:
+            for held in self._grants:  # the answer voids them when it arrives, which is before the next publication
+                held.is_void_soon = True
         if grant.granted:
-            self._grants.append([grant.version, grant.rate, grant.granted])
+            self._grants.append(_Held(grant.version, grant.granted))
 
     def note_rate(self, version: int, rate: float) -> None:
         """A published rate has reached the process: it voids what was granted earlier under a higher one."""
         if version <= self._version:
             return
         self._version = version
-        if any(held[0] < version and held[1] > rate for held in self._grants):
-            self._grants = deque(held for held in self._grants if held[0] >= version or held[1] <= rate)
+        latest = self._latest
+        if latest is None:
+            return
+        falls = latest.version < version and rate < latest.rate
+        self._grants = deque(
+            held for held in self._grants if not held.is_void_soon and not (falls and held.version < version)
+        )
 
     def note_admitted(self, count: int, now: float) -> None:
         """The process has admitted a body."""
         grants = self._grants
         while count and grants:
-            spent = min(count, int(grants[0][2]))
+            spent = min(count, grants[0].left)
             count -= spent
-            grants[0][2] -= spent
-            if grants[0][2] <= 0:
+            grants[0].left -= spent
+            if grants[0].left <= 0:
                 grants.popleft()
         if count:
             self._violations.add(now, "lease", f"{self._name} admitted {count} events without valid tokens")

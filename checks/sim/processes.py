@@ -5,15 +5,16 @@ import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
-from checks.sim.bounds import LeaseBound, WatchedBucket
+from checks.sim.bounds import LeaseBound
 from checks.sim.virtual import VirtualLoop
 from ingest.admission import Admission
 from ingest.errors import RateLimitedError, whole_seconds
 from pipeline.metrics import IngestMetrics
+from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import ControlState, rate_after_override
 from pipeline.settings import Settings
 
@@ -22,17 +23,22 @@ _AT_ONCE_SECONDS: Final = (0.05, 0.3)
 # The share of refused bodies that a client repeats; the others are dropped, as by a client that ends.
 _REPEATED_SHARE: Final = 0.9
 
-Answered = Callable[[RateLimitedError | None], None]
+Answered = Callable[[int, RateLimitedError | None], None]  # partition; None: the body was admitted
 
 
 class IngestProcess:
     """One ingest process: the shipped admission on virtual time, and its follower's part of the work."""
 
-    def __init__(self, settings: Settings, bucket: WatchedBucket, lease: LeaseBound, loop: VirtualLoop) -> None:
+    def __init__(self, settings: Settings, bucket: Bucket, lease: LeaseBound, loop: VirtualLoop) -> None:
         self._loop = loop
         self._lease = lease
         self.admission = Admission(settings, bucket, loop.clock, IngestMetrics(CollectorRegistry()))
         self.admission.start(loop.as_event_loop())
+
+    @property
+    def held(self) -> int:
+        """Tokens of its lease."""
+        return self.admission._left
 
     def follow(self, state: ControlState, seconds: float) -> None:
         """Take a state that was published, `seconds` later."""
@@ -46,22 +52,22 @@ class IngestProcess:
         self.admission.note_rate(rate.version, rate.rate, ends_in=ends_in, rate_after=rate_after_override(state))
         self._lease.note_rate(rate.version, rate.rate)
 
-    def offer(self, count: int, answered: Answered) -> None:
+    def offer(self, count: int, partition: int, answered: Answered) -> None:
         """Ask for the admission of a body. `answered` gets None if it was admitted, else the refusal."""
         if self.admission.take_now(count):
             self._admitted(count)
-            answered(None)
+            answered(partition, None)
         else:
-            self._drive(self._ask(count, answered))
+            self._drive(self._ask(count, partition, answered))
 
-    async def _ask(self, count: int, answered: Answered) -> None:
+    async def _ask(self, count: int, partition: int, answered: Answered) -> None:
         try:
             await self.admission.take(count)
         except RateLimitedError as refusal:
-            answered(refusal)
+            answered(partition, refusal)
         else:
             self._admitted(count)
-            answered(None)
+            answered(partition, None)
 
     def _admitted(self, count: int) -> None:
         if not self.admission.is_local:
@@ -94,6 +100,8 @@ class Load:
     is_even: bool = False  # bodies at equal distances; otherwise at random ones (Poisson)
     # Not 0: so many senders, each with one body at a time. A sender keeps its body until it is admitted.
     senders: int = 0
+    # All events of a body have one key, so they go to one partition; otherwise they are spread.
+    has_one_key: bool = False
 
 
 class Counts:
@@ -107,6 +115,25 @@ class Counts:
         self.refused = 0
 
 
+class Destination(Protocol):
+    """Where admitted bodies go. A partition of -1: the body is spread among all."""
+
+    def choose_partition(self) -> int:
+        """The partition of a body with one key."""
+
+    def wait_seconds(self, partition: int, count: int) -> float:
+        """0, or how long a body must wait for the limit of its partition, which only experiments have."""
+
+    def give_back(self, partition: int, count: int) -> None:
+        """A body that its partition's limit let pass was refused by the shipped admission."""
+
+    def accept(self, partition: int, count: int) -> None:
+        """A body was admitted."""
+
+
+SPREAD: Final = -1
+
+
 class Clients:
     """The clients of one load. Each body goes to a process by chance."""
 
@@ -116,19 +143,19 @@ class Clients:
         processes: list[IngestProcess],
         loop: VirtualLoop,
         rng: random.Random,
-        admitted: Callable[[int], None],
+        destination: Destination,
     ) -> None:
         self.load = load
         self.counts = Counts()
         self._processes = processes
         self._loop = loop
         self._rng = rng
-        self._note_admitted = admitted
+        self._destination = destination
         self._began_at = loop.time()
         self._due = 0.0  # bodies
         self._next = 1.0 if load.is_even else rng.expovariate(1.0)
         for _ in range(load.senders):
-            loop.call_later(rng.random(), self._send_next)
+            loop.call_later(rng.random(), self._send_new)
 
     def step(self, at: float, seconds: float) -> None:
         """Send the bodies of one step."""
@@ -139,36 +166,46 @@ class Clients:
         while self._due >= self._next:
             self._due -= self._next
             self._next = 1.0 if load.is_even else self._rng.expovariate(1.0)
-            self._send()
+            self._send_new()
 
-    def _send(self) -> None:
-        counts, body = self.counts, self.load.body
-        counts.offered += body
+    def _send_new(self) -> None:
+        self._send(self._destination.choose_partition() if self.load.has_one_key else SPREAD)
+
+    def _send(self, partition: int) -> None:
+        body = self.load.body
+        self.counts.offered += body
+        if partition != SPREAD:
+            wait_seconds = self._destination.wait_seconds(partition, body)
+            if wait_seconds:
+                self._refused(partition, wait_seconds)
+                return
         processes = self._processes
         process = processes[0] if len(processes) == 1 else processes[int(self._rng.random() * len(processes))]
-        process.offer(body, self._answered)
+        process.offer(body, partition, self._answered)
 
-    def _answered(self, refusal: RateLimitedError | None) -> None:
-        body, rng = self.load.body, self._rng
-        if refusal is None:
-            self.counts.admitted += body
-            self._note_admitted(body)
-            if self.load.senders:
-                self._loop.call_later(self._pause_seconds(), self._send)
+    def _answered(self, partition: int, refusal: RateLimitedError | None) -> None:
+        body = self.load.body
+        if refusal is not None:
+            if partition != SPREAD:
+                self._destination.give_back(partition, body)
+            self._refused(partition, refusal.retry_after_seconds)
             return
-        self.counts.refused += body
-        after = self.load.after_refusal
+        self.counts.admitted += body
+        self._destination.accept(partition, body)
+        if self.load.senders:
+            self._loop.call_later(self._pause_seconds(), self._send_new)
+
+    def _refused(self, partition: int, retry_after_seconds: float) -> None:
+        rng, after = self._rng, self.load.after_refusal
+        self.counts.refused += self.load.body
         if after is AfterRefusal.DROP or (not self.load.senders and rng.random() > _REPEATED_SHARE):
             return
         wait_seconds = (
-            whole_seconds(refusal.retry_after_seconds, draw=rng.random())
+            whole_seconds(retry_after_seconds, draw=rng.random())
             if after is AfterRefusal.OBEY
             else rng.uniform(*_AT_ONCE_SECONDS)
         )
-        self._loop.call_later(wait_seconds, self._send)
-
-    def _send_next(self) -> None:
-        self._send()
+        self._loop.call_later(wait_seconds, self._send, partition)
 
     def _pause_seconds(self) -> float:
         """Between two bodies of one sender, so that all senders together offer the load's rate."""

@@ -31,6 +31,7 @@ def random_scenario(seed: int) -> tuple[Scenario, Arm]:
     sink = round(10 ** rng.uniform(2.0, 4.3))
     times = rng.choice((0.3, 0.8, 1.0, 1.5, 2.0, 5.0, 10.0))
     partitions = rng.choice((1, 2, 4, 4, 8))
+    period = rng.choice((0.5, 1.0, 2.0, 5.0))
     rate_min = rng.choice((1.0, 10.0, 100.0))
     scenario = Scenario(
         f"{NAME} {seed}",
@@ -46,8 +47,9 @@ def random_scenario(seed: int) -> tuple[Scenario, Arm]:
         faults=_faults(rng, sink),
         settings={
             "rate_min": rate_min,
-            "regulate_seconds": rng.choice((0.5, 1.0, 2.0, 5.0)),
-            "rate_hold_periods": rng.choice((1, 3, 6)),
+            "regulate_seconds": period,
+            "rate_hold_seconds": period * rng.choice((1.5, 3.0, 6.0)),
+            "rate_halving_seconds": rng.choice((0.5, 1.0, 5.0)),
             "burst_seconds": rng.choice((0.3, 1.0, 1.0, 5.0)),
             "lease_seconds": rng.choice((0.03, 0.1, 0.3)),
             "sink_call_seconds_max": rng.choice((0.2, 1.0, 2.0)),

@@ -9,11 +9,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Final
 
 from checks.sim.bounds import BucketBound, ControlBound, LeaseBound, Violations, WatchedBucket
-from checks.sim.processes import Clients, IngestProcess, Load
+from checks.sim.experiments import Experiment, Surroundings
+from checks.sim.processes import SPREAD, Clients, IngestProcess, Load
 from checks.sim.sink import Conditions, Sink, spread
 from checks.sim.timeline import Second, Timeline
 from checks.sim.virtual import VirtualLoop
@@ -24,10 +24,10 @@ from pipeline.flow.age import Age
 from pipeline.log.memory import MemoryLog
 from pipeline.names import PauseReason
 from pipeline.policies import make_policy
-from pipeline.ports.control import AskedPause, Override
+from pipeline.ports.control import AskedPause, Bands, Override
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
-from pipeline.ports.rate import BatchStart
+from pipeline.ports.rate import BatchStart, RatePolicy
 from pipeline.probe import Backoff, probe
 from pipeline.regulate import Control, Database, regulate
 from pipeline.settings import Settings
@@ -86,10 +86,11 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Arm:
-    """A control law to simulate: the settings, which select the shipped policy."""
+    """A control law to simulate: the settings, which select the shipped policy, and what an experiment adds."""
 
     name: str
     settings: Callable[[Settings, Scenario], Settings]
+    experiment: Callable[[Surroundings], Experiment] = Experiment
 
 
 class World:
@@ -120,14 +121,18 @@ class World:
             batch_max=scenario.batch_max,
             late_seconds=scenario.late_seconds,
         )
+        self.experiment = arm.experiment(
+            Surroundings(scenario.partitions, self._lags, self._not_appended, self.clock.monotonic)
+        )
         self.log = MemoryLog(scenario.partitions)
         self.violations = Violations(self.began_at)
         body_max = max(load.body for load in scenario.loads)
         self.bucket_bound = BucketBound(self.violations, body_max=body_max, now=self.began_at)
         self.control_bound = ControlBound(self.violations, self.settings)
         self.processes = [self._make_process(number) for number in range(scenario.processes)]
-        self._accepted = 0  # in this step
-        self.clients = [Clients(load, self.processes, self.loop, self.rng, self._accept) for load in scenario.loads]
+        self._spread = 0  # events accepted in this step, to be spread among the partitions
+        self._partition_numbers = range(scenario.partitions)
+        self.clients = [Clients(load, self.processes, self.loop, self.rng, self) for load in scenario.loads]
         self.timeline = Timeline()
         self.is_down = False
         self.is_paused = False  # by an operator
@@ -165,7 +170,7 @@ class World:
         bucket = WatchedBucket(
             MemoryBucket(self.settings, self.server), self.bucket_bound, lease, self.clock.monotonic, self._note_version
         )
-        return IngestProcess(self.settings, bucket, lease, self.loop)
+        return IngestProcess(self.settings, self.experiment.bucket(bucket), lease, self.loop)
 
     # --- What the shipped parts ask of the simulated ones -------------------------------------------------------------
 
@@ -237,6 +242,9 @@ class World:
         with suppress(StoreUnavailableError):
             action(self, fault)
 
+    def _policy_of(self, asked_bands: Bands | None) -> RatePolicy:
+        return self.experiment.policy(make_policy(self.settings, asked_bands))
+
     def _tick(self) -> None:
         """One tick of the shipped control loop."""
         if self.server.is_away:
@@ -245,7 +253,7 @@ class World:
             held.end, held.committed = one.appended, one.stored
         regulate(
             settings=self.settings,
-            policy_of=partial(make_policy, self.settings),
+            policy_of=self._policy_of,
             log=self.log,
             database=self._database,
             control=self.control,
@@ -273,8 +281,34 @@ class World:
 
     # --- The run ------------------------------------------------------------------------------------------------------
 
-    def _accept(self, count: int) -> None:
-        self._accepted += count
+    def choose_partition(self) -> int:
+        """The partition of a body with one key; see Destination."""
+        shares = self._shares(self.clock.monotonic() - self.began_at)
+        return self.rng.choices(self._partition_numbers, shares)[0]
+
+    def wait_seconds(self, partition: int, count: int) -> float:
+        """See Destination."""
+        return self.experiment.wait_seconds(partition, count)
+
+    def give_back(self, partition: int, count: int) -> None:
+        """See Destination."""
+        self.experiment.give_back(partition, count)
+
+    def accept(self, partition: int, count: int) -> None:
+        """See Destination."""
+        if partition == SPREAD:
+            self._spread += count
+        else:
+            self.sink.partitions[partition].append(count, self.clock.monotonic())
+
+    def _shares(self, at: float) -> Sequence[float]:
+        return self._equal_shares if self.scenario.shares is None else self.scenario.shares(at)
+
+    def _lags(self) -> list[int]:
+        return [one.lag for one in self.sink.partitions]
+
+    def _not_appended(self) -> float:
+        return self._spread + sum(process.held for process in self.processes)
 
     def run(self) -> Timeline:
         """Run the scenario to its end."""
@@ -299,15 +333,11 @@ class World:
         return self.timeline
 
     def _append(self, at: float, now: float) -> None:
-        count, self._accepted = self._accepted, 0
-        if count == 0:
-            return
-        partitions = self.sink.partitions
-        shares = self.scenario.shares
-        parts = spread(count, self._equal_shares if shares is None else shares(at), self.rng)
-        for one, part in zip(partitions, parts, strict=True):
-            if part:
-                one.append(part, now)
+        count, self._spread = self._spread, 0
+        if count:
+            for one, part in zip(self.sink.partitions, spread(count, self._shares(at), self.rng), strict=True):
+                if part:
+                    one.append(part, now)
 
     def _store(self, at: float, now: float, second: Second) -> None:
         scenario, seconds = self.scenario, self.scenario.step_seconds
