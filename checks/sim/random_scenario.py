@@ -120,6 +120,7 @@ def unused(scenario: Scenario, timeline: Timeline) -> Violation | None:
     offered = sum(second.offered for second in tail)
     admitted = sum(second.admitted for second in tail)
     body = max(load.body for load in scenario.loads)
-    if admitted >= _USED_SHARE * min(offered, rate * count) - 2 * body:
+    due = sum(min(second.offered, rate) for second in tail)
+    if admitted >= _USED_SHARE * due - 2 * body:
         return None
     return Violation(scenario.seconds, "unused", f"{admitted} events admitted of {offered}, at a rate of {rate:g}/s")
