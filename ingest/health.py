@@ -10,7 +10,7 @@ from msgspec import Meta
 from ingest.appender import LogStatus
 from pipeline.follower import ControlSnapshot
 from pipeline.health.judge import judge
-from pipeline.health.snapshot import STALE_PERIODS, HealthInputs, Outlook, make_inputs
+from pipeline.health.snapshot import HealthInputs, Outlook, make_inputs, silent_seconds
 from pipeline.names import BreakerState, Health
 from pipeline.ports.control import Override
 from pipeline.settings import Settings
@@ -108,7 +108,7 @@ def _store_problem(sources: HealthSources) -> str | None:
     if sources.is_store_away:
         return "it did not answer the last time"
     age = sources.control.state_age_seconds(sources.now)
-    if age > STALE_PERIODS * sources.settings.regulate_seconds:
+    if age > silent_seconds(sources.settings.regulate_seconds):
         return f"nothing was read from it for {age:.0f} s"
     return None
 

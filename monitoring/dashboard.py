@@ -66,6 +66,14 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                    ("sum", "max(sluice_lag_events)"),
                    ("degraded from", "max(sluice_lag_degraded_events)"),
                    ("critical above", "max(sluice_lag_critical_events)"))),
+            Panel("Time to drain, by partition", "Seconds that PostgreSQL needs for what waits. With "
+                  "RATE_POLICY=drain_time, the rate keeps the longest near the target.",
+                  (("partition {{partition}}", "max by (partition) (sluice_drain_seconds)"),), "s"),
+            Panel("Capacity and rate", "What PostgreSQL stores when it is fully used, as RATE_POLICY=drain_time "
+                  "measures it, and the rate that follows from it.",
+                  (("capacity", "max(sluice_capacity_events_per_second)"),
+                   ("rate limit", "max(rate_limiter_rate_limit)"),
+                   ("accepted", "sluice:accepted_events:rate1m")), "eps"),
             Panel("Admitted and offered", "Events a second. Above the rate limit they are refused; a body that was "
                   "refused unread counts as one event offered.",
                   (("offered", "sluice:offered_events:rate1m"),

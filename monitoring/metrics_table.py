@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from dataclasses import replace
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -11,7 +12,10 @@ from ingest.errors import status_of
 from pipeline.clock import SystemClock
 from pipeline.metrics import IngestMetrics, LoopsCollector, RequestsByStatus
 from pipeline.names import LoopName, Mode
+from pipeline.policies import make_policy
+from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.control import Consumption
+from pipeline.ports.rate import PartitionSample, PolicyRecord, RateSample
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 from pipeline.store.memory_counters import MemoryCounters
@@ -44,12 +48,21 @@ def system_metrics(log_url: str) -> list[Metric]:
         store.publish_rate(
             base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=1, lag_known_at=server.clock.now(), by="table",
             consumption=Consumption({0: 1}, 1, 1.0, {0: 1.0}),
+            policy=_policy_record(settings),
         )  # fmt: skip
         MemoryBucket(settings, server).take(needed=1, wanted=1, process="table")
         names = ("dead_letters", "dead_letter_conflicts", "database_bytes", "connections", "connections_max")
         counters.note(dict.fromkeys(names, 0), seconds=60)
         context = MetricsContext(settings, SystemClock(), store, counters, lambda: (1, 1))
         return list(SystemCollector(context).collect())
+
+
+def _policy_record(settings: Settings) -> PolicyRecord:
+    """The record of the policy that has the most metrics."""
+    decision = DrainTimePolicy.make(settings).decide(RateSample(None, {0: PartitionSample(1, 1)}), None)
+    bands = make_policy(settings).describe()
+    explanation = decision.explanation
+    return PolicyRecord(replace(explanation, thresholds=(*bands.thresholds, *explanation.thresholds)))
 
 
 def groups() -> dict[str, list[Metric]]:

@@ -154,6 +154,14 @@ CONSUMPTION_PAUSED: Final = Declared(
 LAG_DEGRADED: Final = Declared("sluice_lag_degraded_events", "Lag from which the rate falls")
 # The upper threshold for the lag.
 LAG_CRITICAL: Final = Declared("sluice_lag_critical_events", "Lag above which the rate is at its floor")
+# What the rate policy takes for the sink's capacity. Only a policy that measures it shows it.
+CAPACITY: Final = Declared(
+    "sluice_capacity_events_per_second", "Events a second that PostgreSQL stores when it is fully used, as measured"
+)
+# One partition far above the others: its drain is slow, or its key is hot.
+DRAIN_SECONDS: Final = Declared(
+    "sluice_drain_seconds", "Seconds that the sink needs to store what waits in a partition", ("partition",)
+)
 # Why the rate is as it is, for any policy. The partition is empty for a value of the whole system.
 RATE_POLICY: Final = Declared(
     "sluice_rate_policy_figure",

@@ -327,13 +327,21 @@ class Settings:
     # --- Control loop ------------------------------------------------------------------------------------------
     rate_policy: str = _setting(
         "bands",
-        "What the admitted rate follows. bands: the lag in events, between LAG_DEGRADED and LAG_CRITICAL",
-        choices=("bands",),
-        when="on the control worker: it alone decides the rate",
+        "What the admitted rate follows. bands: the lag in events, between LAG_DEGRADED and LAG_CRITICAL. drain_time: "
+        "what PostgreSQL stores; it changes the defaults of RATE_MAX to 50000 and of REGULATE_SECONDS to 1",
+        choices=("bands", "drain_time"),
+        when="drain_time where the capacity of PostgreSQL is not known or changes; set it for every process",
+    )
+    drain_target_seconds: float = _setting(
+        2.0,
+        "drain_time: time within which the events that wait in the log should be stored",
+        low=0.2,
+        high=60,
+        when="higher where batches take seconds; lower for fresher events at the price of some throughput",
     )
     rate_max: float = _setting(
         1000.0,
-        "Admitted rate at low lag, events/s",
+        "bands: admitted rate at low lag, events/s. drain_time: the highest rate, only for safety (50000)",
         low=1,
         high=10_000_000,
         when="first of all: what the sink takes for hours, with some reserve",
@@ -361,7 +369,7 @@ class Settings:
     )
     regulate_seconds: float = _setting(
         5.0,
-        "Period of the control loop",
+        "Period of the control loop; 1 with RATE_POLICY=drain_time",
         low=0.1,
         high=300,
         when="the lag swings: lower; it also is the age at which health doubts the controller (three periods)",
@@ -566,6 +574,8 @@ class Settings:
                 values[name] = _parse(text, kind)
             except ValueError:
                 problems.append(f"{name.upper()}={text!r} is not {_KIND_WORDS[kind]}")
+        for name, value in _DEFAULTS_OF_POLICY.get(values.get("rate_policy", ""), {}).items():
+            values.setdefault(name, value)
         if problems:
             raise SettingsError("settings that make no sense: " + "; ".join(problems))
         return cls(**values)
@@ -575,6 +585,11 @@ class Settings:
         """`redis` or `kafka`: the event log's kind."""
         return urlsplit(self.event_log_url).scheme
 
+
+# Other defaults for a rate policy: for values that the environment leaves out.
+_DEFAULTS_OF_POLICY: Final[dict[str, dict[str, float]]] = {
+    "drain_time": {"rate_max": 50_000.0, "regulate_seconds": 1.0}
+}
 
 # The allowed schemes of each server's URL. REDIS_URL is Celery's broker too.
 _SCHEMES: Final = {

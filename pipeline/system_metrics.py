@@ -18,6 +18,7 @@ from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.flow.age import Age
 from pipeline.flow.bucket import burst_of
+from pipeline.health.snapshot import silent_seconds
 from pipeline.metrics import Declared
 from pipeline.names import BreakerState, DropReason, Mode, PauseReason
 from pipeline.policies import explanation_of
@@ -30,7 +31,6 @@ _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 FACTS_SECONDS: Final = 60.0  # results of PostgreSQL queries older than this are not shown
-STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which its lag is not shown
 _OUTCOMES: Final = (
     "finished", "busy", "paused", "breaker_open", "sink_away", "log_away", "store_away", "unsettled", "log_gap",
     "poisoned",
@@ -168,7 +168,9 @@ def _control_gauges(state: ControlState, settings: Settings, controller_age: flo
             [one.value for one in PauseReason],
             [pause.reason.value for pause in state.pauses],
         )
-    yield from _policy_gauges(explanation_of(settings, state))
+    policy = explanation_of(settings, state)
+    is_silent = controller_age > silent_seconds(settings.regulate_seconds)
+    yield from _policy_gauges(policy.without_figures() if is_silent else policy)
 
 
 def _policy_gauges(policy: Explanation) -> Iterator[Metric]:
@@ -180,10 +182,16 @@ def _policy_gauges(policy: Explanation) -> Iterator[Metric]:
         )
         if threshold.measure == MEASURE_LAG and threshold.mode in _LAG_THRESHOLDS:
             yield _LAG_THRESHOLDS[threshold.mode].gauge(threshold.value)
+    drain = metrics.DRAIN_SECONDS.gauge()
     for figure in policy.figures:
         partition = "" if figure.partition is None else str(figure.partition)
         family.add_metric([policy.policy, figure.name, figure.unit, partition], figure.value)
-    yield family
+        if figure.name == "drain_seconds" and partition:
+            drain.add_metric([partition], figure.value)
+    capacity = policy.figure("capacity_events_per_second")
+    if capacity is not None:
+        yield metrics.CAPACITY.gauge(capacity)
+    yield from (drain, family)
 
 
 def _lag_gauges(state: ControlState, settings: Settings, controller_age: float) -> Iterator[Metric]:
@@ -191,7 +199,7 @@ def _lag_gauges(state: ControlState, settings: Settings, controller_age: float) 
     rate = state.rate
     if rate is None or rate.lag is None or rate.consumption is None:
         return
-    if controller_age > STALE_PERIODS * settings.regulate_seconds:
+    if controller_age > silent_seconds(settings.regulate_seconds):
         return
     lag = (metrics.KAFKA_LAG if settings.log_scheme == "kafka" else metrics.REDIS_LAG).gauge()
     for partition, events in sorted(rate.consumption.lag_by_partition.items()):

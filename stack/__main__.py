@@ -20,6 +20,7 @@ _EXAMPLES: Final = """\
 examples:
   ./run.sh                          everything in the foreground, event log on Redis Streams; Ctrl-C stops it
   ./run.sh --log kafka              the same on Apache Kafka (Java 17 and Maven)
+  ./run.sh --policy drain-time      the admitted rate follows what PostgreSQL stores, not the lag in events
   INGEST_PROCESSES=2 ./run.sh       two ingest processes on one port
   ./run.sh --detach                 return when everything is ready
   eval "$(./run.sh env)"            addresses of the running system into the shell
@@ -44,6 +45,8 @@ def main() -> int:
     arguments = _parse()
     try:
         surroundings.clear(os.environ)
+        if arguments.policy is not None:
+            os.environ["RATE_POLICY"] = arguments.policy.replace("-", "_")
         system = System(StackConfig.from_environ(arguments.log))
         match arguments.command:
             case "up":
@@ -82,6 +85,12 @@ def _parse() -> Any:
             help="the event log (default: as last time, or redis)",
         )
         starter.add_argument(
+            "--policy",
+            choices=("bands", "drain-time"),
+            default=argparse.SUPPRESS,
+            help="the rate policy (default: RATE_POLICY, or bands)",
+        )
+        starter.add_argument(
             "--detach", action="store_true", default=argparse.SUPPRESS, help="return once everything is ready"
         )
     commands.add_parser("stop", help="stop the system")
@@ -91,7 +100,7 @@ def _parse() -> Any:
     logs.add_argument("name", nargs="?", help="a name from ./run.sh status; without one, all")
     clean = commands.add_parser("clean", help="delete the data")
     clean.add_argument("--yes", action="store_true", help="do not ask")
-    parser.set_defaults(log=None, detach=False, command="up")
+    parser.set_defaults(log=None, policy=None, detach=False, command="up")
     return parser.parse_args()
 
 

@@ -85,7 +85,7 @@ def set_rate_limit(context: WorkerContext, by: str, rate: float, seconds: float 
     state = context.control.state()
     words = (
         f"At most {rate_text(rate)} are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
-        f"{by}: {why}. Then the lag decides again."
+        f"{by}: {why}. Then the rate policy decides again."
     )
     if state.rate is not None and state.rate.rate < rate:
         words += f" While the breaker is open it is {rate_text(state.rate.rate)}."

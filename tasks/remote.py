@@ -183,7 +183,7 @@ def set_rate_limit(
 
 @control_command(variadic="words", signature="[reason …]")
 def clear_rate_limit(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """End a rate that was set by hand: the lag decides again."""
+    """End a rate that was set by hand: the rate policy decides again."""
     return _done(state, ticket, lambda context: commands.clear_rate_limit(context, by, _why(words)))
 
 

@@ -25,6 +25,7 @@ COLUMNS: Final = (
     "drained",  # events/s
     "breaker",  # closed, open, half-open or unknown
     "paused",  # whether consumption is paused; None if unknown
+    "measure",  # what the thresholds of the rate policy are about; None if that is the lag
 )
 
 
@@ -54,6 +55,7 @@ class Point:
             _rounded(self.drained),
             self.sample.get("breaker", "unknown"),
             self.sample.get("paused"),
+            _rounded(self.sample.get("measure")),
         ]
 
 

@@ -167,4 +167,9 @@ class Recorder:
 
 
 def _of_state(state: ControlState) -> dict[str, Any]:
-    return {"breaker": state.breaker.value, "paused": None if state.pauses is None else paused(state.pauses)}
+    policy = None if state.rate is None else state.rate.policy
+    return {
+        "breaker": state.breaker.value,
+        "paused": None if state.pauses is None else paused(state.pauses),
+        "measure": None if policy is None else policy.explanation.measure,
+    }

@@ -11,6 +11,8 @@ from pipeline.ports.rate import Explanation
 from pipeline.settings import Settings
 
 STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which it counts as silent
+# But not before this: a tick that waits for a frozen PostgreSQL takes some seconds.
+SILENT_SECONDS_MIN: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class HealthInputs:
     @property
     def is_controller_silent(self) -> bool:
         """Whether the controller has not published for too long, or never has."""
-        return self.controller_age is None or self.controller_age > STALE_PERIODS * self.controller_period
+        return self.controller_age is None or self.controller_age > silent_seconds(self.controller_period)
 
     @property
     def seconds_to_empty(self) -> float | None:
@@ -129,6 +131,11 @@ class HealthInputs:
         return "lag is unknown" if self.mode is Mode.UNKNOWN else explained or f"the mode is {self.mode.value}"
 
 
+def silent_seconds(period: float) -> float:
+    """The time without a publication after which the controller counts as silent; `period` is of the control loop."""
+    return max(STALE_PERIODS * period, SILENT_SECONDS_MIN)
+
+
 def make_inputs(
     settings: Settings,
     *,
@@ -170,7 +177,8 @@ def make_inputs(
         log_problem=log_problem,
     )
     if rate is None or known.is_controller_silent:
-        return replace(known, mode=known.explanation.mode_of_lag(known.lag))
+        explanation = known.explanation.without_figures()
+        return replace(known, mode=explanation.mode_of_lag(known.lag), explanation=explanation)
     return _with_controllers_word(known, rate)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from pipeline.policies import bands
+from pipeline.policies import bands, drain_time
 from pipeline.ports.control import Bands, ControlState
 from pipeline.ports.rate import Explanation, RatePolicy
 from pipeline.settings import Settings
@@ -11,6 +11,7 @@ from pipeline.settings import Settings
 # Each makes its policy from the settings, and from the bands that an operator set (None: none).
 POLICIES: Final[dict[str, Callable[[Settings, Bands | None], RatePolicy]]] = {
     bands.NAME: bands.BandPolicy.make,
+    drain_time.NAME: drain_time.DrainTimePolicy.make,
 }
 
 

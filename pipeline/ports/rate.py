@@ -5,7 +5,7 @@ as it is, so none of them knows which policy decides.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from pipeline.names import Mode
@@ -96,10 +96,21 @@ class Explanation:
     thresholds: tuple[Threshold, ...] = ()  # from the mildest to the worst
     figures: tuple[Figure, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)  # what was set, for programs
+    # A rate that differs less from the last recorded one, as a share of it, is no control event; 0: each change is one.
+    event_ratio: float = 0.0
 
     def figure(self, name: str) -> float | None:
         """The value of a figure of the whole system; None if the policy has none of this name, or does not know it."""
         return next((one.value for one in self.figures if one.name == name and one.partition is None), None)
+
+    @property
+    def measure(self) -> float | None:
+        """The figure that the thresholds are about; None if that is the lag, or unknown."""
+        return self.figure(self.thresholds[-1].measure) if self.thresholds else None
+
+    def without_figures(self) -> "Explanation":
+        """The thresholds alone: a measure of a silent controller is not the present one."""
+        return replace(self, figures=(), reason="", because="")
 
     def mode_of_lag(self, lag: int | None) -> Mode:
         """The mode for a lag that no controller has judged: the worst whose threshold it is beyond, else unknown.

@@ -59,6 +59,7 @@ class _Content:
     """The data that a flush loses."""
 
     rate: PublishedRate | None = None
+    recorded_rate: float | None = None  # the effective rate of the last control event about it
     floor_rate: float = 0.0
     pauses: dict[tuple[str, int | None], Pause] = field(default_factory=dict)  # by the reason's name and partition
     complete: bool = False
@@ -153,6 +154,8 @@ class _Adapter:
         self._record_rate(content.rate, last, by, why)
 
     def _record_rate(self, rate: PublishedRate, last: PublishedRate | None, by: str, why: str) -> None:
+        content = self._server.content()
+        previous = content.recorded_rate if last is None or content.recorded_rate is not None else last.rate
         data = {
             "rate": repr(rate.rate),
             "decided_by": _decided_by(self._server.content(), rate.base_rate),
@@ -160,9 +163,10 @@ class _Adapter:
             "mode": rate.mode.value,
             "lag": "" if rate.lag is None else str(rate.lag),
             "version": str(rate.version),
-            "previous": "" if last is None else repr(last.rate),
+            "previous": "" if previous is None else repr(previous),
             "reason": "" if rate.policy is None else rate.policy.explanation.reason,
         }
+        content.recorded_rate = rate.rate
         self._record(ControlEventKind.RATE_CHANGED, by, why, data)
 
     def _record(self, kind: ControlEventKind, by: str, why: str, data: dict[str, str]) -> None:
@@ -240,7 +244,10 @@ class MemoryControlStore(_Adapter):
                 alarms=bounded_alarms(alarms),
                 policy=policy,
             )
-            if last is None or (last.rate, last.mode) != (content.rate.rate, mode):
+            ratio = 0.0 if policy is None else policy.explanation.event_ratio
+            previous, rate = content.recorded_rate, content.rate.rate
+            is_notable = previous is None or abs(rate - previous) >= ratio * previous
+            if last is None or (last.rate != rate and is_notable) or last.mode is not mode:
                 self._record_rate(content.rate, last, by, rate_event_why(lag, policy))
             return content.rate
 

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
 -- Publish a decided rate with the next version. ARGV from 3: base rate, floor rate, mode, lag or '', time at which the
--- lag was known or '', why, consumption as JSON or '', alarms as JSON, the policy's reason, its record as JSON or ''.
--- Returns the published rate as a hash.
+-- lag was known or '', why, consumption as JSON or '', alarms as JSON, the policy's reason, its record as JSON or '',
+-- the share of the last recorded rate by which a change must differ from it to be a control event. Returns the published
+-- rate as a hash.
 
 settle_override()
 local base_rate, floor_rate, mode, lag, known_at, why = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local last = redis.call('HMGET', KEYS[1], 'rate', 'mode', 'version', 'lag_known_at')
+local last = redis.call('HMGET', KEYS[1], 'rate', 'mode', 'version', 'lag_known_at', 'recorded_rate')
 
 -- A controller that was frozen during a tick decided on an older lag than the published one. A published time in the
 -- future does not block the new rate: then the server's clock went backwards.
@@ -19,7 +20,10 @@ local version = next_version(last[3])
 redis.call('HSET', KEYS[1], 'version', version, 'rate', effective, 'base_rate', base_rate, 'floor_rate', floor_rate,
   'mode', mode, 'lag', lag, 'published_at', exact(now), 'lag_known_at', known_at, 'consumption', ARGV[9],
   'alarms', ARGV[10], 'alarms_at', exact(now), 'reason', ARGV[11], 'policy', ARGV[12], 'policy_at', exact(now))
-if tonumber(last[1] or '') ~= tonumber(effective) or last[2] ~= mode then
-  record_rate(why, effective, decided_by, base_rate, mode, lag, version, last[1], ARGV[11])
+local previous = last[5] or last[1]
+local difference = math.abs(tonumber(effective) - (tonumber(previous or '') or 0))
+local is_notable = not previous or difference >= tonumber(ARGV[13]) * tonumber(previous)
+if tonumber(last[1] or '') ~= tonumber(effective) and is_notable or last[2] ~= mode then
+  record_rate(why, effective, decided_by, base_rate, mode, lag, version, previous, ARGV[11])
 end
 return redis.call('HGETALL', KEYS[1])

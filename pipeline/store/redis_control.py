@@ -130,6 +130,7 @@ class RedisControlStore:
             _alarms_text(bounded_alarms(alarms)),
             "" if policy is None else policy.explanation.reason,
             "" if policy is None else msgspec.json.encode(policy).decode(),
+            repr(0.0 if policy is None else policy.explanation.event_ratio),
         )
         published = _readable("rate", _published_rate, _pairs(answer))
         if published is None:

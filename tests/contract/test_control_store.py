@@ -1,6 +1,7 @@
 """The contract of ControlStore, on Redis and in memory."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +118,21 @@ def test_the_record_of_the_policy_is_kept_with_the_rate_until_the_next_publicati
     publish(400.0, lag=5)
     assert published(rig).policy is None
     assert rig.events.last(1)[0].data["reason"] == ""
+
+
+def test_a_small_change_of_a_rate_is_no_event_if_the_policy_says_so(rig: ControlRig, publish: Publish) -> None:
+    # Given a policy whose rate moves a little all the time
+    policy = replace(POLICY, explanation=replace(POLICY.explanation, event_ratio=0.1))
+    for rate in (1000.0, 1050.0, 1099.0, 1100.0, 1010.0, 990.0):
+        publish(rate, policy=policy)
+    # Then only what differs enough from the last event is one, and says what the rate was at that event
+    changes = [(event.data["previous"], float(event.data["rate"])) for event in rig.events.last(10)]
+    assert [(float(before or 0), rate) for before, rate in changes] == [(0, 1000.0), (1000.0, 1100.0), (1100.0, 990.0)]
+    # And another mode is one in any case, as is what a pause does
+    publish(991.0, mode=Mode.DEGRADED, policy=policy)
+    rig.store.pause(BREAKER, by="drain", why="down")
+    found = [float(event.data["rate"]) for event in rig.events.last(10) if event.kind is ControlEventKind.RATE_CHANGED]
+    assert found[3:] == [991.0, 100.0]
 
 
 def published(rig: ControlRig) -> PublishedRate:

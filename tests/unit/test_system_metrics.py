@@ -8,12 +8,13 @@ import pytest
 from pipeline import __version__
 from pipeline.clock import ManualClock
 from pipeline.errors import StoreUnavailableError
+from pipeline.health.snapshot import STALE_PERIODS
 from pipeline.names import Mode
 from pipeline.ports.control import Consumption
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 from pipeline.store.memory_counters import MemoryCounters
-from pipeline.system_metrics import FACTS_SECONDS, STALE_PERIODS, MetricsContext, SystemCollector
+from pipeline.system_metrics import FACTS_SECONDS, MetricsContext, SystemCollector
 
 
 class Rig:

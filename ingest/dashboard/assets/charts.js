@@ -22,6 +22,12 @@ const charts = (() => {
       lines: [{ label: "all partitions", column: "lag", colour: "blue", width: 2, fill: true }],
       levels: true,
     },
+    // Shown if the thresholds of the rate policy are about another measure than the lag.
+    policy: {
+      unit: "",
+      lines: [{ label: "now", column: "measure", colour: "blue", width: 2, fill: true }],
+      levels: true,
+    },
     answers: {
       unit: "/s",
       lines: [
@@ -41,7 +47,7 @@ const charts = (() => {
     },
   };
 
-  const state = { columns: [], rows: [], seconds: 900, levels: null, partitions: 0, plots: {} };
+  const state = { columns: [], rows: [], seconds: 900, levels: {}, partitions: 0, plots: {} };
   const at = (name) => state.columns.indexOf(name);
 
   function reset(columns, rows, seconds) {
@@ -117,14 +123,14 @@ const charts = (() => {
     ctx.restore();
   }
 
-  function drawLevels(plot) {
+  function drawLevels(plot, name) {
     const { ctx, bbox } = plot;
     ctx.save();
     ctx.textAlign = "left";
     ctx.textBaseline = "alphabetic";
     ctx.font = `600 ${11 * devicePixelRatio}px system-ui, sans-serif`;
     ctx.lineWidth = 1.5 * devicePixelRatio;
-    for (const [word, value, colour, dash] of state.levels || []) {
+    for (const [word, value, colour, dash] of state.levels[name] || []) {
       const y = Math.round(plot.valToPos(value, "y", true));
       ctx.strokeStyle = ctx.fillStyle = css(colour);
       ctx.setLineDash(dash.map((part) => part * devicePixelRatio));
@@ -145,7 +151,7 @@ const charts = (() => {
 
   function options(name, lines, width) {
     const axis = { stroke: css("muted"), grid: { stroke: css("grid"), width: 1 }, ticks: { stroke: css("grid") }, font: "11px system-ui, sans-serif" };
-    const highest = PLANS[name].levels ? () => Math.max(0, ...(state.levels || []).map((level) => level[1] * 1.12)) : () => 0;
+    const highest = PLANS[name].levels ? () => Math.max(0, ...(state.levels[name] || []).map((level) => level[1] * 1.12)) : () => 0;
     return {
       width, height: HEIGHT, legend: { show: false }, cursor: { show: false },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
@@ -166,7 +172,7 @@ const charts = (() => {
           paths: line.stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
         })),
       ],
-      hooks: { drawClear: [shade], draw: PLANS[name].levels ? [drawLevels] : [] },
+      hooks: { drawClear: [shade], draw: PLANS[name].levels ? [(plot) => drawLevels(plot, name)] : [] },
     };
   }
 
@@ -194,9 +200,13 @@ const charts = (() => {
     legend(name, lines);
   }
 
+  function shown() {
+    return Object.keys(PLANS).filter((name) => !document.getElementById(`chart-${name}`).closest("figure").hidden);
+  }
+
   function draw() {
     const times = state.rows.map((row) => row[0]);
-    for (const name of Object.keys(PLANS)) {
+    for (const name of shown()) {
       if (!state.plots[name]) build(name);
       const { plot, lines } = state.plots[name];
       plot.setData([times, ...lines.map(values)]);
@@ -211,16 +221,24 @@ const charts = (() => {
   }
 
   function rebuild() {
-    for (const name of Object.keys(PLANS)) build(name);
+    for (const name of shown()) build(name);
     draw();
   }
 
   // The lag chart is built from the thresholds and partitions.
   function shape(status) {
     const DASHES = { degraded: [6, 4], critical: [2, 3] };
-    state.levels = status.ratePolicy.thresholds
-      .filter((one) => one.measure === "lag")
+    const { thresholds, figures } = status.ratePolicy;
+    const levels = (isOfLag) => thresholds
+      .filter((one) => (one.measure === "lag") === isOfLag)
       .map((one) => [one.label, one.value, one.mode, DASHES[one.mode] || []]);
+    state.levels = { lag: levels(true), policy: levels(false) };
+    const other = thresholds.find((one) => one.measure !== "lag");
+    document.getElementById("figure-policy").hidden = !other;
+    if (other) {
+      const figure = figures.find((one) => one.name === other.measure);
+      document.getElementById("caption-policy").textContent = `${figure ? figure.label : other.measure.replaceAll("_", " ")} (${other.unit}), and the thresholds of the rate policy`;
+    }
     const partitions = status.lagByPartition ? Object.keys(status.lagByPartition).length : state.partitions;
     if (partitions !== state.partitions) {
       state.partitions = partitions;

@@ -114,6 +114,12 @@
     return found ? found.severity : null;
   }
 
+  // A policy may admit less than its highest rate while all is well: then the rate is no problem.
+  function rateLevel(status) {
+    if (status.rateLimit <= status.floorRate) return "critical";
+    return status.mode === "normal" && !status.rateOverride && status.circuitBreaker === "closed" ? null : "degraded";
+  }
+
   function showFlow(status) {
     const { number } = format;
     card("admitted", number(status.admitted), "/s", `of ${number(status.offered)} offered a second`);
@@ -122,7 +128,7 @@
     card("refused", number(status.refused), "/s", `${share}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} a second`, levelOf(status, "refusing", "log_down", "log_full"));
     const [rate, full] = [status.rateLimit, status.ratePolicy.rateMax];
     const lowered = rate < full;
-    card("rate", number(rate), "/s", lowered ? `of ${number(full)}: ${status.rateDecidedBy}` : status.rateDecidedBy, lowered ? (rate <= status.floorRate ? "critical" : "degraded") : null);
+    card("rate", number(rate), "/s", lowered ? `of ${number(full)}: ${status.rateDecidedBy}` : status.rateDecidedBy, lowered ? rateLevel(status) : null);
     bar("rate", rate / full);
     card("bucket", number(status.availablePermissions), "tokens", `of ${number(status.bucketCapacity)}; one is one event`);
     bar("bucket", status.availablePermissions / status.bucketCapacity);
@@ -133,7 +139,7 @@
     const lag = status.consumerLag;
     const levels = status.ratePolicy.thresholds.filter((one) => one.measure === "lag");
     const lags = Object.values(status.lagByPartition || {});
-    card("lag", number(lag), "events", lag === null ? "not known" : levels.map((one) => `${one.label} ${format.short(one.value)}`).join(", "), levelOf(status, "behind", "lag_unknown"));
+    card("lag", number(lag), "events", lag === null ? "not known" : levels.map((one) => `${one.label} ${format.short(one.value)}`).join(", ") || "not stored yet", levelOf(status, "behind", "lag_unknown"));
     const waits = status.consumption === "paused" && lag > 0;
     const empty = waits ? "nothing, while consumption is paused" : lag === 0 ? "nothing waits" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with what comes" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "no end of the backlog in sight";
     card("drain", number(status.drainRate), "/s", empty, levelOf(status, "no_progress"));
@@ -167,7 +173,7 @@
     const override = status.rateOverride;
     const beneath = override && status.rateLimit < override.rate ? "; the breaker's floor comes first" : "";
     if (override) card("override", format.number(override.rate), "/s", `until ${format.time(override.until)}, by ${override.by}: ${override.why}${beneath}`, "degraded");
-    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : isOpen ? "the breaker's floor holds" : "the lag decides the rate");
+    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : isOpen ? "the breaker's floor holds" : "the rate policy decides");
   }
 
   // --- The events --------------------------------------------------------------------------
