@@ -33,7 +33,7 @@ _SEEN_IN_BRIEF = (
                 _ROWS,
                 "                yield row\n",
                 "                if offset % 41 == 40:\n"
-                '                    letters.append(Letter(offset - first_offset, "a mutant", None))\n'
+                '                    letters.append(RejectedRecord(offset - first_offset, "a mutant", None))\n'
                 "                yield None if offset % 41 == 40 else row\n",
             ),
         ),

@@ -11,7 +11,7 @@ from typing import Final
 
 from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.log import LogBatch
-from pipeline.sink.poison import Letter
+from pipeline.sink.poison import RejectedRecord
 from pipeline.sink.queries import query
 from pipeline.sink.rows import EncodedRows, RowEncoder, copy_chunks, place_columns, printable
 from pipeline.sink.session import Session, StatementRefusedError
@@ -39,13 +39,13 @@ class Written:
     stored: int = 0
     repeated: int = 0
     conflicts: list[int] = field(default_factory=list)
-    letters: list[Letter] = field(default_factory=list)
+    letters: list[RejectedRecord] = field(default_factory=list)
     received_at_ms: list[int] = field(default_factory=list)
 
     @property
-    def kept(self) -> list[Letter]:
+    def kept(self) -> list[RejectedRecord]:
         """All records that are kept as dead letters."""
-        return [*self.letters, *(Letter(index, LETTER_CONFLICT, UNIQUE_VIOLATION) for index in self.conflicts)]
+        return [*self.letters, *(RejectedRecord(index, LETTER_CONFLICT, UNIQUE_VIOLATION) for index in self.conflicts)]
 
 
 def write_straight(
@@ -62,7 +62,7 @@ def write_straight(
     if encoded is not None and (encoded.log_id, encoded.partition) == (log_id, partition):
         stored = session.copy(query("copy_events"), _after_call(encoded.chunks, on_encoded))
         return Written(stored=stored, letters=encoded.letters, received_at_ms=encoded.received_at_ms)
-    letters: list[Letter] = []
+    letters: list[RejectedRecord] = []
     received: list[int] = []
     rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters, received)
     stored = session.copy(query("copy_events"), copy_chunks(rows), on_encoded=on_encoded)
@@ -77,7 +77,7 @@ def _after_call(chunks: Sequence[bytes], function: Callable[[], None] | None) ->
 
 def encode(encoder: RowEncoder, log_id: str, partition: int, batch: LogBatch) -> EncodedRows:
     """The batch's rows, in the bytes of a COPY."""
-    letters: list[Letter] = []
+    letters: list[RejectedRecord] = []
     received: list[int] = []
     rows = encoder.rows(batch.values, place_columns(log_id, partition), batch.offset, letters, received)
     return EncodedRows(log_id, partition, list(copy_chunks(rows, _ENCODED_CHUNK_BYTES)), letters, received)
@@ -117,7 +117,7 @@ def write_carefully(
         except StatementRefusedError as refusal:
             session.count(query("undo_piece"))
             if end - first == 1:
-                written.letters.append(Letter(first, printable(str(refusal)), refusal.sqlstate))
+                written.letters.append(RejectedRecord(first, printable(str(refusal)), refusal.sqlstate))
             else:
                 middle = (first + end) // 2
                 pieces += [(middle, end), (first, middle)]  # the first half is taken next
@@ -135,7 +135,7 @@ def _write_piece(
 ) -> None:
     """Write one piece; its first row has index `first`. Raises StatementRefusedError if it can't be staged."""
     staged = session.copy(query("copy_stage"), copy_chunks(rows))
-    letters: list[Letter] = []
+    letters: list[RejectedRecord] = []
     try:
         stored = session.count(query("insert_from_stage"), refusable=True)
     except StatementRefusedError:
@@ -158,7 +158,7 @@ def _write_piece(
 
 def _insert_one_by_one(
     session: Session, indexes: Mapping[tuple[str, int, int], int], letters_max: int
-) -> tuple[list[Letter], int]:
+) -> tuple[list[RejectedRecord], int]:
     """Insert the staged rows one by one. Returns the refused ones as letters, and the count of existing ids.
 
     `indexes` maps the positions of the rows to their indexes. Raises SinkUnavailableError, SinkContentionError.
@@ -170,7 +170,7 @@ def _insert_one_by_one(
     }
     session.count(query("insert_one_by_one"), limits)
     letters = [
-        Letter(indexes[log_id, partition, offset], printable(reason), sqlstate)
+        RejectedRecord(indexes[log_id, partition, offset], printable(reason), sqlstate)
         for log_id, partition, offset, sqlstate, reason in session.rows(query("take_refused"))
     ]
     return letters, int(session.rows(query("count_repeated"))[0][0])
@@ -186,7 +186,9 @@ def _log_conflicts(event_ids: list[str]) -> None:
     )
 
 
-def write_letters(session: Session, log_id: str, partition: int, batch: LogBatch, letters: Sequence[Letter]) -> None:
+def write_letters(
+    session: Session, log_id: str, partition: int, batch: LogBatch, letters: Sequence[RejectedRecord]
+) -> None:
     """Keep the records of `letters` as they are in the log; earlier letters at their offsets are kept as well."""
     for first in range(0, len(letters), _LETTERS_AT_ONCE):
         some = letters[first : first + _LETTERS_AT_ONCE]

@@ -7,7 +7,7 @@ from typing import Final
 from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.dead_letters import DeadLetterCounts, ReplayResult
 from pipeline.sink.batches import make_stage, write_carefully
-from pipeline.sink.poison import Letter
+from pipeline.sink.poison import RejectedRecord
 from pipeline.sink.queries import query
 from pipeline.sink.rows import RowEncoder, place_columns
 from pipeline.sink.session import Session
@@ -92,13 +92,15 @@ class PostgresDeadLetters:
         )
 
 
-def _encode(records: list[bytes], positions: list[tuple[str, int, int]]) -> tuple[list[bytes | None], list[Letter]]:
+def _encode(
+    records: list[bytes], positions: list[tuple[str, int, int]]
+) -> tuple[list[bytes | None], list[RejectedRecord]]:
     """Rows of the records (None for a record that has no row), and a letter for each record without a row."""
     encoder = RowEncoder()
     rows: list[bytes | None] = []
-    letters: list[Letter] = []
+    letters: list[RejectedRecord] = []
     for index, (record, (log_id, partition, offset)) in enumerate(zip(records, positions, strict=True)):
-        refused: list[Letter] = []
+        refused: list[RejectedRecord] = []
         rows += encoder.rows([record], place_columns(log_id, partition), offset, refused, [])
         letters += [replace(letter, index=index) for letter in refused]
     return rows, letters

@@ -18,7 +18,7 @@ _FORGIVING_RECORDS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class RejectedRecord:
     """A record that can't be stored: its index in the batch, and the reason."""
 
     index: int
@@ -75,7 +75,7 @@ class PoisonRun:
 
 @contextlib.contextmanager
 def evidence(
-    log_id: str, expected_offset: int, batch: LogBatch, letters: Sequence[Letter], *, is_condemned: bool
+    log_id: str, expected_offset: int, batch: LogBatch, letters: Sequence[RejectedRecord], *, is_condemned: bool
 ) -> Iterator[None]:
     """Add the batch to a PoisonedError that leaves the body; see `poison_evidence`."""
     try:
@@ -86,7 +86,7 @@ def evidence(
 
 
 def poison_evidence(
-    log_id: str, expected_offset: int, batch: LogBatch, letters: Sequence[Letter], *, is_condemned: bool
+    log_id: str, expected_offset: int, batch: LogBatch, letters: Sequence[RejectedRecord], *, is_condemned: bool
 ) -> dict[str, Any]:
     """A poisoned batch, for people: its records, how many were refused, and the beginning of some.
 

@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 from pipeline.sink import batches
 from pipeline.sink.batches import Written, make_stage, write_carefully, write_letters, write_straight
 from pipeline.sink.locks import lock_key, naming_holders
-from pipeline.sink.poison import Letter, PoisonRun, evidence
+from pipeline.sink.poison import PoisonRun, RejectedRecord, evidence
 from pipeline.sink.queries import query
 from pipeline.sink.rows import EncodedRows, RowEncoder, place_columns, printable, request_ids
 from pipeline.sink.session import Session, StatementRefusedError
@@ -147,7 +147,7 @@ class PostgresSink:
         def write() -> Written:
             self._begin(log_id, partition, expected_offset, batch)
             written = Written()
-            written.letters = [Letter(index, printable(why), sqlstate) for index in range(len(batch.values))]
+            written.letters = [RejectedRecord(index, printable(why), sqlstate) for index in range(len(batch.values))]
             with evidence(log_id, expected_offset, batch, written.letters, is_condemned=True):
                 run.check_condemned(len(batch.values), why)
             return written
@@ -233,7 +233,7 @@ class PostgresSink:
             )
 
     def _write_carefully(self, log_id: str, partition: int, batch: LogBatch, run: PoisonRun) -> Written:
-        letters: list[Letter] = []
+        letters: list[RejectedRecord] = []
         received: list[int] = []
         place = place_columns(log_id, partition)
         rows = list(self._encoder.rows(batch.values, place, batch.offset, letters, received))

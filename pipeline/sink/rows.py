@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from pipeline.event import RecordedEvent
-from pipeline.sink.poison import Letter
+from pipeline.sink.poison import RejectedRecord
 
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER: Final = struct.pack(">h", -1)
@@ -61,7 +61,7 @@ class EncodedRows:
     log_id: str
     partition: int
     chunks: list[bytes]
-    letters: list[Letter]
+    letters: list[RejectedRecord]
     received_at_ms: list[int]
 
 
@@ -76,7 +76,7 @@ class RowEncoder:
         records: Iterable[bytes],
         place: bytes,
         first_offset: int,
-        letters: list[Letter],
+        letters: list[RejectedRecord],
         received_at_ms: list[int],
     ) -> Iterator[bytes | None]:
         """One row for each record, in order and in COPY's binary format; None for one that is no event.
@@ -122,7 +122,7 @@ class RowEncoder:
                     )
                 )
             except (msgspec.MsgspecError, ValueError, ArithmeticError, struct.error, RecursionError) as error:
-                letters.append(Letter(offset - first_offset, printable(f"not an event: {error}"), None))
+                letters.append(RejectedRecord(offset - first_offset, printable(f"not an event: {error}"), None))
                 yield None
             else:
                 received_at_ms.append(event.received_at)
