@@ -63,7 +63,7 @@ class HealthSources:
     wall: float  # seconds since the epoch, on this host's clock
     now: float
     control: ControlSnapshot | None  # None: the control store was never reached
-    is_store_away: bool  # it did not respond to the last call
+    is_store_unavailable: bool  # it did not respond to the last call
     settings: Settings
     log: LogStatus
     rate: float  # events/s admitted, as this process sees it
@@ -95,7 +95,7 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
         # Leases add to a full bucket. A number above the bucket's capacity would confuse the reader.
         bucket_tokens=None if tokens is None else min(tokens, capacity),
         bucket_capacity=float(capacity),
-        is_bucket_away=sources.is_local,
+        is_bucket_unavailable=sources.is_local,
         is_log_full=sources.log.is_full,
         loop_problems=sources.loop_problems,
         serves_clients=True,
@@ -105,7 +105,7 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
 def _store_problem(sources: HealthSources) -> str | None:
     if sources.control is None:
         return "it has not answered since this process began"
-    if sources.is_store_away:
+    if sources.is_store_unavailable:
         return "it did not answer the last time"
     age = sources.control.state_age_seconds(sources.now)
     if age > silent_seconds(sources.settings.regulate_seconds):

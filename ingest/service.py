@@ -158,7 +158,7 @@ class IngestService:
             wall=self.clock.now(),
             now=now,
             control=self.follower.newest,
-            is_store_away=self.follower.is_away,
+            is_store_unavailable=self.follower.is_unavailable,
             settings=self.settings,
             log=self.appender.status(now),
             rate=self.admission.rate(now),

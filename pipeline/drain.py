@@ -168,7 +168,7 @@ class _Run(Generic[Encoded]):
         self._next_offset: int | None = None  # the last known one
         self._held_log_id: str | None = None  # of the lock that this run holds
         self._busy_tries = 0
-        self._floor_is_away = False
+        self._fence_is_unavailable = False
         self._must_fence = False
         self._total = StoreResult()
         self._batches = 0
@@ -223,9 +223,9 @@ class _Run(Generic[Encoded]):
             left_seconds = self._deadline - self._context.clock.monotonic()
             prefetch.read(self._position, max(0.0, min(self._context.settings.drain_poll_seconds, left_seconds)))
             return True  # if a pause began while this read waited, the records must not be stored
-        if self._floor_is_away:
+        if self._fence_is_unavailable:
             self._raise_floor(prefetch.first.batch.next_offset)  # this call is cheaper than writing a batch in vain
-            self._floor_is_away = False
+            self._fence_is_unavailable = False
         if self._context.pace.must_ask(self._position):
             breaker.call(self._context.sink.probe)  # a success resets the count of failures: the batch is their cause
             self._context.pace.asked()
@@ -387,7 +387,7 @@ class _Run(Generic[Encoded]):
                 self._prefetch.drop()
                 return DrainOutcome.UNSETTLED, self._deadline
             case StoreUnavailableError():
-                self._floor_is_away = True
+                self._fence_is_unavailable = True
                 return DrainOutcome.STORE_AWAY, self._deadline
             case LogUnavailableError():
                 return DrainOutcome.LOG_AWAY, self._deadline

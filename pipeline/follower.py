@@ -17,7 +17,7 @@ from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Tr
 logger = logging.getLogger(__name__)
 
 WAIT_SECONDS: Final = 1.0  # of one wait for an event; the state is read at least this often
-AWAY_SECONDS: Final = 0.2  # between two tries while the store is unavailable
+RETRY_SECONDS: Final = 0.2  # between two tries while the store is unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class ControlFollower:
         self._thread = threading.Thread(target=self._run, name="control-follower", daemon=True)
         self._newest: ControlSnapshot | None = None
         self._publication_age = Age()
-        self._is_away = False
+        self._is_unavailable = False
 
     def start(self) -> None:
         """Start following."""
@@ -89,9 +89,9 @@ class ControlFollower:
         return self._newest
 
     @property
-    def is_away(self) -> bool:
+    def is_unavailable(self) -> bool:
         """Whether the store did not answer the last read."""
-        return self._is_away
+        return self._is_unavailable
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -99,8 +99,8 @@ class ControlFollower:
                 self._follow()
             if self._reporter is not None:
                 self._reporter.report()
-            if self._is_away or self._loop.is_failing:
-                self._stopping.wait(AWAY_SECONDS)
+            if self._is_unavailable or self._loop.is_failing:
+                self._stopping.wait(RETRY_SECONDS)
 
     def _follow(self) -> None:
         """Read the state, and wait for the next event."""
@@ -111,7 +111,7 @@ class ControlFollower:
             self._read()
             self._position = self._events.wait(self._position, wait_seconds=WAIT_SECONDS)
         except StoreUnavailableError as error:
-            self._note_away(error)
+            self._note_unavailable(error)
 
     def _read(self) -> None:
         asked_at = self._clock.now()
@@ -124,15 +124,15 @@ class ControlFollower:
             said = state.time - state.rate.published_at
             published_at = now - self._publication_age.of(state.rate.published_at, said, now=now)
         self._newest = ControlSnapshot(state, now, published_at)
-        if self._is_away:
-            self._is_away = False
+        if self._is_unavailable:
+            self._is_unavailable = False
             logger.info("the control store answers again", extra={"action": "control_back"})
         if not self._stopping.is_set():
             self._on_state(state)
 
-    def _note_away(self, error: StoreUnavailableError) -> None:
-        if not self._is_away:
-            self._is_away = True
+    def _note_unavailable(self, error: StoreUnavailableError) -> None:
+        if not self._is_unavailable:
+            self._is_unavailable = True
             logger.warning("%s", error, extra={"action": "control_away"})
 
 

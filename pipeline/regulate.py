@@ -99,7 +99,7 @@ class _Looks:
 class _Sample:
     """A tick's measurements of the log; None if unknown."""
 
-    is_database_away: bool = False
+    is_database_unavailable: bool = False
     log_id: str | None = None
     stored: dict[int, int] | None = None
     database_clock: Look | None = None  # by the monotonic clock
@@ -170,7 +170,7 @@ def regulate(
     known_at = state.rate.lag_known_at if state.rate is not None else None
     published = control.store.publish_rate(
         # If the reasons to pause are lost and PostgreSQL is unavailable, the breaker's reason may be among them.
-        base_rate=policy.floor_rate if sample.is_database_away else decided.rate,
+        base_rate=policy.floor_rate if sample.is_database_unavailable else decided.rate,
         floor_rate=policy.floor_rate,
         mode=decided.mode,
         lag=sample.total_lag,
@@ -198,7 +198,7 @@ def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) 
     try:
         asked = database.load_asked()
     except SluiceError as error:
-        sample.is_database_away = True
+        sample.is_database_unavailable = True
         sample.degraded(
             AlarmCode.NOT_RESTORED,
             f"The reasons to pause are lost and not restored: {in_brief(error)}",
@@ -276,7 +276,7 @@ def _measure(
     for fault in identity.faults:
         raise_alarm = sample.critical if fault.loses_events else sample.degraded
         raise_alarm(AlarmCode.LOG_SET_UP, fault.what, fault.remedy)
-    if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_away:
+    if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_unavailable:
         try:
             asked_at = clock.monotonic()
             stored = database.stored_offsets(sample.log_id)

@@ -111,15 +111,15 @@ class _Asking:
     """The queries of one scrape to one server: after one without a response there are no more."""
 
     def __init__(self) -> None:
-        self._is_away = False
+        self._is_unavailable = False
 
     def ask(self, question: Callable[[], _T]) -> _T | None:
-        if self._is_away:
+        if self._is_unavailable:
             return None
         try:
             return question()
         except SluiceError as error:
-            self._is_away = True
+            self._is_unavailable = True
             _logger.debug("left out of the metrics: %s", error)
             return None
         except Exception:  # a scrape without these values is better than none

@@ -23,7 +23,7 @@ from tasks.standstill import Workers
 _logger = logging.getLogger(__name__)
 
 
-def _one_line_when_away(function: Callable[..., None]) -> Callable[..., None]:
+def _one_line_when_unavailable(function: Callable[..., None]) -> Callable[..., None]:
     """Log a part of the system that is unavailable, or misconfigured, as one line; the next tick retries."""
 
     @wraps(function)
@@ -40,7 +40,7 @@ def _one_line_when_away(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @shared_task(name="sluice.regulate", bind=True)
-@_one_line_when_away
+@_one_line_when_unavailable
 def regulate_rate(self: Any) -> None:
     """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
     context = context_of(self.app.sluice_settings)
@@ -112,7 +112,7 @@ def _migrate_once(context: WorkerContext) -> None:
 
 
 @shared_task(name="sluice.probe", bind=True)
-@_one_line_when_away
+@_one_line_when_unavailable
 def probe_postgres(self: Any) -> None:
     """While the breaker is open: try a small write, and close the breaker if it succeeds."""
     context = context_of(self.app.sluice_settings)
@@ -125,7 +125,7 @@ def probe_postgres(self: Any) -> None:
 
 
 @shared_task(name="sluice.send_hints", bind=True)
-@_one_line_when_away
+@_one_line_when_unavailable
 def send_hints(self: Any) -> None:
     """Fallback for the hints of drains: send one for each partition without a hint in progress, unless paused."""
     context = context_of(self.app.sluice_settings)
@@ -141,7 +141,7 @@ def send_hints(self: Any) -> None:
 
 
 @shared_task(name="sluice.measure", bind=True)
-@_one_line_when_away
+@_one_line_when_unavailable
 def measure(self: Any) -> None:
     """Read PostgreSQL's size, connections and open dead letters, for the metrics; not while it is failing."""
     context = context_of(self.app.sluice_settings)

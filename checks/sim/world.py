@@ -212,7 +212,7 @@ class World:
 
         def probe_sink() -> None:
             loop.call_later(settings.probe_seconds, probe_sink)
-            if not self.server.is_away:
+            if not self.server.is_unavailable:
                 probe(
                     self.store,
                     self.control.leases,
@@ -225,7 +225,7 @@ class World:
 
         def reconcile() -> None:
             loop.call_later(settings.pause_reconcile_seconds, reconcile)
-            if self.breaker.is_open and not self.server.is_away:
+            if self.breaker.is_open and not self.server.is_unavailable:
                 self.breaker.reconcile(self.store.state())
                 self.publish()
 
@@ -247,7 +247,7 @@ class World:
 
     def _tick(self) -> None:
         """One tick of the shipped control loop."""
-        if self.server.is_away:
+        if self.server.is_unavailable:
             return
         for held, one in zip(self.log.server.partitions, self.sink.partitions, strict=True):
             held.end, held.committed = one.appended, one.stored
@@ -268,7 +268,7 @@ class World:
 
     def publish(self) -> None:
         """If the store has another rate, tell the processes and the bound."""
-        if self.server.is_away:
+        if self.server.is_unavailable:
             return
         state = self.store.state()
         if state.rate is None or (state.rate.version, state.rate.rate) == self._published:
@@ -370,7 +370,7 @@ class World:
         timeline.admitted_before += second.admitted
         second.lag = sum(one.lag for one in self.sink.partitions)
         second.oldest_seconds = max(second.oldest_seconds, self.sink.oldest_seconds(now))
-        if not self.server.is_away:
+        if not self.server.is_unavailable:
             state = self.store.state()
             second.breaker = state.breaker.value
             if state.rate is not None:
@@ -412,11 +412,11 @@ def _store_lost(world: World, _: Fault) -> None:
 
 
 def _store_away(world: World, _: Fault) -> None:
-    world.server.is_away = True
+    world.server.is_unavailable = True
 
 
 def _store_back(world: World, _: Fault) -> None:
-    world.server.is_away = False
+    world.server.is_unavailable = False
 
 
 def _controller_restarts(world: World, _: Fault) -> None:

@@ -64,7 +64,7 @@ class Recorder:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._task: asyncio.Task[None] | None = None
         self._loop = loop
-        self._is_away = False
+        self._is_unavailable = False
         self._lookout = Lookout(settings)  # used on the executor's thread
         self._seen: tuple[float, Outlook] | None = None  # when it was made, on the monotonic clock
         self.local: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
@@ -114,7 +114,7 @@ class Recorder:
             "rate": round(self._admission.rate(now), 1),
             "tokens": self._admission.tokens_seen(now),
         }
-        if control is not None and not self._follower.is_away:
+        if control is not None and not self._follower.is_unavailable:
             sample |= _of_state(control.state)
             if control.state.rate is not None:
                 # For readers that read only once: otherwise they would have to trust a wall clock.
@@ -127,7 +127,7 @@ class Recorder:
         self._lookout.note_own(counts, seconds, self._clock.monotonic())
         seen = self._add(counts, sample)
         now = self._clock.monotonic()
-        if self._is_away and seen is not None:
+        if self._is_unavailable and seen is not None:
             self._lookout.note_sample(seen, now)
         self._seen = (now, self._lookout.seen(now))
         return seen
@@ -141,11 +141,11 @@ class Recorder:
             entries = readers.history.since(self._lookout.position, entries_max=LOOK_BACK_ENTRIES_MAX)
             self._lookout.note_entries(entries, now=self._clock.monotonic())
         except StoreUnavailableError as error:
-            if not self._is_away:
-                self._is_away = True
+            if not self._is_unavailable:
+                self._is_unavailable = True
                 logger.warning("no history is written: %s", error, extra={"action": "history_away"})
             return sample | self._positions()
-        self._is_away = False
+        self._is_unavailable = False
         return seen
 
     def _positions(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
             "rate that it knew, which falls to the floor",
             f"the server of REDIS_URL{_it_says(inputs.store_problem)}",
         )
-    elif inputs.is_bucket_away:
+    elif inputs.is_bucket_unavailable:
         yield Problem(
             ProblemCode.BUCKET_AWAY,
             Severity.DEGRADED,
@@ -292,7 +292,7 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
         return _why_unavailable(inputs)
     if inputs.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
         return "the breaker holds the rate at its floor", "PostgreSQL: it fails"
-    if inputs.store_problem is not None or inputs.is_bucket_away:
+    if inputs.store_problem is not None or inputs.is_bucket_unavailable:
         return (
             "the token bucket does not answer, and ingest goes by the last known rate, which falls",
             "the server of REDIS_URL",

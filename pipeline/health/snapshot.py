@@ -73,7 +73,7 @@ class HealthInputs:
     alarms: tuple[Alarm, ...] = ()
     bucket_tokens: float | None = None
     bucket_capacity: float | None = None
-    is_bucket_away: bool = False
+    is_bucket_unavailable: bool = False
     is_log_full: bool = False
     loop_problems: tuple[str, ...] = ()  # problems with the loops of the process that made this
     store_problem: str | None = None  # the error of the part that does not answer

@@ -80,11 +80,11 @@ class _Content:
 
 
 class MemoryServer:
-    """The server that the adapters of one system share, like a Redis server. `is_away` makes it stop answering."""
+    """The server that the adapters of one system share, as a Redis server. `is_unavailable` stops its responses."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or SystemClock()
-        self.is_away = False
+        self.is_unavailable = False
         self.changed = threading.Condition(threading.RLock())
         self._content = _Content()
         self._last_event_number = 0
@@ -108,7 +108,7 @@ class MemoryServer:
 
     def content(self) -> _Content:
         """The content; hold `changed` while using it. Raises StoreUnavailableError."""
-        if self.is_away:
+        if self.is_unavailable:
             raise StoreUnavailableError
         return self._content
 

@@ -110,6 +110,6 @@ def test_a_server_that_is_away_is_said_so(own_control_redis: Server) -> None:
     with pytest.raises(StoreUnavailableError):
         history.since("", entries_max=1)
     memory = MemoryServer()
-    memory.is_away = True
+    memory.is_unavailable = True
     with pytest.raises(StoreUnavailableError):
         MemoryHistory(memory).add({}, None)

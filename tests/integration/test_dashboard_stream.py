@@ -253,7 +253,7 @@ def test_with_the_control_store_away_the_stream_goes_on_with_what_is_known_here(
     edge.publish(1000.0)
     with Stream(edge.port) as stream:
         stream.message("snapshot")
-        edge.control.is_away = True
+        edge.control.is_unavailable = True
         while not (tick := stream.message("tick"))["status"]["storeIsAway"]:
             pass
         assert "control store" in tick["status"]["reasons"][0]["what"]
@@ -263,7 +263,7 @@ def test_with_the_control_store_away_the_stream_goes_on_with_what_is_known_here(
         while len(points) < 2:  # local ones, once those of the history have become old
             assert time.monotonic() - began < 12
             points += stream.message("tick")["points"]
-        edge.control.is_away = False
+        edge.control.is_unavailable = False
         while (tick := stream.message("tick"))["status"]["storeIsAway"]:
             pass
 

@@ -161,9 +161,9 @@ def both_older(
     return settings, files, store
 
 
-@pytest.mark.parametrize("is_away", [False, True])
+@pytest.mark.parametrize("is_unavailable", [False, True])
 def test_log_and_control_store_come_back_a_moment_old(
-    both_older: tuple[Settings, OldFiles, Callable[[int], None]], is_away: bool, tmp_path: Path
+    both_older: tuple[Settings, OldFiles, Callable[[int], None]], is_unavailable: bool, tmp_path: Path
 ) -> None:
     # Given a system with 150 records, all stored, and files that know of 100 only
     settings, files, store = both_older
@@ -176,7 +176,7 @@ def test_log_and_control_store_come_back_a_moment_old(
     store(150)
     # When both come back with those files
     files.come_back()
-    if is_away:
+    if is_unavailable:
         writer.close()
         away = open_log(replace(settings, database_url=f"postgresql://nobody@127.0.0.1:{free_port()}/none"))
         # Then nothing is appended while nobody knows how far it was stored

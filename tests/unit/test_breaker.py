@@ -219,16 +219,16 @@ def test_an_opening_that_could_not_be_stored_is_published_until_it_is(
     breaker: SinkBreaker, rig: ControlRig, server: MemoryServer
 ) -> None:
     # Given
-    server.is_away = True
+    server.is_unavailable = True
     assert isinstance(open_up(breaker), BreakerOpenError)
     breaker.reconcile(None)
-    server.is_away = False
+    server.is_unavailable = False
     state = rig.store.state()
-    server.is_away = True
+    server.is_unavailable = True
     breaker.reconcile(state)  # it is back, and gone again
     assert breaker.is_open
     # When
-    server.is_away = False
+    server.is_unavailable = False
     assert held(rig) is None
     breaker.reconcile(rig.store.state())
     # Then
@@ -274,9 +274,9 @@ def test_a_flush_that_was_seen_stays_seen_until_the_opening_is_stored_again(
     open_up(breaker)
     server.flush()
     state = rig.store.state()
-    server.is_away = True
+    server.is_unavailable = True
     breaker.reconcile(state)
-    server.is_away = False
+    server.is_unavailable = False
     # When other changes count past its old generation
     rig.store.restore([AskedPause(OPERATOR, "ann", "wait", 1e9)], by="controller")
     rig.store.resume(OPERATOR, generation=None, by="ann", why="go")

@@ -14,7 +14,7 @@ from tasks import commands, control
 @pytest.mark.parametrize("error", [StoreUnavailableError("refused"), SettingsError("LOG_TOPIC is no topic")])
 def test_a_tick_that_can_not_run_is_one_line_in_the_log(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     # Given a tick that fails, for a server that is away or for what was set up wrong
-    @control._one_line_when_away
+    @control._one_line_when_unavailable
     def tick() -> None:
         raise error
 
@@ -26,7 +26,7 @@ def test_a_tick_that_can_not_run_is_one_line_in_the_log(error: Exception, caplog
 
 
 def test_a_defect_is_no_set_up_error() -> None:
-    @control._one_line_when_away
+    @control._one_line_when_unavailable
     def tick() -> None:
         raise ZeroDivisionError
 

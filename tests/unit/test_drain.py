@@ -824,7 +824,7 @@ def test_a_fence_that_comes_too_late_is_noticed(rig: Rig) -> None:
 def test_nothing_is_committed_without_a_floor(rig: Rig) -> None:
     # Given a control store that is away
     rig.append(0, 40)
-    rig.server.is_away = True
+    rig.server.is_unavailable = True
     sink = CountingSink(rig.settings, rig.store)
     report = rig.drain(sink=sink)
     # Then nothing is stored, the batch was written in vain once only, and that was no failure of the sink's
@@ -833,14 +833,14 @@ def test_nothing_is_committed_without_a_floor(rig: Rig) -> None:
     assert sink.stores == 1
     assert not rig.breaker.is_open
     # And when it is back, all is stored
-    rig.server.is_away = False
+    rig.server.is_unavailable = False
     assert rig.drain().stored == 40
 
 
 def test_a_short_absence_of_the_control_store_is_sat_out(rig: Rig) -> None:
     rig.append(0, 40)
-    rig.at_step[3] = lambda: setattr(rig.server, "is_away", True)
-    rig.at_step[7] = lambda: setattr(rig.server, "is_away", False)
+    rig.at_step[3] = lambda: setattr(rig.server, "is_unavailable", True)
+    rig.at_step[7] = lambda: setattr(rig.server, "is_unavailable", False)
     report = rig.drain()
     assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 40)
 

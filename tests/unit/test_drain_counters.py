@@ -59,10 +59,10 @@ def test_a_long_run_adds_about_once_a_second_and_nothing_twice(rig: Rig) -> None
 
 
 def test_counts_wait_for_a_server_that_is_away(rig: Rig) -> None:
-    rig.server.is_away = True
+    rig.server.is_unavailable = True
     rig.store(0.0)
     rig.drain_counters.on_run("finished")
-    rig.server.is_away = False
+    rig.server.is_unavailable = False
     rig.store(0.0)
     rig.drain_counters.on_run("finished")
     assert (rig.totals()["rows"], rig.totals()["runs:finished"]) == (2, 2)

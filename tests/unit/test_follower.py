@@ -44,7 +44,7 @@ class _Rig:
         return self.troubles.reported()
 
     def bring_back(self) -> None:
-        self.server.is_away = False
+        self.server.is_unavailable = False
 
     def newest(self) -> ControlSnapshot | None:
         return self.follower.newest
@@ -58,7 +58,7 @@ class _Rig:
 def rig() -> Iterator[_Rig]:
     made = _Rig()
     yield made
-    made.server.is_away = False
+    made.server.is_unavailable = False
     made.follower.stop(seconds_max=3)
 
 
@@ -83,16 +83,16 @@ def test_publications_are_followed_within_100_ms(rig: _Rig) -> None:
 
 def test_it_starts_without_a_store_and_survives_outages_and_flushes(rig: _Rig) -> None:
     # Given a store that is away
-    rig.server.is_away = True
+    rig.server.is_unavailable = True
     rig.follower.start()
-    until(lambda: rig.follower.is_away)
+    until(lambda: rig.follower.is_unavailable)
     assert rig.newest() is None
     # When it comes, and goes
     rig.bring_back()
     rig.publish(500)
     until(lambda: rig.rate() == 500)
-    rig.server.is_away = True
-    until(lambda: rig.follower.is_away)
+    rig.server.is_unavailable = True
+    until(lambda: rig.follower.is_unavailable)
     # Then the last state stands, and its age grows
     newest = rig.newest()
     assert newest is not None
@@ -103,7 +103,7 @@ def test_it_starts_without_a_store_and_survives_outages_and_flushes(rig: _Rig) -
     assert age is not None
     rig.server.flush()
     rig.bring_back()
-    until(lambda: not rig.follower.is_away and rig.rate() is None)
+    until(lambda: not rig.follower.is_unavailable and rig.rate() is None)
     newest = rig.newest()
     assert newest is not None
     later = newest.controller_age_seconds(time.monotonic())

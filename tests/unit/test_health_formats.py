@@ -26,7 +26,7 @@ SNAPSHOTS = {
     "silent": replace(HEALTHY, controller_age=None, mode=Mode.UNKNOWN, rate=None),
     "alarm": replace(HEALTHY, alarms=(Alarm("new", Severity.CRITICAL, "Something new", "there", 3),)),
     "log down": replace(HEALTHY, log_problem="refused"),
-    "log full": replace(HEALTHY, is_log_full=True, is_bucket_away=True),
+    "log full": replace(HEALTHY, is_log_full=True, is_bucket_unavailable=True),
     "store down": replace(HEALTHY, store_problem="refused", pauses=None, breaker=BreakerState.UNKNOWN),
     "both down": replace(HEALTHY, store_problem="refused", log_problem="refused", pauses=None, lag=None),
     "both down, in ingest": replace(

@@ -176,7 +176,7 @@ def test_a_partition_that_has_stored_lately_is_well() -> None:
         ({"mode": Mode.DEGRADED, "rate": 400.0}, "the lag is high and holds the rate at 400/s"),
         ({"mode": Mode.UNKNOWN}, "the lag is unknown, and the rate falls"),
         ({"breaker": BreakerState.OPEN, "pauses": (BREAKER,)}, "the breaker holds the rate at its floor"),
-        ({"is_bucket_away": True}, "the token bucket does not answer"),
+        ({"is_bucket_unavailable": True}, "the token bucket does not answer"),
         ({"store_problem": "refused"}, "the token bucket does not answer"),
     ],
 )

@@ -68,7 +68,7 @@ class _Rig:
 
     def note(self) -> None:
         """Tell admission of the published rate, as the follower does."""
-        if not self.server.is_away:
+        if not self.server.is_unavailable:
             rate = self.store.state().rate
             assert rate is not None
             self.admission.note_rate(rate.version, rate.rate)
@@ -258,7 +258,7 @@ async def test_the_bucket_away_goes_by_the_last_rate_over_live_processes(rig: _R
     # Given two live processes, and a lease that is used up
     MemoryBucket(rig.settings, rig.server).take(needed=1, wanted=1, process="another")
     await rig.start()
-    rig.server.is_away = True
+    rig.server.is_unavailable = True
     assert rig.admission.take_now(30)
     await rig.settled(2)
     # Then there is no burst, and half of the rate from now on
@@ -274,7 +274,7 @@ async def test_the_bucket_away_goes_by_the_last_rate_over_live_processes(rig: _R
     rig.clock.advance(1000)
     assert rig.admission.rate(rig.clock.monotonic()) == 100
     # And when it returns, the bucket decides again
-    rig.server.is_away = False
+    rig.server.is_unavailable = False
     await _until(lambda: not rig.admission.is_local)
     assert rig.bucket.grants[-1].granted
 
@@ -286,7 +286,7 @@ async def test_a_rate_set_by_hand_ends_while_the_bucket_is_away(rig: _Rig) -> No
     assert published is not None
     rig.admission.note_rate(published.version, published.rate, ends_in=10.0, rate_after=1000.0)
     await rig.start()
-    rig.server.is_away = True
+    rig.server.is_unavailable = True
     while rig.admission.take_now(1):
         pass
     await _until(lambda: rig.admission.is_local)
@@ -298,7 +298,7 @@ async def test_a_rate_set_by_hand_ends_while_the_bucket_is_away(rig: _Rig) -> No
 
 async def test_requests_do_not_wait_for_a_bucket_that_is_known_to_be_away(rig: _Rig) -> None:
     await rig.start()
-    rig.server.is_away = True
+    rig.server.is_unavailable = True
     assert rig.admission.take_now(30)
     await rig.settled(2)
     rig.bucket.gate.clear()
@@ -309,7 +309,7 @@ async def test_requests_do_not_wait_for_a_bucket_that_is_known_to_be_away(rig: _
 
 async def test_without_any_rate_ever_known_the_floor_holds() -> None:
     rig = _Rig()
-    rig.server.is_away = True
+    rig.server.is_unavailable = True
     await rig.start()
     assert rig.admission.is_local
     assert await _passes_in(rig, 1.0) == pytest.approx(100, abs=2)
@@ -350,7 +350,7 @@ async def test_several_processes_share_one_bucket() -> None:
 async def test_processes_that_never_reached_the_bucket_admit_the_floor_together() -> None:
     # Given eight processes that start while the bucket is away
     rigs = _rigs(8)
-    rigs[0].server.is_away = True
+    rigs[0].server.is_unavailable = True
     for rig in rigs:
         await rig.start()
     # Then they admit the floor together, and use it
@@ -362,7 +362,7 @@ async def test_processes_that_reached_the_bucket_for_a_moment_admit_the_rate_tog
     rigs = _rigs(8)
     for rig in rigs:
         await rig.start()
-    rigs[0].server.is_away = True
+    rigs[0].server.is_unavailable = True
     leases = sum(rig.admission._left for rig in rigs)
     # Then they admit no more than the rate together, and what they had
     assert 0.9 * 1000 * 5 <= await _passes_together(rigs, 5.0) <= 1000 * 5 + leases
@@ -373,15 +373,15 @@ async def test_a_bucket_that_comes_back_empty_for_a_moment_does_not_lower_the_co
 ) -> None:
     # Given two processes that know of each other, and a bucket that is back for a moment without its memory
     rigs = await _settled_rigs(2, monkeypatch)
-    rigs[0].server.is_away = True
+    rigs[0].server.is_unavailable = True
     await _passes_together(rigs, 1.0)
     await _until(lambda: all(rig.admission.is_local for rig in rigs))
     rigs[0].server.flush()
-    rigs[0].server.is_away = False
+    rigs[0].server.is_unavailable = False
     rigs[1].bucket.is_cut_off = True
     await _until(lambda: not rigs[0].admission.is_local)
     # When it goes away again
-    rigs[0].server.is_away = True
+    rigs[0].server.is_unavailable = True
     leases = sum(rig.admission._left for rig in rigs)
     # Then each goes by its half
     assert await _passes_together(rigs, 1.0) <= 1000 + leases
@@ -404,7 +404,7 @@ async def test_a_process_that_has_ended_is_not_counted_for_long(monkeypatch: pyt
     rigs = await _settled_rigs(2, monkeypatch)
     rigs[1].admission.close()
     await _lives(rigs[:1], 12.0)
-    rigs[0].server.is_away = True
+    rigs[0].server.is_unavailable = True
     leases = rigs[0].admission._left
     assert await _passes_together(rigs[:1], 1.0) == pytest.approx(1000 + leases, rel=0.05)
 

@@ -127,7 +127,7 @@ def test_a_store_that_goes_away_meanwhile_is_the_callers_matter(rig: ControlRig,
 
     class Cutting(Sink):
         def probe(self) -> None:
-            server.is_away = True
+            server.is_unavailable = True
 
     with pytest.raises(StoreUnavailableError):
         ask(rig, Cutting(rig))

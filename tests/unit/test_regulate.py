@@ -38,7 +38,7 @@ class FakeDatabase:
     override: Override | None = None
     bands: Bands | None = None
     held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
-    is_away: bool = False
+    is_unavailable: bool = False
     asked: list[str] = field(default_factory=list)
 
     def stored_offsets(self, log_id: str) -> StoredOffsets:
@@ -64,7 +64,7 @@ class FakeDatabase:
 
     def _answer(self, question: str) -> None:
         self.asked.append(question)
-        if self.is_away:
+        if self.is_unavailable:
             raise SinkUnavailableError("PostgreSQL is away")
 
 
@@ -260,7 +260,7 @@ def test_a_second_beat_is_harmless(system: System) -> None:
 
 
 def test_a_store_that_is_away_ends_the_tick(system: System) -> None:
-    system.server.is_away = True
+    system.server.is_unavailable = True
     with pytest.raises(StoreUnavailableError):
         system.tick()
 
@@ -300,7 +300,7 @@ def test_a_lag_that_was_never_known_is_not_zero(system: System) -> None:
 def test_without_commits_and_without_postgresql_the_lag_is_unknown(system: System) -> None:
     system.tick()
     system.append(1, 1)
-    system.database.is_away = True
+    system.database.is_unavailable = True
     report = system.tick()
     assert report.lag is None
     assert len(report.problems) == 2
@@ -312,7 +312,7 @@ def test_the_logs_own_commits_are_enough(system: System) -> None:
     system.append(0, 20_000)
     system.log.commit(system.log.identity().log_id, 0, 5_000)
     system.log.commit(system.log.identity().log_id, 1, 0)
-    system.database.is_away = True
+    system.database.is_unavailable = True
     assert system.tick().lag == {0: 15_000, 1: 0}
     assert system.rate().mode is Mode.DEGRADED
 
@@ -328,7 +328,7 @@ def test_a_commit_of_a_database_that_was_emptied_is_corrected(system: System) ->
     # Then all of it is lag, and whoever asks the log alone learns that too
     assert system.tick().lag == {0: 20_000, 1: 6}
     assert [position.committed for position in system.log.positions()] == [0, 4]
-    system.database.is_away = True
+    system.database.is_unavailable = True
     assert system.tick().lag == {0: 20_000, 1: 6}
 
 
@@ -435,7 +435,7 @@ def test_without_postgresql_the_reasons_stay_unknown_and_the_rate_is_the_floor(s
     system.log.commit(system.log.identity().log_id, 1, 0)
     system.tick()
     system.server.flush()
-    system.database.is_away = True
+    system.database.is_unavailable = True
     system.database.asked.clear()
     # When
     report = system.tick()
@@ -445,7 +445,7 @@ def test_without_postgresql_the_reasons_stay_unknown_and_the_rate_is_the_floor(s
     assert system.rig.store.state().pauses is None
     assert (system.rate().rate, system.rate().mode, system.rate().lag) == (100.0, Mode.NORMAL, 10)
     # And when it is back, so is everything
-    system.database.is_away = False
+    system.database.is_unavailable = False
     assert system.tick().restored
     assert (system.rate().rate, system.rig.store.state().pauses) == (1000.0, ())
 

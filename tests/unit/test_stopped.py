@@ -104,11 +104,11 @@ def test_exactly_the_hole_is_skipped_and_only_once(rig: Rig) -> None:
 
 def test_the_floor_is_raised_before_the_offset_moves_and_without_it_nothing_does(rig: Rig) -> None:
     rig.server.trim(PARTITION, 8)
-    rig.control.is_away = True
+    rig.control.is_unavailable = True
     with pytest.raises(StoreUnavailableError):
         rig.skip(5, 8)
     assert rig.stored == 5
-    rig.control.is_away = False
+    rig.control.is_unavailable = False
     rig.skip(5, 8)
     assert rig.means.floors.mirror(rig.log_id).floors[PARTITION] == 8
 

@@ -114,7 +114,7 @@ def test_a_server_that_is_away_is_asked_once_a_scrape(monkeypatch: pytest.Monkey
     # Given a control server that does not answer: each question costs its time-out
     rig = Rig()
     rig.publish(lag={0: 1})
-    rig.server.is_away = True
+    rig.server.is_unavailable = True
     content, asked = rig.server.content, []
 
     def counted() -> Any:
