@@ -144,4 +144,4 @@ def document_of(inputs: HealthInputs, available_permissions: int | None = None) 
 
 def _rate_override(held: Override, at: float) -> RateOverride:
     """A rate that an operator set: its end, its actor and its reason. It is no problem, but readers should see it."""
-    return RateOverride(held.rate, round(max(0.0, held.until - at), 1), held.by, held.why)
+    return RateOverride(held.rate, round(max(0.0, held.until - at), 1), held.actor, held.why)

@@ -44,9 +44,9 @@ def system_metrics(log_url: str) -> list[Metric]:
         settings = Settings(event_log_url=log_url, watched_paths=folder)
         server = MemoryServer()
         store, counters = MemoryControlStore(settings, server), MemoryCounters(server)
-        store.restore([], by="table")
+        store.restore([], actor="table")
         store.publish_rate(
-            base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=1, lag_known_at=server.clock.now(), by="table",
+            base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=1, lag_known_at=server.clock.now(), actor="table",
             consumption=Consumption({0: 1}, 1, 1.0, {0: 1.0}),
             policy=_policy_record(settings),
         )  # fmt: skip

@@ -59,10 +59,10 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     ]
     if known.override is not None:
         held = known.override
-        words = f"{rate_text(held.rate)} until {clock_time(held.until)} by {held.by}: {held.why}"
+        words = f"{rate_text(held.rate)} until {clock_time(held.until)} by {held.actor}: {held.why}"
         lines += _wrapped("set by hand  ", words, width)
     for event in status.events[-_EVENTS_SHOWN:]:
-        lines.append(_cut(f"  {clock_time(event.at)} {event_text(event)}, by {event.by}: {event.why}", width))
+        lines.append(_cut(f"  {clock_time(event.at)} {event_text(event)}, by {event.actor}: {event.why}", width))
     return "\n".join(lines)
 
 

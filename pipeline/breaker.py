@@ -110,7 +110,7 @@ class SinkBreaker:
     def _publish(self) -> None:
         """Set the reason to pause; if that fails, `reconcile` tries again."""
         try:
-            self._generation = self._store.pause(PauseReason.BREAKER, by=self._name, why=self._why)
+            self._generation = self._store.pause(PauseReason.BREAKER, actor=self._name, why=self._why)
         except StoreUnavailableError as error:
             self._generation = None
             _logger.warning("opening of the circuit breaker is not stored yet: %s", error, extra={"action": "pause"})

@@ -81,7 +81,7 @@ def probe(
     backoff: Backoff,
     *,
     settings: Settings,
-    by: str,
+    actor: str,
 ) -> ProbeReport:
     """Probe PostgreSQL once, if the breaker is open and no other prober is probing.
 
@@ -108,7 +108,7 @@ def probe(
         except RecoverableError as error:
             return ProbeReport(ProbeOutcome.FAILED, str(error))
         why = "PostgreSQL has taken a write"
-        lifted = store.resume(PauseReason.BREAKER, generation=held.generation, by=by, why=why)
+        lifted = store.resume(PauseReason.BREAKER, generation=held.generation, actor=actor, why=why)
         return ProbeReport(ProbeOutcome.LIFTED if lifted else ProbeOutcome.SUPERSEDED)
     finally:
         _give_back(leases, token)

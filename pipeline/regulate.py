@@ -132,7 +132,7 @@ class _Sample:
 
 
 def regulate(
-    *, settings: Settings, policy_of: PolicyOf, log: EventLog, database: Database, control: Control, by: str
+    *, settings: Settings, policy_of: PolicyOf, log: EventLog, database: Database, control: Control, actor: str
 ) -> RegulateReport:
     """Run one tick, unless another ran within the period. Raises StoreUnavailableError; other errors are in the report.
 
@@ -155,18 +155,18 @@ def regulate(
             f"The database's schema is refused: {database.schema_problem}",
             "which version of Sluice runs where, and the table schema_migrations",
         )
-    restored = state.pauses is None and _restore(control.store, database, sample, by)
+    restored = state.pauses is None and _restore(control.store, database, sample, actor)
     positions = _measure(state, log, database, sample, control.clock)
     if sample.stored is not None:
-        _look_after_offsets(log, positions, sample, database=database, control=control, by=by)
+        _look_after_offsets(log, positions, sample, database=database, control=control, actor=actor)
     _hear_troubles(control, sample)
-    _compare_clocks(looks, sample, settings, by)
+    _compare_clocks(looks, sample, settings, actor)
     known = control.store.state() if restored else state
     policy = policy_of(known.bands)
     decided = decide(policy, known, sample.measured, ages, Decay.from_settings(settings))
     _note_progress(state, sample, settings, control)
     _name_standing(sample, settings, database)  # before a drain is ended, because that could change the reason
-    terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, by=by)
+    terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, actor=actor)
     known_at = state.rate.lag_known_at if state.rate is not None else None
     published = control.store.publish_rate(
         # If the reasons to pause are lost and PostgreSQL is unavailable, the breaker's reason may be among them.
@@ -175,7 +175,7 @@ def regulate(
         mode=decided.mode,
         lag=sample.total_lag,
         lag_known_at=state.time if sample.lag is not None else known_at,
-        by=by,
+        actor=actor,
         consumption=_consumption(state, sample, ages),
         alarms=sample.alarms,
         policy=decided.record,
@@ -189,7 +189,7 @@ def regulate(
     return RegulateReport(True, published, sample.lag, restored, terminated, answered, tuple(problems))
 
 
-def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) -> bool:
+def _restore(store: ControlStore, database: Database, sample: _Sample, actor: str) -> bool:
     """Restore the reasons to pause after a flush.
 
     Without PostgreSQL they stay unknown. Then workers use the last state that they know; they could not store anything
@@ -205,7 +205,7 @@ def _restore(store: ControlStore, database: Database, sample: _Sample, by: str) 
             "PostgreSQL: they are restored from there",
         )
         return False
-    return store.restore(asked.pauses, by=by, override=asked.override, bands=asked.bands)
+    return store.restore(asked.pauses, actor=actor, override=asked.override, bands=asked.bands)
 
 
 def _hear_troubles(control: Control, sample: _Sample) -> None:
@@ -226,13 +226,13 @@ def _synchronise(who: str) -> str:
     )
 
 
-def _compare_clocks(looks: _Looks, sample: _Sample, settings: Settings, by: str) -> None:
+def _compare_clocks(looks: _Looks, sample: _Sample, settings: Settings, actor: str) -> None:
     """Report this process and PostgreSQL if their clocks differ from the store's. No decision depends on it."""
     beyond = settings.clock_difference_seconds_max
     ahead = looks.by_wall.ahead_seconds(beyond=beyond)
     if ahead is not None:  # the store's clock is ahead, so this one is behind
-        what = f"{by}: its clock is {difference_words(-ahead)} the control store's (Redis)"
-        sample.degraded(AlarmCode.CLOCKS_DIFFER, what, _synchronise(by))
+        what = f"{actor}: its clock is {difference_words(-ahead)} the control store's (Redis)"
+        sample.degraded(AlarmCode.CLOCKS_DIFFER, what, _synchronise(actor))
     database = sample.database_clock
     ahead = None if database is None else database.ahead_of(looks.by_monotonic, beyond=beyond)
     if ahead is not None:
@@ -311,7 +311,7 @@ def _look_after_offsets(
     *,
     database: Database,
     control: Control,
-    by: str,
+    actor: str,
 ) -> None:
     """Compare PostgreSQL's stored offsets with the log's own figures and with the mirror of the floors.
 
@@ -332,7 +332,7 @@ def _look_after_offsets(
             )
             log.commit(log_id, position.partition, consumed)
     if any(_is_behind(position, stored) for position in positions):
-        _stop_behind(log, sample, control.store, by)
+        _stop_behind(log, sample, control.store, actor)
     try:
         mirror = control.floors.mirror(log_id)
         if not mirror.is_complete:
@@ -350,7 +350,7 @@ def _is_behind(position: PartitionPosition, stored: Mapping[int, int]) -> bool:
     return position.next_offset is not None and position.next_offset < stored.get(position.partition, 0)
 
 
-def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, by: str) -> None:
+def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, actor: str) -> None:
     """Stop the partitions whose next event would get an offset that is already stored: drains would skip it.
 
     A stopped partition is not trimmed. The log's positions are read again, because it may just have advanced.
@@ -370,7 +370,7 @@ def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, by: str) -
             f"{position.next_offset:,}: events with the offsets between are passed over"
         )
         _logger.error("%s", why, extra={"action": "log_behind_stored", "partition": partition})
-        store.pause(PauseReason.LOG_GAP, by=by, why=why, partition=partition)
+        store.pause(PauseReason.LOG_GAP, actor=actor, why=why, partition=partition)
         sample.critical(
             AlarmCode.LOG_BEHIND_STORED,
             f"The log was put back: {why}",
@@ -408,7 +408,7 @@ def _note_progress(state: ControlState, sample: _Sample, settings: Settings, con
 
 
 def _end_stalled(
-    state: ControlState, sample: _Sample, *, settings: Settings, database: Database, control: Control, by: str
+    state: ControlState, sample: _Sample, *, settings: Settings, database: Database, control: Control, actor: str
 ) -> tuple[int, ...]:
     """End the drainers of partitions that have lag and make no progress: a frozen one keeps its lock for ever.
 
@@ -439,7 +439,7 @@ def _end_stalled(
         why = f"partition {partition} stood at offset {sample.stored.get(partition, 0)} for {seconds:.0f} s"
         _logger.warning("ended a stalled drainer: %s", why, extra={"action": "drainer_terminated"})
         data = {"partition": str(partition), "offset": str(sample.stored.get(partition, 0))}
-        control.events.record(ControlEventKind.DRAINER_TERMINATED, by=by, why=why, data=data)
+        control.events.record(ControlEventKind.DRAINER_TERMINATED, actor=actor, why=why, data=data)
     return tuple(terminated)
 
 

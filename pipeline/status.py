@@ -163,7 +163,7 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "rateDecidedBy": inputs.rate_decided_by,
         "rateOverride": None
         if override is None
-        else {"rate": override.rate, "until": override.until, "by": override.by, "why": override.why},
+        else {"rate": override.rate, "until": override.until, "by": override.actor, "why": override.why},
         "ratePolicy": policy_document(policy),
         "bands": policy.parameters if policy.policy == "bands" else None,  # its name in earlier versions
         "consumerLag": inputs.lag,
@@ -182,7 +182,7 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "pauses": None
         if inputs.pauses is None
         else [
-            {"reason": p.name, "partition": p.partition, "since": p.since, "by": p.by, "why": p.why}
+            {"reason": p.name, "partition": p.partition, "since": p.since, "by": p.actor, "why": p.why}
             for p in inputs.pauses
         ],
         "controllerAgeSeconds": inputs.controller_age,
@@ -220,7 +220,7 @@ def event_document(event: ControlEvent) -> dict[str, Any]:
         "at": event.at,
         "kind": event.kind.value,
         "what": event_text(event),
-        "by": event.by,
+        "by": event.actor,
         "why": event.why,
         "data": event.data,
         "count": event.count,

@@ -31,34 +31,34 @@ class CommandError(PermanentError):
     """A command has invalid arguments; the message has the valid ones."""
 
 
-def pause(context: WorkerContext, by: str, why: str) -> str:
+def pause(context: WorkerContext, actor: str, why: str) -> str:
     """Pause consumption until an operator resumes it."""
     held = [one for one in context.control.state().pauses or () if one.reason is PauseReason.OPERATOR]
     if held:
         # Requested again, perhaps because PostgreSQL could not store it the first time.
         first = held[0]
-        kept = keep_pause(context, AskedPause(first.reason, first.by, first.why, first.since))
+        kept = keep_pause(context, AskedPause(first.reason, first.actor, first.why, first.since))
         return (
-            f"Consumption was paused already, since {clock_time(first.since)} by {first.by}: {first.why}. "
+            f"Consumption was paused already, since {clock_time(first.since)} by {first.actor}: {first.why}. "
             f"{_KEPT if kept else _NOT_KEPT}"
         )
-    kept = pause_until_resumed(context, PauseReason.OPERATOR, by=by, why=why)
+    kept = pause_until_resumed(context, PauseReason.OPERATOR, actor=actor, why=why)
     return (
-        f"Consumption is paused since {clock_time(context.clock.now())} by {by}: {why}. Drains under way end within "
+        f"Consumption is paused since {clock_time(context.clock.now())} by {actor}: {why}. Drains under way end within "
         f"seconds; events are still accepted, and wait in the log. {_KEPT if kept else _NOT_KEPT}"
     )
 
 
-def resume(context: WorkerContext, by: str, why: str) -> str:
+def resume(context: WorkerContext, actor: str, why: str) -> str:
     """Lift all pauses that only an operator may lift. The prober lifts the breaker's pause."""
     held = [pause for pause in context.control.state().pauses or () if pause.reason is not PauseReason.BREAKER]
     for reason in PauseReason:
         if reason is not PauseReason.BREAKER:  # even one that is not known to hold: it may have started just now
-            context.control.resume(reason, generation=None, by=by, why=why)
+            context.control.resume(reason, generation=None, actor=actor, why=why)
     lifted = [pause_text(pause.name, pause.partition) for pause in held]
     kept = _kept(lambda: _forget_pauses(context))
     left = context.control.state().pauses or ()
-    words = f"Lifted by {by}: {', '.join(lifted)}." if lifted else "Nobody had paused consumption by hand."
+    words = f"Lifted by {actor}: {', '.join(lifted)}." if lifted else "Nobody had paused consumption by hand."
     if paused(left):
         words += " Consumption stays paused while the breaker is open: until PostgreSQL takes a write."
     elif lifted:
@@ -74,37 +74,37 @@ def _forget_pauses(context: WorkerContext) -> None:
         context.operators.delete_pause(pause.name, pause.partition)
 
 
-def set_rate_limit(context: WorkerContext, by: str, rate: float, seconds: float | None, why: str) -> str:
+def set_rate_limit(context: WorkerContext, actor: str, rate: float, seconds: float | None, why: str) -> str:
     """Set a fixed rate for a time, whatever the lag is."""
     settings = context.settings
     seconds = settings.override_seconds if seconds is None else seconds
     _check("the rate", rate, 1, *_rate_most(settings))
     _check("the time", seconds, 1, settings.override_seconds_max, "s (OVERRIDE_SECONDS_MAX)")
-    override = context.control.set_override(rate, until=context.control.state().time + seconds, by=by, why=why)
+    override = context.control.set_override(rate, until=context.control.state().time + seconds, actor=actor, why=why)
     kept = _kept(lambda: context.operators.set_override(override))
     state = context.control.state()
     words = (
         f"At most {rate_text(rate)} are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
-        f"{by}: {why}. Then the rate policy decides again."
+        f"{actor}: {why}. Then the rate policy decides again."
     )
     if state.rate is not None and state.rate.rate < rate:
         words += f" While the breaker is open it is {rate_text(state.rate.rate)}."
     return f"{words} {_KEPT if kept else _NOT_KEPT}"
 
 
-def clear_rate_limit(context: WorkerContext, by: str, why: str) -> str:
+def clear_rate_limit(context: WorkerContext, actor: str, why: str) -> str:
     """End a rate that an operator set."""
-    held = context.control.clear_override(by=by, why=why)
+    held = context.control.clear_override(actor=actor, why=why)
     kept = _kept(lambda: context.operators.set_override(None))
     rate = context.control.state().rate
     now = "" if rate is None else f" At most {rate_text(rate.rate)} are admitted now."
-    words = f"The rate set by hand has ended, by {by}.{now}" if held else f"No rate was set by hand.{now}"
+    words = f"The rate set by hand has ended, by {actor}.{now}" if held else f"No rate was set by hand.{now}"
     return words if kept else f"{words} {_NOT_ENDED}"
 
 
 def set_bands(
     context: WorkerContext,
-    by: str,
+    actor: str,
     *,
     degraded: int,
     critical: int,
@@ -120,7 +120,7 @@ def set_bands(
         rate_min=settings.rate_min if rate_min is None else rate_min,
         lag_degraded=degraded,
         lag_critical=critical,
-        by=by,
+        actor=actor,
         why=why,
         since=context.clock.now(),
     )
@@ -133,15 +133,15 @@ def set_bands(
     kept = _kept(lambda: context.operators.set_bands(asked))
     return (
         f"From the next tick on (within {settings.regulate_seconds:g} s): {rate_text(asked.rate_max)} below a lag of "
-        f"{degraded:,}, falling to {rate_text(asked.rate_min)} at {critical:,}; set by {by}: {why}. "
+        f"{degraded:,}, falling to {rate_text(asked.rate_min)} at {critical:,}; set by {actor}: {why}. "
         f"{_KEPT if kept else _NOT_KEPT}"
     )
 
 
-def reset_bands(context: WorkerContext, by: str, why: str) -> str:
+def reset_bands(context: WorkerContext, actor: str, why: str) -> str:
     """Return to the bands of the settings."""
     _check_takes_bands(context)
-    held = context.control.clear_bands(by=by, why=why)
+    held = context.control.clear_bands(actor=actor, why=why)
     kept = _kept(lambda: context.operators.set_bands(None))
     settings = context.settings
     words = (
@@ -162,7 +162,7 @@ def _check_takes_bands(context: WorkerContext) -> None:
         )
 
 
-def replay(context: WorkerContext, by: str, limit: int, *, dry_run: bool) -> str:
+def replay(context: WorkerContext, actor: str, limit: int, *, dry_run: bool) -> str:
     """Retry to store dead letters, the longest untried first. A dry run changes nothing, and records no event."""
     _check("the limit", limit, 1, 100_000, "dead letters")
     result = context.dead_letters.replay(limit=limit, dry_run=dry_run)
@@ -181,7 +181,7 @@ def replay(context: WorkerContext, by: str, limit: int, *, dry_run: bool) -> str
     if not dry_run:
         data = {name: str(count) for name, count in asdict(result).items()}
         try:
-            context.events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, by=by, why=words, data=data)
+            context.events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, actor=actor, why=words, data=data)
         except RecoverableError as error:
             _logger.warning("the replay is in no control event: %s", error, extra={"action": "replay_not_recorded"})
             words += " The control events do not tell it: Redis does not answer."

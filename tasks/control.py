@@ -72,7 +72,7 @@ def regulate_rate(self: Any) -> None:
             lag_age=context.lag_age,
             rate_age=context.rate_age,
         ),
-        by=context.name,
+        actor=context.name,
     )
     if report.database_answered:
         persist_changes(context)
@@ -117,7 +117,12 @@ def probe_postgres(self: Any) -> None:
     """While the breaker is open: try a small write, and close the breaker if it succeeds."""
     context = context_of(self.app.sluice_settings)
     report = probe(
-        context.control, context.leases, context.sink.probe, context.backoff, settings=context.settings, by=context.name
+        context.control,
+        context.leases,
+        context.sink.probe,
+        context.backoff,
+        settings=context.settings,
+        actor=context.name,
     )
     if report.outcome not in (ProbeOutcome.NOT_OPEN, ProbeOutcome.BUSY):
         level = logging.INFO if report.outcome is ProbeOutcome.WAITING else logging.WARNING  # at each tick

@@ -129,7 +129,7 @@ def _tell(report: DrainReport, context: WorkerContext) -> None:
         pause_until_resumed(
             context,
             reason,
-            by=context.name,
+            actor=context.name,
             why=report.error or "",
             partition=report.partition,
             evidence=report.evidence,
@@ -141,6 +141,6 @@ def _record_late_begin(context: WorkerContext, partition: int, begin: int) -> No
     why = "the event log no longer holds what came before, and nothing of this partition was stored"
     data = {"partition": str(partition), "first": "0", "end": str(begin)}
     try:
-        context.events.record(ControlEventKind.BEGAN_LATE, by=context.name, why=why, data=data)
+        context.events.record(ControlEventKind.BEGAN_LATE, actor=context.name, why=why, data=data)
     except StoreUnavailableError as error:
         _logger.warning("not recorded: partition %d begins late: %s", partition, error, extra={"action": "not_told"})

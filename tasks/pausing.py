@@ -16,7 +16,7 @@ def pause_until_resumed(
     context: WorkerContext,
     reason: PauseReason,
     *,
-    by: str,
+    actor: str,
     why: str,
     partition: int | None = None,
     evidence: dict[str, Any] | None = None,
@@ -26,8 +26,8 @@ def pause_until_resumed(
     `evidence` is the cause of a partition's stop, stored with the pause for operators. Returns False if PostgreSQL
     could not store it. Raises StoreUnavailableError if the pause itself could not be set.
     """
-    context.control.pause(reason, by=by, why=why, partition=partition)
-    return keep_pause(context, AskedPause(reason, by, why, context.clock.now(), partition), evidence)
+    context.control.pause(reason, actor=actor, why=why, partition=partition)
+    return keep_pause(context, AskedPause(reason, actor, why, context.clock.now(), partition), evidence)
 
 
 def keep_pause(context: WorkerContext, pause: AskedPause, evidence: dict[str, Any] | None = None) -> bool:

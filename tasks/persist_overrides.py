@@ -41,7 +41,7 @@ def _keep_pauses(context: WorkerContext, kept: set[_Place], holding: dict[_Place
         context.operators.delete_pause(*place)
     for place in begun:
         pause = holding[place]
-        asked = AskedPause(pause.reason, pause.by, pause.why, pause.since, pause.partition, pause.word)
+        asked = AskedPause(pause.reason, pause.actor, pause.why, pause.since, pause.partition, pause.word)
         context.operators.save_pause(asked)
     return [
         *(f"pause ended ({pause_text(*place)})" for place in ended),

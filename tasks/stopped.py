@@ -94,7 +94,7 @@ def stops_again(context: WorkerContext, pauses: list[Pause]) -> str:
 # --- Deciding ---------------------------------------------------------------------------------------------------------
 
 
-def skip(context: WorkerContext, by: str, partition: int, hole: Hole, why: str, *, dry_run: bool) -> str:
+def skip(context: WorkerContext, actor: str, partition: int, hole: Hole, why: str, *, dry_run: bool) -> str:
     """Give up the offsets of a hole, exactly as the operator named them."""
     first, end = hole.first, hole.end
     goes_on = skip_gap(_means(context, context.sink), partition, hole, dry_run=dry_run)
@@ -107,11 +107,13 @@ def skip(context: WorkerContext, by: str, partition: int, hole: Hole, why: str, 
     if dry_run:
         return f"{_DRY}Partition {partition} would go on at offset {goes_on}; {what}."
     data = {"partition": str(partition), "first": str(first), "end": str(end)}
-    told = _decided(context, ControlEventKind.GAP_SKIPPED, PauseReason.LOG_GAP, partition, by=by, why=why, data=data)
-    return f"Partition {partition} goes on at offset {goes_on}, by {by}: {why}; {what}.{told}"
+    told = _decided(
+        context, ControlEventKind.GAP_SKIPPED, PauseReason.LOG_GAP, partition, actor=actor, why=why, data=data
+    )
+    return f"Partition {partition} goes on at offset {goes_on}, by {actor}: {why}; {what}.{told}"
 
 
-def accept(context: WorkerContext, by: str, partition: int, why: str, *, dry_run: bool) -> str:
+def accept(context: WorkerContext, actor: str, partition: int, why: str, *, dry_run: bool) -> str:
     """Store the batch for which a partition stopped; records that PostgreSQL rejects become dead letters."""
     evidence = context.operators.pause_evidence(PauseReason.POISON, partition)
     if evidence is None:
@@ -139,10 +141,12 @@ def accept(context: WorkerContext, by: str, partition: int, why: str, *, dry_run
     data = {
         "partition": str(partition), "first": str(first), "end": str(end), "dead_lettered": str(len(letters)),
     }  # fmt: skip
-    told = _decided(context, ControlEventKind.POISON_ACCEPTED, PauseReason.POISON, partition, by=by, why=why, data=data)
+    told = _decided(
+        context, ControlEventKind.POISON_ACCEPTED, PauseReason.POISON, partition, actor=actor, why=why, data=data
+    )
     return (
-        f"Accepted, by {by}: {why}. Partition {partition}, {what}. `control replay_dead_letters` tries them again once "
-        f"the schema takes them.{told}"
+        f"Accepted, by {actor}: {why}. Partition {partition}, {what}. `control replay_dead_letters` tries them again "
+        f"once the schema takes them.{told}"
     )
 
 
@@ -173,16 +177,16 @@ def _decided(
     reason: PauseReason,
     partition: int,
     *,
-    by: str,
+    actor: str,
     why: str,
     data: dict[str, str],
 ) -> str:
     """Record the decision and lift the partition's pause; returns what failed, as text."""
-    _logger.warning("%s of partition %d by %s: %s", kind, partition, by, why, extra={"action": kind.value, **data})
+    _logger.warning("%s of partition %d by %s: %s", kind, partition, actor, why, extra={"action": kind.value, **data})
     told = ""
     try:
-        context.events.record(kind, by=by, why=why, data=data)
-        context.control.resume(reason, generation=None, by=by, why=why, partition=partition)
+        context.events.record(kind, actor=actor, why=why, data=data)
+        context.control.resume(reason, generation=None, actor=actor, why=why, partition=partition)
     except RecoverableError as error:
         _logger.warning("decided, but not told: %s", error, extra={"action": "decision_not_told"})
         return " Redis does not answer: the pause still holds, lift it with `control resume_consumption`."
@@ -242,7 +246,7 @@ def _batch_words(partition: int, evidence: dict[str, Any]) -> str:
 
 def _pause_lines(context: WorkerContext, reason: PauseReason, partition: int) -> list[str]:
     return [
-        f"paused since {clock_time(pause.since)} by {_plain(pause.by)}: {_plain(pause.why)}"
+        f"paused since {clock_time(pause.since)} by {_plain(pause.actor)}: {_plain(pause.why)}"
         for pause in context.control.state().pauses or ()
         if pause.reason is reason and pause.partition in (None, partition)
     ]

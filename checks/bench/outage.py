@@ -216,7 +216,7 @@ def document(
         f"everything else keeps its defaults. Answers to clients: {statuses}.", "",
         "## What the control loop recorded", "",
         "| UTC | event | by | why |", "|---|---|---|---|",
-        *(f"| {clock(event.at)} | {event_text(event)} | {event.by} | {_cell(event.why)} |" for event in events), "",
+        *(f"| {clock(event.at)} | {event_text(event)} | {event.actor} | {_cell(event.why)} |" for event in events), "",
         "## By Prometheus", "",
         f"Scraped every {SCRAPE_SECONDS} s, so times may be later by that.", "",
         "| stage | query | answer | |", "|---|---|---|---|",

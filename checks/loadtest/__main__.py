@@ -64,9 +64,9 @@ class Target:
         control = wiring.make_control_store(self.settings)
         match action:
             case "pause":
-                control.pause(PauseReason.OPERATOR, by="load test", why="a backlog is wanted")
+                control.pause(PauseReason.OPERATOR, actor="load test", why="a backlog is wanted")
             case "resume":
-                control.resume(PauseReason.OPERATOR, generation=None, by="load test", why="enough of a backlog")
+                control.resume(PauseReason.OPERATOR, generation=None, actor="load test", why="enough of a backlog")
             case "stop postgres":
                 self.system.supervisor().stopProcess("postgres", True)
             case "start postgres":

@@ -219,7 +219,7 @@ class World:
                     self._must_answer,
                     self._backoff,
                     settings=settings,
-                    by="simulated prober",
+                    actor="simulated prober",
                 )
                 self.publish()
 
@@ -257,7 +257,7 @@ class World:
             log=self.log,
             database=self._database,
             control=self.control,
-            by="simulated controller",
+            actor="simulated controller",
         )
         self.publish()
 
@@ -425,7 +425,7 @@ def _controller_restarts(world: World, _: Fault) -> None:
 
 def _override_begins(world: World, fault: Fault) -> None:
     until = world.clock.now() + fault.end - fault.begin
-    world.asked_override = world.store.set_override(fault.value, until=until, by=_OPERATOR, why="simulated")
+    world.asked_override = world.store.set_override(fault.value, until=until, actor=_OPERATOR, why="simulated")
     world.publish()
 
 
@@ -436,13 +436,13 @@ def _override_ends(world: World, fault: Fault) -> None:
 
 def _paused(world: World, _: Fault) -> None:
     world.is_paused = True
-    world.store.pause(PauseReason.OPERATOR, by=_OPERATOR, why="simulated")
+    world.store.pause(PauseReason.OPERATOR, actor=_OPERATOR, why="simulated")
     world.asked_pauses = [AskedPause(PauseReason.OPERATOR, _OPERATOR, "simulated", world.clock.now())]
 
 
 def _resumed(world: World, _: Fault) -> None:
     world.is_paused, world.asked_pauses = False, []
-    world.store.resume(PauseReason.OPERATOR, generation=None, by=_OPERATOR, why="simulated")
+    world.store.resume(PauseReason.OPERATOR, generation=None, actor=_OPERATOR, why="simulated")
 
 
 def _settled(world: World, _: Fault) -> None:

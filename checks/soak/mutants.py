@@ -330,7 +330,8 @@ _SEEN_IN_OTHERS = (
         (
             Edit(
                 "pipeline/probe.py",
-                "        lifted = store.resume(PauseReason.BREAKER, generation=held.generation, by=by, why=why)\n",
+                "        lifted = store.resume(PauseReason.BREAKER, generation=held.generation, "
+                "actor=actor, why=why)\n",
                 "        lifted = False\n",
             ),
         ),

@@ -151,7 +151,8 @@ def _pauses(inputs: HealthInputs) -> Iterator[Problem]:
                 ProblemCode.PAUSED,
                 Severity.CRITICAL if inputs.mode is Mode.CRITICAL else Severity.DEGRADED,
                 f"{_paused_what(pause)} is paused ({pause_text(pause.name, None)}) since "
-                f"{clock_time(pause.since)} by {pause.by}: {pause.why}; {_its(pause)}events are taken, but not stored",
+                f"{clock_time(pause.since)} by {pause.actor}: {pause.why}; {_its(pause)}events are taken, "
+                "but not stored",
                 pause_advice(pause.reason, pause.partition),
             )
 
@@ -312,7 +313,7 @@ def _why_limited(inputs: HealthInputs, rate: str) -> tuple[str, str]:
     if inputs.override is not None:
         held = inputs.override
         return (
-            f"a rate set by hand holds{rate}, by {held.by}: {held.why}",
+            f"a rate set by hand holds{rate}, by {held.actor}: {held.why}",
             "whether it is still wanted: `celery -A tasks.app control clear_rate_limit` ends it",
         )
     if inputs.mode in (Mode.DEGRADED, Mode.CRITICAL):

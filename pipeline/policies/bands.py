@@ -27,7 +27,7 @@ class BandPolicy:
     rate_min: float  # events/s, > 0
     lag_degraded: int  # events, < lag_critical
     lag_critical: int  # events
-    by: str = ""  # who set the bands; empty: they are those of the settings
+    actor: str = ""  # who set the bands; empty: they are those of the settings
     why: str = ""
 
     @classmethod
@@ -35,7 +35,7 @@ class BandPolicy:
         """The bands that an operator set, or those of the settings, which have already been validated."""
         if bands is None:
             return cls(settings.rate_max, settings.rate_min, settings.lag_degraded, settings.lag_critical)
-        return cls(bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical, bands.by, bands.why)
+        return cls(bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical, bands.actor, bands.why)
 
     @property
     def floor_rate(self) -> float:
@@ -62,7 +62,7 @@ class BandPolicy:
         return max(self.rate_min, rate), Mode.DEGRADED
 
     def _explained(self, reason: str, because: str) -> Explanation:
-        setter = f"; set by {self.by}: {self.why}" if self.by else ""
+        setter = f"; set by {self.actor}: {self.why}" if self.actor else ""
         return Explanation(
             policy=NAME,
             sentence=f"{rate_text(self.rate_max)} below a lag of {self.lag_degraded:,} events, falling to "
@@ -80,6 +80,6 @@ class BandPolicy:
                 "rateMin": self.rate_min,
                 "lagDegraded": self.lag_degraded,
                 "lagCritical": self.lag_critical,
-                "setBy": self.by or None,
+                "setBy": self.actor or None,
             },
         )

@@ -55,7 +55,7 @@ class Override:
 
     rate: float  # events/s
     until: float
-    by: str
+    actor: str
     why: str
     since: float
 
@@ -68,7 +68,7 @@ class Bands:
     rate_min: float  # events/s
     lag_degraded: int  # events
     lag_critical: int  # events
-    by: str
+    actor: str
     why: str
     since: float  # seconds since the epoch
 
@@ -80,7 +80,7 @@ class Pause:
     reason: PauseReason
     generation: int
     since: float
-    by: str
+    actor: str
     why: str
     partition: int | None = None  # None: the whole system
     word: str = ""  # if this version does not know the reason: its name in the newer version
@@ -96,7 +96,7 @@ class AskedPause:
     """A pause that lasts until an operator lifts it, as PostgreSQL keeps it; `since` is in seconds since the epoch."""
 
     reason: PauseReason
-    by: str
+    actor: str
     why: str
     since: float
     partition: int | None = None  # None: the whole system
@@ -152,7 +152,7 @@ class ControlEvent:
     id: str  # position in the stream; opaque, ordered
     at: float
     kind: ControlEventKind
-    by: str  # the actor: user@host for a person, otherwise the process name
+    actor: str  # the actor: user@host for a person, otherwise the process name
     why: str
     data: dict[str, str]
     count: int = 1  # number of occurrences
@@ -176,7 +176,7 @@ class ControlStore(Protocol):
         mode: Mode,
         lag: int | None,
         lag_known_at: float | None,
-        by: str,
+        actor: str,
         consumption: Consumption | None = None,
         alarms: Sequence[Alarm] = (),
         policy: PolicyRecord | None = None,
@@ -191,22 +191,22 @@ class ControlStore(Protocol):
         lowest rate. Returns the published rate.
         """
 
-    def set_override(self, rate: float, *, until: float, by: str, why: str) -> Override:
+    def set_override(self, rate: float, *, until: float, actor: str, why: str) -> Override:
         """Set `rate` until a time (seconds since the epoch). It replaces an earlier override.
 
         It ends by itself, even if only ingest is running; the store's clock decides.
         """
 
-    def clear_override(self, *, by: str, why: str) -> bool:
+    def clear_override(self, *, actor: str, why: str) -> bool:
         """End an override early; returns whether one was active."""
 
     def set_bands(self, bands: Bands) -> None:
         """Make the controller use these bands from its next tick on."""
 
-    def clear_bands(self, *, by: str, why: str) -> bool:
+    def clear_bands(self, *, actor: str, why: str) -> bool:
         """Return to the bands of the settings; returns whether other bands were set."""
 
-    def pause(self, reason: PauseReason, *, by: str, why: str, partition: int | None = None) -> int:
+    def pause(self, reason: PauseReason, *, actor: str, why: str, partition: int | None = None) -> int:
         """Add a reason for one partition or for the whole system. A reason that is already active stays as it is.
 
         Returns its generation. A reason for the whole system replaces the same reason for single partitions. For the
@@ -214,7 +214,7 @@ class ControlStore(Protocol):
         """
 
     def resume(
-        self, reason: PauseReason, *, generation: int | None, by: str, why: str, partition: int | None = None
+        self, reason: PauseReason, *, generation: int | None, actor: str, why: str, partition: int | None = None
     ) -> bool:
         """Lift a reason if its generation is still the given one (None: any); True if it was lifted.
 
@@ -227,7 +227,7 @@ class ControlStore(Protocol):
         self,
         pauses: Sequence[AskedPause],
         *,
-        by: str,
+        actor: str,
         override: Override | None = None,
         bands: Bands | None = None,
     ) -> bool:
@@ -246,7 +246,7 @@ class ControlEvents(Protocol):
     def wait(self, after: str, *, wait_seconds: float) -> str:
         """Block until there is an event after position `after` ("" for now) or time is up; returns the position."""
 
-    def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
+    def record(self, kind: ControlEventKind, *, actor: str, why: str, data: dict[str, str]) -> None:
         """Add an event. If the system itself repeats one within ten minutes, the store keeps one event with a count."""
 
 

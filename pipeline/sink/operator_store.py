@@ -25,7 +25,7 @@ class PostgresOperatorStore:
             {
                 "reason": pause.name,
                 "partition": pause.partition,
-                "paused_by": pause.by.replace("\0", ""),
+                "paused_by": pause.actor.replace("\0", ""),
                 "why": pause.why.replace("\0", ""),
                 "since": pause.since,
                 "evidence": None if evidence is None else json.dumps(evidence).replace("\\u0000", "\\ufffd"),
@@ -52,7 +52,7 @@ class PostgresOperatorStore:
             {
                 "rate": override.rate,
                 "until": override.until,
-                "set_by": override.by.replace("\0", ""),
+                "set_by": override.actor.replace("\0", ""),
                 "why": override.why.replace("\0", ""),
                 "since": override.since,
             },
@@ -69,7 +69,7 @@ class PostgresOperatorStore:
                 "rate_min": bands.rate_min,
                 "lag_degraded": bands.lag_degraded,
                 "lag_critical": bands.lag_critical,
-                "set_by": bands.by.replace("\0", ""),
+                "set_by": bands.actor.replace("\0", ""),
                 "why": bands.why.replace("\0", ""),
                 "since": bands.since,
             },
@@ -86,16 +86,18 @@ class PostgresOperatorStore:
         found += self._session.rows(query("load_partition_pauses"))
         reasons = {word: known_word(PauseReason, word) for word, *_ in found}
         return [
-            AskedPause(reasons[word], by, why, since, partition, word if reasons[word] is PauseReason.UNKNOWN else "")
-            for word, by, why, since, partition in found
+            AskedPause(
+                reasons[word], actor, why, since, partition, word if reasons[word] is PauseReason.UNKNOWN else ""
+            )
+            for word, actor, why, since, partition in found
         ]
 
     def _override(self) -> Override | None:
-        for rate, until, by, why, since in self._session.rows(query("load_override")):
-            return Override(rate, until, by, why, since)
+        for rate, until, actor, why, since in self._session.rows(query("load_override")):
+            return Override(rate, until, actor, why, since)
         return None
 
     def _bands(self) -> Bands | None:
-        for rate_max, rate_min, degraded, critical, by, why, since in self._session.rows(query("load_bands")):
-            return Bands(rate_max, rate_min, degraded, critical, by, why, since)
+        for rate_max, rate_min, degraded, critical, actor, why, since in self._session.rows(query("load_bands")):
+            return Bands(rate_max, rate_min, degraded, critical, actor, why, since)
         return None

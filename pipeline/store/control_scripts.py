@@ -26,7 +26,7 @@ class ControlScripts:
         names = (KEY_RATE, KEY_PAUSE, KEY_GENERATION, KEY_EVENTS, KEY_OVERRIDE, KEY_BANDS)
         self.keys: Final = [connection.key(name) for name in names]
 
-    def run(self, name: str, by: str, *arguments: str, more_keys: tuple[str, ...] = ()) -> Any:
+    def run(self, name: str, actor: str, *arguments: str, more_keys: tuple[str, ...] = ()) -> Any:
         """Run `name`.lua for `by`. Raises StoreUnavailableError."""
         now = self._clock.monotonic()
         # One run may reach the server faster than the run before it did.
@@ -34,7 +34,7 @@ class ControlScripts:
         answer = self._connection.run(
             load_script(name, LIBRARY),
             [*self.keys, *more_keys],
-            [f"{self._events_max} {elapsed_max}", clean_text(by, BY_CHARS_MAX), *arguments],
+            [f"{self._events_max} {elapsed_max}", clean_text(actor, BY_CHARS_MAX), *arguments],
         )
         self._ran_at = now
         return answer

@@ -144,16 +144,16 @@ class _Adapter:
         content.override = override
         content.override_at = self._server.clock.monotonic() - max(0.0, now - override.since)
 
-    def _settle_rate(self, by: str, why: str) -> None:
+    def _settle_rate(self, actor: str, why: str) -> None:
         content, now = self._server.content(), self._server.clock.now()
         last = content.rate
         if last is None or last.rate == _effective(content, last.base_rate):
             return
         rate = _effective(content, last.base_rate)
         content.rate = replace(last, rate=rate, version=_next_version(last, now))
-        self._record_rate(content.rate, last, by, why)
+        self._record_rate(content.rate, last, actor, why)
 
-    def _record_rate(self, rate: PublishedRate, last: PublishedRate | None, by: str, why: str) -> None:
+    def _record_rate(self, rate: PublishedRate, last: PublishedRate | None, actor: str, why: str) -> None:
         content = self._server.content()
         previous = content.recorded_rate if last is None or content.recorded_rate is not None else last.rate
         data = {
@@ -167,13 +167,13 @@ class _Adapter:
             "reason": "" if rate.policy is None else rate.policy.explanation.reason,
         }
         content.recorded_rate = rate.rate
-        self._record(ControlEventKind.RATE_CHANGED, by, why, data)
+        self._record(ControlEventKind.RATE_CHANGED, actor, why, data)
 
-    def _record(self, kind: ControlEventKind, by: str, why: str, data: dict[str, str]) -> None:
+    def _record(self, kind: ControlEventKind, actor: str, why: str, data: dict[str, str]) -> None:
         events = self._server.content().events
         at = self._server.clock.now()
-        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-        event = ControlEvent(self._server.next_event_id(), at, kind, by, why, data)
+        actor, why = clean_text(actor, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
+        event = ControlEvent(self._server.next_event_id(), at, kind, actor, why, data)
         earlier = repeated_event(events, kind, data, at)
         if earlier is not None:
             events.remove(earlier)
@@ -219,7 +219,7 @@ class MemoryControlStore(_Adapter):
         mode: Mode,
         lag: int | None,
         lag_known_at: float | None,
-        by: str,
+        actor: str,
         consumption: Consumption | None = None,
         alarms: Sequence[Alarm] = (),
         policy: PolicyRecord | None = None,
@@ -248,36 +248,36 @@ class MemoryControlStore(_Adapter):
             previous, rate = content.recorded_rate, content.rate.rate
             is_notable = previous is None or abs(rate - previous) >= ratio * previous
             if last is None or (last.rate != rate and is_notable) or last.mode is not mode:
-                self._record_rate(content.rate, last, by, rate_event_why(lag, policy))
+                self._record_rate(content.rate, last, actor, rate_event_why(lag, policy))
             return content.rate
 
-    def set_override(self, rate: float, *, until: float, by: str, why: str) -> Override:
+    def set_override(self, rate: float, *, until: float, actor: str, why: str) -> Override:
         with self._server.changed:
             self._settle_override()
-            by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-            override = Override(rate, until, by, why, self._server.clock.now())
+            actor, why = clean_text(actor, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
+            override = Override(rate, until, actor, why, self._server.clock.now())
             self._put_override(override)
             data = {"rate": repr(float(rate)), "until": repr(float(until))}
-            self._record(ControlEventKind.OVERRIDE_SET, by, why, data)
+            self._record(ControlEventKind.OVERRIDE_SET, actor, why, data)
             self._settle_override()
-            self._settle_rate(by, why)
+            self._settle_rate(actor, why)
             return override
 
-    def clear_override(self, *, by: str, why: str) -> bool:
+    def clear_override(self, *, actor: str, why: str) -> bool:
         with self._server.changed:
             self._settle_override()
             content = self._server.content()
             if content.override is None:
                 return False
             ended, content.override = content.override, None
-            self._record(ControlEventKind.OVERRIDE_ENDED, by, why, {"rate": repr(float(ended.rate))})
-            self._settle_rate(by, why)
+            self._record(ControlEventKind.OVERRIDE_ENDED, actor, why, {"rate": repr(float(ended.rate))})
+            self._settle_rate(actor, why)
             return True
 
     def set_bands(self, bands: Bands) -> None:
         with self._server.changed:
             self._server.content().bands = replace(
-                bands, by=clean_text(bands.by, BY_CHARS_MAX), why=clean_text(bands.why, WHY_CHARS_MAX)
+                bands, actor=clean_text(bands.actor, BY_CHARS_MAX), why=clean_text(bands.why, WHY_CHARS_MAX)
             )
             data = {
                 "rate_max": repr(float(bands.rate_max)),
@@ -285,34 +285,34 @@ class MemoryControlStore(_Adapter):
                 "lag_degraded": str(bands.lag_degraded),
                 "lag_critical": str(bands.lag_critical),
             }
-            self._record(ControlEventKind.BANDS_SET, bands.by, bands.why, data)
+            self._record(ControlEventKind.BANDS_SET, bands.actor, bands.why, data)
 
-    def clear_bands(self, *, by: str, why: str) -> bool:
+    def clear_bands(self, *, actor: str, why: str) -> bool:
         with self._server.changed:
             content = self._server.content()
             if content.bands is None:
                 return False
             content.bands = None
-            self._record(ControlEventKind.BANDS_SET, by, why, {"bands": "settings"})
+            self._record(ControlEventKind.BANDS_SET, actor, why, {"bands": "settings"})
             return True
 
-    def pause(self, reason: PauseReason, *, by: str, why: str, partition: int | None = None) -> int:
+    def pause(self, reason: PauseReason, *, actor: str, why: str, partition: int | None = None) -> int:
         with self._server.changed:
             self._settle_override()
             held = self._covering(reason.value, partition)
             if held is not None:
                 return held.generation
-            generation = self._add(AskedPause(reason, by, why, self._server.clock.now(), partition))
+            generation = self._add(AskedPause(reason, actor, why, self._server.clock.now(), partition))
             data = {"reason": reason.value, "generation": str(generation)} | _of_partition(partition)
             if reason is PauseReason.BREAKER:
-                self._record(ControlEventKind.BREAKER_OPENED, by, why, data)
+                self._record(ControlEventKind.BREAKER_OPENED, actor, why, data)
                 why = "the breaker opened"  # the error is recorded once
-            self._record(ControlEventKind.PAUSED, by, why, data)
-            self._settle_rate(by, why)
+            self._record(ControlEventKind.PAUSED, actor, why, data)
+            self._settle_rate(actor, why)
             return generation
 
     def resume(
-        self, reason: PauseReason, *, generation: int | None, by: str, why: str, partition: int | None = None
+        self, reason: PauseReason, *, generation: int | None, actor: str, why: str, partition: int | None = None
     ) -> bool:
         with self._server.changed:
             self._settle_override()
@@ -330,17 +330,17 @@ class MemoryControlStore(_Adapter):
             left = " ".join(sorted(_word(*other) for other in content.pauses))
             data = {"reason": reason.value, "generation": str(held.generation), "left": left} | _of_partition(partition)
             if reason is PauseReason.BREAKER:
-                self._record(ControlEventKind.BREAKER_CLOSED, by, why, data)
+                self._record(ControlEventKind.BREAKER_CLOSED, actor, why, data)
                 why = "the breaker closed"
-            self._record(ControlEventKind.RESUMED, by, why, data)
-            self._settle_rate(by, why)
+            self._record(ControlEventKind.RESUMED, actor, why, data)
+            self._settle_rate(actor, why)
             return True
 
     def restore(
         self,
         pauses: Sequence[AskedPause],
         *,
-        by: str,
+        actor: str,
         override: Override | None = None,
         bands: Bands | None = None,
     ) -> bool:
@@ -364,8 +364,8 @@ class MemoryControlStore(_Adapter):
                 names.append("bands")
             content.complete = True
             data = {"reasons": " ".join(names)}
-            self._record(ControlEventKind.STATE_RESTORED, by, "the control store was empty", data)
-            self._settle_rate(by, "the reasons to pause were restored")
+            self._record(ControlEventKind.STATE_RESTORED, actor, "the control store was empty", data)
+            self._settle_rate(actor, "the reasons to pause were restored")
             return True
 
     def _covering(self, name: str, partition: int | None) -> Pause | None:
@@ -379,9 +379,9 @@ class MemoryControlStore(_Adapter):
             for other in [key for key in content.pauses if key[0] == asked.name]:
                 del content.pauses[other]
         content.generation += 1
-        by, why = clean_text(asked.by, BY_CHARS_MAX), clean_text(asked.why, WHY_CHARS_MAX)
+        actor, why = clean_text(asked.actor, BY_CHARS_MAX), clean_text(asked.why, WHY_CHARS_MAX)
         content.pauses[asked.name, partition] = Pause(
-            asked.reason, content.generation, asked.since, by, why, partition, asked.word
+            asked.reason, content.generation, asked.since, actor, why, partition, asked.word
         )
         return content.generation
 
@@ -433,9 +433,9 @@ class MemoryControlEvents(_Adapter):
             self._server.changed.wait_for(lambda: self._newest(after) > after, timeout=wait_seconds)
             return self._newest(after)
 
-    def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
+    def record(self, kind: ControlEventKind, *, actor: str, why: str, data: dict[str, str]) -> None:
         with self._server.changed:
-            self._record(kind, by, why, data)
+            self._record(kind, actor, why, data)
 
     def _newest(self, default: str) -> str:
         events = self._server.content().events

@@ -112,14 +112,14 @@ class RedisControlStore:
         mode: Mode,
         lag: int | None,
         lag_known_at: float | None,
-        by: str,
+        actor: str,
         consumption: Consumption | None = None,
         alarms: Sequence[Alarm] = (),
         policy: PolicyRecord | None = None,
     ) -> PublishedRate:
         answer = self._run(
             "publish_rate",
-            by,
+            actor,
             repr(float(base_rate)),
             repr(float(floor_rate)),
             mode.value,
@@ -137,30 +137,30 @@ class RedisControlStore:
             raise StoreUnavailableError("the control store (Redis) holds a rate that this version can't read")
         return published
 
-    def set_override(self, rate: float, *, until: float, by: str, why: str) -> Override:
-        by, why = clean_text(by, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
-        since = self._run("set_override", by, repr(float(rate)), repr(float(until)), why)
-        return Override(rate, until, by, why, float(since))
+    def set_override(self, rate: float, *, until: float, actor: str, why: str) -> Override:
+        actor, why = clean_text(actor, BY_CHARS_MAX), clean_text(why, WHY_CHARS_MAX)
+        since = self._run("set_override", actor, repr(float(rate)), repr(float(until)), why)
+        return Override(rate, until, actor, why, float(since))
 
-    def clear_override(self, *, by: str, why: str) -> bool:
-        return bool(self._run("clear_override", by, clean_text(why, WHY_CHARS_MAX)))
+    def clear_override(self, *, actor: str, why: str) -> bool:
+        return bool(self._run("clear_override", actor, clean_text(why, WHY_CHARS_MAX)))
 
     def set_bands(self, bands: Bands) -> None:
-        rate_max, rate_min, degraded, critical, by, why, since = _bands_texts(bands)
-        self._run("set_bands", by, rate_max, rate_min, degraded, critical, why, since)
+        rate_max, rate_min, degraded, critical, actor, why, since = _bands_texts(bands)
+        self._run("set_bands", actor, rate_max, rate_min, degraded, critical, why, since)
 
-    def clear_bands(self, *, by: str, why: str) -> bool:
-        return bool(self._run("clear_bands", by, clean_text(why, WHY_CHARS_MAX)))
+    def clear_bands(self, *, actor: str, why: str) -> bool:
+        return bool(self._run("clear_bands", actor, clean_text(why, WHY_CHARS_MAX)))
 
-    def pause(self, reason: PauseReason, *, by: str, why: str, partition: int | None = None) -> int:
-        return int(self._run("pause", by, reason.value, clean_text(why, WHY_CHARS_MAX), _text(partition)))
+    def pause(self, reason: PauseReason, *, actor: str, why: str, partition: int | None = None) -> int:
+        return int(self._run("pause", actor, reason.value, clean_text(why, WHY_CHARS_MAX), _text(partition)))
 
     def resume(
-        self, reason: PauseReason, *, generation: int | None, by: str, why: str, partition: int | None = None
+        self, reason: PauseReason, *, generation: int | None, actor: str, why: str, partition: int | None = None
     ) -> bool:
         why = clean_text(why, WHY_CHARS_MAX)
         names = self._unknown_names() if reason is PauseReason.UNKNOWN else [reason.value]
-        lifted = [self._run("resume", by, name, _text(generation), why, _text(partition)) for name in names]
+        lifted = [self._run("resume", actor, name, _text(generation), why, _text(partition)) for name in names]
         return any(lifted)
 
     def _unknown_names(self) -> list[str]:
@@ -172,19 +172,19 @@ class RedisControlStore:
         self,
         pauses: Sequence[AskedPause],
         *,
-        by: str,
+        actor: str,
         override: Override | None = None,
         bands: Bands | None = None,
     ) -> bool:
         arguments = _override_texts(override) if override is not None else [""] * 5
         arguments += _bands_texts(bands) if bands is not None else [""] * 7
         for pause in pauses:
-            who, why = clean_text(pause.by, BY_CHARS_MAX), clean_text(pause.why, WHY_CHARS_MAX)
+            who, why = clean_text(pause.actor, BY_CHARS_MAX), clean_text(pause.why, WHY_CHARS_MAX)
             arguments += [pause.name, who, why, repr(pause.since), _text(pause.partition)]
-        return bool(self._run("restore", by, *arguments))
+        return bool(self._run("restore", actor, *arguments))
 
-    def _run(self, name: str, by: str, *arguments: str) -> Any:
-        return self._scripts.run(name, by, *arguments)
+    def _run(self, name: str, actor: str, *arguments: str) -> Any:
+        return self._scripts.run(name, actor, *arguments)
 
     def _override_now(self, fields: dict[str, str], time: float) -> Override:
         """The override in the server's current time, even if that clock was stepped since its times were stored."""
@@ -228,8 +228,8 @@ class RedisControlEvents:
         [[_, entries]] = answer
         return str(entries[-1][0])
 
-    def record(self, kind: ControlEventKind, *, by: str, why: str, data: dict[str, str]) -> None:
-        self._scripts.run("record_event", by, kind.value, clean_text(why, WHY_CHARS_MAX), json.dumps(data))
+    def record(self, kind: ControlEventKind, *, actor: str, why: str, data: dict[str, str]) -> None:
+        self._scripts.run("record_event", actor, kind.value, clean_text(why, WHY_CHARS_MAX), json.dumps(data))
 
     def _newest_position(self) -> str:
         entries = self._connection.call("XREVRANGE", self._key, "+", "-", "COUNT", 1)
@@ -238,8 +238,8 @@ class RedisControlEvents:
 
 def _override_texts(override: Override) -> list[str]:
     """In the argument order of put_override in control_lib.lua."""
-    by, why = clean_text(override.by, BY_CHARS_MAX), clean_text(override.why, WHY_CHARS_MAX)
-    return [repr(float(override.rate)), repr(float(override.until)), by, why, repr(float(override.since))]
+    actor, why = clean_text(override.actor, BY_CHARS_MAX), clean_text(override.why, WHY_CHARS_MAX)
+    return [repr(float(override.rate)), repr(float(override.until)), actor, why, repr(float(override.since))]
 
 
 def _override(fields: dict[str, str]) -> Override:
@@ -253,7 +253,7 @@ def _bands_texts(bands: Bands) -> list[str]:
         repr(float(bands.rate_min)),
         str(int(bands.lag_degraded)),
         str(int(bands.lag_critical)),
-        clean_text(bands.by, BY_CHARS_MAX),
+        clean_text(bands.actor, BY_CHARS_MAX),
         clean_text(bands.why, WHY_CHARS_MAX),
         repr(float(bands.since)),
     ]
@@ -265,7 +265,7 @@ def _bands(fields: dict[str, str]) -> Bands:
         rate_min=float(fields["rate_min"]),
         lag_degraded=int(fields["lag_degraded"]),
         lag_critical=int(fields["lag_critical"]),
-        by=fields["by"],
+        actor=fields["by"],
         why=fields["why"],
         since=float(fields["since"]),
     )
@@ -396,7 +396,7 @@ def _control_event(position: str, fields: dict[str, str]) -> ControlEvent:
         id=position,
         at=int(position.partition("-")[0]) / 1000,  # the server's clock numbers the entries, in milliseconds
         kind=kind,
-        by=fields.get("by", ""),
+        actor=fields.get("by", ""),
         why=fields.get("why", ""),
         data={str(name): str(value) for name, value in data.items()} | unknown if isinstance(data, dict) else unknown,
         count=int(fields.get("count", 1)),

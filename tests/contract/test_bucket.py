@@ -39,7 +39,7 @@ def publish(rig: ControlRig, rate: float, *, floor: float = 100.0, known_seconds
     """Publish a rate; returns its version."""
     known_at = rig.store.state().time - known_seconds_ago
     published = rig.store.publish_rate(
-        base_rate=rate, floor_rate=floor, mode=Mode.NORMAL, lag=0, lag_known_at=known_at, by="controller"
+        base_rate=rate, floor_rate=floor, mode=Mode.NORMAL, lag=0, lag_known_at=known_at, actor="controller"
     )
     return published.version
 
@@ -91,10 +91,10 @@ def test_a_lower_rate_takes_the_tokens_away_and_a_higher_one_brings_none(rig: Co
 
 def test_the_open_breaker_drops_the_rate_at_the_next_lease(rig: ControlRig) -> None:
     before = publish(rig, 1000.0)
-    generation = rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
+    generation = rig.store.pause(PauseReason.BREAKER, actor="drain", why="down")
     grant = rig.bucket.take(needed=1, wanted=1, process="a")
     assert (grant.rate, grant.version > before) == (100.0, True)
-    rig.store.resume(PauseReason.BREAKER, generation=generation, by="prober", why="well")
+    rig.store.resume(PauseReason.BREAKER, generation=generation, actor="prober", why="well")
     assert rig.bucket.take(needed=1, wanted=1, process="a").rate == 1000.0
 
 
@@ -122,7 +122,7 @@ def test_after_a_flush_the_last_known_rate_goes_on(rig: ControlRig) -> None:
     rig.flush()
     grant = rig.bucket.take(needed=1, wanted=1, process="a")
     assert (grant.rate, grant.version) == (700.0, version)
-    rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
+    rig.store.pause(PauseReason.BREAKER, actor="drain", why="down")
     assert rig.bucket.take(needed=1, wanted=1, process="a").rate == 100.0
     # A process that knows nothing has the floor to offer.
     assert rig.another_bucket().take(needed=1, wanted=1, process="b").rate == 100.0
@@ -291,10 +291,10 @@ def test_a_rate_that_flaps_admits_no_more_than_its_integral_and_one_burst(contro
     for _ in range(10):
         resumed_at = time.monotonic()
         stopping.wait(0.05)
-        rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
+        rig.store.pause(PauseReason.BREAKER, actor="drain", why="down")
         seconds_at_full_rate += time.monotonic() - resumed_at
         stopping.wait(0.1)
-        rig.store.resume(PauseReason.BREAKER, generation=None, by="prober", why="well")
+        rig.store.resume(PauseReason.BREAKER, generation=None, actor="prober", why="well")
     stopping.set()
     for thread in threads:
         thread.join()

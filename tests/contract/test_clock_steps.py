@@ -32,7 +32,7 @@ class Stepped:
     def publish(self, rate: float = 1000.0) -> None:
         self.rig.store.publish_rate(
             base_rate=rate, floor_rate=100.0, mode=Mode.NORMAL, lag=0,
-            lag_known_at=self.rig.store.state().time, by="controller",
+            lag_known_at=self.rig.store.state().time, actor="controller",
         )  # fmt: skip
 
     def rate(self) -> float:
@@ -41,7 +41,7 @@ class Stepped:
 
     def hold(self, rate: float, seconds: float) -> None:
         until = self.rig.store.state().time + seconds
-        self.rig.store.set_override(rate, until=until, by="ann@host", why="an import")
+        self.rig.store.set_override(rate, until=until, actor="ann@host", why="an import")
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -74,7 +74,7 @@ def test_a_lease_lasts_no_longer_than_twice_its_time_where_the_clock_is_set_back
 
 
 def test_a_prober_that_died_before_the_step_does_not_leave_the_breaker_half_open(stepped: Stepped) -> None:
-    stepped.rig.store.pause(PauseReason.BREAKER, by="worker", why="PostgreSQL")
+    stepped.rig.store.pause(PauseReason.BREAKER, actor="worker", why="PostgreSQL")
     stepped.rig.leases.take(LEASE_PROBE, seconds=0.4)
     assert stepped.rig.store.state().breaker is BreakerState.HALF_OPEN
     stepped.step(-HOUR)
@@ -233,7 +233,7 @@ def test_a_process_hears_that_its_clock_differs_and_says_so_until_it_agrees(
     rig = stepped.rig
 
     def codes_and_words() -> list[tuple[str, bool]]:
-        rig.events.record(ControlEventKind.RATE_CHANGED, by="controller", why="lag 0", data={})  # ends a wait
+        rig.events.record(ControlEventKind.RATE_CHANGED, actor="controller", why="lag 0", data={})  # ends a wait
         found = rig.troubles.reported().get("batches@host", [])
         return [(trouble.code, words in trouble.what) for trouble in found]
 

@@ -25,7 +25,7 @@ def rig(request: pytest.FixtureRequest) -> ControlRig:
 
 def publish(rig: ControlRig, alarms: Sequence[Alarm] = (), *, known_at: float | None = None) -> PublishedRate:
     return rig.store.publish_rate(
-        base_rate=1000.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=known_at, by="c", alarms=alarms
+        base_rate=1000.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=known_at, actor="c", alarms=alarms
     )
 
 
@@ -59,7 +59,7 @@ def test_a_tick_that_is_ignored_changes_no_alarm(rig: ControlRig) -> None:
 
 def test_a_pause_leaves_the_alarms_of_the_tick_alone(rig: ControlRig) -> None:
     publish(rig, [HOLE])
-    rig.store.pause(PauseReason.BREAKER, by="worker", why="refused")
+    rig.store.pause(PauseReason.BREAKER, actor="worker", why="refused")
     assert alarms_of(rig) == (HOLE,)
 
 

@@ -18,14 +18,14 @@ def rig(request: pytest.FixtureRequest) -> ControlRig:
         rig = memory_rig(control_settings("redis://nowhere"))
     else:
         rig = redis_rig(control_settings(request.getfixturevalue("control_redis").url))
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     return rig
 
 
 def publish(rig: ControlRig, rate: float = 1000.0, consumption: Consumption | None = None) -> None:
     rig.store.publish_rate(
         base_rate=rate, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=rig.store.state().time,
-        by="controller", consumption=consumption,
+        actor="controller", consumption=consumption,
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def kinds(rig: ControlRig) -> list[str]:
 
 
 def hold(rig: ControlRig, value: float, *, seconds: float = 60.0) -> Override:
-    return rig.store.set_override(value, until=rig.store.state().time + seconds, by="ann@host", why="an import")
+    return rig.store.set_override(value, until=rig.store.state().time + seconds, actor="ann@host", why="an import")
 
 
 def test_an_override_holds_at_once_and_over_the_controllers_ticks(rig: ControlRig) -> None:
@@ -52,7 +52,7 @@ def test_an_override_holds_at_once_and_over_the_controllers_ticks(rig: ControlRi
     # Then it holds under a newer version, also after the next ticks, with who and why
     state = rig.store.state()
     assert state.override == override
-    assert (override.rate, override.by, override.why) == (300.0, "ann@host", "an import")
+    assert (override.rate, override.actor, override.why) == (300.0, "ann@host", "an import")
     assert before.time <= override.since <= state.time
     assert state.rate is not None
     assert before.rate is not None
@@ -91,18 +91,18 @@ def test_a_new_override_takes_the_place_of_the_old(rig: ControlRig) -> None:
     hold(rig, 300.0)
     hold(rig, 400.0, seconds=30)
     assert rate(rig) == 400.0
-    assert rig.store.clear_override(by="bob@host", why="done")
+    assert rig.store.clear_override(actor="bob@host", why="done")
     assert rate(rig) == 1000.0
     assert rig.store.state().override is None
     ended = [event for event in rig.events.last(100) if event.kind is ControlEventKind.OVERRIDE_ENDED]
-    assert [(event.by, event.why) for event in ended] == [("bob@host", "done")]
+    assert [(event.actor, event.why) for event in ended] == [("bob@host", "done")]
 
 
 def test_clearing_what_does_not_hold_does_nothing(rig: ControlRig) -> None:
     publish(rig)
     before = kinds(rig)
-    assert not rig.store.clear_override(by="bob@host", why="done")
-    assert not rig.store.clear_bands(by="bob@host", why="done")
+    assert not rig.store.clear_override(actor="bob@host", why="done")
+    assert not rig.store.clear_bands(actor="bob@host", why="done")
     assert kinds(rig) == before
 
 
@@ -110,20 +110,20 @@ def test_the_open_breaker_comes_before_an_override(rig: ControlRig) -> None:
     # Given an override above the floor, and one below
     publish(rig)
     hold(rig, 800.0)
-    rig.store.pause(PauseReason.BREAKER, by="worker", why="PostgreSQL")
+    rig.store.pause(PauseReason.BREAKER, actor="worker", why="PostgreSQL")
     # Then the floor holds while the breaker is open
     assert rate(rig) == 100.0
     hold(rig, 40.0)
     assert rate(rig) == 40.0
     assert rate_after_override(rig.store.state()) == 100.0
     # And afterwards the override does, while its time is not up
-    rig.store.resume(PauseReason.BREAKER, generation=None, by="prober", why="it answers")
+    rig.store.resume(PauseReason.BREAKER, generation=None, actor="prober", why="it answers")
     assert rate(rig) == 40.0
 
 
 def test_an_override_that_ended_while_the_breaker_is_open_leaves_the_floor(rig: ControlRig) -> None:
     publish(rig)
-    rig.store.pause(PauseReason.BREAKER, by="worker", why="PostgreSQL")
+    rig.store.pause(PauseReason.BREAKER, actor="worker", why="PostgreSQL")
     hold(rig, 40.0, seconds=0.15)
     assert rate(rig) == 40.0
     eventually(lambda: rig.store.state().override is None)
@@ -139,7 +139,7 @@ def test_an_override_before_anything_was_published(rig: ControlRig) -> None:
 
 def test_an_override_whose_time_is_up_already_changes_nothing(rig: ControlRig) -> None:
     publish(rig)
-    rig.store.set_override(300.0, until=rig.store.state().time - 1, by="ann@host", why="late")
+    rig.store.set_override(300.0, until=rig.store.state().time - 1, actor="ann@host", why="late")
     assert rig.store.state().override is None
     assert rate(rig) == 1000.0
 
@@ -150,10 +150,10 @@ def test_bands_are_read_back_and_cleared(rig: ControlRig) -> None:
     changed = replace(BANDS, lag_critical=2000)
     rig.store.set_bands(changed)
     assert rig.store.state().bands == changed
-    assert rig.store.clear_bands(by="bob@host", why="done")
+    assert rig.store.clear_bands(actor="bob@host", why="done")
     assert rig.store.state().bands is None
     events = rig.events.last(3)
-    assert [event.by for event in events] == ["ann@host", "ann@host", "bob@host"]
+    assert [event.actor for event in events] == ["ann@host", "ann@host", "bob@host"]
     assert events[0].data["lag_critical"] == "1000"
 
 
@@ -165,7 +165,7 @@ def test_a_flush_loses_both_and_restoring_brings_them_back(rig: ControlRig) -> N
     rig.flush()
     assert (rig.store.state().override, rig.store.state().bands) == (None, None)
     # When they are restored from elsewhere
-    assert rig.store.restore([], by="controller", override=override, bands=BANDS)
+    assert rig.store.restore([], actor="controller", override=override, bands=BANDS)
     # Then they hold as before, and it was said
     assert (rig.store.state().override, rig.store.state().bands) == (override, BANDS)
     publish(rig)
@@ -179,7 +179,7 @@ def test_restoring_does_not_bring_back_what_has_ended_or_was_set_anew(rig: Contr
     now = SystemClock().now()
     rig.store.set_bands(BANDS)
     old = Override(300.0, rig.store.state().time - 1, "ann@host", "an import", now - 60)
-    rig.store.restore([], by="controller", override=old, bands=replace(BANDS, rate_max=1.0))
+    rig.store.restore([], actor="controller", override=old, bands=replace(BANDS, rate_max=1.0))
     # Then they stay as they are
     assert (rig.store.state().override, rig.store.state().bands) == (None, BANDS)
 

@@ -30,7 +30,7 @@ def publish(rig: ControlRig) -> Publish:
         policy: PolicyRecord | None = None,
     ) -> PublishedRate:  # fmt: skip
         return rig.store.publish_rate(
-            base_rate=base_rate, floor_rate=100.0, mode=mode, lag=lag, lag_known_at=known_at, by="controller",
+            base_rate=base_rate, floor_rate=100.0, mode=mode, lag=lag, lag_known_at=known_at, actor="controller",
             policy=policy,
         )  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_a_fresh_store_knows_nothing_and_says_so(rig: ControlRig) -> None:
 
 def test_restoring_nothing_makes_the_reasons_known(rig: ControlRig) -> None:
     # Given a fresh store / When it is restored twice
-    first, second = rig.store.restore([], by="controller"), rig.store.restore([], by="controller")
+    first, second = rig.store.restore([], actor="controller"), rig.store.restore([], actor="controller")
     # Then the first did it
     assert (first, second) == (True, False)
     state = rig.store.state()
@@ -110,9 +110,9 @@ def test_the_record_of_the_policy_is_kept_with_the_rate_until_the_next_publicati
     assert published(rig).policy == POLICY
     assert (rig.events.last(1)[0].data["reason"], rig.events.last(1)[0].why) == ("it is warm", "21.5 °C")
     # When a pause changes the effective rate, then the record stays, and the event gives the policy's reason
-    rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
+    rig.store.pause(PauseReason.BREAKER, actor="drain", why="down")
     assert published(rig).policy == POLICY
-    rig.store.resume(PauseReason.BREAKER, generation=None, by="prober", why="up")
+    rig.store.resume(PauseReason.BREAKER, generation=None, actor="prober", why="up")
     assert rig.events.last(1)[0].data["reason"] == "it is warm"
     # And a publication without one, of an older version, takes it away
     publish(400.0, lag=5)
@@ -130,7 +130,7 @@ def test_a_small_change_of_a_rate_is_no_event_if_the_policy_says_so(rig: Control
     assert [(float(before or 0), rate) for before, rate in changes] == [(0, 1000.0), (1000.0, 1100.0), (1100.0, 990.0)]
     # And another mode is one in any case, as is what a pause does
     publish(991.0, mode=Mode.DEGRADED, policy=policy)
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
     found = [float(event.data["rate"]) for event in rig.events.last(10) if event.kind is ControlEventKind.RATE_CHANGED]
     assert found[3:] == [991.0, 100.0]
 
@@ -153,7 +153,7 @@ def test_an_event_is_recorded_when_rate_or_mode_changed_and_only_then(rig: Contr
         (500.0, "degraded"),
         (500.0, "unknown"),
     ]
-    assert (events[1].data["previous"], events[1].data["lag"], events[1].by) == ("1000.0", "30000", "controller")
+    assert (events[1].data["previous"], events[1].data["lag"], events[1].actor) == ("1000.0", "30000", "controller")
     assert events[1].why == "lag 30000"
 
 
@@ -178,74 +178,74 @@ def test_a_lag_known_in_the_future_does_not_stop_the_controller(rig: ControlRig,
 
 def test_a_reason_holds_from_pause_to_resume(rig: ControlRig) -> None:
     # Given
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     # When
-    generation = rig.store.pause(OPERATOR, by="ann@desk", why="maintenance")
+    generation = rig.store.pause(OPERATOR, actor="ann@desk", why="maintenance")
     # Then
     state = rig.store.state()
     assert state.pauses is not None
     [pause] = state.pauses
-    assert (pause.reason, pause.generation, pause.by, pause.why) == (OPERATOR, generation, "ann@desk", "maintenance")
+    assert (pause.reason, pause.generation, pause.actor, pause.why) == (OPERATOR, generation, "ann@desk", "maintenance")
     assert abs(pause.since - state.time) < 5.0
     assert state.generation == generation
     # And when it is lifted
-    assert rig.store.resume(OPERATOR, generation=generation, by="ann@desk", why="done")
+    assert rig.store.resume(OPERATOR, generation=generation, actor="ann@desk", why="done")
     state = rig.store.state()
     assert state.pauses == ()
     assert state.generation > generation
     assert kinds(rig) == [ControlEventKind.STATE_RESTORED, ControlEventKind.PAUSED, ControlEventKind.RESUMED]
     paused, resumed = rig.events.last(2)
-    assert (paused.data["reason"], paused.by, paused.why) == ("operator", "ann@desk", "maintenance")
+    assert (paused.data["reason"], paused.actor, paused.why) == ("operator", "ann@desk", "maintenance")
     assert resumed.data["generation"] == str(generation)
 
 
 def test_pausing_again_keeps_the_first(rig: ControlRig) -> None:
-    first = rig.store.pause(OPERATOR, by="ann", why="first")
-    assert rig.store.pause(OPERATOR, by="bob", why="second") == first
+    first = rig.store.pause(OPERATOR, actor="ann", why="first")
+    assert rig.store.pause(OPERATOR, actor="bob", why="second") == first
     assert kinds(rig) == [ControlEventKind.PAUSED]
 
 
 def test_each_occurrence_has_a_generation_of_its_own_and_an_older_one_lifts_nothing(rig: ControlRig) -> None:
-    rig.store.restore([], by="controller")
-    old = rig.store.pause(POISON, by="drain", why="first")
-    assert rig.store.resume(POISON, generation=old, by="ann", why="mended")
-    new = rig.store.pause(POISON, by="drain", why="second")
+    rig.store.restore([], actor="controller")
+    old = rig.store.pause(POISON, actor="drain", why="first")
+    assert rig.store.resume(POISON, generation=old, actor="ann", why="mended")
+    new = rig.store.pause(POISON, actor="drain", why="second")
     assert new > old
-    assert not rig.store.resume(POISON, generation=old, by="late", why="late")
+    assert not rig.store.resume(POISON, generation=old, actor="late", why="late")
     assert rig.store.state().pauses != ()
-    assert rig.store.resume(POISON, generation=None, by="ann", why="whichever")
-    assert not rig.store.resume(POISON, generation=None, by="ann", why="nothing left")
+    assert rig.store.resume(POISON, generation=None, actor="ann", why="whichever")
+    assert not rig.store.resume(POISON, generation=None, actor="ann", why="nothing left")
 
 
 def test_several_reasons_hold_together_oldest_first(rig: ControlRig) -> None:
-    rig.store.restore([], by="controller")
-    rig.store.pause(POISON, by="drain", why="poison")
-    rig.store.pause(BREAKER, by="drain", why="down")
-    rig.store.resume(POISON, generation=None, by="ann", why="mended")
-    rig.store.pause(OPERATOR, by="ann", why="wait")
+    rig.store.restore([], actor="controller")
+    rig.store.pause(POISON, actor="drain", why="poison")
+    rig.store.pause(BREAKER, actor="drain", why="down")
+    rig.store.resume(POISON, generation=None, actor="ann", why="mended")
+    rig.store.pause(OPERATOR, actor="ann", why="wait")
     state = rig.store.state()
     assert state.pauses is not None
     assert [pause.reason for pause in state.pauses] == [BREAKER, OPERATOR]
 
 
 def test_lifting_one_of_several_reasons_says_which_are_left(rig: ControlRig) -> None:
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     for reason in (BREAKER, OPERATOR, PauseReason.POISON):
-        rig.store.pause(reason, by="x", why="y")
+        rig.store.pause(reason, actor="x", why="y")
     left = []
     for reason in (BREAKER, PauseReason.POISON, OPERATOR):
-        rig.store.resume(reason, generation=None, by="x", why="y")
+        rig.store.resume(reason, generation=None, actor="x", why="y")
         left.append(rig.events.last(1)[0].data["left"])
     assert left == ["operator poison", "operator", ""]
 
 
 def test_texts_of_any_kind_and_length_are_kept_within_bounds(rig: ControlRig) -> None:
-    rig.store.restore([], by="controller")
-    rig.store.pause(OPERATOR, by="b" * 10_000, why="\udcff \u2028 ü \x00 \"'" + "w" * 10_000)
+    rig.store.restore([], actor="controller")
+    rig.store.pause(OPERATOR, actor="b" * 10_000, why="\udcff \u2028 ü \x00 \"'" + "w" * 10_000)
     state = rig.store.state()
     assert state.pauses is not None
     [pause] = state.pauses
-    assert len(pause.by) == 200
+    assert len(pause.actor) == 200
     assert pause.why.startswith(r"""? \u2028 ü \x00 "'www""")
     assert len(pause.why) == 1000
     assert rig.events.last(1)[0].why == pause.why
@@ -256,10 +256,10 @@ def test_texts_of_any_kind_and_length_are_kept_within_bounds(rig: ControlRig) ->
 
 def test_the_breaker_drops_the_rate_to_the_floor_and_back_in_the_same_step(rig: ControlRig, publish: Publish) -> None:
     # Given
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     before = publish(800.0)
     # When the breaker opens
-    generation = rig.store.pause(BREAKER, by="drain-1", why="connection refused")
+    generation = rig.store.pause(BREAKER, actor="drain-1", why="connection refused")
     # Then
     state = rig.store.state()
     assert state.breaker is BreakerState.OPEN
@@ -274,14 +274,14 @@ def test_the_breaker_drops_the_rate_to_the_floor_and_back_in_the_same_step(rig: 
         ControlEventKind.RATE_CHANGED,
     ]
     # The error is told once: what follows says from what
-    assert (opened.by, opened.why) == ("drain-1", "connection refused")
-    assert {(one.by, one.why) for one in (paused, changed)} == {("drain-1", "the breaker opened")}
+    assert (opened.actor, opened.why) == ("drain-1", "connection refused")
+    assert {(one.actor, one.why) for one in (paused, changed)} == {("drain-1", "the breaker opened")}
     assert (changed.data["rate"], changed.data["previous"], changed.data["decided_by"]) == ("100.0", "800.0", "breaker")
     # When the policy decides anew meanwhile
     during = publish(600.0, lag=20_000)
     assert (during.rate, during.base_rate) == (100.0, 600.0)
     # Then lifting it brings back what was decided last, at once
-    assert rig.store.resume(BREAKER, generation=generation, by="prober", why="well again")
+    assert rig.store.resume(BREAKER, generation=generation, actor="prober", why="well again")
     state = rig.store.state()
     assert state.breaker is BreakerState.CLOSED
     assert state.rate is not None
@@ -295,26 +295,26 @@ def test_the_breaker_drops_the_rate_to_the_floor_and_back_in_the_same_step(rig: 
 
 def test_other_reasons_leave_the_rate_alone(rig: ControlRig, publish: Publish) -> None:
     before = publish(800.0)
-    rig.store.pause(OPERATOR, by="ann", why="wait")
+    rig.store.pause(OPERATOR, actor="ann", why="wait")
     assert rig.store.state().rate == before
 
 
 def test_the_floor_never_raises_the_rate(rig: ControlRig) -> None:
     rig.store.publish_rate(
-        base_rate=50.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller"
+        base_rate=50.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor="controller"
     )
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
     rate = rig.store.state().rate
     assert rate is not None
     assert rate.rate == 50.0
 
 
 def test_the_breaker_reads_half_open_while_the_prober_has_its_lease(rig: ControlRig) -> None:
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     token = rig.leases.take(LEASE_PROBE, seconds=60.0)
     assert token is not None
     assert rig.store.state().breaker is BreakerState.CLOSED
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
     assert rig.store.state().breaker is BreakerState.HALF_OPEN
     rig.leases.give_back(LEASE_PROBE, token)
     assert rig.store.state().breaker is BreakerState.OPEN
@@ -325,20 +325,20 @@ def test_the_breaker_reads_half_open_while_the_prober_has_its_lease(rig: Control
 
 def test_after_a_flush_the_reasons_are_unknown_until_restored_and_the_breakers_is_kept(rig: ControlRig) -> None:
     # Given a system with reasons, then a flush
-    rig.store.restore([], by="controller")
-    rig.store.pause(OPERATOR, by="ann", why="wait")
+    rig.store.restore([], actor="controller")
+    rig.store.pause(OPERATOR, actor="ann", why="wait")
     rig.flush()
     assert rig.store.state().pauses is None
     # When a drain publishes its open breaker before anybody restores
-    generation = rig.store.pause(BREAKER, by="drain", why="down")
+    generation = rig.store.pause(BREAKER, actor="drain", why="down")
     state = rig.store.state()
     assert (state.pauses, state.breaker, state.generation) == (None, BreakerState.OPEN, generation)
     # Then restoring adds what is known elsewhere and keeps it
     asked = [AskedPause(OPERATOR, "ann", "wait", 1e9), AskedPause(BREAKER, "old", "old", 1e9)]
-    assert rig.store.restore(asked, by="controller")
+    assert rig.store.restore(asked, actor="controller")
     state = rig.store.state()
     assert state.pauses is not None
-    assert [(pause.reason, pause.by, pause.why) for pause in state.pauses] == [
+    assert [(pause.reason, pause.actor, pause.why) for pause in state.pauses] == [
         (BREAKER, "drain", "down"),
         (OPERATOR, "ann", "wait"),
     ]
@@ -349,13 +349,13 @@ def test_after_a_flush_the_reasons_are_unknown_until_restored_and_the_breakers_i
 
 
 def test_lifting_the_only_reason_of_an_incomplete_set_leaves_it_unknown(rig: ControlRig) -> None:
-    rig.store.pause(BREAKER, by="drain", why="down")
-    assert rig.store.resume(BREAKER, generation=None, by="ann", why="by hand")
+    rig.store.pause(BREAKER, actor="drain", why="down")
+    assert rig.store.resume(BREAKER, generation=None, actor="ann", why="by hand")
     state = rig.store.state()
     assert (state.pauses, state.breaker) == (None, BreakerState.UNKNOWN)
 
 
 def test_a_rate_published_while_the_breaker_holds_is_the_floor(rig: ControlRig, publish: Publish) -> None:
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
     published = publish(1000.0)
     assert (published.rate, published.base_rate) == (100.0, 1000.0)

@@ -24,12 +24,12 @@ def rig(request: pytest.FixtureRequest) -> ControlRig:
 
 def record(events: ControlEvents, why: str) -> None:
     """Something that a person does, which is never folded."""
-    events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, by="controller", why=why, data={"limit": "3"})
+    events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, actor="controller", why=why, data={"limit": "3"})
 
 
 def end_drainer(events: ControlEvents, partition: int, why: str = "it stood") -> None:
     """Something that the system does again and again."""
-    events.record(ControlEventKind.DRAINER_TERMINATED, by="controller", why=why, data={"partition": str(partition)})
+    events.record(ControlEventKind.DRAINER_TERMINATED, actor="controller", why=why, data={"partition": str(partition)})
 
 
 def test_events_are_read_back_oldest_first(rig: ControlRig) -> None:
@@ -39,7 +39,7 @@ def test_events_are_read_back_oldest_first(rig: ControlRig) -> None:
     events = rig.events.last(10)
     assert [event.why for event in events] == ["first", "sécond"]
     assert events[0].id < events[1].id
-    assert (events[0].kind, events[0].by, events[0].data) == (
+    assert (events[0].kind, events[0].actor, events[0].data) == (
         ControlEventKind.DEAD_LETTERS_REPLAYED,
         "controller",
         {"limit": "3"},
@@ -55,13 +55,13 @@ def test_a_system_without_events_has_none(rig: ControlRig) -> None:
 
 def test_what_somebody_writes_is_one_line_without_control_characters(rig: ControlRig) -> None:
     # Given a reason and a name that would forge lines in a terminal
-    rig.store.restore([], by="controller")
-    rig.store.pause(PauseReason.OPERATOR, by="ann\x1b[2J@desk\n", why="all is\r\n  well\x9b1m\u2028\u202e")
+    rig.store.restore([], actor="controller")
+    rig.store.pause(PauseReason.OPERATOR, actor="ann\x1b[2J@desk\n", why="all is\r\n  well\x9b1m\u2028\u202e")
     # Then they are kept without what does it
     event = rig.events.last(1)[0]
-    assert (event.by, event.why) == (r"ann\x1b[2J@desk", r"all is well\x9b1m\u2028\u202e")
+    assert (event.actor, event.why) == (r"ann\x1b[2J@desk", r"all is well\x9b1m\u2028\u202e")
     [pause] = rig.store.state().pauses or ()
-    assert (pause.by, pause.why) == (event.by, event.why)
+    assert (pause.actor, pause.why) == (event.actor, event.why)
 
 
 def test_only_the_latest_are_kept(rig: ControlRig) -> None:
@@ -90,11 +90,13 @@ def test_what_repeats_is_one_event_with_a_count(rig: ControlRig) -> None:
 
 def test_a_breaker_that_flaps_is_one_round_with_counts(rig: ControlRig) -> None:
     # Given a published rate, and a breaker that opens and closes again and again
-    rig.store.restore([], by="controller")
-    rig.store.publish_rate(base_rate=10.0, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller")
+    rig.store.restore([], actor="controller")
+    rig.store.publish_rate(
+        base_rate=10.0, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor="controller"
+    )
     for number in range(5):
-        rig.store.pause(PauseReason.BREAKER, by=f"drain-{number}", why=f"failure {number}")
-        rig.store.resume(PauseReason.BREAKER, generation=None, by="prober", why="well")
+        rig.store.pause(PauseReason.BREAKER, actor=f"drain-{number}", why=f"failure {number}")
+        rig.store.resume(PauseReason.BREAKER, generation=None, actor="prober", why="well")
     # Then its six steps are told once
     told = [(event.kind, event.count) for event in rig.events.last(100)][2:]
     assert told == [
@@ -109,13 +111,13 @@ def test_a_breaker_that_flaps_is_one_round_with_counts(rig: ControlRig) -> None:
 
 def test_what_people_do_stays_one_by_one(rig: ControlRig) -> None:
     # Given two who pause and resume, and a rate that goes on changing
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     for who in ("ann", "bob"):
-        rig.store.pause(PauseReason.OPERATOR, by=who, why="wait")
-        rig.store.resume(PauseReason.OPERATOR, generation=None, by=who, why="go")
+        rig.store.pause(PauseReason.OPERATOR, actor=who, why="wait")
+        rig.store.resume(PauseReason.OPERATOR, generation=None, actor=who, why="go")
     for rate in (10.0, 20.0, 30.0):
         rig.store.publish_rate(
-            base_rate=rate, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller"
+            base_rate=rate, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor="controller"
         )
     # Then each is told
     events = rig.events.last(100)
@@ -167,7 +169,7 @@ def test_a_waiter_wakes_within_a_tenth_of_a_second(rig: ControlRig, kind: str) -
 
     def publish() -> None:
         rig.store.publish_rate(
-            base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller"
+            base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor="controller"
         )
 
     act: Callable[[], None] = publish if kind == "publication" else lambda: record(rig.events, "now")

@@ -22,13 +22,13 @@ def calls(rig: ControlRig) -> dict[str, Callable[[], object]]:
     return {
         "state": rig.store.state,
         "publish_rate": lambda: rig.store.publish_rate(
-            base_rate=9.0, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller"
+            base_rate=9.0, floor_rate=1.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor="controller"
         ),
-        "pause": lambda: rig.store.pause(PauseReason.BREAKER, by="drain", why="down"),
-        "resume": lambda: rig.store.resume(PauseReason.BREAKER, generation=None, by="prober", why="well"),
-        "restore": lambda: rig.store.restore([], by="controller"),
+        "pause": lambda: rig.store.pause(PauseReason.BREAKER, actor="drain", why="down"),
+        "resume": lambda: rig.store.resume(PauseReason.BREAKER, generation=None, actor="prober", why="well"),
+        "restore": lambda: rig.store.restore([], actor="controller"),
         "last": lambda: rig.events.last(10),
-        "record": lambda: rig.events.record(ControlEventKind.PAUSED, by="a", why="b", data={}),
+        "record": lambda: rig.events.record(ControlEventKind.PAUSED, actor="a", why="b", data={}),
         "wait": lambda: rig.events.wait("", wait_seconds=0.05),
         "fence": lambda: rig.floors.fence("log", "a"),
         "seed": lambda: rig.floors.seed("log", "life", {0: 1}),
@@ -164,7 +164,7 @@ def test_two_stores_that_race_leave_one_truth(control_redis: Server) -> None:
     # Given two processes' stores
     settings = control_settings(control_redis.url)
     stores = [redis_rig(settings).store for _ in range(2)]
-    stores[0].restore([], by="controller")
+    stores[0].restore([], actor="controller")
     generations: list[int] = []
     lifted: list[bool] = []
     versions: list[int] = []
@@ -174,14 +174,14 @@ def test_two_stores_that_race_leave_one_truth(control_redis: Server) -> None:
         store = stores[number]
         for _ in range(50):
             barrier.wait()
-            generations.append(store.pause(PauseReason.BREAKER, by=str(number), why="down"))
+            generations.append(store.pause(PauseReason.BREAKER, actor=str(number), why="down"))
             versions.append(
                 store.publish_rate(
-                    base_rate=500.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by=str(number)
+                    base_rate=500.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor=str(number)
                 ).version
             )
             barrier.wait()
-            lifted.append(store.resume(PauseReason.BREAKER, generation=generations[-1], by=str(number), why="well"))
+            lifted.append(store.resume(PauseReason.BREAKER, generation=generations[-1], actor=str(number), why="well"))
 
     threads = [threading.Thread(target=race, args=(number,)) for number in range(2)]
     for thread in threads:
@@ -206,7 +206,7 @@ def _state_in_child(rig_store: Any, results: "Queue[int]") -> None:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # a fork with threads is what is tested
 def test_a_forked_child_does_not_use_its_parents_connection(control_redis: Server) -> None:
     rig = redis_rig(control_settings(control_redis.url))
-    rig.store.pause(PauseReason.OPERATOR, by="ann", why="wait")
+    rig.store.pause(PauseReason.OPERATOR, actor="ann", why="wait")
     context = multiprocessing.get_context("fork")
     results: Queue[int] = context.Queue()
     child = context.Process(target=_state_in_child, args=(rig.store, results))

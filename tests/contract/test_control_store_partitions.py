@@ -18,7 +18,7 @@ def rig(request: pytest.FixtureRequest) -> ControlRig:
         rig = memory_rig(control_settings("redis://nowhere"))
     else:
         rig = redis_rig(control_settings(request.getfixturevalue("control_redis").url))
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     return rig
 
 
@@ -35,9 +35,9 @@ def pauses(rig: ControlRig) -> tuple[Pause, ...]:
 def test_a_reason_holds_for_the_partitions_it_was_given_for_and_stops_no_other(rig: ControlRig) -> None:
     # Given two partitions with a hole, and a poisoned one
     generations = [
-        rig.store.pause(LOG_GAP, by="drain", why="a hole", partition=3),
-        rig.store.pause(LOG_GAP, by="drain", why="another", partition=0),
-        rig.store.pause(POISON, by="drain", why="a batch", partition=1),
+        rig.store.pause(LOG_GAP, actor="drain", why="a hole", partition=3),
+        rig.store.pause(LOG_GAP, actor="drain", why="another", partition=0),
+        rig.store.pause(POISON, actor="drain", why="a batch", partition=1),
     ]
     # Then each stands for itself, oldest first, and only they are paused
     assert [(one.partition, one.generation, one.why) for one in pauses(rig)] == [
@@ -46,11 +46,11 @@ def test_a_reason_holds_for_the_partitions_it_was_given_for_and_stops_no_other(r
     assert [partition for partition in range(5) if paused(pauses(rig), partition)] == [0, 1, 3]
     assert not paused(pauses(rig))  # the system as a whole
     # And the same again is the same occurrence
-    assert rig.store.pause(LOG_GAP, by="late", why="again", partition=3) == generations[0]
+    assert rig.store.pause(LOG_GAP, actor="late", why="again", partition=3) == generations[0]
     # When one is lifted, by its own generation only
-    assert not rig.store.resume(LOG_GAP, generation=generations[1], by="ann", why="other", partition=3)
-    assert rig.store.resume(LOG_GAP, generation=generations[0], by="ann", why="skipped", partition=3)
-    assert not rig.store.resume(LOG_GAP, generation=None, by="ann", why="again", partition=3)
+    assert not rig.store.resume(LOG_GAP, generation=generations[1], actor="ann", why="other", partition=3)
+    assert rig.store.resume(LOG_GAP, generation=generations[0], actor="ann", why="skipped", partition=3)
+    assert not rig.store.resume(LOG_GAP, generation=None, actor="ann", why="again", partition=3)
     # Then the others stay
     assert held(rig) == [(LOG_GAP, 0), (POISON, 1)]
     resumed = rig.events.last(1)[0]
@@ -58,25 +58,25 @@ def test_a_reason_holds_for_the_partitions_it_was_given_for_and_stops_no_other(r
         ControlEventKind.RESUMED, "log_gap", "3", "log_gap:0 poison:1",
     )  # fmt: skip
     # And the last one takes its reason along
-    assert rig.store.resume(LOG_GAP, generation=None, by="ann", why="skipped", partition=0)
+    assert rig.store.resume(LOG_GAP, generation=None, actor="ann", why="skipped", partition=0)
     assert held(rig) == [(POISON, 1)]
 
 
 def test_a_reason_of_the_whole_system_covers_every_partition(rig: ControlRig) -> None:
-    rig.store.pause(POISON, by="drain", why="one", partition=2)
-    whole = rig.store.pause(POISON, by="an older version", why="all")
+    rig.store.pause(POISON, actor="drain", why="one", partition=2)
+    whole = rig.store.pause(POISON, actor="an older version", why="all")
     assert held(rig) == [(POISON, None)]
-    assert rig.store.pause(POISON, by="drain", why="one", partition=2) == whole
-    assert not rig.store.resume(POISON, generation=None, by="ann", why="one", partition=2)
+    assert rig.store.pause(POISON, actor="drain", why="one", partition=2) == whole
+    assert not rig.store.resume(POISON, generation=None, actor="ann", why="one", partition=2)
     assert paused(pauses(rig), 2)
-    assert rig.store.resume(POISON, generation=whole, by="ann", why="all")
+    assert rig.store.resume(POISON, generation=whole, actor="ann", why="all")
     assert held(rig) == []
 
 
 def test_lifting_a_reason_without_a_partition_lifts_it_for_all(rig: ControlRig) -> None:
     for partition in (0, 1):
-        rig.store.pause(LOG_GAP, by="drain", why="a hole", partition=partition)
-    assert rig.store.resume(LOG_GAP, generation=None, by="ann", why="go on")
+        rig.store.pause(LOG_GAP, actor="drain", why="a hole", partition=partition)
+    assert rig.store.resume(LOG_GAP, generation=None, actor="ann", why="go on")
     assert held(rig) == []
 
 
@@ -87,7 +87,7 @@ def test_the_partitions_come_back_after_a_flush(rig: ControlRig) -> None:
         AskedPause(LOG_GAP, "drain", "a hole", 1e9, 4),
         AskedPause(LOG_GAP, "drain", "a hole", 2e9, 5),
     ]
-    assert rig.store.restore(asked, by="controller")
+    assert rig.store.restore(asked, actor="controller")
     assert held(rig) == [(OPERATOR, None), (LOG_GAP, 4), (LOG_GAP, 5)]
     assert [one.since for one in pauses(rig)] == [1e9, 1e9, 2e9]
     assert rig.events.last(1)[0].data["reasons"] == "operator log_gap:4 log_gap:5"
@@ -98,9 +98,9 @@ def test_a_process_of_an_older_version_reads_a_partitions_pause_as_one_of_the_wh
 ) -> None:
     # Given what this version writes
     rig = redis_rig(control_settings(request.getfixturevalue("control_redis").url))
-    rig.store.restore([], by="controller")
-    first = rig.store.pause(LOG_GAP, by="drain", why="a hole", partition=3)
-    second = rig.store.pause(LOG_GAP, by="drain", why="another", partition=1)
+    rig.store.restore([], actor="controller")
+    first = rig.store.pause(LOG_GAP, actor="drain", why="a hole", partition=3)
+    second = rig.store.pause(LOG_GAP, actor="drain", why="another", partition=1)
 
     def as_before() -> dict[PauseReason, tuple[int, float, str, str]]:
         """As versions before pauses by partition read it; raises where they would."""
@@ -115,16 +115,16 @@ def test_a_process_of_an_older_version_reads_a_partitions_pause_as_one_of_the_wh
 
     # Then it reads one reason, that of the oldest partition, which pauses everything for it
     assert [(reason, *one[::3]) for reason, one in as_before().items()] == [(LOG_GAP, first, "a hole")]
-    rig.store.resume(LOG_GAP, generation=None, by="ann", why="skipped", partition=3)
+    rig.store.resume(LOG_GAP, generation=None, actor="ann", why="skipped", partition=3)
     assert [(reason, *one[::3]) for reason, one in as_before().items()] == [(LOG_GAP, second, "another")]
 
 
 def test_what_an_older_version_wrote_pauses_the_whole_system(request: pytest.FixtureRequest) -> None:
     rig = redis_rig(control_settings(request.getfixturevalue("control_redis").url))
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     entry = {"generation": 7, "since": "1e9", "by": "drain", "why": "partition 3: a hole"}
     with redis.Redis.from_url(rig.settings.redis_url) as client:
         client.hset(rig.settings.key_prefix + KEY_PAUSE, "log_gap", json.dumps(entry))
     assert pauses(rig) == (Pause(LOG_GAP, 7, 1e9, "drain", "partition 3: a hole"),)
     assert paused(pauses(rig), 5)
-    assert rig.store.resume(LOG_GAP, generation=7, by="ann", why="go on")
+    assert rig.store.resume(LOG_GAP, generation=7, actor="ann", why="go on")

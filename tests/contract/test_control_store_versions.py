@@ -92,7 +92,7 @@ class Older:
 @pytest.fixture
 def rig(control_redis: Server) -> ControlRig:
     rig = redis_rig(control_settings(control_redis.url))
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     return rig
 
 
@@ -110,7 +110,7 @@ def older(rig: ControlRig) -> Iterator[Older]:
 
 def publish(rig: ControlRig, policy: PolicyRecord | None = None) -> None:
     rig.store.publish_rate(
-        base_rate=800.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, by="controller", policy=policy
+        base_rate=800.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=None, actor="controller", policy=policy
     )
 
 
@@ -120,7 +120,7 @@ def test_a_reason_that_nobody_here_knows_pauses_is_named_and_can_be_lifted(rig: 
     newer.pauses("audit", {"generation": 6, "since": "1e9", "by": "bob", "why": "a look", "partitions": {
         "2": {"generation": 6, "since": "1e9", "by": "bob", "why": "a look", "lawyer": "cy"},
     }})  # fmt: skip
-    rig.store.pause(PauseReason.OPERATOR, by="ann", why="wait")
+    rig.store.pause(PauseReason.OPERATOR, actor="ann", why="wait")
     # Then both are there under their own names
     found = rig.store.state().pauses
     assert found is not None
@@ -132,14 +132,14 @@ def test_a_reason_that_nobody_here_knows_pauses_is_named_and_can_be_lifted(rig: 
     ]
     assert paused(found)
     # And lifting what is unknown lifts them, and nothing else
-    assert rig.store.resume(UNKNOWN, generation=None, by="ann", why="go on")
-    assert not rig.store.resume(UNKNOWN, generation=None, by="ann", why="go on")
+    assert rig.store.resume(UNKNOWN, generation=None, actor="ann", why="go on")
+    assert not rig.store.resume(UNKNOWN, generation=None, actor="ann", why="go on")
     assert [p.name for p in rig.store.state().pauses or ()] == ["operator"]
 
 
 def test_a_reason_that_nobody_here_knows_comes_back_after_a_flush_under_its_own_name(rig: ControlRig) -> None:
     rig.flush()
-    assert rig.store.restore([AskedPause(UNKNOWN, "ann", "too much", 1e9, word="quota")], by="controller")
+    assert rig.store.restore([AskedPause(UNKNOWN, "ann", "too much", 1e9, word="quota")], actor="controller")
     [held] = rig.store.state().pauses or ()
     assert (held.reason, held.name) == (UNKNOWN, "quota")
 
@@ -152,9 +152,9 @@ def test_an_entry_that_cannot_be_read_pauses_everything_and_can_be_lifted(
     [held] = rig.store.state().pauses or ()
     assert (held.reason, held.partition) == (PauseReason.POISON, None)
     # What goes on beside it still does
-    generation = rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
-    assert rig.store.resume(PauseReason.BREAKER, generation=generation, by="prober", why="well")
-    assert rig.store.resume(PauseReason.POISON, generation=None, by="ann", why="go on")
+    generation = rig.store.pause(PauseReason.BREAKER, actor="drain", why="down")
+    assert rig.store.resume(PauseReason.BREAKER, generation=generation, actor="prober", why="well")
+    assert rig.store.resume(PauseReason.POISON, generation=None, actor="ann", why="go on")
     assert rig.store.state().pauses == ()
 
 
@@ -170,7 +170,7 @@ def test_a_mode_that_nobody_here_knows_is_unknown_and_fields_beside_do_not_matte
 
 def test_what_cannot_be_read_is_not_known_and_the_rest_is(rig: ControlRig, newer: Newer) -> None:
     publish(rig)
-    rig.store.pause(PauseReason.BREAKER, by="drain", why="down")
+    rig.store.pause(PauseReason.BREAKER, actor="drain", why="down")
     newer.sets(KEY_BANDS, rate_max="much")
     newer.sets(KEY_OVERRIDE, rate="fast", until="1e12")
     newer.loses(KEY_RATE, "base_rate")
@@ -211,7 +211,7 @@ def test_an_event_of_another_kind_is_told_by_its_word(rig: ControlRig, newer: Ne
     assert (event_text(spent), spent.why) == ("Quota spent (of another version)", "too much")
     assert event_text(paused_event) == "Paused"
     assert event_text(changed)
-    assert (bare.kind, bare.by, event_text(bare)) == (ControlEventKind.UNKNOWN, "somebody", " (of another version)")
+    assert (bare.kind, bare.actor, event_text(bare)) == (ControlEventKind.UNKNOWN, "somebody", " (of another version)")
 
 
 def test_drains_of_two_versions_store_side_by_side_from_one_topic(rig: ControlRig, older: Older) -> None:

@@ -75,7 +75,7 @@ def test_the_bucket_is_seen_as_it_was_left(both: Both) -> None:
     rig, make = both
     assert make().tokens() is None
     rig.store.publish_rate(
-        base_rate=200.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=rig.store.state().time, by="test"
+        base_rate=200.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=rig.store.state().time, actor="test"
     )
     rig.bucket.take(needed=30, wanted=30, process="p")
     found = make().tokens()

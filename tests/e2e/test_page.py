@@ -171,7 +171,7 @@ def _breaker_open(seen: Watched, phone: Watched, site: Site, album: Album) -> No
         # what follows from the error does not repeat it
         assert seen.text("#rows").count(opened.why[:40]) == 1
         assert clock_time(opened.at).removesuffix(" UTC") in row
-        assert opened.by in row
+        assert opened.actor in row
         assert opened.why[:40] in row
         assert site.system.health()["circuitBreaker"] in ("open", "half-open")
         phone.wait_words("#headline", "PostgreSQL fails since")
@@ -269,7 +269,7 @@ def test_a_rate_set_by_hand_shows_with_its_end_and_who_set_it(site: Site, browse
     assert "none" in seen.card("override")
     store = wiring.make_control_store(site.settings)
     until = store.state().time + 60
-    store.set_override(321.0, until=until, by="ann@example", why="a test of the page")
+    store.set_override(321.0, until=until, actor="ann@example", why="a test of the page")
     try:
         seen.wait_words("#card-override", "321")
         told = f"until {clock_time(until).removesuffix(' UTC')}, by ann@example: a test of the page"
@@ -278,7 +278,7 @@ def test_a_rate_set_by_hand_shows_with_its_end_and_who_set_it(site: Site, browse
         seen.wait_words("#card-rate", "set by hand")
         seen.wait_words("#rows", f"Rate set by hand: 321/s until {clock_time(until)}")
     finally:
-        store.clear_override(by="ann@example", why="the test is over")
+        store.clear_override(actor="ann@example", why="the test is over")
     seen.wait_words("#card-override", "none")
 
 

@@ -191,7 +191,7 @@ def test_a_pause_by_hand_holds_against_everything_but_a_resume(rig: Rig) -> None
     # Then it takes a resume to go on
     rig.app.send_task("sluice.resume_consumption", kwargs={"by": "me@here", "why": "done"}, queue="control")
     rig.wait_stored()
-    told = [(event.kind, event.by) for event in rig.events.last(50)]
+    told = [(event.kind, event.actor) for event in rig.events.last(50)]
     assert (ControlEventKind.RESUMED, "me@here") in told
 
 

@@ -494,7 +494,7 @@ def test_health_goes_through_the_modes_with_reasons() -> None:
 
         assert health()["status"] == "degraded", "nothing is known yet"
         # Given a controller that speaks, and no reason to pause
-        edge.store.restore([], by="test")
+        edge.store.restore([], actor="test")
         edge.publish(1000)
         eventually(lambda: health()["status"] == "healthy", "healthy")
         assert health()["reasons"] == []
@@ -511,7 +511,7 @@ def test_health_goes_through_the_modes_with_reasons() -> None:
         # When it is gone, and the breaker opens
         edge.publish(1000)
         eventually(lambda: health()["status"] == "healthy", "healthy again")
-        edge.store.pause(PauseReason.BREAKER, by="test", why="test")
+        edge.store.pause(PauseReason.BREAKER, actor="test", why="test")
         eventually(lambda: health()["circuitBreaker"] == "open", "open")
         assert (health()["status"], health()["consumption"], health()["rateLimit"]) == ("critical", "paused", 10)
         # When the control store is lost

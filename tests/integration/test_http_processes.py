@@ -144,7 +144,7 @@ def test_several_processes_share_a_port_and_one_rate(settings: Settings, start: 
 
 def _publish(store: RedisControlStore, rate: float) -> None:
     now = store.state().time
-    store.publish_rate(base_rate=rate, floor_rate=100, mode=Mode.NORMAL, lag=0, lag_known_at=now, by="test")
+    store.publish_rate(base_rate=rate, floor_rate=100, mode=Mode.NORMAL, lag=0, lag_known_at=now, actor="test")
 
 
 def test_a_publication_is_followed_within_100_ms(settings: Settings, start: Start) -> None:

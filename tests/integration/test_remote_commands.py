@@ -105,15 +105,15 @@ def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Ri
     assert re.search(r"paused since \d\d:\d\d:\d\d UTC by ann@\S+: maintenance until noon\.", said)
     assert "kept over a flush" in said
     [paused] = rig.events("paused")
-    assert paused.by.startswith("ann@")
+    assert paused.actor.startswith("ann@")
     assert paused.why == "maintenance until noon"
     # And the breaker's closing does not lift it
     store = wiring.make_control_store(rig.settings)
-    store.pause(PauseReason.BREAKER, by="test", why="test")
+    store.pause(PauseReason.BREAKER, actor="test", why="test")
     wait_until(lambda: rig.reasons() == {PauseReason.OPERATOR}, "the prober has closed the breaker", seconds_max=20)
     # who is told by the worker's name, and consumption is not said to go on
     lifted = rig.events("resumed")[-1]
-    assert re.fullmatch(r"control\S*@\S+/\d+", lifted.by), lifted.by
+    assert re.fullmatch(r"control\S*@\S+/\d+", lifted.actor), lifted.actor
     assert lifted.data["left"] == "operator"
     # And a flush does not either
     rig.flush()
@@ -138,7 +138,7 @@ def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
     override = rig.state().override
     assert override is not None
     assert (override.rate, override.why) == (300.0, "an import")
-    assert override.by.startswith("ann@")
+    assert override.actor.startswith("ann@")
     rate = rig.state().rate
     assert rate is not None
     assert rate.rate == 300.0
@@ -203,7 +203,7 @@ def test_dead_letters_are_replayed_and_a_dry_run_changes_nothing(rig: Rig) -> No
     assert ask(rig.settings.database_url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(1,)]
     # And only the replay that changed something is in the story
     [replayed] = rig.events("dead_letters_replayed")
-    assert replayed.by.startswith("ann@")
+    assert replayed.actor.startswith("ann@")
     assert replayed.data == {"stored": "1", "repeated": "0", "conflicting": "0", "refused": "0"}
 
 
@@ -242,7 +242,7 @@ def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
     # Then it goes on too, and the story says who decided, and why
     wait_until(lambda: ask(database_url, of_partition, (1,)) == [(5,)], "it goes on", seconds_max=20)
     [skipped] = rig.events("gap_skipped")
-    assert (skipped.by.startswith("ann@"), skipped.why) == (True, "no backup")
+    assert (skipped.actor.startswith("ann@"), skipped.why) == (True, "no backup")
     wait_until(lambda: rig.reasons() == set(), "nothing is paused", seconds_max=5)
 
 

@@ -33,7 +33,7 @@ class Rig:
     def __init__(self, settings: Settings, log: LogRig) -> None:
         self.settings, self.log = settings, log
         self.context = WorkerContext(settings)
-        self.context.control.restore([], by="test")
+        self.context.control.restore([], actor="test")
 
     def takes_appends(self) -> bool:
         """Whether a new log is ready; what this appends is of a partition that nobody drains."""
@@ -115,7 +115,7 @@ def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig
     rig.drain()
     assert stored_ids(rig.settings.database_url) == [f"event-{n:06d}" for n in (*range(10), *range(15, 30))]
     skipped, resumed = rig.context.events.last(2)
-    assert (skipped.kind.value, skipped.by, skipped.why) == ("gap_skipped", "ann@desk", "no backup")
+    assert (skipped.kind.value, skipped.actor, skipped.why) == ("gap_skipped", "ann@desk", "no backup")
     assert skipped.data == {"partition": "0", "first": "10", "end": "15"}
     assert (resumed.kind.value, resumed.data["partition"]) == ("resumed", "0")
 
@@ -179,7 +179,7 @@ def test_a_batch_too_large_to_be_stored_carefully_by_a_drain_is_accepted_as_a_wh
     context = rig.context
     log_id = context.log.identity().log_id
     evidence = {"logId": log_id, "first": 0, "end": 30, "refused": 6, "sample": []}
-    pause_until_resumed(context, PauseReason.POISON, by="test", why="x", partition=0, evidence=evidence)
+    pause_until_resumed(context, PauseReason.POISON, actor="test", why="x", partition=0, evidence=evidence)
     context.settings = replace(rig.settings, drain_careful_records_max=10)
     assert "20 dead letters" in stopped.accept(context, "ann@desk", 0, "a test", dry_run=False)
     assert len(stored_ids(rig.settings.database_url)) == 10

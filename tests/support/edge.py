@@ -213,7 +213,7 @@ class RunningEdge:
         now = self.control.clock.now()
         self.store.publish_rate(
             base_rate=rate, floor_rate=min(rate, self.settings.rate_min), mode=mode, lag=lag,
-            lag_known_at=now, by="test",
+            lag_known_at=now, actor="test",
         )  # fmt: skip
 
     def records(self) -> list[RecordedEvent]:

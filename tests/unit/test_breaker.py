@@ -36,7 +36,7 @@ def server(clock: ManualClock) -> MemoryServer:
 @pytest.fixture
 def rig(server: MemoryServer) -> ControlRig:
     rig = memory_rig(control_settings("redis://nowhere"), server)
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     return rig
 
 
@@ -68,7 +68,7 @@ def held(rig: ControlRig) -> Pause | None:
 
 
 def lift(rig: ControlRig) -> None:
-    assert rig.store.resume(BREAKER, generation=None, by="prober", why="well")
+    assert rig.store.resume(BREAKER, generation=None, actor="prober", why="well")
 
 
 # --- Counting -------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_the_fifth_failure_in_a_row_opens_and_pauses(breaker: SinkBreaker, rig: 
     assert breaker.is_open
     pause = held(rig)
     assert pause is not None
-    assert pause.by == "drain-1"
+    assert pause.actor == "drain-1"
     assert pause.why == "5 failures in a row until 22:13:20 UTC: connection refused"
 
 
@@ -187,7 +187,7 @@ def test_after_closing_it_takes_as_many_failures_as_at_first(breaker: SinkBreake
 
 
 def test_a_breaker_that_never_opened_needs_and_does_nothing(breaker: SinkBreaker, rig: ControlRig) -> None:
-    rig.store.pause(BREAKER, by="drain-2", why="another's")
+    rig.store.pause(BREAKER, actor="drain-2", why="another's")
     breaker.reconcile(rig.store.state())
     breaker.reconcile(None)
     assert not breaker.is_open
@@ -246,17 +246,17 @@ def test_a_flush_is_not_a_lifted_reason(
 ) -> None:
     # Given a system with some history, and a breaker that is open
     for _ in range(3):
-        rig.store.pause(OPERATOR, by="ann", why="wait")
-        rig.store.resume(OPERATOR, generation=None, by="ann", why="go")
+        rig.store.pause(OPERATOR, actor="ann", why="wait")
+        rig.store.resume(OPERATOR, generation=None, actor="ann", why="go")
     open_up(breaker)
     # When everything is forgotten
     server.flush()
     if is_restored:
-        rig.store.restore([AskedPause(OPERATOR, "ann", "wait", 1e9)], by="controller")
+        rig.store.restore([AskedPause(OPERATOR, "ann", "wait", 1e9)], actor="controller")
     breaker.reconcile(rig.store.state())
     # Then it stays open and says so again, once
     assert breaker.is_open
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     first = held(rig)
     assert first is not None
     breaker.reconcile(rig.store.state())
@@ -278,8 +278,8 @@ def test_a_flush_that_was_seen_stays_seen_until_the_opening_is_stored_again(
     breaker.reconcile(state)
     server.is_unavailable = False
     # When other changes count past its old generation
-    rig.store.restore([AskedPause(OPERATOR, "ann", "wait", 1e9)], by="controller")
-    rig.store.resume(OPERATOR, generation=None, by="ann", why="go")
+    rig.store.restore([AskedPause(OPERATOR, "ann", "wait", 1e9)], actor="controller")
+    rig.store.resume(OPERATOR, generation=None, actor="ann", why="go")
     # Then it does not take its reason for lifted
     breaker.reconcile(rig.store.state())
     assert breaker.is_open
@@ -291,12 +291,12 @@ def test_after_a_flush_it_joins_a_reason_that_another_has_published(
 ) -> None:
     other = SinkBreaker(rig.settings, rig.store, clock, "drain-2")
     for _ in range(3):
-        rig.store.pause(OPERATOR, by="ann", why="wait")
-        rig.store.resume(OPERATOR, generation=None, by="ann", why="go")
+        rig.store.pause(OPERATOR, actor="ann", why="wait")
+        rig.store.resume(OPERATOR, generation=None, actor="ann", why="go")
     open_up(breaker)
     open_up(other)
     server.flush()
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     other.reconcile(rig.store.state())
     breaker.reconcile(rig.store.state())
     assert breaker.is_open

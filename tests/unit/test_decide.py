@@ -143,10 +143,10 @@ def test_page_terminal_and_metrics_show_a_policy_that_they_do_not_know() -> None
     settings, clock = Settings(), ManualClock()
     server = MemoryServer(clock)
     store = MemoryControlStore(settings, server)
-    store.restore([], by="controller")
+    store.restore([], actor="controller")
     found = decide(ToyPolicy([]), store.state(), MEASURED, None, DECAY)
     store.publish_rate(
-        base_rate=found.rate, floor_rate=2.0, mode=found.mode, lag=37, lag_known_at=clock.now(), by="controller",
+        base_rate=found.rate, floor_rate=2.0, mode=found.mode, lag=37, lag_known_at=clock.now(), actor="controller",
         policy=found.record,
     )  # fmt: skip
     # When somebody looks

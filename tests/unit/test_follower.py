@@ -36,11 +36,11 @@ class _Rig:
 
     def publish(self, rate: float) -> None:
         now = self.server.clock.now()
-        self.store.publish_rate(base_rate=rate, floor_rate=1, mode=Mode.NORMAL, lag=0, lag_known_at=now, by="test")
+        self.store.publish_rate(base_rate=rate, floor_rate=1, mode=Mode.NORMAL, lag=0, lag_known_at=now, actor="test")
 
     def reported(self) -> dict[str, list[Trouble]]:
         """What the control loop has heard, with an event that ends the follower's wait."""
-        self.events.record(ControlEventKind.RATE_CHANGED, by="test", why="", data={})
+        self.events.record(ControlEventKind.RATE_CHANGED, actor="test", why="", data={})
         return self.troubles.reported()
 
     def bring_back(self) -> None:
@@ -203,8 +203,8 @@ def test_a_process_that_gets_no_cpu_while_it_reads_reports_nothing(seconds: floa
 
 @pytest.mark.parametrize("took", [0.0, 0.2, 30.0])
 def test_a_difference_is_told_only_beyond_the_limit_and_the_time_of_the_look(took: float) -> None:
-    def ahead(by: float) -> float | None:
-        return Look(by, -took / 2, took / 2).ahead_seconds(beyond=1.0)
+    def ahead(actor: float) -> float | None:
+        return Look(actor, -took / 2, took / 2).ahead_seconds(beyond=1.0)
 
     edge = 1.0 + took
     assert (ahead(edge), ahead(-edge), ahead(0.0)) == (None, None, None)

@@ -63,7 +63,7 @@ class _Rig:
 
     def publish(self, rate: float) -> None:
         self.store.publish_rate(
-            base_rate=rate, floor_rate=100, mode=Mode.NORMAL, lag=0, lag_known_at=self.clock.now(), by="test"
+            base_rate=rate, floor_rate=100, mode=Mode.NORMAL, lag=0, lag_known_at=self.clock.now(), actor="test"
         )
 
     def note(self) -> None:
@@ -281,7 +281,7 @@ async def test_the_bucket_away_goes_by_the_last_rate_over_live_processes(rig: _R
 
 async def test_a_rate_set_by_hand_ends_while_the_bucket_is_away(rig: _Rig) -> None:
     # Given a rate that somebody set for ten seconds, a lease that is used up, and a bucket that goes away
-    rig.store.set_override(400.0, until=rig.clock.now() + 10, by="ann@host", why="an import")
+    rig.store.set_override(400.0, until=rig.clock.now() + 10, actor="ann@host", why="an import")
     published = rig.store.state().rate
     assert published is not None
     rig.admission.note_rate(published.version, published.rate, ends_in=10.0, rate_after=1000.0)

@@ -107,23 +107,23 @@ def test_a_worker_follows_the_pauses_again_after_whatever_error(worker: _Worker)
     # Given a worker that consumes
     step = PauseStep(worker)
     step.start(worker)
-    worker.store.restore([], by="controller")
+    worker.store.restore([], actor="controller")
     until(lambda: _ticked(step, worker).consumes)
     # When its follower meets what nobody expects, and consumption is paused meanwhile
     worker.store.error = ValueError("'quota' is not a valid PauseReason")
-    worker.store.pause(PauseReason.OPERATOR, by="ann", why="wait")
+    worker.store.pause(PauseReason.OPERATOR, actor="ann", why="wait")
     until(lambda: bool(worker.loops.problems(time.monotonic())))
     # (which the control loop hears of)
     until(lambda: worker.troubles.reported().keys() == {"batches@host"})
     worker.store.error = None
     # Then it follows again
     until(lambda: not _ticked(step, worker).consumes)
-    worker.store.resume(PauseReason.OPERATOR, generation=None, by="ann", why="go on")
+    worker.store.resume(PauseReason.OPERATOR, generation=None, actor="ann", why="go on")
     until(lambda: _ticked(step, worker).consumes)
     assert worker.loops.problems(time.monotonic()) == []
     until(lambda: worker.troubles.reported() == {})
     # And a partition's pause is not the queue's
-    worker.store.pause(PauseReason.POISON, by="drain", why="a batch", partition=1)
+    worker.store.pause(PauseReason.POISON, actor="drain", why="a batch", partition=1)
     until(lambda: worker.store.state().pauses != ())
     assert _ticked(step, worker).consumes
     step.shutdown(worker)
@@ -137,7 +137,7 @@ def test_a_thread_that_has_ended_is_begun_anew(worker: _Worker) -> None:
     step.start(worker)
     until(lambda: not any(thread.name == "control-follower" for thread in threading.enumerate()))
     worker.store.error = None
-    worker.store.restore([], by="controller")
+    worker.store.restore([], actor="controller")
     # When the worker's timer looks at it, then it follows again
     until(lambda: _ticked(step, worker).consumes)
     step.shutdown(worker)

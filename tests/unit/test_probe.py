@@ -28,7 +28,7 @@ def server(clock: ManualClock) -> MemoryServer:
 @pytest.fixture
 def rig(server: MemoryServer) -> ControlRig:
     rig = memory_rig(control_settings("redis://nowhere"), server)
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     return rig
 
 
@@ -48,24 +48,24 @@ class Sink:
 
 def ask(rig: ControlRig, sink: Sink, backoff: Backoff | None = None) -> ProbeReport:
     backoff = backoff or Backoff(rig.settings, ManualClock())
-    return probe(rig.store, rig.leases, sink.probe, backoff, settings=rig.settings, by="prober")
+    return probe(rig.store, rig.leases, sink.probe, backoff, settings=rig.settings, actor="prober")
 
 
 def test_nothing_is_asked_while_the_breaker_is_closed(rig: ControlRig) -> None:
     sink = Sink(rig)
-    rig.store.pause(PauseReason.OPERATOR, by="ann", why="wait")
+    rig.store.pause(PauseReason.OPERATOR, actor="ann", why="wait")
     assert ask(rig, sink).outcome is ProbeOutcome.NOT_OPEN
     assert sink.seen == []
 
 
 def test_nothing_is_asked_while_it_is_unknown_what_holds(rig: ControlRig, server: MemoryServer) -> None:
     server.flush()
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
     assert ask(rig, Sink(rig)).outcome is ProbeOutcome.NOT_OPEN
 
 
 def test_a_success_lifts_the_reason_and_the_breaker_reads_half_open_meanwhile(rig: ControlRig) -> None:
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
     sink = Sink(rig)
     assert ask(rig, sink).outcome is ProbeOutcome.LIFTED
     assert sink.seen == [BreakerState.HALF_OPEN]
@@ -76,7 +76,7 @@ def test_a_success_lifts_the_reason_and_the_breaker_reads_half_open_meanwhile(ri
 
 @pytest.mark.parametrize("error", [SinkUnavailableError("still down"), SinkContentionError("still down")])
 def test_a_failure_leaves_it_open_says_why_and_lets_the_next_one_try(rig: ControlRig, error: Exception) -> None:
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
     assert ask(rig, Sink(rig, error)) == ProbeReport(ProbeOutcome.FAILED, "still down")
     assert rig.store.state().breaker is BreakerState.OPEN
     assert ask(rig, Sink(rig)).outcome is ProbeOutcome.LIFTED
@@ -85,7 +85,7 @@ def test_a_failure_leaves_it_open_says_why_and_lets_the_next_one_try(rig: Contro
 def test_two_never_ask_at_once_and_one_that_died_does_not_shut_out_the_others(
     rig: ControlRig, clock: ManualClock
 ) -> None:
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
     sink = Sink(rig)
     rig.leases.take(LEASE_PROBE, seconds=8.0)  # a prober that was killed while it asked
     assert ask(rig, sink).outcome is ProbeOutcome.BUSY
@@ -95,12 +95,12 @@ def test_two_never_ask_at_once_and_one_that_died_does_not_shut_out_the_others(
 
 
 def test_an_occurrence_that_ended_meanwhile_is_not_the_next_one(rig: ControlRig) -> None:
-    rig.store.pause(BREAKER, by="drain", why="first")
+    rig.store.pause(BREAKER, actor="drain", why="first")
 
     class Slow(Sink):
         def probe(self) -> None:
-            rig.store.resume(BREAKER, generation=None, by="ann", why="by hand")
-            rig.store.pause(BREAKER, by="drain", why="second")
+            rig.store.resume(BREAKER, generation=None, actor="ann", why="by hand")
+            rig.store.pause(BREAKER, actor="drain", why="second")
 
     assert ask(rig, Slow(rig)).outcome is ProbeOutcome.SUPERSEDED
     assert rig.store.state().breaker is BreakerState.OPEN
@@ -109,11 +109,11 @@ def test_an_occurrence_that_ended_meanwhile_is_not_the_next_one(rig: ControlRig)
 def test_a_reason_that_another_prober_lifted_before_the_lease_was_free_is_not_asked_for(
     rig: ControlRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
     take = rig.leases.take
 
     def take_late(name: str, *, seconds: float) -> str | None:
-        rig.store.resume(BREAKER, generation=None, by="another", why="well")
+        rig.store.resume(BREAKER, generation=None, actor="another", why="well")
         return take(name, seconds=seconds)
 
     monkeypatch.setattr(rig.leases, "take", take_late)
@@ -123,7 +123,7 @@ def test_a_reason_that_another_prober_lifted_before_the_lease_was_free_is_not_as
 
 
 def test_a_store_that_goes_away_meanwhile_is_the_callers_matter(rig: ControlRig, server: MemoryServer) -> None:
-    rig.store.pause(BREAKER, by="drain", why="down")
+    rig.store.pause(BREAKER, actor="drain", why="down")
 
     class Cutting(Sink):
         def probe(self) -> None:
@@ -138,7 +138,7 @@ def test_a_store_that_goes_away_meanwhile_is_the_callers_matter(rig: ControlRig,
 
 def seconds_until_lifted(rig: ControlRig, clock: ManualClock, probers: list[Backoff]) -> float:
     """Open the breaker, let the probers take turns every half second, and return how long it was open."""
-    rig.store.pause(BREAKER, by="drain", why="no space left on device")
+    rig.store.pause(BREAKER, actor="drain", why="no space left on device")
     opened_at = clock.monotonic()
     for tick in range(1000):
         if ask(rig, Sink(rig), probers[tick % len(probers)]).outcome is ProbeOutcome.LIFTED:
@@ -149,7 +149,7 @@ def seconds_until_lifted(rig: ControlRig, clock: ManualClock, probers: list[Back
 
 def store(rig: ControlRig, clock: ManualClock, consumed: int) -> None:
     rig.store.publish_rate(
-        base_rate=100.0, floor_rate=10.0, mode=Mode.NORMAL, lag=5, lag_known_at=clock.now(), by="controller",
+        base_rate=100.0, floor_rate=10.0, mode=Mode.NORMAL, lag=5, lag_known_at=clock.now(), actor="controller",
         consumption=Consumption({0: 5}, consumed, None),
     )  # fmt: skip
 
@@ -186,5 +186,5 @@ def test_openings_are_counted_anew_after_a_flush_of_the_control_store(
         store(rig, clock, consumed=consumed)
         ask(rig, Sink(rig), prober)
     server.flush()
-    rig.store.restore([], by="controller")
+    rig.store.restore([], actor="controller")
     assert [seconds_until_lifted(rig, clock, [prober]) for _ in range(3)] == [0.0, 2.0, 4.0]

@@ -98,7 +98,7 @@ class System:
         self.lag_age, self.rate_age = Age(), Age()
         self.policy_of: PolicyOf | None = None  # None: that of the settings
 
-    def tick(self, *, after: float = 5.0, by: str = "controller") -> RegulateReport:
+    def tick(self, *, after: float = 5.0, actor: str = "controller") -> RegulateReport:
         """Let time pass and tick."""
         self.clock.advance(after)
         settings = self.rig.settings
@@ -124,7 +124,7 @@ class System:
                 lag_age=self.lag_age,
                 rate_age=self.rate_age,
             ),
-            by=by,
+            actor=actor,
         )
 
     def rate(self) -> PublishedRate:
@@ -253,10 +253,10 @@ def test_the_rate_follows_the_lag_of_all_partitions_down_and_up(system: System) 
 def test_a_second_beat_is_harmless(system: System) -> None:
     assert system.tick().ran
     first = system.rate()
-    assert system.tick(after=2.5, by="controller-2") == RegulateReport(ran=False)
+    assert system.tick(after=2.5, actor="controller-2") == RegulateReport(ran=False)
     assert system.rate() == first
     assert system.tick(after=2.5).ran  # and does not shut out the first one's next tick
-    assert not system.tick(after=2.5, by="controller-2").ran
+    assert not system.tick(after=2.5, actor="controller-2").ran
 
 
 def test_a_store_that_is_away_ends_the_tick(system: System) -> None:
@@ -407,12 +407,12 @@ def test_while_the_breaker_is_open_postgresql_is_not_asked_and_the_policy_goes_o
     system.append(0, 30_000)
     system.log.commit(system.log.identity().log_id, 0, 0)
     system.log.commit(system.log.identity().log_id, 1, 0)
-    system.rig.store.pause(BREAKER, by="drain", why="down")
+    system.rig.store.pause(BREAKER, actor="drain", why="down")
     system.database.asked.clear()
     system.tick()
     assert system.database.asked == []
     assert (system.rate().rate, system.rate().base_rate, system.rate().lag) == (100.0, 550.0, 30_000)
-    system.rig.store.resume(BREAKER, generation=None, by="prober", why="well")
+    system.rig.store.resume(BREAKER, generation=None, actor="prober", why="well")
     assert system.rate().rate == 550.0
 
 
@@ -423,7 +423,7 @@ def test_after_a_flush_the_reasons_set_by_hand_come_back(system: System) -> None
     assert system.tick().restored
     pauses = system.rig.store.state().pauses
     assert pauses is not None
-    assert [(pause.reason, pause.by, pause.why) for pause in pauses] == [(OPERATOR, "ann@desk", "maintenance")]
+    assert [(pause.reason, pause.actor, pause.why) for pause in pauses] == [(OPERATOR, "ann@desk", "maintenance")]
     assert not system.tick().restored
     assert system.events(ControlEventKind.STATE_RESTORED) == 1
 
@@ -478,7 +478,7 @@ def test_a_drainer_that_makes_no_progress_is_ended_after_fifteen_seconds(system:
     assert report.terminated == (0,)
     [event] = [e for e in system.rig.events.last(100) if e.kind is ControlEventKind.DRAINER_TERMINATED]
     assert event.data == {"partition": "0", "offset": "7"}
-    assert event.by == "controller"
+    assert event.actor == "controller"
     assert "15 s" in event.why
 
 
@@ -508,9 +508,9 @@ def test_nobody_is_ended_while_paused_nor_for_having_been_paused(system: System)
     system.append(0, 100)
     system.database.held = {0}
     system.tick()
-    system.rig.store.pause(OPERATOR, by="ann", why="wait")
+    system.rig.store.pause(OPERATOR, actor="ann", why="wait")
     assert stall(system, 10) == []
-    system.rig.store.resume(OPERATOR, generation=None, by="ann", why="go")
+    system.rig.store.resume(OPERATOR, generation=None, actor="ann", why="go")
     assert stall(system, 3) == []
     assert stall(system, 1) == [0]
 
@@ -526,7 +526,7 @@ def test_two_controllers_that_alternate_see_the_same_stall(system: System) -> No
     system.tick()
     system.append(0, 100)
     system.database.held = {0}
-    ended = [system.tick(by=f"controller-{number % 2}").terminated for number in range(4)]
+    ended = [system.tick(actor=f"controller-{number % 2}").terminated for number in range(4)]
     assert ended == [(), (), (), (0,)]
 
 
@@ -629,7 +629,7 @@ def test_for_how_long_a_partition_stores_nothing_is_published_unless_it_is_pause
     # Then the seconds since its last stored event are published for each
     assert _no_progress(system) == {0: 35.0, 1: 0.0}
     # And a pause is no lack of progress
-    system.rig.store.pause(PauseReason.LOG_GAP, by="drain", why="a hole", partition=0)
+    system.rig.store.pause(PauseReason.LOG_GAP, actor="drain", why="a hole", partition=0)
     system.tick()
     assert set(_no_progress(system)) == {1}
 

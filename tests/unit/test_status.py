@@ -46,8 +46,8 @@ def test_what_parts_know_is_read() -> None:
     # Given a store where consumption is paused, and a log that was told of no commit
     clock = ManualClock()
     rig = memory_rig(control_settings("redis://nowhere"), MemoryServer(clock))
-    rig.store.restore([], by="test")
-    rig.store.pause(PauseReason.OPERATOR, by="ann@host", why="moving the disk")
+    rig.store.restore([], actor="test")
+    rig.store.pause(PauseReason.OPERATOR, actor="ann@host", why="moving the disk")
     log = MemoryLog(partitions=2)
     log.append([(0, b"{}")] * 3)
     parts = StatusContext(rig.settings, clock, rig.store, rig.events, log, None, lambda: DeadLetterCounts(7, 2))
@@ -61,14 +61,14 @@ def test_what_parts_know_is_read() -> None:
     assert (after.dead_letters, after.dead_letter_conflicts) == (7, 2)
     assert (status_document(after)["deadLetters"], status_document(after)["deadLetterConflicts"]) == (7, 2)
     assert status_document(after)["consumption"] == "paused"
-    assert [pause.by for pause in after.inputs.pauses or ()] == ["ann@host"]
+    assert [pause.actor for pause in after.inputs.pauses or ()] == ["ann@host"]
 
 
 def test_the_lag_of_some_partitions_is_not_that_of_the_log() -> None:
     # Given a log whose commits are known, and of which one partition can't be asked
     clock = ManualClock()
     rig = memory_rig(control_settings("redis://nowhere"), MemoryServer(clock))
-    rig.store.restore([], by="test")
+    rig.store.restore([], actor="test")
     server = MemoryLogServer(2)
     log = MemoryLog(server=server)
     log.append([(0, b"{}")] * 3 + [(1, b"{}")] * 3)

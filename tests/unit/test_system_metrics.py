@@ -26,7 +26,7 @@ class Rig:
         self.bucket = MemoryBucket(self.settings, self.server)
         self.counters = MemoryCounters(self.server)
         self.log_memory: Callable[[], tuple[int, int]] | None = lambda: (5, 0)
-        self.store.restore([], by="test")
+        self.store.restore([], actor="test")
 
     def publish(self, *, lag: dict[int, int] | None, drain_rate: float | None = 100.0, rate: float = 1000.0) -> None:
         self.store.publish_rate(
@@ -35,7 +35,7 @@ class Rig:
             mode=Mode.NORMAL,
             lag=None if lag is None else sum(lag.values()),
             lag_known_at=None if lag is None else self.clock.now(),
-            by="test",
+            actor="test",
             consumption=None if lag is None else Consumption(lag, 0, drain_rate, dict.fromkeys(lag, 7.0)),
         )
 
