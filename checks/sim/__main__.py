@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from checks.sim import random_scenario
-from checks.sim.arms import ARMS
+from checks.sim.arms import ARMS, EXPERIMENTS
 from checks.sim.bounds import Violation
 from checks.sim.figures import Figures, figures_of, shares_table, table
 from checks.sim.scenarios import SCENARIOS
@@ -27,6 +27,7 @@ from checks.sim.world import run
 # Random scenarios of one task of a process.
 _CHUNK: Final = 25
 _FAILING_SHOWN_MAX: Final = 20
+_ALL: Final = ARMS | EXPERIMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def replay(name: str, arm: str, seed: int) -> int:
     if name == random_scenario.NAME:
         timeline, arm, violations = run_random(seed)
     else:
-        timeline = run(SCENARIOS[name], ARMS[arm], seed)
+        timeline = run(SCENARIOS[name], _ALL[arm], seed)
         violations = list(timeline.violations.found)
     print(f"{name}, seed {seed}, {arm}")
     print("\n".join(lines(timeline, violations)))
@@ -99,7 +100,7 @@ def compare(scenarios: Sequence[str], arms: Sequence[str], seeds: int, plots: Pa
     for name in scenarios:
         first: dict[str, Timeline] = {}
         for arm in arms:
-            timelines = [run(SCENARIOS[name], ARMS[arm], seed) for seed in range(seeds)]
+            timelines = [run(SCENARIOS[name], _ALL[arm], seed) for seed in range(seeds)]
             first[arm] = timelines[0]
             found.setdefault(name, {})[arm] = figures_of(SCENARIOS[name], timelines)
             print(f"{name}, {arm}: {found[name][arm].cell()}", file=sys.stderr, flush=True)
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m checks.sim", description=__doc__.splitlines()[0])
     parser.add_argument("--scenario", action="append", choices=[*SCENARIOS, random_scenario.NAME], metavar="NAME")
-    parser.add_argument("--arm", action="append", choices=list(ARMS), metavar="NAME", help=", ".join(ARMS))
+    parser.add_argument("--arm", action="append", choices=list(_ALL), metavar="NAME", help=", ".join(_ALL))
     parser.add_argument("--seed", type=int, help="one run, second by second")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each scenario and control law (3)")
     parser.add_argument("--many", type=int, metavar="N", help="run N random scenarios")
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the scenarios and control laws")
     options = parser.parse_args(arguments)
     if options.list:
-        print("\n".join(["scenarios:", *SCENARIOS, "", "control laws:", *ARMS]))
+        print("\n".join(["scenarios:", *SCENARIOS, "", "control laws:", *_ALL]))
         return 0
     if options.many is not None:
         return many(range(options.first, options.first + options.many), options.jobs)

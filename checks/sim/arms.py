@@ -3,12 +3,18 @@
 from dataclasses import replace
 from typing import Final
 
+from checks.sim.experiments import CapByPartition, Credits, TotalLag
 from checks.sim.world import Arm, Scenario
+from pipeline.policies import drain_time
 from pipeline.settings import Settings
 
 # A threshold that no lag reaches: the rate is then RATE_MAX, except while the breaker is open.
 _NEVER_EVENTS: Final = 999_999_999
 _NO_LIMIT: Final = 10_000_000.0
+# The defaults of RATE_POLICY=drain_time: a ceiling of safety in events/s, and the period.
+_CEILING: Final = 50_000.0
+_PERIOD_SECONDS: Final = 1.0
+_DEFAULT_PERIOD: Final = Settings().regulate_seconds
 # Where RATE_MAX was set above what the sink takes, by this factor.
 _TOO_HIGH: Final = 4.0
 # The default RATE_MAX is 1,000 for a sink of 1,500: two thirds.
@@ -31,6 +37,16 @@ def _no_limit(settings: Settings, scenario: Scenario) -> Settings:
     return _without_lag(_with_rate(settings, _NO_LIMIT))
 
 
+def _drain_time(settings: Settings, _: Scenario) -> Settings:
+    settings = replace(settings, rate_policy=drain_time.NAME, rate_max=_CEILING)
+    # Only a scenario that is about the period sets it.
+    return (
+        replace(settings, regulate_seconds=_PERIOD_SECONDS)
+        if settings.regulate_seconds == _DEFAULT_PERIOD
+        else settings
+    )
+
+
 def _with_rate(settings: Settings, rate_max: float) -> Settings:
     return replace(settings, rate_max=rate_max, rate_min=min(settings.rate_min, rate_max))
 
@@ -46,5 +62,16 @@ ARMS: Final = {
         Arm("bands, RATE_MAX too high", _bands_too_high),
         Arm("static limit", _static),
         Arm("no limit", _no_limit),
+        Arm("drain_time", _drain_time),
+    )
+}
+
+# What was tried beside them; see docs/adr/simulator.md.
+EXPERIMENTS: Final = {
+    arm.name: arm
+    for arm in (
+        Arm("drain_time, total lag", _drain_time, TotalLag),
+        Arm("drain_time, caps by partition", _drain_time, CapByPartition),
+        Arm("credits", _drain_time, Credits),
     )
 }

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from math import exp
 from typing import Final
 
+from pipeline.policies import drain_time
 from pipeline.ports.bucket import Bucket, Grant
 from pipeline.ports.rate import Explanation, PartitionSample, PolicyState, RateDecision, RatePolicy, RateSample
 
-CAPACITY: Final = "capacity"  # a figure of the policy drain_time: events/s of the whole load
 _TARGET_SECONDS: Final = 2.0
 _SHARE_SECONDS: Final = 30.0  # over which the partitions' shares of the load are averaged
 _SHARE_LEAST: Final = 0.02  # of an equal share
@@ -112,7 +112,7 @@ class Credits(Experiment):
 
     def _decide(self, shipped: RatePolicy, sample: RateSample, state: PolicyState | None) -> RateDecision:
         decision = shipped.decide(sample, state)
-        self.capacity = decision.explanation.figure(CAPACITY) or decision.rate
+        self.capacity = decision.explanation.figure(drain_time.CAPACITY) or decision.rate
         self.shares.note(sample)
         rate = min(decision.explanation.rate_max, _UNPACED * self.capacity)
         return replace(decision, rate=max(shipped.floor_rate, rate))

@@ -123,6 +123,16 @@ def _all() -> list[Scenario]:
             batch_max=100,
             phases=(0,),
         ),
+        Scenario(
+            "slow partition, one key a body",
+            200,
+            _one(constant(_OVERLOAD), has_one_key=True),
+            sink,
+            shares=_of(_SLOW_SHARES),
+            caps=_of((50, _FREE, _FREE, _FREE)),
+            batch_max=100,
+            phases=(0,),
+        ),
         Scenario("one partition stands still", 200, overload, sink, caps=_one_stands_still),
         Scenario("batches of 5,000", 150, overload, sink, batch_max=5000),
         Scenario(
