@@ -11,13 +11,14 @@ import pipeline.regulate
 import pipeline.store.memory
 from checks.sim import random_scenario
 from checks.sim.__main__ import main, run_random
-from checks.sim.arms import ARMS
+from checks.sim.arms import ARMS, EXPERIMENTS
 from checks.sim.processes import AfterRefusal, Load
 from checks.sim.scenarios import SCENARIOS, constant, steps
 from checks.sim.timeline import Timeline, goodput, late_share, oldest_seconds
-from checks.sim.world import Fault, Scenario, run
+from checks.sim.world import Arm, Fault, Scenario, run
 from ingest.admission import Admission
 from pipeline.decide import Measured, decide
+from pipeline.policies.drain_time import DrainTimePolicy
 
 BANDS = ARMS["bands"]
 
@@ -67,6 +68,55 @@ def test_in_an_outage_the_rate_is_the_lowest_until_the_prober_has_stored() -> No
     assert {second.rate for second in seconds[is_open[0] : is_open[-1]]} == {100.0}
     assert all(second.stored == 0 for second in seconds[11:30])
     assert seconds[-1].stored > 0
+
+
+# --- drain_time finds the sink's capacity
+
+DRAIN_TIME = ARMS["drain_time"]
+
+
+@pytest.mark.parametrize("times", [2, 10])
+def test_drain_time_uses_the_sink_and_stores_near_its_target(times: int) -> None:
+    timeline = run(short(f"steady {times}x", 30), DRAIN_TIME, 1)
+    assert goodput(timeline, 10) >= 0.97
+    assert oldest_seconds(timeline, 10) <= 3.5
+    assert not timeline.violations.found
+
+
+def sink_steps(arm: Arm) -> Timeline:
+    sink = steps((0, 1500), (15, 600), (35, 3000))
+    return run(short("sink steps", 55, capacity=sink), arm, 1)
+
+
+def test_drain_time_follows_a_sink_that_changes() -> None:
+    timeline = sink_steps(DRAIN_TIME)
+    assert goodput(timeline, 10) >= 0.9
+    assert oldest_seconds(timeline, 10) <= 12
+
+
+def test_a_policy_that_keeps_its_first_capacity_stores_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = DrainTimePolicy._measured
+
+    def keeps(self: DrainTimePolicy, sample: Any, known: Any, *rest: Any) -> Any:
+        return known.capacity, measured(self, sample, known, *rest)[1]
+
+    monkeypatch.setattr(DrainTimePolicy, "_measured", keeps)
+    assert goodput(sink_steps(DRAIN_TIME), 10) < 0.8
+
+
+def test_a_policy_that_sees_only_the_total_lag_hides_a_slow_partition() -> None:
+    slow = short("slow partition", 60)
+    assert oldest_seconds(run(slow, DRAIN_TIME, 1), 20) < 15
+    assert oldest_seconds(run(slow, EXPERIMENTS["drain_time, total lag"], 1), 20) > 20
+
+
+def test_a_partition_with_a_limit_of_its_own_does_not_hold_down_the_others() -> None:
+    slow = short("slow partition, one key a body", 50)
+    held, capped = (
+        sum(second.stored for second in run(slow, arm, 1).seconds[20:])
+        for arm in (DRAIN_TIME, EXPERIMENTS["drain_time, caps by partition"])
+    )
+    assert capped > 1.8 * held
 
 
 # --- Each bound can fail
