@@ -101,7 +101,7 @@ def _normal(seen: Watched, site: Site, album: Album) -> None:
     assert seen.level() == "healthy"
     assert seen.text("#level") == "HEALTHY"
     assert seen.page.title().startswith("Healthy")
-    assert number_in(seen.card("rate").removeprefix("Admitted at most")) == site.settings.rate_max
+    assert number_in(seen.card("rate").removeprefix("Rate limit")) == site.settings.rate_max
     assert "closed" in seen.card("breaker")
     assert "running" in seen.card("consumption")
     assert seen.text("#link-words").startswith("live")
@@ -166,7 +166,7 @@ def _breaker_open(seen: Watched, phone: Watched, site: Site, album: Album) -> No
         # the title of the tab is whole, also where a time of day stands in it
         assert seen.page.title() == f"Critical: PostgreSQL fails since {clock_time(opened.at)} · Sluice"
         assert "breaker is open" in seen.card("rate")
-        assert "the breaker's floor holds" in seen.card("override")
+        assert "the lowest rate while the breaker is open" in seen.card("override")
         assert "while consumption is paused" in seen.card("drain")
         # what follows from the error does not repeat it
         assert seen.text("#rows").count(opened.why[:40]) == 1
@@ -227,9 +227,9 @@ def test_without_news_the_state_is_unknown_and_nothing_is_green(site: Site, brow
 
 def _assert_unknown(seen: Watched) -> None:
     assert seen.text("#level") == "UNKNOWN"
-    assert "No news of the system since" in seen.text("#headline")
+    assert "No data since" in seen.text("#headline")
     assert "All figures below are old" in seen.text("#look")
-    assert seen.page.title().startswith("Unknown: no news since")
+    assert seen.page.title().startswith("Unknown: no data since")
     assert seen.page.locator("#lost").is_visible()
     icon, unknown = (
         seen.page.evaluate(f"document.getElementById('icon').{name}")

@@ -12,7 +12,7 @@ const charts = (() => {
     rate: {
       unit: "/s",
       lines: [
-        { label: "at most", column: "rate", colour: "muted", dash: [6, 4], stepped: true },
+        { label: "rate limit", column: "rate", colour: "muted", dash: [6, 4], stepped: true },
         { label: "offered", column: "offered", colour: "violet", dash: [2, 3] },
         { label: "admitted", column: "admitted", colour: "blue", width: 2, fill: true },
       ],
@@ -31,7 +31,7 @@ const charts = (() => {
     answers: {
       unit: "/s",
       lines: [
-        { label: "202 taken", column: "s202", colour: "normal", width: 2 },
+        { label: "202 accepted", column: "s202", colour: "normal", width: 2 },
         { label: "429 refused", column: "s429", colour: "degraded", dash: [6, 3] },
         { label: "503 unavailable", column: "s503", colour: "critical", dash: [2, 3] },
         { label: "other 4xx", column: "s4xx", colour: "violet", dash: [8, 3, 2, 3] },

@@ -41,8 +41,8 @@
 
   function wellWords(status) {
     const admitted = status.admitted;
-    const taken = format.known(admitted) ? `${format.number(admitted)} events a second are admitted` : "events are admitted";
-    return `All is well: ${taken}, ${status.consumerLag === null ? "the lag is not known yet" : `${format.number(status.consumerLag)} wait to be stored`}`;
+    const taken = format.known(admitted) ? `${format.number(admitted)} events per second are admitted` : "events are admitted";
+    return `All is well: ${taken}, ${status.consumerLag === null ? "the lag is not known yet" : `${format.number(status.consumerLag)} events wait to be stored`}`;
   }
 
   function showHeadline(status) {
@@ -53,7 +53,7 @@
     look.replaceChildren();
     const override = status.rateOverride;
     if (first) look.append(element("strong", "Look at: "), ...worded(first.lookAt));
-    else if (override) look.append(element("strong", "By hand: "), `${format.number(override.rate)} events a second until ${format.time(override.until)} UTC, by ${override.by}: ${override.why}`);
+    else if (override) look.append(element("strong", "Set by an operator: "), `${format.number(override.rate)} events per second until ${format.time(override.until)} UTC, by ${override.by}: ${override.why}`);
     byId("more").replaceChildren(...rest.map((problem) => {
       const item = element("li");
       item.dataset.level = problem.severity;
@@ -77,9 +77,9 @@
   // Without new data the state is unknown: the last status and its colours must not look current.
   function showUnknown(words) {
     const since = page.status === null ? "" : ` since ${format.time(page.status.at)} UTC`;
-    const headline = `No news of the system${since}: its state is unknown`;
-    showLevel("unknown", headline, `no news${since}`);
-    byId("look").replaceChildren(element("strong", "Look at: "), words || "whether ingest at this address runs, and the network to it. It is tried again all the time.", page.status === null ? "" : " All figures below are old.");
+    const headline = `No data${since}: the state of the system is unknown`;
+    showLevel("unknown", headline, `no data${since}`);
+    byId("look").replaceChildren(element("strong", "Look at: "), words || "whether ingest runs at this address, and the network to it. The page keeps trying.", page.status === null ? "" : " All figures below are old.");
     byId("more").replaceChildren();
     announce(`Unknown: ${headline}`);
   }
@@ -122,15 +122,15 @@
 
   function showFlow(status) {
     const { number } = format;
-    card("admitted", number(status.admitted), "/s", `of ${number(status.offered)} offered a second`);
+    card("admitted", number(status.admitted), "/s", `of ${number(status.offered)} offered per second`);
     const refused = ["s429", "s503"].map((name) => charts.lately(name));
     const share = status.refusedShare > 0 ? `${Math.max(1, Math.round(100 * status.refusedShare))} % of the ${status.refusedShareTime}; ` : "";
-    card("refused", number(status.refused), "/s", `${share}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} a second`, levelOf(status, "refusing", "log_down", "log_full"));
+    card("refused", number(status.refused), "/s", `${share}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} per second`, levelOf(status, "refusing", "log_down", "log_full"));
     const [rate, full] = [status.rateLimit, status.ratePolicy.rateMax];
     const lowered = rate < full;
     card("rate", number(rate), "/s", lowered ? `of ${number(full)}: ${status.rateDecidedBy}` : status.rateDecidedBy, lowered ? rateLevel(status) : null);
     bar("rate", rate / full);
-    card("bucket", number(status.availablePermissions), "tokens", `of ${number(status.bucketCapacity)}; one is one event`);
+    card("bucket", number(status.availablePermissions), "tokens", `of ${number(status.bucketCapacity)}; a token admits one event`);
     bar("bucket", status.availablePermissions / status.bucketCapacity);
   }
 
@@ -139,9 +139,9 @@
     const lag = status.consumerLag;
     const levels = status.ratePolicy.thresholds.filter((one) => one.measure === "lag");
     const lags = Object.values(status.lagByPartition || {});
-    card("lag", number(lag), "events", lag === null ? "not known" : levels.map((one) => `${one.label} ${format.short(one.value)}`).join(", ") || "not stored yet", levelOf(status, "behind", "lag_unknown"));
+    card("lag", number(lag), "events", lag === null ? "unknown" : levels.map((one) => `${one.label} ${format.short(one.value)}`).join(", ") || "not stored yet", levelOf(status, "behind", "lag_unknown"));
     const waits = status.consumption === "paused" && lag > 0;
-    const empty = waits ? "nothing, while consumption is paused" : lag === 0 ? "nothing waits" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with what comes" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "no end of the backlog in sight";
+    const empty = waits ? "none while consumption is paused" : lag === 0 ? "no events wait" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with new events" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "the lag does not shrink";
     card("drain", number(status.drainRate), "/s", empty, levelOf(status, "no_progress"));
     const most = Math.max(1, ...lags);
     byId("lags").replaceChildren(...lags.map((value, partition) => {
@@ -155,7 +155,7 @@
   }
 
   function showLoop(status) {
-    const BREAKER = { closed: "PostgreSQL takes what is stored", open: "nothing is stored; being tried", "half-open": "PostgreSQL is being tried now", unknown: "the control store does not say" };
+    const BREAKER = { closed: "writes to PostgreSQL succeed", open: "no events are stored; PostgreSQL is tried again", "half-open": "PostgreSQL is being tried now", unknown: "unknown to the control store" };
     const breaker = status.circuitBreaker;
     const isOpen = breaker === "open" || breaker === "half-open";
     card("breaker", breaker, "", BREAKER[breaker], levelOf(status, "breaker_open", "pauses_unknown", "store_down"));
@@ -163,7 +163,7 @@
     const held = pauses && pauses.length > 0;
     const place = (pause) => pause.partition === null ? "" : `p${pause.partition} `;
     const reasons = held ? pauses.map((pause) => `${place(pause)}${pause.reason.replace("_", " ")} since ${format.time(pause.since)}`).join("; ") : "";
-    const CONSUMPTION = { paused: reasons, stalled: "events wait, and none is stored", unknown: "workers keep to what they knew", running: `log: ${status.eventLog === "kafka" ? "Kafka" : "Redis Streams"}` };
+    const CONSUMPTION = { paused: reasons, stalled: "events wait, and none is stored", unknown: "workers keep their last state", running: `log: ${status.eventLog === "kafka" ? "Kafka" : "Redis Streams"}` };
     const isPartly = held && status.consumption === "running";
     card("consumption", isPartly ? "partly paused" : status.consumption, "", isPartly ? reasons : CONSUMPTION[status.consumption], levelOf(status, "no_progress", "breaker_open", "paused", "pauses_unknown", "store_down"));
     const age = status.controllerAgeSeconds;
@@ -171,9 +171,9 @@
     byId("policy").textContent = `Rate policy ${policy.name.replace("_", " ")}: ${policy.sentence}.`;
     card("controller", age === null ? "silent" : format.duration(age), age === null ? "" : "ago", `sets the rate every ${format.duration(status.controllerPeriodSeconds)}`, levelOf(status, "controller_silent", "store_down"));
     const override = status.rateOverride;
-    const beneath = override && status.rateLimit < override.rate ? "; the breaker's floor comes first" : "";
+    const beneath = override && status.rateLimit < override.rate ? "; the breaker allows only the lowest rate" : "";
     if (override) card("override", format.number(override.rate), "/s", `until ${format.time(override.until)}, by ${override.by}: ${override.why}${beneath}`, "degraded");
-    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : isOpen ? "the breaker's floor holds" : "the rate policy decides");
+    else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : isOpen ? "the lowest rate while the breaker is open" : "the rate policy decides");
   }
 
   // --- The events --------------------------------------------------------------------------
@@ -211,7 +211,7 @@
     showBacklog(status);
     showLoop(status);
     if (message.events) showEvents(message.events);
-    byId("about").textContent = `Shown by ${status.process}; ${status.viewers} ${status.viewers === 1 ? "page looks" : "pages look"} at it.`;
+    byId("about").textContent = `Served by ${status.process} to ${status.viewers} ${status.viewers === 1 ? "page" : "pages"}.`;
     found(status);
   }
 
@@ -227,7 +227,7 @@
 
   function lost(words) {
     const since = page.status === null ? "" : ` since ${format.time(page.status.at)}`;
-    byId("lost").textContent = words ? `No live view: ${words}` : `Connection lost${since === "" ? "" : `${since} UTC`}`;
+    byId("lost").textContent = words ? `No live data: ${words}` : `Connection lost${since === "" ? "" : `${since} UTC`}`;
     byId("lost").hidden = false;
     byId("link").dataset.state = "lost";
     byId("link-words").textContent = `lost${since}`;
