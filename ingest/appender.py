@@ -330,7 +330,7 @@ class Appender:
         before = set(self._partial)
         for partition in sorted(failures.keys() - before):
             logger.warning(
-                "the event log takes nothing for partition %d: %s",
+                "the event log accepts no events for partition %d: %s",
                 partition,
                 failures[partition],
                 extra={"action": "partition_away", "partition": partition},
@@ -351,7 +351,7 @@ class Appender:
             return error
         except Exception as error:
             # It is unknown what the adapter did before it failed.
-            logger.exception("an append failed by a defect", extra={"action": "append_failed"})
+            logger.exception("an append failed because of a defect", extra={"action": "append_failed"})
             return LogIndeterminateError(f"the append failed: {type(error).__name__}")
         return None
 
@@ -371,7 +371,7 @@ class Appender:
         except SluiceError as error:
             self._note_problem(error)
         except Exception as error:
-            logger.exception("asking for the log's positions failed by a defect", extra={"action": "ping_failed"})
+            logger.exception("reading the log's positions failed because of a defect", extra={"action": "ping_failed"})
             self._note_problem(error)
 
     def _ask_identity(self) -> bool:
@@ -387,7 +387,9 @@ class Appender:
             self._note_problem(error)
             return False
         except Exception as error:
-            logger.exception("asking for the log's identity failed by a defect", extra={"action": "identity_failed"})
+            logger.exception(
+                "reading the log's identity failed because of a defect", extra={"action": "identity_failed"}
+            )
             self._note_problem(error)
             return False
         if self._partitions not in {0, identity.partitions}:

@@ -157,9 +157,9 @@ FRAMEWORK_ROWS: Final = {
 _DEFECT: Final = Row(500, "internal")
 _ROWS: Final = {row.code: row for row in _TABLE.values()} | FRAMEWORK_ROWS
 _MESSAGES: Final = {  # for errors whose own text has less information, or repeats what the client sent
-    "not_found": "there is nothing here; events go to POST /api/logs",
+    "not_found": "this address does not exist; send events to POST /api/logs",
     "timeout": "headers and body did not arrive within the time allowed",
-    "internal": "a defect of the server; nothing is known of what was stored",
+    "internal": "a defect of the server; it is unknown which events are stored",
 }
 
 
@@ -211,7 +211,9 @@ def error_response(error: BaseException, request_id: str = "", *, row: Row | Non
     row = row or row_of(error)
     if row is _DEFECT:
         extra = {"action": "request_failed", "request_id": request_id}
-        logger.error("a request failed by a defect: %s", request_id or "not readable", exc_info=error, extra=extra)
+        logger.error(
+            "a request failed because of a defect: %s", request_id or "not readable", exc_info=error, extra=extra
+        )
     headers: dict[str, str] = {}
     details = error.details if isinstance(error, RequestError) else {}
     if row.repeats:

@@ -106,7 +106,7 @@ def _store_problem(sources: HealthSources) -> str | None:
     if sources.control is None:
         return "it has not answered since this process began"
     if sources.is_store_unavailable:
-        return "it did not answer the last time"
+        return "it did not answer the last call"
     age = sources.control.state_age_seconds(sources.now)
     if age > silent_seconds(sources.settings.regulate_seconds):
         return f"nothing was read from it for {age:.0f} s"

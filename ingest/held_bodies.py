@@ -54,7 +54,7 @@ class HeldBytes:
         is_alone = self._all.bytes == self._mine
         is_small = self._mine + size <= SMALL_BYTES
         if not (is_alone or is_small or self._all.has_room(size)):
-            raise OverloadedError("the bodies that are being received fill the memory for them (BODIES_BYTES_MAX)")
+            raise OverloadedError("the bodies in memory have reached their limit (BODIES_BYTES_MAX)")
         self.note(size)
 
     def note(self, size: int) -> None:

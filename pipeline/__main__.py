@@ -60,7 +60,7 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     if known.override is not None:
         held = known.override
         words = f"{rate_text(held.rate)} until {clock_time(held.until)} by {held.actor}: {held.why}"
-        lines += _wrapped("set by hand  ", words, width)
+        lines += _wrapped("override     ", words, width)
     for event in status.events[-_EVENTS_SHOWN:]:
         lines.append(_cut(f"  {clock_time(event.at)} {event_text(event)}, by {event.actor}: {event.why}", width))
     return "\n".join(lines)
@@ -150,9 +150,11 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = _Parser(prog="python -m pipeline", description=__doc__)
-    status_command = parser.add_subparsers(required=True).add_parser("status", help="the state of the whole system")
-    status_command.add_argument("--json", action="store_true", help="one JSON object")
-    status_command.add_argument("--watch", action="store_true", help="again every second, until interrupted")
+    status_command = parser.add_subparsers(required=True).add_parser(
+        "status", help="show the state of the whole system"
+    )
+    status_command.add_argument("--json", action="store_true", help="print one JSON object")
+    status_command.add_argument("--watch", action="store_true", help="repeat every second until interrupted")
     options = parser.parse_args(arguments)
     clock = clock or SystemClock()
     problem = no_system_to_ask()

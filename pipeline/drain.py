@@ -323,7 +323,7 @@ class _Run(Generic[Encoded]):
         for position in self._context.log.positions():
             if position.partition == self._partition:
                 return position.begin
-        raise LogUnavailableError(f"the event log's partition {self._partition} can't be asked where it begins")
+        raise LogUnavailableError(f"the event log's partition {self._partition} does not report its begin")
 
     def _note_late_begin(self, batch: LogBatch) -> None:
         """Report that the first batch of a partition is not the log's first, unless the log itself declares that."""

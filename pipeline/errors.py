@@ -32,7 +32,7 @@ def in_brief(said: object) -> str:
 
 
 class RecoverableError(SluiceError):
-    """A part of the system is away; the same call may succeed later."""
+    """A part of the system is unavailable; the same call may succeed later."""
 
 
 class LogUnavailableError(RecoverableError):
@@ -53,7 +53,7 @@ class LogPartialError(LogIndeterminateError):
         self.failures = dict(failures or {})
         numbers = ", ".join(map(str, sorted(self.failures)))
         reasons = "; ".join(dict.fromkeys(str(self.failures[number]) for number in sorted(self.failures)))
-        super().__init__(f"partitions that took nothing, or may not have: {numbers} ({reasons})")
+        super().__init__(f"partitions that stored no event, or perhaps none: {numbers} ({reasons})")
 
     def of(self, partitions: Iterable[int]) -> SluiceError | None:
         """The error for the part of the append that went to these partitions; None: that part is durable."""
@@ -88,7 +88,7 @@ class SinkContentionError(RecoverableError):
 
 
 class BatchRefusedError(RecoverableError):
-    """PostgreSQL refused a batch for one of its rows, and the batch is too large to look for it in one transaction."""
+    """PostgreSQL refused a row of a batch, and the batch is too large to find the row in one transaction."""
 
 
 class OffsetConflictError(RecoverableError):
@@ -96,11 +96,11 @@ class OffsetConflictError(RecoverableError):
 
 
 class FencedError(RecoverableError):
-    """The event log was restarted since this batch was read, or nobody says that it was not: it is read again."""
+    """The event log was restarted since this batch was read, or that is unknown: the batch is read again."""
 
 
 class BreakerOpenError(RecoverableError):
-    """The circuit breaker is open: PostgreSQL is not asked until the prober has found it well."""
+    """The circuit breaker is open: PostgreSQL is not used until the prober's write succeeds."""
 
 
 class StoreUnavailableError(RecoverableError):
@@ -111,7 +111,7 @@ class StoreUnavailableError(RecoverableError):
 
 
 class OverloadedError(SluiceError):
-    """A part of the system can take no more for now."""
+    """A part of the system is overloaded."""
 
     def __init__(self, message: str | None = None, *, retry_after_seconds: float = 1.0) -> None:
         super().__init__(message)
@@ -119,7 +119,7 @@ class OverloadedError(SluiceError):
 
 
 class LogFullError(OverloadedError):
-    """The event log is full or accepts nothing; nothing was written to it."""
+    """The event log is full or accepts no events; no event was written to it."""
 
 
 class AppendBufferFullError(OverloadedError):
@@ -130,11 +130,11 @@ class AppendBufferFullError(OverloadedError):
 
 
 class PermanentError(SluiceError):
-    """Repeating this will not help; somebody must change something."""
+    """Repeating this does not help; an operator or the client must change something."""
 
 
 class SettingsError(PermanentError):
-    """A setting is missing or makes no sense."""
+    """A setting is missing or invalid."""
 
 
 class LogGapError(PermanentError):
@@ -146,11 +146,11 @@ class LogMisconfiguredError(PermanentError):
 
 
 class SchemaError(PermanentError):
-    """The database's schema is not one that this version of Sluice made."""
+    """The database's schema does not belong to this version of Sluice."""
 
 
 class SchemaNewerError(SchemaError):
-    """A newer version of Sluice has brought the database's schema up to date. What it adds does not hinder this one."""
+    """A newer version of Sluice has updated the database's schema. This version can use it."""
 
 
 class PoisonedError(PermanentError):

@@ -13,7 +13,7 @@ _LAG: Final = {
     Mode.CRITICAL: "lag is critical",
     Mode.UNKNOWN: "lag is unknown",
 }
-_DECIDED_BY: Final = {"breaker": "breaker is open", "override": "set by hand"}
+_DECIDED_BY: Final = {"breaker": "breaker is open", "override": "set by an operator"}
 
 
 def clock_time(at: float) -> str:
@@ -47,7 +47,7 @@ def pause_advice(reason: PauseReason, partition: int | None) -> str:
     ends = f"it ends only by {celery} control resume_consumption`"
     match reason:
         case PauseReason.OPERATOR:
-            return f"somebody paused it on purpose: ask them; {ends}"
+            return f"an operator paused it on purpose: talk to that operator; {ends}"
         case PauseReason.POISON if partition is not None:
             return (
                 f"{celery} inspect poison {partition}` shows the records and errors. Often it is the schema: correct "
@@ -94,9 +94,9 @@ def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR091
             restored = reasons_words(data["reasons"])
             return f"Control state restored: {restored}" if restored else "Control state begun"
         case ControlEventKind.OVERRIDE_SET:
-            return f"Rate set by hand: {rate_text(float(data['rate']))} until {clock_time(float(data['until']))}"
+            return f"Override: {rate_text(float(data['rate']))} until {clock_time(float(data['until']))}"
         case ControlEventKind.OVERRIDE_ENDED:
-            return f"Rate set by hand ended: it was {rate_text(float(data['rate']))}"
+            return f"Override ended: it was {rate_text(float(data['rate']))}"
         case ControlEventKind.BANDS_SET:
             return _bands_set(data)
         case ControlEventKind.DEAD_LETTERS_REPLAYED:

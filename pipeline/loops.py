@@ -44,7 +44,9 @@ class Loop:
             said = in_brief(f"{type(error).__name__}: {error}")
             if said != self._error:  # a repeated error is logged once
                 extra = {"action": "loop_failed", "loop": self.name.value}
-                _logger.exception("the %s of this process failed by a defect, and goes on", self.name, extra=extra)
+                _logger.exception(
+                    "the %s of this process failed because of a defect, and continues", self.name, extra=extra
+                )
             self._error = said
         else:
             self._error = None
@@ -60,7 +62,7 @@ class Loop:
     def problem(self, now: float) -> str | None:
         """The problem of this loop, in words; None while it works, and before its first turn."""
         if self._began_at is not None and now - self._began_at > TURN_SECONDS_MAX:
-            return f"the {self.name} of this process stands still since {now - self._began_at:.0f} s"
+            return f"the {self.name} of this process makes no progress since {now - self._began_at:.0f} s"
         error = self._error
         return None if error is None else f"the {self.name} of this process fails: {error}"
 

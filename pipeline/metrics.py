@@ -81,7 +81,7 @@ INGEST_TOKENS: Final = Declared(
 )
 # Stays 1: the control server is unavailable, and the rate does not follow the lag.
 INGEST_IS_LOCAL: Final = Declared(
-    "sluice_ingest_admission_local", "1 while this process goes by the last rate that it knew: the bucket is away"
+    "sluice_ingest_admission_local", "1 while this process uses the last rate that it knew: the bucket is unavailable"
 )
 # 0: every POST gets 503.
 INGEST_LOG_ANSWERS: Final = Declared("sluice_ingest_log_answers", "1 while the event log answers this process")
@@ -125,7 +125,7 @@ FLOOR_RATE_LIMIT: Final = Declared(
     "rate_limiter_floor_rate_limit", "Events a second at high lag and while the breaker is open"
 )
 # 1: the rate does not follow the lag until the override ends.
-OVERRIDE_ACTIVE: Final = Declared("rate_limiter_override_active", "1 while a rate that somebody set by hand holds")
+OVERRIDE_ACTIVE: Final = Declared("rate_limiter_override_active", "1 while a rate that an operator set holds")
 # 0 while clients get 429: the rate is used up. Full while they do: look for another cause.
 AVAILABLE_PERMISSIONS: Final = Declared(
     "rate_limiter_available_permissions", "Events that the bucket would admit at once"

@@ -324,7 +324,7 @@ def _look_after_offsets(
         consumed = max(position.begin, stored.get(position.partition, 0))
         if position.committed is not None and position.committed > consumed:
             _logger.warning(
-                "partition %d: the log was told of offset %d, PostgreSQL has stored up to %d: the log is corrected",
+                "partition %d: the log has committed offset %d, PostgreSQL has stored up to %d: the log is corrected",
                 position.partition,
                 position.committed,
                 consumed,

@@ -435,7 +435,7 @@ class Settings:
         "What an ingest process takes from the bucket at once, in seconds of the rate",
         low=0.001,
         high=1,
-        when="many ingest processes at a low rate: a lease that one holds is nobody else's",
+        when="many ingest processes at a low rate: the tokens of a lease are for one process only",
     )
     ingest_processes_max: int = _setting(
         8,
@@ -464,7 +464,7 @@ class Settings:
     )
     probe_wait_seconds_max: float = _setting(
         30.0,
-        "The longest wait before the prober asks, where the breaker opened again and again with nothing stored between",
+        "The longest wait before a probe, if the breaker opened repeatedly and no event was stored between",
         low=0.1,
         high=3600,
         when="lower to resume sooner after a long time in which small writes passed and batches failed",
@@ -493,21 +493,21 @@ class Settings:
 
     override_seconds: float = _setting(
         600.0,
-        "How long a rate set by hand holds where nobody says for how long",
+        "How long an override holds if the command does not say for how long",
         low=1,
         high=86_400,
-        when="rarely: say it with the command",
+        when="rarely: give the time with the command",
     )
     override_seconds_max: float = _setting(
         86_400.0,
-        "The longest time for a rate set by hand",
+        "The longest time for an override",
         low=1,
         high=31_536_000,
         when="a planned limit holds for longer: then RATE_MAX is the better place",
     )
     override_rate_max: float = _setting(
         10_000.0,
-        "The highest rate that can be set by hand; RATE_MAX where that is higher",
+        "The highest rate of an override; RATE_MAX if that is higher",
         low=1,
         high=10_000_000,
         when="with RATE_MAX: what the log takes at most",
@@ -517,7 +517,7 @@ class Settings:
     metrics_host: str = _setting(
         "127.0.0.1",
         "Address on which workers, and ingest processes with a port of their own, serve metrics",
-        when="0.0.0.0 in a container: whoever scrapes is another one",
+        when="0.0.0.0 in a container: Prometheus runs in another one",
     )
     worker_metrics_port: int = _setting(
         0,
@@ -528,7 +528,7 @@ class Settings:
     )
     measure_seconds: float = _setting(
         15.0,
-        "Period in which PostgreSQL is asked for its size, connections and open dead letters",
+        "Period in which size, connections and open dead letters are read from PostgreSQL",
         low=1,
         high=50,
         when="rarely: it is how old these metrics may be",
@@ -547,7 +547,7 @@ class Settings:
     def __post_init__(self) -> None:
         problems = [*_limit_problems(self), *_cross_problems(self)]
         if problems:
-            raise SettingsError("settings that make no sense: " + "; ".join(problems))
+            raise SettingsError("invalid settings: " + "; ".join(problems))
 
     @classmethod
     def for_commands(cls) -> "Settings":
@@ -577,7 +577,7 @@ class Settings:
         for name, value in _DEFAULTS_OF_POLICY.get(values.get("rate_policy", ""), {}).items():
             values.setdefault(name, value)
         if problems:
-            raise SettingsError("settings that make no sense: " + "; ".join(problems))
+            raise SettingsError("invalid settings: " + "; ".join(problems))
         return cls(**values)
 
     @property
@@ -632,7 +632,7 @@ def ignore_variables_of_others() -> str | None:
         return None
     told = f"ignored, since Sluice's settings decide (docs/settings.md): {', '.join(found)}"
     if any(_LIBPQ.fullmatch(name) for name in found):
-        told += "; what PostgreSQL's client needs stands in DATABASE_URL, as in ?sslmode=require"
+        told += "; settings of PostgreSQL's client belong into DATABASE_URL, as in ?sslmode=require"
     return told
 
 

@@ -43,8 +43,8 @@ _HEAD: Final = """\
 # Settings
 
 Each is an environment variable of every process of Sluice; one that is unset or empty takes its default. Values are
-checked at the start: what makes no sense is refused with its name, its value and what it takes. This page is written
-by `python -m pipeline.settings_table`.
+checked at the start: an invalid setting is refused with its name, its value and the allowed values.
+`python -m pipeline.settings_table` writes this page.
 
 `./run.sh` has variables of its own for folders and ports, see `./run.sh --help`.
 

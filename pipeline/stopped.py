@@ -195,7 +195,7 @@ def _position(log: EventLog, partition: int) -> PartitionPosition:
     for position in log.positions():
         if position.partition == partition:
             return position
-    raise LogUnavailableError(f"the event log's partition {partition} can't be asked where it begins and ends")
+    raise LogUnavailableError(f"the event log's partition {partition} does not report its begin and end")
 
 
 def _records(log: EventLog, partition: int, expected: int, first: int, end: int) -> list[bytes]:

@@ -123,7 +123,7 @@ class _Asking:
             _logger.debug("left out of the metrics: %s", error)
             return None
         except Exception:  # a scrape without these values is better than none
-            _logger.exception("left out of the metrics by a defect", extra={"action": "metrics_failed"})
+            _logger.exception("left out of the metrics because of a defect", extra={"action": "metrics_failed"})
             return None
 
 

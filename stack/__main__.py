@@ -94,12 +94,12 @@ def _parse() -> Any:
             "--detach", action="store_true", default=argparse.SUPPRESS, help="return once everything is ready"
         )
     commands.add_parser("stop", help="stop the system")
-    commands.add_parser("status", help="its programs; exit status 1 where one does not run")
-    commands.add_parser("env", help="its addresses, for the shell")
+    commands.add_parser("status", help="show its programs; exit status 1 if one does not run")
+    commands.add_parser("env", help="print its addresses, for the shell")
     logs = commands.add_parser("logs", help="follow a program's log")
-    logs.add_argument("name", nargs="?", help="a name from ./run.sh status; without one, all")
+    logs.add_argument("name", nargs="?", help="a name from ./run.sh status (default: all)")
     clean = commands.add_parser("clean", help="delete the data")
-    clean.add_argument("--yes", action="store_true", help="do not ask")
+    clean.add_argument("--yes", action="store_true", help="do not wait for a confirmation")
     parser.set_defaults(log=None, policy=None, detach=False, command="up")
     return parser.parse_args()
 
@@ -121,7 +121,7 @@ def _up(system: System, *, detach: bool) -> int:
             if not system.stop():
                 _say("stopped from elsewhere")
                 return 0
-            raise ServerError("the supervisor was killed; what it ran is stopped")
+            raise ServerError("the supervisor was killed; its programs are stopped")
     _say("\nstopping …")
     system.stop()
     _say("stopped")
@@ -187,7 +187,7 @@ def _logs(system: System, name: str | None) -> NoReturn:
 def _clean(system: System, *, sure: bool) -> int:
     if not sure:
         if not sys.stdin.isatty():
-            raise ServerError(f"clean deletes {system.home}: say --yes where nobody can be asked")
+            raise ServerError(f"clean deletes {system.home}: add --yes if there is no terminal")
         if _ask(f"delete the data in {system.home}, every event of it? [y/N] ") not in ("y", "yes"):
             print("nothing deleted")
             return 1

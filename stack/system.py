@@ -151,7 +151,7 @@ class System:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ServerError(f"another ./run.sh is at work in {self.home}: wait for it, or stop it") from None
+                raise ServerError(f"another ./run.sh is working in {self.home}: wait for it, or stop it") from None
             yield
 
     def _write_state(self, urls: Mapping[str, str]) -> None:
@@ -346,7 +346,7 @@ class System:
             if self._interrupted.is_set():
                 raise ServerError("interrupted while starting; everything is stopped again")
             if name != "supervisor" and self.supervisor_pid() is None:
-                raise ServerError("the supervisor has ended: somebody stopped the system while it started")
+                raise ServerError("the supervisor has ended: the system was stopped while it started")
             now = time.monotonic()
             if now > next_look:
                 self._look_for_failures()
@@ -391,7 +391,7 @@ class System:
             return
         with self._alone():
             if self.supervisor_pid() is not None or self.remains():
-                raise ServerError(f"a system runs in {self.home}: ./run.sh stop comes first")
+                raise ServerError(f"a system runs in {self.home}: stop it first with ./run.sh stop")
             for name in _DATA:
                 if (self.home / name).exists():
                     shutil.rmtree(self.home / name)

@@ -22,9 +22,13 @@ from tasks.stopped import stops_again
 
 _logger = logging.getLogger(__name__)
 
-_KEPT = "It is kept over a flush of Redis."
-_NOT_KEPT = "PostgreSQL does not answer: it is kept there once it is back; a flush of Redis before that would undo it."
-_NOT_ENDED = "PostgreSQL does not answer: it is told once it is back; a flush of Redis before that would undo this."
+_KEPT = "This survives a Redis flush."
+_NOT_KEPT = (
+    "PostgreSQL does not answer. Sluice stores this there once it is back; a Redis flush before that would undo it."
+)
+_NOT_ENDED = (
+    "PostgreSQL does not answer. Sluice stores the end there once it is back; a Redis flush before that would undo it."
+)
 
 
 class CommandError(PermanentError):
@@ -58,9 +62,9 @@ def resume(context: WorkerContext, actor: str, why: str) -> str:
     lifted = [pause_text(pause.name, pause.partition) for pause in held]
     kept = _kept(lambda: _forget_pauses(context))
     left = context.control.state().pauses or ()
-    words = f"Lifted by {actor}: {', '.join(lifted)}." if lifted else "Nobody had paused consumption by hand."
+    words = f"Lifted by {actor}: {', '.join(lifted)}." if lifted else "No operator had paused consumption."
     if paused(left):
-        words += " Consumption stays paused while the breaker is open: until PostgreSQL takes a write."
+        words += " Consumption stays paused while the breaker is open, until a write to PostgreSQL succeeds."
     elif lifted:
         words += " Drains begin within a second."
         words += stops_again(context, held)
@@ -98,7 +102,7 @@ def clear_rate_limit(context: WorkerContext, actor: str, why: str) -> str:
     kept = _kept(lambda: context.operators.set_override(None))
     rate = context.control.state().rate
     now = "" if rate is None else f" At most {rate_text(rate.rate)} are admitted now."
-    words = f"The rate set by hand has ended, by {actor}.{now}" if held else f"No rate was set by hand.{now}"
+    words = f"The operator's rate was ended by {actor}.{now}" if held else f"No operator had set a rate.{now}"
     return words if kept else f"{words} {_NOT_ENDED}"
 
 
@@ -169,7 +173,7 @@ def replay(context: WorkerContext, actor: str, limit: int, *, dry_run: bool) -> 
     if not any(asdict(result).values()):
         return "There are no dead letters to replay."
     words = (
-        f"{'Dry run, nothing was changed. It would be: ' if dry_run else ''}{result.stored:,} stored, "
+        f"{'Dry run, nothing was changed. The result would be: ' if dry_run else ''}{result.stored:,} stored, "
         f"{result.repeated:,} stored before; {result.refused:,} refused again and {result.conflicting:,} whose id is "
         "stored with other content stay."
     )
@@ -184,7 +188,7 @@ def replay(context: WorkerContext, actor: str, limit: int, *, dry_run: bool) -> 
             context.events.record(ControlEventKind.DEAD_LETTERS_REPLAYED, actor=actor, why=words, data=data)
         except RecoverableError as error:
             _logger.warning("the replay is in no control event: %s", error, extra={"action": "replay_not_recorded"})
-            words += " The control events do not tell it: Redis does not answer."
+            words += " Redis does not answer: the control events do not show this replay."
     return words
 
 

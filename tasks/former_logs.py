@@ -66,7 +66,9 @@ class FormerLogs:
             )
             look_at = f"that log; if its events are given up, in PostgreSQL: {forget}"
         else:
-            what = f"A former event log ({where}) still holds {unread:,} events that are not stored; nobody drains it"
+            what = (
+                f"A former event log ({where}) still holds {unread:,} events that are not stored; no worker drains it"
+            )
             look_at = "EVENT_LOG_URL, LOG_TOPIC and KEY_PREFIX: set them back until that log is drained"
         return Alarm(AlarmCode.FORMER_LOG, Severity.DEGRADED, what, look_at) if unread else None
 

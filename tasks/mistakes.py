@@ -27,4 +27,4 @@ class Mistakes:
         if len(self._said) >= _TEXTS_MAX:
             self._said.clear()
         self._said[text] = now
-        _logger.error("somebody must change the set-up: %s", text, extra={"action": "set_up_mistake"})
+        _logger.error("an operator must change the set-up: %s", text, extra={"action": "set_up_mistake"})

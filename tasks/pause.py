@@ -44,7 +44,9 @@ class PauseFollower:
     def keep_alive(self) -> None:
         """Start a new thread if the thread has ended, for any reason."""
         if not self._follower.is_alive:
-            _logger.error("the thread that follows the pauses has ended: begun anew", extra={"action": "follow_again"})
+            _logger.error(
+                "the thread that reads the pauses has ended: it is restarted", extra={"action": "follow_again"}
+            )
             self._follower = self._made()
             self._follower.start()
 

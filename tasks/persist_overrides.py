@@ -28,7 +28,7 @@ def persist_changes(context: WorkerContext) -> list[str]:
     changed += _keep_override(context, saved.override, state)
     changed += _keep_bands(context, saved.bands, state)
     if changed:
-        _logger.warning("PostgreSQL was told what it had missed: %s", ", ".join(changed), extra={"action": "kept"})
+        _logger.warning("PostgreSQL has these changes now: %s", ", ".join(changed), extra={"action": "kept"})
     return changed
 
 
@@ -55,12 +55,12 @@ def _keep_override(context: WorkerContext, kept: Override | None, state: Control
         if kept is None or kept.until <= state.time:
             return []
         context.operators.set_override(None)
-        return ["rate by hand ended"]
+        return ["operator's rate ended"]
     # To the second: the two store times with different precision.
     if kept is not None and (kept.rate, round(kept.until)) == (held.rate, round(held.until)):
         return []
     context.operators.set_override(held)
-    return ["rate by hand"]
+    return ["operator's rate"]
 
 
 def _keep_bands(context: WorkerContext, kept: Bands | None, state: ControlState) -> list[str]:

@@ -71,25 +71,25 @@ def _whole(what: str) -> Callable[[str], int]:
 
 @inspect_command(name="sluice")
 def inspect_sluice(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """State of the whole loop: what is wrong, lag, rate, breaker, pauses, latest control events."""
+    """Show the state of the whole system: problems, lag, rate, breaker, pauses, latest control events."""
     return _answered(state, ticket, lambda context: _told(_status(context)))
 
 
 @inspect_command(name="lag")
 def inspect_lag(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """Lag of each partition, the pace of storing, and when it will be empty."""
+    """Show the lag of each partition, the drain rate, and the time until the lag is stored."""
     return _answered(state, ticket, lambda context: _lag(_status(context)))
 
 
 @inspect_command(name="gap", args=[("partition", _whole("the partition"))], signature="<partition>")
 def inspect_gap(state: Any, *, partition: int | None = None, by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """Where a partition stands, and which offsets the event log has lost before they were stored."""
+    """Show the offsets of a partition, and those that the event log lost before they were stored."""
     return _look(state, ticket, "gap", partition, stopped.show_gap)
 
 
 @inspect_command(name="poison", args=[("partition", _whole("the partition"))], signature="<partition>")
 def inspect_poison(state: Any, *, partition: int | None = None, by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """The records for which a partition stopped, each with the reason why PostgreSQL refused it."""
+    """Show the records for which a partition was paused, each with PostgreSQL's reason."""
     return _look(state, ticket, "poison", partition, stopped.show_poison)
 
 
@@ -101,7 +101,7 @@ def _look(
     show: Callable[[WorkerContext, int], tuple[str, dict[str, Any]]],
 ) -> Reply:
     if partition is None:
-        return {"error": f"it takes a partition: celery -A tasks.app inspect {name} <partition>"}
+        return {"error": f"a partition is missing: celery -A tasks.app inspect {name} <partition>"}
 
     def work(context: WorkerContext) -> Reply:
         words, document = show(context, partition)
@@ -155,13 +155,13 @@ def _until_empty(known: HealthInputs) -> str:
 
 @control_command(variadic="words", signature="[reason …]")
 def pause_consumption(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """Pause consumption until somebody resumes it."""
+    """Pause consumption until an operator resumes it."""
     return _done(state, ticket, lambda context: commands.pause(context, by, _why(words)))
 
 
 @control_command(variadic="words", signature="[reason …]")
 def resume_consumption(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """Resume consumption: lifts a pause by hand, by poison and by a gap in the log; not the breaker's."""
+    """Resume consumption: lift the pauses by operators, for poison and for log gaps; not the breaker's."""
     return _done(state, ticket, lambda context: commands.resume(context, by, _why(words)))
 
 
@@ -173,7 +173,7 @@ def set_rate_limit(
     state: Any, *, rate: float | None = None, seconds: float | None = None, words: Any = (),
     by: str = "", ticket: str = "", **_: Any,
 ) -> Reply:  # fmt: skip
-    """Admit at this rate for a time, whatever the lag says."""
+    """Set a fixed rate for a time; the lag has no influence."""
     if rate is None:
         return _usage("a rate is missing", "set_rate_limit <events/s> [seconds] [reason …]")
     return _done(
@@ -183,7 +183,7 @@ def set_rate_limit(
 
 @control_command(variadic="words", signature="[reason …]")
 def clear_rate_limit(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """End a rate that was set by hand: the rate policy decides again."""
+    """End the rate that an operator set: the rate policy decides again."""
     return _done(state, ticket, lambda context: commands.clear_rate_limit(context, by, _why(words)))
 
 
@@ -221,7 +221,7 @@ def reset_bands(state: Any, words: Any = (), by: str = "", ticket: str = "", **_
 
 @control_command(name="replay_dead_letters", variadic="words", signature="[--dry-run] [limit]")
 def replay_dead_letters(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """Try to store dead letters once more."""
+    """Try to store dead letters again."""
     flags = {word.lstrip("-").replace("-", "_") for word in words if not word.isdigit()}
     numbers = [int(word) for word in words if word.isdigit()]
     if flags - {"dry_run"} or len(numbers) > 1:
@@ -232,10 +232,12 @@ def replay_dead_letters(state: Any, words: Any = (), by: str = "", ticket: str =
 
 @control_command(name="skip_gap", variadic="words", signature="[--dry-run] <partition> <from> <to> [reason …]")
 def skip_gap(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """Go on behind a hole in the event log, giving up what was in it: exactly the offsets that `inspect gap` names."""
+    """Continue after a hole in the event log, and give up its offsets: exactly those that `inspect gap` shows."""
     numbers, why, dry_run = _decision(words, 3)
     if numbers is None:
-        return _usage("it takes a partition and two offsets", "skip_gap [--dry-run] <partition> <from> <to> [reason …]")
+        return _usage(
+            "a partition and two offsets are needed", "skip_gap [--dry-run] <partition> <from> <to> [reason …]"
+        )
     partition, first, end = numbers
     return _done(
         state, ticket, lambda context: stopped.skip(context, by, partition, Hole(first, end), why, dry_run=dry_run)
@@ -244,10 +246,10 @@ def skip_gap(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: A
 
 @control_command(name="accept_poison", variadic="words", signature="[--dry-run] <partition> [reason …]")
 def accept_poison(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """Store the batch for which a partition stopped: what PostgreSQL refuses of it becomes dead letters."""
+    """Store the batch for which a partition was paused; records that PostgreSQL refuses become dead letters."""
     numbers, why, dry_run = _decision(words, 1)
     if numbers is None:
-        return _usage("it takes a partition", "accept_poison [--dry-run] <partition> [reason …]")
+        return _usage("a partition is missing", "accept_poison [--dry-run] <partition> [reason …]")
     return _done(state, ticket, lambda context: stopped.accept(context, by, numbers[0], why, dry_run=dry_run))
 
 
@@ -333,7 +335,7 @@ def _answered(state: Any, ticket: str, work: Callable[[WorkerContext], Reply]) -
     if Queue.CONTROL.value not in state.app.amqp.queues.consume_from:
         return {NOT_MINE: True}
     if not ticket:  # another application's broadcast: every control worker would run it
-        return {"error": "this command wants a ticket: send it by `celery -A tasks.app`"}
+        return {"error": "this command needs a ticket: send it with `celery -A tasks.app`"}
     context = _context(state.app)
     try:
         if context.leases.take(f"command:{ticket}", seconds=_TICKET_SECONDS) is None:
@@ -351,7 +353,7 @@ def _answered(state: Any, ticket: str, work: Callable[[WorkerContext], Reply]) -
         except SluiceError as error:
             return {"error": str(error)}
         except Exception as error:
-            _logger.exception("a remote command failed by a defect", extra={"action": "command_failed"})
+            _logger.exception("a remote command failed because of a defect", extra={"action": "command_failed"})
             return {"error": f"a defect of the worker, see its log: {type(error).__name__}"}
         finally:
             context.storage.close()  # otherwise the connection would stay open until the next command
@@ -362,7 +364,9 @@ def _answered(state: Any, ticket: str, work: Callable[[WorkerContext], Reply]) -
             return under_way.result(seconds)
     except TimeoutError:
         under_way.add_done_callback(_log_late)
-        return {"ok": "Taken, and still under way: `inspect sluice` shows its effect, this worker's log how it ended."}
+        return {
+            "ok": "Accepted, and still running: `inspect sluice` shows its effect, and this worker's log its result."
+        }
 
 
 def _log_late(done: "Future[Reply]") -> None:

@@ -45,7 +45,7 @@ class SchemaStep(bootsteps.StartStopStep):
             worker_state.maybe_shutdown()
             clock.sleep(_ASK_SECONDS)
         if was_missing:
-            _logger.warning("the schema is up to date: this worker begins", extra={"action": "schema_came"})
+            _logger.warning("the schema is up to date: this worker starts", extra={"action": "schema_came"})
 
 
 def _missing(schema: Schema) -> list[str]:

@@ -99,8 +99,8 @@ def skip(context: WorkerContext, actor: str, partition: int, hole: Hole, why: st
     first, end = hole.first, hole.end
     goes_on = skip_gap(_means(context, context.sink), partition, hole, dry_run=dry_run)
     what = (
-        f"offsets {first} to {end - 1} are given up: {end - first:,} records, each perhaps an event that was "
-        "acknowledged, which no table has"
+        f"offsets {first} to {end - 1} are given up: {end - first:,} records, each perhaps an acknowledged "
+        "event that no table has"
         if end > first
         else f"the log lost its tail, which ended at {first}, and takes events; what is stored is not stored twice"
     )
@@ -137,7 +137,7 @@ def accept(context: WorkerContext, actor: str, partition: int, why: str, *, dry_
         f"{records - len(letters):,} stored, or stored before"
     )
     if result is None:
-        return f"{_DRY}It would be, of partition {partition}: {what}."
+        return f"{_DRY}The result for partition {partition} would be: {what}."
     data = {
         "partition": str(partition), "first": str(first), "end": str(end), "dead_lettered": str(len(letters)),
     }  # fmt: skip
@@ -188,7 +188,9 @@ def _decided(
         context.events.record(kind, actor=actor, why=why, data=data)
         context.control.resume(reason, generation=None, actor=actor, why=why, partition=partition)
     except RecoverableError as error:
-        _logger.warning("decided, but not told: %s", error, extra={"action": "decision_not_told"})
+        _logger.warning(
+            "decided, but the control store does not have it: %s", error, extra={"action": "decision_not_told"}
+        )
         return " Redis does not answer: the pause still holds, lift it with `control resume_consumption`."
     try:
         context.operators.delete_pause(reason.value, partition)
@@ -209,9 +211,8 @@ def _means(context: WorkerContext, sink: EventSink[Any]) -> StoppedContext:
 
 def _hole_words(hole: Hole) -> str:
     if hole.end > hole.first:
-        return (
-            f"offsets {hole.first} to {hole.end - 1} are missing: {hole.end - hole.first:,} records that nobody stored"
-        )
+        count = hole.end - hole.first
+        return f"offsets {hole.first} to {hole.end - 1} are missing: {count:,} records that were never stored"
     if hole.is_refilled:
         return (
             f"the event log holds another record at offset {hole.end} than the one that was stored from there: it lost "

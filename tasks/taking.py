@@ -175,7 +175,7 @@ class QueueWatch:
     def _lose(self, connection: Any) -> None:
         """Runs in the event loop: Celery's handling of a lost connection rebuilds everything. Tasks continue."""
         if connection is self._consumer.connection:  # otherwise it has reconnected by itself
-            raise ConnectionResetError("given up, since it brought nothing")
+            raise ConnectionResetError("closed, since it delivered no messages")
 
     def _may_take(self) -> bool:
         """Whether the control state lets this worker take messages. Raises StoreUnavailableError."""

@@ -45,13 +45,15 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./bench.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", type=marks_of, default=list(MARKS), metavar="M1,M3", help="these goals")
-    parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="the event log (M3: no matter)")
-    parser.add_argument("--rounds", type=_count, metavar="N", help="of each measurement but M5 and M6 (5; --quick 1)")
+    parser.add_argument("--only", type=marks_of, default=list(MARKS), metavar="M1,M3", help="run only these goals")
+    parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="the event log (no effect on M3)")
+    parser.add_argument(
+        "--rounds", type=_count, metavar="N", help="rounds of each measurement except M5 and M6 (5; --quick 1)"
+    )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="far too short to mean anything")
-    size.add_argument("--full", action="store_true", help="M8 at the goal's own sizes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, each round's too")
+    size.add_argument("--quick", action="store_true", help="a short trial: its figures mean nothing")
+    size.add_argument("--full", action="store_true", help="M8 with the sizes of the goal")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for all figures, with those of each round")
     return parser.parse_args(words)
 
 

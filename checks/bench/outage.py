@@ -241,7 +241,11 @@ def main(words: list[str] | None = None) -> int:
     """Run the outage; returns 0 where all accounts agree."""
     parser = argparse.ArgumentParser(prog="python -m checks.bench.outage", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / ".local" / "outage", metavar="FOLDER", help="of the page (.local/outage)"
+        "--out",
+        type=Path,
+        default=ROOT / ".local" / "outage",
+        metavar="FOLDER",
+        help="folder of the page (.local/outage)",
     )
     out: Path = parser.parse_args(words).out
     images = out / "images"

@@ -45,8 +45,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     usual = Plan(0)
-    parser.add_argument("--short", action="store_true", help="a little of each part")
-    parser.add_argument("--only", default="", metavar="A,B", help=f"only these parts, of {','.join(PARTS)}")
+    parser.add_argument("--short", action="store_true", help="run a small share of each part")
+    parser.add_argument("--only", default="", metavar="A,B", help=f"only these parts: {','.join(PARTS)}")
     parser.add_argument("--cases", type=int, metavar="N", help=f"requests of schemathesis (default {usual.cases:,})")
     parser.add_argument(
         "--fuzz-seconds", type=int, metavar="S", help=f"how long each fuzzer runs (default {usual.fuzz_seconds})"
@@ -56,13 +56,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--processes", type=int, default=usual.processes, metavar="N",
-        help=f"of schemathesis, and of the fuzzer (default {usual.processes})",
+        help=f"processes of schemathesis, and of the fuzzer (default {usual.processes})",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, metavar="S", help="of requests and of the fuzzer (default: new)")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of requests and fuzzer (default: random)")
     parser.add_argument(
-        "--keep-corpus", action="store_true", help="make tests/hostile/corpus anew of all that the fuzzer has found"
+        "--keep-corpus", action="store_true", help="replace tests/hostile/corpus by the inputs that the fuzzer found"
     )
-    parser.add_argument("--out", type=Path, default=Path("hostile-results"), metavar="DIR", help="for the report")
+    parser.add_argument("--out", type=Path, default=Path("hostile-results"), metavar="DIR", help="folder of the report")
     return parser.parse_args(words)
 
 

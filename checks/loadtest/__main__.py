@@ -334,7 +334,7 @@ def _tell(
     notes = [
         "Arrivals at a constant rate, whatever the server does; latency counts from when a request was due.",
         "Requests take turns: one event, ten events. Offered, admitted and refused count events.",
-        "The backlog is made by pausing consumption by hand; PostgreSQL is stopped and started."
+        "Pausing consumption makes the backlog; PostgreSQL is stopped and started."
         if target.system is not None
         else "An existing system: no backlog was made, and nothing was stopped.",
     ]

@@ -31,7 +31,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./load-test.sh", epilog=_EXAMPLES,
         description="Send a load from normal through a backlog and an outage of PostgreSQL to recovery, show it while\n"
-        "it runs, and judge it: each phase by what was expected of it, and the whole by what is stored.",
+        "it runs, and judge it: each phase by its expectations, and the whole by the stored events.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
@@ -43,7 +43,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--duration", type=float, help=_duration_help())
     parser.add_argument(
         "--url",
-        help="an existing system on this machine: only load, nothing is stopped; not with --log, --rate, --full",
+        help="send the load to an existing system on this machine, and stop nothing; not with --log, --rate, --full",
     )
     parser.add_argument("--full", action="store_true", help="lag thresholds of 10,000 and 50,000 instead of a tenth")
     parser.add_argument("--out", type=Path, help="folder of the report (default .local/load-test/<time>)")

@@ -180,8 +180,8 @@ class Client:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m checks.soak.client")
-    parser.add_argument("--ports", required=True, help="ports of ingest, with commas between")
-    parser.add_argument("--name", required=True, help="what every key begins with")
+    parser.add_argument("--ports", required=True, help="ports of ingest, separated by commas")
+    parser.add_argument("--name", required=True, help="prefix of every key")
     parser.add_argument("--history", type=Path, required=True)
     parser.add_argument("--rate", type=float, required=True, help="events/s")
     parser.add_argument("--seed", type=int, required=True)

@@ -234,7 +234,7 @@ class Sender:
         self._failures += 1
         seconds = backoff if retry_after_seconds is None else retry_after_seconds
         if self._clock.monotonic() + seconds - self._progress_at > self._patience_seconds:
-            raise GiveUpError(f"nothing was taken for {self._patience_seconds:g} s; the last answer was: {why}")
+            raise GiveUpError(f"no event was accepted for {self._patience_seconds:g} s; the last answer was: {why}")
         self._clock.sleep(seconds)
 
 
@@ -242,7 +242,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m ingest.client", description="Send events from NDJSON files.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="NDJSON, one event a line; - is standard input")
-    parser.add_argument("--batch", type=int, default=200, metavar="N", help="events in one request (200)")
+    parser.add_argument("--batch", type=int, default=200, metavar="N", help="events in each request (200)")
     parser.add_argument("--gzip", action="store_true", help="compress requests")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument(

@@ -37,7 +37,7 @@ class SlowBodies:
             return parse_carefully(body, kind, events_max)
         # If no other body waits, a body of any size is parsed: it would be no smaller in a retry.
         if self._waiting_bytes and self._waiting_bytes + len(body) > self._settings.hard_bodies_bytes_max:
-            raise OverloadedError("too many bodies that are hard to read wait for their turn")
+            raise OverloadedError("too many slow bodies wait")
         self._waiting_bytes += len(body)
         try:
             async with self._turn:

@@ -74,7 +74,7 @@ def events_in_steps(items: list[Any]) -> Generator[None, None, list[Event]]:
         yield
         problems = list(islice(conflicts(events), PROBLEMS_MAX))
     if problems:
-        raise InvalidEventsError("events break their rules; none was taken", problems)
+        raise InvalidEventsError("events break rules; none was accepted", problems)
     return events
 
 
@@ -83,7 +83,7 @@ def check_times(events: Sequence[Event], ms_min: int) -> None:
     early = ((index, event.timestamp) for index, event in enumerate(events) if event.timestamp < ms_min)
     problems = [Problem(index, "timestamp", _early(time, ms_min)) for index, time in islice(early, PROBLEMS_MAX)]
     if problems:
-        raise InvalidEventsError("events break their rules; none was taken", problems)
+        raise InvalidEventsError("events break rules; none was accepted", problems)
 
 
 def _early(time: int, ms_min: int) -> str:

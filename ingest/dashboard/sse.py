@@ -180,7 +180,9 @@ class Viewers:
         if self._lifecycle.is_stopping:
             raise NotReadyError("this process is shutting down")
         if len(self._viewers) >= most:
-            raise NotReadyError(f"{most} pages look at this process already (PAGE_VIEWERS_MAX): close one of them")
+            raise NotReadyError(
+                f"{most} live pages of this process are open already (PAGE_VIEWERS_MAX): close one of them"
+            )
         viewer = Viewer()
         self._viewers.add(viewer)
         self._wake.set()
@@ -239,6 +241,6 @@ class Viewers:
                 viewer.is_new = False
                 viewer.give(frame.snapshot)
             elif not viewer.is_new and not viewer.give(frame.tick):
-                logger.info("dropped a page that does not keep up", extra={"action": "viewer_dropped"})
+                logger.info("dropped a live page that reads too slowly", extra={"action": "viewer_dropped"})
                 viewer.end()
                 self._viewers.discard(viewer)

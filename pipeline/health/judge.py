@@ -87,8 +87,8 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
         yield Problem(
             ProblemCode.STORE_DOWN,
             Severity.DEGRADED,
-            "The control store (Redis) does not answer: rate, breaker and pauses are unknown; ingest goes by the last "
-            "rate that it knew, which falls to the floor",
+            "The control store (Redis) does not answer: rate, breaker and pauses are unknown; ingest uses the last "
+            "rate that it knew, which falls to the lowest rate",
             f"the server of REDIS_URL{_it_says(inputs.store_problem)}",
         )
     elif inputs.is_bucket_unavailable:
@@ -102,7 +102,7 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
         yield Problem(
             ProblemCode.DATABASE_SILENT,
             Severity.DEGRADED,
-            "PostgreSQL did not answer this question: dead letters are not counted",
+            "PostgreSQL did not answer: dead letters are not counted",
             f"PostgreSQL; the breaker opens by itself if drains fail too{_it_says(inputs.database_problem)}",
         )
 
@@ -121,9 +121,9 @@ def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
     held = next((pause for pause in inputs.pauses or () if pause.reason is PauseReason.BREAKER), None)
     since = f" since {clock_time(held.since)}" if held is not None else ""
     at_floor = "" if inputs.rate is None else f" ({rate_text(inputs.rate)})"
-    rate = f"at its floor{at_floor}"
+    rate = f"at its lowest{at_floor}"
     if inputs.rate is not None and inputs.rate < inputs.floor_rate and inputs.override is not None:
-        rate = f"{rate_text(inputs.rate)}, set by hand"
+        rate = f"{rate_text(inputs.rate)}, set by an operator"
     why = f": {held.why}" if held is not None else ""
     others = [pause_text(p.name, p.partition) for p in inputs.pauses or () if p.reason is not PauseReason.BREAKER]
     stays = f"the breaker closes by itself, but consumption stays paused ({', '.join(others)})"
@@ -132,7 +132,7 @@ def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
         ProblemCode.BREAKER_OPEN,
         Severity.CRITICAL,
         f"PostgreSQL fails{since}: the breaker is {inputs.breaker.value}, consumption is paused, the rate is {rate}",
-        f"PostgreSQL and the network to it{why}. Once it takes a write, {then}",
+        f"PostgreSQL and the network to it{why}. Once a write succeeds, {then}",
     )
 
 
@@ -141,7 +141,7 @@ def _pauses(inputs: HealthInputs) -> Iterator[Problem]:
         yield Problem(
             ProblemCode.PAUSES_UNKNOWN,
             Severity.DEGRADED,
-            "Breaker and pauses are unknown: the control store was emptied, and nobody has restored them yet",
+            "Breaker and pauses are unknown: the control store was emptied, and they are not restored yet",
             "the control worker and PostgreSQL: it restores them from there within a period",
         )
     for pause in inputs.pauses or ():
@@ -151,7 +151,7 @@ def _pauses(inputs: HealthInputs) -> Iterator[Problem]:
                 ProblemCode.PAUSED,
                 Severity.CRITICAL if inputs.mode is Mode.CRITICAL else Severity.DEGRADED,
                 f"{_paused_what(pause)} is paused ({pause_text(pause.name, None)}) since "
-                f"{clock_time(pause.since)} by {pause.actor}: {pause.why}; {_its(pause)}events are taken, "
+                f"{clock_time(pause.since)} by {pause.actor}: {pause.why}; {_its(pause)}events are accepted, "
                 "but not stored",
                 pause_advice(pause.reason, pause.partition),
             )
@@ -168,11 +168,11 @@ def _its(pause: Pause) -> str:
 def _controller(inputs: HealthInputs) -> Iterator[Problem]:
     if inputs.is_controller_silent:
         age = inputs.controller_age
-        spoke = "has not spoken yet" if age is None else f"is silent since {clock_time(inputs.at - age)}"
+        spoke = "has published no rate yet" if age is None else f"is silent since {clock_time(inputs.at - age)}"
         yield Problem(
             ProblemCode.CONTROLLER_SILENT,
             Severity.DEGRADED,
-            f"The controller {spoke}: the last rate holds for a while, then falls to the floor",
+            f"The controller {spoke}: the last rate holds for a while, then falls to the lowest rate",
             "Beat and the control worker: do both run, and do they reach Redis?",
         )
 
@@ -231,7 +231,7 @@ def _lag(inputs: HealthInputs) -> Iterator[Problem]:
             yield Problem(
                 AlarmCode.LAG_UNKNOWN,
                 Severity.DEGRADED,
-                "The controller does not know the lag: the last rate holds for a while, then falls to the floor",
+                "The controller does not know the lag: the last rate holds for a while, then falls to the lowest rate",
                 "whether the event log answers the control worker",
             )
     elif inputs.mode in (Mode.DEGRADED, Mode.CRITICAL):
@@ -241,7 +241,7 @@ def _lag(inputs: HealthInputs) -> Iterator[Problem]:
             "" if inputs.seconds_to_empty is None else f"; at this pace stored in {duration(inputs.seconds_to_empty)}"
         )
         pace = "" if inputs.drain_rate is None else f" (now {rate_text(inputs.drain_rate)})"
-        look_at = f"the drain rate{pace}: at 0, the workers; else PostgreSQL takes less than comes"
+        look_at = f"the drain rate{pace}: at 0, the workers; otherwise PostgreSQL stores fewer events than arrive"
         yield Problem(
             ProblemCode.BEHIND,
             Severity.CRITICAL if is_critical else Severity.DEGRADED,
@@ -292,10 +292,10 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
     if traffic.unavailable_share > 0.5:
         return _why_unavailable(inputs)
     if inputs.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
-        return "the breaker holds the rate at its floor", "PostgreSQL: it fails"
+        return "the open breaker allows only the lowest rate", "PostgreSQL: it fails"
     if inputs.store_problem is not None or inputs.is_bucket_unavailable:
         return (
-            "the token bucket does not answer, and ingest goes by the last known rate, which falls",
+            "the token bucket does not answer, and ingest uses the last known rate, which falls",
             "the server of REDIS_URL",
         )
     return _why_limited(inputs, "" if inputs.rate is None else f" at {rate_text(inputs.rate)}")
@@ -313,7 +313,7 @@ def _why_limited(inputs: HealthInputs, rate: str) -> tuple[str, str]:
     if inputs.override is not None:
         held = inputs.override
         return (
-            f"a rate set by hand holds{rate}, by {held.actor}: {held.why}",
+            f"a rate set by an operator holds{rate}, by {held.actor}: {held.why}",
             "whether it is still wanted: `celery -A tasks.app control clear_rate_limit` ends it",
         )
     if inputs.mode in (Mode.DEGRADED, Mode.CRITICAL):

@@ -119,13 +119,13 @@ class HealthInputs:
     def rate_decided_by(self) -> str:
         """The reason for the current rate, in a few words."""
         if self.rate is None:
-            return "nobody says"
+            return "unknown"
         if self.store_problem is not None:
             return "last known, falling"
         if self.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN) and self.rate == self.floor_rate:
             return "breaker is open"
         if self.override is not None:
-            return "set by hand"
+            return "set by an operator"
         is_full = self.mode is Mode.NORMAL and self.rate == self.explanation.rate_max
         explained = "the full rate" if is_full else self.explanation.reason
         return "lag is unknown" if self.mode is Mode.UNKNOWN else explained or f"the mode is {self.mode.value}"

@@ -266,7 +266,7 @@ class KafkaLog:
         log_id = log_id or (self._identity or self.identity()).log_id
         facts = self._wire.topic(self._topic)
         if facts is None or log_id_of(self._topic, facts) != log_id:
-            raise LogUnavailableError("the event log (Kafka) is another one than when it was last asked who it is")
+            raise LogUnavailableError("the event log (Kafka) is not the same log as at the last check")
         begins = self._wire.offsets(self._topic, facts.led, BEGIN)
         ends = self._wire.offsets(self._topic, {partition: facts.leaders[partition] for partition in begins}, END)
         committed = self._committed(sorted(ends))
@@ -280,7 +280,9 @@ class KafkaLog:
         try:
             return self._wire.committed(self._settings.kafka_group, self._topic, partitions)
         except LogUnavailableError as error:
-            logger.info("Kafka does not say its commits: %s", error, extra={"action": "log_coordinator_absent"})
+            logger.info(
+                "Kafka does not report its committed offsets: %s", error, extra={"action": "log_coordinator_absent"}
+            )
             return {}
 
     def close(self) -> None:

@@ -300,12 +300,12 @@ class KafkaWriter:
             full = error
         sent = {partition: futures for partition, futures in sent.items() if futures}
         if full is not None and not sent:
-            raise LogFullError(f"the event log's producer (Kafka) takes nothing: {full}") from full
+            raise LogFullError(f"the event log's producer (Kafka) accepts no records: {full}") from full
         self._await(producer, sent, leaders, deadline)
         failures: Failures = {}
         for partition, count in counts.items():
             if partition not in sent:
-                failures[partition] = LogFullError(f"the event log's producer (Kafka) takes nothing more: {full}")
+                failures[partition] = LogFullError(f"the event log's producer (Kafka) accepts no more records: {full}")
             else:
                 failure = self._outcome(partition, sent[partition], count)
                 if failure is not None:

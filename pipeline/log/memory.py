@@ -201,7 +201,7 @@ class MemoryLog:
             self._must_be_up()
             log_id = log_id or (self._known or self.identity()).log_id
             if log_id != self.server.log_id:
-                raise LogUnavailableError("the event log is another one than when it was last asked who it is")
+                raise LogUnavailableError("the event log is not the same log as at the last check")
             is_fenced = self.server.fenced_incarnation == self.server.incarnation
             return [
                 PartitionPosition(

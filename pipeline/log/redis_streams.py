@@ -355,7 +355,7 @@ class RedisStreamsLog:
             [identity.log_id, identity.incarnation],
         )
         if numbers is None:
-            raise LogUnavailableError("the event log (Redis) is another one than when it was last asked who it is")
+            raise LogUnavailableError("the event log (Redis) is not the same log as at the last check")
         return [
             PartitionPosition(partition, begin, end, _known(committed), _known(next_offset))
             for partition, (begin, end, committed, next_offset) in enumerate(

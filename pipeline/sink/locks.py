@@ -29,7 +29,7 @@ def naming_holders(session: Session) -> Iterator[None]:
         holders = lock_holders(session)
         if not holders:
             raise
-        raise LockedError(f"waited in vain for a lock: {holders}") from error
+        raise LockedError(f"timed out waiting for a lock: {holders}") from error
 
 
 def lock_holders(session: Session) -> str:

@@ -183,7 +183,7 @@ class MemorySink:
 
     def _ask_lock(self) -> None:
         if self.database.is_locked:
-            raise SinkUnavailableError("waited in vain for a lock", is_a_row_possible=False)
+            raise SinkUnavailableError("timed out waiting for a lock", is_a_row_possible=False)
 
     def _commit(self, draft: "_Draft", key: tuple[str, int], batch: LogBatch) -> None:
         database = self.database

@@ -212,7 +212,7 @@ class Session:
             if silent:
                 message = f"PostgreSQL was silent for {self._settings.sink_call_seconds_max} s"
             if error.pgcode == LOCK_NOT_AVAILABLE:
-                raise LockedError(f"waited in vain for a lock: {message}") from error
+                raise LockedError(f"timed out waiting for a lock: {message}") from error
             is_a_row_possible = may_be_a_rows(error.pgcode)
             raise SinkUnavailableError(
                 message, is_a_row_possible=is_a_row_possible, sqlstate=error.pgcode or None

@@ -1,4 +1,4 @@
-"""The contract of a rate and of bands that somebody set by hand, on Redis and in memory."""
+"""The contract of a rate and of bands that an operator set, on Redis and in memory."""
 
 from dataclasses import replace
 

@@ -275,8 +275,8 @@ def test_a_rate_set_by_hand_shows_with_its_end_and_who_set_it(site: Site, browse
         told = f"until {clock_time(until).removesuffix(' UTC')}, by ann@example: a test of the page"
         assert told in seen.card("override")
         seen.wait_words("#card-rate", "321")
-        seen.wait_words("#card-rate", "set by hand")
-        seen.wait_words("#rows", f"Rate set by hand: 321/s until {clock_time(until)}")
+        seen.wait_words("#card-rate", "set by an operator")
+        seen.wait_words("#rows", f"Override: 321/s until {clock_time(until)}")
     finally:
         store.clear_override(actor="ann@example", why="the test is over")
     seen.wait_words("#card-override", "none")

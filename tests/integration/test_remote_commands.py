@@ -103,7 +103,7 @@ def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Ri
     said = rig.control("pause_consumption", "maintenance", "until", "noon")
     # Then it is said, done once, and known who did it and why
     assert re.search(r"paused since \d\d:\d\d:\d\d UTC by ann@\S+: maintenance until noon\.", said)
-    assert "kept over a flush" in said
+    assert "survives a Redis flush" in said
     [paused] = rig.events("paused")
     assert paused.actor.startswith("ann@")
     assert paused.why == "maintenance until noon"
@@ -146,7 +146,7 @@ def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
     rig.flush()
     wait_until(rig.is_restored, "restored", seconds_max=20)
     assert rig.state().override == override
-    assert "set by hand" in rig.celery("inspect", "sluice").stdout
+    assert "set by an operator" in rig.celery("inspect", "sluice").stdout
     assert "has ended" in rig.control("clear_rate_limit")
     assert rig.state().override is None
     assert ask(rig.settings.database_url, "SELECT count(*) FROM control_overrides") == [(0,)]
@@ -176,7 +176,7 @@ def test_bands_by_hand_are_gone_by_and_outlive_a_flush(rig: Rig) -> None:
         (["set_rate_limit", "-5"], "the rate is -5; it takes 1 to 10000 events/s"),
         (["set_rate_limit", "fast"], "'fast', which is not a number"),
         (["set_bands", "5", "2"], "is not below the upper one"),
-        (["skip_gap", "1", "2"], "it takes a partition and two offsets"),
+        (["skip_gap", "1", "2"], "a partition and two offsets are needed"),
         (["accept_poison", "1"], "partition 1: no batch is kept"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
@@ -320,7 +320,7 @@ def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig:
 def test_a_pause_said_again_is_the_first_one(rig: Rig) -> None:
     rig.control("pause_consumption", "an", "outage")
     said = rig.control("pause_consumption", "and", "more")
-    assert re.search(r"paused already, since .* by ann@\S+: an outage\..* kept over a flush", said)
+    assert re.search(r"paused already, since .* by ann@\S+: an outage\..* survives a Redis flush", said)
     rig.control("resume_consumption")
     wait_until(lambda: rig.reasons() == set(), "resumed", seconds_max=30)
 
@@ -331,7 +331,7 @@ def test_a_command_that_could_not_be_done_says_so_and_the_status_is_not_0(rig: R
         connection.cursor().execute("LOCK TABLE dead_letters IN ACCESS EXCLUSIVE MODE")
         said = rig.celery("control", "replay_dead_letters", "5")
     assert said.returncode != 0
-    assert "not done: waited in vain for a lock" in said.stderr
+    assert "not done: timed out waiting for a lock" in said.stderr
 
 
 def test_a_frozen_postgresql_does_not_keep_a_rate_by_hand_back(rig: Rig) -> None:

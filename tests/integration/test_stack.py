@@ -327,7 +327,7 @@ def test_a_second_system_stands_beside_the_first(place: Place, tmp_path: Path, r
         # And when the second's supervisor is killed, its user is told, and nothing of it is left
         os.kill(int((other.home / "supervisor.pid").read_text()), signal.SIGKILL)
         assert foreground.wait(60) == 1
-        assert "the supervisor was killed; what it ran is stopped" in foreground.stdout.read()
+        assert "the supervisor was killed; its programs are stopped" in foreground.stdout.read()
     wait_until(lambda: other.processes() == [], "no process is left", seconds_max=5)
     # While the first goes on
     assert place.run("status").returncode == 0

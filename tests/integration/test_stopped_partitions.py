@@ -96,7 +96,7 @@ def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig
     # When somebody looks at it, and resumes without deciding
     words, document = stopped.show_gap(rig.context, 0)
     assert document["gap"] == {"from": 10, "to": 15}
-    assert "offsets 10 to 14 are missing: 5 records that nobody stored" in words
+    assert "offsets 10 to 14 are missing: 5 records that were never stored" in words
     assert '"event-000015"' in words
     said = commands.resume(rig.context, "ann@desk", "try again")
     assert "Partition 0 will stop again at once" in said

@@ -527,7 +527,7 @@ def test_a_record_is_no_culprit_where_no_row_can_be_the_cause(rig: Rig) -> None:
     # Given a part of the table that is locked: one partition's stores fail while other writes pass
     class PartlyLocked(MemorySink):
         def store(self, *arguments: Any, **named: Any) -> StoreResult:
-            raise SinkUnavailableError("waited in vain for a lock", is_a_row_possible=False)
+            raise SinkUnavailableError("timed out waiting for a lock", is_a_row_possible=False)
 
     rig.append(0, 5)
     report = rig.drain(sink=PartlyLocked(rig.settings, rig.store))

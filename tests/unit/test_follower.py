@@ -146,7 +146,7 @@ def test_a_defect_does_not_end_it(rig: _Rig, caplog: pytest.LogCaptureFixture) -
     rig.follower._on_state = fail_once
     rig.follower.start()
     until(lambda: len(calls) >= 2)
-    assert "control follower of this process failed by a defect" in caplog.text
+    assert "control follower of this process failed because of a defect" in caplog.text
 
 
 # --- Clocks that differ -------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ SNAPSHOTS = {
     "both down, in ingest": replace(
         HEALTHY, store_problem="refused", log_problem="refused", pauses=None, lag=None, serves_clients=True
     ),
-    "loop": replace(HEALTHY, loop_problems=("the appender of this process stands still since 16 s",)),
+    "loop": replace(HEALTHY, loop_problems=("the appender of this process makes no progress since 16 s",)),
     "database silent": replace(HEALTHY, database_problem="refused"),
 }
 EXITS = {Health.HEALTHY: 0, Health.DEGRADED: 1, Health.CRITICAL: 2, Health.UNKNOWN: 3}

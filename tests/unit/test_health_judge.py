@@ -25,7 +25,7 @@ NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="qu
         (
             {"breaker": BreakerState.OPEN, "pauses": (BREAKER,), "rate": 100.0},
             "critical",
-            ("PostgreSQL fails since 22:13:10 UTC", "floor (100/s)", "connection refused"),
+            ("PostgreSQL fails since 22:13:10 UTC", "lowest (100/s)", "connection refused"),
         ),
         ({"breaker": BreakerState.HALF_OPEN, "pauses": (BREAKER,)}, "critical", ("half-open",)),
         (
@@ -38,7 +38,7 @@ NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="qu
         ({"pauses": (NEWER,)}, "degraded", ("paused (quota)", "newer version", "resume_consumption")),
         ({"pauses": None, "breaker": BreakerState.UNKNOWN}, "degraded", ("emptied", "control worker")),
         ({"controller_age": 15.1}, "degraded", ("silent since 22:13:04 UTC", "Beat")),
-        ({"controller_age": None, "rate": None}, "degraded", ("has not spoken yet",)),
+        ({"controller_age": None, "rate": None}, "degraded", ("has published no rate yet",)),
         ({"mode": Mode.UNKNOWN, "lag": None}, "degraded", ("does not know the lag",)),
         ({"mode": Mode.DEGRADED, "lag": 16_000}, "degraded", ("16,000 events wait", "about 20 s", "now 800/s")),
         ({"mode": Mode.CRITICAL, "lag": 60_000, "drain_rate": 0.0}, "critical", ("far behind", "at 0, the workers")),
@@ -47,12 +47,12 @@ NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="qu
         (  # a rate by hand below the floor is not the floor
             {"breaker": BreakerState.OPEN, "pauses": (BREAKER,), "rate": 50.0, "override": OVERRIDE},
             "critical",
-            ("the rate is 50/s, set by hand",),
+            ("the rate is 50/s, set by an operator",),
         ),
         (
             {"mode": Mode.DEGRADED, "lag": 16_000, "rate": 300.0, "override": OVERRIDE},
             "degraded",
-            ("300/s, set by hand",),
+            ("300/s, set by an operator",),
         ),
         ({"database_problem": "refused"}, "degraded", ("dead letters are not counted",)),
     ],
@@ -96,12 +96,12 @@ def test_an_open_breaker_promises_to_resume_only_what_it_stopped() -> None:
         ({}, "the full rate"),
         ({"rate": 400.0}, "lag is low"),  # the policy's own words
         ({"rate": 100.0, "breaker": BreakerState.OPEN}, "breaker is open"),
-        ({"rate": 50.0, "breaker": BreakerState.OPEN, "override": OVERRIDE}, "set by hand"),
-        ({"rate": 50.0, "override": OVERRIDE}, "set by hand"),
+        ({"rate": 50.0, "breaker": BreakerState.OPEN, "override": OVERRIDE}, "set by an operator"),
+        ({"rate": 50.0, "override": OVERRIDE}, "set by an operator"),
         ({"rate": 400.0, "mode": Mode.CRITICAL}, "lag is low"),
         ({"rate": 100.0, "mode": Mode.UNKNOWN}, "lag is unknown"),
         ({"rate": 100.0, "store_problem": "away"}, "last known, falling"),
-        ({"rate": None, "store_problem": "away"}, "nobody says"),
+        ({"rate": None, "store_problem": "away"}, "unknown"),
     ],
 )
 def test_why_the_rate_is_what_it_is(changes: dict[str, Any], why: str) -> None:
@@ -172,10 +172,10 @@ def test_a_partition_that_has_stored_lately_is_well() -> None:
     ("changes", "why"),
     [
         ({}, "10 % of the offered events were refused in the last minute: clients offer more than the rate at 1,000/s"),
-        ({"override": OVERRIDE, "rate": 50.0}, "a rate set by hand holds at 50/s, by ann@host: a test"),
+        ({"override": OVERRIDE, "rate": 50.0}, "a rate set by an operator holds at 50/s, by ann@host: a test"),
         ({"mode": Mode.DEGRADED, "rate": 400.0}, "the lag is high and holds the rate at 400/s"),
         ({"mode": Mode.UNKNOWN}, "the lag is unknown, and the rate falls"),
-        ({"breaker": BreakerState.OPEN, "pauses": (BREAKER,)}, "the breaker holds the rate at its floor"),
+        ({"breaker": BreakerState.OPEN, "pauses": (BREAKER,)}, "the open breaker allows only the lowest rate"),
         ({"is_bucket_unavailable": True}, "the token bucket does not answer"),
         ({"store_problem": "refused"}, "the token bucket does not answer"),
     ],

@@ -323,7 +323,7 @@ async def test_a_defect_of_the_bucket_is_no_answer_to_a_client_but_a_bucket_that
     with pytest.raises(RateLimitedError):
         await rig.admission.take(500)
     assert rig.admission.is_local
-    assert "the lease taker of this process failed by a defect" in caplog.text
+    assert "the lease taker of this process failed because of a defect" in caplog.text
     rig.bucket.before_answer = lambda: None
     await _until(lambda: not rig.admission.is_local)
     await rig.admission.take(500)

@@ -65,7 +65,7 @@ def test_a_defect_is_a_500_that_tells_nothing_and_is_logged(caplog: pytest.LogCa
     found = response_to(ZeroDivisionError("secret"))
     assert found.status == 500
     assert b"secret" not in (found.body or b"")
-    assert "a request failed by a defect" in caplog.text
+    assert "a request failed because of a defect" in caplog.text
 
 
 def test_details() -> None:

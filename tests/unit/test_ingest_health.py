@@ -148,6 +148,6 @@ def test_a_partition_that_stores_nothing_is_not_called_running() -> None:
 
 
 def test_a_loop_of_this_process_that_has_ended_is_named() -> None:
-    stands = "the appender of this process stands still since 16 s"
+    stands = "the appender of this process makes no progress since 16 s"
     document = health_document(replace(WELL, loop_problems=(stands,)))
     assert (document["status"], document["reasons"]) == ("degraded", [f"T{stands[1:]}"])

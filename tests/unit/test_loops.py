@@ -33,7 +33,7 @@ def test_a_turn_that_fails_is_counted_told_once_and_over_with_the_next(caplog: p
             raise ValueError("no such word")
     assert loop.is_failing
     assert loops.problems(clock.monotonic()) == ["the history writer of this process fails: ValueError: no such word"]
-    assert caplog.text.count("history writer of this process failed by a defect") == 1
+    assert caplog.text.count("history writer of this process failed because of a defect") == 1
     [family] = LoopsCollector(loops.failures).collect()
     assert [(sample.labels, sample.value) for sample in family.samples] == [({"loop": "history writer"}, 3.0)]
     with loop.turn():
@@ -50,7 +50,7 @@ def test_a_loop_that_comes_round_no_more_is_a_problem_and_one_that_is_not_asked_
         with loop.turn():
             pass
     clock.advance(TURN_SECONDS_MAX + 1)
-    assert periodic.problem(clock.monotonic()) == "the control follower of this process stands still since 16 s"
+    assert periodic.problem(clock.monotonic()) == "the control follower of this process makes no progress since 16 s"
     assert on_demand.problem(clock.monotonic()) is None
     with on_demand.turn():
         clock.advance(TURN_SECONDS_MAX + 1)

@@ -10,7 +10,7 @@ from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 
 ROW = SinkUnavailableError("no such function")
-LOCK = SinkUnavailableError("waited in vain for a lock", is_a_row_possible=False)
+LOCK = SinkUnavailableError("timed out waiting for a lock", is_a_row_possible=False)
 
 
 @pytest.fixture

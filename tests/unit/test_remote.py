@@ -97,7 +97,7 @@ def test_what_takes_long_is_answered_in_time_and_its_end_is_logged(
 
     # Then the answer says that it is open, and the log how it ended
     with caplog.at_level(logging.WARNING):
-        assert "still under way" in ask(work)["ok"]
+        assert "still running" in ask(work)["ok"]
         assert "7 stored" not in caplog.text
         may_end.set()
         wait_until(lambda: "late answer: 7 stored" in caplog.text, "its end is logged", seconds_max=5)
@@ -123,7 +123,7 @@ def test_the_worker_waits_no_longer_for_commands_that_come_at_once_than_for_one(
 
     # Then the loop, which hands out tasks too, is back as soon as after one
     for _ in range(5):
-        assert "still under way" in ask(lambda _: {})["ok"]
+        assert "still running" in ask(lambda _: {})["ok"]
     assert waits == pytest.approx([3.0, 1.0, 0.0, 0.0, 0.0])
     # And a command that comes after other work is waited for again
     clock.advance(1.0)
@@ -190,7 +190,7 @@ def test_settings_that_make_no_sense_are_one_line_of_celerys_too() -> None:
         text=True, check=False, timeout=60, env={"PATH": "/usr/bin:/bin", "RATE_MAX": "abc"},
     )  # fmt: skip
     assert said.returncode != 0
-    assert said.stderr == "celery: settings that make no sense: RATE_MAX='abc' is not a number\n"
+    assert said.stderr == "celery: invalid settings: RATE_MAX='abc' is not a number\n"
 
 
 _LAGGING = replace(HEALTHY, lag=1612, lag_by_partition={1: 1600, 0: 12})
@@ -218,7 +218,7 @@ def test_inspect_lag_says_when_it_will_be_empty(changes: dict[str, Any], last_li
 
 
 def test_a_rate_up_to_the_settings_own_can_be_set() -> None:
-    # Given a RATE_MAX above what can be set by hand by default
+    # Given a RATE_MAX above the default limit of an override
     settings = Settings(rate_max=20_000.0)
     control = MemoryControlStore(settings, MemoryServer())
     operators = SimpleNamespace(set_bands=lambda bands: None)

@@ -114,7 +114,7 @@ def test_variables_of_other_programs_are_removed_and_named(monkeypatch: pytest.M
     # Then one line names them, and they are gone for libpq too; the password stays
     line = ignore_variables_of_others()
     assert line is not None
-    assert "CELERY_X, PGOPTIONS, PGSERVICE, PGSSLMODE; what PostgreSQL's client needs stands in DATABASE_URL" in line
+    assert "CELERY_X, PGOPTIONS, PGSERVICE, PGSSLMODE; settings of PostgreSQL's client belong into DATABASE_URL" in line
     assert [name for name in given if name in os.environ] == ["PGPASSWORD"]
     assert ignore_variables_of_others() is None
 

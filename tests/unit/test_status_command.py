@@ -39,7 +39,7 @@ def test_the_exit_status_tells_how_bad_it_is(changes: dict[str, Any], expected: 
 
 def test_a_rate_set_by_hand_is_shown_with_its_end() -> None:
     text = screen(replace(HEALTHY, override=Override(300.0, NOW + 60, "ann@host", "a test", NOW)))
-    assert "set by hand  300/s until 22:14:20 UTC by ann@host: a test" in text
+    assert "override     300/s until 22:14:20 UTC by ann@host: a test" in text
     assert text.startswith("HEALTHY at 22:13:20 UTC")
 
 
