@@ -88,7 +88,11 @@ def _check_lags(seen: Seen, windows: Windows, rules: PolicyRules, bad: defaultdi
     for one in seen.control:
         if one.version == last_version:
             continue
+        # A control server that came back older publishes an earlier lag once more, until the next tick.
+        is_earlier = last_version is not None and one.version < last_version
         last_version = one.version
+        if is_earlier and windows.touching((Part.CONTROL,), one.at, one.at, after_seconds=_LAST_SECONDS):
+            continue
         around = seen.lags[bisect_left(times, one.at - 2.5) : bisect_right(times, one.at + 1.0)]
         # Some before and some after, without a pause of the machine between.
         if one.lag is None or len(around) < 4 or around[-1].at < one.at:
@@ -155,6 +159,8 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
     """What is wrong with an answer beside the control store's in the seconds before."""
     wrong = set()
     breakers = {sample.breaker for sample in known}
+    if "open" in breakers:
+        breakers.add("half-open")  # a try of the prober may begin and end between two samples
     # A process that could not read the control store for seconds says so; the machine may be busy.
     if one.breaker not in breakers and one.breaker != "unknown":
         wrong.add("where health told another state of the breaker")

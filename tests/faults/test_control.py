@@ -78,6 +78,16 @@ def test_the_published_lag_is_that_of_log_and_database() -> None:
     assert said(Seen(control(lag=0), lags(lag=50)), [], back) == []
 
 
+def test_a_control_server_that_came_back_publishes_an_earlier_lag_once_more() -> None:
+    earlier = [replace(one, version=3, lag=90) if one.version == 20 else one for one in control()]
+    back = Window("control-redis.back", 1018.0, 1019.0, frozenset({Part.CONTROL}))
+    assert said(Seen(earlier, lags(lag=50)), [], back) == []
+    # But only after a fault of that server, and only once.
+    assert said(Seen(earlier, lags(lag=50))) == ["where the published lag was too high"]
+    again = [replace(one, version=one.version - 10, lag=90) if one.version > 20 else one for one in control()]
+    assert said(Seen(again, lags(lag=50)), [], back) == ["where the published lag was too high"]
+
+
 def test_a_log_that_begins_behind_what_is_stored_was_trimmed_too_far() -> None:
     seen = Seen(lags=[LagSample(1000.0, {0: PartitionSample(7, 9, 6, is_fresh=True)})])
     assert said(seen) == ["where the log began behind what was stored"]
@@ -115,6 +125,12 @@ def test_health_says_what_is_so(store: dict[str, object], told: dict[str, object
 def test_health_may_tell_what_the_watcher_has_missed() -> None:
     samples = [replace(one, version=2 * one.version) for one in control()]
     assert said(Seen(samples, [], health(lag=51))) == []
+
+
+def test_health_may_tell_a_try_of_the_prober_that_the_watcher_has_missed() -> None:
+    told = health(status="critical", reasons=1, breaker="half-open", rate=100.0)
+    assert said(Seen(control(breaker="open", rate=100.0), [], told)) == []
+    assert said(Seen(control(rate=1000.0), [], told)) == ["where health told another state of the breaker"]
 
 
 def test_health_is_not_healthy_while_the_log_is_dead() -> None:
