@@ -57,6 +57,12 @@ class Settings:
         "The event log: redis://… (a server of its own: at its memory limit it refuses writes) or kafka://host:port,…",
         when="always in production; Kafka where one Redis server is outgrown, or a log must survive its machine",
     )
+    event_sink_url: str = _setting(
+        "",
+        "Where events are stored; empty: in PostgreSQL (DATABASE_URL); file:///folder: in files of JSON Lines. "
+        "PostgreSQL still keeps what operators set (docs/archive.md)",
+        when="events only go into an archive, and all processes of Sluice run on one machine",
+    )
     key_prefix: str = _setting(
         "sluice:",
         "Before every Redis key, so that two systems can share a server",
@@ -591,6 +597,8 @@ _DEFAULTS_OF_POLICY: Final[dict[str, dict[str, float]]] = {
     "drain_time": {"rate_max": 50_000.0, "regulate_seconds": 1.0}
 }
 
+# A folder with an absolute path, on this machine.
+_FOLDER_URL: Final = re.compile(r"file://(localhost)?/[^?#]+")
 # The allowed schemes of each server's URL. REDIS_URL is Celery's broker too.
 _SCHEMES: Final = {
     "database_url": ("postgresql", "postgres"),
@@ -686,6 +694,8 @@ def _cross_problems(settings: Settings) -> list[str]:
         problem = url_problem(getattr(settings, name), schemes)
         if problem is not None:
             problems.append(f"{name.upper()} {problem}")  # without the URL: it may hold a password
+    if settings.event_sink_url and not _FOLDER_URL.fullmatch(settings.event_sink_url):
+        problems.append(f"EVENT_SINK_URL={settings.event_sink_url!r} is neither empty nor file:///, then a folder")
     if settings.log_scheme == "kafka" and not _TOPIC_NAME.fullmatch(settings.log_topic):
         problems.append(
             f"LOG_TOPIC={settings.log_topic!r} is no name of a Kafka topic: 1 to 249 letters, digits, dots, hyphens "

@@ -35,6 +35,7 @@ def load_adapters(settings: Settings) -> None:
     """
     names = [
         "pipeline.sink.dead_letters",
+        "pipeline.sink.jsonl",
         "pipeline.sink.known_logs",
         "pipeline.sink.migrate",
         "pipeline.sink.operator_store",
@@ -75,7 +76,10 @@ def make_floor_source(settings: Settings) -> FloorSource:
 
 
 def make_storage(settings: Settings) -> Storage:
-    """The event sink, and the stores for offsets, dead letters and operators' settings, over one connection."""
+    """The event sink, and the stores for offsets, dead letters and operators' settings, over one connection.
+
+    `EVENT_SINK_URL` decides where events, offsets and dead letters go. Operators' settings are always in PostgreSQL.
+    """
     from pipeline.sink.dead_letters import PostgresDeadLetters  # noqa: PLC0415
     from pipeline.sink.known_logs import PostgresKnownLogs  # noqa: PLC0415
     from pipeline.sink.operator_store import PostgresOperatorStore  # noqa: PLC0415
@@ -84,6 +88,11 @@ def make_storage(settings: Settings) -> Storage:
 
     session = Session(settings)
     operators, known_logs = PostgresOperatorStore(session), PostgresKnownLogs(session)
+    if settings.event_sink_url:
+        from pipeline.sink.jsonl import JsonlSink  # noqa: PLC0415
+
+        files = JsonlSink(settings)
+        return Storage(files, files, files, operators, known_logs)
     sink = PostgresSink(settings, session)
     return Storage(sink, sink, PostgresDeadLetters(session), operators, known_logs)
 
