@@ -73,6 +73,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   "measures it, and the rate that follows from it.",
                   (("capacity", "max(sluice_capacity_events_per_second)"),
                    ("rate limit", "max(rate_limiter_rate_limit)"),
+                   ("{{policy}} would admit", "max by (policy) (sluice_shadow_rate_limit)"),
                    ("accepted", "sluice:accepted_events:rate1m")), "eps"),
             Panel("Admitted and offered", "Events per second. Events above the rate limit are refused. A body that was "
                   "refused unread counts as one offered event.",

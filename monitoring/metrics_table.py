@@ -15,7 +15,7 @@ from pipeline.names import LoopName, Mode
 from pipeline.policies import make_policy
 from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.control import Consumption
-from pipeline.ports.rate import PartitionSample, PolicyRecord, RateSample
+from pipeline.ports.rate import PartitionSample, PolicyRecord, RateSample, Shadow
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 from pipeline.store.memory_counters import MemoryCounters
@@ -62,7 +62,8 @@ def _policy_record(settings: Settings) -> PolicyRecord:
     decision = DrainTimePolicy.make(settings).decide(RateSample(None, {0: PartitionSample(1, 1)}), None)
     bands = make_policy(settings).describe()
     explanation = decision.explanation
-    return PolicyRecord(replace(explanation, thresholds=(*bands.thresholds, *explanation.thresholds)))
+    shadow = Shadow(decision.rate, decision.mode, PolicyRecord(explanation))
+    return PolicyRecord(replace(explanation, thresholds=(*bands.thresholds, *explanation.thresholds)), shadow=shadow)
 
 
 def groups() -> dict[str, list[Metric]]:

@@ -16,7 +16,7 @@ from pipeline.event_text import clock_time, event_text, pause_text, rate_text
 from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, Health
-from pipeline.ports.rate import MEASURE_LAG, Explanation
+from pipeline.ports.rate import MEASURE_LAG, Explanation, Shadow
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.text import on_its_lines
@@ -50,6 +50,7 @@ def screen(status: SystemStatus, width: int = 100) -> str:
         *_wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width),
         *_wrapped("policy       ", f"{policy.policy}: {policy.sentence}", width),
         *_figures(policy, width),
+        *(() if known.shadow is None else _wrapped("shadow       ", _shadow(known.shadow), width)),
         *_wrapped("lag          ", _measured(known.lag, "events", policy, MEASURE_LAG), width),
         *(f"  partition {partition:<3}{lag:>9,}" for partition, lag in sorted(lags.items())),
         f"stored       {_number(known.drain_rate, 'events/s')}{left}",
@@ -64,6 +65,12 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     for event in status.events[-_EVENTS_SHOWN:]:
         lines.append(_cut(f"  {clock_time(event.at)} {event_text(event)}, by {event.actor}: {event.why}", width))
     return "\n".join(lines)
+
+
+def _shadow(shadow: Shadow) -> str:
+    told = shadow.record.explanation
+    reason = f": {told.reason}" if told.reason else ""
+    return f"{told.policy} would admit {rate_text(shadow.rate)}{reason} ({shadow.mode.value})"
 
 
 def _figures(policy: Explanation, width: int) -> Iterator[str]:

@@ -1,12 +1,12 @@
 """The decision of one tick: the policy's for a known lag; else the last rate, held or decayed. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.flow.rate import Decay
 from pipeline.names import Mode
 from pipeline.ports.control import ControlState, paused
-from pipeline.ports.rate import BatchStart, PartitionSample, PolicyRecord, RatePolicy, RateSample
+from pipeline.ports.rate import BatchStart, PartitionSample, PolicyRecord, RatePolicy, RateSample, Shadow
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +85,15 @@ def _sample(state: ControlState, measured: Measured, record: PolicyRecord | None
         was_paused=pauses is None or paused(pauses) or state.generation != generation,
         last_rate=None if state.rate is None else state.rate.base_rate,
     )
+
+
+def decide_shadow(
+    shadow: RatePolicy, state: ControlState, measured: Measured | None, ages: Ages | None, decay: Decay
+) -> Shadow:
+    """What a second policy would publish. Its state and its last rate are its own, and published beside the first's."""
+    rate = state.rate
+    if rate is not None:
+        last = None if rate.policy is None else rate.policy.shadow
+        rate = replace(rate, policy=None) if last is None else replace(rate, base_rate=last.rate, policy=last.record)
+    decided = decide(shadow, replace(state, rate=rate), measured, ages, decay)
+    return Shadow(decided.rate, decided.mode, decided.record)

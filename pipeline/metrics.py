@@ -154,6 +154,10 @@ CONSUMPTION_PAUSED: Final = Declared(
 LAG_DEGRADED: Final = Declared("sluice_lag_degraded_events", "Lag from which the rate falls")
 # The upper threshold for the lag.
 LAG_CRITICAL: Final = Declared("sluice_lag_critical_events", "Lag above which the rate is at its floor")
+# Compare it with the base rate: what RATE_POLICY_SHADOW would change. It sees the load that the other policy admits.
+SHADOW_RATE_LIMIT: Final = Declared(
+    "sluice_shadow_rate_limit", "Events a second that the policy of RATE_POLICY_SHADOW would admit", ("policy",)
+)
 # What the rate policy takes for the sink's capacity. Only a policy that measures it shows it.
 CAPACITY: Final = Declared(
     "sluice_capacity_events_per_second", "Events a second that PostgreSQL stores when it is fully used, as measured"

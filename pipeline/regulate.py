@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pipeline.clock import Clock, SystemClock
-from pipeline.decide import Ages, Measured, decide
+from pipeline.decide import Ages, Measured, decide, decide_shadow
 from pipeline.errors import SluiceError, in_brief
 from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
@@ -132,12 +132,19 @@ class _Sample:
 
 
 def regulate(
-    *, settings: Settings, policy_of: PolicyOf, log: EventLog, database: Database, control: Control, actor: str
+    *,
+    settings: Settings,
+    policy_of: PolicyOf,
+    log: EventLog,
+    database: Database,
+    control: Control,
+    actor: str,
+    shadow_of: Callable[[Bands | None], RatePolicy | None] = lambda _: None,
 ) -> RegulateReport:
     """Run one tick, unless another ran within the period. Raises StoreUnavailableError; other errors are in the report.
 
     An unknown lag is never treated as 0: the last rate stays, then decays by the time since the lag was known.
-    `policy_of` makes the rate policy from the bands that an operator set.
+    `policy_of` makes the rate policy from the bands that an operator set, `shadow_of` one that only shows its rate.
     """
     if control.leases.take(LEASE_REGULATE, seconds=settings.regulate_seconds * _LEASE_SHARE) is None:
         return RegulateReport(ran=False)
@@ -163,7 +170,10 @@ def regulate(
     _compare_clocks(looks, sample, settings, actor)
     known = control.store.state() if restored else state
     policy = policy_of(known.bands)
-    decided = decide(policy, known, sample.measured, ages, Decay.from_settings(settings))
+    decay = Decay.from_settings(settings)
+    decided = decide(policy, known, sample.measured, ages, decay)
+    shadow = shadow_of(known.bands)
+    beside = None if shadow is None else decide_shadow(shadow, known, sample.measured, ages, decay)
     _note_progress(state, sample, settings, control)
     _name_standing(sample, settings, database)  # before a drain is ended, because that could change the reason
     terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, actor=actor)
@@ -178,7 +188,7 @@ def regulate(
         actor=actor,
         consumption=_consumption(state, sample, ages),
         alarms=sample.alarms,
-        policy=decided.record,
+        policy=replace(decided.record, shadow=beside),
     )
     now = control.clock.monotonic()
     control.rate_age.begin(published.published_at, now=now)

@@ -338,6 +338,12 @@ class Settings:
         choices=("bands", "drain_time"),
         when="drain_time where the capacity of PostgreSQL is not known or changes; set it for every process",
     )
+    rate_policy_shadow: str = _setting(
+        "",
+        "A second rate policy that decides beside the first and admits nothing: metrics and page show its rate",
+        choices=("", "bands", "drain_time"),
+        when="before RATE_POLICY is changed: to see what the other policy would do with the same load",
+    )
     drain_target_seconds: float = _setting(
         2.0,
         "drain_time: time within which the events that wait in the log should be stored",
@@ -585,6 +591,14 @@ class Settings:
         if problems:
             raise SettingsError("invalid settings: " + "; ".join(problems))
         return cls(**values)
+
+    def of_shadow(self) -> "Settings":
+        """The settings for the policy of RATE_POLICY_SHADOW: a RATE_MAX that was left out is that policy's own."""
+        own, other = (_DEFAULTS_OF_POLICY.get(name, {}) for name in (self.rate_policy, self.rate_policy_shadow))
+        default = Settings.rate_max
+        is_default = self.rate_max == own.get("rate_max", default)
+        rate_max = other.get("rate_max", default) if is_default else self.rate_max
+        return dataclasses.replace(self, rate_policy=self.rate_policy_shadow, rate_policy_shadow="", rate_max=rate_max)
 
     @property
     def log_scheme(self) -> str:

@@ -19,7 +19,7 @@ from pipeline.ports.control import ControlEvent, ControlEvents, ControlState, Co
 from pipeline.ports.dead_letters import DeadLetterCounts
 from pipeline.ports.history import History, HistoryEntry
 from pipeline.ports.log import EventLog
-from pipeline.ports.rate import Explanation
+from pipeline.ports.rate import Explanation, Shadow
 from pipeline.settings import Settings
 
 EVENTS_SHOWN: Final = 50
@@ -164,7 +164,7 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "rateOverride": None
         if override is None
         else {"rate": override.rate, "until": override.until, "by": override.actor, "why": override.why},
-        "ratePolicy": policy_document(policy),
+        "ratePolicy": policy_document(policy) | {"shadow": _shadow_document(inputs.shadow)},
         "bands": policy.parameters if policy.policy == "bands" else None,  # its name in earlier versions
         "consumerLag": inputs.lag,
         "lagByPartition": None
@@ -211,6 +211,12 @@ def policy_document(policy: Explanation) -> dict[str, Any]:
         ],
         "parameters": policy.parameters,
     }
+
+
+def _shadow_document(shadow: Shadow | None) -> dict[str, Any] | None:
+    if shadow is None:
+        return None
+    return policy_document(shadow.record.explanation) | {"rate": shadow.rate, "mode": shadow.mode.value}
 
 
 def event_document(event: ControlEvent) -> dict[str, Any]:

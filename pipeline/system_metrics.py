@@ -171,6 +171,11 @@ def _control_gauges(state: ControlState, settings: Settings, controller_age: flo
     policy = explanation_of(settings, state)
     is_silent = controller_age > silent_seconds(settings.regulate_seconds)
     yield from _policy_gauges(policy.without_figures() if is_silent else policy)
+    shadow = None if rate is None or rate.policy is None or is_silent else rate.policy.shadow
+    if shadow is not None:
+        gauge = metrics.SHADOW_RATE_LIMIT.gauge()
+        gauge.add_metric([shadow.record.policy], shadow.rate)
+        yield gauge
 
 
 def _policy_gauges(policy: Explanation) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ from celery import shared_task
 
 from pipeline.errors import RecoverableError, SchemaError, SchemaNewerError, SluiceError
 from pipeline.names import BreakerState, Queue
-from pipeline.policies import make_policy
+from pipeline.policies import make_policy, make_shadow
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import Control, Database, regulate
@@ -49,6 +49,7 @@ def regulate_rate(self: Any) -> None:
     report = regulate(
         settings=context.settings,
         policy_of=partial(make_policy, context.settings),
+        shadow_of=partial(make_shadow, context.settings),
         log=context.log,
         database=Database(
             stored_offsets=context.offsets.stored_offsets_and_time,

@@ -25,6 +25,7 @@ COLUMNS: Final = (
     "drained",  # events/s
     "breaker",  # closed, open, half-open or unknown
     "paused",  # whether consumption is paused; None if unknown
+    "shadow",  # events/s that the policy of RATE_POLICY_SHADOW would admit at most; None without one
     "measure",  # what the thresholds of the rate policy are about; None if that is the lag
 )
 
@@ -55,6 +56,7 @@ class Point:
             _rounded(self.drained),
             self.sample.get("breaker", "unknown"),
             self.sample.get("paused"),
+            _rounded(self.sample.get("shadow")),
             _rounded(self.sample.get("measure")),
         ]
 

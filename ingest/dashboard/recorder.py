@@ -171,5 +171,6 @@ def _of_state(state: ControlState) -> dict[str, Any]:
     return {
         "breaker": state.breaker.value,
         "paused": None if state.pauses is None else paused(state.pauses),
+        "shadow": None if policy is None or policy.shadow is None else policy.shadow.rate,
         "measure": None if policy is None else policy.explanation.measure,
     }

@@ -7,7 +7,7 @@ from typing import Final
 from pipeline.names import BreakerState, Mode
 from pipeline.policies import explanation_of
 from pipeline.ports.control import Alarm, ControlState, Override, Pause, PublishedRate, consumption_word, paused
-from pipeline.ports.rate import Explanation
+from pipeline.ports.rate import Explanation, Shadow
 from pipeline.settings import Settings
 
 STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which it counts as silent
@@ -79,6 +79,7 @@ class HealthInputs:
     store_problem: str | None = None  # the error of the part that does not answer
     log_problem: str | None = None
     database_problem: str | None = None
+    shadow: Shadow | None = None  # what the policy of RATE_POLICY_SHADOW would decide
     serves_clients: bool = False  # an ingest process made it: its clients can't reach what it can't reach either
 
     @property
@@ -183,7 +184,8 @@ def make_inputs(
 
 
 def _with_controllers_word(known: HealthInputs, rate: PublishedRate) -> HealthInputs:
-    known = replace(known, mode=rate.mode, alarms=rate.alarms, lag=rate.lag, lag_by_partition=None)
+    shadow = None if rate.policy is None else rate.policy.shadow
+    known = replace(known, mode=rate.mode, alarms=rate.alarms, lag=rate.lag, lag_by_partition=None, shadow=shadow)
     consumption = rate.consumption
     if consumption is None:
         return known

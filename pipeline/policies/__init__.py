@@ -20,6 +20,11 @@ def make_policy(settings: Settings, asked_bands: Bands | None = None) -> RatePol
     return POLICIES[settings.rate_policy](settings, asked_bands)
 
 
+def make_shadow(settings: Settings, asked_bands: Bands | None = None) -> RatePolicy | None:
+    """The policy of RATE_POLICY_SHADOW; None if there is none."""
+    return make_policy(settings.of_shadow(), asked_bands) if settings.rate_policy_shadow else None
+
+
 def explanation_of(settings: Settings, state: ControlState | None) -> Explanation:
     """What the policy of the controller says; if it has published nothing, what the policy of the settings would say.
 

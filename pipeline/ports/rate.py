@@ -142,11 +142,21 @@ class PolicyRecord:
     state: dict[str, Any] | None = None  # None: the policy has seen no sample yet
     ran_dry: int = 0  # ControlState.bucket_ran_dry at the sample of the state
     generation: int = 0  # ControlState.generation at the sample of the state
+    shadow: "Shadow | None" = None  # what a second policy would have decided
 
     @property
     def policy(self) -> str:
         """The policy's name."""
         return self.explanation.policy
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """The decision of a policy that admits nothing. It sees what happens under the rate of the other policy."""
+
+    rate: float  # events/s
+    mode: Mode
+    record: PolicyRecord
 
 
 class RatePolicy(Protocol):

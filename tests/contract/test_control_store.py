@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.names import LEASE_PROBE, BreakerState, ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import AskedPause, PublishedRate
-from pipeline.ports.rate import Explanation, Figure, PolicyRecord, Threshold
+from pipeline.ports.rate import Explanation, Figure, PolicyRecord, Shadow, Threshold
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
 BREAKER, OPERATOR, POISON = PauseReason.BREAKER, PauseReason.OPERATOR, PauseReason.POISON
@@ -99,6 +99,7 @@ POLICY = PolicyRecord(
     {"count": 1, "by": {"0": [1, 2.5, True]}},
     ran_dry=4,
     generation=2,
+    shadow=Shadow(5.5, Mode.DEGRADED, PolicyRecord(Explanation("other", "", "", "", 1.0, ""), {"mood": "good"})),
 )  # fmt: skip
 
 

@@ -27,7 +27,9 @@ from support.traffic import wait_until
 # Lists of labels, and texts outside of label matchers: no metrics.
 NO_METRIC = re.compile(r'(\{[^}]*\})|(?:by|on) \([^)]*\)|"[^"]*"')
 # Expressions without data in a healthy system that has not refused anything; what they select must have data.
-OF_ANOTHER_POLICY = re.compile("sluice_capacity_events_per_second|sluice_drain_seconds")  # not of RATE_POLICY=bands
+OF_ANOTHER_POLICY = re.compile(
+    "sluice_capacity_events_per_second|sluice_drain_seconds|sluice_shadow"
+)  # not of RATE_POLICY=bands
 EMPTY_WHEN_HEALTHY = re.compile(r"[<>]|== [01]\b|absent\(")
 
 

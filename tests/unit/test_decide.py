@@ -1,6 +1,6 @@
 """The decision of a tick: what reaches the policy, what does not, and how any policy explains itself to everybody."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -8,10 +8,13 @@ import pytest
 from ingest.dashboard.view import document_of as page_document_of
 from pipeline.__main__ import screen
 from pipeline.clock import ManualClock
-from pipeline.decide import Ages, Decided, Measured, decide
+from pipeline.decide import Ages, Decided, Measured, decide, decide_shadow
 from pipeline.flow.rate import Decay
 from pipeline.health.snapshot import Outlook, make_inputs
 from pipeline.names import BreakerState, Mode, PauseReason
+from pipeline.policies import make_policy, make_shadow
+from pipeline.policies.bands import BandPolicy
+from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.control import ControlState, Pause, PublishedRate
 from pipeline.ports.rate import (
     BatchStart,
@@ -183,3 +186,53 @@ def test_page_terminal_and_metrics_show_a_policy_that_they_do_not_know() -> None
     # And the control event
     [event] = [event for event in server.content().events if event.data.get("reason")]
     assert (event.data["reason"], event.why) == ("it is warm", "21.5 °C")
+
+
+def test_a_shadow_decides_beside_the_policy_with_a_state_and_a_rate_of_its_own() -> None:
+    # Given a tick without a shadow before: it begins with the rate that was published
+    first, shadow = decided(state_with(None))[0], ToyPolicy([])
+    beside = decide_shadow(shadow, state_with(first.record), MEASURED, Ages(5.0, 5.0), DECAY)
+    assert (shadow.samples[0].last_rate, shadow.samples[0].seconds) == (400.0, None)
+    assert (beside.rate, beside.mode, beside.record.state) == (7.0, Mode.DEGRADED, {"count": 1})
+    # When the next tick decides, then it has its own state and last rate, and the first policy its own
+    record = replace(first.record, shadow=beside)
+    again = decide_shadow(shadow, state_with(record), MEASURED, Ages(5.0, 5.0), DECAY)
+    assert (shadow.samples[1].last_rate, shadow.samples[1].seconds, again.rate) == (7.0, 5.0, 14.0)
+    assert decided(state_with(record))[1].last_rate == 400.0
+    # And an unknown lag lets its own rate decay
+    held = decide_shadow(shadow, state_with(record), None, Ages(35.0, 35.0), DECAY)
+    assert (held.rate, held.mode, held.record.state) == (3.5, Mode.UNKNOWN, {"count": 1})
+
+
+def test_a_shadow_is_shown_and_admits_nothing() -> None:
+    settings, clock = Settings(), ManualClock()
+    server = MemoryServer(clock)
+    store = MemoryControlStore(settings, server)
+    store.restore([], actor="controller")
+    beside = decide_shadow(ToyPolicy([]), store.state(), MEASURED, None, DECAY)
+    store.publish_rate(
+        base_rate=900.0, floor_rate=2.0, mode=Mode.NORMAL, lag=37, lag_known_at=clock.now(), actor="controller",
+        policy=PolicyRecord(make_policy(settings).describe(), shadow=beside),
+    )  # fmt: skip
+    inputs = make_inputs(
+        settings, at=clock.now(), state=store.state(), controller_age=1.0, outlook=Outlook(), store_problem=None,
+        log_problem=None,
+    )  # fmt: skip
+    assert inputs.rate == 900.0
+    assert "shadow       toy would admit 7/s: it is warm (degraded)" in screen(SystemStatus(inputs))
+    shown = page_document_of(inputs)["ratePolicy"]
+    assert (shown["name"], shown["shadow"]["name"], shown["shadow"]["rate"]) == ("bands", "toy", 7.0)
+    context = MetricsContext(settings, clock, store, MemoryCounters(server), None)
+    [family] = [one for one in SystemCollector(context).collect() if one.name == "sluice_shadow_rate_limit"]
+    assert [(sample.labels, sample.value) for sample in family.samples] == [({"policy": "toy"}, 7.0)]
+
+
+def test_the_shadow_of_the_settings() -> None:
+    assert make_shadow(Settings()) is None
+    # Given no RATE_MAX, each policy has its own; one that is given holds for both
+    shadow = make_shadow(Settings.from_environ({"RATE_POLICY_SHADOW": "drain_time"}))
+    assert shadow == DrainTimePolicy(50_000.0, 100.0, 2.0, 5.0)
+    shadow = make_shadow(Settings.from_environ({"RATE_POLICY": "drain_time", "RATE_POLICY_SHADOW": "bands"}))
+    assert shadow == BandPolicy(1000.0, 100.0, 10_000, 50_000)
+    given = Settings.from_environ({"RATE_POLICY_SHADOW": "drain_time", "RATE_MAX": "3000"})
+    assert make_shadow(given) == DrainTimePolicy(3000.0, 100.0, 2.0, 5.0)

@@ -13,6 +13,7 @@ const charts = (() => {
       unit: "/s",
       lines: [
         { label: "rate limit", column: "rate", colour: "muted", dash: [6, 4], stepped: true },
+        { label: "rate limit of the shadow", column: "shadow", colour: "degraded", dash: [8, 3, 2, 3], stepped: true, ofShadow: true },
         { label: "offered", column: "offered", colour: "violet", dash: [2, 3] },
         { label: "admitted", column: "admitted", colour: "blue", width: 2, fill: true },
       ],
@@ -47,7 +48,7 @@ const charts = (() => {
     },
   };
 
-  const state = { columns: [], rows: [], seconds: 900, levels: {}, partitions: 0, plots: {} };
+  const state = { columns: [], rows: [], seconds: 900, levels: {}, shadow: false, partitions: 0, plots: {} };
   const at = (name) => state.columns.indexOf(name);
 
   function reset(columns, rows, seconds) {
@@ -86,7 +87,7 @@ const charts = (() => {
 
   function linesOf(name) {
     const plan = PLANS[name];
-    if (name !== "lag" || state.partitions < 2) return plan.lines;
+    if (name !== "lag" || state.partitions < 2) return plan.lines.filter((line) => !line.ofShadow || state.shadow);
     const each = Array.from({ length: state.partitions }, (_, i) => ({
       label: `partition ${i}`, partition: i, colour: "muted", dash: [1 + i, 2 + (i % 3)], width: 1, quiet: true,
     }));
@@ -211,7 +212,7 @@ const charts = (() => {
       const { plot, lines } = state.plots[name];
       plot.setData([times, ...lines.map(values)]);
       const told = lines.filter((line) => !line.quiet).map((line, i) => {
-        const value = line.column === "rate" || line.column === "lag" || line.column === "tokens" ? latest(line.column) : lately(line.column);
+        const value = line.column === "rate" || line.column === "shadow" || line.column === "lag" || line.column === "tokens" ? latest(line.column) : lately(line.column);
         document.querySelectorAll(`#legend-${name} b`)[i].textContent = format.number(value);
         return `${line.label} ${format.number(value)}`;
       });
@@ -238,6 +239,11 @@ const charts = (() => {
     if (other) {
       const figure = figures.find((one) => one.name === other.measure);
       document.getElementById("caption-policy").textContent = `${figure ? figure.label : other.measure.replaceAll("_", " ")} (${other.unit}), and the thresholds of the rate policy`;
+    }
+    const shadow = Boolean(status.ratePolicy.shadow);
+    if (shadow !== state.shadow) {
+      state.shadow = shadow;
+      if (state.plots.rate) build("rate");
     }
     const partitions = status.lagByPartition ? Object.keys(status.lagByPartition).length : state.partitions;
     if (partitions !== state.partitions) {
