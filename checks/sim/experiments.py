@@ -13,12 +13,14 @@ from pipeline.ports.bucket import Bucket, Grant
 from pipeline.ports.rate import Explanation, PartitionSample, PolicyState, RateDecision, RatePolicy, RateSample
 
 _TARGET_SECONDS: Final = 2.0
+SPREAD: Final = -1  # instead of a partition: the events of a body have many keys
 _SHARE_SECONDS: Final = 30.0  # over which the partitions' shares of the load are averaged
 _SHARE_LEAST: Final = 0.02  # of an equal share
 _UNPACED: Final = 4.0  # times the capacity: the bucket's rate where credits are the limit
 _CAP_BEGINS: Final = 1.5  # targets
 _CAP_ENDS: Final = 0.5
 _IDLE: Final = 0.5
+_LOW: Final = 0.15  # with less waiting, a partition proves nothing
 _CAP_BURST_SECONDS: Final = 0.5
 _CAP_SECONDS: Final = 3.0  # over which a partition's drain rate is averaged
 
@@ -29,6 +31,7 @@ class Surroundings:
 
     partitions: int
     lags: Callable[[], Sequence[int]]  # events that are not stored, by partition
+    shares: Callable[[], Sequence[float]]  # of the partitions in what is offered
     not_appended: Callable[[], float]  # tokens that processes hold
     now: Callable[[], float]
 
@@ -48,7 +51,7 @@ class Experiment:
         return shipped
 
     def wait_seconds(self, partition: int, count: int) -> float:
-        """Take `count` tokens of a partition's own limit: 0, or how long to wait for them."""
+        """Take `count` tokens of a partition's own limit: 0, or how long to wait. SPREAD: a body for all partitions."""
         return 0.0
 
     def give_back(self, partition: int, count: int) -> None:
@@ -191,7 +194,7 @@ class _Drained:
 class CapByPartition(Experiment):
     """A partition that drains too slowly, while the others are idle, gets a limit of its own.
 
-    The shipped policy sees the other partitions only. A body has one key, so it belongs to one partition.
+    The shipped policy sees the other partitions only. A body whose events are spread needs tokens of every limit.
     """
 
     def __init__(self, around: Surroundings) -> None:
@@ -213,7 +216,9 @@ class CapByPartition(Experiment):
                 self.caps[number] = _Cap(self._drained[number].rate, 0.0, self.around.now())
         for number, cap in self.caps.items():
             error = (_TARGET_SECONDS - drains[number]) / _TARGET_SECONDS
-            cap.rate = max(1.0, self._drained[number].rate * (1 + max(-0.9, min(0.05, error))))
+            if drains[number] >= _LOW * _TARGET_SECONDS:  # below it is a probe
+                error = max(-0.9, min(0.05, error))
+            cap.rate = max(1.0, self._drained[number].rate * (1 + error))
         rest = {number: one for number, one in sample.partitions.items() if number not in self.caps}
         decision = shipped.decide(replace(sample, partitions=rest or sample.partitions), state)
         rate = decision.rate + sum(cap.rate for cap in self.caps.values())
@@ -229,29 +234,42 @@ class CapByPartition(Experiment):
         drains = {}
         for number, one in sample.partitions.items():
             drained, seconds = self._drained[number], sample.seconds
-            if seconds and drained.was_full and one.lag:
+            is_full = one.lag >= _LOW * _TARGET_SECONDS * drained.rate and one.lag > 0
+            if seconds:
                 rate = (one.stored - drained.stored) / seconds
-                weight = 1 - exp(-seconds / _CAP_SECONDS) if drained.rate else 1.0
-                drained.rate += weight * (rate - drained.rate)
-            drained.stored, drained.was_full = one.stored, one.lag > 0
+                if (drained.was_full and is_full) or rate > drained.rate:  # an idle partition proves nothing
+                    weight = 1 - exp(-seconds / _CAP_SECONDS) if drained.rate else 1.0
+                    drained.rate += weight * (rate - drained.rate)
+            drained.stored, drained.was_full = one.stored, is_full
             drains[number] = _drain_seconds(one, drained.rate)
         return drains
 
     def wait_seconds(self, partition: int, count: int) -> float:
-        cap = self.caps.get(partition)
-        if cap is None:
-            return 0.0
+        caps = self._of(partition)
         now = self.around.now()
-        cap.tokens = min(cap.rate * _CAP_BURST_SECONDS, cap.tokens + (now - cap.at) * cap.rate)
-        cap.at = now
-        if cap.tokens < 1:
-            return (1 - cap.tokens) / cap.rate
-        cap.tokens -= count
-        return 0.0
+        wait_seconds = 0.0
+        for _, cap in caps:
+            cap.tokens = min(cap.rate * _CAP_BURST_SECONDS, cap.tokens + (now - cap.at) * cap.rate)
+            cap.at = now
+            if cap.tokens <= 0:
+                wait_seconds = max(wait_seconds, (1 - cap.tokens) / cap.rate)
+        if wait_seconds == 0:
+            self._spend(caps, count)
+        return wait_seconds
 
     def give_back(self, partition: int, count: int) -> None:
-        if partition in self.caps:
-            self.caps[partition].tokens += count
+        self._spend(self._of(partition), -count)
+
+    def _of(self, partition: int) -> list[tuple[float, _Cap]]:
+        """The limits that apply to a body, each with the body's share that belongs to it."""
+        if partition != SPREAD:
+            return [(1.0, self.caps[partition])] if partition in self.caps else []
+        shares = self.around.shares() if self.caps else ()
+        return [(shares[number], cap) for number, cap in self.caps.items()]
+
+    def _spend(self, caps: Sequence[tuple[float, _Cap]], count: int) -> None:
+        for share, cap in caps:
+            cap.tokens -= share * count
 
 
 def _drain_seconds(one: PartitionSample, rate: float) -> float:

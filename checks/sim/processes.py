@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 from prometheus_client import CollectorRegistry
 
 from checks.sim.bounds import LeaseBound
+from checks.sim.experiments import SPREAD
 from checks.sim.virtual import VirtualLoop
 from ingest.admission import Admission
 from ingest.errors import RateLimitedError, whole_seconds
@@ -131,9 +132,6 @@ class Destination(Protocol):
         """A body was admitted."""
 
 
-SPREAD: Final = -1
-
-
 class Clients:
     """The clients of one load. Each body goes to a process by chance."""
 
@@ -174,11 +172,10 @@ class Clients:
     def _send(self, partition: int) -> None:
         body = self.load.body
         self.counts.offered += body
-        if partition != SPREAD:
-            wait_seconds = self._destination.wait_seconds(partition, body)
-            if wait_seconds:
-                self._refused(partition, wait_seconds)
-                return
+        wait_seconds = self._destination.wait_seconds(partition, body)
+        if wait_seconds:
+            self._refused(partition, wait_seconds)
+            return
         processes = self._processes
         process = processes[0] if len(processes) == 1 else processes[int(self._rng.random() * len(processes))]
         process.offer(body, partition, self._answered)
@@ -186,8 +183,7 @@ class Clients:
     def _answered(self, partition: int, refusal: RateLimitedError | None) -> None:
         body = self.load.body
         if refusal is not None:
-            if partition != SPREAD:
-                self._destination.give_back(partition, body)
+            self._destination.give_back(partition, body)
             self._refused(partition, refusal.retry_after_seconds)
             return
         self.counts.admitted += body

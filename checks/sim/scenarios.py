@@ -188,7 +188,14 @@ def _all() -> list[Scenario]:
         Scenario("1 ingest process", 110, overload, sink, processes=1),
         Scenario("64 partitions", 110, overload, sink, partitions=64),
         Scenario("mixed bodies", 150, _mixed_bodies(_OVERLOAD), sink, judged_from=40),
-        Scenario("mixed bodies at the floor", 150, _mixed_bodies(200), constant(100), nominal=100),
+        # The rate is RATE_MIN, whatever the policy.
+        Scenario(
+            "mixed bodies at the lowest rate",
+            300,
+            _mixed_bodies(200),
+            sink,
+            faults=[Fault("override", 0.1, 300, 100.0)],
+        ),
     ]
     return found
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from checks.sim.bounds import BucketBound, ControlBound, LeaseBound, Violations, WatchedBucket
-from checks.sim.experiments import Experiment, Surroundings
-from checks.sim.processes import SPREAD, Clients, IngestProcess, Load
+from checks.sim.experiments import SPREAD, Experiment, Surroundings
+from checks.sim.processes import Clients, IngestProcess, Load
 from checks.sim.sink import Conditions, Sink, spread
 from checks.sim.timeline import Second, Timeline
 from checks.sim.virtual import VirtualLoop
@@ -122,7 +122,7 @@ class World:
             late_seconds=scenario.late_seconds,
         )
         self.experiment = arm.experiment(
-            Surroundings(scenario.partitions, self._lags, self._not_appended, self.clock.monotonic)
+            Surroundings(scenario.partitions, self._lags, self._shares_now, self._not_appended, self.clock.monotonic)
         )
         self.log = MemoryLog(scenario.partitions)
         self.violations = Violations(self.began_at)
@@ -283,8 +283,7 @@ class World:
 
     def choose_partition(self) -> int:
         """The partition of a body with one key; see Destination."""
-        shares = self._shares(self.clock.monotonic() - self.began_at)
-        return self.rng.choices(self._partition_numbers, shares)[0]
+        return self.rng.choices(self._partition_numbers, self._shares_now())[0]
 
     def wait_seconds(self, partition: int, count: int) -> float:
         """See Destination."""
@@ -303,6 +302,9 @@ class World:
 
     def _shares(self, at: float) -> Sequence[float]:
         return self._equal_shares if self.scenario.shares is None else self.scenario.shares(at)
+
+    def _shares_now(self) -> Sequence[float]:
+        return self._shares(self.clock.monotonic() - self.began_at)
 
     def _lags(self) -> list[int]:
         return [one.lag for one in self.sink.partitions]
