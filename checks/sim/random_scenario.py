@@ -21,7 +21,8 @@ _STEP_SECONDS: Final = 0.05
 _FAULTS_MAX: Final = 3
 # Bodies are so large that one run offers about this many: each costs the same time.
 _BODIES: Final = 150
-# Of what the rate allows, this share must be admitted at the end; two bodies may be missing besides.
+# Of what the rate allows, this share must be admitted at the end. Besides, two bodies may be missing, and one in the
+# lease of each process.
 _USED_SHARE: Final = 0.85
 
 
@@ -121,6 +122,6 @@ def unused(scenario: Scenario, timeline: Timeline) -> Violation | None:
     admitted = sum(second.admitted for second in tail)
     body = max(load.body for load in scenario.loads)
     due = sum(min(second.offered, rate) for second in tail)
-    if admitted >= _USED_SHARE * due - 2 * body:
+    if admitted >= _USED_SHARE * due - (2 + scenario.processes) * body:
         return None
     return Violation(scenario.seconds, "unused", f"{admitted} events admitted of {offered}, at a rate of {rate:g}/s")
