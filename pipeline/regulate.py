@@ -40,8 +40,10 @@ _LEASE_SHARE: Final = 0.8
 # Makes the rate policy from the bands that an operator set (None: none).
 PolicyOf = Callable[[Bands | None], RatePolicy]
 
-# Periods without a tick after which the progress of the partitions is forgotten.
+# Time without a tick after which the progress of the partitions is forgotten: periods, but no less than the seconds. A
+# tick may take seconds while a server does not respond, whatever the period is.
 _PROGRESS_PERIODS_MAX: Final = 3
+_PROGRESS_SECONDS_MIN: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,9 +412,8 @@ def _note_progress(state: ControlState, sample: _Sample, settings: Settings, con
     # A paused partition is right to store nothing. If the pauses are unknown, no partition is measured either.
     running = [p for p in sample.lag if state.pauses is not None and not paused(state.pauses, p)]
     behind = {p: sample.stored.get(p, 0) for p in running if sample.lag[p] > 0}
-    noted = control.progress.note(
-        sample.log_id, behind, forget_seconds=_PROGRESS_PERIODS_MAX * settings.regulate_seconds
-    )
+    forget_seconds = max(_PROGRESS_PERIODS_MAX * settings.regulate_seconds, _PROGRESS_SECONDS_MIN)
+    noted = control.progress.note(sample.log_id, behind, forget_seconds=forget_seconds)
     if state.pauses is not None:
         sample.no_progress_seconds = noted
 

@@ -482,6 +482,19 @@ def test_a_drainer_that_makes_no_progress_is_ended_after_fifteen_seconds(system:
     assert "15 s" in event.why
 
 
+def test_a_stall_is_found_although_ticks_take_longer_than_a_short_period(system: System) -> None:
+    # Given a controller that ticks every second, and ticks that take four
+    system.rig = memory_rig(control_settings("redis://nowhere", regulate_seconds=1.0), system.server)
+    system.tick()
+    system.append(0, 100)
+    system.database.held = {0}
+    # When nothing is stored for longer than a drainer may take, then it is ended
+    ended: list[int] = []
+    for _ in range(6):
+        ended += system.tick(after=4.0).terminated
+    assert ended == [0]
+
+
 def test_the_next_drainer_gets_the_same_time_before_it_is_ended(system: System) -> None:
     # Given a partition whose drainer was ended
     system.tick()
