@@ -37,7 +37,9 @@ SHARE_MIN: Final = 0.02  # of an equal share: a partition that gets almost nothi
 START_RATE: Final = 1000.0  # events/s; the first guess of the capacity of a new system
 EVENT_RATIO: Final = 0.1  # the rate moves a little at each tick; only larger changes are control events
 
-# Seconds to drain: beyond the first value the mode is entered, below the second one it is left.
+# Seconds to drain: beyond the first value the mode is entered, below the second one it is left. A target above
+# MODES_TARGET_SECONDS raises them in proportion: to be at the target is normal.
+MODES_TARGET_SECONDS: Final = 2.0
 DEGRADED_SECONDS: Final = (4.0, 3.0)
 CRITICAL_SECONDS: Final = (10.0, 6.0)
 
@@ -85,6 +87,14 @@ class _State:
         return {"capacity": self.capacity, "mode": self.mode.value, "partitions": rows}
 
 
+def _loaded(state: PolicyState | None) -> _State | None:
+    """The state; None if there is none, or if another version wrote it in a format that this one can't read."""
+    try:
+        return _State.load(state) if state else None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
 def _row(base: _Base | None) -> list[Any] | None:
     return None if base is None else [base.offset, base.at, base.is_full]
 
@@ -115,7 +125,7 @@ class DrainTimePolicy:
 
     def decide(self, sample: RateSample, state: PolicyState | None) -> RateDecision:
         """The rate for a sample; see the formula above."""
-        last = _State.load(state) if state else None
+        last = _loaded(state)
         seconds = sample.seconds if last is not None and sample.seconds is not None and sample.seconds > 0 else None
         first_rate = START_RATE if sample.last_rate is None else sample.last_rate
         known = last or _State(self._clamped(first_rate), {}, {}, {}, {})
@@ -124,7 +134,7 @@ class DrainTimePolicy:
         drains = {p: one.lag / (shares[p] * capacity) for p, one in sample.partitions.items()}
         drain = max(drains.values(), default=0.0)
         rate = self._clamped(capacity * (1 + self._error(sample, drain)))
-        mode = _mode(drain, known.mode)
+        mode = _mode(drain / self._modes_scale, known.mode)
         after = _State(
             capacity,
             {p: one.appended for p, one in sample.partitions.items()},
@@ -216,8 +226,8 @@ class DrainTimePolicy:
             rate_max=self.rate_max,
             look_at="nothing, if PostgreSQL is meant to be fully used; else why it is slow, or which client sends more",
             thresholds=(
-                Threshold("degraded above", DEGRADED_SECONDS[0], "s", Mode.DEGRADED, measure=DRAIN),
-                Threshold("critical above", CRITICAL_SECONDS[0], "s", Mode.CRITICAL, measure=DRAIN),
+                Threshold("degraded above", DEGRADED_SECONDS[0] * self._modes_scale, "s", Mode.DEGRADED, measure=DRAIN),
+                Threshold("critical above", CRITICAL_SECONDS[0] * self._modes_scale, "s", Mode.CRITICAL, measure=DRAIN),
             ),
             figures=(Figure("drain_target_seconds", "target", self.target_seconds, "s"), *figures),
             parameters={
@@ -225,6 +235,10 @@ class DrainTimePolicy:
             },
             event_ratio=EVENT_RATIO,
         )  # fmt: skip
+
+    @property
+    def _modes_scale(self) -> float:
+        return max(1.0, self.target_seconds / MODES_TARGET_SECONDS)
 
     def _target(self) -> str:
         return f"{self.target_seconds:g} s"
@@ -246,7 +260,8 @@ def _shares(sample: RateSample, known: _State, seconds: float | None) -> tuple[d
     count = len(partitions)
     if total <= 0:
         return dict.fromkeys(partitions, 1 / count), inflow
-    return {p: max(inflow.get(p, 0.0) / total, SHARE_MIN / count) for p in partitions}, inflow
+    # A partition without a measured inflow was added, or did not answer the last time: an equal share is assumed.
+    return {p: max(inflow[p] / total, SHARE_MIN / count) if p in inflow else 1 / count for p in partitions}, inflow
 
 
 def _passed(sample: RateSample, known: _State) -> int:
@@ -258,7 +273,10 @@ def _passed(sample: RateSample, known: _State) -> int:
 
 
 def _mode(drain: float, last: Mode) -> Mode:
-    """The mode for a drain time in seconds. It is left later than it is entered, so that it does not flicker."""
+    """The mode for a drain time in seconds, at a target of MODES_TARGET_SECONDS.
+
+    It is left later than it is entered, so that it does not flicker.
+    """
     if drain > CRITICAL_SECONDS[0] or (last is Mode.CRITICAL and drain >= CRITICAL_SECONDS[1]):
         return Mode.CRITICAL
     if drain > DEGRADED_SECONDS[0] or (last is not Mode.NORMAL and drain >= DEGRADED_SECONDS[1]):

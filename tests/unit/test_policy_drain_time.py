@@ -122,8 +122,27 @@ def test_partitions_that_come_and_go_do_not_disturb_the_others() -> None:
     known = decide(sample((500, 0, 0, 0.1), (500, 0, 0, 0.1)), decide(sample((0, 0, 0, 0.0), (0, 0, 0, 0.0))))
     alone = decide(sample((900, 400, 400, 1.1)), known)
     back = decide(sample((1300, 800, 800, 2.1), (900, 100, 100, 2.2), (50, 0, 0, 0.0)), alone)
-    assert 100.0 <= back.rate <= 50_000.0
     assert set(back.state["partitions"]) == {"0", "1", "2"}
+    # Then a partition whose share is not measured counts with an equal one: a short absence is no backlog
+    drains = {one.partition: one.value for one in back.explanation.figures if one.name == "drain_seconds"}
+    assert drains[1] == pytest.approx(800 / (capacity(back) / 3))
+    assert drains[2] == pytest.approx(50 / (capacity(back) / 3))
+    assert back.mode is Mode.NORMAL
+
+
+def test_a_state_of_another_version_counts_as_none() -> None:
+    given = sample((2000, 1000, 1000, 1.1), last_rate=700.0)
+    without = POLICY.decide(given, None)
+    known: dict[str, Any] = dict(busy(1500.0, 3).state)
+    for unknown in (
+        {"throughput": 1500.0},
+        known | {"mode": "at the limit"},
+        known | {"partitions": {"0": [1000]}},
+        known | {"partitions": {"0": [1000, 500, 400.0, [1.0]]}},
+        known | {"partitions": [1, 2]},
+    ):
+        assert POLICY.decide(given, unknown) == without, unknown
+    assert POLICY.decide(given, known) != without
 
 
 def test_two_samples_at_one_moment_are_one() -> None:
@@ -156,6 +175,29 @@ def test_a_mode_is_left_later_than_it_is_entered(drains: list[float], modes: lis
         decision = decide(sample((round(drain * 1000), 0, 0, 0.0), seconds=0.0), decision)
         found.append(decision.mode)
     assert found == modes
+
+
+@pytest.mark.parametrize(("target", "thresholds"), [(0.5, [4.0, 10.0]), (2.0, [4.0, 10.0]), (15.0, [30.0, 75.0])])
+def test_a_log_filled_up_to_a_long_target_is_normal(target: float, thresholds: list[float]) -> None:
+    # Given lags in seconds at a capacity of 1,000
+    policy = replace(POLICY, target_seconds=target)
+
+    def mode(drain: float, before: RateDecision | None = None) -> RateDecision:
+        return decide(sample((round(drain * 1000), 0, 0, 0.0), seconds=0.0), before, policy)
+
+    # When the drain time is the target, then that is what was asked for
+    assert mode(target).mode is Mode.NORMAL
+    # And the thresholds that are shown are those that count
+    at_target = mode(target).explanation
+    assert [one.value for one in at_target.thresholds] == thresholds
+    assert [one.value for one in policy.describe().thresholds] == thresholds
+    assert mode(thresholds[0] + 0.1).mode is Mode.DEGRADED
+    assert mode(thresholds[1] + 0.1).mode is Mode.CRITICAL
+    # And a mode is left at three quarters and six tenths of them
+    assert mode(0.76 * thresholds[0], mode(thresholds[0] + 0.1)).mode is Mode.DEGRADED
+    assert mode(0.74 * thresholds[0], mode(thresholds[0] + 0.1)).mode is Mode.NORMAL
+    assert mode(0.61 * thresholds[1], mode(thresholds[1] + 0.1)).mode is Mode.CRITICAL
+    assert mode(0.59 * thresholds[1], mode(thresholds[1] + 0.1)).mode is Mode.DEGRADED
 
 
 def explained(lag: int, **more: Any) -> Mapping[str, Any]:
