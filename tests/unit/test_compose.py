@@ -65,6 +65,19 @@ def services(compose: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize(("rate_max", "expected"), [("", 50_000.0), ("3000", 3000.0)])
+def test_the_rate_policy_of_env_reaches_every_program(
+    tmp_path: Path, compose: dict[str, Any], rate_max: str, expected: float
+) -> None:
+    _environment(tmp_path, {**SECRETS, "RATE_POLICY": "drain_time", "RATE_MAX": rate_max})
+    said = _config(tmp_path)
+    assert said.returncode == 0, said.stderr
+    for name in ("ingest", "worker", "control", "beat"):
+        given = yaml.safe_load(said.stdout)["services"][name]["environment"]
+        settings = Settings.from_environ({variable: str(value) for variable, value in given.items()})
+        assert (settings.rate_policy, settings.rate_max, settings.regulate_seconds) == ("drain_time", expected, 1.0)
+
+
 def test_every_part_is_there(services: dict[str, Any]) -> None:
     assert set(services) == {*SLUICE, *SERVERS, *WATCHERS}
 
