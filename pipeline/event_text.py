@@ -121,7 +121,7 @@ def _resumed(data: dict[str, str]) -> str:
 
 
 def _rate_changed(data: dict[str, str]) -> str:
-    rate, reason = float(data["rate"]), data.get("reason") or _LAG[Mode(data["mode"])]
+    rate, reason = float(data["rate"]), data.get("policy_reason") or _LAG[Mode(data["mode"])]
     if data["previous"] and float(data["previous"]) == rate:
         return f"{reason[0].upper()}{reason[1:]}, rate stays {rate_text(rate)}"
     before = f"{rate_text(float(data['previous'])).removesuffix('/s')} → " if data["previous"] else ""

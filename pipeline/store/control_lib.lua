@@ -91,7 +91,7 @@ local function record_rate(why, effective, decided_by, base_rate, mode, lag, ver
   redis.call('HSET', KEYS[1], 'recorded_rate', effective)
   record('rate_changed', why, cjson.encode({
     rate = effective, decided_by = decided_by, base_rate = base_rate, mode = mode, lag = lag, version = version,
-    previous = previous or '', reason = reason or ''
+    previous = previous or '', policy_reason = reason or ''
   }))
 end
 

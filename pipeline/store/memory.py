@@ -164,7 +164,7 @@ class _Adapter:
             "lag": "" if rate.lag is None else str(rate.lag),
             "version": str(rate.version),
             "previous": "" if previous is None else repr(previous),
-            "reason": "" if rate.policy is None else rate.policy.explanation.reason,
+            "policy_reason": "" if rate.policy is None else rate.policy.explanation.reason,
         }
         content.recorded_rate = rate.rate
         self._record(ControlEventKind.RATE_CHANGED, actor, why, data)

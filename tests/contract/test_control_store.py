@@ -109,16 +109,16 @@ def test_the_record_of_the_policy_is_kept_with_the_rate_until_the_next_publicati
     # Given a rate with the record of its policy
     publish(500.0, lag=5, policy=POLICY)
     assert published(rig).policy == POLICY
-    assert (rig.events.last(1)[0].data["reason"], rig.events.last(1)[0].why) == ("it is warm", "21.5 °C")
+    assert (rig.events.last(1)[0].data["policy_reason"], rig.events.last(1)[0].why) == ("it is warm", "21.5 °C")
     # When a pause changes the effective rate, then the record stays, and the event gives the policy's reason
     rig.store.pause(PauseReason.BREAKER, actor="drain", why="down")
     assert published(rig).policy == POLICY
     rig.store.resume(PauseReason.BREAKER, generation=None, actor="prober", why="up")
-    assert rig.events.last(1)[0].data["reason"] == "it is warm"
+    assert rig.events.last(1)[0].data["policy_reason"] == "it is warm"
     # And a publication without one, of an older version, takes it away
     publish(400.0, lag=5)
     assert published(rig).policy is None
-    assert rig.events.last(1)[0].data["reason"] == ""
+    assert rig.events.last(1)[0].data["policy_reason"] == ""
 
 
 def test_a_small_change_of_a_rate_is_no_event_if_the_policy_says_so(rig: ControlRig, publish: Publish) -> None:

@@ -184,8 +184,8 @@ def test_page_terminal_and_metrics_show_a_policy_that_they_do_not_know() -> None
         ("toy", "heat", "°C", "1"): 3.0,
     }
     # And the control event
-    [event] = [event for event in server.content().events if event.data.get("reason")]
-    assert (event.data["reason"], event.why) == ("it is warm", "21.5 °C")
+    [event] = [event for event in server.content().events if event.data.get("policy_reason")]
+    assert (event.data["policy_reason"], event.why) == ("it is warm", "21.5 °C")
 
 
 def test_a_shadow_decides_beside_the_policy_with_a_state_and_a_rate_of_its_own() -> None:
