@@ -179,7 +179,7 @@ def test_a_look_at_the_schema_ends_where_postgresql_is_silent(database_url: str)
             looking = pool.submit(missing_migrations, settings)
             try:
                 # Then whoever looks is no more silent than a drain would be
-                with pytest.raises(psycopg2.OperationalError):
+                with pytest.raises(SinkUnavailableError):
                     looking.result(20)
             finally:
                 holder.rollback()
