@@ -23,7 +23,7 @@ from tasks.consumer import use_transport
 from tasks.dropped import connect_drops
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, ForcedShutdownStep
 from tasks.metrics import MetricsStep
-from tasks.pause import PauseStep
+from tasks.pause import PauseFollower, PauseStep
 from tasks.schema import SchemaStep
 from tasks.startup import connect_signals
 from tasks.taking import TakingStep
@@ -40,6 +40,7 @@ class SluiceCelery(Celery):
         super().__init__("sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control"])
         self.sluice_settings = settings
         self.sluice_loops = Loops(SystemClock())  # of the worker's main process
+        self.sluice_pause_follower: PauseFollower | None = None  # of a worker for `batches`
 
 
 def make_app(settings: Settings) -> SluiceCelery:

@@ -92,6 +92,7 @@ class PauseStep(bootsteps.StartStopStep):
                 ),
             )
             self._follower.start()
+            consumer.app.sluice_pause_follower = self._follower  # the queue watch needs the same state
         self._timer = consumer.timer.call_repeatedly(settings.pause_reconcile_seconds, self._reconcile, (consumer,))
 
     def stop(self, consumer: Any) -> None:

@@ -18,11 +18,11 @@ from pipeline.clock import SystemClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.loops import Loops
 from pipeline.names import LoopName, Queue
-from pipeline.ports.control import ControlStore, paused
 from pipeline.settings import Settings
 from pipeline.store.redis_queues import RedisQueues
 from tasks.consumer import messages_taken
 from tasks.forced_shutdown import MIGRATION_SECONDS_MAX, end_now, task_seconds_max
+from tasks.pause import PauseFollower
 
 _logger = logging.getLogger(__name__)
 
@@ -115,7 +115,6 @@ class QueueWatch:
         self._queue = queue
         settings: Settings = consumer.app.sluice_settings
         self._clock = SystemClock()
-        self._store: ControlStore | None = wiring.make_control_store(settings) if queue is Queue.BATCHES else None
         self._queues: RedisQueues = wiring.make_queues(settings)
         self.taking = Taking(
             queue,
@@ -178,11 +177,9 @@ class QueueWatch:
             raise ConnectionResetError("closed, since it delivered no messages")
 
     def _may_take(self) -> bool:
-        """Whether the control state lets this worker take messages. Raises StoreUnavailableError."""
-        if self._store is None:  # only `batches` is ever paused
-            return True
-        pauses = self._store.state().pauses
-        return pauses is not None and not paused(pauses)
+        """Whether the consumer may take messages: it consumes `batches` by what this follower has read last."""
+        follower: PauseFollower | None = self._consumer.app.sluice_pause_follower
+        return follower is None or not follower.paused  # only `batches` is ever paused
 
 
 def _task_seconds_max(settings: Settings, queue: Queue, *, places: int) -> float:

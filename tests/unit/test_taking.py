@@ -1,14 +1,17 @@
 """When a worker takes nothing though it could, and what is done about it."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline.clock import ManualClock
+from pipeline.loops import Loops
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX
-from tasks.taking import LOOK_SECONDS, Remedy, Taking, _task_seconds_max
+from tasks.taking import LOOK_SECONDS, QueueWatch, Remedy, Taking, _task_seconds_max
 
 LIMIT, TASK = 5.0, 40.0
 
@@ -116,3 +119,16 @@ def test_a_migration_is_no_lost_place_where_nothing_else_can_run_beside_it() -> 
     assert _task_seconds_max(settings, Queue.CONTROL, places=1) == MIGRATION_SECONDS_MAX
     assert _task_seconds_max(settings, Queue.CONTROL, places=2) == CONTROL_SECONDS_MAX
     assert _task_seconds_max(settings, Queue.BATCHES, places=1) == settings.drain_hard_seconds_max
+
+
+def test_the_queue_watch_knows_of_pauses_what_the_consumer_was_told() -> None:
+    # Given a worker for `batches`, whose follower is the only reader of the control state
+    app = SimpleNamespace(sluice_settings=Settings(), sluice_loops=Loops(ManualClock()), sluice_pause_follower=None)
+    watch = QueueWatch(SimpleNamespace(app=app, pool=SimpleNamespace(num_processes=4)), Queue.BATCHES)
+    app.sluice_pause_follower = SimpleNamespace(paused=True)
+    assert not watch._may_take()
+    app.sluice_pause_follower = SimpleNamespace(paused=False)
+    assert watch._may_take()
+    # And a worker for `control` has none, and is never paused
+    app.sluice_pause_follower = None
+    assert watch._may_take()
