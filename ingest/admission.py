@@ -4,6 +4,9 @@ A lease is a number of tokens that this process took from the bucket in advance.
 process renews a lease before it is used up, with one call at a time, on a thread beside the event loop. If the bucket
 was empty, the process predicts its level, and rejects requests without a call to the bucket. Everything except the call
 itself runs on the event loop, so there are no locks.
+
+A body passes if the lease and the bucket together hold one token, whatever its size. The rest is the bucket's debt, and
+bodies of all sizes wait until it is paid. So each body has the same chance, and none starves beside smaller ones.
 """
 
 import asyncio
@@ -58,9 +61,9 @@ class _Level:
     def predicted(self, now: float) -> float:
         return min(float(self.burst), self.tokens + (now - self.at) * self.rate)
 
-    def wait_seconds(self, count: int, now: float) -> float:
-        """Seconds until the bucket has `count` tokens, or is full."""
-        missing = min(count, self.burst) - self.predicted(now)
+    def wait_seconds(self, held: int, now: float) -> float:
+        """Seconds until the bucket and the `held` tokens of a lease are one token together: enough for any body."""
+        missing = 1 - held - self.predicted(now)
         return missing / self.rate if missing > bucket_flow.TOLERANCE_TOKENS else 0.0
 
 
@@ -95,8 +98,10 @@ class Admission:
         self._level: _Level | None = None
         self._ask_not_before = 0.0  # monotonic; limits how often the process calls a drained bucket
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._given_back = 0  # tokens that the next call gives back to the bucket
         self._is_asking = False
         self._was_void = False  # the last grant was void
+        self._drain_over_seconds = 0.0  # see note_drain
         self._local: bucket_flow.BucketState | None = None  # not None: the bucket is unavailable
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -147,7 +152,7 @@ class Admission:
         return self._refusal(wait_seconds, self._clock.monotonic()) if wait_seconds > 0 else None
 
     def wait_seconds(self, count: int) -> float:
-        """Seconds until `count` tokens are there, if it is known without a call that they are missing; else 0."""
+        """Seconds until a body of `count` may pass, if it is known without a call that it may not now; else 0."""
         if count <= self._left:
             return 0.0
         now = self._clock.monotonic()
@@ -157,9 +162,17 @@ class Admission:
             return 0.0
         else:
             level = self._level
-        return max(level.wait_seconds(count - self._left, now), self._ask_not_before - now, 0.0)
+        held = self._left + self._given_back
+        # A rest of the lease is worth a call at once: otherwise only bodies that it covers would pass meanwhile.
+        not_before = 0.0 if held else self._ask_not_before - now
+        return max(level.wait_seconds(held, now), not_before, 0.0)
+
+    def give_back(self, count: int) -> None:
+        """Give back the tokens of admitted events that are certainly not stored: their repeat pays for them again."""
+        self._given_back += count
 
     def _refusal(self, wait_seconds: float, now: float) -> RateLimitedError:
+        wait_seconds = max(wait_seconds, self._drain_over_seconds)
         return RateLimitedError(wait_seconds, quota=max(1, int(self.rate(now))), left=self.available(now) or 0)
 
     # --- For other components -----------------------------------------------------------------------------------------
@@ -189,6 +202,13 @@ class Admission:
     def is_local(self) -> bool:
         """Whether the bucket is unavailable, and this process uses the last rate that it read."""
         return self._local is not None
+
+    def note_drain(self, over_seconds: float) -> None:
+        """Take the time that the sink needs beyond the policy's target for what is in the event log.
+
+        A refused client should not return before that.
+        """
+        self._drain_over_seconds = over_seconds
 
     def note_rate(self, version: int, rate: float, *, ends_in: float | None = None, rate_after: float = 0.0) -> None:
         """Take a published rate. A lower rate voids older leases; a higher one allows a call to the bucket at once.
@@ -240,17 +260,31 @@ class Admission:
             self._waiting.popleft()  # its client disconnected
         now = self._clock.monotonic()
         lease = self._quantum(self.rate(now)) if lease is None else lease
-        needed = max(1, self._waiting[0][0] - self._left) if self._waiting else min(1, lease)
-        wanted = sum(count for count, _ in self._waiting) - self._left + lease if self._waiting else lease
+        needed = self._waiting[0][0] if self._waiting else min(1, lease)
+        wanted = sum(count for count, _ in self._waiting) + lease
+        # The whole lease goes back for a body that it does not cover: until the answer, none but that body may use it.
+        returned = self._hand_in() if self._waiting else self._hand_in(0)
         self._is_asking = True
         self._low = 0
-        call = self._loop.run_in_executor(self._executor, self._call, needed, max(needed, wanted))
+        call = self._loop.run_in_executor(self._executor, self._call, needed, wanted, returned)
         call.add_done_callback(self._on_answer)
 
-    def _call(self, needed: int, wanted: int) -> tuple[int, Grant | None]:
+    def _hand_in(self, lease: int | None = None) -> int:
+        """Tokens to give back to a bucket: `lease` of the lease (None: all), and those of events that were not stored.
+
+        They are lost if the bucket does not answer, since it may have taken them.
+        """
+        lease = self._left if lease is None else lease
+        returned = lease + self._given_back
+        self._left -= lease
+        self._given_back = 0
+        return returned
+
+    def _call(self, needed: int, wanted: int, returned: int) -> tuple[int, Grant | None]:
         """Call the bucket, on the executor's thread. No grant: it is unavailable, or has a defect (see health)."""
         with self._turns.turn(), contextlib.suppress(StoreUnavailableError):
-            return wanted, self._bucket.take(needed=needed, wanted=wanted, process=self._process)
+            grant = self._bucket.take(needed=needed, wanted=wanted, process=self._process, returned=returned)
+            return wanted, grant
         return wanted, None
 
     def _on_answer(self, call: "asyncio.Future[tuple[int, Grant | None]]") -> None:
@@ -364,7 +398,9 @@ class Admission:
         now = self._clock.monotonic()
         rate = self._local_rate(now)
         burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
-        taken = bucket_flow.take(local, now=now, rate=rate, burst=burst, needed=count, wanted=count)
+        taken = bucket_flow.take(
+            local, now=now, rate=rate, burst=burst, needed=count, wanted=count, returned=self._hand_in()
+        )
         self._local = taken.state
         if not taken.granted:
             raise self._refusal(taken.wait_seconds, now)

@@ -164,8 +164,9 @@ class Appender:
     def append(self, entries: Sequence[tuple[int, bytes]], size: int) -> "asyncio.Future[None]":
         """Queue (partition, value) pairs of `size` bytes. The future is done when they are durable.
 
-        The future fails within `append_seconds_max` with an error of the port's `append`. LogIndeterminateError means
-        that any subset of the events may be stored; all other errors mean that none is. Raises what `blocked` returns.
+        The future fails within `append_seconds_max` with an error of the port's `append`. LogPartialError shows for
+        which partitions events may not be stored. LogIndeterminateError means that any subset of the events may be
+        stored; all other errors mean that none is. Raises what `blocked` returns.
         """
         blocked = self.blocked()
         if blocked is not None:
@@ -203,8 +204,9 @@ class Appender:
                 if its_error is None:
                     request.future.set_result(None)
                 else:
-                    # A copy for each request: if many tasks raised one object, their tracebacks would accumulate in it.
-                    request.future.set_exception(copy.copy(its_error))
+                    # One for each request: if many tasks raised one object, their tracebacks would accumulate in it.
+                    is_its_own = isinstance(its_error, LogPartialError)
+                    request.future.set_exception(its_error if is_its_own else copy.copy(its_error))
         pending = self._pending
         while pending and not pending[0].count:
             pending.popleft()

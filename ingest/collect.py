@@ -8,12 +8,12 @@ from uuid_utils import uuid7
 
 from ingest.admission import Admission
 from ingest.appender import Appender
-from ingest.errors import row_of
+from ingest.errors import PartlyStoredError, row_of
 from ingest.framing import inflate, is_gzip, without_mark
 from ingest.held_bodies import HeldBodies
 from ingest.types import Codec, Request, Response
 from pipeline.clock import Clock
-from pipeline.errors import SluiceError
+from pipeline.errors import LogIndeterminateError, LogPartialError, SluiceError
 from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.metrics import IngestMetrics
 
@@ -86,12 +86,28 @@ class Collector:
             try:
                 if not self._admission.take_now(count):
                     await self._admission.take(count)
-                entries, size = _records(events, head, self._appender.partitions)
-                await self._appender.append(entries, size)
+                await self._append(events, head)
             except SluiceError:
                 self.refused_beyond_first += count - 1
                 raise
         return count
+
+    async def _append(self, events: list[Event], head: bytes) -> None:
+        """Append admitted events. The tokens of those that are certainly not stored go back: a repeat pays again."""
+        entries: list[tuple[int, bytes]] = []
+        try:
+            entries, size = _records(events, head, self._appender.partitions)
+            await self._appender.append(entries, size)
+        except LogPartialError as error:
+            unconfirmed = [index for index, (part, _) in enumerate(entries) if part in error.failures]
+            failures = [error.failures[entries[index][0]] for index in unconfirmed]
+            self._admission.give_back(sum(not isinstance(one, LogIndeterminateError) for one in failures))
+            raise PartlyStoredError(unconfirmed, len(entries), str(error)) from error
+        except LogIndeterminateError:
+            raise
+        except SluiceError:
+            self._admission.give_back(len(events))
+            raise
 
 
 def _records(events: list[Event], head: bytes, partitions: int) -> tuple[list[tuple[int, bytes]], int]:

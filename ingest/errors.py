@@ -107,6 +107,23 @@ class NotReadyError(RecoverableError):
     """This process does not take events now."""
 
 
+class PartlyStoredError(LogIndeterminateError):
+    """Some events of the body are durable, and others may not be.
+
+    `unconfirmed` has the indices of the others in the body. If the client repeats only these, it pays for no event that
+    is durable already. If it repeats the whole body, the durable events are stored once, but paid for twice.
+    """
+
+    def __init__(self, unconfirmed: list[int], count: int, reason: str) -> None:
+        super().__init__(f"{count - len(unconfirmed)} of {count} events are durable, repeat the others: {reason}")
+        self.unconfirmed = unconfirmed
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The fields of the answer beside code and message."""
+        return {"unconfirmed": self.unconfirmed}
+
+
 class RateLimitedError(OverloadedError):
     """The admitted rate is used up.
 
@@ -190,12 +207,15 @@ def status_of(code: str) -> int:
     return row.status
 
 
-def whole_seconds(seconds: float, *, draw: float) -> int:
-    """A Retry-After of at least one second, with jitter, so that clients rejected together do not return together.
+def whole_seconds(seconds: float, *, draw: float, seconds_max: float = math.inf) -> int:
+    """A Retry-After of at least one second: seconds + U(0, max(1, seconds)), rounded up.
 
-    `draw` is a random number from [0, 1). The result is never shorter than `seconds`.
+    The random part spreads clients that were rejected together over as long a time as they had to wait. `draw` is a
+    random number from [0, 1). The result is never shorter than `seconds`, unless it is above `seconds_max`: for a
+    protocol whose clients drop events instead of waiting longer.
     """
-    return max(1, math.ceil(seconds + draw * max(1.0, seconds / 2)))
+    whole = max(1, math.ceil(seconds + draw * max(1.0, seconds)))
+    return whole if whole <= seconds_max else max(1, int(seconds_max))
 
 
 def error_body(code: str, message: str, details: dict[str, Any] | None = None) -> bytes:
@@ -203,10 +223,13 @@ def error_body(code: str, message: str, details: dict[str, Any] | None = None) -
     return msgspec.json.encode({"error": {"code": code, "message": message, **(details or {})}})
 
 
-def error_response(error: BaseException, request_id: str = "", *, row: Row | None = None) -> Response:
+def error_response(
+    error: BaseException, request_id: str = "", *, row: Row | None = None, retry_seconds_max: float = math.inf
+) -> Response:
     """The response to an error. Logs a defect, with the id of its request.
 
-    `row` is the row of an error that is not in this table.
+    `row` is the row of an error that is not in this table. `retry_seconds_max` limits the Retry-After, see
+    `whole_seconds`.
     """
     row = row or row_of(error)
     if row is _DEFECT:
@@ -215,10 +238,11 @@ def error_response(error: BaseException, request_id: str = "", *, row: Row | Non
             "a request failed because of a defect: %s", request_id or "not readable", exc_info=error, extra=extra
         )
     headers: dict[str, str] = {}
-    details = error.details if isinstance(error, RequestError) else {}
+    details = error.details if isinstance(error, RequestError | PartlyStoredError) else {}
     if row.repeats:
         wait_seconds = error.retry_after_seconds if isinstance(error, OverloadedError) else UNAVAILABLE_RETRY_SECONDS
-        retry_after = whole_seconds(wait_seconds, draw=random.random())  # noqa: S311  # spreads clients, no secret
+        draw = random.random()  # noqa: S311  # spreads clients, no secret
+        retry_after = whole_seconds(wait_seconds, draw=draw, seconds_max=retry_seconds_max)
         headers["retry-after"] = str(retry_after)
         if isinstance(error, RateLimitedError):
             # draft-ietf-httpapi-ratelimit-headers-10; the unit is events, which is not a registered one.

@@ -56,14 +56,19 @@ class LogPartialError(LogIndeterminateError):
         super().__init__(f"partitions that stored no event, or perhaps none: {numbers} ({reasons})")
 
     def of(self, partitions: Iterable[int]) -> SluiceError | None:
-        """The error for the part of the append that went to these partitions; None: that part is durable."""
+        """The error for the part of the append that went to these partitions; None: that part is durable.
+
+        It is a LogPartialError if some of these partitions are known to have stored everything, or nothing.
+        """
         asked = set(partitions)
         errors = [self.failures[number] for number in sorted(asked & self.failures.keys())]
         if not errors:
             return None
-        is_open = any(isinstance(error, LogIndeterminateError) for error in errors)
-        if is_open or len(errors) < len(asked):
+        unsure = sum(isinstance(error, LogIndeterminateError) for error in errors)
+        if unsure == len(asked):
             return LogIndeterminateError(f"a part of it may be stored: {errors[0]}")
+        if unsure or len(errors) < len(asked):
+            return LogPartialError({number: self.failures[number] for number in asked & self.failures.keys()})
         return errors[0]
 
 

@@ -78,12 +78,14 @@ class BucketBound:
         self._ahead = self._least = 0.0
         self._is_lost = True
 
-    def note_grant(self, grant: Grant, now: float) -> None:
-        """The bucket has granted tokens, or none."""
+    def note_grant(self, grant: Grant, now: float, *, returned: int = 0) -> None:
+        """The bucket got back tokens that it had granted before, and has granted tokens, or none."""
         if self._is_lost:  # the bucket uses the last rate that the calling process has seen
             self._rate = max(self._rate, grant.rate)
         self._fill(now)
-        self._level = min(float(grant.burst), self._level)
+        self._level = min(float(grant.burst), self._level + returned)
+        self._ahead -= returned
+        self._least = min(self._least, self._ahead)
         self._burst_max = max(self._burst_max, grant.burst)
         if grant.granted == 0:
             return
@@ -152,8 +154,15 @@ class LeaseBound:
             held for held in self._grants if not held.is_void_soon and not (falls and held.version < version)
         )
 
+    def note_returned(self, count: int, now: float) -> None:
+        """The process has given tokens back to the bucket."""
+        self._spend(count, now, "gave back")
+
     def note_admitted(self, count: int, now: float) -> None:
         """The process has admitted a body."""
+        self._spend(count, now, "admitted")
+
+    def _spend(self, count: int, now: float, what: str) -> None:
         grants = self._grants
         while count and grants:
             spent = min(count, grants[0].left)
@@ -162,7 +171,7 @@ class LeaseBound:
             if grants[0].left <= 0:
                 grants.popleft()
         if count:
-            self._violations.add(now, "lease", f"{self._name} admitted {count} events without valid tokens")
+            self._violations.add(now, "lease", f"{self._name} {what} {count} tokens that were not granted, or are void")
 
 
 class ControlBound:
@@ -207,9 +216,11 @@ class WatchedBucket:
         self._lease = lease
         self._monotonic = monotonic
 
-    def take(self, *, needed: int, wanted: int, process: str) -> Grant:
-        grant = self._bucket.take(needed=needed, wanted=wanted, process=process)
-        self._bound.note_grant(grant, self._monotonic())
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
+        grant = self._bucket.take(needed=needed, wanted=wanted, process=process, returned=returned)
+        now = self._monotonic()
+        self._lease.note_returned(returned, now)
+        self._bound.note_grant(grant, now, returned=returned)
         self._lease.note_grant(grant)
         self._on_version(grant.version)
         return grant

@@ -137,14 +137,15 @@ class _CreditBucket:
     shipped: Bucket
     credits: Credits
 
-    def take(self, *, needed: int, wanted: int, process: str) -> Grant:
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
         credit = int(self.credits.credit())
-        if wanted == 0 or credit >= max(1, needed):
-            return self.shipped.take(needed=needed, wanted=min(wanted, max(needed, credit)), process=process)
-        grant = self.shipped.take(needed=0, wanted=0, process=process)
-        wait_seconds = (needed - credit) / max(1.0, self.credits.capacity)
+        if wanted == 0 or credit >= min(1, needed):
+            most = min(wanted, max(needed, credit))
+            return self.shipped.take(needed=needed, wanted=most, process=process, returned=returned)
+        grant = self.shipped.take(needed=0, wanted=0, process=process, returned=returned)
+        wait_seconds = (1 - credit) / max(1.0, self.credits.capacity)
         # A level from which the process predicts this wait.
-        return replace(grant, wait_seconds=wait_seconds, tokens=needed - wait_seconds * grant.rate)
+        return replace(grant, wait_seconds=wait_seconds, tokens=1 - wait_seconds * grant.rate)
 
 
 class _Shares:

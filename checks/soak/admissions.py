@@ -19,7 +19,8 @@ class Outage:
     """A time (epoch s) in which the control server was away, silent or emptied for some process.
 
     Ingest goes on by the last rate that it knew, with a bucket of its own: the rate before may hold on, and the bucket
-    may be full when it is back. So each outage brings two bursts at most, one at each end.
+    may be full when it is back. So each outage brings two bursts at most, one at each end. At each end, the bucket of
+    each process may owe a body.
     """
 
     start: float
@@ -46,7 +47,7 @@ class RateIntegral:
         self._areas = list(accumulate(areas, initial=0.0))
         burst = self.rate_max * rules.burst_seconds
         self._steps = sorted(step for outage in outages for step in (outage.start, outage.end + rules.late_seconds))
-        self._step_events = burst
+        self._step_events = burst + rules.ingests * rules.body_events
 
     @staticmethod
     def _in_force_until(
@@ -90,14 +91,15 @@ def over_admission(
 ) -> str | None:
     """The worst window in words, where more was admitted than allowed; None where none was.
 
-    For a window from a to b: (202s answered by b) - (202s sent before a) ≤ R(b) - R(a) + burst + leases, R being the
-    integral of the rate. The greatest left side over all a is kept while b moves, so that n requests take n·log n.
+    For a window from a to b: (202s answered by b) - (202s sent before a) ≤ R(b) - R(a) + burst + body + leases, R being
+    the integral of the rate. The bucket may owe one body at b. The greatest left side over all a is kept while b moves,
+    so that n requests take n·log n.
     """
     acked = [one for one in requests if one.outcome is Outcome.ACKED and one.answered_at is not None]
     if not acked:
         return None
     integral = RateIntegral(rates, outages, rules)
-    allowed = integral.rate_max * rules.burst_seconds + rules.lease_events
+    allowed = integral.rate_max * rules.burst_seconds + rules.body_events + rules.lease_events
     # At a time, what begins a window comes first: a request sent and answered at once is in it.
     moments = sorted(
         [(one.sent_at, 0, one.events) for one in acked]
@@ -122,5 +124,5 @@ def over_admission(
     start, end = window
     return (
         f"{worst:.0f} events more were admitted in the {end - start:.2f} s from {start:.3f} than the published rates, "
-        f"a burst and the leases allow ({allowed:.0f} beyond the rate's integral)"
+        f"a burst, a body and the leases allow ({allowed:.0f} beyond the rate's integral)"
     )

@@ -77,6 +77,8 @@ class AdmissionRules:
 
     burst_seconds: float
     lease_events: float  # tokens that all ingest processes may hold in leases
+    body_events: int  # the largest body: the bucket may owe one
+    ingests: int  # ingest processes: without the bucket, each has one of its own
     rate_min: float  # events/s: what is admitted by a process that was never told a rate
     late_seconds: float  # how long a lower rate takes to reach everybody
 

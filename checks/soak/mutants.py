@@ -215,8 +215,8 @@ _SEEN_IN_OTHERS = (
         (
             Edit(
                 _COLLECT,
-                "                await self._appender.append(entries, size)\n",
-                "                self._appender.append(entries, size)\n",
+                "            await self._appender.append(entries, size)\n",
+                "            self._appender.append(entries, size)\n",
             ),
         ),
         ("log.kill", "ingest.kill", "log.freeze"),
@@ -377,7 +377,7 @@ _OF_UNIT_TESTS = (
     ),
     Mutant(
         "retry-after-too-short",
-        (Edit(_ERRORS, "    return max(1, math.ceil(seconds + draw", "    return max(1, math.floor(seconds + draw"),),
+        (Edit(_ERRORS, "    whole = max(1, math.ceil(seconds + draw", "    whole = max(1, math.floor(seconds + draw"),),
         test="tests/unit/test_ingest_errors.py::test_retry_after_is_whole_never_too_short_and_spread",
     ),
     Mutant(

@@ -1,5 +1,6 @@
 """A run: traffic, one fault of the schedule after the other, and the verdict."""
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from checks.soak.admissions import Outage
 from checks.soak.answers import AnswerRules
 from checks.soak.catalog import Planned, needs_of
 from checks.soak.checker import Disturbed, Rules, check, lost_by_the_machine
+from checks.soak.client import SIZES
 from checks.soak.control import PolicyRules
 from checks.soak.fault import Effect, Fault
 from checks.soak.found import AdmissionRules, Found, Recovery, Stored
@@ -23,6 +25,7 @@ from checks.soak.rig import Ended, Options, Rig
 from checks.soak.watcher import Watcher
 from checks.soak.windows import ClockSpan, Part, Refusal, Window, Windows
 from pipeline.errors import SluiceError
+from pipeline.settings import Settings
 
 LOOK_SECONDS = 0.02
 PATIENCE_SECONDS = 4.0  # for a fault that has not hit anything yet
@@ -35,7 +38,7 @@ _NOT_MADE = (psutil.Error, psycopg2.Error, redis.RedisError, SluiceError, OSErro
 HITS_SHARE_MIN = 0.9
 # For how long after a program has ended by itself what it disturbed is excused: it is started again.
 UNPLANNED_SECONDS = 10.0
-RETRY_SECONDS_MAX = 5  # a Retry-After: the bucket is full again in less, and a log is asked again in less
+RETRY_SECONDS_MAX = 5  # a Retry-After, unless a bucket owes a body: a log is asked again in less
 # For how long after a repair of the log an append may still fail: kafka-python keeps one for its time-out.
 LOG_AFTER_SECONDS = {"redis": 5.0, "kafka": 15.0}
 LATE_SECONDS = 1.0  # for a lower rate to reach every process: it follows control events, or the next lease
@@ -361,6 +364,12 @@ def _judge(result: Result, rig: Rig, watcher: Watcher, history: History, found: 
     }
 
 
+def _seconds_of_a_debt(settings: Settings) -> int:
+    """The longest Retry-After of a bucket that owes a body: one of a process that has not met the bucket yet."""
+    debt_seconds = max(SIZES) * settings.ingest_processes_max / settings.rate_min
+    return math.ceil(debt_seconds + max(1.0, debt_seconds))
+
+
 def _rules(rig: Rig) -> Rules:
     """What bounds the run."""
     settings, options = rig.settings, rig.options
@@ -368,12 +377,14 @@ def _rules(rig: Rig) -> Rules:
         AdmissionRules(
             burst_seconds=settings.burst_seconds,
             lease_events=2 * settings.rate_max * settings.lease_seconds * options.ingests,
+            body_events=max(SIZES),
+            ingests=options.ingests,
             rate_min=settings.rate_min,
             late_seconds=LATE_SECONDS,
         ),
         AnswerRules(
             append_seconds_max=settings.append_seconds_max,
-            retry_seconds_max=RETRY_SECONDS_MAX,
+            retry_seconds_max=max(RETRY_SECONDS_MAX, _seconds_of_a_debt(settings)),
             log_after_seconds=LOG_AFTER_SECONDS[options.log],
             dead_log_takes_nothing=options.log == "redis",
         ),

@@ -2,7 +2,8 @@
 
 Every event without an eventId gets one (UUIDv7), and keeps it in every repeat. So a repeat after an unknown outcome
 stores nothing twice. The client sends one batch at a time, in the order of the input. The batch bounds the memory,
-whatever the size of the files.
+whatever the size of the files. While the server refuses for its rate (429), batches are smaller: a large one makes all
+other clients wait until the rate has paid for it.
 
 Exit code: 0 if every event was accepted, 1 if one was not, 2 if nothing could be sent, 130 after Ctrl-C.
 """
@@ -30,6 +31,7 @@ LINE_BYTES_MAX: Final = 4 << 20  # of the input; a longer line can't be an event
 BATCH_BYTES_MAX: Final = 512 * 1024  # half of the server's default limit
 REASONS_MAX: Final = 20  # rejections that are listed one by one
 REASON_KINDS_MAX: Final = 100  # kinds of rejections that are counted separately
+EVENTS_MIN: Final = 20  # a batch is not made smaller than this after 429: more requests would only cost more
 BACKOFF_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)  # between attempts if the server sends no Retry-After
 
 
@@ -154,7 +156,11 @@ def batches(items: Iterator[Item], events_max: int) -> Iterator[Batch]:
 
 
 class Sender:
-    """Sends batches until each event is accepted or rejected, or `patience_seconds` pass without progress."""
+    """Sends batches until each event is accepted or rejected, or `patience_seconds` pass without progress.
+
+    A 429 counts as progress: the server works, and events of other clients get through. After it, bodies have half as
+    many events, and grow by EVENTS_MIN with each body that is accepted.
+    """
 
     def __init__(self, endpoint: Endpoint, report: Report, clock: Clock, *, patience_seconds: float, bar: Any) -> None:
         self._endpoint = endpoint
@@ -164,13 +170,23 @@ class Sender:
         self._bar = bar
         self._progress_at = clock.monotonic()
         self._failures = 0  # in a row
+        self._events_max = sys.maxsize  # in one body
         self.pending: deque[Batch] = deque()
 
     def send(self, batch: Batch) -> None:
         """Send one batch. Raises GiveUpError; unsettled batches are in `pending` then."""
         self.pending.append(batch)
         while self.pending:
-            self._send_once(self.pending[0])
+            self._send_once(self._next())
+
+    def _next(self) -> Batch:
+        """The first batch of `pending`, as large as a body may be now."""
+        batch, size = self.pending[0], self._events_max
+        if len(batch.items) > size:
+            self.pending.popleft()
+            self.pending.appendleft(Batch(batch.items[size:], batch.is_repeat))
+            self.pending.appendleft(Batch(batch.items[:size], batch.is_repeat))
+        return self.pending[0]
 
     def _send_once(self, batch: Batch) -> None:
         """Send a batch once, and put the batches to send after it into `pending`."""
@@ -186,12 +202,17 @@ class Sender:
         if answer.status == 202:
             self._report.accepted += len(batch.items)
             self._report.repeated += len(batch.items) if batch.is_repeat else 0
+            self._events_max = min(self._events_max + EVENTS_MIN, sys.maxsize)
             self._settle(batch, [])
         elif answer.status in (400, 422):
             self._reject_some(batch, answer)
         elif answer.status == 413:
             self._split(batch, answer)
-        elif answer.status in (408, 429) or answer.status >= 500:
+        elif answer.status == 429:
+            self._events_max = max(EVENTS_MIN, min(len(batch.items), self._events_max) // 2)
+            self._wait(answer.retry_after_seconds, f"429 {answer.message}", is_progress=True)
+        elif answer.status == 408 or answer.status >= 500:
+            self._keep_unconfirmed(batch, answer)
             batch.is_repeat = batch.is_repeat or (answer.status >= 500 and answer.code != "unavailable")
             self._wait(answer.retry_after_seconds, f"{answer.status} {answer.message}")
         else:
@@ -206,6 +227,15 @@ class Sender:
         done = sum(item.input_bytes for item in batch.items)
         self._bar.update(done - sum(item.input_bytes for one in rest for item in one.items))
         self._bar.set_postfix(accepted=self._report.accepted, rejected=self._report.rejected, refresh=False)
+
+    def _keep_unconfirmed(self, batch: Batch, answer: Answer) -> None:
+        """If the answer says which events may not be stored, only these are sent again."""
+        kept = answer.unconfirmed(len(batch.items))
+        if kept is not None and len(kept) < len(batch.items):
+            stored = len(batch.items) - len(kept)
+            self._report.accepted += stored
+            self._report.repeated += stored if batch.is_repeat else 0
+            self._settle(batch, [Batch([batch.items[index] for index in kept], is_repeat=True)])
 
     def _reject_some(self, batch: Batch, answer: Answer) -> None:
         """Remove the events that the answer names; if it names none, halve the batch until it has one event."""
@@ -228,14 +258,19 @@ class Sender:
         half = len(items) // 2
         self._settle(batch, [Batch(items[:half], batch.is_repeat), Batch(items[half:], batch.is_repeat)])
 
-    def _wait(self, retry_after_seconds: float | None, why: str) -> None:
-        """Wait before the next attempt, as the server requests. Raises GiveUpError if patience ends before."""
+    def _wait(self, retry_after_seconds: float | None, why: str, *, is_progress: bool = False) -> None:
+        """Wait before the next attempt, as the server requests.
+
+        Raises GiveUpError if patience ends before, unless the answer was progress.
+        """
         backoff = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
         self._failures += 1
         seconds = backoff if retry_after_seconds is None else retry_after_seconds
-        if self._clock.monotonic() + seconds - self._progress_at > self._patience_seconds:
+        if not is_progress and self._clock.monotonic() + seconds - self._progress_at > self._patience_seconds:
             raise GiveUpError(f"no event was accepted for {self._patience_seconds:g} s; the last answer was: {why}")
         self._clock.sleep(seconds)
+        if is_progress:
+            self._progress_at = self._clock.monotonic()
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

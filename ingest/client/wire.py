@@ -51,6 +51,16 @@ class Answer:
             found[line - 1] = self.message
         return found
 
+    def unconfirmed(self, count: int) -> list[int] | None:
+        """Indices of the events of a batch of `count` that may not be stored; None if the answer does not say it.
+
+        All others of the batch are stored.
+        """
+        indices = self.error.get("unconfirmed")
+        if not isinstance(indices, list) or not all(type(one) is int and 0 <= one < count for one in indices):
+            return None
+        return indices or None
+
 
 class Endpoint:
     """POST /api/logs of one server, over one connection. A broken connection is replaced."""

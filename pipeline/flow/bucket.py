@@ -1,6 +1,8 @@
 """A token bucket as arithmetic: the reference for `pipeline/store/bucket.lua`, which does the same on the server.
 
-One token is one event. The bucket fills at `rate` up to `burst`. The caller reads the clock, once.
+One token is one event. The bucket fills at `rate` up to `burst`. A request passes if the bucket holds one token,
+whatever the request's size, and may leave the bucket in debt. So bodies of all sizes have the same chance beside each
+other, and the debt is always smaller than one body. The caller reads the clock, once.
 """
 
 from dataclasses import dataclass
@@ -47,14 +49,18 @@ def refill(state: BucketState | None, *, now: float, rate: float, burst: int) ->
     return BucketState(min(float(burst), tokens), now, rate)
 
 
-def take(state: BucketState | None, *, now: float, rate: float, burst: int, needed: int, wanted: int) -> Taken:
+def take(
+    state: BucketState | None, *, now: float, rate: float, burst: int, needed: int, wanted: int, returned: int = 0
+) -> Taken:
     """Take between `needed` and `wanted` tokens, or none (0 ≤ needed ≤ wanted; rate > 0; burst ≥ 1).
 
-    A bucket can never hold a need above the burst. Such a need passes when the bucket is full, and leaves it in debt.
+    One token is enough for any need: a larger need leaves the bucket in debt. `returned` tokens come back first, as far
+    as there is room for them.
     """
     filled = refill(state, now=now, rate=rate, burst=burst)
-    threshold = min(needed, burst)
-    if filled.tokens + TOLERANCE_TOKENS < threshold:
-        return Taken(filled, 0, (threshold - filled.tokens) / rate)
-    granted = needed if needed > burst else min(wanted, int(filled.tokens + TOLERANCE_TOKENS))
-    return Taken(BucketState(filled.tokens - granted, now, rate), granted, 0.0)
+    tokens = min(float(burst), filled.tokens + returned)
+    threshold = min(needed, 1)
+    if tokens + TOLERANCE_TOKENS < threshold:
+        return Taken(BucketState(tokens, now, rate), 0, (threshold - tokens) / rate)
+    granted = max(needed, min(wanted, int(tokens + TOLERANCE_TOKENS)))
+    return Taken(BucketState(tokens - granted, now, rate), granted, 0.0)

@@ -8,9 +8,9 @@ from typing import Protocol
 class Grant:
     """Response to a request for tokens; one token is one event.
 
-    `granted` is 0, or at least the needed number. `wait_seconds` is the predicted time until the needed tokens are
-    available (0 when granted). `tokens` is the bucket's level after the grant; it is negative while the bucket is in
-    debt.
+    `granted` is 0, or at least the needed number. `wait_seconds` is the predicted time until the bucket holds a token
+    again (0 when granted): after it, a request of any size passes, unless another one came first. `tokens` is the
+    bucket's level after the grant; it is negative while the bucket is in debt.
     """
 
     granted: int
@@ -25,9 +25,10 @@ class Grant:
 class Bucket(Protocol):
     """One token bucket for all ingest processes."""
 
-    def take(self, *, needed: int, wanted: int, process: str) -> Grant:
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
         """Take between `needed` and `wanted` tokens (0 ≤ needed ≤ wanted), or none.
 
-        If the need exceeds the burst, a full bucket grants it and goes into debt. Each call renews the presence of the
-        process. A call with 0 wanted tokens changes nothing else. Raises StoreUnavailableError.
+        A bucket that holds one token grants any need, and goes into debt for a larger one. `returned` tokens that this
+        process took earlier come back first, also if nothing is granted. Each call renews the presence of the process.
+        A call with 0 wanted tokens changes nothing else. Raises StoreUnavailableError.
         """

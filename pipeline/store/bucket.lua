@@ -6,7 +6,7 @@
 --       7 seconds for which a rate stays without a new publication, 8 seconds in which it then halves, 9 seconds after
 --       which a silent process is forgotten, 10 tolerance in tokens, and for a flushed server: 11 rate, 12 its version,
 --       13 floor; 14 publication time of the newest rate that the caller knows, or '', 15 seconds since then by the
---       caller's clock
+--       caller's clock, 16 tokens that the caller gives back
 -- Returns granted, wait in seconds, tokens left, rate, burst, version, live processes, when the rate was published (or
 -- ''), and seconds since then; fractions as text.
 
@@ -43,15 +43,16 @@ local tokens = burst
 if held[1] then
   tokens = math.min(burst, tonumber(held[1]) + elapsed_since(tonumber(held[2])) * math.min(rate, tonumber(held[3])))
 end
+tokens = math.min(burst, tokens + tonumber(ARGV[16]))
 
-local threshold = math.min(needed, burst)
+-- One token is enough for any need: a larger one leaves the bucket in debt. An older version on the same server writes
+-- the same fields and waits until a debt is paid.
+local threshold = math.min(needed, 1)
 local granted, wait = 0, 0
 if tokens + tolerance < threshold then
   wait = (threshold - tokens) / rate
-elseif needed > burst then
-  granted = needed
 else
-  granted = math.min(wanted, math.floor(tokens + tolerance))
+  granted = math.max(needed, math.min(wanted, math.floor(tokens + tolerance)))
 end
 tokens = tokens - granted
 

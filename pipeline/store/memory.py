@@ -451,13 +451,15 @@ class MemoryBucket(_Adapter):
         self._last_rate = settings.rate_min
         self._last_version = 0
 
-    def take(self, *, needed: int, wanted: int, process: str) -> Grant:
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
         with self._server.changed:
             self._settle_override()
             content, now = self._server.content(), self._server.clock.monotonic()
             rate, version = self._rate(content, now)
             burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
-            taken = bucket_flow.take(content.bucket, now=now, rate=rate, burst=burst, needed=needed, wanted=wanted)
+            taken = bucket_flow.take(
+                content.bucket, now=now, rate=rate, burst=burst, needed=needed, wanted=wanted, returned=returned
+            )
             content.bucket = taken.state
             content.ran_dry += taken.granted < wanted
             content.processes[process] = now

@@ -48,7 +48,7 @@ class RedisBucket:
         self._published_at = ""  # of the newest rate that was seen, as text from the server
         self._publication_age = Age()
 
-    def take(self, *, needed: int, wanted: int, process: str) -> Grant:
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
         now = self._clock.monotonic()
         fallback_rate, fallback_version = self._fallback(now)
         granted, wait_seconds, tokens, rate, burst, version, live, published_at, age = self._scripts.run(
@@ -63,6 +63,7 @@ class RedisBucket:
             repr(self._settings.rate_min),
             self._published_at,
             repr(self._publication_age.now(now)),
+            str(returned),
             more_keys=self._keys,
         )
         self._published_at = published_at

@@ -16,7 +16,7 @@ from checks.soak.windows import Refusal
 
 LOG = "log.2"
 RULES = Rules(
-    AdmissionRules(burst_seconds=1.0, lease_events=10, rate_min=100, late_seconds=0.5),
+    AdmissionRules(burst_seconds=1.0, lease_events=10, body_events=20, ingests=2, rate_min=100, late_seconds=0.5),
     AnswerRules(append_seconds_max=1.0, retry_seconds_max=5, log_after_seconds=5.0, dead_log_takes_nothing=True),
     PolicyRules(rate_max=1000.0, rate_min=100.0, lag_degraded=100, lag_critical=1000, lag_tolerance=10),
 )
@@ -242,7 +242,7 @@ def test_a_system_that_does_not_recover_is_broken(recovery: Recovery) -> None:
     assert "within 60 s" in violations[0]
 
 
-# --- admissions: 100 events/s, a burst of 100, leases of 10 ------------------------------------------------
+# --- admissions: 100 events/s, a burst of 100, leases of 10, bodies of 20 --------------------------------
 
 
 def admitted(times: Sequence[float], events: int) -> History:
@@ -261,12 +261,12 @@ def excess(of: History, rates: Sequence[RateSample], outages: Sequence[Outage] =
 STEADY = [RateSample(990.0 + tick, 100.0) for tick in range(40)]
 
 
-def test_a_burst_and_then_the_rate_is_allowed() -> None:
-    assert excess(admitted([1000.0] * 11 + [1000.1 + n / 10 for n in range(100)], 10), STEADY) == []
+def test_a_burst_a_body_and_then_the_rate_is_allowed() -> None:
+    assert excess(admitted([1000.0] * 13 + [1000.1 + n / 10 for n in range(100)], 10), STEADY) == []
 
 
-def test_more_than_burst_and_leases_at_once_is_not() -> None:
-    assert excess(admitted([1000.0] * 12, 10), STEADY)
+def test_more_than_burst_body_and_leases_at_once_is_not() -> None:
+    assert excess(admitted([1000.0] * 14, 10), STEADY)
 
 
 def test_a_rate_that_is_a_little_too_high_shows_in_a_long_window() -> None:
@@ -289,9 +289,9 @@ def test_a_lower_rate_counts_once_it_must_have_arrived() -> None:
 
 def test_an_outage_of_the_bucket_brings_two_bursts_and_no_third() -> None:
     outage = [Outage(1000.2, 1000.4)]
-    full = [1000.0] * 11  # a burst and the leases
-    within = [*full, *[1000.3] * 10]
-    after = [*within, *[1000.95] * 10]
+    full = [1000.0] * 13  # a burst, a body and the leases
+    within = [*full, *[1000.3] * 13]
+    after = [*within, *[1000.95] * 13]
     assert excess(admitted(full, 10), STEADY) == []
     assert excess(admitted(within, 10), STEADY)
     assert excess(admitted(within, 10), STEADY, outage) == []

@@ -249,7 +249,7 @@ def test_a_producer_that_stays_full_takes_nothing(rig: KafkaRig, monkeypatch: py
     assert (result.of([1]), type(result.of([2])), type(result.of([1, 2]))) == (
         None,
         LogFullError,
-        LogIndeterminateError,
+        LogPartialError,
     )
     assert (read_all(log, 1), read_all(log, 2)) == ([b"taken"], [])
     # And the log goes on

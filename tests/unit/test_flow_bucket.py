@@ -17,24 +17,32 @@ def test_a_grant_is_what_there_is_between_needed_and_wanted() -> None:
     some = BucketState(tokens=12.7, at=50.0, rate=100.0)
     assert take(some, now=50.0, rate=100.0, burst=100, needed=12, wanted=30).granted == 12
     assert take(some, now=50.0, rate=100.0, burst=100, needed=1, wanted=5).granted == 5
-    assert take(some, now=50.0, rate=100.0, burst=100, needed=13, wanted=30).granted == 0
+    assert take(some, now=50.0, rate=100.0, burst=100, needed=1, wanted=30).granted == 12
 
 
-def test_a_refusal_takes_nothing_and_says_when_there_will_be_enough() -> None:
+def test_a_refusal_takes_nothing_and_says_when_there_will_be_a_token() -> None:
     taken = take(EMPTY, now=50.0, rate=100.0, burst=100, needed=5, wanted=30)
     assert (taken.granted, taken.state.tokens) == (0, 0.0)
-    assert taken.wait_seconds == pytest.approx(0.05)
+    assert taken.wait_seconds == pytest.approx(0.01)
     assert take(taken.state, now=50.0 + taken.wait_seconds, rate=100.0, burst=100, needed=5, wanted=5).granted == 5
 
 
-def test_a_need_above_the_burst_waits_for_a_full_bucket_and_leaves_it_in_debt() -> None:
-    almost = BucketState(tokens=99.0, at=50.0, rate=100.0)
-    assert take(almost, now=50.0, rate=100.0, burst=100, needed=250, wanted=400).wait_seconds == pytest.approx(0.01)
-    taken = take(FULL, now=50.0, rate=100.0, burst=100, needed=250, wanted=400)
-    assert (taken.granted, taken.state.tokens) == (250, -150.0)
-    refused = take(taken.state, now=50.5, rate=100.0, burst=100, needed=1, wanted=1)
-    assert refused.granted == 0
-    assert refused.wait_seconds == pytest.approx(1.01)
+def test_one_token_is_enough_for_any_need_and_the_rest_is_a_debt() -> None:
+    almost = BucketState(tokens=0.99, at=50.0, rate=100.0)
+    assert take(almost, now=50.0, rate=100.0, burst=100, needed=250, wanted=400).granted == 0
+    taken = take(BucketState(1.0, 50.0, 100.0), now=50.0, rate=100.0, burst=100, needed=250, wanted=400)
+    assert (taken.granted, taken.state.tokens) == (250, -249.0)
+    # Then all sizes wait for the same time
+    waits = [take(taken.state, now=51.0, rate=100.0, burst=100, needed=n, wanted=n).wait_seconds for n in (1, 90, 900)]
+    assert waits == pytest.approx([1.5] * 3)
+
+
+def test_tokens_that_come_back_count_first_and_never_above_the_burst() -> None:
+    taken = take(EMPTY, now=50.0, rate=100.0, burst=100, needed=1, wanted=30, returned=12)
+    assert (taken.granted, taken.state.tokens) == (12, 0.0)
+    assert take(FULL, now=50.0, rate=100.0, burst=100, needed=0, wanted=0, returned=50).state.tokens == 100.0
+    owed = BucketState(tokens=-50.0, at=50.0, rate=100.0)
+    assert take(owed, now=50.0, rate=100.0, burst=100, needed=7, wanted=7, returned=12).state.tokens == -38.0
 
 
 def test_a_lower_rate_clamps_the_tokens_at_once() -> None:

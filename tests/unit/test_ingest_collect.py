@@ -2,9 +2,10 @@
 
 import asyncio
 import gzip
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -12,11 +13,11 @@ from prometheus_client import CollectorRegistry
 from ingest.admission import Admission
 from ingest.appender import Appender
 from ingest.collect import Collector
-from ingest.errors import BodyTooLargeError, UnsupportedBodyError, error_response
+from ingest.errors import BodyTooLargeError, RateLimitedError, UnsupportedBodyError, error_response
 from ingest.held_bodies import HeldBodies, HeldBytes
 from ingest.types import Codec, Decode, Headers, Response
 from pipeline.clock import SystemClock
-from pipeline.event import Event, decode_record
+from pipeline.event import Event, decode_record, partition_of
 from pipeline.log.memory import MemoryLog
 from pipeline.metrics import IngestMetrics
 from pipeline.settings import Settings
@@ -30,7 +31,7 @@ def words_codec() -> Codec:
     """A toy protocol: each word of a body is an event; it has answers of its own."""
 
     async def words(body: bytes) -> list[Event]:
-        return [Event("toy", "INFO", word, "words", NOW_MS) for word in body.decode().split()]
+        return [Event(word, "INFO", word, "words", NOW_MS) for word in body.decode().split()]
 
     def decode(headers: Headers) -> Decode:
         if headers.get("content-type") != "text/words":
@@ -68,7 +69,7 @@ async def until(condition: Callable[[], bool]) -> None:
 class Rig:
     def __init__(self, settings: Settings) -> None:
         server, clock, metrics = MemoryServer(), SystemClock(), IngestMetrics(CollectorRegistry())
-        self.log = MemoryLog(partitions=1)
+        self.log = MemoryLog(partitions=settings.log_partitions)
         self.admission = Admission(settings, MemoryBucket(settings, server), clock, metrics)
         self.appender = Appender(self.log, settings, clock, metrics)
         self.held = HeldBodies(BYTES_MAX)
@@ -98,7 +99,7 @@ async def start() -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
     rigs: list[Rig] = []
 
     async def run(**changes: float) -> Rig:
-        rigs.append(Rig(Settings(log_partitions=1, ingest_processes_max=1, **changes)))  # type: ignore[arg-type]
+        rigs.append(Rig(Settings(**{"log_partitions": 1, "ingest_processes_max": 1} | changes)))  # type: ignore[arg-type]
         return await rigs[-1].start()
 
     yield run
@@ -148,7 +149,40 @@ async def test_what_is_refused_whatever_it_holds_is_not_read(start: Start) -> No
 
 async def test_events_of_a_refused_body_are_counted(start: Start) -> None:
     rig = await start(rate_max=100.0, rate_min=100.0)
+    assert (await rig.collect(WordsRequest(b"word " * 150))).status == 204
+    response = await rig.collect(WordsRequest(b"word " * 150))
+    assert response.body == b"RateLimitedError"
+    # A body that was refused unread counts as one event; one that was decoded, as all of its events
+    assert rig.collector.refused_beyond_first == 0
+    rig.admission.refusal = lambda count: None if count == 1 else RateLimitedError(1.0, quota=1, left=0)  # type: ignore[method-assign]
     response = await rig.collect(WordsRequest(b"word " * 150))
     assert response.body == b"RateLimitedError"
     assert rig.collector.refused_beyond_first == 149
-    assert rig.stored() == []
+    assert len(rig.stored()) == 100, "what one read shows"
+
+
+async def test_a_repeat_pays_for_no_event_that_is_stored(start: Start) -> None:
+    # Given a partition that takes nothing, and a body with events for both
+    rig = await start(log_partitions=2)
+    given_back: list[int] = []
+    rig.admission.give_back = given_back.append  # type: ignore[assignment, method-assign]
+    words = [f"word{number}" for number in range(30)]
+    missing = [index for index, word in enumerate(words) if partition_of(word, 2) == 1]
+    assert 0 < len(missing) < 30
+    rig.log.server.lose_leader(1)
+    codec = replace(words_codec(), rejected=error_response)
+    response = await rig.collector.collect(codec, WordsRequest(" ".join(words).encode()))
+    # Then the answer says which events are not stored, and their tokens go back
+    error = json.loads(response.body)["error"]
+    assert (response.status, error["code"], error["unconfirmed"]) == (503, "indeterminate", missing)
+    assert given_back == [len(missing)]
+    # And so do all tokens of a body of which nothing is stored
+    response = await rig.collector.collect(codec, WordsRequest(words[missing[0]].encode()))
+    assert json.loads(response.body)["error"]["code"] == "unavailable"
+    assert given_back == [len(missing), 1]
+    # But not those of a body that may be stored
+    rig.log.server.lose_leader()
+    rig.log.server.lose_answers()
+    response = await rig.collector.collect(codec, WordsRequest(" ".join(words).encode()))
+    assert json.loads(response.body)["error"].keys() == {"code", "message"}
+    assert given_back == [len(missing), 1]

@@ -14,6 +14,7 @@ from ingest.errors import (
     NotReadyError,
     Problem,
     RateLimitedError,
+    error_response,
     row_of,
     whole_seconds,
 )
@@ -78,10 +79,17 @@ def test_details() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "draw", "expected"),
-    [(0.0, 0.0, 1), (0.0, 0.999, 1), (0.02, 0.0, 1), (0.02, 0.999, 2), (5.0, 0.0, 5), (5.0, 0.999, 8), (5.1, 0.0, 6)],
+    [(0.0, 0.0, 1), (0.0, 0.999, 1), (0.02, 0.0, 1), (0.02, 0.999, 2), (5.0, 0.0, 5), (5.0, 0.999, 10), (5.1, 0.0, 6)],
 )
 def test_retry_after_is_whole_never_too_short_and_spread(seconds: float, draw: float, expected: int) -> None:
     assert whole_seconds(seconds, draw=draw) == expected
+
+
+def test_retry_after_is_limited_for_clients_that_would_drop_events() -> None:
+    assert [whole_seconds(seconds, draw=0.5, seconds_max=5.0) for seconds in (0.2, 2.0, 40.0)] == [1, 3, 5]
+    assert whole_seconds(40.0, draw=0.5, seconds_max=0.5) == 1
+    refused = error_response(RateLimitedError(40.0, quota=1000, left=0), retry_seconds_max=5.0)
+    assert (refused.headers["retry-after"], refused.headers["ratelimit"]) == ("5", '"events";r=0;t=5')
 
 
 def test_rate_limit_headers() -> None:

@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 @pytest.mark.parametrize(
     ("arm", "share", "oldest"),
-    [("bands", 2 / 3, 0.06), ("static limit", 1.0, 0.40), ("no limit", 0.0, 13.65)],
+    [("bands", 2 / 3, 0.06), ("static limit", 1.0, 0.23), ("no limit", 0.0, 13.65)],
 )
 def test_goodput_at_twice_the_sink_s_capacity(arm: str, share: float, oldest: float) -> None:
     timeline = run(short("steady 2x", 30), ARMS[arm], 1)
