@@ -153,7 +153,7 @@ CONSUMPTION_PAUSED: Final = Declared(
 # The lower threshold for the lag; both thresholds can be changed while the system runs.
 LAG_DEGRADED: Final = Declared("sluice_lag_degraded_events", "Lag from which the rate falls")
 # The upper threshold for the lag.
-LAG_CRITICAL: Final = Declared("sluice_lag_critical_events", "Lag above which the rate is at its floor")
+LAG_CRITICAL: Final = Declared("sluice_lag_critical_events", "Lag above which the rate is at its lowest")
 # Compare it with the base rate: what RATE_POLICY_SHADOW would change. It sees the load that the other policy admits.
 SHADOW_RATE_LIMIT: Final = Declared(
     "sluice_shadow_rate_limit", "Events a second that the policy of RATE_POLICY_SHADOW would admit", ("policy",)

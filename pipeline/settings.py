@@ -374,7 +374,7 @@ class Settings:
     )
     lag_critical: int = _setting(
         50_000,
-        "Lag above which the rate is at its floor, events",
+        "Lag above which the rate is at its lowest, events",
         low=1,
         high=1_000_000_000,
         when="with LAG_DEGRADED: how much lag is still acceptable",

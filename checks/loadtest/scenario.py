@@ -87,7 +87,7 @@ def _scenario(limits: Limits, *, own: bool) -> list[tuple[Phase, _Stretch]]:
                 "catching up", _Stretch(20.0, 5.0), 0.5, "the backlog is stored, the full rate is back", action="resume"
             ),
             phase(
-                "PostgreSQL outage", _Stretch(20.0), 0.8, "the breaker opens, the rate is at its floor, no 5xx",
+                "PostgreSQL outage", _Stretch(20.0), 0.8, "the breaker opens, the rate is at its lowest, no 5xx",
                 action="stop postgres",
             ),
             phase(

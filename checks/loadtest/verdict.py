@@ -173,7 +173,7 @@ def _by_phase(found: Figures, limits: Limits) -> list[str]:
             if last.consumption != "paused":
                 problems.append("consumption was not paused")
             if last.rate > limits.rate_min * 1.01:
-                problems.append(f"the rate was {last.rate:,.0f}/s at the end, not at its floor")
+                problems.append(f"the rate was {last.rate:,.0f}/s at the end, not at its lowest")
             return problems
         case _:  # catching up, recovery
             assert limits.lag_degraded is not None  # only a system of our own has these phases

@@ -202,7 +202,7 @@ def test_patience_ends(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert time.monotonic() - started < 6
     assert counts(done) == {"accepted": 0, "repeated": 0, "rejected": 0, "given up": 5}
-    assert "nothing was taken for 1 s" in done.stderr
+    assert "no event was accepted for 1 s" in done.stderr
 
 
 def test_ctrl_c_ends_it_with_a_report(edge: RunningEdge, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Ri
     rig.flush()
     wait_until(rig.is_restored, "restored", seconds_max=20)
     assert rig.reasons() == set()
-    assert "Nobody had paused" in rig.control("resume_consumption")
+    assert "No operator had paused" in rig.control("resume_consumption")
 
 
 def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
@@ -196,7 +196,9 @@ def test_dead_letters_are_replayed_and_a_dry_run_changes_nothing(rig: Rig) -> No
         "INSERT INTO dead_letters (log_id, log_partition, log_offset, raw, reason) VALUES ('l', 0, 0, %s, 'r')",
         (letter,),
     )
-    assert "Dry run, nothing was changed. It would be: 1 stored" in rig.control("replay_dead_letters", "--dry-run")
+    assert "Dry run, nothing was changed. The result would be: 1 stored" in rig.control(
+        "replay_dead_letters", "--dry-run"
+    )
     assert ask(rig.settings.database_url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(0,)]
     assert "1 stored" in rig.control("replay_dead_letters")
     assert "There are no dead letters to replay" in rig.control("replay_dead_letters")
@@ -238,7 +240,7 @@ def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
     assert f"the hole of partition 1 is from {begin} to {begin + 15}" in wrong.stderr
     assert "Dry run, nothing was changed" in rig.control("skip_gap", "--dry-run", *figures)
     assert rig.reasons() == {PauseReason.LOG_GAP}
-    assert "15 records, each perhaps an event" in rig.control("skip_gap", *figures, "no", "backup")
+    assert "15 records, each perhaps an acknowledged event" in rig.control("skip_gap", *figures, "no", "backup")
     # Then it goes on too, and the story says who decided, and why
     wait_until(lambda: ask(database_url, of_partition, (1,)) == [(5,)], "it goes on", seconds_max=20)
     [skipped] = rig.events("gap_skipped")
@@ -291,9 +293,9 @@ def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig:
         "FROM control_bands"  # fmt: skip
     rig.postgres.kill()
     try:
-        assert "it is kept there once it is back" in rig.control("pause_consumption", "an", "outage")
-        assert "it is kept there once it is back" in rig.control("set_rate_limit", "300", "600")
-        assert "it is kept there once it is back" in rig.control("set_bands", "5000", "20000")
+        assert "Sluice stores this there once it is back" in rig.control("pause_consumption", "an", "outage")
+        assert "Sluice stores this there once it is back" in rig.control("set_rate_limit", "300", "600")
+        assert "Sluice stores this there once it is back" in rig.control("set_bands", "5000", "20000")
         assert PauseReason.OPERATOR in rig.reasons()
     finally:
         rig.postgres.start()
@@ -310,7 +312,7 @@ def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig:
     rig.postgres.kill()
     try:
         for command in ("resume_consumption", "clear_rate_limit", "reset_bands"):
-            assert "it is told once it is back" in rig.control(command)
+            assert "Sluice stores the end there once it is back" in rig.control(command)
     finally:
         rig.postgres.start()
     wait_until(lambda: ask(rig.settings.database_url, saved) == [(0, 0, 0)], "all is forgotten", seconds_max=20)

@@ -235,7 +235,7 @@ def test_a_taken_port_is_said_in_one_line_before_anything_starts(place: Place, t
 
 
 def test_data_is_not_deleted_while_running_or_unasked(place: Place) -> None:
-    assert "stop comes first" in place.run("clean", "--yes").stderr
+    assert "stop it first" in place.run("clean", "--yes").stderr
     assert "--yes" in place.run("clean").stderr
     assert (place.home / "postgres" / "PG_VERSION").exists()
 

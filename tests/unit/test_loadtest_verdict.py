@@ -102,7 +102,7 @@ def test_every_phase_of_the_story_has_a_good_example_and_is_judged() -> None:
         ("recovery", requests(5000), [sample(9, breaker="open")], "the breaker is open"),
         ("PostgreSQL outage", requests(1000), [sample(9, rate=100.0, consumption="paused")], "did not open"),
         ("PostgreSQL outage", requests(1000), [sample(9, rate=100.0, breaker="open")], "not paused"),
-        ("PostgreSQL outage", requests(1000), [sample(9, breaker="open", consumption="paused")], "not at its floor"),
+        ("PostgreSQL outage", requests(1000), [sample(9, breaker="open", consumption="paused")], "not at its lowest"),
     ],
 )  # fmt: skip
 def test_what_did_not_hold_is_said(name: str, made: list[Request], samples: list[Sample], says: str) -> None:

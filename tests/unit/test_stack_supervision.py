@@ -47,7 +47,7 @@ def test_what_a_killed_supervisor_left_is_found_and_ended(
     system.home.mkdir()
     # Given a process that is left, data can't be deleted
     assert system.remains() == 1
-    with pytest.raises(ServerError, match="stop comes first"):
+    with pytest.raises(ServerError, match="stop it first"):
         system.clean()
     # When the system is stopped, it is ended, by force where it does not listen
     assert system.stop() is True
@@ -105,7 +105,7 @@ def test_a_stale_process_id_is_no_supervisor(system: System) -> None:
 
 def test_two_starts_in_one_folder_keep_out_of_each_others_way(system: System) -> None:
     system.home.mkdir()
-    with system._alone(), pytest.raises(ServerError, match=r"another \./run\.sh is at work"):
+    with system._alone(), pytest.raises(ServerError, match=r"another \./run\.sh is working"):
         system.start(threading.Event())
 
 
