@@ -11,10 +11,12 @@ from dataclasses import asdict
 
 from pipeline.errors import PermanentError, RecoverableError
 from pipeline.event_text import clock_time, pause_text, rate_text
+from pipeline.flow.rate import capped_by_breaker
 from pipeline.health.judge import duration
-from pipeline.names import ControlEventKind, PauseReason
+from pipeline.names import BreakerState, ControlEventKind, PauseReason
 from pipeline.policies import bands
-from pipeline.ports.control import AskedPause, Bands, paused
+from pipeline.policies.bands import BandPolicy
+from pipeline.ports.control import AskedPause, Bands, ControlState, paused
 from pipeline.settings import Settings
 from tasks.context import WorkerContext
 from tasks.pausing import keep_pause, pause_until_resumed
@@ -29,6 +31,8 @@ _NOT_KEPT = (
 _NOT_ENDED = (
     "PostgreSQL does not answer. Sluice stores the end there once it is back; a Redis flush before that would undo it."
 )
+
+_DRY_RUN = "Dry run, nothing was changed."
 
 
 class CommandError(PermanentError):
@@ -78,12 +82,16 @@ def _forget_pauses(context: WorkerContext) -> None:
         context.operators.delete_pause(pause.name, pause.partition)
 
 
-def set_rate_limit(context: WorkerContext, actor: str, rate: float, seconds: float | None, why: str) -> str:
-    """Set a fixed rate for a time, whatever the lag is."""
+def set_rate_limit(
+    context: WorkerContext, actor: str, rate: float, seconds: float | None, why: str, *, dry_run: bool = False
+) -> str:
+    """Set a fixed rate for a time, whatever the lag is. A dry run changes nothing."""
     settings = context.settings
     seconds = settings.override_seconds if seconds is None else seconds
     _check("the rate", rate, 1, *_rate_most(settings))
     _check("the time", seconds, 1, settings.override_seconds_max, "s (OVERRIDE_SECONDS_MAX)")
+    if dry_run:
+        return _rate_limit_dry_run(context.control.state(), rate, seconds)
     override = context.control.set_override(rate, until=context.control.state().time + seconds, actor=actor, why=why)
     kept = _kept(lambda: context.operators.set_override(override))
     state = context.control.state()
@@ -94,6 +102,20 @@ def set_rate_limit(context: WorkerContext, actor: str, rate: float, seconds: flo
     if state.rate is not None and state.rate.rate < rate:
         words += f" While the breaker is open it is {rate_text(state.rate.rate)}."
     return f"{words} {_KEPT if kept else _NOT_KEPT}"
+
+
+def _rate_limit_dry_run(state: ControlState, rate: float, seconds: float) -> str:
+    is_open = state.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN)
+    effective = capped_by_breaker(rate, state.floor_rate, is_open=is_open)
+    words = (
+        f"{_DRY_RUN} At most {rate_text(effective)} would be admitted until {clock_time(state.time + seconds)} "
+        f"({duration(seconds)}){_rate_now(state)}."
+    )
+    return words + (" The breaker is open, and limits the rate." if effective < rate else "")
+
+
+def _rate_now(state: ControlState) -> str:
+    return "" if state.rate is None else f"; now it is {rate_text(state.rate.rate)}"
 
 
 def clear_rate_limit(context: WorkerContext, actor: str, why: str) -> str:
@@ -115,8 +137,9 @@ def set_bands(
     rate_max: float | None,
     rate_min: float | None,
     why: str,
+    dry_run: bool = False,
 ) -> str:
-    """Set other thresholds and rates for the policy, from the next tick on."""
+    """Set other thresholds and rates for the policy, from the next tick on. A dry run changes nothing."""
     _check_takes_bands(context)
     settings = context.settings
     asked = Bands(
@@ -133,6 +156,8 @@ def set_bands(
     _check("the lower threshold", degraded, 1, 1_000_000_000, "events")
     if degraded >= critical:
         raise CommandError(f"the lower threshold, {degraded:,} events, is not below the upper one, {critical:,}")
+    if dry_run:
+        return _bands_dry_run(context.control.state(), BandPolicy.make(settings, asked))
     context.control.set_bands(asked)
     kept = _kept(lambda: context.operators.set_bands(asked))
     return (
@@ -140,6 +165,15 @@ def set_bands(
         f"{degraded:,}, falling to {rate_text(asked.rate_min)} at {critical:,}; set by {actor}: {why}. "
         f"{_KEPT if kept else _NOT_KEPT}"
     )
+
+
+def _bands_dry_run(state: ControlState, policy: BandPolicy) -> str:
+    words = f"{_DRY_RUN} It would be {policy.describe().sentence.partition(';')[0]}."
+    if state.rate is None or state.rate.lag is None:
+        return f"{words} The lag is unknown."
+    rate, mode = policy.rate_of(state.rate.lag)
+    lag = f"{state.rate.lag:,} events"
+    return f"{words} At the present lag of {lag} that is {rate_text(rate)} ({mode.value}){_rate_now(state)}."
 
 
 def reset_bands(context: WorkerContext, actor: str, why: str) -> str:

@@ -36,6 +36,7 @@ _WAIT_SECONDS_MAX: Final = 3.0  # for which the worker's event loop waits for a 
 _MADE_UP_FACTOR: Final = 10.0  # one second of the loop's other work allows so many more seconds of waiting
 _TICKET_SECONDS: Final = 60.0
 _REPLAY_LIMIT: Final = 1000
+_DRY_RUN: Final = "dry_run"  # also as --dry-run
 
 Reply = dict[str, Any]
 
@@ -54,6 +55,12 @@ def _number(what: str) -> Callable[[str], float]:
             raise click.UsageError(f"{what} is {text!r}, which is not a number") from None
 
     return read
+
+
+def _number_or_dry_run(what: str) -> Callable[[str], float | str]:
+    """An optional number: the flag may stand in its place."""
+    read = _number(what)
+    return lambda text: _DRY_RUN if _is_dry_run(text) else read(text)
 
 
 def _whole(what: str) -> Callable[[str], int]:
@@ -166,19 +173,22 @@ def resume_consumption(state: Any, words: Any = (), by: str = "", ticket: str = 
 
 
 @control_command(
-    args=[("rate", _number("the rate")), ("seconds", _number("the time"))], variadic="words",
-    signature="<events/s> [seconds] [reason …]",
+    args=[("rate", _number("the rate")), ("seconds", _number_or_dry_run("the time"))], variadic="words",
+    signature="<events/s> [seconds] [--dry-run] [reason …]",
 )  # fmt: skip
 def set_rate_limit(
-    state: Any, *, rate: float | None = None, seconds: float | None = None, words: Any = (),
+    state: Any, *, rate: float | None = None, seconds: float | str | None = None, words: Any = (),
     by: str = "", ticket: str = "", **_: Any,
 ) -> Reply:  # fmt: skip
     """Set a fixed rate for a time; the lag has no influence."""
     if rate is None:
-        return _usage("a rate is missing", "set_rate_limit <events/s> [seconds] [reason …]")
+        return _usage("a rate is missing", "set_rate_limit <events/s> [seconds] [--dry-run] [reason …]")
+    [for_seconds], left, dry_run = _without_dry_run(words, seconds)
+    why = _why(left, rate, for_seconds)
     return _done(
-        state, ticket, lambda context: commands.set_rate_limit(context, by, rate, seconds, _why(words, rate, seconds))
-    )
+        state, ticket,
+        lambda context: commands.set_rate_limit(context, by, rate, for_seconds, why, dry_run=dry_run),
+    )  # fmt: skip
 
 
 @control_command(variadic="words", signature="[reason …]")
@@ -190,25 +200,26 @@ def clear_rate_limit(state: Any, words: Any = (), by: str = "", ticket: str = ""
 @control_command(
     args=[
         ("degraded", _whole("the lower threshold")), ("critical", _whole("the upper threshold")),
-        ("rate_max", _number("the highest rate")), ("rate_min", _number("the lowest rate")),
+        ("rate_max", _number_or_dry_run("the highest rate")), ("rate_min", _number_or_dry_run("the lowest rate")),
     ],
-    variadic="words", signature="<lag_degraded> <lag_critical> [rate_max] [rate_min] [reason …]",
+    variadic="words", signature="<lag_degraded> <lag_critical> [rate_max] [rate_min] [--dry-run] [reason …]",
 )  # fmt: skip
 def set_bands(
-    state: Any, *, degraded: int | None = None, critical: int | None = None, rate_max: float | None = None,
-    rate_min: float | None = None, words: Any = (), by: str = "", ticket: str = "", **_: Any,
+    state: Any, *, degraded: int | None = None, critical: int | None = None, rate_max: float | str | None = None,
+    rate_min: float | str | None = None, words: Any = (), by: str = "", ticket: str = "", **_: Any,
 ) -> Reply:  # fmt: skip
     """Set the thresholds of the lag, and the highest and lowest rate."""
     if degraded is None or critical is None:
         return _usage(
             "both thresholds are needed",
-            "set_bands <lag_degraded> <lag_critical> [rate_max] [rate_min] [reason …]",
+            "set_bands <lag_degraded> <lag_critical> [rate_max] [rate_min] [--dry-run] [reason …]",
         )
+    [high, low], left, dry_run = _without_dry_run(words, rate_max, rate_min)
+    why = _why(left, degraded, critical, high, low)
     return _done(
         state, ticket,
         lambda context: commands.set_bands(
-            context, by, degraded=degraded, critical=critical, rate_max=rate_max, rate_min=rate_min,
-            why=_why(words, degraded, critical, rate_max, rate_min),
+            context, by, degraded=degraded, critical=critical, rate_max=high, rate_min=low, why=why, dry_run=dry_run
         ),
     )  # fmt: skip
 
@@ -306,12 +317,23 @@ def _why(words: Any, *given: float | None) -> str:
 
 def _decision(words: Any, count: int) -> tuple[list[int] | None, str, bool]:
     """The first `count` words as numbers (None if they are none), the reason after them, and the dry-run flag."""
-    dry = [word for word in words if str(word).lstrip("-").replace("-", "_") == "dry_run"]
+    dry = [word for word in words if _is_dry_run(word)]
     left = [str(word) for word in words if word not in dry]
     numbers = left[:count]
     if len(numbers) < count or not all(word.isascii() and word.isdigit() for word in numbers):
         return None, "", False
     return [int(word) for word in numbers], " ".join(left[count:]) or "no reason given", bool(dry)
+
+
+def _is_dry_run(word: object) -> bool:
+    return str(word).lstrip("-").replace("-", "_") == _DRY_RUN
+
+
+def _without_dry_run(words: Any, *given: float | str | None) -> tuple[list[float | None], tuple[Any, ...], bool]:
+    """The given numbers, the words, and whether the flag was among either."""
+    numbers = [None if value is None or isinstance(value, str) else value for value in given]
+    left = tuple(word for word in words if not _is_dry_run(word))
+    return numbers, left, len(left) < len(words) or any(isinstance(value, str) for value in given)
 
 
 def _is_number(word: str) -> bool:

@@ -11,11 +11,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
-from pipeline.names import PauseReason
+from pipeline.names import Mode, PauseReason
 from pipeline.ports.control import Pause
 from pipeline.settings import Settings
 from pipeline.status import SystemStatus
@@ -228,3 +229,52 @@ def test_a_rate_up_to_the_settings_own_can_be_set() -> None:
     assert "20,000/s below a lag of 5,000" in said
     with pytest.raises(CommandError, match=r"it takes 1 to 20000 events/s \(RATE_MAX\)"):
         commands.set_rate_limit(parts, "ann", 20_001.0, 60.0, "a test")
+
+
+def test_a_dry_run_says_what_a_command_would_do_and_changes_nothing() -> None:
+    # Given a rate of 1,000 at a lag of 12,000
+    settings, server = Settings(), MemoryServer(clock := ManualClock())
+    control = MemoryControlStore(settings, server)
+    control.restore([], actor="controller")
+    control.publish_rate(
+        base_rate=955.0, floor_rate=100.0, mode=Mode.DEGRADED, lag=12_000, lag_known_at=clock.now(), actor="controller"
+    )
+    parts: Any = SimpleNamespace(settings=settings, clock=clock, control=control)  # nothing that could keep a change
+    before = (control.state().override, control.state().bands, list(server.content().events))
+    # When commands are tried
+    rate = commands.set_rate_limit(parts, "ann", 300.0, 60.0, "w", dry_run=True)
+    bands = commands.set_bands(
+        parts, "ann", degraded=5000, critical=20_000, rate_max=None, rate_min=None, why="w", dry_run=True
+    )
+    # Then each says what it would do
+    assert rate.startswith("Dry run, nothing was changed. At most 300/s would be admitted until ")
+    assert rate.endswith("; now it is 955/s.")
+    assert bands == (
+        "Dry run, nothing was changed. It would be 1,000/s below a lag of 5,000 events, falling to 100/s at 20,000. At "
+        "the present lag of 12,000 events that is 580/s (degraded); now it is 955/s."
+    )
+    assert (control.state().override, control.state().bands, list(server.content().events)) == before
+    # An open breaker would limit the rate
+    control.pause(PauseReason.BREAKER, actor="drain", why="down")
+    assert "At most 100/s would be admitted" in commands.set_rate_limit(parts, "ann", 300.0, 60.0, "w", dry_run=True)
+    # And what makes no sense is refused as ever
+    with pytest.raises(CommandError, match="it takes 1 to 10000"):
+        commands.set_rate_limit(parts, "ann", 0.5, 60.0, "w", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "found"),
+    [
+        ((), (None,), ([None], (), False)),
+        (("why",), (60.0,), ([60.0], ("why",), False)),
+        (("--dry-run", "why"), (60.0,), ([60.0], ("why",), True)),
+        (("--dry-run",), ("dry_run",), ([None], (), True)),  # in the place of an optional number, with Celery's echo
+        (("why",), (800.0, "dry_run"), ([800.0, None], ("why",), True)),
+    ],
+)
+def test_the_dry_run_flag_may_stand_in_the_place_of_an_optional_number(words: Any, given: Any, found: Any) -> None:
+    assert remote._without_dry_run(words, *given) == found
+    read = remote._number_or_dry_run("the time")
+    assert (read("60"), read("--dry-run")) == (60.0, "dry_run")
+    with pytest.raises(click.UsageError, match="which is not a number"):
+        read("soon")
