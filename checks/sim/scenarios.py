@@ -56,11 +56,16 @@ def _one_stands_still(at: float) -> Sequence[float]:
 
 
 def _mixed_bodies(rate: float) -> list[Load]:
-    """Bodies of five sizes side by side, each offered equally often by events; senders obey Retry-After."""
-    each = rate / 5
+    """Bodies of five sizes side by side: as many events of each, from senders that send equally often and obey."""
+    sizes = (1, 20, 100, 512, 1000)
     return [
-        Load(constant(each), body=size, after_refusal=AfterRefusal.OBEY, senders=max(3, round(3 * each / size)))
-        for size in (1, 20, 100, 512, 1000)
+        Load(
+            constant(rate / len(sizes)),
+            body=size,
+            after_refusal=AfterRefusal.OBEY,
+            senders=round(3 * max(sizes) / size),
+        )
+        for size in sizes
     ]
 
 
