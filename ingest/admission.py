@@ -26,7 +26,7 @@ from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import Decay
 from pipeline.loops import Loop
 from pipeline.metrics import IngestMetrics
-from pipeline.names import LoopName
+from pipeline.names import LimitedBy, LoopName
 from pipeline.ports.bucket import Bucket, Grant
 from pipeline.settings import Settings
 
@@ -101,7 +101,9 @@ class Admission:
         self._given_back = 0  # tokens that the next call gives back to the bucket
         self._is_asking = False
         self._was_void = False  # the last grant was void
-        self._drain_over_seconds = 0.0  # see note_drain
+        self._drain_over: tuple[float, float] = (0.0, 0.0)  # see note_drain; and when it was noted (monotonic)
+        self._limited_by = LimitedBy.RATE
+        self._limited_since = clock.now()  # only shown
         self._local: bucket_flow.BucketState | None = None  # not None: the bucket is unavailable
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -172,8 +174,15 @@ class Admission:
         self._given_back += count
 
     def _refusal(self, wait_seconds: float, now: float) -> RateLimitedError:
-        wait_seconds = max(wait_seconds, self._drain_over_seconds)
-        return RateLimitedError(wait_seconds, quota=max(1, int(self.rate(now))), left=self.available(now) or 0)
+        over_seconds, noted_at = self._drain_over
+        wait_seconds = max(wait_seconds, over_seconds - (now - noted_at))
+        return RateLimitedError(
+            wait_seconds,
+            quota=max(1, int(self.rate(now))),
+            left=self.available(now) or 0,
+            limited_by=self._limited_by,
+            since=self._limited_since,
+        )
 
     # --- For other components -----------------------------------------------------------------------------------------
 
@@ -206,9 +215,17 @@ class Admission:
     def note_drain(self, over_seconds: float) -> None:
         """Take the time that the sink needs beyond the policy's target for what is in the event log.
 
-        A refused client should not return before that.
+        A refused client should not return before that. The time passes if no newer one is published.
         """
-        self._drain_over_seconds = over_seconds
+        self._drain_over = (over_seconds, self._clock.monotonic())
+
+    def note_limit(self, limited_by: LimitedBy, since: float | None) -> None:
+        """Take what decides the rate, and since when; None: since this process first heard of it. Refusals say it."""
+        if since is not None:
+            self._limited_since = since
+        elif limited_by is not self._limited_by:
+            self._limited_since = self._clock.now()
+        self._limited_by = limited_by
 
     def note_rate(self, version: int, rate: float, *, ends_in: float | None = None, rate_after: float = 0.0) -> None:
         """Take a published rate. A lower rate voids older leases; a higher one allows a call to the bucket at once.

@@ -10,6 +10,7 @@ import logging
 import math
 import random
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -23,6 +24,7 @@ from pipeline.errors import (
     PermanentError,
     RecoverableError,
 )
+from pipeline.names import LimitedBy
 
 logger = logging.getLogger(__name__)
 
@@ -127,14 +129,30 @@ class PartlyStoredError(LogIndeterminateError):
 class RateLimitedError(OverloadedError):
     """The admitted rate is used up.
 
-    Beside the time to wait it has the values of the RateLimit headers: the quota in events per second, and what is
-    left.
+    Beside the time to wait it has the values of the RateLimit headers (the quota in events per second, and what is
+    left), and what set this limit since when (seconds since the epoch).
     """
 
-    def __init__(self, retry_after_seconds: float, *, quota: int, left: int) -> None:
+    def __init__(
+        self,
+        retry_after_seconds: float,
+        *,
+        quota: int,
+        left: int,
+        limited_by: LimitedBy = LimitedBy.RATE,
+        since: float = 0.0,
+    ) -> None:
         super().__init__("the admitted rate is used up", retry_after_seconds=retry_after_seconds)
         self.quota = quota
         self.left = left
+        self.limited_by = limited_by
+        self.since = since
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The fields of the answer beside code and message."""
+        since = datetime.fromtimestamp(int(self.since), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {"limitedBy": self.limited_by.value, "limit": self.quota, "since": since}
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +256,7 @@ def error_response(
             "a request failed because of a defect: %s", request_id or "not readable", exc_info=error, extra=extra
         )
     headers: dict[str, str] = {}
-    details = error.details if isinstance(error, RequestError | PartlyStoredError) else {}
+    details = error.details if isinstance(error, RequestError | PartlyStoredError | RateLimitedError) else {}
     if row.repeats:
         wait_seconds = error.retry_after_seconds if isinstance(error, OverloadedError) else UNAVAILABLE_RETRY_SECONDS
         draw = random.random()  # noqa: S311  # spreads clients, no secret

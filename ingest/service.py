@@ -6,7 +6,6 @@ import math
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -29,7 +28,15 @@ from pipeline.loops import Loops
 from pipeline.metrics import IngestMetrics, LoopsCollector, RequestsByStatus
 from pipeline.names import LoopName
 from pipeline.ports.bucket import Bucket
-from pipeline.ports.control import ControlEvents, ControlState, ControlStore, Troubles, rate_after_override
+from pipeline.ports.control import (
+    ControlEvents,
+    ControlState,
+    ControlStore,
+    PublishedRate,
+    Troubles,
+    limited_by,
+    rate_after_override,
+)
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 
@@ -136,20 +143,19 @@ class IngestService:
 
     def _on_state(self, state: ControlState) -> None:
         """Take a published rate; on the follower's thread."""
-        loop, rate, override = self._loop, state.rate, state.override
+        loop, rate = self._loop, state.rate
         if loop is not None and rate is not None:
-            ends_in = None if override is None else override.until - state.time
-            note = partial(
-                self.admission.note_rate,
-                rate.version,
-                rate.rate,
-                ends_in=ends_in,
-                rate_after=rate_after_override(state),
-            )
             try:
-                loop.call_soon_threadsafe(note)
+                loop.call_soon_threadsafe(self._note_rate, state, rate)
             except RuntimeError:
                 logger.debug("the event loop has ended", extra={"action": "follow_unheard"})
+
+    def _note_rate(self, state: ControlState, rate: PublishedRate) -> None:
+        """Pass a published rate to admission; on the event loop."""
+        ends_in = None if state.override is None else state.override.until - state.time
+        self.admission.note_limit(*limited_by(state))
+        self.admission.note_drain(0.0 if rate.policy is None else rate.policy.explanation.drain_over_seconds)
+        self.admission.note_rate(rate.version, rate.rate, ends_in=ends_in, rate_after=rate_after_override(state))
 
     def health_sources(self) -> HealthSources:
         """The current inputs of the health judgement."""

@@ -20,6 +20,14 @@ class Mode(StrEnum):
     UNKNOWN = "unknown"  # the lag could not be read: the last rate stays, then decays
 
 
+class LimitedBy(StrEnum):
+    """What limits admission, as the answer 429 says it."""
+
+    RATE = "rate"  # the rate that the policy decided
+    BREAKER = "breaker"  # the circuit breaker is open: at most the lowest rate
+    OVERRIDE = "override"  # a rate that an operator set for a time
+
+
 class PauseReason(StrEnum):
     """Why consumption is paused. Several reasons may be active at once; consumption resumes when none is."""
 

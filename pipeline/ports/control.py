@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.flow.rate import capped_by_breaker
-from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason, Severity
+from pipeline.names import BreakerState, ControlEventKind, LimitedBy, Mode, PauseReason, Severity
 from pipeline.ports.rate import PolicyRecord
 
 
@@ -143,6 +143,18 @@ def rate_after_override(state: ControlState) -> float:
         return state.floor_rate
     is_open = any(pause.reason is PauseReason.BREAKER for pause in state.pauses or ())
     return capped_by_breaker(state.rate.base_rate, state.floor_rate, is_open=is_open)
+
+
+def limited_by(state: ControlState) -> tuple[LimitedBy, float | None]:
+    """What decides the effective rate, and since when (seconds since the epoch); None: that is not recorded."""
+    breaker = next((pause for pause in state.pauses or () if pause.reason is PauseReason.BREAKER), None)
+    wanted = None if state.rate is None else state.rate.base_rate
+    wanted = wanted if state.override is None else state.override.rate
+    if breaker is not None and (wanted is None or state.floor_rate < wanted):
+        return LimitedBy.BREAKER, breaker.since
+    if state.override is not None:
+        return LimitedBy.OVERRIDE, state.override.since
+    return LimitedBy.RATE, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,12 @@ class Explanation:
         """The figure that the thresholds are about; None if that is the lag, or unknown."""
         return self.figure(self.thresholds[-1].measure) if self.thresholds else None
 
+    @property
+    def drain_over_seconds(self) -> float:
+        """How much longer than its target the sink needs for what waits; 0 if the policy has no such target."""
+        drain, target = self.figure("drain_seconds"), self.figure("drain_target_seconds")
+        return 0.0 if drain is None or target is None else max(0.0, drain - target)
+
     def without_figures(self) -> "Explanation":
         """The thresholds alone: a measure of a silent controller is not the present one."""
         return replace(self, figures=(), reason="", because="")

@@ -14,8 +14,9 @@ from ingest.errors import RateLimitedError
 from pipeline.clock import ManualClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.metrics import IngestMetrics
-from pipeline.names import Mode
+from pipeline.names import LimitedBy, Mode, PauseReason
 from pipeline.ports.bucket import Grant
+from pipeline.ports.control import limited_by
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 
@@ -234,10 +235,48 @@ async def test_a_refused_client_is_told_to_come_when_the_sink_has_caught_up(rig:
     refusal = rig.admission.refusal(1)
     assert refusal is not None
     assert refusal.retry_after_seconds == 12.5
+    rig.clock.advance(0.25)
+    refusal = rig.admission.refusal(1)
+    assert refusal is not None
+    assert refusal.retry_after_seconds == pytest.approx(12.25), "the time passes"
     rig.admission.note_drain(0.1)
     refusal = rig.admission.refusal(1)
     assert refusal is not None
-    assert refusal.retry_after_seconds == pytest.approx(0.501, abs=0.002)
+    assert refusal.retry_after_seconds == pytest.approx(0.251, abs=0.002)
+
+
+async def test_a_refusal_says_what_decides_the_rate_and_since_when(rig: _Rig) -> None:
+    def said() -> tuple[LimitedBy, float]:
+        rig.admission.note_limit(*limited_by(rig.store.state()))
+        refusal = rig.admission.refusal(1)
+        assert refusal is not None
+        return refusal.limited_by, refusal.since
+
+    rig.store.restore([], actor="controller")
+    started_at = rig.clock.now()
+    await rig.start()
+    await rig.admission.take(3000)
+    rig.clock.advance(0.1)
+    assert said() == (LimitedBy.RATE, started_at)
+    # An operator's rate, and above it the open breaker
+    rig.store.set_override(400.0, until=rig.clock.now() + 60, actor="ann@host", why="an import")
+    set_at = rig.clock.now()
+    rig.clock.advance(0.1)
+    assert said() == (LimitedBy.OVERRIDE, set_at)
+    rig.store.pause(PauseReason.BREAKER, actor="worker", why="PostgreSQL")
+    opened_at = rig.clock.now()
+    rig.clock.advance(0.1)
+    assert said() == (LimitedBy.BREAKER, opened_at)
+    # A breaker that lowers nothing is not the reason
+    rig.store.set_override(50.0, until=rig.clock.now() + 60, actor="ann@host", why="less")
+    assert said()[0] is LimitedBy.OVERRIDE
+    # When both are over, the policy limits again, from now on
+    rig.clock.advance(0.1)
+    rig.store.clear_override(actor="ann@host", why="done")
+    rig.store.resume(PauseReason.BREAKER, generation=None, actor="prober", why="well")
+    assert said() == (LimitedBy.RATE, rig.clock.now())
+    rig.clock.advance(0.1)
+    assert said() == (LimitedBy.RATE, rig.clock.now() - 0.1)
 
 
 async def test_a_body_passes_with_a_rest_of_the_lease_although_the_bucket_is_drained(rig: _Rig) -> None:

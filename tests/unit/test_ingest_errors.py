@@ -26,6 +26,7 @@ from pipeline.errors import (
     LogUnavailableError,
     StoreUnavailableError,
 )
+from pipeline.names import LimitedBy
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,12 @@ def test_retry_after_is_limited_for_clients_that_would_drop_events() -> None:
     assert whole_seconds(40.0, draw=0.5, seconds_max=0.5) == 1
     refused = error_response(RateLimitedError(40.0, quota=1000, left=0), retry_seconds_max=5.0)
     assert (refused.headers["retry-after"], refused.headers["ratelimit"]) == ("5", '"events";r=0;t=5')
+
+
+def test_a_429_says_what_limits_and_since_when() -> None:
+    error = RateLimitedError(1.0, quota=100, left=0, limited_by=LimitedBy.BREAKER, since=1_700_000_000.7)
+    details = json.loads(response_to(error).body or b"")["error"]
+    assert (details["limitedBy"], details["limit"], details["since"]) == ("breaker", 100, "2023-11-14T22:13:20Z")
 
 
 def test_rate_limit_headers() -> None:
