@@ -147,7 +147,7 @@ def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
     wait_until(rig.is_restored, "restored", seconds_max=20)
     assert rig.state().override == override
     assert "set by an operator" in rig.celery("inspect", "sluice").stdout
-    assert "has ended" in rig.control("clear_rate_limit")
+    assert "was ended by ann@" in rig.control("clear_rate_limit")
     assert rig.state().override is None
     assert ask(rig.settings.database_url, "SELECT count(*) FROM control_overrides") == [(0,)]
     # One of a moment, with no reason given
@@ -345,7 +345,7 @@ def test_a_frozen_postgresql_does_not_keep_a_rate_by_hand_back(rig: Rig) -> None
         assert override.rate == 400.0
     finally:
         rig.postgres.thaw()
-    assert "has ended" in rig.control("clear_rate_limit")
+    assert "was ended by ann@" in rig.control("clear_rate_limit")
 
 
 def test_when_nobody_can_act_it_is_said_and_the_status_is_not_0(rig: Rig) -> None:
