@@ -157,11 +157,11 @@ class RateLimitedError(OverloadedError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The response of an error. `repeats`: the client should send the same request again after Retry-After seconds."""
+    """The response of an error. `retryable`: the client should repeat the request after Retry-After seconds."""
 
     status: int
     code: str
-    repeats: bool = False
+    retryable: bool = False
 
 
 _TABLE: Final[dict[type[BaseException], Row]] = {
@@ -170,12 +170,12 @@ _TABLE: Final[dict[type[BaseException], Row]] = {
     BodyTooLargeError: Row(413, "too_large"),
     UnsupportedBodyError: Row(415, "unsupported_media_type"),
     HeadTooLargeError: Row(431, "headers_too_large"),
-    NotReadyError: Row(503, "unavailable", repeats=True),
-    RateLimitedError: Row(429, "rate_limited", repeats=True),
-    LogIndeterminateError: Row(503, "indeterminate", repeats=True),
-    LogMisconfiguredError: Row(503, "unavailable", repeats=True),
-    OverloadedError: Row(503, "unavailable", repeats=True),
-    RecoverableError: Row(503, "unavailable", repeats=True),
+    NotReadyError: Row(503, "unavailable", retryable=True),
+    RateLimitedError: Row(429, "rate_limited", retryable=True),
+    LogIndeterminateError: Row(503, "indeterminate", retryable=True),
+    LogMisconfiguredError: Row(503, "unavailable", retryable=True),
+    OverloadedError: Row(503, "unavailable", retryable=True),
+    RecoverableError: Row(503, "unavailable", retryable=True),
 }
 # Rows of the web framework's own errors, which `ingest.http.response` finds by class.
 FRAMEWORK_ROWS: Final = {
@@ -257,7 +257,7 @@ def error_response(
         )
     headers: dict[str, str] = {}
     details = error.details if isinstance(error, RequestError | PartlyStoredError | RateLimitedError) else {}
-    if row.repeats:
+    if row.retryable:
         wait_seconds = error.retry_after_seconds if isinstance(error, OverloadedError) else UNAVAILABLE_RETRY_SECONDS
         draw = random.random()  # noqa: S311  # spreads clients, no secret
         retry_after = whole_seconds(wait_seconds, draw=draw, seconds_max=retry_seconds_max)

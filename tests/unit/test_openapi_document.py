@@ -170,7 +170,7 @@ def test_every_code_is_in_it_with_its_status() -> None:
     assert set(_code_meanings()) == set(rows) - CODES_NEVER_ANSWERED
     for code, meaning in _code_meanings().items():
         assert meaning.startswith(f"{rows[code].status}: ")
-        assert ("`Retry-After`" in meaning) == rows[code].repeats
+        assert ("`Retry-After`" in meaning) == rows[code].retryable
     # Each status stands at an operation, or is what a wrong address or method gets
     answers = {status for item in DOCUMENT["paths"].values() for one in item.values() for status in one["responses"]}
     assert {str(rows[code].status) for code in _code_meanings()} - answers == {"405"}
