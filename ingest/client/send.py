@@ -21,7 +21,7 @@ import msgspec
 from tqdm import tqdm
 from uuid_utils import uuid7
 
-from ingest.client.wire import Answer, Endpoint, NoAnswerError, NotSentError
+from ingest.client.wire import Endpoint, NoResponseError, NotSentError, Response
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
@@ -191,32 +191,32 @@ class Sender:
     def _send_once(self, batch: Batch) -> None:
         """Send a batch once, and put the batches to send after it into `pending`."""
         try:
-            answer = self._endpoint.post(b"\n".join(item.body for item in batch.items))
+            response = self._endpoint.post(b"\n".join(item.body for item in batch.items))
         except NotSentError as error:
             self._wait(None, str(error))
             return
-        except NoAnswerError as error:
+        except NoResponseError as error:
             batch.is_repeat = True
             self._wait(None, str(error))
             return
-        if answer.status == 202:
+        if response.status == 202:
             self._report.accepted += len(batch.items)
             self._report.repeated += len(batch.items) if batch.is_repeat else 0
             self._events_max = min(self._events_max + EVENTS_MIN, sys.maxsize)
             self._settle(batch, [])
-        elif answer.status in (400, 422):
-            self._reject_some(batch, answer)
-        elif answer.status == 413:
-            self._split(batch, answer)
-        elif answer.status == 429:
+        elif response.status in (400, 422):
+            self._reject_some(batch, response)
+        elif response.status == 413:
+            self._split(batch, response)
+        elif response.status == 429:
             self._events_max = max(EVENTS_MIN, min(len(batch.items), self._events_max) // 2)
-            self._wait(answer.retry_after_seconds, f"429 {answer.message}", is_progress=True)
-        elif answer.status == 408 or answer.status >= 500:
-            self._keep_unconfirmed(batch, answer)
-            batch.is_repeat = batch.is_repeat or (answer.status >= 500 and answer.code != "unavailable")
-            self._wait(answer.retry_after_seconds, f"{answer.status} {answer.message}")
+            self._wait(response.retry_after_seconds, f"429 {response.message}", is_progress=True)
+        elif response.status == 408 or response.status >= 500:
+            self._keep_unconfirmed(batch, response)
+            batch.is_repeat = batch.is_repeat or (response.status >= 500 and response.code != "unavailable")
+            self._wait(response.retry_after_seconds, f"{response.status} {response.message}")
         else:
-            raise GiveUpError(f"{self._endpoint.url} answers {answer.status}: {answer.message}")
+            raise GiveUpError(f"{self._endpoint.url} answers {response.status}: {response.message}")
 
     def _settle(self, batch: Batch, rest: list[Batch]) -> None:
         """Finish a batch; `rest` has the batches that replace it."""
@@ -228,31 +228,31 @@ class Sender:
         self._bar.update(done - sum(item.input_bytes for one in rest for item in one.items))
         self._bar.set_postfix(accepted=self._report.accepted, rejected=self._report.rejected, refresh=False)
 
-    def _keep_unconfirmed(self, batch: Batch, answer: Answer) -> None:
+    def _keep_unconfirmed(self, batch: Batch, response: Response) -> None:
         """If the answer says which events may not be stored, only these are sent again."""
-        kept = answer.unconfirmed(len(batch.items))
+        kept = response.unconfirmed(len(batch.items))
         if kept is not None and len(kept) < len(batch.items):
             stored = len(batch.items) - len(kept)
             self._report.accepted += stored
             self._report.repeated += stored if batch.is_repeat else 0
             self._settle(batch, [Batch([batch.items[index] for index in kept], is_repeat=True)])
 
-    def _reject_some(self, batch: Batch, answer: Answer) -> None:
+    def _reject_some(self, batch: Batch, response: Response) -> None:
         """Remove the events that the answer names; if it names none, halve the batch until it has one event."""
-        reasons = answer.reasons(len(batch.items))
+        reasons = response.reasons(len(batch.items))
         if not reasons and len(batch.items) > 1:
-            self._split(batch, answer)
+            self._split(batch, response)
             return
-        reasons = reasons or {0: answer.message}
+        reasons = reasons or {0: response.message}
         for index, reason in reasons.items():
             self._report.reject(batch.items[index].place, reason)
         kept = [item for index, item in enumerate(batch.items) if index not in reasons]
         self._settle(batch, [Batch(kept, batch.is_repeat)] if kept else [])
 
-    def _split(self, batch: Batch, answer: Answer) -> None:
+    def _split(self, batch: Batch, response: Response) -> None:
         items = batch.items
         if len(items) == 1:
-            self._report.reject(items[0].place, answer.message)
+            self._report.reject(items[0].place, response.message)
             self._settle(batch, [])
             return
         half = len(items) // 2

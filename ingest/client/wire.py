@@ -16,12 +16,12 @@ class NotSentError(Exception):
     """The server could not be reached: nothing was sent."""
 
 
-class NoAnswerError(Exception):
+class NoResponseError(Exception):
     """The connection ended while the request was sent, or after that: the outcome is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """The server's answer. `error` is the object of the JSON error form; empty if the body has another form."""
 
     status: int
@@ -77,8 +77,8 @@ class Endpoint:
         self._gzipped = gzipped
         self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
 
-    def post(self, body: bytes) -> Answer:
-        """Send one body. Raises NotSentError, NoAnswerError."""
+    def post(self, body: bytes) -> Response:
+        """Send one body. Raises NotSentError, NoResponseError."""
         if self._gzipped:
             body = gzip.compress(body, compresslevel=6, mtime=0)
         connection = self._connection
@@ -94,8 +94,8 @@ class Endpoint:
             text = response.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise NoAnswerError(f"{self.url}: {error or type(error).__name__}") from error
-        return Answer(response.status, _retry_after(response.getheader("Retry-After")), _error_of(text))
+            raise NoResponseError(f"{self.url}: {error or type(error).__name__}") from error
+        return Response(response.status, _retry_after(response.getheader("Retry-After")), _error_of(text))
 
     def close(self) -> None:
         """Close the connection."""

@@ -6,30 +6,30 @@ from typing import Any
 import pytest
 
 from ingest.client.send import EVENTS_MIN, Batch, GiveUpError, Item, Report, Sender
-from ingest.client.wire import Answer, Endpoint, NotSentError
+from ingest.client.wire import Endpoint, NotSentError, Response
 from pipeline.clock import ManualClock
 
 PATIENCE_SECONDS = 60.0
-ACCEPTED = Answer(202, None, {})
+ACCEPTED = Response(202, None, {})
 
 
-def limited(seconds: float = 2.0) -> Answer:
-    return Answer(429, seconds, {"code": "rate_limited", "message": "the admitted rate is used up"})
+def limited(seconds: float = 2.0) -> Response:
+    return Response(429, seconds, {"code": "rate_limited", "message": "the admitted rate is used up"})
 
 
-def partly(*unconfirmed: int) -> Answer:
-    return Answer(503, 1.0, {"code": "indeterminate", "message": "some", "unconfirmed": list(unconfirmed)})
+def partly(*unconfirmed: int) -> Response:
+    return Response(503, 1.0, {"code": "indeterminate", "message": "some", "unconfirmed": list(unconfirmed)})
 
 
 @dataclass
 class Server(Endpoint):
     """Gives these answers, and then accepts everything."""
 
-    answers: list[Answer | Exception] = field(default_factory=list)
+    answers: list[Response | Exception] = field(default_factory=list)
     url: str = "http://server"
     bodies: list[list[int]] = field(default_factory=list)
 
-    def post(self, body: bytes) -> Answer:
+    def post(self, body: bytes) -> Response:
         self.bodies.append([int(line) for line in body.split(b"\n")])
         answer = self.answers.pop(0) if self.answers else ACCEPTED
         if isinstance(answer, Exception):
@@ -82,14 +82,14 @@ def test_the_client_never_gives_up_while_others_get_through() -> None:
 
 
 def test_the_client_gives_up_when_nobody_gets_through() -> None:
-    away: list[Answer | Exception] = [NotSentError("away")] * 100
+    away: list[Response | Exception] = [NotSentError("away")] * 100
     with pytest.raises(GiveUpError, match="no event was accepted for 60 s"):
         send(Server(away), 10)
-    full: list[Answer | Exception] = [Answer(503, 5.0, {"code": "unavailable", "message": "full"})] * 100
+    full: list[Response | Exception] = [Response(503, 5.0, {"code": "unavailable", "message": "full"})] * 100
     with pytest.raises(GiveUpError, match="503 full"):
         send(Server(full), 10)
     # After a 429 its patience begins anew
-    answers: list[Answer | Exception] = [limited(50.0), *full]
+    answers: list[Response | Exception] = [limited(50.0), *full]
     server = Server(answers)
     with pytest.raises(GiveUpError):
         send(server, 10)
@@ -105,7 +105,7 @@ def test_only_what_is_not_confirmed_is_sent_again() -> None:
 
 @pytest.mark.parametrize("unconfirmed", [[6], [-1], ["1"], [True], "1", {}, [], None])
 def test_indices_that_make_no_sense_are_not_believed(unconfirmed: object) -> None:
-    answer = Answer(503, 1.0, {"code": "indeterminate", "message": "some", "unconfirmed": unconfirmed})
+    answer = Response(503, 1.0, {"code": "indeterminate", "message": "some", "unconfirmed": unconfirmed})
     server = Server([answer])
     assert send(server, 6).accepted == 6
     assert server.sizes == [6, 6]
