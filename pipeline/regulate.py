@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.decide import Ages, Measured, decide, decide_shadow
-from pipeline.errors import SluiceError, in_brief
+from pipeline.errors import SluiceError, StoreUnavailableError, in_brief
 from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import held_lags, lag_by_partition
 from pipeline.flow.rate import Decay
-from pipeline.names import LEASE_REGULATE, AlarmCode, BreakerState, ControlEventKind, PauseReason, Severity
+from pipeline.names import LEASE_REGULATE, LEASE_TICK, AlarmCode, BreakerState, ControlEventKind, PauseReason, Severity
 from pipeline.ports.control import (
     Alarm,
     Bands,
@@ -37,6 +38,9 @@ _logger = logging.getLogger(__name__)
 
 # Share of the period. The tick of a second Beat finds the lease taken; a late tick does not block the next one.
 _LEASE_SHARE: Final = 0.8
+# A tick that waits for a silent server takes seconds. Those that come meanwhile return at once: they would occupy all
+# processes of `control`, and probes and hints would wait behind them. After this time a tick counts as killed.
+_TICK_SECONDS_MAX: Final = 10.0
 # Makes the rate policy from the bands that an operator set (None: none).
 PolicyOf = Callable[[Bands | None], RatePolicy]
 
@@ -80,7 +84,7 @@ class Database:
 class RegulateReport:
     """The result of one tick; `problems` has the steps that failed, in words."""
 
-    ran: bool  # False: another tick ran within this period
+    ran: bool  # False: another tick ran within this period, or is still under way
     published: PublishedRate | None = None
     lag: dict[int, int] | None = None  # events, for each partition that answered; None: unknown
     restored: bool = False
@@ -143,13 +147,42 @@ def regulate(
     actor: str,
     shadow_of: Callable[[Bands | None], RatePolicy | None] = lambda _: None,
 ) -> RegulateReport:
-    """Run one tick, unless another ran within the period. Raises StoreUnavailableError; other errors are in the report.
+    """Run one tick, unless another ran within the period or is under way.
 
-    An unknown lag is never treated as 0: the last rate stays, then decays by the time since the lag was known.
-    `policy_of` makes the rate policy from the bands that an operator set, `shadow_of` one that only shows its rate.
+    Raises StoreUnavailableError; other errors are in the report. An unknown lag is never treated as 0: the last rate
+    stays, then decays by the time since the lag was known. `policy_of` makes the rate policy from the bands that an
+    operator set, `shadow_of` one that only shows its rate.
     """
     if control.leases.take(LEASE_REGULATE, seconds=settings.regulate_seconds * _LEASE_SHARE) is None:
         return RegulateReport(ran=False)
+    under_way = control.leases.take(LEASE_TICK, seconds=_TICK_SECONDS_MAX)
+    if under_way is None:
+        return RegulateReport(ran=False)
+    try:
+        return _tick(
+            settings=settings,
+            policy_of=policy_of,
+            shadow_of=shadow_of,
+            log=log,
+            database=database,
+            control=control,
+            actor=actor,
+        )
+    finally:
+        with suppress(StoreUnavailableError):  # then it expires
+            control.leases.give_back(LEASE_TICK, under_way)
+
+
+def _tick(
+    *,
+    settings: Settings,
+    policy_of: PolicyOf,
+    shadow_of: Callable[[Bands | None], RatePolicy | None],
+    log: EventLog,
+    database: Database,
+    control: Control,
+    actor: str,
+) -> RegulateReport:
     wall, asked_at = control.clock.now(), control.clock.monotonic()
     state = control.store.state()
     looks = _Looks(

@@ -14,7 +14,7 @@ from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Sever
 from pipeline.policies import make_policy
 from pipeline.policies.bands import BandPolicy
 from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate, Trouble
-from pipeline.ports.log import SetUpFault
+from pipeline.ports.log import PartitionPosition, SetUpFault
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, PartitionSample, PolicyState, RateDecision, RateSample
@@ -257,6 +257,62 @@ def test_a_second_beat_is_harmless(system: System) -> None:
     assert system.rate() == first
     assert system.tick(after=2.5).ran  # and does not shut out the first one's next tick
     assert not system.tick(after=2.5, actor="controller-2").ran
+
+
+def slow_log(system: System, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
+    """Let the log take 3 s to tell its positions; `meanwhile` runs in each of these seconds."""
+    positions = system.log.positions
+
+    def slowly() -> list[PartitionPosition]:
+        monkeypatch.setattr(system.log, "positions", positions)
+        for _ in range(3):
+            system.clock.advance(1.0)
+            meanwhile()
+        return positions()
+
+    monkeypatch.setattr(system.log, "positions", slowly)
+
+
+def test_a_tick_that_takes_longer_than_the_period_does_not_make_the_next_ones_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a tick a second, and a log that takes three seconds to answer
+    system = System()
+    system.rig = memory_rig(control_settings("redis://nowhere", regulate_seconds=1.0), system.server)
+    reports: list[RegulateReport] = []
+    slow_log(system, monkeypatch, lambda: reports.append(system.tick(after=0.0, actor="controller-2")))
+    # Then each tick that comes meanwhile returns at once
+    assert system.tick(after=1.0).ran
+    assert reports == [RegulateReport(ran=False)] * 3
+    # And the next one after the slow tick runs
+    assert system.tick(after=1.0).ran
+
+
+def test_a_tick_that_failed_or_was_killed_does_not_hold_up_the_next_ones_for_long(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a tick that ends with an error
+    def fail() -> None:
+        raise RuntimeError("a mistake")
+
+    slow_log(system, monkeypatch, fail)
+    with pytest.raises(RuntimeError):
+        system.tick()
+    assert system.tick().ran
+    # And one whose process is killed: it gives nothing back
+    with monkeypatch.context() as killed:
+        killed.setattr(system.rig.leases, "give_back", lambda *_: None)
+        assert system.tick().ran
+    assert not system.tick(after=5.0).ran
+    assert system.tick(after=5.0).ran
+
+
+def test_a_tick_whose_lease_can_not_be_given_back_has_run(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(*_: str) -> None:
+        raise StoreUnavailableError
+
+    monkeypatch.setattr(system.rig.leases, "give_back", unavailable)
+    assert system.tick().ran
 
 
 def test_a_store_that_is_away_ends_the_tick(system: System) -> None:
