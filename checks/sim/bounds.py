@@ -131,6 +131,7 @@ class LeaseBound:
         self._grants: deque[_Held] = deque()
         self._latest: Grant | None = None
         self._version = -1  # of the newest publication that has reached the process
+        self._voided = 0  # tokens that a publication voided since the last answer of the bucket
 
     def note_grant(self, grant: Grant) -> None:
         """The bucket has answered the process."""
@@ -150,13 +151,17 @@ class LeaseBound:
         if latest is None:
             return
         falls = latest.version < version and rate < latest.rate
+        before = sum(held.left for held in self._grants)
         self._grants = deque(
             held for held in self._grants if not held.is_void_soon and not (falls and held.version < version)
         )
+        self._voided += before - sum(held.left for held in self._grants)
 
     def note_returned(self, count: int, now: float) -> None:
-        """The process has given tokens back to the bucket."""
-        self._spend(count, now, "gave back")
+        """The process has given tokens back to the bucket. They may have become void while its call was under way."""
+        void, self._voided = self._voided, 0
+        held = sum(one.left for one in self._grants)
+        self._spend(max(min(count, held), count - void), now, "gave back")
 
     def note_admitted(self, count: int, now: float) -> None:
         """The process has admitted a body."""

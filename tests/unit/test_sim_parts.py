@@ -219,6 +219,17 @@ def test_a_lower_rate_voids_what_was_granted_under_a_higher_one() -> None:
     assert [(one.bound, one.at) for one in violations.found] == [("lease", 1.0)]
 
 
+def test_a_process_may_give_back_what_became_void_on_the_way_but_no_more() -> None:
+    violations = Violations(0.0)
+    bound = LeaseBound(violations, "a process")
+    bound.note_grant(grant(30, rate=1000.0, version=1))
+    bound.note_rate(2, 100.0)
+    bound.note_returned(30, 1.0)
+    assert violations.count == 0
+    bound.note_returned(1, 1.0)
+    assert violations.count == 1
+
+
 @pytest.mark.parametrize(
     ("rate", "base_rate", "lag", "is_open", "bound"),
     [
