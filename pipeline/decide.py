@@ -25,6 +25,7 @@ class Measured:
     lag: Mapping[int, int]  # events; of the partitions that answered
     lag_held: Mapping[int, int] = field(default_factory=dict)  # events; the assumed lag of the others
     batches: Mapping[int, BatchStart] = field(default_factory=dict)  # of each partition's newest stored batch
+    log_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,10 @@ def decide(
 def _sample(state: ControlState, measured: Measured, record: PolicyRecord | None, ages: Ages | None) -> RateSample:
     """The policy's sample; `record` has its state and the counts at its last sample, None: it has no state."""
     pauses = state.pauses
-    before, generation = (0, state.generation) if record is None else (record.ran_dry, record.generation)
+    # Without a record nothing is known to have happened since: the counts are of the control store's whole life.
+    before, generation = (
+        (state.bucket_ran_dry, state.generation) if record is None else (record.ran_dry, record.generation)
+    )
     return RateSample(
         seconds=None if record is None or ages is None else ages.lag,
         partitions={
@@ -84,6 +88,7 @@ def _sample(state: ControlState, measured: Measured, record: PolicyRecord | None
         # Each change of the reasons to pause has a generation: one that has already ended is seen as well.
         was_paused=pauses is None or paused(pauses) or state.generation != generation,
         last_rate=None if state.rate is None else state.rate.base_rate,
+        log_id=measured.log_id,
     )
 
 

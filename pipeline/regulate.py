@@ -126,7 +126,9 @@ class _Sample:
     @property
     def measured(self) -> Measured | None:
         """The policy's part of the measurements; None if the lag is unknown."""
-        return None if self.lag is None else Measured(self.ends, self.lag, self.held, self.batches)
+        if self.lag is None:
+            return None
+        return Measured(self.ends, self.lag, self.held, self.batches, self.log_id or "")
 
     def degraded(self, code: str, what: str, look_at: str, partition: int | None = None) -> None:
         """Add a problem that does not stop accepting and storing events."""

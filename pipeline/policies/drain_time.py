@@ -66,6 +66,7 @@ class _State:
     inflow: Mapping[int, float]  # events/s appended, averaged
     base: Mapping[int, _Base]
     mode: Mode = Mode.NORMAL
+    log_id: str = ""  # of the log whose offsets these are
 
     @classmethod
     def load(cls, state: PolicyState) -> "_State":
@@ -77,14 +78,19 @@ class _State:
             inflow={p: row[2] for p, row in partitions.items() if row[2] is not None},
             base={p: _Base(*row[3]) for p, row in partitions.items() if row[3] is not None},
             mode=Mode(state["mode"]),
+            log_id=state["log_id"],
         )
+
+    def of(self, log_id: str) -> "_State":
+        """What is known of this log: of another one, only the capacity, which is the sink's, and the mode."""
+        return self if self.log_id == log_id else _State(self.capacity, {}, {}, {}, {}, self.mode, log_id)
 
     def dump(self) -> dict[str, Any]:
         rows = {
             str(p): [self.appended[p], self.stored[p], self.inflow.get(p), _row(self.base.get(p))]
             for p in self.appended
         }
-        return {"capacity": self.capacity, "mode": self.mode.value, "partitions": rows}
+        return {"capacity": self.capacity, "mode": self.mode.value, "log_id": self.log_id, "partitions": rows}
 
 
 def _loaded(state: PolicyState | None) -> _State | None:
@@ -128,7 +134,7 @@ class DrainTimePolicy:
         last = _loaded(state)
         seconds = sample.seconds if last is not None and sample.seconds is not None and sample.seconds > 0 else None
         first_rate = START_RATE if sample.last_rate is None else sample.last_rate
-        known = last or _State(self._clamped(first_rate), {}, {}, {}, {})
+        known = (last or _State(self._clamped(first_rate), {}, {}, {}, {})).of(sample.log_id)
         shares, inflow = _shares(sample, known, seconds)
         capacity, base = self._measured(sample, known, seconds, shares)
         drains = {p: one.lag / (shares[p] * capacity) for p, one in sample.partitions.items()}
@@ -142,6 +148,7 @@ class DrainTimePolicy:
             inflow,
             base,
             mode,
+            sample.log_id,
         )
         return RateDecision(rate, mode, self._explanation(sample, capacity, drains, mode), after.dump())
 

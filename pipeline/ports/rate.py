@@ -49,6 +49,7 @@ class RateSample:
     ran_dry: bool = False  # since the last sample, clients wanted more tokens than the bucket had
     was_paused: bool = False  # consumption, by the breaker or by an operator, at any time since the last sample
     last_rate: float | None = None  # events/s; the base rate that was published last, by whichever policy
+    log_id: str = ""  # of the event log; offsets of two logs have nothing to do with each other
 
     @property
     def lag(self) -> int:

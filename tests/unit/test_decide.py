@@ -34,7 +34,7 @@ from pipeline.store.memory_counters import MemoryCounters
 from pipeline.system_metrics import MetricsContext, SystemCollector
 
 DECAY = Decay(30.0, 5.0)
-MEASURED = Measured({0: 50, 1: 20}, {0: 30, 1: 0}, {2: 7}, {0: BatchStart(10, 1e9)})
+MEASURED = Measured({0: 50, 1: 20}, {0: 30, 1: 0}, {2: 7}, {0: BatchStart(10, 1e9)}, "log")
 
 
 @dataclass
@@ -87,16 +87,18 @@ def test_a_policy_without_a_state_begins_with_the_rate_that_was_published_last()
         seconds=None,
         partitions={0: PartitionSample(50, 30, BatchStart(10, 1e9)), 1: PartitionSample(20, 0)},
         lag_held=7,
-        ran_dry=True,
+        ran_dry=False,  # the count is of the bucket's whole life
         was_paused=False,
         last_rate=400.0,
+        log_id="log",
     )
     assert (sample.lag, sample.partitions[0].stored) == (37, 20)
     assert (found.rate, found.mode) == (7.0, Mode.DEGRADED)
     assert (found.record.state, found.record.ran_dry, found.record.generation) == ({"count": 1}, 4, 3)
     # A state of another policy is no state
-    other = PolicyRecord(Explanation("other", "", "", "", 1.0, ""), {"count": 8})
-    assert decided(state_with(other))[0].record.state == {"count": 1}
+    other = PolicyRecord(Explanation("other", "", "", "", 1.0, ""), {"count": 8}, ran_dry=2)
+    found, sample = decided(state_with(other, bucket_ran_dry=4))
+    assert (found.record.state, sample.ran_dry) == ({"count": 1}, False)
     # A fresh system has published no rate
     assert decided(state_with(None, rate=None))[1].last_rate is None
 

@@ -249,3 +249,19 @@ def test_its_settings() -> None:
     assert (Settings.from_environ({}).rate_max, Settings.from_environ({}).regulate_seconds) == (1000.0, 5.0)
     with pytest.raises(SettingsError, match="RATE_POLICY='fast' is none of bands, drain_time"):
         Settings.from_environ({"RATE_POLICY": "fast"})
+
+
+def test_another_log_ends_all_measurements_and_the_capacity_stays() -> None:
+    # Given a sink that stores 500/s, of a log with low offsets
+    before = None
+    for second in range(1, 6):
+        one = (500 * second + 900, 500 * second, 500 * second - 100, float(second))
+        before = decide(sample(one, log_id="first", last_rate=500.0), before)
+    assert before is not None
+    assert capacity(before) == pytest.approx(500.0)
+    # When the next samples are of a log with offsets that are a million higher
+    for second in range(6, 9):
+        one = (500 * second + 900 + 10**6, 500 * second + 10**6, 500 * second - 100 + 10**6, float(second))
+        before = decide(sample(one, log_id="second", ran_dry=True), before)
+        # Then nothing was measured between the two logs, and the capacity is the sink's
+        assert capacity(before) == pytest.approx(500.0), second

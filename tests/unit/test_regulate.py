@@ -219,6 +219,7 @@ def test_where_the_newest_batches_began_reaches_the_policy(system: System) -> No
     system.policy_of = lambda _: Watching.make(system.rig.settings, None)
     system.tick()
     assert samples[0].partitions == {0: PartitionSample(50, 30, BatchStart(10, 1e9)), 1: PartitionSample(20, 20)}
+    assert samples[0].log_id == system.log.identity().log_id
 
 
 # --- Lag to rate ----------------------------------------------------------------------------------
