@@ -69,7 +69,7 @@ def pause_advice(reason: PauseReason, partition: int | None) -> str:
 def event_text(event: ControlEvent) -> str:
     """What happened, with its figures, but without actor and reason. Unreadable events show only their kind."""
     try:
-        words = _words(event.kind, event.data)
+        words = _words(event.kind, event.data, has_moved=event.count > 1 and "event_ratio" in event.data)
     except (KeyError, ValueError):
         words = event.kind.value.replace("_", " ").capitalize()
     if event.first_at is None:
@@ -77,10 +77,10 @@ def event_text(event: ControlEvent) -> str:
     return f"{words}, {event.count:,} times since {clock_time(event.first_at)}"
 
 
-def _words(kind: ControlEventKind, data: dict[str, str]) -> str:  # noqa: PLR0911, PLR0912 - a table
+def _words(kind: ControlEventKind, data: dict[str, str], *, has_moved: bool) -> str:  # noqa: PLR0911, PLR0912 - a table
     match kind:
         case ControlEventKind.RATE_CHANGED:
-            return _rate_changed(data)
+            return _rate_changed(data, has_moved=has_moved)
         case ControlEventKind.BREAKER_OPENED:
             return "Breaker opened"
         case ControlEventKind.BREAKER_CLOSED:
@@ -120,9 +120,10 @@ def _resumed(data: dict[str, str]) -> str:
     return f"Pause lifted ({lifted}), still paused ({left})" if left else f"Consumption resumed ({lifted})"
 
 
-def _rate_changed(data: dict[str, str]) -> str:
+def _rate_changed(data: dict[str, str], *, has_moved: bool) -> str:
+    """`has_moved`: several changes, after which the rate may be the first one again."""
     rate, reason = float(data["rate"]), data.get("policy_reason") or _LAG[Mode(data["mode"])]
-    if data["previous"] and float(data["previous"]) == rate:
+    if data["previous"] and float(data["previous"]) == rate and not has_moved:
         return f"{reason[0].upper()}{reason[1:]}, rate stays {rate_text(rate)}"
     before = f"{rate_text(float(data['previous'])).removesuffix('/s')} → " if data["previous"] else ""
     return f"Rate {before}{rate_text(rate)} ({_DECIDED_BY.get(data.get('decided_by', ''), reason)})"

@@ -36,6 +36,13 @@ _FOLDED_BY: Final[dict[ControlEventKind, tuple[str, ...]]] = {
     ControlEventKind.DRAINER_TERMINATED: ("partition",),
     ControlEventKind.BEGAN_LATE: ("partition", "end"),
 }
+# A policy whose rate moves at each tick has an event ratio. Its changes of one mode and cause are one event, from the
+# first rate to the newest. An operator's rate is not the policy's.
+_MOVES_FOLDED_BY: Final = ("event_ratio", "mode", "decided_by")
+
+
+def _moves(data: dict[str, str]) -> bool:
+    return "event_ratio" in data and data["decided_by"] != "override"
 
 
 def repeated_event(
@@ -45,12 +52,19 @@ def repeated_event(
     fields = _FOLDED_BY.get(kind)
     if fields is None or data.get("reason", "breaker") != "breaker":
         return None
+    if _moves(data):
+        fields = _MOVES_FOLDED_BY
     for event in reversed(events[-FOLD_ENTRIES:]):
         if now - event.at > FOLD_SECONDS:
             return None
         if event.kind is kind and all(event.data.get(field) == data.get(field) for field in fields):
             return event
     return None
+
+
+def folded_data(earlier: ControlEvent, data: dict[str, str]) -> dict[str, str]:
+    """The data of an event and of the earlier one that it repeats, together."""
+    return data | {"previous": earlier.data["previous"]} if _moves(data) else data
 
 
 def clean_text(value: str, chars_max: int) -> str:

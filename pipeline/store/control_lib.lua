@@ -32,7 +32,14 @@ local FOLDED_BY = {
   drainer_terminated = { 'partition' },
   began_late = { 'partition', 'end' }
 }
+-- A policy whose rate moves at each tick has an event ratio. Its changes of one mode and cause are one event, from the
+-- first rate to the newest. An operator's rate is not the policy's.
+local MOVES_FOLDED_BY = { 'event_ratio', 'mode', 'decided_by' }
 local FOLD_SECONDS, FOLD_ENTRIES = 600, 50
+
+local function moves(data)
+  return data.event_ratio and data.decided_by ~= 'override'
+end
 
 local function is_same(fields, one, other)
   for _, field in ipairs(fields) do
@@ -41,31 +48,38 @@ local function is_same(fields, one, other)
   return true
 end
 
--- The entry that an event repeats: its position, its count, and the time of the first event; nothing if there is none.
+-- The entry that an event repeats: its position, its count, the time of the first event, and the data of both together;
+-- nothing if there is none.
 local function repeated_entry(kind, data)
   local fields, told = FOLDED_BY[kind], cjson.decode(data)
   if not fields or (told.reason and told.reason ~= 'breaker') then return end
+  if moves(told) then fields = MOVES_FOLDED_BY end
   for _, entry in ipairs(redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', FOLD_ENTRIES)) do
     local position, found = entry[1], {}
     local at = tonumber(string.match(position, '^%d+')) / 1000
     if now - at > FOLD_SECONDS then return end
     for index = 1, #entry[2], 2 do found[entry[2][index]] = entry[2][index + 1] end
-    if found.kind == kind and is_same(fields, told, cjson.decode(found.data)) then
-      return position, tonumber(found.count or '1'), found.first_at or exact(at)
+    local earlier = found.kind == kind and cjson.decode(found.data)
+    if earlier and is_same(fields, told, earlier) then
+      if moves(told) then
+        told.previous = earlier.previous
+        data = cjson.encode(told)
+      end
+      return position, tonumber(found.count or '1'), found.first_at or exact(at), data
     end
   end
 end
 
 -- An event that repeats an earlier one replaces it at the end of the stream: repetition must not push out other events.
 local function record(kind, why, data)
-  local position, count, first_at = repeated_entry(kind, data)
+  local position, count, first_at, together = repeated_entry(kind, data)
   local repeats = {}
   if position then
     redis.call('XDEL', KEYS[4], position)
     repeats = { 'count', tostring(count + 1), 'first_at', first_at }
   end
-  redis.call('XADD', KEYS[4], 'MAXLEN', events_max, '*', 'kind', kind, 'by', ARGV[2], 'why', why, 'data', data,
-    unpack(repeats))
+  redis.call('XADD', KEYS[4], 'MAXLEN', events_max, '*', 'kind', kind, 'by', ARGV[2], 'why', why, 'data',
+    together or data, unpack(repeats))
 end
 
 -- Versions follow the clock if possible, so that they also grow across a flush of the server.
@@ -87,25 +101,28 @@ local function effective_rate(base_rate, floor_rate)
   return rate, is_capped and 'breaker' or by_hand and 'override' or 'lag'
 end
 
-local function record_rate(why, effective, decided_by, base_rate, mode, lag, version, previous, reason)
+-- `ratio`: the policy's event ratio; nil or 0: each change is an event of its own.
+local function record_rate(why, effective, decided_by, base_rate, mode, lag, version, previous, reason, ratio)
   redis.call('HSET', KEYS[1], 'recorded_rate', effective)
   record('rate_changed', why, cjson.encode({
     rate = effective, decided_by = decided_by, base_rate = base_rate, mode = mode, lag = lag, version = version,
-    previous = previous or '', policy_reason = reason or ''
+    previous = previous or '', policy_reason = reason or '',
+    event_ratio = (tonumber(ratio or '') or 0) > 0 and ratio or nil
   }))
 end
 
 -- After a change of the reasons: update the effective rate in the same step.
 local function settle_rate(why)
   local last = redis.call('HMGET', KEYS[1], 'rate', 'base_rate', 'floor_rate', 'version', 'mode', 'lag', 'reason',
-    'policy_at', 'published_at')
+    'policy_at', 'published_at', 'event_ratio')
   if not last[1] then return end
   local effective, decided_by = effective_rate(last[2], last[3])
   if tonumber(effective) == tonumber(last[1]) then return end
   local version = next_version(last[4])
-  redis.call('HSET', KEYS[1], 'rate', effective, 'version', version)
-  local reason = last[8] == last[9] and last[7]  -- a controller of an older version publishes none
-  record_rate(why, effective, decided_by, last[2], last[5], last[6], version, last[1], reason)
+  redis.call('HSET', KEYS[1], 'rate', effective, 'version', version, 'recorded_version', version)
+  local is_current = last[8] == last[9]  -- a controller of an older version publishes no reason and no ratio
+  local reason, ratio = is_current and last[7], is_current and last[10] or nil
+  record_rate(why, effective, decided_by, last[2], last[5], last[6], version, last[1], reason, ratio)
 end
 
 -- A reason's entry; an entry that can't be read still pauses, and can be lifted.

@@ -40,6 +40,7 @@ from pipeline.store.common import (
     bounded_trouble,
     breaker_state,
     clean_text,
+    folded_data,
     rate_event_why,
     repeated_event,
     without_override,
@@ -151,11 +152,10 @@ class _Adapter:
             return
         rate = _effective(content, last.base_rate)
         content.rate = replace(last, rate=rate, version=_next_version(last, now))
-        self._record_rate(content.rate, last, actor, why)
+        self._record_rate(content.rate, last.rate, actor, why)
 
-    def _record_rate(self, rate: PublishedRate, last: PublishedRate | None, actor: str, why: str) -> None:
+    def _record_rate(self, rate: PublishedRate, previous: float | None, actor: str, why: str) -> None:
         content = self._server.content()
-        previous = content.recorded_rate if last is None or content.recorded_rate is not None else last.rate
         data = {
             "rate": repr(rate.rate),
             "decided_by": _decided_by(self._server.content(), rate.base_rate),
@@ -166,6 +166,8 @@ class _Adapter:
             "previous": "" if previous is None else repr(previous),
             "policy_reason": "" if rate.policy is None else rate.policy.explanation.reason,
         }
+        if rate.policy is not None and rate.policy.explanation.event_ratio > 0:
+            data["event_ratio"] = repr(rate.policy.explanation.event_ratio)
         content.recorded_rate = rate.rate
         self._record(ControlEventKind.RATE_CHANGED, actor, why, data)
 
@@ -178,7 +180,8 @@ class _Adapter:
         if earlier is not None:
             events.remove(earlier)
             first_at = earlier.at if earlier.first_at is None else earlier.first_at
-            event = replace(event, count=earlier.count + 1, first_at=first_at)
+            data = folded_data(earlier, data)
+            event = replace(event, data=data, count=earlier.count + 1, first_at=first_at)
         events.append(event)
         del events[: -self._settings.control_events_max]
         self._server.changed.notify_all()
@@ -248,7 +251,7 @@ class MemoryControlStore(_Adapter):
             previous, rate = content.recorded_rate, content.rate.rate
             is_notable = previous is None or abs(rate - previous) >= ratio * previous
             if last is None or (last.rate != rate and is_notable) or last.mode is not mode:
-                self._record_rate(content.rate, last, actor, rate_event_why(lag, policy))
+                self._record_rate(content.rate, previous, actor, rate_event_why(lag, policy))
             return content.rate
 
     def set_override(self, rate: float, *, until: float, actor: str, why: str) -> Override:

@@ -6,7 +6,8 @@
 
 settle_override()
 local base_rate, floor_rate, mode, lag, known_at, why = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local last = redis.call('HMGET', KEYS[1], 'rate', 'mode', 'version', 'lag_known_at', 'recorded_rate')
+local last = redis.call('HMGET', KEYS[1], 'rate', 'mode', 'version', 'lag_known_at', 'recorded_rate',
+  'recorded_version')
 
 -- A controller that was frozen during a tick decided on an older lag than the published one. A published time in the
 -- future does not block the new rate: then the server's clock went backwards.
@@ -19,11 +20,13 @@ local effective, decided_by = effective_rate(base_rate, floor_rate)
 local version = next_version(last[3])
 redis.call('HSET', KEYS[1], 'version', version, 'rate', effective, 'base_rate', base_rate, 'floor_rate', floor_rate,
   'mode', mode, 'lag', lag, 'published_at', exact(now), 'lag_known_at', known_at, 'consumption', ARGV[9],
-  'alarms', ARGV[10], 'alarms_at', exact(now), 'reason', ARGV[11], 'policy', ARGV[12], 'policy_at', exact(now))
-local previous = last[5] or last[1]
+  'alarms', ARGV[10], 'alarms_at', exact(now), 'reason', ARGV[11], 'policy', ARGV[12], 'policy_at', exact(now),
+  'event_ratio', ARGV[13], 'recorded_version', version)
+-- A process of an older version that changed the rate recorded that rate, but did not note it.
+local previous = last[6] == last[3] and last[5] or last[1]
 local difference = math.abs(tonumber(effective) - (tonumber(previous or '') or 0))
 local is_notable = not previous or difference >= tonumber(ARGV[13]) * tonumber(previous)
 if tonumber(last[1] or '') ~= tonumber(effective) and is_notable or last[2] ~= mode then
-  record_rate(why, effective, decided_by, base_rate, mode, lag, version, previous, ARGV[11])
+  record_rate(why, effective, decided_by, base_rate, mode, lag, version, previous, ARGV[11], ARGV[13])
 end
 return redis.call('HGETALL', KEYS[1])

@@ -10,6 +10,7 @@ import pytest
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import ControlEvents
+from pipeline.ports.rate import Explanation, PolicyRecord
 from pipeline.store.common import FOLD_SECONDS
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig, redis_rig
@@ -107,6 +108,47 @@ def test_a_breaker_that_flaps_is_one_round_with_counts(rig: ControlRig) -> None:
         (ControlEventKind.RESUMED, 5),
         (ControlEventKind.RATE_CHANGED, 5),
     ]
+
+
+def moving(rig: ControlRig, *rates: float, mode: Mode = Mode.NORMAL) -> None:
+    """Publish these rates, by a policy whose rate moves all the time."""
+    record = PolicyRecord(Explanation("toy", "", "", "", 1e5, "", event_ratio=0.1))
+    for rate in rates:
+        rig.store.publish_rate(
+            base_rate=rate, floor_rate=1.0, mode=mode, lag=0, lag_known_at=None, actor="controller", policy=record
+        )
+
+
+def rate_events(rig: ControlRig) -> list[tuple[str, str, int]]:
+    """Previous rate, rate and count of each event about the rate."""
+    events = [event for event in rig.events.last(100) if event.kind is ControlEventKind.RATE_CHANGED]
+    return [(event.data["previous"], event.data["rate"], event.count) for event in events]
+
+
+def test_a_rate_that_moves_all_the_time_does_not_push_out_the_other_events(rig: ControlRig) -> None:
+    # Given something that a person did, and a policy whose rate moves by more than a little at each tick
+    record(rig.events, "ann's")
+    moving(rig, *(500.0 + 100.0 * (number % 3) for number in range(30)))
+    # Then it is one event, from the first rate to the newest
+    assert rate_events(rig) == [("", "700.0", 30)]
+    assert rig.events.last(100)[0].why == "ann's"
+
+
+def test_rates_that_move_are_one_event_for_each_mode_and_cause(rig: ControlRig) -> None:
+    rig.store.restore([], actor="controller")
+    moving(rig, 500.0, 700.0)
+    # When the mode changes, or the breaker opens and closes
+    moving(rig, 300.0, 200.0, mode=Mode.CRITICAL)
+    for number in range(2):
+        rig.store.pause(PauseReason.BREAKER, actor="drain", why="down")
+        moving(rig, 400.0 + 100.0 * number, mode=Mode.CRITICAL)
+        rig.store.resume(PauseReason.BREAKER, generation=None, actor="prober", why="well")
+    # Then each is told once, with its first and its newest rate
+    assert rate_events(rig) == [("", "700.0", 2), ("200.0", "1.0", 2), ("700.0", "500.0", 4)]
+    # And what an operator sets stays one by one
+    for rate in (50.0, 60.0):
+        rig.store.set_override(rate, until=rig.store.state().time + 60.0, actor="ann", why="wait")
+    assert [found[1:] for found in rate_events(rig)[-2:]] == [("50.0", 1), ("60.0", 1)]
 
 
 def test_what_people_do_stays_one_by_one(rig: ControlRig) -> None:

@@ -246,3 +246,16 @@ def test_the_fence_of_either_version_holds_for_the_other(rig: ControlRig, older:
     rig.floors.fence("log", "c")
     assert not older.raises_floor("b", 0, 10)
     assert older.raises_floor("c", 0, 10)
+
+
+def test_the_rate_of_the_last_event_counts_until_an_older_version_publishes(rig: ControlRig, newer: Newer) -> None:
+    # Given a controller of an older version that published a rate, as any writer of the rate does, and one that is back
+    record = PolicyRecord(Explanation("toy", "", "", "", 1e4, "", event_ratio=0.1))
+    publish(rig, record)
+    newer.sets(KEY_RATE, version="99999999999999", rate="300.0", base_rate="300.0")
+    rig.store.publish_rate(
+        base_rate=790.0, floor_rate=100.0, mode=Mode.DEGRADED, lag=0, lag_known_at=None, actor="c", policy=record
+    )
+    # Then its change is from that rate
+    data = rig.events.last(1)[0].data
+    assert (data["previous"], data["rate"]) == ("300.0", "790.0")

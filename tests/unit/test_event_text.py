@@ -61,6 +61,13 @@ def test_what_repeats_says_how_often() -> None:
     assert event_text(told) == "Stalled drain of partition 3 ended, 1,068 times since 00:00:00 UTC"
 
 
+def test_a_rate_that_came_back_has_moved() -> None:
+    data = RATE | {"rate": "1000.0", "event_ratio": "0.1"}
+    assert event_text(ControlEvent("1", 1e9, K.RATE_CHANGED, "c", "why", data)) == "Lag is low, rate stays 1,000/s"
+    told = event_text(ControlEvent("1", 1e9, K.RATE_CHANGED, "c", "why", data, count=3, first_at=0.0))
+    assert told == "Rate 1,000 → 1,000/s (lag is low), 3 times since 00:00:00 UTC"
+
+
 def test_every_kind_has_words_of_its_own() -> None:
     everything = {**RATE, **BANDS, "reason": "poison", "reasons": "", "until": "0", "partition": "1", "rate": "5"}
     told = {event_text(ControlEvent("1", 0.0, kind, "", "", everything)) for kind in K}
