@@ -147,7 +147,10 @@ def known_word(vocabulary: type[_Word], word: str) -> _Word:
 
 
 # Keys on the control server (REDIS_URL). All carry the prefix of Settings.key_prefix.
-KEY_RATE: Final = "rate"  # hash: version, rate, mode, lag, times; written by publish_rate.lua and pause.lua
+# hash: version, rate, mode, lag, times, consumption, alarms; the policy's record (policy, policy_at), reason and
+# event_ratio; the rate of the last control event about it (recorded_rate, recorded_version). publish_rate.lua writes
+# it, and so do the scripts that change the effective rate (settle_rate in control_lib.lua).
+KEY_RATE: Final = "rate"
 KEY_PAUSE: Final = "pause"  # hash: reason -> generation and text; `restored` marks it as complete
 KEY_GENERATION: Final = "pause:generation"  # integer: grows with every change of the set of reasons
 KEY_EVENTS: Final = "events"  # stream, bounded: control events

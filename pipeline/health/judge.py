@@ -14,6 +14,7 @@ from pipeline.event_text import clock_time, pause_advice, pause_text, rate_text
 from pipeline.health.snapshot import HealthInputs, Traffic
 from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, ProblemCode, Severity
 from pipeline.ports.control import Alarm, Pause
+from pipeline.ports.rate import Explanation
 
 # The start of an adapter's error text, before the reason; the problem's text already contains it.
 _SAYS_WHO: Final = re.compile(
@@ -317,10 +318,17 @@ def _why_limited(inputs: HealthInputs, rate: str) -> tuple[str, str]:
             "whether it is still wanted: `celery -A tasks.app control clear_rate_limit` ends it",
         )
     if inputs.mode in (Mode.DEGRADED, Mode.CRITICAL):
-        return f"the lag is high and holds the rate{rate}", "why consumers are behind"
+        return f"{_why_behind(inputs.explanation)} the rate{rate}", "why consumers are behind"
     if inputs.mode is Mode.UNKNOWN:
         return f"the lag is unknown, and the rate falls{rate}", "why the lag is unknown"
     return (
         f"clients offer more than the rate{rate}",
         inputs.explanation.look_at,
     )
+
+
+def _why_behind(explanation: Explanation) -> str:
+    """What holds the rate, in a mode that is not normal. A silent controller's reason is unknown."""
+    if explanation.is_about_lag:
+        return "the lag is high and holds"
+    return f"{explanation.reason} and holds" if explanation.reason else "the backlog holds"

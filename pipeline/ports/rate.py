@@ -110,6 +110,11 @@ class Explanation:
         return self.figure(self.thresholds[-1].measure) if self.thresholds else None
 
     @property
+    def is_about_lag(self) -> bool:
+        """Whether the mode is by the lag."""
+        return all(one.measure == MEASURE_LAG for one in self.thresholds)
+
+    @property
     def drain_over_seconds(self) -> float:
         """How much longer than its target the sink needs for what waits; 0 if the policy has no such target."""
         drain, target = self.figure("drain_seconds"), self.figure("drain_target_seconds")

@@ -24,6 +24,7 @@ from pipeline.sink.poison import PoisonRun, RejectedRecord, evidence
 from pipeline.sink.queries import query
 from pipeline.sink.rows import EncodedRows, RowEncoder, place_columns, printable, request_ids
 from pipeline.sink.session import Session, StatementRefusedError
+from pipeline.sink.sqlstate import UNDEFINED_COLUMN
 from pipeline.sink.standstill import why_standing
 
 _logger = logging.getLogger(__name__)
@@ -50,7 +51,13 @@ class PostgresSink:
 
     def stored_offsets_and_time(self, log_id: str) -> StoredOffsets:
         """The stored offsets, PostgreSQL's clock when they were read, and where the newest batches began."""
-        found = self.session.rows(query("stored_offsets_and_batches"), {"log_id": log_id})
+        try:
+            found = self.session.rows(query("stored_offsets_and_batches"), {"log_id": log_id})
+        except SinkUnavailableError as error:
+            if error.sqlstate != UNDEFINED_COLUMN:
+                raise
+            # This process may not update the schema, and an older version stores: the lag is known all the same.
+            return StoredOffsets(self.stored_offsets(log_id), None)
         return StoredOffsets(
             offsets={int(row[0]): int(row[1]) for row in found if row[0] is not None},
             time=float(found[0][4]),

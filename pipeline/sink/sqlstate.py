@@ -21,6 +21,7 @@ class Fault(Enum):
 UNIQUE_VIOLATION: Final = "23505"
 LOCK_NOT_AVAILABLE: Final = "55P03"  # `lock_timeout` raises it too
 INSUFFICIENT_PRIVILEGE: Final = "42501"
+UNDEFINED_COLUMN: Final = "42703"
 _NOT_SUPPORTED: Final = "0A000"
 # PostgreSQL's function that raises 42501 for a row. Another function raises it for a table that may not be written.
 _ROW_SECURITY_FUNCTION: Final = "ExecWithCheckOptions"

@@ -227,6 +227,21 @@ def test_where_and_when_the_newest_batch_began_comes_with_the_stored_offsets(
     assert (found.offsets[0], found.batches[0].offset) == (9, 2)
 
 
+def test_the_stored_offsets_are_read_from_a_schema_without_the_columns_of_batches(
+    sink: PostgresSink, database_url: str
+) -> None:
+    # Given a process without the right to change the schema, and a partition that an older version stores
+    ask(
+        database_url,
+        "ALTER TABLE stored_offsets DROP COLUMN batch_began_offset, DROP COLUMN batch_began_at; "
+        f"INSERT INTO stored_offsets (log_id, log_partition, next_offset) VALUES ('{LOG}', 1, 7) RETURNING 1",
+    )
+    # Then its lag is known, again and again, and nothing of its batches
+    for _ in range(2):
+        found = sink.stored_offsets_and_time(LOG)
+        assert (found.offsets, found.time, found.batches) == ({1: 7}, None, {})
+
+
 def sink_time(database_url: str) -> float:
     [(seconds,)] = ask(database_url, "SELECT extract(epoch FROM clock_timestamp())::float8")
     return float(seconds)

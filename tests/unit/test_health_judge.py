@@ -9,7 +9,9 @@ from pipeline.errors import StoreUnavailableError
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import Traffic
 from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, Severity
+from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.control import Alarm, Pause
+from pipeline.settings import Settings
 from support.health import BREAKER, BY_HAND, HEALTHY, NOW, OVERRIDE, REFUSING
 
 LOCKED = Alarm("locked", Severity.CRITICAL, "log_events is locked by pid 7 of ann", "pid 7: SELECT 1", 0)
@@ -184,6 +186,19 @@ def test_much_that_is_refused_is_said_with_its_reason(changes: dict[str, Any], w
     verdict = judge(replace(HEALTHY, traffic=REFUSING, **changes))
     assert verdict.status is not Health.HEALTHY
     assert why in next(problem for problem in verdict.problems if problem.code == "refusing").what
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        ("the backlog takes 12.0 s", "the backlog takes 12.0 s and holds the rate at 400/s"),
+        ("", "the backlog holds the rate at 400/s"),  # of a silent controller
+    ],
+)
+def test_a_policy_that_does_not_judge_by_the_lag_gives_its_own_reason(reason: str, why: str) -> None:
+    drain_time = replace(DrainTimePolicy.make(Settings()).describe(), reason=reason)
+    verdict = judge(replace(HEALTHY, traffic=REFUSING, mode=Mode.CRITICAL, rate=400.0, explanation=drain_time))
+    assert f": {why}" in next(problem for problem in verdict.problems if problem.code == "refusing").what
 
 
 @pytest.mark.parametrize(
