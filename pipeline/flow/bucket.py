@@ -28,6 +28,7 @@ class Taken:
     state: BucketState
     granted: int
     wait_seconds: float
+    ran_dry: bool  # clients want more than the rate: it gave fewer tokens than wanted, and was not full before
 
 
 def burst_of(rate: float, burst_seconds: float) -> int:
@@ -61,6 +62,8 @@ def take(
     tokens = min(float(burst), filled.tokens + returned)
     threshold = min(needed, 1)
     if tokens + TOLERANCE_TOKENS < threshold:
-        return Taken(BucketState(tokens, now, rate), 0, (threshold - tokens) / rate)
+        return Taken(BucketState(tokens, now, rate), 0, (threshold - tokens) / rate, ran_dry=True)
     granted = max(needed, min(wanted, int(tokens + TOLERANCE_TOKENS)))
-    return Taken(BucketState(tokens - granted, now, rate), granted, 0.0)
+    # A full bucket proves that clients did not use the rate. It may still hold less than a large body and a lease.
+    ran_dry = granted < wanted and tokens + TOLERANCE_TOKENS < burst
+    return Taken(BucketState(tokens - granted, now, rate), granted, 0.0, ran_dry)

@@ -128,7 +128,8 @@ class ControlState:
     floor_rate: float = field(default=0.0)
     override: Override | None = None  # one that is active at `time`
     bands: Bands | None = None  # None: the bands of the settings apply
-    # Calls to the bucket that got fewer tokens than they wanted, since a flush: only differences have a meaning.
+    # Calls to the bucket that found it neither full nor with enough tokens, since a flush: only differences have a
+    # meaning.
     bucket_ran_dry: int = 0
 
 

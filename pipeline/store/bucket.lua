@@ -54,13 +54,13 @@ if tokens + tolerance < threshold then
 else
   granted = math.max(needed, math.min(wanted, math.floor(tokens + tolerance)))
 end
+-- The controller compares this count from tick to tick: the demand was above the rate. A full bucket proves that clients
+-- did not use the rate. It may still hold less than a large body and a lease.
+if granted < wanted and tokens + tolerance < burst then redis.call('HINCRBY', KEYS[7], 'ran_dry', 1) end
 tokens = tokens - granted
 
 local tokens_text, rate_text = exact(tokens), exact(rate)
 redis.call('HSET', KEYS[7], 'tokens', tokens_text, 'at', exact(now), 'rate', rate_text)
-
--- The controller compares this count from tick to tick: the demand was above the rate.
-if granted < wanted then redis.call('HINCRBY', KEYS[7], 'ran_dry', 1) end
 
 redis.call('ZADD', KEYS[8], exact(now), ARGV[5])
 redis.call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now - tonumber(ARGV[9]))

@@ -71,7 +71,7 @@ class _Content:
     bands: Bands | None = None
     events: list[ControlEvent] = field(default_factory=list)
     bucket: bucket_flow.BucketState | None = None
-    ran_dry: int = 0  # calls to the bucket that got fewer tokens than they wanted
+    ran_dry: int = 0  # calls to the bucket for which Taken.ran_dry is true
     processes: dict[str, float] = field(default_factory=dict)
     floors: dict[str, _Floors] = field(default_factory=dict)
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -464,7 +464,7 @@ class MemoryBucket(_Adapter):
                 content.bucket, now=now, rate=rate, burst=burst, needed=needed, wanted=wanted, returned=returned
             )
             content.bucket = taken.state
-            content.ran_dry += taken.granted < wanted
+            content.ran_dry += taken.ran_dry
             content.processes[process] = now
             for name, seen_at in list(content.processes.items()):
                 if seen_at <= now - PROCESS_SECONDS_MAX:

@@ -201,6 +201,17 @@ def test_the_state_counts_the_calls_that_got_fewer_tokens_than_they_wanted(rig: 
     assert rig.store.state().bucket_ran_dry == 2
 
 
+def test_what_a_full_bucket_can_not_hold_is_no_sign_that_it_ran_dry(rig: ControlRig) -> None:
+    # Given a full bucket / When a body larger than it passes, without the lease that was wanted beside it
+    publish(rig, 100.0)
+    assert rig.bucket.take(needed=500, wanted=510, process="a").granted == 500
+    # Then nobody was held back
+    assert rig.store.state().bucket_ran_dry == 0
+    # Until the debt makes one wait
+    assert rig.bucket.take(needed=1, wanted=1, process="a").granted == 0
+    assert rig.store.state().bucket_ran_dry == 1
+
+
 def test_silent_processes_are_forgotten(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("memory", "redis_bucket"):
         monkeypatch.setattr(f"pipeline.store.{module}.PROCESS_SECONDS_MAX", 0.1)

@@ -37,6 +37,23 @@ def test_one_token_is_enough_for_any_need_and_the_rest_is_a_debt() -> None:
     assert waits == pytest.approx([1.5] * 3)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "needed", "wanted", "ran_dry"),
+    [
+        (100.0, 1, 100, False),
+        (100.0, 1, 130, False),  # a lease larger than the burst
+        (100.0, 250, 260, False),  # a body larger than the burst
+        (50.0, 1, 50, False),
+        (50.0, 1, 60, True),  # clients use the rate: a part of the lease
+        (1.2, 250, 260, True),
+        (0.5, 1, 1, True),
+    ],
+)
+def test_a_bucket_that_was_full_has_not_run_dry(tokens: float, needed: int, wanted: int, ran_dry: bool) -> None:
+    before = BucketState(tokens, 50.0, 100.0)
+    assert take(before, now=50.0, rate=100.0, burst=100, needed=needed, wanted=wanted).ran_dry == ran_dry
+
+
 def test_tokens_that_come_back_count_first_and_never_above_the_burst() -> None:
     taken = take(EMPTY, now=50.0, rate=100.0, burst=100, needed=1, wanted=30, returned=12)
     assert (taken.granted, taken.state.tokens) == (12, 0.0)
