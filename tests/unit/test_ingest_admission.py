@@ -544,19 +544,24 @@ async def test_a_process_that_has_ended_is_not_counted_for_long(monkeypatch: pyt
     assert await _passes_together(rigs[:1], 1.0) == pytest.approx(1000 + leases, rel=0.05)
 
 
-def test_a_decision_takes_less_than_half_a_microsecond() -> None:
+def test_a_decision_costs_as_much_as_a_few_calls_of_a_method() -> None:
     rig = _Rig()
     rig.admission._left = 10**9
-    take_now = rig.admission.take_now
-    count = 20_000
 
-    def nanoseconds() -> float:
-        started = time.perf_counter_ns()
-        for _ in range(count):
-            take_now(1)
-        return (time.perf_counter_ns() - started) / count
+    class Nothing:
+        def take(self, count: int) -> None:
+            pass
 
-    assert min(nanoseconds() for _ in range(5)) < 500
+    # By turns, so that a busy machine slows both
+    pairs = [(_seconds_of(Nothing().take), _seconds_of(rig.admission.take_now)) for _ in range(20)]
+    assert min(decision for _, decision in pairs) < 5 * min(call for call, _ in pairs)
+
+
+def _seconds_of(take: Callable[[int], object]) -> float:
+    started = time.perf_counter()
+    for _ in range(5_000):
+        take(1)
+    return time.perf_counter() - started
 
 
 def _rigs(count: int) -> list[_Rig]:
