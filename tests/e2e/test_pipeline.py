@@ -182,16 +182,17 @@ def test_two_processes_share_one_rate(site: Site, tmp_path: Path) -> None:
     try:
         wait_until(lambda: "listens" in second.log(), "the second listens", seconds_max=15)
         seconds = 5.0
-        with Traffic(site.system.url, events_per_second=3000, events_max=30_000, threads=8) as traffic:
+        # Few requests with many events: a busy machine must offer more than the rate, too.
+        with Traffic(site.system.url, events_per_second=3000, events_max=60_000, batch=50, threads=8) as traffic:
             wait_until(lambda: traffic.outcomes.statuses["429"] > 0, "the first refusal", seconds_max=10)
             before, started = len(traffic.outcomes.acked), time.monotonic()
             wait_until(lambda: time.monotonic() - started >= seconds, "some seconds", seconds_max=seconds + 5)
             admitted, took = len(traffic.outcomes.acked) - before, time.monotonic() - started
     finally:
         second.stop()
-    # Then both together admit what one would: the rate, 1 %, a burst and what is out on leases
+    # Then both together admit what one would: the rate, 1 %, a burst, what is out on leases, and one body
     rate = site.settings.rate_max
-    allowed = rate * took * 1.01 + rate * site.settings.burst_seconds + 2 * rate * site.settings.lease_seconds
+    allowed = rate * took * 1.01 + rate * site.settings.burst_seconds + 2 * rate * site.settings.lease_seconds + 50
     assert 0.5 * rate * took < admitted <= allowed
     site.check(traffic)
 
