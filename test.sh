@@ -13,6 +13,10 @@ sluice_setup requirements-servers.txt requirements-dev.txt
 cd "$ROOT"
 export PATH="$ROOT/.venv/bin:$PATH"
 
+if [ "$#" -eq 0 ] && command -v mvn >/dev/null 2>&1; then
+    # Maven downloads Kafka the first time. The tests on Kafka wait for that, and say why where it fails.
+    python -c 'from stack.servers import resolve_kafka; resolve_kafka()' >/dev/null 2>&1 &
+fi
 if [ "$#" -eq 0 ] || [ "$1" = "unit" ]; then
     ruff format --check --quiet . || { echo "ruff format would change files: .venv/bin/ruff format ." >&2; exit 1; }
     ruff check --quiet .
@@ -29,8 +33,8 @@ if [ "${1:-}" = "unit" ]; then
     shift
     set -- tests/unit tests/property "$@"
 fi
-# Two at a time, grouped by the servers that they share: a test waits most of its time.
-parallel=(-n 2 --dist loadscope --no-loadscope-reorder)
+# Three at a time, grouped by the servers that they share: a test waits a third of its time (docs/adr/tests.md).
+parallel=(-n 3 --dist loadscope --no-loadscope-reorder)
 for argument in "$@"; do
     case "$argument" in -n* | --pdb | -x) parallel=() ;; esac
 done

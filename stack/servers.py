@@ -5,6 +5,7 @@
 
 import contextlib
 import errno
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -450,30 +451,35 @@ def kafka_is_possible() -> str | None:
     return None
 
 
+def _download_kafka() -> None:
+    partial = KAFKA_LIBS.with_name(f"{KAFKA_LIBS.name}.new")
+    shutil.rmtree(partial, ignore_errors=True)  # of a download that was killed
+    partial.mkdir()
+    said = subprocess.run(
+        [
+            *("mvn", "-q", "-B", "-f", str(ROOT / "stack" / "kafka" / "pom.xml"), "dependency:copy-dependencies"),
+            *(f"-Dkafka.version={KAFKA_VERSION}", f"-DoutputDirectory={partial}"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if said.returncode != 0:
+        shutil.rmtree(partial)
+        raise ServerError(f"Maven could not resolve Kafka {KAFKA_VERSION}: {said.stdout.strip()[-800:]}")
+    partial.rename(KAFKA_LIBS)
+
+
 def resolve_kafka() -> Path:
     """Folder with Kafka's jars; Maven downloads them the first time. Raises ServerError."""
     reason = kafka_is_possible()
     if reason is not None:
         raise ServerError(reason)
-    if not KAFKA_LIBS.is_dir():
-        partial = KAFKA_LIBS.with_name(f"{KAFKA_LIBS.name}.{os.getpid()}")
-        partial.mkdir(parents=True)
-        said = subprocess.run(
-            [
-                *("mvn", "-q", "-B", "-f", str(ROOT / "stack" / "kafka" / "pom.xml"), "dependency:copy-dependencies"),
-                *(f"-Dkafka.version={KAFKA_VERSION}", f"-DoutputDirectory={partial}"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if said.returncode != 0:
-            shutil.rmtree(partial)
-            raise ServerError(f"Maven could not resolve Kafka {KAFKA_VERSION}: {said.stdout.strip()[-800:]}")
-        try:
-            partial.rename(KAFKA_LIBS)
-        except OSError:  # another process was faster
-            shutil.rmtree(partial)
+    KAFKA_LIBS.parent.mkdir(parents=True, exist_ok=True)
+    with KAFKA_LIBS.with_name("kafka.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: then this one waits
+        if not KAFKA_LIBS.is_dir():
+            _download_kafka()
     return KAFKA_LIBS
 
 

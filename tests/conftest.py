@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 import hypothesis
 import psycopg2
 import pytest
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.settings import Settings
 from stack.servers import (
@@ -24,6 +21,15 @@ from stack.servers import (
     redis_server,
 )
 from support.clocks import SteppableClock, fake_time_library
+from support.groups import (  # two are hooks of pytest
+    SHARED_KAFKA,
+    SharedServer,
+    put_longest_first,
+    pytest_runtest_teardown,
+    pytest_xdist_make_scheduler,
+)
+
+__all__ = ["pytest_runtest_teardown", "pytest_xdist_make_scheduler"]
 
 # A machine under load is no reason to fail; in CI the same examples each time, elsewhere ever new ones.
 hypothesis.settings.register_profile("sluice", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -40,26 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--page-images", default="", help="folder for pictures of the live page; tests/e2e/test_page.py")
 
 
-class _ByServers(LoadScopeScheduling):  # type: ignore[misc]  # xdist.scheduler says nothing of its types
-    """What shares servers runs in one process: the tests of a file, and the end-to-end tests of one log.
-
-    pytest-xdist's own groups (`xdist_group`) have no effect with pytest 9.2, which no longer looks at the name that
-    they change.
-    """
-
-    def _split_scope(self, nodeid: str) -> str:
-        log = re.match(r"tests/e2e/.*\[(redis|kafka)", nodeid)
-        return f"e2e-{log[1]}" if log else nodeid.partition("::")[0]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    return _ByServers(config, log)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest groups come first, so that they do not begin when the others have ended."""
-    items.sort(key=lambda item: item.path.parent.name != "e2e")
+    put_longest_first(items)
 
 
 def _must_run_everything() -> bool:
@@ -110,18 +98,31 @@ def postgres(server_home: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def kafka(server_home: Path) -> Iterator[Server]:
+def _make_kafka(folder: Path) -> Server:
     reason = kafka_is_possible()
     if reason is not None:
         _skip(reason)
     try:
-        server = kafka_server(server_home, free_port(), free_port())
+        return kafka_server(folder, free_port(), free_port())
     except ServerError as error:
         _skip(str(error))
         raise
-    with _running(server):
-        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    shared = SharedServer(lambda: _make_kafka(tmp_path_factory.mktemp("kafka")))
+    request.config.stash[SHARED_KAFKA] = shared
+    try:
+        yield shared
+    finally:
+        shared.stop()
+
+
+@pytest.fixture
+def kafka(shared_kafka: SharedServer) -> Server:
+    """A Kafka that the tests of its group share; it keeps its topics from one test to the next."""
+    return shared_kafka.running()
 
 
 @pytest.fixture
@@ -143,10 +144,9 @@ def own_postgres(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def own_kafka(tmp_path_factory: pytest.TempPathFactory, kafka: Server) -> Iterator[Server]:
+def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """For the tests of one file, which leave it running: a JVM takes long to start."""
-    # `kafka` first: it skips where Kafka can't be had.
-    with _running(kafka_server(tmp_path_factory.mktemp("own_kafka"), free_port(), free_port())) as server:
+    with _running(_make_kafka(tmp_path_factory.mktemp("own_kafka"))) as server:
         yield server
 
 

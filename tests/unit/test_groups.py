@@ -1,5 +1,6 @@
-"""How ./test.sh shares its tests out to two processes: servers are started once, by the one that needs them."""
+"""How ./test.sh shares its tests out to some processes: servers are started once, by the one that needs them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,22 +8,81 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = ("asyncio", "anyio", "hypothesispytest", "timeout", "schemathesis")  # a process starts sooner without them
+CONFTEST = """
+import pytest
+from support.groups import (
+    SHARED_KAFKA, SharedServer, put_longest_first, pytest_runtest_teardown, pytest_xdist_make_scheduler
+)
+
+class Server:
+    def start(self):
+        return self
+
+    def stop(self):
+        print("STOPPED")
+
+def pytest_collection_modifyitems(items):
+    put_longest_first(items)
+
+@pytest.fixture
+def server(request, tmp_path):
+    shared = request.config.stash.setdefault(SHARED_KAFKA, SharedServer(Server))
+    if request.param == "kafka":
+        return shared.running()
+"""
+TESTS = """
+import pytest
+
+@pytest.mark.parametrize("server", ["redis", "kafka"], indirect=True)
+@pytest.mark.parametrize("number", range(3))
+def test_it(server, number):
+    assert server is None or number < 3
+"""
 
 
-def test_the_tests_of_a_file_run_in_one_process() -> None:
-    arguments = re.findall(r"^parallel=\((-n .*)\)$", (ROOT / "test.sh").read_text(), re.MULTILINE)[0].split()
-    files = ["tests/unit/test_flow_lag.py", "tests/unit/test_ingest_errors.py", "tests/unit/test_settings_table.py"]
+def _run(folder: Path, *arguments: str) -> str:
+    """What pytest says of four files of tests, of which two have tests on Kafka."""
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "conftest.py").write_text(CONFTEST)
+    for name in ("contract/test_a", "integration/test_b", "unit/test_c", "unit/test_d"):
+        path = folder / "tests" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(TESTS)
+    off = [word for plugin in PLUGINS for word in ("-p", f"no:{plugin}")]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", *arguments, *files],
+        [sys.executable, "-m", "pytest", "-v", *off, *arguments],
         check=True,
-        cwd=ROOT,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         timeout=110,
     )
+    return run.stdout
+
+
+def test_the_tests_of_a_group_run_in_one_process(tmp_path: Path) -> None:
+    arguments = re.findall(r"^parallel=\((-n .*)\)$", (ROOT / "test.sh").read_text(), re.MULTILINE)[0].split()
+    said = _run(tmp_path, *arguments)
     processes = defaultdict(set)
-    for process, file in re.findall(r"^\[(gw\d)\] .*? (tests/\S+\.py)::", run.stdout, re.MULTILINE):
-        processes[file].add(process)
-    assert sorted(processes) == files
+    for process, file, log in re.findall(r"^\[(gw\d)\] .*? tests/(\S+)\.py::\S+(redis|kafka)", said, re.MULTILINE):
+        processes["kafka" if log == "kafka" and not file.startswith("unit") else file].add(process)
+    assert sorted(processes) == ["contract/test_a", "integration/test_b", "kafka", "unit/test_c", "unit/test_d"]
     assert all(len(some) == 1 for some in processes.values()), processes
-    assert len(set.union(*processes.values())) == 2
+    assert len(set.union(*processes.values())) == int(arguments[1])
+
+
+def test_the_shared_kafka_ends_with_the_last_test_of_its_group(tmp_path: Path) -> None:
+    said = _run(tmp_path, "-s")
+    kafka, others = re.split("STOPPED", said, maxsplit=1)
+    assert (
+        re.findall(r"tests/(\w+)/\S+(redis|kafka)", kafka)
+        == [("contract", "kafka")] * 3 + [("integration", "kafka")] * 3
+    )
+    assert len(re.findall("::test_it", others)) == 18
+
+
+def test_the_system_of_the_end_to_end_tests_ends_with_them() -> None:
+    # A fixture of the scope "package" lives as long as a session where the folder is no package.
+    assert (ROOT / "tests" / "e2e" / "__init__.py").exists()

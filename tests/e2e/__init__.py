@@ -1,0 +1,1 @@
+"""The end-to-end tests: a running system on each event log."""
