@@ -21,6 +21,9 @@ class Options:
     rounds: int = 3
     quick: bool = False  # far too short to mean anything: to see that it works
     full: bool = False  # the goals' own sizes
+    arms: tuple[str, ...] = ()  # of M5, M6, M9, M10; empty: the usual ones
+    overload_rounds: int = 1  # of M5, M6, M9, M10: each starts every system again
+    step_runs: int = 10  # of M6 with drain_time, in all rounds together
 
     @property
     def seconds(self) -> float:

@@ -29,6 +29,20 @@ def rates_of(times: Sequence[float], counts: Sequence[int], *, begin: float, end
     return bins
 
 
+def between(times: Sequence[float], counts: Sequence[int], *, begin: float, end: float) -> int:
+    """The sum of the counts from `begin` to before `end`."""
+    return sum(count for at, count in zip(times, counts, strict=True) if begin <= at < end)
+
+
+def could_of(rates: Sequence[tuple[float, float]], *, begin: float, end: float) -> float:
+    """Events that a sink could have stored from `begin` to `end`; `rates`: since when it stores how many events/s."""
+    total = 0.0
+    for number, (since, rate) in enumerate(rates):
+        until = rates[number + 1][0] if number + 1 < len(rates) else end
+        total += rate * max(0.0, min(until, end) - max(since, begin))
+    return total
+
+
 def step_of(admitted: Sequence[float], stored: Sequence[float], *, capacity: float, lag_before: float) -> Step:
     """Judge the seconds after a step; `admitted` and `stored` are events/s of each second, `capacity` too.
 

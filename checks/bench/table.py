@@ -3,23 +3,34 @@
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A bound that a value must reach: from below (`at_least`) or from above."""
+    """A bound that a value must reach: from below (`at_least`) or from above.
+
+    The value is the median of the rounds. With `share`, so large a share of the rounds must reach the bound.
+    """
 
     bound: float
     at_least: bool
+    share: float | None = None
 
     def is_met(self, value: float) -> bool:
         """Whether a value is on the right side; the bound itself is."""
         return value >= self.bound if self.at_least else value <= self.bound
 
+    def is_met_by(self, values: Sequence[float]) -> bool:
+        """Whether the rounds reach the goal; there is at least one."""
+        if self.share is None:
+            return self.is_met(statistics.median(values))
+        return sum(self.is_met(value) for value in values) >= self.share * len(values)
+
     def __str__(self) -> str:
-        return f"{'>=' if self.at_least else '<='} {self.bound:g}"
+        bound = f"{'>=' if self.at_least else '<='} {self.bound:g}"
+        return bound if self.share is None else f"{bound} in {100 * self.share:g} % of the runs"
 
 
 def at_least(bound: float) -> Goal:
@@ -27,14 +38,14 @@ def at_least(bound: float) -> Goal:
     return Goal(bound, at_least=True)
 
 
-def at_most(bound: float) -> Goal:
+def at_most(bound: float, *, share: float | None = None) -> Goal:
     """A goal from above."""
-    return Goal(bound, at_least=False)
+    return Goal(bound, at_least=False, share=share)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One figure of the table: a value for each round, its median being what the goal is held against.
+    """One figure of the table, with a value for each round. The goal says what of them must reach it.
 
     `goal` None: reported only. `problem` says why there is no figure. `figures` are what it was made of.
     """
@@ -60,7 +71,7 @@ class Line:
             return "not measured"
         if self.goal is None:
             return "reported"
-        return "reached" if self.goal.is_met(value) else "not reached"
+        return "reached" if self.goal.is_met_by(self.values) else "not reached"
 
     def document(self) -> dict[str, Any]:
         """The line as JSON has it."""
@@ -75,6 +86,26 @@ class Line:
             "problem": self.problem or None,
             "figures": self.figures,
         }
+
+
+def joined(lines: Sequence[Line]) -> list[Line]:
+    """One line for all lines of the same figure, with the values and figures of each, in the order of the first ones.
+
+    A line without a value counts only if no other one has one.
+    """
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        groups.setdefault((line.mark, line.what), []).append(line)
+    found = []
+    for same in groups.values():
+        group = [line for line in same if line.values] or same[:1]
+        if len(group) == 1:
+            found += group
+            continue
+        values = [value for line in group for value in line.values]
+        figures = {key: [line.figures.get(key) for line in group] for key in group[0].figures}
+        found.append(replace(group[0], values=values, figures=figures))
+    return found
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:

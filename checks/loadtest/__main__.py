@@ -21,14 +21,17 @@ from urllib.parse import urlsplit
 import psycopg2
 import uvloop
 
+from checks.loadgen.hold import HELD_BATCH_RECORDS_MAX, HeldDatabase
 from checks.loadgen.open_load import Responses, ServerGoneError, offer
 from checks.loadtest import report
-from checks.loadtest.options import LOOPBACK, RATE_HIGHEST, own_limits, parse
-from checks.loadtest.scenario import Action, Limits, Phase, phases
+from checks.loadtest.options import LOOPBACK, RATE_HIGHEST, limits_of, parse
+from checks.loadtest.scenario import BANDS, DRAIN_TIME, TARGET_SECONDS, Action, Limits, Phase, phases
 from checks.loadtest.verdict import Asked, Figures, Request, Sample, Stored, compare, figures, judge, judge_stored
 from pipeline import wiring
 from pipeline.errors import SluiceError, in_brief
 from pipeline.names import PauseReason
+from pipeline.policies.drain_time import CAPACITY, DRAIN
+from pipeline.ports.control import ControlStore
 from pipeline.settings import Settings
 from stack.config import StackConfig, environ_of_its_own
 from stack.servers import ROOT, ServerError
@@ -43,6 +46,15 @@ class NotThereError(Exception):
     """No system answers at the URL that was given."""
 
 
+@dataclass(frozen=True)
+class PolicySeen:
+    """What the rate policies say at one moment; None: unknown, or drain_time runs nowhere."""
+
+    drain: float | None = None  # s
+    capacity: float | None = None  # events/s
+    shadow: float | None = None  # events/s
+
+
 @dataclass
 class Target:
     """The system under load."""
@@ -51,6 +63,29 @@ class Target:
     database_url: str | None
     system: System | None = None  # ours
     settings: Settings | None = None
+    limits: Limits | None = None  # of ours
+
+    def __post_init__(self) -> None:
+        self._store: ControlStore | None = None  # of ours
+
+    def policies(self) -> PolicySeen:
+        """What the rate policies of a system of our own say; nothing of one that is given."""
+        if self.settings is None:
+            return PolicySeen()
+        if self._store is None:
+            self._store = wiring.make_control_store(self.settings)
+        rate = self._store.state().rate
+        record = None if rate is None else rate.policy
+        if record is None:
+            return PolicySeen()
+        shadow = record.shadow
+        records = [record] if shadow is None else [record, shadow.record]
+        said = next((one.explanation for one in records if one.policy == DRAIN_TIME), None)
+        return PolicySeen(
+            None if said is None else said.figure(DRAIN),
+            None if said is None else said.figure(CAPACITY),
+            None if shadow is None else shadow.rate,
+        )
 
     def health(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.url}/api/logs/health", timeout=5) as answer:
@@ -103,25 +138,32 @@ class HealthSampler:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.5):
-            with contextlib.suppress(OSError, ValueError):
-                self._take(self.target.health())
+            with contextlib.suppress(OSError, ValueError, SluiceError):
+                self._take(self.target.health(), self.target.policies())
 
-    def _take(self, health: dict[str, Any]) -> None:
+    def _take(self, health: dict[str, Any], seen: PolicySeen) -> None:
         sample = Sample(
             time.time(), health["status"], health["consumerLag"], float(health["rateLimit"]), health["circuitBreaker"],
-            health["consumption"],
+            health["consumption"], seen.drain, seen.capacity, seen.shadow,
         )  # fmt: skip
         self.samples.append(sample)
-        lag = "?" if sample.lag is None else f"{sample.lag:,}"
-        words = (
-            f"{self.phase:18} {sample.status:9} rate {sample.rate:7,.0f}/s  lag {lag:>8}  breaker {sample.breaker:9} "
-            f"{sample.consumption}"
-        )
+        words = line_of(sample, self.phase)
         if sys.stdout.isatty():
             print(f"\r{words}", end="", flush=True)
         elif (key := f"{self.phase}{sample.status}{sample.breaker}{sample.consumption}") != self._last_line:
             self._last_line = key  # where nobody watches, a line for each change
             print(words, flush=True)
+
+
+def line_of(sample: Sample, phase: str) -> str:
+    """What is shown while the test runs."""
+    lag = "?" if sample.lag is None else f"{sample.lag:,}"
+    drain = "" if sample.drain is None else f"  drain {sample.drain:5.1f} s"
+    shadow = "" if sample.shadow is None else f"  shadow {sample.shadow:7,.0f}/s"
+    return (
+        f"{phase:18} {sample.status:9} rate {sample.rate:7,.0f}/s{shadow}  lag {lag:>8}{drain}  "
+        f"breaker {sample.breaker:9} {sample.consumption}"
+    )
 
 
 def main() -> int:
@@ -147,35 +189,61 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
     if options.url is not None:
         yield Target(options.url.rstrip("/"), os.environ.get("DATABASE_URL") or None)
         return
-    limits = own_limits(options.rate, full=options.full)
+    limits = limits_of(options)
     with (
         tempfile.TemporaryDirectory(prefix="sluice-load-") as folder,
-        environ_of_its_own(
-            SLUICE_HOME=folder, PROMETHEUS="no", RATE_MAX=str(limits.rate_max), RATE_MIN=str(limits.rate_min),
-            LAG_DEGRADED=str(limits.lag_degraded), LAG_CRITICAL=str(limits.lag_critical),
-        ),
-    ):  # fmt: skip
+        environ_of_its_own(SLUICE_HOME=folder, PROMETHEUS="no", **settings_of(limits)),
+    ):
         print(f"starting a system of its own, event log on {options.log} …", flush=True)
         system = System(StackConfig.from_environ(options.log))
         urls = system.start(threading.Event())
         try:
             settings = Settings.from_environ({**os.environ, **urls})
-            yield Target(urls["INGEST_URL"], urls["DATABASE_URL"], system, settings)
+            if limits.sink is not None:
+                with contextlib.closing(HeldDatabase(urls["DATABASE_URL"])) as database:
+                    database.hold(limits.sink)
+            yield Target(urls["INGEST_URL"], urls["DATABASE_URL"], system, settings, limits)
         finally:
             system.stop()
 
 
+def settings_of(limits: Limits) -> dict[str, str]:
+    """The settings of a system of our own with these limits."""
+    settings = {
+        "RATE_POLICY": limits.policy, "RATE_POLICY_SHADOW": limits.shadow, "RATE_MIN": str(limits.rate_min),
+        "LAG_DEGRADED": str(limits.lag_degraded), "LAG_CRITICAL": str(limits.lag_critical),
+    }  # fmt: skip
+    if not limits.follows_drain:  # drain_time is given no rate: it must find what PostgreSQL stores
+        settings["RATE_MAX"] = str(limits.rate_max)
+    else:
+        settings["DRAIN_TARGET_SECONDS"] = str(TARGET_SECONDS)
+    if limits.is_held:
+        settings["DRAIN_BATCH_RECORDS_MAX"] = str(HELD_BATCH_RECORDS_MAX)
+    return settings
+
+
 def _limits(target: Target) -> Limits:
     """What the system admits; of one that is given only the rate is told. Raises NotThereError."""
-    if target.settings is None:
-        try:
-            rate = float(target.health()["rateLimit"])
-        except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
-            why = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise NotThereError(f"--url {target.url}: no Sluice tells its health there: {why}") from error
-        return Limits(rate, rate / 10)
-    found = target.settings
-    return Limits(found.rate_max, found.rate_min, found.lag_degraded, found.lag_critical)
+    if target.limits is not None:
+        return target.limits
+    try:
+        rate = float(target.health()["rateLimit"])
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
+        why = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise NotThereError(f"--url {target.url}: no Sluice tells its health there: {why}") from error
+    return Limits(rate, rate / 10, policy=policy_at(target.url))
+
+
+def policy_at(url: str) -> str:
+    """The rate policy of a system that is given, from the stream of its page; `bands` where that does not tell it."""
+    try:
+        with urllib.request.urlopen(f"{url}/events", timeout=5) as answer:
+            for line in answer:
+                if line.startswith(b"data:"):
+                    return str(json.loads(line.removeprefix(b"data:"))["status"]["ratePolicy"]["name"])
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):
+        pass  # an earlier version, or too many viewers
+    return BANDS
 
 
 def _run(target: Target, options: argparse.Namespace) -> int:
@@ -308,6 +376,30 @@ def _rows(database_url: str, run: str) -> list[tuple[str, str]]:
         return cursor.fetchall()
 
 
+def notes_of(limits: Limits, *, full: bool) -> list[str]:
+    """What decided the rate, in words."""
+    name = {BANDS: "bands", DRAIN_TIME: "drain_time"}
+    notes = []
+    if limits.follows_drain and limits.sink is not None:
+        notes.append(
+            f"Rate policy drain_time. A trigger lets PostgreSQL store {limits.sink:,.0f} events/s. The policy does not "
+            f"know that: it measures the capacity, and keeps the time to drain near {TARGET_SECONDS:g} s."
+        )
+    elif limits.follows_drain:
+        notes.append("Rate policy drain_time: at least the rate at the beginning must be admitted.")
+    elif limits.lag_degraded is not None:
+        tenth = "." if full else ", a tenth of the defaults, so that minutes are enough (--full)."
+        notes.append(f"Rate policy bands. Lag thresholds {limits.lag_degraded:,} and {limits.lag_critical:,}{tenth}")
+    if limits.shadow:
+        notes.append(
+            f"The shadow policy {name[limits.shadow]} admits nothing. It decides by the same measurements, so it sees "
+            "the backlog of the other policy's rate."
+        )
+    if limits.sink is not None and not limits.follows_drain:
+        notes.append(f"A trigger lets PostgreSQL store {limits.sink:,.0f} events/s.")
+    return notes
+
+
 def _tell(
     target: Target, options: argparse.Namespace, limits: Limits, summed: list[Figures], requests: list[Request],
     samples: list[Sample], stored: Stored, not_begun: int,
@@ -338,16 +430,14 @@ def _tell(
         if target.system is not None
         else "An existing system: no backlog was made, and nothing was stopped.",
     ]
-    if limits.lag_degraded is not None:
-        tenth = "." if options.full else ", a tenth of the defaults, so that minutes are enough (--full)."
-        notes.append(f"Lag thresholds {limits.lag_degraded:,} and {limits.lag_critical:,}{tenth}")
+    notes += notes_of(limits, full=options.full)
     svg = report.picture(summed, requests, samples, limits, "svg")
     png = report.picture(summed, requests, samples, limits, "png")
     report.write(folder, report.page(summed, verdict, whole, notes, svg), png)
     for found in summed:
         cells = report.row(found)
         print(f"\n{cells[0]}: {'held' if not found.problems else 'NOT HELD: ' + '; '.join(found.problems)}")
-        print(f"  offered {cells[1]}, admitted {cells[2]}, refused {cells[3]} events/s; lag up to {cells[7]}")
+        print(f"  offered {cells[1]}, admitted {cells[2]}, refused {cells[3]} events/s; {report.backlog(found)}")
         print(f"  p50, p99 of admitted: {cells[5] or 'none'}; of refused: {cells[6] or 'none'}")
         print(f"  health {cells[8]}; breaker {cells[9]}")
     print()

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from checks.loadtest.scenario import Limits, phases, seconds_least
+from checks.loadtest.scenario import BANDS, DRAIN_TIME, Limits, phases, seconds_least
 
 RATE_DEFAULT: Final = 1000.0  # events/s
 RATE_HIGHEST: Final = 20_000.0  # events/s offered, whatever is asked for
 SECONDS_MAX: Final = 1200.0
+SINK_OVER_RATE: Final = 1.5  # with a shadow beside bands: RATE_MAX is two thirds of what PostgreSQL stores
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _EXAMPLES: Final = """
 examples:
   ./load-test.sh                          the whole scenario on a system of its own, in under three minutes
   ./load-test.sh --log kafka              the same on Kafka
+  ./load-test.sh --policy drain-time      the rate follows what PostgreSQL stores: it must find that
+  ./load-test.sh --shadow drain-time      bands, and beside them what drain_time would admit
   ./load-test.sh --full                   with the real thresholds (10,000 and 50,000): about four minutes
   ./load-test.sh --rate 2000 --duration 300
   DATABASE_URL=… ./load-test.sh --url http://127.0.0.1:8080    a system that runs already, which is left as it is
@@ -38,12 +41,24 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--log", choices=("redis", "kafka"), help="the event log of a system of its own (default redis)"
     )
     parser.add_argument(
-        "--rate", type=float, help=f"the full rate of a system of its own, events/s (default {RATE_DEFAULT:g})"
+        "--rate",
+        type=float,
+        help=f"the full rate of a system of its own, events/s (default {RATE_DEFAULT:g}); "
+        "with --policy drain-time: what its PostgreSQL stores",
+    )
+    names = ("bands", "drain-time")
+    parser.add_argument("--policy", choices=names, help="the rate policy of a system of its own (default bands)")
+    parser.add_argument(
+        "--shadow",
+        choices=names,
+        help="a second rate policy, which only shows what it would admit; bands then have a PostgreSQL that stores "
+        f"{SINK_OVER_RATE:g} times their full rate",
     )
     parser.add_argument("--duration", type=float, help=_duration_help())
     parser.add_argument(
         "--url",
-        help="send the load to an existing system on this machine, and stop nothing; not with --log, --rate, --full",
+        help="send the load to an existing system on this machine, and stop nothing; not with --log, --rate, --policy, "
+        "--shadow, --full",
     )
     parser.add_argument("--full", action="store_true", help="lag thresholds of 10,000 and 50,000 instead of a tenth")
     parser.add_argument("--out", type=Path, help="folder of the report (default .local/load-test/<time>)")
@@ -51,15 +66,21 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     if options.url is not None:
         if urlsplit(options.url).hostname not in LOOPBACK:
             parser.error(f"--url {options.url}: load is sent to this machine only")
-        for name in ("log", "rate", "full"):
+        for name in ("log", "rate", "policy", "shadow", "full"):
             if getattr(options, name) not in (None, False):
                 parser.error(f"--{name} is for a system of its own, and changes nothing of the one at --url")
     options.log = options.log or "redis"
+    options.policy = (options.policy or BANDS).replace("-", "_")
+    options.shadow = (options.shadow or "").replace("-", "_")
+    if options.policy == options.shadow:
+        parser.error(f"--shadow {options.shadow.replace('_', '-')}: this is the policy itself")
+    if options.policy == DRAIN_TIME and options.full:
+        parser.error("--full is for the lag thresholds of bands")
     options.rate = RATE_DEFAULT if options.rate is None else options.rate
     if not 10 <= options.rate <= RATE_HIGHEST / 5:
         parser.error(f"--rate {options.rate:g}: it takes 10 to {RATE_HIGHEST / 5:g}")
     if options.duration is not None:
-        least = math.ceil(seconds_least(own_limits(options.rate, full=options.full), own=options.url is None))
+        least = math.ceil(seconds_least(limits_of(options), own=options.url is None))
         if not least <= options.duration:
             parser.error(f"--duration {options.duration:g}: this scenario takes {least} s at least")
         if not options.duration <= SECONDS_MAX:
@@ -82,7 +103,13 @@ def _duration_help() -> str:
     )
 
 
-def own_limits(rate: float, *, full: bool) -> Limits:
-    """The limits of a system of our own."""
+def limits_of(options: argparse.Namespace) -> Limits:
+    """The limits of a system of our own for these options."""
+    return own_limits(options.rate, full=options.full, policy=options.policy, shadow=options.shadow)
+
+
+def own_limits(rate: float, *, full: bool, policy: str = BANDS, shadow: str = "") -> Limits:
+    """The limits of a system of our own. Where `drain_time` decides or is shown, PostgreSQL stores a known rate."""
     degraded, critical = (10_000, 50_000) if full else (1_000, 5_000)
-    return Limits(rate, rate / 10, degraded, critical)
+    sink = rate if policy == DRAIN_TIME else SINK_OVER_RATE * rate if shadow else None
+    return Limits(rate, rate / 10, degraded, critical, policy, shadow, sink)

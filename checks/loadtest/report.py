@@ -2,16 +2,19 @@
 
 import html
 import io
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from checks.loadtest.scenario import Limits
+from checks.loadtest.scenario import DEGRADED_ABOVE_SECONDS, TARGET_SECONDS, Limits
 from checks.loadtest.verdict import Figures, Request, Sample
+from pipeline.policies.drain_time import CRITICAL_SECONDS
 
 _HEADS: Final = (
-    "phase", "offered/s", "admitted/s", "refused/s", "other", "p50, p99 admitted", "p50, p99 refused", "lag at most",
-    "health", "breaker", "expected", "verdict",
+    "phase", "offered/s", "admitted/s", "refused/s", "other", "p50, p99 admitted", "p50, p99 refused",
+    "lag, time to drain at most", "health", "breaker", "expected", "verdict",
 )  # fmt: skip
 _STYLE: Final = """
 :root{color-scheme:light dark;font:15px/1.45 system-ui,sans-serif}
@@ -35,7 +38,7 @@ def row(found: Figures) -> list[str]:
         f"{found.other:,}",
         _times(found.p50_admitted, found.p99_admitted) if found.admitted else "",
         _times(found.p50_refused, found.p99_refused) if found.refused else "",
-        f"{found.lag_max:,}",
+        f"{found.lag_max:,}" + ("" if found.drain_max is None else f", {found.drain_max:.1f} s"),
         ", ".join(found.states),
         ", ".join(found.breakers),
         found.phase.expects,
@@ -43,62 +46,81 @@ def row(found: Figures) -> list[str]:
     ]
 
 
+def backlog(found: Figures) -> str:
+    """The backlog of a phase in words, with what drain_time measured where it ran."""
+    words = [f"lag up to {found.lag_max:,}"]
+    if found.drain_max is not None:
+        words.append(f"{found.drain_max:.1f} s to drain")
+    if found.last is not None and found.last.capacity is not None:
+        words.append(f"capacity {found.last.capacity:,.0f}/s at the end")
+    return ", ".join(words)
+
+
 def _times(*seconds: float) -> str:
     return ", ".join(f"{one * 1000:,.0f} ms" for one in seconds)
+
+
+@dataclass(frozen=True)
+class Series:
+    """What the picture draws: by second since the first phase began, and by sample."""
+
+    offered: list[float]
+    admitted: list[float]
+    shadow_admitted: list[float] | None  # what the shadow policy would have admitted of it; None: there is none
+    answers: dict[str, list[float]]  # requests by their status: 202, 429, other
+
+
+def series_of(requests: Sequence[Request], samples: Sequence[Sample], *, begin: float, end: float) -> Series:
+    """Sum the requests up by second."""
+    seconds = range(int(end - begin) + 1)
+    offered, admitted = ([0.0] * len(seconds) for _ in range(2))
+    answers = {name: [0.0] * len(seconds) for name in ("202", "429", "other")}
+    for request in requests:
+        at = int(request.due - begin)
+        if 0 <= at < len(seconds):
+            offered[at] += request.events
+            admitted[at] += request.events if request.status == 202 else 0
+            answers[str(request.status) if request.status in (202, 429) else "other"][at] += 1
+    if all(sample.shadow is None for sample in samples):
+        return Series(offered, admitted, None, answers)
+    limits = [_shadow_at(samples, begin + second + 0.5) for second in seconds]
+    would = [min(wanted, limit) for wanted, limit in zip(offered, limits, strict=True)]
+    return Series(offered, admitted, would, answers)
+
+
+def _shadow_at(samples: Sequence[Sample], at: float) -> float:
+    """The shadow's rate that held at a time: of the last sample before it that has one."""
+    known = [sample.shadow for sample in samples if sample.at <= at and sample.shadow is not None]
+    first = next((sample.shadow for sample in samples if sample.shadow is not None), 0.0)
+    return known[-1] if known else first
 
 
 def picture(
     phases: Sequence[Figures], requests: Sequence[Request], samples: Sequence[Sample], limits: Limits, form: str
 ) -> bytes:
-    """Rate, lag, statuses and breaker over time with the phases marked; `form` is svg or png."""
+    """Rates, lag, time to drain, statuses and breaker over time with the phases marked; `form` is svg or png.
+
+    The lag's thresholds are drawn where bands decide or are shown, the time to drain where `drain_time` does.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
     begin, end = phases[0].begin, phases[-1].end
-    bins = range(int(end - begin) + 1)
-    sums: dict[str, list[float]] = {name: [0.0] * len(bins) for name in ("offered", "admitted", "202", "429", "other")}
-    for request in requests:
-        at = int(request.due - begin)
-        if 0 <= at < len(bins):
-            sums["offered"][at] += request.events
-            sums["admitted"][at] += request.events if request.status == 202 else 0
-            sums[str(request.status) if request.status in (202, 429) else "other"][at] += 1
+    series = series_of(requests, samples, begin=begin, end=end)
     times = [sample.at - begin for sample in samples]
-    figure, axes = pyplot.subplots(4, 1, sharex=True, figsize=(11, 9), height_ratios=(3, 3, 2, 0.8), layout="tight")
-    rates, lags, statuses, breaker = axes
-    rates.plot(bins, sums["offered"], color="#7a4fb0", linestyle=":", label="offered events/s")
-    rates.plot(bins, sums["admitted"], color="#1c5fc2", label="admitted events/s")
-    rates.step(
-        times, [sample.rate for sample in samples], where="post", color="#444", linestyle="--", label="rate limit"
+    has_drain = any(sample.drain is not None for sample in samples)
+    heights = [3.0, 2.0 if has_drain else 3.0, *([2.5] if has_drain else []), 2.0, 0.8]
+    figure, axes = pyplot.subplots(
+        len(heights), 1, sharex=True, figsize=(11, 1.02 * sum(heights)), height_ratios=heights, layout="tight"
     )
-    rates.set_ylim(0, limits.rate_max * 2.2)
-    rates.legend(loc="upper right", fontsize=8)
-    rates.set_title("Events a second (5 times the rate is beyond the scale)", loc="left", fontsize=10)
-    lags.plot(times, [sample.lag or 0 for sample in samples], color="#1c5fc2", label="lag")
-    if limits.lag_degraded is not None:
-        lags.axhline(
-            limits.lag_degraded, color="#8a5a00", linestyle="--", label=f"degraded from {limits.lag_degraded:,}"
-        )
-    if limits.lag_critical is not None:
-        lags.axhline(
-            limits.lag_critical, color="#b3201f", linestyle=":", label=f"critical above {limits.lag_critical:,}"
-        )
-    lags.legend(loc="upper right", fontsize=8)
-    lags.set_title("Lag, events", loc="left", fontsize=10)
-    statuses.plot(bins, sums["202"], color="#0d7a4d", label="202")
-    statuses.plot(bins, sums["429"], color="#8a5a00", linestyle="--", label="429")
-    statuses.plot(bins, sums["other"], color="#b3201f", linestyle=":", label="other")
-    statuses.set_yscale("symlog", linthresh=10)
-    statuses.set_ylim(0)
-    statuses.legend(loc="upper right", fontsize=8)
-    statuses.set_title("Responses a second", loc="left", fontsize=10)
-    breaker.step(times, [float(sample.breaker != "closed") for sample in samples], where="post", color="#b3201f")
-    breaker.set_yticks([0, 1], ["closed", "open"])
-    breaker.set_ylim(-0.2, 1.2)
-    breaker.set_title("Circuit breaker", loc="left", fontsize=10)
-    breaker.set_xlabel("seconds")
+    top = _draw_rates(axes[0], series, times, samples, limits)
+    _draw_lag(axes[1], times, samples, limits)
+    if has_drain:
+        _draw_drain(axes[2], times, samples)
+    _draw_answers(axes[-2], series)
+    _draw_breaker(axes[-1], times, samples)
     for axis in axes:
         for number, found in enumerate(phases):
             if number % 2:
@@ -106,14 +128,90 @@ def picture(
         axis.grid(alpha=0.25)
         axis.set_xlim(0, max(end - begin, 1))
     for found in phases:
-        rates.text(
-            found.begin - begin + 0.4, limits.rate_max * 2.1, found.phase.name, fontsize=7, va="top", rotation=90,
+        axes[0].text(
+            found.begin - begin + 0.4, top * 0.96, found.phase.name, fontsize=7, va="top", rotation=90,
             bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "linewidth": 0},
         )  # fmt: skip
     buffer: Any = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=110)
     pyplot.close(figure)
     return bytes(buffer.getvalue())
+
+
+def _draw_rates(axis: Any, series: Series, times: list[float], samples: Sequence[Sample], limits: Limits) -> float:
+    """Offered and admitted events, and the limits; returns the scale's end."""
+    bins = range(len(series.offered))
+    name = limits.policy
+    top = limits.rate_max * (2.8 if limits.shadow else 2.2)
+    axis.plot(bins, series.offered, color="#7a4fb0", linestyle=":", label="offered")
+    axis.plot(bins, series.admitted, color="#1c5fc2", label=f"admitted by {name}")
+    axis.step(
+        times, [sample.rate for sample in samples], where="post", color="#444", linestyle="--", linewidth=1,
+        label=f"rate limit of {name}",
+    )  # fmt: skip
+    if series.shadow_admitted is not None:
+        axis.plot(
+            bins, series.shadow_admitted, color="#c2571c", linestyle="-.",
+            label=f"{limits.shadow} would have admitted (shadow)",
+        )  # fmt: skip
+    if any(sample.capacity is not None for sample in samples):
+        axis.step(
+            times, [sample.capacity if sample.capacity is not None else math.nan for sample in samples], where="post",
+            color="#0d7a4d", linewidth=1, label="capacity, as drain_time measures it",
+        )  # fmt: skip
+    if limits.sink is not None:
+        axis.axhline(limits.sink, color="#0d7a4d", linestyle=":", linewidth=1, label="what PostgreSQL stores")
+    axis.set_ylim(0, top)
+    axis.legend(loc="upper right", fontsize=8, ncols=2)
+    axis.set_title("Events a second (5 times the rate is beyond the scale)", loc="left", fontsize=10)
+    return top
+
+
+def _draw_lag(axis: Any, times: list[float], samples: Sequence[Sample], limits: Limits) -> None:
+    axis.plot(times, [sample.lag or 0 for sample in samples], color="#1c5fc2", label="lag")
+    if limits.lag_degraded is not None and limits.lag_critical is not None and not limits.follows_drain:
+        axis.axhline(
+            limits.lag_degraded, color="#8a5a00", linestyle="--", label=f"degraded from {limits.lag_degraded:,}"
+        )
+        axis.axhline(
+            limits.lag_critical, color="#b3201f", linestyle=":", label=f"critical above {limits.lag_critical:,}"
+        )
+    axis.set_ylim(0)
+    axis.legend(loc="upper right", fontsize=8)
+    axis.set_title("Lag, events", loc="left", fontsize=10)
+
+
+def _draw_drain(axis: Any, times: list[float], samples: Sequence[Sample]) -> None:
+    drains = [sample.drain if sample.drain is not None else math.nan for sample in samples]
+    axis.plot(times, drains, color="#1c5fc2", label="time to drain")
+    axis.axhline(TARGET_SECONDS, color="#0d7a4d", linewidth=1, label=f"target {TARGET_SECONDS:g} s")
+    for above, colour, style, word in (
+        (DEGRADED_ABOVE_SECONDS, "#8a5a00", "--", "degraded"),
+        (CRITICAL_SECONDS[0], "#b3201f", ":", "critical"),
+    ):
+        axis.axhline(above, color=colour, linestyle=style, label=f"{word} above {above:g} s")
+    highest = max((drain for drain in drains if not math.isnan(drain)), default=0.0)
+    axis.set_ylim(0, max(1.15 * highest, 1.25 * DEGRADED_ABOVE_SECONDS))
+    axis.legend(loc="upper right", fontsize=8, ncols=2)
+    axis.set_title("Seconds until the worst partition is stored (drain_time)", loc="left", fontsize=10)
+
+
+def _draw_answers(axis: Any, series: Series) -> None:
+    bins = range(len(series.offered))
+    for name, colour, style in (("202", "#0d7a4d", "-"), ("429", "#8a5a00", "--"), ("other", "#b3201f", ":")):
+        axis.plot(bins, series.answers[name], color=colour, linestyle=style, label=name)
+    axis.set_yscale("symlog", linthresh=10)
+    axis.set_ylim(0)
+    axis.legend(loc="upper right", fontsize=8)
+    axis.set_title("Responses a second", loc="left", fontsize=10)
+
+
+def _draw_breaker(axis: Any, times: list[float], samples: Sequence[Sample]) -> None:
+    axis.step(times, [float(sample.breaker != "closed") for sample in samples], where="post", color="#b3201f")
+    axis.set_yticks([0, 1], ["closed", "open"])
+    axis.set_ylim(-0.2, 1.2)
+    axis.set_title("Circuit breaker", loc="left", fontsize=10)
+    axis.set_xlabel("seconds")
 
 
 def page(phases: Sequence[Figures], verdict: str, whole: Sequence[str], notes: Sequence[str], svg: bytes) -> str:

@@ -4,19 +4,48 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from pipeline.policies.drain_time import DEGRADED_SECONDS, GENTLE, HEADROOM, NAME
+
 Action = Literal["", "pause", "resume", "stop postgres", "start postgres"]
 
 GRACE_SECONDS: Final = 12.0  # of two ticks of the controller and some: what is late by that is not late
 
 
+DRAIN_TIME: Final = NAME
+BANDS: Final = "bands"
+TARGET_SECONDS: Final = 2.0  # DRAIN_TARGET_SECONDS of a system of our own
+DEGRADED_ABOVE_SECONDS: Final = DEGRADED_SECONDS[0]  # of drain_time
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What the system admits: its rates (events/s) and thresholds (events), which a system of others does not tell."""
+    """What the system admits: its rates (events/s) and thresholds (events), which a system of others does not tell.
+
+    Under the policy `drain_time`, `rate_max` is what PostgreSQL stores: the rate that the policy must find.
+    """
 
     rate_max: float
     rate_min: float
     lag_degraded: int | None = None
     lag_critical: int | None = None
+    policy: str = BANDS
+    shadow: str = ""  # a second policy, which admits nothing
+    sink: float | None = None  # events/s that PostgreSQL stores; None: as many as it can
+
+    @property
+    def follows_drain(self) -> bool:
+        """Whether the rate follows what PostgreSQL stores, and not the lag."""
+        return self.policy == DRAIN_TIME
+
+    @property
+    def is_held(self) -> bool:
+        """Whether PostgreSQL stores a known number of events per second."""
+        return self.sink is not None
+
+    @property
+    def backlog_seconds(self) -> float:
+        """How long an undrained log takes to lower the rate as far as the phase of the backlog expects."""
+        return self.seconds_to_lowest if self.follows_drain else self.seconds_to_critical
 
     @property
     def seconds_to_critical(self) -> float:
@@ -29,6 +58,19 @@ class Limits:
         assert self.lag_critical is not None
         falls = (self.lag_critical - self.lag_degraded) / (self.rate_max - self.rate_min)
         return self.lag_degraded / self.rate_max + falls * math.log(self.rate_max / self.rate_min)
+
+    @property
+    def seconds_to_lowest(self) -> float:
+        """How long `drain_time` takes, while nothing is stored, to come to the lowest rate and to the mode degraded.
+
+        The drain time grows by a second per second while the rate is the capacity. Beyond GENTLE targets the rate falls
+        on a straight line over it, down to the lowest rate.
+        """
+        lowest = self.rate_min / self.rate_max
+        gentle = GENTLE * TARGET_SECONDS
+        falls = TARGET_SECONDS * math.log((2 - GENTLE) / lowest)
+        left = max(0.0, DEGRADED_ABOVE_SECONDS - TARGET_SECONDS * (2 - lowest))
+        return gentle / (1 - HEADROOM) + falls + left / lowest
 
 
 @dataclass(frozen=True)
@@ -74,25 +116,31 @@ def _scenario(limits: Limits, *, own: bool) -> list[tuple[Phase, _Stretch]]:
         return Phase(name, stretch.seconds, share, action, expects), stretch
 
     load = _Stretch(12.0, 5.0)
+    # Each is the limit's own words: what the rate follows.
+    rate = "what PostgreSQL stores" if limits.follows_drain else "the rate"
+    falls = (
+        "degraded above 4 s to drain: the rate falls to its lowest"
+        if limits.follows_drain
+        else "degraded, then critical: the rate falls to its lowest"
+    )
+    full = "the rate is what PostgreSQL stores again" if limits.follows_drain else "the full rate is back"
     scenario = [
         phase("normal", load, 0.8, "everything is admitted"),
-        phase("1.5 times the rate", load, 1.5, "the rate is admitted, the rest refused"),
-        phase("5 times the rate", load, 5.0, "the rate is admitted, the rest refused at little cost"),
+        phase("1.5 times the rate", load, 1.5, f"{rate} is admitted, the rest refused"),
+        phase("5 times the rate", load, 5.0, f"{rate} is admitted, the rest refused at little cost"),
     ]
     if own:
-        backlog = _Stretch(limits.seconds_to_critical + GRACE_SECONDS)
+        backlog = _Stretch(limits.backlog_seconds + GRACE_SECONDS)
+        # A held PostgreSQL stores the backlog at its rate, and half of that comes in meanwhile.
+        catching_up = _Stretch(25.0, 20.0) if limits.is_held else _Stretch(20.0, 5.0)
         scenario += [
-            phase("backlog", backlog, 1.5, "degraded, then critical: the rate falls to its floor", action="pause"),
-            phase(
-                "catching up", _Stretch(20.0, 5.0), 0.5, "the backlog is stored, the full rate is back", action="resume"
-            ),
+            phase("backlog", backlog, 1.5, falls, action="pause"),
+            phase("catching up", catching_up, 0.5, f"the backlog is stored, {full}", action="resume"),
             phase(
                 "PostgreSQL outage", _Stretch(20.0), 0.8, "the breaker opens, the rate is at its lowest, no 5xx",
                 action="stop postgres",
             ),
-            phase(
-                "recovery", _Stretch(25.0, 25.0), 0.5, "closed, drained, the full rate is back", action="start postgres"
-            ),
+            phase("recovery", _Stretch(25.0, 25.0), 0.5, f"closed, drained, {full}", action="start postgres"),
         ]  # fmt: skip
     return scenario
 

@@ -5,11 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from checks.loadtest.scenario import Limits, Phase
+from checks.loadtest.scenario import DEGRADED_ABOVE_SECONDS, TARGET_SECONDS, Limits, Phase
+from pipeline.policies.drain_time import START_RATE
 
 P99_ADMITTED_SECONDS_MAX: Final = 1.0  # an append waits for a disk; a second is its time-out
 P99_REFUSED_SECONDS_MAX: Final = 0.5
 RATE_TOLERANCE: Final = 0.15  # of the admitted rate over a phase, which begins with a full bucket
+CAPACITY_TOLERANCE: Final = 0.15  # of what PostgreSQL stores, against what drain_time measures
+PROBE_SECONDS_MAX: Final = 4.0  # in which drain_time finds a higher rate than the one that it begins with
 LATE_SECONDS_MAX: Final = 0.5  # by which the generator may be behind its own schedule
 
 
@@ -33,6 +36,9 @@ class Sample:
     rate: float
     breaker: str
     consumption: str
+    drain: float | None = None  # s; the worst partition's, as drain_time measures it; None: it runs nowhere
+    capacity: float | None = None  # events/s that PostgreSQL stores, as drain_time measures it
+    shadow: float | None = None  # events/s that the shadow policy would admit at most
 
 
 @dataclass
@@ -52,6 +58,7 @@ class Figures:
     p50_refused: float = 0.0
     p99_refused: float = 0.0
     lag_max: int = 0
+    drain_max: float | None = None  # s; None: drain_time was not seen
     rate_lowest: float = 0.0
     last: Sample | None = None
     states: list[str] = field(default_factory=list)  # of health, in the order of their first appearance
@@ -123,6 +130,7 @@ def figures(phase: Phase, begin: float, end: float, requests: Sequence[Request],
     found.p50_admitted, found.p99_admitted = (percentile([r.seconds for r in admitted], s) for s in (0.5, 0.99))
     found.p50_refused, found.p99_refused = (percentile([r.seconds for r in refused], s) for s in (0.5, 0.99))
     found.lag_max = max((sample.lag or 0 for sample in seen), default=0)
+    found.drain_max = max((sample.drain for sample in seen if sample.drain is not None), default=None)
     found.rate_lowest = min((sample.rate for sample in seen), default=0.0)
     found.last = seen[-1] if seen else None
     found.states = list(dict.fromkeys(sample.status for sample in seen))
@@ -143,10 +151,78 @@ def judge(found: Figures, limits: Limits, *, late_seconds: float) -> list[str]:
         problems.append(f"p99 of admitted requests is {found.p99_admitted:.2f} s, above {P99_ADMITTED_SECONDS_MAX} s")
     if found.refused and found.p99_refused > P99_REFUSED_SECONDS_MAX:
         problems.append(f"p99 of refused requests is {found.p99_refused:.2f} s, above {P99_REFUSED_SECONDS_MAX} s")
-    return problems + _by_phase(found, limits)
+    return problems + (_by_drain(found, limits) if limits.follows_drain else _by_lag(found, limits))
 
 
-def _by_phase(found: Figures, limits: Limits) -> list[str]:
+def _by_drain(found: Figures, limits: Limits) -> list[str]:
+    """Under `drain_time`: the rate is what PostgreSQL stores, and what waits is stored near the target."""
+    seconds = found.end - found.begin
+    rate = found.admitted / seconds
+    last = found.last
+    assert last is not None
+    match found.phase.name:
+        case "normal":
+            # It begins with a rate of its own, and finds a higher one while events are refused.
+            missing = max(0.0, found.offered / seconds - START_RATE) * PROBE_SECONDS_MAX
+            return [f"{found.refused} events were refused"] if found.refused > 0.01 * found.offered + missing else []
+        case "1.5 times the rate" | "5 times the rate":
+            problems = []
+            if rate < (1 - RATE_TOLERANCE) * limits.rate_max:
+                problems.append(f"{rate:,.0f} events/s were admitted, less than {limits.rate_max:,.0f}")
+            return problems if limits.sink is None else problems + _at_the_limit(found, limits, rate, seconds)
+        case "backlog":
+            problems = [] if "degraded" in found.states else ["was never degraded"]
+            if found.drain_max is None or found.drain_max <= DEGRADED_ABOVE_SECONDS:
+                problems.append(f"the drain time came to {_seconds(found.drain_max)} only")
+            if found.rate_lowest > limits.rate_min * 1.01:
+                problems.append(f"the rate fell to {found.rate_lowest:,.0f}/s only, not to {limits.rate_min:,.0f}")
+            return problems
+        case "PostgreSQL outage":
+            return _in_an_outage(found, limits)
+        case _:  # catching up, recovery
+            problems = [] if last.breaker == "closed" else [f"the breaker is {last.breaker} at the end"]
+            if last.drain is None or last.drain > TARGET_SECONDS:
+                problems.append(f"the drain time is {_seconds(last.drain)} at the end, above {TARGET_SECONDS:g} s")
+            if last.rate < (1 - CAPACITY_TOLERANCE) * limits.rate_max:
+                problems.append(f"the rate is {last.rate:,.0f}/s at the end, not about {limits.rate_max:,.0f}")
+            return problems
+
+
+def _at_the_limit(found: Figures, limits: Limits, rate: float, seconds: float) -> list[str]:
+    """More is offered than a PostgreSQL of a known rate stores."""
+    last = found.last
+    assert last is not None
+    problems = []
+    # On top: a full bucket, and what waits in the log from then on.
+    highest = limits.rate_max * (1 + (1 + TARGET_SECONDS) / seconds)
+    if rate > (1 + RATE_TOLERANCE) * highest:
+        problems.append(f"{rate:,.0f} events/s were admitted, more than about {limits.rate_max:,.0f}")
+    if found.refused == 0:
+        problems.append("nothing was refused")
+    if found.drain_max is None or found.drain_max > DEGRADED_ABOVE_SECONDS:
+        problems.append(f"the drain time came to {_seconds(found.drain_max)}, above {DEGRADED_ABOVE_SECONDS:g} s")
+    if last.capacity is None or abs(last.capacity - limits.rate_max) > CAPACITY_TOLERANCE * limits.rate_max:
+        measured = "unknown" if last.capacity is None else f"{last.capacity:,.0f}/s"
+        problems.append(f"the capacity is {measured} at the end, not about {limits.rate_max:,.0f}/s")
+    return problems
+
+
+def _seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f} s"
+
+
+def _in_an_outage(found: Figures, limits: Limits) -> list[str]:
+    last = found.last
+    assert last is not None
+    problems = [] if "open" in found.breakers else ["the breaker did not open"]
+    if last.consumption != "paused":
+        problems.append("consumption was not paused")
+    if last.rate > limits.rate_min * 1.01:
+        problems.append(f"the rate was {last.rate:,.0f}/s at the end, not at its lowest")
+    return problems
+
+
+def _by_lag(found: Figures, limits: Limits) -> list[str]:
     seconds = found.end - found.begin
     rate = found.admitted / seconds
     last = found.last
@@ -169,12 +245,7 @@ def _by_phase(found: Figures, limits: Limits) -> list[str]:
                 problems.append(f"the rate fell to {found.rate_lowest:,.0f}/s only, not to {limits.rate_min:,.0f}")
             return problems
         case "PostgreSQL outage":
-            problems = [] if "open" in found.breakers else ["the breaker did not open"]
-            if last.consumption != "paused":
-                problems.append("consumption was not paused")
-            if last.rate > limits.rate_min * 1.01:
-                problems.append(f"the rate was {last.rate:,.0f}/s at the end, not at its lowest")
-            return problems
+            return _in_an_outage(found, limits)
         case _:  # catching up, recovery
             assert limits.lag_degraded is not None  # only a system of our own has these phases
             problems = [] if last.breaker == "closed" else [f"the breaker is {last.breaker} at the end"]

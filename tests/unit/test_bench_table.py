@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from checks.bench.__main__ import MARKS, arguments_of, marks_of
-from checks.bench.step import NEVER, quantile, rates_of, step_of
-from checks.bench.table import Line, at_least, at_most, document, made_of, number, ratios, table
+from checks.bench import overload
+from checks.bench.__main__ import ARM_WORDS, MARKS, arguments_of, arms_of, marks_of
+from checks.bench.step import NEVER, between, could_of, quantile, rates_of, step_of
+from checks.bench.table import Line, at_least, at_most, document, joined, made_of, number, ratios, table
 
 
 def test_a_ratio_is_taken_in_each_round() -> None:
@@ -35,6 +36,34 @@ def test_the_median_is_held_against_the_goal(
 ) -> None:
     line = Line("M1", "what", values, goal)  # type: ignore[arg-type]
     assert (line.value, line.verdict) == (value, verdict)
+
+
+@pytest.mark.parametrize(
+    ("never", "verdict"), [(0, "reached"), (1, "reached"), (2, "not reached"), (10, "not reached")]
+)
+def test_a_goal_may_be_for_a_share_of_the_runs(never: int, verdict: str) -> None:
+    # Given ten runs, of which some never settled: the median alone would hide four of them
+    settled = [4.0] * (10 - never) + [math.inf] * never
+    goal = at_most(10, share=0.9)
+    assert Line("M6", "settles", settled, goal).verdict == verdict
+    assert str(goal) == "<= 10 in 90 % of the runs"
+
+
+def test_the_runs_of_one_figure_become_one_line() -> None:
+    goal = at_most(10, share=0.9)
+    lines = [
+        Line("M6", "settles", [4.0], goal, unit="s", figures={"sink": 1500.0, "admitted": [1.0, 2.0]}),
+        Line("M6", "swings", [0], at_most(0)),
+        Line("M6", "settles", [math.inf], goal, unit="s", figures={"sink": 1400.0, "admitted": [3.0]}),
+        Line("M6", "settles", problem="it fell over"),
+        Line("M10", "settles", problem="it fell over"),
+    ]
+    settles, swings, other = joined(lines)
+    # Then each has the values of all runs, and a run without a figure hides none
+    assert (settles.values, settles.verdict, settles.unit, settles.goal) == ([4.0, math.inf], "not reached", "s", goal)
+    assert settles.figures == {"sink": [1500.0, 1400.0], "admitted": [[1.0, 2.0], [3.0]]}
+    assert swings == lines[1]
+    assert (other.mark, other.problem) == ("M10", "it fell over")
 
 
 def test_the_table_has_goal_spread_and_verdict_of_each_line() -> None:
@@ -98,6 +127,19 @@ def test_rates_are_counted_by_whole_seconds() -> None:
     assert rates_of([], [], begin=0, end=0) == []
 
 
+def test_events_are_counted_from_the_begin_to_before_the_end() -> None:
+    assert between([9.9, 10.0, 12.9, 13.0], [1, 2, 3, 4], begin=10, end=13) == 5
+
+
+def test_what_a_changing_sink_could_store() -> None:
+    # Given a sink of 1,500, from second 25.5 on of 600, and from second 60 on of 3,000
+    rates = [(0.0, 1500.0), (25.5, 600.0), (60.0, 3000.0)]
+    assert could_of(rates, begin=0, end=100) == pytest.approx(25.5 * 1500 + 34.5 * 600 + 40 * 3000)
+    # What is not judged does not count, also where it ends within a later part
+    assert could_of(rates, begin=10, end=61) == pytest.approx(15.5 * 1500 + 34.5 * 600 + 3000)
+    assert could_of(rates, begin=30, end=40) == pytest.approx(6000)
+
+
 def test_a_step_settles_when_it_stays_within_the_band() -> None:
     # Given a rate that is in the band, leaves it once, and comes back for good
     admitted = [2000, 1050, 1200, 1000, 1000, 950, 1050, 1000, 1000]
@@ -130,17 +172,33 @@ def test_a_quantile_is_a_value_that_was_there(share: float, value: int) -> None:
 
 
 def test_marks_are_read_in_any_case_and_order() -> None:
-    assert marks_of("m7, M1") == ["M1", "M7"]
+    assert marks_of("m7, M1, M10") == ["M1", "M7", "M10"]
     assert arguments_of([]).only == list(MARKS)
 
 
-@pytest.mark.parametrize("text", ["M9", "M1,foo", "", ","])
+def test_every_way_to_limit_the_rate_has_a_word_on_the_command_line() -> None:
+    assert tuple(arm.word for arm in overload.ARMS) == ARM_WORDS
+    assert arguments_of(["--arms", "drain-time, bands"]).arms == ("bands", "drain-time")
+    assert overload.DEFAULT_ARMS == ("off", "static", "bands", "drain-time")
+    for text in ("", "drain_time", "bands,foo"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            arms_of(text)
+
+
+def test_without_a_limit_it_is_loaded_until_what_is_stored_is_late() -> None:
+    # At twice the sink's rate, what is stored after 20 s was received 10 s before
+    off = overload.ARMS[0]
+    assert [off.warm_for(factor) for factor in overload.FACTORS] == pytest.approx([22, 14.5, 10 * 10 / 9 + 2])
+    assert {arm.warm_for(2) for arm in overload.ARMS[1:]} == {10, 45}
+
+
+@pytest.mark.parametrize("text", ["M11", "M1,foo", "", ","])
 def test_other_marks_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         marks_of(text)
 
 
-@pytest.mark.parametrize("words", [["--quick", "--full"], ["--rounds", "0"], ["--log", "rabbit"], ["--only", "M9"]])
+@pytest.mark.parametrize("words", [["--quick", "--full"], ["--rounds", "0"], ["--log", "rabbit"], ["--only", "M11"]])
 def test_a_command_line_that_makes_no_sense(words: list[str]) -> None:
     with pytest.raises(SystemExit):
         arguments_of(words)

@@ -1,11 +1,13 @@
 """The load test's verdict, on recordings made by hand: each expectation can be broken."""
 
 import contextlib
+import io
 import json
 import socketserver
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +15,19 @@ from pathlib import Path
 import pytest
 
 from checks.loadgen.open_load import Responses
-from checks.loadtest.__main__ import HealthSampler, Target, asked_of, play, requests_of
-from checks.loadtest.options import parse
-from checks.loadtest.report import page, row
+from checks.loadtest.__main__ import (
+    HealthSampler,
+    Target,
+    asked_of,
+    line_of,
+    notes_of,
+    play,
+    policy_at,
+    requests_of,
+    settings_of,
+)
+from checks.loadtest.options import limits_of, own_limits, parse
+from checks.loadtest.report import backlog, page, picture, row, series_of
 from checks.loadtest.scenario import Action, Limits, Phase, phases, seconds_least
 from checks.loadtest.verdict import (
     Asked,
@@ -29,6 +41,8 @@ from checks.loadtest.verdict import (
     judge_stored,
     percentile,
 )
+from pipeline.policies.drain_time import DrainTimePolicy
+from pipeline.ports.rate import PartitionSample, PolicyState, RateSample
 from support.processes import ROOT
 
 LIMITS = Limits(1000.0, 100.0, 1000, 5000)
@@ -44,9 +58,11 @@ def requests(
     return [Request(end * number / count, events, status, seconds) for number in range(count)]
 
 
-def judged(name: str, made: list[Request], samples: list[Sample], *, late: float = 0.0) -> list[str]:
+def judged(
+    name: str, made: list[Request], samples: list[Sample], *, late: float = 0.0, limits: Limits = LIMITS
+) -> list[str]:
     phase = Phase(name, 10.0, 1.0)
-    return judge(figures(phase, 0.0, 10.0, made, samples), LIMITS, late_seconds=late)
+    return judge(figures(phase, 0.0, 10.0, made, samples), limits, late_seconds=late)
 
 
 def refused(count: int, **how: float) -> list[Request]:
@@ -108,6 +124,180 @@ def test_every_phase_of_the_story_has_a_good_example_and_is_judged() -> None:
 def test_what_did_not_hold_is_said(name: str, made: list[Request], samples: list[Sample], says: str) -> None:
     problems = judged(name, made, samples)
     assert any(says in problem for problem in problems), problems
+
+
+DRAIN_LIMITS = own_limits(1000.0, full=False, policy="drain_time")
+FULL: dict[str, object] = {"drain": 2.1, "capacity": 980.0}
+GOOD_DRAIN: dict[str, tuple[list[Request], list[Sample]]] = {
+    "normal": (requests(8000), [sample(9, drain=0.1, capacity=1000.0)]),
+    "1.5 times the rate": (requests(13_000) + refused(2000), [sample(9, rate=1030.0, **FULL)]),
+    "5 times the rate": (requests(10_500) + refused(40_000), [sample(9, rate=1000.0, **FULL)]),
+    "backlog": (
+        requests(4500) + refused(10_500),
+        [sample(1, drain=1.0), sample(9, "degraded", rate=100.0, drain=4.2, capacity=980.0)],
+    ),
+    "catching up": (requests(5000), [sample(1, rate=100.0, drain=4.2), sample(9, rate=1020.0, drain=0.3)]),
+    "PostgreSQL outage": GOOD["PostgreSQL outage"],
+    "recovery": (requests(5000), [sample(9, rate=1020.0, drain=0.3)]),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_DRAIN)
+def test_a_good_phase_holds_under_drain_time(name: str) -> None:
+    assert list(GOOD_DRAIN) == [phase.name for phase in phases(DRAIN_LIMITS, own=True)]
+    assert judged(name, *GOOD_DRAIN[name], limits=DRAIN_LIMITS) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "samples", "says"),
+    [
+        ("normal", requests(7000) + refused(1000), [sample(9)], "were refused"),
+        ("1.5 times the rate", requests(8000) + refused(7000), [sample(9, **FULL)], "less than 1,000"),
+        ("1.5 times the rate", requests(15_000) + refused(1), [sample(9, **FULL)], "more than about 1,000"),
+        ("1.5 times the rate", requests(13_000), [sample(9, **FULL)], "nothing was refused"),
+        ("5 times the rate", *GOOD_DRAIN["5 times the rate"][:1], [sample(9, drain=4.1, capacity=980.0)],
+         "the drain time came to 4.1 s, above 4 s"),
+        ("5 times the rate", *GOOD_DRAIN["5 times the rate"][:1], [sample(9)], "the drain time came to unknown"),
+        ("5 times the rate", *GOOD_DRAIN["5 times the rate"][:1], [sample(9, drain=2.0, capacity=700.0)],
+         "the capacity is 700/s at the end, not about 1,000/s"),
+        ("backlog", GOOD_DRAIN["backlog"][0], [sample(9, drain=4.2, rate=100.0)], "was never degraded"),
+        ("backlog", GOOD_DRAIN["backlog"][0], [sample(9, "degraded", drain=3.9, rate=100.0)], "came to 3.9 s only"),
+        ("backlog", GOOD_DRAIN["backlog"][0], [sample(9, "degraded", drain=4.2, rate=200.0)], "fell to 200/s only"),
+        ("catching up", requests(5000), [sample(9, drain=2.1)], "is 2.1 s at the end, above 2 s"),
+        ("catching up", requests(5000), [sample(9, drain=0.1, rate=800.0)], "the rate is 800/s at the end"),
+        ("recovery", requests(5000), [sample(9, drain=0.1, breaker="open")], "the breaker is open"),
+        ("PostgreSQL outage", requests(1000), [sample(9, breaker="open", consumption="paused")], "not at its lowest"),
+    ],
+)  # fmt: skip
+def test_what_did_not_hold_under_drain_time_is_said(
+    name: str, made: list[Request], samples: list[Sample], says: str
+) -> None:
+    problems = judged(name, made, samples, limits=DRAIN_LIMITS)
+    assert any(says in problem for problem in problems), problems
+
+
+def test_a_rate_that_is_given_is_only_the_least_that_drain_time_admits() -> None:
+    # Given a system of others, of which only the rate at the beginning is known
+    given = Limits(1000.0, 100.0, policy="drain_time")
+    assert judged("5 times the rate", requests(45_000), [sample(9, rate=6000.0)], limits=given) == []
+    assert judged("5 times the rate", requests(8000), [sample(9)], limits=given) != []
+
+
+def test_a_rate_beyond_the_first_one_takes_some_seconds_to_be_found() -> None:
+    # Given a PostgreSQL that stores 2,000, and a policy that begins with 1,000
+    limits = own_limits(2000.0, full=False, policy="drain_time")
+    assert judged("normal", requests(14_000) + refused(2000), [sample(9)], limits=limits) == []
+    assert judged("normal", requests(13_000) + refused(3000), [sample(9)], limits=limits) == [
+        "3000 events were refused"
+    ]
+
+
+def test_the_time_to_the_lowest_rate_follows_the_policy() -> None:
+    # By small steps of what drain_time admits while nothing is stored
+    policy = DrainTimePolicy(rate_max=50_000.0, rate_min=100.0, target_seconds=2.0, period_seconds=1.0)
+    lag = seconds = 0.0
+    state: PolicyState | None = None
+    rate = 950.0  # 5 % below: the slowest way up
+    while lag <= 4000:
+        decision = policy.decide(
+            RateSample(0.1, {0: PartitionSample(int(lag), int(lag))}, was_paused=True, last_rate=1000.0), state
+        )
+        state, rate = decision.state, decision.rate
+        lag += rate * 0.1
+        seconds += 0.1
+    assert rate == pytest.approx(100.0)
+    assert seconds <= DRAIN_LIMITS.seconds_to_lowest == pytest.approx(seconds, abs=1.0)
+    assert next(one for one in phases(DRAIN_LIMITS, own=True) if one.name == "backlog").seconds > seconds + 10
+
+
+def test_the_settings_of_each_policy() -> None:
+    bands = settings_of(own_limits(1000.0, full=False, shadow="drain_time"))
+    assert (bands["RATE_POLICY"], bands["RATE_POLICY_SHADOW"], bands["RATE_MAX"]) == ("bands", "drain_time", "1000.0")
+    assert bands["DRAIN_BATCH_RECORDS_MAX"] == "250"
+    # drain_time is not told what it must find
+    ours = settings_of(DRAIN_LIMITS)
+    assert "RATE_MAX" not in ours
+    assert ours["RATE_POLICY"] == "drain_time"
+    assert "DRAIN_BATCH_RECORDS_MAX" not in settings_of(own_limits(1000.0, full=False))
+
+
+def test_what_postgresql_stores_is_known_where_drain_time_runs() -> None:
+    sinks = [
+        limits_of(parse(words)).sink
+        for words in (
+            [],
+            ["--policy", "drain-time"],
+            ["--shadow", "drain-time"],
+            ["--policy", "drain-time", "--rate", "500"],
+        )
+    ]
+    assert sinks == [None, 1000.0, 1500.0, 500.0]
+
+
+def test_the_notes_and_the_lines_are_about_the_policy_that_rules() -> None:
+    assert "Lag thresholds 1,000 and 5,000" in " ".join(notes_of(own_limits(1000.0, full=False), full=False))
+    ours = " ".join(notes_of(DRAIN_LIMITS, full=False))
+    assert "Rate policy drain_time" in ours
+    assert "store 1,000 events/s" in ours
+    assert "Lag thresholds" not in ours
+    beside = " ".join(notes_of(own_limits(1000.0, full=False, shadow="drain_time"), full=False))
+    assert "shadow policy drain_time admits nothing" in beside
+    assert "store 1,500 events/s" in beside
+    assert "drain" not in line_of(sample(1), "normal")
+    assert "drain   2.1 s" in line_of(sample(1, shadow=1500.0, **FULL), "normal")
+    assert "shadow   1,500/s" in line_of(sample(1, shadow=1500.0), "normal")
+
+
+def test_the_table_has_the_time_to_drain_where_it_was_measured() -> None:
+    phase = Phase("normal", 10.0, 0.8)
+    bands = figures(phase, 0.0, 10.0, requests(10), [sample(9, lag=1200)])
+    ours = figures(phase, 0.0, 10.0, requests(10), [sample(8, lag=1200, drain=1.25), sample(9, **FULL)])
+    assert (row(bands)[7], row(ours)[7]) == ("1,200", "1,200, 2.1 s")
+    assert backlog(bands) == "lag up to 1,200"
+    assert backlog(ours) == "lag up to 1,200, 2.1 s to drain, capacity 980/s at the end"
+
+
+def test_the_shadow_would_have_admitted_what_was_offered_up_to_its_rate() -> None:
+    made = [Request(at, 100, 202 if at < 2 else 429, 0.01) for at in (0.1, 0.6, 1.2, 2.1, 2.2, 2.3)]
+    samples = [sample(0.0), sample(0.4, shadow=150.0), sample(1.4, shadow=60.0), sample(2.4, shadow=250.0)]
+    series = series_of(made, samples, begin=0.0, end=2.9)
+    assert series.offered == [200, 100, 300]
+    assert series.admitted == [200, 100, 0]
+    assert series.shadow_admitted == [150, 60, 250]
+    assert series.answers == {"202": [2, 1, 0], "429": [0, 0, 3], "other": [0, 0, 0]}
+    assert series_of(made, [sample(0.0)], begin=0.0, end=2.9).shadow_admitted is None
+
+
+@pytest.mark.parametrize("limits", [LIMITS, DRAIN_LIMITS, own_limits(1000.0, full=False, shadow="drain_time")])
+def test_the_picture_draws_the_story_of_the_policy(limits: Limits) -> None:
+    said: dict[str, object] = {} if limits.sink is None else {**FULL, "shadow": 1200.0 if limits.shadow else None}
+    samples = [sample(1, **said), sample(9, **said)]
+    found = figures(Phase("normal", 10.0, 0.8), 0.0, 10.0, requests(100), samples)
+    drawn = picture([found], requests(100), samples, limits, "svg").decode()
+    # matplotlib writes each text as a comment beside its outlines
+    for words, is_drawn in {
+        f"admitted by {limits.policy}": True,
+        "time to drain": limits.sink is not None,
+        "degraded above 4 s": limits.sink is not None,
+        "degraded from 1,000": not limits.follows_drain,
+        "drain_time would have admitted": bool(limits.shadow),
+        "capacity, as drain_time measures it": limits.sink is not None,
+    }.items():
+        assert (words in drawn) is is_drawn, words
+
+
+@pytest.mark.parametrize(
+    ("said", "policy"),
+    [
+        (b'event: snapshot\ndata: {"status": {"ratePolicy": {"name": "drain_time"}}}\n\n', "drain_time"),
+        (b'{"status": "healthy"}', "bands"),
+        (b'data: {"status": {}}\n', "bands"),
+        (b"data: not JSON\n", "bands"),
+    ],
+)
+def test_a_given_system_says_its_policy_on_its_page(said: bytes, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(said))
+    assert policy_at("http://127.0.0.1:1") == policy
 
 
 def test_a_generator_that_is_late_is_blamed_first() -> None:
@@ -340,6 +530,10 @@ def test_a_port_where_nobody_listens_is_said_in_one_line() -> None:
         (("--duration", "88"), "this scenario takes 89 s at least"),
         (("--duration", "150", "--full"), "this scenario takes 190 s at least"),
         (("--duration", "1201"), "1200 at most"),
+        (("--url", "http://127.0.0.1:9", "--policy", "drain-time"), "--policy is for a system of its own"),
+        (("--url", "http://127.0.0.1:9", "--shadow", "drain-time"), "--shadow is for a system of its own"),
+        (("--shadow", "bands"), "this is the policy itself"),
+        (("--policy", "drain-time", "--full"), "--full is for the lag thresholds of bands"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(
