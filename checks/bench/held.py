@@ -155,6 +155,8 @@ class Held:
             self.thaw()
         if made.error is not None:
             raise made.error
+        if len(made.made) < len(changes):
+            raise RuntimeError("the machine is too slow: the load ended before the system was changed")
         stored = self._database.rows(
             "SELECT extract(epoch FROM stored_at)::float8, events, in_time, oldest_seconds FROM bench_stored"
         )

@@ -12,8 +12,9 @@ system; and, only if asked for, bands under a maximum of four times the sink, wh
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -147,14 +148,14 @@ class SystemMeasurements:
             self._held.raise_maximum(arm.rate_max)
             if "M5" in marks:
                 for factor in arm.factors[: self._lengths.factors_max]:
-                    yield from self._goodput(arm, factor)
+                    yield from _tried("M5", arm, partial(self._goodput, arm, factor))
             if "M6" in marks and arm.limit != OFF_RATE:
                 for _ in range(self._step_runs if arm.policy == drain_time.NAME else 1):
-                    yield from self._step(arm)
+                    yield from _tried("M6", arm, partial(self._step, arm))
             if "M9" in marks and arm.follows:
-                yield from self._changing(arm)
+                yield from _tried("M9", arm, partial(self._changing, arm))
             if "M10" in marks and arm.follows:
-                yield from self._frozen(arm)
+                yield from _tried("M10", arm, partial(self._frozen, arm))
             self._held.raise_maximum(None)
             self._held.limit(None)
 
@@ -285,6 +286,14 @@ class SystemMeasurements:
             Line("M10", f"… stored / the sink's maximum, from {REPAIRED_SECONDS_MAX:g} s after the repair: {arm.name}",
                  [recovered / self._sink], REPAIRED_GOAL),
         ]  # fmt: skip
+
+
+def _tried(mark: str, arm: Arm, measure: Callable[[], list[Line]]) -> list[Line]:
+    """The lines of a run; a run that fails is a line that says why, and the others are worth having."""
+    try:
+        return measure()
+    except Exception as error:
+        return [Line(mark, f"a run could not be measured: {arm.name}", problem=repr(error))]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -49,6 +49,8 @@ def step_of(admitted: Sequence[float], stored: Sequence[float], *, capacity: flo
     The lag that it came to is the median of the last third. It counts as one second of the capacity at least: less
     is what is under way in batches, and a ratio of it would be noise.
     """
+    if not admitted:
+        return Step(NEVER, 0, 0.0)
     inside = [abs(rate - capacity) <= BAND * capacity for rate in admitted]
     outside = [number for number, is_in in enumerate(inside) if not is_in]
     settled = outside[-1] + 1 if outside else 0

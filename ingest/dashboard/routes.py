@@ -17,6 +17,7 @@ _FILES: Final = (
     "vendor/uplot.css",
     "page.css",
     "format.js",
+    "policies.js",
     "charts.js",
     "page.js",
     "healthy.svg",

@@ -219,8 +219,8 @@ class DrainTimePolicy:
         )
         figures = (
             Figure(CAPACITY, "capacity", capacity, "events/s"),
-            Figure(DRAIN, "drain", drain, "s"),
-            *(Figure(DRAIN, "drain", seconds, "s", p) for p, seconds in sorted(drains.items())),
+            Figure(DRAIN, "drain time", drain, "s"),
+            *(Figure(DRAIN, "drain time", seconds, "s", p) for p, seconds in sorted(drains.items())),
         )
         return self._explained(sentence, reason, f"drain {drain:.1f} s, capacity {rate_text(capacity)}", figures)
 

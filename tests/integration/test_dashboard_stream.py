@@ -124,7 +124,7 @@ def test_the_page_loads_nothing_but_its_own_files_and_runs_nothing_else(start: S
 def test_the_files_may_be_kept_for_ever_since_their_names_change_with_them(start: Start) -> None:
     port = start().port
     names = set(re.findall(r'"/assets/([^"]+)"', get(port, "/").body.decode()))
-    assert len(names) == 10
+    assert len(names) == 11
     folder = Path(ingest.dashboard.__file__).parent / "assets"
     types = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8", "svg": "image/svg+xml"}
     for name in names:

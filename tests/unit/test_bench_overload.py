@@ -106,7 +106,8 @@ def test_the_bands_keep_their_state_and_their_goals() -> None:
     found = measured(system, {"M5", "M6"}, arm="bands")
     assert "forget" not in system.done
     line = found["goodput at 2 x what the sink takes: default bands"]
-    assert (line.values, str(line.goal), line.verdict) == ([pytest.approx(2 / 3)], ">= 0.97", "not reached")
+    assert line.value == pytest.approx(2 / 3)
+    assert (str(line.goal), line.verdict) == (">= 0.97", "not reached")
     settles = found["step to 2 x: until admitted stays within 10 % of the sink: default bands"]
     assert (settles.values, settles.verdict) == ([float("inf")], "not reached")
 
@@ -174,6 +175,19 @@ def test_a_repair_is_judged_from_ten_seconds_after_it(after: float, verdicts: li
     assert [one for one in system.done if one in ("freeze", "thaw")] == ["freeze", "thaw"]
     assert settles.value == after
     assert [settles.verdict, recovered.verdict] == verdicts
+
+
+def test_a_run_that_fails_leaves_the_others() -> None:
+    # Given a system that cannot be frozen
+    class NotFrozen(PlayedSystem):
+        def freeze(self) -> None:
+            raise RuntimeError("no such process")
+
+    found = measured(NotFrozen(), {"M6", "M10"})
+    line = found["a run could not be measured: drain_time"]
+    assert (line.mark, line.verdict) == ("M10", "not measured")
+    assert "no such process" in line.problem
+    assert "step to 2 x: until admitted stays within 10 % of the sink: drain_time" in found
 
 
 def test_all_rounds_together_have_the_runs_that_were_asked_for() -> None:

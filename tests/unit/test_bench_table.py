@@ -153,6 +153,10 @@ def test_the_edge_of_the_band_is_inside() -> None:
     assert step_of([1100, 900], [1000] * 2, capacity=1000, lag_before=0).settle_seconds == 0
 
 
+def test_a_step_of_which_nothing_was_seen_never_settles() -> None:
+    assert step_of([], [], capacity=1000, lag_before=0).settle_seconds == NEVER
+
+
 def test_a_step_that_ends_outside_never_settles() -> None:
     step = step_of([1000, 1000, 670], [1000] * 3, capacity=1000, lag_before=0)
     assert (step.settle_seconds, step.swings) == (NEVER, 1)

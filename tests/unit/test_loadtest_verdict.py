@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,7 +128,7 @@ def test_what_did_not_hold_is_said(name: str, made: list[Request], samples: list
 
 
 DRAIN_LIMITS = own_limits(1000.0, full=False, policy="drain_time")
-FULL: dict[str, object] = {"drain": 2.1, "capacity": 980.0}
+FULL: dict[str, Any] = {"drain": 2.1, "capacity": 980.0}
 GOOD_DRAIN: dict[str, tuple[list[Request], list[Sample]]] = {
     "normal": (requests(8000), [sample(9, drain=0.1, capacity=1000.0)]),
     "1.5 times the rate": (requests(13_000) + refused(2000), [sample(9, rate=1030.0, **FULL)]),
@@ -270,7 +271,7 @@ def test_the_shadow_would_have_admitted_what_was_offered_up_to_its_rate() -> Non
 
 @pytest.mark.parametrize("limits", [LIMITS, DRAIN_LIMITS, own_limits(1000.0, full=False, shadow="drain_time")])
 def test_the_picture_draws_the_story_of_the_policy(limits: Limits) -> None:
-    said: dict[str, object] = {} if limits.sink is None else {**FULL, "shadow": 1200.0 if limits.shadow else None}
+    said: dict[str, Any] = {} if limits.sink is None else {**FULL, "shadow": 1200.0 if limits.shadow else None}
     samples = [sample(1, **said), sample(9, **said)]
     found = figures(Phase("normal", 10.0, 0.8), 0.0, 10.0, requests(100), samples)
     drawn = picture([found], requests(100), samples, limits, "svg").decode()

@@ -26,7 +26,7 @@ const charts = (() => {
     // Shown if the thresholds of the rate policy are about another measure than the lag.
     policy: {
       unit: "",
-      lines: [{ label: "now", column: "measure", colour: "blue", width: 2, fill: true }],
+      lines: [{ label: "now", column: "measure", colour: "blue", width: 2, fill: true, isFine: true }],
       levels: true,
     },
     answers: {
@@ -139,7 +139,7 @@ const charts = (() => {
       ctx.moveTo(bbox.left, y);
       ctx.lineTo(bbox.left + bbox.width, y);
       ctx.stroke();
-      ctx.fillText(`${word} ${format.number(value)}`, bbox.left + 6 * devicePixelRatio, y - 4 * devicePixelRatio);
+      ctx.fillText(word, bbox.left + 6 * devicePixelRatio, y - 4 * devicePixelRatio);
     }
     ctx.restore();
   }
@@ -212,9 +212,10 @@ const charts = (() => {
       const { plot, lines } = state.plots[name];
       plot.setData([times, ...lines.map(values)]);
       const told = lines.filter((line) => !line.quiet).map((line, i) => {
-        const value = line.column === "rate" || line.column === "shadow" || line.column === "lag" || line.column === "tokens" ? latest(line.column) : lately(line.column);
-        document.querySelectorAll(`#legend-${name} b`)[i].textContent = format.number(value);
-        return `${line.label} ${format.number(value)}`;
+        const value = ["rate", "shadow", "lag", "tokens", "measure"].includes(line.column) ? latest(line.column) : lately(line.column);
+        const words = line.isFine ? format.fine(value) : format.number(value);
+        document.querySelectorAll(`#legend-${name} b`)[i].textContent = words;
+        return `${line.label} ${words}`;
       });
       document.getElementById(`chart-${name}`).dataset.points = times.length;
       document.getElementById(`chart-${name}`).setAttribute("aria-label", `Chart of 15 minutes; now: ${told.join(", ")}`);
@@ -229,17 +230,16 @@ const charts = (() => {
   // The lag chart is built from the thresholds and partitions.
   function shape(status) {
     const DASHES = { degraded: [6, 4], critical: [2, 3] };
-    const { thresholds, figures } = status.ratePolicy;
+    const { thresholds } = status.ratePolicy;
     const levels = (isOfLag) => thresholds
       .filter((one) => (one.measure === "lag") === isOfLag)
-      .map((one) => [one.label, one.value, one.mode, DASHES[one.mode] || []]);
-    state.levels = { lag: levels(true), policy: levels(false) };
-    const other = thresholds.find((one) => one.measure !== "lag");
-    document.getElementById("figure-policy").hidden = !other;
-    if (other) {
-      const figure = figures.find((one) => one.name === other.measure);
-      document.getElementById("caption-policy").textContent = `${figure ? figure.label : other.measure.replaceAll("_", " ")} (${other.unit}), and the thresholds of the rate policy`;
-    }
+      .map((one) => [policies.levelWords(one), one.value, one.mode, DASHES[one.mode] || []]);
+    const target = policies.target(status.ratePolicy);
+    const targets = target ? [[policies.words(target), target.value, "normal", []]] : [];
+    state.levels = { lag: levels(true), policy: [...targets, ...levels(false)] };
+    const caption = policies.caption(status.ratePolicy);
+    document.getElementById("figure-policy").hidden = !caption;
+    document.getElementById("caption-policy").textContent = caption;
     const shadow = Boolean(status.ratePolicy.shadow);
     if (shadow !== state.shadow) {
       state.shadow = shadow;

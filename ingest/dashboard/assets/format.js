@@ -17,6 +17,12 @@ const format = (() => {
     return size < 10 ? String(+value.toFixed(1)) : whole.format(value);
   }
 
+  // With one digit after the point below 100: seconds to drain.
+  function fine(value) {
+    if (!known(value)) return "–";
+    return Math.abs(value) < 99.95 ? String(+value.toFixed(1)) : whole.format(value);
+  }
+
   function time(seconds) {
     return new Date(seconds * 1000).toISOString().slice(11, 19);
   }
@@ -28,5 +34,5 @@ const format = (() => {
     return `${(seconds / 3600).toFixed(1)} h`;
   }
 
-  return { known, number, short, time, duration };
+  return { known, number, short, fine, time, duration };
 })();

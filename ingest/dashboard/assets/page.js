@@ -42,7 +42,9 @@
   function wellWords(status) {
     const admitted = status.admitted;
     const taken = format.known(admitted) ? `${format.number(admitted)} events per second are admitted` : "events are admitted";
-    return `All is well: ${taken}, ${status.consumerLag === null ? "the lag is not known yet" : `${format.number(status.consumerLag)} events wait to be stored`}`;
+    const measured = policies.measured(status.ratePolicy);
+    const beside = measured && status.consumerLag ? ` (${policies.words(measured)})` : "";
+    return `All is well: ${taken}, ${status.consumerLag === null ? "the lag is not known yet" : `${format.number(status.consumerLag)} events wait to be stored`}${beside}`;
   }
 
   function showHeadline(status) {
@@ -126,9 +128,9 @@
     const refused = ["s429", "s503"].map((name) => charts.lately(name));
     const share = status.refusedShare > 0 ? `${Math.max(1, Math.round(100 * status.refusedShare))} % of the ${status.refusedShareTime}; ` : "";
     card("refused", number(status.refused), "/s", `${share}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} per second`, levelOf(status, "refusing", "log_down", "log_full"));
-    const [rate, full] = [status.rateLimit, status.ratePolicy.rateMax];
-    const lowered = rate < full;
-    card("rate", number(rate), "/s", lowered ? `of ${number(full)}: ${status.rateDecidedBy}` : status.rateDecidedBy, lowered ? rateLevel(status) : null);
+    const rate = status.rateLimit;
+    const { full, isLowered, of } = policies.scale(status.ratePolicy, rate);
+    card("rate", number(rate), "/s", isLowered ? `of ${of}: ${status.rateDecidedBy}` : status.rateDecidedBy, isLowered ? rateLevel(status) : null);
     bar("rate", rate / full);
     card("bucket", number(status.availablePermissions), "tokens", `of ${number(status.bucketCapacity)}; a token admits one event`);
     bar("bucket", status.availablePermissions / status.bucketCapacity);
@@ -137,9 +139,8 @@
   function showBacklog(status) {
     const { number, duration } = format;
     const lag = status.consumerLag;
-    const levels = status.ratePolicy.thresholds.filter((one) => one.measure === "lag");
     const lags = Object.values(status.lagByPartition || {});
-    card("lag", number(lag), "events", lag === null ? "unknown" : levels.map((one) => `${one.label} ${format.short(one.value)}`).join(", ") || "not stored yet", levelOf(status, "behind", "lag_unknown"));
+    card("lag", number(lag), "events", lag === null ? "unknown" : policies.backlogWords(status.ratePolicy), levelOf(status, "behind", "lag_unknown"));
     const waits = status.consumption === "paused" && lag > 0;
     const empty = waits ? "none while consumption is paused" : lag === 0 ? "no events wait" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with new events" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "the lag does not shrink";
     card("drain", number(status.drainRate), "/s", empty, levelOf(status, "no_progress"));
