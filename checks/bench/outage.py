@@ -7,7 +7,6 @@ repository was written by `python -m checks.bench.outage --out docs`.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
@@ -17,12 +16,13 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from checks.loadgen.page import open_page, save_picture
 from checks.loadgen.steady import SteadyLoad
 from pipeline import wiring
 from pipeline.event_text import event_text
@@ -68,7 +68,7 @@ class Scenario:
         """Take a picture, and ask Celery."""
         self.page.wait_for_timeout(1500)  # a message a second: the page shows what holds now
         headline = " ".join(self.page.locator("#headline").inner_text().split())
-        _save(self.page.screenshot(), self.images / f"outage-{len(self.accounts) + 1}.png")
+        save_picture(self.page.screenshot(), self.images / f"outage-{len(self.accounts) + 1}.png")
         said = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks.app", "inspect", "sluice"],
             cwd=ROOT, env={**os.environ, **self.environ, **self.urls, "NO_COLOR": "1"}, capture_output=True, text=True,
@@ -104,30 +104,6 @@ class Scenario:
 def clock(at: float) -> str:
     """The time of day in UTC."""
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
-
-
-def _save(png: bytes, path: Path) -> None:
-    import io  # noqa: PLC0415
-
-    from PIL import Image  # noqa: PLC0415
-
-    with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").quantize(128).save(path, optimize=True)
-
-
-@contextlib.contextmanager
-def _browser(url: str) -> Iterator[Any]:
-    import shutil  # noqa: PLC0415
-
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415
-
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.goto(url)
-        yield page
-        browser.close()
 
 
 @dataclass
@@ -258,7 +234,7 @@ def main(words: list[str] | None = None) -> int:
         urls = system.start(threading.Event())
         load = SteadyLoad(int(environ["INGEST_PORT"]), EVENTS_PER_SECOND, BATCH_EVENTS, LOAD_SECONDS_MAX)
         try:
-            with _browser(urls["INGEST_URL"]) as page:
+            with open_page(urls["INGEST_URL"]) as page:
                 scenario = Scenario(environ, urls, page, images)
                 began = time.time()
                 load.start()

@@ -15,6 +15,7 @@ import uuid
 import xmlrpc.client
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from checks.loadgen.hold import HELD_BATCH_RECORDS_MAX, HeldDatabase
 from checks.loadgen.open_load import Responses, ServerGoneError, offer
 from checks.loadtest import report
 from checks.loadtest.options import LOOPBACK, RATE_HIGHEST, limits_of, parse
+from checks.loadtest.pictures import Pictures
 from checks.loadtest.scenario import BANDS, DRAIN_TIME, TARGET_SECONDS, Action, Limits, Phase, phases
 from checks.loadtest.verdict import Asked, Figures, Request, Sample, Stored, compare, figures, judge, judge_stored
 from pipeline import wiring
@@ -251,10 +253,16 @@ def _run(target: Target, options: argparse.Namespace) -> int:
     scenario = phases(limits, own=target.system is not None, seconds=options.duration)
     run = f"load-{uuid.uuid4().hex[:12]}"
     print(f"{len(scenario)} phases, {sum(phase.seconds for phase in scenario):.0f} s, events {run}-…", flush=True)
+    folder = options.out or ROOT / ".local" / "load-test" / time.strftime("%Y%m%d-%H%M%S")
+    pictures = Pictures(target.url, folder) if options.page else None
     sampler = HealthSampler(target)
     sampler.start()
-    told = play(target, limits, scenario, run, sampler)
+    with contextlib.nullcontext() if pictures is None else pictures.running():
+        told = play(target, limits, scenario, run, sampler, pictures)
     sampler.stop()
+    if pictures is not None:
+        for line in pictures.problems:
+            print(line)
     requests = [request for one in told.responses for request in requests_of(one)]
     summed = [
         figures(phase, begin, end, requests, sampler.samples)
@@ -265,7 +273,9 @@ def _run(target: Target, options: argparse.Namespace) -> int:
     if told.gone:
         summed[-1].problems.insert(0, told.gone)
     stored = _stored(target.database_url, run, told.responses)
-    return _tell(target, options, limits, summed, requests, sampler.samples, stored, len(scenario) - len(summed))
+    return _tell(
+        target, options, folder, limits, summed, requests, sampler.samples, stored, len(scenario) - len(summed)
+    )
 
 
 @dataclass
@@ -277,11 +287,16 @@ class Told:
     gone: str = ""
 
 
-def play(target: Target, limits: Limits, scenario: list[Phase], run: str, sampler: HealthSampler) -> Told:
+def play(
+    target: Target, limits: Limits, scenario: list[Phase], run: str, sampler: HealthSampler,
+    pictures: Pictures | None = None,
+) -> Told:  # fmt: skip
     """Play the phases in turn; a system that stops answering ends the scenario, and the actions on it are undone."""
     told = Told()
-    for phase in scenario:
+    for number, phase in enumerate(scenario, 1):
         sampler.phase = phase.name
+        if pictures is not None:
+            pictures.plan(number, phase.name, phase.seconds)
         target.do(phase.action)
         begin = time.time()
         try:
@@ -401,8 +416,8 @@ def notes_of(limits: Limits, *, full: bool) -> list[str]:
 
 
 def _tell(
-    target: Target, options: argparse.Namespace, limits: Limits, summed: list[Figures], requests: list[Request],
-    samples: list[Sample], stored: Stored, not_begun: int,
+    target: Target, options: argparse.Namespace, folder: Path, limits: Limits, summed: list[Figures],
+    requests: list[Request], samples: list[Sample], stored: Stored, not_begun: int,
 ) -> int:  # fmt: skip
     whole = judge_stored(stored)
     failed = [found for found in summed if found.problems]
@@ -422,7 +437,6 @@ def _tell(
     else:
         verdict = f"everything held: {stored.acknowledged:,} events acknowledged, each stored once, nothing else"
         status = 0
-    folder = options.out or ROOT / ".local" / "load-test" / time.strftime("%Y%m%d-%H%M%S")
     notes = [
         "Arrivals at a constant rate, whatever the server does; latency counts from when a request was due.",
         "Requests take turns: one event, ten events. Offered, admitted and refused count events.",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from checks.loadgen.page import chromium_path
 from checks.loadtest.scenario import BANDS, DRAIN_TIME, Limits, phases, seconds_least
 
 RATE_DEFAULT: Final = 1000.0  # events/s
@@ -61,6 +62,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--shadow, --full",
     )
     parser.add_argument("--full", action="store_true", help="lag thresholds of 10,000 and 50,000 instead of a tenth")
+    parser.add_argument(
+        "--page", action="store_true", help="also take a picture of the live page in each phase (needs chromium)"
+    )
     parser.add_argument("--out", type=Path, help="folder of the report (default .local/load-test/<time>)")
     options = parser.parse_args(words)
     if options.url is not None:
@@ -69,6 +73,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         for name in ("log", "rate", "policy", "shadow", "full"):
             if getattr(options, name) not in (None, False):
                 parser.error(f"--{name} is for a system of its own, and changes nothing of the one at --url")
+    if options.page and chromium_path() is None:
+        parser.error("--page: there is no chromium on the PATH")
     options.log = options.log or "redis"
     options.policy = (options.policy or BANDS).replace("-", "_")
     options.shadow = (options.shadow or "").replace("-", "_")

@@ -28,6 +28,7 @@ from checks.loadtest.__main__ import (
     settings_of,
 )
 from checks.loadtest.options import limits_of, own_limits, parse
+from checks.loadtest.pictures import Pictures, file_name
 from checks.loadtest.report import backlog, page, picture, row, series_of
 from checks.loadtest.scenario import Action, Limits, Phase, phases, seconds_least
 from checks.loadtest.verdict import (
@@ -299,6 +300,30 @@ def test_the_picture_draws_the_story_of_the_policy(limits: Limits) -> None:
 def test_a_given_system_says_its_policy_on_its_page(said: bytes, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(said))
     assert policy_at("http://127.0.0.1:1") == policy
+
+
+def test_a_picture_of_the_page_is_planned_for_each_phase_that_begins(tmp_path: Path) -> None:
+    # Given a system that goes away in the first of two phases, and a browser that only notes down what it is to take
+    class Noted(Pictures):
+        def plan(self, number: int, name: str, seconds: float) -> None:
+            self.taken.append(tmp_path / file_name(number, name))
+
+    pictures = Noted("http://127.0.0.1:1", tmp_path)
+    scenario = [Phase("1.5 times the rate", 10.0, 1.5), Phase("normal", 10.0, 0.8)]
+    with dying(admits=0) as server:
+        target = Acted(server.url, None)
+        play(target, LIMITS, scenario, "load-1", HealthSampler(target), pictures)
+    assert pictures.taken == [tmp_path / "page-1-1-5-times-the-rate.png"]
+
+
+def test_a_browser_that_fails_ends_no_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_browser(url: str, **_: object) -> None:
+        raise OSError("no display")
+
+    monkeypatch.setattr("checks.loadtest.pictures.open_page", no_browser)
+    with Pictures("http://127.0.0.1:1", tmp_path).running() as pictures:
+        pictures.plan(1, "normal", 0.0)
+    assert pictures.problems == ["no further pictures of the page: no display"]
 
 
 def test_a_generator_that_is_late_is_blamed_first() -> None:
