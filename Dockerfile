@@ -30,6 +30,8 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     INGEST_HOST=0.0.0.0 \
     LOG_FORMAT=json
+# The mount point for EVENT_SINK_URL=file:///archive. A new volume takes over its mode: any user can write.
+RUN mkdir -m 1777 /archive
 # A number, so that an orchestrator can check that it is not root. This user owns nothing in the image.
 USER 10001:10001
 EXPOSE 8080

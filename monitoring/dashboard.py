@@ -42,7 +42,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             Panel("Mode", "What the lag means for the rate.",
                   (("{{mode}}", "max by (mode) (sluice_mode) == 1"),),
                   kind="stat", width=4, height=4, extra={"textMode": "name"}),
-            Panel("Circuit breaker", "Around PostgreSQL. Open: consumption is paused, and the rate is at its lowest.",
+            Panel("Circuit breaker", "Around the sink. Open: consumption is paused, and the rate is at its lowest.",
                   (("{{state}}", "max by (state) (circuit_breaker_state) == 1"),),
                   kind="stat", width=4, height=4, extra={"textMode": "name"}),
             Panel("Rate limit", "Events per second that are admitted: the effective rate, with override and breaker.",
@@ -66,10 +66,10 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                    ("sum", "max(sluice_lag_events)"),
                    ("degraded from", "max(sluice_lag_degraded_events)"),
                    ("critical above", "max(sluice_lag_critical_events)"))),
-            Panel("Time to drain, by partition", "Seconds that PostgreSQL needs for the lag. With "
+            Panel("Time to drain, by partition", "Seconds that the sink needs for the lag. With "
                   "RATE_POLICY=drain_time, the rate keeps the longest near the target.",
                   (("partition {{partition}}", "max by (partition) (sluice_drain_seconds)"),), "s"),
-            Panel("Capacity and rate", "What PostgreSQL stores when it is fully used, as RATE_POLICY=drain_time "
+            Panel("Capacity and rate", "What the sink stores when it is fully used, as RATE_POLICY=drain_time "
                   "measures it, and the rate that follows from it.",
                   (("capacity", "max(sluice_capacity_events_per_second)"),
                    ("rate limit", "max(rate_limiter_rate_limit)"),
@@ -97,7 +97,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
     (
         "Storing",
         (
-            Panel("Receipt to store", "From ingest's receipt of an event to its commit in PostgreSQL.",
+            Panel("Receipt to store", "From ingest's receipt of an event to its commit in the sink.",
                   tuple((f"p{share}", f"histogram_quantile(0.{share}, max by (le) "
                                       "(rate(sluice_receipt_to_store_seconds_bucket[1m])))")
                         for share in ("50", "95", "99")), "s"),
@@ -112,7 +112,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   "s"),
             Panel("How drain runs end", "Outcomes other than finished and busy need a look.",
                   (("{{outcome}}", "max by (outcome) (rate(sluice_drain_runs_total[1m])) > 0"),), "ops"),
-            Panel("Dead letters", "PostgreSQL refuses their content, or their id is stored with other content.",
+            Panel("Dead letters", "The sink refuses their content, or their id is stored with other content.",
                   (("open", "max(sluice_dead_letters_open)"),
                    ("of them conflicts", "max(sluice_dead_letter_conflicts_open)")), steps=_OPEN),
         ),

@@ -274,7 +274,8 @@ class _Run(Generic[Encoded]):
                     pace.why,
                     extra={"action": "record_condemned", "partition": self._partition, "offset": batch.offset},
                 )
-                why = f"storing it failed each time, while PostgreSQL took other writes: {pace.why}"
+                name = self._context.settings.sink_name
+                why = f"storing it failed each time, while {name} took other writes: {pace.why}"
                 return sink.condemn(*place, batch, why=why, sqlstate=pace.sqlstate, before_commit=before_commit)
             begin = self._prefetch.begin if not self._is_over() else None
             return sink.store(*place, batch, before_commit=before_commit, encoded=encoded, on_encoded=begin)

@@ -77,7 +77,7 @@ class LogRestartedError(RecoverableError):
 
 
 class SinkUnavailableError(RecoverableError):
-    """PostgreSQL does not answer or refuses to work. Counts for the circuit breaker."""
+    """The sink does not answer or refuses to work. Counts for the circuit breaker."""
 
     def __init__(
         self, message: str | None = None, *, is_a_row_possible: bool = True, sqlstate: str | None = None
@@ -105,7 +105,7 @@ class FencedError(RecoverableError):
 
 
 class BreakerOpenError(RecoverableError):
-    """The circuit breaker is open: PostgreSQL is not used until the prober's write succeeds."""
+    """The circuit breaker is open: the sink is not used until the prober's write succeeds."""
 
 
 class StoreUnavailableError(RecoverableError):
@@ -159,7 +159,7 @@ class SchemaNewerError(SchemaError):
 
 
 class PoisonedError(PermanentError):
-    """Too many events in a row were refused by PostgreSQL for their content: the schema, not the data, is suspect.
+    """The sink refused too many events in a row for their content: the schema, not the data, is suspect.
 
     `evidence` is the batch for people to look at, as JSON can have it: see `pipeline.sink.poison`.
     """

@@ -21,6 +21,11 @@ def clock_time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
 
 
+def sentence(text: str) -> str:
+    """The text as a sentence: with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
 def rate_text(rate: float) -> str:
     """A rate with as many digits as it needs."""
     return f"{rate:,.0f}/s" if rate >= 10 or rate == int(rate) else f"{rate:.1f}/s"

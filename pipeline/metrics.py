@@ -144,7 +144,7 @@ CONTROLLER_PERIOD: Final = Declared(
 MODE: Final = Declared("sluice_mode", "1 for what the lag means for the rate", ("mode",))
 # open: PostgreSQL failed, and consumption is paused.
 BREAKER_STATE: Final = Declared(
-    "circuit_breaker_state", "1 for the state of the circuit breaker around PostgreSQL", ("state",)
+    "circuit_breaker_state", "1 for the state of the circuit breaker around the sink", ("state",)
 )
 # The reason why nothing is stored although workers run.
 CONSUMPTION_PAUSED: Final = Declared(
@@ -160,7 +160,7 @@ SHADOW_RATE_LIMIT: Final = Declared(
 )
 # What the rate policy takes for the sink's capacity. Only a policy that measures it shows it.
 CAPACITY: Final = Declared(
-    "sluice_capacity_events_per_second", "Events a second that PostgreSQL stores when it is fully used, as measured"
+    "sluice_capacity_events_per_second", "Events a second that the sink stores when it is fully used, as measured"
 )
 # One partition far above the others: its drain is slow, or its key is hot.
 DRAIN_SECONDS: Final = Declared(
@@ -214,14 +214,14 @@ DROPPED_MESSAGES: Final = Declared(
 # The end-to-end delay of an event.
 RECEIPT_TO_STORE: Final = Declared(
     "sluice_receipt_to_store_seconds",
-    "From the receipt of an event by ingest until its batch was committed to PostgreSQL",
+    "From the receipt of an event by ingest until its batch was stored in the sink",
 )
 # Small batches under lag: something other than PostgreSQL delays drains.
 BATCH_EVENTS: Final = Declared("sluice_batch_events", "Events of one batch")
 # Rising at the same batch size: PostgreSQL becomes slower.
 BATCH_STORE_SECONDS: Final = Declared("sluice_batch_store_seconds", "From BEGIN to COMMIT of one batch")
 # Above 0: look at them, fix the cause, replay.
-DEAD_LETTERS: Final = Declared("sluice_dead_letters_open", "Events that PostgreSQL refused and no replay has stored")
+DEAD_LETTERS: Final = Declared("sluice_dead_letters_open", "Events that the sink refused and no replay has stored")
 # Part of the above. Growing: a client uses one eventId for two events, or changes an event before it sends it again.
 DEAD_LETTER_CONFLICTS: Final = Declared(
     "sluice_dead_letter_conflicts_open", "Open dead letters whose eventId is stored with other content"

@@ -47,6 +47,13 @@ class Health(StrEnum):
     UNKNOWN = "unknown"  # the state is unknown: its data is too old, or no server answers
 
 
+class SinkName(StrEnum):
+    """The name of the sink in messages, in the middle of a sentence."""
+
+    POSTGRESQL = "PostgreSQL"  # EVENT_SINK_URL is empty
+    ARCHIVE = "the archive"  # files: EVENT_SINK_URL is file:///…
+
+
 class Severity(StrEnum):
     """The severity of one problem."""
 

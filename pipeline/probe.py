@@ -20,22 +20,22 @@ class ProbeOutcome(StrEnum):
 
     NOT_OPEN = "not_open"  # the breaker's reason is not active, or its state is unknown
     BUSY = "busy"  # another prober is probing
-    WAITING = "waiting"  # the breaker opened repeatedly: PostgreSQL is not probed for some time
-    FAILED = "failed"  # PostgreSQL did not accept the write
-    LIFTED = "lifted"  # PostgreSQL accepted the write, and consumption resumes
-    SUPERSEDED = "superseded"  # PostgreSQL accepted the write, but that occurrence of the reason had already ended
+    WAITING = "waiting"  # the breaker opened repeatedly: the sink is not probed for some time
+    FAILED = "failed"  # the sink did not accept the write
+    LIFTED = "lifted"  # the sink accepted the write, and consumption resumes
+    SUPERSEDED = "superseded"  # the sink accepted the write, but that occurrence of the reason had already ended
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeReport:
-    """The outcome of one tick, and in words why PostgreSQL is not available."""
+    """The outcome of one tick, and in words why the sink is not available."""
 
     outcome: ProbeOutcome
     why: str = ""
 
 
 class Backoff:
-    """How long an open breaker stays open before PostgreSQL is probed.
+    """How long an open breaker stays open before the sink is probed.
 
         wait = 0 for the first opening, then probe_seconds * 2^(n - 2) for the n-th, at most probe_wait_seconds_max
 
@@ -83,7 +83,7 @@ def probe(
     settings: Settings,
     actor: str,
 ) -> ProbeReport:
-    """Probe PostgreSQL once, if the breaker is open and no other prober is probing.
+    """Probe the sink once, if the breaker is open and no other prober is probing.
 
     `sink_probe` does a small real write and raises SinkUnavailableError. While the lease is held, the breaker is
     half-open; the lease expires if this process dies. Raises StoreUnavailableError.
@@ -107,7 +107,7 @@ def probe(
             sink_probe()
         except RecoverableError as error:
             return ProbeReport(ProbeOutcome.FAILED, str(error))
-        why = "PostgreSQL has taken a write"
+        why = f"a write to {settings.sink_name} succeeded"
         lifted = store.resume(PauseReason.BREAKER, generation=held.generation, actor=actor, why=why)
         return ProbeReport(ProbeOutcome.LIFTED if lifted else ProbeOutcome.SUPERSEDED)
     finally:

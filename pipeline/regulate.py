@@ -13,7 +13,16 @@ from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import held_lags, lag_by_partition
 from pipeline.flow.rate import Decay
-from pipeline.names import LEASE_REGULATE, LEASE_TICK, AlarmCode, BreakerState, ControlEventKind, PauseReason, Severity
+from pipeline.names import (
+    LEASE_REGULATE,
+    LEASE_TICK,
+    AlarmCode,
+    BreakerState,
+    ControlEventKind,
+    PauseReason,
+    Severity,
+    SinkName,
+)
 from pipeline.ports.control import (
     Alarm,
     Bands,
@@ -105,6 +114,7 @@ class _Looks:
 class _Sample:
     """A tick's measurements of the log; None if unknown."""
 
+    sink: SinkName
     is_database_unavailable: bool = False
     log_id: str | None = None
     stored: dict[int, int] | None = None
@@ -192,7 +202,7 @@ def _tick(
         by_monotonic=Look(state.time, asked_at, control.clock.monotonic()),
     )
     ages = _ages(state, control)
-    sample = _Sample()
+    sample = _Sample(settings.sink_name)
     if database.schema_problem is not None:
         sample.critical(
             AlarmCode.SCHEMA_REFUSED,
@@ -334,7 +344,7 @@ def _measure(
             sample.degraded(
                 AlarmCode.OFFSETS_UNKNOWN,
                 f"The stored offsets are unknown, the lag is by the log's word: {in_brief(error)}",
-                "PostgreSQL; the breaker opens by itself if drains fail too",
+                f"{sample.sink}; the breaker opens by itself if drains fail too",
             )
     sample.lag = lag_by_partition(positions, sample.stored)
     sample.ends = {position.partition: position.end for position in positions}
@@ -345,8 +355,8 @@ def _measure(
     if sample.lag is None:
         sample.degraded(
             AlarmCode.LAG_UNKNOWN,
-            "The lag is unknown: neither the log nor PostgreSQL says how far the log was consumed",
-            "PostgreSQL: it has the stored offsets",
+            f"The lag is unknown: neither the log nor {sample.sink} says how far the log was consumed",
+            f"{sample.sink}: it has the stored offsets",
         )
     return positions
 
@@ -371,9 +381,10 @@ def _look_after_offsets(
         consumed = max(position.begin, stored.get(position.partition, 0))
         if position.committed is not None and position.committed > consumed:
             _logger.warning(
-                "partition %d: the log has committed offset %d, PostgreSQL has stored up to %d: the log is corrected",
+                "partition %d: the log has committed offset %d, %s has stored up to %d: the log is corrected",
                 position.partition,
                 position.committed,
+                sample.sink,
                 consumed,
                 extra={"action": "log_commit_corrected", "partition": position.partition},
             )
@@ -413,7 +424,7 @@ def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, actor: str
             continue
         partition, offset = position.partition, stored[position.partition]
         why = (
-            f"partition {partition}: PostgreSQL has stored up to offset {offset:,}, and the log goes on with "
+            f"partition {partition}: {sample.sink} has stored up to offset {offset:,}, and the log goes on with "
             f"{position.next_offset:,}: events with the offsets between are passed over"
         )
         _logger.error("%s", why, extra={"action": "log_behind_stored", "partition": partition})
@@ -477,7 +488,7 @@ def _end_stalled(
             sample.degraded(
                 AlarmCode.DRAINER_NOT_ENDED,
                 f"The drain of partition {partition} stands still and could not be ended: {in_brief(error)}",
-                "PostgreSQL, and the workers",
+                f"{sample.sink}, and the workers",
                 partition,
             )
             break  # each further query could take as long, and the rate is not published yet
@@ -497,6 +508,6 @@ def _name_standing(sample: _Sample, settings: Settings, database: Database) -> N
         try:
             why = database.why_standing(sample.log_id, partition)
         except SluiceError as error:
-            why = f"PostgreSQL can't be asked why: {in_brief(error)}"
+            why = f"{sample.sink} does not say why: {in_brief(error)}"
         look_at = "the session or worker that is named; the log of the workers for `batches`"
         sample.critical(AlarmCode.STANDS_STILL, f"partition {partition}: {why}", look_at, partition)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import SettingsError
 from pipeline.logs import FORMATS, LEVELS
+from pipeline.names import SinkName
 from pipeline.running import nothing_to_ask, with_running_system
 from pipeline.secrets import url_problem
 
@@ -604,6 +605,11 @@ class Settings:
     def log_scheme(self) -> str:
         """`redis` or `kafka`: the event log's kind."""
         return urlsplit(self.event_log_url).scheme
+
+    @property
+    def sink_name(self) -> SinkName:
+        """The name of the sink that is in use, for messages."""
+        return SinkName.ARCHIVE if self.event_sink_url else SinkName.POSTGRESQL
 
 
 # Other defaults for a rate policy: for values that the environment leaves out.

@@ -68,7 +68,8 @@ def resume(context: WorkerContext, actor: str, why: str) -> str:
     left = context.control.state().pauses or ()
     words = f"Lifted by {actor}: {', '.join(lifted)}." if lifted else "No operator had paused consumption."
     if paused(left):
-        words += " Consumption stays paused while the breaker is open, until a write to PostgreSQL succeeds."
+        sink = context.settings.sink_name
+        words += f" Consumption stays paused while the breaker is open, until a write to {sink} succeeds."
     elif lifted:
         words += " Drains begin within a second."
         words += stops_again(context, held)

@@ -45,7 +45,7 @@ def regulate_rate(self: Any) -> None:
     """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
     context = context_of(self.app.sluice_settings)
     _migrate_once(context)
-    workers = Workers(self.app)
+    workers = Workers(self.app, context.settings.sink_name)
     report = regulate(
         settings=context.settings,
         policy_of=partial(make_policy, context.settings),

@@ -96,7 +96,7 @@ def inspect_gap(state: Any, *, partition: int | None = None, by: str = "", ticke
 
 @inspect_command(name="poison", args=[("partition", _whole("the partition"))], signature="<partition>")
 def inspect_poison(state: Any, *, partition: int | None = None, by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """Show the records for which a partition was paused, each with PostgreSQL's reason."""
+    """Show the records for which a partition was paused, each with the reason of the sink."""
     return _look(state, ticket, "poison", partition, stopped.show_poison)
 
 
@@ -257,7 +257,7 @@ def skip_gap(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: A
 
 @control_command(name="accept_poison", variadic="words", signature="[--dry-run] <partition> [reason …]")
 def accept_poison(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
-    """Store the batch for which a partition was paused; records that PostgreSQL refuses become dead letters."""
+    """Store the batch for which a partition was paused; records that the sink refuses become dead letters."""
     numbers, why, dry_run = _decision(words, 1)
     if numbers is None:
         return _usage("a partition is missing", "accept_poison [--dry-run] <partition> [reason …]")

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from celery import Celery
 
-from pipeline.names import Queue
+from pipeline.names import Queue, SinkName
 
 _DRAIN: Final = "sluice.drain"
 # Time for workers to answer; they answer within milliseconds, and Celery always waits this whole time.
@@ -18,8 +18,9 @@ class Workers:
     Each of the four queries takes its whole time, and the rate is published after them.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, sink: SinkName) -> None:
         self._app = app
+        self._sink = sink
         self._said: tuple[dict[str, Any], ...] | str | None = None  # a string: why the query failed
 
     def why_not_drained(self, partition: int) -> str:
@@ -28,7 +29,7 @@ class Workers:
             self._said = self._ask()
         if isinstance(self._said, str):
             return f"no drain holds it, and Celery's workers can't be asked: {self._said}"
-        return words(partition, *self._said)
+        return words(partition, *self._said, sink=self._sink)
 
     def _ask(self) -> tuple[dict[str, Any], ...] | str:
         try:
@@ -48,6 +49,8 @@ def words(
     tasks: dict[str, Any],
     active: dict[str, Any],
     stats: dict[str, Any],
+    *,
+    sink: SinkName,
 ) -> str:
     """The likely reason, from the workers' answers to `inspect`."""
     workers = sorted(name for name, held in queues.items() if any(q["name"] == Queue.BATCHES.value for q in held))
@@ -60,7 +63,7 @@ def words(
             return f"{worker}, of an older version, has a rate limit of Celery's, {limit[1]}: a restart lifts it"
     drains = [task for worker in workers for task in active.get(worker, ()) if task.get("name") == _DRAIN]
     if any(list(task.get("args", ()))[:1] == [partition] for task in drains):
-        return "its drain has begun and holds nothing yet: it waits for the event log, Redis or PostgreSQL"
+        return f"its drain has begun and holds nothing yet: it waits for the event log, Redis or {sink}"
     slots = sum(int(stats.get(worker, {}).get("pool", {}).get("max-concurrency", 0)) for worker in workers)
     if slots and len(drains) >= slots:
         return f"all {slots} processes that take batches are busy with other partitions: add workers"

@@ -114,7 +114,7 @@ def skip(context: WorkerContext, actor: str, partition: int, hole: Hole, why: st
 
 
 def accept(context: WorkerContext, actor: str, partition: int, why: str, *, dry_run: bool) -> str:
-    """Store the batch for which a partition stopped; records that PostgreSQL rejects become dead letters."""
+    """Store the batch for which a partition stopped; records that the sink rejects become dead letters."""
     evidence = context.operators.pause_evidence(PauseReason.POISON, partition)
     if evidence is None:
         raise DoesNotFitError(f"partition {partition}: {_NO_EVIDENCE}")

@@ -29,6 +29,7 @@ def document_of(inputs: HealthInputs) -> dict[str, Any]:
     """The same from a snapshot."""
     return inputs_document(inputs, judge(inputs)) | {
         "controllerPeriodSeconds": inputs.controller_period,
+        "eventSink": inputs.sink.value,
         "storeIsAway": inputs.store_problem is not None,
     }
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.errors import in_brief
-from pipeline.event_text import clock_time, pause_advice, pause_text, rate_text
+from pipeline.event_text import clock_time, pause_advice, pause_text, rate_text, sentence
 from pipeline.health.snapshot import HealthInputs, Traffic
-from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, ProblemCode, Severity
+from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, ProblemCode, Severity, SinkName
 from pipeline.ports.control import Alarm, Pause
 from pipeline.ports.rate import Explanation
 
@@ -20,6 +20,12 @@ from pipeline.ports.rate import Explanation
 _SAYS_WHO: Final = re.compile(
     r"^the (?:control store|event log) \(\w+\) (?:does not answer|can't be reached)[:.] *", re.I
 )
+
+# Where to look if the sink fails.
+_SINK_PARTS: Final = {
+    SinkName.POSTGRESQL: "PostgreSQL and the network to it",
+    SinkName.ARCHIVE: "the archive: its disk, its folder and who may write there",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +109,8 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
         yield Problem(
             ProblemCode.DATABASE_SILENT,
             Severity.DEGRADED,
-            "PostgreSQL did not answer: dead letters are not counted",
-            f"PostgreSQL; the breaker opens by itself if drains fail too{_it_says(inputs.database_problem)}",
+            sentence(f"{inputs.sink} did not answer: dead letters are not counted"),
+            f"{inputs.sink}; the breaker opens by itself if drains fail too{_it_says(inputs.database_problem)}",
         )
 
 
@@ -132,8 +138,11 @@ def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
     yield Problem(
         ProblemCode.BREAKER_OPEN,
         Severity.CRITICAL,
-        f"PostgreSQL fails{since}: the breaker is {inputs.breaker.value}, consumption is paused, the rate is {rate}",
-        f"PostgreSQL and the network to it{why}. Once a write succeeds, {then}",
+        sentence(
+            f"{inputs.sink} fails{since}: the breaker is {inputs.breaker.value}, consumption is paused, "
+            f"the rate is {rate}"
+        ),
+        f"{_SINK_PARTS[inputs.sink]}{why}. Once a write succeeds, {then}",
     )
 
 
@@ -242,7 +251,7 @@ def _lag(inputs: HealthInputs) -> Iterator[Problem]:
             "" if inputs.seconds_to_empty is None else f"; at this pace stored in {duration(inputs.seconds_to_empty)}"
         )
         pace = "" if inputs.drain_rate is None else f" (now {rate_text(inputs.drain_rate)})"
-        look_at = f"the drain rate{pace}: at 0, the workers; otherwise PostgreSQL stores fewer events than arrive"
+        look_at = f"the drain rate{pace}: at 0, the workers; otherwise {inputs.sink} stores fewer events than arrive"
         yield Problem(
             ProblemCode.BEHIND,
             Severity.CRITICAL if is_critical else Severity.DEGRADED,
@@ -267,8 +276,9 @@ def _alarms(inputs: HealthInputs) -> Iterator[Problem]:
 
 def _loops(inputs: HealthInputs) -> Iterator[Problem]:
     for problem in inputs.loop_problems:
-        what = f"{problem[0].upper()}{problem[1:]}"
-        yield Problem(ProblemCode.LOOP, Severity.DEGRADED, what, "the log of this ingest process; a restart may help")
+        yield Problem(
+            ProblemCode.LOOP, Severity.DEGRADED, sentence(problem), "the log of this ingest process; a restart may help"
+        )
 
 
 # --- Clients ------------------------------------------------------------------------------------------------------
@@ -293,7 +303,7 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
     if traffic.unavailable_share > 0.5:
         return _why_unavailable(inputs)
     if inputs.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
-        return "the open breaker allows only the lowest rate", "PostgreSQL: it fails"
+        return "the open breaker allows only the lowest rate", f"{inputs.sink}: it fails"
     if inputs.store_problem is not None or inputs.is_bucket_unavailable:
         return (
             "the token bucket does not answer, and ingest uses the last known rate, which falls",

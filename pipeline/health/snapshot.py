@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pipeline.names import BreakerState, Mode
+from pipeline.names import BreakerState, Mode, SinkName
 from pipeline.policies import explanation_of
 from pipeline.ports.control import Alarm, ControlState, Override, Pause, PublishedRate, consumption_word, paused
 from pipeline.ports.rate import Explanation, Shadow
@@ -66,6 +66,7 @@ class HealthInputs:
     controller_age: float | None  # seconds since the controller published
     controller_period: float  # seconds
     event_log: str  # kafka or redis
+    sink: SinkName = SinkName.POSTGRESQL
     no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, if events wait
     no_progress_seconds_max: float = 30.0
     traffic: Traffic | None = None
@@ -169,6 +170,7 @@ def make_inputs(
         controller_age=controller_age,
         controller_period=settings.regulate_seconds,
         event_log="kafka" if settings.log_scheme == "kafka" else "redis",
+        sink=settings.sink_name,
         no_progress_seconds=outlook.no_progress_seconds,
         no_progress_seconds_max=settings.no_progress_seconds_max,
         traffic=outlook.traffic,

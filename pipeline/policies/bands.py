@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.event_text import rate_text
-from pipeline.names import Mode
+from pipeline.names import Mode, SinkName
 from pipeline.ports.control import Bands
 from pipeline.ports.rate import Explanation, PolicyState, RateDecision, RateSample, Threshold
 from pipeline.settings import Settings
@@ -29,13 +29,16 @@ class BandPolicy:
     lag_critical: int  # events
     actor: str = ""  # who set the bands; empty: they are those of the settings
     why: str = ""
+    sink: SinkName = SinkName.POSTGRESQL  # for the explanation
 
     @classmethod
     def make(cls, settings: Settings, bands: Bands | None) -> "BandPolicy":
         """The bands that an operator set, or those of the settings, which have already been validated."""
         if bands is None:
-            return cls(settings.rate_max, settings.rate_min, settings.lag_degraded, settings.lag_critical)
-        return cls(bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical, bands.actor, bands.why)
+            own = (settings.rate_max, settings.rate_min, settings.lag_degraded, settings.lag_critical)
+            return cls(*own, sink=settings.sink_name)
+        asked = (bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical, bands.actor, bands.why)
+        return cls(*asked, sink=settings.sink_name)
 
     @property
     def floor_rate(self) -> float:
@@ -70,7 +73,7 @@ class BandPolicy:
             reason=reason,
             because=because,
             rate_max=self.rate_max,
-            look_at="whether PostgreSQL takes more: then raise RATE_MAX; else clients send too much",
+            look_at=f"whether {self.sink} can store more: then raise RATE_MAX; else clients send too much",
             thresholds=(
                 Threshold("degraded from", self.lag_degraded, "events", Mode.DEGRADED, is_inclusive=True),
                 Threshold("critical above", self.lag_critical, "events", Mode.CRITICAL),

@@ -13,7 +13,7 @@ from math import exp
 from typing import Any, Final
 
 from pipeline.event_text import rate_text
-from pipeline.names import Mode
+from pipeline.names import Mode, SinkName
 from pipeline.ports.control import Bands
 from pipeline.ports.rate import (
     Explanation,
@@ -113,11 +113,18 @@ class DrainTimePolicy:
     rate_min: float  # events/s, > 0
     target_seconds: float
     period_seconds: float  # of the control loop
+    sink: SinkName = SinkName.POSTGRESQL  # for the explanation
 
     @classmethod
     def make(cls, settings: Settings, bands: Bands | None = None) -> "DrainTimePolicy":
         """The policy of the settings. Bands that an operator set do not apply to it."""
-        return cls(settings.rate_max, settings.rate_min, settings.drain_target_seconds, settings.regulate_seconds)
+        return cls(
+            settings.rate_max,
+            settings.rate_min,
+            settings.drain_target_seconds,
+            settings.regulate_seconds,
+            settings.sink_name,
+        )
 
     @property
     def floor_rate(self) -> float:
@@ -126,7 +133,7 @@ class DrainTimePolicy:
 
     def describe(self) -> Explanation:
         """The target and the thresholds."""
-        sentence = f"the rate follows what PostgreSQL stores, so that an event is stored within about {self._target()}"
+        sentence = f"the rate follows what {self.sink} stores, so that an event is stored within about {self._target()}"
         return self._explained(sentence, "", "", ())
 
     def decide(self, sample: RateSample, state: PolicyState | None) -> RateDecision:
@@ -204,17 +211,17 @@ class DrainTimePolicy:
     def _explanation(self, sample: RateSample, capacity: float, drains: Mapping[int, float], mode: Mode) -> Explanation:
         drain = max(drains.values(), default=0.0)
         worst = max(drains, key=lambda p: drains[p], default=0)
-        stores = f"PostgreSQL stores {rate_text(capacity)}"
+        stores = f"{self.sink} stores {rate_text(capacity)}"
         if mode is not Mode.NORMAL:
             reason = f"the backlog takes {drain:.1f} s"
         elif sample.ran_dry and drain >= LOW * self.target_seconds:
             reason = f"at the limit, which is normal: {stores}"
         elif sample.ran_dry:
-            reason = f"the limit is looked for: PostgreSQL stores at least {rate_text(capacity)}"
+            reason = f"the limit is looked for: {self.sink} stores at least {rate_text(capacity)}"
         else:
             reason = "the limit is not reached"
         sentence = (
-            f"{stores if drain > 0 else f'PostgreSQL stores at least {rate_text(capacity)}'}; what waits in partition "
+            f"{stores if drain > 0 else f'{self.sink} stores at least {rate_text(capacity)}'}; what waits in partition "
             f"{worst} is stored in {drain:.1f} s, the target is {self._target()}"
         )
         figures = (
@@ -231,7 +238,8 @@ class DrainTimePolicy:
             reason=reason,
             because=because,
             rate_max=self.rate_max,
-            look_at="nothing, if PostgreSQL is meant to be fully used; else why it is slow, or which client sends more",
+            look_at=f"nothing, if {self.sink} is meant to be fully used; else why it is slow, or which client sends "
+            "more",
             thresholds=(
                 Threshold("degraded above", DEGRADED_SECONDS[0] * self._modes_scale, "s", Mode.DEGRADED, measure=DRAIN),
                 Threshold("critical above", CRITICAL_SECONDS[0] * self._modes_scale, "s", Mode.CRITICAL, measure=DRAIN),

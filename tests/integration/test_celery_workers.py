@@ -17,7 +17,7 @@ import redis
 from pipeline import wiring
 from pipeline.errors import StoreUnavailableError
 from pipeline.event import Event, encode_record, partition_of, record_head
-from pipeline.names import AlarmCode, BreakerState, ControlEventKind, PauseReason, Queue
+from pipeline.names import AlarmCode, BreakerState, ControlEventKind, PauseReason, Queue, SinkName
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from stack.servers import Server, free_port, postgres_server, redis_server
@@ -308,7 +308,10 @@ def test_a_partition_that_stands_still_is_named_with_the_reason(rig: Rig) -> Non
         return " ".join(alarm.what for alarm in alarms if alarm.code == AlarmCode.STANDS_STILL)
 
     # Given a worker that runs, of which Celery knows which partitions it drains
-    rig.wait(lambda: "its drain has begun" in Workers(rig.app).why_not_drained(0), "the drain of a partition is seen")
+    rig.wait(
+        lambda: "its drain has begun" in Workers(rig.app, SinkName.POSTGRESQL).why_not_drained(0),
+        "the drain of a partition is seen",
+    )
     # When all of it is frozen, while events come
     rig.batches.freeze()
     try:

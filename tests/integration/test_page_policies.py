@@ -67,12 +67,12 @@ def test_thresholds_have_the_unit_of_their_measure(page: Page) -> None:
     ("rate", "is_lowered"),
     [(1450.0, False), (1522.0, False), (1306.0, False), (1304.0, True), (100.0, True)],
 )
-def test_a_rate_is_compared_with_what_postgresql_stores_where_that_is_measured(
+def test_a_rate_is_compared_with_what_the_sink_stores_where_that_is_measured(
     page: Page, rate: float, is_lowered: bool
 ) -> None:
-    scale = said(page, "scale", decided(2900), rate)
+    scale = said(page, "scale", decided(2900), rate, "the archive")
     assert (scale["full"], scale["isLowered"]) == (1450, is_lowered)
-    assert scale["of"] == "1,450 that PostgreSQL stores"
+    assert scale["of"] == "1,450 that the archive stores"
 
 
 def test_else_a_rate_is_compared_with_the_highest_one(page: Page) -> None:

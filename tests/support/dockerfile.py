@@ -122,7 +122,7 @@ def _move_scripts(folder: Path, old: Path, new: Path) -> None:
 
 
 def _run(stage: Stage, command: str, seconds_max: float) -> None:
-    for place in ("/venv", "/app"):
+    for place in ("/venv", "/app", "/archive"):
         command = command.replace(f" {place}", f" {shlex.quote(str(stage.inside(place)))}")
     said = subprocess.run(
         ["sh", "-euc", command],

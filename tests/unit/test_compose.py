@@ -207,5 +207,26 @@ def test_the_disk_under_every_store_of_events_is_watched(services: dict[str, Any
     control = services["control"]
     watched = control["environment"]["WATCHED_PATHS"].split(",")
     mounted = dict(volume.split(":")[:2] for volume in control["volumes"])
-    assert {mounted[name] for name in ("postgres", "kafka", "redis-log")} == set(watched)
-    assert all(volume.endswith(":ro") for volume in control["volumes"])
+    assert {mounted[name] for name in ("postgres", "kafka", "redis-log", "archive")} == set(watched)
+    assert all(volume.endswith(":ro") for volume in control["volumes"] if not volume.startswith("archive:"))
+
+
+@pytest.mark.parametrize("url", ["", "file:///archive"])
+def test_the_event_sink_of_env_reaches_every_program_that_uses_it(
+    tmp_path: Path, compose: dict[str, Any], url: str
+) -> None:
+    # Given a sink that was selected in .env
+    _environment(tmp_path, {**SECRETS, "EVENT_SINK_URL": url})
+    said = _config(tmp_path)
+    assert said.returncode == 0, said.stderr
+    document = yaml.safe_load(said.stdout)
+    for name in ("ingest", "worker", "control"):
+        # Then each of these has the setting, and the folder on one volume that it may write
+        service = document["services"][name]
+        settings = Settings.from_environ({key: str(value) for key, value in service["environment"].items()})
+        assert settings.event_sink_url == url
+        mounted = dict(volume.split(":", 1) for volume in service["volumes"])
+        assert mounted["archive"].removesuffix(":rw") == "/archive"
+    assert "archive" in document["volumes"]
+    # And the image has the mount point, so that the volume is not root's alone
+    assert "RUN mkdir -m 1777 /archive\n" in (ROOT / "Dockerfile").read_text()

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.names import SinkName
 from tasks.standstill import words
 
 WORKER = "batches@host"
@@ -39,4 +40,4 @@ def drain(partition: int) -> dict[str, Any]:
     ],
 )
 def test_the_likely_reason(queues: dict[str, Any], tasks: dict[str, Any], active: dict[str, Any], said: str) -> None:
-    assert said in words(3, queues, tasks, active, STATS)
+    assert said in words(3, queues, tasks, active, STATS, sink=SinkName.POSTGRESQL)

@@ -129,7 +129,7 @@
     const share = status.refusedShare > 0 ? `${Math.max(1, Math.round(100 * status.refusedShare))} % of the ${status.refusedShareTime}; ` : "";
     card("refused", number(status.refused), "/s", `${share}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} per second`, levelOf(status, "refusing", "log_down", "log_full"));
     const rate = status.rateLimit;
-    const { full, isLowered, of } = policies.scale(status.ratePolicy, rate);
+    const { full, isLowered, of } = policies.scale(status.ratePolicy, rate, status.eventSink);
     card("rate", number(rate), "/s", isLowered ? `of ${of}: ${status.rateDecidedBy}` : status.rateDecidedBy, isLowered ? rateLevel(status) : null);
     bar("rate", rate / full);
     card("bucket", number(status.availablePermissions), "tokens", `of ${number(status.bucketCapacity)}; a token admits one event`);
@@ -156,7 +156,8 @@
   }
 
   function showLoop(status) {
-    const BREAKER = { closed: "writes to PostgreSQL succeed", open: "no events are stored; PostgreSQL is tried again", "half-open": "PostgreSQL is being tried now", unknown: "unknown to the control store" };
+    const sink = status.eventSink;
+    const BREAKER = { closed: `writes to ${sink} succeed`, open: `no events are stored; writes to ${sink} are tried again`, "half-open": `a write to ${sink} is being tried now`, unknown: "unknown to the control store" };
     const breaker = status.circuitBreaker;
     const isOpen = breaker === "open" || breaker === "half-open";
     card("breaker", breaker, "", BREAKER[breaker], levelOf(status, "breaker_open", "pauses_unknown", "store_down"));

@@ -45,11 +45,11 @@ const policies = (() => {
 
   // What a rate is compared with: the capacity that the policy measured, else the highest rate. A highest rate that is
   // only for safety says nothing about the present one.
-  function scale(policy, rate) {
+  function scale(policy, rate, sink) {
     const capacity = figure(policy, CAPACITY);
     if (!capacity) return { full: policy.rateMax, isLowered: rate < policy.rateMax, of: format.number(policy.rateMax) };
     const full = Math.max(1, capacity.value);
-    return { full, isLowered: rate < ENOUGH * full, of: `${format.number(full)} that PostgreSQL stores` };
+    return { full, isLowered: rate < ENOUGH * full, of: `${format.number(full)} that ${sink} stores` };
   }
 
   return { measured, target, words, levelWords, backlogWords, caption, scale };
