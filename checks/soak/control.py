@@ -134,7 +134,8 @@ def _check_health(seen: Seen, windows: Windows, rules: PolicyRules, bad: default
         if not windows.touching((Part.INGEST,), one.at - HEARD_SECONDS, one.at, after_seconds=_LAST_SECONDS):
             wrong |= _wrong_alone(one, windows)
             if not windows.touching((Part.CONTROL,), one.at - HEARD_SECONDS, one.at, after_seconds=HEARD_SECONDS):
-                known = seen.control[bisect_left(times, one.at - HEARD_SECONDS) : bisect_right(times, one.at)]
+                # With the next sample: what began between two samples is health's to tell already.
+                known = seen.control[bisect_left(times, one.at - HEARD_SECONDS) : bisect_right(times, one.at) + 1]
                 if one.status is not None and len(known) >= _CONTROL_SAMPLES_MIN:
                     wrong |= _wrong_beside(one, known, rules)
         for what in sorted(wrong & before.get(one.ingest, frozenset())):

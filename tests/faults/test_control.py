@@ -133,6 +133,18 @@ def test_health_may_tell_a_try_of_the_prober_that_the_watcher_has_missed() -> No
     assert said(Seen(control(rate=1000.0), [], told)) == ["where health told another state of the breaker"]
 
 
+def test_health_may_tell_what_the_watcher_sees_only_in_its_next_sample() -> None:
+    # Given a watcher that was not run for two seconds, in which the breaker opened
+    samples = [one for one in control() if one.at <= 1010.0]
+    samples += [one for one in control(breaker="open", rate=100.0) if one.at >= 1012.0]
+    told = [one for one in health() if one.at < 1011.0]
+    told += [one for one in health(status="critical", reasons=1, breaker="open", rate=100.0) if one.at >= 1011.0]
+    assert said(Seen(samples, [], told)) == []
+    # But not what no sample shows
+    closed = [replace(one, breaker="closed", rate=1000.0) for one in samples]
+    assert "where health told another state of the breaker" in said(Seen(closed, [], told))
+
+
 def test_health_is_not_healthy_while_the_log_is_dead() -> None:
     parts = frozenset({Part.LOG})
     dead = Window("log.kill", 1010.0, 1030.0, parts, parts, made_at=1010.0, repair_at=1030.0)
