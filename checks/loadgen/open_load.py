@@ -87,6 +87,8 @@ class _Load:
         self._make = make
         self._waiting: deque[float] = deque()
         self._number = 0
+        # Durations are by the monotonic clock, which no step of the wall clock changes. Reports need the time of day.
+        self._epoch = time.time() - time.monotonic()
 
     def connected(self, connection: _Connection) -> None:
         """A connection is there, and free."""
@@ -94,7 +96,7 @@ class _Load:
         self.free.append(connection)
 
     def due(self, at: float) -> None:
-        """A request is due now."""
+        """A request is due now; `at` is by the monotonic clock."""
         self.open += 1
         self._waiting.append(at)
         self._send()
@@ -108,7 +110,7 @@ class _Load:
             self._number += 1
             due = self._waiting.popleft()
             self.responses.sent = self._number
-            self.responses.late_seconds = max(self.responses.late_seconds, time.time() - due)
+            self.responses.late_seconds = max(self.responses.late_seconds, time.monotonic() - due)
             self.free.popleft().send(due, self._number, self._make(self._number))
 
     def answered(self, connection: _Connection, status: int) -> None:
@@ -118,8 +120,8 @@ class _Load:
         due, number = connection.request
         connection.request = None
         self.open -= 1
-        self.responses.due.append(due)
-        self.responses.seconds.append(time.time() - due)
+        self.responses.due.append(due + self._epoch)
+        self.responses.seconds.append(time.monotonic() - due)
         self.responses.status.append(status)
         self.responses.number.append(number)
         self.free.append(connection)
@@ -141,12 +143,14 @@ class _Load:
         for connection in connections:
             self._give_up(connection)
             connection.close()
-        self.responses.unanswered += [(due, self._number + ahead) for ahead, due in enumerate(self._waiting, start=1)]
+        waiting = enumerate(self._waiting, start=self._number + 1)
+        self.responses.unanswered += [(due + self._epoch, number) for number, due in waiting]
 
     def _give_up(self, connection: _Connection) -> None:
         if connection.request is not None:
             self.open -= 1
-            self.responses.unanswered.append(connection.request)
+            due, number = connection.request
+            self.responses.unanswered.append((due + self._epoch, number))
             connection.request = None
 
 
@@ -168,8 +172,8 @@ async def offer(
         await _keep_pace(load, phases)
     except ServerGoneError as error:
         gone = error
-    deadline = time.time() + LAST_SECONDS_MAX
-    while load.open and load.alive and time.time() < deadline:  # noqa: ASYNC110  # the responses come by a callback each
+    deadline = time.monotonic() + LAST_SECONDS_MAX
+    while load.open and load.alive and time.monotonic() < deadline:  # noqa: ASYNC110  # the responses come by a callback each
         await asyncio.sleep(TICK_SECONDS)
     load.end(connections)
     if gone is not None:
@@ -188,11 +192,11 @@ async def _connect(load: _Load, host: str, port: int, connections: list[_Connect
 
 
 async def _keep_pace(load: _Load, phases: Sequence[tuple[float, float]]) -> None:
-    begin = time.time()
+    begin = time.monotonic()
     for seconds, rate in phases:
         due, end = begin, begin + seconds
         while due < end:
-            while due <= min(time.time(), end):
+            while due <= min(time.monotonic(), end):
                 load.due(due)
                 due += 1 / rate
             await asyncio.sleep(TICK_SECONDS)
