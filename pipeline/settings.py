@@ -46,42 +46,42 @@ class Settings:
     database_url: str = _setting(
         "postgresql://localhost:5432/sluice",
         "PostgreSQL, the sink",
-        when="always in production; the user needs to own the schema, or to have been given its tables",
+        when="always in production. The user must own the schema, or have rights on its tables",
     )
     redis_url: str = _setting(
         "redis://localhost:6379/0",
         "Redis for Celery's queues, the bucket and control state",
-        when="always in production; a server of its own, which may lose its memory without losing an event",
+        when="always in production. Use a separate server; no event is lost if it loses its memory",
     )
     event_log_url: str = _setting(
         "redis://localhost:6380/0",
-        "The event log: redis://… (a server of its own: at its memory limit it refuses writes) or kafka://host:port,…",
-        when="always in production; Kafka where one Redis server is outgrown, or a log must survive its machine",
+        "The event log: redis://… (a separate server: at its memory limit it refuses writes) or kafka://host:port,…",
+        when="always in production. Use Kafka if one Redis server is too small, or the log must survive its machine",
     )
     event_sink_url: str = _setting(
         "",
         "Where events are stored; empty: in PostgreSQL (DATABASE_URL); file:///folder: in files of JSON Lines. "
         "PostgreSQL still keeps what operators set (docs/archive.md)",
-        when="events only go into an archive, and all processes of Sluice run on one machine",
+        when="events are only archived, and all processes of Sluice run on one machine",
     )
     key_prefix: str = _setting(
         "sluice:",
-        "Before every Redis key, so that two systems can share a server",
-        when="two systems on one Redis server",
+        "Prefix of every Redis key, so that two systems can share a server",
+        when="two systems use one Redis server",
     )
 
     # --- Log lines -------------------------------------------------------------------------------
     log_level: str = _setting(
         "INFO",
-        "The least that is logged; DEBUG names each request and batch",
+        "The lowest level that is logged; DEBUG names each request and batch",
         choices=LEVELS,
-        when="DEBUG while an event is followed through the system, or a defect is looked for",
+        when="DEBUG to follow an event through the system, or to find a defect",
     )
     log_format: str = _setting(
         "human",
         "Lines for people, or one JSON object a line",
         choices=FORMATS,
-        when="json where a collector reads the lines",
+        when="json if a collector reads the lines",
     )
 
     # --- Ingest: HTTP ------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ class Settings:
     )
     ingest_url: str = _setting(
         "",
-        "Where the client finds ingest; empty: http:// with INGEST_HOST and INGEST_PORT",
+        "URL of ingest for the client; empty: http:// with INGEST_HOST and INGEST_PORT",
         when="the client of this package runs on another machine than ingest",
     )
     ingest_metrics_port: int = _setting(
@@ -103,352 +103,356 @@ class Settings:
         "Port of one ingest process' own metrics; 0: none beside /metrics",
         low=0,
         high=65535,
-        when="several ingest processes share a port: each needs one of its own to be scraped on",
+        when="several ingest processes share INGEST_PORT: give each its own port, so that Prometheus can scrape each",
     )
     body_bytes_max: int = _setting(
         1 << 20,
-        "Largest body, after inflating",
+        "Largest body, after decompression",
         low=1024,
         high=64 << 20,
-        when="clients have larger batches; memory for a body is taken up to four times",
+        when="clients send larger batches. A body needs up to four times its size in memory",
     )
     body_events_max: int = _setting(
         1000,
         "Most events in one body",
         low=1,
         high=100_000,
-        when="clients have larger batches; one of them passes the bucket as a whole",
+        when="clients send larger batches. The bucket admits a body as a whole",
     )
     event_time_min_ms: int = _setting(
         100_000_000_000,
         "Earliest `timestamp` of an event, epoch milliseconds: 1973; an earlier one was most likely sent in seconds",
         low=0,
         high=253_402_300_799_999,
-        when="0 where events really are from 1970 to 1973",
+        when="0 if events are really from 1970 to 1973",
     )
     bodies_bytes_max: int = _setting(
         64 << 20,
-        "Bytes of bodies that one ingest process receives and has not yet appended; beyond it, 503 above 16 KiB",
+        "Bytes of bodies that one ingest process has received and not appended; above it, bodies over 16 KiB get 503",
         low=1 << 20,
         high=64 << 30,
-        when="many clients send large bodies on slow lines: events take up to four times as much for a moment",
+        when="many clients send large bodies on slow lines. Events need up to four times these bytes for a moment",
     )
     hard_bodies_bytes_max: int = _setting(
         16 << 20,
-        "Bytes of bodies that wait for the slow path (they break a rule, or hold what is rare); beyond it 503",
+        "Bytes of slow bodies (invalid, or with rare content) that wait to be parsed; above it 503",
         low=1 << 20,
         high=1 << 30,
-        when="BODY_BYTES_MAX is raised: several of the largest bodies should have room",
+        when="BODY_BYTES_MAX is raised: there should be room for several of the largest bodies",
     )
     request_seconds_max: float = _setting(
         10.0,
-        "Total time for headers and body to arrive; a trickling client is cut off",
+        "Total time in which headers and body must arrive; a slower client is disconnected",
         low=0.1,
         high=600,
-        when="clients on slow lines are cut off with 408; lower it against slow floods",
+        when="clients on slow lines get 408: raise it. Slow requests are used as an attack: lower it",
     )
     ingest_connections_max: int = _setting(
         2000,
         "Open connections of one ingest process; further ones get a 503",
         low=1,
         high=1_000_000,
-        when="clients get 503 for connections; raise the limit of open files with it",
+        when="clients get 503 for connections. Raise the limit of open files too",
     )
     page_viewers_max: int = _setting(
         20,
-        "Live pages that may look at one ingest process at once; further ones are told so",
+        "Live pages that one ingest process serves at once; further ones show that there are too many",
         low=0,
         high=1000,
-        when="0 to have no stream at all; each open page costs one message a second",
+        when="0 to have no stream. Each open page costs one message a second",
     )
     stop_seconds_max: float = _setting(
         10.0,
         "Time for running requests to end and the appender to be flushed at shutdown",
         low=0.1,
         high=600,
-        when="the platform kills sooner than that, or requests take longer",
+        when="the platform kills processes sooner, or requests take longer",
     )
 
     # --- Ingest: append ------------------------------------------------------------------------------
     append_group_events_max: int = _setting(
         500,
-        "Events gathered into one append; more only lengthens the server's stall",
+        "Most events of one append; larger appends block the server for longer",
         low=1,
         high=10_000,
-        when="rarely: `./bench.sh --only M1,M2` shows what it does",
+        when="rarely. `./bench.sh --only M1,M2` shows its effect",
     )
     append_group_seconds_max: float = _setting(
         0.002,
-        "How long the first event of a group waits for company",
+        "How long the first event of a group waits for further events",
         low=0.0,
         high=1.0,
-        when="lower for latency at little load, higher for less CPU at much",
+        when="lower for less latency at low load, higher for less CPU time at high load",
     )
     append_buffer_events_max: int = _setting(
         10_000,
-        "Events waiting for the log in one process; beyond it 503",
+        "Events that wait for the log in one process; above it 503",
         low=1,
         high=1_000_000,
-        when="503 while the log only hesitates: more memory for fewer refusals",
+        when="clients get 503 during short delays of the log: more memory, fewer refusals",
     )
     append_buffer_bytes_max: int = _setting(
         32 << 20,
-        "Bytes waiting for the log in one process; beyond it 503",
+        "Bytes that wait for the log in one process; above it 503",
         low=1 << 20,
         high=1 << 30,
-        when="as above, where events are large",
+        when="as above, if events are large",
     )
     append_seconds_max: float = _setting(
         1.0,
-        "How long a caller waits for its append; then 503",
+        "How long a request waits for its append; then 503",
         low=0.05,
         high=30,
-        when="the log is far away or slow, and clients rather wait than repeat",
+        when="the log is slow or far away, and clients should wait instead of repeating",
     )
 
     # --- Event log ---------------------------------------------------------------------------------------
     log_partitions: int = _setting(
         4,
-        "Partitions of a new log: the most drains that run at once",
+        "Partitions of a new log; at most this number of drains run at once",
         low=1,
         high=64,
-        when="before the first start: a PostgreSQL that takes more drains at once; a log keeps its number",
+        when="before the first start, if the sink can serve more drains at once. A log keeps its number of partitions",
     )
-    log_topic: str = _setting("sluice-events", "Kafka topic", when="two systems on one Kafka cluster")
+    log_topic: str = _setting("sluice-events", "Kafka topic", when="two systems use one Kafka cluster")
     log_trim: bool = _setting(
         True,
-        "Redis Streams: drop entries once they are in PostgreSQL",
-        when="no, to look at stored events in the log while a defect is looked for; its memory then only grows",
+        "Redis Streams: delete records after they are stored",
+        when="no, to read stored events in the log while you look for a defect. Its memory then only grows",
     )
     log_entries_max: int = _setting(
         2_000_000,
-        "Redis Streams: entries of all partitions beyond which an append is refused where maxmemory is 0",
+        "Redis Streams without maxmemory: most records of all partitions; above it, appends are refused",
         low=1,
         high=1_000_000_000,
-        when="the machine has the memory for a longer outage, and maxmemory is not set",
+        when="maxmemory is not set, and the machine has memory for a longer outage",
     )
     kafka_replication: int = _setting(
         1,
-        "Replicas of a new topic; 3 in a real cluster",
+        "Replicas of a new topic; use 3 in a cluster",
         low=1,
         high=9,
-        when="3 wherever an event must survive the loss of a broker, before the topic is made",
+        when="3 before the topic is created, if events must survive the loss of a broker",
     )
     kafka_group: str = _setting(
         "sluice",
-        "Kafka consumer group under which stored offsets show in everybody's tools",
-        when="two systems on one topic",
+        "Kafka consumer group to which stored offsets are committed, so that Kafka's tools show them",
+        when="two systems use one topic",
     )
     kafka_fetch_bytes_max: int = _setting(
         4 << 20,
-        "Bytes that one read fetches ahead, for each partition that a process drains",
+        "Bytes that one read prefetches, for each partition that a process drains",
         low=1 << 20,
         high=256 << 20,
-        when="batches are far larger or memory is scarce: it is taken once a partition and process",
+        when="batches are far larger, or memory is scarce: each process needs it for each partition",
     )
     kafka_retention_accepted: bool = _setting(
         False,
-        "Take an existing topic that deletes records by age or size, whether they are stored or not",
-        when="the topic is somebody else's, and its retention is longer than any outage",
+        "Accept an existing topic that deletes records by age or size, even if they are not stored yet",
+        when="the topic belongs to another team, and its retention is longer than any outage",
     )
 
     # --- Drain -----------------------------------------------------------------------------------------------
     drain_batch_records_max: int = _setting(
         5000,
-        "Records stored in one transaction: what is done again after a crash",
+        "Most records of one transaction; after a crash they are stored again",
         low=1,
         high=100_000,
-        when="lower where PostgreSQL is slow enough for SINK_CALL_SECONDS_MAX, higher for fewer commits",
+        when="lower if a batch takes PostgreSQL longer than SINK_CALL_SECONDS_MAX, higher for fewer commits",
     )
     drain_batch_bytes_max: int = _setting(
         8 << 20,
-        "Bytes of records stored in one transaction; PostgreSQL must take them within its allowed silence",
+        "Most bytes of one transaction; PostgreSQL must store them within SINK_CALL_SECONDS_MAX",
         low=1 << 16,
         high=256 << 20,
-        when="as above, where events are large",
+        when="as above, if events are large",
     )
     drain_careful_records_max: int = _setting(
         500,
-        "Records stored in one transaction where PostgreSQL refuses some of them: each is tried alone, then committed",
+        "Most records of one transaction after PostgreSQL refused some of them; each record is tried alone",
         low=1,
         high=100_000,
-        when="rarely: lower where triggers or constraints take milliseconds a row",
+        when="rarely. Lower it if triggers or constraints need milliseconds for each row",
     )
     drain_run_seconds_max: float = _setting(
         10.0,
-        "Length of one drain task; then it hands over to its own next hint",
+        "Length of one drain task; at its end it sends the hint for the next one",
         low=0.1,
         high=300,
-        when="lower for a worker that stops sooner; each run costs a task",
+        when="lower to stop workers sooner. Each run costs a task",
     )
     drain_poll_seconds: float = _setting(
         1.0,
         "How long one read waits for new records; also how soon a pause is noticed",
         low=0.01,
         high=10,
-        when="rarely: reads return as soon as something comes",
+        when="rarely. Reads return as soon as records arrive",
     )
     drain_hard_seconds_max: float = _setting(
         40.0,
-        "A drain task that runs for longer is killed: it can only be frozen",
+        "A drain task that runs longer is killed, because it must be frozen",
         low=1,
         high=3600,
-        when="with DRAIN_RUN_SECONDS_MAX, always well above it",
+        when="together with DRAIN_RUN_SECONDS_MAX; keep it well above that",
     )
     drain_stalled_seconds_max: float = _setting(
         15.0,
-        "regulate ends a backend that holds a partition with lag for so long without progress",
+        "The controller ends a database session that holds a partition with lag for this time without progress",
         low=1,
         high=3600,
-        when="a healthy but slow PostgreSQL loses drainers: raise it",
+        when="sessions of a healthy but slow PostgreSQL are ended: raise it",
     )
     poison_run_records_max: int = _setting(
         200,
-        "Dead letters in a run of batches, each with more than the ratio of them, that pause consumption",
+        "Dead letters in consecutive batches above POISON_RATIO_MAX after which consumption of the partition pauses",
         low=1,
         high=100_000,
-        when="one producer's bad records should pause everything sooner, or later",
+        when="bad records of one producer should pause the partition sooner, or later",
     )
     poison_ratio_max: float = _setting(
-        0.5, "Share of dead letters in one batch, see above", low=0.01, high=1.0, when="as above"
+        0.5,
+        "Share of dead letters in a batch above which the batch counts for POISON_RUN_RECORDS_MAX",
+        low=0.01,
+        high=1.0,
+        when="together with POISON_RUN_RECORDS_MAX",
     )
     poison_condemned_records_max: int = _setting(
         10,
-        "Records kept as dead letters since storing them fails each time with an error of the database's set-up; one "
-        "more stops their partition. Good records between them do not reset the count: ten thousand take one off",
+        "Dead letters for records that fail each time with an error of the database's set-up (a broken trigger). One "
+        "more pauses their partition. Ten thousand good records lower the count by one",
         low=1,
         high=100_000,
-        when="a trigger or function is known to fail for a few records, and stays as it is",
+        when="a trigger or function is known to fail for a few records and can't be fixed",
     )
     sink_connect_seconds_max: int = _setting(
         2, "Time to connect to PostgreSQL", low=1, high=60, when="PostgreSQL is far away"
     )
     sink_call_seconds_max: float = _setting(
         2.0,
-        "Silence of PostgreSQL after which its socket is shut down (a frozen server never answers)",
+        "Time without an answer of PostgreSQL after which the connection is closed (a frozen server never answers)",
         low=0.1,
         high=60,
-        when="a healthy PostgreSQL is slower than that at its worst; the breaker opens later for it",
+        when="a healthy PostgreSQL is sometimes slower. A higher value opens the breaker later",
     )
 
     # --- Control loop ------------------------------------------------------------------------------------------
     rate_policy: str = _setting(
         "bands",
         "What the admitted rate follows. bands: the lag in events, between LAG_DEGRADED and LAG_CRITICAL. drain_time: "
-        "what PostgreSQL stores; it changes the defaults of RATE_MAX to 50000 and of REGULATE_SECONDS to 1",
+        "what the sink stores; it changes the defaults of RATE_MAX to 50000 and of REGULATE_SECONDS to 1",
         choices=("bands", "drain_time"),
-        when="drain_time where the capacity of PostgreSQL is not known or changes; set it for every process",
+        when="drain_time if the capacity of the sink is unknown or changes. Set it for every process",
     )
     rate_policy_shadow: str = _setting(
         "",
         "A second rate policy that decides beside the first and admits nothing: metrics and page show its rate",
         choices=("", "bands", "drain_time"),
-        when="before RATE_POLICY is changed: to see what the other policy would do with the same load",
+        when="before you change RATE_POLICY, to see what the other policy would do with the same load",
     )
     drain_target_seconds: float = _setting(
         2.0,
         "drain_time: time within which the events that wait in the log should be stored",
         low=0.2,
         high=60,
-        when="higher where batches take seconds; lower for fresher events at the price of some throughput",
+        when="higher if batches take seconds. Lower it to store events sooner, with less throughput",
     )
     rate_max: float = _setting(
         1000.0,
         "bands: admitted rate at low lag, events/s. drain_time: the highest rate, only for safety (50000)",
         low=1,
         high=10_000_000,
-        when="first of all: what the sink takes for hours, with some reserve",
+        when="first of all, to the rate that the sink can store for hours, minus a reserve",
     )
     rate_min: float = _setting(
         100.0,
         "Admitted rate at high lag and while the breaker is open, events/s",
         low=1,
         high=10_000_000,
-        when="what the sink takes at its worst, so that a backlog still shrinks",
+        when="to a rate that the sink can store at its slowest, so that a backlog still shrinks",
     )
     lag_degraded: int = _setting(
         10_000,
         "Lag from which the rate falls, events",
         low=1,
         high=1_000_000_000,
-        when="with RATE_MAX: ten seconds of it is the default's measure",
+        when="together with RATE_MAX. The default is ten seconds of the default rate",
     )
     lag_critical: int = _setting(
         50_000,
         "Lag above which the rate is at its lowest, events",
         low=1,
         high=1_000_000_000,
-        when="with LAG_DEGRADED: how much lag is still acceptable",
+        when="together with LAG_DEGRADED, to the largest lag that is acceptable",
     )
     regulate_seconds: float = _setting(
         5.0,
         "Period of the control loop; 1 with RATE_POLICY=drain_time",
         low=0.1,
         high=300,
-        when="the lag swings: lower; it also is the age at which health doubts the controller (three periods)",
+        when="lower if the lag oscillates. After three periods without a rate, health reports a silent controller",
     )
     rate_hold_seconds: float = _setting(
         30.0,
         "Time for which the last rate holds while the lag is unknown or the controller is silent; then it halves",
         low=0.1,
         high=86_400,
-        when="how long clients may be served at the old rate while the lag is unknown",
+        when="clients may be served at the last rate for a longer or shorter time",
     )
     rate_halving_seconds: float = _setting(
         5.0,
-        "Time in which the rate halves after that, again and again, down to RATE_MIN",
+        "After that, the rate halves each time this period has passed, down to RATE_MIN",
         low=0.1,
         high=86_400,
-        when="with RATE_HOLD_SECONDS: a slower or a faster fall",
+        when="together with RATE_HOLD_SECONDS, for a slower or faster fall",
     )
     rate_hold_periods: int = _setting(
         0,
         "RATE_HOLD_SECONDS in periods of the control loop, as earlier versions count; the rate then halves each period",
         low=0,
         high=1000,
-        when="never: 0 lets RATE_HOLD_SECONDS and RATE_HALVING_SECONDS decide; the next version ignores this setting",
+        when="never. With 0, RATE_HOLD_SECONDS and RATE_HALVING_SECONDS decide; the next version ignores this setting",
     )
     no_progress_seconds_max: float = _setting(
         30.0,
-        "Health is critical where a partition with events has stored none for so long, unless it is paused",
+        "Health is critical if a partition with events has stored none for this time and is not paused",
         low=1,
         high=3600,
-        when="a batch may take longer than that; the lag is looked at once in each REGULATE_SECONDS",
+        when="a batch may take longer. The controller measures it once in REGULATE_SECONDS",
     )
     clock_difference_seconds_max: float = _setting(
         1.0,
-        "Health is degraded where a process' clock or PostgreSQL's is further from the control store's; only shown",
+        "Health is degraded if the clock of a process or of PostgreSQL differs more from the control store's",
         low=0.1,
         high=86_400,
-        when="hosts whose clocks can't be synchronised better: nothing is decided by it",
+        when="the clocks of hosts can't be synchronised better. No decision depends on it",
     )
     refused_ratio_max: float = _setting(
         0.05,
-        "Health is degraded where a larger share of the offered events was refused",
+        "Health is degraded if a larger share of the offered events was refused",
         low=0.0,
         high=1.0,
-        when="clients are meant to be refused often: 1 never says so",
+        when="refusals are normal in your system; 1 never reports them",
     )
     refused_seconds: float = _setting(
         60.0,
-        "Time over which that share is counted",
+        "Time over which REFUSED_RATIO_MAX is measured",
         low=1,
         high=600,
-        when="short bursts should be reported, or should not be",
+        when="lower to report short bursts, higher to ignore them",
     )
     burst_seconds: float = _setting(
         1.0,
-        "What the full bucket holds, in seconds of the rate",
+        "Tokens of a full bucket, in seconds of the rate",
         low=0.01,
         high=60,
-        when="clients send in bursts that are refused, and the sink can take them",
+        when="clients send bursts that are refused, although the sink could store them",
     )
     lease_seconds: float = _setting(
         0.03,
-        "What an ingest process takes from the bucket at once, in seconds of the rate",
+        "Tokens that an ingest process takes from the bucket at once, in seconds of the rate",
         low=0.001,
         high=1,
-        when="many ingest processes at a low rate: the tokens of a lease are for one process only",
+        when="many ingest processes share a low rate: only one process can use the tokens of a lease",
     )
     ingest_processes_max: int = _setting(
         8,
@@ -456,74 +460,78 @@ class Settings:
         "rate, or of RATE_MIN if it knows no rate",
         low=1,
         high=100_000,
-        when="more run: without Redis they would admit more than RATE_MIN together. Lower it if fewer run",
+        when="more processes run: without Redis, all together would admit more than RATE_MIN. Lower it if fewer run",
     )
     control_events_max: int = _setting(
-        1000, "Control events kept", low=10, high=1_000_000, when="more history for a post-mortem; about 300 bytes each"
+        1000,
+        "Control events kept",
+        low=10,
+        high=1_000_000,
+        when="you want a longer history; an event needs about 300 bytes",
     )
     breaker_failures_max: int = _setting(
         5,
-        "Consecutive failures of PostgreSQL that open the breaker",
+        "Consecutive failures of the sink that open the breaker",
         low=1,
         high=1000,
-        when="a flapping network opens the breaker too easily",
+        when="an unstable network opens the breaker too often",
     )
     probe_seconds: float = _setting(
         2.0,
         "Period of the prober while the breaker is open",
         low=0.1,
         high=300,
-        when="lower to resume sooner, higher to spare a PostgreSQL that is coming up",
+        when="lower to resume sooner, higher for less load on a PostgreSQL that is starting",
     )
     probe_wait_seconds_max: float = _setting(
         30.0,
         "The longest wait before a probe, if the breaker opened repeatedly and no event was stored between",
         low=0.1,
         high=3600,
-        when="lower to resume sooner after a long time in which small writes passed and batches failed",
+        when="lower to resume sooner after a long time in which small writes succeeded and batches failed",
     )
     hint_seconds: float = _setting(
         1.0,
-        "Period of the net of drain hints",
+        "Period of the fallback hints for drains",
         low=0.1,
         high=60,
-        when="rarely: it only matters where a drain's own hint was lost",
+        when="rarely. It only matters if a drain's own hint was lost",
     )
     queue_untaken_seconds_max: float = _setting(
         5.0,
-        "A worker connects to its queue anew where messages wait, it is not paused and takes none for so long",
+        "A worker that is not paused and receives no waiting message for this time reconnects to its queue",
         low=4,  # its event loop may wait 3 s for a remote command
         high=3600,
-        when="rarely: after as long again it ends, and its supervisor starts it again",
+        when="rarely. After the same time again the worker exits, and its supervisor restarts it",
     )
     pause_reconcile_seconds: float = _setting(
         0.2,
         "How often a worker compares its consumer with the reasons to pause",
         low=0.05,
         high=60,
-        when="rarely: it is how long a worker goes on after a pause",
+        when="rarely. A worker goes on for up to this time after a pause",
     )
 
     override_seconds: float = _setting(
         600.0,
-        "How long an override holds if the command does not say for how long",
+        "Duration of an override if the command names none",
         low=1,
         high=86_400,
-        when="rarely: give the time with the command",
+        when="rarely. Name the duration in the command",
     )
     override_seconds_max: float = _setting(
         86_400.0,
-        "The longest time for an override",
+        "The longest duration of an override",
         low=1,
         high=31_536_000,
-        when="a planned limit holds for longer: then RATE_MAX is the better place",
+        when="a limit is planned for longer. Changing RATE_MAX is usually better",
     )
     override_rate_max: float = _setting(
         10_000.0,
         "The highest rate of an override; RATE_MAX if that is higher",
         low=1,
         high=10_000_000,
-        when="with RATE_MAX: what the log takes at most",
+        when="together with RATE_MAX, to the highest rate that the event log accepts",
     )
 
     # --- Metrics -----------------------------------------------------------------------------------------------
@@ -534,27 +542,31 @@ class Settings:
     )
     worker_metrics_port: int = _setting(
         0,
-        "Port on which a worker serves metrics; on the control worker those of the whole system too; 0: none",
+        "Port on which a worker serves metrics; the control worker also serves those of the whole system; 0: none",
         low=0,
         high=65535,
-        when="always where there is a Prometheus; one for each worker of a machine",
+        when="always with Prometheus. Each worker of a machine needs its own port",
     )
     measure_seconds: float = _setting(
         15.0,
         "Period in which size, connections and open dead letters are read from PostgreSQL",
         low=1,
         high=50,
-        when="rarely: it is how old these metrics may be",
+        when="rarely. These metrics may be this old",
     )
     watched_paths: str = _setting(
         "",
-        "Folders, with commas between, whose disks' free space the control worker shows",
-        when="the servers' disks can be seen from where the control worker runs",
+        "Folders, separated by commas; the control worker shows the free space of their disks",
+        when="the control worker can see the disks of the servers",
     )
 
     # --- Celery ----------------------------------------------------------------------------------------------------
     visibility_timeout_seconds: int = _setting(
-        60, "Celery's broker visibility time-out", low=5, high=86_400, when="with DRAIN_HARD_SECONDS_MAX, above it"
+        60,
+        "Celery's broker visibility time-out",
+        low=5,
+        high=86_400,
+        when="together with DRAIN_HARD_SECONDS_MAX; keep it above that",
     )
 
     def __post_init__(self) -> None:

@@ -52,8 +52,8 @@ A user or a password in a URL is percent-encoded: `%` is `%25`, `@` is `%40`, `/
 shows a password.
 
 Variables of other programs change nothing: `CELERY_…` and `PG…` are removed at the start, with one line that names
-them. Only `PGPASSWORD` and `PGPASSFILE` are kept, for a password that should stand in no URL. All else that
-PostgreSQL's client needs stands in `DATABASE_URL`, as in `?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem`.
+them. Only `PGPASSWORD` and `PGPASSFILE` are kept, for a password that should not be in a URL. Other options of
+PostgreSQL's client belong in `DATABASE_URL`, as in `?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem`.
 """
 
 
