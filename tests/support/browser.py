@@ -31,6 +31,12 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
+def close_pages(browser: Browser) -> None:
+    """Close every page of a browser, with what it has stored."""
+    for context in list(browser.contexts):
+        context.close()
+
+
 @dataclass
 class Watched:
     """A page, what its console complained about, and which hosts it asked."""

@@ -12,7 +12,7 @@ from stack.servers import Server
 
 ON_KAFKA: Final = "kafka"  # the group of the tests that share a Kafka
 # The longest groups come first, so that they do not begin when the others have ended.
-_LONGEST: Final = ("e2e-redis", "e2e-kafka", ON_KAFKA)
+_LONGEST: Final = ("e2e-redis", "e2e-kafka", ON_KAFKA, "tests/integration/test_stack.py")
 
 
 def group_of(nodeid: str) -> str:
