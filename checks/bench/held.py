@@ -22,7 +22,7 @@ import uvloop
 from checks.bench.machine import LOAD_CORE, SERVER_CORE, run_anywhere, run_on
 from checks.bench.step import rates_of
 from checks.loadgen.closed_load import an_event, post
-from checks.loadgen.hold import HELD_BATCH_RECORDS_MAX, HeldDatabase
+from checks.loadgen.hold import HeldDatabase, held_batch_records
 from checks.loadgen.open_load import Responses, offer
 from pipeline import wiring
 from pipeline.errors import StoreUnavailableError
@@ -282,7 +282,7 @@ def held_system(log: str, policy: str) -> Iterator[Held]:
         environ_of_its_own(
             SLUICE_HOME=folder,
             PROMETHEUS="no",
-            DRAIN_BATCH_RECORDS_MAX=str(HELD_BATCH_RECORDS_MAX),
+            DRAIN_BATCH_RECORDS_MAX=str(held_batch_records(SINK_RATE)),
             REFUSED_RATIO_MAX="1",
             RATE_POLICY=policy,
         ) as ours,

@@ -6,7 +6,13 @@ from typing import Any, Final
 import psycopg2
 
 # A batch of the usual size would be held for seconds, and look like a frozen server.
-HELD_BATCH_RECORDS_MAX: Final = 250
+_BATCH_RECORDS_MAX: Final = 250
+_BATCH_SECONDS_MAX: Final = 0.25
+
+
+def held_batch_records(rate: float) -> int:
+    """DRAIN_BATCH_RECORDS_MAX for a PostgreSQL that stores so many events per second."""
+    return max(1, min(_BATCH_RECORDS_MAX, int(rate * _BATCH_SECONDS_MAX)))
 
 
 class HeldDatabase:

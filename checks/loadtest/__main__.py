@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import uvloop
 
-from checks.loadgen.hold import HELD_BATCH_RECORDS_MAX, HeldDatabase
+from checks.loadgen.hold import HeldDatabase, held_batch_records
 from checks.loadgen.open_load import Responses, ServerGoneError, offer
 from checks.loadtest import report
 from checks.loadtest.options import LOOPBACK, RATE_HIGHEST, limits_of, parse
@@ -219,8 +219,8 @@ def settings_of(limits: Limits) -> dict[str, str]:
         settings["RATE_MAX"] = str(limits.rate_max)
     else:
         settings["DRAIN_TARGET_SECONDS"] = str(TARGET_SECONDS)
-    if limits.is_held:
-        settings["DRAIN_BATCH_RECORDS_MAX"] = str(HELD_BATCH_RECORDS_MAX)
+    if limits.sink is not None:
+        settings["DRAIN_BATCH_RECORDS_MAX"] = str(held_batch_records(limits.sink))
     return settings
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from checks.loadgen.page import chromium_path
 from checks.loadtest.scenario import BANDS, DRAIN_TIME, Limits, phases, seconds_least
+from pipeline.policies.drain_time import START_RATE
 
 RATE_DEFAULT: Final = 1000.0  # events/s
 RATE_HIGHEST: Final = 20_000.0  # events/s offered, whatever is asked for
@@ -85,6 +86,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     options.rate = RATE_DEFAULT if options.rate is None else options.rate
     if not 10 <= options.rate <= RATE_HIGHEST / 5:
         parser.error(f"--rate {options.rate:g}: it takes 10 to {RATE_HIGHEST / 5:g}")
+    if options.policy == DRAIN_TIME and options.url is None and options.rate < START_RATE / 2:
+        parser.error(
+            f"--rate {options.rate:g}: with --policy drain-time it takes {START_RATE / 2:g} at least. The policy "
+            f"begins with {START_RATE:g}, and needs longer than a phase to find a much lower one"
+        )
     if options.duration is not None:
         least = math.ceil(seconds_least(limits_of(options), own=options.url is None))
         if not least <= options.duration:

@@ -111,7 +111,7 @@ def picture(
     series = series_of(requests, samples, begin=begin, end=end)
     times = [sample.at - begin for sample in samples]
     has_drain = any(sample.drain is not None for sample in samples)
-    heights = [3.0, 2.0 if has_drain else 3.0, *([2.5] if has_drain else []), 2.0, 0.8]
+    heights = [3.4, 2.0 if has_drain else 3.0, *([2.5] if has_drain else []), 2.0, 0.8]
     figure, axes = pyplot.subplots(
         len(heights), 1, sharex=True, figsize=(11, 1.02 * sum(heights)), height_ratios=heights, layout="tight"
     )
@@ -162,8 +162,9 @@ def _draw_rates(axis: Any, series: Series, times: list[float], samples: Sequence
     if limits.sink is not None:
         axis.axhline(limits.sink, color="#0d7a4d", linestyle=":", linewidth=1, label="what PostgreSQL stores")
     axis.set_ylim(0, top)
-    axis.legend(loc="upper right", fontsize=8, ncols=2)
-    axis.set_title("Events a second (5 times the rate is beyond the scale)", loc="left", fontsize=10)
+    # Above the chart: within it are the phases' names, and lines up to its top.
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, fontsize=8, ncols=3, frameon=False)
+    axis.set_title("Events a second (5 times the rate is beyond the scale)", loc="left", fontsize=10, pad=36)
     return top
 
 
@@ -192,8 +193,8 @@ def _draw_drain(axis: Any, times: list[float], samples: Sequence[Sample]) -> Non
         axis.axhline(above, color=colour, linestyle=style, label=f"{word} above {above:g} s")
     highest = max((drain for drain in drains if not math.isnan(drain)), default=0.0)
     axis.set_ylim(0, max(1.15 * highest, 1.25 * DEGRADED_ABOVE_SECONDS))
-    axis.legend(loc="upper right", fontsize=8, ncols=2)
-    axis.set_title("Seconds until the worst partition is stored (drain_time)", loc="left", fontsize=10)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=8, ncols=4, frameon=False)
+    axis.set_title("Time to drain, s, of the worst partition", loc="left", fontsize=10)
 
 
 def _draw_answers(axis: Any, series: Series) -> None:

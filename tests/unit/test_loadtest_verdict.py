@@ -216,6 +216,8 @@ def test_the_settings_of_each_policy() -> None:
     bands = settings_of(own_limits(1000.0, full=False, shadow="drain_time"))
     assert (bands["RATE_POLICY"], bands["RATE_POLICY_SHADOW"], bands["RATE_MAX"]) == ("bands", "drain_time", "1000.0")
     assert bands["DRAIN_BATCH_RECORDS_MAX"] == "250"
+    # no batch is held so long that PostgreSQL seems to be frozen
+    assert settings_of(own_limits(200.0, full=False, shadow="drain_time"))["DRAIN_BATCH_RECORDS_MAX"] == "75"
     # drain_time is not told what it must find
     ours = settings_of(DRAIN_LIMITS)
     assert "RATE_MAX" not in ours
@@ -559,6 +561,7 @@ def test_a_port_where_nobody_listens_is_said_in_one_line() -> None:
         (("--url", "http://127.0.0.1:9", "--policy", "drain-time"), "--policy is for a system of its own"),
         (("--url", "http://127.0.0.1:9", "--shadow", "drain-time"), "--shadow is for a system of its own"),
         (("--shadow", "bands"), "this is the policy itself"),
+        (("--policy", "drain-time", "--rate", "499"), "it takes 500 at least"),
         (("--policy", "drain-time", "--full"), "--full is for the lag thresholds of bands"),
     ],
 )

@@ -238,7 +238,11 @@ const charts = (() => {
     const targets = target ? [[policies.words(target), target.value, "normal", []]] : [];
     state.levels = { lag: levels(true), policy: [...targets, ...levels(false)] };
     const caption = policies.caption(status.ratePolicy);
-    document.getElementById("figure-policy").hidden = !caption;
+    const figure = document.getElementById("figure-policy");
+    if (figure.hidden === Boolean(caption)) {
+      figure.hidden = !caption;
+      if (state.plots.drain) build("drain"); // its figure has another width now
+    }
     document.getElementById("caption-policy").textContent = caption;
     const shadow = Boolean(status.ratePolicy.shadow);
     if (shadow !== state.shadow) {
