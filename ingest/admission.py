@@ -2,15 +2,20 @@
 
 A lease is a number of tokens that this process took from the bucket in advance. Spending them is a subtraction. The
 process renews a lease before it is used up, with one call at a time, on a thread beside the event loop. If the bucket
-was empty, the process predicts its level, and rejects requests without a call to the bucket. Everything except the call
-itself runs on the event loop, so there are no locks.
+was empty, the process predicts its tokens, and rejects requests without a call to the bucket. Everything except the
+call itself runs on the event loop, so there are no locks.
 
 A body passes if the lease and the bucket together hold one token, whatever its size. The rest is the bucket's debt, and
 bodies of all sizes wait until it is paid. So each body has the same chance, and none starves beside smaller ones.
+
+With ADMISSION_LEVELS, a level below the highest leaves its reserve in the bucket (pipeline/flow/bucket.py). The tokens
+of a lease have no level. So a body of a lower level may spend them only while the lease and the bucket together hold
+its reserve: `_kept` is the number of tokens that it must leave in the lease, by what the bucket held at the last grant.
 """
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import uuid
@@ -26,16 +31,19 @@ from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import Decay
 from pipeline.loops import Loop
 from pipeline.metrics import IngestMetrics
-from pipeline.names import LimitedBy, LoopName
+from pipeline.names import LEVEL_HIGHEST, Level, LimitedBy, LoopName
 from pipeline.ports.bucket import Bucket, Grant
 from pipeline.settings import Settings
 
-LEVEL_SECONDS_MAX: Final = 1.0  # a predicted level is valid for so long: other processes may have refilled the bucket
+FILL_SECONDS_MAX: Final = 1.0  # a prediction is valid for so long: other processes may have refilled the bucket
 AWAY_SECONDS: Final = 0.25  # between two attempts to reach a bucket that is unavailable
 PRESENCE_SECONDS: Final = 0.5  # between two calls that renew the presence of this process, with or without traffic
 # The count of live processes may fall this long after the bucket is reached again. Processes that start or recover
 # together retry after AWAY_SECONDS, so the bucket has counted all of them by then.
 COUNT_SECONDS: Final = 1.0
+# A level whose last refusal is older than this is refused "since" now, if it is refused again.
+REFUSED_AGAIN_SECONDS: Final = 10.0
+_NONE_KEPT: Final = (0,) * len(Level)
 
 
 @dataclass(slots=True)
@@ -50,21 +58,49 @@ class _Publication:
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
+class _Fill:
     """The bucket's tokens at a time (own monotonic clock). Since then it fills at `rate` up to `burst`, at most."""
 
     tokens: float
     at: float
     rate: float
     burst: int
+    deferred: float = 0.0  # tokens that levels above `deferred_by` may use in addition
+    deferred_by: Level = Level.DEBUG
 
     def predicted(self, now: float) -> float:
         return min(float(self.burst), self.tokens + (now - self.at) * self.rate)
 
-    def wait_seconds(self, held: int, now: float) -> float:
-        """Seconds until the bucket and the `held` tokens of a lease are one token together: enough for any body."""
-        missing = 1 - held - self.predicted(now)
+    def wait_seconds(self, count: int, level: Level, held: int, now: float) -> float:
+        """Seconds until the bucket and the `held` tokens of a lease together hold enough for a body of this level."""
+        tokens, deferred, by = held + self.predicted(now), self.deferred, self.deferred_by
+        missing = bucket_flow.missing(
+            tokens, needed=count, level=level, burst=self.burst, deferred=deferred, deferred_by=by
+        )
         return missing / self.rate if missing > bucket_flow.TOLERANCE_TOKENS else 0.0
+
+    def kept(self, level: Level) -> int:
+        """Tokens that a body of this level must leave in a lease, so that it leaves its reserve."""
+        tokens = self.tokens + (self.deferred if level > self.deferred_by else 0.0)
+        missing = bucket_flow.reserve_of(level, self.burst) - tokens
+        return max(0, math.ceil(missing - bucket_flow.TOLERANCE_TOKENS)) if level < LEVEL_HIGHEST else 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A body that waits for a call to the bucket."""
+
+    count: int
+    level: Level
+    done: "asyncio.Future[None]"
+
+
+@dataclass(slots=True)
+class _Refused:
+    """The refusals of a level while a higher one was admitted."""
+
+    since: float = 0.0  # seconds since the epoch
+    until: float = float("-inf")  # monotonic: a later refusal begins anew
 
 
 def process_name() -> str:
@@ -95,9 +131,15 @@ class Admission:
         self._publication: _Publication | None = None
         self._live_processes = settings.ingest_processes_max  # until the bucket was reachable for COUNT_SECONDS
         self._count_falls_at: float | None = None  # monotonic; None: the bucket is unreachable
-        self._level: _Level | None = None
+        self._fill: _Fill | None = None
         self._ask_not_before = 0.0  # monotonic; limits how often the process calls a drained bucket
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._kept = _NONE_KEPT
+        self._lowest = Level.DEBUG  # the lowest level that might pass at the last grant
+        self._lower_not_before = 0.0  # monotonic; the same limit for levels below that
+        self._allowance_at = [0.0] * len(Level)  # monotonic: when the bucket may pass a level by its allowance
+        self._refused = {level: _Refused() for level in Level}
+        self._waiting: deque[_Waiting] = deque()
+        self._asked_for: _Waiting | None = None  # the body for which the running call asks
         self._given_back = 0  # tokens that the next call gives back to the bucket
         self._is_asking = False
         self._was_void = False  # the last grant was void
@@ -120,69 +162,93 @@ class Admission:
 
     # --- Decisions ------------------------------------------------------------------------------------------------
 
-    def take_now(self, count: int) -> bool:
+    def take_now(self, count: int, level: Level = LEVEL_HIGHEST) -> bool:
         """Take tokens from the lease; False if the lease has too few. This is the fast path: a subtraction."""
         left = self._left - count
-        if left < 0:
+        if left < self._kept[level]:
             return False
         self._left = left
         if left < self._low:
             self._renew_ahead()
         return True
 
-    async def take(self, count: int) -> None:
+    async def take(self, count: int, level: Level = LEVEL_HIGHEST) -> None:
         """Take tokens from the lease, or from the bucket if the lease has too few. Raises RateLimitedError.
 
         Waits for one call to the bucket at most, or for as many calls as the requests before it in the queue need.
         """
-        if not self._waiting and self.take_now(count):
+        if not self._waiting and self.take_now(count, level):
             return
-        refusal = self.refusal(count)
+        refusal = self.refusal(count, level)
         if refusal is not None:
             raise refusal
         if self._local is not None:
-            self._take_locally(self._local, count)
+            self._take_locally(self._local, count, level)
             return
-        done = self._loop.create_future()
-        self._waiting.append((count, done))
+        waiting = _Waiting(count, level, self._loop.create_future())
+        self._waiting.append(waiting)
         self._ask()
-        await done
+        await waiting.done
 
-    def refusal(self, count: int) -> RateLimitedError | None:
+    def refusal(self, count: int, level: Level = LEVEL_HIGHEST) -> RateLimitedError | None:
         """The rejection of `count` tokens, if it is known without a call that they are missing; else None."""
-        wait_seconds = self.wait_seconds(count)
-        return self._refusal(wait_seconds, self._clock.monotonic()) if wait_seconds > 0 else None
+        wait_seconds = self.wait_seconds(count, level)
+        return self._refusal(wait_seconds, count, level, self._clock.monotonic()) if wait_seconds > 0 else None
 
-    def wait_seconds(self, count: int) -> float:
+    def wait_seconds(self, count: int, level: Level = LEVEL_HIGHEST) -> float:
         """Seconds until a body of `count` may pass, if it is known without a call that it may not now; else 0."""
-        if count <= self._left:
+        if self._left - count >= self._kept[level]:
             return 0.0
         now = self._clock.monotonic()
         if self._local is not None:
-            level = self._local_level(self._local, now)
-        elif self._level is None or now - self._level.at > LEVEL_SECONDS_MAX:
+            fill = self._local_fill(self._local, now)
+        elif self._fill is None or now - self._fill.at > FILL_SECONDS_MAX:
             return 0.0
         else:
-            level = self._level
+            fill = self._fill
         held = self._left + self._given_back
-        # A rest of the lease is worth a call at once: otherwise only bodies that it covers would pass meanwhile.
-        not_before = 0.0 if held else self._ask_not_before - now
-        return max(level.wait_seconds(held, now), not_before, 0.0)
+        wait_seconds = fill.wait_seconds(count, level, held, now)
+        if wait_seconds and level in bucket_flow.ALLOWED:
+            by_allowance = max(self._allowance_at[level] - now, fill.wait_seconds(count, LEVEL_HIGHEST, held, now))
+            wait_seconds = min(wait_seconds, by_allowance)
+        if level < self._lowest:
+            not_before = self._lower_not_before - now
+        else:
+            # A rest of the lease is worth a call at once: otherwise only bodies that it covers would pass meanwhile.
+            not_before = 0.0 if held else self._ask_not_before - now
+        return max(wait_seconds, not_before, 0.0)
+
+    @property
+    def admits_all_levels(self) -> bool:
+        """Whether no level is known to be kept out by its reserve."""
+        return self._lowest is Level.DEBUG
 
     def give_back(self, count: int) -> None:
         """Give back the tokens of admitted events that are certainly not stored: their repeat pays for them again."""
         self._given_back += count
 
-    def _refusal(self, wait_seconds: float, now: float) -> RateLimitedError:
+    def _refusal(self, wait_seconds: float, count: int, level: Level, now: float) -> RateLimitedError:
         over_seconds, noted_at = self._drain_over
         wait_seconds = max(wait_seconds, over_seconds - (now - noted_at))
+        quota = max(1, int(self.rate(now)))
+        if level < LEVEL_HIGHEST and self.wait_seconds(count, LEVEL_HIGHEST) == 0.0:
+            since = self._since(level, now)
+            return RateLimitedError(wait_seconds, quota=quota, left=0, limited_by=LimitedBy.LEVEL, since=since)
         return RateLimitedError(
             wait_seconds,
-            quota=max(1, int(self.rate(now))),
+            quota=quota,
             left=self.available(now) or 0,
             limited_by=self._limited_by,
             since=self._limited_since,
         )
+
+    def _since(self, level: Level, now: float) -> float:
+        """Record a refusal of a level; since when it has been refused again and again."""
+        refused = self._refused[level]
+        if now > refused.until:
+            refused.since = self._clock.now()
+        refused.until = now + REFUSED_AGAIN_SECONDS
+        return refused.since
 
     # --- For other components -----------------------------------------------------------------------------------------
 
@@ -190,21 +256,21 @@ class Admission:
         """Events/s that all processes together admit, as far as this process can see."""
         if self._local is not None or self._publication is None:
             return self._decayed_rate(now)
-        return self._level.rate if self._level is not None else self._publication.rate
+        return self._fill.rate if self._fill is not None else self._publication.rate
 
     def available(self, now: float) -> int | None:
         """Tokens of the lease and the bucket that a request could take now; None if the bucket was never reached."""
-        local, level = self._local, self._level  # read once: metrics are read on another thread
+        local, level = self._local, self._fill  # read once: metrics are read on another thread
         if local is not None:
-            return max(0, self._left + int(self._local_level(local, now).predicted(now)))
+            return max(0, self._left + int(self._local_fill(local, now).predicted(now)))
         if level is None:
             return None
         return max(0, self._left + int(level.predicted(now)))
 
     def tokens_seen(self, now: float) -> int | None:
         """Like `available`, but None if it would be a guess: others take tokens, and the last call is too old."""
-        if self._local is None and self._live_processes > 1 and self._level is not None:
-            return self.available(now) if now - self._level.at <= LEVEL_SECONDS_MAX else None
+        if self._local is None and self._live_processes > 1 and self._fill is not None:
+            return self.available(now) if now - self._fill.at <= FILL_SECONDS_MAX else None
         return self.available(now)
 
     @property
@@ -244,12 +310,13 @@ class Admission:
         if version > self._lease_version and rate < self._lease_rate:
             self._left = 0
             self._lease_rate = rate
-        if self._level is not None:
-            if rate > self._level.rate:
-                self._level, self._ask_not_before = None, 0.0
-            elif rate < self._level.rate:
+        if self._fill is not None:
+            if rate > self._fill.rate:
+                self._fill, self._ask_not_before = None, 0.0
+            elif rate < self._fill.rate:
                 now, burst = self._clock.monotonic(), bucket_flow.burst_of(rate, self._settings.burst_seconds)
-                self._level = _Level(min(float(burst), self._level.predicted(now)), now, rate, burst)
+                tokens = min(float(burst), self._fill.predicted(now))
+                self._note_fill(_Fill(tokens, now, rate, burst, self._fill.deferred, self._fill.deferred_by))
 
     # --- Leases -----------------------------------------------------------------------------------------------------
 
@@ -273,17 +340,19 @@ class Admission:
         """Call the bucket, one call at a time, for the waiting requests and a lease: the usual size, or `lease`."""
         if self._is_asking or not self._is_running:
             return
-        while self._waiting and self._waiting[0][1].done():
+        while self._waiting and self._waiting[0].done.done():
             self._waiting.popleft()  # its client disconnected
         now = self._clock.monotonic()
         lease = self._quantum(self.rate(now)) if lease is None else lease
-        needed = self._waiting[0][0] if self._waiting else min(1, lease)
-        wanted = sum(count for count, _ in self._waiting) + lease
+        first = self._asked_for = self._waiting[0] if self._waiting else None
+        needed, level = (min(1, lease), LEVEL_HIGHEST) if first is None else (first.count, first.level)
+        # Bodies of lower levels that wait behind the first one may not be allowed to use what is left.
+        wanted = lease + sum(one.count for one in self._waiting if one is first or one.level is LEVEL_HIGHEST)
         # The whole lease goes back for a body that it does not cover: until the answer, none but that body may use it.
         returned = self._hand_in() if self._waiting else self._hand_in(0)
         self._is_asking = True
         self._low = 0
-        call = self._loop.run_in_executor(self._executor, self._call, needed, wanted, returned)
+        call = self._loop.run_in_executor(self._executor, self._call, needed, wanted, returned, level)
         call.add_done_callback(self._on_answer)
 
     def _hand_in(self, lease: int | None = None) -> int:
@@ -297,10 +366,12 @@ class Admission:
         self._given_back = 0
         return returned
 
-    def _call(self, needed: int, wanted: int, returned: int) -> tuple[int, Grant | None]:
+    def _call(self, needed: int, wanted: int, returned: int, level: Level) -> tuple[int, Grant | None]:
         """Call the bucket, on the executor's thread. No grant: it is unavailable, or has a defect (see health)."""
         with self._turns.turn(), contextlib.suppress(StoreUnavailableError):
-            grant = self._bucket.take(needed=needed, wanted=wanted, process=self._process, returned=returned)
+            grant = self._bucket.take(
+                needed=needed, wanted=wanted, process=self._process, returned=returned, level=level
+            )
             return wanted, grant
         return wanted, None
 
@@ -334,14 +405,19 @@ class Admission:
                 self._left = 0
             self._left += grant.granted
             self._lease_version, self._lease_rate = grant.version, grant.rate
-            self._level = _Level(grant.tokens, now, grant.rate, grant.burst)
+            self._note_fill(_Fill(grant.tokens, now, grant.rate, grant.burst, grant.deferred, grant.deferred_by))
+        asked_for, self._asked_for = self._asked_for, None
+        if asked_for is not None and grant.wait_seconds:
+            self._allowance_at[asked_for.level] = now + grant.wait_seconds
         self._count(grant.live_processes, now)
         # A drained bucket gives only the tokens that arrived since the last call. Call rarely, so that each call gets
         # some.
-        is_drained = grant.granted < wanted and grant.tokens < 1
-        self._ask_not_before = now + self._settings.lease_seconds / 3 if is_drained else 0.0
+        is_drained = grant.granted < wanted and grant.tokens + grant.deferred < 1
+        rarely = now + self._settings.lease_seconds / 3
+        self._ask_not_before = rarely if is_drained else 0.0
+        self._lower_not_before = rarely
         self._low = self._quantum(grant.rate) // 2 + 1
-        self._serve_waiting(now)
+        self._serve_waiting(None if is_void or grant.wait_seconds else asked_for)
         if self._waiting:
             self._ask()
 
@@ -352,24 +428,39 @@ class Admission:
         known = self._live_processes if now < self._count_falls_at else 1
         self._live_processes = max(known, live_processes)
 
-    def _serve_waiting(self, now: float) -> None:
-        """Serve waiting requests in order; reject those for which the bucket is known to have too few tokens."""
+    def _note_fill(self, fill: _Fill) -> None:
+        """Record what the bucket holds, and what lower levels must leave in the lease for it."""
+        self._fill = fill
+        if self._settings.admission_levels:
+            self._keep(fill)
+
+    def _keep(self, fill: _Fill) -> None:
+        self._kept = tuple(map(fill.kept, Level))
+        passing = (level for level in Level if not fill.wait_seconds(1, level, self._left, fill.at))
+        self._lowest = next(passing, LEVEL_HIGHEST)
+
+    def _serve_waiting(self, granted: _Waiting | None) -> None:
+        """Serve waiting requests in order; reject those for which the bucket is known to have too few tokens.
+
+        `granted` is the one whose tokens are in the lease, whatever its level.
+        """
         while self._waiting:
-            count, done = self._waiting[0]
-            if not done.done():
-                if count <= self._left:
+            first = self._waiting[0]
+            count, level = first.count, first.level
+            if not first.done.done():
+                if count <= self._left and (first is granted or self._left - count >= self._kept[level]):
                     self._left -= count
-                    done.set_result(None)
+                    first.done.set_result(None)
                 else:
-                    refusal = self.refusal(count)
+                    refusal = self.refusal(count, level)
                     if refusal is None:
                         return  # the bucket may have enough tokens for it: call again
-                    done.set_exception(refusal)
+                    first.done.set_exception(refusal)
             self._waiting.popleft()
 
     def _fail_waiting(self, error: BaseException | None) -> None:
         while self._waiting:
-            _, done = self._waiting.popleft()
+            done = self._waiting.popleft().done
             if not done.done():
                 done.set_exception(error or StoreUnavailableError())
 
@@ -387,38 +478,43 @@ class Admission:
         """Events/s of this process while the bucket is unavailable: an equal share."""
         return self._decayed_rate(now) / self._live_processes
 
-    def _local_level(self, local: bucket_flow.BucketState, now: float) -> _Level:
+    def _local_fill(self, local: bucket_flow.BucketState, now: float) -> _Fill:
         rate = self._local_rate(now)
         burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
         state = bucket_flow.refill(local, now=now, rate=rate, burst=burst)
-        return _Level(state.tokens, now, rate, burst)
+        return _Fill(state.tokens, now, rate, burst, state.deferred, state.deferred_by)
 
     def _settle_away(self, now: float) -> None:
         """Continue with a bucket of this process. It starts empty: otherwise each outage would allow a burst."""
         local = self._local = self._local or bucket_flow.BucketState(0.0, now, self._local_rate(now))
         self._count_falls_at = None
         self._low = 0
-        self._ask_not_before = 0.0
+        self._ask_not_before = self._lower_not_before = 0.0
+        if self._settings.admission_levels:
+            self._keep(self._local_fill(local, now))
         self._loop.call_later(AWAY_SECONDS, self._ask)
         while self._waiting:
-            count, done = self._waiting.popleft()
-            if not done.done():
+            first = self._waiting.popleft()
+            if not first.done.done():
                 try:
-                    local = self._take_locally(local, count)
+                    local = self._take_locally(local, first.count, first.level)
                 except RateLimitedError as refusal:
-                    done.set_exception(refusal)
+                    first.done.set_exception(refusal)
                 else:
-                    done.set_result(None)
+                    first.done.set_result(None)
 
-    def _take_locally(self, local: bucket_flow.BucketState, count: int) -> bucket_flow.BucketState:
+    def _take_locally(self, local: bucket_flow.BucketState, count: int, level: Level) -> bucket_flow.BucketState:
         """Take tokens from the process' own bucket, and return its new state. Raises RateLimitedError."""
         now = self._clock.monotonic()
         rate = self._local_rate(now)
         burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
         taken = bucket_flow.take(
-            local, now=now, rate=rate, burst=burst, needed=count, wanted=count, returned=self._hand_in()
+            local, now=now, rate=rate, burst=burst, needed=count, wanted=count, returned=self._hand_in(), level=level
         )
         self._local = taken.state
-        if not taken.granted:
-            raise self._refusal(taken.wait_seconds, now)
+        if self._settings.admission_levels:
+            self._keep(self._local_fill(taken.state, now))
+        if taken.wait_seconds:
+            self._allowance_at[level] = now + taken.wait_seconds
+            raise self._refusal(taken.wait_seconds, count, level, now)
         return taken.state

@@ -11,11 +11,13 @@ from ingest.appender import Appender
 from ingest.errors import PartlyStoredError, row_of
 from ingest.framing import inflate, is_gzip, without_mark
 from ingest.held_bodies import HeldBodies
+from ingest.levels import level_of, level_of_priority
 from ingest.types import Codec, Request, Response
 from pipeline.clock import Clock
 from pipeline.errors import LogIndeterminateError, LogPartialError, SluiceError
 from pipeline.event import Event, encode_record, partition_of, record_head
-from pipeline.metrics import IngestMetrics
+from pipeline.metrics import IngestMetrics, LevelCounts
+from pipeline.names import LEVEL_HIGHEST, Level
 
 logger: Final = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class Collector:
         *,
         bytes_max: int,
         traces: bool,
+        levels: LevelCounts | None = None,
     ) -> None:
         self._admission = admission
         self._appender = appender
@@ -41,15 +44,30 @@ class Collector:
         self._clock = clock
         self._bytes_max = bytes_max
         self.traces = traces  # log a line for each request
+        self._levels = levels  # None: ADMISSION_LEVELS is off, and all requests have the highest level
         self.refused_beyond_first = 0  # decoded events of rejected bodies, without the first event of each
 
-    def seconds_closed(self) -> float:
-        """Gate.seconds_closed."""
-        return math.inf if self._appender.blocked() is not None else self._admission.wait_seconds(1)
+    @property
+    def admits_all_levels(self) -> bool:
+        """Gate.admits_all_levels."""
+        return self._admission.admits_all_levels
 
-    def refusal(self) -> SluiceError | None:
+    def level_of(self, priority: str | None) -> Level | None:
+        """Gate.level_of."""
+        return LEVEL_HIGHEST if self._levels is None else level_of_priority(priority)
+
+    def seconds_closed(self, level: Level = LEVEL_HIGHEST) -> float:
+        """Gate.seconds_closed."""
+        return math.inf if self._appender.blocked() is not None else self._admission.wait_seconds(1, level)
+
+    def refusal(self, level: Level = LEVEL_HIGHEST) -> SluiceError | None:
         """Gate.refusal."""
-        return self._appender.blocked() or self._admission.refusal(1)
+        return self._appender.blocked() or self._admission.refusal(1, level)
+
+    def note_rejected(self, level: Level | None) -> None:
+        """Gate.note_rejected."""
+        if self._levels is not None:
+            self._levels.note_refused(level, 1)
 
     async def collect(self, codec: Codec, request: Request) -> Response:
         """Collect the events of a request, and respond once all of them are durable in the event log."""
@@ -72,8 +90,10 @@ class Collector:
         headers = request.headers
         decode = codec.decode(headers)
         gzipped = is_gzip(headers.get("content-encoding"))
-        refusal = self.refusal()
+        level = LEVEL_HIGHEST if self._levels is None else level_of_priority(headers.get("priority"))
+        refusal = self.refusal(LEVEL_HIGHEST if level is None else level)
         if refusal is not None:
+            self.note_rejected(level)
             raise refusal
         with self._held_bodies.begin() as held:
             body = await request.receive_body(self._bytes_max, held)
@@ -83,13 +103,19 @@ class Collector:
                 held.note(len(body))
             events = await decode(without_mark(body))
             count = len(events)
+            if level is None:
+                level = level_of(events)
             try:
-                if not self._admission.take_now(count):
-                    await self._admission.take(count)
+                if not self._admission.take_now(count, level):
+                    await self._admission.take(count, level)
                 await self._append(events, head)
             except SluiceError:
                 self.refused_beyond_first += count - 1
+                if self._levels is not None:
+                    self._levels.note_refused(level, count)
                 raise
+        if self._levels is not None:
+            self._levels.note_accepted(level, count)
         return count
 
     async def _append(self, events: list[Event], head: bytes) -> None:

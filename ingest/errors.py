@@ -142,7 +142,9 @@ class RateLimitedError(OverloadedError):
         limited_by: LimitedBy = LimitedBy.RATE,
         since: float = 0.0,
     ) -> None:
-        super().__init__("the admitted rate is used up", retry_after_seconds=retry_after_seconds)
+        is_level = limited_by is LimitedBy.LEVEL
+        message = "the rest of the admitted rate is for higher levels" if is_level else "the admitted rate is used up"
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
         self.quota = quota
         self.left = left
         self.limited_by = limited_by

@@ -25,7 +25,7 @@ from pipeline.clock import Clock
 from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.health.snapshot import Outlook
 from pipeline.loops import Loops
-from pipeline.metrics import IngestMetrics, LoopsCollector, RequestsByStatus
+from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsCollector, RequestsByStatus
 from pipeline.names import LoopName
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import (
@@ -83,6 +83,9 @@ class IngestService:
             reporter=_reporter(settings, context),
         )
         self.held_bodies = HeldBodies(settings.bodies_bytes_max)
+        self.levels = LevelCounts() if settings.admission_levels else None
+        if self.levels is not None:
+            self.registry.register(LevelsCollector(self.levels))
         self.collector = Collector(
             self.admission,
             self.appender,
@@ -91,6 +94,7 @@ class IngestService:
             context.clock,
             bytes_max=settings.body_bytes_max,
             traces=settings.log_level == "DEBUG",  # read once: a logger takes longer, for each request
+            levels=self.levels,
         )
         self.registry.register(RequestsByStatus(self.metrics, status_of, lambda: self.collector.refused_beyond_first))
         self.count_connections: Callable[[], int] = lambda: 0

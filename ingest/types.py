@@ -7,6 +7,7 @@ from typing import Final, Protocol
 from ingest.held_bodies import HeldBytes
 from pipeline.errors import SluiceError
 from pipeline.event import Event
+from pipeline.names import LEVEL_HIGHEST, Level
 
 JSON: Final = "application/json"
 
@@ -61,11 +62,24 @@ class Request(Protocol):
 class Gate(Protocol):
     """Rejects requests before they are read, whatever they contain."""
 
-    def seconds_closed(self) -> float:
-        """Seconds for which it rejects all requests, as far as known; 0 if it does not, infinite if unknown."""
+    @property
+    def admits_all_levels(self) -> bool:
+        """Whether no level is rejected before the others."""
 
-    def refusal(self) -> SluiceError | None:
+    def level_of(self, priority: str | None) -> Level | None:
+        """The level of a request by its header Priority; None if only its events can tell."""
+
+    def seconds_closed(self, level: Level = LEVEL_HIGHEST) -> float:
+        """Seconds for which it rejects all requests of a level and below, as far as known; 0 if it does not.
+
+        Infinite if unknown.
+        """
+
+    def refusal(self, level: Level = LEVEL_HIGHEST) -> SluiceError | None:
         """The reason for rejecting; None if it does not reject. Costs more than `seconds_closed`."""
+
+    def note_rejected(self, level: Level | None) -> None:
+        """Count a request that was rejected unread; the level is None if only its events could tell."""
 
 
 @dataclass(slots=True)

@@ -135,6 +135,10 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   (("{{result}}", "sum by (result) (rate(sluice_ingest_lease_calls_total[1m]))"),), "ops"),
             Panel("Answers by code", "Answers per second, by code: the reasons for refusals.",
                   (("{{code}}", "sum by (code) (rate(sluice_ingest_answers_total[1m]))"),), "reqps"),
+            Panel("Refused by level", "Share of the offered events; only with ADMISSION_LEVELS.",
+                  (("{{level}}", 'sum by (level) (rate(sluice_ingest_level_events_total{result="refused"}[1m]))'
+                                 " / sum by (level) (rate(sluice_ingest_level_events_total[1m]))"),),
+                  "percentunit"),
             Panel("Connections", "Open connections of each ingest process.",
                   (("{{instance}}", "sluice_ingest_connections{$chosen}"),
                    ("{{instance}} uses the last known rate", "sluice_ingest_admission_local{$chosen}"),

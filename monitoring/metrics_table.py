@@ -10,7 +10,7 @@ from prometheus_client.core import Metric
 
 from ingest.errors import status_of
 from pipeline.clock import SystemClock
-from pipeline.metrics import IngestMetrics, LoopsCollector, RequestsByStatus
+from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsCollector, RequestsByStatus
 from pipeline.names import LoopName, Mode
 from pipeline.policies import make_policy
 from pipeline.policies.drain_time import DrainTimePolicy
@@ -72,6 +72,7 @@ def groups() -> dict[str, list[Metric]]:
     ingest = IngestMetrics(registry)
     ingest.answers.labels("accepted")
     registry.register(RequestsByStatus(ingest, status_of, lambda: 0))
+    registry.register(LevelsCollector(LevelCounts()))
     loops = LoopsCollector(lambda: {LoopName.FOLLOWER: 0})
     registry.register(loops)
     system = system_metrics("redis://log")

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.names import LoopName
+from pipeline.names import Level, LoopName
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,13 @@ ACCEPTED_EVENTS: Final = Declared("sluice_ingest_accepted_events", "Events ackno
 # Add the accepted events: the sum is the offered load.
 REFUSED_EVENTS: Final = Declared(
     "sluice_ingest_refused_events", "Events refused with 429 or 503; a body that was refused unread counts as one"
+)
+# Only with ADMISSION_LEVELS. Refused events of a high level: more of these are sent than can be stored. The level is
+# `unknown` for a body that was refused unread without a header Priority.
+LEVEL_EVENTS: Final = Declared(
+    "sluice_ingest_level_events",
+    "Events by level, accepted (202) or refused (429, 503); a body that was refused unread counts as one",
+    ("level", "result"),
 )
 # Many `empty`: demand is above the rate. Any `away`: the control server does not answer.
 LEASE_CALLS: Final = Declared(
@@ -126,7 +133,8 @@ FLOOR_RATE_LIMIT: Final = Declared(
 )
 # 1: the rate does not follow the lag until the override ends.
 OVERRIDE_ACTIVE: Final = Declared("rate_limiter_override_active", "1 while a rate that an operator set holds")
-# 0 while clients get 429: the rate is used up. Full while they do: look for another cause.
+# 0 while clients get 429: the rate is used up. With ADMISSION_LEVELS, at the reserve of the level that gets 429. Full
+# while they do: look for another cause.
 AVAILABLE_PERMISSIONS: Final = Declared(
     "rate_limiter_available_permissions", "Events that the bucket would admit at once"
 )
@@ -284,6 +292,42 @@ class IngestMetrics:
         self.log_answers = INGEST_LOG_ANSWERS.live_gauge(registry)
         self.connections = INGEST_CONNECTIONS.live_gauge(registry)
         self.held_bodies_bytes = INGEST_HELD_BODIES.live_gauge(registry)
+
+
+class LevelCounts:
+    """Events of one process by level. Written on the event loop; any thread may read it."""
+
+    def __init__(self) -> None:
+        self.accepted = dict.fromkeys(Level, 0)
+        self.refused: dict[Level | None, int] = {**dict.fromkeys(Level, 0), None: 0}
+
+    def note_accepted(self, level: Level, count: int) -> None:
+        """Events of a body that is durable in the event log."""
+        self.accepted[level] += count
+
+    def note_refused(self, level: Level | None, count: int) -> None:
+        """Events of a body that was refused; of level None if it was refused before its level was known."""
+        self.refused[level] += count
+
+
+class LevelsCollector(Collector):
+    """The events of this process by level."""
+
+    def __init__(self, counts: LevelCounts) -> None:
+        self._counts = counts
+
+    def describe(self) -> Iterable[Metric]:
+        """The metrics that `collect` returns."""
+        return [LEVEL_EVENTS.counter()]
+
+    def collect(self) -> Iterator[Metric]:
+        """A series for each level and result."""
+        family = LEVEL_EVENTS.counter()
+        for level, count in self._counts.accepted.items():
+            family.add_metric([level.label, "accepted"], count)
+        for refused_level, count in self._counts.refused.items():
+            family.add_metric(["unknown" if refused_level is None else refused_level.label, "refused"], count)
+        yield family
 
 
 class LoopsCollector(Collector):

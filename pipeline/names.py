@@ -1,6 +1,6 @@
 """Closed vocabularies: queues, pause reasons, control events and Redis keys, each declared once."""
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Final, TypeVar
 
 
@@ -20,10 +20,28 @@ class Mode(StrEnum):
     UNKNOWN = "unknown"  # the lag could not be read: the last rate stays, then decays
 
 
+class Level(IntEnum):
+    """The importance of a body, by its highest severity or its header Priority. Low levels are refused first."""
+
+    DEBUG = 0  # and TRACE
+    INFO = 1
+    WARN = 2
+    ERROR = 3  # and FATAL; also every body while ADMISSION_LEVELS is off
+
+    @property
+    def label(self) -> str:
+        """The word for metrics and answers."""
+        return self.name.lower()
+
+
+LEVEL_HIGHEST: Final = Level.ERROR
+
+
 class LimitedBy(StrEnum):
     """What limits admission, as the answer 429 says it."""
 
     RATE = "rate"  # the rate that the policy decided
+    LEVEL = "level"  # the rate too, but a body of a higher level would have been admitted
     BREAKER = "breaker"  # the circuit breaker is open: at most the lowest rate
     OVERRIDE = "override"  # a rate that an operator set for a time
 
@@ -163,7 +181,9 @@ KEY_GENERATION: Final = "pause:generation"  # integer: grows with every change o
 KEY_EVENTS: Final = "events"  # stream, bounded: control events
 KEY_OVERRIDE: Final = "override"  # hash: rate, until, by, why, since
 KEY_BANDS: Final = "bands"  # hash: rate_max, rate_min, lag_degraded, lag_critical, by, why, since
-KEY_BUCKET: Final = "bucket"  # hash: tokens, at, rate, ran_dry (calls that got too little, and did not find it full)
+# hash: tokens, at, rate, ran_dry (calls that got too little, and did not find it full); where levels are in use also
+# deferred, deferred_by, allowance_info and allowance_warn (pipeline/flow/bucket.py).
+KEY_BUCKET: Final = "bucket"
 KEY_COUNTERS: Final = "counters"  # hash: counts of processes of all kinds, for the metrics of the whole system
 KEY_COUNTERS_SENDER: Final = "counters:sender"  # string for each sender, expires: number of its last addition
 KEY_FACTS: Final = "facts"  # string with time to live: results of occasional queries to PostgreSQL, as JSON

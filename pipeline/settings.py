@@ -454,6 +454,12 @@ class Settings:
         high=1,
         when="many ingest processes share a low rate: only one process can use the tokens of a lease",
     )
+    admission_levels: bool = _setting(
+        False,
+        "Refuse less important events first: DEBUG and TRACE, then INFO, then WARN; ERROR and FATAL last. The highest "
+        "severity of a body counts, or its header Priority (docs/adr/admission-levels.md)",
+        when="clients send more than can be stored, and some events matter more; set it for every ingest process",
+    )
     ingest_processes_max: int = _setting(
         8,
         "Most ingest processes of all hosts together. Without Redis, one that has just started admits this part of the "

@@ -35,6 +35,7 @@ from ingest.types import Lifecycle
 from pipeline.clock import SystemClock
 from pipeline.event import SEVERITIES, SEVERITY_ALIASES, Event, decode_record, encode_record, record_head
 from pipeline.metrics import IngestMetrics
+from pipeline.names import LEVEL_HIGHEST, Level
 from pipeline.settings import Settings
 
 EVENTS_MAX: Final = 20
@@ -348,11 +349,19 @@ def _read_by_early_rejection(data: bytes) -> int | None:
 class _Open:
     """A gate that refuses nobody."""
 
-    def seconds_closed(self) -> float:
+    admits_all_levels = True
+
+    def level_of(self, priority: str | None) -> Level:
+        return LEVEL_HIGHEST
+
+    def seconds_closed(self, level: Level = LEVEL_HIGHEST) -> float:
         return 0.0
 
-    def refusal(self) -> None:
+    def refusal(self, level: Level = LEVEL_HIGHEST) -> None:
         return None
+
+    def note_rejected(self, level: Level | None) -> None:
+        pass
 
 
 _REJECTION: Final = EarlyRejection(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.names import PauseReason
+from pipeline.names import LEVEL_HIGHEST, Level, PauseReason
 from pipeline.ports.bucket import Bucket, Grant
 from pipeline.ports.control import ControlState, PublishedRate
 from pipeline.settings import Settings
@@ -221,8 +221,8 @@ class WatchedBucket:
         self._lease = lease
         self._monotonic = monotonic
 
-    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
-        grant = self._bucket.take(needed=needed, wanted=wanted, process=process, returned=returned)
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0, level: Level = LEVEL_HIGHEST) -> Grant:
+        grant = self._bucket.take(needed=needed, wanted=wanted, process=process, returned=returned, level=level)
         now = self._monotonic()
         self._lease.note_returned(returned, now)
         self._bound.note_grant(grant, now, returned=returned)

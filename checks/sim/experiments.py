@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import exp
 from typing import Final
 
+from pipeline.names import LEVEL_HIGHEST, Level
 from pipeline.policies import drain_time
 from pipeline.ports.bucket import Bucket, Grant
 from pipeline.ports.rate import Explanation, PartitionSample, PolicyState, RateDecision, RatePolicy, RateSample
@@ -137,11 +138,11 @@ class _CreditBucket:
     shipped: Bucket
     credits: Credits
 
-    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0, level: Level = LEVEL_HIGHEST) -> Grant:
         credit = int(self.credits.credit())
         if wanted == 0 or credit >= min(1, needed):
             most = min(wanted, max(needed, credit))
-            return self.shipped.take(needed=needed, wanted=most, process=process, returned=returned)
+            return self.shipped.take(needed=needed, wanted=most, process=process, returned=returned, level=level)
         grant = self.shipped.take(needed=0, wanted=0, process=process, returned=returned)
         wait_seconds = (1 - credit) / max(1.0, self.credits.capacity)
         # A level from which the process predicts this wait.

@@ -15,6 +15,7 @@ from checks.sim.virtual import VirtualLoop
 from ingest.admission import Admission
 from ingest.errors import RateLimitedError, whole_seconds
 from pipeline.metrics import IngestMetrics
+from pipeline.names import LEVEL_HIGHEST, Level
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import ControlState, rate_after_override
 from pipeline.settings import Settings
@@ -53,17 +54,17 @@ class IngestProcess:
         self.admission.note_rate(rate.version, rate.rate, ends_in=ends_in, rate_after=rate_after_override(state))
         self._lease.note_rate(rate.version, rate.rate)
 
-    def offer(self, count: int, partition: int, answered: Answered) -> None:
+    def offer(self, count: int, level: Level, partition: int, answered: Answered) -> None:
         """Ask for the admission of a body. `answered` gets None if it was admitted, else the refusal."""
-        if self.admission.take_now(count):
+        if self.admission.take_now(count, level):
             self._admitted(count)
             answered(partition, None)
         else:
-            self._drive(self._ask(count, partition, answered))
+            self._drive(self._ask(count, level, partition, answered))
 
-    async def _ask(self, count: int, partition: int, answered: Answered) -> None:
+    async def _ask(self, count: int, level: Level, partition: int, answered: Answered) -> None:
         try:
-            await self.admission.take(count)
+            await self.admission.take(count, level)
         except RateLimitedError as refusal:
             answered(partition, refusal)
         else:
@@ -97,6 +98,7 @@ class Load:
 
     rate: Callable[[float], float]  # events/s, at seconds since the run began
     body: int = 20  # events
+    level: Level = LEVEL_HIGHEST
     after_refusal: AfterRefusal = AfterRefusal.DROP
     is_even: bool = False  # bodies at equal distances; otherwise at random ones (Poisson)
     # Not 0: so many senders, each with one body at a time. A sender keeps its body until it is admitted.
@@ -178,7 +180,7 @@ class Clients:
             return
         processes = self._processes
         process = processes[0] if len(processes) == 1 else processes[int(self._rng.random() * len(processes))]
-        process.offer(body, partition, self._answered)
+        process.offer(body, self.load.level, partition, self._answered)
 
     def _answered(self, partition: int, refusal: RateLimitedError | None) -> None:
         body = self.load.body

@@ -8,6 +8,7 @@ requests, and every ambiguous request, take the normal path and get the same res
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
 
@@ -20,19 +21,34 @@ from ingest.types import Codec, Gate, Lifecycle
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.metrics import IngestMetrics
+from pipeline.names import LEVEL_HIGHEST, Level
 
 RESPONSES_MADE: Final = 16  # each with its own Retry-After, so that clients rejected together do not return together
 RESPONSES_SECONDS_MAX: Final = 0.1  # after which they are made again, since their content changes
 
 # Fields that affect how a request is read or answered.
 _FIELDS: Final = re.compile(
-    rb"(?:^|\n)(host|content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade)"
+    rb"(?:^|\n)(host|content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade|"
+    rb"priority)"
     rb":[ \t]*([^\r]*)",
     re.IGNORECASE,
 )
 _NOT_HERE: Final = frozenset({"content-encoding", "transfer-encoding", "expect", "upgrade"})
 
+# Whether a request has a level that may be rejected before the others. Cheaper than reading the head.
+_HAS_PRIORITY: Final = re.compile(rb"\npriority:", re.IGNORECASE)
+
 Made = tuple[bytes, bytes]  # the head of a response without its request id, and its body
+
+
+@dataclass(slots=True)
+class _Responses:
+    """The responses to rejected requests of one level."""
+
+    made: Sequence[Made] = ()
+    made_at: float = 0.0  # monotonic
+    made_for_seconds: float = 0.0  # seconds to wait
+    counter: Any = None  # of the code of the responses
 
 
 class EarlyRejection:
@@ -60,10 +76,7 @@ class EarlyRejection:
         self._lifecycle = lifecycle
         self._bytes_max = bytes_max
         self._turn = count()
-        self._responses: Sequence[Made] = ()
-        self._made_at = 0.0  # monotonic
-        self._made_for_seconds = 0.0  # seconds to wait
-        self._counter: Any = None  # of the code of the responses
+        self._responses = {level: _Responses() for level in Level}
 
     def reject(self, data: bytes) -> tuple[bytes, int] | None:
         """The response to the request at the start of `data`, and the length of that request, including its body.
@@ -72,29 +85,40 @@ class EarlyRejection:
         """
         if self._lifecycle.is_stopping:
             return None
-        seconds = self._gate.seconds_closed()
-        if seconds <= 0 or not self._has_responses(seconds):
+        gate = self._gate
+        if gate.seconds_closed() <= 0 and (
+            gate.admits_all_levels or _HAS_PRIORITY.search(data, 0, grammar.HEAD_BYTES_MAX) is None
+        ):
             return None
         read = self._read(data)
         if read is None:
             return None
-        (head, body), (name, length) = self._responses[next(self._turn) % RESPONSES_MADE], read
-        self._counter.inc()
+        name, length, priority = read
+        level = gate.level_of(priority)
+        responses = self._responses_to(LEVEL_HIGHEST if level is None else level)
+        if responses is None:
+            return None
+        head, body = responses.made[next(self._turn) % RESPONSES_MADE]
+        responses.counter.inc()
+        gate.note_rejected(level)
         return b"%bx-request-id: %b\r\n\r\n%b" % (head, name, body), length
 
-    def _has_responses(self, seconds: float) -> bool:
-        """Make the responses again if the present ones do not fit; False if the gate has opened since."""
-        now, made_for = self._clock.monotonic(), self._made_for_seconds
+    def _responses_to(self, level: Level) -> _Responses | None:
+        """The responses, made again if the present ones do not fit; None if the gate admits this level."""
+        seconds, responses = self._gate.seconds_closed(level), self._responses[level]
+        if seconds <= 0:
+            return None
+        now, made_for = self._clock.monotonic(), responses.made_for_seconds
         is_fit = seconds <= made_for and math.isinf(seconds) == math.isinf(made_for)
-        if is_fit and now - self._made_at <= RESPONSES_SECONDS_MAX:
-            return True
-        refusal = self._gate.refusal()
+        if is_fit and now - responses.made_at <= RESPONSES_SECONDS_MAX:
+            return responses
+        refusal = self._gate.refusal(level)
         if refusal is None:
-            return False
-        self._responses = [self._made(refusal) for _ in range(RESPONSES_MADE)]
-        self._made_at, self._made_for_seconds = now, seconds
-        self._counter = self._metrics.answers.labels(row_of(refusal).code)
-        return True
+            return None
+        responses.made = [self._made(refusal) for _ in range(RESPONSES_MADE)]
+        responses.made_at, responses.made_for_seconds = now, seconds
+        responses.counter = self._metrics.answers.labels(row_of(refusal).code)
+        return responses
 
     def _made(self, error: SluiceError) -> Made:
         """The response to an error on a connection that stays open."""
@@ -103,8 +127,8 @@ class EarlyRejection:
         head = head_of(response.status, response.media_type, len(body), response.headers.items(), keep_alive=True)
         return head, body
 
-    def _read(self, data: bytes) -> tuple[bytes, int] | None:
-        """The id and the total length of a simple request; None if the request is not simple."""
+    def _read(self, data: bytes) -> tuple[bytes, int, str | None] | None:
+        """The id, the total length and the Priority of a simple request; None if the request is not simple."""
         match = self._head.match(data)
         if match is None or match.end() > grammar.HEAD_BYTES_MAX:
             return None
@@ -123,4 +147,5 @@ class EarlyRejection:
             self._codec.decode(fields)
         except RequestError:
             return None
-        return self._request_ids.of(fields.get(request_id.HEADER)).encode(), match.end() + length
+        name = self._request_ids.of(fields.get(request_id.HEADER)).encode()
+        return name, match.end() + length, fields.get("priority")

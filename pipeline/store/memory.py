@@ -13,7 +13,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import FencedError, StoreUnavailableError
 from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import Decay, capped_by_breaker
-from pipeline.names import LEASE_PROBE, ControlEventKind, Mode, PauseReason
+from pipeline.names import LEASE_PROBE, LEVEL_HIGHEST, ControlEventKind, Level, Mode, PauseReason
 from pipeline.ports.bucket import Grant
 from pipeline.ports.control import (
     Alarm,
@@ -454,14 +454,21 @@ class MemoryBucket(_Adapter):
         self._last_rate = settings.rate_min
         self._last_version = 0
 
-    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0, level: Level = LEVEL_HIGHEST) -> Grant:
         with self._server.changed:
             self._settle_override()
             content, now = self._server.content(), self._server.clock.monotonic()
             rate, version = self._rate(content, now)
             burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
             taken = bucket_flow.take(
-                content.bucket, now=now, rate=rate, burst=burst, needed=needed, wanted=wanted, returned=returned
+                content.bucket,
+                now=now,
+                rate=rate,
+                burst=burst,
+                needed=needed,
+                wanted=wanted,
+                returned=returned,
+                level=level,
             )
             content.bucket = taken.state
             content.ran_dry += taken.ran_dry
@@ -478,6 +485,8 @@ class MemoryBucket(_Adapter):
                 burst=burst,
                 version=version,
                 live_processes=len(content.processes),
+                deferred=taken.state.deferred,
+                deferred_by=taken.state.deferred_by,
             )
 
     def _rate(self, content: _Content, now: float) -> tuple[float, int]:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.flow.age import Age
-from pipeline.flow.bucket import TOLERANCE_TOKENS
+from pipeline.flow.bucket import ALLOWANCE, RESERVES, TOLERANCE_TOKENS
 from pipeline.flow.rate import Decay
-from pipeline.names import KEY_BUCKET, KEY_PROCESSES
+from pipeline.names import KEY_BUCKET, KEY_PROCESSES, LEVEL_HIGHEST, Level
 from pipeline.ports.bucket import Grant
 from pipeline.settings import Settings
 from pipeline.store.common import PROCESS_SECONDS_MAX
@@ -44,14 +44,15 @@ class RedisBucket:
             repr(PROCESS_SECONDS_MAX),
             repr(TOLERANCE_TOKENS),
         ]
+        self._levels = [repr(ALLOWANCE), *map(repr, RESERVES)]
         self._last: _LastRate | None = None
         self._published_at = ""  # of the newest rate that was seen, as text from the server
         self._publication_age = Age()
 
-    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0, level: Level = LEVEL_HIGHEST) -> Grant:
         now = self._clock.monotonic()
         fallback_rate, fallback_version = self._fallback(now)
-        granted, wait_seconds, tokens, rate, burst, version, live, published_at, age = self._scripts.run(
+        granted, wait_seconds, tokens, rate, burst, version, live, published_at, age, *deferred = self._scripts.run(
             "bucket",
             process,
             str(needed),
@@ -64,6 +65,8 @@ class RedisBucket:
             self._published_at,
             repr(self._publication_age.now(now)),
             str(returned),
+            str(level.value),
+            *self._levels,
             more_keys=self._keys,
         )
         self._published_at = published_at
@@ -76,6 +79,8 @@ class RedisBucket:
             burst=burst,
             version=int(version),
             live_processes=live,
+            deferred=float(deferred[0]),
+            deferred_by=Level(int(deferred[1])),
         )
         if self._last is None or grant.version != self._last.version:
             self._last = _LastRate(grant.rate, grant.version, now)

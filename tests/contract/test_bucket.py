@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from pipeline.flow import bucket as reference
-from pipeline.names import KEY_BUCKET, Mode, PauseReason
+from pipeline.names import KEY_BUCKET, Level, Mode, PauseReason
 from pipeline.settings import Settings
 from pipeline.store.redis import RedisBucket
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
@@ -212,6 +212,75 @@ def test_what_a_full_bucket_can_not_hold_is_no_sign_that_it_ran_dry(rig: Control
     assert rig.store.state().bucket_ran_dry == 1
 
 
+# --- Levels ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_rig(make_rig: MakeRig) -> ControlRig:
+    """A bucket of 100 tokens that fills at 5 a second, so that little arrives during a test."""
+    rig = make_rig(burst_seconds=20.0, rate_min=1.0)
+    publish(rig, 5.0, floor=1.0)
+    return rig
+
+
+def test_a_level_leaves_its_reserve_and_the_lease_beside_it_is_for_higher_ones(slow_rig: ControlRig) -> None:
+    bucket = slow_rig.bucket
+    assert bucket.take(needed=55, wanted=55, process="a").granted == 55
+    # Given 45 tokens: enough for INFO, whose reserve is 39.6, and not for DEBUG, whose reserve is 59.4
+    refused = bucket.take(needed=1, wanted=11, process="a", level=Level.DEBUG)
+    assert refused.granted == 10
+    assert refused.wait_seconds == pytest.approx((60.4 - 10 - refused.tokens) / 5)
+    grant = bucket.take(needed=1, wanted=1, process="a", returned=10, level=Level.INFO)
+    assert (grant.granted, grant.wait_seconds) == (1, 0.0)
+
+
+def test_a_large_body_of_a_low_level_leaves_its_reserve_to_higher_ones(slow_rig: ControlRig) -> None:
+    bucket = slow_rig.bucket
+    grant = bucket.take(needed=300, wanted=300, process="a", level=Level.INFO)
+    assert (grant.granted, grant.tokens, grant.deferred_by) == (300, -200.0, Level.INFO)
+    assert grant.deferred == pytest.approx(239.6)
+    assert bucket.take(needed=1, wanted=1, process="a", level=Level.DEBUG).granted == 0
+    assert bucket.take(needed=15, wanted=15, process="a", level=Level.WARN).granted == 15
+    # Another bucket of the same system knows of it
+    assert slow_rig.another_bucket().take(needed=1, wanted=20, process="b").granted == 20
+
+
+def test_a_level_that_is_kept_out_has_an_allowance(slow_rig: ControlRig) -> None:
+    bucket = slow_rig.bucket
+    bucket.take(needed=90, wanted=90, process="a")
+    assert bucket.take(needed=1, wanted=1, process="a", level=Level.INFO).granted == 1
+    refused = bucket.take(needed=1, wanted=1, process="a", level=Level.INFO)
+    assert refused.granted == 0
+    # By its reserve, before the allowance has a token again
+    assert refused.wait_seconds == pytest.approx((40.6 - refused.tokens) / 5)
+    assert bucket.take(needed=1, wanted=1, process="a", level=Level.WARN).granted == 1
+
+
+def test_an_older_version_beside_levels_keeps_what_they_note(control_redis: Any) -> None:
+    # Given tokens that a lower level deferred
+    settings = control_settings(control_redis.url)
+    rig = redis_rig(settings)
+    publish(rig, 100.0)
+    rig.bucket.take(needed=130, wanted=130, process="newer", level=Level.INFO)
+    # When a process of the version before levels writes its fields, and they lack nothing that it needs
+    with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
+        key = settings.key_prefix + KEY_BUCKET
+        held = client.hgetall(key)
+        assert float(held["tokens"]) == -30.0
+        client.hset(key, mapping={"tokens": held["tokens"], "at": held["at"], "rate": held["rate"]})
+    # Then higher levels may still use them
+    assert rig.bucket.take(needed=20, wanted=20, process="newer").granted == 20
+
+
+def test_a_process_without_levels_leaves_no_trace_of_them(control_redis: Any) -> None:
+    settings = control_settings(control_redis.url)
+    rig = redis_rig(settings)
+    publish(rig, 100.0)
+    rig.bucket.take(needed=250, wanted=250, process="a")
+    with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
+        assert set(client.hkeys(settings.key_prefix + KEY_BUCKET)) <= {"tokens", "at", "rate", "ran_dry"}
+
+
 def test_silent_processes_are_forgotten(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("memory", "redis_bucket"):
         monkeypatch.setattr(f"pipeline.store.{module}.PROCESS_SECONDS_MAX", 0.1)
@@ -247,9 +316,16 @@ def test_the_script_does_the_reference_arithmetic(control_redis: Any) -> None:
 
         def bucket_state() -> reference.BucketState | None:
             held = client.hgetall(settings.key_prefix + KEY_BUCKET)
-            return reference.BucketState(*(float(held[name]) for name in ("tokens", "at", "rate"))) if held else None
+            if not held:
+                return None
+            tokens, at, rate = (float(held[name]) for name in ("tokens", "at", "rate"))
+            by = Level(int(held.get("deferred_by", "0")))
+            allowances = [held[name] for name in ("allowance_info", "allowance_warn") if name in held]
+            return reference.BucketState(
+                tokens, at, rate, float(held.get("deferred", "0")), by, tuple(map(float, allowances))
+            )
 
-        for _ in range(400):
+        for turn in range(600):
             if random.random() < 0.1:
                 publish(rig, random.choice([100.0, 333.3, 5000.0]))
             if random.random() < 0.05:
@@ -258,7 +334,8 @@ def test_the_script_does_the_reference_arithmetic(control_redis: Any) -> None:
             needed = random.choice([0, 1, 1, 7, 100, 3000])
             wanted = needed + random.choice([0, 5, 100])
             returned = random.choice([0, 0, 3, 200, 3000])
-            grant = rig.bucket.take(needed=needed, wanted=wanted, process="a", returned=returned)
+            level = Level.ERROR if turn < 200 else random.choice(list(Level))
+            grant = rig.bucket.take(needed=needed, wanted=wanted, process="a", returned=returned, level=level)
             after = bucket_state()
             assert after is not None
             burst = reference.burst_of(grant.rate, settings.burst_seconds)
@@ -270,12 +347,22 @@ def test_the_script_does_the_reference_arithmetic(control_redis: Any) -> None:
                 needed=needed,
                 wanted=wanted,
                 returned=returned,
+                level=level,
             )
             assert (after, grant.granted, grant.burst) == (expected.state, expected.granted, burst)
             assert grant.wait_seconds == expected.wait_seconds
-            assert grant.tokens == after.tokens
+            assert (grant.tokens, grant.deferred, grant.deferred_by) == (
+                after.tokens,
+                after.deferred,
+                after.deferred_by,
+            )
             outcomes.add("debt" if grant.tokens < 0 else "granted" if grant.granted else "refused")
-    assert outcomes == {"debt", "granted", "refused"}
+            if after.deferred:
+                outcomes.add(f"deferred by {after.deferred_by.label}")
+            if before and after.allowances and min(after.allowances) < min((*before.allowances, 0.0)):
+                outcomes.add("by allowance")
+    deferred = {f"deferred by {name}" for name in ("debug", "info", "warn")}
+    assert outcomes == {"debt", "granted", "refused", "by allowance", *deferred}
 
 
 # --- Many at once ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import socket
 import statistics
 import subprocess
@@ -141,6 +142,68 @@ def test_several_processes_share_a_port_and_one_rate(settings: Settings, start: 
     assert traffic.outcomes.statuses["429"] > 0
     assert [program.stop() for program in programs] == [0, 0]
     assert_promises(traffic, settings)
+
+
+def test_several_processes_refuse_low_levels_first(settings: Settings, start: Start) -> None:
+    # Given two processes with a rate of 100 events/s
+    settings = replace(settings, rate_min=100, rate_max=100, burst_seconds=3.0, admission_levels=True)
+    _publish(RedisControlStore(settings), 100)
+    for _ in range(2):
+        start(settings)
+    # When eight connections send twice that, and then five times
+    at_two, at_five = (_Mix(settings.ingest_port, times * 100.0, seconds=6.0) for times in (2, 5))
+    at_two.send()
+    at_five.send()
+    # Then errors and warnings pass, as far as the rate suffices for them, and the others are told why they do not
+    assert at_two.part("ERROR") >= 0.99, at_two.counts
+    assert at_two.part("WARN") >= 0.99, at_two.counts
+    assert at_five.part("ERROR") >= 0.99, at_five.counts
+    assert at_five.part("WARN") >= 0.95, at_five.counts
+    assert at_five.part("DEBUG") < 0.8 * at_five.part("INFO") < at_five.part("WARN"), at_five.counts
+    assert set(at_five.limited_by) <= {"level", "rate"}
+    assert at_five.limited_by["level"] > 0.9 * sum(at_five.limited_by.values())
+
+
+class _Mix:
+    """Single events at random times from several connections: 40 % DEBUG, 40 % INFO, 15 % WARN, 5 % ERROR."""
+
+    CONNECTIONS = 8
+
+    def __init__(self, port: int, rate: float, *, seconds: float) -> None:
+        self._port, self._rate, self._seconds = port, rate, seconds
+        self._lock = threading.Lock()
+        self.counts: Counter[tuple[str, int]] = Counter()  # by severity and status
+        self.limited_by: Counter[str] = Counter()
+
+    def send(self) -> None:
+        """Send for some seconds of load. A machine that is too slow takes longer for it, up to some limit."""
+        threads = [threading.Thread(target=self._send, args=(number,)) for number in range(self.CONNECTIONS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def part(self, severity: str) -> float:
+        """The accepted part of what was accepted or refused with this severity."""
+        accepted, refused = self.counts[severity, 202], self.counts[severity, 429]
+        return accepted / (accepted + refused)
+
+    def _send(self, number: int) -> None:
+        chance = random.Random(number)
+        due = started = time.monotonic()
+        sent, wanted = 0, int(self._rate * self._seconds / self.CONNECTIONS)
+        with Wire(self._port) as wire:
+            while sent < wanted and time.monotonic() < started + 5 * self._seconds:
+                due = max(due + chance.expovariate(self._rate / self.CONNECTIONS), time.monotonic())
+                time.sleep(max(0.0, due - time.monotonic()))  # noqa: TID251  # a steady load is what is asked for
+                severity = chance.choices(("DEBUG", "INFO", "WARN", "ERROR"), (40, 40, 15, 5))[0]
+                wire.send(request(json.dumps(sample(severity=severity)).encode()))
+                answer = wire.answer()
+                sent += 1
+                with self._lock:
+                    self.counts[severity, answer.status] += 1
+                    if answer.status == 429:
+                        self.limited_by[answer.error["limitedBy"]] += 1
 
 
 def _publish(store: RedisControlStore, rate: float) -> None:

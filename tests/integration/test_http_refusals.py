@@ -312,3 +312,53 @@ def test_tokens_that_come_back_are_given_out() -> None:
 
         eventually(lambda: status() == 429, "the bucket is empty")
         eventually(lambda: status() == 202, "and fills again")
+
+
+# --- Levels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short() -> Iterator[RunningEdge]:
+    """Ingest with levels, whose bucket of 60 tokens has 20 left: enough for WARN, not for DEBUG and INFO."""
+    with running_edge(rate_min=1, rate_max=1, burst_seconds=60, admission_levels=True) as running:
+        eventually(lambda: post(running.port, [sample(severity="ERROR")] * 40).status == 202, "a body passes")
+        yield running
+
+
+def test_a_low_level_is_refused_when_its_events_are_known_and_the_answer_says_why(short: RunningEdge) -> None:
+    refused = post(short.port, [sample(severity="TRACE"), sample(severity="DEBUG")])
+    assert refused.status == 429
+    assert (refused.error["limitedBy"], refused.error["limit"]) == ("level", 1)
+    assert refused.error["message"] == "the rest of the admitted rate is for higher levels"
+    assert int(refused.headers["retry-after"]) >= 10, "until the bucket holds DEBUG's reserve"
+    assert ";r=0;" in refused.headers["ratelimit"]
+    # One event of a high level raises the whole body
+    assert post(short.port, [sample(severity="DEBUG"), sample(severity="FATAL")]).status == 202
+    assert metric(short.port, 'sluice_ingest_level_events_total{level="debug",result="refused"}') == 2
+    assert metric(short.port, 'sluice_ingest_level_events_total{level="error",result="accepted"}') == 42
+
+
+def test_a_header_lets_a_body_be_refused_unread_and_decides_the_level_alone(
+    short: RunningEdge, made: list[bytes]
+) -> None:
+    before = metric(short.port, 'sluice_ingest_level_events_total{level="debug",result="refused"}')
+    made.clear()
+    with Wire(short.port) as wire:
+        wire.send(request(method="GET", path="/healthz", content_type=None))
+        wire.answer()
+        for value in ("u=5", "i, u=7"):
+            wire.send(request(json.dumps(sample(severity="ERROR")).encode(), headers={"PRIORITY": value}))
+            answer = wire.answer()
+            assert (answer.status, answer.error["limitedBy"]) == (429, "level")
+    assert made == [b"/healthz"]
+    assert metric(short.port, 'sluice_ingest_level_events_total{level="debug",result="refused"}') == before + 2
+    # A more urgent one raises an event, and an invalid one is ignored
+    assert post(short.port, sample(severity="DEBUG"), headers={"Priority": "u=1"}).status == 202
+    assert post(short.port, sample(severity="ERROR"), headers={"Priority": "u=9"}).status == 202
+    assert post(short.port, sample(severity="DEBUG"), headers={"Priority": "u=,"}).status == 429
+
+
+def test_without_the_setting_the_header_changes_nothing(edge: RunningEdge) -> None:
+    answer = post(edge.port, sample(), headers={"Priority": "u=7"})
+    assert (answer.status, answer.error["limitedBy"]) == (429, "rate")
+    assert metric(edge.port, 'sluice_ingest_level_events_total{level="debug",result="refused"}') == 0

@@ -1,6 +1,7 @@
 """Admission's leases on a clock that is moved by hand."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from ingest.errors import RateLimitedError
 from pipeline.clock import ManualClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.metrics import IngestMetrics
-from pipeline.names import LimitedBy, Mode, PauseReason
+from pipeline.names import LEVEL_HIGHEST, Level, LimitedBy, Mode, PauseReason
 from pipeline.ports.bucket import Grant
 from pipeline.ports.control import limited_by
 from pipeline.settings import Settings
@@ -35,7 +36,7 @@ class _Bucket:
         self.is_cut_off = False  # for this process alone
         self.before_answer: Callable[[], None] = lambda: None
 
-    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0) -> Grant:
+    def take(self, *, needed: int, wanted: int, process: str, returned: int = 0, level: Level = LEVEL_HIGHEST) -> Grant:
         assert 0 <= needed <= wanted
         if self.is_cut_off:
             raise StoreUnavailableError
@@ -44,7 +45,7 @@ class _Bucket:
         self.gate.wait(5)
         self.before_answer()
         grant = self.scripted.pop(0) if self.scripted else self._bucket.take(
-            needed=needed, wanted=wanted, process=process, returned=returned
+            needed=needed, wanted=wanted, process=process, returned=returned, level=level
         )  # fmt: skip
         self.grants.append(grant)
         return grant
@@ -54,7 +55,7 @@ class _Rig:
     def __init__(self, *, rate: float = 1000.0, beside: "_Rig | None" = None, **changes: object) -> None:
         self.clock: ManualClock = ManualClock() if beside is None else beside.clock
         self.server: MemoryServer = MemoryServer(self.clock) if beside is None else beside.server
-        settings = Settings(rate_max=rate, rate_min=100, ingest_processes_max=1)
+        settings = Settings(rate_max=rate, rate_min=min(rate, 100.0), ingest_processes_max=1)
         self.settings = replace(settings, **changes)  # type: ignore[arg-type]
         self.bucket = _Bucket(self.settings, self.server)
         self.admission = Admission(
@@ -613,3 +614,226 @@ async def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
+
+
+# --- Levels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def levels_rig() -> _Rig:
+    return _Rig(admission_levels=True)
+
+
+async def taken_by_another(rig: _Rig, count: int) -> None:
+    """Another process takes tokens, and this one learns of it with its next call."""
+    MemoryBucket(rig.settings, rig.server).take(needed=count, wanted=count, process="another")
+    rig.admission._ask(lease=0)
+    await rig.settled(len(rig.bucket.asked) + 1)
+
+
+async def test_a_full_bucket_serves_every_level_in_memory(levels_rig: _Rig) -> None:
+    await levels_rig.start()
+    assert levels_rig.admission.admits_all_levels
+    calls = len(levels_rig.bucket.asked)
+    assert all(levels_rig.admission.take_now(3, level) for level in Level)
+    assert len(levels_rig.bucket.asked) == calls
+
+
+async def test_each_level_is_refused_when_the_bucket_is_at_its_reserve(levels_rig: _Rig) -> None:
+    # Given a bucket whose tokens another process takes, step by step
+    rig = levels_rig
+    await rig.start()
+    passing = []
+    for count in (350, 200, 200, 200, 20):
+        await taken_by_another(rig, count)
+        passing.append([level.label for level in Level if rig.admission.take_now(1, level)])
+    # Then the levels are refused from the lowest on; the lease is for the highest
+    assert passing == [
+        ["debug", "info", "warn", "error"],
+        ["info", "warn", "error"],
+        ["warn", "error"],
+        ["error"],
+        ["error"],
+    ]
+    assert not rig.admission.admits_all_levels
+
+
+async def test_a_lower_level_spends_the_lease_only_above_its_reserve(levels_rig: _Rig) -> None:
+    # Given a lease of 30 tokens, and 585 in the bucket: 615 together, 599.4 are DEBUG's reserve
+    rig = levels_rig
+    await rig.start()
+    await taken_by_another(rig, 385)
+    spent = 0
+    while rig.admission.take_now(1, Level.DEBUG):
+        spent += 1
+    assert spent == 15
+    with pytest.raises(RateLimitedError):
+        await rig.admission.take(1, Level.DEBUG)
+    assert rig.admission.take_now(1, Level.INFO)
+
+
+async def test_a_refusal_by_level_says_so_and_when_it_may_pass(levels_rig: _Rig) -> None:
+    rig = levels_rig
+    await rig.start()
+    await taken_by_another(rig, 900)
+    refusal = rig.admission.refusal(1, Level.DEBUG)
+    assert refusal is not None
+    assert (refusal.limited_by, refusal.quota, refusal.left) == (LimitedBy.LEVEL, 1000, 0)
+    assert refusal.since == rig.clock.now()
+    # 70 in the bucket, 30 in the lease, and 1 above the reserve of 599.4 is needed
+    assert refusal.retry_after_seconds == pytest.approx(0.5004, abs=0.001)
+    rig.clock.advance(refusal.retry_after_seconds + 0.001)
+    await rig.admission.take(1, Level.DEBUG)
+    # While it is refused again and again, the time is that of the first
+    await taken_by_another(rig, 500)
+    first = rig.admission.refusal(1, Level.DEBUG)
+    assert first is not None
+    for _ in range(3):
+        rig.clock.advance(0.05)
+        again = rig.admission.refusal(1, Level.DEBUG)
+        assert again is not None
+        assert again.since == first.since == refusal.since
+    rig.clock.advance(20)
+    await taken_by_another(rig, 900)
+    later = rig.admission.refusal(1, Level.DEBUG)
+    assert later is not None
+    assert later.since == rig.clock.now()
+
+
+async def test_where_the_highest_level_is_refused_too_the_rate_is_the_reason(levels_rig: _Rig) -> None:
+    rig = levels_rig
+    await rig.start()
+    await rig.admission.take(1500)
+    for level in Level:
+        refusal = rig.admission.refusal(1, level)
+        assert refusal is not None
+        assert refusal.limited_by is LimitedBy.RATE
+    waits = [rig.admission.wait_seconds(1, level) for level in Level]
+    assert waits == sorted(waits, reverse=True)
+    assert waits[Level.DEBUG] == pytest.approx(waits[Level.ERROR] + 0.5994, abs=0.001)
+
+
+async def test_a_large_body_of_a_low_level_does_not_hold_up_a_higher_one(levels_rig: _Rig) -> None:
+    rig = levels_rig
+    await rig.start()
+    await rig.admission.take(1500, Level.INFO)
+    assert rig.tokens() == -500
+    for _ in range(10):
+        await rig.admission.take(15, Level.ERROR)
+        await rig.admission.take(5, Level.WARN)
+    with pytest.raises(RateLimitedError) as refused:
+        await rig.admission.take(1, Level.DEBUG)
+    assert refused.value.limited_by is LimitedBy.LEVEL
+
+
+async def test_bodies_of_several_levels_wait_in_one_queue_and_each_by_its_own_level(levels_rig: _Rig) -> None:
+    # Given a bucket at INFO's reserve, of which this process does not know, and a call under way
+    rig = levels_rig
+    await rig.start()
+    MemoryBucket(rig.settings, rig.server).take(needed=580, wanted=580, process="another")
+    rig.bucket.gate.clear()
+    bodies = [(40, level) for level in (Level.INFO, Level.ERROR, Level.DEBUG, Level.WARN, Level.ERROR)]
+    tasks = [asyncio.create_task(rig.admission.take(count, level)) for count, level in bodies]
+    await asyncio.sleep(0.02)
+    rig.bucket.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    # Then only the lowest is refused, and no more is taken than is admitted and a lease
+    assert [isinstance(result, RateLimitedError) for result in results] == [False, False, True, False, False]
+    assert rig.tokens() + rig.admission._left == pytest.approx(1000 - 580 - 160, abs=1)
+    assert rig.admission._left <= 30
+
+
+async def test_many_that_wait_at_a_low_level_do_not_take_what_higher_ones_need(levels_rig: _Rig) -> None:
+    # Given a bucket just above INFO's reserve, and many bodies of INFO at once
+    rig = levels_rig
+    await rig.start()
+    await taken_by_another(rig, 560)
+    rig.bucket.gate.clear()
+    tasks = [asyncio.create_task(rig.admission.take(1, Level.INFO)) for _ in range(300)]
+    await asyncio.sleep(0.02)
+    rig.bucket.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    passed = sum(result is None for result in results)
+    assert passed == pytest.approx(1000 - 560 - 399.6, abs=2)
+    # Then the bucket, and not this process, has the rest
+    assert rig.admission._left <= 31
+    assert rig.tokens() >= 365
+
+
+async def test_an_allowance_lets_a_level_pass_though_its_reserve_is_never_there(levels_rig: _Rig) -> None:
+    # Given more of the highest level than the rate, in small steps
+    rig = levels_rig
+    await rig.start()
+    passed = dict.fromkeys(Level, 0)
+    for step in range(6000):
+        rig.clock.advance(0.001)
+        for level in (Level.ERROR, Level(step % 3), Level.ERROR):
+            try:
+                await rig.admission.take(1, level)
+            except RateLimitedError:
+                continue
+            passed[level] += 1
+    # Then INFO and WARN get a hundredth of it, DEBUG nothing after the burst, and the rate is used
+    burst = {Level.DEBUG: 400, Level.INFO: 200, Level.WARN: 200}
+    assert passed[Level.INFO] >= 0.8 * 0.01 * 6000
+    assert passed[Level.WARN] >= 0.8 * 0.01 * 6000
+    assert passed[Level.DEBUG] <= burst[Level.DEBUG]
+    assert sum(passed.values()) == pytest.approx(7000, abs=60)
+
+
+@pytest.mark.parametrize("rate", [1.0, 3.0])
+async def test_a_burst_too_small_for_reserves_admits_every_level(rate: float) -> None:
+    rig = _Rig(rate=rate, admission_levels=True)
+    await rig.start()
+    for level in Level:
+        rig.clock.advance(60)
+        await rig.admission.take(1, level)
+
+
+async def test_a_low_level_is_asked_for_rarely_while_it_is_kept_out(levels_rig: _Rig) -> None:
+    # Given a bucket below DEBUG's reserve that others keep there
+    rig = levels_rig
+    await rig.start()
+    calls, other = len(rig.bucket.asked), MemoryBucket(rig.settings, rig.server)
+    other.take(needed=500, wanted=500, process="another")
+    for _ in range(1000):
+        rig.clock.advance(0.001)
+        other.take(needed=1, wanted=1, process="another")
+        with contextlib.suppress(RateLimitedError):
+            await rig.admission.take(1, Level.DEBUG)
+    assert len(rig.bucket.asked) - calls <= 110
+
+
+async def test_levels_hold_while_the_bucket_is_away(levels_rig: _Rig) -> None:
+    # Given a process without the bucket, and three times the rate
+    rig = levels_rig
+    await rig.start()
+    rig.server.is_unavailable = True
+    while rig.admission.take_now(1):
+        pass
+    await _until(lambda: rig.admission.is_local)
+    offered, passed = dict.fromkeys(Level, 0), dict.fromkeys(Level, 0)
+    for step in range(500):
+        rig.clock.advance(0.005)
+        for level in (Level.DEBUG, Level.INFO, Level.ERROR if step % 4 == 0 else Level.DEBUG):
+            if step >= 300:
+                offered[level] += 5
+            try:
+                await rig.admission.take(5, level)
+            except RateLimitedError:
+                continue
+            if step >= 300:
+                passed[level] += 5
+    # Then the highest passes, and what is left of the rate goes to the next one
+    assert passed[Level.ERROR] == offered[Level.ERROR] == 250
+    assert passed[Level.INFO] == pytest.approx(750, abs=30)
+    assert passed[Level.DEBUG] <= 20
+
+
+async def test_without_the_setting_no_level_is_known() -> None:
+    rig = _Rig()
+    await rig.start()
+    await taken_by_another(rig, 900)
+    assert rig.admission.admits_all_levels
+    assert rig.admission.take_now(20)
+    assert rig.admission.refusal(1) is None

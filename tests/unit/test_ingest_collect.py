@@ -20,6 +20,7 @@ from pipeline.clock import SystemClock
 from pipeline.event import Event, decode_record, partition_of
 from pipeline.log.memory import MemoryLog
 from pipeline.metrics import IngestMetrics
+from pipeline.names import LEVEL_HIGHEST, Level
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryServer
 
@@ -154,7 +155,11 @@ async def test_events_of_a_refused_body_are_counted(start: Start) -> None:
     assert response.body == b"RateLimitedError"
     # A body that was refused unread counts as one event; one that was decoded, as all of its events
     assert rig.collector.refused_beyond_first == 0
-    rig.admission.refusal = lambda count: None if count == 1 else RateLimitedError(1.0, quota=1, left=0)  # type: ignore[method-assign]
+
+    def refusal(count: int, level: Level = LEVEL_HIGHEST) -> RateLimitedError | None:
+        return None if count == 1 else RateLimitedError(1.0, quota=1, left=0)
+
+    rig.admission.refusal = refusal  # type: ignore[method-assign]
     response = await rig.collect(WordsRequest(b"word " * 150))
     assert response.body == b"RateLimitedError"
     assert rig.collector.refused_beyond_first == 149
