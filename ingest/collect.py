@@ -106,8 +106,9 @@ class Collector:
             if level is None:
                 level = level_of(events)
             try:
-                if not self._admission.take_now(count, level):
-                    await self._admission.take(count, level)
+                admission, has_levels = self._admission, self._levels is not None
+                if not (admission.take_level_now(count, level) if has_levels else admission.take_now(count)):
+                    await admission.take(count, level)
                 await self._append(events, head)
             except SluiceError:
                 self.refused_beyond_first += count - 1

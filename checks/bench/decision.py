@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from ingest.errors import RateLimitedError
 from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.metrics import IngestMetrics
+from pipeline.names import Level
 from pipeline.settings import Settings
 from stack.servers import free_port, redis_server
 
@@ -58,6 +60,7 @@ def run(options: Options, _marks: set[str]) -> list[Line]:
 def _measured(options: Options, url: str, server_pid: int) -> list[Line]:
     decisions = 200_000 if options.quick else 3_000_000
     settings = Settings(redis_url=url, rate_max=RATE, rate_min=RATE, key_prefix="m3:")
+    with_levels = replace(settings, key_prefix="m3-levels:", admission_levels=True)
     bucket = wiring.make_bucket(settings)
     calls: dict[str, tuple[int, Callable[[], object]]] = {
         "a Redis script a request": (
@@ -68,17 +71,22 @@ def _measured(options: Options, url: str, server_pid: int) -> list[Line]:
     }
     taken: dict[str, list[float]] = {}
     shares: list[float] = []
+    by_level: list[float] = []
     excess: list[float] = []
     for _ in range(options.rounds):
         cost, share = _leased(settings, decisions, server_pid)
         taken.setdefault("leases", []).append(cost)
         shares.append(share)
+        by_level.append(_leased(with_levels, decisions, server_pid)[0])
         for name, (count, call) in calls.items():
             taken.setdefault(name, []).append(_called(call, count, server_pid))
         excess.append(_over_admission(url, 1.0 if options.quick else 3.0))
     leased = taken["leases"]
     figures: dict[str, Any] = {"admitted_share": shares, "decisions_a_round": decisions}
     lines = [Line("M3", "one decision on leases", leased, at_most(150), unit="ns", figures=figures)]
+    values = [with_them / off for with_them, off in zip(by_level, leased, strict=True)]
+    what = "one decision with levels / one without"
+    lines.append(Line("M3", what, values, at_most(1.8), unit="x", figures={"nanoseconds": by_level}))
     for name in calls:
         values = [other / ours for other, ours in zip(taken[name], leased, strict=True)]
         goal = at_least(500) if name == "a Redis script a request" else None
@@ -134,6 +142,10 @@ async def _decide(settings: Settings, decisions: int) -> int:
     admission = _admission(settings)
     admission.start(asyncio.get_running_loop())
     await admission.take(1)  # the first lease is there
+    if settings.admission_levels:
+        admitted = await _decide_by_level(admission, decisions)
+        admission.close()
+        return admitted
     take_now = admission.take_now
     admitted = 0
     for _ in range(decisions // AT_ONCE):
@@ -143,6 +155,23 @@ async def _decide(settings: Settings, decisions: int) -> int:
             admitted += 1
         await asyncio.sleep(0)
     admission.close()
+    return admitted
+
+
+async def _decide_by_level(admission: Admission, decisions: int) -> int:
+    """The same for bodies of INFO, which leave a reserve in the bucket."""
+    take_level_now = admission.take_level_now
+    level = Level.INFO
+    admitted = 0
+    for _ in range(decisions // AT_ONCE):
+        for _ in range(AT_ONCE):
+            if not take_level_now(1, level):
+                try:
+                    await admission.take(1, level)
+                except RateLimitedError:
+                    continue
+            admitted += 1
+        await asyncio.sleep(0)
     return admitted
 
 

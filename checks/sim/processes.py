@@ -56,7 +56,7 @@ class IngestProcess:
 
     def offer(self, count: int, level: Level, partition: int, answered: Answered) -> None:
         """Ask for the admission of a body. `answered` gets None if it was admitted, else the refusal."""
-        if self.admission.take_now(count, level):
+        if self.admission.take_level_now(count, level):
             self._admitted(count)
             answered(partition, None)
         else:

@@ -385,7 +385,7 @@ _OF_UNIT_TESTS = (
         (
             Edit(
                 _ADMISSION,
-                "        left = self._left - count\n        if left < self._kept[level]:\n            return False\n",
+                "        left = self._left - count\n        if left < 0:\n            return False\n",
                 "        left = max(self._left - count, count)\n",
             ),
         ),

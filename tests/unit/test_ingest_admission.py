@@ -635,7 +635,7 @@ async def test_a_full_bucket_serves_every_level_in_memory(levels_rig: _Rig) -> N
     await levels_rig.start()
     assert levels_rig.admission.admits_all_levels
     calls = len(levels_rig.bucket.asked)
-    assert all(levels_rig.admission.take_now(3, level) for level in Level)
+    assert all(levels_rig.admission.take_level_now(3, level) for level in Level)
     assert len(levels_rig.bucket.asked) == calls
 
 
@@ -646,7 +646,7 @@ async def test_each_level_is_refused_when_the_bucket_is_at_its_reserve(levels_ri
     passing = []
     for count in (350, 200, 200, 200, 20):
         await taken_by_another(rig, count)
-        passing.append([level.label for level in Level if rig.admission.take_now(1, level)])
+        passing.append([level.label for level in Level if rig.admission.take_level_now(1, level)])
     # Then the levels are refused from the lowest on; the lease is for the highest
     assert passing == [
         ["debug", "info", "warn", "error"],
@@ -664,12 +664,12 @@ async def test_a_lower_level_spends_the_lease_only_above_its_reserve(levels_rig:
     await rig.start()
     await taken_by_another(rig, 385)
     spent = 0
-    while rig.admission.take_now(1, Level.DEBUG):
+    while rig.admission.take_level_now(1, Level.DEBUG):
         spent += 1
     assert spent == 15
     with pytest.raises(RateLimitedError):
         await rig.admission.take(1, Level.DEBUG)
-    assert rig.admission.take_now(1, Level.INFO)
+    assert rig.admission.take_level_now(1, Level.INFO)
 
 
 async def test_a_refusal_by_level_says_so_and_when_it_may_pass(levels_rig: _Rig) -> None:
