@@ -135,7 +135,7 @@ class Admission:
         self._ask_not_before = 0.0  # monotonic; limits how often the process calls a drained bucket
         self._kept = _NONE_KEPT
         self._lowest = Level.DEBUG  # the lowest level that might pass at the last grant
-        self._lower_not_before = 0.0  # monotonic; the same limit for levels below that
+        self._level_not_before = [0.0] * len(Level)  # monotonic; the same limit for each level below that
         self._allowance_at = [0.0] * len(Level)  # monotonic: when the bucket may pass a level by its allowance
         self._refused = {level: _Refused() for level in Level}
         self._waiting: deque[_Waiting] = deque()
@@ -225,7 +225,7 @@ class Admission:
             by_allowance = max(self._allowance_at[level] - now, fill.wait_seconds(count, LEVEL_HIGHEST, held, now))
             wait_seconds = min(wait_seconds, by_allowance)
         if level < self._lowest:
-            not_before = self._lower_not_before - now
+            not_before = self._level_not_before[level] - now
         else:
             # A rest of the lease is worth a call at once: otherwise only bodies that it covers would pass meanwhile.
             not_before = 0.0 if held else self._ask_not_before - now
@@ -428,7 +428,8 @@ class Admission:
         is_drained = grant.granted < wanted and grant.tokens + grant.deferred < 1
         rarely = now + self._settings.lease_seconds / 3
         self._ask_not_before = rarely if is_drained else 0.0
-        self._lower_not_before = rarely
+        if asked_for is not None:
+            self._level_not_before[asked_for.level] = rarely
         self._low = self._quantum(grant.rate) // 2 + 1
         self._serve_waiting(None if is_void or grant.wait_seconds else asked_for)
         if self._waiting:
@@ -502,7 +503,8 @@ class Admission:
         local = self._local = self._local or bucket_flow.BucketState(0.0, now, self._local_rate(now))
         self._count_falls_at = None
         self._low = 0
-        self._ask_not_before = self._lower_not_before = 0.0
+        self._ask_not_before = 0.0
+        self._level_not_before = [0.0] * len(Level)
         if self._settings.admission_levels:
             self._keep(self._local_fill(local, now))
         self._loop.call_later(AWAY_SECONDS, self._ask)

@@ -781,6 +781,22 @@ async def test_an_allowance_lets_a_level_pass_though_its_reserve_is_never_there(
     assert sum(passed.values()) == pytest.approx(7000, abs=60)
 
 
+async def test_calls_for_the_highest_level_do_not_put_off_those_for_lower_ones(levels_rig: _Rig) -> None:
+    # Given a process that calls the bucket all the time, for bodies of the highest level that no lease covers
+    rig = levels_rig
+    await rig.start()
+    await taken_by_another(rig, 800)
+    rig.clock.advance(0.001)
+    await rig.admission.take(40)
+    # When INFO has an allowance, then it may ask at once
+    assert rig.admission.wait_seconds(1, Level.INFO) == 0.0
+    await rig.admission.take(1, Level.INFO)
+    # And not again and again
+    assert rig.admission.wait_seconds(1, Level.DEBUG) > 0.0
+    with pytest.raises(RateLimitedError):
+        await rig.admission.take(1, Level.INFO)
+
+
 @pytest.mark.parametrize("rate", [1.0, 3.0])
 async def test_a_burst_too_small_for_reserves_admits_every_level(rate: float) -> None:
     rig = _Rig(rate=rate, admission_levels=True)
