@@ -309,7 +309,7 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
             "the token bucket does not answer, and ingest uses the last known rate, which falls",
             "the server of REDIS_URL",
         )
-    return _why_limited(inputs, "" if inputs.rate is None else f" at {rate_text(inputs.rate)}")
+    return _why_limited(inputs)
 
 
 def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:
@@ -320,7 +320,8 @@ def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:
     return "ingest was unavailable (503)", "the event log, and the limits of ingest: the code of each 503 says which"
 
 
-def _why_limited(inputs: HealthInputs, rate: str) -> tuple[str, str]:
+def _why_limited(inputs: HealthInputs) -> tuple[str, str]:
+    rate = "" if inputs.rate is None else f" at {rate_text(inputs.rate)}"
     if inputs.override is not None:
         held = inputs.override
         return (
@@ -331,10 +332,8 @@ def _why_limited(inputs: HealthInputs, rate: str) -> tuple[str, str]:
         return f"{_why_behind(inputs.explanation)} the rate{rate}", "why consumers are behind"
     if inputs.mode is Mode.UNKNOWN:
         return f"the lag is unknown, and the rate falls{rate}", "why the lag is unknown"
-    return (
-        f"clients offer more than the rate{rate}",
-        inputs.explanation.look_at,
-    )
+    limit = "" if inputs.rate is None else f" of {rate_text(inputs.rate)}"
+    return f"clients offer more than the rate{limit}", inputs.explanation.look_at
 
 
 def _why_behind(explanation: Explanation) -> str:

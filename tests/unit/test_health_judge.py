@@ -173,7 +173,7 @@ def test_a_partition_that_has_stored_lately_is_well() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({}, "10 % of the offered events were refused in the last minute: clients offer more than the rate at 1,000/s"),
+        ({}, "10 % of the offered events were refused in the last minute: clients offer more than the rate of 1,000/s"),
         ({"override": OVERRIDE, "rate": 50.0}, "a rate set by an operator holds at 50/s, by ann@host: a test"),
         ({"mode": Mode.DEGRADED, "rate": 400.0}, "the lag is high and holds the rate at 400/s"),
         ({"mode": Mode.UNKNOWN}, "the lag is unknown, and the rate falls"),
