@@ -113,7 +113,7 @@ class IngestService:
     def _recorder(self, readers: SystemReaders) -> Recorder:
         return Recorder(
             readers,
-            deltas=CounterDeltas(self.metrics, lambda: self.collector.refused_beyond_first),
+            deltas=CounterDeltas(self.metrics, lambda: self.collector.refused_beyond_first, self.levels),
             admission=self.admission,
             follower=self.follower,
             settings=self.settings,

@@ -47,6 +47,7 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     rate = f"{_number(known.rate, 'events/s')} {_bar(known.rate, policy.rate_max)} of {policy.rate_max:,.0f}"
     lines += [
         *_wrapped("offered      ", _traffic(known), width),
+        *_levels(known),
         *_wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width),
         *_wrapped("policy       ", f"{policy.policy}: {policy.sentence}", width),
         *_figures(policy, width),
@@ -98,6 +99,14 @@ def _traffic(known: HealthInputs) -> str:
         f"{_number(traffic.offered, 'events/s')}; admitted {traffic.admitted:,.0f}, refused {traffic.refused:,.0f} "
         f"({100 * traffic.refused_share:.0f} % in the {traffic.share_time})"
     )
+
+
+def _levels(known: HealthInputs) -> Iterator[str]:
+    """A line for each level, if levels are on."""
+    if known.traffic is not None:
+        for level, one in known.traffic.levels.items():
+            share = f"refused {100 * one.refused_share:.0f} %"
+            yield f"  {level.label:<11}{_number(one.admitted + one.refused, 'events/s')}, {share}"
 
 
 def _consumption(known: HealthInputs) -> str:

@@ -13,7 +13,7 @@ from pipeline.event_text import event_text
 from pipeline.flow.lag import lag_by_partition
 from pipeline.health.judge import Problem, Verdict, judge
 from pipeline.health.outlook import FRESH_SECONDS, PACE_SECONDS, outlook_of
-from pipeline.health.snapshot import HealthInputs, make_inputs
+from pipeline.health.snapshot import HealthInputs, Traffic, make_inputs
 from pipeline.names import BreakerState
 from pipeline.ports.control import ControlEvent, ControlEvents, ControlState, ControlStore
 from pipeline.ports.dead_letters import DeadLetterCounts
@@ -175,6 +175,7 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "refused": None if traffic is None else round(traffic.refused, 1),
         "refusedShare": None if traffic is None else round(traffic.refused_share, 4),
         "refusedShareTime": None if traffic is None else traffic.share_time,
+        "levels": None if traffic is None or not traffic.levels else _levels_document(traffic),
         "drainRate": inputs.drain_rate,
         "secondsToEmpty": inputs.seconds_to_empty,
         "circuitBreaker": inputs.breaker.value,
@@ -189,6 +190,18 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "eventLog": inputs.event_log,
         "availablePermissions": inputs.bucket_tokens,
         "bucketCapacity": inputs.bucket_capacity,
+    }
+
+
+def _levels_document(traffic: Traffic) -> dict[str, dict[str, float]]:
+    """The traffic by level for JSON, events/s."""
+    return {
+        level.label: {
+            "admitted": round(one.admitted, 1),
+            "refused": round(one.refused, 1),
+            "refusedShare": round(one.refused_share, 4),
+        }
+        for level, one in traffic.levels.items()
     }
 
 

@@ -7,8 +7,9 @@ from typing import Final
 from prometheus_client import Counter
 
 from ingest.errors import status_of
-from pipeline.metrics import IngestMetrics
-from pipeline.ports.history import COUNTS
+from pipeline.metrics import IngestMetrics, LevelCounts
+from pipeline.names import Level
+from pipeline.ports.history import COUNTS, LEVEL_COUNTS
 
 _NAMES: Final = {202: "accepted", 429: "limited", 503: "unavailable"}
 
@@ -22,12 +23,13 @@ class CounterDeltas:
 
     metrics: IngestMetrics
     refused_beyond_first: Callable[[], int]
-    _last: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    levels: LevelCounts | None = None  # None: ADMISSION_LEVELS is off
+    _last: dict[str, int] = field(default_factory=dict)
 
     def take(self) -> dict[str, int]:
         """The growth since the last call."""
         totals = self._totals()
-        news = {name: totals[name] - self._last[name] for name in COUNTS}
+        news = {name: total - self._last.get(name, 0) for name, total in totals.items()}
         self._last = totals
         return news
 
@@ -38,6 +40,10 @@ class CounterDeltas:
             totals[_NAMES.get(status) or ("invalid" if 400 <= status < 500 else "failed")] += count
         totals["admitted"] = sum(count for _, count in _children(self.metrics.accepted_events))
         totals["refused"] = totals["limited"] + totals["unavailable"] + self.refused_beyond_first()
+        if self.levels is not None:
+            levels = self.levels
+            counts = (*(levels.accepted[level] for level in Level), *(levels.refused[level] for level in Level))
+            totals.update(zip(LEVEL_COUNTS, counts, strict=True))
         return totals
 
 

@@ -19,7 +19,7 @@ from pipeline.health.snapshot import Outlook
 from pipeline.loops import Loop
 from pipeline.names import LEASE_HISTORY
 from pipeline.ports.control import ControlState, Leases, paused
-from pipeline.ports.history import HISTORY_ENTRIES_MAX, History
+from pipeline.ports.history import COUNTS, HISTORY_ENTRIES_MAX, History
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 
@@ -103,7 +103,7 @@ class Recorder:
             loop = asyncio.get_running_loop()
             seen = await loop.run_in_executor(self._executor, self._record, counts, seconds, sample)
         finally:
-            rates = tuple(count / seconds for count in counts.values())
+            rates = tuple(counts[name] / seconds for name in COUNTS)
             self.local.append(Point(self._clock.now(), rates, seen or sample, is_local=True))
 
     def _own_view(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.health.snapshot import Outlook, Traffic
-from pipeline.ports.history import COUNTS, HistoryEntry
+from pipeline.health.snapshot import LevelTraffic, Outlook, Traffic
+from pipeline.names import Level
+from pipeline.ports.history import COUNTS, LEVEL_COUNTS, HistoryEntry
 from pipeline.settings import Settings
 
 FRESH_SECONDS: Final = 5.0  # maximum age of a sample that counts as current
@@ -36,6 +37,7 @@ class Lookout:
         self._flows: deque[_Flow] = deque(maxlen=entries_max)
         self._own_flows: deque[_Flow] = deque(maxlen=entries_max)
         self._consumed: deque[tuple[float, int]] = deque(maxlen=int(PACE_SECONDS) + 2)
+        self._levels: deque[tuple[float, tuple[int, ...]]] = deque(maxlen=int(PACE_SECONDS) + 2)
         self._last: HistoryEntry | None = None
         self._at = float("-inf")  # of the newest sample
         self._offsets: dict[int, tuple[int, float]] = {}  # offset, and the time since when it is unchanged
@@ -62,6 +64,8 @@ class Lookout:
             flow = None if before is None else _flow(before, entry, at)
             if flow is not None:
                 self._flows.append(flow)
+            if len(entry.levels) == len(LEVEL_COUNTS):
+                self._levels.append((at, entry.levels))
             self.note_sample(entry.sample, at)
 
     def note_own(self, counts: Mapping[str, int], seconds: float, now: float) -> None:
@@ -121,7 +125,24 @@ class Lookout:
             refused_share=refused / offered if offered else 0.0,
             unavailable_share=_sum(counted, "unavailable") / answers if answers else 0.0,
             share_seconds=self._refused_seconds,
+            levels=self._traffic_by_level(now) if is_known else {},
         )
+
+    def _traffic_by_level(self, now: float) -> dict[Level, LevelTraffic]:
+        """The traffic of each level; empty if no process counts levels."""
+        lately = [one for one in self._levels if one[0] > now - PACE_SECONDS]
+        if len(lately) < 2:
+            return {}
+        (first_at, first), (last_at, last) = lately[0], lately[-1]
+        growth = [new - old for old, new in zip(first, last, strict=True)]
+        seconds = last_at - first_at
+        if seconds <= 0 or min(growth) < 0:  # a flush was between them
+            return {}
+        count = dict(zip(LEVEL_COUNTS, growth, strict=True))
+        return {
+            level: LevelTraffic(count[f"{level.label} accepted"] / seconds, count[f"{level.label} refused"] / seconds)
+            for level in Level
+        }
 
 
 def outlook_of(entries: Sequence[HistoryEntry], settings: Settings, now: float) -> Outlook:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pipeline.names import BreakerState, Mode, SinkName
+from pipeline.names import BreakerState, Level, Mode, SinkName
 from pipeline.policies import explanation_of
 from pipeline.ports.control import Alarm, ControlState, Override, Pause, PublishedRate, consumption_word, paused
 from pipeline.ports.rate import Explanation, Shadow
@@ -16,6 +16,20 @@ SILENT_SECONDS_MIN: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class LevelTraffic:
+    """The part of the traffic that has one level, events/s."""
+
+    admitted: float
+    refused: float
+
+    @property
+    def refused_share(self) -> float:
+        """The refused part of what was offered, 0 to 1."""
+        offered = self.admitted + self.refused
+        return self.refused / offered if offered else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """The traffic that clients offered in the last seconds, events/s. A body refused unread counts as one event."""
 
@@ -24,6 +38,8 @@ class Traffic:
     refused_share: float  # of the traffic offered in the last `share_seconds`, 0 to 1
     unavailable_share: float  # share of the refusals with 503 in that time, 0 to 1
     share_seconds: float = 60.0
+    # Empty if ADMISSION_LEVELS is off. Bodies that were refused before their level was known are in none.
+    levels: Mapping[Level, LevelTraffic] = field(default_factory=dict)
 
     @property
     def share_time(self) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from pipeline.names import Level
+
 HISTORY_SECONDS: Final = 900.0  # how far back a reader can look
 HISTORY_ENTRIES_MAX: Final = 900  # number of entries kept: one a second
 FORGET_SECONDS: Final = 1800.0  # after the last entry, all entries expire
@@ -19,15 +21,25 @@ COUNTS: Final = (
 )
 
 
+# Events by level, where ADMISSION_LEVELS is on. They are not part of COUNTS, since readers of an earlier version expect
+# exactly the counts above.
+LEVEL_COUNTS: Final = (
+    *(f"{level.label} accepted" for level in Level),
+    *(f"{level.label} refused" for level in Level),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """One second of the system. `counts` are totals over all ingest processes, in the order of COUNTS: they only grow,
-    and start at 0 after a flush. `sample` is a JSON object: the view of the process that wrote the entry."""
+    and start at 0 after a flush. `sample` is a JSON object: the view of the process that wrote the entry. `levels` are
+    totals too, in the order of LEVEL_COUNTS; empty if levels are off in that process."""
 
     id: str  # position; opaque, ordered
     at: float  # seconds since the epoch, by the store's clock
     counts: tuple[int, ...]
     sample: dict[str, Any]
+    levels: tuple[int, ...] = ()
 
 
 class History(Protocol):
@@ -35,6 +47,8 @@ class History(Protocol):
 
     def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
         """Add the counts of one process since its last call. With a sample, also add an entry with the new totals.
+
+        `counts` has names of COUNTS, and all names of LEVEL_COUNTS or none.
 
         Also raises StoreUnavailableError if the server is at its memory limit: history writes are refused first.
         """

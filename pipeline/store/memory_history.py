@@ -5,7 +5,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.ports.history import COUNTS, FORGET_SECONDS, HISTORY_ENTRIES_MAX, HISTORY_SECONDS, HistoryEntry
+from pipeline.ports.history import (
+    COUNTS,
+    FORGET_SECONDS,
+    HISTORY_ENTRIES_MAX,
+    HISTORY_SECONDS,
+    LEVEL_COUNTS,
+    HistoryEntry,
+)
 from pipeline.store.memory import MemoryServer
 
 
@@ -20,19 +27,21 @@ class MemoryHistory:
     def flush(self) -> None:
         """Lose everything."""
         with self._server.changed:
-            self._totals = dict.fromkeys(COUNTS, 0)
+            self._totals = dict.fromkeys((*COUNTS, *LEVEL_COUNTS), 0)
             self._entries: deque[HistoryEntry] = deque(maxlen=HISTORY_ENTRIES_MAX)
             self._written_at: float | None = None
 
     def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
         with self._server.changed:
             now = self._now()
-            for name in COUNTS:
+            for name in self._totals:
                 self._totals[name] += counts.get(name, 0)
             if sample is not None:
                 self._number += 1
-                totals = tuple(self._totals.values())
-                self._entries.append(HistoryEntry(f"{self._number:020d}", now, totals, json.loads(json.dumps(sample))))
+                totals = tuple(self._totals[name] for name in COUNTS)
+                levels = tuple(self._totals[name] for name in LEVEL_COUNTS if name in counts)
+                position, seen = f"{self._number:020d}", json.loads(json.dumps(sample))
+                self._entries.append(HistoryEntry(position, now, totals, seen, levels))
             self._written_at = now
 
     def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:

@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.names import KEY_HISTORY, KEY_HISTORY_TOTALS
-from pipeline.ports.history import COUNTS, FORGET_SECONDS, HISTORY_ENTRIES_MAX, HISTORY_SECONDS, HistoryEntry
+from pipeline.ports.history import (
+    COUNTS,
+    FORGET_SECONDS,
+    HISTORY_ENTRIES_MAX,
+    HISTORY_SECONDS,
+    LEVEL_COUNTS,
+    HistoryEntry,
+)
 from pipeline.settings import Settings
 from pipeline.store.connection import ControlConnection, load_script
 
@@ -24,8 +31,8 @@ class RedisHistory:
 
     def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
         text = "" if sample is None else json.dumps(sample, separators=(",", ":"))
-        arguments = [text, str(HISTORY_ENTRIES_MAX), str(int(FORGET_SECONDS * 1000))]
-        for name in COUNTS:
+        arguments = [text, str(HISTORY_ENTRIES_MAX), str(int(FORGET_SECONDS * 1000)), str(len(COUNTS))]
+        for name in (*COUNTS, *(name for name in LEVEL_COUNTS if name in counts)):
             arguments += [name, str(counts.get(name, 0))]
         self._connection.run(load_script("history"), self._keys, arguments)
 
@@ -43,4 +50,5 @@ def _entry(position: str, fields: dict[str, str]) -> HistoryEntry:
         at=int(position.partition("-")[0]) / 1000,
         counts=tuple(int(text) for text in fields["c"].split()),
         sample=json.loads(fields["s"]),
+        levels=tuple(int(text) for text in fields.get("l", "").split()),
     )

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from pipeline.errors import StoreUnavailableError
-from pipeline.ports.history import COUNTS, FORGET_SECONDS, HISTORY_ENTRIES_MAX, History
+from pipeline.ports.history import COUNTS, FORGET_SECONDS, HISTORY_ENTRIES_MAX, LEVEL_COUNTS, History
 from pipeline.store.memory import MemoryServer
 from pipeline.store.memory_history import MemoryHistory
 from pipeline.store.redis_history import RedisHistory
@@ -49,6 +49,19 @@ def test_an_entry_holds_the_totals_of_all_processes_and_the_sample(rig: Rig) -> 
     assert dict(zip(COUNTS, second.counts, strict=True))["admitted"] == 8
     assert second.counts[COUNTS.index("failed")] == 2
     assert 0 <= second.at - first.at < 5
+
+
+def test_an_entry_holds_the_totals_by_level_of_processes_that_count_them(rig: Rig) -> None:
+    # Given two processes that count levels, and one that does not
+    rig.history.add({"admitted": 5, **dict.fromkeys(LEVEL_COUNTS, 2)}, None)
+    rig.another.add({"refused": 3, **dict.fromkeys(LEVEL_COUNTS, 0), "debug refused": 3}, {})
+    rig.history.add({"admitted": 1}, {})
+    # Then
+    first, second = rig.another.since("", entries_max=10)
+    by_level = dict(zip(LEVEL_COUNTS, first.levels, strict=True))
+    assert by_level == {**dict.fromkeys(LEVEL_COUNTS, 2), "debug refused": 5}
+    assert dict(zip(COUNTS, first.counts, strict=True)) == dict.fromkeys(COUNTS, 0) | {"admitted": 5, "refused": 3}
+    assert (second.levels, second.counts[COUNTS.index("admitted")]) == ((), 6)
 
 
 def test_a_reader_goes_on_from_where_it_was(rig: Rig) -> None:

@@ -225,6 +225,21 @@ def test_the_history_of_a_process_outlives_it_and_every_process_shows_the_whole(
     assert isinstance(snapshot["points"][-1][lag], list | None)
 
 
+def test_the_page_has_the_traffic_by_level_where_levels_are_on(start: Start) -> None:
+    # Given a bucket with less than DEBUG's reserve
+    edge = start(admission_levels=True, rate_min=1, rate_max=1, burst_seconds=60)
+    eventually(lambda: post(edge.port, [sample(severity="ERROR")] * 40).status == 202, "admitted")
+
+    # Then the page tells refused and admitted levels apart
+    def levels() -> Any:
+        assert post(edge.port, sample(severity="DEBUG")).status == 429
+        with Stream(edge.port) as stream:
+            return stream.message("snapshot")["status"]["levels"]
+
+    eventually(lambda: levels() is not None and levels()["debug"]["refusedShare"] == 1.0, "shown", seconds_max=10)
+    assert levels()["error"]["refusedShare"] == 0.0
+
+
 def test_viewers_beyond_the_limit_are_told_so_in_words(start: Start) -> None:
     edge = start(page_viewers_max=2)
     with Stream(edge.port), Stream(edge.port):

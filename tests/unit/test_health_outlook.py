@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.health.outlook import Lookout, outlook_of
-from pipeline.ports.history import COUNTS, HistoryEntry
+from pipeline.names import Level
+from pipeline.ports.history import COUNTS, LEVEL_COUNTS, HistoryEntry
 from support.control import control_settings
 
 SETTINGS = control_settings("redis://nowhere")
@@ -38,6 +39,31 @@ def test_a_flush_and_a_hole_make_no_traffic_up() -> None:
     assert traffic is not None
     assert traffic.admitted == 10.0
     assert outlook_of(entries[3:], SETTINGS, 20.0).traffic is None
+
+
+def test_traffic_by_level_is_of_the_last_seconds_where_it_is_counted() -> None:
+    # Given 30 INFO and 10 ERROR a second, of which a third of INFO is refused, and counts of levels in most entries
+    per_second = {"info accepted": 20, "info refused": 10, "error accepted": 10}
+    entries = [
+        replace(
+            entry(float(t), admitted=30 * t, refused=10 * t),
+            levels=() if t == 57 else tuple(per_second.get(name, 0) * t for name in LEVEL_COUNTS),
+        )
+        for t in range(61)
+    ]
+    traffic = outlook_of(entries, SETTINGS, 60.5).traffic
+    assert traffic is not None
+    assert (traffic.levels[Level.INFO].admitted, traffic.levels[Level.INFO].refused) == (20.0, 10.0)
+    assert traffic.levels[Level.INFO].refused_share == pytest.approx(1 / 3)
+    assert traffic.levels[Level.ERROR].refused_share == traffic.levels[Level.DEBUG].refused_share == 0.0
+    # A flush makes nothing up, and where no process counts levels there are none
+    flushed = replace(entry(61.0), levels=(0,) * len(LEVEL_COUNTS))
+    after = outlook_of([*entries, flushed], SETTINGS, 61.5).traffic
+    assert after is not None
+    assert after.levels == {}
+    without = outlook_of([replace(one, levels=()) for one in entries], SETTINGS, 60.5).traffic
+    assert without is not None
+    assert without.levels == {}
 
 
 def test_what_is_old_is_unknown() -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from pipeline.__main__ import exit_status, main
 from pipeline.__main__ import screen as screen_of
-from pipeline.health.snapshot import HealthInputs
-from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.health.judge import judge
+from pipeline.health.snapshot import HealthInputs, LevelTraffic, Traffic
+from pipeline.names import BreakerState, ControlEventKind, Level, Mode, PauseReason
 from pipeline.ports.control import ControlEvent, Override, Pause
-from pipeline.status import SystemStatus
+from pipeline.status import SystemStatus, inputs_document
 from support.health import HEALTHY, NOW
 from support.processes import ROOT
 
@@ -41,6 +42,21 @@ def test_a_rate_set_by_hand_is_shown_with_its_end() -> None:
     text = screen(replace(HEALTHY, override=Override(300.0, NOW + 60, "ann@host", "a test", NOW)))
     assert "override     300/s until 22:14:20 UTC by ann@host: a test" in text
     assert text.startswith("HEALTHY at 22:13:20 UTC")
+
+
+def test_levels_are_shown_where_they_are_on() -> None:
+    levels = {Level.DEBUG: LevelTraffic(0.0, 400.0), Level.ERROR: LevelTraffic(50.0, 0.0)}
+    traffic = Traffic(50.0, 400.0, 0.5, 0.0, levels=levels)
+    lines = screen(replace(HEALTHY, traffic=traffic)).splitlines()
+    assert [line for line in lines if line.startswith(("  debug", "  error"))] == [
+        "  debug      400 events/s, refused 100 %",
+        "  error      50 events/s, refused 0 %",
+    ]
+    document = inputs_document(replace(HEALTHY, traffic=traffic), judge(HEALTHY))
+    assert document["levels"]["debug"] == {"admitted": 0.0, "refused": 400.0, "refusedShare": 1.0}
+    without = replace(HEALTHY, traffic=replace(traffic, levels={}))
+    assert "debug" not in screen(without)
+    assert inputs_document(without, judge(HEALTHY))["levels"] is None
 
 
 def test_conflicts_are_told_apart_from_other_dead_letters() -> None:
