@@ -166,6 +166,7 @@ class _Run(Generic[Encoded]):
         self._identity: LogIdentity | None = None  # None: must be read
         self._position: int | None = None  # the stored offset; None: must be read
         self._next_offset: int | None = None  # the last known one
+        self._gap_at: int | None = None  # the stored offset behind which records were missing
         self._held_log_id: str | None = None  # of the lock that this run holds
         self._busy_tries = 0
         self._fence_is_unavailable = False
@@ -184,7 +185,10 @@ class _Run(Generic[Encoded]):
         while not paused():
             try:
                 is_forward = self._step()
-            except (BreakerOpenError, LogGapError, PoisonedError) as error:
+            except LogGapError as error:
+                if self._is_gap():
+                    return DrainOutcome.LOG_GAP, str(error)
+            except (BreakerOpenError, PoisonedError) as error:
                 self._evidence = error.evidence if isinstance(error, PoisonedError) else None
                 return _ENDS[type(error)], str(error)
             except _BusyError:
@@ -204,6 +208,18 @@ class _Run(Generic[Encoded]):
                     return DrainOutcome.FINISHED, None
         return DrainOutcome.PAUSED, None
 
+    def _is_gap(self) -> bool:
+        """Whether records are missing behind a stored offset that was read again since they were found missing.
+
+        Otherwise another drain may have stored them, and trimmed the log: one that had lost its lock unnoticed, or an
+        older version.
+        """
+        if self._position is None or self._position == self._gap_at:
+            return True
+        self._gap_at, self._position = self._position, None
+        self._prefetch.drop()
+        return False
+
     def _step(self) -> bool:
         """Look up the partition's offset, or read, or store one piece; returns whether it read or stored."""
         prefetch, breaker = self._prefetch, self._context.breaker
@@ -212,6 +228,8 @@ class _Run(Generic[Encoded]):
             if self._partition >= self._identity.partitions:
                 raise LogMisconfiguredError(f"the event log has no partition {self._partition}")
         identity = self._identity
+        if prefetch.first is not None and not self._context.sink.holds(identity.log_id, self._partition):
+            self._position = None  # the session ended, and another drain may have the partition since
         if self._position is None:
             self._position = self._next_offset = breaker.call(lambda: self._look_up(identity), stores=False)
             if prefetch.first is not None and prefetch.first.expected_offset != self._position:
@@ -432,6 +450,5 @@ class _Run(Generic[Encoded]):
 
 _ENDS: Final[dict[type[Exception], DrainOutcome]] = {
     BreakerOpenError: DrainOutcome.BREAKER_OPEN,
-    LogGapError: DrainOutcome.LOG_GAP,
     PoisonedError: DrainOutcome.POISONED,
 }

@@ -44,6 +44,12 @@ class EventSink(Protocol[Encoded]):
         Raises SinkUnavailableError.
         """
 
+    def holds(self, log_id: str, partition: int) -> bool:
+        """Whether this process is the partition's drainer, as far as it knows without asking a server.
+
+        A lock ends with the session that acquired it, so any call may lose it. Raises nothing.
+        """
+
     def release(self, log_id: str, partition: int) -> None:
         """Release the partition; idempotent, raises nothing."""
 

@@ -82,6 +82,10 @@ class JsonlSink:
                 raise
         return True
 
+    def holds(self, log_id: str, partition: int) -> bool:
+        self._forget_if_forked()
+        return (log_id, partition) in self._held
+
     def release(self, log_id: str, partition: int) -> None:
         self._forget_if_forked()
         files = self._held.pop((log_id, partition), None)

@@ -92,8 +92,11 @@ class MemorySink:
         self._ask()
         return self.database.locks.setdefault((log_id, partition), self) is self
 
+    def holds(self, log_id: str, partition: int) -> bool:
+        return self.database.locks.get((log_id, partition)) is self
+
     def release(self, log_id: str, partition: int) -> None:
-        if self.database.locks.get((log_id, partition)) is self:
+        if self.holds(log_id, partition):
             del self.database.locks[log_id, partition]
 
     def encode(self, log_id: str, partition: int, batch: LogBatch) -> None:

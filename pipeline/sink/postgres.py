@@ -89,6 +89,9 @@ class PostgresSink:
             self._locks().add(key)
         return got
 
+    def holds(self, log_id: str, partition: int) -> bool:
+        return lock_key(log_id, partition) in self._locks()
+
     def release(self, log_id: str, partition: int) -> None:
         key = lock_key(log_id, partition)
         if key not in self._locks():

@@ -413,7 +413,9 @@ def test_before_commit_sees_nothing_committed(bench: Bench) -> None:
 def test_one_drainer_for_each_partition(bench: Bench) -> None:
     # Given a sink that holds a partition
     one, two = bench.sink(), bench.sink()
+    assert not one.holds(LOG, 0)
     assert one.acquire(LOG, 0)
+    assert (one.holds(LOG, 0), one.holds(LOG, 1), two.holds(LOG, 0)) == (True, False, False)
     # Then another can't have it, but another partition, and the same one of another log
     assert not two.acquire(LOG, 0)
     assert two.acquire(LOG, 1)
@@ -422,6 +424,7 @@ def test_one_drainer_for_each_partition(bench: Bench) -> None:
     assert one.acquire(LOG, 0)
     one.release(LOG, 0)
     one.release(LOG, 0)
+    assert not one.holds(LOG, 0)
     assert two.acquire(LOG, 0)
     # And giving up what one does not hold takes it from nobody
     one.release(LOG, 0)
@@ -435,6 +438,7 @@ def test_a_closed_sink_holds_nothing_and_can_be_used_again(bench: Bench) -> None
     # When it is closed, twice
     one.close()
     one.close()
+    assert not one.holds(LOG, 0)
     # Then another may have it, as soon as the server has seen the end
     eventually(lambda: two.acquire(LOG, 0))
     # And the closed one connects anew

@@ -364,6 +364,50 @@ def test_what_lies_before_a_hole_is_stored(rig: Rig) -> None:
     assert rig.stored_numbers() == [0, 1, 2, 3]
 
 
+def test_a_hole_that_another_drain_has_made_is_none(rig: Rig) -> None:
+    # Given a run that has looked up its offset, when another process stores a batch, and the log is trimmed behind it
+    rig.append(0, 20)
+    other = MemorySink(rig.settings, rig.store)
+
+    def store_and_trim() -> None:
+        other.store(rig.log_id, 0, 0, numbered_batch(0, 12), before_commit=lambda: None)
+        rig.log_server.trim(0, 12)
+
+    rig.at_step[2] = store_and_trim
+    # Then the run looks again where the sink stands, and goes on from there
+    report = rig.drain()
+    assert (report.outcome, report.stored, report.next_offset) == (DrainOutcome.FINISHED, 8, 20)
+    assert rig.stored_numbers() == list(range(20))
+
+
+def test_a_run_that_has_lost_its_lock_stores_nothing_before_it_has_it_again(rig: Rig) -> None:
+    # Given a run whose session ended while the control store did not answer
+    rig.append(0, 20)
+    other = MemorySink(rig.settings, rig.store)
+
+    class Frozen(MemorySink):
+        tries = 0
+
+        def store(self, *place: Any, **means: Any) -> StoreResult:
+            self.tries += 1
+            if self.tries == 1:
+                rig.store.locks.clear()
+                raise StoreUnavailableError
+            return super().store(*place, **means)
+
+    sink = Frozen(rig.settings, rig.store)
+    # When another process has the partition
+    rig.at_step[4] = lambda: other.acquire(rig.log_id, 0)
+    report = rig.drain(sink=sink)
+    # Then the first one stores nothing
+    assert (report.outcome, report.stored, sink.tries) == (DrainOutcome.BUSY, 0, 1)
+    # And it stores if no other has it
+    other.release(rig.log_id, 0)
+    sink.tries = 0
+    report = rig.drain(sink=sink)
+    assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 20)
+
+
 @pytest.mark.parametrize(("gap_from", "is_accepted"), [(0, True), (3, True), (4, False), (None, False)])
 def test_a_declared_hole_is_accepted_only_where_it_covers(rig: Rig, gap_from: int | None, is_accepted: bool) -> None:
     # Given three stored records, and a log that goes on with 8
