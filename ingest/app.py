@@ -19,11 +19,15 @@ from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, response_to, to_sanic
 from ingest.http.routes import IngestApp, IngestRequest, add_collecting, add_watching
 from ingest.openapi.routes import add_contract
+from ingest.protocols.decoding import Decoding
+from ingest.protocols.lines import lines_codec
 from ingest.service import IngestContext, IngestService
-from ingest.types import Codec
+from ingest.types import Route
+from pipeline.clock import Clock
 from pipeline.settings import Settings
 
 EVENTS_PATH: Final = "/api/logs"
+LINES_PATH: Final = "/api/logs/lines"
 KEEP_ALIVE_SECONDS: Final = 75  # an idle connection; above the 60 s of common proxies, so that they close first
 
 
@@ -46,15 +50,15 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
     config.MOTD = False
     config.KEEP_ALIVE_TIMEOUT = KEEP_ALIVE_SECONDS
     config.REQUEST_MAX_HEADER_SIZE = HEAD_BYTES_MAX
-    config.REQUEST_MAX_SIZE = settings.body_bytes_max
+    config.REQUEST_MAX_SIZE = max(settings.body_bytes_max, settings.protocol_body_bytes_max)
     # The protocol has its own limits. Sanic's limits are higher, for cases that the protocol does not see.
     config.REQUEST_TIMEOUT = math.ceil(settings.request_seconds_max + 5)
     config.RESPONSE_TIMEOUT = math.ceil(settings.request_seconds_max + 4 * settings.append_seconds_max + 5)
     app: IngestApp = Sanic(name, config=config, error_handler=OneShapeErrors(), configure_logging=False)
     service = app.ctx.service = IngestService(settings, context)
-    codecs = codecs_by_path(settings)
-    app.ctx.http = _http_context(service, codecs)
-    add_collecting(app, service.collector, codecs)
+    table = routes(settings, context.clock)
+    app.ctx.http = _http_context(service, table)
+    add_collecting(app, service.collector, table)
     add_watching(
         app,
         health=service.health_sources,
@@ -70,13 +74,20 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
     return app
 
 
-def codecs_by_path(settings: Settings) -> dict[str, Codec]:
-    """The protocols: the codec for each path."""
-    return {EVENTS_PATH: events_codec(settings)}
+def routes(settings: Settings, clock: Clock) -> list[Route]:
+    """The addresses for events: a row for each, with the codec of its protocol."""
+    decoding = Decoding(settings, clock)
+    lines = lines_codec(decoding)
+    return [
+        Route(EVENTS_PATH, events_codec(settings)),
+        Route(EVENTS_PATH, lines, format="lines"),
+        Route(LINES_PATH, lines),  # for clients that can't send a query
+    ]
 
 
-def _http_context(service: IngestService, codecs: dict[str, Codec]) -> HttpContext:
+def _http_context(service: IngestService, table: list[Route]) -> HttpContext:
     settings, request_ids = service.settings, RequestIds()
+    codecs = {_target(route): route.codec for route in table if "POST" in route.methods}
     early = EarlyRejection(
         EVENTS_PATH,
         codecs[EVENTS_PATH],
@@ -85,7 +96,6 @@ def _http_context(service: IngestService, codecs: dict[str, Codec]) -> HttpConte
         clock=service.clock,
         request_ids=request_ids,
         lifecycle=service.lifecycle,
-        bytes_max=settings.body_bytes_max,
     )
     return HttpContext(
         limits=ConnectionLimits(
@@ -100,6 +110,11 @@ def _http_context(service: IngestService, codecs: dict[str, Codec]) -> HttpConte
         codecs=codecs,
         early_rejection=None if service.collector.traces else early,
     )
+
+
+def _target(route: Route) -> str:
+    """What clients send as the target of a route without variables."""
+    return route.path if route.format is None else f"{route.path}?format={route.format}"
 
 
 def _busy_response() -> bytes:

@@ -9,15 +9,14 @@ from uuid_utils import uuid7
 from ingest.admission import Admission
 from ingest.appender import Appender
 from ingest.errors import PartlyStoredError, row_of
-from ingest.framing import inflate, is_gzip, without_mark
 from ingest.held_bodies import HeldBodies
 from ingest.levels import level_of, level_of_priority
-from ingest.types import Codec, Request, Response
+from ingest.types import Batch, Codec, Request, Response
 from pipeline.clock import Clock
 from pipeline.errors import LogIndeterminateError, LogPartialError, SluiceError
-from pipeline.event import Event, encode_record, partition_of, record_head
+from pipeline.event import encode_record, partition_of, record_head
 from pipeline.metrics import IngestMetrics, LevelCounts
-from pipeline.names import LEVEL_HIGHEST, Level
+from pipeline.names import LEVEL_HIGHEST, Level, ProtocolName
 
 logger: Final = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ class Collector:
         metrics: IngestMetrics,
         clock: Clock,
         *,
-        bytes_max: int,
         traces: bool,
         levels: LevelCounts | None = None,
     ) -> None:
@@ -42,7 +40,6 @@ class Collector:
         self._held_bodies = held_bodies
         self._metrics = metrics
         self._clock = clock
-        self._bytes_max = bytes_max
         self.traces = traces  # log a line for each request
         self._levels = levels  # None: ADMISSION_LEVELS is off, and all requests have the highest level
         self.refused_beyond_first = 0  # decoded events of rejected bodies, without the first event of each
@@ -71,45 +68,58 @@ class Collector:
 
     async def collect(self, codec: Codec, request: Request) -> Response:
         """Collect the events of a request, and respond once all of them are durable in the event log."""
+        is_own = codec.name is ProtocolName.EVENTS
         try:
-            count = await self._collect(codec, request)
+            batch = await self._collect(codec, request)
         except SluiceError as error:
             code = row_of(error).code
-            self._metrics.answers.labels(code).inc()
             if self.traces:
                 _trace(request.request_id, code, str(error))
-            return codec.rejected(error)
+            response = codec.rejected(request, error)
+            if is_own:
+                self._metrics.answers.labels(code).inc()
+            else:
+                self._metrics.protocol_requests.labels(codec.name.value, response.status).inc()
+            return response
+        count = len(batch.events)
         if self.traces:
             _trace(request.request_id, "accepted", f"{count} events")
-        self._metrics.accepted_answers.inc()
         self._metrics.accepted_events.inc(count)
-        return codec.accepted(count)
+        response = batch.accepted()
+        if is_own:
+            self._metrics.accepted_answers.inc()
+        else:
+            self._metrics.protocol_requests.labels(codec.name.value, response.status).inc()
+            self._metrics.protocol_events.labels(codec.name.value, "accepted").inc(count)
+            self._metrics.protocol_events.labels(codec.name.value, "rejected").inc(batch.rejected)
+        return response
 
-    async def _collect(self, codec: Codec, request: Request) -> int:
-        """Collect the events and return their number. Raises SluiceError."""
+    async def _collect(self, codec: Codec, request: Request) -> Batch:
+        """Collect the events. Raises SluiceError."""
         headers = request.headers
-        decode = codec.decode(headers)
-        gzipped = is_gzip(headers.get("content-encoding"))
+        decode = codec.decode(request)
+        inflate = codec.inflate(headers)
         level = LEVEL_HIGHEST if self._levels is None else level_of_priority(headers.get("priority"))
         refusal = self.refusal(LEVEL_HIGHEST if level is None else level)
         if refusal is not None:
             self.note_rejected(level)
             raise refusal
         with self._held_bodies.begin() as held:
-            body = await request.receive_body(self._bytes_max, held)
+            body = await request.receive_body(codec.bytes_max, held)
             head = record_head(int(self._clock.now() * 1000), request.request_id)
-            if gzipped:
-                body = inflate(body, self._bytes_max)
-                held.note(len(body))
-            events = await decode(without_mark(body))
-            count = len(events)
+            if inflate is not None:
+                body = await inflate(body, held)
+            batch = await decode(body)
+            count = len(batch.events)
+            if not count:
+                return batch  # a protocol may have bodies without events
             if level is None:
-                level = level_of(events)
+                level = level_of(batch.events)
             try:
                 admission, has_levels = self._admission, self._levels is not None
                 if not (admission.take_level_now(count, level) if has_levels else admission.take_now(count)):
                     await admission.take(count, level)
-                await self._append(events, head)
+                await self._append(batch, head)
             except SluiceError:
                 self.refused_beyond_first += count - 1
                 if self._levels is not None:
@@ -117,13 +127,13 @@ class Collector:
                 raise
         if self._levels is not None:
             self._levels.note_accepted(level, count)
-        return count
+        return batch
 
-    async def _append(self, events: list[Event], head: bytes) -> None:
+    async def _append(self, batch: Batch, head: bytes) -> None:
         """Append admitted events. The tokens of those that are certainly not stored go back: a repeat pays again."""
         entries: list[tuple[int, bytes]] = []
         try:
-            entries, size = _records(events, head, self._appender.partitions)
+            entries, size = _records(batch, head, self._appender.partitions)
             await self._appender.append(entries, size)
         except LogPartialError as error:
             unconfirmed = [index for index, (part, _) in enumerate(entries) if part in error.failures]
@@ -133,20 +143,22 @@ class Collector:
         except LogIndeterminateError:
             raise
         except SluiceError:
-            self._admission.give_back(len(events))
+            self._admission.give_back(len(batch.events))
             raise
 
 
-def _records(events: list[Event], head: bytes, partitions: int) -> tuple[list[tuple[int, bytes]], int]:
+def _records(batch: Batch, head: bytes, partitions: int) -> tuple[list[tuple[int, bytes]], int]:
     """(partition, record) of each event, and the total bytes. Gives ids to events that have none."""
     entries = []
     size = 0
-    for event in events:
+    keys = batch.partition_keys
+    for index, event in enumerate(batch.events):
         if event.event_id is None:
             event.event_id = str(uuid7())
         record = encode_record(event, head)
         size += len(record)
-        entries.append((partition_of(event.correlation_id, partitions), record))
+        key = event.correlation_id if keys is None else keys[index]
+        entries.append((partition_of(key, partitions), record))
     return entries, size
 
 

@@ -101,6 +101,10 @@ class UnsupportedBodyError(RequestError):
         return {"accepted": ["application/json", "application/x-ndjson"], "codings": ["gzip", "identity"]}
 
 
+class UnsupportedFormatError(RequestError):
+    """The query names a format that does not exist."""
+
+
 class HeadTooLargeError(RequestError):
     """The request line and headers are larger than the limit."""
 
@@ -171,6 +175,7 @@ _TABLE: Final[dict[type[BaseException], Row]] = {
     InvalidEventsError: Row(422, "invalid"),
     BodyTooLargeError: Row(413, "too_large"),
     UnsupportedBodyError: Row(415, "unsupported_media_type"),
+    UnsupportedFormatError: Row(400, "bad_request"),
     HeadTooLargeError: Row(431, "headers_too_large"),
     NotReadyError: Row(503, "unavailable", retryable=True),
     RateLimitedError: Row(429, "rate_limited", retryable=True),

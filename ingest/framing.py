@@ -2,26 +2,45 @@
 
 import codecs
 import zlib
+from collections.abc import Generator
+from functools import partial
 from typing import Final
+
+import zstandard
 
 from ingest.errors import BodyTooLargeError, MalformedBodyError, UnsupportedBodyError
 from ingest.grammar import ascii_lower
+from ingest.held_bodies import HeldBytes
+from ingest.types import Inflate
 
 GZIP_MEMBERS_MAX: Final = 100  # of one stream: each member costs an inflate state and a copy of the data after it
 _GZIP_WINDOW: Final = 31  # zlib: the largest window, with a gzip header only
+_GZIP_OR_ZLIB_WINDOW: Final = 47  # zlib: the same, with either header
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_ZSTD_WINDOW_MAX: Final = 8 << 20  # what RFC 8878 recommends that every decoder supports
+# The library does not limit what it inflates at once. Four bytes may stand for 128 KiB: so much is 8 MiB at most.
+_ZSTD_INPUT_BYTES: Final = 256
+_PIECE_BYTES: Final = 256 * 1024
 
 
-def is_gzip(content_encoding: str | None) -> bool:
-    """Whether a Content-Encoding is gzip; False for none. Raises UnsupportedBodyError for any other."""
+def declared_coding(content_encoding: str | None, bytes_max: int) -> Inflate | None:
+    """Inflate what a Content-Encoding names: gzip; None for no coding. Raises UnsupportedBodyError for any other."""
     if content_encoding is None:
-        return False
+        return None
     match ascii_lower(content_encoding.strip()):
         case "gzip" | "x-gzip":
-            return True
+            return partial(_inflate_held, bytes_max)
         case "" | "identity":
-            return False
+            return None
         case _:
             raise UnsupportedBodyError("the Content-Encoding is not gzip")
+
+
+async def _inflate_held(bytes_max: int, data: bytes, held: HeldBytes) -> bytes:
+    body = inflate(data, bytes_max)
+    held.note(len(body))
+    return body
 
 
 def without_mark(body: bytes) -> bytes:
@@ -52,3 +71,72 @@ def inflate(data: bytes, bytes_max: int) -> bytes:
         if not data:
             return b"".join(parts)
     raise MalformedBodyError(f"the gzip stream has more than {GZIP_MEMBERS_MAX} members")
+
+
+def found_coding(data: bytes, *, is_declared: bool) -> str | None:
+    """The content coding of a body by its first bytes: `gzip`, `zstd`, `deflate` (zlib), or None.
+
+    Clients name other codings than they use: GELF libraries say `gzip,deflate` and send zlib, and others name none. The
+    first bytes of gzip and zstd begin no text. Those of zlib may, so they count only if some coding is declared.
+    """
+    if data.startswith(_GZIP_MAGIC):
+        return "gzip"
+    if data.startswith(_ZSTD_MAGIC):
+        return "zstd"
+    if is_declared and len(data) >= 2 and data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0:
+        return "deflate"
+    return None
+
+
+def inflate_in_steps(data: bytes, coding: str, bytes_max: int, held: HeldBytes) -> Generator[None, None, bytes]:
+    """Inflate a body of one of the codings of `found_coding` in steps of some hundred kilobytes.
+
+    `held` counts the bytes. Raises BodyTooLargeError, MalformedBodyError, OverloadedError.
+    """
+    pieces = _zstd_pieces(data) if coding == "zstd" else _zlib_pieces(data)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        for piece in pieces:
+            size += len(piece)
+            if size > bytes_max:
+                raise BodyTooLargeError(bytes_max, "bytes")
+            held.take(len(piece))
+            parts.append(piece)
+            yield
+    except (zlib.error, zstandard.ZstdError, EOFError) as error:
+        raise MalformedBodyError(f"the body is not {coding}: {error}") from error
+    return b"".join(parts)
+
+
+def _zlib_pieces(data: bytes) -> Generator[bytes]:
+    """The content of a zlib stream, or of a gzip stream with one or several members. Raises zlib.error, EOFError."""
+    for _ in range(GZIP_MEMBERS_MAX):
+        inflater = zlib.decompressobj(_GZIP_OR_ZLIB_WINDOW)
+        piece = inflater.decompress(data, _PIECE_BYTES)
+        while piece or inflater.unconsumed_tail:
+            yield piece
+            piece = inflater.decompress(inflater.unconsumed_tail, _PIECE_BYTES)
+        if not inflater.eof:
+            raise EOFError("it is cut off")
+        data = inflater.unused_data.lstrip(b"\0")  # gzip pads with zeros
+        if not data:
+            return
+    raise EOFError(f"it has more than {GZIP_MEMBERS_MAX} members")
+
+
+def _zstd_pieces(data: bytes) -> Generator[bytes]:
+    """The content of one or several zstd frames. Raises ZstdError, EOFError."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX)
+    for _ in range(GZIP_MEMBERS_MAX):
+        inflater = decompressor.decompressobj()
+        at = 0
+        while at < len(data) and not inflater.eof:
+            yield inflater.decompress(data[at : at + _ZSTD_INPUT_BYTES])
+            at += _ZSTD_INPUT_BYTES
+        if not inflater.eof:
+            raise EOFError("it is cut off")
+        data = inflater.unused_data + data[at:]
+        if not data:
+            return
+    raise EOFError(f"it has more than {GZIP_MEMBERS_MAX} frames")

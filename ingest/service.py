@@ -92,7 +92,6 @@ class IngestService:
             self.held_bodies,
             self.metrics,
             context.clock,
-            bytes_max=settings.body_bytes_max,
             traces=settings.log_level == "DEBUG",  # read once: a logger takes longer, for each request
             levels=self.levels,
         )

@@ -1,13 +1,13 @@
 """The types between the parts of ingest: what each needs from the others, so that none depends on the whole process."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from ingest.held_bodies import HeldBytes
 from pipeline.errors import SluiceError
 from pipeline.event import Event
-from pipeline.names import LEVEL_HIGHEST, Level
+from pipeline.names import LEVEL_HIGHEST, Level, ProtocolName
 
 JSON: Final = "application/json"
 
@@ -29,28 +29,75 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Decode = Callable[[bytes], Awaitable[list[Event]]]
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The events of a body. All of them are admitted and appended, or none.
+
+    `accepted` creates the response once all events are durable. `partition_keys` has the key of each event that decides
+    its partition; None: these are the correlation ids. `rejected` is the number of records that became no event.
+    """
+
+    events: list[Event]
+    accepted: Callable[[], Response]
+    partition_keys: Sequence[str] | None = None
+    rejected: int = 0
+
+
+class RequestHead(Protocol):
+    """What is known of a request before its body is read."""
+
+    @property
+    def headers(self) -> Headers: ...
+
+    @property
+    def target(self) -> str:
+        """The path, with the query if there is one, as the client sent them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A head by itself, without a connection."""
+
+    headers: Headers
+    target: str
+
+
+Inflate = Callable[[bytes, HeldBytes], Awaitable[bytes]]
+Decode = Callable[[bytes], Awaitable[Batch]]
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
     """A protocol: how its bodies become events, and how its clients are answered.
 
-    `decode` reads the headers, before a body is read, and returns the function that decodes the inflated body. Both
-    raise RequestError. `accepted` gets the number of events that are durable. `rejected` gets the reason why no event
-    is known to be durable.
+    `inflate` and `decode` read the head, before a body is read. `inflate` returns the function that removes the content
+    coding, or None if there is none. `decode` returns the function that decodes the inflated body. All four raise
+    RequestError. `rejected` creates the response to an error: no event is known to be durable. `bytes_max` is the limit
+    of a body, before and after it is inflated.
     """
 
-    decode: Callable[[Headers], Decode]
-    accepted: Callable[[int], Response]
-    rejected: Callable[[SluiceError], Response]
+    name: ProtocolName
+    bytes_max: int
+    inflate: Callable[[Headers], Inflate | None]
+    decode: Callable[[RequestHead], Decode]
+    rejected: Callable[[RequestHead, SluiceError], Response]
 
 
-class Request(Protocol):
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An address for events: a path of Sanic's router, its methods, and the codec of its requests.
+
+    Several routes may share a path if the parameter `format` of the query distinguishes them.
+    """
+
+    path: str
+    codec: Codec
+    methods: tuple[str, ...] = ("POST",)
+    format: str | None = None
+
+
+class Request(RequestHead, Protocol):
     """A request with an unread body."""
-
-    @property
-    def headers(self) -> Headers: ...
 
     @property
     def request_id(self) -> str: ...

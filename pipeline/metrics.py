@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.names import Level, LoopName
+from pipeline.names import Level, LoopName, ProtocolName
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,20 @@ class Declared:
 
 # The clients' view: responses by error code, or `accepted`.
 INGEST_ANSWERS: Final = Declared("sluice_ingest_answers", "Answers to POST /api/logs by error code", ("code",))
+# The same for clients that send in other protocols.
+PROTOCOL_REQUESTS: Final = Declared(
+    "sluice_ingest_protocol_requests",
+    "Requests in other protocols by the HTTP status of their response",
+    ("protocol", "status"),
+)
+# Which protocols are in use. `rejected` grows: a client sends records that can't be mapped to an event.
+PROTOCOL_EVENTS: Final = Declared(
+    "sluice_ingest_protocol_events",
+    "Records in other protocols: accepted as events, or rejected",
+    ("protocol", "outcome"),
+)
 # The same by HTTP status, which every HTTP tool knows.
-HTTP_REQUESTS: Final = Declared("http_requests", "Answers to POST /api/logs by HTTP status", ("status",))
+HTTP_REQUESTS: Final = Declared("http_requests", "Answers to requests with events by HTTP status", ("status",))
 # Compare its rate with the admitted rate: it shows how much of that is used.
 ACCEPTED_EVENTS: Final = Declared("sluice_ingest_accepted_events", "Events acknowledged: durable in the event log")
 # Add the accepted events: the sum is the offered load.
@@ -281,6 +293,13 @@ class IngestMetrics:
         self.answers = INGEST_ANSWERS.live_counter(registry)
         self.accepted_answers = self.answers.labels("accepted")  # that of every accepted request, looked up once
         self.accepted_events = ACCEPTED_EVENTS.live_counter(registry)
+        self.protocol_requests = PROTOCOL_REQUESTS.live_counter(registry)
+        self.protocol_events = PROTOCOL_EVENTS.live_counter(registry)
+        for name in ProtocolName:
+            if name is not ProtocolName.EVENTS:  # from the start, so that their first growth can be seen
+                self.protocol_requests.labels(name.value, 429)
+                for outcome in ("accepted", "rejected"):
+                    self.protocol_events.labels(name.value, outcome)
         self.lease_calls = LEASE_CALLS.live_counter(registry)
         self.append_seconds = APPEND_SECONDS.live_histogram(registry, _APPEND_BOUNDS)
         self.append_group_events = APPEND_GROUP_EVENTS.live_histogram(registry, _GROUP_BOUNDS)
@@ -348,8 +367,21 @@ class LoopsCollector(Collector):
         yield family
 
 
+def answers_by_status(metrics: IngestMetrics, status_of: Callable[[str], int]) -> dict[int, float]:
+    """The number of answers of this process in all protocols, by HTTP status."""
+    by_status: dict[int, float] = {}
+    for counter in (metrics.answers, metrics.protocol_requests):
+        for family in counter.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    labels = sample.labels
+                    status = status_of(labels["code"]) if "code" in labels else int(labels["status"])
+                    by_status[status] = by_status.get(status, 0.0) + sample.value
+    return by_status
+
+
 class RequestsByStatus(Collector):
-    """Responses to POST /api/logs by HTTP status, calculated from those by code: counted once, shown twice.
+    """Responses to requests with events by HTTP status, calculated from those by code: counted once, shown twice.
 
     `beyond_first` returns how many events of refused bodies were read, without the first event of each body.
     """
@@ -357,7 +389,7 @@ class RequestsByStatus(Collector):
     def __init__(
         self, metrics: IngestMetrics, status_of: Callable[[str], int], beyond_first: Callable[[], int]
     ) -> None:
-        self._answers = metrics.answers
+        self._metrics = metrics
         self._status_of = status_of
         self._beyond_first = beyond_first
 
@@ -367,12 +399,7 @@ class RequestsByStatus(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """A series for each response status, and the number of refused events."""
-        by_status: dict[int, float] = {}
-        for family in self._answers.collect():
-            for sample in family.samples:
-                if sample.name.endswith("_total"):
-                    status = self._status_of(sample.labels["code"])
-                    by_status[status] = by_status.get(status, 0.0) + sample.value
+        by_status = answers_by_status(self._metrics, self._status_of)
         requests = HTTP_REQUESTS.counter()
         for status, count in sorted(by_status.items()):
             requests.add_metric([str(status)], count)

@@ -37,6 +37,18 @@ class Level(IntEnum):
 LEVEL_HIGHEST: Final = Level.ERROR
 
 
+class ProtocolName(StrEnum):
+    """The protocols in which clients send events."""
+
+    EVENTS = "events"  # Sluice's own JSON and NDJSON
+    LINES = "lines"  # any JSON objects, or lines of text
+    OTLP = "otlp"  # OpenTelemetry's logs over HTTP
+    ELASTICSEARCH = "elasticsearch"  # the bulk API
+    LOKI = "loki"  # Loki's push API
+    SPLUNK = "splunk"  # the HTTP Event Collector
+    GELF = "gelf"  # Graylog's format over HTTP
+
+
 class LimitedBy(StrEnum):
     """What limits admission, as the answer 429 says it."""
 

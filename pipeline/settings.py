@@ -119,6 +119,20 @@ class Settings:
         high=100_000,
         when="clients send larger batches. The bucket admits a body as a whole",
     )
+    protocol_body_bytes_max: int = _setting(
+        16 << 20,
+        "Largest body in another protocol than Sluice's own, after inflating",
+        low=1024,
+        high=256 << 20,
+        when="a shipper has larger batches, and can't be told to send smaller ones",
+    )
+    protocol_body_events_max: int = _setting(
+        20_000,
+        "Most events in one body in another protocol than Sluice's own",
+        low=1,
+        high=1_000_000,
+        when="a shipper has larger batches; one of them passes the bucket as a whole",
+    )
     event_time_min_ms: int = _setting(
         100_000_000_000,
         "Earliest `timestamp` of an event, epoch milliseconds: 1973; an earlier one was most likely sent in seconds",

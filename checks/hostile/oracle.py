@@ -372,7 +372,6 @@ _REJECTION: Final = EarlyRejection(
     clock=SystemClock(),
     request_ids=RequestIds(),
     lifecycle=Lifecycle(),
-    bytes_max=1 << 20,
 )
 
 

@@ -93,10 +93,10 @@ _SEEN_IN_BRIEF = (
         (
             Edit(
                 _COLLECT,
-                "        try:\n            count = await self._collect(codec, request)\n",
+                "        try:\n            batch = await self._collect(codec, request)\n",
                 "        if __import__('random').random() < 0.1:\n"
                 "            raise ZeroDivisionError\n"
-                "        try:\n            count = await self._collect(codec, request)\n",
+                "        try:\n            batch = await self._collect(codec, request)\n",
             ),
         ),
         _BRIEF,

@@ -10,8 +10,10 @@ from ingest.codecs.media_type import BodyKind, body_kind
 from ingest.codecs.slow_bodies import SlowBodies
 from ingest.codecs.validation import check_times
 from ingest.errors import InvalidEventsError, MalformedBodyError, error_response
-from ingest.types import Codec, Decode, Headers, Response
-from pipeline.event import Event
+from ingest.framing import declared_coding, without_mark
+from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Response
+from pipeline.errors import SluiceError
+from pipeline.names import ProtocolName
 from pipeline.settings import Settings
 
 
@@ -19,7 +21,8 @@ def events_codec(settings: Settings) -> Codec:
     """The codec of one process: its slow bodies take turns."""
     slow_bodies = SlowBodies(settings)
 
-    async def events_of(kind: BodyKind, body: bytes) -> list[Event]:
+    async def batch_of(kind: BodyKind, body: bytes) -> Batch:
+        body = without_mark(body)
         try:
             events = parse_quickly(body, kind, settings.body_events_max)
             if events is None:
@@ -28,18 +31,25 @@ def events_codec(settings: Settings) -> Codec:
             error.hint = hint(body, kind)
             raise
         check_times(events, settings.event_time_min_ms)
-        return events
+        return Batch(events, partial(_accepted, len(events)))
 
-    def decode(headers: Headers) -> Decode:
-        return partial(events_of, body_kind(headers.get("content-type")))
+    def decode(head: RequestHead) -> Decode:
+        return partial(batch_of, body_kind(head.headers.get("content-type")))
 
-    return Codec(decode, _accepted, error_response)
+    def inflate(headers: Headers) -> Inflate | None:
+        return declared_coding(headers.get("content-encoding"), settings.body_bytes_max)
+
+    return Codec(ProtocolName.EVENTS, settings.body_bytes_max, inflate, decode, _rejected)
 
 
 class Accepted(msgspec.Struct, forbid_unknown_fields=True):
     """The answer 202: the number of events."""
 
     accepted: Annotated[int, msgspec.Meta(ge=1)]
+
+
+def _rejected(_head: RequestHead, error: SluiceError) -> Response:
+    return error_response(error)
 
 
 def _accepted(count: int) -> Response:

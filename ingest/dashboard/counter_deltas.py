@@ -7,11 +7,11 @@ from typing import Final
 from prometheus_client import Counter
 
 from ingest.errors import status_of
-from pipeline.metrics import IngestMetrics, LevelCounts
+from pipeline.metrics import IngestMetrics, LevelCounts, answers_by_status
 from pipeline.names import Level
 from pipeline.ports.history import COUNTS, LEVEL_COUNTS
 
-_NAMES: Final = {202: "accepted", 429: "limited", 503: "unavailable"}
+_NAMES: Final = {200: "accepted", 202: "accepted", 204: "accepted", 429: "limited", 503: "unavailable"}
 
 
 @dataclass(slots=True)
@@ -35,9 +35,8 @@ class CounterDeltas:
 
     def _totals(self) -> dict[str, int]:
         totals = dict.fromkeys(COUNTS, 0)
-        for code, count in _children(self.metrics.answers):
-            status = status_of(code)
-            totals[_NAMES.get(status) or ("invalid" if 400 <= status < 500 else "failed")] += count
+        for status, count in answers_by_status(self.metrics, status_of).items():
+            totals[_NAMES.get(status) or ("invalid" if 400 <= status < 500 else "failed")] += int(count)
         totals["admitted"] = sum(count for _, count in _children(self.metrics.accepted_events))
         totals["refused"] = totals["limited"] + totals["unavailable"] + self.refused_beyond_first()
         if self.levels is not None:

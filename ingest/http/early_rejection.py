@@ -17,7 +17,7 @@ from ingest.errors import RequestError, row_of
 from ingest.http import request_id
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of
-from ingest.types import Codec, Gate, Lifecycle
+from ingest.types import Codec, Gate, Head, Lifecycle
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.metrics import IngestMetrics
@@ -64,8 +64,8 @@ class EarlyRejection:
         clock: Clock,
         request_ids: RequestIds,
         lifecycle: Lifecycle,
-        bytes_max: int,
     ) -> None:
+        self._path = path
         self.begin = b"POST %b HTTP/1.1\r\n" % path.encode()  # the start of every request that may be rejected here
         self._head = re.compile(re.escape(self.begin) + grammar.FIELD_LINES)
         self._codec = codec
@@ -74,7 +74,6 @@ class EarlyRejection:
         self._clock = clock
         self._request_ids = request_ids
         self._lifecycle = lifecycle
-        self._bytes_max = bytes_max
         self._turn = count()
         self._responses = {level: _Responses() for level in Level}
 
@@ -122,7 +121,7 @@ class EarlyRejection:
 
     def _made(self, error: SluiceError) -> Made:
         """The response to an error on a connection that stays open."""
-        response = self._codec.rejected(error)
+        response = self._codec.rejected(Head({}, self._path), error)
         body = response.body
         head = head_of(response.status, response.media_type, len(body), response.headers.items(), keep_alive=True)
         return head, body
@@ -139,12 +138,12 @@ class EarlyRejection:
                 return None
             fields[lowered] = value.decode("ascii").rstrip(" \t")
         length = grammar.length_of(fields.get("content-length", ""))
-        if length is None or length > self._bytes_max or not grammar.is_host(fields.get("host", " ")):
+        if length is None or length > self._codec.bytes_max or not grammar.is_host(fields.get("host", " ")):
             return None
         if fields.get("connection", "keep-alive").lower() != "keep-alive":
             return None
         try:
-            self._codec.decode(fields)
+            self._codec.decode(Head(fields, self._path))
         except RequestError:
             return None
         name = self._request_ids.of(fields.get(request_id.HEADER)).encode()

@@ -59,7 +59,7 @@ class HttpContext:
     connections_max: int
     busy_response: bytes  # to a connection above the limit
     collector: Collector
-    codecs: Mapping[str, Codec]  # by path
+    codecs: Mapping[str, Codec]  # by the target of a POST, as it is sent
     early_rejection: EarlyRejection | None
 
 

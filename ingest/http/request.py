@@ -96,6 +96,11 @@ class IngestHttp(Http):
         """The header fields of the current request."""
         return cast("Headers", self.request.headers)
 
+    @property
+    def target(self) -> str:
+        """The target of the current request, as it was sent."""
+        return self.url or ""
+
     async def http1(self) -> None:
         """Handle requests until the connection ends."""
         await super().http1()  # type: ignore[no-untyped-call]

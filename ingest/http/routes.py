@@ -1,6 +1,7 @@
 """The HTTP contract: the function of each address."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -11,10 +12,10 @@ from sanic.response import HTTPResponse
 
 from ingest.appender import Appender
 from ingest.collect import Collector
-from ingest.errors import NotReadyError
+from ingest.errors import NotReadyError, UnsupportedFormatError
 from ingest.health import HealthSources, health_document
 from ingest.http.response import response_to, to_sanic
-from ingest.types import JSON, Codec, Lifecycle
+from ingest.types import JSON, Codec, Lifecycle, Route
 from pipeline.clock import Clock
 
 IngestApp = Sanic[Any, Any]
@@ -23,19 +24,30 @@ IngestRequest = Request[Any, Any]
 _READ: Final = ("GET", "HEAD")
 
 
-def add_collecting(app: IngestApp, collector: Collector, codecs: Mapping[str, Codec]) -> None:
-    """Add the addresses for events: 202, or the codec's answer, once all events are durable."""
+def add_collecting(app: IngestApp, collector: Collector, routes: Iterable[Route]) -> None:
+    """Add the addresses for events: the codec's answer, once all events are durable."""
 
-    def add(path: str, codec: Codec) -> None:
-        async def post_events(request: IngestRequest) -> HTTPResponse:
+    def add(path: str, codecs: dict[str | None, Codec], methods: tuple[str, ...]) -> None:
+        async def post_events(request: IngestRequest, **_of_path: str) -> HTTPResponse:
             # Only requests that the protocol does not answer itself arrive here, such as an address with a query.
+            wanted = request.args.get("format") if len(codecs) > 1 else None
+            codec = codecs.get(wanted)
+            if codec is None:
+                known = sorted(name for name in codecs if name is not None)
+                return to_sanic(response_to(UnsupportedFormatError(f"the format is none of: {', '.join(known)}")))
             return to_sanic(await collector.collect(codec, request.stream))  # type: ignore[arg-type]
 
         # stream: the handler runs before the body is read, so that it can reject the request without it.
-        app.add_route(post_events, path, methods=["POST"], stream=True, name=f"post{path.replace('/', '_')}")
+        name = f"post{re.sub('[^a-z]', '_', path)}"
+        app.add_route(post_events, path, methods=list(methods), stream=True, name=name)
 
-    for path, codec in codecs.items():
-        add(path, codec)
+    by_path: dict[str, dict[str | None, Codec]] = {}
+    methods: dict[str, tuple[str, ...]] = {}
+    for route in routes:
+        by_path.setdefault(route.path, {})[route.format] = route.codec
+        methods[route.path] = route.methods
+    for path, codecs in by_path.items():
+        add(path, codecs, methods[path])
 
 
 def add_watching(

@@ -16,6 +16,7 @@ from ingest.errors import NAME_CHARS_MAX, PROBLEMS_MAX, Problem
 from ingest.grammar import HEAD_BYTES_MAX
 from ingest.health import HealthDocument, RateOverride
 from ingest.http.request_id import CHARS_MAX
+from ingest.protocols.lines import LinesAccepted
 from pipeline.event import (
     ATTRIBUTES_BYTES_MAX,
     ATTRIBUTES_KEYS_MAX,
@@ -33,6 +34,7 @@ CONTRACT: Final = Path(__file__).parent / "openapi.yaml"
 TYPES: Final[dict[str, type]] = {
     "Event": CheckedEvent,
     "Accepted": Accepted,
+    "LinesAccepted": LinesAccepted,
     "Health": HealthDocument,
     "RateOverride": RateOverride,
     "Problem": Problem,

@@ -14,13 +14,15 @@ from ingest.admission import Admission
 from ingest.appender import Appender
 from ingest.collect import Collector
 from ingest.errors import BodyTooLargeError, RateLimitedError, UnsupportedBodyError, error_response
+from ingest.framing import declared_coding
 from ingest.held_bodies import HeldBodies, HeldBytes
-from ingest.types import Codec, Decode, Headers, Response
+from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Response
 from pipeline.clock import SystemClock
+from pipeline.errors import SluiceError
 from pipeline.event import Event, decode_record, partition_of
 from pipeline.log.memory import MemoryLog
 from pipeline.metrics import IngestMetrics
-from pipeline.names import LEVEL_HIGHEST, Level
+from pipeline.names import LEVEL_HIGHEST, Level, ProtocolName
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryServer
 
@@ -31,18 +33,22 @@ NOW_MS = 1_700_000_000_000
 def words_codec() -> Codec:
     """A toy protocol: each word of a body is an event; it has answers of its own."""
 
-    async def words(body: bytes) -> list[Event]:
-        return [Event(word, "INFO", word, "words", NOW_MS) for word in body.decode().split()]
+    async def words(body: bytes) -> Batch:
+        events = [Event(word, "INFO", word, "words", NOW_MS) for word in body.decode().split()]
+        return Batch(events, lambda: Response(204, b"", headers={"x-words": str(len(events))}))
 
-    def decode(headers: Headers) -> Decode:
-        if headers.get("content-type") != "text/words":
+    def decode(head: RequestHead) -> Decode:
+        if head.headers.get("content-type") != "text/words":
             raise UnsupportedBodyError("no words")
         return words
 
-    def accepted(count: int) -> Response:
-        return Response(204, b"", headers={"x-words": str(count)})
+    def inflate(headers: Headers) -> Inflate | None:
+        return declared_coding(headers.get("content-encoding"), BYTES_MAX)
 
-    return Codec(decode, accepted, lambda error: Response(error_response(error).status, type(error).__name__.encode()))
+    def rejected(_head: RequestHead, error: SluiceError) -> Response:
+        return Response(error_response(error).status, type(error).__name__.encode())
+
+    return Codec(ProtocolName.GELF, BYTES_MAX, inflate, decode, rejected)
 
 
 @dataclass
@@ -50,6 +56,7 @@ class WordsRequest:
     body: bytes
     headers: dict[str, str] = field(default_factory=lambda: {"content-type": "text/words"})
     request_id: str = "r-1"
+    target: str = "/words"
     was_read: bool = False
 
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
@@ -74,9 +81,7 @@ class Rig:
         self.admission = Admission(settings, MemoryBucket(settings, server), clock, metrics)
         self.appender = Appender(self.log, settings, clock, metrics)
         self.held = HeldBodies(BYTES_MAX)
-        self.collector = Collector(
-            self.admission, self.appender, self.held, metrics, clock, bytes_max=BYTES_MAX, traces=False
-        )
+        self.collector = Collector(self.admission, self.appender, self.held, metrics, clock, traces=False)
 
     async def start(self) -> "Rig":
         loop = asyncio.get_running_loop()
@@ -175,7 +180,7 @@ async def test_a_repeat_pays_for_no_event_that_is_stored(start: Start) -> None:
     missing = [index for index, word in enumerate(words) if partition_of(word, 2) == 1]
     assert 0 < len(missing) < 30
     rig.log.server.lose_leader(1)
-    codec = replace(words_codec(), rejected=error_response)
+    codec = replace(words_codec(), rejected=lambda _head, error: error_response(error))
     response = await rig.collector.collect(codec, WordsRequest(" ".join(words).encode()))
     # Then the answer says which events are not stored, and their tokens go back
     error = json.loads(response.body)["error"]

@@ -87,5 +87,5 @@ async def test_the_event_loop_belongs_to_others_most_of_the_time() -> None:
 
     # When it is read, Then it takes its share: after each step a rest of some times as long
     began = time.monotonic()
-    assert await hard._in_slices(steps()) == []
+    assert await hard._turns.run(steps(), 1) == []
     assert time.monotonic() - began >= 9 * 0.003 * (1 + REST_TIMES)

@@ -40,6 +40,7 @@ ANY_REQUEST = {"400", "408", "417", "431", "503"}
 # What clients rely on: each operation with its answers beside those of any request.
 OPERATIONS = {
     "postLogs": ("POST /api/logs", {"202", "413", "415", "422", "429"}),
+    "postLines": ("POST /api/logs/lines", {"202", "413", "429"}),
     "getHealth": ("GET /api/logs/health", {"200"}),
     "getHealthz": ("GET /healthz", {"200"}),
     "getReadyz": ("GET /readyz", {"200"}),

@@ -1,0 +1,56 @@
+"""What all foreign protocols share before their own decoding: limits, content codings, and turns of large bodies."""
+
+from collections.abc import Generator
+from functools import partial
+from typing import Final, TypeVar
+
+from ingest.codecs.turns import Turns
+from ingest.framing import found_coding, inflate_in_steps
+from ingest.held_bodies import HeldBytes
+from ingest.types import Headers, Inflate
+from pipeline.clock import Clock
+from pipeline.settings import Settings
+
+AT_ONCE_BYTES: Final = 32 * 1024  # decoded in two milliseconds at most
+
+_Result = TypeVar("_Result")
+
+
+class Decoding:
+    """The limits and the turns of the foreign protocols of one process. For the event loop only."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._clock = clock
+        self.bytes_max = settings.protocol_body_bytes_max
+        self.records_max = settings.protocol_body_events_max
+        self._turns = Turns(settings.bodies_bytes_max, rest_times=0)
+
+    def inflate(self, headers: Headers) -> Inflate:
+        """Codec.inflate: the coding is found in the body, whatever the head says."""
+        declared = headers.get("content-encoding")
+        return partial(self._inflate, declared is not None and declared.strip().lower() not in ("", "identity"))
+
+    async def _inflate(self, is_declared: bool, data: bytes, held: HeldBytes) -> bytes:
+        coding = found_coding(data, is_declared=is_declared)
+        if coding is None:
+            return data
+        return await self._turns.run(inflate_in_steps(data, coding, self.bytes_max, held), len(data))
+
+    @property
+    def received_ns(self) -> int:
+        """The time now, in epoch nanoseconds and whole milliseconds: that of records without one."""
+        return int(self._clock.now() * 1000) * 1_000_000
+
+    async def run(self, steps: Generator[None, None, _Result], size: int) -> _Result:
+        """Run the steps that decode a body of `size` bytes: at once if it is small, else in turns.
+
+        Raises OverloadedError if too many bodies wait.
+        """
+        if size > AT_ONCE_BYTES:
+            return await self._turns.run(steps, size)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: _Result = end.value
+                return result

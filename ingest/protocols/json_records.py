@@ -1,0 +1,127 @@
+"""Maps a JSON object of any logging library to an event. docs/protocols.md has the table."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ingest.protocols.records import (
+    DEPTH_MAX,
+    compact_json,
+    event_of,
+    id_of,
+    severity_of,
+    time_ns_of,
+)
+from pipeline.event import Event
+
+Fields = dict[str, Any]  # by dotted key
+
+# In the order in which they are looked up. A field that is used becomes no attribute.
+CORRELATION_ID: Final = ("correlationId", "correlation_id", "trace.id", "trace_id", "traceId", "otelTraceID")
+SEVERITY: Final = (
+    "log.level", "level", "severity", "levelname", "loglevel", "status", "level.name", "record.level.name",
+)  # fmt: skip
+MESSAGE: Final = (
+    "message", "msg", "event", "log", "record.message", "text", "short_message", "data.message", "data.msg", "data",
+    "body",
+)  # fmt: skip
+SOURCE: Final = (
+    "service.name", "service", "source", "logger", "log.logger", "logger_name", "extra.logger_name",
+    "context.runtime.logger_name", "record.name",
+    "app", "name", "program", "process.name", "hostname", "host.name", "host",
+)  # fmt: skip
+TIME: Final = ("@timestamp", "timestamp", "time", "date", "dt", "ts", "asctime", "record.time.timestamp", "created")
+TRACEPARENT: Final = "traceparent"  # W3C Trace Context: version, trace id, span id, flags
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """An event, and what the batch needs to know of its record."""
+
+    event: Event
+    key: str | None  # its own correlation id; None if the record has none
+    has_time: bool
+
+
+def event_of_json(
+    record: Fields,
+    *,
+    received_ns: int,
+    source: str = "",
+    event_id: str | None = None,
+    more: Iterable[tuple[str, object]] = (),
+) -> Mapped:
+    """The event of a JSON object.
+
+    `received_ns` is the time of a record without one, in epoch nanoseconds; `source` is that of a record without one.
+    `more` are attributes that find room only after those of the record.
+    """
+    fields = flatten(record)
+    event_id = event_id or _own_id(fields)
+    correlation_id = _take(fields, CORRELATION_ID, _short) or _trace_id(fields)
+    severity = _take(fields, SEVERITY, severity_of) or "INFO"
+    message = _take(fields, MESSAGE, _text)
+    given_source = _take(fields, SOURCE, _short) or source
+    time_ns = _take(fields, TIME, time_ns_of)
+    event = event_of(
+        message=compact_json(record) if message is None else message,
+        severity=severity,
+        source=given_source,
+        time_ns=received_ns if time_ns is None else time_ns,
+        correlation_id=correlation_id or "",
+        attributes=(*fields.items(), *more),
+        event_id=event_id,
+    )
+    return Mapped(event, correlation_id, time_ns is not None)
+
+
+def flatten(record: Fields) -> Fields:
+    """The fields of an object and of all objects in it, by dotted key. The first of two equal keys is kept."""
+    fields: Fields = {}
+    for key, value in record.items():
+        if type(value) is dict and value:
+            _flatten_into(fields, key, value, 1)
+        else:
+            fields.setdefault(key, value)
+    return fields
+
+
+def _flatten_into(fields: Fields, prefix: str, record: Fields, depth: int) -> None:
+    for name, value in record.items():
+        key = f"{prefix}.{name}"
+        if type(value) is dict and value and depth < DEPTH_MAX:
+            _flatten_into(fields, key, value, depth + 1)
+        else:
+            fields.setdefault(key, value)
+
+
+def _take(fields: Fields, names: Iterable[str], read: Callable[[Any], Any]) -> Any:
+    """The first of these fields that has a meaning; it is removed. None if there is none."""
+    for name in names:
+        value = fields.get(name)
+        if value is not None and (meaning := read(value)) is not None:
+            del fields[name]
+            return meaning
+    return None
+
+
+def _short(value: object) -> str | None:
+    """A text or a number as a text; None for anything else, or if it is empty."""
+    return str(value) or None if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else compact_json(value)
+
+
+def _trace_id(fields: Fields) -> str | None:
+    parts = str(fields.get(TRACEPARENT, "")).split("-")
+    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None
+
+
+def _own_id(fields: Fields) -> str | None:
+    """The id that the record has: `eventId`, `uuid`, or that of a CloudEvent, which is unique within its source."""
+    if "specversion" in fields and isinstance(fields.get("id"), str):
+        return id_of(f"{fields.get('source', '')} {fields.pop('id')}")
+    value = _take(fields, ("eventId", "uuid"), _short)
+    return None if value is None else id_of(value)

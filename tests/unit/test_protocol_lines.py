@@ -1,0 +1,274 @@
+"""`POST /api/logs?format=lines`: what logging libraries write, and any other text."""
+
+import gzip
+import json
+import zlib
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.errors import BodyTooLargeError, MalformedBodyError, RequestError
+from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
+from ingest.protocols.lines import lines_codec
+from ingest.types import Batch, Codec
+from pipeline.event import Event, encode_record
+from pipeline.names import ProtocolName
+from pipeline.settings import Settings
+from support.clients import recorded, recorded_lines
+from support.protocols import NOW, FixedClock, Sent, accepted, decoded
+
+NOW_MS = int(NOW * 1000)
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+def codec(**settings: int) -> Codec:
+    return lines_codec(Decoding(Settings(**settings), FixedClock()))  # type: ignore[arg-type]
+
+
+async def batch_of(body: bytes, **headers: str) -> Batch:
+    return await decoded(codec(), Sent(body, {name.replace("_", "-"): value for name, value in headers.items()}))
+
+
+async def one(value: Any) -> Event:
+    [event] = (await batch_of(json.dumps(value).encode())).events
+    return event
+
+
+def messages(batch: Batch) -> list[str]:
+    return [event.message for event in batch.events]
+
+
+def test_it_is_the_protocol_lines() -> None:
+    assert codec().name is ProtocolName.LINES
+    assert codec().bytes_max == Settings().protocol_body_bytes_max
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('{"message":"a"}', ["a"]),
+        ('[{"message":"a"},{"message":"b"}]', ["a", "b"]),
+        ('{"logs":[{"message":"a"},{"message":"b"}]}', ["a", "b"]),
+        ('{"message":"a"}\n{"message":"b"}\r\n\n{"message":"c"}', ["a", "b", "c"]),
+        ('{\n  "message": "a"\n}', ["a"]),
+        ("plain\nlines", ["plain", "lines"]),
+        ('{"message":"a"}\nplain\n{"broken"', ["a", "plain", '{"broken"']),
+        ('["a", 1, null, [2]]', ["a", "1", "null", "[2]"]),
+        ("[not json\nat all]", ["[not json", "at all]"]),
+        ('"a"', ["a"]),
+        ("3", ["3"]),
+        ("", []),
+        (" \r\n ", []),
+        ('\ufeff{"message":"a"}', ["a"]),
+    ],
+)
+async def test_every_form_of_a_body_becomes_its_records(body: str, expected: list[str]) -> None:
+    assert messages(await batch_of(body.encode())) == expected
+
+
+async def test_bytes_that_are_no_text_are_kept_as_far_as_text_can() -> None:
+    assert messages(await batch_of(b"a\xffb\n\x00")) == ["a\ufffdb", "\ufffd"]
+    assert messages(await batch_of(b'{"message":"a\xff"}')) == ['{"message":"a\ufffd"}']
+
+
+async def test_the_answer_says_how_many() -> None:
+    _, response = await accepted(codec(), Sent(b"a\nb"))
+    assert (response.status, json.loads(response.body)) == (202, {"accepted": 2, "rejected": 0})
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"correlationId": "c", "trace_id": TRACE}, "c"),
+        ({"trace": {"id": TRACE}}, TRACE),
+        ({"trace.id": TRACE}, TRACE),
+        ({"trace_id": TRACE}, TRACE),
+        ({"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}, TRACE),
+        ({"source": "shop"}, "shop"),
+        ({}, "unknown"),
+    ],
+)
+async def test_the_correlation_id(fields: dict[str, Any], expected: str) -> None:
+    assert (await one({"message": "m"} | fields)).correlation_id == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"log": {"level": "error"}, "level": "info"}, "ERROR"),
+        ({"log.level": "warning"}, "WARN"),
+        ({"level": 30}, "INFO"),
+        ({"level": {"name": "WARNING"}}, "WARN"),
+        ({"severity": "CRITICAL"}, "FATAL"),
+        ({"status": "debug"}, "DEBUG"),
+        ({"levelname": "ERROR"}, "ERROR"),
+        ({"status": 200, "severity": "warn"}, "WARN"),
+        ({"status": 200}, "INFO"),
+        ({}, "INFO"),
+    ],
+)
+async def test_the_severity(fields: dict[str, Any], expected: str) -> None:
+    assert (await one({"message": "m"} | fields)).severity == expected
+
+
+@pytest.mark.parametrize("name", ["message", "msg", "event", "log", "text"])
+async def test_the_message(name: str) -> None:
+    event = await one({name: "hello", "a": 1})
+    assert (event.message, event.attributes) == ("hello", {"a": 1})
+
+
+async def test_a_record_without_a_message_is_its_own_message() -> None:
+    event = await one({"a": {"b": 1}})
+    assert (event.message, event.attributes) == ('{"a":{"b":1}}', {"a.b": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"service": {"name": "shop"}, "source": "other"}, "shop"),
+        ({"service": "shop"}, "shop"),
+        ({"source": "shop"}, "shop"),
+        ({"logger": "shop"}, "shop"),
+        ({}, "unknown"),
+    ],
+)
+async def test_the_source(fields: dict[str, Any], expected: str) -> None:
+    assert (await one({"message": "m"} | fields)).source == expected
+
+
+@pytest.mark.parametrize("name", ["@timestamp", "timestamp", "time", "date", "dt"])
+async def test_the_time(name: str) -> None:
+    event = await one({"message": "m", name: "2026-11-26T07:16:22.719131Z"})
+    assert (event.timestamp, event.attributes) == (1_795_677_382_719, {"time_ns": 1_795_677_382_719_131_000})
+    assert (await one({"message": "m", name: 1_795_677_382})).timestamp == 1_795_677_382_000
+    assert (await one({"message": "m"})).timestamp == NOW_MS
+
+
+async def test_msgpack_forms_and_cloud_events() -> None:
+    packed = msgspec.msgpack.encode([{"message": "a", "dt": "2026-11-26T07:16:22Z"}, {"message": "b"}])
+    assert messages(await batch_of(packed, content_type="application/msgpack")) == ["a", "b"]
+    form = urlencode({"name": "app", "msg": "a", "levelname": "ERROR", "created": "1795677303.675319"}).encode()
+    [event] = (await batch_of(form, content_type="application/x-www-form-urlencoded")).events
+    assert (event.message, event.severity, event.source, event.timestamp) == ("a", "ERROR", "app", 1_795_677_303_675)
+    heads = {"ce_specversion": "1.0", "ce_id": "1", "ce_source": "/shop", "ce_time": "2026-11-26T07:16:22Z"}
+    [event] = (await batch_of(b'{"msg":"a"}', **heads)).events
+    assert (event.message, event.source, event.timestamp) == ("a", "/shop", 1_795_677_382_000)
+    [again] = (await batch_of(b'{"msg":"a"}', **heads)).events
+    [other] = (await batch_of(b'{"msg":"a"}', **heads | {"ce_source": "/other"})).events
+    assert event.event_id == again.event_id != other.event_id
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "source", "severity"),
+    [
+        ("py-datadog-0", "EV0 hello", "shop", "INFO"),
+        ("py-logstash-async-0", "EV0 hello world", "app.orders", "INFO"),
+        ("js-pino-http-send-0", "EV0 hello", "vm", "INFO"),
+        ("js-winston-http-0", "EV0 hello", "unknown", "INFO"),
+        ("js-logtail-0", "EV0 hello", "unknown", "INFO"),
+        ("py-logtail-0", "EV0 hello world", "app.orders", "INFO"),
+        ("c-fluentbit-http-default-0", "EV0 hello", "shop", "INFO"),
+        ("c-fluentbit-http-json-0", "EV0 hello", "shop", "INFO"),
+        ("c-fluentbit-http-jsonlines-0", "EV0 hello", "shop", "INFO"),
+        ("py-cloudevents-0", "EV1 hello", "/shop", "INFO"),
+        ("py-cloudevents-1", "EV1 hello", "/shop", "INFO"),
+        ("py-stdlib-httphandler-0", "EV%d hello %s", "app.orders", "INFO"),
+        ("deb-syslog-ng-0", "EV0 hello", "shop", "INFO"),
+    ],
+)
+async def test_what_real_clients_sent(name: str, first: str, source: str, severity: str) -> None:
+    request = recorded(name)
+    batch = await decoded(codec(), Sent(request.body, request.headers, request.target))
+    event = batch.events[0]
+    assert (event.message, event.source, event.severity) == (first, source, severity)
+    assert len(batch.events) == (1 if len(batch.events) == 1 else 5)
+    again = await decoded(codec(), Sent(request.body, request.headers, request.target))
+    has_time = event.timestamp != NOW_MS
+    assert (
+        [one.event_id for one in again.events] == [one.event_id for one in batch.events]
+    ) is has_time or not has_time
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "severity", "source"),
+    [
+        ("ecs-logging", "EV1 hello w", "WARN", "app.orders"),
+        ("logstash-async", "EV1 hello w", "WARN", "app.orders"),
+        ("loguru-serialize", "EV1 hello", "WARN", "__main__"),
+        ("python-json-logger", "EV1 hello w", "WARN", "app.orders"),
+        ("structlog", "EV1 hello", "WARN", "unknown"),
+        ("winston-pino", "EV1 hello", "WARN", "unknown"),
+    ],
+)
+async def test_what_logging_libraries_write(name: str, message: str, severity: str, source: str) -> None:
+    event = (await batch_of(recorded_lines(name))).events[0]
+    assert (event.message, event.severity, event.source) == (message, severity, source)
+    assert event.timestamp // 86_400_000 == 1_795_678_050_000 // 86_400_000
+    assert event.attributes is not None
+
+
+async def test_content_codings_are_found_whatever_is_declared() -> None:
+    body = b'{"message":"a"}\n' * 5000
+    for coded, declared in (
+        (gzip.compress(body), ""),
+        (gzip.compress(body[:30]) + gzip.compress(body[30:]), "gzip"),
+        (zlib.compress(body), "gzip,deflate"),
+        (zstandard.compress(body), "gzip"),
+        (zstandard.compress(body) + zstandard.compress(b""), ""),
+        (body, "gzip"),
+    ):
+        assert len((await batch_of(coded, content_encoding=declared)).events) == 5000
+    assert messages(await batch_of(b"x^2 is text")) == ["x^2 is text"]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress, zstandard.compress])
+async def test_a_coding_has_limits(compress: Any) -> None:
+    small = codec(protocol_body_bytes_max=1 << 20)
+    bomb = compress(b"x" * (64 << 20))
+    assert len(bomb) < 1 << 20
+    headers = {"content-encoding": "any"}
+    with pytest.raises(BodyTooLargeError):
+        await decoded(small, Sent(bomb, headers))
+    with pytest.raises(MalformedBodyError):
+        await decoded(small, Sent(compress(b"some text, which is longer than a head")[:-5], headers))
+
+
+async def test_the_number_of_records_has_a_limit() -> None:
+    small = codec(protocol_body_events_max=3)
+    assert len((await decoded(small, Sent(b"a\nb\nc"))).events) == 3
+    with pytest.raises(BodyTooLargeError):
+        await decoded(small, Sent(b"a\nb\nc\nd"))
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.binary(max_size=300) | _json.map(lambda value: json.dumps(value).encode()), st.sampled_from(
+    ["", "application/json", "application/msgpack", "application/x-www-form-urlencoded"]
+))  # fmt: skip
+async def test_no_content_is_refused_or_breaks_anything(body: bytes, media_type: str) -> None:
+    try:
+        batch = await batch_of(body, content_type=media_type)
+    except RequestError:
+        assert body[:2] == b"\x1f\x8b" or body[:4] == b"\x28\xb5\x2f\xfd"
+        return
+    for event in batch.events:
+        event.event_id = event.event_id or "x"
+        msgspec.json.decode(encode_record(event, b'{"receivedAt":1,"requestId":"r",'))
+        assert "\0" not in event.message + event.source + event.correlation_id
+
+
+async def test_what_is_nested_too_deeply_for_a_parser_is_text() -> None:
+    deep = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    [event] = (await batch_of(deep)).events
+    assert event.message.startswith('{"a":{"a":')
+    assert len(deep) > AT_ONCE_BYTES

@@ -1,0 +1,226 @@
+"""What any record becomes: texts, attributes, times and severities that an event may have."""
+
+import datetime as dt
+import math
+
+import msgspec
+import pytest
+
+from ingest.errors import BodyTooLargeError
+from ingest.protocols.records import (
+    CUT_MARK,
+    DROPPED_KEY,
+    TIME_NS_KEY,
+    UNKNOWN,
+    BatchBuilder,
+    event_of,
+    fitting,
+    id_of,
+    message_text,
+    severity_of,
+    short_text,
+    time_ns_of,
+)
+from ingest.types import Response
+from pipeline.event import ATTRIBUTES_BYTES_MAX, ATTRIBUTES_KEYS_MAX, MESSAGE_BYTES_MAX, SEVERITIES, Event
+
+MS = 1_800_000_000_123
+NS = MS * 1_000_000
+
+
+def event(**changes: object) -> Event:
+    fields = {"message": "m", "severity": "INFO", "source": "s", "time_ns": NS} | changes
+    return event_of(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mark", ["\0", "\ud800"])
+def test_what_no_server_stores_is_replaced(mark: str) -> None:
+    made = event(message=f"a{mark}b", source=f"a{mark}", correlation_id=mark, attributes=[(f"k{mark}", f"v{mark}")])
+    assert made.message in ("a\ufffdb", "a?b")
+    encoded = msgspec.json.encode(made)
+    assert b"\\u0000" not in encoded
+    assert msgspec.json.decode(encoded, type=Event) == made
+
+
+def test_a_long_message_is_cut_and_says_so() -> None:
+    for text in ("x" * (MESSAGE_BYTES_MAX + 1), "é" * MESSAGE_BYTES_MAX, "😀" * MESSAGE_BYTES_MAX):
+        cut = message_text(text)
+        assert MESSAGE_BYTES_MAX - 4 <= len(cut.encode()) <= MESSAGE_BYTES_MAX
+        assert cut.endswith(CUT_MARK)
+        assert text.startswith(cut.removesuffix(CUT_MARK))
+    whole = "é" * (MESSAGE_BYTES_MAX // 2)
+    assert message_text(whole) == whole
+
+
+def test_a_long_name_is_cut_and_says_so() -> None:
+    assert short_text("x" * 300, 256) == "x" * (256 - len(CUT_MARK)) + CUT_MARK
+    assert short_text("x" * 256, 256) == "x" * 256
+
+
+def test_a_record_without_names_has_the_name_unknown() -> None:
+    made = event(source="", correlation_id="")
+    assert (made.source, made.correlation_id) == (UNKNOWN, UNKNOWN)
+    assert event(source="shop").correlation_id == "shop"
+    long = event(source="x" * 256).correlation_id
+    assert len(long) == 128
+
+
+def test_nested_attributes_become_dotted_keys_and_arrays_json() -> None:
+    attributes = {"a": {"b": {"c": 1}, "d": [1, {"e": None}]}, "empty": {}, "none": None, "t": True, "f": 1.5}
+    assert fitting(attributes.items()) == {
+        "a.b.c": 1,
+        "a.d": '[1,{"e":null}]',
+        "empty": "{}",
+        "t": True,
+        "f": 1.5,
+    }
+    assert fitting({"none": None}.items()) is None
+
+
+def test_values_that_json_does_not_have_become_text() -> None:
+    values = {
+        "big": 2**63,
+        "low": -(2**63),
+        "nan": math.nan,
+        "inf": -math.inf,
+        "bytes": b"\x00\xff",
+        "day": dt.date(2026, 1, 2),
+    }
+    assert fitting(values.items()) == {
+        "big": "9223372036854775808",
+        "low": -(2**63),
+        "nan": "nan",
+        "inf": "-inf",
+        "bytes": "AP8=",
+        "day": '"2026-01-02"',
+    }
+
+
+def test_the_first_attribute_with_a_key_is_kept() -> None:
+    assert fitting([("a", 1), ("a", 2)]) == {"a": 1}
+
+
+def test_attributes_beyond_the_limits_are_dropped_from_the_end_and_counted() -> None:
+    many = fitting((f"k{number}", number) for number in range(100))
+    assert many is not None
+    assert len(many) == ATTRIBUTES_KEYS_MAX
+    assert list(many)[:2] == ["k0", "k1"]
+    assert many[DROPPED_KEY] == 100 - (ATTRIBUTES_KEYS_MAX - 1)
+    # A large one in the middle is dropped, and not those behind it
+    large = fitting([("a", 1), ("large", "é" * ATTRIBUTES_BYTES_MAX), ("b", 2)])
+    assert large == {"a": 1, "b": 2, DROPPED_KEY: 1}
+
+
+@pytest.mark.parametrize("value", ["x" * 4000, "é" * 2000, '"' * 2000, "\x01" * 600])
+def test_attributes_stay_within_their_bytes(value: str) -> None:
+    kept = fitting((f"k{number}", value) for number in range(9))
+    assert kept is not None
+    assert len(msgspec.json.encode(kept)) <= ATTRIBUTES_BYTES_MAX
+    assert kept[DROPPED_KEY] == 9 - (len(kept) - 1) > 0
+
+
+def test_nanoseconds_are_kept_where_there_are_some() -> None:
+    assert event(time_ns=NS).attributes is None
+    made = event(time_ns=NS + 1)
+    assert (made.timestamp, made.attributes) == (MS, {TIME_NS_KEY: NS + 1})
+
+
+def test_a_time_that_no_event_can_have_becomes_the_nearest() -> None:
+    assert event(time_ns=-5).timestamp == 0
+    assert event(time_ns=2**64 - 1).timestamp == 18_446_744_073_709
+    assert event(time_ns=10**21).timestamp == 253_402_300_799_999
+
+
+@pytest.mark.parametrize(
+    ("value", "ns"),
+    [
+        (1_800_000_000, 1_800_000_000 * 10**9),
+        (1_800_000_000_123, NS),
+        (1_800_000_000_123_456, NS + 456_000),
+        (NS + 456_789, NS + 456_789),
+        (1_800_000_000.123, NS),
+        ("1800000000.123456", NS + 456_000),
+        ("1800000000123", NS),
+        ("2027-01-15T08:00:00.123Z", NS),
+        ("2027-01-15T10:00:00.123456+02:00", NS + 456_000),
+        ("2027-01-15T08:00:00.123456789Z", NS + 456_789),
+        ("2027-01-15 08:00:00,123", NS),
+        ("2027-01-15", 1_799_971_200 * 10**9),
+        (-1, None),
+        (True, None),
+        (math.nan, None),
+        (math.inf, None),
+        ("", None),
+        ("soon", None),
+        ("1e5000", None),
+        ("9" * 5000, None),
+        ("1900-01-01", None),
+        ([1], None),
+        (None, None),
+    ],
+)
+def test_a_time_is_read_in_every_unit_and_form(value: object, ns: int | None) -> None:
+    assert time_ns_of(value) == ns
+
+
+@pytest.mark.parametrize(
+    ("value", "severity"),
+    [
+        ("trace", "TRACE"),
+        ("Debug", "DEBUG"),
+        ("INFO", "INFO"),
+        ("warning", "WARN"),
+        ("err", "ERROR"),
+        ("CRITICAL", "FATAL"),
+        *((10 * (rank + 1), name) for rank, name in enumerate(SEVERITIES)),
+        (0, "FATAL"),
+        (1, "FATAL"),
+        (2, "FATAL"),
+        (3, "ERROR"),
+        (4, "WARN"),
+        (5, "INFO"),
+        (6, "INFO"),
+        (7, "DEBUG"),
+        ("30", "INFO"),
+        (200, None),
+        ("200", None),
+        (True, None),
+        ("odd", None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_a_level_is_a_word_or_a_number(value: object, severity: str | None) -> None:
+    assert severity_of(value) == severity
+
+
+def batch_ids(body: bytes, *, has_time: bool, own: str | None = None) -> list[str | None]:
+    builder = BatchBuilder(body, 10)
+    for _ in range(2):
+        builder.add(event(event_id=own), key=None, has_time=has_time)
+    return [one.event_id for one in builder.build(lambda: Response(200, b"")).events]
+
+
+def test_the_same_body_gives_the_same_ids_unless_nothing_in_it_has_a_time() -> None:
+    first, second = batch_ids(b"body", has_time=True)
+    assert first != second
+    assert batch_ids(b"body", has_time=True) == [first, second]
+    assert batch_ids(b"other", has_time=True)[0] not in (first, second)
+    assert batch_ids(b"body", has_time=False) == [None, None]
+    assert batch_ids(b"body", has_time=True, own="mine") == ["mine", "mine"]
+
+
+def test_events_without_an_id_of_their_own_are_spread_over_partitions() -> None:
+    builder = BatchBuilder(b"", 3)
+    for key in (None, None, "trace"):
+        builder.add(event(), key=key, has_time=True)
+    assert builder.build(lambda: Response(200, b"")).partition_keys == ["s#0", "s#1", "trace"]
+    with pytest.raises(BodyTooLargeError):
+        builder.add(event(), key=None, has_time=True)
+
+
+def test_an_id_of_any_length_becomes_an_event_id() -> None:
+    assert id_of("a-1") == "a-1"
+    for odd in ("x" * 65, "é", "a\n", ""):
+        assert len(id_of(odd)) == 40
+        assert id_of(odd) == id_of(odd)
