@@ -1,0 +1,60 @@
+"""The whole system with files as its sink: each accepted event is in the archive once, though a worker is killed."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.settings import Settings
+from support.archive import committed_events
+from support.processes import System
+from support.traffic import Traffic, stored_ids, wait_until
+
+
+@pytest.mark.timeout(300)
+def test_each_accepted_event_is_in_the_archive_once_although_a_worker_is_killed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    # Given a system whose drains commit often, and a client
+    folder = tmp_path / "archive"
+    settings = replace(
+        settings,
+        event_sink_url=f"file://{folder}",
+        log_partitions=2,
+        drain_batch_records_max=100,
+        drain_run_seconds_max=3.0,
+        drain_hard_seconds_max=12.0,
+        regulate_seconds=1.0,
+    )
+    system = System(settings, tmp_path)
+    try:
+        system.start()
+        with Traffic(system.url, events_per_second=200, events_max=4000, threads=2) as traffic:
+
+            def archived() -> Counter[str]:
+                found = Counter(line["record"]["eventId"] for line in committed_events(folder))
+                return Counter({name: count for name, count in found.items() if name.startswith(f"{traffic.run}-")})
+
+            # When the worker and its children are killed while they store
+            wait_until(lambda: sum(archived().values()) >= 100, "the first events", seconds_max=60)
+            children = system.batches.children()
+            system.batches.kill()
+            for child in children:
+                if child.is_running():
+                    child.kill()
+            before = len(traffic.outcomes.acked)
+            system.batches.start()
+            wait_until(lambda: len(traffic.outcomes.acked) >= before + 200, "200 more events", seconds_max=60)
+        outcomes = traffic.outcomes
+        # Then each accepted event is there once, no refused one is, and PostgreSQL has none of them
+        system.wait(lambda: outcomes.acked <= archived().keys(), "all accepted events", seconds_max=90)
+        stored = archived()
+        assert [name for name, count in stored.items() if count != 1] == []
+        assert stored.keys() <= outcomes.acked | outcomes.indeterminate
+        assert stored_ids(settings.database_url, traffic.run) == Counter()
+        # And the system is healthy: lag and stored offsets come from the files
+        system.wait(lambda: system.health()["consumerLag"] == 0, "no lag")
+        system.wait(lambda: system.health()["status"] == "healthy", "healthy")
+    finally:
+        system.stop()
