@@ -80,6 +80,16 @@ def test_else_a_rate_is_compared_with_the_highest_one(page: Page) -> None:
     assert said(page, "scale", BANDS.describe(), 1000.0)["isLowered"] is False
 
 
+def test_the_shadow_says_what_it_would_do_and_why(page: Page) -> None:
+    bands, beside = policy_document(BANDS.describe()), policy_document(decided(20_300))
+    told = page.evaluate("(policy) => policies.sentence(policy)", bands | {"shadow": beside | {"rate": 100.0}})
+    assert told == (
+        "Rate policy bands: 1,000/s below a lag of 10,000 events, falling to 100/s at 50,000. The shadow policy drain "
+        "time would admit at most 100 events a second (the backlog takes 14.0 s)."
+    )
+    assert "shadow" not in page.evaluate("(policy) => policies.sentence(policy)", bands | {"shadow": None})
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "\u2013"), (0, "0"), (1.94, "1.9"), (12.04, "12"), (99.94, "99.9"), (1234.5, "1,235")]
 )

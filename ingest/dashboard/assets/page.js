@@ -172,9 +172,7 @@
     card("consumption", isPartly ? "partly paused" : status.consumption, "", isPartly ? reasons : CONSUMPTION[status.consumption], levelOf(status, "no_progress", "breaker_open", "paused", "pauses_unknown", "store_down"));
     const age = status.controllerAgeSeconds;
     const policy = status.ratePolicy;
-    const shadow = policy.shadow;
-    const beside = shadow ? ` The shadow policy ${shadow.name.replace("_", " ")} would admit at most ${format.number(shadow.rate)} events a second.` : "";
-    byId("policy").textContent = `Rate policy ${policy.name.replace("_", " ")}: ${policy.sentence}.${beside}`;
+    byId("policy").textContent = policies.sentence(policy);
     card("controller", age === null ? "silent" : format.duration(age), age === null ? "" : "ago", `sets the rate every ${format.duration(status.controllerPeriodSeconds)}`, levelOf(status, "controller_silent", "store_down"));
     const override = status.rateOverride;
     const beneath = override && status.rateLimit < override.rate ? "; the breaker allows only the lowest rate" : "";

@@ -52,5 +52,14 @@ const policies = (() => {
     return { full, isLowered: rate < ENOUGH * full, of: `${format.number(full)} that ${sink} stores` };
   }
 
-  return { measured, target, words, levelWords, backlogWords, caption, scale };
+  // How the rate is decided, and what the shadow policy would do, with its reason.
+  function sentence(policy) {
+    const name = (one) => one.name.replace("_", " ");
+    const { shadow } = policy;
+    const why = shadow && shadow.reason ? ` (${shadow.reason})` : "";
+    const beside = shadow ? ` The shadow policy ${name(shadow)} would admit at most ${format.number(shadow.rate)} events a second${why}.` : "";
+    return `Rate policy ${name(policy)}: ${policy.sentence}.${beside}`;
+  }
+
+  return { measured, target, words, levelWords, backlogWords, caption, scale, sentence };
 })();
