@@ -30,6 +30,7 @@ def main() -> int:
             events=wiring.make_control_events(settings),
             clock=SystemClock(),
             troubles=wiring.make_troubles(settings),
+            offers=wiring.make_offers(settings),
             readers=SystemReaders(
                 wiring.make_history(settings), wiring.make_leases(settings), wiring.make_log(settings)
             ),

@@ -286,6 +286,23 @@ class Admission:
             return self.available(now) if now - self._fill.at <= FILL_SECONDS_MAX else None
         return self.available(now)
 
+    def fill(self, now: float) -> float | None:
+        """The bucket's tokens as a part of a full one, without the lease; None if unknown. Negative while in debt."""
+        fill = self._fill
+        if self._local is not None or fill is None or now - fill.at > FILL_SECONDS_MAX:
+            return None
+        return fill.predicted(now) / fill.burst
+
+    @property
+    def live_processes(self) -> int:
+        """The ingest processes that share the rate, as far as this process knows."""
+        return self._live_processes
+
+    @property
+    def process(self) -> str:
+        """The name of this process among all ingest processes."""
+        return self._process
+
     @property
     def is_local(self) -> bool:
         """Whether the bucket is unavailable, and this process uses the last rate that it read."""

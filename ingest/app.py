@@ -107,6 +107,7 @@ def _http_context(service: IngestService, table: list[Route]) -> HttpContext:
         connections_max=settings.ingest_connections_max,
         busy_response=_busy_response(),
         collector=service.collector,
+        accounts=service.accounts,
         codecs=codecs,
         early_rejection=None if service.collector.traces else early,
     )

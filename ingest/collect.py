@@ -6,11 +6,12 @@ from typing import Final
 
 from uuid_utils import uuid7
 
-from ingest.admission import Admission
 from ingest.appender import Appender
-from ingest.errors import PartlyStoredError, row_of
+from ingest.entrance import Entrance
+from ingest.errors import PartlyStoredError, RateLimitedError, row_of
 from ingest.held_bodies import HeldBodies
 from ingest.levels import level_of, level_of_priority
+from ingest.tally import Tally
 from ingest.types import Batch, Codec, Request, Response
 from pipeline.clock import Clock
 from pipeline.errors import LogIndeterminateError, LogPartialError, SluiceError
@@ -26,7 +27,7 @@ class Collector:
 
     def __init__(
         self,
-        admission: Admission,
+        entrance: Entrance,
         appender: Appender,
         held_bodies: HeldBodies,
         metrics: IngestMetrics,
@@ -35,7 +36,7 @@ class Collector:
         traces: bool,
         levels: LevelCounts | None = None,
     ) -> None:
-        self._admission = admission
+        self._entrance = entrance
         self._appender = appender
         self._held_bodies = held_bodies
         self._metrics = metrics
@@ -47,7 +48,7 @@ class Collector:
     @property
     def admits_all_levels(self) -> bool:
         """Gate.admits_all_levels."""
-        return self._admission.admits_all_levels
+        return self._entrance.admits_all_levels
 
     def level_of(self, priority: str | None) -> Level | None:
         """Gate.level_of."""
@@ -55,11 +56,15 @@ class Collector:
 
     def seconds_closed(self, level: Level = LEVEL_HIGHEST) -> float:
         """Gate.seconds_closed."""
-        return math.inf if self._appender.blocked() is not None else self._admission.wait_seconds(1, level)
+        return math.inf if self._appender.blocked() is not None else self._entrance.seconds_closed(level)
 
-    def refusal(self, level: Level = LEVEL_HIGHEST) -> SluiceError | None:
+    def seconds_closed_for(self, tally: Tally) -> float:
+        """Gate.seconds_closed_for."""
+        return self._entrance.seconds_closed_for(tally)
+
+    def refusal(self, level: Level = LEVEL_HIGHEST, tally: Tally | None = None) -> SluiceError | None:
         """Gate.refusal."""
-        return self._appender.blocked() or self._admission.refusal(1, level)
+        return self._appender.blocked() or self._entrance.refusal(level, tally)
 
     def note_rejected(self, level: Level | None) -> None:
         """Gate.note_rejected."""
@@ -100,9 +105,12 @@ class Collector:
         decode = codec.decode(request)
         inflate = codec.inflate(headers)
         level = LEVEL_HIGHEST if self._levels is None else level_of_priority(headers.get("priority"))
-        refusal = self.refusal(LEVEL_HIGHEST if level is None else level)
+        tally = request.tally
+        refusal = self.refusal(LEVEL_HIGHEST if level is None else level, tally)
         if refusal is not None:
             self.note_rejected(level)
+            if isinstance(refusal, RateLimitedError):
+                tally.refuse_unread(refusal.limited_by)
             raise refusal
         with self._held_bodies.begin() as held:
             body = await request.receive_body(codec.bytes_max, held)
@@ -116,10 +124,9 @@ class Collector:
             if level is None:
                 level = level_of(batch.events)
             try:
-                admission, has_levels = self._admission, self._levels is not None
-                if not (admission.take_level_now(count, level) if has_levels else admission.take_now(count)):
-                    await admission.take(count, level)
-                await self._append(batch, head)
+                if not self._entrance.admit_now(tally, count, level):
+                    await self._entrance.admit(tally, count, level)
+                await self._append(batch, head, tally)
             except SluiceError:
                 self.refused_beyond_first += count - 1
                 if self._levels is not None:
@@ -129,7 +136,7 @@ class Collector:
             self._levels.note_accepted(level, count)
         return batch
 
-    async def _append(self, batch: Batch, head: bytes) -> None:
+    async def _append(self, batch: Batch, head: bytes, tally: Tally) -> None:
         """Append admitted events. The tokens of those that are certainly not stored go back: a repeat pays again."""
         entries: list[tuple[int, bytes]] = []
         try:
@@ -138,12 +145,12 @@ class Collector:
         except LogPartialError as error:
             unconfirmed = [index for index, (part, _) in enumerate(entries) if part in error.failures]
             failures = [error.failures[entries[index][0]] for index in unconfirmed]
-            self._admission.give_back(sum(not isinstance(one, LogIndeterminateError) for one in failures))
+            self._entrance.give_back(tally, sum(not isinstance(one, LogIndeterminateError) for one in failures))
             raise PartlyStoredError(unconfirmed, len(entries), str(error)) from error
         except LogIndeterminateError:
             raise
         except SluiceError:
-            self._admission.give_back(len(batch.events))
+            self._entrance.give_back(tally, len(batch.events))
             raise
 
 

@@ -130,6 +130,12 @@ class PartlyStoredError(LogIndeterminateError):
         return {"unconfirmed": self.unconfirmed}
 
 
+_USED_UP: Final = {
+    LimitedBy.LEVEL: "the rest of the admitted rate is for higher levels",
+    LimitedBy.SHARE: "the account's share of the admitted rate, or its limit, is used up",
+}
+
+
 class RateLimitedError(OverloadedError):
     """The admitted rate is used up.
 
@@ -146,9 +152,9 @@ class RateLimitedError(OverloadedError):
         limited_by: LimitedBy = LimitedBy.RATE,
         since: float = 0.0,
     ) -> None:
-        is_level = limited_by is LimitedBy.LEVEL
-        message = "the rest of the admitted rate is for higher levels" if is_level else "the admitted rate is used up"
-        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        super().__init__(
+            _USED_UP.get(limited_by, "the admitted rate is used up"), retry_after_seconds=retry_after_seconds
+        )
         self.quota = quota
         self.left = left
         self.limited_by = limited_by

@@ -11,12 +11,15 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector as MetricsCollector
 
+from ingest.account_reports import AccountReports
+from ingest.accounts import Accounts, Surroundings
 from ingest.admission import Admission
 from ingest.appender import Appender
 from ingest.collect import Collector
 from ingest.dashboard.counter_deltas import CounterDeltas
 from ingest.dashboard.recorder import Recorder, SystemReaders
 from ingest.dashboard.sse import Reader, Viewers
+from ingest.entrance import Entrance
 from ingest.errors import status_of
 from ingest.health import HealthSources
 from ingest.held_bodies import HeldBodies
@@ -34,10 +37,12 @@ from pipeline.ports.control import (
     ControlStore,
     PublishedRate,
     Troubles,
+    account_limits,
     limited_by,
     rate_after_override,
 )
 from pipeline.ports.log import EventLog
+from pipeline.ports.offers import Offers
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -56,6 +61,7 @@ class IngestContext:
     clock: Clock
     troubles: Troubles | None = None  # None: this process does not report that its clock differs
     readers: SystemReaders | None = None  # None: the page shows only this process, without history
+    offers: Offers | None = None  # None: this process does not report what accounts offer, so none gets a share
 
 
 class IngestService:
@@ -86,8 +92,16 @@ class IngestService:
         self.levels = LevelCounts() if settings.admission_levels else None
         if self.levels is not None:
             self.registry.register(LevelsCollector(self.levels))
+        self.accounts = Accounts(settings, context.clock)
+        self.account_reports = AccountReports(
+            context.offers,
+            self.accounts,
+            self._around_accounts,
+            self.admission.process,
+            self.loops.add(LoopName.ACCOUNTS),
+        )
         self.collector = Collector(
-            self.admission,
+            Entrance(self.admission, self.accounts, has_levels=self.levels is not None),
             self.appender,
             self.held_bodies,
             self.metrics,
@@ -127,6 +141,7 @@ class IngestService:
         self.appender.start(self._loop)
         self.follower.start()
         self.viewers.start()
+        self.account_reports.start()
         if self.recorder is not None:
             self.recorder.start()
 
@@ -136,6 +151,7 @@ class IngestService:
         self.viewers.end_streams()
         if self.recorder is not None:
             self.recorder.close()
+        self.account_reports.close()
         await self.appender.close(seconds_max=seconds_max)
         self.admission.close()
         await asyncio.get_running_loop().run_in_executor(None, self._stop_follower)
@@ -159,6 +175,14 @@ class IngestService:
         self.admission.note_limit(*limited_by(state))
         self.admission.note_drain(0.0 if rate.policy is None else rate.policy.explanation.drain_over_seconds)
         self.admission.note_rate(rate.version, rate.rate, ends_in=ends_in, rate_after=rate_after_override(state))
+        newest, now = self.follower.newest, self.clock.monotonic()
+        age_seconds = None if newest is None else newest.controller_age_seconds(now)
+        limits = account_limits(self.settings)
+        self.accounts.note(rate.shares, limits, self._around_accounts(), age_seconds=age_seconds or 0.0)
+
+    def _around_accounts(self) -> Surroundings:
+        now = self.clock.monotonic()
+        return Surroundings(self.admission.rate(now), self.admission.live_processes, self.admission.fill(now))
 
     def health_sources(self) -> HealthSources:
         """The current inputs of the health judgement."""
@@ -190,6 +214,7 @@ class IngestService:
         metrics.log_answers.set(self.appender.status(now).answers)
         metrics.connections.set(self.count_connections())
         metrics.held_bodies_bytes.set(self.held_bodies.bytes)
+        metrics.held_accounts.set(self.accounts.held)
 
 
 def _reporter(settings: Settings, context: IngestContext) -> TroubleReporter | None:

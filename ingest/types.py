@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from ingest.held_bodies import HeldBytes
+from ingest.tally import Tally
 from pipeline.errors import SluiceError
 from pipeline.event import Event
 from pipeline.names import LEVEL_HIGHEST, Level, ProtocolName
@@ -102,12 +103,16 @@ class Request(RequestHead, Protocol):
     @property
     def request_id(self) -> str: ...
 
+    @property
+    def tally(self) -> Tally:
+        """The tally of its account."""
+
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
         """The body as it was sent; `held` counts its bytes. Raises BodyTooLargeError, OverloadedError."""
 
 
 class Gate(Protocol):
-    """Rejects requests before they are read, whatever they contain."""
+    """Rejects requests before they are read, whatever they contain: all of them, or those of one account."""
 
     @property
     def admits_all_levels(self) -> bool:
@@ -122,8 +127,11 @@ class Gate(Protocol):
         Infinite if unknown.
         """
 
-    def refusal(self, level: Level = LEVEL_HIGHEST) -> SluiceError | None:
-        """The reason for rejecting; None if it does not reject. Costs more than `seconds_closed`."""
+    def seconds_closed_for(self, tally: Tally) -> float:
+        """Seconds for which it rejects the requests of an account for its own limit; 0 if it does not."""
+
+    def refusal(self, level: Level = LEVEL_HIGHEST, tally: Tally | None = None) -> SluiceError | None:
+        """The reason for rejecting, of an account (None: of all); None if it does not reject. Costs more than these."""
 
     def note_rejected(self, level: Level | None) -> None:
         """Count a request that was rejected unread; the level is None if only its events could tell."""

@@ -74,6 +74,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   (("capacity", "max(sluice_capacity_events_per_second)"),
                    ("rate limit", "max(rate_limiter_rate_limit)"),
                    ("{{policy}} would admit", "max by (policy) (sluice_shadow_rate_limit)"),
+                   ("share of an account", "max(sluice_share_events_per_second)"),
                    ("accepted", "sluice:accepted_events:rate1m")), "eps"),
             Panel("Admitted and offered", "Events per second. Events above the rate limit are refused. A body that was "
                   "refused unread counts as one offered event.",
@@ -142,6 +143,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             Panel("Connections", "Open connections of each ingest process.",
                   (("{{instance}}", "sluice_ingest_connections{$chosen}"),
                    ("{{instance}} uses the last known rate", "sluice_ingest_admission_local{$chosen}"),
+                   ("{{instance}} holds back accounts", "sluice_ingest_held_accounts{$chosen}"),
                    ("{{instance}} reaches the log", "sluice_ingest_log_answers{$chosen}"))),
         ),
     ),

@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 
 from ingest.errors import status_of
 from pipeline.clock import SystemClock
+from pipeline.flow.shares import Shares
 from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsCollector, RequestsByStatus
 from pipeline.names import LoopName, Mode
 from pipeline.policies import make_policy
@@ -49,6 +50,7 @@ def system_metrics(log_url: str) -> list[Metric]:
             base_rate=1.0, floor_rate=1.0, mode=Mode.NORMAL, lag=1, lag_known_at=server.clock.now(), actor="table",
             consumption=Consumption({0: 1}, 1, 1.0, {0: 1.0}),
             policy=_policy_record(settings),
+            shares=Shares(1.0, 1.0),
         )  # fmt: skip
         MemoryBucket(settings, server).take(needed=1, wanted=1, process="table")
         names = ("dead_letters", "dead_letter_conflicts", "database_bytes", "connections", "connections_max")

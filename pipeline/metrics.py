@@ -111,6 +111,11 @@ INGEST_HELD_BODIES: Final = Declared(
     "sluice_ingest_held_bodies_bytes", "Bytes of bodies that were received and are not yet appended"
 )
 
+# Not 0: these accounts offer more than their share, or have a hard limit.
+INGEST_HELD_ACCOUNTS: Final = Declared(
+    "sluice_ingest_held_accounts", "Accounts that this process holds back to a limit or to a share"
+)
+
 # Grows: there is a defect; the log of this process has the traceback. The loop goes on. The queue consumer has no
 # traceback.
 LOOP_FAILURES: Final = Declared(
@@ -177,6 +182,10 @@ LAG_CRITICAL: Final = Declared("sluice_lag_critical_events", "Lag above which th
 # Compare it with the base rate: what RATE_POLICY_SHADOW would change. It sees the load that the other policy admits.
 SHADOW_RATE_LIMIT: Final = Declared(
     "sluice_shadow_rate_limit", "Events a second that the policy of RATE_POLICY_SHADOW would admit", ("policy",)
+)
+# Absent while there is no shortage. An account that offers less gets all of it.
+ACCOUNT_SHARE: Final = Declared(
+    "sluice_share_events_per_second", "Events a second up to which every account gets what it offers (ADMISSION_SHARES)"
 )
 # What the rate policy takes for the sink's capacity. Only a policy that measures it shows it.
 CAPACITY: Final = Declared(
@@ -311,6 +320,7 @@ class IngestMetrics:
         self.log_answers = INGEST_LOG_ANSWERS.live_gauge(registry)
         self.connections = INGEST_CONNECTIONS.live_gauge(registry)
         self.held_bodies_bytes = INGEST_HELD_BODIES.live_gauge(registry)
+        self.held_accounts = INGEST_HELD_ACCOUNTS.live_gauge(registry)
 
 
 class LevelCounts:

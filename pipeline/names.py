@@ -54,6 +54,7 @@ class LimitedBy(StrEnum):
 
     RATE = "rate"  # the rate that the policy decided
     LEVEL = "level"  # the rate too, but a body of a higher level would have been admitted
+    SHARE = "share"  # the share or the limit of the account that sent the request
     BREAKER = "breaker"  # the circuit breaker is open: at most the lowest rate
     OVERRIDE = "override"  # a rate that an operator set for a time
 
@@ -98,6 +99,7 @@ class LoopName(StrEnum):
     APPENDER = "appender"  # appends requests to the event log; in ingest
     LEASES = "lease taker"  # requests tokens from the bucket; in ingest
     HISTORY = "history writer"  # writes the data for the page's charts; in ingest
+    ACCOUNTS = "account reports"  # counts what accounts offer, and reports it; in ingest
     PAGE = "page writer"  # writes to the open pages; in ingest
     CONSUMER = "pause timer"  # compares the queues that a worker consumes with the pauses; in workers of `batches`
     QUEUE = "queue consumer"  # takes messages from a worker's queue; fails if messages wait and it takes none
@@ -185,8 +187,9 @@ def known_word(vocabulary: type[_Word], word: str) -> _Word:
 
 # Keys on the control server (REDIS_URL). All carry the prefix of Settings.key_prefix.
 # hash: version, rate, mode, lag, times, consumption, alarms; the policy's record (policy, policy_at), reason and
-# event_ratio; the rate of the last control event about it (recorded_rate, recorded_version). publish_rate.lua writes
-# it, and so do the scripts that change the effective rate (settle_rate in control_lib.lua).
+# event_ratio; the accounts' shares (shares, shares_at); the rate of the last control event about it (recorded_rate,
+# recorded_version). publish_rate.lua writes it, and so do the scripts that change the effective rate (settle_rate in
+# control_lib.lua).
 KEY_RATE: Final = "rate"
 KEY_PAUSE: Final = "pause"  # hash: reason -> generation and text; `restored` marks it as complete
 KEY_GENERATION: Final = "pause:generation"  # integer: grows with every change of the set of reasons
@@ -201,6 +204,7 @@ KEY_COUNTERS_SENDER: Final = "counters:sender"  # string for each sender, expire
 KEY_FACTS: Final = "facts"  # string with time to live: results of occasional queries to PostgreSQL, as JSON
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
 KEY_FLOOR: Final = "floor"  # hash for each log_id: life, fence, incarnation, complete, partition -> offset
+KEY_OFFERS: Final = "offers"  # hash, expires: ingest process -> time and what was offered to it, as JSON
 KEY_TROUBLES: Final = "troubles"  # hash, expires: process -> its problems, as JSON
 KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
 KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset, and since when it is unchanged

@@ -13,6 +13,7 @@ from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import held_lags, lag_by_partition
 from pipeline.flow.rate import Decay
+from pipeline.flow.shares import Shares, share_out, together
 from pipeline.names import (
     LEASE_REGULATE,
     LEASE_TICK,
@@ -35,9 +36,12 @@ from pipeline.ports.control import (
     Progress,
     PublishedRate,
     Troubles,
+    account_limits,
+    effective_rate,
     paused,
 )
 from pipeline.ports.log import EventLog, PartitionPosition
+from pipeline.ports.offers import Offers
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, RatePolicy
@@ -72,6 +76,7 @@ class Control:
     clock: Clock = field(default_factory=SystemClock)
     lag_age: Age = field(default_factory=Age)  # of the last known lag; kept from tick to tick, as rate_age is
     rate_age: Age = field(default_factory=Age)  # of the last publication
+    offers: Offers | None = None  # None: no ingest process reports what accounts offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +230,10 @@ def _tick(
     _name_standing(sample, settings, database)  # before a drain is ended, because that could change the reason
     terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, actor=actor)
     known_at = state.rate.lag_known_at if state.rate is not None else None
+    # If the reasons to pause are lost and PostgreSQL is unavailable, the breaker's reason may be among them.
+    base_rate = policy.floor_rate if sample.is_database_unavailable else decided.rate
     published = control.store.publish_rate(
-        # If the reasons to pause are lost and PostgreSQL is unavailable, the breaker's reason may be among them.
-        base_rate=policy.floor_rate if sample.is_database_unavailable else decided.rate,
+        base_rate=base_rate,
         floor_rate=policy.floor_rate,
         mode=decided.mode,
         lag=sample.total_lag,
@@ -236,6 +242,7 @@ def _tick(
         consumption=_consumption(state, sample, ages),
         alarms=sample.alarms,
         policy=replace(decided.record, shadow=beside),
+        shares=_share_out(effective_rate(known, base_rate, policy.floor_rate), settings, control),
     )
     now = control.clock.monotonic()
     control.rate_age.begin(published.published_at, now=now)
@@ -244,6 +251,24 @@ def _tick(
     problems = [*(alarm.what for alarm in sample.alarms), *sample.problems]
     answered = sample.stored is not None
     return RegulateReport(True, published, sample.lag, restored, terminated, answered, tuple(problems))
+
+
+def _share_out(rate: float, settings: Settings, control: Control) -> Shares | None:
+    """The accounts' shares of a rate; without a share if they are off. None if nothing holds any account back."""
+    limits = account_limits(settings)
+    rates = {account: limit.rate for account, limit in limits.items() if limit.rate is not None}
+    if control.offers is None or not (settings.admission_shares or rates):
+        return None
+    shares = share_out(
+        together(control.offers.reported()),
+        rate=rate,
+        burst_seconds=settings.burst_seconds,
+        period_seconds=settings.regulate_seconds,
+        weights={account: limit.weight for account, limit in limits.items()},
+        limits=rates,
+        has_levels=settings.admission_levels,
+    )
+    return shares if settings.admission_shares else shares.limits_only(rates)
 
 
 def _restore(store: ControlStore, database: Database, sample: _Sample, actor: str) -> bool:

@@ -9,9 +9,11 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final, get_type_hints
 from urllib.parse import urlsplit
 
+from pipeline.account import account_named
 from pipeline.errors import SettingsError
 from pipeline.logs import FORMATS, LEVELS
 from pipeline.names import SinkName
@@ -181,6 +183,46 @@ class Settings:
         low=0.1,
         high=600,
         when="the platform kills processes sooner, or requests take longer",
+    )
+
+    # --- Ingest: accounts ----------------------------------------------------------------------------
+    trusted_proxies: str = _setting(
+        "",
+        "Addresses and networks of reverse proxies, with commas between, as in 10.0.0.5,192.168.1.0/24. Then the "
+        "client's address is the last one in FORWARDED_FIELD that is not theirs, else the address of the connection",
+        when="ingest runs behind a proxy: otherwise all clients of the proxy are one account",
+    )
+    forwarded_field: str = _setting(
+        "x-forwarded-for",
+        "The header field to which these proxies add the address of their client. Any other field may be forged",
+        choices=("x-forwarded-for", "forwarded"),
+        when="the proxies set Forwarded (RFC 7239)",
+    )
+
+    admission_shares: bool = _setting(
+        False,
+        "While clients offer more than the rate, divide it: each account gets what it offers, up to a share that is "
+        "the same for all (max-min). Otherwise an account that sends more gets more",
+        when="several clients share the system, and one that sends too much must not be at the expense of the others",
+    )
+    account_limits: str = _setting(
+        "",
+        "Events/s that accounts are admitted at most, also without shortage and without shares: ADDRESS=NUMBER with "
+        "commas between. An account is an IPv4 address, or a /64 network of IPv6",
+        when="a client has a contract for a rate, or sends too much by mistake",
+    )
+    account_weights: str = _setting(
+        "",
+        "The shares of accounts as a multiple of that of all others: ADDRESS=NUMBER with commas between, 0.01 to 100",
+        when="one account is many clients, or is more important than the others",
+    )
+    accounts_max: int = _setting(
+        128,
+        "Accounts that one ingest process counts by themselves: the heaviest. All others are counted together, and are "
+        "never held back to a share",
+        low=8,
+        high=1000,
+        when="more accounts than that are above their share at once; each costs 30 bytes a second of each process",
     )
 
     # --- Ingest: append ------------------------------------------------------------------------------
@@ -710,6 +752,41 @@ def _parse(text: str, kind: type) -> Any:
     return text
 
 
+def networks_of(text: str) -> list[IPv4Network | IPv6Network]:
+    """The networks of TRUSTED_PROXIES; an address is a network of one. Raises ValueError."""
+    return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
+
+
+_FIGURE_MIN, _RATE_FIGURE_MAX, _WEIGHT_MAX = 0.01, 10_000_000.0, 100.0
+
+
+def figures_of(text: str) -> dict[str, float]:
+    """The numbers of ACCOUNT_LIMITS or ACCOUNT_WEIGHTS, by account. Raises ValueError."""
+    figures = {}
+    for part in filter(None, (one.strip() for one in text.split(","))):
+        name, _, number = part.rpartition("=")
+        account = account_named(name)
+        if account is None:
+            raise ValueError(f"{part!r} does not begin with an address and =")
+        try:
+            figures[account] = float(number)
+        except ValueError:
+            raise ValueError(f"{part!r} does not end with a number") from None
+    return figures
+
+
+def _figure_problems(name: str, text: str, most: float) -> list[str]:
+    try:
+        figures = figures_of(text)
+    except ValueError as error:
+        return [f"{name}: {error}"]
+    return [
+        f"{name}: {account}={figure:g} is not between {_FIGURE_MIN:g} and {most:g}"
+        for account, figure in figures.items()
+        if not _FIGURE_MIN <= figure <= most
+    ]
+
+
 def _limit_problems(settings: Settings) -> list[str]:
     """Values outside their own limits; NaN is outside any limits."""
     problems = []
@@ -748,6 +825,12 @@ def _cross_problems(settings: Settings) -> list[str]:
             problems.append(f"{name.upper()} {problem}")  # without the URL: it may hold a password
     if settings.event_sink_url and not _FOLDER_URL.fullmatch(settings.event_sink_url):
         problems.append(f"EVENT_SINK_URL={settings.event_sink_url!r} is neither empty nor file:///, then a folder")
+    try:
+        networks_of(settings.trusted_proxies)
+    except ValueError as error:
+        problems.append(f"TRUSTED_PROXIES: {error}")
+    problems += _figure_problems("ACCOUNT_LIMITS", settings.account_limits, _RATE_FIGURE_MAX)
+    problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, _WEIGHT_MAX)
     if settings.log_scheme == "kafka" and not _TOPIC_NAME.fullmatch(settings.log_topic):
         problems.append(
             f"LOG_TOPIC={settings.log_topic!r} is no name of a Kafka topic: 1 to 249 letters, digits, dots, hyphens "

@@ -155,6 +155,8 @@ def _control_gauges(state: ControlState, settings: Settings, controller_age: flo
         yield metrics.RATE_LIMIT.gauge(rate.rate)
         yield metrics.BASE_RATE_LIMIT.gauge(rate.base_rate)
         yield metrics.CONTROLLER_AGE.gauge(controller_age)
+        if rate.shares is not None and rate.shares.share is not None:
+            yield metrics.ACCOUNT_SHARE.gauge(rate.shares.share)
     yield metrics.CONTROLLER_PERIOD.gauge(settings.regulate_seconds)
     yield metrics.NO_PROGRESS_SECONDS_LIMIT.gauge(settings.no_progress_seconds_max)
     modes = [Mode.UNKNOWN.value if rate is None else rate.mode.value]

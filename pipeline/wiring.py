@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.ports.counters import Counters
     from pipeline.ports.history import History
     from pipeline.ports.log import EventLog, FloorSource
+    from pipeline.ports.offers import Offers
     from pipeline.ports.offset_store import OffsetStore
     from pipeline.ports.schema import Schema
     from pipeline.settings import Settings
@@ -149,6 +150,13 @@ def make_history(settings: Settings) -> History:
     from pipeline.store.redis_history import RedisHistory  # noqa: PLC0415
 
     return RedisHistory(settings)
+
+
+def make_offers(settings: Settings) -> Offers:
+    """What is offered to each ingest process, on `REDIS_URL`."""
+    from pipeline.store.redis import RedisOffers  # noqa: PLC0415
+
+    return RedisOffers(settings)
 
 
 def make_troubles(settings: Settings) -> Troubles:

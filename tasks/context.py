@@ -22,6 +22,7 @@ from pipeline.ports.dead_letters import DeadLetters
 from pipeline.ports.event_sink import EventSink
 from pipeline.ports.history import History
 from pipeline.ports.log import EventLog
+from pipeline.ports.offers import Offers
 from pipeline.ports.offset_store import OffsetStore
 from pipeline.ports.operator_store import OperatorStore
 from pipeline.ports.schema import Schema
@@ -115,6 +116,10 @@ class WorkerContext:
     @cached_property
     def troubles(self) -> Troubles:
         return wiring.make_troubles(self.settings)
+
+    @cached_property
+    def offers(self) -> Offers:
+        return wiring.make_offers(self.settings)
 
     @cached_property
     def history(self) -> History:

@@ -72,6 +72,7 @@ def regulate_rate(self: Any) -> None:
             clock=context.clock,
             lag_age=context.lag_age,
             rate_age=context.rate_age,
+            offers=context.offers,
         ),
         actor=context.name,
     )

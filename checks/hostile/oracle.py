@@ -31,6 +31,7 @@ from ingest.held_bodies import HeldBodies
 from ingest.http import request as http1
 from ingest.http.early_rejection import EarlyRejection
 from ingest.http.request_id import RequestIds
+from ingest.tally import Tally
 from ingest.types import Lifecycle
 from pipeline.clock import SystemClock
 from pipeline.event import SEVERITIES, SEVERITY_ALIASES, Event, decode_record, encode_record, record_head
@@ -357,7 +358,10 @@ class _Open:
     def seconds_closed(self, level: Level = LEVEL_HIGHEST) -> float:
         return 0.0
 
-    def refusal(self, level: Level = LEVEL_HIGHEST) -> None:
+    def seconds_closed_for(self, tally: Tally) -> float:
+        return 0.0
+
+    def refusal(self, level: Level = LEVEL_HIGHEST, tally: Tally | None = None) -> None:
         return None
 
     def note_rejected(self, level: Level | None) -> None:

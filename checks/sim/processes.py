@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -12,12 +13,17 @@ from prometheus_client import CollectorRegistry
 from checks.sim.bounds import LeaseBound
 from checks.sim.experiments import SPREAD
 from checks.sim.virtual import VirtualLoop
+from ingest.accounts import Accounts, Surroundings
 from ingest.admission import Admission
+from ingest.entrance import Entrance
 from ingest.errors import RateLimitedError, whole_seconds
+from ingest.tally import Tally
+from pipeline.errors import StoreUnavailableError
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LEVEL_HIGHEST, Level
 from pipeline.ports.bucket import Bucket
-from pipeline.ports.control import ControlState, rate_after_override
+from pipeline.ports.control import ControlState, account_limits, rate_after_override
+from pipeline.ports.offers import REPORT_SECONDS, Offers
 from pipeline.settings import Settings
 
 # A client that ignores Retry-After repeats after this time.
@@ -25,17 +31,41 @@ _AT_ONCE_SECONDS: Final = (0.05, 0.3)
 # The share of refused bodies that a client repeats; the others are dropped, as by a client that ends.
 _REPEATED_SHARE: Final = 0.9
 
+# Up to a second, where the follower reads a control event within a hundredth of one.
+_FOLLOW_AGAIN: Final = 100
+ACCOUNT: Final = "198.51.100.1"  # of clients about whose account nothing is said
+
 Answered = Callable[[int, RateLimitedError | None], None]  # partition; None: the body was admitted
 
 
 class IngestProcess:
     """One ingest process: the shipped admission on virtual time, and its follower's part of the work."""
 
-    def __init__(self, settings: Settings, bucket: Bucket, lease: LeaseBound, loop: VirtualLoop) -> None:
+    def __init__(
+        self, settings: Settings, bucket: Bucket, lease: LeaseBound, loop: VirtualLoop, *, offers: Offers, phase: float
+    ) -> None:
+        self._settings = settings
         self._loop = loop
         self._lease = lease
+        self._offers = offers
         self.admission = Admission(settings, bucket, loop.clock, IngestMetrics(CollectorRegistry()))
         self.admission.start(loop.as_event_loop())
+        self.accounts = Accounts(settings, loop.clock)
+        self._entrance = Entrance(self.admission, self.accounts, has_levels=settings.admission_levels)
+        self._tallies: dict[str, Tally] = {}  # of the connections, one for each account
+        loop.call_later(phase * REPORT_SECONDS, self._report)
+
+    def _around(self) -> Surroundings:
+        now = self._loop.time()
+        return Surroundings(self.admission.rate(now), self.admission.live_processes, self.admission.fill(now))
+
+    def _report(self) -> None:
+        """What AccountReports does."""
+        self._loop.call_later(REPORT_SECONDS, self._report)
+        offered = self.accounts.fold(self._around())
+        if self.accounts.is_reporting:
+            with suppress(StoreUnavailableError):
+                self._offers.report(self.admission.process, offered)
 
     @property
     def held(self) -> int:
@@ -45,6 +75,8 @@ class IngestProcess:
     def follow(self, state: ControlState, seconds: float) -> None:
         """Take a state that was published, `seconds` later."""
         self._loop.call_later(seconds, self._note, state)
+        # A publication without a control event is found by the follower's next read.
+        self._loop.call_later(seconds * _FOLLOW_AGAIN, self._note_shares, state)
 
     def _note(self, state: ControlState) -> None:
         rate, override = state.rate, state.override
@@ -54,21 +86,32 @@ class IngestProcess:
         self.admission.note_rate(rate.version, rate.rate, ends_in=ends_in, rate_after=rate_after_override(state))
         self._lease.note_rate(rate.version, rate.rate)
 
-    def offer(self, count: int, level: Level, partition: int, answered: Answered) -> None:
+    def _note_shares(self, state: ControlState) -> None:
+        shares = None if state.rate is None else state.rate.shares
+        self.accounts.note(shares, account_limits(self._settings), self._around(), age_seconds=0.0)
+
+    def offer(self, load: "Load", partition: int, answered: Answered) -> None:
         """Ask for the admission of a body. `answered` gets None if it was admitted, else the refusal."""
-        if self.admission.take_level_now(count, level):
-            self._admitted(count)
+        tally = self._tallies.get(load.account)
+        if tally is None:
+            tally = self._tallies[load.account] = self.accounts.enter(load.account)
+        refusal = self._entrance.refusal(load.level, tally)
+        if refusal is not None:
+            tally.refuse_unread(refusal.limited_by)
+            answered(partition, refusal)
+        elif self._entrance.admit_now(tally, load.body, load.level):
+            self._admitted(load.body)
             answered(partition, None)
         else:
-            self._drive(self._ask(count, level, partition, answered))
+            self._drive(self._admit(tally, load, partition, answered))
 
-    async def _ask(self, count: int, level: Level, partition: int, answered: Answered) -> None:
+    async def _admit(self, tally: Tally, load: "Load", partition: int, answered: Answered) -> None:
         try:
-            await self.admission.take(count, level)
+            await self._entrance.admit(tally, load.body, load.level)
         except RateLimitedError as refusal:
             answered(partition, refusal)
         else:
-            self._admitted(count)
+            self._admitted(load.body)
             answered(partition, None)
 
     def _admitted(self, count: int) -> None:
@@ -103,6 +146,7 @@ class Load:
     is_even: bool = False  # bodies at equal distances; otherwise at random ones (Poisson)
     # Not 0: so many senders, each with one body at a time. A sender keeps its body until it is admitted.
     senders: int = 0
+    account: str = ACCOUNT  # of these clients
     # All events of a body have one key, so they go to one partition; otherwise they are spread.
     has_one_key: bool = False
 
@@ -180,7 +224,7 @@ class Clients:
             return
         processes = self._processes
         process = processes[0] if len(processes) == 1 else processes[int(self._rng.random() * len(processes))]
-        process.offer(body, self.load.level, partition, self._answered)
+        process.offer(self.load, partition, self._answered)
 
     def _answered(self, partition: int, refusal: RateLimitedError | None) -> None:
         body = self.load.body

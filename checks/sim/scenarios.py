@@ -69,6 +69,15 @@ def _mixed_bodies(rate: float) -> list[Load]:
     ]
 
 
+def _one_heavy_account(small: int = 45) -> list[Load]:
+    """An account that offers far more than the rate, and small ones of bodies with one to twenty events."""
+    heavy = Load(constant(5000), body=20, account="192.0.2.1")
+    return [
+        heavy,
+        *(Load(constant(20), body=1 + number % 20, account=f"198.51.100.{number}") for number in range(small)),
+    ]
+
+
 def _all() -> list[Scenario]:
     sink, overload = constant(SINK), _one(constant(_OVERLOAD))
     found = [Scenario(f"steady {times}x", 110, _one(constant(times * SINK)), sink) for times in (1, 2, 5, 10)]
@@ -192,6 +201,10 @@ def _all() -> list[Scenario]:
         Scenario("8 ingest processes", 110, overload, sink, processes=8),
         Scenario("1 ingest process", 110, overload, sink, processes=1),
         Scenario("64 partitions", 110, overload, sink, partitions=64),
+        Scenario(
+            "one heavy account", 90, _one_heavy_account(), sink, settings={"admission_shares": True}, judged_from=20
+        ),
+        Scenario("one heavy account, shares off", 90, _one_heavy_account(), sink, judged_from=20),
         Scenario("mixed bodies", 150, _mixed_bodies(_OVERLOAD), sink, judged_from=40),
         # The rate is RATE_MIN, whatever the policy.
         Scenario(

@@ -37,6 +37,7 @@ class Timeline:
     violations: Violations = field(default_factory=lambda: Violations(0.0))
     bucket_used_max: float = 0.0  # over-admission as a share of what is allowed: burst and one body
     loads: list[tuple[Load, Counts]] = field(default_factory=list)
+    counts_before: list[Counts] = field(default_factory=list)  # of each load, when the judged time began
 
 
 def ideal(seconds: Sequence[Second]) -> list[float]:
@@ -108,6 +109,20 @@ def body_shares(timeline: Timeline) -> dict[int, float]:
         load.body: counts.admitted / min(fair, counts.offered) if counts.offered else math.nan
         for load, counts in timeline.loads
     }
+
+
+def account_shares(timeline: Timeline) -> dict[str, float]:
+    """For each account, what was admitted of its events since the judged time began."""
+    return {
+        load.account: (counts.admitted - before.admitted) / max(1, counts.offered - before.offered)
+        for (load, counts), before in zip(timeline.loads, timeline.counts_before, strict=True)
+    }
+
+
+def rate_used(timeline: Timeline, begin: int) -> float:
+    """What was admitted from second `begin` on, as a part of the rate."""
+    seconds = timeline.seconds[begin:]
+    return sum(second.admitted for second in seconds) / sum(second.rate for second in seconds)
 
 
 def fair_share(offered: Sequence[float], total: float) -> float:

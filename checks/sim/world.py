@@ -8,8 +8,9 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from checks.sim.bounds import BucketBound, ControlBound, LeaseBound, Violations, WatchedBucket
 from checks.sim.experiments import SPREAD, Experiment, Surroundings
@@ -36,6 +37,7 @@ from pipeline.store.memory import (
     MemoryControlEvents,
     MemoryControlStore,
     MemoryLeases,
+    MemoryOffers,
     MemoryOffsetFence,
     MemoryProgress,
     MemoryServer,
@@ -77,7 +79,7 @@ class Scenario:
     processes: int = 2
     batch_max: int = 500
     nominal: float = 1500.0  # what an operator takes for the sink's capacity, events/s
-    settings: dict[str, float] = field(default_factory=dict)  # changes to the settings
+    settings: dict[str, Any] = field(default_factory=dict)  # changes to the settings
     judged_from: float = 40.0  # seconds: figures count from here on
     phases: Sequence[float] = ()  # times from which the time to settle is measured
     step_seconds: float = 0.05
@@ -105,7 +107,7 @@ class World:
                 log_partitions=scenario.partitions,
                 ingest_processes_max=scenario.processes,
                 control_events_max=_CONTROL_EVENTS,
-                **scenario.settings,  # type: ignore[arg-type]
+                **scenario.settings,
             ),
             scenario,
         )
@@ -148,6 +150,7 @@ class World:
     def _build_control(self) -> None:
         self.server = MemoryServer(self.clock)
         self.store = MemoryControlStore(self.settings, self.server)
+        self.offers = MemoryOffers(self.settings, self.server)
         self.control = Control(
             self.store,
             MemoryControlEvents(self.settings, self.server),
@@ -155,6 +158,7 @@ class World:
             MemoryProgress(self.settings, self.server),
             MemoryOffsetFence(self.settings, self.server),
             clock=self.clock,
+            offers=self.offers,
         )
         self._backoff = Backoff(self.settings, self.clock)
         self._database = Database(
@@ -170,7 +174,14 @@ class World:
         bucket = WatchedBucket(
             MemoryBucket(self.settings, self.server), self.bucket_bound, lease, self.clock.monotonic, self._note_version
         )
-        return IngestProcess(self.settings, self.experiment.bucket(bucket), lease, self.loop)
+        return IngestProcess(
+            self.settings,
+            self.experiment.bucket(bucket),
+            lease,
+            self.loop,
+            offers=self.offers,
+            phase=(number + 1) / self.scenario.processes,
+        )
 
     # --- What the shipped parts ask of the simulated ones -------------------------------------------------------------
 
@@ -378,6 +389,8 @@ class World:
             if state.rate is not None:
                 second.rate, second.mode = state.rate.rate, state.rate.mode.value
         timeline.seconds.append(second)
+        if len(timeline.seconds) == int(self.scenario.judged_from):
+            timeline.counts_before = [copy(clients.counts) for clients in self.clients]
 
 
 def could_store(scenario: Scenario, at: float, capacity: float, caps: Sequence[float] | None) -> float:

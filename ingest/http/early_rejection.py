@@ -1,8 +1,10 @@
 """Rejects requests before they become objects, with complete responses that are made in advance.
 
-While the bucket is empty or the event log does not respond, most requests are rejected. So a rejection must be as cheap
-as possible. This module answers only the simplest requests: their response depends on nothing but their head. All other
-requests, and every ambiguous request, take the normal path and get the same response there.
+While the bucket is empty or the event log does not respond, most requests are rejected, and so are those of an account
+that offers far more than its share. So a rejection must be as cheap as possible. This module answers only the simplest
+requests: their response depends on nothing but their head. All other requests, and every ambiguous request, take the
+normal path and get the same response there. So do requests behind a trusted proxy while only their account has to wait:
+to find the account, this module would have to read every head.
 """
 
 import math
@@ -13,23 +15,26 @@ from itertools import count
 from typing import Any, Final
 
 from ingest import grammar
-from ingest.errors import RequestError, row_of
+from ingest.accounts import Client
+from ingest.errors import RateLimitedError, RequestError, row_of
 from ingest.http import request_id
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of
+from ingest.tally import Tally
 from ingest.types import Codec, Gate, Head, Lifecycle
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.metrics import IngestMetrics
-from pipeline.names import LEVEL_HIGHEST, Level
+from pipeline.names import LEVEL_HIGHEST, Level, LimitedBy
 
 RESPONSES_MADE: Final = 16  # each with its own Retry-After, so that clients rejected together do not return together
 RESPONSES_SECONDS_MAX: Final = 0.1  # after which they are made again, since their content changes
+ACCOUNTS_MAX: Final = 64  # whose responses are kept; accounts that are held back are few
 
 # Fields that affect how a request is read or answered.
 _FIELDS: Final = re.compile(
     rb"(?:^|\n)(host|content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade|"
-    rb"priority)"
+    rb"priority|forwarded|x-forwarded-for)"
     rb":[ \t]*([^\r]*)",
     re.IGNORECASE,
 )
@@ -43,12 +48,13 @@ Made = tuple[bytes, bytes]  # the head of a response without its request id, and
 
 @dataclass(slots=True)
 class _Responses:
-    """The responses to rejected requests of one level."""
+    """The responses to rejected requests of one level, or of one account."""
 
     made: Sequence[Made] = ()
     made_at: float = 0.0  # monotonic
     made_for_seconds: float = 0.0  # seconds to wait
     counter: Any = None  # of the code of the responses
+    limited_by: LimitedBy | None = None  # None: it is not the rate
 
 
 class EarlyRejection:
@@ -76,48 +82,71 @@ class EarlyRejection:
         self._lifecycle = lifecycle
         self._turn = count()
         self._responses = {level: _Responses() for level in Level}
+        self._to_accounts: dict[str, _Responses] = {}
 
-    def reject(self, data: bytes) -> tuple[bytes, int] | None:
+    def reject(self, data: bytes, client: Client) -> tuple[bytes, int] | None:
         """The response to the request at the start of `data`, and the length of that request, including its body.
 
         None if it is not to be rejected, or not here. The body may not have arrived yet; its size is within the limits.
         """
         if self._lifecycle.is_stopping:
             return None
-        gate = self._gate
-        if gate.seconds_closed() <= 0 and (
-            gate.admits_all_levels or _HAS_PRIORITY.search(data, 0, grammar.HEAD_BYTES_MAX) is None
+        gate, held = self._gate, client.tally
+        seconds = gate.seconds_closed()
+        if held is not None and (held.hold is None or math.isinf(seconds) or gate.seconds_closed_for(held) <= 0):
+            held = None  # its own limit does not hold it back, or nobody is admitted
+        if (
+            held is None
+            and seconds <= 0
+            and (gate.admits_all_levels or _HAS_PRIORITY.search(data, 0, grammar.HEAD_BYTES_MAX) is None)
         ):
             return None
         read = self._read(data)
         if read is None:
             return None
-        name, length, priority = read
-        level = gate.level_of(priority)
-        responses = self._responses_to(LEVEL_HIGHEST if level is None else level)
+        name, length, fields = read
+        level = gate.level_of(fields.get("priority"))
+        responses = self._responses_to(LEVEL_HIGHEST if level is None else level, held)
         if responses is None:
             return None
         head, body = responses.made[next(self._turn) % RESPONSES_MADE]
         responses.counter.inc()
         gate.note_rejected(level)
+        if responses.limited_by is not None:
+            client.tally_of(fields.get(client.field, "")).refuse_unread(responses.limited_by)
         return b"%bx-request-id: %b\r\n\r\n%b" % (head, name, body), length
 
-    def _responses_to(self, level: Level) -> _Responses | None:
-        """The responses, made again if the present ones do not fit; None if the gate admits this level."""
-        seconds, responses = self._gate.seconds_closed(level), self._responses[level]
+    def _responses_to(self, level: Level, held: Tally | None) -> _Responses | None:
+        """The responses, made again if the present ones do not fit; None if the gate admits this level.
+
+        `held` is an account that its own limit holds back, whatever the level.
+        """
+        if held is None:
+            seconds, responses = self._gate.seconds_closed(level), self._responses[level]
+        else:
+            seconds, responses = self._gate.seconds_closed_for(held), self._to_account(held.account)
         if seconds <= 0:
             return None
         now, made_for = self._clock.monotonic(), responses.made_for_seconds
         is_fit = seconds <= made_for and math.isinf(seconds) == math.isinf(made_for)
         if is_fit and now - responses.made_at <= RESPONSES_SECONDS_MAX:
             return responses
-        refusal = self._gate.refusal(level)
+        refusal = self._gate.refusal(level, held)
         if refusal is None:
             return None
         responses.made = [self._made(refusal) for _ in range(RESPONSES_MADE)]
         responses.made_at, responses.made_for_seconds = now, seconds
         responses.counter = self._metrics.answers.labels(row_of(refusal).code)
+        responses.limited_by = refusal.limited_by if isinstance(refusal, RateLimitedError) else None
         return responses
+
+    def _to_account(self, account: str) -> _Responses:
+        found = self._to_accounts.get(account)
+        if found is None:
+            if len(self._to_accounts) >= ACCOUNTS_MAX:
+                self._to_accounts.clear()
+            found = self._to_accounts[account] = _Responses()
+        return found
 
     def _made(self, error: SluiceError) -> Made:
         """The response to an error on a connection that stays open."""
@@ -126,8 +155,8 @@ class EarlyRejection:
         head = head_of(response.status, response.media_type, len(body), response.headers.items(), keep_alive=True)
         return head, body
 
-    def _read(self, data: bytes) -> tuple[bytes, int, str | None] | None:
-        """The id, the total length and the Priority of a simple request; None if the request is not simple."""
+    def _read(self, data: bytes) -> tuple[bytes, int, dict[str, str]] | None:
+        """The id, the total length and the fields of a simple request; None if the request is not simple."""
         match = self._head.match(data)
         if match is None or match.end() > grammar.HEAD_BYTES_MAX:
             return None
@@ -147,4 +176,4 @@ class EarlyRejection:
         except RequestError:
             return None
         name = self._request_ids.of(fields.get(request_id.HEADER)).encode()
-        return name, match.end() + length, fields.get("priority")
+        return name, match.end() + length, fields

@@ -10,6 +10,7 @@ from sanic.exceptions import RequestCancelled
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
+from ingest.accounts import Accounts, Client
 from ingest.collect import Collector
 from ingest.http.early_rejection import EarlyRejection
 from ingest.http.request import ConnectionLimits, IngestHttp
@@ -59,6 +60,7 @@ class HttpContext:
     connections_max: int
     busy_response: bytes  # to a connection above the limit
     collector: Collector
+    accounts: Accounts
     codecs: Mapping[str, Codec]  # by the target of a POST, as it is sent
     early_rejection: EarlyRejection | None
 
@@ -66,7 +68,7 @@ class HttpContext:
 class IngestProtocol(HttpProtocol):
     """Sanic's protocol with limits; see HttpContext."""
 
-    __slots__ = ("_context", "_refused_left", "_refused_timer", "limits")
+    __slots__ = ("_context", "_refused_left", "_refused_timer", "client", "limits")
     HTTP_CLASS = IngestHttp
 
     def __init__(self, **kwargs: Any) -> None:
@@ -78,6 +80,7 @@ class IngestProtocol(HttpProtocol):
         self.request_handler = self._handle
         self._refused_left = 0  # bytes still to come of a body that was rejected without a request object
         self._refused_timer: asyncio.TimerHandle | None = None
+        self.client: Client  # set when the connection is accepted
 
     async def _handle(self, request: IngestRequest) -> None:
         """Answer a request. The collector answers events; Sanic's handlers answer everything else.
@@ -97,6 +100,8 @@ class IngestProtocol(HttpProtocol):
             transport.write(self._context.busy_response)
             transport.close()
             return
+        address = transport.get_extra_info("peername")
+        self.client = self._context.accounts.client(address[0] if isinstance(address, tuple) else None)
         super().connection_made(transport)  # type: ignore[no-untyped-call]
 
     def data_received(self, data: bytes) -> None:
@@ -107,7 +112,7 @@ class IngestProtocol(HttpProtocol):
             data = self._throw_away(data)
         early = self._context.early_rejection
         while early is not None and data.startswith(early.begin) and self._is_between_requests():
-            rejected = early.reject(data)
+            rejected = early.reject(data, self.client)
             if rejected is None:
                 break
             response, size = rejected
@@ -157,6 +162,7 @@ class IngestProtocol(HttpProtocol):
         if self.conn_info is None:
             return  # rejected
         self._disarm_refused()
+        self.client.close()
         if self.http is not None:
             self.http.disarm()
         super().connection_lost(exc)  # type: ignore[no-untyped-call]

@@ -26,12 +26,14 @@ from sanic.exceptions import BadRequest, ExpectationFailed, RequestTimeout
 from sanic.http import Http, Stage
 
 from ingest import grammar
+from ingest.accounts import Client
 from ingest.errors import BodyTooLargeError, HeadTooLargeError
 from ingest.grammar import HEAD_BYTES_MAX, ascii_lower
 from ingest.held_bodies import HeldBytes
 from ingest.http import request_id
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, to_sanic
+from ingest.tally import Tally
 from ingest.types import Headers, Lifecycle, Response
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class LimitedConnection(Protocol):
     """A connection with its process' limits."""
 
     limits: ConnectionLimits
+    client: Client
 
 
 class IngestHttp(Http):
@@ -100,6 +103,15 @@ class IngestHttp(Http):
     def target(self) -> str:
         """The target of the current request, as it was sent."""
         return self.url or ""
+
+    @property
+    def tally(self) -> Tally:
+        """The tally of the account of the current request."""
+        client = cast("LimitedConnection", self.protocol).client
+        if client.tally is not None:
+            return client.tally
+        # A proxy may add a line of its own below those of its client.
+        return client.tally_of(",".join(self.request.headers.getall(client.field, ())))
 
     async def http1(self) -> None:
         """Handle requests until the connection ends."""

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.flow.rate import capped_by_breaker
+from pipeline.flow.shares import Shares
 from pipeline.names import BreakerState, ControlEventKind, LimitedBy, Mode, PauseReason, Severity
 from pipeline.ports.rate import PolicyRecord
+from pipeline.settings import Settings, figures_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class PublishedRate:
     consumption: "Consumption | None" = None  # None: the lag was unknown
     alarms: "tuple[Alarm, ...]" = ()  # problems that this tick of the control loop found, worst first
     policy: PolicyRecord | None = None  # None: a version without policies published this
+    shares: Shares | None = None  # of the accounts; None: the rate is not shared out, and no account has a limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,20 @@ class Bands:
     actor: str
     why: str
     since: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class AccountLimit:
+    """What is set for one account."""
+
+    rate: float | None = None  # events/s that are admitted at most, also without shortage; None: no limit
+    weight: float = 1.0  # its share, as a multiple of that of an account for which nothing is set
+
+
+def account_limits(settings: Settings) -> dict[str, AccountLimit]:
+    """What is set for accounts, by account."""
+    rates, weights = figures_of(settings.account_limits), figures_of(settings.account_weights)
+    return {account: AccountLimit(rates.get(account), weights.get(account, 1.0)) for account in (*rates, *weights)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +155,13 @@ def consumption_word(pauses: Sequence[Pause] | None) -> str:
     return "unknown" if pauses is None else "paused" if paused(pauses) else "running"
 
 
+def effective_rate(state: ControlState, base_rate: float, floor_rate: float) -> float:
+    """What the store makes of a base rate: the override's instead, and at most the lowest while the breaker is open."""
+    wanted = base_rate if state.override is None else state.override.rate
+    is_open = any(pause.reason is PauseReason.BREAKER for pause in state.pauses or ())
+    return capped_by_breaker(wanted, floor_rate, is_open=is_open)
+
+
 def rate_after_override(state: ControlState) -> float:
     """The effective rate (events/s) without an override: while the breaker is open, at most the lowest rate."""
     if state.rate is None:
@@ -193,11 +217,13 @@ class ControlStore(Protocol):
         consumption: Consumption | None = None,
         alarms: Sequence[Alarm] = (),
         policy: PolicyRecord | None = None,
+        shares: Shares | None = None,
     ) -> PublishedRate:
         """Publish a newly decided rate with the next version. Records an event if the rate or the mode changed.
 
         The alarms replace those of the previous tick. Their number and their length are limited (ALARMS_MAX). The
-        policy's record replaces the previous one too; the control events get its reason.
+        policy's record and the accounts' shares replace the previous ones too; the control events get the policy's
+        reason.
 
         A rate that was decided on an older lag than the published one is ignored. While an override is active, the
         effective rate is the override's rate. While the breaker reason is active, the effective rate is at most the

@@ -13,6 +13,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import FencedError, StoreUnavailableError
 from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import Decay, capped_by_breaker
+from pipeline.flow.shares import Offered, Shares
 from pipeline.names import LEASE_PROBE, LEVEL_HIGHEST, ControlEventKind, Level, Mode, PauseReason
 from pipeline.ports.bucket import Grant
 from pipeline.ports.control import (
@@ -28,6 +29,7 @@ from pipeline.ports.control import (
     PublishedRate,
     Trouble,
 )
+from pipeline.ports.offers import REPORT_SECONDS_MAX
 from pipeline.ports.rate import PolicyRecord
 from pipeline.settings import Settings
 from pipeline.store.common import (
@@ -76,6 +78,7 @@ class _Content:
     floors: dict[str, _Floors] = field(default_factory=dict)
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
     progress: dict[str, tuple[float, dict[int, tuple[int, float]]]] = field(default_factory=dict)
+    offers: dict[str, tuple[float, Offered]] = field(default_factory=dict)  # by process, with the time of the report
     troubles: dict[str, list[Trouble]] = field(default_factory=dict)
     troubles_until: float = 0.0
 
@@ -226,6 +229,7 @@ class MemoryControlStore(_Adapter):
         consumption: Consumption | None = None,
         alarms: Sequence[Alarm] = (),
         policy: PolicyRecord | None = None,
+        shares: Shares | None = None,
     ) -> PublishedRate:
         with self._server.changed:
             self._settle_override()
@@ -246,6 +250,7 @@ class MemoryControlStore(_Adapter):
                 consumption=consumption,
                 alarms=bounded_alarms(alarms),
                 policy=policy,
+                shares=shares,
             )
             ratio = 0.0 if policy is None else policy.explanation.event_ratio
             previous, rate = content.recorded_rate, content.rate.rate
@@ -587,6 +592,23 @@ class MemoryProgress(_Adapter):
                 standing[partition] = (offset, since if noted_offset == offset and since <= now else now)
             progress[log_id] = (now + forget_seconds, standing)
             return {partition: now - since for partition, (_, since) in standing.items()}
+
+
+class MemoryOffers(_Adapter):
+    """What is offered to each ingest process; see Offers."""
+
+    def report(self, process: str, offered: Offered) -> None:
+        with self._server.changed:
+            content, now = self._server.content(), self._server.clock.monotonic()
+            content.offers[process] = (now, offered)
+            for name, (at, _) in list(content.offers.items()):
+                if now - at > REPORT_SECONDS_MAX:
+                    del content.offers[name]
+
+    def reported(self) -> Sequence[Offered]:
+        with self._server.changed:
+            now = self._server.clock.monotonic()
+            return [offered for at, offered in self._server.content().offers.values() if now - at <= REPORT_SECONDS_MAX]
 
 
 class MemoryTroubles(_Adapter):

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Publish a decided rate with the next version. ARGV from 3: base rate, floor rate, mode, lag or '', time at which the
 -- lag was known or '', why, consumption as JSON or '', alarms as JSON, the policy's reason, its record as JSON or '',
--- the share of the last recorded rate by which a change must differ from it to be a control event. Returns the published
--- rate as a hash.
+-- the part of the last recorded rate by which a change must differ from it to be a control event, the accounts' shares as
+-- JSON or ''. Returns the published rate as a hash.
 
 settle_override()
 local base_rate, floor_rate, mode, lag, known_at, why = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
@@ -21,7 +21,7 @@ local version = next_version(last[3])
 redis.call('HSET', KEYS[1], 'version', version, 'rate', effective, 'base_rate', base_rate, 'floor_rate', floor_rate,
   'mode', mode, 'lag', lag, 'published_at', exact(now), 'lag_known_at', known_at, 'consumption', ARGV[9],
   'alarms', ARGV[10], 'alarms_at', exact(now), 'reason', ARGV[11], 'policy', ARGV[12], 'policy_at', exact(now),
-  'event_ratio', ARGV[13], 'recorded_version', version)
+  'event_ratio', ARGV[13], 'recorded_version', version, 'shares', ARGV[14], 'shares_at', exact(now))
 -- A process of an older version that changed the rate recorded that rate, but did not note it.
 local previous = last[6] == last[3] and last[5] or last[1]
 local difference = math.abs(tonumber(effective) - (tonumber(previous or '') or 0))

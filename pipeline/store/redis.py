@@ -7,6 +7,7 @@ possible to pause the system while its server is full.
 from pipeline.store.redis_bucket import RedisBucket
 from pipeline.store.redis_control import RedisControlEvents, RedisControlStore
 from pipeline.store.redis_leases import RedisLeases, RedisProgress
+from pipeline.store.redis_offers import RedisOffers
 from pipeline.store.redis_offset_fence import RedisOffsetFence
 from pipeline.store.redis_troubles import RedisTroubles
 
@@ -15,6 +16,7 @@ __all__ = [
     "RedisControlEvents",
     "RedisControlStore",
     "RedisLeases",
+    "RedisOffers",
     "RedisOffsetFence",
     "RedisProgress",
     "RedisTroubles",

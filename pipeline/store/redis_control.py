@@ -11,6 +11,7 @@ import msgspec
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow.age import Age
+from pipeline.flow.shares import Shares
 from pipeline.names import (
     KEY_BUCKET,
     KEY_EVENTS,
@@ -58,6 +59,7 @@ WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the
 # Errors while reading a value that is missing or has another format; msgspec's are ValueErrors.
 _UNREADABLE: Final = (KeyError, ValueError, TypeError, AttributeError)
 _policy_decoder: Final = msgspec.json.Decoder(PolicyRecord)
+_shares_decoder: Final = msgspec.json.Decoder(Shares)
 _Found = TypeVar("_Found")
 _Read = TypeVar("_Read")
 _RESTORED: Final = "restored"  # field of the reasons' hash that marks it as complete
@@ -116,6 +118,7 @@ class RedisControlStore:
         consumption: Consumption | None = None,
         alarms: Sequence[Alarm] = (),
         policy: PolicyRecord | None = None,
+        shares: Shares | None = None,
     ) -> PublishedRate:
         answer = self._run(
             "publish_rate",
@@ -131,6 +134,7 @@ class RedisControlStore:
             "" if policy is None else policy.explanation.reason,
             "" if policy is None else msgspec.json.encode(policy).decode(),
             repr(0.0 if policy is None else policy.explanation.event_ratio),
+            "" if shares is None else msgspec.json.encode(shares).decode(),
         )
         published = _readable("rate", _published_rate, _pairs(answer))
         if published is None:
@@ -349,12 +353,17 @@ def _published_rate(fields: dict[str, str]) -> PublishedRate:
         # A controller of an older version publishes no alarms, and leaves those of an earlier tick in the hash.
         alarms=_alarms(fields["alarms"]) if fields.get("alarms_at") == fields["published_at"] else (),
         policy=_policy(fields["policy"]) if fields.get("policy_at") == fields["published_at"] else None,
+        shares=_shares(fields["shares"]) if fields.get("shares_at") == fields["published_at"] else None,
     )
 
 
 def _policy(text: str) -> PolicyRecord | None:
     """The policy's record. Without one that this version can read, the rate itself still counts."""
     return _readable("policy", _policy_decoder.decode, text)
+
+
+def _shares(text: str) -> Shares | None:
+    return _readable("shares", _shares_decoder.decode, text)
 
 
 def _text(number: int | None) -> str:

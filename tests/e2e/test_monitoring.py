@@ -28,7 +28,7 @@ from support.traffic import wait_until
 NO_METRIC = re.compile(r'(\{[^}]*\})|(?:by|on) \([^)]*\)|"[^"]*"')
 # Expressions without data in a healthy system that has not refused anything; what they select must have data.
 OF_ANOTHER_POLICY = re.compile(
-    "sluice_capacity_events_per_second|sluice_drain_seconds|sluice_shadow"
+    "sluice_capacity_events_per_second|sluice_drain_seconds|sluice_shadow|sluice_share"
 )  # not of RATE_POLICY=bands
 EMPTY_WHEN_HEALTHY = re.compile(r"[<>]|== [01]\b|absent\(")
 

@@ -10,12 +10,14 @@ import redis
 
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
+from pipeline.ports.offers import Offers
 from pipeline.settings import Settings
 from pipeline.store.memory import (
     MemoryBucket,
     MemoryControlEvents,
     MemoryControlStore,
     MemoryLeases,
+    MemoryOffers,
     MemoryOffsetFence,
     MemoryProgress,
     MemoryServer,
@@ -26,6 +28,7 @@ from pipeline.store.redis import (
     RedisControlEvents,
     RedisControlStore,
     RedisLeases,
+    RedisOffers,
     RedisOffsetFence,
     RedisProgress,
     RedisTroubles,
@@ -46,6 +49,7 @@ class ControlRig:
     bucket: Bucket
     another_bucket: Callable[[], Bucket]
     flush: Callable[[], None]
+    offers: Offers
 
 
 def control_settings(redis_url: str, **changes: Any) -> Settings:
@@ -72,6 +76,7 @@ def redis_rig(settings: Settings) -> ControlRig:
         RedisBucket(settings),
         lambda: RedisBucket(settings),
         flush,
+        RedisOffers(settings),
     )
 
 
@@ -89,6 +94,7 @@ def memory_rig(settings: Settings, server: MemoryServer | None = None) -> Contro
         MemoryBucket(settings, server),
         lambda: MemoryBucket(settings, server),
         server.flush,
+        MemoryOffers(settings, server),
     )
 
 

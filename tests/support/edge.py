@@ -28,6 +28,7 @@ from pipeline.store.memory import (
     MemoryBucket,
     MemoryControlEvents,
     MemoryControlStore,
+    MemoryOffers,
     MemoryServer,
     MemoryTroubles,
 )
@@ -67,8 +68,9 @@ class Response:
 class Wire:
     """A connection that sends bytes as they are."""
 
-    def __init__(self, port: int, *, seconds_max: float = 10.0) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=seconds_max)
+    def __init__(self, port: int, *, seconds_max: float = 10.0, source: str | None = None) -> None:
+        address = None if source is None else (source, 0)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=seconds_max, source_address=address)
         self._buffer = b""
 
     def __enter__(self) -> "Wire":
@@ -175,6 +177,7 @@ class RunningEdge:
             events=MemoryControlEvents(settings, self.control),
             clock=SystemClock(),
             troubles=self.troubles,
+            offers=MemoryOffers(settings, self.control),
             readers=None if make_readers is None else make_readers(self.log_server),
         )
         self.app = create_app(settings, context, name=f"ingest-{uuid.uuid4().hex}")

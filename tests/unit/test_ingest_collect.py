@@ -10,12 +10,15 @@ from dataclasses import dataclass, field, replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from ingest.accounts import Accounts
 from ingest.admission import Admission
 from ingest.appender import Appender
 from ingest.collect import Collector
+from ingest.entrance import Entrance
 from ingest.errors import BodyTooLargeError, RateLimitedError, UnsupportedBodyError, error_response
 from ingest.framing import declared_coding
 from ingest.held_bodies import HeldBodies, HeldBytes
+from ingest.tally import Tally
 from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Response
 from pipeline.clock import SystemClock
 from pipeline.errors import SluiceError
@@ -58,6 +61,7 @@ class WordsRequest:
     request_id: str = "r-1"
     target: str = "/words"
     was_read: bool = False
+    tally: Tally = field(default_factory=lambda: Tally("198.51.100.1"))
 
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
         self.was_read = True
@@ -81,7 +85,9 @@ class Rig:
         self.admission = Admission(settings, MemoryBucket(settings, server), clock, metrics)
         self.appender = Appender(self.log, settings, clock, metrics)
         self.held = HeldBodies(BYTES_MAX)
-        self.collector = Collector(self.admission, self.appender, self.held, metrics, clock, traces=False)
+        self.accounts = Accounts(settings, clock)
+        entrance = Entrance(self.admission, self.accounts)
+        self.collector = Collector(entrance, self.appender, self.held, metrics, clock, traces=False)
 
     async def start(self) -> "Rig":
         loop = asyncio.get_running_loop()

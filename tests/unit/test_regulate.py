@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.age import Age
+from pipeline.flow.shares import Offered, Shares
 from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Severity
 from pipeline.policies import make_policy
@@ -123,6 +125,7 @@ class System:
                 clock=self.own_clock,
                 lag_age=self.lag_age,
                 rate_age=self.rate_age,
+                offers=self.rig.offers,
             ),
             actor=actor,
         )
@@ -791,3 +794,56 @@ def test_a_process_whose_clock_differs_is_named_and_the_rate_is_as_it_was(system
     [alarm] = system.rate().alarms
     assert "on the host of batches@host" in alarm.look_at
     assert (system.rate().rate, system.rate().mode) == (1000.0, Mode.NORMAL)
+
+
+# --- The accounts' shares ------------------------------------------------------------------------------
+
+
+def sharing(system: System, **changes: Any) -> System:
+    system.rig.settings = replace(system.rig.settings, **{"admission_shares": True} | changes)
+    return system
+
+
+def test_a_tick_shares_out_the_rate_by_the_reports_of_all_processes(system: System) -> None:
+    # Given two processes, a rate of 1,000, and a bucket at the level where the shares keep it
+    sharing(system)
+    system.clock.advance(5.0)
+    system.rig.offers.report("one", Offered({"heavy": 3000.0, "small": 10.0}, fill=0.4))
+    system.rig.offers.report("two", Offered({"heavy": 2000.0, "other": 90.0}, fill=0.6))
+    # When the controller ticks
+    system.tick(after=0.0)
+    # Then the heavy account has what the others leave
+    shares = system.rate().shares
+    assert shares == Shares(900.0, 1000.0, {"heavy": 5000.0})
+    # When the processes fall silent, there is nothing to share out
+    system.tick()
+    assert system.rate().shares == Shares(None, 1000.0, {})
+
+
+def test_shares_are_of_the_effective_rate(system: System) -> None:
+    sharing(system)
+    system.tick()
+    system.rig.store.set_override(300.0, until=system.clock.now() + 60, actor="ann", why="a test")
+    system.clock.advance(5.0)
+    system.rig.offers.report("one", Offered({"heavy": 3000.0}))
+    system.tick(after=0.0)
+    assert system.rate().shares == Shares(300.0, 300.0, {"heavy": 3000.0})
+    system.rig.store.pause(BREAKER, actor="c", why="a test")
+    system.clock.advance(5.0)
+    system.rig.offers.report("one", Offered({"heavy": 3000.0}))
+    system.tick(after=0.0)
+    assert system.rate().shares == Shares(100.0, 100.0, {"heavy": 3000.0})
+
+
+def test_without_shares_and_limits_a_tick_reads_no_reports(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system.rig.offers, "reported", lambda: pytest.fail("it was read"))
+    system.tick()
+    assert system.rate().shares is None
+
+
+def test_without_shares_a_hard_limit_needs_to_know_what_its_account_offers(system: System) -> None:
+    sharing(system, admission_shares=False, account_limits="192.0.2.1=100")
+    system.clock.advance(5.0)
+    system.rig.offers.report("one", Offered({"192.0.2.1": 3000.0, "192.0.2.2": 3000.0}))
+    system.tick(after=0.0)
+    assert system.rate().shares == Shares(None, 1000.0, {"192.0.2.1": 3000.0})

@@ -1,0 +1,76 @@
+"""What one account offers to this process, and what holds it back. For the event loop only."""
+
+from pipeline.flow import bucket as bucket_flow
+from pipeline.flow.bucket import TOLERANCE_TOKENS, BucketState
+from pipeline.names import LimitedBy
+
+
+class Hold:
+    """The limit of an account that has a hard limit, or offers more than its share: a token bucket of this process.
+
+    As in the bucket of all accounts, a body passes if there is one token, and may leave a debt.
+    """
+
+    __slots__ = ("_burst", "_state", "local_rate", "rate", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since = since  # seconds since the epoch; only shown
+        self.rate = 0.0  # events/s of the account, over all processes
+        self.local_rate = 0.0  # events/s of it in this process
+        self._burst = 1
+        self._state: BucketState | None = None  # None: full
+
+    def note_rate(self, rate: float, local_rate: float, *, burst_seconds: float, now: float) -> None:
+        """Take new rates."""
+        self.rate, self.local_rate = rate, local_rate
+        self._burst = bucket_flow.burst_of(local_rate, burst_seconds)
+        self._state = bucket_flow.refill(self._state, now=now, rate=local_rate, burst=self._burst)
+
+    def wait_seconds(self, now: float) -> float:
+        """Seconds until a body may pass."""
+        missing = 1 - bucket_flow.refill(self._state, now=now, rate=self.local_rate, burst=self._burst).tokens
+        return missing / self.local_rate if missing > TOLERANCE_TOKENS else 0.0
+
+    def take(self, count: int, now: float) -> float:
+        """Take the tokens of a body; returns 0, or the seconds until a body may pass."""
+        taken = bucket_flow.take(
+            self._state, now=now, rate=self.local_rate, burst=self._burst, needed=count, wanted=count
+        )
+        self._state = taken.state
+        return taken.wait_seconds
+
+    def give_back(self, count: int, now: float) -> None:
+        """Give back the tokens of a body that was refused for another reason, or is certainly not stored."""
+        filled = bucket_flow.refill(self._state, now=now, rate=self.local_rate, burst=self._burst)
+        self._state = BucketState(min(float(self._burst), filled.tokens + count), now, self.local_rate)
+
+
+class Tally:
+    """The counts of one account since they were last read, and its limit (None: nothing holds it back)."""
+
+    __slots__ = ("account", "body_events", "connections", "hold", "offered", "refused", "unread")
+
+    def __init__(self, account: str) -> None:
+        self.account = account
+        self.connections = 0
+        self.offered = 0  # events of bodies that were read, admitted and refused
+        self.unread = 0  # bodies that were refused unread
+        self.body_events = 0  # of the newest body that was read; 0: none was read yet
+        self.hold: Hold | None = None
+        self.refused: dict[LimitedBy, tuple[int, int]] = {}  # bodies and events
+
+    def refuse(self, limited_by: LimitedBy, events: int) -> None:
+        """Count a body that was read and refused."""
+        bodies, before = self.refused.get(limited_by, (0, 0))
+        self.refused[limited_by] = (bodies + 1, before + events)
+
+    def refuse_unread(self, limited_by: LimitedBy) -> None:
+        """Count a body that was refused unread, with the events of the newest one that was read, or 1."""
+        self.unread += 1
+        self.refuse(limited_by, max(1, self.body_events))
+
+    def take_offered(self, body_events: float) -> float:
+        """The events that were offered since the last call; `body_events` of a body whose account had none read."""
+        offered = self.offered + self.unread * (self.body_events or body_events)
+        self.offered = self.unread = 0
+        return offered

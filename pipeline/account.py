@@ -1,0 +1,40 @@
+"""Accounts: whose events share the admitted rate, and how people name them.
+
+The account of a request without an API key is the address of its client. A client with IPv6 has a whole /64 network of
+addresses, so the network is its account.
+"""
+
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import Final
+
+UNKNOWN: Final = "unknown"  # the account of a connection without an address, such as a Unix socket
+_V6_PREFIX_BITS: Final = 64
+
+Address = IPv4Address | IPv6Address
+
+
+def account_of(address: Address) -> str:
+    """The account of a client with this address."""
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(IPv6Network((address.packed, _V6_PREFIX_BITS), strict=False))
+
+
+def account_named(text: str) -> str | None:
+    """The account that a person means by an address, or by the /64 network of one; None if it is neither."""
+    host, slash, prefix = text.strip().partition("/")
+    address = address_in(host)
+    if address is None or (slash and (address.version == 4 or prefix != str(_V6_PREFIX_BITS))):
+        return None
+    return account_of(address)
+
+
+def address_in(text: str) -> Address | None:
+    """The address that a text is; None if it is none. An IPv4 address within IPv6 is the IPv4 address."""
+    try:
+        address = ip_address(text.partition("%")[0])  # without the zone of a link-local address
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address

@@ -1,0 +1,225 @@
+"""Limits and shares of accounts over HTTP: early rejections, proxies, and two processes with the control loop."""
+
+import contextlib
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ingest.http.request import IngestHttp
+from pipeline import wiring
+from pipeline.clock import SystemClock
+from pipeline.errors import RecoverableError
+from pipeline.policies import make_policy
+from pipeline.ports.offset_store import StoredOffsets
+from pipeline.ports.operator_store import OperatorState
+from pipeline.regulate import Control, Database, regulate
+from pipeline.settings import Settings
+from support.edge import RunningEdge, Wire, eventually, get, request, running_edge, sample
+from support.processes import Program, ingest
+
+LIMITED = "198.51.100.7"
+BODY = json.dumps([sample()] * 5).encode()
+
+
+@pytest.fixture(scope="module")
+def edge() -> Iterator[RunningEdge]:
+    """Ingest behind a proxy on this machine, with a limit of one event/s for one account, and none for others."""
+    with running_edge(
+        rate_min=1e6, rate_max=1e6, trusted_proxies="127.0.0.1", account_limits=f"{LIMITED}=1,127.0.0.9=1",
+        ingest_processes_max=1,
+    ) as running:  # fmt: skip
+        yield running
+
+
+def forwarded(*lines: str) -> dict[str, str]:
+    return {"X-Forwarded-For": "\r\nX-Forwarded-For: ".join(lines)}
+
+
+def test_the_limit_of_an_account_behind_a_proxy_holds_for_it_alone(edge: RunningEdge) -> None:
+    with Wire(edge.port) as wire:
+        # Given one connection of a proxy, with the requests of two clients; the first body may leave a debt
+        wire.send(request(BODY, headers=forwarded(LIMITED)))
+        assert wire.answer().status == 202
+        wire.send(request(BODY, headers=forwarded(LIMITED)))
+        refused = wire.answer()
+        wire.send(request(BODY, headers=forwarded("198.51.100.8")))
+        assert wire.answer().status == 202
+        # Then the other one is not held back, and a forged hop before its own changes nothing
+        wire.send(request(BODY, headers=forwarded(f"198.51.100.9, {LIMITED}")))
+        assert wire.answer().status == 429
+        wire.send(request(BODY, headers=forwarded("198.51.100.8", LIMITED)))
+        assert wire.answer().status == 429
+    assert refused.status == 429
+    assert refused.error["limitedBy"] == "share"
+    assert refused.error["limit"] == 1
+    assert 3 <= int(refused.headers["retry-after"]) <= 10
+
+
+def test_an_account_above_its_limit_is_refused_before_a_request_is_made(
+    edge: RunningEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+    make = IngestHttp._make_request
+
+    def noted(http: IngestHttp, head: bytes, *groups: bytes) -> None:
+        made.append(groups[1])
+        make(http, head, *groups)
+
+    monkeypatch.setattr(IngestHttp, "_make_request", noted)
+    with Wire(edge.port, source="127.0.0.9") as wire, Wire(edge.port, source="127.0.0.10") as other:
+        wire.send(request(BODY))
+        assert wire.answer().status == 202
+        assert len(made) == 1
+        for _ in range(3):
+            wire.send(request(BODY))
+            refused = wire.answer()
+            assert (refused.status, refused.error["limitedBy"]) == (429, "share")
+        assert len(made) == 1
+        other.send(request(BODY))
+        assert other.answer().status == 202
+
+
+# --- Two processes ----------------------------------------------------------------------------------------------------
+
+RATE = 200.0
+SMALL = [f"127.0.0.{number}" for number in range(20, 26)]
+HEAVY = "127.0.0.50"
+
+
+class Client:
+    """Sends bodies from an address of its own, each on a new connection half of the time, so that both processes
+    get some."""
+
+    def __init__(self, settings: Settings, address: str, *, body: int, pause_seconds: float) -> None:
+        self.sent = 0
+        self.admitted = 0
+        self.limited_by: set[str] = set()
+        self._port = settings.ingest_port
+        self._address = address
+        self._body = json.dumps([sample()] * body).encode()
+        self._count = body
+        self._pause_seconds = pause_seconds
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self.stopping.is_set():
+            source = (self._address, 0)
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, 10, source)) as connection:
+                for _ in range(2):
+                    connection.request("POST", "/api/logs", self._body, {"Content-Type": "application/json"})
+                    answer = connection.getresponse()
+                    said = json.loads(answer.read())
+                    self.sent += self._count
+                    if answer.status == 202:
+                        self.admitted += self._count
+                    else:
+                        self.limited_by.add(said["error"].get("limitedBy", "a process that is not ready yet"))
+                    self.stopping.wait(self._pause_seconds)
+
+
+@pytest.fixture
+def controller(settings: Settings) -> Iterator[Callable[[Settings], None]]:
+    """Runs the shipped control loop on the real control store; nothing is stored, and nothing needs to be."""
+    stopping = threading.Event()
+    threads = []
+
+    def start(settings: Settings) -> None:
+        log, clock = wiring.make_log(settings), SystemClock()
+        control = Control(
+            wiring.make_control_store(settings),
+            wiring.make_control_events(settings),
+            wiring.make_leases(settings),
+            wiring.make_progress(settings),
+            wiring.make_offset_fence(settings),
+            offers=wiring.make_offers(settings),
+        )
+        database = Database(
+            stored_offsets=lambda _: StoredOffsets({}, clock.now(), {}),
+            settled_offsets=lambda _: {},
+            load_asked=OperatorState,
+            terminate_drainer=lambda *_: False,
+            why_standing=lambda *_: "a test",
+        )
+
+        def run() -> None:
+            while not stopping.wait(settings.regulate_seconds):
+                with contextlib.suppress(RecoverableError):  # as in the task: the next tick tries again
+                    regulate(
+                        settings=settings,
+                        policy_of=lambda bands: make_policy(settings, bands),
+                        log=log,
+                        database=database,
+                        control=control,
+                        actor="test",
+                    )
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+
+    yield start
+    stopping.set()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[list[Program]]:
+    found: list[Program] = []
+    yield found
+    for program in found:
+        program.stop(seconds_max=5)
+
+
+def wait_for_events(clients: list[Client], count: int) -> None:
+    """Wait until these clients have sent so many more events."""
+    wanted = sum(client.sent for client in clients) + count
+    eventually(lambda: sum(client.sent for client in clients) >= wanted, "events are sent", seconds_max=60)
+
+
+def test_two_processes_give_small_accounts_what_they_offer(
+    settings: Settings, tmp_path: Path, programs: list[Program], controller: Callable[[Settings], None]
+) -> None:
+    # Given two processes, a rate of 200 events/s, and six accounts that offer a third of it together
+    settings = replace(
+        settings, rate_min=RATE, rate_max=RATE, admission_shares=True, regulate_seconds=1.0, lag_degraded=10**6,
+        lag_critical=10**7,
+    )  # fmt: skip
+    for number in range(2):
+        programs.append(ingest(settings, tmp_path, f"ingest-{number}"))
+        programs[-1].start()
+    eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready", seconds_max=30)
+    controller(settings)
+    small = [Client(settings, address, body=2, pause_seconds=0.2) for address in SMALL]
+    heavy = Client(settings, HEAVY, body=20, pause_seconds=0.01)
+    clients = [heavy, *small]
+    # When another account offers far more than the rate
+    for client in clients:
+        client.thread.start()
+    try:
+        eventually(lambda: "share" in heavy.limited_by, "the heavy account is held back", seconds_max=40)
+        wait_for_events(small, 240)  # the averages and the bucket settle
+        before = [(client.sent, client.admitted) for client in clients]
+        began_at = time.monotonic()
+        wait_for_events(small, 200)
+        seconds = time.monotonic() - began_at
+    finally:
+        for client in clients:
+            client.stopping.set()
+        for client in clients:
+            client.thread.join()
+    # Then the others get at least 0.9 of what they offer, and the rate is used
+    found = [
+        (client.sent - sent, client.admitted - admitted)
+        for client, (sent, admitted) in zip(clients, before, strict=True)
+    ]
+    offered, admitted = (sum(one[index] for one in found[1:]) for index in (0, 1))
+    assert found[0][0] > RATE * seconds, "the heavy account offers more than the rate"
+    assert admitted >= 0.9 * offered, found
+    assert sum(one[1] for one in found) >= 0.8 * RATE * seconds, found
