@@ -743,6 +743,22 @@ async def test_bodies_of_several_levels_wait_in_one_queue_and_each_by_its_own_le
     assert rig.admission._left <= 30
 
 
+async def test_a_body_that_the_bucket_refuses_does_not_use_the_lease_that_comes_with_the_refusal(
+    levels_rig: _Rig,
+) -> None:
+    # Given a bucket below DEBUG's reserve, of which this process does not know, and a lease that is too small
+    rig = levels_rig
+    await rig.start()
+    MemoryBucket(rig.settings, rig.server).take(needed=580, wanted=580, process="another")
+    rig.admission._left = 20
+    # When a body asks, then it is refused, and a higher level may use what came
+    with pytest.raises(RateLimitedError) as refused:
+        await rig.admission.take(25, Level.DEBUG)
+    assert refused.value.limited_by is LimitedBy.LEVEL
+    assert (rig.bucket.asked[-1], rig.bucket.grants[-1].granted, rig.admission._left) == ((25, 55), 30, 30)
+    assert rig.admission.take_level_now(25, Level.ERROR)
+
+
 async def test_many_that_wait_at_a_low_level_do_not_take_what_higher_ones_need(levels_rig: _Rig) -> None:
     # Given a bucket just above INFO's reserve, and many bodies of INFO at once
     rig = levels_rig
