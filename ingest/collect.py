@@ -110,7 +110,7 @@ class Collector:
         if refusal is not None:
             self.note_rejected(level)
             if isinstance(refusal, RateLimitedError):
-                tally.refuse_unread(refusal.limited_by)
+                tally.refuse_unread()
             raise refusal
         with self._held_bodies.begin() as held:
             body = await request.receive_body(codec.bytes_max, held)

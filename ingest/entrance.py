@@ -49,15 +49,11 @@ class Entrance:
 
     async def admit(self, tally: Tally, count: int, level: Level = LEVEL_HIGHEST) -> None:
         """Admit a body that `admit_now` did not admit. Raises RateLimitedError, StoreUnavailableError."""
+        self._accounts.take(tally, count)
         try:
-            self._accounts.take(tally, count)
-            try:
-                await self._admission.take(count, level)
-            except SluiceError:
-                self._accounts.give_back(tally, count)
-                raise
-        except RateLimitedError as refusal:
-            tally.refuse(refusal.limited_by, count)
+            await self._admission.take(count, level)
+        except SluiceError:
+            self._accounts.give_back(tally, count)
             raise
 
     def give_back(self, tally: Tally, count: int) -> None:

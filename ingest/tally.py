@@ -2,7 +2,6 @@
 
 from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.bucket import TOLERANCE_TOKENS, BucketState
-from pipeline.names import LimitedBy
 
 
 class Hold:
@@ -48,7 +47,7 @@ class Hold:
 class Tally:
     """The counts of one account since they were last read, and its limit (None: nothing holds it back)."""
 
-    __slots__ = ("account", "body_events", "connections", "hold", "offered", "refused", "unread")
+    __slots__ = ("account", "body_events", "connections", "hold", "offered", "unread")
 
     def __init__(self, account: str) -> None:
         self.account = account
@@ -57,20 +56,16 @@ class Tally:
         self.unread = 0  # bodies that were refused unread
         self.body_events = 0  # of the newest body that was read; 0: none was read yet
         self.hold: Hold | None = None
-        self.refused: dict[LimitedBy, tuple[int, int]] = {}  # bodies and events
 
-    def refuse(self, limited_by: LimitedBy, events: int) -> None:
-        """Count a body that was read and refused."""
-        bodies, before = self.refused.get(limited_by, (0, 0))
-        self.refused[limited_by] = (bodies + 1, before + events)
-
-    def refuse_unread(self, limited_by: LimitedBy) -> None:
-        """Count a body that was refused unread, with the events of the newest one that was read, or 1."""
+    def refuse_unread(self) -> None:
+        """Count a body that was refused unread."""
         self.unread += 1
-        self.refuse(limited_by, max(1, self.body_events))
 
     def take_offered(self, body_events: float) -> float:
-        """The events that were offered since the last call; `body_events` of a body whose account had none read."""
+        """The events that were offered since the last call.
+
+        A body that was refused unread counts as the newest one that was read; as `body_events` if none was.
+        """
         offered = self.offered + self.unread * (self.body_events or body_events)
         self.offered = self.unread = 0
         return offered
