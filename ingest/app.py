@@ -20,7 +20,9 @@ from ingest.http.response import head_of, response_to, to_sanic
 from ingest.http.routes import IngestApp, IngestRequest, add_collecting, add_watching
 from ingest.openapi.routes import add_contract
 from ingest.protocols.decoding import Decoding
+from ingest.protocols.gelf import gelf_codec
 from ingest.protocols.lines import lines_codec
+from ingest.protocols.loki import loki_codec
 from ingest.service import IngestContext, IngestService
 from ingest.types import Route
 from pipeline.clock import Clock
@@ -28,6 +30,9 @@ from pipeline.settings import Settings
 
 EVENTS_PATH: Final = "/api/logs"
 LINES_PATH: Final = "/api/logs/lines"
+LOKI_PATH: Final = "/loki/api/v1/push"
+LOKI_OLD_PATH: Final = "/api/prom/push"  # of handlers for Python whose `version` is not set
+GELF_PATH: Final = "/gelf"
 KEEP_ALIVE_SECONDS: Final = 75  # an idle connection; above the 60 s of common proxies, so that they close first
 
 
@@ -77,11 +82,14 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
 def routes(settings: Settings, clock: Clock) -> list[Route]:
     """The addresses for events: a row for each, with the codec of its protocol."""
     decoding = Decoding(settings, clock)
-    lines = lines_codec(decoding)
+    lines, loki = lines_codec(decoding), loki_codec(decoding)
     return [
         Route(EVENTS_PATH, events_codec(settings)),
         Route(EVENTS_PATH, lines, format="lines"),
         Route(LINES_PATH, lines),  # for clients that can't send a query
+        Route(LOKI_PATH, loki),
+        Route(LOKI_OLD_PATH, loki),
+        Route(GELF_PATH, gelf_codec(decoding)),
     ]
 
 

@@ -74,7 +74,8 @@ class Codec:
     `inflate` and `decode` read the head, before a body is read. `inflate` returns the function that removes the content
     coding, or None if there is none. `decode` returns the function that decodes the inflated body. All four raise
     RequestError. `rejected` creates the response to an error: no event is known to be durable. `bytes_max` is the limit
-    of a body, before and after it is inflated.
+    of a body, before and after it is inflated. `is_one_way`: its clients may close the connection as soon as they have
+    sent a request, so a request whose body has arrived is collected nevertheless.
     """
 
     name: ProtocolName
@@ -82,6 +83,7 @@ class Codec:
     inflate: Callable[[Headers], Inflate | None]
     decode: Callable[[RequestHead], Decode]
     rejected: Callable[[RequestHead, SluiceError], Response]
+    is_one_way: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class HttpContext:
 class IngestProtocol(HttpProtocol):
     """Sanic's protocol with limits; see HttpContext."""
 
-    __slots__ = ("_context", "_refused_left", "_refused_timer", "client", "limits")
+    __slots__ = ("_context", "_is_one_way", "_refused_left", "_refused_timer", "client", "limits")
     HTTP_CLASS = IngestHttp
 
     def __init__(self, **kwargs: Any) -> None:
@@ -78,6 +78,7 @@ class IngestProtocol(HttpProtocol):
         super().__init__(**kwargs)
         self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has the methods of Event that Sanic uses
         self.request_handler = self._handle
+        self._is_one_way = False  # the request in progress is of such a protocol
         self._refused_left = 0  # bytes still to come of a body that was rejected without a request object
         self._refused_timer: asyncio.TimerHandle | None = None
         self.client: Client  # set when the connection is accepted
@@ -89,6 +90,7 @@ class IngestProtocol(HttpProtocol):
         """
         http = self.http
         codec = self._context.codecs.get(http.url) if request.method == "POST" else None
+        self._is_one_way = codec is not None and codec.is_one_way
         if codec is None:
             await self.app.handle_request(request)
         else:
@@ -163,9 +165,17 @@ class IngestProtocol(HttpProtocol):
             return  # rejected
         self._disarm_refused()
         self.client.close()
-        if self.http is not None:
-            self.http.disarm()
+        http = self.http
+        if http is None:
+            super().connection_lost(exc)  # type: ignore[no-untyped-call]
+            return
+        http.disarm()
+        # Sanic cancels the task of the connection.
+        task = self._task
+        if self._is_one_way and http.stage is Stage.HANDLER and not http.request_body:
+            self._task = None
         super().connection_lost(exc)  # type: ignore[no-untyped-call]
+        self._task = task
 
     async def send(self, data: bytes) -> None:
         """Write within a time limit. Raises RequestCancelled if the client disconnected or does not read."""

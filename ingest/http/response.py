@@ -37,13 +37,14 @@ def head_of(
     Raises ValueError for a header with a line break.
     """
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    # RFC 9110, 8.6: a 204 has no length.
+    content = "" if status == 204 else f"content-type: {media_type}\r\ncontent-length: {length}\r\n"
     if "\n" in fields and _HEADER_LINES.fullmatch(fields) is None:
         raise ValueError(f"a header of the response has a line break: {fields!r}")
-    return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b" % (
+    return b"%b%b%b%b%b" % (
         _STATUS_LINES[status],
         _KEEP_ALIVE if keep_alive else _CLOSE,
-        media_type.encode(),
-        length,
+        content.encode(),
         fields.encode("ascii"),
         end,
     )

@@ -12,6 +12,7 @@ from pipeline.clock import Clock
 from pipeline.settings import Settings
 
 AT_ONCE_BYTES: Final = 32 * 1024  # decoded in two milliseconds at most
+_NO_CODING: Final = ("", "identity", "snappy")  # snappy has no magic: its protocol removes it
 
 _Result = TypeVar("_Result")
 
@@ -27,14 +28,21 @@ class Decoding:
 
     def inflate(self, headers: Headers) -> Inflate:
         """Codec.inflate: the coding is found in the body, whatever the head says."""
-        declared = headers.get("content-encoding")
-        return partial(self._inflate, declared is not None and declared.strip().lower() not in ("", "identity"))
+        declared = (headers.get("content-encoding") or "").strip().lower()
+        return partial(self._inflate, declared not in _NO_CODING)
 
     async def _inflate(self, is_declared: bool, data: bytes, held: HeldBytes) -> bytes:
         coding = found_coding(data, is_declared=is_declared)
         if coding is None:
             return data
-        return await self._turns.run(inflate_in_steps(data, coding, self.bytes_max, held), len(data))
+        steps = inflate_in_steps(data, coding, self.bytes_max, held)
+        try:
+            next(steps)
+            next(steps)
+        except StopIteration as end:  # a small body is one piece
+            content: bytes = end.value
+            return content
+        return await self._turns.run(steps, len(data))
 
     @property
     def received_ns(self) -> int:

@@ -1,5 +1,6 @@
 """Maps a JSON object of any logging library to an event. docs/protocols.md has the table."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,6 +16,11 @@ from ingest.protocols.records import (
 from pipeline.event import Event
 
 Fields = dict[str, Any]  # by dotted key
+BACKSLASHES_MAX: Final = 64  # that are looked at before an escape
+
+_SURROGATES: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
 
 # In the order in which they are looked up. A field that is used becomes no attribute.
 CORRELATION_ID: Final = ("correlationId", "correlation_id", "trace.id", "trace_id", "traceId", "otelTraceID")
@@ -58,11 +64,11 @@ def event_of_json(
     """
     fields = flatten(record)
     event_id = event_id or _own_id(fields)
-    correlation_id = _take(fields, CORRELATION_ID, _short) or _trace_id(fields)
-    severity = _take(fields, SEVERITY, severity_of) or "INFO"
-    message = _take(fields, MESSAGE, _text)
-    given_source = _take(fields, SOURCE, _short) or source
-    time_ns = _take(fields, TIME, time_ns_of)
+    correlation_id = take(fields, CORRELATION_ID, short) or _trace_id(fields)
+    severity = take(fields, SEVERITY, severity_of) or "INFO"
+    message = take(fields, MESSAGE, _text)
+    given_source = take(fields, SOURCE, short) or source
+    time_ns = take(fields, TIME, time_ns_of)
     event = event_of(
         message=compact_json(record) if message is None else message,
         severity=severity,
@@ -73,6 +79,21 @@ def event_of_json(
         event_id=event_id,
     )
     return Mapped(event, correlation_id, time_ns is not None)
+
+
+def without_half_pairs(body: bytes) -> bytes:
+    """JSON with U+FFFD for each half of a surrogate pair.
+
+    JavaScript writes such halves where it cuts a text. No text in UTF-8 has them, so a parser refuses all of the JSON.
+    """
+    return _SURROGATES.sub(_whole, body)
+
+
+def _whole(match: re.Match[bytes]) -> bytes:
+    escapes, before = match[0], match.string[max(0, match.start() - BACKSLASHES_MAX) : match.start()]
+    if (len(before) - len(before.rstrip(b"\\"))) % 2:  # the first backslash is a character of the text
+        return escapes[:6] + (rb"\ufffd" if len(escapes) > 6 else b"")
+    return escapes if len(escapes) > 6 else rb"\ufffd"
 
 
 def flatten(record: Fields) -> Fields:
@@ -95,7 +116,7 @@ def _flatten_into(fields: Fields, prefix: str, record: Fields, depth: int) -> No
             fields.setdefault(key, value)
 
 
-def _take(fields: Fields, names: Iterable[str], read: Callable[[Any], Any]) -> Any:
+def take(fields: Fields, names: Iterable[str], read: Callable[[Any], Any]) -> Any:
     """The first of these fields that has a meaning; it is removed. None if there is none."""
     for name in names:
         value = fields.get(name)
@@ -105,7 +126,7 @@ def _take(fields: Fields, names: Iterable[str], read: Callable[[Any], Any]) -> A
     return None
 
 
-def _short(value: object) -> str | None:
+def short(value: object) -> str | None:
     """A text or a number as a text; None for anything else, or if it is empty."""
     return str(value) or None if isinstance(value, str | int) and not isinstance(value, bool) else None
 
@@ -123,5 +144,5 @@ def _own_id(fields: Fields) -> str | None:
     """The id that the record has: `eventId`, `uuid`, or that of a CloudEvent, which is unique within its source."""
     if "specversion" in fields and isinstance(fields.get("id"), str):
         return id_of(f"{fields.get('source', '')} {fields.pop('id')}")
-    value = _take(fields, ("eventId", "uuid"), _short)
+    value = take(fields, ("eventId", "uuid"), short)
     return None if value is None else id_of(value)

@@ -33,6 +33,7 @@ TIME_NS_KEY: Final = "time_ns"  # epoch nanoseconds, where these are not a whole
 CUT_MARK: Final = "…[cut]"
 UNKNOWN: Final = "unknown"  # source and correlation id of a record that names neither
 KEY_CHARS_MAX: Final = 256  # of an attribute
+KEYS_READ_MAX: Final = 1000  # of a record's attributes: those behind them have no room, and are only counted
 DEPTH_MAX: Final = 8  # objects within objects that become dotted keys; what is deeper stays JSON
 
 _NS_A_MS: Final = 1_000_000
@@ -106,14 +107,17 @@ def fitting(attributes: Iterable[tuple[str, object]], time_ns: int | None = None
     Objects become dotted keys, and arrays compact JSON. An attribute without a value (None) is dropped.
     """
     kept: dict[str, AttributeValue] = {} if time_ns is None else {TIME_NS_KEY: time_ns}
+    unread = 0
     for key, value in attributes:
-        _add(kept, key, value, 0)
+        if len(kept) < KEYS_READ_MAX:
+            _add(kept, key, value, 0)
+        else:
+            unread += 1
     if not kept:
         return None
-    size = len(_encode(kept))
-    if len(kept) <= ATTRIBUTES_KEYS_MAX and size <= ATTRIBUTES_BYTES_MAX:
+    if len(kept) <= ATTRIBUTES_KEYS_MAX and len(_encode(kept)) <= ATTRIBUTES_BYTES_MAX:
         return kept
-    return _cut(kept)
+    return _cut(kept, unread)
 
 
 def _add(kept: dict[str, AttributeValue], key: str, value: object, depth: int) -> None:
@@ -145,16 +149,18 @@ def _value(value: object) -> AttributeValue:
             return _storable(compact_json(value))
 
 
-def _cut(attributes: dict[str, AttributeValue]) -> dict[str, AttributeValue]:
-    """The attributes that find room, and the number of those that do not."""
+def _cut(attributes: dict[str, AttributeValue], unread: int) -> dict[str, AttributeValue]:
+    """The attributes that find room, and the number of those that do not; `unread` more were not looked at."""
     kept: dict[str, AttributeValue] = {}
+    earlier = attributes.pop(DROPPED_KEY, 0)  # of attributes that several records share, and that were cut before
     room = ATTRIBUTES_BYTES_MAX - 2 - _DROPPED_BYTES
     for key, value in attributes.items():
         size = len(_encode(key)) + len(_encode(value)) + 2
         if len(kept) < ATTRIBUTES_KEYS_MAX - 1 and size <= room:
             kept[key] = value
             room -= size
-    kept[DROPPED_KEY] = len(attributes) - len(kept)
+    dropped = len(attributes) - len(kept) + unread
+    kept[DROPPED_KEY] = dropped + earlier if isinstance(earlier, int) else dropped
     return kept
 
 
@@ -301,12 +307,16 @@ class BatchBuilder:
         Events with the same `key` keep their order. Without a key, the events of a body are spread over all partitions.
         `has_time`: the record has a time of its own.
         """
+        self.check_room(1)
         index = len(self.events)
-        if index >= self._records_max:
-            raise BodyTooLargeError(self._records_max, "events")
         self.events.append(event)
         self._keys.append(key or f"{event.correlation_id}#{index}")
         self._has_time = self._has_time or has_time
+
+    def check_room(self, count: int) -> None:
+        """Raise BodyTooLargeError if `count` more events are too many."""
+        if len(self.events) + count > self._records_max:
+            raise BodyTooLargeError(self._records_max, "events")
 
     def build(self, accepted: Callable[[], Response]) -> Batch:
         """The batch. Gives repeatable ids to events without one."""

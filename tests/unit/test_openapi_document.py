@@ -41,6 +41,9 @@ ANY_REQUEST = {"400", "408", "417", "431", "503"}
 OPERATIONS = {
     "postLogs": ("POST /api/logs", {"202", "413", "415", "422", "429"}),
     "postLines": ("POST /api/logs/lines", {"202", "413", "429"}),
+    "postLoki": ("POST /loki/api/v1/push", {"204", "413", "429"}),
+    "postLokiOld": ("POST /api/prom/push", {"204", "413", "429"}),
+    "postGelf": ("POST /gelf", {"202", "413", "429"}),
     "getHealth": ("GET /api/logs/health", {"200"}),
     "getHealthz": ("GET /healthz", {"200"}),
     "getReadyz": ("GET /readyz", {"200"}),

@@ -7,9 +7,11 @@ import msgspec
 import pytest
 
 from ingest.errors import BodyTooLargeError
+from ingest.protocols.json_records import without_half_pairs
 from ingest.protocols.records import (
     CUT_MARK,
     DROPPED_KEY,
+    KEYS_READ_MAX,
     TIME_NS_KEY,
     UNKNOWN,
     BatchBuilder,
@@ -31,6 +33,49 @@ NS = MS * 1_000_000
 def event(**changes: object) -> Event:
     fields = {"message": "m", "severity": "INFO", "source": "s", "time_ns": NS} | changes
     return event_of(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"a\ud800b", r"a\ufffdb"),
+        (r"\uDC00\udfff", r"\ufffd\ufffd"),
+        (r"\ud83d\ude00", r"\ud83d\ude00"),
+        (r"\ud83d\ud83d\ude00", r"\ufffd\ud83d\ude00"),
+        (r"\\ud800", r"\\ud800"),
+        (r"\\\ud800", r"\\\ufffd"),
+        (r"\\ud83d\ude00", r"\\ud83d\ufffd"),
+        (r"\ud7ff\ue000\n", r"\ud7ff\ue000\n"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_replaced(text: str, expected: str) -> None:
+    assert without_half_pairs(text.encode()) == expected.encode()
+    msgspec.json.decode(f'"{expected}"')
+
+
+def test_attributes_far_behind_those_with_room_are_only_counted() -> None:
+    found = fitting((f"k{number}", "") for number in range(100_000))
+    assert found is not None
+    assert found[DROPPED_KEY] == 100_000 - 63
+
+    class Value:
+        read = 0
+
+        def __str__(self) -> str:
+            Value.read += 1
+            return "x"
+
+    fitting((f"k{number}", Value()) for number in range(5000))
+    assert Value.read == KEYS_READ_MAX
+
+
+def test_attributes_that_were_cut_before_are_counted_once_more_only_as_themselves() -> None:
+    shared = fitting((f"s{number}", "") for number in range(100))
+    assert shared is not None
+    found = fitting([("own", 1), *shared.items()])
+    assert found is not None
+    assert (len(found), found[DROPPED_KEY]) == (64, 101 - 63)
+    assert fitting([("own", 1), (DROPPED_KEY, 5)]) == {"own": 1, DROPPED_KEY: 5}
 
 
 @pytest.mark.parametrize("mark", ["\0", "\ud800"])

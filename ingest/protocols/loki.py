@@ -1,0 +1,470 @@
+"""`POST /loki/api/v1/push`: Loki's push API, as JSON, and as protobuf in raw snappy.
+
+A client that names neither form is understood by its content. The older form of the JSON, which clients send to
+`/api/prom/push`, is accepted at both addresses. Loki's answer is 204, and its errors are text.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+import cramjam
+import msgspec
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from ingest.errors import BodyTooLargeError, MalformedBodyError, error_response
+from ingest.framing import without_mark
+from ingest.held_bodies import HeldBytes
+from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
+from ingest.protocols.json_records import short, without_half_pairs
+from ingest.protocols.records import (
+    BatchBuilder,
+    compact_json,
+    event_of,
+    fitting,
+    severity_of,
+    time_ns_of,
+)
+from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Response
+from pipeline.errors import SluiceError
+from pipeline.names import ProtocolName
+
+# In the order in which they are looked up, in structured metadata and in labels.
+CORRELATION_ID: Final = ("trace_id", "traceID", "traceId")
+SEVERITY: Final = ("level", "severity", "detected_level")
+SOURCE: Final = ("service_name", "app", "job")
+LABELS_KEY: Final = "labels"  # the attribute for the text of labels that can't be parsed
+
+RECORDS_A_STEP: Final = 20
+FIELDS_A_STEP: Final = 1000  # of protobuf
+LINE_CHARS_READ_MAX: Final = 16 * 1024  # of a line of JSON: a longer one is not searched for its severity
+LABELS_CHARS_MAX: Final = 64 * 1024  # of a text of labels: a longer one is not parsed
+LABELS_MAX: Final = 1000  # of a stream: the others are not part of its text
+KEY_CHARS_MAX: Final = 1024  # of the key for the partition: a longer text is hashed once, not for each event
+PAIRS_MAX: Final = 10_000  # of structured metadata in an entry of protobuf: each costs some hundred bytes
+# Three bytes of snappy stand for 64 at most. A body that claims more is not snappy, and gets no memory.
+_SNAPPY_TIMES_MAX: Final = 22
+
+_decode_any = msgspec.json.Decoder().decode
+_NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# Raw snappy starts with its length and a literal. It never starts like this.
+_LIKE_JSON: Final = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{[ \t\r\n]*[\"}]")
+
+
+def loki_codec(decoding: Decoding) -> Codec:
+    """The codec of one process."""
+
+    def inflate(headers: Headers) -> Inflate:
+        async def inflated(data: bytes, held: HeldBytes) -> bytes:
+            data = await found(data, held)
+            return data if _is_json(is_named, data) else await _without_snappy(data, decoding.bytes_max, held)
+
+        found, is_named = decoding.inflate(headers), _names_json(headers)
+        return inflated
+
+    async def batch_of(is_named: bool, body: bytes) -> Batch:
+        builder = BatchBuilder(body, decoding.records_max)
+        steps = _json_steps if _is_json(is_named, body) else _protobuf_steps
+        await decoding.run(steps(builder, body, decoding.received_ns), len(body))
+        return builder.build(_accepted)
+
+    def decode(head: RequestHead) -> Decode:
+        return partial(batch_of, _names_json(head.headers))
+
+    return Codec(ProtocolName.LOKI, decoding.bytes_max, inflate, decode, _rejected)
+
+
+def _accepted() -> Response:
+    return Response(204, b"")
+
+
+def _rejected(_head: RequestHead, error: SluiceError) -> Response:
+    response = error_response(error)
+    message = _decode_any(response.body)["error"]["message"]
+    headers = {**response.headers, "x-content-type-options": "nosniff"}
+    return Response(response.status, f"{message}\n".encode(), "text/plain; charset=utf-8", headers)
+
+
+def _names_json(headers: Headers) -> bool:
+    media_type = (headers.get("content-type") or "").partition(";")[0].strip().lower()
+    return media_type == "application/json"
+
+
+def _is_json(is_named: bool, data: bytes) -> bool:
+    return is_named or _LIKE_JSON.match(data) is not None
+
+
+async def _without_snappy(data: bytes, bytes_max: int, held: HeldBytes) -> bytes:
+    """The content of a body in raw snappy. Raises BodyTooLargeError, MalformedBodyError, OverloadedError."""
+    try:
+        size = cramjam.snappy.decompress_raw_len(data)
+        if size > bytes_max:
+            raise BodyTooLargeError(bytes_max, "bytes")
+        if size > len(data) * _SNAPPY_TIMES_MAX:
+            raise MalformedBodyError("the body is neither JSON nor snappy")
+        held.take(size)
+        if size <= AT_ONCE_BYTES:
+            return bytes(cramjam.snappy.decompress_raw(data))
+        # The library releases the lock of the interpreter meanwhile.
+        content = await asyncio.get_running_loop().run_in_executor(None, cramjam.snappy.decompress_raw, data)
+        return bytes(content)
+    except cramjam.DecompressionError as error:
+        raise MalformedBodyError(f"the body is neither JSON nor snappy: {error}") from error
+
+
+# --- Records --------------------------------------------------------------------------------------------------------
+
+
+class _Stream:
+    """A stream: its labels, and the events of its entries."""
+
+    __slots__ = ("_attributes", "_builder", "_key", "_received_ns", "_severity", "_source", "_text")
+
+    def __init__(self, labels: dict[str, Any] | str, builder: BatchBuilder, received_ns: int) -> None:
+        if isinstance(labels, str):
+            self._text = labels
+            labels = {LABELS_KEY: labels}
+        else:
+            self._text = _text_of(labels)
+        self._key = self._text
+        if len(self._text) > KEY_CHARS_MAX:
+            self._key = hashlib.blake2b(self._text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        self._builder = builder
+        self._received_ns = received_ns
+        self._severity = _first(labels, SEVERITY, severity_of)
+        self._source = _first(labels, SOURCE, short)
+        self._attributes = fitting(labels.items()) or {}
+
+    def add(self, time_ns: int | None, line: str, metadata: dict[str, Any]) -> None:
+        """Add the event of an entry. Raises BodyTooLargeError if there are too many."""
+        event = event_of(
+            message=line,
+            severity=_first(metadata, SEVERITY, severity_of) or self._severity or _severity_of_line(line) or "INFO",
+            source=self._source or _first(metadata, SOURCE, short) or self._text,
+            time_ns=time_ns or self._received_ns,
+            correlation_id=_first(metadata, CORRELATION_ID, short) or self._text,
+            attributes=(*metadata.items(), *self._attributes.items()),
+        )
+        self._builder.add(event, key=self._key, has_time=time_ns is not None)
+
+
+def _first(fields: dict[str, Any], names: Iterable[str], read: Callable[[object], str | None]) -> str | None:
+    """What the first of these fields means that has a meaning; None if none has."""
+    if fields:
+        for name in names:
+            value = fields.get(name)
+            if value is not None and (meaning := read(value)) is not None:
+                return meaning
+    return None
+
+
+class _JsonLine(msgspec.Struct):
+    """The fields of a line in JSON that may have its severity."""
+
+    level: Any = None
+    severity: Any = None
+    detected_level: Any = None
+    log_level: Any = msgspec.field(name="log.level", default=None)
+    levelname: Any = None
+
+
+_decode_line = msgspec.json.Decoder(_JsonLine).decode
+
+
+def _severity_of_line(line: str) -> str | None:
+    if line[:1] != "{" or len(line) > LINE_CHARS_READ_MAX:
+        return None
+    try:
+        found = _decode_line(line)
+    except (*_NO_JSON, UnicodeEncodeError):
+        return None
+    values = (found.level, found.severity, found.detected_level, found.log_level, found.levelname)
+    return next(filter(None, map(severity_of, values)), None)
+
+
+# --- Labels ---------------------------------------------------------------------------------------------------------
+
+_LABEL: Final = re.compile(
+    r'[\s,]*+([^\s=,{}"]++)\s*+=\s*+(?:"((?:[^"\\]++|\\.)*+)"|`([^`]*+)`)\s*+(?=[,}])', re.DOTALL
+)
+_ESCAPE: Final = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-3][0-7]{2}|.)", re.DOTALL)
+_ESCAPED: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+
+
+def labels_of(text: str) -> dict[str, Any] | str:
+    """The labels of a text such as `{app="shop", env="x"}`; the text itself if it is none. Strings are those of Go."""
+    stripped = text.strip()
+    if len(text) > LABELS_CHARS_MAX or stripped[:1] != "{" or stripped[-1:] != "}":
+        return text
+    labels: dict[str, Any] = {}
+    at = 1
+    while (match := _LABEL.match(stripped, at)) is not None:
+        name, quoted, raw = match.groups()
+        labels.setdefault(name, _unquoted(quoted) if raw is None else raw)
+        at = match.end()
+    return labels if stripped[at:].strip(" \t\r\n,") == "}" else text
+
+
+def _unquoted(text: str) -> str:
+    if "\\" not in text:
+        return text
+    # An escape may be one byte of a character: it becomes a surrogate, and they become the character together.
+    return _ESCAPE.sub(_character, text).encode("utf-8", "surrogateescape").decode(errors="replace")
+
+
+def _character(match: re.Match[str]) -> str:
+    escape = match[1]
+    kind = escape[0]
+    if kind not in "xuU01234567" or len(escape) == 1:
+        return _ESCAPED.get(escape, escape)
+    number = int(escape[1:], 16) if kind in "xuU" else int(escape, 8)
+    if kind in "uU":
+        return "\ufffd" if 0xD800 <= number < 0xE000 or number > 0x10FFFF else chr(number)
+    return chr(number) if number < 0x80 else chr(0xDC00 + number)
+
+
+def _text_of(labels: dict[str, Any]) -> str:
+    """Labels as LogQL writes them, in the order of their names: a stream has one text, whatever its client sends."""
+    if not labels:
+        return ""
+    items = islice(labels.items(), LABELS_MAX)
+    pairs = sorted((name, value if isinstance(value, str) else compact_json(value)) for name, value in items)
+    return "{" + ", ".join(f"{name}={compact_json(value)}" for name, value in pairs) + "}"
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+_NULL: Final = msgspec.Raw(b"null")
+
+
+class _JsonPush(msgspec.Struct):
+    streams: list[msgspec.Raw] | None
+
+
+class _JsonStream(msgspec.Struct):
+    """A stream; `labels` and `entries` are the older form of `stream` and `values`."""
+
+    stream: msgspec.Raw = _NULL
+    values: list[msgspec.Raw] | None = None
+    labels: msgspec.Raw = _NULL
+    entries: list[msgspec.Raw] | None = None
+
+
+_decode_push = msgspec.json.Decoder(_JsonPush).decode
+_decode_stream = msgspec.json.Decoder(_JsonStream).decode
+
+
+def _json_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generator[None, None, None]:
+    """Add the events of a body, some in each step. Raises MalformedBodyError, BodyTooLargeError."""
+    body = without_mark(body)
+    try:
+        try:
+            streams = _decode_push(body).streams or ()
+        except msgspec.DecodeError:
+            streams = _decode_push(without_half_pairs(body)).streams or ()
+    except _NO_JSON as error:
+        raise MalformedBodyError(f"the body is not an object with streams in JSON: {error}") from error
+    count = 0
+    for raw_stream in streams:
+        yield
+        try:
+            found = _decode_stream(raw_stream)
+        except _NO_JSON:
+            builder.rejected += 1
+            continue
+        labels = _value(found.stream) or _value(found.labels)
+        stream = _Stream(_labels(labels), builder, received_ns)
+        entries = (*(found.values or ()), *(found.entries or ()))
+        builder.check_room(len(entries))
+        for raw in entries:
+            count += 1
+            if count % RECORDS_A_STEP == 0:
+                yield
+            if not _add_json(stream, _value(raw)):
+                builder.rejected += 1
+
+
+def _add_json(stream: _Stream, entry: Any) -> bool:
+    """Add an entry as it was decoded; False if it can't be one."""
+    match entry:
+        case [time, line, *more]:
+            metadata = _metadata(more[0]) if more else {}
+        case {"line": line}:
+            time, metadata = entry.get("ts") or entry.get("timestamp"), {}
+        case str():
+            time, line, metadata = None, entry, {}
+        case _:
+            return False
+    stream.add(_time_ns(time), line if isinstance(line, str) else compact_json(line), metadata)
+    return True
+
+
+def _metadata(value: Any) -> dict[str, Any]:
+    """The structured metadata of an entry. It may be within an object of its own, as in the answers of queries."""
+    if not isinstance(value, dict):
+        return {} if value is None else {"structuredMetadata": value}
+    inner = value.get("structuredMetadata")
+    return inner if isinstance(inner, dict) else value
+
+
+def _time_ns(value: Any) -> int | None:
+    if isinstance(value, str) and len(value) == 19 and value.isdecimal():
+        return int(value)
+    time_ns = time_ns_of(value)
+    return time_ns or None
+
+
+def _labels(value: Any) -> dict[str, Any] | str:
+    if isinstance(value, str):
+        return labels_of(value)
+    return value if isinstance(value, dict) else {}
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    """A part of the body; its text if it is no JSON by itself."""
+    try:
+        return _decode_any(raw)
+    except _NO_JSON:
+        text = bytes(raw).decode(errors="replace")
+    try:
+        return _decode_any(text)
+    except _NO_JSON:
+        return text
+
+
+# --- Protobuf -------------------------------------------------------------------------------------------------------
+
+_PUSH_STREAM: Final = 1  # field numbers of Loki's push.proto
+_STREAM_LABELS: Final = 1
+_STREAM_ENTRY: Final = 2
+_ENTRY_METADATA_TAG: Final = b"\x1a"
+_NO_PUSH: Final = "the body is not a push request in protobuf"
+
+
+def _entry_class() -> Any:
+    """The class of Loki's EntryAdapter, and those of the messages in it.
+
+    Texts are bytes here: a text that is not UTF-8 would make the whole entry unreadable.
+    """
+    kinds = FieldDescriptorProto
+    file = FileDescriptorProto(name="sluice/loki.proto", package="sluice.loki", syntax="proto3")
+
+    def message(name: str, *fields: tuple[int, str, Any, str]) -> None:
+        descriptor = DescriptorProto(name=name)
+        for number, field, kind, type_name in fields:
+            label = kinds.LABEL_REPEATED if field == "metadata" else kinds.LABEL_OPTIONAL
+            descriptor.field.add(name=field, number=number, type=kind, label=label, type_name=type_name or None)
+        file.message_type.append(descriptor)
+
+    message("Timestamp", (1, "seconds", kinds.TYPE_INT64, ""), (2, "nanos", kinds.TYPE_INT32, ""))
+    message("LabelPairAdapter", (1, "name", kinds.TYPE_BYTES, ""), (2, "value", kinds.TYPE_BYTES, ""))
+    message(
+        "EntryAdapter",
+        (1, "timestamp", kinds.TYPE_MESSAGE, ".sluice.loki.Timestamp"),
+        (2, "line", kinds.TYPE_BYTES, ""),
+        (3, "metadata", kinds.TYPE_MESSAGE, ".sluice.loki.LabelPairAdapter"),
+    )
+    pool = DescriptorPool()
+    pool.Add(file)
+    return GetMessageClass(pool.FindMessageTypeByName("sluice.loki.EntryAdapter"))
+
+
+_Entry: Final = _entry_class()
+
+
+def _protobuf_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generator[None, None, None]:
+    """Add the events of a body, some in each step. Raises MalformedBodyError, BodyTooLargeError.
+
+    The library would make objects of the whole body at once: millions, if its entries are empty. So the two outer
+    levels are read here, and the library reads one entry at a time.
+    """
+    for count, (number, start, end) in enumerate(_fields(body, 0, len(body)), start=1):
+        if number == _PUSH_STREAM:
+            yield from _stream_steps(builder, body, start, end, received_ns)
+        elif count % FIELDS_A_STEP == 0:
+            yield
+
+
+def _stream_steps(
+    builder: BatchBuilder, body: bytes, start: int, end: int, received_ns: int
+) -> Generator[None, None, None]:
+    labels = b""
+    entries: list[tuple[int, int]] = []
+    for count, (number, first, last) in enumerate(_fields(body, start, end), start=1):
+        if number == _STREAM_LABELS:
+            labels = body[first:last]
+        elif number == _STREAM_ENTRY:
+            builder.check_room(len(entries) + 1)
+            entries.append((first, last))
+        if count % FIELDS_A_STEP == 0:
+            yield
+    stream = _Stream(labels_of(labels.decode(errors="replace")), builder, received_ns)
+    for count, (first, last) in enumerate(entries, start=1):
+        if not _add_protobuf(stream, body, first, last):
+            builder.rejected += 1
+        if count % RECORDS_A_STEP == 0:
+            yield
+    yield
+
+
+def _add_protobuf(stream: _Stream, body: bytes, start: int, end: int) -> bool:
+    """Add an entry; False if it can't be read, or has too much structured metadata."""
+    if body.count(_ENTRY_METADATA_TAG, start, end) > PAIRS_MAX:
+        return False
+    try:
+        entry = _Entry.FromString(body[start:end])
+    except DecodeError:
+        return False
+    time = entry.timestamp
+    time_ns = time.seconds * 1_000_000_000 + time.nanos
+    metadata = {one.name.decode(errors="replace"): one.value.decode(errors="replace") for one in entry.metadata}
+    stream.add(time_ns if time_ns > 0 else None, entry.line.decode(errors="replace"), metadata)
+    return True
+
+
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number, start, end) of each field of a message that has a length, and number 0 for each other field.
+
+    Raises MalformedBodyError.
+    """
+    while at < end:
+        tag, at = _varint(data, at, end)
+        number = 0
+        start = at
+        match tag & 7:
+            case 0:
+                _, at = _varint(data, at, end)
+            case 1:
+                at += 8
+            case 2:
+                number = tag >> 3
+                size, start = _varint(data, at, end)
+                at = start + size
+            case 5:
+                at += 4
+            case kind:
+                raise MalformedBodyError(f"{_NO_PUSH}: a field is of type {kind}")
+        if at > end:
+            raise MalformedBodyError(f"{_NO_PUSH}: it is cut off")
+        yield number, start, at
+
+
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """(value, position after it) of a number. Raises MalformedBodyError."""
+    value = shift = 0
+    while at < end and shift < 64:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise MalformedBodyError(f"{_NO_PUSH}: a number is cut off")
