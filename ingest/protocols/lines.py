@@ -5,30 +5,41 @@ object with an array `logs`, one object a line, msgpack, the form of Python's HT
 JSON is text: each line is a message. So no body is refused for its content.
 """
 
-from collections.abc import Generator, Iterable
+import contextlib
+import re
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from ingest.errors import error_response
+from ingest.errors import BodyTooLargeError, error_response
 from ingest.framing import without_mark
 from ingest.protocols.decoding import Decoding
 from ingest.protocols.json_records import event_of_json
-from ingest.protocols.records import BatchBuilder
+from ingest.protocols.json_values import (
+    NO_JSON,
+    RECORD_BYTES_MAX,
+    Pieces,
+    array_values,
+    lines,
+    objects,
+    record_of,
+)
+from ingest.protocols.records import BatchBuilder, compact_json
 from ingest.types import Batch, Codec, Decode, Headers, RequestHead, Response
 from pipeline.errors import SluiceError
 from pipeline.names import ProtocolName
 
 RECORDS_A_STEP: Final = 20
 FORM_FIELDS_MAX: Final = 1000
+PACKED_BYTES_MAX: Final = 1 << 20  # of msgpack
 LIST_KEY: Final = "logs"  # of pino-http-send and others: the object around an array
 _CLOUD_EVENT: Final = ("specversion", "id", "source", "type", "subject", "time", "traceparent")
 
-_decode_any = msgspec.json.Decoder().decode
-_decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_EMPTY: Final = re.compile(rb"\s*+\]")
+_ARRAY: Final = re.compile(rb'\[|\{\s*"logs"\s*:\s*\[')
 
 
 class LinesAccepted(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -82,47 +93,60 @@ def _steps(
             yield
 
 
-def _records(media_type: str, body: bytes) -> Iterable[Any]:
-    """The records of a body: objects, or other JSON values, or texts."""
-    if media_type == "application/x-www-form-urlencoded":
-        return [dict(parse_qsl(body.decode(errors="replace"), max_num_fields=FORM_FIELDS_MAX))]
+def _records(media_type: str, body: bytes) -> Iterator[Any]:
+    """The records of a body: objects, or texts."""
+    if media_type in ("application/msgpack", "application/x-msgpack"):
+        return _packed(body)
+    if media_type == "application/x-www-form-urlencoded" and len(body) <= RECORD_BYTES_MAX:
+        with contextlib.suppress(ValueError):  # too many fields
+            return iter([dict(parse_qsl(body.decode(errors="replace"), max_num_fields=FORM_FIELDS_MAX))])
+    return _of_pieces(without_mark(body).strip())
+
+
+def _packed(body: bytes) -> Iterator[Any]:
+    """The records of msgpack. Raises BodyTooLargeError: it is decoded in one step."""
+    if len(body) > PACKED_BYTES_MAX:
+        raise BodyTooLargeError(PACKED_BYTES_MAX, "bytes")
     try:
-        if media_type in ("application/msgpack", "application/x-msgpack"):
-            return _of_value(msgspec.msgpack.decode(body))
-        body = without_mark(body).strip()
-        if body[:1] == b"[":
-            return (_of_json(bytes(raw)) for raw in _decode_array(body))
-        if b"\n" not in body or not _is_object(body.partition(b"\n")[0]):
-            return _of_value(_decode_any(body))
-    except _NO_JSON:
-        pass
-    return _texts(body)
-
-
-def _of_value(value: Any) -> Iterable[Any]:
-    """The records of a whole body that is one value."""
-    if isinstance(value, list):
-        return value
+        value = msgspec.msgpack.decode(body)
+    except NO_JSON:
+        yield from map(record_of, lines(body))
+        return
     if isinstance(value, dict) and isinstance(value.get(LIST_KEY), list):
-        return list(value[LIST_KEY])
-    return [value]
+        value = value[LIST_KEY]
+    for one in value if isinstance(value, list) else [value]:
+        yield one if isinstance(one, dict | str) else compact_json(one)
 
 
-def _texts(body: bytes) -> Iterable[Any]:
-    """The records of lines: JSON objects, and texts."""
-    for line in body.split(b"\n"):
-        if line and not line.isspace():
-            yield _of_json(line.rstrip(b"\r"))
+def _of_pieces(body: bytes) -> Iterator[Any]:
+    """The records of JSON or text."""
+    pieces, after = _pieces(body)
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            if not after:
+                return
+            pieces, after = lines(body, end.value), False  # what follows an array or objects, and is none of them
+        else:
+            yield record_of(piece)
 
 
-def _of_json(text: bytes) -> Any:
-    """A JSON object or string; any other content as the text that it is."""
-    try:
-        value = _decode_any(text)
-    except _NO_JSON:
-        value = None
-    return value if isinstance(value, dict | str) else text.decode(errors="replace")
+def _pieces(body: bytes) -> tuple[Pieces, bool]:
+    """The records of a body, not decoded, and whether something may follow them that is none."""
+    start = _ARRAY.match(body)
+    if start is not None and body[-1:] in (b"]", b"}") and _begins_with_a_value(body, start.end()):
+        return array_values(body, start.end()), start[0] == b"["
+    if body[:1] == b"{" and not _is_object(body.partition(b"\n")[0]):
+        return objects(body), True
+    return lines(body), False
+
+
+def _begins_with_a_value(body: bytes, at: int) -> bool:
+    """Whether the first thing in an array is a JSON value, or the array is empty."""
+    return _EMPTY.match(body, at) is not None or next(array_values(body, at), None) is not None
 
 
 def _is_object(line: bytes) -> bool:
-    return line[:1] == b"{" and isinstance(_of_json(line), dict)
+    """Whether a line is one JSON object, as in one object a line."""
+    return len(line) <= RECORD_BYTES_MAX and isinstance(record_of(line), dict)

@@ -1,7 +1,9 @@
 """`POST /api/logs?format=lines`: what logging libraries write, and any other text."""
 
+import gc
 import gzip
 import json
+import tracemalloc
 import zlib
 from typing import Any
 from urllib.parse import urlencode
@@ -13,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.errors import BodyTooLargeError, MalformedBodyError, RequestError
+from ingest.protocols import lines
 from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
 from ingest.protocols.lines import lines_codec
+from ingest.protocols.records import BatchBuilder
 from ingest.types import Batch, Codec
 from pipeline.event import Event, encode_record
 from pipeline.names import ProtocolName
@@ -272,3 +276,38 @@ async def test_what_is_nested_too_deeply_for_a_parser_is_text() -> None:
     [event] = (await batch_of(deep)).events
     assert event.message.startswith('{"a":{"a":')
     assert len(deep) > AT_ONCE_BYTES
+
+
+MIB = 1 << 20
+HOSTILE = {
+    "numbers": b"[" + b"1," * (4 * MIB // 2) + b"1]",
+    "objects": b"[" + b"{}," * (4 * MIB // 3) + b"{}]",
+    "arrays in a record": b'[{"a":[' + b"[]," * (4 * MIB // 3) + b"1]}]",
+    "numbers in an object": b'{"logs":[' + b"1," * (4 * MIB // 2) + b"1]}",
+    "brackets": b"[" * (4 * MIB) + b"]",
+    "closed brackets": b"[" * (2 * MIB) + b"]" * (2 * MIB),
+    "a string without an end": b'["' + b'\\"' * (2 * MIB) + b"]",
+    "line feeds": b"\n" * (4 * MIB) + b"x",
+    "blank lines": b" \n" * (2 * MIB) + b"x",
+    "one line": b"x" * (4 * MIB),
+    "an object without an end": b'{\n"a":' * MIB,
+    "commas": b"[" + b"," * (4 * MIB) + b"]",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_body_takes_much_memory(name: str) -> None:
+    body = HOSTILE[name]
+    builder = BatchBuilder(body, 20_000)
+    steps = lines._steps(builder, "", {}, body, 1)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in steps:
+            pass
+    except BodyTooLargeError:
+        assert name in ("numbers", "objects", "numbers in an object", "an object without an end")
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 48 * MIB
