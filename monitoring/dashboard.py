@@ -136,6 +136,13 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   (("{{result}}", "sum by (result) (rate(sluice_ingest_lease_calls_total[1m]))"),), "ops"),
             Panel("Answers by code", "Answers per second, by code: the reasons for refusals.",
                   (("{{code}}", "sum by (code) (rate(sluice_ingest_answers_total[1m]))"),), "reqps"),
+            Panel("Events by protocol", "Records that clients send in protocols of others. Rejected ones can't be mapped "
+                  "to an event.",
+                  (("{{protocol}} {{outcome}}",
+                    "sum by (protocol, outcome) (rate(sluice_ingest_protocol_events_total[1m])) > 0"),), "eps"),
+            Panel("Requests by protocol", "Requests in protocols of others, by the status of their response.",
+                  (("{{protocol}} {{status}}",
+                    "sum by (protocol, status) (rate(sluice_ingest_protocol_requests_total[1m])) > 0"),), "reqps"),
             Panel("Refused by level", "Share of the offered events; only with ADMISSION_LEVELS.",
                   (("{{level}}", 'sum by (level) (rate(sluice_ingest_level_events_total{result="refused"}[1m]))'
                                  " / sum by (level) (rate(sluice_ingest_level_events_total[1m]))"),),
