@@ -34,6 +34,7 @@ from ingest.protocols.records import (
 )
 from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Response
 from pipeline.errors import SluiceError
+from pipeline.event import ATTRIBUTES_BYTES_MAX, ATTRIBUTES_KEYS_MAX
 from pipeline.names import ProtocolName
 
 # In the order in which they are looked up, in structured metadata and in labels.
@@ -46,6 +47,7 @@ RECORDS_A_STEP: Final = 20
 FIELDS_A_STEP: Final = 1000  # of protobuf
 LINE_CHARS_READ_MAX: Final = 16 * 1024  # of a line of JSON: a longer one is not searched for its severity
 LABELS_CHARS_MAX: Final = 64 * 1024  # of a text of labels: a longer one is not parsed
+TIME_NS_BYTES: Final = 40  # of that attribute as JSON, at most
 LABELS_MAX: Final = 1000  # of a stream: the others are not part of its text
 KEY_CHARS_MAX: Final = 1024  # of the key for the partition: a longer text is hashed once, not for each event
 PAIRS_MAX: Final = 10_000  # of structured metadata in an entry of protobuf: each costs some hundred bytes
@@ -125,7 +127,7 @@ async def _without_snappy(data: bytes, bytes_max: int, held: HeldBytes) -> bytes
 class _Stream:
     """A stream: its labels, and the events of its entries."""
 
-    __slots__ = ("_attributes", "_builder", "_key", "_received_ns", "_severity", "_source", "_text")
+    __slots__ = ("_attributes", "_builder", "_has_room", "_key", "_received_ns", "_severity", "_source", "_text")
 
     def __init__(self, labels: dict[str, Any] | str, builder: BatchBuilder, received_ns: int) -> None:
         if isinstance(labels, str):
@@ -141,17 +143,23 @@ class _Stream:
         self._severity = _first(labels, SEVERITY, severity_of)
         self._source = _first(labels, SOURCE, short)
         self._attributes = fitting(labels.items()) or {}
+        # Most streams have few labels: each entry without structured metadata gets them as they are.
+        size = len(msgspec.json.encode(self._attributes))
+        self._has_room = len(self._attributes) < ATTRIBUTES_KEYS_MAX and size < ATTRIBUTES_BYTES_MAX - TIME_NS_BYTES
 
     def add(self, time_ns: int | None, line: str, metadata: dict[str, Any]) -> None:
         """Add the event of an entry. Raises BodyTooLargeError if there are too many."""
+        is_plain = self._has_room and not metadata
         event = event_of(
             message=line,
             severity=_first(metadata, SEVERITY, severity_of) or self._severity or _severity_of_line(line) or "INFO",
             source=self._source or _first(metadata, SOURCE, short) or self._text,
             time_ns=time_ns or self._received_ns,
             correlation_id=_first(metadata, CORRELATION_ID, short) or self._text,
-            attributes=(*metadata.items(), *self._attributes.items()),
+            attributes=() if is_plain else (*metadata.items(), *self._attributes.items()),
         )
+        if is_plain and self._attributes:
+            event.attributes = self._attributes | (event.attributes or {})  # the nanoseconds
         self._builder.add(event, key=self._key, has_time=time_ns is not None)
 
 
@@ -436,22 +444,26 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     Raises MalformedBodyError.
     """
     while at < end:
-        tag, at = _varint(data, at, end)
+        tag = data[at]
+        at += 1
+        if tag > 0x7F:
+            tag, at = _varint(data, at - 1, end)
+        kind = tag & 7
         number = 0
         start = at
-        match tag & 7:
-            case 0:
-                _, at = _varint(data, at, end)
-            case 1:
-                at += 8
-            case 2:
-                number = tag >> 3
+        if kind == 2 and at < end:
+            number = tag >> 3
+            size = data[at]
+            start = at + 1
+            if size > 0x7F:
                 size, start = _varint(data, at, end)
-                at = start + size
-            case 5:
-                at += 4
-            case kind:
-                raise MalformedBodyError(f"{_NO_PUSH}: a field is of type {kind}")
+            at = start + size
+        elif kind in {0, 2}:  # a number, or a length that is missing
+            _, at = _varint(data, at, end)
+        elif kind in {1, 5}:
+            at += 8 if kind == 1 else 4
+        else:
+            raise MalformedBodyError(f"{_NO_PUSH}: a field is of type {kind}")
         if at > end:
             raise MalformedBodyError(f"{_NO_PUSH}: it is cut off")
         yield number, start, at

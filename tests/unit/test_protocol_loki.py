@@ -167,6 +167,20 @@ async def test_attributes_are_structured_metadata_and_then_labels() -> None:
     assert list((found or {}).items()) == [("user", "u"), ("trace_id", TRACE), ("env", "mine"), ("app", "shop")]
 
 
+@pytest.mark.parametrize("labels", [3, 62, 63, 64, 65])
+async def test_attributes_of_a_stream_are_those_of_each_entry(labels: int) -> None:
+    stream = {f"label{n}": "x" for n in range(labels)}
+    for time_ns in (NS, NS + 7):
+        found = (await one(stream=stream, time=str(time_ns))).attributes
+        assert found is not None
+        assert found.get(TIME_NS_KEY) == (time_ns if time_ns != NS else None)
+        assert len(found) <= 64
+        expected = labels + (time_ns != NS)
+        assert len(found) + found.get(DROPPED_KEY, 0) - (DROPPED_KEY in found) == expected  # type: ignore[operator]
+    near = (await one(stream={"a": "x" * 8170}, time=str(NS + 7))).attributes
+    assert len(msgspec.json.encode(near)) <= 8192
+
+
 async def test_structured_metadata_may_be_within_an_object() -> None:
     found = (await one(metadata={"structuredMetadata": {"user": "u"}, "parsed": {}}, stream={})).attributes
     assert found == {"user": "u"}
