@@ -23,6 +23,7 @@ from ingest.protocols.decoding import Decoding
 from ingest.protocols.gelf import gelf_codec
 from ingest.protocols.lines import lines_codec
 from ingest.protocols.loki import loki_codec
+from ingest.protocols.otlp import otlp_codec
 from ingest.service import IngestContext, IngestService
 from ingest.types import Route
 from pipeline.clock import Clock
@@ -33,6 +34,7 @@ LINES_PATH: Final = "/api/logs/lines"
 LOKI_PATH: Final = "/loki/api/v1/push"
 LOKI_OLD_PATH: Final = "/api/prom/push"  # of handlers for Python whose `version` is not set
 GELF_PATH: Final = "/gelf"
+OTLP_PATH: Final = "/v1/logs"
 KEEP_ALIVE_SECONDS: Final = 75  # an idle connection; above the 60 s of common proxies, so that they close first
 
 
@@ -90,6 +92,7 @@ def routes(settings: Settings, clock: Clock) -> list[Route]:
         Route(LOKI_PATH, loki),
         Route(LOKI_OLD_PATH, loki),
         Route(GELF_PATH, gelf_codec(decoding)),
+        Route(OTLP_PATH, otlp_codec(decoding)),
     ]
 
 

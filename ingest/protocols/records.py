@@ -7,7 +7,7 @@ with CUT_MARK, and the attribute DROPPED_KEY has the number of attributes that f
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -43,6 +43,8 @@ _MESSAGE_CHARS_SURE: Final = MESSAGE_BYTES_MAX // 4  # no character has more tha
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DROPPED_BYTES: Final = len(DROPPED_KEY) + 16  # of that attribute as JSON
 
+_NONE: Final[Mapping[str, AttributeValue]] = {}
+
 _encode = msgspec.json.encode
 
 
@@ -54,12 +56,14 @@ def event_of(
     time_ns: int,
     correlation_id: str = "",
     attributes: Iterable[tuple[str, object]] = (),
+    common: Mapping[str, AttributeValue] = _NONE,
     event_id: str | None = None,
 ) -> Event:
     """The event of a record. Texts may have any length and content, and `attributes` any values.
 
     `time_ns` is in epoch nanoseconds. `severity` is one of SEVERITIES. Attributes are kept from the first to the last
-    as long as there is room; a later one with the key of an earlier one is dropped without being counted.
+    as long as there is room; a later one with the key of an earlier one is dropped without being counted. `common`
+    comes after them: attributes of several records, which `fitting` made once.
     """
     source = short_text(source, SOURCE_CHARS_MAX) or UNKNOWN
     ms, rest = divmod(time_ns, _NS_A_MS)
@@ -73,7 +77,7 @@ def event_of(
         source,
         ms,
         event_id,
-        fitting(attributes, time_ns if rest else None),
+        fitting(attributes, time_ns if rest else None, common),
     )
 
 
@@ -101,23 +105,35 @@ def _storable(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def fitting(attributes: Iterable[tuple[str, object]], time_ns: int | None = None) -> dict[str, AttributeValue] | None:
+def fitting(
+    attributes: Iterable[tuple[str, object]],
+    time_ns: int | None = None,
+    common: Mapping[str, AttributeValue] = _NONE,
+) -> dict[str, AttributeValue] | None:
     """As many of the attributes as an event may have, from the first to the last; None if there are none.
 
     Objects become dotted keys, and arrays compact JSON. An attribute without a value (None) is dropped.
     """
-    kept: dict[str, AttributeValue] = {} if time_ns is None else {TIME_NS_KEY: time_ns}
+    kept: dict[str, AttributeValue] = {} if time_ns is None else {TIME_NS_KEY: _value(time_ns)}
     unread = 0
     for key, value in attributes:
-        if len(kept) < KEYS_READ_MAX:
-            _add(kept, key, value, 0)
-        else:
+        if len(kept) >= KEYS_READ_MAX:
             unread += 1
+        elif type(value) is str and _is_plain(value) and _is_plain(key) and len(key) <= KEY_CHARS_MAX:
+            kept.setdefault(key, value)  # what `_add` does, for most attributes
+        else:
+            _add(kept, key, value, 0)
+    for key, one in common.items():
+        kept.setdefault(key, one)
     if not kept:
         return None
     if len(kept) <= ATTRIBUTES_KEYS_MAX and len(_encode(kept)) <= ATTRIBUTES_BYTES_MAX:
         return kept
     return _cut(kept, unread)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and "\0" not in text
 
 
 def _add(kept: dict[str, AttributeValue], key: str, value: object, depth: int) -> None:

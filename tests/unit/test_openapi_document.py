@@ -44,6 +44,7 @@ OPERATIONS = {
     "postLoki": ("POST /loki/api/v1/push", {"204", "413", "429"}),
     "postLokiOld": ("POST /api/prom/push", {"204", "413", "429"}),
     "postGelf": ("POST /gelf", {"202", "413", "429"}),
+    "postOtlpLogs": ("POST /v1/logs", {"200", "413", "415", "429"}),
     "getHealth": ("GET /api/logs/health", {"200"}),
     "getHealthz": ("GET /healthz", {"200"}),
     "getReadyz": ("GET /readyz", {"200"}),
