@@ -124,7 +124,9 @@ class Collector:
             if level is None:
                 level = level_of(batch.events)
             try:
-                if not self._entrance.admit_now(tally, count, level):
+                take_now = self._entrance.take_now
+                is_admitted = self._entrance.admit_now(tally, count, level) if take_now is None else take_now(count)
+                if not is_admitted:
                     await self._entrance.admit(tally, count, level)
                 await self._append(batch, head, tally)
             except SluiceError:

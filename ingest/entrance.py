@@ -15,6 +15,8 @@ class Entrance:
         self._admission = admission
         self._accounts = accounts
         self._has_levels = has_levels
+        # With neither levels nor accounts, a decision is this subtraction alone; else None.
+        self.take_now = None if has_levels or accounts.is_reporting else admission.take_now
 
     @property
     def admits_all_levels(self) -> bool:

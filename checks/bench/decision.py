@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,9 @@ from throttled.store import MemoryStore, RedisStore
 from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on, started
 from checks.bench.process import cpu_seconds, own_cpu_seconds
 from checks.bench.table import Line, at_least, at_most
+from ingest.accounts import Accounts
 from ingest.admission import Admission
+from ingest.entrance import Entrance
 from ingest.errors import RateLimitedError
 from pipeline import wiring
 from pipeline.clock import SystemClock
@@ -61,6 +64,7 @@ def _measured(options: Options, url: str, server_pid: int) -> list[Line]:
     decisions = 200_000 if options.quick else 3_000_000
     settings = Settings(redis_url=url, rate_max=RATE, rate_min=RATE, key_prefix="m3:")
     with_levels = replace(settings, key_prefix="m3-levels:", admission_levels=True)
+    with_both = replace(with_levels, key_prefix="m3-both:", admission_shares=True)
     bucket = wiring.make_bucket(settings)
     calls: dict[str, tuple[int, Callable[[], object]]] = {
         "a Redis script a request": (
@@ -72,21 +76,24 @@ def _measured(options: Options, url: str, server_pid: int) -> list[Line]:
     taken: dict[str, list[float]] = {}
     shares: list[float] = []
     by_level: list[float] = []
+    by_both: list[float] = []
     excess: list[float] = []
     for _ in range(options.rounds):
         cost, share = _leased(settings, decisions, server_pid)
         taken.setdefault("leases", []).append(cost)
         shares.append(share)
         by_level.append(_leased(with_levels, decisions, server_pid)[0])
+        by_both.append(_leased(with_both, decisions, server_pid)[0])
         for name, (count, call) in calls.items():
             taken.setdefault(name, []).append(_called(call, count, server_pid))
         excess.append(_over_admission(url, 1.0 if options.quick else 3.0))
     leased = taken["leases"]
     figures: dict[str, Any] = {"admitted_share": shares, "decisions_a_round": decisions}
     lines = [Line("M3", "one decision on leases", leased, at_most(150), unit="ns", figures=figures)]
-    values = [with_them / off for with_them, off in zip(by_level, leased, strict=True)]
-    what = "one decision with levels / one without"
-    lines.append(Line("M3", what, values, at_most(1.8), unit="x", figures={"nanoseconds": by_level}))
+    for what, with_them in (("levels", by_level), ("levels and shares", by_both)):
+        values = [on / off for on, off in zip(with_them, leased, strict=True)]
+        title = f"one decision with {what} / one without"
+        lines.append(Line("M3", title, values, at_most(1.8), unit="x", figures={"nanoseconds": with_them}))
     for name in calls:
         values = [other / ours for other, ours in zip(taken[name], leased, strict=True)]
         goal = at_least(500) if name == "a Redis script a request" else None
@@ -143,7 +150,7 @@ async def _decide(settings: Settings, decisions: int) -> int:
     admission.start(asyncio.get_running_loop())
     await admission.take(1)  # the first lease is there
     if settings.admission_levels:
-        admitted = await _decide_by_level(admission, decisions)
+        admitted = await _decide_by_level(admission, settings, decisions)
         admission.close()
         return admitted
     take_now = admission.take_now
@@ -158,10 +165,13 @@ async def _decide(settings: Settings, decisions: int) -> int:
     return admitted
 
 
-async def _decide_by_level(admission: Admission, decisions: int) -> int:
-    """The same for bodies of INFO, which leave a reserve in the bucket."""
-    take_level_now = admission.take_level_now
+async def _decide_by_level(admission: Admission, settings: Settings, decisions: int) -> int:
+    """The same for bodies of INFO, which leave a reserve in the bucket, and with shares for those of one account."""
     level = Level.INFO
+    take_level_now: Callable[[int, Level], bool] = admission.take_level_now
+    if settings.admission_shares:
+        accounts = Accounts(settings, SystemClock())
+        take_level_now = partial(Entrance(admission, accounts, has_levels=True).admit_now, accounts.enter(NAME))
     admitted = 0
     for _ in range(decisions // AT_ONCE):
         for _ in range(AT_ONCE):
