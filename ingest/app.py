@@ -11,22 +11,26 @@ from ingest.codecs.events import events_codec
 from ingest.dashboard.routes import add_pages
 from ingest.errors import NotReadyError, error_response
 from ingest.grammar import HEAD_BYTES_MAX
+from ingest.health import health_document
 from ingest.http.assets import Assets, add_assets
 from ingest.http.early_rejection import EarlyRejection
 from ingest.http.protocol import HttpContext
 from ingest.http.request import ConnectionLimits
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, response_to, to_sanic
-from ingest.http.routes import IngestApp, IngestRequest, add_collecting, add_watching
+from ingest.http.routes import IngestApp, IngestRequest, add_collecting, add_inquiries, add_watching
 from ingest.openapi.routes import add_contract
 from ingest.protocols.decoding import Decoding
+from ingest.protocols.elasticsearch import bulk_inquiries, bulk_routes, version_response
 from ingest.protocols.gelf import gelf_codec
 from ingest.protocols.lines import lines_codec
 from ingest.protocols.loki import loki_codec
 from ingest.protocols.otlp import otlp_codec
+from ingest.protocols.splunk import collector_inquiries, collector_routes
 from ingest.service import IngestContext, IngestService
-from ingest.types import Route
+from ingest.types import Inquiry, Route
 from pipeline.clock import Clock
+from pipeline.names import Health
 from pipeline.settings import Settings
 
 EVENTS_PATH: Final = "/api/logs"
@@ -74,8 +78,9 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
         clock=service.clock,
         lifecycle=service.lifecycle,
     )
+    add_inquiries(app, inquiries(service))
     assets = Assets()
-    add_pages(app, service.viewers, assets)
+    add_pages(app, service.viewers, assets, instead=version_response)
     add_contract(app, settings, assets)
     add_assets(app, assets)
     return app
@@ -93,7 +98,21 @@ def routes(settings: Settings, clock: Clock) -> list[Route]:
         Route(LOKI_OLD_PATH, loki),
         Route(GELF_PATH, gelf_codec(decoding)),
         Route(OTLP_PATH, otlp_codec(decoding)),
+        *bulk_routes(decoding),
+        *collector_routes(decoding),
     ]
+
+
+def inquiries(service: IngestService) -> list[Inquiry]:
+    """The addresses that the clients of other protocols ask before they send."""
+
+    def health() -> Health:
+        return Health(health_document(service.health_sources())["status"])
+
+    def is_ready() -> bool:
+        return service.appender.status(service.clock.monotonic()).answers and not service.lifecycle.is_stopping
+
+    return [*bulk_inquiries(health), *collector_inquiries(is_ready)]
 
 
 def _http_context(service: IngestService, table: list[Route]) -> HttpContext:

@@ -99,6 +99,15 @@ class Route:
     format: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """An address that the clients of a protocol ask before they send events: a path of Sanic's router, its answer."""
+
+    path: str
+    answer: Callable[[RequestHead], Response]
+    methods: tuple[str, ...] = ("GET", "HEAD")
+
+
 class Request(RequestHead, Protocol):
     """A request with an unread body."""
 

@@ -1,5 +1,6 @@
 """The routes of the live page: `/` and `/events`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ from ingest.errors import NotReadyError
 from ingest.http.assets import Assets, page_headers
 from ingest.http.response import response_to, to_sanic
 from ingest.http.routes import IngestApp, IngestRequest
+from ingest.types import RequestHead, Response
 
 _FOLDER: Final = Path(__file__).parent / "assets"
 _FILES: Final = (
@@ -27,12 +29,20 @@ _FILES: Final = (
 )
 
 
-def add_pages(app: IngestApp, viewers: Viewers, assets: Assets) -> None:
-    """Add the page and its stream; its files go to `assets`."""
+def add_pages(
+    app: IngestApp, viewers: Viewers, assets: Assets, *, instead: Callable[[RequestHead], Response | None]
+) -> None:
+    """Add the page and its stream; its files go to `assets`.
+
+    `instead` returns the answer to a client that wants no page at `/`.
+    """
     page = assets.load(_FOLDER, "index.html", _FILES)
 
-    async def get_page(_request: IngestRequest) -> HTTPResponse:
+    async def get_page(request: IngestRequest) -> HTTPResponse:
         """The live page."""
+        other = instead(request.stream)  # type: ignore[arg-type]
+        if other is not None:
+            return to_sanic(other)
         headers = page_headers() | {"cache-control": "no-store"}
         return HTTPResponse(page, content_type="text/html; charset=utf-8", headers=headers)
 

@@ -15,7 +15,7 @@ from ingest.collect import Collector
 from ingest.errors import NotReadyError, UnsupportedFormatError
 from ingest.health import HealthSources, health_document
 from ingest.http.response import response_to, to_sanic
-from ingest.types import JSON, Codec, Lifecycle, Route
+from ingest.types import JSON, Codec, Inquiry, Lifecycle, Route
 from pipeline.clock import Clock
 
 IngestApp = Sanic[Any, Any]
@@ -48,6 +48,21 @@ def add_collecting(app: IngestApp, collector: Collector, routes: Iterable[Route]
         methods[route.path] = route.methods
     for path, codecs in by_path.items():
         add(path, codecs, methods[path])
+
+
+def add_inquiries(app: IngestApp, inquiries: Iterable[Inquiry]) -> None:
+    """Add the addresses that clients ask before they send events."""
+
+    def add(inquiry: Inquiry) -> None:
+        async def get_answer(request: IngestRequest) -> HTTPResponse:
+            return to_sanic(inquiry.answer(request.stream))  # type: ignore[arg-type]
+
+        # stream: a body is not read
+        name = f"ask{re.sub('[^a-z]', '_', inquiry.path)}_{inquiry.methods[0].lower()}"
+        app.add_route(get_answer, inquiry.path, methods=list(inquiry.methods), stream=True, name=name)
+
+    for inquiry in inquiries:
+        add(inquiry)
 
 
 def add_watching(

@@ -1,9 +1,12 @@
 """Maps a JSON object of any logging library to an event. docs/protocols.md has the table."""
 
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from ingest.protocols.records import (
     DEPTH_MAX,
@@ -13,7 +16,7 @@ from ingest.protocols.records import (
     severity_of,
     time_ns_of,
 )
-from pipeline.event import Event
+from pipeline.event import MESSAGE_BYTES_MAX, Event
 
 Fields = dict[str, Any]  # by dotted key
 BACKSLASHES_MAX: Final = 64  # that are looked at before an escape
@@ -26,6 +29,7 @@ _SURROGATES: Final = re.compile(
 CORRELATION_ID: Final = ("correlationId", "correlation_id", "trace.id", "trace_id", "traceId", "otelTraceID")
 SEVERITY: Final = (
     "log.level", "level", "severity", "levelname", "loglevel", "status", "level.name", "record.level.name",
+    "otel.log.severity.text",
 )  # fmt: skip
 MESSAGE: Final = (
     "message", "msg", "event", "log", "record.message", "text", "short_message", "data.message", "data.msg", "data",
@@ -38,6 +42,13 @@ SOURCE: Final = (
 )  # fmt: skip
 TIME: Final = ("@timestamp", "timestamp", "time", "date", "dt", "ts", "asctime", "record.time.timestamp", "created")
 TRACEPARENT: Final = "traceparent"  # W3C Trace Context: version, trace id, span id, flags
+
+# No event has so much content, and decoding and mapping it would take long: its text is the message, and is cut.
+RECORD_BYTES_MAX: Final = 256 * 1024
+RECORD_VALUES_MAX: Final = 5_000  # commas and opening brackets, within strings too
+_SMALL_BYTES: Final = 8 * 1024  # takes a millisecond, whatever it has
+
+_decode_any: Final = msgspec.json.Decoder().decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +65,28 @@ def event_of_json(
     *,
     received_ns: int,
     source: str = "",
+    time_ns: int | None = None,
     event_id: str | None = None,
+    beside: Fields | None = None,
     more: Iterable[tuple[str, object]] = (),
 ) -> Mapped:
     """The event of a JSON object.
 
     `received_ns` is the time of a record without one, in epoch nanoseconds; `source` is that of a record without one.
+    `time_ns` is the time that the protocol has beside the record; then a time in the record is an attribute.
+    `beside` are fields that the protocol has beside the record: they count as fields of the record that come last.
     `more` are attributes that find room only after those of the record.
     """
     fields = flatten(record)
+    for name, value in (beside or {}).items():
+        fields.setdefault(name, value)
     event_id = event_id or _own_id(fields)
     correlation_id = take(fields, CORRELATION_ID, short) or _trace_id(fields)
     severity = take(fields, SEVERITY, severity_of) or "INFO"
     message = take(fields, MESSAGE, _text)
     given_source = take(fields, SOURCE, short) or source
-    time_ns = take(fields, TIME, time_ns_of)
+    if time_ns is None:
+        time_ns = take(fields, TIME, time_ns_of)
     event = event_of(
         message=compact_json(record) if message is None else message,
         severity=severity,
@@ -94,6 +112,50 @@ def _whole(match: re.Match[bytes]) -> bytes:
     if (len(before) - len(before.rstrip(b"\\"))) % 2:  # the first backslash is a character of the text
         return escapes[:6] + (rb"\ufffd" if len(escapes) > 6 else b"")
     return escapes if len(escapes) > 6 else rb"\ufffd"
+
+
+def object_of(text: bytes) -> Fields | None:
+    """The JSON object that a text is; None if it is none. A vast text becomes a message without being decoded.
+
+    It may have what msgspec and other servers refuse: bytes that are not UTF-8, halves of surrogate pairs, control
+    characters, NaN, and integers of more than 64 bits.
+    """
+    if is_vast(text):
+        return text_record(text)
+    try:
+        value = _decode_any(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        try:
+            value = json.loads(text.decode("utf-8", "replace"), strict=False)
+        except (ValueError, RecursionError):
+            return None
+    except RecursionError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def is_vast(text: bytes) -> bool:
+    """Whether a record is larger than any event by far."""
+    size = len(text)
+    if size <= _SMALL_BYTES:
+        return False
+    return size > RECORD_BYTES_MAX or text.count(b",") + text.count(b"[") + text.count(b"{") > RECORD_VALUES_MAX
+
+
+def text_record(text: bytes) -> Fields:
+    """The record of a text that is no JSON, or vast."""
+    return {"message": text[: 2 * MESSAGE_BYTES_MAX].decode("utf-8", "replace")}
+
+
+def lines_of(body: bytes) -> Iterator[bytes]:
+    """The lines of a body, one after another: a list of all of them may need far more memory than the body."""
+    start = 0
+    while start < len(body):
+        end = body.find(b"\n", start)
+        if end < 0:
+            end = len(body)
+        yield body[start:end]
+        start = end + 1
 
 
 def flatten(record: Fields) -> Fields:

@@ -6,6 +6,7 @@ with CUT_MARK, and the attribute DROPPED_KEY has the number of attributes that f
 
 import base64
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,7 @@ from pipeline.event import (
 DROPPED_KEY: Final = "sluice.dropped_attributes"
 TIME_NS_KEY: Final = "time_ns"  # epoch nanoseconds, where these are not a whole number of milliseconds
 CUT_MARK: Final = "…[cut]"
+TOO_DEEP: Final = "[nested too deep]"  # instead of a value
 UNKNOWN: Final = "unknown"  # source and correlation id of a record that names neither
 KEY_CHARS_MAX: Final = 256  # of an attribute
 KEYS_READ_MAX: Final = 1000  # of a record's attributes: those behind them have no room, and are only counted
@@ -182,7 +184,13 @@ def _cut(attributes: dict[str, AttributeValue], unread: int) -> dict[str, Attrib
 
 def compact_json(value: object) -> str:
     """A value as JSON without blanks; what JSON does not have becomes text."""
-    return _encode(value, enc_hook=str).decode("utf-8", "replace")
+    try:
+        try:
+            return _encode(value, enc_hook=str).decode()
+        except UnicodeEncodeError:  # halves of surrogate pairs: they stay escaped
+            return json.dumps(value, separators=(",", ":"), default=str)
+    except RecursionError:  # decoding needs less room than encoding
+        return TOO_DEEP
 
 
 # --- Time ---------------------------------------------------------------------------------------------------------
@@ -287,12 +295,17 @@ class RepeatIds:
     """Event ids for the records of a body, so that the same body, sent again, stores nothing twice.
 
     A body without any time may be sent twice on purpose: `id` returns None then, and each event gets a random id.
+    `beside` is what determines the events beside the body, such as an index in the address.
     """
 
     __slots__ = ("_digest",)
 
-    def __init__(self, body: bytes, *, has_time: bool) -> None:
-        self._digest = hashlib.blake2b(body, digest_size=16).hexdigest() if has_time else None
+    def __init__(self, body: bytes, *, has_time: bool, beside: str = "") -> None:
+        self._digest: str | None = None
+        if has_time:
+            hashed = hashlib.blake2b(beside.encode("utf-8", "replace") + b"\0", digest_size=16)
+            hashed.update(body)
+            self._digest = hashed.hexdigest()
 
     def id(self, index: int) -> str | None:
         """The id of the record at an index of the body."""
@@ -307,10 +320,11 @@ def id_of(text: str) -> str:
 
 
 class BatchBuilder:
-    """Collects the events of one body."""
+    """Collects the events of one body; `beside`: see RepeatIds."""
 
-    def __init__(self, body: bytes, records_max: int) -> None:
+    def __init__(self, body: bytes, records_max: int, beside: str = "") -> None:
         self._body = body
+        self._beside = beside
         self._records_max = records_max
         self._has_time = False
         self._keys: list[str] = []
@@ -329,6 +343,11 @@ class BatchBuilder:
         self._keys.append(key or f"{event.correlation_id}#{index}")
         self._has_time = self._has_time or has_time
 
+    def reject(self) -> None:
+        """Count a record that becomes no event. Raises BodyTooLargeError if there are too many records."""
+        self.check_room(1 + self.rejected)
+        self.rejected += 1
+
     def check_room(self, count: int) -> None:
         """Raise BodyTooLargeError if `count` more events are too many."""
         if len(self.events) + count > self._records_max:
@@ -336,7 +355,7 @@ class BatchBuilder:
 
     def build(self, accepted: Callable[[], Response]) -> Batch:
         """The batch. Gives repeatable ids to events without one."""
-        ids = RepeatIds(self._body, has_time=self._has_time)
+        ids = RepeatIds(self._body, has_time=self._has_time, beside=self._beside)
         for index, event in enumerate(self.events):
             if event.event_id is None:
                 event.event_id = ids.id(index)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Proxy:
         self._delay_seconds = 0.0
         self._request: bytes | None = None  # whose answer is to be swallowed
         self._answer = b""
+        self._swallows_left = 0
 
     def start(self) -> "Proxy":
         self._loop = asyncio.new_event_loop()
@@ -82,9 +84,9 @@ class Proxy:
         """Forward every chunk so much later."""
         self._do(self._set(delay_seconds=seconds))
 
-    def swallow(self, request: bytes, answer: bytes) -> None:
+    def swallow(self, request: bytes, answer: bytes, *, times: int = sys.maxsize) -> None:
         """Forward a chunk with `request` in it, but reset the connection instead of forwarding `answer` to it."""
-        self._do(self._set(request=request, answer=answer))
+        self._do(self._set(request=request, answer=answer, times=times))
 
     def restore(self) -> None:
         """Forward everything."""
@@ -112,9 +114,10 @@ class Proxy:
         delay_seconds: float = 0.0,
         request: bytes | None = None,
         answer: bytes = b"",
+        times: int = 0,
     ) -> None:
         self._is_cut, self._delay_seconds = is_cut, delay_seconds
-        self._request, self._answer = request, answer
+        self._request, self._answer, self._swallows_left = request, answer, times
         if is_open:
             self._open.set()
         else:
@@ -178,7 +181,8 @@ class Proxy:
                     await asyncio.sleep(self._delay_seconds)
                 if is_request and self._request is not None and self._request in data:
                     link.is_swallowing = True
-                if not is_request and link.is_swallowing and self._answer in data:
+                if not is_request and link.is_swallowing and self._answer in data and self._swallows_left:
+                    self._swallows_left -= 1
                     self.counts.swallowed += 1
                     link.abort()
                     return

@@ -1,0 +1,92 @@
+"""Splunk's HTTP Event Collector with a client of it, unchanged, against an ingest on a real socket."""
+
+import contextlib
+import logging
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import requests
+from splunk_handler import SplunkHandler
+
+from support.edge import RunningEdge, eventually, get, metric, post, request, running_edge, sample, send
+from support.proxy import Proxy
+
+EVENT = "/services/collector/event"
+
+
+@pytest.fixture(scope="module")
+def edge() -> Iterator[RunningEdge]:
+    with running_edge() as running:
+        yield running
+
+
+@contextlib.contextmanager
+def logger_to(port: int) -> Iterator[logging.Logger]:
+    """A logger of Python with the handler of Splunk; all is sent at the end."""
+    handler = SplunkHandler(
+        "127.0.0.1", port, "TOKEN", "main", protocol="http", verify=False, flush_interval=30.0, retry_backoff=0.1
+    )
+    logger = logging.Logger(uuid.uuid4().hex)
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        handler.close()
+
+
+def messages(edge: RunningEdge) -> list[str]:
+    """The messages in the log, each as often as it has an event id of its own."""
+    return sorted(message for _, message in {(record.event_id, record.message) for record in edge.records()})
+
+
+def test_what_clients_ask_first(edge: RunningEdge) -> None:
+    for path in ("/services/collector/health", "/services/collector/health/1.0"):
+        answer = get(edge.port, path)
+        assert (answer.status, answer.json) == (200, {"text": "HEC is healthy", "code": 17})
+    answer = send(edge.port, request(method="OPTIONS", path=f"{EVENT}/1.0", content_type=None))
+    assert (answer.status, answer.headers["allow"], answer.body) == (200, "POST, OPTIONS", b"")
+    answer = post(edge.port, {"acks": [0]}, path="/services/collector/ack?channel=x")
+    assert (answer.status, answer.json) == (400, {"text": "ACK is disabled", "code": 14})
+
+
+def test_events_and_lines_with_every_address(edge: RunningEdge) -> None:
+    url = f"http://127.0.0.1:{edge.port}/services/collector"
+    headers = {"Authorization": "Splunk TOKEN", "X-Splunk-Request-Channel": str(uuid.uuid4())}
+    run = uuid.uuid4().hex
+    for number, path in enumerate(("", "/event", "/event/1.0", "/raw?source=s", "/raw/1.0")):
+        body = f"{run} {number}" if "raw" in path else f'{{"event": "{run} {number}"}}'
+        answer = requests.post(url + path, data=body, headers=headers, timeout=10)
+        assert (answer.status_code, answer.json()) == (200, {"text": "Success", "code": 0}), path
+    assert [one for one in messages(edge) if one.startswith(run)] == [f"{run} {number}" for number in range(5)]
+    answer = requests.post(url, data="", headers=headers, timeout=10)
+    assert (answer.status_code, answer.json()) == (400, {"text": "No data", "code": 5})
+
+
+def test_all_is_stored_once_through_a_full_server_and_a_lost_answer() -> None:
+    with running_edge(rate_min=50, rate_max=50) as limited:
+        # Given a bucket that is in debt, and a connection that is cut once after the events are stored
+        assert post(limited.port, [sample(message="first")] * 100).status == 202
+        proxy = Proxy(limited.port).start()
+        proxy.swallow(b"POST", b"HTTP/1.1 200", times=1)
+        try:
+            # When a program logs
+            with logger_to(proxy.port) as logger:
+                for number in range(100):
+                    logger.warning("event %03d", number)
+            # Then everything is stored, and nothing twice
+            assert [one for one in messages(limited) if one != "first"] == [f"event {n:03}" for n in range(100)]
+            assert proxy.counts.swallowed == 1
+            refused = metric(limited.port, 'sluice_ingest_protocol_requests_total{protocol="splunk",status="503"}')
+            assert refused >= 1
+        finally:
+            proxy.stop()
+
+
+def test_a_refusal_is_whole_and_says_when_to_come_back() -> None:
+    with running_edge(rate_min=1, rate_max=1) as limited:
+        assert send(limited.port, request(b'{"event":"m"}' * 100, path=EVENT)).status == 200
+        eventually(lambda: send(limited.port, request(b'{"event":"m"}', path=EVENT)).status == 503, "it is empty")
+        answer = send(limited.port, request(b'{"event":"m"}', path=EVENT))
+        assert (answer.status, answer.json) == (503, {"text": "Server is busy", "code": 9})
+        assert int(answer.headers["retry-after"]) >= 1
