@@ -72,6 +72,7 @@ def _rejected(_head: RequestHead, error: SluiceError) -> Response:
 
 def _steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generator[None, None, None]:
     """Add the events of a body, some in each step. Raises BodyTooLargeError."""
+    builder.check_commas(body)
     for count, record in enumerate(_records(body), start=1):
         _add(builder, record if isinstance(record, dict) else {"short_message": record}, received_ns)
         if count % RECORDS_A_STEP == 0:

@@ -273,6 +273,7 @@ _decode_stream = msgspec.json.Decoder(_JsonStream).decode
 def _json_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generator[None, None, None]:
     """Add the events of a body, some in each step. Raises MalformedBodyError, BodyTooLargeError."""
     body = without_mark(body)
+    builder.check_commas(body)
     try:
         try:
             streams = _decode_push(body).streams or ()

@@ -36,6 +36,7 @@ TOO_DEEP: Final = "[nested too deep]"  # instead of a value
 UNKNOWN: Final = "unknown"  # source and correlation id of a record that names neither
 KEY_CHARS_MAX: Final = 256  # of an attribute
 KEYS_READ_MAX: Final = 1000  # of a record's attributes: those behind them have no room, and are only counted
+COMMAS_A_RECORD_MAX: Final = 100  # on average; each stands for a value, which costs a parser fifty bytes
 DEPTH_MAX: Final = 8  # objects within objects that become dotted keys; what is deeper stays JSON
 
 _NS_A_MS: Final = 1_000_000
@@ -347,6 +348,11 @@ class BatchBuilder:
         """Count a record that becomes no event. Raises BodyTooLargeError if there are too many records."""
         self.check_room(1 + self.rejected)
         self.rejected += 1
+
+    def check_commas(self, body: bytes) -> None:
+        """Raise BodyTooLargeError if JSON has so many values that parsing takes hundreds of megabytes."""
+        if body.count(b",") > COMMAS_A_RECORD_MAX * self._records_max:
+            raise BodyTooLargeError(self._records_max, "events")
 
     def check_room(self, count: int) -> None:
         """Raise BodyTooLargeError if `count` more events are too many."""

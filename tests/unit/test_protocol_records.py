@@ -2,12 +2,16 @@
 
 import datetime as dt
 import math
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
 from ingest.errors import BodyTooLargeError
+from ingest.protocols.decoding import Decoding
+from ingest.protocols.gelf import gelf_codec
 from ingest.protocols.json_records import without_half_pairs
+from ingest.protocols.loki import loki_codec
 from ingest.protocols.records import (
     CUT_MARK,
     DROPPED_KEY,
@@ -23,8 +27,10 @@ from ingest.protocols.records import (
     short_text,
     time_ns_of,
 )
-from ingest.types import Response
+from ingest.types import Codec, Response
 from pipeline.event import ATTRIBUTES_BYTES_MAX, ATTRIBUTES_KEYS_MAX, MESSAGE_BYTES_MAX, SEVERITIES, Event
+from pipeline.settings import Settings
+from support.protocols import FixedClock, Sent, decoded
 
 MS = 1_800_000_000_123
 NS = MS * 1_000_000
@@ -269,3 +275,11 @@ def test_an_id_of_any_length_becomes_an_event_id() -> None:
     for odd in ("x" * 65, "é", "a\n", ""):
         assert len(id_of(odd)) == 40
         assert id_of(odd) == id_of(odd)
+
+
+@pytest.mark.parametrize("codec_of", [gelf_codec, loki_codec], ids=["gelf", "loki"])
+async def test_json_of_millions_of_values_is_not_parsed(codec_of: Callable[[Decoding], Codec]) -> None:
+    codec = codec_of(Decoding(Settings(protocol_body_events_max=100), FixedClock()))
+    body = b'{"a":[' + b"1," * 10_001 + b"1]}"
+    with pytest.raises(BodyTooLargeError):
+        await decoded(codec, Sent(body, {"content-type": "application/json"}))
