@@ -345,6 +345,9 @@ FILTERED = [
         ],
     }),
     ("**.st*us,-items.create", {"items": [{"index": {"status": 201}}]}),
+    ("items.create.**,-items.**.reason,-items.*._*", {
+        "items": [{"create": {"status": 400, "error": {"type": "document_parsing_exception"}}}],
+    }),
     ("items.create.error.type", {"items": [{"create": {"error": {"type": "document_parsing_exception"}}}]}),
     ("nothing", {}),
     ("?,[a],..,a..b", {}),
