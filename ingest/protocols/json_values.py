@@ -20,6 +20,11 @@ _BETWEEN: Final = re.compile(rb"[\s,]*+")
 _LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*+")
 _TRAILING: Final = re.compile(r"trailing characters \(byte (\d+)\)")
 
+_ESCAPE: Final = re.compile(  # group 1: half of a surrogate pair
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+_ESCAPES_A_STEP: Final = 2000
+
 _walk = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_any = msgspec.json.Decoder().decode
 NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -106,3 +111,18 @@ def _is_json(piece: bytes) -> bool:
     except NO_JSON:
         return False
     return True
+
+
+def without_lone_surrogates(body: bytes) -> Generator[None, None, bytes]:
+    """Replace the escapes of half surrogate pairs, which JavaScript sends and msgspec refuses, by U+FFFD; in steps."""
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return body
+    parts: list[bytes] = []
+    done = 0
+    for count, match in enumerate(_ESCAPE.finditer(body)):
+        if match[1] is not None:
+            parts += (body[done : match.start()], b"\\ufffd")
+            done = match.end()
+        if count % _ESCAPES_A_STEP == 0:
+            yield
+    return b"".join((*parts, body[done:]))

@@ -26,6 +26,7 @@ from ingest.protocols.json_values import (
     lines,
     objects,
     record_of,
+    without_lone_surrogates,
 )
 from ingest.protocols.records import BatchBuilder, compact_json
 from ingest.types import Batch, Codec, Decode, Headers, RequestHead, Response
@@ -82,6 +83,8 @@ def _steps(
     builder: BatchBuilder, media_type: str, cloud_event: dict[str, Any], body: bytes, received_ns: int
 ) -> Generator[None, None, None]:
     """Add the events of a body, some in each step."""
+    if "msgpack" not in media_type:
+        body = yield from without_lone_surrogates(body)
     for count, record in enumerate(_records(media_type, body), start=1):
         if cloud_event:
             fields = {**cloud_event, "data": record}

@@ -17,6 +17,7 @@ import msgspec
 
 from ingest.errors import MalformedBodyError
 from ingest.framing import without_mark
+from ingest.protocols.json_values import without_lone_surrogates
 from ingest.protocols.otlp_records import (
     NUMBERS_A_SEVERITY,
     RECORD_BYTES_MAX,
@@ -35,10 +36,6 @@ _Number = int | float | str  # 64-bit integers are strings, or numbers
 _ABSENT: Final = msgspec.Raw(b"null")
 _ARRAY_BEGIN: Final = ord("[")
 _NEXT: Final = re.compile(r"trailing characters \(byte (\d+)\)")  # from 1
-_ESCAPE: Final = re.compile(  # group 1: half of a surrogate pair
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
-)
-_ESCAPES_A_STEP: Final = 2000
 _SNAKE_NAME: Final = re.compile(rb'"[a-z]+(?:_[a-z]+)+"\s*:')
 _SNAKE_WORD: Final = re.compile(rb"_([a-z])")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
@@ -131,7 +128,7 @@ def steps(builder: RecordsBuilder, body: bytes) -> Generator[None, None, None]:
         decoded = _decode_body(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         yield
-        body = yield from _without_lone_surrogates(body)
+        body = yield from without_lone_surrogates(body)
         decoded = _decoded(_decode_body, body)
     except RecursionError as error:
         raise _malformed(error) from None
@@ -276,21 +273,6 @@ def _repaired(decode: Callable[[Any], _Decoded], text: bytes | memoryview) -> _D
         return decode(text)
     except UnicodeDecodeError:
         return decode(bytes(text).decode(errors="replace").encode())
-
-
-def _without_lone_surrogates(body: bytes) -> Generator[None, None, bytes]:
-    """Replace the escapes of half surrogate pairs, which JavaScript sends and msgspec refuses, by U+FFFD; in steps."""
-    if b"\\ud" not in body and b"\\uD" not in body:
-        return body
-    parts: list[bytes] = []
-    done = 0
-    for count, match in enumerate(_ESCAPE.finditer(body)):
-        if match[1] is not None:
-            parts += (body[done : match.start()], b"\\ufffd")
-            done = match.end()
-        if count % _ESCAPES_A_STEP == 0:
-            yield
-    return b"".join((*parts, body[done:]))
 
 
 # --- Records --------------------------------------------------------------------------------------------------------
