@@ -84,8 +84,9 @@ def _check_rates(
 def _check_lags(seen: Seen, windows: Windows, rules: PolicyRules, bad: defaultdict[str, list[str]]) -> None:
     """The published lag is near what the log and PostgreSQL said at the time."""
     times = [one.at for one in seen.lags]
-    last_version = None
+    last_version, looked_at = None, None
     for one in seen.control:
+        since, looked_at = one.at if looked_at is None else looked_at, one.at
         if one.version == last_version:
             continue
         # A control server that came back older publishes an earlier lag once more, until the next tick.
@@ -93,7 +94,8 @@ def _check_lags(seen: Seen, windows: Windows, rules: PolicyRules, bad: defaultdi
         last_version = one.version
         if is_earlier and windows.touching((Part.CONTROL,), one.at, one.at, after_seconds=_LAST_SECONDS):
             continue
-        around = seen.lags[bisect_left(times, one.at - 2.5) : bisect_right(times, one.at + 1.0)]
+        # It may have been published at any time since the sample before; there are none while the server is away.
+        around = seen.lags[bisect_left(times, since - 2.5) : bisect_right(times, one.at + 1.0)]
         # Some before and some after, without a pause of the machine between.
         if one.lag is None or len(around) < 4 or around[-1].at < one.at:
             continue
@@ -134,10 +136,12 @@ def _check_health(seen: Seen, windows: Windows, rules: PolicyRules, bad: default
         if not windows.touching((Part.INGEST,), one.at - HEARD_SECONDS, one.at, after_seconds=_LAST_SECONDS):
             wrong |= _wrong_alone(one, windows)
             if not windows.touching((Part.CONTROL,), one.at - HEARD_SECONDS, one.at, after_seconds=HEARD_SECONDS):
+                first, end = bisect_left(times, one.at - HEARD_SECONDS), bisect_right(times, one.at)
                 # With the next sample: what began between two samples is health's to tell already.
-                known = seen.control[bisect_left(times, one.at - HEARD_SECONDS) : bisect_right(times, one.at) + 1]
+                known = seen.control[first : end + 1]
                 if one.status is not None and len(known) >= _CONTROL_SAMPLES_MIN:
-                    wrong |= _wrong_beside(one, known, rules)
+                    speaks = len({sample.published_at for sample in seen.control[first:end]}) > 1
+                    wrong |= _wrong_beside(one, known, rules, speaks=speaks)
         for what in sorted(wrong & before.get(one.ingest, frozenset())):
             told = f"{one.status}, lag {one.lag}, {one.rate} events/s, {one.breaker}, {one.consumption}"
             bad[what].append(f"ingest-{one.ingest} at {one.at:.3f}: {told}")
@@ -156,8 +160,11 @@ def _wrong_alone(one: HealthSample, windows: Windows) -> set[str]:
     return wrong
 
 
-def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: PolicyRules) -> set[str]:
-    """What is wrong with an answer beside the control store's in the seconds before."""
+def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: PolicyRules, *, speaks: bool) -> set[str]:
+    """What is wrong with an answer beside the control store's in the seconds before, and in the sample after it.
+
+    `speaks`: the controller published in the seconds before.
+    """
     wrong = set()
     breakers = {sample.breaker for sample in known}
     if "open" in breakers:
@@ -175,7 +182,6 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
         wrong.add("where health said healthy though it was not")
     # Where the controller is silent, the log's own word is told, and among the reasons that it is silent.
     versions = {sample.version for sample in known}
-    speaks = len(versions) > 1
     if max(versions) - min(versions) >= len(versions):
         return wrong  # the watcher has missed publications, and health may tell one of them
     if speaks and one.lag is not None and one.lag not in {sample.lag for sample in known}:

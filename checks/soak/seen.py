@@ -12,6 +12,7 @@ class ControlSample:
     rate: float | None = None  # events/s, effective
     base_rate: float | None = None  # events/s, as the policy decided
     lag: int | None = None  # events, as published
+    published_at: float | None = None  # by the controller; a pause changes the version, and publishes nothing
     breaker: str = "closed"
     paused: frozenset[int | None] | None = frozenset()  # partitions (None: all); None as a whole: unknown
 

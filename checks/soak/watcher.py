@@ -171,6 +171,7 @@ def _control_sample(at: float, state: ControlState) -> ControlSample:
         rate=None if rate is None else rate.rate,
         base_rate=None if rate is None else rate.base_rate,
         lag=None if rate is None else rate.lag,
+        published_at=None if rate is None else rate.published_at,
         breaker=state.breaker.value,
         paused=paused,
     )

@@ -18,7 +18,7 @@ HEALTHY = HealthSample(0.0, 0, "healthy", 50, 1000.0, "closed", "running")
 def control(**changes: object) -> list[ControlSample]:
     """Five samples a second, with a publication each second."""
     return [
-        replace(WELL, at=1000.0 + tick / 5, version=1 + tick // 5, **changes)  # type: ignore[arg-type]
+        replace(WELL, at=1000.0 + tick / 5, version=1 + tick // 5, published_at=float(tick // 5), **changes)  # type: ignore[arg-type]
         for tick in range(5 * SECONDS)
     ]
 
@@ -143,6 +143,32 @@ def test_health_may_tell_what_the_watcher_sees_only_in_its_next_sample() -> None
     # But not what no sample shows
     closed = [replace(one, breaker="closed", rate=1000.0) for one in samples]
     assert "where health told another state of the breaker" in said(Seen(closed, [], told))
+
+
+def test_health_tells_the_logs_own_word_until_a_silent_controller_speaks_again() -> None:
+    # Given a controller that is silent from 1010 to 1020, a breaker that opens meanwhile, and another lag in health
+    samples = [
+        one if one.at < 1010 or one.at >= 1020 else replace(one, version=10 + int(one.at > 1015), published_at=10.0)
+        for one in control()
+    ]
+    told = [one if one.at < 1014 or one.at >= 1020 else replace(one, lag=77) for one in health()]
+    assert said(Seen(samples, [], told)) == []
+    # But not beside one that speaks
+    assert said(Seen(control(), [], told)) == ["where health told a lag that was not published"]
+
+
+def test_a_lag_is_judged_by_the_time_since_the_watcher_last_saw_a_publication() -> None:
+    # Given a control server that was away from 1010 to 1014, and a lag that grew meanwhile from 50 to 5000
+    grown = [one if one.at < 1011 else later for one, later in zip(lags(), lags(lag=5000), strict=True)]
+    published = [one if one.at < 1014 else replace(one, lag=5000, base_rate=100.0, rate=100.0) for one in control()]
+    away = [one for one in published if not 1010 <= one.at < 1014]
+    newest = next(index for index, one in enumerate(away) if one.at >= 1014)
+    away[newest] = replace(away[newest], lag=50, base_rate=1000.0, rate=1000.0)
+    # Then what was published just before it went away is not too low
+    assert said(Seen(away, grown)) == []
+    # But it is, published while the watcher looked on
+    seen_it = [one if one.at != away[newest].at else away[newest] for one in published]
+    assert "where the published lag was too low" in said(Seen(seen_it, grown))
 
 
 def test_health_is_not_healthy_while_the_log_is_dead() -> None:
