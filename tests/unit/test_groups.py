@@ -86,3 +86,11 @@ def test_the_shared_kafka_ends_with_the_last_test_of_its_group(tmp_path: Path) -
 def test_the_system_of_the_end_to_end_tests_ends_with_them() -> None:
     # A fixture of the scope "package" lives as long as a session where the folder is no package.
     assert (ROOT / "tests" / "e2e" / "__init__.py").exists()
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    # A folder without __init__.py has no name of its own: the second of two files would not be collected
+    files = [path for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    names = [path.name for path in files]
+    assert len(names) > 100
+    assert sorted({name for name in names if names.count(name) > 1}) == []
