@@ -4,6 +4,8 @@
 
 # Settings of other Python programs in this shell must not apply to ours.
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONWARNINGS PYTHONOPTIMIZE PYTHONIOENCODING
+# Packages are installed without bytecode. Without a place for it, every program would compile all that it imports.
+unset PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX
 unset PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_HASHES PIP_REQUIRE_VIRTUALENV PIP_NO_DEPS
 export LC_ALL=C.UTF-8 PYTHONUTF8=1
 

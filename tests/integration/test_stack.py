@@ -112,6 +112,7 @@ OTHERS = {
     "PGOPTIONS": "-c default_transaction_read_only=on",
     "PYTHONPATH": "/nonexistent",
     "PYTHONWARNINGS": "error",
+    "PYTHONDONTWRITEBYTECODE": "1",
     "PIP_USER": "1",
 }
 
