@@ -7,9 +7,11 @@ version.
 """
 
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Final
 
+import zstandard
 from crc32c import crc32c
 from kafka.errors import KafkaError
 from kafka.record import MemoryRecords
@@ -26,6 +28,7 @@ _VERSION_AT: Final = 16
 _CHECKED_FROM: Final = 21  # the checksum covers everything from the attributes on
 _VERSION: Final = 2
 _OLD_LENGTH_MIN: Final = 14  # of a batch of version 0, which is a single record
+_DAMAGED: Final = (zlib.error, zstandard.ZstdError, OSError, EOFError, ValueError)  # of what decompresses
 _CODEC: Final = 0x07  # of the attributes: 0 is no compression
 _CONTROL: Final = 0x20  # of the attributes: a transaction's marker, which contains no record
 _NULL: Final = 1  # a length of -1, as a varint
@@ -150,7 +153,7 @@ def _by_kafka_python(batch: bytes) -> Iterator[Run]:
             if not found.validate_crc():
                 raise LogUnavailableError("a record batch of the event log (Kafka) is damaged")
             yield from _joined((record.offset, record.value or b"") for record in found)
-    except (KafkaError, NotImplementedError, AssertionError) as error:
+    except (KafkaError, NotImplementedError, AssertionError, *_DAMAGED) as error:
         raise LogUnavailableError(f"a record batch of the event log (Kafka) can't be read: {error!r}") from error
 
 

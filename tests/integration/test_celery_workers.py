@@ -21,7 +21,7 @@ from pipeline.names import AlarmCode, BreakerState, ControlEventKind, PauseReaso
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from stack.servers import Server, free_port, postgres_server, redis_server
-from support.processes import Program, batches_worker, beat, control_worker, supervised
+from support.processes import ROOT, Program, batches_worker, beat, control_worker, supervised
 from support.traffic import wait_until
 from tasks.app import make_app
 from tasks.drain import PausedCheck
@@ -125,10 +125,11 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             regulate_seconds=1.0,
             queue_untaken_seconds_max=4.0,
         )
-        batches = batches_worker(settings, folder, app="tests.support.deaf_app")
-        control = control_worker(settings, folder, app="tests.support.deaf_app")
+        batches = batches_worker(settings, folder, app="support.deaf_app")
+        control = control_worker(settings, folder, app="support.deaf_app")
         ticker = beat(settings, folder)
         for program in (batches, control, ticker):
+            program.environ["PYTHONPATH"] = str(ROOT / "tests")  # a package of others is called `tests` too
             stack.callback(program.stop)
             program.start()
         stack.enter_context(supervised(batches, control, ticker))

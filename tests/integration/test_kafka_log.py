@@ -158,7 +158,7 @@ def test_a_reader_jumps_only_when_it_is_told_to(rig: KafkaRig) -> None:
 
 def test_a_backlog_is_read_in_full_batches(rig: KafkaRig) -> None:
     # Given more than two fetches hold, and batches that do not divide a fetch
-    rig.settings = replace(rig.settings, kafka_fetch_bytes_max=1 << 20)
+    rig.settings = replace(rig.settings, kafka_fetch_bytes_max=1 << 20, append_seconds_max=30.0)
     log = rig.open()
     values = [b"%06d" % number * 40 for number in range(12_000)]
     for first in range(0, len(values), 500):
@@ -176,7 +176,7 @@ def test_a_backlog_is_read_in_full_batches(rig: KafkaRig) -> None:
 
 def test_a_hole_behind_a_fetch_is_no_part_of_its_batch(rig: KafkaRig) -> None:
     # Given a fetch that ends within a batch, and what follows it trimmed meanwhile
-    rig.settings = replace(rig.settings, kafka_fetch_bytes_max=1 << 20)
+    rig.settings = replace(rig.settings, kafka_fetch_bytes_max=1 << 20, append_seconds_max=30.0)
     log = rig.open()
     for first in range(0, 9000, 500):
         log.append([(0, b"%06d" % number * 40) for number in range(first, first + 500)])

@@ -143,9 +143,11 @@ def test_records_that_contradict_themselves_under_a_right_checksum_are_an_error(
     assert all(value in body for _, value in found)
 
 
-def test_a_compression_that_is_not_installed_is_said() -> None:
+@pytest.mark.parametrize("codec", [1, 2, 3, 4], ids=["gzip", "snappy", "lz4", "zstd"])
+def test_a_compression_that_is_not_installed_or_whose_data_is_damaged_is_said(codec: int) -> None:
     batch = bytearray(simple(3, compression=1))
-    struct.pack_into(">h", batch, 21, 4)  # zstd
+    batch[61:63] = b"xx"  # gzip's own mark
+    struct.pack_into(">h", batch, 21, codec)
     struct.pack_into(">I", batch, 17, crc32c(bytes(batch[21:])))
     with pytest.raises(LogUnavailableError, match="can't be read"):
         list(runs(bytes(batch)))
