@@ -1,7 +1,6 @@
 """Maps a JSON object of any logging library to an event. docs/protocols.md has the table."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,11 +18,6 @@ from ingest.protocols.records import (
 from pipeline.event import MESSAGE_BYTES_MAX, Event
 
 Fields = dict[str, Any]  # by dotted key
-BACKSLASHES_MAX: Final = 64  # that are looked at before an escape
-
-_SURROGATES: Final = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-)
 
 # In the order in which they are looked up. A field that is used becomes no attribute.
 CORRELATION_ID: Final = ("correlationId", "correlation_id", "trace.id", "trace_id", "traceId", "otelTraceID")
@@ -97,21 +91,6 @@ def event_of_json(
         event_id=event_id,
     )
     return Mapped(event, correlation_id, time_ns is not None)
-
-
-def without_half_pairs(body: bytes) -> bytes:
-    """JSON with U+FFFD for each half of a surrogate pair.
-
-    JavaScript writes such halves where it cuts a text. No text in UTF-8 has them, so a parser refuses all of the JSON.
-    """
-    return _SURROGATES.sub(_whole, body)
-
-
-def _whole(match: re.Match[bytes]) -> bytes:
-    escapes, before = match[0], match.string[max(0, match.start() - BACKSLASHES_MAX) : match.start()]
-    if (len(before) - len(before.rstrip(b"\\"))) % 2:  # the first backslash is a character of the text
-        return escapes[:6] + (rb"\ufffd" if len(escapes) > 6 else b"")
-    return escapes if len(escapes) > 6 else rb"\ufffd"
 
 
 def object_of(text: bytes) -> Fields | None:

@@ -4,14 +4,15 @@ A parser builds a whole array at once: 16 MiB of `1,1,…` become eight million 
 value, and its complaint about what follows says where the value ends.
 """
 
+import contextlib
 import re
 from collections.abc import Generator
 from typing import Any, Final
 
 import msgspec
 
-# A larger record becomes text, which is cut: it takes a parser longer than a step, and as much memory as it likes.
-RECORD_BYTES_MAX: Final = 256 * 1024
+from ingest.protocols.json_records import RECORD_BYTES_MAX, object_of
+
 WINDOW_BYTES: Final = 4096  # in which the end of a value is looked for at first
 WINDOW_GROWTH: Final = 16
 
@@ -26,7 +27,7 @@ _ESCAPE: Final = re.compile(  # group 1: half of a surrogate pair
 _ESCAPES_A_STEP: Final = 2000
 
 _walk = msgspec.json.Decoder(msgspec.Raw).decode
-_decode_any = msgspec.json.Decoder().decode
+_decode_text = msgspec.json.Decoder(str).decode
 NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 Pieces = Generator[bytes, None, int]  # returns where it ended in the body
@@ -67,13 +68,11 @@ def lines(body: bytes, at: int = 0) -> Pieces:
 
 def record_of(piece: bytes) -> Any:
     """A JSON object or a text; anything else, and a record that is too large, is the text that it is."""
-    if len(piece) <= RECORD_BYTES_MAX:
-        try:
-            value = _decode_any(piece)
-        except NO_JSON:
-            value = None
-        if isinstance(value, dict | str):
-            return value
+    if piece[:1] == b"{" and (found := object_of(piece)) is not None:
+        return found
+    if piece[:1] == b'"' and len(piece) <= RECORD_BYTES_MAX:
+        with contextlib.suppress(*NO_JSON):
+            return _decode_text(piece)
     return piece[:RECORD_BYTES_MAX].decode(errors="replace")
 
 

@@ -17,10 +17,9 @@ import msgspec
 from ingest.errors import BodyTooLargeError, error_response
 from ingest.framing import without_mark
 from ingest.protocols.decoding import Decoding
-from ingest.protocols.json_records import event_of_json
+from ingest.protocols.json_records import RECORD_BYTES_MAX, event_of_json
 from ingest.protocols.json_values import (
     NO_JSON,
-    RECORD_BYTES_MAX,
     Pieces,
     array_values,
     lines,

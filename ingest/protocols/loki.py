@@ -23,7 +23,8 @@ from ingest.errors import BodyTooLargeError, MalformedBodyError, error_response
 from ingest.framing import without_mark
 from ingest.held_bodies import HeldBytes
 from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
-from ingest.protocols.json_records import short, without_half_pairs
+from ingest.protocols.json_records import short
+from ingest.protocols.json_values import without_lone_surrogates
 from ingest.protocols.records import (
     BatchBuilder,
     compact_json,
@@ -278,7 +279,8 @@ def _json_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generat
         try:
             streams = _decode_push(body).streams or ()
         except msgspec.DecodeError:
-            streams = _decode_push(without_half_pairs(body)).streams or ()
+            body = yield from without_lone_surrogates(body)
+            streams = _decode_push(body).streams or ()
     except _NO_JSON as error:
         raise MalformedBodyError(f"the body is not an object with streams in JSON: {error}") from error
     count = 0

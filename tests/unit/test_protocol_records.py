@@ -7,10 +7,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from ingest.codecs.strict_json import run
 from ingest.errors import BodyTooLargeError
 from ingest.protocols.decoding import Decoding
 from ingest.protocols.gelf import gelf_codec
-from ingest.protocols.json_records import without_half_pairs
+from ingest.protocols.json_values import without_lone_surrogates
 from ingest.protocols.loki import loki_codec
 from ingest.protocols.records import (
     CUT_MARK,
@@ -55,7 +56,7 @@ def event(**changes: object) -> Event:
     ],
 )
 def test_half_of_a_surrogate_pair_is_replaced(text: str, expected: str) -> None:
-    assert without_half_pairs(text.encode()) == expected.encode()
+    assert run(without_lone_surrogates(text.encode())) == expected.encode()
     msgspec.json.decode(f'"{expected}"')
 
 
