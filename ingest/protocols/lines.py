@@ -110,14 +110,21 @@ def _packed(body: bytes) -> Iterator[Any]:
     if len(body) > PACKED_BYTES_MAX:
         raise BodyTooLargeError(PACKED_BYTES_MAX, "bytes")
     try:
-        value = msgspec.msgpack.decode(body)
-    except NO_JSON:
+        value = _with_text_keys(msgspec.msgpack.decode(body))
+    except (*NO_JSON, TypeError):  # TypeError: a key that is an array
         yield from map(record_of, lines(body))
         return
     if isinstance(value, dict) and isinstance(value.get(LIST_KEY), list):
         value = value[LIST_KEY]
     for one in value if isinstance(value, list) else [value]:
         yield one if isinstance(one, dict | str) else compact_json(one)
+
+
+def _with_text_keys(value: Any) -> Any:
+    """A value of msgpack with keys that JSON has: msgpack allows any. Raises RecursionError."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): _with_text_keys(inner) for key, inner in value.items()}
+    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _of_pieces(body: bytes) -> Iterator[Any]:

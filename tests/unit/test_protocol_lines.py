@@ -157,6 +157,9 @@ async def test_the_time(name: str) -> None:
 async def test_msgpack_forms_and_cloud_events() -> None:
     packed = msgspec.msgpack.encode([{"message": "a", "dt": "2026-11-26T07:16:22Z"}, {"message": "b"}])
     assert messages(await batch_of(packed, content_type="application/msgpack")) == ["a", "b"]
+    odd = msgspec.msgpack.encode({1: {2: "x"}, b"k": 3, "message": "a"})
+    [event] = (await batch_of(odd, content_type="application/msgpack")).events
+    assert (event.message, event.attributes) == ("a", {"1.2": "x", "b'k'": 3})
     form = urlencode({"name": "app", "msg": "a", "levelname": "ERROR", "created": "1795677303.675319"}).encode()
     [event] = (await batch_of(form, content_type="application/x-www-form-urlencoded")).events
     assert (event.message, event.severity, event.source, event.timestamp) == ("a", "ERROR", "app", 1_795_677_303_675)
