@@ -38,6 +38,7 @@ PACKED_BYTES_MAX: Final = 1 << 20  # of msgpack
 LIST_KEY: Final = "logs"  # of pino-http-send and others: the object around an array
 _CLOUD_EVENT: Final = ("specversion", "id", "source", "type", "subject", "time", "traceparent")
 
+_FORM: Final = re.compile(rb"[\w.%+*-]++=[\w.%+*~-]*+(?:&[\w.%+*-]++=[\w.%+*~-]*+)*+")  # as clients encode it
 _EMPTY: Final = re.compile(rb"\s*+\]")
 _ARRAY: Final = re.compile(rb'\[|\{\s*"logs"\s*:\s*\[')
 
@@ -99,10 +100,20 @@ def _records(media_type: str, body: bytes) -> Iterator[Any]:
     """The records of a body: objects, or texts."""
     if media_type in ("application/msgpack", "application/x-msgpack"):
         return _packed(body)
-    if media_type == "application/x-www-form-urlencoded" and len(body) <= RECORD_BYTES_MAX:
-        with contextlib.suppress(ValueError):  # too many fields
-            return iter([dict(parse_qsl(body.decode(errors="replace"), max_num_fields=FORM_FIELDS_MAX))])
+    if media_type == "application/x-www-form-urlencoded" and (form := _form(body)):
+        return iter([form])
     return _of_pieces(without_mark(body).strip())
+
+
+def _form(body: bytes) -> dict[str, str]:
+    """The fields of a form that has a message; empty for anything else, since curl calls every body a form."""
+    if len(body) > RECORD_BYTES_MAX or _FORM.fullmatch(body) is None:
+        return {}
+    with contextlib.suppress(ValueError):  # too many fields
+        fields = dict(parse_qsl(body.decode("ascii"), errors="replace", max_num_fields=FORM_FIELDS_MAX))
+        if "msg" in fields or "message" in fields:
+            return fields
+    return {}
 
 
 def _packed(body: bytes) -> Iterator[Any]:

@@ -81,6 +81,21 @@ async def test_bytes_that_are_no_text_are_kept_as_far_as_text_can() -> None:
     assert messages(await batch_of(b'{"message":"a","ratio":NaN,"n":123456789012345678901}')) == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ('{"message":"a"}\n{"message":"b"}', ["a", "b"]),
+        ("hello", ["hello"]),
+        ("two words\nlevel=info msg=x&y", ["two words", "level=info msg=x&y"]),
+        ("a=1&b=2", ["a=1&b=2"]),
+        ("msg=a+b&levelname=INFO", ["a b"]),
+    ],
+)
+async def test_curl_names_a_form_whatever_it_sends(body: str, expected: list[str]) -> None:
+    batch = await batch_of(body.encode(), content_type="application/x-www-form-urlencoded")
+    assert messages(batch) == expected
+
+
 async def test_the_answer_says_how_many() -> None:
     _, response = await accepted(codec(), Sent(b"a\nb"))
     assert (response.status, json.loads(response.body)) == (202, {"accepted": 2, "rejected": 0})
