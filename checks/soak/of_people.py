@@ -88,6 +88,10 @@ class ColumnAdded(Fault):
     seconds = (2.0, 3.0)
     touches = frozenset({Part.DATABASE})
 
+    def __init__(self, pick: random.Random) -> None:
+        super().__init__(pick)
+        self._stored = 0  # also if PostgreSQL never answers while the fault lasts
+
     def inject(self, rig: Rig) -> None:
         with _patient(rig) as cursor:
             cursor.execute("SELECT pg_table_size('log_events')")

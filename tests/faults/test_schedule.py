@@ -1,12 +1,17 @@
 """Schedules, and that the mutants still fit the source."""
 
 import random
+from types import SimpleNamespace
+from typing import cast
 
+import psycopg2
 import pytest
 
 from checks.soak.catalog import FAULTS, POOLED, possible_names, schedule
 from checks.soak.mutant import ROOT, Edit, Mutant, MutantError, mutated
 from checks.soak.mutants import MUTANTS
+from checks.soak.of_people import ColumnAdded
+from checks.soak.rig import Rig
 
 
 @pytest.mark.parametrize("log", ["redis", "kafka"])
@@ -47,3 +52,11 @@ def test_a_mutant_that_does_not_fit_fails_loudly() -> None:
     lost = Mutant("lost", (Edit("pipeline/drain.py", "words that are not in it", ""),), (), ())
     with pytest.raises(MutantError, match="0 times"):
         mutated(lost)
+
+
+def test_a_fault_during_which_postgresql_never_answers_has_not_hit() -> None:
+    def stored_offsets() -> dict[tuple[str, int], int]:
+        raise psycopg2.OperationalError("no answer")
+
+    rig = cast(Rig, SimpleNamespace(stored_offsets=stored_offsets))
+    assert not ColumnAdded(random.Random(1)).has_hit(rig)
