@@ -15,7 +15,7 @@ FAILED_SECONDS = 0.7
 # there are. So the time is bounded in which requests timed out without a fault, and not their number.
 SLOW_SHARE_MAX = 0.01  # of the time of all requests
 SLOW_SPELLS_MAX = 8.0  # times the limit of an append: a cold Kafka beside other starts takes some of them
-_SLOW = "timed out in the log though nothing had been done to it"
+_SLOW = "appends that timed out without a fault of the log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,15 @@ def check_answers(requests: Sequence[Request], windows: Windows, rules: AnswerRu
     for one in requests:
         name = one.request_id or f"sent at {one.sent_at:.3f}"
         if one.status[:1].isdigit() and one.status not in _STATUSES:
-            bad["answered otherwise than with 202, 429 or 503"].append(f"{name}: {one.status}")
+            bad["responses with a status other than 202, 429 or 503"].append(f"{name}: {one.status}")
         if one.outcome is Outcome.ACKED and one.told.accepted != one.events:
-            bad["answered with a wrong count of accepted events"].append(
+            bad["responses with a wrong count of accepted events"].append(
                 f"{name}: {one.told.accepted} instead of {one.events}"
             )
         if one.given_id is not None and one.status in _STATUSES and one.told.request_id != one.given_id:
-            bad["answered with another X-Request-ID than was given"].append(name)
+            bad["responses with an X-Request-ID that is not the request's"].append(name)
         if one.status in _RETRIES and not _fits(one.told.retry_after, rules.retry_seconds_max):
-            bad["told to come back, without a Retry-After that fits"].append(f"{name}: {one.told.retry_after}")
+            bad["refusals without a valid Retry-After"].append(f"{name}: {one.told.retry_after}")
         if one.status == "503 indeterminate":
             words = _wrong_of_indeterminate(one, windows, rules)
             if words is not None:
@@ -76,10 +76,10 @@ def _wrong_of_indeterminate(one: Request, windows: Windows, rules: AnswerRules) 
     if rules.dead_log_takes_nothing and windows.was_dead(
         Part.LOG, one.sent_at, answered_at, since_seconds=FAILED_SECONDS
     ):
-        return "told indeterminate though the log was dead all the while"
+        return "indeterminate responses while the log was dead"
     parts = (Part.LOG, Part.INGEST)
     if windows.touching(parts, one.sent_at, answered_at, after_seconds=rules.log_after_seconds):
         return None
     if answered_at - one.sent_at < 0.9 * rules.append_seconds_max:
-        return "told indeterminate though nothing had been done to the log"
+        return "indeterminate responses without a fault of the log"
     return _SLOW

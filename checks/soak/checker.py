@@ -64,9 +64,9 @@ def check(
         *_worded("moments", check_control(seen, found.rows, windows, rules.policy)),
     ]
     if not found.offset_samples:
-        violations.append("no stored offset was ever sampled: whether it fell, nobody knows")
+        violations.append("no stored offset was sampled, so a decrease would go unseen")
     if all(sample.rate is None for sample in rates):
-        violations.append("no published rate was ever sampled: whether more was admitted, nobody knows")
+        violations.append("no published rate was sampled, so an excess of admitted events would go unseen")
     excess = over_admission(history.requests, rates, disturbed.outages, rules.admission)
     if excess is not None:
         violations.append(excess)

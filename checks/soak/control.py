@@ -171,12 +171,12 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
         breakers.add("half-open")  # a try of the prober may begin and end between two samples
     # A process that could not read the control store for seconds says so; the machine may be busy.
     if one.breaker not in breakers and one.breaker != "unknown":
-        wrong.add("where health told another state of the breaker")
+        wrong.add("where health reported a wrong state of the breaker")
     paused = [bool(sample.paused) for sample in known if sample.paused is not None]
     is_paused, is_running = bool(paused) and all(paused), bool(paused) and not any(paused)
     everywhere = bool(paused) and all(None in (sample.paused or ()) for sample in known)
     if (everywhere and one.consumption == "running") or (is_running and one.consumption == "paused"):
-        wrong.add("where health told otherwise whether consumption was paused")
+        wrong.add("where health reported a wrong pause state")
     is_far = all(sample.lag is not None and sample.lag > rules.lag_critical for sample in known)
     if one.status == "healthy" and (is_far or is_paused or breakers <= {"open", "half-open"}):
         wrong.add("where health said healthy though it was not")
@@ -185,11 +185,11 @@ def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: Poli
     if max(versions) - min(versions) >= len(versions):
         return wrong  # the watcher has missed publications, and health may tell one of them
     if speaks and one.lag is not None and one.lag not in {sample.lag for sample in known}:
-        wrong.add("where health told a lag that was not published")
+        wrong.add("where health reported a lag that was not published")
     rates = {sample.rate for sample in known if sample.rate is not None}
     # A process that can't reach the bucket goes by a rate of its own, and says so among the reasons.
     if one.rate is not None and one.reasons == 0 and rates and not any(abs(one.rate - rate) < 0.1 for rate in rates):
-        wrong.add("where health told a rate that was not published")
+        wrong.add("where health reported a rate that was not published")
     return wrong
 
 

@@ -74,7 +74,7 @@ _SEEN_IN_BRIEF = (
         "accepted-wrong",
         (Edit("ingest/codecs/events.py", "encode(Accepted(count))", "encode(Accepted(count + 1))"),),
         _BRIEF,
-        ("answered with a wrong count of accepted events",),
+        ("responses with a wrong count of accepted events",),
     ),
     Mutant(
         "last-line-dropped",
@@ -86,7 +86,7 @@ _SEEN_IN_BRIEF = (
             ),
         ),
         _BRIEF,
-        ("answered with a wrong count of accepted events",),
+        ("responses with a wrong count of accepted events",),
     ),
     Mutant(
         "one-in-ten-a-500",
@@ -100,7 +100,7 @@ _SEEN_IN_BRIEF = (
             ),
         ),
         _BRIEF,
-        ("answered otherwise than with 202, 429 or 503",),
+        ("responses with a status other than 202, 429 or 503",),
     ),
     Mutant(
         "message-cut",
@@ -184,7 +184,7 @@ _SEEN_IN_PAUSE = (
             ),
         ),
         _PAUSE,
-        ("where health told otherwise whether consumption was paused",),
+        ("where health reported a wrong pause state",),
     ),
 )
 _SEEN_IN_LOG_DEAD = (
@@ -192,7 +192,7 @@ _SEEN_IN_LOG_DEAD = (
         "no-retry-after",
         (Edit(_ERRORS, 'headers["retry-after"] = str(retry_after)', 'headers["x-retry"] = str(retry_after)'),),
         _LOG_DEAD,
-        ("told to come back, without a Retry-After that fits",),
+        ("refusals without a valid Retry-After",),
     ),
     Mutant(
         "unavailable-told-as-indeterminate",
@@ -204,7 +204,7 @@ _SEEN_IN_LOG_DEAD = (
             ),
         ),
         ("log.kill", "control-redis+log.kill"),
-        ("told indeterminate though the log was dead all the while", "told indeterminate though nothing had been done"),
+        ("indeterminate responses while the log was dead", "indeterminate responses without a fault"),
         # Requests count only from 0.7 s after the log's death on: of the shortest fault a busy machine leaves none.
         longest=True,
     ),

@@ -60,7 +60,7 @@ class Watcher:
         for thread in self._threads:
             thread.join(JOIN_SECONDS_MAX)
             if thread.is_alive():
-                self.failures.append(f"the watcher of {thread.name} hangs: nobody knows since when it saw nothing")
+                self.failures.append(f"the watcher of {thread.name} hangs: what it watched may not be judged")
 
     def all_rates(self) -> list[RateSample]:
         """The samples, and what the control events say of changes between them."""

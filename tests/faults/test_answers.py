@@ -41,15 +41,15 @@ OK = request("202", accepted=2)
         (request("429", retry_after="1"), None),
         (request("503 unavailable", retry_after="2"), None),
         (request("no answer: TimeoutError"), None),
-        (request("500 internal"), "otherwise than with 202, 429 or 503"),
-        (request("422 invalid"), "otherwise than with 202, 429 or 503"),
+        (request("500 internal"), "a status other than 202, 429 or 503"),
+        (request("422 invalid"), "a status other than 202, 429 or 503"),
         (request("202", accepted=1), "a wrong count"),
         (request("202"), "a wrong count"),
-        (request("202", accepted=2, named="other"), "another X-Request-ID"),
-        (request("429"), "without a Retry-After that fits"),
-        (request("429", retry_after="0"), "without a Retry-After that fits"),
-        (request("503 unavailable", retry_after="600"), "without a Retry-After that fits"),
-        (request("503 indeterminate", retry_after="1"), "though nothing had been done to the log"),
+        (request("202", accepted=2, named="other"), "an X-Request-ID that is not the request"),
+        (request("429"), "without a valid Retry-After"),
+        (request("429", retry_after="0"), "without a valid Retry-After"),
+        (request("503 unavailable", retry_after="600"), "without a valid Retry-After"),
+        (request("503 indeterminate", retry_after="1"), "without a fault of the log"),
     ],
 )
 def test_an_answer_fits(one: Request, words: str | None) -> None:
@@ -59,7 +59,7 @@ def test_an_answer_fits(one: Request, words: str | None) -> None:
 
 def test_indeterminate_needs_a_log_that_was_disturbed_and_could_be_reached() -> None:
     window = Window("log.kill", 999.0, 1004.0, LOG, LOG, made_at=999.5, repair_at=1003.0)
-    told = "told indeterminate though the log was dead all the while"
+    told = "indeterminate responses while the log was dead"
 
     def said(at: float, seconds: float = 0.01) -> list[str]:
         one = request("503 indeterminate", sent_at=at, seconds=seconds, retry_after="1")
@@ -70,7 +70,7 @@ def test_indeterminate_needs_a_log_that_was_disturbed_and_could_be_reached() -> 
     assert said(1001.0) == [told]
     assert said(1002.5, 1.0) == []
     assert said(1008.0) == []
-    assert said(1010.0) == ["told indeterminate though nothing had been done to the log"]
+    assert said(1010.0) == ["indeterminate responses without a fault of the log"]
     # A library that keeps an append for later may have one under way all the time
     kept = AnswerRules(1.0, 5, 5.0, dead_log_takes_nothing=False)
     one = request("503 indeterminate", sent_at=1001.0, retry_after="1")
@@ -81,7 +81,7 @@ def test_a_busy_machine_may_time_out_now_and_then() -> None:
     def slow(at: float) -> Request:
         return request("503 indeterminate", sent_at=at, seconds=1.1, retry_after="1")
 
-    told = ["timed out in the log though nothing had been done to it"]
+    told = ["appends that timed out without a fault of the log"]
     # All that was under way in one such moment, and in some others
     moments = (0, 0, 0.2, 0.5, 30, 30, 40, 50, 60, 70)
     assert check_answers([slow(1000 + at) for at in moments], Windows(), RULES) == {}

@@ -87,7 +87,7 @@ def test_a_promise_that_nobody_watched_is_not_kept(rates: list[RateSample]) -> N
     violations = check(
         history(ACKED), unwatched, recovery=WELL, rates=rates, rules=RULES, seen=Seen(), disturbed=REFUSED
     )
-    assert [words.split(" was ever")[0] for words in violations] == ["no stored offset", "no published rate"]
+    assert [words.split(" was sampled")[0] for words in violations] == ["no stored offset", "no published rate"]
 
 
 Change = Callable[[Found], Found]

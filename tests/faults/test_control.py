@@ -100,8 +100,8 @@ def test_a_log_that_begins_behind_what_is_stored_was_trimmed_too_far() -> None:
     [
         ({"paused": frozenset({None})}, {"consumption": "paused"}, "healthy though it was not"),
         ({"paused": frozenset({2})}, {"consumption": "running"}, "healthy though it was not"),
-        ({"paused": frozenset({None})}, {"status": "degraded", "reasons": 1}, "whether consumption was paused"),
-        ({}, {"consumption": "paused"}, "whether consumption was paused"),
+        ({"paused": frozenset({None})}, {"status": "degraded", "reasons": 1}, "a wrong pause state"),
+        ({}, {"consumption": "paused"}, "a wrong pause state"),
         ({"breaker": "open", "rate": 100.0}, {"breaker": "open", "rate": 100.0}, "healthy though it was not"),
         ({"breaker": "open", "rate": 100.0}, {"status": "critical", "reasons": 1}, "state of the breaker"),
         ({"lag": 2000, "base_rate": 100.0, "rate": 100.0}, {"lag": 2000, "rate": 100.0}, "healthy though it was not"),
@@ -130,7 +130,7 @@ def test_health_may_tell_what_the_watcher_has_missed() -> None:
 def test_health_may_tell_a_try_of_the_prober_that_the_watcher_has_missed() -> None:
     told = health(status="critical", reasons=1, breaker="half-open", rate=100.0)
     assert said(Seen(control(breaker="open", rate=100.0), [], told)) == []
-    assert said(Seen(control(rate=1000.0), [], told)) == ["where health told another state of the breaker"]
+    assert said(Seen(control(rate=1000.0), [], told)) == ["where health reported a wrong state of the breaker"]
 
 
 def test_health_may_tell_what_the_watcher_sees_only_in_its_next_sample() -> None:
@@ -142,7 +142,7 @@ def test_health_may_tell_what_the_watcher_sees_only_in_its_next_sample() -> None
     assert said(Seen(samples, [], told)) == []
     # But not what no sample shows
     closed = [replace(one, breaker="closed", rate=1000.0) for one in samples]
-    assert "where health told another state of the breaker" in said(Seen(closed, [], told))
+    assert "where health reported a wrong state of the breaker" in said(Seen(closed, [], told))
 
 
 def test_health_tells_the_logs_own_word_until_a_silent_controller_speaks_again() -> None:
@@ -154,7 +154,7 @@ def test_health_tells_the_logs_own_word_until_a_silent_controller_speaks_again()
     told = [one if one.at < 1014 or one.at >= 1020 else replace(one, lag=77) for one in health()]
     assert said(Seen(samples, [], told)) == []
     # But not beside one that speaks
-    assert said(Seen(control(), [], told)) == ["where health told a lag that was not published"]
+    assert said(Seen(control(), [], told)) == ["where health reported a lag that was not published"]
 
 
 def test_a_lag_is_judged_by_the_time_since_the_watcher_last_saw_a_publication() -> None:
