@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 BAND: Final = 0.10
+# Whether a rate has settled is seen in the mean of three seconds. A process takes permissions in leases of a tenth of a
+# second, which alone are the band: even under a constant limit single seconds leave it.
+SMOOTH_SECONDS: Final = 3
 NEVER: Final = float("inf")
 
 
@@ -14,8 +17,8 @@ NEVER: Final = float("inf")
 class Step:
     """`settle_seconds` is inf where the rate does not stay within the band to the end."""
 
-    settle_seconds: float
-    swings: int  # times that the rate left the band again after it had been in it
+    settle_seconds: float  # of the mean of `SMOOTH_SECONDS`
+    swings: int  # times that a second left the band again after one in it
     overshoot: float  # highest lag over the lag that it came to
 
 
@@ -52,7 +55,7 @@ def step_of(admitted: Sequence[float], stored: Sequence[float], *, capacity: flo
     if not admitted:
         return Step(NEVER, 0, 0.0)
     inside = [abs(rate - capacity) <= BAND * capacity for rate in admitted]
-    outside = [number for number, is_in in enumerate(inside) if not is_in]
+    outside = [number for number, rate in enumerate(_smoothed(admitted)) if abs(rate - capacity) > BAND * capacity]
     settled = outside[-1] + 1 if outside else 0
     swings = sum(1 for before, after in itertools.pairwise(inside) if before and not after)
     lags, lag = [], lag_before
@@ -61,6 +64,11 @@ def step_of(admitted: Sequence[float], stored: Sequence[float], *, capacity: flo
         lags.append(lag)
     final = max(statistics.median(lags[-max(1, len(lags) // 3) :]), capacity)
     return Step(NEVER if settled >= len(admitted) else float(settled), swings, max(max(lags) / final, 0.0))
+
+
+def _smoothed(rates: Sequence[float]) -> list[float]:
+    """The mean of each second and those just before it."""
+    return [statistics.fmean(rates[max(0, at - SMOOTH_SECONDS + 1) : at + 1]) for at in range(len(rates))]
 
 
 def quantile(values: Sequence[float], share: float) -> float:

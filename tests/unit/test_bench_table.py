@@ -149,6 +149,16 @@ def test_a_step_settles_when_it_stays_within_the_band() -> None:
     assert step.overshoot == pytest.approx(1250 / 1250)
 
 
+def test_single_seconds_of_a_constant_rate_may_leave_the_band() -> None:
+    # Given a lease more or less in some seconds, at a rate that stays the same
+    admitted = [1000, 1150, 1000, 850, 1000, 1000, 880, 1000]
+    assert step_of(admitted, [1000] * 8, capacity=1000, lag_before=0).settle_seconds == 0
+    # But a rate that stays away from the capacity has not settled before it comes back
+    assert (
+        step_of([*admitted, 850, 850, 850, 1000, 1000], [1000] * 13, capacity=1000, lag_before=0).settle_seconds == 11
+    )
+
+
 def test_the_edge_of_the_band_is_inside() -> None:
     assert step_of([1100, 900], [1000] * 2, capacity=1000, lag_before=0).settle_seconds == 0
 
