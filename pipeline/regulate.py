@@ -64,7 +64,7 @@ _PROGRESS_SECONDS_MIN: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class ControlAdapters:
     """The adapters of the control store that a tick uses."""
 
     store: ControlStore
@@ -80,7 +80,7 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
-class Database:
+class SinkQueries:
     """The queries that a tick sends to PostgreSQL; each may raise a SluiceError."""
 
     stored_offsets: Callable[[str], StoredOffsets]  # of a log_id
@@ -159,8 +159,8 @@ def regulate(
     settings: Settings,
     policy_of: PolicyOf,
     log: EventLog,
-    database: Database,
-    control: Control,
+    sink: SinkQueries,
+    control: ControlAdapters,
     actor: str,
     shadow_of: Callable[[Bands | None], RatePolicy | None] = lambda _: None,
 ) -> RegulateReport:
@@ -181,7 +181,7 @@ def regulate(
             policy_of=policy_of,
             shadow_of=shadow_of,
             log=log,
-            database=database,
+            sink=sink,
             control=control,
             actor=actor,
         )
@@ -196,8 +196,8 @@ def _tick(
     policy_of: PolicyOf,
     shadow_of: Callable[[Bands | None], RatePolicy | None],
     log: EventLog,
-    database: Database,
-    control: Control,
+    sink: SinkQueries,
+    control: ControlAdapters,
     actor: str,
 ) -> RegulateReport:
     wall, asked_at = control.clock.now(), control.clock.monotonic()
@@ -208,16 +208,16 @@ def _tick(
     )
     ages = _ages(state, control)
     sample = _Sample(settings.sink_name)
-    if database.schema_problem is not None:
+    if sink.schema_problem is not None:
         sample.critical(
             AlarmCode.SCHEMA_REFUSED,
-            f"The database's schema is refused: {database.schema_problem}",
+            f"The database's schema is refused: {sink.schema_problem}",
             "which version of Sluice runs where, and the table schema_migrations",
         )
-    restored = state.pauses is None and _restore(control.store, database, sample, actor)
-    positions = _measure(state, log, database, sample, control.clock)
+    restored = state.pauses is None and _restore(control.store, sink, sample, actor)
+    positions = _measure(state, log, sink, sample, control.clock)
     if sample.stored is not None:
-        _look_after_offsets(log, positions, sample, database=database, control=control, actor=actor)
+        _look_after_offsets(log, positions, sample, sink=sink, control=control, actor=actor)
     _hear_troubles(control, sample)
     _compare_clocks(looks, sample, settings, actor)
     known = control.store.state() if restored else state
@@ -227,8 +227,8 @@ def _tick(
     shadow = shadow_of(known.bands)
     beside = None if shadow is None else decide_shadow(shadow, known, sample.measured, ages, decay)
     _note_progress(state, sample, settings, control)
-    _name_standing(sample, settings, database)  # before a drain is ended, because that could change the reason
-    terminated = _end_stalled(state, sample, settings=settings, database=database, control=control, actor=actor)
+    _name_standing(sample, settings, sink)  # before a drain is ended, because that could change the reason
+    terminated = _end_stalled(state, sample, settings=settings, sink=sink, control=control, actor=actor)
     known_at = state.rate.lag_known_at if state.rate is not None else None
     # If the reasons to pause are lost and PostgreSQL is unavailable, the breaker's reason may be among them.
     base_rate = policy.floor_rate if sample.is_database_unavailable else decided.rate
@@ -253,7 +253,7 @@ def _tick(
     return RegulateReport(True, published, sample.lag, restored, terminated, answered, tuple(problems))
 
 
-def _share_out(rate: float, settings: Settings, control: Control) -> Shares | None:
+def _share_out(rate: float, settings: Settings, control: ControlAdapters) -> Shares | None:
     """The accounts' shares of a rate; without a share if they are off. None if nothing holds any account back."""
     limits = account_limits(settings)
     rates = {account: limit.rate for account, limit in limits.items() if limit.rate is not None}
@@ -271,14 +271,14 @@ def _share_out(rate: float, settings: Settings, control: Control) -> Shares | No
     return shares if settings.admission_shares else shares.limits_only(rates)
 
 
-def _restore(store: ControlStore, database: Database, sample: _Sample, actor: str) -> bool:
+def _restore(store: ControlStore, sink: SinkQueries, sample: _Sample, actor: str) -> bool:
     """Restore the reasons to pause after a flush.
 
     Without PostgreSQL they stay unknown. Then workers use the last state that they know; they could not store anything
     anyway.
     """
     try:
-        asked = database.load_asked()
+        asked = sink.load_asked()
     except SluiceError as error:
         sample.is_database_unavailable = True
         sample.degraded(
@@ -290,7 +290,7 @@ def _restore(store: ControlStore, database: Database, sample: _Sample, actor: st
     return store.restore(asked.pauses, actor=actor, override=asked.override, bands=asked.bands)
 
 
-def _hear_troubles(control: Control, sample: _Sample) -> None:
+def _hear_troubles(control: ControlAdapters, sample: _Sample) -> None:
     """Turn the problems that processes report into alarms of the system."""
     for process, problems in (control.troubles.reported() if control.troubles is not None else {}).items():
         for problem in problems:
@@ -322,7 +322,7 @@ def _compare_clocks(looks: _Looks, sample: _Sample, settings: Settings, actor: s
         sample.degraded(AlarmCode.CLOCKS_DIFFER, what, _synchronise("PostgreSQL"))
 
 
-def _ages(state: ControlState, control: Control) -> Ages | None:
+def _ages(state: ControlState, control: ControlAdapters) -> Ages | None:
     """The age of the published values, independent of steps of the store's wall clock; None: no lag was ever known."""
     if state.rate is None or state.rate.lag_known_at is None:
         return None
@@ -345,7 +345,7 @@ def _consumption(state: ControlState, sample: _Sample, ages: Ages | None) -> Con
 
 
 def _measure(
-    state: ControlState, log: EventLog, database: Database, sample: _Sample, clock: Clock
+    state: ControlState, log: EventLog, sink: SinkQueries, sample: _Sample, clock: Clock
 ) -> list[PartitionPosition]:
     """Measure the lag and the stored offsets. PostgreSQL is not queried if it is known to be unavailable."""
     try:
@@ -361,7 +361,7 @@ def _measure(
     if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_unavailable:
         try:
             asked_at = clock.monotonic()
-            stored = database.stored_offsets(sample.log_id)
+            stored = sink.stored_offsets(sample.log_id)
             sample.stored, sample.batches = stored.offsets, stored.batches
             if stored.time is not None:
                 sample.database_clock = Look(stored.time, asked_at, clock.monotonic())
@@ -391,8 +391,8 @@ def _look_after_offsets(
     positions: list[PartitionPosition],
     sample: _Sample,
     *,
-    database: Database,
-    control: Control,
+    sink: SinkQueries,
+    control: ControlAdapters,
     actor: str,
 ) -> None:
     """Compare PostgreSQL's stored offsets with the log's own figures and with the mirror of the floors.
@@ -419,8 +419,8 @@ def _look_after_offsets(
     try:
         mirror = control.floors.mirror(log_id)
         if not mirror.is_complete:
-            control.floors.seed(log_id, mirror.life, database.settled_offsets(log_id))
-        sample.alarms += database.former_logs(log_id, {position.partition: position.end for position in positions})
+            control.floors.seed(log_id, mirror.life, sink.settled_offsets(log_id))
+        sample.alarms += sink.former_logs(log_id, {position.partition: position.end for position in positions})
     except SluiceError as error:
         sample.problems.append(f"the mirror of the stored offsets, or former logs: {in_brief(error)}")
 
@@ -476,7 +476,7 @@ def _measure_missing(state: ControlState, sample: _Sample, partitions: int) -> N
         )
 
 
-def _note_progress(state: ControlState, sample: _Sample, settings: Settings, control: Control) -> None:
+def _note_progress(state: ControlState, sample: _Sample, settings: Settings, control: ControlAdapters) -> None:
     """Measure for how long each partition with events has stored none."""
     if sample.log_id is None or sample.stored is None or sample.lag is None:
         return
@@ -490,7 +490,7 @@ def _note_progress(state: ControlState, sample: _Sample, settings: Settings, con
 
 
 def _end_stalled(
-    state: ControlState, sample: _Sample, *, settings: Settings, database: Database, control: Control, actor: str
+    state: ControlState, sample: _Sample, *, settings: Settings, sink: SinkQueries, control: ControlAdapters, actor: str
 ) -> tuple[int, ...]:
     """End the drainers of partitions that have lag and make no progress: a frozen one keeps its lock for ever.
 
@@ -507,7 +507,7 @@ def _end_stalled(
         if seconds // limit <= (earlier // limit if earlier <= seconds else 0):
             continue
         try:
-            if not database.terminate_drainer(sample.log_id, partition):
+            if not sink.terminate_drainer(sample.log_id, partition):
                 continue  # no backend holds it: the workers are down, or busy with other partitions
         except SluiceError as error:
             sample.degraded(
@@ -525,13 +525,13 @@ def _end_stalled(
     return tuple(terminated)
 
 
-def _name_standing(sample: _Sample, settings: Settings, database: Database) -> None:
+def _name_standing(sample: _Sample, settings: Settings, sink: SinkQueries) -> None:
     """Add the reason for each partition that has stored nothing for long; health adds the time and the event count."""
     for partition, seconds in (sample.no_progress_seconds or {}).items():
         if seconds < settings.no_progress_seconds_max or sample.log_id is None:
             continue
         try:
-            why = database.why_standing(sample.log_id, partition)
+            why = sink.why_standing(sample.log_id, partition)
         except SluiceError as error:
             why = f"{sample.sink} does not say why: {in_brief(error)}"
         look_at = "the session or worker that is named; the log of the workers for `batches`"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.running import SYSTEM_VARIABLE, home_of
+from pipeline.settings import Settings
 from stack import surroundings
 from stack.prometheus import SCRAPE_SECONDS
 from stack.servers import LOOPBACK, ROOT, ServerError, free_port, kafka_url, postgres_url, redis_url
@@ -56,6 +57,18 @@ def environ_of_its_own(**variables: str) -> Iterator[dict[str, str]]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def environ_of(settings: Settings) -> dict[str, str]:
+    """The settings that are not the default, as environment variables. An older version has its own defaults."""
+    defaults = vars(Settings())
+    return {name.upper(): str(value) for name, value in vars(settings).items() if value != defaults[name]}
+
+
+def environ_with(settings: Settings) -> dict[str, str]:
+    """This process' environment with exactly these settings: for a process of Sluice that it starts."""
+    names = {name.upper() for name in vars(settings)}
+    return {name: value for name, value in os.environ.items() if name not in names} | environ_of(settings)
 
 
 _LOGS: Final = ("redis", "kafka")

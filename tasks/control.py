@@ -12,7 +12,7 @@ from pipeline.names import BreakerState, Queue
 from pipeline.policies import make_policy, make_shadow
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
-from pipeline.regulate import Control, Database, regulate
+from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks import commands
 from tasks.context import WorkerContext, context_of
@@ -51,7 +51,7 @@ def regulate_rate(self: Any) -> None:
         policy_of=partial(make_policy, context.settings),
         shadow_of=partial(make_shadow, context.settings),
         log=context.log,
-        database=Database(
+        sink=SinkQueries(
             stored_offsets=context.offsets.stored_offsets_and_time,
             settled_offsets=context.offsets.settled_offsets,
             load_asked=context.operators.load,
@@ -62,7 +62,7 @@ def regulate_rate(self: Any) -> None:
             ),
             former_logs=context.former_logs.alarms,
         ),
-        control=Control(
+        control=ControlAdapters(
             context.control,
             context.events,
             context.leases,

@@ -20,12 +20,13 @@ from typing import Any, Final
 import msgspec
 import psutil
 
-from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, environ_of, run_anywhere, run_on, started
+from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on, started
 from checks.bench.process import Cost, cpu_seconds
 from checks.bench.raw import raw_append
 from checks.bench.table import Line, at_least, at_most, ratios
 from checks.loadgen.closed_load import an_event, post, run_load
 from pipeline.settings import Settings
+from stack.config import environ_with
 from stack.servers import free_port, kafka_server, redis_server
 
 MARKS: Final = ("M1", "M2", "M4")
@@ -57,10 +58,13 @@ def _requests(batch: int, query: str = "") -> list[bytes]:
 
 
 @contextlib.contextmanager
-def process(command: list[str], environ: dict[str, str], port: int) -> Iterator[int]:
+def process(command: list[str], settings: Settings | None, port: int) -> Iterator[int]:
     """Run a server on the server core until the block ends; yields its pid once the port is open."""
     child = subprocess.Popen(
-        command, env={**os.environ, **environ}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env=None if settings is None else environ_with(settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         if hasattr(os, "sched_setaffinity"):
@@ -128,7 +132,7 @@ def _measurements(
     python = sys.executable
 
     def server(command: list[str], settings: Settings | None, port: int) -> int:
-        return stack.enter_context(process(command, environ_of(settings) if settings else {}, port))
+        return stack.enter_context(process(command, settings, port))
 
     found: dict[str, Measurement] = {}
     if "bare single" in wanted:
@@ -160,7 +164,7 @@ def _measurements(
 def _fastapi(stack: contextlib.ExitStack, settings: Settings, form: str, seconds: float, log_pid: int) -> Measurement:
     port = free_port()
     command = [sys.executable, "-m", "checks.bench.fastapi_app", str(port), form]
-    pid = stack.enter_context(process(command, environ_of(settings), port))
+    pid = stack.enter_context(process(command, settings, port))
     return lambda: measure(pid, port, 1, 202, seconds, log_pid=log_pid)
 
 

@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from pipeline.settings import Settings
 from stack.servers import Server
 
 _CORES: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
@@ -47,8 +46,3 @@ def started(stack: contextlib.ExitStack, server: Server) -> Server:
     """Start a server that ends with the block."""
     stack.callback(server.stop)
     return server.start()
-
-
-def environ_of(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables."""
-    return {name.upper(): str(value) for name, value in vars(settings).items()}

@@ -4,7 +4,6 @@ Two clients: `standard` is what anybody would write (redis-py: a pipeline of XAD
 `own` the project's adapter, which packs a group into one call where the log is Redis.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -14,12 +13,13 @@ from urllib.parse import urlsplit
 import redis
 from kafka import KafkaProducer
 
-from checks.bench.machine import SERVER_CORE, environ_of, run_on
+from checks.bench.machine import SERVER_CORE, run_on
 from checks.bench.process import Cost, cpu_seconds
 from checks.loadgen.closed_load import an_event
 from pipeline import wiring
 from pipeline.event import encode_record, partition_of, record_head
 from pipeline.settings import Settings
+from stack.config import environ_with
 
 Append = Callable[[Sequence[tuple[int, bytes]]], None]
 
@@ -29,7 +29,7 @@ def raw_append(settings: Settings, client: str, seconds: float, log_pid: int) ->
     log_cpu = cpu_seconds(log_pid)
     done = subprocess.run(
         [sys.executable, "-m", "checks.bench.raw", client, str(seconds)],
-        env={**os.environ, **environ_of(settings)},
+        env=environ_with(settings),
         capture_output=True,
         text=True,
         check=True,

@@ -30,7 +30,7 @@ from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, RatePolicy
 from pipeline.probe import Backoff, probe
-from pipeline.regulate import Control, Database, regulate
+from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.settings import Settings
 from pipeline.store.memory import (
     MemoryBucket,
@@ -151,7 +151,7 @@ class World:
         self.server = MemoryServer(self.clock)
         self.store = MemoryControlStore(self.settings, self.server)
         self.offers = MemoryOffers(self.settings, self.server)
-        self.control = Control(
+        self.control = ControlAdapters(
             self.store,
             MemoryControlEvents(self.settings, self.server),
             MemoryLeases(self.settings, self.server),
@@ -161,7 +161,7 @@ class World:
             offers=self.offers,
         )
         self._backoff = Backoff(self.settings, self.clock)
-        self._database = Database(
+        self._database = SinkQueries(
             stored_offsets=self._stored_offsets,
             settled_offsets=lambda _: self._offsets(),
             load_asked=self._load_asked,
@@ -266,7 +266,7 @@ class World:
             settings=self.settings,
             policy_of=self._policy_of,
             log=self.log,
-            database=self._database,
+            sink=self._database,
             control=self.control,
             actor="simulated controller",
         )

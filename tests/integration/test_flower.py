@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -17,8 +16,9 @@ from typing import Any
 import pytest
 
 from pipeline.settings import Settings
+from stack.config import environ_with
 from stack.servers import Server, free_port
-from support.processes import ROOT, System, environ_of, http_status
+from support.processes import ROOT, System, http_status
 from support.traffic import wait_until
 
 USER = "ann:correct horse"
@@ -34,7 +34,7 @@ class Flower:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "celery", "-A", "tasks.app", "flower", "--conf=monitoring/flowerconfig.py"],
                 cwd=ROOT,
-                env={**os.environ, **environ_of(settings), "FLOWER_PORT": str(self.port), **environ},
+                env={**environ_with(settings), "FLOWER_PORT": str(self.port), **environ},
                 stdout=log,
                 stderr=log,
             )

@@ -21,9 +21,10 @@ from pipeline.event import decode_record
 from pipeline.names import Mode
 from pipeline.settings import Settings
 from pipeline.store.redis import RedisControlStore
+from stack.config import environ_of
 from stack.servers import Server, free_port
 from support.edge import Wire, eventually, get, metric, post, request, sample
-from support.processes import ROOT, Program, environ_of, ingest
+from support.processes import ROOT, Program, ingest
 from support.traffic import Traffic
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.settings import Settings
+from stack.config import environ_of
 from support.dockerfile import Stage, build, instructions
-from support.processes import ROOT, environ_of, http_status
+from support.processes import ROOT, http_status
 from support.traffic import wait_until
 
 pytestmark = pytest.mark.timeout(400)  # packages may come from far away

@@ -18,7 +18,7 @@ from pipeline.errors import RecoverableError
 from pipeline.policies import make_policy
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
-from pipeline.regulate import Control, Database, regulate
+from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.settings import Settings
 from support.edge import RunningEdge, Wire, eventually, get, request, running_edge, sample
 from support.processes import Program, ingest
@@ -132,7 +132,7 @@ def controller(settings: Settings) -> Iterator[Callable[[Settings], None]]:
 
     def start(settings: Settings) -> None:
         log, clock = wiring.make_log(settings), SystemClock()
-        control = Control(
+        control = ControlAdapters(
             wiring.make_control_store(settings),
             wiring.make_control_events(settings),
             wiring.make_leases(settings),
@@ -140,7 +140,7 @@ def controller(settings: Settings) -> Iterator[Callable[[Settings], None]]:
             wiring.make_offset_fence(settings),
             offers=wiring.make_offers(settings),
         )
-        database = Database(
+        database = SinkQueries(
             stored_offsets=lambda _: StoredOffsets({}, clock.now(), {}),
             settled_offsets=lambda _: {},
             load_asked=OperatorState,
@@ -155,7 +155,7 @@ def controller(settings: Settings) -> Iterator[Callable[[Settings], None]]:
                         settings=settings,
                         policy_of=lambda bands: make_policy(settings, bands),
                         log=log,
-                        database=database,
+                        sink=database,
                         control=control,
                         actor="test",
                     )

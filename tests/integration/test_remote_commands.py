@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,9 +17,10 @@ from pipeline import wiring
 from pipeline.names import KEY_LOG_STREAM, PauseReason
 from pipeline.ports.control import ControlEvent, ControlState
 from pipeline.settings import Settings
+from stack.config import environ_with
 from stack.servers import Server, free_port, postgres_server, redis_server
 from support.database import ask, fail_no_more, fail_on_insert
-from support.processes import ROOT, System, control_worker, environ_of
+from support.processes import ROOT, System, control_worker
 from support.records import record
 from support.traffic import wait_until
 
@@ -38,7 +38,7 @@ class Rig:
         return subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks.app", *words],
             cwd=ROOT,
-            env={**os.environ, **environ_of(self.settings), "NO_COLOR": "1", "USER": "ann", "LOGNAME": "ann"},
+            env={**environ_with(self.settings), "NO_COLOR": "1", "USER": "ann", "LOGNAME": "ann"},
             capture_output=True,
             text=True,
             check=False,

@@ -14,10 +14,11 @@ from pipeline.settings import Settings
 from pipeline.sink.migrate import _LOCK_KEY, migrate, migrations
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.server_check import SinkMisconfiguredError
+from stack.config import environ_of
 from support.control import eventually
 from support.database import ask
 from support.pooler import pgbouncer_program, pooled
-from support.processes import ROOT, environ_of
+from support.processes import ROOT
 from support.records import batch, new_log_id, nothing, record
 
 LOG = new_log_id()

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from pipeline.settings import Settings
+from stack.config import environ_with
 from stack.servers import Server
-from support.processes import ROOT, batches_worker, environ_of
+from support.processes import ROOT, batches_worker
 from support.traffic import wait_until
 from tasks.forced_shutdown import end_seconds_max
 
@@ -61,7 +62,7 @@ def test_everything_is_imported_before_a_worker_forks(
     )
     said = subprocess.run(
         [sys.executable, "-c", _USE_EVERYTHING],
-        cwd=ROOT, env={**os.environ, **environ_of(settings)}, capture_output=True, text=True, check=False, timeout=60,
+        cwd=ROOT, env=environ_with(settings), capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr[-2000:]
     assert '"stored": 1' in said.stdout, said.stdout

@@ -16,20 +16,10 @@ from typing import Any
 import psutil
 
 from pipeline.settings import Settings
+from stack.config import environ_with
 from support.traffic import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def environ_of(settings: Settings) -> dict[str, str]:
-    """The settings that are not the default, as environment variables. An older version has defaults of its own."""
-    defaults = vars(Settings())
-    return {name.upper(): str(value) for name, value in vars(settings).items() if value != defaults[name]}
-
-
-def _environ_without_settings() -> dict[str, str]:
-    names = {name.upper() for name in vars(Settings())}
-    return {name: value for name, value in os.environ.items() if name not in names}
 
 
 class Program:
@@ -44,7 +34,7 @@ class Program:
         self.environ: dict[str, str] = {}  # added to the environment of each start
         self.root = ROOT  # the checkout whose code it runs
         self._command = [*under, sys.executable, "-m", *arguments]
-        self._environ = {**_environ_without_settings(), **environ_of(settings), "PYTHONWARNINGS": "default"}
+        self._environ = {**environ_with(settings), "PYTHONWARNINGS": "default"}
         self._process: subprocess.Popen[bytes] | None = None
         self._is_wanted = False
         self._changing = threading.RLock()  # held by whoever starts or ends it: a test, or its supervisor

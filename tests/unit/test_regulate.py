@@ -20,7 +20,7 @@ from pipeline.ports.log import PartitionPosition, SetUpFault
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, PartitionSample, PolicyState, RateDecision, RateSample
-from pipeline.regulate import Control, Database, PolicyOf, RegulateReport, regulate
+from pipeline.regulate import ControlAdapters, PolicyOf, RegulateReport, SinkQueries, regulate
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
@@ -108,14 +108,14 @@ class System:
             settings=settings,
             policy_of=self.policy_of or partial(make_policy, settings),
             log=self.log,
-            database=Database(
+            sink=SinkQueries(
                 self.database.stored_offsets,
                 self.database.settled_offsets,
                 self.database.load_asked,
                 self.database.terminate,
                 self.database.why_standing,
             ),
-            control=Control(
+            control=ControlAdapters(
                 self.rig.store,
                 self.rig.events,
                 self.rig.leases,
