@@ -188,16 +188,19 @@ class _Run:
         self._unwatched: Done | None = None  # the last fault, where nobody has waited for recovery from it
 
     def run(self) -> None:
-        for number, planned in enumerate(self._result.plan, 1):
-            done = self._carry_out(planned)
-            self._result.done.append(done)
-            counts = self._rig.counts()
-            self._tell(
-                f"{number}/{len(self._result.plan)} {planned.name}: {done.skipped or done.effect.words}; "
-                f"{_recovered_words(done)}; {counts['sent']} events sent, {counts['acked']} acknowledged"
-            )
-        self._wait_last_recovered()
-        self._send_the_rest()
+        try:
+            for number, planned in enumerate(self._result.plan, 1):
+                done = self._carry_out(planned)
+                self._result.done.append(done)
+                counts = self._rig.counts()
+                self._tell(
+                    f"{number}/{len(self._result.plan)} {planned.name}: {done.skipped or done.effect.words}; "
+                    f"{_recovered_words(done)}; {counts['sent']} events sent, {counts['acked']} acknowledged"
+                )
+            self._wait_last_recovered()
+            self._send_the_rest()
+        except KeyboardInterrupt:  # less was tried than was asked for, and that is judged
+            self._tell(f"stopped after {len(self._result.done)} faults; a second Ctrl-C ends it without a verdict")
         self._rig.stop_clients()
         self._result.recovery = self._wait_drained()
 
@@ -230,11 +233,11 @@ class _Run:
         finally:
             repair_at = time.time()
             fault.repair(self._rig)
-        self._repaired_at = time.monotonic()
-        window = Window(
-            fault.name, began_at, time.time(), fault.touches, fault.dead, made_at=made_at, repair_at=repair_at
-        )
-        self._result.note(fault, window)
+            self._repaired_at = time.monotonic()
+            window = Window(
+                fault.name, began_at, time.time(), fault.touches, fault.dead, made_at=made_at, repair_at=repair_at
+            )
+            self._result.note(fault, window)
         done = Done(planned, at, Effect(False, ""), seconds=self._repaired_at - began, note=note)
         self._unwatched = done if planned.hasty else None
         if not planned.hasty:

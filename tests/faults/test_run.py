@@ -196,3 +196,25 @@ def test_a_last_fault_that_is_not_recovered_from_in_time_is_noted(monkeypatch: p
     assert result.done[-1].recovered_seconds is None
     assert "not well after" in result.done[-1].note
     assert "the breaker is open" in result.done[-1].note
+
+
+class _Stopped(_Mended):
+    name = "stopped"
+    seconds = (60.0, 60.0)
+
+    def look(self, rig: Rig) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_is_stopped_is_repaired_drained_and_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given Ctrl-C in the middle of the second fault of three
+    monkeypatch.setitem(catalog.FAULTS, "stopped", _Stopped)
+    plan = [Planned(name, 0.0, share=0.0, hasty=False, seed=1) for name in ("mended", "stopped", "mended")]
+    rig = _Slow(asked_max=0)
+    result = _gone(monkeypatch, rig, plan, 60.0)
+    # Then that fault is repaired, and its time excuses what it did; nothing more is sent or injected
+    assert rig.story == ["inject", "repair", "well", "inject", "repair", "stop clients", "well"]
+    assert [window.name for window in result.windows] == ["mended", "stopped"]
+    # And the run is judged: less was tried than was asked for
+    assert (len(result.done), result.recovery.seconds is not None) == (1, True)
+    assert result.verdict is Verdict.NOT_PROVEN
