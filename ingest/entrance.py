@@ -1,5 +1,7 @@
 """The decision about a body: the limit of its account first, then its level and the bucket of all accounts."""
 
+from collections.abc import Callable
+
 from ingest.accounts import Accounts
 from ingest.admission import Admission
 from ingest.errors import RateLimitedError
@@ -16,7 +18,13 @@ class Entrance:
         self._accounts = accounts
         self._has_levels = has_levels
         # With neither levels nor accounts, a decision is this subtraction alone; else None.
-        self.take_now = None if has_levels or accounts.is_reporting else admission.take_now
+        self.take_now: Callable[[int], bool] | None = None
+        self.note_limits()
+
+    def note_limits(self) -> None:
+        """Choose how bodies are admitted, after the limits of accounts have changed."""
+        is_plain = not (self._has_levels or self._accounts.is_reporting)
+        self.take_now = self._admission.take_now if is_plain else None
 
     @property
     def admits_all_levels(self) -> bool:

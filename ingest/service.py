@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +32,7 @@ from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsC
 from pipeline.names import LoopName
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import (
+    AskedLimit,
     ControlEvents,
     ControlState,
     ControlStore,
@@ -100,8 +101,10 @@ class IngestService:
             self.admission.process,
             self.loops.add(LoopName.ACCOUNTS),
         )
+        self._asked_limits: Mapping[str, AskedLimit] = {}  # that operators set, as last known
+        self._entrance = Entrance(self.admission, self.accounts, has_levels=self.levels is not None)
         self.collector = Collector(
-            Entrance(self.admission, self.accounts, has_levels=self.levels is not None),
+            self._entrance,
             self.appender,
             self.held_bodies,
             self.metrics,
@@ -177,8 +180,11 @@ class IngestService:
         self.admission.note_rate(rate.version, rate.rate, ends_in=ends_in, rate_after=rate_after_override(state))
         newest, now = self.follower.newest, self.clock.monotonic()
         age_seconds = None if newest is None else newest.controller_age_seconds(now)
-        limits = account_limits(self.settings)
+        if state.accounts is not None:  # otherwise the store was flushed, and the last ones still hold
+            self._asked_limits = state.accounts
+        limits = account_limits(self.settings, self._asked_limits)
         self.accounts.note(rate.shares, limits, self._around_accounts(), age_seconds=age_seconds or 0.0)
+        self._entrance.note_limits()
 
     def _around_accounts(self) -> Surroundings:
         now = self.clock.monotonic()

@@ -21,6 +21,11 @@ def clock_time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S UTC")
 
 
+def day_time(at: float) -> str:
+    """A date and a time of day in UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def sentence(text: str) -> str:
     """The text as a sentence: with a capital first letter."""
     return text[:1].upper() + text[1:]
@@ -29,6 +34,12 @@ def sentence(text: str) -> str:
 def rate_text(rate: float) -> str:
     """A rate with as many digits as it needs."""
     return f"{rate:,.0f}/s" if rate >= 10 or rate == int(rate) else f"{rate:.1f}/s"
+
+
+def limit_text(rate: float | None, weight: float | None) -> str:
+    """What is set for an account; without a weight, that of the settings holds."""
+    words = "no limit" if rate is None else f"at most {rate_text(rate)}"
+    return words if weight is None else f"{words}, weight {weight:g}"
 
 
 def reasons_words(reasons: str) -> str:
@@ -104,6 +115,10 @@ def _words(kind: ControlEventKind, data: dict[str, str], *, has_moved: bool) -> 
             return f"Override ended: it was {rate_text(float(data['rate']))}"
         case ControlEventKind.BANDS_SET:
             return _bands_set(data)
+        case ControlEventKind.ACCOUNT_LIMIT_SET:
+            return f"Account {data['account']}: {limit_text(_figure(data['rate']), _figure(data['weight']))}"
+        case ControlEventKind.ACCOUNT_LIMIT_ENDED:
+            return f"Account {data['account']}: the settings apply again"
         case ControlEventKind.DEAD_LETTERS_REPLAYED:
             return "Dead letters replayed"
         case ControlEventKind.DRAINER_TERMINATED:
@@ -132,6 +147,10 @@ def _rate_changed(data: dict[str, str], *, has_moved: bool) -> str:
         return f"{reason[0].upper()}{reason[1:]}, rate stays {rate_text(rate)}"
     before = f"{rate_text(float(data['previous'])).removesuffix('/s')} → " if data["previous"] else ""
     return f"Rate {before}{rate_text(rate)} ({_DECIDED_BY.get(data.get('decided_by', ''), reason)})"
+
+
+def _figure(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def _bands_set(data: dict[str, str]) -> str:

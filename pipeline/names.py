@@ -167,6 +167,8 @@ class ControlEventKind(StrEnum):
     OVERRIDE_SET = "override_set"  # an operator set a rate
     OVERRIDE_ENDED = "override_ended"  # its time was up, or an operator cleared it
     BANDS_SET = "bands_set"  # an operator set other thresholds, or returned to those of the settings
+    ACCOUNT_LIMIT_SET = "account_limit_set"  # an operator set the limit and the weight of an account
+    ACCOUNT_LIMIT_ENDED = "account_limit_ended"  # an operator ended them: those of the settings apply again
     GAP_SKIPPED = "gap_skipped"  # an operator gave up the offsets of a hole in the log
     POISON_ACCEPTED = "poison_accepted"  # an operator had a batch stored although many of its records are refused
     DEAD_LETTERS_REPLAYED = "dead_letters_replayed"  # an operator had dead letters tried again
@@ -196,6 +198,7 @@ KEY_GENERATION: Final = "pause:generation"  # integer: grows with every change o
 KEY_EVENTS: Final = "events"  # stream, bounded: control events
 KEY_OVERRIDE: Final = "override"  # hash: rate, until, by, why, since
 KEY_BANDS: Final = "bands"  # hash: rate_max, rate_min, lag_degraded, lag_critical, by, why, since
+KEY_ACCOUNTS: Final = "accounts"  # hash: account -> what an operator set for it, as JSON; `restored` marks it as complete
 # hash: tokens, at, rate, ran_dry (calls that got too little, and did not find it full); where levels are in use also
 # deferred, deferred_by, allowance_info and allowance_warn (pipeline/flow/bucket.py).
 KEY_BUCKET: Final = "bucket"

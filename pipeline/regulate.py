@@ -214,7 +214,7 @@ def _tick(
             f"The database's schema is refused: {sink.schema_problem}",
             "which version of Sluice runs where, and the table schema_migrations",
         )
-    restored = state.pauses is None and _restore(control.store, sink, sample, actor)
+    restored = _restore(state, control.store, sink, sample, actor)
     positions = _measure(state, log, sink, sample, control.clock)
     if sample.stored is not None:
         _look_after_offsets(log, positions, sample, sink=sink, control=control, actor=actor)
@@ -242,7 +242,7 @@ def _tick(
         consumption=_consumption(state, sample, ages),
         alarms=sample.alarms,
         policy=replace(decided.record, shadow=beside),
-        shares=_share_out(effective_rate(known, base_rate, policy.floor_rate), settings, control),
+        shares=_share_out(effective_rate(known, base_rate, policy.floor_rate), settings, known, control),
     )
     now = control.clock.monotonic()
     control.rate_age.begin(published.published_at, now=now)
@@ -253,9 +253,9 @@ def _tick(
     return RegulateReport(True, published, sample.lag, restored, terminated, answered, tuple(problems))
 
 
-def _share_out(rate: float, settings: Settings, control: ControlAdapters) -> Shares | None:
+def _share_out(rate: float, settings: Settings, state: ControlState, control: ControlAdapters) -> Shares | None:
     """The accounts' shares of a rate; without a share if they are off. None if nothing holds any account back."""
-    limits = account_limits(settings)
+    limits = account_limits(settings, state.accounts)
     rates = {account: limit.rate for account, limit in limits.items() if limit.rate is not None}
     if control.offers is None or not (settings.admission_shares or rates):
         return None
@@ -271,15 +271,25 @@ def _share_out(rate: float, settings: Settings, control: ControlAdapters) -> Sha
     return shares if settings.admission_shares else shares.limits_only(rates)
 
 
-def _restore(store: ControlStore, sink: SinkQueries, sample: _Sample, actor: str) -> bool:
-    """Restore the reasons to pause after a flush.
+def _restore(state: ControlState, store: ControlStore, sink: SinkQueries, sample: _Sample, actor: str) -> bool:
+    """Restore the reasons to pause, and what operators set, after a flush; returns whether anything was missing.
 
     Without PostgreSQL they stay unknown. Then workers use the last state that they know; they could not store anything
-    anyway.
+    anyway. Only the limits of accounts are missing if an earlier version restored, or runs beside this one.
     """
+    has_pauses = state.pauses is not None
+    if has_pauses and (state.accounts is not None or state.breaker is not BreakerState.CLOSED):
+        return False
     try:
         asked = sink.load_asked()
     except SluiceError as error:
+        if has_pauses:
+            sample.degraded(
+                AlarmCode.NOT_RESTORED,
+                f"The limits of accounts that operators set are not restored: {in_brief(error)}",
+                "PostgreSQL: they are restored from there",
+            )
+            return False
         sample.is_database_unavailable = True
         sample.degraded(
             AlarmCode.NOT_RESTORED,
@@ -287,7 +297,8 @@ def _restore(store: ControlStore, sink: SinkQueries, sample: _Sample, actor: str
             "PostgreSQL: they are restored from there",
         )
         return False
-    return store.restore(asked.pauses, actor=actor, override=asked.override, bands=asked.bands)
+    has_restored_limits = store.restore_account_limits(asked.accounts, actor=actor)
+    return store.restore(asked.pauses, actor=actor, override=asked.override, bands=asked.bands) or has_restored_limits
 
 
 def _hear_troubles(control: ControlAdapters, sample: _Sample) -> None:

@@ -216,6 +216,13 @@ class Settings:
         "The shares of accounts as a multiple of that of all others: ADDRESS=NUMBER with commas between, 0.01 to 100",
         when="one account is many clients, or is more important than the others",
     )
+    account_limits_max: int = _setting(
+        200,
+        "Accounts for which operators can set a limit while the system runs (`control set_account_limit`)",
+        low=1,
+        high=10_000,
+        when="more clients have a contract for a rate. Every process reads all of them once a second, 200 bytes each",
+    )
     accounts_max: int = _setting(
         128,
         "Accounts that one ingest process counts by themselves: the heaviest. All others are counted together, and are "
@@ -757,7 +764,10 @@ def networks_of(text: str) -> list[IPv4Network | IPv6Network]:
     return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
 
 
-_FIGURE_MIN, _RATE_FIGURE_MAX, _WEIGHT_MAX = 0.01, 10_000_000.0, 100.0
+# Of the limits (events/s) and weights of accounts: by the settings, and by operators.
+ACCOUNT_FIGURE_MIN: Final = 0.01
+ACCOUNT_RATE_MAX: Final = 10_000_000.0
+ACCOUNT_WEIGHT_MAX: Final = 100.0
 
 
 def figures_of(text: str) -> dict[str, float]:
@@ -781,9 +791,9 @@ def _figure_problems(name: str, text: str, most: float) -> list[str]:
     except ValueError as error:
         return [f"{name}: {error}"]
     return [
-        f"{name}: {account}={figure:g} is not between {_FIGURE_MIN:g} and {most:g}"
+        f"{name}: {account}={figure:g} is not between {ACCOUNT_FIGURE_MIN:g} and {most:g}"
         for account, figure in figures.items()
-        if not _FIGURE_MIN <= figure <= most
+        if not ACCOUNT_FIGURE_MIN <= figure <= most
     ]
 
 
@@ -829,8 +839,8 @@ def _cross_problems(settings: Settings) -> list[str]:
         networks_of(settings.trusted_proxies)
     except ValueError as error:
         problems.append(f"TRUSTED_PROXIES: {error}")
-    problems += _figure_problems("ACCOUNT_LIMITS", settings.account_limits, _RATE_FIGURE_MAX)
-    problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, _WEIGHT_MAX)
+    problems += _figure_problems("ACCOUNT_LIMITS", settings.account_limits, ACCOUNT_RATE_MAX)
+    problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, ACCOUNT_WEIGHT_MAX)
     if settings.log_scheme == "kafka" and not _TOPIC_NAME.fullmatch(settings.log_topic):
         problems.append(
             f"LOG_TOPIC={settings.log_topic!r} is no name of a Kafka topic: 1 to 249 letters, digits, dots, hyphens "

@@ -35,6 +35,7 @@ _UNITS: Final = {
     "ingest_connections_max": "connections",
     "ingest_processes_max": "processes",
     "accounts_max": "accounts",
+    "account_limits_max": "accounts",
     "page_viewers_max": "pages",
     "control_events_max": "events",
     "poison_ratio_max": "share",

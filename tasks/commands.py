@@ -8,16 +8,18 @@ changed.
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
+from pipeline.account import account_named
 from pipeline.errors import PermanentError, RecoverableError
-from pipeline.event_text import clock_time, pause_text, rate_text
+from pipeline.event_text import clock_time, day_time, limit_text, pause_text, rate_text
 from pipeline.flow.rate import capped_by_breaker
 from pipeline.health.judge import duration
 from pipeline.names import BreakerState, ControlEventKind, PauseReason
 from pipeline.policies import bands
 from pipeline.policies.bands import BandPolicy
-from pipeline.ports.control import AskedPause, Bands, ControlState, paused
-from pipeline.settings import Settings
+from pipeline.ports.control import AccountLimit, AskedLimit, AskedPause, Bands, ControlState, account_limits, paused
+from pipeline.settings import ACCOUNT_FIGURE_MIN, ACCOUNT_RATE_MAX, ACCOUNT_WEIGHT_MAX, Settings
 from tasks.context import WorkerContext
 from tasks.pausing import keep_pause, pause_until_resumed
 from tasks.stopped import stops_again
@@ -199,6 +201,72 @@ def _check_takes_bands(context: WorkerContext) -> None:
             f"the rate policy is {policy} (RATE_POLICY), and has no bands: nothing was changed. For a fixed rate: "
             "celery -A tasks.app control set_rate_limit <events/s> [seconds] [reason …]"
         )
+
+
+def set_account_limit(
+    context: WorkerContext, actor: str, name: str, rate: float | None, weight: float | None, why: str
+) -> str:
+    """Set what holds for an account: its rate (None: no limit) and its weight (None: that of the settings)."""
+    account, settings = _account(name), context.settings
+    if rate is not None:
+        _check("the rate", rate, ACCOUNT_FIGURE_MIN, ACCOUNT_RATE_MAX, "events/s")
+    if weight is not None:
+        _check("the weight", weight, ACCOUNT_FIGURE_MIN, ACCOUNT_WEIGHT_MAX, "times the share of others")
+    asked = AskedLimit(account, rate, weight, actor, why, context.clock.now())
+    if not context.control.set_account_limit(asked):
+        most = settings.account_limits_max
+        raise CommandError(f"{most:,} accounts have a limit by operators already (ACCOUNT_LIMITS_MAX): clear one first")
+    kept = _kept(lambda: context.operators.save_account_limit(asked))
+    words = f"Account {account}: {limit_text(rate, weight)}, set by {actor}: {why}."
+    if weight is not None and not settings.admission_shares:
+        words += " The weight has no effect while ADMISSION_SHARES is off."
+    return f"{words} {_KEPT if kept else _NOT_KEPT}"
+
+
+def clear_account_limit(context: WorkerContext, actor: str, name: str, why: str) -> str:
+    """End what an operator set for an account: the settings apply again."""
+    account = _account(name)
+    held = context.control.clear_account_limit(account, actor=actor, why=why)
+    kept = _kept(lambda: context.operators.delete_account_limit(account))
+    now = limit_text_of(account_limits(context.settings).get(account))
+    words = f"{'The settings apply again' if held else 'No operator had set a limit'} for account {account}: {now}."
+    return words if kept else f"{words} {_NOT_ENDED}"
+
+
+def limit_text_of(limit: AccountLimit | None) -> str:
+    """What holds for an account, in words."""
+    return "no limit" if limit is None else limit_text(limit.rate, None if limit.weight == 1 else limit.weight)
+
+
+def _account(name: str) -> str:
+    account = account_named(name)
+    if account is None:
+        raise CommandError(f"{name!r} is no account: it is an IPv4 address, or an IPv6 address or its /64 network")
+    return account
+
+
+def show_account_limits(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
+    """The accounts with a limit or a weight, in words and for programs."""
+    asked = context.control.state().accounts
+    limits = account_limits(context.settings, asked)
+    lines, documents = [], []
+    for account, limit in sorted(limits.items()):
+        one = (asked or {}).get(account)
+        source = "settings" if one is None else f"set by {one.actor} at {day_time(one.since)}: {one.why}"
+        lines.append(f"{account:<24} {limit_text_of(limit)}, {source}")
+        documents.append(
+            {
+                "account": account,
+                "rate": limit.rate,
+                "weight": limit.weight,
+                "by": None if one is None else one.actor,
+                "why": None if one is None else one.why,
+                "since": None if one is None else one.since,
+            }
+        )
+    if asked is None:
+        lines.append("What operators set is unknown: the control store was flushed, and is not restored yet.")
+    return "\n".join(lines) or "No account has a limit or a weight.", documents
 
 
 def replay(context: WorkerContext, actor: str, limit: int, *, dry_run: bool) -> str:

@@ -1,17 +1,18 @@
 """Stores operators' changes in PostgreSQL as soon as it is back, if they were made while it was unavailable."""
 
 import logging
+from collections.abc import Iterable
 
 from pipeline.event_text import pause_text
 from pipeline.names import BreakerState, PauseReason
-from pipeline.ports.control import AskedPause, Bands, ControlState, Override, Pause
+from pipeline.ports.control import AskedLimit, AskedPause, Bands, ControlState, Override, Pause
 from tasks.context import WorkerContext
 
 _logger = logging.getLogger(__name__)
 
 
 def persist_changes(context: WorkerContext) -> list[str]:
-    """Make PostgreSQL's copy of pauses, override and bands equal to the control store; returns the changes.
+    """Make PostgreSQL's copy of what operators set equal to the control store; returns the changes.
 
     Does nothing while the reasons to pause are unknown (then they are restored from that copy) or the breaker is not
     closed. It reads PostgreSQL first and the control store after it, since a command changes the control store first:
@@ -27,6 +28,7 @@ def persist_changes(context: WorkerContext) -> list[str]:
     changed = _keep_pauses(context, kept, {(pause.name, pause.partition): pause for pause in state.pauses})
     changed += _keep_override(context, saved.override, state)
     changed += _keep_bands(context, saved.bands, state)
+    changed += _keep_account_limits(context, saved.accounts, state)
     if changed:
         _logger.warning("PostgreSQL has these changes now: %s", ", ".join(changed), extra={"action": "kept"})
     return changed
@@ -76,3 +78,20 @@ def _keep_bands(context: WorkerContext, kept: Bands | None, state: ControlState)
 
 def _figures(bands: Bands | None) -> tuple[float, ...] | None:
     return None if bands is None else (bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical)
+
+
+def _keep_account_limits(context: WorkerContext, kept: Iterable[AskedLimit], state: ControlState) -> list[str]:
+    held = state.accounts
+    if held is None:  # unknown: they are restored from PostgreSQL
+        return []
+    known = {one.account: (one.rate, one.weight) for one in kept}
+    ended = [account for account in known if account not in held]
+    begun = [one for one in held.values() if known.get(one.account) != (one.rate, one.weight)]
+    for account in ended:
+        context.operators.delete_account_limit(account)
+    for one in begun:
+        context.operators.save_account_limit(one)
+    return [
+        *(f"limit of account {account} ended" for account in ended),
+        *(f"limit of account {one.account}" for one in begun),
+    ]

@@ -100,6 +100,17 @@ def inspect_poison(state: Any, *, partition: int | None = None, by: str = "", ti
     return _look(state, ticket, "poison", partition, stopped.show_poison)
 
 
+@inspect_command(name="account_limits")
+def inspect_account_limits(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Show the accounts with a limit or a weight, by operators and by the settings."""
+
+    def work(context: WorkerContext) -> Reply:
+        words, documents = commands.show_account_limits(context)
+        return {"ok": words, "document": documents}
+
+    return _answered(state, ticket, work)
+
+
 def _look(
     state: Any,
     ticket: str,
@@ -230,6 +241,33 @@ def reset_bands(state: Any, words: Any = (), by: str = "", ticket: str = "", **_
     return _done(state, ticket, lambda context: commands.reset_bands(context, by, _why(words)))
 
 
+_ACCOUNT_LIMIT = "set_account_limit <account> <events/s|none> [--weight <number>] [reason …]"
+
+
+@control_command(
+    variadic="words", signature="<account> <events/s|none> [--weight <number>] [reason …]"
+)  # fmt: skip
+def set_account_limit(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Set the highest rate of an account, and its share as a multiple of that of others."""
+    left = [str(word) for word in words]
+    try:
+        weight = _weight_among(left)
+        account, rate = left[0], None if left[1].lower() == "none" else float(left[1])
+    except (IndexError, ValueError):
+        return _usage("an account, and a number or none are needed", _ACCOUNT_LIMIT)
+    why = _why(left[2:])
+    return _done(state, ticket, lambda context: commands.set_account_limit(context, by, account, rate, weight, why))
+
+
+@control_command(variadic="words", signature="<account> [reason …]")
+def clear_account_limit(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """End what an operator set for an account: the settings apply again."""
+    if not words:
+        return _usage("an account is missing", "clear_account_limit <account> [reason …]")
+    account, why = str(words[0]), _why(words[1:])
+    return _done(state, ticket, lambda context: commands.clear_account_limit(context, by, account, why))
+
+
 @control_command(name="replay_dead_letters", variadic="words", signature="[--dry-run] [limit]")
 def replay_dead_letters(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
     """Try to store dead letters again."""
@@ -323,6 +361,17 @@ def _decision(words: Any, count: int) -> tuple[list[int] | None, str, bool]:
     if len(numbers) < count or not all(word.isascii() and word.isdigit() for word in numbers):
         return None, "", False
     return [int(word) for word in numbers], " ".join(left[count:]) or "no reason given", bool(dry)
+
+
+def _weight_among(words: list[str]) -> float | None:
+    """Take `--weight <number>` or `--weight=<number>` out of the words. Raises IndexError, ValueError."""
+    for index, word in enumerate(words):
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("--") and name == "weight":
+            number = float(value if equals else words[index + 1])
+            del words[index : index + (1 if equals else 2)]
+            return number
+    return None
 
 
 def _is_dry_run(word: object) -> bool:

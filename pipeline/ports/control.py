@@ -84,10 +84,25 @@ class AccountLimit:
     weight: float = 1.0  # its share, as a multiple of that of an account for which nothing is set
 
 
-def account_limits(settings: Settings) -> dict[str, AccountLimit]:
-    """What is set for accounts, by account."""
+@dataclass(frozen=True, slots=True)
+class AskedLimit:
+    """What an operator set for one account. It replaces the account's entries in the settings."""
+
+    account: str
+    rate: float | None  # events/s; None: no limit, whatever the settings say
+    weight: float | None  # None: that of the settings
+    actor: str
+    why: str
+    since: float  # seconds since the epoch
+
+
+def account_limits(settings: Settings, asked: Mapping[str, AskedLimit] | None = None) -> dict[str, AccountLimit]:
+    """What is set for accounts, by account: by an operator (`asked`), else by the settings."""
     rates, weights = figures_of(settings.account_limits), figures_of(settings.account_weights)
-    return {account: AccountLimit(rates.get(account), weights.get(account, 1.0)) for account in (*rates, *weights)}
+    limits = {account: AccountLimit(rates.get(account), weights.get(account, 1.0)) for account in (*rates, *weights)}
+    for account, one in (asked or {}).items():
+        limits[account] = AccountLimit(one.rate, weights.get(account, 1.0) if one.weight is None else one.weight)
+    return limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +160,8 @@ class ControlState:
     floor_rate: float = field(default=0.0)
     override: Override | None = None  # one that is active at `time`
     bands: Bands | None = None  # None: the bands of the settings apply
+    # What operators set for accounts. None when unknown: the store was flushed, and `regulate` has not restored it yet.
+    accounts: Mapping[str, AskedLimit] | None = None
     # Calls to the bucket that found it neither full nor with enough tokens, since a flush: only differences have a
     # meaning.
     bucket_ran_dry: int = 0
@@ -244,6 +261,19 @@ class ControlStore(Protocol):
 
     def clear_bands(self, *, actor: str, why: str) -> bool:
         """Return to the bands of the settings; returns whether other bands were set."""
+
+    def set_account_limit(self, asked: AskedLimit) -> bool:
+        """Set what holds for an account; returns False if ACCOUNT_LIMITS_MAX accounts have such a limit already."""
+
+    def clear_account_limit(self, account: str, *, actor: str, why: str) -> bool:
+        """Return to the settings of an account; returns whether an operator had set something for it."""
+
+    def restore_account_limits(self, asked: Sequence[AskedLimit], *, actor: str) -> bool:
+        """After a flush: add the limits that PostgreSQL keeps, and mark them as complete.
+
+        Does nothing and returns False if they are already complete. It is apart from `restore`, because an earlier
+        version of Sluice restores without them.
+        """
 
     def pause(self, reason: PauseReason, *, actor: str, why: str, partition: int | None = None) -> int:
         """Add a reason for one partition or for the whole system. A reason that is already active stays as it is.

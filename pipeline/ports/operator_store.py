@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.names import PauseReason
-from pipeline.ports.control import AskedPause, Bands, Override
+from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorState:
-    """The saved pauses, override and bands."""
+    """The saved pauses, override, bands and limits of accounts."""
 
     pauses: Sequence[AskedPause] = ()  # including reasons that this version does not know
     override: Override | None = None  # None: none is saved, or its time is up
     bands: Bands | None = None  # None: those of the settings apply
+    accounts: Sequence[AskedLimit] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,12 @@ class OperatorStore(Protocol):
 
     def set_bands(self, bands: Bands | None) -> None:
         """Save bands, which replace earlier ones; None deletes them."""
+
+    def save_account_limit(self, asked: AskedLimit) -> None:
+        """Save what an operator set for an account; it replaces an earlier entry."""
+
+    def delete_account_limit(self, account: str) -> None:
+        """Delete what an operator set for an account, if there is something."""
 
     def database_facts(self) -> DatabaseFacts:
         """Size and use of the database."""

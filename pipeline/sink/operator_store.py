@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from pipeline.names import PauseReason, known_word
-from pipeline.ports.control import AskedPause, Bands, Override
+from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override
 from pipeline.ports.operator_store import DatabaseFacts, OperatorState
 from pipeline.sink.queries import query
 from pipeline.sink.session import Session
@@ -17,7 +17,7 @@ class PostgresOperatorStore:
         self._session = session
 
     def load(self) -> OperatorState:
-        return OperatorState(self._pauses(), self._override(), self._bands())
+        return OperatorState(self._pauses(), self._override(), self._bands(), self._accounts())
 
     def save_pause(self, pause: AskedPause, evidence: dict[str, Any] | None = None) -> None:
         self._session.count(
@@ -75,6 +75,22 @@ class PostgresOperatorStore:
             },
         )
 
+    def save_account_limit(self, asked: AskedLimit) -> None:
+        self._session.count(
+            query("save_account_limit"),
+            {
+                "account": asked.account,
+                "rate": asked.rate,
+                "weight": asked.weight,
+                "set_by": asked.actor.replace("\0", ""),
+                "why": asked.why.replace("\0", ""),
+                "since": asked.since,
+            },
+        )
+
+    def delete_account_limit(self, account: str) -> None:
+        self._session.count(query("delete_account_limit"), {"account": account})
+
     def database_facts(self) -> DatabaseFacts:
         return DatabaseFacts(*self._session.rows(query("database_facts"))[0])
 
@@ -101,3 +117,6 @@ class PostgresOperatorStore:
         for rate_max, rate_min, degraded, critical, actor, why, since in self._session.rows(query("load_bands")):
             return Bands(rate_max, rate_min, degraded, critical, actor, why, since)
         return None
+
+    def _accounts(self) -> list[AskedLimit]:
+        return [AskedLimit(*row) for row in self._session.rows(query("load_account_limits"))]

@@ -403,6 +403,20 @@ ON CONFLICT (id) DO UPDATE
 -- name: delete_bands
 DELETE FROM control_bands;
 
+-- name: load_account_limits
+SELECT account, rate, weight, set_by, why, extract(epoch FROM since)::float8
+FROM control_account_limits ORDER BY account;
+
+-- name: save_account_limit
+INSERT INTO control_account_limits (account, rate, weight, set_by, why, since)
+VALUES (%(account)s, %(rate)s, %(weight)s, %(set_by)s, %(why)s, to_timestamp(%(since)s))
+ON CONFLICT (account) DO UPDATE
+    SET rate = EXCLUDED.rate, weight = EXCLUDED.weight, set_by = EXCLUDED.set_by, why = EXCLUDED.why,
+        since = EXCLUDED.since;
+
+-- name: delete_account_limit
+DELETE FROM control_account_limits WHERE account = %(account)s;
+
 -- name: has_schema_migrations
 SELECT to_regclass('schema_migrations') IS NOT NULL;
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from pipeline.flow.rate import capped_by_breaker
 from pipeline.names import BreakerState, ControlEventKind, PauseReason, Severity
-from pipeline.ports.control import Alarm, ControlEvent, Pause, PublishedRate, Trouble
+from pipeline.ports.control import Alarm, AskedLimit, ControlEvent, Pause, PublishedRate, Trouble
 from pipeline.ports.rate import PolicyRecord
 from pipeline.text import on_one_line
 
@@ -91,6 +91,14 @@ def bounded_alarms(alarms: Sequence[Alarm]) -> tuple[Alarm, ...]:
 def bounded_trouble(trouble: Trouble) -> Trouble:
     """The same problem with texts of a bounded length."""
     return Trouble(clean_text(trouble.code, TROUBLE_CHARS_MAX), clean_text(trouble.what, TROUBLE_CHARS_MAX))
+
+
+def account_limit_data(asked: AskedLimit) -> dict[str, str]:
+    """The data of the control event about a limit."""
+    figures = {"rate": asked.rate, "weight": asked.weight}
+    return {"account": asked.account} | {
+        name: "" if figure is None else repr(float(figure)) for name, figure in figures.items()
+    }
 
 
 def rate_event_why(lag: int | None, policy: PolicyRecord | None) -> str:

@@ -18,6 +18,7 @@ from pipeline.names import LEASE_PROBE, LEVEL_HIGHEST, ControlEventKind, Level, 
 from pipeline.ports.bucket import Grant
 from pipeline.ports.control import (
     Alarm,
+    AskedLimit,
     AskedPause,
     Bands,
     Consumption,
@@ -38,6 +39,7 @@ from pipeline.store.common import (
     PROCESS_SECONDS_MAX,
     TROUBLE_SECONDS,
     WHY_CHARS_MAX,
+    account_limit_data,
     bounded_alarms,
     bounded_trouble,
     breaker_state,
@@ -71,6 +73,8 @@ class _Content:
     override: Override | None = None
     override_at: float = 0.0  # when it was set
     bands: Bands | None = None
+    accounts: dict[str, AskedLimit] = field(default_factory=dict)
+    has_accounts: bool = False  # `accounts` is complete
     events: list[ControlEvent] = field(default_factory=list)
     bucket: bucket_flow.BucketState | None = None
     ran_dry: int = 0  # calls to the bucket for which Taken.ran_dry is true
@@ -214,6 +218,7 @@ class MemoryControlStore(_Adapter):
                 floor_rate=content.floor_rate,
                 override=override,
                 bands=content.bands,
+                accounts=dict(content.accounts) if content.has_accounts else None,
                 bucket_ran_dry=content.ran_dry,
             )
 
@@ -302,6 +307,36 @@ class MemoryControlStore(_Adapter):
                 return False
             content.bands = None
             self._record(ControlEventKind.BANDS_SET, actor, why, {"bands": "settings"})
+            return True
+
+    def set_account_limit(self, asked: AskedLimit) -> bool:
+        with self._server.changed:
+            accounts = self._server.content().accounts
+            if asked.account not in accounts and len(accounts) >= self._settings.account_limits_max:
+                return False
+            actor, why = clean_text(asked.actor, BY_CHARS_MAX), clean_text(asked.why, WHY_CHARS_MAX)
+            accounts[asked.account] = replace(asked, actor=actor, why=why)
+            self._record(ControlEventKind.ACCOUNT_LIMIT_SET, actor, why, account_limit_data(asked))
+            return True
+
+    def clear_account_limit(self, account: str, *, actor: str, why: str) -> bool:
+        with self._server.changed:
+            if self._server.content().accounts.pop(account, None) is None:
+                return False
+            self._record(ControlEventKind.ACCOUNT_LIMIT_ENDED, actor, why, {"account": account})
+            return True
+
+    def restore_account_limits(self, asked: Sequence[AskedLimit], *, actor: str) -> bool:
+        with self._server.changed:
+            content = self._server.content()
+            if content.has_accounts:
+                return False
+            content.has_accounts = True
+            missing = {one.account: one for one in asked if one.account not in content.accounts}
+            content.accounts |= missing
+            if missing:
+                data = {"reasons": "account_limits"}
+                self._record(ControlEventKind.STATE_RESTORED, actor, "the control store was empty", data)
             return True
 
     def pause(self, reason: PauseReason, *, actor: str, why: str, partition: int | None = None) -> int:

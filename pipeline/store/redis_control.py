@@ -13,6 +13,7 @@ from pipeline.errors import StoreUnavailableError
 from pipeline.flow.age import Age
 from pipeline.flow.shares import Shares
 from pipeline.names import (
+    KEY_ACCOUNTS,
     KEY_BUCKET,
     KEY_EVENTS,
     KEY_LEASE,
@@ -26,6 +27,7 @@ from pipeline.names import (
 )
 from pipeline.ports.control import (
     Alarm,
+    AskedLimit,
     AskedPause,
     Bands,
     Consumption,
@@ -42,6 +44,7 @@ from pipeline.store.common import (
     BY_CHARS_MAX,
     CALL_SECONDS_MAX,
     WHY_CHARS_MAX,
+    account_limit_data,
     bounded_alarms,
     breaker_state,
     clean_text,
@@ -60,28 +63,31 @@ WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the
 _UNREADABLE: Final = (KeyError, ValueError, TypeError, AttributeError)
 _policy_decoder: Final = msgspec.json.Decoder(PolicyRecord)
 _shares_decoder: Final = msgspec.json.Decoder(Shares)
+_account_limit_decoder: Final = msgspec.json.Decoder(AskedLimit)
 _Found = TypeVar("_Found")
 _Read = TypeVar("_Read")
-_RESTORED: Final = "restored"  # field of the reasons' hash that marks it as complete
+_RESTORED: Final = "restored"  # field of the hashes of reasons and of accounts that marks them as complete
 
 
 class RedisControlStore:
     """Shared control state on Redis; see ControlStore.
 
-    Its weakness: the server may lose everything. PostgreSQL also keeps the bands and the pauses that operators set.
+    Its weakness: the server may lose everything. PostgreSQL also keeps what operators set.
     """
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         self._connection = ControlConnection(settings)
         self._clock = clock or SystemClock()
+        self._account_limits_max = settings.account_limits_max
         self._scripts = ControlScripts(settings, self._connection, self._clock)
         keys = self._scripts.keys
         self._state_keys = [*keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *keys[4:]]
-        self._state_keys.append(self._connection.key(KEY_BUCKET))
+        self._accounts_key = self._connection.key(KEY_ACCOUNTS)
+        self._state_keys += [self._connection.key(KEY_BUCKET), self._accounts_key]
         self._override_age = Age()  # age of the time that was last stored with the override
 
     def state(self) -> ControlState:
-        rate, reasons, generation, probing, server_time, override, bands, ran_dry = self._connection.run(
+        rate, reasons, generation, probing, server_time, override, bands, ran_dry, accounts = self._connection.run(
             load_script("state", LEASE_LIBRARY), self._state_keys, []
         )
         rate, reasons = _pairs(rate), _pairs(reasons)
@@ -103,6 +109,7 @@ class RedisControlStore:
             floor_rate=0.0 if published is None else float(rate["floor_rate"]),
             override=held,
             bands=_readable("bands", _bands, _pairs(bands)),
+            accounts=_account_limits(_pairs(accounts)),
             bucket_ran_dry=int(ran_dry or 0),
         )
 
@@ -156,6 +163,20 @@ class RedisControlStore:
     def clear_bands(self, *, actor: str, why: str) -> bool:
         return bool(self._run("clear_bands", actor, clean_text(why, WHY_CHARS_MAX)))
 
+    def set_account_limit(self, asked: AskedLimit) -> bool:
+        why, actor = clean_text(asked.why, WHY_CHARS_MAX), clean_text(asked.actor, BY_CHARS_MAX)
+        entry = _account_limit_text(replace(asked, actor=actor, why=why))
+        data = json.dumps(account_limit_data(asked))
+        most = str(self._account_limits_max)
+        return bool(self._run_on_accounts("set_account_limit", actor, asked.account, entry, most, why, data))
+
+    def clear_account_limit(self, account: str, *, actor: str, why: str) -> bool:
+        return bool(self._run_on_accounts("clear_account_limit", actor, account, clean_text(why, WHY_CHARS_MAX)))
+
+    def restore_account_limits(self, asked: Sequence[AskedLimit], *, actor: str) -> bool:
+        arguments = [text for one in asked for text in (one.account, _account_limit_text(one))]
+        return bool(self._run_on_accounts("restore_account_limits", actor, *arguments))
+
     def pause(self, reason: PauseReason, *, actor: str, why: str, partition: int | None = None) -> int:
         return int(self._run("pause", actor, reason.value, clean_text(why, WHY_CHARS_MAX), _text(partition)))
 
@@ -189,6 +210,9 @@ class RedisControlStore:
 
     def _run(self, name: str, actor: str, *arguments: str) -> Any:
         return self._scripts.run(name, actor, *arguments)
+
+    def _run_on_accounts(self, name: str, actor: str, *arguments: str) -> Any:
+        return self._scripts.run(name, actor, *arguments, more_keys=(self._accounts_key,))
 
     def _override_now(self, fields: dict[str, str], time: float) -> Override:
         """The override in the server's current time, even if that clock was stepped since its times were stored."""
@@ -273,6 +297,18 @@ def _bands(fields: dict[str, str]) -> Bands:
         why=fields["why"],
         since=float(fields["since"]),
     )
+
+
+def _account_limit_text(asked: AskedLimit) -> str:
+    return msgspec.json.encode(asked).decode()
+
+
+def _account_limits(entries: dict[str, str]) -> dict[str, AskedLimit] | None:
+    """What operators set for accounts, without entries that this version can't read; None if it is unknown."""
+    if entries.pop(_RESTORED, None) is None:
+        return None
+    found = [_readable("limit of an account", _account_limit_decoder.decode, text) for text in entries.values()]
+    return {one.account: one for one in found if one is not None}
 
 
 def _consumption_text(consumption: Consumption) -> str:

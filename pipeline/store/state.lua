@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- The complete state for a process, all at the same moment.
--- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 the prober's lease, 5 override, 6 bands, 7 bucket.
+-- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 the prober's lease, 5 override, 6 bands, 7 bucket, 8 accounts.
 
 return {
   redis.call('HGETALL', KEYS[1]),
@@ -10,5 +10,6 @@ return {
   redis.call('TIME'),
   redis.call('HGETALL', KEYS[5]),
   redis.call('HGETALL', KEYS[6]),
-  redis.call('HGET', KEYS[7], 'ran_dry')
+  redis.call('HGET', KEYS[7], 'ran_dry'),
+  redis.call('HGETALL', KEYS[8])
 }

@@ -16,6 +16,7 @@ from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import RecoverableError
 from pipeline.policies import make_policy
+from pipeline.ports.control import AskedLimit
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.regulate import ControlAdapters, SinkQueries, regulate
@@ -83,6 +84,44 @@ def test_an_account_above_its_limit_is_refused_before_a_request_is_made(
         assert len(made) == 1
         other.send(request(BODY))
         assert other.answer().status == 202
+
+
+def test_a_limit_that_an_operator_sets_holds_within_seconds_and_ends_as_fast() -> None:
+    # Given an ingest that counts nothing by account, and a limit by its settings
+    with running_edge(ingest_processes_max=1, account_limits="127.0.0.31=1") as edge:
+        edge.publish(1e6)
+        edge.store.restore([], actor="test")
+        edge.store.restore_account_limits([], actor="test")
+        asked = AskedLimit("127.0.0.30", 1.0, None, "ann", "a contract", 0.0)
+
+        def statuses(source: str) -> set[int]:
+            with Wire(edge.port, source=source) as wire:
+                found = set()
+                for _ in range(3):
+                    wire.send(request(BODY))
+                    found.add(wire.answer().status)
+                return found
+
+        assert statuses("127.0.0.30") == {202}
+        assert 429 in statuses("127.0.0.31")
+        # When an operator sets one, and lifts that of the settings
+        began = time.monotonic()
+        edge.store.set_account_limit(asked)
+        edge.store.set_account_limit(replace(asked, account="127.0.0.31", rate=None))
+        # Then both hold, without a restart
+        eventually(lambda: 429 in statuses("127.0.0.30"), "the limit holds")
+        eventually(lambda: statuses("127.0.0.31") == {202}, "the other one is lifted")
+        assert statuses("127.0.0.32") == {202}
+        assert time.monotonic() - began < 5
+        # And a flush changes nothing until the limits are restored; an end is noticed as fast
+        edge.control.flush()
+        edge.publish(1e6)
+        assert edge.store.state().accounts is None
+        eventually(lambda: (one := edge.service.follower.newest) is not None and one.state.accounts is None, "it is read")
+        assert 429 in statuses("127.0.0.30")
+        edge.store.restore_account_limits([], actor="test")
+        eventually(lambda: statuses("127.0.0.30") == {202}, "the limit has ended")
+        assert 429 in statuses("127.0.0.31")
 
 
 # --- Two processes ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import contextlib
 
 from pipeline.names import PauseReason
-from pipeline.ports.control import AskedPause
+from pipeline.ports.control import AskedLimit, AskedPause
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.operator_store import PostgresOperatorStore
@@ -62,3 +62,21 @@ def test_pauses_of_partitions_are_kept_each_with_what_made_it_stop(database_url:
         assert store.load().pauses == [whole, second]
         assert store.delete_pause(PauseReason.POISON)
         assert store.load().pauses == [second]
+
+
+def test_limits_of_accounts_are_kept_until_they_are_deleted(database_url: str) -> None:
+    settings = Settings(database_url=database_url)
+    migrate(settings)
+    with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
+        assert store.load().accounts == []
+        first = AskedLimit("192.0.2.1", 10.5, 2.0, "ada@example", "a contract\0", 1_760_000_000.25)
+        store.save_account_limit(first)
+        second = AskedLimit("192.0.2.1", None, None, "bob@example", "trusted", 1_760_000_001.25)
+        other = AskedLimit("2001:db8::/64", 5.0, None, "bob@example", "", 1_760_000_002.5)
+        store.save_account_limit(other)
+        assert [(one.rate, one.why) for one in store.load().accounts] == [(10.5, "a contract"), (5.0, "")]
+        store.save_account_limit(second)
+        assert store.load().accounts == [second, other]
+        store.delete_account_limit("192.0.2.1")
+        store.delete_account_limit("192.0.2.1")
+        assert store.load().accounts == [other]

@@ -169,9 +169,31 @@ def test_bands_by_hand_are_gone_by_and_outlive_a_flush(rig: Rig) -> None:
     wait_until(lambda: rig.state().rate.rate == 1000.0, "the next tick", seconds_max=10)  # type: ignore[union-attr]
 
 
+def test_a_limit_of_an_account_holds_and_outlives_a_flush(rig: Rig) -> None:
+    said = rig.control("set_account_limit", "192.0.2.1", "100", "--weight", "2", "a", "contract")
+    assert re.search(r"Account 192\.0\.2\.1: at most 100/s, weight 2, set by ann@\S+: a contract\.", said)
+    assert "survives a Redis flush" in said
+    asked = rig.state().accounts
+    assert asked is not None
+    assert [(one.account, one.rate, one.weight, one.why) for one in asked.values()] == [
+        ("192.0.2.1", 100.0, 2.0, "a contract")
+    ]
+    assert len(rig.events("account_limit_set")) == 1  # of two control workers that heard it
+    rig.flush()
+    wait_until(lambda: bool(rig.state().accounts), "restored", seconds_max=20)
+    assert rig.state().accounts == asked
+    [shown] = json.loads(rig.celery("inspect", "account_limits", "--json").stdout).values()
+    assert [(one["account"], one["rate"], one["weight"]) for one in shown["document"]] == [("192.0.2.1", 100.0, 2.0)]
+    assert "The settings apply again for account 192.0.2.1: no limit" in rig.control("clear_account_limit", "192.0.2.1")
+    assert rig.state().accounts == {}
+    assert ask(rig.settings.database_url, "SELECT count(*) FROM control_account_limits") == [(0,)]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["set_account_limit", "192.0.2.1"], "an account, and a number or none are needed"),
+        (["set_account_limit", "me", "5"], "'me' is no account"),
         (["set_rate_limit"], "a rate is missing: celery -A tasks.app control set_rate_limit <events/s>"),
         (["set_rate_limit", "-5"], "the rate is -5; it takes 1 to 10000 events/s"),
         (["set_rate_limit", "fast"], "'fast', which is not a number"),

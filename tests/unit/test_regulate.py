@@ -15,7 +15,7 @@ from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Severity
 from pipeline.policies import make_policy
 from pipeline.policies.bands import BandPolicy
-from pipeline.ports.control import AskedPause, Bands, Override, PublishedRate, Trouble
+from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override, PublishedRate, Trouble
 from pipeline.ports.log import PartitionPosition, SetUpFault
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
@@ -39,6 +39,7 @@ class FakeDatabase:
     pauses: list[AskedPause] = field(default_factory=list)
     override: Override | None = None
     bands: Bands | None = None
+    accounts: list[AskedLimit] = field(default_factory=list)
     held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
     is_unavailable: bool = False
     asked: list[str] = field(default_factory=list)
@@ -54,7 +55,7 @@ class FakeDatabase:
 
     def load_asked(self) -> OperatorState:
         self._answer("pauses")
-        return OperatorState(self.pauses, self.override, self.bands)
+        return OperatorState(self.pauses, self.override, self.bands, self.accounts)
 
     def terminate(self, log_id: str, partition: int) -> bool:
         self._answer(f"terminate {partition}")
@@ -847,3 +848,51 @@ def test_without_shares_a_hard_limit_needs_to_know_what_its_account_offers(syste
     system.rig.offers.report("one", Offered({"192.0.2.1": 3000.0, "192.0.2.2": 3000.0}))
     system.tick(after=0.0)
     assert system.rate().shares == Shares(None, 1000.0, {"192.0.2.1": 3000.0})
+
+
+# --- Limits that operators set for accounts -------------------------------------------------------------
+
+ASKED = AskedLimit("192.0.2.1", 100.0, 2.0, "ann@host", "a contract", 5.0)
+
+
+def test_limits_of_accounts_are_restored_with_the_pauses_and_hold_in_the_same_tick(system: System) -> None:
+    sharing(system, admission_shares=False)
+    system.database.accounts = [ASKED]
+    system.rig.offers.report("one", Offered({"192.0.2.1": 3000.0}))
+    assert system.tick(after=0.0).restored
+    assert system.rig.store.state().accounts == {ASKED.account: ASKED}
+    assert system.rate().shares == Shares(None, 1000.0, {"192.0.2.1": 3000.0})
+    # And each tick does not read them again
+    system.database.asked.clear()
+    system.tick()
+    assert "pauses" not in system.database.asked
+
+
+def test_the_weight_of_an_operator_counts_in_the_shares(system: System) -> None:
+    sharing(system, account_weights="192.0.2.1=1")
+    system.database.accounts = [replace(ASKED, rate=None, weight=4.0)]
+    system.rig.offers.report("one", Offered({"192.0.2.1": 3000.0, "192.0.2.2": 3000.0}))
+    system.tick(after=0.0)
+    shares = system.rate().shares
+    assert shares is not None
+    assert shares.share == pytest.approx(200.0)
+
+
+def test_limits_alone_are_restored_where_an_earlier_version_restored_the_pauses(system: System) -> None:
+    system.rig.store.restore([], actor="older")
+    system.database.accounts = [ASKED]
+    assert system.tick().restored
+    assert system.rig.store.state().accounts == {ASKED.account: ASKED}
+
+
+def test_missing_limits_neither_lower_the_rate_nor_ask_while_the_breaker_is_open(system: System) -> None:
+    # Given a database that is away, and pauses that are known
+    system.rig.store.restore([], actor="older")
+    system.database.is_unavailable = True
+    system.tick()
+    assert system.rate().rate == 1000.0
+    assert "limits of accounts" in system.rate().alarms[0].what
+    system.rig.store.pause(BREAKER, actor="worker", why="PostgreSQL")
+    system.database.asked.clear()
+    system.tick()
+    assert "pauses" not in system.database.asked
