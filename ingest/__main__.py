@@ -31,6 +31,7 @@ def main() -> int:
             clock=SystemClock(),
             troubles=wiring.make_troubles(settings),
             offers=wiring.make_offers(settings),
+            throttle=wiring.make_throttle(settings),
             readers=SystemReaders(
                 wiring.make_history(settings), wiring.make_leases(settings), wiring.make_log(settings)
             ),

@@ -1,4 +1,4 @@
-"""Once a second: counts what each account offered, and reports it to the controller if it shares out the rate."""
+"""Once a second: counts what each account offered and what it was refused, and reports both to the control store."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,15 +9,26 @@ from ingest.accounts import Accounts, Surroundings
 from pipeline.errors import StoreUnavailableError
 from pipeline.loops import Loop
 from pipeline.ports.offers import REPORT_SECONDS, Offers
+from pipeline.ports.throttle import Throttle
 
 
 class AccountReports:
-    """One process' reports. Its blocking calls run on a separate thread, one at a time; a lost one is not repeated."""
+    """One process' reports. Its blocking calls run on a separate thread, one at a time.
+
+    A lost report of offers is not repeated; what was refused is in the next report too.
+    """
 
     def __init__(
-        self, offers: Offers | None, accounts: Accounts, around: Callable[[], Surroundings], process: str, loop: Loop
+        self,
+        offers: Offers | None,
+        throttle: Throttle | None,
+        accounts: Accounts,
+        around: Callable[[], Surroundings],
+        process: str,
+        loop: Loop,
     ) -> None:
         self._offers = offers
+        self._throttle = throttle
         self._accounts = accounts
         self._around = around
         self._process = process
@@ -40,9 +51,11 @@ class AccountReports:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
             with self._loop.turn():
-                offered = self._accounts.fold(self._around())
-                offers = self._offers
-                if offers is None or not self._accounts.is_reporting:
-                    continue
+                offered, refused = self._accounts.fold(self._around()), self._accounts.refused_unreported
+                offers, throttle = self._offers, self._throttle
                 with suppress(StoreUnavailableError):
-                    await loop.run_in_executor(self._executor, offers.report, self._process, offered)
+                    if offers is not None and self._accounts.is_reporting:  # the controller shares out the rate
+                        await loop.run_in_executor(self._executor, offers.report, self._process, offered)
+                    if throttle is not None and refused:
+                        await loop.run_in_executor(self._executor, throttle.report, self._process, refused)
+                        self._accounts.note_reported(refused)

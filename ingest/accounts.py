@@ -21,6 +21,7 @@ from ingest.errors import RateLimitedError
 from ingest.tally import Hold, Tally
 from pipeline.clock import Clock
 from pipeline.flow.offered import OfferedTable
+from pipeline.flow.refusals import Refusals, RefusalTable
 from pipeline.flow.shares import PUBLISHED_FROM, Offered, Shares
 from pipeline.names import LimitedBy
 from pipeline.ports.control import AccountLimit, account_limits
@@ -52,6 +53,7 @@ class Accounts:
         self._tallies_max = settings.ingest_connections_max + _TALLIES_PER_ACCOUNT * settings.accounts_max
         self._others = Tally(OTHERS)
         self._table = OfferedTable(settings.accounts_max)
+        self._refusals = RefusalTable(settings.accounts_max)
         self._folded_at = clock.monotonic()
         self._limits: Mapping[str, AccountLimit] = account_limits(settings)
         self._shares: Shares | None = None
@@ -130,6 +132,7 @@ class Accounts:
             body_events = fmean(known) if known else 1.0
             counts = {account: tally.take_offered(body_events) for account, tally in self._tallies.items()}
             self._table.fold(counts, seconds, others=self._others.take_offered(body_events))
+            self._note_refused(now)
             self._forget()
             self._settle_all(now)
         return self._table.offered(around.fill)
@@ -144,6 +147,25 @@ class Accounts:
         """The number of accounts that are held back to a limit or a share."""
         tallies = list(self._tallies.values())  # at once: metrics are read on another thread
         return sum(tally.hold is not None for tally in tallies)
+
+    @property
+    def refused_unreported(self) -> dict[int, Refusals]:
+        """The slices of refusals that were not reported since their last change; see RefusalTable."""
+        return self._refusals.changed()
+
+    def note_reported(self, slices: Mapping[int, Refusals]) -> None:
+        """Note that these slices were reported."""
+        self._refusals.note_reported(slices)
+
+    def refused_here(self) -> Refusals:
+        """What this process refused in the last minutes."""
+        return self._refusals.window(self._clock.monotonic())
+
+    def _note_refused(self, now: float) -> None:
+        refused = {tally.account: tally.take_refused() for tally in self._tallies.values()}
+        found = Refusals({account: one for account, one in refused.items() if one}, self._others.take_refused())
+        if found.accounts or found.other:
+            self._refusals.add(found, now)
 
     def _forget(self) -> None:
         """Drop the tallies of accounts that have no connection and offer next to nothing."""

@@ -18,7 +18,7 @@ from ingest.http.protocol import HttpContext
 from ingest.http.request import ConnectionLimits
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, response_to, to_sanic
-from ingest.http.routes import IngestApp, IngestRequest, add_collecting, add_inquiries, add_watching
+from ingest.http.routes import IngestApp, IngestRequest, add_collecting, add_inquiries, add_throttle, add_watching
 from ingest.openapi.routes import add_contract
 from ingest.protocols.decoding import Decoding
 from ingest.protocols.elasticsearch import bulk_inquiries, bulk_routes, version_response
@@ -78,6 +78,7 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
         clock=service.clock,
         lifecycle=service.lifecycle,
     )
+    add_throttle(app, service.throttle)
     add_inquiries(app, inquiries(service))
     assets = Assets()
     add_pages(app, service.viewers, assets, instead=version_response)

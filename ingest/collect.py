@@ -110,7 +110,7 @@ class Collector:
         if refusal is not None:
             self.note_rejected(level)
             if isinstance(refusal, RateLimitedError):
-                tally.refuse_unread()
+                tally.refuse_unread(refusal.limited_by)
             raise refusal
         with self._held_bodies.begin() as held:
             body = await request.receive_body(codec.bytes_max, held)
@@ -129,8 +129,10 @@ class Collector:
                 if not is_admitted:
                     await self._entrance.admit(tally, count, level)
                 await self._append(batch, head, tally)
-            except SluiceError:
+            except SluiceError as error:
                 self.refused_beyond_first += count - 1
+                if isinstance(error, RateLimitedError):
+                    tally.refuse(error.limited_by, count)
                 if self._levels is not None:
                     self._levels.note_refused(level, count)
                 raise

@@ -23,6 +23,7 @@ from ingest.entrance import Entrance
 from ingest.errors import status_of
 from ingest.health import HealthSources
 from ingest.held_bodies import HeldBodies
+from ingest.throttle import ThrottleView
 from ingest.types import Lifecycle
 from pipeline.clock import Clock
 from pipeline.follower import ControlFollower, TroubleReporter
@@ -44,6 +45,7 @@ from pipeline.ports.control import (
 )
 from pipeline.ports.log import EventLog
 from pipeline.ports.offers import Offers
+from pipeline.ports.throttle import Throttle
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class IngestContext:
     troubles: Troubles | None = None  # None: this process does not report that its clock differs
     readers: SystemReaders | None = None  # None: the page shows only this process, without history
     offers: Offers | None = None  # None: this process does not report what accounts offer, so none gets a share
+    throttle: Throttle | None = None  # None: this process does not report what it refuses
 
 
 class IngestService:
@@ -96,11 +99,13 @@ class IngestService:
         self.accounts = Accounts(settings, context.clock)
         self.account_reports = AccountReports(
             context.offers,
+            context.throttle,
             self.accounts,
             self._around_accounts,
             self.admission.process,
             self.loops.add(LoopName.ACCOUNTS),
         )
+        self.throttle = ThrottleView(context.throttle, self.accounts.refused_here, context.clock)
         self._asked_limits: Mapping[str, AskedLimit] = {}  # that operators set, as last known
         self._entrance = Entrance(self.admission, self.accounts, has_levels=self.levels is not None)
         self.collector = Collector(
@@ -155,6 +160,7 @@ class IngestService:
         if self.recorder is not None:
             self.recorder.close()
         self.account_reports.close()
+        self.throttle.close()
         await self.appender.close(seconds_max=seconds_max)
         self.admission.close()
         await asyncio.get_running_loop().run_in_executor(None, self._stop_follower)

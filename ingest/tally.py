@@ -2,6 +2,8 @@
 
 from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.bucket import TOLERANCE_TOKENS, BucketState
+from pipeline.flow.refusals import Refused
+from pipeline.names import LimitedBy
 
 
 class Hold:
@@ -47,7 +49,7 @@ class Hold:
 class Tally:
     """The counts of one account since they were last read, and its limit (None: nothing holds it back)."""
 
-    __slots__ = ("account", "body_events", "connections", "hold", "offered", "unread")
+    __slots__ = ("_refused", "account", "body_events", "connections", "hold", "offered", "unread")
 
     def __init__(self, account: str) -> None:
         self.account = account
@@ -56,10 +58,31 @@ class Tally:
         self.unread = 0  # bodies that were refused unread
         self.body_events = 0  # of the newest body that was read; 0: none was read yet
         self.hold: Hold | None = None
+        self._refused: dict[LimitedBy, list[int]] = {}  # bodies and their events
 
-    def refuse_unread(self) -> None:
+    def refuse(self, by: LimitedBy, events: int) -> None:
+        """Count a body that was read and refused."""
+        self.body_events = events
+        self._note_refused(by, events)
+
+    def refuse_unread(self, by: LimitedBy) -> None:
         """Count a body that was refused unread."""
         self.unread += 1
+        self._note_refused(by, self.body_events or 1)
+
+    def take_refused(self) -> dict[str, Refused]:
+        """What was refused since the last call, by reason."""
+        if not self._refused:
+            return {}
+        refused, self._refused = self._refused, {}
+        return {by.value: Refused(*counts) for by, counts in refused.items()}
+
+    def _note_refused(self, by: LimitedBy, events: int) -> None:
+        counts = self._refused.get(by)
+        if counts is None:
+            counts = self._refused[by] = [0, 0]
+        counts[0] += 1
+        counts[1] += events
 
     def take_offered(self, body_events: float) -> float:
         """The events that were offered since the last call.

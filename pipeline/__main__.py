@@ -17,6 +17,7 @@ from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, Health
 from pipeline.ports.rate import MEASURE_LAG, Explanation, Shadow
+from pipeline.refusals_text import refusals_line
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.text import on_its_lines
@@ -48,6 +49,7 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     lines += [
         *_wrapped("offered      ", _traffic(known), width),
         *_levels(known),
+        *_refused(status, width),
         *_wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width),
         *_wrapped("policy       ", f"{policy.policy}: {policy.sentence}", width),
         *_figures(policy, width),
@@ -107,6 +109,12 @@ def _levels(known: HealthInputs) -> Iterator[str]:
         for level, one in known.traffic.levels.items():
             share = f"refused {100 * one.refused_share:.0f} %"
             yield f"  {level.label:<11}{_number(one.admitted + one.refused, 'events/s')}, {share}"
+
+
+def _refused(status: SystemStatus, width: int) -> Iterator[str]:
+    """The accounts that were refused, if there are any."""
+    if status.refusals is not None and status.refusals.total.requests:
+        yield from _wrapped("refused to   ", refusals_line(status.refusals), width)
 
 
 def _consumption(known: HealthInputs) -> str:
@@ -188,8 +196,8 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     storage = wiring.make_storage(settings)
     log = wiring.make_log(settings)
     store, events = wiring.make_control_store(settings), wiring.make_control_events(settings)
-    history = wiring.make_history(settings)
-    parts = StatusContext(settings, clock, store, events, log, history, storage.dead_letters.count)
+    history, throttle = wiring.make_history(settings), wiring.make_throttle(settings)
+    parts = StatusContext(settings, clock, store, events, log, history, storage.dead_letters.count, throttle)
     try:
         while True:
             status = read_status(parts)

@@ -208,6 +208,7 @@ KEY_FACTS: Final = "facts"  # string with time to live: results of occasional qu
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
 KEY_FLOOR: Final = "floor"  # hash for each log_id: life, fence, incarnation, complete, partition -> offset
 KEY_OFFERS: Final = "offers"  # hash, expires: ingest process -> time and what was offered to it, as JSON
+KEY_THROTTLE: Final = "throttle"  # hash, expires: ingest process and slice -> time, what it refused by account, as JSON
 KEY_TROUBLES: Final = "troubles"  # hash, expires: process -> its problems, as JSON
 KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
 KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset, and since when it is unchanged

@@ -11,6 +11,7 @@ from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.event_text import event_text
 from pipeline.flow.lag import lag_by_partition
+from pipeline.flow.refusals import Refusals
 from pipeline.health.judge import Problem, Verdict, judge
 from pipeline.health.outlook import FRESH_SECONDS, PACE_SECONDS, outlook_of
 from pipeline.health.snapshot import HealthInputs, Traffic, make_inputs
@@ -20,6 +21,8 @@ from pipeline.ports.dead_letters import DeadLetterCounts
 from pipeline.ports.history import History, HistoryEntry
 from pipeline.ports.log import EventLog
 from pipeline.ports.rate import Explanation, Shadow
+from pipeline.ports.throttle import Throttle
+from pipeline.refusals_text import throttle_document
 from pipeline.settings import Settings
 
 EVENTS_SHOWN: Final = 50
@@ -34,6 +37,7 @@ class SystemStatus:
     dead_letters: int | None = None  # None: unknown
     dead_letter_conflicts: int | None = None  # of dead_letters: an eventId that is stored with other content
     events: tuple[ControlEvent, ...] = ()  # oldest first
+    refusals: Refusals | None = None  # None: unknown
 
     @property
     def verdict(self) -> Verdict:
@@ -53,6 +57,7 @@ class StatusContext:
     history: History | None = None
     # Queries PostgreSQL; not called unless the breaker is closed.
     count_dead_letters: Callable[[], DeadLetterCounts] | None = None
+    throttle: Throttle | None = None
 
 
 def read_status(context: StatusContext) -> SystemStatus:
@@ -76,7 +81,15 @@ def read_status(context: StatusContext) -> SystemStatus:
         dead_letters=None if letters is None else letters.open,
         dead_letter_conflicts=None if letters is None else letters.conflicts,
         events=events,
+        refusals=_ask_throttle(context) if store_problem is None else None,
     )
+
+
+def _ask_throttle(context: StatusContext) -> Refusals | None:
+    try:
+        return None if context.throttle is None else context.throttle.reported()
+    except SluiceError:
+        return None
 
 
 def _controller_age(state: ControlState, entries: Sequence[HistoryEntry]) -> float | None:
@@ -146,6 +159,7 @@ def status_document(status: SystemStatus) -> dict[str, Any]:
         "deadLetters": status.dead_letters,
         "deadLetterConflicts": status.dead_letter_conflicts,
         "events": events,
+        "throttle": None if status.refusals is None else throttle_document(status.refusals),
     }
 
 

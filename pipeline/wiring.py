@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.ports.offers import Offers
     from pipeline.ports.offset_store import OffsetStore
     from pipeline.ports.schema import Schema
+    from pipeline.ports.throttle import Throttle
     from pipeline.settings import Settings
     from pipeline.store.redis_queues import RedisQueues
 
@@ -157,6 +158,13 @@ def make_offers(settings: Settings) -> Offers:
     from pipeline.store.redis import RedisOffers  # noqa: PLC0415
 
     return RedisOffers(settings)
+
+
+def make_throttle(settings: Settings) -> Throttle:
+    """What ingest processes refused, by account, on `REDIS_URL`."""
+    from pipeline.store.redis import RedisThrottle  # noqa: PLC0415
+
+    return RedisThrottle(settings)
 
 
 def make_troubles(settings: Settings) -> Troubles:

@@ -207,7 +207,7 @@ def set_account_limit(
     context: WorkerContext, actor: str, name: str, rate: float | None, weight: float | None, why: str
 ) -> str:
     """Set what holds for an account: its rate (None: no limit) and its weight (None: that of the settings)."""
-    account, settings = _account(name), context.settings
+    account, settings = account_of_name(name), context.settings
     if rate is not None:
         _check("the rate", rate, ACCOUNT_FIGURE_MIN, ACCOUNT_RATE_MAX, "events/s")
     if weight is not None:
@@ -225,7 +225,7 @@ def set_account_limit(
 
 def clear_account_limit(context: WorkerContext, actor: str, name: str, why: str) -> str:
     """End what an operator set for an account: the settings apply again."""
-    account = _account(name)
+    account = account_of_name(name)
     held = context.control.clear_account_limit(account, actor=actor, why=why)
     kept = _kept(lambda: context.operators.delete_account_limit(account))
     now = limit_text_of(account_limits(context.settings).get(account))
@@ -238,7 +238,8 @@ def limit_text_of(limit: AccountLimit | None) -> str:
     return "no limit" if limit is None else limit_text(limit.rate, None if limit.weight == 1 else limit.weight)
 
 
-def _account(name: str) -> str:
+def account_of_name(name: str) -> str:
+    """The account that an operator means. Raises CommandError."""
     account = account_named(name)
     if account is None:
         raise CommandError(f"{name!r} is no account: it is an IPv4 address, or an IPv6 address or its /64 network")

@@ -27,6 +27,7 @@ from pipeline.ports.offset_store import OffsetStore
 from pipeline.ports.operator_store import OperatorStore
 from pipeline.ports.schema import Schema
 from pipeline.ports.storage import Storage
+from pipeline.ports.throttle import Throttle
 from pipeline.probe import Backoff
 from pipeline.settings import Settings
 from pipeline.store.redis_queues import RedisQueues
@@ -120,6 +121,10 @@ class WorkerContext:
     @cached_property
     def offers(self) -> Offers:
         return wiring.make_offers(self.settings)
+
+    @cached_property
+    def throttle(self) -> Throttle:
+        return wiring.make_throttle(self.settings)
 
     @cached_property
     def history(self) -> History:

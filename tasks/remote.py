@@ -24,6 +24,7 @@ from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import Queue
 from pipeline.ports.control import paused
+from pipeline.refusals_text import refusals_text, throttle_document
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.stopped import Hole
 from tasks import commands, stopped
@@ -111,6 +112,18 @@ def inspect_account_limits(state: Any, by: str = "", ticket: str = "", **_: Any)
     return _answered(state, ticket, work)
 
 
+@inspect_command(name="throttle", args=[("account", str)], signature="[account]")
+def inspect_throttle(state: Any, *, account: str = "", by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Show which accounts were refused in the last 15 minutes, how much, and why."""
+
+    def work(context: WorkerContext) -> Reply:
+        refused = context.throttle.reported()
+        words = refusals_text(refused, commands.account_of_name(account) if account else None)
+        return {"ok": words, "document": throttle_document(refused, account or None)}
+
+    return _answered(state, ticket, work)
+
+
 def _look(
     state: Any,
     ticket: str,
@@ -138,6 +151,7 @@ def _status(context: WorkerContext) -> SystemStatus:
             context.log,
             context.history,
             context.dead_letters.count,
+            context.throttle,
         )
     )
 

@@ -24,6 +24,7 @@ OURS: Final = frozenset(
         "set_account_limit",
         "clear_account_limit",
         "account_limits",
+        "throttle",
         "replay_dead_letters",
         "gap",
         "poison",

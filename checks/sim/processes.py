@@ -97,7 +97,7 @@ class IngestProcess:
             tally = self._tallies[load.account] = self.accounts.enter(load.account)
         refusal = self._entrance.refusal(load.level, tally)
         if refusal is not None:
-            tally.refuse_unread()
+            tally.refuse_unread(refusal.limited_by)
             answered(partition, refusal)
         elif self._entrance.admit_now(tally, load.body, load.level):
             self._admitted(load.body)

@@ -25,7 +25,7 @@ from ingest.types import Codec, Gate, Head, Lifecycle
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
 from pipeline.metrics import IngestMetrics
-from pipeline.names import LEVEL_HIGHEST, Level
+from pipeline.names import LEVEL_HIGHEST, Level, LimitedBy
 
 RESPONSES_MADE: Final = 16  # each with its own Retry-After, so that clients rejected together do not return together
 RESPONSES_SECONDS_MAX: Final = 0.1  # after which they are made again, since their content changes
@@ -54,7 +54,7 @@ class _Responses:
     made_at: float = 0.0  # monotonic
     made_for_seconds: float = 0.0  # seconds to wait
     counter: Any = None  # of the code of the responses
-    is_limit: bool = False  # the reason is the rate, or the limit of an account
+    limited_by: LimitedBy | None = None  # None: the reason is not the rate, nor the limit of an account
 
 
 class EarlyRejection:
@@ -112,8 +112,8 @@ class EarlyRejection:
         head, body = responses.made[next(self._turn) % RESPONSES_MADE]
         responses.counter.inc()
         gate.note_rejected(level)
-        if responses.is_limit:
-            client.tally_of(fields.get(client.field, "")).refuse_unread()
+        if responses.limited_by is not None:
+            client.tally_of(fields.get(client.field, "")).refuse_unread(responses.limited_by)
         return b"%bx-request-id: %b\r\n\r\n%b" % (head, name, body), length
 
     def _responses_to(self, level: Level, held: Tally | None) -> _Responses | None:
@@ -137,7 +137,7 @@ class EarlyRejection:
         responses.made = [self._made(refusal) for _ in range(RESPONSES_MADE)]
         responses.made_at, responses.made_for_seconds = now, seconds
         responses.counter = self._metrics.answers.labels(row_of(refusal).code)
-        responses.is_limit = isinstance(refusal, RateLimitedError)
+        responses.limited_by = refusal.limited_by if isinstance(refusal, RateLimitedError) else None
         return responses
 
     def _to_account(self, account: str) -> _Responses:

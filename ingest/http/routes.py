@@ -15,6 +15,7 @@ from ingest.collect import Collector
 from ingest.errors import NotReadyError, UnsupportedFormatError
 from ingest.health import HealthSources, health_document
 from ingest.http.response import response_to, to_sanic
+from ingest.throttle import ThrottleView
 from ingest.types import JSON, Codec, Inquiry, Lifecycle, Route
 from pipeline.clock import Clock
 
@@ -63,6 +64,16 @@ def add_inquiries(app: IngestApp, inquiries: Iterable[Inquiry]) -> None:
 
     for inquiry in inquiries:
         add(inquiry)
+
+
+def add_throttle(app: IngestApp, view: ThrottleView) -> None:
+    """Add who was refused."""
+
+    async def get_throttle(request: IngestRequest) -> HTTPResponse:
+        """Who was refused in the last minutes, how much, and why."""
+        return _json(await view.document(request.args.get("account")))
+
+    app.add_route(get_throttle, "/api/logs/throttle", methods=_READ)
 
 
 def add_watching(

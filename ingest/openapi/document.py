@@ -24,7 +24,8 @@ from pipeline.event import (
     SEVERITIES,
     SEVERITY_ALIASES,
 )
-from pipeline.names import PauseReason
+from pipeline.names import LimitedBy, PauseReason
+from pipeline.refusals_text import RefusedAccount, RefusedCounts, RefusedOther, ThrottleDocument
 from pipeline.settings import Settings
 
 Json = dict[str, Any]
@@ -38,6 +39,10 @@ TYPES: Final[dict[str, type]] = {
     "Health": HealthDocument,
     "RateOverride": RateOverride,
     "Problem": Problem,
+    "Throttle": ThrottleDocument,
+    "RefusedAccount": RefusedAccount,
+    "RefusedOther": RefusedOther,
+    "RefusedCounts": RefusedCounts,
 }
 _NAME: Final = re.compile(r"\$\{([A-Z0-9_]+)\}")
 
@@ -70,6 +75,7 @@ def _values(settings: Settings) -> dict[str, str]:
         "DEPTH_MAX": DEPTH_MAX,
         "HEAD_BYTES_MAX": HEAD_BYTES_MAX,
         "MESSAGE_BYTES_MAX": MESSAGE_BYTES_MAX,
+        "LIMITED_BY": ", ".join(LimitedBy),
         "METRICS_MEDIA_TYPE": CONTENT_TYPE_LATEST,
         "NAME_CHARS_MAX": NAME_CHARS_MAX,
         "PAUSE_REASONS": ", ".join(PauseReason),

@@ -13,6 +13,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import FencedError, StoreUnavailableError
 from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import Decay, capped_by_breaker
+from pipeline.flow.refusals import SLICES_MAX, WINDOW_SECONDS, Refusals, together
 from pipeline.flow.shares import Offered, Shares
 from pipeline.names import LEASE_PROBE, LEVEL_HIGHEST, ControlEventKind, Level, Mode, PauseReason
 from pipeline.ports.bucket import Grant
@@ -83,6 +84,8 @@ class _Content:
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
     progress: dict[str, tuple[float, dict[int, tuple[int, float]]]] = field(default_factory=dict)
     offers: dict[str, tuple[float, Offered]] = field(default_factory=dict)  # by process, with the time of the report
+    # By process and slice, with the time of the report.
+    throttle: dict[tuple[str, int], tuple[float, Refusals]] = field(default_factory=dict)
     troubles: dict[str, list[Trouble]] = field(default_factory=dict)
     troubles_until: float = 0.0
 
@@ -644,6 +647,24 @@ class MemoryOffers(_Adapter):
         with self._server.changed:
             now = self._server.clock.monotonic()
             return [offered for at, offered in self._server.content().offers.values() if now - at <= REPORT_SECONDS_MAX]
+
+
+class MemoryThrottle(_Adapter):
+    """What ingest processes refused, by account; see Throttle."""
+
+    def report(self, process: str, slices: Mapping[int, Refusals]) -> None:
+        with self._server.changed:
+            content, now = self._server.content(), self._server.clock.monotonic()
+            content.throttle |= {(process, number % SLICES_MAX): (now, one) for number, one in slices.items()}
+            for key, (at, _) in list(content.throttle.items()):
+                if now - at > WINDOW_SECONDS:
+                    del content.throttle[key]
+
+    def reported(self) -> Refusals:
+        with self._server.changed:
+            now = self._server.clock.monotonic()
+            found = [one for at, one in self._server.content().throttle.values() if now - at <= WINDOW_SECONDS]
+        return together(found, accounts_max=self._settings.accounts_max)
 
 
 class MemoryTroubles(_Adapter):

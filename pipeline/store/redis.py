@@ -9,6 +9,7 @@ from pipeline.store.redis_control import RedisControlEvents, RedisControlStore
 from pipeline.store.redis_leases import RedisLeases, RedisProgress
 from pipeline.store.redis_offers import RedisOffers
 from pipeline.store.redis_offset_fence import RedisOffsetFence
+from pipeline.store.redis_throttle import RedisThrottle
 from pipeline.store.redis_troubles import RedisTroubles
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "RedisOffers",
     "RedisOffsetFence",
     "RedisProgress",
+    "RedisThrottle",
     "RedisTroubles",
 ]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,38 @@ def test_an_account_above_its_limit_is_refused_before_a_request_is_made(
         assert len(made) == 1
         other.send(request(BODY))
         assert other.answer().status == 202
+
+
+def test_who_was_refused_is_reported_with_amounts_and_reasons() -> None:
+    # Given a limit for one account behind a proxy, and a second one for a client without a proxy
+    limits = f"{LIMITED}=1,127.0.0.41=1"
+    with running_edge(trusted_proxies="127.0.0.1", account_limits=limits, ingest_processes_max=1) as edge:
+        assert get(edge.port, "/api/logs/throttle").json["accounts"] == []
+        with Wire(edge.port) as proxy, Wire(edge.port, source="127.0.0.41") as direct:
+            for _ in range(4):  # one passes, and three are refused: by the normal path, and before they are read
+                for wire, headers in ((proxy, forwarded(LIMITED)), (direct, None)):
+                    wire.send(request(BODY, headers=headers))
+                    wire.answer()
+
+        def found() -> dict[str, Any]:
+            document: dict[str, Any] = get(edge.port, "/api/logs/throttle").json
+            return document
+
+        eventually(lambda: found()["requests"] == 6, "they are reported")
+        counts = {"requests": 3, "events": 15}
+        document = found()
+        assert document["complete"]
+        assert sorted(document["accounts"], key=lambda one: str(one["account"])) == [
+            {"account": account, **counts, "limitedBy": {"share": counts}} for account in ("127.0.0.41", LIMITED)
+        ]
+        assert document["other"] == {"requests": 0, "events": 0, "limitedBy": {}}
+        one = get(edge.port, f"/api/logs/throttle?account={LIMITED}").json
+        assert [found["account"] for found in one["accounts"]] == [LIMITED]
+        assert get(edge.port, "/api/logs/throttle?account=nobody").json["accounts"] == []
+        # And a process that does not reach the control store answers for itself
+        edge.control.is_unavailable = True
+        eventually(lambda: not found()["complete"], "the control store is away")
+        assert found()["requests"] == 6
 
 
 def test_a_limit_that_an_operator_sets_holds_within_seconds_and_ends_as_fast() -> None:

@@ -11,6 +11,7 @@ import redis
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
 from pipeline.ports.offers import Offers
+from pipeline.ports.throttle import Throttle
 from pipeline.settings import Settings
 from pipeline.store.memory import (
     MemoryBucket,
@@ -21,6 +22,7 @@ from pipeline.store.memory import (
     MemoryOffsetFence,
     MemoryProgress,
     MemoryServer,
+    MemoryThrottle,
     MemoryTroubles,
 )
 from pipeline.store.redis import (
@@ -31,6 +33,7 @@ from pipeline.store.redis import (
     RedisOffers,
     RedisOffsetFence,
     RedisProgress,
+    RedisThrottle,
     RedisTroubles,
 )
 
@@ -50,6 +53,7 @@ class ControlRig:
     another_bucket: Callable[[], Bucket]
     flush: Callable[[], None]
     offers: Offers
+    throttle: Throttle
 
 
 def control_settings(redis_url: str, **changes: Any) -> Settings:
@@ -77,6 +81,7 @@ def redis_rig(settings: Settings) -> ControlRig:
         lambda: RedisBucket(settings),
         flush,
         RedisOffers(settings),
+        RedisThrottle(settings),
     )
 
 
@@ -95,6 +100,7 @@ def memory_rig(settings: Settings, server: MemoryServer | None = None) -> Contro
         lambda: MemoryBucket(settings, server),
         server.flush,
         MemoryOffers(settings, server),
+        MemoryThrottle(settings, server),
     )
 
 

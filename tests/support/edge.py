@@ -30,6 +30,7 @@ from pipeline.store.memory import (
     MemoryControlStore,
     MemoryOffers,
     MemoryServer,
+    MemoryThrottle,
     MemoryTroubles,
 )
 from stack.servers import free_port
@@ -178,6 +179,7 @@ class RunningEdge:
             clock=SystemClock(),
             troubles=self.troubles,
             offers=MemoryOffers(settings, self.control),
+            throttle=MemoryThrottle(settings, self.control),
             readers=None if make_readers is None else make_readers(self.log_server),
         )
         self.app = create_app(settings, context, name=f"ingest-{uuid.uuid4().hex}")

@@ -10,10 +10,11 @@ import pytest
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
 from pipeline.event_text import event_text
+from pipeline.flow.refusals import Refusals, Refused
 from pipeline.ports.control import AskedLimit
 from pipeline.ports.operator_store import OperatorState
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer
+from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryThrottle
 from tasks import commands, remote
 from tasks.persist_overrides import persist_changes
 
@@ -55,6 +56,7 @@ class Parts(SimpleNamespace):
             control=MemoryControlStore(settings, server),
             events=MemoryControlEvents(settings, server),
             operators=Operators(),
+            throttle=MemoryThrottle(settings, server),
             server=server,
         )
         self.control.restore([], actor="controller")
@@ -167,3 +169,16 @@ def test_nothing_is_deleted_while_the_limits_are_unknown(parts: Any) -> None:
     assert persist_changes(parts) == []
     assert set(parts.operators.accounts) == {ACCOUNT}
     assert "is unknown" in remote.inspect_account_limits(None)["ok"]
+
+
+def test_inspect_throttle_shows_all_accounts_or_one(parts: Any) -> None:
+    assert remote.inspect_throttle(None)["ok"] == "Nothing was refused in the last 15 minutes."
+    parts.throttle.report("one", {0: Refusals({ACCOUNT: {"share": Refused(2, 40)}, "192.0.2.2": {"rate": Refused(1, 5)}})})
+    shown = remote.inspect_throttle(None)
+    assert f"{ACCOUNT}                40 events of 2 requests (share 40)" in shown["ok"]
+    assert [one["account"] for one in shown["document"]["accounts"]] == [ACCOUNT, "192.0.2.2"]
+    one = remote.inspect_throttle(None, account=ACCOUNT)
+    assert "192.0.2.2" not in one["ok"]
+    assert [found["account"] for found in one["document"]["accounts"]] == [ACCOUNT]
+    with pytest.raises(commands.CommandError, match="'me' is no account"):
+        remote.inspect_throttle(None, account="me")

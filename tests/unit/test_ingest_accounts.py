@@ -239,15 +239,15 @@ def test_off_costs_no_report_and_no_limit() -> None:
 def test_a_body_that_was_refused_unread_counts_as_the_last_one_that_was_read() -> None:
     rig = Rig()
     heavy, small = rig.tally(HEAVY), rig.tally(SMALL)
-    heavy.refuse_unread()
-    small.refuse_unread()
+    heavy.refuse_unread(LimitedBy.RATE)
+    small.refuse_unread(LimitedBy.RATE)
     assert rig.second().accounts == {HEAVY: pytest.approx(1), SMALL: pytest.approx(1)}  # nothing was read yet
     rig = Rig()
     heavy, small = rig.tally(HEAVY), rig.tally(SMALL)
     heavy.body_events = 20
     for _ in range(2):
-        heavy.refuse_unread()
-        small.refuse_unread()
+        heavy.refuse_unread(LimitedBy.RATE)
+        small.refuse_unread(LimitedBy.RATE)
     # Then an account of which no body was read yet counts as the others
     assert rig.second(**{HEAVY: 5}).accounts == {HEAVY: pytest.approx(45), SMALL: pytest.approx(40)}
 

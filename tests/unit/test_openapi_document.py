@@ -61,6 +61,7 @@ OPERATIONS = {
     "getCollectorHealth1": ("GET /services/collector/health/1.0", {"200"}),
     "postCollectorAck": ("POST /services/collector/ack", set()),
     "getHealth": ("GET /api/logs/health", {"200"}),
+    "getThrottle": ("GET /api/logs/throttle", {"200"}),
     "getHealthz": ("GET /healthz", {"200"}),
     "getReadyz": ("GET /readyz", {"200"}),
     "getMetrics": ("GET /metrics", {"200"}),

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.clock import ManualClock
 from pipeline.errors import LogUnavailableError, SinkUnavailableError, StoreUnavailableError
+from pipeline.flow.refusals import Refusals, Refused
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import PauseReason
 from pipeline.ports.control import ControlState
@@ -79,3 +80,17 @@ def test_the_lag_of_some_partitions_is_not_that_of_the_log() -> None:
     # When nothing but the log says what the lag is, then it is unknown
     server.lose_leader(1)
     assert read_status(parts).inputs.lag is None
+
+
+def test_refusals_by_account_are_read_and_unknown_is_not_none() -> None:
+    clock = ManualClock()
+    rig = memory_rig(control_settings("redis://nowhere"), server := MemoryServer(clock))
+    rig.store.restore([], actor="test")
+    refused = Refusals({"192.0.2.1": {"share": Refused(2, 40)}})
+    rig.throttle.report("one", {0: refused})
+    parts = StatusContext(rig.settings, clock, rig.store, rig.events, MemoryLog(partitions=1), throttle=rig.throttle)
+    status = read_status(parts)
+    assert status.refusals == refused
+    assert [one["account"] for one in status_document(status)["throttle"]["accounts"]] == ["192.0.2.1"]
+    server.is_unavailable = True
+    assert status_document(read_status(parts))["throttle"] is None
