@@ -20,9 +20,10 @@ class AccountReports:
 
     def __init__(
         self,
+        accounts: Accounts,
+        *,
         offers: Offers | None,
         throttle: Throttle | None,
-        accounts: Accounts,
         around: Callable[[], Surroundings],
         process: str,
         loop: Loop,

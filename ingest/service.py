@@ -98,12 +98,12 @@ class IngestService:
             self.registry.register(LevelsCollector(self.levels))
         self.accounts = Accounts(settings, context.clock)
         self.account_reports = AccountReports(
-            context.offers,
-            context.throttle,
             self.accounts,
-            self._around_accounts,
-            self.admission.process,
-            self.loops.add(LoopName.ACCOUNTS),
+            offers=context.offers,
+            throttle=context.throttle,
+            around=self._around_accounts,
+            process=self.admission.process,
+            loop=self.loops.add(LoopName.ACCOUNTS),
         )
         self.throttle = ThrottleView(context.throttle, self.accounts.refused_here, context.clock)
         self._asked_limits: Mapping[str, AskedLimit] = {}  # that operators set, as last known

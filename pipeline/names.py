@@ -198,7 +198,9 @@ KEY_GENERATION: Final = "pause:generation"  # integer: grows with every change o
 KEY_EVENTS: Final = "events"  # stream, bounded: control events
 KEY_OVERRIDE: Final = "override"  # hash: rate, until, by, why, since
 KEY_BANDS: Final = "bands"  # hash: rate_max, rate_min, lag_degraded, lag_critical, by, why, since
-KEY_ACCOUNTS: Final = "accounts"  # hash: account -> what an operator set for it, as JSON; `restored` marks it as complete
+KEY_ACCOUNTS: Final = (
+    "accounts"  # hash: account -> what an operator set for it, as JSON; `restored` marks it as complete
+)
 # hash: tokens, at, rate, ran_dry (calls that got too little, and did not find it full); where levels are in use also
 # deferred, deferred_by, allowance_info and allowance_warn (pipeline/flow/bucket.py).
 KEY_BUCKET: Final = "bucket"

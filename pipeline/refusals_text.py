@@ -95,7 +95,9 @@ def refusals_text(refused: Refusals, account: str | None = None) -> str:
 def refusals_line(refused: Refusals) -> str:
     """The heaviest accounts in one line, for a screen with other values."""
     found = refused.heaviest()
-    shown = [f"{name} {total(by_reason).events:,} ({', '.join(by_reason)})" for name, by_reason in found[:ACCOUNTS_SHOWN]]
+    shown = [
+        f"{name} {total(by_reason).events:,} ({', '.join(by_reason)})" for name, by_reason in found[:ACCOUNTS_SHOWN]
+    ]
     others = Refusals(dict(found[ACCOUNTS_SHOWN:]), refused.other).total
     if others.events:
         shown.append(f"others {others.events:,}")

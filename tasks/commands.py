@@ -204,7 +204,7 @@ def _check_takes_bands(context: WorkerContext) -> None:
 
 
 def set_account_limit(
-    context: WorkerContext, actor: str, name: str, rate: float | None, weight: float | None, why: str
+    context: WorkerContext, actor: str, name: str, *, rate: float | None, weight: float | None = None, why: str
 ) -> str:
     """Set what holds for an account: its rate (None: no limit) and its weight (None: that of the settings)."""
     account, settings = account_of_name(name), context.settings

@@ -270,7 +270,11 @@ def set_account_limit(state: Any, words: Any = (), by: str = "", ticket: str = "
     except (IndexError, ValueError):
         return _usage("an account, and a number or none are needed", _ACCOUNT_LIMIT)
     why = _why(left[2:])
-    return _done(state, ticket, lambda context: commands.set_account_limit(context, by, account, rate, weight, why))
+    return _done(
+        state,
+        ticket,
+        lambda context: commands.set_account_limit(context, by, account, rate=rate, weight=weight, why=why),
+    )
 
 
 @control_command(variadic="words", signature="<account> [reason …]")

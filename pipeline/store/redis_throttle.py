@@ -28,9 +28,7 @@ class RedisThrottle:
         self._connection.run(load_script("report_throttle"), self._keys, arguments)
 
     def reported(self) -> Refusals:
-        found: list[str] = self._connection.run(
-            load_script("read_throttle"), self._keys, [repr(float(WINDOW_SECONDS))]
-        )
+        found: list[str] = self._connection.run(load_script("read_throttle"), self._keys, [repr(float(WINDOW_SECONDS))])
         parts = []
         for text in found:
             try:

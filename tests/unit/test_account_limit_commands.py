@@ -1,7 +1,6 @@
 """Operators' commands for limits of accounts: their arguments, their answers, and what PostgreSQL keeps."""
 
 import logging
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,12 +63,12 @@ class Parts(SimpleNamespace):
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     made = Parts(account_limits=f"{ACCOUNT}=50", admission_shares=True)
     # What the worker would do: run it, without tickets and threads
     monkeypatch.setattr(remote, "_done", lambda state, ticket, work: {"ok": work(made)})
     monkeypatch.setattr(remote, "_answered", lambda state, ticket, work: work(made))
-    yield made
+    return made
 
 
 def set_limit(*words: str) -> Any:
@@ -111,7 +110,9 @@ def test_none_lifts_the_limit_of_the_settings(parts: Any, words: tuple[str, ...]
 )
 def test_missing_arguments_are_named(parts: Any, words: tuple[str, ...]) -> None:
     error = set_limit(*words)["error"]
-    assert error.startswith("an account, and a number or none are needed: celery -A tasks.app control set_account_limit")
+    assert error.startswith(
+        "an account, and a number or none are needed: celery -A tasks.app control set_account_limit"
+    )
     assert "an account is missing" in remote.clear_account_limit(None)["error"]
 
 
@@ -132,15 +133,17 @@ def test_invalid_figures_are_refused(parts: Any, words: tuple[str, ...], says: s
 
 def test_the_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     made: Any = Parts(account_limits_max=1)
-    commands.set_account_limit(made, "ann", "192.0.2.1", 5.0, None, "w")
+    commands.set_account_limit(made, "ann", "192.0.2.1", rate=5.0, why="w")
     with pytest.raises(commands.CommandError, match=r"1 accounts have a limit .* \(ACCOUNT_LIMITS_MAX\)"):
-        commands.set_account_limit(made, "ann", "192.0.2.2", 5.0, None, "w")
+        commands.set_account_limit(made, "ann", "192.0.2.2", rate=5.0, why="w")
 
 
 def test_a_weight_without_shares_is_named_as_useless() -> None:
     made: Any = Parts()
-    assert "no effect while ADMISSION_SHARES is off" in commands.set_account_limit(made, "a", ACCOUNT, 5.0, 2.0, "w")
-    assert "no effect" not in commands.set_account_limit(made, "a", ACCOUNT, 5.0, None, "w")
+    assert "no effect while ADMISSION_SHARES is off" in commands.set_account_limit(
+        made, "a", ACCOUNT, rate=5.0, weight=2.0, why="w"
+    )
+    assert "no effect" not in commands.set_account_limit(made, "a", ACCOUNT, rate=5.0, why="w")
 
 
 def test_what_postgresql_missed_is_stored_once_it_is_back(parts: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -173,7 +176,9 @@ def test_nothing_is_deleted_while_the_limits_are_unknown(parts: Any) -> None:
 
 def test_inspect_throttle_shows_all_accounts_or_one(parts: Any) -> None:
     assert remote.inspect_throttle(None)["ok"] == "Nothing was refused in the last 15 minutes."
-    parts.throttle.report("one", {0: Refusals({ACCOUNT: {"share": Refused(2, 40)}, "192.0.2.2": {"rate": Refused(1, 5)}})})
+    parts.throttle.report(
+        "one", {0: Refusals({ACCOUNT: {"share": Refused(2, 40)}, "192.0.2.2": {"rate": Refused(1, 5)}})}
+    )
     shown = remote.inspect_throttle(None)
     assert f"{ACCOUNT}                40 events of 2 requests (share 40)" in shown["ok"]
     assert [one["account"] for one in shown["document"]["accounts"]] == [ACCOUNT, "192.0.2.2"]

@@ -1,7 +1,15 @@
 """Who was refused, in words and as JSON."""
 
+from dataclasses import replace
+
+from pipeline.__main__ import screen
 from pipeline.flow.refusals import Refusals, Refused
+from pipeline.health.snapshot import LevelTraffic, Traffic
+from pipeline.names import Level
 from pipeline.refusals_text import refusals_line, refusals_text, throttle_document
+from pipeline.status import SystemStatus
+from support.health import HEALTHY
+from tasks import remote
 
 FOUND = Refusals(
     {
@@ -20,7 +28,10 @@ def test_the_words() -> None:
         "other accounts           90 events of 5 requests (rate 90)",
     ]
     assert refusals_text(Refusals()) == "Nothing was refused in the last 15 minutes."
-    assert refusals_line(FOUND) == "2001:db8::/64 2,000 (level), 192.0.2.1 1,040 (share, rate), others 90; events in 15 minutes"
+    assert (
+        refusals_line(FOUND)
+        == "2001:db8::/64 2,000 (level), 192.0.2.1 1,040 (share, rate), others 90; events in 15 minutes"
+    )
 
 
 def test_the_words_for_one_account() -> None:
@@ -42,7 +53,12 @@ def test_a_line_shows_the_heaviest_accounts_only() -> None:
 
 def test_the_document_of_all_accounts_and_of_one() -> None:
     document = throttle_document(FOUND)
-    assert (document["seconds"], document["complete"], document["requests"], document["events"]) == (900, True, 60, 3130)
+    assert (document["seconds"], document["complete"], document["requests"], document["events"]) == (
+        900,
+        True,
+        60,
+        3130,
+    )
     assert [one["account"] for one in document["accounts"]] == ["2001:db8::/64", "192.0.2.1"]
     assert document["accounts"][1]["limitedBy"] == {
         "share": {"requests": 50, "events": 1000},
@@ -54,3 +70,23 @@ def test_the_document_of_all_accounts_and_of_one() -> None:
     assert [found["account"] for found in one["accounts"]] == ["2001:db8::/64"]
     assert (one["complete"], one["events"]) == (False, 3130)
     assert throttle_document(FOUND, "nobody")["accounts"] == []
+
+
+def test_the_screen_of_status_shows_them_where_there_are_any() -> None:
+    status = SystemStatus(HEALTHY, refusals=Refusals({"192.0.2.1": {"share": Refused(2, 1040)}}))
+    assert "refused to   192.0.2.1 1,040 (share); events in 15 minutes" in screen(status).splitlines()
+    assert "refused to" not in screen(SystemStatus(HEALTHY, refusals=Refusals()))
+    assert "refused to" not in screen(SystemStatus(HEALTHY))
+
+
+def test_inspect_shows_levels_and_refused_accounts() -> None:
+    # Given traffic with levels, and an account that was refused
+    levels = {Level.DEBUG: LevelTraffic(0.0, 400.0), Level.ERROR: LevelTraffic(50.0, 0.0)}
+    inputs = replace(HEALTHY, traffic=Traffic(50.0, 400.0, 0.5, 0.0, levels=levels))
+    refused = Refusals({"192.0.2.1": {"level": Refused(2, 400)}})
+    # When an operator looks, then both are in the words and in the document
+    shown = remote._told(SystemStatus(inputs, refusals=refused))
+    assert "  debug      400 events/s, refused 100 %" in shown["ok"]
+    assert "refused to   192.0.2.1 400 (level); events in 15 minutes" in shown["ok"]
+    assert shown["document"]["levels"]["error"] == {"admitted": 50.0, "refused": 0.0, "refusedShare": 0.0}
+    assert shown["document"]["throttle"]["events"] == 400

@@ -16,9 +16,7 @@ import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
-from pipeline.flow.refusals import Refusals, Refused
-from pipeline.health.snapshot import LevelTraffic, Traffic
-from pipeline.names import Level, Mode, PauseReason
+from pipeline.names import Mode, PauseReason
 from pipeline.ports.control import Pause
 from pipeline.settings import Settings
 from pipeline.status import SystemStatus
@@ -280,16 +278,3 @@ def test_the_dry_run_flag_may_stand_in_the_place_of_an_optional_number(words: An
     assert (read("60"), read("--dry-run")) == (60.0, "dry_run")
     with pytest.raises(click.UsageError, match="which is not a number"):
         read("soon")
-
-
-def test_inspect_shows_levels_and_refused_accounts() -> None:
-    # Given traffic with levels, and an account that was refused
-    levels = {Level.DEBUG: LevelTraffic(0.0, 400.0), Level.ERROR: LevelTraffic(50.0, 0.0)}
-    inputs = replace(HEALTHY, traffic=Traffic(50.0, 400.0, 0.5, 0.0, levels=levels))
-    refused = Refusals({"192.0.2.1": {"level": Refused(2, 400)}})
-    # When an operator looks, then both are in the words and in the document
-    shown = remote._told(SystemStatus(inputs, refusals=refused))
-    assert "  debug      400 events/s, refused 100 %" in shown["ok"]
-    assert "refused to   192.0.2.1 400 (level); events in 15 minutes" in shown["ok"]
-    assert shown["document"]["levels"]["error"] == {"admitted": 50.0, "refused": 0.0, "refusedShare": 0.0}
-    assert shown["document"]["throttle"]["events"] == 400

@@ -11,7 +11,6 @@ import pytest
 
 from pipeline.__main__ import exit_status, main
 from pipeline.__main__ import screen as screen_of
-from pipeline.flow.refusals import Refusals, Refused
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import HealthInputs, LevelTraffic, Traffic
 from pipeline.names import BreakerState, ControlEventKind, Level, Mode, PauseReason
@@ -58,13 +57,6 @@ def test_levels_are_shown_where_they_are_on() -> None:
     without = replace(HEALTHY, traffic=replace(traffic, levels={}))
     assert "debug" not in screen(without)
     assert inputs_document(without, judge(HEALTHY))["levels"] is None
-
-
-def test_refused_accounts_are_shown_where_there_are_any() -> None:
-    refusals = Refusals({"192.0.2.1": {"share": Refused(2, 1040)}})
-    lines = screen(HEALTHY, refusals=refusals).splitlines()
-    assert "refused to   192.0.2.1 1,040 (share); events in 15 minutes" in lines
-    assert "refused to" not in screen(HEALTHY, refusals=Refusals())
 
 
 def test_conflicts_are_told_apart_from_other_dead_letters() -> None:
