@@ -23,6 +23,7 @@ from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Re
 from pipeline.clock import SystemClock
 from pipeline.errors import SluiceError
 from pipeline.event import Event, decode_record, partition_of
+from pipeline.flow.refusals import Refused
 from pipeline.log.memory import MemoryLog
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LEVEL_HIGHEST, Level, ProtocolName
@@ -202,3 +203,16 @@ async def test_a_repeat_pays_for_no_event_that_is_stored(start: Start) -> None:
     response = await rig.collector.collect(codec, WordsRequest(" ".join(words).encode()))
     assert json.loads(response.body)["error"].keys() == {"code", "message"}
     assert given_back == [len(missing), 1]
+
+
+async def test_a_body_that_was_read_and_refused_counts_with_its_events(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an empty bucket, of which a request only learns after its body was read
+    rig = await start(rate_min=1.0, rate_max=1.0)
+    assert (await rig.collect(WordsRequest(b"one two three"))).status == 204
+    monkeypatch.setattr(rig.collector, "refusal", lambda *_: None)
+    request = WordsRequest(b"four five")
+    response = await rig.collect(request)
+    assert (response.body, request.was_read) == (b"RateLimitedError", True)
+    assert request.tally.take_refused() == {"rate": Refused(1, 2)}
