@@ -4,6 +4,7 @@ examples:
   ./bench.sh                        all goals, M8 at reduced size; about half an hour
   ./bench.sh --only M1,M3 --rounds 5
   ./bench.sh --only M7 --log kafka
+  ./bench.sh --only M11             what a record costs in each protocol; five minutes
   ./bench.sh --only M5,M6,M9,M10 --arms drain-time --step-runs 5
   ./bench.sh --only M8 --full       the goal's own sizes: 5 million stored, a backlog of 2 million
   ./bench.sh --quick --only M3      seconds; to see that it works, its figures mean nothing
@@ -22,7 +23,7 @@ from typing import Final
 from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options
 from checks.bench.table import Line, document, made_of, table
 
-MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10")
+MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11")
 OVERLOAD_MARKS: Final = ("M5", "M6", "M9", "M10")  # on a whole system, under overload
 # As in checks.bench.overload, which --help does not wait for.
 ARM_WORDS: Final = ("off", "static", "bands", "bands-high", "drain-time")
@@ -60,7 +61,9 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--only", type=marks_of, default=list(MARKS), metavar="M1,M3", help="run only these goals")
     parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="the event log (no effect on M3)")
-    parser.add_argument("--rounds", type=_count, metavar="N", help="rounds of M1, M2, M3, M4, M7 and M8 (5; --quick 1)")
+    parser.add_argument(
+        "--rounds", type=_count, metavar="N", help="rounds of M1, M2, M3, M4, M7, M8 and M11 (5; --quick 1)"
+    )
     overload = parser.add_argument_group("M5, M6, M9, M10: a whole system under overload")
     overload.add_argument(
         "--arms", type=arms_of, default=(), metavar="bands,drain-time",
@@ -81,13 +84,14 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]]:
     # Imported late: --help should not wait for FastAPI and Celery.
-    from checks.bench import decision, drain, edge, overload  # noqa: PLC0415
+    from checks.bench import decision, drain, edge, overload, protocols  # noqa: PLC0415
 
     return [
         (set(edge.MARKS), edge.run),
         ({"M3"}, decision.run),
         (set(OVERLOAD_MARKS), overload.run),
         ({"M7", "M8"}, drain.run),
+        ({protocols.MARK}, protocols.run),
     ]
 
 

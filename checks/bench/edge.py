@@ -34,6 +34,7 @@ BATCH_EVENTS: Final = 100
 CONNECTIONS: Final = 64
 OTHERS_SHARE_MAX: Final = 0.001  # a bucket of one event a second admits one now and then
 WARM_SECONDS: Final = 0.3
+STOP_SECONDS_MAX: Final = 60.0  # of a server, on a machine that is busy
 
 Measurement = Callable[[], Cost]
 _MARKS_OF: Final = {  # which goals need a measurement
@@ -79,14 +80,24 @@ def process(command: list[str], settings: Settings | None, port: int) -> Iterato
         yield child.pid
     finally:
         child.terminate()
-        child.wait(20)
+        child.wait(STOP_SECONDS_MAX)
 
 
 def measure(
     pid: int, port: int, batch: int, wanted: int, seconds: float, *, log_pid: int | None = None, query: str = ""
 ) -> Cost:
-    """Load for `seconds`; every answer must have the wanted status, else the figure would be of something else."""
-    requests = _requests(batch, query)
+    """Load with own events for `seconds`; see `measure_requests`."""
+    units = batch if wanted == 202 else 1
+    return measure_requests(pid, port, _requests(batch, query), units, wanted, seconds, log_pid=log_pid)
+
+
+def measure_requests(
+    pid: int, port: int, requests: list[bytes], units: int, wanted: int, seconds: float, *, log_pid: int | None = None
+) -> Cost:
+    """Load for `seconds`; every answer must have the wanted status, else the figure would be of something else.
+
+    `units` is what a request counts for.
+    """
     run_load("127.0.0.1", port, requests, seconds=WARM_SECONDS, connections=CONNECTIONS)
     cpu, log_cpu = cpu_seconds(pid), cpu_seconds(log_pid) if log_pid else 0.0
     result = run_load("127.0.0.1", port, requests, seconds=seconds, connections=CONNECTIONS)
@@ -95,7 +106,7 @@ def measure(
     others = result.statuses.total() - result.statuses[wanted]
     if others > result.statuses.total() * OTHERS_SHARE_MAX:
         raise RuntimeError(f"answers other than {wanted}: {dict(result.statuses)}")
-    return Cost(result.statuses[wanted] * (batch if wanted == 202 else 1), used, result.seconds, log_used)
+    return Cost(result.statuses[wanted] * units, used, result.seconds, log_used)
 
 
 def run(options: Options, marks: set[str]) -> list[Line]:
@@ -144,7 +155,7 @@ def _measurements(
             found[name] = _fastapi(stack, admit, form, seconds, log_pid)
     if wanted & {"single", "batch"}:
         ours = server([python, "-m", "ingest"], admit, admit.ingest_port)
-        _await_ready(admit.ingest_port)
+        await_ready(admit.ingest_port)
         found["single"] = lambda: measure(ours, admit.ingest_port, 1, 202, seconds, log_pid=log_pid)
         found["batch"] = lambda: measure(ours, admit.ingest_port, BATCH_EVENTS, 202, seconds, log_pid=log_pid)
     if "standard client" in wanted:
@@ -168,7 +179,7 @@ def _fastapi(stack: contextlib.ExitStack, settings: Settings, form: str, seconds
     return lambda: measure(pid, port, 1, 202, seconds, log_pid=log_pid)
 
 
-def _await_ready(port: int) -> None:
+def await_ready(port: int) -> None:
     """Send until the first 202."""
     _until(202, port, "the log was never reached")
 
