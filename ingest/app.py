@@ -119,15 +119,19 @@ def inquiries(service: IngestService) -> list[Inquiry]:
 def _http_context(service: IngestService, table: list[Route]) -> HttpContext:
     settings, request_ids = service.settings, RequestIds()
     codecs = {_target(route): route.codec for route in table if "POST" in route.methods}
-    early = EarlyRejection(
-        EVENTS_PATH,
-        codecs[EVENTS_PATH],
-        gate=service.collector,
-        metrics=service.metrics,
-        clock=service.clock,
-        request_ids=request_ids,
-        lifecycle=service.lifecycle,
-    )
+    early = [
+        EarlyRejection(
+            target,
+            codec,
+            gate=service.collector,
+            metrics=service.metrics,
+            clock=service.clock,
+            request_ids=request_ids,
+            lifecycle=service.lifecycle,
+            bytes_max=settings.body_bytes_max,
+        )
+        for target, codec in codecs.items()
+    ]
     return HttpContext(
         limits=ConnectionLimits(
             service.lifecycle,
@@ -140,7 +144,7 @@ def _http_context(service: IngestService, table: list[Route]) -> HttpContext:
         collector=service.collector,
         accounts=service.accounts,
         codecs=codecs,
-        early_rejection=None if service.collector.traces else early,
+        early_rejections={} if service.collector.traces else {one.begin: one for one in early},
     )
 
 

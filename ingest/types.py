@@ -67,6 +67,10 @@ Inflate = Callable[[bytes, HeldBytes], Awaitable[bytes]]
 Decode = Callable[[bytes], Awaitable[Batch]]
 
 
+def _one_form(_headers: Headers) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
     """A protocol: how its bodies become events, and how its clients are answered.
@@ -75,7 +79,8 @@ class Codec:
     coding, or None if there is none. `decode` returns the function that decodes the inflated body. All four raise
     RequestError. `rejected` creates the response to an error: no event is known to be durable. `bytes_max` is the limit
     of a body, before and after it is inflated. `is_one_way`: its clients may close the connection as soon as they have
-    sent a request, so a request whose body has arrived is collected nevertheless.
+    sent a request, so a request whose body has arrived is collected nevertheless. `form` is what `rejected` reads of a
+    head that `decode` accepts, in one of a few texts: a response is made once for each of them.
     """
 
     name: ProtocolName
@@ -84,6 +89,7 @@ class Codec:
     decode: Callable[[RequestHead], Decode]
     rejected: Callable[[RequestHead, SluiceError], Response]
     is_one_way: bool = False
+    form: Callable[[Headers], str] = _one_form
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             Panel("Answers by code", "Answers per second, by code: the reasons for refusals.",
                   (("{{code}}", "sum by (code) (rate(sluice_ingest_answers_total[1m]))"),), "reqps"),
             Panel("Events by protocol", "Records that clients send in protocols of others. Rejected ones "
-                  "can't be mapped to an event.",
+                  "can't be mapped to an event; refused ones should come again.",
                   (("{{protocol}} {{outcome}}",
                     "sum by (protocol, outcome) (rate(sluice_ingest_protocol_events_total[1m])) > 0"),), "eps"),
             Panel("Requests by protocol", "Requests in protocols of others, by the status of their response.",

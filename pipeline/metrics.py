@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.names import Level, LoopName, ProtocolName
+from pipeline.names import OTHER_PROTOCOLS, Level, LoopName, ProtocolName, RecordOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ PROTOCOL_REQUESTS: Final = Declared(
 # Which protocols are in use. `rejected` grows: a client sends records that can't be mapped to an event.
 PROTOCOL_EVENTS: Final = Declared(
     "sluice_ingest_protocol_events",
-    "Records in other protocols: accepted as events, or rejected",
+    "Records in other protocols: accepted as events, rejected, or refused (429 or 503; an unread body counts as one)",
     ("protocol", "outcome"),
 )
 # The same by HTTP status, which every HTTP tool knows.
@@ -304,11 +304,10 @@ class IngestMetrics:
         self.accepted_events = ACCEPTED_EVENTS.live_counter(registry)
         self.protocol_requests = PROTOCOL_REQUESTS.live_counter(registry)
         self.protocol_events = PROTOCOL_EVENTS.live_counter(registry)
-        for name in ProtocolName:
-            if name is not ProtocolName.EVENTS:  # from the start, so that their first growth can be seen
-                self.protocol_requests.labels(name.value, 429)
-                for outcome in ("accepted", "rejected"):
-                    self.protocol_events.labels(name.value, outcome)
+        for name in OTHER_PROTOCOLS:  # from the start, so that their first growth can be seen
+            self.protocol_requests.labels(name.value, 429)
+            for outcome in RecordOutcome:
+                self.protocol_events.labels(name.value, outcome.value)
         self.lease_calls = LEASE_CALLS.live_counter(registry)
         self.append_seconds = APPEND_SECONDS.live_histogram(registry, _APPEND_BOUNDS)
         self.append_group_events = APPEND_GROUP_EVENTS.live_histogram(registry, _GROUP_BOUNDS)
@@ -321,6 +320,23 @@ class IngestMetrics:
         self.connections = INGEST_CONNECTIONS.live_gauge(registry)
         self.held_bodies_bytes = INGEST_HELD_BODIES.live_gauge(registry)
         self.held_accounts = INGEST_HELD_ACCOUNTS.live_gauge(registry)
+
+    def answered(self, protocol: ProtocolName, code: str, status: int) -> Counter:
+        """What counts the responses of a protocol with a code and a status."""
+        if protocol is ProtocolName.EVENTS:
+            return self.answers.labels(code)
+        return self.protocol_requests.labels(protocol.value, status)
+
+    def records(self, protocol: ProtocolName, outcome: RecordOutcome) -> Counter:
+        """What counts the records of another protocol with an outcome."""
+        return self.protocol_events.labels(protocol.value, outcome.value)
+
+    def refused(self, protocol: ProtocolName, code: str, status: int) -> list[Counter]:
+        """What counts requests of a protocol that are refused with 429 or 503."""
+        counters = [self.answered(protocol, code, status)]
+        if protocol is not ProtocolName.EVENTS:
+            counters.append(self.records(protocol, RecordOutcome.REFUSED))
+        return counters
 
 
 class LevelCounts:

@@ -49,6 +49,17 @@ class ProtocolName(StrEnum):
     GELF = "gelf"  # Graylog's format over HTTP
 
 
+OTHER_PROTOCOLS: Final = tuple(name for name in ProtocolName if name is not ProtocolName.EVENTS)
+
+
+class RecordOutcome(StrEnum):
+    """What becomes of the records that clients send in protocols of others."""
+
+    ACCEPTED = "accepted"  # an event that is durable
+    REFUSED = "refused"  # 429 or 503; a body that was refused unread counts as one
+    REJECTED = "rejected"  # a record that can't become an event; the others of its body are accepted
+
+
 class LimitedBy(StrEnum):
     """What limits admission, as the answer 429 says it."""
 

@@ -1,24 +1,28 @@
 """What ingest's decoders must make of any bytes, by readers that have nothing in common with them.
 
 `judge` takes one input: a letter for what is to be decoded (J: a JSON body, N: NDJSON, G: gzip, H: the head of a
-request, C: a body in chunks), then the bytes. It raises WrongError where ingest takes what is not JSON, calls JSON
-what is none, gives other events than were sent, sees another length than others do, or fails in any way that has no
-code.
+request, C: a body in chunks, P: a body of another protocol, D: any content coding), then the bytes. It raises
+WrongError where ingest takes what is not JSON, calls JSON what is none, gives other events than were sent, sees another
+length than others do, or fails in any way that has no code.
 """
 
 import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
+import cramjam
 import h11
 from prometheus_client import CollectorRegistry
 from sanic.exceptions import BadRequest, ExpectationFailed
 
+from checks.hostile.protocols import WrongError, judge_protocol
+from checks.hostile.protocols import must as _must
 from ingest.app import EVENTS_PATH
 from ingest.codecs import large_json
 from ingest.codecs.event_bodies import parse_body
@@ -26,7 +30,7 @@ from ingest.codecs.events import events_codec
 from ingest.codecs.media_type import BodyKind
 from ingest.codecs.strict_json import DEPTH_MAX, run
 from ingest.errors import BodyTooLargeError, InvalidEventsError, MalformedBodyError, RequestError, row_of
-from ingest.framing import GZIP_MEMBERS_MAX, inflate
+from ingest.framing import GZIP_MEMBERS_MAX, found_coding, inflate, inflate_in_steps
 from ingest.held_bodies import HeldBodies
 from ingest.http import request as http1
 from ingest.http.early_rejection import EarlyRejection
@@ -41,42 +45,22 @@ from pipeline.settings import Settings
 
 EVENTS_MAX: Final = 20
 INFLATED_MAX: Final = 1 << 16
-_KINDS: Final = b"JNGHC"
+_KINDS: Final = b"JNGHCPD"  # the letters of _JUDGES
 CHUNKED_HEAD: Final = (
     b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
-
-
-class WrongError(AssertionError):
-    """Ingest's decoder is wrong about an input."""
 
 
 def judge(data: bytes) -> str:
     """The outcome: `events`, or the code of the refusal. Raises WrongError."""
     if not data:
         return "nothing"
-    payload = data[1:]
-    match kind_of(data):
-        case "J":
-            return _judge_body(payload, BodyKind.JSON)
-        case "N":
-            return _judge_body(payload, BodyKind.NDJSON)
-        case "G":
-            return _judge_gzip(payload)
-        case "C":
-            return _judge_chunks(payload)
-        case _:
-            return _judge_head(payload)
+    return _JUDGES[kind_of(data)](data[1:])
 
 
 def kind_of(data: bytes) -> str:
     """What an input that is not empty is decoded as; where it begins with none of the letters, with one of them."""
     return chr(data[0]) if data[0] in _KINDS else chr(_KINDS[data[0] % len(_KINDS)])
-
-
-def _must(condition: bool, what: str, data: Any) -> None:
-    if not condition:
-        raise WrongError(f"{what}: {data!r}")
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -307,6 +291,50 @@ def _inflated(packed: bytes) -> bytes | None:
         return None
 
 
+# --- Any content coding ---------------------------------------------------------------------------------------------
+
+
+def _judge_coding(packed: bytes) -> str:
+    """A body of a coding that is found by its first bytes inflates to what others inflate it to."""
+    coding = found_coding(packed, is_declared=True)
+    if coding is None:
+        return "plain"
+    try:
+        found = run(inflate_in_steps(packed, coding, INFLATED_MAX, HeldBodies(1 << 30).begin()))
+    except MalformedBodyError as error:
+        if coding == "gzip":
+            is_lenient = packed.count(b"\x1f\x8b") > GZIP_MEMBERS_MAX or _STRICT_GZIP.search(packed) is not None
+            _must(_inflated(packed) is None or is_lenient, "gzip is refused", packed)
+        elif coding == "deflate":
+            _must(_of_zlib(packed) in (None, _MORE), "zlib is refused", packed)
+        return row_of(error).code
+    except BodyTooLargeError as error:
+        return row_of(error).code
+    if coding == "gzip":
+        # Behind the first member, zlib is taken too: the standard library refuses it.
+        _must(_inflated(packed) in (None, found), "gzip inflates to something else", packed)
+    elif coding == "deflate":
+        _must(_of_zlib(packed) in (_MORE, found), "zlib inflates to something else", packed)
+    else:
+        _must(bytes(cramjam.zstd.decompress(packed)) == found, "zstd inflates to something else", packed)
+    return "inflated"
+
+
+_MORE: Final = b"something follows"
+
+
+def _of_zlib(packed: bytes) -> bytes | None:
+    """What zlib makes of one stream; None where it refuses, _MORE where something follows."""
+    reader = zlib.decompressobj()
+    try:
+        found = reader.decompress(packed)
+    except zlib.error:
+        return None
+    if not reader.eof:
+        return None
+    return _MORE if reader.unused_data.strip(b"\0") else found
+
+
 # --- The head of a request ------------------------------------------------------------------------------------------
 
 
@@ -376,6 +404,7 @@ _REJECTION: Final = EarlyRejection(
     clock=SystemClock(),
     request_ids=RequestIds(),
     lifecycle=Lifecycle(),
+    bytes_max=Settings().body_bytes_max,
 )
 
 
@@ -465,3 +494,14 @@ def _chunks_by_h11(data: bytes) -> tuple[bytes, bytes] | None:
     except h11.RemoteProtocolError:
         return None
     return body, connection.trailing_data[0]
+
+
+_JUDGES: Final[dict[str, Callable[[bytes], str]]] = {
+    "J": partial(_judge_body, kind=BodyKind.JSON),
+    "N": partial(_judge_body, kind=BodyKind.NDJSON),
+    "G": _judge_gzip,
+    "H": _judge_head,
+    "C": _judge_chunks,
+    "P": judge_protocol,
+    "D": _judge_coding,
+}

@@ -9,10 +9,12 @@ to find the account, this module would have to read every head.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Final
+from typing import Final
+
+from prometheus_client import Counter
 
 from ingest import grammar
 from ingest.accounts import Client
@@ -21,9 +23,8 @@ from ingest.http import request_id
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of
 from ingest.tally import Tally
-from ingest.types import Codec, Gate, Head, Lifecycle
+from ingest.types import Codec, Gate, Head, Lifecycle, Response
 from pipeline.clock import Clock
-from pipeline.errors import SluiceError
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LEVEL_HIGHEST, Level, LimitedBy
 
@@ -34,11 +35,11 @@ ACCOUNTS_MAX: Final = 64  # whose responses are kept; accounts that are held bac
 # Fields that affect how a request is read or answered.
 _FIELDS: Final = re.compile(
     rb"(?:^|\n)(host|content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade|"
-    rb"priority|forwarded|x-forwarded-for)"
+    rb"accept|priority|forwarded|x-forwarded-for)"
     rb":[ \t]*([^\r]*)",
     re.IGNORECASE,
 )
-_NOT_HERE: Final = frozenset({"content-encoding", "transfer-encoding", "expect", "upgrade"})
+_NOT_HERE: Final = frozenset({"transfer-encoding", "expect", "upgrade"})
 
 # Whether a request has a level that may be rejected before the others. Cheaper than reading the head.
 _HAS_PRIORITY: Final = re.compile(rb"\npriority:", re.IGNORECASE)
@@ -53,16 +54,19 @@ class _Responses:
     made: Sequence[Made] = ()
     made_at: float = 0.0  # monotonic
     made_for_seconds: float = 0.0  # seconds to wait
-    counter: Any = None  # of the code of the responses
+    counters: Sequence[Counter] = ()  # of such responses
     limited_by: LimitedBy | None = None  # None: the reason is not the rate, nor the limit of an account
 
 
 class EarlyRejection:
-    """Rejects the requests to one path of one process. For the event loop only."""
+    """Rejects the requests to one target of one process. For the event loop only.
+
+    `bytes_max` is the limit of a body that is discarded.
+    """
 
     def __init__(
         self,
-        path: str,
+        target: str,
         codec: Codec,
         *,
         gate: Gate,
@@ -70,19 +74,21 @@ class EarlyRejection:
         clock: Clock,
         request_ids: RequestIds,
         lifecycle: Lifecycle,
+        bytes_max: int,
     ) -> None:
-        self._path = path
-        self.begin = b"POST %b HTTP/1.1\r\n" % path.encode()  # the start of every request that may be rejected here
+        self._target = target
+        self.begin = b"POST %b HTTP/1.1\r\n" % target.encode()  # the start of every request that may be rejected here
         self._head = re.compile(re.escape(self.begin) + grammar.FIELD_LINES)
         self._codec = codec
+        self._bytes_max = bytes_max
         self._gate = gate
         self._metrics = metrics
         self._clock = clock
         self._request_ids = request_ids
         self._lifecycle = lifecycle
         self._turn = count()
-        self._responses = {level: _Responses() for level in Level}
-        self._to_accounts: dict[str, _Responses] = {}
+        self._by_level: dict[tuple[Level, str], _Responses] = {}
+        self._by_account: dict[tuple[str, str], _Responses] = {}
 
     def reject(self, data: bytes, client: Client) -> tuple[bytes, int] | None:
         """The response to the request at the start of `data`, and the length of that request, including its body.
@@ -106,25 +112,27 @@ class EarlyRejection:
             return None
         name, length, fields = read
         level = gate.level_of(fields.get("priority"))
-        responses = self._responses_to(LEVEL_HIGHEST if level is None else level, held)
+        responses = self._responses_to(LEVEL_HIGHEST if level is None else level, held, fields)
         if responses is None:
             return None
         head, body = responses.made[next(self._turn) % RESPONSES_MADE]
-        responses.counter.inc()
+        for counter in responses.counters:
+            counter.inc()
         gate.note_rejected(level)
         if responses.limited_by is not None:
             client.tally_of(fields.get(client.field, "")).refuse_unread(responses.limited_by)
         return b"%bx-request-id: %b\r\n\r\n%b" % (head, name, body), length
 
-    def _responses_to(self, level: Level, held: Tally | None) -> _Responses | None:
+    def _responses_to(self, level: Level, held: Tally | None, fields: Mapping[str, str]) -> _Responses | None:
         """The responses, made again if the present ones do not fit; None if the gate admits this level.
 
-        `held` is an account that its own limit holds back, whatever the level.
+        `held` is an account that its own limit holds back, whatever the level. `fields` are those of the head.
         """
+        form = self._codec.form(fields)
         if held is None:
-            seconds, responses = self._gate.seconds_closed(level), self._responses[level]
+            seconds, responses = self._gate.seconds_closed(level), self._to_level(level, form)
         else:
-            seconds, responses = self._gate.seconds_closed_for(held), self._to_account(held.account)
+            seconds, responses = self._gate.seconds_closed_for(held), self._to_account(held.account, form)
         if seconds <= 0:
             return None
         now, made_for = self._clock.monotonic(), responses.made_for_seconds
@@ -134,26 +142,26 @@ class EarlyRejection:
         refusal = self._gate.refusal(level, held)
         if refusal is None:
             return None
-        responses.made = [self._made(refusal) for _ in range(RESPONSES_MADE)]
+        made = [self._codec.rejected(Head(fields, self._target), refusal) for _ in range(RESPONSES_MADE)]
+        responses.made = [_encoded(one) for one in made]
         responses.made_at, responses.made_for_seconds = now, seconds
-        responses.counter = self._metrics.answers.labels(row_of(refusal).code)
+        responses.counters = self._metrics.refused(self._codec.name, row_of(refusal).code, made[0].status)
         responses.limited_by = refusal.limited_by if isinstance(refusal, RateLimitedError) else None
         return responses
 
-    def _to_account(self, account: str) -> _Responses:
-        found = self._to_accounts.get(account)
+    def _to_level(self, level: Level, form: str) -> _Responses:
+        found = self._by_level.get((level, form))
         if found is None:
-            if len(self._to_accounts) >= ACCOUNTS_MAX:
-                self._to_accounts.clear()
-            found = self._to_accounts[account] = _Responses()
+            found = self._by_level[level, form] = _Responses()
         return found
 
-    def _made(self, error: SluiceError) -> Made:
-        """The response to an error on a connection that stays open."""
-        response = self._codec.rejected(Head({}, self._path), error)
-        body = response.body
-        head = head_of(response.status, response.media_type, len(body), response.headers.items(), keep_alive=True)
-        return head, body
+    def _to_account(self, account: str, form: str) -> _Responses:
+        found = self._by_account.get((account, form))
+        if found is None:
+            if len(self._by_account) >= ACCOUNTS_MAX:
+                self._by_account.clear()
+            found = self._by_account[account, form] = _Responses()
+        return found
 
     def _read(self, data: bytes) -> tuple[bytes, int, dict[str, str]] | None:
         """The id, the total length and the fields of a simple request; None if the request is not simple."""
@@ -167,13 +175,22 @@ class EarlyRejection:
                 return None
             fields[lowered] = value.decode("ascii").rstrip(" \t")
         length = grammar.length_of(fields.get("content-length", ""))
-        if length is None or length > self._codec.bytes_max or not grammar.is_host(fields.get("host", " ")):
+        if length is None or length > self._bytes_max or not grammar.is_host(fields.get("host", " ")):
             return None
         if fields.get("connection", "keep-alive").lower() != "keep-alive":
             return None
         try:
-            self._codec.decode(Head(fields, self._path))
+            self._codec.decode(Head(fields, self._target))
+            if "content-encoding" in fields:
+                self._codec.inflate(fields)
         except RequestError:
             return None
         name = self._request_ids.of(fields.get(request_id.HEADER)).encode()
         return name, match.end() + length, fields
+
+
+def _encoded(response: Response) -> Made:
+    """A response on a connection that stays open."""
+    body = response.body
+    head = head_of(response.status, response.media_type, len(body), response.headers.items(), keep_alive=True)
+    return head, body

@@ -18,6 +18,7 @@ from ingest.http.routes import IngestRequest
 from ingest.types import Codec
 
 WRITE_SECONDS_MAX: Final = 10.0  # for a client to read the response
+LINE_BYTES_MAX: Final = 64  # of the first line of a request that may be rejected early
 
 
 class _Arrival:
@@ -62,7 +63,7 @@ class HttpContext:
     collector: Collector
     accounts: Accounts
     codecs: Mapping[str, Codec]  # by the target of a POST, as it is sent
-    early_rejection: EarlyRejection | None
+    early_rejections: Mapping[bytes, EarlyRejection]  # by the line that begins the request
 
 
 class IngestProtocol(HttpProtocol):
@@ -112,8 +113,8 @@ class IngestProtocol(HttpProtocol):
             return
         if self._refused_left:
             data = self._throw_away(data)
-        early = self._context.early_rejection
-        while early is not None and data.startswith(early.begin) and self._is_between_requests():
+        early_rejections = self._context.early_rejections
+        while (early := early_rejections.get(_first_line(data))) is not None and self._is_between_requests():
             rejected = early.reject(data, self.client)
             if rejected is None:
                 break
@@ -189,3 +190,8 @@ class IngestProtocol(HttpProtocol):
             raise RequestCancelled
         transport.write(data)
         self._time = monotonic()
+
+
+def _first_line(data: bytes) -> bytes:
+    """The line that begins a request; empty if it is longer than those that are looked for."""
+    return data[: data.find(b"\n", 0, LINE_BYTES_MAX) + 1]

@@ -1,13 +1,14 @@
 """What all foreign protocols share before their own decoding: limits, content codings, and turns of large bodies."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Final, TypeVar
 
 from ingest.codecs.turns import Turns
 from ingest.framing import found_coding, inflate_in_steps
 from ingest.held_bodies import HeldBytes
-from ingest.types import Headers, Inflate
+from ingest.protocols.records import BatchBuilder
+from ingest.types import Batch, Headers, Inflate, Response
 from pipeline.clock import Clock
 from pipeline.settings import Settings
 
@@ -49,6 +50,12 @@ class Decoding:
         """The time now, in epoch nanoseconds and whole milliseconds: that of records without one."""
         return int(self._clock.now() * 1000) * 1_000_000
 
+    async def batch(
+        self, builder: BatchBuilder, steps: Generator[None, None, None], accepted: Callable[[], Response]
+    ) -> Batch:
+        """The batch of a body: the steps add its events to its builder. Raises what they raise, and OverloadedError."""
+        return await self.run(_built(builder, steps, accepted), len(builder.body))
+
     async def run(self, steps: Generator[None, None, _Result], size: int) -> _Result:
         """Run the steps that decode a body of `size` bytes: at once if it is small, else in turns.
 
@@ -62,3 +69,10 @@ class Decoding:
             except StopIteration as end:
                 result: _Result = end.value
                 return result
+
+
+def _built(
+    builder: BatchBuilder, steps: Generator[None, None, None], accepted: Callable[[], Response]
+) -> Generator[None, None, Batch]:
+    yield from steps
+    return (yield from builder.build(accepted))

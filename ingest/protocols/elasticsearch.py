@@ -239,13 +239,12 @@ def bulk_codec(decoding: Decoding) -> Codec:
     async def batch_of(default_index: str, filter_path: str, media_type: str, body: bytes) -> Batch:
         began = decoding.received_ns
         bulk = _Bulk(BatchBuilder(body, decoding.records_max, default_index), default_index, began)
-        await decoding.run(bulk.steps(body), len(body))
 
         def accepted() -> Response:
             took_ms = max(0, decoding.received_ns - began) // 1_000_000
             return Response(200, bulk.answer(took_ms, filter_path), media_type, PRODUCT)
 
-        return bulk.builder.build(accepted)
+        return await decoding.batch(bulk.builder, bulk.steps(body), accepted)
 
     def decode(head: RequestHead) -> Decode:
         path, _, query = head.target.partition("?")
@@ -253,7 +252,7 @@ def bulk_codec(decoding: Decoding) -> Codec:
         default_index = unquote(names[1], errors="replace") if len(names) > 2 else ""
         return partial(batch_of, default_index, _filter_path(query), _media_type(head.headers))
 
-    return Codec(ProtocolName.ELASTICSEARCH, decoding.bytes_max, decoding.inflate, decode, _rejected)
+    return Codec(ProtocolName.ELASTICSEARCH, decoding.bytes_max, decoding.inflate, decode, _rejected, form=_media_type)
 
 
 def _filter_path(query: str) -> str:

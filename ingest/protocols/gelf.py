@@ -5,15 +5,14 @@ What is no JSON becomes a message with its text. The answer is 202 without a bod
 """
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any, Final
-
-import msgspec
 
 from ingest.errors import error_response
 from ingest.framing import without_mark
 from ingest.protocols.decoding import Decoding
 from ingest.protocols.json_records import short, take
+from ingest.protocols.json_values import Pieces, array_values, record_of
 from ingest.protocols.records import (
     BatchBuilder,
     compact_json,
@@ -41,10 +40,7 @@ FULL_MESSAGE_CHARS_MAX: Final = 4096  # a stack trace is cut, instead of dropped
 
 RECORDS_A_STEP: Final = 20
 
-_decode_any = msgspec.json.Decoder().decode
-_decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_END: Final = re.compile(rb"[\n\0]")  # of a message: NUL is that of GELF over TCP
+_MESSAGE: Final = re.compile(rb"[^\n\0]++")  # NUL ends one in GELF over TCP
 _BLANK: Final = b"\0 \t\r\n"
 
 
@@ -53,8 +49,7 @@ def gelf_codec(decoding: Decoding) -> Codec:
 
     async def batch_of(body: bytes) -> Batch:
         builder = BatchBuilder(body, decoding.records_max)
-        await decoding.run(_steps(builder, body, decoding.received_ns), len(body))
-        return builder.build(_accepted)
+        return await decoding.batch(builder, _steps(builder, body, decoding.received_ns), _accepted)
 
     def decode(_head: RequestHead) -> Decode:
         return batch_of
@@ -72,42 +67,28 @@ def _rejected(_head: RequestHead, error: SluiceError) -> Response:
 
 def _steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generator[None, None, None]:
     """Add the events of a body, some in each step. Raises BodyTooLargeError."""
-    builder.check_commas(body)
-    for count, record in enumerate(_records(body), start=1):
-        _add(builder, record if isinstance(record, dict) else {"short_message": record}, received_ns)
-        if count % RECORDS_A_STEP == 0:
+    for count, piece in enumerate(_pieces(without_mark(body).strip(_BLANK)), start=1):
+        if piece is not None:
+            record = record_of(piece)
+            _add(builder, record if isinstance(record, dict) else {"short_message": record}, received_ns)
+        if piece is None or count % RECORDS_A_STEP == 0:
             yield
 
 
-def _records(body: bytes) -> Iterator[Any]:
-    """The messages of a body: objects, or texts."""
-    body = without_mark(body).strip(_BLANK)
-    if not body:
-        return
+def _pieces(body: bytes) -> Pieces:
+    """The messages of a body, not decoded."""
     if body[:1] == b"[":
-        try:
-            raws = _decode_array(body)
-        except _NO_JSON:
-            pass
-        else:
-            yield from (_value(bytes(raw)) for raw in raws)
-            return
-    first = _END.split(body, 1)[0]
-    if len(first) == len(body) or not isinstance(_value(first), dict):
-        yield _value(body)  # one message, perhaps on several lines
-        return
-    for line in _END.split(body):
-        if line and not line.isspace():
-            yield _value(line.rstrip(b"\r"))
-
-
-def _value(text: bytes) -> Any:
-    """An object or a text; any other content as the text that it is."""
-    try:
-        value = _decode_any(text)
-    except _NO_JSON:
-        value = None
-    return value if isinstance(value, dict | str) else text.decode(errors="replace")
+        rest, _ = yield from array_values(body, 1)
+        if rest is not body:
+            body = rest.strip(_BLANK)
+    first = _MESSAGE.match(body)
+    if first is not None and (first.end() == len(body) or not isinstance(record_of(first[0]), dict)):
+        yield body  # one message, perhaps on several lines
+    else:
+        for line in _MESSAGE.finditer(body):
+            if not line[0].isspace():
+                yield line[0].rstrip(b"\r")
+    return b"", True
 
 
 def _add(builder: BatchBuilder, record: dict[str, Any], received_ns: int) -> None:

@@ -6,15 +6,18 @@ value, and its complaint about what follows says where the value ends.
 
 import contextlib
 import re
-from collections.abc import Generator
-from typing import Any, Final
+from collections.abc import Callable, Generator
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from ingest.protocols.json_records import RECORD_BYTES_MAX, object_of
+from ingest.protocols.records import TOO_DEEP
 
 WINDOW_BYTES: Final = 4096  # in which the end of a value is looked for at first
 WINDOW_GROWTH: Final = 16
+LEVELS_MAX: Final = 200  # of arrays and objects: a parser reads some hundred, depending on how deep its caller is
+TOKENS_MAX: Final = 2_000_000  # brackets and strings of a body that is made less deep: it takes half a second
 
 _SCALAR: Final = re.compile(rb"[^,\]\s]++")
 _BETWEEN: Final = re.compile(rb"[\s,]*+")
@@ -25,45 +28,74 @@ _ESCAPE: Final = re.compile(  # group 1: half of a surrogate pair
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
 _ESCAPES_A_STEP: Final = 2000
+_BRACKET: Final = re.compile(  # up to one, or to the end of a string; group 1: it opens, group 2: it closes
+    rb'[^"\[\]{}]*+(?:"(?:[^"\\]++|\\.)*+"?|([\[{])|([\]}]))', re.DOTALL
+)
+_BRACKETS_A_STEP: Final = 2000
+_OPENS: Final = 1
+_CLOSES: Final = 2
 
 _walk = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_text = msgspec.json.Decoder(str).decode
+_DEEP: Final = msgspec.json.encode(TOO_DEEP)
 NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-Pieces = Generator[bytes, None, int]  # returns where it ended in the body
+_Decoded = TypeVar("_Decoded")
+
+# None: nothing yet, another step may follow. Returns what follows in the body, and whether the values are all there.
+Pieces = Generator[bytes | None, None, tuple[bytes, bool]]
 
 
 def array_values(body: bytes, at: int) -> Pieces:
-    """The values of an array whose content begins at `at`, up to the bracket that ends it, or to what is no JSON."""
+    """The values of an array whose content begins at `at`, up to the bracket that ends it, or to what is no JSON.
+
+    If not even the first of them is JSON, the body itself follows.
+    """
+    values = _values(body, at, is_array=True)
+    has_value = False
     while True:
-        at = _after_separators(body, at)
-        if at >= len(body) or body[at] == 0x5D:  # ]
-            return at + 1
-        end = end_of_value(body, at)
-        if end is None:
-            return at
-        yield body[at:end]
-        at = end
+        try:
+            piece = next(values)
+        except StopIteration as end:
+            rest, is_whole = end.value
+            return (rest, is_whole) if has_value or is_whole else (body, False)
+        has_value = has_value or piece is not None
+        yield piece
 
 
-def objects(body: bytes, at: int = 0) -> Pieces:
+def objects(body: bytes) -> Pieces:
     """JSON objects one after another, with or without blanks between them, up to what is none."""
+    return _values(body, 0, is_array=False)
+
+
+def _values(body: bytes, at: int, *, is_array: bool) -> Pieces:
+    is_shallow = False
     while True:
         at = _after_separators(body, at)
-        if at >= len(body) or body[at] != 0x7B:  # {
-            return at
-        end = end_of_value(body, at)
+        if at >= len(body):
+            return b"", not is_array
+        if is_array and body[at] == 0x5D:  # ]
+            return body[at + 1 :], True
+        if not is_array and body[at] != 0x7B:  # {
+            return body[at:], True
+        try:
+            end = end_of_value(body, at)
+        except RecursionError:
+            if is_shallow:
+                return body[at:], False
+            body, at, is_shallow = (yield from without_deep_values(body[at:])), 0, True
+            continue
         if end is None:
-            return at
+            return body[at:], False
         yield body[at:end]
         at = end
 
 
-def lines(body: bytes, at: int = 0) -> Pieces:
+def lines(body: bytes) -> Generator[bytes, None, tuple[bytes, bool]]:
     """The lines that are not blank, without leading blanks."""
-    for found in _LINE.finditer(body, at):
+    for found in _LINE.finditer(body):
         yield found[0].rstrip(b"\r")
-    return len(body)
+    return b"", True
 
 
 def record_of(piece: bytes) -> Any:
@@ -77,7 +109,7 @@ def record_of(piece: bytes) -> Any:
 
 
 def end_of_value(body: bytes, at: int) -> int | None:
-    """Where the JSON value that begins at `at` ends; None if none does."""
+    """Where the JSON value that begins at `at` ends; None if none does. Raises RecursionError."""
     if body[at] not in b'{["':
         found = _SCALAR.match(body, at)
         return found.end() if found is not None and _is_json(found[0]) else None
@@ -92,8 +124,6 @@ def end_of_value(body: bytes, at: int) -> int | None:
                 return at + int(trailing[1]) - 1  # it names the byte behind the first that trails
             if at + window >= len(body):
                 return None
-        except RecursionError:
-            return None
         else:
             return at + len(piece)
         window *= WINDOW_GROWTH
@@ -110,6 +140,46 @@ def _is_json(piece: bytes) -> bool:
     except NO_JSON:
         return False
     return True
+
+
+def repaired(decode: Callable[[bytes], _Decoded], body: bytes) -> Generator[None, None, _Decoded]:
+    """What a body is, without what keeps a parser from reading all of it: halves of surrogate pairs, and deep values.
+
+    Raises NO_JSON.
+    """
+    while True:
+        try:
+            return decode(body)
+        except RecursionError:
+            found = yield from without_deep_values(body)
+            if found == body:
+                raise
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            found = yield from without_lone_surrogates(body)
+            if found == body:
+                raise
+        body = found
+
+
+def without_deep_values(body: bytes) -> Generator[None, None, bytes]:
+    """Replace the arrays and objects that are nested deeper than parsers read by a text; in steps."""
+    if 2 * (body.count(b"[") + body.count(b"{")) + body.count(b'"') // 2 > TOKENS_MAX:
+        return body
+    parts: list[bytes] = []
+    done = start = level = 0
+    for count, match in enumerate(_BRACKET.finditer(body)):
+        if match.lastindex == _OPENS:
+            level += 1
+            if level == LEVELS_MAX + 1:
+                start = match.end() - 1
+        elif match.lastindex == _CLOSES:
+            if level == LEVELS_MAX + 1:
+                parts += (body[done:start], _DEEP)
+                done = match.end()
+            level -= 1
+        if count % _BRACKETS_A_STEP == 0:
+            yield
+    return b"".join((*parts, body[done:]))
 
 
 def without_lone_surrogates(body: bytes) -> Generator[None, None, bytes]:

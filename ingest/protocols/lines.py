@@ -22,6 +22,7 @@ from ingest.protocols.json_values import (
     NO_JSON,
     Pieces,
     array_values,
+    end_of_value,
     lines,
     objects,
     record_of,
@@ -39,7 +40,6 @@ LIST_KEY: Final = "logs"  # of pino-http-send and others: the object around an a
 _CLOUD_EVENT: Final = ("specversion", "id", "source", "type", "subject", "time", "traceparent")
 
 _FORM: Final = re.compile(rb"[\w.%+*-]++=[\w.%+*~-]*+(?:&[\w.%+*-]++=[\w.%+*~-]*+)*+")  # as clients encode it
-_EMPTY: Final = re.compile(rb"\s*+\]")
 _ARRAY: Final = re.compile(rb'\[|\{\s*"logs"\s*:\s*\[')
 
 
@@ -55,8 +55,8 @@ def lines_codec(decoding: Decoding) -> Codec:
 
     async def batch_of(media_type: str, cloud_event: dict[str, Any], body: bytes) -> Batch:
         builder = BatchBuilder(body, decoding.records_max)
-        await decoding.run(_steps(builder, media_type, cloud_event, body, decoding.received_ns), len(body))
-        return builder.build(lambda: _accepted(builder))
+        steps = _steps(builder, media_type, cloud_event, body, decoding.received_ns)
+        return await decoding.batch(builder, steps, partial(_accepted, builder))
 
     def decode(head: RequestHead) -> Decode:
         media_type = (head.headers.get("content-type") or "").partition(";")[0].strip().lower()
@@ -86,6 +86,9 @@ def _steps(
     if "msgpack" not in media_type:
         body = yield from without_lone_surrogates(body)
     for count, record in enumerate(_records(media_type, body), start=1):
+        if record is None:
+            yield
+            continue
         if cloud_event:
             fields = {**cloud_event, "data": record}
         else:
@@ -97,7 +100,7 @@ def _steps(
 
 
 def _records(media_type: str, body: bytes) -> Iterator[Any]:
-    """The records of a body: objects, or texts."""
+    """The records of a body: objects, or texts. None: nothing yet, another step may follow."""
     if media_type in ("application/msgpack", "application/x-msgpack"):
         return _packed(body)
     if media_type == "application/x-www-form-urlencoded" and (form := _form(body)):
@@ -140,33 +143,27 @@ def _with_text_keys(value: Any) -> Any:
 
 def _of_pieces(body: bytes) -> Iterator[Any]:
     """The records of JSON or text."""
-    pieces, after = _pieces(body)
-    while True:
-        try:
-            piece = next(pieces)
-        except StopIteration as end:
-            if not after:
-                return
-            pieces, after = lines(body, end.value), False  # what follows an array or objects, and is none of them
-        else:
-            yield record_of(piece)
+    for piece in _pieces(body):
+        yield None if piece is None else record_of(piece)
 
 
-def _pieces(body: bytes) -> tuple[Pieces, bool]:
-    """The records of a body, not decoded, and whether something may follow them that is none."""
+def _pieces(body: bytes) -> Pieces:
+    """The records of a body, not decoded. What follows values and is none is text."""
     start = _ARRAY.match(body)
-    if start is not None and body[-1:] in (b"]", b"}") and _begins_with_a_value(body, start.end()):
-        return array_values(body, start.end()), start[0] == b"["
+    if start is not None and body[-1:] in (b"]", b"}"):
+        rest, is_whole = yield from array_values(body, start.end())
+        if is_whole and start[0] != b"[":
+            return b"", True  # what follows is what an object has beside its array
+        if rest is not body:
+            return (yield from lines(rest))
     if body[:1] == b"{" and not _is_object(body.partition(b"\n")[0]):
-        return objects(body), True
-    return lines(body), False
-
-
-def _begins_with_a_value(body: bytes, at: int) -> bool:
-    """Whether the first thing in an array is a JSON value, or the array is empty."""
-    return _EMPTY.match(body, at) is not None or next(array_values(body, at), None) is not None
+        rest, _ = yield from objects(body)
+        return (yield from lines(rest))
+    return (yield from lines(body))
 
 
 def _is_object(line: bytes) -> bool:
     """Whether a line is one JSON object, as in one object a line."""
-    return len(line) <= RECORD_BYTES_MAX and isinstance(record_of(line), dict)
+    with contextlib.suppress(RecursionError):
+        return len(line) <= RECORD_BYTES_MAX and end_of_value(line, 0) == len(line)
+    return False

@@ -24,18 +24,21 @@ from ingest.framing import without_mark
 from ingest.held_bodies import HeldBytes
 from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
 from ingest.protocols.json_records import short
-from ingest.protocols.json_values import without_lone_surrogates
+from ingest.protocols.json_values import NO_JSON, repaired
 from ingest.protocols.records import (
+    NS_A_MS,
+    TIME_NS_KEY,
     BatchBuilder,
     compact_json,
     event_of,
     fitting,
+    message_text,
     severity_of,
     time_ns_of,
 )
 from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Response
 from pipeline.errors import SluiceError
-from pipeline.event import ATTRIBUTES_BYTES_MAX, ATTRIBUTES_KEYS_MAX
+from pipeline.event import ATTRIBUTES_BYTES_MAX, ATTRIBUTES_KEYS_MAX, Event
 from pipeline.names import ProtocolName
 
 # In the order in which they are looked up, in structured metadata and in labels.
@@ -49,6 +52,7 @@ FIELDS_A_STEP: Final = 1000  # of protobuf
 LINE_CHARS_READ_MAX: Final = 16 * 1024  # of a line of JSON: a longer one is not searched for its severity
 LABELS_CHARS_MAX: Final = 64 * 1024  # of a text of labels: a longer one is not parsed
 TIME_NS_BYTES: Final = 40  # of that attribute as JSON, at most
+PLAIN_TIME_NS_MAX: Final = 2**63 - 1  # in the year 2262: a later time is no integer of an attribute
 LABELS_MAX: Final = 1000  # of a stream: the others are not part of its text
 KEY_CHARS_MAX: Final = 1024  # of the key for the partition: a longer text is hashed once, not for each event
 PAIRS_MAX: Final = 10_000  # of structured metadata in an entry of protobuf: each costs some hundred bytes
@@ -56,7 +60,6 @@ PAIRS_MAX: Final = 10_000  # of structured metadata in an entry of protobuf: eac
 _SNAPPY_TIMES_MAX: Final = 22
 
 _decode_any = msgspec.json.Decoder().decode
-_NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # Raw snappy starts with its length and a literal. It never starts like this.
 _LIKE_JSON: Final = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{[ \t\r\n]*[\"}]")
 
@@ -75,8 +78,7 @@ def loki_codec(decoding: Decoding) -> Codec:
     async def batch_of(is_named: bool, body: bytes) -> Batch:
         builder = BatchBuilder(body, decoding.records_max)
         steps = _json_steps if _is_json(is_named, body) else _protobuf_steps
-        await decoding.run(steps(builder, body, decoding.received_ns), len(body))
-        return builder.build(_accepted)
+        return await decoding.batch(builder, steps(builder, body, decoding.received_ns), _accepted)
 
     def decode(head: RequestHead) -> Decode:
         return partial(batch_of, _names_json(head.headers))
@@ -128,7 +130,9 @@ async def _without_snappy(data: bytes, bytes_max: int, held: HeldBytes) -> bytes
 class _Stream:
     """A stream: its labels, and the events of its entries."""
 
-    __slots__ = ("_attributes", "_builder", "_has_room", "_key", "_received_ns", "_severity", "_source", "_text")
+    __slots__ = (
+        "_attributes", "_builder", "_has_room", "_key", "_plain", "_received_ns", "_severity", "_source", "_text",
+    )  # fmt: skip
 
     def __init__(self, labels: dict[str, Any] | str, builder: BatchBuilder, received_ns: int) -> None:
         if isinstance(labels, str):
@@ -147,21 +151,37 @@ class _Stream:
         # Most streams have few labels: each entry without structured metadata gets them as they are.
         size = len(msgspec.json.encode(self._attributes))
         self._has_room = len(self._attributes) < ATTRIBUTES_KEYS_MAX and size < ATTRIBUTES_BYTES_MAX - TIME_NS_BYTES
+        self._plain = self._event(0, "", {})
 
     def add(self, time_ns: int | None, line: str, metadata: dict[str, Any]) -> None:
         """Add the event of an entry. Raises BodyTooLargeError if there are too many."""
-        is_plain = self._has_room and not metadata
-        event = event_of(
+        at_ns = time_ns or self._received_ns
+        if metadata or not self._has_room or at_ns > PLAIN_TIME_NS_MAX:
+            event = self._event(at_ns, line, metadata)
+        else:
+            # The same for an entry that has only a time and a line: most do.
+            plain = self._plain
+            event = Event(
+                plain.correlation_id,
+                self._severity or _severity_of_line(line) or "INFO",
+                message_text(line),
+                plain.source,
+                at_ns // NS_A_MS,
+                None,
+                {**self._attributes, TIME_NS_KEY: at_ns} if at_ns % NS_A_MS else self._attributes or None,
+            )
+        self._builder.add(event, key=self._key, has_time=time_ns is not None)
+
+    def _event(self, time_ns: int, line: str, metadata: dict[str, Any]) -> Event:
+        return event_of(
             message=line,
             severity=_first(metadata, SEVERITY, severity_of) or self._severity or _severity_of_line(line) or "INFO",
             source=self._source or _first(metadata, SOURCE, short) or self._text,
-            time_ns=time_ns or self._received_ns,
+            time_ns=time_ns,
             correlation_id=_first(metadata, CORRELATION_ID, short) or self._text,
-            attributes=() if is_plain else (*metadata.items(), *self._attributes.items()),
+            attributes=metadata.items(),
+            common=self._attributes,
         )
-        if is_plain and self._attributes:
-            event.attributes = self._attributes | (event.attributes or {})  # the nanoseconds
-        self._builder.add(event, key=self._key, has_time=time_ns is not None)
 
 
 def _first(fields: dict[str, Any], names: Iterable[str], read: Callable[[object], str | None]) -> str | None:
@@ -192,7 +212,7 @@ def _severity_of_line(line: str) -> str | None:
         return None
     try:
         found = _decode_line(line)
-    except (*_NO_JSON, UnicodeEncodeError):
+    except (*NO_JSON, UnicodeEncodeError):
         return None
     values = (found.level, found.severity, found.detected_level, found.log_level, found.levelname)
     return next(filter(None, map(severity_of, values)), None)
@@ -276,19 +296,15 @@ def _json_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generat
     body = without_mark(body)
     builder.check_commas(body)
     try:
-        try:
-            streams = _decode_push(body).streams or ()
-        except msgspec.DecodeError:
-            body = yield from without_lone_surrogates(body)
-            streams = _decode_push(body).streams or ()
-    except _NO_JSON as error:
+        streams = (yield from repaired(_decode_push, body)).streams or ()
+    except NO_JSON as error:
         raise MalformedBodyError(f"the body is not an object with streams in JSON: {error}") from error
     count = 0
     for raw_stream in streams:
         yield
         try:
             found = _decode_stream(raw_stream)
-        except _NO_JSON:
+        except NO_JSON:
             builder.rejected += 1
             continue
         labels = _value(found.stream) or _value(found.labels)
@@ -343,11 +359,11 @@ def _value(raw: msgspec.Raw) -> Any:
     """A part of the body; its text if it is no JSON by itself."""
     try:
         return _decode_any(raw)
-    except _NO_JSON:
+    except NO_JSON:
         text = bytes(raw).decode(errors="replace")
     try:
         return _decode_any(text)
-    except _NO_JSON:
+    except NO_JSON:
         return text
 
 

@@ -59,8 +59,7 @@ def otlp_codec(decoding: Decoding) -> Codec:
             steps = otlp_json.steps(builder, body)
         else:
             steps = otlp_protobuf.steps(builder, body, decoding.records_max)
-        await decoding.run(steps, len(body))
-        return batch.build(_answer(media_type, batch, builder))
+        return await decoding.batch(batch, steps, _answer(media_type, batch, builder))
 
     def decode(head: RequestHead) -> Decode:
         media_type = _media_type(head.headers)
@@ -68,7 +67,7 @@ def otlp_codec(decoding: Decoding) -> Codec:
             raise UnsupportedBodyError(f"the media type is none of: {', '.join(MEDIA_TYPES)}")
         return partial(batch_of, media_type)
 
-    return Codec(ProtocolName.OTLP, decoding.bytes_max, decoding.inflate, decode, _rejected)
+    return Codec(ProtocolName.OTLP, decoding.bytes_max, decoding.inflate, decode, _rejected, form=_media_type)
 
 
 def _media_type(headers: Headers) -> str:

@@ -17,7 +17,7 @@ import msgspec
 
 from ingest.errors import MalformedBodyError
 from ingest.framing import without_mark
-from ingest.protocols.json_values import without_lone_surrogates
+from ingest.protocols.json_values import NO_JSON, repaired
 from ingest.protocols.otlp_records import (
     NUMBERS_A_SEVERITY,
     RECORD_BYTES_MAX,
@@ -118,19 +118,13 @@ _decode_scope_logs = msgspec.json.Decoder(_ScopeLogs | None).decode
 _decode_resource = msgspec.json.Decoder(_Resource | None).decode
 _decode_scope = msgspec.json.Decoder(_Scope | None).decode
 _decode_record = msgspec.json.Decoder(_LogRecord | None).decode
-_NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def steps(builder: RecordsBuilder, body: bytes) -> Generator[None, None, None]:
     """Add the events of a body. Raises MalformedBodyError, BodyTooLargeError."""
-    body = without_mark(body)
     try:
-        decoded = _decode_body(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        yield
-        body = yield from without_lone_surrogates(body)
-        decoded = _decoded(_decode_body, body)
-    except RecursionError as error:
+        decoded = yield from repaired(_decode_body, without_mark(body))
+    except NO_JSON as error:
         raise _malformed(error) from None
     yield
     for resource_logs in _elements(decoded.resource_logs):
@@ -186,7 +180,7 @@ def _decoded(decode: Callable[[Any], _Decoded], raw: bytes | memoryview) -> _Dec
     """A part of the body. Raises MalformedBodyError."""
     try:
         return decode(raw)
-    except _NO_JSON as error:
+    except NO_JSON as error:
         raise _malformed(error) from None
 
 
@@ -233,8 +227,8 @@ def _common(decode: Callable[[Any], _Decoded], raw: msgspec.Raw, form: "_Form") 
     if len(text) > RECORD_BYTES_MAX:
         raise MalformedBodyError(f"a resource or a scope has more than {RECORD_BYTES_MAX} bytes")
     try:
-        return _repaired(decode, form(text))
-    except _NO_JSON as error:
+        return _with_valid_text(decode, form(text))
+    except NO_JSON as error:
         raise _malformed(error) from None
 
 
@@ -267,8 +261,8 @@ def _in_camel_case(text: bytes) -> bytes:
     return _SNAKE_NAME.sub(lambda match: _SNAKE_WORD.sub(lambda word: word[1].upper(), match[0]), text)
 
 
-def _repaired(decode: Callable[[Any], _Decoded], text: bytes | memoryview) -> _Decoded:
-    """Decode a part of the body, with U+FFFD in place of what is not UTF-8. Raises _NO_JSON."""
+def _with_valid_text(decode: Callable[[Any], _Decoded], text: bytes | memoryview) -> _Decoded:
+    """Decode a part of the body, with U+FFFD in place of what is not UTF-8. Raises NO_JSON."""
     try:
         return decode(text)
     except UnicodeDecodeError:
@@ -283,9 +277,9 @@ def _add(builder: RecordsBuilder, raw: memoryview, origin: Origin, form: _Form) 
         builder.reject(f"a record has more than {RECORD_BYTES_MAX} bytes")
         return
     try:
-        decoded = _repaired(_decode_record, raw if form is _as_it_is else form(bytes(raw))) or _LogRecord()
+        decoded = _with_valid_text(_decode_record, raw if form is _as_it_is else form(bytes(raw))) or _LogRecord()
         record = _record(decoded, Budget())
-    except (*_NO_JSON, UnmappableError) as error:
+    except (*NO_JSON, UnmappableError) as error:
         builder.reject("a record is nested too deep" if isinstance(error, RecursionError) else f"a record: {error}")
     else:
         builder.add(record, origin)

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -38,8 +38,10 @@ KEY_CHARS_MAX: Final = 256  # of an attribute
 KEYS_READ_MAX: Final = 1000  # of a record's attributes: those behind them have no room, and are only counted
 COMMAS_A_RECORD_MAX: Final = 100  # on average; each stands for a value, which costs a parser fifty bytes
 DEPTH_MAX: Final = 8  # objects within objects that become dotted keys; what is deeper stays JSON
+NS_A_MS: Final = 1_000_000
+HASHED_A_STEP: Final = 1 << 20  # bytes: a millisecond
+IDS_A_STEP: Final = 2000  # half a millisecond
 
-_NS_A_MS: Final = 1_000_000
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
 _MESSAGE_CHARS_SURE: Final = MESSAGE_BYTES_MAX // 4  # no character has more than four bytes
@@ -69,7 +71,7 @@ def event_of(
     comes after them: attributes of several records, which `fitting` made once.
     """
     source = short_text(source, SOURCE_CHARS_MAX) or UNKNOWN
-    ms, rest = divmod(time_ns, _NS_A_MS)
+    ms, rest = divmod(time_ns, NS_A_MS)
     if not TIMESTAMP_MS_MIN <= ms <= TIMESTAMP_MS_MAX:
         ms = min(max(ms, TIMESTAMP_MS_MIN), TIMESTAMP_MS_MAX)
         rest = 0
@@ -292,27 +294,6 @@ def severity_of_syslog(level: int) -> str | None:
 # --- Ids ----------------------------------------------------------------------------------------------------------
 
 
-class RepeatIds:
-    """Event ids for the records of a body, so that the same body, sent again, stores nothing twice.
-
-    A body without any time may be sent twice on purpose: `id` returns None then, and each event gets a random id.
-    `beside` is what determines the events beside the body, such as an index in the address.
-    """
-
-    __slots__ = ("_digest",)
-
-    def __init__(self, body: bytes, *, has_time: bool, beside: str = "") -> None:
-        self._digest: str | None = None
-        if has_time:
-            hashed = hashlib.blake2b(beside.encode("utf-8", "replace") + b"\0", digest_size=16)
-            hashed.update(body)
-            self._digest = hashed.hexdigest()
-
-    def id(self, index: int) -> str | None:
-        """The id of the record at an index of the body."""
-        return None if self._digest is None else f"{self._digest}-{index}"
-
-
 def id_of(text: str) -> str:
     """The event id for an id that a protocol has, of any length."""
     if 0 < len(text) <= 64 and text.isascii() and text.isprintable():
@@ -321,10 +302,10 @@ def id_of(text: str) -> str:
 
 
 class BatchBuilder:
-    """Collects the events of one body; `beside`: see RepeatIds."""
+    """Collects the events of one body. `beside` is what determines them beside it, such as an index in the address."""
 
     def __init__(self, body: bytes, records_max: int, beside: str = "") -> None:
-        self._body = body
+        self.body = body
         self._beside = beside
         self._records_max = records_max
         self._has_time = False
@@ -359,10 +340,21 @@ class BatchBuilder:
         if len(self.events) + count > self._records_max:
             raise BodyTooLargeError(self._records_max, "events")
 
-    def build(self, accepted: Callable[[], Response]) -> Batch:
-        """The batch. Gives repeatable ids to events without one."""
-        ids = RepeatIds(self._body, has_time=self._has_time, beside=self._beside)
-        for index, event in enumerate(self.events):
-            if event.event_id is None:
-                event.event_id = ids.id(index)
+    def build(self, accepted: Callable[[], Response]) -> Generator[None, None, Batch]:
+        """The batch, in steps.
+
+        An event without an id gets one that is made of the body and its index: the same body, sent again, stores
+        nothing twice. A body without any time may be sent twice on purpose: its events get random ids later.
+        """
+        if self._has_time:
+            hashed = hashlib.blake2b(self._beside.encode("utf-8", "replace") + b"\0", digest_size=16)
+            for start in range(0, len(self.body), HASHED_A_STEP):
+                hashed.update(memoryview(self.body)[start : start + HASHED_A_STEP])
+                yield
+            digest = hashed.hexdigest()
+            for index, event in enumerate(self.events):
+                if event.event_id is None:
+                    event.event_id = f"{digest}-{index}"
+                if index % IDS_A_STEP == IDS_A_STEP - 1:
+                    yield
         return Batch(self.events, accepted, self._keys, self.rejected)

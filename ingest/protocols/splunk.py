@@ -84,8 +84,8 @@ def collector_codec(decoding: Decoding, steps_of: Steps) -> Codec:
         if not body or body.isspace():
             raise NoDataError("the body has no data")
         builder = BatchBuilder(body, decoding.records_max, target)
-        await decoding.run(steps_of(builder, body, described, decoding.received_ns), len(body))
-        return builder.build(partial(_answer, 200, SUCCESS))
+        steps = steps_of(builder, body, described, decoding.received_ns)
+        return await decoding.batch(builder, steps, partial(_answer, 200, SUCCESS))
 
     def decode(head: RequestHead) -> Decode:
         return partial(batch_of, head.target, _described(head.target))

@@ -131,6 +131,30 @@ async def test_a_protocol_is_a_codec(start: Start) -> None:
     assert rig.stored() == ["one", "two", "three"]
 
 
+async def test_many_records_let_other_requests_have_their_turn(start: Start) -> None:
+    # Given a body of 20,000 events that is admitted
+    rig = await start(rate_max=100_000.0, rate_min=100_000.0)
+    turns = []
+
+    async def others() -> None:
+        while True:
+            turns.append(rig.appender.waiting_events)
+            await asyncio.sleep(0)
+
+    async def many(_body: bytes) -> Batch:
+        events = [Event("c", "INFO", "m", "s", NOW_MS) for _ in range(20_000)]
+        task = asyncio.get_running_loop().create_task(others())
+        tasks.append(task)
+        return Batch(events, lambda: Response(204, b""))
+
+    tasks: list[asyncio.Task[None]] = []
+    codec = replace(words_codec(), decode=lambda _head: many)
+    assert (await rig.collector.collect(codec, WordsRequest(b"x"))).status == 204
+    tasks[0].cancel()
+    # Then others have had turns before the first of them was appended
+    assert sum(waiting == 0 for waiting in turns) >= 19
+
+
 async def test_framing_stands_before_every_codec(start: Start) -> None:
     rig = await start()
     heads = {"content-type": "text/words", "content-encoding": "gzip"}

@@ -75,6 +75,17 @@ async def test_every_form_of_a_body_becomes_its_records(body: str, expected: lis
     assert messages(await batch_of(body.encode())) == expected
 
 
+async def test_objects_in_one_line_are_records_however_many_they_are() -> None:
+    # Given a line that has more values than any record
+    body = b"".join(b'{"message":"%d","a":1,"b":2}' % number for number in range(3000))
+    assert messages(await batch_of(body)) == [str(number) for number in range(3000)]
+
+
+async def test_what_an_object_has_beside_its_array_is_no_record_unless_the_array_breaks() -> None:
+    assert messages(await batch_of(b'{"logs":[{"msg":"a"}],"sent":1}')) == ["a"]
+    assert messages(await batch_of(b'{"logs":[{"msg":"a"},{"msg":b}]}')) == ["a", '{"msg":b}]}']
+
+
 async def test_bytes_that_are_no_text_are_kept_as_far_as_text_can() -> None:
     assert messages(await batch_of(b"a\xffb\n\x00")) == ["a\ufffdb", "\ufffd"]
     assert messages(await batch_of(b'{"message":"a\xff"}')) == ["a\ufffd"]

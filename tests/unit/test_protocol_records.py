@@ -1,6 +1,7 @@
 """What any record becomes: texts, attributes, times and severities that an event may have."""
 
 import datetime as dt
+import hashlib
 import math
 from collections.abc import Callable
 
@@ -10,12 +11,17 @@ import pytest
 from ingest.codecs.strict_json import run
 from ingest.errors import BodyTooLargeError
 from ingest.protocols.decoding import Decoding
+from ingest.protocols.elasticsearch import bulk_codec
 from ingest.protocols.gelf import gelf_codec
-from ingest.protocols.json_values import without_lone_surrogates
+from ingest.protocols.json_values import TOKENS_MAX, without_deep_values, without_lone_surrogates
+from ingest.protocols.lines import lines_codec
 from ingest.protocols.loki import loki_codec
+from ingest.protocols.otlp import otlp_codec
 from ingest.protocols.records import (
     CUT_MARK,
     DROPPED_KEY,
+    HASHED_A_STEP,
+    IDS_A_STEP,
     KEYS_READ_MAX,
     TIME_NS_KEY,
     UNKNOWN,
@@ -28,6 +34,7 @@ from ingest.protocols.records import (
     short_text,
     time_ns_of,
 )
+from ingest.protocols.splunk import collector_routes
 from ingest.types import Codec, Response
 from pipeline.event import ATTRIBUTES_BYTES_MAX, ATTRIBUTES_KEYS_MAX, MESSAGE_BYTES_MAX, SEVERITIES, Event
 from pipeline.settings import Settings
@@ -40,6 +47,10 @@ NS = MS * 1_000_000
 def event(**changes: object) -> Event:
     fields = {"message": "m", "severity": "INFO", "source": "s", "time_ns": NS} | changes
     return event_of(**fields)  # type: ignore[arg-type]
+
+
+def collector_of_events(decoding: Decoding) -> Codec:
+    return collector_routes(decoding)[0].codec
 
 
 @pytest.mark.parametrize(
@@ -58,6 +69,63 @@ def event(**changes: object) -> Event:
 def test_half_of_a_surrogate_pair_is_replaced(text: str, expected: str) -> None:
     assert run(without_lone_surrogates(text.encode())) == expected.encode()
     msgspec.json.decode(f'"{expected}"')
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("[" * 200 + "]" * 200, "[" * 200 + "]" * 200),
+        ("[" * 201 + "]" * 201, "[" * 200 + '"[nested too deep]"' + "]" * 200),
+        ('[{"a":' * 101 + '"x"' + "}]" * 101, '[{"a":' * 100 + '"[nested too deep]"' + "}]" * 100),
+        ('["' + "[" * 300 + '\\"[",1]', '["' + "[" * 300 + '\\"[",1]'),
+        ("[" * 300, "[" * 300),
+        ("]" * 300 + "x", "]" * 300 + "x"),
+        ('"\\', '"\\'),
+    ],
+)
+def test_what_is_nested_deeper_than_a_parser_reads_is_replaced(body: str, expected: str) -> None:
+    assert run(without_deep_values(body.encode())) == expected.encode()
+
+
+def test_what_would_take_long_to_replace_is_left() -> None:
+    deep = b"[" * 300 + b'"",' * TOKENS_MAX + b"]" * 300
+    steps = without_deep_values(deep)
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    assert end.value.value is deep
+
+
+_DEEP = b'{"a":[' * 3000 + b"1" + b"]}" * 3000
+_ACTION = b'{"index":{}}\n'
+
+
+@pytest.mark.parametrize(
+    ("codec_of", "body"),
+    [
+        (loki_codec, b'{"streams":[{"stream":{"a":"b"},"values":[["1","first"],["1",%b],["1","last"]]}]}'),
+        (
+            otlp_codec,
+            b'{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"body":{"stringValue":"first"}},{"body":%b},'
+            b'{"body":{"stringValue":"last"}}]}]}]}',
+        ),
+        (lines_codec, b'[{"message":"first"},{"message":%b},{"message":"last"}]'),
+        (lines_codec, b'{"logs":[{"message":"first"},{"message":%b},{"message":"last"}]}'),
+        (lines_codec, b'{"message":"first"}{"message":%b}{"message":"last"}'),
+        (lines_codec, b'{"message":"first"}\n{"message":%b}\n{"message":"last"}'),
+        (gelf_codec, b'[{"short_message":"first"},{"short_message":%b},{"short_message":"last"}]'),
+        (gelf_codec, b'{"short_message":"first"}\n{"short_message":%b}\n{"short_message":"last"}'),
+        (bulk_codec, b"\n".join((_ACTION + b'{"message":"first"}', _ACTION + b"%b", _ACTION + b'{"message":"last"}'))),
+        (collector_of_events, b'{"event":"first"}{"event":%b}{"event":"last"}'),
+    ],
+)
+async def test_a_record_that_is_nested_too_deep_costs_no_other(
+    codec_of: Callable[[Decoding], Codec], body: bytes
+) -> None:
+    codec = codec_of(Decoding(Settings(), FixedClock()))
+    batch = await decoded(codec, Sent(body % _DEEP, {"content-type": "application/json"}))
+    messages = [event.message for event in batch.events]
+    assert (messages[0], messages[-1]) == ("first", "last")
+    assert len(messages) + batch.rejected == 3
 
 
 def test_attributes_far_behind_those_with_room_are_only_counted() -> None:
@@ -250,7 +318,7 @@ def batch_ids(body: bytes, *, has_time: bool, own: str | None = None) -> list[st
     builder = BatchBuilder(body, 10)
     for _ in range(2):
         builder.add(event(event_id=own), key=None, has_time=has_time)
-    return [one.event_id for one in builder.build(lambda: Response(200, b"")).events]
+    return [one.event_id for one in run(builder.build(lambda: Response(200, b""))).events]
 
 
 def test_the_same_body_gives_the_same_ids_unless_nothing_in_it_has_a_time() -> None:
@@ -262,11 +330,26 @@ def test_the_same_body_gives_the_same_ids_unless_nothing_in_it_has_a_time() -> N
     assert batch_ids(b"body", has_time=True, own="mine") == ["mine", "mine"]
 
 
+def test_the_ids_of_a_large_body_are_made_in_steps() -> None:
+    # Given 8 MiB, and 10,000 events
+    body = b"x" * (8 * HASHED_A_STEP)
+    builder = BatchBuilder(body, 10_000)
+    for _ in range(10_000):
+        builder.add(event(), key=None, has_time=True)
+    # When its batch is made
+    steps = builder.build(lambda: Response(200, b""))
+    count = sum(1 for _ in steps)
+    # Then there is a step for each MiB and 2,000 ids, and the ids are those of the whole body
+    assert count == 8 + 10_000 // IDS_A_STEP
+    digest = hashlib.blake2b(b"\0" + body, digest_size=16).hexdigest()
+    assert [one.event_id for one in builder.events] == [f"{digest}-{index}" for index in range(10_000)]
+
+
 def test_events_without_an_id_of_their_own_are_spread_over_partitions() -> None:
     builder = BatchBuilder(b"", 3)
     for key in (None, None, "trace"):
         builder.add(event(), key=key, has_time=True)
-    assert builder.build(lambda: Response(200, b"")).partition_keys == ["s#0", "s#1", "trace"]
+    assert run(builder.build(lambda: Response(200, b""))).partition_keys == ["s#0", "s#1", "trace"]
     with pytest.raises(BodyTooLargeError):
         builder.add(event(), key=None, has_time=True)
 
@@ -278,9 +361,8 @@ def test_an_id_of_any_length_becomes_an_event_id() -> None:
         assert id_of(odd) == id_of(odd)
 
 
-@pytest.mark.parametrize("codec_of", [gelf_codec, loki_codec], ids=["gelf", "loki"])
-async def test_json_of_millions_of_values_is_not_parsed(codec_of: Callable[[Decoding], Codec]) -> None:
-    codec = codec_of(Decoding(Settings(protocol_body_events_max=100), FixedClock()))
+async def test_json_of_millions_of_values_is_not_parsed() -> None:
+    codec = loki_codec(Decoding(Settings(protocol_body_events_max=100), FixedClock()))
     body = b'{"a":[' + b"1," * 10_001 + b"1]}"
     with pytest.raises(BodyTooLargeError):
         await decoded(codec, Sent(body, {"content-type": "application/json"}))
