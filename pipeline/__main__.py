@@ -49,6 +49,7 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     lines += [
         *_wrapped("offered      ", _traffic(known), width),
         *_levels(known),
+        *_protocols(known),
         *_refused(status, width),
         *_wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width),
         *_wrapped("policy       ", f"{policy.policy}: {policy.sentence}", width),
@@ -109,6 +110,15 @@ def _levels(known: HealthInputs) -> Iterator[str]:
         for level, one in known.traffic.levels.items():
             share = f"refused {100 * one.refused_share:.0f} %"
             yield f"  {level.label:<11}{_number(one.admitted + one.refused, 'events/s')}, {share}"
+
+
+def _protocols(known: HealthInputs) -> Iterator[str]:
+    """A line for each protocol that was used, if another than Sluice's own was."""
+    if known.traffic is not None:
+        for name, one in known.traffic.protocols.items():
+            rejected = f", rejected {one.rejected:,.0f}" if one.rejected else ""
+            offered = _number(one.accepted + one.refused, "events/s")
+            yield f"  {name.value:<11}{offered}, refused {one.refused:,.0f}{rejected}"
 
 
 def _refused(status: SystemStatus, width: int) -> Iterator[str]:

@@ -190,6 +190,7 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "refusedShare": None if traffic is None else round(traffic.refused_share, 4),
         "refusedShareTime": None if traffic is None else traffic.share_time,
         "levels": None if traffic is None or not traffic.levels else _levels_document(traffic),
+        "protocols": None if traffic is None or not traffic.protocols else _protocols_document(traffic),
         "drainRate": inputs.drain_rate,
         "secondsToEmpty": inputs.seconds_to_empty,
         "circuitBreaker": inputs.breaker.value,
@@ -216,6 +217,18 @@ def _levels_document(traffic: Traffic) -> dict[str, dict[str, float]]:
             "refusedShare": round(one.refused_share, 4),
         }
         for level, one in traffic.levels.items()
+    }
+
+
+def _protocols_document(traffic: Traffic) -> dict[str, dict[str, float]]:
+    """The traffic by protocol for JSON, records/s."""
+    return {
+        name.value: {
+            "accepted": round(one.accepted, 1),
+            "refused": round(one.refused, 1),
+            "rejected": round(one.rejected, 1),
+        }
+        for name, one in traffic.protocols.items()
     }
 
 

@@ -9,7 +9,7 @@ from prometheus_client import Counter
 from ingest.errors import status_of
 from pipeline.metrics import IngestMetrics, LevelCounts, answers_by_status
 from pipeline.names import Level
-from pipeline.ports.history import COUNTS, LEVEL_COUNTS
+from pipeline.ports.history import COUNTS, LEVEL_COUNTS, PROTOCOL_COUNTS
 
 _NAMES: Final = {200: "accepted", 202: "accepted", 204: "accepted", 429: "limited", 503: "unavailable"}
 
@@ -43,13 +43,16 @@ class CounterDeltas:
             levels = self.levels
             counts = (*(levels.accepted[level] for level in Level), *(levels.refused[level] for level in Level))
             totals.update(zip(LEVEL_COUNTS, counts, strict=True))
+        totals.update(dict.fromkeys(PROTOCOL_COUNTS, 0))
+        for labels, count in _children(self.metrics.protocol_events):
+            totals[f"{labels['protocol']} {labels['outcome']}"] = count
         return totals
 
 
-def _children(counter: Counter) -> list[tuple[str, int]]:
-    """The single label (or "") and the value of each of a counter's children."""
+def _children(counter: Counter) -> list[tuple[dict[str, str], int]]:
+    """The labels and the value of each of a counter's children."""
     return [
-        ("".join(sample.labels.values()), int(sample.value))
+        (sample.labels, int(sample.value))
         for family in counter.collect()
         for sample in family.samples
         if sample.name.endswith("_total")

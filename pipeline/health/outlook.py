@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.health.snapshot import LevelTraffic, Outlook, Traffic
-from pipeline.names import Level
-from pipeline.ports.history import COUNTS, LEVEL_COUNTS, HistoryEntry
+from pipeline.health.snapshot import LevelTraffic, Outlook, ProtocolTraffic, Traffic
+from pipeline.names import OTHER_PROTOCOLS, Level, ProtocolName, RecordOutcome
+from pipeline.ports.history import COUNTS, LEVEL_COUNTS, PROTOCOL_COUNTS, HistoryEntry
 from pipeline.settings import Settings
 
 FRESH_SECONDS: Final = 5.0  # maximum age of a sample that counts as current
@@ -38,6 +38,7 @@ class Lookout:
         self._own_flows: deque[_Flow] = deque(maxlen=entries_max)
         self._consumed: deque[tuple[float, int]] = deque(maxlen=int(PACE_SECONDS) + 2)
         self._levels: deque[tuple[float, tuple[int, ...]]] = deque(maxlen=int(PACE_SECONDS) + 2)
+        self._protocols: deque[tuple[float, Mapping[str, int]]] = deque(maxlen=int(PACE_SECONDS) + 2)
         self._last: HistoryEntry | None = None
         self._at = float("-inf")  # of the newest sample
         self._offsets: dict[int, tuple[int, float]] = {}  # offset, and the time since when it is unchanged
@@ -66,6 +67,9 @@ class Lookout:
                 self._flows.append(flow)
             if len(entry.levels) == len(LEVEL_COUNTS):
                 self._levels.append((at, entry.levels))
+            if len(entry.protocols) == len(PROTOCOL_COUNTS) and len(entry.counts) == len(COUNTS):
+                totals = dict(zip((*COUNTS, *PROTOCOL_COUNTS), (*entry.counts, *entry.protocols), strict=True))
+                self._protocols.append((at, totals))
             self.note_sample(entry.sample, at)
 
     def note_own(self, counts: Mapping[str, int], seconds: float, now: float) -> None:
@@ -126,6 +130,7 @@ class Lookout:
             unavailable_share=_sum(counted, "unavailable") / answers if answers else 0.0,
             share_seconds=self._refused_seconds,
             levels=self._traffic_by_level(now) if is_known else {},
+            protocols=self._traffic_by_protocol(now) if is_known else {},
         )
 
     def _traffic_by_level(self, now: float) -> dict[Level, LevelTraffic]:
@@ -143,6 +148,34 @@ class Lookout:
             level: LevelTraffic(count[f"{level.label} accepted"] / seconds, count[f"{level.label} refused"] / seconds)
             for level in Level
         }
+
+    def _traffic_by_protocol(self, now: float) -> dict[ProtocolName, ProtocolTraffic]:
+        """The traffic of each protocol that was used; empty if only Sluice's own was."""
+        lately = [one for one in self._protocols if one[0] > now - PACE_SECONDS]
+        if len(lately) < 2:
+            return {}
+        (first_at, first), (last_at, last) = lately[0], lately[-1]
+        seconds = last_at - first_at
+        if seconds <= 0 or any(last[name] < total for name, total in first.items()):  # a flush was between them
+            return {}
+        found = {}
+        for name in ProtocolName:
+            totals = [_of_protocol(last, name, outcome) for outcome in RecordOutcome]
+            if any(totals):
+                before = [_of_protocol(first, name, outcome) for outcome in RecordOutcome]
+                rates = [max(0, new - old) / seconds for old, new in zip(before, totals, strict=True)]
+                found[name] = ProtocolTraffic(*rates)
+        return found
+
+
+def _of_protocol(totals: Mapping[str, int], name: ProtocolName, outcome: RecordOutcome) -> int:
+    """The records of a protocol: Sluice's own has what the others do not have, and rejects whole bodies only."""
+    if name is not ProtocolName.EVENTS:
+        return totals[f"{name.value} {outcome.value}"]
+    if outcome is RecordOutcome.REJECTED:
+        return 0
+    total = totals["admitted" if outcome is RecordOutcome.ACCEPTED else "refused"]
+    return max(0, total - sum(_of_protocol(totals, other, outcome) for other in OTHER_PROTOCOLS))
 
 
 def outlook_of(entries: Sequence[HistoryEntry], settings: Settings, now: float) -> Outlook:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pipeline.names import BreakerState, Level, Mode, SinkName
+from pipeline.names import BreakerState, Level, Mode, ProtocolName, SinkName
 from pipeline.policies import explanation_of
 from pipeline.ports.control import Alarm, ControlState, Override, Pause, PublishedRate, consumption_word, paused
 from pipeline.ports.rate import Explanation, Shadow
@@ -30,6 +30,15 @@ class LevelTraffic:
 
 
 @dataclass(frozen=True, slots=True)
+class ProtocolTraffic:
+    """The part of the traffic that comes in one protocol, records/s. A body refused unread counts as one."""
+
+    accepted: float
+    refused: float
+    rejected: float  # records that can't become events
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """The traffic that clients offered in the last seconds, events/s. A body refused unread counts as one event."""
 
@@ -40,6 +49,8 @@ class Traffic:
     share_seconds: float = 60.0
     # Empty if ADMISSION_LEVELS is off. Bodies that were refused before their level was known are in none.
     levels: Mapping[Level, LevelTraffic] = field(default_factory=dict)
+    # Empty unless another protocol than Sluice's own was used. Only those that were used.
+    protocols: Mapping[ProtocolName, ProtocolTraffic] = field(default_factory=dict)
 
     @property
     def share_time(self) -> str:

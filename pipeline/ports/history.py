@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from pipeline.names import Level
+from pipeline.names import OTHER_PROTOCOLS, Level, RecordOutcome
 
 HISTORY_SECONDS: Final = 900.0  # how far back a reader can look
 HISTORY_ENTRIES_MAX: Final = 900  # number of entries kept: one a second
@@ -28,18 +28,23 @@ LEVEL_COUNTS: Final = (
     *(f"{level.label} refused" for level in Level),
 )
 
+# Records by protocol, which are not part of COUNTS for the same reason. Sluice's own has the rest of the counts above.
+PROTOCOL_COUNTS: Final = tuple(f"{name.value} {outcome.value}" for name in OTHER_PROTOCOLS for outcome in RecordOutcome)
+
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """One second of the system. `counts` are totals over all ingest processes, in the order of COUNTS: they only grow,
     and start at 0 after a flush. `sample` is a JSON object: the view of the process that wrote the entry. `levels` are
-    totals too, in the order of LEVEL_COUNTS; empty if levels are off in that process."""
+    totals too, in the order of LEVEL_COUNTS; empty if levels are off in that process. `protocols` are totals in the
+    order of PROTOCOL_COUNTS; empty if no process has used another protocol."""
 
     id: str  # position; opaque, ordered
     at: float  # seconds since the epoch, by the store's clock
     counts: tuple[int, ...]
     sample: dict[str, Any]
     levels: tuple[int, ...] = ()
+    protocols: tuple[int, ...] = ()
 
 
 class History(Protocol):
@@ -48,7 +53,7 @@ class History(Protocol):
     def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
         """Add the counts of one process since its last call. With a sample, also add an entry with the new totals.
 
-        `counts` has names of COUNTS, and all names of LEVEL_COUNTS or none.
+        `counts` has names of COUNTS, all names of LEVEL_COUNTS or none, and all names of PROTOCOL_COUNTS or none.
 
         Also raises StoreUnavailableError if the server is at its memory limit: history writes are refused first.
         """

@@ -1,21 +1,28 @@
 #!lua
 -- Add to the totals of all ingest processes. With a sample, also write an entry that contains the totals.
 -- KEYS: 1 totals, 2 entries. ARGV: 1 sample as JSON or '', 2 entries kept, 3 milliseconds to live, 4 number of names
--- whose totals are the entry's counts; those of all further names are its levels. Then name, count, …
+-- whose totals are the entry's counts, 5 number of names behind them whose totals are its levels; those of all further
+-- names are of protocols, and are written if one of them is in use. Then name, count, …
 -- No allow-oom: at the memory limit, Redis refuses history first, and memory is left for data that the system needs.
 
 local names = {}
-for i = 5, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   names[#names + 1] = ARGV[i]
   redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1])
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 if ARGV[1] ~= '' then
   local totals = redis.call('HMGET', KEYS[1], unpack(names))
-  local counts = tonumber(ARGV[4])
+  local counts, levels = tonumber(ARGV[4]), tonumber(ARGV[5])
   local entry = { 'c', table.concat(totals, ' ', 1, counts), 's', ARGV[1] }
-  if #totals > counts then
-    entry[5], entry[6] = 'l', table.concat(totals, ' ', counts + 1)
+  if levels > 0 then
+    entry[#entry + 1] = 'l'
+    entry[#entry + 1] = table.concat(totals, ' ', counts + 1, counts + levels)
+  end
+  local protocols = table.concat(totals, ' ', counts + levels + 1)
+  if string.find(protocols, '[1-9]') then
+    entry[#entry + 1] = 'p'
+    entry[#entry + 1] = protocols
   end
   redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[2], '*', unpack(entry))
   redis.call('PEXPIRE', KEYS[2], ARGV[3])

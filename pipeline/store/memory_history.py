@@ -11,6 +11,7 @@ from pipeline.ports.history import (
     HISTORY_ENTRIES_MAX,
     HISTORY_SECONDS,
     LEVEL_COUNTS,
+    PROTOCOL_COUNTS,
     HistoryEntry,
 )
 from pipeline.store.memory import MemoryServer
@@ -27,7 +28,7 @@ class MemoryHistory:
     def flush(self) -> None:
         """Lose everything."""
         with self._server.changed:
-            self._totals = dict.fromkeys((*COUNTS, *LEVEL_COUNTS), 0)
+            self._totals = dict.fromkeys((*COUNTS, *LEVEL_COUNTS, *PROTOCOL_COUNTS), 0)
             self._entries: deque[HistoryEntry] = deque(maxlen=HISTORY_ENTRIES_MAX)
             self._written_at: float | None = None
 
@@ -40,8 +41,10 @@ class MemoryHistory:
                 self._number += 1
                 totals = tuple(self._totals[name] for name in COUNTS)
                 levels = tuple(self._totals[name] for name in LEVEL_COUNTS if name in counts)
+                protocols = tuple(self._totals[name] for name in PROTOCOL_COUNTS if name in counts)
+                protocols = protocols if any(protocols) else ()
                 position, seen = f"{self._number:020d}", json.loads(json.dumps(sample))
-                self._entries.append(HistoryEntry(position, now, totals, seen, levels))
+                self._entries.append(HistoryEntry(position, now, totals, seen, levels, protocols))
             self._written_at = now
 
     def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:

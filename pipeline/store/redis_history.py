@@ -11,6 +11,7 @@ from pipeline.ports.history import (
     HISTORY_ENTRIES_MAX,
     HISTORY_SECONDS,
     LEVEL_COUNTS,
+    PROTOCOL_COUNTS,
     HistoryEntry,
 )
 from pipeline.settings import Settings
@@ -31,8 +32,16 @@ class RedisHistory:
 
     def add(self, counts: Mapping[str, int], sample: Mapping[str, Any] | None) -> None:
         text = "" if sample is None else json.dumps(sample, separators=(",", ":"))
-        arguments = [text, str(HISTORY_ENTRIES_MAX), str(int(FORGET_SECONDS * 1000)), str(len(COUNTS))]
-        for name in (*COUNTS, *(name for name in LEVEL_COUNTS if name in counts)):
+        levels = [name for name in LEVEL_COUNTS if name in counts]
+        protocols = [name for name in PROTOCOL_COUNTS if name in counts]
+        arguments = [
+            text,
+            str(HISTORY_ENTRIES_MAX),
+            str(int(FORGET_SECONDS * 1000)),
+            str(len(COUNTS)),
+            str(len(levels)),
+        ]
+        for name in (*COUNTS, *levels, *protocols):
             arguments += [name, str(counts.get(name, 0))]
         self._connection.run(load_script("history"), self._keys, arguments)
 
@@ -51,4 +60,5 @@ def _entry(position: str, fields: dict[str, str]) -> HistoryEntry:
         counts=tuple(int(text) for text in fields["c"].split()),
         sample=json.loads(fields["s"]),
         levels=tuple(int(text) for text in fields.get("l", "").split()),
+        protocols=tuple(int(text) for text in fields.get("p", "").split()),
     )

@@ -7,7 +7,14 @@ import pytest
 import redis
 
 from pipeline.errors import StoreUnavailableError
-from pipeline.ports.history import COUNTS, FORGET_SECONDS, HISTORY_ENTRIES_MAX, LEVEL_COUNTS, History
+from pipeline.ports.history import (
+    COUNTS,
+    FORGET_SECONDS,
+    HISTORY_ENTRIES_MAX,
+    LEVEL_COUNTS,
+    PROTOCOL_COUNTS,
+    History,
+)
 from pipeline.store.memory import MemoryServer
 from pipeline.store.memory_history import MemoryHistory
 from pipeline.store.redis_history import RedisHistory
@@ -64,6 +71,24 @@ def test_an_entry_holds_the_totals_by_level_of_processes_that_count_them(rig: Ri
     assert (second.levels, second.counts[COUNTS.index("admitted")]) == ((), 6)
 
 
+def test_an_entry_holds_the_totals_by_protocol_once_one_is_used(rig: Rig) -> None:
+    none = dict.fromkeys(PROTOCOL_COUNTS, 0)
+    levels = dict.fromkeys(LEVEL_COUNTS, 1)
+    # Given two processes, of which first none and then one is used in another protocol, with and without levels
+    rig.history.add({"admitted": 5, **none, **levels}, {})
+    rig.another.add({"admitted": 2, **none, "loki accepted": 2, "gelf rejected": 1}, None)
+    rig.history.add({**none, "loki accepted": 3, **levels}, {})
+    rig.another.add(none, {})
+    # Then
+    before, first, second = rig.another.since("", entries_max=10)
+    assert before.protocols == ()
+    totals = none | {"loki accepted": 5, "gelf rejected": 1}
+    assert dict(zip(PROTOCOL_COUNTS, first.protocols, strict=True)) == totals
+    assert (second.protocols, second.levels) == (first.protocols, ())
+    assert first.levels == (2,) * len(LEVEL_COUNTS)
+    assert second.counts[COUNTS.index("admitted")] == 7
+
+
 def test_a_reader_goes_on_from_where_it_was(rig: Rig) -> None:
     for number in range(5):
         rig.history.add({}, {"number": number})
@@ -96,13 +121,13 @@ def test_what_redis_keeps_expires_and_takes_a_few_hundred_kilobytes(control_redi
     history = RedisHistory(settings)
     sample = {"lag": [12_345] * 16, "rate": 1000.0, "tokens": 1000, "drained": 123_456_789, "breaker": "half-open"}
     for _ in range(HISTORY_ENTRIES_MAX):
-        history.add(dict.fromkeys(COUNTS, 999), sample)
+        history.add(dict.fromkeys((*COUNTS, *PROTOCOL_COUNTS), 999), sample)
     with redis.Redis.from_url(control_redis.url) as client:
         keys = list(client.scan_iter(match=settings.key_prefix + "*", count=1000))
         assert len(keys) == 2
         for key in keys:
             assert FORGET_SECONDS - 60 < client.ttl(key) <= FORGET_SECONDS
-        assert sum(client.memory_usage(key) or 0 for key in keys) < 400_000
+        assert sum(client.memory_usage(key) or 0 for key in keys) < 500_000
 
 
 def test_at_its_memory_limit_redis_takes_no_history(own_control_redis: Server) -> None:

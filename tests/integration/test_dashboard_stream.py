@@ -240,6 +240,31 @@ def test_the_page_has_the_traffic_by_level_where_levels_are_on(start: Start) -> 
     assert levels()["error"]["refusedShare"] == 0.0
 
 
+def test_the_page_has_the_traffic_by_protocol_over_all_processes(start: Start) -> None:
+    # Given two ingest processes of one system, of which each is used in another protocol
+    control = MemoryServer()
+    history = MemoryHistory(control)
+    one, other = start(control, history), start(control, history)
+
+    def protocols() -> Any:
+        assert post(one.port, b'{"short_message":"a"}', path="/gelf").status == 202
+        assert post(other.port, {"streams": [{"stream": {}, "values": [5]}]}, path="/loki/api/v1/push").status == 204
+        assert post(one.port, sample()).status == 202
+        with Stream(other.port) as stream:
+            return stream.message("snapshot")["status"]["protocols"] or {}
+
+    def is_shown() -> bool:
+        seen = protocols()
+        return all(name in seen for name in ("events", "gelf", "loki")) and seen["loki"]["rejected"] > 0
+
+    # Then either page shows all of them, and none that was not used
+    eventually(is_shown, "shown", seconds_max=10)
+    seen = protocols()
+    assert set(seen) == {"events", "gelf", "loki"}
+    assert seen["gelf"]["accepted"] > 0
+    assert (seen["gelf"]["rejected"], seen["loki"]["accepted"], seen["events"]["refused"]) == (0, 0, 0)
+
+
 def test_viewers_beyond_the_limit_are_told_so_in_words(start: Start) -> None:
     edge = start(page_viewers_max=2)
     with Stream(edge.port), Stream(edge.port):

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline.health.outlook import Lookout, outlook_of
-from pipeline.names import Level
-from pipeline.ports.history import COUNTS, LEVEL_COUNTS, HistoryEntry
+from pipeline.health.snapshot import ProtocolTraffic
+from pipeline.names import Level, ProtocolName
+from pipeline.ports.history import COUNTS, LEVEL_COUNTS, PROTOCOL_COUNTS, HistoryEntry
 from support.control import control_settings
 
 SETTINGS = control_settings("redis://nowhere")
@@ -64,6 +65,31 @@ def test_traffic_by_level_is_of_the_last_seconds_where_it_is_counted() -> None:
     without = outlook_of([replace(one, levels=()) for one in entries], SETTINGS, 60.5).traffic
     assert without is not None
     assert without.levels == {}
+
+
+def test_traffic_by_protocol_is_of_those_that_were_used() -> None:
+    # Given 100 events a second of which 30 came as OTLP, and 10 refused; one in Loki's protocol long ago
+    def protocols(at: int) -> tuple[int, ...]:
+        totals = {"otlp accepted": 30 * at, "otlp refused": 4 * at, "otlp rejected": at, "loki accepted": 1}
+        return tuple(totals.get(name, 0) for name in PROTOCOL_COUNTS)
+
+    entries = [
+        replace(entry(float(at), admitted=100 * at, refused=10 * at), protocols=protocols(at)) for at in range(1, 61)
+    ]
+    traffic = outlook_of(entries, SETTINGS, 60.5).traffic
+    assert traffic is not None
+    # Then Sluice's own has the rest
+    assert traffic.protocols == {
+        ProtocolName.EVENTS: ProtocolTraffic(70.0, 6.0, 0.0),
+        ProtocolName.OTLP: ProtocolTraffic(30.0, 4.0, 1.0),
+        ProtocolName.LOKI: ProtocolTraffic(0.0, 0.0, 0.0),
+    }
+    # A flush makes nothing up, and where only Sluice's own is used there is nothing to tell apart
+    flushed = replace(entry(61.0), protocols=protocols(0))
+    for others in ([*entries, flushed], [replace(one, protocols=()) for one in entries]):
+        after = outlook_of(others, SETTINGS, 61.0).traffic
+        assert after is not None
+        assert after.protocols == {}
 
 
 def test_what_is_old_is_unknown() -> None:

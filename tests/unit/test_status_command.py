@@ -12,8 +12,8 @@ import pytest
 from pipeline.__main__ import exit_status, main
 from pipeline.__main__ import screen as screen_of
 from pipeline.health.judge import judge
-from pipeline.health.snapshot import HealthInputs, LevelTraffic, Traffic
-from pipeline.names import BreakerState, ControlEventKind, Level, Mode, PauseReason
+from pipeline.health.snapshot import HealthInputs, LevelTraffic, ProtocolTraffic, Traffic
+from pipeline.names import BreakerState, ControlEventKind, Level, Mode, PauseReason, ProtocolName
 from pipeline.ports.control import ControlEvent, Override, Pause
 from pipeline.status import SystemStatus, inputs_document
 from support.health import HEALTHY, NOW
@@ -57,6 +57,24 @@ def test_levels_are_shown_where_they_are_on() -> None:
     without = replace(HEALTHY, traffic=replace(traffic, levels={}))
     assert "debug" not in screen(without)
     assert inputs_document(without, judge(HEALTHY))["levels"] is None
+
+
+def test_protocols_are_shown_if_others_are_used() -> None:
+    protocols = {
+        ProtocolName.EVENTS: ProtocolTraffic(40.0, 10.0, 0.0),
+        ProtocolName.OTLP: ProtocolTraffic(1200.0, 0.0, 2.5),
+    }
+    traffic = Traffic(50.0, 400.0, 0.5, 0.0, protocols=protocols)
+    lines = screen(replace(HEALTHY, traffic=traffic)).splitlines()
+    assert [line for line in lines if line.startswith(("  events", "  otlp"))] == [
+        "  events     50 events/s, refused 10",
+        "  otlp       1,200 events/s, refused 0, rejected 2",
+    ]
+    document = inputs_document(replace(HEALTHY, traffic=traffic), judge(HEALTHY))
+    assert document["protocols"]["otlp"] == {"accepted": 1200.0, "refused": 0.0, "rejected": 2.5}
+    without = replace(HEALTHY, traffic=replace(traffic, protocols={}))
+    assert "otlp" not in screen(without)
+    assert inputs_document(without, judge(HEALTHY))["protocols"] is None
 
 
 def test_conflicts_are_told_apart_from_other_dead_letters() -> None:

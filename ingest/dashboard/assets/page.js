@@ -27,6 +27,8 @@
     began_late: ["▲", "warn"],
   };
 
+  const PROTOCOLS = { events: "Sluice’s JSON", lines: "Lines", otlp: "OpenTelemetry", elasticsearch: "Elasticsearch", loki: "Loki", splunk: "Splunk HEC", gelf: "GELF" };
+
   function element(name, text, className) {
     const made = document.createElement(name);
     if (text !== undefined) made.textContent = text;
@@ -182,6 +184,20 @@
     else card("override", status.storeIsAway ? "unknown" : "none", "", status.storeIsAway ? "" : isOpen ? "the lowest rate while the breaker is open" : "the rate policy decides");
   }
 
+  // --- The protocols -----------------------------------------------------------------------
+
+  function showProtocols(status) {
+    const found = Object.entries(status.protocols || {});
+    byId("protocols").hidden = found.length === 0;
+    byId("protocol-rows").replaceChildren(...found.map(([name, one]) => {
+      const row = element("tr");
+      const head = element("th", PROTOCOLS[name] || name);
+      head.scope = "row";
+      row.append(head, ...["accepted", "refused", "rejected"].map((outcome) => element("td", format.number(one[outcome]), one[outcome] > 0 ? "" : "none")));
+      return row;
+    }));
+  }
+
   // --- The events --------------------------------------------------------------------------
 
   function showEvents(events) {
@@ -216,6 +232,7 @@
     showFlow(status);
     showBacklog(status);
     showLoop(status);
+    showProtocols(status);
     if (message.events) showEvents(message.events);
     byId("about").textContent = `Served by ${status.process} to ${status.viewers} ${status.viewers === 1 ? "page" : "pages"}.`;
     found(status);

@@ -1,0 +1,57 @@
+"""What the live page says of protocols, in a real browser."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from ingest.dashboard.recorder import SystemReaders
+from pipeline.log.memory import MemoryLog
+from pipeline.settings import Settings
+from pipeline.store.memory import MemoryLeases, MemoryServer
+from pipeline.store.memory_history import MemoryHistory
+from stack.servers import free_port
+from support.browser import chromium, chromium_path, watched
+from support.edge import RunningEdge, eventually, post, sample
+
+
+@pytest.fixture
+def edge() -> Iterator[RunningEdge]:
+    """Ingest with a history in memory."""
+    settings, control = replace(Settings(ingest_port=free_port()), log_partitions=2), MemoryServer()
+    running = RunningEdge(
+        settings,
+        control=control,
+        make_readers=lambda log: SystemReaders(
+            MemoryHistory(control), MemoryLeases(settings, control), MemoryLog(server=log)
+        ),
+    )
+    yield running.start()
+    running.stop()
+
+
+def test_a_part_of_the_page_tells_protocols_apart_once_another_is_used(
+    edge: RunningEdge, missing: Callable[[str], None]
+) -> None:
+    if chromium_path() is None:
+        missing("chromium")
+    with chromium() as browser:
+        # Given a page as wide as a phone, and clients that use Sluice's own JSON
+        page = watched(browser, f"http://127.0.0.1:{edge.port}/", viewport={"width": 390, "height": 844})
+        assert post(edge.port, sample()).status == 202
+        page.wait("document.body.dataset.severity !== 'unknown'")
+        assert page.page.locator("#protocols").is_hidden()
+        # When one comes that has another protocol, and a record that can't become an event
+        body = {"streams": [{"stream": {"app": "shop"}, "values": [["1700000000000000000", "paid"], 5]}]}
+
+        def is_shown() -> bool:
+            assert post(edge.port, body, path="/loki/api/v1/push").status == 204
+            return page.page.locator("#protocols").is_visible()
+
+        eventually(is_shown, "the part is shown", seconds_max=20)
+        # Then each has a row
+        rows = page.page.locator("#protocol-rows tr").all_inner_texts()
+        assert [row.split("\t")[0].strip() for row in rows] == ["Sluice\u2019s JSON", "Loki"]
+        assert "Accepted" in page.text(".protocols thead")
+        assert page.complaints == []
+        assert not page.overflows()
