@@ -7,6 +7,8 @@ from typing import Final
 
 from checks.hostile.cases import GOOD, cases, within_event
 from checks.hostile.oracle import CHUNKED_HEAD, judge, kind_of
+from checks.hostile.protocols import TARGETS, Target, target_of
+from ingest.framing import found_coding
 from support.edge import Wire, request
 
 JSON: Final = "application/json"
@@ -20,6 +22,14 @@ _OF_OUTCOMES: Final = {
     "malformed": {400},
     "too_large": {202, 400, 413, 422},
     "inflated": {202, 400, 422},
+}
+_OF_PROTOCOLS: Final = {
+    "events": {200, 202, 204},
+    "nothing": {200, 202, 204},
+    "malformed": {400},
+    "too_large": {200, 202, 204, 400, 413},
+    "inflated": {202, 413},
+    "plain": {202},
 }
 
 
@@ -55,11 +65,17 @@ def wrong_answers_to_corpus(port: int, inputs: Iterable[tuple[str, bytes]]) -> t
                 status = _answer_to_raw(port, data[1:])
             case "C":
                 status = _answer_to_raw(port, CHUNKED_HEAD + data[1:])
+            case "P":
+                status = _answer_to_protocol(port, *target_of(data[1:]))
+            case "D":
+                status = _answer_to_protocol(port, TARGETS["g"], data[1:])
             case _:
                 status = _answer_to_body(port, kind, data[1:])
         seen[f"{kind} {status or 'none'}"] += 1
         if kind in "HC":
             is_right = status is None or status == 503 or 200 <= status < 500
+        elif kind in "PD":
+            is_right = status in _OF_PROTOCOLS[judge(data)]
         else:
             is_right = status in _OF_OUTCOMES[judge(data)]
         if not is_right:
@@ -67,6 +83,38 @@ def wrong_answers_to_corpus(port: int, inputs: Iterable[tuple[str, bytes]]) -> t
     with Wire(port, seconds_max=SECONDS_MAX) as wire:
         wrong += _is_well(wire)
     return seen, wrong
+
+
+def wrong_answers_of_protocols(port: int) -> tuple[int, list[str]]:
+    """How many requests were sent, and what was wrong: each case as a body for each other protocol.
+
+    What makes no event of a protocol is refused as a whole or accepted. Where a protocol takes all, it is accepted.
+    """
+    wrong = []
+    count = 0
+    with Wire(port, seconds_max=SECONDS_MAX) as wire:
+        for letter, target in TARGETS.items():
+            for name, body in cases():
+                sent = target.pack(body)
+                is_packed = found_coding(sent, is_declared=True) is not None
+                allowed = {202} if target.takes_all and not is_packed else {200, 202, 204, 400, 413}
+                wire.send(_to_protocol(target, sent))
+                status = wire.answer().status
+                count += 1
+                if status not in allowed:
+                    wrong.append(f"{name} for {target.path} ({letter}): {status}")
+        wrong += _is_well(wire)
+    return count, wrong
+
+
+def _to_protocol(target: Target, body: bytes) -> bytes:
+    return request(body, path=target.path, content_type=target.media_type, headers=target.headers)
+
+
+def _answer_to_protocol(port: int, target: Target, body: bytes) -> int:
+    with Wire(port, seconds_max=SECONDS_MAX) as wire:
+        wire.send(_to_protocol(target, body))
+        return wire.answer().status
 
 
 def _is_well(wire: Wire) -> list[str]:

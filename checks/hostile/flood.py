@@ -6,14 +6,18 @@ open, goes on until its time is up, and prints what became of them as JSON.
 
 import argparse
 import asyncio
+import gzip
 import json
 import os
 import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+import cramjam
 
 HEAD: Final = b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 OPEN_SECONDS_MAX: Final = 30.0
@@ -28,6 +32,24 @@ HARD_BODIES: Final = (
     b'{"\\ud800":[' + b'"[",' * 250_000 + b"1]}",
     b"{" + b",".join(b'"%d":1' % number for number in range(80_000)) + b"}",
 )
+# The same for other protocols: (path, media type, body). The compressed ones are as large as may be once inflated.
+_JSON: Final = "application/json"
+_PROTOBUF: Final = "application/x-protobuf"
+HARD_FOR_OTHERS: Final = (
+    ("/api/logs/lines", "text/plain", b"[" + b"1," * 500_000 + b"1]"),
+    ("/api/logs/lines", "text/plain", b'[{"a":[' + b"[]," * 340_000 + b"1]}]"),
+    ("/api/logs/lines", "text/plain", gzip.compress(b"\n" * 16_000_000 + b"x", 1)),
+    ("/gelf", _JSON, b'{"a":' * 200_000),
+    ("/gelf", _JSON, b"{}\n" * 340_000),
+    ("/v1/logs", _JSON, b'{"resourceLogs":[' + b"{}," * 340_000 + b"{}]}"),
+    ("/v1/logs", _JSON, gzip.compress(b'{"resourceLogs":[' + b" " * 16_000_000 + b"]}", 1)),
+    ("/v1/logs", _PROTOBUF, b"\x0a\x00" * 500_000),
+    ("/_bulk", _JSON, b'{"index":{}}\n{}\n' * 60_000),
+    ("/loki/api/v1/push", _JSON, b'{"streams":[' + b"{}," * 340_000 + b"{}]}"),
+    ("/loki/api/v1/push", _JSON, b'{"streams":[' + b"[" * 300_000 + b"]" * 300_000 + b"]}"),
+    ("/loki/api/v1/push", _PROTOBUF, bytes(cramjam.snappy.compress_raw(b"\x0a\x00" * 5_000_000))),
+    ("/services/collector/event", _JSON, b"{}" * 500_000),
+)
 
 
 @dataclass
@@ -39,6 +61,7 @@ class Fate:
     answers: Counter[str] = field(default_factory=Counter)  # by status; `none`: closed without one
     cut_seconds: list[float] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)  # of hard bodies, by status
+    others: Counter[str] = field(default_factory=Counter)  # answers to hard bodies of other protocols, by status
     oldest_seconds: float = 0.0  # of those that still trickled at the end
 
     def json(self) -> str:
@@ -100,8 +123,8 @@ class Flood:
                 self._open -= 1
             await asyncio.sleep(AGAIN_SECONDS)
 
-    async def send_hard(self) -> None:
-        """Send hard bodies, one after another, as fast as they are refused."""
+    async def send_hard(self, requests: Sequence[bytes], answers: Counter[str]) -> None:
+        """Send hard bodies, one after another, as fast as they are answered; `answers` counts the statuses."""
         while not self.is_over:
             connection = await self._connect()
             if connection is None:
@@ -109,14 +132,14 @@ class Flood:
             reader, writer = connection
             try:
                 while not self.is_over:
-                    for body in HARD_BODIES:
-                        writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                    for request in requests:
+                        writer.write(request)
                         head = await reader.readuntil(b"\r\n\r\n")
                         length = re.search(rb"content-length: (\d+)", head)
                         await reader.readexactly(int(length[1]) if length else 0)
-                        self.fate.refusals[head[9:12].decode()] += 1
+                        answers[head[9:12].decode()] += 1
             except (OSError, asyncio.IncompleteReadError):
-                self.fate.refusals["none"] += 1
+                answers["none"] += 1
             finally:
                 writer.close()
                 self._open -= 1
@@ -148,7 +171,7 @@ class Flood:
 
 
 async def flood(
-    port: int, *, idle: int, heads: int, bodies: int, hard: int, seconds: float, byte_seconds: float
+    port: int, *, idle: int, heads: int, bodies: int, hard: int, others: int, seconds: float, byte_seconds: float
 ) -> Fate:
     """Keep so many connections of each kind open for so long."""
     one = Flood(port, byte_seconds)
@@ -160,7 +183,10 @@ async def flood(
     for number in range(bodies):
         ways = [(by_length, b" " * 5000), (by_chunks, b"1\r\n \r\n" * 1000)]
         tasks.append(asyncio.create_task(one.trickle(*ways[number % 2])))
-    tasks += [asyncio.create_task(one.send_hard()) for _ in range(hard)]
+    own = [_post("/api/logs", _JSON, body) for body in HARD_BODIES]
+    of_others = [_post(*each) for each in HARD_FOR_OTHERS] if others else []
+    tasks += [asyncio.create_task(one.send_hard(own, one.fate.refusals)) for _ in range(hard)]
+    tasks += [asyncio.create_task(one.send_hard(of_others, one.fate.others)) for _ in range(others)]
     try:
         await one.until_open(int(0.99 * len(tasks)))
         sys.stdout.write("ready\n")
@@ -174,6 +200,11 @@ async def flood(
     return one.fate
 
 
+def _post(path: str, media_type: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 def main() -> int:
     """Flood, and print what came of it."""
     parser = argparse.ArgumentParser(prog="python -m checks.hostile.flood", description=__doc__)
@@ -182,6 +213,7 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=100)
     parser.add_argument("--bodies", type=int, default=100)
     parser.add_argument("--hard", type=int, default=0)
+    parser.add_argument("--others", type=int, default=0, help="connections with hard bodies of other protocols")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--byte-seconds", type=float, default=0.2)
     given = parser.parse_args()
@@ -193,6 +225,7 @@ def main() -> int:
             heads=given.heads,
             bodies=given.bodies,
             hard=given.hard,
+            others=given.others,
             seconds=given.seconds,
             byte_seconds=given.byte_seconds,
         )

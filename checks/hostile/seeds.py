@@ -1,4 +1,4 @@
-"""What the fuzzer begins with where there is no corpus yet: the JSON cases, events, gzip streams, heads and chunks."""
+"""What the fuzzer begins with: the JSON cases, events, gzip streams, heads, chunks, and bodies of other protocols."""
 
 import gzip
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Final
 
 from checks.hostile.cases import GOOD, cases
 from checks.hostile.oracle import EVENTS_MAX
+from checks.hostile.protocol_seeds import protocol_seeds
 
 _HEAD: Final = b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 _LINES: Final = (
@@ -55,6 +56,7 @@ _CHUNKS: Final = (
 
 def seeds() -> Iterator[bytes]:
     """Inputs as `checks.hostile.oracle.judge` takes them."""
+    yield from protocol_seeds()
     rich = GOOD[:-1] + b',"eventId":"e","attributes":{"a":1,"b":-1.5e3,"c":true,"d":"x\\u00e9"}}'
     for _, body in cases():
         if len(body) < 500:

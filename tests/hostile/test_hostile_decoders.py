@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from checks.hostile.cases import cases
-from checks.hostile.oracle import WrongError, depth, is_json, judge, kind_of
+from checks.hostile.oracle import depth, is_json, judge, kind_of
+from checks.hostile.protocols import TARGETS, WrongError
 from checks.hostile.seeds import seeds
 from ingest.codecs import event_bodies, strict_json, validation
 from ingest.http import request as http1
+from ingest.protocols import records
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 
@@ -25,7 +27,7 @@ def test_the_corpus_is_judged_right() -> None:
 
 
 def test_the_corpus_is_small() -> None:
-    assert 50 < len(CORPUS) < 300
+    assert 50 < len(CORPUS) < 500
     assert sum(path.stat().st_size for path in CORPUS) < 500_000
 
 
@@ -38,7 +40,18 @@ def test_the_seeds_are_judged_right() -> None:
         "length",
         "chunked",
         "chunks",
+        "nothing",
+        "plain",
     }
+
+
+def test_every_other_protocol_has_seeds() -> None:
+    outcomes: dict[str, set[str]] = {}
+    for seed in seeds():
+        if seed[:1] == b"P":
+            outcomes.setdefault(chr(seed[1]), set()).add(judge(seed))
+    assert set(outcomes) == set(TARGETS)
+    assert all("events" in found for found in outcomes.values())
 
 
 @pytest.mark.parametrize(("name", "data"), list(cases()))
@@ -59,6 +72,9 @@ def test_the_oracle_knows_json(name: str, data: bytes) -> None:
         (event_bodies, "_SEVERITY", dict.fromkeys(("INFO", "info"), "WARN")),  # another event than was sent
         (http1, "_FIELDS_READ", frozenset({"content-length", "expect", "host"})),  # no chunks: smuggling
         (http1, "_check_host", lambda _, **__: None),  # a request without a Host
+        (records, "_storable", lambda text: text),  # another protocol: NUL is stored
+        (records, "SOURCE_CHARS_MAX", 1000),  # a source that is too long
+        (records, "ATTRIBUTES_KEYS_MAX", 100),
         (http1, "_CHUNK_LINE", re.compile(rb"([0-9A-Fa-f]{1,8})[^\n]*\n")),  # chunks that others do not see
     ],
 )

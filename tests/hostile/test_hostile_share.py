@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from checks.hostile.answers import JSON, NDJSON, wrong_answers_to_cases, wrong_answers_to_corpus
+from checks.hostile.answers import (
+    JSON,
+    NDJSON,
+    wrong_answers_of_protocols,
+    wrong_answers_to_cases,
+    wrong_answers_to_corpus,
+)
 from checks.hostile.contract import Report
 from checks.hostile.siege import environ, flood_problems, flooding, siege
 from checks.hostile.victim import Victim
@@ -36,6 +42,12 @@ def test_what_is_json_is_called_json_and_nothing_else(victim: Victim, content_ty
     count, wrong = wrong_answers_to_cases(victim.port, content_type)
     assert wrong == []
     assert count > 250
+
+
+def test_no_case_is_a_defect_of_another_protocol(victim: Victim) -> None:
+    count, wrong = wrong_answers_of_protocols(victim.port)
+    assert wrong == []
+    assert count > 2000
 
 
 def test_what_the_fuzzer_has_found_is_answered_as_the_oracle_says(victim: Victim) -> None:
