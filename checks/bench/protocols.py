@@ -13,7 +13,7 @@ from typing import Any, Final
 import redis
 
 from checks.bench.edge import await_ready, measure_requests, process
-from checks.bench.machine import LOAD_CORE, Options, environ_of, run_anywhere, run_on, started
+from checks.bench.machine import LOAD_CORE, Options, run_anywhere, run_on, started
 from checks.bench.process import Cost
 from checks.bench.protocol_bodies import FORMS, OWN_PLAIN, OWN_TRACED, Form, records_of
 from checks.bench.table import Goal, Line, at_most, ratios
@@ -53,7 +53,7 @@ def _measured(options: Options, home: Path, stack: contextlib.ExitStack) -> _Cos
         redis_url=control.url, event_log_url=log_server.url, rate_hold_periods=1000,  # nobody publishes a rate here
         ingest_port=free_port(), rate_max=10_000_000, rate_min=10_000_000, key_prefix="m11:",
     )  # fmt: skip
-    pid = stack.enter_context(process([sys.executable, "-m", "ingest"], environ_of(settings), settings.ingest_port))
+    pid = stack.enter_context(process([sys.executable, "-m", "ingest"], settings, settings.ingest_port))
     await_ready(settings.ingest_port)
     costs: _Costs = {}
     for _ in range(options.rounds):
