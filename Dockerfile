@@ -17,6 +17,7 @@ COPY beat_schedule.py ./
 COPY ingest ./ingest
 COPY pipeline ./pipeline
 COPY tasks ./tasks
+COPY clients/python/src/sluice_client ./sluice_client
 COPY monitoring/flowerconfig.py ./monitoring/flowerconfig.py
 RUN rm production.txt && /venv/bin/python -m compileall -q /app
 

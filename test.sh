@@ -25,6 +25,8 @@ if [ "$#" -eq 0 ] || [ "$1" = "unit" ]; then
     types=$!
     trap 'kill "$types" 2>/dev/null || true' EXIT
     lint-imports --no-cache >/dev/null || lint-imports --no-cache
+    (cd clients/python/src && { lint-imports --no-cache --config ../pyproject.toml >/dev/null ||
+        lint-imports --no-cache --config ../pyproject.toml; })
     # The control maths is pure: the tests must cover every branch.
     coverage run --branch --source=pipeline/flow -m pytest -q --no-header tests/unit/test_flow_*.py tests/property/test_flow_*.py
     coverage report --fail-under=100

@@ -52,6 +52,10 @@ sluice_install() { # WANTED FILE...
     (cd "$ROOT" && .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile \
         -c constraints.txt $(printf -- '-r %s ' "$@") >&2) ||
         sluice_die "the packages could not be installed (pip said why, above)"
+    # The Python client is a package of its own in this checkout. Python finds it by its path, so nothing is built.
+    printf '%s\n' "$ROOT/clients/python/src" \
+        >"$("$ROOT/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sluice_client.pth" ||
+        sluice_die "the path of the Python client could not be written"
     for file in "$@"; do
         printf '%s' "$wanted" >"$ROOT/.venv/installed.$file"
     done

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ingest.client.send import with_event_id
+from sluice_client.command import with_event_id
 from stack.servers import free_port
 from support.edge import RunningEdge, Wire, client_environ, edge_settings, eventually, metric, running_edge, sample
 from support.processes import ROOT

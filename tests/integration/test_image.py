@@ -69,6 +69,7 @@ def test_the_default_command_serves_and_the_health_check_sees_it(
         ["celery", "-A", "tasks.app", "beat", "--help"],
         ["celery", "-A", "tasks.app", "flower", "--help"],
         ["python", "-m", "pipeline", "status", "--help"],
+        ["python", "-m", "ingest.client", "--help"],
         [
             "python",
             "-c",
@@ -95,6 +96,7 @@ def test_what_production_does_not_need_is_not_there(image: Stage) -> None:
         "monitoring",
         "pipeline",
         "requirements.txt",
+        "sluice_client",
         "tasks",
     }
 

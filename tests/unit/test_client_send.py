@@ -1,13 +1,13 @@
-"""What the client does with the answers of a server, on a clock that is moved by hand."""
+"""What `sluice send` does with the answers of a server, on a clock that is moved by hand."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
-from ingest.client.send import EVENTS_MIN, Batch, GiveUpError, Item, Report, Sender
-from ingest.client.wire import Endpoint, NotSentError, Response
 from pipeline.clock import ManualClock
+from sluice_client.command import GiveUpError, Item, Report, Sender
+from sluice_client.delivery import EVENTS_MIN, Batch
+from sluice_client.wire import Endpoint, NotSentError, Response
 
 PATIENCE_SECONDS = 60.0
 ACCEPTED = Response(202, None, {})
@@ -41,16 +41,10 @@ class Server(Endpoint):
         return [len(body) for body in self.bodies]
 
 
-class Bar:
-    def update(self, count: int) -> None: ...
-
-    def set_postfix(self, **values: Any) -> None: ...
-
-
 def send(server: Server, *sizes: int) -> Report:
     """Send batches of these sizes, of events 0, 1, …"""
     report, clock, first = Report(), ManualClock(), 0
-    sender = Sender(server, report, clock, patience_seconds=PATIENCE_SECONDS, bar=Bar())
+    sender = Sender(server, report, clock, patience_seconds=PATIENCE_SECONDS)
     for size in sizes:
         report.read += size
         sender.send(Batch([Item(b"%d" % number, f"f:{number}", 1) for number in range(first, first + size)]))
@@ -61,24 +55,24 @@ def send(server: Server, *sizes: int) -> Report:
 def test_bodies_are_smaller_after_a_429_and_grow_again() -> None:
     server = Server([limited(), limited()])
     report = send(server, 200, 200)
-    assert (report.accepted, report.repeated, report.rejected) == (400, 0, 0)
+    assert (report.count, report.repeated, report.refused) == (400, 0, 0)
     assert server.sizes == [200, 100, 50, 50, 90, 10, 130, 70]
     assert [number for body in server.bodies[2:] for number in body] == list(range(400)), "in order, each once"
 
 
 def test_bodies_do_not_become_smaller_than_that_is_good_for() -> None:
     server = Server([limited()] * 10)
-    assert send(server, 200).accepted == 200
+    assert send(server, 200).count == 200
     assert server.sizes[9:11] == [EVENTS_MIN, EVENTS_MIN]
     server = Server([limited()] * 3)
-    assert send(server, 3).accepted == 3
+    assert send(server, 3).count == 3
     assert server.sizes == [3] * 4
 
 
 def test_the_client_never_gives_up_while_others_get_through() -> None:
     # Given a server that refuses for its rate, for an hour
     server = Server([limited(90.0)] * 40)
-    assert send(server, 10).accepted == 10
+    assert send(server, 10).count == 10
 
 
 def test_the_client_gives_up_when_nobody_gets_through() -> None:
@@ -100,12 +94,12 @@ def test_only_what_is_not_confirmed_is_sent_again() -> None:
     server = Server([partly(1, 4), partly(0)])
     report = send(server, 6)
     assert server.bodies == [[0, 1, 2, 3, 4, 5], [1, 4], [1]]
-    assert (report.accepted, report.repeated) == (6, 2)
+    assert (report.count, report.repeated) == (6, 2)
 
 
 @pytest.mark.parametrize("unconfirmed", [[6], [-1], ["1"], [True], "1", {}, [], None])
 def test_indices_that_make_no_sense_are_not_believed(unconfirmed: object) -> None:
     answer = Response(503, 1.0, {"code": "indeterminate", "message": "some", "unconfirmed": unconfirmed})
     server = Server([answer])
-    assert send(server, 6).accepted == 6
+    assert send(server, 6).count == 6
     assert server.sizes == [6, 6]

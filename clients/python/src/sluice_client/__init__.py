@@ -1,0 +1,23 @@
+"""Sends events and log records to Sluice. See README.md of the package.
+
+Nothing is imported that the standard library does not have.
+"""
+
+from sluice_client.asynchronous import AsyncClient
+from sluice_client.client import Client
+from sluice_client.context import bound
+from sluice_client.endings import exit_on_sigterm
+from sluice_client.handler import SluiceHandler
+from sluice_client.tally import Drop, Reason, Stats, Summary
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Drop",
+    "Reason",
+    "SluiceHandler",
+    "Stats",
+    "Summary",
+    "bound",
+    "exit_on_sigterm",
+]

@@ -1,0 +1,503 @@
+"""The Python client's queue, sender, spill folder and end, against a server that answers as a test says."""
+
+import gc
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sluice_client.core
+from pipeline.clock import SystemClock
+from sluice_client import AsyncClient, Client, Drop, Reason, SluiceHandler, Stats, bound
+from sluice_client.spill import Spill
+from stack.servers import free_port
+from support.edge import eventually
+from support.scripted_ingest import Answer, ScriptedIngest, limited, scripted_ingest
+
+MB = 1 << 20
+SECONDS_MAX = 60.0  # for what takes some hundredths of a second on a machine that is not busy
+
+
+@pytest.fixture
+def ingest() -> Iterator[ScriptedIngest]:
+    with scripted_ingest() as running:
+        yield running
+
+
+def is_balanced(stats: Stats) -> bool:
+    """Whether every event is in exactly one place."""
+    places = stats.accepted + stats.rejected + stats.dropped + stats.waiting + stats.spilled
+    return stats.emitted + stats.adopted == places
+
+
+def client_of(url: str, **options: Any) -> Client:
+    return Client(url, source="app", **{"linger_seconds": 0.02, **options})
+
+
+def away() -> str:
+    return f"http://127.0.0.1:{free_port()}"
+
+
+# --- Sending ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"gzip": True, "api_key": "k1", "headers": {"X-Team": "a"}}])
+def test_events_arrive_with_all_their_fields_in_bodies(ingest: ScriptedIngest, options: dict[str, Any]) -> None:
+    with client_of(ingest.url, **options) as client:
+        assert client.emit("first", severity="warning", correlation_id="c1", attributes={"a": 1}, timestamp_ms=10**12)
+        with bound(correlation="c2", request="r2"):
+            client.emit("second", source="other", event_id="mine")
+        client.emit("third")
+        assert client.flush(SECONDS_MAX)
+        stats = client.stats
+    assert (stats.emitted, stats.accepted, stats.waiting, stats.last_error) == (3, 3, 0, "")
+    first, second, third = ingest.kept
+    assert {key: first[key] for key in ("severity", "correlationId", "attributes", "timestamp", "source")} == {
+        "severity": "WARN", "correlationId": "c1", "attributes": {"a": 1}, "timestamp": 10**12, "source": "app",
+    }  # fmt: skip
+    assert (second["correlationId"], second["attributes"]) == ("c2", {"requestId": "r2"})
+    assert (second["source"], second["eventId"]) == ("other", "mine")
+    assert third["correlationId"].endswith(f":{os.getpid()}")
+    assert abs(third["timestamp"] / 1000 - SystemClock().now()) < 60
+    assert len(ingest.bodies) <= 2
+    if options:
+        assert ingest.heads[0]["authorization"] == "Bearer k1"
+        assert ingest.heads[0]["x-team"] == "a"
+
+
+def test_a_server_that_comes_back_gets_everything_once() -> None:
+    # Given a server that is away while events come
+    port = free_port()
+    with client_of(f"http://127.0.0.1:{port}") as client:
+        for number in range(500):
+            client.emit(f"{number}")
+        eventually(lambda: "refused" in client.stats.last_error, "it has tried")
+        # When it comes
+        with scripted_ingest(port=port) as ingest:
+            assert client.flush(SECONDS_MAX)
+            stats = client.stats
+            assert ingest.messages == Counter(f"{number}" for number in range(500))
+            assert [event["message"] for event in ingest.kept] == [f"{number}" for number in range(500)]
+    assert (stats.accepted, stats.repeated, stats.dropped) == (500, 0, 0)
+
+
+def test_a_429_is_waited_for_and_nothing_is_lost(ingest: ScriptedIngest) -> None:
+    refused_at: list[float] = []
+
+    def script(_: list[dict[str, Any]]) -> Answer:
+        if len(refused_at) < 2:
+            refused_at.append(time.monotonic())
+            return limited(1)
+        return Answer()
+
+    ingest.script = script
+    with client_of(ingest.url) as client:
+        for number in range(400):
+            client.emit(f"{number}")
+        assert client.flush(SECONDS_MAX)
+        assert time.monotonic() - refused_at[0] > 2.0, "Retry-After was waited for, twice"
+    assert ingest.messages == Counter(f"{number}" for number in range(400))
+    assert max(map(len, ingest.bodies[2:])) < 400, "bodies are smaller after a 429"
+
+
+def test_a_lost_answer_is_repeated_with_the_same_ids(ingest: ScriptedIngest) -> None:
+    answers = iter([Answer(is_lost=True)])
+    ingest.script = lambda _: next(answers, Answer())
+    with client_of(ingest.url) as client:
+        for number in range(50):
+            client.emit(f"{number}")
+        assert client.flush(SECONDS_MAX)
+        assert client.stats.repeated == len(ingest.bodies[0])
+    assert len({event["eventId"] for event in ingest.kept}) == 50
+    assert len(ingest.kept) > 50
+
+
+def test_only_the_event_that_is_named_is_rejected(ingest: ScriptedIngest) -> None:
+    def script(events: list[dict[str, Any]]) -> Answer:
+        bad = [index for index, event in enumerate(events) if event["message"] == "bad"]
+        problems = [{"index": index, "field": "message", "reason": "is bad"} for index in bad]
+        return Answer(422, error={"code": "invalid", "errors": problems}) if bad else Answer()
+
+    ingest.script = script
+    with client_of(ingest.url) as client:
+        for number in range(20):
+            client.emit("bad" if number % 10 == 3 else f"{number}", severity="ERROR")
+        assert client.flush(SECONDS_MAX)
+        stats = client.stats
+    assert (stats.accepted, stats.rejected, stats.dropped) == (18, 2, 0)
+    assert stats.drops == {("ERROR", Reason.REJECTED): 2}
+    assert is_balanced(stats)
+
+
+# --- A full queue ----------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_drops_debug_first_and_the_hook_hears_of_all() -> None:
+    heard: list[Drop] = []
+    client = client_of(away(), queue_bytes_max=MB, on_drop=heard.extend)
+    padding = {"padding": "x" * 1000}
+    for number in range(900):
+        client.emit(f"{number}", severity="ERROR" if number % 3 == 0 else "DEBUG", attributes=padding)
+    for _ in range(150):
+        client.emit("more", severity="ERROR", attributes=padding)
+    stats = client.stats
+    assert stats.dropped > 0
+    assert {severity for severity, _ in stats.drops} == {"DEBUG"}
+    assert stats.waiting * 1200 < MB
+    assert is_balanced(stats)
+    summary = client.close(0.1)
+    assert is_balanced(summary.stats)
+    assert summary.unsent + stats.dropped == 1050
+    assert Counter({(one.severity, one.reason): one.count for one in heard}).keys() >= {("ERROR", Reason.UNSENT)}
+    assert sum(one.count for one in heard) == 1050
+    assert "events were not sent" in str(summary)
+    assert not client.emit("late")
+    assert client.stats.drops[("INFO", Reason.CLOSED)] == 1
+
+
+def fill(client: Client) -> None:
+    while client.stats.dropped == 0:
+        client.emit("x" * 60_000, severity="FATAL")
+
+
+@pytest.mark.parametrize("threads", [1, 6])
+def test_emitting_never_blocks_longer_than_set(threads: int) -> None:
+    client = client_of(away(), queue_bytes_max=MB)
+    fill(client)
+    handler = SluiceHandler(client=client)
+    object.__setattr__(client.core._options, "block_seconds", 0.5)
+    took: list[float] = []
+
+    def log() -> None:
+        started = time.monotonic()
+        handler.handle(logging.makeLogRecord({"msg": "x" * 60_000, "levelno": 10}))
+        took.append(time.monotonic() - started)
+
+    running = [threading.Thread(target=log) for _ in range(threads)]
+    for one in running:
+        one.start()
+    for one in running:
+        one.join(SECONDS_MAX)
+    assert len(took) == threads
+    assert min(took) >= 0.5
+    assert max(took) < 2.5, "none waits for the turn of another: that would be 3 s"
+    client.close(0)
+
+
+def test_room_is_waited_for(ingest: ScriptedIngest) -> None:
+    gate = threading.Event()
+    ingest.script = lambda _: Answer() if gate.wait(SECONDS_MAX) else Answer(503)
+    with client_of(ingest.url, queue_bytes_max=MB, block_seconds=SECONDS_MAX) as client:
+        timer = threading.Timer(0.2, gate.set)
+        timer.start()
+        for number in range(60):
+            assert client.emit(f"{number}" + "x" * 60_000)
+        assert client.flush(SECONDS_MAX)
+        assert client.stats.dropped == 0
+
+
+def test_many_small_events_are_bounded_in_memory_too() -> None:
+    client = client_of(away(), queue_bytes_max=MB)
+    for _ in range(8000):
+        client.emit("")
+    assert client.stats.waiting < MB / 200
+    client.close(0)
+
+
+# --- It leaves its program alone -------------------------------------------------------------------------------------
+
+
+def test_a_hook_that_logs_into_the_client_starts_no_circle() -> None:
+    calls = 0
+    logger = logging.Logger("hooked")
+
+    def hook(drops: Sequence[Drop]) -> None:
+        nonlocal calls
+        calls += 1
+        logger.error("lost %s", drops)
+
+    client = client_of(away(), queue_bytes_max=MB, on_drop=hook)
+    logger.addHandler(SluiceHandler(client=client))
+    fill(client)
+    eventually(lambda: calls > 0, "the hook is called")
+    emitted = client.stats.emitted
+    client.close(0)
+    assert client.stats.emitted == emitted
+
+
+def test_a_hook_that_fails_is_told_and_ends_nothing(ingest: ScriptedIngest, capsys: pytest.CaptureFixture[str]) -> None:
+    def hook(_: Sequence[Drop]) -> None:
+        raise RuntimeError("bad hook")
+
+    ingest.script = lambda events: Answer(422, error={"code": "invalid"}) if events[0]["message"] == "bad" else Answer()
+    with client_of(ingest.url, on_drop=hook) as client:
+        client.emit("bad")
+        eventually(lambda: client.stats.rejected == 1, "it is rejected")
+        client.emit("good")
+        assert client.flush(SECONDS_MAX)
+    assert ingest.messages == {"good": 1}
+    assert "bad hook" in capsys.readouterr().err
+
+
+def test_a_signal_handler_may_log_while_its_thread_is_in_the_client(ingest: ScriptedIngest) -> None:
+    # Given a handler that logs, and a thread that is within the client's lock
+    client = client_of(ingest.url)
+    before = signal.signal(signal.SIGUSR1, lambda *_: client.emit("from the handler"))
+    try:
+        with client.core._lock:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            eventually(lambda: bool(client.core._interrupting), "the handler has run")
+        client.emit("after")
+        assert client.flush(SECONDS_MAX)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        client.close()
+    assert ingest.messages == {"from the handler": 1, "after": 1}
+
+
+def test_a_client_without_events_has_no_thread_and_ends_at_once(ingest: ScriptedIngest) -> None:
+    before = threading.active_count()
+    client = client_of(ingest.url)
+    assert threading.active_count() == before
+    assert client.close().unsent == 0
+    assert client.close().unsent == 0, "twice is harmless"
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("ftp://x", {}),
+        ("http://", {}),
+        ("localhost:8080", {}),
+        ("http://x", {"queue_bytes_max": 1000}),
+        ("http://x", {"block_seconds": -1}),
+        ("http://x", {"timeout_seconds": 0}),
+        ("http://x", {"spill_bytes_max": 5}),
+    ],
+)
+def test_what_cannot_work_is_said_at_once(url: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"not|least"):
+        Client(url, source="app", **options)
+
+
+# --- The end ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_sends_what_is_queued(ingest: ScriptedIngest) -> None:
+    client = client_of(ingest.url, linger_seconds=60)
+    for number in range(3000):
+        client.emit(f"{number}")
+    summary = client.close(SECONDS_MAX)
+    assert (summary.unsent, summary.stats.accepted) == (0, 3000)
+    assert len(ingest.messages) == 3000
+
+
+@pytest.mark.parametrize("is_listening", [True, False])
+def test_the_end_is_bounded_and_says_what_was_not_sent(is_listening: bool) -> None:
+    # Given a server that takes connections, and answers nothing; or none
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}" if is_listening else away()
+        client = client_of(url, timeout_seconds=30)
+        for number in range(100):
+            client.emit(f"{number}")
+        if is_listening:
+            silent.settimeout(SECONDS_MAX)
+            held, _ = silent.accept()
+        else:
+            eventually(lambda: client.stats.last_error != "", "it has tried")
+        started = time.monotonic()
+        summary = client.close(0.5)
+        assert time.monotonic() - started < 5, "timeout_seconds is 30"
+        assert summary.unsent == 100
+        assert is_balanced(summary.stats)
+        sender = client.core._sender
+        assert sender is not None
+        sender.join(5)
+        assert not sender.is_alive(), "no thread is left behind"
+        if is_listening:
+            held.close()
+
+
+def test_a_wait_that_is_longer_than_the_end_is_not_begun(ingest: ScriptedIngest) -> None:
+    ingest.script = lambda _: limited(60)
+    client = client_of(ingest.url)
+    client.emit("one")
+    eventually(lambda: client.stats.last_error.startswith("429"), "it was refused")
+    started = time.monotonic()
+    assert client.close(30).unsent == 1
+    assert time.monotonic() - started < 5
+
+
+# --- The spill folder ------------------------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.ndjson"))
+
+
+def test_what_finds_no_room_goes_to_disk_and_is_sent_later(tmp_path: Path) -> None:
+    port = free_port()
+    client = client_of(f"http://127.0.0.1:{port}", queue_bytes_max=MB, spill_folder=tmp_path, block_seconds=SECONDS_MAX)
+    for number in range(4000):
+        assert client.emit(f"{number}", attributes={"padding": "x" * 800})
+    stats = client.stats
+    assert stats.spilled > 2000
+    assert stats.dropped == 0
+    assert is_balanced(stats)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in files(tmp_path))
+    with scripted_ingest(port=port) as ingest:
+        assert client.flush(SECONDS_MAX)
+        assert ingest.messages == Counter(f"{number}" for number in range(4000))
+        summary = client.close()
+    assert (summary.unsent, summary.stats.spilled, summary.stats.accepted) == (0, 0, 4000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_bounded_and_what_does_not_fit_is_counted(tmp_path: Path) -> None:
+    client = client_of(away(), queue_bytes_max=MB, spill_folder=tmp_path, spill_bytes_max=2 * MB)
+    for number in range(6000):
+        client.emit(f"{number}", severity="ERROR" if number % 10 == 0 else "DEBUG", attributes={"padding": "x" * 800})
+    summary = client.close(0.1)
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 2 * MB
+    assert is_balanced(summary.stats)
+    assert summary.stats.emitted == 6000
+    assert summary.stats.dropped > 0
+    assert sum(path.read_bytes().count(b"\n") for path in files(tmp_path)) == summary.stats.spilled
+
+
+def test_what_is_not_sent_at_the_end_is_sent_by_the_next_start(tmp_path: Path, ingest: ScriptedIngest) -> None:
+    client = client_of(away(), spill_folder=tmp_path)
+    for number in range(300):
+        client.emit(f"{number}", severity="DEBUG" if number < 100 else "ERROR")
+    summary = client.close(0.1)
+    assert (summary.unsent, summary.stats.spilled) == (0, 300)
+    assert "300 events are in spill files" in str(summary)
+    # A segment that was only begun is removed, and a damaged line is counted
+    [segment] = files(tmp_path)
+    segment.with_name(segment.name.partition("-")[0] + "-00000009-1.part").write_bytes(b"{")
+    lines = segment.read_bytes().splitlines(keepends=True)
+    segment.write_bytes(b"".join([*lines[:-1], lines[-1][:20]]))
+    with client_of(ingest.url, spill_folder=tmp_path) as again:
+        eventually(lambda: again.stats.accepted == 299, "the events of the first process are sent")
+        stats = again.stats
+    assert len(ingest.messages) == 299
+    assert (stats.adopted, stats.dropped, stats.spilled, stats.waiting) == (300, 1, 0, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_segments_of_a_process_that_runs_are_left_to_it(tmp_path: Path, ingest: ScriptedIngest) -> None:
+    first = client_of(away(), spill_folder=tmp_path, queue_bytes_max=MB, block_seconds=SECONDS_MAX)
+    for _ in range(1500):
+        first.emit("x" * 1000)
+    eventually(lambda: bool(files(tmp_path)), "there is a segment")
+    with client_of(ingest.url, spill_folder=tmp_path) as second:
+        second.emit("mine")
+        assert second.flush(SECONDS_MAX)
+    assert ingest.messages == {"mine": 1}
+    assert first.close(0).stats.spilled == 1500
+
+
+def test_a_disk_that_fails_loses_nothing_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = threading.Event()
+
+    def fail(*_: object) -> None:
+        tried.set()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Spill, "write", fail)
+    client = client_of(away(), queue_bytes_max=2 * MB, spill_folder=tmp_path)
+    for number in range(1800):  # so many that the queue is more than half full, whatever the sender has taken
+        client.emit(f"{number}", attributes={"padding": "x" * 600})
+    assert tried.wait(SECONDS_MAX)
+    assert client.stats.dropped == 0
+    summary = client.close(0.1)
+    assert summary.unsent == 1800
+    assert is_balanced(summary.stats)
+
+
+# --- Logging ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_keeps_extra_exception_and_stack(ingest: ScriptedIngest) -> None:
+    handler = SluiceHandler(ingest.url, source="app", level="DEBUG", linger_seconds=0.01)
+    logger = logging.Logger("shop.cart", logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        int("no such thing")
+    except ValueError:
+        logger.exception("failed %d", 7, extra={"user": {"id": 5}, "correlation_id": "c9"}, stack_info=True)
+    logger.debug("%d is wrong", "text")  # the arguments do not fit: logging prints it, and nothing is raised
+    logger.debug("fine")
+    handler.close()
+    event, fine = ingest.kept
+    attributes = event["attributes"]
+    assert (event["message"], event["severity"], event["correlationId"]) == ("failed 7", "ERROR", "c9")
+    assert attributes["logger"] == "shop.cart"
+    assert attributes["user.id"] == 5
+    assert attributes["exception.type"] == "ValueError"
+    assert "no such thing" in attributes["exception.message"]
+    assert attributes["exception.stacktrace"].startswith("Traceback")
+    assert attributes["function"] == "test_a_record_keeps_extra_exception_and_stack"
+    assert "test_a_record" in attributes["stack_info"]
+    assert (fine["message"], fine["severity"]) == ("fine", "DEBUG")
+    assert set(fine["attributes"]) == {"logger", "file", "line", "function"}
+
+
+def test_a_filter_is_respected_and_a_formatter_adds_nothing(ingest: ScriptedIngest) -> None:
+    handler = SluiceHandler(ingest.url, source="app")
+    handler.setFormatter(logging.Formatter("<%(message)s>"))
+    handler.addFilter(lambda record: record.name != "noisy")
+    for name in ("noisy", "good"):
+        handler.handle(logging.makeLogRecord({"name": name, "msg": name, "levelno": 20}))
+    handler.close()
+    assert ingest.messages == {"good": 1}
+
+
+def test_a_handler_needs_an_address_or_a_client() -> None:
+    with pytest.raises(ValueError, match="url and source"):
+        SluiceHandler()
+    gc.collect()
+
+
+async def test_the_async_client_blocks_no_loop(ingest: ScriptedIngest) -> None:
+    import asyncio
+
+    gate = threading.Event()
+    ingest.script = lambda _: Answer() if gate.wait(SECONDS_MAX) else Answer(503)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    options: dict[str, Any] = {"queue_bytes_max": MB, "block_seconds": SECONDS_MAX, "linger_seconds": 0.01}
+    async with AsyncClient(ingest.url, source="app", **options) as client:
+        asyncio.get_running_loop().call_later(0.3, gate.set)
+        for number in range(40):
+            assert await client.emit(f"{number}" + "x" * 60_000)
+        assert await client.flush(SECONDS_MAX)
+        assert client.stats.accepted == 40
+    assert ticks > 5
+    ticking.cancel()
+
+
+def test_a_wrong_key_keeps_the_events_and_is_told(ingest: ScriptedIngest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sluice_client.core, "MISDIRECTED_SECONDS", 0.1)
+    answers = iter([Answer(401, error={"code": "unauthorized", "message": "no key"})] * 2)
+    ingest.script = lambda _: next(answers, Answer())
+    with client_of(ingest.url) as client:
+        client.emit("one")
+        eventually(lambda: client.stats.last_error == "401 no key", "it is told")
+        assert client.flush(SECONDS_MAX)
+    assert ingest.messages == {"one": 1}
