@@ -56,7 +56,7 @@ def with_running_system(environ: Mapping[str, str]) -> dict[str, str]:
     Applies only if the environment names no server, or if it has the addresses of exactly that system: then the
     system's other settings (a key prefix, thresholds) are missing there.
     """
-    is_named = any(environ.get(name) for name in URLS)
+    is_named = _is_named(environ)
     home = Path(environ[SYSTEM_VARIABLE]) if environ.get(SYSTEM_VARIABLE) else home_of(environ)
     if is_named and not environ.get(SYSTEM_VARIABLE):
         return dict(environ)
@@ -64,9 +64,14 @@ def with_running_system(environ: Mapping[str, str]) -> dict[str, str]:
     return dict(environ) if found is None else {**found.variables, **{k: v for k, v in environ.items() if v}}
 
 
+def _is_named(environ: Mapping[str, str]) -> bool:
+    """Whether the environment has the address of a server, or of a file with one."""
+    return any(environ.get(name) or environ.get(f"{name}_FILE") for name in URLS)
+
+
 def nothing_to_ask(environ: Mapping[str, str]) -> str | None:
     """The reason why there is no server to read, in one line; None if some are named or found."""
-    if any(environ.get(name) for name in URLS) or find(home_of(environ)) is not None:
+    if _is_named(environ) or find(home_of(environ)) is not None:
         return None
     return (
         f"no system runs in {home_of(environ)}, and none of {', '.join(URLS)} is set: ./run.sh starts one, or set them"

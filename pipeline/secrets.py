@@ -36,7 +36,9 @@ def url_problem(url: str, schemes: tuple[str, ...]) -> str | None:
     if match is None or match["scheme"] not in schemes:
         return f"does not begin with {' or '.join(f'{scheme}://' for scheme in schemes)}"
     authority, rest = match["authority"], match["rest"]
-    user, _, hosts = authority.rpartition("@")
+    user, at, hosts = authority.rpartition("@")
+    if at and match["scheme"].startswith("kafka"):
+        return "has a user or a password: for Kafka these are KAFKA_USER and KAFKA_PASSWORD (or KAFKA_PASSWORD_FILE)"
     ports_are_right = all(_PORT.fullmatch(host) for host in hosts.split(","))
     if "@" in user or ("@" in rest and not ports_are_right) or "@" in rest.partition("?")[0]:
         return f"has an @ where none belongs: {_ENCODE}"

@@ -7,11 +7,12 @@ name in capitals.
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
 from typing import Any, Final, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pipeline.account import account_named
 from pipeline.errors import SettingsError
@@ -19,6 +20,7 @@ from pipeline.logs import FORMATS, LEVELS
 from pipeline.names import SinkName
 from pipeline.running import nothing_to_ask, with_running_system
 from pipeline.secrets import url_problem
+from pipeline.tls import TlsFiles
 
 _LIBPQ: Final = re.compile(r"PG[A-Z]+")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -33,10 +35,16 @@ def _setting(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     when: str = "",
+    is_secret: bool = False,
 ) -> Any:
-    """A field with its explanation, inclusive limits or allowed words, and when to change it."""
+    """A field with its explanation, inclusive limits or allowed words, and when to change it.
+
+    A secret may also be in a file, which NAME_FILE names. It is left out of `repr`.
+    """
     return dataclasses.field(
-        default=default, metadata={"why": why, "low": low, "high": high, "choices": choices, "when": when}
+        default=default,
+        repr=not is_secret,
+        metadata={"why": why, "low": low, "high": high, "choices": choices, "when": when, "is_secret": is_secret},
     )
 
 
@@ -48,17 +56,29 @@ class Settings:
     database_url: str = _setting(
         "postgresql://localhost:5432/sluice",
         "PostgreSQL, the sink",
-        when="always in production. The user must own the schema, or have rights on its tables",
+        when="always in production. The user must own the tables, or have the rights of docs/links.md. Several hosts: "
+        "postgresql://user@h1,h2/db?target_session_attrs=read-write",
+        is_secret=True,
+    )
+    migrate_database_url: str = _setting(
+        "",
+        "The same database as another role, for `python -m pipeline migrate`: it owns the tables, and grants the user "
+        "of DATABASE_URL its rights (docs/links.md). No other process needs it",
+        when="the user of DATABASE_URL should not own the tables",
+        is_secret=True,
     )
     redis_url: str = _setting(
         "redis://localhost:6379/0",
         "Redis for Celery's queues, the bucket and control state",
         when="always in production. Use a separate server; no event is lost if it loses its memory",
+        is_secret=True,
     )
     event_log_url: str = _setting(
         "redis://localhost:6380/0",
-        "The event log: redis://… (a separate server: at its memory limit it refuses writes) or kafka://host:port,…",
+        "The event log: redis://… (a separate server: at its memory limit it refuses writes) or kafka://host:port,…; "
+        "with TLS rediss://… or kafka+ssl://host:port,…",
         when="always in production. Use Kafka if one Redis server is too small, or the log must survive its machine",
+        is_secret=True,
     )
     event_sink_url: str = _setting(
         "",
@@ -70,6 +90,58 @@ class Settings:
         "sluice:",
         "Prefix of every Redis key, so that two systems can share a server",
         when="two systems use one Redis server",
+    )
+
+    # --- Links (docs/links.md) -----------------------------------------------------------------------------------
+    kafka_ca_file: str = _setting(
+        "",
+        "kafka+ssl://: PEM file with the CA that signed the brokers' certificates; empty: the CAs of this machine",
+        when="the brokers' certificates are signed by a CA of your own",
+    )
+    kafka_cert_file: str = _setting(
+        "",
+        "kafka+ssl://: PEM file with the certificate of Sluice, for brokers that want one",
+        when="the brokers have ssl.client.auth=required",
+    )
+    kafka_key_file: str = _setting(
+        "",
+        "kafka+ssl://: PEM file with the key of KAFKA_CERT_FILE, without a passphrase; empty: it is in KAFKA_CERT_FILE",
+        when="together with KAFKA_CERT_FILE",
+    )
+    kafka_sasl_mechanism: str = _setting(
+        "",
+        "How Sluice authenticates itself to the brokers; empty: it doesn't, or by its certificate",
+        choices=("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"),
+        when="the brokers have a listener with SASL. PLAIN sends the password, so it needs kafka+ssl://",
+    )
+    kafka_user: str = _setting(
+        "", "User for KAFKA_SASL_MECHANISM", when="together with KAFKA_SASL_MECHANISM; docs/links.md lists its rights"
+    )
+    kafka_password: str = _setting(
+        "", "Password of KAFKA_USER", when="together with KAFKA_SASL_MECHANISM", is_secret=True
+    )
+
+    redis_ca_file: str = _setting(
+        "",
+        "rediss://, for both servers: PEM file with the CA that signed their certificates, beside the CAs of this "
+        "machine",
+        when="the certificates of Redis are signed by a CA of your own",
+    )
+    redis_cert_file: str = _setting(
+        "",
+        "rediss://: PEM file with the certificate of Sluice, for servers that want one",
+        when="Redis has `tls-auth-clients yes`, its default",
+    )
+    redis_key_file: str = _setting(
+        "",
+        "rediss://: PEM file with the key of REDIS_CERT_FILE, without a passphrase; empty: it is in REDIS_CERT_FILE",
+        when="together with REDIS_CERT_FILE",
+    )
+    redis_tls_unverified: bool = _setting(
+        False,
+        "rediss://: accept any certificate. Then TLS protects from reading along, not from a server that pretends to "
+        "be Redis",
+        when="never in production",
     )
 
     # --- Log lines -------------------------------------------------------------------------------
@@ -388,7 +460,7 @@ class Settings:
         when="a trigger or function is known to fail for a few records and can't be fixed",
     )
     sink_connect_seconds_max: int = _setting(
-        2, "Time to connect to PostgreSQL", low=1, high=60, when="PostgreSQL is far away"
+        2, "Time to connect to PostgreSQL, for each host of DATABASE_URL", low=1, high=60, when="PostgreSQL is far away"
     )
     sink_call_seconds_max: float = _setting(
         2.0,
@@ -660,12 +732,18 @@ class Settings:
         source = os.environ if environ is None else environ
         values: dict[str, Any] = {}
         problems: list[str] = []
-        for name, kind in get_type_hints(cls).items():
+        kinds = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            name, kind = field.name, kinds[field.name]
             text = source.get(name.upper(), "").strip()
-            if not text:
-                continue
+            path = source.get(f"{name.upper()}_FILE", "").strip() if field.metadata["is_secret"] else ""
             try:
-                values[name] = _parse(text, kind)
+                if path:
+                    text = _secret_of(path, is_given=bool(text))
+                if text:
+                    values[name] = _parse(text, kind)
+            except _FileError as error:
+                problems.append(f"{name.upper()}_FILE={path!r} {error}")
             except ValueError:
                 problems.append(f"{name.upper()}={text!r} is not {_KIND_WORDS[kind]}")
         for name, value in _DEFAULTS_OF_POLICY.get(values.get("rate_policy", ""), {}).items():
@@ -684,8 +762,21 @@ class Settings:
 
     @property
     def log_scheme(self) -> str:
-        """`redis` or `kafka`: the event log's kind."""
-        return urlsplit(self.event_log_url).scheme
+        """`redis` or `kafka`: the event log's kind, with TLS or without."""
+        scheme = urlsplit(self.event_log_url).scheme
+        return _WITHOUT_TLS.get(scheme, scheme)
+
+    @property
+    def kafka_tls(self) -> TlsFiles | None:
+        """The files for TLS with Kafka; None: without TLS."""
+        if urlsplit(self.event_log_url).scheme != "kafka+ssl":
+            return None
+        return TlsFiles("KAFKA", self.kafka_ca_file, self.kafka_cert_file, self.kafka_key_file)
+
+    @property
+    def redis_tls(self) -> TlsFiles:
+        """The files for TLS with Redis, for URLs with rediss://."""
+        return TlsFiles("REDIS", self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
 
     @property
     def sink_name(self) -> SinkName:
@@ -703,9 +794,11 @@ _FOLDER_URL: Final = re.compile(r"file://(localhost)?/[^?#]+")
 # The allowed schemes of each server's URL. REDIS_URL is Celery's broker too.
 _SCHEMES: Final = {
     "database_url": ("postgresql", "postgres"),
+    "migrate_database_url": ("postgresql", "postgres"),
     "redis_url": ("redis", "rediss"),
-    "event_log_url": ("redis", "rediss", "kafka"),
+    "event_log_url": ("redis", "rediss", "kafka", "kafka+ssl"),
 }
+_WITHOUT_TLS: Final = {"rediss": "redis", "kafka+ssl": "kafka"}
 _KIND_WORDS: Final[dict[type, str]] = {
     int: "a whole number",
     float: "a number",
@@ -756,6 +849,27 @@ def _parse(text: str, kind: type) -> Any:
         return int(text)
     if kind is float:
         return float(text)
+    return text
+
+
+class _FileError(Exception):
+    """The file of a secret can't be used."""
+
+
+def _secret_of(path: str, *, is_given: bool) -> str:
+    """The secret in a file: its only line. Raises _FileError."""
+    if is_given:
+        raise _FileError("and the setting without _FILE are both set: leave one of them out")
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise _FileError(f"can't be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise _FileError("is not UTF-8") from None
+    if not text.isprintable():
+        raise _FileError("has more than one line, or characters that can't be printed")
+    if not text:
+        raise _FileError("is empty")
     return text
 
 
@@ -829,9 +943,12 @@ def _cross_problems(settings: Settings) -> list[str]:
         )
     if settings.lease_seconds > settings.burst_seconds:
         problems.append(f"LEASE_SECONDS={settings.lease_seconds} is above BURST_SECONDS={settings.burst_seconds}")
+    are_urls_wrong = False
     for name, schemes in _SCHEMES.items():
-        problem = url_problem(getattr(settings, name), schemes)
+        url = getattr(settings, name)
+        problem = None if not url and not getattr(Settings, name) else url_problem(url, schemes)
         if problem is not None:
+            are_urls_wrong = True
             problems.append(f"{name.upper()} {problem}")  # without the URL: it may hold a password
     if settings.event_sink_url and not _FOLDER_URL.fullmatch(settings.event_sink_url):
         problems.append(f"EVENT_SINK_URL={settings.event_sink_url!r} is neither empty nor file:///, then a folder")
@@ -841,9 +958,72 @@ def _cross_problems(settings: Settings) -> list[str]:
         problems.append(f"TRUSTED_PROXIES: {error}")
     problems += _figure_problems("ACCOUNT_LIMITS", settings.account_limits, ACCOUNT_RATE_MAX)
     problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, ACCOUNT_WEIGHT_MAX)
-    if settings.log_scheme == "kafka" and not _TOPIC_NAME.fullmatch(settings.log_topic):
-        problems.append(
+    if not are_urls_wrong:
+        problems += _redis_problems(settings)
+        if settings.log_scheme == "kafka":
+            problems += _kafka_problems(settings)
+    return problems
+
+
+def _redis_problems(settings: Settings) -> Iterator[str]:
+    """Values that contradict each other in the links to Redis."""
+    urls = [name for name in ("redis_url", "event_log_url") if getattr(settings, name).startswith("redis")]
+    for name in urls:
+        options = sorted(option for option in parse_qs(urlsplit(getattr(settings, name)).query) if "ssl" in option)
+        if options:
+            yield (
+                f"{name.upper()} has {' and '.join(options)}, which Celery and redis-py read in different ways: use "
+                "REDIS_CA_FILE, REDIS_CERT_FILE, REDIS_KEY_FILE or REDIS_TLS_UNVERIFIED"
+            )
+    fields = ("redis_ca_file", "redis_cert_file", "redis_key_file", "redis_tls_unverified")
+    given = [name.upper() for name in fields if getattr(settings, name)]
+    if any(getattr(settings, name).startswith("rediss:") for name in urls):
+        try:
+            settings.redis_tls.context()
+        except ValueError as error:
+            yield str(error)
+    elif given:
+        yield f"{', '.join(given)} only works with TLS, and neither REDIS_URL nor EVENT_LOG_URL begins with rediss://"
+
+
+def _kafka_problems(settings: Settings) -> Iterator[str]:
+    """Values that contradict each other, if the event log is Kafka."""
+    if not _TOPIC_NAME.fullmatch(settings.log_topic):
+        yield (
             f"LOG_TOPIC={settings.log_topic!r} is no name of a Kafka topic: 1 to 249 letters, digits, dots, hyphens "
             "and underscores, and not . or .."
         )
-    return problems
+    files = settings.kafka_tls
+    if files is None:
+        given = [name for name in ("kafka_ca_file", "kafka_cert_file", "kafka_key_file") if getattr(settings, name)]
+        if given:
+            names = ", ".join(name.upper() for name in given)
+            yield f"{names} only works with TLS, and EVENT_LOG_URL does not begin with kafka+ssl://"
+    else:
+        try:
+            files.context()
+        except ValueError as error:
+            yield str(error)
+    mechanism = settings.kafka_sasl_mechanism
+    if mechanism and not (settings.kafka_user and settings.kafka_password):
+        yield f"KAFKA_SASL_MECHANISM={mechanism} needs KAFKA_USER and KAFKA_PASSWORD (or KAFKA_PASSWORD_FILE)"
+    if not mechanism and (settings.kafka_user or settings.kafka_password):
+        yield "KAFKA_USER or KAFKA_PASSWORD is set, and KAFKA_SASL_MECHANISM is not"
+    if mechanism == "PLAIN" and files is None and not _is_loopback(settings.event_log_url):
+        yield (
+            "KAFKA_SASL_MECHANISM=PLAIN would send the password unencrypted: EVENT_LOG_URL must begin with "
+            "kafka+ssl://, or use SCRAM-SHA-512"
+        )
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether all hosts of a URL are this machine."""
+    hosts = (urlsplit(f"//{host}").hostname or "" for host in urlsplit(url).netloc.split(","))
+    return all(host == "localhost" or _is_loopback_address(host) for host in hosts)
+
+
+def _is_loopback_address(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -10,6 +10,7 @@ from pipeline.settings import Settings
 # The first setting of each group, and the group's title.
 _GROUPS: Final = {
     "database_url": "Servers",
+    "kafka_ca_file": "Links",
     "log_level": "Log lines",
     "ingest_host": "Ingest: HTTP",
     "trusted_proxies": "Ingest: accounts",
@@ -52,7 +53,8 @@ checked at the start: an invalid setting is refused with its name, its value and
 `./run.sh` has variables of its own for folders and ports, see `./run.sh --help`.
 
 A user or a password in a URL is percent-encoded: `%` is `%25`, `@` is `%40`, `/` is `%2F`. No log line, error or page
-shows a password.
+shows a password. {secrets} can also be in a file: add `_FILE` to the name, as in `{example}_FILE=/run/secrets/x`. The
+value is the file's only line; it is read once, at the start.
 
 Variables of other programs change nothing: `CELERY_…` and `PG…` are removed at the start, with one line that names
 them. Only `PGPASSWORD` and `PGPASSFILE` are kept, for a password that should not be in a URL. Other options of
@@ -68,7 +70,9 @@ def unit_of(name: str) -> str:
 
 def table() -> str:
     """The page."""
-    parts = [_HEAD]
+    secrets = [field.name.upper() for field in dataclasses.fields(Settings) if field.metadata["is_secret"]]
+    named = ", ".join(f"`{name}`" for name in secrets[:-1]) + f" and `{secrets[-1]}`"
+    parts = [_HEAD.format(secrets=named, example=secrets[0])]
     for field in dataclasses.fields(Settings):
         if field.name in _GROUPS:
             parts.append(f"\n## {_GROUPS[field.name]}\n")

@@ -72,6 +72,7 @@ def environ_with(settings: Settings) -> dict[str, str]:
 
 
 _LOGS: Final = ("redis", "kafka")
+_KAFKA: Final = ("kafka:", "kafka+ssl:")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class StackConfig:
         if log == "kafka" and bootstrap and "EVENT_LOG_URL" not in given:
             given["EVENT_LOG_URL"] = f"kafka://{bootstrap}"
         url = given.get("EVENT_LOG_URL")
-        if url is not None and url.startswith("kafka:") != (log == "kafka"):
+        if url is not None and url.startswith(_KAFKA) != (log == "kafka"):
             raise ServerError(f"--log {log} and EVENT_LOG_URL={url} contradict each other: leave one of them out")
         return cls(
             home=home,
@@ -170,7 +171,7 @@ def _prometheus(source: Mapping[str, str]) -> str | None:
 def _log_without_a_choice(home: Path, url: str | None, bootstrap: str | None) -> str:
     """The event log if the command line names none: from the URLs, as last time, or Redis Streams."""
     if url is not None:
-        return "kafka" if url.startswith("kafka:") else "redis"
+        return "kafka" if url.startswith(_KAFKA) else "redis"
     if bootstrap:
         return "kafka"
     remembered = home / "log"

@@ -20,6 +20,7 @@ from stack.servers import (
     postgres_server,
     redis_server,
 )
+from support.certificates import openssl_problem
 from support.clocks import SteppableClock, fake_time_library
 from support.groups import (  # two are hooks of pytest
     SHARED_KAFKA,
@@ -28,6 +29,7 @@ from support.groups import (  # two are hooks of pytest
     pytest_runtest_teardown,
     pytest_xdist_make_scheduler,
 )
+from support.kafka_secured import SecuredKafka, secured
 
 __all__ = ["pytest_runtest_teardown", "pytest_xdist_make_scheduler"]
 
@@ -111,7 +113,13 @@ def _make_kafka(folder: Path) -> Server:
 
 @pytest.fixture(scope="session")
 def shared_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
-    shared = SharedServer(lambda: _make_kafka(tmp_path_factory.mktemp("kafka")))
+    folder = tmp_path_factory.mktemp("kafka")
+
+    def make() -> Server:
+        plain = _make_kafka(folder)
+        return plain if openssl_problem() else secured(plain, folder)
+
+    shared = SharedServer(make)
     request.config.stash[SHARED_KAFKA] = shared
     try:
         yield shared
@@ -123,6 +131,15 @@ def shared_kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def kafka(shared_kafka: SharedServer) -> Server:
     """A Kafka that the tests of its group share; it keeps its topics from one test to the next."""
     return shared_kafka.running()
+
+
+@pytest.fixture
+def secured_kafka(kafka: Server) -> SecuredKafka:
+    """The same with its listeners for TLS and SASL."""
+    if not isinstance(kafka, SecuredKafka):
+        _skip(openssl_problem() or "Kafka has no certificates")
+        raise TypeError
+    return kafka
 
 
 @pytest.fixture

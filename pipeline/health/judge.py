@@ -20,6 +20,8 @@ from pipeline.ports.rate import Explanation
 _SAYS_WHO: Final = re.compile(
     r"^the (?:control store|event log) \(\w+\) (?:does not answer|can't be reached)[:.] *", re.I
 )
+# The same of an error that says which setting to change.
+_CANT_BE_USED: Final = re.compile(r"^the (?:control store|event log) \(\w+\) can't be used: *", re.I)
 
 # Where to look if the sink fails.
 _SINK_PARTS: Final = {
@@ -77,11 +79,14 @@ def _status(inputs: HealthInputs, problems: tuple[Problem, ...]) -> Health:
 
 def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
     if inputs.log_problem is not None:
+        cause, is_refused = _CANT_BE_USED.subn("", " ".join(inputs.log_problem.split()))
+        what = f"can't be used ({cause})" if is_refused else "does not answer"
+        where = "docs/links.md" if is_refused else f"the log's server and the network to it{_it_says(cause)}"
         yield Problem(
             ProblemCode.LOG_DOWN,
             Severity.CRITICAL,
-            f"The event log ({inputs.event_log}) does not answer: clients get 503, nothing is taken",
-            f"the log's server and the network to it{_it_says(inputs.log_problem)}",
+            f"The event log ({inputs.event_log}) {what}: clients get 503, nothing is taken",
+            where,
         )
     elif inputs.is_log_full:
         yield Problem(

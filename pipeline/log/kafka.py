@@ -13,6 +13,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import LogGapError, LogRestartedError, LogUnavailableError, RecoverableError
 from pipeline.log.kafka_clock import measure_by_monotonic_clock
 from pipeline.log.kafka_records import Run, runs
+from pipeline.log.kafka_security import KafkaSecurity
 from pipeline.log.kafka_topic import ensured_topic, incarnation_of, log_id_of, parse_bootstrap, set_up_faults
 from pipeline.log.kafka_wire import ANY_EPOCH, BEGIN, END, KafkaWire, OffsetGoneError, TopicFacts
 from pipeline.log.kafka_writer import KafkaWriter
@@ -77,7 +78,7 @@ class _PartitionReader:
 
 
 class KafkaLog:
-    """EventLog on Kafka ≥ 2.8 without TLS or SASL.
+    """EventLog on Kafka ≥ 2.8.
 
     Its weakness: kafka-python has no idempotent producer. If it retries an append internally (a leader moves, a
     connection breaks), it can store a record twice. `event_id` makes that harmless.
@@ -88,11 +89,9 @@ class KafkaLog:
         self._topic = settings.log_topic
         self._clock = clock or SystemClock()
         self._bootstrap = parse_bootstrap(settings.event_log_url)
-        self._wire = KafkaWire(self._bootstrap, call_seconds_max=CALL_SECONDS_MAX, clock=self._clock)
-        # `append` may run beside the other calls.
-        append_wire = KafkaWire(
-            self._bootstrap, call_seconds_max=min(CALL_SECONDS_MAX, settings.append_seconds_max), clock=self._clock
-        )
+        self._security = KafkaSecurity.of(settings)
+        self._wire = self._new_wire(CALL_SECONDS_MAX)
+        append_wire = self._new_wire(min(CALL_SECONDS_MAX, settings.append_seconds_max))  # may run beside other calls
         self._writer = KafkaWriter(settings, append_wire, self._new_producer, floors, self._clock)
         self._floors = floors
         self._readers: dict[int, _PartitionReader] = {}
@@ -100,6 +99,9 @@ class KafkaLog:
         self._identity: LogIdentity | None = None
         self._facts: TopicFacts | None = None
         self._checked_at = NEVER
+
+    def _new_wire(self, call_seconds_max: float) -> KafkaWire:
+        return KafkaWire(self._bootstrap, call_seconds_max=call_seconds_max, clock=self._clock, security=self._security)
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
 
@@ -145,6 +147,7 @@ class KafkaLog:
             batch_size=262_144,
             max_block_ms=50,
             request_timeout_ms=10_000,  # a retry before its frozen broker resumes stores records twice
+            **self._security.producer_options(),
         )
 
     # --- Read -------------------------------------------------------------------------------------------------------

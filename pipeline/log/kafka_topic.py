@@ -19,7 +19,7 @@ TOPIC_CONFIGS: Final = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.
 
 
 def parse_bootstrap(url: str) -> list[tuple[str, int]]:
-    """Brokers of kafka://host:port,host:port (default port 9092). Raises SettingsError."""
+    """Brokers of kafka://host:port,host:port or kafka+ssl://… (default port 9092). Raises SettingsError."""
     brokers = []
     for text in urlsplit(url).netloc.split(","):
         host, colon, port = text.rpartition(":")

@@ -3,10 +3,9 @@
 kafka-python's own calls for these wait without limit while no broker can be reached (`committed`, `commit`, `poll` of a
 consumer with a group, the admin client's constructor). It also has no Metadata version that contains the topic's id.
 The encodings follow Kafka's protocol guide (kafka.apache.org/protocol). Kafka 2.8, the first version with topic ids, to
-4.x support the versions used here. Connections are plain TCP: no TLS, no SASL.
+4.x support the versions used here.
 """
 
-import socket
 import struct
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +14,11 @@ from typing import Final, TypeVar
 
 from pipeline.clock import Clock
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError
+from pipeline.log.kafka_encoding import ResponseReader, array, string, uint
+from pipeline.log.kafka_link import FRAME_BYTES_MAX, KafkaLink
+from pipeline.log.kafka_security import NO_SECURITY, KafkaRefusedError, KafkaSecurity
 
 T = TypeVar("T")
-
-CLIENT_ID: Final = "sluice"
-FRAME_BYTES_MAX: Final = 16 << 20  # of a response; those requested here have some kilobytes
 
 BEGIN: Final = -2  # "timestamps" of ListOffsets
 END: Final = -1
@@ -40,9 +39,9 @@ UNKNOWN_TOPIC: Final = 3
 TOPIC_EXISTS: Final = 36
 _TOPIC_REFUSED: Final = frozenset({17, 29, 37, 38, 40, 44})  # name, permission, partitions, replicas, configs, policy
 _TOPIC_IMPOSSIBLE: Final = {17: "its name is none that Kafka allows", 29: "this client may not see it"}
+_NO_RIGHTS: Final = {29: "topic", 30: "consumer group", 31: "cluster"}
 
 _TOPIC_RESOURCE: Final = 2
-_UINT_CONTINUES: Final = 0x80
 
 ANY_EPOCH: Final = -1  # of a leader: any
 
@@ -76,72 +75,6 @@ class _Cluster:
     topic: TopicFacts | None
 
 
-class _ResponseReader:
-    """Parses a response. Raises LogUnavailableError if it is malformed."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def take(self, size: int) -> bytes:
-        piece = self._data[self._at : self._at + size]
-        if len(piece) != size:
-            raise LogUnavailableError("an answer of the event log (Kafka) ends too soon")
-        self._at += size
-        return piece
-
-    def int8(self) -> int:
-        return int(struct.unpack(">b", self.take(1))[0])
-
-    def int16(self) -> int:
-        return int(struct.unpack(">h", self.take(2))[0])
-
-    def int32(self) -> int:
-        return int(struct.unpack(">i", self.take(4))[0])
-
-    def int64(self) -> int:
-        return int(struct.unpack(">q", self.take(8))[0])
-
-    def uint(self) -> int:
-        """Seven bits a byte, lowest bits first."""
-        value = shift = 0
-        while True:
-            byte = self.take(1)[0]
-            value |= (byte & ~_UINT_CONTINUES) << shift
-            if not byte & _UINT_CONTINUES:
-                return value
-            shift += 7
-
-    def string(self) -> str:
-        """ "" for null too: no field read here needs the difference."""
-        return self.take(max(0, self.int16())).decode(errors="replace")
-
-    def compact_string(self) -> str:
-        return self.take(max(0, self.uint() - 1)).decode(errors="replace")
-
-    def array(self, element: Callable[[], T]) -> list[T]:
-        return [element() for _ in range(max(0, self.int32()))]
-
-    def compact_array(self, element: Callable[[], T]) -> list[T]:
-        return [element() for _ in range(max(0, self.uint() - 1))]
-
-    def tags(self) -> None:
-        for _ in range(self.uint()):
-            self.uint()
-            self.take(self.uint())
-
-
-def _string(text: str | None) -> bytes:
-    if text is None:
-        return struct.pack(">h", -1)
-    data = text.encode()
-    return struct.pack(">h", len(data)) + data
-
-
-def _array(elements: Sequence[bytes]) -> bytes:
-    return struct.pack(">i", len(elements)) + b"".join(elements)
-
-
 class KafkaWire:
     """Blocking requests, each with a time limit. Connects on first use; not for use by several threads at once.
 
@@ -149,15 +82,22 @@ class KafkaWire:
     `call_seconds_max`, over all brokers that are tried; a call may need two or three requests.
     """
 
-    def __init__(self, bootstrap: Sequence[tuple[str, int]], *, call_seconds_max: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        bootstrap: Sequence[tuple[str, int]],
+        *,
+        call_seconds_max: float,
+        clock: Clock,
+        security: KafkaSecurity = NO_SECURITY,
+    ) -> None:
         self._bootstrap = list(bootstrap)
         self._call_seconds_max = call_seconds_max
         self._clock = clock
-        self._sockets: dict[tuple[str, int], socket.socket] = {}
+        self._security = security
+        self._links: dict[tuple[str, int], KafkaLink] = {}
         self._brokers: dict[int, tuple[str, int]] = {}
         self._silent: set[tuple[str, int]] = set()  # brokers whose latest request failed: tried last
         self._coordinator: tuple[str, int] | None = None
-        self._correlation = 0
 
     # --- Requests ---------------------------------------------------------------------------------------------------
 
@@ -179,12 +119,12 @@ class KafkaWire:
     def create_topic(self, name: str, *, partitions: int, replication: int, configs: Mapping[str, str]) -> None:
         """Create a topic; does nothing if it exists. Raises LogMisconfiguredError if Kafka refuses it."""
         cluster = self._cluster(name)
-        body = _array(
+        body = array(
             [
-                _string(name)
+                string(name)
                 + struct.pack(">ih", partitions, replication)
-                + _array([])  # no manual assignment
-                + _array([_string(key) + _string(value) for key, value in configs.items()])
+                + array([])  # no manual assignment
+                + array([string(key) + string(value) for key, value in configs.items()])
             ]
         ) + struct.pack(">ib", int(self._call_seconds_max * 1000), 0)
         answer = self._ask(cluster.brokers.get(cluster.controller), _CREATE_TOPICS, body)
@@ -197,7 +137,7 @@ class KafkaWire:
 
     def topic_configs(self, name: str, keys: Sequence[str]) -> dict[str, str]:
         """The active settings of a topic, including defaults."""
-        body = _array([struct.pack(">b", _TOPIC_RESOURCE) + _string(name) + _array([_string(key) for key in keys])])
+        body = array([struct.pack(">b", _TOPIC_RESOURCE) + string(name) + array([string(key) for key in keys])])
         answer = self._ask(None, _DESCRIBE_CONFIGS, body + b"\0")
         answer.int32()  # throttle time
 
@@ -247,9 +187,9 @@ class KafkaWire:
     def _offsets_of_leader(self, name: str, leader: int, epochs: Mapping[int, int], which: int) -> dict[int, int]:
         """Offsets of the partitions of `epochs`, without those that this broker does not lead."""
         address = self._address(leader, name, sorted(epochs))
-        wanted = _array([struct.pack(">iiq", partition, epoch, which) for partition, epoch in epochs.items()])
+        wanted = array([struct.pack(">iiq", partition, epoch, which) for partition, epoch in epochs.items()])
         # Replica -1: a client. Isolation level 0: up to the high watermark, the same as the reader.
-        answer = self._ask(address, _LIST_OFFSETS, struct.pack(">ib", -1, 0) + _array([_string(name) + wanted]))
+        answer = self._ask(address, _LIST_OFFSETS, struct.pack(">ib", -1, 0) + array([string(name) + wanted]))
         answer.int32()  # throttle time
         found: dict[int, int] = {}
         for _ in range(answer.int32()):
@@ -282,11 +222,11 @@ class KafkaWire:
         """
         address = self._address(leader, name, [partition])
         wait_ms = max(0, int(wait_seconds * 1000))
-        wanted = _array([struct.pack(">iiqqi", partition, epoch, offset, -1, bytes_max)])
+        wanted = array([struct.pack(">iiqqi", partition, epoch, offset, -1, bytes_max)])
         # Replica -1: a client. At least one byte. Isolation level 0: up to the high watermark. No session.
-        body = struct.pack(">iiiibii", -1, wait_ms, 1, bytes_max, 0, 0, -1) + _array([_string(name) + wanted])
+        body = struct.pack(">iiiibii", -1, wait_ms, 1, bytes_max, 0, 0, -1) + array([string(name) + wanted])
         answer = self._ask(
-            address, _FETCH, body + _array([]), extra_seconds=wait_ms / 1000, bytes_max=bytes_max + FRAME_BYTES_MAX
+            address, _FETCH, body + array([]), extra_seconds=wait_ms / 1000, bytes_max=bytes_max + FRAME_BYTES_MAX
         )
         answer.int32()  # throttle time
         _check("Fetch", answer.int16())
@@ -306,7 +246,7 @@ class KafkaWire:
                 for _ in range(answer.int32()):  # aborted transactions
                     answer.int64()
                     answer.int64()
-                found = answer.take(max(0, answer.int32()))
+                found = answer.blob()
         return found
 
     def _address(self, leader: int, name: str, partitions: Sequence[int]) -> tuple[str, int]:
@@ -317,9 +257,9 @@ class KafkaWire:
 
     def committed(self, group: str, name: str, partitions: Iterable[int]) -> dict[int, int | None]:
         """Committed offset of each partition; None if there is none."""
-        wanted = _array([struct.pack(">i", partition) for partition in partitions])
+        wanted = array([struct.pack(">i", partition) for partition in partitions])
 
-        def read(answer: _ResponseReader) -> dict[int, int | None]:
+        def read(answer: ResponseReader) -> dict[int, int | None]:
             found: dict[int, int | None] = {}
             for _ in range(answer.int32()):
                 answer.string()
@@ -331,27 +271,27 @@ class KafkaWire:
             _check("OffsetFetch", answer.int16())
             return found
 
-        return self._ask_coordinator(group, _OFFSET_FETCH, _string(group) + _array([_string(name) + wanted]), read)
+        return self._ask_coordinator(group, _OFFSET_FETCH, string(group) + array([string(name) + wanted]), read)
 
     def commit(self, group: str, name: str, offsets: Mapping[int, int]) -> None:
         """Commit offsets for a group without members."""
-        wanted = _array([struct.pack(">iq", partition, offset) + _string("") for partition, offset in offsets.items()])
-        body = _string(group) + struct.pack(">i", -1) + _string("") + struct.pack(">q", -1)
+        wanted = array([struct.pack(">iq", partition, offset) + string("") for partition, offset in offsets.items()])
+        body = string(group) + struct.pack(">i", -1) + string("") + struct.pack(">q", -1)
 
-        def read(answer: _ResponseReader) -> None:
+        def read(answer: ResponseReader) -> None:
             for _ in range(answer.int32()):
                 answer.string()
                 for _ in range(answer.int32()):
                     answer.int32()
                     _check("OffsetCommit", answer.int16())
 
-        self._ask_coordinator(group, _OFFSET_COMMIT, body + _array([_string(name) + wanted]), read)
+        self._ask_coordinator(group, _OFFSET_COMMIT, body + array([string(name) + wanted]), read)
 
     def close(self) -> None:
         """Close all connections; idempotent. A later call connects again."""
-        for connection in self._sockets.values():
-            connection.close()
-        self._sockets.clear()
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
         self._coordinator = None
 
     # --- Inside -----------------------------------------------------------------------------------------------------
@@ -359,8 +299,8 @@ class KafkaWire:
     def _cluster(self, name: str) -> _Cluster:
         """Brokers, controller and one topic. Never creates the topic."""
         data = name.encode()
-        topic = bytes(16) + _uint(len(data) + 1) + data + b"\0"  # no id: requested by name
-        body = _uint(2) + topic + b"\0\0\0\0"  # must not be created; no lists of allowed operations; no tags
+        topic = bytes(16) + uint(len(data) + 1) + data + b"\0"  # no id: requested by name
+        body = uint(2) + topic + b"\0\0\0\0"  # must not be created; no lists of allowed operations; no tags
         answer = self._ask(None, _METADATA, body, compact=True)
         answer.int32()  # throttle time
 
@@ -395,7 +335,7 @@ class KafkaWire:
         return _Cluster(self._brokers, controller, error, facts)
 
     def _ask_coordinator(
-        self, group: str, kind: tuple[int, int], body: bytes, read: Callable[[_ResponseReader], T]
+        self, group: str, kind: tuple[int, int], body: bytes, read: Callable[[ResponseReader], T]
     ) -> T:
         """Send a request to the group's coordinator. If the known one fails, look the coordinator up again, once."""
         half = self._call_seconds_max / 2
@@ -404,7 +344,7 @@ class KafkaWire:
                 return read(self._ask(self._coordinator, kind, body, seconds_max=half))
             except LogUnavailableError:
                 self._coordinator = None
-        answer = self._ask(None, _FIND_COORDINATOR, _string(group), seconds_max=half)
+        answer = self._ask(None, _FIND_COORDINATOR, string(group), seconds_max=half)
         _check("FindCoordinator", answer.int16())
         answer.int32()  # number of the broker
         found = (answer.string(), answer.int32())
@@ -422,7 +362,7 @@ class KafkaWire:
         seconds_max: float | None = None,
         extra_seconds: float = 0.0,
         bytes_max: int = FRAME_BYTES_MAX,
-    ) -> _ResponseReader:
+    ) -> ResponseReader:
         """Send a request to one broker; None: to any that can be reached, each within its share of the time.
 
         After any failure the connection is closed: a late response must not be mistaken for the next one.
@@ -437,24 +377,26 @@ class KafkaWire:
             its_deadline = now + (deadline - now) / (len(candidates) - number)
             try:
                 answer = self._exchange(candidate, kind, body, its_deadline, compact=compact, bytes_max=bytes_max)
-            except (OSError, ValueError, struct.error) as error:
-                failure = error
+            except (OSError, ValueError, struct.error, KafkaRefusedError) as error:
+                if not isinstance(failure, KafkaRefusedError):  # that one says what to change
+                    failure = error
                 self._forget(candidate)
                 self._silent.add(candidate)
             else:
                 self._silent.discard(candidate)
                 return answer
-        raise LogUnavailableError(f"the event log (Kafka) does not answer: {failure}") from failure
+        what = "can't be used" if isinstance(failure, KafkaRefusedError) else "does not answer"
+        raise LogUnavailableError(f"the event log (Kafka) {what}: {failure}") from failure
 
     def _candidates(self) -> list[tuple[str, int]]:
         """First brokers with a connection, then those that the cluster named, then those of EVENT_LOG_URL."""
-        known = dict.fromkeys([*self._sockets, *self._brokers.values(), *self._bootstrap])
+        known = dict.fromkeys([*self._links, *self._brokers.values(), *self._bootstrap])
         return sorted(known, key=self._silent.__contains__)
 
     def _forget(self, address: tuple[str, int]) -> None:
-        connection = self._sockets.pop(address, None)
-        if connection is not None:
-            connection.close()
+        link = self._links.pop(address, None)
+        if link is not None:
+            link.close()
 
     def _exchange(
         self,
@@ -465,68 +407,22 @@ class KafkaWire:
         *,
         compact: bool,
         bytes_max: int,
-    ) -> _ResponseReader:
-        """Send one request and read its response. Raises OSError (including TimeoutError), ValueError."""
-        connection = self._sockets.get(address)
-        if connection is not None and _was_closed(connection):
+    ) -> ResponseReader:
+        """Send one request and read its response.
+
+        Raises OSError (including TimeoutError), ValueError, KafkaRefusedError.
+        """
+        link = self._links.get(address)
+        if link is not None and not link.is_usable():
             self._forget(address)
-            connection = None
-        if connection is None:
-            connection = socket.create_connection(address, timeout=self._left(deadline))
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._sockets[address] = connection
-        self._correlation = (self._correlation + 1) % (1 << 31)
-        header = struct.pack(">hhi", *kind, self._correlation) + _string(CLIENT_ID) + (b"\0" if compact else b"")
-        connection.settimeout(self._left(deadline))
-        connection.sendall(struct.pack(">i", len(header) + len(body)) + header + body)
-        size = int(struct.unpack(">i", self._receive(connection, 4, deadline))[0])
-        if not 4 <= size <= bytes_max:
-            raise ValueError(f"not an answer of Kafka: {size} bytes long")
-        answer = _ResponseReader(self._receive(connection, size, deadline))
-        if answer.int32() != self._correlation:
-            raise ValueError("not the answer to this request")
-        if compact:
-            answer.tags()
-        return answer
-
-    def _receive(self, connection: socket.socket, size: int, deadline: float) -> bytes:
-        pieces = bytearray(size)
-        left = memoryview(pieces)
-        while left:
-            connection.settimeout(self._left(deadline))
-            count = connection.recv_into(left)
-            if not count:
-                raise ConnectionResetError("Kafka closed the connection")
-            left = left[count:]
-        return bytes(pieces)
-
-    def _left(self, deadline: float) -> float:
-        """Seconds to wait; never 0, because 0 would mean non-blocking."""
-        return max(deadline - self._clock.monotonic(), 0.001)
-
-
-def _uint(value: int) -> bytes:
-    """Seven bits a byte, lowest bits first."""
-    encoded = bytearray()
-    while value >= _UINT_CONTINUES:
-        encoded.append(value % _UINT_CONTINUES | _UINT_CONTINUES)
-        value //= _UINT_CONTINUES
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _was_closed(connection: socket.socket) -> bool:
-    """Whether the other side has closed the connection: between two requests it sends nothing else."""
-    connection.setblocking(False)
-    try:
-        connection.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+            link = None
+        if link is None:
+            link = self._links[address] = KafkaLink(address, self._security, self._clock, deadline)
+        return link.ask(kind, body, deadline, compact=compact, bytes_max=bytes_max)
 
 
 def _check(request: str, error: int, message: str = "") -> None:
+    if error in _NO_RIGHTS:
+        message = f"(this user has no right on the {_NO_RIGHTS[error]}: docs/links.md)"
     if error:
         raise LogUnavailableError(f"the event log (Kafka) answers {request} with error {error} {message}".rstrip())

@@ -13,6 +13,7 @@ from kafka import KafkaAdminClient
 from pipeline.clock import SystemClock
 from pipeline.errors import LogPartialError, LogRestartedError, LogUnavailableError
 from pipeline.log.kafka import API_VERSION, KafkaLog
+from pipeline.log.kafka_security import KafkaSecurity
 from pipeline.log.kafka_topic import parse_bootstrap
 from pipeline.log.kafka_wire import KafkaWire
 from pipeline.log.memory import MemoryLog, MemoryLogServer
@@ -125,11 +126,18 @@ class KafkaRig:
         return self.opened[-1]
 
     def wire(self) -> KafkaWire:
-        return KafkaWire(parse_bootstrap(self.settings.event_log_url), call_seconds_max=5.0, clock=SystemClock())
+        return KafkaWire(
+            parse_bootstrap(self.settings.event_log_url),
+            call_seconds_max=5.0,
+            clock=SystemClock(),
+            security=KafkaSecurity.of(self.settings),
+        )
 
     def admin(self) -> KafkaAdminClient:
         return KafkaAdminClient(
-            bootstrap_servers=self.settings.event_log_url.removeprefix("kafka://"), api_version=API_VERSION
+            bootstrap_servers=self.settings.event_log_url.partition("://")[2],
+            api_version=API_VERSION,
+            **KafkaSecurity.of(self.settings).producer_options(),
         )
 
     def trim(self, partition: int, offset: int) -> None:

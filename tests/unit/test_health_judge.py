@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import StoreUnavailableError
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import Traffic
-from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, Severity
+from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, ProblemCode, Severity
 from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.control import Alarm, Pause
 from pipeline.settings import Settings
@@ -254,3 +254,13 @@ def test_a_paused_partition_excuses_itself_alone() -> None:
     assert stuck.what.startswith("No event of partition 1 was stored for 40 s, although 7 wait")
     assert paused.what.startswith("Consumption of partition 0 is paused (log gap) since 22:13:10 UTC")
     assert inputs.consumption == "stalled"
+
+
+def test_a_log_that_refuses_this_client_says_what_to_change() -> None:
+    # Given an error of the log that names the setting, and is longer than a line
+    cause = f"broker k:1: it refuses KAFKA_USER='u' by PLAIN: {'long ' * 60}or KAFKA_PASSWORD is wrong"
+    inputs = replace(HEALTHY, log_problem=f"the event log (Kafka) can't be used: {cause}", event_log="kafka")
+    (problem,) = [one for one in judge(inputs).problems if one.code is ProblemCode.LOG_DOWN]
+    # Then the problem has all of it
+    assert problem.what == f"The event log (kafka) can't be used ({cause}): clients get 503, nothing is taken"
+    assert problem.look_at == "docs/links.md"

@@ -64,6 +64,7 @@ def test_each_log_has_its_ports(tmp_path: Path) -> None:
         ("half a wo", {}, "redis"),
         ("kafka", {"EVENT_LOG_URL": "redis://elsewhere"}, "redis"),
         ("redis", {"EVENT_LOG_URL": "kafka://k1:9092"}, "kafka"),
+        ("redis", {"EVENT_LOG_URL": "kafka+ssl://k1:9093"}, "kafka"),
         ("redis", {"KAFKA_BOOTSTRAP_SERVERS": "k1:9092"}, "kafka"),
     ],
 )
