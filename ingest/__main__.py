@@ -22,6 +22,7 @@ def main() -> int:
     try:
         settings = Settings.from_environ()
         logs.configure(level=settings.log_level, form=settings.log_format, process="ingest")
+        wiring.refuse_cluster(settings)
         settings = with_connections_that_fit(settings)
         context = IngestContext(
             log=wiring.make_log(settings),

@@ -60,7 +60,7 @@ def load_adapters(settings: Settings) -> None:
 def make_log(settings: Settings) -> EventLog:
     """The event log of `EVENT_LOG_URL`."""
     match settings.log_scheme:
-        case "redis" | "rediss":
+        case "redis":
             from pipeline.log.redis_streams import RedisStreamsLog  # noqa: PLC0415
 
             return RedisStreamsLog(settings, make_floor_source(settings))
@@ -109,6 +109,13 @@ def make_schema(settings: Settings) -> Schema:
     from pipeline.sink.migrate import PostgresSchema  # noqa: PLC0415
 
     return PostgresSchema(settings)
+
+
+def refuse_cluster(settings: Settings) -> None:
+    """Raise SettingsError if `REDIS_URL` is a Redis Cluster."""
+    from pipeline.store.redis_cluster import refuse_cluster as refuse  # noqa: PLC0415
+
+    refuse(settings)
 
 
 def make_control_store(settings: Settings) -> ControlStore:
@@ -190,7 +197,8 @@ def make_queues(settings: Settings) -> RedisQueues:
 
 def make_log_counters(settings: Settings) -> Counters:
     """The same on the event log's Redis: for that server's memory figures."""
-    return make_counters(dataclasses.replace(settings, redis_url=settings.event_log_url))
+    swapped = dataclasses.replace(settings, redis_url=settings.event_log_url, event_log_url=settings.redis_url)
+    return make_counters(swapped)
 
 
 def make_bucket(settings: Settings) -> Bucket:

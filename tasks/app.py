@@ -16,6 +16,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
 from pipeline.loops import Loops
 from pipeline.names import Queue
+from pipeline.redis_link import tls_options
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's remote commands
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
@@ -75,6 +76,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,  # Flower
         "task_send_sent_event": True,  # Flower
+        # By default Celery verifies no certificate of a rediss:// URL.
+        "broker_use_ssl": tls_options(settings, settings.redis_url) or None,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": _NO_RETRY_LIMIT,
         "broker_transport_options": {

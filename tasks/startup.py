@@ -8,6 +8,7 @@ from celery import current_task
 from celery.signals import beat_init, celeryd_init, setup_logging, worker_ready
 
 from pipeline import logs, wiring
+from pipeline.errors import SettingsError
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from pipeline.start_counter import count_start
@@ -30,6 +31,7 @@ def connect_signals(settings: Settings) -> None:
     celeryd_init.connect(_note_name, weak=False)
     # Before the worker starts its first thread, and long before it forks.
     celeryd_init.connect(partial(_load_adapters, settings), weak=False, dispatch_uid="sluice.adapters")
+    celeryd_init.connect(partial(_refuse_cluster, settings), weak=False, dispatch_uid="sluice.cluster")
     beat_init.connect(partial(_note_beat, settings), weak=False, dispatch_uid="sluice.beat")
     # A receiver prevents Celery from setting up its own logging.
     setup_logging.connect(partial(_set_up_logging, settings), weak=False, dispatch_uid="sluice.logs")
@@ -49,6 +51,13 @@ def _tick_at_once(sender: Any = None, **_: Any) -> None:
 
 def _load_adapters(settings: Settings, **_: Any) -> None:
     wiring.load_adapters(settings)
+
+
+def _refuse_cluster(settings: Settings, **_: Any) -> None:
+    try:
+        wiring.refuse_cluster(settings)
+    except SettingsError as error:
+        raise SystemExit(f"celery: {error}") from None
 
 
 def _note_beat(settings: Settings, **_: Any) -> None:

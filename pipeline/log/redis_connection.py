@@ -13,6 +13,8 @@ from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
 from redis.retry import Retry
 
 from pipeline.errors import LogUnavailableError
+from pipeline.redis_link import explained, tls_options
+from pipeline.settings import Settings
 
 CONNECT_SECONDS_MAX: Final = 0.2  # a running Redis accepts and sends its facts within 0.2 ms
 _ASK_FACTS: Final = ("INFO", "server", "memory", "persistence")
@@ -29,6 +31,7 @@ class ServerFacts:
     has_aof: bool
     is_rewriting: bool  # the append-only file, now or scheduled
     has_rewritten: bool  # since its start; the latest completed rewrite succeeded
+    is_cluster: bool
 
 
 class OtherServerError(RedisError):
@@ -60,12 +63,13 @@ class RedisConnection:
     append must distinguish these.
     """
 
-    def __init__(self, url: str, *, answer_seconds_max: float) -> None:
+    def __init__(self, settings: Settings, *, answer_seconds_max: float) -> None:
+        self._settings = settings
         self._answer_seconds_max = answer_seconds_max
         self._expected_run_id: str | None = None
         self._facts: ServerFacts | None = None
         self._pool = redis.ConnectionPool.from_url(
-            url,
+            settings.event_log_url,
             socket_timeout=answer_seconds_max,
             socket_connect_timeout=CONNECT_SECONDS_MAX,
             socket_read_size=SOCKET_READ_BYTES,
@@ -73,6 +77,7 @@ class RedisConnection:
             protocol=2,  # needs no handshake, and has the same response types on every server
             driver_info=None,  # would cost two more round trips in each new connection
             redis_connect_func=self._introduce,
+            **tls_options(settings, settings.event_log_url),
         )
 
     @property
@@ -99,7 +104,9 @@ class RedisConnection:
         except OtherServerError:
             raise
         except (RedisError, OSError) as error:
-            raise LogUnavailableError(f"the event log (Redis) can't be reached: {error}") from error
+            why = explained(error, self._settings, "event_log_url")
+            what = "can't be reached" if why == str(error) else "can't be used"
+            raise LogUnavailableError(f"the event log (Redis) {what}: {why}") from error
         try:
             yield Wire(connection, self._answer_seconds_max)
         finally:
@@ -196,4 +203,5 @@ def parse_facts(info: bytes) -> ServerFacts:
         has_aof=fields[b"aof_enabled"] == b"1",
         is_rewriting=is_rewriting,
         has_rewritten=has_tried and fields[b"aof_last_bgrewrite_status"] == b"ok",
+        is_cluster=fields.get(b"redis_mode") == b"cluster",
     )

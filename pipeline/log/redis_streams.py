@@ -33,6 +33,7 @@ from pipeline.errors import (
 from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConnection, ServerFacts, Wire
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
+from pipeline.redis_link import NO_CLUSTER
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -77,11 +78,9 @@ class RedisStreamsLog:
         self._commit_script = LogScript.load("commit.lua")
         self._positions_script = LogScript.load("positions.lua")
         # `append` may run beside the other calls, and a blocking read needs its own time-out.
-        self._append_connection = RedisConnection(
-            settings.event_log_url, answer_seconds_max=settings.append_seconds_max
-        )
-        self._read_connection = RedisConnection(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
-        self._connection = RedisConnection(settings.event_log_url, answer_seconds_max=CALL_SECONDS_MAX)
+        self._append_connection = RedisConnection(settings, answer_seconds_max=settings.append_seconds_max)
+        self._read_connection = RedisConnection(settings, answer_seconds_max=CALL_SECONDS_MAX)
+        self._connection = RedisConnection(settings, answer_seconds_max=CALL_SECONDS_MAX)
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
         self._made_log_id: str | None = None  # of a log that this adapter has just created
@@ -134,6 +133,8 @@ class RedisStreamsLog:
         with connection.connected() as wire:
             try:
                 facts = wire.ask_facts()
+                if facts.is_cluster:
+                    raise LogMisconfiguredError(f"the event log (Redis) can't be used: EVENT_LOG_URL {NO_CLUSTER}")
                 text = wire.call("GET", self._id_key)
                 if text is None:
                     # The number of partitions is part of the id, so it can't be lost or changed separately.

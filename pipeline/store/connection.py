@@ -13,6 +13,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
 from pipeline.errors import StoreUnavailableError
+from pipeline.redis_link import explained, tls_options
 from pipeline.settings import Settings
 from pipeline.store.common import CALL_SECONDS_MAX
 
@@ -39,14 +40,14 @@ def load_script(name: str, library: str | None = None) -> ControlScript:
     return ControlScript(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def _client(url: str, socket_seconds: float) -> Any:
+def _client(settings: Settings, socket_seconds: float) -> Any:
     """A client that responds or fails within its time-outs: by default redis-py retries a call ten times.
 
     RESP2, because it needs no handshake and has the same response types on every server. (Any: `execute_command` is
     untyped.)
     """
     return redis.Redis.from_url(
-        url,
+        settings.redis_url,
         socket_timeout=socket_seconds,
         socket_connect_timeout=CALL_SECONDS_MAX,
         retry=Retry(NoBackoff(), 0),
@@ -54,6 +55,7 @@ def _client(url: str, socket_seconds: float) -> Any:
         decode_responses=True,
         encoding_errors="replace",
         protocol=2,
+        **tls_options(settings, settings.redis_url),
     )
 
 
@@ -61,7 +63,7 @@ class ControlConnection:
     """One adapter's connections to the control server. Connects on first use, again in a forked child; thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.redis_url
+        self._settings = settings
         self._prefix = settings.key_prefix
         self._pid = 0
         self._quick: Any = None
@@ -84,14 +86,14 @@ class ControlConnection:
             except NoScriptError:
                 return client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise self._unavailable(error) from error
 
     def call(self, *command: str | int) -> Any:
         """Run one command. Raises StoreUnavailableError."""
         try:
             return self._quick_client().execute_command(*command)
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise self._unavailable(error) from error
 
     def wait(self, *command: str | int, wait_seconds: float) -> Any:
         """Run one command that blocks on the server for up to `wait_seconds`. Raises StoreUnavailableError.
@@ -101,7 +103,7 @@ class ControlConnection:
         try:
             return self._waiting_client(wait_seconds).execute_command(*command)
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise self._unavailable(error) from error
 
     def _forget_after_fork(self) -> None:
         """Drop connections after a fork: an inherited socket belongs to the parent."""
@@ -112,22 +114,22 @@ class ControlConnection:
         self._forget_after_fork()
         client = self._quick
         if client is None:
-            client = self._quick = _client(self._url, CALL_SECONDS_MAX)
+            client = self._quick = _client(self._settings, CALL_SECONDS_MAX)
         return client
 
     def _waiting_client(self, wait_seconds: float) -> Any:
         self._forget_after_fork()
         waiting = self._waiting
         if waiting is None or waiting[0] != wait_seconds:
-            waiting = self._waiting = (wait_seconds, _client(self._url, wait_seconds + WAIT_GRACE_SECONDS))
+            waiting = self._waiting = (wait_seconds, _client(self._settings, wait_seconds + WAIT_GRACE_SECONDS))
         return waiting[1]
 
+    def _unavailable(self, error: Exception) -> StoreUnavailableError:
+        """Any error of the server: for the caller, the control store is unavailable.
 
-def _unavailable(error: Exception) -> StoreUnavailableError:
-    """Any error of the server: for the caller, the control store is unavailable.
-
-    This includes refusals that look permanent (access rights, a key of another type): an operator may correct them at
-    any time, and until then no process may end because of them.
-    """
-    what = "refuses" if isinstance(error, ResponseError) else "does not answer"
-    return StoreUnavailableError(f"the control store (Redis) {what}: {error}")
+        This includes refusals that look permanent (access rights, a key of another type): an operator may correct them
+        at any time, and until then no process may end because of them.
+        """
+        what = "refuses" if isinstance(error, ResponseError) else "does not answer"
+        why = explained(error, self._settings, "redis_url")
+        return StoreUnavailableError(f"the control store (Redis) {what}: {why}")

@@ -1,0 +1,16 @@
+"""Finds out at the start whether REDIS_URL is a Redis Cluster: its errors come one by one, and later."""
+
+from pipeline.errors import SettingsError, StoreUnavailableError
+from pipeline.redis_link import NO_CLUSTER
+from pipeline.settings import Settings
+from pipeline.store.connection import ControlConnection
+
+
+def refuse_cluster(settings: Settings) -> None:
+    """Raise SettingsError if it is one. A server that does not answer may be unavailable for now, and is no error."""
+    try:
+        info = ControlConnection(settings).call("INFO", "server")
+    except StoreUnavailableError:
+        return
+    if info.get("redis_mode") == "cluster":
+        raise SettingsError(f"REDIS_URL {NO_CLUSTER}")
