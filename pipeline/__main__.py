@@ -1,4 +1,7 @@
-"""`python -m pipeline status`: the state of the system in the terminal. It only reads; Celery's commands change."""
+"""Commands: `status` shows the state of the system, and only reads; `migrate` updates the database's schema.
+
+Celery's commands change what the system does.
+"""
 
 import argparse
 import json
@@ -7,11 +10,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final, NoReturn
 
 from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import SettingsError
+from pipeline.errors import SchemaNewerError, SettingsError, SluiceError
 from pipeline.event_text import clock_time, event_text, pause_text, rate_text
 from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
@@ -25,6 +29,7 @@ from pipeline.text import on_its_lines
 _EXIT_UNKNOWN: Final = 3
 _EXITS: Final = {Health.HEALTHY: 0, Health.DEGRADED: 1, Health.CRITICAL: 2, Health.UNKNOWN: _EXIT_UNKNOWN}
 _EXIT_USAGE: Final = 64  # EX_USAGE of sysexits.h; argparse's own 2 would say "critical"
+_MIGRATE_WAIT_SECONDS: Final = 300.0  # for another process that migrates: an index on a large table takes time
 _BAR_COLUMNS: Final = 20
 _EVENTS_SHOWN: Final = 8
 
@@ -184,13 +189,50 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = _Parser(prog="python -m pipeline", description=__doc__)
-    status_command = parser.add_subparsers(required=True).add_parser(
-        "status", help="show the state of the whole system"
-    )
+    commands = parser.add_subparsers(required=True, dest="command")
+    status_command = commands.add_parser("status", help="show the state of the whole system")
     status_command.add_argument("--json", action="store_true", help="print one JSON object")
     status_command.add_argument("--watch", action="store_true", help="repeat every second until interrupted")
+    commands.add_parser(
+        "migrate",
+        help="update the database's schema",
+        description="Update the database's schema as the role of MIGRATE_DATABASE_URL, and grant the user of "
+        "DATABASE_URL its rights; make that user if it is missing. Without MIGRATE_DATABASE_URL: as the user of "
+        "DATABASE_URL. Exit status: 0, 1 if it failed, 2 if a setting is wrong.",
+    )
     options = parser.parse_args(arguments)
-    clock = clock or SystemClock()
+    if options.command == "migrate":
+        return _migrate()
+    return _status(options, clock or SystemClock())
+
+
+def _migrate() -> int:
+    ignored = ignore_variables_of_others()
+    if ignored is not None:
+        sys.stderr.write(f"migrate: {ignored}\n")
+    try:
+        settings = Settings.for_commands()
+        owner = replace(settings, database_url=settings.migrate_database_url or settings.database_url)
+        schema = wiring.make_schema(owner)
+        try:
+            for name in schema.migrate(wait_seconds=_MIGRATE_WAIT_SECONDS):
+                sys.stdout.write(f"applied {name}\n")
+        except SchemaNewerError as error:  # this version works with it
+            sys.stderr.write(f"migrate: {error}\n")
+        done = schema.give_rights(settings.database_url) if settings.migrate_database_url else None
+        if done is not None:
+            sys.stdout.write(f"{done}\n")
+    except SettingsError as error:
+        sys.stderr.write(f"migrate: {error}\n")
+        return 2
+    except SluiceError as error:
+        sys.stderr.write(f"migrate: {error}\n")
+        return 1
+    sys.stdout.write("the schema is up to date\n")
+    return 0
+
+
+def _status(options: argparse.Namespace, clock: Clock) -> int:
     problem = no_system_to_ask()
     if problem is not None:
         sys.stderr.write(f"status: {problem}\n")

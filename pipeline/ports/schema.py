@@ -19,3 +19,9 @@ class Schema(Protocol):
 
         Raises SinkUnavailableError.
         """
+
+    def give_rights(self, user_url: str) -> str | None:
+        """Give the user of a URL the fewest rights with which Sluice works; make the user if it is missing.
+
+        Returns what was done in words; None if the user owns the schema. Raises SchemaError, SinkUnavailableError.
+        """

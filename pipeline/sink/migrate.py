@@ -17,6 +17,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import SchemaError, SchemaNewerError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
+from pipeline.sink.rights import give_rights
 from pipeline.sink.session import Session, connect
 from pipeline.sink.watchdog import Watchdog
 
@@ -33,6 +34,7 @@ _LOCK_POLL_SECONDS: Final = 0.1
 _TABLE_POLL_SECONDS: Final = 1.0
 # SQLSTATE classes of a server that is unavailable or busy; any other error is the migration's own fault.
 _AWAY_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
+_NO_RIGHT: Final = "42501"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,10 @@ class PostgresSchema:
     def missing(self) -> list[str]:
         return missing_migrations(self._settings)
 
+    def give_rights(self, user_url: str) -> str | None:
+        with contextlib.closing(connect(self._settings)) as connection:
+            return give_rights(connection, user_url)
+
 
 @contextlib.contextmanager
 def _watched(connection: Any, settings: Settings) -> Iterator[Any]:
@@ -156,6 +162,10 @@ def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float)
             message = f"migrating the database failed: {' '.join(str(error).split())}"
             if connection.closed or error.pgcode is None or error.pgcode[:2] in _AWAY_CLASSES:
                 raise SinkUnavailableError(message) from error
+            if error.pgcode == _NO_RIGHT:
+                message += (
+                    "; run `python -m pipeline migrate` with MIGRATE_DATABASE_URL of the role that owns the tables"
+                )
             raise SchemaError(message) from error
 
 

@@ -38,11 +38,7 @@ WITH wanted (name, type) AS (
            ('source', 'text'), ('event_time', 'timestamptz'), ('received_at', 'timestamptz'), ('attributes', 'jsonb'),
            ('log_id', 'text'), ('log_partition', 'integer'), ('log_offset', 'bigint'), ('request_id', 'text')
 ), needed (table_name, privilege) AS (
-    VALUES ('log_events', 'SELECT'), ('log_events', 'INSERT'),
-           ('stored_offsets', 'SELECT'), ('stored_offsets', 'INSERT'), ('stored_offsets', 'UPDATE'),
-           ('dead_letters', 'SELECT'), ('dead_letters', 'INSERT'), ('dead_letters', 'UPDATE'),
-           ('control_pauses', 'SELECT'), ('control_pauses', 'INSERT'), ('control_pauses', 'DELETE'),
-           ('probes', 'SELECT'), ('probes', 'INSERT'), ('probes', 'UPDATE')
+    SELECT * FROM unnest(%(tables)s::text[], %(rights)s::text[])
 ), columns AS (
     SELECT attribute.*, coalesce(type.typdefault, '') <> '' AS has_domain_default
     FROM pg_attribute AS attribute JOIN pg_type AS type ON type.oid = attribute.atttypid
@@ -417,6 +413,9 @@ ON CONFLICT (account) DO UPDATE
 -- name: delete_account_limit
 DELETE FROM control_account_limits WHERE account = %(account)s;
 
+-- name: role_exists
+SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s), current_database(), current_schema();
+
 -- name: has_schema_migrations
 SELECT to_regclass('schema_migrations') IS NOT NULL;
 
@@ -437,7 +436,9 @@ SET LOCAL lock_timeout = '500ms';
 SELECT pg_try_advisory_xact_lock(%(key)s);
 
 -- name: migration_lock_holder
-SELECT activity.pid, activity.application_name, activity.state, activity.state_change::text
+-- Of a session of another role, PostgreSQL shows only that it exists.
+SELECT activity.pid, coalesce(activity.application_name, 'of another role'), coalesce(activity.state, 'state hidden'),
+       coalesce(activity.state_change::text, 'an unknown time')
 FROM pg_locks AS held JOIN pg_stat_activity AS activity USING (pid)
 WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1
   AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())

@@ -52,7 +52,10 @@ def server_problem(facts: ServerFacts) -> str | None:
             "takes: make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and name it in DATABASE_URL"
         )
     if facts.is_standby:
-        return "it is a standby, which takes no writes: let DATABASE_URL name the primary"
+        return (
+            "it is a standby, which takes no writes: let DATABASE_URL name the primary, or all hosts and "
+            "?target_session_attrs=read-write"
+        )
     if not facts.may_make_temporary:
         return (
             f"the user {facts.user} may make no temporary table, through which repeats are stored: "

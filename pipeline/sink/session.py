@@ -13,6 +13,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 from pipeline.errors import PermanentError, SinkContentionError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
+from pipeline.sink.rights import needed_rights
 from pipeline.sink.server_check import (
     LENT_BACKENDS,
     ServerFacts,
@@ -239,7 +240,7 @@ class Session:
             refuse(server_problem(facts))
             if facts.backend_pid != self._connection.info.backend_pid and self._backends_are_lent(facts.backend_pid):
                 refuse(LENT_BACKENDS)
-            table = facts_of(self.rows(query("table_facts")))
+            table = facts_of(self.rows(query("table_facts"), needed_rights()))
             refuse(None if table is None else table_problem(table))
         except SinkUnavailableError:
             self.drop()
@@ -284,7 +285,10 @@ class Session:
 
 
 def connect(settings: Settings) -> Any:
-    """A new psycopg2 connection with autocommit, not watched. Raises SinkUnavailableError."""
+    """A new psycopg2 connection with autocommit, not watched. Raises SinkUnavailableError.
+
+    If DATABASE_URL names several hosts, libpq tries them in turn, each for `sink_connect_seconds_max`.
+    """
     try:
         connection = psycopg2.connect(
             _with_one_address(settings.database_url, settings.sink_connect_seconds_max),

@@ -17,6 +17,7 @@ from pipeline import wiring
 from pipeline.names import KEY_LOG_STREAM, PauseReason
 from pipeline.ports.control import ControlEvent, ControlState
 from pipeline.settings import Settings
+from pipeline.sink.migrate import PostgresSchema, migrate
 from stack.config import environ_with
 from stack.servers import Server, free_port, postgres_server, redis_server
 from support.database import ask, fail_no_more, fail_on_insert
@@ -76,8 +77,12 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     control_redis = redis_server(folder, free_port(), is_log=False, maxmemory="64mb").start()
     log = redis_server(folder, free_port(), is_log=True, maxmemory="64mb").start()
     postgres = postgres_server(folder, free_port(), durable=False).start()
+    # A user with the rights that the migration grants, and no others, is enough for every command.
+    owner, user_url = Settings(database_url=postgres.url), postgres.url.replace("//sluice@", "//sluice_app:x@")
+    migrate(owner)
+    PostgresSchema(owner).give_rights(user_url)
     settings = Settings(
-        database_url=postgres.url, redis_url=control_redis.url, event_log_url=log.url, ingest_port=free_port(),
+        database_url=user_url, redis_url=control_redis.url, event_log_url=log.url, ingest_port=free_port(),
         regulate_seconds=0.5, measure_seconds=1, drain_run_seconds_max=2.0, drain_poll_seconds=0.2,
         poison_run_records_max=20,
     )  # fmt: skip
@@ -149,7 +154,7 @@ def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
     assert "set by an operator" in rig.celery("inspect", "sluice").stdout
     assert "was ended by ann@" in rig.control("clear_rate_limit")
     assert rig.state().override is None
-    assert ask(rig.settings.database_url, "SELECT count(*) FROM control_overrides") == [(0,)]
+    assert ask(rig.postgres.url, "SELECT count(*) FROM control_overrides") == [(0,)]
     # One of a moment, with no reason given
     rig.control("set_rate_limit", "200", "1")
     assert rig.events("override_set")[-1].why == "no reason given"
@@ -214,17 +219,17 @@ def test_dead_letters_are_replayed_and_a_dry_run_changes_nothing(rig: Rig) -> No
     # Given a dead letter whose cause is mended
     letter = record(1, event_id="replay-1")
     ask(
-        rig.settings.database_url,
+        rig.postgres.url,
         "INSERT INTO dead_letters (log_id, log_partition, log_offset, raw, reason) VALUES ('l', 0, 0, %s, 'r')",
         (letter,),
     )
     assert "Dry run, nothing was changed. The result would be: 1 stored" in rig.control(
         "replay_dead_letters", "--dry-run"
     )
-    assert ask(rig.settings.database_url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(0,)]
+    assert ask(rig.postgres.url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(0,)]
     assert "1 stored" in rig.control("replay_dead_letters")
     assert "There are no dead letters to replay" in rig.control("replay_dead_letters")
-    assert ask(rig.settings.database_url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(1,)]
+    assert ask(rig.postgres.url, "SELECT count(*) FROM log_events WHERE event_id = 'replay-1'") == [(1,)]
     # And only the replay that changed something is in the story
     [replayed] = rig.events("dead_letters_replayed")
     assert replayed.actor.startswith("ann@")
@@ -237,7 +242,7 @@ def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
         log.identity()
         log.append([(1, record(6999))])
         first = "SELECT count(*) FROM log_events WHERE event_id = 'event-006999'"
-        wait_until(lambda: ask(rig.settings.database_url, first) == [(1,)], "the first is stored", seconds_max=20)
+        wait_until(lambda: ask(rig.postgres.url, first) == [(1,)], "the first is stored", seconds_max=20)
         rig.control("pause_consumption")
         log.append([(partition, record(7000 + partition * 100 + n)) for n in range(20) for partition in (1, 2)])
         begin = log.positions()[1].end - 20
@@ -247,7 +252,7 @@ def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
     rig.control("resume_consumption")
     # Then the others go on, and it stays alone
     of_partition = "SELECT count(*) FROM log_events WHERE log_partition = %s AND event_id >= 'event-007000'"
-    database_url = rig.settings.database_url
+    database_url = rig.postgres.url
     wait_until(lambda: ask(database_url, of_partition, (2,)) == [(20,)], "the others go on", seconds_max=20)
     wait_until(lambda: rig.reasons() == {PauseReason.LOG_GAP}, "it stops", seconds_max=20)
     assert [(pause.reason, pause.partition) for pause in rig.state().pauses or ()] == [(PauseReason.LOG_GAP, 1)]
@@ -272,7 +277,7 @@ def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
 
 def test_poison_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
     # Given a schema that refuses what comes in one partition
-    database_url = rig.settings.database_url
+    database_url = rig.postgres.url
     fail_on_insert(database_url, "23514", when="NEW.log_partition = 3")
     try:
         with contextlib.closing(wiring.make_log(rig.settings)) as log:
@@ -322,7 +327,7 @@ def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig:
     finally:
         rig.postgres.start()
     # Then nobody has to say it again
-    wait_until(lambda: ask(rig.settings.database_url, saved) == [(1, 1, 1)], "all is kept", seconds_max=20)
+    wait_until(lambda: ask(rig.postgres.url, saved) == [(1, 1, 1)], "all is kept", seconds_max=20)
     wait_until(lambda: rig.reasons() == {PauseReason.OPERATOR}, "the breaker closes", seconds_max=20)
     rig.flush()
     wait_until(rig.is_restored, "restored", seconds_max=20)
@@ -337,7 +342,7 @@ def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig:
             assert "Sluice stores the end there once it is back" in rig.control(command)
     finally:
         rig.postgres.start()
-    wait_until(lambda: ask(rig.settings.database_url, saved) == [(0, 0, 0)], "all is forgotten", seconds_max=20)
+    wait_until(lambda: ask(rig.postgres.url, saved) == [(0, 0, 0)], "all is forgotten", seconds_max=20)
     wait_until(lambda: rig.reasons() == set(), "everything resumed", seconds_max=30)
 
 
@@ -351,7 +356,7 @@ def test_a_pause_said_again_is_the_first_one(rig: Rig) -> None:
 
 def test_a_command_that_could_not_be_done_says_so_and_the_status_is_not_0(rig: Rig) -> None:
     # Given dead letters that somebody else holds
-    with contextlib.closing(psycopg2.connect(rig.settings.database_url)) as connection:
+    with contextlib.closing(psycopg2.connect(rig.postgres.url)) as connection:
         connection.cursor().execute("LOCK TABLE dead_letters IN ACCESS EXCLUSIVE MODE")
         said = rig.celery("control", "replay_dead_letters", "5")
     assert said.returncode != 0

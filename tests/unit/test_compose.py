@@ -15,10 +15,12 @@ from pipeline.settings import Settings
 from support.processes import ROOT
 
 SLUICE = ("ingest", "worker", "control", "beat", "flower")
+ONCE = "migrate"  # it runs at each start, and ends
 SERVERS = ("postgres", "redis-control", "redis-log", "kafka")
 WATCHERS = ("prometheus", "grafana")
 SECRETS = {
     "POSTGRES_PASSWORD": "pg-secret",
+    "POSTGRES_APP_PASSWORD": "app-secret",
     "REDIS_PASSWORD": "redis-secret",
     "FLOWER_BASIC_AUTH": "ann:flower-secret",
     "GRAFANA_ADMIN_PASSWORD": "grafana-secret",
@@ -79,17 +81,19 @@ def test_the_rate_policy_of_env_reaches_every_program(
 
 
 def test_every_part_is_there(services: dict[str, Any]) -> None:
-    assert set(services) == {*SLUICE, *SERVERS, *WATCHERS}
+    assert set(services) == {*SLUICE, ONCE, *SERVERS, *WATCHERS}
 
 
 def test_settings_are_ones_that_the_programs_know_and_take(services: dict[str, Any]) -> None:
     known = {field.name.upper() for field in fields(Settings)}
-    for name in SLUICE:
+    for name in (*SLUICE, ONCE):
         given = services[name]["environment"]
         own = {variable for variable in given if name != "flower" or not variable.startswith("FLOWER_")}
         assert own <= known, f"{name}: {own - known} are no settings"
         settings = Settings.from_environ({variable: str(given[variable]) for variable in own})
-        assert settings.database_url == "postgresql://sluice:pg-secret@postgres:5432/sluice"
+        assert settings.database_url == "postgresql://sluice_app:app-secret@postgres:5432/sluice"
+        owner = "postgresql://sluice:pg-secret@postgres:5432/sluice"
+        assert settings.migrate_database_url == (owner if name == ONCE else ""), name
         assert settings.redis_url == "redis://:redis-secret@redis-control:6379/0"
         assert settings.event_log_url == "kafka://kafka:9092"
 
@@ -135,15 +139,15 @@ def test_only_three_are_reached_from_outside(services: dict[str, Any], compose: 
 
 def test_everything_is_bounded_and_starts_again(services: dict[str, Any]) -> None:
     for name, service in services.items():
-        assert service["restart"] == "unless-stopped", name
+        assert service["restart"] == ("on-failure" if name == ONCE else "unless-stopped"), name
         assert service["mem_limit"], name
         assert float(service["cpus"]) > 0, name
         assert service["logging"]["options"]["max-size"], name
-        assert service["healthcheck"]["test"], name  # beat's says that it has none
+        assert service["healthcheck"]["test"], name  # two say that they have none
         if "build" not in service:
             tag = service["image"].rpartition(":")[2]
             assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?(-\w+)?", tag), f"{name}: {service['image']} moves"
-    assert [name for name in services if services[name]["healthcheck"]["test"] == ["NONE"]] == ["beat"]
+    assert {name for name in services if services[name]["healthcheck"]["test"] == ["NONE"]} == {"beat", ONCE}
 
 
 def test_ours_run_with_as_few_rights_as_they_need(services: dict[str, Any]) -> None:
@@ -152,7 +156,7 @@ def test_ours_run_with_as_few_rights_as_they_need(services: dict[str, Any]) -> N
         # These two begin as root, to own their volume, and step down.
         begins_as_root = name == "postgres" or name.startswith("redis")
         assert service.get("cap_drop") == (None if begins_as_root else ["ALL"]), name
-    for name in SLUICE:
+    for name in (*SLUICE, ONCE):
         assert services[name]["read_only"] is True, name
 
 
@@ -189,7 +193,8 @@ def test_who_needs_a_server_waits_until_it_is_healthy(services: dict[str, Any]) 
     for name in SLUICE:
         assert services[name]["depends_on"]["redis-control"] == {"condition": "service_healthy"}, name
     for name in ("worker", "control"):
-        assert services[name]["depends_on"]["postgres"] == {"condition": "service_healthy"}, name
+        assert services[name]["depends_on"][ONCE] == {"condition": "service_completed_successfully"}, name
+    assert services[ONCE]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     for name, service in services.items():
         for needed in service.get("depends_on", {}):
             assert "profiles" not in services[needed], f"{name} needs {needed}, which may not be started"

@@ -1,0 +1,80 @@
+"""The rights of Sluice's user in PostgreSQL: the fewest with which everything works. Another role owns the tables."""
+
+from typing import Any, Final
+
+import psycopg2
+from psycopg2.extensions import encrypt_password, parse_dsn
+
+from pipeline.errors import SchemaError
+from pipeline.sink.queries import query
+
+_WRITE: Final = ("SELECT", "INSERT", "UPDATE")
+_ALL: Final = (*_WRITE, "DELETE")
+
+# By table. Events and stored offsets are never deleted by Sluice; SELECT on events finds repeats.
+RIGHTS: Final[dict[str, tuple[str, ...]]] = {
+    "log_events": ("SELECT", "INSERT"),
+    "stored_offsets": _WRITE,
+    "dead_letters": _WRITE,
+    "known_logs": _WRITE,
+    "probes": _WRITE,
+    "control_pauses": ("SELECT", "INSERT", "DELETE"),
+    "control_partition_pauses": _ALL,
+    "control_overrides": _ALL,
+    "control_bands": _ALL,
+    "control_account_limits": _ALL,
+    "schema_migrations": ("SELECT",),
+}
+
+
+def needed_rights() -> dict[str, list[str]]:
+    """The list as parallel columns, for the check of each new connection."""
+    pairs = [(table, right) for table, rights in RIGHTS.items() for right in rights]
+    return {"tables": [table for table, _ in pairs], "rights": [right for _, right in pairs]}
+
+
+def grants(role: str, *, database: str, schema: str) -> list[str]:
+    """The statements that give a role its rights."""
+    to = f"TO {_quoted(role)}"
+    return [
+        f"GRANT CONNECT, TEMPORARY ON DATABASE {_quoted(database)} {to}",
+        f"GRANT USAGE ON SCHEMA {_quoted(schema)} {to}",
+        *(f"GRANT {', '.join(rights)} ON {table} {to}" for table, rights in RIGHTS.items()),
+    ]
+
+
+def give_rights(connection: Any, user_url: str) -> str | None:
+    """Grant the user of a URL its rights, and make it if it is missing; the password of an existing one stays.
+
+    Returns what was done in words; None if the connection has that user itself. Raises SchemaError.
+    """
+    user = parse_dsn(user_url)
+    role = user.get("user")
+    if role is None:
+        raise SchemaError("DATABASE_URL names no user who could get rights")
+    if role == connection.info.user:
+        return None
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute(query("role_exists"), {"role": role})
+            is_there, database, schema = cursor.fetchone()
+            if not is_there:
+                _make_role(cursor, role, user.get("password"))
+            for statement in grants(role, database=database, schema=schema):
+                cursor.execute(statement)
+        except psycopg2.Error as error:
+            raise SchemaError(f"the role {role} can't get its rights: {' '.join(str(error).split())}") from error
+    return f"{'granted rights to' if is_there else 'made the role'} {role}"
+
+
+def _make_role(cursor: Any, role: str, password: str | None) -> None:
+    if not password:
+        raise SchemaError(f"there is no role {role}, and DATABASE_URL has no password for it: CREATE ROLE {role} LOGIN")
+    # Encrypted here: PostgreSQL may log statements.
+    secret = encrypt_password(password, role, cursor.connection, "scram-sha-256")
+    cursor.execute(f"CREATE ROLE {_quoted(role)} LOGIN PASSWORD %s", (secret,))
+
+
+def _quoted(name: str) -> str:
+    """An identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'
