@@ -40,5 +40,5 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 # For ingest, the default command; docker-compose.yml has the checks of the other processes.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/readyz', timeout=2)"]
+    CMD ["python", "-m", "ingest.ready"]
 CMD ["python", "-m", "ingest"]

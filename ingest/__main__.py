@@ -7,6 +7,7 @@ from ingest.app import create_app
 from ingest.dashboard.recorder import SystemReaders
 from ingest.server import listen, run, with_connections_that_fit
 from ingest.service import IngestContext
+from ingest.tls import certificate_of
 from pipeline import logs, wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
@@ -24,6 +25,7 @@ def main() -> int:
         logs.configure(level=settings.log_level, form=settings.log_format, process="ingest")
         wiring.refuse_cluster(settings)
         settings = with_connections_that_fit(settings)
+        certificate = certificate_of(settings)
         context = IngestContext(
             log=wiring.make_log(settings),
             bucket=wiring.make_bucket(settings),
@@ -50,7 +52,7 @@ def main() -> int:
     # These objects live as long as the process: the garbage collector does not need to look at them again.
     gc.collect()
     gc.freeze()
-    run(app, listener)
+    run(app, listener, certificate)
     return 0
 
 

@@ -15,6 +15,7 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 from ingest.http.protocol import IngestProtocol
 from ingest.http.routes import IngestApp
 from ingest.service import IngestService
+from ingest.tls import Certificate, follow
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -67,12 +68,25 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-async def serve(app: IngestApp, listener: socket.socket, stopping: asyncio.Event) -> None:
-    """Serve until `stopping` is set. Then wait for running requests, flush the appender, and return."""
+async def serve(
+    app: IngestApp, listener: socket.socket, stopping: asyncio.Event, certificate: Certificate | None = None
+) -> None:
+    """Serve until `stopping` is set. Then wait for running requests, flush the appender, and return.
+
+    With a certificate, connections are HTTPS, and the certificate is followed while ingest runs.
+    """
     service: IngestService = app.ctx.service
     settings = service.settings
+    arguments: dict[str, object] = {"start_serving": False}
+    if certificate is not None:
+        # A connection counts from its handshake on: one that never ends its handshake must not live long.
+        arguments["ssl_handshake_timeout"] = settings.request_seconds_max
     server = await app.create_server(
-        sock=listener, protocol=IngestProtocol, backlog=BACKLOG, asyncio_server_kwargs={"start_serving": False}
+        sock=listener,
+        protocol=IngestProtocol,
+        backlog=BACKLOG,
+        ssl=None if certificate is None else certificate.context,
+        asyncio_server_kwargs=arguments,
     )
     if server is None:
         raise RuntimeError("Sanic made no server")
@@ -82,6 +96,7 @@ async def serve(app: IngestApp, listener: socket.socket, stopping: asyncio.Event
     await server.start_serving()  # type: ignore[no-untyped-call]
     service.count_connections = lambda: len(server.connections)
     await server.after_start()  # type: ignore[no-untyped-call]
+    following = None if certificate is None else asyncio.create_task(follow(certificate))
     metrics = None
     if settings.ingest_metrics_port:
         metrics, _ = start_http_server(settings.ingest_metrics_port, settings.metrics_host, service.registry)
@@ -90,6 +105,8 @@ async def serve(app: IngestApp, listener: socket.socket, stopping: asyncio.Event
         await stopping.wait()
     finally:
         service.lifecycle.is_stopping = True
+        if following is not None:
+            following.cancel()
         logger.info("ingest is shutting down", extra={"action": "ingest_stopping"})
         server.close()  # type: ignore[no-untyped-call]
         await server.before_stop()  # type: ignore[no-untyped-call]
@@ -111,7 +128,7 @@ async def _end_connections(connections: set[HttpProtocol], seconds_max: float) -
         connection.abort()  # type: ignore[no-untyped-call]
 
 
-def run(app: IngestApp, listener: socket.socket) -> None:
+def run(app: IngestApp, listener: socket.socket, certificate: Certificate | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
 
     async def main() -> None:
@@ -119,7 +136,7 @@ def run(app: IngestApp, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        await serve(app, listener, stopping)
+        await serve(app, listener, stopping, certificate)
 
     import uvloop  # noqa: PLC0415  # only the process that serves needs it
 

@@ -167,9 +167,19 @@ class Settings:
     ingest_port: int = _setting(
         8080, "Port of ingest, shared by all its processes", low=1, high=65535, when="another program has the port"
     )
+    ingest_tls_cert: str = _setting(
+        "",
+        "File with ingest's certificate and its chain (PEM), for HTTPS; empty: plain HTTP. Read again when it changes",
+        when="clients reach ingest over a network, and no proxy before it speaks TLS",
+    )
+    ingest_tls_key: str = _setting(
+        "",
+        "File with the private key of INGEST_TLS_CERT (PEM, without a password); empty: the key is in that file",
+        when="together with INGEST_TLS_CERT",
+    )
     ingest_url: str = _setting(
         "",
-        "URL of ingest for the client; empty: http:// with INGEST_HOST and INGEST_PORT",
+        "URL of ingest for the client; empty: http:// or https:// with INGEST_HOST and INGEST_PORT",
         when="the client of this package runs on another machine than ingest",
     )
     ingest_metrics_port: int = _setting(
@@ -779,6 +789,11 @@ class Settings:
         return TlsFiles("REDIS", self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
 
     @property
+    def ingest_scheme(self) -> str:
+        """`https` if ingest has a certificate, else `http`."""
+        return "https" if self.ingest_tls_cert else "http"
+
+    @property
     def sink_name(self) -> SinkName:
         """The name of the sink that is in use, for messages."""
         return SinkName.ARCHIVE if self.event_sink_url else SinkName.POSTGRESQL
@@ -958,6 +973,8 @@ def _cross_problems(settings: Settings) -> list[str]:
         problems.append(f"TRUSTED_PROXIES: {error}")
     problems += _figure_problems("ACCOUNT_LIMITS", settings.account_limits, ACCOUNT_RATE_MAX)
     problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, ACCOUNT_WEIGHT_MAX)
+    if settings.ingest_tls_key and not settings.ingest_tls_cert:
+        problems.append("INGEST_TLS_KEY needs INGEST_TLS_CERT: without it ingest speaks plain HTTP")
     if not are_urls_wrong:
         problems += _redis_problems(settings)
         if settings.log_scheme == "kafka":

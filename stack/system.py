@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -40,7 +41,14 @@ READY_SECONDS_MAX: Final = 60.0  # for one program, after the one before it was 
 SPARE_DRAINS: Final = 2  # worker processes beyond one a partition: a frozen process must not block the other partitions
 _FAILED_STARTS_MAX: Final = 3  # of one program while the system starts: then it will not recover
 _LOOK_SECONDS: Final = 0.5  # between two checks for ended programs during a start
-_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy can reach our loopback address
+_UNVERIFIED: Final = ssl.create_default_context()
+_UNVERIFIED.check_hostname = False
+_UNVERIFIED.verify_mode = ssl.CERT_NONE
+# For questions to the system's own ingest: no proxy can reach our loopback address, and the certificate of
+# INGEST_TLS_CERT is for another name than that.
+_OPENER: Final = urllib.request.build_opener(
+    urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_UNVERIFIED)
+)
 # `clean` deletes these: the folder may have existed before, and have other contents.
 _DATA: Final = ("postgres", "postgres.new", "redis-control", "redis-log", "kafka", "prometheus", "logs")
 _FILES: Final = ("log", "running.json", "supervisord.conf", "supervisor.pid", "supervisor.sock", "lock")
@@ -187,7 +195,9 @@ class System:
         given = self.config.given
         log = servers.get("kafka") or servers.get("redis-log")
         return {
-            "INGEST_URL": _http_url(self.config.host, self.config.ports["INGEST_PORT"]),
+            "INGEST_URL": _http_url(
+                self.config.host, self.config.ports["INGEST_PORT"], scheme="https" if _has_certificate() else "http"
+            ),
             "DATABASE_URL": given.get("DATABASE_URL") or servers["postgres"].url,
             "REDIS_URL": given.get("REDIS_URL") or servers["redis-control"].url,
             "EVENT_LOG_URL": given.get("EVENT_LOG_URL") or (log.url if log is not None else ""),
@@ -274,6 +284,7 @@ class System:
                     "worker": [ports["BATCHES_METRICS_PORT"]],
                 },
                 self.config.prometheus_seconds,
+                https=("ingest",) if _has_certificate() and not self.config.metrics_ports else (),
             )
         )
         return Program(
@@ -414,10 +425,15 @@ def _server_program(server: Server) -> Program:
     return Program(server.name, server.command, 10, server.environ, name, 30)
 
 
-def _http_url(host: str, port: int) -> str:
+def _has_certificate() -> bool:
+    """Whether ingest will speak HTTPS."""
+    return bool(os.environ.get("INGEST_TLS_CERT", "").strip())
+
+
+def _http_url(host: str, port: int, *, scheme: str = "http") -> str:
     """The URL from this machine of a server that listens on `host`."""
     shown = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    return f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
 
 
 def _has_ticked(health: Mapping[str, Any], *, since: float) -> bool:

@@ -1,0 +1,49 @@
+"""`python -m ingest.ready`: whether the ingest of this machine is ready; for the health checks of containers.
+
+The exit status is 0 if `GET /readyz` answers 200 at INGEST_PORT of the loopback address, else 1 with the reason.
+"""
+
+import http.client
+import ssl
+import sys
+from typing import Final
+
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings
+
+SECONDS_MAX: Final = 2.0
+
+
+def main() -> int:
+    """Ask once. Returns the exit status."""
+    try:
+        settings = Settings.from_environ()
+    except SettingsError as error:
+        sys.stdout.write(f"not ready: {error}\n")
+        return 1
+    host = "::1" if ":" in settings.ingest_host else "127.0.0.1"
+    connection: http.client.HTTPConnection
+    if settings.ingest_tls_cert:
+        # The certificate is for another name than the loopback address.
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, settings.ingest_port, timeout=SECONDS_MAX, context=context)
+    else:
+        connection = http.client.HTTPConnection(host, settings.ingest_port, timeout=SECONDS_MAX)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        sys.stdout.write(f"not ready: {settings.ingest_scheme}://{host}:{settings.ingest_port}/readyz: {error}\n")
+        return 1
+    finally:
+        connection.close()
+    if answer.status != 200:
+        sys.stdout.write(f"not ready: {answer.status} {text}\n")
+    return 0 if answer.status == 200 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
