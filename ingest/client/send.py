@@ -21,4 +21,6 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"client: {error}\n")
         return 2
-    return send(parsed, settings.ingest_url or f"http://{settings.ingest_host}:{settings.ingest_port}")
+    return send(
+        parsed, settings.ingest_url or f"{settings.ingest_scheme}://{settings.ingest_host}:{settings.ingest_port}"
+    )
