@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,8 +59,7 @@ class Secured:
         """The name in the certificate that a new connection gets."""
         plain = socket.create_connection(("127.0.0.1", self.settings.ingest_port), timeout=10)
         with self.context().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
-            found = connection.getpeercert()
-        assert found is not None
+            found: Any = connection.getpeercert()
         return str(dict(one[0] for one in found["subject"])["commonName"])
 
 
