@@ -186,7 +186,10 @@ async def flood(
     own = [_post("/api/logs", _JSON, body) for body in HARD_BODIES]
     of_others = [_post(*each) for each in HARD_FOR_OTHERS] if others else []
     tasks += [asyncio.create_task(one.send_hard(own, one.fate.refusals)) for _ in range(hard)]
-    tasks += [asyncio.create_task(one.send_hard(of_others, one.fate.others)) for _ in range(others)]
+    for number in range(others):  # each begins with another one
+        first = number * len(of_others) // others
+        requests = [*of_others[first:], *of_others[:first]]
+        tasks.append(asyncio.create_task(one.send_hard(requests, one.fate.others)))
     try:
         await one.until_open(int(0.99 * len(tasks)))
         sys.stdout.write("ready\n")

@@ -22,7 +22,8 @@ def test_the_corpus_is_judged_right() -> None:
     assert {
         "J events", "J invalid", "J malformed", "J too_large", "N events", "N invalid", "N malformed", "N too_large",
         "G inflated", "G malformed", "G too_large", "H length", "H chunked", "H bad_request",
-        "C chunks", "C cut", "C bad_request",
+        "C chunks", "C cut", "C bad_request", "P events", "P nothing", "P malformed", "P too_large",
+        "D inflated", "D malformed", "D plain",
     } <= outcomes  # fmt: skip
 
 

@@ -80,3 +80,13 @@ def test_bodies_that_are_hard_to_read_keep_nobody_waiting(victim: Victim) -> Non
     assert seen.problems(p99_seconds_sure=2 * BUSY_SECONDS) + flood_problems(seen.attack, 2.0) == [], seen.lines()
     assert statistics.median(seen.during.seconds) < 0.15, seen.lines()
     assert seen.attack["refusals"].get("422", 0) > 0, seen.lines()
+
+
+def test_nor_do_those_of_other_protocols_which_take_no_more_memory_each_time(victim: Victim) -> None:
+    with Watch({"ingest": victim.program.pid}) as watch:
+        seen = siege(
+            victim.port, lambda: flooding(victim.port, others=2, seconds=5.0), rate=50, before_seconds=1.0, seconds=5.0
+        )
+    assert seen.problems(p99_seconds_sure=2 * BUSY_SECONDS) + flood_problems(seen.attack, 2.0) == [], seen.lines()
+    assert sum(seen.attack["others"].values()) > 2, seen.lines()
+    assert watch.problems() == []
