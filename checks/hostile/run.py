@@ -43,9 +43,9 @@ CPU_SHARE_MAX: Final = 0.6  # of a core: a quarter for hard bodies, some for slo
 OTHERS_CPU_SHARE_MAX: Final = 0.9  # large bodies of other protocols are usual: they get half of the process
 OTHERS_P99_SECONDS_SURE: Final = 0.25  # a body of 16 MiB has steps of some ten milliseconds
 ATTACKS: Final[dict[str, dict[str, int]]] = {
+    "hard bodies of other protocols": {"others": HARD},  # first: what they need once is no growth later
     "connections": {"idle": IDLE, "trickling": TRICKLING},
     "hard bodies": {"hard": HARD},
-    "hard bodies of other protocols": {"others": HARD},
     "both": {"idle": IDLE, "trickling": TRICKLING, "hard": HARD},
 }
 _SHARE_CASES: Final = 500  # of schemathesis in one process, which takes a minute or two

@@ -299,6 +299,7 @@ def _json_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generat
         streams = (yield from repaired(_decode_push, body)).streams or ()
     except NO_JSON as error:
         raise MalformedBodyError(f"the body is not an object with streams in JSON: {error}") from error
+    builder.check_groups(len(streams))
     count = 0
     for raw_stream in streams:
         yield
@@ -413,8 +414,11 @@ def _protobuf_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Gen
     The library would make objects of the whole body at once: millions, if its entries are empty. So the two outer
     levels are read here, and the library reads one entry at a time.
     """
+    streams = 0
     for count, (number, start, end) in enumerate(_fields(body, 0, len(body)), start=1):
         if number == _PUSH_STREAM:
+            streams += 1
+            builder.check_groups(streams)
             yield from _stream_steps(builder, body, start, end, received_ns)
         elif count % FIELDS_A_STEP == 0:
             yield

@@ -340,6 +340,11 @@ class BatchBuilder:
         if len(self.events) + count > self._records_max:
             raise BodyTooLargeError(self._records_max, "events")
 
+    def check_groups(self, count: int) -> None:
+        """Raise BodyTooLargeError if `count` groups of records are too many: each may be without records."""
+        if count > self._records_max:
+            raise BodyTooLargeError(self._records_max, "events")
+
     def build(self, accepted: Callable[[], Response]) -> Generator[None, None, Batch]:
         """The batch, in steps.
 

@@ -478,8 +478,14 @@ async def test_millions_of_empty_fields_are_no_millions_of_objects() -> None:
     empty_entries = push(stream("{}", b"\x12\x00" * 500_000))
     with pytest.raises(BodyTooLargeError):
         await batch_of(snappy(empty_entries), PROTOBUF)
-    empty_streams = push(*[b"\x0a\x00"] * 100_000)
-    assert (await batch_of(snappy(empty_streams), PROTOBUF)).events == []
+    # A stream without entries costs more than an entry
+    for body, headers in (
+        (snappy(b"\x0a\x00" * 20_001), PROTOBUF),
+        (b'{"streams":[' + b"{}," * 20_000 + b"{}]}", None),
+    ):
+        with pytest.raises(BodyTooLargeError):
+            await batch_of(body, headers)
+    assert (await batch_of(snappy(b"\x0a\x00" * 20_000), PROTOBUF)).events == []
     # An entry with too much structured metadata is rejected alone
     vast = field(2, field(2, b"vast") + b"\x1a\x00" * (PAIRS_MAX + 1))
     batch = await batch_of(snappy(push(stream("{}", vast, entry(NS, "next")))), PROTOBUF)
