@@ -2,11 +2,12 @@
 
 import gc
 import sys
+from functools import partial
 
 from ingest.app import create_app
 from ingest.dashboard.recorder import SystemReaders
-from ingest.server import listen, run, with_connections_that_fit
-from ingest.service import IngestContext
+from ingest.server import listen, refuse_public, run, with_connections_that_fit
+from ingest.service import IngestContext, KeySources
 from ingest.tls import certificate_of
 from pipeline import logs, wiring
 from pipeline.clock import SystemClock
@@ -23,6 +24,7 @@ def main() -> int:
     try:
         settings = Settings.from_environ()
         logs.configure(level=settings.log_level, form=settings.log_format, process="ingest")
+        refuse_public(settings)
         wiring.refuse_cluster(settings)
         settings = with_connections_that_fit(settings)
         certificate = certificate_of(settings)
@@ -35,6 +37,7 @@ def main() -> int:
             troubles=wiring.make_troubles(settings),
             offers=wiring.make_offers(settings),
             throttle=wiring.make_throttle(settings),
+            keys=KeySources(wiring.make_key_mirror(settings), partial(wiring.load_stored_keys, settings)),
             readers=SystemReaders(
                 wiring.make_history(settings), wiring.make_leases(settings), wiring.make_log(settings)
             ),

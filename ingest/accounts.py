@@ -18,12 +18,13 @@ from typing import Final
 
 from ingest.client_address import ClientAddresses
 from ingest.errors import RateLimitedError
+from ingest.keys import KeyRing, KnownKey
 from ingest.tally import Hold, Tally
 from pipeline.clock import Clock
 from pipeline.flow.offered import OfferedTable
 from pipeline.flow.refusals import Refusals, RefusalTable
 from pipeline.flow.shares import PUBLISHED_FROM, Offered, Shares
-from pipeline.names import LimitedBy
+from pipeline.names import LimitedBy, ProtocolName
 from pipeline.ports.control import AccountLimit, account_limits
 from pipeline.settings import Settings
 
@@ -45,8 +46,9 @@ class Surroundings:
 class Accounts:
     """The accounts of one process. For the event loop only."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, keys: KeyRing | None = None) -> None:
         self._settings = settings
+        self.keys = keys  # None: writers need no API key (INGEST_KEYS)
         self._clock = clock
         self._addresses = ClientAddresses(settings)
         self._tallies: dict[str, Tally] = {}
@@ -210,34 +212,80 @@ class Accounts:
 class Client:
     """The client of one connection: finds the account of each of its requests.
 
-    `tally` is that of all its requests. None: the peer is a trusted proxy, and each request may have another account.
-    An account by API key will be found here too.
+    `tally` is that of all its requests. None: each request may have another account, by its API key, or because the
+    peer is a trusted proxy.
     """
 
-    __slots__ = ("_accounts", "_addresses", "_forwarded", "_of_forwarded", "_peer", "tally")
+    __slots__ = (
+        "_accounts", "_addresses", "_authorization", "_forwarded", "_key", "_keys", "_keys_version", "_of_request",
+        "_peer", "_plain", "tally",
+    )  # fmt: skip
 
     def __init__(self, accounts: Accounts, addresses: ClientAddresses, peer: str | None) -> None:
         self._accounts = accounts
         self._addresses = addresses
         self._peer = peer
+        self._of_request: Tally | None = None  # the account of the last request
         self._forwarded: str | None = None  # of the last request
-        self._of_forwarded: Tally | None = None
-        self.tally = None if addresses.is_proxy(peer) else accounts.enter(addresses.account(peer))
+        self._keys = accounts.keys
+        # The key of the last request with a valid one, and the fields that had it.
+        self._key: KnownKey | None = None
+        self._keys_version = 0
+        self._plain: str | None = None
+        self._authorization: str | None = None
+        is_one = self._keys is None and not addresses.is_proxy(peer)
+        self.tally = accounts.enter(addresses.account(peer)) if is_one else None
 
     @property
     def field(self) -> str:
         """The header field that names the client behind a trusted proxy."""
         return self._addresses.field
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether the account of a request is that of its API key."""
+        return self._keys is not None
+
+    @property
+    def recent(self) -> Tally | None:
+        """The account of the last request; None if that had no valid API key, or the keys have changed since then."""
+        keys = self._keys
+        is_old = keys is not None and (self._key is None or self._keys_version != keys.version)
+        return None if is_old else self._of_request
+
     def tally_of(self, forwarded: str) -> Tally:
-        """The tally of a request; `forwarded` is the value of `field`, all of its lines together."""
+        """The tally of a request without keys; `forwarded` is the value of `field`, all of its lines together."""
         if self.tally is not None:
             return self.tally
-        found = self._of_forwarded
+        found = self._of_request
         if found is None or forwarded != self._forwarded:
-            self._leave()
-            found = self._of_forwarded = self._accounts.enter(self._addresses.account(self._peer, forwarded))
+            found = self._enter(self._addresses.account(self._peer, forwarded))
             self._forwarded = forwarded
+        return found
+
+    def tally_of_key(self, plain: str | None, authorization: str | None, protocol: ProtocolName | None) -> Tally:
+        """The tally of a request with an API key, by its fields X-Api-Key and Authorization.
+
+        Raises UnauthorizedError, ForbiddenError, KeysUnknownError.
+        """
+        keys, key, found = self._keys, self._key, self._of_request
+        if keys is None:
+            raise RuntimeError("there are no API keys")
+        if (
+            key is None
+            or found is None
+            or self._keys_version != keys.version
+            or plain != self._plain
+            or authorization != self._authorization
+        ):
+            self._key = None
+            key = keys.find(plain, authorization)
+            if found is None or found.account != key.account:
+                found = self._enter(key.account)
+            self._key, self._keys_version = key, keys.version
+            self._plain, self._authorization = plain, authorization
+        if key.expires_at is not None or key.protocols is not None:
+            keys.check(key, protocol)
         return found
 
     def close(self) -> None:
@@ -246,10 +294,15 @@ class Client:
         if self.tally is not None:
             self._accounts.leave(self.tally)
 
+    def _enter(self, account: str) -> Tally:
+        self._leave()
+        found = self._of_request = self._accounts.enter(account)
+        return found
+
     def _leave(self) -> None:
-        if self._of_forwarded is not None:
-            self._accounts.leave(self._of_forwarded)
-            self._of_forwarded = None
+        if self._of_request is not None:
+            self._accounts.leave(self._of_request)
+            self._of_request = None
 
 
 def _refusal(hold: Hold, wait_seconds: float) -> RateLimitedError:

@@ -77,8 +77,9 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
         registry=service.registry,
         clock=service.clock,
         lifecycle=service.lifecycle,
+        keys=service.keys,
     )
-    add_throttle(app, service.throttle)
+    add_throttle(app, service.throttle, has_keys=service.keys is not None)
     add_inquiries(app, inquiries(service))
     assets = Assets()
     add_pages(app, service.viewers, assets, instead=version_response)

@@ -9,7 +9,7 @@ from uuid_utils import uuid7
 
 from ingest.appender import Appender
 from ingest.entrance import Entrance
-from ingest.errors import PartlyStoredError, RateLimitedError, row_of
+from ingest.errors import KeyRefusedError, PartlyStoredError, RateLimitedError, row_of
 from ingest.held_bodies import HeldBodies
 from ingest.levels import level_of, level_of_priority
 from ingest.tally import Tally
@@ -81,6 +81,8 @@ class Collector:
             batch = await self._collect(codec, request)
         except SluiceError as error:
             code = row_of(error).code
+            if isinstance(error, KeyRefusedError):
+                self._metrics.key_refusals.labels(error.reason.value).inc()
             if self.traces:
                 _trace(request.request_id, code, str(error))
             response = codec.rejected(request, error)
@@ -105,12 +107,15 @@ class Collector:
         return response
 
     async def _collect(self, codec: Codec, request: Request) -> Batch:
-        """Collect the events. Raises SluiceError."""
+        """Collect the events. Raises SluiceError.
+
+        The API key comes first: a request without one learns nothing else.
+        """
+        tally = request.identify(codec.name)
         headers = request.headers
         decode = codec.decode(request)
         inflate = codec.inflate(headers)
         level = LEVEL_HIGHEST if self._levels is None else level_of_priority(headers.get("priority"))
-        tally = request.tally
         refusal = self.refusal(LEVEL_HIGHEST if level is None else level, tally)
         if refusal is not None:
             self.note_rejected(level)

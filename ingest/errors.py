@@ -23,13 +23,15 @@ from pipeline.errors import (
     OverloadedError,
     PermanentError,
     RecoverableError,
+    SluiceError,
 )
-from pipeline.names import LimitedBy
+from pipeline.names import KeyRefusal, LimitedBy
 
 logger = logging.getLogger(__name__)
 
 UNAVAILABLE_RETRY_SECONDS: Final = 1.0  # if an error has no time to wait of its own
 PROBLEMS_MAX: Final = 20  # of a body, in one answer
+CHALLENGE: Final = 'Bearer realm="sluice", Basic realm="sluice"'  # of a 401 (RFC 9110, 11.6.1)
 NAME_CHARS_MAX: Final = 64  # of a client's own text that an answer repeats
 
 
@@ -109,6 +111,29 @@ class HeadTooLargeError(RequestError):
     """The request line and headers are larger than the limit."""
 
 
+class KeyRefusedError(SluiceError):
+    """The request was refused for its API key."""
+
+    def __init__(self, reason: KeyRefusal) -> None:
+        super().__init__(reason.words)
+        self.reason = reason
+
+
+class UnauthorizedError(KeyRefusedError, RequestError):
+    """The request has no valid API key."""
+
+
+class ForbiddenError(KeyRefusedError, RequestError):
+    """The request has a valid API key, which is for other protocols."""
+
+
+class KeysUnknownError(KeyRefusedError, RecoverableError):
+    """This process does not know the API keys yet."""
+
+    def __init__(self) -> None:
+        super().__init__(KeyRefusal.NOT_READY)
+
+
 class NotReadyError(RecoverableError):
     """This process does not take events now."""
 
@@ -182,7 +207,10 @@ _TABLE: Final[dict[type[BaseException], Row]] = {
     BodyTooLargeError: Row(413, "too_large"),
     UnsupportedBodyError: Row(415, "unsupported_media_type"),
     UnsupportedFormatError: Row(400, "bad_request"),
+    UnauthorizedError: Row(401, "unauthorized"),
+    ForbiddenError: Row(403, "forbidden"),
     HeadTooLargeError: Row(431, "headers_too_large"),
+    KeysUnknownError: Row(503, "unavailable", retryable=True),
     NotReadyError: Row(503, "unavailable", retryable=True),
     RateLimitedError: Row(429, "rate_limited", retryable=True),
     LogIndeterminateError: Row(503, "indeterminate", retryable=True),
@@ -279,6 +307,8 @@ def error_response(
             # draft-ietf-httpapi-ratelimit-headers-10; the unit is events, which is not a registered one.
             headers["ratelimit-policy"] = f'"events";q={error.quota};w=1'
             headers["ratelimit"] = f'"events";r={error.left};t={retry_after}'
+    elif isinstance(error, UnauthorizedError):
+        headers["www-authenticate"] = CHALLENGE
     elif isinstance(error, UnsupportedBodyError):
         headers["accept-encoding"] = "gzip"  # RFC 9110, 15.5.16
     message = _MESSAGES.get(row.code) or str(error) or HTTPStatus(row.status).phrase

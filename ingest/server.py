@@ -16,6 +16,8 @@ from ingest.http.protocol import IngestProtocol
 from ingest.http.routes import IngestApp
 from ingest.service import IngestService
 from ingest.tls import Certificate, follow
+from pipeline.account import is_loopback
+from pipeline.errors import SettingsError
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,16 @@ def with_connections_that_fit(settings: Settings) -> Settings:
         extra={"action": "connections_limited"},
     )
     return dataclasses.replace(settings, ingest_connections_max=connections)
+
+
+def refuse_public(settings: Settings) -> None:
+    """Raise SettingsError if other machines could send events, and no setting allows it."""
+    if settings.ingest_keys or settings.ingest_open or is_loopback(settings.ingest_host):
+        return
+    raise SettingsError(
+        f"INGEST_HOST={settings.ingest_host} can be reached from other machines, and no client needs an API key: set "
+        "INGEST_KEYS=yes (docs/keys.md), or INGEST_OPEN=yes if everybody who reaches it may send events"
+    )
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,11 +24,14 @@ from ingest.entrance import Entrance
 from ingest.errors import status_of
 from ingest.health import HealthSources
 from ingest.held_bodies import HeldBodies
+from ingest.keys import KeyReader, KeyRing
 from ingest.throttle import ThrottleView
 from ingest.types import Lifecycle
 from pipeline.clock import Clock
+from pipeline.errors import SettingsError
 from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.health.snapshot import Outlook
+from pipeline.keys import ApiKey
 from pipeline.loops import Loops
 from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsCollector, RequestsByStatus
 from pipeline.names import LoopName
@@ -43,6 +47,7 @@ from pipeline.ports.control import (
     limited_by,
     rate_after_override,
 )
+from pipeline.ports.keys import KeyMirror
 from pipeline.ports.log import EventLog
 from pipeline.ports.offers import Offers
 from pipeline.ports.throttle import Throttle
@@ -51,6 +56,14 @@ from pipeline.settings import Settings
 logger = logging.getLogger(__name__)
 
 FOLLOWER_STOP_SECONDS: Final = 0.1  # it only reads: if it is in a wait, the stop does not wait for it
+
+
+@dataclass(frozen=True, slots=True)
+class KeySources:
+    """Where the API keys are: the mirror, and PostgreSQL for a process that never reached the mirror."""
+
+    mirror: KeyMirror
+    load_stored: Callable[[], Iterable[ApiKey]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,7 @@ class IngestContext:
     readers: SystemReaders | None = None  # None: the page shows only this process, without history
     offers: Offers | None = None  # None: this process does not report what accounts offer, so none gets a share
     throttle: Throttle | None = None  # None: this process does not report what it refuses
+    keys: KeySources | None = None  # needed with INGEST_KEYS
 
 
 class IngestService:
@@ -91,12 +105,17 @@ class IngestService:
             self._on_state,
             self.loops.add(LoopName.FOLLOWER),
             reporter=_reporter(settings, context),
+            on_unavailable=self._on_store_unavailable,
         )
         self.held_bodies = HeldBodies(settings.bodies_bytes_max)
         self.levels = LevelCounts() if settings.admission_levels else None
         if self.levels is not None:
             self.registry.register(LevelsCollector(self.levels))
-        self.accounts = Accounts(settings, context.clock)
+        self.keys = KeyRing(context.clock) if settings.ingest_keys else None
+        self._key_reader = self._make_key_reader(context)
+        if self.keys is not None:
+            self.metrics.show_keys()
+        self.accounts = Accounts(settings, context.clock, self.keys)
         self.account_reports = AccountReports(
             self.accounts,
             offers=context.offers,
@@ -169,8 +188,28 @@ class IngestService:
     def _stop_follower(self) -> None:
         self.follower.stop(seconds_max=FOLLOWER_STOP_SECONDS)
 
+    def _make_key_reader(self, context: IngestContext) -> KeyReader | None:
+        if self.keys is None:
+            return None
+        if context.keys is None:
+            raise SettingsError("INGEST_KEYS needs the control store and PostgreSQL")
+        return KeyReader(context.keys.mirror, context.keys.load_stored, context.clock, self._on_keys)
+
+    def _on_keys(self, keys: tuple[ApiKey, ...], time: float) -> None:
+        """Take the API keys; on the follower's thread."""
+        loop, ring = self._loop, self.keys
+        if loop is not None and ring is not None:
+            with suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(ring.note, keys, time)
+
+    def _on_store_unavailable(self) -> None:
+        if self._key_reader is not None:
+            self._key_reader.note_unavailable()
+
     def _on_state(self, state: ControlState) -> None:
-        """Take a published rate; on the follower's thread."""
+        """Take the API keys and a published rate; on the follower's thread."""
+        if self._key_reader is not None:
+            self._key_reader.note_state(state.keys_version, state.time)
         loop, rate = self._loop, state.rate
         if loop is not None and rate is not None:
             try:
@@ -227,6 +266,8 @@ class IngestService:
         metrics.connections.set(self.count_connections())
         metrics.held_bodies_bytes.set(self.held_bodies.bytes)
         metrics.held_accounts.set(self.accounts.held)
+        known = None if self.keys is None else self.keys.count
+        metrics.keys.set(math.nan if known is None else known)
 
 
 def _reporter(settings: Settings, context: IngestContext) -> TroubleReporter | None:

@@ -33,10 +33,13 @@ class ThrottleView:
         self._is_closed = True
         self._executor.shutdown(wait=False)
 
-    async def document(self, account: str | None) -> dict[str, Any]:
-        """The body of GET /api/logs/throttle, of all accounts or of one."""
+    async def document(self, account: str | None, *, only: bool = False) -> dict[str, Any]:
+        """The body of GET /api/logs/throttle, of all accounts or of one; `only`: the sums are of that one too."""
         whole = await self._read()
-        return throttle_document(self._own() if whole is None else whole, account, is_complete=whole is not None)
+        found = self._own() if whole is None else whole
+        if only and account is not None:
+            found = Refusals({name: one for name, one in found.accounts.items() if name == account})
+        return throttle_document(found, account, is_complete=whole is not None)
 
     async def _read(self) -> Refusals | None:
         """The refusals of all processes; None if the control store does not answer."""

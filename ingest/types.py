@@ -120,9 +120,11 @@ class Request(RequestHead, Protocol):
     @property
     def request_id(self) -> str: ...
 
-    @property
-    def tally(self) -> Tally:
-        """The tally of its account."""
+    def identify(self, protocol: ProtocolName | None) -> Tally:
+        """The tally of its account.
+
+        Raises UnauthorizedError, ForbiddenError, KeysUnknownError: for its API key, if there must be one.
+        """
 
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
         """The body as it was sent; `held` counts its bytes. Raises BodyTooLargeError, OverloadedError."""

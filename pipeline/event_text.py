@@ -115,6 +115,10 @@ def _words(kind: ControlEventKind, data: dict[str, str], *, has_moved: bool) -> 
             return f"Override ended: it was {rate_text(float(data['rate']))}"
         case ControlEventKind.BANDS_SET:
             return _bands_set(data)
+        case ControlEventKind.KEY_MADE:
+            return f"API key {data['id']} made for {data['name']}"
+        case ControlEventKind.KEY_REVOKED:
+            return f"API keys revoked: {data['ids']} of {data['name']}"
         case ControlEventKind.ACCOUNT_LIMIT_SET:
             return f"Account {data['account']}: {limit_text(_figure(data['rate']), _figure(data['weight']))}"
         case ControlEventKind.ACCOUNT_LIMIT_ENDED:

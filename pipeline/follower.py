@@ -40,7 +40,8 @@ class ControlSnapshot:
 class ControlFollower:
     """Reads the state after every control event, on its own thread.
 
-    `on_state` is called on that thread with every state read. While the store is unavailable, the last state stays. No
+    `on_state` is called on that thread with every state read, and `on_unavailable` after each read that failed. While
+    the store is unavailable, the last state stays. No
     error ends the thread: see `loops`. `reporter` reports on that thread after each turn, whether the turn failed or
     not.
     """
@@ -54,12 +55,14 @@ class ControlFollower:
         loop: Loop | None = None,
         *,
         reporter: "TroubleReporter | None" = None,
+        on_unavailable: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._events = events
         self._clock = clock
         self._on_state = on_state
         self._reporter = reporter
+        self._on_unavailable = on_unavailable
         self._loop = loop or Loop(LoopName.FOLLOWER, clock)
         self._position = ""  # of the newest event read
         self._stopping = threading.Event()
@@ -112,6 +115,7 @@ class ControlFollower:
             self._position = self._events.wait(self._position, wait_seconds=WAIT_SECONDS)
         except StoreUnavailableError as error:
             self._note_unavailable(error)
+            self._on_unavailable()
 
     def _read(self) -> None:
         asked_at = self._clock.now()

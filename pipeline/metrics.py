@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.names import OTHER_PROTOCOLS, Level, LoopName, ProtocolName, RecordOutcome
+from pipeline.names import OTHER_PROTOCOLS, KeyRefusal, Level, LoopName, ProtocolName, RecordOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,14 @@ INGEST_HELD_BODIES: Final = Declared(
 INGEST_HELD_ACCOUNTS: Final = Declared(
     "sluice_ingest_held_accounts", "Accounts that this process holds back to a limit or to a share"
 )
+
+# Only with INGEST_KEYS. `missing`: a client has no key. `unknown`: it has a revoked or wrong one. `not_ready`: this
+# process has never reached the control store or PostgreSQL.
+INGEST_KEY_REFUSALS: Final = Declared(
+    "sluice_ingest_key_refusals", "Requests refused for their API key, by reason (INGEST_KEYS)", ("reason",)
+)
+# Only with INGEST_KEYS. NaN: this process does not know the keys, and refuses all events with 503.
+INGEST_KEYS: Final = Declared("sluice_ingest_keys", "API keys that this process knows; NaN where they are not known")
 
 # Grows: there is a defect; the log of this process has the traceback. The loop goes on. The queue consumer has no
 # traceback.
@@ -320,6 +328,13 @@ class IngestMetrics:
         self.connections = INGEST_CONNECTIONS.live_gauge(registry)
         self.held_bodies_bytes = INGEST_HELD_BODIES.live_gauge(registry)
         self.held_accounts = INGEST_HELD_ACCOUNTS.live_gauge(registry)
+        self.key_refusals = INGEST_KEY_REFUSALS.live_counter(registry)
+        self.keys = INGEST_KEYS.live_gauge(registry)
+
+    def show_keys(self) -> None:
+        """Show every reason from the start, so that its first growth can be seen."""
+        for reason in KeyRefusal:
+            self.key_refusals.labels(reason.value)
 
     def answered(self, protocol: ProtocolName, code: str, status: int) -> Counter:
         """What counts the responses of a protocol with a code and a status."""

@@ -70,6 +70,30 @@ class LimitedBy(StrEnum):
     OVERRIDE = "override"  # a rate that an operator set for a time
 
 
+class KeyRefusal(StrEnum):
+    """Why a request was refused for its API key (INGEST_KEYS)."""
+
+    MISSING = "missing"  # it has none
+    UNKNOWN = "unknown"  # there is no such key: it was revoked, or never made
+    EXPIRED = "expired"  # its time is up
+    PROTOCOL = "protocol"  # it is for other protocols
+    NOT_READY = "not_ready"  # this process does not know the keys yet: 503
+
+    @property
+    def words(self) -> str:
+        """What the client gets as the reason."""
+        return _KEY_REFUSALS[self]
+
+
+_KEY_REFUSALS: Final = {
+    KeyRefusal.MISSING: "this request needs an API key",
+    KeyRefusal.UNKNOWN: "the API key is not valid",
+    KeyRefusal.EXPIRED: "the API key has expired",
+    KeyRefusal.PROTOCOL: "the API key is for other protocols",
+    KeyRefusal.NOT_READY: "this process does not know the API keys yet",
+}
+
+
 class PauseReason(StrEnum):
     """Why consumption is paused. Several reasons may be active at once; consumption resumes when none is."""
 
@@ -178,6 +202,8 @@ class ControlEventKind(StrEnum):
     OVERRIDE_SET = "override_set"  # an operator set a rate
     OVERRIDE_ENDED = "override_ended"  # its time was up, or an operator cleared it
     BANDS_SET = "bands_set"  # an operator set other thresholds, or returned to those of the settings
+    KEY_MADE = "key_made"  # an operator made an API key
+    KEY_REVOKED = "key_revoked"  # an operator revoked API keys
     ACCOUNT_LIMIT_SET = "account_limit_set"  # an operator set the limit and the weight of an account
     ACCOUNT_LIMIT_ENDED = "account_limit_ended"  # an operator ended them: those of the settings apply again
     GAP_SKIPPED = "gap_skipped"  # an operator gave up the offsets of a hole in the log
@@ -221,6 +247,7 @@ KEY_FACTS: Final = "facts"  # string with time to live: results of occasional qu
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
 KEY_FLOOR: Final = "floor"  # hash for each log_id: life, fence, incarnation, complete, partition -> offset
 KEY_OFFERS: Final = "offers"  # hash, expires: ingest process -> time and what was offered to it, as JSON
+KEY_KEYS: Final = "keys"  # hash: id of an API key -> the key as JSON, `-` and id of a revoked one; `version`
 KEY_THROTTLE: Final = "throttle"  # hash, expires: ingest process and slice -> time, what it refused by account, as JSON
 KEY_TROUBLES: Final = "troubles"  # hash, expires: process -> its problems, as JSON
 KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease

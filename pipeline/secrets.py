@@ -13,6 +13,7 @@ _HIDDEN: Final = "***"
 # `//user:password@`: up to the last @ of the word, because a password may contain characters that are invalid in a URL.
 _IN_URL: Final = re.compile(r"(://[^\s:/@]{0,200}):\S{0,500}@")
 _NAMED: Final = re.compile(r"(\b\w*password)=('[^']*'|[^\s&\"']+)", re.IGNORECASE)
+_API_KEY: Final = re.compile(r"(slc_[0-9a-f]{8}_)[0-9a-f]+")  # of pipeline/keys.py; the id before it is public
 _TOKEN: Final = re.compile(r'(invalid percent-encoded token): ".*"')  # libpq quotes only the password
 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
@@ -27,6 +28,8 @@ def hide_secrets(text: str) -> str:
         text = _IN_URL.sub(rf"\1:{_HIDDEN}@", text)
     if "percent" in text:
         text = _TOKEN.sub(rf'\1: "{_HIDDEN}"', text)
+    if "slc_" in text:
+        text = _API_KEY.sub(rf"\1{_HIDDEN}", text)
     return _NAMED.sub(rf"\1={_HIDDEN}", text) if "=" in text else text
 
 

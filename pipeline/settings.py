@@ -161,8 +161,8 @@ class Settings:
     # --- Ingest: HTTP ------------------------------------------------------------------------------
     ingest_host: str = _setting(
         "127.0.0.1",
-        "Address that ingest listens on; there is no authentication in ingest",
-        when="0.0.0.0 in a container, or behind a proxy that authenticates",
+        "Address that ingest listens on. On another one than the loopback address, it needs INGEST_KEYS or INGEST_OPEN",
+        when="0.0.0.0 in a container, or if clients are on other machines",
     )
     ingest_port: int = _setting(
         8080, "Port of ingest, shared by all its processes", low=1, high=65535, when="another program has the port"
@@ -265,6 +265,31 @@ class Settings:
         low=0.1,
         high=600,
         when="the platform kills processes sooner, or requests take longer",
+    )
+
+    # --- Ingest: API keys ----------------------------------------------------------------------------
+    ingest_keys: bool = _setting(
+        False,
+        "Accept events only with an API key (docs/keys.md). `python -m tasks.keys create NAME` makes one",
+        when="others than the programs of this machine reach ingest",
+    )
+    ingest_open: bool = _setting(
+        False,
+        "Accept events without an API key from everybody who reaches INGEST_HOST",
+        when="a network or a proxy in front keeps strangers away",
+    )
+    ingest_key: str = _setting(
+        "",
+        "API key that the client of this package sends",
+        when="INGEST_KEYS is on where INGEST_URL leads to",
+        is_secret=True,
+    )
+    api_keys_max: int = _setting(
+        1000,
+        "API keys at once",
+        low=1,
+        high=100_000,
+        when="more clients need keys of their own. Each process reads all of them after each change, 300 bytes each",
     )
 
     # --- Ingest: accounts ----------------------------------------------------------------------------

@@ -16,10 +16,12 @@ from pipeline.ports.storage import Storage
 from pipeline.stored_floors import StoredFloors
 
 if TYPE_CHECKING:
+    from pipeline.keys import ApiKey
     from pipeline.ports.bucket import Bucket
     from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
     from pipeline.ports.counters import Counters
     from pipeline.ports.history import History
+    from pipeline.ports.keys import KeyMirror
     from pipeline.ports.log import EventLog, FloorSource
     from pipeline.ports.offers import Offers
     from pipeline.ports.offset_store import OffsetStore
@@ -137,6 +139,22 @@ def make_offset_fence(settings: Settings) -> OffsetFence:
     from pipeline.store.redis import RedisOffsetFence  # noqa: PLC0415
 
     return RedisOffsetFence(settings)
+
+
+def make_key_mirror(settings: Settings) -> KeyMirror:
+    """The mirror of the API keys on `REDIS_URL`."""
+    from pipeline.store.redis import RedisKeyMirror  # noqa: PLC0415
+
+    return RedisKeyMirror(settings)
+
+
+def load_stored_keys(settings: Settings) -> tuple[ApiKey, ...]:
+    """The API keys in PostgreSQL, for a process that can't read the mirror. Raises SinkUnavailableError."""
+    storage = make_storage(settings)
+    try:
+        return storage.operators.load_keys().keys
+    finally:
+        storage.close()
 
 
 def make_leases(settings: Settings) -> Leases:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pipeline.account import is_loopback
 from pipeline.running import SYSTEM_VARIABLE, home_of
 from pipeline.settings import Settings
 from stack import surroundings
@@ -73,6 +74,7 @@ def environ_with(settings: Settings) -> dict[str, str]:
 
 _LOGS: Final = ("redis", "kafka")
 _KAFKA: Final = ("kafka:", "kafka+ssl:")
+_YES: Final = frozenset({"1", "true", "yes", "on"})
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,12 @@ class StackConfig:
         url = given.get("EVENT_LOG_URL")
         if url is not None and url.startswith(_KAFKA) != (log == "kafka"):
             raise ServerError(f"--log {log} and EVENT_LOG_URL={url} contradict each other: leave one of them out")
+        host = source.get("INGEST_HOST") or LOOPBACK
+        _refuse_open_host(host, source)
         return cls(
             home=home,
             log=log,
-            host=source.get("INGEST_HOST") or LOOPBACK,
+            host=host,
             flower_host=source.get("FLOWER_HOST") or LOOPBACK,
             ingest_processes=_number(source, "INGEST_PROCESSES", 1, 64),
             ports=ports,
@@ -154,6 +158,16 @@ def _refuse_those_of_another(home: Path, source: Mapping[str, str], given: Mappi
             f"{', '.join(given)} in this shell {'is' if len(given) == 1 else 'are'} of the system in {other} (from its "
             f"`./run.sh env`), and this one is in {home}: run `unset {' '.join([*given, SYSTEM_VARIABLE])}`, or use "
             "another shell"
+        )
+
+
+def _refuse_open_host(host: str, source: Mapping[str, str]) -> None:
+    """Raise ServerError if strangers could send events. Ingest itself refuses that too, but only in its log."""
+    decided = {source.get(name, "").strip().lower() for name in ("INGEST_KEYS", "INGEST_OPEN")}
+    if not is_loopback(host) and not decided & _YES:
+        raise ServerError(
+            f"INGEST_HOST={host} can be reached from other machines, and no client needs an API key: set "
+            "INGEST_KEYS=yes (docs/keys.md), or INGEST_OPEN=yes if everybody who reaches it may send events"
         )
 
 

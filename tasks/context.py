@@ -21,6 +21,7 @@ from pipeline.ports.counters import Counters
 from pipeline.ports.dead_letters import DeadLetters
 from pipeline.ports.event_sink import EventSink
 from pipeline.ports.history import History
+from pipeline.ports.keys import KeyMirror
 from pipeline.ports.log import EventLog
 from pipeline.ports.offers import Offers
 from pipeline.ports.offset_store import OffsetStore
@@ -121,6 +122,10 @@ class WorkerContext:
     @cached_property
     def offers(self) -> Offers:
         return wiring.make_offers(self.settings)
+
+    @cached_property
+    def keys(self) -> KeyMirror:
+        return wiring.make_key_mirror(self.settings)
 
     @cached_property
     def throttle(self) -> Throttle:

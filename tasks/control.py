@@ -19,6 +19,7 @@ from tasks.context import WorkerContext, context_of
 from tasks.hints import HINTS_WAITING_MAX, send_net_hint
 from tasks.persist_overrides import persist_changes
 from tasks.standstill import Workers
+from tasks.sync_keys import sync_keys
 
 _logger = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def regulate_rate(self: Any) -> None:
     )
     if report.database_answered:
         persist_changes(context)
+        if sync_keys(context):
+            _logger.info("the API keys were copied to the control store", extra={"action": "keys_mirrored"})
     for problem in report.problems:
         _logger.warning("regulate: %s", problem, extra={"action": "regulate_problem"})
     if report.published is not None:

@@ -27,8 +27,9 @@ from pipeline.ports.control import paused
 from pipeline.refusals_text import refusals_text, throttle_document
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.stopped import Hole
-from tasks import commands, stopped
+from tasks import commands, key_commands, stopped
 from tasks.context import WorkerContext
+from tasks.keys import protocols_of
 from tasks.remote_client import NOT_MINE
 
 _logger = logging.getLogger(__name__)
@@ -107,6 +108,17 @@ def inspect_account_limits(state: Any, by: str = "", ticket: str = "", **_: Any)
 
     def work(context: WorkerContext) -> Reply:
         words, documents = commands.show_account_limits(context)
+        return {"ok": words, "document": documents}
+
+    return _answered(state, ticket, work)
+
+
+@inspect_command(name="keys")
+def inspect_keys(state: Any, by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """Show the API keys: their ids, names, protocols and limits."""
+
+    def work(context: WorkerContext) -> Reply:
+        words, documents = key_commands.listed(context)
         return {"ok": words, "document": documents}
 
     return _answered(state, ticket, work)
@@ -265,7 +277,7 @@ def set_account_limit(state: Any, words: Any = (), by: str = "", ticket: str = "
     """Set the highest rate of an account, and its share as a multiple of that of others."""
     left = [str(word) for word in words]
     try:
-        weight = _weight_among(left)
+        weight = _number_among(left, "weight")
         account, rate = left[0], None if left[1].lower() == "none" else float(left[1])
     except (IndexError, ValueError):
         return _usage("an account, and a number or none are needed", _ACCOUNT_LIMIT)
@@ -284,6 +296,40 @@ def clear_account_limit(state: Any, words: Any = (), by: str = "", ticket: str =
         return _usage("an account is missing", "clear_account_limit <account> [reason …]")
     account, why = str(words[0]), _why(words[1:])
     return _done(state, ticket, lambda context: commands.clear_account_limit(context, by, account, why))
+
+
+_KEYS_CREATE = "keys_create <name> [--rate <events/s>] [--protocols <a,b>] [--days <number>] [reason …]"
+
+
+@control_command(variadic="words", signature=_KEYS_CREATE.partition(" ")[2])
+def keys_create(
+    state: Any, words: Any = (), *, key_id: str = "", digest: str = "", by: str = "", ticket: str = "", **_: Any
+) -> Reply:
+    """Make an API key for a writer, and show it once."""
+    left = [str(word) for word in words]
+    try:
+        rate, days = _number_among(left, "rate"), _number_among(left, "days")
+        protocols = _option_among(left, "protocols") or ""
+        name = left[0]
+    except (IndexError, ValueError):
+        return _usage("a name is missing, or an option has no value", _KEYS_CREATE)
+    why = _why(left[1:])
+    return _done(
+        state, ticket,
+        lambda context: key_commands.create(
+            context, by, name, key_id=key_id, digest=digest, protocols=protocols_of(protocols), days=days, rate=rate,
+            why=why,
+        ),
+    )  # fmt: skip
+
+
+@control_command(variadic="words", signature="<id|name> [reason …]")
+def keys_revoke(state: Any, words: Any = (), by: str = "", ticket: str = "", **_: Any) -> Reply:
+    """End an API key, or all keys of a name, at once."""
+    if not words:
+        return _usage("an id or a name is missing", "keys_revoke <id|name> [reason …]")
+    name, why = str(words[0]), _why(words[1:])
+    return _done(state, ticket, lambda context: key_commands.revoke(context, by, name, why))
 
 
 @control_command(name="replay_dead_letters", variadic="words", signature="[--dry-run] [limit]")
@@ -381,14 +427,20 @@ def _decision(words: Any, count: int) -> tuple[list[int] | None, str, bool]:
     return [int(word) for word in numbers], " ".join(left[count:]) or "no reason given", bool(dry)
 
 
-def _weight_among(words: list[str]) -> float | None:
-    """Take `--weight <number>` or `--weight=<number>` out of the words. Raises IndexError, ValueError."""
+def _number_among(words: list[str], option: str) -> float | None:
+    """Take an option with a number out of the words. Raises IndexError, ValueError."""
+    value = _option_among(words, option)
+    return None if value is None else float(value)
+
+
+def _option_among(words: list[str], option: str) -> str | None:
+    """Take `--option value` or `--option=value` out of the words. Raises IndexError if the value is missing."""
     for index, word in enumerate(words):
-        name, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("--") and name == "weight":
-            number = float(value if equals else words[index + 1])
+        name, equals, value = word.partition("=")
+        if name == f"--{option}":
+            found = value if equals else words[index + 1]
             del words[index : index + (1 if equals else 2)]
-            return number
+            return found
     return None
 
 

@@ -11,6 +11,8 @@ from typing import Any, Final
 import click
 from celery.app.control import Control
 
+from pipeline.keys import digest_of, make_key
+
 OURS: Final = frozenset(
     {
         "sluice",
@@ -25,6 +27,9 @@ OURS: Final = frozenset(
         "clear_account_limit",
         "account_limits",
         "throttle",
+        "keys",
+        "keys_create",
+        "keys_revoke",
         "replay_dead_letters",
         "gap",
         "poison",
@@ -32,6 +37,7 @@ OURS: Final = frozenset(
         "accept_poison",
     }
 )
+KEYS_CREATE: Final = "keys_create"
 NOT_MINE: Final = "not_mine"  # key in the answer of a worker that leaves a command to another worker
 ANSWER_SECONDS_MAX: Final = 5.0  # for the control worker; longer than it needs if PostgreSQL is unavailable
 
@@ -55,6 +61,10 @@ class SluiceControl(Control):
         if command not in OURS:
             return super().broadcast(command, arguments, *args, **options)
         asked = {**(arguments or {}), "by": user_at_host(), "ticket": uuid.uuid4().hex}
+        key = ""
+        if command == KEYS_CREATE:  # the key is made here, and no other process sees it
+            key, key_id = make_key()
+            asked |= {"key_id": key_id, "digest": digest_of(key)}
         answers: list[dict[str, Any]] = []
         tell: Callable[[Any], None] | None = options.get("callback")
 
@@ -77,6 +87,8 @@ class SluiceControl(Control):
         [(_, content)] = answers[0].items()
         if isinstance(content, dict) and "error" in content:
             raise click.ClickException(str(content["error"]))
+        if key and isinstance(content, dict):
+            content["ok"] = f"{content['ok']}\nThe key, which is shown only now: {key}"
         if tell is not None:
             tell(answers[0])
         return answers

@@ -1,6 +1,7 @@
 """`python -m ingest.client FILE…`: the command `sluice send` of the Python client, for the system of this checkout.
 
-The address is INGEST_URL, or else that of the running system. All else is in `sluice_client.command`.
+The address is INGEST_URL, or else that of the running system; the API key is INGEST_KEY. All else is in
+`sluice_client.command`.
 """
 
 import argparse
@@ -21,6 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"client: {error}\n")
         return 2
-    return send(
-        parsed, settings.ingest_url or f"{settings.ingest_scheme}://{settings.ingest_host}:{settings.ingest_port}"
-    )
+    url = settings.ingest_url or f"{settings.ingest_scheme}://{settings.ingest_host}:{settings.ingest_port}"
+    headers = {"Authorization": f"Bearer {settings.ingest_key}"} if settings.ingest_key else None
+    return send(parsed, url, headers=headers)

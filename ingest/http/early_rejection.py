@@ -5,6 +5,9 @@ that offers far more than its share. So a rejection must be as cheap as possible
 requests: their response depends on nothing but their head. All other requests, and every ambiguous request, take the
 normal path and get the same response there. So do requests behind a trusted proxy while only their account has to wait:
 to find the account, this module would have to read every head.
+
+If writers need an API key (INGEST_KEYS), requests without a valid one are rejected here too. While a connection sends
+valid keys, its heads are not read here: the normal path checks each key.
 """
 
 import math
@@ -18,15 +21,16 @@ from prometheus_client import Counter
 
 from ingest import grammar
 from ingest.accounts import Client
-from ingest.errors import RateLimitedError, RequestError, row_of
+from ingest.errors import KeyRefusedError, RateLimitedError, RequestError, row_of
 from ingest.http import request_id
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of
 from ingest.tally import Tally
 from ingest.types import Codec, Gate, Head, Lifecycle, Response
 from pipeline.clock import Clock
+from pipeline.errors import SluiceError
 from pipeline.metrics import IngestMetrics
-from pipeline.names import LEVEL_HIGHEST, Level, LimitedBy
+from pipeline.names import LEVEL_HIGHEST, KeyRefusal, Level, LimitedBy
 
 RESPONSES_MADE: Final = 16  # each with its own Retry-After, so that clients rejected together do not return together
 RESPONSES_SECONDS_MAX: Final = 0.1  # after which they are made again, since their content changes
@@ -35,7 +39,7 @@ ACCOUNTS_MAX: Final = 64  # whose responses are kept; accounts that are held bac
 # Fields that affect how a request is read or answered.
 _FIELDS: Final = re.compile(
     rb"(?:^|\n)(host|content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade|"
-    rb"accept|priority|forwarded|x-forwarded-for)"
+    rb"accept|priority|forwarded|x-forwarded-for|x-api-key|authorization)"
     rb":[ \t]*([^\r]*)",
     re.IGNORECASE,
 )
@@ -89,6 +93,7 @@ class EarlyRejection:
         self._turn = count()
         self._by_level: dict[tuple[Level, str], _Responses] = {}
         self._by_account: dict[tuple[str, str], _Responses] = {}
+        self._by_key: dict[tuple[KeyRefusal, str], _Responses] = {}
 
     def reject(self, data: bytes, client: Client) -> tuple[bytes, int] | None:
         """The response to the request at the start of `data`, and the length of that request, including its body.
@@ -97,13 +102,15 @@ class EarlyRejection:
         """
         if self._lifecycle.is_stopping:
             return None
-        gate, held = self._gate, client.tally
+        gate = self._gate
+        expected = client.recent if client.has_keys else client.tally
+        is_unknown = client.has_keys and expected is None
         seconds = gate.seconds_closed()
-        if held is not None and (held.hold is None or math.isinf(seconds) or gate.seconds_closed_for(held) <= 0):
-            held = None  # its own limit does not hold it back, or nobody is admitted
+        held = self._held(expected, seconds)
         if (
             held is None
             and seconds <= 0
+            and not is_unknown
             and (gate.admits_all_levels or _HAS_PRIORITY.search(data, 0, grammar.HEAD_BYTES_MAX) is None)
         ):
             return None
@@ -111,17 +118,52 @@ class EarlyRejection:
         if read is None:
             return None
         name, length, fields = read
+        tally = expected
+        if client.has_keys:
+            try:
+                tally = client.tally_of_key(fields.get("x-api-key"), fields.get("authorization"), self._codec.name)
+            except KeyRefusedError as refusal:
+                self._metrics.key_refusals.labels(refusal.reason.value).inc()
+                return self._respond(self._to_key(refusal, fields), name), length
+            held = self._held(tally, seconds)
         level = gate.level_of(fields.get("priority"))
         responses = self._responses_to(LEVEL_HIGHEST if level is None else level, held, fields)
         if responses is None:
             return None
-        head, body = responses.made[next(self._turn) % RESPONSES_MADE]
-        for counter in responses.counters:
-            counter.inc()
         gate.note_rejected(level)
         if responses.limited_by is not None:
-            client.tally_of(fields.get(client.field, "")).refuse_unread(responses.limited_by)
-        return b"%bx-request-id: %b\r\n\r\n%b" % (head, name, body), length
+            if tally is None:
+                tally = client.tally_of(fields.get(client.field, ""))
+            tally.refuse_unread(responses.limited_by)
+        return self._respond(responses, name), length
+
+    def _held(self, tally: Tally | None, seconds: float) -> Tally | None:
+        """The tally of an account that its own limit holds back; None if it does not, or nobody is admitted."""
+        if tally is None or tally.hold is None or math.isinf(seconds) or self._gate.seconds_closed_for(tally) <= 0:
+            return None
+        return tally
+
+    def _respond(self, responses: _Responses, name: bytes) -> bytes:
+        """One of the responses, with the id of the request."""
+        head, body = responses.made[next(self._turn) % len(responses.made)]
+        for counter in responses.counters:
+            counter.inc()
+        return b"%bx-request-id: %b\r\n\r\n%b" % (head, name, body)
+
+    def _to_key(self, refusal: KeyRefusedError, fields: Mapping[str, str]) -> _Responses:
+        """The responses to requests that are refused for their API key. They depend on reason and form."""
+        form = self._codec.form(fields)
+        found = self._by_key.get((refusal.reason, form))
+        if found is None:
+            if len(self._by_key) >= ACCOUNTS_MAX:
+                self._by_key.clear()
+            row, made = row_of(refusal), self._make(refusal, fields)
+            found = self._by_key[refusal.reason, form] = _Responses([_encoded(one) for one in made])
+            status, metrics, name = made[0].status, self._metrics, self._codec.name
+            found.counters = (
+                metrics.refused(name, row.code, status) if row.retryable else [metrics.answered(name, row.code, status)]
+            )
+        return found
 
     def _responses_to(self, level: Level, held: Tally | None, fields: Mapping[str, str]) -> _Responses | None:
         """The responses, made again if the present ones do not fit; None if the gate admits this level.
@@ -142,12 +184,15 @@ class EarlyRejection:
         refusal = self._gate.refusal(level, held)
         if refusal is None:
             return None
-        made = [self._codec.rejected(Head(fields, self._target), refusal) for _ in range(RESPONSES_MADE)]
+        made = self._make(refusal, fields)
         responses.made = [_encoded(one) for one in made]
         responses.made_at, responses.made_for_seconds = now, seconds
         responses.counters = self._metrics.refused(self._codec.name, row_of(refusal).code, made[0].status)
         responses.limited_by = refusal.limited_by if isinstance(refusal, RateLimitedError) else None
         return responses
+
+    def _make(self, refusal: SluiceError, fields: Mapping[str, str]) -> list[Response]:
+        return [self._codec.rejected(Head(fields, self._target), refusal) for _ in range(RESPONSES_MADE)]
 
     def _to_level(self, level: Level, form: str) -> _Responses:
         found = self._by_level.get((level, form))

@@ -35,6 +35,7 @@ from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, to_sanic
 from ingest.tally import Tally
 from ingest.types import Headers, Lifecycle, Response
+from pipeline.names import ProtocolName
 
 if TYPE_CHECKING:
     from sanic.models.protocol_types import TransportProtocol
@@ -104,12 +105,14 @@ class IngestHttp(Http):
         """The target of the current request, as it was sent."""
         return self.url or ""
 
-    @property
-    def tally(self) -> Tally:
-        """The tally of the account of the current request."""
+    def identify(self, protocol: ProtocolName | None) -> Tally:
+        """The tally of the account of the current request; see Request."""
         client = cast("LimitedConnection", self.protocol).client
         if client.tally is not None:
             return client.tally
+        if client.has_keys:
+            headers = self.request.headers
+            return client.tally_of_key(headers.get("x-api-key"), headers.get("authorization"), protocol)
         # A proxy may add a line of its own below those of its client.
         return client.tally_of(",".join(self.request.headers.getall(client.field, ())))
 

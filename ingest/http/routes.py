@@ -12,9 +12,10 @@ from sanic.response import HTTPResponse
 
 from ingest.appender import Appender
 from ingest.collect import Collector
-from ingest.errors import NotReadyError, UnsupportedFormatError
+from ingest.errors import KeyRefusedError, KeysUnknownError, NotReadyError, UnsupportedFormatError
 from ingest.health import HealthSources, health_document
 from ingest.http.response import response_to, to_sanic
+from ingest.keys import KeyRing
 from ingest.throttle import ThrottleView
 from ingest.types import JSON, Codec, Inquiry, Lifecycle, Route
 from pipeline.clock import Clock
@@ -66,12 +67,18 @@ def add_inquiries(app: IngestApp, inquiries: Iterable[Inquiry]) -> None:
         add(inquiry)
 
 
-def add_throttle(app: IngestApp, view: ThrottleView) -> None:
-    """Add who was refused."""
+def add_throttle(app: IngestApp, view: ThrottleView, *, has_keys: bool) -> None:
+    """Add who was refused. If clients need API keys, each sees its own account only."""
 
     async def get_throttle(request: IngestRequest) -> HTTPResponse:
         """Who was refused in the last minutes, how much, and why."""
-        return _json(await view.document(request.args.get("account")))
+        account = request.args.get("account")
+        if has_keys:
+            try:
+                account = request.stream.identify(None).account  # type: ignore[union-attr]
+            except KeyRefusedError as refusal:
+                return to_sanic(response_to(refusal))
+        return _json(await view.document(account, only=has_keys))
 
     app.add_route(get_throttle, "/api/logs/throttle", methods=_READ)
 
@@ -84,6 +91,7 @@ def add_watching(
     registry: CollectorRegistry,
     clock: Clock,
     lifecycle: Lifecycle,
+    keys: KeyRing | None,
 ) -> None:
     """Add health, liveness, readiness and metrics."""
 
@@ -96,12 +104,17 @@ def add_watching(
         return _json({"status": "alive"})
 
     async def get_readyz(_request: IngestRequest) -> HTTPResponse:
-        """Whether this process accepts events: 503 until the event log responds, and while shutting down."""
+        """Whether this process accepts events: 503 until the event log responds, and while shutting down.
+
+        Also until the API keys are known, if clients need one.
+        """
         log = appender.status(clock.monotonic())
         if lifecycle.is_stopping:
             return to_sanic(response_to(NotReadyError("this process is shutting down")))
         if not log.answers:
             return to_sanic(response_to(NotReadyError(f"the event log does not answer: {log.problem}")))
+        if keys is not None and not keys.is_known:
+            return to_sanic(response_to(KeysUnknownError()))
         return _json({"status": "ready"})
 
     async def get_metrics(_request: IngestRequest) -> HTTPResponse:

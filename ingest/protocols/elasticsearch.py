@@ -291,6 +291,8 @@ def _rejected(head: RequestHead, error: SluiceError) -> Response:
         kind = "es_rejected_execution_exception"
     elif row.retryable:
         kind = "cluster_block_exception"
+    elif status in (401, 403):
+        kind = "security_exception"
     elif status == 413:
         kind = "content_too_long_exception"
     else:

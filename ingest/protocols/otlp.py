@@ -31,7 +31,8 @@ MEDIA_TYPES: Final = (PROTOBUF, "application/protobuf", JSON)
 # SDKs give a batch up after ten seconds in all (OTEL_EXPORTER_OTLP_TIMEOUT), and at once if they should wait longer.
 RETRY_SECONDS_MAX: Final = 5.0
 
-_CODES: Final = {400: Code.INVALID_ARGUMENT, 413: Code.RESOURCE_EXHAUSTED, 415: Code.INVALID_ARGUMENT,
+_CODES: Final = {400: Code.INVALID_ARGUMENT, 401: Code.UNAUTHENTICATED, 403: Code.PERMISSION_DENIED,
+                 413: Code.RESOURCE_EXHAUSTED, 415: Code.INVALID_ARGUMENT,
                  429: Code.RESOURCE_EXHAUSTED, 503: Code.UNAVAILABLE}  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from ingest.errors import MalformedBodyError, error_response, row_of
+from ingest.errors import ForbiddenError, MalformedBodyError, UnauthorizedError, error_response, row_of
 from ingest.framing import without_mark
 from ingest.protocols.decoding import Decoding
 from ingest.protocols.json_records import (
@@ -32,7 +32,7 @@ from ingest.protocols.json_records import (
 from ingest.protocols.records import BatchBuilder, time_ns_of
 from ingest.types import Batch, Codec, Decode, Inquiry, RequestHead, Response, Route
 from pipeline.errors import SluiceError
-from pipeline.names import ProtocolName
+from pipeline.names import KeyRefusal, ProtocolName
 
 COLLECTOR: Final = "/services/collector"
 EVENT_PATHS: Final = (COLLECTOR, f"{COLLECTOR}/event", f"{COLLECTOR}/event/1.0")
@@ -46,6 +46,9 @@ SMALL_CHARS: Final = 4 * 1024  # a shorter object is not vast
 
 # HEC's codes; its documentation has the texts.
 SUCCESS: Final = (0, "Success")
+TOKEN_DISABLED: Final = (1, "Token disabled")
+NO_TOKEN: Final = (2, "Token is required")
+INVALID_TOKEN: Final = (4, "Invalid token")
 NO_DATA: Final = (5, "No data")
 INVALID_FORMAT: Final = (6, "Invalid data format")
 BUSY: Final = (9, "Server is busy")
@@ -113,6 +116,10 @@ def _rejected(_head: RequestHead, error: SluiceError) -> Response:
     row = row_of(error)
     if row.retryable:
         answer = _answer(503, BUSY)
+    elif isinstance(error, UnauthorizedError):
+        answer = _answer(401, NO_TOKEN if error.reason is KeyRefusal.MISSING else INVALID_TOKEN)
+    elif isinstance(error, ForbiddenError):
+        answer = _answer(403, TOKEN_DISABLED)
     elif isinstance(error, NoDataError):
         answer = _answer(row.status, NO_DATA)
     else:

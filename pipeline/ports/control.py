@@ -162,6 +162,7 @@ class ControlState:
     bands: Bands | None = None  # None: the bands of the settings apply
     # What operators set for accounts. None when unknown: the store was flushed, and `regulate` has not restored it yet.
     accounts: Mapping[str, AskedLimit] | None = None
+    keys_version: str | None = None  # of the mirror of the API keys; None: unknown, as after a flush
     # Calls to the bucket that found it neither full nor with enough tokens, since a flush: only differences have a
     # meaning.
     bucket_ran_dry: int = 0

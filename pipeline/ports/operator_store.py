@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipeline.keys import ApiKey, StoredKeys
 from pipeline.names import PauseReason
 from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override
 
@@ -56,6 +57,18 @@ class OperatorStore(Protocol):
 
     def delete_account_limit(self, account: str) -> None:
         """Delete what an operator set for an account, if there is something."""
+
+    def load_keys(self) -> StoredKeys:
+        """All API keys. They are apart from `load`, since there may be many."""
+
+    def keys_version(self) -> str:
+        """The version of the API keys."""
+
+    def save_key(self, key: ApiKey) -> None:
+        """Save an API key; a saved one with the same id stays as it is."""
+
+    def delete_keys(self, ids: Sequence[str]) -> int:
+        """Delete API keys by their ids; returns how many there were."""
 
     def database_facts(self) -> DatabaseFacts:
         """Size and use of the database."""

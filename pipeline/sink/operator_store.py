@@ -1,8 +1,10 @@
 """The operator store in PostgreSQL."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
+from pipeline.keys import ApiKey, StoredKeys
 from pipeline.names import PauseReason, known_word
 from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override
 from pipeline.ports.operator_store import DatabaseFacts, OperatorState
@@ -90,6 +92,39 @@ class PostgresOperatorStore:
 
     def delete_account_limit(self, account: str) -> None:
         self._session.count(query("delete_account_limit"), {"account": account})
+
+    def load_keys(self) -> StoredKeys:
+        # The version first: if a key changes in between, the version is older than the keys, and is read again.
+        version = self.keys_version()
+        found = self._session.rows(query("load_keys"))
+        keys = [
+            ApiKey(key_id, name, digest, tuple(protocols), expires, actor, why, since)
+            for key_id, name, digest, protocols, expires, actor, why, since in found
+        ]
+        return StoredKeys(version, tuple(keys))
+
+    def keys_version(self) -> str:
+        [(version,)] = self._session.rows(query("keys_version"))
+        return str(version)
+
+    def save_key(self, key: ApiKey) -> None:
+        self._session.count(
+            query("save_key"),
+            {
+                "id": key.id,
+                "name": key.name,
+                "sha256": key.digest,
+                "protocols": list(key.protocols),
+                "expires": key.expires,
+                "made_by": key.actor.replace("\0", ""),
+                "why": key.why.replace("\0", ""),
+                "since": key.since,
+            },
+        )
+
+    def delete_keys(self, ids: Sequence[str]) -> int:
+        [(count,)] = self._session.rows(query("delete_keys"), {"ids": list(ids)})
+        return int(count)
 
     def database_facts(self) -> DatabaseFacts:
         return DatabaseFacts(*self._session.rows(query("database_facts"))[0])

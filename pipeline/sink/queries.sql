@@ -413,6 +413,33 @@ ON CONFLICT (account) DO UPDATE
 -- name: delete_account_limit
 DELETE FROM control_account_limits WHERE account = %(account)s;
 
+-- name: load_keys
+SELECT id, name, sha256, protocols, extract(epoch FROM expires)::float8, made_by, why,
+       extract(epoch FROM since)::float8
+FROM api_keys ORDER BY id;
+
+-- name: keys_version
+SELECT version FROM api_keys_version WHERE id = 1;
+
+-- name: save_key
+WITH made AS (
+    INSERT INTO api_keys (id, name, sha256, protocols, expires, made_by, why, since)
+    VALUES (%(id)s, %(name)s, %(sha256)s, %(protocols)s::text[], to_timestamp(%(expires)s), %(made_by)s, %(why)s,
+            to_timestamp(%(since)s))
+    ON CONFLICT (id) DO NOTHING
+    RETURNING 1
+)
+UPDATE api_keys_version SET version = gen_random_uuid()::text WHERE EXISTS (SELECT FROM made);
+
+-- name: delete_keys
+WITH gone AS (
+    DELETE FROM api_keys WHERE id = ANY(%(ids)s::text[])
+    RETURNING 1
+), changed AS (
+    UPDATE api_keys_version SET version = gen_random_uuid()::text WHERE EXISTS (SELECT FROM gone)
+)
+SELECT count(*) FROM gone;
+
 -- name: role_exists
 SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s), current_database(), current_schema();
 

@@ -23,6 +23,8 @@ RIGHTS: Final[dict[str, tuple[str, ...]]] = {
     "control_overrides": _ALL,
     "control_bands": _ALL,
     "control_account_limits": _ALL,
+    "api_keys": ("SELECT", "INSERT", "DELETE"),
+    "api_keys_version": ("SELECT", "UPDATE"),
     "schema_migrations": ("SELECT",),
 }
 

@@ -15,6 +15,7 @@ from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import Decay, capped_by_breaker
 from pipeline.flow.refusals import SLICES_MAX, WINDOW_SECONDS, Refusals, together
 from pipeline.flow.shares import Offered, Shares
+from pipeline.keys import ApiKey
 from pipeline.names import LEASE_PROBE, LEVEL_HIGHEST, ControlEventKind, Level, Mode, PauseReason
 from pipeline.ports.bucket import Grant
 from pipeline.ports.control import (
@@ -31,6 +32,7 @@ from pipeline.ports.control import (
     PublishedRate,
     Trouble,
 )
+from pipeline.ports.keys import MirroredKeys, mirrored_version
 from pipeline.ports.offers import REPORT_SECONDS_MAX
 from pipeline.ports.rate import PolicyRecord
 from pipeline.settings import Settings
@@ -76,6 +78,7 @@ class _Content:
     bands: Bands | None = None
     accounts: dict[str, AskedLimit] = field(default_factory=dict)
     has_accounts: bool = False  # `accounts` is complete
+    keys: MirroredKeys | None = None
     events: list[ControlEvent] = field(default_factory=list)
     bucket: bucket_flow.BucketState | None = None
     ran_dry: int = 0  # calls to the bucket for which Taken.ran_dry is true
@@ -222,6 +225,7 @@ class MemoryControlStore(_Adapter):
                 override=override,
                 bands=content.bands,
                 accounts=dict(content.accounts) if content.has_accounts else None,
+                keys_version=None if content.keys is None else content.keys.version,
                 bucket_ran_dry=content.ran_dry,
             )
 
@@ -647,6 +651,34 @@ class MemoryOffers(_Adapter):
         with self._server.changed:
             now = self._server.clock.monotonic()
             return [offered for at, offered in self._server.content().offers.values() if now - at <= REPORT_SECONDS_MAX]
+
+
+class MemoryKeyMirror(_Adapter):
+    """The mirror of the API keys; see KeyMirror."""
+
+    def load(self) -> MirroredKeys | None:
+        with self._server.changed:
+            return self._server.content().keys
+
+    def replace(self, keys: Sequence[ApiKey], stored_version: str, *, instead_of: str | None) -> bool:
+        with self._server.changed:
+            content = self._server.content()
+            if (None if content.keys is None else content.keys.version) != instead_of:
+                return False
+            ordered = tuple(sorted(keys, key=lambda key: key.id))
+            content.keys = MirroredKeys(mirrored_version(stored_version), ordered)
+            return True
+
+    def revoke(self, ids: Sequence[str]) -> None:
+        with self._server.changed:
+            content = self._server.content()
+            held = content.keys
+            if held is None:
+                return
+            stored, _, count = held.version.rpartition(".")
+            left = tuple(key for key in held.keys if key.id not in ids)
+            revoked = tuple(sorted({*held.revoked, *ids}))
+            content.keys = MirroredKeys(f"{stored}.{int(count) + 1}", left, revoked)
 
 
 class MemoryThrottle(_Adapter):

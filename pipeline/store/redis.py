@@ -6,6 +6,7 @@ possible to pause the system while its server is full.
 
 from pipeline.store.redis_bucket import RedisBucket
 from pipeline.store.redis_control import RedisControlEvents, RedisControlStore
+from pipeline.store.redis_keys import RedisKeyMirror
 from pipeline.store.redis_leases import RedisLeases, RedisProgress
 from pipeline.store.redis_offers import RedisOffers
 from pipeline.store.redis_offset_fence import RedisOffsetFence
@@ -16,6 +17,7 @@ __all__ = [
     "RedisBucket",
     "RedisControlEvents",
     "RedisControlStore",
+    "RedisKeyMirror",
     "RedisLeases",
     "RedisOffers",
     "RedisOffsetFence",

@@ -16,6 +16,7 @@ from pipeline.names import (
     KEY_ACCOUNTS,
     KEY_BUCKET,
     KEY_EVENTS,
+    KEY_KEYS,
     KEY_LEASE,
     KEY_PAUSE,
     LEASE_PROBE,
@@ -83,12 +84,12 @@ class RedisControlStore:
         keys = self._scripts.keys
         self._state_keys = [*keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *keys[4:]]
         self._accounts_key = self._connection.key(KEY_ACCOUNTS)
-        self._state_keys += [self._connection.key(KEY_BUCKET), self._accounts_key]
+        self._state_keys += [self._connection.key(KEY_BUCKET), self._accounts_key, self._connection.key(KEY_KEYS)]
         self._override_age = Age()  # age of the time that was last stored with the override
 
     def state(self) -> ControlState:
-        rate, reasons, generation, probing, server_time, override, bands, ran_dry, accounts = self._connection.run(
-            load_script("state", LEASE_LIBRARY), self._state_keys, []
+        rate, reasons, generation, probing, server_time, override, bands, ran_dry, accounts, keys = (
+            self._connection.run(load_script("state", LEASE_LIBRARY), self._state_keys, [])
         )
         rate, reasons = _pairs(rate), _pairs(reasons)
         time = int(server_time[0]) + int(server_time[1]) / 1e6
@@ -110,6 +111,7 @@ class RedisControlStore:
             override=held,
             bands=_readable("bands", _bands, _pairs(bands)),
             accounts=_account_limits(_pairs(accounts)),
+            keys_version=keys,
             bucket_ran_dry=int(ran_dry or 0),
         )
 

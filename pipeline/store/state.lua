@@ -1,6 +1,7 @@
 #!lua flags=no-writes
 -- The complete state for a process, all at the same moment.
--- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 the prober's lease, 5 override, 6 bands, 7 bucket, 8 accounts.
+-- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 the prober's lease, 5 override, 6 bands, 7 bucket, 8 accounts,
+-- 9 keys.
 
 return {
   redis.call('HGETALL', KEYS[1]),
@@ -11,5 +12,6 @@ return {
   redis.call('HGETALL', KEYS[5]),
   redis.call('HGETALL', KEYS[6]),
   redis.call('HGET', KEYS[7], 'ran_dry'),
-  redis.call('HGETALL', KEYS[8])
+  redis.call('HGETALL', KEYS[8]),
+  redis.call('HGET', KEYS[9], 'version')
 }

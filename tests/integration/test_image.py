@@ -35,9 +35,9 @@ def _run(image: Stage, command: list[str], settings: Settings) -> "subprocess.Co
 
 @pytest.fixture
 def ingest(image: Stage, settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
-    process = subprocess.Popen(
-        image.command, cwd=image.inside(image.workdir), env={**environ_of(settings), **image.run_environ()}
-    )
+    # It listens on every address, so somebody must decide who may send.
+    environ = {**environ_of(settings), **image.run_environ(), "INGEST_OPEN": "yes"}
+    process = subprocess.Popen(image.command, cwd=image.inside(image.workdir), env=environ)
     try:
         yield process
     finally:
@@ -70,6 +70,7 @@ def test_the_default_command_serves_and_the_health_check_sees_it(
         ["celery", "-A", "tasks.app", "flower", "--help"],
         ["python", "-m", "pipeline", "status", "--help"],
         ["python", "-m", "ingest.client", "--help"],
+        ["python", "-m", "tasks.keys", "--help"],
         [
             "python",
             "-c",

@@ -1,7 +1,9 @@
 """Pauses that outlive a flush of Redis."""
 
 import contextlib
+from dataclasses import replace
 
+from pipeline.keys import ApiKey, StoredKeys
 from pipeline.names import PauseReason
 from pipeline.ports.control import AskedLimit, AskedPause
 from pipeline.settings import Settings
@@ -80,3 +82,23 @@ def test_limits_of_accounts_are_kept_until_they_are_deleted(database_url: str) -
         store.delete_account_limit("192.0.2.1")
         store.delete_account_limit("192.0.2.1")
         assert store.load().accounts == [other]
+
+
+def test_api_keys_are_kept_and_each_change_has_a_version_of_its_own(database_url: str) -> None:
+    settings = Settings(database_url=database_url)
+    migrate(settings)
+    with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
+        versions = [store.keys_version()]
+        assert store.load_keys() == StoredKeys(versions[0], ())
+        one = ApiKey("00000001", "shop", "a" * 64, ("loki", "otlp"), 1_800_000_000.5, "ada@example", "why\0", 5.25)
+        two = ApiKey("00000002", "shop", "b" * 64, (), None, "ada@example", "", 6.5)
+        for key in (two, one):
+            store.save_key(key)
+            versions.append(store.keys_version())
+        store.save_key(replace(one, name="another"))  # it is there already
+        assert store.load_keys() == StoredKeys(versions[-1], (replace(one, why="why"), two))
+        assert store.delete_keys(["00000001", "00000009"]) == 1
+        versions.append(store.keys_version())
+        assert store.delete_keys(["00000001"]) == 0
+        assert store.load_keys() == StoredKeys(versions[-1], (two,))
+        assert len(set(versions)) == 4

@@ -10,6 +10,7 @@ import redis
 
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
+from pipeline.ports.keys import KeyMirror
 from pipeline.ports.offers import Offers
 from pipeline.ports.throttle import Throttle
 from pipeline.settings import Settings
@@ -17,6 +18,7 @@ from pipeline.store.memory import (
     MemoryBucket,
     MemoryControlEvents,
     MemoryControlStore,
+    MemoryKeyMirror,
     MemoryLeases,
     MemoryOffers,
     MemoryOffsetFence,
@@ -29,6 +31,7 @@ from pipeline.store.redis import (
     RedisBucket,
     RedisControlEvents,
     RedisControlStore,
+    RedisKeyMirror,
     RedisLeases,
     RedisOffers,
     RedisOffsetFence,
@@ -54,6 +57,7 @@ class ControlRig:
     flush: Callable[[], None]
     offers: Offers
     throttle: Throttle
+    keys: KeyMirror
 
 
 def control_settings(redis_url: str, **changes: Any) -> Settings:
@@ -82,6 +86,7 @@ def redis_rig(settings: Settings) -> ControlRig:
         flush,
         RedisOffers(settings),
         RedisThrottle(settings),
+        RedisKeyMirror(settings),
     )
 
 
@@ -101,6 +106,7 @@ def memory_rig(settings: Settings, server: MemoryServer | None = None) -> Contro
         server.flush,
         MemoryOffers(settings, server),
         MemoryThrottle(settings, server),
+        MemoryKeyMirror(settings, server),
     )
 
 

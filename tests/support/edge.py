@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,10 @@ import uvloop
 from ingest.app import create_app
 from ingest.dashboard.recorder import SystemReaders
 from ingest.server import listen, serve
-from ingest.service import IngestContext, IngestService
+from ingest.service import IngestContext, IngestService, KeySources
 from pipeline.clock import SystemClock
 from pipeline.event import RecordedEvent, decode_record
+from pipeline.keys import ApiKey
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import Mode
 from pipeline.ports.log import EventLog
@@ -28,6 +29,7 @@ from pipeline.store.memory import (
     MemoryBucket,
     MemoryControlEvents,
     MemoryControlStore,
+    MemoryKeyMirror,
     MemoryOffers,
     MemoryServer,
     MemoryThrottle,
@@ -169,6 +171,8 @@ class RunningEdge:
         self.log = log or self.memory_log
         self.control = control or MemoryServer()
         self.store = MemoryControlStore(settings, self.control)
+        self.keys = MemoryKeyMirror(settings, self.control)
+        self.stored_keys: Callable[[], Iterable[ApiKey]] = tuple  # what PostgreSQL would answer
         self.troubles = MemoryTroubles(settings, self.control)
         self.port = settings.ingest_port
         context = IngestContext(
@@ -180,6 +184,7 @@ class RunningEdge:
             troubles=self.troubles,
             offers=MemoryOffers(settings, self.control),
             throttle=MemoryThrottle(settings, self.control),
+            keys=KeySources(self.keys, self._load_stored_keys),
             readers=None if make_readers is None else make_readers(self.log_server),
         )
         self.app = create_app(settings, context, name=f"ingest-{uuid.uuid4().hex}")
@@ -190,6 +195,9 @@ class RunningEdge:
         self._stopping: asyncio.Event | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _load_stored_keys(self) -> Iterable[ApiKey]:
+        return self.stored_keys()
 
     def start(self) -> "RunningEdge":
         self._thread.start()

@@ -107,6 +107,17 @@ def test_what_env_example_sets_is_what_the_programs_take(services: dict[str, Any
     assert defaults.log_partitions + 2 == 6
 
 
+def test_writers_need_a_key_unless_env_says_otherwise(tmp_path: Path, services: dict[str, Any]) -> None:
+    def settings(given: dict[str, Any]) -> Settings:
+        return Settings.from_environ({name: str(value) for name, value in given.items()})
+
+    shipped = settings(services["ingest"]["environment"])
+    assert (shipped.ingest_host, shipped.ingest_keys, shipped.ingest_open) == ("0.0.0.0", True, False)
+    _environment(tmp_path, {**SECRETS, "INGEST_KEYS": "no", "INGEST_OPEN": "yes"})
+    opened = settings(yaml.safe_load(_config(tmp_path).stdout)["services"]["ingest"]["environment"])
+    assert (opened.ingest_keys, opened.ingest_open) == (False, True)
+
+
 @pytest.mark.parametrize("name", SECRETS)
 def test_without_a_password_nothing_starts(tmp_path: Path, services: dict[str, Any], name: str) -> None:
     _environment(tmp_path, {**SECRETS, name: ""})

@@ -64,6 +64,9 @@ class WordsRequest:
     was_read: bool = False
     tally: Tally = field(default_factory=lambda: Tally("198.51.100.1"))
 
+    def identify(self, protocol: ProtocolName | None) -> Tally:
+        return self.tally
+
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:
         self.was_read = True
         if len(self.body) > bytes_max:

@@ -18,17 +18,21 @@ from ingest.codecs.media_type import BodyKind
 from ingest.codecs.validation import check_times
 from ingest.errors import (
     BodyTooLargeError,
+    ForbiddenError,
     InvalidEventsError,
+    KeysUnknownError,
     MalformedBodyError,
     NotReadyError,
     Problem,
     RateLimitedError,
+    UnauthorizedError,
     UnsupportedBodyError,
     error_response,
     rows_by_code,
 )
 from ingest.openapi.document import CONTRACT, TYPES, openapi_document, shapes
 from pipeline.event import SEVERITIES
+from pipeline.names import KeyRefusal
 from pipeline.settings import Settings
 from support.edge import SAMPLE, sample
 
@@ -39,29 +43,29 @@ CODES_NEVER_ANSWERED = {"uri_too_long"}
 ANY_REQUEST = {"400", "408", "417", "431", "503"}
 # What clients rely on: each operation with its answers beside those of any request.
 OPERATIONS = {
-    "postLogs": ("POST /api/logs", {"202", "413", "415", "422", "429"}),
-    "postLines": ("POST /api/logs/lines", {"202", "413", "429"}),
-    "postLoki": ("POST /loki/api/v1/push", {"204", "413", "429"}),
-    "postLokiOld": ("POST /api/prom/push", {"204", "413", "429"}),
-    "postGelf": ("POST /gelf", {"202", "413", "429"}),
-    "postOtlpLogs": ("POST /v1/logs", {"200", "413", "415", "429"}),
-    "postBulk": ("POST /_bulk", {"200", "413", "429"}),
-    "putBulk": ("PUT /_bulk", {"200", "413", "429"}),
-    "postIndexBulk": ("POST /{index}/_bulk", {"200", "413", "429"}),
-    "putIndexBulk": ("PUT /{index}/_bulk", {"200", "413", "429"}),
+    "postLogs": ("POST /api/logs", {"202", "401", "403", "413", "415", "422", "429"}),
+    "postLines": ("POST /api/logs/lines", {"202", "401", "403", "413", "429"}),
+    "postLoki": ("POST /loki/api/v1/push", {"204", "401", "403", "413", "429"}),
+    "postLokiOld": ("POST /api/prom/push", {"204", "401", "403", "413", "429"}),
+    "postGelf": ("POST /gelf", {"202", "401", "403", "413", "429"}),
+    "postOtlpLogs": ("POST /v1/logs", {"200", "401", "403", "413", "415", "429"}),
+    "postBulk": ("POST /_bulk", {"200", "401", "403", "413", "429"}),
+    "putBulk": ("PUT /_bulk", {"200", "401", "403", "413", "429"}),
+    "postIndexBulk": ("POST /{index}/_bulk", {"200", "401", "403", "413", "429"}),
+    "putIndexBulk": ("PUT /{index}/_bulk", {"200", "401", "403", "413", "429"}),
     "getLicense": ("GET /_license", {"200"}),
     "getClusterHealth": ("GET /_cluster/health", {"200"}),
-    "postCollector": ("POST /services/collector", {"200", "413"}),
-    "postCollectorEvent": ("POST /services/collector/event", {"200", "413"}),
-    "postCollectorEvent1": ("POST /services/collector/event/1.0", {"200", "413"}),
+    "postCollector": ("POST /services/collector", {"200", "401", "403", "413"}),
+    "postCollectorEvent": ("POST /services/collector/event", {"200", "401", "403", "413"}),
+    "postCollectorEvent1": ("POST /services/collector/event/1.0", {"200", "401", "403", "413"}),
     "optionsCollectorEvent1": ("OPTIONS /services/collector/event/1.0", {"200"}),
-    "postCollectorRaw": ("POST /services/collector/raw", {"200", "413"}),
-    "postCollectorRaw1": ("POST /services/collector/raw/1.0", {"200", "413"}),
+    "postCollectorRaw": ("POST /services/collector/raw", {"200", "401", "403", "413"}),
+    "postCollectorRaw1": ("POST /services/collector/raw/1.0", {"200", "401", "403", "413"}),
     "getCollectorHealth": ("GET /services/collector/health", {"200"}),
     "getCollectorHealth1": ("GET /services/collector/health/1.0", {"200"}),
     "postCollectorAck": ("POST /services/collector/ack", set()),
     "getHealth": ("GET /api/logs/health", {"200"}),
-    "getThrottle": ("GET /api/logs/throttle", {"200"}),
+    "getThrottle": ("GET /api/logs/throttle", {"200", "401"}),
     "getHealthz": ("GET /healthz", {"200"}),
     "getReadyz": ("GET /readyz", {"200"}),
     "getMetrics": ("GET /metrics", {"200"}),
@@ -75,6 +79,8 @@ OPERATIONS = {
 ANSWERS = {
     "202": ("Accepted", set()),
     "400": ("MalformedError", set()),
+    "401": ("Error", {"WWW-Authenticate"}),
+    "403": ("Error", set()),
     "408": ("Error", set()),
     "413": ("TooLargeError", set()),
     "415": ("UnsupportedError", {"Accept-Encoding"}),
@@ -289,6 +295,9 @@ def test_every_field_of_health_but_none_is_required() -> None:
         (UnsupportedBodyError("no"), "UnsupportedError"),
         (RateLimitedError(1.0, quota=5, left=0), "Error"),
         (NotReadyError("no"), "Error"),
+        (UnauthorizedError(KeyRefusal.MISSING), "Error"),
+        (ForbiddenError(KeyRefusal.PROTOCOL), "Error"),
+        (KeysUnknownError(), "Error"),
     ],
 )
 def test_an_error_is_as_its_schema_says(error: Exception, schema: str) -> None:

@@ -99,7 +99,7 @@ def test_several_ingest_processes_have_a_metrics_port_each(tmp_path: Path) -> No
 
 
 def test_flower_stays_on_loopback_when_ingest_is_opened(tmp_path: Path) -> None:
-    config = config_of(tmp_path, INGEST_HOST="0.0.0.0")
+    config = config_of(tmp_path, INGEST_HOST="0.0.0.0", INGEST_OPEN="yes")
     assert (config.host, config.flower_host) == ("0.0.0.0", "127.0.0.1")
 
 
@@ -110,6 +110,8 @@ def test_flower_stays_on_loopback_when_ingest_is_opened(tmp_path: Path) -> None:
         ({"INGEST_PORT": "65536"}, None, "INGEST_PORT='65536'"),
         ({"INGEST_PORT": "²"}, None, "INGEST_PORT='²'"),
         ({"INGEST_PROCESSES": "0"}, None, "INGEST_PROCESSES='0' is not a number from 1 to 64"),
+        ({"INGEST_HOST": "0.0.0.0"}, None, "set INGEST_KEYS=yes"),
+        ({"INGEST_HOST": "::", "INGEST_OPEN": "no"}, None, "or INGEST_OPEN=yes"),
         ({"EVENT_LOG_URL": "redis://x"}, "kafka", "contradict"),
         ({"EVENT_LOG_URL": "kafka://x"}, "redis", "contradict"),
     ],

@@ -20,6 +20,8 @@
     override_set: ["▲", "warn"],
     override_ended: ["✓", "good"],
     bands_set: ["◆", ""],
+    key_made: ["◆", ""],
+    key_revoked: ["◆", ""],
     account_limit_set: ["◆", ""],
     account_limit_ended: ["◆", ""],
     dead_letters_replayed: ["↺", ""],

@@ -1,0 +1,389 @@
+"""API keys over HTTP: every form and protocol, and two processes while keys come and go, and real servers fail."""
+
+import base64
+import contextlib
+import http.client
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from ingest.http.request import IngestHttp
+from pipeline.errors import SinkUnavailableError
+from pipeline.keys import ApiKey, digest_of, make_key
+from pipeline.settings import Settings
+from stack.config import environ_of
+from stack.servers import Server, free_port, postgres_server, redis_server
+from support.edge import RunningEdge, Wire, edge_settings, eventually, get, metric, post, request, sample
+from support.processes import ROOT, Program, beat, control_worker, http_status, ingest
+from support.traffic import wait_until
+
+BODY = json.dumps(sample()).encode()
+SHOP, SHOP_ID = make_key()
+LOKI, LOKI_ID = make_key()
+
+
+def stored(key: str, key_id: str, name: str, *protocols: str) -> ApiKey:
+    return ApiKey(key_id, name, digest_of(key), protocols, None, "test", "a test", 0.0)
+
+
+KEYS = (stored(SHOP, SHOP_ID, "shop"), stored(LOKI, LOKI_ID, "collector", "loki"))
+BEARER = {"Authorization": f"Bearer {SHOP}"}
+
+
+def coded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+@contextlib.contextmanager
+def edge_with_keys(**changes: Any) -> Iterator[RunningEdge]:
+    """Ingest that needs keys, before it knows any: neither the mirror nor PostgreSQL has them."""
+    running = RunningEdge(edge_settings(ingest_keys=True, **changes))
+    running.stored_keys = _no_database
+    running._thread.start()
+    try:
+        eventually(lambda: _answers(running.port), "it listens")
+        yield running
+    finally:
+        running.stop()
+
+
+def _no_database() -> tuple[ApiKey, ...]:
+    raise SinkUnavailableError("PostgreSQL is away")
+
+
+def _answers(port: int) -> bool:
+    try:
+        return get(port, "/healthz").status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def edge() -> Iterator[RunningEdge]:
+    with edge_with_keys(ingest_processes_max=1) as running:
+        running.publish(1e6)
+        running.keys.replace(KEYS, "one", instead_of=None)
+        eventually(lambda: get(running.port, "/readyz").status == 200, "the keys are known")
+        yield running
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Authorization": f"Bearer {SHOP}"},
+        {"Authorization": f"ApiKey {SHOP}"},
+        {"Authorization": f"ApiKey {coded('id:' + SHOP)}"},
+        {"Authorization": f"Splunk {SHOP}"},
+        {"Authorization": f"Basic {coded('anybody:' + SHOP)}"},
+        {"X-Api-Key": SHOP},
+        {"X-Api-Key": SHOP, "Authorization": "Basic proxy", "X-Scope-OrgID": "tenant"},
+    ],
+    ids=lambda fields: " ".join(f"{name} {value.split()[0][:6]}" for name, value in fields.items()),
+)
+def test_each_header_form_is_accepted(edge: RunningEdge, fields: dict[str, str]) -> None:
+    assert post(edge.port, BODY, headers=fields).status == 202
+
+
+LOKI_PUSH = json.dumps({"streams": [{"stream": {"app": "a"}, "values": [["1795677435213000000", "m"]]}]}).encode()
+PROTOCOLS: dict[str, tuple[str, bytes, Callable[[Any], Any]]] = {
+    "/api/logs": ("application/json", BODY, lambda body: json.loads(body)["error"]["code"]),
+    "/api/logs/lines": ("text/plain", b"line", lambda body: json.loads(body)["error"]["code"]),
+    "/gelf": ("application/json", b'{"short_message": "m"}', lambda body: json.loads(body)["error"]["code"]),
+    "/_bulk": ("application/x-ndjson", b'{"index":{}}\n{}\n', lambda body: json.loads(body)["error"]["type"]),
+    "/services/collector": ("application/json", b'{"event": "m"}', lambda body: json.loads(body)["code"]),
+    "/v1/logs": ("application/json", b'{"resourceLogs": []}', lambda body: json.loads(body)["code"]),
+    "/loki/api/v1/push": ("application/json", LOKI_PUSH, lambda body: body.decode().strip()),
+}
+MISSING = {
+    "/_bulk": "security_exception", "/services/collector": 2, "/v1/logs": 16,
+    "/loki/api/v1/push": "this request needs an API key",
+}  # fmt: skip
+UNKNOWN = MISSING | {"/services/collector": 4, "/loki/api/v1/push": "the API key is not valid"}
+WRONG_DOOR = {"/_bulk": "security_exception", "/services/collector": 1, "/v1/logs": 7}
+
+
+@pytest.mark.parametrize("path", PROTOCOLS)
+def test_each_protocol_refuses_in_its_own_form_and_accepts_a_key(edge: RunningEdge, path: str) -> None:
+    content_type, body, said = PROTOCOLS[path]
+
+    def send(key: str | None) -> Any:
+        fields = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return post(edge.port, body, path=path, content_type=content_type, headers=fields)
+
+    for key, words in ((None, MISSING), ("slc_wrong", UNKNOWN)):
+        refused = send(key)
+        assert (refused.status, said(refused.body)) == (401, words.get(path, "unauthorized"))
+        assert refused.headers["www-authenticate"] == 'Bearer realm="sluice", Basic realm="sluice"'
+        assert "retry-after" not in refused.headers
+    other = send(LOKI)
+    if path.startswith("/loki"):
+        assert other.status == 204
+    else:
+        assert (other.status, said(other.body)) == (403, WRONG_DOOR.get(path, "forbidden"))
+        assert send(SHOP).status in (200, 202)
+
+
+def test_a_request_is_refused_before_its_body_and_without_a_request_object(
+    edge: RunningEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+    make = IngestHttp._make_request
+
+    def noted(http: IngestHttp, head: bytes, *groups: bytes) -> None:
+        made.append(groups[1])
+        make(http, head, *groups)
+
+    monkeypatch.setattr(IngestHttp, "_make_request", noted)
+    with Wire(edge.port) as wire:
+        # The answer comes before the body is sent
+        wire.send(request(b"", length=len(BODY)))
+        assert wire.answer().status == 401
+        wire.send(BODY)
+        made.clear()  # the first request of a connection may arrive before its task has started
+        for _ in range(2):
+            wire.send(request(BODY, headers={"Authorization": "Bearer wrong"}))
+            assert wire.answer().status == 401
+        assert made == []
+        # And the same connection goes on with a key, and is refused without one again
+        wire.send(request(BODY, headers=BEARER))
+        assert wire.answer().status == 202
+        wire.send(request(BODY))
+        assert wire.answer().status == 401
+        wire.send(request(BODY, headers={"X-Api-Key": SHOP}))
+        assert wire.answer().status == 202
+    with Wire(edge.port) as wire:  # in another protocol, and with a query: on the normal path
+        wire.send(request(b"", path="/api/logs?format=lines", content_type="text/plain", length=1000))
+        assert wire.answer().status == 401
+
+
+def test_two_fields_of_one_name_are_read_by_the_normal_path(edge: RunningEdge) -> None:
+    twice = {"Authorization": f"Bearer wrong\r\nAuthorization: Bearer {SHOP}"}
+    assert post(edge.port, BODY, headers=twice).status == 401  # the first one counts
+
+
+def test_refusals_are_counted_by_reason_and_no_key_is_shown(edge: RunningEdge) -> None:
+    name = 'sluice_ingest_key_refusals_total{reason="%s"}'
+    before = {reason: metric(edge.port, name % reason) for reason in ("missing", "unknown", "protocol")}
+    post(edge.port, BODY)
+    post(edge.port, b"line", path="/api/logs/lines", content_type="text/plain")
+    post(edge.port, BODY, headers={"X-Api-Key": "wrong"})
+    post(edge.port, BODY, headers={"X-Api-Key": LOKI})
+    grown = {reason: metric(edge.port, name % reason) - before[reason] for reason in before}
+    assert grown == {"missing": 2, "unknown": 1, "protocol": 1}
+    assert metric(edge.port, "sluice_ingest_keys") == 2
+    shown = b"".join(get(edge.port, path).body for path in ("/metrics", "/api/logs/health", "/openapi.json", "/"))
+    for secret in (SHOP, LOKI, digest_of(SHOP)):
+        assert secret.encode() not in shown
+
+
+def test_the_account_is_that_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a limit for one key, and two connections from one address
+    with edge_with_keys(ingest_processes_max=1, account_limits="key:shop=1") as edge:
+        edge.publish(1e6)
+        edge.keys.replace([*KEYS, stored("plain", "0000000a", "plain")], "one", instead_of=None)
+        eventually(lambda: get(edge.port, "/readyz").status == 200, "the keys are known")
+        with Wire(edge.port) as wire:
+            statuses = []
+            for key in (SHOP, SHOP, "plain", "plain", SHOP):
+                wire.send(request(BODY, headers={"X-Api-Key": key}))
+                statuses.append(wire.answer().status)
+        assert statuses == [202, 429, 202, 202, 429]
+        # Then its refusals are its own to see
+        path = "/api/logs/throttle"
+        assert get(edge.port, path).status == 401
+
+        def seen(key: str) -> Any:
+            return post(edge.port, b"", method="GET", path=path, content_type=None, headers={"X-Api-Key": key}).json
+
+        eventually(lambda: seen(SHOP)["requests"] == 2, "they are reported")
+        assert [one["account"] for one in seen(SHOP)["accounts"]] == ["key:shop"]
+        other = seen("plain")
+        assert (other["requests"], other["accounts"]) == (0, [])
+
+
+def test_a_process_that_knows_no_keys_is_closed_and_asks_postgresql() -> None:
+    with edge_with_keys() as edge:
+        # Given an empty mirror, and a PostgreSQL without an answer at first
+        for fields in (BEARER, {}):
+            refused = post(edge.port, BODY, headers=fields)
+            assert (refused.status, refused.error["code"]) == (503, "unavailable")
+            assert int(refused.headers["retry-after"]) >= 1
+        assert get(edge.port, "/readyz").status == 503
+        edge.control.is_unavailable = True
+        edge.stored_keys = lambda: KEYS
+        eventually(lambda: post(edge.port, BODY, headers=BEARER).status == 202, "it has read PostgreSQL")
+        assert post(edge.port, BODY).status == 401
+
+
+def test_a_revoked_key_is_refused_on_an_open_connection_and_a_flush_loses_none(edge: RunningEdge) -> None:
+    edge.keys.replace([*KEYS, stored("short", "0000000b", "short")], "two", instead_of="one.0")
+    with Wire(edge.port) as wire:
+
+        def status() -> int:
+            wire.send(request(BODY, headers={"X-Api-Key": "short"}))
+            return wire.answer().status
+
+        eventually(lambda: status() == 202, "the new key is known")
+        edge.keys.revoke(["0000000b"])
+        eventually(lambda: status() == 401, "it is revoked")
+    edge.control.flush()
+    edge.publish(1e6)
+    eventually(
+        lambda: (one := edge.service.follower.newest) is not None and one.state.keys_version is None, "it is read"
+    )
+    assert post(edge.port, BODY, headers=BEARER).status == 202
+    edge.keys.replace(KEYS, "one", instead_of=None)
+
+
+# --- Two processes and real servers -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Rig:
+    """Two ingest processes and the control loop on servers of their own."""
+
+    settings: Settings
+    folder: Path
+    control_redis: Server
+    postgres: Server
+
+    def keys(self, *words: str) -> str:
+        """What `python -m tasks.keys` prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "tasks.keys", *words], cwd=ROOT, capture_output=True, text=True, timeout=120,
+            env={**environ_of(self.settings), "PATH": "/usr/bin:/bin"}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def status(self, key: str, port: int | None = None) -> int | None:
+        """That of one request on a new connection, to either process."""
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", port or self.settings.ingest_port, timeout=10)
+        ) as one:
+            try:
+                one.request(
+                    "POST", "/api/logs", BODY, {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+                )
+                return one.getresponse().status
+            except OSError:
+                return None
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("keys")
+    control_redis = redis_server(folder, free_port(), is_log=False, maxmemory="64mb").start()
+    log = redis_server(folder, free_port(), is_log=True, maxmemory="64mb").start()
+    postgres = postgres_server(folder, free_port(), durable=False).start()
+    settings = Settings(
+        database_url=postgres.url, redis_url=control_redis.url, event_log_url=log.url, ingest_port=free_port(),
+        regulate_seconds=0.5, ingest_keys=True, rate_min=1e5, rate_max=1e5,
+    )  # fmt: skip
+    programs = [ingest(settings, folder, f"ingest-{number}") for number in range(2)]
+    programs += [control_worker(settings, folder), beat(settings, folder)]
+    try:
+        for program in programs:
+            program.start()
+        ready = f"http://127.0.0.1:{settings.ingest_port}/readyz"
+        wait_until(lambda: http_status(ready) == 200, "ingest knows that there are no keys", seconds_max=60)
+        yield Rig(settings, folder, control_redis, postgres)
+    finally:
+        for program in programs:
+            program.stop()
+        for server in (postgres, log, control_redis):
+            server.stop()
+
+
+class Sender:
+    """Sends with one key, each request on a connection of its own, so that both processes get some."""
+
+    def __init__(self, rig: Rig, key: str) -> None:
+        self.answers: list[tuple[float, int | None]] = []
+        self._rig, self._key = rig, key
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Sender":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(0.005):
+            self.answers.append((time.monotonic(), self._rig.status(self._key)))
+
+    def since(self, at: float) -> list[int | None]:
+        return [status for when, status in self.answers if when >= at]
+
+
+def test_keys_come_and_go_while_requests_flow_and_servers_fail(rig: Rig) -> None:
+    # Given a key that was made by the command line
+    key = rig.keys("create", "shop", "--why", "a test")
+    other = rig.keys("create", "other")
+    wait_until(lambda: rig.status(key) == 202, "the key is known", seconds_max=10)
+    with Sender(rig, key) as sender, Sender(rig, other) as kept:
+        wait_until(lambda: len(sender.since(0)) > 40, "requests flow", seconds_max=30)
+        # When the control store is flushed, then no request is refused, and the mirror is filled again
+        flushed_at = time.monotonic()
+        with redis.Redis.from_url(rig.control_redis.url) as client:
+            client.flushall()
+            wait_until(lambda: client.hget("sluice:keys", "version") is not None, "it is filled", seconds_max=20)
+        wait_until(lambda: len(sender.since(flushed_at)) > 20, "requests flow", seconds_max=30)
+        assert set(sender.since(flushed_at)) == {202}
+        # When PostgreSQL is away, then keys work, and one can be revoked
+        rig.postgres.kill()
+        try:
+            rig.keys("revoke", "shop", "--why", "lost")
+            revoked_at = time.monotonic()
+            wait_until(lambda: len(sender.since(revoked_at + 2)) > 20, "two seconds pass", seconds_max=30)
+            assert set(sender.since(revoked_at + 2)) == {401}
+            assert kept.since(revoked_at)[-1] == 202
+        finally:
+            rig.postgres.start()
+        # Then it is deleted there once it is back
+        wait_until(lambda: "shop" not in rig.keys("list"), "it is deleted", seconds_max=30)
+        assert set(kept.since(flushed_at)) <= {202}
+    assert key not in "".join(path.read_text(errors="replace") for path in rig.folder.glob("*.log"))
+
+
+@contextlib.contextmanager
+def new_process_without_redis(rig: Rig, **changes: Any) -> Iterator[tuple[Program, int]]:
+    """An ingest process that never reaches the control store, and its port."""
+    port = free_port()
+    settings = replace(rig.settings, redis_url="redis://127.0.0.1:1/0", ingest_port=port, **changes)
+    program = ingest(settings, rig.folder, f"ingest-{port}").start()
+    try:
+        wait_until(lambda: http_status(f"http://127.0.0.1:{port}/healthz") == 200, "it is alive", seconds_max=30)
+        yield program, port
+    finally:
+        program.stop()
+
+
+def test_a_new_process_without_redis_reads_postgresql(rig: Rig) -> None:
+    key = rig.keys("create", "third")
+    with new_process_without_redis(rig) as (_, port):
+        wait_until(lambda: rig.status("wrong", port) == 401, "it has read PostgreSQL", seconds_max=20)
+        # A log on Redis does not take events before it has read its floors; but the key is no reason to refuse them
+        assert rig.status(key, port) in (202, 503)
+
+
+def test_a_new_process_without_redis_and_postgresql_is_closed(rig: Rig) -> None:
+    key = rig.keys("create", "fourth")
+    with new_process_without_redis(rig, database_url="postgresql://127.0.0.1:1/none") as (program, port):
+        wait_until(lambda: "no API keys are known" in program.log(), "it has asked", seconds_max=20)
+        assert rig.status(key, port) == 503
+        assert rig.status("wrong", port) == 503
+        assert http_status(f"http://127.0.0.1:{port}/readyz") == 503
