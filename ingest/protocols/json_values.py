@@ -28,9 +28,9 @@ _ESCAPE: Final = re.compile(  # group 1: half of a surrogate pair
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
 _ESCAPES_A_STEP: Final = 2000
-_BRACKET: Final = re.compile(  # up to one, or to the end of a string; group 1: it opens, group 2: it closes
-    rb'[^"\[\]{}]*+(?:"(?:[^"\\]++|\\.)*+"?|([\[{])|([\]}]))', re.DOTALL
-)
+# Up to a bracket, or to the end of a string or of the body; group 1: it opens, group 2: it closes. Without the end
+# of the body, a long rest that has no bracket would be searched again from each of its bytes.
+_BRACKET: Final = re.compile(rb'[^"\[\]{}]*+(?:"(?:[^"\\]++|\\.)*+"?|([\[{])|([\]}])|\Z)', re.DOTALL)
 _BRACKETS_A_STEP: Final = 2000
 _OPENS: Final = 1
 _CLOSES: Final = 2

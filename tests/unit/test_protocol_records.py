@@ -3,6 +3,7 @@
 import datetime as dt
 import hashlib
 import math
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -93,6 +94,13 @@ def test_what_would_take_long_to_replace_is_left() -> None:
     with pytest.raises(StopIteration) as end:
         next(steps)
     assert end.value.value is deep
+
+
+def test_what_follows_the_last_bracket_is_read_once() -> None:
+    body = b'{"a":' + b"[" * 300 + b"1" * 30_000
+    began = time.monotonic()
+    assert run(without_deep_values(body)) == body
+    assert time.monotonic() - began < 1
 
 
 _DEEP = b'{"a":[' * 3000 + b"1" + b"]}" * 3000
