@@ -312,10 +312,15 @@ class IngestMetrics:
         self.accepted_events = ACCEPTED_EVENTS.live_counter(registry)
         self.protocol_requests = PROTOCOL_REQUESTS.live_counter(registry)
         self.protocol_events = PROTOCOL_EVENTS.live_counter(registry)
-        for name in OTHER_PROTOCOLS:  # from the start, so that their first growth can be seen
+        self._answered: dict[tuple[ProtocolName, str, int], Counter] = {}  # looking one up by labels takes longer
+        # From the start, so that their first growth can be seen.
+        self._records: dict[tuple[ProtocolName, RecordOutcome], Counter] = {
+            (name, outcome): self.protocol_events.labels(name.value, outcome.value)
+            for name in OTHER_PROTOCOLS
+            for outcome in RecordOutcome
+        }
+        for name in OTHER_PROTOCOLS:
             self.protocol_requests.labels(name.value, 429)
-            for outcome in RecordOutcome:
-                self.protocol_events.labels(name.value, outcome.value)
         self.lease_calls = LEASE_CALLS.live_counter(registry)
         self.append_seconds = APPEND_SECONDS.live_histogram(registry, _APPEND_BOUNDS)
         self.append_group_events = APPEND_GROUP_EVENTS.live_histogram(registry, _GROUP_BOUNDS)
@@ -338,13 +343,16 @@ class IngestMetrics:
 
     def answered(self, protocol: ProtocolName, code: str, status: int) -> Counter:
         """What counts the responses of a protocol with a code and a status."""
-        if protocol is ProtocolName.EVENTS:
-            return self.answers.labels(code)
-        return self.protocol_requests.labels(protocol.value, status)
+        found = self._answered.get((protocol, code, status))
+        if found is None:
+            is_own = protocol is ProtocolName.EVENTS
+            found = self.answers.labels(code) if is_own else self.protocol_requests.labels(protocol.value, status)
+            self._answered[protocol, code, status] = found
+        return found
 
     def records(self, protocol: ProtocolName, outcome: RecordOutcome) -> Counter:
         """What counts the records of another protocol with an outcome."""
-        return self.protocol_events.labels(protocol.value, outcome.value)
+        return self._records[protocol, outcome]
 
     def refused(self, protocol: ProtocolName, code: str, status: int) -> list[Counter]:
         """What counts requests of a protocol that are refused with 429 or 503."""

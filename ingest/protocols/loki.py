@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, Final
 
@@ -55,6 +55,8 @@ TIME_NS_BYTES: Final = 40  # of that attribute as JSON, at most
 PLAIN_TIME_NS_MAX: Final = 2**63 - 1  # in the year 2262: a later time is no integer of an attribute
 LABELS_MAX: Final = 1000  # of a stream: the others are not part of its text
 KEY_CHARS_MAX: Final = 1024  # of the key for the partition: a longer text is hashed once, not for each event
+STREAMS_KEPT: Final = 256  # of each form
+KEPT_BYTES_MAX: Final = 2048  # of their labels: together a few megabytes
 PAIRS_MAX: Final = 10_000  # of structured metadata in an entry of protobuf: each costs some hundred bytes
 # Three bytes of snappy stand for 64 at most. A body that claims more is not snappy, and gets no memory.
 _SNAPPY_TIMES_MAX: Final = 22
@@ -128,23 +130,19 @@ async def _without_snappy(data: bytes, bytes_max: int, held: HeldBytes) -> bytes
 
 
 class _Stream:
-    """A stream: its labels, and the events of its entries."""
+    """The labels of a stream, and the events of its entries."""
 
-    __slots__ = (
-        "_attributes", "_builder", "_has_room", "_key", "_plain", "_received_ns", "_severity", "_source", "_text",
-    )  # fmt: skip
+    __slots__ = ("_attributes", "_has_room", "_plain", "_severity", "_source", "_text", "key")
 
-    def __init__(self, labels: dict[str, Any] | str, builder: BatchBuilder, received_ns: int) -> None:
+    def __init__(self, labels: dict[str, Any] | str) -> None:
         if isinstance(labels, str):
             self._text = labels
             labels = {LABELS_KEY: labels}
         else:
             self._text = _text_of(labels)
-        self._key = self._text
+        self.key = self._text  # decides the partition
         if len(self._text) > KEY_CHARS_MAX:
-            self._key = hashlib.blake2b(self._text.encode("utf-8", "replace"), digest_size=16).hexdigest()
-        self._builder = builder
-        self._received_ns = received_ns
+            self.key = hashlib.blake2b(self._text.encode("utf-8", "replace"), digest_size=16).hexdigest()
         self._severity = _first(labels, SEVERITY, severity_of)
         self._source = _first(labels, SOURCE, short)
         self._attributes = fitting(labels.items()) or {}
@@ -153,24 +151,21 @@ class _Stream:
         self._has_room = len(self._attributes) < ATTRIBUTES_KEYS_MAX and size < ATTRIBUTES_BYTES_MAX - TIME_NS_BYTES
         self._plain = self._event(0, "", {})
 
-    def add(self, time_ns: int | None, line: str, metadata: dict[str, Any]) -> None:
-        """Add the event of an entry. Raises BodyTooLargeError if there are too many."""
-        at_ns = time_ns or self._received_ns
-        if metadata or not self._has_room or at_ns > PLAIN_TIME_NS_MAX:
-            event = self._event(at_ns, line, metadata)
-        else:
-            # The same for an entry that has only a time and a line: most do.
-            plain = self._plain
-            event = Event(
-                plain.correlation_id,
-                self._severity or _severity_of_line(line) or "INFO",
-                message_text(line),
-                plain.source,
-                at_ns // NS_A_MS,
-                None,
-                {**self._attributes, TIME_NS_KEY: at_ns} if at_ns % NS_A_MS else self._attributes or None,
-            )
-        self._builder.add(event, key=self._key, has_time=time_ns is not None)
+    def event(self, time_ns: int, line: str, metadata: dict[str, Any]) -> Event:
+        """The event of an entry. Its attributes may be those of other events too."""
+        if metadata or not self._has_room or time_ns > PLAIN_TIME_NS_MAX:
+            return self._event(time_ns, line, metadata)
+        # The same for an entry that has only a time and a line: most do.
+        plain = self._plain
+        return Event(
+            plain.correlation_id,
+            self._severity or _severity_of_line(line) or "INFO",
+            message_text(line),
+            plain.source,
+            time_ns // NS_A_MS,
+            None,
+            {**self._attributes, TIME_NS_KEY: time_ns} if time_ns % NS_A_MS else self._attributes or None,
+        )
 
     def _event(self, time_ns: int, line: str, metadata: dict[str, Any]) -> Event:
         return event_of(
@@ -182,6 +177,38 @@ class _Stream:
             attributes=metadata.items(),
             common=self._attributes,
         )
+
+
+@lru_cache(maxsize=STREAMS_KEPT)
+def _stream_of_text(labels: bytes) -> _Stream:
+    """The stream of labels as protobuf has them."""
+    return _Stream(labels_of(labels.decode(errors="replace")))
+
+
+@lru_cache(maxsize=STREAMS_KEPT)
+def _stream_of_json(stream: bytes, labels: bytes) -> _Stream:
+    """The stream of an object of labels; else of their text, as in the older form."""
+    return _Stream(_labels(_value(stream) or _value(labels)))
+
+
+def _kept(stream_of: Any, *labels: bytes) -> _Stream:
+    """A stream, which is kept unless it is large: the same few come again and again."""
+    is_large = sum(map(len, labels)) > KEPT_BYTES_MAX
+    stream: _Stream = (stream_of.__wrapped__ if is_large else stream_of)(*labels)
+    return stream
+
+
+_Add = Callable[[int | None, str, dict[str, Any]], None]
+
+
+def _adding(builder: BatchBuilder, stream: _Stream, received_ns: int) -> _Add:
+    """The function that adds the event of an entry; it raises BodyTooLargeError if there are too many."""
+
+    def add(time_ns: int | None, line: str, metadata: dict[str, Any]) -> None:
+        event = stream.event(time_ns or received_ns, line, metadata)
+        builder.add(event, key=stream.key, has_time=time_ns is not None)
+
+    return add
 
 
 def _first(fields: dict[str, Any], names: Iterable[str], read: Callable[[object], str | None]) -> str | None:
@@ -308,19 +335,18 @@ def _json_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generat
         except NO_JSON:
             builder.rejected += 1
             continue
-        labels = _value(found.stream) or _value(found.labels)
-        stream = _Stream(_labels(labels), builder, received_ns)
+        add = _adding(builder, _kept(_stream_of_json, bytes(found.stream), bytes(found.labels)), received_ns)
         entries = (*(found.values or ()), *(found.entries or ()))
         builder.check_room(len(entries))
         for raw in entries:
             count += 1
             if count % RECORDS_A_STEP == 0:
                 yield
-            if not _add_json(stream, _value(raw)):
+            if not _add_json(add, _value(raw)):
                 builder.rejected += 1
 
 
-def _add_json(stream: _Stream, entry: Any) -> bool:
+def _add_json(add: _Add, entry: Any) -> bool:
     """Add an entry as it was decoded; False if it can't be one."""
     match entry:
         case [time, line, *more]:
@@ -331,7 +357,7 @@ def _add_json(stream: _Stream, entry: Any) -> bool:
             time, line, metadata = None, entry, {}
         case _:
             return False
-    stream.add(_time_ns(time), line if isinstance(line, str) else compact_json(line), metadata)
+    add(_time_ns(time), line if isinstance(line, str) else compact_json(line), metadata)
     return True
 
 
@@ -356,7 +382,7 @@ def _labels(value: Any) -> dict[str, Any] | str:
     return value if isinstance(value, dict) else {}
 
 
-def _value(raw: msgspec.Raw) -> Any:
+def _value(raw: msgspec.Raw | bytes) -> Any:
     """A part of the body; its text if it is no JSON by itself."""
     try:
         return _decode_any(raw)
@@ -437,16 +463,16 @@ def _stream_steps(
             entries.append((first, last))
         if count % FIELDS_A_STEP == 0:
             yield
-    stream = _Stream(labels_of(labels.decode(errors="replace")), builder, received_ns)
+    add = _adding(builder, _kept(_stream_of_text, labels), received_ns)
     for count, (first, last) in enumerate(entries, start=1):
-        if not _add_protobuf(stream, body, first, last):
+        if not _add_protobuf(add, body, first, last):
             builder.rejected += 1
         if count % RECORDS_A_STEP == 0:
             yield
     yield
 
 
-def _add_protobuf(stream: _Stream, body: bytes, start: int, end: int) -> bool:
+def _add_protobuf(add: _Add, body: bytes, start: int, end: int) -> bool:
     """Add an entry; False if it can't be read, or has too much structured metadata."""
     if body.count(_ENTRY_METADATA_TAG, start, end) > PAIRS_MAX:
         return False
@@ -457,7 +483,7 @@ def _add_protobuf(stream: _Stream, body: bytes, start: int, end: int) -> bool:
     time = entry.timestamp
     time_ns = time.seconds * 1_000_000_000 + time.nanos
     metadata = {one.name.decode(errors="replace"): one.value.decode(errors="replace") for one in entry.metadata}
-    stream.add(time_ns if time_ns > 0 else None, entry.line.decode(errors="replace"), metadata)
+    add(time_ns if time_ns > 0 else None, entry.line.decode(errors="replace"), metadata)
     return True
 
 

@@ -124,7 +124,14 @@ def fitting(
     for key, value in attributes:
         if len(kept) >= KEYS_READ_MAX:
             unread += 1
-        elif type(value) is str and _is_plain(value) and _is_plain(key) and len(key) <= KEY_CHARS_MAX:
+        elif (
+            type(value) is str
+            and value.isascii()
+            and "\0" not in value
+            and len(key) <= KEY_CHARS_MAX
+            and key.isascii()
+            and "\0" not in key
+        ):
             kept.setdefault(key, value)  # what `_add` does, for most attributes
         else:
             _add(kept, key, value, 0)
@@ -135,10 +142,6 @@ def fitting(
     if len(kept) <= ATTRIBUTES_KEYS_MAX and len(_encode(kept)) <= ATTRIBUTES_BYTES_MAX:
         return kept
     return _cut(kept, unread)
-
-
-def _is_plain(text: str) -> bool:
-    return text.isascii() and "\0" not in text
 
 
 def _add(kept: dict[str, AttributeValue], key: str, value: object, depth: int) -> None:
