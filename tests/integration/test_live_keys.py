@@ -22,7 +22,18 @@ from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import Server, free_port, postgres_server, redis_server
-from support.edge import RunningEdge, Wire, edge_settings, eventually, get, metric, post, request, sample
+from support.edge import (
+    RunningEdge,
+    Wire,
+    client_environ,
+    edge_settings,
+    eventually,
+    get,
+    metric,
+    post,
+    request,
+    sample,
+)
 from support.processes import ROOT, Program, beat, control_worker, http_status, ingest
 from support.traffic import wait_until
 
@@ -208,6 +219,24 @@ def test_the_account_is_that_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None
         assert [one["account"] for one in seen(SHOP)["accounts"]] == ["key:shop"]
         other = seen("plain")
         assert (other["requests"], other["accounts"]) == (0, [])
+
+
+def test_the_client_of_a_checkout_sends_the_key_of_its_setting(edge: RunningEdge, tmp_path: Path) -> None:
+    events = tmp_path / "events.ndjson"
+    events.write_bytes(BODY + b"\n")
+
+    def send(**variables: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "ingest.client", "--quiet", "--timeout", "20", str(events)], cwd=ROOT,
+            env={**client_environ(f"http://127.0.0.1:{edge.port}"), **variables},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    sent = send(INGEST_KEY=SHOP)
+    assert (sent.returncode, "accepted 1" in sent.stdout) == (0, True), sent.stderr
+    refused = send()
+    assert refused.returncode == 1
+    assert "401" in refused.stderr
 
 
 def test_a_process_that_knows_no_keys_is_closed_and_asks_postgresql() -> None:
