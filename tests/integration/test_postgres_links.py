@@ -11,26 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import wiring
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.rights import RIGHTS, grants
 from stack.config import environ_with
-from stack.servers import LOOPBACK, Server, free_port
+from stack.servers import LOOPBACK, Server
 from support.certificates import Authority, openssl_problem
 from support.database import ask
 from support.postgres_links import (
-    OWNER_PASSWORD,
     OWNER_URL_PASSWORD,
     Pair,
     primary_and_standby,
     tls_postgres,
     tls_programs,
 )
-from support.processes import ROOT, batches_worker, beat, control_worker
-from support.records import new_log_id, nothing, numbered_batch, record
+from support.processes import ROOT
+from support.records import new_log_id, nothing, numbered_batch
 from support.traffic import wait_until
 
 LOG = new_log_id()
@@ -67,51 +65,6 @@ def run_migrate(settings: Settings) -> "subprocess.CompletedProcess[str]":
         check=False,
         timeout=60,
     )
-
-
-def test_a_system_works_over_tls_with_a_user_that_the_migration_has_made(
-    server: Server, authority: Authority, control_redis: Server, log_redis: Server, tmp_path: Path
-) -> None:
-    # Given an empty database, and a user that does not exist yet
-    app = f"app{os.urandom(4).hex()}"
-    settings = Settings(
-        database_url=verified(f"postgresql://{app}:{APP_URL_PASSWORD}@{LOOPBACK}:{server.port}/postgres", authority),
-        migrate_database_url=verified(server.url, authority),
-        redis_url=control_redis.url,
-        event_log_url=log_redis.url,
-        key_prefix=f"t{os.urandom(4).hex()}:",
-        ingest_port=free_port(),
-    )
-    # When the schema is migrated by its command, twice
-    first, again = run_migrate(settings), run_migrate(settings)
-    assert first.returncode == 0, first.stderr
-    assert "applied 0001_events.sql" in first.stdout
-    assert f"made the role {app}" in first.stdout
-    assert again.stdout == f"granted rights to {app}\nthe schema is up to date\n"
-    # Then workers that only know that user store events
-    log = wiring.make_log(settings)
-    log.identity()
-    log.append([(number % 4, record(number)) for number in range(300)])
-    log.close()
-    own = replace(settings, migrate_database_url="")
-    programs = [batches_worker(own, tmp_path), control_worker(own, tmp_path), beat(own, tmp_path)]
-    try:
-        for program in programs:
-            program.start()
-        count = "SELECT count(*) FROM log_events"
-        wait_until(lambda: ask(own.database_url, count) == [(300,)], "all are stored", seconds_max=60)
-    finally:
-        for program in programs:
-            program.stop()
-    # And the passwords are in no output
-    said = "".join([*(program.log() for program in programs), first.stdout, first.stderr, again.stderr])
-    assert "schema_refused" not in said
-    for password in (OWNER_PASSWORD, OWNER_URL_PASSWORD, APP_PASSWORD, APP_URL_PASSWORD):
-        assert password not in said
-    # And all connections were encrypted
-    rows = ask(settings.migrate_database_url, "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) "
-               "WHERE NOT ssl AND client_addr IS NOT NULL")  # fmt: skip
-    assert rows == [(0,)]
 
 
 @pytest.mark.parametrize(

@@ -8,23 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 from kombu.exceptions import OperationalError
 
 from pipeline import wiring
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SettingsError, StoreUnavailableError
-from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import LOOPBACK, Server, free_port, redis_server
 from support.certificates import Authority, openssl_problem
-from support.processes import ROOT, batches_worker, beat, control_worker
-from support.redis_tls import PASSWORD, URL_PASSWORD, redis_tls_server, tls_program
-from support.traffic import wait_until
+from support.processes import ROOT
+from support.redis_tls import URL_PASSWORD, redis_tls_server, tls_program
 from tasks.app import make_app
-
-EVENTS = 500
 
 
 @pytest.fixture(scope="module")
@@ -61,51 +56,12 @@ def secured(servers: dict[bool, Server], authority: Authority, database_url: str
     )
 
 
-def stored(settings: Settings) -> int:
-    try:
-        with contextlib.closing(psycopg2.connect(settings.database_url)) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM log_events")
-            return int((cursor.fetchone() or (0,))[0])
-    except psycopg2.Error:
-        return 0
-
-
 def reaches_broker(settings: Settings) -> None:
     """Connect as Celery does. Raises OperationalError."""
     with make_app(settings).connection_for_write() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=5)
         channel: Any = connection.default_channel
         channel.client.ping()
-
-
-def test_events_are_stored_by_workers_that_know_redis_only_by_tls(secured: Settings, tmp_path: Path) -> None:
-    # Given events in a log with TLS
-    log = wiring.make_log(secured)
-    partitions, head = log.identity().partitions, record_head(1_700_000_000_000, "tests-1")
-    log.append(
-        [
-            (partition_of(f"c{number}", partitions), encode_record(event, head))
-            for number in range(EVENTS)
-            for event in [Event(f"c{number}", "INFO", "m", "test", 1_700_000_000_000, f"id-{number}")]
-        ]
-    )
-    # When workers and Beat run with such a control store
-    programs = [batches_worker(secured, tmp_path), control_worker(secured, tmp_path), beat(secured, tmp_path)]
-    try:
-        for program in programs:
-            program.start()
-        # Then they store the events
-        wait_until(lambda: stored(secured) == EVENTS, "all are stored", seconds_max=60)
-        assert wiring.make_control_store(secured).state().rate is not None
-    finally:
-        for program in programs:
-            program.stop()
-        log.close()
-    # And no password is in their logs, nor a warning that TLS is not verified
-    said = "".join(program.log() for program in programs)
-    assert PASSWORD not in said
-    assert URL_PASSWORD not in said
-    assert "insecure" not in said
 
 
 @pytest.mark.parametrize(
