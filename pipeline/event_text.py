@@ -38,7 +38,7 @@ def rate_text(rate: float) -> str:
 
 def limit_text(rate: float | None, weight: float | None) -> str:
     """What is set for an account; without a weight, that of the settings holds."""
-    words = "no limit" if rate is None else f"at most {rate_text(rate)}"
+    words = "no limit" if rate is None else f"at most {rate:,.10g}/s"
     return words if weight is None else f"{words}, weight {weight:g}"
 
 

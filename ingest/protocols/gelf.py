@@ -40,6 +40,7 @@ FULL_MESSAGE_CHARS_MAX: Final = 4096  # a stack trace is cut, instead of dropped
 
 RECORDS_A_STEP: Final = 20
 
+_ARRAY: Final = re.compile(rb"\[\s*+(?:\{|\]\Z)")  # of messages; "[12.5] text" is none
 _MESSAGE: Final = re.compile(rb"[^\n\0]++")  # NUL ends one in GELF over TCP
 _BLANK: Final = b"\0 \t\r\n"
 
@@ -77,7 +78,7 @@ def _steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generator[No
 
 def _pieces(body: bytes) -> Pieces:
     """The messages of a body, not decoded."""
-    if body[:1] == b"[":
+    if _ARRAY.match(body):
         rest, _ = yield from array_values(body, 1)
         if rest is not body:
             body = rest.strip(_BLANK)

@@ -1,6 +1,7 @@
-#!lua flags=allow-oom
+#!lua
 -- Store what an ingest process refused. KEYS: 1 throttle. ARGV: 1 seconds for which a slice counts; then field, slice as
 -- JSON, for each slice.
+-- No allow-oom: at the memory limit, memory is left for data that the system needs. The next report has these slices too.
 
 local server_time = redis.call('TIME')
 local now = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6

@@ -3,6 +3,7 @@
 import pytest
 import redis
 
+from pipeline.errors import StoreUnavailableError
 from pipeline.flow.refusals import SLICES_MAX, WINDOW_SECONDS, Refusals, Refused
 from pipeline.names import KEY_THROTTLE
 from stack.servers import Server
@@ -73,3 +74,15 @@ def test_what_is_old_or_can_not_be_read_does_not_count_and_goes(control_redis: S
         # When a process begins a slice, then those of processes that have ended go
         rig.throttle.report("one", {1: ONE})
         assert set(client.hkeys(key)) == {"one 0", "one 1", "newer 0"}
+
+
+def test_at_its_memory_limit_redis_takes_no_report(own_control_redis: Server) -> None:
+    rig = redis_rig(control_settings(own_control_redis.url))
+    with redis.Redis.from_url(own_control_redis.url) as client:
+        client.config_set("maxmemory", "1")
+        with pytest.raises(StoreUnavailableError):
+            rig.throttle.report("one", {0: ONE})
+        assert rig.throttle.reported() == Refusals()
+        client.config_set("maxmemory", "64mb")
+    rig.throttle.report("one", {0: ONE})
+    assert rig.throttle.reported() == ONE

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
-from pipeline.event_text import event_text
+from pipeline.event_text import event_text, limit_text
 from pipeline.flow.refusals import Refusals, Refused
 from pipeline.ports.control import AskedLimit
 from pipeline.ports.operator_store import OperatorState
@@ -78,16 +78,16 @@ def set_limit(*words: str) -> Any:
 def test_a_limit_is_set_kept_shown_and_ended(parts: Any) -> None:
     said = set_limit(ACCOUNT, "100.5", "--weight", "2", "a", "contract")["ok"]
     assert said == (
-        "Account 192.0.2.1: at most 100/s, weight 2, set by ann@host: a contract. This survives a Redis flush."
+        "Account 192.0.2.1: at most 100.5/s, weight 2, set by ann@host: a contract. This survives a Redis flush."
     )
     asked = parts.control.state().accounts[ACCOUNT]
     assert (asked.rate, asked.weight, asked.actor, asked.why) == (100.5, 2.0, "ann@host", "a contract")
     assert parts.operators.accounts == {ACCOUNT: asked}
     shown = remote.inspect_account_limits(None)
-    assert shown["ok"].startswith("192.0.2.1                at most 100/s, weight 2, set by ann@host at ")
+    assert shown["ok"].startswith("192.0.2.1                at most 100.5/s, weight 2, set by ann@host at ")
     [document] = shown["document"]
     assert (document["account"], document["rate"], document["by"]) == (ACCOUNT, 100.5, "ann@host")
-    assert event_text(parts.events.last(1)[0]) == "Account 192.0.2.1: at most 100/s, weight 2"
+    assert event_text(parts.events.last(1)[0]) == "Account 192.0.2.1: at most 100.5/s, weight 2"
     # When it ends, the settings apply again
     said = remote.clear_account_limit(None, words=(ACCOUNT, "over"), by="bob@host")["ok"]
     assert said == "The settings apply again for account 192.0.2.1: at most 50/s."
@@ -129,6 +129,13 @@ def test_invalid_figures_are_refused(parts: Any, words: tuple[str, ...], says: s
     with pytest.raises(commands.CommandError, match=says.replace("+", r"\+")):
         set_limit(*words)
     assert parts.control.state().accounts == {}
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(0.01, "0.01/s"), (0.25, "0.25/s"), (2.5, "2.5/s"), (12.5, "12.5/s"), (1000.0, "1,000/s")]
+)
+def test_a_limit_is_shown_as_it_was_set(rate: float, expected: str) -> None:
+    assert limit_text(rate, None) == f"at most {expected}"
 
 
 def test_the_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

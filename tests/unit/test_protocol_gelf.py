@@ -60,6 +60,11 @@ async def test_the_correlation_id_is_the_trace_or_the_host(fields: dict[str, Any
     assert (await one(**fields)).correlation_id == expected
 
 
+@pytest.mark.parametrize("text", ["[12345.678] usb 1-1: new device", '["x"] y', "[1] a [2]", "[]: empty"])
+async def test_text_that_begins_like_an_array_is_one_message(text: str) -> None:
+    assert [event.message for event in (await batch_of(text.encode())).events] == [text]
+
+
 async def test_events_without_a_trace_are_spread() -> None:
     body = b'{"short_message":"a","host":"vm"}\n{"short_message":"b","host":"vm","_trace_id":"t"}'
     assert (await batch_of(body)).partition_keys == ["vm#0", "t"]
