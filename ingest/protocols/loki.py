@@ -23,7 +23,7 @@ from ingest.errors import BodyTooLargeError, MalformedBodyError, error_response
 from ingest.framing import without_mark
 from ingest.held_bodies import HeldBytes
 from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
-from ingest.protocols.json_records import short
+from ingest.protocols.json_records import has_many_values, short, text_record
 from ingest.protocols.json_values import NO_JSON, repaired
 from ingest.protocols.records import (
     NS_A_MS,
@@ -57,6 +57,7 @@ LABELS_MAX: Final = 1000  # of a stream: the others are not part of its text
 KEY_CHARS_MAX: Final = 1024  # of the key for the partition: a longer text is hashed once, not for each event
 STREAMS_KEPT: Final = 256  # of each form
 KEPT_BYTES_MAX: Final = 2048  # of their labels: together a few megabytes
+SMALL_BYTES: Final = 8 * 1024  # decoded in a millisecond, whatever it has
 PAIRS_MAX: Final = 10_000  # of structured metadata in an entry of protobuf: each costs some hundred bytes
 # Three bytes of snappy stand for 64 at most. A body that claims more is not snappy, and gets no memory.
 _SNAPPY_TIMES_MAX: Final = 22
@@ -188,7 +189,7 @@ def _stream_of_text(labels: bytes) -> _Stream:
 @lru_cache(maxsize=STREAMS_KEPT)
 def _stream_of_json(stream: bytes, labels: bytes) -> _Stream:
     """The stream of an object of labels; else of their text, as in the older form."""
-    return _Stream(_labels(_value(stream) or _value(labels)))
+    return _Stream(_labels(_part(stream) or _part(labels)))
 
 
 def _kept(stream_of: Any, *labels: bytes) -> _Stream:
@@ -316,6 +317,7 @@ class _JsonStream(msgspec.Struct):
 
 _decode_push = msgspec.json.Decoder(_JsonPush).decode
 _decode_stream = msgspec.json.Decoder(_JsonStream).decode
+_decode_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def _json_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generator[None, None, None]:
@@ -342,7 +344,7 @@ def _json_steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generat
             count += 1
             if count % RECORDS_A_STEP == 0:
                 yield
-            if not _add_json(add, _value(raw)):
+            if not _add_json(add, _entry(raw)):
                 builder.rejected += 1
 
 
@@ -380,6 +382,23 @@ def _labels(value: Any) -> dict[str, Any] | str:
     if isinstance(value, str):
         return labels_of(value)
     return value if isinstance(value, dict) else {}
+
+
+def _entry(raw: msgspec.Raw) -> Any:
+    """An entry. Of one with many values, each part is decoded by itself: these may be brackets in its line."""
+    if len(raw) <= SMALL_BYTES or not has_many_values(bytes(raw)):
+        return _value(raw)
+    try:
+        return [_part(part) for part in _decode_parts(raw)[:3]]
+    except NO_JSON:
+        return _part(raw)
+
+
+def _part(raw: msgspec.Raw | bytes) -> Any:
+    """A part of the body; only its text if it has many values, since decoding it would take long."""
+    if len(raw) > SMALL_BYTES and (text := bytes(raw))[:1] != b'"' and has_many_values(text):
+        return text_record(text)["message"]
+    return _value(raw)
 
 
 def _value(raw: msgspec.Raw | bytes) -> Any:

@@ -493,6 +493,23 @@ async def test_millions_of_empty_fields_are_no_millions_of_objects() -> None:
     assert batch.rejected == 1
 
 
+@pytest.mark.parametrize("vast", [[[]] * 5001, {"a": [{}] * 5001}], ids=["array", "object"])
+async def test_a_vast_part_of_an_entry_is_not_decoded(vast: Any) -> None:
+    # Given an entry whose line has many brackets, and whose metadata has many values
+    line = json.dumps({"level": "error", "a": [[]] * 5001})
+    assert (await one(line)).message == line
+    # When it is decoded
+    event = await one(line, vast)
+    # Then the line is kept, and the metadata is a text without room
+    assert event.message == line
+    assert event.attributes is not None
+    assert event.attributes[DROPPED_KEY] == 1
+    # And so it is with labels, and with an entry that is an object: all of it is the message
+    assert (await one("a", stream={"a": vast})).message == "a"
+    [event] = (await batch_of(json_push({"line": "a", "x": [[]] * 5001}))).events
+    assert event.message.startswith('{"line": "a"')
+
+
 async def test_a_large_body_is_decoded_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Counter[str]()
     run = Decoding.run
