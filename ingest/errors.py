@@ -115,7 +115,8 @@ class KeyRefusedError(SluiceError):
     """The request was refused for its API key."""
 
     def __init__(self, reason: KeyRefusal) -> None:
-        super().__init__(reason.words)
+        # The words are fixed: looking for secrets in them would only make a 401 more expensive.
+        Exception.__init__(self, reason.words)
         self.reason = reason
 
 

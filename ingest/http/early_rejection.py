@@ -123,7 +123,6 @@ class EarlyRejection:
             try:
                 tally = client.tally_of_key(fields.get("x-api-key"), fields.get("authorization"), self._codec.name)
             except KeyRefusedError as refusal:
-                self._metrics.key_refusals.labels(refusal.reason.value).inc()
                 return self._respond(self._to_key(refusal, fields), name), length
             held = self._held(tally, seconds)
         level = gate.level_of(fields.get("priority"))
@@ -160,9 +159,11 @@ class EarlyRejection:
             row, made = row_of(refusal), self._make(refusal, fields)
             found = self._by_key[refusal.reason, form] = _Responses([_encoded(one) for one in made])
             status, metrics, name = made[0].status, self._metrics, self._codec.name
-            found.counters = (
-                metrics.refused(name, row.code, status) if row.retryable else [metrics.answered(name, row.code, status)]
-            )
+            answered = metrics.answered(name, row.code, status)
+            found.counters = [
+                metrics.key_refusals.labels(refusal.reason.value),
+                *(metrics.refused(name, row.code, status) if row.retryable else [answered]),
+            ]
         return found
 
     def _responses_to(self, level: Level, held: Tally | None, fields: Mapping[str, str]) -> _Responses | None:
