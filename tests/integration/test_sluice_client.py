@@ -44,7 +44,11 @@ def program(script: str, url: str, *arguments: object) -> "subprocess.Popen[str]
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     with process:
-        out, err = process.communicate(timeout=SECONDS_MAX)
+        try:
+            out, err = process.communicate(timeout=SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
     return process.returncode, out, err
 
 

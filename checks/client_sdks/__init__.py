@@ -1,0 +1,1 @@
+"""What Python SDKs do with events when their server does not take them: `python -m checks.client_sdks`."""
