@@ -158,6 +158,10 @@ class Collector:
         try:
             entries, size = await _records(batch, head, self._appender.partitions)
             await self._appender.append(entries, size)
+        except asyncio.CancelledError:
+            if not entries:  # the client left before the append began
+                self._entrance.give_back(tally, len(batch.events))
+            raise
         except LogPartialError as error:
             unconfirmed = [index for index, (part, _) in enumerate(entries) if part in error.failures]
             failures = [error.failures[entries[index][0]] for index in unconfirmed]

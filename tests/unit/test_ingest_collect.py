@@ -243,3 +243,23 @@ async def test_a_body_that_was_read_and_refused_counts_with_its_events(
     response = await rig.collect(request)
     assert (response.body, request.was_read) == (b"RateLimitedError", True)
     assert request.tally.take_refused() == {"rate": Refused(1, 2)}
+
+
+async def test_a_client_that_leaves_while_its_records_are_made_pays_for_none(
+    start: Callable[..., Awaitable[Rig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.collect.RECORDS_AT_ONCE", 2)
+    rig = await start(rate_min=10_000, rate_max=10_000)
+    assert (await rig.collect(WordsRequest(b"first"))).status == 204  # from now on it has a lease
+    given_back: list[int] = []
+    monkeypatch.setattr(rig.admission, "give_back", given_back.append)
+    # Given a body that was admitted, and of which the first records are made
+    task = asyncio.create_task(rig.collect(WordsRequest(b"a b c d e f g h")))
+    await asyncio.sleep(0)
+    # When its client leaves
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    # Then nothing is stored, and its tokens are there for others
+    assert given_back == [8]
+    assert rig.stored() == ["first"]
