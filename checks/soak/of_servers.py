@@ -13,6 +13,7 @@ from typing import Any, cast
 import psutil
 import redis
 
+from checks.loadgen.proxy import Proxy
 from checks.soak.fault import Effect, Fault
 from checks.soak.found import Place, Stored
 from checks.soak.of_processes import status_of
@@ -21,7 +22,6 @@ from checks.soak.rig import LOG_MEMORY, SMALL_DISK_BYTES_MAX, Rig
 from checks.soak.windows import Part
 from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM
 from stack.servers import Server, free_port, redis_server
-from support.proxy import Proxy
 
 Which = Callable[[Rig], Server]
 # What a server's fault disturbs, by the name of the server, or of the link to it.

@@ -22,6 +22,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from checks.loadgen.proxy import Proxy
 from checks.soak.pooler import pooler
 from pipeline import wiring
 from pipeline.errors import LogUnavailableError, SluiceError
@@ -32,7 +33,6 @@ from stack.servers import LOOPBACK, Server, free_port, kafka_server, postgres_se
 from support.clocks import SteppableClock, fake_time_library
 from support.pooler import pgbouncer_program
 from support.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
-from support.proxy import Proxy
 from tasks.context import WorkerContext
 
 # Time-outs as short as they may be, so that each fault lasts for seconds instead of minutes. What they are relative

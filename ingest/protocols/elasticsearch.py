@@ -41,6 +41,8 @@ _COMPATIBLE: Final = re.compile(r"application/vnd\.elasticsearch\+(?:x-nd)?json 
 _SHIPPERS: Final = re.compile(r"(?:elastic|opensearch|logstash|vector|fluent|go-elasticsearch|\w*beat\b)", re.I)
 _FIELDS: Final = (("_index",), ("_id",), ("result",), ("status",), ("error", "type"), ("error", "reason"))
 _OPS: Final = ("index", "create", "update", "delete")
+# winston-elasticsearch adds fields after it, which Elasticsearch ignores too.
+_FIRST_IS_OP: Final = re.compile(rb'\s*\{\s*"(?:%s)"\s*:' % "|".join(_OPS).encode())
 _PATHS: Final[tuple[Path, ...]] = (
     ("took",),
     ("errors",),
@@ -60,8 +62,8 @@ class Target(msgspec.Struct, rename={"index": "_index", "id": "_id"}):
     id: str | int | float | bool | None = None
 
 
-class Action(msgspec.Struct, forbid_unknown_fields=True):
-    """The line before a document: exactly one of these."""
+class Action(msgspec.Struct):
+    """The line before a document: exactly one of these, and it comes first."""
 
     index: Target | None = None
     create: Target | None = None
@@ -205,7 +207,7 @@ def _maker(kept: frozenset[Path], op: str) -> Callable[[str, str | None, Event |
 
 def _action(line: bytes) -> tuple[str, Target] | None:
     """The kind and the target of an action; None if the line is none."""
-    if len(line) > ACTION_BYTES_MAX:
+    if len(line) > ACTION_BYTES_MAX or not _FIRST_IS_OP.match(line):
         return None
     try:
         action = _decode_action(line)

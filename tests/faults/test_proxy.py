@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from checks.loadgen.proxy import Proxy
 from support.event_logs import eventually
-from support.proxy import Proxy
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,9 +13,9 @@ import opensearchpy
 import opensearchpy.helpers
 import pytest
 
+from checks.loadgen.proxy import Proxy
 from ingest.protocols.elasticsearch import VERSIONS
-from support.edge import RunningEdge, eventually, get, metric, post, request, running_edge, sample, send
-from support.proxy import Proxy
+from support.edge import RunningEdge, eventually, get, metric, post, request, restarted, running_edge, sample, send
 
 PATIENT: dict[str, Any] = {"chunk_size": 20, "max_retries": 50, "initial_backoff": 0.1, "max_backoff": 1}
 BEGAN = datetime(2026, 11, 26, tzinfo=UTC)
@@ -142,6 +143,28 @@ def test_all_is_stored_once_through_a_rate_limit_and_a_lost_answer(name: str) ->
         assert proxy.counts.swallowed == 1
         assert sent_by("es", limited) == sent("es", 60)
         assert metric(limited.port, 'sluice_ingest_protocol_requests_total{protocol="elasticsearch",status="429"}') > 0
+
+
+def test_a_call_that_a_restart_of_ingest_breaks_is_repeated_and_stored_once() -> None:
+    # Given a program that repeats its call, as docs/protocols/elasticsearch.md recommends, with ids of its own
+    wanted = [document | {"_id": f"{uuid.uuid4()}"} for document in documents("again", 100)]
+    with running_edge() as edge, contextlib.ExitStack() as stack:
+
+        def paced() -> Iterator[dict[str, Any]]:
+            yield from wanted[:50]
+            edge.stop()
+            yield from wanted[50:]
+
+        client = stack.enter_context(elastic(edge.port))
+        with pytest.raises(elasticsearch.ConnectionError):
+            elasticsearch.helpers.bulk(client, paced(), **PATIENT)
+        assert 0 < len(sent_by("again", edge)) < 100
+        # When ingest runs again
+        stack.enter_context(restarted(edge))
+        assert elasticsearch.helpers.bulk(client, wanted, **PATIENT) == (100, [])
+        # Then the log has some documents twice with one id, and the drain stores one of them
+        assert len(edge.records()) > 100
+        assert sent_by("again", edge) == sent("again", 100)
 
 
 def test_a_refusal_is_whole_and_says_when_to_come_back() -> None:

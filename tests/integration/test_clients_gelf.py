@@ -12,9 +12,9 @@ import graypy
 import pygelf
 import pytest
 
+from checks.loadgen.proxy import Proxy
 from pipeline.clock import SystemClock
 from support.edge import RunningEdge, Wire, eventually, metric, request, running_edge, send
-from support.proxy import Proxy
 
 # The handlers leave their sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")

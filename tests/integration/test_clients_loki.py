@@ -16,9 +16,9 @@ from logging_loki.emitter import LokiEmitter
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
+from checks.loadgen.proxy import Proxy
 from support.edge import RunningEdge, Wire, eventually, metric, request, running_edge, send
 from support.loki import entry, push, stream
-from support.proxy import Proxy
 
 PATH = "/loki/api/v1/push"
 NS = 1_795_677_435_213_000_000

@@ -16,9 +16,9 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 
+from checks.loadgen.proxy import Proxy
 from support.clients import recorded
-from support.edge import RunningEdge, eventually, metric, post, request, running_edge, send
-from support.proxy import Proxy
+from support.edge import RunningEdge, eventually, metric, post, request, restarted, running_edge, send
 
 PROTOBUF = "application/x-protobuf"
 
@@ -40,8 +40,8 @@ class Program:
         self.provider.add_log_record_processor(processor)
         self.logger = self.provider.get_logger("shop.orders")
 
-    def log(self, count: int) -> None:
-        for number in range(count):
+    def log(self, count: int, *, first: int = 0) -> None:
+        for number in range(first, first + count):
             self.logger.emit(
                 timestamp=1_795_677_652_630_376_419 + number,
                 severity_number=SeverityNumber.WARN,
@@ -106,6 +106,22 @@ def test_the_sdk_repeats_what_was_stored_without_an_answer_and_it_is_stored_once
     # Then the same events came again, with the same ids
     assert len(edge.records()) >= 40
     assert stored(edge) == {f"order {number}": 1 for number in range(20)}
+
+
+def test_the_sdk_goes_on_after_a_restart_of_ingest_and_loses_nothing(
+    edge: RunningEdge, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = Program(edge.port, timeout=60)
+    program.log(60)
+    eventually(lambda: len(edge.records()) == 60, "the first records are stored", seconds_max=30)
+    # Given records for which there is no ingest, so that the SDK waits before it repeats
+    edge.stop()
+    program.log(60, first=60)
+    eventually(lambda: "retrying" in caplog.text, "the SDK has found no server", seconds_max=30)
+    with restarted(edge):
+        program.log(60, first=120)
+        program.end()
+    assert stored(edge) == {f"order {number}": 1 for number in range(180)}
 
 
 @pytest.mark.parametrize("name", ["go-otelcol-proto-0", "go-otelcol-json-0", "js-otlp-json-0", "c-fluentbit-otel-0"])

@@ -9,8 +9,8 @@ import pytest
 import requests
 from splunk_handler import SplunkHandler
 
+from checks.loadgen.proxy import Proxy
 from support.edge import RunningEdge, eventually, get, metric, post, request, running_edge, sample, send
-from support.proxy import Proxy
 
 EVENT = "/services/collector/event"
 

@@ -275,6 +275,16 @@ def running_edge(log: EventLog | None = None, **changes: Any) -> Iterator[Runnin
         edge.stop()
 
 
+@contextlib.contextmanager
+def restarted(edge: RunningEdge) -> Iterator[RunningEdge]:
+    """Another ingest in the place of one that was stopped. `edge.records()` has the events of both."""
+    again = RunningEdge(edge.settings, edge.memory_log, edge.control).start()
+    try:
+        yield again
+    finally:
+        again.stop()
+
+
 def eventually(condition: Callable[[], bool], what: str, *, seconds_max: float = 10.0) -> None:
     """Wait until a condition holds; a server that does not listen yet counts as one that does not hold."""
     deadline = time.monotonic() + seconds_max

@@ -270,6 +270,19 @@ async def test_the_answer_has_the_items_in_their_order_under_the_same_operation(
     assert (last["create"]["_index"], last["create"]["status"]) == ("c", 201)
 
 
+async def test_an_action_is_known_by_its_first_field() -> None:
+    answer = await answered(
+        {"index": {"_index": "a", "pipeline": None}, "attempts": 3},  # winston-elasticsearch
+        {"message": "1"},
+        b' { "create" : {"_index": "b"}, "x": {"index": 1} }',
+        {"message": "2"},
+        {"attempts": 3, "index": {"_index": "c"}},  # a document may have such a field
+        {"message": "3"},
+    )
+    statuses = [(op, item["status"]) for one in answer["items"] for op, item in one.items()]
+    assert statuses == [("index", 201), ("create", 201), ("index", 400)]
+
+
 async def test_what_is_not_stored_is_counted() -> None:
     lines: tuple[Any, ...] = ({"delete": {}}, {"index": {}}, b"[]", {"index": {}}, {"message": "m"}, {"index": {}})
     batch, _ = await accepted(CODEC, Sent(body_of(*lines)))
