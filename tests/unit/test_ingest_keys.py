@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import itertools
 import timeit
 from collections.abc import Iterable
 from hashlib import sha256
@@ -29,6 +30,7 @@ from pipeline.store.memory import MemoryKeyMirror, MemoryServer
 
 SHOP, SHOP_ID = make_key()
 OTHER, OTHER_ID = make_key()
+_NUMBERS = itertools.count()
 EVENTS = ProtocolName.EVENTS
 
 
@@ -77,6 +79,7 @@ def rig() -> Rig:
         f"Basic {coded('tenant-7:' + SHOP)}",
         f"Basic {coded(':' + SHOP)}",
     ],
+    ids=["Bearer", "bearer, two spaces", "Splunk", "ApiKey", "ApiKey, coded", "Basic, a user", "Basic, no user"],
 )
 def test_a_key_is_found_in_each_form(rig: Rig, authorization: str) -> None:
     assert rig.account(None, authorization) == "key:shop"
@@ -105,6 +108,7 @@ def test_a_key_is_found_in_each_form(rig: Rig, authorization: str) -> None:
         f"ApiKey {coded('id:')}",
         "Bearer \udcff",  # a byte that is not UTF-8
     ],
+    ids=lambda _: f"no key {next(_NUMBERS)}",  # without the key, which is another one in each process of pytest
 )
 def test_anything_else_is_no_key(rig: Rig, authorization: str) -> None:
     refusal = rig.refusal(None, authorization)
