@@ -116,8 +116,14 @@ class PostgresSchema:
         return missing_migrations(self._settings)
 
     def give_rights(self, user_url: str) -> str | None:
-        with contextlib.closing(connect(self._settings)) as connection:
-            return give_rights(connection, user_url)
+        with contextlib.closing(connect(self._settings)) as connection, connection.cursor() as cursor:
+            try:
+                _begin(cursor, _LOCK_SECONDS_MAX)  # of two that grant at once, one would fail
+                done = give_rights(cursor, user_url)
+                cursor.execute("COMMIT")
+            except psycopg2.Error as error:
+                raise SinkUnavailableError(" ".join(str(error).split())) from error
+            return done
 
 
 @contextlib.contextmanager

@@ -443,6 +443,20 @@ SELECT count(*) FROM gone;
 -- name: role_exists
 SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %(role)s), current_database(), current_schema();
 
+-- name: missing_rights
+SELECT ARRAY(
+    SELECT privilege || ' on ' || table_name
+    FROM unnest(%(tables)s::text[], %(rights)s::text[]) AS needed (table_name, privilege)
+    WHERE NOT has_table_privilege(%(role)s::name, table_name, privilege)
+    UNION ALL
+    SELECT privilege || ' on the database'
+    FROM unnest(ARRAY['CONNECT', 'TEMPORARY']) AS needed (privilege)
+    WHERE NOT has_database_privilege(%(role)s::name, current_database(), privilege)
+    UNION ALL
+    SELECT 'USAGE on the schema ' || current_schema()
+    WHERE NOT has_schema_privilege(%(role)s::name, current_schema(), 'USAGE')
+);
+
 -- name: has_schema_migrations
 SELECT to_regclass('schema_migrations') IS NOT NULL;
 

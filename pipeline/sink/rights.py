@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import psycopg2
 from psycopg2.extensions import encrypt_password, parse_dsn
+from psycopg2.sql import SQL, Identifier, Literal
 
 from pipeline.errors import SchemaError
 from pipeline.sink.queries import query
@@ -45,27 +46,34 @@ def grants(role: str, *, database: str, schema: str) -> list[str]:
     ]
 
 
-def give_rights(connection: Any, user_url: str) -> str | None:
+def give_rights(cursor: Any, user_url: str) -> str | None:
     """Grant the user of a URL its rights, and make it if it is missing; the password of an existing one stays.
 
-    Returns what was done in words; None if the connection has that user itself. Raises SchemaError.
+    In the caller's transaction. Returns what was done in words; None if the connection has that user itself. Raises
+    SchemaError.
     """
     user = parse_dsn(user_url)
     role = user.get("user")
     if role is None:
         raise SchemaError("DATABASE_URL names no user who could get rights")
-    if role == connection.info.user:
+    if role == cursor.connection.info.user:
         return None
-    with connection.cursor() as cursor:
-        try:
-            cursor.execute(query("role_exists"), {"role": role})
-            is_there, database, schema = cursor.fetchone()
-            if not is_there:
-                _make_role(cursor, role, user.get("password"))
-            for statement in grants(role, database=database, schema=schema):
-                cursor.execute(statement)
-        except psycopg2.Error as error:
-            raise SchemaError(f"the role {role} can't get its rights: {' '.join(str(error).split())}") from error
+    try:
+        cursor.execute(query("role_exists"), {"role": role})
+        is_there, database, schema = cursor.fetchone()
+        if not is_there:
+            _make_role(cursor, role, user.get("password"))
+        for statement in grants(role, database=database, schema=schema):
+            cursor.execute(statement)
+        cursor.execute(query("missing_rights"), {"role": role, **needed_rights()})
+        [missing] = cursor.fetchone()
+    except psycopg2.Error as error:
+        raise SchemaError(f"the role {role} can't get its rights: {' '.join(str(error).split())}") from error
+    if missing:  # PostgreSQL only warns if somebody grants a right that is not his to grant
+        raise SchemaError(
+            f"the role {role} can't get its rights: the role of MIGRATE_DATABASE_URL may not grant "
+            f"{', '.join(missing)}; their owner may"
+        )
     return f"{'granted rights to' if is_there else 'made the role'} {role}"
 
 
@@ -74,7 +82,7 @@ def _make_role(cursor: Any, role: str, password: str | None) -> None:
         raise SchemaError(f"there is no role {role}, and DATABASE_URL has no password for it: CREATE ROLE {role} LOGIN")
     # Encrypted here: PostgreSQL may log statements.
     secret = encrypt_password(password, role, cursor.connection, "scram-sha-256")
-    cursor.execute(f"CREATE ROLE {_quoted(role)} LOGIN PASSWORD %s", (secret,))
+    cursor.execute(SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(Identifier(role), Literal(secret)))
 
 
 def _quoted(name: str) -> str:

@@ -3,6 +3,8 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import psycopg2
 import pytest
@@ -18,8 +20,10 @@ from contract.test_sink import (  # collected here too, on the bench below
     test_too_many_dead_letters_in_a_batch_roll_it_back,
 )
 
+from pipeline.errors import SchemaError
+from pipeline.keys import ApiKey
 from pipeline.names import PauseReason
-from pipeline.ports.control import AskedPause, Bands, Override
+from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override
 from pipeline.settings import Settings
 from pipeline.sink.dead_letters import PostgresDeadLetters
 from pipeline.sink.known_logs import PostgresKnownLogs
@@ -96,6 +100,20 @@ def test_what_operators_set_is_kept_and_deleted(user_url: str) -> None:
         assert facts.connections == 1
 
 
+def test_keys_and_limits_of_accounts_are_kept_and_deleted(user_url: str) -> None:
+    with contextlib.closing(PostgresOperatorStore(Session(Settings(database_url=user_url)))) as store:
+        key = ApiKey("0123abcd", "shop", "0" * 64, (), None, "ada", "why", 1.0)
+        store.save_key(key)
+        store.save_key(key)
+        assert store.load_keys().keys == (key,)
+        assert store.delete_keys([key.id]) == 1
+        for rate in (5.0, 6.0):
+            store.save_account_limit(AskedLimit("key:shop", rate, None, "ada", "why", 1.0))
+        assert [one.rate for one in store.load().accounts] == [6.0]
+        store.delete_account_limit("key:shop")
+        assert store.load().accounts == []
+
+
 def test_the_duties_of_the_controller_and_replays_work(user_url: str) -> None:
     settings = Settings(database_url=user_url)
     with contextlib.closing(PostgresSink(settings)) as sink, contextlib.closing(PostgresSink(settings)) as stuck:
@@ -143,3 +161,44 @@ def test_a_right_that_is_missing_is_named(user_url: str, database_url: str) -> N
         # A table that came with a newer migration gets its rights by the next `migrate`
         assert PostgresSchema(Settings(database_url=database_url)).give_rights(user_url) == f"granted rights to {role}"
         sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing)
+
+
+@pytest.fixture
+def owner(database_url: str) -> Iterator[Settings]:
+    """The owner's settings of a migrated database; roles that have rights in it afterwards are dropped."""
+    before = set(ask(database_url, "SELECT rolname FROM pg_roles"))
+    settings = Settings(database_url=database_url)
+    migrate(settings)
+    yield settings
+    for (role,) in set(ask(database_url, "SELECT rolname FROM pg_roles")) - before:
+        quoted = '"' + role.replace('"', '""') + '"'
+        ask(database_url, f"DROP OWNED BY {quoted}")
+        ask(database_url, f"DROP ROLE {quoted}")
+
+
+@pytest.mark.parametrize("name", ['x"; DROP TABLE log_events; --', "50%s %(role)s", "ü ' \\", "n" * 70, "Group"])
+def test_any_name_of_a_user_is_a_name(owner: Settings, name: str) -> None:
+    user_url = owner.database_url.replace("//sluice@", f"//{quote(name, safe='')}:x@")
+    schema = PostgresSchema(owner)
+    assert schema.give_rights(user_url) == f"made the role {name}"
+    assert schema.give_rights(user_url) == f"granted rights to {name}"
+    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as sink:
+        sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing)
+
+
+def test_several_that_grant_at_once_do_no_harm(owner: Settings) -> None:
+    role = f"r{os.urandom(6).hex()}"
+    user_url = owner.database_url.replace("//sluice@", f"//{role}:x@")
+    with ThreadPoolExecutor(8) as threads:
+        said = list(threads.map(lambda _: PostgresSchema(owner).give_rights(user_url), range(8)))
+    assert sorted(map(str, said)) == [*[f"granted rights to {role}"] * 7, f"made the role {role}"]
+
+
+def test_rights_that_are_not_ones_own_to_grant_are_named(owner: Settings) -> None:
+    # Given a role that may use the tables, and does not own them: to its grants PostgreSQL only says a warning
+    role, other = (f"r{os.urandom(6).hex()}" for _ in range(2))
+    user_url = owner.database_url.replace("//sluice@", f"//{role}:x@")
+    PostgresSchema(owner).give_rights(user_url)
+    ask(owner.database_url, f"CREATE ROLE {other} LOGIN")
+    with pytest.raises(SchemaError, match=f"{other} can't get its rights: .* may not grant SELECT on log_events, .*"):
+        PostgresSchema(Settings(database_url=user_url)).give_rights(user_url.replace(role, other))
