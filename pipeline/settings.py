@@ -9,12 +9,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 from urllib.parse import parse_qs, urlsplit
 
-from pipeline.account import account_named
+from pipeline.account import account_named, is_loopback
 from pipeline.errors import SettingsError
 from pipeline.logs import FORMATS, LEVELS
 from pipeline.names import SinkName
@@ -1051,21 +1051,14 @@ def _kafka_problems(settings: Settings) -> Iterator[str]:
         yield f"KAFKA_SASL_MECHANISM={mechanism} needs KAFKA_USER and KAFKA_PASSWORD (or KAFKA_PASSWORD_FILE)"
     if not mechanism and (settings.kafka_user or settings.kafka_password):
         yield "KAFKA_USER or KAFKA_PASSWORD is set, and KAFKA_SASL_MECHANISM is not"
-    if mechanism == "PLAIN" and files is None and not _is_loopback(settings.event_log_url):
+    if mechanism == "PLAIN" and files is None and not _is_on_loopback(settings.event_log_url):
         yield (
             "KAFKA_SASL_MECHANISM=PLAIN would send the password unencrypted: EVENT_LOG_URL must begin with "
             "kafka+ssl://, or use SCRAM-SHA-512"
         )
 
 
-def _is_loopback(url: str) -> bool:
+def _is_on_loopback(url: str) -> bool:
     """Whether all hosts of a URL are this machine."""
     hosts = (urlsplit(f"//{host}").hostname or "" for host in urlsplit(url).netloc.split(","))
-    return all(host == "localhost" or _is_loopback_address(host) for host in hosts)
-
-
-def _is_loopback_address(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return all(is_loopback(host) for host in hosts)

@@ -7,9 +7,10 @@ import struct
 from collections.abc import Generator, Iterator
 from typing import Final
 
+from pipeline.account import is_loopback
 from pipeline.clock import Clock
 from pipeline.log.kafka_encoding import ResponseReader, blob, string
-from pipeline.log.kafka_security import KafkaRefusedError, KafkaSecurity, Sasl
+from pipeline.log.kafka_security import PLAIN, KafkaRefusedError, KafkaSecurity, Sasl
 
 CLIENT_ID: Final = "sluice"
 FRAME_BYTES_MAX: Final = 16 << 20  # of a response; those requested here have some kilobytes
@@ -103,6 +104,12 @@ class KafkaLink:
 
     def _authenticate(self, sasl: Sasl, deadline: float) -> None:
         """Authenticate by SASL. Raises OSError, ValueError, KafkaRefusedError."""
+        # The settings refuse this for EVENT_LOG_URL; but a broker there can name brokers on other machines.
+        if sasl.mechanism == PLAIN and self._security.context is None and not is_loopback(self._address[0]):
+            raise KafkaRefusedError(
+                "KAFKA_SASL_MECHANISM=PLAIN would send it the password unencrypted: EVENT_LOG_URL must begin with "
+                "kafka+ssl://, or use SCRAM-SHA-512"
+            )
         answer = self._exchange(_SASL_HANDSHAKE, string(sasl.mechanism), deadline)
         error, mechanisms = answer.int16(), answer.array(answer.string)
         if error == _UNKNOWN_MECHANISM:

@@ -1,7 +1,11 @@
 """What this client says to a broker to authenticate itself."""
 
+import socket
+
 import pytest
 
+from pipeline.clock import SystemClock
+from pipeline.log.kafka_link import KafkaLink
 from pipeline.log.kafka_security import KafkaRefusedError, KafkaSecurity, Sasl
 from pipeline.settings import Settings
 
@@ -62,6 +66,21 @@ def test_a_password_is_in_no_representation() -> None:
         "sasl_plain_password": "hunter2",
     }
     assert "hunter2" not in f"{settings!r} {security!r}"
+
+
+def test_plain_sends_no_password_unencrypted_to_another_machine() -> None:
+    # Given a broker whose address is not one of this machine as it is written, though it is
+    security = KafkaSecurity(sasl=Sasl("PLAIN", "u", "hunter2"))
+    clock = SystemClock()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = ("127.1", server.getsockname()[1])
+        with pytest.raises(KafkaRefusedError, match="would send it the password unencrypted"):
+            KafkaLink(address, security, clock, clock.monotonic() + 5)
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(5)
+            # Then nothing was sent
+            assert connection.recv(100) == b""
 
 
 def test_without_settings_nothing_is_encrypted_or_authenticated() -> None:
