@@ -56,7 +56,7 @@ checked at the start: an invalid setting is refused with its name, its value and
 
 A user or a password in a URL is percent-encoded: `%` is `%25`, `@` is `%40`, `/` is `%2F`. No log line, error or page
 shows a password. {secrets} can also be in a file: add `_FILE` to the name, as in `{example}_FILE=/run/secrets/x`. The
-value is the file's only line; it is read once, at the start.
+value is the file's only line; it is read once, at the start. Only `./run.sh` takes no file for an address.
 
 Variables of other programs change nothing: `CELERY_…` and `PG…` are removed at the start, with one line that names
 them. Only `PGPASSWORD` and `PGPASSFILE` are kept, for a password that should not be in a URL. Other options of

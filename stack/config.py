@@ -38,6 +38,7 @@ def free_ports() -> dict[str, str]:
 
 
 _URLS: Final = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")
+_URL_FILES: Final = tuple(f"{name}_FILE" for name in _URLS)
 _BOOTSTRAP: Final = "KAFKA_BOOTSTRAP_SERVERS"
 
 
@@ -49,7 +50,7 @@ def environ_of_its_own(**variables: str) -> Iterator[dict[str, str]]:
     measurement must not use them. Afterwards it restores the old environment.
     """
     before, ours = dict(os.environ), free_ports() | variables
-    for name in (*_URLS, _BOOTSTRAP, SYSTEM_VARIABLE):
+    for name in (*_URLS, *_URL_FILES, _BOOTSTRAP, SYSTEM_VARIABLE):
         os.environ.pop(name, None)
     surroundings.clear(os.environ)
     os.environ.update(ours)
@@ -69,6 +70,7 @@ def environ_of(settings: Settings) -> dict[str, str]:
 def environ_with(settings: Settings) -> dict[str, str]:
     """This process' environment with exactly these settings: for a process of Sluice that it starts."""
     names = {name.upper() for name in vars(settings)}
+    names |= {f"{name}_FILE" for name in names}
     return {name: value for name, value in os.environ.items() if name not in names} | environ_of(settings)
 
 
@@ -100,6 +102,12 @@ class StackConfig:
             if re.search(r"%|\s[;#]|\n", str(folder)):  # special characters in supervisor's configuration
                 raise ServerError(f"supervisor can't work in a folder with %, or ; or # after a space: {str(folder)!r}")
         ports = {name: _number(source, name, default, 65535) for name, default in _PORTS.items()}
+        in_files = [name for name in _URL_FILES if source.get(name)]
+        if in_files:
+            raise ServerError(
+                f"{' and '.join(in_files)} can't be used here: ./run.sh takes the address of a server as it is, in "
+                f"{', '.join(name.removesuffix('_FILE') for name in in_files)}"
+            )
         own = _own_urls(home, ports)
         given = {name: source[name] for name in _URLS if source.get(name) and source[name] not in own}
         _refuse_those_of_another(home, source, given)

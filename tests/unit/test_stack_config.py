@@ -114,6 +114,7 @@ def test_flower_stays_on_loopback_when_ingest_is_opened(tmp_path: Path) -> None:
         ({"INGEST_HOST": "::", "INGEST_OPEN": "no"}, None, "or INGEST_OPEN=yes"),
         ({"EVENT_LOG_URL": "redis://x"}, "kafka", "contradict"),
         ({"EVENT_LOG_URL": "kafka://x"}, "redis", "contradict"),
+        ({"DATABASE_URL_FILE": "/run/secrets/x"}, None, "DATABASE_URL_FILE can't be used here: .* in DATABASE_URL"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(
