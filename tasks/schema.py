@@ -37,7 +37,8 @@ class SchemaStep(bootsteps.StartStopStep):
         while missing := _missing(schema):
             if not was_missing:
                 _logger.warning(
-                    "this worker waits: the database lacks %s, and a control worker of this version applies it",
+                    "this worker waits: the database lacks %s: a control worker of this version applies it, or "
+                    "`python -m pipeline migrate`",
                     ", ".join(missing),
                     extra={"action": "schema_awaited"},
                 )

@@ -94,9 +94,7 @@ def test_a_system_over_tls_stores_events_and_shows_no_password(tmp_path: Path, m
         # Then it stores the events, over encrypted connections
         count = "SELECT count(*) FROM log_events"
         system.wait(lambda: ask(settings.database_url, count) == [(EVENTS,)], "all are stored")
-        plain = (
-            "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE NOT ssl AND client_addr <> NULL"
-        )
+        plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE NOT ssl AND client_port > 0"
         assert ask(postgres.url + verified, plain) == [(0,)]
         # And Flower sees its workers and queues
         wait_until(lambda: http_status(f"http://{LOOPBACK}:{flower.port}/healthcheck") == 200, "Flower", seconds_max=30)
