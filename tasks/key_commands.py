@@ -59,8 +59,9 @@ def create(
     limit = "" if rate is None else f" {set_account_limit(context, actor, key.account, rate=rate, why=why)}"
     context.operators.save_key(key)
     words = f"API key {key_id} was made for {name}, by {actor}: {why}. {_described(key)}{limit}"
-    data = {"id": key_id, "name": name}
-    return words + _mirrored(context, ControlEventKind.KEY_MADE, actor, why, data)
+    words += _copy(context)
+    _record(context, ControlEventKind.KEY_MADE, actor, why, {"id": key_id, "name": name})
+    return words
 
 
 def revoke(context: WorkerContext, actor: str, name: str, why: str) -> str:
@@ -78,9 +79,8 @@ def revoke(context: WorkerContext, actor: str, name: str, why: str) -> str:
             raise problem
         raise CommandError(f"no API key has the id or the name {name!r}")
     ids = [key.id for key in found]
-    is_mirrored = True
     try:
-        context.keys.revoke(ids)
+        is_mirrored = context.keys.revoke(ids)
     except RecoverableError as error:
         is_mirrored = False
         _logger.warning("revoked in PostgreSQL only: %s", error, extra={"action": "keys_not_mirrored"})
@@ -92,7 +92,7 @@ def revoke(context: WorkerContext, actor: str, name: str, why: str) -> str:
             is_kept = False
             _logger.warning("revoked in the mirror only: %s", error, extra={"action": "command_not_kept"})
     if not (is_mirrored or is_kept):
-        raise CommandError("neither PostgreSQL nor Redis answers: nothing was revoked")
+        raise CommandError("PostgreSQL does not answer, and Redis does not have the keys now: nothing was revoked")
     names = ", ".join(sorted({key.name for key in found}))
     words = f"API keys revoked by {actor}: {', '.join(ids)} of {names}: {why}."
     if not is_kept:
@@ -100,8 +100,12 @@ def revoke(context: WorkerContext, actor: str, name: str, why: str) -> str:
             " PostgreSQL does not answer. Sluice deletes them there once it is back; a Redis flush before that would "
             "make them valid again."
         )
-    data = {"ids": " ".join(ids), "name": names}
-    return words + _mirrored(context, ControlEventKind.KEY_REVOKED, actor, why, data)
+    else:
+        problem_of_copy = _copy(context)
+        if not is_mirrored:
+            words += problem_of_copy
+    _record(context, ControlEventKind.KEY_REVOKED, actor, why, {"ids": " ".join(ids), "name": names})
+    return words
 
 
 def listed(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
@@ -139,16 +143,19 @@ def _described(key: ApiKey, now: float | None = None) -> str:
     return f"{protocols}, {'EXPIRED at' if has_ended else 'until'} {day_time(key.expires)}."
 
 
-def _mirrored(context: WorkerContext, kind: ControlEventKind, actor: str, why: str, data: dict[str, str]) -> str:
-    """Copy the keys to the mirror, and record the event, which wakes all ingest processes."""
-    words = ""
+def _copy(context: WorkerContext) -> str:
+    """Copy the keys to the mirror; returns what to say if that failed."""
     try:
         sync_keys(context)
     except RecoverableError as error:
         _logger.warning("the mirror of the API keys is old: %s", error, extra={"action": "keys_not_mirrored"})
-        words = " Ingest processes know it once PostgreSQL and Redis both answer."
+        return " Ingest processes know it once PostgreSQL and Redis both answer."
+    return ""
+
+
+def _record(context: WorkerContext, kind: ControlEventKind, actor: str, why: str, data: dict[str, str]) -> None:
+    """Record the event, which wakes all ingest processes."""
     try:
         context.events.record(kind, actor=actor, why=why, data=data)
     except RecoverableError as error:
         _logger.warning("no control event: %s", error, extra={"action": "keys_not_recorded"})
-    return words

@@ -33,5 +33,5 @@ class KeyMirror(Protocol):
     def replace(self, keys: Sequence[ApiKey], stored_version: str, *, instead_of: str | None) -> bool:
         """Replace the content, if its version is still `instead_of` (None: unknown); returns whether it was."""
 
-    def revoke(self, ids: Sequence[str]) -> None:
-        """Remove keys at once, and remember their ids until the next `replace`. Does nothing if it is unknown."""
+    def revoke(self, ids: Sequence[str]) -> bool:
+        """Remove keys at once, and remember their ids until the next `replace`; False: it is unknown, so nothing is."""

@@ -669,16 +669,17 @@ class MemoryKeyMirror(_Adapter):
             content.keys = MirroredKeys(mirrored_version(stored_version), ordered)
             return True
 
-    def revoke(self, ids: Sequence[str]) -> None:
+    def revoke(self, ids: Sequence[str]) -> bool:
         with self._server.changed:
             content = self._server.content()
             held = content.keys
             if held is None:
-                return
+                return False
             stored, _, count = held.version.rpartition(".")
             left = tuple(key for key in held.keys if key.id not in ids)
             revoked = tuple(sorted({*held.revoked, *ids}))
             content.keys = MirroredKeys(f"{stored}.{int(count) + 1}", left, revoked)
+            return True
 
 
 class MemoryThrottle(_Adapter):

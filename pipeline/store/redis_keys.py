@@ -44,5 +44,5 @@ class RedisKeyMirror:
             arguments += [key.id, msgspec.json.encode(key).decode()]
         return bool(self._connection.run(load_script("replace_keys"), self._keys, arguments))
 
-    def revoke(self, ids: Sequence[str]) -> None:
-        self._connection.run(load_script("revoke_keys"), self._keys, list(ids))
+    def revoke(self, ids: Sequence[str]) -> bool:
+        return bool(self._connection.run(load_script("revoke_keys"), self._keys, list(ids)))

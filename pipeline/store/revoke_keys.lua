@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
 -- Remove API keys from the mirror, and remember that PostgreSQL may still have them. KEYS: 1 keys. ARGV: ids.
+-- Returns 0 if the keys are unknown: then nothing is removed.
 
 local version = redis.call('HGET', KEYS[1], 'version')
 if not version then return 0 end

@@ -154,6 +154,7 @@ def test_without_postgresql_no_key_is_made_and_one_is_revoked_at_once() -> None:
         create(parts, "other")
     said = key_commands.revoke(parts, "bob@host", "shop", "lost")
     assert "PostgreSQL does not answer" in said
+    assert "Ingest processes know it once" not in said  # they know it already
     assert parts.mirrored() == set()
     # When PostgreSQL is back, the next tick deletes it there, and not the other way round
     parts.operators.is_unavailable = False
@@ -162,6 +163,23 @@ def test_without_postgresql_no_key_is_made_and_one_is_revoked_at_once() -> None:
     assert parts.keys.load().revoked == ()
     assert not sync_keys(parts)
     assert key_id not in parts.operators.keys
+
+
+def test_nothing_is_said_to_be_revoked_if_redis_was_flushed_and_postgresql_ends_in_between() -> None:
+    parts: Any = Parts()
+    key_id, _ = create(parts)
+    parts.server.flush()
+    load = parts.operators.load_keys
+
+    def load_and_end() -> StoredKeys:
+        found: StoredKeys = load()
+        parts.operators.is_unavailable = True
+        return found
+
+    parts.operators.load_keys = load_and_end
+    with pytest.raises(CommandError, match="nothing was revoked"):
+        key_commands.revoke(parts, "bob@host", "shop", "lost")
+    assert key_id in parts.operators.keys
 
 
 def test_without_redis_a_key_is_made_and_revoked_in_postgresql_and_the_tick_copies_it() -> None:
