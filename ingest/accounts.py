@@ -285,7 +285,9 @@ class Client:
             self._key, self._keys_version = key, keys.version
             self._plain, self._authorization = plain, authorization
         if key.expires_at is not None or key.protocols is not None:
+            self._key = None  # if it is refused, `recent` is None: so the next request is refused early
             keys.check(key, protocol)
+            self._key = key
         return found
 
     def close(self) -> None:

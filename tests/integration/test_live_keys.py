@@ -164,6 +164,9 @@ def test_a_request_is_refused_before_its_body_and_without_a_request_object(
         for _ in range(2):
             wire.send(request(BODY, headers={"Authorization": "Bearer wrong"}))
             assert wire.answer().status == 401
+        for _ in range(2):  # nor with a key of other protocols
+            wire.send(request(BODY, headers={"X-Api-Key": LOKI}))
+            assert wire.answer().status == 403
         assert made == []
         # And the same connection goes on with a key, and is refused without one again
         wire.send(request(BODY, headers=BEARER))

@@ -135,6 +135,7 @@ def test_a_key_expires_by_the_monotonic_clock() -> None:
     with pytest.raises(UnauthorizedError) as caught:
         client.tally_of_key(SHOP, None, EVENTS)
     assert caught.value.reason is KeyRefusal.EXPIRED
+    assert [client.recent] == [None]  # so its next request is refused early
     assert rig.refusal(SHOP).reason is KeyRefusal.EXPIRED
 
 
