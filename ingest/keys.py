@@ -24,6 +24,7 @@ from pipeline.ports.keys import KeyMirror
 logger = logging.getLogger(__name__)
 
 SEEN_MAX: Final = 4096  # header values of valid keys that are remembered
+CLOCK_STEP_SECONDS: Final = 5.0  # of the control store's clock, above which the ends of keys are found again
 STORED_SECONDS: Final = 2.0  # between two reads of PostgreSQL, while neither it nor the mirror has answered
 
 
@@ -124,6 +125,9 @@ def _second(encoded: str) -> str:
 class KeyReader:
     """Reads the keys for a ring whenever their version changes. For the follower's thread.
 
+    Keys expire by the control store's clock. If that clock is stepped, the ring gets the same keys with the new time: a
+    process that started while it was wrong must not refuse valid keys, or accept expired ones, for as long as it runs.
+
     While the mirror is unknown or does not answer, and no keys were ever read, it reads PostgreSQL. A process that
     knows keys keeps them.
     """
@@ -140,7 +144,8 @@ class KeyReader:
         self._clock = clock
         self._on_keys = on_keys
         self._version: str | None = None  # of the mirror that was read
-        self._has_keys = False
+        self._keys: tuple[ApiKey, ...] | None = None  # None: none were ever read
+        self._ahead = 0.0  # of the clock by which the ring's keys expire, before the monotonic clock
         self._stored_at: float | None = None  # when PostgreSQL was asked
 
     def note_state(self, version: str | None, time: float) -> None:
@@ -152,11 +157,20 @@ class KeyReader:
             if mirrored is not None:
                 self._version = mirrored.version
                 self._pass_on(mirrored.keys, time)
+        elif self._keys is not None:
+            step = time - self._clock.monotonic() - self._ahead
+            if abs(step) > CLOCK_STEP_SECONDS:
+                logger.warning(
+                    "the control store's clock was stepped by %.0f s: API keys expire by its new time",
+                    step,
+                    extra={"action": "keys_clock_stepped"},
+                )
+                self._pass_on(self._keys, time)
 
     def note_unavailable(self) -> None:
         """The mirror does not answer, or is unknown."""
         now = self._clock.monotonic()
-        if self._has_keys or (self._stored_at is not None and now - self._stored_at < STORED_SECONDS):
+        if self._keys is not None or (self._stored_at is not None and now - self._stored_at < STORED_SECONDS):
             return
         self._stored_at = now
         try:
@@ -167,5 +181,5 @@ class KeyReader:
             self._pass_on(keys, self._clock.now())
 
     def _pass_on(self, keys: tuple[ApiKey, ...], time: float) -> None:
-        self._has_keys = True
+        self._keys, self._ahead = keys, time - self._clock.monotonic()
         self._on_keys(keys, time)

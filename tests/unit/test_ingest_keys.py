@@ -253,6 +253,35 @@ def test_the_mirror_is_read_once_for_each_version() -> None:
     assert (reading.asked, len(reading.taken)) == (0, 2)
 
 
+@pytest.mark.parametrize("seconds", [-40 * 86_400.0, 40 * 86_400.0])
+def test_a_process_that_starts_while_the_clock_is_wrong_has_the_right_ends_once_it_is_set(seconds: float) -> None:
+    # Given a key of 30 days, and a control store whose clock is 40 days behind or ahead
+    reading = Reading()
+    key = stored(SHOP, SHOP_ID, "shop", expires=reading.clock.now() + 30 * 86_400)
+    reading.mirror.replace([key], "one", instead_of=None)
+    ring = KeyRing(reading.clock)
+
+    def read(*, wrong_by: float = 0.0) -> None:
+        count = len(reading.taken)
+        reading.reader.note_state("one.0", reading.clock.now() + wrong_by)
+        for keys, time in reading.taken[count:]:
+            ring.note(keys, time)
+
+    read(wrong_by=seconds)
+    # When the clock is set, then the key has the rest of its 30 days
+    reading.clock.advance(86_400)
+    read()
+    ring.check(ring.find(SHOP, None), EVENTS)
+    reading.clock.advance(28.9 * 86_400)
+    read()
+    ring.check(ring.find(SHOP, None), EVENTS)
+    reading.clock.advance(0.2 * 86_400)
+    read()
+    with pytest.raises(UnauthorizedError):
+        ring.check(ring.find(SHOP, None), EVENTS)
+    assert len(reading.taken) == 2  # read, and read again after the step; not with each state
+
+
 @pytest.mark.parametrize("is_away", [True, False])
 def test_a_process_that_knows_no_keys_asks_postgresql_now_and_then(is_away: bool) -> None:
     reading = Reading()
