@@ -1,6 +1,7 @@
 """`python -m ingest.ready`: whether the ingest of this machine is ready; for the health checks of containers.
 
-The exit status is 0 if `GET /readyz` answers 200 at INGEST_PORT of the loopback address, else 1 with the reason.
+The exit status is 0 if `GET /readyz` answers 200 at INGEST_HOST and INGEST_PORT, else 1 with the reason. If INGEST_HOST
+stands for all addresses, it asks the loopback address.
 """
 
 import http.client
@@ -21,7 +22,7 @@ def main() -> int:
     except SettingsError as error:
         sys.stdout.write(f"not ready: {error}\n")
         return 1
-    host = "::1" if ":" in settings.ingest_host else "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.ingest_host, settings.ingest_host)  # noqa: S104  # asked
     connection: http.client.HTTPConnection
     if settings.ingest_tls_cert:
         # The certificate is for another name than the loopback address.
@@ -36,7 +37,8 @@ def main() -> int:
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        sys.stdout.write(f"not ready: {settings.ingest_scheme}://{host}:{settings.ingest_port}/readyz: {error}\n")
+        shown = f"[{host}]" if ":" in host else host
+        sys.stdout.write(f"not ready: {settings.ingest_scheme}://{shown}:{settings.ingest_port}/readyz: {error}\n")
         return 1
     finally:
         connection.close()

@@ -3,6 +3,7 @@
 import pytest
 
 from ingest import ready
+from stack.servers import free_port
 from support.edge import running_edge
 
 
@@ -19,11 +20,24 @@ def test_it_says_whether_ingest_is_ready(
     assert (status, out.startswith("not ready: 503")) == ((1, True) if is_stopping else (0, False))
 
 
-def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with running_edge() as edge:
-        monkeypatch.setenv("INGEST_PORT", str(edge.port))
-    assert ready.main() == 1
-    assert f"http://127.0.0.1:{edge.port}/readyz" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("::", "[::1]"),
+        ("::1", "[::1]"),
+    ],
+)
+def test_it_asks_where_ingest_listens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str, asked: str
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("INGEST_HOST", host)
+    monkeypatch.setenv("INGEST_PORT", str(port))
+    assert ready.main() == 1  # nobody listens there
+    assert f"http://{asked}:{port}/readyz" in capsys.readouterr().out
 
 
 def test_wrong_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
