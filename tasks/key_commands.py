@@ -5,7 +5,7 @@ and a key that was revoked is refused at once, also while PostgreSQL is unavaila
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.account import KEY_NAME, account_of_key
@@ -13,7 +13,7 @@ from pipeline.errors import RecoverableError
 from pipeline.event_text import day_time
 from pipeline.keys import DIGEST, KEY_ID, ApiKey
 from pipeline.names import ControlEventKind, ProtocolName
-from pipeline.ports.control import account_limits
+from pipeline.ports.control import AskedLimit, account_limits
 from tasks.commands import CommandError, limit_text_of, set_account_limit
 from tasks.context import WorkerContext
 from tasks.sync_keys import sync_keys
@@ -111,10 +111,14 @@ def revoke(context: WorkerContext, actor: str, name: str, why: str) -> str:
 def listed(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
     """All keys, in words and for programs; never the keys themselves."""
     keys = sorted(context.operators.load_keys().keys, key=lambda key: (key.name, key.since))
-    asked, now = context.control.state().accounts, context.clock.now()
+    asked, now = _asked_limits(context), context.clock.now()
     limits = account_limits(context.settings, asked)
+
+    def limit_of(account: str) -> str:
+        return "limit unknown" if asked is None and account not in limits else limit_text_of(limits.get(account))
+
     lines = [
-        f"{key.id}  {key.name:<20} {_described(key, now)} {limit_text_of(limits.get(key.account))}; "
+        f"{key.id}  {key.name:<20} {_described(key, now)} {limit_of(key.account)}; "
         f"made by {key.actor} at {day_time(key.since)}: {key.why}"
         for key in keys
     ]
@@ -132,7 +136,18 @@ def listed(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
         }
         for key in keys
     ]
+    if keys and asked is None:
+        lines.append("What operators set for accounts is unknown: Redis was flushed, or does not answer.")
     return "\n".join(lines) or "There are no API keys.", documents
+
+
+def _asked_limits(context: WorkerContext) -> Mapping[str, AskedLimit] | None:
+    """What operators set for accounts; None: unknown."""
+    try:
+        return context.control.state().accounts
+    except RecoverableError as error:
+        _logger.warning("limits are not listed: %s", error, extra={"action": "limits_unknown"})
+        return None
 
 
 def _described(key: ApiKey, now: float | None = None) -> str:

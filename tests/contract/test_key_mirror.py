@@ -24,7 +24,7 @@ def rig(request: pytest.FixtureRequest) -> ControlRig:
 
 def test_it_is_unknown_until_it_was_filled_once(rig: ControlRig) -> None:
     assert (rig.keys.load(), rig.store.state().keys_version) == (None, None)
-    rig.keys.revoke([ONE.id])  # nothing to do
+    assert not rig.keys.revoke([ONE.id])  # nothing to do
     assert rig.keys.load() is None
     assert rig.keys.replace([], "v", instead_of=None)
     assert rig.keys.load() == MirroredKeys("v.0", ())
@@ -42,7 +42,7 @@ def test_its_content_is_replaced_as_a_whole_and_only_where_it_is_what_the_caller
 
 def test_a_revoked_key_is_gone_at_once_and_remembered_until_the_next_copy(rig: ControlRig) -> None:
     rig.keys.replace([ONE, TWO], "v", instead_of=None)
-    rig.keys.revoke([ONE.id])
+    assert rig.keys.revoke([ONE.id])
     assert rig.keys.load() == MirroredKeys("v.1", (TWO,), (ONE.id,))
     assert rig.store.state().keys_version == "v.1"
     rig.keys.revoke([ONE.id, "00000009"])

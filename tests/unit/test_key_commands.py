@@ -113,6 +113,24 @@ def test_a_key_is_stored_mirrored_listed_and_revoked() -> None:
         key_commands.revoke(parts, "bob@host", "shop", "again")
 
 
+@pytest.mark.parametrize("is_away", [True, False])
+def test_without_what_redis_knows_the_keys_are_listed_and_their_limits_are_unknown(is_away: bool) -> None:
+    parts: Any = Parts(account_limits="key:other=7")
+    limited, other = create(parts, rate=500.0)[0], create(parts, "other")[0]
+    if is_away:
+        parts.server.is_unavailable = True
+    else:
+        parts.server.flush()
+    words, documents = key_commands.listed(parts)
+    of_other, of_limited, last = words.splitlines()
+    assert of_limited.startswith(limited)
+    assert "no limit" not in of_limited
+    assert "limit unknown" in of_limited
+    assert "at most 7/s" in of_other
+    assert last == "What operators set for accounts is unknown: Redis was flushed, or does not answer."
+    assert [document["id"] for document in documents] == [other, limited]
+
+
 def test_a_name_stands_for_all_its_keys() -> None:
     parts: Any = Parts()
     first, second, other = create(parts)[0], create(parts)[0], create(parts, "other")[0]
