@@ -105,7 +105,7 @@ class _Bulk:
         waiting: tuple[str, Target] | None = None  # the action whose document is next
         has_action = skips = False
         seen = 0
-        for number, line in enumerate(lines_of(without_mark(body)), start=1):
+        for count, (number, line) in enumerate(lines_of(without_mark(body)), start=1):
             if waiting is not None:
                 self._add(*waiting, line)
                 waiting = None
@@ -124,7 +124,7 @@ class _Bulk:
                     else:
                         waiting = action
             seen += len(line)
-            if number % RECORDS_A_STEP == 0 or seen > BYTES_A_STEP:
+            if count % RECORDS_A_STEP == 0 or seen > BYTES_A_STEP:
                 seen = 0
                 yield
         if waiting is not None:

@@ -1,6 +1,7 @@
 """Maps a JSON object of any logging library to an event. docs/protocols.md has the table."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -131,15 +132,27 @@ def text_record(text: bytes) -> Fields:
     return {"message": text[: 2 * MESSAGE_BYTES_MAX].decode("utf-8", "replace")}
 
 
-def lines_of(body: bytes) -> Iterator[bytes]:
-    """The lines of a body, one after another: a list of all of them may need far more memory than the body."""
-    start = 0
+# A part of a run of blank lines: one step must not look at a whole body.
+_BLANK_LINES: Final = re.compile(rb"(?:[ \t\r\f\v]{0,256}+\n){1,4096}+")
+
+
+def lines_of(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """The lines of a body with their numbers, one after another: a list of them may need far more memory than the body.
+
+    Blank lines that follow one another are one. A small compressed body may have millions of them.
+    """
+    start, number = 0, 1
     while start < len(body):
         end = body.find(b"\n", start)
         if end < 0:
             end = len(body)
-        yield body[start:end]
-        start = end + 1
+        line = body[start:end]
+        yield number, line
+        start, number = end + 1, number + 1
+        if not line or line.isspace():
+            blank = _BLANK_LINES.match(body, start)
+            if blank is not None:
+                start, number = blank.end(), number + body.count(b"\n", start, blank.end())
 
 
 def flatten(record: Fields) -> Fields:

@@ -151,13 +151,13 @@ def _event_steps(
 def _raw_steps(builder: BatchBuilder, body: bytes, described: Fields, received_ns: int) -> Generator[None, None, None]:
     """Add the lines of a body, some in each step. A line that is a JSON object is a record."""
     seen = 0
-    for number, ended in enumerate(lines_of(body), start=1):
+    for count, (_, ended) in enumerate(lines_of(body), start=1):
         line = ended.rstrip(b"\r")
         if line and not line.isspace():
             record = object_of(line) if line[:1] == b"{" else None
             _add(builder, {"event": record or text_record(line)}, described, received_ns)
         seen += len(line)
-        if number % RECORDS_A_STEP == 0 or seen > BYTES_A_STEP:
+        if count % RECORDS_A_STEP == 0 or seen > BYTES_A_STEP:
             seen = 0
             yield
 

@@ -14,6 +14,7 @@ from ingest.errors import BodyTooLargeError
 from ingest.protocols.decoding import Decoding
 from ingest.protocols.elasticsearch import bulk_codec
 from ingest.protocols.gelf import gelf_codec
+from ingest.protocols.json_records import lines_of
 from ingest.protocols.json_values import TOKENS_MAX, without_deep_values, without_lone_surrogates
 from ingest.protocols.lines import lines_codec
 from ingest.protocols.loki import loki_codec
@@ -374,3 +375,17 @@ async def test_json_of_millions_of_values_is_not_parsed() -> None:
     body = b'{"a":[' + b"1," * 10_001 + b"1]}"
     with pytest.raises(BodyTooLargeError):
         await decoded(codec, Sent(body, {"content-type": "application/json"}))
+
+
+def test_a_run_of_blank_lines_is_one_line_and_the_others_keep_their_numbers() -> None:
+    body = b"a\n\n \n\t\r\n\nb\n" + b"\n" * 10_000 + b"  c\n" + b" " * 300 + b"\nd"
+    found = [(number, line) for number, line in lines_of(body) if line.strip()]
+    numbers = {line.strip(): number for number, line in enumerate(body.split(b"\n"), start=1) if line.strip()}
+    assert found == [(numbers[b"a"], b"a"), (numbers[b"b"], b"b"), (numbers[b"c"], b"  c"), (numbers[b"d"], b"d")]
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b" \n", b"\t \r\n"])
+def test_a_body_of_blank_lines_takes_few_steps(blank: bytes) -> None:
+    # Given what a small compressed body may become
+    count = 1_000_000
+    assert sum(1 for _ in lines_of(blank * count)) <= count / 1000
