@@ -85,7 +85,7 @@ def refusals_text(refused: Refusals, account: str | None = None) -> str:
         return words if not others.requests else f"{words} It may be among the other accounts: {_amount(others)}."
     if not whole.requests:
         return f"Nothing was refused in the last {_MINUTES} minutes."
-    lines = [f"In the last {_MINUTES} minutes, {_amount(whole)} were refused."]
+    lines = [f"Refused in the last {_MINUTES} minutes: {_amount(whole)}."]
     lines += [f"{name:<24} {_amount(total(by_reason))} ({_reasons(by_reason)})" for name, by_reason in found]
     if account is None and refused.other:
         lines.append(f"{'other accounts':<24} {_amount(total(refused.other))} ({_reasons(refused.other)})")
@@ -105,7 +105,8 @@ def refusals_line(refused: Refusals) -> str:
 
 
 def _amount(refused: Refused) -> str:
-    return f"{refused.events:,} events of {refused.requests:,} requests"
+    events = f"{refused.events:,} event{'' if refused.events == 1 else 's'}"
+    return f"{events} of {refused.requests:,} request{'' if refused.requests == 1 else 's'}"
 
 
 def _reasons(by_reason: ByReason) -> str:

@@ -229,7 +229,8 @@ def clear_account_limit(context: WorkerContext, actor: str, name: str, why: str)
     held = context.control.clear_account_limit(account, actor=actor, why=why)
     kept = _kept(lambda: context.operators.delete_account_limit(account))
     now = limit_text_of(account_limits(context.settings).get(account))
-    words = f"{'The settings apply again' if held else 'No operator had set a limit'} for account {account}: {now}."
+    before = "The settings apply again" if held else "No operator's limit was in force: the settings apply"
+    words = f"{before} for account {account}: {now}."
     return words if kept else f"{words} {_NOT_ENDED}"
 
 
@@ -242,7 +243,10 @@ def account_of_name(name: str) -> str:
     """The account that an operator means. Raises CommandError."""
     account = account_named(name)
     if account is None:
-        raise CommandError(f"{name!r} is no account: it is an IPv4 address, or an IPv6 address or its /64 network")
+        raise CommandError(
+            f"{name!r} is no account: it is key:NAME for the API keys of that name, an IPv4 address, or an "
+            "IPv6 address or its /64 network"
+        )
     return account
 
 

@@ -94,7 +94,10 @@ def test_a_limit_is_set_kept_shown_and_ended(parts: Any) -> None:
     assert parts.operators.accounts == {}
     assert parts.control.state().accounts == {}
     assert remote.inspect_account_limits(None)["ok"] == "192.0.2.1                at most 50/s, settings"
-    assert "No operator had set a limit" in remote.clear_account_limit(None, words=(ACCOUNT,))["ok"]
+    assert (
+        "No operator's limit was in force: the settings apply for account"
+        in remote.clear_account_limit(None, words=(ACCOUNT,))["ok"]
+    )
     assert event_text(parts.events.last(1)[0]) == "Account 192.0.2.1: the settings apply again"
 
 

@@ -22,12 +22,14 @@ FOUND = Refusals(
 
 def test_the_words() -> None:
     assert refusals_text(FOUND).splitlines() == [
-        "In the last 15 minutes, 3,130 events of 60 requests were refused.",
+        "Refused in the last 15 minutes: 3,130 events of 60 requests.",
         "2001:db8::/64            2,000 events of 3 requests (level 2,000)",
         "192.0.2.1                1,040 events of 52 requests (share 1,000, rate 40)",
         "other accounts           90 events of 5 requests (rate 90)",
     ]
     assert refusals_text(Refusals()) == "Nothing was refused in the last 15 minutes."
+    one = Refusals({"192.0.2.1": {"rate": Refused(1, 1)}})
+    assert refusals_text(one).splitlines()[0] == "Refused in the last 15 minutes: 1 event of 1 request."
     assert (
         refusals_line(FOUND)
         == "2001:db8::/64 2,000 (level), 192.0.2.1 1,040 (share, rate), others 90; events in 15 minutes"
