@@ -25,7 +25,11 @@ logger = logging.getLogger(__name__)
 FILES_BESIDE_CONNECTIONS: Final = 200  # servers, metrics, logs, and a connection that is rejected
 BACKLOG: Final = 1024  # connections that wait to be accepted
 FLUSH_SHARE: Final = 0.3  # share of the time to stop that is reserved for the appender
-POLL_SECONDS: Final = 0.02  # while stopping, between two checks whether the last requests have ended
+POLL_SECONDS: Final = (
+    0.02  # between two checks: at the start whether events can be accepted, at the end whether all ended
+)
+# Connections that arrive earlier wait in the backlog for so long. A client that does not repeat loses what is refused.
+READY_SECONDS_MAX: Final = 2.0
 
 
 def with_connections_that_fit(settings: Settings) -> Settings:
@@ -105,6 +109,7 @@ async def serve(
     await server.startup()  # type: ignore[no-untyped-call]
     await server.before_start()  # type: ignore[no-untyped-call]
     await service.start()
+    await _until_accepting(service, stopping)
     await server.start_serving()  # type: ignore[no-untyped-call]
     service.count_connections = lambda: len(server.connections)
     await server.after_start()  # type: ignore[no-untyped-call]
@@ -127,6 +132,17 @@ async def serve(
         await server.after_stop()  # type: ignore[no-untyped-call]
         if metrics is not None:
             metrics.shutdown()
+
+
+async def _until_accepting(service: IngestService, stopping: asyncio.Event) -> None:
+    """Wait until events can be accepted: the event log has answered, and the API keys are known. Not for ever.
+
+    After that, a log that does not answer is a 503, and health and page say why.
+    """
+    for _ in range(round(READY_SECONDS_MAX / POLL_SECONDS)):
+        if service.is_accepting or stopping.is_set():
+            return
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def _end_connections(connections: set[HttpProtocol], seconds_max: float) -> None:

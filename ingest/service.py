@@ -172,6 +172,11 @@ class IngestService:
         if self.recorder is not None:
             self.recorder.start()
 
+    @property
+    def is_accepting(self) -> bool:
+        """Whether nothing is known that would refuse every event: the event log, and API keys that are not known."""
+        return self.appender.blocked() is None and (self.keys is None or self.keys.is_known)
+
     async def stop(self, *, seconds_max: float) -> None:
         """Append the events that were accepted, then release everything."""
         self.lifecycle.is_stopping = True

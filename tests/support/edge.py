@@ -199,8 +199,12 @@ class RunningEdge:
     def _load_stored_keys(self) -> Iterable[ApiKey]:
         return self.stored_keys()
 
-    def start(self) -> "RunningEdge":
+    def begin(self) -> None:
+        """Start, without waiting until it is ready."""
         self._thread.start()
+
+    def start(self) -> "RunningEdge":
+        self.begin()
         eventually(lambda: get(self.port, "/readyz").status == 200, "ingest is ready")
         return self
 

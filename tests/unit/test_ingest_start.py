@@ -1,0 +1,57 @@
+"""The start of an ingest process: connections wait until events can be accepted, and not for ever."""
+
+import contextlib
+import json
+import select
+import threading
+import time
+from collections.abc import Iterator
+
+from ingest.server import READY_SECONDS_MAX
+from pipeline.log.memory import MemoryLog, MemoryLogServer
+from pipeline.ports.log import LogIdentity
+from support.edge import SAMPLE, RunningEdge, Wire, edge_settings, request
+
+
+class SlowLog(MemoryLog):
+    """Answers for the first time when it is told to."""
+
+    def __init__(self, server: MemoryLogServer) -> None:
+        super().__init__(server=server)
+        self.answers = threading.Event()
+
+    def identity(self) -> LogIdentity:
+        self.answers.wait(20)
+        return super().identity()
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[tuple[RunningEdge, SlowLog]]:
+    """An ingest whose log has not answered yet."""
+    log = SlowLog(MemoryLogServer(4))
+    edge = RunningEdge(edge_settings(), log)
+    edge.begin()
+    try:
+        yield edge, log
+    finally:
+        log.answers.set()
+        edge.stop()
+
+
+def test_a_request_during_the_start_waits_for_the_log_instead_of_being_refused() -> None:
+    with starting() as (edge, log), Wire(edge.port) as wire:
+        # Given a client that sends before the log has answered
+        wire.send(request(json.dumps(SAMPLE).encode()))
+        assert select.select([wire.socket], [], [], 0.3)[0] == [], "it is not refused"
+        # When the log answers, Then its event is accepted
+        log.answers.set()
+        assert wire.answer().status == 202
+
+
+def test_a_log_that_does_not_answer_is_said_all_the_same() -> None:
+    with starting() as (edge, _), Wire(edge.port) as wire:
+        began = time.monotonic()
+        wire.send(request(json.dumps(SAMPLE).encode()))
+        answer = wire.answer()
+        assert (answer.status, answer.error["code"]) == (503, "unavailable")
+        assert time.monotonic() - began < READY_SECONDS_MAX + 8
