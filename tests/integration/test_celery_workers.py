@@ -20,8 +20,9 @@ from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.names import AlarmCode, BreakerState, ControlEventKind, PauseReason, Queue, SinkName
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
-from stack.servers import Server, free_port, postgres_server, redis_server
+from stack.servers import Server
 from support.processes import ROOT, Program, batches_worker, beat, control_worker, supervised
+from support.servers import own_servers
 from support.traffic import wait_until
 from tasks.app import make_app
 from tasks.drain import PausedCheck
@@ -106,18 +107,8 @@ class Rig:
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder: Path = tmp_path_factory.mktemp("workers")
     with contextlib.ExitStack() as stack:
-        servers = [
-            redis_server(folder, free_port(), is_log=False, maxmemory="128mb"),
-            redis_server(folder, free_port(), is_log=True, maxmemory="256mb"),
-            postgres_server(folder, free_port(), durable=False),
-        ]
-        for server in servers:
-            server.start()
-            stack.callback(server.stop)
-        settings = Settings(
-            redis_url=servers[0].url,
-            event_log_url=servers[1].url,
-            database_url=servers[2].url,
+        servers = stack.enter_context(own_servers(folder))
+        settings = servers.settings(
             drain_run_seconds_max=3.0,
             drain_hard_seconds_max=12.0,
             drain_stalled_seconds_max=4.0,
@@ -133,7 +124,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             stack.callback(program.stop)
             program.start()
         stack.enter_context(supervised(batches, control, ticker))
-        rig = Rig(settings, servers[2], servers[0], batches, control, ticker)
+        rig = Rig(settings, servers.postgres, servers.control_redis, batches, control, ticker)
         rig.wait_running()
         yield rig
 

@@ -21,7 +21,7 @@ from pipeline.errors import SinkUnavailableError
 from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings
 from stack.config import environ_of
-from stack.servers import Server, free_port, postgres_server, redis_server
+from stack.servers import Server, free_port
 from support.edge import (
     RunningEdge,
     Wire,
@@ -35,6 +35,7 @@ from support.edge import (
     sample,
 )
 from support.processes import ROOT, Program, beat, control_worker, http_status, ingest
+from support.servers import own_servers
 from support.traffic import wait_until
 
 BODY = json.dumps(sample()).encode()
@@ -315,26 +316,18 @@ class Rig:
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("keys")
-    control_redis = redis_server(folder, free_port(), is_log=False, maxmemory="64mb").start()
-    log = redis_server(folder, free_port(), is_log=True, maxmemory="64mb").start()
-    postgres = postgres_server(folder, free_port(), durable=False).start()
-    settings = Settings(
-        database_url=postgres.url, redis_url=control_redis.url, event_log_url=log.url, ingest_port=free_port(),
-        regulate_seconds=0.5, ingest_keys=True, rate_min=1e5, rate_max=1e5,
-    )  # fmt: skip
-    programs = [ingest(settings, folder, f"ingest-{number}") for number in range(2)]
-    programs += [control_worker(settings, folder), beat(settings, folder)]
-    try:
-        for program in programs:
+    with contextlib.ExitStack() as stack:
+        servers = stack.enter_context(own_servers(folder))
+        settings = servers.settings(
+            ingest_port=free_port(), regulate_seconds=0.5, ingest_keys=True, rate_min=1e5, rate_max=1e5
+        )
+        programs = [ingest(settings, folder, f"ingest-{number}") for number in range(2)]
+        for program in (*programs, control_worker(settings, folder), beat(settings, folder)):
+            stack.callback(program.stop)
             program.start()
         ready = f"http://127.0.0.1:{settings.ingest_port}/readyz"
         wait_until(lambda: http_status(ready) == 200, "ingest knows that there are no keys", seconds_max=60)
-        yield Rig(settings, folder, control_redis, postgres)
-    finally:
-        for program in programs:
-            program.stop()
-        for server in (postgres, log, control_redis):
-            server.stop()
+        yield Rig(settings, folder, servers.control_redis, servers.postgres)
 
 
 class Sender:

@@ -15,9 +15,10 @@ from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.settings import Settings
-from stack.servers import Server, free_port, postgres_server, redis_server
+from stack.servers import Server, free_port
 from support.edge import RunningEdge, edge_settings
 from support.processes import Program, batches_worker, beat, control_worker, supervised
+from support.servers import own_servers
 from support.traffic import wait_until
 
 SCRAPE_SECONDS_MAX = 1.0
@@ -91,18 +92,8 @@ class Rig:
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("metrics")
     with contextlib.ExitStack() as stack:
-        servers = [
-            redis_server(folder, free_port(), is_log=False, maxmemory="128mb"),
-            redis_server(folder, free_port(), is_log=True, maxmemory="256mb"),
-            postgres_server(folder, free_port(), durable=False),
-        ]
-        for server in servers:
-            server.start()
-            stack.callback(server.stop)
-        settings = Settings(
-            redis_url=servers[0].url,
-            event_log_url=servers[1].url,
-            database_url=servers[2].url,
+        servers = stack.enter_context(own_servers(folder))
+        settings = servers.settings(
             drain_run_seconds_max=1.0,
             drain_hard_seconds_max=12.0,
             regulate_seconds=1.0,
@@ -118,7 +109,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             stack.callback(program.stop)
             program.start()
         stack.enter_context(supervised(batches, control, ticker))
-        found = Rig(settings, servers[2], servers[0], batches, control, ticker, batches_port)
+        found = Rig(settings, servers.postgres, servers.control_redis, batches, control, ticker, batches_port)
 
         def healthy() -> bool:
             with contextlib.suppress(OSError):

@@ -19,10 +19,11 @@ from pipeline.ports.control import ControlEvent, ControlState
 from pipeline.settings import Settings
 from pipeline.sink.migrate import PostgresSchema, migrate
 from stack.config import environ_with
-from stack.servers import Server, free_port, postgres_server, redis_server
+from stack.servers import Server, free_port
 from support.database import ask, fail_no_more, fail_on_insert
 from support.processes import ROOT, System, control_worker
 from support.records import record
+from support.servers import own_servers
 from support.traffic import wait_until
 
 
@@ -74,33 +75,25 @@ class Rig:
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("remote")
-    control_redis = redis_server(folder, free_port(), is_log=False, maxmemory="64mb").start()
-    log = redis_server(folder, free_port(), is_log=True, maxmemory="64mb").start()
-    postgres = postgres_server(folder, free_port(), durable=False).start()
-    # A user with the rights that the migration grants, and no others, is enough for every command.
-    owner, user_url = Settings(database_url=postgres.url), postgres.url.replace("//sluice@", "//sluice_app:x@")
-    migrate(owner)
-    PostgresSchema(owner).give_rights(user_url)
-    settings = Settings(
-        database_url=user_url, redis_url=control_redis.url, event_log_url=log.url, ingest_port=free_port(),
-        regulate_seconds=0.5, measure_seconds=1, drain_run_seconds_max=2.0, drain_poll_seconds=0.2,
-        poison_run_records_max=20,
-    )  # fmt: skip
-    system = System(settings, folder)
-    (folder / "second").mkdir()
-    second = control_worker(settings, folder / "second")
-    try:
-        system.start()
-        second.start()
-        found = Rig(system, settings, control_redis, postgres)
+    with contextlib.ExitStack() as stack:
+        servers = stack.enter_context(own_servers(folder))
+        # A user with the rights that the migration grants, and no others, is enough for every command.
+        owner, url = servers.settings(), servers.postgres.url.replace("//sluice@", "//sluice_app:x@")
+        migrate(owner)
+        PostgresSchema(owner).give_rights(url)
+        settings = servers.settings(
+            database_url=url, ingest_port=free_port(), regulate_seconds=0.5, measure_seconds=1,
+            drain_run_seconds_max=2.0, drain_poll_seconds=0.2, poison_run_records_max=20,
+        )  # fmt: skip
+        (folder / "second").mkdir()
+        system, second = System(settings, folder), control_worker(settings, folder / "second")
+        for program in (system, second):
+            stack.callback(program.stop)
+            program.start()
+        found = Rig(system, settings, servers.control_redis, servers.postgres)
         wait_until(lambda: second.log().rstrip().endswith("ready."), "the second control worker", seconds_max=30)
         wait_until(found.is_restored, "the loop ticks", seconds_max=30)
         yield found
-    finally:
-        second.stop()
-        system.stop()
-        for server in (postgres, log, control_redis):
-            server.stop()
 
 
 def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Rig) -> None:
