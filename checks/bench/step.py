@@ -67,8 +67,8 @@ def step_of(admitted: Sequence[float], stored: Sequence[float], *, capacity: flo
 
 
 def _smoothed(rates: Sequence[float]) -> list[float]:
-    """The mean of each second and those just before it."""
-    return [statistics.fmean(rates[max(0, at - SMOOTH_SECONDS + 1) : at + 1]) for at in range(len(rates))]
+    """The mean of each second and those just after it."""
+    return [statistics.fmean(rates[at : at + SMOOTH_SECONDS]) for at in range(len(rates))]
 
 
 def quantile(values: Sequence[float], share: float) -> float:
