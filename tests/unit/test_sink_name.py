@@ -38,6 +38,13 @@ ABOUT_POSTGRESQL = (
     "not kept in PostgreSQL: %s",
     " PostgreSQL does not answer any more: the end of the pause is kept there once it is back.",
     "that log; if its events are given up, in PostgreSQL: ",
+    # API keys are kept there too.
+    " PostgreSQL does not answer. Sluice deletes them there once it is back; a Redis flush before that would make them "
+    "valid again.",
+    "neither PostgreSQL nor Redis answers: nothing was revoked",
+    " Ingest processes know it once PostgreSQL and Redis both answer.",
+    "revoked in PostgreSQL only: %s",
+    "INGEST_KEYS needs the control store and PostgreSQL",
 )
 
 
