@@ -154,9 +154,7 @@ def test_single_seconds_of_a_constant_rate_may_leave_the_band() -> None:
     admitted = [1000, 1150, 1000, 850, 1000, 1000, 880, 1000]
     assert step_of(admitted, [1000] * 8, capacity=1000, lag_before=0).settle_seconds == 0
     # But a rate that stays away from the capacity has not settled before it comes back
-    assert (
-        step_of([*admitted, 850, 850, 850, 1000, 1000], [1000] * 13, capacity=1000, lag_before=0).settle_seconds == 9
-    )
+    assert step_of([*admitted, 850, 850, 850, 1000, 1000], [1000] * 13, capacity=1000, lag_before=0).settle_seconds == 9
 
 
 def test_the_edge_of_the_band_is_inside() -> None:
