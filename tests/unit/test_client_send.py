@@ -90,6 +90,18 @@ def test_the_client_gives_up_when_nobody_gets_through() -> None:
     assert len(server.bodies) == 1 + 13
 
 
+def test_the_time_without_input_is_not_held_against_the_server() -> None:
+    # Given an input that pauses for longer than the patience, as a pipe may
+    server, report, clock = Server(), Report(), ManualClock()
+    sender = Sender(server, report, clock, patience_seconds=PATIENCE_SECONDS)
+    sender.send(Batch([Item(b"0", "f:0", 1)]))
+    clock.sleep(10 * PATIENCE_SECONDS)
+    # When the next batch meets one failure
+    server.answers = [NotSentError("away")]
+    sender.send(Batch([Item(b"1", "f:1", 1)]))
+    assert report.count == 2
+
+
 def test_only_what_is_not_confirmed_is_sent_again() -> None:
     server = Server([partly(1, 4), partly(0)])
     report = send(server, 6)

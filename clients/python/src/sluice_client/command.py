@@ -186,6 +186,7 @@ class Sender:
     def send(self, batch: Batch[Item]) -> None:
         """Send one batch. Raises GiveUpError."""
         self._delivery.add(batch)
+        self._progress_at = self._clock.monotonic()  # the input may have paused before this batch
         while self._delivery.pending:
             settled = self._report.settled
             pause = self._send_once(self._delivery.next())
