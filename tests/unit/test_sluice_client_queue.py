@@ -15,7 +15,7 @@ from sluice_client.delivery import BATCH_BYTES_MAX, Batch, Cause, Delivery
 from sluice_client.events import DROPPED_KEY, RANKS, last_part, line_of, severity_named, severity_numbered
 from sluice_client.ids import uuid7
 from sluice_client.requests import RequestIds
-from sluice_client.wire import NoResponseError, NotSentError, Response, _retry_after
+from sluice_client.wire import MESSAGE_CHARS_MAX, Endpoint, NoResponseError, NotSentError, Response, _retry_after
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just(object()),
@@ -78,6 +78,16 @@ def test_attributes_are_flat_and_within_their_limit() -> None:
     assert (len(many), many[DROPPED_KEY]) == (64, 3000 - 63)
     large = json.loads(line_of(**fields(attributes={"a": "x" * 5000, "b": "y" * 5000, "c": 1})))["attributes"]
     assert set(large) == {"a", "c", DROPPED_KEY}
+
+
+def test_an_object_that_holds_itself_takes_no_long_time() -> None:
+    tree: dict[str, Any] = {"leaf": 1}
+    tree |= {f"branch {number}": tree for number in range(20)}  # 20 to the power of 8 paths
+    found = json.loads(line_of(**fields(attributes={"a": 1, "tree": tree, "b": 2})))["attributes"]
+    assert (found["a"], found["tree.leaf"]) == (1, 1)
+    assert 900 < found[DROPPED_KEY] < 2000
+    wide = json.loads(line_of(**fields(attributes={"w": {str(n): n for n in range(3000)}})))["attributes"]
+    assert wide[DROPPED_KEY] == 3000 - 63
 
 
 def test_severities_have_the_names_of_others() -> None:
@@ -231,6 +241,25 @@ def test_a_long_retry_after_is_kept_and_a_missing_one_grows() -> None:
     assert pauses == [0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 2.0]
 
 
+def test_a_retry_after_of_zero_starts_no_rush() -> None:
+    made, _ = delivery(10)
+    made.next()
+    pause = made.answered(Response(503, 0.0, {}))
+    assert pause is not None
+    assert pause.seconds == 0.1
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_400_that_is_not_of_sluice_rejects_nothing(status: int) -> None:
+    # Given the answer of a proxy, such as that of nginx to HTTP on its port for TLS
+    made, heard = delivery(10)
+    made.next()
+    pause = made.answered(Response(status, None, {}))
+    assert pause is not None
+    assert pause.cause is Cause.MISDIRECTED
+    assert (len(made.next().items), heard.reasons) == (10, [])
+
+
 def test_only_an_unknown_outcome_counts_as_a_repeat() -> None:
     for answer, repeated in (
         (NotSentError("away"), 0),
@@ -270,6 +299,8 @@ def test_an_answer_that_is_not_of_the_contract_keeps_the_events(status: int) -> 
         ("Thu, 01 Jan 2026 00:00:00 GMT", "Thu, 01 Jan 2026 00:01:00 GMT", 0.0),
         ("Thu, 01 Jan 2026 00:01:00 GMT", None, None),
         ("soon", None, None),
+        ("Thu, 01 Jan 99999999999 00:01:00 GMT", "Thu, 01 Jan 2026 00:00:00 GMT", None),
+        ("Thu, 01 Jan 2026 00:01:00 +99999999999999999", "Thu, 01 Jan 2026 00:00:00 GMT", None),
         ("-1", None, None),
         (None, None, None),
     ],
@@ -278,6 +309,17 @@ def test_a_retry_after_is_read_by_the_servers_own_clock(
     value: str | None, date: str | None, seconds: float | None
 ) -> None:
     assert _retry_after(value, date) == seconds
+
+
+def test_a_reason_of_the_server_is_bounded() -> None:
+    problems = [{"index": 0, "field": "x", "reason": "y" * 10_000}] * 3
+    assert len(Response(422, None, {"errors": problems}).reasons(1)[0]) == MESSAGE_CHARS_MAX
+
+
+@pytest.mark.parametrize("url", ["http://[::1]", "https://[fe80::a]/x"])
+def test_an_address_without_a_port_has_that_of_its_scheme(url: str) -> None:
+    connection = Endpoint(url, gzipped=False, timeout_seconds=1)._connection
+    assert (connection.host, connection.port) == (("::1", 80) if "::1" in url else ("fe80::a", 443))
 
 
 @pytest.mark.parametrize(

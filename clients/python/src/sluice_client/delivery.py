@@ -19,6 +19,7 @@ from sluice_client.wire import NoResponseError, NotSentError, Response
 BATCH_BYTES_MAX: Final = 512 * 1024  # half of the server's default limit
 EVENTS_MIN: Final = 20  # a batch is not made smaller than this after 429: more requests would only cost more
 BACKOFF_SECONDS: Final = (0.1, 0.2, 0.5, 1.0, 2.0)  # between attempts if the server sends no Retry-After
+RETRY_AFTER_SECONDS_MIN: Final = 0.1  # a proxy may say 0 with every answer
 
 
 class Sendable(Protocol):
@@ -126,7 +127,7 @@ class Delivery(Generic[T]):
             self._events_max = min(self._events_max + EVENTS_MIN, self._events_limit)
             self._settle([])
             return None
-        if response.status in (400, 422):
+        if response.status in (400, 422) and response.error:  # else it is not Sluice's: a wrong port or proxy
             self._reject_some(batch, response)
             return None
         if response.status == 413:
@@ -195,4 +196,5 @@ class Delivery(Generic[T]):
     def _pause(self, cause: Cause, retry_after_seconds: float | None, why: str) -> Pause:
         backoff = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)] * (0.75 + self._draw() / 2)
         self._failures += 1
-        return Pause(cause, backoff if retry_after_seconds is None else retry_after_seconds, why)
+        seconds = backoff if retry_after_seconds is None else max(retry_after_seconds, RETRY_AFTER_SECONDS_MIN)
+        return Pause(cause, seconds, why)

@@ -116,12 +116,7 @@ def fitting(attributes: Iterable[tuple[str, object]]) -> dict[str, AttributeValu
     left out.
     """
     kept: dict[str, AttributeValue] = {}
-    unread = 0
-    for key, value in attributes:
-        if len(kept) >= KEYS_READ_MAX:
-            unread += 1
-        else:
-            _add(kept, _text_of(key), value, 0)
+    unread = sum(_add(kept, key, value, "", 0) for key, value in attributes)
     if len(kept) <= ATTRIBUTES_KEYS_MAX and _size(kept) <= ATTRIBUTES_BYTES_MAX:
         return kept
     found: dict[str, AttributeValue] = {}
@@ -139,14 +134,17 @@ def _size(value: object) -> int:
     return len(encode_json(value).encode())
 
 
-def _add(kept: dict[str, AttributeValue], key: str, value: object, depth: int) -> None:
+def _add(kept: dict[str, AttributeValue], name: object, value: object, prefix: str, depth: int) -> int:
+    """Keep an attribute, or those of an object; returns how many were not read (an object counts as one)."""
+    if len(kept) >= KEYS_READ_MAX:
+        return 1
+    key = prefix + _text_of(name)
     if isinstance(value, Mapping) and value and depth < DEPTH_MAX:
-        for name, inner in value.items():
-            _add(kept, f"{key}.{_text_of(name)}", inner, depth + 1)
-        return
+        return sum(_add(kept, inner, one, f"{key}.", depth + 1) for inner, one in value.items())
     key = short_text(key, KEY_CHARS_MAX)
     if value is not None and key not in kept:
         kept[key] = _value(value)
+    return 0
 
 
 def _value(value: object) -> AttributeValue:

@@ -10,6 +10,7 @@ from typing import Final, TypedDict
 from sluice_client.tally import Drop
 
 QUEUE_BYTES_MIN: Final = 1 << 20  # room for one body, and for the largest event beside it
+SECONDS_MAX: Final = 1_000_000.0  # threads and sockets can't wait for ever, and some not longer than 24 days
 SPILL_BYTES_MIN: Final = 1 << 20  # four segments, each with room for the largest event
 
 DropHook = Callable[[Sequence[Drop]], object]
@@ -78,6 +79,8 @@ class Options:
         ):
             if not getattr(self, name) >= lowest:
                 raise ValueError(f"{name} must be at least {lowest}, not {getattr(self, name)!r}")
+            if name.endswith("_seconds") and getattr(self, name) > SECONDS_MAX:
+                raise ValueError(f"{name} must be at most {SECONDS_MAX:,.0f}, not {getattr(self, name)!r}")
 
     @property
     def all_headers(self) -> dict[str, str]:

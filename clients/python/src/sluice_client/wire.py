@@ -59,7 +59,7 @@ class Response:
             index, field = problem.get("index"), problem.get("field")
             if type(index) is int and 0 <= index < count:
                 reason = f"{field} {problem.get('reason')}" if field else f"{problem.get('reason')}"
-                found[index] = f"{found[index]}; {reason}" if index in found else reason
+                found[index] = (f"{found[index]}; {reason}" if index in found else reason)[:MESSAGE_CHARS_MAX]
         line = self.error.get("line")
         if self.status == 400 and type(line) is int and 1 <= line <= count:
             found[line - 1] = self.message
@@ -97,13 +97,6 @@ class Endpoint:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{base_url!r} is not an http:// or https:// address")
-        self._connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            self._connection = http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=timeout_seconds, context=tls
-            )
-        else:
-            self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_seconds)
         path = parts.path.rstrip("/")
         self._path = path if path.endswith(PATH) else path + PATH
         self._headers = {
@@ -112,6 +105,18 @@ class Endpoint:
             "Content-Type": "application/x-ndjson",
             **({"Content-Encoding": "gzip"} if gzipped else {}),
         }
+        port = parts.port or (
+            443 if parts.scheme == "https" else 80
+        )  # without it, the end of ::1 would be taken for one
+        _check_request(parts.hostname, port, self._path, self._headers)
+        self.tls = ssl.create_default_context() if tls is None and parts.scheme == "https" else tls
+        self._connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            self._connection = http.client.HTTPSConnection(
+                parts.hostname, port, timeout=timeout_seconds, context=self.tls
+            )
+        else:
+            self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=timeout_seconds)
         self._gzipped = gzipped
         self._used_at = 0.0
         netloc = parts.netloc.rpartition("@")[2]  # without a password
@@ -127,7 +132,7 @@ class Endpoint:
         if connection.sock is None:
             try:
                 connection.connect()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 connection.close()
                 raise NotSentError(f"{self.url}: {error}") from error
         try:
@@ -167,6 +172,21 @@ class Endpoint:
             os.close(descriptor)
 
 
+def _check_request(host: str, port: int, path: str, headers: Mapping[str, str]) -> None:
+    """Raise ValueError if no request can go to this host and path, or have these headers."""
+    try:
+        host.encode("idna")  # so will the resolver
+        unsent = http.client.HTTPConnection(host, port)
+        unsent.putrequest("POST", path)
+    except (http.client.InvalidURL, ValueError) as error:
+        raise ValueError(f"{host!r} and {path!r} are not a host and a path: {error}") from None
+    for name, value in headers.items():
+        try:
+            unsent.putheader(name, value)
+        except ValueError:  # its message has the value, which may be a key
+            raise ValueError(f"the header {name!r} has a character that is not allowed, such as a line feed") from None
+
+
 def _retry_after(value: str | None, date: str | None) -> float | None:
     """Seconds of a Retry-After; None if it is missing or unreadable.
 
@@ -178,7 +198,7 @@ def _retry_after(value: str | None, date: str | None) -> float | None:
         return min(float(value), RETRY_AFTER_SECONDS_MAX)
     try:
         until, now = (email.utils.parsedate_to_datetime(text).timestamp() for text in (value, date or ""))
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: a year or a zone of many digits
         return None
     return min(max(until - now, 0.0), RETRY_AFTER_SECONDS_MAX)
 
