@@ -135,6 +135,32 @@ def test_a_fork_sends_nothing_twice_and_loses_nothing(edge: RunningEdge, how: st
     assert len({record.event_id for record in edge.records()}) == 400
 
 
+@pytest.mark.parametrize("how", ["spawn", "forkserver"])
+def test_a_child_that_logs_while_its_module_is_imported_sends_everything(
+    edge: RunningEdge, tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(
+        textwrap.dedent("""
+        import multiprocessing, sys
+        from sluice_client import Client
+        client = Client(sys.argv[1], source="app", linger_seconds=60)
+        if __name__ != "__main__":
+            client.emit("0")
+        def work():
+            client.emit("1")
+        if __name__ == "__main__":
+            child = multiprocessing.get_context(sys.argv[2]).Process(target=work)
+            child.start()
+            child.join()
+    """)
+    )
+    url = url_of(edge)
+    environ = client_environ(url) | {"PYTHONPATH": str(PACKAGE / "src")}
+    subprocess.run([sys.executable, str(path), url, how], env=environ, timeout=SECONDS_MAX, check=True)
+    assert messages(edge) == numbers(2)
+
+
 def test_a_fork_while_a_request_runs_does_not_hang(edge: RunningEdge) -> None:
     # Given a log that does not confirm: the sender waits for its answer while the process forks
     edge.log_server.lose_answers()

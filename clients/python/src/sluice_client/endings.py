@@ -60,10 +60,18 @@ def close_all() -> None:
 
 def close_with_process() -> None:
     """Close at the end of a child of `multiprocessing`, which ends without the hooks of `atexit`."""
-    processes = sys.modules.get("multiprocessing.process")
-    if processes is None or processes.parent_process() is None:
+    if "multiprocessing.util" not in sys.modules:  # each such child has it
         return
-    from multiprocessing.util import Finalize  # noqa: PLC0415  # most programs do not need it
+    from multiprocessing import parent_process, util  # noqa: PLC0415  # most programs do not need it
+
+    if parent_process() is not None:
+        _finalize_later(_clients)
+    else:  # a child of a forkserver becomes one only after the import of its main module, and forgets its finalizers
+        util.register_after_fork(_clients, _finalize_later)
+
+
+def _finalize_later(_: object) -> None:
+    from multiprocessing.util import Finalize  # noqa: PLC0415  # see above
 
     Finalize(None, close_all, exitpriority=-100)  # after those of the program
 
