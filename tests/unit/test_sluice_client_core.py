@@ -17,6 +17,7 @@ import pytest
 import sluice_client.core
 from pipeline.clock import SystemClock
 from sluice_client import AsyncClient, Client, Drop, Reason, SluiceHandler, Stats, bound
+from sluice_client.buffer import Item
 from sluice_client.spill import Spill
 from stack.servers import free_port
 from support.edge import eventually
@@ -247,6 +248,55 @@ def test_a_hook_that_fails_is_told_and_ends_nothing(ingest: ScriptedIngest, caps
     assert "bad hook" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("how", ["exit", "stderr"])
+def test_a_hook_that_ends_the_thread_does_not_end_the_sending(
+    ingest: ScriptedIngest, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = threading.Event()
+
+    def hook(_: Sequence[Drop]) -> None:
+        called.set()
+        if how == "exit":
+            raise SystemExit("enough")
+        raise RuntimeError("bad hook")
+
+    if how == "stderr":
+        monkeypatch.setattr("sys.stderr", None)
+    ingest.script = lambda events: Answer(422, error={"code": "invalid"}) if events[0]["message"] == "bad" else Answer()
+    client = client_of(ingest.url, on_drop=hook)
+    client.emit("bad")
+    assert called.wait(SECONDS_MAX)
+    first = client.core._sender
+    if how == "exit" and first is not None:
+        first.join(SECONDS_MAX)
+    client.emit("good")
+    assert client.flush(5)
+    assert ingest.messages == {"good": 1}
+    client.close()
+
+
+def test_an_interrupted_start_of_the_thread_starts_no_second_one(
+    ingest: ScriptedIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "sluice-sender":
+            raise KeyboardInterrupt  # a signal handler
+
+    client = client_of(ingest.url)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.emit("one")
+    client.emit("two")
+    assert client.flush(SECONDS_MAX)
+    assert [one.name for one in threading.enumerate()].count("sluice-sender") == 1
+    client.close()
+
+
 def test_a_signal_handler_may_log_while_its_thread_is_in_the_client(ingest: ScriptedIngest) -> None:
     # Given a handler that logs, and a thread that is within the client's lock
     client = client_of(ingest.url)
@@ -281,11 +331,27 @@ def test_a_client_without_events_has_no_thread_and_ends_at_once(ingest: Scripted
         ("http://x", {"block_seconds": -1}),
         ("http://x", {"timeout_seconds": 0}),
         ("http://x", {"spill_bytes_max": 5}),
+        ("http://x", {"block_seconds": float("inf")}),
+        ("http://x", {"timeout_seconds": float("inf")}),
+        ("http://x", {"api_key": "secret\n"}),
+        ("http://x", {"headers": {"X-Name": "\u0142"}}),
+        ("http://x/a b", {}),
+        ("http://a b", {}),
+        (f"http://{'a' * 64}.example", {}),
     ],
 )
 def test_what_cannot_work_is_said_at_once(url: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"not|least"):
+    with pytest.raises(ValueError, match=r"not|least") as caught:
         Client(url, source="app", **options)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_wait_without_end_is_a_long_wait(ingest: ScriptedIngest) -> None:
+    with client_of(ingest.url) as client:
+        client.emit("one")
+        assert client.flush(float("inf"))
+        client.close(float("inf"))
+    assert client.stats.accepted == 1
 
 
 # --- The end ---------------------------------------------------------------------------------------------------------
@@ -336,6 +402,17 @@ def test_a_wait_that_is_longer_than_the_end_is_not_begun(ingest: ScriptedIngest)
     assert time.monotonic() - started < 5
 
 
+def test_a_forked_child_needs_nothing_new_for_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    # To make a TLS context takes a lock of OpenSSL, which a thread of the parent may hold for ever in the child.
+    client = client_of("https://127.0.0.1:1")
+    made: list[Any] = []
+    monkeypatch.setattr("ssl.create_default_context", made.append)
+    monkeypatch.setattr("ssl._create_default_https_context", made.append)
+    client.core.after_fork_in_child()
+    assert made == []
+    client.close(0)
+
+
 # --- The spill folder ------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +436,24 @@ def test_what_finds_no_room_goes_to_disk_and_is_sent_later(tmp_path: Path) -> No
         summary = client.close()
     assert (summary.unsent, summary.stats.spilled, summary.stats.accepted) == (0, 0, 4000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_request_under_way_does_not_keep_events_from_the_folder(tmp_path: Path) -> None:
+    # Given a small queue, of which a request to a server that is away takes more than half
+    client = client_of(away(), queue_bytes_max=MB, spill_folder=tmp_path, block_seconds=3, linger_seconds=60)
+    with client.core._lock:
+        for _ in range(420):
+            client.emit("x" * 1000)
+    client.emit("x")
+    eventually(lambda: client.core._buffer.bytes_held > client.core._buffer.bytes_waiting + MB // 2, "it is under way")
+    # When more events come than the rest has room for
+    for _ in range(700):
+        if client.stats.dropped == 0:
+            client.emit("x" * 1000)
+    stats = client.stats
+    assert stats.dropped == 0
+    assert stats.spilled > 0
+    client.close(0)
 
 
 def test_the_folder_is_bounded_and_what_does_not_fit_is_counted(tmp_path: Path) -> None:
@@ -403,6 +498,81 @@ def test_segments_of_a_process_that_runs_are_left_to_it(tmp_path: Path, ingest: 
         assert second.flush(SECONDS_MAX)
     assert ingest.messages == {"mine": 1}
     assert first.close(0).stats.spilled == 1500
+
+
+def test_events_that_are_spilled_while_the_folder_is_taken_over_are_counted_once(
+    tmp_path: Path, ingest: ScriptedIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given the events of an earlier process, and a disk that is slow to hand them over
+    earlier = client_of(away(), spill_folder=tmp_path)
+    for _ in range(10):
+        earlier.emit("earlier")
+    earlier.close(0)
+    may_adopt, adopt = threading.Event(), Spill._adopt_from
+
+    def slow(spill: Spill, lock: Path) -> None:
+        may_adopt.wait(SECONDS_MAX)
+        adopt(spill, lock)
+
+    monkeypatch.setattr(Spill, "_adopt_from", slow)
+    # When a program fills its queue meanwhile
+    client = client_of(ingest.url, spill_folder=tmp_path, queue_bytes_max=MB, block_seconds=SECONDS_MAX)
+    for number in range(700):
+        client.emit(f"{number}", attributes={"padding": "x" * 700})
+    threading.Timer(0.5, may_adopt.set).start()
+    # Then nothing is counted twice
+    eventually(lambda: client.stats.accepted == 710, "all are sent")
+    stats = client.stats
+    assert (stats.adopted, stats.spilled, stats.waiting) == (10, 0, 0)
+    assert client.flush(SECONDS_MAX)
+    client.close()
+
+
+def test_events_of_a_process_that_has_just_begun_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a process that writes its first segment between two looks of another at the folder
+    new, adopting = Spill(tmp_path, MB), Spill(tmp_path, MB)
+    glob, looks = Path.glob, 0
+
+    def look(folder: Path, pattern: str) -> list[Path]:
+        nonlocal looks
+        found = list(glob(folder, pattern))
+        looks += 1
+        if looks == 2:  # the first one is for the locks of processes that have ended
+            new.write([Item(b"{}", 0, 1)])
+        return found
+
+    monkeypatch.setattr(Path, "glob", look)
+    assert adopting.open() == 0
+    assert looks == 3
+    assert new.first().path.exists()
+
+
+def test_threads_that_cannot_start_are_no_error_of_the_program(
+    tmp_path: Path, ingest: ScriptedIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def limited_start(thread: threading.Thread) -> None:
+        if thread.name == "sluice-spiller":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited_start)
+    client = client_of(ingest.url, spill_folder=tmp_path)
+    client.emit("one")
+    assert client.flush(SECONDS_MAX)
+    assert client.close().unsent == 0
+    assert ingest.messages == {"one": 1}
+
+
+def test_a_folder_that_cannot_be_left_clean_is_no_error_of_the_program(tmp_path: Path, ingest: ScriptedIngest) -> None:
+    client = client_of(ingest.url, spill_folder=tmp_path)
+    client.emit("one")
+    assert client.flush(SECONDS_MAX)
+    [lock] = tmp_path.glob("*.lock")
+    lock.unlink()
+    lock.mkdir()  # so it can't be removed like a file
+    assert client.close().unsent == 0
 
 
 def test_a_disk_that_fails_loses_nothing_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,6 +660,20 @@ async def test_the_async_client_blocks_no_loop(ingest: ScriptedIngest) -> None:
         assert client.stats.accepted == 40
     assert ticks > 5
     ticking.cancel()
+
+
+async def test_a_flush_that_is_cancelled_leaves_nothing_behind() -> None:
+    import asyncio
+
+    client = AsyncClient(away(), source="app")
+    await client.emit("one")
+    threads = threading.active_count()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.flush(SECONDS_MAX), 0.1)
+    assert threading.active_count() == threads, "asyncio.run would wait for the thread"
+    assert client._client.core._flushes == 0
+    assert not await client.flush(0.05)
+    await client.close(0)
 
 
 def test_a_wrong_key_keeps_the_events_and_is_told(ingest: ScriptedIngest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from sluice_client.clock import monotonic
 from sluice_client.options import OptionFields
 from sluice_client.tally import Stats, Summary
 
-ROOM_POLL_SECONDS: Final = 0.01  # while the queue is full
+POLL_SECONDS: Final = 0.01  # while the queue is full, or a caller waits in `flush`
 
 
 class AsyncClient:
@@ -42,12 +42,17 @@ class AsyncClient:
         core = self._client.core
         until = monotonic() + core.block_seconds
         while core.block_seconds and not core.has_room(line) and monotonic() < until:  # noqa: ASYNC110  # a thread makes room
-            await asyncio.sleep(ROOM_POLL_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         return core.put(line, severity, may_block=False)
 
     async def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Wait until all events emitted before are accepted, rejected or dropped; False if time runs out."""
-        return await asyncio.to_thread(self._client.flush, seconds)
+        until = monotonic() + seconds
+        # Not in a thread: it would go on when this task is cancelled, and the end of the loop would wait for it.
+        with self._client.core.flushing() as result:
+            while (is_flushed := result()) is None and monotonic() < until:  # noqa: ASYNC110  # a thread sends
+                await asyncio.sleep(POLL_SECONDS)
+        return is_flushed is True
 
     async def close(self, seconds: float | None = None) -> Summary:
         """Send what is queued within `seconds` (by default `close_seconds`), and say what was not sent."""

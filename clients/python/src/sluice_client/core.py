@@ -7,11 +7,12 @@ queue is more than half full.
 One lock protects everything here. It is never held while a request, a file or a hook runs.
 """
 
+import contextlib
 import itertools
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from sluice_client import endings
@@ -19,7 +20,7 @@ from sluice_client.buffer import ITEM_BYTES, Buffer, Item, count_within
 from sluice_client.clock import monotonic
 from sluice_client.delivery import Batch, Cause, Delivery
 from sluice_client.events import RANKS
-from sluice_client.options import Options
+from sluice_client.options import SECONDS_MAX, Options
 from sluice_client.spill import Segment, Spill, SpillFullError
 from sluice_client.tally import Reason, Stats, Summary, Tally
 from sluice_client.wire import Endpoint, NoResponseError, NotSentError, Response
@@ -39,10 +40,12 @@ class Core:
         """Raises ValueError for a wrong address or option, OSError for a spill folder that can't be made."""
         self._options = options
         self._base_url = url
+        self._tls = options.tls
         path = options.spill_path
         self._spill = None if path is None else Spill(path, options.spill_bytes_max)
         self._make_parts()
         self.url = self._endpoint.url
+        self._tls = self._endpoint.tls  # to make one in a forked child takes long, and may wait for ever for a lock
         endings.register(self)
         if self._spill is not None:  # there may be events of an earlier process, and this one may never emit any
             with self._lock:
@@ -56,7 +59,7 @@ class Core:
         self._closing = threading.RLock()  # held by the thread that waits for the end
         self._endpoint = Endpoint(
             self._base_url, gzipped=options.gzip, timeout_seconds=options.timeout_seconds,
-            headers=options.all_headers, tls=options.tls,
+            headers=options.all_headers, tls=self._tls,
         )  # fmt: skip
         self._buffer = Buffer(options.queue_bytes_max)
         self._tally = Tally()
@@ -142,28 +145,46 @@ class Core:
 
     @property
     def _high(self) -> int:
-        """From so many bytes on, events go to the spill folder."""
-        return self._options.queue_bytes_max // 2
+        """From so many waiting bytes on, events go to the spill folder: half of the room beside what is being sent."""
+        taken = self._buffer.bytes_held - self._buffer.bytes_waiting
+        return (self._options.queue_bytes_max - taken) // 2
 
     def _start(self) -> None:
-        sender = threading.Thread(target=self._run_sender, name="sluice-sender", daemon=True)
+        # Set first: a signal handler may end `start` with an exception when the thread runs already.
+        self._sender = threading.Thread(target=self._run_sender, name="sluice-sender", daemon=True)
         try:
-            sender.start()
+            self._sender.start()
         except RuntimeError:  # at the end of the interpreter, or no thread is left: the next event, or the end, tries
+            self._sender = None
             return
-        self._sender = sender
         endings.close_with_process()
-        if self._spill is not None:
-            self._spiller = threading.Thread(target=self._run_spiller, name="sluice-spiller", daemon=True)
-            self._spiller.start()
 
     # --- Events go ---------------------------------------------------------------------------------------------------
 
     def _run_sender(self) -> None:
         """Send events until the end."""
-        if self._spill is not None:
-            self._adopt(self._spill)
-        self._send_until_end()
+        try:
+            if self._spill is not None and self._spiller is None:
+                self._adopt(self._spill)
+                self._start_spiller()
+            self._send_until_end()
+        finally:
+            with self._lock:
+                if self._deadline is None:  # an error has ended this thread: the next event starts another
+                    self._sender = None
+
+    def _start_spiller(self) -> None:
+        """Start it when the folder has been taken over: only one thread may add segments."""
+        spiller = threading.Thread(target=self._run_spiller, name="sluice-spiller", daemon=True)
+        with self._lock:
+            if self._deadline is not None:
+                return
+            try:
+                spiller.start()
+            except RuntimeError as error:  # no thread is left: what finds no room is dropped
+                self._tally.last_error = f"spill folder: {error}"
+                return
+            self._spiller = spiller
 
     def _send_until_end(self) -> None:
         try:
@@ -279,7 +300,8 @@ class Core:
         try:
             hook(drops)
         except Exception as error:  # a hook that fails must not end the thread
-            sys.stderr.write(f"sluice-client: on_drop raised {error!r}\n")
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
+                sys.stderr.write(f"sluice-client: on_drop raised {error!r}\n")
         finally:
             _in_hook.is_running = False
 
@@ -370,19 +392,32 @@ class Core:
         """Wait until every event that was emitted before is settled, spilled ones included; False if time runs out."""
         if threading.current_thread() is self._sender:
             return False  # a hook waits for its own thread
-        until = monotonic() + seconds
+        until = monotonic() + min(seconds, SECONDS_MAX)
+        with self.flushing() as result, self._lock:
+            while result() is None and (left := until - monotonic()) > 0:
+                self._changed.wait(left)
+            return result() is True
+
+    @contextlib.contextmanager
+    def flushing(self) -> Iterator[Callable[[], bool | None]]:
+        """Within the block no event waits for others. Yields a function that tells how it goes.
+
+        It returns True when every event that was emitted before is settled, False if that can't happen any more, and
+        None as long as it may.
+        """
         with self._lock:
             target = self._last_number
             self._flushes += 1
             self._changed.notify_all()
-            try:
-                while not self._is_flushed(target):
-                    left = until - monotonic()
-                    if left <= 0 or self._summary is not None:
-                        return False
-                    self._changed.wait(left)
-                return True
-            finally:
+
+        def result() -> bool | None:
+            with self._lock:
+                return True if self._is_flushed(target) else None if self._summary is None else False
+
+        try:
+            yield result
+        finally:
+            with self._lock:
                 self._flushes -= 1
 
     def _is_flushed(self, target: int) -> bool:
@@ -401,7 +436,7 @@ class Core:
         with self._lock:
             if self._deadline is None:
                 self._add_interrupting()
-                self._deadline = monotonic() + max(0.0, seconds)
+                self._deadline = monotonic() + min(max(0.0, seconds), SECONDS_MAX)
                 self._changed.notify_all()
 
     def finish_close(self) -> Summary:

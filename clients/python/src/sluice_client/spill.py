@@ -71,8 +71,10 @@ class Spill:
         for lock in sorted(self._folder.glob("*.lock")):
             if lock.stem != self._owner:
                 self._adopt_from(lock)
+        # First the files, then the owners: the owner of a file that a process is writing now has a lock before it.
+        paths = sorted(self._folder.glob("*.ndjson"))
         owners = {lock.stem for lock in self._folder.glob("*.lock")}
-        for path in sorted(self._folder.glob("*.ndjson")):
+        for path in paths:
             if path.name.partition("-")[0] not in owners:
                 self._adopt(path)
         return sum(segment.events for segment in self._segments) - before
@@ -141,7 +143,8 @@ class Spill:
         if self._lock is None:
             return
         if not self._segments:
-            self._lock_path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next process removes it
+                self._lock_path.unlink(missing_ok=True)
         os.close(self._lock)
         self._lock = None
 
