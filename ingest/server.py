@@ -95,8 +95,8 @@ async def serve(
     settings = service.settings
     arguments: dict[str, object] = {"start_serving": False}
     if certificate is not None:
-        # A connection counts from its handshake on: one that never ends its handshake must not live long.
-        arguments["ssl_handshake_timeout"] = settings.request_seconds_max
+        # A connection counts between its handshake and its end: one that never ends these must not live long.
+        arguments["ssl_handshake_timeout"] = arguments["ssl_shutdown_timeout"] = settings.request_seconds_max
     server = await app.create_server(
         sock=listener,
         protocol=IngestProtocol,

@@ -1,5 +1,6 @@
 """HTTPS at ingest: real processes, real certificates, one that changes while clients send."""
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -21,6 +22,8 @@ from support.certificates import Authority, openssl_problem
 from support.edge import SAMPLE
 from support.processes import ROOT, Program, ingest
 from support.traffic import wait_until
+
+CONNECTIONS_MAX = 20
 
 
 @dataclass
@@ -70,7 +73,10 @@ def secured(settings: Settings, tmp_path: Path, missing: Callable[[str], None]) 
         missing(problem)
     authority = Authority(tmp_path / "authority")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    settings = replace(settings, ingest_tls_cert=str(cert), ingest_tls_key=str(key), request_seconds_max=2.0)
+    settings = replace(
+        settings, ingest_tls_cert=str(cert), ingest_tls_key=str(key), request_seconds_max=2.0,
+        ingest_connections_max=CONNECTIONS_MAX,
+    )  # fmt: skip
     program = ingest(settings, tmp_path)
     found = Secured(authority, cert, key, settings, program)
     found.use("first")
@@ -138,6 +144,26 @@ def test_a_handshake_that_never_ends_is_ended(secured: Secured) -> None:
         # Then the connection is closed by the time limit of requests, and others are served meanwhile
         assert secured.get("/readyz")[0] == 200
         assert silent.recv(1) == b""
+        assert time.monotonic() - began < 15
+
+
+def test_a_refused_connection_whose_client_does_not_end_tls_is_ended(secured: Secured) -> None:
+    with contextlib.ExitStack() as held:
+
+        def connect() -> ssl.SSLSocket:
+            plain = held.enter_context(socket.create_connection(("127.0.0.1", secured.settings.ingest_port), 20))
+            return held.enter_context(secured.context().wrap_socket(plain, server_hostname="127.0.0.1"))
+
+        # Given as many connections as there may be, and one more
+        for _ in range(CONNECTIONS_MAX):
+            connect()
+        refused = connect()
+        began = time.monotonic()
+        assert refused.recv(65536).startswith(b"HTTP/1.1 503 ")
+        # When its client does not answer the end of TLS, then it is closed by the time limit of requests
+        with contextlib.suppress(ConnectionResetError):
+            while socket.socket.recv(refused, 65536):
+                pass
         assert time.monotonic() - began < 15
 
 
