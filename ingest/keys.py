@@ -38,7 +38,7 @@ class KnownKey:
 
 
 class KeyRing:
-    """The valid keys. For the event loop only."""
+    """The valid keys. For the event loop only, but for `by_digest`."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -58,9 +58,16 @@ class KeyRing:
         return None if self._by_digest is None else len(self._by_digest)
 
     def note(self, keys: Iterable[ApiKey], time: float) -> None:
-        """Take all keys; `time` is that of the clock by which they expire, in seconds since the epoch."""
+        """Take all keys; see `by_digest`."""
+        self.take(self.by_digest(keys, time))
+
+    def by_digest(self, keys: Iterable[ApiKey], time: float) -> dict[str, KnownKey]:
+        """The keys for `take`; on any thread, since many keys take long.
+
+        `time` is that of the clock by which they expire, in seconds since the epoch.
+        """
         now = self._clock.monotonic()
-        self._by_digest = {
+        return {
             key.digest: KnownKey(
                 key.account,
                 frozenset(key.protocols) if key.protocols else None,
@@ -68,6 +75,10 @@ class KeyRing:
             )
             for key in keys
         }
+
+    def take(self, by_digest: dict[str, KnownKey]) -> None:
+        """Take all keys."""
+        self._by_digest = by_digest
         self._seen, self._seen_plain = {}, {}
         self.version += 1
 

@@ -205,7 +205,7 @@ class IngestService:
         loop, ring = self._loop, self.keys
         if loop is not None and ring is not None:
             with suppress(RuntimeError):  # the event loop has ended
-                loop.call_soon_threadsafe(ring.note, keys, time)
+                loop.call_soon_threadsafe(ring.take, ring.by_digest(keys, time))
 
     def _on_store_unavailable(self) -> None:
         if self._key_reader is not None:

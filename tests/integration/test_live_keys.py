@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from ingest.http.request import IngestHttp
+from ingest.keys import KeyRing
 from pipeline.errors import SinkUnavailableError
 from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings
@@ -276,6 +277,21 @@ def test_a_revoked_key_is_refused_on_an_open_connection_and_a_flush_loses_none(e
     )
     assert post(edge.port, BODY, headers=BEARER).status == 202
     edge.keys.replace(KEYS, "one", instead_of=None)
+
+
+def test_many_keys_are_prepared_outside_the_event_loop(edge: RunningEdge, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    prepare = KeyRing.by_digest
+
+    def noted(ring: KeyRing, *arguments: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return prepare(ring, *arguments)
+
+    monkeypatch.setattr(KeyRing, "by_digest", noted)
+    before = edge.keys.load()
+    edge.keys.replace(KEYS, "three", instead_of=None if before is None else before.version)
+    eventually(lambda: threads != [], "they are read")
+    assert set(threads) == {"control-follower"}
 
 
 # --- Two processes and real servers -----------------------------------------------------------------------------------
