@@ -39,7 +39,7 @@ class Options:
     """How a client queues, sends, spills and ends. Raises ValueError for a value that can't work."""
 
     queue_bytes_max: int = 8 << 20
-    """Memory for events that are not accepted yet, about 20,000 log records. If it is full, events are dropped, or go
+    """Memory for events that are not accepted yet, about 18,000 log records. If it is full, events are dropped, or go
     to the spill folder."""
     block_seconds: float = 0.0
     """How long emitting an event may wait for room in the queue. By default a program never waits for its logs."""
