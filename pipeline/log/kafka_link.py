@@ -167,6 +167,7 @@ class KafkaLink:
         self._socket.settimeout(self._left(deadline))
         self._socket.sendall(struct.pack(">i", len(header) + len(body)) + header + body)
         prefix = self._receive(4, deadline)
+        self._is_new = False
         if prefix[0] == _TLS_ALERT:
             raise KafkaRefusedError("its listener speaks TLS: EVENT_LOG_URL must begin with kafka+ssl://")
         size = int(struct.unpack(">i", prefix)[0])
@@ -177,7 +178,6 @@ class KafkaLink:
             raise ValueError("not the answer to this request")
         if compact:
             answer.tags()
-        self._is_new = False
         return answer
 
     def _receive(self, size: int, deadline: float) -> bytes:

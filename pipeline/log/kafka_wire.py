@@ -377,7 +377,7 @@ class KafkaWire:
             its_deadline = now + (deadline - now) / (len(candidates) - number)
             try:
                 answer = self._exchange(candidate, kind, body, its_deadline, compact=compact, bytes_max=bytes_max)
-            except (OSError, ValueError, struct.error, KafkaRefusedError) as error:
+            except (OSError, ValueError, struct.error, KafkaRefusedError, LogUnavailableError) as error:
                 if not isinstance(failure, KafkaRefusedError):  # that one says what to change
                     failure = error
                 self._forget(candidate)
