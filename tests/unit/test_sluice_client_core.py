@@ -440,7 +440,7 @@ def test_what_finds_no_room_goes_to_disk_and_is_sent_later(tmp_path: Path) -> No
 
 def test_a_large_request_under_way_does_not_keep_events_from_the_folder(tmp_path: Path) -> None:
     # Given a small queue, of which a request to a server that is away takes more than half
-    client = client_of(away(), queue_bytes_max=MB, spill_folder=tmp_path, block_seconds=3, linger_seconds=60)
+    client = client_of(away(), queue_bytes_max=MB, spill_folder=tmp_path, block_seconds=20, linger_seconds=60)
     with client.core._lock:
         for _ in range(420):
             client.emit("x" * 1000)
@@ -507,6 +507,7 @@ def test_events_that_are_spilled_while_the_folder_is_taken_over_are_counted_once
     earlier = client_of(away(), spill_folder=tmp_path)
     for _ in range(10):
         earlier.emit("earlier")
+    eventually(lambda: earlier.core._spiller is not None, "it has the folder")
     earlier.close(0)
     may_adopt, adopt = threading.Event(), Spill._adopt_from
 
@@ -520,10 +521,13 @@ def test_events_that_are_spilled_while_the_folder_is_taken_over_are_counted_once
     for number in range(700):
         client.emit(f"{number}", attributes={"padding": "x" * 700})
     threading.Timer(0.5, may_adopt.set).start()
+
     # Then nothing is counted twice
-    eventually(lambda: client.stats.accepted == 710, "all are sent")
-    stats = client.stats
-    assert (stats.adopted, stats.spilled, stats.waiting) == (10, 0, 0)
+    def places() -> tuple[int, int, int, int]:
+        stats = client.stats
+        return stats.adopted, stats.accepted, stats.spilled, stats.waiting
+
+    eventually(lambda: places() == (10, 710, 0, 0), "all are sent")
     assert client.flush(SECONDS_MAX)
     client.close()
 
