@@ -1,5 +1,6 @@
 """The Python client's queue, sender, spill folder and end, against a server that answers as a test says."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import sluice_client.core
+import sluice_client.spill
 from pipeline.clock import SystemClock
 from sluice_client import AsyncClient, Client, Drop, Reason, SluiceHandler, Stats, bound
 from sluice_client.buffer import Item
@@ -689,3 +691,26 @@ def test_a_wrong_key_keeps_the_events_and_is_told(ingest: ScriptedIngest, monkey
         eventually(lambda: client.stats.last_error == "401 no key", "it is told")
         assert client.flush(SECONDS_MAX)
     assert ingest.messages == {"one": 1}
+
+
+def test_a_folder_that_two_threads_begin_to_use_at_once_has_one_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given the sender, which takes the folder over, and a `close` that spills meanwhile
+    both, name = threading.Barrier(2), sluice_client.spill.uuid7
+
+    def meet() -> str:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return name()
+
+    monkeypatch.setattr(sluice_client.spill, "uuid7", meet)
+    spill = Spill(tmp_path, MB)
+    threads = [threading.Thread(target=use) for use in (spill.open, lambda: spill.write([Item(b"{}", 0, 1)]))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    # Then it has one lock, and what was written is there
+    assert (len([*tmp_path.glob("*.lock")]), len([*tmp_path.glob("*.ndjson")])) == (1, 1)
+    spill.close()

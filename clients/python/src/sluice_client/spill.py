@@ -63,6 +63,7 @@ class Spill:
         self._segments: deque[Segment] = deque()
         self._bytes_used = 0
         self._counting = threading.Lock()
+        self._naming = threading.Lock()  # of this owner and of its segments: no two threads may make the same name
 
     def open(self) -> int:
         """Take over the segments of processes that have ended; returns their number of events. Raises OSError."""
@@ -157,6 +158,7 @@ class Spill:
         self._segments = deque()
         self._bytes_used = 0
         self._counting = threading.Lock()
+        self._naming = threading.Lock()
 
     @property
     def _lock_path(self) -> Path:
@@ -164,17 +166,16 @@ class Spill:
 
     def _own(self) -> None:
         """Become an owner, if this process is none yet."""
-        if self._lock is not None:
-            return
-        while self._lock is None:
-            self._owner = uuid7().replace("-", "")  # their order is that of time
-            descriptor = os.open(self._lock_path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(descriptor).st_nlink:
-                    self._lock = descriptor
-            if self._lock is None:  # another process took the new file for one that was left over
-                os.close(descriptor)
+        with self._naming:
+            while self._lock is None:
+                self._owner = uuid7().replace("-", "")  # their order is that of time
+                descriptor = os.open(self._lock_path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(descriptor).st_nlink:
+                        self._lock = descriptor
+                if self._lock is None:  # another process took the new file for one that was left over
+                    os.close(descriptor)
 
     def _adopt_from(self, lock: Path) -> None:
         """Take over the segments of this owner, if its process has ended."""
@@ -210,8 +211,9 @@ class Spill:
             self._bytes_used += segment.size
 
     def _next_path(self, events: int) -> Path:
-        self._number += 1
-        return self._folder / f"{self._owner}-{self._number:08d}-{events}.ndjson"
+        with self._naming:
+            self._number += 1
+            return self._folder / f"{self._owner}-{self._number:08d}-{events}.ndjson"
 
     def _sync_folder(self) -> None:
         """Make the new name durable."""
