@@ -20,6 +20,7 @@ import sluice_client.spill
 from pipeline.clock import SystemClock
 from sluice_client import AsyncClient, Client, Drop, Reason, SluiceHandler, Stats, bound
 from sluice_client.buffer import Item
+from sluice_client.ids import uuid7
 from sluice_client.spill import Spill
 from stack.servers import free_port
 from support.edge import eventually
@@ -697,12 +698,12 @@ def test_a_folder_that_two_threads_begin_to_use_at_once_has_one_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given the sender, which takes the folder over, and a `close` that spills meanwhile
-    both, name = threading.Barrier(2), sluice_client.spill.uuid7
+    both = threading.Barrier(2)
 
     def meet() -> str:
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(0.5)
-        return name()
+        return uuid7()
 
     monkeypatch.setattr(sluice_client.spill, "uuid7", meet)
     spill = Spill(tmp_path, MB)
