@@ -139,14 +139,18 @@ class Server:
             self.process = None
 
 
-def free_port() -> int:
-    """An unused TCP port, below the range of clients' ports.
+_PORTS: Final = range(15_000, 32_001)  # below the range of clients' ports: a restarted server must find its port free
+_given_ports: set[int] = set()  # by this process; their servers may not listen yet
 
-    A server that is killed and restarted must find its port free.
-    """
+
+def free_port() -> int:
+    """An unused TCP port that this process has not given before."""
     while True:
-        port = random.randint(15_000, 32_000)  # noqa: S311 - not a secret
-        if not port_is_taken(LOOPBACK, port):
+        if len(_given_ports) > len(_PORTS) // 2:
+            _given_ports.clear()
+        port = random.choice(_PORTS)  # noqa: S311 - not a secret
+        if port not in _given_ports and not port_is_taken(LOOPBACK, port):
+            _given_ports.add(port)
             return port
 
 

@@ -32,9 +32,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[LogRig]:
     made: LogRig
     match request.param:
         case "redis":
-            made = redis_log_rig(request.getfixturevalue("log_redis"))
+            made = redis_log_rig(request.getfixturevalue("log_redis"), append_seconds_max=10.0)
         case "kafka":
-            made = kafka_log_rig(request.getfixturevalue("kafka"))
+            made = kafka_log_rig(request.getfixturevalue("kafka"), append_seconds_max=10.0)
         case _:
             made = MemoryRig()
     yield made

@@ -36,6 +36,6 @@ __all__ = [
 @pytest.fixture
 def rig(secured_kafka: SecuredKafka) -> Iterator[KafkaRig]:
     settings = secured_kafka.settings()
-    made = KafkaRig(log_settings(settings.pop("event_log_url"), **settings))
+    made = KafkaRig(log_settings(settings.pop("event_log_url"), append_seconds_max=10.0, **settings))
     yield made
     made.close()

@@ -184,3 +184,8 @@ def test_what_is_said_of_an_address_has_no_password(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="contradict each other") as raised:
         config_of(tmp_path, "kafka", EVENT_LOG_URL="redis://user:p@ss/w%rd@host:6380/0")
     assert "redis://user:***@host:6380/0" in str(raised.value)
+
+
+def test_a_process_gives_no_port_twice() -> None:
+    # Ports are given before their servers listen. Without that, two of 500 are the same, nearly always.
+    assert len({free_port() for _ in range(500)}) == 500
