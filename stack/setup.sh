@@ -35,9 +35,52 @@ sluice_python() {
     return 1
 }
 
+# sluice_pip ARGUMENT...: pip's install, in the checkout.
+sluice_pip() {
+    # Without --no-compile, pip also compiles the many modules that nothing imports (measured: a quarter of its time).
+    (cd "$ROOT" && .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile "$@" >&2)
+}
+
+# Exports for uv what pip's settings (files and PIP_*) say of where packages come from. uv does not read them.
+sluice_uv_settings() {
+    local listed section key value
+    listed=$("$ROOT/.venv/bin/python" -m pip config list 2>/dev/null) || return 0
+    # Later ones win, as they do for pip.
+    for section in global install :env:; do
+        while IFS='=' read -r key value; do
+            [ "${key%.*}" = "$section" ] || continue
+            value=${value#[\'\"]}
+            value=${value%[\'\"]}
+            value=${value//\\n/ } # several of them in a file stand on lines of their own
+            case "${key##*.}" in
+                index-url) export UV_DEFAULT_INDEX="$value" ;;
+                extra-index-url) export UV_INDEX="$value" UV_INDEX_STRATEGY=unsafe-best-match ;; # pip asks all alike
+                find-links) export UV_FIND_LINKS="${value// /,}" ;;
+                no-index) case "$value" in 1 | yes | true | on) export UV_NO_INDEX=1 ;; esac ;;
+                trusted-host) export UV_INSECURE_HOST="$value" ;;
+                cert) export SSL_CERT_FILE="$value" ;;
+                proxy) export HTTP_PROXY="$value" HTTPS_PROXY="$value" ;;
+                default-timeout | timeout) export UV_HTTP_TIMEOUT="$value" ;;
+            esac
+        done <<<"$listed"
+    done
+}
+
+# sluice_uv ARGUMENT...: the same by uv, in a fifth of pip's CPU time (docs/adr/stack-supervisor.md).
+sluice_uv() {
+    local pin
+    pin=$(sed -n 's/^\(uv==[0-9.]*\).*/\1/p' "$ROOT/requirements-servers.txt")
+    sluice_pip --only-binary :all: "$pin" || return 1
+    (
+        sluice_uv_settings
+        cd "$ROOT" && .venv/bin/uv pip install --quiet --python .venv/bin/python "$@" >&2
+    )
+}
+
 sluice_install() { # WANTED FILE...
     local python wanted=$1 file
     shift
+    local files=("$@")
     # After a checkout was moved, the programs in .venv have the old path.
     if [ ! -x "$ROOT/.venv/bin/python" ] || ! "$ROOT/.venv/bin/python" -c 'import pip' 2>/dev/null ||
         ! grep -qF "$ROOT/.venv" "$ROOT/.venv/bin/activate"; then
@@ -47,16 +90,16 @@ sluice_install() { # WANTED FILE...
         "$python" -m venv "$ROOT/.venv" >&2 || sluice_die "$python -m venv failed"
     fi
     echo "installing packages …" >&2
-    # Without --no-compile, pip also compiles the many modules that nothing imports (measured: a quarter of its time).
     # shellcheck disable=SC2046
-    (cd "$ROOT" && .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile \
-        -c constraints.txt $(printf -- '-r %s ' "$@") >&2) ||
+    set -- -c constraints.txt $(printf -- '-r %s ' "${files[@]}")
+    # pip does what uv can't: on a platform without a wheel of it, or with an index that only pip can reach.
+    sluice_uv "$@" || { echo "uv can't install them (it said why, above): pip does …" >&2 && sluice_pip "$@"; } ||
         sluice_die "the packages could not be installed (pip said why, above)"
     # The Python client is a package of its own in this checkout. Python finds it by its path, so nothing is built.
     printf '%s\n' "$ROOT/clients/python/src" \
         >"$("$ROOT/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sluice_client.pth" ||
         sluice_die "the path of the Python client could not be written"
-    for file in "$@"; do
+    for file in "${files[@]}"; do
         printf '%s' "$wanted" >"$ROOT/.venv/installed.$file"
     done
 }

@@ -1,0 +1,119 @@
+"""How stack/setup.sh installs packages: uv is told pip's settings, and pip does what uv can't."""
+
+import shlex
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pip
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_in_setup(script: str, root: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    exported = " ".join(f"{name}={shlex.quote(value)}" for name, value in environ.items())
+    return subprocess.run(
+        [
+            "bash",
+            "-c",
+            "set -euo pipefail; unset ${!PIP_@} ${!UV_@}; "
+            f'export ROOT={shlex.quote(str(root))} {exported}; . "{ROOT}/stack/setup.sh"; {script}',
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_uv_is_told_what_pip_s_settings_say(tmp_path: Path) -> None:
+    (tmp_path / "pip.conf").write_text(
+        "[global]\n"
+        "index-url = https://user:a=b@mirror.example/simple\n"
+        "extra-index-url =\n    https://one.example/simple\n    https://two.example/simple\n"
+        "timeout = 180\n"
+        "[install]\n"
+        "trusted-host = mirror.example\n"
+        "no-index = false\n"
+    )
+    done = run_in_setup(
+        "sluice_uv_settings; env",
+        ROOT,
+        PIP_CONFIG_FILE=str(tmp_path / "pip.conf"),
+        PIP_FIND_LINKS="/one /two",
+        PIP_TIMEOUT="60",
+        PIP_CERT="/ca.pem",
+        PIP_PROXY="http://proxy.example:3128",
+    )
+    told = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert {name: value.strip() for name, value in told.items() if name.startswith("UV_")} == {
+        "UV_DEFAULT_INDEX": "https://user:a=b@mirror.example/simple",
+        "UV_INDEX": "https://one.example/simple https://two.example/simple",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_FIND_LINKS": "/one,/two",
+        "UV_INSECURE_HOST": "mirror.example",
+        "UV_HTTP_TIMEOUT": "60",
+    }, done.stderr
+    assert (told["SSL_CERT_FILE"], told["HTTPS_PROXY"]) == ("/ca.pem", "http://proxy.example:3128")
+
+
+def checkout(folder: Path) -> Path:
+    """A folder with a virtual environment, and requirements that only a folder of wheels can satisfy."""
+    venv.create(folder / ".venv", with_pip=False)
+    packages = next((folder / ".venv" / "lib").iterdir()) / "site-packages"
+    (packages / "pip").symlink_to(Path(pip.__file__).parent)
+    (folder / "wheels").mkdir()
+    with zipfile.ZipFile(folder / "wheels" / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "there = True\n")
+        wheel.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        wheel.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.0.dist-info/RECORD", "")
+    (folder / "constraints.txt").write_text("tiny==1.0\n")
+    (folder / "requirements-servers.txt").write_text("uv==0.0.0.1  # no such version\n")
+    (folder / "stack").mkdir()
+    (folder / "stack" / "setup.sh").write_text("")
+    return folder
+
+
+def test_pip_installs_where_uv_cannot(tmp_path: Path) -> None:
+    root = checkout(tmp_path)
+    (root / "requirements.txt").write_text("tiny\n")
+    only_wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(root / "wheels")}
+    done = run_in_setup("sluice_setup requirements.txt", root, **only_wheels)
+    assert done.returncode == 0, done.stderr
+    assert "uv can't install them" in done.stderr
+    python = root / ".venv" / "bin" / "python"
+    assert subprocess.run([python, "-c", "import tiny"], timeout=60, check=False).returncode == 0
+
+    again = run_in_setup("sluice_setup requirements.txt", root, **only_wheels)
+    assert (again.returncode, again.stderr) == (0, ""), "what is installed already is left alone"
+
+
+def test_a_package_that_neither_can_install_is_an_error(tmp_path: Path) -> None:
+    root = checkout(tmp_path)
+    (root / "requirements.txt").write_text("tiny\nnot-there\n")
+    done = run_in_setup("sluice_setup requirements.txt", root, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(root / "wheels"))
+    assert done.returncode == 1
+    assert "not-there" in done.stderr
+    assert "the packages could not be installed" in done.stderr
+    assert not (root / ".venv" / "installed.requirements.txt").exists()
+
+
+@pytest.mark.skipif(not (Path(sys.prefix) / "bin" / "uv").exists(), reason="uv has no wheel for this platform")
+def test_uv_installs_the_same_without_pip_s_help(tmp_path: Path) -> None:
+    root = checkout(tmp_path)
+    (root / "requirements.txt").write_text("tiny\n")
+    (root / ".venv" / "bin" / "uv").symlink_to(Path(sys.prefix) / "bin" / "uv")
+    done = run_in_setup(
+        # uv is there already: pip has nothing to do, and must not be asked for what it can't find.
+        'sluice_pip() { [ "${*: -1}" = "uv==0.0.0.1" ]; }; sluice_setup requirements.txt',
+        root,
+        PIP_NO_INDEX="1",
+        PIP_FIND_LINKS=str(root / "wheels"),
+        UV_CACHE_DIR=str(tmp_path / "cache"),
+    )
+    assert (done.returncode, done.stderr) == (0, "installing packages …\n")
+    assert (next((root / ".venv" / "lib").iterdir()) / "site-packages" / "tiny.py").exists()
