@@ -13,12 +13,21 @@ from ingest.errors import NotReadyError, error_response
 from ingest.grammar import HEAD_BYTES_MAX
 from ingest.health import health_document
 from ingest.http.assets import Assets, add_assets
+from ingest.http.cors import Cors
 from ingest.http.early_rejection import EarlyRejection
 from ingest.http.protocol import HttpContext
 from ingest.http.request import ConnectionLimits
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, response_to, to_sanic
-from ingest.http.routes import IngestApp, IngestRequest, add_collecting, add_inquiries, add_throttle, add_watching
+from ingest.http.routes import (
+    IngestApp,
+    IngestRequest,
+    add_collecting,
+    add_inquiries,
+    add_throttle,
+    add_watching,
+    with_preflights,
+)
 from ingest.openapi.routes import add_contract
 from ingest.protocols.decoding import Decoding
 from ingest.protocols.elasticsearch import bulk_inquiries, bulk_routes, version_response
@@ -31,7 +40,7 @@ from ingest.service import IngestContext, IngestService
 from ingest.types import Inquiry, Route
 from pipeline.clock import Clock
 from pipeline.names import Health
-from pipeline.settings import Settings
+from pipeline.settings import Settings, origins_of
 
 EVENTS_PATH: Final = "/api/logs"
 LINES_PATH: Final = "/api/logs/lines"
@@ -68,7 +77,9 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
     app: IngestApp = Sanic(name, config=config, error_handler=OneShapeErrors(), configure_logging=False)
     service = app.ctx.service = IngestService(settings, context)
     table = routes(settings, context.clock)
-    app.ctx.http = _http_context(service, table)
+    origins = origins_of(settings.ingest_cors_origins)
+    cors = Cors(origins) if origins else None
+    app.ctx.http = _http_context(service, table, cors)
     add_collecting(app, service.collector, table)
     add_watching(
         app,
@@ -80,7 +91,8 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
         keys=service.keys,
     )
     add_throttle(app, service.throttle, has_keys=service.keys is not None)
-    add_inquiries(app, inquiries(service))
+    asked = inquiries(service)
+    add_inquiries(app, asked if cors is None else with_preflights(asked, table, cors))
     assets = Assets()
     add_pages(app, service.viewers, assets, instead=version_response)
     add_contract(app, settings, assets)
@@ -117,7 +129,7 @@ def inquiries(service: IngestService) -> list[Inquiry]:
     return [*bulk_inquiries(health), *collector_inquiries(is_ready)]
 
 
-def _http_context(service: IngestService, table: list[Route]) -> HttpContext:
+def _http_context(service: IngestService, table: list[Route], cors: Cors | None) -> HttpContext:
     settings, request_ids = service.settings, RequestIds()
     codecs = {_target(route): route.codec for route in table if "POST" in route.methods}
     early = [
@@ -130,6 +142,7 @@ def _http_context(service: IngestService, table: list[Route]) -> HttpContext:
             request_ids=request_ids,
             lifecycle=service.lifecycle,
             bytes_max=settings.body_bytes_max,
+            cors=cors,
         )
         for target, codec in codecs.items()
     ]
@@ -146,6 +159,7 @@ def _http_context(service: IngestService, table: list[Route]) -> HttpContext:
         accounts=service.accounts,
         codecs=codecs,
         early_rejections={} if service.collector.traces else {one.begin: one for one in early},
+        cors=cors,
     )
 
 

@@ -182,6 +182,12 @@ class Settings:
         "URL of ingest for the client; empty: http:// or https:// with INGEST_HOST and INGEST_PORT",
         when="the client of this package runs on another machine than ingest",
     )
+    ingest_cors_origins: str = _setting(
+        "",
+        "Origins whose pages may send events from a browser, with commas between, as in https://shop.example; *: every "
+        "origin; empty: none (docs/browsers.md)",
+        when="scripts of web pages send events",
+    )
     ingest_metrics_port: int = _setting(
         0,
         "Port of one ingest process' own metrics; 0: none beside /metrics",
@@ -918,6 +924,27 @@ def networks_of(text: str) -> list[IPv4Network | IPv6Network]:
     return [ip_network(part.strip()) for part in text.split(",") if part.strip()]
 
 
+# scheme://host, and a port: what browsers send in Origin, after lowering its case.
+_ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_USUAL_PORTS: Final = {"http": "80", "https": "443"}  # browsers leave them out
+
+
+def origins_of(text: str) -> frozenset[str]:
+    """The origins of INGEST_CORS_ORIGINS as browsers send them; `*` is all of them. Raises ValueError."""
+    found = set()
+    for part in filter(None, (one.strip().lower() for one in text.split(","))):
+        match = _ORIGIN.fullmatch(part)
+        if match is None and part != "*":
+            raise ValueError(
+                f"{part!r} is no origin: https://, a host, and its port if that is not the usual one; no path"
+            )
+        is_usual = match is not None and match[2] is not None and _USUAL_PORTS.get(match[1]) == match[2]
+        found.add(part.rpartition(":")[0] if is_usual else part)
+    if "*" in found and len(found) > 1:
+        raise ValueError("* is all origins: leave the others out")
+    return frozenset(found)
+
+
 # Of the limits (events/s) and weights of accounts: by the settings, and by operators.
 ACCOUNT_FIGURE_MIN: Final = 0.01
 ACCOUNT_RATE_MAX: Final = 10_000_000.0
@@ -996,6 +1023,10 @@ def _cross_problems(settings: Settings) -> list[str]:
         networks_of(settings.trusted_proxies)
     except ValueError as error:
         problems.append(f"TRUSTED_PROXIES: {error}")
+    try:
+        origins_of(settings.ingest_cors_origins)
+    except ValueError as error:
+        problems.append(f"INGEST_CORS_ORIGINS: {error}")
     problems += _figure_problems("ACCOUNT_LIMITS", settings.account_limits, ACCOUNT_RATE_MAX)
     problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, ACCOUNT_WEIGHT_MAX)
     if settings.ingest_tls_key and not settings.ingest_tls_cert:

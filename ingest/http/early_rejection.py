@@ -23,6 +23,7 @@ from ingest import grammar
 from ingest.accounts import Client
 from ingest.errors import KeyRefusedError, RateLimitedError, RequestError, row_of
 from ingest.http import request_id
+from ingest.http.cors import Cors
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of
 from ingest.tally import Tally
@@ -39,7 +40,7 @@ ACCOUNTS_MAX: Final = 64  # whose responses are kept; accounts that are held bac
 # Fields that affect how a request is read or answered.
 _FIELDS: Final = re.compile(
     rb"(?:^|\n)(host|content-length|content-type|x-request-id|connection|content-encoding|transfer-encoding|expect|upgrade|"
-    rb"accept|priority|forwarded|x-forwarded-for|x-api-key|authorization)"
+    rb"accept|priority|origin|forwarded|x-forwarded-for|x-api-key|authorization)"
     rb":[ \t]*([^\r]*)",
     re.IGNORECASE,
 )
@@ -79,6 +80,7 @@ class EarlyRejection:
         request_ids: RequestIds,
         lifecycle: Lifecycle,
         bytes_max: int,
+        cors: Cors | None = None,
     ) -> None:
         self._target = target
         self.begin = b"POST %b HTTP/1.1\r\n" % target.encode()  # the start of every request that may be rejected here
@@ -90,6 +92,7 @@ class EarlyRejection:
         self._clock = clock
         self._request_ids = request_ids
         self._lifecycle = lifecycle
+        self._cors = cors
         self._turn = count()
         self._by_level: dict[tuple[Level, str], _Responses] = {}
         self._by_account: dict[tuple[str, str], _Responses] = {}
@@ -123,7 +126,7 @@ class EarlyRejection:
             try:
                 tally = client.tally_of_key(fields.get("x-api-key"), fields.get("authorization"), self._codec.name)
             except KeyRefusedError as refusal:
-                return self._respond(self._to_key(refusal, fields), name), length
+                return self._respond(self._to_key(refusal, fields), name, fields), length
             held = self._held(tally, seconds)
         level = gate.level_of(fields.get("priority"))
         responses = self._responses_to(LEVEL_HIGHEST if level is None else level, held, fields)
@@ -134,7 +137,7 @@ class EarlyRejection:
             if tally is None:
                 tally = client.tally_of(fields.get(client.field, ""))
             tally.refuse_unread(responses.limited_by)
-        return self._respond(responses, name), length
+        return self._respond(responses, name, fields), length
 
     def _held(self, tally: Tally | None, seconds: float) -> Tally | None:
         """The tally of an account that its own limit holds back; None if it does not, or nobody is admitted."""
@@ -142,12 +145,13 @@ class EarlyRejection:
             return None
         return tally
 
-    def _respond(self, responses: _Responses, name: bytes) -> bytes:
-        """One of the responses, with the id of the request."""
+    def _respond(self, responses: _Responses, name: bytes, fields: Mapping[str, str]) -> bytes:
+        """One of the responses, with the id of the request, and what a browser needs to show it to the page."""
         head, body = responses.made[next(self._turn) % len(responses.made)]
         for counter in responses.counters:
             counter.inc()
-        return b"%bx-request-id: %b\r\n\r\n%b" % (head, name, body)
+        cors = b"" if self._cors is None else self._cors.lines(fields.get("origin"))
+        return b"%b%bx-request-id: %b\r\n\r\n%b" % (head, cors, name, body)
 
     def _to_key(self, refusal: KeyRefusedError, fields: Mapping[str, str]) -> _Responses:
         """The responses to requests that are refused for their API key. They depend on reason and form."""

@@ -12,6 +12,7 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 
 from ingest.accounts import Accounts, Client
 from ingest.collect import Collector
+from ingest.http.cors import Cors
 from ingest.http.early_rejection import EarlyRejection
 from ingest.http.request import ConnectionLimits, IngestHttp
 from ingest.http.routes import IngestRequest
@@ -64,18 +65,20 @@ class HttpContext:
     accounts: Accounts
     codecs: Mapping[str, Codec]  # by the target of a POST, as it is sent
     early_rejections: Mapping[bytes, EarlyRejection]  # by the line that begins the request
+    cors: Cors | None = None  # None: no page of another origin reads an answer
 
 
 class IngestProtocol(HttpProtocol):
     """Sanic's protocol with limits; see HttpContext."""
 
-    __slots__ = ("_context", "_is_one_way", "_refused_left", "_refused_timer", "client", "limits")
+    __slots__ = ("_context", "_is_one_way", "_refused_left", "_refused_timer", "client", "cors", "limits")
     HTTP_CLASS = IngestHttp
 
     def __init__(self, **kwargs: Any) -> None:
         context: HttpContext = kwargs["app"].ctx.http
         self._context = context
         self.limits = context.limits
+        self.cors = context.cors
         super().__init__(**kwargs)
         self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has the methods of Event that Sanic uses
         self.request_handler = self._handle
@@ -95,6 +98,7 @@ class IngestProtocol(HttpProtocol):
         if codec is None:
             await self.app.handle_request(request)
         else:
+            http.is_for_events = True
             await http.answer(await self._context.collector.collect(codec, http))
 
     def connection_made(self, transport: Any) -> None:

@@ -31,6 +31,7 @@ from ingest.errors import BodyTooLargeError, HeadTooLargeError
 from ingest.grammar import HEAD_BYTES_MAX, ascii_lower
 from ingest.held_bodies import HeldBytes
 from ingest.http import request_id
+from ingest.http.cors import Cors
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, to_sanic
 from ingest.tally import Tally
@@ -76,6 +77,7 @@ class ConnectionLimits:
 class LimitedConnection(Protocol):
     """A connection with its process' limits."""
 
+    cors: Cors | None
     limits: ConnectionLimits
     client: Client
 
@@ -83,16 +85,21 @@ class LimitedConnection(Protocol):
 class IngestHttp(Http):
     """The requests and responses of one connection."""
 
-    __slots__ = ("_body_left", "_deadline", "_is_chunked", "_is_first_chunk", "_limits", "_lingers", "request_id")
+    __slots__ = (
+        "_body_left", "_cors", "_deadline", "_is_chunked", "_is_first_chunk", "_limits", "_lingers", "is_for_events",
+        "request_id",
+    )  # fmt: skip
 
     def __init__(self, protocol: LimitedConnection) -> None:
         super().__init__(protocol)  # type: ignore[no-untyped-call]
+        self._cors = protocol.cors
         self._limits = protocol.limits
         self._deadline: asyncio.TimerHandle | None = None
         self._body_left = 0  # bytes of the body, or of its chunk, still to come
         self._is_chunked = False
         self._is_first_chunk = True
         self._lingers = False
+        self.is_for_events = False  # the current request is for one of the addresses for events
         self.request_id = ""  # of the current request; empty until it has one
 
     @property
@@ -127,6 +134,7 @@ class IngestHttp(Http):
     def init_for_request(self) -> None:
         """Start a request."""
         self.disarm()
+        self.is_for_events = False
         self.request_id = ""
         super().init_for_request()  # type: ignore[no-untyped-call]
 
@@ -352,6 +360,8 @@ class IngestHttp(Http):
         if not self.request_id:
             self.request_id = self._limits.request_ids.new()  # the request could not be read
         response.headers[request_id.HEADER] = self.request_id
+        if self._cors is not None and self.is_for_events:
+            response.headers.update(self._cors.fields(self.headers.get("origin")))
         body = data or response.body
         if not end_stream or not body or response.status < 200 or "content-length" in response.headers:
             await super().http1_response_header(data, end_stream)
@@ -364,7 +374,7 @@ class IngestHttp(Http):
         await self._end_response(head if self.head_only else head + body)
 
     async def answer(self, response: Response) -> None:
-        """Send a complete response to a request that is not HEAD."""
+        """Send a complete response to a request for events."""
         if self.request_body:  # the body was not read completely: the rest must be handled
             rest = to_sanic(response)
             self.respond(rest)
@@ -374,6 +384,8 @@ class IngestHttp(Http):
             self.keep_alive = False
         body = response.body
         headers = (*response.headers.items(), (request_id.HEADER, self.request_id))
+        if self._cors is not None:
+            headers += self._cors.fields(self.headers.get("origin"))
         head = head_of(
             response.status, response.media_type, len(body), headers, keep_alive=self.keep_alive, end=b"\r\n"
         )

@@ -14,16 +14,18 @@ from ingest.appender import Appender
 from ingest.collect import Collector
 from ingest.errors import KeyRefusedError, KeysUnknownError, NotReadyError, UnsupportedFormatError
 from ingest.health import HealthSources, health_document
+from ingest.http.cors import Cors
 from ingest.http.response import response_to, to_sanic
 from ingest.keys import KeyRing
 from ingest.throttle import ThrottleView
-from ingest.types import JSON, Codec, Inquiry, Lifecycle, Route
+from ingest.types import JSON, Codec, Inquiry, Lifecycle, RequestHead, Response, Route
 from pipeline.clock import Clock
 
 IngestApp = Sanic[Any, Any]
 IngestRequest = Request[Any, Any]
 
 _READ: Final = ("GET", "HEAD")
+_OPTIONS: Final = "OPTIONS"
 
 
 def add_collecting(app: IngestApp, collector: Collector, routes: Iterable[Route]) -> None:
@@ -32,6 +34,7 @@ def add_collecting(app: IngestApp, collector: Collector, routes: Iterable[Route]
     def add(path: str, codecs: dict[str | None, Codec], methods: tuple[str, ...]) -> None:
         async def post_events(request: IngestRequest, **_of_path: str) -> HTTPResponse:
             # Only requests that the protocol does not answer itself arrive here, such as an address with a query.
+            request.stream.is_for_events = True  # type: ignore[union-attr]
             wanted = request.args.get("format") if len(codecs) > 1 else None
             codec = codecs.get(wanted)
             if codec is None:
@@ -56,7 +59,7 @@ def add_inquiries(app: IngestApp, inquiries: Iterable[Inquiry]) -> None:
     """Add the addresses that clients ask before they send events."""
 
     def add(inquiry: Inquiry) -> None:
-        async def get_answer(request: IngestRequest) -> HTTPResponse:
+        async def get_answer(request: IngestRequest, **_of_path: str) -> HTTPResponse:
             return to_sanic(inquiry.answer(request.stream))  # type: ignore[arg-type]
 
         # stream: a body is not read
@@ -65,6 +68,24 @@ def add_inquiries(app: IngestApp, inquiries: Iterable[Inquiry]) -> None:
 
     for inquiry in inquiries:
         add(inquiry)
+
+
+def with_preflights(inquiries: Iterable[Inquiry], routes: Iterable[Route], cors: Cors) -> list[Inquiry]:
+    """The inquiries, and what browsers ask with OPTIONS before a page's script sends events."""
+    all_inquiries = list(inquiries)
+    by_path = {one.path: one for one in all_inquiries if _OPTIONS in one.methods}
+
+    def preflight(route: Route) -> Inquiry:
+        known = by_path.get(route.path)
+
+        def answer(head: RequestHead) -> Response:
+            is_preflight = head.headers.get("access-control-request-method") is not None
+            return cors.preflight(head.headers, route.methods) if known is None or is_preflight else known.answer(head)
+
+        return Inquiry(route.path, answer, (_OPTIONS,))
+
+    asked = {route.path: preflight(route) for route in routes}
+    return [*(one for one in all_inquiries if one is not by_path.get(one.path)), *asked.values()]
 
 
 def add_throttle(app: IngestApp, view: ThrottleView, *, has_keys: bool) -> None:
