@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SchemaNewerError, SettingsError, SluiceError
-from pipeline.event_text import clock_time, event_text, pause_text, rate_text
+from pipeline.event_text import clock_time, event_text, log_text, pause_text, rate_text
 from pipeline.health.judge import duration
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, Health
@@ -60,6 +60,7 @@ def screen(status: SystemStatus, width: int = 100) -> str:
         *_wrapped("policy       ", f"{policy.policy}: {policy.sentence}", width),
         *_figures(policy, width),
         *(() if known.shadow is None else _wrapped("shadow       ", _shadow(known.shadow), width)),
+        f"event log    {log_text(known.event_log, known.log_copies)}",
         *_wrapped("lag          ", _measured(known.lag, "events", policy, MEASURE_LAG), width),
         *(f"  partition {partition:<3}{lag:>9,}" for partition, lag in sorted(lags.items())),
         f"stored       {_number(known.drain_rate, 'events/s')}{left}",

@@ -13,6 +13,7 @@ _LAG: Final = {
     Mode.CRITICAL: "lag is critical",
     Mode.UNKNOWN: "lag is unknown",
 }
+_LOGS: Final = {"kafka": "Kafka", "redis": "Redis Streams"}
 _DECIDED_BY: Final = {"breaker": "breaker is open", "override": "set by an operator"}
 
 
@@ -165,3 +166,8 @@ def _bands_set(data: dict[str, str]) -> str:
         f"Thresholds set: {most} below a lag of {int(data['lag_degraded']):,}, "
         f"{least} above {int(data['lag_critical']):,}"
     )
+
+
+def log_text(event_log: str, copies: int) -> str:
+    """The event log, and on how many servers an accepted event is in it."""
+    return f"{_LOGS.get(event_log, event_log)}, {'single copy' if copies == 1 else f'{copies} copies'}"

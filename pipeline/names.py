@@ -173,6 +173,7 @@ class AlarmCode(StrEnum):
     STANDS_STILL = "stands_still"  # the reason why a partition with events has stored none for long
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain without progress could not be ended on the server
     PARTITION_AWAY = "partition_away"  # one partition of the log does not answer: it takes no events and returns none
+    REPLICAS_MISSING = "replicas_missing"  # replicas of the log that were asked for are not there, or lag behind
     LOG_SET_UP = "log_set_up"  # the log works, but an operator must change its configuration
 
 

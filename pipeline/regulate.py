@@ -369,6 +369,10 @@ def _measure(
     for fault in identity.faults:
         raise_alarm = sample.critical if fault.loses_events else sample.degraded
         raise_alarm(AlarmCode.LOG_SET_UP, fault.what, fault.remedy)
+    missing = identity.missing_replicas
+    if missing is not None:
+        raise_alarm = sample.critical if missing.refuses_events else sample.degraded
+        raise_alarm(AlarmCode.REPLICAS_MISSING, missing.what, missing.look_at)
     if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_unavailable:
         try:
             asked_at = clock.monotonic()

@@ -405,10 +405,11 @@ class Settings:
     )
     kafka_replication: int = _setting(
         1,
-        "Replicas of a new topic; use 3 in a cluster",
+        "Replicas of the topic. From 2 on, an accepted event is on all but one of them, and at least 2. A topic with "
+        "fewer replicas, or a lower min.insync.replicas, is refused (docs/replication.md)",
         low=1,
         high=9,
-        when="3 before the topic is created, if events must survive the loss of a broker",
+        when="3 in a cluster, before the topic is created: accepted events survive the loss of a broker",
     )
     kafka_group: str = _setting(
         "sluice",
@@ -808,6 +809,14 @@ class Settings:
         return _WITHOUT_TLS.get(scheme, scheme)
 
     @property
+    def log_copies(self) -> int:
+        """On how many servers an accepted event is in the event log; 1: a single copy."""
+        if self.log_scheme != "kafka" or self.kafka_replication < _REPLICATED_FROM:
+            return 1
+        # One broker may be missing while events are accepted. With 2 replicas none may: one copy is not replicated.
+        return max(_REPLICATED_FROM, self.kafka_replication - 1)
+
+    @property
     def kafka_tls(self) -> TlsFiles | None:
         """The files for TLS with Kafka; None: without TLS."""
         if urlsplit(self.event_log_url).scheme != "kafka+ssl":
@@ -992,6 +1001,8 @@ def _limit_problems(settings: Settings) -> list[str]:
             problems.append(f"{field.name.upper()}={value} is not between {low} and {high}")
     return problems
 
+
+_REPLICATED_FROM: Final = 2  # copies
 
 _TOPIC_NAME: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 

@@ -203,6 +203,7 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         ],
         "controllerAgeSeconds": inputs.controller_age,
         "eventLog": inputs.event_log,
+        "logCopies": inputs.log_copies,
         "availablePermissions": inputs.bucket_tokens,
         "bucketCapacity": inputs.bucket_capacity,
     }

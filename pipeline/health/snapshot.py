@@ -93,6 +93,7 @@ class HealthInputs:
     controller_age: float | None  # seconds since the controller published
     controller_period: float  # seconds
     event_log: str  # kafka or redis
+    log_copies: int = 1  # servers that have an accepted event; 1: a single copy
     sink: SinkName = SinkName.POSTGRESQL
     no_progress_seconds: Mapping[int, float] = field(default_factory=dict)  # by partition, if events wait
     no_progress_seconds_max: float = 30.0
@@ -197,6 +198,7 @@ def make_inputs(
         controller_age=controller_age,
         controller_period=settings.regulate_seconds,
         event_log="kafka" if settings.log_scheme == "kafka" else "redis",
+        log_copies=settings.log_copies,
         sink=settings.sink_name,
         no_progress_seconds=outlook.no_progress_seconds,
         no_progress_seconds_max=settings.no_progress_seconds_max,

@@ -14,7 +14,14 @@ from pipeline.errors import LogGapError, LogRestartedError, LogUnavailableError,
 from pipeline.log.kafka_clock import measure_by_monotonic_clock
 from pipeline.log.kafka_records import Run, runs
 from pipeline.log.kafka_security import KafkaSecurity
-from pipeline.log.kafka_topic import ensured_topic, incarnation_of, log_id_of, parse_bootstrap, set_up_faults
+from pipeline.log.kafka_topic import (
+    ensured_topic,
+    incarnation_of,
+    log_id_of,
+    missing_replicas,
+    parse_bootstrap,
+    set_up_faults,
+)
 from pipeline.log.kafka_wire import ANY_EPOCH, BEGIN, END, KafkaWire, OffsetGoneError, TopicFacts
 from pipeline.log.kafka_writer import KafkaWriter
 from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
@@ -108,7 +115,13 @@ class KafkaLog:
     def identity(self) -> LogIdentity:
         facts, is_new = ensured_topic(self._wire, self._settings, self._clock)
         faults = set_up_faults(self._wire, self._settings, facts)
-        identity = LogIdentity(log_id_of(self._topic, facts), incarnation_of(facts), len(facts.leaders), faults)
+        identity = LogIdentity(
+            log_id_of(self._topic, facts),
+            incarnation_of(facts),
+            len(facts.leaders),
+            faults,
+            missing_replicas(self._settings, facts),
+        )
         if is_new:
             self._fence_new(identity)
         if self._identity is None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pipeline.clock import Clock
 from pipeline.errors import LogUnavailableError, SettingsError
 from pipeline.log.kafka_wire import END, KafkaWire, TopicFacts
-from pipeline.ports.log import SetUpFault
+from pipeline.ports.log import MissingReplicas, SetUpFault
 from pipeline.settings import Settings
 
 DEFAULT_PORT: Final = 9092
@@ -16,6 +16,19 @@ TOPIC_POLL_SECONDS: Final = 0.05
 
 # By default Kafka deletes records after a week, whether they are stored or not.
 TOPIC_CONFIGS: Final = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
+
+
+_IN_SYNC_MIN: Final = "min.insync.replicas"
+
+
+def replication_configs(settings: Settings) -> dict[str, str]:
+    """The configuration with which an accepted event is on `log_copies` brokers, and stays; empty if one is enough.
+
+    The second one is Kafka's default. With an unclean election, a broker without acknowledged records becomes leader.
+    """
+    if settings.log_copies == 1:
+        return {}
+    return {_IN_SYNC_MIN: str(settings.log_copies), "unclean.leader.election.enable": "false"}
 
 
 def parse_bootstrap(url: str) -> list[tuple[str, int]]:
@@ -54,7 +67,10 @@ def ensured_topic(wire: KafkaWire, settings: Settings, clock: Clock) -> tuple[To
     is_new = facts is None
     if is_new:
         wire.create_topic(
-            topic, partitions=settings.log_partitions, replication=settings.kafka_replication, configs=TOPIC_CONFIGS
+            topic,
+            partitions=settings.log_partitions,
+            replication=settings.kafka_replication,
+            configs=TOPIC_CONFIGS | replication_configs(settings),
         )
     deadline = clock.monotonic() + TOPIC_SECONDS_MAX
     while facts is None or not facts.led or (is_new and not _is_led(wire, topic, facts)):
@@ -75,21 +91,43 @@ def _is_led(wire: KafkaWire, topic: str, facts: TopicFacts) -> bool:
 
 def set_up_faults(wire: KafkaWire, settings: Settings, facts: TopicFacts) -> tuple[SetUpFault, ...]:
     """What an operator must change in the topic or in the settings. Raises LogUnavailableError."""
-    topic = settings.log_topic
+    topic, copies, replication = settings.log_topic, settings.log_copies, replication_configs(settings)
     faults = []
-    if not settings.kafka_retention_accepted:
-        found = wire.topic_configs(topic, list(TOPIC_CONFIGS))
-        wrong = {key: value for key, value in found.items() if value != TOPIC_CONFIGS.get(key, value)}
-        if wrong:
-            wanted = ",".join(f"{key}={TOPIC_CONFIGS[key]}" for key in wrong)
-            faults.append(
-                SetUpFault(
-                    f"The topic {topic} deletes events whether they are stored or not ({_listed(wrong)})",
-                    f"`kafka-configs.sh --alter --topic {topic} --add-config {wanted}`, "
-                    "or KAFKA_RETENTION_ACCEPTED=yes",
-                    loses_events=True,
-                )
+    retention = {} if settings.kafka_retention_accepted else TOPIC_CONFIGS
+    keys = [*retention, *replication]
+    found = wire.topic_configs(topic, keys) if keys else {}
+    wrong = {key: found[key] for key, value in retention.items() if found.get(key, value) != value}
+    if wrong:
+        faults.append(
+            SetUpFault(
+                f"The topic {topic} deletes events whether they are stored or not ({_listed(wrong)})",
+                f"{_altered(topic, retention, wrong)}, or KAFKA_RETENTION_ACCEPTED=yes",
+                loses_events=True,
             )
+        )
+    few = {partition: count for partition, count in facts.replicas.items() if count < settings.kafka_replication}
+    if few:
+        faults.append(
+            SetUpFault(
+                f"The topic {topic} has fewer replicas than KAFKA_REPLICATION={settings.kafka_replication}: "
+                f"{min(few.values())} of partition{'' if len(few) == 1 else 's'} {_numbers(few)}",
+                "`kafka-reassign-partitions.sh` adds replicas (docs/replication.md), or KAFKA_REPLICATION="
+                f"{min(few.values())}",
+                loses_events=True,
+            )
+        )
+    wrong = {
+        key: found[key] for key, value in replication.items() if key in found and not _is_enough(found[key], value)
+    }
+    if wrong:
+        faults.append(
+            SetUpFault(
+                f"The topic {topic} acknowledges events that fewer than {copies} brokers have, or may lose them "
+                f"({_listed(wrong)}), and KAFKA_REPLICATION={settings.kafka_replication} asks for {copies}",
+                f"{_altered(topic, replication, wrong)}, or another KAFKA_REPLICATION",
+                loses_events=True,
+            )
+        )
     if len(facts.leaders) < settings.log_partitions:
         faults.append(
             SetUpFault(
@@ -101,6 +139,59 @@ def set_up_faults(wire: KafkaWire, settings: Settings, facts: TopicFacts) -> tup
             )
         )
     return tuple(faults)
+
+
+def missing_replicas(settings: Settings, facts: TopicFacts) -> MissingReplicas | None:
+    """The partitions of which a replica is not in sync, if KAFKA_REPLICATION asks for several; None: there are none."""
+    copies = settings.log_copies
+    if copies == 1:
+        return None
+    behind = {p: count for p, count in facts.in_sync.items() if count < settings.kafka_replication}
+    if not behind:
+        return None
+    few = {partition: count for partition, count in behind.items() if count < copies}
+    look_at = "Kafka's brokers; `kafka-topics.sh --describe --under-replicated-partitions` names what is missing"
+    if few:
+        return MissingReplicas(
+            f"Events for partition{'' if len(few) == 1 else 's'} {_numbers(few)} of the event log are refused: fewer "
+            f"than {copies} brokers are in sync, and KAFKA_REPLICATION={settings.kafka_replication} asks for {copies}",
+            look_at,
+            refuses_events=True,
+        )
+    return MissingReplicas(
+        f"A replica is missing of partition{'' if len(behind) == 1 else 's'} {_numbers(behind)} of the event log: "
+        f"{min(behind.values())} of {settings.kafka_replication} are in sync",
+        look_at,
+        refuses_events=False,
+    )
+
+
+def replication_problem(settings: Settings, facts: TopicFacts, partition: int) -> str | None:
+    """The reason why an event for this partition would not be on as many brokers as asked for; None: it would be."""
+    copies = settings.log_copies
+    in_sync = facts.in_sync.get(partition, copies)
+    if in_sync >= copies or copies == 1:
+        return None
+    replicas = "replica" if in_sync == 1 else "replicas"
+    return (
+        f"the event log (Kafka) can't be used: partition {partition} has {in_sync} {replicas} in sync, and "
+        f"KAFKA_REPLICATION={settings.kafka_replication} asks for {copies}"
+    )
+
+
+def _is_enough(found: str, wanted: str) -> bool:
+    """Whether a configured value is the one that is wanted, or a higher number."""
+    return int(found) >= int(wanted) if found.isdecimal() and wanted.isdecimal() else found == wanted
+
+
+def _altered(topic: str, configs: dict[str, str], wrong: dict[str, str]) -> str:
+    """The command that corrects the values in `wrong`."""
+    wanted = ",".join(f"{key}={configs[key]}" for key in wrong)
+    return f"`kafka-configs.sh --alter --topic {topic} --add-config {wanted}`"
+
+
+def _numbers(partitions: dict[int, int]) -> str:
+    return ", ".join(str(partition) for partition in sorted(partitions))
 
 
 def _listed(configs: dict[str, str]) -> str:

@@ -55,11 +55,14 @@ class TopicFacts:
     """The cluster's facts about a topic. `leaders` has an entry for each partition; -1: no leader now.
 
     `epochs` has the leader epoch of each partition: while it stays the same, the partition can't have lost its tail.
+    `replicas` and `in_sync` have the number of each partition's replicas, and of those that have all its records.
     """
 
     topic_id: uuid.UUID
     leaders: dict[int, int]
     epochs: dict[int, int] = field(default_factory=dict)
+    replicas: dict[int, int] = field(default_factory=dict)
+    in_sync: dict[int, int] = field(default_factory=dict)
 
     @property
     def led(self) -> dict[int, int]:
@@ -310,13 +313,13 @@ class KafkaWire:
             answer.tags()
             return number, (host, port)
 
-        def partition() -> tuple[int, int, int]:
+        def partition() -> tuple[int, int, int, int, int]:
             answer.int16()  # error; the leader -1 is sufficient
             number, leader, epoch = answer.int32(), answer.int32(), answer.int32()
-            for _ in range(3):  # replicas: all, in sync, offline
-                answer.compact_array(answer.int32)
+            replicas, in_sync = answer.compact_array(answer.int32), answer.compact_array(answer.int32)
+            answer.compact_array(answer.int32)  # offline replicas
             answer.tags()
-            return number, leader, epoch
+            return number, leader, epoch, len(replicas), len(in_sync)
 
         self._brokers = dict(answer.compact_array(broker))
         answer.compact_string()  # cluster id
@@ -328,8 +331,8 @@ class KafkaWire:
             topic_id = uuid.UUID(bytes=answer.take(16))
             answer.int8()  # internal
             found = answer.compact_array(partition)
-            leaders = {number: leader for number, leader, _ in found}
-            facts = TopicFacts(topic_id, leaders, {number: epoch for number, _, epoch in found})
+            leaders, epochs, replicas, in_sync = ({one[0]: one[place] for one in found} for place in range(1, 5))
+            facts = TopicFacts(topic_id, leaders, epochs, replicas, in_sync)
             answer.int32()  # allowed operations
             answer.tags()
         return _Cluster(self._brokers, controller, error, facts)

@@ -23,7 +23,7 @@ from pipeline.errors import (
     RecoverableError,
     SluiceError,
 )
-from pipeline.log.kafka_topic import ensured_topic, incarnation_of, log_id_of
+from pipeline.log.kafka_topic import ensured_topic, incarnation_of, log_id_of, replication_problem
 from pipeline.log.kafka_wire import ANY_EPOCH, END, KafkaWire, TopicFacts
 from pipeline.ports.log import FloorSource
 from pipeline.settings import Settings
@@ -87,6 +87,7 @@ class KafkaWriter:
         self._owed: dict[int, list[Any]] = {}  # futures of appends that ran out of time, by partition
         self._fenced: dict[int, int] = {}  # partition -> epoch of the leader whose end was compared
         self._unfit: dict[int, _Unfit] = {}
+        self._short: dict[int, LogUnavailableError] = {}  # partitions with too few replicas in sync, by the facts
         self._ends: dict[int, int] = {}  # as far as this process knows; an end never goes back
 
     def prepare(self) -> None:
@@ -126,8 +127,9 @@ class KafkaWriter:
 
     def _refuse_where_none_is_fit(self, facts: TopicFacts) -> None:
         """Raise LogUnavailableError if no partition may be appended to: then the whole log has the problem."""
-        if facts.leaders.keys() <= self._unfit.keys():
-            raise LogUnavailableError(str(next(iter(self._unfit.values())).why))
+        if facts.leaders.keys() <= self._unfit.keys() | self._short.keys():
+            problems = [*self._short.values(), *(unfit.why for unfit in self._unfit.values())]
+            raise LogUnavailableError(str(problems[0]))
 
     # --- Before -----------------------------------------------------------------------------------------------------
 
@@ -140,7 +142,7 @@ class KafkaWriter:
         """
         facts = self._facts
         if facts is not None and not self._is_suspect:
-            is_troubled = self._owed or self._unfit or len(facts.led) < len(facts.leaders)
+            is_troubled = self._owed or self._unfit or self._short or len(facts.led) < len(facts.leaders)
             age_seconds = self._clock.monotonic() - self._looked_at
             if age_seconds < (TROUBLED_LOOK_SECONDS if is_troubled else LOOK_SECONDS):
                 return facts
@@ -153,6 +155,11 @@ class KafkaWriter:
             self._forget()
             self._is_new = is_new
         self._facts, self._looked_at, self._is_suspect = facts, self._clock.monotonic(), False
+        self._short = {
+            partition: LogUnavailableError(problem)
+            for partition in facts.led
+            if (problem := replication_problem(self._settings, facts, partition)) is not None
+        }
         return facts
 
     def _forget(self) -> None:
@@ -176,6 +183,8 @@ class KafkaWriter:
                 )
             elif partition in self._unfit:
                 refusals[partition] = self._unfit[partition].why
+            elif partition in self._short:
+                refusals[partition] = self._short[partition]
         return refusals
 
     def _settle_owed(self, wanted: set[int], deadline: float) -> None:

@@ -16,19 +16,29 @@ class SetUpFault:
 
 
 @dataclass(frozen=True, slots=True)
+class MissingReplicas:
+    """Replicas of a log that were asked for, and that are not there or lag behind now."""
+
+    what: str  # one sentence that names them
+    look_at: str
+    refuses_events: bool  # too few are left for an accepted event, so events are refused
+
+
+@dataclass(frozen=True, slots=True)
 class LogIdentity:
     """The identity of a log.
 
     `log_id` is part of the key of all stored data. It changes when the log is another one (a new topic, an emptied
     Redis), so that offsets of two logs never mix. `incarnation` changes whenever the log may have come back without its
-    tail (Redis' `run_id`; on Kafka the epochs of the partitions' leaders). `partitions` may grow on Kafka. `faults` are
-    the current ones, and not part of the identity.
+    tail (Redis' `run_id`; on Kafka the epochs of the partitions' leaders). `partitions` may grow on Kafka. `faults` and
+    `missing_replicas` are the current ones, and not part of the identity.
     """
 
     log_id: str
     incarnation: str
     partitions: int
     faults: tuple[SetUpFault, ...] = field(default=(), compare=False)
+    missing_replicas: MissingReplicas | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

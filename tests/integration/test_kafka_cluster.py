@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka.admin import NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
-from pipeline.errors import LogIndeterminateError, LogPartialError, LogUnavailableError, SluiceError
+from pipeline.errors import (
+    LogIndeterminateError,
+    LogMisconfiguredError,
+    LogPartialError,
+    LogUnavailableError,
+    SluiceError,
+)
 from pipeline.flow.lag import held_lags, lag_by_partition
 from pipeline.log.kafka import KafkaLog
 from pipeline.log.kafka_topic import TOPIC_CONFIGS
-from pipeline.ports.log import PartitionPosition
+from pipeline.ports.log import LogIdentity, PartitionPosition
 from pipeline.sink.memory import MemorySink
 from pipeline.stopped import Hole, StoppedContext, look, skip_gap
 from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from stack.servers import ServerError, resolve_kafka
-from support.event_logs import KafkaRig, eventually, log_settings, recovered, timed
-from support.kafka_cluster import Cluster, two_brokers
+from support.event_logs import KafkaRig, eventually, log_settings, read_again, recovered, timed
+from support.kafka_cluster import START_SECONDS_MAX, Cluster, kafka_brokers
 from support.records import record
 
 pytestmark = pytest.mark.timeout(600)  # a busy machine may take a minute to start a JVM
@@ -36,12 +42,13 @@ EVERY = (MINE, *OTHERS)
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, missing: Callable[[str], None]) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest, tmp_path: Path, missing: Callable[[str], None]) -> Iterator[Cluster]:
+    """Two brokers, or as many as the test asks for."""
     try:
         resolve_kafka()
     except ServerError as error:
         missing(str(error))
-    with two_brokers(tmp_path) as made:
+    with kafka_brokers(tmp_path, getattr(request, "param", 2)) as made:
         yield made
 
 
@@ -261,3 +268,127 @@ def refuses(error: SluiceError | None, why: str) -> bool:
 def _stops(system: System, reports: list[DrainReport]) -> bool:
     reports.append(system.drain(MINE))
     return reports[-1].outcome is DrainOutcome.LOG_GAP
+
+
+# --- Three brokers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cluster", [3], indirect=True)
+def test_an_accepted_event_is_on_two_brokers_of_three(cluster: Cluster) -> None:
+    # Given a topic that Sluice makes on three brokers
+    rig = KafkaRig(log_settings(cluster.url, append_seconds_max=APPEND_SECONDS_MAX, kafka_replication=3))
+    log = rig.open()
+    eventually(lambda: _identity(log) is not None, "the topic is made", seconds_max=SECONDS_MAX)
+    eventually(lambda: _misses(log, nothing=True), "all replicas are in sync", seconds_max=SECONDS_MAX)
+    assert log.identity().faults == ()
+    assert _configs(rig) == {"min.insync.replicas": "2", "unclean.leader.election.enable": "false"}
+    accepted: list[tuple[int, bytes]] = []
+    eventually(lambda: _takes_all(log, accepted), "all partitions take events", seconds_max=SECONDS_MAX)
+    leads = [partition for partition, leader in _leaders(rig).items() if leader == 3]
+    assert leads
+
+    # When one broker is killed
+    cluster.others[1].kill()
+    # Then its partitions get another leader, and all take events; the missing replica is named
+    eventually(lambda: 3 not in _leaders(rig).values(), "other brokers lead its partitions", seconds_max=SECONDS_MAX)
+    eventually(lambda: _takes_all(log, accepted), "all partitions take events", seconds_max=SECONDS_MAX)
+    eventually(lambda: _misses(log, "2 of 3 are in sync", refuses=False), "that is named", seconds_max=SECONDS_MAX)
+    # And the new leaders have what the old one had acknowledged
+    _has_all(log, accepted)
+
+    # When a second one is killed
+    cluster.second.kill()
+    # Then nothing is accepted, for certain and soon
+    eventually(lambda: _is_refused(log, accepted), "events are refused", seconds_max=SECONDS_MAX)
+    result, seconds = timed(lambda: log.append([(partition, b"no") for partition in EVERY]))
+    assert isinstance(result, LogUnavailableError), repr(result)
+    assert "can't be used: partition 0 has 1 replica in sync, and KAFKA_REPLICATION=3 asks for 2" in str(result)
+    assert seconds < APPEND_SECONDS_MAX / 2
+    with pytest.raises(LogUnavailableError, match="asks for 2"):
+        rig.open().prepare()  # a process that starts is not ready
+    assert _misses(log, "fewer than 2 brokers are in sync", refuses=True)
+
+    # When it is back
+    cluster.second.start()
+    # Then all is as before
+    eventually(lambda: _takes_all(log, accepted), "all partitions take events", seconds_max=START_SECONDS_MAX)
+    eventually(lambda: _misses(log, "2 of 3 are in sync", refuses=False), "that is named", seconds_max=SECONDS_MAX)
+    _has_all(log, accepted)
+
+    # When somebody has brokers acknowledge what one of them has
+    admin = rig.admin()
+    topic = ConfigResource(
+        ConfigResourceType.TOPIC, rig.settings.log_topic, configs={**TOPIC_CONFIGS, "min.insync.replicas": "1"}
+    )
+    admin.alter_configs([topic])
+    admin.close()
+    # Then the topic is refused by name
+    eventually(lambda: len(log.identity().faults) == 1, "the fault is seen", seconds_max=SECONDS_MAX)
+    (fault,) = log.identity().faults
+    assert fault.loses_events
+    assert "(min.insync.replicas=1), and KAFKA_REPLICATION=3 asks for 2" in fault.what
+    # And so is one with fewer replicas
+    rig.settings = replace(rig.settings, log_topic=f"{rig.settings.log_topic}-2", kafka_replication=2)
+    eventually(lambda: _identity(rig.open()) is not None, "another topic is made", seconds_max=SECONDS_MAX)
+    rig.settings = replace(rig.settings, kafka_replication=3)
+    (fault,) = recovered(rig.open().identity).faults
+    assert fault.loses_events
+    assert "has fewer replicas than KAFKA_REPLICATION=3: 2 of partitions 0, 1, 2, 3" in fault.what
+    rig.close()
+
+
+def _identity(log: KafkaLog) -> LogIdentity | None:
+    """None while not all brokers are there."""
+    try:
+        return log.identity()
+    except (LogMisconfiguredError, LogUnavailableError):
+        return None
+
+
+def _misses(log: KafkaLog, what: str = "", *, nothing: bool = False, refuses: bool = False) -> bool:
+    identity = _identity(log)
+    missing = None if identity is None else identity.missing_replicas
+    if nothing or missing is None:
+        return identity is not None and missing is None and nothing
+    return what in missing.what and missing.refuses_events == refuses
+
+
+def _configs(rig: KafkaRig) -> dict[str, str]:
+    wire = rig.wire()
+    found = wire.topic_configs(rig.settings.log_topic, ["min.insync.replicas", "unclean.leader.election.enable"])
+    wire.close()
+    return found
+
+
+def _leaders(rig: KafkaRig) -> dict[int, int]:
+    wire = rig.wire()
+    facts = wire.topic(rig.settings.log_topic)
+    wire.close()
+    assert facts is not None
+    return facts.leaders
+
+
+def _takes_all(log: KafkaLog, accepted: list[tuple[int, bytes]]) -> bool:
+    """Append an event to each partition, note those that are accepted, and return whether all are."""
+    entries = [(partition, b"%d" % len(accepted)) for partition in EVERY]
+    result, _ = timed(lambda: log.append(entries))
+    assert result is None or isinstance(result, LogPartialError | LogUnavailableError), repr(result)
+    if result is not None and not isinstance(result, LogPartialError):
+        return False
+    taken = [entry for entry in entries if result is None or result.of([entry[0]]) is None]
+    accepted += taken
+    return len(taken) == len(entries)
+
+
+def _is_refused(log: KafkaLog, accepted: list[tuple[int, bytes]]) -> bool:
+    before = len(accepted)
+    result, _ = timed(lambda: log.append([(0, b"%d" % before)]))
+    if result is None:
+        accepted.append((0, b"%d" % before))
+    return isinstance(result, LogUnavailableError) and "asks for 2" in str(result)
+
+
+def _has_all(log: KafkaLog, accepted: list[tuple[int, bytes]]) -> None:
+    for partition in EVERY:
+        held = read_again(log, partition)
+        assert {value for its, value in accepted if its == partition} <= set(held)

@@ -1,4 +1,4 @@
-"""Two brokers of the real Kafka: one that is the controller too, and one that a test may kill."""
+"""Brokers of the real Kafka: one that is the controller too, and others that a test may kill."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from pathlib import Path
 from stack.servers import LOOPBACK, Server, free_port, kafka_server, kafka_url
 
 _CLUSTER_ID = "sluiceSluiceSluiceSluA"  # of stack/servers.py
+START_SECONDS_MAX = 240.0  # several JVMs start at once, perhaps on a busy machine
 _CHANGES = {
     "offsets.topic.replication.factor=1": "offsets.topic.replication.factor=2",  # the commits outlive the second broker
     "offsets.topic.num.partitions=1": "offsets.topic.num.partitions=4",  # it leads some of them,
@@ -19,8 +20,12 @@ _CHANGES = {
 @dataclass
 class Cluster:
     first: Server
-    second: Server
+    others: list[Server]  # broker 2 and on
     second_data: Path
+
+    @property
+    def second(self) -> Server:
+        return self.others[0]
 
     @property
     def url(self) -> str:
@@ -28,8 +33,8 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def two_brokers(home: Path) -> Iterator[Cluster]:
-    """Both, started at the same time; broker 1 answers already, broker 2 will soon."""
+def kafka_brokers(home: Path, count: int) -> Iterator[Cluster]:
+    """All are started at the same time; broker 1 answers already, the others will soon."""
     port, controller_port = free_port(), free_port()
     first = kafka_server(home, port, controller_port)
     first.command = ["-Xmx256m" if word.startswith("-Xmx") else word for word in first.command]
@@ -40,28 +45,30 @@ def two_brokers(home: Path) -> Iterator[Cluster]:
         assert before in text
         text = text.replace(before, after)
     properties.write_text(text)
-    second, data = _second(home / "second", first, text)
+    others = [_other(home / f"broker{number}", number, first, text) for number in range(2, count + 1)]
     with contextlib.ExitStack() as stack:
-        for server in (first, second):
+        for server in (first, *others):
             stack.callback(server.stop, seconds_max=5.0)
-        second.start()
-        first.start()
-        yield Cluster(first, second, data)
+        for server in others:
+            server.start()
+        first.start(seconds_max=START_SECONDS_MAX)
+        yield Cluster(first, others, home / "broker2" / "data")
 
 
-def _second(home: Path, first: Server, text: str) -> tuple[Server, Path]:
-    """Broker 2, which is no controller. It is ready when it is started: who needs it waits for it."""
+def _other(home: Path, number: int, first: Server, text: str) -> Server:
+    """A broker that is no controller. It is ready when it is started: who needs it waits for it."""
     port, data = free_port(), home / "data"
     data.mkdir(parents=True)
-    (data / "meta.properties").write_text(f"version=1\ncluster.id={_CLUSTER_ID}\nnode.id=2\n")  # a JVM less to start
+    facts = f"version=1\ncluster.id={_CLUSTER_ID}\nnode.id={number}\n"
+    (data / "meta.properties").write_text(facts)  # a JVM less to start
     own = ("process.roles", "node.id", "log.dirs", "listeners", "advertised.listeners")
     lines = [line for line in text.splitlines() if line.partition("=")[0] not in own]
-    lines += ["process.roles=broker", "node.id=2", f"log.dirs={data}"]
+    lines += ["process.roles=broker", f"node.id={number}", f"log.dirs={data}"]
     lines += [f"{name}=PLAINTEXT://{LOOPBACK}:{port}" for name in ("listeners", "advertised.listeners")]
     properties = home / "server.properties"
     properties.write_text("\n".join(lines) + "\n")
     command = [*first.command[:-1], str(properties)]
     return replace(
-        first, name="kafka 2", command=command, log_path=home / "kafka.log", url=kafka_url(port), port=port,
+        first, name=f"kafka {number}", command=command, log_path=home / "kafka.log", url=kafka_url(port), port=port,
         is_ready=lambda: True,
-    ), data  # fmt: skip
+    )  # fmt: skip

@@ -130,7 +130,7 @@ class FakeProducer:
 
 
 class Rig:
-    def __init__(self) -> None:
+    def __init__(self, **changes: Any) -> None:
         self.clock = ManualClock()
         self.wire = FakeWire()
         self.wire.clock = self.clock
@@ -138,7 +138,7 @@ class Rig:
         self.producers: list[FakeProducer] = []
         self.knows: set[int] | None = None  # what a new producer is told of; None: all
         self.writer = KafkaWriter(
-            replace(Settings(), append_seconds_max=1.0),
+            replace(Settings(), append_seconds_max=1.0, **changes),
             self.wire,  # type: ignore[arg-type]
             self._new_producer,
             self.floors,
@@ -190,6 +190,32 @@ def test_a_partition_without_a_leader_is_refused_at_once_and_alone(rig: Rig) -> 
     asked = len(rig.floors.calls)
     assert rig.append(1) == {1: None}
     assert rig.floors.calls[asked:] == [(f"sluice-events:{rig.wire.facts.topic_id}", incarnation_of(rig.wire.facts))]
+
+
+def test_a_partition_with_too_few_replicas_in_sync_is_refused_for_certain_and_alone() -> None:
+    # Given a topic of which accepted events are on two brokers
+    rig = Rig(event_log_url="kafka://localhost:9092", kafka_replication=3)
+    rig.wire.facts = replace(rig.wire.facts, in_sync={0: 3, 1: 3, 2: 2})
+    assert rig.append(0, 1, 2) == {0: None, 1: None, 2: None}
+    # When two of the replicas of one partition are missing
+    rig.wire.facts = replace(rig.wire.facts, in_sync={0: 2, 1: 1, 2: 2})
+    rig.clock.advance(1.1)
+    told = rig.append(0, 1, 2)
+    # Then nothing of it is handed to the producer
+    assert refused(told[1], "partition 1 has 1 replica in sync, and KAFKA_REPLICATION=3 asks for 2")
+    assert (told[0], told[2], rig.seconds) == (None, None, 0)
+    assert [partition for partition, _ in rig.producer.sent].count(1) == 1
+    # When that is so for all partitions, the log is unavailable
+    rig.wire.facts = replace(rig.wire.facts, in_sync={0: 1, 1: 1, 2: 1})
+    rig.clock.advance(0.11)
+    with pytest.raises(LogUnavailableError, match="can't be used: partition 0 has 1 replica in sync"):
+        rig.append(0)
+    with pytest.raises(LogUnavailableError, match="can't be used"):
+        rig.writer.prepare()
+    # When they are back, that is seen soon
+    rig.wire.facts = replace(rig.wire.facts, in_sync={0: 2, 1: 2, 2: 2})
+    rig.clock.advance(0.11)
+    assert rig.append(0, 1, 2) == {0: None, 1: None, 2: None}
 
 
 def test_a_broker_that_has_answered_for_one_partition_gets_all_the_time_for_its_others(rig: Rig) -> None:

@@ -16,7 +16,7 @@ from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Sever
 from pipeline.policies import make_policy
 from pipeline.policies.bands import BandPolicy
 from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override, PublishedRate, Trouble
-from pipeline.ports.log import PartitionPosition, SetUpFault
+from pipeline.ports.log import MissingReplicas, PartitionPosition, SetUpFault
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, PartitionSample, PolicyState, RateDecision, RateSample
@@ -206,6 +206,19 @@ def test_a_log_that_is_set_up_wrongly_is_named_and_measured(system: System, monk
     assert [(a.code, a.severity, a.what, a.look_at) for a in system.rate().alarms] == [
         (AlarmCode.LOG_SET_UP, Severity.CRITICAL, "The topic deletes events", "alter it"),
         (AlarmCode.LOG_SET_UP, Severity.DEGRADED, "The topic has 2 partitions", "add some"),
+    ]
+
+
+@pytest.mark.parametrize(("refuses_events", "severity"), [(True, Severity.CRITICAL), (False, Severity.DEGRADED)])
+def test_missing_replicas_of_the_log_are_an_alarm(
+    system: System, monkeypatch: pytest.MonkeyPatch, refuses_events: bool, severity: Severity
+) -> None:
+    missing = MissingReplicas("A replica is missing", "the brokers", refuses_events)
+    identity = replace(system.log.identity(), missing_replicas=missing)
+    monkeypatch.setattr(system.log, "identity", lambda: identity)
+    system.tick()
+    assert [(a.code, a.severity, a.what, a.look_at) for a in system.rate().alarms] == [
+        (AlarmCode.REPLICAS_MISSING, severity, "A replica is missing", "the brokers")
     ]
 
 

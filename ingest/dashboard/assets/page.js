@@ -173,7 +173,7 @@
     const held = pauses && pauses.length > 0;
     const place = (pause) => pause.partition === null ? "" : `p${pause.partition} `;
     const reasons = held ? pauses.map((pause) => `${place(pause)}${pause.reason.replace("_", " ")} since ${format.time(pause.since)}`).join("; ") : "";
-    const CONSUMPTION = { paused: reasons, stalled: "events wait, and none is stored", unknown: "workers keep their last state", running: `log: ${status.eventLog === "kafka" ? "Kafka" : "Redis Streams"}` };
+    const CONSUMPTION = { paused: reasons, stalled: "events wait, and none is stored", unknown: "workers keep their last state", running: `log: ${status.eventLog === "kafka" ? "Kafka" : "Redis Streams"}, ${status.logCopies === 1 ? "single copy" : `${status.logCopies} copies`}` };
     const isPartly = held && status.consumption === "running";
     card("consumption", isPartly ? "partly paused" : status.consumption, "", isPartly ? reasons : CONSUMPTION[status.consumption], levelOf(status, "no_progress", "breaker_open", "paused", "pauses_unknown", "store_down"));
     const age = status.controllerAgeSeconds;
