@@ -383,7 +383,7 @@ class Appender:
             identity = self._log.identity()
             if not self._partitions:
                 _refuse_to_start_on(identity)
-            if self._problem is not None:
+            if self._problem is not None or identity.missing_replicas is not None:
                 self._log.prepare()
         except SluiceError as error:
             self._note_problem(error)

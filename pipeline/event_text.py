@@ -132,6 +132,8 @@ def _words(kind: ControlEventKind, data: dict[str, str], *, has_moved: bool) -> 
             return (
                 f"Partition {data['partition']} begins at offset {data['end']}: nothing below is stored from this log"
             )
+        case ControlEventKind.LOG_TAIL_LOST:
+            return f"The event log lost up to {int(data['events']):,} accepted events"
         case ControlEventKind.GAP_SKIPPED:
             return f"Hole of partition {data['partition']} skipped: {data['first']} to {data['end']}"
         case ControlEventKind.POISON_ACCEPTED:

@@ -183,6 +183,8 @@ BREAKER_STATE: Final = Declared(
 CONSUMPTION_PAUSED: Final = Declared(
     "sluice_consumption_paused", "1 for each reason for which consumption is paused", ("reason",)
 )
+# What the controller found: for example that the event log has lost events, or lacks replicas. Health has the words.
+ALARM_ACTIVE: Final = Declared("sluice_alarm_active", "1 for each alarm that the controller has raised", ("code",))
 # The lower threshold for the lag; both thresholds can be changed while the system runs.
 LAG_DEGRADED: Final = Declared("sluice_lag_degraded_events", "Lag from which the rate falls")
 # The upper threshold for the lag.

@@ -174,6 +174,7 @@ class AlarmCode(StrEnum):
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain without progress could not be ended on the server
     PARTITION_AWAY = "partition_away"  # one partition of the log does not answer: it takes no events and returns none
     REPLICAS_MISSING = "replicas_missing"  # replicas of the log that were asked for are not there, or lag behind
+    LOG_TAIL_LOST = "log_tail_lost"  # the log came back without accepted events that were not stored
     LOG_SET_UP = "log_set_up"  # the log works, but an operator must change its configuration
 
 
@@ -211,6 +212,7 @@ class ControlEventKind(StrEnum):
     POISON_ACCEPTED = "poison_accepted"  # an operator had a batch stored although many of its records are refused
     DEAD_LETTERS_REPLAYED = "dead_letters_replayed"  # an operator had dead letters tried again
     BEGAN_LATE = "began_late"  # no record of a partition was stored, and the log no longer holds its first offsets
+    LOG_TAIL_LOST = "log_tail_lost"  # the event log came back without accepted events that were not stored
     DRAINER_TERMINATED = "drainer_terminated"  # regulate ended a backend that held a partition without progress
 
 
@@ -260,7 +262,9 @@ KEY_HISTORY_TOTALS: Final = "history:totals"  # hash, expires: counts of all ing
 KEY_LOG_ID: Final = "log:id"  # string: `<uuid>.<number of partitions>` of this log
 KEY_LOG_STREAM: Final = "log:stream"  # stream for each partition: `log:stream:0` …
 KEY_LOG_COMMITTED: Final = "log:committed"  # hash: partition -> next offset to read, for lag
-KEY_LOG_ENDS: Final = "log:ends"  # hash: incarnation, `e<partition>` -> its end, `f<partition>` -> its floor
+# hash: incarnation; for each partition its end (e0, e1, …), its floor (f0, …), where it began in this incarnation
+# (s0, …), and how many acknowledged records it lost then (l0, …); begun, begun_at: of which incarnation, since when
+KEY_LOG_ENDS: Final = "log:ends"
 
 
 class DropReason(StrEnum):

@@ -40,7 +40,7 @@ from pipeline.ports.control import (
     effective_rate,
     paused,
 )
-from pipeline.ports.log import EventLog, PartitionPosition
+from pipeline.ports.log import EventLog, LogIdentity, PartitionPosition
 from pipeline.ports.offers import Offers
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
@@ -130,6 +130,7 @@ class _Sample:
     batches: dict[int, BatchStart] = field(default_factory=dict)  # where and when the newest ones began
     consumed: int | None = None  # next offsets to store, summed
     no_progress_seconds: dict[int, float] | None = None  # by partition with events
+    lost: int = 0  # accepted events that the log lost before they were stored
     alarms: list[Alarm] = field(default_factory=list)  # published with the rate, and logged
     problems: list[str] = field(default_factory=list)  # logged only
 
@@ -216,6 +217,7 @@ def _tick(
         )
     restored = _restore(state, control.store, sink, sample, actor)
     positions = _measure(state, log, sink, sample, control.clock)
+    _record_lost_tail(state, sample, control.events, actor)
     if sample.stored is not None:
         _look_after_offsets(log, positions, sample, sink=sink, control=control, actor=actor)
     _hear_troubles(control, sample)
@@ -373,6 +375,7 @@ def _measure(
     if missing is not None:
         raise_alarm = sample.critical if missing.refuses_events else sample.degraded
         raise_alarm(AlarmCode.REPLICAS_MISSING, missing.what, missing.look_at)
+    _name_lost_tail(identity, positions, sample)
     if state.breaker in (BreakerState.CLOSED, BreakerState.UNKNOWN) and not sample.is_database_unavailable:
         try:
             asked_at = clock.monotonic()
@@ -399,6 +402,30 @@ def _measure(
             f"{sample.sink}: it has the stored offsets",
         )
     return positions
+
+
+def _name_lost_tail(identity: LogIdentity, positions: Sequence[PartitionPosition], sample: _Sample) -> None:
+    """Report accepted events that the log lost before they were stored."""
+    lost = {position.partition: position.lost for position in positions if position.lost}
+    if lost:
+        sample.lost = sum(lost.values())
+        where = ", ".join(f"partition {partition}: {count:,}" for partition, count in lost.items())
+        sample.critical(
+            AlarmCode.LOG_TAIL_LOST,
+            f"The event log came back without up to {sample.lost:,} accepted events that were not stored ({where}): "
+            f"{identity.began_by or 'it was restarted'}",
+            "docs/replication.md, A Redis log that lost its tail",
+        )
+
+
+def _record_lost_tail(state: ControlState, sample: _Sample, events: ControlEvents, actor: str) -> None:
+    """Record a loss as a control event, once: the alarm ends, and the event stays."""
+    known = {alarm.what for alarm in state.rate.alarms} if state.rate is not None else set()
+    for alarm in sample.alarms:
+        if alarm.code == AlarmCode.LOG_TAIL_LOST and alarm.what not in known:
+            _logger.error("%s", alarm.what, extra={"action": "log_tail_lost", "events": sample.lost})
+            data = {"events": str(sample.lost)}
+            events.record(ControlEventKind.LOG_TAIL_LOST, actor=actor, why=alarm.what, data=data)
 
 
 def _look_after_offsets(

@@ -403,6 +403,14 @@ class Settings:
         high=1_000_000_000,
         when="maxmemory is not set, and the machine has memory for a longer outage",
     )
+    log_replicas_min: int = _setting(
+        0,
+        "Redis Streams: replicas that must have an event, also on disk, before it is accepted; with fewer, events "
+        "are refused (docs/replication.md)",
+        low=0,
+        high=9,
+        when="the log's Redis has replicas, and accepted events must survive a failover to one of them",
+    )
     kafka_replication: int = _setting(
         1,
         "Replicas of the topic. From 2 on, an accepted event is on all but one of them, and at least 2. A topic with "
@@ -811,7 +819,9 @@ class Settings:
     @property
     def log_copies(self) -> int:
         """On how many servers an accepted event is in the event log; 1: a single copy."""
-        if self.log_scheme != "kafka" or self.kafka_replication < _REPLICATED_FROM:
+        if self.log_scheme != "kafka":
+            return 1 + self.log_replicas_min
+        if self.kafka_replication < _REPLICATED_FROM:
             return 1
         # One broker may be missing while events are accepted. With 2 replicas none may: one copy is not replicated.
         return max(_REPLICATED_FROM, self.kafka_replication - 1)

@@ -34,6 +34,7 @@ _UNITS: Final = {
     "log_entries_max": "entries",
     "log_partitions": "partitions",
     "kafka_replication": "replicas",
+    "log_replicas_min": "replicas",
     "ingest_connections_max": "connections",
     "ingest_processes_max": "processes",
     "accounts_max": "accounts",

@@ -20,7 +20,7 @@ from pipeline.flow.age import Age
 from pipeline.flow.bucket import burst_of
 from pipeline.health.snapshot import silent_seconds
 from pipeline.metrics import Declared
-from pipeline.names import BreakerState, DropReason, Mode, PauseReason
+from pipeline.names import AlarmCode, BreakerState, DropReason, Mode, PauseReason
 from pipeline.policies import explanation_of
 from pipeline.ports.control import ControlState, ControlStore
 from pipeline.ports.counters import Counters
@@ -172,6 +172,8 @@ def _control_gauges(state: ControlState, settings: Settings, controller_age: flo
         )
     policy = explanation_of(settings, state)
     is_silent = controller_age > silent_seconds(settings.regulate_seconds)
+    if rate is not None and not is_silent:
+        yield _one_of(metrics.ALARM_ACTIVE, [code.value for code in AlarmCode], [alarm.code for alarm in rate.alarms])
     yield from _policy_gauges(policy.without_figures() if is_silent else policy)
     shadow = None if rate is None or rate.policy is None or is_silent else rate.policy.shadow
     if shadow is not None:

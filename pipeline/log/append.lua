@@ -6,7 +6,8 @@
 -- KEYS: 1 log id, 2 ends, 3… the stream of each partition, from partition 0.
 -- ARGV: 1 expected log id, 2 the incarnation that the caller has fenced, 3 most entries in all streams together (0: no
 --       limit), then the number of entries for each partition, then the entries' values, partition by partition.
--- Returns 'OTHER' (this is another log, or its content was restored or replaced after the fence), 'FULL' or 'OK'.
+-- Returns 'OTHER' (this is another log, or its content was restored or replaced after the fence), 'FULL', or for each
+-- partition that was appended to the field of its end in KEYS[2], and its end.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'OTHER' end
 if redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2] then return 'OTHER' end
@@ -60,4 +61,4 @@ for p = 1, partitions do
   end
 end
 redis.call('HSET', KEYS[2], unpack(noted))
-return 'OK'
+return noted

@@ -157,7 +157,7 @@ class KafkaWriter:
         self._facts, self._looked_at, self._is_suspect = facts, self._clock.monotonic(), False
         self._short = {
             partition: LogUnavailableError(problem)
-            for partition in facts.led
+            for partition in sorted(facts.led)
             if (problem := replication_problem(self._settings, facts, partition)) is not None
         }
         return facts

@@ -2,15 +2,46 @@
 -- Store the fenced incarnation of the log, and the floors that were read with it. Also runs at maxmemory: it stores
 -- only a few bytes, and the append itself must report that there is no room.
 --
--- KEYS: 1 log id, 2 ends. ARGV: 1 expected log id, 2 incarnation, then partition, floor for each.
+-- An incarnation may begin without the tail of the one before. The caller knows up to where records were acknowledged,
+-- as far as it has seen that. So this counts how many of them are lost: those at the end that are not stored either.
+--
+-- KEYS: 1 log id, 2 ends, 3… the stream of each partition, from partition 0.
+-- ARGV: 1 expected log id, 2 incarnation, then partition, floor and acknowledged end (0: unknown) for each.
 -- Returns 'OTHER' (this is another log) or 'OK'.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'OTHER' end
-redis.call('HSET', KEYS[2], 'incarnation', ARGV[2])
-for index = 3, #ARGV, 2 do
-  local field, floor = 'f' .. ARGV[index], ARGV[index + 1]
-  if tonumber(redis.call('HGET', KEYS[2], field) or 0) < tonumber(floor) then
-    redis.call('HSET', KEYS[2], field, floor)
+
+local function last_sequence(key)
+  if redis.call('EXISTS', key) == 0 then return 0 end
+  local facts = redis.call('XINFO', 'STREAM', key)
+  for i = 1, #facts, 2 do
+    if facts[i] == 'last-generated-id' then return tonumber(string.match(facts[i + 1], '%-(%d+)$')) end
   end
+end
+
+local function noted(field)
+  return tonumber(redis.call('HGET', KEYS[2], field) or '') or 0
+end
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- Only the first fence of an incarnation knows where it begins: nothing is appended before. A writer of an older version
+-- may have been first. Then nothing is counted.
+if redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2] then
+  for p = 0, #KEYS - 3 do
+    local begin = math.max(noted('e' .. p), last_sequence(KEYS[p + 3]))
+    redis.call('HSET', KEYS[2], 's' .. p, text(begin), 'l' .. p, '0')
+  end
+  redis.call('HSET', KEYS[2], 'incarnation', ARGV[2], 'begun', ARGV[2], 'begun_at', redis.call('TIME')[1])
+end
+
+local is_counted = redis.call('HGET', KEYS[2], 'begun') == ARGV[2]
+for index = 3, #ARGV, 3 do
+  local p, floor, acknowledged = ARGV[index], tonumber(ARGV[index + 1]), tonumber(ARGV[index + 2])
+  if noted('f' .. p) < floor then redis.call('HSET', KEYS[2], 'f' .. p, ARGV[index + 1]) end
+  local lost = acknowledged - math.max(noted('s' .. p), noted('f' .. p))
+  if is_counted and lost > noted('l' .. p) then redis.call('HSET', KEYS[2], 'l' .. p, text(lost)) end
 end
 return 'OK'

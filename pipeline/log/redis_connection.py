@@ -1,6 +1,7 @@
 """One connection to the log's Redis. It knows the server process at the other end."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha1
@@ -16,8 +17,11 @@ from pipeline.errors import LogUnavailableError
 from pipeline.redis_link import explained, tls_options
 from pipeline.settings import Settings
 
+_REPLICA: Final = re.compile(rb"slave\d+")  # INFO's name of a replica, and of its line
+_WAITAOF_SINCE: Final = (7, 2)
 CONNECT_SECONDS_MAX: Final = 0.2  # a running Redis accepts and sends its facts within 0.2 ms
-_ASK_FACTS: Final = ("INFO", "server", "memory", "persistence")
+REPLICA_LAG_SECONDS_MAX: Final = 5  # a replica reports to its master once a second
+_ASK_FACTS: Final = ("INFO", "server", "memory", "persistence", "replication")
 SOCKET_READ_BYTES: Final = 1 << 18  # a batch of 2,000 records is half a megabyte
 
 
@@ -32,6 +36,11 @@ class ServerFacts:
     is_rewriting: bool  # the append-only file, now or scheduled
     has_rewritten: bool  # since its start; the latest completed rewrite succeeded
     is_cluster: bool
+    replicas: int  # that are connected and have reported in the last seconds
+    can_wait_for_disks: bool  # Redis ≥ 7.2: WAITAOF
+    # Changes when a replica becomes master; that one reports the id of its former master too.
+    replication_id: str
+    former_replication_id: str
 
 
 class OtherServerError(RedisError):
@@ -190,7 +199,7 @@ class Wire:
 
 
 def parse_facts(info: bytes) -> ServerFacts:
-    """Parse the response to `INFO server memory persistence`."""
+    """Parse the response to `INFO server memory persistence replication`."""
     fields = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     if fields.get(b"loading") == b"1":
         raise BusyLoadingError("Redis is still loading its data")
@@ -204,4 +213,19 @@ def parse_facts(info: bytes) -> ServerFacts:
         is_rewriting=is_rewriting,
         has_rewritten=has_tried and fields[b"aof_last_bgrewrite_status"] == b"ok",
         is_cluster=fields.get(b"redis_mode") == b"cluster",
+        replicas=sum(_is_well(value) for name, value in fields.items() if _REPLICA.fullmatch(name)),
+        can_wait_for_disks=_version(fields[b"redis_version"]) >= _WAITAOF_SINCE,
+        replication_id=fields[b"master_replid"].decode(),
+        former_replication_id=fields[b"master_replid2"].decode(),
     )
+
+
+def _is_well(replica: bytes) -> bool:
+    """Whether a line of INFO such as `ip=…,port=6379,state=online,offset=1,lag=0` is of a replica that follows."""
+    facts = dict(part.split(b"=", 1) for part in replica.split(b",") if b"=" in part)
+    lag = facts.get(b"lag", b"")
+    return facts.get(b"state") == b"online" and lag.isdigit() and int(lag) <= REPLICA_LAG_SECONDS_MAX
+
+
+def _version(text: bytes) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(b".")[:2] if part.isdigit())

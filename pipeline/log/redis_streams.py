@@ -32,8 +32,8 @@ from pipeline.errors import (
 )
 from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConnection, ServerFacts, Wire
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
-from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
-from pipeline.redis_link import NO_CLUSTER
+from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, MissingReplicas, PartitionPosition
+from pipeline.redis_link import NO_CLUSTER, explained
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,9 @@ WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may 
 REWRITE_WAIT_SECONDS: Final = 0.3  # rewriting a small file takes 0.01 s, and Redis detects the end within 0.1 s
 REWRITE_POLL_SECONDS: Final = 0.01
 REWRITE_AGAIN_SECONDS: Final = 5.0  # after a failed one: a rewrite forks, and writes the whole content of the log
+CONFIRM_SECONDS_MAX: Final = 0.5  # replicas confirm within a millisecond, or after their disk has synced
+CONFIRM_GRACE_SECONDS: Final = 0.1  # how late Redis' response may be after the time that it waits for replicas
+LOST_SHOWN_SECONDS: Final = 3600  # how long a loss is reported: it can't be undone, and the control events keep it
 ROUNDS_MAX: Final = 3  # of an append that finds, before it writes anything, that the log is not the expected one
 
 # Redis refuses the whole script with these errors, before its first command. The outcome of other errors is unknown.
@@ -55,8 +58,10 @@ class _Writer:
     """The facts about the log that an append needs, after older incarnations were fenced off."""
 
     identity: LogIdentity
+    facts: ServerFacts
     keys: list[str]
     entries_max: int  # 0: no limit except the server's memory
+    is_confirmed: bool  # LOG_REPLICAS_MIN replicas have confirmed the newest write, or none is needed
 
 
 class RedisStreamsLog:
@@ -64,6 +69,9 @@ class RedisStreamsLog:
 
     Its weakness: data that Redis holds only in memory is lost with it. `appendonly yes` and `appendfsync always` make a
     202 durable. The adapter warns if there is no AOF, but can't see how often it is synced.
+
+    With LOG_REPLICAS_MIN, each append waits until so many replicas have it. If they don't in time, the append is
+    indeterminate, and nothing more is appended before they confirm a write that changes nothing.
     """
 
     def __init__(self, settings: Settings, floors: FloorSource, clock: Clock | None = None) -> None:
@@ -74,6 +82,7 @@ class RedisStreamsLog:
         self._committed_key = settings.key_prefix + KEY_LOG_COMMITTED
         self._ends_key = settings.key_prefix + KEY_LOG_ENDS
         self._append_script = LogScript.load("append.lua")
+        self._confirm_script = LogScript.load("confirm.lua")
         self._raise_script = LogScript.load("raise.lua")
         self._commit_script = LogScript.load("commit.lua")
         self._positions_script = LogScript.load("positions.lua")
@@ -83,6 +92,8 @@ class RedisStreamsLog:
         self._connection = RedisConnection(settings, answer_seconds_max=CALL_SECONDS_MAX)
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
+        self._former: tuple[str, ServerFacts] | None = None  # log and server of the latest writer
+        self._acknowledged: dict[int, int] = {}  # the ends of that log's partitions after the newest confirmed appends
         self._made_log_id: str | None = None  # of a log that this adapter has just created
         self._rewrite_asked: tuple[str, float] = ("", 0.0)  # for which server process, and when (monotonic)
 
@@ -97,6 +108,9 @@ class RedisStreamsLog:
             )
         if identity.log_id == self._made_log_id:
             self._fence_new(identity)
+        writer = self._writer
+        if identity.missing_replicas is not None and writer is not None:
+            writer.is_confirmed = False  # the next append is refused for certain, and not indeterminate
         self._identity = identity
         self._read_connection.expect(identity.incarnation)
         return identity
@@ -120,9 +134,12 @@ class RedisStreamsLog:
         is_new, self._made_log_id = identity.log_id == self._made_log_id, None  # at once: other processes may be faster
         floors = self._floors(identity.log_id, identity.incarnation, is_new=is_new)
         connection.expect(identity.incarnation)
-        pairs = [str(number) for item in floors.items() for number in item]
+        ends = self._acknowledged if self._former is not None and self._former[0] == identity.log_id else {}
+        known = [(p, floors.get(p, 0), ends.get(p, 0)) for p in sorted(floors.keys() | ends.keys())]
         connection.run(
-            self._raise_script, [self._id_key, self._ends_key], [identity.log_id, identity.incarnation, *pairs]
+            self._raise_script,
+            [self._id_key, self._ends_key, *self._stream_keys(identity.partitions)],
+            [identity.log_id, identity.incarnation, *(str(number) for item in known for number in item)],
         )
 
     def _ask_identity(self, connection: RedisConnection) -> tuple[ServerFacts, LogIdentity]:
@@ -155,7 +172,23 @@ class RedisStreamsLog:
             raise LogMisconfiguredError(
                 f"the key {self._id_key!r} on the event log's Redis is not Sluice's: {log_id!r}"
             )
-        return facts, LogIdentity(log_id, facts.run_id, int(count))
+        return facts, LogIdentity(
+            log_id,
+            facts.run_id,
+            int(count),
+            missing_replicas=self._missing_replicas(facts),
+            began_by=_began_by(facts),
+        )
+
+    def _missing_replicas(self, facts: ServerFacts) -> MissingReplicas | None:
+        wanted = self._settings.log_replicas_min
+        if facts.replicas >= wanted:
+            return None
+        return MissingReplicas(
+            f"Events are refused: the event log's Redis has {_replicas(facts.replicas)}, and LOG_REPLICAS_MIN={wanted}",
+            "the replicas of the event log's Redis: `redis-cli INFO replication` there and on its master",
+            refuses_events=True,
+        )
 
     def _stream_keys(self, partitions: int) -> list[str]:
         return [self._stream_key(partition) for partition in range(partitions)]
@@ -166,8 +199,10 @@ class RedisStreamsLog:
     # --- Append -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        if self._writer is None:
-            self._fenced_writer()
+        writer = self._writer or self._fenced_writer()
+        if not writer.is_confirmed and not self._confirm(writer, CONFIRM_SECONDS_MAX):
+            self._writer = None
+            raise LogUnavailableError("the event log (Redis) has changed a moment ago")
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         if not entries:
@@ -180,21 +215,103 @@ class RedisStreamsLog:
             writer = self._writer or self._fenced_writer()
             if not by_partition.keys() <= set(range(writer.identity.partitions)):
                 raise LogUnavailableError(f"the event log has only {writer.identity.partitions} partitions")
-            seconds_left = deadline - self._clock.monotonic()
-            if seconds_left <= 0:
-                raise LogUnavailableError("the event log (Redis) was ready for the append too late")
             try:
-                with self._append_connection.connected() as wire:
-                    written = self._append_on(wire, writer, by_partition, seconds_left)
+                if self._is_ready(writer, deadline) and self._append_in_time(writer, by_partition, deadline):
+                    return
             except OtherServerError:
-                written = False
-            if written:
-                return
+                pass
             self._writer = None
         raise LogUnavailableError("the event log (Redis) changes faster than an append can follow")
 
-    def _append_on(self, wire: Wire, writer: _Writer, by_partition: dict[int, list[bytes]], seconds_max: float) -> bool:
-        """Append once; False if this is not the fenced log, and nothing was written."""
+    def _is_ready(self, writer: _Writer, deadline: float) -> bool:
+        """Whether this is still the fenced log. Raises LogUnavailableError if replicas are missing."""
+        seconds = min(CONFIRM_SECONDS_MAX, deadline - self._clock.monotonic())
+        return writer.is_confirmed or self._confirm(writer, seconds)
+
+    def _append_in_time(self, writer: _Writer, by_partition: dict[int, list[bytes]], deadline: float) -> bool:
+        """Append once, and wait until the replicas have it; False if this is not the fenced log."""
+        seconds_left = deadline - self._clock.monotonic()
+        if seconds_left <= 0:
+            raise LogUnavailableError("the event log (Redis) was ready for the append too late")
+        with self._append_connection.connected() as wire:
+            ends = self._append_on(wire, writer, by_partition, seconds_left)
+            if ends is None:
+                return False
+            if self._settings.log_replicas_min:
+                self._await_copies(wire, writer, deadline)
+        self._acknowledged |= ends
+        return True
+
+    # --- Replicas ---------------------------------------------------------------------------------------------------
+
+    def _await_copies(self, wire: Wire, writer: _Writer, deadline: float) -> None:
+        """Wait until the replicas have the append of this connection. Raises LogIndeterminateError."""
+        wanted = self._settings.log_replicas_min
+        writer.is_confirmed = False
+        try:
+            count = self._confirmations(wire, writer.facts, max(0.0, deadline - self._clock.monotonic()))
+        except (RedisError, OSError) as error:
+            raise LogIndeterminateError(
+                f"the event log (Redis) did not confirm that its replicas have an append: {error}"
+            ) from error
+        if count < wanted:
+            raise LogIndeterminateError(
+                f"the event log (Redis) has an append, and {_replicas(count)} confirmed it in time "
+                f"(LOG_REPLICAS_MIN={wanted})"
+            )
+        writer.is_confirmed = True
+
+    def _confirm(self, writer: _Writer, seconds_max: float) -> bool:
+        """Check that the replicas confirm writes; False if this is not the fenced log.
+
+        An append that they do not confirm would stay in the log, and its client would send it again. So this comes
+        before the first append, and after one that was not confirmed. Raises LogUnavailableError, OtherServerError.
+        """
+        identity, wanted = writer.identity, self._settings.log_replicas_min
+        try:
+            with self._append_connection.connected() as wire:
+                arguments = [self._id_key, self._ends_key, identity.log_id, identity.incarnation]
+                if wire.run(self._confirm_script, arguments, key_count=2) != b"OK":
+                    return False
+                count = self._confirmations(wire, writer.facts, seconds_max)
+                connected = wire.ask_facts().replicas if count < wanted else count
+        except OtherServerError:
+            raise
+        except (RedisError, OSError) as error:
+            why = explained(error, self._settings, "event_log_url")
+            raise LogUnavailableError(
+                f"the event log (Redis) can't be used: its replicas are unknown: {why}"
+            ) from error
+        if count < wanted:
+            silent = ", which does not confirm what is written" if connected == 1 else ""
+            silent = ", which do not all confirm what is written" if connected > 1 else silent
+            raise LogUnavailableError(
+                f"the event log (Redis) can't be used: it has {_replicas(connected)}{silent}, and "
+                f"LOG_REPLICAS_MIN={wanted}"
+            )
+        writer.is_confirmed = True
+        return True
+
+    def _confirmations(self, wire: Wire, facts: ServerFacts, seconds_max: float) -> int:
+        """The number of replicas that have all that this connection wrote: on disk if Redis can say that.
+
+        Redis waits for them, up to `seconds_max`; 0 if its own disk is too late. A connection that was opened anew has
+        written nothing, so the caller writes on the same one.
+        """
+        wanted, wait_ms = self._settings.log_replicas_min, max(1, int(seconds_max * 1000))  # 0: without limit
+        answer_seconds_max = seconds_max + CONFIRM_GRACE_SECONDS
+        if not facts.can_wait_for_disks:
+            return int(wire.call("WAIT", wanted, wait_ms, seconds_max=answer_seconds_max))
+        own = int(facts.has_aof)
+        synced, count = wire.call("WAITAOF", own, wanted, wait_ms, seconds_max=answer_seconds_max)
+        return int(count) if synced >= own else 0
+
+    # --- The write --------------------------------------------------------------------------------------------------
+
+    def _append_on(
+        self, wire: Wire, writer: _Writer, by_partition: dict[int, list[bytes]], seconds_max: float
+    ) -> dict[int, int] | None:
+        """Append once; the ends of the partitions. None: this is not the fenced log, and nothing was written."""
         identity = writer.identity
         plan: list[str | bytes] = [*writer.keys, identity.log_id, identity.incarnation, str(writer.entries_max)]
         values: list[str | bytes] = []
@@ -216,7 +333,9 @@ class RedisStreamsLog:
             raise LogIndeterminateError(f"the event log (Redis) did not confirm an append: {error}") from error
         if answer == b"FULL":
             raise LogFullError(f"the event log (Redis) holds its {writer.entries_max} entries (LOG_ENTRIES_MAX)")
-        return bool(answer == b"OK")
+        if answer == b"OTHER":
+            return None
+        return {int(field[1:]): int(end) for field, end in zip(answer[::2], answer[1::2], strict=True)}
 
     def _fenced_writer(self) -> _Writer:
         """Read the log's identity, its server process and the offsets that must not be reused; fence them."""
@@ -234,8 +353,11 @@ class RedisStreamsLog:
                 raise
             except (RecoverableError, LogMisconfiguredError) as error:
                 raise LogUnavailableError(f"nothing can be appended to the event log now: {error}") from error
+            self._note_server(identity, facts)
             self._writer = _Writer(
                 identity=identity,
+                facts=facts,
+                is_confirmed=self._settings.log_replicas_min == 0,
                 keys=[self._id_key, self._ends_key, *self._stream_keys(identity.partitions)],
                 entries_max=0 if facts.memory_bytes_max else self._settings.log_entries_max,
             )
@@ -245,6 +367,23 @@ class RedisStreamsLog:
             )
             return self._writer
         raise LogUnavailableError("the event log (Redis) restarts faster than it can be followed")
+
+    def _note_server(self, identity: LogIdentity, facts: ServerFacts) -> None:
+        """Report that another server process has the log, and forget the ends that were acknowledged before."""
+        former, self._former = self._former, (identity.log_id, facts)
+        if former is None or former[1].run_id == facts.run_id:
+            pass
+        elif former[1].replication_id == facts.former_replication_id:
+            logger.warning(
+                "the event log (Redis) is another server now: a replica has taken the place of its master",
+                extra={"action": "log_failover", "log_id": identity.log_id, "incarnation": identity.incarnation},
+            )
+        else:
+            logger.warning(
+                "the event log (Redis) was restarted, or is another server now",
+                extra={"action": "log_restarted", "log_id": identity.log_id, "incarnation": identity.incarnation},
+            )
+        self._acknowledged = {}  # the fence has compared them with what the log still has
 
     def _await_rewritten_file(self, connection: RedisConnection, facts: ServerFacts) -> None:
         """Make Redis rewrite its append-only file before the first append after a Redis start.
@@ -353,20 +492,30 @@ class RedisStreamsLog:
         numbers = self._connection.run(
             self._positions_script,
             [self._id_key, self._committed_key, self._ends_key, *self._stream_keys(identity.partitions)],
-            [identity.log_id, identity.incarnation],
+            [identity.log_id, identity.incarnation, str(LOST_SHOWN_SECONDS)],
         )
         if numbers is None:
             raise LogUnavailableError("the event log (Redis) is not the same log as at the last check")
         return [
-            PartitionPosition(partition, begin, end, _known(committed), _known(next_offset))
-            for partition, (begin, end, committed, next_offset) in enumerate(
-                zip(numbers[::4], numbers[1::4], numbers[2::4], numbers[3::4], strict=True)
+            PartitionPosition(partition, begin, end, _known(committed), _known(next_offset), lost)
+            for partition, (begin, end, committed, next_offset, lost) in enumerate(
+                zip(*(numbers[place::5] for place in range(5)), strict=True)
             )
         ]
 
     def close(self) -> None:
         for connection in (self._append_connection, self._read_connection, self._connection):
             connection.close()
+
+
+def _replicas(count: int) -> str:
+    return "no replica" if count == 0 else f"{count} replica{'' if count == 1 else 's'}"
+
+
+def _began_by(facts: ServerFacts) -> str:
+    """How the server process came to have the log, in words."""
+    was_promoted = facts.former_replication_id.strip("0") != ""
+    return "a replica took the place of its master" if was_promoted else "its Redis was restarted"
 
 
 def _known(number: int) -> int | None:

@@ -30,8 +30,8 @@ class LogIdentity:
 
     `log_id` is part of the key of all stored data. It changes when the log is another one (a new topic, an emptied
     Redis), so that offsets of two logs never mix. `incarnation` changes whenever the log may have come back without its
-    tail (Redis' `run_id`; on Kafka the epochs of the partitions' leaders). `partitions` may grow on Kafka. `faults` and
-    `missing_replicas` are the current ones, and not part of the identity.
+    tail (Redis' `run_id`; on Kafka the epochs of the partitions' leaders). `partitions` may grow on Kafka. The other
+    fields are the current facts, and not part of the identity.
     """
 
     log_id: str
@@ -39,6 +39,7 @@ class LogIdentity:
     partitions: int
     faults: tuple[SetUpFault, ...] = field(default=(), compare=False)
     missing_replicas: MissingReplicas | None = field(default=None, compare=False)
+    began_by: str = field(default="", compare=False)  # how the incarnation began, in words; empty: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,9 @@ class PartitionPosition:
     `committed` is None if the log holds no commit (none yet, or expired), or if it did not answer.
     `next_offset` is the offset of the next record to be appended. It is the end; if the log came back without its tail,
     it is the lowest offset that may be used, which is above the end. It is None if no process has read these lowest
-    offsets since the log restarted: that happens before the next append.
+    offsets since the log restarted: that happens before the next append. `lost` is the number of acknowledged records
+    that the log lost when its present incarnation began, and that are not stored, as far as its writers know; it is
+    reported for some time only.
     """
 
     partition: int
@@ -84,6 +87,7 @@ class PartitionPosition:
     end: int
     committed: int | None
     next_offset: int | None = None
+    lost: int = 0
 
 
 class FloorSource(Protocol):

@@ -44,6 +44,7 @@ BANDS = {"rate_max": "800", "rate_min": "0.5", "lag_degraded": "100", "lag_criti
         (K.GAP_SKIPPED, {"partition": "3", "first": "10", "end": "15"}, "Hole of partition 3 skipped: 10 to 15"),
         (K.BEGAN_LATE, {"partition": "3", "first": "0", "end": "15"},
          "Partition 3 begins at offset 15: nothing below is stored from this log"),
+        (K.LOG_TAIL_LOST, {"events": "1200"}, "The event log lost up to 1,200 accepted events"),
         (K.POISON_ACCEPTED, {"partition": "3", "dead_lettered": "8"},
          "Poisoned batch of partition 3 accepted: 8 dead letters"),
         # as another version of Sluice may have written them

@@ -23,7 +23,7 @@ from pipeline.errors import (
 )
 from pipeline.log.memory import MemoryLog
 from pipeline.metrics import IngestMetrics
-from pipeline.ports.log import LogIdentity, SetUpFault
+from pipeline.ports.log import LogIdentity, MissingReplicas, SetUpFault
 from pipeline.settings import Settings
 
 
@@ -39,9 +39,10 @@ class _GatedLog(MemoryLog):
         self.failures_later: list[Exception | None] = []  # one for each append that follows
         self.faults: tuple[SetUpFault, ...] = ()
         self.unprepared = ""
+        self.missing: MissingReplicas | None = None
 
     def identity(self) -> LogIdentity:
-        return replace(super().identity(), faults=self.faults)
+        return replace(super().identity(), faults=self.faults, missing_replicas=self.missing)
 
     def prepare(self) -> None:
         if self.unprepared:
@@ -434,6 +435,22 @@ async def test_a_log_that_is_not_ready_for_the_first_append_does_not_answer_yet(
     await until(lambda: rig.appender.status(time.monotonic()).answers)
     await rig.append()
     await rig.appender.close(seconds_max=5)
+
+
+async def test_a_log_that_lacks_replicas_while_it_is_idle_does_not_answer_any_more(
+    rigs: Rigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an idle log whose replicas go away
+    monkeypatch.setattr(appender_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(appender_module, "PING_SECONDS", 0.02)
+    rig = await rigs()
+    rig.log.missing = MissingReplicas("Events are refused: no replica", "the replicas", refuses_events=True)
+    rig.log.unprepared = "it has no replica"
+    # Then that is known before the next request
+    await until(lambda: rig.appender.status(time.monotonic()).problem == "it has no replica")
+    rig.log.missing, rig.log.unprepared = None, ""
+    await until(lambda: rig.appender.status(time.monotonic()).answers)
+    await rig.append()
 
 
 async def test_a_client_that_left_does_not_disturb_the_others(rigs: Rigs) -> None:

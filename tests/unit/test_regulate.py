@@ -222,6 +222,26 @@ def test_missing_replicas_of_the_log_are_an_alarm(
     ]
 
 
+def test_a_tail_that_the_log_lost_is_an_alarm_and_is_recorded_once(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a log that came back without accepted events of two partitions
+    identity = replace(system.log.identity(), began_by="a replica took the place of its master")
+    positions = [PartitionPosition(0, 0, 50, 50, 50, 1200), PartitionPosition(1, 0, 20, 20, 20, 3)]
+    monkeypatch.setattr(system.log, "identity", lambda: identity)
+    monkeypatch.setattr(system.log, "positions", lambda _=None: positions)
+    for _ in range(3):
+        system.tick()
+        # Then health is critical, and says how many they are at most, and of which partitions
+        (alarm,) = system.rate().alarms
+        assert (alarm.code, alarm.severity) == (AlarmCode.LOG_TAIL_LOST, Severity.CRITICAL)
+        assert "without up to 1,203 accepted events" in alarm.what
+        assert "(partition 0: 1,200, partition 1: 3): a replica took the place of its master" in alarm.what
+    # And it stays in the control events, once
+    lost = [event for event in system.rig.events.last(100) if event.kind is ControlEventKind.LOG_TAIL_LOST]
+    assert [event.data for event in lost] == [{"events": "1203"}]
+
+
 def test_where_the_newest_batches_began_reaches_the_policy(system: System) -> None:
     samples: list[RateSample] = []
 

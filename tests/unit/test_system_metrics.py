@@ -9,8 +9,8 @@ from pipeline import __version__
 from pipeline.clock import ManualClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.health.snapshot import STALE_PERIODS
-from pipeline.names import Mode
-from pipeline.ports.control import Consumption
+from pipeline.names import AlarmCode, Mode, Severity
+from pipeline.ports.control import Alarm, Consumption
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 from pipeline.store.memory_counters import MemoryCounters
@@ -82,6 +82,19 @@ def test_a_lag_without_news_disappears() -> None:
     rig.publish(lag={0: 30})
     rig.publish(lag=None)
     assert "sluice_lag_events" not in rig.series()
+
+
+def test_alarms_are_shown_while_the_controller_speaks() -> None:
+    rig = Rig()
+    rig.store.publish_rate(
+        base_rate=1000.0, floor_rate=100.0, mode=Mode.NORMAL, lag=0, lag_known_at=rig.clock.now(), actor="test",
+        alarms=[Alarm(AlarmCode.LOG_TAIL_LOST, Severity.CRITICAL, "what", "where")],
+    )  # fmt: skip
+    found = rig.series()
+    assert found["sluice_alarm_active|log_tail_lost"] == 1
+    assert found["sluice_alarm_active|replicas_missing"] == 0
+    rig.clock.advance(STALE_PERIODS * rig.settings.regulate_seconds + 0.1)
+    assert not [name for name in rig.series() if name.startswith("sluice_alarm_active")]
 
 
 def test_permissions_refill_between_calls_up_to_the_burst() -> None:

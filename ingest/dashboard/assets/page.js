@@ -27,6 +27,7 @@
     dead_letters_replayed: ["↺", ""],
     drainer_terminated: ["■", "bad"],
     began_late: ["▲", "warn"],
+    log_tail_lost: ["■", "bad"],
   };
 
   const PROTOCOLS = { events: "Sluice’s JSON", lines: "Lines", otlp: "OpenTelemetry", elasticsearch: "Elasticsearch", loki: "Loki", splunk: "Splunk HEC", gelf: "GELF" };

@@ -1,0 +1,274 @@
+"""A Redis log with a replica: what was accepted outlives a failover, or its loss is declared and counted."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from pipeline.errors import LogFullError, LogIndeterminateError, LogUnavailableError, SluiceError
+from pipeline.log import redis_connection
+from pipeline.log.redis_streams import CONFIRM_GRACE_SECONDS, CONFIRM_SECONDS_MAX, RedisStreamsLog
+from stack.servers import LOOPBACK, Server, free_port, redis_server
+from support.event_logs import (
+    NoFloors,
+    RedisRig,
+    eventually,
+    must_read,
+    read_again,
+    read_all,
+    recovered,
+    redis_log_rig,
+    timed,
+)
+
+APPEND_SECONDS_MAX = 0.5
+SLACK_SECONDS = 2.0  # of a busy machine
+
+
+def client_of(server: Server) -> "redis.Redis":
+    return redis.Redis(host=LOOPBACK, port=server.port, protocol=2)
+
+
+@dataclass
+class Pair:
+    """A log's Redis and its replica. Clients find the log at the master's port."""
+
+    master: Server
+    replica: Server
+    rig: RedisRig
+
+    def follow(self, server: Server, master: Server) -> None:
+        """Make a server the replica of another, and wait until it has all."""
+        with client_of(server) as client:
+            client.execute_command("REPLICAOF", LOOPBACK, master.port)
+            eventually(lambda: client.info("replication")["master_link_status"] == "up", "the replica follows")
+        with client_of(master) as client:
+            eventually(lambda: client.info("replication")["connected_slaves"] >= 1, "the master has a replica")
+            eventually(lambda: client.info("replication")["slave0"]["state"] == "online", "the replica is online")
+
+    def promote(self) -> None:
+        """Make the replica a master of its own; clients still use the old one."""
+        with client_of(self.replica) as client:
+            client.execute_command("REPLICAOF", "NO", "ONE")
+        with client_of(self.master) as client:
+            eventually(lambda: client.info("replication")["connected_slaves"] == 0, "the master has no replica")
+
+    def fail_over(self) -> None:
+        """The old master dies, and its clients find the promoted replica in its place."""
+        self.master.kill()
+        with client_of(self.replica) as client:
+            client.config_set("port", self.master.port)
+        self.replica.port = self.master.port
+
+
+@pytest.fixture
+def pair(own_log_redis: Server, tmp_path: Path) -> Iterator[Pair]:
+    replica = redis_server(tmp_path / "replica", free_port(), is_log=True, maxmemory="256mb")
+    replica.start()
+    rig = redis_log_rig(own_log_redis, append_seconds_max=APPEND_SECONDS_MAX, log_replicas_min=1)
+    try:
+        made = Pair(own_log_redis, replica, rig)
+        made.follow(replica, own_log_redis)
+        yield made
+    finally:
+        rig.close()
+        replica.stop()
+
+
+def append_many(log: RedisStreamsLog, events: int, name: str) -> list[bytes]:
+    """Append events to partition 0 in groups; returns those that were acknowledged."""
+    acknowledged: list[bytes] = []
+    for first in range(0, events, 50):
+        values = [b"%s-%d" % (name.encode(), number) for number in range(first, first + 50)]
+        try:
+            log.append([(0, value) for value in values])
+        except SluiceError:
+            continue
+        acknowledged += values
+    return acknowledged
+
+
+def warmed_up(log: RedisStreamsLog) -> RedisStreamsLog:
+    recovered(log.prepare)
+    return log
+
+
+def test_what_was_accepted_outlives_a_promotion_before_the_master_died(pair: Pair, tmp_path: Path) -> None:
+    # Given accepted events, and a replica that is promoted while clients still use the old master
+    log = warmed_up(pair.rig.open())
+    accepted = append_many(log, 500, "before")
+    assert accepted  # a busy disk may delay some of them for too long
+    pair.promote()
+    # Then nothing is accepted by the old master any more: its events would be lost
+    assert append_many(log, 300, "after") == []
+    with pytest.raises(LogUnavailableError, match="it has no replica, and LOG_REPLICAS_MIN=1"):
+        log.append([(0, b"after")])
+    # When it dies
+    pair.fail_over()
+    # Then the log is named as having no replica, until it has one
+    fresh = pair.rig.open()
+    missing = recovered(fresh.identity).missing_replicas
+    assert missing is not None
+    assert missing.refuses_events
+    assert missing.what == "Events are refused: the event log's Redis has no replica, and LOG_REPLICAS_MIN=1"
+    with pytest.raises(LogUnavailableError, match="no replica"):
+        recovered_or_raised(fresh)
+    third = redis_server(tmp_path / "third", free_port(), is_log=True, maxmemory="256mb")
+    third.start()
+    try:
+        pair.follow(third, pair.replica)
+        accepted += append_surely(log, b"next")
+        # And what was accepted is there, and nothing is reported as lost
+        assert set(accepted) <= set(read_again(fresh, 0))
+        fresh.identity()
+        assert [position.lost for position in fresh.positions()] == [0, 0, 0, 0]
+        assert fresh.identity().missing_replicas is None
+    finally:
+        third.stop()
+
+
+def recovered_or_raised(log: RedisStreamsLog) -> None:
+    """Prepare; Redis may still write its append-only file anew after its start."""
+    refusals: list[LogUnavailableError] = []
+
+    def is_known() -> bool:
+        try:
+            log.prepare()
+        except LogUnavailableError as error:
+            refusals[:] = [error] if "can't be used" in str(error) else []
+            return bool(refusals)
+        return True
+
+    eventually(is_known, "the log is ready, or says why not")
+    if refusals:
+        raise refusals[0]
+
+
+def append_surely(log: RedisStreamsLog, value: bytes) -> list[bytes]:
+    """Append once the log can, as a client that repeats an event does."""
+
+    def append() -> None:
+        try:
+            log.append([(0, value)])
+        except LogIndeterminateError as error:
+            raise LogUnavailableError(str(error)) from error
+
+    recovered(append)
+    return [value]
+
+
+def test_without_the_setting_the_loss_is_declared_and_counted(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    # Given a log with a single copy, and two writers
+    pair.rig.settings = replace(pair.rig.settings, log_replicas_min=0, append_seconds_max=5.0)
+    floors = NoFloors()
+    writer, other = warmed_up(pair.rig.open(floors)), warmed_up(pair.rig.open(floors))
+    other.append([(0, b"other"), (1, b"other")])
+    writer.append([(0, b"kept")] * 9)
+    with client_of(pair.master) as client:
+        eventually(lambda: _has_all(client), "the replica has all")
+    # When its replica is promoted, and the old master goes on: 900 events, of which 100 are stored
+    pair.promote()
+    writer.append([(0, b"lost")] * 500)
+    writer.append([(0, b"lost")] * 400)
+    floors.floors = {0: 110, 1: 1}
+    pair.fail_over()
+    with caplog.at_level(logging.WARNING):
+        # And the writer that knows less comes first
+        recovered(lambda: other.append([(0, b"new")] * 5))
+        recovered(lambda: writer.append([(1, b"new")]))
+    # Then the failover is named
+    assert "a replica has taken the place of its master" in caplog.text
+    reader = pair.rig.open(floors)
+    assert reader.identity().began_by == "a replica took the place of its master"
+    # And the loss is counted: what nobody stored
+    assert [position.lost for position in reader.positions()] == [800, 0, 0, 0]
+    # And no stored offset is used again
+    batch = must_read(reader, 0, 10)
+    assert (batch.offset, batch.gap_from, batch.values) == (110, 10, [b"new"] * 5)
+    # When Redis restarts and loses nothing, nothing is reported
+    restart(pair.replica)
+    recovered(lambda: writer.append([(0, b"x")]))
+    reader.identity()
+    assert [position.lost for position in reader.positions()] == [0, 0, 0, 0]
+
+
+def restart(server: Server) -> None:
+    """Kill a server, and start it at the port that it has now."""
+    server.kill()
+    server.command[server.command.index("--port") + 1] = str(server.port)
+    server.is_ready = lambda: _answers(server)
+    server.start()
+
+
+def _answers(server: Server) -> bool:
+    try:
+        with client_of(server) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _has_all(client: "redis.Redis") -> bool:
+    facts = client.info("replication")
+    return bool(facts["slave0"]["offset"] == facts["master_repl_offset"])
+
+
+def test_a_frozen_replica_leaves_one_append_in_doubt_and_the_next_are_refused(pair: Pair) -> None:
+    log = warmed_up(pair.rig.open())
+    log.append([(0, b"a")])
+    pair.replica.freeze()
+    # Then the first append is not acknowledged, in time
+    result, seconds = timed(lambda: log.append([(0, b"b")]))
+    assert isinstance(result, LogIndeterminateError), repr(result)
+    assert "no replica confirmed it in time (LOG_REPLICAS_MIN=1)" in str(result)
+    assert seconds < APPEND_SECONDS_MAX + CONFIRM_GRACE_SECONDS + SLACK_SECONDS
+    # And those after it are refused for certain, and write nothing
+    for _ in range(2):
+        result, seconds = timed(lambda: log.append([(0, b"c")]))
+        assert isinstance(result, LogUnavailableError), repr(result)
+        assert "can't be used: it has 1 replica, which does not confirm what is written" in str(result)
+        assert seconds < CONFIRM_SECONDS_MAX + CONFIRM_GRACE_SECONDS + SLACK_SECONDS
+    with pytest.raises(LogUnavailableError, match="does not confirm"):
+        log.prepare()
+    # When it goes on
+    pair.replica.thaw()
+    append_surely(log, b"d")
+    assert read_all(log, 0) == [b"a", b"b", b"d"]
+
+
+def test_an_idle_log_without_its_replica_refuses_the_next_append_for_certain(pair: Pair) -> None:
+    log = warmed_up(pair.rig.open())
+    log.append([(0, b"a")])
+    pair.replica.kill()
+    eventually(lambda: log.identity().missing_replicas is not None, "that is seen")
+    result, _ = timed(lambda: log.append([(0, b"b")]))
+    assert isinstance(result, LogUnavailableError), repr(result)
+    assert read_all(log, 0) == [b"a"]
+
+
+@pytest.mark.parametrize("version", ["with WAITAOF", "before 7.2"])
+def test_a_replica_without_an_append_only_file_counts_only_where_redis_cannot_tell(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    if version == "before 7.2":
+        monkeypatch.setattr(redis_connection, "_WAITAOF_SINCE", (99, 0))
+    with client_of(pair.replica) as client:
+        client.config_set("appendonly", "no")
+    result, _ = timed(lambda: recovered_or_raised(pair.rig.open()))
+    if version == "before 7.2":
+        assert result is None
+    else:
+        assert "which does not confirm what is written" in str(result)
+
+
+def test_at_its_memory_limit_the_log_is_full_and_not_without_replicas(pair: Pair) -> None:
+    log = warmed_up(pair.rig.open())
+    log.append([(0, b"x" * 1000)])
+    with client_of(pair.master) as client:
+        client.config_set("maxmemory", "1mb")
+    for maker in (lambda: log, pair.rig.open):  # one that has appended before, and one that comes new
+        with pytest.raises(LogFullError):
+            recovered(lambda maker=maker: maker().append([(0, b"more")]))
