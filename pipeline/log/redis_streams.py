@@ -44,7 +44,7 @@ REWRITE_WAIT_SECONDS: Final = 0.3  # rewriting a small file takes 0.01 s, and Re
 REWRITE_POLL_SECONDS: Final = 0.01
 REWRITE_AGAIN_SECONDS: Final = 5.0  # after a failed one: a rewrite forks, and writes the whole content of the log
 CONFIRM_SECONDS_MAX: Final = 0.5  # replicas confirm within a millisecond, or after their disk has synced
-CONFIRM_GRACE_SECONDS: Final = 0.1  # how late Redis' response may be after the time that it waits for replicas
+CONFIRM_GRACE_SECONDS: Final = 0.3  # how late Redis' response may be after the time that it waits for replicas
 LOST_SHOWN_SECONDS: Final = 3600  # how long a loss is reported: it can't be undone, and the control events keep it
 ROUNDS_MAX: Final = 3  # of an append that finds, before it writes anything, that the log is not the expected one
 
@@ -185,7 +185,8 @@ class RedisStreamsLog:
         if facts.replicas >= wanted:
             return None
         return MissingReplicas(
-            f"Events are refused: the event log's Redis has {_replicas(facts.replicas)}, and LOG_REPLICAS_MIN={wanted}",
+            f"Events are refused: the event log's Redis has {_answering(facts.replicas)}, and "
+            f"LOG_REPLICAS_MIN={wanted}",
             "the replicas of the event log's Redis: `redis-cli INFO replication` there and on its master",
             refuses_events=True,
         )
@@ -286,7 +287,7 @@ class RedisStreamsLog:
             silent = ", which does not confirm what is written" if connected == 1 else ""
             silent = ", which do not all confirm what is written" if connected > 1 else silent
             raise LogUnavailableError(
-                f"the event log (Redis) can't be used: it has {_replicas(connected)}{silent}, and "
+                f"the event log (Redis) can't be used: it has {_answering(connected)}{silent}, and "
                 f"LOG_REPLICAS_MIN={wanted}"
             )
         writer.is_confirmed = True
@@ -510,6 +511,10 @@ class RedisStreamsLog:
 
 def _replicas(count: int) -> str:
     return "no replica" if count == 0 else f"{count} replica{'' if count == 1 else 's'}"
+
+
+def _answering(count: int) -> str:
+    return "no replica that answers" if count == 0 else _replicas(count)
 
 
 def _began_by(facts: ServerFacts) -> str:
