@@ -25,7 +25,7 @@ def main() -> int:
         settings = Settings.from_environ()
         logs.configure(level=settings.log_level, form=settings.log_format, process="ingest")
         refuse_public(settings)
-        wiring.refuse_cluster(settings)
+        wiring.check_redis(settings, "ingest")
         settings = with_connections_that_fit(settings)
         certificate = certificate_of(settings)
         context = IngestContext(

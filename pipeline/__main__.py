@@ -1,4 +1,5 @@
-"""Commands: `status` shows the state of the system, and only reads; `migrate` updates the database's schema.
+"""Commands: `status` shows the state of the system, and only reads; `migrate` updates the database's schema; `acl`
+prints the rules of Redis' users, or checks a user.
 
 Celery's commands change what the system does.
 """
@@ -11,9 +12,10 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, NoReturn
 
-from pipeline import wiring
+from pipeline import acl, wiring
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SchemaNewerError, SettingsError, SluiceError
 from pipeline.event_text import clock_time, event_text, log_text, pause_text, rate_text
@@ -24,6 +26,8 @@ from pipeline.ports.rate import MEASURE_LAG, Explanation, Shadow
 from pipeline.refusals_text import refusals_line
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
+from pipeline.store.rights import Role
+from pipeline.store.rights_check import missing_rights
 from pipeline.text import on_its_lines
 
 _EXIT_UNKNOWN: Final = 3
@@ -201,9 +205,27 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
         "DATABASE_URL its rights; make that user if it is missing. Without MIGRATE_DATABASE_URL: as the user of "
         "DATABASE_URL. Exit status: 0, 1 if it failed, 2 if a setting is wrong.",
     )
+    acl_command = commands.add_parser(
+        "acl",
+        help="print the rules of Redis' users, or check a user",
+        description="Print the rules of Redis' users (docs/redis-acl.md): `control` for REDIS_URL, `log` for "
+        "EVENT_LOG_URL, `both` if one server is both. `check ROLE`: ask both servers if the users of these URLs "
+        "have the rights of that role. `page`: print docs/redis-acl.md. Exit status: 0, 1 if a right is missing, 2 if "
+        "a setting is wrong.",
+    )
+    acl_command.add_argument("what", choices=[*acl.SERVERS, "check", "page"])
+    acl_command.add_argument("role", nargs="?", choices=list(Role), help="only this role; with `check` it is needed")
+    acl_command.add_argument(
+        "--passwords", type=Path, metavar="FOLDER", help="a file for each user, as sluice-ingest; only hashes are shown"
+    )
+    acl_command.add_argument("--aclfile", action="store_true", help="lines of an aclfile in place of commands")
     options = parser.parse_args(arguments)
     if options.command == "migrate":
         return _migrate()
+    if options.command == "acl":
+        if options.what == "check" and options.role is None:
+            acl_command.error("check needs a role")
+        return _acl(options)
     return _status(options, clock or SystemClock())
 
 
@@ -233,6 +255,34 @@ def _migrate() -> int:
     return 0
 
 
+def _acl(options: argparse.Namespace) -> int:
+    if options.what == "page":
+        sys.stdout.write(acl.page())
+        return 0
+    try:
+        settings = Settings.for_commands()
+        if options.what == "check":
+            return _check_users(settings, Role(options.role))
+        roles = tuple(Role) if options.role is None else (Role(options.role),)
+        lines = acl.user_lines(settings, options.what, roles, passwords=options.passwords, is_file=options.aclfile)
+        sys.stdout.write("".join(f"{line}\n" for line in list(lines)))
+    except SettingsError as error:
+        sys.stderr.write(f"acl: {error}\n")
+        return 2
+    if options.passwords is None:
+        sys.stderr.write("acl: without --passwords existing users keep theirs, and new users can't log in\n")
+    return 0
+
+
+def _check_users(settings: Settings, role: Role) -> int:
+    missing = list(missing_rights(settings, role))
+    for problem in missing:
+        sys.stdout.write(f"{problem}\n")
+    if not missing:
+        sys.stdout.write(f"no right of the role {role} is missing\n")
+    return 1 if missing else 0
+
+
 def _status(options: argparse.Namespace, clock: Clock) -> int:
     problem = no_system_to_ask()
     if problem is not None:
@@ -248,7 +298,7 @@ def _status(options: argparse.Namespace, clock: Clock) -> int:
         return _EXIT_UNKNOWN
     storage = wiring.make_storage(settings)
     log = wiring.make_log(settings)
-    store, events = wiring.make_control_store(settings), wiring.make_control_events(settings)
+    store, events = wiring.make_control_store(settings, reads_keys=False), wiring.make_control_events(settings)
     history, throttle = wiring.make_history(settings), wiring.make_throttle(settings)
     parts = StatusContext(settings, clock, store, events, log, history, storage.dead_letters.count, throttle)
     try:

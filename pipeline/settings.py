@@ -925,6 +925,18 @@ def _secret_of(path: str, *, is_given: bool) -> str:
     """The secret in a file: its only line. Raises _FileError."""
     if is_given:
         raise _FileError("and the setting without _FILE are both set: leave one of them out")
+    return _only_line(path)
+
+
+def read_secret(path: str) -> str:
+    """The secret in a file, without the white space around it. Raises SettingsError."""
+    try:
+        return _only_line(path)
+    except _FileError as error:
+        raise SettingsError(f"the file {path!r} {error}") from error
+
+
+def _only_line(path: str) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
     except OSError as error:

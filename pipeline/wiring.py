@@ -113,18 +113,20 @@ def make_schema(settings: Settings) -> Schema:
     return PostgresSchema(settings)
 
 
-def refuse_cluster(settings: Settings) -> None:
-    """Raise SettingsError if `REDIS_URL` is a Redis Cluster."""
-    from pipeline.store.redis_cluster import refuse_cluster as refuse  # noqa: PLC0415
+def check_redis(settings: Settings, role: str) -> None:
+    """Raise SettingsError if `REDIS_URL` is a Redis Cluster, or if a user of Redis lacks rights of `role`."""
+    from pipeline.store.redis_cluster import refuse_cluster  # noqa: PLC0415
+    from pipeline.store.rights_check import refuse_missing_rights  # noqa: PLC0415
 
-    refuse(settings)
+    refuse_cluster(settings)
+    refuse_missing_rights(settings, role)
 
 
-def make_control_store(settings: Settings) -> ControlStore:
-    """The control state of `REDIS_URL`."""
+def make_control_store(settings: Settings, *, reads_keys: bool = True) -> ControlStore:
+    """The control state of `REDIS_URL`; for operators without the version of the API keys."""
     from pipeline.store.redis import RedisControlStore  # noqa: PLC0415
 
-    return RedisControlStore(settings)
+    return RedisControlStore(settings, reads_keys=reads_keys)
 
 
 def make_control_events(settings: Settings) -> ControlEvents:

@@ -31,7 +31,7 @@ def connect_signals(settings: Settings) -> None:
     celeryd_init.connect(_note_name, weak=False)
     # Before the worker starts its first thread, and long before it forks.
     celeryd_init.connect(partial(_load_adapters, settings), weak=False, dispatch_uid="sluice.adapters")
-    celeryd_init.connect(partial(_refuse_cluster, settings), weak=False, dispatch_uid="sluice.cluster")
+    celeryd_init.connect(partial(_check_redis, settings), weak=False, dispatch_uid="sluice.redis")
     beat_init.connect(partial(_note_beat, settings), weak=False, dispatch_uid="sluice.beat")
     # A receiver prevents Celery from setting up its own logging.
     setup_logging.connect(partial(_set_up_logging, settings), weak=False, dispatch_uid="sluice.logs")
@@ -53,14 +53,15 @@ def _load_adapters(settings: Settings, **_: Any) -> None:
     wiring.load_adapters(settings)
 
 
-def _refuse_cluster(settings: Settings, **_: Any) -> None:
+def _check_redis(settings: Settings, **_: Any) -> None:
     try:
-        wiring.refuse_cluster(settings)
+        wiring.check_redis(settings, "worker")
     except SettingsError as error:
         raise SystemExit(f"celery: {error}") from None
 
 
 def _note_beat(settings: Settings, **_: Any) -> None:
+    _check_redis(settings)
     count_start(settings, "beat")
 
 

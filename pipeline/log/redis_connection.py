@@ -53,12 +53,14 @@ class LogScript:
 
     text: str
     sha: str
+    only_reads: bool  # then its caller needs no right to write its keys
 
     @classmethod
     def load(cls, name: str) -> "LogScript":
         """Read a script from the directory of this file."""
         text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+        only_reads = "no-writes" in text.split("\n", 1)[0]
+        return cls(text, sha1(text.encode(), usedforsecurity=False).hexdigest(), only_reads)
 
 
 class RedisConnection:
@@ -192,10 +194,11 @@ class Wire:
         seconds_max: float | None = None,
     ) -> Any:
         """Run a script by its hash. If the server does not know it, it has done nothing yet: then send the text."""
+        read_only = "_RO" if script.only_reads else ""
         try:
-            return self.call("EVALSHA", script.sha, key_count, *arguments, seconds_max=seconds_max)
+            return self.call(f"EVALSHA{read_only}", script.sha, key_count, *arguments, seconds_max=seconds_max)
         except NoScriptError:
-            return self.call("EVAL", script.text, key_count, *arguments, seconds_max=seconds_max)
+            return self.call(f"EVAL{read_only}", script.text, key_count, *arguments, seconds_max=seconds_max)
 
 
 def parse_facts(info: bytes) -> ServerFacts:

@@ -1,62 +1,82 @@
 #!lua flags=allow-oom
 -- Take tokens from the global bucket: the arithmetic of pipeline/flow/bucket.py and of Decay in
 -- pipeline/flow/rate.py, on the server and with its clock.
--- KEYS: those of control_lib.lua, 7 bucket, 8 processes
--- ARGV: those of control_lib.lua, 3 needed, 4 wanted, 5 process, 6 seconds of the rate that the full bucket holds,
---       7 seconds for which a rate stays without a new publication, 8 seconds in which it then halves, 9 seconds after
---       which a silent process is forgotten, 10 tolerance in tokens, and for a flushed server: 11 rate, 12 its version,
---       13 floor; 14 publication time of the newest rate that the caller knows, or '', 15 seconds since then by the
---       caller's clock, 16 tokens that the caller gives back, 17 level of the need, 18 allowance of a level (part of the
---       rate), 19 to 22 reserves by level (parts of the burst)
+-- KEYS: 1 bucket, 2 processes
+-- ARGV: 1 that of clock_lib.lua; keys of the control state that this script only reads: 2 rate, 3 pause, 4 override. They
+--       are no KEYS, since Redis demands the right to write of each of KEYS, and ingest's user has none on these.
+--       5 needed, 6 wanted, 7 process, 8 seconds of the rate that the full bucket holds, 9 seconds for which a rate stays
+--       without a new publication, 10 seconds in which it then halves, 11 seconds after which a silent process is
+--       forgotten, 12 tolerance in tokens, and for a flushed server: 13 rate, 14 its version, 15 floor; 16 publication
+--       time of the newest rate that the caller knows, or '', 17 seconds since then by the caller's clock, 18 and 19 the
+--       same of the override's `at`, 20 tokens that the caller gives back, 21 level of the need, 22 allowance of a level
+--       (part of the rate), 23 to 26 reserves by level (parts of the burst)
 -- Returns granted, wait in seconds, tokens left, rate, burst, version, live processes, when the rate was published (or
--- ''), seconds since then, deferred tokens, and the level that deferred them; fractions as text.
+-- ''), seconds since then, the override's `at` (or ''), seconds since then, deferred tokens, and the level that deferred
+-- them; fractions as text.
 
-local needed, wanted = tonumber(ARGV[3]), tonumber(ARGV[4])
-local hold_seconds, period_seconds, tolerance = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[10])
-
-settle_override()
+local needed, wanted = tonumber(ARGV[5]), tonumber(ARGV[6])
+local hold_seconds, period_seconds, tolerance = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[12])
 
 local function halvings(age)
   return math.max(0, age - hold_seconds) / period_seconds
 end
 
-local published = redis.call('HMGET', KEYS[1], 'rate', 'floor_rate', 'version', 'published_at', 'lag_known_at')
+-- Seconds since a time that was noted in the control state. The caller's clock decides if it knows that note already.
+local function age_of(noted, known, known_age)
+  return noted == known and tonumber(known_age) or elapsed_since(tonumber(noted))
+end
+
+-- An override whose time is up does not count, although no process may have ended it yet.
+local held_rate = redis.call('HMGET', ARGV[4], 'until', 'at')
+local noted, override_age = held_rate[2] or '', 0
+local is_held, is_over = held_rate[1], false
+if is_held and held_rate[2] then
+  override_age = age_of(noted, ARGV[18], ARGV[19])
+  is_over = tonumber(held_rate[1]) - tonumber(noted) <= override_age
+end
+
+local published = redis.call('HMGET', ARGV[2], 'rate', 'floor_rate', 'version', 'published_at', 'lag_known_at',
+  'base_rate')
 local rate, version
 local age = 0
 if published[1] then
   rate, version = tonumber(published[1]), published[3]
+  if is_over then
+    rate = tonumber((capped_by_breaker(ARGV[3], published[6], published[2])))
+    version = string.format('%.0f', tonumber(version) + 1)  -- the lowest under which the end may be recorded
+  end
   -- The controller is silent, or had no new lag at its last publication: the rate continues to decay. A rate that an
   -- operator set does not decay, because it ends by itself.
   local published_at = tonumber(published[4])
-  age = published[4] == ARGV[14] and tonumber(ARGV[15]) or elapsed_since(published_at)
+  age = age_of(published[4], ARGV[16], ARGV[17])
   local decided_after = math.max(0, published_at - (tonumber(published[5]) or published_at))
   local steps = halvings(decided_after + age) - halvings(decided_after)
-  if steps > 0 and redis.call('EXISTS', KEYS[5]) == 0 then
+  if steps > 0 and (is_over or not is_held) then
     rate = math.max(math.min(rate, tonumber(published[2])), rate * 2 ^ -steps)
   end
 else
-  rate, version = capped_by_breaker(tonumber(ARGV[11]), tonumber(ARGV[13])), ARGV[12]
+  rate, version = capped_by_breaker(ARGV[3], tonumber(ARGV[13]), tonumber(ARGV[15])), ARGV[14]
 end
-local burst = math.max(1, math.floor(rate * tonumber(ARGV[6])))
+local burst = math.max(1, math.floor(rate * tonumber(ARGV[8])))
 
 -- Levels: 0 is the lowest. The indices of the reserves and of the fields of the allowances begin at 1.
-local level, allowance = tonumber(ARGV[17]), tonumber(ARGV[18])
+local level, allowance = tonumber(ARGV[21]), tonumber(ARGV[22])
 local LEVEL_HIGHEST = 3
 local ALLOWANCES = { [1] = 'allowance_info', [2] = 'allowance_warn' }
 local allowance_max = math.max(1, allowance * burst)
 
 local function reserve_of(one)
-  return tonumber(ARGV[19 + one]) * (burst - 1)
+  return tonumber(ARGV[23 + one]) * (burst - 1)
 end
 
-local held = redis.call('HMGET', KEYS[7], 'tokens', 'at', 'rate', 'deferred', 'deferred_by', ALLOWANCES[1],
+local held = redis.call('HMGET', KEYS[1], 'tokens', 'at', 'rate', 'deferred', 'deferred_by', ALLOWANCES[1],
   ALLOWANCES[2])
 local tokens, arrived = burst, 0
 if held[1] then
   arrived = elapsed_since(tonumber(held[2])) * math.min(rate, tonumber(held[3]))
   tokens = math.min(burst, tonumber(held[1]) + arrived)
 end
-tokens = math.min(burst, tokens + tonumber(ARGV[16]))
+tokens = math.min(burst, tokens + tonumber(ARGV[20]))
 
 -- What of the deferred tokens is not paid: with them the bucket holds the reserve of their level at most.
 local deferred, deferred_by = tonumber(held[4] or '0'), tonumber(held[5] or '0')
@@ -110,20 +130,20 @@ else
 end
 -- The controller compares this count from tick to tick: the demand was above the rate. A full bucket proves that clients
 -- did not use the rate. It may still hold less than a large body and a lease.
-if granted < wanted and tokens + tolerance < burst then redis.call('HINCRBY', KEYS[7], 'ran_dry', 1) end
+if granted < wanted and tokens + tolerance < burst then redis.call('HINCRBY', KEYS[1], 'ran_dry', 1) end
 tokens = tokens - granted
 
 local tokens_text, rate_text, deferred_text = exact(tokens), exact(rate), exact(deferred)
-redis.call('HSET', KEYS[7], 'tokens', tokens_text, 'at', exact(now), 'rate', rate_text)
+redis.call('HSET', KEYS[1], 'tokens', tokens_text, 'at', exact(now), 'rate', rate_text)
 if next(allowances) then  -- levels are in use
-  redis.call('HSET', KEYS[7], 'deferred', deferred_text, 'deferred_by', deferred_by, ALLOWANCES[1],
+  redis.call('HSET', KEYS[1], 'deferred', deferred_text, 'deferred_by', deferred_by, ALLOWANCES[1],
     exact(allowances[1]), ALLOWANCES[2], exact(allowances[2]))
 end
 
-redis.call('ZADD', KEYS[8], exact(now), ARGV[5])
-redis.call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now - tonumber(ARGV[9]))
-redis.call('ZREMRANGEBYSCORE', KEYS[8], '(' .. exact(now), '+inf')  -- entries from before the clock was set back
-local live = redis.call('ZCARD', KEYS[8])
+redis.call('ZADD', KEYS[2], exact(now), ARGV[7])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - tonumber(ARGV[11]))
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '(' .. exact(now), '+inf')  -- entries from before the clock was set back
+local live = redis.call('ZCARD', KEYS[2])
 
 return { granted, exact(wait), tokens_text, rate_text, burst, version, live,
-  published[4] or '', exact(age), deferred_text, deferred_by }
+  published[4] or '', exact(age), noted, exact(override_age), deferred_text, deferred_by }

@@ -1,6 +1,7 @@
 """Connections to the control server, and scripts that run on it."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
@@ -27,17 +28,18 @@ class ControlScript:
 
     text: str
     sha: str
+    only_reads: bool  # then its caller needs no right to write its keys
 
 
 @cache
-def load_script(name: str, library: str | None = None) -> ControlScript:
+def load_script(name: str, *libraries: str) -> ControlScript:
     """Read `name`.lua from the directory of this file; insert `library`.lua after its first line (`#!lua …`)."""
     directory = Path(__file__).parent
     text = (directory / f"{name}.lua").read_text(encoding="utf-8")
-    if library is not None:
-        first_line, rest = text.split("\n", 1)
-        text = f"{first_line}\n{(directory / f'{library}.lua').read_text(encoding='utf-8')}{rest}"
-    return ControlScript(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+    first_line, rest = text.split("\n", 1)
+    parts = [(directory / f"{library}.lua").read_text(encoding="utf-8") for library in libraries]
+    text = "".join([first_line, "\n", *parts, rest])
+    return ControlScript(text, sha1(text.encode(), usedforsecurity=False).hexdigest(), "no-writes" in first_line)
 
 
 def _client(settings: Settings, socket_seconds: float) -> Any:
@@ -80,11 +82,11 @@ class ControlConnection:
         twice.
         """
         try:
-            client = self._quick_client()
+            client, read_only = self._quick_client(), "_RO" if script.only_reads else ""
             try:
-                return client.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+                return client.execute_command(f"EVALSHA{read_only}", script.sha, len(keys), *keys, *arguments)
             except NoScriptError:
-                return client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+                return client.execute_command(f"EVAL{read_only}", script.text, len(keys), *keys, *arguments)
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -92,6 +94,16 @@ class ControlConnection:
         """Run one command. Raises StoreUnavailableError."""
         try:
             return self._quick_client().execute_command(*command)
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def call_all(self, commands: Sequence[Sequence[str]], *, wait_seconds: float) -> list[Any]:
+        """Run commands in one round trip; an error of one of them is its answer. Raises StoreUnavailableError."""
+        try:
+            with self._waiting_client(wait_seconds).pipeline(transaction=False) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                return list(pipeline.execute(raise_on_error=False))
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 

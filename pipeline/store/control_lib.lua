@@ -1,23 +1,7 @@
--- Shared by the scripts that change the control state; pipeline/store/connection.py inserts it at the start of each.
+-- Shared by the scripts that change the control state; pipeline/store/connection.py inserts it at the start of each,
+-- after clock_lib.lua.
 -- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 events, 5 override, 6 bands.
--- ARGV: 1 number of control events to keep, a space, and the seconds since the caller's last script of these (nothing:
---       this is its first), 2 by (the actor).
-
-local server_time = redis.call('TIME')
-local now = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6
-local events_max, since_last = string.match(ARGV[1], '^(%d+) ?(.*)$')
-local elapsed_max = tonumber(since_last) or math.huge
-
--- Seconds since the time stored by an earlier script. The server's wall clock may be stepped at any time, so the result
--- is never negative, and never more than the caller's own monotonic clock allows.
-local function elapsed_since(noted_at)
-  return math.max(0, math.min(now - noted_at, elapsed_max))
-end
-
--- 17 digits preserve a double exactly.
-local function exact(value)
-  return string.format('%.17g', value)
-end
+-- ARGV: 1 that of clock_lib.lua, 2 by (the actor).
 
 -- Events that the system repeats while something is wrong, and the fields that make two of a kind the same. The numbers
 -- are those of pipeline/store/common.py. Actions of a person are never folded; so of the reasons to pause only the
@@ -87,17 +71,11 @@ local function next_version(last)
   return string.format('%.0f', math.max((tonumber(last) or 0) + 1, math.floor(now * 1000)))
 end
 
--- At most the floor while the breaker is open: `capped_by_breaker` of pipeline/flow/rate.py.
-local function capped_by_breaker(rate, floor_rate)
-  local is_capped = redis.call('HEXISTS', KEYS[2], 'breaker') == 1 and tonumber(floor_rate) < tonumber(rate)
-  return is_capped and floor_rate or rate, is_capped
-end
-
 -- An operator's rate replaces the policy's. While the breaker is open, the floor limits both. Returns the rate, and
 -- what decided it: `breaker`, `override` or `lag`.
 local function effective_rate(base_rate, floor_rate)
   local by_hand = redis.call('HGET', KEYS[5], 'rate')
-  local rate, is_capped = capped_by_breaker(by_hand or base_rate, floor_rate)
+  local rate, is_capped = capped_by_breaker(KEYS[2], by_hand or base_rate, floor_rate)
   return rate, is_capped and 'breaker' or by_hand and 'override' or 'lag'
 end
 
@@ -200,7 +178,8 @@ local function keep_override_in_step()
 end
 keep_override_in_step()
 
--- End an override whose time is up. The first script to run does it, before anything else: no controller is needed.
+-- End an override whose time is up. The first of these scripts to run does it, before anything else. No controller is
+-- needed: until then, readers of the state and the bucket know by the time that it has ended.
 local function settle_override()
   local held = redis.call('HMGET', KEYS[5], 'until', 'rate')
   if not held[1] or tonumber(held[1]) > now then return end

@@ -503,7 +503,6 @@ class MemoryBucket(_Adapter):
 
     def take(self, *, needed: int, wanted: int, process: str, returned: int = 0, level: Level = LEVEL_HIGHEST) -> Grant:
         with self._server.changed:
-            self._settle_override()
             content, now = self._server.content(), self._server.clock.monotonic()
             rate, version = self._rate(content, now)
             burst = bucket_flow.burst_of(rate, self._settings.burst_seconds)
@@ -543,7 +542,11 @@ class MemoryBucket(_Adapter):
             rate = capped_by_breaker(self._last_rate, self._settings.rate_min, is_open=_breaker_holds(content))
             return rate, self._last_version
         if content.override is not None:
-            return published.rate, published.version
+            if self._override_left(content.override) > 0:
+                return published.rate, published.version
+            # The next process that writes ends it, under a newer version.
+            effective = capped_by_breaker(published.base_rate, content.floor_rate, is_open=_breaker_holds(content))
+            published = replace(published, rate=effective, version=published.version + 1)
         known_at = published.published_at if published.lag_known_at is None else published.lag_known_at
         decided_after = published.published_at - known_at
         rate = self._decay.rate(

@@ -6,7 +6,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.flow.age import Age
 from pipeline.flow.bucket import ALLOWANCE, RESERVES, TOLERANCE_TOKENS
 from pipeline.flow.rate import Decay
-from pipeline.names import KEY_BUCKET, KEY_PROCESSES, LEVEL_HIGHEST, Level
+from pipeline.names import KEY_BUCKET, KEY_OVERRIDE, KEY_PAUSE, KEY_PROCESSES, KEY_RATE, LEVEL_HIGHEST, Level
 from pipeline.ports.bucket import Grant
 from pipeline.settings import Settings
 from pipeline.store.common import PROCESS_SECONDS_MAX
@@ -35,7 +35,8 @@ class RedisBucket:
         self._clock = clock or SystemClock()
         self._connection = ControlConnection(settings)
         self._scripts = ControlScripts(settings, self._connection, self._clock)
-        self._keys = (self._connection.key(KEY_BUCKET), self._connection.key(KEY_PROCESSES))
+        self._keys = [self._connection.key(KEY_BUCKET), self._connection.key(KEY_PROCESSES)]
+        self._read_keys = [self._connection.key(name) for name in (KEY_RATE, KEY_PAUSE, KEY_OVERRIDE)]
         self._decay = Decay.from_settings(settings)
         self._constants = [
             repr(settings.burst_seconds),
@@ -48,13 +49,16 @@ class RedisBucket:
         self._last: _LastRate | None = None
         self._published_at = ""  # of the newest rate that was seen, as text from the server
         self._publication_age = Age()
+        self._override_at = ""  # when the newest override that was seen was last noted, likewise
+        self._override_age = Age()
 
     def take(self, *, needed: int, wanted: int, process: str, returned: int = 0, level: Level = LEVEL_HIGHEST) -> Grant:
         now = self._clock.monotonic()
         fallback_rate, fallback_version = self._fallback(now)
-        granted, wait_seconds, tokens, rate, burst, version, live, published_at, age, *deferred = self._scripts.run(
+        granted, wait_seconds, tokens, rate, burst, version, live, *rest = self._scripts.look(
             "bucket",
-            process,
+            self._keys,
+            *self._read_keys,
             str(needed),
             str(wanted),
             process,
@@ -64,13 +68,15 @@ class RedisBucket:
             repr(self._settings.rate_min),
             self._published_at,
             repr(self._publication_age.now(now)),
+            self._override_at,
+            repr(self._override_age.now(now)),
             str(returned),
             str(level.value),
             *self._levels,
-            more_keys=self._keys,
         )
-        self._published_at = published_at
-        self._publication_age.of(published_at, float(age), now=now)
+        self._published_at, age, self._override_at, override_age, deferred, deferred_by = rest
+        self._publication_age.of(self._published_at, float(age), now=now)
+        self._override_age.of(self._override_at, float(override_age), now=now)
         grant = Grant(
             granted=granted,
             wait_seconds=float(wait_seconds),
@@ -79,8 +85,8 @@ class RedisBucket:
             burst=burst,
             version=int(version),
             live_processes=live,
-            deferred=float(deferred[0]),
-            deferred_by=Level(int(deferred[1])),
+            deferred=float(deferred),
+            deferred_by=Level(int(deferred_by)),
         )
         if self._last is None or grant.version != self._last.version:
             self._last = _LastRate(grant.rate, grant.version, now)

@@ -76,7 +76,8 @@ class RedisControlStore:
     Its weakness: the server may lose everything. PostgreSQL also keeps what operators set.
     """
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None, *, reads_keys: bool = True) -> None:
+        """`reads_keys`: whether the state has the version of the API keys, which operators may not read."""
         self._connection = ControlConnection(settings)
         self._clock = clock or SystemClock()
         self._account_limits_max = settings.account_limits_max
@@ -84,11 +85,13 @@ class RedisControlStore:
         keys = self._scripts.keys
         self._state_keys = [*keys[:3], self._connection.key(KEY_LEASE, LEASE_PROBE), *keys[4:]]
         self._accounts_key = self._connection.key(KEY_ACCOUNTS)
-        self._state_keys += [self._connection.key(KEY_BUCKET), self._accounts_key, self._connection.key(KEY_KEYS)]
+        self._state_keys += [self._connection.key(KEY_BUCKET), self._accounts_key]
+        if reads_keys:
+            self._state_keys.append(self._connection.key(KEY_KEYS))
         self._override_age = Age()  # age of the time that was last stored with the override
 
     def state(self) -> ControlState:
-        rate, reasons, generation, probing, server_time, override, bands, ran_dry, accounts, keys = (
+        rate, reasons, generation, probing, server_time, override, bands, ran_dry, accounts, *keys = (
             self._connection.run(load_script("state", LEASE_LIBRARY), self._state_keys, [])
         )
         rate, reasons = _pairs(rate), _pairs(reasons)
@@ -111,7 +114,7 @@ class RedisControlStore:
             override=held,
             bands=_readable("bands", _bands, _pairs(bands)),
             accounts=_account_limits(_pairs(accounts)),
-            keys_version=keys,
+            keys_version=keys[0] if keys else None,
             bucket_ran_dry=int(ran_dry or 0),
         )
 

@@ -69,7 +69,7 @@ def test_the_bucket_fills_at_the_overrides_rate(rig: ControlRig) -> None:
     assert rig.bucket.take(needed=1, wanted=1, process="p").rate == 300.0
 
 
-def test_an_override_ends_by_itself_and_whoever_comes_next_says_so(rig: ControlRig) -> None:
+def test_an_override_ends_by_itself_and_whoever_writes_next_says_so(rig: ControlRig) -> None:
     # Given an override of a moment, and nobody who ticks
     publish(rig)
     hold(rig, 300.0, seconds=0.15)
@@ -78,10 +78,15 @@ def test_an_override_ends_by_itself_and_whoever_comes_next_says_so(rig: ControlR
     eventually(lambda: rig.store.state().override is None)
     assert rate(rig) == 1000.0
     assert kinds(rig)[-1] == "rate_changed"
-    # And the bucket goes by the policy's rate, under a newer version, and has recorded it
+    # And the bucket goes by the policy's rate, under a newer version; its caller may not write the control state
     grant = rig.bucket.take(needed=1, wanted=1, process="p")
     assert grant.rate == 1000.0
     assert grant.version > version
+    assert kinds(rig)[-1] == "rate_changed"
+    # And the next who writes has recorded it, under a version that is not older
+    assert not rig.store.clear_override(actor="ann@host", why="it is over")
+    assert rate(rig) == 1000.0
+    assert rig.bucket.take(needed=1, wanted=1, process="p").version >= grant.version
     assert kinds(rig)[-2:] == ["override_ended", "rate_changed"]
     assert rig.events.last(2)[0].why == "its time was up"
 

@@ -1,0 +1,177 @@
+"""Finds out at the start which rights the users of REDIS_URL and EVENT_LOG_URL lack: otherwise errors come one by one.
+
+Each process asks about itself with ACL DRYRUN, which runs nothing.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+from pipeline.errors import SettingsError, StoreUnavailableError
+from pipeline.settings import Settings
+from pipeline.store.connection import ControlConnection
+from pipeline.store.rights import Place, RedisServer, Role, Use, commands_of, uses_of
+
+_logger = logging.getLogger(__name__)
+
+_KEY, _CHANNEL = "{key}", "{channel}"
+# Arguments with which Redis accepts a command. The first word is the command, also if it has a subcommand.
+_SAMPLES: Final[dict[str, str]] = {
+    "ACL|DRYRUN": "ACL DRYRUN default PING",
+    "ACL|WHOAMI": "ACL WHOAMI",
+    "BGREWRITEAOF": "BGREWRITEAOF",
+    "BRPOP": "BRPOP {key} 1",
+    "CLIENT|SETINFO": "CLIENT SETINFO lib-name sluice",
+    "EVAL": "EVAL return 1 {key}",
+    "EVALSHA": "EVALSHA sha 1 {key}",
+    "EVALSHA_RO": "EVALSHA_RO sha 1 {key}",
+    "EVAL_RO": "EVAL_RO return 1 {key}",
+    "HDEL": "HDEL {key} f",
+    "HEXISTS": "HEXISTS {key} f",
+    "HGET": "HGET {key} f",
+    "HINCRBY": "HINCRBY {key} f 1",
+    "HINCRBYFLOAT": "HINCRBYFLOAT {key} f 1",
+    "HMGET": "HMGET {key} f",
+    "HSET": "HSET {key} f v",
+    "HSETNX": "HSETNX {key} f v",
+    "LPUSH": "LPUSH {key} v",
+    "PEXPIRE": "PEXPIRE {key} 1",
+    "PSUBSCRIBE": "PSUBSCRIBE {channel}",
+    "PUBLISH": "PUBLISH {channel} m",
+    "RPUSH": "RPUSH {key} v",
+    "SADD": "SADD {key} m",
+    "SCRIPT|EXISTS": "SCRIPT EXISTS sha",
+    "SCRIPT|LOAD": "SCRIPT LOAD return",
+    "SELECT": "SELECT 0",
+    "SET": "SET {key} v",
+    "SREM": "SREM {key} m",
+    "XADD": "XADD {key} * f v",
+    "XDEL": "XDEL {key} 1-1",
+    "XINFO|STREAM": "XINFO STREAM {key}",
+    "XREAD": "XREAD STREAMS {key} 0",
+    "XREVRANGE": "XREVRANGE {key} + -",
+    "XTRIM": "XTRIM {key} MAXLEN 1",
+    "ZADD": "ZADD {key} 1 m",
+    "ZRANGE": "ZRANGE {key} 0 1",
+    "ZRANGEBYSCORE": "ZRANGEBYSCORE {key} 0 1",
+    "ZREM": "ZREM {key} m",
+    "ZREMRANGEBYSCORE": "ZREMRANGEBYSCORE {key} 0 1",
+}
+_BARE: Final = frozenset({"DISCARD", "EXEC", "INFO", "MULTI", "PING", "PUNSUBSCRIBE", "TIME", "UNWATCH"})
+# Commands that only need the right to read their key.
+_READ_WORDS: Final = (
+    "EVALSHA_RO EVAL_RO EXISTS GET HEXISTS HGET HGETALL HKEYS HLEN HMGET HVALS LLEN SMEMBERS WATCH XINFO|STREAM XLEN "
+    "XREAD XREVRANGE ZCARD ZRANGE ZRANGEBYSCORE"
+)
+_READ: Final = frozenset(_READ_WORDS.split())
+_ALLOWED: Final = "OK"
+CHECK_SECONDS_MAX: Final = 5.0  # for some 400 questions in one round trip, which take milliseconds
+
+
+def sample_of(command: str) -> str:
+    """A call of a command, with {key} or {channel} in place of its key or channel."""
+    return _SAMPLES.get(command) or (command if command in _BARE else f"{command} {_KEY}")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A call that a user may make."""
+
+    words: list[str]
+    needs: tuple[str, ...]  # the rules that allow it
+    proves: tuple[str, ...]  # the rules that the user has if it may; a command that reads proves no right to write
+
+
+def probes(use: Use, place: Place) -> Iterator[Probe]:
+    """Calls that the user of this use may make."""
+    for command in commands_of(use):
+        words, rule = sample_of(command).split(), f"+{command.lower()}"
+        if _KEY in words:
+            reads = command in _READ
+            kinds = [("~", "%R~" if reads else "~", use.writes), ("%R~", "%R~", use.reads if reads else ())]
+        elif _CHANNEL in words:
+            kinds = [("&", "&", use.channels)]
+        else:
+            yield Probe(words, (rule,), (rule,))
+            continue
+        for needed, proved, patterns in kinds:
+            for pattern in map(place.pattern, patterns):  # its * stands for itself: that name matches the pattern
+                call = [pattern if word in (_KEY, _CHANNEL) else word for word in words]
+                yield Probe(call, (rule, needed + pattern), (rule, proved + pattern))
+
+
+def refuse_missing_rights(settings: Settings, role: str) -> None:
+    """Raise SettingsError with the line to run, if the user of one of the two servers lacks rights of this role.
+
+    A server that does not answer may be unavailable for now, and is no error. A user that may not ask is made by
+    somebody else's rules: that is logged.
+    """
+    for problem in missing_rights(settings, Role(role)):
+        raise SettingsError(problem)
+
+
+def missing_rights(settings: Settings, role: Role) -> Iterator[str]:
+    """What the users lack, in words: nothing if they have all rights."""
+    is_one = _address(settings.redis_url) == _address(settings.event_log_url)
+    servers = [("REDIS_URL", settings, [RedisServer.CONTROL, *([RedisServer.LOG] if is_one else [])])]
+    if settings.log_scheme == "redis" and not is_one:
+        swapped = replace(settings, redis_url=settings.event_log_url, event_log_url=settings.redis_url)
+        servers.append(("EVENT_LOG_URL", swapped, [RedisServer.LOG]))
+    for name, reaching, kinds in servers:
+        place = Place(settings.key_prefix, database_of(reaching.redis_url))
+        lacking = _lacking(name, ControlConnection(reaching), uses_of(role, kinds), place)
+        if lacking:
+            user, rules = lacking
+            yield (
+                f"the user {user} of {name} lacks rights of the role {role}. As an administrator of that Redis: "
+                f"ACL SETUSER {user} {' '.join(rules)} (docs/redis-acl.md)"
+            )
+
+
+def database_of(url: str) -> int:
+    """The number of the database in a URL of Redis."""
+    parts = urlsplit(url)
+    text = parse_qs(parts.query).get("db", [parts.path.strip("/")])[-1]
+    return int(text) if text.isdigit() else 0
+
+
+def _address(url: str) -> tuple[str | None, int]:
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or 6379
+
+
+def _lacking(name: str, connection: ControlConnection, uses: list[Use], place: Place) -> tuple[str, list[str]] | None:
+    """The user, and the rules that it lacks; None if it lacks none, or can't be asked."""
+    try:
+        user = str(connection.call("ACL", "WHOAMI"))
+        connection.call("ACL", "DRYRUN", user, "PING")
+    except StoreUnavailableError as error:
+        if "no right" in str(error):
+            _logger.warning(
+                "the user of %s may not ask for its own rights, so they are not checked: docs/redis-acl.md",
+                name,
+                extra={"action": "rights_unchecked"},
+            )
+        return None
+    asked = [probe for use in uses for probe in probes(use, place)]
+    try:
+        answers = connection.call_all(
+            [("ACL", "DRYRUN", user, *probe.words) for probe in asked], wait_seconds=CHECK_SECONDS_MAX
+        )
+    except StoreUnavailableError as error:
+        _logger.warning(
+            "the rights of the user of %s are not checked: %s", name, error, extra={"action": "rights_unchecked"}
+        )
+        return None
+    proved: set[str] = set()
+    needed: dict[str, None] = {}
+    for probe, answer in zip(asked, answers, strict=True):
+        if answer == _ALLOWED:
+            proved.update(probe.proves)
+        else:
+            needed |= dict.fromkeys(probe.needs)
+    lacking = [rule for rule in needed if rule not in proved]
+    lacking = [rule for rule in lacking if not (rule.startswith("%R~") and rule.removeprefix("%R") in lacking)]
+    return (user, lacking) if lacking else None
