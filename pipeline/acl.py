@@ -107,6 +107,7 @@ No user can run FLUSHALL, CONFIG, KEYS, SCAN, DEBUG, MONITOR, SHUTDOWN or change
    Then `ACL SAVE` (with an aclfile) or `CONFIG REWRITE`, otherwise Redis forgets them at its next start. With
    `--aclfile` the command prints lines for an aclfile instead. If one server is both, use `acl both`. The command reads
    KEY_PREFIX, REDIS_URL and EVENT_LOG_URL, as every process does.
+   Redis before 7.2 has no WAITAOF: leave `+waitaof` out.
 3. Give each process the URLs with its user: `REDIS_URL=redis://sluice-ingest:…@host:6379/0`, or `REDIS_URL_FILE`. All
    processes of a kind have the same settings otherwise.
 4. When all run with them, switch the user `default` off: `ACL SETUSER default off`. Keep an administrator.

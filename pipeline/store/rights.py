@@ -78,7 +78,10 @@ _EXCHANGES: Final = (*(queue.value for queue in Queue), _PIDBOX, _REPLIES, _EVEN
 # Celery adds a separator and the priority to a queue's name.
 _QUEUES: Final = tuple(f"{queue.value}*" for queue in Queue)
 # What kombu runs for a message's queues and bindings; the scripts are its own.
-_KOMBU: Final = "MULTI EXEC DISCARD EVALSHA SCRIPT|LOAD SCRIPT|EXISTS SADD SREM SMEMBERS ZADD ZREM ZRANGEBYSCORE EXISTS DEL TIME PEXPIRE"
+_KOMBU: Final = (
+    "MULTI EXEC DISCARD EVALSHA SCRIPT|LOAD SCRIPT|EXISTS SADD SREM SMEMBERS ZADD ZREM ZRANGEBYSCORE EXISTS DEL TIME "
+    "PEXPIRE"
+)
 _TO_WORKERS: Final = f"/{{db}}.{_PIDBOX}"
 _FROM_WORKERS: Final = (f"/{{db}}.{_EVENTS}/*", f"/{{db}}.{_EVENTS}")
 
@@ -174,10 +177,11 @@ USES: Final[tuple[Use, ...]] = (
     _log([INGEST, WORKER], "the log's identity; the first process makes it", "GET SET", writes=(names.KEY_LOG_ID,)),
     _log([OPERATOR], "the log's identity", "GET", reads=(names.KEY_LOG_ID,)),
     _log(
-        [INGEST], "appends", "BGREWRITEAOF", scripts=("append", "raise"),
+        [INGEST], "appends", "BGREWRITEAOF WAIT WAITAOF", scripts=("append", "confirm", "raise"),
         writes=(names.KEY_LOG_ID, names.KEY_LOG_ENDS, f"{names.KEY_LOG_STREAM}:*"),
     ),
-    _log([WORKER], "a new log's floors", scripts=("raise",), writes=(names.KEY_LOG_ID, names.KEY_LOG_ENDS)),
+    _log([WORKER], "a new log's floors", scripts=("raise",),
+         writes=(names.KEY_LOG_ID, names.KEY_LOG_ENDS, f"{names.KEY_LOG_STREAM}:*")),
     _log([WORKER], "reads events", "XREAD", reads=(f"{names.KEY_LOG_STREAM}:*",)),
     _log(
         [WORKER], "commits, and drops what is stored", scripts=("commit",),

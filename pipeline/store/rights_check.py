@@ -47,6 +47,8 @@ _SAMPLES: Final[dict[str, str]] = {
     "SELECT": "SELECT 0",
     "SET": "SET {key} v",
     "SREM": "SREM {key} m",
+    "WAIT": "WAIT 1 1",
+    "WAITAOF": "WAITAOF 0 1 1",
     "XADD": "XADD {key} * f v",
     "XDEL": "XDEL {key} 1-1",
     "XINFO|STREAM": "XINFO STREAM {key}",
@@ -170,7 +172,7 @@ def _lacking(name: str, connection: ControlConnection, uses: list[Use], place: P
     for probe, answer in zip(asked, answers, strict=True):
         if answer == _ALLOWED:
             proved.update(probe.proves)
-        else:
+        elif not isinstance(answer, Exception):  # as for a command that this server does not have
             needed |= dict.fromkeys(probe.needs)
     lacking = [rule for rule in needed if rule not in proved]
     lacking = [rule for rule in lacking if not (rule.startswith("%R~") and rule.removeprefix("%R") in lacking)]
