@@ -17,9 +17,12 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
             "options": {"queue": Queue.CONTROL.value},
         }
 
-    return {
+    schedule = {
         "regulate: lag to rate": every(settings.regulate_seconds, "sluice.regulate"),
         "probe: is PostgreSQL back?": every(settings.probe_seconds, "sluice.probe"),
         "measure: what PostgreSQL holds": every(settings.measure_seconds, "sluice.measure"),
         "hints: the net under drains": every(settings.hint_seconds, "sluice.send_hints"),
     }
+    if settings.retention_days or settings.dead_letter_days:
+        schedule["retention: delete what expired"] = every(settings.retention_seconds, "sluice.expire")
+    return schedule

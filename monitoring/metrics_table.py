@@ -53,7 +53,10 @@ def system_metrics(log_url: str) -> list[Metric]:
             shares=Shares(1.0, 1.0),
         )  # fmt: skip
         MemoryBucket(settings, server).take(needed=1, wanted=1, process="table")
-        names = ("dead_letters", "dead_letter_conflicts", "database_bytes", "connections", "connections_max")
+        names = (
+            "dead_letters", "dead_letter_conflicts", "database_bytes", "connections", "connections_max",
+            "retention_overdue",
+        )  # fmt: skip
         counters.note(dict.fromkeys(names, 0), seconds=60)
         context = MetricsContext(settings, SystemClock(), store, counters, lambda: (1, 1))
         return list(SystemCollector(context).collect())

@@ -203,7 +203,8 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
         help="update the database's schema",
         description="Update the database's schema as the role of MIGRATE_DATABASE_URL, and grant the user of "
         "DATABASE_URL its rights; make that user if it is missing. Without MIGRATE_DATABASE_URL: as the user of "
-        "DATABASE_URL. Exit status: 0, 1 if it failed, 2 if a setting is wrong.",
+        "DATABASE_URL. Write RETENTION_DAYS and DEAD_LETTER_DAYS into the database, and make the index that they need. "
+        "Exit status: 0, 1 if it failed, 2 if a setting is wrong.",
     )
     acl_command = commands.add_parser(
         "acl",
@@ -242,6 +243,10 @@ def _migrate() -> int:
                 sys.stdout.write(f"applied {name}\n")
         except SchemaNewerError as error:  # this version works with it
             sys.stderr.write(f"migrate: {error}\n")
+        for words in schema.set_retention(
+            event_days=settings.retention_days or None, letter_days=settings.dead_letter_days or None
+        ):
+            sys.stdout.write(f"{words}\n")
         done = schema.give_rights(settings.database_url) if settings.migrate_database_url else None
         if done is not None:
             sys.stdout.write(f"{done}\n")

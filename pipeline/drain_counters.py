@@ -1,13 +1,13 @@
 """Counts the work of drains in memory, and adds it to the system's counters about once a second.
 
-Names of counters: `rows`, `repeated`, `conflicting`, `dead_lettered`, `runs:<outcome>`, and for each histogram
-`<name>:<upper bound>` (a bucket's own count, not cumulative), `<name>:sum`.
+Names of counters: `rows`, `repeated`, `conflicting`, `dead_lettered`, `runs:<outcome>`, `expired:<table>`, and for each
+histogram `<name>:<upper bound>` (a bucket's own count, not cumulative), `<name>:sum`.
 """
 
 import logging
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from uuid import uuid4
 
@@ -60,6 +60,12 @@ class DrainCounters:
     def on_run(self, outcome: str) -> None:
         """Count a run that has ended, and add all counts to the counters."""
         self._counts[f"runs:{outcome}"] += 1
+        self.add()
+
+    def count(self, counts: Mapping[str, float]) -> None:
+        """Count other work of this process, and add all counts to the counters."""
+        for name, count in counts.items():
+            self._counts[name] += count
         self.add()
 
     def add(self) -> None:

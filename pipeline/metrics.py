@@ -266,6 +266,16 @@ DEAD_LETTER_CONFLICTS: Final = Declared(
     "sluice_dead_letter_conflicts_open", "Open dead letters whose eventId is stored with other content"
 )
 
+# Deleted because of RETENTION_DAYS or DEAD_LETTER_DAYS.
+EXPIRED_ROWS: Final = Declared(
+    "sluice_expired_rows", "Rows that were deleted because their time was over, by table", ("table",)
+)
+# Growing: deletion is too slow, or does not run; health says why.
+RETENTION_OVERDUE: Final = Declared(
+    "sluice_retention_overdue_seconds",
+    "How long the oldest event is past RETENTION_DAYS, 0 if it is not. Absent without RETENTION_DAYS",
+)
+
 # --- Of the whole system: processes, servers, disks --------------------------------------------------------------
 
 # More starts than expected are restarts.

@@ -175,6 +175,7 @@ class AlarmCode(StrEnum):
     PARTITION_AWAY = "partition_away"  # one partition of the log does not answer: it takes no events and returns none
     REPLICAS_MISSING = "replicas_missing"  # replicas of the log that were asked for are not there, or lag behind
     LOG_TAIL_LOST = "log_tail_lost"  # the log came back without accepted events that were not stored
+    RETENTION = "retention"  # expired events or dead letters are not deleted, or too slowly
     LOG_SET_UP = "log_set_up"  # the log works, but an operator must change its configuration
 
 

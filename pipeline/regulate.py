@@ -307,8 +307,14 @@ def _hear_troubles(control: ControlAdapters, sample: _Sample) -> None:
     """Turn the problems that processes report into alarms of the system."""
     for process, problems in (control.troubles.reported() if control.troubles is not None else {}).items():
         for problem in problems:
-            where = _synchronise(process) if problem.code == AlarmCode.CLOCKS_DIFFER else _read_log(process)
-            sample.degraded(problem.code, f"{process}: {problem.what}", where)
+            sample.degraded(problem.code, f"{process}: {problem.what}", _where(process, problem.code))
+
+
+def _where(process: str, code: str) -> str:
+    """Where to look at a problem that a process reports."""
+    if code == AlarmCode.CLOCKS_DIFFER:
+        return _synchronise(process)
+    return "docs/retention.md" if code == AlarmCode.RETENTION else _read_log(process)
 
 
 def _read_log(process: str) -> str:

@@ -725,6 +725,39 @@ class Settings:
         when="together with RATE_MAX, to the highest rate that the event log accepts",
     )
 
+    # --- Retention ---------------------------------------------------------------------------------------------
+    retention_days: int = _setting(
+        0,
+        "Events are deleted this many days after PostgreSQL stored them; 0: they are kept for ever. A repeat of a "
+        "deleted event is stored again",
+        low=0,
+        high=36_500,
+        when="the table must not grow for ever. Keep it above the longest time after which a client still repeats an "
+        "event; see docs/retention.md",
+    )
+    dead_letter_days: int = _setting(
+        0,
+        "Dead letters are deleted this many days after they were written, also those that were never stored; 0: they "
+        "are kept for ever",
+        low=0,
+        high=36_500,
+        when="nobody will look at older ones, or their content must not be kept for longer",
+    )
+    retention_seconds: float = _setting(
+        10.0,
+        "Period in which expired rows are deleted, in small steps for up to a quarter of it",
+        low=0.1,
+        high=3600,
+        when="rarely",
+    )
+    retention_rows_max: int = _setting(
+        2000,
+        "Most rows that one step deletes; one transaction",
+        low=1,
+        high=100_000,
+        when="lower if a step takes PostgreSQL longer than half a second",
+    )
+
     # --- Metrics -----------------------------------------------------------------------------------------------
     metrics_host: str = _setting(
         "127.0.0.1",

@@ -19,12 +19,16 @@ _GROUPS: Final = {
     "log_partitions": "Event log",
     "drain_batch_records_max": "Drain",
     "rate_max": "Control loop",
+    "retention_days": "Retention",
     "metrics_host": "Metrics",
     "visibility_timeout_seconds": "Celery",
 }
 # The unit is the last word of a name, before `max` or `min`; these names have no unit word.
 _UNITS: Final = {
     "event_time_min_ms": "ms",
+    "retention_days": "days",
+    "dead_letter_days": "days",
+    "retention_rows_max": "rows",
     "rate_max": "events/s",
     "override_rate_max": "events/s",
     "rate_min": "events/s",

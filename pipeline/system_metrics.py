@@ -245,6 +245,10 @@ def _counters(counters: dict[str, float]) -> Iterator[Metric]:
     for reason in DropReason:
         dropped.add_metric([reason.value], counters.get(f"dropped:{reason.value}", 0.0))
     yield dropped
+    expired = metrics.EXPIRED_ROWS.counter()
+    for table in ("log_events", "dead_letters"):
+        expired.add_metric([table], counters.get(f"expired:{table}", 0.0))
+    yield expired
     starts = metrics.PROCESS_STARTS.counter()
     for program in PROGRAMS:
         starts.add_metric([program], counters.get(f"starts:{program}", 0.0))
@@ -268,6 +272,7 @@ def _fact_gauges(facts: dict[str, Any]) -> Iterator[Metric]:
         ("database_bytes", metrics.DATABASE_BYTES),
         ("connections", metrics.DATABASE_CONNECTIONS),
         ("connections_max", metrics.DATABASE_CONNECTIONS_LIMIT),
+        ("retention_overdue", metrics.RETENTION_OVERDUE),
     ):
         if facts.get(key) is not None:
             yield declared.gauge(float(facts[key]))

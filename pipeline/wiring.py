@@ -44,6 +44,7 @@ def load_adapters(settings: Settings) -> None:
         "pipeline.sink.migrate",
         "pipeline.sink.operator_store",
         "pipeline.sink.postgres",
+        "pipeline.sink.retention",
         "pipeline.store.redis",
         "pipeline.store.redis_queues",
         "pipeline.store.redis_counters",
@@ -88,17 +89,19 @@ def make_storage(settings: Settings) -> Storage:
     from pipeline.sink.known_logs import PostgresKnownLogs  # noqa: PLC0415
     from pipeline.sink.operator_store import PostgresOperatorStore  # noqa: PLC0415
     from pipeline.sink.postgres import PostgresSink  # noqa: PLC0415
+    from pipeline.sink.retention import PostgresRetention  # noqa: PLC0415
     from pipeline.sink.session import Session  # noqa: PLC0415
 
     session = Session(settings)
     operators, known_logs = PostgresOperatorStore(session), PostgresKnownLogs(session)
+    retention = PostgresRetention(session)
     if settings.event_sink_url:
         from pipeline.sink.jsonl import JsonlSink  # noqa: PLC0415
 
         files = JsonlSink(settings)
-        return Storage(files, files, files, operators, known_logs)
+        return Storage(files, files, files, operators, known_logs, retention)
     sink = PostgresSink(settings, session)
-    return Storage(sink, sink, PostgresDeadLetters(session), operators, known_logs)
+    return Storage(sink, sink, PostgresDeadLetters(session), operators, known_logs, retention)
 
 
 def make_offset_store(settings: Settings) -> OffsetStore:

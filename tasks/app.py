@@ -38,7 +38,9 @@ class SluiceCelery(Celery):
     control_cls = "tasks.remote_client:SluiceControl"
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__("sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control"])
+        super().__init__(
+            "sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control", "tasks.retention"]
+        )
         self.sluice_settings = settings
         self.sluice_loops = Loops(SystemClock())  # of the worker's main process
         self.sluice_pause_follower: PauseFollower | None = None  # of a worker for `batches`

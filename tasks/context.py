@@ -26,6 +26,7 @@ from pipeline.ports.log import EventLog
 from pipeline.ports.offers import Offers
 from pipeline.ports.offset_store import OffsetStore
 from pipeline.ports.operator_store import OperatorStore
+from pipeline.ports.retention import Retention
 from pipeline.ports.schema import Schema
 from pipeline.ports.storage import Storage
 from pipeline.ports.throttle import Throttle
@@ -78,6 +79,10 @@ class WorkerContext:
     @property
     def operators(self) -> OperatorStore:
         return self.storage.operators
+
+    @property
+    def retention(self) -> Retention:
+        return self.storage.retention
 
     @cached_property
     def schema(self) -> Schema:

@@ -13,6 +13,7 @@ from pipeline.policies import make_policy, make_shadow
 from pipeline.ports.control import paused
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import ControlAdapters, SinkQueries, regulate
+from pipeline.retention import overdue_seconds
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks import commands
 from tasks.context import WorkerContext, context_of
@@ -158,12 +159,15 @@ def measure(self: Any) -> None:
     if context.control.state().breaker is not BreakerState.CLOSED:
         return
     letters, database = context.dead_letters.count(), context.operators.database_facts()
+    settings = context.settings
+    overdue = overdue_seconds(settings, context.retention.facts()) if settings.retention_days else None
     facts = {
         "dead_letters": letters.open,
         "dead_letter_conflicts": letters.conflicts,
         "database_bytes": database.size_bytes,
         "connections": database.connections,
         "connections_max": database.connections_max,
+        "retention_overdue": overdue,
     }
     context.counters.note(facts, seconds=FACTS_SECONDS)
 

@@ -14,6 +14,14 @@ class Schema(Protocol):
         Raises SinkUnavailableError.
         """
 
+    def set_retention(self, *, event_days: int | None, letter_days: int | None) -> list[str]:
+        """Set how long events and dead letters are kept (None: for ever), and make the index that expiry needs.
+
+        Events are stored while the index is made, which takes minutes on a large table. A call that was interrupted is
+        simply repeated. Returns what was done in words. Raises SchemaError if only an operator can do it,
+        SinkUnavailableError also if another process does it now.
+        """
+
     def missing(self) -> list[str]:
         """Names of what an older version's schema lacks; empty if there is no schema yet. Only reads.
 

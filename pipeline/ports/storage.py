@@ -8,6 +8,7 @@ from pipeline.ports.event_sink import EventSink
 from pipeline.ports.known_logs import KnownLogs
 from pipeline.ports.offset_store import OffsetStore
 from pipeline.ports.operator_store import OperatorStore
+from pipeline.ports.retention import Retention
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Storage:
     dead_letters: DeadLetters
     operators: OperatorStore
     known_logs: KnownLogs
+    retention: Retention
 
     def close(self) -> None:
         """Close all connections; idempotent. They open again on the next use."""

@@ -17,6 +17,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import SchemaError, SchemaNewerError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
+from pipeline.sink.retention import set_retention
 from pipeline.sink.rights import give_rights
 from pipeline.sink.session import Session, connect
 from pipeline.sink.watchdog import Watchdog
@@ -114,6 +115,19 @@ class PostgresSchema:
 
     def missing(self) -> list[str]:
         return missing_migrations(self._settings)
+
+    def set_retention(self, *, event_days: int | None, letter_days: int | None) -> list[str]:
+        with contextlib.closing(connect(self._settings)) as connection, connection.cursor() as cursor:
+            try:
+                return set_retention(cursor, event_days=event_days, letter_days=letter_days)
+            except psycopg2.Error as error:
+                message = f"retention can't be set: {' '.join(str(error).split())}"
+                if error.pgcode == _NO_RIGHT:
+                    message += (
+                        "; run `python -m pipeline migrate` with MIGRATE_DATABASE_URL of the role that owns the tables"
+                    )
+                    raise SchemaError(message) from error
+                raise SinkUnavailableError(message) from error
 
     def give_rights(self, user_url: str) -> str | None:
         with contextlib.closing(connect(self._settings)) as connection, connection.cursor() as cursor:

@@ -302,6 +302,67 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
   AND objid::bigint = %(key)s::bigint & 4294967295
   AND pid <> pg_backend_pid();
 
+-- name: retention_facts
+-- Of a table that its user partitioned, each leaf needs the index.
+WITH leaves AS (
+    SELECT oid FROM pg_class WHERE oid = to_regclass('log_events') AND relkind = 'r'
+    UNION
+    SELECT relid FROM pg_partition_tree(to_regclass('log_events')) WHERE isleaf
+), found AS (
+    SELECT
+        EXISTS (
+            SELECT FROM pg_attribute
+            WHERE attrelid = to_regclass('log_events') AND attname = 'stored_at' AND NOT attisdropped
+              AND atttypid = 'timestamptz'::regtype AND atthasdef
+        ) AS has_stored_at,
+        NOT EXISTS (
+            SELECT FROM leaves WHERE NOT EXISTS (
+                SELECT FROM pg_index JOIN pg_attribute ON attrelid = leaves.oid AND attnum = indkey[0]
+                WHERE indrelid = leaves.oid AND attname = 'stored_at' AND indisvalid AND indpred IS NULL
+            )
+        ) AS has_index,
+        pg_has_role(relowner, 'USAGE') AND relkind = 'r' AND pg_table_size(oid) < %(small_bytes)s AS is_small_and_own
+    FROM pg_class WHERE oid = to_regclass('log_events')
+)
+SELECT extract(epoch FROM clock_timestamp())::float8, event_days, letter_days,
+       has_function_privilege('delete_expired_events(integer, timestamptz)', 'EXECUTE')
+           AND has_function_privilege('delete_expired_dead_letters(integer)', 'EXECUTE'),
+       has_stored_at, has_index, is_small_and_own,
+       CASE WHEN has_index THEN
+           (SELECT extract(epoch FROM clock_timestamp() - min(stored_at))::float8 FROM log_events)
+       END
+FROM retention, found;
+
+-- name: delete_expired_events
+SELECT deleted, reached FROM delete_expired_events(%(rows_max)s, coalesce(%(since)s, '-infinity'::timestamptz));
+
+-- name: delete_expired_dead_letters
+SELECT deleted, never_stored FROM delete_expired_dead_letters(%(rows_max)s);
+
+-- name: set_retention
+UPDATE retention SET event_days = %(event_days)s, letter_days = %(letter_days)s
+WHERE (event_days, letter_days) IS DISTINCT FROM (%(event_days)s::integer, %(letter_days)s::integer);
+
+-- name: index_of_ages
+-- Whether the table is partitioned, its bytes, and whether its index is complete (NULL: there is none).
+SELECT relkind = 'p', pg_table_size(pg_class.oid), indisvalid
+FROM pg_class LEFT JOIN pg_index ON indexrelid = to_regclass('log_events_stored_at')
+WHERE pg_class.oid = to_regclass('log_events');
+
+-- name: make_index_of_ages
+-- Events are stored while it is made. It waits for all open transactions, so it is not for a tick.
+CREATE INDEX CONCURRENTLY log_events_stored_at ON log_events (stored_at);
+
+-- name: make_index_of_ages_at_once
+-- For a small table. Drains wait for it.
+BEGIN;
+SET LOCAL lock_timeout = '500ms';
+CREATE INDEX log_events_stored_at ON log_events (stored_at);
+COMMIT;
+
+-- name: drop_index_of_ages
+DROP INDEX CONCURRENTLY IF EXISTS log_events_stored_at;
+
 -- name: probe
 INSERT INTO probes (id, probed_at) VALUES (1, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET probed_at = EXCLUDED.probed_at;
@@ -448,6 +509,10 @@ SELECT ARRAY(
     SELECT privilege || ' on ' || table_name
     FROM unnest(%(tables)s::text[], %(rights)s::text[]) AS needed (table_name, privilege)
     WHERE NOT has_table_privilege(%(role)s::name, table_name, privilege)
+    UNION ALL
+    SELECT 'EXECUTE on ' || function
+    FROM unnest(%(functions)s::text[]) AS needed (function)
+    WHERE NOT has_function_privilege(%(role)s::name, function, 'EXECUTE')
     UNION ALL
     SELECT privilege || ' on the database'
     FROM unnest(ARRAY['CONNECT', 'TEMPORARY']) AS needed (privilege)

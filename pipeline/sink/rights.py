@@ -12,7 +12,7 @@ from pipeline.sink.queries import query
 _WRITE: Final = ("SELECT", "INSERT", "UPDATE")
 _ALL: Final = (*_WRITE, "DELETE")
 
-# By table. Events and stored offsets are never deleted by Sluice; SELECT on events finds repeats.
+# By table. Sluice's user deletes neither events nor stored offsets; SELECT on events finds repeats.
 RIGHTS: Final[dict[str, tuple[str, ...]]] = {
     "log_events": ("SELECT", "INSERT"),
     "stored_offsets": _WRITE,
@@ -27,7 +27,10 @@ RIGHTS: Final[dict[str, tuple[str, ...]]] = {
     "api_keys": ("SELECT", "INSERT", "DELETE"),
     "api_keys_version": ("SELECT", "UPDATE"),
     "schema_migrations": ("SELECT",),
+    "retention": ("SELECT",),
 }
+# They delete what expired, as the owner of the tables: so Sluice's user can delete nothing else.
+FUNCTIONS: Final = ("delete_expired_events(integer, timestamptz)", "delete_expired_dead_letters(integer)")
 
 
 def needed_rights() -> dict[str, list[str]]:
@@ -43,6 +46,7 @@ def grants(role: str, *, database: str, schema: str) -> list[str]:
         f"GRANT CONNECT, TEMPORARY ON DATABASE {_quoted(database)} {to}",
         f"GRANT USAGE ON SCHEMA {_quoted(schema)} {to}",
         *(f"GRANT {', '.join(rights)} ON {table} {to}" for table, rights in RIGHTS.items()),
+        *(f"GRANT EXECUTE ON FUNCTION {function} {to}" for function in FUNCTIONS),
     ]
 
 
@@ -65,7 +69,7 @@ def give_rights(cursor: Any, user_url: str) -> str | None:
             _make_role(cursor, role, user.get("password"))
         for statement in grants(role, database=database, schema=schema):
             cursor.execute(statement)
-        cursor.execute(query("missing_rights"), {"role": role, **needed_rights()})
+        cursor.execute(query("missing_rights"), {"role": role, "functions": list(FUNCTIONS), **needed_rights()})
         [missing] = cursor.fetchone()
     except psycopg2.Error as error:
         raise SchemaError(f"the role {role} can't get its rights: {' '.join(str(error).split())}") from error

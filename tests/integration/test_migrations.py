@@ -48,6 +48,7 @@ def test_the_table_is_the_promised_one(database_url: str) -> None:
         ("log_partition", "integer"),
         ("log_offset", "bigint"),
         ("request_id", "text"),
+        ("stored_at", "timestamp with time zone"),
     ]
 
 

@@ -1,0 +1,458 @@
+"""Retention on a real PostgreSQL: what expires and what never does, rights, interruptions, and drains beside it."""
+
+import contextlib
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg2
+import pytest
+
+from pipeline.errors import SchemaError, SinkUnavailableError
+from pipeline.names import AlarmCode, PauseReason
+from pipeline.ports.event_sink import StoreResult
+from pipeline.settings import Settings
+from pipeline.sink import retention as sink_retention
+from pipeline.sink.dead_letters import PostgresDeadLetters
+from pipeline.sink.migrate import PostgresSchema, migrate, migrations
+from pipeline.sink.postgres import PostgresSink
+from pipeline.sink.retention import PostgresRetention
+from pipeline.store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
+from pipeline.store.memory_counters import MemoryCounters
+from support.database import ask, stored_ids
+from support.records import batch, new_log_id, nothing, numbered_batch, record
+from support.traffic import wait_until
+from tasks.context import WorkerContext
+from tasks.retention import tick
+
+LOG = new_log_id()
+DAYS = 30
+CALL = "SELECT deleted FROM delete_expired_events(1000, '-infinity')"
+
+
+@pytest.fixture
+def owner(database_url: str) -> Settings:
+    settings = Settings(database_url=database_url, retention_days=DAYS, dead_letter_days=7)
+    migrate(settings)
+    return settings
+
+
+@pytest.fixture
+def schema(owner: Settings) -> PostgresSchema:
+    made = PostgresSchema(owner)
+    assert made.set_retention(event_days=DAYS, letter_days=7) == [
+        "events are kept for 30 days, dead letters for 7 days",
+        "made the index log_events_stored_at",
+    ]
+    return made
+
+
+@pytest.fixture
+def sink(owner: Settings) -> Iterator[PostgresSink]:
+    with contextlib.closing(PostgresSink(owner)) as made:
+        yield made
+
+
+@pytest.fixture
+def retention(schema: PostgresSchema, sink: PostgresSink) -> PostgresRetention:
+    return PostgresRetention(sink.session)
+
+
+@pytest.fixture
+def user_url(owner: Settings, schema: PostgresSchema) -> Iterator[str]:
+    """The URL of a user with the rights that `migrate` grants."""
+    role = f"r{os.urandom(6).hex()}"
+    url = owner.database_url.replace("//sluice@", f"//{role}:x@")
+    schema.give_rights(url)
+    yield url
+    ask(owner.database_url, f"DROP OWNED BY {role}")
+    ask(owner.database_url, f"DROP ROLE {role}")
+
+
+def _store(sink: PostgresSink, first: int, count: int) -> None:
+    sink.store(LOG, 0, first, numbered_batch(first, count), before_commit=nothing)
+
+
+def _age(database_url: str, days: float, where: str = "true") -> None:
+    ask(database_url, f"UPDATE log_events SET stored_at = now() - interval '{days} days' WHERE {where}")
+
+
+def _ids(*numbers: int) -> list[str]:
+    return [f"event-{number:06d}" for number in numbers]
+
+
+# --- What expires ---------------------------------------------------------------------------------------------------
+
+
+def test_an_event_expires_by_the_time_at_which_postgresql_stored_it(
+    retention: PostgresRetention, sink: PostgresSink, database_url: str
+) -> None:
+    # Given events of ingest processes whose clocks are decades off, and one that was stored 31 days ago
+    far = [datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1000 for year in (1990, 2090)]
+    values = [record(number, received_at_ms=int(at)) for number, at in enumerate([*far, far[1], far[0]])]
+    sink.store(LOG, 0, 0, batch(0, values), before_commit=nothing)
+    _age(database_url, DAYS + 0.01, "event_id IN ('event-000002', 'event-000003')")
+    _age(database_url, DAYS - 0.01, "event_id = 'event-000001'")
+    # Then only their time of storing counts
+    assert retention.delete_events(rows_max=100, since=None)[0] == 2
+    assert stored_ids(database_url) == _ids(0, 1)
+    assert retention.delete_events(rows_max=100, since=None)[0] == 0
+
+
+def test_steps_delete_the_oldest_first_and_go_on_where_the_last_one_ended(
+    retention: PostgresRetention, sink: PostgresSink, database_url: str
+) -> None:
+    _store(sink, 0, 5)
+    for number in range(5):
+        _age(database_url, 50 - number, f"log_offset = {number}")
+    deleted, reached = retention.delete_events(rows_max=2, since=None)
+    assert (deleted, stored_ids(database_url)) == (2, _ids(2, 3, 4))
+    deleted, reached = retention.delete_events(rows_max=2, since=reached)
+    assert (deleted, stored_ids(database_url)) == (2, _ids(4))
+    assert retention.delete_events(rows_max=2, since=reached)[0] == 1
+
+
+def test_nothing_expires_where_nothing_is_set(owner: Settings, sink: PostgresSink, database_url: str) -> None:
+    _store(sink, 0, 3)
+    sink.store(LOG, 0, 3, batch(3, [b"broken"]), before_commit=nothing)
+    _age(database_url, 9999)
+    ask(database_url, "UPDATE dead_letters SET created_at = '1990-01-01'")
+    retention = PostgresRetention(sink.session)
+    assert retention.delete_events(rows_max=100, since=None) == (0, None)
+    assert retention.delete_letters(rows_max=100) == (0, 0)
+    assert len(stored_ids(database_url)) == 3
+
+
+def test_dead_letters_expire_too_also_those_that_were_never_stored(
+    retention: PostgresRetention, sink: PostgresSink, database_url: str
+) -> None:
+    sink.store(LOG, 0, 0, batch(0, [b"broken", b"broken too", b"young"]), before_commit=nothing)
+    ask(database_url, "UPDATE dead_letters SET created_at = now() - interval '8 days' WHERE log_offset < 2")
+    ask(database_url, "UPDATE dead_letters SET replayed_at = now() WHERE log_offset = 0")
+    # A letter that a replay holds is left for later, and nobody waits for it
+    with contextlib.closing(psycopg2.connect(database_url)) as replay, replay.cursor() as cursor:
+        cursor.execute("SELECT FROM dead_letters WHERE log_offset = 1 FOR UPDATE")
+        assert retention.delete_letters(rows_max=100) == (1, 0)
+    assert retention.delete_letters(rows_max=100) == (1, 1)
+    assert [letter.raw for letter in PostgresDeadLetters(sink.session).listed(limit=9)] == [b"young"]
+
+
+def test_facts(retention: PostgresRetention, sink: PostgresSink, database_url: str) -> None:
+    assert retention.facts().oldest_seconds is None
+    _store(sink, 0, 2)
+    _age(database_url, 3, "log_offset = 1")
+    facts = retention.facts()
+    assert (facts.event_days, facts.letter_days) == (DAYS, 7)
+    assert (facts.may_delete, facts.has_stored_at, facts.has_index, facts.is_prepared_at_once) == (True,) * 4
+    assert facts.oldest_seconds == pytest.approx(3 * 86_400, abs=600)
+    ask(database_url, "ALTER TABLE log_events ALTER COLUMN stored_at DROP DEFAULT")
+    ask(database_url, "DROP INDEX log_events_stored_at")
+    facts = retention.facts()
+    assert (facts.has_stored_at, facts.has_index, facts.oldest_seconds) == (False, False, None)
+
+
+# --- Storing beside it ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deletion(owner: Settings, schema: PostgresSchema) -> Iterator[Callable[[], Any]]:
+    """Begins a transaction that deletes what expired, and leaves it open; calling the result commits it."""
+    with contextlib.closing(psycopg2.connect(owner.database_url)) as connection, connection.cursor() as cursor:
+
+        def begin() -> Any:
+            cursor.execute(CALL)
+            return connection
+
+        yield begin
+
+
+def test_a_drain_does_not_wait_for_a_deletion(
+    deletion: Callable[[], Any], sink: PostgresSink, database_url: str
+) -> None:
+    # Given a deletion that is not committed
+    _store(sink, 0, 3)
+    _age(database_url, DAYS + 1)
+    connection = deletion()
+    # When new events are stored, straight and through the stage / Then they are stored at once
+    _store(sink, 3, 2)
+    repeated = batch(5, [record(3), record(5)])
+    assert sink.store(LOG, 0, 5, repeated, before_commit=nothing) == StoreResult(stored=1, repeated=1)
+    connection.commit()
+    assert stored_ids(database_url) == _ids(3, 4, 5)
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+def test_a_repeat_of_an_event_that_is_being_deleted_is_there_once(
+    deletion: Callable[[], Any], sink: PostgresSink, database_url: str, ends: str
+) -> None:
+    # Given an expired event whose deletion is not committed
+    _store(sink, 0, 1)
+    _age(database_url, DAYS + 1)
+    connection = deletion()
+    # When its repeat is stored, the drain waits for the end of that transaction
+    results: list[StoreResult] = []
+    values = batch(1, [record(0), record(1)])
+    drain = threading.Thread(
+        target=lambda: results.append(sink.store(LOG, 0, 1, values, before_commit=nothing)), daemon=True
+    )
+    drain.start()
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
+    wait_until(lambda: bool(ask(database_url, waiting)), "the drain waits", seconds_max=10)
+    getattr(connection, ends)()
+    drain.join(10)
+    # Then the event is there once, whether it was deleted or not
+    assert stored_ids(database_url) == _ids(0, 1)
+    [result] = results
+    assert (result.stored, result.repeated) == ((2, 0) if ends == "commit" else (1, 1))
+    [(age,)] = ask(database_url, "SELECT now() - stored_at > '1 day' FROM log_events WHERE log_offset < 2 LIMIT 1")
+    assert age is (ends == "rollback")
+
+
+def test_a_deletion_that_is_killed_deletes_nothing_and_the_next_one_all(
+    deletion: Callable[[], Any],
+    retention: PostgresRetention,
+    sink: PostgresSink,
+    database_url: str,
+) -> None:
+    _store(sink, 0, 4)
+    _age(database_url, DAYS + 1)
+    connection = deletion()
+    ask(database_url, f"SELECT pg_terminate_backend({connection.info.backend_pid}, 5000)")
+    assert stored_ids(database_url) == _ids(0, 1, 2, 3)
+    assert retention.delete_events(rows_max=10, since=None)[0] == 4
+
+
+def test_a_lock_on_the_table_ends_a_step_soon(
+    retention: PostgresRetention, sink: PostgresSink, database_url: str
+) -> None:
+    _store(sink, 0, 1)
+    _age(database_url, DAYS + 1)
+    with contextlib.closing(psycopg2.connect(database_url)) as locker, locker.cursor() as cursor:
+        cursor.execute("LOCK TABLE log_events IN SHARE MODE")
+        with pytest.raises(SinkUnavailableError, match="lock"):
+            retention.delete_events(rows_max=10, since=None)
+    assert retention.delete_events(rows_max=10, since=None)[0] == 1
+
+
+# --- Rights ---------------------------------------------------------------------------------------------------------
+
+
+def test_sluices_user_deletes_what_expired_and_nothing_else(
+    user_url: str, sink: PostgresSink, database_url: str
+) -> None:
+    # Given an expired event and a young one
+    _store(sink, 0, 2)
+    _age(database_url, DAYS + 1, "log_offset = 0")
+    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as used:
+        retention = PostgresRetention(used.session)
+        assert retention.facts().may_delete
+        assert not retention.facts().is_prepared_at_once
+        # When the user hides the tables behind temporary ones / Then the functions use the real ones
+        used.session.count("CREATE TEMPORARY TABLE retention AS SELECT 1 AS id, 1 AS event_days, 1 AS letter_days")
+        used.session.count("CREATE TEMPORARY TABLE log_events AS SELECT 'x' AS event_id, now() AS stored_at")
+        assert retention.delete_events(rows_max=10, since=None)[0] == 1
+        assert retention.delete_letters(rows_max=10) == (0, 0)
+    assert stored_ids(database_url) == _ids(1)
+    for statement in ("UPDATE retention SET event_days = 1", "DELETE FROM log_events", "DELETE FROM dead_letters"):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            ask(user_url, statement)
+
+
+def test_nobody_else_may_call_the_functions(user_url: str, owner: Settings) -> None:
+    role = user_url.partition("//")[2].partition(":")[0]
+    ask(owner.database_url, f"REVOKE EXECUTE ON FUNCTION delete_expired_events(integer, timestamptz) FROM {role}")
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        ask(user_url, CALL)
+    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as used:
+        assert not PostgresRetention(used.session).facts().may_delete
+
+
+def test_only_the_owner_sets_retention(user_url: str) -> None:
+    with pytest.raises(SchemaError, match="MIGRATE_DATABASE_URL of the role that owns the tables"):
+        PostgresSchema(Settings(database_url=user_url)).set_retention(event_days=1, letter_days=None)
+
+
+# --- The migration, and the index -----------------------------------------------------------------------------------
+
+
+def test_an_existing_table_is_not_rewritten_and_its_events_count_as_stored_now(database_url: str) -> None:
+    # Given a table of an older version, with an event of last year
+    settings = Settings(database_url=database_url)
+    migrate(settings, [migration for migration in migrations() if migration.version < 12])
+    ask(
+        database_url,
+        "INSERT INTO log_events (event_id, correlation_id, severity, message, source, event_time, received_at, log_id,"
+        " log_partition, log_offset) VALUES ('old', 'c', 'INFO', 'm', 's', '2025-01-01', '2025-01-01', 'l', 0, 0)",
+    )
+    files = "SELECT pg_relation_filenode('log_events'), pg_relation_size('log_events')"
+    before = ask(database_url, files)
+    # When it is migrated / Then no page was written anew, and the event is young
+    migrate(settings)
+    assert ask(database_url, files) == before
+    assert ask(database_url, "SELECT now() - stored_at < '1 minute' FROM log_events") == [(True,)]
+    PostgresSchema(settings).set_retention(event_days=1, letter_days=None)
+    assert ask(database_url, CALL) == [(0,)]
+
+
+def test_a_users_own_column_of_that_name_is_kept(database_url: str) -> None:
+    settings = Settings(database_url=database_url)
+    migrate(settings, [migration for migration in migrations() if migration.version < 12])
+    ask(database_url, "ALTER TABLE log_events ADD COLUMN stored_at timestamptz DEFAULT clock_timestamp()")
+    migrate(settings)
+    with contextlib.closing(PostgresSink(settings)) as sink:
+        _store(sink, 0, 1)
+        assert PostgresRetention(sink.session).facts().has_stored_at
+
+
+def test_setting_it_again_does_nothing_and_for_ever_ends_it(schema: PostgresSchema, database_url: str) -> None:
+    assert schema.set_retention(event_days=DAYS, letter_days=7) == []
+    assert schema.set_retention(event_days=None, letter_days=None) == [
+        "events are kept for ever, dead letters for ever"
+    ]
+    assert ask(database_url, CALL) == [(0,)]
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every table counts as a large one."""
+    monkeypatch.setattr(sink_retention, "_SMALL_BYTES", 0)
+
+
+def _wait_for_index(database_url: str) -> int:
+    """The backend that makes the index, once it waits for open transactions."""
+    found = "SELECT pid FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting for%'"
+    wait_until(lambda: bool(ask(database_url, found)), "the index is being made", seconds_max=20)
+    return int(ask(database_url, found)[0][0])
+
+
+@pytest.mark.usefixtures("large")
+def test_a_killed_index_is_made_again_and_events_are_stored_meanwhile(
+    owner: Settings, sink: PostgresSink, database_url: str
+) -> None:
+    schema, errors = PostgresSchema(owner), list[Exception]()
+
+    def make() -> None:
+        try:
+            schema.set_retention(event_days=DAYS, letter_days=None)
+        except SinkUnavailableError as error:
+            errors.append(error)
+
+    # Given an index that waits for a long transaction
+    _store(sink, 0, 3)
+    with contextlib.closing(psycopg2.connect(database_url)) as long, long.cursor() as cursor:
+        cursor.execute("LOCK TABLE log_events IN ROW EXCLUSIVE MODE")
+        maker = threading.Thread(target=make, daemon=True)
+        maker.start()
+        pid = _wait_for_index(database_url)
+        # Then events are stored, a second call is refused, and nothing counts as prepared
+        _store(sink, 3, 2)
+        with pytest.raises(SinkUnavailableError, match="another process makes the index"):
+            schema.set_retention(event_days=DAYS, letter_days=None)
+        assert not PostgresRetention(sink.session).facts().has_index
+        # When the process is killed
+        ask(database_url, f"SELECT pg_terminate_backend({pid}, 5000)")
+        maker.join(10)
+        assert len(errors) == 1
+    # Then an invalid index is left, which does not count, and the next call makes a complete one
+    assert ask(database_url, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'log_events_stored_at'::regclass") == [
+        (False,)
+    ]
+    assert not PostgresRetention(sink.session).facts().has_index
+    assert schema.set_retention(event_days=DAYS, letter_days=None) == ["made the index log_events_stored_at"]
+    assert PostgresRetention(sink.session).facts().has_index
+    _age(database_url, DAYS + 1, "log_offset < 4")
+    assert ask(database_url, CALL) == [(4,)]
+
+
+def test_a_table_that_its_user_partitioned(owner: Settings, sink: PostgresSink, database_url: str) -> None:
+    # Given partitions by the hash of the id, without the index
+    ask(
+        database_url,
+        """
+        ALTER TABLE log_events RENAME TO former;
+        CREATE TABLE log_events (LIKE former INCLUDING DEFAULTS, PRIMARY KEY (event_id)) PARTITION BY HASH (event_id);
+        CREATE TABLE log_events_0 PARTITION OF log_events FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE log_events_1 PARTITION OF log_events FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+        """,
+    )
+    with pytest.raises(SchemaError, match="is partitioned, and lacks the index"):
+        PostgresSchema(owner).set_retention(event_days=DAYS, letter_days=None)
+    retention = PostgresRetention(sink.session)
+    assert not retention.facts().has_index
+    # When its user makes it / Then expired events of all partitions are deleted
+    ask(database_url, "CREATE INDEX log_events_stored_at ON log_events (stored_at)")
+    PostgresSchema(owner).set_retention(event_days=DAYS, letter_days=None)
+    assert retention.facts().has_index
+    _store(sink, 0, 40)
+    _age(database_url, DAYS + 1, "log_offset < 30")
+    deleted, since = 0, None
+    for _ in range(5):
+        some, since = retention.delete_events(rows_max=7, since=since)
+        deleted += some
+    assert deleted == 30
+    assert stored_ids(database_url) == _ids(*range(30, 40))
+
+
+# --- The task -------------------------------------------------------------------------------------------------------
+
+
+def _context(settings: Settings, server: MemoryServer) -> WorkerContext:
+    """The parts of a control worker; the control store is in memory."""
+    context = WorkerContext(settings)
+    vars(context)["control"] = MemoryControlStore(settings, server)
+    vars(context)["troubles"] = MemoryTroubles(settings, server)
+    vars(context)["counters"] = MemoryCounters(server)
+    return context
+
+
+@pytest.fixture
+def context(owner: Settings) -> Iterator[WorkerContext]:
+    with contextlib.closing(_context(owner, MemoryServer())) as made:
+        made.control.restore([], actor="tests")
+        yield made
+
+
+def test_a_tick_prepares_a_small_table_and_deletes(
+    context: WorkerContext, sink: PostgresSink, database_url: str
+) -> None:
+    # Given a system of one role, and a database that keeps all
+    _store(sink, 0, 3)
+    _age(database_url, DAYS + 1, "log_offset < 2")
+    # When a tick runs / Then it sets retention, and what expired is gone, counted, and no problem
+    tick(context)
+    assert stored_ids(database_url) == _ids(2)
+    assert context.counters.totals()["expired:log_events"] == 2
+    assert context.troubles.reported() == {}
+
+
+def test_a_tick_says_why_it_deletes_nothing(
+    context: WorkerContext, sink: PostgresSink, user_url: str, database_url: str
+) -> None:
+    # Given a user who is not the owner, and another number of days than the owner set
+    _store(sink, 0, 1)
+    _age(database_url, 9999)
+    server = MemoryServer()
+    wrong = dataclasses.replace(context.settings, database_url=user_url, retention_days=5)
+    with contextlib.closing(_context(wrong, server)) as other:
+        other.control.restore([], actor="tests")
+        tick(other)
+        [[trouble]] = other.troubles.reported().values()
+    assert trouble.code == AlarmCode.RETENTION
+    assert "RETENTION_DAYS is 5, and the database keeps 30 days" in trouble.what
+    assert stored_ids(database_url) == _ids(0)
+
+
+def test_a_tick_deletes_nothing_while_consumption_is_paused(
+    context: WorkerContext, sink: PostgresSink, database_url: str
+) -> None:
+    _store(sink, 0, 1)
+    _age(database_url, DAYS + 1)
+    context.control.pause(PauseReason.OPERATOR, actor="ada", why="maintenance")
+    tick(context)
+    assert stored_ids(database_url) == _ids(0)
+    context.control.resume(PauseReason.OPERATOR, generation=None, actor="ada", why="done")
+    tick(context)
+    assert stored_ids(database_url) == []

@@ -1,0 +1,154 @@
+"""One tick of retention: what it deletes, when it stops, and why it deletes nothing."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from beat_schedule import beat_schedule
+from pipeline.clock import ManualClock
+from pipeline.ports.retention import RetentionFacts
+from pipeline.retention import expire, may_be_prepared, overdue_seconds, why_not
+from pipeline.settings import Settings
+
+DAY = 86_400.0
+SETTINGS = Settings(retention_days=30, dead_letter_days=7, retention_seconds=10.0, retention_rows_max=100)
+NOW = ManualClock().now()
+FACTS = RetentionFacts(
+    time=NOW,
+    event_days=30,
+    letter_days=7,
+    may_delete=True,
+    has_stored_at=True,
+    has_index=True,
+    is_prepared_at_once=True,
+    oldest_seconds=30.1 * DAY,
+)
+
+
+class Rows:
+    """Expired rows; each step takes a second of the clock."""
+
+    def __init__(self, clock: ManualClock, *, events: int, letters: int, **facts: Any) -> None:
+        self._clock = clock
+        self.left = {"events": events, "letters": letters}
+        self.began_at: list[datetime | None] = []
+        self._facts = replace(FACTS, **facts)
+
+    def facts(self) -> RetentionFacts:
+        return self._facts
+
+    def delete_events(self, *, rows_max: int, since: datetime | None) -> tuple[int, datetime | None]:
+        self._clock.advance(1.0)
+        self.began_at.append(since)
+        return self._deleted("events", rows_max), datetime(2026, 1, len(self.began_at), tzinfo=UTC)
+
+    def delete_letters(self, *, rows_max: int) -> tuple[int, int]:
+        deleted = self._deleted("letters", rows_max)
+        return deleted, deleted // 2
+
+    def _deleted(self, kind: str, rows_max: int) -> int:
+        deleted = min(rows_max, self.left[kind])
+        self.left[kind] -= deleted
+        return deleted
+
+
+def test_all_that_expired_is_deleted_in_steps() -> None:
+    # Given a little more than a step / When a tick runs
+    # Then it makes two steps, the second from where the first ended
+    clock = ManualClock()
+    rows = Rows(clock, events=101, letters=3)
+    done = expire(SETTINGS, rows, clock, is_behind=False)
+    assert (done.events, done.letters, done.letters_never_stored, done.problem) == (101, 3, 1, None)
+    assert rows.began_at == [None, datetime(2026, 1, 1, tzinfo=UTC)]
+
+
+def test_a_tick_takes_a_quarter_of_its_period() -> None:
+    clock = ManualClock()
+    done = expire(SETTINGS, Rows(clock, events=10_000, letters=0), clock, is_behind=False)
+    assert done.events == 300  # three steps of a second; the third began before 2.5 s were over
+
+
+def test_a_tick_makes_one_step_while_consumers_are_behind() -> None:
+    clock = ManualClock()
+    done = expire(SETTINGS, Rows(clock, events=10_000, letters=10_000), clock, is_behind=True)
+    assert (done.events, done.letters) == (100, 100)
+
+
+def test_what_is_kept_for_ever_is_not_deleted() -> None:
+    clock = ManualClock()
+    only_events = replace(SETTINGS, dead_letter_days=0)
+    assert expire(only_events, Rows(clock, events=1, letters=1, letter_days=None), clock, is_behind=False).letters == 0
+    only_letters = replace(SETTINGS, retention_days=0)
+    rows = Rows(clock, events=1, letters=1, event_days=None, has_index=False, has_stored_at=False)
+    done = expire(only_letters, rows, clock, is_behind=False)
+    assert (done.events, done.letters, done.problem) == (0, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"event_days": None}, "RETENTION_DAYS is 30, and the database keeps all"),
+        ({"event_days": 90}, "RETENTION_DAYS is 30, and the database keeps 90 days"),
+        ({"letter_days": 8}, "DEAD_LETTER_DAYS is 7, and the database keeps 8 days"),
+        ({"may_delete": False}, "may not call"),
+        ({"has_stored_at": False}, "no event has a known age"),
+        ({"has_index": False}, "no index on stored_at"),
+        ({"time": NOW + 3601}, "PostgreSQL's clock differs by 3,601 s"),
+        ({"time": NOW - 3601}, "PostgreSQL's clock differs by 3,601 s"),
+    ],
+)
+def test_nothing_is_deleted_if_something_is_wrong(changed: dict[str, Any], words: str) -> None:
+    clock = ManualClock()
+    rows = Rows(clock, events=5, letters=5, **changed)
+    done = expire(SETTINGS, rows, clock, is_behind=False)
+    assert (done.events, done.letters) == (0, 0)
+    assert done.problem is not None
+    assert words in done.problem
+    assert rows.left == {"events": 5, "letters": 5}
+
+
+def test_a_clock_that_is_a_little_off_changes_nothing() -> None:
+    assert why_not(SETTINGS, replace(FACTS, time=NOW + 3599), NOW) is None
+
+
+def test_an_oldest_event_that_is_overdue_is_reported_while_deletion_goes_on() -> None:
+    # Given an event that is a day and a half over its time / When a tick deletes all that expired / Then all is well
+    clock = ManualClock()
+    done = expire(SETTINGS, Rows(clock, events=5, letters=0, oldest_seconds=31.5 * DAY), clock, is_behind=False)
+    assert (done.events, done.problem) == (5, None)
+    # When it can't
+    done = expire(SETTINGS, Rows(clock, events=900, letters=0, oldest_seconds=31.5 * DAY), clock, is_behind=False)
+    assert done.events == 300
+    assert done.problem is not None
+    assert "1.5 days over RETENTION_DAYS=30" in done.problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed", "expected"),
+    [
+        (SETTINGS, {}, pytest.approx(0.1 * DAY)),
+        (SETTINGS, {"oldest_seconds": DAY}, 0.0),
+        (SETTINGS, {"oldest_seconds": None}, 0.0),
+        (SETTINGS, {"has_index": False, "oldest_seconds": None}, None),
+        (replace(SETTINGS, retention_days=0), {}, None),
+    ],
+)
+def test_how_long_the_oldest_event_is_overdue(settings: Settings, changed: dict[str, Any], expected: Any) -> None:
+    assert overdue_seconds(settings, replace(FACTS, **changed)) == expected
+
+
+def test_what_a_process_may_prepare_by_itself() -> None:
+    assert not may_be_prepared(SETTINGS, FACTS)  # nothing is left to do
+    assert may_be_prepared(SETTINGS, replace(FACTS, has_index=False))
+    assert may_be_prepared(SETTINGS, replace(FACTS, event_days=None))
+    assert not may_be_prepared(SETTINGS, replace(FACTS, has_index=False, is_prepared_at_once=False))
+    only_letters = replace(SETTINGS, retention_days=0)
+    assert not may_be_prepared(only_letters, replace(FACTS, event_days=None, has_index=False))
+
+
+def test_without_retention_no_message_is_sent() -> None:
+    assert "sluice.expire" not in {entry["task"] for entry in beat_schedule(Settings()).values()}
+    for settings in (Settings(retention_days=1), Settings(dead_letter_days=1)):
+        assert "sluice.expire" in {entry["task"] for entry in beat_schedule(settings).values()}
