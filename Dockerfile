@@ -31,7 +31,10 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     INGEST_HOST=0.0.0.0 \
+    OPERATOR_PORT=8081 \
     LOG_FORMAT=json
+# Port 8081 has the live page, health and metrics, and is on the container's own loopback address: from outside, set
+# OPERATOR_HOST=0.0.0.0 and OPERATOR_PASSWORD.
 # The mount point for EVENT_SINK_URL=file:///archive. A new volume takes over its mode: any user can write.
 RUN mkdir -m 1777 /archive
 # A number, so that an orchestrator can check that it is not root. This user owns nothing in the image.

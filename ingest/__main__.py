@@ -1,12 +1,12 @@
-"""`python -m ingest`: one ingest process. Several processes share INGEST_PORT, each under a supervisor."""
+"""`python -m ingest`: one ingest process. Several share INGEST_PORT and OPERATOR_PORT, each under a supervisor."""
 
 import gc
 import sys
 from functools import partial
 
-from ingest.app import create_app
+from ingest.app import create_app, create_operator_app
 from ingest.dashboard.recorder import SystemReaders
-from ingest.server import listen, refuse_public, run, with_connections_that_fit
+from ingest.server import Place, listen, refuse_public, run, with_connections_that_fit
 from ingest.service import IngestContext, KeySources
 from ingest.tls import certificate_of
 from pipeline import logs, wiring
@@ -45,17 +45,24 @@ def main() -> int:
     except SettingsError as error:
         sys.stderr.write(f"ingest: {error}\n")
         return 2
-    try:
-        listener = listen(settings)
-    except OSError as error:
-        sys.stderr.write(f"ingest: {settings.ingest_host}:{settings.ingest_port} can't be had: {error.strerror}\n")
-        return 2
+    listeners = []
+    ports = [(settings.ingest_host, settings.ingest_port), (settings.operator_host, settings.operator_port)]
+    for host, port in ports:
+        if port:
+            try:
+                listeners.append(listen(host, port))
+            except OSError as error:
+                sys.stderr.write(f"ingest: {host}:{port} can't be had: {error.strerror}\n")
+                return 2
     app = create_app(settings, context)
+    place, operators = Place(app, listeners[0]), None
+    if settings.operator_port:
+        operators = Place(create_operator_app(app.ctx.service), listeners[1])
     count_start(settings, "ingest")
     # These objects live as long as the process: the garbage collector does not need to look at them again.
     gc.collect()
     gc.freeze()
-    run(app, listener, certificate)
+    run(place, certificate, operators=operators)
     return 0
 
 

@@ -1,10 +1,12 @@
 """Creates the Sanic application of ingest."""
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 from sanic import HTTPResponse, Sanic
 from sanic.config import Config
+from sanic.exceptions import NotFound
 from sanic.handlers import ErrorHandler
 
 from ingest.codecs.events import events_codec
@@ -22,8 +24,11 @@ from ingest.http.response import head_of, response_to, to_sanic
 from ingest.http.routes import (
     IngestApp,
     IngestRequest,
+    OperatorRoutes,
     add_collecting,
     add_inquiries,
+    add_own_throttle,
+    add_probes,
     add_throttle,
     add_watching,
     with_preflights,
@@ -37,7 +42,7 @@ from ingest.protocols.loki import loki_codec
 from ingest.protocols.otlp import otlp_codec
 from ingest.protocols.splunk import collector_inquiries, collector_routes
 from ingest.service import IngestContext, IngestService
-from ingest.types import Inquiry, Route
+from ingest.types import Inquiry, RequestHead, Response, Route
 from pipeline.clock import Clock
 from pipeline.names import Health
 from pipeline.settings import Settings, origins_of
@@ -48,6 +53,7 @@ LOKI_PATH: Final = "/loki/api/v1/push"
 LOKI_OLD_PATH: Final = "/api/prom/push"  # of handlers for Python whose `version` is not set
 GELF_PATH: Final = "/gelf"
 OTLP_PATH: Final = "/v1/logs"
+OPERATOR_DISCARD_BYTES_MAX: Final = 64 << 10  # of a body that a client sends there: none is read
 KEEP_ALIVE_SECONDS: Final = 75  # an idle connection; above the 60 s of common proxies, so that they close first
 
 
@@ -60,10 +66,76 @@ class OneShapeErrors(ErrorHandler):
 
 
 def create_app(settings: Settings, context: IngestContext, *, name: str = "ingest") -> IngestApp:
-    """Create an application with its service in `ctx.service`; starts and connects nothing.
+    """Create the application of INGEST_PORT with its service in `ctx.service`; starts and connects nothing.
 
-    `name` is unique in a process.
+    Without OPERATOR_PORT, it has the addresses for operators too. `name` is unique in a process.
     """
+    app = _empty_app(settings, name)
+    service = app.ctx.service = IngestService(settings, context)
+    table = routes(settings, context.clock)
+    origins = origins_of(settings.ingest_cors_origins)
+    cors = Cors(origins) if origins else None
+    app.ctx.http = _http_context(service, table, cors)
+    add_collecting(app, service.collector, table)
+    _add_probes(app, service)
+    asked = inquiries(service)
+    if settings.operator_port:
+        asked.append(Inquiry("/", _version_or_nothing))
+    else:
+        _add_operators(app, service, instead=version_response)
+    if service.keys is not None:
+        add_own_throttle(app, service.throttle, None if settings.operator_port else service.gate)
+    add_inquiries(app, asked if cors is None else with_preflights(asked, table, cors))
+    return app
+
+
+def create_operator_app(service: IngestService, *, name: str = "operators") -> IngestApp:
+    """Create the application of OPERATOR_PORT for the same process; it takes no events."""
+    settings = service.settings
+    app = _empty_app(settings, name)
+    app.config.TOUCHUP = False  # Sanic rewrites its own classes for the first application of a process
+    app.ctx.http = HttpContext(
+        limits=ConnectionLimits(
+            service.lifecycle,
+            RequestIds(),
+            request_seconds_max=settings.request_seconds_max,
+            discard_bytes_max=OPERATOR_DISCARD_BYTES_MAX,
+        ),
+        connections_max=settings.operator_connections_max,
+        busy_response=_busy_response(),
+        collector=service.collector,
+        accounts=service.accounts,
+        codecs={},
+        early_rejections={},
+    )
+    _add_probes(app, service)
+    _add_operators(app, service, instead=None)
+    return app
+
+
+def _add_probes(app: IngestApp, service: IngestService) -> None:
+    add_probes(app, appender=service.appender, clock=service.clock, lifecycle=service.lifecycle, keys=service.keys)
+
+
+def _add_operators(
+    app: IngestApp, service: IngestService, *, instead: Callable[[RequestHead], Response | None] | None
+) -> None:
+    """Add everything that only operators see. `instead`: see `add_pages`."""
+    operators, assets = OperatorRoutes(app, service.gate), Assets()
+    add_watching(operators, health=service.health_sources, registry=service.registry)
+    if service.keys is None or service.settings.operator_port:
+        add_throttle(operators, service.throttle)
+    add_pages(app, operators, service.viewers, assets, instead=instead)
+    add_contract(operators, service.settings, assets)
+    add_assets(operators, assets)
+
+
+def _version_or_nothing(head: RequestHead) -> Response:
+    """The answer to `GET /` where there is no page: a shipper of Elasticsearch asks for a version before it sends."""
+    return version_response(head) or response_to(NotFound())
+
+
+def _empty_app(settings: Settings, name: str) -> IngestApp:
     config = Config(env_prefix=None)
     config.ACCESS_LOG = False
     config.AUTO_EXTEND = False
@@ -74,30 +146,7 @@ def create_app(settings: Settings, context: IngestContext, *, name: str = "inges
     # The protocol has its own limits. Sanic's limits are higher, for cases that the protocol does not see.
     config.REQUEST_TIMEOUT = math.ceil(settings.request_seconds_max + 5)
     config.RESPONSE_TIMEOUT = math.ceil(settings.request_seconds_max + 4 * settings.append_seconds_max + 5)
-    app: IngestApp = Sanic(name, config=config, error_handler=OneShapeErrors(), configure_logging=False)
-    service = app.ctx.service = IngestService(settings, context)
-    table = routes(settings, context.clock)
-    origins = origins_of(settings.ingest_cors_origins)
-    cors = Cors(origins) if origins else None
-    app.ctx.http = _http_context(service, table, cors)
-    add_collecting(app, service.collector, table)
-    add_watching(
-        app,
-        health=service.health_sources,
-        appender=service.appender,
-        registry=service.registry,
-        clock=service.clock,
-        lifecycle=service.lifecycle,
-        keys=service.keys,
-    )
-    add_throttle(app, service.throttle, has_keys=service.keys is not None)
-    asked = inquiries(service)
-    add_inquiries(app, asked if cors is None else with_preflights(asked, table, cors))
-    assets = Assets()
-    add_pages(app, service.viewers, assets, instead=version_response)
-    add_contract(app, settings, assets)
-    add_assets(app, assets)
-    return app
+    return Sanic(name, config=config, error_handler=OneShapeErrors(), configure_logging=False)
 
 
 def routes(settings: Settings, clock: Clock) -> list[Route]:

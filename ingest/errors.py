@@ -25,13 +25,14 @@ from pipeline.errors import (
     RecoverableError,
     SluiceError,
 )
-from pipeline.names import KeyRefusal, LimitedBy
+from pipeline.names import KeyRefusal, LimitedBy, OperatorRefusal
 
 logger = logging.getLogger(__name__)
 
 UNAVAILABLE_RETRY_SECONDS: Final = 1.0  # if an error has no time to wait of its own
 PROBLEMS_MAX: Final = 20  # of a body, in one answer
 CHALLENGE: Final = 'Bearer realm="sluice", Basic realm="sluice"'  # of a 401 (RFC 9110, 11.6.1)
+OPERATOR_CHALLENGE: Final = 'Basic realm="sluice operators", charset="UTF-8"'  # browsers ask for the password
 NAME_CHARS_MAX: Final = 64  # of a client's own text that an answer repeats
 
 
@@ -135,6 +136,14 @@ class KeysUnknownError(KeyRefusedError, RecoverableError):
         super().__init__(KeyRefusal.NOT_READY)
 
 
+class OperatorRefusedError(RequestError):
+    """The request is for what operators see, and has not their password."""
+
+    def __init__(self, reason: OperatorRefusal) -> None:
+        super().__init__(reason.words)
+        self.reason = reason
+
+
 class NotReadyError(RecoverableError):
     """This process does not take events now."""
 
@@ -209,6 +218,7 @@ _TABLE: Final[dict[type[BaseException], Row]] = {
     UnsupportedBodyError: Row(415, "unsupported_media_type"),
     UnsupportedFormatError: Row(400, "bad_request"),
     UnauthorizedError: Row(401, "unauthorized"),
+    OperatorRefusedError: Row(401, "unauthorized"),
     ForbiddenError: Row(403, "forbidden"),
     HeadTooLargeError: Row(431, "headers_too_large"),
     KeysUnknownError: Row(503, "unavailable", retryable=True),
@@ -234,7 +244,7 @@ FRAMEWORK_ROWS: Final = {
 _DEFECT: Final = Row(500, "internal")
 _ROWS: Final = {row.code: row for row in _TABLE.values()} | FRAMEWORK_ROWS
 _MESSAGES: Final = {  # for errors whose own text has less information, or repeats what the client sent
-    "not_found": "this address does not exist; send events to POST /api/logs",
+    "not_found": "this address does not exist on this port; events go to POST /api/logs on INGEST_PORT",
     "timeout": "headers and body did not arrive within the time allowed",
     "internal": "a defect of the server; it is unknown which events are stored",
 }
@@ -310,6 +320,8 @@ def error_response(
             headers["ratelimit"] = f'"events";r={error.left};t={retry_after}'
     elif isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = CHALLENGE
+    elif isinstance(error, OperatorRefusedError):
+        headers["www-authenticate"] = OPERATOR_CHALLENGE
     elif isinstance(error, UnsupportedBodyError):
         headers["accept-encoding"] = "gzip"  # RFC 9110, 15.5.16
     message = _MESSAGES.get(row.code) or str(error) or HTTPStatus(row.status).phrase

@@ -7,18 +7,20 @@ import logging
 import resource
 import signal
 import socket
+from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from prometheus_client import start_http_server
+from sanic.server.async_server import AsyncioServer
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from ingest.http.protocol import IngestProtocol
 from ingest.http.routes import IngestApp
 from ingest.service import IngestService
 from ingest.tls import Certificate, follow
-from pipeline.account import is_loopback
 from pipeline.errors import SettingsError
-from pipeline.settings import Settings
+from pipeline.settings import Settings, public_problem
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +40,15 @@ def with_connections_that_fit(settings: Settings) -> Settings:
     The process raises its limit of open files as far as its user may. Without this check, accepting a connection would
     fail, and so would everything else that needs a file at that moment.
     """
-    wanted = settings.ingest_connections_max + FILES_BESIDE_CONNECTIONS
+    beside = FILES_BESIDE_CONNECTIONS + (settings.operator_connections_max if settings.operator_port else 0)
+    wanted = settings.ingest_connections_max + beside
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return settings
-    connections = max(1, soft - FILES_BESIDE_CONNECTIONS)
+    connections = max(1, soft - beside)
     logger.warning(
         "INGEST_CONNECTIONS_MAX=%d needs %d open files and this process may have %d: it takes %d connections "
         "(raise the limit: ulimit -n, LimitNOFILE=)",
@@ -59,23 +62,25 @@ def with_connections_that_fit(settings: Settings) -> Settings:
 
 
 def refuse_public(settings: Settings) -> None:
-    """Raise SettingsError if other machines could send events, and no setting allows it."""
-    if settings.ingest_keys or settings.ingest_open or is_loopback(settings.ingest_host):
-        return
-    raise SettingsError(
-        f"INGEST_HOST={settings.ingest_host} can be reached from other machines, and no client needs an API key: set "
-        "INGEST_KEYS=yes (docs/keys.md), or INGEST_OPEN=yes if everybody who reaches it may send events"
+    """Raise SettingsError if other machines could send events or look, and no setting allows it."""
+    problem = public_problem(
+        settings.ingest_host,
+        settings.operator_host if settings.operator_port else None,
+        takes_all=not (settings.ingest_keys or settings.ingest_open),
+        shows_all=not (settings.operator_password or settings.operator_open),
     )
+    if problem is not None:
+        raise SettingsError(problem)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket. All ingest processes share its port. Raises OSError if the port can't be bound."""
-    family = socket.AF_INET6 if ":" in settings.ingest_host else socket.AF_INET
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. All ingest processes share its port. Raises OSError if the port can't be bound."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((settings.ingest_host, settings.ingest_port))
+        listener.bind((host, port))
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError:
@@ -84,40 +89,44 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An application, and where it listens."""
+
+    app: IngestApp
+    listener: socket.socket
+
+
 async def serve(
-    app: IngestApp, listener: socket.socket, stopping: asyncio.Event, certificate: Certificate | None = None
+    place: Place, stopping: asyncio.Event, certificate: Certificate | None = None, *, operators: Place | None = None
 ) -> None:
     """Serve until `stopping` is set. Then wait for running requests, flush the appender, and return.
 
-    With a certificate, connections are HTTPS, and the certificate is followed while ingest runs.
+    `operators`: OPERATOR_PORT, which listens before events can be accepted. With a certificate, connections are HTTPS,
+    and the certificate is followed while ingest runs.
     """
-    service: IngestService = app.ctx.service
+    service: IngestService = place.app.ctx.service
     settings = service.settings
-    arguments: dict[str, object] = {"start_serving": False}
-    if certificate is not None:
-        # A connection counts between its handshake and its end: one that never ends these must not live long.
-        arguments["ssl_handshake_timeout"] = arguments["ssl_shutdown_timeout"] = settings.request_seconds_max
-    server = await app.create_server(
-        sock=listener,
-        protocol=IngestProtocol,
-        backlog=BACKLOG,
-        ssl=None if certificate is None else certificate.context,
-        asyncio_server_kwargs=arguments,
-    )
-    if server is None:
-        raise RuntimeError("Sanic made no server")
-    await server.startup()  # type: ignore[no-untyped-call]
-    await server.before_start()  # type: ignore[no-untyped-call]
+    server = await _make_server(place, settings, certificate)
+    servers = [server] if operators is None else [server, await _make_server(operators, settings, certificate)]
+    for one in servers:  # that of ingest is the first one: Sanic rewrites its classes for it
+        await one.startup()  # type: ignore[no-untyped-call]
+        await one.before_start()  # type: ignore[no-untyped-call]
     await service.start()
+    for one in servers[1:]:
+        await one.start_serving()  # type: ignore[no-untyped-call]
     await _until_accepting(service, stopping)
     await server.start_serving()  # type: ignore[no-untyped-call]
     service.count_connections = lambda: len(server.connections)
-    await server.after_start()  # type: ignore[no-untyped-call]
+    for one in servers:
+        await one.after_start()  # type: ignore[no-untyped-call]
     following = None if certificate is None else asyncio.create_task(follow(certificate))
     metrics = None
     if settings.ingest_metrics_port:
         metrics, _ = start_http_server(settings.ingest_metrics_port, settings.metrics_host, service.registry)
-    logger.info("ingest listens on %s port %d", *listener.getsockname()[:2], extra={"action": "ingest_started"})
+    _log_start("ingest", place)
+    if operators is not None:
+        _log_start("operators' pages", operators)
     try:
         await stopping.wait()
     finally:
@@ -125,13 +134,38 @@ async def serve(
         if following is not None:
             following.cancel()
         logger.info("ingest is shutting down", extra={"action": "ingest_stopping"})
-        server.close()  # type: ignore[no-untyped-call]
-        await server.before_stop()  # type: ignore[no-untyped-call]
-        await _end_connections(server.connections, settings.stop_seconds_max * (1 - FLUSH_SHARE))
+        for one in servers:
+            one.close()  # type: ignore[no-untyped-call]
+            await one.before_stop()  # type: ignore[no-untyped-call]
+        connections = [one.connections for one in servers]
+        await _end_connections(connections, settings.stop_seconds_max * (1 - FLUSH_SHARE))
         await service.stop(seconds_max=settings.stop_seconds_max * FLUSH_SHARE)
-        await server.after_stop()  # type: ignore[no-untyped-call]
+        for one in servers:
+            await one.after_stop()  # type: ignore[no-untyped-call]
         if metrics is not None:
             metrics.shutdown()
+
+
+def _log_start(what: str, place: Place) -> None:
+    logger.info("%s: %s port %d", what, *place.listener.getsockname()[:2], extra={"action": "ingest_started"})
+
+
+async def _make_server(place: Place, settings: Settings, certificate: Certificate | None) -> AsyncioServer:
+    """A server that does not listen yet."""
+    arguments: dict[str, object] = {"start_serving": False}
+    if certificate is not None:
+        # A connection counts between its handshake and its end: one that never ends these must not live long.
+        arguments["ssl_handshake_timeout"] = arguments["ssl_shutdown_timeout"] = settings.request_seconds_max
+    server = await place.app.create_server(
+        sock=place.listener,
+        protocol=IngestProtocol,
+        backlog=BACKLOG,
+        ssl=None if certificate is None else certificate.context,
+        asyncio_server_kwargs=arguments,
+    )
+    if server is None:
+        raise RuntimeError("Sanic made no server")
+    return server
 
 
 async def _until_accepting(service: IngestService, stopping: asyncio.Event) -> None:
@@ -145,28 +179,31 @@ async def _until_accepting(service: IngestService, stopping: asyncio.Event) -> N
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _end_connections(connections: set[HttpProtocol], seconds_max: float) -> None:
-    """Close connections as they become idle, and after `seconds_max` abort the rest."""
+async def _end_connections(connections: list[set[HttpProtocol]], seconds_max: float) -> None:
+    """Close connections of all servers as they become idle, and after `seconds_max` abort the rest."""
     deadline = asyncio.get_running_loop().time() + seconds_max
-    while connections and asyncio.get_running_loop().time() < deadline:
-        for connection in list(connections):
+    while any(connections) and asyncio.get_running_loop().time() < deadline:
+        for connection in list(chain.from_iterable(connections)):
             connection.close_if_idle()
         await asyncio.sleep(POLL_SECONDS)
-    for connection in list(connections):
+    for connection in list(chain.from_iterable(connections)):
         connection.abort()  # type: ignore[no-untyped-call]
 
 
-def run(app: IngestApp, listener: socket.socket, certificate: Certificate | None = None) -> None:
-    """Serve until SIGTERM or SIGINT."""
+def run(place: Place, certificate: Certificate | None = None, *, operators: Place | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Closes the listening sockets."""
 
     async def main() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        await serve(app, listener, stopping, certificate)
+        await serve(place, stopping, certificate, operators=operators)
 
     import uvloop  # noqa: PLC0415  # only the process that serves needs it
 
-    with contextlib.closing(listener):
+    with contextlib.ExitStack() as listeners:
+        for one in (place, operators):
+            if one is not None:
+                listeners.enter_context(contextlib.closing(one.listener))
         uvloop.run(main())

@@ -25,6 +25,7 @@ from ingest.errors import status_of
 from ingest.health import HealthSources
 from ingest.held_bodies import HeldBodies
 from ingest.keys import KeyReader, KeyRing
+from ingest.operators import OperatorGate
 from ingest.throttle import ThrottleView
 from ingest.types import Lifecycle
 from pipeline.clock import Clock
@@ -115,6 +116,11 @@ class IngestService:
         self._key_reader = self._make_key_reader(context)
         if self.keys is not None:
             self.metrics.show_keys()
+        self.gate = OperatorGate(
+            settings.operator_password, lambda reason: self.metrics.operator_refusals.labels(reason.value).inc()
+        )
+        if settings.operator_password:
+            self.metrics.show_operator_refusals()
         self.accounts = Accounts(settings, context.clock, self.keys)
         self.account_reports = AccountReports(
             self.accounts,

@@ -147,8 +147,9 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   (("{{level}}", 'sum by (level) (rate(sluice_ingest_level_events_total{result="refused"}[1m]))'
                                  " / sum by (level) (rate(sluice_ingest_level_events_total[1m]))"),),
                   "percentunit"),
-            Panel("Refused for the API key", "Requests, by reason; only with INGEST_KEYS.",
+            Panel("Refused for the API key", "Requests, by reason; with INGEST_KEYS, or OPERATOR_PASSWORD.",
                   (("{{reason}}", "sum by (reason) (rate(sluice_ingest_key_refusals_total[1m]))"),
+                   ("operators: {{reason}}", "sum by (reason) (rate(sluice_ingest_operator_refusals_total[1m]))"),
                    ("{{instance}} knows keys", "sluice_ingest_keys{$chosen}"))),
             Panel("Connections", "Open connections of each ingest process.",
                   (("{{instance}}", "sluice_ingest_connections{$chosen}"),

@@ -33,7 +33,7 @@ that no dead process takes any along; they begin anew after a flush. This page i
 
 | where | address |
 |---|---|
-| ingest | `GET /metrics`; where several processes share a port, each on its `INGEST_METRICS_PORT` |
+| ingest | `GET /metrics` ([operators.md](operators.md)); where several processes share a port, `INGEST_METRICS_PORT` |
 | workers, the control worker among them | `WORKER_METRICS_PORT` |
 | Flower | `GET /metrics` of Flower, without a password: what it shows of tasks is Flower's own |
 """

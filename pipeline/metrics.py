@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.names import OTHER_PROTOCOLS, KeyRefusal, Level, LoopName, ProtocolName, RecordOutcome
+from pipeline.names import OTHER_PROTOCOLS, KeyRefusal, Level, LoopName, OperatorRefusal, ProtocolName, RecordOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,13 @@ INGEST_HELD_ACCOUNTS: Final = Declared(
 # process has never reached the control store or PostgreSQL.
 INGEST_KEY_REFUSALS: Final = Declared(
     "sluice_ingest_key_refusals", "Requests refused for their API key, by reason (INGEST_KEYS)", ("reason",)
+)
+# Only with OPERATOR_PASSWORD. `missing` is normal: browsers send the password after a first refusal. `wrong` grows: a
+# program has an old password, or passwords are being guessed.
+INGEST_OPERATOR_REFUSALS: Final = Declared(
+    "sluice_ingest_operator_refusals",
+    "Requests for what operators see that were refused, by reason (OPERATOR_PASSWORD)",
+    ("reason",),
 )
 # Only with INGEST_KEYS. NaN: this process does not know the keys, and refuses all events with 503.
 INGEST_KEYS: Final = Declared("sluice_ingest_keys", "API keys that this process knows; NaN where they are not known")
@@ -347,11 +354,17 @@ class IngestMetrics:
         self.held_accounts = INGEST_HELD_ACCOUNTS.live_gauge(registry)
         self.key_refusals = INGEST_KEY_REFUSALS.live_counter(registry)
         self.keys = INGEST_KEYS.live_gauge(registry)
+        self.operator_refusals = INGEST_OPERATOR_REFUSALS.live_counter(registry)
 
     def show_keys(self) -> None:
         """Show every reason from the start, so that its first growth can be seen."""
         for reason in KeyRefusal:
             self.key_refusals.labels(reason.value)
+
+    def show_operator_refusals(self) -> None:
+        """The same for those of operators' addresses."""
+        for reason in OperatorRefusal:
+            self.operator_refusals.labels(reason.value)
 
     def answered(self, protocol: ProtocolName, code: str, status: int) -> Counter:
         """What counts the responses of a protocol with a code and a status."""

@@ -94,6 +94,24 @@ _KEY_REFUSALS: Final = {
 }
 
 
+class OperatorRefusal(StrEnum):
+    """Why a request for what operators see was refused (OPERATOR_PASSWORD)."""
+
+    MISSING = "missing"  # it has no password: each browser's first request, for example
+    WRONG = "wrong"  # it has another one
+
+    @property
+    def words(self) -> str:
+        """What the client gets as the reason."""
+        return _OPERATOR_REFUSALS[self]
+
+
+_OPERATOR_REFUSALS: Final = {
+    OperatorRefusal.MISSING: "this address is for operators, and needs their password",
+    OperatorRefusal.WRONG: "the operators' password is wrong",
+}
+
+
 class PauseReason(StrEnum):
     """Why consumption is paused. Several reasons may be active at once; consumption resumes when none is."""
 

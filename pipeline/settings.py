@@ -273,6 +273,33 @@ class Settings:
         when="the platform kills processes sooner, or requests take longer",
     )
 
+    # --- Ingest: operators -----------------------------------------------------------------------------
+    operator_port: int = _setting(
+        0,
+        "Port for operators: live page, health, metrics, /docs. INGEST_PORT then has only what clients send to, and "
+        "/healthz and /readyz (docs/operators.md). 0: all of them are on INGEST_PORT",
+        low=0,
+        high=65535,
+        when="clients on other machines reach INGEST_PORT",
+    )
+    operator_host: str = _setting(
+        "127.0.0.1",
+        "Address of OPERATOR_PORT. On another one than the loopback address, it needs OPERATOR_PASSWORD or "
+        "OPERATOR_OPEN",
+        when="operators or Prometheus are on other machines",
+    )
+    operator_password: str = _setting(
+        "",
+        "Password for what operators see: HTTP's Basic with any user, or Bearer; at least 12 characters",
+        when="others than the programs of this machine reach OPERATOR_PORT, or INGEST_PORT without an OPERATOR_PORT",
+        is_secret=True,
+    )
+    operator_open: bool = _setting(
+        False,
+        "Show operators' addresses without a password to everybody who reaches them",
+        when="a network or a proxy in front keeps strangers away",
+    )
+
     # --- Ingest: API keys ----------------------------------------------------------------------------
     ingest_keys: bool = _setting(
         False,
@@ -877,6 +904,11 @@ class Settings:
         return "https" if self.ingest_tls_cert else "http"
 
     @property
+    def operator_connections_max(self) -> int:
+        """Open connections of OPERATOR_PORT of one process: those of live pages, and others that soon end."""
+        return self.page_viewers_max + OPERATOR_CONNECTIONS_BESIDE_PAGES
+
+    @property
     def sink_name(self) -> SinkName:
         """The name of the sink that is in use, for messages."""
         return SinkName.ARCHIVE if self.event_sink_url else SinkName.POSTGRESQL
@@ -1097,11 +1129,51 @@ def _cross_problems(settings: Settings) -> list[str]:
     problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, ACCOUNT_WEIGHT_MAX)
     if settings.ingest_tls_key and not settings.ingest_tls_cert:
         problems.append("INGEST_TLS_KEY needs INGEST_TLS_CERT: without it ingest speaks plain HTTP")
+    problems += _operator_problems(settings)
     if not are_urls_wrong:
         problems += _redis_problems(settings)
         if settings.log_scheme == "kafka":
             problems += _kafka_problems(settings)
     return problems
+
+
+OPERATOR_CONNECTIONS_BESIDE_PAGES: Final = 100
+OPERATOR_PASSWORD_CHARS_MIN: Final = 12  # nothing slows down who guesses
+
+
+def _operator_problems(settings: Settings) -> Iterator[str]:
+    """Values that contradict each other for operators."""
+    if settings.operator_port == settings.ingest_port:
+        yield f"OPERATOR_PORT={settings.operator_port} is INGEST_PORT too: leave it out if both should be one port"
+    if not settings.operator_port and settings.operator_host != Settings.operator_host:
+        yield f"OPERATOR_HOST={settings.operator_host} needs OPERATOR_PORT"
+    if 0 < len(settings.operator_password) < OPERATOR_PASSWORD_CHARS_MIN:
+        yield f"OPERATOR_PASSWORD has fewer than {OPERATOR_PASSWORD_CHARS_MIN} characters"
+
+
+def public_problem(host: str, operator_host: str | None, *, takes_all: bool, shows_all: bool) -> str | None:
+    """Why ingest may not listen: other machines could send events, or see what operators see. None if it may.
+
+    `operator_host` is that of OPERATOR_PORT; None if operators share the port of `host`. `takes_all` and `shows_all`:
+    neither a key or password nor a setting decides who may.
+    """
+    if takes_all and not is_loopback(host):
+        return (
+            f"INGEST_HOST={host} can be reached from other machines, and no client needs an API key: set "
+            "INGEST_KEYS=yes (docs/keys.md), or INGEST_OPEN=yes if everybody who reaches it may send events"
+        )
+    if shows_all and operator_host is None and not is_loopback(host):
+        return (
+            f"INGEST_HOST={host} can be reached from other machines, and so can the live page, health and metrics: set "
+            "OPERATOR_PORT to move them to the loopback address (docs/operators.md), or OPERATOR_PASSWORD, or "
+            "OPERATOR_OPEN=yes if everybody who reaches them may read them"
+        )
+    if shows_all and operator_host is not None and not is_loopback(operator_host):
+        return (
+            f"OPERATOR_HOST={operator_host} can be reached from other machines, and operators need no password there: "
+            "set OPERATOR_PASSWORD (docs/operators.md), or OPERATOR_OPEN=yes if everybody who reaches it may look"
+        )
+    return None
 
 
 def _redis_problems(settings: Settings) -> Iterator[str]:

@@ -13,6 +13,7 @@ _GROUPS: Final = {
     "kafka_ca_file": "Links",
     "log_level": "Log lines",
     "ingest_host": "Ingest: HTTP",
+    "operator_port": "Ingest: operators",
     "ingest_keys": "Ingest: API keys",
     "trusted_proxies": "Ingest: accounts",
     "append_group_events_max": "Ingest: append",

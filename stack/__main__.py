@@ -27,10 +27,12 @@ examples:
   SLUICE_HOME=/tmp/b INGEST_PORT=8081 ... ./run.sh    a second system beside the first
 
 servers of your own: DATABASE_URL, REDIS_URL, EVENT_LOG_URL, KAFKA_BOOTSTRAP_SERVERS
-addresses: INGEST_HOST 127.0.0.1, FLOWER_HOST 127.0.0.1; private servers listen on the loopback address only
-ports: INGEST_PORT 8080, FLOWER_PORT 5555, POSTGRES_PORT 5433, REDIS_PORT 6381, LOG_REDIS_PORT 6382, KAFKA_PORT 9093,
+addresses: INGEST_HOST 127.0.0.1, OPERATOR_HOST 127.0.0.1 (of OPERATOR_PORT), FLOWER_HOST 127.0.0.1; private servers
+       listen on the loopback address only
+ports: INGEST_PORT 8080, OPERATOR_PORT (the live page's; without it, INGEST_PORT has it: docs/operators.md),
+       FLOWER_PORT 5555, POSTGRES_PORT 5433, REDIS_PORT 6381, LOG_REDIS_PORT 6382, KAFKA_PORT 9093,
        KAFKA_CONTROLLER_PORT 9094, PROMETHEUS_PORT 9090; metrics: CONTROL_METRICS_PORT 9111, BATCHES_METRICS_PORT
-       9112, INGEST_METRICS_PORT 9101 and up (of several ingest processes)
+       9112, INGEST_METRICS_PORT 9101 and up (of several ingest processes, or with OPERATOR_PORT or _PASSWORD)
 Prometheus runs too where this machine has it: PROMETHEUS=no for none, =yes to insist; it scrapes every
        PROMETHEUS_SECONDS 5
 folder of data and logs: SLUICE_HOME .local/system
@@ -137,11 +139,12 @@ def _say(text: str) -> None:
 
 
 def _table(system: System, urls: dict[str, str]) -> str:
-    given = system.config.given
+    given, operators = system.config.given, urls.get("OPERATOR_URL", urls["INGEST_URL"])
+    password = "  (any user, OPERATOR_PASSWORD)" if system.config.has_operator_password else ""
     rows = [
-        ("live page", f"{urls['INGEST_URL']}/"),
+        ("live page", f"{operators}/{password}"),
         ("events", f"{urls['INGEST_URL']}/api/logs"),
-        ("health", f"{urls['INGEST_URL']}/api/logs/health"),
+        ("health", f"{operators}/api/logs/health"),
         ("Flower", urls["FLOWER_URL"]),
         *([("Prometheus", urls["PROMETHEUS_URL"])] if "PROMETHEUS_URL" in urls else []),
         ("PostgreSQL", _shown(urls["DATABASE_URL"], is_given="DATABASE_URL" in given)),

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline.account import is_loopback
 from pipeline.running import SYSTEM_VARIABLE, home_of
-from pipeline.settings import Settings
+from pipeline.settings import Settings, public_problem
 from stack import surroundings
 from stack.prometheus import SCRAPE_SECONDS
 from stack.servers import LOOPBACK, ROOT, ServerError, free_port, kafka_url, postgres_url, redis_url
@@ -50,7 +49,7 @@ def environ_of_its_own(**variables: str) -> Iterator[dict[str, str]]:
     measurement must not use them. Afterwards it restores the old environment.
     """
     before, ours = dict(os.environ), free_ports() | variables
-    for name in (*_URLS, *_URL_FILES, _BOOTSTRAP, SYSTEM_VARIABLE):
+    for name in (*_URLS, *_URL_FILES, *_OPERATORS, _BOOTSTRAP, SYSTEM_VARIABLE):
         os.environ.pop(name, None)
     surroundings.clear(os.environ)
     os.environ.update(ours)
@@ -76,6 +75,10 @@ def environ_with(settings: Settings) -> dict[str, str]:
 
 _LOGS: Final = ("redis", "kafka")
 _KAFKA: Final = ("kafka:", "kafka+ssl:")
+# A measurement's own system has one port on the loopback address.
+_OPERATORS: Final = (
+    "OPERATOR_PORT", "OPERATOR_HOST", "OPERATOR_PASSWORD", "OPERATOR_PASSWORD_FILE", "OPERATOR_OPEN",
+)  # fmt: skip
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 
 
@@ -86,6 +89,8 @@ class StackConfig:
     home: Path  # data, logs, socket and process ids
     log: str  # redis or kafka
     host: str  # address of ingest; private servers always use the loopback address
+    operator_host: str  # address of OPERATOR_PORT, if `ports` has one
+    has_operator_password: bool
     flower_host: str  # Flower shows tasks and workers to every client that reaches it
     ingest_processes: int
     ports: Mapping[str, int]
@@ -119,12 +124,16 @@ class StackConfig:
         url = given.get("EVENT_LOG_URL")
         if url is not None and url.startswith(_KAFKA) != (log == "kafka"):
             raise ServerError(f"--log {log} and EVENT_LOG_URL={url} contradict each other: leave one of them out")
-        host = source.get("INGEST_HOST") or LOOPBACK
-        _refuse_open_host(host, source)
+        host, operator_host = source.get("INGEST_HOST") or LOOPBACK, source.get("OPERATOR_HOST") or LOOPBACK
+        if source.get("OPERATOR_PORT", "").strip() not in ("", "0"):
+            ports["OPERATOR_PORT"] = _number(source, "OPERATOR_PORT", 0, 65535)
+        _refuse_open_hosts(host, operator_host if "OPERATOR_PORT" in ports else None, source)
         return cls(
             home=home,
             log=log,
             host=host,
+            operator_host=operator_host,
+            has_operator_password=_has_operator_password(source),
             flower_host=source.get("FLOWER_HOST") or LOOPBACK,
             ingest_processes=_number(source, "INGEST_PROCESSES", 1, 64),
             ports=ports,
@@ -137,6 +146,8 @@ class StackConfig:
     def ports_used(self) -> dict[str, int]:
         """The ports that this system listens on, by setting."""
         names = ["INGEST_PORT", "FLOWER_PORT", "CONTROL_METRICS_PORT", "BATCHES_METRICS_PORT"]
+        if "OPERATOR_PORT" in self.ports:
+            names.append("OPERATOR_PORT")
         if self.prometheus is not None:
             names.append("PROMETHEUS_PORT")
         if "DATABASE_URL" not in self.given:
@@ -152,8 +163,11 @@ class StackConfig:
 
     @property
     def metrics_ports(self) -> list[int]:
-        """A port for each ingest process' own metrics. None if there is one process: its /metrics is enough."""
-        if self.ingest_processes == 1:
+        """A port for each ingest process' own metrics.
+
+        None if there is one process whose /metrics Prometheus can read: on INGEST_PORT, without a password.
+        """
+        if self.ingest_processes == 1 and "OPERATOR_PORT" not in self.ports and not self.has_operator_password:
             return []
         return [self.ports["INGEST_METRICS_PORT"] + number for number in range(self.ingest_processes)]
 
@@ -169,14 +183,24 @@ def _refuse_those_of_another(home: Path, source: Mapping[str, str], given: Mappi
         )
 
 
-def _refuse_open_host(host: str, source: Mapping[str, str]) -> None:
-    """Raise ServerError if strangers could send events. Ingest itself refuses that too, but only in its log."""
-    decided = {source.get(name, "").strip().lower() for name in ("INGEST_KEYS", "INGEST_OPEN")}
-    if not is_loopback(host) and not decided & _YES:
-        raise ServerError(
-            f"INGEST_HOST={host} can be reached from other machines, and no client needs an API key: set "
-            "INGEST_KEYS=yes (docs/keys.md), or INGEST_OPEN=yes if everybody who reaches it may send events"
-        )
+def _refuse_open_hosts(host: str, operator_host: str | None, source: Mapping[str, str]) -> None:
+    """Raise ServerError if strangers could send events or look. Ingest refuses that too, but only in its log."""
+
+    def is_set(*names: str) -> bool:
+        return any(source.get(name, "").strip().lower() in _YES for name in names)
+
+    problem = public_problem(
+        host,
+        operator_host,
+        takes_all=not is_set("INGEST_KEYS", "INGEST_OPEN"),
+        shows_all=not (_has_operator_password(source) or is_set("OPERATOR_OPEN")),
+    )
+    if problem is not None:
+        raise ServerError(problem)
+
+
+def _has_operator_password(source: Mapping[str, str]) -> bool:
+    return any(source.get(name, "").strip() for name in ("OPERATOR_PASSWORD", "OPERATOR_PASSWORD_FILE"))
 
 
 def _prometheus(source: Mapping[str, str]) -> str | None:

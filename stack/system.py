@@ -1,5 +1,6 @@
 """One system under a supervisor: its programs, how they start, and how to check that they are ready."""
 
+import base64
 import contextlib
 import dataclasses
 import fcntl
@@ -97,7 +98,11 @@ class System:
         """Raise ServerError, in one line, if a start can't succeed."""
         if self.supervisor_pid() is not None:
             raise ServerError(f"a system runs already in {self.home}: ./run.sh status, ./run.sh stop")
-        hosts = {"INGEST_PORT": self.config.host, "FLOWER_PORT": self.config.flower_host}
+        hosts = {
+            "INGEST_PORT": self.config.host,
+            "OPERATOR_PORT": self.config.operator_host,
+            "FLOWER_PORT": self.config.flower_host,
+        }
         users: dict[int, str] = {}
         for name, port in self.config.ports_used.items():
             if port in users:
@@ -197,6 +202,17 @@ class System:
         return {
             "INGEST_URL": _http_url(
                 self.config.host, self.config.ports["INGEST_PORT"], scheme="https" if _has_certificate() else "http"
+            ),
+            **(
+                {
+                    "OPERATOR_URL": _http_url(
+                        self.config.operator_host,
+                        self.config.ports["OPERATOR_PORT"],
+                        scheme="https" if _has_certificate() else "http",
+                    )
+                }
+                if "OPERATOR_PORT" in self.config.ports
+                else {}
             ),
             "DATABASE_URL": given.get("DATABASE_URL") or servers["postgres"].url,
             "REDIS_URL": given.get("REDIS_URL") or servers["redis-control"].url,
@@ -314,7 +330,11 @@ class System:
     def _wait_for_sluice(self, urls: Mapping[str, str], started: float) -> None:
         """Wait until events are accepted, the control loop has ticked since the start, and every program runs."""
         self._wait(lambda: _status(urls["INGEST_URL"] + "/readyz") == 200, "ingest-0")
-        self._wait(lambda: _has_ticked(_health(urls["INGEST_URL"]), since=started), "control")
+        from pipeline.settings import Settings  # noqa: PLC0415
+
+        password = Settings.from_environ({**os.environ, **self._environ(urls)}).operator_password
+        operators = urls.get("OPERATOR_URL", urls["INGEST_URL"])
+        self._wait(lambda: _has_ticked(_health(operators, password), since=started), "control")
         self._wait_for_workers(urls)
         self._wait(lambda: _status(urls["FLOWER_URL"] + "/healthcheck") == 200, "flower")
         if "PROMETHEUS_URL" in urls:
@@ -452,9 +472,14 @@ def _status(url: str) -> int | None:
         return None
 
 
-def _health(url: str) -> dict[str, Any]:
+def _health(url: str, password: str) -> dict[str, Any]:
+    """The health answer at operators' address; empty if there is none."""
+    request = urllib.request.Request(f"{url}/api/logs/health")
+    if password:
+        coded = base64.b64encode(f"run.sh:{password}".encode()).decode()
+        request.add_header("Authorization", f"Basic {coded}")
     try:
-        with _OPENER.open(f"{url}/api/logs/health", timeout=2) as answer:
+        with _OPENER.open(request, timeout=2) as answer:
             document: dict[str, Any] = json.loads(answer.read())
             return document
     except (OSError, ValueError):

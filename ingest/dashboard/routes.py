@@ -10,7 +10,7 @@ from ingest.dashboard.sse import Viewers
 from ingest.errors import NotReadyError
 from ingest.http.assets import Assets, page_headers
 from ingest.http.response import response_to, to_sanic
-from ingest.http.routes import IngestApp, IngestRequest
+from ingest.http.routes import IngestApp, IngestRequest, OperatorRoutes
 from ingest.types import RequestHead, Response
 
 _FOLDER: Final = Path(__file__).parent / "assets"
@@ -30,19 +30,21 @@ _FILES: Final = (
 
 
 def add_pages(
-    app: IngestApp, viewers: Viewers, assets: Assets, *, instead: Callable[[RequestHead], Response | None]
+    app: IngestApp,
+    routes: OperatorRoutes,
+    viewers: Viewers,
+    assets: Assets,
+    *,
+    instead: Callable[[RequestHead], Response | None] | None,
 ) -> None:
     """Add the page and its stream; its files go to `assets`.
 
-    `instead` returns the answer to a client that wants no page at `/`.
+    `instead` returns the answer to a client that wants no page at `/`; None if there are no such clients.
     """
     page = assets.load(_FOLDER, "index.html", _FILES)
 
-    async def get_page(request: IngestRequest) -> HTTPResponse:
+    async def get_page(_request: IngestRequest) -> HTTPResponse:
         """The live page."""
-        other = instead(request.stream)  # type: ignore[arg-type]
-        if other is not None:
-            return to_sanic(other)
         headers = page_headers() | {"cache-control": "no-store"}
         return HTTPResponse(page, content_type="text/html; charset=utf-8", headers=headers)
 
@@ -64,8 +66,8 @@ def add_pages(
             viewers.leave(viewer)
         return None
 
-    app.add_route(get_page, "/", methods=["GET", "HEAD"], name="page")
-    app.add_route(get_events, "/events", methods=["GET", "HEAD"], name="page_events")
+    routes.add(get_page, "/", name="page", instead=instead)
+    routes.add(get_events, "/events", name="page_events")
 
     @app.before_server_stop
     async def end_streams(_app: IngestApp) -> None:

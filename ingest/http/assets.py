@@ -9,7 +9,7 @@ from typing import Final
 from sanic.exceptions import NotFound
 from sanic.response import HTTPResponse
 
-from ingest.http.routes import IngestApp, IngestRequest
+from ingest.http.routes import IngestRequest, OperatorRoutes
 
 _TYPES: Final = {
     ".js": "text/javascript; charset=utf-8",
@@ -62,7 +62,7 @@ class Assets:
         return text.encode()
 
 
-def add_assets(app: IngestApp, assets: Assets) -> None:
+def add_assets(routes: OperatorRoutes, assets: Assets) -> None:
     """Add the address of the files."""
 
     async def get_asset(_request: IngestRequest, name: str) -> HTTPResponse:
@@ -73,4 +73,4 @@ def add_assets(app: IngestApp, assets: Assets) -> None:
         headers = page_headers() | {"cache-control": "public, max-age=31536000, immutable"}
         return HTTPResponse(asset.content, content_type=asset.media_type, headers=headers)
 
-    app.add_route(get_asset, "/assets/<name:str>", methods=["GET", "HEAD"], name="asset")
+    routes.add(get_asset, "/assets/<name:str>", name="asset")

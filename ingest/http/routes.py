@@ -1,7 +1,7 @@
 """The HTTP contract: the function of each address."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -12,20 +12,29 @@ from sanic.response import HTTPResponse
 
 from ingest.appender import Appender
 from ingest.collect import Collector
-from ingest.errors import KeyRefusedError, KeysUnknownError, NotReadyError, UnsupportedFormatError
+from ingest.errors import (
+    KeyRefusedError,
+    KeysUnknownError,
+    NotReadyError,
+    OperatorRefusedError,
+    UnsupportedFormatError,
+)
 from ingest.health import HealthSources, health_document
 from ingest.http.cors import Cors
 from ingest.http.response import response_to, to_sanic
 from ingest.keys import KeyRing
+from ingest.operators import OperatorGate
 from ingest.throttle import ThrottleView
 from ingest.types import JSON, Codec, Inquiry, Lifecycle, RequestHead, Response, Route
 from pipeline.clock import Clock
 
 IngestApp = Sanic[Any, Any]
 IngestRequest = Request[Any, Any]
+Handler = Callable[..., Awaitable[HTTPResponse | None]]
 
 _READ: Final = ("GET", "HEAD")
 _OPTIONS: Final = "OPTIONS"
+_THROTTLE_PATH: Final = "/api/logs/throttle"
 
 
 def add_collecting(app: IngestApp, collector: Collector, routes: Iterable[Route]) -> None:
@@ -88,37 +97,83 @@ def with_preflights(inquiries: Iterable[Inquiry], routes: Iterable[Route], cors:
     return [*(one for one in all_inquiries if one is not by_path.get(one.path)), *asked.values()]
 
 
-def add_throttle(app: IngestApp, view: ThrottleView, *, has_keys: bool) -> None:
-    """Add who was refused. If clients need API keys, each sees its own account only."""
+class OperatorRoutes:
+    """The addresses for operators in an application. Each needs their password, if there is one."""
+
+    def __init__(self, app: IngestApp, gate: OperatorGate) -> None:
+        self._app = app
+        self._gate = gate
+
+    def add(
+        self,
+        handler: Handler,
+        path: str,
+        *,
+        name: str,
+        instead: Callable[[RequestHead], Response | None] | None = None,
+    ) -> None:
+        """Add one. `instead` returns the answer to a client that is no operator, and for which the path is another."""
+
+        async def answer(request: IngestRequest, **of_path: str) -> HTTPResponse | None:
+            other = None if instead is None else instead(request.stream)  # type: ignore[arg-type]
+            if other is not None:
+                return to_sanic(other)
+            try:
+                self._gate.check(request.headers)
+            except OperatorRefusedError as refusal:
+                return to_sanic(response_to(refusal))
+            return await handler(request, **of_path)
+
+        # stream: a body is not read
+        self._app.add_route(answer, path, methods=list(_READ), stream=True, name=name)
+
+
+def add_throttle(routes: OperatorRoutes, view: ThrottleView) -> None:
+    """Add who was refused, for operators."""
 
     async def get_throttle(request: IngestRequest) -> HTTPResponse:
         """Who was refused in the last minutes, how much, and why."""
-        account = request.args.get("account")
-        if has_keys:
-            try:
-                account = request.stream.identify(None).account  # type: ignore[union-attr]
-            except KeyRefusedError as refusal:
-                return to_sanic(response_to(refusal))
-        return _json(await view.document(account, only=has_keys))
+        return _json(await view.document(request.args.get("account")))
 
-    app.add_route(get_throttle, "/api/logs/throttle", methods=_READ)
+    routes.add(get_throttle, _THROTTLE_PATH, name="get_throttle")
 
 
-def add_watching(
-    app: IngestApp,
-    *,
-    health: Callable[[], HealthSources],
-    appender: Appender,
-    registry: CollectorRegistry,
-    clock: Clock,
-    lifecycle: Lifecycle,
-    keys: KeyRing | None,
-) -> None:
-    """Add health, liveness, readiness and metrics."""
+def add_own_throttle(app: IngestApp, view: ThrottleView, gate: OperatorGate | None) -> None:
+    """Add who was refused, for clients with API keys: each sees its own account only.
+
+    `gate` knows the operators, who see all accounts here; None if they do that on a port of their own.
+    """
+
+    async def get_throttle(request: IngestRequest) -> HTTPResponse:
+        """How much of this client was refused in the last minutes, and why."""
+        if gate is not None and gate.knows(request.headers):
+            return _json(await view.document(request.args.get("account")))
+        try:
+            account = request.stream.identify(None).account  # type: ignore[union-attr]
+        except KeyRefusedError as refusal:
+            return to_sanic(response_to(refusal))
+        return _json(await view.document(account, only=True))
+
+    app.add_route(get_throttle, _THROTTLE_PATH, methods=_READ, stream=True)
+
+
+def add_watching(routes: OperatorRoutes, *, health: Callable[[], HealthSources], registry: CollectorRegistry) -> None:
+    """Add health and metrics, for operators."""
 
     async def get_health(_request: IngestRequest) -> HTTPResponse:
         """The health of the whole system, from memory."""
         return _json(health_document(health()))
+
+    async def get_metrics(_request: IngestRequest) -> HTTPResponse:
+        """This process' own metrics."""
+        return HTTPResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+    routes.add(get_health, "/api/logs/health", name="get_health")
+    routes.add(get_metrics, "/metrics", name="get_metrics")
+
+
+def add_probes(app: IngestApp, *, appender: Appender, clock: Clock, lifecycle: Lifecycle, keys: KeyRing | None) -> None:
+    """Add liveness and readiness, which need no password: supervisors and load balancers have none."""
 
     async def get_healthz(_request: IngestRequest) -> HTTPResponse:
         """This process is alive."""
@@ -138,14 +193,8 @@ def add_watching(
             return to_sanic(response_to(KeysUnknownError()))
         return _json({"status": "ready"})
 
-    async def get_metrics(_request: IngestRequest) -> HTTPResponse:
-        """This process' own metrics."""
-        return HTTPResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
-
-    app.add_route(get_health, "/api/logs/health", methods=_READ)
-    app.add_route(get_healthz, "/healthz", methods=_READ)
-    app.add_route(get_readyz, "/readyz", methods=_READ)
-    app.add_route(get_metrics, "/metrics", methods=_READ)
+    app.add_route(get_healthz, "/healthz", methods=_READ, stream=True)
+    app.add_route(get_readyz, "/readyz", methods=_READ, stream=True)
 
 
 def _json(document: dict[str, Any]) -> HTTPResponse:

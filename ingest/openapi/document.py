@@ -53,6 +53,13 @@ def openapi_document(settings: Settings) -> Json:
     text = _NAME.sub(lambda found: values[found[1]], CONTRACT.read_text(encoding="utf-8"))
     document: Json = yaml.load(text, Loader=yaml.CSafeLoader)
     del document["x-any-request"]  # a part that operations include
+    if settings.operator_port:
+        events = {
+            "url": f"{settings.ingest_scheme}://{{host}}:{settings.ingest_port}",
+            "description": "For clients: events",
+            "variables": {"host": {"default": "localhost"}},
+        }
+        document["servers"] = [events, {"url": "/", "description": "For operators: state and pages"}]
     schemas = document["components"]["schemas"]
     for name, shape in shapes().items():
         schemas[name] = _merged(shape, schemas[name])

@@ -9,7 +9,7 @@ import msgspec
 from sanic.response import HTTPResponse
 
 from ingest.http.assets import Assets, page_headers
-from ingest.http.routes import IngestApp, IngestRequest
+from ingest.http.routes import IngestRequest, OperatorRoutes
 from ingest.openapi.document import openapi_document
 from pipeline.settings import Settings
 
@@ -24,7 +24,7 @@ _DOCUMENT: Final = {
 } | _REVALIDATED
 
 
-def add_contract(app: IngestApp, settings: Settings, assets: Assets) -> None:
+def add_contract(routes: OperatorRoutes, settings: Settings, assets: Assets) -> None:
     """Add both; the document is made on the first request, and the files of the page go to `assets`."""
     page = assets.load(_FOLDER, "docs.html", _FILES)
 
@@ -40,8 +40,8 @@ def add_contract(app: IngestApp, settings: Settings, assets: Assets) -> None:
         """The contract for people."""
         return _answer(request, page, "text/html; charset=utf-8", _PAGE)
 
-    app.add_route(get_openapi, "/openapi.json", methods=["GET", "HEAD"], name="openapi")
-    app.add_route(get_docs, "/docs", methods=["GET", "HEAD"], name="docs")
+    routes.add(get_openapi, "/openapi.json", name="openapi")
+    routes.add(get_docs, "/docs", name="docs")
 
 
 def _answer(request: IngestRequest, content: bytes, media_type: str, headers: dict[str, str]) -> HTTPResponse:

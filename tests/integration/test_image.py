@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.settings import Settings
 from stack.config import environ_of
+from stack.servers import free_port
 from support.dockerfile import Stage, build, instructions
 from support.processes import ROOT, http_status
 from support.traffic import wait_until
@@ -36,7 +37,7 @@ def _run(image: Stage, command: list[str], settings: Settings) -> "subprocess.Co
 @pytest.fixture
 def ingest(image: Stage, settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
     # It listens on every address, so somebody must decide who may send.
-    environ = {**environ_of(settings), **image.run_environ(), "INGEST_OPEN": "yes"}
+    environ = {**environ_of(settings), **image.run_environ(), "INGEST_OPEN": "yes", "OPERATOR_PORT": str(free_port())}
     process = subprocess.Popen(image.command, cwd=image.inside(image.workdir), env=environ)
     try:
         yield process

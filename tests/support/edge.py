@@ -14,9 +14,9 @@ from typing import Any
 
 import uvloop
 
-from ingest.app import create_app
+from ingest.app import create_app, create_operator_app
 from ingest.dashboard.recorder import SystemReaders
-from ingest.server import listen, serve
+from ingest.server import Place, listen, serve
 from ingest.service import IngestContext, IngestService, KeySources
 from pipeline.clock import SystemClock
 from pipeline.event import RecordedEvent, decode_record
@@ -190,7 +190,12 @@ class RunningEdge:
         self.app = create_app(settings, context, name=f"ingest-{uuid.uuid4().hex}")
         self.app.config.TOUCHUP = False  # it rewrites Sanic's classes, once for each process
         self.service: IngestService = self.app.ctx.service
-        self._listener = listen(settings)
+        self._place = Place(self.app, listen(settings.ingest_host, settings.ingest_port))
+        self._operators: Place | None = None
+        self.operator_port = settings.operator_port or settings.ingest_port
+        if settings.operator_port:
+            operators = create_operator_app(self.service, name=f"operators-{uuid.uuid4().hex}")
+            self._operators = Place(operators, listen(settings.operator_host, settings.operator_port))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._failure: BaseException | None = None
@@ -247,14 +252,16 @@ class RunningEdge:
         async def main() -> None:
             self._loop = asyncio.get_running_loop()
             self._stopping = asyncio.Event()
-            await serve(self.app, self._listener, self._stopping)
+            await serve(self._place, self._stopping, operators=self._operators)
 
         try:
             uvloop.run(main())
         except BaseException as error:  # told by `join`
             self._failure = error
         finally:
-            self._listener.close()
+            self._place.listener.close()
+            if self._operators is not None:
+                self._operators.listener.close()
 
 
 def client_environ(url: str) -> dict[str, str]:

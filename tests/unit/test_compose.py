@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ingest.server import refuse_public
 from pipeline.settings import Settings
 from support.processes import ROOT
 
@@ -22,6 +23,7 @@ SECRETS = {
     "POSTGRES_PASSWORD": "pg-secret",
     "POSTGRES_APP_PASSWORD": "app-secret",
     "REDIS_PASSWORD": "redis-secret",
+    "OPERATOR_PASSWORD": "operator-secret",
     "FLOWER_BASIC_AUTH": "ann:flower-secret",
     "GRAFANA_ADMIN_PASSWORD": "grafana-secret",
 }
@@ -118,6 +120,14 @@ def test_writers_need_a_key_unless_env_says_otherwise(tmp_path: Path, services: 
     assert (opened.ingest_keys, opened.ingest_open) == (False, True)
 
 
+def test_operators_need_their_password(services: dict[str, Any]) -> None:
+    given = services["ingest"]["environment"]
+    settings = Settings.from_environ({name: str(value) for name, value in given.items()})
+    assert (settings.operator_host, settings.operator_port) == ("0.0.0.0", 8081)
+    assert (settings.operator_password, settings.operator_open) == ("operator-secret", False)
+    refuse_public(settings)
+
+
 @pytest.mark.parametrize("name", SECRETS)
 def test_without_a_password_nothing_starts(tmp_path: Path, services: dict[str, Any], name: str) -> None:
     _environment(tmp_path, {**SECRETS, name: ""})
@@ -137,10 +147,10 @@ def test_no_password_stands_in_the_file() -> None:
         assert re.search(rf"^{name}=$", example, re.MULTILINE), f"{name} has a value in .env.example"
 
 
-def test_only_three_are_reached_from_outside(services: dict[str, Any], compose: dict[str, Any]) -> None:
+def test_only_four_are_reached_from_outside(services: dict[str, Any], compose: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in services.items() if service.get("ports")}
     assert published == {
-        "ingest": ["0.0.0.0:8080:8080/tcp"],
+        "ingest": ["0.0.0.0:8080:8080/tcp", "127.0.0.1:8081:8081/tcp"],  # the second one for operators
         "flower": ["127.0.0.1:5555:5555/tcp"],  # /metrics and /healthcheck need no password
         "grafana": ["0.0.0.0:3000:3000/tcp"],
     }

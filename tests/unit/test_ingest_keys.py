@@ -331,9 +331,9 @@ def test_a_key_in_a_text_is_hidden_but_for_its_id() -> None:
 )  # fmt: skip
 def test_a_public_address_needs_keys_or_a_word(host: str, is_public: bool) -> None:
     with pytest.raises(SettingsError, match=f"INGEST_HOST={host} ") if is_public else contextlib.nullcontext():
-        refuse_public(Settings(ingest_host=host))
-    refuse_public(Settings(ingest_host=host, ingest_keys=True))
-    refuse_public(Settings(ingest_host=host, ingest_open=True))
+        refuse_public(Settings(ingest_host=host, operator_port=8081))
+    refuse_public(Settings(ingest_host=host, operator_port=8081, ingest_keys=True))
+    refuse_public(Settings(ingest_host=host, operator_port=8081, ingest_open=True))
 
 
 def test_the_cost_of_a_key_that_the_connection_has_sent_is_below_that_of_its_hash(rig: Rig) -> None:

@@ -64,16 +64,16 @@ OPERATIONS = {
     "getCollectorHealth": ("GET /services/collector/health", {"200"}),
     "getCollectorHealth1": ("GET /services/collector/health/1.0", {"200"}),
     "postCollectorAck": ("POST /services/collector/ack", set()),
-    "getHealth": ("GET /api/logs/health", {"200"}),
+    "getHealth": ("GET /api/logs/health", {"200", "401"}),
     "getThrottle": ("GET /api/logs/throttle", {"200", "401"}),
     "getHealthz": ("GET /healthz", {"200"}),
     "getReadyz": ("GET /readyz", {"200"}),
-    "getMetrics": ("GET /metrics", {"200"}),
-    "getPage": ("GET /", {"200"}),
-    "getEvents": ("GET /events", {"200"}),
-    "getAsset": ("GET /assets/{name}", {"200", "404"}),
-    "getOpenApi": ("GET /openapi.json", {"200", "304"}),
-    "getDocs": ("GET /docs", {"200", "304"}),
+    "getMetrics": ("GET /metrics", {"200", "401"}),
+    "getPage": ("GET /", {"200", "401"}),
+    "getEvents": ("GET /events", {"200", "401"}),
+    "getAsset": ("GET /assets/{name}", {"200", "401", "404"}),
+    "getOpenApi": ("GET /openapi.json", {"200", "401", "304"}),
+    "getDocs": ("GET /docs", {"200", "401", "304"}),
 }
 # The answers of POST /api/logs: schema, and headers beside X-Request-ID.
 ANSWERS = {

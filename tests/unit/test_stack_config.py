@@ -98,8 +98,19 @@ def test_several_ingest_processes_have_a_metrics_port_each(tmp_path: Path) -> No
     assert config_of(tmp_path, INGEST_PROCESSES=1, INGEST_METRICS_PORT=9500).metrics_ports == []
 
 
+def test_a_port_for_operators_is_one_of_its_ports_and_prometheus_needs_no_password(tmp_path: Path) -> None:
+    config = config_of(tmp_path, OPERATOR_PORT="8081")
+    assert (config.operator_host, config.ports_used["OPERATOR_PORT"]) == ("127.0.0.1", 8081)
+    assert config.metrics_ports == [9101]
+    assert "OPERATOR_PORT" not in config_of(tmp_path, OPERATOR_PORT="0").ports_used
+    for name in ("OPERATOR_PASSWORD", "OPERATOR_PASSWORD_FILE"):
+        config = config_of(tmp_path, **{name: "x", "INGEST_HOST": "0.0.0.0", "INGEST_KEYS": "yes"})
+        assert (config.has_operator_password, config.metrics_ports) == (True, [9101])
+        assert "OPERATOR_PORT" not in config.ports_used
+
+
 def test_flower_stays_on_loopback_when_ingest_is_opened(tmp_path: Path) -> None:
-    config = config_of(tmp_path, INGEST_HOST="0.0.0.0", INGEST_OPEN="yes")
+    config = config_of(tmp_path, INGEST_HOST="0.0.0.0", INGEST_OPEN="yes", OPERATOR_PORT="8081")
     assert (config.host, config.flower_host) == ("0.0.0.0", "127.0.0.1")
 
 
@@ -112,6 +123,9 @@ def test_flower_stays_on_loopback_when_ingest_is_opened(tmp_path: Path) -> None:
         ({"INGEST_PROCESSES": "0"}, None, "INGEST_PROCESSES='0' is not a number from 1 to 64"),
         ({"INGEST_HOST": "0.0.0.0"}, None, "set INGEST_KEYS=yes"),
         ({"INGEST_HOST": "::", "INGEST_OPEN": "no"}, None, "or INGEST_OPEN=yes"),
+        ({"INGEST_HOST": "::", "INGEST_KEYS": "yes"}, None, "INGEST_HOST=:: .* set OPERATOR_PORT"),
+        ({"OPERATOR_HOST": "0.0.0.0", "OPERATOR_PORT": "8081"}, None, "OPERATOR_HOST=0.0.0.0 .* set OPERATOR_PASSWORD"),
+        ({"OPERATOR_PORT": "page"}, None, "OPERATOR_PORT='page' is not a number"),
         ({"EVENT_LOG_URL": "redis://x"}, "kafka", "contradict"),
         ({"EVENT_LOG_URL": "kafka://x"}, "redis", "contradict"),
         ({"DATABASE_URL_FILE": "/run/secrets/x"}, None, "DATABASE_URL_FILE can't be used here: .* in DATABASE_URL"),
