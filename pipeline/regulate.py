@@ -219,7 +219,7 @@ def _tick(
     positions = _measure(state, log, sink, sample, control.clock)
     _record_lost_tail(state, sample, control.events, actor)
     if sample.stored is not None:
-        _look_after_offsets(log, positions, sample, sink=sink, control=control, actor=actor)
+        _look_after_offsets(log, positions, sample, sink=sink, control=control, state=state, actor=actor)
     _hear_troubles(control, sample)
     _compare_clocks(looks, sample, settings, actor)
     known = control.store.state() if restored else state
@@ -441,6 +441,7 @@ def _look_after_offsets(
     *,
     sink: SinkQueries,
     control: ControlAdapters,
+    state: ControlState,
     actor: str,
 ) -> None:
     """Compare PostgreSQL's stored offsets with the log's own figures and with the mirror of the floors.
@@ -464,6 +465,7 @@ def _look_after_offsets(
             log.commit(log_id, position.partition, consumed)
     if any(_is_behind(position, stored) for position in positions):
         _stop_behind(log, sample, control.store, actor)
+    _stop_forgotten(positions, sample, state, control.store, actor)
     try:
         mirror = control.floors.mirror(log_id)
         if not mirror.is_complete:
@@ -508,6 +510,29 @@ def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, actor: str
             "docs/guarantees.md, A log that ends before the stored offset",
             partition,
         )
+
+
+def _stop_forgotten(
+    positions: Sequence[PartitionPosition], sample: _Sample, state: ControlState, store: ControlStore, actor: str
+) -> None:
+    """Stop the partitions of which the sink has lost events that the log does not hold any more.
+
+    That happens if PostgreSQL is restored, or a standby without the newest commits takes its place, after the log was
+    trimmed. If the log has later records, the drain finds the hole. An empty partition has no drain that would find it,
+    and its lag is 0. The log was read before the sink, so its begin can't have passed the stored offset meanwhile.
+    """
+    stopped = {pause.partition for pause in state.pauses or () if pause.reason is PauseReason.LOG_GAP}
+    for position in positions:
+        partition, stored = position.partition, (sample.stored or {}).get(position.partition)
+        if stored is None or not stored < position.begin == position.end or partition in stopped:
+            continue
+        why = (
+            f"partition {partition}: {sample.sink} has stored up to offset {stored:,} only, and the log begins at "
+            f"{position.begin:,}: {position.begin - stored:,} records are in neither. {sample.sink} has lost them "
+            "after they were trimmed"
+        )
+        _logger.error("%s", why, extra={"action": "stored_events_lost", "partition": partition})
+        store.pause(PauseReason.LOG_GAP, actor=actor, why=why, partition=partition)
 
 
 def _measure_missing(state: ControlState, sample: _Sample, partitions: int) -> None:

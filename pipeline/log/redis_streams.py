@@ -45,6 +45,8 @@ REWRITE_POLL_SECONDS: Final = 0.01
 REWRITE_AGAIN_SECONDS: Final = 5.0  # after a failed one: a rewrite forks, and writes the whole content of the log
 CONFIRM_SECONDS_MAX: Final = 0.5  # replicas confirm within a millisecond, or after their disk has synced
 CONFIRM_GRACE_SECONDS: Final = 0.3  # how late Redis' response may be after the time that it waits for replicas
+WAIT_SECONDS_MIN: Final = 0.002  # of one wait for replicas: a sync to disk takes milliseconds
+WAIT_SECONDS_MAX: Final = 0.1
 LOST_SHOWN_SECONDS: Final = 3600  # how long a loss is reported: it can't be undone, and the control events keep it
 ROUNDS_MAX: Final = 3  # of an append that finds, before it writes anything, that the log is not the expected one
 
@@ -296,16 +298,26 @@ class RedisStreamsLog:
     def _confirmations(self, wire: Wire, facts: ServerFacts, seconds_max: float) -> int:
         """The number of replicas that have all that this connection wrote: on disk if Redis can say that.
 
-        Redis waits for them, up to `seconds_max`; 0 if its own disk is too late. A connection that was opened anew has
-        written nothing, so the caller writes on the same one.
+        Redis waits for them; 0 if its own disk is too late. A connection that was opened anew has written nothing, so
+        the caller writes on the same one.
+
+        Redis asks its replicas once for each wait, and otherwise they report once a second. A replica that is asked
+        while it syncs its disk answers with the state before. So several short waits are far faster than one long one.
         """
-        wanted, wait_ms = self._settings.log_replicas_min, max(1, int(seconds_max * 1000))  # 0: without limit
-        answer_seconds_max = seconds_max + CONFIRM_GRACE_SECONDS
-        if not facts.can_wait_for_disks:
-            return int(wire.call("WAIT", wanted, wait_ms, seconds_max=answer_seconds_max))
-        own = int(facts.has_aof)
-        synced, count = wire.call("WAITAOF", own, wanted, wait_ms, seconds_max=answer_seconds_max)
-        return int(count) if synced >= own else 0
+        wanted, own = self._settings.log_replicas_min, int(facts.has_aof)
+        command = ("WAITAOF", own, wanted) if facts.can_wait_for_disks else ("WAIT", wanted)
+        now = self._clock.monotonic()
+        deadline, wait_seconds = now + seconds_max, WAIT_SECONDS_MIN
+        while True:
+            left = max(0.0, deadline - now)
+            wait_ms = max(1, int(min(wait_seconds, left) * 1000))  # 0: without limit
+            answer = wire.call(*command, wait_ms, seconds_max=left + CONFIRM_GRACE_SECONDS)
+            synced, count = answer if facts.can_wait_for_disks else (own, answer)
+            confirmed = int(count) if synced >= own else 0
+            now = self._clock.monotonic()
+            if confirmed >= wanted or now >= deadline:
+                return confirmed
+            wait_seconds = min(2 * wait_seconds, WAIT_SECONDS_MAX)
 
     # --- The write --------------------------------------------------------------------------------------------------
 

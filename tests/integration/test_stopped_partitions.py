@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,9 @@ from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import LogPartialError, RecoverableError
 from pipeline.names import ControlEventKind, PauseReason
+from pipeline.policies import make_policy
 from pipeline.ports.log import EventLog
+from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regulate
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.stopped import DoesNotFitError, Hole
@@ -59,6 +62,24 @@ class Rig:
         )  # fmt: skip
         _tell(report, context)
         return report
+
+    def tick(self) -> RegulateReport:
+        """As the controller does."""
+        context = self.context
+        return regulate(
+            settings=self.settings, policy_of=partial(make_policy, self.settings), log=context.log,
+            sink=SinkQueries(
+                stored_offsets=context.offsets.stored_offsets_and_time,
+                settled_offsets=context.offsets.settled_offsets,
+                load_asked=context.operators.load,
+                terminate_drainer=context.offsets.end_stalled_drain,
+                why_standing=lambda *_: "",
+            ),
+            control=ControlAdapters(
+                context.control, context.events, context.leases, context.progress, context.floors
+            ),
+            actor="test",
+        )  # fmt: skip
 
     def pauses(self) -> list[tuple[PauseReason, int | None]]:
         return [(pause.reason, pause.partition) for pause in self.context.control.state().pauses or ()]
@@ -118,6 +139,44 @@ def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig
     assert (skipped.kind.value, skipped.actor, skipped.why) == ("gap_skipped", "ann@desk", "no backup")
     assert skipped.data == {"partition": "0", "first": "10", "end": "15"}
     assert (resumed.kind.value, resumed.data["partition"]) == ("resumed", "0")
+
+
+def test_a_database_that_lost_its_tail_gets_again_what_the_log_still_has(rig: Rig) -> None:
+    # Given thirty events that are stored, and a copy of what PostgreSQL had after ten
+    rig.append(0, 10)
+    rig.drain()
+    url = rig.settings.database_url
+    ((kept,),) = ask(url, "SELECT next_offset FROM stored_offsets WHERE log_partition = 0")
+    rig.append(10, 30)
+    rig.drain()
+    assert len(stored_ids(url)) == 30
+    trimmed = next(p.begin for p in rig.context.log.positions() if p.partition == 0)
+    # When a standby takes its place that has only these ten
+    rig.context.log.close()
+    ask(url, "DELETE FROM log_events WHERE log_partition = 0 AND log_offset >= %s", [kept])
+    ask(url, "UPDATE stored_offsets SET next_offset = %s WHERE log_partition = 0", [kept])
+    report = rig.drain()
+    if rig.settings.log_scheme == "kafka":
+        # Then the rest is read again from a log that keeps it
+        assert trimmed == 0
+        assert report.outcome is not DrainOutcome.LOG_GAP
+    else:
+        # Then what was trimmed is named by its exact figures, by the controller, since nothing waits to be drained
+        assert (trimmed, kept, report.outcome) == (30, 10, DrainOutcome.PAUSED)
+        assert rig.pauses() == []
+        rig.tick()
+        assert rig.pauses() == [(PauseReason.LOG_GAP, 0)]
+        words, document = stopped.show_gap(rig.context, 0)
+        assert document["gap"] == {"from": 10, "to": 30}
+        assert "offsets 10 to 29 are missing: 20 records" in words
+        # And one command leads on
+        stopped.skip(rig.context, "ann@desk", 0, Hole(10, 30), "restored from the standby", dry_run=False)
+        assert rig.pauses() == []
+        rig.append(30, 31)
+        rig.drain()
+        assert stored_ids(url) == [f"event-{n:06d}" for n in (*range(10), 30)]
+        return
+    assert stored_ids(url) == [f"event-{n:06d}" for n in range(30)]
 
 
 def test_a_partition_of_which_nothing_was_stored_says_that_its_log_begins_late(rig: Rig) -> None:

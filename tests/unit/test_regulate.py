@@ -446,6 +446,26 @@ def test_a_log_that_ends_before_the_stored_offset_is_stopped(system: System) -> 
     assert len(system.rig.store.state().pauses or ()) == 1
 
 
+def test_what_postgresql_lost_after_it_was_trimmed_is_declared_and_counted(system: System) -> None:
+    # Given an idle partition of which all was stored and trimmed, and another of which the log holds the rest
+    system.append(0, 100)
+    system.append(1, 10)
+    system.log.server.trim(0, 100)
+    system.log.server.trim(1, 5)
+    system.database.stored = {0: 100, 1: 5}
+    assert system.tick().problems == ()
+    # When PostgreSQL comes back with less: a standby was promoted
+    system.database.stored = {0: 60, 1: 5}
+    system.tick()
+    # Then the partition stops, although nothing waits in it, and it is said how many records are lost
+    (pause,) = system.rig.store.state().pauses or ()
+    assert (pause.reason, pause.partition) == (PauseReason.LOG_GAP, 0)
+    assert "stored up to offset 60 only, and the log begins at 100: 40 records are in neither" in pause.why
+    # And that is not repeated
+    system.tick()
+    assert system.events(ControlEventKind.PAUSED) == 1
+
+
 def test_a_log_without_its_tail_that_waits_for_its_first_append_is_well(system: System) -> None:
     # Given a log that came back without its tail
     system.log = MemoryLog(floors=lambda *_, **__: {0: 150}, server=system.log.server)
