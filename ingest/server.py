@@ -126,7 +126,7 @@ async def serve(
         metrics, _ = start_http_server(settings.ingest_metrics_port, settings.metrics_host, service.registry)
     _log_start("ingest", place)
     if operators is not None:
-        _log_start("operators' pages", operators)
+        _log_start("operators' port", operators)
     try:
         await stopping.wait()
     finally:
@@ -147,7 +147,7 @@ async def serve(
 
 
 def _log_start(what: str, place: Place) -> None:
-    logger.info("%s: %s port %d", what, *place.listener.getsockname()[:2], extra={"action": "ingest_started"})
+    logger.info("%s listens on %s port %d", what, *place.listener.getsockname()[:2], extra={"action": "ingest_started"})
 
 
 async def _make_server(place: Place, settings: Settings, certificate: Certificate | None) -> AsyncioServer:

@@ -66,6 +66,8 @@ class Target:
     system: System | None = None  # ours
     settings: Settings | None = None
     limits: Limits | None = None  # of ours
+    operators: str = ""  # where its health is, if that is another port
+    password: str = ""  # of operators
 
     def __post_init__(self) -> None:
         self._store: ControlStore | None = None  # of ours
@@ -90,7 +92,10 @@ class Target:
         )
 
     def health(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/api/logs/health", timeout=5) as answer:
+        asked = urllib.request.Request(f"{self.operators or self.url}/api/logs/health")
+        if self.password:
+            asked.add_header("Authorization", f"Bearer {self.password}")
+        with urllib.request.urlopen(asked, timeout=5) as answer:
             found: dict[str, Any] = json.loads(answer.read())
             return found
 
@@ -189,7 +194,11 @@ def main() -> int:
 def _target(options: argparse.Namespace) -> Iterator[Target]:
     """The system that is given, or one of our own, which is stopped afterwards."""
     if options.url is not None:
-        yield Target(options.url.rstrip("/"), os.environ.get("DATABASE_URL") or None)
+        given = os.environ.get
+        yield Target(
+            options.url.rstrip("/"), given("DATABASE_URL") or None,
+            operators=given("OPERATOR_URL", "").rstrip("/"), password=given("OPERATOR_PASSWORD", ""),
+        )  # fmt: skip
         return
     limits = limits_of(options)
     with (
@@ -232,7 +241,8 @@ def _limits(target: Target) -> Limits:
         rate = float(target.health()["rateLimit"])
     except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
         why = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise NotThereError(f"--url {target.url}: no Sluice tells its health there: {why}") from error
+        where = f"--url {target.url}" if not target.operators else f"OPERATOR_URL={target.operators}"
+        raise NotThereError(f"{where}: no Sluice tells its health there: {why}") from error
     return Limits(rate, rate / 10, policy=policy_at(target.url))
 
 

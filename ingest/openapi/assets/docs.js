@@ -6,13 +6,15 @@ const followColours = () => document.documentElement.classList.toggle("dark-mode
 dark.addEventListener("change", followColours);
 followColours();
 
-// The commands in the contract are for this address, not for the one in the settings.
+// The commands in the contract are for this host, not for the one in the settings. Events may have another port than
+// this page: then the first server of the contract names it.
 const LOCAL = /http:\/\/localhost:\d+/g;
 const withAddress = (response) => {
-  const isSafe = /^https?:\/\/[\w.:[\]-]+$/.test(location.origin); // a shell gives it no meaning
-  if (isSafe && response.url.endsWith("/openapi.json")) {
-    response.text = response.text.replace(LOCAL, location.origin);
-  }
+  if (!response.url.endsWith("/openapi.json") || !response.ok) return response;
+  const [events] = JSON.parse(response.text).servers;
+  const address = events.url === "/" ? location.origin : events.url.replace("{host}", location.hostname);
+  const isSafe = /^https?:\/\/[\w.:[\]-]+$/.test(address); // a shell gives it no meaning
+  if (isSafe) response.text = response.text.replace(LOCAL, address);
   return response;
 };
 
