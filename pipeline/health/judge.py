@@ -81,7 +81,8 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
     if inputs.log_problem is not None:
         cause, is_refused = _CANT_BE_USED.subn("", " ".join(inputs.log_problem.split()))
         what = f"can't be used ({cause})" if is_refused else "does not answer"
-        where = "docs/links.md" if is_refused else f"the log's server and the network to it{_it_says(cause)}"
+        page = "docs/replication.md" if "replica" in cause else "docs/links.md"
+        where = page if is_refused else f"the log's server and the network to it{_it_says(cause)}"
         yield Problem(
             ProblemCode.LOG_DOWN,
             Severity.CRITICAL,

@@ -110,6 +110,9 @@ class RedisStreamsLog:
             )
         if identity.log_id == self._made_log_id:
             self._fence_new(identity)
+        former = self._former
+        if former is not None and former[1].run_id == facts.run_id:
+            self._former = (former[0], facts)  # a master gets another replication id when its first replica comes
         writer = self._writer
         if identity.missing_replicas is not None and writer is not None:
             writer.is_confirmed = False  # the next append is refused for certain, and not indeterminate
@@ -202,10 +205,15 @@ class RedisStreamsLog:
     # --- Append -----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        writer = self._writer or self._fenced_writer()
-        if not writer.is_confirmed and not self._confirm(writer, CONFIRM_SECONDS_MAX):
+        for _ in range(ROUNDS_MAX):
+            writer = self._writer or self._fenced_writer()
+            try:
+                if writer.is_confirmed or self._confirm(writer, CONFIRM_SECONDS_MAX):
+                    return
+            except OtherServerError:
+                pass
             self._writer = None
-            raise LogUnavailableError("the event log (Redis) has changed a moment ago")
+        raise LogUnavailableError("the event log (Redis) changes faster than an append can follow")
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
         if not entries:

@@ -111,7 +111,10 @@ def test_what_was_accepted_outlives_a_promotion_before_the_master_died(pair: Pai
         recovered_or_raised(log)
     # When it dies
     pair.fail_over()
-    # Then the log is named as having no replica, until it has one
+    # Then a process that was there before finds the other server, and names what it lacks
+    with pytest.raises(LogUnavailableError, match="it has no replica that answers, and LOG_REPLICAS_MIN=1"):
+        recovered_or_raised(log)
+    # And the log is named as having no replica, until it has one
     fresh = pair.rig.open()
     missing = recovered(fresh.identity).missing_replicas
     assert missing is not None
@@ -125,6 +128,7 @@ def test_what_was_accepted_outlives_a_promotion_before_the_master_died(pair: Pai
     third.start()
     try:
         pair.follow(third, pair.replica)
+        recovered(log.prepare)
         accepted.append(append_surely(log, b"next"))
         # And what was accepted is there, and nothing is reported as lost
         assert set(accepted) <= set(read_again(fresh, 0))
@@ -172,6 +176,11 @@ def test_without_the_setting_the_loss_is_declared_and_counted(pair: Pair, caplog
     writer, other = warmed_up(pair.rig.open(floors)), warmed_up(pair.rig.open(floors))
     other.append([(0, b"other"), (1, b"other")])
     writer.append([(0, b"kept")] * 9)
+    # (a master gets another replication id when its first replica comes, also after it was first asked)
+    for log in (writer, other):
+        assert log._former is not None
+        log._former = (log._former[0], replace(log._former[1], replication_id="before the replica came"))
+        log.identity()
     with client_of(pair.master) as client:
         eventually(lambda: _has_all(client), "the replica has all")
     # When its replica is promoted, and the old master goes on: 900 events, of which 100 are stored

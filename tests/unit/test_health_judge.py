@@ -264,3 +264,9 @@ def test_a_log_that_refuses_this_client_says_what_to_change() -> None:
     # Then the problem has all of it
     assert problem.what == f"The event log (kafka) can't be used ({cause}): clients get 503, nothing is taken"
     assert problem.look_at == "docs/links.md"
+    # And one that lacks replicas leads to their page
+    short = "the event log (Redis) can't be used: it has no replica that answers, and LOG_REPLICAS_MIN=1"
+    (problem,) = [
+        one for one in judge(replace(HEALTHY, log_problem=short)).problems if one.code is ProblemCode.LOG_DOWN
+    ]
+    assert problem.look_at == "docs/replication.md"
