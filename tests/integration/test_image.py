@@ -35,9 +35,14 @@ def _run(image: Stage, command: list[str], settings: Settings) -> "subprocess.Co
 
 
 @pytest.fixture
-def ingest(image: Stage, settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
+def operator_port() -> int:
+    return free_port()  # that of the image may be in use on this machine
+
+
+@pytest.fixture
+def ingest(image: Stage, settings: Settings, operator_port: int) -> Iterator["subprocess.Popen[bytes]"]:
     # It listens on every address, so somebody must decide who may send.
-    environ = {**environ_of(settings), **image.run_environ(), "INGEST_OPEN": "yes", "OPERATOR_PORT": str(free_port())}
+    environ = {**environ_of(settings), **image.run_environ(), "INGEST_OPEN": "yes", "OPERATOR_PORT": str(operator_port)}
     process = subprocess.Popen(image.command, cwd=image.inside(image.workdir), env=environ)
     try:
         yield process
@@ -47,13 +52,15 @@ def ingest(image: Stage, settings: Settings) -> Iterator["subprocess.Popen[bytes
 
 
 def test_the_default_command_serves_and_the_health_check_sees_it(
-    image: Stage, settings: Settings, ingest: "subprocess.Popen[bytes]"
+    image: Stage, settings: Settings, operator_port: int, ingest: "subprocess.Popen[bytes]"
 ) -> None:
     # Given the image's own command, listening on every address as in a container
     url = f"http://127.0.0.1:{settings.ingest_port}"
     wait_until(lambda: http_status(f"{url}/readyz") == 200, "ready", seconds_max=20)
-    with urllib.request.urlopen(f"{url}/", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{operator_port}/", timeout=5) as answer:
         assert answer.status == 200  # the page: its files were copied too
+    # And the port for events, which is reached from outside, does not show it
+    assert http_status(f"{url}/") == 404
     # Then its health check says so, and says otherwise once it has ended
     check = image.healthcheck
     assert _run(image, check, settings).returncode == 0

@@ -18,12 +18,14 @@ import pytest
 
 from pipeline.settings import Settings
 from stack.config import environ_with
+from stack.servers import free_port
 from support.certificates import Authority, openssl_problem
 from support.edge import SAMPLE
 from support.processes import ROOT, Program, ingest
 from support.traffic import wait_until
 
 CONNECTIONS_MAX = 20
+PASSWORD = "correct horse battery"
 
 
 @dataclass
@@ -58,9 +60,9 @@ class Secured:
         finally:
             connection.close()
 
-    def name(self) -> str:
+    def name(self, port: int | None = None) -> str:
         """The name in the certificate that a new connection gets."""
-        plain = socket.create_connection(("127.0.0.1", self.settings.ingest_port), timeout=10)
+        plain = socket.create_connection(("127.0.0.1", port or self.settings.ingest_port), timeout=10)
         with self.context().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
             found: Any = connection.getpeercert()
         return str(dict(one[0] for one in found["subject"])["commonName"])
@@ -75,7 +77,7 @@ def secured(settings: Settings, tmp_path: Path, missing: Callable[[str], None]) 
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     settings = replace(
         settings, ingest_tls_cert=str(cert), ingest_tls_key=str(key), request_seconds_max=2.0,
-        ingest_connections_max=CONNECTIONS_MAX,
+        ingest_connections_max=CONNECTIONS_MAX, operator_port=free_port(), operator_password=PASSWORD,
     )  # fmt: skip
     program = ingest(settings, tmp_path)
     found = Secured(authority, cert, key, settings, program)
@@ -115,6 +117,18 @@ def test_events_are_accepted_over_tls_and_refused_without_it(secured: Secured) -
         plain.getresponse()
 
 
+def test_the_operators_port_speaks_tls_and_wants_its_password(secured: Secured) -> None:
+    connection = http.client.HTTPSConnection(
+        "127.0.0.1", secured.settings.operator_port, timeout=10, context=secured.context()
+    )
+    for headers, status in (({}, 401), ({"Authorization": f"Bearer {PASSWORD}"}, 200)):
+        connection.request("GET", "/metrics", headers=headers)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == status
+    connection.close()
+
+
 def test_a_new_certificate_is_used_without_a_restart_and_a_broken_one_is_not(secured: Secured) -> None:
     assert secured.name() == "first"
     # Given a connection that is open
@@ -134,6 +148,8 @@ def test_a_new_certificate_is_used_without_a_restart_and_a_broken_one_is_not(sec
     # And it is mended
     secured.use("third")
     wait_until(lambda: secured.name() == "third", "the third certificate is used", seconds_max=30)
+    # And the operators' port has the same
+    assert secured.name(secured.settings.operator_port) == "third"
     assert _log(secured).count("is not used") <= 2  # a key that is there before its certificate may be one more
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from ingest.openapi.document import openapi_document
 from ingest.server import refuse_public, with_connections_that_fit
 from pipeline.errors import SettingsError
 from pipeline.keys import ApiKey, digest_of, make_key
@@ -132,6 +134,10 @@ def test_the_contract_names_the_port_for_events(two: RunningEdge) -> None:
     [events, here] = get(two.operator_port, "/openapi.json").json["servers"]
     assert events["url"] == f"http://{{host}}:{two.port}"
     assert here["url"] == "/"
+
+
+def test_the_contract_is_valid_openapi_with_both_ports() -> None:
+    OpenAPIV31SpecValidator(openapi_document(Settings(operator_port=8081))).validate()
 
 
 def test_browsers_of_other_origins_do_not_read_the_operators_port() -> None:
