@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from pipeline.sink.migrate import migrate
 from pipeline.stopped import DoesNotFitError, Hole
 from support.database import ask, fail_no_more, fail_on_insert, stored_ids
 from support.event_logs import KafkaRig, LogRig, RedisRig, eventually, recovered
+from support.postgres_links import Pair, primary_and_standby
 from support.records import record
 from tasks import commands, stopped
 from tasks.context import WorkerContext
@@ -87,6 +89,13 @@ class Rig:
 
 @pytest.fixture(params=["redis", "kafka"])
 def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
+    with running_rig(request, settings) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def running_rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
+    """On the log that is the fixture's parameter."""
     changed = replace(
         settings, drain_run_seconds_max=20.0, drain_poll_seconds=0.1, drain_batch_records_max=50,
         poison_run_records_max=5, poison_condemned_records_max=2,
@@ -102,6 +111,16 @@ def rig(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Rig]:
     with contextlib.closing(made.context):
         eventually(made.takes_appends, "the log takes appends")
         yield made
+
+
+@pytest.fixture(params=["redis", "kafka"])
+def rig_with_standby(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[tuple[Rig, Pair]]:
+    """The same on a PostgreSQL that has a hot standby."""
+    with (
+        primary_and_standby(tmp_path) as pair,
+        running_rig(request, replace(settings, database_url=pair.url)) as made,
+    ):
+        yield made, pair
 
 
 def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig) -> None:
@@ -141,28 +160,29 @@ def test_a_hole_stops_its_partition_and_is_skipped_by_its_exact_figures(rig: Rig
     assert (resumed.kind.value, resumed.data["partition"]) == ("resumed", "0")
 
 
-def test_a_database_that_lost_its_tail_gets_again_what_the_log_still_has(rig: Rig) -> None:
-    # Given thirty events that are stored, and a copy of what PostgreSQL had after ten
+def test_a_standby_without_the_newest_commits_gets_again_what_the_log_still_has(
+    rig_with_standby: tuple[Rig, Pair],
+) -> None:
+    # Given ten events that are stored, a standby that has them, and twenty more that it does not get
+    rig, pair = rig_with_standby
     rig.append(0, 10)
     rig.drain()
-    url = rig.settings.database_url
-    ((kept,),) = ask(url, "SELECT next_offset FROM stored_offsets WHERE log_partition = 0")
+    eventually(lambda: len(stored_ids(pair.standby.url)) == 10, "the standby has ten events")
+    ask(pair.standby.url, "ALTER SYSTEM SET primary_conninfo = ''")
+    ask(pair.standby.url, "SELECT pg_reload_conf()")
+    eventually(lambda: not ask(pair.standby.url, "SELECT 1 FROM pg_stat_wal_receiver"), "the standby is cut off")
     rig.append(10, 30)
     rig.drain()
-    assert len(stored_ids(url)) == 30
-    trimmed = next(p.begin for p in rig.context.log.positions() if p.partition == 0)
-    # When a standby takes its place that has only these ten
-    rig.context.log.close()
-    ask(url, "DELETE FROM log_events WHERE log_partition = 0 AND log_offset >= %s", [kept])
-    ask(url, "UPDATE stored_offsets SET next_offset = %s WHERE log_partition = 0", [kept])
-    report = rig.drain()
-    if rig.settings.log_scheme == "kafka":
-        # Then the rest is read again from a log that keeps it
-        assert trimmed == 0
-        assert report.outcome is not DrainOutcome.LOG_GAP
-    else:
+    assert len(stored_ids(pair.primary.url)) == 30
+    recovered(rig.context.log.positions)
+    # When it takes the primary's place
+    pair.primary.kill()
+    pair.promote()
+    url = pair.standby.url
+    eventually(lambda: rig.drain().outcome is DrainOutcome.PAUSED, "drains use the standby")
+    if rig.settings.log_scheme == "redis":
         # Then what was trimmed is named by its exact figures, by the controller, since nothing waits to be drained
-        assert (trimmed, kept, report.outcome) == (30, 10, DrainOutcome.PAUSED)
+        assert stored_ids(url) == [f"event-{n:06d}" for n in range(10)]
         assert rig.pauses() == []
         rig.tick()
         assert rig.pauses() == [(PauseReason.LOG_GAP, 0)]
@@ -170,13 +190,15 @@ def test_a_database_that_lost_its_tail_gets_again_what_the_log_still_has(rig: Ri
         assert document["gap"] == {"from": 10, "to": 30}
         assert "offsets 10 to 29 are missing: 20 records" in words
         # And one command leads on
-        stopped.skip(rig.context, "ann@desk", 0, Hole(10, 30), "restored from the standby", dry_run=False)
+        stopped.skip(rig.context, "ann@desk", 0, Hole(10, 30), "a standby was promoted", dry_run=False)
         assert rig.pauses() == []
         rig.append(30, 31)
         rig.drain()
         assert stored_ids(url) == [f"event-{n:06d}" for n in (*range(10), 30)]
-        return
-    assert stored_ids(url) == [f"event-{n:06d}" for n in range(30)]
+    else:
+        # Then a log that keeps what was stored has it stored again
+        assert stored_ids(url) == [f"event-{n:06d}" for n in range(30)]
+        assert rig.pauses() == []
 
 
 def test_a_partition_of_which_nothing_was_stored_says_that_its_log_begins_late(rig: Rig) -> None:
