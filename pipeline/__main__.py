@@ -243,13 +243,13 @@ def _migrate() -> int:
                 sys.stdout.write(f"applied {name}\n")
         except SchemaNewerError as error:  # this version works with it
             sys.stderr.write(f"migrate: {error}\n")
+        done = schema.give_rights(settings.database_url) if settings.migrate_database_url else None
+        if done is not None:
+            sys.stdout.write(f"{done}\n")
         for words in schema.set_retention(
             event_days=settings.retention_days or None, letter_days=settings.dead_letter_days or None
         ):
             sys.stdout.write(f"{words}\n")
-        done = schema.give_rights(settings.database_url) if settings.migrate_database_url else None
-        if done is not None:
-            sys.stdout.write(f"{done}\n")
     except SettingsError as error:
         sys.stderr.write(f"migrate: {error}\n")
         return 2

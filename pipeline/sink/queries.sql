@@ -339,9 +339,11 @@ SELECT deleted, reached FROM delete_expired_events(%(rows_max)s, coalesce(%(sinc
 -- name: delete_expired_dead_letters
 SELECT deleted, never_stored FROM delete_expired_dead_letters(%(rows_max)s);
 
+-- name: retention
+SELECT event_days, letter_days FROM retention;
+
 -- name: set_retention
-UPDATE retention SET event_days = %(event_days)s, letter_days = %(letter_days)s
-WHERE (event_days, letter_days) IS DISTINCT FROM (%(event_days)s::integer, %(letter_days)s::integer);
+UPDATE retention SET event_days = %(event_days)s, letter_days = %(letter_days)s;
 
 -- name: index_of_ages
 -- Whether the table is partitioned, its bytes, and whether its index is complete (NULL: there is none).

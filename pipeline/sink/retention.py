@@ -36,8 +36,9 @@ class PostgresRetention:
 def set_retention(cursor: Any, *, event_days: int | None, letter_days: int | None) -> list[str]:
     """See Schema.set_retention. The cursor is that of a connection with autocommit, without a limit of its time."""
     done = []
-    cursor.execute(query("set_retention"), {"event_days": event_days, "letter_days": letter_days})
-    if cursor.rowcount:
+    cursor.execute(query("retention"))
+    if cursor.fetchone() != (event_days, letter_days):  # only the owner may write it, and everybody may find it right
+        cursor.execute(query("set_retention"), {"event_days": event_days, "letter_days": letter_days})
         done.append(f"events are kept {_words(event_days)}, dead letters {_words(letter_days)}")
     if event_days is None:
         return done

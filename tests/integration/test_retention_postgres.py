@@ -136,6 +136,7 @@ def test_dead_letters_expire_too_also_those_that_were_never_stored(
     with contextlib.closing(psycopg2.connect(database_url)) as replay, replay.cursor() as cursor:
         cursor.execute("SELECT FROM dead_letters WHERE log_offset = 1 FOR UPDATE")
         assert retention.delete_letters(rows_max=100) == (1, 0)
+        replay.rollback()
     assert retention.delete_letters(rows_max=100) == (1, 1)
     assert [letter.raw for letter in PostgresDeadLetters(sink.session).listed(limit=9)] == [b"young"]
 
@@ -234,6 +235,7 @@ def test_a_lock_on_the_table_ends_a_step_soon(
         cursor.execute("LOCK TABLE log_events IN SHARE MODE")
         with pytest.raises(SinkUnavailableError, match="lock"):
             retention.delete_events(rows_max=10, since=None)
+        locker.rollback()
     assert retention.delete_events(rows_max=10, since=None)[0] == 1
 
 
@@ -273,6 +275,8 @@ def test_nobody_else_may_call_the_functions(user_url: str, owner: Settings) -> N
 def test_only_the_owner_sets_retention(user_url: str) -> None:
     with pytest.raises(SchemaError, match="MIGRATE_DATABASE_URL of the role that owns the tables"):
         PostgresSchema(Settings(database_url=user_url)).set_retention(event_days=1, letter_days=None)
+    # But anybody may find that nothing is left to do
+    assert PostgresSchema(Settings(database_url=user_url)).set_retention(event_days=DAYS, letter_days=7) == []
 
 
 # --- The migration, and the index -----------------------------------------------------------------------------------
