@@ -294,6 +294,8 @@ class DropReason(StrEnum):
     ARGUMENTS = "arguments"  # the task does not accept these arguments, or there is no such partition
     EXPIRED = "expired"  # the sender gave it an expiry by its own wall clock; Sluice's own messages have none
     REVOKED = "revoked"  # an operator revoked it
+    UNSIGNED = "unsigned"  # messages are signed, and its signature is missing or not valid
+    REPEATED = "repeated"  # messages are signed, and this remote command was seen before, or is old
 
 
 # Leases

@@ -819,6 +819,21 @@ class Settings:
         high=86_400,
         when="together with DRAIN_HARD_SECONDS_MAX; keep it above that",
     )
+    signing_key_file: str = _setting(
+        "",
+        "Workers, Beat and operators: PEM file with the key that signs tasks and remote commands; empty: nothing is "
+        "signed. `python -m tasks.signing create NAME FOLDER` makes one",
+        when="others than Sluice and its operators may reach REDIS_URL; together with users of Redis "
+        "(docs/redis-acl.md)",
+    )
+    signing_cert_file: str = _setting(
+        "", "PEM file with the certificate of SIGNING_KEY_FILE", when="together with SIGNING_KEY_FILE"
+    )
+    signing_cert_folder: str = _setting(
+        "",
+        "Folder with the certificates of all that may send tasks and remote commands, and nothing else",
+        when="together with SIGNING_KEY_FILE",
+    )
 
     def __post_init__(self) -> None:
         problems = [*_limit_problems(self), *_cross_problems(self)]
@@ -1130,6 +1145,7 @@ def _cross_problems(settings: Settings) -> list[str]:
     if settings.ingest_tls_key and not settings.ingest_tls_cert:
         problems.append("INGEST_TLS_KEY needs INGEST_TLS_CERT: without it ingest speaks plain HTTP")
     problems += _operator_problems(settings)
+    problems += _signing_problems(settings)
     if not are_urls_wrong:
         problems += _redis_problems(settings)
         if settings.log_scheme == "kafka":
@@ -1174,6 +1190,14 @@ def public_problem(host: str, operator_host: str | None, *, takes_all: bool, sho
             "set OPERATOR_PASSWORD (docs/operators.md), or OPERATOR_OPEN=yes if everybody who reaches it may look"
         )
     return None
+
+
+def _signing_problems(settings: Settings) -> Iterator[str]:
+    """Settings for signed messages that are left out, if others are given."""
+    fields = ("signing_key_file", "signing_cert_file", "signing_cert_folder")
+    left_out = [name.upper() for name in fields if not getattr(settings, name)]
+    if 0 < len(left_out) < len(fields):
+        yield f"{' and '.join(left_out)} is missing: messages are signed with all of the SIGNING_… settings"
 
 
 def _redis_problems(settings: Settings) -> Iterator[str]:

@@ -20,6 +20,7 @@ from pipeline.redis_link import tls_options
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's remote commands
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
+from tasks import signing
 from tasks.consumer import use_transport
 from tasks.dropped import connect_drops
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, ForcedShutdownStep
@@ -49,7 +50,8 @@ class SluiceCelery(Celery):
 def make_app(settings: Settings) -> SluiceCelery:
     """A Celery application for these settings."""
     app = SluiceCelery(settings)
-    app.conf.update(celery_settings(settings))
+    app.conf.update(celery_settings(settings) | signing.celery_settings(settings))
+    signing.set_up(app, settings)
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
     app.steps["consumer"].add(TakingStep)

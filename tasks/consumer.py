@@ -14,6 +14,7 @@ from kombu.transport import redis as kombu_redis
 
 from pipeline.names import DropReason
 from tasks.dropped import WHAT_CHARS_MAX, note_dropped
+from tasks.signing import reason_of
 
 _logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class SluiceConsumer(Consumer):
             except Exception as error:
                 if _is_of_the_broker(error, self):
                     raise
-                return self._drop(message, DropReason.MALFORMED, repr(error))
+                return self._drop(message, reason_of(error, self.app.sluice_settings), repr(error))
 
         return on_message
 
@@ -114,8 +115,8 @@ class SluiceConsumer(Consumer):
         self._drop(message, DropReason.MALFORMED, repr(exc))
 
     def on_decode_error(self, message: Any, exc: Any) -> None:
-        """Drop a message with an unreadable body."""
-        self._drop(message, DropReason.MALFORMED, repr(exc))
+        """Drop a message with an unreadable body, or without a valid signature; also a remote command."""
+        self._drop(message, reason_of(exc, self.app.sluice_settings), repr(exc))
 
     def _drop(self, message: Any, reason: DropReason, what: str) -> None:
         note_dropped(reason, what)

@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS_MAX: Final = 3.0  # for which the worker's event loop waits for a command, or for several at once
 _MADE_UP_FACTOR: Final = 10.0  # one second of the loop's other work allows so many more seconds of waiting
-_TICKET_SECONDS: Final = 60.0
+_TICKET_SECONDS: Final = 150.0  # longer than a signed command could be repeated (tasks/signing.py)
 _REPLAY_LIMIT: Final = 1000
 _DRY_RUN: Final = "dry_run"  # also as --dry-run
 

@@ -12,6 +12,7 @@ import click
 from celery.app.control import Control
 
 from pipeline.keys import digest_of, make_key
+from tasks.signing import SluiceMailbox, stamped
 
 OURS: Final = frozenset(
     {
@@ -56,11 +57,14 @@ class SluiceControl(Control):
     there are several control workers, the one that gets the ticket acts.
     """
 
+    Mailbox = SluiceMailbox
+
     def broadcast(self, command: str, arguments: Any = None, *args: Any, **options: Any) -> Any:
         """Like Celery's; for our commands it raises click.ClickException if no worker acted, or the action failed."""
+        arguments = stamped(arguments, self.app.sluice_settings)
         if command not in OURS:
             return super().broadcast(command, arguments, *args, **options)
-        asked = {**(arguments or {}), "by": user_at_host(), "ticket": uuid.uuid4().hex}
+        asked = {**arguments, "by": user_at_host(), "ticket": uuid.uuid4().hex}
         key = ""
         if command == KEYS_CREATE:  # the key is made here, and no other process sees it
             key, key_id = make_key()

@@ -1,0 +1,135 @@
+"""Signed messages on real workers: what is signed works, and what others send is refused, counted and logged."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from integration.test_flower import USER, Flower
+
+from pipeline.settings import Settings
+from stack.config import environ_with
+from stack.servers import Server, free_port
+from support.database import ask
+from support.processes import ROOT, Program, System
+from support.traffic import event, wait_until
+from tasks import signing
+
+EVENTS = 100
+CHANNEL = "/0.celery.pidbox"
+
+
+def with_key(settings: Settings, folder: Path, name: str) -> Settings:
+    key, certificate = signing.create(name, folder)
+    return replace(
+        settings,
+        signing_key_file=str(key),
+        signing_cert_file=str(certificate),
+        signing_cert_folder=str(certificate.parent),
+    )
+
+
+def control(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "tasks.app", *words], env=environ_with(settings), cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+
+
+class Broker:
+    """The broker, as somebody who may do everything there, and has no key."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.prefix = settings.key_prefix
+        self.client: Any = redis.Redis.from_url(settings.redis_url, decode_responses=True)
+        self.app = Celery("eve", broker=settings.redis_url)
+        self.app.conf.broker_transport_options = {"global_keyprefix": self.prefix}
+
+    def dropped(self, reason: str) -> int:
+        return int(float(self.client.hget(f"{self.prefix}counters", f"dropped:{reason}") or 0))
+
+
+@pytest.mark.timeout(600)  # a whole system, and commands
+def test_only_those_with_a_key_can_give_work_and_commands(
+    settings: Settings, own_control_redis: Server, tmp_path: Path
+) -> None:
+    # Given a system whose workers, Beat and operator have keys
+    keys, settings = tmp_path / "keys", replace(settings, redis_url=own_control_redis.url, ingest_port=free_port())
+    workers, operator = with_key(settings, keys, "workers"), with_key(settings, keys, "ann")
+    system = System(workers, tmp_path)
+    flower = None
+    broker = Broker(settings)
+    try:
+        system.start()
+        flower = Flower(operator, tmp_path, FLOWER_BASIC_AUTH=USER)
+        # Then it stores events: hints and ticks are signed
+        body = json.dumps([event(number, run="signed") for number in range(EVENTS)]).encode()
+        request = urllib.request.Request(f"{system.url}/api/logs", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert answer.status == 202
+        count = "SELECT count(*) FROM log_events"
+        system.wait(lambda: ask(settings.database_url, count) == [(EVENTS,)], "all are stored")
+        # And the operator's commands are carried out, Celery's own and ours, and Flower's
+        with broker.client.pubsub() as listening:
+            listening.subscribe(broker.prefix + CHANNEL)
+            assert "Consumption is paused" in control(operator, "control", "pause_consumption", "test").stdout
+            recorded = _commands(listening)
+        assert "Lifted by" in control(operator, "control", "resume_consumption").stdout
+        assert control(operator, "inspect", "ping").stdout.count("pong") == 2
+        wait_until(lambda: len(flower.workers()) == 2, "Flower sees both workers", seconds_max=60)
+        assert (broker.dropped("unsigned"), broker.dropped("repeated")) == (0, 0)
+        # When somebody without a key sends tasks and commands
+        for queue in ("batches", "control"):
+            broker.app.send_task("sluice.regulate", queue=queue)
+        broker.app.control.broadcast("pause_consumption", {"ticket": "1" * 32, "by": "eve"})
+        broker.app.control.broadcast("shutdown")
+        # Then they are counted as unsigned by each that gets them, logged, and not carried out
+        system.wait(lambda: broker.dropped("unsigned") == 6, "they are counted")
+        for worker in (system.batches, system.control):
+            assert "threw away a message of the queue (unsigned)" in worker.log()
+        # And a command by a key that is not trusted is not either
+        stranger = with_key(settings, tmp_path / "others", "eve")
+        refused = control(stranger, "control", "pause_consumption")
+        assert refused.returncode != 0
+        assert "no control worker answered" in refused.stderr
+        system.wait(lambda: broker.dropped("unsigned") == 8, "it is counted")
+        # And a command that was recorded is not carried out again
+        for message in recorded:
+            broker.client.publish(broker.prefix + CHANNEL, message)
+        system.wait(lambda: broker.dropped("repeated") == 2 * len(recorded), "they are counted")
+        # And signed messages still work
+        assert system.health()["consumption"] == "running"
+        assert control(operator, "inspect", "ping").stdout.count("pong") == 2
+        lines = control(replace(settings, signing_key_file=""), "control", "pause_consumption")
+        assert lines.returncode != 0
+        assert system.health()["consumption"] == "running"
+    finally:
+        if flower is not None:
+            flower.stop()
+        system.stop()
+
+
+def _commands(listening: Any) -> list[str]:
+    """The commands that were published."""
+    found = []
+    while (message := listening.get_message(timeout=1.0)) is not None:
+        if message["type"] == "message":
+            found.append(message["data"])
+    assert found
+    return found
+
+
+def test_a_worker_without_the_key_of_its_certificate_does_not_start(settings: Settings, tmp_path: Path) -> None:
+    one, other = with_key(settings, tmp_path, "a"), with_key(settings, tmp_path, "b")
+    words = ["celery", "-A", "tasks.app", "worker", "-Q", "control", "-n", "c@h", "--concurrency", "1"]
+    wrong = replace(one, signing_key_file=other.signing_key_file)
+    program = Program("wrong", words, wrong, tmp_path).start()
+    wait_until(lambda: not program.is_running, "it ends", seconds_max=30)
+    assert program.stop() == 1
+    assert program.log().strip() == "celery: SIGNING_KEY_FILE is not the key of SIGNING_CERT_FILE"

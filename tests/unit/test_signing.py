@@ -1,0 +1,149 @@
+"""Keys for signed messages, what is refused about them by name, and commands that are sent again."""
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kombu.exceptions import ContentDisallowed, DecodeError
+
+from pipeline.errors import SettingsError
+from pipeline.names import DropReason
+from pipeline.settings import Settings
+from tasks import signing
+from tasks.signing import COMMAND_SECONDS_MAX, SENT, Freshness
+
+
+class App:
+    """An application whose set-up is only counted: Celery's changes the whole process."""
+
+    def __init__(self) -> None:
+        self.set_up = 0
+
+    def setup_security(self) -> None:
+        self.set_up += 1
+
+
+def signed(folder: Path, name: str = "worker") -> Settings:
+    key, certificate = signing.create(name, folder)
+    return Settings(
+        signing_key_file=str(key), signing_cert_file=str(certificate), signing_cert_folder=str(certificate.parent)
+    )
+
+
+def refused(settings: Settings) -> str:
+    with pytest.raises(SettingsError) as caught:
+        signing.set_up(App(), settings)
+    return str(caught.value)
+
+
+def test_keys_are_made_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert signing.main(["create", "ann", str(tmp_path)]) == 0
+    lines = dict(line.split("=") for line in capsys.readouterr().out.splitlines())
+    key = Path(lines["SIGNING_KEY_FILE"])
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert "PRIVATE" not in Path(lines["SIGNING_CERT_FILE"]).read_text()
+    settings = Settings.from_environ(lines)
+    app = App()
+    signing.set_up(app, settings)
+    assert app.set_up == 1
+    # A key is never replaced
+    assert signing.main(["create", "ann", str(tmp_path)]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert signing.main(["list", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("ann.crt: expires in 3649 days, ann ")
+    for wrong in (["create", "../x", str(tmp_path)], ["create", "x", str(tmp_path), "--days", "0"]):
+        with pytest.raises(SystemExit):
+            signing.main(wrong)
+
+
+def test_without_the_settings_nothing_is_signed() -> None:
+    app = App()
+    signing.set_up(app, Settings())
+    assert (app.set_up, signing.celery_settings(Settings())) == (0, {})
+    assert signing.stamped(None, Settings()) == {}
+    assert signing.stamped({"a": 1}, Settings()) == {"a": 1}
+
+
+def test_some_of_the_settings_are_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match="SIGNING_CERT_FILE and SIGNING_CERT_FOLDER is missing"):
+        Settings(signing_key_file="a.key")
+
+
+def test_files_that_can_not_be_used_are_refused_by_name(tmp_path: Path) -> None:
+    settings, other = signed(tmp_path), signed(tmp_path / "other", "other")
+    assert "SIGNING_KEY_FILE" in refused(replace(settings, signing_key_file="/nowhere"))
+    assert "SIGNING_CERT_FOLDER" in refused(replace(settings, signing_cert_folder="/nowhere"))
+    assert "not the key of" in refused(replace(settings, signing_key_file=other.signing_key_file))
+    assert "not in SIGNING_CERT_FOLDER" in refused(
+        replace(settings, signing_cert_file=other.signing_cert_file, signing_key_file=other.signing_key_file)
+    )
+    assert "Invalid certificate" in refused(replace(settings, signing_cert_file=settings.signing_key_file))
+    (tmp_path / "trusted" / "notes.txt").write_text("who is who")
+    assert "messages can't be signed: Invalid certificate" in refused(settings)
+
+
+def test_what_is_not_signed_is_called_so() -> None:
+    on = Settings(signing_key_file="k", signing_cert_file="c", signing_cert_folder="f")
+    for error in (ContentDisallowed("json"), DecodeError("Bad signature")):
+        assert signing.reason_of(error, on) is DropReason.UNSIGNED
+        assert signing.reason_of(error, Settings()) is DropReason.MALFORMED
+    assert signing.reason_of(KeyError("task"), on) is DropReason.MALFORMED
+
+
+# --- Commands that are sent again -----------------------------------------------------------------------------------
+
+
+class Hands:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.wall, self.mono = 1000.0, 0.0
+
+    def now(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.mono
+
+    def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+
+def test_a_command_is_carried_out_once_and_not_late() -> None:
+    clock = Hands()
+    freshness = Freshness(clock)
+    sent = {"at": 1000.0, "id": "one"}
+    assert freshness.problem(sent) is None
+    assert freshness.problem(dict(sent)) == "it was carried out before"
+    assert freshness.problem({"at": 1000.0, "id": "two"}) is None
+    clock.wall = clock.mono = 1000.0 + COMMAND_SECONDS_MAX + 1
+    assert "it was sent 61 s ago" in str(freshness.problem({"at": 1000.0, "id": "three"}))
+    assert "sent -61 s ago" in str(freshness.problem({"at": clock.wall + 61, "id": "four"}))
+
+
+@pytest.mark.parametrize("sent", [None, {}, {"at": "x", "id": "1"}, {"at": 1.0}, 7, {"at": None, "id": "1"}])
+def test_a_command_without_its_time_is_refused(sent: Any) -> None:
+    assert Freshness(Hands()).problem(sent) == "it does not say when it was sent"
+
+
+def test_a_command_whose_time_is_no_number_of_this_world_is_refused() -> None:
+    assert Freshness(Hands()).problem({"at": float("nan"), "id": "1"}) is not None
+
+
+def test_what_was_seen_is_forgotten_when_it_is_too_old_anyway() -> None:
+    clock = Hands()
+    freshness = Freshness(clock)
+    for turn in range(1000):
+        clock.wall, clock.mono = 1000.0 + turn, float(turn)
+        assert freshness.problem({"at": clock.wall, "id": str(turn)}) is None
+    assert len(freshness._seen) <= 2 * COMMAND_SECONDS_MAX + 1
+
+
+def test_a_signed_command_says_when_it_was_sent() -> None:
+    on = Settings(signing_key_file="k", signing_cert_file="c", signing_cert_folder="f")
+    first, second = signing.stamped({"a": 1}, on), signing.stamped({"a": 1}, on)
+    assert first["a"] == 1
+    assert first[SENT]["id"] != second[SENT]["id"]
+    assert Freshness().problem(first[SENT]) is None
