@@ -12,7 +12,7 @@ import click
 from celery.app.control import Control
 
 from pipeline.keys import digest_of, make_key
-from tasks.signing import SluiceMailbox, stamped
+from tasks.signing import SluiceMailbox, is_on, stamped
 
 OURS: Final = frozenset(
     {
@@ -86,7 +86,7 @@ class SluiceControl(Control):
         if not answers:
             raise click.ClickException(
                 f"no control worker answered within {changed['timeout']:.0f} s: does one run "
-                "(celery -A tasks.app worker -Q control), and on this broker?"
+                f"(celery -A tasks.app worker -Q control), and on this broker?{self._about_signing()}"
             )
         [(_, content)] = answers[0].items()
         if isinstance(content, dict) and "error" in content:
@@ -96,6 +96,12 @@ class SluiceControl(Control):
         if tell is not None:
             tell(answers[0])
         return answers
+
+    def _about_signing(self) -> str:
+        """What else may be the reason that no worker answers."""
+        if is_on(self.app.sluice_settings):
+            return " Or it does not trust the certificate of this shell (SIGNING_CERT_FILE)."
+        return " Where messages are signed, this shell needs the SIGNING_… settings too."
 
 
 def user_at_host() -> str:
