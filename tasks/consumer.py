@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 
 from pipeline.names import DropReason
 from tasks.dropped import WHAT_CHARS_MAX, note_dropped
-from tasks.signing import reason_of
+from tasks.signing import reason_of, settings_of
 
 _logger = logging.getLogger(__name__)
 
@@ -40,12 +41,30 @@ def messages_taken() -> int:
     return _taken[0]
 
 
-class SluiceChannel(kombu_redis.Channel):
-    """Kombu's channel. It drops queue entries that are no messages: each would end the kombu worker that reads it.
+class SluiceMessage(virtual.Message):
+    """A message whose content type its consumer must accept.
 
-    Kombu has no hook to check an entry before it is read. When the error is raised, the entry is no longer in the
-    queue.
+    Kombu itself trusts two content types everywhere, and returns a body that is empty or no text as it is: so a message
+    without a signature would pass where only signed ones are accepted.
     """
+
+    def _decode(self) -> Any:
+        content_type = self.content_type or "application/data"  # as kombu does
+        if self.accept is not None and content_type not in self.accept:
+            raise ContentDisallowed(f"content of type {str(content_type)[:WHAT_CHARS_MAX]!r} is not accepted")
+        if not self.body or not isinstance(self.body, str | bytes):
+            raise DecodeError("its body is empty, or is no text")
+        return super()._decode()
+
+
+class SluiceChannel(kombu_redis.Channel):
+    """Kombu's channel, with the messages above.
+
+    It drops queue entries that are no messages: each would end the kombu worker that reads it. Kombu has no hook to
+    check an entry before it is read. When the error is raised, the entry is no longer in the queue.
+    """
+
+    Message = SluiceMessage
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
@@ -98,7 +117,7 @@ class SluiceConsumer(Consumer):
             except Exception as error:
                 if _is_of_the_broker(error, self):
                     raise
-                return self._drop(message, reason_of(error, self.app.sluice_settings), repr(error))
+                return self._drop(message, reason_of(error, settings_of(self.app)), repr(error))
 
         return on_message
 
@@ -116,7 +135,7 @@ class SluiceConsumer(Consumer):
 
     def on_decode_error(self, message: Any, exc: Any) -> None:
         """Drop a message with an unreadable body, or without a valid signature; also a remote command."""
-        self._drop(message, reason_of(exc, self.app.sluice_settings), repr(exc))
+        self._drop(message, reason_of(exc, settings_of(self.app)), repr(exc))
 
     def _drop(self, message: Any, reason: DropReason, what: str) -> None:
         note_dropped(reason, what)

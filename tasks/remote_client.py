@@ -12,7 +12,7 @@ import click
 from celery.app.control import Control
 
 from pipeline.keys import digest_of, make_key
-from tasks.signing import SluiceMailbox, is_on, stamped
+from tasks.signing import SluiceMailbox, is_on, settings_of, stamped
 
 OURS: Final = frozenset(
     {
@@ -61,7 +61,7 @@ class SluiceControl(Control):
 
     def broadcast(self, command: str, arguments: Any = None, *args: Any, **options: Any) -> Any:
         """Like Celery's; for our commands it raises click.ClickException if no worker acted, or the action failed."""
-        arguments = stamped(arguments, self.app.sluice_settings)
+        arguments = stamped(arguments, settings_of(self.app))
         if command not in OURS:
             return super().broadcast(command, arguments, *args, **options)
         asked = {**arguments, "by": user_at_host(), "ticket": uuid.uuid4().hex}
@@ -99,7 +99,7 @@ class SluiceControl(Control):
 
     def _about_signing(self) -> str:
         """What else may be the reason that no worker answers."""
-        if is_on(self.app.sluice_settings):
+        if is_on(settings_of(self.app)):
             return " Or it does not trust the certificate of this shell (SIGNING_CERT_FILE)."
         return " Where messages are signed, this shell needs the SIGNING_… settings too."
 

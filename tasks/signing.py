@@ -12,7 +12,7 @@ import sys
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from celery.exceptions import ImproperlyConfigured, SecurityError
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -23,9 +23,6 @@ from pipeline.errors import SettingsError
 from pipeline.names import DropReason
 from pipeline.settings import Settings
 from tasks.dropped import note_dropped
-
-if TYPE_CHECKING:
-    from celery.security.certificate import Certificate
 
 SERIALIZER: Final = "auth"  # Celery's name
 SENT: Final = "sent"  # argument of every signed remote command: when it was sent, and a number that no other has
@@ -40,6 +37,12 @@ _NAME_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUV
 def is_on(settings: Settings) -> bool:
     """Whether messages are signed."""
     return bool(settings.signing_key_file)
+
+
+def settings_of(app: Any) -> Settings:
+    """The settings of an application of Sluice."""
+    settings: Settings = app.sluice_settings
+    return settings
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def set_up(app: Any, settings: Settings) -> None:
         from celery.security.key import PrivateKey  # noqa: PLC0415
 
         own = Certificate(_text("SIGNING_CERT_FILE", settings.signing_cert_file))
-        key = PrivateKey(_text("SIGNING_KEY_FILE", settings.signing_key_file))
+        key: Any = PrivateKey(_text("SIGNING_KEY_FILE", settings.signing_key_file))
         if not Path(settings.signing_cert_folder).is_dir():
             raise SettingsError(f"SIGNING_CERT_FOLDER={settings.signing_cert_folder!r} is no folder")
         trusted = FSCertStore(settings.signing_cert_folder)
@@ -82,7 +85,7 @@ def set_up(app: Any, settings: Settings) -> None:
         sys.stderr.write(f"celery: the certificate SIGNING_CERT_FILE expires in {left} days\n")
 
 
-def days_left(certificate: "Certificate") -> int:
+def days_left(certificate: Any) -> int:
     """Days until a certificate expires."""
     end: datetime.datetime = certificate._cert.not_valid_after_utc
     return (end - _now()).days
@@ -146,11 +149,16 @@ class SluiceNode(Node):
         super().__init__(*args, **options)
         self._freshness = Freshness()
 
+    @property
+    def _app(self) -> Any:
+        state: Any = self.state
+        return state.app
+
     def handle(self, method: str, arguments: dict[str, Any] | None = None) -> Any:
         """Carry out a command."""
         arguments = dict(arguments or {})
         sent = arguments.pop(SENT, None)
-        problem = self._freshness.problem(sent) if is_on(self.state.app.sluice_settings) else None
+        problem = self._freshness.problem(sent) if is_on(settings_of(self._app)) else None
         if problem is not None:
             note_dropped(DropReason.REPEATED, f"the remote command {method}: {problem}")
             return {"error": f"refused: {problem}"}

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import urllib.request
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import redis
 from celery import Celery
 from integration.test_flower import USER, Flower
 
+from pipeline.clock import SystemClock
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import Server, free_port
@@ -40,6 +42,47 @@ def control(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str
         [sys.executable, "-m", "celery", "-A", "tasks.app", *words], env=environ_with(settings), cwd=ROOT,
         capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
+
+
+# Of a message's body, its content type and encoding.
+PRETENDED = [
+    ("as it is", "application/text", "binary"),
+    ("as it is", "application/data", "binary"),
+    ("as it is", None, "binary"),
+    ("as it is", "application/json", "binary"),
+    ("JSON", "application/text", "utf-8"),
+    ("JSON", "application/json", "utf-8"),
+    ("JSON", "application/data", "utf-8"),
+    ("empty", "application/data", "utf-8"),
+]
+
+
+def _pretended(kind: str, content_type: str | None, encoding: str) -> tuple[str, str]:
+    """A task and a remote command that are not signed, as they are in Redis."""
+    sent = {"at": SystemClock().now(), "id": uuid.uuid4().hex}
+    pause = {"ticket": uuid.uuid4().hex, "by": "eve", signing.SENT: sent}
+    command = {"method": "pause_consumption", "arguments": pause, "destination": None}
+    bodies: list[Any] = [[[], {}, {}], command]
+    if kind == "empty":
+        bodies = ["", {}]
+    headers = {"task": "sluice.regulate", "id": uuid.uuid4().hex, "lang": "py", "argsrepr": "", "kwargsrepr": ""}
+    return tuple(  # type: ignore[return-value]
+        json.dumps(
+            {
+                "body": json.dumps(body) if kind == "JSON" else body,
+                "content-type": content_type,
+                "content-encoding": encoding,
+                "headers": headers if number == 0 else {"clock": 1, "expires": 0},
+                "properties": {
+                    "delivery_mode": 1,
+                    "delivery_tag": uuid.uuid4().hex,
+                    "delivery_info": {"exchange": "", "routing_key": "control"},
+                    "priority": 0,
+                },
+            }
+        )
+        for number, body in enumerate(bodies)
+    )
 
 
 class Broker:
@@ -93,12 +136,20 @@ def test_only_those_with_a_key_can_give_work_and_commands(
         system.wait(lambda: broker.dropped("unsigned") == 6, "they are counted")
         for worker in (system.batches, system.control):
             assert "threw away a message of the queue (unsigned)" in worker.log()
+        # And so is what pretends to need no decoding: kombu takes some types and bodies as they are
+        for number, (kind, content_type, encoding) in enumerate(PRETENDED):
+            task, command = _pretended(kind, content_type, encoding)
+            broker.client.lpush(f"{broker.prefix}control", task)
+            broker.client.publish(broker.prefix + CHANNEL, command)
+            expected = 6 + 3 * (number + 1)
+            system.wait(lambda expected=expected: broker.dropped("unsigned") == expected, f"{number}")  # type: ignore[misc]
+        assert system.health()["consumption"] == "running"
         # And a command by a key that is not trusted is not either
         stranger = with_key(settings, tmp_path / "others", "eve")
         refused = control(stranger, "control", "pause_consumption")
         assert refused.returncode != 0
         assert "no control worker answered" in refused.stderr
-        system.wait(lambda: broker.dropped("unsigned") == 8, "it is counted")
+        system.wait(lambda: broker.dropped("unsigned") == 8 + 3 * len(PRETENDED), "it is counted")
         # And a command that was recorded is not carried out again
         for message in recorded:
             broker.client.publish(broker.prefix + CHANNEL, message)
