@@ -84,11 +84,13 @@ def _check_rates(
 def _check_lags(seen: Seen, windows: Windows, rules: PolicyRules, bad: defaultdict[str, list[str]]) -> None:
     """The published lag is near what the log and PostgreSQL said at the time."""
     times = [one.at for one in seen.lags]
-    last_version, looked_at = None, None
+    last_version, last_published, looked_at = None, None, None
     for one in seen.control:
         since, looked_at = one.at if looked_at is None else looked_at, one.at
-        if one.version == last_version:
+        # A change of the breaker has a version of its own, with the lag that was published before it.
+        if one.published_at == last_published:
             continue
+        last_published = one.published_at
         # A control server that came back older publishes an earlier lag once more, until the next tick.
         is_earlier = last_version is not None and one.version < last_version
         last_version = one.version

@@ -88,6 +88,21 @@ def test_a_control_server_that_came_back_publishes_an_earlier_lag_once_more() ->
     assert said(Seen(again, lags(lag=50)), [], back) == ["where the published lag was too high"]
 
 
+def test_a_breaker_that_changes_the_version_publishes_no_lag() -> None:
+    # Given a lag that grows after the last publication, and a breaker that opens 4 s later
+    grown = [one if one.at < 1011 else later for one, later in zip(lags(), lags(lag=5000), strict=True)]
+    samples = [
+        one if one.at < 1011 else replace(one, version=11 if one.at < 1015 else 12, published_at=10.0, breaker=state)
+        for one in control()
+        if (state := "closed" if one.at < 1015 else "open") and one.at < 1018
+    ]
+    closed = [replace(one, rate=100.0) if one.breaker == "open" else one for one in samples]
+    assert said(Seen(closed, grown)) == []
+    # But a controller that publishes then must say the lag of then
+    spoken = [replace(one, published_at=15.0) if one.breaker == "open" else one for one in closed]
+    assert said(Seen(spoken, grown)) == ["where the published lag was too low"]
+
+
 def test_a_log_that_begins_behind_what_is_stored_was_trimmed_too_far() -> None:
     seen = Seen(lags=[LagSample(1000.0, {0: PartitionSample(7, 9, 6, is_fresh=True)})])
     assert said(seen) == ["where the log began behind what was stored"]
