@@ -103,6 +103,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "worker_max_tasks_per_child": None,
         "worker_hijack_root_logger": True,
         "worker_consumer": "tasks.consumer:SluiceConsumer",
+        "worker_pool": "tasks.pool:TaskPool",
         "beat_scheduler": "tasks.ticking:TickScheduler",
         "task_default_queue": Queue.CONTROL.value,
         # Each queue has its own exchange: on the default one, both would be bound to the same routing key.

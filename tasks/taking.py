@@ -43,21 +43,21 @@ class Remedy(StrEnum):
 class Taking:
     """Decides whether a worker takes nothing although it could. Pure; times are monotonic seconds.
 
-    It takes nothing if messages waited at each check and none was taken. The limit is `seconds_max` with a free slot in
-    the pool. Without a free slot it is the longest task plus `seconds_max`: a slot that no task releases by then is
-    lost. The first remedy is to reconnect. If no task has started since then, the second is to end. Messages alone
-    prove nothing, since a new connection empties lost slots, and fills them again.
+    It takes nothing if messages waited at each check and none was taken. The limit is `seconds_max` while it is able to
+    take one: it has a connection, and a free slot in the pool. Otherwise it is the longest task plus `seconds_max`: a
+    slot that no task releases by then is lost. The first remedy is to reconnect. If no task has started since then, the
+    second is to end. Messages alone prove nothing, since a new connection empties lost slots, and fills them again.
     """
 
     def __init__(self, queue: Queue, *, seconds_max: float, task_seconds_max: float, shown_seconds: float) -> None:
         self.failures = 0  # remedies that were needed since the process started
         self._queue = queue
         self._seconds_max = seconds_max
-        self._full_seconds_max = task_seconds_max + seconds_max
+        self._unable_seconds_max = task_seconds_max + seconds_max
         self._shown_seconds = shown_seconds
         self._looked_at: float | None = None
         self._taken = 0  # messages, at the last check
-        self._free_seconds = 0.0  # for which it took nothing with a free slot
+        self._able_seconds = 0.0  # for which it took nothing though it was able to
         self._seconds = 0.0  # for which it took nothing at all
         self._is_tried = False  # whether it has reconnected since it last took a message
         self._begun_before: int | None = None  # tasks, when it last reconnected
@@ -67,9 +67,9 @@ class Taking:
     def skip(self, now: float) -> None:
         """Reset: no message may be taken, or their number is unknown. Earlier observations prove nothing then."""
         self._looked_at = now
-        self._free_seconds = self._seconds = 0.0
+        self._able_seconds = self._seconds = 0.0
 
-    def look(self, now: float, *, waiting: int, taken: int, begun: int, is_full: bool) -> Remedy | None:
+    def look(self, now: float, *, waiting: int, taken: int, begun: int, is_able: bool) -> Remedy | None:
         """Record one check; returns the remedy, or None.
 
         `taken` counts the messages taken, and `begun` the tasks that the pool has started, since the process started.
@@ -81,8 +81,8 @@ class Taking:
             return None
         self._looked_at = now
         self._seconds += step
-        self._free_seconds = 0.0 if is_full else self._free_seconds + step
-        if self._free_seconds < self._seconds_max and self._seconds < self._full_seconds_max:
+        self._able_seconds = self._able_seconds + step if is_able else 0.0
+        if self._able_seconds < self._seconds_max and self._seconds < self._unable_seconds_max:
             return None
         remedy = Remedy.END if begun == self._begun_before else Remedy.CONNECT
         self._begun_before = begun
@@ -92,7 +92,7 @@ class Taking:
         )
         self._found_at, self._is_tried = now, True
         self.failures += 1
-        self._free_seconds = self._seconds = 0.0
+        self._able_seconds = self._seconds = 0.0
         return remedy
 
     @property
@@ -150,6 +150,8 @@ class QueueWatch:
         if waiting is None or worker.blueprint.state != RUN:  # a worker that ends takes no more messages
             self.taking.skip(self._clock.monotonic())
             return
+        # While it connects its loop stands still, and Celery waits up to five seconds between two attempts.
+        is_connecting = self._consumer.connection is None
         # A loop that hangs does not receive the ends of tasks: its pool looks full.
         is_full = self._is_answered and len(worker_state.reserved_requests) >= worker.pool.num_processes
         if self._is_answered:
@@ -157,8 +159,9 @@ class QueueWatch:
             self._consumer.hub.call_soon(self._answer)
         begun = worker_state.all_total_count[0]
         remedy = self.taking.look(
-            self._clock.monotonic(), waiting=waiting, taken=messages_taken(), begun=begun, is_full=is_full
-        )
+            self._clock.monotonic(), waiting=waiting, taken=messages_taken(), begun=begun,
+            is_able=not (is_connecting or is_full),
+        )  # fmt: skip
         if remedy is None:
             return
         _logger.error("%s", self.taking.words, extra={"action": "takes_nothing", "queue": self._queue.value})

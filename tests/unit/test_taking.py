@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.bootsteps import RUN  # type: ignore[attr-defined]  # celery-types leaves it out
 
 from pipeline.clock import ManualClock
 from pipeline.loops import Loops
@@ -27,14 +28,14 @@ class Looks:
     def __init__(self, taking: Taking) -> None:
         self.now = 1000.0
         self._taking = taking
-        taking.look(self.now, waiting=0, taken=0, begun=0, is_full=False)
+        taking.look(self.now, waiting=0, taken=0, begun=0, is_able=True)
 
     def until_remedy(self, *, seconds_max: float = 200.0, **seen: Any) -> tuple[Remedy | None, float]:
         """Look again and again, for so long at most; what is to be done, and after how long."""
         began = self.now
         while self.now - began < seconds_max:
             self.now += LOOK_SECONDS
-            remedy = self._taking.look(self.now, **({"waiting": 3, "taken": 0, "begun": 0, "is_full": False} | seen))
+            remedy = self._taking.look(self.now, **({"waiting": 3, "taken": 0, "begun": 0, "is_able": True} | seen))
             if remedy is not None:
                 return remedy, self.now - began
         return None, self.now - began
@@ -58,12 +59,12 @@ def test_it_is_shown_for_a_while_after_it_was_set_right_and_the_next_time_begins
     taking: Taking, looks: Looks
 ) -> None:
     looks.until_remedy()
-    taking.look(looks.now, waiting=3, taken=1, begun=1, is_full=False)
+    taking.look(looks.now, waiting=3, taken=1, begun=1, is_able=True)
     assert taking.problem(looks.now + 14.0) is not None
     assert taking.problem(looks.now + 16.0) is None
     assert looks.until_remedy(taken=1, begun=1) == (Remedy.CONNECT, LIMIT)
     # Another worker has taken it all, and this one has still begun nothing
-    taking.look(looks.now, waiting=0, taken=1, begun=1, is_full=False)
+    taking.look(looks.now, waiting=0, taken=1, begun=1, is_able=True)
     assert looks.until_remedy(taken=1, begun=1) == (Remedy.END, LIMIT)
 
 
@@ -71,28 +72,28 @@ def test_messages_that_it_takes_into_lost_places_are_no_sign_that_connecting_has
     taking: Taking, looks: Looks
 ) -> None:
     # Given a pool that begins nothing; a new connection empties its places, and they fill again
-    assert looks.until_remedy(is_full=True) == (Remedy.CONNECT, TASK + LIMIT)
-    taking.look(looks.now, waiting=3, taken=2, begun=0, is_full=False)
-    assert looks.until_remedy(taken=2, is_full=True) == (Remedy.END, TASK + LIMIT)
+    assert looks.until_remedy(is_able=False) == (Remedy.CONNECT, TASK + LIMIT)
+    taking.look(looks.now, waiting=3, taken=2, begun=0, is_able=True)
+    assert looks.until_remedy(taken=2, is_able=False) == (Remedy.END, TASK + LIMIT)
     # A task that has begun is one
-    taking.look(looks.now, waiting=3, taken=3, begun=1, is_full=False)
-    assert looks.until_remedy(taken=3, begun=1, is_full=True) == (Remedy.CONNECT, TASK + LIMIT)
+    taking.look(looks.now, waiting=3, taken=3, begun=1, is_able=True)
+    assert looks.until_remedy(taken=3, begun=1, is_able=False) == (Remedy.CONNECT, TASK + LIMIT)
 
 
 def test_a_full_pool_is_excused_for_as_long_as_a_task_may_run(looks: Looks) -> None:
-    assert looks.until_remedy(is_full=True, seconds_max=TASK) == (None, TASK)
+    assert looks.until_remedy(is_able=False, seconds_max=TASK) == (None, TASK)
     # The moment in which a place is free, before its message is taken
     assert looks.until_remedy(seconds_max=LOOK_SECONDS) == (None, LOOK_SECONDS)
     assert looks.until_remedy(taken=1, seconds_max=LOOK_SECONDS)[0] is None
     # Places that no task gives back are lost
-    assert looks.until_remedy(taken=1, is_full=True) == (Remedy.CONNECT, TASK + LIMIT)
+    assert looks.until_remedy(taken=1, is_able=False) == (Remedy.CONNECT, TASK + LIMIT)
 
 
 @pytest.mark.parametrize(
     "innocent",
     [
-        lambda taking, now: taking.look(now, waiting=0, taken=0, begun=0, is_full=False),
-        lambda taking, now: taking.look(now, waiting=3, taken=taking._taken + 1, begun=0, is_full=False),
+        lambda taking, now: taking.look(now, waiting=0, taken=0, begun=0, is_able=True),
+        lambda taking, now: taking.look(now, waiting=3, taken=taking._taken + 1, begun=0, is_able=True),
         lambda taking, now: taking.skip(now),  # paused, ending, or the broker is away
     ],
     ids=["nothing waits", "something is taken", "nobody may"],
@@ -132,3 +133,36 @@ def test_the_queue_watch_knows_of_pauses_what_the_consumer_was_told() -> None:
     # And a worker for `control` has none, and is never paused
     app.sluice_pause_follower = None
     assert watch._may_take()
+
+
+def test_a_worker_that_still_connects_gets_the_whole_limit_from_its_connection_on() -> None:
+    # Given a worker whose broker is back, and which waits for its next attempt to connect: its event loop stands still
+    settings = Settings()
+    clock = ManualClock()
+    app = SimpleNamespace(sluice_settings=settings, sluice_loops=Loops(clock), sluice_pause_follower=None)
+    asked: list[Any] = []
+    consumer = SimpleNamespace(
+        app=app,
+        pool=SimpleNamespace(num_processes=4),
+        controller=SimpleNamespace(blueprint=SimpleNamespace(state=RUN), pool=SimpleNamespace(num_processes=4)),
+        hub=SimpleNamespace(call_soon=lambda callback, *_: asked.append(callback)),
+        connection=None,
+    )
+    watch = QueueWatch(consumer, Queue.BATCHES)
+    watch._clock, watch._queues = clock, SimpleNamespace(waiting=lambda queue: 18)  # type: ignore[assignment]
+
+    def seconds_until_remedy(seconds_max: float) -> float:
+        began = clock.monotonic()
+        while watch.taking.failures == 0 and clock.monotonic() - began < seconds_max:
+            clock.advance(LOOK_SECONDS)
+            watch._look()
+        return clock.monotonic() - began
+
+    limit = settings.queue_untaken_seconds_max
+    assert seconds_until_remedy(limit + 1) == limit + 1
+    consumer.connection = object()
+    assert seconds_until_remedy(2 * limit) == limit
+    # But a connection that never comes is a remedy's case too
+    watch.taking = Taking(Queue.BATCHES, seconds_max=LIMIT, task_seconds_max=TASK, shown_seconds=15.0)
+    consumer.connection = None
+    assert seconds_until_remedy(2 * TASK) == TASK + LIMIT + LOOK_SECONDS
