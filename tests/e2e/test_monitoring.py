@@ -27,10 +27,10 @@ from support.traffic import wait_until
 # Lists of labels, and texts outside of label matchers: no metrics.
 NO_METRIC = re.compile(r'(\{[^}]*\})|(?:by|on) \([^)]*\)|"[^"]*"')
 # Expressions without data in a healthy system that has not refused anything; what they select must have data.
-# Of RATE_POLICY=drain_time, RATE_POLICY_SHADOW, ADMISSION_SHARES or _LEVELS, INGEST_KEYS, OPERATOR_PASSWORD.
+# With RATE_POLICY=drain_time, _SHADOW, ADMISSION_SHARES or _LEVELS, INGEST_KEYS, OPERATOR_PASSWORD, RETENTION_DAYS.
 NOT_BY_DEFAULT = re.compile(
     "sluice_capacity_events_per_second|sluice_drain_seconds|sluice_shadow|sluice_share|sluice_ingest_level"
-    "|sluice_ingest_key|sluice_ingest_operator"
+    "|sluice_ingest_key|sluice_ingest_operator|sluice_retention"
 )
 EMPTY_WHEN_HEALTHY = re.compile(r"[<>]|== [01]\b|absent\(")
 

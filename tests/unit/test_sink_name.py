@@ -31,6 +31,8 @@ ABOUT_POSTGRESQL = (
     "PostgreSQL: they are restored from there",
     "the control worker and PostgreSQL: it restores them from there within a period",
     "PostgreSQL's clock is ",
+    "PostgreSQL's clock differs by ",
+    "facts about PostgreSQL",  # a key of the control store
     "PostgreSQL",  # the host whose clock differs
     "PostgreSQL has these changes now: %s",
     "PostgreSQL does not answer. Sluice stores this there once it is back; a Redis flush before that would undo it.",
