@@ -278,6 +278,7 @@ def test_the_key_is_made_by_the_sender_and_never_sent(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Control, "broadcast", broadcast)
     control = remote_client.SluiceControl.__new__(remote_client.SluiceControl)
+    control.app = SimpleNamespace(sluice_settings=Settings())  # type: ignore[assignment]
     control.broadcast("keys_create", {"words": ["shop"]}, callback=shown.append)
     [(command, arguments)] = sent
     [answer] = shown
