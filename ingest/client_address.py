@@ -17,12 +17,12 @@ HOPS_MAX: Final = 32  # of one field; a longer chain is a forged one
 _FORWARDED: Final = "forwarded"
 
 # RFC 7239, 4. A field that a client began with an open quote does not match as a whole. No part gives back what it has
-# matched (`+` after a quantifier), so the time grows with the length only.
+# matched (atomic groups), so the time grows with the length only.
 _WORD: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
+_QUOTED: Final = r'"(?>(?:[^"\\]|\\.)*)"'
 _PAIR: Final = rf"{_WORD}=(?:{_WORD}|{_QUOTED})"
-_ELEMENT: Final = rf"(?:{_PAIR})?+(?:[ \t]*+;[ \t]*+(?:{_PAIR})?+)*+"
-_FIELD: Final = re.compile(rf"[ \t]*+{_ELEMENT}(?:[ \t]*+,[ \t]*+{_ELEMENT})*+[ \t]*+")
+_ELEMENT: Final = rf"(?>(?:{_PAIR})?)(?>(?:[ \t]*+;[ \t]*+(?>(?:{_PAIR})?))*)"
+_FIELD: Final = re.compile(rf"[ \t]*+{_ELEMENT}(?>(?:[ \t]*+,[ \t]*+{_ELEMENT})*)[ \t]*+")
 _PIECE: Final = re.compile(rf"({_WORD})=({_WORD}|{_QUOTED})|,")
 _WITH_PORT: Final = re.compile(r"\[([^\]]*)\](?::[^:]*)?|([^:]+):[^:]*")
 

@@ -5,8 +5,10 @@ from typing import Final
 
 HEAD_BYTES_MAX: Final = 8192  # request line and headers
 
+# A group that repeats is in an atomic group, and not possessive itself: before Python 3.11.5, a possessive group keeps
+# what its last, incomplete repetition has matched (python/cpython#106052). Possessive character classes are right.
 TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-FIELD_LINES: Final = rb"((?:" + TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n"
+FIELD_LINES: Final = rb"((?>(?:" + TOKEN + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*))\r\n"
 _HOST: Final = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")  # RFC 3986: a name, an address, a port
 _LENGTH: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 

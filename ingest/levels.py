@@ -23,18 +23,19 @@ _LEVEL_OF_SEVERITY: Final = {
 _VALUES_KEPT: Final = 128  # clients send few different ones
 
 # The grammar of a dictionary in RFC 9651, section 3.2. No part of it can match in two ways, so matching is linear.
+# Groups that repeat are in atomic ones: see ingest/grammar.py.
 _KEY: Final = r"[a-z*][a-z0-9_\-.*]*+"
 _BARE: Final = (
     r"(?:-?[0-9]{1,12}\.[0-9]{1,3}+|-?[0-9]{1,15}+"  # a decimal, an integer
-    r'|"(?:[ !#-\[\]-~]|\\["\\])*+"'  # a string
+    r'|"(?>(?:[ !#-\[\]-~]|\\["\\])*)"'  # a string
     r"|[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*+"  # a token
     r"|:[A-Za-z0-9+/]*+={0,2}+:|\?[01]|@-?[0-9]{1,15}+"  # bytes, a boolean, a date
-    r'|%"(?:[ !#$&-~]|%[0-9a-f]{2})*+")'  # a display string
+    r'|%"(?>(?:[ !#$&-~]|%[0-9a-f]{2})*)")'  # a display string
 )
-_PARAMETERS: Final = rf"(?:; *+{_KEY}(?:={_BARE})?+)*+"
-_INNER_LIST: Final = rf"\( *+(?:{_BARE}{_PARAMETERS}(?: ++|(?=\))))*+\)"
-_MEMBER: Final = rf"(?P<key>{_KEY})(?:=(?P<value>{_BARE}|{_INNER_LIST}))?+{_PARAMETERS}"
-_NEXT_MEMBER: Final = re.compile(rf"{_MEMBER}(?P<comma>[ \t]*+,[ \t]*+)?+")
+_PARAMETERS: Final = rf"(?>(?:; *+{_KEY}(?>(?:={_BARE})?))*)"
+_INNER_LIST: Final = rf"\( *+(?>(?:{_BARE}{_PARAMETERS}(?: ++|(?=\))))*)\)"
+_MEMBER: Final = rf"(?P<key>{_KEY})(?>(?:=(?P<value>{_BARE}|{_INNER_LIST}))?){_PARAMETERS}"
+_NEXT_MEMBER: Final = re.compile(rf"{_MEMBER}(?P<comma>[ \t]*+,[ \t]*+)?")
 _URGENCY: Final = re.compile(r"[0-7]")
 
 

@@ -21,6 +21,7 @@ from pipeline.names import SinkName
 from pipeline.running import nothing_to_ask, with_running_system
 from pipeline.secrets import url_problem
 from pipeline.tls import TlsFiles
+from pipeline.urls import hosts_of, scheme_of
 
 _LIBPQ: Final = re.compile(r"PG[A-Z]+")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -888,7 +889,7 @@ class Settings:
     @property
     def log_scheme(self) -> str:
         """`redis` or `kafka`: the event log's kind, with TLS or without."""
-        scheme = urlsplit(self.event_log_url).scheme
+        scheme = scheme_of(self.event_log_url)
         return _WITHOUT_TLS.get(scheme, scheme)
 
     @property
@@ -904,7 +905,7 @@ class Settings:
     @property
     def kafka_tls(self) -> TlsFiles | None:
         """The files for TLS with Kafka; None: without TLS."""
-        if urlsplit(self.event_log_url).scheme != "kafka+ssl":
+        if scheme_of(self.event_log_url) != "kafka+ssl":
             return None
         return TlsFiles("KAFKA", self.kafka_ca_file, self.kafka_cert_file, self.kafka_key_file)
 
@@ -1253,5 +1254,5 @@ def _kafka_problems(settings: Settings) -> Iterator[str]:
 
 def _is_on_loopback(url: str) -> bool:
     """Whether all hosts of a URL are this machine."""
-    hosts = (urlsplit(f"//{host}").hostname or "" for host in urlsplit(url).netloc.split(","))
+    hosts = (urlsplit(f"//{host}").hostname or "" for host in hosts_of(url))
     return all(is_loopback(host) for host in hosts)

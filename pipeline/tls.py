@@ -9,6 +9,8 @@ _OTHER_HOST: Final = frozenset({62, 64})
 _NOT_YET_VALID, _EXPIRED = 9, 10
 # OpenSSL's reasons, as parts of their names. The other side sends no TLS, or a server that expects none hangs up:
 _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
+# The connection ended. Before Python 3.11.4, a hang-up in a handshake is called a proper end.
+_ENDED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 # The server wants a certificate of the client, or does not accept the one it got.
 _CLIENT_REFUSED: Final = (
     "CERTIFICATE_REQUIRED",
@@ -73,13 +75,13 @@ class TlsFiles:
             )
         if not in_handshake:
             return self._explain_end(error)
-        if isinstance(error, ssl.SSLEOFError) or any(part in reason for part in _NO_TLS):
+        if isinstance(error, _ENDED) or any(part in reason for part in _NO_TLS):
             return f"it does not speak TLS there ({_reason(error)}): use its port for TLS, or a URL without TLS"
         return f"TLS fails: {_reason(error)}"
 
     def _explain_end(self, error: ssl.SSLError) -> str | None:
         """A server that misses a certificate may close the connection before its reason was read."""
-        if self.certificate or not isinstance(error, ssl.SSLEOFError):
+        if self.certificate or not isinstance(error, _ENDED):
             return None
         return (
             "it closed the connection; if it always does, it wants a client's certificate: see "

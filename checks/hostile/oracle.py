@@ -68,7 +68,7 @@ def kind_of(data: bytes) -> str:
 _TOKEN: Final = re.compile(
     r"""[ \t\r\n]*(?:
     (?P<open>[\[{]) | (?P<close>[\]}]) | (?P<comma>,) | (?P<colon>:) |
-    (?P<text>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+") |
+    (?P<text>"(?>(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*)") |
     (?P<value>-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?|true|false|null) |
     (?P<end>\Z)
     )""",

@@ -133,7 +133,7 @@ def text_record(text: bytes) -> Fields:
 
 
 # A part of a run of blank lines: one step must not look at a whole body.
-_BLANK_LINES: Final = re.compile(rb"(?:[ \t\r\f\v]{0,256}+\n){1,4096}+")
+_BLANK_LINES: Final = re.compile(rb"(?>(?:[ \t\r\f\v]{0,256}+\n){1,4096})")
 
 
 def lines_of(body: bytes) -> Iterator[tuple[int, bytes]]:

@@ -39,7 +39,7 @@ PACKED_BYTES_MAX: Final = 1 << 20  # of msgpack
 LIST_KEY: Final = "logs"  # of pino-http-send and others: the object around an array
 _CLOUD_EVENT: Final = ("specversion", "id", "source", "type", "subject", "time", "traceparent")
 
-_FORM: Final = re.compile(rb"[\w.%+*-]++=[\w.%+*~-]*+(?:&[\w.%+*-]++=[\w.%+*~-]*+)*+")  # as clients encode it
+_FORM: Final = re.compile(rb"[\w.%+*-]++=[\w.%+*~-]*+(?>(?:&[\w.%+*-]++=[\w.%+*~-]*+)*)")  # as clients encode it
 _ARRAY: Final = re.compile(rb'\[|\{\s*"logs"\s*:\s*\[')
 
 

@@ -2,13 +2,13 @@
 
 import hashlib
 from typing import Final
-from urllib.parse import urlsplit
 
 from pipeline.clock import Clock
 from pipeline.errors import LogUnavailableError, SettingsError
 from pipeline.log.kafka_wire import END, KafkaWire, TopicFacts
 from pipeline.ports.log import MissingReplicas, SetUpFault
 from pipeline.settings import Settings
+from pipeline.urls import hosts_of
 
 DEFAULT_PORT: Final = 9092
 TOPIC_SECONDS_MAX: Final = 10.0  # limit until a new topic has leaders
@@ -34,7 +34,7 @@ def replication_configs(settings: Settings) -> dict[str, str]:
 def parse_bootstrap(url: str) -> list[tuple[str, int]]:
     """Brokers of kafka://host:port,host:port or kafka+ssl://… (default port 9092). Raises SettingsError."""
     brokers = []
-    for text in urlsplit(url).netloc.split(","):
+    for text in hosts_of(url):
         host, colon, port = text.rpartition(":")
         if not colon or port.endswith("]"):
             host, port = text, str(DEFAULT_PORT)

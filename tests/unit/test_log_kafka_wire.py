@@ -126,6 +126,7 @@ def test_nobody_listening_is_unavailable_at_once() -> None:
         ("kafka://a:1,b:2", [("a", 1), ("b", 2)]),
         ("kafka://a,b:2/", [("a", 9092), ("b", 2)]),
         ("kafka://[::1]:9093,[::2]", [("::1", 9093), ("::2", 9092)]),
+        ("kafka://a:1,[::1]:9093", [("a", 1), ("::1", 9093)]),
     ],
 )
 def test_brokers_are_read_from_the_url(url: str, brokers: list[tuple[str, int]]) -> None:
