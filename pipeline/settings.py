@@ -775,7 +775,7 @@ class Settings:
         10.0,
         "Period in which expired rows are deleted, in small steps for up to a quarter of it",
         low=0.1,
-        high=3600,
+        high=20,  # a tick reports its problem, which is shown for 30 s; and a task that runs for 30 s is killed
         when="rarely",
     )
     retention_rows_max: int = _setting(
