@@ -159,17 +159,26 @@ def measure(self: Any) -> None:
     if context.control.state().breaker is not BreakerState.CLOSED:
         return
     letters, database = context.dead_letters.count(), context.operators.database_facts()
-    settings = context.settings
-    overdue = overdue_seconds(settings, context.retention.facts()) if settings.retention_days else None
     facts = {
         "dead_letters": letters.open,
         "dead_letter_conflicts": letters.conflicts,
         "database_bytes": database.size_bytes,
         "connections": database.connections,
         "connections_max": database.connections_max,
-        "retention_overdue": overdue,
+        "retention_overdue": _overdue_seconds(context),
     }
     context.counters.note(facts, seconds=FACTS_SECONDS)
+
+
+def _overdue_seconds(context: WorkerContext) -> float | None:
+    """See overdue_seconds. None also if it can't be read: before a migration, or if PostgreSQL takes too long for it."""
+    if not context.settings.retention_days:
+        return None
+    try:
+        return overdue_seconds(context.settings, context.retention.facts())
+    except SluiceError as error:  # the task `sluice.expire` reports it
+        _logger.debug("the oldest event's age is unknown: %s", error)
+        return None
 
 
 # --- Requests of operators ---------------------------------------------------------------------------

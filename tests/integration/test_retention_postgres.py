@@ -25,6 +25,8 @@ from pipeline.store.memory_counters import MemoryCounters
 from support.database import ask, stored_ids
 from support.records import batch, new_log_id, nothing, numbered_batch, record
 from support.traffic import wait_until
+from tasks import control as tasks_control
+from tasks.app import make_app
 from tasks.context import WorkerContext
 from tasks.retention import tick
 
@@ -460,3 +462,16 @@ def test_a_tick_deletes_nothing_while_consumption_is_paused(
     context.control.resume(PauseReason.OPERATOR, generation=None, actor="ada", why="done")
     tick(context)
     assert stored_ids(database_url) == []
+
+
+def test_an_age_that_can_not_be_read_hides_no_other_fact(
+    context: WorkerContext, sink: PostgresSink, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a retention that can't be read, as before the migration, or with an index full of deleted rows
+    sink.store(LOG, 0, 0, batch(0, [b"broken"]), before_commit=nothing)
+    ask(database_url, "ALTER TABLE retention RENAME TO hidden")
+    monkeypatch.setattr(tasks_control, "context_of", lambda _settings: context)
+    # When the periodic facts are read / Then the dead letter is counted all the same
+    make_app(context.settings).tasks["sluice.measure"].run()
+    facts = context.counters.facts()
+    assert (facts["dead_letters"], facts.get("retention_overdue")) == (1, None)
