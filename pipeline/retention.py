@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Final
 
 from pipeline.clock import Clock
+from pipeline.errors import SluiceError, in_brief
 from pipeline.ports.retention import Retention, RetentionFacts
 from pipeline.settings import Settings
 
@@ -34,12 +35,15 @@ def is_on(settings: Settings) -> bool:
 
 
 def may_be_prepared(settings: Settings, facts: RetentionFacts) -> bool:
-    """Whether this process can prepare the database by itself, within a moment."""
-    is_set = facts.event_days == _days(settings.retention_days) and facts.letter_days == _days(
-        settings.dead_letter_days
-    )
+    """Whether this process can prepare the database by itself, within a moment.
+
+    It changes no number of days that was set: its environment may be older than the last `migrate`.
+    """
+    wanted = (_days(settings.retention_days), _days(settings.dead_letter_days))
+    found = (facts.event_days, facts.letter_days)
     is_indexed = facts.has_index or not settings.retention_days
-    return not (is_set and is_indexed) and facts.is_prepared_at_once
+    is_needed = not is_indexed if found == wanted else found == (None, None)
+    return is_needed and facts.is_prepared_at_once
 
 
 def why_not(settings: Settings, facts: RetentionFacts, now: float) -> str | None:
@@ -74,7 +78,10 @@ def overdue_seconds(settings: Settings, facts: RetentionFacts) -> float | None:
 
 
 def expire(settings: Settings, retention: Retention, clock: Clock, *, is_behind: bool) -> Expired:
-    """Delete for a share of the period; a single step if consumers are behind. Raises the errors of Retention."""
+    """Delete for a share of the period; a single step if consumers are behind. A step that fails ends the tick.
+
+    Raises the errors of Retention.facts.
+    """
     done = Expired()
     facts = retention.facts()
     done.problem = why_not(settings, facts, clock.now())
@@ -83,14 +90,19 @@ def expire(settings: Settings, retention: Retention, clock: Clock, *, is_behind:
     ends = clock.monotonic() + _TIME_SHARE * settings.retention_seconds
     rows_max, since = settings.retention_rows_max, None
     is_time = is_more = True
-    while is_more and is_time:
-        events, since = _delete_events(settings, retention, rows_max, since)
-        letters, never_stored = retention.delete_letters(rows_max=rows_max) if settings.dead_letter_days else (0, 0)
-        done.events += events
-        done.letters += letters
-        done.letters_never_stored += never_stored
-        is_more = max(events, letters) >= rows_max
-        is_time = not is_behind and clock.monotonic() < ends
+    try:
+        while is_more and is_time:
+            # Letters first: a foreign key that keeps events does not keep them.
+            letters, never_stored = retention.delete_letters(rows_max=rows_max) if settings.dead_letter_days else (0, 0)
+            done.letters += letters
+            done.letters_never_stored += never_stored
+            events, since = _delete_events(settings, retention, rows_max, since)
+            done.events += events
+            is_more = max(events, letters) >= rows_max
+            is_time = not is_behind and clock.monotonic() < ends
+    except SluiceError as error:
+        done.problem = f"deletion ended early: {in_brief(error)}"
+        return done
     overdue = overdue_seconds(settings, facts)
     if is_more and overdue is not None and overdue > OVERDUE_SECONDS_MAX:
         done.problem = (

@@ -8,9 +8,12 @@ import pytest
 
 from beat_schedule import beat_schedule
 from pipeline.clock import ManualClock
+from pipeline.errors import SettingsError, SinkUnavailableError
 from pipeline.ports.retention import RetentionFacts
 from pipeline.retention import expire, may_be_prepared, overdue_seconds, why_not
 from pipeline.settings import Settings
+from pipeline.store.common import TROUBLE_SECONDS
+from tasks.forced_shutdown import CONTROL_SECONDS_MAX
 
 DAY = 86_400.0
 SETTINGS = Settings(retention_days=30, dead_letter_days=7, retention_seconds=10.0, retention_rows_max=100)
@@ -109,6 +112,29 @@ def test_nothing_is_deleted_if_something_is_wrong(changed: dict[str, Any], words
     assert rows.left == {"events": 5, "letters": 5}
 
 
+def test_a_step_that_fails_hides_nothing_of_the_steps_before_it() -> None:
+    # Given a lock that the third step meets
+    class Locked(Rows):
+        def delete_events(self, *, rows_max: int, since: datetime | None) -> tuple[int, datetime | None]:
+            if len(self.began_at) == 2:
+                raise SinkUnavailableError("timed out waiting for a lock")
+            return super().delete_events(rows_max=rows_max, since=since)
+
+    clock = ManualClock()
+    done = expire(SETTINGS, Locked(clock, events=900, letters=250), clock, is_behind=False)
+    # Then what was deleted is known, and why it ended; and dead letters do not wait for events
+    assert (done.events, done.letters, done.letters_never_stored) == (200, 250, 125)
+    assert done.problem == "deletion ended early: timed out waiting for a lock"
+
+
+def test_a_tick_ends_before_its_process_is_killed_and_its_problem_is_shown_until_the_next() -> None:
+    longest = 20.0
+    assert Settings(retention_seconds=longest).retention_seconds < TROUBLE_SECONDS
+    assert 0.25 * longest < CONTROL_SECONDS_MAX
+    with pytest.raises(SettingsError, match="RETENTION_SECONDS"):
+        Settings.from_environ({"RETENTION_SECONDS": "20.1"})
+
+
 def test_a_clock_that_is_a_little_off_changes_nothing() -> None:
     assert why_not(SETTINGS, replace(FACTS, time=NOW + 3599), NOW) is None
 
@@ -142,7 +168,11 @@ def test_how_long_the_oldest_event_is_overdue(settings: Settings, changed: dict[
 def test_what_a_process_may_prepare_by_itself() -> None:
     assert not may_be_prepared(SETTINGS, FACTS)  # nothing is left to do
     assert may_be_prepared(SETTINGS, replace(FACTS, has_index=False))
-    assert may_be_prepared(SETTINGS, replace(FACTS, event_days=None))
+    assert may_be_prepared(SETTINGS, replace(FACTS, event_days=None, letter_days=None))
+    # But it changes nothing that was set: its environment may be older than the last `migrate`
+    assert not may_be_prepared(SETTINGS, replace(FACTS, event_days=90))
+    assert not may_be_prepared(SETTINGS, replace(FACTS, event_days=None))
+    assert not may_be_prepared(SETTINGS, replace(FACTS, event_days=90, has_index=False))
     assert not may_be_prepared(SETTINGS, replace(FACTS, has_index=False, is_prepared_at_once=False))
     only_letters = replace(SETTINGS, retention_days=0)
     assert not may_be_prepared(only_letters, replace(FACTS, event_days=None, has_index=False))
