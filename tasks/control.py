@@ -171,7 +171,7 @@ def measure(self: Any) -> None:
 
 
 def _overdue_seconds(context: WorkerContext) -> float | None:
-    """See overdue_seconds. None also if it can't be read: before a migration, or if PostgreSQL takes too long for it."""
+    """See overdue_seconds. None also if it can't be read: before a migration, or if PostgreSQL takes too long."""
     if not context.settings.retention_days:
         return None
     try:
