@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, NoScriptError, RedisError
+from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError
 from redis.retry import Retry
 
 from pipeline.errors import LogUnavailableError
@@ -173,8 +173,15 @@ class Wire:
         self._connection.send_command(*command)
 
     def receive(self, *, seconds_max: float | None = None) -> Any:
-        """The next response, as hiredis returns it (bytes, int, list). After a time-out the connection is closed."""
-        return self._connection.read_response(timeout=seconds_max or self._answer_seconds_max)
+        """The next response, as hiredis returns it (bytes, int, list). After a time-out the connection is closed.
+
+        It is closed too if the server has become a replica, and still runs: a new connection may reach its new master.
+        """
+        try:
+            return self._connection.read_response(timeout=seconds_max or self._answer_seconds_max)
+        except ReadOnlyError:
+            self._connection.disconnect()
+            raise
 
     def call(self, *command: str | bytes | int, seconds_max: float | None = None) -> Any:
         """Send a command and return its response."""
@@ -182,8 +189,12 @@ class Wire:
         return self.receive(seconds_max=seconds_max)
 
     def ask_facts(self) -> ServerFacts:
-        """The server's current facts."""
-        return parse_facts(self.call(*_ASK_FACTS))
+        """The server's current facts. The connection to a replica is closed; see `receive`."""
+        try:
+            return parse_facts(self.call(*_ASK_FACTS))
+        except ReadOnlyError:
+            self._connection.disconnect()
+            raise
 
     def run(
         self,
@@ -202,10 +213,12 @@ class Wire:
 
 
 def parse_facts(info: bytes) -> ServerFacts:
-    """Parse the response to `INFO server memory persistence replication`."""
+    """Parse the response to `INFO server memory persistence replication`. Raises ReadOnlyError if it is a replica's."""
     fields = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     if fields.get(b"loading") == b"1":
         raise BusyLoadingError("Redis is still loading its data")
+    if fields[b"role"] == b"slave":
+        raise ReadOnlyError("this server is a replica, and only its master takes events")
     is_rewriting = b"1" in (fields[b"aof_rewrite_in_progress"], fields[b"aof_rewrite_scheduled"])
     has_tried = fields[b"aof_last_rewrite_time_sec"] != b"-1"  # its value from a start until the first rewrite ends
     return ServerFacts(

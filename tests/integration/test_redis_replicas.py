@@ -252,6 +252,33 @@ def test_a_frozen_replica_leaves_one_append_in_doubt_and_the_next_are_refused(pa
     assert set(read_all(log, 0)) == {b"a", b"b", b"d"}
 
 
+@pytest.mark.parametrize("replicas_min", [0, 1])
+def test_a_master_that_becomes_a_replica_and_runs_on_is_left_for_its_new_master(pair: Pair, replicas_min: int) -> None:
+    # Given connections to the master, of which one waits for records only
+    pair.rig.settings = replace(pair.rig.settings, log_replicas_min=replicas_min)
+    log, reader = warmed_up(pair.rig.open()), pair.rig.open()
+    append_surely(log, b"a")
+    assert read_all(reader, 0) == [b"a"]
+    with client_of(pair.master) as client:
+        eventually(lambda: _has_all(client), "the replica has all")
+    # When the two change their roles without a restart, as in a planned failover, and clients find the new master
+    port = pair.master.port
+    with client_of(pair.replica) as client:
+        client.execute_command("REPLICAOF", "NO", "ONE")
+    pair.follow(pair.master, pair.replica)
+    pair.master.port = free_port()
+    with redis.Redis(host=LOOPBACK, port=port) as client:
+        client.config_set("port", pair.master.port)
+    with client_of(pair.replica) as client:
+        client.config_set("port", port)
+    pair.replica.port = port
+    # Then events are accepted again, by the new master, and readers go there too
+    append_surely(log, b"b")
+    recovered(reader.identity)
+    assert read_again(reader, 0) == [b"a", b"b"]
+    assert reader.identity().began_by == "a replica took the place of its master"
+
+
 def test_an_idle_log_without_its_replica_refuses_the_next_append_for_certain(pair: Pair) -> None:
     log = warmed_up(pair.rig.open())
     append_surely(log, b"a")
