@@ -27,7 +27,7 @@ from pipeline.refusals_text import refusals_line
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
 from pipeline.store.rights import Role
-from pipeline.store.rights_check import missing_rights
+from pipeline.store.rights_check import check_rights
 from pipeline.text import on_its_lines
 
 _EXIT_UNKNOWN: Final = 3
@@ -211,8 +211,8 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
         help="print the rules of Redis' users, or check a user",
         description="Print the rules of Redis' users (docs/redis-acl.md): `control` for REDIS_URL, `log` for "
         "EVENT_LOG_URL, `both` if one server is both. `check ROLE`: ask both servers if the users of these URLs "
-        "have the rights of that role. `page`: print docs/redis-acl.md. Exit status: 0, 1 if a right is missing, 2 if "
-        "a setting is wrong.",
+        "have the rights of that role. `page`: print docs/redis-acl.md. Exit status: 0, 1 if a right is missing or "
+        "a server could not be asked, 2 if a setting is wrong.",
     )
     acl_command.add_argument("what", choices=[*acl.SERVERS, "check", "page"])
     acl_command.add_argument("role", nargs="?", choices=list(Role), help="only this role; with `check` it is needed")
@@ -280,12 +280,13 @@ def _acl(options: argparse.Namespace) -> int:
 
 
 def _check_users(settings: Settings, role: Role) -> int:
-    missing = list(missing_rights(settings, role))
-    for problem in missing:
-        sys.stdout.write(f"{problem}\n")
-    if not missing:
-        sys.stdout.write(f"no right of the role {role} is missing\n")
-    return 1 if missing else 0
+    missing, unasked = check_rights(settings, role)
+    for line in (*missing, *unasked):
+        sys.stdout.write(f"{line}\n")
+    if missing or unasked:
+        return 1
+    sys.stdout.write(f"no right of the role {role} is missing\n")
+    return 0
 
 
 def _status(options: argparse.Namespace, clock: Clock) -> int:

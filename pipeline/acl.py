@@ -113,8 +113,8 @@ No user can run FLUSHALL, CONFIG, KEYS, SCAN, DEBUG, MONITOR, SHUTDOWN or change
 4. When all run with them, switch the user `default` off: `ACL SETUSER default off`. Keep an administrator.
 
 At its start each process asks Redis about its own user (`ACL DRYRUN`, which runs nothing). If a right is missing, it
-ends and names the line to run. A user that may not ask is not checked; the process says so in its log.
-`python -m pipeline acl check ROLE` does the same check for the URLs of a shell.
+ends and names the line to run. A user that may not ask is not checked, nor is a server that does not answer; the
+process says so in its log. `python -m pipeline acl check ROLE` does the same check for the URLs of a shell.
 
 After an update of Sluice, run the command again before the processes start. Without `--passwords` it leaves the
 passwords as they are.

@@ -42,14 +42,15 @@ def load_script(name: str, *libraries: str) -> ControlScript:
     return ControlScript(text, sha1(text.encode(), usedforsecurity=False).hexdigest(), "no-writes" in first_line)
 
 
-def _client(settings: Settings, socket_seconds: float) -> Any:
+def _client(settings: Settings, name: str, socket_seconds: float) -> Any:
     """A client that responds or fails within its time-outs: by default redis-py retries a call ten times.
 
     RESP2, because it needs no handshake and has the same response types on every server. (Any: `execute_command` is
     untyped.)
     """
+    url: str = getattr(settings, name)
     return redis.Redis.from_url(
-        settings.redis_url,
+        url,
         socket_timeout=socket_seconds,
         socket_connect_timeout=CALL_SECONDS_MAX,
         retry=Retry(NoBackoff(), 0),
@@ -57,15 +58,17 @@ def _client(settings: Settings, socket_seconds: float) -> Any:
         decode_responses=True,
         encoding_errors="replace",
         protocol=2,
-        **tls_options(settings, settings.redis_url),
+        **tls_options(settings, url),
     )
 
 
 class ControlConnection:
     """One adapter's connections to the control server. Connects on first use, again in a forked child; thread-safe."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name: str = "redis_url") -> None:
+        """`name`: the setting of the URL; the check of rights also connects to the other one."""
         self._settings = settings
+        self._name = name
         self._prefix = settings.key_prefix
         self._pid = 0
         self._quick: Any = None
@@ -126,14 +129,15 @@ class ControlConnection:
         self._forget_after_fork()
         client = self._quick
         if client is None:
-            client = self._quick = _client(self._settings, CALL_SECONDS_MAX)
+            client = self._quick = _client(self._settings, self._name, CALL_SECONDS_MAX)
         return client
 
     def _waiting_client(self, wait_seconds: float) -> Any:
         self._forget_after_fork()
         waiting = self._waiting
         if waiting is None or waiting[0] != wait_seconds:
-            waiting = self._waiting = (wait_seconds, _client(self._settings, wait_seconds + WAIT_GRACE_SECONDS))
+            client = _client(self._settings, self._name, wait_seconds + WAIT_GRACE_SECONDS)
+            waiting = self._waiting = (wait_seconds, client)
         return waiting[1]
 
     def _unavailable(self, error: Exception) -> StoreUnavailableError:
@@ -143,5 +147,6 @@ class ControlConnection:
         at any time, and until then no process may end because of them.
         """
         what = "refuses" if isinstance(error, ResponseError) else "does not answer"
-        why = explained(error, self._settings, "redis_url")
-        return StoreUnavailableError(f"the control store (Redis) {what}: {why}")
+        why = explained(error, self._settings, self._name)
+        server = "the control store" if self._name == "redis_url" else "the event log"
+        return StoreUnavailableError(f"{server} (Redis) {what}: {why}")

@@ -5,7 +5,7 @@ Each process asks about itself with ACL DRYRUN, which runs nothing.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -108,28 +108,39 @@ def refuse_missing_rights(settings: Settings, role: str) -> None:
     """Raise SettingsError with the line to run, if the user of one of the two servers lacks rights of this role.
 
     A server that does not answer may be unavailable for now, and is no error. A user that may not ask is made by
-    somebody else's rules: that is logged.
+    somebody else's rules. Both are logged.
     """
-    for problem in missing_rights(settings, Role(role)):
+    missing, unasked = check_rights(settings, Role(role))
+    for why in unasked:
+        _logger.warning("%s", why, extra={"action": "rights_unchecked"})
+    for problem in missing:
         raise SettingsError(problem)
 
 
-def missing_rights(settings: Settings, role: Role) -> Iterator[str]:
-    """What the users lack, in words: nothing if they have all rights."""
-    is_one = _address(settings.redis_url) == _address(settings.event_log_url)
-    servers = [("REDIS_URL", settings, [RedisServer.CONTROL, *([RedisServer.LOG] if is_one else [])])]
-    if settings.log_scheme == "redis" and not is_one:
-        swapped = replace(settings, redis_url=settings.event_log_url, event_log_url=settings.redis_url)
-        servers.append(("EVENT_LOG_URL", swapped, [RedisServer.LOG]))
-    for name, reaching, kinds in servers:
-        place = Place(settings.key_prefix, database_of(reaching.redis_url))
-        lacking = _lacking(name, ControlConnection(reaching), uses_of(role, kinds), place)
+def check_rights(settings: Settings, role: Role) -> tuple[list[str], list[str]]:
+    """The rights that the users lack, and the reasons why a user could not be asked; both in words."""
+    servers = [("redis_url", [RedisServer.CONTROL])]
+    if settings.log_scheme == "redis":
+        if _login(settings.redis_url) == _login(settings.event_log_url):
+            servers = [("redis_url", list(RedisServer))]
+        else:
+            servers.append(("event_log_url", [RedisServer.LOG]))
+    missing: list[str] = []
+    unasked: list[str] = []
+    for name, kinds in servers:
+        place = Place(settings.key_prefix, database_of(getattr(settings, name)))
+        try:
+            lacking = _lacking(ControlConnection(settings, name), uses_of(role, kinds), place)
+        except StoreUnavailableError as error:
+            unasked.append(f"the rights of the user of {name.upper()} are not checked (docs/redis-acl.md): {error}")
+            continue
         if lacking:
             user, rules = lacking
-            yield (
-                f"the user {user} of {name} lacks rights of the role {role}. As an administrator of that Redis: "
-                f"ACL SETUSER {user} {' '.join(rules)} (docs/redis-acl.md)"
+            missing.append(
+                f"the user {user} of {name.upper()} lacks rights of the role {role}. "
+                f"As an administrator of that Redis: ACL SETUSER {user} {' '.join(rules)} (docs/redis-acl.md)"
             )
+    return missing, unasked
 
 
 def database_of(url: str) -> int:
@@ -139,34 +150,20 @@ def database_of(url: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _address(url: str) -> tuple[str | None, int]:
+def _login(url: str) -> tuple[str | None, int, str | None]:
+    """Server and user of a URL: one user needs the rights for all that it is used for."""
     parts = urlsplit(url)
-    return parts.hostname, parts.port or 6379
+    return parts.hostname, parts.port or 6379, parts.username
 
 
-def _lacking(name: str, connection: ControlConnection, uses: list[Use], place: Place) -> tuple[str, list[str]] | None:
-    """The user, and the rules that it lacks; None if it lacks none, or can't be asked."""
-    try:
-        user = str(connection.call("ACL", "WHOAMI"))
-        connection.call("ACL", "DRYRUN", user, "PING")
-    except StoreUnavailableError as error:
-        if "no right" in str(error):
-            _logger.warning(
-                "the user of %s may not ask for its own rights, so they are not checked: docs/redis-acl.md",
-                name,
-                extra={"action": "rights_unchecked"},
-            )
-        return None
+def _lacking(connection: ControlConnection, uses: list[Use], place: Place) -> tuple[str, list[str]] | None:
+    """The user, and the rules that it lacks; None if it lacks none. Raises StoreUnavailableError."""
+    user = str(connection.call("ACL", "WHOAMI"))
+    connection.call("ACL", "DRYRUN", user, "PING")  # of many questions at once, no error shows that it may not ask
     asked = [probe for use in uses for probe in probes(use, place)]
-    try:
-        answers = connection.call_all(
-            [("ACL", "DRYRUN", user, *probe.words) for probe in asked], wait_seconds=CHECK_SECONDS_MAX
-        )
-    except StoreUnavailableError as error:
-        _logger.warning(
-            "the rights of the user of %s are not checked: %s", name, error, extra={"action": "rights_unchecked"}
-        )
-        return None
+    answers = connection.call_all(
+        [("ACL", "DRYRUN", user, *probe.words) for probe in asked], wait_seconds=CHECK_SECONDS_MAX
+    )
     proved: set[str] = set()
     needed: dict[str, None] = {}
     for probe, answer in zip(asked, answers, strict=True):

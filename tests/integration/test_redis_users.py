@@ -19,7 +19,7 @@ from pipeline.log.redis_streams import RedisStreamsLog
 from pipeline.names import PauseReason
 from pipeline.settings import Settings
 from pipeline.store.rights import ALL, INGEST, OPERATOR, WORKER, Role
-from pipeline.store.rights_check import missing_rights
+from pipeline.store.rights_check import check_rights
 from stack.config import environ_with
 from stack.servers import Server, free_port
 from support.database import ask
@@ -85,7 +85,7 @@ def rig(settings: Settings, own_control_redis: Server, own_log_redis: Server, tm
 
 @pytest.mark.parametrize("role", ALL)
 def test_a_user_with_the_printed_rules_lacks_nothing(rig: Rig, role: Role) -> None:
-    assert list(missing_rights(rig.of(role), role)) == []
+    assert check_rights(rig.of(role), role) == ([], [])
     assert rig.denied() == []
 
 
@@ -96,8 +96,9 @@ def test_a_missing_right_is_named_with_the_line_that_gives_it(rig: Rig) -> None:
     [line] = acl.user_lines(rig.settings, "log", [INGEST], passwords=None, is_file=False)
     rig.log.execute_command(*line.replace("~sluice:log:ends ", "").split(" "))
     # When a process starts
-    problems = list(missing_rights(rig.of(INGEST), INGEST))
+    problems, unasked = check_rights(rig.of(INGEST), INGEST)
     # Then it names exactly these
+    assert unasked == []
     assert [problem.partition(". ")[2] for problem in problems] == [
         f"As an administrator of that Redis: ACL SETUSER {user} +hincrbyfloat (docs/redis-acl.md)",
         f"As an administrator of that Redis: ACL SETUSER {user} ~sluice:log:ends (docs/redis-acl.md)",
@@ -131,9 +132,27 @@ def test_a_user_that_may_not_ask_is_not_checked(rig: Rig, caplog: pytest.LogCapt
         server.execute_command("ACL", "SETUSER", f"{acl.USERS}ingest", "-acl|dryrun", "-hgetall")
     wiring.check_redis(rig.of(INGEST), "ingest")
     assert [record.message.split(":")[0] for record in caplog.records if "not checked" in record.message] == [
-        f"the user of {name} may not ask for its own rights, so they are not checked"
+        f"the rights of the user of {name} are not checked (docs/redis-acl.md)"
         for name in ("REDIS_URL", "EVENT_LOG_URL")
     ]
+    # And the command does not say that no right is missing
+    missing, unasked = check_rights(rig.of(INGEST), INGEST)
+    assert missing == []
+    assert "the user of REDIS_URL has no right for this" in unasked[0]
+    assert "the event log (Redis) refuses: the user of EVENT_LOG_URL has no right for this" in unasked[1]
+
+
+def test_a_server_may_have_a_user_for_the_control_state_and_another_for_the_log(rig: Rig) -> None:
+    # Given one server, and a user for each of both, without the rights of the other
+    [line] = acl.user_lines(rig.settings, "log", [INGEST], passwords=None, is_file=False)
+    rig.control.execute_command(*line.replace(f"{acl.USERS}ingest", "appender on >pw").split(" "))
+    one = rig.of(INGEST).redis_url
+    both = replace(rig.of(INGEST), event_log_url=rig.settings.redis_url.replace("redis://", "redis://appender:pw@"))
+    # Then each needs its own rights
+    assert check_rights(both, INGEST) == ([], [])
+    # And a user for both needs all
+    [problem], _ = check_rights(replace(both, event_log_url=one), INGEST)
+    assert "+xinfo|stream" in problem
 
 
 def run(settings: Settings, *words: str) -> str:

@@ -145,3 +145,14 @@ def test_the_command_prints_lines_or_the_page(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.startswith("ACL SETUSER sluice-ingest clearselectors")
     with pytest.raises(SystemExit):
         main(["acl", "check"])
+
+
+def test_a_server_that_can_not_be_asked_is_not_one_without_a_problem(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REDIS_URL", "EVENT_LOG_URL"):
+        monkeypatch.setenv(name, f"redis://{name.lower().replace('_', '-')}.invalid:1/0")
+    assert main(["acl", "check", "ingest"]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("the rights of the user of REDIS_URL are not checked")
+    assert "the event log (Redis) does not answer" in second
