@@ -75,39 +75,55 @@ each role, only operators and workers can:
 _CAN: Final = {
     Role.INGEST: (
         "append events, take tokens, read the control state, the hashes of API keys and the page's data",
-        "pause, resume, set rates or limits, send tasks or remote commands, make or revoke API keys, read events",
+        "pause, resume, set rates or limits, send tasks or remote commands, make or revoke API keys",
     ),
     Role.WORKER: (
         "all that the control loop and the drains do; make and revoke API keys",
-        "append events; flush, configure or shut down Redis",
+        "append events (on a log server of its own); flush, configure or shut down Redis",
     ),
     Role.OPERATOR: (
-        "send remote commands, which a worker carries out and records; read the state, the events and the page's data",
-        "change the control state itself, send tasks, read API keys or events",
+        "send remote commands, which a worker carries out and records; read the state, the control events and the "
+        "page's data",
+        "change the control state itself, send tasks, read API keys, change events of the log",
     ),
 }
 _STEPS: Final = """
 No user can run FLUSHALL, CONFIG, KEYS, SCAN, DEBUG, MONITOR, SHUTDOWN or change users.
+
+Redis can't forbid the following:
+
+- A user that may append to a stream may also shorten it (`XADD` with `MAXLEN`). A user that may look up a stream's
+  ends may also read it (`XINFO STREAM` with `FULL`). So ingest's user can read and delete events that are not stored
+  yet, and an operator's user can read them.
+- Each user can block its server with an endless script. Each user that may write can fill the server's memory.
+- If one server is both, a user has its commands of both for its keys of both. For example, ingest's user can then read
+  events with `XREAD`. Two servers separate better.
 
 ## Set them up
 
 1. Put a password of your choice into a file for each user, for example `/run/secrets/redis/sluice-ingest`:
 
    ```
+   umask 077; mkdir -p /run/secrets/redis
    for role in ingest worker operator; do openssl rand -hex 32 > /run/secrets/redis/sluice-$role; done
    ```
 
-2. Give both servers their users. The output has hashes of the passwords, not the passwords:
+2. Give both servers their users. The output has hashes of the passwords, not the passwords. `redis-cli` reads the
+   administrator's password from `REDISCLI_AUTH`; an option with it would be in the list of processes:
 
    ```
-   python -m pipeline acl control --passwords /run/secrets/redis | redis-cli -u "$ADMIN_URL_OF_CONTROL"
-   python -m pipeline acl log --passwords /run/secrets/redis | redis-cli -u "$ADMIN_URL_OF_LOG"
+   python -m pipeline acl control --passwords /run/secrets/redis | redis-cli -h "$CONTROL_HOST" --user admin
+   python -m pipeline acl log --passwords /run/secrets/redis | redis-cli -h "$LOG_HOST" --user admin
    ```
 
    Then `ACL SAVE` (with an aclfile) or `CONFIG REWRITE`, otherwise Redis forgets them at its next start. With
    `--aclfile` the command prints lines for an aclfile instead. If one server is both, use `acl both`. The command reads
    KEY_PREFIX, REDIS_URL and EVENT_LOG_URL, as every process does.
-   Redis before 7.2 has no WAITAOF: leave `+waitaof` out.
+   Redis before 7.2 has neither WAITAOF nor CLIENT SETINFO: leave `+waitaof` and `+client|setinfo` out.
+
+   A second system on the same server, with another KEY_PREFIX, needs users of its own. With the same names, the first
+   system would lose its rights. Put `sed 's/ sluice-/ shop-/'` between the two commands. The prefix of one system must
+   not begin with that of the other.
 3. Give each process the URLs with its user: `REDIS_URL=redis://sluice-ingest:…@host:6379/0`, or `REDIS_URL_FILE`. All
    processes of a kind have the same settings otherwise.
 4. When all run with them, switch the user `default` off: `ACL SETUSER default off`. Keep an administrator.

@@ -142,6 +142,18 @@ def test_a_user_that_may_not_ask_is_not_checked(rig: Rig, caplog: pytest.LogCapt
     assert "the event log (Redis) refuses: the user of EVENT_LOG_URL has no right for this" in unasked[1]
 
 
+def test_what_the_page_says_that_redis_can_not_forbid(rig: Rig) -> None:
+    stream = "sluice:log:stream:0"
+    for text in ("one", "two"):
+        rig.log.xadd(stream, {"v": text})
+    for role in (INGEST, OPERATOR):
+        with rig.client(role, log=True) as client:
+            assert "two" in str(client.execute_command("XINFO", "STREAM", stream, "FULL"))
+    with rig.client(INGEST, log=True) as client:
+        client.xadd(stream, {"v": "three"}, maxlen=1, approximate=False)
+    assert rig.log.xlen(stream) == 1
+
+
 def test_a_server_may_have_a_user_for_the_control_state_and_another_for_the_log(rig: Rig) -> None:
     # Given one server, and a user for each of both, without the rights of the other
     [line] = acl.user_lines(rig.settings, "log", [INGEST], passwords=None, is_file=False)
