@@ -265,6 +265,54 @@ def test_sluices_user_deletes_what_expired_and_nothing_else(
             ask(user_url, statement)
 
 
+def test_the_functions_run_nothing_that_another_user_made(
+    user_url: str, sink: PostgresSink, retention: PostgresRetention, database_url: str
+) -> None:
+    # Given a schema in which each user may create objects (`public` before PostgreSQL 15)
+    ask(database_url, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+    # When Sluice's user makes a function and an operator that fit better than PostgreSQL's own
+    ask(
+        user_url,
+        """
+        CREATE FUNCTION days(integer, interval) RETURNS interval LANGUAGE sql
+            AS $$ DELETE FROM public.log_events; DELETE FROM public.dead_letters; SELECT interval '0' $$;
+        CREATE OPERATOR * (LEFTARG = integer, RIGHTARG = interval, FUNCTION = days);
+        CREATE FUNCTION public.format(text, regclass) RETURNS text LANGUAGE sql
+            AS $$ DELETE FROM public.log_events; SELECT 'SELECT 0, now()' $$;
+        """,
+    )
+    # Then they do not run: what is young stays, and what expired is deleted
+    _store(sink, 0, 2)
+    sink.store(LOG, 0, 2, batch(2, [b"broken"]), before_commit=nothing)
+    _age(database_url, DAYS + 1, "log_offset = 0")
+    assert retention.delete_events(rows_max=10, since=None)[0] == 1
+    assert retention.delete_letters(rows_max=10) == (0, 0)
+    assert stored_ids(database_url) == _ids(1)
+    assert len(PostgresDeadLetters(sink.session).listed(limit=9)) == 1
+
+
+@pytest.mark.parametrize("schema_name", ["own", "o\"d 'd"])
+def test_the_functions_use_the_schema_of_the_tables(database_url: str, schema_name: str) -> None:
+    # Given tables in a schema of another role's search_path
+    quoted = '"' + schema_name.replace('"', '""') + '"'
+    role = f"r{os.urandom(6).hex()}"
+    ask(database_url, f"CREATE SCHEMA {quoted}; CREATE ROLE {role} LOGIN SUPERUSER")
+    ask(database_url, f"ALTER ROLE {role} SET search_path = {quoted}")
+    try:
+        settings = Settings(database_url=database_url.replace("//sluice@", f"//{role}:x@"))
+        migrate(settings)
+        PostgresSchema(settings).set_retention(event_days=DAYS, letter_days=7)
+        with contextlib.closing(PostgresSink(settings)) as sink:
+            _store(sink, 0, 2)
+            _age(settings.database_url, DAYS + 1, "log_offset = 0")
+        # When somebody else calls the functions, with another search_path / Then they find the tables
+        assert ask(database_url, f"SELECT deleted FROM {quoted}.delete_expired_events(9, '-infinity')") == [(1,)]
+        assert ask(database_url, f"SELECT deleted FROM {quoted}.delete_expired_dead_letters(9)") == [(0,)]
+    finally:
+        ask(database_url, f"DROP OWNED BY {role} CASCADE")
+        ask(database_url, f"DROP ROLE {role}")
+
+
 def test_nobody_else_may_call_the_functions(user_url: str, owner: Settings) -> None:
     role = user_url.partition("//")[2].partition(":")[0]
     ask(owner.database_url, f"REVOKE EXECUTE ON FUNCTION delete_expired_events(integer, timestamptz) FROM {role}")
