@@ -282,7 +282,7 @@ KEY_LOG_ID: Final = "log:id"  # string: `<uuid>.<number of partitions>` of this 
 KEY_LOG_STREAM: Final = "log:stream"  # stream for each partition: `log:stream:0` …
 KEY_LOG_COMMITTED: Final = "log:committed"  # hash: partition -> next offset to read, for lag
 # hash: incarnation; for each partition its end (e0, e1, …), its floor (f0, …), where it began in this incarnation
-# (s0, …), and how many acknowledged records it lost then (l0, …); begun, begun_at: of which incarnation, since when
+# (s0, …), and how many acknowledged records it lost then (l0, …); begun: of which incarnation; lost_at: when found
 KEY_LOG_ENDS: Final = "log:ends"
 
 

@@ -11,9 +11,9 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 
 local is_fenced = redis.call('HGET', KEYS[3], 'incarnation') == ARGV[2]
 
-local begun_at = tonumber(redis.call('HGET', KEYS[3], 'begun_at') or '') or 0
-local has_just_begun = is_fenced and redis.call('HGET', KEYS[3], 'begun') == ARGV[2]
-  and redis.call('TIME')[1] - begun_at < tonumber(ARGV[3])
+local lost_at = tonumber(redis.call('HGET', KEYS[3], 'lost_at') or '') or 0
+local has_just_lost = is_fenced and redis.call('HGET', KEYS[3], 'begun') == ARGV[2]
+  and redis.call('TIME')[1] - lost_at < tonumber(ARGV[3])
 
 local answer = {}
 for p = 0, #KEYS - 4 do
@@ -31,6 +31,6 @@ for p = 0, #KEYS - 4 do
   answer[#answer + 1] = tonumber(redis.call('HGET', KEYS[2], tostring(p)) or '-1')
   local noted = redis.call('HMGET', KEYS[3], 'e' .. p, 'f' .. p)
   answer[#answer + 1] = is_fenced and math.max(last, tonumber(noted[1] or 0), tonumber(noted[2] or 0)) or -1
-  answer[#answer + 1] = has_just_begun and tonumber(redis.call('HGET', KEYS[3], 'l' .. p) or 0) or 0
+  answer[#answer + 1] = has_just_lost and tonumber(redis.call('HGET', KEYS[3], 'l' .. p) or 0) or 0
 end
 return answer

@@ -27,21 +27,29 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
--- Only the first fence of an incarnation knows where it begins: nothing is appended before. A writer of an older version
--- may have been first. Then nothing is counted.
-if redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2] then
+local is_new = redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2]
+
+for index = 3, #ARGV, 3 do
+  local field, floor = 'f' .. ARGV[index], tonumber(ARGV[index + 1])
+  if noted(field) < floor then redis.call('HSET', KEYS[2], field, ARGV[index + 1]) end
+end
+
+-- Only the first fence of an incarnation knows where it begins: nothing is appended before, and no record of it is
+-- stored. A writer of an older version may have been first. Then nothing is counted.
+if is_new then
   for p = 0, #KEYS - 3 do
-    local begin = math.max(noted('e' .. p), last_sequence(KEYS[p + 3]))
+    local begin = math.max(noted('e' .. p), last_sequence(KEYS[p + 3]), noted('f' .. p))
     redis.call('HSET', KEYS[2], 's' .. p, text(begin), 'l' .. p, '0')
   end
-  redis.call('HSET', KEYS[2], 'incarnation', ARGV[2], 'begun', ARGV[2], 'begun_at', redis.call('TIME')[1])
+  redis.call('HSET', KEYS[2], 'incarnation', ARGV[2], 'begun', ARGV[2])
 end
 
 local is_counted = redis.call('HGET', KEYS[2], 'begun') == ARGV[2]
 for index = 3, #ARGV, 3 do
-  local p, floor, acknowledged = ARGV[index], tonumber(ARGV[index + 1]), tonumber(ARGV[index + 2])
-  if noted('f' .. p) < floor then redis.call('HSET', KEYS[2], 'f' .. p, ARGV[index + 1]) end
-  local lost = acknowledged - math.max(noted('s' .. p), noted('f' .. p))
-  if is_counted and lost > noted('l' .. p) then redis.call('HSET', KEYS[2], 'l' .. p, text(lost)) end
+  local p, acknowledged = ARGV[index], tonumber(ARGV[index + 2])
+  local lost = acknowledged - noted('s' .. p)
+  if is_counted and lost > noted('l' .. p) then
+    redis.call('HSET', KEYS[2], 'l' .. p, text(lost), 'lost_at', redis.call('TIME')[1])
+  end
 end
 return 'OK'

@@ -192,6 +192,8 @@ def test_without_the_setting_the_loss_is_declared_and_counted(pair: Pair, caplog
     with caplog.at_level(logging.WARNING):
         # And the writer that knows less comes first
         recovered(lambda: other.append([(0, b"new")] * 5))
+        # (whose events are stored before the writer that knows more comes)
+        floors.floors = {0: 115, 1: 1}
         recovered(lambda: writer.append([(1, b"new")]))
     # Then the failover is named
     assert "a replica has taken the place of its master" in caplog.text
