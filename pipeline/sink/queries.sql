@@ -541,6 +541,18 @@ BEGIN;
 SET LOCAL client_min_messages = warning;
 -- While a migration waits for a table, all later sessions wait too. So it gives up soon, and tries again.
 SET LOCAL lock_timeout = '500ms';
+-- PostgreSQL cancels an autovacuum for a session that waits for its table, but only after deadlock_timeout. On a large
+-- table an autovacuum takes hours. So if there is one, wait a little longer than that, but not so long that a drain's own
+-- wait for a lock fails. (The session of an autovacuum belongs to no role. A role that may not see all sessions sees no
+-- more of it.)
+SELECT set_config('lock_timeout', (setting::integer + 250)::text, true)
+FROM pg_settings
+WHERE name = 'deadlock_timeout' AND setting::integer BETWEEN 500 AND 1000 AND EXISTS (
+    SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'relation' AND mode = 'ShareUpdateExclusiveLock' AND usesysid IS NULL
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND relation >= 16384  -- not one of PostgreSQL's own
+);
 SELECT pg_try_advisory_xact_lock(%(key)s);
 
 -- name: migration_lock_holder

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -11,7 +12,9 @@ import pytest
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import Migration, migrate, migrations, missing_migrations
+from stack.servers import free_port, postgres_server
 from support.database import ask
+from support.traffic import wait_until
 from tasks.context import WorkerContext
 from tasks.control import _migrate_once
 
@@ -186,3 +189,33 @@ def test_a_look_at_the_schema_ends_where_postgresql_is_silent(database_url: str)
                 holder.rollback()
     # And learns it once PostgreSQL answers
     assert missing_migrations(settings) == NAMES[-2:]
+
+
+def test_a_migration_ends_an_autovacuum_in_its_way(tmp_path: Path) -> None:
+    # Given an autovacuum that takes minutes
+    server = postgres_server(tmp_path, free_port(), durable=False)
+    server.start()
+    try:
+        settings = Settings(database_url=server.url)
+        migrate(settings, [GOOD])
+        ask(server.url, "ALTER SYSTEM SET autovacuum_naptime = '1s'")
+        ask(
+            server.url,
+            """
+            INSERT INTO good SELECT generate_series(1, 100000);
+            UPDATE good SET id = id + 200000;
+            ALTER TABLE good SET (autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0,
+                                  autovacuum_analyze_threshold = 1000000, autovacuum_vacuum_cost_limit = 1,
+                                  autovacuum_vacuum_cost_delay = 100);
+            SELECT pg_reload_conf();
+            """,
+        )
+        vacuum = "SELECT pid FROM pg_stat_progress_vacuum WHERE relid = 'good'::regclass"
+        wait_until(lambda: bool(ask(server.url, vacuum)), "an autovacuum runs", seconds_max=60)
+        ask(server.url, "ALTER SYSTEM RESET autovacuum_naptime")  # a second autovacuum would end the first one too
+        ask(server.url, "SELECT pg_reload_conf()")
+        # When a migration changes the table / Then PostgreSQL cancels the autovacuum at the first try
+        change = Migration(3, "0003_change.sql", "ALTER TABLE good ADD COLUMN more int;")
+        assert migrate(settings, [GOOD, change], wait_seconds=0) == ["0003_change.sql"]
+    finally:
+        server.stop()
