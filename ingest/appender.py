@@ -94,6 +94,7 @@ class Appender:
         self._failure: tuple[float, str] | None = None  # when (monotonic) and why the last append failed
         self._partial: tuple[int, ...] = ()  # partitions that rejected everything of the last append to them
         self._looked_at = 0.0  # monotonic: when the event log's identity was last read
+        self._identity: LogIdentity | None = None  # for which the log was last prepared
         self._full_until = 0.0  # monotonic
         self._begun_at: float | None = None  # monotonic: when the running append started
 
@@ -383,8 +384,9 @@ class Appender:
             identity = self._log.identity()
             if not self._partitions:
                 _refuse_to_start_on(identity)
-            if self._problem is not None or identity.missing_replicas is not None:
+            if self._problem is not None or identity.missing_replicas is not None or identity != self._identity:
                 self._log.prepare()
+                self._identity = identity
         except SluiceError as error:
             self._note_problem(error)
             return False

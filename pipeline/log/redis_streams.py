@@ -113,12 +113,22 @@ class RedisStreamsLog:
         former = self._former
         if former is not None and former[1].run_id == facts.run_id:
             self._former = (former[0], facts)  # a master gets another replication id when its first replica comes
-        writer = self._writer
-        if identity.missing_replicas is not None and writer is not None:
-            writer.is_confirmed = False  # the next append is refused for certain, and not indeterminate
+        self._update_writer(identity, facts)
         self._identity = identity
         self._read_connection.expect(identity.incarnation)
         return identity
+
+    def _update_writer(self, identity: LogIdentity, facts: ServerFacts) -> None:
+        """Give the writer what was just read. If the log is another one, or came back, `prepare` fences it."""
+        writer = self._writer
+        if writer is None:
+            return
+        if writer.identity != identity:
+            self._writer = None
+            return
+        writer.facts = facts
+        if identity.missing_replicas is not None:
+            writer.is_confirmed = False  # the next append is refused for certain, and not indeterminate
 
     def _fence_new(self, identity: LogIdentity) -> None:
         """Publish that no record of a newly created log is stored: the process that appends first may not know this."""
@@ -294,8 +304,9 @@ class RedisStreamsLog:
                 f"the event log (Redis) can't be used: its replicas are unknown: {why}"
             ) from error
         if count < wanted:
-            silent = ", which does not confirm what is written" if connected == 1 else ""
-            silent = ", which do not all confirm what is written" if connected > 1 else silent
+            silent = ""
+            if connected >= wanted:
+                silent = f", which do{'es not' if connected == 1 else ' not all'} confirm what is written"
             raise LogUnavailableError(
                 f"the event log (Redis) can't be used: it has {_answering(connected)}{silent}, and "
                 f"LOG_REPLICAS_MIN={wanted}"

@@ -211,6 +211,25 @@ def test_without_the_setting_the_loss_is_declared_and_counted(pair: Pair, caplog
     assert [position.lost for position in reader.positions()] == [0, 0, 0, 0]
 
 
+def test_an_idle_process_counts_what_was_lost(pair: Pair) -> None:
+    # Given a log with a single copy
+    pair.rig.settings = replace(pair.rig.settings, log_replicas_min=0, append_seconds_max=15.0)
+    log = warmed_up(pair.rig.open())
+    log.append([(0, b"kept")])
+    with client_of(pair.master) as client:
+        eventually(lambda: _has_all(client), "the replica has all")
+    pair.promote()
+    log.append([(0, b"lost")] * 3)
+    pair.fail_over()
+    # When it only looks which log it is, and prepares its next append
+    recovered(log.identity)
+    recovered(log.prepare)
+    # Then the loss is known
+    reader = pair.rig.open()
+    reader.identity()
+    assert [position.lost for position in reader.positions()] == [3, 0, 0, 0]
+
+
 def restart(server: Server) -> None:
     """Kill a server, and start it at the port that it has now."""
     server.kill()
@@ -304,6 +323,24 @@ def test_a_replica_without_an_append_only_file_counts_only_where_redis_cannot_te
         assert result is None
     else:
         assert "which does not confirm what is written" in str(result)
+
+
+def test_fewer_replicas_than_asked_for_are_named_by_their_number(pair: Pair) -> None:
+    pair.rig.settings = replace(pair.rig.settings, log_replicas_min=2)
+    with pytest.raises(LogUnavailableError, match="it has 1 replica, and LOG_REPLICAS_MIN=2"):
+        recovered_or_raised(pair.rig.open())
+
+
+def test_a_master_without_an_append_only_file_needs_its_replicas_only_also_where_it_ended_while_running(
+    pair: Pair,
+) -> None:
+    log = warmed_up(pair.rig.open())
+    append_surely(log, b"a")
+    with client_of(pair.master) as client:
+        client.config_set("appendonly", "no")
+    log.identity()
+    append_surely(log, b"b")
+    assert read_all(log, 0) == [b"a", b"b"]
 
 
 def test_at_its_memory_limit_the_log_is_full_and_not_without_replicas(pair: Pair) -> None:

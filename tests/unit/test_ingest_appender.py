@@ -453,6 +453,20 @@ async def test_a_log_that_lacks_replicas_while_it_is_idle_does_not_answer_any_mo
     await rig.append()
 
 
+async def test_an_idle_log_that_came_back_is_fenced_before_the_next_request(
+    rigs: Rigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an idle log that restarts between two checks
+    monkeypatch.setattr(appender_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(appender_module, "PING_SECONDS", 0.02)
+    rig = await rigs()
+    await rig.append()
+    rig.log.server.restart()
+    # Then what it has lost can be known, although no event arrives
+    await until(lambda: rig.log.server.fenced_incarnation == rig.log.server.incarnation)
+    assert rig.appender.status(time.monotonic()).answers
+
+
 async def test_a_client_that_left_does_not_disturb_the_others(rigs: Rigs) -> None:
     rig = await rigs()
     rig.log.gate.clear()
