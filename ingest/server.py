@@ -7,11 +7,11 @@ import logging
 import resource
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
-from prometheus_client import start_http_server
 from sanic.server.async_server import AsyncioServer
 from sanic.server.protocols.http_protocol import HttpProtocol
 
@@ -20,6 +20,7 @@ from ingest.http.routes import IngestApp
 from ingest.service import IngestService
 from ingest.tls import Certificate, follow
 from pipeline.errors import SettingsError
+from pipeline.metrics_server import serve_metrics
 from pipeline.settings import Settings, public_problem
 
 logger = logging.getLogger(__name__)
@@ -121,9 +122,9 @@ async def serve(
     for one in servers:
         await one.after_start()  # type: ignore[no-untyped-call]
     following = None if certificate is None else asyncio.create_task(follow(certificate))
-    metrics = None
+    end_metrics: Callable[[], None] | None = None
     if settings.ingest_metrics_port:
-        metrics, _ = start_http_server(settings.ingest_metrics_port, settings.metrics_host, service.registry)
+        end_metrics = serve_metrics(settings.metrics_host, settings.ingest_metrics_port, service.registry)
     _log_start("ingest", place)
     if operators is not None:
         _log_start("operators' port", operators)
@@ -142,8 +143,8 @@ async def serve(
         await service.stop(seconds_max=settings.stop_seconds_max * FLUSH_SHARE)
         for one in servers:
             await one.after_stop()  # type: ignore[no-untyped-call]
-        if metrics is not None:
-            metrics.shutdown()
+        if end_metrics is not None:
+            end_metrics()
 
 
 def _log_start(what: str, place: Place) -> None:

@@ -1,27 +1,23 @@
 """Serves a worker's metrics. The control worker also serves the metrics of the whole system."""
 
-import logging
 import os
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
-from wsgiref.simple_server import WSGIServer
 
 from celery import bootsteps
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from pipeline import metrics, wiring
 from pipeline.clock import SystemClock
 from pipeline.loops import Loops
+from pipeline.metrics_server import serve_metrics
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from pipeline.start_counter import count_start
 from pipeline.system_metrics import MetricsContext, SystemCollector
-
-_logger = logging.getLogger(__name__)
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -68,35 +64,22 @@ class MetricsStep(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
-        self._server: WSGIServer | None = None
-        self._thread: threading.Thread | None = None
+        self._end: Callable[[], None] | None = None
 
     def start(self, worker: Any) -> None:
-        """Start the server if a port is set. If the port is in use, log an error: the worker works without metrics."""
+        """Start the server if a port is set."""
         settings: Settings = worker.app.sluice_settings
         is_control = Queue.CONTROL.value in worker.app.amqp.queues.consume_from
         count_start(settings, "control" if is_control else "batches")
-        if not settings.worker_metrics_port:
-            return
-        try:
-            self._server, self._thread = start_http_server(
-                settings.worker_metrics_port,
-                settings.metrics_host,
-                make_registry(settings, loops=worker.app.sluice_loops, is_control=is_control),
-            )
-        except OSError as error:
-            _logger.warning(
-                "no metrics: %s port %d can't be had: %s", settings.metrics_host, settings.worker_metrics_port, error,
-                extra={"action": "metrics_port_taken"},
-            )  # fmt: skip
+        if settings.worker_metrics_port:
+            registry = make_registry(settings, loops=worker.app.sluice_loops, is_control=is_control)
+            self._end = serve_metrics(settings.metrics_host, settings.worker_metrics_port, registry)
 
     def stop(self, _worker: Any) -> None:
         """Stop the server."""
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
-            self._server = self._thread = None
+        if self._end is not None:
+            self._end()
+            self._end = None
 
     def terminate(self, worker: Any) -> None:
         """Stop the server, when the worker ends at once."""

@@ -3,14 +3,28 @@
 import contextlib
 import json
 import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
 
+import pytest
+
 from ingest.server import READY_SECONDS_MAX
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.log import LogIdentity
-from support.edge import SAMPLE, RunningEdge, Wire, edge_settings, request
+from stack.servers import free_port, port_problem
+from support.edge import (
+    SAMPLE,
+    RunningEdge,
+    Wire,
+    edge_settings,
+    eventually,
+    get,
+    post,
+    request,
+    running_edge,
+)
 
 
 class SlowLog(MemoryLog):
@@ -55,3 +69,21 @@ def test_a_log_that_does_not_answer_is_said_all_the_same() -> None:
         answer = wire.answer()
         assert (answer.status, answer.error["code"]) == (503, "unavailable")
         assert time.monotonic() - began < READY_SECONDS_MAX + 8
+
+
+def test_a_taken_port_for_metrics_is_logged_and_events_are_accepted(caplog: pytest.LogCaptureFixture) -> None:
+    # Given another program on INGEST_METRICS_PORT
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        # Then ingest starts without metrics there, and says so
+        with running_edge(ingest_metrics_port=port) as edge:
+            eventually(lambda: f"no metrics: 127.0.0.1 port {port} can't be had" in caplog.text, "it is logged")
+            assert post(edge.port, SAMPLE).status == 202
+            # And it stops as usual
+
+
+def test_a_port_for_metrics_is_free_again_after_the_stop() -> None:
+    port = free_port()
+    with running_edge(ingest_metrics_port=port):
+        eventually(lambda: get(port, "/metrics").status == 200, "metrics are served")
+    assert port_problem("127.0.0.1", port) is None
