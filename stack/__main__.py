@@ -9,12 +9,12 @@ import threading
 from typing import Any, Final, NoReturn
 
 from pipeline.errors import SluiceError
-from pipeline.running import SYSTEM_VARIABLE
+from pipeline.running import SYSTEM_VARIABLE, home_of
 from pipeline.secrets import hide_secrets
 from stack import surroundings
 from stack.config import StackConfig
 from stack.servers import ServerError
-from stack.system import System
+from stack.system import System, SystemFolder
 
 _EXAMPLES: Final = """\
 examples:
@@ -49,10 +49,10 @@ def main() -> int:
         surroundings.clear(os.environ)
         if arguments.policy is not None:
             os.environ["RATE_POLICY"] = arguments.policy.replace("-", "_")
-        system = System(StackConfig.from_environ(arguments.log))
+        if arguments.command == "up":
+            return _up(System(StackConfig.from_environ(arguments.log)), detach=arguments.detach)
+        system = SystemFolder(home_of(os.environ))  # whatever other settings this shell has: a stop is not refused
         match arguments.command:
-            case "up":
-                return _up(system, detach=arguments.detach)
             case "stop":
                 print("stopped" if system.stop() else f"no system runs in {system.home}")
             case "status":
@@ -162,7 +162,7 @@ def _shown(url: str, *, is_given: bool) -> str:
     return f"{hide_secrets(url)}  (given)" if is_given else hide_secrets(url)
 
 
-def _status(system: System) -> int:
+def _status(system: SystemFolder) -> int:
     if system.supervisor_pid() is None:
         left = system.remains()
         print(
@@ -180,14 +180,14 @@ def _status(system: System) -> int:
     return 0 if all_run else 1
 
 
-def _logs(system: System, name: str | None) -> NoReturn:
+def _logs(system: SystemFolder, name: str | None) -> NoReturn:
     paths = sorted(system.logs.glob(f"{name or '*'}.log"))
     if not paths:
         raise ServerError(f"there is no log of {name or 'anything'} in {system.logs}")
     os.execvp("tail", ["tail", "-n", "20", "-F", *map(str, paths)])  # noqa: S606 - tail handles Ctrl-C itself
 
 
-def _clean(system: System, *, sure: bool) -> int:
+def _clean(system: SystemFolder, *, sure: bool) -> int:
     if not sure:
         if not sys.stdin.isatty():
             raise ServerError(f"clean deletes {system.home}: add --yes if there is no terminal")

@@ -19,6 +19,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from xmlrpc.client import Fault
 
@@ -55,17 +56,14 @@ _DATA: Final = ("postgres", "postgres.new", "redis-control", "redis-log", "kafka
 _FILES: Final = ("log", "running.json", "supervisord.conf", "supervisor.pid", "supervisor.sock", "lock")
 
 
-class System:
-    """A system in its folder: started, queried and stopped through its supervisor."""
+class SystemFolder:
+    """The folder of a system: the system is queried and stopped through its supervisor. This needs no settings."""
 
-    def __init__(self, config: StackConfig) -> None:
-        self.config = config
-        self.home = config.home
-        self.logs = self.home / "logs"
-        self.state_path = self.home / "running.json"
-        self._supervisor = Supervisor(self.home)
-        self._interrupted = threading.Event()
-        self._ended: defaultdict[str, set[int]] = defaultdict(set)  # when programs ended during a start, epoch s
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.logs = home / "logs"
+        self.state_path = home / "running.json"
+        self._supervisor = Supervisor(home)
 
     # --- queries ------------------------------------------------------------------------------------
 
@@ -91,6 +89,47 @@ class System:
             raise ServerError(f"no system runs in {self.home}: ./run.sh starts one")
         urls: dict[str, str] = json.loads(self.state_path.read_text())["urls"]
         return urls
+
+    # --- stopping ---------------------------------------------------------------------------------------------
+
+    def stop(self) -> bool:
+        """Stop everything, in order, and wait for the end; False if nothing ran."""
+        return self._supervisor.stop()
+
+    def clean(self) -> None:
+        """Delete the data, and the folder if it is empty then. Raises ServerError while the system runs."""
+        if not self.home.exists():
+            return
+        with self._alone():
+            if self.supervisor_pid() is not None or self.remains():
+                raise ServerError(f"a system runs in {self.home}: stop it first with ./run.sh stop")
+            for name in _DATA:
+                if (self.home / name).exists():
+                    shutil.rmtree(self.home / name)
+            for name in _FILES:
+                (self.home / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.home.rmdir()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock of this folder against a second start, and a clean. Raises ServerError."""
+        with (self.home / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ServerError(f"another ./run.sh is working in {self.home}: wait for it, or stop it") from None
+            yield
+
+
+class System(SystemFolder):
+    """A system that can be started."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__(config.home)
+        self.config = config
+        self._interrupted = threading.Event()
+        self._ended: defaultdict[str, set[int]] = defaultdict(set)  # when programs ended during a start, epoch s
 
     # --- starting -------------------------------------------------------------------------------------
 
@@ -156,16 +195,6 @@ class System:
             self.supervisor().startProcess(name, False)
         except (OSError, Fault) as error:
             raise ServerError(f"{name} can't be started: {getattr(error, 'faultString', error)}") from None
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock of this folder against a second start, and a clean. Raises ServerError."""
-        with (self.home / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ServerError(f"another ./run.sh is working in {self.home}: wait for it, or stop it") from None
-            yield
 
     def _write_state(self, urls: Mapping[str, str]) -> None:
         """Write the data for `env` and for commands in a new shell.
@@ -409,27 +438,6 @@ class System:
         if not path.exists():
             return "(no log)"
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-
-    # --- stopping ---------------------------------------------------------------------------------------------
-
-    def stop(self) -> bool:
-        """Stop everything, in order, and wait for the end; False if nothing ran."""
-        return self._supervisor.stop()
-
-    def clean(self) -> None:
-        """Delete the data, and the folder if it is empty then. Raises ServerError while the system runs."""
-        if not self.home.exists():
-            return
-        with self._alone():
-            if self.supervisor_pid() is not None or self.remains():
-                raise ServerError(f"a system runs in {self.home}: stop it first with ./run.sh stop")
-            for name in _DATA:
-                if (self.home / name).exists():
-                    shutil.rmtree(self.home / name)
-            for name in _FILES:
-                (self.home / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.home.rmdir()
 
 
 def _settings_given() -> dict[str, str]:

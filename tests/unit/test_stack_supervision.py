@@ -13,6 +13,7 @@ import psutil
 import pytest
 from supervisor.options import ServerOptions
 
+from stack.__main__ import main
 from stack.config import StackConfig
 from stack.servers import ServerError
 from stack.supervision import Program, Supervisor
@@ -170,3 +171,39 @@ def test_a_long_folder_name_gets_a_short_socket(tmp_path: Path) -> None:
     assert len(str(first)) < 108
     assert first != second
     assert Supervisor(tmp_path / "s").socket_path.parent == tmp_path / "s" or len(str(tmp_path)) > 80
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"INGEST_HOST": "0.0.0.0"},
+        {"OPERATOR_HOST": "0.0.0.0", "OPERATOR_PORT": "8081"},
+        {"OPERATOR_PORT": "page"},
+        {"INGEST_PORT": "http"},
+        {"PROMETHEUS": "perhaps"},
+        {"DATABASE_URL_FILE": "/run/secrets/url"},
+        {"REDIS_URL": "redis://a", "SLUICE_SYSTEM": "/elsewhere"},
+    ],
+)
+def test_what_stops_or_shows_a_system_needs_no_settings_of_a_start(
+    system: System, tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def said(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["run.sh", *words])
+        main()
+        out, err = capsys.readouterr()
+        return out + err
+
+    # Given a shell whose settings no start would accept
+    monkeypatch.setattr("os.environ", {"SLUICE_HOME": str(system.home), **environ})
+    assert "no system runs in" not in said("up")
+    assert not system.home.exists()
+    # Then each of the other commands finds the folder
+    nothing = f"no system runs in {system.home}"
+    for command in ("stop", "status", "env"):
+        assert nothing in said(command), command
+    assert f"there is no log of anything in {system.logs}" in said("logs")
+    (system.home / "postgres").mkdir(parents=True)
+    assert said("clean", "--yes") == f"deleted the data in {system.home}\n"
+    assert not system.home.exists()
