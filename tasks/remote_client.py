@@ -12,7 +12,7 @@ import click
 from celery.app.control import Control
 
 from pipeline.keys import digest_of, make_key
-from tasks.signing import SluiceMailbox, is_on, settings_of, stamped
+from tasks.signing import REFUSED, SluiceMailbox, is_on, settings_of, stamped
 
 OURS: Final = frozenset(
     {
@@ -70,11 +70,15 @@ class SluiceControl(Control):
             key, key_id = make_key()
             asked |= {"key_id": key_id, "digest": digest_of(key)}
         answers: list[dict[str, Any]] = []
+        refusals: list[str] = []
         tell: Callable[[Any], None] | None = options.get("callback")
 
         def take(reply: dict[str, Any]) -> None:
             [(_, content)] = reply.items()
             if isinstance(content, dict) and content.get(NOT_MINE):
+                return
+            if isinstance(content, dict) and content.get(REFUSED):  # another worker, or a later answer, may act
+                refusals.append(str(content["error"]))
                 return
             answers.append(reply)
             raise _AnsweredError
@@ -83,6 +87,8 @@ class SluiceControl(Control):
         changed["timeout"] = max(float(options.get("timeout") or 0.0), ANSWER_SECONDS_MAX)
         with contextlib.suppress(_AnsweredError):
             super().broadcast(command, asked, *args, **changed)
+        if refusals and not answers:
+            raise click.ClickException(refusals[0])
         if not answers:
             raise click.ClickException(
                 f"no control worker answered within {changed['timeout']:.0f} s: does one run "

@@ -25,6 +25,7 @@ from pipeline.settings import Settings
 from tasks.dropped import note_dropped
 
 SERIALIZER: Final = "auth"  # Celery's name
+REFUSED: Final = "refused"  # key in the answer of a worker that takes a command for a repeated one
 SENT: Final = "sent"  # argument of every signed remote command: when it was sent, and a number that no other has
 COMMAND_SECONDS_MAX: Final = 60.0  # between the sender's clock and the receiver's; an older command is a repeated one
 _FUTURE: Final = 2 * COMMAND_SECONDS_MAX  # a sender's clock may be ahead: so long a command could be repeated
@@ -161,7 +162,7 @@ class SluiceNode(Node):
         problem = self._freshness.problem(sent) if is_on(settings_of(self._app)) else None
         if problem is not None:
             note_dropped(DropReason.REPEATED, f"the remote command {method}: {problem}")
-            return {"error": f"refused: {problem}"}
+            return {"error": f"refused: {problem}", REFUSED: True}
         return super().handle(method, arguments)
 
 

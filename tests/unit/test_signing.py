@@ -3,15 +3,18 @@
 import stat
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
+from celery.app.control import Control
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from pipeline.errors import SettingsError
 from pipeline.names import DropReason
 from pipeline.settings import Settings
-from tasks import signing
+from tasks import remote_client, signing
 from tasks.signing import COMMAND_SECONDS_MAX, SENT, Freshness
 
 
@@ -147,3 +150,36 @@ def test_a_signed_command_says_when_it_was_sent() -> None:
     assert first["a"] == 1
     assert first[SENT]["id"] != second[SENT]["id"]
     assert Freshness().problem(first[SENT]) is None
+
+
+def _client(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any]) -> remote_client.SluiceControl:
+    """The client side, to which workers give these answers."""
+
+    def broadcast(self: Any, command: str, arguments: Any = None, **options: Any) -> None:
+        for number, answer in enumerate(answers):
+            options["callback"]({f"worker-{number}@host": answer})
+
+    monkeypatch.setattr(Control, "broadcast", broadcast)
+    client = remote_client.SluiceControl.__new__(remote_client.SluiceControl)
+    client.app = SimpleNamespace(sluice_settings=Settings())  # type: ignore[assignment]
+    return client
+
+
+def test_a_worker_with_a_wrong_clock_does_not_answer_for_the_one_that_acts(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = {"error": "refused: it was sent 90 s ago", signing.REFUSED: True}
+    shown: list[Any] = []
+    _client(monkeypatch, refusal, {"ok": "paused"}).broadcast("pause_consumption", callback=shown.append)
+    assert shown == [{"worker-1@host": {"ok": "paused"}}]
+    # And if no worker acts, the reason is shown
+    with pytest.raises(click.ClickException, match="it was sent 90 s ago"):
+        _client(monkeypatch, refusal, {remote_client.NOT_MINE: True}).broadcast("pause_consumption")
+
+
+def test_a_refused_command_is_marked_in_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = Settings(signing_key_file="k", signing_cert_file="c", signing_cert_folder="f")
+    mailbox: Any = SimpleNamespace(clock=SimpleNamespace(adjust=None))
+    state: Any = SimpleNamespace(app=SimpleNamespace(sluice_settings=on))
+    node = signing.SluiceNode("c@h", state, handlers={"ping": lambda state: {"ok": "pong"}}, mailbox=mailbox)
+    command = signing.stamped(None, on)
+    assert node.handle("ping", command) == {"ok": "pong"}
+    assert node.handle("ping", command) == {"error": "refused: it was carried out before", signing.REFUSED: True}
