@@ -373,15 +373,13 @@ class System(SystemFolder):
 
     def _wait_for_workers(self, urls: Mapping[str, str]) -> None:
         """Wait until both workers answer Celery's ping: then they take tasks."""
-        from celery import Celery  # noqa: PLC0415 - slow to import, and only a start needs it
-        from kombu.exceptions import OperationalError  # noqa: PLC0415
+        from kombu.exceptions import OperationalError  # noqa: PLC0415 - slow to import, and only a start needs it
 
         from pipeline.settings import Settings  # noqa: PLC0415
-        from tasks.app import celery_settings  # noqa: PLC0415
+        from tasks.app import make_app  # noqa: PLC0415
 
         settings = Settings.from_environ({**os.environ, **self._environ(urls)})
-        with Celery("sluice-start", broker=settings.redis_url, set_as_current=False) as app:
-            app.conf.update(celery_settings(settings))
+        with make_app(settings) as app:  # it signs, if messages are signed
 
             def answers(node: str) -> bool:
                 try:

@@ -19,6 +19,7 @@ from stack.config import StackConfig, free_ports
 from stack.servers import kafka_is_possible
 from support.processes import ROOT, http_status
 from support.traffic import wait_until
+from tasks import signing
 
 
 @dataclass
@@ -334,12 +335,19 @@ def test_a_second_system_stands_beside_the_first(place: Place, tmp_path: Path, m
     assert place.run("status").returncode == 0
 
 
-def test_stop_leaves_no_process_and_a_second_start_finds_the_data(place: Place) -> None:
+def test_stop_leaves_no_process_and_a_second_start_finds_the_data(place: Place, tmp_path: Path) -> None:
     assert place.processes()
     assert place.run("stop").stdout.strip() == "stopped"
     wait_until(lambda: place.processes() == [], "no process is left", seconds_max=5)
-    # When it is started in the foreground, on the same data, by somebody who has its addresses in the shell
+    # When it is started in the foreground, on the same data, by somebody who has its addresses in the shell, with keys
+    # for signed messages
     own = {"DATABASE_URL": f"postgresql://sluice@127.0.0.1:{place.environ['POSTGRES_PORT']}/sluice"}
+    key, certificate = signing.create("workers", tmp_path)
+    own |= {
+        "SIGNING_KEY_FILE": str(key),
+        "SIGNING_CERT_FILE": str(certificate),
+        "SIGNING_CERT_FOLDER": str(certificate.parent),
+    }
     again = Place(place.home, {**place.environ, **own})
     with again.foreground() as foreground:
         assert foreground.stdout is not None
