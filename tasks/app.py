@@ -51,7 +51,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     """A Celery application for these settings."""
     app = SluiceCelery(settings)
     app.conf.update(celery_settings(settings) | signing.celery_settings(settings))
-    signing.set_up(app, settings)
+    signing.set_up(settings)
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
     app.steps["consumer"].add(TakingStep)

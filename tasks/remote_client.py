@@ -106,7 +106,10 @@ class SluiceControl(Control):
     def _about_signing(self) -> str:
         """What else may be the reason that no worker answers."""
         if is_on(settings_of(self.app)):
-            return " Or it does not trust the certificate of this shell (SIGNING_CERT_FILE)."
+            return (
+                " Or one of the two does not trust the other's certificate (SIGNING_CERT_FOLDER). "
+                "If it is this shell that does not, the command was carried out."
+            )
         return " Where messages are signed, this shell needs the SIGNING_… settings too."
 
 

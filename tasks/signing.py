@@ -17,6 +17,7 @@ from typing import Any, Final
 from celery.exceptions import ImproperlyConfigured, SecurityError
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.pidbox import Mailbox, Node
+from kombu.serialization import disable_insecure_serializers, register
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SettingsError
@@ -25,6 +26,7 @@ from pipeline.settings import Settings
 from tasks.dropped import note_dropped
 
 SERIALIZER: Final = "auth"  # Celery's name
+_CONTENT_TYPE: Final = "application/data"  # likewise
 REFUSED: Final = "refused"  # key in the answer of a worker that takes a command for a repeated one
 SENT: Final = "sent"  # argument of every signed remote command: when it was sent, and a number that no other has
 COMMAND_SECONDS_MAX: Final = 60.0  # between the sender's clock and the receiver's; an older command is a repeated one
@@ -48,42 +50,69 @@ def settings_of(app: Any) -> Settings:
 
 def celery_settings(settings: Settings) -> dict[str, Any]:
     """What differs in Celery's configuration where messages are signed."""
-    if not is_on(settings):
-        return {}
-    return {
-        "task_serializer": SERIALIZER,
-        "accept_content": [SERIALIZER],
-        "security_key": settings.signing_key_file,
-        "security_certificate": settings.signing_cert_file,
-        "security_cert_store": settings.signing_cert_folder,
-    }
+    return {"task_serializer": SERIALIZER, "accept_content": [SERIALIZER]} if is_on(settings) else {}
 
 
-def set_up(app: Any, settings: Settings) -> None:
-    """Sign and verify from now on, in this process and its children. Raises SettingsError if a file can't be used."""
+def set_up(settings: Settings) -> None:
+    """Sign and verify from now on, in this process and its children. Raises SettingsError if a file can't be used.
+
+    As Celery's setup_security, which refuses to start as soon as one of the trusted certificates has expired.
+    """
     if not is_on(settings):
         return
-    try:
-        from celery.security.certificate import Certificate, FSCertStore  # noqa: PLC0415 - they need `cryptography`
-        from celery.security.key import PrivateKey  # noqa: PLC0415
+    serializer = load(settings)
+    register(
+        SERIALIZER, serializer.serialize, serializer.deserialize, content_type=_CONTENT_TYPE, content_encoding="utf-8"
+    )
+    disable_insecure_serializers(allowed=[SERIALIZER])
 
-        own = Certificate(_text("SIGNING_CERT_FILE", settings.signing_cert_file))
+
+def load(settings: Settings) -> Any:
+    """Celery's serializer with the key and the certificates. Raises SettingsError if a file can't be used."""
+    try:
+        from celery.security.certificate import CertStore  # noqa: PLC0415 - they need `cryptography`
+        from celery.security.key import PrivateKey  # noqa: PLC0415
+        from celery.security.serialization import SecureSerializer  # noqa: PLC0415
+
+        own = _certificate("SIGNING_CERT_FILE", settings.signing_cert_file)
         key: Any = PrivateKey(_text("SIGNING_KEY_FILE", settings.signing_key_file))
-        if not Path(settings.signing_cert_folder).is_dir():
-            raise SettingsError(f"SIGNING_CERT_FOLDER={settings.signing_cert_folder!r} is no folder")
-        trusted = FSCertStore(settings.signing_cert_folder)
         if key._key.public_key().public_numbers() != own.get_pubkey().public_numbers():
             raise SettingsError("SIGNING_KEY_FILE is not the key of SIGNING_CERT_FILE")
+        if own.has_expired():
+            raise SettingsError("SIGNING_CERT_FILE has expired: make another key")
+        trusted = CertStore()
+        for path in _files(settings.signing_cert_folder):
+            one = _certificate("of SIGNING_CERT_FOLDER", str(path))
+            trusted.add_cert(one)
+            if one.has_expired():  # what it signed is refused, here and by those who check
+                sys.stderr.write(f"celery: the certificate {path} has expired\n")
         if own.get_id() not in {one.get_id() for one in trusted.itercerts()}:
             raise SettingsError(
                 "SIGNING_CERT_FILE is not in SIGNING_CERT_FOLDER: no process would accept what this one signs"
             )
-        app.setup_security()
     except (SecurityError, ImproperlyConfigured, ImportError, OSError, TypeError, ValueError) as error:
         raise SettingsError(f"messages can't be signed: {' '.join(str(error).split())}") from error
     left = days_left(own)
     if left < _DAYS_LEFT_MIN:
         sys.stderr.write(f"celery: the certificate SIGNING_CERT_FILE expires in {left} days\n")
+    return SecureSerializer(key, own, trusted)
+
+
+def _files(folder: str) -> list[Path]:
+    """The files of a folder, without those whose names begin with a dot."""
+    if not Path(folder).is_dir():
+        raise SettingsError(f"SIGNING_CERT_FOLDER={folder!r} is no folder")
+    return [path for path in sorted(Path(folder).iterdir()) if not path.name.startswith(".")]
+
+
+def _certificate(name: str, path: str) -> Any:
+    from celery.security.certificate import Certificate  # noqa: PLC0415
+
+    text = _text(name, path)
+    try:
+        return Certificate(text)
+    except SecurityError as error:
+        raise SettingsError(f"{name}={path!r} is no certificate with an RSA key") from error
 
 
 def days_left(certificate: Any) -> int:

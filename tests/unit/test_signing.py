@@ -9,6 +9,7 @@ from typing import Any
 import click
 import pytest
 from celery.app.control import Control
+from celery.exceptions import SecurityError
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from pipeline.errors import SettingsError
@@ -16,16 +17,6 @@ from pipeline.names import DropReason
 from pipeline.settings import Settings
 from tasks import remote_client, signing
 from tasks.signing import COMMAND_SECONDS_MAX, SENT, Freshness
-
-
-class App:
-    """An application whose set-up is only counted: Celery's changes the whole process."""
-
-    def __init__(self) -> None:
-        self.set_up = 0
-
-    def setup_security(self) -> None:
-        self.set_up += 1
 
 
 def signed(folder: Path, name: str = "worker") -> Settings:
@@ -37,7 +28,7 @@ def signed(folder: Path, name: str = "worker") -> Settings:
 
 def refused(settings: Settings) -> str:
     with pytest.raises(SettingsError) as caught:
-        signing.set_up(App(), settings)
+        signing.load(settings)
     return str(caught.value)
 
 
@@ -48,9 +39,8 @@ def test_keys_are_made_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert "PRIVATE" not in Path(lines["SIGNING_CERT_FILE"]).read_text()
     settings = Settings.from_environ(lines)
-    app = App()
-    signing.set_up(app, settings)
-    assert app.set_up == 1
+    serializer = signing.load(settings)
+    assert serializer.deserialize(serializer.serialize({"a": [1]})) == {"a": [1]}
     # A key is never replaced
     assert signing.main(["create", "ann", str(tmp_path)]) == 1
     assert "exists" in capsys.readouterr().err
@@ -62,9 +52,7 @@ def test_keys_are_made_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_without_the_settings_nothing_is_signed() -> None:
-    app = App()
-    signing.set_up(app, Settings())
-    assert (app.set_up, signing.celery_settings(Settings())) == (0, {})
+    assert signing.celery_settings(Settings()) == {}
     assert signing.stamped(None, Settings()) == {}
     assert signing.stamped({"a": 1}, Settings()) == {"a": 1}
 
@@ -82,9 +70,28 @@ def test_files_that_can_not_be_used_are_refused_by_name(tmp_path: Path) -> None:
     assert "not in SIGNING_CERT_FOLDER" in refused(
         replace(settings, signing_cert_file=other.signing_cert_file, signing_key_file=other.signing_key_file)
     )
-    assert "Invalid certificate" in refused(replace(settings, signing_cert_file=settings.signing_key_file))
+    assert "SIGNING_CERT_FILE=" in refused(replace(settings, signing_cert_file=settings.signing_key_file))
     (tmp_path / "trusted" / "notes.txt").write_text("who is who")
-    assert "messages can't be signed: Invalid certificate" in refused(settings)
+    assert "notes.txt' is no certificate" in refused(settings)
+
+
+def test_an_operators_certificate_that_expired_stops_no_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, operator = signed(tmp_path), signed(tmp_path, "ann")
+    message = signing.load(operator).serialize({"a": 1})
+    # Given that ann's certificate is replaced by one that has expired, with a file that is being written beside it
+    for path in (tmp_path / "ann.key", tmp_path / "trusted" / "ann.crt"):
+        path.unlink()
+    signing.create("ann", tmp_path, days=0)
+    (tmp_path / "trusted" / ".ann.crt.swp").write_text("")
+    # Then a process of others starts, and names it
+    serializer = signing.load(settings)
+    assert "trusted/ann.crt has expired" in capsys.readouterr().err
+    # And refuses what ann signs, as ann does
+    with pytest.raises(SecurityError):
+        serializer.deserialize(message)
+    assert refused(operator) == "SIGNING_CERT_FILE has expired: make another key"
 
 
 def test_what_is_not_signed_is_called_so() -> None:
