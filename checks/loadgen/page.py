@@ -17,13 +17,17 @@ def chromium_path() -> str | None:
 
 
 @contextlib.contextmanager
-def open_page(url: str, *, height: int = 1000) -> Iterator[Any]:
-    """The page at `url`, in a browser that ends with the block. Use it in one thread only."""
+def open_page(url: str, *, height: int = 1000, password: str = "") -> Iterator[Any]:
+    """The page at `url`, in a browser that ends with the block. Use it in one thread only.
+
+    `password` is that of operators, if there is one.
+    """
     from playwright.sync_api import sync_playwright  # noqa: PLC0415 - only pictures need it
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path(), args=_FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": height})
+        credentials: Any = {"username": "operator", "password": password} if password else None
+        page = browser.new_page(viewport={"width": 1280, "height": height}, http_credentials=credentials)
         page.goto(url)
         yield page
         browser.close()

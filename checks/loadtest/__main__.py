@@ -1,6 +1,7 @@
 """What `./load-test.sh` calls: runs the scenario, shows it while it runs, judges it, and writes the report."""
 
 import argparse
+import base64
 import contextlib
 import http.client
 import json
@@ -66,7 +67,7 @@ class Target:
     system: System | None = None  # ours
     settings: Settings | None = None
     limits: Limits | None = None  # of ours
-    operators: str = ""  # where its health is, if that is another port
+    operators: str = ""  # where its page and its health are, if that is another port
     password: str = ""  # of operators
 
     def __post_init__(self) -> None:
@@ -91,11 +92,16 @@ class Target:
             None if shadow is None else shadow.rate,
         )
 
-    def health(self) -> dict[str, Any]:
-        asked = urllib.request.Request(f"{self.operators or self.url}/api/logs/health")
+    def look(self, path: str) -> Any:
+        """The answer at an address for operators. Raises OSError."""
+        asked = urllib.request.Request(f"{self.operators or self.url}{path}")
         if self.password:
-            asked.add_header("Authorization", f"Bearer {self.password}")
-        with urllib.request.urlopen(asked, timeout=5) as answer:
+            coded = base64.b64encode(f"load-test:{self.password}".encode()).decode()
+            asked.add_header("Authorization", f"Basic {coded}")
+        return urllib.request.urlopen(asked, timeout=5)
+
+    def health(self) -> dict[str, Any]:
+        with self.look("/api/logs/health") as answer:
             found: dict[str, Any] = json.loads(answer.read())
             return found
 
@@ -243,13 +249,13 @@ def _limits(target: Target) -> Limits:
         why = error.reason if isinstance(error, urllib.error.URLError) else error
         where = f"--url {target.url}" if not target.operators else f"OPERATOR_URL={target.operators}"
         raise NotThereError(f"{where}: no Sluice tells its health there: {why}") from error
-    return Limits(rate, rate / 10, policy=policy_at(target.url))
+    return Limits(rate, rate / 10, policy=policy_at(target))
 
 
-def policy_at(url: str) -> str:
+def policy_at(target: Target) -> str:
     """The rate policy of a system that is given, from the stream of its page; `bands` where that does not tell it."""
     try:
-        with urllib.request.urlopen(f"{url}/events", timeout=5) as answer:
+        with target.look("/events") as answer:
             for line in answer:
                 if line.startswith(b"data:"):
                     return str(json.loads(line.removeprefix(b"data:"))["status"]["ratePolicy"]["name"])
@@ -264,7 +270,7 @@ def _run(target: Target, options: argparse.Namespace) -> int:
     run = f"load-{uuid.uuid4().hex[:12]}"
     print(f"{len(scenario)} phases, {sum(phase.seconds for phase in scenario):.0f} s, events {run}-…", flush=True)
     folder = options.out or ROOT / ".local" / "load-test" / time.strftime("%Y%m%d-%H%M%S")
-    pictures = Pictures(target.url, folder) if options.page else None
+    pictures = Pictures(target.operators or target.url, folder, target.password) if options.page else None
     sampler = HealthSampler(target)
     sampler.start()
     with contextlib.nullcontext() if pictures is None else pictures.running():

@@ -18,8 +18,9 @@ STOP_SECONDS_MAX: Final = 30.0
 class Pictures:
     """Takes the pictures that were planned; what goes wrong with one is in `problems`, and ends no test."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, password: str = "") -> None:
         self._url = url
+        self._password = password  # of operators
         self._folder = folder
         self._planned: queue.Queue[tuple[float, str] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._take_all, daemon=True)
@@ -44,7 +45,7 @@ class Pictures:
     def _take_all(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with open_page(self._url, height=HEIGHT) as page:
+            with open_page(self._url, height=HEIGHT, password=self._password) as page:
                 while (planned := self._planned.get()) is not None:
                     at, name = planned
                     page.wait_for_timeout(1000 * max(0.0, at - time.monotonic()))

@@ -7,6 +7,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,8 @@ from checks.loadtest.verdict import (
 )
 from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.rate import PartitionSample, PolicyState, RateSample
+from stack.servers import free_port
+from support.edge import running_edge
 from support.processes import ROOT
 
 LIMITS = Limits(1000.0, 100.0, 1000, 5000)
@@ -301,7 +304,18 @@ def test_the_picture_draws_the_story_of_the_policy(limits: Limits) -> None:
 )
 def test_a_given_system_says_its_policy_on_its_page(said: bytes, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(said))
-    assert policy_at("http://127.0.0.1:1") == policy
+    assert policy_at(Target("http://127.0.0.1:1", None)) == policy
+
+
+def test_health_and_policy_of_a_given_system_are_read_where_operators_look() -> None:
+    password = "a long p:ss w\u00f6rd"
+    with running_edge(operator_port=free_port(), operator_password=password, rate_policy="drain_time") as edge:
+        url, operators = f"http://127.0.0.1:{edge.port}", f"http://127.0.0.1:{edge.operator_port}"
+        given = Target(url, None, operators=operators, password=password)
+        assert given.health()["rateLimit"] > 0
+        assert policy_at(given) == "drain_time"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            Target(url, None, operators=operators).health()
 
 
 def test_a_picture_of_the_page_is_planned_for_each_phase_that_begins(tmp_path: Path) -> None:
