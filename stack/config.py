@@ -46,10 +46,11 @@ def environ_of_its_own(**variables: str) -> Iterator[dict[str, str]]:
     """Set this process' environment for a separate system: free ports, and `variables`. Yields both together.
 
     Removes the addresses of servers: `eval "$(./run.sh env)"` has set the addresses of a running system, and a
-    measurement must not use them. Afterwards it restores the old environment.
+    measurement must not use them. Removes the settings with which the shell starts a public system, too. Afterwards it
+    restores the old environment.
     """
     before, ours = dict(os.environ), free_ports() | variables
-    for name in (*_URLS, *_URL_FILES, *_OPERATORS, _BOOTSTRAP, SYSTEM_VARIABLE):
+    for name in (*_URLS, *_URL_FILES, *_DOORS, _BOOTSTRAP, SYSTEM_VARIABLE):
         os.environ.pop(name, None)
     surroundings.clear(os.environ)
     os.environ.update(ours)
@@ -75,9 +76,10 @@ def environ_with(settings: Settings) -> dict[str, str]:
 
 _LOGS: Final = ("redis", "kafka")
 _KAFKA: Final = ("kafka:", "kafka+ssl:")
-# A measurement's own system has one port on the loopback address.
-_OPERATORS: Final = (
-    "OPERATOR_PORT", "OPERATOR_HOST", "OPERATOR_PASSWORD", "OPERATOR_PASSWORD_FILE", "OPERATOR_OPEN",
+# Who may send and look, and from where: a measurement's own system has one port on the loopback address, without TLS.
+_DOORS: Final = (
+    "INGEST_HOST", "INGEST_KEYS", "INGEST_OPEN", "INGEST_TLS_CERT", "INGEST_TLS_KEY", "OPERATOR_PORT", "OPERATOR_HOST",
+    "OPERATOR_PASSWORD", "OPERATOR_PASSWORD_FILE", "OPERATOR_OPEN", "METRICS_HOST", "FLOWER_HOST",
 )  # fmt: skip
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.settings import Settings
 from stack import surroundings
 from stack.config import StackConfig, environ_of_its_own, free_ports
 from stack.servers import ServerError, free_port, port_problem
@@ -182,6 +183,25 @@ def test_a_system_of_its_own_does_not_know_the_servers_of_another(monkeypatch: p
         assert config.ports["INGEST_PORT"] == int(ours["INGEST_PORT"]) != 8080
     # And afterwards the shell's variables are as they were
     assert StackConfig.from_environ(None).given == given
+
+
+def test_a_system_of_its_own_is_on_the_loopback_address_whatever_the_shell_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a shell with the settings of a public system, whose clients need keys and TLS
+    public = {
+        "INGEST_HOST": "0.0.0.0", "INGEST_KEYS": "yes", "INGEST_TLS_CERT": "/c.pem", "INGEST_TLS_KEY": "/k.pem",
+        "OPERATOR_PORT": "8081", "OPERATOR_HOST": "0.0.0.0", "OPERATOR_PASSWORD_FILE": "/p", "METRICS_HOST": "0.0.0.0",
+        "INGEST_CORS_ORIGINS": "*",
+    }  # fmt: skip
+    for name, value in public.items():
+        monkeypatch.setenv(name, value)
+    # When a measurement makes a system of its own, Then it has none of them
+    with environ_of_its_own(SLUICE_HOME="/tmp/its-own"):
+        config = StackConfig.from_environ(None)
+        assert (config.host, config.has_operator_password, config.metrics_ports) == ("127.0.0.1", False, [])
+        assert Settings.from_environ().ingest_keys is False
+        assert Settings.from_environ().ingest_tls_cert == ""
 
 
 def test_variables_of_other_programs_are_cleared_and_ours_are_kept() -> None:
