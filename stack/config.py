@@ -93,6 +93,7 @@ class StackConfig:
     host: str  # address of ingest; private servers always use the loopback address
     operator_host: str  # address of OPERATOR_PORT, if `ports` has one
     has_operator_password: bool
+    metrics_host: str  # address of the ports for metrics
     flower_host: str  # Flower shows tasks and workers to every client that reaches it
     ingest_processes: int
     ports: Mapping[str, int]
@@ -136,6 +137,7 @@ class StackConfig:
             host=host,
             operator_host=operator_host,
             has_operator_password=_has_operator_password(source),
+            metrics_host=source.get("METRICS_HOST") or LOOPBACK,
             flower_host=source.get("FLOWER_HOST") or LOOPBACK,
             ingest_processes=_number(source, "INGEST_PROCESSES", 1, 64),
             ports=ports,

@@ -4,15 +4,15 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from stack.servers import LOOPBACK, ROOT
+from stack.servers import ROOT
 
 SCRAPE_SECONDS: Final = 5  # the period of the control loop
 
 
-def prometheus_config(ports: Mapping[str, Sequence[int]], scrape_seconds: int, *, https: Collection[str] = ()) -> str:
-    """Jobs with their ports, and the rules. JSON is valid YAML, and quotes any path correctly.
+def prometheus_config(targets: Mapping[str, Sequence[str]], scrape_seconds: int, *, https: Collection[str] = ()) -> str:
+    """Jobs with their targets, as host:port, and the rules. JSON is valid YAML, and quotes any path correctly.
 
-    The jobs in `https` have a certificate, which is for another name than the loopback address.
+    The jobs in `https` have a certificate, which is for another name than these.
     """
     tls = {"scheme": "https", "tls_config": {"insecure_skip_verify": True}}
     return json.dumps(
@@ -20,9 +20,8 @@ def prometheus_config(ports: Mapping[str, Sequence[int]], scrape_seconds: int, *
             "global": {"scrape_interval": f"{scrape_seconds}s", "evaluation_interval": f"{scrape_seconds}s"},
             "rule_files": [str(ROOT / "monitoring" / "rules" / "*.yml")],
             "scrape_configs": [
-                {"job_name": job, "static_configs": [{"targets": [f"{LOOPBACK}:{port}" for port in numbers]}]}
-                | (tls if job in https else {})
-                for job, numbers in ports.items()
+                {"job_name": job, "static_configs": [{"targets": list(places)}]} | (tls if job in https else {})
+                for job, places in targets.items()
             ],
         },
         indent=2,

@@ -147,7 +147,7 @@ class System(SystemFolder):
             if port in users:
                 raise ServerError(f"{name}={port} is {users[port]}'s port too: set one of them to another port")
             users[port] = name
-            host = hosts.get(name, self.config.host if name.startswith("INGEST_METRICS_PORT") else LOOPBACK)
+            host = hosts.get(name, self.config.metrics_host if "METRICS_PORT" in name else LOOPBACK)
             problem = port_problem(host, port)
             if problem is not None:
                 raise ServerError(f"{name}={port} {problem} on {host}: set {name} to another port")
@@ -317,26 +317,27 @@ class System(SystemFolder):
 
     def _prometheus(self, program: str) -> Program:
         """Prometheus with the rules of monitoring/, and its targets on this machine."""
-        ports = self.config.ports
+        config, ports = self.config, self.config.ports
         folder = self.home / "prometheus"
         folder.mkdir(parents=True, exist_ok=True)
-        config = folder / "prometheus.yml"
-        config.write_text(
+        path = folder / "prometheus.yml"
+        own = [_place(config.metrics_host, port) for port in config.metrics_ports]
+        path.write_text(
             prometheus_config(
                 {
-                    "ingest": self.config.metrics_ports or [ports["INGEST_PORT"]],
-                    "control": [ports["CONTROL_METRICS_PORT"]],
-                    "worker": [ports["BATCHES_METRICS_PORT"]],
+                    "ingest": own or [_place(config.host, ports["INGEST_PORT"])],
+                    "control": [_place(config.metrics_host, ports["CONTROL_METRICS_PORT"])],
+                    "worker": [_place(config.metrics_host, ports["BATCHES_METRICS_PORT"])],
                 },
-                self.config.prometheus_seconds,
-                https=("ingest",) if _has_certificate() and not self.config.metrics_ports else (),
+                config.prometheus_seconds,
+                https=("ingest",) if _has_certificate() and not own else (),
             )
         )
         return Program(
             "prometheus",
             [
                 program,
-                f"--config.file={config}",
+                f"--config.file={path}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 "--storage.tsdb.retention.time=2d",
                 f"--web.listen-address={LOOPBACK}:{ports['PROMETHEUS_PORT']}",
@@ -456,10 +457,15 @@ def _has_certificate() -> bool:
     return bool(os.environ.get("INGEST_TLS_CERT", "").strip())
 
 
+def _place(host: str, port: int) -> str:
+    """Where a program of this machine reaches a server that listens on `host`."""
+    shown = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
+    return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
+
+
 def _http_url(host: str, port: int, *, scheme: str = "http") -> str:
     """The URL from this machine of a server that listens on `host`."""
-    shown = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
-    return f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
+    return f"{scheme}://{_place(host, port)}"
 
 
 def _has_ticked(health: Mapping[str, Any], *, since: float) -> bool:

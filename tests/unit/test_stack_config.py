@@ -156,6 +156,40 @@ def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
     assert str(said.value) == f"REDIS_PORT={port} is taken on 127.0.0.1: set REDIS_PORT to another port"
 
 
+@pytest.mark.parametrize(
+    ("name", "host_setting"),
+    [
+        ("INGEST_METRICS_PORT", "METRICS_HOST"),
+        ("CONTROL_METRICS_PORT", "METRICS_HOST"),
+        ("OPERATOR_PORT", "OPERATOR_HOST"),
+    ],
+)
+def test_a_port_is_looked_for_on_the_address_of_its_listener(tmp_path: Path, name: str, host_setting: str) -> None:
+    ports = {**free_ports(), "INGEST_METRICS_PORT": str(free_port()), "OPERATOR_PORT": str(free_port())}
+    public = {"INGEST_HOST": "127.0.0.3", host_setting: "127.0.0.2"}
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        ports[name] = str(taken.getsockname()[1])
+        with pytest.raises(ServerError, match=f"{name}={ports[name]} is taken on 127.0.0.2: "):
+            System(config_of(tmp_path, "redis", **ports, **public)).check()
+
+
+def test_prometheus_scrapes_where_metrics_are_served(tmp_path: Path) -> None:
+    def targets(**environ: str) -> list[str]:
+        system = System(config_of(tmp_path, "redis", PATH="", **environ))
+        system._prometheus("prometheus")
+        jobs = json.loads((tmp_path / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+        return [target for job in jobs for target in job["static_configs"][0]["targets"]]
+
+    workers = ["127.0.0.1:9111", "127.0.0.1:9112"]
+    assert targets() == ["127.0.0.1:8080", *workers]
+    assert targets(METRICS_HOST="0.0.0.0") == ["127.0.0.1:8080", *workers]
+    operators = {"OPERATOR_PORT": "8081", "INGEST_HOST": "127.0.0.3"}
+    assert targets(**operators) == ["127.0.0.1:9101", *workers]
+    assert targets(**operators, METRICS_HOST="127.0.0.2") == ["127.0.0.2:9101", "127.0.0.2:9111", "127.0.0.2:9112"]
+    assert targets(INGEST_HOST="127.0.0.3") == ["127.0.0.3:8080", *workers]
+    assert targets(INGEST_HOST="::1") == ["[::1]:8080", *workers]
+
+
 def test_a_port_that_two_settings_want_is_named_with_both(tmp_path: Path) -> None:
     ports = free_ports()
     twice = {**ports, "FLOWER_PORT": ports["INGEST_PORT"]}
