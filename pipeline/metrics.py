@@ -280,7 +280,8 @@ EXPIRED_ROWS: Final = Declared(
 # Growing: deletion is too slow, or does not run; health says why.
 RETENTION_OVERDUE: Final = Declared(
     "sluice_retention_overdue_seconds",
-    "How long the oldest event is past RETENTION_DAYS, 0 if it is not. Absent without RETENTION_DAYS",
+    "How long the oldest event is past RETENTION_DAYS, 0 if it is not. Absent without RETENTION_DAYS, "
+    "and if it can't be read",
 )
 
 # --- Of the whole system: processes, servers, disks --------------------------------------------------------------
