@@ -54,7 +54,10 @@ def why_not(settings: Settings, facts: RetentionFacts, now: float) -> str | None
     ):
         if _days(wanted) != found:
             kept = "keeps all" if found is None else f"keeps {found} days"
-            return f"{name} is {wanted}, and the database {kept}: run `python -m pipeline migrate` with this setting"
+            return (
+                f"{name} is {wanted}, and the database {kept}: run `python -m pipeline migrate` with this setting, or "
+                "restart the control worker with that one"
+            )
     if not facts.may_delete:
         return "Sluice's user may not call the functions that delete: run `python -m pipeline migrate`"
     if settings.retention_days:

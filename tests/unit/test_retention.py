@@ -92,7 +92,10 @@ def test_what_is_kept_for_ever_is_not_deleted() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"event_days": None}, "RETENTION_DAYS is 30, and the database keeps all"),
+        (
+            {"event_days": None},
+            "and the database keeps all: run `python -m pipeline migrate` with this setting, or restart the",
+        ),
         ({"event_days": 90}, "RETENTION_DAYS is 30, and the database keeps 90 days"),
         ({"letter_days": 8}, "DEAD_LETTER_DAYS is 7, and the database keeps 8 days"),
         ({"may_delete": False}, "may not call"),
