@@ -1161,7 +1161,7 @@ OPERATOR_PASSWORD_CHARS_MIN: Final = 12  # nothing slows down who guesses
 def _operator_problems(settings: Settings) -> Iterator[str]:
     """Values that contradict each other for operators."""
     if settings.operator_port == settings.ingest_port:
-        yield f"OPERATOR_PORT={settings.operator_port} is INGEST_PORT too: leave it out if both should be one port"
+        yield f"OPERATOR_PORT={settings.operator_port} is INGEST_PORT too: set it to 0 if both should be one port"
     if not settings.operator_port and settings.operator_host != Settings.operator_host:
         yield f"OPERATOR_HOST={settings.operator_host} needs OPERATOR_PORT"
     if 0 < len(settings.operator_password) < OPERATOR_PASSWORD_CHARS_MIN:

@@ -276,7 +276,7 @@ def test_on_the_loopback_address_nothing_is_needed() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"operator_port": 8080}, "OPERATOR_PORT=8080 is INGEST_PORT too"),
+        ({"operator_port": 8080}, "OPERATOR_PORT=8080 is INGEST_PORT too: set it to 0 if"),
         ({"operator_host": "0.0.0.0"}, "OPERATOR_HOST=0.0.0.0 needs OPERATOR_PORT"),
         ({"operator_password": "short"}, "OPERATOR_PASSWORD has fewer than 12 characters"),
     ],
