@@ -289,7 +289,7 @@ KEY_LOG_ENDS: Final = "log:ends"
 class DropReason(StrEnum):
     """Why a worker dropped a message of its queue. Tasks are hints and ticks: the next one does the work."""
 
-    MALFORMED = "malformed"  # not JSON, or not a Celery message: another program wrote into the queue
+    MALFORMED = "malformed"  # not JSON, not a Celery message, or one with an ETA: another program wrote into the queue
     UNKNOWN_TASK = "unknown_task"  # this worker does not know the task: it is of another version or another application
     ARGUMENTS = "arguments"  # the task does not accept these arguments, or there is no such partition
     EXPIRED = "expired"  # the sender gave it an expiry by its own wall clock; Sluice's own messages have none

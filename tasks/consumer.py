@@ -154,6 +154,9 @@ def _misfit(app: Any, message: Any) -> tuple[DropReason, str] | None:
     task = app.tasks.get(name) if isinstance(name, str) and name.startswith(OURS) else None
     if task is None:
         return DropReason.UNKNOWN_TASK, repr(name)[:WHAT_CHARS_MAX]
+    if message.headers.get("eta") is not None:
+        # Celery would take it from the queue at once, and keep it in this worker's memory with all others of its kind.
+        return DropReason.MALFORMED, f"{name} has an ETA, as no message of Sluice has"
     arguments, keywords, _ = message.payload
     try:
         inspect.signature(task.run).bind(*arguments, **keywords)
