@@ -1,4 +1,8 @@
-"""The control loop's tasks: regulate, probe, the fallback hints, and the requests of operators."""
+"""The control loop's tasks: regulate, probe, measure, and the fallback hints.
+
+None of them does what an operator requests. That is the job of remote commands (tasks/remote.py), which are carried out
+once: a task's name is not signed, so a recorded tick can be sent again as each other task without arguments.
+"""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +19,6 @@ from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.retention import overdue_seconds
 from pipeline.system_metrics import FACTS_SECONDS
-from tasks import commands
 from tasks.context import WorkerContext, context_of
 from tasks.hints import HINTS_WAITING_MAX, send_net_hint
 from tasks.persist_overrides import persist_changes
@@ -36,9 +39,6 @@ def _one_line_when_unavailable(function: Callable[..., None]) -> Callable[..., N
             _logger.warning("%s: %s", function.__name__, error, extra={"action": f"{function.__name__}_failed"})
 
     return run
-
-
-# --- Periodic tasks of Beat -------------------------------------------------------------------------
 
 
 @shared_task(name="sluice.regulate", bind=True)
@@ -179,26 +179,3 @@ def _overdue_seconds(context: WorkerContext) -> float | None:
     except SluiceError as error:  # the task `sluice.expire` reports it
         _logger.debug("the oldest event's age is unknown: %s", error)
         return None
-
-
-# --- Requests of operators ---------------------------------------------------------------------------
-
-
-@shared_task(name="sluice.pause_consumption", bind=True)
-def pause_consumption(self: Any, by: str, why: str) -> None:
-    """Pause consumption until an operator resumes it. PostgreSQL stores the pause, so it survives a Redis flush."""
-    _logger.warning("%s", commands.pause(context_of(self.app.sluice_settings), by, why), extra={"action": "pause"})
-
-
-@shared_task(name="sluice.resume_consumption", bind=True)
-def resume_consumption(self: Any, by: str, why: str) -> None:
-    """Lift all pauses that only an operator may lift. The prober lifts the breaker's pause."""
-    _logger.warning("%s", commands.resume(context_of(self.app.sluice_settings), by, why), extra={"action": "resumed"})
-
-
-@shared_task(name="sluice.replay_dead_letters", bind=True)
-def replay(self: Any, limit: int = 1000, dry_run: bool = False, by: str = "") -> None:
-    """Retry to store dead letters, the longest untried first."""
-    context = context_of(self.app.sluice_settings)
-    words = commands.replay(context, by or context.name, limit, dry_run=dry_run)
-    _logger.warning("dead letters: %s", words, extra={"action": "replayed_dead_letters"})

@@ -12,10 +12,13 @@ from celery.app.control import Control
 from celery.exceptions import SecurityError
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from beat_schedule import beat_schedule
 from pipeline.errors import SettingsError
 from pipeline.names import DropReason
 from pipeline.settings import Settings
 from tasks import remote_client, signing
+from tasks.app import make_app
+from tasks.consumer import OURS
 from tasks.signing import COMMAND_SECONDS_MAX, SENT, Freshness
 
 
@@ -190,3 +193,11 @@ def test_a_refused_command_is_marked_in_the_answer(monkeypatch: pytest.MonkeyPat
     command = signing.stamped(None, on)
     assert node.handle("ping", command) == {"ok": "pong"}
     assert node.handle("ping", command) == {"error": "refused: it was carried out before", signing.REFUSED: True}
+
+
+def test_no_task_does_what_only_an_operator_requests() -> None:
+    # A recorded tick can be sent again under the name of each other task without arguments.
+    app = make_app(Settings())
+    app.loader.import_default_modules()
+    ticks = {entry["task"] for entry in beat_schedule(Settings(retention_days=1)).values()}
+    assert {name for name in app.tasks if name.startswith(OURS)} == {"sluice.drain", *ticks}
