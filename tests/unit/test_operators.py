@@ -130,6 +130,16 @@ def test_operators_look_while_clients_have_taken_all_connections() -> None:
         assert get(edge.operator_port, "/api/logs/health").status == 200
 
 
+def test_the_connections_of_operators_are_bounded_and_take_none_from_clients() -> None:
+    with running_edge(operator_port=free_port(), page_viewers_max=0) as edge, contextlib.ExitStack() as held:
+        for _ in range(edge.settings.operator_connections_max):
+            wire = held.enter_context(Wire(edge.operator_port))
+            wire.send(request(method="GET", path="/healthz", content_type=None))
+            assert wire.answer().status == 200
+        assert send(edge.operator_port, b"").status == 503
+        assert send(edge.port, request(BODY)).status == 202
+
+
 def test_the_contract_names_the_port_for_events(two: RunningEdge) -> None:
     [events, here] = get(two.operator_port, "/openapi.json").json["servers"]
     assert events["url"] == f"http://{{host}}:{two.port}"
@@ -301,7 +311,8 @@ def test_the_connections_of_operators_have_files_too(monkeypatch: pytest.MonkeyP
     assert both.ingest_connections_max == one - both.operator_connections_max
 
 
-def test_operators_look_while_the_log_has_not_answered_yet() -> None:
+def test_operators_look_while_the_log_has_not_answered_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.server.READY_SECONDS_MAX", 60.0)  # that long the port for events waits for the log
     edge = RunningEdge(edge_settings(operator_port=free_port()))
     edge.log_server.stop()
     edge.begin()
