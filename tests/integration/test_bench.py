@@ -6,18 +6,22 @@ from pathlib import Path
 
 from stack.servers import ROOT
 
-SECONDS_MAX = 60  # it takes three
+SECONDS_MAX = 30  # it takes three
+TRIES = 3
 
 
 def test_one_goal_in_a_hurry(tmp_path: Path, control_redis: object) -> None:
-    # When one goal is measured
+    # When one goal is measured, again where its Redis got no processor for a second: the bench says so
     found = tmp_path / "found.json"
-    done = subprocess.run(
-        [str(ROOT / "bench.sh"), "--quick", "--only", "M3", "--json", str(found)],
-        capture_output=True, text=True, timeout=SECONDS_MAX, check=False,
-    )  # fmt: skip
+    for _ in range(TRIES):
+        done = subprocess.run(
+            [str(ROOT / "bench.sh"), "--quick", "--only", "M3", "--json", str(found)],
+            capture_output=True, text=True, timeout=SECONDS_MAX, check=False,
+        )  # fmt: skip
+        if "could not be measured" not in done.stdout:
+            break
     # Then there is a table, and the same as JSON, with a verdict for each goal
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "one decision on leases" in done.stdout
     assert "these figures mean nothing" in done.stdout
     lines = json.loads(found.read_text())["lines"]
