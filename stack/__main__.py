@@ -153,8 +153,14 @@ def _table(system: System, urls: dict[str, str]) -> str:
         ("logs", str(system.logs)),
     ]
     lines = ["", "Sluice is ready.", "", *(f"  {name:<24} {value}" for name, value in rows), "", "Try it:", ""]
-    curl = f"  curl -i {urls['INGEST_URL']}/api/logs -H 'Content-Type: application/json' \\\n    -d '{_SAMPLE}'"
-    return "\n".join([*lines, curl])
+    return "\n".join([*lines, *_first_event(urls["INGEST_URL"], needs_key=system.config.has_ingest_keys)])
+
+
+def _first_event(url: str, *, needs_key: bool) -> list[str]:
+    """The commands that send an event."""
+    make_key = ["  KEY=$(.venv/bin/python -m tasks.keys create trial)"] if needs_key else []
+    key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
+    return [*make_key, f"  curl -i {url}/api/logs -H 'Content-Type: application/json'{key} \\", f"    -d '{_SAMPLE}'"]
 
 
 def _shown(url: str, *, is_given: bool) -> str:

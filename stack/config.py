@@ -93,6 +93,7 @@ class StackConfig:
     host: str  # address of ingest; private servers always use the loopback address
     operator_host: str  # address of OPERATOR_PORT, if `ports` has one
     has_operator_password: bool
+    has_ingest_keys: bool  # clients need one
     metrics_host: str  # address of the ports for metrics
     flower_host: str  # Flower shows tasks and workers to every client that reaches it
     ingest_processes: int
@@ -137,6 +138,7 @@ class StackConfig:
             host=host,
             operator_host=operator_host,
             has_operator_password=_has_operator_password(source),
+            has_ingest_keys=_is_set(source, "INGEST_KEYS"),
             metrics_host=source.get("METRICS_HOST") or LOOPBACK,
             flower_host=source.get("FLOWER_HOST") or LOOPBACK,
             ingest_processes=_number(source, "INGEST_PROCESSES", 1, 64),
@@ -189,18 +191,19 @@ def _refuse_those_of_another(home: Path, source: Mapping[str, str], given: Mappi
 
 def _refuse_open_hosts(host: str, operator_host: str | None, source: Mapping[str, str]) -> None:
     """Raise ServerError if strangers could send events or look. Ingest refuses that too, but only in its log."""
-
-    def is_set(*names: str) -> bool:
-        return any(source.get(name, "").strip().lower() in _YES for name in names)
-
     problem = public_problem(
         host,
         operator_host,
-        takes_all=not is_set("INGEST_KEYS", "INGEST_OPEN"),
-        shows_all=not (_has_operator_password(source) or is_set("OPERATOR_OPEN")),
+        takes_all=not _is_set(source, "INGEST_KEYS", "INGEST_OPEN"),
+        shows_all=not (_has_operator_password(source) or _is_set(source, "OPERATOR_OPEN")),
     )
     if problem is not None:
         raise ServerError(problem)
+
+
+def _is_set(source: Mapping[str, str], *names: str) -> bool:
+    """Whether one of these settings is yes."""
+    return any(source.get(name, "").strip().lower() in _YES for name in names)
 
 
 def _has_operator_password(source: Mapping[str, str]) -> bool:

@@ -101,6 +101,8 @@ def test_several_ingest_processes_have_a_metrics_port_each(tmp_path: Path) -> No
 
 def test_a_port_for_operators_is_one_of_its_ports_and_prometheus_needs_no_password(tmp_path: Path) -> None:
     config = config_of(tmp_path, OPERATOR_PORT="8081")
+    assert config.has_ingest_keys is False
+    assert config_of(tmp_path, INGEST_KEYS="yes").has_ingest_keys is True
     assert (config.operator_host, config.ports_used["OPERATOR_PORT"]) == ("127.0.0.1", 8081)
     assert config.metrics_ports == [9101]
     assert "OPERATOR_PORT" not in config_of(tmp_path, OPERATOR_PORT="0").ports_used

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from supervisor.options import ServerOptions
 
-from stack.__main__ import main
+from stack.__main__ import _first_event, main
 from stack.config import StackConfig
 from stack.servers import ServerError
 from stack.supervision import Program, Supervisor
@@ -207,3 +207,13 @@ def test_what_stops_or_shows_a_system_needs_no_settings_of_a_start(
     (system.home / "postgres").mkdir(parents=True)
     assert said("clean", "--yes") == f"deleted the data in {system.home}\n"
     assert not system.home.exists()
+
+
+def test_the_first_event_is_sent_with_a_key_where_clients_need_one() -> None:
+    make_key, curl, body = _first_event("http://127.0.0.1:8080", needs_key=True)
+    assert make_key == "  KEY=$(.venv/bin/python -m tasks.keys create trial)"
+    assert curl.startswith("  curl -i http://127.0.0.1:8080/api/logs ")
+    assert '"Authorization: Bearer $KEY"' in curl
+    assert _first_event("http://127.0.0.1:8080", needs_key=False) == [
+        "  curl -i http://127.0.0.1:8080/api/logs -H 'Content-Type: application/json' \\", body
+    ]  # fmt: skip
