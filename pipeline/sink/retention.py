@@ -1,4 +1,4 @@
-"""Retention in PostgreSQL: two functions of the tables' owner delete what is expired (migrations 0012, 0013)."""
+"""Retention in PostgreSQL: two functions of the tables' owner delete what is expired (migrations 0012 to 0014)."""
 
 from datetime import datetime
 from typing import Any, Final

@@ -55,6 +55,36 @@ def test_the_table_is_the_promised_one(database_url: str) -> None:
     ]
 
 
+def test_a_worker_of_an_older_version_goes_on_beside_each_new_column(database_url: str) -> None:
+    # Given a worker of the first version, which makes its staging table LIKE log_events: constraints, and no defaults
+    migrate(Settings(database_url=database_url))
+    columns = (
+        "event_id, correlation_id, severity, message, source, event_time, received_at, attributes, log_id, "
+        "log_partition, log_offset"
+    )
+    with contextlib.closing(psycopg2.connect(database_url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE event_stage (LIKE log_events) ON COMMIT DELETE ROWS")
+        # When it stages an event and stores it
+        cursor.execute(
+            f"INSERT INTO event_stage ({columns}) VALUES ('a', 'c', 'INFO', 'm', 's', now(), now(), NULL, 'l', 0, 0)"
+        )
+        cursor.execute(f"INSERT INTO log_events ({columns}) SELECT {columns} FROM event_stage")
+    # Then it is stored, and its age is known
+    assert ask(database_url, "SELECT event_id, stored_at IS NOT NULL FROM log_events") == [("a", True)]
+
+
+def test_a_column_of_a_user_stays_as_it_is(database_url: str) -> None:
+    migrate(Settings(database_url=database_url), [one for one in migrations() if one.version < 12])
+    with contextlib.closing(psycopg2.connect(database_url)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE log_events ADD COLUMN stored_at text NOT NULL DEFAULT 'mine'")
+    migrate(Settings(database_url=database_url))
+    assert ask(
+        database_url,
+        "SELECT data_type, is_nullable FROM information_schema.columns"
+        " WHERE table_name = 'log_events' AND column_name = 'stored_at'",
+    ) == [("text", "NO")]
+
+
 def _migrate_at_once(database_url: str, start: Any, answers: Any) -> None:
     start.wait(20)
     answers.put(migrate(Settings(database_url=database_url), [SLOW, GOOD]))
