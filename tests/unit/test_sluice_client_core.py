@@ -441,14 +441,20 @@ def test_what_finds_no_room_goes_to_disk_and_is_sent_later(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_large_request_under_way_does_not_keep_events_from_the_folder(tmp_path: Path) -> None:
-    # Given a small queue, of which a request to a server that is away takes more than half
+def test_a_large_request_under_way_does_not_keep_events_from_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a small queue, of which a request to a server that is away takes more than half: the thread that writes to
+    # the folder starts after it, since it would take these events itself if it got the lock first
     client = client_of(away(), queue_bytes_max=MB, spill_folder=tmp_path, block_seconds=20, linger_seconds=60)
+    start_spiller = client.core._start_spiller
+    monkeypatch.setattr(client.core, "_start_spiller", lambda: None)
     with client.core._lock:
         for _ in range(420):
             client.emit("x" * 1000)
     client.emit("x")
     eventually(lambda: client.core._buffer.bytes_held > client.core._buffer.bytes_waiting + MB // 2, "it is under way")
+    start_spiller()
     # When more events come than the rest has room for
     for _ in range(700):
         if client.stats.dropped == 0:
