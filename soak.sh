@@ -4,5 +4,5 @@ set -euo pipefail
 ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"
 sluice_setup requirements-servers.txt requirements-dev.txt
-export PYTHONPATH="$ROOT:$ROOT/tests"
+export PYTHONPATH="$ROOT"
 exec "$ROOT/.venv/bin/python" -m checks.soak "$@"

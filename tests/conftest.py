@@ -10,6 +10,7 @@ import hypothesis
 import psycopg2
 import pytest
 
+from checks.testbed.clocks import SteppableClock, fake_time_library
 from pipeline.settings import Settings
 from stack.servers import (
     Server,
@@ -21,7 +22,6 @@ from stack.servers import (
     redis_server,
 )
 from support.certificates import openssl_problem
-from support.clocks import SteppableClock, fake_time_library
 from support.groups import (  # two are hooks of pytest
     SHARED_KAFKA,
     SharedServer,

@@ -9,11 +9,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-try:
-    import support  # noqa: F401  # of tests/, which only the script puts on the path
-except ModuleNotFoundError:
-    sys.exit("hostile: run ./hostile.sh instead: it sets up what this needs")
-
 from checks.hostile import fuzzing
 from checks.hostile.report import as_markdown, write
 from checks.hostile.run import PARTS, Plan, run

@@ -8,8 +8,8 @@ from typing import Final
 from checks.hostile.cases import GOOD, cases, within_event
 from checks.hostile.oracle import CHUNKED_HEAD, judge, kind_of
 from checks.hostile.protocols import TARGETS, Target, target_of
+from checks.testbed.wire import Wire, request
 from ingest.framing import found_coding
-from support.edge import Wire, request
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"

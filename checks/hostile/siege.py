@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from checks.loadgen.open_load import Responses, offer
-from support.edge import request
+from checks.testbed.wire import request
 
 ROOT = Path(__file__).resolve().parents[2]
 P99_SECONDS_SURE = 0.05  # a p99 below it is good enough, whatever it was without the flood
@@ -177,4 +177,4 @@ def environ() -> dict[str, str]:
     """The environment in which programs of this package find each other."""
     import os
 
-    return {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"}
+    return {**os.environ, "PYTHONPATH": str(ROOT)}

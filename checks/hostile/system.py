@@ -8,13 +8,13 @@ import psutil
 import psycopg2
 from prometheus_client.parser import text_string_to_metric_families
 
+from checks.testbed.processes import System
+from checks.testbed.waiting import wait_until
+from checks.testbed.wire import get
 from pipeline.names import LETTER_CONFLICT
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from stack.servers import Server, free_port, postgres_server, redis_server
-from support.edge import get
-from support.processes import System
-from support.traffic import wait_until
 
 START_SECONDS_MAX = 60.0  # for the workers' children
 STORE_SECONDS_MAX = 120.0  # for what was taken to be stored, after the attack

@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from checks.testbed.processes import Program, http_status, ingest
+from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.servers import free_port
-from support.processes import Program, http_status, ingest
-from support.traffic import wait_until
 
 
 class Victim:

@@ -7,11 +7,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-try:
-    import support  # noqa: F401  # of tests/, which only the script puts on the path
-except ModuleNotFoundError:
-    sys.exit("soak: run ./soak.sh instead: it sets up what this needs")
-
 from checks.soak import mutant
 from checks.soak.catalog import FAULTS, possible_names, schedule
 from checks.soak.mutants import MUTANTS

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support import processes
+from checks.testbed import processes
 
 ROOT = processes.ROOT
 
@@ -109,7 +109,7 @@ def run_mutant(mutant: Mutant, *, texts: dict[str, str] | None = None) -> dict[s
 
 
 def _run_in(folder: Path, command: list[str]) -> "subprocess.CompletedProcess[str]":
-    environ = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder / 'tests'}"}
+    environ = {**os.environ, "PYTHONPATH": str(folder)}
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from checks.soak.fault import Effect, Fault
 from checks.soak.rig import Rig
 from checks.soak.windows import ClockSpan
-from support.clocks import SteppableClock, fake_time_library
+from checks.testbed.clocks import SteppableClock, fake_time_library
 
 SEEN_SECONDS = 3.0  # until a process has looked at its clock's file again
 STEPS_SECONDS = (-3600, -90, -6, 6, 90, 3600)

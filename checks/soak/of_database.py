@@ -9,7 +9,7 @@ import psycopg2
 from checks.soak.fault import Effect, Fault
 from checks.soak.rig import Rig
 from checks.soak.windows import Part, Refusal
-from support.database import fail_no_more, fail_on_insert
+from checks.testbed.database import fail_no_more, fail_on_insert
 
 # A row in twenty waits, so that a COPY of any size is still at work when we look.
 _SLOW_COPY: Final = """

@@ -11,9 +11,9 @@ import psutil
 from checks.soak.fault import Effect, Fault
 from checks.soak.rig import Rig, clock_environ
 from checks.soak.windows import ClockSpan, Part
-from support.clocks import SteppableClock, fake_time_library
-from support.processes import ROOT, Program, beat
-from support.versions import OLD_COMMIT, old_checkout
+from checks.testbed.clocks import SteppableClock, fake_time_library
+from checks.testbed.processes import ROOT, Program, beat
+from checks.testbed.versions import OLD_COMMIT, old_checkout
 
 # Beyond Celery's visibility time-out (SCALED: 5 s), so that what the stopped one had taken is given to others.
 BEYOND_VISIBILITY = (5.5, 7.0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psycopg2
 
+from checks.testbed.pooler import pgbouncer_program
 from stack.servers import DATABASE, LOOPBACK, Server, postgres_url
-from support.pooler import pgbouncer_program
 
 _SETTINGS = """\
 [databases]

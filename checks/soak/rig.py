@@ -24,15 +24,15 @@ from redis.retry import Retry
 
 from checks.loadgen.proxy import Proxy
 from checks.soak.pooler import pooler
+from checks.testbed.clocks import SteppableClock, fake_time_library
+from checks.testbed.pooler import pgbouncer_program
+from checks.testbed.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
 from pipeline import wiring
 from pipeline.errors import LogUnavailableError, SluiceError
 from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM, BreakerState
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from stack.servers import LOOPBACK, Server, free_port, kafka_server, postgres_server, redis_server
-from support.clocks import SteppableClock, fake_time_library
-from support.pooler import pgbouncer_program
-from support.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
 from tasks.context import WorkerContext
 
 # Time-outs as short as they may be, so that each fault lasts for seconds instead of minutes. What they are relative
@@ -151,7 +151,7 @@ class ClientProcess:
 
 
 def _client_environ() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 class Rig:
@@ -447,7 +447,7 @@ class Rig:
             time.sleep(0.05)
 
 
-UNDER_CLOCK = ROOT / "tests" / "support" / "under_clock"
+UNDER_CLOCK = ROOT / "checks" / "testbed" / "under_clock"
 
 
 def clock_environ(clock: SteppableClock) -> dict[str, str]:

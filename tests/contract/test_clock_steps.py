@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from checks.testbed.clocks import SteppableClock, SteppedSystemClock
 from pipeline.clock import SystemClock
 from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.log.memory import MemoryLog
@@ -15,7 +16,6 @@ from pipeline.store.memory import MemoryServer
 from pipeline.store.memory_history import MemoryHistory
 from pipeline.store.redis_history import RedisHistory
 from stack.servers import Server
-from support.clocks import SteppableClock, SteppedSystemClock
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
 HOUR = 3600.0

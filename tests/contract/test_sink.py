@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import pytest
 
+from checks.testbed.database import ask
 from pipeline.errors import FencedError, OffsetConflictError, PoisonedError
 from pipeline.ports.event_sink import EventSink, StoredPosition, StoreResult
 from pipeline.ports.log import record_digest
@@ -24,7 +25,6 @@ from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from support.archive import committed_events, committed_letters
 from support.control import eventually
-from support.database import ask
 from support.records import RECEIVED_AT_MS, batch, new_log_id, nothing, numbered_batch, record
 
 LOG: Final = new_log_id()

@@ -20,6 +20,7 @@ from contract.test_sink import (  # collected here too, on the bench below
     test_too_many_dead_letters_in_a_batch_roll_it_back,
 )
 
+from checks.testbed.database import ask
 from pipeline.errors import SchemaError
 from pipeline.keys import ApiKey
 from pipeline.names import PauseReason
@@ -32,7 +33,6 @@ from pipeline.sink.operator_store import PostgresOperatorStore
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.server_check import SinkMisconfiguredError
 from pipeline.sink.session import Session
-from support.database import ask
 from support.records import batch, new_log_id, nothing, numbered_batch, record
 
 __all__ = [

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from checks.testbed.processes import System
 from pipeline.settings import Settings
 from stack.servers import free_port, kafka_is_possible, kafka_server, postgres_server, redis_server
-from support.processes import System
 from support.site import Site
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.processes import System
+from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from support.archive import committed_events
-from support.processes import System
-from support.traffic import Traffic, stored_ids, wait_until
+from support.traffic import Traffic, stored_ids
 
 
 @pytest.mark.timeout(300)

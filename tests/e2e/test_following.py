@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg2
 
-from support.processes import Program
+from checks.testbed.processes import Program
 from support.site import Site
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import ROOT
+from checks.testbed.processes import ROOT
 from support.site import Site
 
 pytestmark = pytest.mark.parametrize("started", ["redis"], indirect=True)

@@ -11,9 +11,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-from support.processes import ROOT
+from checks.testbed.processes import ROOT
+from checks.testbed.waiting import wait_until
 from support.site import Site
-from support.traffic import wait_until
 
 LOGHUB = ROOT.parent / "shared" / "data" / "loghub"
 

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import yaml
 
+from checks.testbed.processes import ROOT
+from checks.testbed.waiting import wait_until
 from monitoring import dashboard
 from stack.config import free_ports
 from stack.servers import free_port, kafka_is_possible
-from support.processes import ROOT
-from support.traffic import wait_until
 
 # Lists of labels, and texts outside of label matchers: no metrics.
 NO_METRIC = re.compile(r'(\{[^}]*\})|(?:by|on) \([^)]*\)|"[^"]*"')

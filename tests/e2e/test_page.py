@@ -9,15 +9,16 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
+from checks.testbed.processes import http_status, ingest
+from checks.testbed.waiting import wait_until
 from pipeline import wiring
 from pipeline.event_text import clock_time
 from pipeline.names import ControlEventKind
 from stack.servers import free_port
 from support.browser import Watched, chromium, chromium_path, close_pages, watched
 from support.images import save_image
-from support.processes import http_status, ingest
 from support.site import Site
-from support.traffic import Traffic, wait_until
+from support.traffic import Traffic
 
 pytestmark = pytest.mark.parametrize("started", ["redis"], indirect=True)
 

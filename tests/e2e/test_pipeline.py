@@ -9,11 +9,12 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from checks.testbed.processes import http_status, ingest
+from checks.testbed.waiting import wait_until
 from pipeline import wiring
 from stack.servers import Server
-from support.processes import http_status, ingest
 from support.site import Site
-from support.traffic import Traffic, event, wait_until
+from support.traffic import Traffic, event
 
 P99_TRIES = 4
 SAMPLE = (

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.processes import Program, System, http_status
+from checks.testbed.versions import OLD_COMMIT, old_checkout
 from pipeline.settings import Settings
 from stack.servers import free_port
-from support.processes import Program, System, http_status
 from support.traffic import Traffic, assert_kept_promises, stored_ids
-from support.versions import OLD_COMMIT, old_checkout
 
 STORED_EVENTS = 50  # by each client, in each phase
 

@@ -12,8 +12,8 @@ import pytest
 
 from checks.soak.content import encoded
 from checks.soak.history import EventNote, HistoryError, HistoryWriter, Outcome, digest, outcome_of, read_histories
+from checks.testbed.processes import ROOT
 from stack.servers import free_port
-from support.processes import ROOT
 
 EVENT = EventNote("c0-1", "abc", True)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from checks.soak.mutant import is_caught, run_mutant
 from checks.soak.mutants import MUTANTS
+from checks.testbed.clocks import fake_time_library
 from faults.short import assert_promises_are_kept
-from support.clocks import fake_time_library
 
 FAULTS = [
     *("child.freeze", "ingest.kill", "log.kill", "copy.terminate", "control-redis.flushall", "log.tail-lost"),

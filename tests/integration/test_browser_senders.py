@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
+from checks.testbed.wire import get
 from pipeline.keys import ApiKey, digest_of, make_key
 from support.browser import chromium, chromium_path
-from support.edge import RunningEdge, edge_settings, eventually, get, running_edge, sample
+from support.edge import RunningEdge, edge_settings, eventually, running_edge, sample
 
 KEY, KEY_ID = make_key()
 # What a script gets: the answer with the fields that it may read, or the error.

@@ -14,6 +14,8 @@ import psycopg2
 import pytest
 import redis
 
+from checks.testbed.processes import ROOT, Program, batches_worker, beat, control_worker, supervised
+from checks.testbed.waiting import wait_until
 from pipeline import wiring
 from pipeline.errors import StoreUnavailableError
 from pipeline.event import Event, encode_record, partition_of, record_head
@@ -21,9 +23,7 @@ from pipeline.names import AlarmCode, BreakerState, ControlEventKind, PauseReaso
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from stack.servers import Server
-from support.processes import ROOT, Program, batches_worker, beat, control_worker, supervised
 from support.servers import own_servers
-from support.traffic import wait_until
 from tasks.app import make_app
 from tasks.drain import PausedCheck
 from tasks.remote_client import user_at_host

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.processes import ROOT
+from checks.testbed.wire import Wire
 from sluice_client.command import with_event_id
 from stack.servers import free_port
-from support.edge import RunningEdge, Wire, client_environ, edge_settings, eventually, metric, running_edge, sample
-from support.processes import ROOT
+from support.edge import RunningEdge, client_environ, edge_settings, eventually, metric, running_edge, sample
 
 LOGHUB = ROOT.parent / "shared" / "data" / "loghub"
 

@@ -14,8 +14,9 @@ import opensearchpy.helpers
 import pytest
 
 from checks.loadgen.proxy import Proxy
+from checks.testbed.wire import get, post, request, send
 from ingest.protocols.elasticsearch import VERSIONS
-from support.edge import RunningEdge, eventually, get, metric, post, request, restarted, running_edge, sample, send
+from support.edge import RunningEdge, eventually, metric, restarted, running_edge, sample
 
 PATIENT: dict[str, Any] = {"chunk_size": 20, "max_retries": 50, "initial_backoff": 0.1, "max_backoff": 1}
 BEGAN = datetime(2026, 11, 26, tzinfo=UTC)

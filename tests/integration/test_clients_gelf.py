@@ -13,8 +13,9 @@ import pygelf
 import pytest
 
 from checks.loadgen.proxy import Proxy
+from checks.testbed.wire import Wire, request, send
 from pipeline.clock import SystemClock
-from support.edge import RunningEdge, Wire, eventually, metric, request, running_edge, send
+from support.edge import RunningEdge, eventually, metric, running_edge
 
 # The handlers leave their sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.edge import RunningEdge, metric, post, running_edge
+from checks.testbed.wire import post
+from support.edge import RunningEdge, metric, running_edge
 
 MIB = 1 << 20
 

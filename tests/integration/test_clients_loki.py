@@ -17,7 +17,8 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from checks.loadgen.proxy import Proxy
-from support.edge import RunningEdge, Wire, eventually, metric, request, running_edge, send
+from checks.testbed.wire import Wire, request, send
+from support.edge import RunningEdge, eventually, metric, running_edge
 from support.loki import entry, push, stream
 
 PATH = "/loki/api/v1/push"

@@ -17,8 +17,9 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 
 from checks.loadgen.proxy import Proxy
+from checks.testbed.wire import post, request, send
 from support.clients import recorded
-from support.edge import RunningEdge, eventually, metric, post, request, restarted, running_edge, send
+from support.edge import RunningEdge, eventually, metric, restarted, running_edge
 
 PROTOBUF = "application/x-protobuf"
 

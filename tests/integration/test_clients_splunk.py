@@ -10,7 +10,8 @@ import requests
 from splunk_handler import SplunkHandler
 
 from checks.loadgen.proxy import Proxy
-from support.edge import RunningEdge, eventually, get, metric, post, request, running_edge, sample, send
+from checks.testbed.wire import get, post, request, send
+from support.edge import RunningEdge, eventually, metric, running_edge, sample
 
 EVENT = "/services/collector/event"
 

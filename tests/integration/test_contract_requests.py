@@ -7,10 +7,10 @@ from pathlib import Path
 
 from checks.hostile.contract import Report
 from checks.hostile.siege import environ
+from checks.testbed.processes import ROOT, http_status, ingest
+from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.servers import free_port
-from support.processes import ROOT, http_status, ingest
-from support.traffic import wait_until
 
 
 def test_every_answer_is_one_that_the_document_describes(settings: Settings, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import ingest.dashboard
+from checks.testbed.wire import Wire, get, post, request, send
 from ingest.dashboard.recorder import SystemReaders
 from pipeline.log.memory import MemoryLog
 from pipeline.names import Mode
@@ -22,7 +23,7 @@ from pipeline.settings import Settings
 from pipeline.store.memory import MemoryLeases, MemoryServer
 from pipeline.store.memory_history import MemoryHistory
 from stack.servers import free_port
-from support.edge import RunningEdge, Wire, eventually, get, post, request, sample, send
+from support.edge import RunningEdge, eventually, sample
 
 Start = Callable[..., RunningEdge]
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from checks.testbed.database import ask, fail_on_insert, stored_ids
 from pipeline.errors import SinkUnavailableError
 from pipeline.ports.dead_letters import DeadLetterCounts, ReplayResult
 from pipeline.settings import Settings
 from pipeline.sink.dead_letters import PostgresDeadLetters
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
-from support.database import ask, fail_on_insert, stored_ids
 from support.records import batch, new_log_id, nothing, record
 
 LOG = new_log_id()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from checks.testbed.database import ask, fail_on_insert, stored_ids
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
@@ -19,7 +20,6 @@ from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from stack.servers import Server
 from support.control import eventually
-from support.database import ask, fail_on_insert, stored_ids
 from support.records import record
 
 

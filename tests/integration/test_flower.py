@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.processes import ROOT, System, http_status
+from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import Server, free_port
-from support.processes import ROOT, System, http_status
-from support.traffic import wait_until
 
 USER = "ann:correct horse"
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from checks.testbed.database import ask
 from pipeline import wiring
 from pipeline.clock import ManualClock
 from pipeline.names import AlarmCode
@@ -13,7 +14,6 @@ from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from stack.servers import Server, free_port
-from support.database import ask
 from support.event_logs import recovered
 from tasks.former_logs import ASK_SECONDS, FormerLogs, without_password
 

@@ -12,25 +12,13 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.clocks import SteppedSystemClock
+from checks.testbed.wire import Wire, get, post, request, send
 from pipeline.clock import SystemClock
 from pipeline.event import partition_of
 from pipeline.names import AlarmCode, Mode, PauseReason
 from pipeline.store.memory import MemoryServer
-from support.clocks import SteppedSystemClock
-from support.edge import (
-    SAMPLE,
-    RunningEdge,
-    Wire,
-    edge_settings,
-    eventually,
-    get,
-    metric,
-    post,
-    request,
-    running_edge,
-    sample,
-    send,
-)
+from support.edge import SAMPLE, RunningEdge, edge_settings, eventually, metric, running_edge, sample
 
 JSON_TYPE = "application/json"
 LINES_TYPE = "application/x-ndjson"

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from support.edge import RunningEdge, Wire, eventually, get, metric, post, request, running_edge, sample, send
+from checks.testbed.wire import Wire, get, post, request, send
+from support.edge import RunningEdge, eventually, metric, running_edge, sample
 
 SUITE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "jsontestsuite" / "test_parsing"
 GOOD = json.dumps(sample()).encode()

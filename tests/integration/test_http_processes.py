@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.processes import ROOT, Program, ingest
+from checks.testbed.wire import Wire, get, post, request
 from pipeline import wiring
 from pipeline.event import decode_record
 from pipeline.names import Mode
@@ -23,8 +25,7 @@ from pipeline.settings import Settings
 from pipeline.store.redis import RedisControlStore
 from stack.config import environ_of
 from stack.servers import Server, free_port
-from support.edge import Wire, eventually, get, metric, post, request, sample
-from support.processes import ROOT, Program, ingest
+from support.edge import eventually, metric, sample
 from support.traffic import Traffic
 
 

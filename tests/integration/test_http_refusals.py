@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.wire import Wire, get, post, request
 from ingest.http.protocol import IngestProtocol
 from ingest.http.request import IngestHttp
 from pipeline.log.memory import MemoryLog
-from support.edge import RunningEdge, Wire, eventually, get, metric, post, request, running_edge, sample
+from support.edge import RunningEdge, eventually, metric, running_edge, sample
 
 BODY = json.dumps(sample()).encode()
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.processes import ROOT, http_status
+from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import free_port
 from support.dockerfile import Stage, build, instructions
-from support.processes import ROOT, http_status
-from support.traffic import wait_until
 
 pytestmark = pytest.mark.timeout(400)  # packages may come from far away
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.processes import ROOT, Program, ingest
+from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import free_port
 from support.certificates import Authority, openssl_problem
 from support.edge import SAMPLE
-from support.processes import ROOT, Program, ingest
-from support.traffic import wait_until
 
 CONNECTIONS_MAX = 20
 PASSWORD = "correct horse battery"

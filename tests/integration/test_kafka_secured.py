@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.processes import ROOT, Program, http_status, ingest
+from checks.testbed.waiting import wait_until
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SettingsError
 from pipeline.log.kafka import KafkaLog
 from pipeline.settings import Settings
@@ -20,8 +22,7 @@ from stack.servers import LOOPBACK
 from support.certificates import Authority
 from support.event_logs import KafkaRig, NoFloors, log_settings, read_all, recovered
 from support.kafka_secured import NARROW_USER, PASSWORD, SESSION_MS, USER, SecuredKafka
-from support.processes import ROOT, Program, http_status, ingest
-from support.traffic import event, wait_until
+from support.traffic import event
 
 
 @pytest.fixture

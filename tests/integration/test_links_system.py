@@ -12,15 +12,16 @@ from urllib.parse import quote
 import pytest
 from integration.test_flower import USER, Flower
 
+from checks.testbed.database import ask
+from checks.testbed.processes import ROOT, System, http_status
+from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import LOOPBACK, free_port
 from support.certificates import Authority, openssl_problem
-from support.database import ask
 from support.postgres_links import OWNER_PASSWORD, tls_postgres, tls_programs
-from support.processes import ROOT, System, http_status
 from support.redis_tls import PASSWORD, redis_tls_server, tls_program
-from support.traffic import event, wait_until
+from support.traffic import event
 
 APP_PASSWORD = "äpp;' p@/%"
 EVENTS = 300

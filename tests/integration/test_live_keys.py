@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 import redis
 
+from checks.testbed.processes import ROOT, Program, beat, control_worker, http_status, ingest
+from checks.testbed.waiting import wait_until
+from checks.testbed.wire import Wire, get, post, request
 from ingest.http.request import IngestHttp
 from ingest.keys import KeyRing
 from pipeline.errors import SinkUnavailableError
@@ -23,21 +26,8 @@ from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import Server, free_port
-from support.edge import (
-    RunningEdge,
-    Wire,
-    client_environ,
-    edge_settings,
-    eventually,
-    get,
-    metric,
-    post,
-    request,
-    sample,
-)
-from support.processes import ROOT, Program, beat, control_worker, http_status, ingest
+from support.edge import RunningEdge, client_environ, edge_settings, eventually, metric, sample
 from support.servers import own_servers
-from support.traffic import wait_until
 
 BODY = json.dumps(sample()).encode()
 SHOP, SHOP_ID = make_key()

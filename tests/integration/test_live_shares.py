@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.processes import Program, ingest
+from checks.testbed.wire import Wire, get, request
 from ingest.http.request import IngestHttp
 from pipeline import wiring
 from pipeline.clock import SystemClock
@@ -22,8 +24,7 @@ from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.settings import Settings
-from support.edge import RunningEdge, Wire, eventually, get, request, running_edge, sample
-from support.processes import Program, ingest
+from support.edge import RunningEdge, eventually, running_edge, sample
 
 LIMITED = "198.51.100.7"
 BODY = json.dumps([sample()] * 5).encode()

@@ -11,6 +11,7 @@ import psycopg2
 import pytest
 import redis
 
+from checks.testbed.database import ask
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, drain
@@ -22,7 +23,6 @@ from pipeline.sink.migrate import migrate
 from pipeline.store.redis import RedisControlStore, RedisOffsetFence
 from pipeline.wiring import make_floor_source
 from stack.servers import Server, free_port
-from support.database import ask
 from support.event_logs import eventually, log_settings, must_read, recovered
 from support.records import record
 

@@ -11,15 +11,15 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
+from checks.testbed.processes import Program, batches_worker, beat, control_worker, supervised
+from checks.testbed.waiting import wait_until
 from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.settings import Settings
 from stack.servers import Server, free_port
 from support.edge import RunningEdge, edge_settings
-from support.processes import Program, batches_worker, beat, control_worker, supervised
 from support.servers import own_servers
-from support.traffic import wait_until
 
 SCRAPE_SECONDS_MAX = 1.0
 STORED = 'sluice_drained_events_total{result="stored"}'

@@ -9,12 +9,12 @@ from typing import Any
 import psycopg2
 import pytest
 
+from checks.testbed.database import ask
+from checks.testbed.waiting import wait_until
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import Migration, migrate, migrations, missing_migrations
 from stack.servers import free_port, postgres_server
-from support.database import ask
-from support.traffic import wait_until
 from tasks.context import WorkerContext
 from tasks.control import _migrate_once
 

@@ -12,8 +12,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
+from checks.testbed.wire import get, request, send
 from support.browser import Watched, chromium, chromium_path, close_pages, watched
-from support.edge import RunningEdge, get, request, running_edge, send
+from support.edge import RunningEdge, running_edge
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import replace
 
+from checks.testbed.database import ask
 from pipeline.keys import ApiKey, StoredKeys
 from pipeline.names import PauseReason
 from pipeline.ports.control import AskedLimit, AskedPause
@@ -10,7 +11,6 @@ from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.operator_store import PostgresOperatorStore
 from pipeline.sink.session import Session
-from support.database import ask
 
 
 def test_pauses_are_kept_until_they_are_deleted(database_url: str) -> None:

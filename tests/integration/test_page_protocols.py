@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from checks.testbed.wire import post
 from ingest.dashboard.recorder import SystemReaders
 from pipeline.log.memory import MemoryLog
 from pipeline.settings import Settings
@@ -12,7 +13,7 @@ from pipeline.store.memory import MemoryLeases, MemoryServer
 from pipeline.store.memory_history import MemoryHistory
 from stack.servers import free_port
 from support.browser import chromium, chromium_path, watched
-from support.edge import RunningEdge, eventually, post, sample
+from support.edge import RunningEdge, eventually, sample
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.database import ask
+from checks.testbed.processes import ROOT
+from checks.testbed.waiting import wait_until
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
@@ -19,7 +22,6 @@ from pipeline.sink.rights import RIGHTS, grants
 from stack.config import environ_with
 from stack.servers import LOOPBACK, Server
 from support.certificates import Authority, openssl_problem
-from support.database import ask
 from support.postgres_links import (
     OWNER_URL_PASSWORD,
     Pair,
@@ -27,9 +29,7 @@ from support.postgres_links import (
     tls_postgres,
     tls_programs,
 )
-from support.processes import ROOT
 from support.records import new_log_id, nothing, numbered_batch
-from support.traffic import wait_until
 
 LOG = new_log_id()
 APP_PASSWORD, APP_URL_PASSWORD = "äpp;' p@/", "%C3%A4pp%3B%27%20p%40%2F"

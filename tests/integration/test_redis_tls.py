@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
+from checks.testbed.processes import ROOT
 from pipeline import wiring
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SettingsError, StoreUnavailableError
 from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import LOOPBACK, Server, free_port, redis_server
 from support.certificates import Authority, openssl_problem
-from support.processes import ROOT
 from support.redis_tls import URL_PASSWORD, redis_tls_server, tls_program
 from tasks.app import make_app
 

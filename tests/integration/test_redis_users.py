@@ -13,6 +13,9 @@ import pytest
 import redis
 from integration.test_flower import USER, Flower
 
+from checks.testbed.database import ask
+from checks.testbed.processes import ROOT, Program, System
+from checks.testbed.waiting import wait_until
 from pipeline import acl, wiring
 from pipeline.errors import LogIndeterminateError, LogUnavailableError, SettingsError, StoreUnavailableError
 from pipeline.log.redis_streams import RedisStreamsLog
@@ -22,9 +25,7 @@ from pipeline.store.rights import ALL, INGEST, OPERATOR, WORKER, Role
 from pipeline.store.rights_check import check_rights
 from stack.config import environ_with
 from stack.servers import Server, free_port
-from support.database import ask
-from support.processes import ROOT, Program, System
-from support.traffic import event, wait_until
+from support.traffic import event
 
 EVENTS = 300
 

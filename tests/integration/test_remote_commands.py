@@ -13,6 +13,9 @@ import psycopg2
 import pytest
 import redis
 
+from checks.testbed.database import ask, fail_no_more, fail_on_insert
+from checks.testbed.processes import ROOT, System, control_worker
+from checks.testbed.waiting import wait_until
 from pipeline import wiring
 from pipeline.names import KEY_LOG_STREAM, PauseReason
 from pipeline.ports.control import ControlEvent, ControlState
@@ -20,11 +23,8 @@ from pipeline.settings import Settings
 from pipeline.sink.migrate import PostgresSchema, migrate
 from stack.config import environ_with
 from stack.servers import Server, free_port
-from support.database import ask, fail_no_more, fail_on_insert
-from support.processes import ROOT, System, control_worker
 from support.records import record
 from support.servers import own_servers
-from support.traffic import wait_until
 
 
 @dataclass

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.edge import RunningEdge, Wire, get, post, request, running_edge, sample, send
+from checks.testbed.wire import Wire, get, post, request, send
+from support.edge import RunningEdge, running_edge, sample
 
 NAME = re.compile(r"[0-9a-f]{12}-[1-9][0-9]*")
 

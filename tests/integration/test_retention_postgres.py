@@ -11,6 +11,8 @@ from typing import Any
 import psycopg2
 import pytest
 
+from checks.testbed.database import ask, stored_ids
+from checks.testbed.waiting import wait_until
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.names import AlarmCode, PauseReason
 from pipeline.ports.event_sink import StoreResult
@@ -22,9 +24,7 @@ from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.retention import PostgresRetention
 from pipeline.store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
 from pipeline.store.memory_counters import MemoryCounters
-from support.database import ask, stored_ids
 from support.records import batch, new_log_id, nothing, numbered_batch, record
-from support.traffic import wait_until
 from tasks import control as tasks_control
 from tasks.app import make_app
 from tasks.context import WorkerContext

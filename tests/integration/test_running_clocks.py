@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from checks.soak.rig import clock_environ
+from checks.testbed.clocks import SteppableClock
+from checks.testbed.processes import System
 from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.log.memory import MemoryLog
@@ -19,8 +21,6 @@ from pipeline.names import AlarmCode
 from pipeline.settings import Settings
 from pipeline.status import StatusContext, read_status
 from stack.servers import free_port
-from support.clocks import SteppableClock
-from support.processes import System
 from support.traffic import Traffic, assert_kept_promises, stored_ids
 
 HOUR = 3600.0

@@ -14,13 +14,14 @@ import redis
 from celery import Celery
 from integration.test_flower import USER, Flower
 
+from checks.testbed.database import ask
+from checks.testbed.processes import ROOT, Program, System
+from checks.testbed.waiting import wait_until
 from pipeline.clock import SystemClock
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import Server, free_port
-from support.database import ask
-from support.processes import ROOT, Program, System
-from support.traffic import event, wait_until
+from support.traffic import event
 from tasks import signing
 
 EVENTS = 100

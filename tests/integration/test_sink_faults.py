@@ -9,6 +9,7 @@ from dataclasses import replace
 import psycopg2
 import pytest
 
+from checks.testbed.database import ask, stored_ids
 from pipeline.errors import SinkUnavailableError
 from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
@@ -17,7 +18,6 @@ from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from stack.servers import Server
 from support.control import eventually
-from support.database import ask, stored_ids
 from support.records import batch, new_log_id, nothing, numbered_batch, record
 
 LOG = new_log_id()

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.database import ask
+from checks.testbed.pooler import pgbouncer_program, pooled
+from checks.testbed.processes import ROOT
 from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import _LOCK_KEY, migrate, migrations
@@ -16,9 +19,6 @@ from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.server_check import SinkMisconfiguredError
 from stack.config import environ_of
 from support.control import eventually
-from support.database import ask
-from support.pooler import pgbouncer_program, pooled
-from support.processes import ROOT
 from support.records import batch, new_log_id, nothing, record
 
 LOG = new_log_id()

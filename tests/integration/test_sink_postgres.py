@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from checks.testbed.database import ask, fail_no_more, fail_on_insert, stored_ids
 from pipeline.errors import PoisonedError, SinkContentionError, SinkUnavailableError
 from pipeline.event import SEVERITIES, Event, encode_record, record_head
 from pipeline.ports.event_sink import StoreResult
@@ -23,7 +24,6 @@ from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from support.control import eventually
-from support.database import ask, fail_no_more, fail_on_insert, stored_ids
 from support.records import batch, new_log_id, nothing, numbered_batch, record
 
 LOG = new_log_id()

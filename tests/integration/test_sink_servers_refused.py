@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
+from checks.testbed.database import ask
 from pipeline.errors import SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.server_check import SinkMisconfiguredError
 from stack.servers import Server
-from support.database import ask
 from support.records import batch, new_log_id, nothing, record
 
 LOG = new_log_id()

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.database import ask, stored_ids
+from checks.testbed.processes import ROOT
 from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.server_check import SinkMisconfiguredError
-from support.database import ask, stored_ids
-from support.processes import ROOT
 from support.records import batch, new_log_id, nothing, record
 
 LOG = new_log_id()

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.processes import ROOT
 from sluice_client import Client
 from stack.servers import free_port
 from support.edge import RunningEdge, client_environ, edge_settings, eventually, running_edge
-from support.processes import ROOT
 
 PACKAGE = ROOT / "clients" / "python"
 SECONDS_MAX = 60.0  # for what takes some tenths of a second on a machine that is not busy

@@ -14,6 +14,7 @@ import loguru
 import pytest
 import structlog
 
+from checks.testbed.processes import ROOT
 from pipeline.event import RecordedEvent
 from sluice_client import Client, bound
 from sluice_client.asgi import AsgiMiddleware, Message, Receive, Scope, Send
@@ -21,7 +22,6 @@ from sluice_client.loguru_sink import LoguruSink
 from sluice_client.structlog_processor import SluiceProcessor
 from sluice_client.wsgi import WsgiMiddleware
 from support.edge import RunningEdge, running_edge
-from support.processes import ROOT
 
 README = (ROOT / "clients" / "python" / "README.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)

@@ -15,10 +15,10 @@ import psutil
 import psycopg2
 import pytest
 
+from checks.testbed.processes import ROOT, http_status
+from checks.testbed.waiting import wait_until
 from stack.config import StackConfig, free_ports
 from stack.servers import kafka_is_possible
-from support.processes import ROOT, http_status
-from support.traffic import wait_until
 from tasks import signing
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from checks.testbed.database import ask, fail_no_more, fail_on_insert, stored_ids
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
@@ -22,7 +23,6 @@ from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regu
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.stopped import DoesNotFitError, Hole
-from support.database import ask, fail_no_more, fail_on_insert, stored_ids
 from support.event_logs import KafkaRig, LogRig, RedisRig, eventually, recovered
 from support.postgres_links import Pair, primary_and_standby
 from support.records import record

@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from checks.testbed.processes import ROOT, batches_worker
+from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import Server
-from support.processes import ROOT, batches_worker
-from support.traffic import wait_until
 from tasks.forced_shutdown import end_seconds_max
 
 # What a worker's main process has imported when it forks, and then all that its children do.

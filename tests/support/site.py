@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from checks.testbed.processes import System
 from pipeline.settings import Settings
 from stack.servers import Server
-from support.processes import System
 from support.traffic import Traffic, assert_kept_promises
 
 

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import psycopg2
 
+from checks.testbed.waiting import wait_until
+
 
 def event(number: int, *, run: str, event_id: str | None = None) -> dict[str, Any]:
     """A valid event whose fields follow from its number."""
@@ -131,14 +133,6 @@ class Traffic:
         connection = http.client.HTTPConnection(self._url.hostname, self._url.port, timeout=8)
         connection.connect()
         return connection
-
-
-def wait_until(condition: Any, what: str, *, seconds_max: float) -> None:
-    """Poll a condition until it holds. Raises AssertionError that names it."""
-    deadline = time.monotonic() + seconds_max
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds_max} s: {what}"
-        time.sleep(0.05)
 
 
 def stored_ids(database_url: str, run: str) -> Counter[str]:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from checks.testbed.processes import ROOT
 from ingest.server import refuse_public
 from pipeline.settings import Settings
-from support.processes import ROOT
 
 SLUICE = ("ingest", "worker", "control", "beat", "flower")
 ONCE = "migrate"  # it runs at each start, and ends

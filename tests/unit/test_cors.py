@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.wire import Response, Wire, request, send
 from pipeline.errors import SettingsError
 from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings, origins_of
-from support.edge import Response, RunningEdge, Wire, edge_settings, eventually, request, running_edge, sample, send
+from support.edge import RunningEdge, edge_settings, eventually, running_edge, sample
 
 SHOP, OTHER = "https://shop.example", "https://other.example"
 KEY, KEY_ID = make_key()

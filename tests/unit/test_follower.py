@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from checks.testbed.clocks import SteppedSystemClock
 from pipeline.clock import Clock, ManualClock, SystemClock
 from pipeline.flow.clocks import Look
 from pipeline.follower import ControlFollower, ControlSnapshot, TroubleReporter
@@ -15,7 +16,6 @@ from pipeline.names import AlarmCode, ControlEventKind, Mode
 from pipeline.ports.control import ControlState, Trouble
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
-from support.clocks import SteppedSystemClock
 
 
 @dataclass

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 import pytest
 
+from checks.testbed.processes import ROOT
 from ingest.health import document_of
 from monitoring.metrics_table import groups
 from pipeline.health.judge import judge
 from pipeline.settings import Settings
 from pipeline.status import inputs_document
 from support.health import BREAKER, HEALTHY, OVERRIDE
-from support.processes import ROOT
 
 TEXT = (ROOT / "docs" / "glossary.md").read_text()
 

@@ -10,21 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from checks.testbed.wire import Wire, get, post, request
 from ingest.server import READY_SECONDS_MAX
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.log import LogIdentity
 from stack.servers import free_port, port_problem
-from support.edge import (
-    SAMPLE,
-    RunningEdge,
-    Wire,
-    edge_settings,
-    eventually,
-    get,
-    post,
-    request,
-    running_edge,
-)
+from support.edge import SAMPLE, RunningEdge, edge_settings, eventually, running_edge
 
 
 class SlowLog(MemoryLog):

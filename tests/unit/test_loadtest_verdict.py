@@ -44,11 +44,11 @@ from checks.loadtest.verdict import (
     judge_stored,
     percentile,
 )
+from checks.testbed.processes import ROOT
 from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.rate import PartitionSample, PolicyState, RateSample
 from stack.servers import free_port
 from support.edge import running_edge
-from support.processes import ROOT
 
 LIMITS = Limits(1000.0, 100.0, 1000, 5000)
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 import pipeline.metrics
+from checks.testbed.processes import ROOT
 from monitoring import dashboard, metrics_table
 from pipeline import __version__
-from support.processes import ROOT
 
 MONITORING = ROOT / "monitoring"
 

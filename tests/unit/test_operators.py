@@ -9,24 +9,14 @@ from typing import Any
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from checks.testbed.wire import Response, Wire, get, request, send
 from ingest.openapi.document import openapi_document
 from ingest.server import refuse_public, with_connections_that_fit
 from pipeline.errors import SettingsError
 from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings
 from stack.servers import free_port
-from support.edge import (
-    Response,
-    RunningEdge,
-    Wire,
-    edge_settings,
-    eventually,
-    get,
-    request,
-    running_edge,
-    sample,
-    send,
-)
+from support.edge import RunningEdge, edge_settings, eventually, running_edge, sample
 
 PASSWORD = "a long p:ss w\u00f6rd"
 KEY, KEY_ID = make_key()

@@ -6,7 +6,7 @@ field named another client, and an invalid Priority counted. An atomic group doe
 
 import re
 
-from support.processes import ROOT
+from checks.testbed.processes import ROOT
 
 # Strings of JSON: their body can only match in part at the very end of the text, where that changes nothing.
 RIGHT_ANYWHERE = (r'"(?:[^"\\]++|\\.)*+', r'"((?:[^"\\]++|\\.)*+)"')

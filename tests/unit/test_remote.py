@@ -14,6 +14,8 @@ from typing import Any
 import click
 import pytest
 
+from checks.testbed.processes import ROOT
+from checks.testbed.waiting import wait_until
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
 from pipeline.names import Mode, PauseReason
@@ -22,8 +24,6 @@ from pipeline.settings import Settings
 from pipeline.status import SystemStatus
 from pipeline.store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from support.health import HEALTHY
-from support.processes import ROOT
-from support.traffic import wait_until
 from tasks import commands, remote, remote_client
 from tasks.commands import CommandError
 from tasks.remote_client import NOT_MINE

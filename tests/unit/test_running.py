@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.waiting import wait_until
 from pipeline.running import find, nothing_to_ask, with_running_system
-from support.traffic import wait_until
 
 URLS = {"DATABASE_URL": "postgresql://h/d", "REDIS_URL": "redis://h:1/0", "EVENT_LOG_URL": "redis://h:2/0"}
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from checks.testbed.processes import ROOT
 from pipeline.settings import Settings
 from pipeline.settings_table import table, unit_of
-from support.processes import ROOT
 
 FIELDS = dataclasses.fields(Settings)
 

@@ -13,12 +13,12 @@ import psutil
 import pytest
 from supervisor.options import ServerOptions
 
+from checks.testbed.waiting import wait_until
 from stack.__main__ import _first_event, main
 from stack.config import StackConfig
 from stack.servers import ServerError
 from stack.supervision import Program, Supervisor
 from stack.system import System
-from support.traffic import wait_until
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.processes import ROOT
 from pipeline.__main__ import exit_status, main
 from pipeline.__main__ import screen as screen_of
 from pipeline.health.judge import judge
@@ -17,7 +18,6 @@ from pipeline.names import BreakerState, ControlEventKind, Level, Mode, PauseRea
 from pipeline.ports.control import ControlEvent, Override, Pause
 from pipeline.status import SystemStatus, inputs_document
 from support.health import HEALTHY, NOW
-from support.processes import ROOT
 
 
 def screen(inputs: HealthInputs, width: int = 100, **more: Any) -> str:

@@ -5,7 +5,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from support.processes import ROOT
+from checks.testbed.processes import ROOT
 
 OLD_COMMIT = "9aae592"  # the last one whose database had five migrations: partitions had no pauses of their own
 

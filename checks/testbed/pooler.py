@@ -1,4 +1,4 @@
-"""pgbouncer before a PostgreSQL of the tests."""
+"""pgbouncer before a PostgreSQL that is a test's or a judge's own."""
 
 import contextlib
 import os

@@ -1,6 +1,7 @@
-"""Sluice's own processes, started by tests on servers of their choice."""
+"""Sluice's own processes, started on servers of the caller's choice."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -15,9 +16,9 @@ from typing import Any
 
 import psutil
 
+from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
-from support.traffic import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -123,19 +124,23 @@ def _worker(queue: str, concurrency: int, app: str = "tasks.app") -> list[str]:
 
 
 def batches_worker(settings: Settings, folder: Path, *, app: str = "tasks.app") -> Program:
+    """The worker that drains the log, with a process for each partition and two more."""
     return Program("batches", _worker("batches", settings.log_partitions + 2, app), settings, folder)
 
 
 def control_worker(settings: Settings, folder: Path, *, app: str = "tasks.app") -> Program:
+    """The worker that regulates the rate."""
     return Program("control", _worker("control", 2, app), settings, folder)
 
 
 def beat(settings: Settings, folder: Path) -> Program:
+    """Celery Beat, with its files in the folder."""
     arguments = ["celery", "-A", "tasks.app", "beat", "--loglevel", "info"]
     return Program("beat", [*arguments, f"--pidfile={folder / 'beat.pid'}"], settings, folder)
 
 
 def ingest(settings: Settings, folder: Path, name: str = "ingest") -> Program:
+    """One ingest process."""
     return Program(name, ["ingest"], settings, folder)
 
 
@@ -200,8 +205,6 @@ class System:
 
     def health(self) -> dict[str, Any]:
         """The health document."""
-        import json
-
         with urllib.request.urlopen(f"{self.url}/api/logs/health", timeout=5) as answer:
             document: dict[str, Any] = json.loads(answer.read())
             return document

@@ -1,4 +1,4 @@
-"""A wall clock that a test steps while programs and servers run under it; their monotonic clock stays right.
+"""A wall clock that is stepped while programs and servers run under it; their monotonic clock stays right.
 
 It is libfaketime (Debian: libfaketime), which reads how far off the clock is from a file at every call.
 """
@@ -59,7 +59,7 @@ class SteppableClock:
 
 
 class SteppedSystemClock(SystemClock):
-    """The machine's clocks with the wall clock stepped, for what is in the test's own process."""
+    """The machine's clocks with the wall clock stepped, for what is in this process itself."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
