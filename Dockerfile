@@ -16,6 +16,7 @@ RUN python -m venv --without-pip /venv \
 COPY beat_schedule.py ./
 COPY ingest ./ingest
 COPY pipeline ./pipeline
+COPY sluice ./sluice
 COPY tasks ./tasks
 COPY clients/python/src/sluice_client ./sluice_client
 COPY monitoring/flowerconfig.py ./monitoring/flowerconfig.py

@@ -3,9 +3,9 @@
 set -euo pipefail
 ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"
+sluice_help checks.hostile.arguments "$@"
 sluice_setup requirements-servers.txt requirements-dev.txt
 # The fuzzer has ready packages for some machines only. Elsewhere its part is skipped, with a message.
-[ "${1:-}" = "--help" ] || [ "${1:-}" = "-h" ] ||
-    (PIP_ONLY_BINARY=:all: sluice_setup requirements-fuzz.txt) || echo "hostile.sh: there will be no fuzzing" >&2
+(PIP_ONLY_BINARY=:all: sluice_setup requirements-fuzz.txt) || echo "hostile.sh: there will be no fuzzing" >&2
 export PYTHONPATH="$ROOT"
 exec "$ROOT/.venv/bin/python" -m checks.hostile "$@"

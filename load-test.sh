@@ -4,6 +4,7 @@
 set -euo pipefail
 ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"
+sluice_help checks.loadtest.options "$@"
 sluice_setup requirements-servers.txt requirements-dev.txt
 cd "$ROOT"
 exec .venv/bin/python -m checks.loadtest "$@"

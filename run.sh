@@ -4,6 +4,7 @@
 set -euo pipefail
 ROOT=$(cd -- "$(dirname "${BASH_SOURCE[0]}")" >/dev/null && pwd -P)
 . "$ROOT/stack/setup.sh"
+sluice_help stack.arguments "$@"
 sluice_setup requirements-servers.txt
 cd "$ROOT"
 exec .venv/bin/python -m stack "$@"

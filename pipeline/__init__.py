@@ -1,3 +1,3 @@
 """The core of Sluice: the event log, the drain, the sink and the control loop, without web server or task queue."""
 
-__version__ = "0.1.0"  # the same as in pyproject.toml and CHANGELOG.md; a test compares them
+__version__ = "0.2.0"  # the same as in pyproject.toml and CHANGELOG.md; a test compares them

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from pipeline import acl, wiring
+from pipeline.arguments import add_migrate, add_status
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SchemaNewerError, SettingsError, SluiceError
 from pipeline.event_text import clock_time, event_text, log_text, pause_text, rate_text
@@ -195,17 +196,8 @@ def main(arguments: list[str] | None = None, clock: Clock | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = _Parser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(required=True, dest="command")
-    status_command = commands.add_parser("status", help="show the state of the whole system")
-    status_command.add_argument("--json", action="store_true", help="print one JSON object")
-    status_command.add_argument("--watch", action="store_true", help="repeat every second until interrupted")
-    commands.add_parser(
-        "migrate",
-        help="update the database's schema",
-        description="Update the database's schema as the role of MIGRATE_DATABASE_URL, and grant the user of "
-        "DATABASE_URL its rights; make that user if it is missing. Without MIGRATE_DATABASE_URL: as the user of "
-        "DATABASE_URL. Write RETENTION_DAYS and DEAD_LETTER_DAYS into the database, and make the index that they need. "
-        "Exit status: 0, 1 if it failed, 2 if a setting is wrong.",
-    )
+    add_status(commands.add_parser("status", help="show the state of the whole system"))
+    add_migrate(commands.add_parser("migrate", help="update the database's schema"))
     acl_command = commands.add_parser(
         "acl",
         help="print the rules of Redis' users, or check a user",

@@ -15,9 +15,6 @@ from pythonjsonlogger.msgspec import MsgspecFormatter
 from pipeline.secrets import hide_secrets
 from pipeline.text import on_its_lines, on_one_line
 
-FORMATS: Final = ("human", "json")
-LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
-
 _HUMAN: Final = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 _TIME: Final = "%Y-%m-%dT%H:%M:%S"
 # At DEBUG these libraries would write thousands of lines a second, none of them about an event.
@@ -71,8 +68,8 @@ class _JsonLines(MsgspecFormatter):
 def configure(*, level: str, form: str, process: str, stream: TextIO | None = None) -> logging.Handler:
     """Send all log records of this process to standard error (or `stream`); returns the only handler.
 
-    `level` is one of LEVELS, `form` one of FORMATS, `process` the name of this process in each JSON line. Replaces the
-    configuration of an earlier call.
+    `level` is one of LOG_LEVELS, `form` one of LOG_FORMATS, `process` the name of this process in each JSON line.
+    Replaces the configuration of an earlier call.
     """
     handler = logging.StreamHandler(stream)
     if form == "json":

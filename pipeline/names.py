@@ -3,6 +3,10 @@
 from enum import IntEnum, StrEnum
 from typing import Final, TypeVar
 
+# Of LOG_FORMAT and LOG_LEVEL.
+LOG_FORMATS: Final = ("human", "json")  # lines for people; one JSON object a line
+LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 
 class Queue(StrEnum):
     """Celery queues."""

@@ -1,6 +1,6 @@
-"""Finds the system that `./run.sh` runs from this checkout, for commands in a shell without addresses.
+"""Finds the system that `./run.sh` or `sluice up` runs, for commands in a shell without addresses.
 
-`./run.sh` writes `running.json` into its folder. The system is running if its supervisor's process is.
+A start writes `running.json` into its folder. The system is running if its supervisor's process is.
 """
 
 import json
@@ -11,7 +11,16 @@ from typing import Final
 
 URLS: Final = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")
 SYSTEM_VARIABLE: Final = "SLUICE_SYSTEM"  # set in the shell after `./run.sh env`: the folder of the system
-_CHECKOUT: Final = Path(__file__).resolve().parent.parent
+CODE: Final = Path(__file__).resolve().parent.parent  # the checkout, or where the package is installed
+IS_CHECKOUT: Final = (CODE / "run.sh").is_file()
+# What a message tells its reader to run, by what it is for: in a checkout, and where Sluice is installed as a package.
+_COMMANDS: Final = {
+    "up": ("./run.sh", "sluice up"),
+    "stop": ("./run.sh stop", "sluice down"),
+    "status": ("./run.sh status", "sluice status --programs"),
+    "env": ("./run.sh env", "sluice env"),
+    "keys": (".venv/bin/python -m tasks.keys", "sluice keys"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +31,23 @@ class RunningSystem:
     variables: Mapping[str, str]
 
 
+def how_to(purpose: str) -> str:
+    """The command for a purpose, for the reader of a message."""
+    return _COMMANDS[purpose][0 if IS_CHECKOUT else 1]
+
+
+def local_folder(environ: Mapping[str, str]) -> Path:
+    """Where Sluice keeps what it makes: in the checkout, or, as an installed package, in the user's folder of data."""
+    if IS_CHECKOUT:
+        return CODE / ".local"
+    named = environ.get("XDG_DATA_HOME", "")
+    return (Path(named) if Path(named).is_absolute() else Path.home() / ".local" / "share") / "sluice"
+
+
 def home_of(environ: Mapping[str, str]) -> Path:
-    """The folder of this checkout's system, or the one named by SLUICE_HOME."""
+    """The folder of this checkout's or user's system, or the one named by SLUICE_HOME."""
     named = environ.get("SLUICE_HOME")
-    return Path(named).expanduser().resolve() if named else _CHECKOUT / ".local" / "system"
+    return Path(named).expanduser().resolve() if named else local_folder(environ) / "system"
 
 
 def supervisor_pid(home: Path) -> int | None:
@@ -74,5 +96,6 @@ def nothing_to_ask(environ: Mapping[str, str]) -> str | None:
     if _is_named(environ) or find(home_of(environ)) is not None:
         return None
     return (
-        f"no system runs in {home_of(environ)}, and none of {', '.join(URLS)} is set: ./run.sh starts one, or set them"
+        f"no system runs in {home_of(environ)}, and none of {', '.join(URLS)} is set: {how_to('up')} starts one, or "
+        "set them"
     )

@@ -16,8 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pipeline.account import account_named, is_loopback
 from pipeline.errors import SettingsError
-from pipeline.logs import FORMATS, LEVELS
-from pipeline.names import SinkName
+from pipeline.names import LOG_FORMATS, LOG_LEVELS, SinkName
 from pipeline.running import nothing_to_ask, with_running_system
 from pipeline.secrets import url_problem
 from pipeline.tls import TlsFiles
@@ -149,13 +148,13 @@ class Settings:
     log_level: str = _setting(
         "INFO",
         "The lowest level that is logged; DEBUG names each request and batch",
-        choices=LEVELS,
+        choices=LOG_LEVELS,
         when="DEBUG to follow an event through the system, or to find a defect",
     )
     log_format: str = _setting(
         "human",
         "Lines for people, or one JSON object a line",
-        choices=FORMATS,
+        choices=LOG_FORMATS,
         when="json if a collector reads the lines",
     )
 

@@ -1,50 +1,30 @@
 """The program behind `./run.sh`: starts, stops and shows a system on this machine."""
 
-import argparse
 import os
 import shlex
 import signal
 import sys
 import threading
-from typing import Any, Final, NoReturn
+from collections.abc import Sequence
+from typing import Final, NoReturn
 
 from pipeline.errors import SluiceError
-from pipeline.running import SYSTEM_VARIABLE, home_of
+from pipeline.running import SYSTEM_VARIABLE, home_of, how_to
 from pipeline.secrets import hide_secrets
 from stack import surroundings
+from stack.arguments import parse
 from stack.config import StackConfig
 from stack.servers import ServerError
 from stack.system import System, SystemFolder
 
-_EXAMPLES: Final = """\
-examples:
-  ./run.sh                          everything in the foreground, event log on Redis Streams; Ctrl-C stops it
-  ./run.sh --log kafka              the same on Apache Kafka (Java 17 and Maven)
-  ./run.sh --policy drain-time      the admitted rate follows what PostgreSQL stores, not the lag in events
-  INGEST_PROCESSES=2 ./run.sh       two ingest processes on one port
-  ./run.sh --detach                 return when everything is ready
-  eval "$(./run.sh env)"            addresses of the running system into the shell
-  SLUICE_HOME=/tmp/b INGEST_PORT=8081 ... ./run.sh    a second system beside the first
-
-servers of your own: DATABASE_URL, REDIS_URL, EVENT_LOG_URL, KAFKA_BOOTSTRAP_SERVERS
-addresses: INGEST_HOST 127.0.0.1, OPERATOR_HOST 127.0.0.1 (of OPERATOR_PORT), FLOWER_HOST 127.0.0.1; private servers
-       listen on the loopback address only
-ports: INGEST_PORT 8080, OPERATOR_PORT (the live page's; without it, INGEST_PORT has it: docs/operators.md),
-       FLOWER_PORT 5555, POSTGRES_PORT 5433, REDIS_PORT 6381, LOG_REDIS_PORT 6382, KAFKA_PORT 9093,
-       KAFKA_CONTROLLER_PORT 9094, PROMETHEUS_PORT 9090; metrics: CONTROL_METRICS_PORT 9111, BATCHES_METRICS_PORT
-       9112, INGEST_METRICS_PORT 9101 and up (of several ingest processes, or with OPERATOR_PORT or _PASSWORD)
-Prometheus runs too where this machine has it: PROMETHEUS=no for none, =yes to insist; it scrapes every
-       PROMETHEUS_SECONDS 5
-folder of data and logs: SLUICE_HOME .local/system
-"""
 _SAMPLE: Final = (
     '{"correlationId": "test-1", "severity": "INFO", "message": "Test", "source": "cli", "timestamp": 1234567890000}'
 )
 
 
-def main() -> int:
-    """Run one command; returns the exit status."""
-    arguments = _parse()
+def main(words: Sequence[str] | None = None, *, program: str = "run.sh") -> int:
+    """Run one command of `./run.sh`; returns the exit status. `program` begins the messages."""
+    arguments = parse(words)
     try:
         surroundings.clear(os.environ)
         if arguments.policy is not None:
@@ -65,45 +45,9 @@ def main() -> int:
             case "clean":
                 return _clean(system, sure=arguments.yes)
     except (ServerError, SluiceError, OSError) as error:
-        print(f"run.sh: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parse() -> Any:
-    parser = argparse.ArgumentParser(
-        prog="./run.sh",
-        description="Run Sluice on this machine: no root, no Docker, no system service.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command")
-    # The options of `up`, which are also valid without it. Neither place sets a default if they are missing.
-    for starter in (parser, commands.add_parser("up", help="start (the default)")):
-        starter.add_argument(
-            "--log",
-            choices=("redis", "kafka"),
-            default=argparse.SUPPRESS,
-            help="the event log (default: as last time, or redis)",
-        )
-        starter.add_argument(
-            "--policy",
-            choices=("bands", "drain-time"),
-            default=argparse.SUPPRESS,
-            help="the rate policy (default: RATE_POLICY, or bands)",
-        )
-        starter.add_argument(
-            "--detach", action="store_true", default=argparse.SUPPRESS, help="return once everything is ready"
-        )
-    commands.add_parser("stop", help="stop the system")
-    commands.add_parser("status", help="show its programs; exit status 1 if one does not run")
-    commands.add_parser("env", help="print its addresses, for the shell")
-    logs = commands.add_parser("logs", help="follow a program's log")
-    logs.add_argument("name", nargs="?", help="a name from ./run.sh status (default: all)")
-    clean = commands.add_parser("clean", help="delete the data")
-    clean.add_argument("--yes", action="store_true", help="do not wait for a confirmation")
-    parser.set_defaults(log=None, policy=None, detach=False, command="up")
-    return parser.parse_args()
 
 
 def _up(system: System, *, detach: bool) -> int:
@@ -158,7 +102,7 @@ def _table(system: System, urls: dict[str, str]) -> str:
 
 def _first_event(url: str, *, needs_key: bool) -> list[str]:
     """The commands that send an event."""
-    make_key = ["  KEY=$(.venv/bin/python -m tasks.keys create trial)"] if needs_key else []
+    make_key = [f"  KEY=$({how_to('keys')} create trial)"] if needs_key else []
     key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
     return [*make_key, f"  curl -i {url}/api/logs -H 'Content-Type: application/json'{key} \\", f"    -d '{_SAMPLE}'"]
 
@@ -172,9 +116,9 @@ def _status(system: SystemFolder) -> int:
     if system.supervisor_pid() is None:
         left = system.remains()
         print(
-            f"the supervisor of {system.home} was killed and left {left} processes: ./run.sh stop ends them"
+            f"the supervisor of {system.home} was killed and left {left} processes: {how_to('stop')} ends them"
             if left
-            else f"no system runs in {system.home}"
+            else f"no system runs in {system.home}: {how_to('up')} starts one"
         )
         return 1
     urls = system.urls()
@@ -189,7 +133,9 @@ def _status(system: SystemFolder) -> int:
 def _logs(system: SystemFolder, name: str | None) -> NoReturn:
     paths = sorted(system.logs.glob(f"{name or '*'}.log"))
     if not paths:
-        raise ServerError(f"there is no log of {name or 'anything'} in {system.logs}")
+        raise ServerError(
+            f"there is no log of {name or 'anything'} in {system.logs}: {how_to('status')} lists the names"
+        )
     os.execvp("tail", ["tail", "-n", "20", "-F", *map(str, paths)])  # noqa: S606 - tail handles Ctrl-C itself
 
 

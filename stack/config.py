@@ -10,15 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline.running import SYSTEM_VARIABLE, home_of
+from pipeline.running import SYSTEM_VARIABLE, home_of, how_to
 from pipeline.settings import Settings, public_problem
 from stack import surroundings
 from stack.prometheus import SCRAPE_SECONDS
-from stack.servers import LOOPBACK, ROOT, ServerError, free_port, kafka_url, postgres_url, redis_url
+from stack.servers import (
+    LOOPBACK,
+    ROOT,
+    ServerError,
+    free_port,
+    kafka_url,
+    port_is_taken,
+    postgres_url,
+    redis_url,
+)
 
 _PORTS: Final = {
     "INGEST_PORT": 8080,
-    "INGEST_METRICS_PORT": 9101,  # of the first ingest process if there are several; the others' ports follow
     "FLOWER_PORT": 5555,
     "CONTROL_METRICS_PORT": 9111,
     "BATCHES_METRICS_PORT": 9112,
@@ -28,7 +36,22 @@ _PORTS: Final = {
     "LOG_REDIS_PORT": 6382,  # the event log
     "KAFKA_PORT": 9093,
     "KAFKA_CONTROLLER_PORT": 9094,
+    # Of the first ingest process if there are several; the others' ports follow. With PORT_BASE it is the last one.
+    "INGEST_METRICS_PORT": 9101,
 }
+_PORT_BASE: Final = "PORT_BASE"
+_INGESTS_MAX: Final = 64
+_BASE_MAX: Final = 65535 - len(_PORTS) - _INGESTS_MAX
+_SUGGESTED_BASES: Final = range(18100, 32000, 100)  # below the ports of clients
+
+
+def free_base() -> int:
+    """A PORT_BASE whose ports are free now, to suggest it."""
+    count = len(_PORTS) + 1
+    for base in _SUGGESTED_BASES:
+        if not any(port_is_taken(LOOPBACK, port) for port in range(base, base + count)):
+            return base
+    return _SUGGESTED_BASES[0]
 
 
 def free_ports() -> dict[str, str]:
@@ -50,7 +73,7 @@ def environ_of_its_own(**variables: str) -> Iterator[dict[str, str]]:
     restores the old environment.
     """
     before, ours = dict(os.environ), free_ports() | variables
-    for name in (*_URLS, *_URL_FILES, *_DOORS, _BOOTSTRAP, SYSTEM_VARIABLE):
+    for name in (*_URLS, *_URL_FILES, *_DOORS, _BOOTSTRAP, _PORT_BASE, SYSTEM_VARIABLE):
         os.environ.pop(name, None)
     surroundings.clear(os.environ)
     os.environ.update(ours)
@@ -110,12 +133,12 @@ class StackConfig:
         for folder in (home, ROOT):
             if re.search(r"%|\s[;#]|\n", str(folder)):  # special characters in supervisor's configuration
                 raise ServerError(f"supervisor can't work in a folder with %, or ; or # after a space: {str(folder)!r}")
-        ports = {name: _number(source, name, default, 65535) for name, default in _PORTS.items()}
+        ports = {name: _number(source, name, default, 65535) for name, default in _default_ports(source).items()}
         in_files = [name for name in _URL_FILES if source.get(name)]
         if in_files:
             raise ServerError(
-                f"{' and '.join(in_files)} can't be used here: ./run.sh takes the address of a server as it is, in "
-                f"{', '.join(name.removesuffix('_FILE') for name in in_files)}"
+                f"{' and '.join(in_files)} can't be used here: {how_to('up')} takes the address of a server as it "
+                f"is, in {', '.join(name.removesuffix('_FILE') for name in in_files)}"
             )
         own = _own_urls(home, ports)
         given = {name: source[name] for name in _URLS if source.get(name) and source[name] not in own}
@@ -141,7 +164,7 @@ class StackConfig:
             has_ingest_keys=_is_set(source, "INGEST_KEYS"),
             metrics_host=source.get("METRICS_HOST") or LOOPBACK,
             flower_host=source.get("FLOWER_HOST") or LOOPBACK,
-            ingest_processes=_number(source, "INGEST_PROCESSES", 1, 64),
+            ingest_processes=_number(source, "INGEST_PROCESSES", 1, _INGESTS_MAX),
             ports=ports,
             given=given,
             prometheus=_prometheus(source),
@@ -178,13 +201,21 @@ class StackConfig:
         return [self.ports["INGEST_METRICS_PORT"] + number for number in range(self.ingest_processes)]
 
 
+def _default_ports(source: Mapping[str, str]) -> Mapping[str, int]:
+    """The ports of those that are not set: PORT_BASE and the ones after it, if it is set."""
+    if not source.get(_PORT_BASE):
+        return _PORTS
+    base = _number(source, _PORT_BASE, 0, _BASE_MAX)
+    return {name: base + number for number, name in enumerate(_PORTS)}
+
+
 def _refuse_those_of_another(home: Path, source: Mapping[str, str], given: Mapping[str, str]) -> None:
     """Raise ServerError if the shell has the addresses of another system: both would use one event log."""
     other = source.get(SYSTEM_VARIABLE, "")
     if given and other and Path(other) != home:
         raise ServerError(
             f"{', '.join(given)} in this shell {'is' if len(given) == 1 else 'are'} of the system in {other} (from its "
-            f"`./run.sh env`), and this one is in {home}: run `unset {' '.join([*given, SYSTEM_VARIABLE])}`, or use "
+            f"`{how_to('env')}`), and this one is in {home}: run `unset {' '.join([*given, SYSTEM_VARIABLE])}`, or use "
             "another shell"
         )
 

@@ -26,11 +26,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from pipeline.running import IS_CHECKOUT, local_folder
 from pipeline.secrets import hide_secrets
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 KAFKA_VERSION: Final = "4.0.0"
-KAFKA_LIBS: Final = ROOT / ".local" / f"kafka-{KAFKA_VERSION}"
+KAFKA_LIBS: Final = local_folder(os.environ) / f"kafka-{KAFKA_VERSION}"
 DATABASE: Final = "sluice"
 LOOPBACK: Final = "127.0.0.1"
 _PADDING_READ_BYTES: Final = 1 << 20
@@ -181,7 +182,8 @@ def _package_folder(module: str, package: str) -> Path:
     """Folder of an installed package that is used for its data only: it is not imported."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise ServerError(f"the package {package} is not installed: run ./run.sh or ./test.sh, which install it")
+        remedy = "run ./run.sh or ./test.sh, which install it" if IS_CHECKOUT else f"pip install {package}"
+        raise ServerError(f"the package {package} is not installed: {remedy}")
     return Path(spec.origin).parent
 
 

@@ -1,4 +1,4 @@
-# Sourced by run.sh, test.sh and bench.sh: creates .venv with the pinned packages, or checks that it is complete.
+# Sourced by run.sh and the other scripts: creates .venv with the pinned packages, or checks that it is complete.
 # Input: ROOT, the checkout. Changes nothing outside of it. Logs to standard error, since the output of `run.sh env` is
 # for the shell.
 
@@ -33,6 +33,22 @@ sluice_python() {
         echo "needs Python 3.11, 3.12 or 3.13, and found none (Debian: apt-get install python3 python3-venv)"
     fi
     return 1
+}
+
+# sluice_help MODULE ARGUMENT...: if the arguments ask for help, the module answers, which needs no package, and this
+# ends. It installs nothing.
+sluice_help() {
+    local module=$1 word name
+    shift
+    for word in "$@"; do
+        [ "$word" = "--help" ] || [ "$word" = "-h" ] || continue
+        for name in "$ROOT/.venv/bin/python" python3.13 python3.12 python3.11 python3; do
+            "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+            cd "$ROOT"
+            exec "$name" -m "$module" "$@"
+        done
+        sluice_die "$(sluice_python)"
+    done
 }
 
 # sluice_pip ARGUMENT...: pip's install, in the checkout.
@@ -99,6 +115,20 @@ sluice_install() { # WANTED FILE...
     printf '%s\n' "$ROOT/clients/python/src" \
         >"$("$ROOT/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sluice_client.pth" ||
         sluice_die "the path of the Python client could not be written"
+    # The command `sluice` of this checkout. Its first lines are for a shell: the path of Python may be too long for #!.
+    cat >"$ROOT/.venv/bin/sluice.new" <<END
+#!/bin/sh
+'''exec' "$ROOT/.venv/bin/python" "\$0" "\$@"
+' '''
+import sys
+
+sys.path.insert(0, "$ROOT")
+from sluice.__main__ import main
+
+sys.exit(main())
+END
+    chmod +x "$ROOT/.venv/bin/sluice.new" && mv "$ROOT/.venv/bin/sluice.new" "$ROOT/.venv/bin/sluice" ||
+        sluice_die "the command sluice could not be written to .venv/bin"
     for file in "${files[@]}"; do
         printf '%s' "$wanted" >"$ROOT/.venv/installed.$file"
     done

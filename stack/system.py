@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 from xmlrpc.client import Fault
 
-from pipeline.running import URLS
-from stack.config import StackConfig
+from pipeline.running import URLS, how_to
+from stack.config import StackConfig, free_base
 from stack.prometheus import prometheus_config
 from stack.servers import (
     KAFKA_LIBS,
@@ -86,7 +86,7 @@ class SystemFolder:
     def urls(self) -> dict[str, str]:
         """The addresses of the running system. Raises ServerError if none runs."""
         if self.supervisor_pid() is None:
-            raise ServerError(f"no system runs in {self.home}: ./run.sh starts one")
+            raise ServerError(f"no system runs in {self.home}: {how_to('up')} starts one")
         urls: dict[str, str] = json.loads(self.state_path.read_text())["urls"]
         return urls
 
@@ -102,7 +102,7 @@ class SystemFolder:
             return
         with self._alone():
             if self.supervisor_pid() is not None or self.remains():
-                raise ServerError(f"a system runs in {self.home}: stop it first with ./run.sh stop")
+                raise ServerError(f"a system runs in {self.home}: stop it first with {how_to('stop')}")
             for name in _DATA:
                 if (self.home / name).exists():
                     shutil.rmtree(self.home / name)
@@ -118,7 +118,9 @@ class SystemFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ServerError(f"another ./run.sh is working in {self.home}: wait for it, or stop it") from None
+                raise ServerError(
+                    f"another {how_to('up')} is working in {self.home}: wait for it, or stop it"
+                ) from None
             yield
 
 
@@ -136,7 +138,7 @@ class System(SystemFolder):
     def check(self) -> None:
         """Raise ServerError, in one line, if a start can't succeed."""
         if self.supervisor_pid() is not None:
-            raise ServerError(f"a system runs already in {self.home}: ./run.sh status, ./run.sh stop")
+            raise ServerError(f"a system runs already in {self.home}: {how_to('status')}, {how_to('stop')}")
         hosts = {
             "INGEST_PORT": self.config.host,
             "OPERATOR_PORT": self.config.operator_host,
@@ -150,7 +152,10 @@ class System(SystemFolder):
             host = hosts.get(name, self.config.metrics_host if "METRICS_PORT" in name else LOOPBACK)
             problem = port_problem(host, port)
             if problem is not None:
-                raise ServerError(f"{name}={port} {problem} on {host}: set {name} to another port")
+                raise ServerError(
+                    f"{name}={port} {problem} on {host}: set {name} to another port, or PORT_BASE={free_base()}, which "
+                    "moves all ports; a second system beside the first needs its own SLUICE_HOME too"
+                )
 
     def start(self, interrupted: threading.Event) -> dict[str, str]:
         """Start everything and wait until it is ready; returns the addresses.

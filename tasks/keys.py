@@ -15,33 +15,18 @@ from pipeline.settings import Settings, ignore_variables_of_others
 from pipeline.text import on_its_lines
 from tasks import key_commands
 from tasks.context import WorkerContext
+from tasks.key_arguments import add_arguments
 from tasks.remote_client import user_at_host
 
 _EXIT_FAILED: Final = 1
 _EXIT_SETTINGS: Final = 2
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of the command."""
-    found = argparse.ArgumentParser(prog="python -m tasks.keys", description=__doc__)
-    commands = found.add_subparsers(required=True, dest="command")
-    create = commands.add_parser("create", help="make a key, and print it once")
-    create.add_argument("name", help="its account: keys with the same name share its limit and its share")
-    create.add_argument("--rate", type=float, help="events/s that the account is admitted at most")
-    create.add_argument("--protocols", default="", help="names with commas between; all if it is left out")
-    create.add_argument("--days", type=float, help="days until the key expires; never if it is left out")
-    create.add_argument("--why", default="no reason given", help="for the list and the control events")
-    listing = commands.add_parser("list", help="show all keys, without the keys themselves")
-    listing.add_argument("--json", action="store_true", help="print one JSON array")
-    revoke = commands.add_parser("revoke", help="end a key, or all keys of a name, at once")
-    revoke.add_argument("key", help="the id of a key, or a name")
-    revoke.add_argument("--why", default="no reason given", help="for the control events")
-    return found
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    asked = parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m tasks.keys", description=__doc__)
+    add_arguments(parser)
+    asked = parser.parse_args(arguments)
     ignore_variables_of_others()
     try:
         context = WorkerContext(Settings.for_commands())

@@ -22,6 +22,7 @@ from checks.hostile.answers import (
     wrong_answers_to_cases,
     wrong_answers_to_corpus,
 )
+from checks.hostile.arguments import Plan
 from checks.hostile.contract import Report
 from checks.hostile.fuzzing import CORPUS, fuzz
 from checks.hostile.part import Part
@@ -30,7 +31,6 @@ from checks.hostile.system import Attacked, attacked
 from checks.hostile.watch import Watch
 from checks.loadgen.open_load import Responses
 
-PARTS: Final = ("fuzz", "cases", "contract", "floods")
 IDLE: Final = 500
 TRICKLING: Final = 200
 HARD: Final = 4
@@ -53,18 +53,6 @@ _WHOLE_CASES: Final = 100  # for each operation of the whole document, examples 
 _MODES: Final = ("negative", "positive", "negative", "all")  # in turn
 _CASE_SECONDS_MAX: Final = 0.5  # on one process; a tenth of it is usual
 _START_SECONDS: Final = 120.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is asked for."""
-
-    seed: int
-    parts: tuple[str, ...] = PARTS
-    cases: int = 20_000
-    fuzz_seconds: int = 600
-    attack_seconds: float = 600.0
-    processes: int = 2  # of schemathesis and of the fuzzer
 
 
 @dataclass

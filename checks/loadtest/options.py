@@ -1,7 +1,8 @@
-"""What `./load-test.sh` can be told, and what it then plays."""
+"""What `./load-test.sh` can be told, and what it then plays. It needs no package: `--help` installs nothing."""
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -125,3 +126,7 @@ def own_limits(rate: float, *, full: bool, policy: str = BANDS, shadow: str = ""
     degraded, critical = (10_000, 50_000) if full else (1_000, 5_000)
     sink = rate if policy == DRAIN_TIME else SINK_OVER_RATE * rate if shadow else None
     return Limits(rate, rate / 10, degraded, critical, policy, shadow, sink)
+
+
+if __name__ == "__main__":
+    parse(sys.argv[1:])

@@ -1,6 +1,5 @@
 """`./soak.sh`: many faults under traffic, and the verdict. Exit status: 0 kept, 1 broken, 2 not proven."""
 
-import argparse
 import sys
 import tempfile
 import time
@@ -8,55 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from checks.soak import mutant
+from checks.soak.arguments import parse
 from checks.soak.catalog import FAULTS, possible_names, schedule
 from checks.soak.mutants import MUTANTS
 from checks.soak.report import as_markdown, write
 from checks.soak.rig import Options, remove
-from checks.soak.run import HITS_SHARE_MIN, Verdict, run
+from checks.soak.run import Verdict, run
 from stack.servers import ServerError
 
 # What a fault takes with its outage and recovery, from which the clients' pace follows.
 FAULT_SECONDS = 7.5
 EVENTS_PER_SECOND_MAX = 1500.0
 EXIT_STATUSES = {Verdict.KEPT: 0, Verdict.BROKEN: 1, Verdict.NOT_PROVEN: 2}
-
-
-def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="./soak.sh",
-        description="Start servers and Sluice in a folder of their own, make faults under traffic, and judge the "
-        "result by the history of all answers to clients. The same seed makes the same faults in the same order.",
-        epilog="If this machine lacks what a fault needs, the fault is left out, and the report says so: shifted "
-        "clocks need Debian's libfaketime, a full disk needs root and tmpfs, Kafka needs Java 17 and Maven. Exit "
-        "status: 0 every promise was kept; 1 a promise was broken; 2 nothing is proven: the run failed, fewer than "
-        f"{HITS_SHARE_MIN:.0%} of the other faults took effect, or fewer events were sent than "
-        "requested.",
-    )
-    parser.add_argument("--faults", type=int, default=60, metavar="N", help="number of faults (default 60)")
-    parser.add_argument(
-        "--events", type=int, default=200_000, metavar="M", help="lowest number of events (default 200,000)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=None, metavar="S", help="seed of schedule and traffic (default: random)"
-    )
-    parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="event log (default redis)")
-    parser.add_argument("--only", default="", metavar="A,B", help="only these faults, in this order")
-    parser.add_argument(
-        "--trim", choices=("on", "off"), help="LOG_TRIM, of a log on Redis (default: on with odd seeds, off with even)"
-    )
-    parser.add_argument("--clients", type=int, default=2, help="client processes (default 2)")
-    parser.add_argument("--ingests", type=int, default=2, help="ingest processes (default 2)")
-    parser.add_argument("--rate", type=float, help="events/s that clients offer (default: from faults and events)")
-    parser.add_argument("--recovery", type=float, default=60.0, help="seconds allowed after a repair (default 60)")
-    parser.add_argument("--out", type=Path, default=Path("soak-results"), help="folder for the results")
-    parser.add_argument("--home", type=Path, help="folder for servers and history (default: a new temporary folder)")
-    parser.add_argument("--list", action="store_true", help="list all faults")
-    parser.add_argument("--plan", action="store_true", help="print the schedule, and exit")
-    parser.add_argument("--longest", action="store_true", help="each fault lasts for its longest time")
-    parser.add_argument(
-        "--mutants", nargs="*", metavar="NAME", help="break a copy of the code, and check that the harness finds it"
-    )
-    return parser.parse_args(words)
 
 
 def main(words: list[str]) -> int:

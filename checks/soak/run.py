@@ -13,6 +13,7 @@ import redis
 
 from checks.soak.admissions import Outage
 from checks.soak.answers import AnswerRules
+from checks.soak.arguments import HITS_SHARE_MIN
 from checks.soak.catalog import Planned, needs_of
 from checks.soak.checker import Disturbed, Rules, check, lost_by_the_machine
 from checks.soak.client import SIZES
@@ -35,7 +36,6 @@ EVENTS_SECONDS_FACTOR = 3.0
 _NOT_MADE = (psutil.Error, psycopg2.Error, redis.RedisError, SluiceError, OSError, AssertionError)
 # Of the faults that this machine can make, so many must have taken effect: below it, too little was tried to be proof.
 # Runs on a busy machine had 98 % and more.
-HITS_SHARE_MIN = 0.9
 # For how long after a program has ended by itself what it disturbed is excused: it is started again.
 UNPLANNED_SECONDS = 10.0
 RETRY_SECONDS_MAX = 5  # a Retry-After, unless a bucket owes a body: a log is asked again in less

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from checks.hostile.__main__ import again, main, parse, plan_of
+from checks.hostile.__main__ import again, main, plan_of
+from checks.hostile.arguments import Plan, parse
 from checks.hostile.part import Part
 from checks.hostile.report import as_markdown, write
-from checks.hostile.run import Plan, Result
+from checks.hostile.run import Result
 from checks.hostile.siege import Siege, flood_problems
 from checks.hostile.watch import MIB, Watch
 from checks.loadgen.open_load import Responses

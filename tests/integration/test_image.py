@@ -79,6 +79,7 @@ def test_the_default_command_serves_and_the_health_check_sees_it(
         ["python", "-m", "pipeline", "status", "--help"],
         ["python", "-m", "ingest.client", "--help"],
         ["python", "-m", "tasks.keys", "--help"],
+        ["python", "-m", "sluice", "--help"],
         [
             "python",
             "-c",
@@ -105,6 +106,7 @@ def test_what_production_does_not_need_is_not_there(image: Stage) -> None:
         "monitoring",
         "pipeline",
         "requirements.txt",
+        "sluice",
         "sluice_client",
         "tasks",
     }

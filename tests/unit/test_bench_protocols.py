@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from checks.bench.__main__ import marks_of
+from checks.bench.arguments import marks_of
 from checks.bench.protocol_bodies import (
     ENVIRONMENT,
     FORMS,

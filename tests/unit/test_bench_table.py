@@ -7,7 +7,7 @@ import math
 import pytest
 
 from checks.bench import overload
-from checks.bench.__main__ import ARM_WORDS, MARKS, arguments_of, arms_of, marks_of
+from checks.bench.arguments import ARM_WORDS, MARKS, arguments_of, arms_of, marks_of
 from checks.bench.step import NEVER, between, could_of, quantile, rates_of, step_of
 from checks.bench.table import Line, at_least, at_most, document, joined, made_of, number, ratios, table
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import logs
 from pipeline.errors import SettingsError, SinkUnavailableError, in_brief
+from pipeline.names import LOG_FORMATS
 from pipeline.secrets import hide_secrets
 from pipeline.settings import Settings, ignore_variables_of_others
 
@@ -43,7 +44,7 @@ def test_all_else_is_left_as_it_was(text: str) -> None:
     assert hide_secrets(text) == text
 
 
-@pytest.mark.parametrize("form", logs.FORMATS)
+@pytest.mark.parametrize("form", LOG_FORMATS)
 def test_log_lines_hide_passwords_in_tracebacks_too(form: str) -> None:
     # Given a traceback of a library that quotes what it was given
     stream, logger = io.StringIO(), logging.getLogger("test-secrets")

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.settings import Settings
 from stack import surroundings
-from stack.config import StackConfig, environ_of_its_own, free_ports
+from stack.config import StackConfig, environ_of_its_own, free_base, free_ports
 from stack.servers import ServerError, free_port, port_problem
 from stack.system import System
 
@@ -155,7 +155,9 @@ def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ServerError) as said:
             System(config_of(tmp_path, "redis", **{**ports, "REDIS_PORT": port})).check()
-    assert str(said.value) == f"REDIS_PORT={port} is taken on 127.0.0.1: set REDIS_PORT to another port"
+    assert str(said.value).startswith(
+        f"REDIS_PORT={port} is taken on 127.0.0.1: set REDIS_PORT to another port, or PORT_BASE="
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,3 +261,34 @@ def test_what_is_said_of_an_address_has_no_password(tmp_path: Path) -> None:
 def test_a_process_gives_no_port_twice() -> None:
     # Ports are given before their servers listen. Without that, two of 500 are the same, nearly always.
     assert len({free_port() for _ in range(500)}) == 500
+
+
+def test_one_number_moves_all_ports(tmp_path: Path) -> None:
+    for log in ("redis", "kafka"):
+        config = config_of(tmp_path, log, PORT_BASE=18100, INGEST_PROCESSES=3, PATH="/nowhere")
+        used = config.ports_used
+        assert used["INGEST_PORT"] == 18100
+        assert len(set(used.values())) == len(used)
+        assert set(used.values()) <= set(range(18100, 18113))
+    # And one that is set stays
+    moved = config_of(tmp_path, "redis", PORT_BASE=18100, FLOWER_PORT=5000).ports
+    assert (moved["INGEST_PORT"], moved["FLOWER_PORT"]) == (18100, 5000)
+
+
+@pytest.mark.parametrize("base", ["0", "65535", "here"])
+def test_a_base_without_room_for_all_ports_is_refused(tmp_path: Path, base: str) -> None:
+    with pytest.raises(ServerError, match="PORT_BASE="):
+        config_of(tmp_path, "redis", PORT_BASE=base)
+
+
+def test_the_base_that_is_suggested_is_free(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "redis", PORT_BASE=free_base(), PATH="/nowhere")
+    assert not any(port_problem("127.0.0.1", port) for port in config.ports_used.values())
+
+
+def test_a_system_of_its_own_does_not_take_the_base_of_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT_BASE", "18100")
+    with environ_of_its_own(SLUICE_HOME=str(tmp_path)):
+        assert StackConfig.from_environ("redis").ports["INGEST_METRICS_PORT"] == 9101

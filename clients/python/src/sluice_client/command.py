@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, Final, Protocol
 
@@ -328,3 +329,14 @@ def main(arguments: Sequence[str] | None = None, *, environ: Mapping[str, str] =
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     parsed = parser.parse_args(arguments)
     return send(parsed, parsed.url, headers=headers)
+
+
+def run() -> int:
+    """The script `sluice`: returns the exit code.
+
+    Sluice's own package has a script of this name too, with `send` and more commands. Where both packages are
+    installed, only one of the two files is left, and both start the same.
+    """
+    for command in entry_points(group="sluice.command"):
+        return int(command.load()())
+    return main()

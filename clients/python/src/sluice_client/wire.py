@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from sluice_client.clock import monotonic
 
-VERSION: Final = "0.1.0"  # of this package; pyproject.toml has it too
+VERSION: Final = "0.2.0"  # of this package; pyproject.toml has it too
 PATH: Final = "/api/logs"
 MESSAGE_CHARS_MAX: Final = 300  # of the message of a server, or of a proxy in between
 RETRY_AFTER_SECONDS_MAX: Final = 3600.0  # a longer one is more likely a mistake than a plan

@@ -1,0 +1,81 @@
+"""Measures Sluice against baselines of the same run, and prints one table of ratios with their goals.
+
+examples:
+  ./bench.sh                        all goals, M8 at reduced size; about half an hour
+  ./bench.sh --only M1,M3 --rounds 5
+  ./bench.sh --only M7 --log kafka
+  ./bench.sh --only M11             what a record costs in each protocol; five minutes
+  ./bench.sh --only M5,M6,M9,M10 --arms drain-time --step-runs 5
+  ./bench.sh --only M8 --full       the goal's own sizes: 5 million stored, a backlog of 2 million
+  ./bench.sh --quick --only M3      seconds; to see that it works, its figures mean nothing
+  .venv/bin/python -m checks.bench.backlog   a backlog on a running system
+"""
+
+# The command line of `./bench.sh`. It needs no package, so that `--help` answers before anything is installed.
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11")
+OVERLOAD_MARKS: Final = ("M5", "M6", "M9", "M10")  # on a whole system, under overload
+# As in checks.bench.overload, which --help does not wait for.
+ARM_WORDS: Final = ("off", "static", "bands", "bands-high", "drain-time")
+
+
+def marks_of(text: str) -> list[str]:
+    """The marks of a list like `M1,m3`, in order. Raises argparse.ArgumentTypeError."""
+    wanted = {word.strip().upper() for word in text.split(",") if word.strip()}
+    unknown = sorted(wanted - set(MARKS))
+    if unknown or not wanted:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown) or 'nothing'} is none of {', '.join(MARKS)}")
+    return [mark for mark in MARKS if mark in wanted]
+
+
+def arms_of(text: str) -> tuple[str, ...]:
+    """The arms of a list like `bands,drain-time`. Raises argparse.ArgumentTypeError."""
+    wanted = {word.strip() for word in text.split(",") if word.strip()}
+    unknown = sorted(wanted - set(ARM_WORDS))
+    if unknown or not wanted:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown) or 'nothing'} is none of {', '.join(ARM_WORDS)}")
+    return tuple(word for word in ARM_WORDS if word in wanted)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError("from 1 to 100")
+    return value
+
+
+def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="./bench.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", type=marks_of, default=list(MARKS), metavar="M1,M3", help="run only these goals")
+    parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="the event log (no effect on M3)")
+    parser.add_argument(
+        "--rounds", type=_count, metavar="N", help="rounds of M1, M2, M3, M4, M7, M8 and M11 (5; --quick 1)"
+    )
+    overload = parser.add_argument_group("M5, M6, M9, M10: a whole system under overload")
+    overload.add_argument(
+        "--arms", type=arms_of, default=(), metavar="bands,drain-time",
+        help=f"ways to limit the rate, of {', '.join(ARM_WORDS)} (default: all except bands-high)",
+    )  # fmt: skip
+    overload.add_argument(
+        "--overload-rounds", type=_count, default=1, metavar="N", help="rounds; each starts every system again (1)"
+    )
+    overload.add_argument(
+        "--step-runs", type=_count, default=10, metavar="N", help="runs of M6 with drain_time, in all rounds (10)"
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a short trial: its figures mean nothing")
+    size.add_argument("--full", action="store_true", help="M8 with the sizes of the goal")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for all figures, with those of each round")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    arguments_of(sys.argv[1:])
