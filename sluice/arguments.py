@@ -1,6 +1,7 @@
 """The command line of `sluice`. It needs no package, and imports only what the named command needs: help is quick."""
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from typing import Final, NoReturn, cast
 from pipeline.running import CODE, IS_CHECKOUT
 
 _CLIENT: Final = CODE / "clients" / "python" / "src"
+DOCTOR_SECONDS: Final = 5.0
+SECONDS_MAX: Final = 600.0
 EXIT_USAGE: Final = 64  # EX_USAGE of sysexits.h; argparse's own 2 would say "critical" of `status`
 
 
@@ -64,6 +67,13 @@ COMMANDS: Final[dict[str, Command]] = {
         "sluice.arguments:add_gap",
         "Show why a partition stopped at a hole in the event log. With --skip: go on behind the hole, and give up its "
         "offsets. The same as `inspect gap` and `control skip_gap` of Celery; a control worker must run.",
+    ),
+    "doctor": Command(
+        "look at settings, servers and this machine, and say what to do",
+        "sluice.commands:doctor",
+        "sluice.arguments:add_doctor",
+        "Look at the settings, the servers, the rights there, clocks, disks and this shell. One line each: ok, or what "
+        "is wrong and what to do. It asks all servers at the same time. Exit status: 0 if nothing is wrong, or else 1.",
     ),
     "completion": Command(
         "print the completion of this command for a shell",
@@ -150,6 +160,24 @@ def add_gap(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--why", default="", metavar="REASON", help="with --skip: for the control events")
 
 
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `doctor`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=DOCTOR_SECONDS,
+        help=f"wait for each answer for so long at most ({DOCTOR_SECONDS:g})",
+    )
+
+
 def add_completion(parser: argparse.ArgumentParser) -> None:
     """The arguments of `completion`."""
     parser.add_argument("shell", choices=("bash", "zsh"))
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= SECONDS_MAX:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to {SECONDS_MAX:g}")

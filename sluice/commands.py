@@ -89,6 +89,13 @@ def _celery(*words: str) -> int:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
 
 
+def doctor(asked: Namespace, _words: list[str]) -> int:
+    """Look at settings, servers and this machine."""
+    from sluice.doctor import main
+
+    return main(asked)
+
+
 def completion(asked: Namespace, _words: list[str]) -> int:
     """Print the completion for a shell."""
     from argcomplete.shell_integration import shellcode

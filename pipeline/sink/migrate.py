@@ -19,6 +19,7 @@ from pipeline.settings import Settings
 from pipeline.sink.queries import query
 from pipeline.sink.retention import set_retention
 from pipeline.sink.rights import give_rights
+from pipeline.sink.server_check import FSYNC_OFF
 from pipeline.sink.session import Session, connect
 from pipeline.sink.watchdog import Watchdog
 
@@ -78,10 +79,7 @@ def migrate(
     wanted = migrations() if known is None else known
     with contextlib.closing(Session(settings)) as session:
         if not session.check().has_fsync:
-            _logger.warning(
-                "PostgreSQL has fsync=off: a power loss can take stored events (docs/guarantees.md)",
-                extra={"action": "fsync_off"},
-            )
+            _logger.warning(FSYNC_OFF, extra={"action": "fsync_off"})
         applied = _apply_all(settings, wanted, wait_seconds)
         if applied:
             session.check()  # the user must have the rights on the new tables

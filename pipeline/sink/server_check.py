@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pipeline.errors import SinkUnavailableError
 
+FSYNC_OFF: Final = "PostgreSQL has fsync=off: a power loss can take stored events (docs/guarantees.md)"
 VERSION_MIN: Final = 13  # the oldest version whose catalog supports the queries below
 
 
