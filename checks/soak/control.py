@@ -16,6 +16,8 @@ STAND_SECONDS_MAX = 10.0  # outside a fault
 BOOT_SECONDS = 10.0  # more, where a worker had to be started again
 PAUSE_SECONDS = 2.5  # from a pause on until a batch that was under way is stored
 HEARD_SECONDS = 3.0  # until ingest has heard what the control store says
+SILENT_SECONDS = 3.0  # without a publication: from then on health may tell the log's own lag
+BLIND_SECONDS = 0.5  # between two samples: what began and ended meanwhile, the watcher has not seen
 RATE_TOLERANCE = 0.01
 _LAST_SECONDS = 10.0  # after a repair, in which what it disturbed may show
 _PERIOD_SECONDS_MAX = 2.0  # between two samples: what lies further apart is no series
@@ -132,6 +134,7 @@ def _check_health(seen: Seen, windows: Windows, rules: PolicyRules, bad: default
     Two wrong answers in a row count: one may come of a process that was not run for a moment.
     """
     times = [one.at for one in seen.control]
+    silent = _silences(seen.control)
     before: dict[int, frozenset[str]] = {}  # what was wrong with each process' last answer
     for one in seen.health:
         wrong: set[str] = set()
@@ -141,13 +144,25 @@ def _check_health(seen: Seen, windows: Windows, rules: PolicyRules, bad: default
                 first, end = bisect_left(times, one.at - HEARD_SECONDS), bisect_right(times, one.at)
                 # With the next sample: what began between two samples is health's to tell already.
                 known = seen.control[first : end + 1]
-                if one.status is not None and len(known) >= _CONTROL_SAMPLES_MIN:
-                    speaks = len({sample.published_at for sample in seen.control[first:end]}) > 1
+                is_blind = 0 < end < len(times) and times[end] - times[end - 1] > BLIND_SECONDS
+                if one.status is not None and len(known) >= _CONTROL_SAMPLES_MIN and not is_blind:
+                    speaks = max(silent[first:end]) < SILENT_SECONDS
                     wrong |= _wrong_beside(one, known, rules, speaks=speaks)
         for what in sorted(wrong & before.get(one.ingest, frozenset())):
             told = f"{one.status}, lag {one.lag}, {one.rate} events/s, {one.breaker}, {one.consumption}"
             bad[what].append(f"ingest-{one.ingest} at {one.at:.3f}: {told}")
         before[one.ingest] = frozenset(wrong)
+
+
+def _silences(samples: Sequence[ControlSample]) -> list[float]:
+    """For each sample, for how many seconds the controller had published nothing."""
+    found: list[float] = []
+    since, published_at = 0.0, None
+    for one in samples:
+        if one.published_at != published_at or not found:
+            since, published_at = one.at, one.published_at
+        found.append(one.at - since)
+    return found
 
 
 def _wrong_alone(one: HealthSample, windows: Windows) -> set[str]:
@@ -165,7 +180,7 @@ def _wrong_alone(one: HealthSample, windows: Windows) -> set[str]:
 def _wrong_beside(one: HealthSample, known: Sequence[ControlSample], rules: PolicyRules, *, speaks: bool) -> set[str]:
     """What is wrong with an answer beside the control store's in the seconds before, and in the sample after it.
 
-    `speaks`: the controller published in the seconds before.
+    `speaks`: the controller was never silent in the seconds before.
     """
     wrong = set()
     breakers = {sample.breaker for sample in known}

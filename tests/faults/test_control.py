@@ -160,15 +160,34 @@ def test_health_may_tell_what_the_watcher_sees_only_in_its_next_sample() -> None
     assert "where health reported a wrong state of the breaker" in said(Seen(closed, [], told))
 
 
+def test_health_may_tell_what_began_and_ended_between_two_samples() -> None:
+    # Given a watcher that was not run for two seconds, in which the breaker opened and closed
+    samples = [one for one in control() if not 1010.0 < one.at < 1012.0]
+    told = [
+        replace(one, status="critical", reasons=1, breaker="open", rate=100.0) if 1010.5 <= one.at < 1012.0 else one
+        for one in health()
+    ]
+    assert said(Seen(samples, [], told)) == []
+    # But not while the watcher looked on
+    assert said(Seen(control(), [], told)) == ["where health reported a wrong state of the breaker"]
+
+
 def test_health_tells_the_logs_own_word_until_a_silent_controller_speaks_again() -> None:
     # Given a controller that is silent from 1010 to 1020, a breaker that opens meanwhile, and another lag in health
     samples = [
-        one if one.at < 1010 or one.at >= 1020 else replace(one, version=10 + int(one.at > 1015), published_at=10.0)
+        replace(one, version=min(one.version, 10 + int(one.at > 1015)), published_at=min(one.published_at or 0.0, 10.0))
+        if one.at < 1020
+        else replace(one, version=one.version - 9)
         for one in control()
     ]
     told = [one if one.at < 1014 or one.at >= 1020 else replace(one, lag=77) for one in health()]
     assert said(Seen(samples, [], told)) == []
-    # But not beside one that speaks
+    # And for the moment that it needs to hear it
+    later = [one if one.at < 1014 or one.at > 1021.5 else replace(one, lag=77) for one in health()]
+    assert said(Seen(samples, [], later)) == []
+    # But not for longer, and not beside one that speaks
+    late = [one if one.at < 1014 or one.at > 1025 else replace(one, lag=77) for one in health()]
+    assert said(Seen(samples, [], late)) == ["where health reported a lag that was not published"]
     assert said(Seen(control(), [], told)) == ["where health reported a lag that was not published"]
 
 
