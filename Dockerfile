@@ -20,6 +20,7 @@ COPY sluice ./sluice
 COPY tasks ./tasks
 COPY clients/python/src/sluice_client ./sluice_client
 COPY monitoring/flowerconfig.py ./monitoring/flowerconfig.py
+COPY docs/runbooks ./docs/runbooks
 RUN rm production.txt && /venv/bin/python -m compileall -q /app
 
 FROM ${PYTHON_IMAGE}

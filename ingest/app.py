@@ -41,6 +41,7 @@ from ingest.protocols.lines import lines_codec
 from ingest.protocols.loki import loki_codec
 from ingest.protocols.otlp import otlp_codec
 from ingest.protocols.splunk import collector_inquiries, collector_routes
+from ingest.runbooks.routes import add_runbooks
 from ingest.service import IngestContext, IngestService
 from ingest.types import Inquiry, RequestHead, Response, Route
 from pipeline.clock import Clock
@@ -127,6 +128,7 @@ def _add_operators(
         add_throttle(operators, service.throttle)
     add_pages(app, operators, service.viewers, assets, instead=instead)
     add_contract(operators, service.settings, assets)
+    add_runbooks(operators, assets)
     add_assets(operators, assets)
 
 

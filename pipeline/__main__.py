@@ -21,6 +21,7 @@ from pipeline.clock import Clock, SystemClock
 from pipeline.errors import SchemaNewerError, SettingsError, SluiceError
 from pipeline.event_text import clock_time, event_text, log_text, pause_text, rate_text
 from pipeline.health.judge import duration
+from pipeline.health.runbooks import runbook_place
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, Health
 from pipeline.ports.rate import MEASURE_LAG, Explanation, Shadow
@@ -55,6 +56,8 @@ def screen(status: SystemStatus, width: int = 100) -> str:
     for problem in verdict.problems:
         lines += _wrapped(f"! {problem.severity}: ", problem.what, width)
         lines += _wrapped("    look at: ", problem.look_at, width)
+        runbook = runbook_place(problem.code, status.runbooks_url)
+        lines += [] if runbook is None else _wrapped("    runbook: ", runbook, width)
     rate = f"{_number(known.rate, 'events/s')} {_bar(known.rate, policy.rate_max)} of {policy.rate_max:,.0f}"
     lines += [
         *_wrapped("offered      ", _traffic(known), width),

@@ -299,6 +299,12 @@ class Settings:
         "Show operators' addresses without a password to everybody who reaches them",
         when="a network or a proxy in front keeps strangers away",
     )
+    runbooks_url: str = _setting(
+        "",
+        "Where the runbooks are published, as in https://docs.example/sluice/runbooks: the page and status link there; "
+        "empty: ingest serves its own copy at /runbooks, beside the page",
+        when="your operators keep runbooks of their own, or read the documentation as a site",
+    )
 
     # --- Ingest: API keys ----------------------------------------------------------------------------
     ingest_keys: bool = _setting(
@@ -936,6 +942,7 @@ _DEFAULTS_OF_POLICY: Final[dict[str, dict[str, float]]] = {
 
 # A folder with an absolute path, on this machine.
 _FOLDER_URL: Final = re.compile(r"file://(localhost)?/[^?#]+")
+_WEB_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s?#]*")  # names of pages are appended
 # The allowed schemes of each server's URL. REDIS_URL is Celery's broker too.
 _SCHEMES: Final = {
     "database_url": ("postgresql", "postgres"),
@@ -1165,6 +1172,8 @@ def _operator_problems(settings: Settings) -> Iterator[str]:
         yield f"OPERATOR_HOST={settings.operator_host} needs OPERATOR_PORT"
     if 0 < len(settings.operator_password) < OPERATOR_PASSWORD_CHARS_MIN:
         yield f"OPERATOR_PASSWORD has fewer than {OPERATOR_PASSWORD_CHARS_MIN} characters"
+    if settings.runbooks_url and not _WEB_URL.fullmatch(settings.runbooks_url):
+        yield f"RUNBOOKS_URL={settings.runbooks_url!r} is neither empty nor http:// or https://, then a host"
 
 
 def public_problem(host: str, operator_host: str | None, *, takes_all: bool, shows_all: bool) -> str | None:

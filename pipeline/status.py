@@ -14,6 +14,7 @@ from pipeline.flow.lag import lag_by_partition
 from pipeline.flow.refusals import Refusals
 from pipeline.health.judge import Problem, Verdict, judge
 from pipeline.health.outlook import FRESH_SECONDS, PACE_SECONDS, outlook_of
+from pipeline.health.runbooks import runbook_of
 from pipeline.health.snapshot import HealthInputs, Traffic, make_inputs
 from pipeline.names import BreakerState
 from pipeline.ports.control import ControlEvent, ControlEvents, ControlState, ControlStore
@@ -38,6 +39,7 @@ class SystemStatus:
     dead_letter_conflicts: int | None = None  # of dead_letters: an eventId that is stored with other content
     events: tuple[ControlEvent, ...] = ()  # oldest first
     refusals: Refusals | None = None  # None: unknown
+    runbooks_url: str = ""  # RUNBOOKS_URL
 
     @property
     def verdict(self) -> Verdict:
@@ -82,6 +84,7 @@ def read_status(context: StatusContext) -> SystemStatus:
         dead_letter_conflicts=None if letters is None else letters.conflicts,
         events=events,
         refusals=_ask_throttle(context) if store_problem is None else None,
+        runbooks_url=context.settings.runbooks_url,
     )
 
 
@@ -147,9 +150,18 @@ def _ask_database(context: StatusContext, breaker: BreakerState) -> tuple[DeadLe
         return None, str(error)
 
 
-def problem_documents(problems: Sequence[Problem]) -> list[dict[str, str]]:
-    """Problems for JSON."""
-    return [{"code": p.code, "severity": p.severity.value, "what": p.what, "lookAt": p.look_at} for p in problems]
+def problem_documents(problems: Sequence[Problem]) -> list[dict[str, str | None]]:
+    """Problems for JSON; `runbook` is the name of a page."""
+    return [
+        {
+            "code": p.code,
+            "severity": p.severity.value,
+            "what": p.what,
+            "lookAt": p.look_at,
+            "runbook": runbook_of(p.code),
+        }
+        for p in problems
+    ]
 
 
 def status_document(status: SystemStatus) -> dict[str, Any]:

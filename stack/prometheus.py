@@ -9,15 +9,21 @@ from stack.servers import ROOT
 SCRAPE_SECONDS: Final = 5  # the period of the control loop
 
 
-def prometheus_config(targets: Mapping[str, Sequence[str]], scrape_seconds: int, *, https: Collection[str] = ()) -> str:
+def prometheus_config(
+    targets: Mapping[str, Sequence[str]], scrape_seconds: int, *, runbooks: str, https: Collection[str] = ()
+) -> str:
     """Jobs with their targets, as host:port, and the rules. JSON is valid YAML, and quotes any path correctly.
 
-    The jobs in `https` have a certificate, which is for another name than these.
+    Alerts link to pages below the URL `runbooks`. The jobs in `https` have a certificate for another name than these.
     """
     tls = {"scheme": "https", "tls_config": {"insecure_skip_verify": True}}
     return json.dumps(
         {
-            "global": {"scrape_interval": f"{scrape_seconds}s", "evaluation_interval": f"{scrape_seconds}s"},
+            "global": {
+                "scrape_interval": f"{scrape_seconds}s",
+                "evaluation_interval": f"{scrape_seconds}s",
+                "external_labels": {"runbooks": runbooks},
+            },
             "rule_files": [str(ROOT / "monitoring" / "rules" / "*.yml")],
             "scrape_configs": [
                 {"job_name": job, "static_configs": [{"targets": list(places)}]} | (tls if job in https else {})

@@ -317,10 +317,11 @@ class System(SystemFolder):
                 )
             )
         if self.config.prometheus is not None:
-            programs.append(self._prometheus(self.config.prometheus))
+            runbooks = settings.runbooks_url or f"{urls.get('OPERATOR_URL', urls['INGEST_URL'])}/runbooks"
+            programs.append(self._prometheus(self.config.prometheus, runbooks))
         return programs
 
-    def _prometheus(self, program: str) -> Program:
+    def _prometheus(self, program: str, runbooks: str) -> Program:
         """Prometheus with the rules of monitoring/, and its targets on this machine."""
         config, ports = self.config, self.config.ports
         folder = self.home / "prometheus"
@@ -335,6 +336,7 @@ class System(SystemFolder):
                     "worker": [_place(config.metrics_host, ports["BATCHES_METRICS_PORT"])],
                 },
                 config.prometheus_seconds,
+                runbooks=runbooks,
                 https=("ingest",) if _has_certificate() and not own else (),
             )
         )

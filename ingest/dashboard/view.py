@@ -22,12 +22,14 @@ class ViewSources:
 
 def page_document(sources: ViewSources) -> dict[str, Any]:
     """The state of the system for the page, without its control events."""
-    return document_of(health_inputs(sources.health)) | {"process": sources.process, "viewers": sources.viewers}
+    own = {"process": sources.process, "viewers": sources.viewers}
+    return document_of(health_inputs(sources.health), sources.health.settings.runbooks_url) | own
 
 
-def document_of(inputs: HealthInputs) -> dict[str, Any]:
-    """The same from a snapshot."""
+def document_of(inputs: HealthInputs, runbooks_url: str = "") -> dict[str, Any]:
+    """The same from a snapshot. Without a RUNBOOKS_URL, the links lead to ingest's own copy."""
     return inputs_document(inputs, judge(inputs)) | {
+        "runbooksUrl": f"{runbooks_url.rstrip('/') or '/runbooks'}/",
         "controllerPeriodSeconds": inputs.controller_period,
         "eventSink": inputs.sink.value,
         "storeIsAway": inputs.store_problem is not None,

@@ -74,6 +74,8 @@ OPERATIONS = {
     "getAsset": ("GET /assets/{name}", {"200", "401", "404"}),
     "getOpenApi": ("GET /openapi.json", {"200", "401", "304"}),
     "getDocs": ("GET /docs", {"200", "401", "304"}),
+    "getRunbooks": ("GET /runbooks", {"200", "401"}),
+    "getRunbook": ("GET /runbooks/{name}", {"200", "401", "404"}),
 }
 # The answers of POST /api/logs: schema, and headers beside X-Request-ID.
 ANSWERS = {

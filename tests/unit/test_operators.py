@@ -22,7 +22,7 @@ PASSWORD = "a long p:ss w\u00f6rd"
 KEY, KEY_ID = make_key()
 BODY = json.dumps(sample()).encode()
 OPERATORS = ("/", "/events", "/metrics", "/docs", "/openapi.json", "/api/logs/health", "/api/logs/throttle",
-             "/assets/x.0000000000000000.js")  # fmt: skip
+             "/runbooks", "/runbooks/breaker-open", "/assets/x.0000000000000000.js")  # fmt: skip
 PROBES = ("/healthz", "/readyz")
 WRITERS = ("/api/logs", "/api/logs/lines", "/v1/logs", "/loki/api/v1/push", "/gelf", "/_bulk", "/services/collector")
 

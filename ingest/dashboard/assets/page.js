@@ -44,6 +44,15 @@
     return text.split("`").map((part, i) => (i % 2 ? element("code", part) : part));
   }
 
+  // The link to a problem's runbook. A reason of a newer version has none.
+  function runbook(status, problem) {
+    if (!problem.runbook) return [];
+    const link = element("a", "Runbook");
+    link.href = status.runbooksUrl + problem.runbook;
+    link.setAttribute("aria-label", `Runbook: ${problem.runbook}`);
+    return [" ", link];
+  }
+
   // --- The headline ------------------------------------------------------------------------
 
   function wellWords(status) {
@@ -61,12 +70,12 @@
     const look = byId("look");
     look.replaceChildren();
     const override = status.rateOverride;
-    if (first) look.append(element("strong", "Look at: "), ...worded(first.lookAt));
+    if (first) look.append(element("strong", "Look at: "), ...worded(first.lookAt), ...runbook(status, first));
     else if (override) look.append(element("strong", "Set by an operator: "), `${format.number(override.rate)} events per second until ${format.time(override.until)} UTC, by ${override.by}: ${override.why}`);
     byId("more").replaceChildren(...rest.map((problem) => {
       const item = element("li");
       item.dataset.level = problem.severity;
-      item.append(element("b", `${problem.what}.`), " Look at: ", ...worded(problem.lookAt));
+      item.append(element("b", `${problem.what}.`), " Look at: ", ...worded(problem.lookAt), ...runbook(status, problem));
       return item;
     }));
     announce(`${LEVELS[status.status]}: ${first ? first.what : "all is well"}`);
