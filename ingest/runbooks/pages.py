@@ -15,7 +15,7 @@ from typing import Any, Final
 import mistune
 from mistune.plugins.table import table, table_in_list
 
-FOLDER: Final = Path(__file__).parents[2] / "docs" / "runbooks"
+FOLDER: Final = Path(__file__).parent / "docs"  # a link to docs/runbooks/; an installed package has the files
 INDEX: Final = "README"
 ADDRESS: Final = "/runbooks"
 

@@ -13,8 +13,8 @@ import yaml
 from celery.worker.control import Panel
 
 import pipeline.metrics
-import stack.__main__
 import tasks.remote  # noqa: F401 - its commands join those of Celery
+from checks.testbed.processes import ROOT
 from ingest.dashboard.view import document_of
 from ingest.runbooks.pages import Runbooks
 from pipeline.__main__ import main as pipeline_main
@@ -24,8 +24,8 @@ from pipeline.health.runbooks import runbook_of, runbook_place
 from pipeline.names import AlarmCode, ProblemCode
 from pipeline.settings import Settings
 from pipeline.status import SystemStatus
+from stack.arguments import parse
 from support.health import HEALTHY
-from support.processes import ROOT
 
 FOLDER = ROOT / "docs" / "runbooks"
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
@@ -125,10 +125,9 @@ def test_the_modules_and_their_commands_in_the_pages_exist(capsys: pytest.Captur
     capsys.readouterr()
 
 
-def test_the_commands_of_run_sh_in_the_pages_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_run_sh_in_the_pages_exist() -> None:
     for command, _ in found_in_code(r"\./run\.sh ([a-z]+)"):
-        monkeypatch.setattr("sys.argv", ["run.sh", command])
-        assert stack.__main__._parse().command == command
+        assert parse([command]).command == command
 
 
 def test_the_settings_in_the_pages_exist() -> None:

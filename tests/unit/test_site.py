@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from support.processes import ROOT
+from checks.testbed.processes import ROOT
 
 # Addresses that a browser loads by itself. A link (`<a href>`) may lead to another host.
 LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("iframe", "src"), ("source", "src"), ("object", "data")}
