@@ -14,6 +14,8 @@ import pytest
 
 from checks.testbed.processes import ROOT
 
+pytestmark = pytest.mark.timeout(600)  # five seconds of CPU, on a machine that may do other things
+
 # Addresses that a browser loads by itself. A link (`<a href>`) may lead to another host.
 LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("iframe", "src"), ("source", "src"), ("object", "data")}
 
