@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from ingest.appender import LogStatus
+from pipeline.flow.refusals import Refusals
 from pipeline.follower import ControlSnapshot
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import HealthInputs, Outlook, make_inputs, silent_seconds
@@ -71,6 +72,7 @@ class HealthSources:
     is_local: bool  # the bucket does not respond
     loop_problems: tuple[str, ...] = ()  # problems of this process' own loops
     outlook: Outlook = _NO_OUTLOOK
+    refusals: Refusals | None = None  # who was refused, if much is
 
 
 def health_inputs(sources: HealthSources) -> HealthInputs:
@@ -98,6 +100,7 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
         is_bucket_unavailable=sources.is_local,
         is_log_full=sources.log.is_full,
         loop_problems=sources.loop_problems,
+        refusals=sources.refusals,
         serves_clients=True,
     )
 

@@ -249,6 +249,9 @@ class IngestService:
     def health_sources(self) -> HealthSources:
         """The current inputs of the health judgement."""
         now = self.clock.monotonic()
+        outlook = Outlook() if self.recorder is None else self.recorder.outlook(now)
+        traffic = outlook.traffic
+        is_refusing = traffic is not None and traffic.refused_share > self.settings.refused_ratio_max
         return HealthSources(
             wall=self.clock.now(),
             now=now,
@@ -260,7 +263,8 @@ class IngestService:
             available_permissions=self.admission.available(now),
             is_local=self.admission.is_local,
             loop_problems=tuple(self.loops.problems(now)),
-            outlook=Outlook() if self.recorder is None else self.recorder.outlook(now),
+            outlook=outlook,
+            refusals=self.throttle.known() if is_refusing else None,
         )
 
     def sample_gauges(self) -> None:

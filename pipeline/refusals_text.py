@@ -9,6 +9,8 @@ from pipeline.account import account_named
 from pipeline.flow.refusals import WINDOW_SECONDS, ByReason, Refusals, Refused, total
 
 ACCOUNTS_SHOWN: Final = 5  # in one line
+MOST_SHOWN: Final = 2  # in the reason of health
+_MOST_SHARE_MIN: Final = 0.05  # an account with less is one of many
 _MINUTES: Final = WINDOW_SECONDS // 60
 
 _Count = Annotated[int, Meta(ge=0)]
@@ -102,6 +104,29 @@ def refusals_line(refused: Refusals) -> str:
     if others.events:
         shown.append(f"others {others.events:,}")
     return f"{', '.join(shown)}; events in {_MINUTES} minutes"
+
+
+def heaviest_share(refused: Refusals) -> tuple[str, float] | None:
+    """The account with the largest part of what was refused, and that part, 0 to 1; None if nothing was refused."""
+    whole, found = refused.total.events, refused.heaviest()
+    return None if not whole or not found else (found[0][0], total(found[0][1]).events / whole)
+
+
+def most_refused(refused: Refusals) -> str:
+    """The accounts with the largest parts of what was refused, in a few words; empty if nothing was refused."""
+    whole = refused.total.events
+    if not whole:
+        return ""
+    shares = [(name, total(by_reason).events / whole) for name, by_reason in refused.heaviest()]
+    shown = [f"{name} {100 * share:.0f} %" for name, share in shares[:MOST_SHOWN] if share >= _MOST_SHARE_MIN]
+    many = f"many accounts, each less than {100 * _MOST_SHARE_MIN:.0f} %"
+    return f"{', '.join(shown) or many} of it in {_MINUTES} minutes"
+
+
+def reason_share(refused: Refusals, reason: str) -> float:
+    """The part of what was refused that has this reason, 0 to 1."""
+    counts = [one.get(reason, Refused()).events for one in (*refused.accounts.values(), refused.other)]
+    return sum(counts) / max(1, refused.total.events)
 
 
 def _amount(refused: Refused) -> str:

@@ -38,8 +38,12 @@ class SystemStatus:
     dead_letters: int | None = None  # None: unknown
     dead_letter_conflicts: int | None = None  # of dead_letters: an eventId that is stored with other content
     events: tuple[ControlEvent, ...] = ()  # oldest first
-    refusals: Refusals | None = None  # None: unknown
     runbooks_url: str = ""  # RUNBOOKS_URL
+
+    @property
+    def refusals(self) -> Refusals | None:
+        """Who was refused in the last minutes; None: unknown."""
+        return self.inputs.refusals
 
     @property
     def verdict(self) -> Verdict:
@@ -69,6 +73,7 @@ def read_status(context: StatusContext) -> SystemStatus:
     letters, database_problem = _ask_database(context, BreakerState.UNKNOWN if state is None else state.breaker)
     at = state.time if state is not None else context.clock.now()
     outlook = outlook_of(entries, context.settings, at)
+    refusals = _ask_throttle(context) if store_problem is None else None
     inputs = make_inputs(
         context.settings,
         at=at,
@@ -79,11 +84,10 @@ def read_status(context: StatusContext) -> SystemStatus:
         log_problem=log_problem,
     )
     return SystemStatus(
-        replace(inputs, database_problem=database_problem),
+        replace(inputs, database_problem=database_problem, refusals=refusals),
         dead_letters=None if letters is None else letters.open,
         dead_letter_conflicts=None if letters is None else letters.conflicts,
         events=events,
-        refusals=_ask_throttle(context) if store_problem is None else None,
         runbooks_url=context.settings.runbooks_url,
     )
 

@@ -12,9 +12,20 @@ from typing import Final
 from pipeline.errors import in_brief
 from pipeline.event_text import clock_time, pause_advice, pause_text, rate_text, sentence
 from pipeline.health.snapshot import HealthInputs, Traffic
-from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, ProblemCode, Severity, SinkName
+from pipeline.names import (
+    AlarmCode,
+    BreakerState,
+    Health,
+    LimitedBy,
+    Mode,
+    PauseReason,
+    ProblemCode,
+    Severity,
+    SinkName,
+)
 from pipeline.ports.control import Alarm, Pause
 from pipeline.ports.rate import Explanation
+from pipeline.refusals_text import heaviest_share, most_refused, reason_share
 
 # The start of an adapter's error text, before the reason; the problem's text already contains it.
 _SAYS_WHO: Final = re.compile(
@@ -22,6 +33,11 @@ _SAYS_WHO: Final = re.compile(
 )
 # The same of an error that says which setting to change.
 _CANT_BE_USED: Final = re.compile(r"^the (?:control store|event log) \(\w+\) can't be used: *", re.I)
+
+_MOST: Final = 0.5  # more than this share is most of it
+_FULL: Final = 0.9  # of the rate: a bucket of whole events and the history's seconds make the rest
+_SHOWN_SHARE_MIN: Final = 0.01  # a level or a protocol that is refused less is not named
+_WORST_SHOWN: Final = 3  # levels or protocols
 
 # Where to look if the sink fails.
 _SINK_PARTS: Final = {
@@ -295,18 +311,45 @@ def _refusing(inputs: HealthInputs) -> Iterator[Problem]:
     if traffic is None or traffic.refused_share <= inputs.refused_ratio_max:
         return
     why, look_at = _why_refused(inputs, traffic)
-    share = 100 * traffic.refused_share
-    yield Problem(
-        ProblemCode.REFUSING,
-        Severity.DEGRADED,
-        f"{share:.0f} % of the offered events were refused in the {traffic.share_time}: {why}",
-        look_at,
-    )
+    share, when = f"{100 * traffic.refused_share:.0f} %", f"in the {traffic.share_time}"
+    what = f"{share} of the offered events were refused {when}"
+    if _is_at_its_limit(inputs, traffic):
+        what = f"At its limit: {share} refused {when}"
+    yield Problem(ProblemCode.REFUSING, Severity.DEGRADED, f"{what}: {why}{_who_is_refused(inputs, traffic)}", look_at)
+
+
+def _is_at_its_limit(inputs: HealthInputs, traffic: Traffic) -> bool:
+    """Whether nothing is wrong with the system itself: clients offer more than its full rate."""
+    is_whole = inputs.breaker is BreakerState.CLOSED and inputs.store_problem is None
+    is_by_policy = inputs.override is None and inputs.mode is Mode.NORMAL and not inputs.is_bucket_unavailable
+    return is_whole and is_by_policy and traffic.unavailable_share <= _MOST and not _limits_of_accounts(inputs, traffic)
+
+
+def _limits_of_accounts(inputs: HealthInputs, traffic: Traffic) -> bool:
+    """Whether accounts are refused for limits of their own: most of it is, and the rate has room."""
+    if inputs.refusals is None or inputs.rate is None or traffic.admitted > _FULL * inputs.rate:
+        return False
+    return reason_share(inputs.refusals, LimitedBy.SHARE) > _MOST
+
+
+def _who_is_refused(inputs: HealthInputs, traffic: Traffic) -> str:
+    """The accounts, levels and protocols that are refused most, as far as they are known."""
+    if traffic.unavailable_share > _MOST:
+        return ""
+    accounts = "" if inputs.refusals is None else most_refused(inputs.refusals)
+    levels = {level.label: one.refused_share for level, one in traffic.levels.items()}
+    protocols = {name.value: one.refused_share for name, one in traffic.protocols.items()}
+    said = [f"most to {accounts}"] if accounts else []
+    for head, shares in (("by level", levels), ("by protocol", protocols)):
+        worst = sorted(((share, name) for name, share in shares.items() if share >= _SHOWN_SHARE_MIN), reverse=True)
+        if worst:
+            said.append(f"{head} {', '.join(f'{name} {100 * share:.0f} %' for share, name in worst[:_WORST_SHOWN])}")
+    return "".join(f"; {one}" for one in said)
 
 
 def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
     """The reason for most of the refusals, and where to look."""
-    if traffic.unavailable_share > 0.5:
+    if traffic.unavailable_share > _MOST:
         return _why_unavailable(inputs)
     if inputs.breaker in (BreakerState.OPEN, BreakerState.HALF_OPEN):
         return "the open breaker allows only the lowest rate", f"{inputs.sink}: it fails"
@@ -314,6 +357,12 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
         return (
             "the token bucket does not answer, and ingest uses the last known rate, which falls",
             "the server of REDIS_URL",
+        )
+    if inputs.override is None and _limits_of_accounts(inputs, traffic):
+        return (
+            "accounts offer more than their own limits, and the rate has room",
+            "whether the limits are meant: `celery -A tasks.app inspect account_limits` shows them, ACCOUNT_LIMITS and "
+            "`celery -A tasks.app control set_account_limit` change them",
         )
     return _why_limited(inputs)
 
@@ -339,7 +388,15 @@ def _why_limited(inputs: HealthInputs) -> tuple[str, str]:
     if inputs.mode is Mode.UNKNOWN:
         return f"the lag is unknown, and the rate falls{rate}", "why the lag is unknown"
     limit = "" if inputs.rate is None else f" of {rate_text(inputs.rate)}"
-    return f"clients offer more than the rate{limit}", inputs.explanation.look_at
+    return f"clients offer more than the rate{limit}", f"{inputs.explanation.look_at}{_hold_back(inputs)}"
+
+
+def _hold_back(inputs: HealthInputs) -> str:
+    """The command that limits one account, if most of the refusals are its own."""
+    heaviest = None if inputs.refusals is None else heaviest_share(inputs.refusals)
+    if heaviest is None or heaviest[1] <= _MOST:
+        return ""
+    return f". To limit {heaviest[0]} alone: `celery -A tasks.app control set_account_limit {heaviest[0]} RATE`"
 
 
 def _why_behind(explanation: Explanation) -> str:

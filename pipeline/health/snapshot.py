@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from pipeline.flow.refusals import Refusals
 from pipeline.names import BreakerState, Level, Mode, ProtocolName, SinkName
 from pipeline.policies import explanation_of
 from pipeline.ports.control import Alarm, ControlState, Override, Pause, PublishedRate, consumption_word, paused
@@ -36,6 +37,12 @@ class ProtocolTraffic:
     accepted: float
     refused: float
     rejected: float  # records that can't become events
+
+    @property
+    def refused_share(self) -> float:
+        """The refused part of what could become events, 0 to 1."""
+        offered = self.accepted + self.refused
+        return self.refused / offered if offered else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ class HealthInputs:
     no_progress_seconds_max: float = 30.0
     traffic: Traffic | None = None
     refused_ratio_max: float = 0.05
+    refusals: Refusals | None = None  # who was refused in the last minutes
     alarms: tuple[Alarm, ...] = ()
     bucket_tokens: float | None = None
     bucket_capacity: float | None = None

@@ -6,9 +6,20 @@ from typing import Any
 import pytest
 
 from pipeline.errors import StoreUnavailableError
-from pipeline.health.judge import judge
-from pipeline.health.snapshot import Traffic
-from pipeline.names import AlarmCode, BreakerState, Health, Mode, PauseReason, ProblemCode, Severity
+from pipeline.flow.refusals import Refusals, Refused
+from pipeline.health.judge import Problem, judge
+from pipeline.health.snapshot import LevelTraffic, ProtocolTraffic, Traffic
+from pipeline.names import (
+    AlarmCode,
+    BreakerState,
+    Health,
+    Level,
+    Mode,
+    PauseReason,
+    ProblemCode,
+    ProtocolName,
+    Severity,
+)
 from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.control import Alarm, Pause
 from pipeline.settings import Settings
@@ -173,7 +184,7 @@ def test_a_partition_that_has_stored_lately_is_well() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({}, "10 % of the offered events were refused in the last minute: clients offer more than the rate of 1,000/s"),
+        ({}, "At its limit: 10 % refused in the last minute: clients offer more than the rate of 1,000/s"),
         ({"override": OVERRIDE, "rate": 50.0}, "a rate set by an operator holds at 50/s, by ann@host: a test"),
         ({"mode": Mode.DEGRADED, "rate": 400.0}, "the lag is high and holds the rate at 400/s"),
         ({"mode": Mode.UNKNOWN}, "the lag is unknown, and the rate falls"),
@@ -216,9 +227,82 @@ def test_503_has_other_reasons_than_429(changes: dict[str, Any], why: str) -> No
 
 def test_a_few_refusals_are_no_problem() -> None:
     shorter = judge(replace(HEALTHY, traffic=replace(REFUSING, share_seconds=10.0)))
-    assert "were refused in the last 10 s" in next(one for one in shorter.problems if one.code == "refusing").what
+    assert (
+        "At its limit: 10 % refused in the last 10 s"
+        in next(one for one in shorter.problems if one.code == "refusing").what
+    )
     few = Traffic(admitted=960.0, refused=40.0, refused_share=0.04, unavailable_share=0.0)
     assert judge(replace(HEALTHY, traffic=few)).status is Health.HEALTHY
+
+
+HALF = replace(REFUSING, admitted=1000.0, refused=1000.0, refused_share=0.5)
+NOISY = Refusals(
+    {"192.0.2.1": {"rate": Refused(9, 900)}, "key:shop": {"rate": Refused(1, 80)}}, {"rate": Refused(1, 20)}
+)
+
+
+def refusing(**changes: Any) -> Problem:
+    return next(one for one in judge(replace(HEALTHY, **changes)).problems if one.code == ProblemCode.REFUSING)
+
+
+def test_a_system_at_its_limit_says_who_is_refused_and_what_to_change() -> None:
+    found = refusing(traffic=HALF, refusals=NOISY)
+    assert found.what == (
+        "At its limit: 50 % refused in the last minute: clients offer more than the rate of 1,000/s; most to 192.0.2.1 "
+        "90 %, key:shop 8 % of it in 15 minutes"
+    )
+    # The settings: for all, and for the account that is refused most
+    assert "raise RATE_MAX" in found.look_at
+    assert found.look_at.endswith("`celery -A tasks.app control set_account_limit 192.0.2.1 RATE`")
+
+
+def test_levels_and_protocols_that_are_refused_are_named_with_their_shares() -> None:
+    levels = {
+        Level.DEBUG: LevelTraffic(0.0, 400.0),
+        Level.INFO: LevelTraffic(300.0, 100.0),
+        Level.ERROR: LevelTraffic(9, 0),
+    }
+    protocols = {
+        ProtocolName.LOKI: ProtocolTraffic(100.0, 300.0, 0.0),
+        ProtocolName.EVENTS: ProtocolTraffic(50.0, 0.0, 0.0),
+    }
+    found = refusing(traffic=replace(HALF, levels=levels, protocols=protocols))
+    assert found.what.endswith("the rate of 1,000/s; by level debug 100 %, info 25 %; by protocol loki 75 %")
+
+
+def test_many_small_accounts_are_not_listed() -> None:
+    many = Refusals({f"192.0.2.{number}": {"rate": Refused(1, 1)} for number in range(100)})
+    found = refusing(traffic=HALF, refusals=many)
+    assert found.what.endswith("most to many accounts, each less than 5 % of it in 15 minutes")
+    assert "set_account_limit" not in found.look_at
+
+
+def test_accounts_at_their_own_limits_do_not_make_the_system_full() -> None:
+    # Given an account whose own limit refuses it, while the rate has room
+    own = Refusals({"192.0.2.1": {"share": Refused(9, 900)}})
+    found = refusing(traffic=replace(HALF, admitted=100.0), refusals=own)
+    assert "At its limit" not in found.what
+    assert "accounts offer more than their own limits, and the rate has room; most to 192.0.2.1 100 %" in found.what
+    assert "ACCOUNT_LIMITS" in found.look_at
+    # But where the rate is used up, shares of it are no limits of accounts
+    assert refusing(traffic=HALF, refusals=own).what.startswith("At its limit: 50 % refused")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"override": OVERRIDE, "rate": 50.0},
+        {"mode": Mode.DEGRADED, "rate": 400.0},
+        {"breaker": BreakerState.OPEN, "pauses": (BREAKER,)},
+        {"is_bucket_unavailable": True},
+        {"traffic": replace(HALF, unavailable_share=0.9)},
+    ],
+)
+def test_a_limit_with_another_reason_is_not_that_of_the_system(changes: dict[str, Any]) -> None:
+    found = refusing(**{"traffic": HALF, "refusals": NOISY, **changes})
+    assert "At its limit" not in found.what
+    # But who is refused is said too, except for 503, which all get
+    assert ("most to 192.0.2.1" in found.what) is ("traffic" not in changes)
 
 
 # --- Alarms, and what can't be told -------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_traffic_and_pace_of_the_last_seconds_are_figures_of_the_answer() -> Non
         2.0,
     ]
     assert (document["status"], document["consumerLag"]) == ("degraded", 500)
-    assert document["reasons"][0].startswith("25 % of the offered events were refused")
+    assert document["reasons"][0].startswith("At its limit: 25 % refused in the last minute")
 
 
 def test_a_partition_that_stores_nothing_is_not_called_running() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ingest.account_reports import AccountReports
 from ingest.accounts import Accounts, Surroundings
-from ingest.throttle import KEPT_SECONDS, ThrottleView
+from ingest.throttle import KEPT_SECONDS, KNOWN_SECONDS, STALE_SECONDS, ThrottleView
 from pipeline.clock import ManualClock
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow.refusals import Refusals, Refused
@@ -151,3 +151,42 @@ def test_while_the_control_store_is_away_a_process_answers_for_itself() -> None:
             view.close()
 
     asyncio.run(ask())
+
+
+def test_health_and_page_know_the_refusals_of_all_processes_without_a_wait() -> None:
+    rig = Rig()
+    rig.accounts.enter("192.0.2.1").refuse(LimitedBy.RATE, 3)
+    rig.second()
+    rig.throttle.report("another", {0: Refusals({"192.0.2.2": {"rate": Refused(1, 7)}})})
+    reads: list[None] = []
+
+    class Counted(MemoryThrottle):
+        def reported(self) -> Refusals:
+            reads.append(None)
+            return super().reported()
+
+    async def look() -> None:
+        view = ThrottleView(Counted(rig.settings, rig.server), rig.accounts.refused_here, rig.clock)
+        # Given nothing is known yet, the first answer is that of this process
+        assert list(view.known().accounts) == ["192.0.2.1"]
+        await view.document(None)
+        # Then it is that of all, and is asked for again only after some seconds
+        assert "192.0.2.2" in view.known().accounts
+        view.known()
+        assert len(reads) == 1
+        rig.clock.advance(KNOWN_SECONDS + 0.1)
+        assert "192.0.2.2" in view.known().accounts  # the last answer, while the next one is on its way
+        await view.document(None)
+        assert len(reads) == 2
+        # When the control store is away for long, then an old answer is not shown
+        rig.server.is_unavailable = True
+        rig.clock.advance(STALE_SECONDS + 0.1)
+        assert list(view.known().accounts) == ["192.0.2.1"]
+        await view.document(None)
+        view.close()
+
+    asyncio.run(look())
+    # And a caller without an event loop gets that of this process
+    view = ThrottleView(rig.throttle, rig.accounts.refused_here, rig.clock)
+    assert list(view.known().accounts) == ["192.0.2.1"]
+    view.close()

@@ -75,9 +75,9 @@ def test_the_document_of_all_accounts_and_of_one() -> None:
 
 
 def test_the_screen_of_status_shows_them_where_there_are_any() -> None:
-    status = SystemStatus(HEALTHY, refusals=Refusals({"192.0.2.1": {"share": Refused(2, 1040)}}))
+    status = SystemStatus(replace(HEALTHY, refusals=Refusals({"192.0.2.1": {"share": Refused(2, 1040)}})))
     assert "refused to   192.0.2.1 1,040 (share); events in 15 minutes" in screen(status).splitlines()
-    assert "refused to" not in screen(SystemStatus(HEALTHY, refusals=Refusals()))
+    assert "refused to" not in screen(SystemStatus(replace(HEALTHY, refusals=Refusals())))
     assert "refused to" not in screen(SystemStatus(HEALTHY))
 
 
@@ -87,7 +87,7 @@ def test_inspect_shows_levels_and_refused_accounts() -> None:
     inputs = replace(HEALTHY, traffic=Traffic(50.0, 400.0, 0.5, 0.0, levels=levels))
     refused = Refusals({"192.0.2.1": {"level": Refused(2, 400)}})
     # When an operator looks, then both are in the words and in the document
-    shown = remote._told(SystemStatus(inputs, refusals=refused))
+    shown = remote._told(SystemStatus(replace(inputs, refusals=refused)))
     assert "  debug      400 events/s, refused 100 %" in shown["ok"]
     assert "refused to   192.0.2.1 400 (level); events in 15 minutes" in shown["ok"]
     assert shown["document"]["levels"]["error"] == {"admitted": 50.0, "refused": 0.0, "refusedShare": 0.0}

@@ -63,10 +63,17 @@
     return `All is well: ${taken}, ${status.consumerLag === null ? "the lag is not known yet" : `${format.number(status.consumerLag)} events wait to be stored`}${beside}`;
   }
 
+  // The beginning of a reason, for a title: up to its first colon or semicolon, or to the second one if that is short. (A time
+  // of day has colons too.)
+  function gist(words) {
+    const parts = words.split(/[:;] /);
+    return parts[0].length < 15 ? parts.slice(0, 2).join(": ") : parts[0];
+  }
+
   function showHeadline(status) {
     const [first, ...rest] = status.reasons;
     const words = first ? first.what : wellWords(status);
-    showLevel(status.status, words, first ? words.split(/[:;] /)[0] : "all is well"); // a time of day has colons too
+    showLevel(status.status, words, first ? gist(words) : "all is well");
     const look = byId("look");
     look.replaceChildren();
     const override = status.rateOverride;
