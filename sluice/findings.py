@@ -92,7 +92,7 @@ def examine(checks: Sequence[Check], scene: Scene, *, seconds_max: float, clock:
             thread.join(max(0.0, deadline - clock.monotonic()))
     finally:
         root.removeHandler(warnings)
-    return [finding for check in checks for finding in found.get(check.name) or [_silent(check, seconds_max)]]
+    return [finding for check in checks for finding in found.get(check.name, [_silent(check, seconds_max)])]
 
 
 def _silent(check: Check, seconds_max: float) -> Finding:

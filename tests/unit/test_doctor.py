@@ -338,6 +338,12 @@ def test_a_check_that_does_not_end_is_left_alone() -> None:
     assert found[2].name == "quick"
 
 
+def test_a_check_of_what_is_not_used_has_no_line() -> None:
+    assert look("signing") == []
+    assert look("ingest") == []
+    assert look("programs", SLUICE_HOME="/no/system/here") == []
+
+
 def test_a_defect_of_a_check_leaves_the_others() -> None:
     def broken(_: Scene) -> Iterable[Finding]:
         raise KeyError("x")
