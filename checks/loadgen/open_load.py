@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -70,10 +71,10 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._load.dropped(self)
 
-    def close(self) -> None:
-        """End the connection."""
+    def abort(self) -> None:
+        """End the connection at once. TLS would wait for the server's part of a proper end."""
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
 
 class _Load:
@@ -129,10 +130,10 @@ class _Load:
 
     def dropped(self, connection: _Connection) -> None:
         """A connection has ended, with or without a request that waited for its answer."""
+        self.alive -= 1
         if self._is_over:
             return
         self._is_lost = True
-        self.alive -= 1
         with contextlib.suppress(ValueError):
             self.free.remove(connection)
         self._give_up(connection)
@@ -142,7 +143,7 @@ class _Load:
         self._is_over = True
         for connection in connections:
             self._give_up(connection)
-            connection.close()
+            connection.abort()
         waiting = enumerate(self._waiting, start=self._number + 1)
         self.responses.unanswered += [(due + self._epoch, number) for number, due in waiting]
 
@@ -159,16 +160,18 @@ async def offer(
     port: int,
     requests: Sequence[bytes] | Callable[[int], bytes],
     phases: Sequence[tuple[float, float]],
+    *,
+    tls: ssl.SSLContext | None = None,
 ) -> Responses:
     """Send for each phase of (seconds, requests/s) in turn. Raises ServerGoneError where the server goes away.
 
-    `requests` are sent in turn, or made from their number.
+    `requests` are sent in turn, or made from their number. Without `tls` the connections are plain.
     """
     load = _Load(requests if callable(requests) else lambda number: requests[number % len(requests)])
     connections: list[_Connection] = []
     gone = None
     try:
-        await _connect(load, host, port, connections)
+        await _connect(load, host, port, connections, tls)
         await _keep_pace(load, phases)
     except ServerGoneError as error:
         gone = error
@@ -176,16 +179,21 @@ async def offer(
     while load.open and load.alive and time.monotonic() < deadline:  # noqa: ASYNC110  # the responses come by a callback each
         await asyncio.sleep(TICK_SECONDS)
     load.end(connections)
+    deadline = time.monotonic() + LAST_SECONDS_MAX
+    while load.alive and time.monotonic() < deadline:  # noqa: ASYNC110  # a loop that closes before them logs errors
+        await asyncio.sleep(TICK_SECONDS)
     if gone is not None:
         raise gone
     return load.responses
 
 
-async def _connect(load: _Load, host: str, port: int, connections: list[_Connection]) -> None:
+async def _connect(
+    load: _Load, host: str, port: int, connections: list[_Connection], tls: ssl.SSLContext | None
+) -> None:
     loop = asyncio.get_running_loop()
     for _ in range(CONNECTIONS):
         try:
-            _, connection = await loop.create_connection(lambda: _Connection(load), host, port)
+            _, connection = await loop.create_connection(lambda: _Connection(load), host, port, ssl=tls)
         except OSError as error:
             raise ServerGoneError(f"the server under load takes no connection: {error}", load.responses) from error
         connections.append(connection)

@@ -1,7 +1,6 @@
 """What `./load-test.sh` calls: runs the scenario, shows it while it runs, judges it, and writes the report."""
 
 import argparse
-import base64
 import contextlib
 import http.client
 import json
@@ -10,15 +9,12 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 import xmlrpc.client
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import psycopg2
 import uvloop
@@ -26,12 +22,13 @@ import uvloop
 from checks.loadgen.hold import HeldDatabase, held_batch_records
 from checks.loadgen.open_load import Responses, ServerGoneError, offer
 from checks.loadtest import report
-from checks.loadtest.options import LOOPBACK, RATE_HIGHEST, limits_of, parse
+from checks.loadtest.given import Access, NotThereError, access_of, explain
+from checks.loadtest.options import RATE_HIGHEST, limits_of, parse
 from checks.loadtest.pictures import Pictures
 from checks.loadtest.scenario import BANDS, DRAIN_TIME, TARGET_SECONDS, Action, Limits, Phase, phases
 from checks.loadtest.verdict import Asked, Figures, Request, Sample, Stored, compare, figures, judge, judge_stored
 from pipeline import wiring
-from pipeline.errors import SluiceError, in_brief
+from pipeline.errors import SettingsError, SluiceError, in_brief
 from pipeline.names import PauseReason
 from pipeline.policies.drain_time import CAPACITY, DRAIN
 from pipeline.ports.control import ControlStore
@@ -43,10 +40,6 @@ from stack.system import System
 EVENTS_A_PAIR: Final = (1, 10)  # requests take turns: a single event, a body of ten
 STORED_SECONDS_MAX: Final = 60.0  # for the last acknowledged events to be stored
 EXIT_NOT_PROVEN: Final = 2
-
-
-class NotThereError(Exception):
-    """No system answers at the URL that was given."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +55,11 @@ class PolicySeen:
 class Target:
     """The system under load."""
 
-    url: str
+    access: Access
     database_url: str | None
     system: System | None = None  # ours
     settings: Settings | None = None
     limits: Limits | None = None  # of ours
-    operators: str = ""  # where its page and its health are, if that is another port
-    password: str = ""  # of operators
 
     def __post_init__(self) -> None:
         self._store: ControlStore | None = None  # of ours
@@ -92,16 +83,8 @@ class Target:
             None if shadow is None else shadow.rate,
         )
 
-    def look(self, path: str) -> Any:
-        """The answer at an address for operators. Raises OSError."""
-        asked = urllib.request.Request(f"{self.operators or self.url}{path}")
-        if self.password:
-            coded = base64.b64encode(f"load-test:{self.password}".encode()).decode()
-            asked.add_header("Authorization", f"Basic {coded}")
-        return urllib.request.urlopen(asked, timeout=5)
-
     def health(self) -> dict[str, Any]:
-        with self.look("/api/logs/health") as answer:
+        with self.access.look("/api/logs/health") as answer:
             found: dict[str, Any] = json.loads(answer.read())
             return found
 
@@ -185,7 +168,7 @@ def main() -> int:
     try:
         with _target(options) as target:
             return _run(target, options)
-    except NotThereError as error:
+    except (NotThereError, SettingsError) as error:
         print(f"load-test.sh: {error}", file=sys.stderr)
         return EXIT_NOT_PROVEN
     except ServerError as error:
@@ -200,11 +183,8 @@ def main() -> int:
 def _target(options: argparse.Namespace) -> Iterator[Target]:
     """The system that is given, or one of our own, which is stopped afterwards."""
     if options.url is not None:
-        given = os.environ.get
-        yield Target(
-            options.url.rstrip("/"), given("DATABASE_URL") or None,
-            operators=given("OPERATOR_URL", "").rstrip("/"), password=given("OPERATOR_PASSWORD", ""),
-        )  # fmt: skip
+        access, database_url = access_of(options, os.environ)
+        yield Target(access, database_url)
         return
     limits = limits_of(options)
     with (
@@ -219,7 +199,7 @@ def _target(options: argparse.Namespace) -> Iterator[Target]:
             if limits.sink is not None:
                 with contextlib.closing(HeldDatabase(urls["DATABASE_URL"])) as database:
                     database.hold(limits.sink)
-            yield Target(urls["INGEST_URL"], urls["DATABASE_URL"], system, settings, limits)
+            yield Target(Access(urls["INGEST_URL"]), urls["DATABASE_URL"], system, settings, limits)
         finally:
             system.stop()
 
@@ -243,19 +223,20 @@ def _limits(target: Target) -> Limits:
     """What the system admits; of one that is given only the rate is told. Raises NotThereError."""
     if target.limits is not None:
         return target.limits
+    access = target.access
     try:
         rate = float(target.health()["rateLimit"])
     except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError) as error:
-        why = error.reason if isinstance(error, urllib.error.URLError) else error
-        where = f"--url {target.url}" if not target.operators else f"OPERATOR_URL={target.operators}"
-        raise NotThereError(f"{where}: no Sluice tells its health there: {why}") from error
+        where = f"OPERATOR_URL={access.operators}" if access.operators else f"--url {access.url}"
+        raise NotThereError(f"{where}: no Sluice tells its health there: {explain(error)}") from error
+    access.check_events()
     return Limits(rate, rate / 10, policy=policy_at(target))
 
 
 def policy_at(target: Target) -> str:
     """The rate policy of a system that is given, from the stream of its page; `bands` where that does not tell it."""
     try:
-        with target.look("/events") as answer:
+        with target.access.look("/events") as answer:
             for line in answer:
                 if line.startswith(b"data:"):
                     return str(json.loads(line.removeprefix(b"data:"))["status"]["ratePolicy"]["name"])
@@ -270,7 +251,7 @@ def _run(target: Target, options: argparse.Namespace) -> int:
     run = f"load-{uuid.uuid4().hex[:12]}"
     print(f"{len(scenario)} phases, {sum(phase.seconds for phase in scenario):.0f} s, events {run}-…", flush=True)
     folder = options.out or ROOT / ".local" / "load-test" / time.strftime("%Y%m%d-%H%M%S")
-    pictures = Pictures(target.operators or target.url, folder, target.password) if options.page else None
+    pictures = Pictures(target.access.page, folder, target.access.password) if options.page else None
     sampler = HealthSampler(target)
     sampler.start()
     with contextlib.nullcontext() if pictures is None else pictures.running():
@@ -338,8 +319,8 @@ def _ids_of(name: str, number: int) -> list[str]:
 
 
 def _offer(target: Target, limits: Limits, phase: Phase, name: str) -> Responses:
-    place = urlsplit(target.url)
-    host, port = place.hostname or LOOPBACK[0], place.port or 80
+    access = target.access
+    host, port = access.place
 
     def make(number: int) -> bytes:
         events = [
@@ -350,14 +331,11 @@ def _offer(target: Target, limits: Limits, phase: Phase, name: str) -> Responses
             for event_id in _ids_of(name, number)
         ]  # fmt: skip
         body = json.dumps(events if len(events) > 1 else events[0]).encode()
-        return (
-            b"POST /api/logs HTTP/1.1\r\nHost: load\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-            % (len(body), body)
-        )
+        return access.head(len(body)) + body
 
     rate = min(RATE_HIGHEST, phase.share * limits.rate_max)
     mean = sum(EVENTS_A_PAIR) / len(EVENTS_A_PAIR)
-    return uvloop.run(offer(host, port, make, [(phase.seconds, rate / mean)]))
+    return uvloop.run(offer(host, port, make, [(phase.seconds, rate / mean)], tls=access.events_tls))
 
 
 def requests_of(responses: Responses) -> list[Request]:

@@ -26,6 +26,10 @@ examples:
   ./load-test.sh --full                   with the real thresholds (10,000 and 50,000): about four minutes
   ./load-test.sh --rate 2000 --duration 300
   DATABASE_URL=… ./load-test.sh --url http://127.0.0.1:8080    a system that runs already, which is left as it is
+  INGEST_KEY_FILE=key DATABASE_URL=… ./load-test.sh --url https://localhost:8080 --ca-file ca.pem
+
+The system at --url may need an API key (docs/keys.md), and OPERATOR_URL and OPERATOR_PASSWORD (docs/operators.md). Each
+secret may be in a file: OPERATOR_PASSWORD_FILE, DATABASE_URL_FILE.
 
 exit status: 0 everything held; 1 something did not; 2 nothing failed, but what is stored could not be checked, or
 the call was wrong, or nothing answers at --url
@@ -63,18 +67,25 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="send the load to an existing system on this machine, and stop nothing; not with --log, --rate, --policy, "
         "--shadow, --full",
     )
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        help="file with the API key for --url (else INGEST_KEY_FILE or INGEST_KEY of the environment)",
+    )
+    parser.add_argument(
+        "--ca-file",
+        type=Path,
+        help="file with the CA of --url https://… (else the CAs of this machine); the name in the certificate is not "
+        "compared, since the load goes to this machine only",
+    )
     parser.add_argument("--full", action="store_true", help="lag thresholds of 10,000 and 50,000 instead of a tenth")
     parser.add_argument(
         "--page", action="store_true", help="also take a picture of the live page in each phase (needs chromium)"
     )
     parser.add_argument("--out", type=Path, help="folder of the report (default .local/load-test/<time>)")
     options = parser.parse_args(words)
-    if options.url is not None:
-        if urlsplit(options.url).hostname not in LOOPBACK:
-            parser.error(f"--url {options.url}: load is sent to this machine only")
-        for name in ("log", "rate", "policy", "shadow", "full"):
-            if getattr(options, name) not in (None, False):
-                parser.error(f"--{name} is for a system of its own, and changes nothing of the one at --url")
+    if (problem := _place_problem(options)) is not None:
+        parser.error(problem)
     if options.page and chromium_path() is None:
         parser.error("--page: there is no chromium on the PATH")
     options.log = options.log or "redis"
@@ -99,6 +110,31 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         if not options.duration <= SECONDS_MAX:
             parser.error(f"--duration {options.duration:g}: it takes {SECONDS_MAX:g} at most")
     return options
+
+
+def _place_problem(options: argparse.Namespace) -> str | None:
+    """Why the options do not go with a system at --url, or with one of our own; None if they do."""
+    if options.url is None:
+        others = [name for name in ("key_file", "ca_file") if getattr(options, name) is not None]
+        return f"--{others[0].replace('_', '-')} is for the system at --url" if others else None
+    if (problem := url_problem(options.url)) is not None:
+        return f"--url {options.url}: {problem}"
+    for name in ("log", "rate", "policy", "shadow", "full"):
+        if getattr(options, name) not in (None, False):
+            return f"--{name} is for a system of its own, and changes nothing of the one at --url"
+    return None
+
+
+def url_problem(url: str) -> str | None:
+    """Why the load test does not use the URL; None if it does."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        return str(error)
+    if parts.scheme not in ("http", "https"):
+        return "it begins with neither http:// nor https://"
+    return None if parts.hostname in LOOPBACK else "load is sent to this machine only"
 
 
 def _duration_help() -> str:

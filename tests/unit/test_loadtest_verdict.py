@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from checks.loadtest.__main__ import (
     requests_of,
     settings_of,
 )
+from checks.loadtest.given import Access
 from checks.loadtest.options import limits_of, own_limits, parse
 from checks.loadtest.pictures import Pictures, file_name
 from checks.loadtest.report import backlog, page, picture, row, series_of
@@ -303,19 +303,19 @@ def test_the_picture_draws_the_story_of_the_policy(limits: Limits) -> None:
     ],
 )
 def test_a_given_system_says_its_policy_on_its_page(said: bytes, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(said))
-    assert policy_at(Target("http://127.0.0.1:1", None)) == policy
+    monkeypatch.setattr(Access, "look", lambda *_: io.BytesIO(said))
+    assert policy_at(Target(Access("http://127.0.0.1:1"), None)) == policy
 
 
 def test_health_and_policy_of_a_given_system_are_read_where_operators_look() -> None:
     password = "a long p:ss w\u00f6rd"
     with running_edge(operator_port=free_port(), operator_password=password, rate_policy="drain_time") as edge:
         url, operators = f"http://127.0.0.1:{edge.port}", f"http://127.0.0.1:{edge.operator_port}"
-        given = Target(url, None, operators=operators, password=password)
+        given = Target(Access(url, operators, password=password), None)
         assert given.health()["rateLimit"] > 0
         assert policy_at(given) == "drain_time"
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            Target(url, None, operators=operators).health()
+            Target(Access(url, operators), None).health()
 
 
 def test_a_picture_of_the_page_is_planned_for_each_phase_that_begins(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_picture_of_the_page_is_planned_for_each_phase_that_begins(tmp_path: P
     pictures = Noted("http://127.0.0.1:1", tmp_path)
     scenario = [Phase("1.5 times the rate", 10.0, 1.5), Phase("normal", 10.0, 0.8)]
     with dying(admits=0) as server:
-        target = Acted(server.url, None)
+        target = Acted(Access(server.url), None)
         play(target, LIMITS, scenario, "load-1", HealthSampler(target), pictures)
     assert pictures.taken == [tmp_path / "page-1-1-5-times-the-rate.png"]
 
@@ -505,7 +505,7 @@ def test_a_system_that_goes_away_ends_the_story_with_all_that_was_due() -> None:
     # Given a system that answers twenty requests and no more
     scenario = [Phase("backlog", 10.0, 0.8, "pause"), Phase("catching up", 10.0, 0.5, "resume")]
     with dying(admits=20) as server:
-        target = Acted(server.url, None)
+        target = Acted(Access(server.url), None)
         told = play(target, LIMITS, scenario, "load-1", HealthSampler(target))
     # Then the phase ends with a word why, the next is not begun, and the pause is lifted
     assert "closed a connection" in told.gone
@@ -526,7 +526,7 @@ def test_a_system_that_goes_away_ends_the_story_with_all_that_was_due() -> None:
 def test_a_system_that_takes_no_connection_ends_the_story() -> None:
     with dying(admits=0) as server:
         url = server.url
-    target = Acted(url, None)
+    target = Acted(Access(url), None)
     told = play(target, LIMITS, [Phase("normal", 10.0, 0.8)], "load-1", HealthSampler(target))
     assert "takes no connection" in told.gone
     assert told.responses == [Responses()]
@@ -565,6 +565,10 @@ def test_a_port_where_nobody_listens_is_said_in_one_line() -> None:
     ("words", "says"),
     [
         (("--url", "http://192.0.2.1:8080"), "to this machine only"),
+        (("--url", "ftp://127.0.0.1"), "begins with neither http:// nor https://"),
+        (("--url", "http://127.0.0.1:99999"), "ort out of range"),
+        (("--key-file", "key"), "--key-file is for the system at --url"),
+        (("--ca-file", "ca.pem"), "--ca-file is for the system at --url"),
         (("--url", "http://127.0.0.1:9", "--full"), "--full is for a system of its own"),
         (("--url", "http://127.0.0.1:9", "--log", "kafka"), "--log is for a system of its own"),
         (("--url", "http://127.0.0.1:9", "--rate", "2000"), "--rate is for a system of its own"),
