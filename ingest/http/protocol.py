@@ -100,6 +100,8 @@ class IngestProtocol(HttpProtocol):
         else:
             http.is_for_events = True
             await http.answer(await self._context.collector.collect(codec, http))
+        if http.request_body and http.stage is Stage.IDLE:
+            await http.discard_body()
 
     def connection_made(self, transport: Any) -> None:
         """Accept a connection, or reject it if there are too many."""

@@ -310,6 +310,19 @@ class IngestHttp(Http):
         self.request_body = None
         self.disarm()
 
+    async def discard_body(self) -> None:
+        """Discard the body of a request that was answered without it, as far as the limits allow.
+
+        It is no error, but Sanic logs one if it has to do this after a successful response.
+        """
+        try:
+            async for _ in self:
+                pass
+        except BadRequest:
+            self._lingers = True
+        finally:
+            self.request_body = None
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Sanic calls this to discard the rest of a body that a handler did not read. Yields nothing."""
         if self.keep_alive:

@@ -460,6 +460,37 @@ def test_a_get_with_a_body_leaves_the_connection_in_step(edge: RunningEdge) -> N
         assert wire.answer().status == 202
 
 
+CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "stays_open"),
+    [
+        ({"Content-Length": "5"}, b"hello", True),
+        (CHUNKED, b"5\r\nhello\r\n0\r\n\r\n", True),
+        (CHUNKED, b"5\r\nhello!\r\n0\r\n\r\n", False),  # a chunk that is longer than it says
+        ({"Content-Length": "20000000"}, b"hello", False),  # too much to be discarded
+        ({"Content-Length": "5"}, b"he", False),  # the rest does not come in time
+    ],
+    ids=["length", "chunks", "a bad chunk", "too large", "too slow"],
+)
+def test_a_body_that_nobody_reads_is_no_error_of_the_server(
+    edge: RunningEdge, caplog: pytest.LogCaptureFixture, *, headers: dict[str, str], body: bytes, stays_open: bool
+) -> None:
+    # Given requests for a route that reads no body, and one that clients of Elasticsearch ask
+    for path in ("/healthz", "/_cluster/health"):
+        with Wire(edge.port, seconds_max=60.0) as wire:
+            wire.send(request(method="GET", path=path, headers=headers) + body)
+            assert wire.answer().status == 200
+            if stays_open:
+                wire.send(request(GOOD))
+                assert wire.answer().status == 202
+            else:
+                assert wire.is_closed()
+    # Then nothing is logged that an operator would look into
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
 def test_http_1_0(edge: RunningEdge) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(GOOD).replace(b"HTTP/1.1", b"HTTP/1.0"))
