@@ -535,7 +535,7 @@ def test_a_system_that_takes_no_connection_ends_the_story() -> None:
 def load_test(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "checks.loadtest", *words],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
 
