@@ -18,13 +18,14 @@ from typing import Final, NoReturn
 from pipeline import acl, wiring
 from pipeline.arguments import add_migrate, add_status
 from pipeline.clock import Clock, SystemClock
-from pipeline.errors import SchemaNewerError, SettingsError, SluiceError
+from pipeline.errors import SchemaNewerError, SettingsError, SinkUnavailableError, SluiceError
 from pipeline.event_text import clock_time, event_text, log_text, pause_text, rate_text
 from pipeline.health.judge import duration
 from pipeline.health.runbooks import runbook_place
 from pipeline.health.snapshot import HealthInputs
 from pipeline.names import BreakerState, Health
 from pipeline.ports.rate import MEASURE_LAG, Explanation, Shadow
+from pipeline.ports.schema import Schema
 from pipeline.refusals_text import refusals_line
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
@@ -233,14 +234,18 @@ def _migrate() -> int:
         settings = Settings.for_commands()
         owner = replace(settings, database_url=settings.migrate_database_url or settings.database_url)
         schema = wiring.make_schema(owner)
+        user_url = settings.database_url if settings.migrate_database_url else ""
+        unchecked = _why_unchecked(schema, user_url)  # now if the user exists, else when it is made
         try:
             for name in schema.migrate(wait_seconds=_MIGRATE_WAIT_SECONDS):
                 sys.stdout.write(f"applied {name}\n")
         except SchemaNewerError as error:  # this version works with it
             sys.stderr.write(f"migrate: {error}\n")
-        done = schema.give_rights(settings.database_url) if settings.migrate_database_url else None
+        done = schema.give_rights(user_url) if user_url else None
         if done is not None:
             sys.stdout.write(f"{done}\n")
+        if unchecked and (unchecked := _why_unchecked(schema, user_url)):
+            sys.stderr.write(f"migrate: not checked whether DATABASE_URL names the same database: {unchecked}\n")
         for words in schema.set_retention(
             event_days=settings.retention_days or None, letter_days=settings.dead_letter_days or None
         ):
@@ -253,6 +258,16 @@ def _migrate() -> int:
         return 1
     sys.stdout.write("the schema is up to date\n")
     return 0
+
+
+def _why_unchecked(schema: Schema, user_url: str) -> str:
+    """Compare the user's database; returns why it can't be compared, else "". Raises SchemaError if it is another."""
+    try:
+        if user_url:
+            schema.check_same_database(user_url)
+    except SinkUnavailableError as error:
+        return str(error)
+    return ""
 
 
 def _acl(options: argparse.Namespace) -> int:

@@ -22,9 +22,14 @@ class SluiceError(Exception):
         super().__init__(hide_secrets(message or inspect.getdoc(type(self)) or type(self).__name__))
 
 
+def in_full(said: object) -> str:
+    """An error for operators: on one line, what happened and where, without libpq's question."""
+    return _LIBPQ_QUESTION.sub("", " ".join(hide_secrets(str(said)).split())).strip()
+
+
 def in_brief(said: object) -> str:
-    """An error in short form for operators: on one line, what happened and where, without libpq's question."""
-    text = _LIBPQ_QUESTION.sub("", " ".join(hide_secrets(str(said)).split())).strip()
+    """The same in short form."""
+    text = in_full(said)
     return text if len(text) <= _BRIEF_CHARS_MAX else f"{text[: _BRIEF_CHARS_MAX - 1]}…"
 
 

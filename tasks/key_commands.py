@@ -71,7 +71,10 @@ def revoke(context: WorkerContext, actor: str, name: str, why: str) -> str:
         keys: Sequence[ApiKey] = context.operators.load_keys().keys
     except RecoverableError as error:
         problem = error
-        mirrored = context.keys.load()
+        try:
+            mirrored = context.keys.load()
+        except RecoverableError as other:
+            raise CommandError(f"neither PostgreSQL nor Redis has the keys now: {error}; {other}") from error
         keys = () if mirrored is None else mirrored.keys
     found = [key for key in keys if name in (key.id, key.name)]
     if not found:

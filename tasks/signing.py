@@ -33,6 +33,7 @@ COMMAND_SECONDS_MAX: Final = 60.0  # between the sender's clock and the receiver
 _FUTURE: Final = 2 * COMMAND_SECONDS_MAX  # a sender's clock may be ahead: so long a command could be repeated
 _KEY_BITS: Final = 2048  # a signature takes 0.7 ms; with 3072 bits, 2 ms
 _DAYS: Final = 3650  # a certificate ends by being removed from the folder; an expired one stops everything at once
+_DAYS_MAX: Final = 36_500
 _DAYS_LEFT_MIN: Final = 30
 _NAME_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
@@ -74,15 +75,16 @@ def load(settings: Settings) -> Any:
         from celery.security.key import PrivateKey  # noqa: PLC0415
         from celery.security.serialization import SecureSerializer  # noqa: PLC0415
 
-        own = _certificate("SIGNING_CERT_FILE", settings.signing_cert_file)
-        key: Any = PrivateKey(_text("SIGNING_KEY_FILE", settings.signing_key_file))
+        own = _certificate(f"SIGNING_CERT_FILE={settings.signing_cert_file!r}", settings.signing_cert_file)
+        key_file = settings.signing_key_file
+        key: Any = PrivateKey(_text(f"SIGNING_KEY_FILE={key_file!r}", key_file))
         if key._key.public_key().public_numbers() != own.get_pubkey().public_numbers():
             raise SettingsError("SIGNING_KEY_FILE is not the key of SIGNING_CERT_FILE")
         if own.has_expired():
             raise SettingsError("SIGNING_CERT_FILE has expired: make another key")
         trusted = CertStore()
         for path in _files(settings.signing_cert_folder):
-            one = _certificate("of SIGNING_CERT_FOLDER", str(path))
+            one = _certificate(f"SIGNING_CERT_FOLDER: {str(path)!r}", str(path))
             trusted.add_cert(one)
             if one.has_expired():  # what it signed is refused, here and by those who check
                 sys.stderr.write(f"celery: the certificate {path} has expired\n")
@@ -105,14 +107,14 @@ def _files(folder: str) -> list[Path]:
     return [path for path in sorted(Path(folder).iterdir()) if not path.name.startswith(".")]
 
 
-def _certificate(name: str, path: str) -> Any:
+def _certificate(label: str, path: str) -> Any:
     from celery.security.certificate import Certificate  # noqa: PLC0415
 
-    text = _text(name, path)
+    text = _text(label, path)
     try:
         return Certificate(text)
     except SecurityError as error:
-        raise SettingsError(f"{name}={path!r} is no certificate with an RSA key") from error
+        raise SettingsError(f"{label} is no certificate with an RSA key") from error
 
 
 def days_left(certificate: Any) -> int:
@@ -125,12 +127,12 @@ def _now() -> datetime.datetime:
     return datetime.datetime.fromtimestamp(SystemClock().now(), datetime.UTC)
 
 
-def _text(name: str, path: str) -> str:
+def _text(label: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="ascii")
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else "it is no PEM file"
-        raise SettingsError(f"{name}={path!r} can't be read: {what}") from error
+        raise SettingsError(f"{label} can't be read: {what}") from error
 
 
 def reason_of(error: Exception, settings: Settings) -> DropReason:
@@ -238,11 +240,14 @@ def create(name: str, folder: Path, *, days: int = _DAYS) -> tuple[Path, Path]:
 
 
 def _listed(folder: Path) -> list[str]:
-    from celery.security.certificate import Certificate  # noqa: PLC0415
-
+    trusted = folder / "trusted"
+    if not trusted.is_dir():
+        raise SettingsError(
+            f"{trusted} is no folder: `python -m tasks.signing create NAME {folder}` makes it with a key"
+        )
     found = []
-    for path in sorted((folder / "trusted").iterdir()):
-        certificate = Certificate(path.read_text(encoding="ascii"))
+    for path in _files(str(trusted)):
+        certificate = _certificate(repr(str(path)), str(path))
         found.append(f"{path.name}: expires in {days_left(certificate)} days, {certificate.get_id()}")
     return found
 
@@ -262,10 +267,14 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.command == "list":
             sys.stdout.write("".join(f"{line}\n" for line in _listed(asked.folder)))
             return 0
-        if not asked.name or not _NAME_CHARS.issuperset(asked.name) or asked.days < 1:
-            parser.error("a name has letters, digits, dots, hyphens and underscores, and --days is at least 1")
+        if not asked.name or not _NAME_CHARS.issuperset(asked.name) or not 1 <= asked.days <= _DAYS_MAX:
+            parser.error(f"a name has letters, digits, dots, hyphens and underscores, and --days is 1 to {_DAYS_MAX}")
         key, certificate = create(asked.name, asked.folder, days=asked.days)
-    except (OSError, ValueError, SecurityError, ImportError) as error:
+    except OSError as error:
+        more = ": no key is overwritten: use another name" if isinstance(error, FileExistsError) else ""
+        sys.stderr.write(f"signing: {error.filename}: {error.strerror}{more}\n")
+        return 1
+    except (SettingsError, ValueError, SecurityError, ImportError) as error:
         sys.stderr.write(f"signing: {error}\n")
         return 1
     sys.stdout.write(

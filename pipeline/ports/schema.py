@@ -28,6 +28,9 @@ class Schema(Protocol):
         Raises SinkUnavailableError.
         """
 
+    def check_same_database(self, user_url: str) -> None:
+        """Raise SchemaError if the URL leads to another database, SinkUnavailableError if that can't be found out."""
+
     def give_rights(self, user_url: str) -> str | None:
         """Give the user of a URL the fewest rights with which Sluice works; make the user if it is missing.
 

@@ -1,10 +1,12 @@
 """Updates the database's schema: numbered SQL files, each in its own transaction, each once."""
 
 import contextlib
+import dataclasses
 import hashlib
 import logging
 import os
 import re
+import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ _TABLE_POLL_SECONDS: Final = 1.0
 # SQLSTATE classes of a server that is unavailable or busy; any other error is the migration's own fault.
 _AWAY_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
 _NO_RIGHT: Final = "42501"
+_LOCK_KEY_BITS: Final = 62  # of a lock that one call takes and no other does
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,25 @@ class PostgresSchema:
                     )
                     raise SchemaError(message) from error
                 raise SinkUnavailableError(message) from error
+
+    def check_same_database(self, user_url: str) -> None:
+        # Names say little: a server has several, and a pooler has names of its own for databases. But two sessions of
+        # one database can't both have a lock.
+        key = {"key": secrets.randbits(_LOCK_KEY_BITS)}
+        with contextlib.closing(connect(self._settings)) as connection, connection.cursor() as cursor:
+            user_settings = dataclasses.replace(self._settings, database_url=user_url)
+            with contextlib.closing(connect(user_settings)) as other, other.cursor() as other_cursor:
+                try:
+                    cursor.execute("BEGIN")
+                    cursor.execute(query("try_transaction_lock"), key)
+                    other_cursor.execute(query("try_transaction_lock"), key)
+                except psycopg2.Error as error:
+                    raise SinkUnavailableError(" ".join(str(error).split())) from error
+                [is_other] = other_cursor.fetchone()
+        if is_other:
+            raise SchemaError(
+                "DATABASE_URL and MIGRATE_DATABASE_URL name different databases: Sluice would not use what is migrated"
+            )
 
     def give_rights(self, user_url: str) -> str | None:
         with contextlib.closing(connect(self._settings)) as connection, connection.cursor() as cursor:

@@ -278,6 +278,9 @@ WHERE letter.id = refused.id;
 -- name: try_lock
 SELECT pg_try_advisory_lock(%(key)s);
 
+-- name: try_transaction_lock
+SELECT pg_try_advisory_xact_lock(%(key)s);
+
 -- name: unlock
 SELECT pg_advisory_unlock(%(key)s);
 

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
-from pipeline.errors import PermanentError, SinkContentionError, SinkUnavailableError
+from pipeline.errors import PermanentError, SinkContentionError, SinkUnavailableError, in_full
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
 from pipeline.sink.rights import needed_rights
@@ -22,7 +22,7 @@ from pipeline.sink.server_check import (
     server_problem,
     table_problem,
 )
-from pipeline.sink.sqlstate import LOCK_NOT_AVAILABLE, Fault, fault_of, may_be_a_rows
+from pipeline.sink.sqlstate import LOCK_NOT_AVAILABLE, Fault, fault_of, is_schema_missing, may_be_a_rows
 from pipeline.sink.watchdog import Watchdog
 
 # Options for libpq in addition to the URL. Keepalives detect a peer that vanished while the connection is idle; the
@@ -203,7 +203,7 @@ class Session:
             self._translate(error, refusable=refusable)
 
     def _translate(self, error: psycopg2.Error, *, refusable: bool) -> NoReturn:
-        message = _one_line(error)
+        message = _said(error)
         fault = fault_of(error.pgcode, error.diag.source_function)
         if fault in (Fault.DATA, Fault.REPEAT, Fault.NOT_BY_COPY) and not refusable:
             fault = Fault.SERVER  # it contained no event's data, so no event is at fault
@@ -296,16 +296,19 @@ def connect(settings: Settings) -> Any:
             **_CONNECTION_OPTIONS,
         )
     except (psycopg2.Error, OSError) as error:
-        raise SinkUnavailableError(
-            f"no connection to PostgreSQL: {_one_line(error)}", is_a_row_possible=False
-        ) from error
+        raise SinkUnavailableError(f"no connection to PostgreSQL: {_said(error)}", is_a_row_possible=False) from error
     connection.autocommit = True
     return connection
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+def _said(error: BaseException) -> str:
+    """An error in words, and the command that helps if the database lacks the schema."""
+    if isinstance(error, psycopg2.Error) and is_schema_missing(error.pgcode, error.diag.context):
+        return (
+            f"{error.diag.message_primary}: the database has no schema of Sluice, or one of an older version: run "
+            "`python -m pipeline migrate`"
+        )
+    return in_full(error) or type(error).__name__
 
 
 def _with_one_address(url: str, seconds_max: float) -> str:

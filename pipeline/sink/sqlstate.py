@@ -22,6 +22,8 @@ UNIQUE_VIOLATION: Final = "23505"
 LOCK_NOT_AVAILABLE: Final = "55P03"  # `lock_timeout` raises it too
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 UNDEFINED_COLUMN: Final = "42703"
+# A table, a column or a function is missing, or the schema with all of them.
+_UNDEFINED: Final = frozenset({"42P01", UNDEFINED_COLUMN, "42883", "3F000"})
 _NOT_SUPPORTED: Final = "0A000"
 # PostgreSQL's function that raises 42501 for a row. Another function raises it for a table that may not be written.
 _ROW_SECURITY_FUNCTION: Final = "ExecWithCheckOptions"
@@ -70,6 +72,14 @@ def fault_of(sqlstate: str | None, function: str | None = None) -> Fault:
     if sqlstate[:2] == CONTENTION_CLASS:
         return Fault.CONTENTION
     return Fault.SERVER if sqlstate[:2] in SERVER_CLASSES else Fault.DATA
+
+
+def is_schema_missing(sqlstate: str | None, context: str | None) -> bool:
+    """Whether a statement of Sluice uses what the database does not have. `context`: within what it failed, if any.
+
+    A function or a trigger of others fails within something.
+    """
+    return sqlstate in _UNDEFINED and context is None
 
 
 def may_be_a_rows(sqlstate: str | None) -> bool:
