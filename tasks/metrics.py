@@ -60,7 +60,12 @@ def _children(pid: int) -> list[tuple[float, int]]:
 
 
 class MetricsStep(bootsteps.StartStopStep):
-    """A step of the worker: an HTTP server on WORKER_METRICS_PORT, in a thread of the main process."""
+    """A step of the worker: an HTTP server on WORKER_METRICS_PORT, in a thread of the main process.
+
+    It starts after the worker may drain: an orchestrator that waits for it keeps the old workers until then.
+    """
+
+    requires = ("tasks.schema:SchemaStep",)  # which itself comes after the pool has forked
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
