@@ -22,7 +22,7 @@ from stack.servers import (
     redis_server,
 )
 from support.certificates import openssl_problem
-from support.groups import (  # two are hooks of pytest
+from support.groups import (
     SHARED_KAFKA,
     SharedServer,
     put_longest_first,

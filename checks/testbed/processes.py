@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 
@@ -86,10 +86,10 @@ class Program:
             self._is_wanted = False
             os.kill(self.pid, signal.SIGKILL)
             assert self._process is not None
-            self._process.wait(10)
+            self._process.wait(WAIT_SECONDS_MAX)
             self._process = None
 
-    def stop(self, *, seconds_max: float = 20.0) -> int | None:
+    def stop(self, *, seconds_max: float = WAIT_SECONDS_MAX) -> int | None:
         """SIGTERM and wait; everything of it by force where that takes too long. Returns the exit status."""
         with self._changing:
             return self._stop(seconds_max)
@@ -107,7 +107,7 @@ class Program:
         for one in family:
             if one.is_running():
                 one.kill()
-        self._process.wait(5)
+        self._process.wait(WAIT_SECONDS_MAX)
         self._process = None
         return status
 
@@ -147,7 +147,7 @@ def ingest(settings: Settings, folder: Path, name: str = "ingest") -> Program:
 def http_status(url: str) -> int | None:
     """Status of a GET, None where nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=WAIT_SECONDS_MAX) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -171,7 +171,7 @@ def supervised(*programs: Program) -> Iterator[None]:
         yield
     finally:
         stopping.set()
-        thread.join(5)
+        thread.join(WAIT_SECONDS_MAX)
 
 
 class System:
@@ -205,11 +205,11 @@ class System:
 
     def health(self) -> dict[str, Any]:
         """The health document."""
-        with urllib.request.urlopen(f"{self.url}/api/logs/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self.url}/api/logs/health", timeout=WAIT_SECONDS_MAX) as answer:
             document: dict[str, Any] = json.loads(answer.read())
             return document
 
-    def wait(self, condition: Callable[[], bool], what: str, *, seconds_max: float = 40.0) -> None:
+    def wait(self, condition: Callable[[], bool], what: str, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         """Wait for a condition; where it does not come, the logs' ends are in the error."""
         try:
             wait_until(condition, what, seconds_max=seconds_max)

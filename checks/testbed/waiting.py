@@ -1,12 +1,65 @@
-"""Waits for conditions, each with a deadline."""
+"""Waiting for what must happen, on a machine that may be slow and busy."""
 
+import asyncio
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
+
+# How long a test waits for what must happen. It is no promise: it ends a test in which that will never happen. What
+# takes a tenth of a second on an idle machine takes ten where other tests start a JVM. A test that promises a time
+# looks at that time by itself.
+WAIT_SECONDS_MAX: Final = 60.0
+# The same for a program that a test runs to its end.
+RUN_SECONDS_MAX: Final = 300.0
+# What a busy machine may add to the time of a single try. A test of a time limit adds it to the limit, where to go
+# beyond the limit would mean to hang, or to take several times as long.
+BUSY_SECONDS: Final = 10.0
 
 
-def wait_until(condition: Any, what: str, *, seconds_max: float) -> None:
-    """Poll a condition until it holds. Raises AssertionError that names it."""
-    deadline = time.monotonic() + seconds_max
+def eventually(
+    condition: Callable[[], object], what: str = "the condition", *, seconds_max: float = WAIT_SECONDS_MAX,
+    look_seconds: float = 0.01, passing: tuple[type[Exception], ...] = (),
+) -> float:  # fmt: skip
+    """Wait until a condition holds. An error of `passing` counts as a condition that does not hold yet.
+
+    Returns for how many seconds it was seen not to hold: a machine that is busy between two looks adds nothing to that.
+    """
+    started = time.monotonic()
+    deadline, seen_at = started + seconds_max, started
+    while True:
+        looks_at = time.monotonic()
+        try:
+            if condition():
+                return seen_at - started
+        except passing:
+            pass
+        seen_at = looks_at
+        assert time.monotonic() < deadline, f"not within {seconds_max:g} s: {what}"
+        time.sleep(look_seconds)
+
+
+async def eventually_in_loop(condition: Callable[[], object], *, look_seconds: float = 0.002) -> None:
+    """The same in an event loop, which goes on meanwhile."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds_max} s: {what}"
-        time.sleep(0.05)
+        assert time.monotonic() < deadline, f"not within {WAIT_SECONDS_MAX:g} s"
+        await asyncio.sleep(look_seconds)
+
+
+def least_seconds(what_takes: Callable[[], float], below: float, *, tries_max: int = 10) -> float:
+    """The least of the times that several tries take; the tries end with the first that takes less than `below`.
+
+    For a promise that something takes no longer than some time. A busy machine makes a time longer, and none shorter.
+    """
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    took = what_takes()
+    for _ in range(tries_max - 1):
+        if took < below or time.monotonic() > deadline:
+            break
+        took = min(took, what_takes())
+    return took
+
+
+def wait_until(condition: Any, what: str, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
+    """`eventually`, which looks less often."""
+    eventually(condition, what, seconds_max=seconds_max, look_seconds=0.05)

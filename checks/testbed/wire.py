@@ -5,6 +5,8 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
+
 
 @dataclass(frozen=True)
 class Response:
@@ -32,7 +34,7 @@ class Response:
 class Wire:
     """A connection that sends bytes as they are."""
 
-    def __init__(self, port: int, *, seconds_max: float = 10.0, source: str | None = None) -> None:
+    def __init__(self, port: int, *, seconds_max: float = WAIT_SECONDS_MAX, source: str | None = None) -> None:
         address = None if source is None else (source, 0)
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=seconds_max, source_address=address)
         self._buffer = b""

@@ -70,7 +70,7 @@ def test_a_lease_lasts_no_longer_than_twice_its_time_where_the_clock_is_set_back
 ) -> None:
     assert stepped.rig.leases.take("duty", seconds=0.4) is not None
     stepped.step(seconds)
-    eventually(lambda: stepped.rig.leases.take("duty", seconds=60.0) is not None, seconds_max=0.8)
+    assert eventually(lambda: stepped.rig.leases.take("duty", seconds=60.0) is not None) < 0.8
 
 
 def test_a_prober_that_died_before_the_step_does_not_leave_the_breaker_half_open(stepped: Stepped) -> None:
@@ -78,7 +78,7 @@ def test_a_prober_that_died_before_the_step_does_not_leave_the_breaker_half_open
     stepped.rig.leases.take(LEASE_PROBE, seconds=0.4)
     assert stepped.rig.store.state().breaker is BreakerState.HALF_OPEN
     stepped.step(-HOUR)
-    eventually(lambda: stepped.rig.store.state().breaker is BreakerState.OPEN, seconds_max=0.8)
+    assert eventually(lambda: stepped.rig.store.state().breaker is BreakerState.OPEN) < 0.8
 
 
 # --- An override ------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_an_override_holds_for_its_time_whatever_the_clock_does(stepped: Stepped
     assert state.rate.rate == 300.0
     assert 0.0 < state.override.until - state.time <= 0.6
     # And no longer
-    eventually(lambda: stepped.rate() > 0 and stepped.rig.store.state().override is None, seconds_max=1.0)
+    assert eventually(lambda: stepped.rate() > 0 and stepped.rig.store.state().override is None) < 1.0
     assert stepped.rate() != 300.0
 
 
@@ -136,7 +136,7 @@ def test_a_silent_controllers_rate_decays_in_time(stepped: Stepped, seconds: flo
     stepped.publish()
     assert stepped.rate() == 1000.0
     stepped.step(seconds)
-    eventually(lambda: stepped.rate() == 100.0, seconds_max=2.0)  # 0.4 s held, then log2(10) periods
+    assert eventually(lambda: stepped.rate() == 100.0) < 2.0  # 0.4 s held, then log2(10) periods
 
 
 def test_a_clock_set_forward_fills_no_bucket(stepped: Stepped) -> None:
@@ -154,7 +154,7 @@ def test_a_process_that_died_before_the_step_is_not_counted_for_ever(
     stepped.rig.bucket.take(needed=1, wanted=1, process="p")
     assert stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 2
     stepped.step(-HOUR)
-    eventually(lambda: stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 1, seconds_max=1.0)
+    assert eventually(lambda: stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 1) < 1.0
 
 
 def test_a_tick_that_knows_the_lag_is_never_taken_for_an_old_one(stepped: Stepped) -> None:
@@ -241,11 +241,11 @@ def test_a_process_hears_that_its_clock_differs_and_says_so_until_it_agrees(
     reporter = TroubleReporter(rig.troubles, "batches@host", SystemClock(), difference_seconds_max=1.0)
     follower = ControlFollower(rig.store, rig.events, SystemClock(), lambda _state: None, reporter=reporter)
     follower.start()
-    eventually(lambda: follower.newest is not None, seconds_max=5.0)
+    eventually(lambda: follower.newest is not None)
     assert codes_and_words() == []
     # When the store's clock is stepped, then it is reported, and no more once it is right again
     stepped.step(seconds)
-    eventually(lambda: codes_and_words() == [(AlarmCode.CLOCKS_DIFFER, True)], seconds_max=5.0)
+    eventually(lambda: codes_and_words() == [(AlarmCode.CLOCKS_DIFFER, True)])
     stepped.step(-seconds)
-    eventually(lambda: codes_and_words() == [], seconds_max=5.0)
+    eventually(lambda: codes_and_words() == [])
     follower.stop(seconds_max=0.0)

@@ -1,6 +1,7 @@
 """What the Redis adapters do when their server fails, is full, forgets, or is inherited over a fork."""
 
 import multiprocessing
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 
+from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX
 from pipeline.errors import StoreUnavailableError
 from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import Trouble
@@ -43,11 +45,14 @@ def calls(rig: ControlRig) -> dict[str, Callable[[], object]]:
 
 
 def all_unavailable(rig: ControlRig) -> None:
+    seconds: dict[str, float] = {}
     for name, call in calls(rig).items():
         started = time.monotonic()
         with pytest.raises(StoreUnavailableError):
             call()
-        assert time.monotonic() - started < 0.5, name
+        seconds[name] = time.monotonic() - started
+    assert max(seconds.values()) < BUSY_SECONDS, seconds
+    assert statistics.median(seconds.values()) < 0.5, seconds
 
 
 def all_work(rig: ControlRig) -> None:
@@ -79,7 +84,7 @@ def test_a_wait_is_answered_for_late_by_a_frozen_server(own_control_redis: Serve
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError):
         rig.events.wait(position, wait_seconds=0.5)
-    assert 1.0 < time.monotonic() - started < 2.0
+    assert 1.0 < time.monotonic() - started < 2.0 + BUSY_SECONDS
 
 
 def test_a_waiter_learns_at_once_that_the_server_died(own_control_redis: Server) -> None:
@@ -100,9 +105,9 @@ def test_a_waiter_learns_at_once_that_the_server_died(own_control_redis: Server)
             threading.Event().wait(0.01)
     killed_at = time.monotonic()
     own_control_redis.kill()
-    thread.join(5.0)
+    thread.join(WAIT_SECONDS_MAX)
     assert failed_at
-    assert failed_at[0] - killed_at < 1.0
+    assert failed_at[0] - killed_at < BUSY_SECONDS  # it would wait for 30 s
 
 
 def test_everything_works_on_a_full_server(own_control_redis: Server) -> None:
@@ -215,6 +220,6 @@ def test_a_forked_child_does_not_use_its_parents_connection(control_redis: Serve
     for number in range(50):
         assert rig.bucket.take(needed=1, wanted=1, process=str(number)).burst == 100
         assert rig.store.state().generation == 1
-    assert [results.get(timeout=10.0) for _ in range(50)] == [1] * 50
-    child.join(10.0)
+    assert [results.get(timeout=WAIT_SECONDS_MAX) for _ in range(50)] == [1] * 50
+    child.join(WAIT_SECONDS_MAX)
     assert child.exitcode == 0

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.names import Mode
 from pipeline.ports.counters import Counters
 from pipeline.store.memory import MemoryServer
@@ -82,7 +83,7 @@ def test_the_bucket_is_seen_as_it_was_left(both: Both) -> None:
     assert found is not None
     tokens, age_seconds, rate = found
     assert (tokens, rate) == (170.0, 200.0)
-    assert 0 <= age_seconds < 5
+    assert 0 <= age_seconds < WAIT_SECONDS_MAX
 
 
 def test_a_server_tells_its_memory(control_redis: object) -> None:

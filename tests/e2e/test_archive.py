@@ -38,7 +38,7 @@ def test_each_accepted_event_is_in_the_archive_once_although_a_worker_is_killed(
                 return Counter({name: count for name, count in found.items() if name.startswith(f"{traffic.run}-")})
 
             # When the worker and its children are killed while they store
-            wait_until(lambda: sum(archived().values()) >= 100, "the first events", seconds_max=60)
+            wait_until(lambda: sum(archived().values()) >= 100, "the first events")
             children = system.batches.children()
             system.batches.kill()
             for child in children:
@@ -46,7 +46,7 @@ def test_each_accepted_event_is_in_the_archive_once_although_a_worker_is_killed(
                     child.kill()
             before = len(traffic.outcomes.acked)
             system.batches.start()
-            wait_until(lambda: len(traffic.outcomes.acked) >= before + 200, "200 more events", seconds_max=60)
+            wait_until(lambda: len(traffic.outcomes.acked) >= before + 200, "200 more events")
         outcomes = traffic.outcomes
         # Then each accepted event is there once, no refused one is, and PostgreSQL has none of them
         system.wait(lambda: outcomes.acked <= archived().keys(), "all accepted events", seconds_max=90)

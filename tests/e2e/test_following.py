@@ -8,6 +8,7 @@ from typing import Any
 import psycopg2
 
 from checks.testbed.processes import Program
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from support.site import Site
 
 
@@ -30,7 +31,7 @@ def test_an_event_is_followed_from_its_request_to_its_batch(site: Site) -> None:
         data=json.dumps([one] * 3).encode(),
         headers={"Content-Type": "application/json", "X-Request-ID": name},
     )
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
         assert (answer.status, answer.headers["x-request-id"]) == (202, name)
 
     def rows() -> list[Any]:

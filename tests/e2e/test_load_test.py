@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from checks.testbed.processes import ROOT
+from checks.testbed.waiting import RUN_SECONDS_MAX
 from support.site import Site
 
 pytestmark = pytest.mark.parametrize("started", ["redis"], indirect=True)
@@ -22,7 +23,7 @@ def load_test(site: Site, folder: Path, *words: str, database_url: str) -> "subp
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=RUN_SECONDS_MAX,
     )
 
 

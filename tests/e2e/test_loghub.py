@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 
 from checks.testbed.processes import ROOT
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, wait_until
 from support.site import Site
 
 LOGHUB = ROOT.parent / "shared" / "data" / "loghub"
@@ -42,7 +42,7 @@ def test_every_real_event_is_stored_once_with_every_field_as_sent(site: Site, fi
         env={"INGEST_URL": site.system.url},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=RUN_SECONDS_MAX,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -61,5 +61,5 @@ def test_every_real_event_is_stored_once_with_every_field_as_sent(site: Site, fi
             )
             return cursor.fetchall()
 
-    wait_until(lambda: len(stored()) >= len(sent), "all are stored", seconds_max=30)
+    wait_until(lambda: len(stored()) >= len(sent), "all are stored")
     assert sorted(stored()) == sorted(sent)

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from checks.testbed.processes import ROOT
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from monitoring import dashboard
 from stack.config import free_ports
 from stack.servers import free_port, kafka_is_possible
@@ -48,7 +48,7 @@ class Watched:
         return f"http://127.0.0.1:{self.environ[name]}{path}"
 
     def get(self, name: str, path: str) -> Any:
-        with urllib.request.urlopen(self.url(name, path), timeout=5) as answer:
+        with urllib.request.urlopen(self.url(name, path), timeout=WAIT_SECONDS_MAX) as answer:
             return answer.read().decode()
 
     def query(self, expression: str) -> list[Any]:
@@ -72,14 +72,14 @@ class Watched:
 
         def is_taken() -> bool:
             try:
-                with urllib.request.urlopen(request, timeout=5) as answer:
+                with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
                     return bool(answer.status == 202)
             except urllib.error.HTTPError as error:
                 if error.code != 429:  # the bucket is empty: a moment later it is not
                     raise
                 return False
 
-        wait_until(is_taken, "the events are taken", seconds_max=20)
+        wait_until(is_taken, "the events are taken")
         self.sent += count
 
 
@@ -121,7 +121,13 @@ def watched(
 
     def run(*words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            ["./run.sh", *words], cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=110
+            ["./run.sh", *words],
+            cwd=ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=RUN_SECONDS_MAX,
         )
 
     said = run("--log", request.param, "--detach")
@@ -175,7 +181,7 @@ def poll(watched: Watched, without_data: Callable[[], list[str]], *, seconds_max
 
 
 def test_no_alert_fires_and_every_process_is_scraped(watched: Watched) -> None:
-    wait_until(lambda: len(watched.query("up == 1")) == 2 + watched.processes, "all are scraped", seconds_max=30)
+    wait_until(lambda: len(watched.query("up == 1")) == 2 + watched.processes, "all are scraped")
     # None fires, nor is about to; the test itself is refused now and then
     assert watched.query('ALERTS{alertname!="HighRefusalRatio"}') == []
     assert {(one["metric"]["job"], one["value"][1]) for one in watched.query("up")} == {
@@ -183,7 +189,7 @@ def test_no_alert_fires_and_every_process_is_scraped(watched: Watched) -> None:
         ("control", "1"),
         ("worker", "1"),
     }
-    wait_until(lambda: bool(watched.query("sluice_lag_events")), "the lag is known", seconds_max=30)
+    wait_until(lambda: bool(watched.query("sluice_lag_events")), "the lag is known")
     lag = "kafka_consumer_lag" if watched.log == "kafka" else "redis_stream_consumer_lag"
     assert {one["metric"]["partition"] for one in watched.query(lag)} == {"0", "1", "2", "3"}
 
@@ -201,7 +207,7 @@ def test_prometheus_agrees_with_what_was_sent(watched: Watched) -> None:
         'sluice_drained_events_total{result="stored"}',
         "sluice_receipt_to_store_seconds_count",
     )
-    wait_until(lambda: {value(one) for one in counted} == {watched.sent}, f"{watched.sent} are stored", seconds_max=30)
+    wait_until(lambda: {value(one) for one in counted} == {watched.sent}, f"{watched.sent} are stored")
     assert value('http_requests_total{status="202"}') >= 7
 
 

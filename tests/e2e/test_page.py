@@ -133,7 +133,7 @@ def _behind(seen: Watched, browser: Browser, site: Site, album: Album, traffic: 
         album.take(seen, "degraded")
         seen.wait("document.body.dataset.severity === 'critical'")
         assert "far behind" in seen.text("#headline")
-        wait_until(lambda: traffic.outcomes.statuses["429"] > 20, "refusals", seconds_max=10)
+        wait_until(lambda: traffic.outcomes.statuses["429"] > 20, "refusals")
         seen.wait("charts.lately('s429') > 1")
         seen.wait(f"charts.latest('lag') > {site.settings.lag_critical}")
         offered, admitted = (seen.page.evaluate(f"charts.lately('{name}')") for name in ("offered", "admitted"))
@@ -158,7 +158,7 @@ def _behind(seen: Watched, browser: Browser, site: Site, album: Album, traffic: 
         assert "of the offered events were refused in the last 5 s" in seen.text("#more")
     finally:
         site.system.batches.thaw()
-    seen.wait_words("#headline", "All is well", seconds_max=40)
+    seen.wait_words("#headline", "All is well")
     album.hold(seen, 0.7)
 
 
@@ -166,7 +166,7 @@ def _breaker_open(seen: Watched, phone: Watched, site: Site, album: Album) -> No
     # When PostgreSQL dies, then the page says what fails, since when, and what it means
     site.postgres.kill()
     try:
-        seen.wait_words("#headline", "PostgreSQL fails since", seconds_max=30)
+        seen.wait_words("#headline", "PostgreSQL fails since")
         assert "consumption is paused" in seen.text("#headline")
         assert f"({site.settings.rate_min:,.0f}/s)" in seen.text("#headline")
         assert "open" in seen.card("breaker")
@@ -200,7 +200,7 @@ def _breaker_open(seen: Watched, phone: Watched, site: Site, album: Album) -> No
 
 def _recovered(seen: Watched, site: Site, album: Album) -> None:
     # When it is back, then all is well again, and a reload still shows what was
-    seen.wait_words("#headline", "All is well", seconds_max=60)
+    seen.wait_words("#headline", "All is well")
     shown = seen.points()
     assert shown > 10
     seen.page.reload()
@@ -234,7 +234,7 @@ def test_without_news_the_state_is_unknown_and_nothing_is_green(site: Site, brow
         _assert_unknown(seen)
     finally:
         site.system.ingest.start()
-    seen.wait_words("#headline", "All is well", seconds_max=30)
+    seen.wait_words("#headline", "All is well")
     assert seen.level() == "healthy"
     assert seen.page.title().startswith("Healthy: all is well")
     assert seen.text("#link-words").startswith("live")
@@ -261,7 +261,7 @@ def test_without_the_control_store_the_page_shows_what_one_process_knows(site: S
     seen.wait_words("#headline", "All is well")
     points = seen.points()
     with site.traffic(events_per_second=100, events_max=10_000) as traffic:
-        traffic.wait_acked(100, seconds_max=15)  # a process that has not appended yet could not without the store
+        traffic.wait_acked(100)  # a process that has not appended yet could not without the store
         site.control_redis.kill()
         try:
             seen.wait_words("#headline", "control store (Redis) does not answer")
@@ -272,7 +272,7 @@ def test_without_the_control_store_the_page_shows_what_one_process_knows(site: S
             seen.wait("charts.lately('admitted') > 20")
         finally:
             site.control_redis.start()
-        seen.wait_words("#headline", "All is well", seconds_max=40)
+        seen.wait_words("#headline", "All is well")
     assert seen.text("#link-words").startswith("live, ")
     assert seen.complaints == []
     site.check(traffic)
@@ -302,7 +302,7 @@ def test_several_processes_show_one_system(site: Site, browser: Browser, tmp_pat
     program = ingest(other, tmp_path, name="other").start()
     with contextlib.ExitStack() as stack:
         stack.callback(program.stop)
-        wait_until(lambda: _is_ready(other.ingest_port), "the other ingest is ready", seconds_max=20)
+        wait_until(lambda: _is_ready(other.ingest_port), "the other ingest is ready")
         seen = watched(browser, f"http://127.0.0.1:{other.ingest_port}", **WIDE)
         seen.wait_words("#headline", "All is well")
         # When all traffic goes to the first process, then the page of the other shows it

@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from checks.testbed.processes import http_status, ingest
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline import wiring
 from stack.servers import Server
 from support.site import Site
@@ -26,7 +26,7 @@ def post(url: str, body: bytes) -> int:
     """Status of a POST of JSON."""
     request = urllib.request.Request(f"{url}/api/logs", data=body, headers={"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -44,20 +44,20 @@ def test_the_sample_event_is_accepted_and_stored(site: Site) -> None:
             found: tuple[object, ...] | None = cursor.fetchone()
             return found
 
-    wait_until(lambda: row() is not None, "the row", seconds_max=5)
+    wait_until(lambda: row() is not None, "the row")
     assert row() == ("INFO", "Test", "cli", 1_234_567_890, None)
 
 
 def test_an_accepted_event_is_stored_within_a_second_at_p99(site: Site) -> None:
     # Given a system that has run for a while: every drain has met its first event
     with site.traffic(events_per_second=200, events_max=400) as first:
-        wait_until(lambda: len(first.outcomes.acked) >= 200, "200 acknowledged", seconds_max=20)
+        wait_until(lambda: len(first.outcomes.acked) >= 200, "200 acknowledged")
     site.check(first)
     # When 200 events/s come for some seconds; a machine that is busy with other tests may need another try
     late: list[float] = []
     while not late or (late[-1] >= 1 and len(late) < P99_TRIES):
         with site.traffic(events_per_second=200, events_max=1200) as traffic:
-            wait_until(lambda: len(traffic.outcomes.acked) >= 1000, "1,000 acknowledged", seconds_max=20)
+            wait_until(lambda: len(traffic.outcomes.acked) >= 1000, "1,000 acknowledged")
         site.check(traffic)
         late.append(_p99_seconds(site, traffic.run))
     # Then 99 of 100 were in PostgreSQL within a second of their receipt (the transaction's own clock)
@@ -94,10 +94,10 @@ def test_the_rate_follows_a_growing_backlog_and_comes_back(site: Site) -> None:
                 return bool(health["status"] == "critical" and health["rateLimit"] == site.settings.rate_min)
 
             # When events go on coming, then the rate falls with the lag, down to its floor
-            site.system.wait(is_critical, "critical, at the floor", seconds_max=30)
+            site.system.wait(is_critical, "critical, at the floor")
             assert seen >= {"degraded", "critical"}
             assert any(site.settings.rate_min < rate < site.settings.rate_max for rate in rates)
-            wait_until(lambda: traffic.outcomes.statuses["429"] > 20, "refusals", seconds_max=10)
+            wait_until(lambda: traffic.outcomes.statuses["429"] > 20, "refusals")
     finally:
         site.system.batches.thaw()
     # And when the worker is back, all of it comes back
@@ -112,7 +112,7 @@ def test_a_server_that_goes_away_under_load_costs_no_event(
 ) -> None:
     server: Server = {"log": site.log, "postgres": site.postgres, "control_redis": site.control_redis}[what]
     with site.traffic(events_max=20_000 + int(500 * outage_seconds)) as traffic:
-        traffic.wait_acked(300, seconds_max=15)
+        traffic.wait_acked(300)
         gone_at = time.monotonic()
         if how == "killed":
             server.kill()
@@ -122,40 +122,40 @@ def test_a_server_that_goes_away_under_load_costs_no_event(
             if what == "postgres":
                 # 202s go on, at the floor once the breaker has opened
                 site.system.wait(lambda: site.system.health()["circuitBreaker"] == "open", "breaker open")
-                traffic.wait_acked(100, seconds_max=10)
+                traffic.wait_acked(100)
             elif what == "control_redis":
-                traffic.wait_acked(300, seconds_max=10)
+                traffic.wait_acked(300)
             else:
-                wait_until(
-                    lambda: http_status(f"{site.system.url}/readyz") == 503, "not ready without the log", seconds_max=10
-                )
+                wait_until(lambda: http_status(f"{site.system.url}/readyz") == 503, "not ready without the log")
             wait_until(
-                lambda: time.monotonic() - gone_at >= outage_seconds, "the outage", seconds_max=outage_seconds + 5
+                lambda: time.monotonic() - gone_at >= outage_seconds,
+                "the outage",
+                seconds_max=outage_seconds + WAIT_SECONDS_MAX,
             )
         finally:
             if how == "killed":
                 server.start()
             else:
                 server.thaw()
-        traffic.wait_acked(300, seconds_max=30)
+        traffic.wait_acked(300)
     site.check(traffic)
 
 
 def test_an_ingest_process_that_is_killed_costs_no_acknowledged_event(site: Site) -> None:
     with site.traffic() as traffic:
-        traffic.wait_acked(300, seconds_max=15)
+        traffic.wait_acked(300)
         site.system.ingest.kill()
         site.system.ingest.start()
-        traffic.wait_acked(300, seconds_max=30)
+        traffic.wait_acked(300)
     site.check(traffic)
 
 
 def test_an_ingest_process_that_is_stopped_ends_what_it_began(site: Site) -> None:
     with site.traffic() as traffic:
-        traffic.wait_acked(300, seconds_max=15)
+        traffic.wait_acked(300)
         assert site.system.ingest.stop() == 0
         site.system.ingest.start()
-        traffic.wait_acked(300, seconds_max=30)
+        traffic.wait_acked(300)
     # A graceful stop answers what it has read: nobody is left in doubt
     assert traffic.outcomes.statuses["503 indeterminate"] == 0
     site.check(traffic)
@@ -163,17 +163,17 @@ def test_an_ingest_process_that_is_stopped_ends_what_it_began(site: Site) -> Non
 
 def test_worker_processes_that_are_killed_cost_nothing(site: Site) -> None:
     with site.traffic() as traffic:
-        traffic.wait_acked(300, seconds_max=15)
+        traffic.wait_acked(300)
         for child in site.system.batches.children():
             child.kill()
-        traffic.wait_acked(300, seconds_max=15)
+        traffic.wait_acked(300)
         site.system.batches.kill()
         site.system.batches.start()
         site.system.control.kill()
         site.system.control.start()
         site.system.beat.kill()
         site.system.beat.start()
-        traffic.wait_acked(300, seconds_max=15)
+        traffic.wait_acked(300)
     site.check(traffic)
 
 
@@ -181,13 +181,16 @@ def test_two_processes_share_one_rate(site: Site, tmp_path: Path) -> None:
     # Given a second ingest process on the same port, and clients that send more than is admitted
     second = ingest(site.settings, tmp_path, "ingest-second").start()
     try:
-        wait_until(lambda: "listens" in second.log(), "the second listens", seconds_max=15)
+        wait_until(lambda: "listens" in second.log(), "the second listens")
         seconds = 5.0
         # Few requests with many events: a busy machine must offer more than the rate, too.
         with Traffic(site.system.url, events_per_second=3000, events_max=60_000, batch=50, threads=8) as traffic:
-            wait_until(lambda: traffic.outcomes.statuses["429"] > 0, "the first refusal", seconds_max=10)
-            before, started = len(traffic.outcomes.acked), time.monotonic()
-            wait_until(lambda: time.monotonic() - started >= seconds, "some seconds", seconds_max=seconds + 5)
+            wait_until(lambda: traffic.outcomes.statuses["429"] > 0, "the first refusal")
+            started = time.monotonic()
+            before = len(traffic.outcomes.acked)
+            wait_until(
+                lambda: time.monotonic() - started >= seconds, "some seconds", seconds_max=seconds + WAIT_SECONDS_MAX
+            )
             admitted, took = len(traffic.outcomes.acked) - before, time.monotonic() - started
     finally:
         second.stop()
@@ -209,7 +212,7 @@ def test_refused_means_not_stored(site: Site) -> None:
             cursor.execute("SELECT event_id FROM log_events WHERE event_id LIKE 'refused-%'")
             return [row[0] for row in cursor.fetchall()]
 
-    wait_until(lambda: "refused-2" in stored(), "the valid one", seconds_max=10)
+    wait_until(lambda: "refused-2" in stored(), "the valid one")
     assert stored() == ["refused-2"]
 
 
@@ -217,9 +220,7 @@ def test_lag_is_that_of_the_log(site: Site) -> None:
     # Given everything drained, the log comes to agree with health: it is told after PostgreSQL
     log = wiring.make_log(site.settings)
     log.identity()
-    wait_until(lambda: site.system.health()["consumerLag"] == 0, "no lag", seconds_max=15)
+    wait_until(lambda: site.system.health()["consumerLag"] == 0, "no lag")
     assert sum(one.end for one in log.positions()) > 0
-    wait_until(
-        lambda: all(one.committed in (one.end, None) for one in log.positions()), "the log is told", seconds_max=15
-    )
+    wait_until(lambda: all(one.committed in (one.end, None) for one in log.positions()), "the log is told")
     log.close()

@@ -13,6 +13,7 @@ import pytest
 from checks.soak.content import encoded
 from checks.soak.history import EventNote, HistoryError, HistoryWriter, Outcome, digest, outcome_of, read_histories
 from checks.testbed.processes import ROOT
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from stack.servers import free_port
 
 EVENT = EventNote("c0-1", "abc", True)
@@ -106,12 +107,12 @@ def test_a_killed_client_leaves_what_it_was_about_to_send(tmp_path: Path) -> Non
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         stdout=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
     while not path.exists() or path.stat().st_size < 20_000:
         assert time.monotonic() < deadline, "the client writes no history"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait(5)
+    process.wait(WAIT_SECONDS_MAX)
     # Then its history can be read, and holds each event that it ever made a request of
     history = read_histories([path])
     first = json.loads(path.read_bytes().split(b"\n", 1)[0])

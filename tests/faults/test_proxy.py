@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from checks.loadgen.proxy import Proxy
-from support.event_logs import eventually
+from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def proxy(echo: int) -> Iterator[Proxy]:
 
 @pytest.fixture
 def connection(proxy: Proxy) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=WAIT_SECONDS_MAX) as connection:
         assert said(connection, b"hello") == b"hello"
         yield connection
 
@@ -62,11 +62,11 @@ def is_reset(connection: socket.socket) -> bool:
 def test_a_cut_resets_what_is_open_and_what_comes(proxy: Proxy, connection: socket.socket) -> None:
     proxy.cut()
     assert is_reset(connection)
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as another:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=WAIT_SECONDS_MAX) as another:
         assert is_reset(another)
     assert (proxy.counts.cut, proxy.counts.refused) == (1, 1)
     proxy.restore()
-    with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as another:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=WAIT_SECONDS_MAX) as another:
         assert said(another, b"again") == b"again"
 
 
@@ -77,7 +77,7 @@ def test_a_black_hole_is_silent_and_gives_back_what_it_held(proxy: Proxy, connec
         said(connection, b"anybody?")
     assert proxy.counts.withheld == 1
     proxy.restore()
-    connection.settimeout(5)
+    connection.settimeout(WAIT_SECONDS_MAX)
     assert connection.recv(1000) == b"anybody?"
 
 

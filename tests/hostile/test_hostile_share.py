@@ -19,6 +19,7 @@ from checks.hostile.contract import Report
 from checks.hostile.siege import environ, flood_problems, flooding, siege
 from checks.hostile.victim import Victim
 from checks.hostile.watch import SHORT_GROWTH_BYTES_MAX, Watch
+from checks.testbed.waiting import RUN_SECONDS_MAX
 
 ROOT = Path(__file__).resolve().parents[2]
 # Other tests run beside these: the p99 may be this much and say nothing.
@@ -29,7 +30,7 @@ def test_requests_that_break_the_contract_are_refused(victim: Victim) -> None:
     command = [sys.executable, "-m", "checks.hostile.contract", victim.url, "--short", "--mode", "negative"]
     said = subprocess.run(
         [*command, "--cases", "120", "--seed", "8"],
-        cwd=ROOT, env=environ(), capture_output=True, text=True, check=False, timeout=100,
+        cwd=ROOT, env=environ(), capture_output=True, text=True, check=False, timeout=RUN_SECONDS_MAX,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr[-3000:]
     report = Report.of(said.stdout)

@@ -13,6 +13,7 @@ import pygelf
 import pytest
 
 from checks.loadgen.proxy import Proxy
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, request, send
 from pipeline.clock import SystemClock
 from support.edge import RunningEdge, eventually, metric, running_edge
@@ -108,9 +109,9 @@ def test_a_handler_that_reads_its_answers_loses_and_doubles_nothing() -> None:
             eventually(lambda: metric(edge.port, "sluice_ingest_rate") == 1, "the rate is known")
             proxy.restore()
             # And a rate that refuses messages for a time
-            eventually(lambda: answered(edge, 429) >= 1, "a message is refused", seconds_max=30)
+            eventually(lambda: answered(edge, 429) >= 1, "a message is refused")
             edge.publish(1e6)
-            logging_thread.join(60)
+            logging_thread.join(WAIT_SECONDS_MAX)
             assert not logging_thread.is_alive()
         finally:
             proxy.stop()
@@ -127,7 +128,7 @@ def test_a_message_arrives_although_its_client_has_gone() -> None:
         for body, headers in ((text, {}), (zlib.compress(text), {"Content-Encoding": "gzip,deflate"})):
             with Wire(edge.port) as wire:
                 wire.send(request(body, path="/gelf", content_type=None, headers=headers))
-        eventually(lambda: messages(edge) == Counter({"one of many": 2 * count}), "all are stored", seconds_max=30)
+        eventually(lambda: messages(edge) == Counter({"one of many": 2 * count}), "all are stored")
 
 
 def test_a_body_that_did_not_arrive_as_a_whole_is_nothing(edge: RunningEdge) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from checks.testbed.waiting import RUN_SECONDS_MAX
 from checks.testbed.wire import post
 from support.edge import RunningEdge, metric, running_edge
 
@@ -47,7 +48,7 @@ logger.warning("paid %s", 3, extra={"user_id": 42})
 
 
 def test_the_handler_of_pythons_logging(edge: RunningEdge) -> None:
-    subprocess.run([sys.executable, "-c", PROGRAM, f"127.0.0.1:{edge.port}"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", PROGRAM, f"127.0.0.1:{edge.port}"], check=True, timeout=RUN_SECONDS_MAX)
     [record] = edge.records()
     assert (record.message, record.severity, record.source) == ("paid %s", "WARN", "app.orders")
     assert record.attributes is not None

@@ -17,6 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from checks.loadgen.proxy import Proxy
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, request, send
 from support.edge import RunningEdge, eventually, metric, running_edge
 from support.loki import entry, push, stream
@@ -110,15 +111,15 @@ def test_a_rate_limit_and_a_cut_connection_lose_and_double_nothing() -> None:
         logging_thread = threading.Thread(target=log_through, args=(handler,))
         logging_thread.start()
         try:
-            eventually(lambda: proxy.counts.swallowed > 0, "an answer is cut off", seconds_max=30)
+            eventually(lambda: proxy.counts.swallowed > 0, "an answer is cut off")
             edge.publish(1)
             eventually(lambda: metric(edge.port, "sluice_ingest_rate") == 1, "the rate is known")
             proxy.restore()
             # And a rate that refuses bodies for a time
             refused = 'sluice_ingest_protocol_requests_total{protocol="loki",status="429"}'
-            eventually(lambda: metric(edge.port, refused) >= 1, "a body is refused", seconds_max=30)
+            eventually(lambda: metric(edge.port, refused) >= 1, "a body is refused")
             edge.publish(1e6)
-            logging_thread.join(60)
+            logging_thread.join(WAIT_SECONDS_MAX)
             assert not logging_thread.is_alive()
         finally:
             proxy.stop()

@@ -99,7 +99,7 @@ def test_the_sdk_repeats_what_was_stored_without_an_answer_and_it_is_stored_once
         proxy.swallow(b"shop", b"200 OK")
         program = Program(proxy.port, timeout=60)
         program.log(20)
-        eventually(lambda: proxy.counts.swallowed >= 1, "an answer is lost", seconds_max=30)
+        eventually(lambda: proxy.counts.swallowed >= 1, "an answer is lost")
         proxy.restore()
         program.end()
     finally:
@@ -114,11 +114,11 @@ def test_the_sdk_goes_on_after_a_restart_of_ingest_and_loses_nothing(
 ) -> None:
     program = Program(edge.port, timeout=60)
     program.log(60)
-    eventually(lambda: len(edge.records()) == 60, "the first records are stored", seconds_max=30)
+    eventually(lambda: len(edge.records()) == 60, "the first records are stored")
     # Given records for which there is no ingest, so that the SDK waits before it repeats
     edge.stop()
     program.log(60, first=60)
-    eventually(lambda: "retrying" in caplog.text, "the SDK has found no server", seconds_max=30)
+    eventually(lambda: "retrying" in caplog.text, "the SDK has found no server")
     with restarted(edge):
         program.log(60, first=120)
         program.end()

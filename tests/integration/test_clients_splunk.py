@@ -10,6 +10,7 @@ import requests
 from splunk_handler import SplunkHandler
 
 from checks.loadgen.proxy import Proxy
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import get, post, request, send
 from support.edge import RunningEdge, eventually, metric, running_edge, sample
 
@@ -57,10 +58,10 @@ def test_events_and_lines_with_every_address(edge: RunningEdge) -> None:
     run = uuid.uuid4().hex
     for number, path in enumerate(("", "/event", "/event/1.0", "/raw?source=s", "/raw/1.0")):
         body = f"{run} {number}" if "raw" in path else f'{{"event": "{run} {number}"}}'
-        answer = requests.post(url + path, data=body, headers=headers, timeout=10)
+        answer = requests.post(url + path, data=body, headers=headers, timeout=WAIT_SECONDS_MAX)
         assert (answer.status_code, answer.json()) == (200, {"text": "Success", "code": 0}), path
     assert [one for one in messages(edge) if one.startswith(run)] == [f"{run} {number}" for number in range(5)]
-    answer = requests.post(url, data="", headers=headers, timeout=10)
+    answer = requests.post(url, data="", headers=headers, timeout=WAIT_SECONDS_MAX)
     assert (answer.status_code, answer.json()) == (400, {"text": "No data", "code": 5})
 
 

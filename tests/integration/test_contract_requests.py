@@ -8,7 +8,7 @@ from pathlib import Path
 from checks.hostile.contract import Report
 from checks.hostile.siege import environ
 from checks.testbed.processes import ROOT, http_status, ingest
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.servers import free_port
 
@@ -19,12 +19,12 @@ def test_every_answer_is_one_that_the_document_describes(settings: Settings, tmp
     url = f"http://127.0.0.1:{program._environ['INGEST_PORT']}"
     program.start()
     try:
-        wait_until(lambda: http_status(f"{url}/readyz") == 200, "ingest is ready", seconds_max=30)
+        wait_until(lambda: http_status(f"{url}/readyz") == 200, "ingest is ready")
         # When requests are made from the document, good and bad ones
         words = ["--short", "--cases", "250", "--seed", "7"]
         said = subprocess.run(
             [sys.executable, "-m", "checks.hostile.contract", url, *words],
-            cwd=ROOT, env=environ(), capture_output=True, text=True, check=False, timeout=100,
+            cwd=ROOT, env=environ(), capture_output=True, text=True, check=False, timeout=RUN_SECONDS_MAX,
         )  # fmt: skip
         assert said.returncode == 0, said.stderr[-3000:]
         # Then each is answered as described, with every kind of answer among them

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.processes import ROOT, System, http_status
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import Server, free_port
@@ -43,7 +43,7 @@ class Flower:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
         if user is not None:
             request.add_header("Authorization", "Basic " + base64.b64encode(user.encode()).decode())
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
             return answer.read().decode()
 
     def workers(self) -> dict[str, Any]:
@@ -63,10 +63,10 @@ class Flower:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(10)
+            self.process.wait(WAIT_SECONDS_MAX)
         except subprocess.TimeoutExpired:  # it is asking a broker that is away
             self.process.kill()
-            self.process.wait(5)
+            self.process.wait(WAIT_SECONDS_MAX)
 
 
 def _status(flower: Flower, path: str, user: str | None) -> int:
@@ -93,9 +93,7 @@ def test_flower_under_load_and_after_its_broker_was_restarted(
 ) -> None:
     flower = Flower(system.settings, tmp_path, FLOWER_BASIC_AUTH=USER)
     try:
-        wait_until(
-            lambda: http_status(f"http://127.0.0.1:{flower.port}/healthcheck") == 200, "it is up", seconds_max=30
-        )
+        wait_until(lambda: http_status(f"http://127.0.0.1:{flower.port}/healthcheck") == 200, "it is up")
         # Given a password: without it nothing but /metrics and /healthcheck
         assert [_status(flower, path, None) for path in ("/", "/api/workers", "/tasks")] == [401, 401, 401]
         assert _status(flower, "/", "ann:wrong") == 401
@@ -104,17 +102,15 @@ def test_flower_under_load_and_after_its_broker_was_restarted(
         # And it is not in the process list
         assert USER.encode() not in Path(f"/proc/{flower.process.pid}/cmdline").read_bytes()
         # Then both workers are there, and their tasks are counted by names that tell what they do
-        wait_until(lambda: len(flower.workers()) == 2, "both workers", seconds_max=30)
-        wait_until(
-            lambda: flower.count("sluice.drain") > 5 < flower.count("sluice.send_hints"), "tasks", seconds_max=30
-        )
+        wait_until(lambda: len(flower.workers()) == 2, "both workers")
+        wait_until(lambda: flower.count("sluice.drain") > 5 < flower.count("sluice.send_hints"), "tasks")
         # And when its broker was killed and is back, it goes on counting
         own_control_redis.kill()
-        wait_until(lambda: "Connection refused" in flower.log.read_text(), "the broker is missed", seconds_max=30)
+        wait_until(lambda: "Connection refused" in flower.log.read_text(), "the broker is missed")
         own_control_redis.start()
         before = flower.count("sluice.drain")
-        wait_until(lambda: len(flower.workers()) == 2, "both workers again", seconds_max=60)
-        wait_until(lambda: flower.count("sluice.drain") > before, "tasks again", seconds_max=60)
+        wait_until(lambda: len(flower.workers()) == 2, "both workers again")
+        wait_until(lambda: flower.count("sluice.drain") > before, "tasks again")
         assert flower.process.poll() is None
     finally:
         flower.stop()
@@ -124,9 +120,7 @@ def test_only_this_machine_reaches_it_unless_there_is_a_password(settings: Setti
     # Given no address: it is the loopback one
     flower = Flower(settings, tmp_path)
     try:
-        wait_until(
-            lambda: http_status(f"http://127.0.0.1:{flower.port}/healthcheck") == 200, "it is up", seconds_max=30
-        )
+        wait_until(lambda: http_status(f"http://127.0.0.1:{flower.port}/healthcheck") == 200, "it is up")
         others = [found[4][0] for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
         for address in {str(other) for other in others} - {"127.0.0.1"}:
             with socket.socket() as probe:
@@ -136,5 +130,5 @@ def test_only_this_machine_reaches_it_unless_there_is_a_password(settings: Setti
         flower.stop()
     # And every address only with a password
     refused = Flower(settings, tmp_path, FLOWER_ADDRESS="0.0.0.0")
-    assert refused.process.wait(30) != 0
+    assert refused.process.wait(WAIT_SECONDS_MAX) != 0
     assert "set FLOWER_BASIC_AUTH" in refused.log.read_text()

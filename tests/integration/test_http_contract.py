@@ -2,9 +2,9 @@
 
 import contextlib
 import gzip
+import itertools
 import json
 import socket
-import statistics
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.clocks import SteppedSystemClock
+from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, least_seconds
 from checks.testbed.wire import Wire, get, post, request, send
 from pipeline.clock import SystemClock
 from pipeline.event import partition_of
@@ -260,7 +261,7 @@ def test_408_for_a_request_that_trickles_in(trickled: bytes) -> None:
         wire.send(trickled)
         wire.socket.settimeout(0.05)
         answer = None
-        while answer is None and time.monotonic() < started + 5:
+        while answer is None and time.monotonic() < started + WAIT_SECONDS_MAX:
             try:
                 answer = wire.answer()
             except TimeoutError:
@@ -269,8 +270,8 @@ def test_408_for_a_request_that_trickles_in(trickled: bytes) -> None:
         assert answer is not None
         assert (answer.status, answer.error["code"]) == (408, "timeout")
         assert answer.headers["connection"] == "close"
-        assert time.monotonic() - started < 2
-        wire.socket.settimeout(5)
+        assert time.monotonic() - started < 2 + BUSY_SECONDS
+        wire.socket.settimeout(WAIT_SECONDS_MAX)
         assert wire.is_closed()
 
 
@@ -369,17 +370,16 @@ def test_a_published_rate_is_followed_within_100_ms() -> None:
         edge.publish(1000)
         eventually(lambda: get(edge.port, "/api/logs/health").json["rateLimit"] == 1000, "the rate is known")
         # When others are
-        took = []
-        for wanted in (100, 300, 50):
-            edge.publish(wanted)
+        rates = itertools.cycle((100, 300, 50))
+
+        def seconds_to_follow() -> float:
+            edge.publish(rate := next(rates))
             started = time.monotonic()
-            eventually(
-                lambda wanted=wanted: edge.service.admission.rate(time.monotonic()) == wanted,  # type: ignore[misc]
-                "the new rate is known",
-            )
-            took.append(time.monotonic() - started)
+            eventually(lambda: edge.service.admission.rate(time.monotonic()) == rate, "the new rate is known")
+            return time.monotonic() - started
+
         # Then ingest goes by each at once
-        assert statistics.median(took) < 0.1, took  # one may fall into a busy moment of the machine
+        assert least_seconds(seconds_to_follow, below=0.1) < 0.1
 
 
 # --- 503 --------------------------------------------------------------------------------------------------------
@@ -511,7 +511,7 @@ def test_health_goes_through_the_modes_with_reasons() -> None:
         assert (health()["status"], health()["consumption"], health()["rateLimit"]) == ("critical", "paused", 10)
         # When the control store is lost
         edge.control.flush()
-        eventually(lambda: health()["consumption"] == "unknown", "unknown", seconds_max=3)
+        eventually(lambda: health()["consumption"] == "unknown", "unknown")
 
 
 def test_alive_and_head(edge: RunningEdge) -> None:
@@ -578,13 +578,13 @@ def test_a_stop_lets_running_requests_end_and_loses_nothing() -> None:
 
 
 def test_a_stop_is_bounded_in_time() -> None:
-    edge = RunningEdge(edge_settings(stop_seconds_max=0.5)).start()
+    edge = RunningEdge(edge_settings(stop_seconds_max=0.5, request_seconds_max=WAIT_SECONDS_MAX)).start()
     with Wire(edge.port) as wire:
         wire.send(request(b"{", length=100))
         eventually(lambda: metric(edge.port, "sluice_ingest_connections") >= 2, "it is there")
         started = time.monotonic()
         edge.stop()
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 3 + BUSY_SECONDS
         assert wire.is_closed()
 
 

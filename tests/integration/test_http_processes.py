@@ -1,10 +1,10 @@
 """Whole ingest processes on real Redis servers: start, stop, kill, freeze, and several on one port."""
 
 import contextlib
+import itertools
 import json
 import random
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from checks.testbed.processes import ROOT, Program, ingest
+from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, least_seconds
 from checks.testbed.wire import Wire, get, post, request
 from pipeline import wiring
 from pipeline.event import decode_record
@@ -45,7 +46,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         programs.append(program)
         program.start()
         if ready:
-            eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready", seconds_max=20)
+            eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready")
         return program
 
     yield start_one
@@ -94,10 +95,10 @@ def test_the_sample_event_reaches_the_log_on_redis(settings: Settings, start: St
 def test_a_stop_under_load_loses_nothing_and_ends_with_0(settings: Settings, start: Start) -> None:
     program = start(settings)
     with Traffic(url_of(settings), events_per_second=2000, events_max=20_000, threads=8) as traffic:
-        traffic.wait_acked(1000, seconds_max=10)
+        traffic.wait_acked(1000)
         started = time.monotonic()
         assert program.stop() == 0
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 5 + BUSY_SECONDS
     assert "Traceback" not in program.log()
     assert_promises(traffic, settings)
     # a stop in order leaves no request without an answer
@@ -107,10 +108,10 @@ def test_a_stop_under_load_loses_nothing_and_ends_with_0(settings: Settings, sta
 def test_a_kill_under_load_loses_nothing_that_was_acknowledged(settings: Settings, start: Start) -> None:
     program = start(settings)
     with Traffic(url_of(settings), events_per_second=2000, events_max=20_000, threads=8) as traffic:
-        traffic.wait_acked(500, seconds_max=10)
+        traffic.wait_acked(500)
         program.kill()
         program.start()
-        traffic.wait_acked(500, seconds_max=20)
+        traffic.wait_acked(500)
     assert_promises(traffic, settings)
 
 
@@ -130,16 +131,16 @@ def test_several_processes_share_a_port_and_one_rate(settings: Settings, start: 
     programs = [start(settings) for _ in range(2)]
     # When eight connections ask for much more, for some seconds
     started = time.monotonic()
-    with Traffic(url_of(settings), events_per_second=4000, events_max=12_000, batch=5, threads=8) as traffic:
+    with Traffic(url_of(settings), events_per_second=4000, events_max=12_000, batch=20, threads=8) as traffic:
         while time.monotonic() < started + 3 and any(thread.is_alive() for thread in traffic._threads):
             time.sleep(0.05)  # noqa: TID251  # load for some seconds is what is asked for
+    accepted = len(traffic.outcomes.acked)
     elapsed = time.monotonic() - started
     published.set()
-    publisher.join(5)
+    publisher.join(WAIT_SECONDS_MAX)
     # Then the rate held over both: what it allows, one burst, one body, and a lease of each
-    accepted = len(traffic.outcomes.acked)
     leases = 2 * 1.5 * 500 * settings.lease_seconds
-    assert accepted <= 1.01 * 500 * elapsed + 500 + 4 + leases, traffic.outcomes.statuses
+    assert accepted <= 1.01 * 500 * elapsed + 500 + 19 + leases, traffic.outcomes.statuses
     assert accepted >= 0.9 * 500 * elapsed, traffic.outcomes.statuses
     assert traffic.outcomes.statuses["429"] > 0
     assert [program.stop() for program in programs] == [0, 0]
@@ -220,13 +221,15 @@ def test_a_publication_is_followed_within_100_ms(settings: Settings, start: Star
     def rate() -> float:
         return float(get(settings.ingest_port, "/api/logs/health").json["rateLimit"])
 
-    took = []
-    for wanted in (5000.0, 400.0, 900.0):
-        _publish(store, wanted)
+    rates = itertools.cycle((5000.0, 400.0, 900.0))
+
+    def seconds_to_follow() -> float:
+        _publish(store, wanted := next(rates))
         published = time.monotonic()
-        eventually(lambda wanted=wanted: rate() == wanted, "the rate is followed")  # type: ignore[misc]
-        took.append(time.monotonic() - published)
-    assert statistics.median(took) < 0.1, took  # one may fall into a busy moment of the machine
+        eventually(lambda: rate() == wanted, "the rate is followed")
+        return time.monotonic() - published
+
+    assert least_seconds(seconds_to_follow, below=0.1) < 0.1
 
 
 def test_it_starts_without_any_server_and_finds_them(settings: Settings, start: Start, tmp_path: Path) -> None:
@@ -243,7 +246,7 @@ def test_it_starts_without_any_server_and_finds_them(settings: Settings, start: 
     )
     program = start(settings, ready=False)
     try:
-        eventually(lambda: get(settings.ingest_port, "/healthz").status == 200, "alive", seconds_max=20)
+        eventually(lambda: get(settings.ingest_port, "/healthz").status == 200, "alive")
         assert get(settings.ingest_port, "/readyz").status == 503
         assert post(settings.ingest_port, sample()).error["code"] == "unavailable"
         assert get(settings.ingest_port, "/api/logs/health").json["status"] == "critical"
@@ -264,7 +267,7 @@ def test_the_log_goes_away_under_load(settings: Settings, start: Start, own_log_
     settings = replace(settings, event_log_url=own_log_redis.url)
     start(settings)
     with Traffic(url_of(settings), events_per_second=1000, events_max=30_000) as traffic:
-        traffic.wait_acked(300, seconds_max=10)
+        traffic.wait_acked(300)
         getattr(own_log_redis, how)()
         eventually(lambda: get(settings.ingest_port, "/readyz").status == 503, "not ready")
         # Every answer comes in time, and is an honest one
@@ -273,9 +276,9 @@ def test_the_log_goes_away_under_load(settings: Settings, start: Start, own_log_
             answer = post(settings.ingest_port, sample())
             assert answer.status == 503
             assert answer.error["code"] in ("unavailable", "indeterminate")
-            assert time.monotonic() - started < 1.5
+            assert time.monotonic() - started < 1.5 + BUSY_SECONDS
         own_log_redis.start() if how == "kill" else own_log_redis.thaw()
-        traffic.wait_acked(300, seconds_max=20)
+        traffic.wait_acked(300)
     assert get(settings.ingest_port, "/readyz").status == 200
     assert_promises(traffic, settings)
     assert set(traffic.outcomes.statuses) <= {"202", "503 unavailable", "503 indeterminate"}
@@ -290,21 +293,27 @@ def test_the_control_server_goes_away_under_load(
     _publish(store, 500)
     start(settings)
     with Traffic(url_of(settings), events_per_second=1500, events_max=30_000, batch=5) as traffic:
-        traffic.wait_acked(300, seconds_max=10)
+        traffic.wait_acked(300)
         getattr(own_control_redis, how)()
         eventually(lambda: metric(settings.ingest_port, "sluice_ingest_admission_local") == 1, "goes by itself")
         # The last rate holds, without another burst
-        before, started = len(traffic.outcomes.acked), time.monotonic()
-        traffic.wait_acked(1000, seconds_max=10)
-        elapsed = time.monotonic() - started
-        assert len(traffic.outcomes.acked) - before <= 1.1 * 500 * elapsed + 50
         started = time.monotonic()
-        assert get(settings.ingest_port, "/api/logs/health").json["status"] in ("degraded", "critical")
-        assert get(settings.ingest_port, "/readyz").status == 200
-        assert time.monotonic() - started < 0.5
+        before = len(traffic.outcomes.acked)
+        traffic.wait_acked(1000)
+        accepted = len(traffic.outcomes.acked) - before
+        elapsed = time.monotonic() - started  # not before `accepted` is known: a busy machine may take its time
+        assert accepted <= 1.1 * 500 * elapsed + 50
+
+        def seconds_to_say() -> float:
+            started = time.monotonic()
+            assert get(settings.ingest_port, "/api/logs/health").json["status"] in ("degraded", "critical")
+            assert get(settings.ingest_port, "/readyz").status == 200
+            return time.monotonic() - started
+
+        assert least_seconds(seconds_to_say, below=0.5) < 0.5
         own_control_redis.start() if how == "kill" else own_control_redis.thaw()
         eventually(lambda: metric(settings.ingest_port, "sluice_ingest_admission_local") == 0, "the bucket decides")
-        traffic.wait_acked(100, seconds_max=10)
+        traffic.wait_acked(100)
     assert_promises(traffic, settings)
     assert set(traffic.outcomes.statuses) <= {"202", "429"}
 
@@ -312,14 +321,14 @@ def test_the_control_server_goes_away_under_load(
 def test_a_frozen_ingest_thaws_and_keeps_its_promises(settings: Settings, start: Start) -> None:
     program = start(settings)
     with Traffic(url_of(settings), events_per_second=1000, events_max=20_000) as traffic:
-        traffic.wait_acked(300, seconds_max=10)
+        traffic.wait_acked(300)
         program.freeze()
         with Wire(settings.ingest_port, seconds_max=1) as wire:
             wire.send(request(json.dumps(sample()).encode()))
             with pytest.raises(TimeoutError):
                 wire.answer()
         program.thaw()
-        traffic.wait_acked(300, seconds_max=10)
+        traffic.wait_acked(300)
     assert_promises(traffic, settings)
 
 
@@ -341,7 +350,7 @@ def _fails(settings: Settings, **changes: str) -> subprocess.CompletedProcess[st
         env={**environ_of(settings), "PATH": "/usr/bin:/bin", **changes},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=WAIT_SECONDS_MAX,
         check=False,
     )
 
@@ -368,15 +377,17 @@ def test_with_too_few_file_descriptors_it_takes_fewer_connections_and_says_so(
     program = Program("ingest", ["ingest"], settings, tmp_path, under=("prlimit", "--nofile=60:260"))
     program.start()
     try:
-        eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready", seconds_max=20)
+        eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready")
         # When more clients connect than it has files for
         with contextlib.ExitStack() as stack:
             for _ in range(300):
-                last = stack.enter_context(socket.create_connection(("127.0.0.1", settings.ingest_port), timeout=5))
+                last = stack.enter_context(
+                    socket.create_connection(("127.0.0.1", settings.ingest_port), timeout=WAIT_SECONDS_MAX)
+                )
             # Then one too many is told so
             assert b" 503 " in last.recv(1000)
         # And when they have left, it goes on
-        eventually(lambda: post(settings.ingest_port, sample()).status == 202, "events are accepted", seconds_max=10)
+        eventually(lambda: post(settings.ingest_port, sample()).status == 202, "events are accepted")
     finally:
         program.stop(seconds_max=5)
     assert (

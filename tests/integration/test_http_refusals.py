@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, get, post, request
 from ingest.http.protocol import IngestProtocol
 from ingest.http.request import IngestHttp
@@ -189,7 +190,7 @@ def _closes(wire: Wire) -> bool:
     except TimeoutError:
         return False
     finally:
-        wire.socket.settimeout(10)
+        wire.socket.settimeout(WAIT_SECONDS_MAX)
     return True
 
 
@@ -252,7 +253,7 @@ class _Gated(MemoryLog):
     gate = threading.Event()
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
-        assert self.gate.wait(10)
+        assert self.gate.wait(WAIT_SECONDS_MAX)
         super().append(entries)
 
 

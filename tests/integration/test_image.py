@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from checks.testbed.processes import ROOT, http_status
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import free_port
@@ -30,7 +30,7 @@ def _run(image: Stage, command: list[str], settings: Settings) -> "subprocess.Co
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=RUN_SECONDS_MAX,
     )
 
 
@@ -48,7 +48,7 @@ def ingest(image: Stage, settings: Settings, operator_port: int) -> Iterator["su
         yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(WAIT_SECONDS_MAX)
 
 
 def test_the_default_command_serves_and_the_health_check_sees_it(
@@ -56,8 +56,8 @@ def test_the_default_command_serves_and_the_health_check_sees_it(
 ) -> None:
     # Given the image's own command, listening on every address as in a container
     url = f"http://127.0.0.1:{settings.ingest_port}"
-    wait_until(lambda: http_status(f"{url}/readyz") == 200, "ready", seconds_max=20)
-    with urllib.request.urlopen(f"http://127.0.0.1:{operator_port}/", timeout=5) as answer:
+    wait_until(lambda: http_status(f"{url}/readyz") == 200, "ready")
+    with urllib.request.urlopen(f"http://127.0.0.1:{operator_port}/", timeout=WAIT_SECONDS_MAX) as answer:
         assert answer.status == 200  # the page: its files were copied too
     # And the port for events, which is reached from outside, does not show it
     assert http_status(f"{url}/") == 404
@@ -65,7 +65,7 @@ def test_the_default_command_serves_and_the_health_check_sees_it(
     check = image.healthcheck
     assert _run(image, check, settings).returncode == 0
     ingest.terminate()
-    assert ingest.wait(20) == 0
+    assert ingest.wait(WAIT_SECONDS_MAX) == 0
     assert _run(image, check, settings).returncode != 0
 
 

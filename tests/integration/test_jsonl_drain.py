@@ -97,7 +97,7 @@ def test_a_drain_that_is_killed_again_and_again_stores_each_record_once(context:
     # When drains store it, and each is killed somewhere after it has stored some batches
     for part in range(1, 6):
         with draining(context.settings, EVENTS):
-            eventually(lambda goal=part * EVENTS // 8: stored(context, folder) >= goal, seconds_max=60)  # type: ignore[misc]
+            eventually(lambda goal=part * EVENTS // 8: stored(context, folder) >= goal)  # type: ignore[misc]
     assert stored(context, folder) < EVENTS
     report = run_drain(context, EVENTS)
     # Then each record is there once, in its order, and the log knows it

@@ -8,6 +8,7 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaTimeoutError
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually
 from pipeline.errors import (
     LogFullError,
     LogIndeterminateError,
@@ -23,7 +24,6 @@ from support.event_logs import (
     CALL_SECONDS_MAX,
     KafkaRig,
     NoFloors,
-    eventually,
     kafka_log_rig,
     must_read,
     read_all,
@@ -298,5 +298,5 @@ def test_a_closed_log_leaves_no_thread_behind(rig: KafkaRig) -> None:
     producer = log._writer._producer
     assert producer is not None
     log.close()
-    producer._sender.join(5)
+    producer._sender.join(WAIT_SECONDS_MAX)
     assert not producer._sender.is_alive()

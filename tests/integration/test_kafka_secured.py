@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.processes import ROOT, Program, http_status, ingest
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SettingsError
 from pipeline.log.kafka import KafkaLog
 from pipeline.settings import Settings
@@ -219,11 +219,11 @@ def test_a_wrong_password_is_in_health_and_status_and_in_the_log_and_never_the_p
     secret.write_text(f"{PASSWORD}\n")
     program.start(**files)
     try:
-        wait_until(lambda: http_status(f"{url}/readyz") == 200, "ingest is ready", seconds_max=30)
+        wait_until(lambda: http_status(f"{url}/readyz") == 200, "ingest is ready")
         request = urllib.request.Request(
             f"{url}/api/logs", json.dumps(event(1, run="tls")).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
             assert answer.status == 202
         assert PASSWORD not in program.log()
     finally:
@@ -234,7 +234,7 @@ def test_a_wrong_password_is_in_health_and_status_and_in_the_log_and_never_the_p
 
 
 def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=WAIT_SECONDS_MAX) as answer:
         return str(answer.read().decode())
 
 
@@ -248,5 +248,5 @@ def _health(program: Program, url: str, words: str) -> dict[str, Any]:
             found.update(json.loads(_get(f"{url}/api/logs/health")))
         return words in json.dumps(found)
 
-    wait_until(says, f"health says {words!r}", seconds_max=30)
+    wait_until(says, f"health says {words!r}")
     return found

@@ -14,7 +14,7 @@ from integration.test_flower import USER, Flower
 
 from checks.testbed.database import ask
 from checks.testbed.processes import ROOT, System, http_status
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import LOOPBACK, free_port
@@ -36,14 +36,14 @@ def run(settings: Settings, *words: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=RUN_SECONDS_MAX,
     )
     assert ended.returncode in (0, 1, 2), ended.stderr  # of `status`: how bad it is
     return ended.stdout + ended.stderr
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=WAIT_SECONDS_MAX) as answer:
         return str(answer.read().decode())
 
 
@@ -90,7 +90,7 @@ def test_a_system_over_tls_stores_events_and_shows_no_password(tmp_path: Path, m
         stack.callback(flower.stop)
         body = json.dumps([event(number, run="tls") for number in range(EVENTS)]).encode()
         request = urllib.request.Request(f"{system.url}/api/logs", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
             assert answer.status == 202
         # Then it stores the events, over encrypted connections
         count = "SELECT count(*) FROM log_events"
@@ -98,8 +98,8 @@ def test_a_system_over_tls_stores_events_and_shows_no_password(tmp_path: Path, m
         plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE NOT ssl AND client_port > 0"
         assert ask(postgres.url + verified, plain) == [(0,)]
         # And Flower sees its workers and queues
-        wait_until(lambda: http_status(f"http://{LOOPBACK}:{flower.port}/healthcheck") == 200, "Flower", seconds_max=30)
-        wait_until(lambda: len(flower.workers()) == 2, "both workers", seconds_max=30)
+        wait_until(lambda: http_status(f"http://{LOOPBACK}:{flower.port}/healthcheck") == 200, "Flower")
+        wait_until(lambda: len(flower.workers()) == 2, "both workers")
         said += [flower.get("/broker"), flower.get("/"), json.dumps(flower.workers())]
         assert "batches" in said[2]
         # And nothing that anybody reads has a password, as it is or as it is in a URL; nor when servers fail
@@ -109,7 +109,7 @@ def test_a_system_over_tls_stores_events_and_shows_no_password(tmp_path: Path, m
         said.append(run(settings, "celery", "-A", "tasks.app", "inspect", "sluice"))
         for server in (servers[0], postgres):
             server.kill()
-        wait_until(lambda: "Cannot connect to" in system.batches.log(), "the broker is missed", seconds_max=30)
+        wait_until(lambda: "Cannot connect to" in system.batches.log(), "the broker is missed")
         said += [run(settings, "pipeline", "status"), get(f"{system.url}/api/logs/health")]
         for server in (servers[0], postgres):
             server.start()  # workers end sooner with their broker

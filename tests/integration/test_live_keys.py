@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from checks.testbed.processes import ROOT, Program, beat, control_worker, http_status, ingest
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from checks.testbed.wire import Wire, get, post, request
 from ingest.http.request import IngestHttp
 from ingest.keys import KeyRing
@@ -225,7 +225,7 @@ def test_the_client_of_a_checkout_sends_the_key_of_its_setting(edge: RunningEdge
         return subprocess.run(
             [sys.executable, "-m", "ingest.client", "--quiet", "--timeout", "20", str(events)], cwd=ROOT,
             env={**client_environ(f"http://127.0.0.1:{edge.port}"), **variables},
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=RUN_SECONDS_MAX, check=False,
         )  # fmt: skip
 
     sent = send(INGEST_KEY=SHOP)
@@ -299,8 +299,8 @@ class Rig:
     def keys(self, *words: str) -> str:
         """What `python -m tasks.keys` prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "tasks.keys", *words], cwd=ROOT, capture_output=True, text=True, timeout=120,
-            env={**environ_of(self.settings), "PATH": "/usr/bin:/bin"}, check=False,
+            [sys.executable, "-m", "tasks.keys", *words], cwd=ROOT, capture_output=True, text=True,
+            env={**environ_of(self.settings), "PATH": "/usr/bin:/bin"}, check=False, timeout=RUN_SECONDS_MAX,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -308,7 +308,7 @@ class Rig:
     def status(self, key: str, port: int | None = None) -> int | None:
         """That of one request on a new connection, to either process."""
         with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", port or self.settings.ingest_port, timeout=10)
+            http.client.HTTPConnection("127.0.0.1", port or self.settings.ingest_port, timeout=WAIT_SECONDS_MAX)
         ) as one:
             try:
                 one.request(
@@ -332,7 +332,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             stack.callback(program.stop)
             program.start()
         ready = f"http://127.0.0.1:{settings.ingest_port}/readyz"
-        wait_until(lambda: http_status(ready) == 200, "ingest knows that there are no keys", seconds_max=60)
+        wait_until(lambda: http_status(ready) == 200, "ingest knows that there are no keys")
         yield Rig(settings, folder, servers.control_redis, servers.postgres)
 
 
@@ -365,28 +365,28 @@ def test_keys_come_and_go_while_requests_flow_and_servers_fail(rig: Rig) -> None
     # Given a key that was made by the command line
     key = rig.keys("create", "shop", "--why", "a test")
     other = rig.keys("create", "other")
-    wait_until(lambda: rig.status(key) == 202, "the key is known", seconds_max=10)
+    wait_until(lambda: rig.status(key) == 202, "the key is known")
     with Sender(rig, key) as sender, Sender(rig, other) as kept:
-        wait_until(lambda: len(sender.since(0)) > 40, "requests flow", seconds_max=30)
+        wait_until(lambda: len(sender.since(0)) > 40, "requests flow")
         # When the control store is flushed, then no request is refused, and the mirror is filled again
         flushed_at = time.monotonic()
         with redis.Redis.from_url(rig.control_redis.url) as client:
             client.flushall()
-            wait_until(lambda: client.hget("sluice:keys", "version") is not None, "it is filled", seconds_max=20)
-        wait_until(lambda: len(sender.since(flushed_at)) > 20, "requests flow", seconds_max=30)
+            wait_until(lambda: client.hget("sluice:keys", "version") is not None, "it is filled")
+        wait_until(lambda: len(sender.since(flushed_at)) > 20, "requests flow")
         assert set(sender.since(flushed_at)) == {202}
         # When PostgreSQL is away, then keys work, and one can be revoked
         rig.postgres.kill()
         try:
             rig.keys("revoke", "shop", "--why", "lost")
             revoked_at = time.monotonic()
-            wait_until(lambda: len(sender.since(revoked_at + 2)) > 20, "two seconds pass", seconds_max=30)
+            wait_until(lambda: len(sender.since(revoked_at + 2)) > 20, "two seconds pass")
             assert set(sender.since(revoked_at + 2)) == {401}
             assert kept.since(revoked_at)[-1] == 202
         finally:
             rig.postgres.start()
         # Then it is deleted there once it is back
-        wait_until(lambda: "shop" not in rig.keys("list"), "it is deleted", seconds_max=30)
+        wait_until(lambda: "shop" not in rig.keys("list"), "it is deleted")
         assert set(kept.since(flushed_at)) <= {202}
     assert key not in "".join(path.read_text(errors="replace") for path in rig.folder.glob("*.log"))
 
@@ -398,7 +398,7 @@ def new_process_without_redis(rig: Rig, **changes: Any) -> Iterator[tuple[Progra
     settings = replace(rig.settings, redis_url="redis://127.0.0.1:1/0", ingest_port=port, **changes)
     program = ingest(settings, rig.folder, f"ingest-{port}").start()
     try:
-        wait_until(lambda: http_status(f"http://127.0.0.1:{port}/healthz") == 200, "it is alive", seconds_max=30)
+        wait_until(lambda: http_status(f"http://127.0.0.1:{port}/healthz") == 200, "it is alive")
         yield program, port
     finally:
         program.stop()
@@ -407,7 +407,7 @@ def new_process_without_redis(rig: Rig, **changes: Any) -> Iterator[tuple[Progra
 def test_a_new_process_without_redis_reads_postgresql(rig: Rig) -> None:
     key = rig.keys("create", "third")
     with new_process_without_redis(rig) as (_, port):
-        wait_until(lambda: rig.status("wrong", port) == 401, "it has read PostgreSQL", seconds_max=20)
+        wait_until(lambda: rig.status("wrong", port) == 401, "it has read PostgreSQL")
         # A log on Redis does not take events before it has read its floors; but the key is no reason to refuse them
         assert rig.status(key, port) in (202, 503)
 
@@ -415,7 +415,7 @@ def test_a_new_process_without_redis_reads_postgresql(rig: Rig) -> None:
 def test_a_new_process_without_redis_and_postgresql_is_closed(rig: Rig) -> None:
     key = rig.keys("create", "fourth")
     with new_process_without_redis(rig, database_url="postgresql://127.0.0.1:1/none") as (program, port):
-        wait_until(lambda: "no API keys are known" in program.log(), "it has asked", seconds_max=20)
+        wait_until(lambda: "no API keys are known" in program.log(), "it has asked")
         assert rig.status(key, port) == 503
         assert rig.status("wrong", port) == 503
         assert http_status(f"http://127.0.0.1:{port}/readyz") == 503

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.processes import Program, ingest
+from checks.testbed.waiting import BUSY_SECONDS
 from checks.testbed.wire import Wire, get, request
 from ingest.http.request import IngestHttp
 from pipeline import wiring
@@ -141,7 +142,7 @@ def test_a_limit_that_an_operator_sets_holds_within_seconds_and_ends_as_fast() -
         edge.store.set_account_limit(AskedLimit("127.0.0.30", 1.0, None, "ann", "a contract", 0.0))
         eventually(lambda: 429 in statuses(), "the limit holds")
         assert statuses("127.0.0.32") == {202}
-        assert time.monotonic() - began < 10  # on a busy machine
+        assert time.monotonic() - began < 10 + BUSY_SECONDS
         # And a flush changes nothing until the limits are restored; an end is noticed as fast
         edge.control.flush()
         edge.publish(1e6)
@@ -249,7 +250,7 @@ def programs(tmp_path: Path) -> Iterator[list[Program]]:
 def wait_for_events(clients: list[Client], count: int) -> None:
     """Wait until these clients have sent so many more events."""
     wanted = sum(client.sent for client in clients) + count
-    eventually(lambda: sum(client.sent for client in clients) >= wanted, "events are sent", seconds_max=60)
+    eventually(lambda: sum(client.sent for client in clients) >= wanted, "events are sent")
 
 
 def test_two_processes_give_small_accounts_what_they_offer(
@@ -263,7 +264,7 @@ def test_two_processes_give_small_accounts_what_they_offer(
     for number in range(2):
         programs.append(ingest(settings, tmp_path, f"ingest-{number}"))
         programs[-1].start()
-    eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready", seconds_max=30)
+    eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready")
     controller(settings)
     small = [Client(settings, address, body=2, pause_seconds=0.2) for address in SMALL]
     heavy = Client(settings, HEAVY, body=20, pause_seconds=0.01)
@@ -272,7 +273,7 @@ def test_two_processes_give_small_accounts_what_they_offer(
     for client in clients:
         client.thread.start()
     try:
-        eventually(lambda: "share" in heavy.limited_by, "the heavy account is held back", seconds_max=40)
+        eventually(lambda: "share" in heavy.limited_by, "the heavy account is held back")
         # Then the others get at least 0.9 of what they offer, and the rate is used, once the averages have settled. On
         # a busy machine a process may miss a publication for some seconds.
         deadline = time.monotonic() + 60

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from checks.testbed.database import ask
+from checks.testbed.waiting import eventually
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, drain
@@ -23,7 +24,7 @@ from pipeline.sink.migrate import migrate
 from pipeline.store.redis import RedisControlStore, RedisOffsetFence
 from pipeline.wiring import make_floor_source
 from stack.servers import Server, free_port
-from support.event_logs import eventually, log_settings, must_read, recovered
+from support.event_logs import log_settings, must_read, recovered
 from support.records import record
 
 

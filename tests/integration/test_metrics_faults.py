@@ -12,7 +12,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from checks.testbed.processes import Program, batches_worker, beat, control_worker, supervised
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.event import Event, encode_record, partition_of, record_head
@@ -55,7 +55,7 @@ class Rig:
     def scrape(self, port: int | None = None) -> dict[str, float]:
         """Every series of a worker (control's) by its name with labels."""
         port = port or self.settings.worker_metrics_port
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT_SECONDS_MAX) as answer:
             text = answer.read().decode()
         found = {}
         for family in text_string_to_metric_families(text):
@@ -77,7 +77,7 @@ class Rig:
     def value(self, name: str) -> float | None:
         return self.scrape().get(name)
 
-    def wait(self, condition: object, what: str, *, seconds_max: float = 30.0) -> None:
+    def wait(self, condition: object, what: str, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         try:
             wait_until(condition, what, seconds_max=seconds_max)
         except AssertionError as error:
@@ -192,7 +192,7 @@ def test_counters_never_fall_while_children_die_at_work(rig: Rig) -> None:
         seen.append(rig.value(STORED) or 0.0)
         return rig.value("sluice_lag_events") == 0 and seen[-1] > before
 
-    rig.wait(all_are_stored, "the lag is gone", seconds_max=40)
+    rig.wait(all_are_stored, "the lag is gone")
     assert seen == sorted(seen)
     assert seen[-1] <= rig.appended, "counted twice"
     # (Less may be: a child that dies takes along what it had not told yet. So tests of exact counts come before.)
@@ -233,6 +233,6 @@ def test_tokens_that_ingest_does_not_know_are_no_number() -> None:
     edge.publish(100.0)
     # Then they are what the bucket holds
     try:
-        wait_until(lambda: 0 < tokens() <= 100, "tokens are known", seconds_max=10)
+        wait_until(lambda: 0 < tokens() <= 100, "tokens are known")
     finally:
         edge.stop()

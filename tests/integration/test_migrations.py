@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from checks.testbed.database import ask
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import Migration, migrate, migrations, missing_migrations
@@ -86,7 +86,7 @@ def test_a_column_of_a_user_stays_as_it_is(database_url: str) -> None:
 
 
 def _migrate_at_once(database_url: str, start: Any, answers: Any) -> None:
-    start.wait(20)
+    start.wait(WAIT_SECONDS_MAX)
     answers.put(migrate(Settings(database_url=database_url), [SLOW, GOOD]))
 
 
@@ -98,9 +98,9 @@ def test_four_processes_at_once(database_url: str) -> None:
     for worker in workers:
         worker.start()
     # Then one has applied all, and the others waited and found nothing to do
-    applied = sorted(answers.get(timeout=30) for _ in workers)
+    applied = sorted(answers.get(timeout=WAIT_SECONDS_MAX) for _ in workers)
     for worker in workers:
-        worker.join(20)
+        worker.join(WAIT_SECONDS_MAX)
     assert [worker.exitcode for worker in workers] == [0, 0, 0, 0]
     assert applied == [[], [], [], [SLOW.name, GOOD.name]]
 
@@ -241,7 +241,7 @@ def test_a_migration_ends_an_autovacuum_in_its_way(tmp_path: Path) -> None:
             """,
         )
         vacuum = "SELECT pid FROM pg_stat_progress_vacuum WHERE relid = 'good'::regclass"
-        wait_until(lambda: bool(ask(server.url, vacuum)), "an autovacuum runs", seconds_max=60)
+        wait_until(lambda: bool(ask(server.url, vacuum)), "an autovacuum runs")
         ask(server.url, "ALTER SYSTEM RESET autovacuum_naptime")  # a second autovacuum would end the first one too
         ask(server.url, "SELECT pg_reload_conf()")
         # When a migration changes the table / Then PostgreSQL cancels the autovacuum at the first try

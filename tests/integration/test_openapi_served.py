@@ -12,6 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import get, request, send
 from support.browser import Watched, chromium, chromium_path, close_pages, watched
 from support.edge import RunningEdge, running_edge
@@ -66,7 +67,7 @@ def test_every_command_of_the_contract_works_as_it_is_printed(
     # When each command is pasted into a shell, Then it gets the status beside it
     for status, command in commands:
         here = re.sub(r"http://localhost:\d+", f"http://127.0.0.1:{edge.port}", command)
-        run = subprocess.run(["bash", "-c", here], capture_output=True, text=True, check=True, timeout=20)
+        run = subprocess.run(["bash", "-c", here], capture_output=True, text=True, check=True, timeout=WAIT_SECONDS_MAX)
         assert run.stdout.startswith(f"HTTP/1.1 {status} "), (here, run.stdout)
 
 
@@ -105,7 +106,7 @@ def _opened_page(browser: Browser, edge: RunningEdge, **context: Any) -> Iterato
     """The page in a browser, without a complaint or a request to another host until the end."""
     try:
         seen = watched(browser, f"http://127.0.0.1:{edge.port}/docs", **context)
-        seen.wait(f"document.querySelectorAll('.opblock').length === {len(_operations(edge))}", seconds_max=60)
+        seen.wait(f"document.querySelectorAll('.opblock').length === {len(_operations(edge))}")
         yield seen
         assert seen.complaints == []
         assert seen.hosts == {f"127.0.0.1:{edge.port}"}
@@ -155,7 +156,7 @@ def test_the_page_has_every_operation_answer_schema_and_field(browser: Browser, 
             seen.page.evaluate(open_all.format(control))
         seen.page.evaluate(open_all.format("section.models .json-schema-2020-12-expand-deep-button"))
         are_open = "document.querySelectorAll('.opblock.is-open .responses-table').length"
-        seen.wait(f"{are_open} === {len(opened)}", seconds_max=60)
+        seen.wait(f"{are_open} === {len(opened)}")
         # Then each operation is there, and an open one has its answers
         for path, method, operation in operations:
             block = seen.page.locator(blocks[operation["operationId"]])

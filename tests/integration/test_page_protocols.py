@@ -49,7 +49,7 @@ def test_a_part_of_the_page_tells_protocols_apart_once_another_is_used(
             assert post(edge.port, body, path="/loki/api/v1/push").status == 204
             return page.page.locator("#protocols").is_visible()
 
-        eventually(is_shown, "the part is shown", seconds_max=20)
+        eventually(is_shown, "the part is shown")
         # Then each has a row
         rows = page.page.locator("#protocol-rows tr").all_inner_texts()
         assert [row.split("\t")[0].strip() for row in rows] == ["Sluice\u2019s JSON", "Loki"]

@@ -13,7 +13,7 @@ import pytest
 
 from checks.testbed.database import ask
 from checks.testbed.processes import ROOT
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import BUSY_SECONDS, RUN_SECONDS_MAX, wait_until
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
@@ -22,13 +22,7 @@ from pipeline.sink.rights import RIGHTS, grants
 from stack.config import environ_with
 from stack.servers import LOOPBACK, Server
 from support.certificates import Authority, openssl_problem
-from support.postgres_links import (
-    OWNER_URL_PASSWORD,
-    Pair,
-    primary_and_standby,
-    tls_postgres,
-    tls_programs,
-)
+from support.postgres_links import OWNER_URL_PASSWORD, Pair, primary_and_standby, tls_postgres, tls_programs
 from support.records import new_log_id, nothing, numbered_batch
 
 LOG = new_log_id()
@@ -63,7 +57,7 @@ def run_migrate(settings: Settings) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=RUN_SECONDS_MAX,
     )
 
 
@@ -142,9 +136,7 @@ def test_of_several_hosts_the_one_that_takes_writes_is_used_and_another_after_it
     migrate(settings)
     with contextlib.closing(PostgresSink(settings)) as sink:
         sink.store(LOG, 0, 0, numbered_batch(0, 10), before_commit=nothing)
-        wait_until(
-            lambda: ask(pair.standby.url, "SELECT count(*) FROM log_events") == [(10,)], "replicated", seconds_max=20
-        )
+        wait_until(lambda: ask(pair.standby.url, "SELECT count(*) FROM log_events") == [(10,)], "replicated")
         # When the primary is gone, and the standby has taken its place
         pair.primary.kill()
         with pytest.raises(SinkUnavailableError):
@@ -159,7 +151,7 @@ def test_of_several_hosts_the_one_that_takes_writes_is_used_and_another_after_it
             return True
 
         # Then the same process goes on there
-        wait_until(stores, "it stores again", seconds_max=20)
+        wait_until(stores, "it stores again")
         assert sink.stored_offsets(LOG) == {0: 20}
     assert ask(pair.standby.url, "SELECT count(*) FROM log_events") == [(20,)]
     # And a first host that is silent costs its time to connect, and no more
@@ -171,6 +163,6 @@ def test_of_several_hosts_the_one_that_takes_writes_is_used_and_another_after_it
         started = time.monotonic()
         with contextlib.closing(PostgresSink(Settings(database_url=host_first))) as sink:
             assert sink.stored_offsets(LOG) == {0: 20}
-        assert time.monotonic() - started < 2 * Settings().sink_connect_seconds_max + 1
+        assert time.monotonic() - started < 2 * Settings().sink_connect_seconds_max + BUSY_SECONDS
     finally:
         pair.primary.thaw()

@@ -222,7 +222,7 @@ def test_an_append_that_outlasts_its_time_is_indeterminate_and_not_repeated(own_
     log = own_rig.open()
     log.append([(0, b"a")])
     with own_rig.client() as client:
-        client.execute_command("CLIENT", "PAUSE", "1500", "WRITE")
+        client.execute_command("CLIENT", "PAUSE", "60000", "WRITE")
         result, seconds = timed(lambda: log.append([(0, b"b")]))
         # Then it says that it does not know
         assert isinstance(result, LogIndeterminateError), repr(result)

@@ -12,6 +12,7 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from checks.testbed.processes import ROOT
+from checks.testbed.waiting import RUN_SECONDS_MAX
 from pipeline import wiring
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SettingsError, StoreUnavailableError
 from pipeline.settings import Settings
@@ -59,7 +60,7 @@ def secured(servers: dict[bool, Server], authority: Authority, database_url: str
 def reaches_broker(settings: Settings) -> None:
     """Connect as Celery does. Raises OperationalError."""
     with make_app(settings).connection_for_write() as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=5)
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=60)
         channel: Any = connection.default_channel
         channel.client.ping()
 
@@ -166,7 +167,7 @@ def test_a_redis_cluster_is_refused_by_name(settings: Settings, tmp_path: Path) 
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=100,
+                timeout=RUN_SECONDS_MAX,
             )
             assert ended.returncode == code
             assert "REDIS_URL is a Redis Cluster, which Sluice can't use" in ended.stderr

@@ -8,9 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from checks.testbed.waiting import eventually
 from pipeline.errors import LogUnavailableError
 from stack.servers import Server, ServerError
-from support.event_logs import RedisRig, eventually, read_all, recovered, redis_log_rig, timed
+from support.event_logs import RedisRig, read_all, recovered, redis_log_rig, timed
 
 
 @dataclass

@@ -15,7 +15,7 @@ from integration.test_flower import USER, Flower
 
 from checks.testbed.database import ask
 from checks.testbed.processes import ROOT, Program, System
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline import acl, wiring
 from pipeline.errors import LogIndeterminateError, LogUnavailableError, SettingsError, StoreUnavailableError
 from pipeline.log.redis_streams import RedisStreamsLog
@@ -121,7 +121,7 @@ def test_processes_refuse_to_start_as_the_user_of_another_role(rig: Rig) -> None
     for number, (role, words, status) in enumerate(programs):
         program = Program(f"refused-{number}", words, rig.of(OPERATOR), rig.folder).start()
         try:
-            wait_until(lambda one=program: not one.is_running, "it ends", seconds_max=30)
+            wait_until(lambda one=program: not one.is_running, "it ends")
         finally:
             assert program.stop() == status
         assert f"the user sluice-operator of REDIS_URL lacks rights of the role {role.value}" in program.log()
@@ -172,7 +172,7 @@ def run(settings: Settings, *words: str) -> str:
     """What a command of Sluice prints; it must succeed."""
     ended = subprocess.run(
         [sys.executable, "-m", *words], env=environ_with(settings), cwd=ROOT, capture_output=True, text=True,
-        check=False, timeout=300,
+        check=False, timeout=RUN_SECONDS_MAX,
     )  # fmt: skip
     assert ended.returncode in (0, 1), ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
@@ -194,7 +194,7 @@ def test_a_whole_system_works_and_no_role_can_do_what_is_not_its_own(rig: Rig) -
         # When events are sent
         body = json.dumps([event(number, run="users") for number in range(EVENTS)]).encode()
         request = urllib.request.Request(f"{system.url}/api/logs", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
             assert answer.status == 202
         # Then they are stored
         count = "SELECT count(*) FROM log_events"
@@ -209,10 +209,10 @@ def test_a_whole_system_works_and_no_role_can_do_what_is_not_its_own(rig: Rig) -
         assert "HEALTHY" in run(operator, *celery, "inspect", "sluice")
         assert "HEALTHY" in run(operator, "pipeline", "status")
         assert "slc_" in run(operator, *celery, "control", "keys_create", "shop")
-        wait_until(lambda: len(flower.workers()) == 2, "Flower sees both workers", seconds_max=60)
+        wait_until(lambda: len(flower.workers()) == 2, "Flower sees both workers")
         assert "batches" in flower.get("/broker")
         for path in ("/metrics", "/", "/api/logs/health"):
-            urllib.request.urlopen(f"{system.url}{path}", timeout=30).close()
+            urllib.request.urlopen(f"{system.url}{path}", timeout=WAIT_SECONDS_MAX).close()
         # And no process was denied anything
         assert rig.denied() == []
     finally:

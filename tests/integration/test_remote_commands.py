@@ -15,7 +15,7 @@ import redis
 
 from checks.testbed.database import ask, fail_no_more, fail_on_insert
 from checks.testbed.processes import ROOT, System, control_worker
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, wait_until
 from pipeline import wiring
 from pipeline.names import KEY_LOG_STREAM, PauseReason
 from pipeline.ports.control import ControlEvent, ControlState
@@ -44,7 +44,7 @@ class Rig:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=RUN_SECONDS_MAX,
         )
 
     def control(self, *words: str) -> str:
@@ -91,8 +91,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             stack.callback(program.stop)
             program.start()
         found = Rig(system, settings, servers.control_redis, servers.postgres)
-        wait_until(lambda: second.log().rstrip().endswith("ready."), "the second control worker", seconds_max=30)
-        wait_until(found.is_restored, "the loop ticks", seconds_max=30)
+        wait_until(lambda: second.log().rstrip().endswith("ready."), "the second control worker")
+        wait_until(found.is_restored, "the loop ticks")
         yield found
 
 
@@ -108,14 +108,14 @@ def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Ri
     # And the breaker's closing does not lift it
     store = wiring.make_control_store(rig.settings)
     store.pause(PauseReason.BREAKER, actor="test", why="test")
-    wait_until(lambda: rig.reasons() == {PauseReason.OPERATOR}, "the prober has closed the breaker", seconds_max=20)
+    wait_until(lambda: rig.reasons() == {PauseReason.OPERATOR}, "the prober has closed the breaker")
     # who is told by the worker's name, and consumption is not said to go on
     lifted = rig.events("resumed")[-1]
     assert re.fullmatch(r"control\S*@\S+/\d+", lifted.actor), lifted.actor
     assert lifted.data["left"] == "operator"
     # And a flush does not either
     rig.flush()
-    wait_until(rig.is_restored, "restored", seconds_max=20)
+    wait_until(rig.is_restored, "restored")
     assert rig.reasons() == {PauseReason.OPERATOR}
     assert "paused already" in rig.control("pause_consumption")
     # And inspect tells it
@@ -125,7 +125,7 @@ def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Ri
     # And resuming ends it for good
     assert "operator" in rig.control("resume_consumption", "done")
     rig.flush()
-    wait_until(rig.is_restored, "restored", seconds_max=20)
+    wait_until(rig.is_restored, "restored")
     assert rig.reasons() == set()
     assert "No operator had paused" in rig.control("resume_consumption")
 
@@ -142,7 +142,7 @@ def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
     assert rate.rate == 300.0
     assert len(rig.events("override_set")) == 1  # of two control workers that heard it
     rig.flush()
-    wait_until(rig.is_restored, "restored", seconds_max=20)
+    wait_until(rig.is_restored, "restored")
     assert rig.state().override == override
     assert "set by an operator" in rig.celery("inspect", "sluice").stdout
     assert "was ended by ann@" in rig.control("clear_rate_limit")
@@ -151,20 +151,20 @@ def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
     # One of a moment, with no reason given
     rig.control("set_rate_limit", "200", "1")
     assert rig.events("override_set")[-1].why == "no reason given"
-    wait_until(lambda: rig.state().override is None, "its time is up", seconds_max=5)
-    wait_until(lambda: rig.events("override_ended")[-1].why == "its time was up", "it is recorded", seconds_max=5)
+    wait_until(lambda: rig.state().override is None, "its time is up")
+    wait_until(lambda: rig.events("override_ended")[-1].why == "its time was up", "it is recorded")
 
 
 def test_bands_by_hand_are_gone_by_and_outlive_a_flush(rig: Rig) -> None:
     assert "800/s below a lag of 5,000" in rig.control("set_bands", "5000", "20000", "800", "50")
-    wait_until(lambda: rig.state().rate.rate == 800.0, "the next tick", seconds_max=10)  # type: ignore[union-attr]
+    wait_until(lambda: rig.state().rate.rate == 800.0, "the next tick")  # type: ignore[union-attr]
     assert rig.state().floor_rate == 50.0
     assert rig.events("bands_set")[-1].why == "no reason given"
     rig.flush()
-    wait_until(rig.is_restored, "restored", seconds_max=20)
-    wait_until(lambda: rig.state().rate.rate == 800.0, "the next tick", seconds_max=10)  # type: ignore[union-attr]
+    wait_until(rig.is_restored, "restored")
+    wait_until(lambda: rig.state().rate.rate == 800.0, "the next tick")  # type: ignore[union-attr]
     assert "hold again" in rig.control("reset_bands")
-    wait_until(lambda: rig.state().rate.rate == 1000.0, "the next tick", seconds_max=10)  # type: ignore[union-attr]
+    wait_until(lambda: rig.state().rate.rate == 1000.0, "the next tick")  # type: ignore[union-attr]
 
 
 def test_a_limit_of_an_account_holds_and_outlives_a_flush(rig: Rig) -> None:
@@ -177,7 +177,7 @@ def test_a_limit_of_an_account_holds_and_outlives_a_flush(rig: Rig) -> None:
     assert (before.account, before.rate, before.weight, before.why) == ("192.0.2.1", 100.0, 2.0, "a contract")
     assert len(rig.events("account_limit_set")) == 1  # of two control workers that heard it
     rig.flush()
-    wait_until(lambda: bool(rig.state().accounts), "restored", seconds_max=20)
+    wait_until(lambda: bool(rig.state().accounts), "restored")
     [after] = (rig.state().accounts or {}).values()
     assert after == replace(before, since=after.since)
     assert abs(after.since - before.since) < 1e-5  # PostgreSQL stores microseconds
@@ -236,7 +236,7 @@ def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
         log.identity()
         log.append([(1, record(6999))])
         first = "SELECT count(*) FROM log_events WHERE event_id = 'event-006999'"
-        wait_until(lambda: ask(rig.postgres.url, first) == [(1,)], "the first is stored", seconds_max=20)
+        wait_until(lambda: ask(rig.postgres.url, first) == [(1,)], "the first is stored")
         rig.control("pause_consumption")
         log.append([(partition, record(7000 + partition * 100 + n)) for n in range(20) for partition in (1, 2)])
         begin = log.positions()[1].end - 20
@@ -247,8 +247,8 @@ def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
     # Then the others go on, and it stays alone
     of_partition = "SELECT count(*) FROM log_events WHERE log_partition = %s AND event_id >= 'event-007000'"
     database_url = rig.postgres.url
-    wait_until(lambda: ask(database_url, of_partition, (2,)) == [(20,)], "the others go on", seconds_max=20)
-    wait_until(lambda: rig.reasons() == {PauseReason.LOG_GAP}, "it stops", seconds_max=20)
+    wait_until(lambda: ask(database_url, of_partition, (2,)) == [(20,)], "the others go on")
+    wait_until(lambda: rig.reasons() == {PauseReason.LOG_GAP}, "it stops")
     assert [(pause.reason, pause.partition) for pause in rig.state().pauses or ()] == [(PauseReason.LOG_GAP, 1)]
     assert "of partition 1 is paused (log gap)" in " ".join(rig.celery("inspect", "sluice").stdout.split())
     # When somebody looks at it and decides
@@ -263,10 +263,10 @@ def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
     assert rig.reasons() == {PauseReason.LOG_GAP}
     assert "15 records, each perhaps an acknowledged event" in rig.control("skip_gap", *figures, "no", "backup")
     # Then it goes on too, and the story says who decided, and why
-    wait_until(lambda: ask(database_url, of_partition, (1,)) == [(5,)], "it goes on", seconds_max=20)
+    wait_until(lambda: ask(database_url, of_partition, (1,)) == [(5,)], "it goes on")
     [skipped] = rig.events("gap_skipped")
     assert (skipped.actor.startswith("ann@"), skipped.why) == (True, "no backup")
-    wait_until(lambda: rig.reasons() == set(), "nothing is paused", seconds_max=5)
+    wait_until(lambda: rig.reasons() == set(), "nothing is paused")
 
 
 def test_poison_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
@@ -278,8 +278,8 @@ def test_poison_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
             log.identity()
             log.append([(partition, record(8000 + partition * 200 + n)) for n in range(150) for partition in (2, 3)])
         stored = "SELECT count(*) FROM log_events WHERE log_partition = 2 AND event_id >= 'event-008000'"
-        wait_until(lambda: ask(database_url, stored) == [(150,)], "the others go on", seconds_max=20)
-        wait_until(lambda: rig.reasons() == {PauseReason.POISON}, "it stops", seconds_max=30)
+        wait_until(lambda: ask(database_url, stored) == [(150,)], "the others go on")
+        wait_until(lambda: rig.reasons() == {PauseReason.POISON}, "it stops")
         # When somebody looks, tries and decides
         said = rig.celery("inspect", "poison", "3").stdout
         assert "(23514)" in said
@@ -296,7 +296,7 @@ def test_poison_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
     rig.control("resume_consumption", "the schema is corrected")
     rig.control("replay_dead_letters")
     stored = "SELECT count(*) FROM log_events WHERE log_partition = 3 AND event_id >= 'event-008600'"
-    wait_until(lambda: ask(database_url, stored) == [(150,)], "all is stored", seconds_max=20)
+    wait_until(lambda: ask(database_url, stored) == [(150,)], "all is stored")
     assert [event.why for event in rig.events("poison_accepted")] == ["a test"]
 
 
@@ -321,10 +321,10 @@ def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig:
     finally:
         rig.postgres.start()
     # Then nobody has to say it again
-    wait_until(lambda: ask(rig.postgres.url, saved) == [(1, 1, 1)], "all is kept", seconds_max=20)
-    wait_until(lambda: rig.reasons() == {PauseReason.OPERATOR}, "the breaker closes", seconds_max=20)
+    wait_until(lambda: ask(rig.postgres.url, saved) == [(1, 1, 1)], "all is kept")
+    wait_until(lambda: rig.reasons() == {PauseReason.OPERATOR}, "the breaker closes")
     rig.flush()
-    wait_until(rig.is_restored, "restored", seconds_max=20)
+    wait_until(rig.is_restored, "restored")
     state = rig.state()
     assert [(pause.reason, pause.why) for pause in state.pauses or ()] == [(PauseReason.OPERATOR, "an outage")]
     assert state.override is not None
@@ -336,8 +336,8 @@ def test_what_is_asked_for_while_postgresql_is_away_is_kept_once_it_is_back(rig:
             assert "Sluice stores the end there once it is back" in rig.control(command)
     finally:
         rig.postgres.start()
-    wait_until(lambda: ask(rig.postgres.url, saved) == [(0, 0, 0)], "all is forgotten", seconds_max=20)
-    wait_until(lambda: rig.reasons() == set(), "everything resumed", seconds_max=30)
+    wait_until(lambda: ask(rig.postgres.url, saved) == [(0, 0, 0)], "all is forgotten")
+    wait_until(lambda: rig.reasons() == set(), "everything resumed")
 
 
 def test_a_pause_said_again_is_the_first_one(rig: Rig) -> None:
@@ -345,7 +345,7 @@ def test_a_pause_said_again_is_the_first_one(rig: Rig) -> None:
     said = rig.control("pause_consumption", "and", "more")
     assert re.search(r"paused already, since .* by ann@\S+: an outage\..* survives a Redis flush", said)
     rig.control("resume_consumption")
-    wait_until(lambda: rig.reasons() == set(), "resumed", seconds_max=30)
+    wait_until(lambda: rig.reasons() == set(), "resumed")
 
 
 def test_a_command_that_could_not_be_done_says_so_and_the_status_is_not_0(rig: Rig) -> None:

@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 
 from checks.testbed.database import ask, stored_ids
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.names import AlarmCode, PauseReason
 from pipeline.ports.event_sink import StoreResult
@@ -208,9 +208,9 @@ def test_a_repeat_of_an_event_that_is_being_deleted_is_there_once(
     )
     drain.start()
     waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'sluice' AND wait_event_type = 'Lock'"
-    wait_until(lambda: bool(ask(database_url, waiting)), "the drain waits", seconds_max=10)
+    wait_until(lambda: bool(ask(database_url, waiting)), "the drain waits")
     getattr(connection, ends)()
-    drain.join(10)
+    drain.join(WAIT_SECONDS_MAX)
     # Then the event is there once, whether it was deleted or not
     assert stored_ids(database_url) == _ids(0, 1)
     [result] = results
@@ -383,7 +383,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 def _wait_for_index(database_url: str) -> int:
     """The backend that makes the index, once it waits for open transactions."""
     found = "SELECT pid FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting for%'"
-    wait_until(lambda: bool(ask(database_url, found)), "the index is being made", seconds_max=20)
+    wait_until(lambda: bool(ask(database_url, found)), "the index is being made")
     return int(ask(database_url, found)[0][0])
 
 
@@ -413,7 +413,7 @@ def test_a_killed_index_is_made_again_and_events_are_stored_meanwhile(
         assert not PostgresRetention(sink.session).facts().has_index
         # When the process is killed
         ask(database_url, f"SELECT pg_terminate_backend({pid}, 5000)")
-        maker.join(10)
+        maker.join(WAIT_SECONDS_MAX)
         assert len(errors) == 1
     # Then an invalid index is left, which does not count, and the next call makes a complete one
     assert ask(database_url, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'log_events_stored_at'::regclass") == [

@@ -16,7 +16,7 @@ from integration.test_flower import USER, Flower
 
 from checks.testbed.database import ask
 from checks.testbed.processes import ROOT, Program, System
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline.clock import SystemClock
 from pipeline.settings import Settings
 from stack.config import environ_with
@@ -41,7 +41,7 @@ def with_key(settings: Settings, folder: Path, name: str) -> Settings:
 def control(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "celery", "-A", "tasks.app", *words], env=environ_with(settings), cwd=ROOT,
-        capture_output=True, text=True, check=False, timeout=100,
+        capture_output=True, text=True, check=False, timeout=RUN_SECONDS_MAX,
     )  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_only_those_with_a_key_can_give_work_and_commands(
         # Then it stores events: hints and ticks are signed
         body = json.dumps([event(number, run="signed") for number in range(EVENTS)]).encode()
         request = urllib.request.Request(f"{system.url}/api/logs", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
             assert answer.status == 202
         count = "SELECT count(*) FROM log_events"
         system.wait(lambda: ask(settings.database_url, count) == [(EVENTS,)], "all are stored")
@@ -126,7 +126,7 @@ def test_only_those_with_a_key_can_give_work_and_commands(
             recorded = _commands(listening)
         assert "Lifted by" in control(operator, "control", "resume_consumption").stdout
         assert control(operator, "inspect", "ping").stdout.count("pong") == 2
-        wait_until(lambda: len(flower.workers()) == 2, "Flower sees both workers", seconds_max=60)
+        wait_until(lambda: len(flower.workers()) == 2, "Flower sees both workers")
         assert (broker.dropped("unsigned"), broker.dropped("repeated")) == (0, 0)
         # When somebody without a key sends tasks and commands
         for queue in ("batches", "control"):
@@ -182,6 +182,6 @@ def test_a_worker_without_the_key_of_its_certificate_does_not_start(settings: Se
     words = ["celery", "-A", "tasks.app", "worker", "-Q", "control", "-n", "c@h", "--concurrency", "1"]
     wrong = replace(one, signing_key_file=other.signing_key_file)
     program = Program("wrong", words, wrong, tmp_path).start()
-    wait_until(lambda: not program.is_running, "it ends", seconds_max=30)
+    wait_until(lambda: not program.is_running, "it ends")
     assert program.stop() == 1
     assert program.log().strip() == "celery: SIGNING_KEY_FILE is not the key of SIGNING_CERT_FILE"

@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from checks.testbed.database import ask, fail_no_more, fail_on_insert, stored_ids
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.errors import PoisonedError, SinkContentionError, SinkUnavailableError
 from pipeline.event import SEVERITIES, Event, encode_record, record_head
 from pipeline.ports.event_sink import StoreResult
@@ -422,8 +423,8 @@ def test_a_fork_gets_a_connection_of_its_own(sink: PostgresSink, database_url: s
     child = context.Process(target=_use_inherited, args=(sink, answers))
     # When the child uses it, and ends
     child.start()
-    was_busy = answers.get(timeout=20)
-    child.join(20)
+    was_busy = answers.get(timeout=WAIT_SECONDS_MAX)
+    child.join(WAIT_SECONDS_MAX)
     # Then the child had no lock, and the parent has connection and lock as before
     assert was_busy
     assert child.exitcode == 0

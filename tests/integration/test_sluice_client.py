@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.processes import ROOT
+from checks.testbed.waiting import RUN_SECONDS_MAX
 from sluice_client import Client
 from stack.servers import free_port
 from support.edge import RunningEdge, client_environ, edge_settings, eventually, running_edge
@@ -312,12 +313,16 @@ def test_the_wheel_installs_into_an_empty_environment(edge: RunningEdge, tmp_pat
         str(tmp_path),
         str(copied),
     ]
-    subprocess.run(built, check=True, timeout=100)
+    subprocess.run(built, check=True, timeout=RUN_SECONDS_MAX)
     [wheel] = tmp_path.glob("sluice_client-*.whl")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True, timeout=RUN_SECONDS_MAX
+    )
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run(
-        [*pip, "--python", str(python), "install", "--quiet", "--no-index", str(wheel)], check=True, timeout=100
+        [*pip, "--python", str(python), "install", "--quiet", "--no-index", str(wheel)],
+        check=True,
+        timeout=RUN_SECONDS_MAX,
     )
     # Then every module of it can be imported, it has its types, and its command sends
     environ = {"PATH": "/usr/bin:/bin", "SLUICE_URL": url_of(edge)}

@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 from checks.testbed.processes import ROOT
+from checks.testbed.waiting import RUN_SECONDS_MAX
 from pipeline.event import RecordedEvent
 from sluice_client import Client, bound
 from sluice_client.asgi import AsgiMiddleware, Message, Receive, Scope, Send
@@ -200,7 +201,7 @@ def test_examples_of_the_readme_run_and_send(shared_edge: RunningEdge, tmp_path:
     script = example.replace("http://localhost:8080", f"http://127.0.0.1:{shared_edge.port}")
     script = script.replace("/var/spool/shop", str(tmp_path / "spool"))
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=RUN_SECONDS_MAX, check=False
     )
     assert done.returncode == 0, done.stderr
     sends = re.search(r"\.(emit|warning|info)\(", example) is not None

@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from checks.testbed.processes import ROOT, http_status
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from stack.config import StackConfig, free_ports
 from stack.servers import kafka_is_possible
 from tasks import signing
@@ -29,7 +29,7 @@ class Place:
     home: Path
     environ: Mapping[str, str]
 
-    def run(self, *words: str, seconds_max: float = 90) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, seconds_max: float = RUN_SECONDS_MAX) -> subprocess.CompletedProcess[str]:
         said = subprocess.run(
             ["./run.sh", *words],
             cwd=ROOT,
@@ -70,7 +70,7 @@ class Place:
             finally:
                 if process.poll() is None:
                     process.terminate()
-                process.wait(60)
+                process.wait(WAIT_SECONDS_MAX)
 
     def pids(self) -> dict[str, int]:
         """Process ids of the running programs, by name."""
@@ -161,7 +161,7 @@ def test_variables_of_other_programs_do_not_matter(place: Place) -> None:
     assert set(OTHERS) <= set(place.environ)
     # Then events arrive in PostgreSQL
     post(place, "of-a-strange-shell")
-    wait_until(lambda: "of-a-strange-shell" in stored(place), "the event is stored", seconds_max=20)
+    wait_until(lambda: "of-a-strange-shell" in stored(place), "the event is stored")
     # And its workers have the broker and the processes that it says
     pids = place.pids()
     assert len(psutil.Process(pids["batches"]).children()) == 6
@@ -177,7 +177,9 @@ def test_commands_in_a_bare_shell_find_the_running_system(place: Place) -> None:
     def said(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [str(ROOT / ".venv" / "bin" / "python"), "-m", *words]
         environ = {**shell, **more}
-        return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=RUN_SECONDS_MAX, check=False
+        )
 
     # Then the status is that of the system which runs here
     status = said("pipeline", "status", "--json")
@@ -253,7 +255,7 @@ def post(place: Place, correlation_id: str) -> None:
 
     def is_accepted() -> bool:
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=WAIT_SECONDS_MAX) as answer:
                 assert answer.status == 202
         except urllib.error.HTTPError as error:
             if error.code != 503:
@@ -261,7 +263,7 @@ def post(place: Place, correlation_id: str) -> None:
             return False
         return True
 
-    wait_until(is_accepted, "the event is accepted", seconds_max=20)
+    wait_until(is_accepted, "the event is accepted")
 
 
 def stored(place: Place) -> set[str]:
@@ -290,7 +292,7 @@ def test_a_start_that_fails_says_which_program_and_leaves_nothing(place: Place, 
     assert said.returncode == 1
     assert said.stderr.startswith("run.sh: redis-control ends again and again (exit status ")
     assert "Invalid AOF manifest file format" in said.stderr
-    wait_until(lambda: broken.processes() == [], "no process is left", seconds_max=5)
+    wait_until(lambda: broken.processes() == [], "no process is left")
 
 
 def test_whatever_is_killed_is_started_again(place: Place) -> None:
@@ -301,14 +303,14 @@ def test_whatever_is_killed_is_started_again(place: Place) -> None:
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
     # Then all of it is back, with other process ids, and takes events that are stored
-    wait_until(lambda: set(place.pids()) == set(before), "all run again", seconds_max=40)
+    wait_until(lambda: set(place.pids()) == set(before), "all run again")
     assert not set(place.pids().values()) & set(before.values())
     url = urls_of(place)["INGEST_URL"]
-    wait_until(lambda: http_status(f"{url}/readyz") == 200, "ready again", seconds_max=30)
+    wait_until(lambda: http_status(f"{url}/readyz") == 200, "ready again")
     post(place, "after-kill")
-    wait_until(lambda: "after-kill" in stored(place), "the event is stored", seconds_max=20)
+    wait_until(lambda: "after-kill" in stored(place), "the event is stored")
     # And nothing lives on of what the killed ones had started
-    wait_until(lambda: not any(child.is_running() for child in children), "no orphan is left", seconds_max=15)
+    wait_until(lambda: not any(child.is_running() for child in children), "no orphan is left")
 
 
 def test_a_second_system_stands_beside_the_first(place: Place, tmp_path: Path, missing: Callable[[str], None]) -> None:
@@ -323,14 +325,14 @@ def test_a_second_system_stands_beside_the_first(place: Place, tmp_path: Path, m
         # Then each has its own events
         post(place, "of-the-first")
         post(other, "of-the-second")
-        wait_until(lambda: "of-the-second" in stored(other), "stored in the second", seconds_max=20)
-        wait_until(lambda: "of-the-first" in stored(place), "stored in the first", seconds_max=20)
+        wait_until(lambda: "of-the-second" in stored(other), "stored in the second")
+        wait_until(lambda: "of-the-first" in stored(place), "stored in the first")
         assert stored(other) == {"of-the-second"}
         # And when the second's supervisor is killed, its user is told, and nothing of it is left
         os.kill(int((other.home / "supervisor.pid").read_text()), signal.SIGKILL)
-        assert foreground.wait(60) == 1
+        assert foreground.wait(WAIT_SECONDS_MAX) == 1
         assert "the supervisor was killed; its programs are stopped" in foreground.stdout.read()
-    wait_until(lambda: other.processes() == [], "no process is left", seconds_max=5)
+    wait_until(lambda: other.processes() == [], "no process is left")
     # While the first goes on
     assert place.run("status").returncode == 0
 
@@ -338,7 +340,7 @@ def test_a_second_system_stands_beside_the_first(place: Place, tmp_path: Path, m
 def test_stop_leaves_no_process_and_a_second_start_finds_the_data(place: Place, tmp_path: Path) -> None:
     assert place.processes()
     assert place.run("stop").stdout.strip() == "stopped"
-    wait_until(lambda: place.processes() == [], "no process is left", seconds_max=5)
+    wait_until(lambda: place.processes() == [], "no process is left")
     # When it is started in the foreground, on the same data, by somebody who has its addresses in the shell, with keys
     # for signed messages
     own = {"DATABASE_URL": f"postgresql://sluice@127.0.0.1:{place.environ['POSTGRES_PORT']}/sluice"}
@@ -357,8 +359,8 @@ def test_stop_leaves_no_process_and_a_second_start_finds_the_data(place: Place, 
         assert any("stopping" in line for line in iter(foreground.stdout.readline, ""))
         foreground.send_signal(signal.SIGINT)
         assert foreground.stdout.read().strip() == "stopped"
-        assert foreground.wait(60) == 0
-    wait_until(lambda: place.processes() == [], "no process is left", seconds_max=5)
+        assert foreground.wait(WAIT_SECONDS_MAX) == 0
+    wait_until(lambda: place.processes() == [], "no process is left")
     # Then clean deletes what is Sluice's, and nothing else
     (place.home / "mine.txt").write_text("not Sluice's")
     assert place.run("clean", "--yes").returncode == 0

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from checks.testbed.database import ask, fail_no_more, fail_on_insert, stored_ids
+from checks.testbed.waiting import eventually
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
@@ -23,7 +24,7 @@ from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regu
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.stopped import DoesNotFitError, Hole
-from support.event_logs import KafkaRig, LogRig, RedisRig, eventually, recovered
+from support.event_logs import KafkaRig, LogRig, RedisRig, recovered
 from support.postgres_links import Pair, primary_and_standby
 from support.records import record
 from tasks import commands, stopped

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from checks.testbed.processes import ROOT, batches_worker
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import Server
@@ -62,7 +62,7 @@ def test_everything_is_imported_before_a_worker_forks(
     )
     said = subprocess.run(
         [sys.executable, "-c", _USE_EVERYTHING],
-        cwd=ROOT, env=environ_with(settings), capture_output=True, text=True, check=False, timeout=60,
+        cwd=ROOT, env=environ_with(settings), capture_output=True, text=True, check=False, timeout=RUN_SECONDS_MAX,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr[-2000:]
     assert '"stored": 1' in said.stdout, said.stdout
@@ -82,7 +82,7 @@ def test_a_worker_that_a_child_keeps_from_ending_is_ended(
     )
     worker = batches_worker(settings, tmp_path).start()
     try:
-        wait_until(lambda: " ready." in worker.log(), "the worker is ready", seconds_max=40)
+        wait_until(lambda: " ready." in worker.log(), "the worker is ready")
         children = worker.children()
         assert children
         children[0].suspend()

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
+
 FLAGS = [
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -64,11 +66,11 @@ class Watched:
         found: bool = self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         return found
 
-    def wait(self, expression: str, *, seconds_max: float = 20.0) -> None:
+    def wait(self, expression: str, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         """Until a JavaScript expression holds."""
         self.page.wait_for_function(f"() => {expression}", timeout=seconds_max * 1000)
 
-    def wait_words(self, selector: str, words: str, *, seconds_max: float = 20.0) -> None:
+    def wait_words(self, selector: str, words: str, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         self.page.wait_for_function(
             "([selector, words]) => document.querySelector(selector).innerText.includes(words)",
             arg=[selector, words], timeout=seconds_max * 1000,
@@ -78,6 +80,7 @@ class Watched:
 def watched(browser: Browser, url: str, **context: Any) -> Watched:
     """A page of a context of its own, open at `url`."""
     page = browser.new_context(**context).new_page()
+    page.set_default_timeout(WAIT_SECONDS_MAX * 1000)
     found = Watched(page)
 
     def note_console(message: ConsoleMessage) -> None:

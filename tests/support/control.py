@@ -1,6 +1,5 @@
 """Control adapters for tests: the same system on Redis or in memory, and ways to make it fail."""
 
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,6 +7,8 @@ from typing import Any
 
 import redis
 
+from checks.testbed import waiting
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
 from pipeline.ports.keys import KeyMirror
@@ -110,9 +111,6 @@ def memory_rig(settings: Settings, server: MemoryServer | None = None) -> Contro
     )
 
 
-def eventually(condition: Callable[[], bool], *, seconds_max: float = 5.0) -> None:
-    """Wait until `condition` holds; fails where it does not within `seconds_max`."""
-    deadline = time.monotonic() + seconds_max
-    while not condition():
-        assert time.monotonic() < deadline, f"did not happen within {seconds_max} s"
-        time.sleep(0.005)
+def eventually(condition: Callable[[], bool], *, seconds_max: float = WAIT_SECONDS_MAX) -> float:
+    """Wait until `condition` holds; returns for how many seconds it was seen not to."""
+    return waiting.eventually(condition, seconds_max=seconds_max, look_seconds=0.005)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -12,6 +11,8 @@ from typing import Any
 
 import uvloop
 
+from checks.testbed import waiting
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import get
 from ingest.app import create_app, create_operator_app
 from ingest.dashboard.recorder import SystemReaders
@@ -122,7 +123,7 @@ class RunningEdge:
         self.join()
 
     def join(self) -> None:
-        self._thread.join(20)
+        self._thread.join(WAIT_SECONDS_MAX)
         assert not self._thread.is_alive(), "ingest does not stop"
         if self._failure is not None:
             raise self._failure
@@ -193,14 +194,6 @@ def restarted(edge: RunningEdge) -> Iterator[RunningEdge]:
         again.stop()
 
 
-def eventually(condition: Callable[[], bool], what: str, *, seconds_max: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
     """Wait until a condition holds; a server that does not listen yet counts as one that does not hold."""
-    deadline = time.monotonic() + seconds_max
-    while True:
-        try:
-            if condition():
-                return
-        except (OSError, EOFError):
-            pass
-        assert time.monotonic() < deadline, f"not within {seconds_max} s: {what}"
-        time.sleep(0.01)
+    waiting.eventually(condition, what, seconds_max=seconds_max, passing=(OSError, EOFError))

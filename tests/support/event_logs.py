@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import redis
 from kafka import KafkaAdminClient
 
+from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, eventually
 from pipeline.clock import SystemClock
 from pipeline.errors import LogPartialError, LogRestartedError, LogUnavailableError
 from pipeline.log.kafka import API_VERSION, KafkaLog
@@ -24,7 +25,7 @@ from pipeline.settings import Settings
 from stack.servers import Server
 
 # Above every time-out of an adapter, and far below a hang.
-CALL_SECONDS_MAX = 2.5
+CALL_SECONDS_MAX = 2.5 + BUSY_SECONDS
 
 
 class NoFloors:
@@ -189,15 +190,7 @@ def kafka_log_rig(server: Server, **changes: Any) -> KafkaRig:
     return KafkaRig(log_settings(server.url, **changes))
 
 
-def eventually(condition: Callable[[], bool], what: str, *, seconds_max: float = 20.0) -> None:
-    """Wait for a condition; fail with `what` where it does not come true in time."""
-    deadline = time.monotonic() + seconds_max
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds_max:.0f} s: {what}"
-        time.sleep(0.01)
-
-
-def recovered(call: Callable[[], Any], *, seconds_max: float = 20.0) -> Any:
+def recovered(call: Callable[[], Any], *, seconds_max: float = WAIT_SECONDS_MAX) -> Any:
     """What `call` returns once the log answers again."""
     found: list[Any] = []
 

@@ -11,6 +11,7 @@ from typing import Any
 from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
+from checks.testbed.waiting import eventually
 from pipeline.clock import SystemClock
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError
 from pipeline.log.kafka import API_VERSION
@@ -18,7 +19,6 @@ from pipeline.log.kafka_encoding import uint
 from pipeline.log.kafka_wire import KafkaWire
 from stack.servers import LOOPBACK, Server, free_port
 from support.certificates import Authority, Certificate
-from support.event_logs import eventually
 
 USER, PASSWORD = "sluice", "p;@%:/#ü 'x"  # of the user who may do everything
 NARROW_USER = "narrow"  # has the rights that docs/links.md lists, and no others

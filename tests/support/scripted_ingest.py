@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
+
 
 @dataclass
 class Answer:
@@ -77,7 +79,7 @@ class ScriptedIngest:
 
     def hang(self, _: list[dict[str, Any]]) -> Answer:
         """A script that answers nothing until the server ends."""
-        self._ended.wait(30)
+        self._ended.wait(WAIT_SECONDS_MAX)
         return Answer(503)
 
     @property
@@ -89,7 +91,7 @@ class ScriptedIngest:
         self._ended.set()
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(WAIT_SECONDS_MAX)
 
 
 @contextlib.contextmanager

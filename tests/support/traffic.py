@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import psycopg2
 
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 
 
 def event(number: int, *, run: str, event_id: str | None = None) -> dict[str, Any]:
@@ -81,10 +81,10 @@ class Traffic:
     def stop(self) -> None:
         self._stopping.set()
         for thread in self._threads:
-            thread.join(15)
+            thread.join(WAIT_SECONDS_MAX + 10)
             assert not thread.is_alive(), "a sender hangs: some request got no answer within its time-out"
 
-    def wait_acked(self, count: int, *, seconds_max: float) -> None:
+    def wait_acked(self, count: int, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         """Until `count` more events than now are acknowledged."""
         wanted = len(self.outcomes.acked) + count
         wait_until(
@@ -130,14 +130,17 @@ class Traffic:
 
     def _connect(self) -> http.client.HTTPConnection:
         assert self._url.hostname is not None
-        connection = http.client.HTTPConnection(self._url.hostname, self._url.port, timeout=8)
+        connection = http.client.HTTPConnection(self._url.hostname, self._url.port, timeout=WAIT_SECONDS_MAX)
         connection.connect()
         return connection
 
 
 def stored_ids(database_url: str, run: str) -> Counter[str]:
     """How often each event id of a run is in log_events."""
-    with contextlib.closing(psycopg2.connect(database_url, connect_timeout=5)) as connection, connection.cursor() as c:
+    with (
+        contextlib.closing(psycopg2.connect(database_url, connect_timeout=int(WAIT_SECONDS_MAX))) as connection,
+        connection.cursor() as c,
+    ):
         c.execute("SELECT event_id FROM log_events WHERE event_id LIKE %s", (f"{run}-%",))
         return Counter(row[0] for row in c.fetchall())
 

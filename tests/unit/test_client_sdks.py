@@ -6,11 +6,12 @@ import http.client
 import pytest
 
 from checks.client_sdks.server import Reply, Server
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from stack.servers import free_port
 
 
 def post(port: int, path: str, body: bytes) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_SECONDS_MAX)
     try:
         connection.request("POST", path, body=body)
         return connection.getresponse().status

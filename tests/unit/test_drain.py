@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
@@ -181,7 +182,7 @@ def test_a_run_that_ends_with_a_backlog_says_so(rig: Rig) -> None:
 
 def test_an_event_is_stored_soon_after_its_append() -> None:
     # Given a run that waits for events, by the real clock
-    rig = Rig(drain_poll_seconds=5.0, drain_run_seconds_max=10.0)
+    rig = Rig(drain_poll_seconds=10.0, drain_run_seconds_max=20.0)
     stored = threading.Event()
 
     def run() -> DrainReport:
@@ -200,9 +201,9 @@ def test_an_event_is_stored_soon_after_its_append() -> None:
         # When one comes
         rig.append(0, 1)
         # Then it is stored at once, not after the poll
-        assert stored.wait(3)
-        assert time.monotonic() - started < 0.5
-        assert report.result(5).outcome is DrainOutcome.PAUSED
+        assert stored.wait(WAIT_SECONDS_MAX)
+        assert time.monotonic() - started < 8.0
+        assert report.result(WAIT_SECONDS_MAX).outcome is DrainOutcome.PAUSED
 
 
 def test_reading_overlaps_with_storing(rig: Rig) -> None:
@@ -230,7 +231,7 @@ def test_reading_overlaps_with_storing(rig: Rig) -> None:
 
     class Waiting(MemorySink):
         def _commit(self, *arguments: Any) -> None:
-            assert second_read.wait(10), "the next batch was not read while this one is stored"
+            assert second_read.wait(WAIT_SECONDS_MAX), "the next batch was not read while this one is stored"
             super()._commit(*arguments)
 
     rig.log = Watched(server=rig.log_server)

@@ -7,6 +7,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from checks.testbed.waiting import RUN_SECONDS_MAX
+
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ("asyncio", "anyio", "hypothesispytest", "timeout", "schemathesis")  # a process starts sooner without them
 CONFTEST = """
@@ -57,7 +59,7 @@ def _run(folder: Path, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=RUN_SECONDS_MAX,
     )
     return run.stdout
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually_in_loop
 from ingest.admission import Admission
 from ingest.errors import RateLimitedError
 from pipeline.clock import ManualClock
@@ -42,7 +43,7 @@ class _Bucket:
             raise StoreUnavailableError
         self.asked.append((needed, wanted))
         self.returned.append(returned)
-        self.gate.wait(5)
+        self.gate.wait(WAIT_SECONDS_MAX)
         self.before_answer()
         grant = self.scripted.pop(0) if self.scripted else self._bucket.take(
             needed=needed, wanted=wanted, process=process, returned=returned, level=level
@@ -82,9 +83,15 @@ class _Rig:
         self.admission.start(asyncio.get_running_loop())
         await self.settled(1)
 
+    async def ask(self) -> None:
+        """Call the bucket for no tokens, and wait for its answer."""
+        assert not self.admission._is_asking
+        self.admission._ask(lease=0)
+        await self.settled(1)
+
     async def settled(self, calls: int) -> None:
         """Until so many calls to the bucket are answered."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
         while len(self.bucket.asked) < calls or self.admission._is_asking:
             assert time.monotonic() < deadline, f"{self.bucket.asked}"
             await asyncio.sleep(0.001)
@@ -310,12 +317,10 @@ async def test_tokens_of_what_was_not_stored_go_back_with_the_next_call(rig: _Ri
     await rig.admission.take(500)
     level = rig.tokens()
     rig.admission.give_back(400)
-    rig.admission._ask(lease=0)
-    await rig.settled(len(rig.bucket.asked) + 1)
+    await rig.ask()
     assert (rig.bucket.returned[-1], rig.tokens()) == (400, level + 400)
     # And once only; a bucket that is away does not get them
-    rig.admission._ask(lease=0)
-    await rig.settled(len(rig.bucket.asked) + 1)
+    await rig.ask()
     assert rig.tokens() == level + 400
 
 
@@ -439,7 +444,7 @@ async def test_requests_do_not_wait_for_a_bucket_that_is_known_to_be_away(rig: _
     await rig.settled(2)
     rig.bucket.gate.clear()
     rig.clock.advance(0.01)
-    await asyncio.wait_for(rig.admission.take(5), 0.5)
+    await asyncio.wait_for(rig.admission.take(5), WAIT_SECONDS_MAX / 2)
     rig.bucket.gate.set()
 
 
@@ -610,10 +615,7 @@ async def _passes_in(rig: _Rig, seconds: float) -> int:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+    await eventually_in_loop(condition, look_seconds=0.01)
 
 
 # --- Levels -------------------------------------------------------------------------------------------------------
@@ -627,8 +629,7 @@ def levels_rig() -> _Rig:
 async def taken_by_another(rig: _Rig, count: int) -> None:
     """Another process takes tokens, and this one learns of it with its next call."""
     MemoryBucket(rig.settings, rig.server).take(needed=count, wanted=count, process="another")
-    rig.admission._ask(lease=0)
-    await rig.settled(len(rig.bucket.asked) + 1)
+    await rig.ask()
 
 
 async def test_a_full_bucket_serves_every_level_in_memory(levels_rig: _Rig) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
+from checks.testbed.waiting import eventually_in_loop as until
 from ingest.accounts import Accounts
 from ingest.admission import Admission
 from ingest.appender import Appender
@@ -75,13 +77,6 @@ class WordsRequest:
         return self.body
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.002)
-
-
 class Rig:
     def __init__(self, settings: Settings) -> None:
         server, clock, metrics = MemoryServer(), SystemClock(), IngestMetrics(CollectorRegistry())
@@ -120,7 +115,7 @@ async def start() -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
 
     yield run
     for rig in rigs:
-        await rig.appender.close(seconds_max=5)
+        await rig.appender.close(seconds_max=WAIT_SECONDS_MAX)
         rig.admission.close()
 
 

@@ -45,6 +45,7 @@ from checks.loadtest.verdict import (
     percentile,
 )
 from checks.testbed.processes import ROOT
+from checks.testbed.waiting import RUN_SECONDS_MAX
 from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.rate import PartitionSample, PolicyState, RateSample
 from stack.servers import free_port
@@ -535,7 +536,7 @@ def test_a_system_that_takes_no_connection_ends_the_story() -> None:
 def load_test(*words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "checks.loadtest", *words],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=RUN_SECONDS_MAX,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.clock import SystemClock
 from pipeline.errors import LogUnavailableError
 from pipeline.log.kafka_link import KafkaLink
@@ -59,6 +60,6 @@ def test_after_a_malformed_answer_the_next_broker_is_asked() -> None:
         wire = KafkaWire([first, second], call_seconds_max=5.0, clock=CLOCK, security=security)
         with pytest.raises(LogUnavailableError, match="Kafka closed the connection at the first request"):
             wire.topic("t")
-        assert was_first_asked.wait(5)
-        assert was_second_asked.wait(5)
+        assert was_first_asked.wait(WAIT_SECONDS_MAX)
+        assert was_second_asked.wait(WAIT_SECONDS_MAX)
         wire.close()

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.clock import SystemClock
 from pipeline.log.kafka_link import KafkaLink
 from pipeline.log.kafka_security import KafkaRefusedError, KafkaSecurity, Sasl
@@ -78,7 +79,7 @@ def test_plain_sends_no_password_unencrypted_to_another_machine() -> None:
             KafkaLink(address, security, clock, clock.monotonic() + 5)
         connection, _ = server.accept()
         with connection:
-            connection.settimeout(5)
+            connection.settimeout(WAIT_SECONDS_MAX)
             # Then nothing was sent
             assert connection.recv(100) == b""
 

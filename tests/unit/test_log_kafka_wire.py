@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX
 from pipeline.clock import SystemClock
 from pipeline.errors import LogUnavailableError, SettingsError
 from pipeline.log.kafka_topic import parse_bootstrap
@@ -35,7 +36,7 @@ def listening(answer: Callable[[socket.socket], None]) -> Iterator[tuple[str, in
             yield server.getsockname()
         finally:
             server.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
+            thread.join(WAIT_SECONDS_MAX)
 
 
 def silent(connection: socket.socket) -> None:
@@ -80,7 +81,7 @@ def test_a_bad_answer_is_unavailable_in_bounded_time(answer: Callable[[socket.so
             # Then a call fails in time, each time
             with pytest.raises(LogUnavailableError):
                 wire.topic("t")
-            assert time.monotonic() - started < 3 * CALL_SECONDS
+            assert time.monotonic() - started < 3 * CALL_SECONDS + BUSY_SECONDS
         wire.close()
 
 
@@ -112,11 +113,11 @@ def test_a_broker_that_was_silent_is_tried_last() -> None:
 def test_nobody_listening_is_unavailable_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
-    wire = KafkaWire([address], call_seconds_max=5.0, clock=SystemClock())
+    wire = KafkaWire([address], call_seconds_max=WAIT_SECONDS_MAX, clock=SystemClock())
     started = time.monotonic()
     with pytest.raises(LogUnavailableError, match="refused"):
         wire.commit("g", "t", {0: 1})
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < BUSY_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.waiting import eventually
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.loops import TURN_SECONDS_MAX, Loop, Loops
 from pipeline.metrics import LoopsCollector
@@ -18,11 +19,8 @@ from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, Memor
 from tasks.pause import PauseStep
 
 
-def until(condition: Callable[[], bool], *, seconds_max: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds_max
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)  # noqa: TID251  # the pace of looking, not a guess
+def until(condition: Callable[[], bool]) -> None:
+    eventually(condition, look_seconds=0.001)
 
 
 def test_a_turn_that_fails_is_counted_told_once_and_over_with_the_next(caplog: pytest.LogCaptureFixture) -> None:

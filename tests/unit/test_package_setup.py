@@ -10,6 +10,8 @@ from pathlib import Path
 import pip
 import pytest
 
+from checks.testbed.waiting import RUN_SECONDS_MAX
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,7 +26,7 @@ def run_in_setup(script: str, root: Path, **environ: str) -> subprocess.Complete
         ],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=RUN_SECONDS_MAX,
         check=False,
     )
 
@@ -86,7 +88,7 @@ def test_pip_installs_where_uv_cannot(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "uv can't install them" in done.stderr
     python = root / ".venv" / "bin" / "python"
-    assert subprocess.run([python, "-c", "import tiny"], timeout=60, check=False).returncode == 0
+    assert subprocess.run([python, "-c", "import tiny"], timeout=RUN_SECONDS_MAX, check=False).returncode == 0
 
     again = run_in_setup("sluice_setup requirements.txt", root, **only_wheels)
     assert (again.returncode, again.stderr) == (0, ""), "what is installed already is left alone"

@@ -390,9 +390,9 @@ async def test_an_empty_or_vast_filter_keeps_all(query: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["*" * 900, "**." * 300 + "x", "*s" * 450, "**.a." * 180, "*t*" * 300])
 async def test_a_filter_that_wants_long_work_gets_none(pattern: str) -> None:
-    began = time.process_time()
+    began = time.thread_time()
     await answered({"index": {}}, {}, target=f"/_bulk?filter_path={pattern}")
-    assert time.process_time() - began < 0.2
+    assert time.thread_time() - began < 0.2
 
 
 @pytest.mark.parametrize(

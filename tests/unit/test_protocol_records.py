@@ -99,9 +99,9 @@ def test_what_would_take_long_to_replace_is_left() -> None:
 
 def test_what_follows_the_last_bracket_is_read_once() -> None:
     body = b'{"a":' + b"[" * 300 + b"1" * 30_000
-    began = time.monotonic()
+    began = time.thread_time()
     assert run(without_deep_values(body)) == body
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 1
 
 
 _DEEP = b'{"a":[' * 3000 + b"1" + b"]}" * 3000

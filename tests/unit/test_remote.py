@@ -15,7 +15,7 @@ import click
 import pytest
 
 from checks.testbed.processes import ROOT
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
 from pipeline.names import Mode, PauseReason
@@ -93,7 +93,7 @@ def test_what_takes_long_is_answered_in_time_and_its_end_is_logged(
     may_end = threading.Event()
 
     def work(_: Any) -> dict[str, str]:
-        assert may_end.wait(10)
+        assert may_end.wait(WAIT_SECONDS_MAX)
         return {"ok": "7 stored"}
 
     # Then the answer says that it is open, and the log how it ended
@@ -101,7 +101,7 @@ def test_what_takes_long_is_answered_in_time_and_its_end_is_logged(
         assert "still running" in ask(work)["ok"]
         assert "7 stored" not in caplog.text
         may_end.set()
-        wait_until(lambda: "late answer: 7 stored" in caplog.text, "its end is logged", seconds_max=5)
+        wait_until(lambda: "late answer: 7 stored" in caplog.text, "its end is logged")
 
 
 def test_the_worker_waits_no_longer_for_commands_that_come_at_once_than_for_one(
@@ -188,7 +188,7 @@ def test_every_command_is_known_to_the_asking_side() -> None:
 def test_settings_that_make_no_sense_are_one_line_of_celerys_too() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "tasks.app", "inspect", "sluice"], cwd=ROOT, capture_output=True,
-        text=True, check=False, timeout=60, env={"PATH": "/usr/bin:/bin", "RATE_MAX": "abc"},
+        text=True, check=False, timeout=RUN_SECONDS_MAX, env={"PATH": "/usr/bin:/bin", "RATE_MAX": "abc"},
     )  # fmt: skip
     assert said.returncode != 0
     assert said.stderr == "celery: invalid settings: RATE_MAX='abc' is not a number\n"

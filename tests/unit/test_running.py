@@ -29,7 +29,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     ]
     with subprocess.Popen(words) as process:
         (tmp_path / "supervisor.pid").write_text(f"{process.pid}\n")
-        wait_until(lambda: find(tmp_path) is not None, "its supervisor is found", seconds_max=5)
+        wait_until(lambda: find(tmp_path) is not None, "its supervisor is found")
         yield tmp_path
         process.kill()
 

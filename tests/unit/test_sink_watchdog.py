@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.sink.watchdog import Watchdog
 
 
@@ -15,7 +16,7 @@ from pipeline.sink.watchdog import Watchdog
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     one, two = socket.socketpair()
     with one, two:
-        one.settimeout(10)
+        one.settimeout(WAIT_SECONDS_MAX)
         yield one, two
 
 
@@ -71,11 +72,11 @@ def test_nothing_is_shut_down_between_calls(pair: tuple[socket.socket, socket.so
 def test_it_is_cheap_and_one_thread(pair: tuple[socket.socket, socket.socket]) -> None:
     before = threading.active_count()
     with contextlib.closing(Watchdog(2.0)) as watchdog:
-        started = time.monotonic()
+        started = time.process_time()
         for _ in range(2000):
             with watchdog.guard(pair[0]):
                 pass
-        each_seconds = (time.monotonic() - started) / 2000
+        each_seconds = (time.process_time() - started) / 2000
         assert threading.active_count() == before + 1
     assert each_seconds < 0.0003
     assert threading.active_count() == before

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from supervisor.options import ServerOptions
 
-from checks.testbed.waiting import wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from stack.__main__ import _first_event, main
 from stack.config import StackConfig
 from stack.servers import ServerError
@@ -65,7 +65,7 @@ def test_processes_of_others_are_left_alone(system: System, tmp_path: Path) -> N
     sleep = ["sleep", "60"]
     with subprocess.Popen(sleep, cwd=system.home) as inside, subprocess.Popen(sleep, env=environ) as another:
         try:
-            wait_until(lambda: psutil.Process(another.pid).name() == "sleep", "started", seconds_max=5)
+            wait_until(lambda: psutil.Process(another.pid).name() == "sleep", "started")
             assert system.remains() == 0
         finally:
             inside.kill()
@@ -83,12 +83,12 @@ def test_a_system_in_a_folder_below_is_left_alone(system: System, tmp_path: Path
     with subprocess.Popen(command, cwd=ours) as left, subprocess.Popen(command, cwd=others) as other:
         try:
             for process in (left, other):
-                wait_until(lambda p=process: psutil.Process(p.pid).name() == "redis-server", "started", seconds_max=5)
+                wait_until(lambda p=process: psutil.Process(p.pid).name() == "redis-server", "started")
             # When this system's remains are ended
             assert [process.pid for process in Supervisor(system.home).remains()] == [left.pid]
             assert system.stop() is True
             # Then the other one goes on
-            left.wait(5)
+            left.wait(WAIT_SECONDS_MAX)
             assert other.poll() is None
         finally:
             left.kill()

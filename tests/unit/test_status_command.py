@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.processes import ROOT
+from checks.testbed.waiting import RUN_SECONDS_MAX
 from pipeline.__main__ import exit_status, main
 from pipeline.__main__ import screen as screen_of
 from pipeline.health.judge import judge
@@ -139,7 +140,7 @@ def test_an_outage_on_one_screen_says_each_thing_once() -> None:
 def test_a_reader_that_goes_away_is_no_error() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "pipeline", "status", "--watch"], cwd=ROOT, stdout=closed_pipe(), stderr=subprocess.PIPE,
-        check=False, timeout=60, env={"REDIS_URL": "redis://127.0.0.1:1/0", "EVENT_LOG_URL": "redis://127.0.0.1:1/0",
+        check=False, timeout=RUN_SECONDS_MAX, env={"REDIS_URL": "redis://127.0.0.1:1/0", "EVENT_LOG_URL": "redis://127.0.0.1:1/0",
                                       "DATABASE_URL": "postgresql://127.0.0.1:1/none"},
     )  # fmt: skip
     assert (said.returncode, said.stderr) == (0, b"")

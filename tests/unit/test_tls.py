@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.tls import TlsFiles
 from support.certificates import Authority, openssl_problem
 
@@ -43,7 +44,7 @@ def accepting(serve: Callable[[socket.socket], None]) -> Iterator[tuple[str, int
         thread = threading.Thread(target=once)
         thread.start()
         yield server.getsockname()
-        thread.join(5)
+        thread.join(WAIT_SECONDS_MAX)
 
 
 def outcome(files: TlsFiles, serve: Callable[[socket.socket], None], host: str = "127.0.0.1") -> str | None:
