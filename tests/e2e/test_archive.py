@@ -4,8 +4,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from checks.testbed.processes import System
 from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
@@ -13,7 +11,6 @@ from support.archive import committed_events
 from support.traffic import Traffic, stored_ids
 
 
-@pytest.mark.timeout(300)
 def test_each_accepted_event_is_in_the_archive_once_although_a_worker_is_killed(
     settings: Settings, tmp_path: Path
 ) -> None:

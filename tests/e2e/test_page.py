@@ -230,7 +230,7 @@ def test_without_news_the_state_is_unknown_and_nothing_is_green(site: Site, brow
     # And when ingest dies, and the stream is lost
     site.system.ingest.kill()
     try:
-        seen.wait("document.body.dataset.severity === 'unknown'", seconds_max=4)
+        seen.wait("document.body.dataset.severity === 'unknown'")
         _assert_unknown(seen)
     finally:
         site.system.ingest.start()

@@ -173,7 +173,7 @@ def test_a_pause_by_hand_holds_against_everything_but_a_resume(rig: Rig) -> None
 
     assert_still_paused()
     # When somebody adds the consumer by hand, the store is flushed, or the worker is killed and starts again
-    assert rig.app.control.add_consumer("batches", reply=True, timeout=3)
+    assert rig.app.control.add_consumer("batches", reply=True, timeout=WAIT_SECONDS_MAX, limit=2)
     assert_still_paused()
     redis.Redis.from_url(rig.control_redis.url).flushall()
     rig.wait(lambda: rig.reasons() == [PauseReason.OPERATOR], "the pause is restored from PostgreSQL")
@@ -326,7 +326,7 @@ def test_drains_hand_over_to_each_other_without_beat(rig: Rig) -> None:
         assert _stays(lambda: True, seconds=2.5 * rig.settings.drain_run_seconds_max)
         # Then an event is stored all the same
         rig.append(4)
-        rig.wait_stored(seconds_max=2)
+        rig.wait_stored()
     finally:
         rig.beat.start()
 
@@ -400,7 +400,7 @@ def test_whatever_stands_in_the_queue_the_worker_goes_on(rig: Rig) -> None:
 def test_celerys_own_commands_leave_no_drain_standing(rig: Rig) -> None:
     # Given commands of Celery's that would stop drains, as Flower's forms send them
     replies = {
-        command: rig.app.control.broadcast(command, arguments=arguments, reply=True, timeout=2, limit=2)
+        command: rig.app.control.broadcast(command, arguments=arguments, reply=True, timeout=WAIT_SECONDS_MAX, limit=2)
         for command, arguments in (
             ("rate_limit", {"task_name": "sluice.drain", "rate_limit": "1/h"}),
             ("time_limit", {"task_name": "sluice.drain", "hard": 0.001}),

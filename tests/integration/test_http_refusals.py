@@ -259,7 +259,7 @@ class _Gated(MemoryLog):
 
 def test_a_request_that_is_being_answered_comes_first() -> None:
     log = _Gated()
-    with running_edge(log, rate_min=1, rate_max=1, append_seconds_max=5) as edge, Wire(edge.port) as wire:
+    with running_edge(log, rate_min=1, rate_max=1, append_seconds_max=30) as edge, Wire(edge.port) as wire:
         # Given a request that waits for its append, and a bucket that is empty since
         wire.send(request(BODY))
         eventually(lambda: _refused(edge), "the bucket is empty")

@@ -14,8 +14,6 @@ from stack.config import environ_of
 from stack.servers import free_port
 from support.dockerfile import Stage, build, instructions
 
-pytestmark = pytest.mark.timeout(400)  # packages may come from far away
-
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Stage:

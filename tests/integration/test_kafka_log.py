@@ -288,7 +288,7 @@ def test_a_tombstone_by_somebody_else_is_an_empty_record(rig: KafkaRig) -> None:
     log.append([(0, b"a")])
     producer = log._writer._producer
     assert producer is not None
-    producer.send(rig.settings.log_topic, None, key=b"k", partition=0).get(10)
+    producer.send(rig.settings.log_topic, None, key=b"k", partition=0).get(WAIT_SECONDS_MAX)
     assert read_all(log, 0) == [b"a", b""]
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-import pytest
 from integration.test_flower import USER, Flower
 
 from checks.testbed.database import ask
@@ -47,7 +46,6 @@ def get(url: str) -> str:
         return str(answer.read().decode())
 
 
-@pytest.mark.timeout(300)  # a whole system, and five commands
 def test_a_system_over_tls_stores_events_and_shows_no_password(tmp_path: Path, missing: Callable[[str], None]) -> None:
     problem = openssl_problem()
     if problem is None and (tls_program() is None or tls_programs() is None):

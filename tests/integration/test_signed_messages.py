@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 from celery import Celery
 from integration.test_flower import USER, Flower
@@ -99,7 +98,6 @@ class Broker:
         return int(float(self.client.hget(f"{self.prefix}counters", f"dropped:{reason}") or 0))
 
 
-@pytest.mark.timeout(600)  # a whole system, and commands
 def test_only_those_with_a_key_can_give_work_and_commands(
     settings: Settings, own_control_redis: Server, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from checks.testbed.processes import ROOT, batches_worker
-from checks.testbed.waiting import RUN_SECONDS_MAX, wait_until
+from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import Server
@@ -92,7 +92,7 @@ def test_a_worker_that_a_child_keeps_from_ending_is_ended(
         most = end_seconds_max(settings, is_control=False)
         wait_until(lambda: not worker.is_running, "it is gone", seconds_max=most + 20)
         assert "did not end within" in worker.log()
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=WAIT_SECONDS_MAX)
         assert alive == []
     finally:
         worker.stop(seconds_max=0.1)
