@@ -1,11 +1,14 @@
-"""Links to Redis: TLS as redis-py, Celery's transport and Flower all take it, and what an error means."""
+"""Links to Redis: TLS and Sentinel as redis-py, Celery's transport and Flower all take them; what an error means."""
 
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from redis import exceptions
+from redis import ConnectionPool, exceptions
+from redis.sentinel import MasterNotFoundError
 
+from pipeline.redis_sentinel import SENTINEL_SECONDS_MAX, SentinelLogin, sentinel_pool
 from pipeline.settings import Settings
+from pipeline.urls import has_redis_tls, sentinel_url
 
 NO_CLUSTER: Final = "is a Redis Cluster, which Sluice can't use: its scripts need all keys on one server"
 _CONNECTING: Final = " connecting to "  # part of redis-py's message
@@ -19,7 +22,7 @@ def tls_options(settings: Settings, url: str) -> dict[str, Any]:
 
     redis-py verifies a server by default, Celery's transport doesn't. So both get all arguments.
     """
-    if urlsplit(url).scheme != "rediss":
+    if not has_redis_tls(url):
         return {}
     files, is_verified = settings.redis_tls, not settings.redis_tls_unverified
     options = {
@@ -34,6 +37,55 @@ def tls_options(settings: Settings, url: str) -> dict[str, Any]:
     }
 
 
+def make_pool(settings: Settings, url: str, **options: Any) -> ConnectionPool:
+    """Connections to the server of a URL, or to the master that its sentinels name."""
+    address, tls = sentinel_url(url), tls_options(settings, url)
+    if address is None:
+        return ConnectionPool.from_url(url, **options, **tls)
+    return sentinel_pool(
+        address.master,
+        address.sentinels,
+        sentinel_options(settings, url),
+        ssl=bool(tls),
+        db=address.database,
+        username=address.user,
+        password=address.password,
+        **options,
+        **tls,
+    )
+
+
+def sentinel_options(settings: Settings, url: str) -> dict[str, Any]:
+    """The arguments of connections to the sentinels of a URL, which use TLS if Redis does."""
+    options: dict[str, Any] = {"socket_connect_timeout": SENTINEL_SECONDS_MAX, "socket_timeout": SENTINEL_SECONDS_MAX}
+    tls = tls_options(settings, url)
+    if tls:
+        options |= {"ssl": True, **tls}
+    if settings.redis_sentinel_password:
+        login = SentinelLogin(settings.redis_sentinel_user or None, settings.redis_sentinel_password)
+        options["credential_provider"] = login
+    return options
+
+
+def broker_options(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """The URL of Celery's broker, and its transport options that depend on the URL.
+
+    Kombu's own URL for several sentinels repeats the password in each part, and `inspect stats` would show it. So the
+    URL has one sentinel, and the options have all.
+    """
+    address = sentinel_url(settings.redis_url)
+    if address is None:
+        return settings.redis_url, {}
+    host, port = address.sentinels[0]
+    login = f"{quote(address.user or '', safe='')}:{quote(address.password or '', safe='')}@"
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"sentinel://{login if login != ':@' else ''}{place}/{address.database}", {
+        "master_name": address.master,
+        "sentinels": [list(one) for one in address.sentinels],
+        "sentinel_kwargs": sentinel_options(settings, settings.redis_url),
+    }
+
+
 def explained(error: Exception, settings: Settings, name: str) -> str:
     """What an error of redis-py means and what to do; `name` is the setting of the URL, as event_log_url."""
     setting = name.upper()
@@ -43,9 +95,19 @@ def explained(error: Exception, settings: Settings, name: str) -> str:
         return f"the user of {setting} has no right for this ({error})"
     if isinstance(error, _OF_A_CLUSTER):
         return f"{setting} {NO_CLUSTER} ({error})"
-    url = urlsplit(getattr(settings, name))
-    if url.scheme == "rediss" and isinstance(error, exceptions.TimeoutError) and _IN_HANDSHAKE in str(error):
+    url = getattr(settings, name)
+    if isinstance(error, MasterNotFoundError):
+        why = _explained_tls(error.__cause__, settings, "")
+        return f"{error}: {why}" if why else str(error)
+    if has_redis_tls(url) and isinstance(error, exceptions.TimeoutError) and _IN_HANDSHAKE in str(error):
         return f"{error}, or it does not speak TLS there"  # it waits for the end of a command
-    # redis-py raises its own error while it handles OpenSSL's.
-    openssl_error, in_handshake = error.__cause__ or error.__context__, _CONNECTING in str(error)
-    return settings.redis_tls.explain(openssl_error, url.hostname or "", in_handshake=in_handshake) or str(error)
+    host = "" if sentinel_url(url) else urlsplit(url).hostname
+    return _explained_tls(error, settings, host or "") or str(error)
+
+
+def _explained_tls(error: BaseException | None, settings: Settings, host: str) -> str | None:
+    """What an error of redis-py means if it is one of TLS. It is raised while redis-py handles OpenSSL's."""
+    if error is None:
+        return None
+    openssl_error = error.__cause__ or error.__context__
+    return settings.redis_tls.explain(openssl_error, host, in_handshake=_CONNECTING in str(error))

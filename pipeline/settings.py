@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, get_type_hints
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from pipeline.account import account_named, is_loopback
 from pipeline.errors import SettingsError
@@ -20,7 +20,7 @@ from pipeline.names import LOG_FORMATS, LOG_LEVELS, SinkName
 from pipeline.running import nothing_to_ask, with_running_system
 from pipeline.secrets import url_problem
 from pipeline.tls import TlsFiles
-from pipeline.urls import hosts_of, scheme_of
+from pipeline.urls import SENTINEL_SCHEMES, has_redis_tls, hosts_of, query_of, scheme_of, sentinel_url
 
 _LIBPQ: Final = re.compile(r"PG[A-Z]+")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -69,14 +69,16 @@ class Settings:
     )
     redis_url: str = _setting(
         "redis://localhost:6379/0",
-        "Redis for Celery's queues, the bucket and control state",
+        "Redis for Celery's queues, the bucket and control state; with Sentinel "
+        "redis+sentinel://h1:26379,h2:26379/NAME/0 (docs/links.md)",
         when="always in production. Use a separate server; no event is lost if it loses its memory",
         is_secret=True,
     )
     event_log_url: str = _setting(
         "redis://localhost:6380/0",
         "The event log: redis://… (a separate server: at its memory limit it refuses writes) or kafka://host:port,…; "
-        "with TLS rediss://… or kafka+ssl://host:port,…",
+        "with TLS rediss://… or kafka+ssl://host:port,…; with Sentinel redis+sentinel://h1:26379,h2:26379/NAME/0 "
+        "(docs/links.md)",
         when="always in production. Use Kafka if one Redis server is too small, or the log must survive its machine",
         is_secret=True,
     )
@@ -142,6 +144,18 @@ class Settings:
         "rediss://: accept any certificate. Then TLS protects from reading along, not from a server that pretends to "
         "be Redis",
         when="never in production",
+    )
+
+    redis_sentinel_user: str = _setting(
+        "",
+        "redis+sentinel://: user of the sentinels; those of Redis are in the URL",
+        when="the sentinels have users",
+    )
+    redis_sentinel_password: str = _setting(
+        "",
+        "redis+sentinel://: password of the sentinels",
+        when="the sentinels have `requirepass`, or users",
+        is_secret=True,
     )
 
     # --- Log lines -------------------------------------------------------------------------------
@@ -893,9 +907,9 @@ class Settings:
 
     @property
     def log_scheme(self) -> str:
-        """`redis` or `kafka`: the event log's kind, with TLS or without."""
+        """`redis` or `kafka`: the event log's kind, with TLS and sentinels or without."""
         scheme = scheme_of(self.event_log_url)
-        return _WITHOUT_TLS.get(scheme, scheme)
+        return _KINDS.get(scheme, scheme)
 
     @property
     def log_copies(self) -> int:
@@ -947,10 +961,10 @@ _WEB_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s?#]*")  # names of pages ar
 _SCHEMES: Final = {
     "database_url": ("postgresql", "postgres"),
     "migrate_database_url": ("postgresql", "postgres"),
-    "redis_url": ("redis", "rediss"),
-    "event_log_url": ("redis", "rediss", "kafka", "kafka+ssl"),
+    "redis_url": ("redis", "rediss", *SENTINEL_SCHEMES),
+    "event_log_url": ("redis", "rediss", *SENTINEL_SCHEMES, "kafka", "kafka+ssl"),
 }
-_WITHOUT_TLS: Final = {"rediss": "redis", "kafka+ssl": "kafka"}
+_KINDS: Final = {"rediss": "redis", **dict.fromkeys(SENTINEL_SCHEMES, "redis"), "kafka+ssl": "kafka"}
 _KIND_WORDS: Final[dict[type, str]] = {
     int: "a whole number",
     float: "a number",
@@ -1213,15 +1227,35 @@ def _redis_problems(settings: Settings) -> Iterator[str]:
     """Values that contradict each other in the links to Redis."""
     urls = [name for name in ("redis_url", "event_log_url") if getattr(settings, name).startswith("redis")]
     for name in urls:
-        options = sorted(option for option in parse_qs(urlsplit(getattr(settings, name)).query) if "ssl" in option)
+        url = getattr(settings, name)
+        options = sorted(option for option in query_of(url) if "ssl" in option)
         if options:
             yield (
                 f"{name.upper()} has {' and '.join(options)}, which Celery and redis-py read in different ways: use "
                 "REDIS_CA_FILE, REDIS_CERT_FILE, REDIS_KEY_FILE or REDIS_TLS_UNVERIFIED"
             )
+            continue
+        try:
+            address = sentinel_url(url)
+        except ValueError as error:
+            yield f"{name.upper()} {error}"
+            continue
+        if address is None and len(hosts_of(url)) > 1:
+            yield (
+                f"{name.upper()} names several servers, and Sluice uses one: with Sentinel the URL begins with "
+                "redis+sentinel:// (docs/links.md)"
+            )
     fields = ("redis_ca_file", "redis_cert_file", "redis_key_file", "redis_tls_unverified")
     given = [name.upper() for name in fields if getattr(settings, name)]
-    if any(getattr(settings, name).startswith("rediss:") for name in urls):
+    sentinel_fields = [name for name in ("redis_sentinel_user", "redis_sentinel_password") if getattr(settings, name)]
+    if sentinel_fields and not any(scheme_of(getattr(settings, name)) in SENTINEL_SCHEMES for name in urls):
+        yield (
+            f"{' and '.join(name.upper() for name in sentinel_fields)} is set, and neither REDIS_URL nor EVENT_LOG_URL "
+            "begins with redis+sentinel:// or rediss+sentinel://"
+        )
+    if settings.redis_sentinel_user and not settings.redis_sentinel_password:
+        yield "REDIS_SENTINEL_USER needs REDIS_SENTINEL_PASSWORD (or REDIS_SENTINEL_PASSWORD_FILE)"
+    if any(has_redis_tls(getattr(settings, name)) for name in urls):
         try:
             settings.redis_tls.context()
         except ValueError as error:

@@ -61,6 +61,7 @@ class TlsFiles:
     def explain(self, error: BaseException | None, host: str, *, in_handshake: bool = True) -> str | None:
         """What an error means for a connection to `host`, and what to do; None if it is no problem of the settings.
 
+        `host` is "" if others name it, such as a sentinel.
         A server reports a client's certificate with its first data, so after the handshake.
         """
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -90,7 +91,8 @@ class TlsFiles:
 
     def _explain_certificate(self, error: ssl.SSLCertVerificationError, host: str) -> str:
         if error.verify_code in _OTHER_HOST:
-            return f"its certificate is not valid for {host!r}: connect to a name that is in the certificate"
+            asked = repr(host) if host else f"the address that its sentinels name ({error.verify_message})"
+            return f"its certificate is not valid for {asked}: connect to a name that is in the certificate"
         if error.verify_code in (_EXPIRED, _NOT_YET_VALID):
             return f"{error.verify_message}: renew the server's certificate, or correct this host's clock"
         known = f"{self.server}_CA_FILE={self.ca}" if self.ca else "the CAs of this machine"

@@ -16,7 +16,7 @@ from pipeline.clock import SystemClock
 from pipeline.errors import SettingsError
 from pipeline.loops import Loops
 from pipeline.names import Queue
-from pipeline.redis_link import tls_options
+from pipeline.redis_link import broker_options, tls_options
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from tasks import refused as _refused  # noqa: F401 - replaces some of Celery's remote commands
 from tasks import remote as _remote  # noqa: F401 - registers the remote commands
@@ -40,7 +40,7 @@ class SluiceCelery(Celery):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(
-            "sluice", broker=settings.redis_url, include=["tasks.drain", "tasks.control", "tasks.retention"]
+            "sluice", broker=broker_options(settings)[0], include=["tasks.drain", "tasks.control", "tasks.retention"]
         )
         self.sluice_settings = settings
         self.sluice_loops = Loops(SystemClock())  # of the worker's main process
@@ -94,6 +94,7 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
             "socket_connect_timeout": 2,
             "socket_keepalive": True,
             "health_check_interval": 10,
+            **broker_options(settings)[1],
         },
         # Reconnect soon: while a drain is blocked, lag grows.
         "broker_connection_timeout": 2,

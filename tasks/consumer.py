@@ -14,6 +14,7 @@ from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 
 from pipeline.names import DropReason
+from pipeline.redis_sentinel import sentinel_pool
 from tasks.dropped import WHAT_CHARS_MAX, note_dropped
 from tasks.signing import reason_of, settings_of
 
@@ -87,10 +88,32 @@ class SluiceTransport(kombu_redis.Transport):
     Channel = SluiceChannel
 
 
+class SluiceSentinelChannel(SluiceChannel, kombu_redis.SentinelChannel):
+    """The channel above, to the master that sentinels name; see `broker_options`."""
+
+    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, "sentinels")
+    master_name: str
+    sentinels: list[list[Any]]
+    sentinel_kwargs: dict[str, Any]
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        options = self._connparams(asynchronous)  # type: ignore[attr-defined]  # kombu's types leave it out
+        del options["host"], options["port"]  # of the sentinel in the URL
+        addresses = [(host, port) for host, port in self.sentinels]
+        return sentinel_pool(self.master_name, addresses, self.sentinel_kwargs, **options)
+
+
+class SluiceSentinelTransport(kombu_redis.SentinelTransport):
+    """Kombu's transport for Sentinel with the channel above."""
+
+    Channel = SluiceSentinelChannel
+
+
 def use_transport() -> None:
-    """Make Redis URLs use the transport above, in this process."""
+    """Make URLs of Redis and Sentinel use the transports above, in this process."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = "tasks.consumer:SluiceTransport"
+    TRANSPORT_ALIASES["sentinel"] = "tasks.consumer:SluiceSentinelTransport"
 
 
 class SluiceConsumer(Consumer):

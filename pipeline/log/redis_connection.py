@@ -8,13 +8,12 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final
 
-import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, NoScriptError, ReadOnlyError, RedisError
 from redis.retry import Retry
 
 from pipeline.errors import LogUnavailableError
-from pipeline.redis_link import explained, tls_options
+from pipeline.redis_link import explained, make_pool
 from pipeline.settings import Settings
 
 _REPLICA: Final = re.compile(rb"slave\d+")  # INFO's name of a replica, and of its line
@@ -79,7 +78,8 @@ class RedisConnection:
         self._answer_seconds_max = answer_seconds_max
         self._expected_run_id: str | None = None
         self._facts: ServerFacts | None = None
-        self._pool = redis.ConnectionPool.from_url(
+        self._pool = make_pool(
+            settings,
             settings.event_log_url,
             socket_timeout=answer_seconds_max,
             socket_connect_timeout=CONNECT_SECONDS_MAX,
@@ -88,7 +88,6 @@ class RedisConnection:
             protocol=2,  # needs no handshake, and has the same response types on every server
             driver_info=None,  # would cost two more round trips in each new connection
             redis_connect_func=self._introduce,
-            **tls_options(settings, settings.event_log_url),
         )
 
     @property

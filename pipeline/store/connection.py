@@ -14,7 +14,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
 from pipeline.errors import StoreUnavailableError
-from pipeline.redis_link import explained, tls_options
+from pipeline.redis_link import explained, make_pool
 from pipeline.settings import Settings
 from pipeline.store.common import CALL_SECONDS_MAX
 
@@ -48,9 +48,9 @@ def _client(settings: Settings, name: str, socket_seconds: float) -> Any:
     RESP2, because it needs no handshake and has the same response types on every server. (Any: `execute_command` is
     untyped.)
     """
-    url: str = getattr(settings, name)
-    return redis.Redis.from_url(
-        url,
+    pool = make_pool(
+        settings,
+        getattr(settings, name),
         socket_timeout=socket_seconds,
         socket_connect_timeout=CALL_SECONDS_MAX,
         retry=Retry(NoBackoff(), 0),
@@ -58,8 +58,8 @@ def _client(settings: Settings, name: str, socket_seconds: float) -> Any:
         decode_responses=True,
         encoding_errors="replace",
         protocol=2,
-        **tls_options(settings, url),
     )
+    return redis.Redis.from_pool(pool)
 
 
 class ControlConnection:

@@ -13,6 +13,7 @@ from pipeline.errors import SettingsError, StoreUnavailableError
 from pipeline.settings import Settings
 from pipeline.store.connection import ControlConnection
 from pipeline.store.rights import Place, RedisServer, Role, Use, commands_of, uses_of
+from pipeline.urls import sentinel_url
 
 _logger = logging.getLogger(__name__)
 
@@ -145,13 +146,19 @@ def check_rights(settings: Settings, role: Role) -> tuple[list[str], list[str]]:
 
 def database_of(url: str) -> int:
     """The number of the database in a URL of Redis."""
+    address = sentinel_url(url)
+    if address is not None:
+        return address.database
     parts = urlsplit(url)
     text = parse_qs(parts.query).get("db", [parts.path.strip("/")])[-1]
     return int(text) if text.isdigit() else 0
 
 
-def _login(url: str) -> tuple[str | None, int, str | None]:
+def _login(url: str) -> tuple[object, object, str | None]:
     """Server and user of a URL: one user needs the rights for all that it is used for."""
+    address = sentinel_url(url)
+    if address is not None:
+        return address.sentinels, address.master, address.user
     parts = urlsplit(url)
     return parts.hostname, parts.port or 6379, parts.username
 
