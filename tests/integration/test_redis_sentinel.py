@@ -26,6 +26,7 @@ from tasks.app import make_app
 from tasks.hints import send_hint
 
 GROUP = 50
+pytestmark = pytest.mark.timeout(600)  # sentinels wait for seconds before they act
 
 
 @pytest.fixture(scope="module")
