@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
+from checks.testbed.processes import batches_worker
+from checks.testbed.waiting import wait_until
 from pipeline import wiring
 from pipeline.errors import SluiceError, StoreUnavailableError
 from pipeline.log.redis_streams import RedisStreamsLog
@@ -18,10 +20,8 @@ from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from support.event_logs import NoFloors, RedisRig, log_settings, must_read, read_again, recovered
-from support.processes import batches_worker
 from support.records import record
 from support.sentinels import WAIT_SECONDS_MAX, Watched, client_of, watched_redis
-from support.traffic import wait_until
 from tasks.app import make_app
 from tasks.hints import send_hint
 

@@ -9,8 +9,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from checks.testbed.waiting import wait_until
 from stack.servers import LOOPBACK, Server, free_port, redis_binary, redis_server
-from support.traffic import wait_until
 
 MASTER = "sluice-log.1"
 CALM_SECONDS = 120  # without an answer: a busy machine causes no failover by itself
