@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import ssl
 import sys
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -61,19 +60,14 @@ def packages(_: Scene) -> Iterator[Finding]:
 
 
 def pinned() -> dict[str, str]:
-    """The versions of this version's packages."""
-    if IS_CHECKOUT:
-        words = tomllib.loads((CODE / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    """The versions of this version's packages: from the list beside the code, or from the installed package."""
+    listed = CODE / "requirements.txt"
+    if listed.is_file():
+        words = [line.partition("#")[0].strip() for line in listed.read_text(encoding="utf-8").splitlines()]
     else:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            words = importlib.metadata.requires("sluice") or []
-            return _pins(word for word in words if ";" not in word)
-        return {}
-    return _pins(words)
-
-
-def _pins(words: Any) -> dict[str, str]:
-    return {name: wanted for name, _, wanted in (word.partition("==") for word in words) if wanted}
+        words = [word for word in importlib.metadata.requires("sluice") or () if ";" not in word]
+    pairs = (word.partition("==") for word in words)
+    return {name: wanted for name, _, wanted in pairs if wanted and name != "pytest"}  # which no process needs
 
 
 def version_of(name: str) -> str:

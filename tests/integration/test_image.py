@@ -81,7 +81,8 @@ def test_the_default_command_serves_and_the_health_check_sees_it(
         [
             "python",
             "-c",
-            "import tasks.drain, tasks.control, beat_schedule, pipeline.sink.postgres, pipeline.log.kafka",
+            "import tasks.drain, tasks.control, beat_schedule, pipeline.sink.postgres, pipeline.log.kafka\n"
+            "import sluice.doctor",
         ],
         ["python", "-c", "import runpy; runpy.run_path('monitoring/flowerconfig.py')"],
     ],

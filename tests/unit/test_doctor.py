@@ -66,6 +66,18 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert look("packages")[0].do.startswith("use Python 3.11")
 
 
+def test_the_tested_versions_come_from_the_package_where_there_is_no_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(examinations, "CODE", tmp_path)
+    monkeypatch.setattr(
+        examinations.importlib.metadata,  # type: ignore[attr-defined]
+        "requires",
+        lambda _: ["celery==5.7.0", 'supervisor==4.3.0; extra == "servers"'],
+    )
+    assert examinations.pinned() == {"celery": "5.7.0"}
+
+
 def test_a_missing_package_is_named() -> None:
     assert examinations.version_of("no-such-package") == "is missing"
 

@@ -34,7 +34,7 @@ CALLS = re.compile(
     r"|debug|info|warning|error|exception|critical|print|echo|write)$"
 )
 COMMANDS = re.compile(r"(inspect_command|control_command)$")
-PROGRAMS = ("ingest", "pipeline", "tasks", "stack", "monitoring", "checks", "clients")
+PROGRAMS = ("sluice", "ingest", "pipeline", "tasks", "stack", "monitoring", "checks", "clients")
 
 
 def _name(node: ast.expr) -> str:
