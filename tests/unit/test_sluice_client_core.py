@@ -21,6 +21,7 @@ from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX
 from pipeline.clock import SystemClock
 from sluice_client import AsyncClient, Client, Drop, Reason, SluiceHandler, Stats, bound
 from sluice_client.buffer import Item
+from sluice_client.core import Core
 from sluice_client.ids import uuid7
 from sluice_client.spill import Spill
 from stack.servers import free_port
@@ -252,6 +253,52 @@ def test_a_hook_that_fails_is_told_and_ends_nothing(ingest: ScriptedIngest, caps
     assert "bad hook" in capsys.readouterr().err
 
 
+def test_a_hook_that_never_returns_stops_neither_the_sending_nor_the_end(
+    ingest: ScriptedIngest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called, done = threading.Event(), threading.Event()
+
+    def hook(_: Sequence[Drop]) -> None:
+        called.set()
+        done.wait()
+
+    ingest.script = lambda events: Answer(422, error={"code": "invalid"}) if events[0]["message"] == "bad" else Answer()
+    client = client_of(ingest.url, on_drop=hook)
+    client.emit("bad")
+    assert called.wait(SECONDS_MAX)
+    # When the hook does not return, events are sent, and others are dropped
+    client.emit("good")
+    assert client.flush(SECONDS_MAX)
+    client.emit("bad")
+    eventually(lambda: client.stats.rejected == 2, "the second one is rejected", seconds_max=SECONDS_MAX)
+    # Then the end comes all the same
+    closing = threading.Thread(target=client.close, daemon=True)
+    closing.start()
+    closing.join(SECONDS_MAX)
+    is_closed = not closing.is_alive()
+    done.set()
+    assert is_closed
+    assert ingest.messages == {"good": 1}
+    assert "on_drop has not returned" in capsys.readouterr().err
+
+
+def test_a_hook_may_flush_and_close(ingest: ScriptedIngest) -> None:
+    flushed: list[bool] = []
+    closed = threading.Event()
+
+    def hook(_: Sequence[Drop]) -> None:
+        flushed.append(client.flush(SECONDS_MAX))
+        client.close()
+        closed.set()
+
+    ingest.script = lambda _: Answer(422, error={"code": "invalid"})
+    client = client_of(ingest.url, on_drop=hook)
+    client.emit("bad")
+    assert closed.wait(SECONDS_MAX)
+    assert flushed == [False]
+    assert client.close().stats.rejected == 1
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("how", ["exit", "stderr"])
 def test_a_hook_that_ends_the_thread_does_not_end_the_sending(
@@ -271,7 +318,7 @@ def test_a_hook_that_ends_the_thread_does_not_end_the_sending(
     client = client_of(ingest.url, on_drop=hook)
     client.emit("bad")
     assert called.wait(SECONDS_MAX)
-    first = client.core._sender
+    first = client.core._reporter
     if how == "exit" and first is not None:
         first.join(SECONDS_MAX)
     client.emit("good")
@@ -510,6 +557,27 @@ def test_segments_of_a_process_that_runs_are_left_to_it(tmp_path: Path, ingest: 
     assert first.close(0).stats.spilled == 1500
 
 
+def test_a_segment_is_sent_only_when_its_events_are_counted_as_spilled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(away(), queue_bytes_max=MB, spill_folder=tmp_path, block_seconds=SECONDS_MAX)
+    spill = client.core._spill
+    assert spill is not None
+    more: list[int] = []
+    write = Core._write
+
+    def watched(core: Core, *words: Any) -> Any:
+        written = write(core, *words)
+        more.append(sum(segment.events for segment in spill._segments) - core._spilled)  # else `spilled` falls below 0
+        return written
+
+    monkeypatch.setattr(Core, "_write", watched)
+    for number in range(2000):
+        client.emit(f"{number}", attributes={"padding": "x" * 1000})
+    client.close(0)
+    assert more[0] == 0
+
+
 def test_events_that_are_spilled_while_the_folder_is_taken_over_are_counted_once(
     tmp_path: Path, ingest: ScriptedIngest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -552,7 +620,7 @@ def test_events_of_a_process_that_has_just_begun_are_not_taken(tmp_path: Path, m
         found = list(glob(folder, pattern))
         looks += 1
         if looks == 2:  # the first one is for the locks of processes that have ended
-            new.write([Item(b"{}", 0, 1)])
+            new.add(new.write([Item(b"{}", 0, 1)]))
         return found
 
     monkeypatch.setattr(Path, "glob", look)
@@ -714,7 +782,9 @@ def test_a_folder_that_two_threads_begin_to_use_at_once_has_one_owner(
 
     monkeypatch.setattr(sluice_client.spill, "uuid7", meet)
     spill = Spill(tmp_path, MB)
-    threads = [threading.Thread(target=use) for use in (spill.open, lambda: spill.write([Item(b"{}", 0, 1)]))]
+    threads = [
+        threading.Thread(target=use) for use in (spill.open, lambda: spill.add(spill.write([Item(b"{}", 0, 1)])))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

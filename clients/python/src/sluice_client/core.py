@@ -2,7 +2,7 @@
 
 `put` never waits for the network or a disk. A thread, started with the first event, takes events from the queue into
 bodies (`delivery`) and sends them. With a spill folder, a second thread writes the lowest severities to disk while the
-queue is more than half full.
+queue is more than half full. With a hook, a third thread calls it: a hook that never returns stops nothing else.
 
 One lock protects everything here. It is never held while a request, a file or a hook runs.
 """
@@ -22,13 +22,14 @@ from sluice_client.delivery import Batch, Cause, Delivery
 from sluice_client.events import RANKS
 from sluice_client.options import SECONDS_MAX, Options
 from sluice_client.spill import Segment, Spill, SpillFullError
-from sluice_client.tally import Reason, Stats, Summary, Tally
+from sluice_client.tally import Drop, Reason, Stats, Summary, Tally
 from sluice_client.wire import Endpoint, NoResponseError, NotSentError, Response
 
 MISDIRECTED_SECONDS: Final = 10.0  # between attempts with a wrong address or key, which an operator must correct
 REPORT_SECONDS: Final = 1.0  # between calls of the hook
 SPILL_FAILED_SECONDS: Final = 5.0  # between attempts to write to a disk that fails
 SPILL_END_SECONDS: Final = 1.0  # for a segment that is being written at the end
+HOOK_END_SECONDS: Final = 1.0  # for the hook at the end: of a call that runs, and of the last one
 
 _in_hook = threading.local()
 
@@ -69,6 +70,9 @@ class Core:
         self._interrupting: deque[Item] = deque()
         self._sender: threading.Thread | None = None
         self._spiller: threading.Thread | None = None
+        self._reporter: threading.Thread | None = None
+        self._reporting: list[Drop] | None = None  # what the hook gets now
+        self._is_reported = False  # the hook is called no more
         self._ready_at = 0.0  # when events that wait for others are sent
         self._pause_until = 0.0
         self._flushes = 0  # callers that wait in `flush`
@@ -153,6 +157,7 @@ class Core:
         # Set first: a signal handler may end `start` with an exception when the thread runs already.
         self._sender = threading.Thread(target=self._run_sender, name="sluice-sender", daemon=True)
         try:
+            self._start_reporter()  # now: no thread can be started at the end of the interpreter
             self._sender.start()
         except RuntimeError:  # at the end of the interpreter, or no thread is left: the next event, or the end, tries
             self._sender = None
@@ -215,7 +220,7 @@ class Core:
         if self._is_abandoned or (closing is not None and self._is_over(now, closing)):
             return None
         wait = threading.TIMEOUT_MAX if closing is None else closing - now
-        if self._tally.has_unreported:
+        if self._tally.has_unreported and self._reporting is None:
             wait = min(wait, max(0.0, self._reported_at + REPORT_SECONDS - now))
         if now < self._pause_until:
             return min(wait, self._pause_until - now)
@@ -285,25 +290,79 @@ class Core:
         if self._segment is None:
             self._buffer.settle([item])
 
+    # --- The hook ----------------------------------------------------------------------------------------------------
+
     def _report_drops(self) -> None:
-        """Call the hook, if it is time."""
-        hook = self._options.on_drop
+        """Let the hook be called, if it is time and no call runs. Does not wait for it."""
         with self._lock:
             now = monotonic()
-            if not self._tally.has_unreported or (now < self._reported_at + REPORT_SECONDS and not self._is_abandoned):
+            if not self._tally.has_unreported or self._reporting is not None:
+                return
+            if now < self._reported_at + REPORT_SECONDS and not self._is_abandoned:
                 return
             self._reported_at = now
-            drops = self._tally.unreported()
-        if hook is None:
-            return
+            if self._options.on_drop is None:
+                self._tally.unreported()
+                return
+            with contextlib.suppress(RuntimeError):  # no thread is left: the next report tries again
+                self._start_reporter()
+                self._reporting = self._tally.unreported()
+                self._changed.notify_all()
+
+    def _start_reporter(self) -> None:
+        """Start the thread that calls the hook, if there is a hook and no such thread. Raises RuntimeError."""
+        reporter = self._reporter
+        if self._options.on_drop is not None and (reporter is None or not reporter.is_alive()):
+            reporter = threading.Thread(target=self._run_reporter, name="sluice-reporter", daemon=True)
+            reporter.start()
+            self._reporter = reporter
+
+    def _run_reporter(self) -> None:
+        """Call the hook with what it is to get, until the end."""
+        while True:
+            with self._lock:
+                while self._reporting is None and not self._is_reported:
+                    self._changed.wait()
+                drops = self._reporting
+            if drops is None:
+                return
+            try:
+                self._call_hook(drops)
+            finally:  # a hook may end this thread: the next report starts another
+                with self._lock:
+                    self._reporting = None
+                    self._changed.notify_all()
+
+    def _call_hook(self, drops: list[Drop]) -> None:
+        hook = self._options.on_drop
+        assert hook is not None  # noqa: S101  # else there is no thread for it
         _in_hook.is_running = True
         try:
             hook(drops)
-        except Exception as error:  # a hook that fails must not end the thread
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
-                sys.stderr.write(f"sluice-client: on_drop raised {error!r}\n")
+        except Exception as error:
+            _complain(f"on_drop raised {error!r}")
         finally:
             _in_hook.is_running = False
+
+    def _report_rest(self) -> None:
+        """Let the hook hear of the last drops, for as long as it may take at the end."""
+        if threading.current_thread() is self._reporter:
+            return  # the hook closes the client
+        until = monotonic() + HOOK_END_SECONDS
+        self._wait_for_hook(until)
+        self._report_drops()
+        self._wait_for_hook(until)
+        with self._lock:
+            self._is_reported = True
+            is_stuck = self._reporting is not None
+            self._changed.notify_all()
+        if is_stuck:
+            _complain("on_drop has not returned: drops may not have been reported")
+
+    def _wait_for_hook(self, until: float) -> None:
+        with self._lock:
+            while self._reporting is not None and (left := until - monotonic()) > 0:
+                self._changed.wait(left)
 
     # --- Spill -------------------------------------------------------------------------------------------------------
 
@@ -363,12 +422,14 @@ class Core:
                 if self._deadline is not None:
                     return
                 items = self._spilling = self._buffer.take_lowest(size)
-            is_written = self._write(spill, items)
+            segment = self._write(spill, items)
             with self._lock:
+                if segment is not None:
+                    spill.add(segment)  # not before its events are counted as spilled: the sender takes it from now on
                 if self._is_abandoned:
                     return
                 self._spilling = []
-                if is_written:
+                if segment is not None:
                     self._buffer.settle(items)
                     self._spilled += len(items)
                 else:
@@ -376,22 +437,21 @@ class Core:
                     retry_at = monotonic() + SPILL_FAILED_SECONDS
                 self._changed.notify_all()
 
-    def _write(self, spill: Spill, items: Sequence[Item]) -> bool:
+    def _write(self, spill: Spill, items: Sequence[Item]) -> Segment | None:
         try:
-            spill.write(items)
+            return spill.write(items)
         except SpillFullError:
-            return False
+            return None
         except OSError as error:
             self._tally.last_error = f"spill folder: {error}"
-            return False
-        return True
+            return None
 
     # --- The end -----------------------------------------------------------------------------------------------------
 
     def flush(self, seconds: float) -> bool:
         """Wait until every event that was emitted before is settled, spilled ones included; False if time runs out."""
-        if threading.current_thread() is self._sender:
-            return False  # a hook waits for its own thread
+        if getattr(_in_hook, "is_running", False):
+            return False  # events may wait for the hook
         until = monotonic() + min(seconds, SECONDS_MAX)
         with self.flushing() as result, self._lock:
             while result() is None and (left := until - monotonic()) > 0:
@@ -465,7 +525,7 @@ class Core:
             self._spilled += len(left) - len(unsent)
             self._summary = Summary(self.stats(), len(unsent))
             self._changed.notify_all()
-        self._report_drops()
+        self._report_rest()
         if self._spill is not None:
             self._spill.close()
         return self._summary
@@ -491,8 +551,10 @@ class Core:
         left = sorted(items, key=lambda item: (-item.rank, item.number))
         while left and (size := self._spill.segment_bytes_max):
             count = count_within((item.line for item in left), sys.maxsize, size)
-            if not self._write(self._spill, left[:count]):
+            segment = self._write(self._spill, left[:count])
+            if segment is None:
                 break
+            self._spill.add(segment)
             left = left[count:]
         return left
 
@@ -515,3 +577,8 @@ class Core:
 
     def _pending_count(self) -> int:
         return sum(len(batch.items) for batch in self._delivery.pending)
+
+
+def _complain(what: str) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
+        sys.stderr.write(f"sluice-client: {what}\n")

@@ -92,8 +92,8 @@ class Spill:
         whole = min(SEGMENT_BYTES_MAX, self._bytes_max // 4)
         return whole if room >= whole else 0
 
-    def write(self, items: Sequence[Item]) -> None:
-        """Write one segment. Raises SpillFullError if it does not fit, OSError if the disk fails."""
+    def write(self, items: Sequence[Item]) -> Segment:
+        """Write one segment, for `add`. Raises SpillFullError if it does not fit, OSError if the disk fails."""
         body = b"".join(item.line + b"\n" for item in items)
         if self._bytes_used + len(body) > self._bytes_max:
             raise SpillFullError
@@ -111,7 +111,13 @@ class Spill:
                 part.unlink(missing_ok=True)
             raise
         self._sync_folder()
-        self._append(Segment(path, len(items), len(body)))
+        return Segment(path, len(items), len(body))
+
+    def add(self, segment: Segment) -> None:
+        """From now on, this segment is one of those to send."""
+        self._segments.append(segment)
+        with self._counting:
+            self._bytes_used += segment.size
 
     def first(self) -> Segment:
         """The oldest segment. There must be one."""
@@ -203,12 +209,7 @@ class Spill:
             size = own.stat().st_size
         except (OSError, ValueError):
             return  # another process was faster, or this is no segment
-        self._append(Segment(own, events, size))
-
-    def _append(self, segment: Segment) -> None:
-        self._segments.append(segment)
-        with self._counting:
-            self._bytes_used += segment.size
+        self.add(Segment(own, events, size))
 
     def _next_path(self, events: int) -> Path:
         with self._naming:
