@@ -1,15 +1,29 @@
 """Flower's configuration: `celery -A tasks.app flower --conf=monitoring/flowerconfig.py`.
 
 Flower also reads its options from FLOWER_… variables, such as FLOWER_BASIC_AUTH (user:password). The options in this
-file override them. Flower's /metrics and /healthcheck need no password in any case: they are for Prometheus and
-orchestrators, and show names of tasks and workers.
+file override them. SLUICE_FLOWER_BASIC_AUTH_FILE names a file with that text; its name does not begin with FLOWER_,
+since Flower refuses variables of that prefix that are none of its options.
+
+Flower's /metrics and /healthcheck need no password in any case: they are for Prometheus and orchestrators, and show
+names of tasks and workers.
 """
 
 import os
 
+from pipeline.errors import SettingsError
+from pipeline.settings import read_secret
+
 # Flower's own default is every address of the machine.
 address = os.environ.get("FLOWER_ADDRESS") or "127.0.0.1"
-if address not in ("127.0.0.1", "::1", "localhost") and not os.environ.get("FLOWER_BASIC_AUTH"):
+password_file = os.environ.get("SLUICE_FLOWER_BASIC_AUTH_FILE")
+if password_file:
+    if os.environ.get("FLOWER_BASIC_AUTH"):
+        raise SystemExit("FLOWER_BASIC_AUTH and SLUICE_FLOWER_BASIC_AUTH_FILE are both set: leave one of them out")
+    try:
+        basic_auth = [read_secret(password_file)]
+    except SettingsError as error:
+        raise SystemExit(f"SLUICE_FLOWER_BASIC_AUTH_FILE: {error}") from None
+elif address not in ("127.0.0.1", "::1", "localhost") and not os.environ.get("FLOWER_BASIC_AUTH"):
     raise SystemExit(
         f"FLOWER_ADDRESS={address}: whoever reaches Flower can stop workers; set FLOWER_BASIC_AUTH=user:password too"
     )

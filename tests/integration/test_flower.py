@@ -91,7 +91,9 @@ def system(settings: Settings, own_control_redis: Server, database_url: str, tmp
 def test_flower_under_load_and_after_its_broker_was_restarted(
     system: System, own_control_redis: Server, tmp_path: Path
 ) -> None:
-    flower = Flower(system.settings, tmp_path, FLOWER_BASIC_AUTH=USER)
+    password = tmp_path / "flower-basic-auth"
+    password.write_text(f"{USER}\n")
+    flower = Flower(system.settings, tmp_path, SLUICE_FLOWER_BASIC_AUTH_FILE=str(password), FLOWER_ADDRESS="127.0.0.1")
     try:
         wait_until(lambda: http_status(f"http://127.0.0.1:{flower.port}/healthcheck") == 200, "it is up")
         # Given a password: without it nothing but /metrics and /healthcheck
@@ -132,3 +134,7 @@ def test_only_this_machine_reaches_it_unless_there_is_a_password(settings: Setti
     refused = Flower(settings, tmp_path, FLOWER_ADDRESS="0.0.0.0")
     assert refused.process.wait(WAIT_SECONDS_MAX) != 0
     assert "set FLOWER_BASIC_AUTH" in refused.log.read_text()
+    # And not with a file that is not there
+    refused = Flower(settings, tmp_path, FLOWER_ADDRESS="0.0.0.0", SLUICE_FLOWER_BASIC_AUTH_FILE="/nowhere")
+    assert refused.process.wait(30) != 0
+    assert "'/nowhere' can't be read" in refused.log.read_text()

@@ -14,35 +14,46 @@ import yaml
 from checks.testbed.processes import ROOT
 from ingest.server import refuse_public
 from pipeline.settings import Settings
+from support.certificates import Authority, openssl_problem
+
+pytestmark = pytest.mark.timeout(600)  # seconds of CPU, on a machine that may do other things
 
 SLUICE = ("ingest", "worker", "control", "beat", "flower")
 ONCE = "migrate"  # it runs at each start, and ends
 SERVERS = ("postgres", "redis-control", "redis-log", "kafka")
-WATCHERS = ("prometheus", "grafana")
-SECRETS = {
-    "POSTGRES_PASSWORD": "pg-secret",
-    "POSTGRES_APP_PASSWORD": "app-secret",
-    "REDIS_PASSWORD": "redis-secret",
-    "OPERATOR_PASSWORD": "operator-secret",
-    "FLOWER_BASIC_AUTH": "ann:flower-secret",
-    "GRAFANA_ADMIN_PASSWORD": "grafana-secret",
-}
+WATCHERS = ("prometheus", "alertmanager", "grafana")
+PROXY = "proxy"
+MOUNT = "/run/secrets"
+# What secrets.sh makes, and what no container gets as it is
+SECRETS = (
+    "database-url", "migrate-database-url", "redis-url", "event-log-url", "operator-password", "flower-basic-auth",
+    "postgres-password", "redis-password", "redis.conf", "grafana-password", "alertmanager.yml",
+)  # fmt: skip
+PARTS = ("postgres-app-password",)
 Missing = Callable[[str], None]
 
 
 def _environment(folder: Path, changes: dict[str, str]) -> None:
-    """A copy of .env.example, filled in."""
+    """A copy of .env.example with changes, and the files that compose reads."""
     text = (ROOT / ".env.example").read_text()
     for name, value in changes.items():
         text, count = re.subn(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
         assert count == 1, f".env.example does not have {name} once"
     (folder / ".env").write_text(text)
     shutil.copy(ROOT / "docker-compose.yml", folder)
+    shutil.copytree(ROOT / "deploy" / "compose", folder / "deploy" / "compose", dirs_exist_ok=True)
 
 
-def _config(folder: Path) -> "subprocess.CompletedProcess[str]":
+def _make_secrets(folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        ["docker-compose", "config"],
+        [folder / "deploy" / "compose" / "secrets.sh"], capture_output=True, text=True, check=True, cwd="/"
+    )
+
+
+def _config(folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    files = [word for name in ("docker-compose.yml", *more) for word in ("-f", name)]
+    return subprocess.run(
+        ["docker-compose", *files, "config"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -56,11 +67,39 @@ def compose(tmp_path_factory: pytest.TempPathFactory, missing: Missing) -> dict[
     if shutil.which("docker-compose") is None:
         missing("there is no docker-compose (Debian: docker-compose)")
     folder = tmp_path_factory.mktemp("compose")
-    _environment(folder, SECRETS)
+    _environment(folder, {})
     said = _config(folder)
     assert said.returncode == 0, said.stderr
     found: dict[str, Any] = yaml.safe_load(said.stdout)
     return found
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of secrets, as secrets.sh makes it."""
+    folder = tmp_path_factory.mktemp("installation")
+    _environment(folder, {})
+    _make_secrets(folder)
+    return folder / "secrets"
+
+
+def _given(service: dict[str, Any], secrets: Path) -> dict[str, str]:
+    """The settings of a service of ours, with its secrets at their place. Each file is one that it gets."""
+    mounted = {one["source"] for one in service["secrets"]}
+    given = {}
+    for name, value in service["environment"].items():
+        if name.startswith(("FLOWER_", "SLUICE_FLOWER_")):
+            continue
+        text = str(value)
+        if text.startswith(f"{MOUNT}/"):
+            assert text.removeprefix(f"{MOUNT}/") in mounted, f"{name}={text}"
+            text = text.replace(MOUNT, str(secrets))
+        given[name] = text
+    return given
+
+
+def _text(secrets: Path, name: str) -> str:
+    return (secrets / name).read_text().strip()
 
 
 @pytest.fixture(scope="module")
@@ -71,32 +110,32 @@ def services(compose: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("rate_max", "expected"), [("", 50_000.0), ("3000", 3000.0)])
 def test_the_rate_policy_of_env_reaches_every_program(
-    tmp_path: Path, compose: dict[str, Any], rate_max: str, expected: float
+    tmp_path: Path, compose: dict[str, Any], secrets: Path, rate_max: str, expected: float
 ) -> None:
-    _environment(tmp_path, {**SECRETS, "RATE_POLICY": "drain_time", "RATE_MAX": rate_max})
+    _environment(tmp_path, {"RATE_POLICY": "drain_time", "RATE_MAX": rate_max})
     said = _config(tmp_path)
     assert said.returncode == 0, said.stderr
     for name in ("ingest", "worker", "control", "beat"):
-        given = yaml.safe_load(said.stdout)["services"][name]["environment"]
-        settings = Settings.from_environ({variable: str(value) for variable, value in given.items()})
+        settings = Settings.from_environ(_given(yaml.safe_load(said.stdout)["services"][name], secrets))
         assert (settings.rate_policy, settings.rate_max, settings.regulate_seconds) == ("drain_time", expected, 1.0)
 
 
 def test_every_part_is_there(services: dict[str, Any]) -> None:
-    assert set(services) == {*SLUICE, ONCE, *SERVERS, *WATCHERS}
+    assert set(services) == {*SLUICE, ONCE, PROXY, *SERVERS, *WATCHERS}
 
 
-def test_settings_are_ones_that_the_programs_know_and_take(services: dict[str, Any]) -> None:
+def test_settings_are_ones_that_the_programs_know_and_take(services: dict[str, Any], secrets: Path) -> None:
     known = {field.name.upper() for field in fields(Settings)}
+    known |= {f"{field.name.upper()}_FILE" for field in fields(Settings) if field.metadata["is_secret"]}
+    application, owner, redis = (_text(secrets, f"{name}-password") for name in ("postgres-app", "postgres", "redis"))
     for name in (*SLUICE, ONCE):
-        given = services[name]["environment"]
-        own = {variable for variable in given if name != "flower" or not variable.startswith("FLOWER_")}
-        assert own <= known, f"{name}: {own - known} are no settings"
-        settings = Settings.from_environ({variable: str(given[variable]) for variable in own})
-        assert settings.database_url == "postgresql://sluice_app:app-secret@postgres:5432/sluice"
-        owner = "postgresql://sluice:pg-secret@postgres:5432/sluice"
-        assert settings.migrate_database_url == (owner if name == ONCE else ""), name
-        assert settings.redis_url == "redis://:redis-secret@redis-control:6379/0"
+        given = _given(services[name], secrets)
+        assert set(given) <= known, f"{name}: {set(given) - known} are no settings"
+        settings = Settings.from_environ(given)
+        assert settings.database_url == f"postgresql://sluice_app:{application}@postgres:5432/sluice"
+        expected = f"postgresql://sluice:{owner}@postgres:5432/sluice" if name == ONCE else ""
+        assert settings.migrate_database_url == expected, name
+        assert settings.redis_url == f"redis://:{redis}@redis-control:6379/0"
         assert settings.event_log_url == "kafka://kafka:9092"
 
 
@@ -109,53 +148,212 @@ def test_what_env_example_sets_is_what_the_programs_take(services: dict[str, Any
     assert defaults.log_partitions + 2 == 6
 
 
-def test_writers_need_a_key_unless_env_says_otherwise(tmp_path: Path, services: dict[str, Any]) -> None:
-    def settings(given: dict[str, Any]) -> Settings:
-        return Settings.from_environ({name: str(value) for name, value in given.items()})
-
-    shipped = settings(services["ingest"]["environment"])
+def test_writers_need_a_key_unless_env_says_otherwise(tmp_path: Path, services: dict[str, Any], secrets: Path) -> None:
+    shipped = Settings.from_environ(_given(services["ingest"], secrets))
     assert (shipped.ingest_host, shipped.ingest_keys, shipped.ingest_open) == ("0.0.0.0", True, False)
-    _environment(tmp_path, {**SECRETS, "INGEST_KEYS": "no", "INGEST_OPEN": "yes"})
-    opened = settings(yaml.safe_load(_config(tmp_path).stdout)["services"]["ingest"]["environment"])
+    _environment(tmp_path, {"INGEST_KEYS": "no", "INGEST_OPEN": "yes"})
+    document = yaml.safe_load(_config(tmp_path).stdout)
+    opened = Settings.from_environ(_given(document["services"]["ingest"], secrets))
     assert (opened.ingest_keys, opened.ingest_open) == (False, True)
 
 
-def test_operators_need_their_password(services: dict[str, Any]) -> None:
-    given = services["ingest"]["environment"]
-    settings = Settings.from_environ({name: str(value) for name, value in given.items()})
+def test_operators_need_their_password(services: dict[str, Any], secrets: Path) -> None:
+    settings = Settings.from_environ(_given(services["ingest"], secrets))
     assert (settings.operator_host, settings.operator_port) == ("0.0.0.0", 8081)
-    assert (settings.operator_password, settings.operator_open) == ("operator-secret", False)
+    assert (settings.operator_password, settings.operator_open) == (_text(secrets, "operator-password"), False)
     refuse_public(settings)
 
 
-@pytest.mark.parametrize("name", SECRETS)
-def test_without_a_password_nothing_starts(tmp_path: Path, services: dict[str, Any], name: str) -> None:
-    _environment(tmp_path, {**SECRETS, name: ""})
-    said = _config(tmp_path)
-    assert said.returncode != 0
-    assert "fill it in in .env" in said.stderr
+# --- Secrets ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_password_stands_in_the_file() -> None:
+def test_every_secret_is_a_file_that_is_made_and_used(
+    compose: dict[str, Any], services: dict[str, Any], secrets: Path
+) -> None:
+    assert {path.name for path in secrets.iterdir()} == {*SECRETS, *PARTS}
+    assert {name: Path(one["file"]).name for name, one in compose["secrets"].items()} == {one: one for one in SECRETS}
+    assert all(Path(one["file"]).parent.name == "secrets" for one in compose["secrets"].values())
+    used = {one["source"] for service in services.values() for one in service.get("secrets", [])}
+    assert used == set(SECRETS)
+    # And what a service names below the mount point is one that it gets
+    for name, service in services.items():
+        named = set(re.findall(rf"{MOUNT}/([a-z.-]+)", yaml.safe_dump(service)))
+        assert named == {one["source"] for one in service.get("secrets", [])}, name
+
+
+def test_secrets_are_random_long_and_for_this_folders_owner_alone(secrets: Path, tmp_path: Path) -> None:
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    for path in secrets.iterdir():
+        # Containers run as other users than the owner, and the folder keeps everybody else out
+        assert path.stat().st_mode & 0o777 == 0o444, path.name
+    passwords = [_text(secrets, name) for name in (*PARTS, *SECRETS) if name.endswith("-password")]
+    passwords.append(_text(secrets, "flower-basic-auth").partition(":")[2])
+    _environment(tmp_path, {})
+    _make_secrets(tmp_path)
+    passwords += [_text(tmp_path / "secrets", name) for name in (*PARTS, *SECRETS) if name.endswith("-password")]
+    assert len(set(passwords)) == len(passwords) == 11
+    assert all(re.fullmatch(r"[0-9a-f]{48}", one) for one in passwords)
+    assert _text(secrets, "redis.conf") == f"requirepass {_text(secrets, 'redis-password')}"
+
+
+def test_secrets_that_are_there_are_kept_and_those_of_an_older_env_taken_over(tmp_path: Path) -> None:
+    # Given the .env of an earlier version, whose volumes have its passwords
+    _environment(tmp_path, {"COMPOSE_PROFILES": "redis-log"})
+    with (tmp_path / ".env").open("a") as env:
+        env.write(
+            "POSTGRES_PASSWORD=pg-old\nPOSTGRES_APP_PASSWORD=app-old\nREDIS_PASSWORD=redis-old\n"
+            "EVENT_LOG_URL=redis://:redis-old@redis-log:6379/0\nOPERATOR_PASSWORD=operator-old\n"
+            "FLOWER_BASIC_AUTH=ann:flower-old\nGRAFANA_ADMIN_PASSWORD=grafana-old\n"
+        )
+    _make_secrets(tmp_path)
+    secrets = tmp_path / "secrets"
+    assert _text(secrets, "migrate-database-url") == "postgresql://sluice:pg-old@postgres:5432/sluice"
+    assert _text(secrets, "database-url") == "postgresql://sluice_app:app-old@postgres:5432/sluice"
+    assert _text(secrets, "event-log-url") == "redis://:redis-old@redis-log:6379/0"
+    assert _text(secrets, "flower-basic-auth") == "ann:flower-old"
+    assert (_text(secrets, "operator-password"), _text(secrets, "grafana-password")) == ("operator-old", "grafana-old")
+    # When it runs again, after the operator changed one and lost another
+    (secrets / "event-log-url").chmod(0o644)
+    (secrets / "event-log-url").write_text("kafka+ssl://broker.example:9093\n")
+    (secrets / "redis-url").unlink()
+    said = _make_secrets(tmp_path).stdout
+    # Then only the lost one is made again, from the same password
+    assert said == "made secrets/redis-url\n"
+    assert _text(secrets, "event-log-url") == "kafka+ssl://broker.example:9093"
+    assert _text(secrets, "redis-url") == "redis://:redis-old@redis-control:6379/0"
+
+
+def test_the_other_log_has_its_url(tmp_path: Path) -> None:
+    _environment(tmp_path, {"COMPOSE_PROFILES": "redis-log"})
+    _make_secrets(tmp_path)
+    password = _text(tmp_path / "secrets", "redis-password")
+    assert _text(tmp_path / "secrets", "event-log-url") == f"redis://:{password}@redis-log:6379/0"
+
+
+def test_no_secret_stands_in_a_file_of_the_repository_or_in_a_command() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
-    for line in re.findall(r"^.*(?:PASSWORD|AUTH|requirepass|redis://|postgresql://).*$", text, re.MULTILINE):
-        # Only as ${NAME:?…}
-        assert "${" in line, line
-        assert not re.search(r"(?:PASSWORD|AUTH): [^$\s]", line), line
-    example = (ROOT / ".env.example").read_text()
-    for name in SECRETS:
-        assert re.search(rf"^{name}=$", example, re.MULTILINE), f"{name} has a value in .env.example"
+    assert "requirepass" not in text
+    assert not re.search(r"(?:redis|postgresql)://", text)
+    for line in re.findall(r"^.*(?:PASSWORD|AUTH).*$", text, re.MULTILINE):
+        assert f"{MOUNT}/" in line, line
+    assert not re.search(r"PASSWORD|AUTH", (ROOT / ".env.example").read_text())
+    assert "secrets/\n" in (ROOT / ".gitignore").read_text()
+    assert "secrets" not in (ROOT / ".dockerignore").read_text()  # nothing but what it names goes to the builder
 
 
-def test_only_four_are_reached_from_outside(services: dict[str, Any], compose: dict[str, Any]) -> None:
+# --- Who is reached, and how -----------------------------------------------------------------------------------------
+
+
+def test_only_these_are_reached_from_outside(services: dict[str, Any], compose: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in services.items() if service.get("ports")}
     assert published == {
-        "ingest": ["0.0.0.0:8080:8080/tcp", "127.0.0.1:8081:8081/tcp"],  # the second one for operators
+        "proxy": ["0.0.0.0:8080:8080/tcp", "127.0.0.1:8081:8081/tcp"],  # the second one for operators
         "flower": ["127.0.0.1:5555:5555/tcp"],  # /metrics and /healthcheck need no password
+        "alertmanager": ["127.0.0.1:9093:9093/tcp"],  # nothing there needs a password
         "grafana": ["0.0.0.0:3000:3000/tcp"],
     }
     assert compose["networks"]["back"]["internal"] is True
     assert {name for name, service in services.items() if "front" in service["networks"]} == set(published)
+
+
+def test_ingest_can_be_several(services: dict[str, Any], compose: dict[str, Any], secrets: Path) -> None:
+    # Two containers can't publish one port of the host
+    for name in ("ingest", "worker"):
+        assert not services[name].get("ports"), name
+        assert "container_name" not in services[name], name
+    settings = Settings.from_environ(_given(services["ingest"], secrets))
+    # The proxy has a place for as many as the settings know of
+    proxy = (ROOT / "deploy" / "compose" / "haproxy.cfg").read_text()
+    places = re.findall(r"^ +server-template ingest 1-(\d+) (\w+):(\d+)$", proxy, re.MULTILINE)
+    assert places == [
+        (str(settings.ingest_processes_max), "ingest", str(settings.ingest_port)),
+        (str(settings.ingest_processes_max), "ingest", str(settings.operator_port)),
+    ]
+    # And what it says of a client's address is believed from it, and from nobody else
+    assert "option forwardfor" in proxy
+    assert settings.forwarded_field == "x-forwarded-for"
+    edge = compose["networks"]["edge"]
+    assert edge["internal"] is True
+    assert settings.trusted_proxies == edge["ipam"]["config"][0]["subnet"]
+    assert {name for name, service in services.items() if "edge" in service["networks"]} == {"proxy", "ingest"}
+    mounted = [volume.split(":")[0] for volume in services["proxy"]["volumes"]]
+    assert [Path(path).name for path in mounted] == ["haproxy.cfg"]
+    published = {int(one.split(":")[-1].removesuffix("/tcp")) for one in services["proxy"]["ports"]}
+    assert published == {int(port) for port in re.findall(r"^ +bind :(\d+)$", proxy, re.MULTILINE)}
+
+
+def test_servers_on_other_hosts_are_reached_with_tls(
+    tmp_path: Path, services: dict[str, Any], missing: Missing
+) -> None:
+    problem = openssl_problem()
+    if problem is not None:
+        missing(problem)
+    # Given URLs of other hosts, and the CA that signed their certificates
+    _environment(tmp_path, {})
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    shutil.copy(Authority(tmp_path / "authority").ca, secrets / "ca.pem")
+    urls = {
+        "database-url": "postgresql://sluice_app:x@db.example/sluice?sslmode=verify-full&sslrootcert=/run/secrets/ca.pem",
+        "migrate-database-url": "postgresql://sluice:x@db.example/sluice?sslmode=verify-full",
+        "redis-url": "rediss://:x@control.example:6379/0",
+        "event-log-url": "kafka+ssl://broker1.example:9093,broker2.example:9093",
+    }
+    for name, text in urls.items():
+        (secrets / name).write_text(f"{text}\n")
+    _make_secrets(tmp_path)
+    # When the second file is added
+    said = _config(tmp_path, "deploy/compose/tls.yml")
+    assert said.returncode == 0, said.stderr
+    document = yaml.safe_load(said.stdout)
+    # Then every program of ours takes the URLs with that CA, and can leave its host
+    for name in (*SLUICE, ONCE):
+        service = document["services"][name]
+        settings = Settings.from_environ(_given(service, secrets))
+        assert settings.redis_ca_file == settings.kafka_ca_file == str(secrets / "ca.pem")
+        assert "out" in service["networks"], name
+        assert set(services[name]["networks"]) <= set(service["networks"]), name
+    assert not document["networks"]["out"]
+    # And the proxy has HTTPS beside what it had
+    proxy = document["services"]["proxy"]
+    assert proxy["environment"] == {"TLS_CERTIFICATE": f"{MOUNT}/proxy.pem"}
+    assert [one["source"] for one in proxy["secrets"]] == ["proxy.pem"]
+    assert set(proxy["ports"]) == {*services["proxy"]["ports"], "0.0.0.0:8443:8443/tcp"}
+
+
+def test_alerts_have_a_way_to_somebody(services: dict[str, Any]) -> None:
+    prometheus = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
+    [target] = prometheus["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
+    assert target == "alertmanager:9093"
+    alertmanager = services["alertmanager"]
+    assert f"--config.file={MOUNT}/alertmanager.yml" in alertmanager["command"]
+    assert {"back", "front"} == set(alertmanager["networks"])  # front: the way to a receiver outside
+    given = yaml.safe_load((ROOT / "deploy" / "compose" / "alertmanager.yml").read_text())
+    assert [one["name"] for one in given["receivers"]] == [given["route"]["receiver"]] == ["operators"]
+    # The alerts that it names are there
+    known = {rule["alert"] for group in _rules() for rule in group["rules"]}
+    matchers = [one for rule in given["inhibit_rules"] for one in rule["source_matchers"] + rule["target_matchers"]]
+    named = {word for one in matchers for word in re.sub(r'^alertname=~"|"$', "", one).split("|")}
+    assert named <= known
+    assert {rule["labels"]["severity"] for group in _rules() for rule in group["rules"]} == {"critical", "warning"}
+
+
+def _rules() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((ROOT / "monitoring" / "rules" / "alerts.yml").read_text())["groups"]
+    return found
+
+
+@pytest.mark.skipif(shutil.which("amtool") is None, reason="there is no amtool (Debian: prometheus-alertmanager)")
+@pytest.mark.parametrize("is_filled_in", [False, True])
+def test_alertmanager_takes_its_configuration(tmp_path: Path, *, is_filled_in: bool) -> None:
+    text = (ROOT / "deploy" / "compose" / "alertmanager.yml").read_text()
+    if is_filled_in:  # every example in it
+        text = re.sub(r"^    # (?=( *- |[a-z_]+_configs:|  +[a-z_]+:))", "    ", text, flags=re.MULTILINE)
+        assert text.count("_configs:") - text.count("# webhook_configs:") == 3
+    path = tmp_path / "alertmanager.yml"
+    path.write_text(text.replace("…", "x"))
+    said = subprocess.run(["amtool", "check-config", path], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
 
 
 def test_everything_is_bounded_and_starts_again(services: dict[str, Any]) -> None:
@@ -177,7 +375,7 @@ def test_ours_run_with_as_few_rights_as_they_need(services: dict[str, Any]) -> N
         # These two begin as root, to own their volume, and step down.
         begins_as_root = name == "postgres" or name.startswith("redis")
         assert service.get("cap_drop") == (None if begins_as_root else ["ALL"]), name
-    for name in (*SLUICE, ONCE):
+    for name in (*SLUICE, ONCE, PROXY):
         assert services[name]["read_only"] is True, name
 
 
@@ -239,18 +437,17 @@ def test_the_disk_under_every_store_of_events_is_watched(services: dict[str, Any
 
 @pytest.mark.parametrize("url", ["", "file:///archive"])
 def test_the_event_sink_of_env_reaches_every_program_that_uses_it(
-    tmp_path: Path, compose: dict[str, Any], url: str
+    tmp_path: Path, compose: dict[str, Any], secrets: Path, url: str
 ) -> None:
     # Given a sink that was selected in .env
-    _environment(tmp_path, {**SECRETS, "EVENT_SINK_URL": url})
+    _environment(tmp_path, {"EVENT_SINK_URL": url})
     said = _config(tmp_path)
     assert said.returncode == 0, said.stderr
     document = yaml.safe_load(said.stdout)
     for name in ("ingest", "worker", "control"):
         # Then each of these has the setting, and the folder on one volume that it may write
         service = document["services"][name]
-        settings = Settings.from_environ({key: str(value) for key, value in service["environment"].items()})
-        assert settings.event_sink_url == url
+        assert Settings.from_environ(_given(service, secrets)).event_sink_url == url
         mounted = dict(volume.split(":", 1) for volume in service["volumes"])
         assert mounted["archive"].removesuffix(":rw") == "/archive"
     assert "archive" in document["volumes"]

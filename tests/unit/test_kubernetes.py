@@ -22,6 +22,8 @@ from ingest.server import refuse_public
 from pipeline.settings import Settings
 from tasks.forced_shutdown import end_seconds_max
 
+pytestmark = pytest.mark.timeout(600)  # seconds of CPU, on a machine that may do other things
+
 FOLDER = ROOT / "deploy" / "kubernetes"
 BASE = FOLDER / "base"
 VERSIONS = ("1.29", "1.37")  # of Kubernetes: the oldest and the newest that are checked
