@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from ingest.server import refuse_public, with_connections_that_fit
 from ingest.tls import certificate_of
 from pipeline import wiring
+from pipeline.errors import RecoverableError
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.running import CODE, IS_CHECKOUT, home_of, how_to
 from pipeline.settings import Settings
@@ -33,7 +34,9 @@ REDIS_MIN: Final = 7  # the oldest version that knows the scripts
 DISK_FREE_SHARE_MIN: Final = 0.1  # as the alert DiskNearFull
 _INGEST_SECONDS_MAX: Final = 2.0
 # Whether ingest takes events is asked, and not whether its certificate is for this address.
-_UNVERIFIED: Final = ssl._create_unverified_context()  # noqa: S323
+_UNVERIFIED: Final = ssl.create_default_context()
+_UNVERIFIED.check_hostname = False
+_UNVERIFIED.verify_mode = ssl.CERT_NONE
 _OPENER: Final = urllib.request.build_opener(
     urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_UNVERIFIED)
 )
@@ -263,20 +266,22 @@ def schema(scene: Scene) -> Iterator[Finding]:
 def clocks(scene: Scene) -> Iterator[Finding]:
     """The clocks of this machine and of PostgreSQL beside that of the control store, which decides."""
     clock, beyond = scene.clock, scene.settings.clock_difference_seconds_max
+    store = wiring.make_control_store(scene.settings, reads_keys=False)
     asked, wall = clock.monotonic(), clock.now()
-    time = wiring.make_control_store(scene.settings, reads_keys=False).state().time
-    answered, answered_wall = clock.monotonic(), clock.now()
-    by_wall = Look(time, wall, answered_wall)
-    database = None
+    time = store.state().time
+    by_wall, by_monotonic = Look(time, wall, clock.now()), Look(time, asked, clock.monotonic())
     storage = wiring.make_storage(scene.settings)
+    database = None
     try:
-        asked_database = clock.monotonic()
+        asked = clock.monotonic()
         stored = storage.offsets.stored_offsets_and_time("")
         if stored.time is not None:
-            database = Look(stored.time, asked_database, clock.monotonic())
+            database = Look(stored.time, asked, clock.monotonic())
+    except RecoverableError as error:
+        yield Finding("clocks", State.UNKNOWN, f"PostgreSQL's clock is not checked: {error}")
     finally:
         storage.close()
-    yield from clock_findings(by_wall, database, Look(time, asked, answered), beyond)
+    yield from clock_findings(by_wall, database, by_monotonic, beyond)
 
 
 def clock_findings(store: Look, database: Look | None, store_monotonic: Look, beyond: float) -> Iterator[Finding]:

@@ -18,7 +18,13 @@ import yaml
 
 from pipeline import wiring
 from pipeline.clock import ManualClock, SystemClock
-from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SettingsError, StoreUnavailableError
+from pipeline.errors import (
+    LogMisconfiguredError,
+    LogUnavailableError,
+    SettingsError,
+    SinkUnavailableError,
+    StoreUnavailableError,
+)
 from pipeline.flow.clocks import Look
 from pipeline.ports.log import LogIdentity, MissingReplicas, SetUpFault
 from pipeline.settings import Settings
@@ -293,6 +299,19 @@ def test_clocks() -> None:
     assert only(found(30.0, 0.0)).what == "this machine's clock is 30.0 s behind that of Redis"
     assert only(found(0.0, 30.0)).what == "PostgreSQL's clock is 30.0 s ahead of that of Redis"
     assert "NTP" in only(found(0.0, 30.0)).do
+
+
+def test_without_postgresql_the_other_clocks_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: str) -> Any:
+        raise SinkUnavailableError("no connection to PostgreSQL: refused")
+
+    offsets = SimpleNamespace(stored_offsets_and_time=away)
+    state = SimpleNamespace(time=SystemClock().now() + 1000.0)
+    monkeypatch.setattr(wiring, "make_storage", lambda _: SimpleNamespace(offsets=offsets, close=lambda: None))
+    monkeypatch.setattr(wiring, "make_control_store", lambda *_, **__: SimpleNamespace(state=lambda: state))
+    unknown, wrong = look("clocks")
+    assert (unknown.state, wrong.state) == (State.UNKNOWN, State.WRONG)
+    assert wrong.what.endswith("s behind that of Redis")
 
 
 def test_clocks_are_unknown_if_the_control_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
