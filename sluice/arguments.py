@@ -122,11 +122,11 @@ def load(place: str) -> Callable[..., object]:
 
 def add_up(parser: argparse.ArgumentParser) -> None:
     """The arguments of `up`."""
-    from stack.arguments import EXAMPLES, SURROUNDINGS, add_up_options  # noqa: PLC0415 - of this command only
+    from stack.arguments import add_up_options, epilog  # noqa: PLC0415 - of this command only
 
     add_up_options(parser)
     home = "~/.local/share/sluice/system, in a checkout .local/system"
-    parser.epilog = f"{EXAMPLES.format(up='sluice up', env='sluice env')}\n{SURROUNDINGS.format(home=home)}"
+    parser.epilog = epilog(up="sluice up", env="sluice env", home=home)
 
 
 def add_logs(parser: argparse.ArgumentParser) -> None:

@@ -8,17 +8,16 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-EXAMPLES: Final = """\
-examples:
-  {up:<33} everything in the foreground, event log on Redis Streams; Ctrl-C stops it
-  {up} --log kafka              the same on Apache Kafka (Java 17 and Maven)
-  {up} --policy drain-time      the admitted rate follows what PostgreSQL stores, not the lag in events
-  INGEST_PROCESSES=2 {up}       two ingest processes on one port
-  {up} --detach                 return when everything is ready
-  eval "$({env})"            addresses of the running system into the shell
-  SLUICE_HOME=/tmp/b PORT_BASE=18100 {up}    a second system beside the first
-"""
-SURROUNDINGS: Final = """\
+_EXAMPLES: Final = (
+    ("{up}", "everything in the foreground, event log on Redis Streams; Ctrl-C stops it"),
+    ("{up} --log kafka", "the same on Apache Kafka (Java 17 and Maven)"),
+    ("{up} --policy drain-time", "the admitted rate follows what PostgreSQL stores, not the lag in events"),
+    ("INGEST_PROCESSES=2 {up}", "two ingest processes on one port"),
+    ("{up} --detach", "return when everything is ready"),
+    ('eval "$({env})"', "addresses of the running system into the shell"),
+    ("SLUICE_HOME=/tmp/b PORT_BASE=18100 {up}", "a second system beside the first"),
+)
+_SURROUNDINGS: Final = """\
 servers of your own: DATABASE_URL, REDIS_URL, EVENT_LOG_URL, KAFKA_BOOTSTRAP_SERVERS
 addresses: INGEST_HOST 127.0.0.1, OPERATOR_HOST 127.0.0.1 (of OPERATOR_PORT), FLOWER_HOST 127.0.0.1; private servers
        listen on the loopback address only
@@ -33,12 +32,19 @@ folder of data and logs: SLUICE_HOME {home}
 """
 
 
+def epilog(*, up: str, env: str, home: str) -> str:
+    """Examples and variables, below the options of a start."""
+    examples = [(words.format(up=up, env=env), what) for words, what in _EXAMPLES]
+    lines = [f"  {words:<44} {what}" for words, what in examples]
+    return "\n".join(["examples:", *lines, "", _SURROUNDINGS.format(home=home)])
+
+
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of `./run.sh`: without a command it starts."""
     parser = argparse.ArgumentParser(
         prog="./run.sh",
         description="Run Sluice on this machine: no root, no Docker, no system service.",
-        epilog=f"{EXAMPLES.format(up='./run.sh', env='./run.sh env')}\n{SURROUNDINGS.format(home='.local/system')}",
+        epilog=epilog(up="./run.sh", env="./run.sh env", home=".local/system"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command")
