@@ -20,6 +20,7 @@ from ingest.client_address import ClientAddresses
 from ingest.errors import RateLimitedError
 from ingest.keys import KeyRing, KnownKey
 from ingest.tally import Hold, Tally
+from pipeline.account import account_of_certificate
 from pipeline.clock import Clock
 from pipeline.flow.offered import OfferedTable
 from pipeline.flow.refusals import Refusals, RefusalTable
@@ -64,9 +65,14 @@ class Accounts:
 
     # --- Connections and decisions ------------------------------------------------------------------------------------
 
-    def client(self, peer: str | None) -> "Client":
-        """The client of a new connection."""
-        return Client(self, self._addresses, peer)
+    def client(self, peer: str | None, certificate: str | None = None) -> "Client":
+        """The client of a new connection; `certificate` is the name in one that TLS has verified."""
+        return Client(self, self._addresses, peer, certificate)
+
+    @property
+    def certificate_is_key(self) -> bool:
+        """Whether a client's certificate stands for an API key."""
+        return self._settings.ingest_tls_client_as_key
 
     def enter(self, account: str) -> Tally:
         """The tally of an account with one more connection."""
@@ -217,11 +223,13 @@ class Client:
     """
 
     __slots__ = (
-        "_accounts", "_addresses", "_authorization", "_forwarded", "_key", "_keys", "_keys_version", "_of_request",
-        "_peer", "_plain", "tally",
+        "_accounts", "_addresses", "_authorization", "_certified", "_forwarded", "_key", "_keys", "_keys_version",
+        "_of_request", "_peer", "_plain", "tally",
     )  # fmt: skip
 
-    def __init__(self, accounts: Accounts, addresses: ClientAddresses, peer: str | None) -> None:
+    def __init__(
+        self, accounts: Accounts, addresses: ClientAddresses, peer: str | None, certificate: str | None = None
+    ) -> None:
         self._accounts = accounts
         self._addresses = addresses
         self._peer = peer
@@ -233,8 +241,13 @@ class Client:
         self._keys_version = 0
         self._plain: str | None = None
         self._authorization: str | None = None
-        is_one = self._keys is None and not addresses.is_proxy(peer)
-        self.tally = accounts.enter(addresses.account(peer)) if is_one else None
+        is_proxy = addresses.is_proxy(peer)
+        # The certificate of a trusted proxy is not that of its clients.
+        own = None if certificate is None or is_proxy else account_of_certificate(certificate)
+        is_one = self._keys is None and not is_proxy
+        self.tally = accounts.enter(own or addresses.account(peer)) if is_one else None
+        # What stands for the key of a request without one.
+        self._certified = None if own is None or not accounts.certificate_is_key else KnownKey(own, None, None)
 
     @property
     def field(self) -> str:
@@ -279,7 +292,8 @@ class Client:
             or authorization != self._authorization
         ):
             self._key = None
-            key = keys.find(plain, authorization)
+            key = self._certified if plain is None and authorization is None else None
+            key = key or keys.find(plain, authorization)
             if found is None or found.account != key.account:
                 found = self._enter(key.account)
             self._key, self._keys_version = key, keys.version

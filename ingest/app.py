@@ -108,6 +108,7 @@ def create_operator_app(service: IngestService, *, name: str = "operators") -> I
         accounts=service.accounts,
         codecs={},
         early_rejections={},
+        wall=service.clock.now,
     )
     _add_probes(app, service)
     _add_operators(app, service, instead=None)
@@ -209,6 +210,7 @@ def _http_context(service: IngestService, table: list[Route], cors: Cors | None)
         collector=service.collector,
         accounts=service.accounts,
         codecs=codecs,
+        wall=service.clock.now,
         early_rejections={} if service.collector.traces else {one.begin: one for one in early},
         cors=cors,
     )

@@ -115,9 +115,9 @@ class HeadTooLargeError(RequestError):
 class KeyRefusedError(SluiceError):
     """The request was refused for its API key."""
 
-    def __init__(self, reason: KeyRefusal) -> None:
+    def __init__(self, reason: KeyRefusal, words: str | None = None) -> None:
         # The words are fixed: looking for secrets in them would only make a 401 more expensive.
-        Exception.__init__(self, reason.words)
+        Exception.__init__(self, words or reason.words)
         self.reason = reason
 
 

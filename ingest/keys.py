@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SEEN_MAX: Final = 4096  # header values of valid keys that are remembered
 CLOCK_STEP_SECONDS: Final = 5.0  # of the control store's clock, above which the ends of keys are found again
+_OR_CERTIFICATE: Final = "this request needs an API key, or its connection a client's certificate"
 STORED_SECONDS: Final = 2.0  # between two reads of PostgreSQL, while neither it nor the mirror has answered
 
 
@@ -40,8 +41,10 @@ class KnownKey:
 class KeyRing:
     """The valid keys. For the event loop only, but for `by_digest`."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, or_certificate: bool = False) -> None:
+        """`or_certificate`: a client's certificate stands for a key. Only errors say it here."""
         self._clock = clock
+        self._missing_words = _OR_CERTIFICATE if or_certificate else None
         self._by_digest: dict[str, KnownKey] | None = None  # None: unknown
         self._seen: dict[str, KnownKey] = {}  # by the value of Authorization
         self._seen_plain: dict[str, KnownKey] = {}  # by the value of X-Api-Key
@@ -91,7 +94,7 @@ class KeyRing:
         if self._by_digest is None:
             raise KeysUnknownError
         if value is None:
-            raise UnauthorizedError(KeyRefusal.MISSING)
+            raise UnauthorizedError(KeyRefusal.MISSING, self._missing_words)
         candidates = (plain,) if plain is not None else candidates_in(value)
         for candidate in candidates:
             found = self._by_digest.get(digest_of(candidate))

@@ -7,6 +7,7 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -67,7 +68,7 @@ def refuse_public(settings: Settings) -> None:
     problem = public_problem(
         settings.ingest_host,
         settings.operator_host if settings.operator_port else None,
-        takes_all=not (settings.ingest_keys or settings.ingest_open),
+        takes_all=not (settings.ingest_keys or settings.ingest_open or settings.ingest_tls_client == "required"),
         shows_all=not (settings.operator_password or settings.operator_open),
     )
     if problem is not None:
@@ -108,8 +109,11 @@ async def serve(
     """
     service: IngestService = place.app.ctx.service
     settings = service.settings
-    server = await _make_server(place, settings, certificate)
-    servers = [server] if operators is None else [server, await _make_server(operators, settings, certificate)]
+    server = await _make_server(place, settings, None if certificate is None else certificate.context)
+    servers = [server]
+    if operators is not None:
+        operator_context = None if certificate is None else certificate.operator_context
+        servers.append(await _make_server(operators, settings, operator_context))
     for one in servers:  # that of ingest is the first one: Sanic rewrites its classes for it
         await one.startup()  # type: ignore[no-untyped-call]
         await one.before_start()  # type: ignore[no-untyped-call]
@@ -121,7 +125,10 @@ async def serve(
     service.count_connections = lambda: len(server.connections)
     for one in servers:
         await one.after_start()  # type: ignore[no-untyped-call]
-    following = None if certificate is None else asyncio.create_task(follow(certificate))
+    following = None
+    if certificate is not None:
+        certificate.on_refused = service.note_tls_refusal
+        following = asyncio.create_task(follow(certificate, lambda: _end_former(server.connections, certificate)))
     end_metrics: Callable[[], None] | None = None
     if settings.ingest_metrics_port:
         end_metrics = serve_metrics(settings.metrics_host, settings.ingest_metrics_port, service.registry)
@@ -151,17 +158,25 @@ def _log_start(what: str, place: Place) -> None:
     logger.info("%s listens on %s port %d", what, *place.listener.getsockname()[:2], extra={"action": "ingest_started"})
 
 
-async def _make_server(place: Place, settings: Settings, certificate: Certificate | None) -> AsyncioServer:
+def _end_former(connections: set[HttpProtocol], certificate: Certificate) -> None:
+    """End connections whose client's certificate was verified by former files: it may be revoked now."""
+    for connection in list(connections):
+        verified = connection.verified if isinstance(connection, IngestProtocol) else None
+        if verified is not None and not certificate.is_newest(verified):
+            connection.end()
+
+
+async def _make_server(place: Place, settings: Settings, context: ssl.SSLContext | None) -> AsyncioServer:
     """A server that does not listen yet."""
     arguments: dict[str, object] = {"start_serving": False}
-    if certificate is not None:
+    if context is not None:
         # A connection counts between its handshake and its end: one that never ends these must not live long.
         arguments["ssl_handshake_timeout"] = arguments["ssl_shutdown_timeout"] = settings.request_seconds_max
     server = await place.app.create_server(
         sock=place.listener,
         protocol=IngestProtocol,
         backlog=BACKLOG,
-        ssl=None if certificate is None else certificate.context,
+        ssl=context,
         asyncio_server_kwargs=arguments,
     )
     if server is None:

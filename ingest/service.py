@@ -35,7 +35,7 @@ from pipeline.health.snapshot import Outlook
 from pipeline.keys import ApiKey
 from pipeline.loops import Loops
 from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsCollector, RequestsByStatus
-from pipeline.names import LoopName
+from pipeline.names import LoopName, TlsRefusal
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import (
     AskedLimit,
@@ -56,6 +56,7 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+TLS_REFUSAL_LOG_SECONDS: Final = 60.0  # between two log lines of one reason: others decide how many clients come
 FOLLOWER_STOP_SECONDS: Final = 0.1  # it only reads: if it is in a wait, the stop does not wait for it
 
 
@@ -112,10 +113,14 @@ class IngestService:
         self.levels = LevelCounts() if settings.admission_levels else None
         if self.levels is not None:
             self.registry.register(LevelsCollector(self.levels))
-        self.keys = KeyRing(context.clock) if settings.ingest_keys else None
+        self.keys = (
+            KeyRing(context.clock, or_certificate=settings.ingest_tls_client_as_key) if settings.ingest_keys else None
+        )
         self._key_reader = self._make_key_reader(context)
         if self.keys is not None:
             self.metrics.show_keys()
+        if settings.ingest_tls_client != "off":
+            self.metrics.show_tls_refusals()
         self.gate = OperatorGate(
             settings.operator_password, lambda reason: self.metrics.operator_refusals.labels(reason.value).inc()
         )
@@ -153,6 +158,7 @@ class IngestService:
             viewers_max=settings.page_viewers_max,
             local_points=None if self.recorder is None else self.recorder.local,
         )
+        self._tls_refusals_logged: dict[TlsRefusal, float] = {}  # monotonic
         self._log = context.log
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -245,6 +251,14 @@ class IngestService:
     def _around_accounts(self) -> Surroundings:
         now = self.clock.monotonic()
         return Surroundings(self.admission.rate(now), self.admission.live_processes, self.admission.fill(now))
+
+    def note_tls_refusal(self, reason: TlsRefusal) -> None:
+        """Count a connection that was refused for its client's certificate; log the first one of a minute."""
+        self.metrics.tls_refusals.labels(reason.value).inc()
+        now = self.clock.monotonic()
+        if now - self._tls_refusals_logged.get(reason, -math.inf) >= TLS_REFUSAL_LOG_SECONDS:
+            self._tls_refusals_logged[reason] = now
+            logger.warning("a client is refused (INGEST_TLS_CLIENT): %s", reason.words, extra={"action": "tls_refused"})
 
     def health_sources(self) -> HealthSources:
         """The current inputs of the health judgement."""

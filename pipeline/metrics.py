@@ -13,7 +13,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.names import OTHER_PROTOCOLS, KeyRefusal, Level, LoopName, OperatorRefusal, ProtocolName, RecordOutcome
+from pipeline.names import (
+    OTHER_PROTOCOLS,
+    KeyRefusal,
+    Level,
+    LoopName,
+    OperatorRefusal,
+    ProtocolName,
+    RecordOutcome,
+    TlsRefusal,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +129,13 @@ INGEST_HELD_ACCOUNTS: Final = Declared(
 # process has never reached the control store or PostgreSQL.
 INGEST_KEY_REFUSALS: Final = Declared(
     "sluice_ingest_key_refusals", "Requests refused for their API key, by reason (INGEST_KEYS)", ("reason",)
+)
+# Only with INGEST_TLS_CLIENT. Clients see an alert of TLS, and no response. `revocations`: all clients of an authority
+# are refused, until its list of revoked certificates is renewed.
+INGEST_TLS_REFUSALS: Final = Declared(
+    "sluice_ingest_tls_refusals",
+    "Connections refused for their client's certificate, by reason (INGEST_TLS_CLIENT)",
+    ("reason",),
 )
 # Only with OPERATOR_PASSWORD. `missing` is normal: browsers send the password after a first refusal. `wrong` grows: a
 # program has an old password, or passwords are being guessed.
@@ -356,11 +372,17 @@ class IngestMetrics:
         self.key_refusals = INGEST_KEY_REFUSALS.live_counter(registry)
         self.keys = INGEST_KEYS.live_gauge(registry)
         self.operator_refusals = INGEST_OPERATOR_REFUSALS.live_counter(registry)
+        self.tls_refusals = INGEST_TLS_REFUSALS.live_counter(registry)
 
     def show_keys(self) -> None:
         """Show every reason from the start, so that its first growth can be seen."""
         for reason in KeyRefusal:
             self.key_refusals.labels(reason.value)
+
+    def show_tls_refusals(self) -> None:
+        """The same for those of clients' certificates."""
+        for reason in TlsRefusal:
+            self.tls_refusals.labels(reason.value)
 
     def show_operator_refusals(self) -> None:
         """The same for those of operators' addresses."""

@@ -98,6 +98,32 @@ _KEY_REFUSALS: Final = {
 }
 
 
+class TlsRefusal(StrEnum):
+    """Why a connection to ingest was refused for its client's certificate (INGEST_TLS_CLIENT)."""
+
+    MISSING = "missing"  # it has none
+    EXPIRED = "expired"  # or it is not valid yet
+    REVOKED = "revoked"  # by a list in INGEST_TLS_CLIENT_CA
+    UNKNOWN_CA = "unknown_ca"  # no authority of INGEST_TLS_CLIENT_CA has signed it
+    REVOCATIONS = "revocations"  # the list of revoked certificates of its authority is missing, or has expired
+    INVALID = "invalid"  # it is not for clients, for example
+
+    @property
+    def words(self) -> str:
+        """What the log says of it."""
+        return _TLS_REFUSALS[self]
+
+
+_TLS_REFUSALS: Final = {
+    TlsRefusal.MISSING: "it has no certificate",
+    TlsRefusal.EXPIRED: "its certificate has expired, or is not valid yet",
+    TlsRefusal.REVOKED: "its certificate was revoked",
+    TlsRefusal.UNKNOWN_CA: "no authority in INGEST_TLS_CLIENT_CA has signed its certificate",
+    TlsRefusal.REVOCATIONS: "INGEST_TLS_CLIENT_CA has no valid list of revoked certificates of its authority",
+    TlsRefusal.INVALID: "its certificate is not valid for a client",
+}
+
+
 class OperatorRefusal(StrEnum):
     """Why a request for what operators see was refused (OPERATOR_PASSWORD)."""
 

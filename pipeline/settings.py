@@ -175,7 +175,8 @@ class Settings:
     # --- Ingest: HTTP ------------------------------------------------------------------------------
     ingest_host: str = _setting(
         "127.0.0.1",
-        "Address that ingest listens on. On another one than the loopback address, it needs INGEST_KEYS or INGEST_OPEN",
+        "Address that ingest listens on. On another one than the loopback address, it needs INGEST_KEYS, "
+        "INGEST_TLS_CLIENT=required or INGEST_OPEN",
         when="0.0.0.0 in a container, or if clients are on other machines",
     )
     ingest_port: int = _setting(
@@ -190,6 +191,24 @@ class Settings:
         "",
         "File with the private key of INGEST_TLS_CERT (PEM, without a password); empty: the key is in that file",
         when="together with INGEST_TLS_CERT",
+    )
+    ingest_tls_client: str = _setting(
+        "off",
+        "Certificates of clients: off: none is asked for; optional: a client may have one; required: connections "
+        "without one are refused. The name in it is the client's account (docs/client-certificates.md)",
+        choices=("off", "optional", "required"),
+        when="clients have certificates of an authority of your own",
+    )
+    ingest_tls_client_ca: str = _setting(
+        "",
+        "File with the authorities that sign clients' certificates (PEM), and with lists of revoked ones if there are "
+        "any. Read again when it changes",
+        when="together with INGEST_TLS_CLIENT",
+    )
+    ingest_tls_client_as_key: bool = _setting(
+        False,
+        "With INGEST_KEYS: a client's certificate stands for an API key in requests that have none",
+        when="clients with a certificate should not need a key as well",
     )
     ingest_url: str = _setting(
         "",
@@ -1165,6 +1184,7 @@ def _cross_problems(settings: Settings) -> list[str]:
     problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, ACCOUNT_WEIGHT_MAX)
     if settings.ingest_tls_key and not settings.ingest_tls_cert:
         problems.append("INGEST_TLS_KEY needs INGEST_TLS_CERT: without it ingest speaks plain HTTP")
+    problems += _client_certificate_problems(settings)
     problems += _operator_problems(settings)
     problems += _signing_problems(settings)
     if not are_urls_wrong:
@@ -1172,6 +1192,26 @@ def _cross_problems(settings: Settings) -> list[str]:
         if settings.log_scheme == "kafka":
             problems += _kafka_problems(settings)
     return problems
+
+
+def _client_certificate_problems(settings: Settings) -> Iterator[str]:
+    """Values that contradict each other for clients' certificates."""
+    mode = settings.ingest_tls_client
+    if mode == "off":
+        if settings.ingest_tls_client_ca:
+            yield "INGEST_TLS_CLIENT_CA needs INGEST_TLS_CLIENT=optional or required"
+        if settings.ingest_tls_client_as_key:
+            yield "INGEST_TLS_CLIENT_AS_KEY needs INGEST_TLS_CLIENT=optional or required"
+        return
+    left_out = [name.upper() for name in ("ingest_tls_cert", "ingest_tls_client_ca") if not getattr(settings, name)]
+    if left_out:
+        yield f"INGEST_TLS_CLIENT={mode} needs {' and '.join(left_out)}"
+    if mode == "required" and not settings.operator_port:
+        yield (
+            "INGEST_TLS_CLIENT=required needs OPERATOR_PORT: health checks, browsers and Prometheus have no certificate"
+        )
+    if settings.ingest_tls_client_as_key and not settings.ingest_keys:
+        yield "INGEST_TLS_CLIENT_AS_KEY needs INGEST_KEYS=yes: without it no client needs a key"
 
 
 OPERATOR_CONNECTIONS_BESIDE_PAGES: Final = 100
@@ -1199,7 +1239,8 @@ def public_problem(host: str, operator_host: str | None, *, takes_all: bool, sho
     if takes_all and not is_loopback(host):
         return (
             f"INGEST_HOST={host} can be reached from other machines, and no client needs an API key: set "
-            "INGEST_KEYS=yes (docs/keys.md), or INGEST_OPEN=yes if everybody who reaches it may send events"
+            "INGEST_KEYS=yes (docs/keys.md), INGEST_TLS_CLIENT=required (docs/client-certificates.md), or "
+            "INGEST_OPEN=yes if everybody who reaches it may send events"
         )
     if shows_all and operator_host is None and not is_loopback(host):
         return (

@@ -225,7 +225,9 @@ def _refuse_open_hosts(host: str, operator_host: str | None, source: Mapping[str
     problem = public_problem(
         host,
         operator_host,
-        takes_all=not _is_set(source, "INGEST_KEYS", "INGEST_OPEN"),
+        takes_all=not (
+            _is_set(source, "INGEST_KEYS", "INGEST_OPEN") or source.get("INGEST_TLS_CLIENT", "").strip() == "required"
+        ),
         shows_all=not (_has_operator_password(source) or _is_set(source, "OPERATOR_OPEN")),
     )
     if problem is not None:

@@ -244,8 +244,8 @@ def account_of_name(name: str) -> str:
     account = account_named(name)
     if account is None:
         raise CommandError(
-            f"{name!r} is no account: it is key:NAME for the API keys of that name, an IPv4 address, or an "
-            "IPv6 address or its /64 network"
+            f"{name!r} is no account: it is key:NAME for the API keys of that name, cert:NAME for the clients with a "
+            "certificate of that name, an IPv4 address, or an IPv6 address or its /64 network"
         )
     return account
 

@@ -1,7 +1,8 @@
 """Connections of ingest: Sanic's protocol with limits, and rejections without a request object."""
 
 import asyncio
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
@@ -11,6 +12,7 @@ from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from ingest.accounts import Accounts, Client
+from ingest.client_certificate import client_certificate
 from ingest.collect import Collector
 from ingest.http.cors import Cors
 from ingest.http.early_rejection import EarlyRejection
@@ -19,6 +21,7 @@ from ingest.http.routes import IngestRequest
 from ingest.types import Codec
 
 WRITE_SECONDS_MAX: Final = 10.0  # for a client to read the response
+EXPIRY_SECONDS_MAX: Final = 86_400.0  # after which a connection with a client's certificate begins anew
 LINE_BYTES_MAX: Final = 64  # of the first line of a request that may be rejected early
 
 
@@ -65,13 +68,17 @@ class HttpContext:
     accounts: Accounts
     codecs: Mapping[str, Codec]  # by the target of a POST, as it is sent
     early_rejections: Mapping[bytes, EarlyRejection]  # by the line that begins the request
+    wall: Callable[[], float]  # by which the certificates of clients expire
     cors: Cors | None = None  # None: no page of another origin reads an answer
 
 
 class IngestProtocol(HttpProtocol):
     """Sanic's protocol with limits; see HttpContext."""
 
-    __slots__ = ("_context", "_is_one_way", "_refused_left", "_refused_timer", "client", "cors", "limits")
+    __slots__ = (
+        "_context", "_expiry_timer", "_is_one_way", "_refused_left", "_refused_timer", "client", "cors", "limits",
+        "verified",
+    )  # fmt: skip
     HTTP_CLASS = IngestHttp
 
     def __init__(self, **kwargs: Any) -> None:
@@ -85,6 +92,8 @@ class IngestProtocol(HttpProtocol):
         self._is_one_way = False  # the request in progress is of such a protocol
         self._refused_left = 0  # bytes still to come of a body that was rejected without a request object
         self._refused_timer: asyncio.TimerHandle | None = None
+        self._expiry_timer: asyncio.TimerHandle | None = None
+        self.verified: ssl.SSLObject | None = None  # of a connection with a client's certificate
         self.client: Client  # set when the connection is accepted
 
     async def _handle(self, request: IngestRequest) -> None:
@@ -110,7 +119,15 @@ class IngestProtocol(HttpProtocol):
             transport.close()
             return
         address = transport.get_extra_info("peername")
-        self.client = self._context.accounts.client(address[0] if isinstance(address, tuple) else None)
+        peer = address[0] if isinstance(address, tuple) else None
+        certificate = client_certificate(transport.get_extra_info("peercert"))
+        if certificate is None:
+            self.client = self._context.accounts.client(peer)
+        else:
+            self.client = self._context.accounts.client(peer, certificate.name)
+            self.verified = transport.get_extra_info("ssl_object")
+            seconds = max(0.0, certificate.expires - self._context.wall())
+            self._expiry_timer = self.loop.call_later(min(seconds, EXPIRY_SECONDS_MAX), self.end)
         super().connection_made(transport)  # type: ignore[no-untyped-call]
 
     def data_received(self, data: bytes) -> None:
@@ -133,6 +150,11 @@ class IngestProtocol(HttpProtocol):
                 self._refused_timer = self.loop.call_later(self.limits.request_seconds_max, self._close_refused)
         if data:
             super().data_received(data)
+
+    def end(self) -> None:
+        """Close the connection: at once if it is idle, else after the response to its request."""
+        if not self.close_if_idle() and self.http is not None:
+            self.http.keep_alive = False
 
     def _is_between_requests(self) -> bool:
         """Whether the next byte starts a request, all earlier ones are answered, and the client reads its responses."""
@@ -171,6 +193,8 @@ class IngestProtocol(HttpProtocol):
         if self.conn_info is None:
             return  # rejected
         self._disarm_refused()
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
         self.client.close()
         http = self.http
         if http is None:
