@@ -150,6 +150,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             Panel("Refused for the API key", "Requests, by reason; with INGEST_KEYS, or OPERATOR_PASSWORD.",
                   (("{{reason}}", "sum by (reason) (rate(sluice_ingest_key_refusals_total[1m]))"),
                    ("operators: {{reason}}", "sum by (reason) (rate(sluice_ingest_operator_refusals_total[1m]))"),
+                   ("certificates: {{reason}}", "sum by (reason) (rate(sluice_ingest_tls_refusals_total[1m]))"),
                    ("{{instance}} knows keys", "sluice_ingest_keys{$chosen}"))),
             Panel("Connections", "Open connections of each ingest process.",
                   (("{{instance}}", "sluice_ingest_connections{$chosen}"),
