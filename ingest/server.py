@@ -161,8 +161,9 @@ def _log_start(what: str, place: Place) -> None:
 def _end_former(connections: set[HttpProtocol], certificate: Certificate) -> None:
     """End connections whose client's certificate was verified by former files: it may be revoked now."""
     for connection in list(connections):
-        verified = connection.verified if isinstance(connection, IngestProtocol) else None
-        if verified is not None and not certificate.is_newest(verified):
+        if not isinstance(connection, IngestProtocol):
+            continue
+        if connection.verified is not None and not certificate.is_newest(connection.verified):
             connection.end()
 
 
