@@ -118,9 +118,9 @@ def most_refused(refused: Refusals) -> str:
     if not whole:
         return ""
     shares = [(name, total(by_reason).events / whole) for name, by_reason in refused.heaviest()]
-    shown = [f"{name} {100 * share:.0f} %" for name, share in shares[:MOST_SHOWN] if share >= _MOST_SHARE_MIN]
-    many = f"many accounts, each less than {100 * _MOST_SHARE_MIN:.0f} %"
-    return f"{', '.join(shown) or many} of it in {_MINUTES} minutes"
+    shown = [f"{name} ({100 * share:.0f} %)" for name, share in shares[:MOST_SHOWN] if share >= _MOST_SHARE_MIN]
+    many = f"many, each less than {100 * _MOST_SHARE_MIN:.0f} %"
+    return f"accounts refused most in {_MINUTES} minutes: {', '.join(shown) or many}"
 
 
 def reason_share(refused: Refusals, reason: str) -> float:

@@ -339,8 +339,8 @@ def _who_is_refused(inputs: HealthInputs, traffic: Traffic) -> str:
     accounts = "" if inputs.refusals is None else most_refused(inputs.refusals)
     levels = {level.label: one.refused_share for level, one in traffic.levels.items()}
     protocols = {name.value: one.refused_share for name, one in traffic.protocols.items()}
-    said = [f"most to {accounts}"] if accounts else []
-    for head, shares in (("by level", levels), ("by protocol", protocols)):
+    said = [accounts] if accounts else []
+    for head, shares in (("by level:", levels), ("by protocol:", protocols)):
         worst = sorted(((share, name) for name, share in shares.items() if share >= _SHOWN_SHARE_MIN), reverse=True)
         if worst:
             said.append(f"{head} {', '.join(f'{name} {100 * share:.0f} %' for share, name in worst[:_WORST_SHOWN])}")
