@@ -1,9 +1,11 @@
 """The wheel of Sluice, in an environment of its own: what it contains, and its command."""
 
+import os
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +44,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     folder = tmp_path_factory.mktemp("package")
     source, made, environment = folder / "source", folder / "made", folder / "environment"
     (source / "clients" / "python").mkdir(parents=True)
-    for name in ("pyproject.toml", "README.md", "LICENSE", *SOURCES):
+    (source / "docs").mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "docs/runbooks", *SOURCES):
         subprocess.run(["cp", "-r", str(ROOT / name), str((source / name).parent)], check=True)
     made.mkdir()
     # What pip runs in an environment for the build, which would be made first
@@ -62,11 +65,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(wheel, environment)
 
 
+def files_of(source: str) -> Iterator[str]:
+    """Every file of a package's folder, as it is named in the wheel."""
+    if (ROOT / source).is_file():
+        yield source
+    for folder, folders, names in os.walk(ROOT / source, followlinks=True):
+        folders[:] = [name for name in folders if name != "__pycache__" and not name.endswith((".egg-info", "_cache"))]
+        for name in names:
+            yield str((Path(folder) / name).relative_to(ROOT)).removeprefix("clients/python/src/")
+
+
 def test_everything_that_the_code_reads_is_in_the_wheel(installed: Installed) -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", *SOURCES], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    wanted = {name.removeprefix("clients/python/src/") for name in listed} - LEFT_OUT
+    wanted = {name for source in SOURCES for name in files_of(source)} - LEFT_OUT
     with zipfile.ZipFile(installed.wheel) as wheel:
         files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert files == wanted
