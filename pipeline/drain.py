@@ -1,17 +1,19 @@
 """Moves a partition's events from the log to the sink, for a bounded time, batch by batch.
 
 A run is only the work of one hint: it may come twice, late or never. The sink's offset alone decides what is stored and
-where to continue. Reading the next batch overlaps with storing this one.
+where to continue. Reading the next batch overlaps with storing this one. With more partitions than drains, one run
+drains several of them in turn.
 """
 
 import contextlib
 import gc
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
+from functools import partial
 from typing import Any, Final, Generic
 
 from pipeline.clock import Clock
@@ -52,6 +54,10 @@ _GARBAGE_THRESHOLD: Final = 50_000
 _SWITCH_SECONDS: Final = 0.0005
 # After a lost connection, its backend may hold the partition's lock a moment longer.
 _BUSY_TRIES_MAX: Final = 6
+# Of a run for several partitions: the length of one partition's turn, which stores at least one batch if there is one.
+TURN_SECONDS: Final = 0.25
+# Of a run for several partitions: until the next try for one that another drain holds.
+_BUSY_REST_SECONDS: Final = 1.0
 
 
 class DrainOutcome(StrEnum):
@@ -85,6 +91,20 @@ class DrainReport:
     error: str | None = None
     evidence: dict[str, Any] | None = None  # of poison: the batch, for people to look at
     began_late: int | None = None  # no record was stored before, and the log begins at this offset, not at 0
+
+
+class _Did(Enum):
+    """What one step of a run did."""
+
+    LOOK_UP = auto()
+    READ = auto()
+    READ_NOTHING = auto()
+    STORE = auto()
+    REFUSE = auto()  # the batch was refused as it is; the next ones are smaller
+    FAIL = auto()  # for a reason that may pass
+
+
+_End = tuple[DrainOutcome, str | None]  # of a run, with the error
 
 
 class _BusyError(Exception):
@@ -126,12 +146,40 @@ def drain(
     """
     with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
         context = _DrainContext(log, sink, floors, breaker, settings, clock, on_stored, pace or Pace(settings))
-        run = _Run(partition, context, ahead)
+        run = _Run(partition, context, ahead, _KnownLog(log, floors))
         try:
             outcome, error = run.run(paused)
         finally:
             run.finish()
         return run.report(outcome, error)
+
+
+def drain_in_turn(
+    partitions: Sequence[int],
+    *,
+    log: EventLog,
+    sink: EventSink[Encoded],
+    floors: OffsetFence,
+    breaker: Breaker,
+    paused: Callable[[int], bool],
+    settings: Settings,
+    clock: Clock,
+    on_stored: Callable[[int, StoreResult], None] | None = None,
+    pace_of: Callable[[int], Pace] | None = None,
+) -> list[DrainReport]:
+    """Drain several partitions in turn, for the time that `drain` has for one.
+
+    It holds all of them until its end, waits for events of all at once, and gives each one that has some a turn of a
+    fraction of a second, or of one batch. `paused` and `pace_of` take a partition. The reports are in the order in
+    which the next turns are due: the next run for these partitions begins with the first.
+    """
+    with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
+        known, runs = _KnownLog(log, floors), []
+        for partition in partitions:
+            pace = pace_of(partition) if pace_of is not None else Pace(settings)
+            context = _DrainContext(log, sink, floors, breaker, settings, clock, on_stored, pace)
+            runs.append(_Run(partition, context, ahead, known))
+        return _Turns(runs, log, settings, clock).take(paused)
 
 
 @contextlib.contextmanager
@@ -148,11 +196,137 @@ def _tuned_interpreter() -> Iterator[None]:
         sys.setswitchinterval(switch_seconds)
 
 
+def _back_off(failures: int) -> float:
+    """Seconds until the next try."""
+    return _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1]
+
+
+class _KnownLog:
+    """The log's identity, for all runs of one thread: when one of them has read it anew, all look up their offsets.
+
+    To read it also accepts what has become of the log meanwhile, for every partition.
+    """
+
+    def __init__(self, log: EventLog, floors: OffsetFence) -> None:
+        self._log = log
+        self._floors = floors
+        self._identity: LogIdentity | None = None  # None: must be read
+        self._must_fence = False
+        self._begins: dict[int, int] = {}  # by partition; each is used once
+
+    def get(self) -> LogIdentity:
+        """The log's identity. If a floor was refused, first make this incarnation the current one.
+
+        An append does that too, but there may be none for a long time, and the control store may have lost the fence.
+        The log's identity is read once more afterwards: a late fence must not replace a newer one unnoticed.
+        """
+        if self._identity is None:
+            identity = self._log.identity()
+            if self._must_fence:
+                self._floors.fence(identity.log_id, identity.incarnation)
+                if self._log.identity() != identity:
+                    raise LogRestartedError
+                self._must_fence = False
+            self._identity = identity
+        return self._identity
+
+    def begin(self, partition: int) -> int:
+        """The offset at which a partition begins in the log. Raises LogUnavailableError.
+
+        The answer has all partitions, and serves each of them once: its next look-up asks again.
+        """
+        if partition not in self._begins:
+            self._begins = {position.partition: position.begin for position in self._log.positions()}
+        if partition not in self._begins:
+            raise LogUnavailableError(f"the event log's partition {partition} does not report its begin")
+        return self._begins.pop(partition)
+
+    def forget(self, *, must_fence: bool) -> None:
+        """Read it again before it is used."""
+        self._identity = None
+        self._begins.clear()
+        self._must_fence = self._must_fence or must_fence
+
+
+class _Turns(Generic[Encoded]):
+    """The runs of several partitions in one thread."""
+
+    def __init__(self, runs: "list[_Run[Encoded]]", log: EventLog, settings: Settings, clock: Clock) -> None:
+        self._order = runs  # in which their turns are due
+        self._reports: dict[_Run[Encoded], DrainReport] = {}  # of those that have ended
+        self._log = log
+        self._settings = settings
+        self._clock = clock
+
+    def take(self, paused: Callable[[int], bool]) -> list[DrainReport]:
+        """Give the runs turns until all have ended. Returns their reports, in the order of their next turns."""
+        try:
+            while self._live():
+                self._round(paused)
+                self._wait(paused)
+        finally:
+            for run in self._live():  # after an error in the configuration
+                run.finish()
+        return [self._reports[run] for run in self._order]
+
+    def _live(self) -> "list[_Run[Encoded]]":
+        return [run for run in self._order if run not in self._reports]
+
+    def _end(self, run: "_Run[Encoded]", outcome: DrainOutcome, error: str | None) -> None:
+        run.finish()
+        self._reports[run] = run.report(outcome, error)
+
+    def _round(self, paused: Callable[[int], bool]) -> None:
+        """One turn for each run that has something to do. The others keep their places in the order."""
+        for run in self._live():
+            end = run.end()
+            if end is None and run.due_at <= self._clock.monotonic():
+                self._order.remove(run)
+                self._order.append(run)
+                end = run.turn(partial(paused, run.partition))
+            if end is not None:
+                self._end(run, *end)
+        if all(run.is_busy for run in self._live()):  # another run drains these partitions
+            for run in self._live():
+                self._end(run, DrainOutcome.BUSY, None)
+
+    def _wait(self, paused: Callable[[int], bool]) -> None:
+        """Wait until a run has something to do."""
+        live, now = self._live(), self._clock.monotonic()
+        if not live:
+            return
+        until = min([now + self._settings.drain_poll_seconds, *(run.due_at for run in live)])
+        self._wake(live, max(0.0, until - now))
+        if until > now:
+            for run in live:
+                if paused(run.partition):
+                    self._end(run, DrainOutcome.PAUSED, None)
+
+    def _wake(self, live: "list[_Run[Encoded]]", seconds: float) -> None:
+        """Wait for events of the runs that wait for some, or only for this time."""
+        offsets = {run.partition: run.waits_from for run in live if run.waits_from is not None}
+        if not offsets:
+            self._clock.sleep(seconds)
+            return
+        try:
+            ready = self._log.ready(offsets, wait_seconds=seconds)
+        except RecoverableError as error:
+            _logger.debug("whether there are events is unknown: %s", error)
+            ready = set(offsets)  # their own reads find the reason, and what to do about it
+            self._clock.sleep(_back_off(1))
+        for run in live:
+            if run.partition in ready:
+                run.wake()
+
+
 class _Run(Generic[Encoded]):
     """The state of one run."""
 
-    def __init__(self, partition: int, context: _DrainContext[Encoded], executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, partition: int, context: _DrainContext[Encoded], executor: ThreadPoolExecutor, known: "_KnownLog"
+    ) -> None:
         self._partition = partition
+        self._known = known
         self._context = context
         settings = context.settings
         self._prefetch = Prefetch(
@@ -163,50 +337,121 @@ class _Run(Generic[Encoded]):
         # A failing PostgreSQL is tried again after the run's time is up, so that its failures are consecutive and open
         # the breaker. The limit is half-way to the time at which the task would be killed.
         self._sink_deadline = started + (settings.drain_run_seconds_max + settings.drain_hard_seconds_max) / 2
-        self._identity: LogIdentity | None = None  # None: must be read
+        self._identity: LogIdentity | None = None  # that the position and the records in memory belong to
         self._position: int | None = None  # the stored offset; None: must be read
         self._next_offset: int | None = None  # the last known one
         self._gap_at: int | None = None  # the stored offset behind which records were missing
         self._held_log_id: str | None = None  # of the lock that this run holds
         self._busy_tries = 0
         self._fence_is_unavailable = False
-        self._must_fence = False
+        self._failures = 0  # since it last read or stored
+        self._failed: tuple[tuple[DrainOutcome, str], float] | None = None  # the last one's outcome, and its deadline
+        self._turn_ends_at = float("inf")  # monotonic
+        self._rests_until = 0.0  # monotonic; between two turns
+        self._is_waiting = False  # for events; between two turns
         self._total = StoreResult()
         self._batches = 0
         self._log_begin = 0  # if no record of the partition is stored yet: the offset at which it begins in the log
         self._began_late: int | None = None
         self._evidence: dict[str, Any] | None = None
 
+    @property
+    def partition(self) -> int:
+        """The partition that it drains."""
+        return self._partition
+
     # --- the loop -------------------------------------------------------------------------------
 
-    def run(self, paused: Callable[[], bool]) -> tuple[DrainOutcome, str | None]:
+    def run(self, paused: Callable[[], bool]) -> _End:
         """Run until the time is up or an error ends the run."""
-        failures = 0
+        while True:
+            end = self._work(paused)
+            if end is not None:
+                return end
+            self._context.clock.sleep(max(0.0, self._rests_until - self._context.clock.monotonic()))
+
+    def turn(self, paused: Callable[[], bool]) -> _End | None:
+        """Run for one turn; returns the outcome if the run ends with it."""
+        self._turn_ends_at = self._context.clock.monotonic() + TURN_SECONDS
+        try:
+            return self._work(paused)
+        finally:
+            self._prefetch.drop()  # memory holds the records of one partition
+
+    def _work(self, paused: Callable[[], bool]) -> _End | None:
+        """Run until the end of the run or of the turn, or until a failure, after which the run rests."""
+        is_turn = self._turn_ends_at != float("inf")
         while not paused():
-            try:
-                is_forward = self._step()
-            except LogGapError as error:
-                if self._is_gap():
-                    return DrainOutcome.LOG_GAP, str(error)
-            except (BreakerOpenError, PoisonedError) as error:
-                self._evidence = error.evidence if isinstance(error, PoisonedError) else None
-                return _ENDS[type(error)], str(error)
-            except _BusyError:
-                self._busy_tries += 1
-                if self._held_log_id is None or self._busy_tries >= _BUSY_TRIES_MAX:
-                    return DrainOutcome.BUSY, None
-                self._back_off(self._busy_tries)
-            except RecoverableError as error:
-                failures += 1
-                outcome, deadline = self._after(error)
-                if self._context.clock.monotonic() >= deadline:
-                    return outcome, str(error)
-                self._back_off(failures)
-            else:
-                failures = 0 if is_forward else failures  # a successful look-up proves nothing about the rest
-                if self._is_over() and failures == 0:
-                    return DrainOutcome.FINISHED, None
+            did = self._try_step(is_turn=is_turn)
+            if not isinstance(did, _Did):
+                return did
+            if did is _Did.FAIL:
+                return None
+            if did is not _Did.LOOK_UP:  # a successful look-up proves nothing about the rest
+                self._failures, self._failed = 0, None
+            if self._is_over() and self._failed is None:
+                return DrainOutcome.FINISHED, None
+            if is_turn and self._ends_turn(did):
+                self._is_waiting = did is _Did.READ_NOTHING
+                return None
         return DrainOutcome.PAUSED, None
+
+    def _try_step(self, *, is_turn: bool) -> _Did | _End:
+        """Do one step; returns the outcome if an error ends the run."""
+        try:
+            return self._step(is_turn=is_turn)
+        except LogGapError as error:
+            return (DrainOutcome.LOG_GAP, str(error)) if self._is_gap() else _Did.LOOK_UP
+        except (BreakerOpenError, PoisonedError) as error:
+            self._evidence = error.evidence if isinstance(error, PoisonedError) else None
+            return _ENDS[type(error)], str(error)
+        except _BusyError:
+            self._busy_tries += 1
+            if self.is_busy and not is_turn:
+                return DrainOutcome.BUSY, None
+            self._rest(_BUSY_REST_SECONDS if self.is_busy else _back_off(self._busy_tries))
+            return _Did.FAIL
+        except RecoverableError as error:
+            self._failures += 1
+            outcome, deadline = self._after(error)
+            self._failed = (outcome, str(error)), deadline
+            self._rest(_back_off(self._failures))
+            return self.end() or _Did.FAIL
+
+    def _ends_turn(self, did: _Did) -> bool:
+        is_over = self._context.clock.monotonic() >= self._turn_ends_at
+        return did is _Did.READ_NOTHING or (did is _Did.STORE and is_over)
+
+    def end(self) -> _End | None:
+        """The outcome if the time is up. There is more of it for what fails."""
+        if self._failed is not None:
+            outcome, deadline = self._failed
+            return outcome if self._context.clock.monotonic() >= deadline else None
+        if not self._is_over():
+            return None
+        return (DrainOutcome.BUSY if self.is_busy else DrainOutcome.FINISHED), None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether another drain has the partition."""
+        return self._busy_tries > 0 and (self._held_log_id is None or self._busy_tries >= _BUSY_TRIES_MAX)
+
+    @property
+    def waits_from(self) -> int | None:
+        """Between two turns: the offset from which on it waits for events; None if it waits for none."""
+        return self._position if self._is_waiting else None
+
+    @property
+    def due_at(self) -> float:
+        """Between two turns: when the next one is due, or the run's end (monotonic seconds)."""
+        return self._deadline if self._is_waiting else self._rests_until
+
+    def wake(self) -> None:
+        """There may be events."""
+        self._is_waiting = False
+
+    def _rest(self, seconds: float) -> None:
+        self._rests_until = self._context.clock.monotonic() + seconds
 
     def _is_gap(self) -> bool:
         """Whether records are missing behind a stored offset that was read again since they were found missing.
@@ -220,14 +465,16 @@ class _Run(Generic[Encoded]):
         self._prefetch.drop()
         return False
 
-    def _step(self) -> bool:
-        """Look up the partition's offset, or read, or store one piece; returns whether it read or stored."""
+    def _step(self, *, is_turn: bool) -> _Did:
+        """Look up the partition's offset, or read, or store one piece. In a turn, a read does not wait."""
         prefetch, breaker = self._prefetch, self._context.breaker
-        if self._identity is None:
-            self._identity = self._current_log()
-            if self._partition >= self._identity.partitions:
+        identity = self._known.get()
+        if identity is not self._identity:
+            if self._identity is not None:  # another partition's run has read it anew
+                prefetch.drop()
+            self._identity, self._position = identity, None
+            if self._partition >= identity.partitions:
                 raise LogMisconfiguredError(f"the event log has no partition {self._partition}")
-        identity = self._identity
         if prefetch.first is not None and not self._context.sink.holds(identity.log_id, self._partition):
             self._position = None  # the session ended, and another drain may have the partition since
         if self._position is None:
@@ -236,11 +483,12 @@ class _Run(Generic[Encoded]):
                 # A commit whose response was lost has taken effect, or another drain moved the offset: read from the
                 # new offset.
                 prefetch.drop()
-            return False
+            return _Did.LOOK_UP
         if prefetch.first is None:
-            left_seconds = self._deadline - self._context.clock.monotonic()
+            left_seconds = 0.0 if is_turn else self._deadline - self._context.clock.monotonic()
             prefetch.read(self._position, max(0.0, min(self._context.settings.drain_poll_seconds, left_seconds)))
-            return True  # if a pause began while this read waited, the records must not be stored
+            # If a pause began while this read waited, the records must not be stored.
+            return _Did.READ_NOTHING if prefetch.first is None else _Did.READ
         if self._fence_is_unavailable:
             self._raise_floor(prefetch.first.batch.next_offset)  # this call is cheaper than writing a batch in vain
             self._fence_is_unavailable = False
@@ -255,25 +503,10 @@ class _Run(Generic[Encoded]):
         except BatchRefusedError:
             self._context.pace.refused()
             prefetch.collect()
-            return True
+            return _Did.REFUSE
         self._stored(result)
         prefetch.collect()
-        return True
-
-    def _current_log(self) -> LogIdentity:
-        """The log's identity. If a floor was refused, first make this incarnation the current one.
-
-        An append does that too, but there may be none for a long time, and the control store may have lost the fence.
-        The log's identity is read once more afterwards: a late fence must not replace a newer one unnoticed.
-        """
-        log = self._context.log
-        identity = log.identity()
-        if self._must_fence:
-            self._context.floors.fence(identity.log_id, identity.incarnation)
-            if log.identity() != identity:
-                raise LogRestartedError
-            self._must_fence = False
-        return identity
+        return _Did.STORE
 
     def _store(self, identity: LogIdentity, piece: Piece[Encoded]) -> StoreResult:
         """Store a batch. If it is a record that alone makes storing fail, keep it as a dead letter instead."""
@@ -295,7 +528,8 @@ class _Run(Generic[Encoded]):
                 name = self._context.settings.sink_name
                 why = f"storing it failed each time, while {name} took other writes: {pace.why}"
                 return sink.condemn(*place, batch, why=why, sqlstate=pace.sqlstate, before_commit=before_commit)
-            begin = self._prefetch.begin if not self._is_over() else None
+            is_last = self._is_over() or self._context.clock.monotonic() >= self._turn_ends_at
+            begin = None if is_last else self._prefetch.begin
             return sink.store(*place, batch, before_commit=before_commit, encoded=encoded, on_encoded=begin)
         except SinkUnavailableError as error:
             pace.failed(expected_offset, len(batch.values), error)
@@ -322,7 +556,7 @@ class _Run(Generic[Encoded]):
         stored = sink.stored_position(identity.log_id, self._partition)
         self._log_begin = 0
         if stored is None:
-            self._log_begin = self._begin()
+            self._log_begin = self._known.begin(self._partition)
             return self._log_begin
         self._compare(stored)
         self._prefetch.stored_up_to(identity.log_id, stored.next_offset)
@@ -336,13 +570,6 @@ class _Run(Generic[Encoded]):
                 "than the one that was stored from there: it lost its tail, and has records below the stored offset "
                 "that are not stored"
             )
-
-    def _begin(self) -> int:
-        """The offset at which the partition begins in the log. Raises LogUnavailableError."""
-        for position in self._context.log.positions():
-            if position.partition == self._partition:
-                return position.begin
-        raise LogUnavailableError(f"the event log's partition {self._partition} does not report its begin")
 
     def _note_late_begin(self, batch: LogBatch) -> None:
         """Report that the first batch of a partition is not the log's first, unless the log itself declares that."""
@@ -401,7 +628,7 @@ class _Run(Generic[Encoded]):
                 self._position = None
                 return DrainOutcome.UNSETTLED, self._deadline
             case FencedError() | LogRestartedError():
-                self._must_fence = self._must_fence or isinstance(error, FencedError)
+                self._known.forget(must_fence=isinstance(error, FencedError))
                 self._identity = self._position = None
                 self._prefetch.drop()
                 return DrainOutcome.UNSETTLED, self._deadline
@@ -412,9 +639,6 @@ class _Run(Generic[Encoded]):
                 return DrainOutcome.LOG_AWAY, self._deadline
             case _:
                 raise error
-
-    def _back_off(self, failures: int) -> None:
-        self._context.clock.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1])
 
     def _is_over(self) -> bool:
         return self._context.clock.monotonic() >= self._deadline

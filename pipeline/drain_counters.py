@@ -7,7 +7,7 @@ histogram `<name>:<upper bound>` (a bucket's own count, not cumulative), `<name>
 import logging
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 from uuid import uuid4
 
@@ -57,9 +57,10 @@ class DrainCounters:
         if self._clock.monotonic() - self._added_at >= _ADD_SECONDS:
             self.add()
 
-    def on_run(self, outcome: str) -> None:
-        """Count a run that has ended, and add all counts to the counters."""
-        self._counts[f"runs:{outcome}"] += 1
+    def on_runs(self, outcomes: Iterable[str]) -> None:
+        """Count runs that have ended, each of one partition, and add all counts to the counters."""
+        for outcome in outcomes:
+            self._counts[f"runs:{outcome}"] += 1
         self.add()
 
     def count(self, counts: Mapping[str, float]) -> None:

@@ -451,9 +451,9 @@ class Settings:
     # --- Event log ---------------------------------------------------------------------------------------
     log_partitions: int = _setting(
         4,
-        "Partitions of a new log; at most this number of drains run at once",
+        "Partitions of a new log; at most this number of drains run at once, and at most DRAINS_MAX",
         low=1,
-        high=64,
+        high=256,
         when="before the first start, if the sink can serve more drains at once. A log keeps its number of partitions",
     )
     log_topic: str = _setting("sluice-events", "Kafka topic", when="two systems use one Kafka cluster")
@@ -531,6 +531,15 @@ class Settings:
         low=0.1,
         high=300,
         when="lower to stop workers sooner. Each run costs a task",
+    )
+    drains_max: int = _setting(
+        8,
+        "Drains that run at once, of all workers; with more partitions, each drains several in turn. A drain needs a "
+        "process and a connection to PostgreSQL. Workers need two processes more than drains",
+        low=1,
+        high=256,
+        when="the log has more partitions than this, and PostgreSQL has the CPU and the connections for more drains; "
+        "the same for every process",
     )
     drain_poll_seconds: float = _setting(
         1.0,

@@ -38,6 +38,7 @@ _UNITS: Final = {
     "breaker_failures_max": "failures",
     "log_entries_max": "entries",
     "log_partitions": "partitions",
+    "drains_max": "drains",
     "kafka_replication": "replicas",
     "log_replicas_min": "replicas",
     "ingest_connections_max": "connections",

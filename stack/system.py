@@ -40,7 +40,7 @@ from stack.servers import (
 from stack.supervision import Program, Supervisor
 
 READY_SECONDS_MAX: Final = 60.0  # for one program, after the one before it was ready
-SPARE_DRAINS: Final = 2  # worker processes beyond one a partition: a frozen process must not block the other partitions
+SPARE_DRAINS: Final = 2  # worker processes beyond one a drain: a frozen process must not block the others
 _FAILED_STARTS_MAX: Final = 3  # of one program while the system starts: then it will not recover
 _LOOK_SECONDS: Final = 0.5  # between two checks for ended programs during a start
 _UNVERIFIED: Final = ssl.create_default_context()
@@ -279,7 +279,7 @@ class System(SystemFolder):
         python = sys.executable
         celery = [python, "-W", "ignore", "-m", "celery", "-A", "tasks.app"]
         worker = ["--without-gossip", "--without-mingle"]
-        drains = settings.log_partitions + SPARE_DRAINS
+        drains = min(settings.log_partitions, settings.drains_max) + SPARE_DRAINS
         flower = [f"--conf={ROOT / 'monitoring' / 'flowerconfig.py'}", f"--port={self.config.ports['FLOWER_PORT']}"]
         # Flower exits if it finds unknown FLOWER_ variables; these are ours.
         own = [word for name in ("FLOWER_URL", "FLOWER_HOST", "FLOWER_PORT") for word in ("-u", name)]

@@ -22,7 +22,7 @@ from pipeline.ports.dead_letters import DeadLetters
 from pipeline.ports.event_sink import EventSink
 from pipeline.ports.history import History
 from pipeline.ports.keys import KeyMirror
-from pipeline.ports.log import EventLog
+from pipeline.ports.log import EventLog, LogIdentity
 from pipeline.ports.offers import Offers
 from pipeline.ports.offset_store import OffsetStore
 from pipeline.ports.operator_store import OperatorStore
@@ -34,10 +34,11 @@ from pipeline.probe import Backoff
 from pipeline.settings import Settings
 from pipeline.store.redis_queues import RedisQueues
 from tasks.former_logs import FormerLogs
+from tasks.hints import Drained, shares
 from tasks.mistakes import Mistakes
 from tasks.startup import worker_name
 
-_PARTITIONS_SECONDS: Final = 10.0  # ingest uses added partitions within five seconds; they must be drained
+_KNOWN_LOG_SECONDS: Final = 10.0  # ingest uses added partitions within five seconds; they must be drained
 
 
 class WorkerContext:
@@ -54,7 +55,7 @@ class WorkerContext:
         self._paces: dict[int, Pace] = {}
         self.schema_problem: str | None = None  # why the migration of the schema failed
         self.lag_age, self.rate_age = Age(), Age()  # as counted by this process' ticks of the control loop
-        self._partitions: tuple[float, int] | None = None  # when it was read, and the number
+        self._known_log: tuple[float, LogIdentity] | None = None  # when it was read
 
     @cached_property
     def log(self) -> EventLog:
@@ -71,6 +72,10 @@ class WorkerContext:
     @property
     def offsets(self) -> OffsetStore:
         return self.storage.offsets
+
+    @cached_property
+    def drained(self) -> Drained:
+        return Drained(self.offsets, self.clock)
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -156,21 +161,33 @@ class WorkerContext:
         """The measured pace of a partition's batches in this process."""
         return self._paces.setdefault(partition, Pace(self.settings))
 
-    def partitions(self) -> int:
-        """The number of partitions of the event log, read from time to time. Raises LogUnavailableError."""
+    def known_log(self) -> LogIdentity:
+        """The event log's identity, read from time to time. Raises LogUnavailableError."""
         now = self.clock.monotonic()
-        if self._partitions is None or now - self._partitions[0] > _PARTITIONS_SECONDS:
-            self._partitions = (now, self.log.identity().partitions)
-        return self._partitions[1]
+        if self._known_log is None or now - self._known_log[0] > _KNOWN_LOG_SECONDS:
+            self._known_log = (now, self.log.identity())
+        return self._known_log[1]
+
+    def share_of(self, partition: int) -> list[int]:
+        """The partitions that one run drains: this one, and those that follow it in its share."""
+        try:
+            partitions = self.known_log().partitions
+        except SluiceError:  # the drain finds the error, and reports it
+            return [partition]
+        for share in shares(partitions, self.settings.drains_max):
+            if partition in share:
+                first = share.index(partition)
+                return share[first:] + share[:first]
+        return [partition]
 
     def has_partition(self, partition: object) -> bool:
         """Whether the event log has such a partition; if it does not respond, whether the number is valid at all."""
         if not isinstance(partition, int) or isinstance(partition, bool) or partition < 0:
             return False
         try:
-            if partition >= self.partitions():
-                self._partitions = None  # it may have been added since
-            return partition < self.partitions()
+            if partition >= self.known_log().partitions:
+                self._known_log = None  # it may have been added since
+            return partition < self.known_log().partitions
         except SluiceError:  # the drain finds the error, and reports it
             return True
 

@@ -5,11 +5,12 @@ once: a task's name is not signed, so a recorded tick can be sent again as each 
 """
 
 import logging
+import random
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Final
 
-from celery import shared_task
+from celery import Celery, shared_task
 
 from pipeline.errors import RecoverableError, SchemaError, SchemaNewerError, SluiceError
 from pipeline.names import BreakerState, Queue
@@ -20,12 +21,16 @@ from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.retention import overdue_seconds
 from pipeline.system_metrics import FACTS_SECONDS
 from tasks.context import WorkerContext, context_of
-from tasks.hints import HINTS_WAITING_MAX, send_net_hint
+from tasks.hints import HINTS_WAITING_MAX, send_net_hint, shares
 from tasks.persist_overrides import persist_changes
 from tasks.standstill import Workers
 from tasks.sync_keys import sync_keys
 
 _logger = logging.getLogger(__name__)
+
+# Of DRAIN_STALLED_SECONDS_MAX: a session that has sent something within this time is not frozen. It drains other
+# partitions meanwhile.
+QUIET_SHARE: Final = 1 / 3
 
 
 def _one_line_when_unavailable(function: Callable[..., None]) -> Callable[..., None]:
@@ -47,7 +52,7 @@ def regulate_rate(self: Any) -> None:
     """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
     context = context_of(self.app.sluice_settings)
     _migrate_once(context)
-    workers = Workers(self.app, context.settings.sink_name)
+    workers = Workers(self.app, context.settings.sink_name, context.settings.drains_max)
     report = regulate(
         settings=context.settings,
         policy_of=partial(make_policy, context.settings),
@@ -57,7 +62,10 @@ def regulate_rate(self: Any) -> None:
             stored_offsets=context.offsets.stored_offsets_and_time,
             settled_offsets=context.offsets.settled_offsets,
             load_asked=context.operators.load,
-            terminate_drainer=context.offsets.end_stalled_drain,
+            terminate_drainer=partial(
+                context.offsets.end_stalled_drain,
+                quiet_seconds=context.settings.drain_stalled_seconds_max * QUIET_SHARE,
+            ),
             schema_problem=context.schema_problem,
             why_standing=lambda log_id, partition: (
                 context.offsets.why_not_stored(log_id, partition) or workers.why_not_drained(partition)
@@ -138,17 +146,25 @@ def probe_postgres(self: Any) -> None:
 @shared_task(name="sluice.send_hints", bind=True)
 @_one_line_when_unavailable
 def send_hints(self: Any) -> None:
-    """Fallback for the hints of drains: send one for each partition without a hint in progress, unless paused."""
-    context = context_of(self.app.sluice_settings)
+    """Fallback for the hints of drains: send one where partitions have neither a drain nor a hint, unless paused."""
+    tick_hints(self.app, context_of(self.app.sluice_settings))
+
+
+def tick_hints(app: Celery, context: WorkerContext) -> None:
+    """One tick of the fallback. Raises StoreUnavailableError, LogUnavailableError."""
     pauses = context.control.state().pauses
     if pauses is None or paused(pauses):  # unknown counts as paused
         return
-    partitions = context.partitions()
-    if context.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * partitions:
+    identity = context.known_log()
+    found = shares(identity.partitions, context.settings.drains_max)
+    if context.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * len(found):
         return  # no worker takes them from the queue
-    for partition in range(partitions):
-        if not paused(pauses, partition):
-            send_net_hint(self.app, context.leases, partition)
+    drained = context.drained.of(identity.log_id, range(identity.partitions))
+    for share in found:
+        left = [partition for partition in share if partition not in drained and not paused(pauses, partition)]
+        if left:
+            # Any of them: one whose drain always ends its process must not keep the others from their turns.
+            send_net_hint(app, context.leases, share[0], random.choice(left))  # noqa: S311 - no secret
 
 
 @shared_task(name="sluice.measure", bind=True)

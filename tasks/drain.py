@@ -2,14 +2,16 @@
 
 import contextlib
 import logging
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from celery import shared_task
 
-from pipeline.drain import DrainOutcome, DrainReport, drain
+from pipeline.drain import DrainOutcome, DrainReport, drain, drain_in_turn
 from pipeline.errors import PermanentError, StoreUnavailableError
 from pipeline.names import ControlEventKind, DropReason, PauseReason
-from pipeline.ports.control import paused
+from pipeline.ports.control import Pause, paused
 from pipeline.settings import Settings
 from tasks.context import WorkerContext, context_of
 from tasks.dropped import note_dropped
@@ -35,7 +37,10 @@ _NO_NEXT_HINT: Final = frozenset(
 
 @shared_task(name="sluice.drain", bind=True)
 def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
-    """Move a partition's events from the event log to PostgreSQL for a limited time, then send the next hint."""
+    """Move a partition's events from the event log to PostgreSQL for a limited time, then send the next hint.
+
+    With more partitions than drains, it drains all partitions of its share in turn, and this one first.
+    """
     app = self.app
     settings: Settings = app.sluice_settings
     context = context_of(settings)
@@ -43,31 +48,52 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
         # It would never end: each run sends the next hint for the same partition.
         note_dropped(DropReason.ARGUMENTS, f"sluice.drain: there is no partition {partition!r}")
         return
+    share = context.share_of(partition)
     with contextlib.suppress(StoreUnavailableError):  # the lease of the hint expires
-        give_back_hint(context.leases, partition, hint)
-    is_paused = PausedCheck(context, partition)
-    if is_paused():
+        give_back_hint(context.leases, min(share), hint)
+    is_paused = PausedCheck(context)
+    running = [one for one in share if not is_paused(one)]
+    if not running:
         return
     try:
-        report = drain(
-            partition,
-            log=context.log,
-            sink=context.sink,
-            floors=context.floors,
-            breaker=context.breaker,
-            paused=is_paused,
-            settings=settings,
-            clock=context.clock,
-            on_stored=context.drain_counters.on_stored,
-            pace=context.pace(partition),
-        )
+        reports = _drain(running, context, is_paused)
     except PermanentError as error:  # the partition or the whole event log: an operator must change the configuration
         context.mistakes.say(error)
         return
-    context.drain_counters.on_run(report.outcome.value)
-    _tell(report, context)
-    if report.outcome not in _NO_NEXT_HINT:
-        send_hint(app, partition, hint=None)
+    context.drain_counters.on_runs([report.outcome.value for report in reports])
+    for report in reports:
+        _tell(report, context)
+    following = next_of(reports)
+    if following is not None:
+        send_hint(app, following, hint=None)
+
+
+def _drain(partitions: list[int], context: WorkerContext, is_paused: "PausedCheck") -> list[DrainReport]:
+    """Drain one partition, or several in turn; see drain_in_turn."""
+    adapters: dict[str, Any] = {
+        "log": context.log,
+        "sink": context.sink,
+        "floors": context.floors,
+        "breaker": context.breaker,
+        "settings": context.settings,
+        "clock": context.clock,
+        "on_stored": context.drain_counters.on_stored,
+    }
+    if len(partitions) > 1:
+        return drain_in_turn(partitions, paused=is_paused, pace_of=context.pace, **adapters)
+    [partition] = partitions
+    return [drain(partition, paused=partial(is_paused, partition), pace=context.pace(partition), **adapters)]
+
+
+def next_of(reports: Sequence[DrainReport]) -> int | None:
+    """The partition with which the next run for the same ones begins; None if no hint is to be sent.
+
+    Two runs for the same share would each get some of its partitions, and go on side by side. So one that found most of
+    them with another drain leaves them all to that one.
+    """
+    following = [report.partition for report in reports if report.outcome not in _NO_NEXT_HINT]
+    busy = sum(report.outcome is DrainOutcome.BUSY for report in reports)
+    return following[0] if following and busy <= len(following) else None
 
 
 class PausedCheck:
@@ -79,26 +105,27 @@ class PausedCheck:
 
     SECONDS_BETWEEN: Final = 0.25
 
-    def __init__(self, context: WorkerContext, partition: int) -> None:
+    def __init__(self, context: WorkerContext) -> None:
         self._context = context
-        self._partition = partition
-        self._paused = False
+        self._pauses: tuple[Pause, ...] = ()
         self._asked_at: float | None = None
 
-    def __call__(self) -> bool:
+    def __call__(self, partition: int) -> bool:
         now = self._context.clock.monotonic()
-        if self._asked_at is not None and now - self._asked_at < self.SECONDS_BETWEEN:
-            return self._paused
-        self._asked_at = now
+        if self._asked_at is None or now - self._asked_at >= self.SECONDS_BETWEEN:
+            self._asked_at = now
+            self._ask()
+        return paused(self._pauses, partition)
+
+    def _ask(self) -> None:
         try:
             state = self._context.control.state()
         except StoreUnavailableError:
             self._context.breaker.reconcile(None)
-            return self._paused
+            return
         self._context.breaker.reconcile(state)
         if state.pauses is not None:
-            self._paused = paused(state.pauses, self._partition)
-        return self._paused
+            self._pauses = state.pauses
 
 
 def _tell(report: DrainReport, context: WorkerContext) -> None:

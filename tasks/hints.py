@@ -5,31 +5,68 @@ good as any other, since a drain reads from PostgreSQL's stored offset.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from pipeline.clock import Clock
+from pipeline.errors import SluiceError
 from pipeline.names import Queue
 from pipeline.ports.control import Leases
+from pipeline.ports.offset_store import OffsetStore
 
 _logger = logging.getLogger(__name__)
 
 HINT_SECONDS_MAX: Final = 5.0  # after this time, a hint that has not arrived counts as lost: the fallback sends another
-HINTS_WAITING_MAX: Final = 4  # for each partition, in a queue without a consumer: more hints would start no more drains
+HINTS_WAITING_MAX: Final = (
+    4  # for each share of the partitions, in a queue without a consumer: more hints would start no more drains
+)
 
 
-def _lease_name(partition: int) -> str:
-    return f"hint:{partition}"
+# After the sink did not say which partitions have a drain, it is not asked again for this time: a silent server would
+# hold up the ticks of the control loop.
+_SINK_REST_SECONDS: Final = 10.0
 
 
-def send_net_hint(app: Celery, leases: Leases, partition: int) -> bool:
-    """Send a hint unless one is in progress; returns whether it was sent. Raises StoreUnavailableError."""
-    token = leases.take(_lease_name(partition), seconds=HINT_SECONDS_MAX)
-    if token is None:
-        return False
-    send_hint(app, partition, hint=token)
-    return True
+def shares(partitions: int, drains_max: int) -> list[list[int]]:
+    """The partitions of each drain, in order of their numbers."""
+    return [list(range(first, partitions, drains_max)) for first in range(min(partitions, drains_max))]
+
+
+class Drained:
+    """Which partitions have a drain: they need no hint, since it ends with one."""
+
+    def __init__(self, offsets: OffsetStore, clock: Clock) -> None:
+        self._offsets = offsets
+        self._clock = clock
+        self._asks_at = clock.monotonic()
+
+    def of(self, log_id: str, partitions: Sequence[int]) -> set[int]:
+        """Those of the partitions that a drain holds. None of them if that is unknown: a needless hint does no harm."""
+        if self._clock.monotonic() < self._asks_at:
+            return set()
+        try:
+            return self._offsets.drained(log_id, partitions)
+        except SluiceError as error:
+            _logger.debug("which partitions have a drain is unknown: %s", error)
+            self._asks_at = self._clock.monotonic() + _SINK_REST_SECONDS
+            return set()
+
+
+def _lease_name(share: int) -> str:
+    return f"hint:{share}"
+
+
+def send_net_hint(app: Celery, leases: Leases, share: int, partition: int) -> None:
+    """Send a hint for a partition unless one for its share is in progress. Raises StoreUnavailableError.
+
+    A share is named by its first partition.
+    """
+    token = leases.take(_lease_name(share), seconds=HINT_SECONDS_MAX)
+    if token is not None:
+        send_hint(app, partition, hint=token)
 
 
 def send_hint(app: Celery, partition: int, *, hint: str | None) -> None:
@@ -46,7 +83,7 @@ def send_hint(app: Celery, partition: int, *, hint: str | None) -> None:
         _logger.warning("hint for partition %d is not sent: %s", partition, error, extra={"action": "hint_failed"})
 
 
-def give_back_hint(leases: Leases, partition: int, hint: str | None) -> None:
+def give_back_hint(leases: Leases, share: int, hint: str | None) -> None:
     """Release the lease of a hint that arrived, so that the next one may be sent. Raises StoreUnavailableError."""
     if hint is not None:
-        leases.give_back(_lease_name(partition), hint)
+        leases.give_back(_lease_name(share), hint)

@@ -18,9 +18,10 @@ class Workers:
     Each of the four queries takes its whole time, and the rate is published after them.
     """
 
-    def __init__(self, app: Celery, sink: SinkName) -> None:
+    def __init__(self, app: Celery, sink: SinkName, drains_max: int) -> None:
         self._app = app
         self._sink = sink
+        self._drains_max = drains_max
         self._said: tuple[dict[str, Any], ...] | str | None = None  # a string: why the query failed
 
     def why_not_drained(self, partition: int) -> str:
@@ -29,7 +30,7 @@ class Workers:
             self._said = self._ask()
         if isinstance(self._said, str):
             return f"no drain holds it, and Celery's workers can't be asked: {self._said}"
-        return words(partition, *self._said, sink=self._sink)
+        return words(partition, *self._said, sink=self._sink, drains_max=self._drains_max)
 
     def _ask(self) -> tuple[dict[str, Any], ...] | str:
         try:
@@ -51,6 +52,7 @@ def words(
     stats: dict[str, Any],
     *,
     sink: SinkName,
+    drains_max: int,
 ) -> str:
     """The likely reason, from the workers' answers to `inspect`."""
     workers = sorted(name for name, held in queues.items() if any(q["name"] == Queue.BATCHES.value for q in held))
@@ -62,9 +64,14 @@ def words(
         if limit is not None:
             return f"{worker}, of an older version, has a rate limit of Celery's, {limit[1]}: a restart lifts it"
     drains = [task for worker in workers for task in active.get(worker, ()) if task.get("name") == _DRAIN]
-    if any(list(task.get("args", ()))[:1] == [partition] for task in drains):
+    if any(_is_in_share(partition, list(task.get("args", ()))[:1], drains_max) for task in drains):
         return f"its drain has begun and holds nothing yet: it waits for the event log, Redis or {sink}"
     slots = sum(int(stats.get(worker, {}).get("pool", {}).get("max-concurrency", 0)) for worker in workers)
     if slots and len(drains) >= slots:
         return f"all {slots} processes that take batches are busy with other partitions: add workers"
     return "no drain runs for it: its hints are lost or wait in the queue"
+
+
+def _is_in_share(partition: int, arguments: list[Any], drains_max: int) -> bool:
+    """Whether a drain with these arguments drains the partition too; see tasks.hints.shares."""
+    return any(isinstance(one, int) and one % drains_max == partition % drains_max for one in arguments)

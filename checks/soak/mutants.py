@@ -134,8 +134,8 @@ _SEEN_IN_PAUSE = (
         (
             Edit(
                 "tasks/drain.py",
-                "            self._paused = paused(state.pauses, self._partition)\n",
-                "            self._paused = False\n",
+                "            self._pauses = state.pauses\n",
+                "            self._pauses = ()\n",
             ),
             Edit("tasks/pause.py", "        if follower.paused and consuming:\n", "        if False:\n"),
             Edit("tasks/pause.py", "elif not follower.paused and not consuming:\n", "elif not consuming:\n"),
@@ -269,11 +269,11 @@ _SEEN_IN_OTHERS = (
             # Told to all processes by a file: after an outage any of them may drain the partition.
             Edit(
                 "pipeline/drain.py",
-                "                return _ENDS[type(error)], str(error)\n",
-                "                if isinstance(error, BreakerOpenError) and self._prefetch.first is not None:\n"
-                '                    with open(f"dropped-{self._partition}", "w") as file:\n'
-                "                        file.write(str(self._prefetch.first[1].next_offset))\n"
-                "                return _ENDS[type(error)], str(error)\n",
+                "            return _ENDS[type(error)], str(error)\n",
+                "            if isinstance(error, BreakerOpenError) and self._prefetch.first is not None:\n"
+                '                with open(f"dropped-{self._partition}", "w") as file:\n'
+                "                    file.write(str(self._prefetch.first[1].next_offset))\n"
+                "            return _ENDS[type(error)], str(error)\n",
             ),
             Edit(
                 "pipeline/drain.py",
@@ -343,8 +343,8 @@ _SEEN_IN_OTHERS = (
         (
             Edit(
                 "tasks/drain.py",
-                "    if is_paused():\n        return\n",
-                "    if is_paused() or partition == 2:\n        return\n",
+                "if not is_paused(one)]\n",
+                "if not is_paused(one) and one != 2]\n",
             ),
         ),
         _BRIEF,

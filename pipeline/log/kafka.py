@@ -4,7 +4,7 @@ kafka-python appends. All other requests go through `kafka_wire`, whose calls en
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from kafka import KafkaProducer
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 API_VERSION: Final = (2, 6, 0)  # kafka-python uses it; detecting it takes seconds while the broker is down
 CALL_SECONDS_MAX: Final = 1.0  # one request; Kafka responds in a millisecond, or after a pause of its JVM
 NEVER: Final = float("-inf")
+READY_SECONDS_MAX: Final = 0.1  # of one wait for one of several brokers
 TOPIC_CHECK_SECONDS: Final = 1.0  # how often a reader checks that the topic is still the same one
 
 
@@ -181,6 +182,31 @@ class KafkaLog:
             self._readers.pop(partition, None)
             raise
         return batch
+
+    def ready(self, offsets: Mapping[int, int], *, wait_seconds: float) -> set[int]:
+        self._check_topic()
+        facts = self._facts
+        assert facts is not None  # noqa: S101 - the check has read them
+        by_leader: dict[int, dict[int, int]] = {}
+        found = {partition for partition in offsets if facts.leaders.get(partition, -1) < 0}
+        for partition in offsets.keys() - found:
+            by_leader.setdefault(facts.leaders[partition], {})[partition] = offsets[partition]
+        deadline, wait = self._clock.monotonic() + wait_seconds, 0.0
+        while by_leader:
+            for leader, its_offsets in by_leader.items():
+                found |= self._ready_of(leader, its_offsets, 0 if found else wait, facts)
+            left = deadline - self._clock.monotonic()
+            if found or left <= 0:
+                break
+            # Several brokers are asked in turn: what one of them has is noticed after the waits for the others.
+            wait = left if len(by_leader) == 1 else min(left, READY_SECONDS_MAX)
+        return found
+
+    def _ready_of(self, leader: int, offsets: Mapping[int, int], wait_seconds: float, facts: TopicFacts) -> set[int]:
+        try:
+            return self._wire.ready(self._topic, leader, offsets, wait_seconds=wait_seconds, epochs=facts.epochs)
+        except LogUnavailableError:
+            return set(offsets)  # a read says why
 
     def _reader_of(self, partition: int) -> _PartitionReader:
         """The reader of a partition, for its current leader. Raises LogUnavailableError, LogRestartedError."""

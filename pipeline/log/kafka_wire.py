@@ -252,6 +252,43 @@ class KafkaWire:
                 found = answer.blob()
         return found
 
+    def ready(
+        self,
+        name: str,
+        leader: int,
+        offsets: Mapping[int, int],
+        *,
+        wait_seconds: float,
+        epochs: Mapping[int, int],
+    ) -> set[int]:
+        """Wait until a leader has a record of one of its partitions from its offset on; returns those that have one.
+
+        A partition for which it answers with an error is among them. Raises LogUnavailableError.
+        """
+        address = self._address(leader, name, sorted(offsets))
+        wait_ms = max(0, int(wait_seconds * 1000))
+        wanted = array(
+            [struct.pack(">iiqqi", one, epochs.get(one, ANY_EPOCH), offset, -1, 1) for one, offset in offsets.items()]
+        )
+        # As in `fetch`, but of all records only the first batch: the high watermarks say which partitions have some.
+        body = struct.pack(">iiiibii", -1, wait_ms, 1, 1, 0, 0, -1) + array([string(name) + wanted]) + array([])
+        answer = self._ask(address, _FETCH, body, extra_seconds=wait_ms / 1000)
+        answer.int32()  # throttle time
+        _check("Fetch", answer.int16())
+        answer.int32()  # session
+        found = set()
+        for _ in range(answer.int32()):
+            answer.string()
+            for _ in range(answer.int32()):
+                partition, error, end = answer.int32(), answer.int16(), answer.int64()
+                answer.take(16)  # last stable offset, begin
+                for _ in range(answer.int32()):  # aborted transactions
+                    answer.take(16)
+                answer.blob()
+                if error or end > offsets[partition]:
+                    found.add(partition)
+        return found
+
     def _address(self, leader: int, name: str, partitions: Sequence[int]) -> tuple[str, int]:
         address = self._brokers.get(leader)
         if address is None:

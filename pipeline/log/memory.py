@@ -190,6 +190,25 @@ class MemoryLog:
                 values.append(held.entries[at])
             return LogBatch(first, values, held.gaps.get(first))
 
+    def ready(self, offsets: Mapping[int, int], *, wait_seconds: float) -> set[int]:
+        server = self.server
+
+        def found() -> set[int]:
+            return {one for one, offset in offsets.items() if server.partitions[one].end > offset}
+
+        with server.changed:
+            self._must_be_up()
+            if self._known is None:
+                self.identity()
+            server.changed.wait_for(
+                lambda: server.is_down or self._known != server.identity or found() or server.without_leader,
+                wait_seconds,
+            )
+            self._must_be_up()
+            if self._known != server.identity:
+                raise LogRestartedError
+            return found() | (server.without_leader & offsets.keys())
+
     def commit(self, log_id: str, partition: int, offset: int) -> None:
         with self.server.changed:
             held = self.server.partitions[partition]

@@ -6,7 +6,7 @@ partition's end is the sequence number of its last generated id.
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -462,11 +462,22 @@ class RedisStreamsLog:
     # --- Read -------------------------------------------------------------------------------------------------------
 
     def read(self, partition: int, offset: int, *, records_max: int, wait_seconds: float) -> LogBatch | None:
+        reply = self._read({partition: offset}, records_max, wait_seconds)
+        return self._batch(reply[0][1]) if reply else None
+
+    def ready(self, offsets: Mapping[int, int], *, wait_seconds: float) -> set[int]:
+        if not offsets:
+            return set()
+        by_stream = {self._stream_key(partition).encode(): partition for partition in offsets}
+        return {by_stream[stream] for stream, _ in self._read(offsets, 1, wait_seconds) or ()}
+
+    def _read(self, offsets: Mapping[int, int], records_max: int, wait_seconds: float) -> Any:
+        """The response to XREAD: [[stream, entries], …]; None if there is nothing. Raises as `read` does."""
         identity = self._identity or self.identity()
         try:
             with self._read_connection.connected() as wire:
                 try:
-                    reply = self._exchange(wire, identity.log_id, (partition, offset), records_max, wait_seconds)
+                    return self._exchange(wire, identity.log_id, offsets, records_max, wait_seconds)
                 except BaseException:
                     self._read_connection.close()  # a response may still arrive
                     raise
@@ -474,15 +485,16 @@ class RedisStreamsLog:
             raise LogRestartedError(f"the event log's {error}") from error
         except (RedisError, OSError) as error:
             raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
-        return self._batch(reply[0][1]) if reply else None
 
-    def _exchange(self, wire: Wire, log_id: str, place: tuple[int, int], records_max: int, wait_seconds: float) -> Any:
+    def _exchange(
+        self, wire: Wire, log_id: str, offsets: Mapping[int, int], records_max: int, wait_seconds: float
+    ) -> Any:
         """The response to XREAD. It also reads the log's id, because a flush changes the log without a restart."""
-        partition, offset = place
         wait_ms = int(wait_seconds * 1000)
         block = ("BLOCK", wait_ms) if wait_ms > 0 else ()  # BLOCK 0 would wait without limit
+        places = [*map(self._stream_key, offsets), *(f"0-{offset}" for offset in offsets.values())]
         wire.send("GET", self._id_key)
-        wire.send("XREAD", "COUNT", records_max, *block, "STREAMS", self._stream_key(partition), f"0-{offset}")
+        wire.send("XREAD", "COUNT", records_max, *block, "STREAMS", *places)
         if wire.receive() != log_id.encode():
             raise LogRestartedError("the event log (Redis) was emptied: this is another log")
         return wire.receive(seconds_max=wait_seconds + WAIT_GRACE_SECONDS)

@@ -139,6 +139,13 @@ class EventLog(Protocol):
         (Kafka).
         """
 
+    def ready(self, offsets: Mapping[int, int], *, wait_seconds: float) -> set[int]:
+        """Wait until one of the partitions has a record from its offset on; returns those that have one, perhaps none.
+
+        A partition that can't say so is among them: its `read` has the reason. Raises LogUnavailableError and
+        LogRestartedError as `read` does.
+        """
+
     def commit(self, log_id: str, partition: int, offset: int) -> None:
         """Commit to the log `log_id` that everything below `offset` is stored: for the lag, and for trimming.
 

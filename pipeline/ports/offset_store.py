@@ -1,5 +1,6 @@
 """The offset store: how far each partition of a log is stored, and who is storing it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,11 +37,15 @@ class OffsetStore(Protocol):
         Raises SinkUnavailableError.
         """
 
-    def end_stalled_drain(self, log_id: str, partition: int) -> bool:
+    def end_stalled_drain(self, log_id: str, partition: int, *, quiet_seconds: float) -> bool:
         """Take a partition from the drain that holds it, if the sink can do that; returns whether it did.
 
-        For a drain that is frozen: it never releases the partition by itself. Raises SinkUnavailableError.
+        For a drain that is frozen: it never releases the partition by itself. One that has sent something within the
+        last `quiet_seconds` keeps it: it is busy with another partition. Raises SinkUnavailableError.
         """
+
+    def drained(self, log_id: str, partitions: Sequence[int]) -> set[int]:
+        """Those of the partitions that a drain holds now. Raises SinkUnavailableError."""
 
     def close(self) -> None:
         """Close the connection; idempotent."""

@@ -10,7 +10,7 @@ Weakness: a file system that hangs blocks a drain until its time limit; there is
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -200,8 +200,12 @@ class JsonlSink:
             holder = PartitionFiles(self._root, log_id, partition).holder()
         return None if holder is None else f"its drain (process {holder}) holds the partition's files"
 
-    def end_stalled_drain(self, log_id: str, partition: int) -> bool:
+    def end_stalled_drain(self, log_id: str, partition: int, *, quiet_seconds: float) -> bool:
         return False  # a file system ends nobody's lock; the worker kills the drain at its time limit
+
+    def drained(self, log_id: str, partitions: Sequence[int]) -> set[int]:
+        with _translated():
+            return {one for one in partitions if PartitionFiles(self._root, log_id, one).holder() is not None}
 
     # --- dead letters --------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The event sink and offset store in memory: as in PostgreSQL, with simulated faults. For tests and simulation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,9 +78,13 @@ class MemorySink:
         self._ask()
         return "another sink holds it" if (log_id, partition) in self.database.locks else None
 
-    def end_stalled_drain(self, log_id: str, partition: int) -> bool:
+    def end_stalled_drain(self, log_id: str, partition: int, *, quiet_seconds: float) -> bool:
         self._ask()
         return self.database.locks.pop((log_id, partition), None) is not None
+
+    def drained(self, log_id: str, partitions: Sequence[int]) -> set[int]:
+        self._ask()
+        return {one for one in partitions if (log_id, one) in self.database.locks}
 
     def stored_position(self, log_id: str, partition: int) -> StoredPosition | None:
         self._ask()

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pipeline.errors import (
     BatchRefusedError,
@@ -217,11 +217,17 @@ class PostgresSink:
     def why_not_stored(self, log_id: str, partition: int) -> str | None:
         return why_standing(self.session, log_id, partition)
 
-    def end_stalled_drain(self, log_id: str, partition: int) -> bool:
+    def end_stalled_drain(self, log_id: str, partition: int, *, quiet_seconds: float) -> bool:
         # PostgreSQL's time-outs do not free the lock of a stopped client, so its backend is ended. PostgreSQL rolls
         # back its transaction, if it has one.
-        ended = self.session.rows(query("terminate_holder"), {"key": lock_key(log_id, partition)})
+        ended = self.session.rows(
+            query("terminate_holder"), {"key": lock_key(log_id, partition), "quiet_seconds": quiet_seconds}
+        )
         return any(was_sent for _, was_sent in ended)
+
+    def drained(self, log_id: str, partitions: Sequence[int]) -> set[int]:
+        by_key = {lock_key(log_id, partition): partition for partition in partitions}
+        return {by_key[int(key)] for (key,) in self.session.rows(query("held_locks"), {"keys": list(by_key)})}
 
     def close(self) -> None:
         self.session.close()

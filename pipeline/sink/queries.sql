@@ -295,15 +295,25 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
   AND objid::bigint = %(key)s::bigint & 4294967295
   AND pid <> pg_backend_pid();
 
+-- name: held_locks
+-- Those of some advisory locks that any session holds.
+SELECT wanted.key
+FROM unnest(%(keys)s::bigint[]) AS wanted (key) JOIN pg_locks
+  ON classid::bigint = (wanted.key >> 32) & 4294967295 AND objid::bigint = wanted.key & 4294967295
+WHERE locktype = 'advisory' AND granted AND objsubid = 1
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
+
 -- name: terminate_holder
--- pg_locks shows a 64-bit advisory key in two halves; objsubid 1 marks such a key.
+-- pg_locks shows a 64-bit advisory key in two halves; objsubid 1 marks such a key. A session changes its state at the
+-- begin and end of each statement. That of another role may be hidden: then it counts as quiet.
 SELECT pid, pg_terminate_backend(pid)
-FROM pg_locks
+FROM pg_locks JOIN pg_stat_activity USING (pid)
 WHERE locktype = 'advisory' AND granted AND objsubid = 1
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND classid::bigint = (%(key)s::bigint >> 32) & 4294967295
   AND objid::bigint = %(key)s::bigint & 4294967295
-  AND pid <> pg_backend_pid();
+  AND pid <> pg_backend_pid()
+  AND coalesce(clock_timestamp() - state_change >= %(quiet_seconds)s * interval '1 second', true);
 
 -- name: retention_facts
 -- Of a table that its user partitioned, each leaf needs the index.

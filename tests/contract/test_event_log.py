@@ -106,6 +106,28 @@ def test_records_come_back_whole_and_in_order(log: EventLog) -> None:
         assert read_all(log, partition) == sent[partition]
 
 
+def test_it_is_known_which_partitions_have_something_to_read(rig: LogRig) -> None:
+    # Given records in two of four partitions, of which one was read
+    log, writer = rig.open(), rig.open()
+    log.identity()
+    writer.append([(0, b"a"), (0, b"b"), (2, b"c")])
+    # Then each is named that has a record from the offset on, at once, however long the wait may be
+    eventually(lambda: log.ready({0: 0, 1: 0, 2: 0, 3: 0}, wait_seconds=0) == {0, 2}, "both are seen")
+    started = time.monotonic()
+    assert 0 in log.ready({0: 1, 1: 0}, wait_seconds=60)
+    assert log.ready({0: 2, 1: 0, 2: 1, 3: 0}, wait_seconds=0.05) == set()
+    assert log.ready({}, wait_seconds=0) == set()
+    # And one that comes while it waits ends the wait
+    with ThreadPoolExecutor(1) as executor:
+        found = executor.submit(log.ready, {0: 2, 1: 0, 3: 0}, wait_seconds=60)
+        writer.append([(3, b"d")])
+        assert found.result(60) == {3}
+    assert time.monotonic() - started < 55
+    # And the reads bring the records
+    assert must_read(log, 3, 0, records_max=3).values == [b"d"]
+    assert must_read(log, 0, 1, records_max=3).values == [b"b"]
+
+
 def test_offsets_are_integers_that_grow_by_one(log: EventLog) -> None:
     # Given nine records in one partition
     log.append([(2, b"%d" % i) for i in range(9)])

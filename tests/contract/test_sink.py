@@ -431,6 +431,23 @@ def test_one_drainer_for_each_partition(bench: Bench) -> None:
     assert not one.acquire(LOG, 0)
 
 
+def test_it_is_known_which_partitions_have_a_drain(bench: Bench) -> None:
+    # Given partitions that two sinks hold, with locks of either sign, and one of another log
+    one, two, watcher = bench.sink(), bench.sink(), bench.sink()
+    held = [0, 3, *range(10, 20)]
+    for partition in held:
+        assert (one if partition % 2 else two).acquire(LOG, partition)
+    assert one.acquire(new_log_id(), 1)
+    # Then a third one sees them, and no others
+    assert watcher.drained(LOG, range(20)) == set(held)
+    assert watcher.drained(LOG, [1, 3]) == {3}
+    assert watcher.drained(LOG, []) == set()
+    # And those that are given up are seen no more, in whatever way that happens
+    two.release(LOG, 0)
+    one.close()
+    eventually(lambda: watcher.drained(LOG, range(20)) == set(range(10, 20, 2)))
+
+
 def test_a_closed_sink_holds_nothing_and_can_be_used_again(bench: Bench) -> None:
     # Given a sink that holds a partition
     one, two = bench.sink(), bench.sink()

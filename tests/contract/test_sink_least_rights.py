@@ -133,7 +133,7 @@ def test_the_duties_of_the_controller_and_replays_work(user_url: str) -> None:
         # And a drain that is stuck is named and ended
         assert stuck.acquire(LOG, 0)
         assert sink.why_not_stored(LOG, 0) is not None
-        assert sink.end_stalled_drain(LOG, 0)
+        assert sink.end_stalled_drain(LOG, 0, quiet_seconds=0)
 
 
 def test_nothing_else_is_allowed(user_url: str) -> None:

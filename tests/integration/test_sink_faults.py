@@ -222,7 +222,7 @@ def test_every_call_to_a_frozen_server_fails_in_time(frozen: Frozen) -> None:
         lambda: sink.acquire(LOG, 1),
         sink.probe,
         lambda: sink.store(LOG, 0, 0, numbered_batch(0, 3), before_commit=nothing),
-        lambda: sink.end_stalled_drain(LOG, 0),
+        lambda: sink.end_stalled_drain(LOG, 0, quiet_seconds=0),
     ]
     for call in calls:
         assert sink.acquire(LOG, 0)

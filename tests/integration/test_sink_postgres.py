@@ -440,8 +440,11 @@ def test_a_stalled_holder_is_terminated(sink: PostgresSink) -> None:
         assert stalled.acquire(LOG, 2)
         stalled.session.count("BEGIN")
         assert not sink.acquire(LOG, 2)
+        # Then it keeps that while it sends something: it may be busy with another partition
+        assert not sink.end_stalled_drain(LOG, 2, quiet_seconds=60)
+        stalled.session.count("SELECT 1")
         # When it is terminated
-        assert sink.end_stalled_drain(LOG, 2)
+        assert sink.end_stalled_drain(LOG, 2, quiet_seconds=0)
         # Then the partition is free
         eventually(lambda: sink.acquire(LOG, 2))
         # And the terminated one finds out
@@ -449,8 +452,8 @@ def test_a_stalled_holder_is_terminated(sink: PostgresSink) -> None:
             stalled.probe()
         assert not stalled.acquire(LOG, 2)
     # And nobody ends himself, nor where nobody holds
-    assert not sink.end_stalled_drain(LOG, 2)
-    assert not sink.end_stalled_drain(LOG, 3)
+    assert not sink.end_stalled_drain(LOG, 2, quiet_seconds=0)
+    assert not sink.end_stalled_drain(LOG, 3, quiet_seconds=0)
 
 
 def test_lookups_have_their_indexes(sink: PostgresSink, database_url: str) -> None:

@@ -75,7 +75,7 @@ class Rig:
                 stored_offsets=context.offsets.stored_offsets_and_time,
                 settled_offsets=context.offsets.settled_offsets,
                 load_asked=context.operators.load,
-                terminate_drainer=context.offsets.end_stalled_drain,
+                terminate_drainer=partial(context.offsets.end_stalled_drain, quiet_seconds=0),
                 why_standing=lambda *_: "",
             ),
             control=ControlAdapters(

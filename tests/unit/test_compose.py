@@ -142,7 +142,7 @@ def test_settings_are_ones_that_the_programs_know_and_take(services: dict[str, A
 def test_what_env_example_sets_is_what_the_programs_take(services: dict[str, Any]) -> None:
     defaults = Settings()
     given = services["ingest"]["environment"]
-    for name in ("RATE_MAX", "RATE_MIN", "LAG_DEGRADED", "LAG_CRITICAL", "LOG_PARTITIONS"):
+    for name in ("RATE_MAX", "RATE_MIN", "LAG_DEGRADED", "LAG_CRITICAL", "LOG_PARTITIONS", "DRAINS_MAX"):
         assert float(given[name]) == getattr(defaults, name.lower()), f"{name} is not the default"
     assert " --concurrency 6 " in services["worker"]["command"]
     assert defaults.log_partitions + 2 == 6

@@ -40,7 +40,7 @@ def rig() -> Rig:
 def test_counts_are_added_at_the_end_of_a_run(rig: Rig) -> None:
     rig.store(0.02, 0.3, repeated=4, conflicting=2, dead_lettered=1)
     assert rig.totals() == {}
-    rig.drain_counters.on_run("finished")
+    rig.drain_counters.on_runs(["finished"])
     found = rig.totals()
     assert (found["rows"], found["repeated"], found["conflicting"], found["dead_lettered"]) == (2, 4, 2, 1)
     assert found["runs:finished"] == 1
@@ -53,18 +53,18 @@ def test_a_long_run_adds_about_once_a_second_and_nothing_twice(rig: Rig) -> None
         rig.store(0.0)
         rig.clock.advance(0.1)
     assert 15 <= rig.totals()["rows"] < 25
-    rig.drain_counters.on_run("finished")
-    rig.drain_counters.on_run("finished")
+    rig.drain_counters.on_runs(["finished"])
+    rig.drain_counters.on_runs(["finished"])
     assert rig.totals()["rows"] == 25
 
 
 def test_counts_wait_for_a_server_that_is_away(rig: Rig) -> None:
     rig.server.is_unavailable = True
     rig.store(0.0)
-    rig.drain_counters.on_run("finished")
+    rig.drain_counters.on_runs(["finished"])
     rig.server.is_unavailable = False
     rig.store(0.0)
-    rig.drain_counters.on_run("finished")
+    rig.drain_counters.on_runs(["finished"])
     assert (rig.totals()["rows"], rig.totals()["runs:finished"]) == (2, 2)
 
 
@@ -81,7 +81,7 @@ def test_an_addition_whose_answer_was_lost_counts_once(rig: Rig, monkeypatch: py
     monkeypatch.setattr(MemoryCounters, "add", answers_late)
     for _ in range(4):
         rig.store(0.0, 0.0)
-        rig.drain_counters.on_run("finished")
+        rig.drain_counters.on_runs(["finished"])
     assert (rig.totals()["rows"], rig.totals()["runs:finished"]) == (8, 4)
 
 
@@ -90,7 +90,7 @@ def test_a_histogram_counts_each_value_below_each_of_its_bounds(ages: list[float
     rig = Rig()
     rig.clock.advance(10_000)
     rig.store(*ages)
-    rig.drain_counters.on_run("finished")
+    rig.drain_counters.on_runs(["finished"])
     now_ms = round(rig.clock.now() * 1000)
     taken = [max(0, now_ms - round((rig.clock.now() - age) * 1000)) / 1000 for age in ages]
     found, total = buckets(dict(rig.totals()), "stored_seconds", STORED_SECONDS)

@@ -337,7 +337,7 @@ def test_who_holds_a_partition_is_named_and_kept(settings: Settings, sink: Jsonl
     assert other.why_not_stored(LOG, 0) is None
     assert sink.acquire(LOG, 0)
     assert other.why_not_stored(LOG, 0) == f"its drain (process {os.getpid()}) holds the partition's files"
-    assert not other.end_stalled_drain(LOG, 0)
+    assert not other.end_stalled_drain(LOG, 0, quiet_seconds=0)
     with pytest.raises(SinkContentionError):
         other.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing)
     sink.release(LOG, 0)

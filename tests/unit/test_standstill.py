@@ -30,6 +30,8 @@ def drain(partition: int) -> dict[str, Any]:
         (QUEUES, {WORKER: ["sluice.probe [rate_limit=1/m]", "sluice.drain"]}, {}, "its hints are lost or wait"),
         (QUEUES, {WORKER: ["sluice.drain [rate_limit=0]"]}, {}, "its hints are lost or wait"),  # it was lifted
         (QUEUES, {}, {WORKER: [drain(3)]}, "its drain has begun and holds nothing yet"),
+        (QUEUES, {}, {WORKER: [drain(19)]}, "its drain has begun and holds nothing yet"),  # both are in one share
+        (QUEUES, {}, {WORKER: [{"name": "sluice.drain", "args": ["?"]}]}, "its hints are lost or wait"),
         (
             QUEUES,
             {},
@@ -40,4 +42,4 @@ def drain(partition: int) -> dict[str, Any]:
     ],
 )
 def test_the_likely_reason(queues: dict[str, Any], tasks: dict[str, Any], active: dict[str, Any], said: str) -> None:
-    assert said in words(3, queues, tasks, active, STATS, sink=SinkName.POSTGRESQL)
+    assert said in words(3, queues, tasks, active, STATS, sink=SinkName.POSTGRESQL, drains_max=8)
