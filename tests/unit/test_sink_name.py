@@ -43,6 +43,7 @@ ABOUT_POSTGRESQL = (
     # API keys are kept there too.
     " PostgreSQL does not answer. Sluice deletes them there once it is back; a Redis flush before that would make them "
     "valid again.",
+    "neither PostgreSQL nor Redis has the keys now: ",
     "PostgreSQL does not answer, and Redis does not have the keys now: nothing was revoked",
     " Ingest processes know it once PostgreSQL and Redis both answer.",
     "revoked in PostgreSQL only: %s",
