@@ -101,6 +101,7 @@ def test_what_production_does_not_need_is_not_there(image: Stage) -> None:
     assert there == {
         "beat_schedule.py",
         "constraints.txt",
+        "docs",
         "ingest",
         "monitoring",
         "pipeline",
