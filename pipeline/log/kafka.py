@@ -20,6 +20,7 @@ from pipeline.log.kafka_topic import (
     log_id_of,
     missing_replicas,
     parse_bootstrap,
+    read_configs,
     set_up_faults,
 )
 from pipeline.log.kafka_wire import ANY_EPOCH, BEGIN, END, KafkaWire, OffsetGoneError, TopicFacts
@@ -115,13 +116,14 @@ class KafkaLog:
 
     def identity(self) -> LogIdentity:
         facts, is_new = ensured_topic(self._wire, self._settings, self._clock)
-        faults = set_up_faults(self._wire, self._settings, facts)
+        configs = read_configs(self._wire, self._settings)
+        faults = set_up_faults(configs, self._settings, facts)
         identity = LogIdentity(
             log_id_of(self._topic, facts),
             incarnation_of(facts),
             len(facts.leaders),
             faults,
-            missing_replicas(self._settings, facts),
+            missing_replicas(self._settings, facts, configs),
         )
         if is_new:
             self._fence_new(identity)

@@ -89,13 +89,21 @@ def _is_led(wire: KafkaWire, topic: str, facts: TopicFacts) -> bool:
         return False
 
 
-def set_up_faults(wire: KafkaWire, settings: Settings, facts: TopicFacts) -> tuple[SetUpFault, ...]:
-    """What an operator must change in the topic or in the settings. Raises LogUnavailableError."""
+def read_configs(wire: KafkaWire, settings: Settings) -> dict[str, str]:
+    """What the topic has of the configuration that is checked; empty if none is. Raises LogUnavailableError."""
+    keys = [*_retention_configs(settings), *replication_configs(settings)]
+    return wire.topic_configs(settings.log_topic, list(dict.fromkeys([*keys, _IN_SYNC_MIN]))) if keys else {}
+
+
+def _retention_configs(settings: Settings) -> dict[str, str]:
+    return {} if settings.kafka_retention_accepted else TOPIC_CONFIGS
+
+
+def set_up_faults(found: dict[str, str], settings: Settings, facts: TopicFacts) -> tuple[SetUpFault, ...]:
+    """What an operator must change in the topic or in the settings. `found`: of `read_configs`."""
     topic, copies, replication = settings.log_topic, settings.log_copies, replication_configs(settings)
     faults = []
-    retention = {} if settings.kafka_retention_accepted else TOPIC_CONFIGS
-    keys = [*retention, *replication]
-    found = wire.topic_configs(topic, keys) if keys else {}
+    retention = _retention_configs(settings)
     wrong = {key: found[key] for key, value in retention.items() if found.get(key, value) != value}
     if wrong:
         faults.append(
@@ -141,9 +149,23 @@ def set_up_faults(wire: KafkaWire, settings: Settings, facts: TopicFacts) -> tup
     return tuple(faults)
 
 
-def missing_replicas(settings: Settings, facts: TopicFacts) -> MissingReplicas | None:
-    """The partitions of which a replica is not in sync, if KAFKA_REPLICATION asks for several; None: there are none."""
+def missing_replicas(settings: Settings, facts: TopicFacts, found: dict[str, str]) -> MissingReplicas | None:
+    """The partitions of which a replica is not in sync, if KAFKA_REPLICATION asks for several; None: there are none.
+
+    Also those that Kafka itself refuses events for, because the topic asks for more. `found`: of `read_configs`.
+    """
     copies = settings.log_copies
+    asked = int(found.get(_IN_SYNC_MIN, "1"))
+    refused = {partition: count for partition, count in facts.in_sync.items() if count < asked}
+    if asked > copies and refused:
+        return MissingReplicas(
+            f"Kafka refuses events for partition{'' if len(refused) == 1 else 's'} {_numbers(refused)} of the event "
+            f"log: {min(refused.values())} in sync, and the topic asks for {asked} ({_IN_SYNC_MIN}), more than "
+            f"KAFKA_REPLICATION={settings.kafka_replication} needs",
+            f"Kafka's brokers; `kafka-configs.sh --alter --topic {settings.log_topic} --add-config "
+            f"{_IN_SYNC_MIN}={copies}`",
+            refuses_events=True,
+        )
     if copies == 1:
         return None
     behind = {p: count for p, count in facts.in_sync.items() if count < settings.kafka_replication}

@@ -9,6 +9,7 @@ import pytest
 from pipeline.log.kafka_topic import (
     TOPIC_CONFIGS,
     missing_replicas,
+    read_configs,
     replication_configs,
     replication_problem,
     set_up_faults,
@@ -24,10 +25,18 @@ class FakeWire:
     """A broker that knows these settings of the topic."""
 
     def __init__(self, **configs: str) -> None:
-        self.configs = TOPIC_CONFIGS | {key.replace("_", "."): value for key, value in configs.items()}
+        self.configs = (
+            TOPIC_CONFIGS
+            | {"min.insync.replicas": "1"}
+            | {key.replace("_", "."): value for key, value in configs.items()}
+        )
 
     def topic_configs(self, _name: str, keys: Sequence[str]) -> dict[str, str]:
         return {key: self.configs[key] for key in keys}
+
+
+def read(settings: Settings, **configs: str) -> dict[str, str]:
+    return read_configs(FakeWire(**configs), settings)  # type: ignore[arg-type]
 
 
 def facts(replicas: int, in_sync: dict[int, int] | None = None) -> TopicFacts:
@@ -37,7 +46,7 @@ def facts(replicas: int, in_sync: dict[int, int] | None = None) -> TopicFacts:
 
 def faults(replication: int, replicas: int, **configs: str) -> list[tuple[str, str]]:
     settings = replace(SETTINGS, kafka_replication=replication)
-    found = set_up_faults(FakeWire(**configs), settings, facts(replicas))  # type: ignore[arg-type]
+    found = set_up_faults(read(settings, **configs), settings, facts(replicas))
     assert all(fault.loses_events for fault in found)
     return [(fault.what, fault.remedy) for fault in found]
 
@@ -77,15 +86,15 @@ def test_a_topic_that_acknowledges_too_early_is_named_with_what_to_do(key: str, 
 
 def test_missing_replicas_are_named_and_refuse_only_where_too_few_are_left() -> None:
     settings = replace(SETTINGS, kafka_replication=3)
-    assert missing_replicas(settings, facts(3)) is None
+    assert missing_replicas(settings, facts(3), SAFE) is None
     # When one is missing, events are still accepted
-    missing = missing_replicas(settings, facts(3, {0: 2, 1: 3}))
+    missing = missing_replicas(settings, facts(3, {0: 2, 1: 3}), SAFE)
     assert missing is not None
     assert missing.what == "A replica is missing of partition 0 of the event log: 2 of 3 are in sync"
     assert not missing.refuses_events
     assert replication_problem(settings, facts(3, {0: 2, 1: 3}), 0) is None
     # When two are, they are not
-    missing = missing_replicas(settings, facts(3, {0: 1, 1: 2}))
+    missing = missing_replicas(settings, facts(3, {0: 1, 1: 2}), SAFE)
     assert missing is not None
     assert "Events for partition 0 of the event log are refused: fewer than 2 brokers are in sync" in missing.what
     assert missing.refuses_events
@@ -93,5 +102,27 @@ def test_missing_replicas_are_named_and_refuse_only_where_too_few_are_left() -> 
     assert problem is not None
     assert "partition 0 has 1 replica in sync, and KAFKA_REPLICATION=3 asks for 2" in problem
     # And where one copy is enough, nothing is missing
-    assert missing_replicas(SETTINGS, facts(1)) is None
+    assert missing_replicas(SETTINGS, facts(1), {}) is None
     assert replication_problem(SETTINGS, facts(3, {0: 0, 1: 0}), 0) is None
+
+
+@pytest.mark.parametrize(("replication", "asked"), [(3, "3"), (1, "2")])
+def test_a_topic_that_asks_for_more_than_is_needed_is_named_while_kafka_refuses_events(
+    replication: int, asked: str
+) -> None:
+    settings = replace(SETTINGS, kafka_replication=replication)
+    found = read(settings, min_insync_replicas=asked, unclean_leader_election_enable="false")
+    assert missing_replicas(settings, facts(3), found) is None
+    in_sync = int(asked) - 1
+    missing = missing_replicas(settings, facts(3, {0: in_sync, 1: 3}), found)
+    assert missing is not None
+    assert missing.refuses_events
+    assert f"Kafka refuses events for partition 0 of the event log: {in_sync} in sync, and the topic asks for" in (
+        missing.what
+    )
+    assert f"min.insync.replicas={settings.log_copies}`" in missing.look_at
+
+
+def test_a_user_who_may_not_read_the_configuration_is_not_asked_to_where_nothing_is_checked() -> None:
+    settings = replace(SETTINGS, kafka_retention_accepted=True)
+    assert read_configs(None, settings) == {}  # type: ignore[arg-type]
