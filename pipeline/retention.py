@@ -87,14 +87,14 @@ def expire(settings: Settings, retention: Retention, clock: Clock, *, is_behind:
     """
     done = Expired()
     facts = retention.facts()
-    done.problem = why_not(settings, facts, clock.now())
-    if done.problem is not None:
-        return done
     ends = clock.monotonic() + _TIME_SHARE * settings.retention_seconds
     rows_max, since = settings.retention_rows_max, None
-    is_time = is_more = True
     try:
-        while is_more and is_time:
+        while True:
+            # Before each step: a clock may be set while they run.
+            done.problem = why_not(settings, facts, clock.now())
+            if done.problem is not None:
+                return done
             # Letters first: a foreign key that keeps events does not keep them.
             letters, never_stored = retention.delete_letters(rows_max=rows_max) if settings.dead_letter_days else (0, 0)
             done.letters += letters
@@ -102,7 +102,9 @@ def expire(settings: Settings, retention: Retention, clock: Clock, *, is_behind:
             events, since = _delete_events(settings, retention, rows_max, since)
             done.events += events
             is_more = max(events, letters) >= rows_max
-            is_time = not is_behind and clock.monotonic() < ends
+            if not is_more or is_behind or clock.monotonic() >= ends:
+                break
+            facts = retention.facts()
     except SluiceError as error:
         done.problem = f"deletion ended early: {in_brief(error)}"
         return done

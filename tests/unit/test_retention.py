@@ -130,6 +130,20 @@ def test_a_step_that_fails_hides_nothing_of_the_steps_before_it() -> None:
     assert done.problem == "deletion ended early: timed out waiting for a lock"
 
 
+def test_a_clock_that_jumps_between_two_steps_ends_the_deletion() -> None:
+    # Given PostgreSQL's host, whose clock is set a year ahead during the first step: all events look expired
+    class Jumping(Rows):
+        def facts(self) -> RetentionFacts:
+            return replace(super().facts(), time=NOW + (365 * DAY if self.began_at else 0.0))
+
+    clock = ManualClock()
+    rows = Jumping(clock, events=900, letters=0)
+    done = expire(SETTINGS, rows, clock, is_behind=False)
+    assert done.events == 100
+    assert done.problem is not None
+    assert "PostgreSQL's clock differs by" in done.problem
+
+
 def test_a_tick_ends_before_its_process_is_killed_and_its_problem_is_shown_until_the_next() -> None:
     longest = 20.0
     assert Settings(retention_seconds=longest).retention_seconds < TROUBLE_SECONDS
