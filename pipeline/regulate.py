@@ -40,7 +40,7 @@ from pipeline.ports.control import (
     effective_rate,
     paused,
 )
-from pipeline.ports.log import EventLog, LogIdentity, PartitionPosition
+from pipeline.ports.log import LOST_SHOWN_SECONDS, EventLog, LogIdentity, PartitionPosition
 from pipeline.ports.offers import Offers
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
@@ -61,6 +61,7 @@ PolicyOf = Callable[[Bands | None], RatePolicy]
 # tick may take seconds while a server does not respond, whatever the period is.
 _PROGRESS_PERIODS_MAX: Final = 3
 _PROGRESS_SECONDS_MIN: Final = 15.0
+_EVENTS_SEARCHED: Final = 100  # control events, for a loss that was recorded within the hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,13 +426,26 @@ def _name_lost_tail(identity: LogIdentity, positions: Sequence[PartitionPosition
 
 
 def _record_lost_tail(state: ControlState, sample: _Sample, events: ControlEvents, actor: str) -> None:
-    """Record a loss as a control event, once: the alarm ends, and the event stays."""
+    """Record a loss as a control event, once: the alarm ends, and the event stays.
+
+    A tick that could not read the log in between has no alarm, so the earlier events count too.
+    """
     known = {alarm.what for alarm in state.rate.alarms} if state.rate is not None else set()
     for alarm in sample.alarms:
         if alarm.code == AlarmCode.LOG_TAIL_LOST and alarm.what not in known:
+            if _is_recorded(alarm.what, events, since=state.time - LOST_SHOWN_SECONDS):
+                continue
             _logger.error("%s", alarm.what, extra={"action": "log_tail_lost", "events": sample.lost})
             data = {"events": str(sample.lost)}
             events.record(ControlEventKind.LOG_TAIL_LOST, actor=actor, why=alarm.what, data=data)
+
+
+def _is_recorded(what: str, events: ControlEvents, *, since: float) -> bool:
+    """Whether this loss is among the latest control events."""
+    return any(
+        event.kind is ControlEventKind.LOG_TAIL_LOST and event.why == what and event.at >= since
+        for event in events.last(_EVENTS_SEARCHED)
+    )
 
 
 def _look_after_offsets(

@@ -32,7 +32,14 @@ from pipeline.errors import (
 )
 from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConnection, ServerFacts, Wire
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
-from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, MissingReplicas, PartitionPosition
+from pipeline.ports.log import (
+    LOST_SHOWN_SECONDS,
+    FloorSource,
+    LogBatch,
+    LogIdentity,
+    MissingReplicas,
+    PartitionPosition,
+)
 from pipeline.redis_link import NO_CLUSTER, explained
 from pipeline.settings import Settings
 
@@ -47,7 +54,6 @@ CONFIRM_SECONDS_MAX: Final = 0.5  # replicas confirm within a millisecond, or af
 CONFIRM_GRACE_SECONDS: Final = 0.3  # how late Redis' response may be after the time that it waits for replicas
 WAIT_SECONDS_MIN: Final = 0.002  # of one wait for replicas: a sync to disk takes milliseconds
 WAIT_SECONDS_MAX: Final = 0.1
-LOST_SHOWN_SECONDS: Final = 3600  # how long a loss is reported: it can't be undone, and the control events keep it
 ROUNDS_MAX: Final = 3  # of an append that finds, before it writes anything, that the log is not the expected one
 
 # Redis refuses the whole script with these errors, before its first command. The outcome of other errors is unknown.

@@ -3,7 +3,9 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+LOST_SHOWN_SECONDS: Final = 3600  # how long a loss is reported: it can't be undone, and the control events keep it
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.clock import ManualClock
-from pipeline.errors import SinkUnavailableError, StoreUnavailableError
+from pipeline.errors import LogUnavailableError, SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.age import Age
 from pipeline.flow.shares import Offered, Shares
 from pipeline.log.memory import MemoryLog
@@ -222,6 +222,10 @@ def test_missing_replicas_of_the_log_are_an_alarm(
     ]
 
 
+def _no_positions(_: object = None) -> list[PartitionPosition]:
+    raise LogUnavailableError("the event log is away")
+
+
 def test_a_tail_that_the_log_lost_is_an_alarm_and_is_recorded_once(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +241,14 @@ def test_a_tail_that_the_log_lost_is_an_alarm_and_is_recorded_once(
         assert (alarm.code, alarm.severity) == (AlarmCode.LOG_TAIL_LOST, Severity.CRITICAL)
         assert "without up to 1,203 accepted events" in alarm.what
         assert "(partition 0: 1,200, partition 1: 3): a replica took the place of its master" in alarm.what
-    # And it stays in the control events, once
+    # And it stays in the control events, once, also if a tick between two others can't read the log
+    monkeypatch.setattr(system.log, "positions", _no_positions)
+    system.tick()
+    assert AlarmCode.LOG_TAIL_LOST not in {alarm.code for alarm in system.rate().alarms}
+    system.clock.advance(1800.0)
+    monkeypatch.setattr(system.log, "positions", lambda _=None: positions)
+    system.tick()
+    assert AlarmCode.LOG_TAIL_LOST in {alarm.code for alarm in system.rate().alarms}
     lost = [event for event in system.rig.events.last(100) if event.kind is ControlEventKind.LOG_TAIL_LOST]
     assert [event.data for event in lost] == [{"events": "1203"}]
 
