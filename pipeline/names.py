@@ -244,9 +244,9 @@ class ControlEventKind(StrEnum):
     """Kinds of control events."""
 
     UNKNOWN = "unknown"  # a newer version recorded it; the field `kind` of its data has that version's name
-    RATE_CHANGED = "rate_changed"
-    BREAKER_OPENED = "breaker_opened"
-    BREAKER_CLOSED = "breaker_closed"
+    RATE_CHANGED = "rate_changed"  # another rate is admitted, or for another reason
+    BREAKER_OPENED = "breaker_opened"  # calls of the sink failed repeatedly
+    BREAKER_CLOSED = "breaker_closed"  # a small write to the sink succeeded
     PAUSED = "paused"  # a reason was added
     RESUMED = "resumed"  # a reason was lifted
     STATE_RESTORED = "state_restored"  # regulate rebuilt the control state after a flush

@@ -15,8 +15,9 @@ import yaml
 
 import pipeline.metrics
 from checks.testbed.processes import ROOT
-from monitoring import dashboard, metrics_table
+from monitoring import commands_table, dashboard, metrics_table
 from pipeline import __version__
+from pipeline.names import ControlEventKind
 
 pytestmark = pytest.mark.timeout(600)  # seconds of CPU, on a machine that may do other things
 
@@ -128,6 +129,13 @@ def test_the_containers_prometheus_scrapes_what_compose_runs() -> None:
 def test_the_table_of_metrics_is_what_they_say() -> None:
     written = (ROOT / "docs" / "metrics.md").read_text()
     assert written == metrics_table.table(), "python -m monitoring.metrics_table > docs/metrics.md"
+
+
+def test_the_page_of_commands_is_what_they_say() -> None:
+    written = (ROOT / "docs" / "commands.md").read_text()
+    assert written == commands_table.page(), "python -m monitoring.commands_table > docs/commands.md"
+    assert all(f"| `{kind.value}` | " in written for kind in ControlEventKind)
+    assert "| `skip_gap [--dry-run] <partition> <from> <to> [reason …]` |" in written
 
 
 def test_every_metric_tells_something_and_is_named_as_prometheus_asks() -> None:
