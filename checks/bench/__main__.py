@@ -13,7 +13,7 @@ from checks.bench.table import Line, document, made_of, table
 
 def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]]:
     # Imported late: a wrong mark is reported at once.
-    from checks.bench import decision, drain, edge, overload, protocols  # noqa: PLC0415
+    from checks.bench import costs, decision, drain, edge, overload, protocols  # noqa: PLC0415
 
     return [
         (set(edge.MARKS), edge.run),
@@ -21,6 +21,7 @@ def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]
         (set(OVERLOAD_MARKS), overload.run),
         ({"M7", "M8"}, drain.run),
         ({protocols.MARK}, protocols.run),
+        ({costs.MARK}, costs.run),
     ]
 
 

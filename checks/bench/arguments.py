@@ -5,6 +5,7 @@ examples:
   ./bench.sh --only M1,M3 --rounds 5
   ./bench.sh --only M7 --log kafka
   ./bench.sh --only M11             what a record costs in each protocol; five minutes
+  ./bench.sh --only M12             what keys, TLS, client certificates, signing and WAITAOF cost; five minutes
   ./bench.sh --only M5,M6,M9,M10 --arms drain-time --step-runs 5
   ./bench.sh --only M8 --full       the goal's own sizes: 5 million stored, a backlog of 2 million
   ./bench.sh --quick --only M3      seconds; to see that it works, its figures mean nothing
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11")
+MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11", "M12")
 OVERLOAD_MARKS: Final = ("M5", "M6", "M9", "M10")  # on a whole system, under overload
 # As in checks.bench.overload, which --help does not wait for.
 ARM_WORDS: Final = ("off", "static", "bands", "bands-high", "drain-time")
@@ -57,7 +58,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", type=marks_of, default=list(MARKS), metavar="M1,M3", help="run only these goals")
     parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="the event log (no effect on M3)")
     parser.add_argument(
-        "--rounds", type=_count, metavar="N", help="rounds of M1, M2, M3, M4, M7, M8 and M11 (5; --quick 1)"
+        "--rounds", type=_count, metavar="N", help="rounds of M1, M2, M3, M4, M7, M8, M11 and M12 (5; --quick 1)"
     )
     overload = parser.add_argument_group("M5, M6, M9, M10: a whole system under overload")
     overload.add_argument(

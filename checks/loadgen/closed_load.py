@@ -1,14 +1,33 @@
 """A closed-loop HTTP load: prepared request bytes over kept connections, bounded in count and time."""
 
 import asyncio
+import math
+import ssl
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import uvloop
 
 from pipeline.event import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """HTTPS: the authority of the server, and a file with the client's key and certificate."""
+
+    authority: Path
+    client: Path | None
+
+    def context(self) -> ssl.SSLContext:
+        """A new context; connections of one can't resume sessions of another."""
+        context = ssl.create_default_context(cafile=str(self.authority))
+        if self.client is not None:
+            context.load_cert_chain(self.client)
+        return context
 
 
 @dataclass
@@ -62,9 +81,13 @@ class _Load:
         self.result = LoadResult()
         self._requests = requests
         self._at = 0
-        self._deadline = time.monotonic() + seconds
+        self._deadline = math.inf if seconds else 0.0  # 0: only connect
         self._open = connections
         self.done = asyncio.get_running_loop().create_future()
+
+    def end_after(self, seconds: float) -> None:
+        """All connections are open: end after so many seconds."""
+        self._deadline = time.monotonic() + seconds
 
     def next_request(self) -> bytes | None:
         if time.monotonic() > self._deadline:
@@ -78,15 +101,24 @@ class _Load:
             self.done.set_result(None)
 
 
-def run_load(host: str, port: int, requests: list[bytes], *, seconds: float, connections: int) -> LoadResult:
-    """Send the requests in turn for `seconds` over `connections`. Ends early if the server closes them all."""
+def run_load(
+    host: str, port: int, requests: list[bytes], *, seconds: float, connections: int, tls: Tls | None = None,
+    connected: Callable[[LoadResult], None] = lambda _: None,
+) -> LoadResult:  # fmt: skip
+    """Send the requests in turn for `seconds` over `connections`. Ends early if the server closes them all.
+
+    `connected` is called once all connections are open, with what was answered until then.
+    """
+    context = None if tls is None else tls.context()
 
     async def main() -> LoadResult:
         load = _Load(requests, seconds, connections)
         loop = asyncio.get_running_loop()
         started = time.monotonic()
         for _ in range(connections):
-            await loop.create_connection(lambda: _Connection(load), host, port)
+            await loop.create_connection(lambda: _Connection(load), host, port, ssl=context)
+        load.end_after(seconds)  # that of TLS handshakes is not counted
+        connected(load.result)
         await asyncio.wait_for(load.done, seconds + 10)
         load.result.seconds = time.monotonic() - started
         return load.result
@@ -105,10 +137,10 @@ def an_event(number: int) -> Event:
     )
 
 
-def post(path: str, body: bytes, query: str = "") -> bytes:
-    """The bytes of a POST request of JSON on a kept connection."""
+def post(path: str, body: bytes, query: str = "", line: str = "") -> bytes:
+    """The bytes of a POST request of JSON on a kept connection; `line` is a further line of its head."""
     head = (
         f"POST {path}{query} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"Content-Length: {len(body)}\r\n{line}\r\n"
     )
     return head.encode() + body
