@@ -122,7 +122,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         control = control_worker(settings, folder, app="support.deaf_app")
         ticker = beat(settings, folder)
         for program in (batches, control, ticker):
-            program.environ["PYTHONPATH"] = str(ROOT / "tests")  # a package of others is called `tests` too
+            path = os.pathsep.join([str(ROOT / "tests"), os.environ["PYTHONPATH"]])
+            program.environ["PYTHONPATH"] = path  # a package of others is called `tests` too
             stack.callback(program.stop)
             program.start()
         stack.enter_context(supervised(batches, control, ticker))
