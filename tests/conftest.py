@@ -30,6 +30,7 @@ from support.groups import (
     pytest_xdist_make_scheduler,
 )
 from support.kafka_secured import SecuredKafka, secured
+from support.lean import LEAN
 
 __all__ = ["pytest_runtest_teardown", "pytest_xdist_make_scheduler"]
 
@@ -40,8 +41,7 @@ hypothesis.settings.load_profile("sluice")
 # Every Kafka of the tests is short-lived: to compile its code twice would cost more than it brings.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 # So are hundreds of Celery's programs and Sluice's, of which a sixth of the start is for what they never use.
-LEAN = str(Path(__file__).parent / "support" / "lean")
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), LEAN]))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(LEAN)]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -24,6 +24,8 @@ from pipeline.names import AlarmCode, BreakerState, ControlEventKind, PauseReaso
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from stack.servers import Server
+from support.event_logs import patient_log
+from support.lean import LEAN
 from support.servers import own_servers
 from tasks.app import make_app
 from tasks.drain import PausedCheck
@@ -49,7 +51,7 @@ class Rig:
     def __post_init__(self) -> None:
         self.store = wiring.make_control_store(self.settings)
         self.events = wiring.make_control_events(self.settings)
-        self.log = wiring.make_log(self.settings)
+        self.log = patient_log(self.settings)
         self.app = make_app(self.settings)
 
     def append(self, count: int) -> None:
@@ -122,8 +124,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         control = control_worker(settings, folder, app="support.deaf_app")
         ticker = beat(settings, folder)
         for program in (batches, control, ticker):
-            path = os.pathsep.join([str(ROOT / "tests"), os.environ["PYTHONPATH"]])
-            program.environ["PYTHONPATH"] = path  # a package of others is called `tests` too
+            # A package of others is called `tests` too.
+            program.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), str(LEAN)])
             stack.callback(program.stop)
             program.start()
         stack.enter_context(supervised(batches, control, ticker))

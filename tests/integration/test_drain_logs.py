@@ -21,6 +21,7 @@ from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from stack.servers import Server
 from support.control import eventually
+from support.event_logs import patient_log
 from support.records import record
 
 
@@ -63,7 +64,7 @@ class Rig:
 def _rig(settings: Settings) -> Iterator[Rig]:
     migrate(settings)
     with contextlib.ExitStack() as stack:
-        made = [stack.enter_context(contextlib.closing(wiring.make_log(settings))) for _ in range(2)]
+        made = [stack.enter_context(contextlib.closing(patient_log(settings))) for _ in range(2)]
         sink = stack.enter_context(contextlib.closing(PostgresSink(settings)))
         yield Rig(settings, made[0], made[1], sink)
 

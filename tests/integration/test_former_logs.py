@@ -14,7 +14,7 @@ from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from stack.servers import Server, free_port
-from support.event_logs import recovered
+from support.event_logs import patient_log, recovered
 from tasks.former_logs import ASK_SECONDS, FormerLogs, without_password
 
 
@@ -29,7 +29,7 @@ def former(request: pytest.FixtureRequest, settings: Settings) -> Settings:
 
 @contextlib.contextmanager
 def opened(settings: Settings) -> Iterator[EventLog]:
-    with contextlib.closing(wiring.make_log(settings)) as log:
+    with contextlib.closing(patient_log(settings)) as log:
         yield log
 
 

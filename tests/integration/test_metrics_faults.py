@@ -13,12 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from checks.testbed.processes import Program, batches_worker, beat, control_worker, supervised
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
-from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.settings import Settings
 from stack.servers import Server, free_port
 from support.edge import RunningEdge, edge_settings
+from support.event_logs import patient_log
 from support.servers import own_servers
 
 SCRAPE_SECONDS_MAX = 1.0
@@ -40,7 +40,7 @@ class Rig:
     appended: int = 0
 
     def __post_init__(self) -> None:
-        self.log = wiring.make_log(self.settings)
+        self.log = patient_log(self.settings)
 
     def append(self, count: int) -> None:
         partitions = self.log.identity().partitions

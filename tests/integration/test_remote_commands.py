@@ -23,6 +23,7 @@ from pipeline.settings import Settings
 from pipeline.sink.migrate import PostgresSchema, migrate
 from stack.config import environ_with
 from stack.servers import Server, free_port
+from support.event_logs import patient_log
 from support.records import record
 from support.servers import own_servers
 
@@ -232,7 +233,7 @@ def test_dead_letters_are_replayed_and_a_dry_run_changes_nothing(rig: Rig) -> No
 
 def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
     # Given a log that loses records of one partition before they are stored
-    with contextlib.closing(wiring.make_log(rig.settings)) as log:
+    with contextlib.closing(patient_log(rig.settings)) as log:
         log.identity()
         log.append([(1, record(6999))])
         first = "SELECT count(*) FROM log_events WHERE event_id = 'event-006999'"
@@ -274,7 +275,7 @@ def test_poison_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
     database_url = rig.postgres.url
     fail_on_insert(database_url, "23514", when="NEW.log_partition = 3")
     try:
-        with contextlib.closing(wiring.make_log(rig.settings)) as log:
+        with contextlib.closing(patient_log(rig.settings)) as log:
             log.identity()
             log.append([(partition, record(8000 + partition * 200 + n)) for n in range(150) for partition in (2, 3)])
         stored = "SELECT count(*) FROM log_events WHERE log_partition = 2 AND event_id >= 'event-008000'"

@@ -12,7 +12,6 @@ import pytest
 
 from checks.testbed.database import ask, fail_no_more, fail_on_insert, stored_ids
 from checks.testbed.waiting import eventually
-from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
@@ -24,7 +23,7 @@ from pipeline.regulate import ControlAdapters, RegulateReport, SinkQueries, regu
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.stopped import DoesNotFitError, Hole
-from support.event_logs import KafkaRig, LogRig, RedisRig, recovered
+from support.event_logs import KafkaRig, LogRig, RedisRig, patient_log, recovered
 from support.postgres_links import Pair, primary_and_standby
 from support.records import record
 from tasks import commands, stopped
@@ -299,7 +298,7 @@ def test_a_log_that_ends_before_the_stored_offset_goes_on_where_it_ends(rig: Rig
     identity = rig.context.log.identity()
     rig.context.floors.raise_floor(identity.log_id, identity.incarnation, 0, 9)
     # And on Kafka, which can't be raised, an ingest that takes nothing for it
-    ingest = wiring.make_log(rig.settings)
+    ingest = patient_log(rig.settings)
     if rig.log.name == "kafka":
         for _ in range(2):
             with pytest.raises(LogPartialError, match="lost its tail: it ends at 5, before the stored offset 9"):

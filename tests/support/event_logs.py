@@ -11,6 +11,7 @@ import redis
 from kafka import KafkaAdminClient
 
 from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, eventually
+from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import LogPartialError, LogRestartedError, LogUnavailableError
 from pipeline.log.kafka import API_VERSION, KafkaLog
@@ -83,6 +84,11 @@ def log_settings(url: str, **changes: Any) -> Settings:
     """Settings of a log of the test's own on this server."""
     unique = f"t{uuid.uuid4().hex}"
     return replace(Settings(event_log_url=url, key_prefix=f"{unique}:", log_topic=unique), **changes)
+
+
+def patient_log(settings: Settings) -> EventLog:
+    """The log of a system, for a test that fills it: a busy machine takes longer than a client would wait."""
+    return wiring.make_log(replace(settings, append_seconds_max=30.0))
 
 
 @dataclass

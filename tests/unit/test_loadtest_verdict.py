@@ -270,8 +270,8 @@ def test_the_notes_and_the_lines_are_about_the_policy_that_rules() -> None:
 
 def test_the_table_has_the_time_to_drain_where_it_was_measured() -> None:
     phase = Phase("normal", 10.0, 0.8)
-    bands = figures(phase, 0.0, 10.0, requests(10), [sample(9, lag=1200)])
-    ours = figures(phase, 0.0, 10.0, requests(10), [sample(8, lag=1200, drain=1.25), sample(9, **FULL)])
+    bands = figures(phase, 0.0, 10.0, [*requests(10)], [sample(9, lag=1200)])
+    ours = figures(phase, 0.0, 10.0, [*requests(10)], [sample(8, lag=1200, drain=1.25), sample(9, **FULL)])
     assert (row(bands)[7], row(ours)[7]) == ("1,200", "1,200, 2.1 s")
     assert backlog(bands) == "lag up to 1,200"
     assert backlog(ours) == "lag up to 1,200, 2.1 s to drain, capacity 980/s at the end"
@@ -292,8 +292,8 @@ def test_the_shadow_would_have_admitted_what_was_offered_up_to_its_rate() -> Non
 def test_the_picture_draws_the_story_of_the_policy(limits: Limits) -> None:
     said: dict[str, Any] = {} if limits.sink is None else {**FULL, "shadow": 1200.0 if limits.shadow else None}
     samples = [sample(1, **said), sample(9, **said)]
-    found = figures(Phase("normal", 10.0, 0.8), 0.0, 10.0, requests(100), samples)
-    drawn = picture([found], requests(100), samples, limits, "svg").decode()
+    found = figures(Phase("normal", 10.0, 0.8), 0.0, 10.0, [*requests(100)], samples)
+    drawn = picture([found], [*requests(100)], samples, limits, "svg").decode()
     # matplotlib writes each text as a comment beside its outlines
     for words, is_drawn in {
         f"admitted by {limits.policy}": True,

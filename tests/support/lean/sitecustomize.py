@@ -1,6 +1,6 @@
 """For the programs that tests start: what they import and never use is not there.
 
-Celery imports Flower for each of its commands. redis-py imports OpenTelemetry's SDK where that is installed, which it is
+Celery imports Flower for each of its commands. redis-py imports OpenTelemetry's SDK where that is installed, which is
 for a test only. Both together are a sixth of the start of a worker. What run.sh and the image start see all of it.
 """
 
@@ -15,4 +15,4 @@ class _Hiding:
             raise ModuleNotFoundError(f"{name} is hidden from this program", name=name)
 
 
-sys.meta_path.insert(0, _Hiding)  # type: ignore[arg-type]
+sys.meta_path.insert(0, _Hiding)
