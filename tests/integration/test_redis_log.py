@@ -34,7 +34,7 @@ from support.event_logs import (
 
 @pytest.fixture
 def rig(log_redis: Server) -> Iterator[RedisRig]:
-    made = redis_log_rig(log_redis)
+    made = redis_log_rig(log_redis, append_seconds_max=10.0)
     yield made
     made.close()
 
