@@ -1,6 +1,7 @@
 """One run for several partitions: turns, fairness, and what a fault of one of them does to the others."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -288,6 +289,35 @@ def test_a_log_that_comes_back_without_its_tail_is_noticed_by_all_partitions(rig
     later = set(range(20 * len(ALL), rig.appended))
     assert later <= {int(event_id.removeprefix("event-")) for event_id in rig.store.events}
     assert not rig.store.letters
+
+
+def test_an_idle_run_asks_as_seldom_for_many_partitions_as_for_one(rig: Rig) -> None:
+    # Given a run without events, with waits as long as a worker's, and a count of all that it asks
+    asked: Counter[str] = Counter()
+
+    class Counted(MemoryLog):
+        def identity(self) -> Any:
+            asked["identity"] += 1
+            return super().identity()
+
+        def positions(self, log_id: str | None = None) -> Any:
+            asked["positions"] += 1
+            return super().positions(log_id)
+
+        def read(self, partition: int, offset: int, **options: Any) -> LogBatch | None:
+            asked["read"] += 1
+            return super().read(partition, offset, **options)
+
+        def ready(self, offsets: Mapping[int, int], *, wait_seconds: float) -> set[int]:
+            asked["ready"] += 1
+            rig.clock.advance(wait_seconds)
+            return super().ready(offsets, wait_seconds=0)
+
+    rig = Rig(drain_poll_seconds=1.0)
+    rig.drain(log=Counted(server=rig.log_server))
+    # Then it looks at each partition once, and after that asks once a second for all of them
+    assert (asked["identity"], asked["positions"], asked["read"]) == (1, 1, len(ALL))
+    assert asked["ready"] <= rig.settings.drain_run_seconds_max + 2
 
 
 def test_a_log_that_has_other_records_now_stops_every_partition(rig: Rig) -> None:

@@ -88,6 +88,29 @@ def test_each_partition_without_a_drain_gets_a_hint(rig: Rig) -> None:
     assert rig.tick() == [0, 1, 2, 3]
 
 
+def test_many_drained_partitions_cost_a_tick_no_more_than_a_few(rig: Rig) -> None:
+    # Given 64 partitions that drains hold, and a count of what ticks ask the control store for
+    taken: list[str] = []
+
+    class Counted(MemoryLeases):
+        def take(self, name: str, *, seconds: float) -> str | None:
+            taken.append(name)
+            return super().take(name, seconds=seconds)
+
+    rig.context.known_log = MemoryLog(64).identity
+    rig.context.leases = Counted(rig.settings, MemoryServer(rig.clock))
+    log_id = rig.context.known_log().log_id
+    for partition in range(64):
+        assert rig.drainer.acquire(log_id, partition)
+    # Then ten ticks send nothing, take no lease, and ask the sink once each
+    assert [rig.tick() for _ in range(10)] == [[]] * 10
+    assert taken == []
+    assert rig.sink.asked == 10
+    # And where all are lost, there is one hint for each share
+    rig.drainer.close()
+    assert sorted(partition % rig.settings.drains_max for partition in rig.tick()) == list(range(8))
+
+
 def test_a_hint_under_way_is_not_sent_again_before_it_counts_as_lost(rig: Rig) -> None:
     for expected in ([0, 1, 2, 3], []):
         rig.sent.clear()
