@@ -1,5 +1,6 @@
 """How stack/setup.sh installs packages: uv is told pip's settings, and pip does what uv can't."""
 
+import importlib.metadata
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pip
 import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from checks.testbed.waiting import RUN_SECONDS_MAX
 
@@ -119,3 +122,16 @@ def test_uv_installs_the_same_without_pip_s_help(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "installing packages …\n")
     assert (next((root / ".venv" / "lib").iterdir()) / "site-packages" / "tiny.py").exists()
+
+
+def test_every_package_works_with_the_oldest_python() -> None:
+    # Given what constraints.txt pins, as this environment has it
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    needs = {
+        name: distribution.metadata["Requires-Python"]
+        for distribution in importlib.metadata.distributions()
+        if (name := canonicalize_name(distribution.name)) in {canonicalize_name(one) for one in pinned}
+    }
+    assert len(needs) > 50
+    # Then none needs a later one than Debian 12 has, on which CI may run
+    assert {name: need for name, need in needs.items() if need and not SpecifierSet(need).contains("3.11.2")} == {}
