@@ -27,10 +27,11 @@ from stack.servers import free_port, kafka_is_possible
 # Lists of labels, and texts outside of label matchers: no metrics.
 NO_METRIC = re.compile(r'(\{[^}]*\})|(?:by|on) \([^)]*\)|"[^"]*"')
 # Expressions without data in a healthy system that has not refused anything; what they select must have data.
-# With RATE_POLICY=drain_time, _SHADOW, ADMISSION_SHARES or _LEVELS, INGEST_KEYS, OPERATOR_PASSWORD, RETENTION_DAYS.
+# With RATE_POLICY=drain_time, _SHADOW, ADMISSION_SHARES or _LEVELS, INGEST_KEYS, INGEST_TLS_CLIENT, OPERATOR_PASSWORD,
+# RETENTION_DAYS or an Alertmanager.
 NOT_BY_DEFAULT = re.compile(
     "sluice_capacity_events_per_second|sluice_drain_seconds|sluice_shadow|sluice_share|sluice_ingest_level"
-    "|sluice_ingest_key|sluice_ingest_operator|sluice_retention"
+    "|sluice_ingest_key|sluice_ingest_operator|sluice_retention|sluice_ingest_tls_refusals|alertmanager_"
 )
 EMPTY_WHEN_HEALTHY = re.compile(r"[<>]|== [01]\b|absent\(")
 
