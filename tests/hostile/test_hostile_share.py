@@ -68,7 +68,7 @@ def test_a_flood_of_connections_is_hardly_noticed(victim: Victim) -> None:
             before_seconds=4.0,
             seconds=7.0,
         )
-    problems = seen.problems(p99_seconds_sure=BUSY_SECONDS)
+    problems = seen.problems(p99_seconds_sure=2 * BUSY_SECONDS)
     assert problems + flood_problems(seen.attack, victim.settings.request_seconds_max) == [], seen.lines()
     assert seen.attack["opened"] >= 700, seen.lines()
     assert watch.problems() == []

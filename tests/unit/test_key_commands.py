@@ -10,7 +10,7 @@ import pytest
 from celery.app.control import Control
 
 from pipeline.clock import ManualClock
-from pipeline.errors import SinkUnavailableError, StoreUnavailableError
+from pipeline.errors import SinkUnavailableError
 from pipeline.event_text import event_text
 from pipeline.keys import ApiKey, StoredKeys, digest_of, make_key
 from pipeline.settings import Settings
@@ -208,7 +208,7 @@ def test_without_redis_a_key_is_made_and_revoked_in_postgresql_and_the_tick_copi
     assert "once PostgreSQL and Redis both answer" in said
     assert "once PostgreSQL and Redis both answer" in key_commands.revoke(parts, "bob@host", "shop", "lost")
     parts.operators.is_unavailable = True
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(CommandError, match="neither PostgreSQL nor Redis has the keys now"):
         key_commands.revoke(parts, "bob@host", "other", "lost")
     parts.server.is_unavailable = parts.operators.is_unavailable = False
     assert parts.mirrored() == {first}
