@@ -41,6 +41,7 @@ hypothesis.settings.load_profile("sluice")
 # Every Kafka of the tests is short-lived: to compile its code twice would cost more than it brings.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 
+
 def pytest_configure(config: pytest.Config) -> None:
     # Hundreds of Celery's programs and Sluice's are short-lived too: a sixth of their start is for what they never use.
     # The process that only starts those that run the tests must not give them this: they import all of it.
