@@ -278,6 +278,8 @@ def _stops(system: System, reports: list[DrainReport]) -> bool:
 def test_an_accepted_event_is_on_two_brokers_of_three(cluster: Cluster) -> None:
     # Given a topic that Sluice makes on three brokers
     rig = KafkaRig(log_settings(cluster.url, append_seconds_max=APPEND_SECONDS_MAX, kafka_replication=3))
+    # A broker that has not begun when the topic is made would never be the preferred leader of a partition.
+    eventually(lambda: _brokers(rig) == {1, 2, 3}, "all brokers have begun", seconds_max=START_SECONDS_MAX)
     log = rig.open()
     eventually(lambda: _identity(log) is not None, "the topic is made", seconds_max=SECONDS_MAX)
     eventually(lambda: _misses(log, nothing=True), "all replicas are in sync", seconds_max=SECONDS_MAX)
@@ -358,6 +360,14 @@ def _configs(rig: KafkaRig) -> dict[str, str]:
     found = wire.topic_configs(rig.settings.log_topic, ["min.insync.replicas", "unclean.leader.election.enable"])
     wire.close()
     return found
+
+
+def _brokers(rig: KafkaRig) -> set[int]:
+    admin = rig.admin()
+    try:
+        return {broker["node_id"] for broker in admin.describe_cluster()["brokers"]}
+    finally:
+        admin.close()
 
 
 def _leaders(rig: KafkaRig) -> dict[int, int]:
