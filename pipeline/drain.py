@@ -286,9 +286,20 @@ class _Turns(Generic[Encoded]):
                 end = run.turn(partial(paused, run.partition))
             if end is not None:
                 self._end(run, *end)
-        if all(run.is_busy for run in self._live()):  # another run drains these partitions
+        if self._is_anothers():
             for run in self._live():
                 self._end(run, DrainOutcome.BUSY, None)
+
+    def _is_anothers(self) -> bool:
+        """Whether another run for these partitions goes on: the one that got most, or of two halves, the lowest.
+
+        Two that go on side by side would keep a process from the partitions of another share.
+        """
+        live = self._live()
+        busy = [run.partition for run in live if run.is_busy]
+        if 2 * len(busy) != len(live):
+            return 2 * len(busy) > len(live)
+        return bool(busy) and min(busy) == min(run.partition for run in live)
 
     def _wait(self, paused: Callable[[int], bool]) -> None:
         """Wait until a run has something to do."""

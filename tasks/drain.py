@@ -86,14 +86,8 @@ def _drain(partitions: list[int], context: WorkerContext, is_paused: "PausedChec
 
 
 def next_of(reports: Sequence[DrainReport]) -> int | None:
-    """The partition with which the next run for the same ones begins; None if no hint is to be sent.
-
-    Two runs for the same share would each get some of its partitions, and go on side by side. So one that found most of
-    them with another drain leaves them all to that one.
-    """
-    following = [report.partition for report in reports if report.outcome not in _NO_NEXT_HINT]
-    busy = sum(report.outcome is DrainOutcome.BUSY for report in reports)
-    return following[0] if following and busy <= len(following) else None
+    """The partition with which the next run for the same ones begins; None if no hint is to be sent."""
+    return next((report.partition for report in reports if report.outcome not in _NO_NEXT_HINT), None)
 
 
 class PausedCheck:

@@ -397,6 +397,39 @@ def test_a_share_that_another_run_drains_is_left_at_once(rig: Rig) -> None:
     assert next_of(reports) is None
 
 
+@pytest.mark.parametrize("busy", [(1, 2, 3, 5, 7), (0, 3, 4, 6)])
+def test_a_share_that_two_runs_divide_is_left_to_one(rig: Rig, busy: tuple[int, ...]) -> None:
+    # Given another run for the share, which got most of it, or half of it and the lowest
+    rig.append(30, *ALL)
+    other = MemorySink(rig.settings, rig.store)
+    for partition in busy:
+        assert other.acquire(rig.log_server.log_id, partition)
+    reports = rig.drain()
+    # Then this one gives up at once what it got, and its process takes another share
+    assert rig.passed() < 2
+    assert set(outcomes(reports).values()) == {DrainOutcome.BUSY}
+    assert {partition for _, partition in rig.store.locks} == set(busy)
+    assert next_of(reports) is None
+    # And what it has stored meanwhile is stored once
+    assert set(rig.stored()) <= set(ALL) - set(busy)
+
+
+@pytest.mark.parametrize("busy", [(1, 3, 5), (1, 3, 5, 7)])
+def test_a_run_with_the_larger_part_of_its_share_goes_on(rig: Rig, busy: tuple[int, ...]) -> None:
+    # Given another run, which got less than half of the share, or half of it without the lowest
+    rig.append(30, *ALL)
+    other = MemorySink(rig.settings, rig.store)
+    for partition in busy:
+        assert other.acquire(rig.log_server.log_id, partition)
+    rig.look_seconds = 0.02
+    # When that one ends
+    rig.at_look[60] = lambda: [other.release(rig.log_server.log_id, partition) for partition in busy]
+    reports = rig.drain()
+    # Then this one has them all
+    assert rig.stored() == dict.fromkeys(ALL, 30)
+    assert next_of(reports) is not None
+
+
 @pytest.mark.parametrize(
     ("ends", "following"),
     [
@@ -405,7 +438,7 @@ def test_a_share_that_another_run_drains_is_left_at_once(rig: Rig) -> None:
         ({3: "finished", 0: "finished"}, 3),
         ({3: "poisoned", 0: "finished"}, 0),
         ({3: "busy", 0: "finished"}, 0),
-        ({3: "busy", 0: "busy", 6: "finished"}, None),  # the other run goes on with all of them
+        ({3: "busy", 0: "busy"}, None),
         ({3: "sink_away", 0: "paused"}, 3),
         ({3: "paused", 0: "breaker_open"}, None),
     ],
