@@ -64,7 +64,7 @@ class FormerLogs:
                 f"{unread:,} events of a former event log ({where}) were not stored when it was last seen, "
                 f"{duration(log.age_seconds)} ago; it is gone or does not answer"
             )
-            look_at = f"that log; if its events are given up, in PostgreSQL: {forget}"
+            look_at = f"that log; if its events are given up, as the owner of the tables in PostgreSQL: {forget}"
         else:
             what = (
                 f"A former event log ({where}) still holds {unread:,} events that are not stored; no worker drains it"

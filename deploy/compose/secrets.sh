@@ -11,9 +11,11 @@ umask 077
 mkdir -p secrets
 chmod 700 secrets
 
-# The value of a variable in .env; nothing, if it is not there or empty.
+# The value of a variable in .env, without the quotes around it; nothing, if it is not there or empty.
 old() {
-    if [ -f .env ]; then sed -n "s/^$1=//p" .env | tail -n 1 | tr -d '\r'; fi
+    if [ -f .env ]; then
+        sed -n "s/^$1=//p" .env | tail -n 1 | tr -d '\r' | sed -e 's/^"\(.*\)"$/\1/' -e "s/^'\(.*\)'\$/\1/"
+    fi
 }
 
 # 48 letters and digits: they become parts of URLs.

@@ -201,8 +201,8 @@ def test_secrets_that_are_there_are_kept_and_those_of_an_older_env_taken_over(tm
     _environment(tmp_path, {"COMPOSE_PROFILES": "redis-log"})
     with (tmp_path / ".env").open("a") as env:
         env.write(
-            "POSTGRES_PASSWORD=pg-old\nPOSTGRES_APP_PASSWORD=app-old\nREDIS_PASSWORD=redis-old\n"
-            "EVENT_LOG_URL=redis://:redis-old@redis-log:6379/0\nOPERATOR_PASSWORD=operator-old\n"
+            "POSTGRES_PASSWORD='pg-old'\nPOSTGRES_APP_PASSWORD=app-old\nREDIS_PASSWORD=redis-old\n"
+            'EVENT_LOG_URL=redis://:redis-old@redis-log:6379/0\nOPERATOR_PASSWORD="operator-old"\n'
             "FLOWER_BASIC_AUTH=ann:flower-old\nGRAFANA_ADMIN_PASSWORD=grafana-old\n"
         )
     _make_secrets(tmp_path)

@@ -39,7 +39,7 @@ ABOUT_POSTGRESQL = (
     "PostgreSQL does not answer. Sluice stores the end there once it is back; a Redis flush before that would undo it.",
     "not kept in PostgreSQL: %s",
     " PostgreSQL does not answer any more: the end of the pause is kept there once it is back.",
-    "that log; if its events are given up, in PostgreSQL: ",
+    "that log; if its events are given up, as the owner of the tables in PostgreSQL: ",
     # API keys are kept there too.
     " PostgreSQL does not answer. Sluice deletes them there once it is back; a Redis flush before that would make them "
     "valid again.",
