@@ -30,6 +30,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--trim", choices=("on", "off"), help="LOG_TRIM, of a log on Redis (default: on with odd seeds, off with even)"
     )
+    parser.add_argument(
+        "--drains", type=int, help="DRAINS_MAX: with fewer than 4, drains take partitions in turn (default: 8)"
+    )
     parser.add_argument("--clients", type=int, default=2, help="client processes (default 2)")
     parser.add_argument("--ingests", type=int, default=2, help="ingest processes (default 2)")
     parser.add_argument("--rate", type=float, help="events/s that clients offer (default: from faults and events)")

@@ -81,6 +81,7 @@ class Options:
     ingests: int = 1
     needs: frozenset[Need] = frozenset()  # what its faults need of the rig
     trim: bool | None = None  # LOG_TRIM; None: the seed decides
+    drains: int = Settings().drains_max  # DRAINS_MAX; below the number of partitions, drains take them in turn
 
     @property
     def trims(self) -> bool:
@@ -216,6 +217,7 @@ class Rig:
         self.direct = Settings(
             **SCALED,
             log_trim=self.options.trims,
+            drains_max=self.options.drains,
             database_url=self.postgres.url,
             redis_url=self.control_redis.url,
             event_log_url=self.log.url,
