@@ -355,7 +355,7 @@ class _Run(Generic[Encoded]):
         self._held_log_id: str | None = None  # of the lock that this run holds
         self._busy_tries = 0
         self._fence_is_unavailable = False
-        self._failures = 0  # since it last read or stored
+        self._failures = 0  # since it last stored, or had read everything
         self._failed: tuple[tuple[DrainOutcome, str], float] | None = None  # the last one's outcome, and its deadline
         self._turn_ends_at = float("inf")  # monotonic
         self._rests_until = 0.0  # monotonic; between two turns
@@ -398,7 +398,7 @@ class _Run(Generic[Encoded]):
                 return did
             if did is _Did.FAIL:
                 return None
-            if did is not _Did.LOOK_UP:  # a successful look-up proves nothing about the rest
+            if did not in (_Did.LOOK_UP, _Did.READ):  # a look-up, or a read of records, proves nothing about the rest
                 self._failures, self._failed = 0, None
             if self._is_over() and self._failed is None:
                 return DrainOutcome.FINISHED, None

@@ -13,7 +13,7 @@ import pytest
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.drain import TURN_SECONDS, DrainOutcome, DrainReport, drain_in_turn
-from pipeline.errors import LogMisconfiguredError, LogUnavailableError
+from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SinkContentionError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import PauseReason
 from pipeline.ports.event_sink import StoreResult
@@ -270,6 +270,33 @@ def test_a_run_whose_sink_fails_to_the_end_ends_well_before_it_would_be_killed(r
     assert rig.passed() < rig.settings.drain_hard_seconds_max - 10
     # And the next run goes on
     assert next_of(reports) is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(StoreUnavailableError(), DrainOutcome.STORE_AWAY), (SinkContentionError("locked"), DrainOutcome.SINK_AWAY)],
+)
+def test_a_run_that_reads_and_can_not_store_pauses_ever_longer_and_says_why(
+    rig: Rig, error: Exception, outcome: DrainOutcome
+) -> None:
+    # Given events in two partitions, and a control store or a sink that refuses each batch: it is read each time anew
+    tries: list[float] = []
+
+    class Refusing(Sink):
+        def store(self, log_id: str, partition: int, *_: Any, **__: Any) -> StoreResult:
+            if partition == 0:
+                tries.append(rig.clock.monotonic())
+            raise error
+
+    rig.append(100, 0, 1)
+    reports = rig.drain(0, 1, sink=Refusing(rig))
+    # Then the run is as long as for one partition, and its end has the reason
+    assert set(outcomes(reports).values()) == {outcome}
+    assert {report.error for report in reports} == {str(error)}
+    hard, usual = rig.settings.drain_hard_seconds_max, rig.settings.drain_run_seconds_max
+    assert rig.passed() == pytest.approx(usual if outcome is DrainOutcome.STORE_AWAY else (usual + hard) / 2, abs=1)
+    # And the tries are soon half a second apart
+    assert all(after - before > 0.4 for before, after in pairwise(tries[4:]))
 
 
 def test_a_log_that_comes_back_without_its_tail_is_noticed_by_all_partitions(rig: Rig) -> None:
