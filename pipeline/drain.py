@@ -260,21 +260,26 @@ class _Turns(Generic[Encoded]):
 
     def take(self, paused: Callable[[int], bool]) -> list[DrainReport]:
         """Give the runs turns until all have ended. Returns their reports, in the order of their next turns."""
-        try:
+        with contextlib.ExitStack() as stack:
+            for run in self._order:
+                stack.callback(
+                    self._finish, run
+                )  # after an error; each one, though the end of another one may fail too
             while self._live():
                 self._round(paused)
                 self._wait(paused)
-        finally:
-            for run in self._live():  # after an error in the configuration
-                run.finish()
         return [self._reports[run] for run in self._order]
+
+    def _finish(self, run: "_Run[Encoded]") -> None:
+        if run not in self._reports:
+            run.finish()
 
     def _live(self) -> "list[_Run[Encoded]]":
         return [run for run in self._order if run not in self._reports]
 
     def _end(self, run: "_Run[Encoded]", outcome: DrainOutcome, error: str | None) -> None:
-        run.finish()
         self._reports[run] = run.report(outcome, error)
+        run.finish()
 
     def _round(self, paused: Callable[[int], bool]) -> None:
         """One turn for each run that has something to do. The others keep their places in the order."""

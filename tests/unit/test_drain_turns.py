@@ -492,6 +492,33 @@ def test_a_mistake_in_the_set_up_frees_all_partitions(rig: Rig) -> None:
     assert rig.stored() == {0: 10, 1: 10}
 
 
+class Misconfigured(MemoryLog):
+    """Refuses each commit."""
+
+    def commit(self, log_id: str, partition: int, offset: int) -> None:
+        raise LogMisconfiguredError(f"no right to commit in partition {partition}")
+
+
+@pytest.mark.parametrize(
+    ("partitions", "paused"),
+    [((0, 1, 2, 99), {}), ((0, 1, 2), {0})],
+    ids=["a mistake ends the run", "one of them ends before the others"],
+)
+def test_partitions_that_can_not_be_finished_do_not_keep_the_others(
+    rig: Rig, partitions: tuple[int, ...], paused: set[int]
+) -> None:
+    # Given two partitions that have a commit to the log left, which fails
+    rig.sink.seconds = 2 * TURN_SECONDS
+    rig.append(100, 0, 1)
+    rig.at_look[4] = lambda: rig.paused.update(paused)
+    # When the run ends one of them
+    with pytest.raises(LogMisconfiguredError, match="no right to commit"):
+        rig.drain(*partitions, log=Misconfigured(server=rig.log_server))
+    # Then all are free
+    assert rig.stored() == {0: 10, 1: 10}
+    assert rig.store.locks == {}
+
+
 def test_a_log_that_can_not_say_what_is_ready_is_read_all_the_same(rig: Rig) -> None:
     # Given a log whose waits fail, and whose reads work
     class Unsure(MemoryLog):
