@@ -450,7 +450,7 @@ def test_a_run_with_the_larger_part_of_its_share_goes_on(rig: Rig, busy: tuple[i
         assert other.acquire(rig.log_server.log_id, partition)
     rig.look_seconds = 0.02
     # When that one ends
-    rig.at_look[60] = lambda: [other.release(rig.log_server.log_id, partition) for partition in busy]
+    rig.at_look[60] = other.close
     reports = rig.drain()
     # Then this one has them all
     assert rig.stored() == dict.fromkeys(ALL, 30)
