@@ -76,8 +76,8 @@ class IngestProtocol(HttpProtocol):
     """Sanic's protocol with limits; see HttpContext."""
 
     __slots__ = (
-        "_context", "_expiry_timer", "_is_one_way", "_refused_left", "_refused_timer", "client", "cors", "limits",
-        "verified",
+        "_context", "_expiry_timer", "_is_one_way", "_refused_left", "_refused_timer", "client", "cors",
+        "is_ending", "limits", "verified",
     )  # fmt: skip
     HTTP_CLASS = IngestHttp
 
@@ -89,6 +89,7 @@ class IngestProtocol(HttpProtocol):
         super().__init__(**kwargs)
         self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has the methods of Event that Sanic uses
         self.request_handler = self._handle
+        self.is_ending = False  # after its current request; also if the head of that is still coming
         self._is_one_way = False  # the request in progress is of such a protocol
         self._refused_left = 0  # bytes still to come of a body that was rejected without a request object
         self._refused_timer: asyncio.TimerHandle | None = None
@@ -153,6 +154,7 @@ class IngestProtocol(HttpProtocol):
 
     def end(self) -> None:
         """Close the connection: at once if it is idle, else after the response to its request."""
+        self.is_ending = True
         if not self.close_if_idle() and self.http is not None:
             self.http.keep_alive = False
 

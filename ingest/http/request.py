@@ -80,6 +80,7 @@ class LimitedConnection(Protocol):
     cors: Cors | None
     limits: ConnectionLimits
     client: Client
+    is_ending: bool  # its current request is the last one
 
 
 class IngestHttp(Http):
@@ -176,6 +177,8 @@ class IngestHttp(Http):
         self.head_only = method == b"HEAD"
         connection = ascii_lower(",".join(headers.getall("connection", ())))
         self.keep_alive = version == b"1.1" if not connection else _stays_open(connection, is_new=version == b"1.1")
+        if cast("LimitedConnection", protocol).is_ending:  # since before this head was complete
+            self.keep_alive = False
         request = protocol.request_class(
             url_bytes=target,
             headers=headers,

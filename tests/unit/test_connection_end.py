@@ -1,0 +1,40 @@
+"""The end of a connection whose client's certificate has expired, or was verified by former files."""
+
+import json
+from typing import Any
+
+import pytest
+
+from checks.testbed.wire import Wire, request
+from ingest.http.protocol import IngestProtocol
+from support.edge import eventually, running_edge, sample
+
+ALIVE = request(method="GET", path="/healthz", content_type=None)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(request(json.dumps(sample()).encode()), 202), (ALIVE, 200), (ALIVE.replace(b"Host", b"Ho st"), 400)],
+    ids=["events", "others", "no-head"],
+)
+def test_a_connection_in_the_middle_of_a_head_ends_after_that_request(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes, status: int
+) -> None:
+    connections: list[IngestProtocol] = []
+    connected = IngestProtocol.connection_made
+
+    def noted(protocol: IngestProtocol, transport: Any) -> None:
+        connections.append(protocol)
+        connected(protocol, transport)
+
+    with running_edge() as edge:
+        monkeypatch.setattr(IngestProtocol, "connection_made", noted)
+        with Wire(edge.port) as wire:
+            wire.send(sent[:9])
+            eventually(lambda: bool(connections) and connections[0].recv_buffer == sent[:9], "half a head has come")
+            connections[0].loop.call_soon_threadsafe(connections[0].end)
+            # When the client always has another half sent
+            wire.send(sent[9:] + ALIVE + ALIVE[:9])
+            answer = wire.answer()
+            assert (answer.status, answer.headers["connection"]) == (status, "close")
+            assert wire.is_closed()
