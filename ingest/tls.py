@@ -142,9 +142,10 @@ class Certificate:
         if self.clients is None:
             return plain, plain
         verifying = _Verifying(ssl.PROTOCOL_TLS_SERVER)
+        self._with_certificate(verifying)
         verifying.on_refused = lambda refusal: self.on_refused(refusal)  # noqa: PLW0108 - it is set later
         _verify_clients(verifying, self.clients)
-        return self._with_certificate(verifying), plain
+        return verifying, plain
 
     def _with_certificate(self, context: ssl.SSLContext) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -190,8 +191,9 @@ def _stamp_of(path: Path) -> tuple[int, int, int]:
 def _verify_clients(context: ssl.SSLContext, clients: ClientAuthorities) -> None:
     """Accept certificates of clients that these authorities signed. Raises SettingsError."""
     context.verify_mode = _MODES[clients.mode]
-    # A session that is resumed is not verified again: its certificate may have expired, or was revoked.
-    context.options |= ssl.OP_NO_TICKET
+    # A session that is resumed is not verified again: its certificate may have expired. TLS 1.3 has no sessions
+    # without tickets. TLS 1.2 keeps them in memory too, and Python's ssl can't turn that off.
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
     try:
         context.load_verify_locations(clients.file)

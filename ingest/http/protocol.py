@@ -114,7 +114,7 @@ class IngestProtocol(HttpProtocol):
             await http.discard_body()
 
     def connection_made(self, transport: Any) -> None:
-        """Accept a connection, or reject it if there are too many."""
+        """Accept a connection, or reject it if there are too many, or if its certificate has expired since."""
         if len(self.connections) >= self._context.connections_max:
             transport.write(self._context.busy_response)
             transport.close()
@@ -125,9 +125,12 @@ class IngestProtocol(HttpProtocol):
         if certificate is None:
             self.client = self._context.accounts.client(peer)
         else:
+            seconds = certificate.expires - self._context.wall()
+            if seconds <= 0:
+                transport.close()
+                return
             self.client = self._context.accounts.client(peer, certificate.name)
             self.verified = transport.get_extra_info("ssl_object")
-            seconds = max(0.0, certificate.expires - self._context.wall())
             self._expiry_timer = self.loop.call_later(min(seconds, EXPIRY_SECONDS_MAX), self.end)
         super().connection_made(transport)  # type: ignore[no-untyped-call]
 

@@ -1,11 +1,15 @@
 """The end of a connection whose client's certificate has expired, or was verified by former files."""
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from checks.testbed.wire import Wire, request
+from ingest.client_certificate import ClientCertificate
 from ingest.http.protocol import IngestProtocol
 from support.edge import eventually, running_edge, sample
 
@@ -37,4 +41,22 @@ def test_a_connection_in_the_middle_of_a_head_ends_after_that_request(
             wire.send(sent[9:] + ALIVE + ALIVE[:9])
             answer = wire.answer()
             assert (answer.status, answer.headers["connection"]) == (status, "close")
+            assert wire.is_closed()
+
+
+@pytest.mark.parametrize("run", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
+def test_a_connection_whose_certificate_has_expired_already_is_not_heard(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., None]
+) -> None:
+    connected = IngestProtocol.connection_made
+
+    def connected_with_a_request(protocol: IngestProtocol, transport: Any) -> None:
+        connected(protocol, transport)
+        protocol.data_received(ALIVE)
+
+    monkeypatch.setattr(uvloop, "run", run)
+    with running_edge() as edge:
+        monkeypatch.setattr(IngestProtocol, "connection_made", connected_with_a_request)
+        monkeypatch.setattr("ingest.http.protocol.client_certificate", lambda _: ClientCertificate("shop", 0.0))
+        with Wire(edge.port) as wire:
             assert wire.is_closed()
