@@ -305,7 +305,8 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
 
 -- name: terminate_holder
 -- pg_locks shows a 64-bit advisory key in two halves; objsubid 1 marks such a key. A session changes its state at the
--- begin and end of each statement. That of another role may be hidden: then it counts as quiet.
+-- begin and end of each statement. That of another role may be hidden: then it counts as quiet. So it does if the
+-- change is in the future: the server's clock was set back, and a frozen session would keep its lock for as long.
 SELECT pid, pg_terminate_backend(pid)
 FROM pg_locks JOIN pg_stat_activity USING (pid)
 WHERE locktype = 'advisory' AND granted AND objsubid = 1
@@ -313,7 +314,9 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
   AND classid::bigint = (%(key)s::bigint >> 32) & 4294967295
   AND objid::bigint = %(key)s::bigint & 4294967295
   AND pid <> pg_backend_pid()
-  AND coalesce(clock_timestamp() - state_change >= %(quiet_seconds)s * interval '1 second', true);
+  AND coalesce(
+      clock_timestamp() - state_change NOT BETWEEN interval '0' AND %(quiet_seconds)s * interval '1 second', true
+  );
 
 -- name: retention_facts
 -- Of a table that its user partitioned, each leaf needs the index.

@@ -456,6 +456,20 @@ def test_a_stalled_holder_is_terminated(sink: PostgresSink) -> None:
     assert not sink.end_stalled_drain(LOG, 3, quiet_seconds=0)
 
 
+@pytest.mark.parametrize(("ahead", "is_ended"), [("1 hour", True), ("-20 seconds", False), ("-1 hour", True)])
+def test_a_clock_that_was_set_back_keeps_no_stalled_holder(sink: PostgresSink, ahead: str, is_ended: bool) -> None:
+    # Given a holder whose last statement, by PostgreSQL's clock, is to come yet; or a while ago, or long ago
+    with contextlib.closing(PostgresSink(sink._settings)) as stalled:
+        assert stalled.acquire(LOG, 2)
+        sink.session.count(
+            "CREATE TEMPORARY VIEW pg_stat_activity AS SELECT pid, "
+            f"state_change + interval '{ahead}' AS state_change FROM pg_catalog.pg_stat_activity"
+        )
+        sink.session.count("SET search_path = pg_temp, public, pg_catalog")
+        # Then it counts as quiet unless it has sent something within the time
+        assert sink.end_stalled_drain(LOG, 2, quiet_seconds=60) == is_ended
+
+
 def test_lookups_have_their_indexes(sink: PostgresSink, database_url: str) -> None:
     # Given enough events for an index to pay
     values = [
