@@ -8,6 +8,7 @@ import http.client
 import ssl
 import sys
 from typing import Final
+from urllib.parse import urlsplit
 
 from pipeline.errors import SettingsError
 from pipeline.settings import Settings
@@ -22,10 +23,9 @@ def main() -> int:
     except SettingsError as error:
         sys.stdout.write(f"not ready: {error}\n")
         return 1
-    host, port = settings.ingest_host, settings.ingest_port
-    if settings.ingest_tls_client == "required":
-        host, port = settings.operator_host, settings.operator_port
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # asked
+    url = settings.ready_url()
+    place = urlsplit(url)
+    host, port = place.hostname or "", place.port
     connection: http.client.HTTPConnection
     if settings.ingest_tls_cert:
         # The certificate is for another name than the loopback address.
@@ -36,12 +36,11 @@ def main() -> int:
     else:
         connection = http.client.HTTPConnection(host, port, timeout=SECONDS_MAX)
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", place.path)
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        shown = f"[{host}]" if ":" in host else host
-        sys.stdout.write(f"not ready: {settings.ingest_scheme}://{shown}:{port}/readyz: {error}\n")
+        sys.stdout.write(f"not ready: {url}: {error}\n")
         return 1
     finally:
         connection.close()

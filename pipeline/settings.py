@@ -966,6 +966,20 @@ class Settings:
         """`https` if ingest has a certificate, else `http`."""
         return "https" if self.ingest_tls_cert else "http"
 
+    def ready_url(self, ingest_url: str = "") -> str:
+        """Where to ask whether ingest is ready: the ingest at `ingest_url`, by default that of this machine.
+
+        If clients need a certificate there, it is OPERATOR_PORT instead: who asks has none.
+        """
+        if self.ingest_tls_client == "required":
+            ingest_url = ""
+            host, port = self.operator_host, self.operator_port
+        else:
+            host, port = self.ingest_host, self.ingest_port
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # asked
+        shown = f"[{host}]" if ":" in host else host
+        return f"{ingest_url.rstrip('/') or f'{self.ingest_scheme}://{shown}:{port}'}/readyz"
+
     @property
     def operator_connections_max(self) -> int:
         """Open connections of OPERATOR_PORT of one process: those of live pages, and others that soon end."""

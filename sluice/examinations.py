@@ -1,6 +1,7 @@
 """The checks of `sluice doctor`. What exists as a check of a start is called here, and judged there alone."""
 
 import contextlib
+import http.client
 import importlib
 import importlib.metadata
 import os
@@ -19,6 +20,7 @@ from pipeline import wiring
 from pipeline.errors import RecoverableError
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.running import CODE, IS_CHECKOUT, home_of, how_to
+from pipeline.secrets import url_problem
 from pipeline.settings import Settings
 from pipeline.sink.server_check import FSYNC_OFF
 from pipeline.sink.session import Session
@@ -33,6 +35,7 @@ PYTHONS: Final = ((3, 11), (3, 13))  # the oldest and the newest version that is
 REDIS_MIN: Final = 7  # the oldest version that knows the scripts
 DISK_FREE_SHARE_MIN: Final = 0.1  # as the alert DiskNearFull
 _INGEST_SECONDS_MAX: Final = 2.0
+_CORRECT_ADDRESS: Final = "correct INGEST_URL"
 # Whether ingest takes events is asked, and not whether its certificate is for this address.
 _UNVERIFIED: Final = ssl.create_default_context()
 _UNVERIFIED.check_hostname = False
@@ -87,6 +90,9 @@ def proxies(scene: Scene) -> Iterator[Finding]:
         name: scene.environ.get(f"{name}_proxy") or scene.environ.get(f"{name}_proxy".upper()) or ""
         for name in ("http", "https", "all", "no")
     }
+    if problem := _address_problem(scene):
+        yield Finding("proxies", State.WRONG, problem, _CORRECT_ADDRESS)
+        return
     url = scene.settings.ingest_url or f"{scene.settings.ingest_scheme}://{scene.settings.ingest_host}"
     parts = urlsplit(url)
     host, scheme = parts.hostname or "", parts.scheme
@@ -100,6 +106,12 @@ def proxies(scene: Scene) -> Iterator[Finding]:
         )
     else:
         yield Finding("proxies", State.OK, f"no proxy is used for {host}")
+
+
+def _address_problem(scene: Scene) -> str | None:
+    """Why INGEST_URL can't be asked; None if it can, or is not set."""
+    problem = url_problem(scene.settings.ingest_url, ("http", "https")) if scene.settings.ingest_url else None
+    return None if problem is None else f"INGEST_URL {problem}"
 
 
 def open_files(scene: Scene) -> Iterator[Finding]:
@@ -304,16 +316,21 @@ def ingest(scene: Scene) -> Iterator[Finding]:
     url = scene.settings.ingest_url
     if not url:
         return
+    if problem := _address_problem(scene):
+        yield Finding("ingest", State.WRONG, problem, _CORRECT_ADDRESS)
+        return
+    asked = scene.settings.ready_url(url)
     try:
-        with _OPENER.open(f"{url.rstrip('/')}/readyz", timeout=_INGEST_SECONDS_MAX):
+        with _OPENER.open(asked, timeout=_INGEST_SECONDS_MAX):
             yield Finding("ingest", State.OK, f"{url} takes events")
     except urllib.error.HTTPError as error:
         yield Finding(
             "ingest", State.WRONG, f"{url} answers {error.code}: it takes no events", "sluice status says why"
         )
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        yield Finding("ingest", State.WRONG, f"{url} does not answer: {reason}", "start ingest, or correct INGEST_URL")
+        where, do = (url, _CORRECT_ADDRESS) if asked.startswith(url) else (asked, "correct OPERATOR_HOST")
+        yield Finding("ingest", State.WRONG, f"{where} does not answer: {reason}", f"start ingest, or {do}")
 
 
 # In the order of the lines: what explains later lines comes first.

@@ -366,11 +366,11 @@ class System(SystemFolder):
 
     def _wait_for_sluice(self, urls: Mapping[str, str], started: float) -> None:
         """Wait until events are accepted, the control loop has ticked since the start, and every program runs."""
-        operators = urls.get("OPERATOR_URL", urls["INGEST_URL"])  # that of ingest may want a client's certificate
-        self._wait(lambda: _status(operators + "/readyz") == 200, "ingest-0")
         from pipeline.settings import Settings  # noqa: PLC0415
 
-        password = Settings.from_environ({**os.environ, **self._environ(urls)}).operator_password
+        settings = Settings.from_environ({**os.environ, **self._environ(urls)})
+        self._wait(lambda: _status(settings.ready_url()) == 200, "ingest-0")
+        operators, password = urls.get("OPERATOR_URL", urls["INGEST_URL"]), settings.operator_password
         self._wait(lambda: _has_ticked(_health(operators, password), since=started), "control")
         self._wait_for_workers(urls)
         self._wait(lambda: _status(urls["FLOWER_URL"] + "/healthcheck") == 200, "flower")

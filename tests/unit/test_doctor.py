@@ -1,5 +1,6 @@
 """`sluice doctor`: each line of it, when all is well and when it is not; and that it ends, whatever a check does."""
 
+import http.client
 import io
 import json
 import logging
@@ -9,6 +10,7 @@ import sys
 import threading
 import urllib.error
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -337,6 +339,36 @@ def test_ingest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(look("ingest", Settings(ingest_url=url))).what == f"{url} answers 503: it takes no events"
     answers[0] = urllib.error.URLError(ConnectionRefusedError(111, "refused"))
     assert "does not answer" in only(look("ingest", Settings(ingest_url=url))).what
+    answers[0] = http.client.BadStatusLine("SSH-2.0")  # another program listens there
+    assert only(look("ingest", Settings(ingest_url=url))).what == f"{url} does not answer: SSH-2.0"
+
+
+def test_where_clients_need_a_certificate_ingest_is_asked_at_the_port_for_operators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def open_(url: str, **_: object) -> Any:
+        asked.append(url)
+        return io.BytesIO()
+
+    monkeypatch.setattr(examinations, "_OPENER", SimpleNamespace(open=open_))
+    secured = Settings(
+        ingest_url="https://logs.example:8443", ingest_tls_cert="c.pem", ingest_tls_client="required",
+        ingest_tls_client_ca="ca.pem", operator_host="::", operator_port=8081, operator_password="p" * 12,
+    )  # fmt: skip
+    assert is_fine(look("ingest", secured), "https://logs.example:8443 takes events")
+    assert is_fine(look("ingest", replace(secured, ingest_tls_client="optional")), "takes events")
+    assert asked == ["https://[::1]:8081/readyz", "https://logs.example:8443/readyz"]
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "logs.example:8443", "ann:hunter2@logs.example", "http://x:y"])
+def test_an_ingest_url_that_is_none_is_named_as_such(url: str) -> None:
+    for name in ("proxies", "ingest"):
+        found = only(look(name, Settings(ingest_url=url), https_proxy="http://p:3128"))
+        assert found.state is State.WRONG
+        assert found.what.startswith(("INGEST_URL does not begin with http:// or https://", "INGEST_URL has a port"))
+        assert found.do == "correct INGEST_URL"
 
 
 # --- The whole ----------------------------------------------------------------------------------------------------
