@@ -101,7 +101,8 @@ def proxies(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             "proxies",
             State.WRONG,
-            f"clients in this shell, such as curl, would ask the proxy {used} for {host}",
+            # Without its user and password, which hide_secrets finds only behind a scheme.
+            f"clients in this shell, such as curl, would ask the proxy {used.rpartition('@')[2]} for {host}",
             f"export NO_PROXY={','.join(filter(None, (values['no'], host)))}",
         )
     else:

@@ -124,7 +124,7 @@ def document(findings: Sequence[Finding]) -> dict[str, Any]:
     return {
         "ok": is_well(findings),
         "lines": [
-            {"name": one.name, "state": one.state.value, "what": hide_secrets(one.what), "do": one.do}
+            {"name": one.name, "state": one.state.value, "what": hide_secrets(one.what), "do": hide_secrets(one.do)}
             for one in findings
         ],
     }

@@ -110,6 +110,15 @@ def test_proxies() -> None:
     assert "for logs.example" in only(look("proxies", elsewhere, HTTPS_PROXY="http://p:3128")).what
 
 
+@pytest.mark.parametrize(
+    "used", ["user:hunter2@proxy:3128", "http://user:hunter2@proxy:3128", "user@x:h/@hunter2@proxy:3128"]
+)
+def test_a_proxy_is_shown_without_its_login(used: str) -> None:
+    found = only(look("proxies", None, http_proxy=used))
+    assert "would ask the proxy proxy:3128 for 127.0.0.1" in found.what
+    assert re.search("user|hunter2", f"{found.line} {document([found])}") is None
+
+
 def test_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 20, 1 << 20))
