@@ -72,9 +72,16 @@ def gap(asked: Namespace, _words: list[str]) -> int:
             sys.stderr.write("sluice gap: --dry-run and --why are for --skip FROM TO, which is missing\n")
             return 64
         return _celery("inspect", "gap", str(asked.partition))
+    from tasks.remote import is_dry_run
+
+    why = " ".join(asked.why.split())
+    if is_dry_run(why):
+        sys.stderr.write(f"sluice gap: --why {why} is no reason; --dry-run is an option of its own\n")
+        return 64
     dry_run = ["--dry-run"] if asked.dry_run else []
     offsets = [str(offset) for offset in asked.skip]
-    return _celery("control", "skip_gap", *dry_run, str(asked.partition), *offsets, *asked.why.split())
+    # Behind `--` Celery finds no option of its own, and in one word the worker finds no --dry-run.
+    return _celery("control", "skip_gap", "--", *dry_run, str(asked.partition), *offsets, *([why] if why else []))
 
 
 def _celery(*words: str) -> int:

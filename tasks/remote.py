@@ -62,7 +62,7 @@ def _number(what: str) -> Callable[[str], float]:
 def _number_or_dry_run(what: str) -> Callable[[str], float | str]:
     """An optional number: the flag may stand in its place."""
     read = _number(what)
-    return lambda text: _DRY_RUN if _is_dry_run(text) else read(text)
+    return lambda text: _DRY_RUN if is_dry_run(text) else read(text)
 
 
 def _whole(what: str) -> Callable[[str], int]:
@@ -419,7 +419,7 @@ def _why(words: Any, *given: float | None) -> str:
 
 def _decision(words: Any, count: int) -> tuple[list[int] | None, str, bool]:
     """The first `count` words as numbers (None if they are none), the reason after them, and the dry-run flag."""
-    dry = [word for word in words if _is_dry_run(word)]
+    dry = [word for word in words if is_dry_run(word)]
     left = [str(word) for word in words if word not in dry]
     numbers = left[:count]
     if len(numbers) < count or not all(word.isascii() and word.isdigit() for word in numbers):
@@ -444,14 +444,15 @@ def _option_among(words: list[str], option: str) -> str | None:
     return None
 
 
-def _is_dry_run(word: object) -> bool:
+def is_dry_run(word: object) -> bool:
+    """Whether a word is the option for a dry run."""
     return str(word).lstrip("-").replace("-", "_") == _DRY_RUN
 
 
 def _without_dry_run(words: Any, *given: float | str | None) -> tuple[list[float | None], tuple[Any, ...], bool]:
     """The given numbers, the words, and whether the flag was among either."""
     numbers = [None if value is None or isinstance(value, str) else value for value in given]
-    left = tuple(word for word in words if not _is_dry_run(word))
+    left = tuple(word for word in words if not is_dry_run(word))
     return numbers, left, len(left) < len(words) or any(isinstance(value, str) for value in given)
 
 

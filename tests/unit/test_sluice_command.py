@@ -19,6 +19,8 @@ from pipeline import __version__, running
 from sluice import commands
 from sluice.__main__ import main
 from sluice.arguments import COMMANDS, EXIT_USAGE, make_parser
+from tasks import remote
+from tasks.remote_client import SluiceControl
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,10 +85,10 @@ def test_a_command_calls_the_code_that_exists(
     ("words", "called"),
     [
         (["gap", "3"], ("inspect", "gap", "3")),
-        (["gap", "3", "--skip", "10", "20"], ("control", "skip_gap", "3", "10", "20")),
+        (["gap", "3", "--skip", "10", "20"], ("control", "skip_gap", "--", "3", "10", "20")),
         (
             ["gap", "3", "--skip", "10", "20", "--dry-run", "--why", "disk lost"],
-            ("control", "skip_gap", "--dry-run", "3", "10", "20", "disk", "lost"),
+            ("control", "skip_gap", "--", "--dry-run", "3", "10", "20", "disk lost"),
         ),
     ],
 )
@@ -100,6 +102,32 @@ def test_gap_is_the_remote_command(words: list[str], called: tuple[str, ...], mo
     monkeypatch.setattr(commands, "_celery", instead)
     assert main(words) == 0
     assert seen == [called]
+
+
+@pytest.mark.parametrize(
+    "why",
+    ["see -d w1", "no --dry-run was made", "-- x", "look at --help", "--timeout 0 --json", "-t 1", "7", "disk lost"],
+)
+@pytest.mark.parametrize("is_dry_run", [False, True])
+def test_the_reason_for_a_skip_stays_a_reason(why: str, is_dry_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    def broadcast(_: object, command: str, arguments: Any, *, destination: Any, **__: Any) -> list[Any]:
+        sent.append((command, destination, remote._decision(arguments["words"], 3)))
+        return [{"worker": {"ok": "done"}}]
+
+    monkeypatch.setattr(SluiceControl, "broadcast", broadcast)
+    assert main(["gap", "3", "--skip", "10", "20", f"--why={why}", *(["--dry-run"] if is_dry_run else [])]) == 0
+    assert sent == [("skip_gap", None, ([3, 10, 20], why, is_dry_run))]
+
+
+@pytest.mark.parametrize("why", ["--dry-run", " dry_run"])
+def test_the_option_for_a_dry_run_is_no_reason(
+    why: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "_celery", lambda *_: pytest.fail("it asked a worker"))
+    assert main(["gap", "3", "--skip", "10", "20", f"--why={why}"]) == EXIT_USAGE
+    assert "is no reason" in capsys.readouterr().err
 
 
 def test_gap_skips_nothing_without_the_hole(
