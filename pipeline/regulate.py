@@ -61,7 +61,7 @@ PolicyOf = Callable[[Bands | None], RatePolicy]
 # tick may take seconds while a server does not respond, whatever the period is.
 _PROGRESS_PERIODS_MAX: Final = 3
 _PROGRESS_SECONDS_MIN: Final = 15.0
-_EVENTS_SEARCHED: Final = 100  # control events, for a loss that was recorded within the hour
+_EVENTS_SEARCHED: Final = 1000  # control events, for a loss that was recorded within the hour: as many as are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,7 @@ class _Sample:
     consumed: int | None = None  # next offsets to store, summed
     no_progress_seconds: dict[int, float] | None = None  # by partition with events
     lost: int = 0  # accepted events that the log lost before they were stored
+    incarnation: str = ""  # that lost them
     alarms: list[Alarm] = field(default_factory=list)  # published with the rate, and logged
     problems: list[str] = field(default_factory=list)  # logged only
 
@@ -415,7 +416,7 @@ def _name_lost_tail(identity: LogIdentity, positions: Sequence[PartitionPosition
     """Report accepted events that the log lost before they were stored."""
     lost = {position.partition: position.lost for position in positions if position.lost}
     if lost:
-        sample.lost = sum(lost.values())
+        sample.lost, sample.incarnation = sum(lost.values()), identity.incarnation
         where = ", ".join(f"partition {partition}: {count:,}" for partition, count in lost.items())
         sample.critical(
             AlarmCode.LOG_TAIL_LOST,
@@ -428,22 +429,24 @@ def _name_lost_tail(identity: LogIdentity, positions: Sequence[PartitionPosition
 def _record_lost_tail(state: ControlState, sample: _Sample, events: ControlEvents, actor: str) -> None:
     """Record a loss as a control event, once: the alarm ends, and the event stays.
 
-    A tick that could not read the log in between has no alarm, so the earlier events count too.
+    Two losses may have the same words, but not the same incarnation of the log too.
     """
-    known = {alarm.what for alarm in state.rate.alarms} if state.rate is not None else set()
     for alarm in sample.alarms:
-        if alarm.code == AlarmCode.LOG_TAIL_LOST and alarm.what not in known:
-            if _is_recorded(alarm.what, events, since=state.time - LOST_SHOWN_SECONDS):
+        if alarm.code == AlarmCode.LOG_TAIL_LOST:
+            data = {"events": str(sample.lost), "incarnation": sample.incarnation}
+            if _is_recorded(alarm.what, data, events, since=state.time - LOST_SHOWN_SECONDS):
                 continue
             _logger.error("%s", alarm.what, extra={"action": "log_tail_lost", "events": sample.lost})
-            data = {"events": str(sample.lost)}
             events.record(ControlEventKind.LOG_TAIL_LOST, actor=actor, why=alarm.what, data=data)
 
 
-def _is_recorded(what: str, events: ControlEvents, *, since: float) -> bool:
-    """Whether this loss is among the latest control events."""
+def _is_recorded(what: str, data: Mapping[str, str], events: ControlEvents, *, since: float) -> bool:
+    """Whether this loss is among the latest control events. Those of an earlier version have no incarnation."""
     return any(
-        event.kind is ControlEventKind.LOG_TAIL_LOST and event.why == what and event.at >= since
+        event.kind is ControlEventKind.LOG_TAIL_LOST
+        and event.why == what
+        and event.data.get("incarnation", data["incarnation"]) == data["incarnation"]
+        and event.at >= since
         for event in events.last(_EVENTS_SEARCHED)
     )
 

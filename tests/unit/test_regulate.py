@@ -250,7 +250,32 @@ def test_a_tail_that_the_log_lost_is_an_alarm_and_is_recorded_once(
     system.tick()
     assert AlarmCode.LOG_TAIL_LOST in {alarm.code for alarm in system.rate().alarms}
     lost = [event for event in system.rig.events.last(100) if event.kind is ControlEventKind.LOG_TAIL_LOST]
-    assert [event.data for event in lost] == [{"events": "1203"}]
+    assert [event.data for event in lost] == [{"events": "1203", "incarnation": identity.incarnation}]
+
+
+@pytest.mark.parametrize("is_read_between", [False, True])
+def test_a_second_loss_with_the_same_words_is_recorded_too(
+    system: System, monkeypatch: pytest.MonkeyPatch, is_read_between: bool
+) -> None:
+    # Given a log that lost an event at a restart
+    identity = replace(system.log.identity(), began_by="its Redis was restarted")
+    monkeypatch.setattr(system.log, "identity", lambda: identity)
+    monkeypatch.setattr(system.log, "positions", lambda _=None: [PartitionPosition(0, 0, 50, 50, 50, 1)])
+    system.tick()
+    first = identity.incarnation
+    # When it loses another one at the next restart, half an hour later, whether a tick fails in between or not
+    if not is_read_between:
+        with monkeypatch.context() as patched:
+            patched.setattr(system.log, "positions", _no_positions)
+            system.tick()
+    system.clock.advance(1800.0)
+    identity = replace(identity, incarnation="the next")
+    for _ in range(3):
+        system.tick()
+    # Then there is a control event for each
+    lost = [event for event in system.rig.events.last(100) if event.kind is ControlEventKind.LOG_TAIL_LOST]
+    assert sorted(event.data["incarnation"] for event in lost) == sorted([system.log.identity().incarnation, first])
+    assert len({event.why for event in lost}) == 1
 
 
 def test_where_the_newest_batches_began_reaches_the_policy(system: System) -> None:
