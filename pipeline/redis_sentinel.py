@@ -5,9 +5,15 @@ from typing import Any, Final
 
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
+from redis.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 
 SENTINEL_SECONDS_MAX: Final = 0.2  # to connect, and for an answer: a sentinel answers within 1 ms
 _UNKNOWN_MASTER: Final = "No such master"  # part of Redis' message
@@ -59,10 +65,36 @@ class Sentinels(Sentinel):
         ) from cause
 
 
+class MasterConnection(SentinelManagedConnection):
+    """A connection to the master, which reads answers as one without sentinels does.
+
+    redis-py's own turns the answer of a master that has become a replica into the error of a lost connection: an append
+    would not know that nothing was written. It also stays open after a time-out: the next command would take the late
+    answer for its own.
+    """
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        """An answer. After an error of the connection, and that of a former master, the connection is closed."""
+        try:
+            return super(SentinelManagedConnection, self).read_response(*arguments, **options)
+        except ReadOnlyError:
+            self.disconnect()  # type: ignore[no-untyped-call]  # the next one asks the sentinels for the master
+            raise
+
+
+class MasterTlsConnection(MasterConnection, SentinelManagedSSLConnection):
+    """The same with TLS."""
+
+
 def sentinel_pool(
     master: str, addresses: Sequence[tuple[str, int]], sentinel_options: Mapping[str, Any], **options: Any
 ) -> SentinelConnectionPool:
-    """Connections to the master that the sentinels name; `options` are arguments of these connections."""
+    """Connections to the master that the sentinels name; `options` are arguments of these connections.
+
+    Kombu brings a class of connections of its own: it knows only lost connections as a reason to connect again.
+    """
+    of_own = MasterTlsConnection if options.pop("ssl", False) else MasterConnection
+    options.setdefault("connection_class", of_own)
     return SentinelConnectionPool(  # type: ignore[no-untyped-call]
         master, Sentinels(addresses, sentinel_options), **options
     )

@@ -6,11 +6,15 @@ from typing import Any, cast
 import pytest
 from kombu import Connection
 from kombu.utils.json import dumps
-from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, SentinelManagedConnection, SentinelManagedSSLConnection
 
 from pipeline.errors import SettingsError, StoreUnavailableError
+from pipeline.log.redis_connection import Wire
 from pipeline.redis_link import broker_options, make_pool
 from pipeline.redis_sentinel import Sentinels
 from pipeline.settings import Settings
@@ -73,7 +77,7 @@ def test_connections_get_the_login_of_redis_and_sentinels_their_own() -> None:
     settings = Settings(redis_url=URL, redis_sentinel_user="watch", redis_sentinel_password="s")
     pool: Any = make_pool(settings, URL, protocol=2)
     assert pool.service_name == "main.log-1"
-    assert pool.connection_class is SentinelManagedConnection
+    assert issubclass(pool.connection_class, SentinelManagedConnection)
     assert {name: pool.connection_kwargs[name] for name in ("username", "password", "db")} == {
         "username": "ann",
         "password": "p@;/x",
@@ -94,6 +98,42 @@ def test_tls_is_that_of_both_and_verified() -> None:
     for one in (pool, *(sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels)):
         assert one.connection_kwargs["ssl_cert_reqs"] == "required"
         assert one.connection_kwargs["ssl_check_hostname"] is True
+
+
+class FakeParser:
+    """The end of a connection at which answers arrive."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.is_connected = True
+
+    def read_response(self, **_: Any) -> Any:
+        raise self.error
+
+    def on_disconnect(self) -> None:
+        self.is_connected = False
+
+
+@pytest.mark.parametrize("url", [URL, URL.replace("redis+", "rediss+")])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ReadOnlyError("You can't write against a read only replica."), ReadOnlyError),
+        (TimeoutError(), RedisTimeoutError),
+        (ConnectionResetError(), RedisConnectionError),
+    ],
+)
+def test_what_a_former_master_answers_is_known_and_its_connection_closed(
+    url: str, error: Exception, raised: type[Exception]
+) -> None:
+    # Given a connection to a master that has become a replica, or answers late
+    connection: Any = make_pool(Settings(event_log_url=url), url, retry=Retry(NoBackoff(), 0)).make_connection()
+    connection._parser = FakeParser(error)
+    # Then nothing was written if it says so; and what arrives late is not taken for the next answer
+    with pytest.raises(raised) as seen:
+        Wire(connection, 1.0).receive()
+    assert type(seen.value) is raised
+    assert not connection._parser.is_connected
 
 
 def test_celery_gets_all_sentinels_and_shows_no_password() -> None:
