@@ -16,7 +16,7 @@ from typing import Any, Final
 import psycopg2
 
 from pipeline.clock import SystemClock
-from pipeline.errors import SchemaError, SchemaNewerError, SinkUnavailableError
+from pipeline.errors import SchemaError, SchemaNewerError, SinkUnavailableError, in_full
 from pipeline.settings import Settings
 from pipeline.sink.queries import query
 from pipeline.sink.retention import set_retention
@@ -102,7 +102,7 @@ def missing_migrations(settings: Settings) -> list[str]:
             cursor.execute(query("applied_migrations"))
             return [migration.name for migration in migrations()[cursor.rowcount :]]
     except psycopg2.Error as error:
-        raise SinkUnavailableError(" ".join(str(error).split())) from error
+        raise SinkUnavailableError(in_full(error)) from error
 
 
 class PostgresSchema:
@@ -122,7 +122,7 @@ class PostgresSchema:
             try:
                 return set_retention(cursor, event_days=event_days, letter_days=letter_days)
             except psycopg2.Error as error:
-                message = f"retention can't be set: {' '.join(str(error).split())}"
+                message = f"retention can't be set: {in_full(error)}"
                 if error.pgcode == _NO_RIGHT:
                     message += (
                         "; run `python -m pipeline migrate` with MIGRATE_DATABASE_URL of the role that owns the tables"
@@ -142,7 +142,7 @@ class PostgresSchema:
                     cursor.execute(query("try_transaction_lock"), key)
                     other_cursor.execute(query("try_transaction_lock"), key)
                 except psycopg2.Error as error:
-                    raise SinkUnavailableError(" ".join(str(error).split())) from error
+                    raise SinkUnavailableError(in_full(error)) from error
                 [is_other] = other_cursor.fetchone()
         if is_other:
             raise SchemaError(
@@ -156,7 +156,7 @@ class PostgresSchema:
                 done = give_rights(cursor, user_url)
                 cursor.execute("COMMIT")
             except psycopg2.Error as error:
-                raise SinkUnavailableError(" ".join(str(error).split())) from error
+                raise SinkUnavailableError(in_full(error)) from error
             return done
 
 
@@ -199,7 +199,7 @@ def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float)
                 names.append(missing[0].name)
                 _logger.info("applied %s", missing[0].name, extra={"action": "migrated", "migration": missing[0].name})
         except psycopg2.Error as error:
-            message = f"migrating the database failed: {' '.join(str(error).split())}"
+            message = f"migrating the database failed: {in_full(error)}"
             if connection.closed or error.pgcode is None or error.pgcode[:2] in _AWAY_CLASSES:
                 raise SinkUnavailableError(message) from error
             if error.pgcode == _NO_RIGHT:
@@ -258,7 +258,7 @@ def _is_applied(cursor: Any, migration: Migration, *, gives_up: bool) -> bool:
         _logger.warning(
             "%s waits: somebody else uses a table that it changes (%s)",
             migration.name,
-            " ".join(str(error).split()),
+            in_full(error),
             extra={"action": "migration_waits", "migration": migration.name},
         )
         return False

@@ -6,7 +6,7 @@ import psycopg2
 from psycopg2.extensions import encrypt_password, parse_dsn
 from psycopg2.sql import SQL, Identifier, Literal
 
-from pipeline.errors import SchemaError
+from pipeline.errors import SchemaError, in_full
 from pipeline.sink.queries import query
 
 _WRITE: Final = ("SELECT", "INSERT", "UPDATE")
@@ -72,7 +72,7 @@ def give_rights(cursor: Any, user_url: str) -> str | None:
         cursor.execute(query("missing_rights"), {"role": role, "functions": list(FUNCTIONS), **needed_rights()})
         [missing] = cursor.fetchone()
     except psycopg2.Error as error:
-        raise SchemaError(f"the role {role} can't get its rights: {' '.join(str(error).split())}") from error
+        raise SchemaError(f"the role {role} can't get its rights: {in_full(error)}") from error
     if missing:  # PostgreSQL only warns if somebody grants a right that is not his to grant
         raise SchemaError(
             f"the role {role} can't get its rights: the role of MIGRATE_DATABASE_URL may not grant "
