@@ -166,11 +166,13 @@ def drain_in_turn(
     clock: Clock,
     on_stored: Callable[[int, StoreResult], None] | None = None,
     pace_of: Callable[[int], Pace] | None = None,
+    on_end: Callable[[DrainReport], None] | None = None,
 ) -> list[DrainReport]:
     """Drain several partitions in turn, for the time that `drain` has for one.
 
     It holds all of them until its end, waits for events of all at once, and gives each one that has some a turn of a
-    fraction of a second, or of one batch. `paused` and `pace_of` take a partition. The reports are in the order in
+    fraction of a second, or of one batch. `paused` and `pace_of` take a partition. `on_end` gets the report of a
+    partition as soon as its run ends, and before another drain can take it. The reports are in the order in
     which the next turns are due: the next run for these partitions begins with the first.
     """
     with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
@@ -179,7 +181,7 @@ def drain_in_turn(
             pace = pace_of(partition) if pace_of is not None else Pace(settings)
             context = _DrainContext(log, sink, floors, breaker, settings, clock, on_stored, pace)
             runs.append(_Run(partition, context, ahead, known))
-        return _Turns(runs, log, settings, clock).take(paused)
+        return _Turns(runs, log, settings, clock, on_end).take(paused)
 
 
 @contextlib.contextmanager
@@ -251,12 +253,20 @@ class _KnownLog:
 class _Turns(Generic[Encoded]):
     """The runs of several partitions in one thread."""
 
-    def __init__(self, runs: "list[_Run[Encoded]]", log: EventLog, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self,
+        runs: "list[_Run[Encoded]]",
+        log: EventLog,
+        settings: Settings,
+        clock: Clock,
+        on_end: Callable[[DrainReport], None] | None,
+    ) -> None:
         self._order = runs  # in which their turns are due
         self._reports: dict[_Run[Encoded], DrainReport] = {}  # of those that have ended
         self._log = log
         self._settings = settings
         self._clock = clock
+        self._on_end = on_end
 
     def take(self, paused: Callable[[int], bool]) -> list[DrainReport]:
         """Give the runs turns until all have ended. Returns their reports, in the order of their next turns."""
@@ -278,7 +288,10 @@ class _Turns(Generic[Encoded]):
         return [run for run in self._order if run not in self._reports]
 
     def _end(self, run: "_Run[Encoded]", outcome: DrainOutcome, error: str | None) -> None:
-        self._reports[run] = run.report(outcome, error)
+        report = run.report(outcome, error)
+        if self._on_end is not None:
+            self._on_end(report)
+        self._reports[run] = report
         run.finish()
 
     def _round(self, paused: Callable[[int], bool]) -> None:

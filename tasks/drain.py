@@ -61,15 +61,13 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
         context.mistakes.say(error)
         return
     context.drain_counters.on_runs([report.outcome.value for report in reports])
-    for report in reports:
-        _tell(report, context)
     following = next_of(reports)
     if following is not None:
         send_hint(app, following, hint=None)
 
 
 def _drain(partitions: list[int], context: WorkerContext, is_paused: "PausedCheck") -> list[DrainReport]:
-    """Drain one partition, or several in turn; see drain_in_turn."""
+    """Drain one partition, or several in turn, and tell the result of each; see drain_in_turn."""
     adapters: dict[str, Any] = {
         "log": context.log,
         "sink": context.sink,
@@ -80,9 +78,12 @@ def _drain(partitions: list[int], context: WorkerContext, is_paused: "PausedChec
         "on_stored": context.drain_counters.on_stored,
     }
     if len(partitions) > 1:
-        return drain_in_turn(partitions, paused=is_paused, pace_of=context.pace, **adapters)
+        tell = partial(_tell, context=context)
+        return drain_in_turn(partitions, paused=is_paused, pace_of=context.pace, on_end=tell, **adapters)
     [partition] = partitions
-    return [drain(partition, paused=partial(is_paused, partition), pace=context.pace(partition), **adapters)]
+    report = drain(partition, paused=partial(is_paused, partition), pace=context.pace(partition), **adapters)
+    _tell(report, context)
+    return [report]
 
 
 def next_of(reports: Sequence[DrainReport]) -> int | None:

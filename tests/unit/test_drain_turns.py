@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ from pipeline.drain import TURN_SECONDS, DrainOutcome, DrainReport, drain_in_tur
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SinkContentionError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import PauseReason
+from pipeline.pace import Pace
 from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink, MemoryStore
 from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from support.records import record
-from tasks.drain import next_of
+from tasks.drain import _drain, next_of
 
 ALL = range(8)
 
@@ -481,6 +483,59 @@ def test_poison_stops_its_own_partition_only(rig: Rig) -> None:
     reports = rig.drain()
     assert outcomes(reports)[2] is DrainOutcome.POISONED
     assert rig.stored() == {0: 20, 1: 20}
+    assert rig.store.locks == {}
+
+
+def test_a_partition_that_stops_is_paused_before_another_drain_can_take_it(rig: Rig) -> None:
+    # Given poison in one partition of three, and a look at the pauses whenever one is released
+    paused_at_release: dict[int, list[int | None]] = {}
+
+    class Watched(Sink):
+        def release(self, log_id: str, partition: int) -> None:
+            paused_at_release[partition] = [pause.partition for pause in rig.control.state().pauses or ()]
+            super().release(log_id, partition)
+
+    rig.append(20, 0, 1)
+    rig.ingest.append([(2, b"broken")] * 30)
+    rig.at_look[40] = lambda: rig.control.resume(
+        PauseReason.POISON, generation=None, actor="ann", why="go on", partition=2
+    )
+    rig.look_seconds = 0.05
+    context: Any = SimpleNamespace(
+        log=rig.log,
+        sink=Watched(rig),
+        floors=rig.floors,
+        breaker=rig.breaker,
+        settings=rig.settings,
+        clock=rig.clock,
+        drain_counters=SimpleNamespace(on_stored=None),
+        pace=lambda _: Pace(rig.settings),
+        control=rig.control,
+        operators=SimpleNamespace(save_pause=lambda *_: None),
+        name="batches@host",
+    )
+    reports = _drain([0, 1, 2], context, rig.look)  # type: ignore[arg-type]
+    # Then it is paused before it is free
+    assert outcomes(reports)[2] is DrainOutcome.POISONED
+    assert paused_at_release[2] == [2]
+    # And an operator who resumes it while the others run is not overruled when these end
+    assert paused_at_release[0] == paused_at_release[1] == []
+    assert rig.control.state().pauses == ()
+    # And the same goes for a share of one partition, but for the order
+    [report] = _drain([2], context, rig.look)  # type: ignore[arg-type]
+    assert report.outcome is DrainOutcome.POISONED
+    assert [pause.partition for pause in rig.control.state().pauses or ()] == [2]
+
+
+def test_a_pause_that_can_not_be_set_keeps_no_partition(rig: Rig) -> None:
+    rig.append(20, 0, 1)
+    rig.ingest.append([(2, b"broken")] * 30)
+
+    def on_end(_: DrainReport) -> None:
+        raise StoreUnavailableError
+
+    with pytest.raises(StoreUnavailableError):
+        rig.drain(0, 1, 2, on_end=on_end)
     assert rig.store.locks == {}
 
 
