@@ -299,6 +299,63 @@ def test_a_hook_may_flush_and_close(ingest: ScriptedIngest) -> None:
     assert client.close().stats.rejected == 1
 
 
+def test_a_hook_that_closes_the_client_hears_of_the_last_drops(ingest: ScriptedIngest) -> None:
+    heard: list[Drop] = []
+    may_close = threading.Event()
+
+    def hook(drops: Sequence[Drop]) -> None:
+        heard.extend(drops)
+        assert may_close.wait(SECONDS_MAX)
+        client.close(0)
+
+    ingest.script = lambda _: Answer(422, error={"code": "invalid"})
+    client = client_of(ingest.url, on_drop=hook, linger_seconds=60)
+    client.emit("bad")
+    assert client.flush(SECONDS_MAX)
+    eventually(lambda: len(heard) == 1, "the hook is called", seconds_max=SECONDS_MAX)
+    reporter = client.core._reporter
+    # When it closes the client, and an event is left
+    client.emit("left")
+    may_close.set()
+    # Then it is told of that one too, and never called again
+    assert reporter is not None
+    reporter.join(SECONDS_MAX)
+    assert not reporter.is_alive()
+    assert [(one.reason, one.count) for one in heard] == [(Reason.REJECTED, 1), (Reason.UNSENT, 1)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_hook_that_ends_its_thread_is_called_again_though_that_is_still_alive(
+    ingest: ScriptedIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    again = threading.Event()
+    run = Core._run_reporter
+
+    def run_and_linger(core: Core) -> None:
+        try:
+            run(core)
+        finally:
+            again.wait(SECONDS_MAX)
+
+    def hook(_: Sequence[Drop]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            again.set()
+        raise SystemExit("enough")
+
+    monkeypatch.setattr(Core, "_run_reporter", run_and_linger)
+    monkeypatch.setattr(sluice_client.core, "REPORT_SECONDS", 0.0)
+    ingest.script = lambda _: Answer(422, error={"code": "invalid"})
+    client = client_of(ingest.url, on_drop=hook)
+    client.emit("bad")
+    eventually(lambda: calls == 1 and client.core._reporting is None, "it has ended", seconds_max=SECONDS_MAX)
+    client.emit("bad")
+    eventually(lambda: calls == 2, "it is called again", seconds_max=SECONDS_MAX / 2)
+    client.close()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("how", ["exit", "stderr"])
 def test_a_hook_that_ends_the_thread_does_not_end_the_sending(

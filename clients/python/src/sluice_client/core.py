@@ -72,7 +72,8 @@ class Core:
         self._spiller: threading.Thread | None = None
         self._reporter: threading.Thread | None = None
         self._reporting: list[Drop] | None = None  # what the hook gets now
-        self._is_reported = False  # the hook is called no more
+        self._last_report: list[Drop] = []  # what the hook gets after the call that has closed the client
+        self._is_reported = False  # the hook is called no more, but with that
         self._ready_at = 0.0  # when events that wait for others are sent
         self._pause_until = 0.0
         self._flushes = 0  # callers that wait in `flush`
@@ -326,11 +327,15 @@ class Core:
                 drops = self._reporting
             if drops is None:
                 return
+            has_returned = False
             try:
                 self._call_hook(drops)
-            finally:  # a hook may end this thread: the next report starts another
+                has_returned = True
+            finally:
                 with self._lock:
-                    self._reporting = None
+                    if not has_returned:  # it ends this thread, though not at once: the next report needs another
+                        self._reporter, self._last_report = None, []
+                    self._reporting, self._last_report = self._last_report or None, []
                     self._changed.notify_all()
 
     def _call_hook(self, drops: list[Drop]) -> None:
@@ -339,15 +344,17 @@ class Core:
         _in_hook.is_running = True
         try:
             hook(drops)
-        except Exception as error:
+        except Exception as error:  # a hook that fails must not end the thread
             _complain(f"on_drop raised {error!r}")
         finally:
             _in_hook.is_running = False
 
     def _report_rest(self) -> None:
         """Let the hook hear of the last drops, for as long as it may take at the end."""
-        if threading.current_thread() is self._reporter:
-            return  # the hook closes the client
+        if threading.current_thread() is self._reporter:  # the hook closes the client: the rest comes after this call
+            with self._lock:
+                self._last_report, self._is_reported = self._tally.unreported(), True
+            return
         until = monotonic() + HOOK_END_SECONDS
         self._wait_for_hook(until)
         self._report_drops()
