@@ -584,21 +584,25 @@ def _end_stalled(
 ) -> tuple[int, ...]:
     """End the drainers of partitions that have lag and make no progress: a frozen one keeps its lock for ever.
 
-    The next drainer gets the same time before it is ended too.
+    One that is not quiet is looked at again at each tick. Once one is ended, the next one gets until the time has
+    passed once more.
     """
-    if sample.log_id is None or sample.stored is None:
+    limit = settings.drain_stalled_seconds_max
+    standing = {p: seconds for p, seconds in (sample.no_progress_seconds or {}).items() if seconds >= limit}
+    if sample.log_id is None or sample.stored is None or not standing:
         return ()
     terminated = []
+    ended_at = _ended_at(control.events)
     last = state.rate.consumption if state.rate is not None else None
     before = (last.no_progress_seconds if last is not None else None) or {}
-    for partition, seconds in (sample.no_progress_seconds or {}).items():
-        limit = settings.drain_stalled_seconds_max
-        earlier = before.get(partition, 0.0)
-        if seconds // limit <= (earlier // limit if earlier <= seconds else 0):
+    for partition, seconds in standing.items():
+        offset, earlier = sample.stored.get(partition, 0), before.get(partition, 0.0)
+        has_passed_again = seconds // limit > (earlier // limit if earlier <= seconds else 0)
+        if (partition, offset) in ended_at and not has_passed_again:
             continue
         try:
             if not sink.terminate_drainer(sample.log_id, partition):
-                continue  # no backend holds it: the workers are down, or busy with other partitions
+                continue  # no backend holds it, or it has just sent something: it is busy with other partitions
         except SluiceError as error:
             sample.degraded(
                 AlarmCode.DRAINER_NOT_ENDED,
@@ -608,11 +612,20 @@ def _end_stalled(
             )
             break  # each further query could take as long, and the rate is not published yet
         terminated.append(partition)
-        why = f"partition {partition} stood at offset {sample.stored.get(partition, 0)} for {seconds:.0f} s"
+        why = f"partition {partition} stood at offset {offset} for {seconds:.0f} s"
         _logger.warning("ended a stalled drainer: %s", why, extra={"action": "drainer_terminated"})
-        data = {"partition": str(partition), "offset": str(sample.stored.get(partition, 0))}
+        data = {"partition": str(partition), "offset": str(offset)}
         control.events.record(ControlEventKind.DRAINER_TERMINATED, actor=actor, why=why, data=data)
     return tuple(terminated)
+
+
+def _ended_at(events: ControlEvents) -> set[tuple[int, int]]:
+    """The partitions whose drainer was ended lately, each with the offset at which it stood."""
+    return {
+        (int(event.data["partition"]), int(event.data["offset"]))
+        for event in events.last(_EVENTS_SEARCHED)
+        if event.kind is ControlEventKind.DRAINER_TERMINATED
+    }
 
 
 def _name_standing(sample: _Sample, settings: Settings, sink: SinkQueries) -> None:

@@ -660,6 +660,26 @@ def test_the_next_drainer_gets_the_same_time_before_it_is_ended(system: System) 
     assert (consumption.no_progress_seconds or {})[0] >= 30.0
 
 
+def test_a_drainer_that_was_not_ended_is_looked_at_again_at_each_tick(system: System) -> None:
+    # Given a partition that stands still, and a drainer that has still sent something when the time is up
+    system.tick()
+    system.append(0, 100)
+    assert stall(system, 4) == []
+    assert system.database.asked.count("terminate 0") == 1
+    # When it is quiet a tick later, then it is ended
+    system.database.held = {0}
+    assert stall(system, 1) == [0]
+    # And the next one is left in peace until the time has passed again, and so is one that stands elsewhere
+    assert stall(system, 1) == []
+    system.database.stored = {0: 50}
+    assert stall(system, 3) == []
+    # And it gets no peace by what its partition did elsewhere
+    system.database.held = set()
+    assert stall(system, 1) == []
+    system.database.held = {0}
+    assert stall(system, 1) == [0]
+
+
 def test_nobody_is_ended_where_there_is_no_lag(system: System) -> None:
     system.append(0, 100)
     system.database.held = {0, 1}
