@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 SEEN_MAX: Final = 4096  # header values of valid keys that are remembered
 CLOCK_STEP_SECONDS: Final = 5.0  # of the control store's clock, above which the ends of keys are found again
-_OR_CERTIFICATE: Final = "this request needs an API key, or its connection a client's certificate"
+_OR_CERTIFICATE: Final = (
+    "this request needs an API key, or its connection a client's certificate with a name that can be an account"
+)
 STORED_SECONDS: Final = 2.0  # between two reads of PostgreSQL, while neither it nor the mirror has answered
 
 

@@ -195,7 +195,8 @@ class Settings:
     ingest_tls_client: str = _setting(
         "off",
         "Certificates of clients: off: none is asked for; optional: a client may have one; required: connections "
-        "without one are refused. The name in it is the client's account (docs/client-certificates.md)",
+        "without one are refused. The name in it is the client's account; with INGEST_KEYS only for requests without a "
+        "key (INGEST_TLS_CLIENT_AS_KEY). optional and required need TLS 1.3 (docs/client-certificates.md)",
         choices=("off", "optional", "required"),
         when="clients have certificates of an authority of your own",
     )

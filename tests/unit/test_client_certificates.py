@@ -289,10 +289,13 @@ def test_a_certificate_stands_for_a_key_only_if_the_setting_says_so() -> None:
     ring.note([], 0.0)
     assert not is_known(client)
     assert client.tally_of_key(None, None, EVENTS).account == "cert:shop.example"
-    # And without a certificate, or with one whose name can't be used, the error names both
+    # And without a certificate, or with one whose name can't be used, the error says what each needs
     for other in (accounts.client("192.0.2.1"), accounts.client("192.0.2.1", None)):
-        with pytest.raises(UnauthorizedError, match="needs an API key, or its connection a client's certificate"):
+        with pytest.raises(UnauthorizedError) as refusal:
             other.tally_of_key(None, None, EVENTS)
+        assert str(refusal.value) == (
+            "this request needs an API key, or its connection a client's certificate with a name that can be an account"
+        )
 
 
 def test_while_keys_are_unknown_a_certificate_still_stands_for_one() -> None:
