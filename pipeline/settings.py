@@ -493,7 +493,7 @@ class Settings:
     )
     kafka_fetch_bytes_max: int = _setting(
         4 << 20,
-        "Bytes that one read prefetches, for each partition that a process drains",
+        "Bytes that one read prefetches, for each partition that a process has drained",
         low=1 << 20,
         high=256 << 20,
         when="batches are far larger, or memory is scarce: each process needs it for each partition",

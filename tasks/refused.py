@@ -12,7 +12,9 @@ from celery.worker.control import Panel
 _logger = logging.getLogger(__name__)
 
 _PAUSE: Final = "`control pause_consumption` pauses the drains, and `control resume_consumption` ends that"
-_CONCURRENCY: Final = "start the worker with another --concurrency, which must not be below the number of partitions"
+_CONCURRENCY: Final = (
+    "start the worker with another --concurrency: no less than the smaller of LOG_PARTITIONS and DRAINS_MAX, plus two"
+)
 REFUSED: Final = {
     # Hints that wait for their turn fill the worker's memory, and drains are blocked.
     "rate_limit": f"`control set_rate_limit` limits what ingest admits; {_PAUSE}",

@@ -124,7 +124,7 @@ def _worker(queue: str, concurrency: int, app: str = "tasks.app") -> list[str]:
 
 
 def batches_worker(settings: Settings, folder: Path, *, app: str = "tasks.app") -> Program:
-    """The worker that drains the log, with a process for each partition and two more."""
+    """The worker that drains the log. It has a process for each partition and two more: enough for its drains."""
     return Program("batches", _worker("batches", settings.log_partitions + 2, app), settings, folder)
 
 
