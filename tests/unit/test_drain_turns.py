@@ -3,7 +3,6 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.drain import TURN_SECONDS, DrainOutcome, DrainReport, drain_in_turn
@@ -187,26 +187,48 @@ def test_no_partition_starves_where_a_run_has_time_for_few_turns(rig: Rig) -> No
     assert turns == [*ALL, *ALL, *ALL, *ALL][: len(turns)]
 
 
-def test_an_event_is_stored_soon_after_its_append_in_each_partition() -> None:
-    # Given a run that waits for events, by the real clock, for far longer than it may take to store one
+def test_an_event_ends_the_wait_for_events_in_each_partition() -> None:
+    # Given a run that waits for events, by the real clock, and a log whose waits do not end in time by themselves
+    class Patient(MemoryLog):
+        def ready(self, offsets: Mapping[int, int], *, wait_seconds: float) -> set[int]:
+            with self.server.changed:  # so that the event comes after the wait has begun
+                waits.set()
+                return super().ready(offsets, wait_seconds=100 * WAIT_SECONDS_MAX if wait_seconds else 0)
+
+    def append(partition: int) -> None:
+        assert waits.wait(WAIT_SECONDS_MAX)
+        threading.Thread(target=rig.append, args=(1, partition), daemon=True).start()
+
     rig = Rig(drain_poll_seconds=10.0, drain_run_seconds_max=200.0, drain_hard_seconds_max=300.0)
-    stored, ended = threading.Event(), threading.Event()
+    waits, stored, ended = threading.Event(), threading.Event(), threading.Event()
+    reports: list[DrainReport] = []
 
     def on_stored(*_: object) -> None:
+        waits.clear()  # before the next wait
         stored.set()
 
-    with ThreadPoolExecutor(1) as executor:
-        reports = executor.submit(
-            rig.drain, clock=SystemClock(), on_stored=on_stored, paused=lambda _: ended.is_set(), settings=rig.settings
+    def run() -> None:
+        reports.extend(
+            rig.drain(
+                log=Patient(server=rig.log_server),
+                clock=SystemClock(),
+                on_stored=on_stored,
+                paused=lambda _: ended.is_set(),
+                settings=rig.settings,
+            )
         )
-        for partition in (5, 0, 7, 5):
-            # When one comes, it is stored long before the wait's own end
-            rig.append(1, partition)
-            assert stored.wait(60)
-            stored.clear()
-        ended.set()
-        rig.append(1, 0)
-        assert set(outcomes(reports.result(60)).values()) == {DrainOutcome.PAUSED}
+
+    thread = threading.Thread(target=run, daemon=True)  # one that does not wake up is left behind
+    thread.start()
+    for partition in (5, 0, 7, 5):
+        # When one comes, it is stored
+        append(partition)
+        assert stored.wait(WAIT_SECONDS_MAX)
+        stored.clear()
+    ended.set()
+    append(0)
+    thread.join(WAIT_SECONDS_MAX)
+    assert set(outcomes(reports).values()) == {DrainOutcome.PAUSED}
     assert len(rig.store.events) == 4
     assert rig.store.locks == {}
 
