@@ -272,9 +272,7 @@ class _Turns(Generic[Encoded]):
         """Give the runs turns until all have ended. Returns their reports, in the order of their next turns."""
         with contextlib.ExitStack() as stack:
             for run in self._order:
-                stack.callback(
-                    self._finish, run
-                )  # after an error; each one, though the end of another one may fail too
+                stack.callback(self._finish, run)  # after an error: each one, though the end of another may fail too
             while self._live():
                 self._round(paused)
                 self._wait(paused)
