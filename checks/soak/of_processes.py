@@ -286,20 +286,25 @@ class OlderVersion(Fault):
         assert root is not None
         rig.down.add(program)
         program.stop()
-        self._starts = program.log().count(self._says)
+        self._log_begin = len(program.log())
         program.root = root
         program.start()
 
     def look(self, rig: Rig) -> None:
-        self._at_work = self._program.log().count(self._says) - self._starts
+        self._at_work = self._program.log().count(self._says, self._log_begin)
 
     def has_hit(self, rig: Rig) -> bool:
         return self._at_work > 0
 
     def repair(self, rig: Rig) -> None:
-        self._has_ended = not self._program.is_running
+        status = self._program.exit_status
+        self._has_ended = status is not None
         if self._has_ended:
-            self.complaints.append(f"{self._program.name} of {OLD_COMMIT} has ended by itself")
+            said = self._program.log()[self._log_begin :].strip().rpartition("\n")[2]
+            self.complaints.append(
+                f"{self._program.name} of {OLD_COMMIT} has ended by itself: exit status {status}, "
+                f"last line of its log: {said!r}"
+            )
         self._program.stop()
         self._program.root = ROOT
         self._program.start()

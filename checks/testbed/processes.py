@@ -58,6 +58,14 @@ class Program:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def exit_status(self) -> int | None:
+        """Of a program that has ended by itself: its exit status, or the negative number of the signal that killed it.
+
+        None while it runs, and after `kill` and `stop`.
+        """
+        return None if self._process is None else self._process.poll()
+
     def start_where_ended(self) -> None:
         """Start it again where it is gone though nobody has stopped or killed it by these methods."""
         with self._changing:

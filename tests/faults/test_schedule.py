@@ -1,17 +1,22 @@
 """Schedules, and that the mutants still fit the source."""
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import psycopg2
 import pytest
 
+from checks.soak import of_processes
 from checks.soak.catalog import FAULTS, POOLED, possible_names, schedule
 from checks.soak.mutant import ROOT, Edit, Mutant, MutantError, mutated
 from checks.soak.mutants import MUTANTS
 from checks.soak.of_people import ColumnAdded
 from checks.soak.rig import Rig
+from checks.testbed.processes import Program
+from checks.testbed.waiting import wait_until
+from pipeline.settings import Settings
 
 
 @pytest.mark.parametrize("log", ["redis", "kafka"])
@@ -60,3 +65,24 @@ def test_a_fault_during_which_postgresql_never_answers_has_not_hit() -> None:
 
     rig = cast(Rig, SimpleNamespace(stored_offsets=stored_offsets))
     assert not ColumnAdded(random.Random(1)).has_hit(rig)
+
+
+def test_an_older_version_that_ends_by_itself_is_told_with_its_status_and_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_processes, "old_checkout", lambda _: tmp_path)
+    program = Program("ingest-0", ["no_such_module"], Settings(), tmp_path)
+    program.log_path.write_text("ingest listens on 127.0.0.1:8000\n")  # today's, before the fault
+    rig = cast(Rig, SimpleNamespace(folder=tmp_path, down=set()))
+    fault = of_processes.OlderVersion(random.Random(1), "ingest", lambda _, __: program)
+    fault.inject(rig)
+    try:
+        wait_until(lambda: not program.is_running, "the end of the program")
+        fault.look(rig)
+        assert not fault.has_hit(rig)
+        fault.repair(rig)
+    finally:
+        program.stop()
+    (complaint,) = fault.complaints
+    assert "exit status 1, last line of its log:" in complaint
+    assert "No module named no_such_module" in complaint
