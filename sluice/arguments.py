@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NoReturn, cast
 
 from pipeline.running import CODE, IS_CHECKOUT
@@ -74,6 +75,14 @@ COMMANDS: Final[dict[str, Command]] = {
         "sluice.arguments:add_doctor",
         "Look at the settings, the servers, the rights there, clocks, disks and this shell. One line each: ok, or what "
         "is wrong and what to do. It asks all servers at the same time. Exit status: 0 if nothing is wrong, or else 1.",
+    ),
+    "docs": Command(
+        "show the documentation as a site on this machine",
+        "sluice.commands:docs",
+        "sluice.arguments:add_docs",
+        "Serve the documentation on 127.0.0.1 until Ctrl-C. It is built first if it is not there or older than its "
+        "sources. The port is DOCS_PORT, or 8000; PORT_BASE moves it too. Only a checkout has the documentation.",
+        is_of_stack=True,
     ),
     "completion": Command(
         "print the completion of this command for a shell",
@@ -168,6 +177,13 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=DOCTOR_SECONDS,
         help=f"wait for each answer for so long at most ({DOCTOR_SECONDS:g})",
+    )
+
+
+def add_docs(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `docs`."""
+    parser.add_argument(
+        "--build", type=Path, metavar="DIR", help="only build the site in this folder; it opens there without a server"
     )
 
 

@@ -103,6 +103,13 @@ def doctor(asked: Namespace, _words: list[str]) -> int:
     return main(asked)
 
 
+def docs(asked: Namespace, _words: list[str]) -> int:
+    """Serve the documentation, or only build it."""
+    from sluice.documentation import main
+
+    return main(asked)
+
+
 def completion(asked: Namespace, _words: list[str]) -> int:
     """Print the completion for a shell."""
     from argcomplete.shell_integration import shellcode

@@ -23,8 +23,9 @@ addresses: INGEST_HOST 127.0.0.1, OPERATOR_HOST 127.0.0.1 (of OPERATOR_PORT), FL
        listen on the loopback address only
 ports: INGEST_PORT 8080, OPERATOR_PORT (the live page's; without it, INGEST_PORT has it: docs/operators.md),
        FLOWER_PORT 5555, POSTGRES_PORT 5433, REDIS_PORT 6381, LOG_REDIS_PORT 6382, KAFKA_PORT 9093,
-       KAFKA_CONTROLLER_PORT 9094, PROMETHEUS_PORT 9090; metrics: CONTROL_METRICS_PORT 9111, BATCHES_METRICS_PORT
-       9112, INGEST_METRICS_PORT 9101 and up (of several ingest processes, or with OPERATOR_PORT or _PASSWORD)
+       KAFKA_CONTROLLER_PORT 9094, PROMETHEUS_PORT 9090, DOCS_PORT 8000 (of sluice docs); metrics:
+       CONTROL_METRICS_PORT 9111, BATCHES_METRICS_PORT 9112, INGEST_METRICS_PORT 9101 and up (of several ingest
+       processes, or with OPERATOR_PORT or _PASSWORD)
        PORT_BASE moves all that are not set: INGEST_PORT is PORT_BASE, and the others follow it
 Prometheus runs too where this machine has it: PROMETHEUS=no for none, =yes to insist; it scrapes every
        PROMETHEUS_SECONDS 5

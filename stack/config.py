@@ -36,6 +36,7 @@ _PORTS: Final = {
     "LOG_REDIS_PORT": 6382,  # the event log
     "KAFKA_PORT": 9093,
     "KAFKA_CONTROLLER_PORT": 9094,
+    "DOCS_PORT": 8000,  # of `sluice docs`, which is no part of the system
     # Of the first ingest process if there are several; the others' ports follow. With PORT_BASE it is the last one.
     "INGEST_METRICS_PORT": 9101,
 }
@@ -207,6 +208,11 @@ def _default_ports(source: Mapping[str, str]) -> Mapping[str, int]:
         return _PORTS
     base = _number(source, _PORT_BASE, 0, _BASE_MAX)
     return {name: base + number for number, name in enumerate(_PORTS)}
+
+
+def docs_port(source: Mapping[str, str]) -> int:
+    """The port of `sluice docs`. Raises ServerError if DOCS_PORT or PORT_BASE is not a port."""
+    return _number(source, "DOCS_PORT", _default_ports(source)["DOCS_PORT"], 65535)
 
 
 def _refuse_those_of_another(home: Path, source: Mapping[str, str], given: Mapping[str, str]) -> None:

@@ -100,6 +100,11 @@ def test_the_command_of_the_package_is_complete(installed: Installed) -> None:
     said = installed.run("env")
     assert said.returncode == 1
     assert said.stderr.endswith("sluice up starts one\n")
+    # And what a package does not have, it says where to get
+    said = installed.run("docs")
+    assert (said.returncode, said.stderr.count("\n")) == (1, 1)
+    assert "has no documentation" in said.stderr
+    assert "in a checkout" in said.stderr
 
 
 def test_the_package_finds_its_parts(installed: Installed) -> None:

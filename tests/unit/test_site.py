@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from checks.testbed.processes import ROOT
+from sluice.documentation import SOURCES
 
 pytestmark = pytest.mark.timeout(600)  # five seconds of CPU, on a machine that may do other things
 
@@ -47,9 +48,10 @@ def site(tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], None
     if importlib.util.find_spec("material") is None:
         missing("mkdocs-material (pip install -r requirements-docs.txt)")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "sluice", "docs", "--build", str(folder)]  # in strict mode
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
+    assert built.stdout == f"built {folder}: open {folder / 'index.html'}\n"
     return folder
 
 
@@ -68,6 +70,10 @@ def hooks() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_command_knows_every_source_of_the_site(hooks: ModuleType) -> None:
+    assert {"mkdocs.yml", "docs", *hooks.EXTRA} == set(SOURCES)
 
 
 def test_every_page_is_in_the_site(site: Path) -> None:
