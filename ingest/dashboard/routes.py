@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from sanic.response import HTTPResponse
 
 from ingest.dashboard.sse import Viewers
 from ingest.errors import NotReadyError
 from ingest.http.assets import Assets, page_headers
+from ingest.http.request import LimitedConnection
 from ingest.http.response import response_to, to_sanic
 from ingest.http.routes import IngestApp, IngestRequest, OperatorRoutes
 from ingest.types import RequestHead, Response
@@ -61,6 +62,8 @@ def add_pages(
             response = await request.respond(content_type="text/event-stream; charset=utf-8", headers=headers)
             async for message in viewer.messages():
                 await response.send(message)
+                if cast(LimitedConnection, request.protocol).is_ending:  # its client's certificate no longer counts
+                    break
             await response.eof()
         finally:
             viewers.leave(viewer)

@@ -60,3 +60,24 @@ def test_a_connection_whose_certificate_has_expired_already_is_not_heard(
         monkeypatch.setattr("ingest.http.protocol.client_certificate", lambda _: ClientCertificate("shop", 0.0))
         with Wire(edge.port) as wire:
             assert wire.is_closed()
+
+
+def test_a_live_stream_ends_with_its_connection_s_permission(monkeypatch: pytest.MonkeyPatch) -> None:
+    connections: list[IngestProtocol] = []
+    connected = IngestProtocol.connection_made
+
+    def noted(protocol: IngestProtocol, transport: Any) -> None:
+        connections.append(protocol)
+        connected(protocol, transport)
+
+    with running_edge() as edge:
+        monkeypatch.setattr(IngestProtocol, "connection_made", noted)
+        with Wire(edge.port) as wire:
+            wire.send(request(method="GET", path="/events", content_type=None))
+            assert wire.socket.recv(65536).startswith(b"HTTP/1.1 200 ")
+            connections[0].loop.call_soon_threadsafe(connections[0].end)
+            # The stream has a message a second, and the socket's time-out bounds each wait.
+            messages = 0
+            while wire.socket.recv(65536):
+                messages += 1
+                assert messages < 30, "the stream goes on"
