@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
 from pipeline.errors import SluiceError
@@ -97,14 +97,19 @@ def _table(system: System, urls: dict[str, str]) -> str:
         ("logs", str(system.logs)),
     ]
     lines = ["", "Sluice is ready.", "", *(f"  {name:<24} {value}" for name, value in rows), "", "Try it:", ""]
-    return "\n".join([*lines, *_first_event(urls["INGEST_URL"], needs_key=system.config.has_ingest_keys)])
+    return "\n".join([*lines, *_first_event(urls["INGEST_URL"], os.environ, needs_key=system.config.has_ingest_keys)])
 
 
-def _first_event(url: str, *, needs_key: bool) -> list[str]:
-    """The commands that send an event."""
+def _first_event(url: str, environ: Mapping[str, str], *, needs_key: bool) -> list[str]:
+    """The commands that send an event. `environ`: the settings of ingest's certificates, if it has any."""
     make_key = [f"  KEY=$({how_to('keys')} create trial)"] if needs_key else []
     key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
-    return [*make_key, f"  curl -i {url}/api/logs -H 'Content-Type: application/json'{key} \\", f"    -d '{_SAMPLE}'"]
+    # curl accepts the server's own certificate as an authority, so this works whoever signed it.
+    certificate = environ.get("INGEST_TLS_CERT", "").strip()
+    trusted = f" --cacert {shlex.quote(certificate)}" if certificate else ""
+    own = " --cert CLIENT.pem" if environ.get("INGEST_TLS_CLIENT") == "required" else ""
+    send = f"  curl -i {url}/api/logs{trusted}{own} -H 'Content-Type: application/json'{key} \\"
+    return [*make_key, send, f"    -d '{_SAMPLE}'"]
 
 
 def _shown(url: str, *, is_given: bool) -> str:

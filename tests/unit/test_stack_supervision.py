@@ -210,10 +210,18 @@ def test_what_stops_or_shows_a_system_needs_no_settings_of_a_start(
 
 
 def test_the_first_event_is_sent_with_a_key_where_clients_need_one() -> None:
-    make_key, curl, body = _first_event("http://127.0.0.1:8080", needs_key=True)
+    make_key, curl, body = _first_event("http://127.0.0.1:8080", {}, needs_key=True)
     assert make_key == "  KEY=$(.venv/bin/python -m tasks.keys create trial)"
     assert curl.startswith("  curl -i http://127.0.0.1:8080/api/logs ")
     assert '"Authorization: Bearer $KEY"' in curl
-    assert _first_event("http://127.0.0.1:8080", needs_key=False) == [
+    assert _first_event("http://127.0.0.1:8080", {}, needs_key=False) == [
         "  curl -i http://127.0.0.1:8080/api/logs -H 'Content-Type: application/json' \\", body
     ]  # fmt: skip
+
+
+def test_the_first_event_trusts_the_certificate_of_ingest_and_names_the_client_s_own() -> None:
+    settings = {"INGEST_TLS_CERT": "/etc/my certs/ingest.pem"}
+    curl, _ = _first_event("https://localhost:8080", settings, needs_key=False)
+    assert curl.startswith("  curl -i https://localhost:8080/api/logs --cacert '/etc/my certs/ingest.pem' -H ")
+    curl, _ = _first_event("https://localhost:8080", settings | {"INGEST_TLS_CLIENT": "required"}, needs_key=False)
+    assert " --cacert '/etc/my certs/ingest.pem' --cert CLIENT.pem -H " in curl
