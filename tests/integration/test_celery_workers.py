@@ -1,7 +1,6 @@
 """The real workers and Beat on servers of their own: drains, pauses, the breaker, and processes that die or freeze."""
 
 import contextlib
-import itertools
 import os
 import signal
 import statistics
@@ -350,7 +349,7 @@ def test_a_second_beat_is_harmless(rig: Rig, tmp_path: Path) -> None:
     try:
         first_version = _version(rig)
         wait_until(lambda: _version(rig) != first_version, "a tick")
-        # Then ticks still come once a period: their times are that far apart
+        # Then ticks still come once a period. Two Beats without a lease would need half of it; one tick may be late.
         times: list[float] = []
         while len(times) < 4:
             state = rig.state()
@@ -361,8 +360,8 @@ def test_a_second_beat_is_harmless(rig: Rig, tmp_path: Path) -> None:
             time.sleep(0.02)  # noqa: TID251
     finally:
         second.stop()
-    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert min(gaps) > 0.6 * rig.settings.regulate_seconds, gaps
+    periods = (times[-1] - times[0]) / rig.settings.regulate_seconds
+    assert periods > 0.6 * (len(times) - 1), times
 
 
 def test_whatever_stands_in_the_queue_the_worker_goes_on(rig: Rig) -> None:
