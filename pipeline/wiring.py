@@ -45,6 +45,7 @@ def load_adapters(settings: Settings) -> None:
         "pipeline.sink.operator_store",
         "pipeline.sink.postgres",
         "pipeline.sink.retention",
+        "pipeline.sink.sessions",
         "pipeline.store.redis",
         "pipeline.store.redis_queues",
         "pipeline.store.redis_counters",
@@ -123,6 +124,16 @@ def check_redis(settings: Settings, role: str) -> None:
 
     refuse_cluster(settings)
     refuse_missing_rights(settings, role)
+
+
+def session_problem(settings: Settings, *, own_processes: int) -> str | None:
+    """Why PostgreSQL allows fewer sessions than a system with these settings uses; None if it allows enough.
+
+    `own_processes` are those of a worker that take batches. Raises SinkUnavailableError if it can't be asked.
+    """
+    from pipeline.sink.sessions import session_problem as problem_of  # noqa: PLC0415
+
+    return problem_of(settings, own_processes=own_processes)
 
 
 def make_control_store(settings: Settings, *, reads_keys: bool = True) -> ControlStore:

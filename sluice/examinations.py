@@ -24,6 +24,7 @@ from pipeline.secrets import url_problem
 from pipeline.settings import Settings
 from pipeline.sink.server_check import FSYNC_OFF
 from pipeline.sink.session import Session
+from pipeline.sink.sessions import limits_problem, limits_warning, read_limits, sessions_needed
 from pipeline.store.connection import ControlConnection
 from pipeline.store.redis_cluster import refuse_cluster
 from pipeline.store.rights import Role
@@ -266,6 +267,17 @@ def postgresql(scene: Scene) -> Iterator[Finding]:
     yield Finding("PostgreSQL", State.OK, f"PostgreSQL {number}, database {facts.database} as {facts.user}")
 
 
+def sessions(scene: Scene) -> Iterator[Finding]:
+    """Whether PostgreSQL allows the sessions that the system uses. A worker's --concurrency is not known here."""
+    limits, needed = read_limits(scene.settings), sessions_needed(scene.settings)
+    problem = limits_problem(limits, needed) or limits_warning(limits, needed)
+    if problem is not None:
+        yield Finding("sessions", State.WRONG, f"PostgreSQL: {problem}")
+    else:
+        what = f"PostgreSQL allows {limits.allowed} ({limits}), and this system uses up to {needed.all}"
+        yield Finding("sessions", State.OK, f"{what}; a pooler before it must allow them too")
+
+
 def schema(scene: Scene) -> Iterator[Finding]:
     """Whether the schema of the database is that of this version."""
     missing = wiring.make_schema(scene.settings).missing()
@@ -349,6 +361,7 @@ OF_SERVERS: Final = (
     Check("rights", rights),
     Check("event log", event_log, "start the server of EVENT_LOG_URL, or correct that setting"),
     Check("PostgreSQL", postgresql, "start the server of DATABASE_URL, or correct that setting"),
+    Check("sessions", sessions),
     Check("schema", schema),
     Check("clocks", clocks),
     Check("ingest", ingest),

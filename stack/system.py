@@ -40,7 +40,6 @@ from stack.servers import (
 from stack.supervision import Program, Supervisor
 
 READY_SECONDS_MAX: Final = 60.0  # for one program, after the one before it was ready
-SPARE_DRAINS: Final = 2  # worker processes beyond one a drain: a frozen process must not block the others
 _FAILED_STARTS_MAX: Final = 3  # of one program while the system starts: then it will not recover
 _LOOK_SECONDS: Final = 0.5  # between two checks for ended programs during a start
 _UNVERIFIED: Final = ssl.create_default_context()
@@ -273,13 +272,15 @@ class System(SystemFolder):
 
     def _sluice(self, urls: Mapping[str, str]) -> list[Program]:
         """Sluice's own programs."""
-        from pipeline.settings import Settings  # noqa: PLC0415 - the stack's other commands need no settings
+        # The stack's other commands need no settings.
+        from pipeline.settings import Settings  # noqa: PLC0415
+        from pipeline.sink.sessions import batch_processes  # noqa: PLC0415
 
         settings = Settings.from_environ({**os.environ, **self._environ(urls)})
         python = sys.executable
         celery = [python, "-W", "ignore", "-m", "celery", "-A", "tasks.app"]
         worker = ["--without-gossip", "--without-mingle"]
-        drains = min(settings.log_partitions, settings.drains_max) + SPARE_DRAINS
+        drains = batch_processes(settings)
         flower = [f"--conf={ROOT / 'monitoring' / 'flowerconfig.py'}", f"--port={self.config.ports['FLOWER_PORT']}"]
         # Flower exits if it finds unknown FLOWER_ variables; these are ours.
         own = [word for name in ("FLOWER_URL", "FLOWER_HOST", "FLOWER_PORT") for word in ("-u", name)]
@@ -359,8 +360,11 @@ class System(SystemFolder):
     def _migrate(self, urls: Mapping[str, str]) -> None:
         from pipeline.settings import Settings  # noqa: PLC0415
         from pipeline.sink.migrate import migrate  # noqa: PLC0415
+        from pipeline.sink.sessions import check_sessions  # noqa: PLC0415
 
-        migrate(Settings.from_environ({**os.environ, **self._environ(urls)}))
+        settings = Settings.from_environ({**os.environ, **self._environ(urls)})
+        migrate(settings)
+        check_sessions(settings)  # the workers would end with the same line, in their logs
 
     # --- readiness ------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, Fo
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseFollower, PauseStep
 from tasks.schema import SchemaStep
+from tasks.sessions import SessionsStep
 from tasks.startup import connect_signals
 from tasks.taking import TakingStep
 
@@ -57,6 +58,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.steps["consumer"].add(TakingStep)
     app.steps["worker"].add(MetricsStep)
     app.steps["worker"].add(ForcedShutdownStep)
+    app.steps["worker"].add(SessionsStep)
     app.steps["worker"].add(SchemaStep)
     connect_signals(settings)
     connect_drops(settings)

@@ -25,7 +25,7 @@ _ASK_SECONDS: Final = 0.5
 class SchemaStep(bootsteps.StartStopStep):
     """A step of the worker: it does not consume before the schema has the worker's version, or a newer one."""
 
-    requires = ("celery.worker.components:Pool",)
+    requires = ("celery.worker.components:Pool", "tasks.sessions:SessionsStep")
 
     def start(self, worker: Any) -> None:
         """Wait; a worker that is stopped ends. A worker that migrates itself does not wait."""

@@ -23,6 +23,20 @@ SELECT pg_backend_pid(), current_setting('server_version_num')::integer, current
        pg_is_in_recovery(), current_setting('fsync') = 'on',
        has_database_privilege(current_database(), 'TEMPORARY'), current_database(), current_user;
 
+-- name: session_limits
+-- A limit counts the sessions of the role that logged in, whatever role it has become since.
+SELECT pg_backend_pid(), current_setting('max_connections')::integer,
+       current_setting('superuser_reserved_connections')::integer,
+       coalesce(current_setting('reserved_connections', true), '0')::integer, -- PostgreSQL 16
+       role.rolsuper,
+       EXISTS (
+           SELECT FROM pg_roles AS reserved
+           WHERE reserved.rolname = 'pg_use_reserved_connections' AND pg_has_role(role.oid, reserved.oid, 'USAGE')
+       ),
+       role.rolconnlimit, database.datconnlimit, role.rolname::text, database.datname::text
+FROM pg_roles AS role, pg_database AS database
+WHERE role.rolname = session_user AND database.datname = current_database();
+
 -- name: backend_pid
 SELECT pg_backend_pid();
 

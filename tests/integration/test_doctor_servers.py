@@ -9,7 +9,7 @@ from sluice.findings import Finding, State
 from stack.config import environ_of
 from stack.servers import free_port
 
-SERVERS = ("Redis", "rights", "event log", "PostgreSQL", "schema", "clocks")
+SERVERS = ("Redis", "rights", "event log", "PostgreSQL", "sessions", "schema", "clocks")
 
 
 def look(monkeypatch: pytest.MonkeyPatch, settings: Settings, **changed: str) -> dict[str, list[Finding]]:
@@ -53,7 +53,7 @@ def test_servers_that_are_away_are_named_with_what_to_do(settings: Settings, mon
         assert found[name][0].do == f"start the server of {setting}, or correct that setting"
     assert found["ingest"][0].state is State.WRONG
     # And what can't be known without them is no finding of its own
-    assert {name: found[name][0].state for name in ("rights", "schema", "clocks")} == dict.fromkeys(
-        ("rights", "schema", "clocks"), State.UNKNOWN
+    assert {name: found[name][0].state for name in ("rights", "sessions", "schema", "clocks")} == dict.fromkeys(
+        ("rights", "sessions", "schema", "clocks"), State.UNKNOWN
     )
     assert not any("secret" in line for line in lines)

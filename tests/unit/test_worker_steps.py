@@ -12,4 +12,4 @@ def test_a_worker_shows_its_metrics_after_it_has_forked_and_may_drain() -> None:
     blueprint = WorkController.Blueprint(steps=app.steps["worker"])
     blueprint.steps = dict(blueprint.claim_steps())
     names = [step.__name__ for step in blueprint._finalize_steps(blueprint.steps)]  # type: ignore[attr-defined]
-    assert names.index("Pool") < names.index("SchemaStep") < names.index("MetricsStep")
+    assert names.index("Pool") < names.index("SessionsStep") < names.index("SchemaStep") < names.index("MetricsStep")

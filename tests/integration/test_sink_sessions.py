@@ -1,0 +1,93 @@
+"""A PostgreSQL that allows fewer sessions than a system uses is named, with what to set, and workers do not start."""
+
+import contextlib
+import logging
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from checks.testbed.database import ask
+from checks.testbed.processes import batches_worker, control_worker
+from checks.testbed.waiting import wait_until
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from pipeline.sink.server_check import SinkMisconfiguredError
+from pipeline.sink.sessions import check_sessions, read_limits, session_problem
+
+FOUR = Settings(log_partitions=4)  # 6 processes for batches, 2 for control, 3 for moments
+
+
+@contextlib.contextmanager
+def _user(database_url: str, limit: int) -> Iterator[str]:
+    """A user that is no superuser, with a limit; yields its name and its URL."""
+    name = f"r{uuid.uuid4().hex}"
+    ask(database_url, f"CREATE ROLE {name} LOGIN CONNECTION LIMIT {limit}")
+    ask(database_url, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}")
+    try:
+        yield database_url.replace("//sluice@", f"//{name}@")
+    finally:
+        ask(database_url, f"DROP OWNED BY {name}")
+        ask(database_url, f"DROP ROLE {name}")
+
+
+def test_limits_of_user_and_database(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    migrate(Settings(database_url=database_url))
+    with _user(database_url, 7) as url:
+        settings, name = replace(FOUR, database_url=url), read_limits(replace(FOUR, database_url=url)).user
+        # Given a user that may have fewer sessions than the processes have
+        assert f"ALTER ROLE {name} CONNECTION LIMIT 11" in str(session_problem(settings, own_processes=6))
+        with pytest.raises(SinkMisconfiguredError, match="at most 7 sessions"):
+            check_sessions(settings)
+        # When it may have one more, operators may find none: one line
+        ask(database_url, f"ALTER ROLE {name} CONNECTION LIMIT 8")
+        with caplog.at_level(logging.WARNING):
+            check_sessions(settings)
+        assert len([line for line in caplog.records if "at most 8 sessions" in line.message]) == 1
+        # And with what the line says, nothing is wrong, unless the database has a limit
+        ask(database_url, f"ALTER ROLE {name} CONNECTION LIMIT 11")
+        caplog.clear()
+        check_sessions(settings)
+        assert not caplog.records
+        database = database_url.rpartition("/")[2]
+        ask(database_url, f"ALTER DATABASE {database} CONNECTION LIMIT 4")
+        assert f"ALTER DATABASE {database} CONNECTION LIMIT 11" in str(session_problem(settings, own_processes=0))
+
+
+def test_max_connections_and_what_is_reserved(database_url: str) -> None:
+    [(most, reserved)] = ask(
+        database_url,
+        "SELECT current_setting('max_connections')::int, current_setting('superuser_reserved_connections')::int",
+    )
+    migrate(Settings(database_url=database_url))
+    with _user(database_url, -1) as url:
+        free = most - reserved
+        fitting = Settings(database_url=url, log_partitions=256, drains_max=free - 2 - 2 - 3)
+        assert session_problem(fitting, own_processes=0) is None
+        # With more drains than that, the server's own limit is named
+        many = replace(fitting, drains_max=free)
+        assert f"at most {free} sessions (max_connections {most} less {reserved} reserved)" in str(
+            session_problem(many, own_processes=0)
+        )
+        # A worker with more processes than its settings need counts with all of them
+        assert session_problem(fitting, own_processes=free) is not None
+    # A superuser has the reserved ones too
+    assert read_limits(Settings(database_url=database_url)).allowed == most
+
+
+@pytest.mark.parametrize("queue", ["batches", "control"])
+def test_a_worker_does_not_start(settings: Settings, database_url: str, tmp_path: Path, queue: str) -> None:
+    migrate(Settings(database_url=database_url))
+    with _user(database_url, 7) as url:
+        few = replace(settings, database_url=url, log_partitions=4)
+        worker = (batches_worker if queue == "batches" else control_worker)(few, tmp_path).start()
+        try:
+            wait_until(lambda: not worker.is_running, "it has ended")
+        finally:
+            worker.stop(seconds_max=0.1)
+    [line] = [line for line in worker.log().splitlines() if "this worker ends" in line]
+    assert "it allows at most 7 sessions" in line
+    assert "CONNECTION LIMIT 11" in line
+    assert " ready." not in worker.log()
