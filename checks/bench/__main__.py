@@ -5,15 +5,16 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from checks.bench.arguments import MARKS, OVERLOAD_MARKS, arguments_of
-from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options
+from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, commit, processor
 from checks.bench.table import Line, document, made_of, table
 
 
 def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]]:
     # Imported late: a wrong mark is reported at once.
-    from checks.bench import costs, decision, drain, edge, overload, protocols  # noqa: PLC0415
+    from checks.bench import costs, decision, drain, edge, overload, protocols, sizes  # noqa: PLC0415
 
     return [
         (set(edge.MARKS), edge.run),
@@ -22,6 +23,7 @@ def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]
         ({"M7", "M8"}, drain.run),
         ({protocols.MARK}, protocols.run),
         ({costs.MARK}, costs.run),
+        ({sizes.MARK}, sizes.run),
     ]
 
 
@@ -66,6 +68,7 @@ def main() -> int:
         about = {"log": options.log, "rounds": rounds, "quick": options.quick, "full": options.full}
         about |= {"overload_rounds": options.overload_rounds, "arms": list(options.arms)}
         about |= {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}
+        about |= {"processor": processor(), "day": datetime.now(UTC).date().isoformat(), "commit": commit()}
         arguments.json.write_text(document(lines, **about, load_average_before=load) + "\n")
     return 1 if any(not line.values for line in lines) else 0
 

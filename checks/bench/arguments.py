@@ -6,6 +6,7 @@ examples:
   ./bench.sh --only M7 --log kafka
   ./bench.sh --only M11             what a record costs in each protocol; five minutes
   ./bench.sh --only M12             what keys, TLS, client certificates, signing and WAITAOF cost; five minutes
+  ./bench.sh --only M13             bytes of an event in log and database, commands of the control Redis; a minute
   ./bench.sh --only M5,M6,M9,M10 --arms drain-time --step-runs 5
   ./bench.sh --only M8 --full       the goal's own sizes: 5 million stored, a backlog of 2 million
   ./bench.sh --quick --only M3      seconds; to see that it works, its figures mean nothing
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11", "M12")
+MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11", "M12", "M13")
 OVERLOAD_MARKS: Final = ("M5", "M6", "M9", "M10")  # on a whole system, under overload
 # As in checks.bench.overload, which --help does not wait for.
 ARM_WORDS: Final = ("off", "static", "bands", "bands-high", "drain-time")

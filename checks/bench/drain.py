@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg2
+import redis
 import uuid_utils
 
 from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on, started
@@ -200,6 +201,7 @@ class Bench:
             key_prefix=f"{unique}:",
             log_topic=unique,
             log_partitions=1,
+            append_seconds_max=10.0,  # of filling the log, which is not measured
             drain_run_seconds_max=240,
             drain_hard_seconds_max=300,
         )
@@ -221,6 +223,11 @@ class Bench:
                 for first in range(0, len(records), APPEND_AT_ONCE):
                     log.append([(PARTITION, value) for value in records[first : first + APPEND_AT_ONCE]])
         yield
+
+    def control_commands(self) -> int:
+        """Commands that the control Redis has carried out since its start; those inside of scripts count too."""
+        with redis.Redis.from_url(self._control.url) as client:
+            return sum(int(one["calls"]) for one in client.info("commandstats").values())
 
     def read(self, settings: Settings, count: int) -> float:
         """Rows/s of a bare read."""
@@ -288,7 +295,7 @@ def _m8(bench: Bench, options: Options) -> list[Line]:
             plain_copy(database, pieces(wanted - there))
             rates = _rounds_at(bench, database, min(options.rounds, M8_ROUNDS_MAX))
             there = wanted + len(rates.drain) * 2 * TRIED_ROWS
-            size = _sizes(database)
+            size = sizes_of(database)
             what = f"drain / COPY with {wanted:,} stored{reduced}"
             lines.append(
                 Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size))
@@ -311,7 +318,7 @@ def _rounds_at(bench: Bench, database: Settings, rounds: int) -> Rates:
     return rates
 
 
-def _sizes(database: Settings) -> dict[str, int]:
+def sizes_of(database: Settings) -> dict[str, int]:
     """How large the table and its indexes are."""
     with contextlib.closing(psycopg2.connect(database.database_url)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*), pg_table_size('log_events'), pg_indexes_size('log_events') FROM log_events")
@@ -326,6 +333,6 @@ def _long_backlog(bench: Bench, count: int, reduced: str) -> Line:
         rates.copy.append(count / plain_copy(fresh, pieces(count)))
     with bench.filled_log(settings, pieces(count)), bench.database(settings) as fresh:
         bench.drain(fresh, count, rates)
-        size = _sizes(fresh)
+        size = sizes_of(fresh)
     what = f"drain / COPY of a backlog of {count:,}{reduced}"
     return Line("M8", what, ratios(rates.drain, rates.copy), at_least(0.8), figures=rates.figures(**size))

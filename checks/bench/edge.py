@@ -147,6 +147,7 @@ def _measurements(
         log_server = started(stack, redis_server(home, free_port(), is_log=True, maxmemory="8gb"))
     common: dict[str, Any] = {"redis_url": control.url, "event_log_url": log_server.url}
     common |= {"rate_hold_periods": 1000}  # nobody publishes a rate here
+    common |= {"append_seconds_max": 10.0}  # a 503 on a busy machine would be another measurement
     admit = Settings(**common, ingest_port=free_port(), rate_max=10_000_000, rate_min=10_000_000, key_prefix="a:")
     refuse = Settings(**common, ingest_port=free_port(), rate_max=1, rate_min=1, key_prefix="r:")
     log_pid = log_server.pid
