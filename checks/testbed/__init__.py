@@ -1,1 +1,1 @@
-"""What the judges and the tests both run Sluice with: its processes, clocks that step, a pooler, a raw connection."""
+"""What judges and tests run Sluice with: its processes, clocks that step, several hosts, a pooler, a raw connection."""
