@@ -18,10 +18,13 @@ import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from xmlrpc.client import Fault
+
+import psutil
 
 from pipeline.running import URLS, how_to
 from stack.config import StackConfig, free_base
@@ -39,8 +42,11 @@ from stack.servers import (
 )
 from stack.supervision import Program, Supervisor
 
+_T = TypeVar("_T")
+
 READY_SECONDS_MAX: Final = 60.0  # for one program, after the one before it was ready
 _FAILED_STARTS_MAX: Final = 3  # of one program while the system starts: then it will not recover
+_POLL_SECONDS: Final = 0.05  # between two checks for what a start waits for
 _LOOK_SECONDS: Final = 0.5  # between two checks for ended programs during a start
 _UNVERIFIED: Final = ssl.create_default_context()
 _UNVERIFIED.check_hostname = False
@@ -169,7 +175,7 @@ class System(SystemFolder):
             if self.remains() and self._supervisor.end_remains():
                 print("ended what an earlier run had left, whose supervisor was killed", file=sys.stderr)
             self.check()
-            servers = self._servers()
+            servers = self._unless_interrupted(self._servers)
             for server in servers.values():
                 for line in server.repair():
                     print(line, file=sys.stderr)
@@ -184,7 +190,7 @@ class System(SystemFolder):
                     self._start_program(server.name)
                 for server in servers.values():
                     self._wait(server.is_ready, server.name)
-                self._migrate(urls)
+                self._unless_interrupted(lambda: self._migrate(urls))
                 for program in programs:
                     if program.name not in servers:
                         self._start_program(program.name)
@@ -413,8 +419,7 @@ class System(SystemFolder):
         deadline = time.monotonic() + READY_SECONDS_MAX
         next_look = time.monotonic() + _LOOK_SECONDS
         while not condition():
-            if self._interrupted.is_set():
-                raise ServerError("interrupted while starting; everything is stopped again")
+            self._check_interrupted()
             if name != "supervisor" and self.supervisor_pid() is None:
                 raise ServerError("the supervisor has ended: the system was stopped while it started")
             now = time.monotonic()
@@ -425,7 +430,38 @@ class System(SystemFolder):
                 raise ServerError(
                     f"{name} is not ready after {READY_SECONDS_MAX:.0f} s; its log ends:\n{self.tail(name)}"
                 )
-            time.sleep(0.05)
+            time.sleep(_POLL_SECONDS)
+
+    def _unless_interrupted(self, work: Callable[[], _T]) -> _T:
+        """Do `work` and return its result. Raises ServerError as soon as the start is interrupted.
+
+        While PostgreSQL or another program works for it, `work` can't notice a signal. So it runs on a thread. If the
+        start is interrupted, the thread is left and ends with this process, and the programs it had started are ended.
+        """
+        earlier = set(psutil.Process().children(recursive=True))
+        result: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(work())
+            except BaseException as error:
+                result.set_exception(error)
+
+        threading.Thread(target=run, name="start", daemon=True).start()
+        while not wait([result], timeout=_POLL_SECONDS).done:
+            try:
+                self._check_interrupted()
+            except ServerError:
+                for child in set(psutil.Process().children(recursive=True)) - earlier:
+                    with contextlib.suppress(psutil.Error):
+                        child.kill()
+                raise
+        return result.result()
+
+    def _check_interrupted(self) -> None:
+        """Raise ServerError if the user has stopped the start."""
+        if self._interrupted.is_set():
+            raise ServerError("interrupted while starting; everything is stopped again")
 
     def _look_for_failures(self) -> None:
         """Raise ServerError for a program that can't be started, or ends repeatedly."""

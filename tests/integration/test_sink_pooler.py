@@ -17,7 +17,9 @@ from pipeline.settings import Settings
 from pipeline.sink.migrate import _LOCK_KEY, migrate, migrations
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.server_check import SinkMisconfiguredError
-from stack.config import environ_of
+from stack.config import environ_of, environ_with, free_ports
+from stack.servers import Server
+from stack.system import SystemFolder
 from support.control import eventually
 from support.records import batch, new_log_id, nothing, record
 
@@ -89,6 +91,33 @@ def test_a_start_that_waits_for_a_lock_ends_on_sigterm_at_once(database_url: str
             # When it is told to end, then it does
             start.terminate()
             assert start.wait(WAIT_SECONDS_MAX) == 7
+
+
+def test_a_start_of_the_whole_system_that_waits_for_a_lock_ends_on_sigterm_at_once(
+    database_url: str, control_redis: Server, log_redis: Server, tmp_path: Path
+) -> None:
+    # Given the same lock, and a start of a system on servers of the user's
+    import psycopg2
+
+    home = tmp_path / "home"
+    given = Settings(database_url=database_url, redis_url=control_redis.url, event_log_url=log_redis.url)
+    environ = {**environ_with(given), **free_ports(), "SLUICE_HOME": str(home), "PROMETHEUS": "no"}
+    with contextlib.closing(psycopg2.connect(database_url)) as holder:
+        holder.cursor().execute("SELECT pg_advisory_lock(%s)", (_LOCK_KEY,))
+        with subprocess.Popen(
+            [sys.executable, "-m", "stack", "--detach"], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
+        ) as start:
+            try:
+                eventually(lambda: _asked(database_url))
+                # When it is told to end, then it does, and stops what it had started
+                start.terminate()
+                said = start.communicate(timeout=WAIT_SECONDS_MAX)[1]
+            finally:
+                start.kill()
+                stopped_afterwards = SystemFolder(home).stop()
+    assert said.splitlines()[-1] == "run.sh: interrupted while starting; everything is stopped again"
+    assert start.returncode == 1
+    assert not stopped_afterwards
 
 
 def _asked(database_url: str) -> bool:
