@@ -6,7 +6,7 @@ examples:
   ./bench.sh --only M7 --log kafka
   ./bench.sh --only M11             what a record costs in each protocol; five minutes
   ./bench.sh --only M12             what keys, TLS, client certificates, signing and WAITAOF cost; five minutes
-  ./bench.sh --only M13             bytes of an event in log and database, commands of the control Redis; a minute
+  ./bench.sh --only M1,M2,M7,M8,M13 --json FILE   what `python -m checks.sizing --bench FILE` needs
   ./bench.sh --only M5,M6,M9,M10 --arms drain-time --step-runs 5
   ./bench.sh --only M8 --full       the goal's own sizes: 5 million stored, a backlog of 2 million
   ./bench.sh --quick --only M3      seconds; to see that it works, its figures mean nothing

@@ -1,4 +1,4 @@
-"""M13: sizes and counts from which the size of a system can be computed, beside the CPU of M1, M2, M4, M7 and M8.
+"""M13: sizes and counts that `python -m checks.sizing` needs beside the CPU of M1, M2, M7 and M8. No ratios.
 
 What an event takes in the event log and in PostgreSQL, what the control Redis carries out for an ingest process, a
 lease and a batch, and how long the smallest batches take. Counts of bytes and commands do not depend on the machine.
