@@ -21,6 +21,11 @@ EXTRA: Final = {
     "CONTRIBUTING.md": "repository/contributing.md",
     "CHANGELOG.md": "repository/changelog.md",
     "clients/python/README.md": "repository/python-client.md",
+    "examples/README.md": "repository/examples.md",
+    **{
+        f"examples/{name}/README.md": f"repository/example-{name}.md"
+        for name in ("fastapi", "django", "otel-collector", "rsyslog", "fluent-bit", "incident")
+    },
 }
 _SOURCES: Final = {place: source for source, place in EXTRA.items()}
 _CODE: Final = re.compile(r"^ *```.*?^ *```|`[^`\n]*`", re.MULTILINE | re.DOTALL)

@@ -15,7 +15,9 @@ from typing import Final
 from pipeline.running import CODE, local_folder
 
 # What the site is made from: also the pages outside of docs/, which docs/mkdocs_hooks.py adds.
-SOURCES: Final = ("mkdocs.yml", "docs", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "clients/python/README.md")
+SOURCES: Final = (
+    "mkdocs.yml", "docs", "examples", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "clients/python/README.md"
+)  # fmt: skip
 LOOPBACK: Final = "127.0.0.1"
 _LINES_MAX: Final = 5  # of what a failed build said
 

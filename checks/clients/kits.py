@@ -39,11 +39,16 @@ class Kit:
         """The first program that this machine does not have; empty: all are here."""
         return next((name for name in self.programs if shutil.which(name) is None), "")
 
+    def kept(self, cache: Path) -> Path | None:
+        """The copy that `installed` has made; None if there is none, or an older one."""
+        copy = cache / f"{self.name}-{self._digest()}"
+        return copy if (copy / _DONE).exists() else None
+
     def installed(self, cache: Path) -> Path:
         """A copy of the folder with everything installed; made once, and again after a change. Raises KitError."""
+        if (kept := self.kept(cache)) is not None:
+            return kept
         copy = cache / f"{self.name}-{self._digest()}"
-        if (copy / _DONE).exists():
-            return copy
         if copy.exists():
             shutil.rmtree(copy)  # an attempt that failed
         shutil.copytree(self.folder, copy)

@@ -73,7 +73,10 @@ def hooks() -> ModuleType:
 
 
 def test_the_command_knows_every_source_of_the_site(hooks: ModuleType) -> None:
-    assert {"mkdocs.yml", "docs", *hooks.EXTRA} == set(SOURCES)
+    outside = {path for path in hooks.EXTRA if not path.startswith("examples/")}
+    assert {"mkdocs.yml", "docs", "examples", *outside} == set(SOURCES)
+    examples = {str(path.relative_to(ROOT)) for path in (ROOT / "examples").rglob("README.md")}
+    assert examples <= set(hooks.EXTRA)
 
 
 def test_every_page_is_in_the_site(site: Path) -> None:

@@ -1,0 +1,1 @@
+"""A shop with Django whose log records go to Sluice."""
