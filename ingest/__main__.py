@@ -52,7 +52,7 @@ def main() -> int:
             try:
                 listeners.append(listen(host, port))
             except OSError as error:
-                sys.stderr.write(f"ingest: {host}:{port} can't be had: {error.strerror}\n")
+                sys.stderr.write(f"ingest: can't listen on {host}:{port}: {error.strerror}\n")
                 return 2
     app = create_app(settings, context)
     place, operators = Place(app, listeners[0]), None

@@ -135,7 +135,7 @@ class Accounts:
         seconds = now - self._folded_at
         if seconds >= _FOLD_SECONDS_MIN:
             self._folded_at = now
-            # Where the bucket was empty from the start, no body of some accounts was read: they count as all others'.
+            # If the bucket was empty from the start, no body of some accounts was read: use the mean of the others.
             known = [tally.body_events for tally in self._tallies.values() if tally.body_events]
             body_events = fmean(known) if known else 1.0
             counts = {account: tally.take_offered(body_events) for account, tally in self._tallies.items()}

@@ -134,7 +134,7 @@ def _add_operators(
 
 
 def _version_or_nothing(head: RequestHead) -> Response:
-    """The answer to `GET /` where there is no page: a shipper of Elasticsearch asks for a version before it sends."""
+    """The response to `GET /` without a page: shippers of Elasticsearch request the version before they send."""
     return version_response(head) or response_to(NotFound())
 
 

@@ -340,7 +340,7 @@ class Appender:
             )
         for partition in sorted(before & asked - failures.keys()):
             logger.info(
-                "the event log takes events for partition %d again",
+                "the event log accepts events for partition %d again",
                 partition,
                 extra={"action": "partition_back", "partition": partition},
             )

@@ -137,7 +137,7 @@ class KeysUnknownError(KeyRefusedError, RecoverableError):
 
 
 class OperatorRefusedError(RequestError):
-    """The request is for what operators see, and has not their password."""
+    """The request is for an operators' address, and does not have the operators' password."""
 
     def __init__(self, reason: OperatorRefusal) -> None:
         super().__init__(reason.words)

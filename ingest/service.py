@@ -56,7 +56,7 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TLS_REFUSAL_LOG_SECONDS: Final = 60.0  # between two log lines of one reason: others decide how many clients come
+TLS_REFUSAL_LOG_SECONDS: Final = 60.0  # between two log lines of one reason: clients could otherwise fill the log
 FOLLOWER_STOP_SECONDS: Final = 0.1  # it only reads: if it is in a wait, the stop does not wait for it
 
 
@@ -186,7 +186,7 @@ class IngestService:
 
     @property
     def is_accepting(self) -> bool:
-        """Whether nothing is known that would refuse every event: the event log, and API keys that are not known."""
+        """Whether ingest can accept events: the event log is available, and API keys, if needed, are known."""
         return self.appender.blocked() is None and (self.keys is None or self.keys.is_known)
 
     async def stop(self, *, seconds_max: float) -> None:

@@ -79,8 +79,8 @@ class Codec:
     coding, or None if there is none. `decode` returns the function that decodes the inflated body. All four raise
     RequestError. `rejected` creates the response to an error: no event is known to be durable. `bytes_max` is the limit
     of a body, before and after it is inflated. `is_one_way`: its clients may close the connection as soon as they have
-    sent a request, so a request whose body has arrived is collected nevertheless. `form` is what `rejected` reads of a
-    head that `decode` accepts, in one of a few texts: a response is made once for each of them.
+    sent a request, so a request whose body has arrived is collected nevertheless. `form` returns a short key of the
+    head: heads with the same key get the same response from `rejected`, so early rejections cache it by this key.
     """
 
     name: ProtocolName

@@ -26,10 +26,10 @@ from tasks.metrics import ChildrenCollector
 _HEAD: Final = """\
 # Metrics
 
-Every process shows its own; what is true of the whole system is shown by the control worker alone, or it would add up.
-A gauge that is not known is absent rather than old. Counters of the whole system are kept on the control server, so
-that no dead process takes any along; they begin anew after a flush. This page is written by
-`python -m monitoring.metrics_table`.
+Every process exports its own metrics. Only the control worker exports the metrics of the whole system: otherwise sums
+would count them several times. A gauge with an unknown value is absent. Counters of the whole system are kept on the
+control server, so they survive the death of a process; they restart at 0 after a flush.
+`python -m monitoring.metrics_table` writes this page.
 
 | where | address |
 |---|---|
@@ -94,7 +94,7 @@ def table() -> str:
     """The page."""
     parts = [_HEAD]
     for title, metrics in groups().items():
-        parts.append(f"\n## {title}\n\n| Metric | Type | Labels | What it tells |\n|---|---|---|---|")
+        parts.append(f"\n## {title}\n\n| Metric | Type | Labels | Meaning |\n|---|---|---|---|")
         for metric in metrics:
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             labels = sorted({label for sample in metric.samples for label in sample.labels} - {"le"})

@@ -204,9 +204,9 @@ def _back_off(failures: int) -> float:
 
 
 class _KnownLog:
-    """The log's identity, for all runs of one thread: when one of them has read it anew, all look up their offsets.
+    """The log's identity, shared by all runs of one thread. When one run rereads it, all runs look up their offsets.
 
-    To read it also accepts what has become of the log meanwhile, for every partition.
+    Reading it acknowledges a restart of the log to the adapter, for every partition.
     """
 
     def __init__(self, log: EventLog, floors: OffsetFence) -> None:
@@ -307,7 +307,7 @@ class _Turns(Generic[Encoded]):
                 self._end(run, DrainOutcome.BUSY, None)
 
     def _is_anothers(self) -> bool:
-        """Whether another run for these partitions goes on: the one that got most, or of two halves, the lowest.
+        """Whether another run goes on with these partitions: the run with most of them; with half each, the lowest one.
 
         Two that go on side by side would keep a process from the partitions of another share.
         """
@@ -450,7 +450,7 @@ class _Run(Generic[Encoded]):
         return did is _Did.READ_NOTHING or (did is _Did.STORE and is_over)
 
     def end(self) -> _End | None:
-        """The outcome if the time is up. There is more of it for what fails."""
+        """The outcome if the time is up. A failing run has more time."""
         if self._failed is not None:
             outcome, deadline = self._failed
             return outcome if self._context.clock.monotonic() >= deadline else None

@@ -264,14 +264,12 @@ NO_PROGRESS_SECONDS_LIMIT: Final = Declared(
 LAG_SECONDS: Final = Declared("sluice_lag_seconds", "Seconds that storing the lag takes at the present pace")
 # `conflicting` is a client's mistake: one eventId for two events; the later one becomes a dead letter. `repeated` is a
 # client that sent an event again.
-DRAINED_EVENTS: Final = Declared(
-    "sluice_drained_events", "Events taken from the log, by what became of them", ("result",)
-)
+DRAINED_EVENTS: Final = Declared("sluice_drained_events", "Events drained from the event log, by result", ("result",))
 # `busy` and `paused` are harmless; `sink_away`, `log_away`, `store_away` name the server that failed.
-DRAIN_RUNS: Final = Declared("sluice_drain_runs", "Drain tasks that have ended, by how", ("outcome",))
+DRAIN_RUNS: Final = Declared("sluice_drain_runs", "Drain runs that have ended, by outcome", ("outcome",))
 # Above 0: another program writes into the queues, or versions differ. Tasks are hints: a drop loses no event.
 DROPPED_MESSAGES: Final = Declared(
-    "sluice_dropped_messages", "Messages of Celery's queues that a worker threw away, by reason", ("reason",)
+    "sluice_dropped_messages", "Messages of Celery's queues that a worker dropped, by reason", ("reason",)
 )
 # The end-to-end delay of an event.
 RECEIPT_TO_STORE: Final = Declared(

@@ -17,7 +17,7 @@ def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> Callable
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         logger.warning(
-            "no metrics: %s port %d can't be had: %s", host, port, error, extra={"action": "metrics_port_taken"}
+            "no metrics: can't listen on %s, port %d: %s", host, port, error, extra={"action": "metrics_port_taken"}
         )
         return lambda: None
 

@@ -31,8 +31,8 @@ class SentinelLogin(UsernamePasswordCredentialProvider):
 class Sentinels(Sentinel):
     """redis-py's client of sentinels. Unlike that, it may be used by several threads, and says why there is no master.
 
-    The first sentinel that holds its master for available is believed. So a sentinel that was cut off may name a master
-    that others have replaced: who needs more than that lets replicas confirm each write (LOG_REPLICAS_MIN).
+    It trusts the first sentinel that reports an available master. So a sentinel that was cut off may name a master that
+    others have replaced. LOG_REPLICAS_MIN protects from this: replicas must then confirm each write.
     """
 
     def __init__(self, addresses: Sequence[tuple[str, int]], options: Mapping[str, Any]) -> None:

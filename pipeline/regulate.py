@@ -394,7 +394,7 @@ def _measure(
         except SluiceError as error:
             sample.degraded(
                 AlarmCode.OFFSETS_UNKNOWN,
-                f"The stored offsets are unknown, the lag is by the log's word: {in_brief(error)}",
+                f"The stored offsets are unknown; the lag is measured by the log's commits: {in_brief(error)}",
                 f"{sample.sink}; the breaker opens by itself if drains fail too",
             )
     sample.lag = lag_by_partition(positions, sample.stored)
@@ -517,13 +517,13 @@ def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, actor: str
         partition, offset = position.partition, stored[position.partition]
         why = (
             f"partition {partition}: {sample.sink} has stored up to offset {offset:,}, and the log goes on with "
-            f"{position.next_offset:,}: events with the offsets between are passed over"
+            f"{position.next_offset:,}: drains would skip events with the offsets between"
         )
         _logger.error("%s", why, extra={"action": "log_behind_stored", "partition": partition})
         store.pause(PauseReason.LOG_GAP, actor=actor, why=why, partition=partition)
         sample.critical(
             AlarmCode.LOG_BEHIND_STORED,
-            f"The log was put back: {why}",
+            f"The event log was reset to an earlier state: {why}",
             "docs/guarantees.md, A log that ends before the stored offset",
             partition,
         )
@@ -606,7 +606,7 @@ def _end_stalled(
         except SluiceError as error:
             sample.degraded(
                 AlarmCode.DRAINER_NOT_ENDED,
-                f"The drain of partition {partition} stands still and could not be ended: {in_brief(error)}",
+                f"The drain of partition {partition} makes no progress and could not be terminated: {in_brief(error)}",
                 f"{sample.sink}, and the workers",
                 partition,
             )

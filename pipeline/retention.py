@@ -21,7 +21,7 @@ OVERDUE_SECONDS_MAX: Final = _DAY_SECONDS
 
 @dataclass(slots=True)
 class Expired:
-    """What one tick deleted, and why it deleted nothing, or can't keep up; in words."""
+    """The result of one tick: the counts of deleted rows; if it deleted none or can't keep up, the reason."""
 
     events: int = 0
     letters: int = 0

@@ -103,7 +103,7 @@ def skip_gap(context: StoppedContext, partition: int, hole: Hole, *, dry_run: bo
         place = _look(context, identity, partition)
         found, stored = place.hole, place.stored
         if found is None:
-            raise DoesNotFitError(f"partition {partition} has no hole: what is stored next is in the log")
+            raise DoesNotFitError(f"partition {partition} has no hole: the log holds the next record to store")
         is_tail = found.end < found.first and hole.first == found.first and place.log.begin <= hole.end <= found.end
         if found != hole and not is_tail:
             asked = f"not from {hole.first} to {hole.end}"

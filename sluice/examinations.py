@@ -1,4 +1,4 @@
-"""The checks of `sluice doctor`. What exists as a check of a start is called here, and judged there alone."""
+"""The checks of `sluice doctor`. It reuses the checks that processes run at their start."""
 
 import contextlib
 import http.client
@@ -37,7 +37,7 @@ REDIS_MIN: Final = 7  # the oldest version that knows the scripts
 DISK_FREE_SHARE_MIN: Final = 0.1  # as the alert DiskNearFull
 _INGEST_SECONDS_MAX: Final = 2.0
 _CORRECT_ADDRESS: Final = "correct INGEST_URL"
-# Whether ingest takes events is asked, and not whether its certificate is for this address.
+# This check asks whether ingest accepts events, so it does not verify the name in its certificate.
 _UNVERIFIED: Final = ssl.create_default_context()
 _UNVERIFIED.check_hostname = False
 _UNVERIFIED.verify_mode = ssl.CERT_NONE

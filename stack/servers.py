@@ -163,7 +163,7 @@ def port_problem(host: str, port: int) -> str | None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        return "is taken" if error.errno == errno.EADDRINUSE else f"can't be had ({error.strerror})"
+        return "is taken" if error.errno == errno.EADDRINUSE else f"can't be used ({error.strerror})"
     return None
 
 

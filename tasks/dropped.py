@@ -41,7 +41,7 @@ class Drops:
         said_at, unsaid = self._said.get(reason, (now - _SAY_SECONDS, 0))
         if now - said_at >= _SAY_SECONDS:
             _logger.warning(
-                "threw away a message of the queue (%s): %s%s", reason, what[:WHAT_CHARS_MAX],
+                "dropped a message from the queue (%s): %s%s", reason, what[:WHAT_CHARS_MAX],
                 f"; {unsaid} more since the last of these lines" if unsaid else "",
                 extra={"action": "message_dropped", "reason": reason.value},
             )  # fmt: skip

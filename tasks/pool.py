@@ -1,6 +1,6 @@
-"""The pool of a worker's children. It bears a worker that loses its broker and connects anew.
+"""The pool of a worker's children. It survives a lost broker connection.
 
-While Celery connects, its event loop stands still: children end, and results come, that it only sees afterwards.
+Celery's event loop is blocked while it reconnects. It sees children that end, and results that arrive, only afterwards.
 """
 
 import select

@@ -24,7 +24,7 @@ REFUSED: Final = {
     "autoscale": _CONCURRENCY,
     # The worker would undo it for `batches`. Without a consumer of `control` the rate is not regulated, and drains
     # would block the control loop if they ran beside it.
-    "add_consumer": f"which queues a worker takes from is said at its start (-Q); {_PAUSE}",
+    "add_consumer": f"a worker's queues are set at its start (-Q); {_PAUSE}",
     "cancel_consumer": _PAUSE,
 }
 

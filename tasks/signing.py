@@ -50,7 +50,7 @@ def settings_of(app: Any) -> Settings:
 
 
 def celery_settings(settings: Settings) -> dict[str, Any]:
-    """What differs in Celery's configuration where messages are signed."""
+    """The changes to Celery's configuration for signed messages."""
     return {"task_serializer": SERIALIZER, "accept_content": [SERIALIZER]} if is_on(settings) else {}
 
 

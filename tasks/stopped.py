@@ -42,7 +42,7 @@ def show_gap(context: WorkerContext, partition: int) -> tuple[str, dict[str, Any
     stored = "nothing is stored yet" if place.stored is None else f"stored up to offset {place.stored}"
     lines = [f"partition {partition}: {stored}; the event log holds {log.begin} to {log.end}"]
     if hole is None:
-        lines.append("no gap: what is stored next is in the log")
+        lines.append("no gap: the log holds the next record to store")
     else:
         lines.append(_hole_words(hole))
         lines.append(f"to go on: {_skip_command(partition, hole, log)}")
@@ -102,7 +102,7 @@ def skip(context: WorkerContext, actor: str, partition: int, hole: Hole, why: st
         f"offsets {first} to {end - 1} are given up: {end - first:,} records, each perhaps an acknowledged "
         "event that no table has"
         if end > first
-        else f"the log lost its tail, which ended at {first}, and takes events; what is stored is not stored twice"
+        else f"the log lost its tail, which ended at {first}, and accepts events again; no event is stored twice"
     )
     if dry_run:
         return f"{_DRY}Partition {partition} would go on at offset {goes_on}; {what}."
@@ -151,8 +151,8 @@ def accept(context: WorkerContext, actor: str, partition: int, why: str, *, dry_
 
 
 _NO_EVIDENCE: Final = (
-    "no batch is kept that could be looked at or accepted. Where it is paused for poison, `control resume_consumption` "
-    "lets it try again, and keep what it finds"
+    "no batch is saved that you could look at or accept. If the partition is paused for poison, "
+    "`control resume_consumption` makes it try again, and the next failure saves the batch"
 )
 
 
@@ -216,13 +216,13 @@ def _hole_words(hole: Hole) -> str:
     if hole.is_refilled:
         return (
             f"the event log holds another record at offset {hole.end} than the one that was stored from there: it lost "
-            "its tail, and has records below the stored offset that are not stored. Set the offset back to where it "
-            "was put back to, or lower"
+            "its tail, and has records below the stored offset that are not stored. Set the offset back to the "
+            "offset at which the log was reset, or lower"
         )
     return (
         f"the event log ends at {hole.end}, before offset {hole.first}, up to which it was stored or about to be: "
-        "it lost its tail. Set the offset back to where it was put back to, or lower; "
-        f"to {hole.end} only where no event came in since"
+        "it lost its tail. Set the offset back to the offset at which the log was reset, or lower; "
+        f"to {hole.end} only if no event arrived since"
     )
 
 

@@ -36,8 +36,8 @@ _SHOWN_PERIODS: Final = 3
 class Remedy(StrEnum):
     """The action for a worker that takes nothing."""
 
-    CONNECT = "it connects to the broker anew"
-    END = "it ends, for its supervisor to start it again"
+    CONNECT = "it reconnects to the broker"
+    END = "it exits, so that its supervisor restarts it"
 
 
 class Taking:

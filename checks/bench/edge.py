@@ -1,9 +1,9 @@
-"""M1, M2, M4: what the edge costs, in CPU-seconds of the ingest process alone; the servers' are said beside.
+"""M1, M2, M4: the cost of ingest in CPU-seconds of its process; the servers' CPU is reported separately.
 
 All measurements take turns in the same minutes. The measured process has one core, load and servers the other. M1 is
-held against a bare Sanic handler that only decodes the same body, and against FastAPI sharing the project's group
-commit (see `fastapi_app`; one append a request is reported). M2 is held against the log's standard client, since that
-is what there is without this project; its ratio to the project's own adapter is reported.
+compared with a bare Sanic handler that only decodes the same body, and with FastAPI that uses the project's group
+commit (see `fastapi_app`; one append for each request is reported). M2 is compared with the log's standard client, the
+alternative without this project; the ratio to the project's own adapter is reported.
 """
 
 import contextlib

@@ -46,7 +46,7 @@ def main(words: list[str]) -> int:
         signal.signal(number, signal.default_int_handler)
     missing = fuzzing.missing()
     if missing is not None and "fuzz" in plan.parts and (asked.only or asked.keep_corpus):
-        print(f"hostile: the fuzzer was asked for, and can't be had: {missing}", file=sys.stderr)
+        print(f"hostile: the fuzzer was requested, and can't run: {missing}", file=sys.stderr)
         return 2
     print(f"again with: {again(plan)}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="sluice-hostile-"))
@@ -64,7 +64,7 @@ def main(words: list[str]) -> int:
         print("hostile: stopped", file=sys.stderr)
         return 2
     except (ServerError, AssertionError, RuntimeError, OSError) as error:
-        print(f"hostile: could not run, what there is is in {folder}: {error}", file=sys.stderr)
+        print(f"hostile: could not run: {error}; its files are in {folder}", file=sys.stderr)
         return 2
     path = write(result, asked.out)
     print(as_markdown(result))

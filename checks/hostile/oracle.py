@@ -1,9 +1,9 @@
-"""What ingest's decoders must make of any bytes, by readers that have nothing in common with them.
+"""The expected result of ingest's decoders for any bytes, computed by independent parsers.
 
 `judge` takes one input: a letter for what is to be decoded (J: a JSON body, N: NDJSON, G: gzip, H: the head of a
 request, C: a body in chunks, P: a body of another protocol, D: any content coding), then the bytes. It raises
-WrongError where ingest takes what is not JSON, calls JSON what is none, gives other events than were sent, sees another
-length than others do, or fails in any way that has no code.
+WrongError if ingest accepts invalid JSON, calls other bytes JSON, changes events, sees a different length than other
+parsers, or fails without an error code.
 """
 
 import gzip
@@ -59,7 +59,7 @@ def judge(data: bytes) -> str:
 
 
 def kind_of(data: bytes) -> str:
-    """What an input that is not empty is decoded as; where it begins with none of the letters, with one of them."""
+    """The letter of a non-empty input: its first byte, or, if that is no letter, a letter chosen by that byte."""
     return chr(data[0]) if data[0] in _KINDS else chr(_KINDS[data[0] % len(_KINDS)])
 
 

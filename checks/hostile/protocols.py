@@ -1,8 +1,7 @@
 """Other protocols: how their bodies are sent, and what ingest must make of any of them.
 
-`judge_protocol` takes a letter for a target, then a body. Whatever it is, ingest makes events of it that its own
-protocol could have sent, the same ones each time, or refuses it with a status of its own. Where nothing that a body may
-contain is wrong, it is not refused for its content.
+`judge_protocol` takes a letter for a target, then a body. For any body, ingest produces valid events, the same ones
+each time, or refuses it with one of its own statuses. A protocol that accepts any content never refuses a body for it.
 """
 
 import asyncio

@@ -263,7 +263,7 @@ def _measured(target: Attacked, seconds: float, counts: dict[str, int]) -> Itera
 
 
 def _system(target: Attacked) -> Part:
-    """Whether all still stands, and what was taken is stored."""
+    """Check that all processes run, and that all accepted events are stored."""
     part = Part("system")
     part.problems += target.problems()
     statuses = target.statuses()

@@ -1,4 +1,4 @@
-"""A normal load beside a flood: it must hardly notice. And the same beside bodies that are hard to read."""
+"""Measures a normal load during an attack (a flood, or slow bodies): its latency must not rise much."""
 
 import asyncio
 import contextlib
@@ -86,7 +86,7 @@ def _told(responses: Responses) -> str:
 
 
 def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """What two rounds of a flood have told: counts add up, of ages the oldest counts, of a range its ends."""
+    """The figures of two rounds of a flood together: sums of counts, the oldest age, the ends of ranges."""
     found = dict(one)
     for name, value in other.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The whole of Sluice on servers of its own, to be attacked as a whole: what ingest takes must be stored, too."""
+"""A complete Sluice on its own servers, as the target of attacks. All accepted events must be stored."""
 
 import contextlib
 from collections.abc import Iterator

@@ -139,7 +139,7 @@ class _Load:
         self._give_up(connection)
 
     def end(self, connections: Sequence[_Connection]) -> None:
-        """No answer counts any more: what has none goes without, also what was never sent."""
+        """Stop: requests without a response stay unanswered, including requests that were never sent."""
         self._is_over = True
         for connection in connections:
             self._give_up(connection)

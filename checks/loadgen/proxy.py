@@ -40,7 +40,7 @@ class _Link:
 class Proxy:
     """Forwards connections to a port of this machine; all its methods may be called from any thread.
 
-    What a black hole withholds arrives when it ends, as TCP would send it again; who gave up meanwhile has gone.
+    When a black hole ends, the proxy forwards the withheld bytes, as TCP would. Clients that gave up are gone.
     """
 
     def __init__(self, target_port: int) -> None:

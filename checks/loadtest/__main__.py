@@ -420,7 +420,7 @@ def _tell(
         if not_begun:
             verdict += f", {not_begun} more were not begun"
         if whole:
-            verdict = f"what is stored is not what was acknowledged; {verdict}"
+            verdict = f"the stored events differ from the acknowledged ones; {verdict}"
         elif stored.checked:
             verdict += f"; {stored.acknowledged:,} events acknowledged, each stored once"
         else:

@@ -1,4 +1,4 @@
-"""The phases of the scenario: what is offered, what is done to the system, and what must come of it."""
+"""The phases of the scenario: the load, the action on the system, and the expected result."""
 
 import math
 from dataclasses import dataclass, replace
@@ -86,7 +86,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """How long a phase is by itself, and at least where the scenario is shortened; None: it takes what it takes."""
+    """The normal length of a phase, and its minimum if the scenario is shortened; None: the length is fixed."""
 
     seconds: float
     seconds_min: float | None = None

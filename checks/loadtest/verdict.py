@@ -139,7 +139,7 @@ def figures(phase: Phase, begin: float, end: float, requests: Sequence[Request],
 
 
 def judge(found: Figures, limits: Limits, *, late_seconds: float) -> list[str]:
-    """What a phase did not keep of its expectations, in words."""
+    """The expectations that a phase did not meet, as text."""
     problems = []
     if late_seconds > LATE_SECONDS_MAX:
         problems.append(f"generator too slow: a request was begun {late_seconds:.1f} s late, so this says nothing")
@@ -257,7 +257,7 @@ def _by_lag(found: Figures, limits: Limits) -> list[str]:
 
 
 def judge_stored(stored: Stored) -> list[str]:
-    """What the whole did not keep: acknowledged = stored, none twice, nothing that was refused or never sent."""
+    """The rules that the whole test broke: each acknowledged event is stored once, and no other event is stored."""
     problems = []
     if stored.lost:
         problems.append(f"{stored.lost} of {stored.acknowledged} acknowledged events are not stored")

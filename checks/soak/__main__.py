@@ -62,7 +62,7 @@ def main(words: list[str]) -> int:
     try:
         result = run(options, plan, events_min=asked.events, recovery_seconds_max=asked.recovery, tell=tell)
     except (ServerError, AssertionError) as error:
-        print(f"soak: could not run, what there is is in {home}: {error}", file=sys.stderr)
+        print(f"soak: could not run: {error}; its files are in {home}", file=sys.stderr)
         return 2
     path = write(result, asked.out)
     print(as_markdown(result))

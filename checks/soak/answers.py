@@ -1,4 +1,4 @@
-"""Whether clients were told what was so: statuses, counts, when to come back, and what is not known."""
+"""Checks the responses to clients: statuses, counts, Retry-After, and when `indeterminate` was right."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Whether the control loop did and said what it should: rates, lag, pauses, health; and whether anything stood still.
+"""Checks the control loop: rates, lag, pauses, health, and that every partition makes progress.
 
 The policy is written down here once more: a mutant of the system's own must not change its judge.
 """

@@ -1,4 +1,4 @@
-"""What a fault is: it is made, looked after while it lasts, mended, and says whether it really took effect."""
+"""The interface of a fault: inject it, maintain it, repair it, and report whether it took effect."""
 
 import random
 from abc import ABC, abstractmethod

@@ -1,8 +1,8 @@
 """`./soak.sh --mutants`: the checker is tested on systems that break their promises.
 
-Each mutant takes one defence away, with those that stand behind it, in a copy of the source; a short run under the
-faults that the defence is for must then be judged as broken, in the words expected. What no run shows is a unit
-test's: the mutant names the test, which must fail on the copy. A mutant whose text is no longer in the source is an
+Each mutant removes one defence and its fallbacks in a copy of the source. The judge must then report a short run under
+the matching faults as broken, in the expected words. If no run shows a mutant, it names a unit test, which must fail on
+the copy. A mutant whose text is no longer in the source is an
 error: it would test nothing.
 """
 

@@ -217,8 +217,8 @@ def _refusals(client: "redis.Redis") -> int:
 class LogLoses(Fault):
     """The log's Redis is killed, and comes back without the end of what it held.
 
-    What was acknowledged and stood only there is lost by the machine. Which events those are is not guessed: the file
-    is copied before it is changed, and a second server reads the copy, while nobody but us reaches the first one.
+    Acknowledged events that only the removed end held are lost. The harness does not guess which events these are: it
+    copies the file first, and a second server reads the copy while clients can't reach the first one.
     """
 
     touches = PARTS["log"]

@@ -110,7 +110,7 @@ class Result:
 
     @property
     def not_proven(self) -> list[str]:
-        """What was not tried of what was asked for, in words; none where the run is proof."""
+        """The reasons why the run proves nothing, as text; empty if it is a proof."""
         reasons = []
         if self.expected == 0:
             reasons.append("no fault was planned that can be made on this machine")

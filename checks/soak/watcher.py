@@ -28,9 +28,9 @@ EVENT_SECONDS_MAX = 2.0
 
 
 class Watcher:
-    """Threads that never stand in each other's way; a server that is away is asked again.
+    """Threads that do not wait for each other. Each retries a server that is unavailable.
 
-    What ends one of them otherwise is kept in `failures`: what it watched was not judged from then on.
+    `failures` has any other error that ends a thread: from then on, its samples are missing.
     """
 
     def __init__(self, rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""When what was disturbed: the schedule as it was carried out, which tells an excuse from a violation.
+"""Which part was disturbed at which time, by the executed schedule. The judge uses it to excuse effects of a fault.
 
 All times are seconds since the epoch by the harness' own clock, which no fault touches.
 """

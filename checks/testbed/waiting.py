@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-# How long a test waits for what must happen. It is no promise: it ends a test in which that will never happen. What
-# takes a tenth of a second on an idle machine takes ten where other tests start a JVM. A test that promises a time
-# looks at that time by itself.
+# The longest time that a test waits for a condition. It only ends a test that would wait forever. An action of a tenth
+# of a second on an idle machine takes ten seconds while other tests start a JVM. A test of a time limit measures the
+# time itself.
 WAIT_SECONDS_MAX: Final = 60.0
 # The same for a program that a test runs to its end.
 RUN_SECONDS_MAX: Final = 300.0

@@ -215,7 +215,7 @@ class IngestHttp(Http):
             self.request_body = _COMING if self._body_left else None
         elif coding is not None:
             if ascii_lower(coding) != "chunked" or not is_new:
-                raise BadRequest("the Transfer-Encoding is not one that is taken here")
+                raise BadRequest("the Transfer-Encoding is not supported: only chunked is")
             self._is_chunked = self._is_first_chunk = True
             self.request_body = _COMING
         if expect is not None and is_new and self.request_body:
@@ -296,7 +296,7 @@ class IngestHttp(Http):
             return True
         await self._receive_at_least(2)
         if buffer[:2] != b"\r\n":
-            raise self._bad_chunk("trailers are not taken")
+            raise self._bad_chunk("trailers are not supported")
         self._end_body(2)
         return False
 
@@ -456,7 +456,7 @@ class IngestHttp(Http):
 def _refuse_what_is_no_head(buffer: bytearray, start: int) -> None:
     """Raise BadRequest if the received bytes can't become a head, whatever follows; checks from `start` on."""
     if start == 0 and buffer.startswith(_TLS_HANDSHAKE):
-        raise BadRequest("this port speaks plain HTTP, and TLS came: use http://, or a proxy that ends TLS")
+        raise BadRequest("the client sent TLS to a port for plain HTTP: use http://, or a proxy that terminates TLS")
     if (match := _NO_HEAD.search(buffer, start)) is not None:
         is_line_feed = match[0] == b"\n"
         raise BadRequest(

@@ -1,8 +1,8 @@
 """Who was refused, how much and why, over the last minutes: counts by account in bounded memory.
 
 Time is cut into slices of SLICE_SECONDS. A slice keeps the heaviest accounts and counts the others together, as
-`pipeline.flow.offered` does. A report of a whole slice replaces an earlier one, so a lost report loses nothing that the
-next one does not bring again.
+`pipeline.flow.offered` does. Each report has the whole slice and replaces the earlier report, so the next report
+repairs a lost one.
 """
 
 from collections.abc import Iterable, Mapping

@@ -140,7 +140,7 @@ def set_up_faults(found: dict[str, str], settings: Settings, facts: TopicFacts) 
         faults.append(
             SetUpFault(
                 f"The topic {topic} has {len(facts.leaders)} partitions, fewer than LOG_PARTITIONS="
-                f"{settings.log_partitions}: somebody made it, or made it anew, with fewer",
+                f"{settings.log_partitions}: it was created or recreated with fewer",
                 f"`kafka-topics.sh --alter --topic {topic} --partitions {settings.log_partitions}`, or "
                 f"LOG_PARTITIONS={len(facts.leaders)}",
                 loses_events=False,

@@ -438,7 +438,7 @@ class RedisStreamsLog:
                 self._ask_for_rewrite(connection, facts.run_id)
             elif self._clock.monotonic() >= deadline:
                 raise LogUnavailableError(
-                    "the event log (Redis) has started and writes its append-only file anew; appends begin after that"
+                    "the event log (Redis) rewrites its append-only file after its start; appends begin after that"
                 )
             self._clock.sleep(REWRITE_POLL_SECONDS)
             facts = connection.ask_facts()
@@ -461,8 +461,8 @@ class RedisStreamsLog:
                     return
         if "in progress" not in reason:  # another process was faster
             raise LogUnavailableError(
-                "nothing is appended to the event log (Redis) before it has written its append-only file anew once "
-                f"after its start, and it can't: {reason}"
+                "the event log (Redis) must rewrite its append-only file once after a start before it accepts appends, "
+                f"and the rewrite failed: {reason}"
             )
 
     # --- Read -------------------------------------------------------------------------------------------------------

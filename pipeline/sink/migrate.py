@@ -256,7 +256,7 @@ def _is_applied(cursor: Any, migration: Migration, *, gives_up: bool) -> bool:
             raise
         cursor.execute("ROLLBACK")
         _logger.warning(
-            "%s waits: somebody else uses a table that it changes (%s)",
+            "migration %s waits: another session uses a table that it changes (%s)",
             migration.name,
             in_full(error),
             extra={"action": "migration_waits", "migration": migration.name},

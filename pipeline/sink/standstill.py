@@ -23,9 +23,9 @@ def _words(session: Session, drainer: Row) -> str:
     drain = f"its drain (pid {pid} in PostgreSQL, from {host})"
     holders = lock_holders(session)
     if event_type == "Lock" or holders:
-        return f"{drain} waits for a lock: {holders or 'nobody has it any more'}"
+        return f"{drain} waits for a lock: {holders or 'it was just released'}"
     if state == "active":
-        return f"PostgreSQL has been at work for {drain} for {seconds:.0f} s"
+        return f"{drain} has been executing one statement for {seconds:.0f} s"
     if seconds >= _SILENT_SECONDS:
         return f"{drain} has asked nothing for {seconds:.0f} s: its worker is frozen or cut off"
     return f"{drain} is at work and stores nothing: its worker's log says why"

@@ -394,7 +394,7 @@ def test_whatever_stands_in_the_queue_the_worker_goes_on(rig: Rig) -> None:
     # Then it counted each, said it once, and goes on; a partition that there is none of does not come again
     counts = dropped()
     assert (counts["malformed"], counts["unknown_task"], counts["arguments"], counts["expired"]) == (10, 2, 7, 1)
-    assert rig.batches.log().count("threw away a message of the queue (malformed)") == 1
+    assert rig.batches.log().count("dropped a message from the queue (malformed)") == 1
     assert rig.batches.pid == pid
     rig.append(50)
     rig.wait_stored()

@@ -260,7 +260,7 @@ def test_a_request_names_one_host(edge: RunningEdge, host: bytes) -> None:
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "this port speaks plain HTTP"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "the client sent TLS to a port for plain HTTP"),
         (b"GET /healthz HTTP/1.1\nHost: x\n\n", "ends with LF alone"),
         (b"GET /healthz HTTP/1.1\r\nHost: x\n", "ends with LF alone"),
         (b"\x80\x00\x00", "control character"),

@@ -100,7 +100,7 @@ def test_nothing_is_appended_while_the_file_is_written_anew(own_log_redis: Serve
             result, seconds = timed(lambda: log.append([(0, b"refused")]))
             # Then it is refused in time, and not stored
             assert isinstance(result, LogUnavailableError), repr(result)
-            assert "writes its append-only file anew" in str(result)
+            assert "rewrites its append-only file" in str(result)
             assert seconds < 1.0
         assert rig.open().positions()[0].end == 0
         # And the log takes it once the file is there, as a second writer does, with no second rewrite

@@ -52,7 +52,9 @@ class Rig:
         """The one answer to a control command."""
         said = self.celery("control", *words)
         assert said.returncode == 0, said.stderr
-        assert "threw away" not in said.stderr  # an answer ends the wait for others; that is no malformed message
+        assert (
+            "dropped a message" not in said.stderr
+        )  # an answer ends the wait for others; that is no malformed message
         assert said.stdout.count(": OK") == 1, said.stdout
         return " ".join(said.stdout.split())
 
@@ -199,7 +201,7 @@ def test_a_limit_of_an_account_holds_and_outlives_a_flush(rig: Rig) -> None:
         (["set_rate_limit", "fast"], "'fast', which is not a number"),
         (["set_bands", "5", "2"], "is not below the upper one"),
         (["skip_gap", "1", "2"], "a partition and two offsets are needed"),
-        (["accept_poison", "1"], "partition 1: no batch is kept"),
+        (["accept_poison", "1"], "partition 1: no batch is saved"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )

@@ -134,7 +134,7 @@ def test_only_those_with_a_key_can_give_work_and_commands(
         # Then they are counted as unsigned by each that gets them, logged, and not carried out
         system.wait(lambda: broker.dropped("unsigned") == 6, "they are counted")
         for worker in (system.batches, system.control):
-            assert "threw away a message of the queue (unsigned)" in worker.log()
+            assert "dropped a message from the queue (unsigned)" in worker.log()
         # And so is what pretends to need no decoding: kombu takes some types and bodies as they are
         for number, (kind, content_type, encoding) in enumerate(PRETENDED):
             task, command = _pretended(kind, content_type, encoding)

@@ -246,7 +246,7 @@ def test_a_poisoned_batch_is_shown_and_accepted(rig: Rig) -> None:
         "poison_accepted", "they are of a test", "8",
     )  # fmt: skip
     # And once more is once too often
-    with pytest.raises(DoesNotFitError, match="no batch is kept"):
+    with pytest.raises(DoesNotFitError, match="no batch is saved"):
         stopped.accept(rig.context, "ann@desk", 0, "again", dry_run=False)
     fail_no_more(url)
     rig.append(10, 15)

@@ -64,7 +64,7 @@ def test_a_taken_port_for_metrics_is_logged_and_events_are_accepted(caplog: pyte
         port = taken.getsockname()[1]
         # Then ingest starts without metrics there, and says so
         with running_edge(ingest_metrics_port=port) as edge:
-            eventually(lambda: f"no metrics: 127.0.0.1 port {port} can't be had" in caplog.text, "it is logged")
+            eventually(lambda: f"no metrics: can't listen on 127.0.0.1, port {port}" in caplog.text, "it is logged")
             assert post(edge.port, SAMPLE).status == 202
             # And it stops as usual
 

@@ -725,7 +725,7 @@ def test_a_drainer_that_cannot_be_ended_is_a_problem_not_a_failure(
 
     monkeypatch.setattr(system.database, "terminate", away)
     assert stall(system, 3) == []
-    assert system.tick().problems == ("The drain of partition 0 stands still and could not be ended: gone",)
+    assert system.tick().problems == ("The drain of partition 0 makes no progress and could not be terminated: gone",)
     assert [(alarm.code, alarm.partition) for alarm in system.rate().alarms] == [(AlarmCode.DRAINER_NOT_ENDED, 0)]
 
 
