@@ -25,6 +25,12 @@ PHRASES = {
     r"(was|is|been) told": "the component received, knows",
     r"goes by (the )?(last|what)": "uses",
     r"takes (nothing|what)": "accepts, stores",
+    r"anew": "again, or the verb with re-",
+    r"(threw|throws?|thrown) away": "dropped",
+    r"can.t be had": "can't listen, is missing",
+    r"not taken": "not supported, not accepted",
+    r"what there (is|was)": "the noun itself",
+    r"what came of": "the result of",
     r"kept over": "survives",
 }
 FORBIDDEN = re.compile(r"\b(?:" + "|".join(PHRASES) + r")\b", re.IGNORECASE)
