@@ -1,25 +1,106 @@
 """Keeps passwords out of all output: log lines, errors, and the reasons that people see.
 
 Every error of Sluice and every log line passes through `hide_secrets`. It recognises a password by its position: in a
-URL, or after `password=`. Libraries may also quote parts of a URL that they can't parse, so `url_problem` finds such
-URLs first.
+URL, or after `password=`. It also knows the passwords in the settings of this process (`know_url`, `know_secret`), and
+hides them at any position: libraries quote parts of a URL that they can't parse, in words that differ between versions.
+`url_problem` finds such URLs first.
 """
 
 import re
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Final
+from urllib.parse import unquote
+
+from pipeline.text import on_one_line
 
 _HIDDEN: Final = "***"
 
 # `//user:password@`: up to the last @ of the word, because a password may contain characters that are invalid in a URL.
-_IN_URL: Final = re.compile(r"(://[^\s:/@]{0,200}):\S{0,500}@")
+# Passwords that are tokens of a cloud's identity service have one or two thousand characters.
+_IN_URL: Final = re.compile(r"(://[^\s:/@]{0,200}):\S{0,4096}@")
 _NAMED: Final = re.compile(r"(\b\w*password)=('[^']*'|[^\s&\"']+)", re.IGNORECASE)
 _API_KEY: Final = re.compile(r"(slc_[0-9a-f]{8}_)[0-9a-f]+")  # of pipeline/keys.py; the id before it is public
-_TOKEN: Final = re.compile(r'(invalid percent-encoded token): ".*"')  # libpq quotes only the password
+_TOKEN: Final = re.compile(r'(percent-encoded (?:token|value)): ".*"')  # libpq quotes only the password
 
 _URL: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 _LOOSE_PERCENT: Final = re.compile(r"%(?![0-9a-fA-F]{2})")
+_BLANK: Final = re.compile(r"[\x00-\x20\x7f]")
 _PORT: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 _ENCODE: Final = "in a user or password, write % as %25, @ as %40, : as %3A, / as %2F, ? as %3F and # as %23"
+
+# Shorter ones are hidden only by their position: as a word, they would also be hidden in many other messages.
+_KNOWN_CHARS_MIN: Final = 4
+_KNOWN_MAX: Final = 256  # a process has settings for a few passwords, each in up to four forms
+
+
+class _KnownSecrets:
+    """The passwords that this process knows, in each form that a message may have. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._forms: dict[str, None] = {}
+        self._pattern: re.Pattern[str] | None = None
+
+    def add(self, forms: Iterable[str]) -> None:
+        """Hide these strings from now on."""
+        with self._lock:
+            self._forms |= dict.fromkeys(form for form in forms if len(form) >= _KNOWN_CHARS_MIN)
+            while len(self._forms) > _KNOWN_MAX:
+                del self._forms[next(iter(self._forms))]
+            longest_first = sorted(self._forms, key=len, reverse=True)
+            self._pattern = re.compile("|".join(map(_as_a_word, longest_first))) if longest_first else None
+
+    def hide(self, text: str) -> str:
+        """The text with *** in place of each of them."""
+        return text if self._pattern is None else self._pattern.sub(_HIDDEN, text)
+
+
+_known = _KnownSecrets()
+
+
+def _as_a_word(form: str) -> str:
+    """The pattern of a string that is no part of a longer word."""
+    begin, end = (r"\b" if char.isalnum() or char == "_" else "" for char in (form[0], form[-1]))
+    return f"{begin}{re.escape(form)}{end}"
+
+
+def know_secret(secret: str) -> None:
+    """Hide a password from now on, at any position in any message. Less than four characters are not hidden."""
+    _known.add(_forms_of(secret))
+
+
+def know_url(url: str) -> None:
+    """Hide the passwords in a URL from now on, even if the URL is invalid.
+
+    A password that is also the user, the host or another name in its URL is hidden only by its position, as is one of
+    less than four characters: otherwise most messages would be unreadable.
+    """
+    scheme, _, rest = url.partition("://")
+    found = set(_passwords_of(rest))
+    for password in found:
+        for part in (f":{password}@", f"={password}"):
+            rest = rest.replace(part, " ")
+    names = set(re.findall(r"\w+", f"{scheme} {rest}"))
+    for password in found - names:
+        know_secret(password)
+
+
+def _passwords_of(rest: str) -> Iterator[str]:
+    """What may be a password in a URL without its scheme."""
+    for login in (re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[0], rest.rpartition("@")[0]):
+        if ":" in login:
+            yield login.partition(":")[2]
+    for option in rest.partition("?")[2].split("&"):
+        name, _, password = option.partition("=")
+        if name.lower().endswith("password"):
+            yield password
+
+
+def _forms_of(password: str) -> Iterator[str]:
+    """A password as it is in a URL, decoded, and as messages quote it."""
+    decoded = unquote(password)
+    yield from (password, decoded, on_one_line(decoded), repr(decoded)[1:-1])
 
 
 def hide_secrets(text: str) -> str:
@@ -30,7 +111,7 @@ def hide_secrets(text: str) -> str:
         text = _TOKEN.sub(rf'\1: "{_HIDDEN}"', text)
     if "slc_" in text:
         text = _API_KEY.sub(rf"\1{_HIDDEN}", text)
-    return _NAMED.sub(rf"\1={_HIDDEN}", text) if "=" in text else text
+    return _known.hide(_NAMED.sub(rf"\1={_HIDDEN}", text) if "=" in text else text)
 
 
 def url_problem(url: str, schemes: tuple[str, ...]) -> str | None:
@@ -38,15 +119,28 @@ def url_problem(url: str, schemes: tuple[str, ...]) -> str | None:
     match = _URL.fullmatch(url)
     if match is None or match["scheme"] not in schemes:
         return f"does not begin with {' or '.join(f'{scheme}://' for scheme in schemes)}"
-    authority, rest = match["authority"], match["rest"]
+    return next(_problems_of(match), None)
+
+
+def _problems_of(url: re.Match[str]) -> Iterator[str]:
+    """What is wrong with the parts of a URL that has the right scheme."""
+    authority, rest = url["authority"], url["rest"]
     user, at, hosts = authority.rpartition("@")
-    if at and match["scheme"].startswith("kafka"):
-        return "has a user or a password: for Kafka these are KAFKA_USER and KAFKA_PASSWORD (or KAFKA_PASSWORD_FILE)"
+    if at and url["scheme"].startswith("kafka"):
+        yield "has a user or a password: for Kafka these are KAFKA_USER and KAFKA_PASSWORD (or KAFKA_PASSWORD_FILE)"
     ports_are_right = all(_PORT.fullmatch(host) for host in hosts.split(","))
-    if "@" in user or ("@" in rest and not ports_are_right) or "@" in rest.partition("?")[0]:
-        return f"has an @ where none belongs: {_ENCODE}"
-    if _LOOSE_PERCENT.search(url):
-        return f"has a % that begins no percent-encoded character: {_ENCODE}"
+    # user:12?rest-of-password@host looks like a host, a port and an option.
+    is_cut_password = not at and rest.startswith("?") and "@" in rest
+    is_at_wrong = "@" in user or ("@" in rest and not ports_are_right) or "@" in rest.partition("?")[0]
+    if is_cut_password or is_at_wrong:
+        yield f"has an @ where none belongs: {_ENCODE}"
+    if _BLANK.search(url[0]):
+        yield f"has a space or a control character: write a space as %20; {_ENCODE}"
+    if "%00" in url[0]:
+        yield "has %00: no user, password or name may have this character"
+    if any(option and "=" not in option for option in rest.partition("#")[0].partition("?")[2].split("&")):
+        yield f"has an option without = after its ?: {_ENCODE}"
+    if _LOOSE_PERCENT.search(url[0]):
+        yield f"has a % that begins no percent-encoded character: {_ENCODE}"
     if not ports_are_right:
-        return "has a port that is no number"
-    return None
+        yield "has a port that is no number"

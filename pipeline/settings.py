@@ -18,7 +18,7 @@ from pipeline.account import account_named, is_loopback
 from pipeline.errors import SettingsError
 from pipeline.names import LOG_FORMATS, LOG_LEVELS, SinkName
 from pipeline.running import nothing_to_ask, with_running_system
-from pipeline.secrets import url_problem
+from pipeline.secrets import know_secret, know_url, url_problem
 from pipeline.tls import TlsFiles
 from pipeline.urls import SENTINEL_SCHEMES, has_redis_tls, hosts_of, query_of, scheme_of, sentinel_url
 
@@ -914,6 +914,8 @@ class Settings:
             try:
                 if path:
                     text = _secret_of(path, is_given=bool(text))
+                if text and field.metadata["is_secret"]:
+                    _hide_from_now_on(name, text)
                 if text:
                     values[name] = _parse(text, kind)
             except _FileError as error:
@@ -1045,6 +1047,14 @@ def ignore_variables_of_others() -> str | None:
     if any(_LIBPQ.fullmatch(name) for name in found):
         told += "; settings of PostgreSQL's client belong into DATABASE_URL, as in ?sslmode=require"
     return told
+
+
+def _hide_from_now_on(name: str, text: str) -> None:
+    """Keep the password in a secret setting out of all messages, also if the setting is refused."""
+    if name.endswith("_url"):
+        know_url(text)
+    elif not name.endswith("_user"):
+        know_secret(text)
 
 
 def _parse(text: str, kind: type) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.running import SYSTEM_VARIABLE, home_of, how_to
+from pipeline.secrets import know_url
 from pipeline.settings import Settings, public_problem
 from stack import surroundings
 from stack.prometheus import SCRAPE_SECONDS
@@ -130,6 +131,8 @@ class StackConfig:
     def from_environ(cls, log: str | None, environ: Mapping[str, str] | None = None) -> "StackConfig":
         """Read the environment; `log` is the command line's choice. Raises ServerError with the reason."""
         source = os.environ if environ is None else environ
+        for name in _URLS:
+            know_url(source.get(name, ""))
         home = home_of(source)
         for folder in (home, ROOT):
             if re.search(r"%|\s[;#]|\n", str(folder)):  # special characters in supervisor's configuration

@@ -1,5 +1,6 @@
 """Passwords are shown nowhere: not in errors, not in log lines, not where a URL can't be read."""
 
+import contextlib
 import io
 import logging
 import os
@@ -9,13 +10,19 @@ import sys
 import psycopg2
 import pytest
 
-from pipeline import logs
+from pipeline import logs, secrets
 from pipeline.errors import SettingsError, SinkUnavailableError, in_brief
 from pipeline.names import LOG_FORMATS
 from pipeline.secrets import hide_secrets
 from pipeline.settings import Settings, ignore_variables_of_others
 
 SECRET = "hunter2"
+
+
+@pytest.fixture(autouse=True)
+def knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test knows the passwords of another."""
+    monkeypatch.setattr(secrets, "_known", secrets._KnownSecrets())
 
 
 @pytest.mark.parametrize(
@@ -25,6 +32,8 @@ SECRET = "hunter2"
         ("redis://:hunter2@cache:6379/0", "redis://:***@cache:6379/0"),
         ("rediss://u:a/hunter2@b@cache", "rediss://u:***@cache"),
         ('invalid dsn: invalid percent-encoded token: "hunter2%zz"', 'invalid percent-encoded token: "***"'),
+        ('forbidden value %00 in percent-encoded value: "hunter2%00"', 'percent-encoded value: "***"'),
+        (f"postgresql://u:{'token' * 700}-hunter2@db/x: refused", "postgresql://u:***@db/x: refused"),
         ("postgresql://db/x?user=u&password=hunter2&sslmode=require", "password=***&sslmode=require"),
         ("host=db password=hunter2 dbname=x", "password=*** dbname=x"),
         ("host=db password='hunter2 x' dbname=x", "password=*** dbname=x"),
@@ -35,6 +44,39 @@ def test_a_password_is_hidden_by_its_place(text: str, shown: str) -> None:
     assert SECRET not in hide_secrets(text)
     assert SECRET not in str(SinkUnavailableError(text))
     assert SECRET not in in_brief(ValueError(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "forms"),
+    [
+        ("DATABASE_URL", "postgresql://ann:hunter2%2Fx%C3%A4@db/x", ["hunter2%2Fx%C3%A4", "hunter2/xä"]),
+        ("REDIS_URL", "redis://:hunter2%0A%22@db/0", ["hunter2%0A%22", 'hunter2\n"', 'hunter2\\n"']),
+        ("REDIS_URL", "redis+sentinel://u:hunter2@a:1,b:2/main/0", ["hunter2"]),
+        ("DATABASE_URL", "postgresql://db/x?user=u&password=hunter2%21", ["hunter2%21", "hunter2!"]),
+        ("KAFKA_PASSWORD", "hunter2", ["hunter2"]),
+        ("DATABASE_URL", "postgresql://ann:hunter2 x@db/x", ["hunter2 x"]),  # refused, and hidden all the same
+    ],
+)  # fmt: skip
+def test_a_password_of_the_settings_is_hidden_wherever_it_is(name: str, value: str, forms: list[str]) -> None:
+    # Given a process with a password in its settings
+    with contextlib.suppress(SettingsError):
+        Settings.from_environ({name: value})
+    # Then no message has it, whatever a library says of it
+    for form in forms:
+        said = SinkUnavailableError(f'it says ("{form}") of {form}, and {form}')
+        assert str(said) == 'it says ("***") of ***, and ***'
+
+
+@pytest.mark.parametrize("password", ["sluice", "db", "logs", "abc"])
+def test_a_password_that_is_a_name_or_short_does_not_garble_all_messages(password: str) -> None:
+    Settings.from_environ({"DATABASE_URL": f"postgresql://sluice:{password}@db:5432/logs"})
+    assert hide_secrets(f"the {password} of sluice at db/logs") == f"the {password} of sluice at db/logs"
+    assert hide_secrets(f"postgresql://sluice:{password}@db:5432/logs") == "postgresql://sluice:***@db:5432/logs"
+
+
+def test_a_part_of_a_longer_word_is_no_password() -> None:
+    Settings.from_environ({"DATABASE_URL": "postgresql://ann:word@db/x"})
+    assert hide_secrets("words, passwords and a word") == "words, passwords and a ***"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +116,11 @@ def test_log_lines_hide_passwords_in_tracebacks_too(form: str) -> None:
         (f"x/{SECRET}", "%2F"),
         (f"x?{SECRET}", "%3F"),
         (f"x#{SECRET}", "%23"),
+        (f"12?{SECRET}", "%3F"),
+        (f"12?{SECRET}=x", "%40"),
+        (f"{SECRET}%00", "%00"),
+        (f"x {SECRET}", "%20"),
+        (f"x\n{SECRET}", "%20"),
     ],
 )
 def test_a_url_that_cannot_be_read_is_refused_without_its_password(name: str, password: str, why: str) -> None:

@@ -252,9 +252,10 @@ def test_variables_of_other_programs_are_cleared_and_ours_are_kept() -> None:
     assert environ == {**ours, **passwords, **surroundings.LOCALE}
 
 
-def test_what_is_said_of_an_address_has_no_password(tmp_path: Path) -> None:
+@pytest.mark.parametrize("password", ["p@ss/w%rd", "pass%00 word"])
+def test_what_is_said_of_an_address_has_no_password(tmp_path: Path, password: str) -> None:
     with pytest.raises(ServerError, match="contradict each other") as raised:
-        config_of(tmp_path, "kafka", EVENT_LOG_URL="redis://user:p@ss/w%rd@host:6380/0")
+        config_of(tmp_path, "kafka", EVENT_LOG_URL=f"redis://user:{password}@host:6380/0")
     assert "redis://user:***@host:6380/0" in str(raised.value)
 
 
