@@ -71,6 +71,7 @@ class HealthSources:
     available_permissions: int | None
     is_local: bool  # the bucket does not respond
     loop_problems: tuple[str, ...] = ()  # problems of this process' own loops
+    process: str = ""  # its name in the reports of processes
     outlook: Outlook = _NO_OUTLOOK
     refusals: Refusals | None = None  # who was refused, if much is
 
@@ -97,9 +98,10 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
         # Leases add to a full bucket. A number above the bucket's capacity would confuse the reader.
         bucket_tokens=None if tokens is None else min(tokens, capacity),
         bucket_capacity=float(capacity),
-        is_bucket_unavailable=sources.is_local,
-        is_log_full=sources.log.is_full,
+        is_bucket_unavailable=sources.is_local or inputs.is_bucket_unavailable,
+        is_log_full=sources.log.is_full or inputs.is_log_full,
         loop_problems=sources.loop_problems,
+        process=sources.process,
         refusals=sources.refusals,
         serves_clients=True,
     )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -30,12 +31,12 @@ from ingest.throttle import ThrottleView
 from ingest.types import Lifecycle
 from pipeline.clock import Clock
 from pipeline.errors import SettingsError
-from pipeline.follower import ControlFollower, TroubleReporter
+from pipeline.follower import ControlFollower, TroubleReporter, loop_troubles
 from pipeline.health.snapshot import Outlook
 from pipeline.keys import ApiKey
 from pipeline.loops import Loops
 from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsCollector, RequestsByStatus
-from pipeline.names import LoopName, TlsRefusal
+from pipeline.names import LoopName, ProblemCode, TlsRefusal
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import (
     AskedLimit,
@@ -43,6 +44,7 @@ from pipeline.ports.control import (
     ControlState,
     ControlStore,
     PublishedRate,
+    Trouble,
     Troubles,
     account_limits,
     limited_by,
@@ -89,6 +91,7 @@ class IngestService:
 
     def __init__(self, settings: Settings, context: IngestContext) -> None:
         self.settings = settings
+        self.name = f"ingest@{socket.gethostname()}/{os.getpid()}"  # for operators
         self.clock = context.clock
         self.lifecycle = Lifecycle()
         self.registry = CollectorRegistry()
@@ -106,7 +109,7 @@ class IngestService:
             context.clock,
             self._on_state,
             self.loops.add(LoopName.FOLLOWER),
-            reporter=_reporter(settings, context),
+            reporter=self._reporter(context),
             on_unavailable=self._on_store_unavailable,
         )
         self.held_bodies = HeldBodies(settings.bodies_bytes_max)
@@ -277,9 +280,37 @@ class IngestService:
             available_permissions=self.admission.available(now),
             is_local=self.admission.is_local,
             loop_problems=tuple(self.loops.problems(now)),
+            process=self.name,
             outlook=outlook,
             refusals=self.throttle.known() if is_refusing else None,
         )
+
+    def _reporter(self, context: IngestContext) -> TroubleReporter | None:
+        """Reports to the whole system. The processes of one host share its clock, so they report it under one name."""
+        if context.troubles is None:
+            return None
+        return TroubleReporter(
+            context.troubles,
+            f"ingest@{socket.gethostname()}",
+            self.clock,
+            difference_seconds_max=self.settings.clock_difference_seconds_max,
+            own_problems=self._own_troubles,
+            own_name=self.name,
+        )
+
+    def _own_troubles(self) -> list[Trouble]:
+        """What only this process can know, for all that show the system's health. Runs on any thread: it only reads."""
+        log = self.appender.status(self.clock.monotonic())
+        found = loop_troubles(self.loops, self.clock)
+        if not log.answers:
+            found.append(
+                Trouble(ProblemCode.LOG_DOWN, f"its clients get 503: {log.problem or 'the event log does not answer'}")
+            )
+        elif log.is_full:
+            found.append(Trouble(ProblemCode.LOG_FULL, "the event log is full"))
+        if self.admission.is_local:
+            found.append(Trouble(ProblemCode.BUCKET_AWAY, "the token bucket does not answer"))
+        return found
 
     def sample_gauges(self) -> None:
         """Update the metrics that are not counted where they change. Runs on any thread: it only reads."""
@@ -297,14 +328,6 @@ class IngestService:
         metrics.held_accounts.set(self.accounts.held)
         known = None if self.keys is None else self.keys.count
         metrics.keys.set(math.nan if known is None else known)
-
-
-def _reporter(settings: Settings, context: IngestContext) -> TroubleReporter | None:
-    """Reports under the host's name: the processes of one host share its clock. Their own health shows their loops."""
-    if context.troubles is None:
-        return None
-    process, seconds_max = f"ingest@{socket.gethostname()}", settings.clock_difference_seconds_max
-    return TroubleReporter(context.troubles, process, context.clock, difference_seconds_max=seconds_max)
 
 
 class _Sampling(MetricsCollector):

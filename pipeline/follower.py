@@ -143,8 +143,9 @@ class ControlFollower:
 class TroubleReporter:
     """Reports a process' problems to the control store, so that every process' health shows them.
 
-    These are a wall clock that differs from the store's, and the problems of `loops` in a process that has no health
-    endpoint of its own. Processes that report under the same name share a clock.
+    These are a wall clock that differs from the store's, and what `own_problems` returns, which runs on the thread that
+    reports. Processes of one host share a clock, so they may report it under one name; `own_name` is then the name for
+    the rest.
     """
 
     def __init__(
@@ -154,15 +155,18 @@ class TroubleReporter:
         clock: Clock,
         *,
         difference_seconds_max: float,
-        loops: Loops | None = None,
+        own_problems: Callable[[], list[Trouble]] = list,
+        own_name: str | None = None,
     ) -> None:
         self._troubles = troubles
         self._process = process
         self._clock = clock
         self._difference_seconds_max = difference_seconds_max
-        self._loops = loops
+        self._own_problems = own_problems
+        self._own_name = own_name or process
         self._look: Look | None = None  # the latest read of the store's wall clock, timed by this process' own
-        self._may_stand = True  # a report of this process, or of an earlier one with its name, may be stored
+        # Names under which a report may be stored: of this process, or of an earlier one with its name.
+        self._may_stand = {self._process, self._own_name}
 
     def note_clock(self, look: Look) -> None:
         """Record a read of the store's clock."""
@@ -170,20 +174,29 @@ class TroubleReporter:
 
     def report(self) -> None:
         """Report the current problems if there are any, or were; raises nothing."""
-        found = self._found()
-        if not found and not self._may_stand:
-            return
+        found = {self._process: self._clock_problems()}
+        found[self._own_name] = self._own_problems() + found.get(self._own_name, [])
+        for name, problems in found.items():
+            if problems or name in self._may_stand:
+                self._report(name, problems)
+
+    def _report(self, name: str, problems: list[Trouble]) -> None:
         try:
-            self._troubles.report(self._process, found)
-            self._may_stand = bool(found)
+            self._troubles.report(name, problems)
         except StoreUnavailableError as error:
             logger.debug("what is wrong with this process is not reported: %s", error)
+        else:
+            (self._may_stand.add if problems else self._may_stand.discard)(name)
 
-    def _found(self) -> list[Trouble]:
-        problems = [] if self._loops is None else self._loops.problems(self._clock.monotonic())
-        found = [Trouble(AlarmCode.LOOP_FAILS, problem) for problem in problems]
+    def _clock_problems(self) -> list[Trouble]:
         ahead = None if self._look is None else self._look.ahead_seconds(beyond=self._difference_seconds_max)
-        if ahead is not None:  # the store's clock is ahead, so ours is behind
-            what = f"its clock is {difference_words(-ahead)} the control store's (Redis)"
-            found.append(Trouble(AlarmCode.CLOCKS_DIFFER, what))
-        return found
+        if ahead is None:
+            return []
+        # The store's clock is ahead, so ours is behind.
+        what = f"its clock is {difference_words(-ahead)} the control store's (Redis)"
+        return [Trouble(AlarmCode.CLOCKS_DIFFER, what)]
+
+
+def loop_troubles(loops: Loops, clock: Clock) -> list[Trouble]:
+    """The problems of a process' loops, to report."""
+    return [Trouble(AlarmCode.LOOP_FAILS, problem) for problem in loops.problems(clock.monotonic())]

@@ -302,6 +302,7 @@ KEY_OFFERS: Final = "offers"  # hash, expires: ingest process -> time and what w
 KEY_KEYS: Final = "keys"  # hash: id of an API key -> the key as JSON, `-` and id of a revoked one; `version`
 KEY_THROTTLE: Final = "throttle"  # hash, expires: ingest process and slice -> time, what it refused by account, as JSON
 KEY_TROUBLES: Final = "troubles"  # hash, expires: process -> its problems, as JSON
+KEY_TROUBLES_AT: Final = "troubles:at"  # hash, expires: process -> time of its report, by the store's clock
 KEY_LEASE: Final = "lease"  # string with time to live, one for each named lease
 KEY_PROGRESS: Final = "progress"  # hash for each log_id, expires: partition -> offset, and since when it is unchanged
 KEY_HISTORY: Final = "history"  # stream, bounded, expires: one entry a second with the data of the live page

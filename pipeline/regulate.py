@@ -21,6 +21,7 @@ from pipeline.names import (
     BreakerState,
     ControlEventKind,
     PauseReason,
+    ProblemCode,
     Severity,
     SinkName,
 )
@@ -61,6 +62,13 @@ PolicyOf = Callable[[Bands | None], RatePolicy]
 # tick may take seconds while a server does not respond, whatever the period is.
 _PROGRESS_PERIODS_MAX: Final = 3
 _PROGRESS_SECONDS_MIN: Final = 15.0
+# Problems with a server that ingest processes report. All of them usually have the same one: it is one alarm.
+_OF_SERVERS: Final[Mapping[str, Severity]] = {
+    ProblemCode.LOG_DOWN: Severity.CRITICAL,
+    ProblemCode.LOG_FULL: Severity.CRITICAL,
+    ProblemCode.BUCKET_AWAY: Severity.DEGRADED,
+}
+_REPORTERS_SHOWN: Final = 3  # processes
 _EVENTS_SEARCHED: Final = 1000  # control events, for a loss that was recorded within the hour: as many as are kept
 
 
@@ -307,9 +315,19 @@ def _restore(state: ControlState, store: ControlStore, sink: SinkQueries, sample
 
 def _hear_troubles(control: ControlAdapters, sample: _Sample) -> None:
     """Turn the problems that processes report into alarms of the system."""
+    by_code: dict[str, list[tuple[str, str]]] = {}
     for process, problems in (control.troubles.reported() if control.troubles is not None else {}).items():
         for problem in problems:
-            sample.degraded(problem.code, f"{process}: {problem.what}", _where(process, problem.code))
+            if problem.code in _OF_SERVERS:
+                by_code.setdefault(problem.code, []).append((process, problem.what))
+            else:
+                sample.degraded(problem.code, f"{process}: {problem.what}", _where(process, problem.code))
+    for code, found in sorted(by_code.items()):
+        names, (_, what) = sorted(process for process, _ in found), found[0]
+        reporters = ", ".join(names[:_REPORTERS_SHOWN]) + (
+            f" and {len(names) - _REPORTERS_SHOWN} more" if len(names) > _REPORTERS_SHOWN else ""
+        )
+        sample.alarms.append(Alarm(code, _OF_SERVERS[code], f"{reporters}: {what}", f"reported by {reporters}"))
 
 
 def _where(process: str, code: str) -> str:

@@ -191,6 +191,7 @@ def inputs_document(inputs: HealthInputs, verdict: Verdict) -> dict[str, Any]:
         "baseRate": inputs.base_rate,
         "floorRate": inputs.floor_rate,
         "rateDecidedBy": inputs.rate_decided_by,
+        "rateLevel": None if verdict.rate_level is None else verdict.rate_level.value,
         "rateOverride": None
         if override is None
         else {"rate": override.rate, "until": override.until, "by": override.actor, "why": override.why},

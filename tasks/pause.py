@@ -12,7 +12,7 @@ from celery import bootsteps
 
 from pipeline import wiring
 from pipeline.clock import SystemClock
-from pipeline.follower import ControlFollower, TroubleReporter
+from pipeline.follower import ControlFollower, TroubleReporter, loop_troubles
 from pipeline.loops import Loop, Loops
 from pipeline.names import LoopName, Queue
 from pipeline.ports.control import ControlEvents, ControlState, ControlStore, paused
@@ -88,7 +88,7 @@ class PauseStep(bootsteps.StartStopStep):
                     str(consumer.hostname),
                     SystemClock(),
                     difference_seconds_max=settings.clock_difference_seconds_max,
-                    loops=loops,
+                    own_problems=lambda: loop_troubles(loops, SystemClock()),
                 ),
             )
             self._follower.start()

@@ -39,6 +39,17 @@ _FULL: Final = 0.9  # of the rate: a bucket of whole events and the history's se
 _SHOWN_SHARE_MIN: Final = 0.01  # a level or a protocol that is refused less is not named
 _WORST_SHOWN: Final = 3  # levels or protocols
 
+_LOWERS_THE_RATE: Final = frozenset(
+    {
+        ProblemCode.BREAKER_OPEN,
+        ProblemCode.BEHIND,
+        ProblemCode.STORE_DOWN,
+        ProblemCode.BUCKET_AWAY,
+        ProblemCode.CONTROLLER_SILENT,
+        AlarmCode.LAG_UNKNOWN,
+    }
+)
+
 # Where to look if the sink fails.
 _SINK_PARTS: Final = {
     SinkName.POSTGRESQL: "PostgreSQL and the network to it",
@@ -62,6 +73,11 @@ class Verdict:
 
     status: Health
     problems: tuple[Problem, ...]
+
+    @property
+    def rate_level(self) -> Severity | None:
+        """The severity of the worst problem that lowers the rate; None: an operator or the policy chose the rate."""
+        return next((problem.severity for problem in self.problems if problem.code in _LOWERS_THE_RATE), None)
 
 
 def judge(inputs: HealthInputs) -> Verdict:
@@ -110,7 +126,7 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
             ProblemCode.LOG_FULL,
             Severity.CRITICAL,
             "The event log is full: clients get 503, nothing is taken",
-            "the memory of the log's server, and why consumers are behind",
+            f"the memory of the log's server, and why consumers are behind{_reported(inputs, ProblemCode.LOG_FULL)}",
         )
     if inputs.store_problem is not None:
         yield Problem(
@@ -125,7 +141,7 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
             ProblemCode.BUCKET_AWAY,
             Severity.DEGRADED,
             "The token bucket (Redis) does not answer: each ingest process admits its share of the last known rate",
-            "the server of REDIS_URL, and its memory limit",
+            f"the server of REDIS_URL, and its memory limit{_reported(inputs, ProblemCode.BUCKET_AWAY)}",
         )
     if inputs.database_problem is not None:
         yield Problem(
@@ -134,6 +150,12 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
             sentence(f"{inputs.sink} did not answer: dead letters are not counted"),
             f"{inputs.sink}; the breaker opens by itself if drains fail too{_it_says(inputs.database_problem)}",
         )
+
+
+def _reported(inputs: HealthInputs, code: ProblemCode) -> str:
+    """Which ingest processes reported it, as the controller published it."""
+    alarm = next((alarm for alarm in inputs.alarms if alarm.code == code), None)
+    return "" if alarm is None else f"; {alarm.look_at}"
 
 
 def _it_says(problem: str) -> str:
@@ -289,11 +311,21 @@ def _rate_now(inputs: HealthInputs, rate: float | None) -> str:
 
 
 def _alarms(inputs: HealthInputs) -> Iterator[Problem]:
-    """The controller's alarms, except the one that is already reported as a cause."""
+    """The controller's alarms, except those that are a problem already."""
     cause = _cause_alarm(inputs)
     for alarm in inputs.alarms:
-        if alarm is not cause:
+        if alarm is not cause and not _is_told(inputs, alarm):
             yield Problem(alarm.code, alarm.severity, alarm.what, alarm.look_at)
+
+
+def _is_told(inputs: HealthInputs, alarm: Alarm) -> bool:
+    """Whether what an ingest process reported is among the facts of this snapshot."""
+    if alarm.code == ProblemCode.LOG_DOWN:
+        return inputs.log_problem is not None
+    is_own = bool(inputs.process) and alarm.what.startswith(f"{inputs.process}: ")
+    return alarm.code in (ProblemCode.LOG_FULL, ProblemCode.BUCKET_AWAY) or (
+        is_own and alarm.code == AlarmCode.LOOP_FAILS
+    )
 
 
 def _loops(inputs: HealthInputs) -> Iterator[Problem]:

@@ -378,9 +378,11 @@ class Trouble:
 
 
 class Troubles(Protocol):
-    """Problems that processes find in themselves, for processes that have no health endpoint.
+    """Problems that only one process can know, for all that show the health of the system.
 
-    All of them expire TROUBLE_SECONDS after the last report: a process repeats its report while the problem lasts.
+    A process repeats its report while the problem lasts. TROUBLE_SECONDS after the last report, all are forgotten. The
+    next report of another process removes those that are older than that, and those from the future of the server's
+    clock.
     Every method raises StoreUnavailableError.
     """
 

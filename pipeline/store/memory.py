@@ -90,7 +90,7 @@ class _Content:
     # By process and slice, with the time of the report.
     throttle: dict[tuple[str, int], tuple[float, Refusals]] = field(default_factory=dict)
     troubles: dict[str, list[Trouble]] = field(default_factory=dict)
-    troubles_until: float = 0.0
+    troubles_at: dict[str, float] = field(default_factory=dict)  # time of the report, by process
 
 
 class MemoryServer:
@@ -708,18 +708,15 @@ class MemoryTroubles(_Adapter):
 
     def report(self, process: str, problems: Sequence[Trouble]) -> None:
         with self._server.changed:
-            content = self._held()
+            content = self._server.content()
             content.troubles.pop(process, None)
             if problems:
                 content.troubles[process] = [bounded_trouble(problem) for problem in problems]
-                content.troubles_until = self._server.clock.now() + TROUBLE_SECONDS
+                content.troubles_at[process] = self._server.clock.now()
 
     def reported(self) -> dict[str, list[Trouble]]:
         with self._server.changed:
-            return dict(self._held().troubles)
-
-    def _held(self) -> _Content:
-        content = self._server.content()
-        if content.troubles_until <= self._server.clock.now():
-            content.troubles = {}
-        return content
+            content, now = self._server.content(), self._server.clock.now()
+            held = content.troubles.items()
+            content.troubles = {one: it for one, it in held if 0 <= now - content.troubles_at[one] < TROUBLE_SECONDS}
+            return dict(content.troubles)

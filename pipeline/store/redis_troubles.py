@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.names import KEY_TROUBLES, AlarmCode
+from pipeline.names import KEY_TROUBLES, KEY_TROUBLES_AT, AlarmCode
 from pipeline.ports.control import Trouble
 from pipeline.settings import Settings
 from pipeline.store.common import TROUBLE_SECONDS, bounded_trouble
@@ -12,19 +12,17 @@ from pipeline.store.connection import ControlConnection, load_script
 
 
 class RedisTroubles:
-    """One hash, which expires as a whole; see Troubles.
-
-    Its weakness: the report of a process that has ended stays until the last report of the other processes expires.
-    """
+    """One hash, which expires as a whole; see Troubles. A report also removes those of processes that ended."""
 
     def __init__(self, settings: Settings) -> None:
         self._connection = ControlConnection(settings)
         self._key = self._connection.key(KEY_TROUBLES)
+        self._times_key = self._connection.key(KEY_TROUBLES_AT)
 
     def report(self, process: str, problems: Sequence[Trouble]) -> None:
         cut = [_written(bounded_trouble(problem)) for problem in problems]
         arguments = [process, json.dumps(cut) if cut else "", str(int(TROUBLE_SECONDS * 1000))]
-        self._connection.run(load_script("report_troubles"), [self._key], arguments)
+        self._connection.run(load_script("report_troubles"), [self._key, self._times_key], arguments)
 
     def reported(self) -> dict[str, list[Trouble]]:
         found: dict[str, str] = self._connection.call("HGETALL", self._key)

@@ -129,7 +129,10 @@ USES: Final[tuple[Use, ...]] = (
         writes=(names.KEY_HISTORY_TOTALS, names.KEY_HISTORY),
     ),
     _control(ALL, "the same, for reading", "XREVRANGE", reads=(names.KEY_HISTORY,)),
-    _control([INGEST, WORKER], "problems of processes", scripts=("report_troubles",), writes=(names.KEY_TROUBLES,)),
+    _control(
+        [INGEST, WORKER], "problems of processes",
+        scripts=("report_troubles",), writes=(names.KEY_TROUBLES, names.KEY_TROUBLES_AT),
+    ),
     _control([WORKER], "the same, for reading", "HGETALL", reads=(names.KEY_TROUBLES,)),
     _control([INGEST], "what accounts offer", scripts=("report_offers",), writes=(names.KEY_OFFERS,)),
     _control([WORKER], "the same, for reading", scripts=("read_offers",), reads=(names.KEY_OFFERS,)),

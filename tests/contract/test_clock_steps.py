@@ -10,6 +10,7 @@ from pipeline.clock import SystemClock
 from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.log.memory import MemoryLog
 from pipeline.names import LEASE_PROBE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.ports.control import Trouble
 from pipeline.ports.history import History
 from pipeline.status import StatusContext, read_status
 from pipeline.store.memory import MemoryServer
@@ -221,6 +222,24 @@ def test_without_ingest_a_publication_in_the_future_is_of_unknown_age(stepped: S
     assert age < 2.0
     stepped.step(-HOUR)
     assert _controllers_age(stepped, seen_seconds=None) is None
+
+
+# --- Reports of processes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [-HOUR, 16.0])
+def test_the_report_of_a_process_that_ended_is_forgotten_while_others_report(stepped: Stepped, seconds: float) -> None:
+    # Given two processes of which one reports once, and ends
+    trouble = [Trouble(AlarmCode.LOOP_FAILS, "it fails")]
+    stepped.rig.troubles.report("ended", trouble)
+    stepped.rig.troubles.report("lives", trouble)
+    assert stepped.rig.troubles.reported().keys() == {"ended", "lives"}
+    # When the other one goes on to report, for longer than a report is kept or by a clock that is set back
+    for _ in range(2):
+        stepped.step(seconds)
+        stepped.rig.troubles.report("lives", trouble)
+    # Then only that one is known
+    assert stepped.rig.troubles.reported() == {"lives": trouble}
 
 
 # --- Clocks that differ -----------------------------------------------------------------------------------

@@ -303,6 +303,8 @@ def test_a_rate_set_by_hand_shows_with_its_end_and_who_set_it(site: Site, browse
         assert told in seen.card("override")
         seen.wait_words("#card-rate", "321")
         seen.wait_words("#card-rate", "set by an operator")
+        # An operator chose it: it is no problem, so the card has no colour
+        assert seen.page.locator("#card-rate").get_attribute("data-level") is None
         seen.wait_words("#rows", f"Override: 321/s until {clock_time(until)}")
     finally:
         store.clear_override(actor="ann@example", why="the test is over")

@@ -17,7 +17,7 @@ from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, least_seconds
 from checks.testbed.wire import Wire, get, post, request, send
 from pipeline.clock import SystemClock
 from pipeline.event import partition_of
-from pipeline.names import AlarmCode, Mode, PauseReason
+from pipeline.names import AlarmCode, Mode, PauseReason, ProblemCode
 from pipeline.store.memory import MemoryServer
 from support.edge import SAMPLE, RunningEdge, edge_settings, eventually, metric, running_edge, sample
 
@@ -478,6 +478,23 @@ def test_an_ingest_process_tells_that_its_clock_differs() -> None:
         assert process == f"ingest@{socket.gethostname()}"
         assert trouble.code == AlarmCode.CLOCKS_DIFFER
         assert "behind the control store's" in trouble.what
+
+
+def test_an_ingest_process_tells_that_the_log_is_full_and_when_it_no_longer_is() -> None:
+    with running_edge() as edge:
+        own = edge.service.name
+
+        def is_told() -> bool:
+            assert post(edge.port, sample()).status == 503
+            return own in edge.troubles.reported()
+
+        # When appends find the log full
+        edge.log_server.limit(0)
+        # Then the system hears it, until the log has space
+        eventually(is_told, "reported")
+        assert [trouble.code for trouble in edge.troubles.reported()[own]] == [ProblemCode.LOG_FULL]
+        edge.log_server.limit(None)
+        eventually(lambda: own not in edge.troubles.reported(), "taken back")
 
 
 def test_health_goes_through_the_modes_with_reasons() -> None:

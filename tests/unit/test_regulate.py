@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 
+from ingest import health
+from ingest.appender import LogStatus
+from ingest.dashboard import view
+from ingest.health import HealthSources, health_inputs
 from pipeline.clock import ManualClock
 from pipeline.errors import LogUnavailableError, SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.age import Age
 from pipeline.flow.shares import Offered, Shares
+from pipeline.follower import ControlSnapshot
 from pipeline.log.memory import MemoryLog
-from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, Severity
+from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, ProblemCode, Severity
 from pipeline.policies import make_policy
 from pipeline.policies.bands import BandPolicy
 from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override, PublishedRate, Trouble
@@ -21,6 +26,7 @@ from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, PartitionSample, PolicyState, RateDecision, RateSample
 from pipeline.regulate import ControlAdapters, PolicyOf, RegulateReport, SinkQueries, regulate
+from pipeline.status import StatusContext, read_status, status_document
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
@@ -776,6 +782,75 @@ def test_a_worker_whose_loop_fails_is_an_alarm_of_the_system(system: System) -> 
     system.rig.troubles.report("batches@host", [])
     system.tick()
     assert system.rate().alarms == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "status", "rate_level"),
+    [
+        (ProblemCode.LOG_FULL, "The event log is full", "critical", None),
+        (ProblemCode.LOG_DOWN, "ingest@host/1: it fails", "critical", None),
+        (ProblemCode.BUCKET_AWAY, "The token bucket (Redis) does not answer", "degraded", "degraded"),
+        (AlarmCode.LOOP_FAILS, "ingest@host/1: it fails", "degraded", None),
+    ],
+)
+def test_what_only_one_ingest_process_knows_is_the_health_of_the_system_everywhere(
+    system: System, code: str, words: str, status: str, rate_level: str | None
+) -> None:
+    # Given a problem that one ingest process reports
+    system.tick()
+    system.rig.troubles.report("ingest@host/1", [Trouble(code, "it fails")])
+    system.tick()
+    # When the terminal, the page and another ingest process judge
+    now = system.clock.monotonic()
+    seen = health_inputs(
+        HealthSources(
+            wall=system.clock.now(),
+            now=now,
+            control=ControlSnapshot(system.rig.store.state(), read_at=now, published_at=now),
+            is_store_unavailable=False,
+            settings=system.rig.settings,
+            log=LogStatus(answers=True, is_full=False, problem=None),
+            rate=1000.0,
+            available_permissions=None,
+            is_local=False,
+            process="ingest@host/2",
+        )
+    )
+    terminal = read_status(
+        StatusContext(system.rig.settings, system.clock, system.rig.store, system.rig.events, system.log)
+    )
+    # Then they have one verdict
+    judged = [health.document_of(seen), view.document_of(seen), status_document(terminal)]
+    assert [document["status"] for document in judged] == [status] * 3
+    assert judged[0]["reasons"][0].startswith(words)
+    assert judged[1]["reasons"] == judged[2]["reasons"]
+    [reason] = judged[2]["reasons"]
+    assert reason["what"] == judged[0]["reasons"][0]
+    assert "ingest@host/1" in reason["what"] + reason["lookAt"]
+    assert judged[1]["rateLevel"] == judged[2]["rateLevel"] == rate_level
+    # And the process that found it names it once
+    own = replace(
+        seen,
+        process="ingest@host/1",
+        is_log_full=code == ProblemCode.LOG_FULL,
+        is_bucket_unavailable=code == ProblemCode.BUCKET_AWAY,
+        log_problem="it fails" if code == ProblemCode.LOG_DOWN else None,
+        loop_problems=("it fails",) if code == AlarmCode.LOOP_FAILS else (),
+    )
+    assert len(health.document_of(own)["reasons"]) == 1
+    # When it takes that back
+    system.rig.troubles.report("ingest@host/1", [])
+    system.tick()
+    assert system.rate().alarms == ()
+
+
+def test_one_problem_of_many_ingest_processes_is_one_alarm(system: System) -> None:
+    system.tick()
+    for number in range(5):
+        system.rig.troubles.report(f"ingest@host/{number}", [Trouble(ProblemCode.LOG_FULL, "the event log is full")])
+    system.tick()
+    [alarm] = system.rate().alarms
+    assert alarm.what == "ingest@host/0, ingest@host/1, ingest@host/2 and 2 more: the event log is full"
 
 
 def test_why_a_partition_stores_nothing_for_half_a_minute_is_told_however_small_its_lag(system: System) -> None:

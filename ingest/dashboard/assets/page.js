@@ -139,12 +139,6 @@
     return found ? found.severity : null;
   }
 
-  // A policy may admit less than its highest rate while all is well: then the rate is no problem.
-  function rateLevel(status) {
-    if (status.rateLimit <= status.floorRate) return "critical";
-    return status.mode === "normal" && !status.rateOverride && status.circuitBreaker === "closed" ? null : "degraded";
-  }
-
   function showFlow(status) {
     const { number } = format;
     card("admitted", number(status.admitted), "/s", `of ${number(status.offered)} offered per second`);
@@ -155,7 +149,7 @@
     card("refused", number(status.refused), "/s", `${share}${byLevel}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} per second`, levelOf(status, "refusing", "log_down", "log_full"));
     const rate = status.rateLimit;
     const { full, isLowered, of } = policies.scale(status.ratePolicy, rate, status.eventSink);
-    card("rate", number(rate), "/s", isLowered ? `of ${of}: ${status.rateDecidedBy}` : status.rateDecidedBy, isLowered ? rateLevel(status) : null);
+    card("rate", number(rate), "/s", isLowered ? `of ${of}: ${status.rateDecidedBy}` : status.rateDecidedBy, status.rateLevel);
     bar("rate", rate / full);
     card("bucket", number(status.availablePermissions), "tokens", `of ${number(status.bucketCapacity)}; a token admits one event`);
     bar("bucket", status.availablePermissions / status.bucketCapacity);
