@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checks.clients.catalog import CLIENTS, Client
-from checks.clients.kits import Kit, KitError, cache_folder
 from checks.clients.run import Plan, try_client
 from checks.clients.sluice import NotReadyError, new_folder, running_sluice
 from checks.clients.table import Result, as_markdown, exit_status
+from checks.testbed.kits import Kit, KitError, cache_folder
 from stack.servers import ServerError
 
 _MESSAGES = 2000  # of a client in each situation

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from checks.clients.judge import May, Situation
-from checks.clients.kits import DEBIAN, GO, MAVEN, NPM, Kit
+from checks.clients.kits import DEBIAN, MAVEN, NPM
+from checks.testbed.kits import COLLECTOR, Kit
 
 _LOSES: Final = frozenset({May.LOSE})
 # What was stored before its connection was cut is not lost, although the client does not send it again.
@@ -81,8 +82,8 @@ CLIENTS: Final = (
         },
     ),
     Client(
-        "otel-collector", "go.opentelemetry.io/collector/exporter/otlphttpexporter", GO, "otlp", "OTLP, protobuf",
-        "/v1/logs", "protocols/otlp.md", "OpenTelemetry Collector, `otlphttp`",
+        "otel-collector", "go.opentelemetry.io/collector/exporter/otlphttpexporter", COLLECTOR, "otlp",
+        "OTLP, protobuf", "/v1/logs", "protocols/otlp.md", "OpenTelemetry Collector, `otlphttp`",
         ("./collector", "--config", "{work}/collector.yaml"), config="collector.yaml",
     ),
     Client(

@@ -1,86 +1,14 @@
-"""Where clients come from: their own package managers fetch them once, into a cache outside the repository."""
+"""Where the clients come from. The collector is in checks.testbed, since others run it too."""
 
-import hashlib
 import json
-import os
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-FOLDER: Final = Path(__file__).parent
-_INSTALL_SECONDS_MAX: Final = 1800.0  # a collector is compiled from source, on whatever machine this is
-_DONE: Final = ".installed"
+from checks.testbed.kits import Kit
 
-
-class KitError(Exception):
-    """A client could not be fetched or built; the message has the reason."""
-
-
-@dataclass(frozen=True)
-class Kit:
-    """Clients that one package manager brings. Their versions are pinned in the folder of this name."""
-
-    name: str
-    programs: tuple[str, ...]  # that must be on the PATH
-    install: tuple[tuple[str, ...], ...]  # commands, in a copy of the folder
-    versions: Callable[[Path], Mapping[str, str]]  # of the packages in that copy
-
-    @property
-    def folder(self) -> Path:
-        """Its programs and configurations in the repository."""
-        return FOLDER / self.name
-
-    def missing(self) -> str:
-        """The first program that this machine does not have; empty: all are here."""
-        return next((name for name in self.programs if shutil.which(name) is None), "")
-
-    def kept(self, cache: Path) -> Path | None:
-        """The copy that `installed` has made; None if there is none, or an older one."""
-        copy = cache / f"{self.name}-{self._digest()}"
-        return copy if (copy / _DONE).exists() else None
-
-    def installed(self, cache: Path) -> Path:
-        """A copy of the folder with everything installed; made once, and again after a change. Raises KitError."""
-        if (kept := self.kept(cache)) is not None:
-            return kept
-        copy = cache / f"{self.name}-{self._digest()}"
-        if copy.exists():
-            shutil.rmtree(copy)  # an attempt that failed
-        shutil.copytree(self.folder, copy)
-        for command in self.install:
-            self._run(command, copy)
-        (copy / _DONE).touch()
-        return copy
-
-    def _run(self, command: tuple[str, ...], copy: Path) -> None:
-        try:
-            said = subprocess.run(
-                command, cwd=copy, capture_output=True, text=True, timeout=_INSTALL_SECONDS_MAX, check=False,
-                stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise KitError(f"{' '.join(command)} did not end within {_INSTALL_SECONDS_MAX:.0f} s") from None
-        if said.returncode != 0:
-            raise KitError(f"{' '.join(command)} failed: {(said.stderr or said.stdout).strip()[-500:]}")
-
-    def _digest(self) -> str:
-        """Of all that decides what is installed."""
-        digest = hashlib.sha256(repr(self.install).encode())
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_file():
-                digest.update(f"\0{path.relative_to(self.folder)}\0".encode() + path.read_bytes())
-        return digest.hexdigest()[:12]
-
-
-def cache_folder() -> Path:
-    """Where this user's caches are."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sluice" / "clients"
+_HERE: Final = Path(__file__).parent
 
 
 def _npm_versions(copy: Path) -> dict[str, str]:
@@ -93,11 +21,6 @@ def _maven_versions(copy: Path) -> dict[str, str]:
     return dict(re.findall(r"<artifactId>([^<]+)</artifactId>\s*<version>([^<]+)</version>", text))
 
 
-def _go_versions(copy: Path) -> dict[str, str]:
-    text = (copy / "go.mod").read_text()
-    return dict(re.findall(r"^\s*(\S+/\S+) v(\S+)", text, re.MULTILINE))
-
-
 def _debian_versions(copy: Path) -> dict[str, str]:
     """By the packages' files, such as rsyslog_8.2302.0-1_amd64.deb."""
     names = (path.stem.split("_") for path in copy.glob("*.deb"))
@@ -105,16 +28,15 @@ def _debian_versions(copy: Path) -> dict[str, str]:
 
 
 NPM: Final = Kit(
-    "npm",
+    _HERE / "npm",
     ("node", "npm"),
     (("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"),),
     _npm_versions,
 )
 MAVEN: Final = Kit(
-    "java",
+    _HERE / "java",
     ("java", "mvn"),
     (("mvn", "-q", "-B", "compile", "dependency:build-classpath", "-Dmdep.outputFile=classpath"),),
     _maven_versions,
 )
-GO: Final = Kit("collector", ("go",), (("go", "build", "-o", "collector", "."),), _go_versions)
-DEBIAN: Final = Kit("debian", ("apt-get", "dpkg-deb"), (("bash", "fetch.sh"),), _debian_versions)
+DEBIAN: Final = Kit(_HERE / "debian", ("apt-get", "dpkg-deb"), (("bash", "fetch.sh"),), _debian_versions)

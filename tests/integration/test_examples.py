@@ -21,7 +21,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 import psycopg2
 import pytest
 
-from checks.clients.kits import DEBIAN, GO, Kit, cache_folder
+from checks.clients.kits import DEBIAN
+from checks.testbed.kits import COLLECTOR, Kit, cache_folder
 from checks.testbed.processes import ROOT
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.event import RecordedEvent
@@ -147,7 +148,7 @@ def built(kit: Kit, program: str, client: str) -> Path:
 
 
 def test_the_collector_sends_lines_of_files(edge: RunningEdge, tmp_path: Path) -> None:
-    kit = built(GO, "collector", "otel-collector")
+    kit = built(COLLECTOR, "collector", "otel-collector")
     before, logs = edge.records(), tmp_path / "logs"
     (tmp_path / "queue").mkdir()
     logs.mkdir()

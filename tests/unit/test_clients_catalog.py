@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from checks.clients import kits, run
+from checks.clients import run
 from checks.clients.catalog import CLIENTS, Client
 from checks.clients.judge import May, Situation
-from checks.clients.kits import DEBIAN, NPM, Kit, KitError
+from checks.clients.kits import DEBIAN, NPM
 from checks.clients.run import Plan, Sender
 from checks.clients.sluice import message
+from checks.testbed.kits import Kit, KitError
 
 DOCS = Path(__file__).parents[2] / "docs"
 LOSS = re.compile(r"drop|lose|lost|loss|raise")
@@ -72,11 +73,11 @@ def test_no_file_names_a_registry() -> None:
 
 
 @pytest.fixture
-def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kit:
-    monkeypatch.setattr(kits, "FOLDER", tmp_path / "source")
-    (tmp_path / "source" / "some").mkdir(parents=True)
-    (tmp_path / "source" / "some" / "pins").write_text("1.0")
-    return Kit("some", ("python3",), (("sh", "-c", "cat pins >> installed"),), lambda _: {})
+def kit(tmp_path: Path) -> Kit:
+    folder = tmp_path / "source" / "some"
+    folder.mkdir(parents=True)
+    (folder / "pins").write_text("1.0")
+    return Kit(folder, ("python3",), (("sh", "-c", "cat pins >> installed"),), lambda _: {})
 
 
 def test_a_kit_is_installed_once_and_again_after_a_change(kit: Kit, tmp_path: Path) -> None:
