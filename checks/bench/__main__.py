@@ -14,7 +14,7 @@ from checks.bench.table import Line, document, made_of, table
 
 def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]]:
     # Imported late: a wrong mark is reported at once.
-    from checks.bench import costs, decision, drain, edge, overload, protocols, sizes  # noqa: PLC0415
+    from checks.bench import collector, costs, decision, drain, edge, overload, protocols, sizes  # noqa: PLC0415
 
     return [
         (set(edge.MARKS), edge.run),
@@ -24,6 +24,7 @@ def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]
         ({protocols.MARK}, protocols.run),
         ({costs.MARK}, costs.run),
         ({sizes.MARK}, sizes.run),
+        ({collector.MARK}, collector.run),
     ]
 
 

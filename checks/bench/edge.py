@@ -7,7 +7,6 @@ alternative without this project; the ratio to the project's own adapter is repo
 """
 
 import contextlib
-import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any, Final
 import msgspec
 import psutil
 
-from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on, started
+from checks.bench.machine import LOAD_CORE, SERVER_CORE, Options, run_anywhere, run_on, started, starting_on
 from checks.bench.process import Cost, cpu_seconds
 from checks.bench.raw import raw_append
 from checks.bench.table import Line, at_least, at_most, ratios
@@ -61,15 +60,14 @@ def _requests(batch: int, query: str = "") -> list[bytes]:
 @contextlib.contextmanager
 def process(command: list[str], settings: Settings | None, port: int) -> Iterator[int]:
     """Run a server on the server core until the block ends; yields its pid once the port is open."""
-    child = subprocess.Popen(
-        command,
-        env=None if settings is None else environ_with(settings),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with starting_on(SERVER_CORE):
+        child = subprocess.Popen(
+            command,
+            env=None if settings is None else environ_with(settings),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     try:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(child.pid, {SERVER_CORE})
         deadline = time.monotonic() + 20
         while not any(
             c.laddr.port == port for c in psutil.Process(child.pid).net_connections() if c.status == "LISTEN"

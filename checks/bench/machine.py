@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,18 @@ def run_anywhere() -> None:
     """Let this process run on every core again."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(_CORES))
+
+
+@contextlib.contextmanager
+def starting_on(core: int) -> Iterator[None]:
+    """What starts in this block runs on one core from its beginning: threads that it starts at once do too."""
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {core}
+    run_on(core)
+    try:
+        yield
+    finally:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, before)
 
 
 def started(stack: contextlib.ExitStack, server: Server) -> Server:

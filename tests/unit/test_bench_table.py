@@ -185,7 +185,7 @@ def test_a_quantile_is_a_value_that_was_there(share: float, value: int) -> None:
 
 def test_marks_are_read_in_any_case_and_order() -> None:
     assert marks_of("m7, M1, M10") == ["M1", "M7", "M10"]
-    assert arguments_of([]).only == list(MARKS)
+    assert arguments_of([]).only == [mark for mark in MARKS if mark != "M14"]
 
 
 def test_every_way_to_limit_the_rate_has_a_word_on_the_command_line() -> None:
@@ -204,13 +204,13 @@ def test_without_a_limit_it_is_loaded_until_what_is_stored_is_late() -> None:
     assert {arm.warm_for(2) for arm in overload.ARMS[1:]} == {10, 45}
 
 
-@pytest.mark.parametrize("text", ["M14", "M1,foo", "", ","])
+@pytest.mark.parametrize("text", ["M99", "M1,foo", "", ","])
 def test_other_marks_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         marks_of(text)
 
 
-@pytest.mark.parametrize("words", [["--quick", "--full"], ["--rounds", "0"], ["--log", "rabbit"], ["--only", "M14"]])
+@pytest.mark.parametrize("words", [["--quick", "--full"], ["--rounds", "0"], ["--log", "rabbit"], ["--only", "M99"]])
 def test_a_command_line_that_makes_no_sense(words: list[str]) -> None:
     with pytest.raises(SystemExit):
         arguments_of(words)
