@@ -1,1 +1,1 @@
-"""What judges and tests run Sluice with: its processes, clocks that step, several hosts, a pooler, a raw connection."""
+"""What judges and tests run Sluice with: processes, clocks that step, hosts, a pooler, raw connections, kits."""
