@@ -48,7 +48,9 @@ class Trial:
     def __init__(self, row: str, edge: RunningEdge, folder: Path) -> None:
         self.edge = edge
         self.folder = folder
-        self.spans: list[str] = [one.replace(EXAMPLE, f"127.0.0.1:{edge.port}") for one in re.findall(r"`([^`]+)`", row)]
+        self.spans: list[str] = [
+            one.replace(EXAMPLE, f"127.0.0.1:{edge.port}") for one in re.findall(r"`([^`]+)`", row)
+        ]
         self.text = f"{TEXT} {folder.name}"
 
     def url(self) -> str:
