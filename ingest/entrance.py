@@ -19,6 +19,8 @@ class Entrance:
         self._has_levels = has_levels
         # With neither levels nor accounts, a decision is this subtraction alone; else None.
         self.take_now: Callable[[int], bool] | None = None
+        # Otherwise it also counts what the account offers. Not a method of this class, which would be a second call.
+        self.admit_now = admission.admit_now
         self.note_limits()
 
     def note_limits(self) -> None:
@@ -46,16 +48,6 @@ class Entrance:
             if refusal is not None:
                 return refusal
         return self._admission.refusal(1, level)
-
-    def admit_now(self, tally: Tally, count: int, level: Level = LEVEL_HIGHEST) -> bool:
-        """Count a body of `count` events that was read, and admit it if that is possible at once. The fast path."""
-        tally.offered += count
-        tally.body_events = count
-        if tally.hold is not None:
-            return False
-        if self._has_levels:
-            return self._admission.take_level_now(count, level)
-        return self._admission.take_now(count)
 
     async def admit(self, tally: Tally, count: int, level: Level = LEVEL_HIGHEST) -> None:
         """Admit a body that `admit_now` did not admit. Raises RateLimitedError, StoreUnavailableError."""

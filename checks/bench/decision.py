@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -166,18 +165,18 @@ async def _decide(settings: Settings, decisions: int) -> int:
 
 
 async def _decide_by_level(admission: Admission, settings: Settings, decisions: int) -> int:
-    """The same for bodies of INFO, which leave a reserve in the bucket, and with shares for those of one account."""
+    """The same for bodies of INFO, which leave a reserve in the bucket, and of one account, which are counted."""
     level = Level.INFO
-    take_level_now: Callable[[int, Level], bool] = admission.take_level_now
-    if settings.admission_shares:
-        accounts = Accounts(settings, SystemClock())
-        take_level_now = partial(Entrance(admission, accounts, has_levels=True).admit_now, accounts.enter(NAME))
+    accounts = Accounts(settings, SystemClock())
+    tally = accounts.enter(NAME)  # as the connection keeps it
+    entrance = Entrance(admission, accounts, has_levels=True)
+    admit_now = entrance.admit_now
     admitted = 0
     for _ in range(decisions // AT_ONCE):
         for _ in range(AT_ONCE):
-            if not take_level_now(1, level):
+            if not admit_now(tally, 1, level):
                 try:
-                    await admission.take(1, level)
+                    await entrance.admit(tally, 1, level)
                 except RateLimitedError:
                     continue
             admitted += 1

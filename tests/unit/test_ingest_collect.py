@@ -182,7 +182,7 @@ async def test_what_is_refused_whatever_it_holds_is_not_read(start: Start) -> No
     assert rig.collector.seconds_closed() == float("inf")
 
 
-async def test_events_of_a_refused_body_are_counted(start: Start) -> None:
+async def test_events_of_a_refused_body_are_counted(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = await start(rate_max=100.0, rate_min=100.0)
     assert (await rig.collect(WordsRequest(b"word " * 150))).status == 204
     response = await rig.collect(WordsRequest(b"word " * 150))
@@ -190,21 +190,21 @@ async def test_events_of_a_refused_body_are_counted(start: Start) -> None:
     # A body that was refused unread counts as one event; one that was decoded, as all of its events
     assert rig.collector.refused_beyond_first == 0
 
-    def refusal(count: int, level: Level = LEVEL_HIGHEST) -> RateLimitedError | None:
+    def refusal(_: Admission, count: int, level: Level = LEVEL_HIGHEST) -> RateLimitedError | None:
         return None if count == 1 else RateLimitedError(1.0, quota=1, left=0)
 
-    rig.admission.refusal = refusal  # type: ignore[method-assign]
+    monkeypatch.setattr(Admission, "refusal", refusal)
     response = await rig.collect(WordsRequest(b"word " * 150))
     assert response.body == b"RateLimitedError"
     assert rig.collector.refused_beyond_first == 149
     assert len(rig.stored()) == 100, "what one read shows"
 
 
-async def test_a_repeat_pays_for_no_event_that_is_stored(start: Start) -> None:
+async def test_a_repeat_pays_for_no_event_that_is_stored(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a partition that takes nothing, and a body with events for both
     rig = await start(log_partitions=2)
     given_back: list[int] = []
-    rig.admission.give_back = given_back.append  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr(Admission, "give_back", lambda _, count: given_back.append(count))
     words = [f"word{number}" for number in range(30)]
     missing = [index for index, word in enumerate(words) if partition_of(word, 2) == 1]
     assert 0 < len(missing) < 30
@@ -247,7 +247,7 @@ async def test_a_client_that_leaves_while_its_records_are_made_pays_for_none(
     rig = await start(rate_min=10_000, rate_max=10_000)
     assert (await rig.collect(WordsRequest(b"first"))).status == 204  # from now on it has a lease
     given_back: list[int] = []
-    monkeypatch.setattr(rig.admission, "give_back", given_back.append)
+    monkeypatch.setattr(Admission, "give_back", lambda _, count: given_back.append(count))
     # Given a body that was admitted, and of which the first records are made
     task = asyncio.create_task(rig.collect(WordsRequest(b"a b c d e f g h")))
     await asyncio.sleep(0)
