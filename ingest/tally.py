@@ -1,7 +1,9 @@
 """What one account offers to this process, and what holds it back. For the event loop only."""
 
+import math
+
 from pipeline.flow import bucket as bucket_flow
-from pipeline.flow.bucket import TOLERANCE_TOKENS, BucketState
+from pipeline.flow.bucket import TOLERANCE_TOKENS
 from pipeline.flow.refusals import Refused
 from pipeline.names import LimitedBy
 
@@ -9,41 +11,48 @@ from pipeline.names import LimitedBy
 class Hold:
     """The limit of an account that has a hard limit, or offers more than its share: a token bucket of this process.
 
-    As in the bucket of all accounts, a body passes if there is one token, and may leave a debt.
+    As in the bucket of all accounts, a body passes if there is one token, and may leave a debt. A bucket without levels
+    is three lines. The states of `pipeline.flow.bucket` would be most of the cost of a decision about such an account.
     """
 
-    __slots__ = ("_burst", "_state", "local_rate", "rate", "since")
+    __slots__ = ("_at", "_burst", "_tokens", "local_rate", "rate", "since")
 
     def __init__(self, since: float) -> None:
         self.since = since  # seconds since the epoch; only shown
         self.rate = 0.0  # events/s of the account, over all processes
         self.local_rate = 0.0  # events/s of it in this process
-        self._burst = 1
-        self._state: BucketState | None = None  # None: full
+        self._burst = 1.0
+        self._tokens = math.inf  # at `_at`: full, whatever the first burst
+        self._at = 0.0  # monotonic
 
     def note_rate(self, rate: float, local_rate: float, *, burst_seconds: float, now: float) -> None:
-        """Take new rates."""
+        """Take new rates. The time since the last look counts at the lower of the two, as the rate fell at any time."""
+        self._burst = float(bucket_flow.burst_of(local_rate, burst_seconds))
+        self.local_rate = min(self.local_rate, local_rate)
+        self._tokens, self._at = self.tokens(now), now
         self.rate, self.local_rate = rate, local_rate
-        self._burst = bucket_flow.burst_of(local_rate, burst_seconds)
-        self._state = bucket_flow.refill(self._state, now=now, rate=local_rate, burst=self._burst)
+
+    def tokens(self, now: float) -> float:
+        """The tokens that it holds, negative while in debt. A clock that went backwards adds none."""
+        return min(self._burst, self._tokens + max(0.0, now - self._at) * self.local_rate)
 
     def wait_seconds(self, now: float) -> float:
         """Seconds until a body may pass."""
-        missing = 1 - bucket_flow.refill(self._state, now=now, rate=self.local_rate, burst=self._burst).tokens
+        missing = 1 - self.tokens(now)
         return missing / self.local_rate if missing > TOLERANCE_TOKENS else 0.0
 
     def take(self, count: int, now: float) -> float:
         """Take the tokens of a body; returns 0, or the seconds until a body may pass."""
-        taken = bucket_flow.take(
-            self._state, now=now, rate=self.local_rate, burst=self._burst, needed=count, wanted=count
-        )
-        self._state = taken.state
-        return taken.wait_seconds
+        self._tokens, self._at = self.tokens(now), now
+        missing = 1 - self._tokens
+        if missing > TOLERANCE_TOKENS:
+            return missing / self.local_rate
+        self._tokens -= count
+        return 0.0
 
     def give_back(self, count: int, now: float) -> None:
         """Give back the tokens of a body that was refused for another reason, or is certainly not stored."""
-        filled = bucket_flow.refill(self._state, now=now, rate=self.local_rate, burst=self._burst)
-        self._state = BucketState(min(float(self._burst), filled.tokens + count), now, self.local_rate)
+        self._tokens, self._at = min(self._burst, self.tokens(now) + count), now
 
 
 class Tally:

@@ -45,6 +45,7 @@ RATE_LIMITED: Final = 2000.0  # events/s, where over-admission is measured
 DEMAND: Final = 8  # times that
 PROCESSES: Final = 4
 NAME: Final = "bench"
+ACCOUNT: Final = "192.0.2.1"
 
 
 def run(options: Options, _marks: set[str]) -> list[Line]:
@@ -64,6 +65,7 @@ def _measured(options: Options, url: str, server_pid: int) -> list[Line]:
     settings = Settings(redis_url=url, rate_max=RATE, rate_min=RATE, key_prefix="m3:")
     with_levels = replace(settings, key_prefix="m3-levels:", admission_levels=True)
     with_both = replace(with_levels, key_prefix="m3-both:", admission_shares=True)
+    held = replace(with_both, key_prefix="m3-held:", account_limits=f"{ACCOUNT}={RATE:.0f}", ingest_processes_max=1)
     bucket = wiring.make_bucket(settings)
     calls: dict[str, tuple[int, Callable[[], object]]] = {
         "a Redis script a request": (
@@ -76,6 +78,7 @@ def _measured(options: Options, url: str, server_pid: int) -> list[Line]:
     shares: list[float] = []
     by_level: list[float] = []
     by_both: list[float] = []
+    of_held: list[float] = []
     excess: list[float] = []
     for _ in range(options.rounds):
         cost, share = _leased(settings, decisions, server_pid)
@@ -83,16 +86,21 @@ def _measured(options: Options, url: str, server_pid: int) -> list[Line]:
         shares.append(share)
         by_level.append(_leased(with_levels, decisions, server_pid)[0])
         by_both.append(_leased(with_both, decisions, server_pid)[0])
+        of_held.append(_leased(held, decisions // 10, server_pid)[0])
         for name, (count, call) in calls.items():
             taken.setdefault(name, []).append(_called(call, count, server_pid))
         excess.append(_over_admission(url, 1.0 if options.quick else 3.0))
     leased = taken["leases"]
     figures: dict[str, Any] = {"admitted_share": shares, "decisions_a_round": decisions}
     lines = [Line("M3", "one decision on leases", leased, at_most(150), unit="ns", figures=figures)]
-    for what, with_them in (("levels", by_level), ("levels and shares", by_both)):
+    for what, with_them, goal in (
+        ("with levels", by_level, at_most(1.8)),
+        ("with levels and shares", by_both, at_most(1.8)),
+        ("about an account above its share", of_held, None),
+    ):
         values = [on / off for on, off in zip(with_them, leased, strict=True)]
-        title = f"one decision with {what} / one without"
-        lines.append(Line("M3", title, values, at_most(1.8), unit="x", figures={"nanoseconds": with_them}))
+        title = f"one decision {what} / one without"
+        lines.append(Line("M3", title, values, goal, unit="x", figures={"nanoseconds": with_them}))
     for name in calls:
         values = [other / ours for other, ours in zip(taken[name], leased, strict=True)]
         goal = at_least(500) if name == "a Redis script a request" else None
@@ -168,7 +176,7 @@ async def _decide_by_level(admission: Admission, settings: Settings, decisions: 
     """The same for bodies of INFO, which leave a reserve in the bucket, and of one account, which are counted."""
     level = Level.INFO
     accounts = Accounts(settings, SystemClock())
-    tally = accounts.enter(NAME)  # as the connection keeps it
+    tally = accounts.enter(ACCOUNT)  # as the connection keeps it
     entrance = Entrance(admission, accounts, has_levels=True)
     admit_now = entrance.admit_now
     admitted = 0
