@@ -15,7 +15,7 @@ class Step(NamedTuple):
 
     seconds: float
     rate: float | None  # a new rate
-    count: int  # events of a body
+    events: int  # of a body
     goes_back: bool  # the body is not stored
 
 
@@ -24,7 +24,7 @@ steps = st.lists(
         Step,
         seconds=st.floats(min_value=-1.0, max_value=5.0),
         rate=st.none() | st.floats(min_value=0.5, max_value=10_000.0),
-        count=st.integers(min_value=1, max_value=2000),
+        events=st.integers(min_value=1, max_value=2000),
         goes_back=st.booleans(),
     ),
     min_size=1,
@@ -47,10 +47,10 @@ def test_a_limit_decides_as_the_bucket_of_all_does(walk: list[Step], first_rate:
             state = refill(state, now=now, rate=rate, burst=burst)
         missing = 1 - refill(state, now=now, rate=rate, burst=burst).tokens
         assert hold.wait_seconds(now) == (missing / rate if missing > TOLERANCE_TOKENS else 0.0)
-        taken = take(state, now=now, rate=rate, burst=burst, needed=step.count, wanted=step.count)
+        taken = take(state, now=now, rate=rate, burst=burst, needed=step.events, wanted=step.events)
         state = taken.state
-        assert hold.take(step.count, now) == taken.wait_seconds
+        assert hold.take(step.events, now) == taken.wait_seconds
         if step.goes_back:
-            hold.give_back(step.count, now)
-            state = BucketState(min(float(burst), state.tokens + step.count), now, rate)
+            hold.give_back(step.events, now)
+            state = BucketState(min(float(burst), state.tokens + step.events), now, rate)
         assert hold.tokens(now) == pytest.approx(refill(state, now=now, rate=rate, burst=burst).tokens)
