@@ -40,6 +40,8 @@ def check_answers(requests: Sequence[Request], windows: Windows, rules: AnswerRu
             bad["responses with a wrong count of accepted events"].append(
                 f"{name}: {one.told.accepted} instead of {one.events}"
             )
+        if one.outcome is Outcome.ACKED and windows.accepts_nothing(one.sent_at, one.answered_at or one.sent_at):
+            bad["events acknowledged while no replica could have them"].append(name)
         if one.given_id is not None and one.status in _STATUSES and one.told.request_id != one.given_id:
             bad["responses with an X-Request-ID that is not the request's"].append(name)
         if one.status in _RETRIES and not _fits(one.told.retry_after, rules.retry_seconds_max):

@@ -26,6 +26,12 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--seed", type=int, default=None, metavar="S", help="seed of schedule and traffic (default: random)"
     )
     parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="event log (default redis)")
+    parser.add_argument(
+        "--topology",
+        choices=("single", "replicated"),
+        default="single",
+        help="replicated: the log has a replica that takes its place, and LOG_REPLICAS_MIN=1 (default single)",
+    )
     parser.add_argument("--only", default="", metavar="A,B", help="only these faults, in this order")
     parser.add_argument(
         "--trim", choices=("on", "off"), help="LOG_TRIM, of a log on Redis (default: on with odd seeds, off with even)"

@@ -8,6 +8,7 @@ from functools import partial
 from checks.soak.fault import Fault
 from checks.soak.of_clocks import Clocks, ClockStepped
 from checks.soak.of_database import BackendsTerminated, CommitUnanswered, RowsRefused
+from checks.soak.of_failovers import LogFailover, LogReplicaFrozen, LogReplicaKilled
 from checks.soak.of_people import (
     ColumnAdded,
     ConsumptionPaused,
@@ -113,6 +114,9 @@ def _all() -> dict[str, Make]:
         "user.lock": partial(TableHeld, how="lock"),
         "user.index": partial(TableHeld, how="index"),
         "log.partition-added": PartitionAdded,
+        "log.failover": LogFailover,
+        "log-replica.kill": LogReplicaKilled,
+        "log-replica.freeze": LogReplicaFrozen,
     }
     return made
 
@@ -144,13 +148,19 @@ _ONLY = {
 }
 
 
-def possible_names(log: str) -> list[str]:
-    """The faults that a run on this log can have."""
-    others = frozenset().union(*(names for kind, names in _ONLY.items() if kind != log))
-    return [name for name in FAULTS if name not in others]
-
-
 POOLED = "pooler.kill"  # the fault of runs with a pooler alone
+# What only a log with copies has, by log.
+_REPLICATED = {"redis": frozenset({"log.failover", "log-replica.kill", "log-replica.freeze"})}
+# What would take the newest events from all copies at once: a log that goes back leads its replica there.
+_SINGLE = frozenset({"log.tail-lost", "log.back", "both-redis.back"})
+
+
+def possible_names(log: str, *, replicated: bool = False) -> list[str]:
+    """The faults that a run on this log can have, with copies of the servers or without."""
+    others = set().union(*(names for kind, names in _ONLY.items() if kind != log))
+    others |= set().union(*(names for kind, names in _REPLICATED.items() if kind != log or not replicated))
+    others |= _SINGLE if replicated else set()
+    return [name for name in FAULTS if name not in others]
 
 
 def pools(seed: int) -> bool:
@@ -188,14 +198,17 @@ class Planned:
         return f"{self.name} ({self.share:.2f}{', hasty' if self.hasty else ''})"
 
 
-def schedule(log: str, count: int, seed: int, names: list[str] | None = None) -> list[Planned]:
+def schedule(
+    log: str, count: int, seed: int, names: list[str] | None = None, *, replicated: bool = False
+) -> list[Planned]:
     """`count` faults in an order that follows from the seed: each once, then each once again in another order, …"""
     pick = random.Random(f"{seed} {log}")
     plan: list[Planned] = []
     deck: list[str] = []
     for _ in range(count):
         if not deck:
-            deck = list(names or (one for one in possible_names(log) if one != POOLED or pools(seed)))
+            possible = possible_names(log, replicated=replicated)
+            deck = list(names or (one for one in possible if one != POOLED or pools(seed)))
             if names is None:
                 pick.shuffle(deck)
             else:

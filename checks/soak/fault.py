@@ -25,6 +25,7 @@ class Fault(ABC):
     control_outage = False  # whether ingest may be unable to ask the bucket, or the bucket forgets what it gave
     touches: frozenset[Part] = frozenset()  # what it excuses while it lasts, and shortly after
     dead: frozenset[Part] = frozenset()  # what nobody can reach while it lasts
+    accepts_nothing = False  # whether no event can have the copies that were asked for, while it lasts
 
     def __init__(self, pick: random.Random) -> None:
         self.pick = pick  # the fault's own choices, from the run's seed

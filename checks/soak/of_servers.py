@@ -29,6 +29,7 @@ PARTS = {
     "control-redis": frozenset({Part.CONTROL}),
     "control": frozenset({Part.CONTROL}),
     "log": frozenset({Part.LOG}),
+    "log-replica": frozenset({Part.LOG}),
     "postgres": frozenset({Part.DATABASE}),
     "pooler": frozenset({Part.DATABASE}),
     "ingest": frozenset[Part](),  # between clients and it: nothing inside is disturbed
@@ -245,7 +246,7 @@ class LogLoses(Fault):
         whole.start()
         try:
             with rig.redis(rig.log) as now, rig.redis(whole) as then:
-                log_id, self.lost = _lost(rig, now, then)
+                log_id, self.lost = lost_records(rig, now, then)
                 # Where what was lost was stored and trimmed already, its ends tell that the log went back.
                 self.offsets_lost = sum(_ends(rig, then, log_id)) - sum(_ends(rig, now, log_id))
         finally:
@@ -384,7 +385,7 @@ def _number(path: Path) -> int:
     return int(path.name.split(".")[2])
 
 
-def _lost(rig: Rig, now: "redis.Redis", then: "redis.Redis") -> tuple[str, list[Stored]]:
+def lost_records(rig: Rig, now: "redis.Redis", then: "redis.Redis") -> tuple[str, list[Stored]]:
     """The log's id, and the records that one server holds and the other one does not."""
     prefix = rig.settings.key_prefix
     log_id = _bytes(then.get(prefix + KEY_LOG_ID)).decode()

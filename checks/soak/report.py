@@ -19,6 +19,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "log": result.options.log,
         "seed": result.options.seed,
         "trims": result.options.trims,
+        "replicated": result.options.replicated,
         "faults": len(result.plan),
         "expected": result.expected,
         "hits": result.hits,
@@ -86,9 +87,10 @@ def as_markdown(result: Result) -> str:
 
 
 def _log_words(result: Result) -> str:
+    copies = " with a replica" if result.options.replicated else ""
     if result.options.log == "kafka":
         return "Kafka"
-    return f"Redis Streams ({'trimmed' if result.options.trims else 'never trimmed'})"
+    return f"Redis Streams{copies} ({'trimmed' if result.options.trims else 'never trimmed'})"
 
 
 def _hits_words(result: Result) -> str:
@@ -136,7 +138,8 @@ def _range(seconds: list[float]) -> str:
 def write(result: Result, folder: Path) -> Path:
     """Write both forms; returns the Markdown's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{result.options.log}-{len(result.plan)}-{result.options.seed}"
+    log = f"{result.options.log}{'-replicated' if result.options.replicated else ''}"
+    name = f"{log}-{len(result.plan)}-{result.options.seed}"
     (folder / f"{name}.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
     path = folder / f"{name}.md"
     path.write_text(as_markdown(result))

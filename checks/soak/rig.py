@@ -27,12 +27,13 @@ from checks.soak.pooler import pooler
 from checks.testbed.clocks import SteppableClock, fake_time_library
 from checks.testbed.pooler import pgbouncer_program
 from checks.testbed.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
+from checks.testbed.redis_pair import RedisPair
 from pipeline import wiring
 from pipeline.errors import LogUnavailableError, SluiceError
 from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM, BreakerState
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
-from stack.servers import LOOPBACK, Server, free_port, kafka_server, postgres_server, redis_server
+from stack.servers import LOOPBACK, Server, free_port, kafka_server, postgres_server, redis_server, redis_url
 from tasks.context import WorkerContext
 
 # Time-outs as short as they may be, so that each fault lasts for seconds instead of minutes. What they are relative
@@ -81,6 +82,7 @@ class Options:
     ingests: int = 1
     needs: frozenset[Need] = frozenset()  # what its faults need of the rig
     trim: bool | None = None  # LOG_TRIM; None: the seed decides
+    replicated: bool = False  # the log and PostgreSQL have a copy that takes their place when they die
     drains: int = Settings().drains_max  # DRAINS_MAX; below the number of partitions, drains take them in turn
 
     @property
@@ -190,8 +192,12 @@ class Rig:
         folder = self.folder
         self.control_redis = redis_server(folder, free_port(), is_log=False, maxmemory=CONTROL_MEMORY)
         self.postgres = postgres_server(folder, free_port(), durable=False)
+        self.log_pair: RedisPair | None = None
         if self.options.log == "kafka":
             self.log = kafka_server(folder, free_port(), free_port())
+        elif self.options.replicated:
+            self.log_pair = RedisPair(folder, maxmemory=LOG_MEMORY)
+            self.log = self.log_pair.master
         else:
             self.log = redis_server(folder, free_port(), is_log=True, maxmemory=LOG_MEMORY)
         self.pooler: Server | None = None
@@ -202,25 +208,28 @@ class Rig:
             "control": Proxy(self.control_redis.port),
         }
         self.proxies["log"] = Proxy(self.log.port)
+        self.log_door = Proxy(self.log.port)  # ours: no fault touches it
         if self.options.log == "kafka":
             _advertise(folder / "kafka" / "server.properties", self.log.port, self.proxies["log"].port)
         self.ingest_ports = [free_port() for _ in range(self.options.ingests)]
         self.ingest_proxies = [Proxy(port) for port in self.ingest_ports if Need.INGEST_LINKS in self.options.needs]
         # First: Kafka tells everybody, us too, the proxy's address.
-        for proxy in (*self.proxies.values(), *self.ingest_proxies):
+        for proxy in (*self.proxies.values(), *self.ingest_proxies, self.log_door):
             self._stack.callback(proxy.stop)
             proxy.start()
         self._give_clocks()
-        for server in (self.control_redis, self.postgres, self.log, *([self.pooler] if self.pooler else [])):
-            self._stack.callback(server.stop)
-            server.start()
+        for server in (self.control_redis, self.postgres, self.log_pair or self.log, self.pooler):
+            if server is not None:
+                self._stack.callback(server.stop)
+                server.start()
         self.direct = Settings(
             **SCALED,
             log_trim=self.options.trims,
             drains_max=self.options.drains,
             database_url=self.postgres.url,
             redis_url=self.control_redis.url,
-            event_log_url=self.log.url,
+            event_log_url=self.log.url if self.log_pair is None else redis_url(self.log_door.port),
+            log_replicas_min=0 if self.log_pair is None else 1,
             ingest_port=self.ingest_ports[0],
         )
         self.settings = replace(
@@ -239,7 +248,12 @@ class Rig:
             return
         self.control_redis = self._clock("control-redis").under(self.control_redis)
         if self.options.log == "redis":
-            self.log = self._clock("log").under(self.log)
+            clock = self._clock("log")
+            if self.log_pair is None:
+                self.log = clock.under(self.log)
+            else:
+                self.log_pair.master = self.log = clock.under(self.log_pair.master)
+                self.log_pair.replica = clock.under(self.log_pair.replica)
 
     def _clock(self, name: str) -> SteppableClock:
         clock = self.clocks[name] = SteppableClock(self.folder, name)
@@ -250,6 +264,14 @@ class Rig:
     def client_ports(self) -> list[int]:
         """Where clients reach ingest."""
         return [proxy.port for proxy in self.ingest_proxies] or self.ingest_ports
+
+    def promote_log(self) -> None:
+        """Let the log's replica take the place of its master, at the same address. Raises redis.RedisError."""
+        assert self.log_pair is not None
+        self.log_pair.promote()
+        self.log = self.log_pair.master
+        for proxy in (self.proxies["log"], self.log_door):
+            proxy.target_port = self.log.port
 
     def _behind(self, name: str, server: Server) -> str:
         return server.url.replace(f":{server.port}", f":{self.proxies[name].port}", 1)

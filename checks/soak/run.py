@@ -235,7 +235,14 @@ class _Run:
             fault.repair(self._rig)
             self._repaired_at = time.monotonic()
             window = Window(
-                fault.name, began_at, time.time(), fault.touches, fault.dead, made_at=made_at, repair_at=repair_at
+                fault.name,
+                began_at,
+                time.time(),
+                fault.touches,
+                fault.dead,
+                made_at=made_at,
+                repair_at=repair_at,
+                accepts_nothing=fault.accepts_nothing,
             )
             self._result.note(fault, window)
         done = Done(planned, at, Effect(False, ""), seconds=self._repaired_at - began, note=note)

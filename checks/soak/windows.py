@@ -27,7 +27,8 @@ EVERYTHING = frozenset(Part)
 class Window:
     """A fault, from before it is made until after it is repaired.
 
-    Between `made_at` and `repair_at` nobody can reach the parts that are `dead`.
+    Between `made_at` and `repair_at` nobody can reach the parts that are `dead`, and where `accepts_nothing`, no event
+    can have the copies that its acknowledgement promises.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Window:
     dead: frozenset[Part] = frozenset()
     made_at: float = 0.0
     repair_at: float = 0.0
+    accepts_nothing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,10 @@ class Windows:
             for one in self._windows
             if one.start <= end and one.end + after_seconds >= start and one.touches & wanted
         ]
+
+    def accepts_nothing(self, start: float, end: float) -> bool:
+        """Whether all the time no event could have its copies."""
+        return any(one.accepts_nothing and one.made_at <= start and end <= one.repair_at for one in self._windows)
 
     def was_dead(self, part: Part, start: float, end: float, *, since_seconds: float) -> bool:
         """Whether nobody could reach a part all the time, from `since_seconds` before on."""

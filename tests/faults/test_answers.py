@@ -216,3 +216,17 @@ def test_bodies_come_in_one_piece_or_in_many() -> None:
 def test_a_given_id_is_as_long_as_is_allowed() -> None:
     assert given_id("c0-0000001") == "c0-0000001"
     assert len(given_id("c0-0000007")) == 64
+
+
+def test_nothing_is_acknowledged_while_no_replica_can_have_it() -> None:
+    window = Window("log-replica.kill", 999.0, 1004.0, LOG, made_at=999.5, repair_at=1003.0, accepts_nothing=True)
+
+    def said(at: float, *, seconds: float = 0.01) -> list[str]:
+        return list(check_answers([request("202", sent_at=at, seconds=seconds, accepted=2)], Windows([window]), RULES))
+
+    # What was sent before may have been confirmed before, and what is answered after the repair after it
+    assert said(999.4) == said(1002.9, seconds=0.2) == said(1003.1) == []
+    assert said(999.6) == said(1002.9) == ["events acknowledged while no replica could have them"]
+    # A fault after which other copies are left is no reason to refuse
+    other = Window("log.freeze", 999.0, 1004.0, LOG, made_at=999.5, repair_at=1003.0)
+    assert check_answers([request("202", sent_at=1000.0, accepted=2)], Windows([other]), RULES) == {}
