@@ -30,7 +30,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--topology",
         choices=("single", "replicated"),
         default="single",
-        help="replicated: the log has a replica that takes its place, and LOG_REPLICAS_MIN=1 (default single)",
+        help="replicated: PostgreSQL has a synchronous standby, and the log on Redis a replica (LOG_REPLICAS_MIN=1); "
+        "both take the place of the first one (default single)",
     )
     parser.add_argument("--only", default="", metavar="A,B", help="only these faults, in this order")
     parser.add_argument(

@@ -8,7 +8,14 @@ from functools import partial
 from checks.soak.fault import Fault
 from checks.soak.of_clocks import Clocks, ClockStepped
 from checks.soak.of_database import BackendsTerminated, CommitUnanswered, RowsRefused
-from checks.soak.of_failovers import LogFailover, LogReplicaFrozen, LogReplicaKilled
+from checks.soak.of_failovers import (
+    LogFailover,
+    LogReplicaFrozen,
+    LogReplicaKilled,
+    PostgresFailover,
+    StandbyFrozen,
+    StandbyKilled,
+)
 from checks.soak.of_people import (
     ColumnAdded,
     ConsumptionPaused,
@@ -117,6 +124,9 @@ def _all() -> dict[str, Make]:
         "log.failover": LogFailover,
         "log-replica.kill": LogReplicaKilled,
         "log-replica.freeze": LogReplicaFrozen,
+        "postgres.failover": PostgresFailover,
+        "postgres-standby.kill": StandbyKilled,
+        "postgres-standby.freeze": StandbyFrozen,
     }
     return made
 
@@ -149,16 +159,22 @@ _ONLY = {
 
 
 POOLED = "pooler.kill"  # the fault of runs with a pooler alone
-# What only a log with copies has, by log.
-_REPLICATED = {"redis": frozenset({"log.failover", "log-replica.kill", "log-replica.freeze"})}
-# What would take the newest events from all copies at once: a log that goes back leads its replica there.
-_SINGLE = frozenset({"log.tail-lost", "log.back", "both-redis.back"})
+# What only servers with copies have, by log.
+_STANDBY = frozenset({"postgres.failover", "postgres-standby.kill", "postgres-standby.freeze"})
+_REPLICATED = {
+    "redis": frozenset({"log.failover", "log-replica.kill", "log-replica.freeze"}) | _STANDBY,
+    "kafka": _STANDBY,
+}
+# What would take the newest events from all copies at once (a log that goes back leads its replica there), and what a
+# pair on one machine does not have.
+_SINGLE = frozenset({"log.tail-lost", "log.back", "both-redis.back", "postgres.disk-full", POOLED})
 
 
 def possible_names(log: str, *, replicated: bool = False) -> list[str]:
     """The faults that a run on this log can have, with copies of the servers or without."""
     others = set().union(*(names for kind, names in _ONLY.items() if kind != log))
-    others |= set().union(*(names for kind, names in _REPLICATED.items() if kind != log or not replicated))
+    with_copies = _REPLICATED[log] if replicated else set()
+    others |= set().union(*_REPLICATED.values()) - with_copies
     others |= _SINGLE if replicated else set()
     return [name for name in FAULTS if name not in others]
 

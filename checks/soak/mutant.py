@@ -54,6 +54,7 @@ class Mutant:
     rate: int = 600  # events/s
     trim: bool = False
     recovery_seconds: int = RECOVERY_SECONDS
+    replicated: bool = False  # with copies of the servers
     longest: bool = False  # each fault lasts for as long as it may: what must show takes its time
     test: str = ""  # of a mutant without a run: the test that must fail on it, as pytest names it
 
@@ -97,6 +98,7 @@ def run_mutant(mutant: Mutant, *, texts: dict[str, str] | None = None) -> dict[s
             *("--events", str(_EVENTS)),
             *("--seed", str(_SEED), "--clients", "1", "--ingests", "1", "--rate", str(mutant.rate)),
             *("--trim", "on" if mutant.trim else "off"),
+            *("--topology", "replicated" if mutant.replicated else "single"),
             *(["--longest"] if mutant.longest else []),
             *("--recovery", str(mutant.recovery_seconds), "--out", str(folder / "out"), "--home", str(folder / "home")),
         ]

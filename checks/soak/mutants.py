@@ -211,6 +211,19 @@ _SEEN_IN_LOG_DEAD = (
 )
 _SEEN_IN_OTHERS = (
     Mutant(
+        "acknowledged-without-replicas",
+        (
+            Edit(
+                "pipeline/log/redis_streams.py",
+                "            confirmed = int(count) if synced >= own else 0\n",
+                "            confirmed = wanted\n",
+            ),
+        ),
+        ("log-replica.freeze",),
+        ("events acknowledged while no replica could have them",),
+        replicated=True,
+    ),
+    Mutant(
         "acknowledge-before-append",
         (
             Edit(

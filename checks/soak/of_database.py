@@ -90,19 +90,25 @@ class CommitUnanswered(Fault):
     touches = frozenset({Part.DATABASE})
 
     def inject(self, rig: Rig) -> None:
-        self._before = rig.proxies["postgres"].counts.swallowed
+        self._before = _swallowed(rig)
         # The query, and the tag of its completion, as the protocol has them: each ends with a zero byte.
-        rig.proxies["postgres"].swallow(b"COMMIT\0", b"COMMIT\0")
+        for proxy in rig.links("postgres"):
+            proxy.swallow(b"COMMIT\0", b"COMMIT\0")
 
     def has_hit(self, rig: Rig) -> bool:
-        return rig.proxies["postgres"].counts.swallowed > self._before
+        return _swallowed(rig) > self._before
 
     def repair(self, rig: Rig) -> None:
-        rig.proxies["postgres"].restore()
+        for proxy in rig.links("postgres"):
+            proxy.restore()
 
     def effect(self, rig: Rig) -> Effect:
-        count = rig.proxies["postgres"].counts.swallowed - self._before
+        count = _swallowed(rig) - self._before
         return Effect(count > 0, f"{count} commits took effect, and their answers were swallowed")
+
+
+def _swallowed(rig: Rig) -> int:
+    return sum(proxy.counts.swallowed for proxy in rig.links("postgres"))
 
 
 class RowsRefused(Fault):

@@ -4,12 +4,10 @@ import contextlib
 import random
 import shutil
 
-import psutil
 import redis
 
 from checks.soak.fault import Effect, Fault
-from checks.soak.of_processes import status_of
-from checks.soak.of_servers import PARTS, ServerFrozen, ServerKilled, lost_records
+from checks.soak.of_servers import PARTS, ServerFrozen, ServerKilled, are_gone, lost_records
 from checks.soak.rig import LOG_MEMORY, Rig
 from checks.testbed.redis_pair import RedisPair, data_folder
 from stack.servers import Server, free_port, redis_server
@@ -24,6 +22,15 @@ def _pair(rig: Rig) -> RedisPair:
 
 def _replica(rig: Rig) -> Server:
     return _pair(rig).replica
+
+
+def _standby(rig: Rig) -> Server:
+    assert rig.postgres_pair is not None
+    return rig.postgres_pair.standby
+
+
+def _no_standby(rig: Rig) -> str | None:
+    return "PostgreSQL has no standby in this run" if rig.postgres_pair is None else None
 
 
 def _no_pair(rig: Rig) -> str | None:
@@ -75,9 +82,8 @@ class LogFailover(Fault):
         pair = _pair(rig)
         pair.wait_following(seconds_max=FOLLOWS_SECONDS_MAX)
         killed = pair.master
-        pids = [member.pid for member in killed.family()]
+        self._pids = [member.pid for member in killed.family()]
         killed.kill()
-        self._gone = bool(pids) and all(status_of(pid) in ("gone", psutil.STATUS_ZOMBIE) for pid in pids)
         rig.proxies["log"].cut()  # until it is known what is lost, nobody adds to it
         try:
             rig.promote_log()
@@ -101,6 +107,7 @@ class LogFailover(Fault):
 
     def repair(self, rig: Rig) -> None:
         pair = _pair(rig)
+        self._gone = are_gone(self._pids)
         self._role = "gone"
         with contextlib.suppress(redis.RedisError), rig.redis(pair.master) as client:
             self._role = str(client.info("replication")["role"])
@@ -109,3 +116,66 @@ class LogFailover(Fault):
     def effect(self, rig: Rig) -> Effect:
         words = f"the master was {'killed' if self._gone else 'not killed'}, its replica became a {self._role}"
         return Effect(self._gone and self._role == "master", f"{words} without {len(self.lost)} records")
+
+
+class StandbyKilled(ServerKilled):
+    """SIGKILL to PostgreSQL's standby: commits wait for it, until it is back."""
+
+    def __init__(self, pick: random.Random) -> None:
+        super().__init__(pick, "postgres-standby", _standby)
+        self.dead = frozenset()  # PostgreSQL answers, and commits nothing
+        self.seconds = (2.0, 4.0)
+
+    def impossible(self, rig: Rig) -> str | None:
+        return _no_standby(rig)
+
+
+class StandbyFrozen(ServerFrozen):
+    """SIGSTOP to PostgreSQL's standby: commits wait for it, until it goes on."""
+
+    def __init__(self, pick: random.Random) -> None:
+        super().__init__(pick, "postgres-standby", _standby)
+        self.seconds = (2.0, 4.0)
+
+    def impossible(self, rig: Rig) -> str | None:
+        return _no_standby(rig)
+
+
+class PostgresFailover(Fault):
+    """PostgreSQL is killed, and its standby takes its place; the repair makes the old primary the standby.
+
+    The standby has each commit that was confirmed, so no stored offset may fall. Programs find the new primary as the
+    one of two hosts that takes writes.
+    """
+
+    name = "postgres.failover"
+    touches = PARTS["postgres"]
+    seconds = (2.0, 4.0)
+
+    def impossible(self, rig: Rig) -> str | None:
+        return _no_standby(rig)
+
+    def inject(self, rig: Rig) -> None:
+        assert rig.postgres_pair is not None
+        rig.postgres_pair.wait_in_sync(seconds_max=FOLLOWS_SECONDS_MAX)
+        killed, self._before = rig.postgres, _timeline(rig)
+        self._pids = [member.pid for member in killed.family()]
+        killed.kill()
+        rig.promote_postgres()
+
+    def repair(self, rig: Rig) -> None:
+        assert rig.postgres_pair is not None
+        self._gone = are_gone(self._pids)
+        rig.postgres_pair.rejoin()
+
+    def effect(self, rig: Rig) -> Effect:
+        timeline, was = _timeline(rig), "killed" if self._gone else "not killed"
+        words = f"the primary was {was}, and its standby went on with timeline {timeline}"
+        return Effect(self._gone and timeline > self._before, words)
+
+
+def _timeline(rig: Rig) -> int:
+    """It begins with 1, and each promotion adds one."""
+    with rig.database() as cursor:
+        cursor.execute("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        return int(cursor.fetchone()[0][:8], 16)

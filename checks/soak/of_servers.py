@@ -31,9 +31,15 @@ PARTS = {
     "log": frozenset({Part.LOG}),
     "log-replica": frozenset({Part.LOG}),
     "postgres": frozenset({Part.DATABASE}),
+    "postgres-standby": frozenset({Part.DATABASE}),
     "pooler": frozenset({Part.DATABASE}),
     "ingest": frozenset[Part](),  # between clients and it: nothing inside is disturbed
 }
+
+
+def are_gone(pids: list[int]) -> bool:
+    """Whether there were such processes, and none of them runs any more."""
+    return bool(pids) and all(status_of(pid) in ("gone", psutil.STATUS_ZOMBIE) for pid in pids)
 
 
 class ServerKilled(Fault):
@@ -131,7 +137,7 @@ class LinkFault(Fault):
         return self._done(rig)[_SIGNS[self._how]] > 0
 
     def _proxies(self, rig: Rig) -> list[Proxy]:
-        return rig.ingest_proxies if self._link == "ingest" else [rig.proxies[self._link]]
+        return rig.ingest_proxies if self._link == "ingest" else rig.links(self._link)
 
     def _counts(self, rig: Rig) -> Counter[str]:
         counts: Counter[str] = Counter()

@@ -26,6 +26,7 @@ from checks.loadgen.proxy import Proxy
 from checks.soak.pooler import pooler
 from checks.testbed.clocks import SteppableClock, fake_time_library
 from checks.testbed.pooler import pgbouncer_program
+from checks.testbed.postgres_pair import PostgresPair, url_of_both
 from checks.testbed.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
 from checks.testbed.redis_pair import RedisPair
 from pipeline import wiring
@@ -33,7 +34,16 @@ from pipeline.errors import LogUnavailableError, SluiceError
 from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM, BreakerState
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
-from stack.servers import LOOPBACK, Server, free_port, kafka_server, postgres_server, redis_server, redis_url
+from stack.servers import (
+    LOOPBACK,
+    Server,
+    free_port,
+    kafka_server,
+    postgres_server,
+    postgres_url,
+    redis_server,
+    redis_url,
+)
 from tasks.context import WorkerContext
 
 # Time-outs as short as they may be, so that each fault lasts for seconds instead of minutes. What they are relative
@@ -82,7 +92,7 @@ class Options:
     ingests: int = 1
     needs: frozenset[Need] = frozenset()  # what its faults need of the rig
     trim: bool | None = None  # LOG_TRIM; None: the seed decides
-    replicated: bool = False  # the log and PostgreSQL have a copy that takes their place when they die
+    replicated: bool = False  # a log on Redis, and PostgreSQL, have a copy that takes their place when they die
     drains: int = Settings().drains_max  # DRAINS_MAX; below the number of partitions, drains take them in turn
 
     @property
@@ -191,7 +201,12 @@ class Rig:
     def _start_servers(self) -> None:
         folder = self.folder
         self.control_redis = redis_server(folder, free_port(), is_log=False, maxmemory=CONTROL_MEMORY)
-        self.postgres = postgres_server(folder, free_port(), durable=False)
+        self.postgres_pair = PostgresPair(folder) if self.options.replicated else None
+        self.postgres = (
+            postgres_server(folder, free_port(), durable=False)
+            if self.postgres_pair is None
+            else self.postgres_pair.primary
+        )
         self.log_pair: RedisPair | None = None
         if self.options.log == "kafka":
             self.log = kafka_server(folder, free_port(), free_port())
@@ -207,6 +222,8 @@ class Rig:
             "postgres": Proxy((self.pooler or self.postgres).port),
             "control": Proxy(self.control_redis.port),
         }
+        if self.postgres_pair is not None:
+            self.proxies["postgres-second"] = Proxy(self.postgres_pair.ports[1])
         self.proxies["log"] = Proxy(self.log.port)
         self.log_door = Proxy(self.log.port)  # ours: no fault touches it
         if self.options.log == "kafka":
@@ -218,7 +235,12 @@ class Rig:
             self._stack.callback(proxy.stop)
             proxy.start()
         self._give_clocks()
-        for server in (self.control_redis, self.postgres, self.log_pair or self.log, self.pooler):
+        for server in (
+            self.control_redis,
+            self.postgres_pair or self.postgres,
+            self.log_pair or self.log,
+            self.pooler,
+        ):
             if server is not None:
                 self._stack.callback(server.stop)
                 server.start()
@@ -226,7 +248,9 @@ class Rig:
             **SCALED,
             log_trim=self.options.trims,
             drains_max=self.options.drains,
-            database_url=self.postgres.url,
+            database_url=self._database_url(
+                *(self.postgres_pair.ports if self.postgres_pair else [self.postgres.port])
+            ),
             redis_url=self.control_redis.url,
             event_log_url=self.log.url if self.log_pair is None else redis_url(self.log_door.port),
             log_replicas_min=0 if self.log_pair is None else 1,
@@ -234,7 +258,7 @@ class Rig:
         )
         self.settings = replace(
             self.direct,
-            database_url=self._behind("postgres", self.postgres),
+            database_url=self._database_url(*(proxy.port for proxy in self.links("postgres"))),
             redis_url=self._behind("control", self.control_redis),
             event_log_url=self._behind("log", self.log),
         )
@@ -265,6 +289,21 @@ class Rig:
         """Where clients reach ingest."""
         return [proxy.port for proxy in self.ingest_proxies] or self.ingest_ports
 
+    def links(self, name: str) -> list[Proxy]:
+        """The proxies before a server, or before both of a pair."""
+        return [proxy for link, proxy in self.proxies.items() if link in (name, f"{name}-second")]
+
+    @staticmethod
+    def _database_url(*ports: int) -> str:
+        """Of the database on one of these ports; of two, on that which takes writes."""
+        return postgres_url(ports[0]) if len(ports) == 1 else url_of_both(postgres_url(ports[0]), *ports)
+
+    def promote_postgres(self) -> None:
+        """Let the standby take the place of the primary. Raises psycopg2.Error, ServerError."""
+        assert self.postgres_pair is not None
+        self.postgres_pair.promote()
+        self.postgres = self.postgres_pair.primary
+
     def promote_log(self) -> None:
         """Let the log's replica take the place of its master, at the same address. Raises redis.RedisError."""
         assert self.log_pair is not None
@@ -278,6 +317,9 @@ class Rig:
 
     def _move_to_small_disk(self) -> None:
         """Put the events' table on a disk in memory that can be made too small; where mounting is not allowed, not."""
+        if self.postgres_pair is not None:
+            self.small_disk_missing = "a standby on this machine can't have the same disk"
+            return
         mount = self.folder / "small-disk"
         mount.mkdir()
         said = subprocess.run(

@@ -9,6 +9,7 @@ import psycopg2
 import pytest
 
 from checks.soak import of_processes
+from checks.soak.__main__ import main
 from checks.soak.catalog import FAULTS, POOLED, possible_names, schedule
 from checks.soak.mutant import ROOT, Edit, Mutant, MutantError, mutated
 from checks.soak.mutants import MUTANTS
@@ -33,6 +34,24 @@ def test_a_schedule_has_each_fault_before_any_comes_again(log: str) -> None:
     # Half of the seeds reach PostgreSQL without a pooler: there is none to be killed.
     without = [planned.name for planned in schedule(log, len(names) - 1, 1)]
     assert sorted(without) == sorted(set(names) - {POOLED})
+
+
+@pytest.mark.parametrize("log", ["redis", "kafka"])
+def test_copies_of_servers_have_faults_of_their_own_and_none_that_all_copies_would_share(log: str) -> None:
+    single, replicated = (set(possible_names(log, replicated=copies)) for copies in (False, True))
+    assert {"postgres.failover", "postgres-standby.kill", "postgres-standby.freeze"} <= replicated - single
+    assert ({"log.failover", "log-replica.kill", "log-replica.freeze"} <= replicated - single) is (log == "redis")
+    assert not {"log.tail-lost", "log.back", "both-redis.back", "postgres.disk-full", POOLED} & replicated
+    plan = {planned.name for planned in schedule(log, len(replicated), 3, replicated=True)}
+    assert plan == replicated
+
+
+def test_a_run_without_copies_cannot_be_asked_for_a_failover(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--only", "log.failover", "--plan"]) == 2
+    assert "no such fault on redis (single): log.failover" in capsys.readouterr().err
+    assert main(["--only", "log.failover", "--topology", "replicated", "--faults", "1", "--seed", "4", "--plan"]) == 0
+    again = "./soak.sh --faults 1 --events 200000 --seed 4 --log redis --topology replicated --only log.failover"
+    assert again in capsys.readouterr().out
 
 
 def test_faults_are_named_as_they_call_themselves() -> None:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import pwd
-import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import psycopg2
 
-from stack.servers import LOOPBACK, Server, _as_somebody_else, free_port, postgres_bin, postgres_server
+from checks.testbed.postgres_pair import make_standby, url_of_both
+from stack.servers import LOOPBACK, Server, _as_somebody_else, free_port, postgres_server
 from support.certificates import Authority
 
 OWNER, OWNER_PASSWORD = "owner", "öwn@r:%/#"
@@ -87,10 +87,7 @@ class Pair:
     @property
     def url(self) -> str:
         """Both, the standby first; whichever takes writes is used."""
-        user, _, rest = self.primary.url.partition("@")
-        name = rest.rpartition("/")[2]
-        hosts = f"{LOOPBACK}:{self.standby.port},{LOOPBACK}:{self.primary.port}"
-        return f"{user}@{hosts}/{name}?target_session_attrs=read-write"
+        return url_of_both(self.primary.url, self.standby.port, self.primary.port)
 
     def promote(self) -> None:
         with contextlib.closing(psycopg2.connect(self.standby.url, connect_timeout=5)) as connection:
@@ -106,33 +103,7 @@ def primary_and_standby(home: Path) -> Iterator[Pair]:
         primary = postgres_server(home / "primary", free_port(), durable=False)
         stack.callback(primary.stop)
         primary.start()
-        port, folder = free_port(), home / "standby"
-        data = folder / "postgres"
-        folder.mkdir(mode=0o755)
-        data.mkdir(mode=0o700)
-        prefix = _as_somebody_else(data)
-        copy = [
-            str(postgres_bin() / "pg_basebackup"),
-            "-D",
-            str(data),
-            "-d",
-            re.sub(r"/\w+$", "/postgres", primary.url),
-        ]
-        subprocess.run(
-            [*prefix, *copy, "-R", "-X", "stream", "--checkpoint=fast", "--no-sync"],
-            check=True, capture_output=True, cwd="/",
-        )  # fmt: skip
-        standby = postgres_server(folder, port, durable=False)
-        standby.url = re.sub(r":\d+/", f":{port}/", primary.url)
-        standby.is_ready = lambda: _answers(standby.url)
+        standby = make_standby(primary, home / "standby", free_port())
         stack.callback(standby.stop)
         standby.start()
         yield Pair(primary, standby)
-
-
-def _answers(url: str) -> bool:
-    try:
-        psycopg2.connect(url, connect_timeout=2).close()
-    except psycopg2.Error:
-        return False
-    return True
