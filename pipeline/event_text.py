@@ -87,7 +87,7 @@ def event_text(event: ControlEvent) -> str:
     """What happened, with its figures, but without actor and reason. Unreadable events show only their kind."""
     try:
         words = _words(event.kind, event.data, has_moved=event.count > 1 and "event_ratio" in event.data)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError, OSError):  # the last two: no time that can be shown
         words = event.kind.value.replace("_", " ").capitalize()
     if event.first_at is None:
         return words

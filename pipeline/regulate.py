@@ -639,11 +639,12 @@ def _end_stalled(
 
 def _ended_at(events: ControlEvents) -> set[tuple[int, int]]:
     """The partitions whose drainer was ended lately, each with the offset at which it stood."""
-    return {
-        (int(event.data["partition"]), int(event.data["offset"]))
-        for event in events.last(_EVENTS_SEARCHED)
-        if event.kind is ControlEventKind.DRAINER_TERMINATED
-    }
+    found = set()
+    for event in events.last(_EVENTS_SEARCHED):
+        if event.kind is ControlEventKind.DRAINER_TERMINATED:
+            with suppress(KeyError, ValueError):  # of another version: it does not say which
+                found.add((int(event.data["partition"]), int(event.data["offset"])))
+    return found
 
 
 def _name_standing(sample: _Sample, settings: Settings, sink: SinkQueries) -> None:

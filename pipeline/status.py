@@ -115,7 +115,7 @@ def _controller_age(state: ControlState, entries: Sequence[HistoryEntry]) -> flo
     if newest is None or seen is None or state.time - newest.at > FRESH_SECONDS:
         return said if said >= 0 else None
     since = max(0.0, state.time - newest.at)
-    if newest.sample["published"] == published_at:
+    if newest.sample.get("published") == published_at:
         return float(seen) + since
     return min(max(0.0, said), since + _UNSEEN_SECONDS)  # published since then
 

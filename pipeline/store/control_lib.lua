@@ -25,6 +25,12 @@ local function moves(data)
   return data.event_ratio and data.decided_by ~= 'override'
 end
 
+-- The data of an entry as a table; nil if a process of another version wrote what this one can't read.
+local function read_data(text)
+  local is_read, found = pcall(cjson.decode, text)
+  return is_read and type(found) == 'table' and found or nil
+end
+
 local function is_same(fields, one, other)
   for _, field in ipairs(fields) do
     if one[field] ~= other[field] then return false end
@@ -43,13 +49,13 @@ local function repeated_entry(kind, data)
     local at = tonumber(string.match(position, '^%d+')) / 1000
     if now - at > FOLD_SECONDS then return end
     for index = 1, #entry[2], 2 do found[entry[2][index]] = entry[2][index + 1] end
-    local earlier = found.kind == kind and cjson.decode(found.data)
+    local earlier = found.kind == kind and read_data(found.data)
     if earlier and is_same(fields, told, earlier) then
       if moves(told) then
         told.previous = earlier.previous
         data = cjson.encode(told)
       end
-      return position, tonumber(found.count or '1'), found.first_at or exact(at), data
+      return position, tonumber(found.count) or 1, found.first_at or exact(at), data
     end
   end
 end

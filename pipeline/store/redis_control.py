@@ -67,6 +67,7 @@ _shares_decoder: Final = msgspec.json.Decoder(Shares)
 _account_limit_decoder: Final = msgspec.json.Decoder(AskedLimit)
 _Found = TypeVar("_Found")
 _Read = TypeVar("_Read")
+_TIME_MAX: Final = 1e11  # seconds since 1970: the year 5138
 _RESTORED: Final = "restored"  # field of the hashes of reasons and of accounts that marks them as complete
 
 
@@ -98,11 +99,11 @@ class RedisControlStore:
         time = int(server_time[0]) + int(server_time[1]) / 1e6
         complete = reasons.pop(_RESTORED, None) is not None
         pauses = tuple(sorted(_pauses(reasons), key=lambda pause: pause.generation))
-        published = _readable("rate", _published_rate, rate)
+        published, floor_rate = _readable("rate", _rate_and_floor, rate) or (None, 0.0)
         held = _readable("override", lambda fields: self._override_now(fields, time), _pairs(override))
         if held is not None and held.until <= time:
             # The next write ends it for all processes; until then no process may use it.
-            published = None if published is None else without_override(published, pauses, float(rate["floor_rate"]))
+            published = None if published is None else without_override(published, pauses, floor_rate)
             held = None
         return ControlState(
             rate=published,
@@ -110,7 +111,7 @@ class RedisControlStore:
             breaker=breaker_state(pauses, complete=complete, probing=bool(probing)),
             time=time,
             generation=int(generation or 0),
-            floor_rate=0.0 if published is None else float(rate["floor_rate"]),
+            floor_rate=floor_rate,
             override=held,
             bands=_readable("bands", _bands, _pairs(bands)),
             accounts=_account_limits(_pairs(accounts)),
@@ -328,9 +329,7 @@ def _consumption_text(consumption: Consumption) -> str:
     )
 
 
-def _consumption(text: str) -> Consumption | None:
-    if not text:
-        return None
+def _consumption(text: str) -> Consumption:
     fields = json.loads(text)
     lag = {int(partition): int(lag) for partition, lag in fields["lag"].items()}
     held = {int(partition): int(events) for partition, events in fields.get("held", {}).items()}
@@ -390,12 +389,19 @@ def _published_rate(fields: dict[str, str]) -> PublishedRate:
         lag=int(fields["lag"]) if fields["lag"] else None,
         published_at=float(fields["published_at"]),
         lag_known_at=float(fields["lag_known_at"]) if fields["lag_known_at"] else None,
-        consumption=_consumption(fields.get("consumption", "")),
+        consumption=_readable("consumption", _consumption, fields.get("consumption", "")),
         # A controller of an older version publishes no alarms, and leaves those of an earlier tick in the hash.
-        alarms=_alarms(fields["alarms"]) if fields.get("alarms_at") == fields["published_at"] else (),
+        alarms=(_readable("alarms", _alarms, fields.get("alarms", "")) or ())
+        if fields.get("alarms_at") == fields["published_at"]
+        else (),
         policy=_policy(fields["policy"]) if fields.get("policy_at") == fields["published_at"] else None,
         shares=_shares(fields["shares"]) if fields.get("shares_at") == fields["published_at"] else None,
     )
+
+
+def _rate_and_floor(fields: dict[str, str]) -> tuple[PublishedRate, float]:
+    """The published rate, and the lowest rate of its policy."""
+    return _published_rate(fields), float(fields["floor_rate"])
 
 
 def _policy(text: str) -> PolicyRecord | None:
@@ -449,6 +455,20 @@ def _control_event(position: str, fields: dict[str, str]) -> ControlEvent:
         actor=fields.get("by", ""),
         why=fields.get("why", ""),
         data={str(name): str(value) for name, value in data.items()} | unknown if isinstance(data, dict) else unknown,
-        count=int(fields.get("count", 1)),
-        first_at=float(fields["first_at"]) if "first_at" in fields else None,
+        count=_count(fields.get("count", "")),
+        first_at=_time(fields.get("first_at", "")),
     )
+
+
+def _count(text: str) -> int:
+    """How often an event happened; 1 if a process of another version wrote something else."""
+    return max(1, int(text)) if text.isdecimal() else 1
+
+
+def _time(text: str) -> float | None:
+    """A time, in seconds; None if it is missing or no time that can be shown."""
+    try:
+        at = float(text)
+    except ValueError:
+        return None
+    return at if 0 <= at < _TIME_MAX else None

@@ -1,5 +1,6 @@
 """Counters and facts of the whole system on Redis."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -28,15 +29,22 @@ class RedisCounters:
 
     def totals(self) -> dict[str, float]:
         found: dict[str, str] = self._connection.call("HGETALL", self._counters)
-        return {name: float(value) for name, value in found.items()}
+        totals = {}
+        for name, value in found.items():
+            with contextlib.suppress(ValueError):  # of a newer version, which counts something else
+                totals[name] = float(value)
+        return totals
 
     def note(self, facts: Mapping[str, Any], *, seconds: float) -> None:
         self._connection.call("SET", self._facts, json.dumps(facts), "PX", max(1, int(seconds * 1000)))
 
     def facts(self) -> dict[str, Any]:
         text = self._connection.call("GET", self._facts)
-        found: dict[str, Any] = json.loads(text) if text else {}
-        return found
+        with contextlib.suppress(ValueError):
+            found = json.loads(text) if text else {}
+            if isinstance(found, dict):
+                return found
+        return {}  # of another version; they are noted again every few seconds
 
     def tokens(self) -> tuple[float, float, float] | None:
         tokens, at, rate = self._connection.call("HMGET", self._bucket, "tokens", "at", "rate")

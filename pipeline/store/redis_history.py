@@ -48,9 +48,19 @@ class RedisHistory:
     def since(self, position: str, *, entries_max: int) -> Sequence[HistoryEntry]:
         start = f"({position}" if position else "-"
         found = self._connection.call("XREVRANGE", self._entries_key, "+", start, "COUNT", entries_max)
-        entries = [_entry(*one) for one in reversed(found)]
+        read = (_readable_entry(*one) for one in reversed(found))
+        entries = [entry for entry in read if entry is not None]
         oldest = entries[-1].at - HISTORY_SECONDS if entries else 0.0
         return [entry for entry in entries if entry.at > oldest]
+
+
+def _readable_entry(position: str, fields: dict[str, str]) -> HistoryEntry | None:
+    """An entry; None if another version wrote it in a format that this one can't read: its second is left out."""
+    try:
+        entry = _entry(position, fields)
+    except (KeyError, ValueError):
+        return None
+    return entry if isinstance(entry.sample, dict) else None
 
 
 def _entry(position: str, fields: dict[str, str]) -> HistoryEntry:

@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Final
+
+import msgspec
 
 from pipeline.names import KEY_TROUBLES, KEY_TROUBLES_AT, AlarmCode
 from pipeline.ports.control import Trouble
 from pipeline.settings import Settings
 from pipeline.store.common import TROUBLE_SECONDS, bounded_trouble
 from pipeline.store.connection import ControlConnection, load_script
+
+_decoder: Final = msgspec.json.Decoder(list[str | list[str]])
 
 
 class RedisTroubles:
@@ -26,7 +30,7 @@ class RedisTroubles:
 
     def reported(self) -> dict[str, list[Trouble]]:
         found: dict[str, str] = self._connection.call("HGETALL", self._key)
-        return {process: [_read(problem) for problem in json.loads(text)] for process, text in found.items()}
+        return {process: _read(text) for process, text in found.items()}
 
 
 def _written(trouble: Trouble) -> str | list[str]:
@@ -34,8 +38,18 @@ def _written(trouble: Trouble) -> str | list[str]:
     return trouble.what if trouble.code == AlarmCode.LOOP_FAILS else [trouble.code, trouble.what]
 
 
-def _read(found: Any) -> Trouble:
-    if isinstance(found, list):
-        code, what, *_ = found
-        return Trouble(str(code), str(what))
-    return Trouble(AlarmCode.LOOP_FAILS, str(found))
+def _read(text: str) -> list[Trouble]:
+    """The problems in a report. If this version can't read it, that itself is the problem: the process has one."""
+    try:
+        return [_trouble(problem) for problem in _decoder.decode(text)]
+    except ValueError:  # those of msgspec are ValueErrors
+        what = f"it reports a problem that this version of Sluice can't read: {text}"
+        return [bounded_trouble(Trouble(AlarmCode.LOOP_FAILS, what))]
+
+
+def _trouble(found: str | list[str]) -> Trouble:
+    """One problem. Raises ValueError if it has another format."""
+    if isinstance(found, str):
+        return Trouble(AlarmCode.LOOP_FAILS, found)
+    code, what, *_ = found
+    return Trouble(code, what)

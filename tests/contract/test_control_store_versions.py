@@ -1,7 +1,7 @@
 """An older and a newer version of Sluice on one control server: what either writes, the other reads or lives with."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 import pytest
@@ -11,18 +11,25 @@ from pipeline.errors import FencedError
 from pipeline.event_text import event_text
 from pipeline.names import (
     KEY_BANDS,
+    KEY_COUNTERS,
     KEY_EVENTS,
+    KEY_FACTS,
     KEY_FLOOR,
+    KEY_HISTORY,
     KEY_OVERRIDE,
     KEY_PAUSE,
     KEY_RATE,
+    KEY_TROUBLES,
+    AlarmCode,
     BreakerState,
     ControlEventKind,
     Mode,
     PauseReason,
 )
-from pipeline.ports.control import AskedPause, paused
+from pipeline.ports.control import AskedPause, Trouble, paused
 from pipeline.ports.rate import Explanation, PolicyRecord
+from pipeline.store.redis_counters import RedisCounters
+from pipeline.store.redis_history import RedisHistory
 from stack.servers import Server
 from support.control import ControlRig, control_settings, redis_rig
 
@@ -47,7 +54,13 @@ class Newer:
         self._client.hdel(self._prefix + key, field)
 
     def records(self, **fields: str) -> None:
-        self._client.xadd(self._prefix + KEY_EVENTS, fields)  # type: ignore[arg-type]
+        self.adds(KEY_EVENTS, fields)
+
+    def adds(self, key: str, fields: Mapping[str, str]) -> None:
+        self._client.xadd(self._prefix + key, dict(fields))  # type: ignore[arg-type]
+
+    def puts(self, key: str, text: str) -> None:
+        self._client.set(self._prefix + key, text)
 
 
 class Older:
@@ -259,3 +272,91 @@ def test_the_rate_of_the_last_event_counts_until_an_older_version_publishes(rig:
     # Then its change is from that rate
     data = rig.events.last(1)[0].data
     assert (data["previous"], data["rate"]) == ("300.0", "790.0")
+
+
+def test_a_process_whose_report_cannot_be_read_is_named_and_the_others_are_heard(rig: ControlRig, newer: Newer) -> None:
+    # Given reports of problems that this version can't read, and one that it can
+    unreadable = ["not JSON", "5", '{"code": 1}', "null", '[["only a code"]]', "[[]]", '[{"code": 1}]', "[null]"]
+    for number, text in enumerate(unreadable):
+        newer.sets(KEY_TROUBLES, **{f"newer-{number}": text})
+    newer.sets(KEY_TROUBLES, more='[["clocks_differ", "it is late", "by 3 s"]]')
+    own = Trouble(AlarmCode.CLOCKS_DIFFER, "its clock differs")
+    rig.troubles.report("own", [own])
+    # Then each process is there, with what can be read
+    found = rig.troubles.reported()
+    assert found.pop("own") == [own]
+    assert found.pop("more") == [Trouble(AlarmCode.CLOCKS_DIFFER, "it is late")]
+    for number, text in enumerate(unreadable):
+        [trouble] = found.pop(f"newer-{number}")
+        assert trouble.code == AlarmCode.LOOP_FAILS
+        assert trouble.what.startswith("it reports a problem that this version of Sluice can't read: ")
+        assert text.strip("[]")[:5] in trouble.what
+    assert found == {}
+
+
+@pytest.mark.parametrize(("count", "first_at"), [("many", "soon"), ("", ""), ("-1", "nan"), ("1.5", "1e300")])
+def test_an_event_whose_figures_cannot_be_read_is_told_without_them(
+    rig: ControlRig, newer: Newer, count: str, first_at: str
+) -> None:
+    newer.records(kind="override_set", by="a", why="w", data='{"rate": "5", "until": "1e300"}')
+    newer.records(kind="drainer_terminated", by="a", why="w", data="[1]", count=count, first_at=first_at)
+    override, event = rig.events.last(2)
+    assert (event.count, event.first_at) == (1, None)
+    assert (event_text(override), event_text(event)) == ("Override set", "Drainer terminated")
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"data": "not JSON"}, {"data": "5"}, {"data": '{"reason": "breaker"}', "count": "many"}]
+)
+def test_an_event_that_cannot_be_read_hinders_no_later_one(
+    rig: ControlRig, newer: Newer, fields: dict[str, str]
+) -> None:
+    # Given an event of a kind that repeats, as this version would not write it
+    newer.records(kind="paused", by="newer", **fields)
+    # When the same happens here, then it is recorded
+    rig.store.pause(PauseReason.BREAKER, actor="drain", why="down")
+    assert paused(rig.store.state().pauses or ())
+    assert [event.actor for event in rig.events.last(10) if event.kind is ControlEventKind.PAUSED][-1] == "drain"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"c": "1", "s": "not JSON"},
+        {"c": "1", "s": "[]"},
+        {"c": "one", "s": "{}"},
+        {"c": "1", "s": "{}", "l": "x"},
+        {"c": "1", "s": "{}", "p": "x"},
+    ],
+)
+def test_seconds_of_the_history_that_cannot_be_read_are_left_out(
+    rig: ControlRig, newer: Newer, fields: dict[str, str]
+) -> None:
+    history = RedisHistory(rig.settings)
+    history.add({"accepted": 1}, {"rate": 5})
+    newer.adds(KEY_HISTORY, {**fields, "x": "y"})
+    history.add({"accepted": 1}, {"rate": 6})
+    assert [entry.sample for entry in history.since("", entries_max=10)] == [{"rate": 5}, {"rate": 6}]
+
+
+def test_counts_and_facts_that_cannot_be_read_are_unknown(rig: ControlRig, newer: Newer) -> None:
+    counters = RedisCounters(rig.settings)
+    counters.add({"rows": 2}, sender="a", number=1)
+    newer.sets(KEY_COUNTERS, mood="good")
+    assert counters.totals() == {"rows": 2.0}
+    for text in ("not JSON", "5", "[]"):
+        newer.puts(KEY_FACTS, text)
+        assert counters.facts() == {}
+
+
+@pytest.mark.parametrize("field", ["consumption", "alarms", "floor_rate"])
+def test_a_part_of_the_rate_that_cannot_be_read_is_unknown(rig: ControlRig, newer: Newer, field: str) -> None:
+    publish(rig)
+    newer.sets(KEY_RATE, **{field: "[5]"})
+    state = rig.store.state()
+    if field == "floor_rate":
+        assert (state.rate, state.floor_rate) == (None, 0.0)
+    else:
+        assert state.rate is not None
+        assert (state.rate.rate, state.rate.consumption, state.rate.alarms) == (800.0, None, ())

@@ -686,6 +686,14 @@ def test_a_drainer_that_was_not_ended_is_looked_at_again_at_each_tick(system: Sy
     assert stall(system, 1) == [0]
 
 
+def test_an_event_of_another_version_does_not_hinder_the_end_of_a_drainer(system: System) -> None:
+    for data in ({}, {"partition": "0"}, {"partition": "zero", "offset": "1"}):
+        system.rig.events.record(ControlEventKind.DRAINER_TERMINATED, actor="newer", why="w", data=data)
+    system.append(0, 100)
+    system.database.held = {0}
+    assert stall(system, 5) == [0]
+
+
 def test_nobody_is_ended_where_there_is_no_lag(system: System) -> None:
     system.append(0, 100)
     system.database.held = {0, 1}
