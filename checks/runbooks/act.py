@@ -1,6 +1,8 @@
 """A system of its own on which a runbook is acted out, and the transcript of that."""
 
+import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -8,12 +10,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import psutil
 import redis
+from prometheus_client.parser import text_string_to_metric_families
 
+from checks.testbed.clocks import SteppableClock, fake_time_library
 from stack.servers import ROOT
 from stack.system import System
 
@@ -119,6 +123,28 @@ class Act:
         """Start a program that was stopped."""
         self._system.supervisor().startProcess(program, True)
 
+    @contextlib.contextmanager
+    def worker_with_clock(self, name: str, seconds: float) -> Iterator[SteppableClock]:
+        """Another worker for batches, whose clock is off; until the block ends."""
+        if fake_time_library() is None:
+            raise NotActedOutError("there is no libfaketime on this machine (Debian: libfaketime)")
+        clock = SteppableClock(self._system.home, name, seconds=seconds)
+        words = ["celery", "-A", "tasks.app", "worker", "-Q", "batches", "-n", f"{name}@%h", "-c", "1"]
+        log = self._system.logs / f"{name}.log"
+        with log.open("w") as output:
+            worker = subprocess.Popen(
+                [*words, "--without-gossip", "--without-mingle"],
+                cwd=ROOT,
+                env={**self._environ, **clock.environ},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield clock
+        finally:
+            worker.terminate()
+            worker.wait(SECONDS_MAX)
+
     # --- What is seen ---------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
@@ -127,6 +153,16 @@ class Act:
         done = subprocess.run(command, cwd=ROOT, env=self._environ, capture_output=True, text=True, check=False)
         found: dict[str, Any] = json.loads(done.stdout)
         return found
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric of the whole system, which the control worker shows; NaN if it is absent."""
+        port = self._system.config.ports["CONTROL_METRICS_PORT"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+        values = [
+            one.value for family in families for one in family.samples if (one.name, one.labels) == (name, labels)
+        ]
+        return max(values, default=math.nan)
 
     def health(self) -> dict[str, Any]:
         """`GET /api/logs/health`."""

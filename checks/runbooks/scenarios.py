@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Final
 
+import psycopg2
+
 from checks.runbooks.act import Act
 
 _CONTROL: Final = "celery -A tasks.app control"
 _INSPECT: Final = "celery -A tasks.app inspect"
+_NEAR: Final = 0.8  # the threshold of the alerts RedisMemoryNearLimit and DatabaseConnectionsHigh
 
 
 def breaker_open(act: Act) -> None:
@@ -214,6 +217,114 @@ def process_missing(act: Act) -> None:
     act.until(lambda: "2 nodes online" in act.run(f"{_INSPECT} ping"), "both workers answer")
 
 
+def schema_refused(act: Act) -> None:
+    """A migration is not the one that was applied."""
+    act.note("made: the digest of the first migration is changed in schema_migrations, and the control worker restarts")
+    act.stop("control")
+    act.sql("UPDATE schema_migrations SET sha256 = 'x' || sha256 WHERE version = 1")
+    act.start("control")
+    act.see("schema_refused")
+    act.run(
+        'psql "$DATABASE_URL" -c "SELECT version, name, left(sha256, 12) FROM schema_migrations ORDER BY 1 LIMIT 2"'
+    )
+    act.sql("UPDATE schema_migrations SET sha256 = substr(sha256, 2) WHERE version = 1")
+    act.note("step 4: the change is undone")
+    act.run("python -m pipeline migrate")
+    act.see_end("schema_refused", "controller_silent")
+
+
+def retention(act: Act) -> None:
+    """The database keeps events for longer than RETENTION_DAYS."""
+    act.note("made: UPDATE retention SET event_days = 90; RETENTION_DAYS=30")
+    act.sql("UPDATE retention SET event_days = 90")
+    act.see("retention")
+    act.run('psql "$DATABASE_URL" -c "SELECT min(stored_at) FROM log_events"')
+    act.note("step 1")
+    act.run("python -m pipeline migrate")
+    act.see_end("retention")
+
+
+def redis_memory_near_limit(act: Act) -> None:
+    """A Redis has used four fifths of its maxmemory."""
+    control = act.redis("REDIS_URL")
+    before = str(control.config_get("maxmemory")["maxmemory"])
+    used = int(str(control.info("memory")["used_memory"]))
+    control.config_set("maxmemory", used * 10 // 9)
+    act.note("made: CONFIG SET maxmemory on the Redis of REDIS_URL, a ninth above what it uses")
+    act.until(lambda: _memory_share(act) > _NEAR, "the condition of the alert holds")
+    act.run('redis-cli -u "$REDIS_URL" INFO memory | grep -E "^(used_memory_human|maxmemory_human|maxmemory_policy)"')
+    act.run('redis-cli -u "$REDIS_URL" --bigkeys | grep -E "^Biggest|keys with"')
+    act.run('redis-cli -u "$REDIS_URL" LLEN sluice:batches')
+    control.config_set("maxmemory", before)
+    act.note("CONFIG SET maxmemory with the value of before")
+    act.until(lambda: _memory_share(act) < _NEAR, "the condition of the alert is over")
+
+
+def _memory_share(act: Act) -> float:
+    """What the alert RedisMemoryNearLimit compares, of the control Redis."""
+    limit = act.metric("sluice_redis_memory_limit_bytes", role="control")
+    return act.metric("sluice_redis_memory_bytes", role="control") / limit
+
+
+def database_connections_high(act: Act) -> None:
+    """Sessions of workers that no longer run."""
+    act.until(lambda: _connections_share(act) < _NEAR, "the control worker has counted the sessions")
+    limit = int(act.metric("sluice_database_connections_limit"))
+    wanted = int(limit * _NEAR) + 1 - int(act.metric("sluice_database_connections"))
+    url = act.urls["DATABASE_URL"]
+    sessions = [psycopg2.connect(url, application_name="sluice") for _ in range(wanted)]
+    try:
+        act.note(f"made: {wanted} idle sessions with the name of Sluice's, as of workers of a host that was cut off")
+        act.until(lambda: _connections_share(act) > _NEAR, "the condition of the alert holds")
+        act.run(
+            'psql "$DATABASE_URL" -c "SELECT application_name, usename, state, count(*) FROM pg_stat_activity '
+            'GROUP BY 1, 2, 3 ORDER BY 4 DESC LIMIT 3"'
+        )
+        pids = ", ".join(str(session.info.backend_pid) for session in sessions)
+        act.run(
+            f'psql "$DATABASE_URL" -c "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity '
+            f'WHERE pid IN ({pids})"'
+        )
+        act.until(lambda: _connections_share(act) < _NEAR, "the condition of the alert is over")
+    finally:
+        for session in sessions:
+            session.close()
+
+
+def _connections_share(act: Act) -> float:
+    """What the alert DatabaseConnectionsHigh compares."""
+    return act.metric("sluice_database_connections") / act.metric("sluice_database_connections_limit")
+
+
+def clocks_differ(act: Act) -> None:
+    """The clock of a worker's host is behind."""
+    act.note("made: one more worker for batches, with a clock that is 5 s behind (libfaketime)")
+    with act.worker_with_clock("late", -5.0) as clock:
+        act.see("clocks_differ", "late")
+        clock.step(5.0)
+        act.note("step 1: its clock is right again")
+        act.see_end("clocks_differ")
+
+
+def former_log(act: Act) -> None:
+    """The event log is another one, and the earlier one had events that were not stored."""
+    act.run(f"{_CONTROL} pause_consumption to change the log")
+    act.see("paused")
+    act.send(20, key="former")
+    act.until(lambda: act.status()["consumerLag"] == 20, "the lag is 20")
+    act.note("made: FLUSHALL on the Redis of EVENT_LOG_URL: the log that begins there is another one")
+    act.redis("EVENT_LOG_URL").flushall()
+    act.run(f"{_CONTROL} resume_consumption")
+    act.see("former_log")
+    forget = next(one["lookAt"] for one in act.status()["reasons"] if one["code"] == "former_log")
+    act.note("step 3: the events are given up")
+    statement = forget.partition("DELETE FROM ")[2].splitlines()[0]
+    act.run(f'psql "$DATABASE_URL" -c "DELETE FROM {statement}"')
+    act.see_end("former_log")
+    act.until(lambda: act.send(1) == [202], "clients get 202")
+    act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0")
+
+
 SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
     "breaker-open": (breaker_open,),
     "paused": (paused_operator, paused_poison, paused_log_gap),
@@ -228,4 +339,10 @@ SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
     "dead-letters": (dead_letters,),
     "database-silent": (database_silent,),
     "process-missing": (process_missing,),
+    "schema-refused": (schema_refused,),
+    "retention": (retention,),
+    "redis-memory-near-limit": (redis_memory_near_limit,),
+    "database-connections-high": (database_connections_high,),
+    "clocks-differ": (clocks_differ,),
+    "former-log": (former_log,),
 }
