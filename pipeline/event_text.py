@@ -1,5 +1,6 @@
 """Control events in words: the same text on the live page, in the terminal and from Celery. Pure."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -154,6 +155,26 @@ def _rate_changed(data: dict[str, str], *, has_moved: bool) -> str:
         return f"{reason[0].upper()}{reason[1:]}, rate stays {rate_text(rate)}"
     before = f"{rate_text(float(data['previous'])).removesuffix('/s')} → " if data["previous"] else ""
     return f"Rate {before}{rate_text(rate)} ({_DECIDED_BY.get(data.get('decided_by', ''), reason)})"
+
+
+def began(events: Sequence[ControlEvent]) -> float:
+    """The time of the first of these events, those that the store has folded included."""
+    return min(event.at if event.first_at is None else event.first_at for event in events)
+
+
+def rate_steps_text(events: Sequence[ControlEvent]) -> str:
+    """Several changes of the rate by its policy, oldest first, in one line: from the first rate to the newest.
+
+    Raises KeyError or ValueError if an event has no rate.
+    """
+    newest = events[-1].data
+    before = [float(event.data["previous"]) for event in events if event.data.get("previous")]
+    rates = [*before, *(float(event.data["rate"]) for event in events)]
+    steps = sum(event.count for event in events)
+    moved = f"{rate_text(rates[0]).removesuffix('/s')} → {rate_text(float(newest['rate']))}"
+    reason = newest.get("policy_reason") or _LAG.get(Mode(newest["mode"]), "")
+    between = f"between {rate_text(min(rates))} and {rate_text(max(rates))}"
+    return f"Rate {moved} in {steps:,} steps since {clock_time(began(events))}, {between} ({reason})"
 
 
 def _figure(text: str) -> float | None:

@@ -155,13 +155,15 @@ def _ask_database(context: StatusContext, breaker: BreakerState) -> tuple[DeadLe
 
 
 def problem_documents(problems: Sequence[Problem]) -> list[dict[str, str | None]]:
-    """Problems for JSON; `runbook` is the name of a page."""
+    """Problems for JSON; `runbook` is the name of a page, `command` the first one to run; "" if there is none."""
     return [
         {
             "code": p.code,
             "severity": p.severity.value,
             "what": p.what,
+            "byItself": p.by_itself,
             "lookAt": p.look_at,
+            "command": p.command,
             "runbook": runbook_of(p.code),
         }
         for p in problems

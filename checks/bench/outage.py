@@ -67,7 +67,7 @@ class Scenario:
     def record(self, name: str) -> View:
         """Take a picture of the page, and run `inspect sluice`."""
         self.page.wait_for_timeout(1500)  # a message a second: the page shows what holds now
-        headline = " ".join(self.page.locator("#headline").inner_text().split())
+        headline = " ".join(": ".join(self.page.locator("#headline, #cause").all_inner_texts()).split())
         save_picture(self.page.screenshot(), self.images / f"outage-{len(self.views) + 1}.png")
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "celery", "-A", "tasks.app", "inspect", "sluice"],

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
+from ingest.dashboard.event_rows import EVENTS_READ, event_rows
 from ingest.dashboard.points import COLUMNS, GAP_SECONDS, Point, merged, next_point
-from ingest.dashboard.view import ViewSources, event_documents, page_document
+from ingest.dashboard.view import ViewSources, page_document
 from ingest.errors import NotReadyError
 from ingest.health import HealthSources
 from ingest.types import Lifecycle
@@ -29,7 +30,6 @@ SOONEST_SECONDS: Final = 0.2  # between two messages, so that a new viewer does 
 HEARTBEAT_SECONDS: Final = 5.0  # without a message, after which the stream sends a heartbeat
 BEHIND_MAX: Final = 3  # messages that a viewer may be behind before it is dropped
 RETRY_MILLISECONDS: Final = 1000  # after which a browser that lost the stream reconnects
-EVENTS_SHOWN: Final = 50
 
 _END: Final = b""
 
@@ -84,7 +84,8 @@ class Reader:
         self._events = events
         self._points: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
         self._last: HistoryEntry | None = None
-        self._told: list[ControlEvent] = []
+        self._newest: list[ControlEvent] = []
+        self._told: list[dict[str, Any]] = []
         self._sent_at = 0.0
 
     def frame(self, sources: ViewSources, local: list[Point], *, for_new: bool) -> Frame:
@@ -92,8 +93,7 @@ class Reader:
         are_new = False
         try:
             self._read_history()
-            events = self._events.last(EVENTS_SHOWN)
-            are_new, self._told = events != self._told, events
+            are_new = self._read_events()
         except StoreUnavailableError as error:
             logger.debug("the page has no news of the control store: %s", error)
         points = self._shown(sources.health.wall, local)
@@ -101,8 +101,7 @@ class Reader:
         identity = self._last.id if self._last is not None else ""
         news = [point.row() for point in points if point.t > self._sent_at]
         self._sent_at = points[-1].t if points else self._sent_at
-        told = event_documents(self._told)
-        tick = {"status": status, "points": news} | ({"events": told} if are_new else {})
+        tick = {"status": status, "points": news} | ({"events": self._told} if are_new else {})
         if not for_new:
             return Frame(_message("tick", identity, tick), None)
         snapshot = {
@@ -110,9 +109,18 @@ class Reader:
             "columns": COLUMNS,
             "seconds": HISTORY_SECONDS,
             "points": [point.row() for point in points],
-            "events": told,
+            "events": self._told,
         }
         return Frame(_message("tick", identity, tick), _message("snapshot", identity, snapshot))
+
+    def _read_events(self) -> bool:
+        """Read the control events, if there is a new one. Returns whether there is."""
+        newest = self._events.last(1)
+        if newest == self._newest:
+            return False
+        self._told = event_rows(self._events.last(EVENTS_READ))
+        self._newest = newest
+        return True
 
     def _read_history(self) -> None:
         if self._history is None:

@@ -1,14 +1,12 @@
 """The content of the page without the charts: the snapshot and the verdict of the health answer, from memory. Pure."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ingest.health import HealthSources, health_inputs
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import HealthInputs
-from pipeline.ports.control import ControlEvent
-from pipeline.status import event_document, inputs_document
+from pipeline.status import inputs_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +32,3 @@ def document_of(inputs: HealthInputs, runbooks_url: str = "") -> dict[str, Any]:
         "eventSink": inputs.sink.value,
         "storeIsAway": inputs.store_problem is not None,
     }
-
-
-def event_documents(events: Sequence[ControlEvent]) -> list[dict[str, Any]]:
-    """Control events for the table, newest first."""
-    return [event_document(event) for event in reversed(events)]

@@ -11,6 +11,7 @@ from typing import Final
 
 from pipeline.errors import in_brief
 from pipeline.event_text import clock_time, pause_advice, pause_text, rate_text, sentence
+from pipeline.health.responses import CLEAR_RATE, DOCTOR, command_of_alarm, command_of_pause, response_to
 from pipeline.health.snapshot import HealthInputs, Traffic
 from pipeline.names import (
     AlarmCode,
@@ -65,6 +66,17 @@ class Problem:
     severity: Severity
     what: str
     look_at: str
+    own_command: str = ""  # if another one than that of its code is the first
+
+    @property
+    def by_itself(self) -> str:
+        """What the system does about it without an operator; empty for a code of a newer version."""
+        return response_to(self.code).by_itself
+
+    @property
+    def command(self) -> str:
+        """The command to begin with; empty if there is no single one."""
+        return self.own_command or response_to(self.code).command
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +199,7 @@ def _breaker(inputs: HealthInputs) -> Iterator[Problem]:
             f"the rate is {rate}"
         ),
         f"{_SINK_PARTS[inputs.sink]}{why}. Once a write succeeds, {then}",
+        "" if inputs.sink is SinkName.POSTGRESQL else DOCTOR,
     )
 
 
@@ -208,6 +221,7 @@ def _pauses(inputs: HealthInputs) -> Iterator[Problem]:
                 f"{clock_time(pause.since)} by {pause.actor}: {pause.why}; {_its(pause)}events are accepted, "
                 "but not stored",
                 pause_advice(pause.reason, pause.partition),
+                command_of_pause(pause.reason, pause.partition),
             )
 
 
@@ -315,7 +329,8 @@ def _alarms(inputs: HealthInputs) -> Iterator[Problem]:
     cause = _cause_alarm(inputs)
     for alarm in inputs.alarms:
         if alarm is not cause and not _is_told(inputs, alarm):
-            yield Problem(alarm.code, alarm.severity, alarm.what, alarm.look_at)
+            command = command_of_alarm(alarm.code, alarm.partition)
+            yield Problem(alarm.code, alarm.severity, alarm.what, alarm.look_at, command)
 
 
 def _is_told(inputs: HealthInputs, alarm: Alarm) -> bool:
@@ -347,7 +362,9 @@ def _refusing(inputs: HealthInputs) -> Iterator[Problem]:
     what = f"{share} of the offered events were refused {when}"
     if _is_at_its_limit(inputs, traffic):
         what = f"At its limit: {share} refused {when}"
-    yield Problem(ProblemCode.REFUSING, Severity.DEGRADED, f"{what}: {why}{_who_is_refused(inputs, traffic)}", look_at)
+    what = f"{what}: {why}{_who_is_refused(inputs, traffic)}"
+    is_by_operator = inputs.override is not None and "clear_rate_limit" in look_at
+    yield Problem(ProblemCode.REFUSING, Severity.DEGRADED, what, look_at, CLEAR_RATE if is_by_operator else "")
 
 
 def _is_at_its_limit(inputs: HealthInputs, traffic: Traffic) -> bool:

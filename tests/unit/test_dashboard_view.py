@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 from ingest.appender import LogStatus
-from ingest.dashboard.view import ViewSources, event_documents, page_document
+from ingest.dashboard.view import ViewSources, page_document
 from ingest.health import HealthSources
 from pipeline.follower import ControlSnapshot
 from pipeline.health.snapshot import Outlook
-from pipeline.names import BreakerState, ControlEventKind, Mode
-from pipeline.ports.control import ControlEvent, ControlState, PublishedRate
+from pipeline.names import BreakerState, Mode
+from pipeline.ports.control import ControlState, PublishedRate
 from pipeline.settings import Settings
 
 NOW = 1_700_000_000.0
@@ -53,11 +53,3 @@ def test_the_headline_is_the_worst_whoever_sees_it() -> None:
     reasons = document(replace(SOURCES, health=health))["reasons"]
     assert [reason["severity"] for reason in reasons] == ["critical", "degraded"]
     assert reasons[0]["what"].startswith("The event log is full")
-
-
-def test_events_come_in_words_newest_first() -> None:
-    events = [ControlEvent(f"{n}", NOW + n, ControlEventKind.BREAKER_OPENED, "b", "why", {}) for n in range(2)]
-    assert [(one["id"], one["what"]) for one in event_documents(events)] == [
-        ("1", "Breaker opened"),
-        ("0", "Breaker opened"),
-    ]

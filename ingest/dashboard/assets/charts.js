@@ -2,7 +2,6 @@
 "use strict";
 
 const charts = (() => {
-  const HEIGHT = 200;
   const GAP_SECONDS = 5;
   const SHORTEST_SECONDS = 60; // the shortest period that a chart shows
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -150,11 +149,11 @@ const charts = (() => {
     return format.time(seconds).slice(0, max - min < 400 ? 8 : 5);
   }
 
-  function options(name, lines, width) {
+  function options(name, lines, width, height) {
     const axis = { stroke: css("muted"), grid: { stroke: css("grid"), width: 1 }, ticks: { stroke: css("grid") }, font: "11px system-ui, sans-serif" };
     const highest = PLANS[name].levels ? () => Math.max(0, ...(state.levels[name] || []).map((level) => level[1] * 1.12)) : () => 0;
     return {
-      width, height: HEIGHT, legend: { show: false }, cursor: { show: false },
+      width, height, legend: { show: false }, cursor: { show: false },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: {
         // A short history fills the chart too.
@@ -195,14 +194,17 @@ const charts = (() => {
     const holder = document.getElementById(`chart-${name}`);
     const lines = linesOf(name);
     if (state.plots[name]) state.plots[name].plot.destroy();
-    const plot = new uPlot(options(name, lines, holder.clientWidth), [[], ...lines.map(() => [])], holder);
+    const plot = new uPlot(options(name, lines, holder.clientWidth, holder.clientHeight), [[], ...lines.map(() => [])], holder);
     holder.setAttribute("role", "img");
     state.plots[name] = { plot, lines };
     legend(name, lines);
   }
 
   function shown() {
-    return Object.keys(PLANS).filter((name) => !document.getElementById(`chart-${name}`).closest("figure").hidden);
+    return Object.keys(PLANS).filter((name) => {
+      const holder = document.getElementById(`chart-${name}`);
+      return !holder.closest("figure").hidden && (holder.closest("details") || { open: true }).open;
+    });
   }
 
   function draw() {
@@ -239,10 +241,7 @@ const charts = (() => {
     state.levels = { lag: levels(true), policy: [...targets, ...levels(false)] };
     const caption = policies.caption(status.ratePolicy);
     const figure = document.getElementById("figure-policy");
-    if (figure.hidden === Boolean(caption)) {
-      figure.hidden = !caption;
-      if (state.plots.drain) build("drain"); // its figure has another width now
-    }
+    figure.hidden = !caption;
     document.getElementById("caption-policy").textContent = caption;
     const shadow = Boolean(status.ratePolicy.shadow);
     if (shadow !== state.shadow) {
@@ -259,5 +258,8 @@ const charts = (() => {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", rebuild);
   let resizing = 0;
   addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(rebuild, 150); });
+  const more = document.getElementById("more-charts");
+  more.open = !matchMedia("(max-width: 40rem)").matches; // on a phone the control events come sooner
+  more.addEventListener("toggle", () => { if (more.open) rebuild(); });
   return { reset, add, draw, shape, latest, lately, at, rows: () => state.rows };
 })();

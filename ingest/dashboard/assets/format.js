@@ -27,6 +27,17 @@ const format = (() => {
     return new Date(seconds * 1000).toISOString().slice(11, 19);
   }
 
+  // With the day if it is not that of `now`.
+  function moment(seconds, now) {
+    const [day, today] = [seconds, now].map((one) => new Date(one * 1000).toISOString().slice(5, 10));
+    return day === today ? time(seconds) : `${day} ${time(seconds)}`;
+  }
+
+  function age(seconds) {
+    if (seconds < 172800) return duration(seconds);
+    return `${Math.round(seconds / 86400)} days`;
+  }
+
   function duration(seconds) {
     if (!known(seconds)) return "–";
     if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
@@ -34,5 +45,5 @@ const format = (() => {
     return `${(seconds / 3600).toFixed(1)} h`;
   }
 
-  return { known, number, short, fine, time, duration };
+  return { known, number, short, fine, time, moment, age, duration };
 })();

@@ -1,12 +1,12 @@
 // The page: follows the stream of ingest and shows its data as text. It changes nothing in the system.
 "use strict";
 
-(() => {
+const live = (() => {
   const LATE_SECONDS = 5; // without new data, after which the state of the system is unknown
   const RETRY_SECONDS = 2; // after the server has rejected the stream
   const byId = (id) => document.getElementById(id);
   // `heardAt` is on the browser's monotonic clock: its wall clock may be changed.
-  const page = { source: null, heardAt: null, newsOf: null, status: null, said: "" };
+  const page = { source: null, heardAt: null, newsOf: null, status: null, said: "", answer: null, more: [], events: [] };
 
   const LEVELS = { healthy: "Healthy", degraded: "Degraded", critical: "Critical", unknown: "Unknown" };
   // A sign and its colour for each kind of event; the event has its own text.
@@ -44,13 +44,59 @@
     return text.split("`").map((part, i) => (i % 2 ? element("code", part) : part));
   }
 
-  // The link to a problem's runbook. A reason of a newer version has none.
-  function runbook(status, problem) {
-    if (!problem.runbook) return [];
-    const link = element("a", "Runbook");
-    link.href = status.runbooksUrl + problem.runbook;
-    link.setAttribute("aria-label", `Runbook: ${problem.runbook}`);
-    return [" ", link];
+  // Sets a text only if it changed: a reader's selection and focus survive the next second.
+  function say(node, text, make = (words) => [words]) {
+    if (node.dataset.said === text) return;
+    node.dataset.said = text;
+    node.replaceChildren(...make(text));
+  }
+
+  // The answer to a problem: what happens by itself, where to look, and the command to run. Made once, then updated.
+  function answerBlock() {
+    const list = element("dl", undefined, "answer");
+    const row = (title) => {
+      const [box, said] = [element("div"), element("dd")];
+      box.append(element("dt", title), said);
+      list.append(box);
+      return { box, said };
+    };
+    const [itself, look, run] = [row("By itself"), row("Look at"), row("Run")];
+    const [words, link] = [element("span"), element("a", "Runbook")];
+    look.said.append(words, " ", link);
+    const [code, button] = [element("code"), element("button", "Copy")];
+    button.type = "button";
+    button.addEventListener("click", () => copy(code, button));
+    run.said.append(code, " ", button);
+    function update(problem, runbooksUrl) {
+      const { byItself = "", lookAt = "", command = "", runbook = null } = problem || {};
+      list.hidden = !problem;
+      itself.box.hidden = !byItself;
+      look.box.hidden = !lookAt;
+      run.box.hidden = !command;
+      say(itself.said, byItself);
+      say(words, lookAt, worded);
+      say(code, command);
+      button.setAttribute("aria-label", `Copy: ${command}`);
+      link.hidden = !runbook; // a reason of a newer version has none
+      if (!runbook) return;
+      link.href = runbooksUrl + runbook;
+      link.setAttribute("aria-label", `Runbook: ${runbook}`);
+    }
+    return { list, update };
+  }
+
+  // Browsers give the clipboard only to pages from this machine or with TLS; else the command is selected.
+  async function copy(code, button) {
+    let words = "Copied";
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+    } catch {
+      getSelection().selectAllChildren(code);
+      words = "Selected";
+    }
+    button.textContent = words;
+    byId("announce").textContent = words;
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
   }
 
   // --- The headline ------------------------------------------------------------------------
@@ -73,19 +119,33 @@
   function showHeadline(status) {
     const [first, ...rest] = status.reasons;
     const words = first ? first.what : wellWords(status);
-    showLevel(status.status, words, first ? gist(words) : "all is well");
-    const look = byId("look");
-    look.replaceChildren();
+    const verdict = first ? gist(words) : words;
+    showLevel(status.status, verdict, first ? verdict : "all is well");
     const override = status.rateOverride;
-    if (first) look.append(element("strong", "Look at: "), ...worded(first.lookAt), ...runbook(status, first));
-    else if (override) look.append(element("strong", "Set by an operator: "), `${format.number(override.rate)} events per second until ${format.time(override.until)} UTC, by ${override.by}: ${override.why}`);
-    byId("more").replaceChildren(...rest.map((problem) => {
-      const item = element("li");
-      item.dataset.level = problem.severity;
-      item.append(element("b", `${problem.what}.`), " Look at: ", ...worded(problem.lookAt), ...runbook(status, problem));
-      return item;
-    }));
+    if (first) say(byId("cause"), words.slice(verdict.length).replace(/^[:;] /, "").replace(/^[a-z]/, (letter) => letter.toUpperCase()));
+    else say(byId("cause"), override ? `Set by an operator: ${format.number(override.rate)} events per second until ${format.time(override.until)} UTC, by ${override.by}: ${override.why}` : "");
+    page.answer.update(first, status.runbooksUrl);
+    showMore(rest, status.runbooksUrl);
     announce(`${LEVELS[status.status]}: ${first ? first.what : "all is well"}`);
+  }
+
+  // The other problems: their text, and on request the answer to each.
+  function showMore(problems, runbooksUrl) {
+    const list = byId("more");
+    while (page.more.length > problems.length) page.more.pop().item.remove();
+    while (page.more.length < problems.length) {
+      const [item, box, words, block] = [element("li"), element("details"), element("summary"), answerBlock()];
+      box.append(words, block.list);
+      item.append(box);
+      list.append(item);
+      page.more.push({ item, words, block });
+    }
+    problems.forEach((problem, i) => {
+      const { item, words, block } = page.more[i];
+      item.dataset.level = problem.severity;
+      say(words, problem.what);
+      block.update(problem, runbooksUrl);
+    });
   }
 
   function showLevel(level, headline, title) {
@@ -104,8 +164,10 @@
     const since = page.status === null ? "" : ` since ${format.time(page.status.at)} UTC`;
     const headline = `No data${since}: the state of the system is unknown`;
     showLevel("unknown", headline, `no data${since}`);
-    byId("look").replaceChildren(element("strong", "Look at: "), words || "whether ingest runs at this address, and the network to it. The page keeps trying.", page.status === null ? "" : " All figures below are old.");
-    byId("more").replaceChildren();
+    say(byId("cause"), page.status === null ? "" : "All figures below are old.");
+    const lookAt = words || "whether ingest runs at this address, and the network to it";
+    page.answer.update({ byItself: "The page keeps trying.", lookAt, command: "python -m pipeline status" });
+    showMore([]);
     announce(`Unknown: ${headline}`);
   }
 
@@ -213,22 +275,44 @@
 
   // --- The events --------------------------------------------------------------------------
 
+  function eventRow(event) {
+    const [sign, className] = KINDS[event.kind] || ["•", ""];
+    const row = element("tr");
+    const what = element("td");
+    const mark = element("span", sign, `sign ${className}`);
+    mark.setAttribute("aria-hidden", "true");
+    what.append(mark, event.what);
+    const when = element("td");
+    const time = element("time", format.moment(event.at, page.status.at));
+    time.dateTime = new Date(event.at * 1000).toISOString();
+    when.append(time, " ", element("small"));
+    const by = element("td", event.by);
+    by.title = event.byWhole;
+    row.append(when, what, by, element("td", event.why));
+    return row;
+  }
+
+  // The rare events first: the steps of the rate policy are routine.
   function showEvents(events) {
-    if (!events.length) return;
-    byId("rows").replaceChildren(...events.map((event) => {
-      const [sign, className] = KINDS[event.kind] || ["•", ""];
-      const row = element("tr");
-      const what = element("td");
-      const mark = element("span", sign, `sign ${className}`);
-      mark.setAttribute("aria-hidden", "true");
-      what.append(mark, event.what);
-      const when = element("td");
-      const time = element("time", format.time(event.at));
-      time.dateTime = new Date(event.at * 1000).toISOString();
-      when.append(time);
-      row.append(when, what, element("td", event.by), element("td", event.why));
-      return row;
-    }));
+    page.events = events.map((event) => ({ event, row: eventRow(event), text: `${event.kind} ${event.what} ${event.by} ${event.byWhole} ${event.why}`.toLowerCase() }));
+    showFiltered();
+  }
+
+  function showFiltered() {
+    const wanted = byId("filter").value.trim().toLowerCase();
+    const found = page.events.filter((one) => one.text.includes(wanted));
+    const rows = (isRoutine) => found.filter((one) => one.event.isRoutine === isRoutine).map((one) => one.row);
+    const none = element("tr");
+    none.append(element("td", wanted ? "No event has this text." : "Nothing yet."));
+    none.firstChild.colSpan = 4;
+    byId("rows").replaceChildren(...(found.length ? rows(false) : [none]));
+    byId("routine").replaceChildren(...rows(true));
+    byId("filtered").textContent = wanted ? `${found.length} of ${page.events.length}` : "";
+    showAges();
+  }
+
+  function showAges() {
+    for (const { event, row } of page.events) row.querySelector("small").textContent = `${format.age(page.status.at - event.at)} ago`;
   }
 
   // --- The stream --------------------------------------------------------------------------
@@ -247,6 +331,7 @@
     showLoop(status);
     showProtocols(status);
     if (message.events) showEvents(message.events);
+    else showAges();
     byId("about").textContent = `Served by ${status.process} to ${status.viewers} ${status.viewers === 1 ? "page" : "pages"}.`;
     found(status);
   }
@@ -303,8 +388,13 @@
     };
   }
 
+  page.answer = answerBlock();
+  byId("look").append(page.answer.list);
+  page.answer.update(null);
+  byId("filter").addEventListener("input", showFiltered);
   setInterval(() => { if (page.heardAt !== null && isOld()) lost(); }, 1000);
   addEventListener("pagehide", () => page.source.close());
   addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
   connect();
+  return { show };
 })();

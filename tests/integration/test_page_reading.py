@@ -1,0 +1,171 @@
+"""What an operator reads on the live page, in a real browser: verdicts and control events of the tests' own choice."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
+
+from ingest.dashboard.event_rows import event_rows
+from ingest.dashboard.points import COLUMNS
+from ingest.dashboard.view import document_of
+from pipeline.flow.refusals import Refusals, Refused
+from pipeline.health.snapshot import HealthInputs, Traffic
+from pipeline.names import BreakerState, ControlEventKind, LimitedBy, Mode
+from pipeline.ports.control import ControlEvent
+from pipeline.settings import Settings
+from stack.servers import free_port
+from support.browser import Watched, chromium, chromium_path, close_pages, watched
+from support.edge import RunningEdge
+from support.health import BREAKER, HEALTHY, NOW
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
+WIDE = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
+CONTROL = "control-4ba73c@vm/22567"
+
+# Three problems at once, each with much to say.
+NIGHT = replace(
+    HEALTHY,
+    breaker=BreakerState.OPEN,
+    pauses=(replace(BREAKER, why="5 failures in a row until 22:13:10 UTC: no connection to PostgreSQL: refused"),),
+    mode=Mode.CRITICAL,
+    lag=60_000,
+    lag_by_partition=dict.fromkeys(range(4), 15000),
+    rate=100.0,
+    traffic=Traffic(100.0, 900.0, 0.9, 0.0),
+    refusals=Refusals({"key:shop": {LimitedBy.RATE.value: Refused(90, 900)}}, {}),
+)
+EVENTS = [
+    ControlEvent("1-0", NOW - 4000, ControlEventKind.BREAKER_OPENED, "batches-11aa22@vm/7", "refused", {}),
+    *(
+        ControlEvent(f"{i}-0", NOW - 600 + 5 * i, ControlEventKind.RATE_CHANGED, CONTROL, f"lag {i}",
+                     {"previous": f"{1000 - i}", "rate": f"{999 - i}", "mode": "degraded", "decided_by": "lag"})
+        for i in range(2, 100)
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def edge() -> Iterator[RunningEdge]:
+    running = RunningEdge(replace(Settings(ingest_port=free_port()), log_partitions=4)).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def running_browser(missing: Callable[[str], None]) -> Iterator[Browser]:
+    if chromium_path() is None:
+        missing("chromium")
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def browser(running_browser: Browser) -> Iterator[Browser]:
+    yield running_browser
+    close_pages(running_browser)
+
+
+class Reading:
+    """The page with a stream that stays silent: it shows what a test gives it, and does not notice the silence."""
+
+    def __init__(self, browser: Browser, edge: RunningEdge, **context: Any) -> None:
+        self._url = f"http://127.0.0.1:{edge.port}/"
+        self.seen: Watched = watched(browser, "about:blank", **context)
+        self.seen.page.route("**/events", lambda route: None)
+        self.seen.page.add_init_script("window.setInterval = () => 0")
+        self.seen.page.goto(self._url, wait_until="domcontentloaded")
+
+    def show(self, inputs: HealthInputs, events: list[ControlEvent] | None = None) -> Watched:
+        document = document_of(inputs) | {"process": "host:1", "viewers": 1}
+        message = {"status": document} | ({} if events is None else {"events": event_rows(events)})
+        self.seen.page.evaluate(
+            "([columns, message]) => { charts.reset(columns, [], 900); live.show(message); }", [COLUMNS, message]
+        )
+        return self.seen
+
+
+def test_the_order_is_verdict_cause_what_happens_by_itself_and_what_to_do(browser: Browser, edge: RunningEdge) -> None:
+    seen = Reading(browser, edge, **WIDE).show(NIGHT, EVENTS)
+    # Then the verdict is short, and the cause beside it
+    assert seen.text("#headline") == "PostgreSQL fails since 22:13:10 UTC"
+    assert seen.text("#cause").startswith("The breaker is open, consumption is paused, the rate is at its lowest")
+    # And each part has its place above the next one
+    parts = ["#headline", "#cause", "#look div:nth-child(1)", "#look div:nth-child(2)", "#look div:nth-child(3)",
+             ".cards", "#chart-rate", "#events"]  # fmt: skip
+    tops = [seen.page.locator(one).bounding_box() or {"y": -1} for one in parts]
+    assert [box["y"] for box in tops] == sorted(box["y"] for box in tops)
+    assert "tries a small write" in seen.text("#look div:nth-child(1)")
+    assert "no connection to PostgreSQL" in seen.text("#look div:nth-child(2)")
+    assert seen.text("#look code").startswith('psql "$DATABASE_URL"')
+    # And what follows from the first problem is folded, with its answer on request
+    assert [one.split(":")[0] for one in seen.page.locator("#more summary").all_inner_texts()] == [
+        "Consumers are far behind", "90 % of the offered events were refused in the last minute",
+    ]  # fmt: skip
+    assert not seen.page.locator("#more .answer").first.is_visible()
+    seen.page.locator("#more summary").first.click()
+    assert seen.page.locator("#more .answer code").first.inner_text() == "celery -A tasks.app inspect lag"
+    assert seen.complaints == []
+
+
+def test_the_command_is_copied_as_it_is(browser: Browser, edge: RunningEdge) -> None:
+    reading = Reading(browser, edge, **WIDE)
+    seen = reading.show(replace(HEALTHY, mode=Mode.DEGRADED, lag=16_000))
+    seen.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    seen.page.locator("#look button").click()
+    seen.wait("document.querySelector('#look button').textContent === 'Copied'")
+    assert seen.page.evaluate("navigator.clipboard.readText()") == "celery -A tasks.app inspect lag"
+    # And the focus stays where it was when the figures change
+    reading.show(replace(HEALTHY, mode=Mode.DEGRADED, lag=17_000, at=NOW + 1))
+    assert "17,000 events wait" in seen.text("#cause")
+    assert seen.page.evaluate("document.activeElement === document.querySelector('#look button')")
+
+
+def test_a_healthy_system_has_nothing_to_do(browser: Browser, edge: RunningEdge) -> None:
+    seen = Reading(browser, edge, **WIDE).show(HEALTHY)
+    assert seen.text("#headline").startswith("All is well")
+    assert not seen.page.locator("#look dl").is_visible()
+
+
+def test_control_events_fold_and_the_rare_come_first(browser: Browser, edge: RunningEdge) -> None:
+    seen = Reading(browser, edge, **WIDE).show(HEALTHY, EVENTS)
+    assert seen.page.locator("#rows tr").count() == 1
+    assert "Breaker opened" in seen.text("#rows")
+    assert seen.page.locator("#routine tr").count() == 1
+    assert "in 98 steps" in seen.text("#routine")
+    # And a time is that of the day and how long ago it was; a worker has a short name
+    assert seen.text("#rows td:nth-child(1)") == "21:06:40 67 min ago"
+    assert seen.text("#rows td:nth-child(3)") == "batches"
+    assert seen.page.locator("#rows td:nth-child(3)").get_attribute("title") == "batches-11aa22@vm/7"
+
+
+def test_a_filter_finds_events_by_every_text(browser: Browser, edge: RunningEdge) -> None:
+    seen = Reading(browser, edge, **WIDE).show(HEALTHY, EVENTS)
+    seen.page.get_by_label("Filter").fill("11AA22")
+    assert (seen.page.locator("#rows tr").count(), seen.page.locator("#routine tr").count()) == (1, 0)
+    assert seen.text("#filtered") == "1 of 2"
+    seen.page.get_by_label("Filter").fill("nobody")
+    assert seen.text("#rows") == "No event has this text."
+    seen.page.get_by_label("Filter").fill("")
+    assert seen.page.locator("#routine tr").count() == 1
+
+
+def test_on_a_phone_the_events_begin_within_three_screens(browser: Browser, edge: RunningEdge) -> None:
+    seen = Reading(browser, edge, **PHONE).show(NIGHT, EVENTS)
+    screens = seen.page.evaluate(
+        "(document.getElementById('events').getBoundingClientRect().top + scrollY) / innerHeight"
+    )
+    assert 0.5 < screens <= 3
+    assert not seen.overflows()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("inputs", [NIGHT, HEALTHY], ids=["night", "healthy"])
+def test_axe_finds_nothing(browser: Browser, edge: RunningEdge, scheme: str, inputs: HealthInputs) -> None:
+    seen = Reading(browser, edge, **{**WIDE, "color_scheme": scheme}).show(inputs, EVENTS)
+    for summary in seen.page.locator("#more summary").all():
+        summary.click()
+    found = Axe().run(seen.page).response["violations"]
+    assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []
