@@ -6,6 +6,7 @@ from typing import Final, cast
 
 from sanic.response import HTTPResponse
 
+from ingest.dashboard.first_sight import first_sight
 from ingest.dashboard.sse import Viewers
 from ingest.errors import NotReadyError
 from ingest.http.assets import Assets, page_headers
@@ -42,12 +43,14 @@ def add_pages(
 
     `instead` returns the answer to a client that wants no page at `/`; None if there are no such clients.
     """
-    page = assets.load(_FOLDER, "index.html", _FILES)
+    page = assets.load(_FOLDER, "index.html", _FILES).decode()
 
     async def get_page(_request: IngestRequest) -> HTTPResponse:
-        """The live page."""
+        """The live page, with the state of this moment for readers without JavaScript."""
         headers = page_headers() | {"cache-control": "no-store"}
-        return HTTPResponse(page, content_type="text/html; charset=utf-8", headers=headers)
+        return HTTPResponse(
+            first_sight(page, viewers.document()), content_type="text/html; charset=utf-8", headers=headers
+        )
 
     async def get_events(request: IngestRequest) -> HTTPResponse | None:
         """The stream of the page: server-sent events, first a snapshot and then a message a second."""

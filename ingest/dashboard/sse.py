@@ -200,6 +200,10 @@ class Viewers:
         """Remove a stream that has ended; idempotent."""
         self._viewers.discard(viewer)
 
+    def document(self) -> dict[str, Any]:
+        """The state of the system at this moment, from memory."""
+        return page_document(self._sources())
+
     @property
     def count(self) -> int:
         """Number of open streams."""

@@ -217,6 +217,7 @@ def _recovered(seen: Watched, site: Site, album: Album) -> None:
     shown = seen.points()
     assert shown > 10
     seen.page.reload()
+    seen.wait_live()
     seen.wait_words("#headline", "All is well")
     assert seen.points() >= shown
     assert seen.page.evaluate("charts.rows().some((row) => row[charts.at('breaker')] === 'open')")
@@ -227,6 +228,7 @@ def _recovered(seen: Watched, site: Site, album: Album) -> None:
 
 def test_without_news_the_state_is_unknown_and_nothing_is_green(site: Site, browser: Browser, album: Album) -> None:
     seen = watched(browser, site.system.url, **WIDE)
+    seen.wait_live()
     seen.wait_words("#headline", "All is well")
     # When ingest is frozen, so that its stream stays open and brings nothing
     site.system.ingest.freeze()
@@ -271,6 +273,7 @@ def _assert_unknown(seen: Watched) -> None:
 
 def test_without_the_control_store_the_page_shows_what_one_process_knows(site: Site, browser: Browser) -> None:
     seen = watched(browser, site.system.url, **WIDE)
+    seen.wait_live()
     seen.wait_words("#headline", "All is well")
     points = seen.points()
     with site.traffic(events_per_second=100, events_max=10_000) as traffic:
@@ -293,6 +296,7 @@ def test_without_the_control_store_the_page_shows_what_one_process_knows(site: S
 
 def test_a_rate_set_by_hand_shows_with_its_end_and_who_set_it(site: Site, browser: Browser) -> None:
     seen = watched(browser, site.system.url, **WIDE)
+    seen.wait_live()
     seen.wait_words("#headline", "All is well")
     assert "none" in seen.card("override")
     store = wiring.make_control_store(site.settings)

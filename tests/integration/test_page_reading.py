@@ -8,6 +8,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
+from checks.testbed.waiting import wait_until
+from checks.testbed.wire import get
 from ingest.dashboard.event_rows import event_rows
 from ingest.dashboard.points import COLUMNS
 from ingest.dashboard.view import document_of
@@ -49,7 +51,7 @@ EVENTS = [
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[RunningEdge]:
-    running = RunningEdge(replace(Settings(ingest_port=free_port()), log_partitions=4)).start()
+    running = RunningEdge(replace(Settings(ingest_port=free_port()), log_partitions=4, regulate_seconds=60.0)).start()
     yield running
     running.stop()
 
@@ -169,3 +171,28 @@ def test_axe_finds_nothing(browser: Browser, edge: RunningEdge, scheme: str, inp
         summary.click()
     found = Axe().run(seen.page).response["violations"]
     assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []
+
+
+def test_without_a_script_the_verdict_and_the_figures_are_there(browser: Browser, edge: RunningEdge) -> None:
+    # Given ingest with a rate that the controller published
+    edge.publish(777.0)
+    wait_until(lambda: get(edge.port, "/api/logs/health").json["rateLimit"] == 777.0, "ingest knows the rate")
+    # When a browser that runs no script opens the page
+    seen = watched(browser, f"http://127.0.0.1:{edge.port}/", **PHONE, java_script_enabled=False)
+    # Then it has the verdict, the figures and how to get newer ones, and nothing that only a script would fill
+    assert seen.text("#headline").startswith("Breaker and pauses are unknown")
+    assert "777 /s" in seen.text("#card-rate")
+    assert "Without JavaScript" in seen.text("main")
+    assert seen.page.get_by_role("link", name="Load it again").is_visible()
+    assert not seen.page.locator("#chart-rate").is_visible()
+    assert not seen.page.locator("#link").is_visible()
+    assert seen.complaints == []
+
+
+def test_a_stream_that_brings_nothing_makes_the_first_sight_unknown(browser: Browser, edge: RunningEdge) -> None:
+    seen = watched(browser, "about:blank", **WIDE)
+    seen.page.route("**/events", lambda route: None)
+    seen.page.goto(f"http://127.0.0.1:{edge.port}/", wait_until="domcontentloaded")
+    seen.wait("document.body.dataset.severity === 'unknown'")
+    assert seen.text("#headline").startswith("No data")
+    assert seen.text("#cause") == "All figures below are old."

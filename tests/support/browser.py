@@ -61,6 +61,10 @@ class Watched:
         """How many seconds the charts show."""
         return int(self.page.evaluate("Number(document.getElementById('chart-lag').dataset.points || 0)"))
 
+    def wait_live(self) -> None:
+        """Until the stream has brought the first state: before, the page shows what ingest wrote into it."""
+        self.wait("document.getElementById('link').dataset.state === 'live'")
+
     def overflows(self) -> bool:
         """Whether one would have to scroll sideways."""
         found: bool = self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")

@@ -5,8 +5,8 @@ const live = (() => {
   const LATE_SECONDS = 5; // without new data, after which the state of the system is unknown
   const RETRY_SECONDS = 2; // after the server has rejected the stream
   const byId = (id) => document.getElementById(id);
-  // `heardAt` is on the browser's monotonic clock: its wall clock may be changed.
-  const page = { source: null, heardAt: null, newsOf: null, status: null, said: "", answer: null, more: [], events: [] };
+  // The server wrote the first state into the page. `heardAt` is on the browser's monotonic clock: its wall clock may be changed.
+  const page = { source: null, heardAt: performance.now(), newsOf: null, status: null, said: "", answer: null, more: [], events: [] };
 
   const LEVELS = { healthy: "Healthy", degraded: "Degraded", critical: "Critical", unknown: "Unknown" };
   // A sign and its colour for each kind of event; the event has its own text.
@@ -164,7 +164,7 @@ const live = (() => {
     const since = page.status === null ? "" : ` since ${format.time(page.status.at)} UTC`;
     const headline = `No data${since}: the state of the system is unknown`;
     showLevel("unknown", headline, `no data${since}`);
-    say(byId("cause"), page.status === null ? "" : "All figures below are old.");
+    say(byId("cause"), "All figures below are old.");
     const lookAt = words || "whether ingest runs at this address, and the network to it";
     page.answer.update({ byItself: "The page keeps trying.", lookAt, command: "python -m pipeline status" });
     showMore([]);
@@ -389,10 +389,10 @@ const live = (() => {
   }
 
   page.answer = answerBlock();
-  byId("look").append(page.answer.list);
+  byId("look").replaceChildren(page.answer.list);
   page.answer.update(null);
   byId("filter").addEventListener("input", showFiltered);
-  setInterval(() => { if (page.heardAt !== null && isOld()) lost(); }, 1000);
+  setInterval(() => { if (isOld()) lost(); }, 1000);
   addEventListener("pagehide", () => page.source.close());
   addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
   connect();

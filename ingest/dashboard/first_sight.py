@@ -1,0 +1,83 @@
+"""The page as it is before its script runs, and without one: the verdict and the figures of the moment. Pure.
+
+The script replaces all of it with the first message of the stream.
+"""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any, Final
+
+from pipeline.event_text import clock_time
+
+_LEVELS: Final = {"healthy": "Healthy", "degraded": "Degraded", "critical": "Critical", "unknown": "Unknown"}
+_UNKNOWN: Final = "\u2013"
+_CARDS: Final = (
+    "admitted", "rate", "lag", "drain", "refused", "bucket", "breaker", "consumption", "controller", "override",
+)  # fmt: skip
+# What the page has in their places: comments, and an attribute.
+_SEVERITY: Final = 'data-severity="unknown"'
+_LEVEL, _HEADLINE, _ANSWERS, _NOTE = "<!-- level -->", "<!-- headline -->", "<!-- answers -->", "<!-- made at -->"
+MARKERS: Final = (_SEVERITY, _LEVEL, _HEADLINE, _ANSWERS, _NOTE, *(f"<!-- {name} -->" for name in _CARDS))
+
+
+def first_sight(page: str, document: Mapping[str, Any]) -> bytes:
+    """The page with this document, which is that of the stream (`page_document`)."""
+    reasons = document["reasons"]
+    parts = {
+        _SEVERITY: f'data-severity="{escape(document["status"])}"',
+        _LEVEL: _LEVELS.get(document["status"], ""),
+        _HEADLINE: escape(reasons[0]["what"] if reasons else _well(document)),
+        _ANSWERS: "".join(
+            _answer(reason, document["runbooksUrl"], is_first=i == 0) for i, reason in enumerate(reasons)
+        ),
+        _NOTE: escape(clock_time(document["at"])),
+    }
+    parts |= {f"<!-- {name} -->": escape(words) for name, words in zip(_CARDS, _figures(document), strict=True)}
+    for marker, text in parts.items():
+        page = page.replace(marker, text, 1)
+    return page.encode()
+
+
+def _well(document: Mapping[str, Any]) -> str:
+    admitted, lag = _number(document["admitted"]), _number(document["consumerLag"])
+    return f"All is well: {admitted} events per second are admitted, {lag} events wait to be stored"
+
+
+def _answer(reason: Mapping[str, Any], runbooks_url: str, *, is_first: bool) -> str:
+    """A problem: what happens by itself, where to look, and the command. The first one's text is the headline."""
+    rows = [("By itself", escape(reason["byItself"])), ("Look at", _worded(reason["lookAt"]))]
+    if reason["command"]:
+        rows.append(("Run", f"<code>{escape(reason['command'])}</code>"))
+    if reason["runbook"]:
+        rows.append(
+            ("Runbook", f'<a href="{escape(runbooks_url + reason["runbook"])}">{escape(reason["runbook"])}</a>')
+        )
+    head = "" if is_first else f"<p>{escape(reason['what'])}</p>"
+    return f'{head}<dl class="answer">{"".join(f"<div><dt>{t}</dt><dd>{w}</dd></div>" for t, w in rows if w)}</dl>'
+
+
+def _worded(text: str) -> str:
+    """`commands` in a text as code."""
+    parts = (escape(part) for part in text.split("`"))
+    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+
+
+def _figures(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """The value of each card."""
+    age, override = document["controllerAgeSeconds"], document["rateOverride"]
+    return (
+        f"{_number(document['admitted'])} /s",
+        f"{_number(document['rateLimit'])} /s",
+        f"{_number(document['consumerLag'])} events",
+        f"{_number(document['drainRate'])} /s",
+        f"{_number(document['refused'])} /s",
+        f"{_number(document['availablePermissions'])} tokens",
+        document["circuitBreaker"],
+        document["consumption"],
+        _UNKNOWN if age is None else f"{age:,.0f} s ago",
+        "none" if override is None else f"{_number(override['rate'])} /s",
+    )
+
+
+def _number(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:,.0f}"
