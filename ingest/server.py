@@ -22,6 +22,7 @@ from ingest.service import IngestService
 from ingest.tls import Certificate, follow
 from pipeline.errors import SettingsError
 from pipeline.metrics_server import serve_metrics
+from pipeline.names import LoopName
 from pipeline.settings import Settings, public_problem
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ async def serve(
     following = None
     if certificate is not None:
         certificate.on_refused = service.note_tls_refusal
-        following = asyncio.create_task(follow(certificate, lambda: _end_former(server.connections, certificate)))
+        loop = service.loops.add(LoopName.CERTIFICATE)
+        following = asyncio.create_task(follow(certificate, lambda: _end_former(server.connections, certificate), loop))
     end_metrics: Callable[[], None] | None = None
     if settings.ingest_metrics_port:
         end_metrics = serve_metrics(settings.metrics_host, settings.ingest_metrics_port, service.registry)

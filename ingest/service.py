@@ -296,6 +296,7 @@ class IngestService:
             difference_seconds_max=self.settings.clock_difference_seconds_max,
             own_problems=self._own_troubles,
             own_name=self.name,
+            loop=self.loops.add(LoopName.REPORTS),
         )
 
     def _own_troubles(self) -> list[Trouble]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import SettingsError
+from pipeline.loops import Loop
 from pipeline.names import TlsRefusal
 from pipeline.settings import Settings
 
@@ -172,12 +173,13 @@ def certificate_of(settings: Settings) -> Certificate | None:
     return Certificate(Path(settings.ingest_tls_cert), key, clients)
 
 
-async def follow(certificate: Certificate, looked: Callable[[], None] = lambda: None) -> None:
+async def follow(certificate: Certificate, looked: Callable[[], None], loop: Loop) -> None:
     """Look at the files again and again, until cancelled; call `looked` after each look."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        certificate.reload_if_changed()
-        looked()
+        with loop.turn():
+            certificate.reload_if_changed()
+            looked()
 
 
 def _stamp_of(path: Path) -> tuple[int, int, int]:

@@ -157,7 +157,9 @@ class TroubleReporter:
         difference_seconds_max: float,
         own_problems: Callable[[], list[Trouble]] = list,
         own_name: str | None = None,
+        loop: Loop | None = None,
     ) -> None:
+        self._loop = loop or Loop(LoopName.REPORTS, clock)
         self._troubles = troubles
         self._process = process
         self._clock = clock
@@ -173,7 +175,11 @@ class TroubleReporter:
         self._look = look
 
     def report(self) -> None:
-        """Report the current problems if there are any, or were; raises nothing."""
+        """Report the current problems if there are any, or were; raises nothing, and its own errors are problems."""
+        with self._loop.turn():
+            self._report_all()
+
+    def _report_all(self) -> None:
         found = {self._process: self._clock_problems()}
         found[self._own_name] = self._own_problems() + found.get(self._own_name, [])
         for name, problems in found.items():

@@ -179,13 +179,16 @@ class LoopName(StrEnum):
     """Loops of a process that must not end. Health, logs and metrics use these names."""
 
     FOLLOWER = "control follower"  # reads the control state after every event; in ingest and in workers
+    REPORTS = "problem reports"  # reports the process' problems to the control store; in ingest and in workers
     APPENDER = "appender"  # appends requests to the event log; in ingest
     LEASES = "lease taker"  # requests tokens from the bucket; in ingest
     HISTORY = "history writer"  # writes the data for the page's charts; in ingest
     ACCOUNTS = "account reports"  # counts what accounts offer, and reports it; in ingest
     PAGE = "page writer"  # writes to the open pages; in ingest
+    CERTIFICATE = "certificate watch"  # loads new files of certificates, and ends connections of the old; in ingest
     CONSUMER = "pause timer"  # compares the queues that a worker consumes with the pauses; in workers of `batches`
     QUEUE = "queue consumer"  # takes messages from a worker's queue; fails if messages wait and it takes none
+    DROPS = "count of dropped messages"  # adds them to the system's counters; in workers
     QUEUE_WATCH = "queue watch"  # checks that the queue consumer takes the waiting messages; in workers
 
 

@@ -61,7 +61,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     app.steps["worker"].add(SessionsStep)
     app.steps["worker"].add(SchemaStep)
     connect_signals(settings)
-    connect_drops(settings)
+    connect_drops(settings, app.sluice_loops)
     use_transport()
     return app
 

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections import defaultdict
+from contextlib import suppress
 from functools import cache
 from typing import Any, Final
 from uuid import uuid4
@@ -13,7 +14,8 @@ from celery.signals import task_revoked
 from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import StoreUnavailableError
-from pipeline.names import DropReason
+from pipeline.loops import Loops
+from pipeline.names import DropReason, LoopName
 from pipeline.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -26,7 +28,8 @@ WHAT_CHARS_MAX: Final = 200  # of a message in a log line
 class Drops:
     """The counts of one process. A thread adds them to the counters: the worker's event loop must not wait."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, loops: Loops) -> None:
+        self._loop = loops.add(LoopName.DROPS, on_demand=True)
         self._counters = wiring.make_counters(settings)
         self._clock = SystemClock()
         self._lock = threading.Lock()
@@ -65,19 +68,18 @@ class Drops:
                 if not sent:
                     sent = {name: float(count) for name, count in self._counts.items()}
                     self._counts.clear()
-            try:
+            with self._loop.turn(), suppress(StoreUnavailableError):
                 self._counters.add(sent, sender=self._sender, number=self._number)
-            except StoreUnavailableError:
-                continue  # retry the same counts with the same number
-            sent, self._number = {}, self._number + 1
+                # Otherwise retry the same counts with the same number.
+                sent, self._number = {}, self._number + 1
 
 
-_settings: Final[list[Settings]] = []
+_connected: Final[list[tuple[Settings, Loops]]] = []
 
 
 @cache
 def _drops_of(_pid: int) -> Drops | None:
-    return Drops(_settings[-1]) if _settings else None
+    return Drops(*_connected[-1]) if _connected else None
 
 
 def note_dropped(reason: DropReason, what: object) -> None:
@@ -87,9 +89,12 @@ def note_dropped(reason: DropReason, what: object) -> None:
         drops.note(reason, str(what))
 
 
-def connect_drops(settings: Settings) -> None:
-    """Count the messages that Celery itself discards. Celery reports them on a level that is not logged."""
-    _settings[:] = [settings]
+def connect_drops(settings: Settings, loops: Loops) -> None:
+    """Count the messages that Celery itself discards. Celery reports them on a level that is not logged.
+
+    `loops`: those of the worker's main process, which health shows.
+    """
+    _connected[:] = [(settings, loops)]
     task_revoked.connect(_on_revoked, weak=False, dispatch_uid="sluice.drops")
 
 

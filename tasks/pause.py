@@ -89,6 +89,7 @@ class PauseStep(bootsteps.StartStopStep):
                     SystemClock(),
                     difference_seconds_max=settings.clock_difference_seconds_max,
                     own_problems=lambda: loop_troubles(loops, SystemClock()),
+                    loop=loops.add(LoopName.REPORTS),
                 ),
             )
             self._follower.start()

@@ -1,24 +1,28 @@
 """Certificates of clients: which connections are refused and why, and whose account a connection is."""
 
+import asyncio
 import datetime
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from ingest.accounts import Accounts, Client
 from ingest.client_certificate import client_certificate
 from ingest.errors import UnauthorizedError
 from ingest.keys import KeyRing
 from ingest.server import refuse_public
-from ingest.tls import Certificate, ClientAuthorities, certificate_of
+from ingest.tls import Certificate, ClientAuthorities, certificate_of, follow
 from pipeline.account import account_named
 from pipeline.clock import ManualClock
 from pipeline.errors import SettingsError
 from pipeline.keys import ApiKey, digest_of, make_key
-from pipeline.names import ProtocolName, TlsRefusal
+from pipeline.loops import Loops
+from pipeline.names import LoopName, ProtocolName, TlsRefusal
 from pipeline.settings import Settings
 from support.client_certificates import Clients, client_context
 
@@ -50,6 +54,44 @@ def shake(
     except ssl.SSLError as failed:
         error = failed
     return client, server, error
+
+
+def test_a_defect_does_not_end_the_look_for_new_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given files whose first look fails in a way that nobody has thought of, and connections likewise
+    monkeypatch.setattr("ingest.tls.LOOK_SECONDS", 0.0)
+    clock, looks = ManualClock(), iter([KeyError("a"), False, True, True])
+    ends = iter([ZeroDivisionError(), None])
+    loops = Loops(clock)
+
+    class Files:
+        def reload_if_changed(self) -> bool:
+            return bool(_next_of(looks))
+
+    async def run() -> None:
+        done = asyncio.Event()
+        looked: list[int] = []
+
+        def look() -> None:
+            looked.append(1)
+            if len(looked) == 3:
+                done.set()
+            _next_of(ends)
+
+        following = asyncio.create_task(follow(Files(), look, loops.add(LoopName.CERTIFICATE)))  # type: ignore[arg-type]
+        await asyncio.wait_for(done.wait(), WAIT_SECONDS_MAX)
+        following.cancel()
+
+    # Then it looks again, and each failure is counted
+    asyncio.run(run())
+    assert loops.failures() == {LoopName.CERTIFICATE: 2}
+
+
+def _next_of(outcomes: Iterator[object]) -> object:
+    """The next outcome; raises it if it is an error."""
+    outcome = next(outcomes, None)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 class Rig:

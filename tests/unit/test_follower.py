@@ -12,8 +12,9 @@ from checks.testbed.clocks import SteppedSystemClock
 from checks.testbed.waiting import eventually, least_seconds
 from pipeline.clock import Clock, ManualClock, SystemClock
 from pipeline.flow.clocks import Look
-from pipeline.follower import ControlFollower, ControlSnapshot, TroubleReporter
-from pipeline.names import AlarmCode, ControlEventKind, Mode
+from pipeline.follower import ControlFollower, ControlSnapshot, TroubleReporter, loop_troubles
+from pipeline.loops import Loops
+from pipeline.names import AlarmCode, ControlEventKind, LoopName, Mode
 from pipeline.ports.control import ControlState, Trouble
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
@@ -150,6 +151,35 @@ def test_a_defect_does_not_end_it(rig: _Rig, caplog: pytest.LogCaptureFixture) -
     rig.follower.start()
     until(lambda: len(calls) >= 2)
     assert "control follower of this process failed because of a defect" in caplog.text
+
+
+def test_a_defect_of_its_reports_does_not_end_it(rig: _Rig, caplog: pytest.LogCaptureFixture) -> None:
+    # Given a process whose own problems can't be told
+    loops = Loops(rig.clock)
+    broken = [True]
+
+    def own_problems() -> list[Trouble]:
+        if broken[0]:
+            raise KeyError("no such problem")
+        return loop_troubles(loops, rig.clock)
+
+    reporter = TroubleReporter(
+        rig.troubles, "a", rig.clock, difference_seconds_max=1.0, own_problems=own_problems,
+        loop=loops.add(LoopName.REPORTS),
+    )  # fmt: skip
+    rig.follower = ControlFollower(rig.store, rig.events, rig.clock, rig._on_state, reporter=reporter)
+    rig.follower.start()
+    until(lambda: loops.failures()[LoopName.REPORTS] > 0)
+    # Then it goes on to follow, and its health tells what fails
+    rig.publish(500)
+    until(lambda: rig.rate() == 500)
+    assert loops.problems(rig.clock.monotonic()) == [
+        "the problem reports of this process fails: KeyError: 'no such problem'"
+    ]
+    assert caplog.text.count("the problem reports of this process failed because of a defect") == 1
+    # And it reports again as soon as it can
+    broken[0] = False
+    until(lambda: rig.reported() == {} and not loops.problems(rig.clock.monotonic()))
 
 
 # --- Clocks that differ -------------------------------------------------------------------------------

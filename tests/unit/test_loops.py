@@ -10,12 +10,14 @@ import pytest
 
 from checks.testbed.waiting import eventually
 from pipeline.clock import ManualClock, SystemClock
+from pipeline.errors import StoreUnavailableError
 from pipeline.loops import TURN_SECONDS_MAX, Loop, Loops
 from pipeline.metrics import LoopsCollector
-from pipeline.names import LoopName, PauseReason
+from pipeline.names import DropReason, LoopName, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
+from tasks.dropped import Drops
 from tasks.pause import PauseStep
 
 
@@ -53,6 +55,34 @@ def test_a_loop_that_comes_round_no_more_is_a_problem_and_one_that_is_not_asked_
     with on_demand.turn():
         clock.advance(TURN_SECONDS_MAX + 1)
         assert on_demand.problem(clock.monotonic()) is not None
+
+
+def test_a_defect_does_not_end_the_count_of_dropped_messages(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given counters that fail twice, in ways that are known and not known
+    monkeypatch.setattr("tasks.dropped._ADD_SECONDS", 0.0)
+    errors: list[Exception] = [ZeroDivisionError(), StoreUnavailableError()]
+    added: list[dict[str, float]] = []
+
+    class Counters:
+        def add(self, counts: dict[str, float], **_: object) -> None:
+            if errors:
+                raise errors.pop(0)
+            added.append(counts)
+
+    monkeypatch.setattr("tasks.dropped.wiring.make_counters", lambda _: Counters())
+    loops = Loops(SystemClock())
+    drops = Drops(Settings(), loops)
+    # Then messages are counted all the same, those before and those after
+    drops.note(DropReason.MALFORMED, "x")
+    until(lambda: added == [{"dropped:malformed": 1.0}])
+    assert loops.failures() == {LoopName.DROPS: 1}
+    assert "the count of dropped messages of this process failed because of a defect" in caplog.text
+    drops.note(DropReason.EXPIRED, "y")
+    until(lambda: added[1:] == [{"dropped:expired": 1.0}])
+    # And an idle count is no problem
+    assert loops.problems(time.monotonic() + 2 * TURN_SECONDS_MAX) == []
 
 
 class _Store(MemoryControlStore):

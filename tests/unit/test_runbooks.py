@@ -22,7 +22,7 @@ from pipeline.__main__ import main as pipeline_main
 from pipeline.__main__ import screen
 from pipeline.errors import SettingsError
 from pipeline.health.runbooks import runbook_of, runbook_place
-from pipeline.names import AlarmCode, ProblemCode
+from pipeline.names import AlarmCode, LoopName, ProblemCode
 from pipeline.settings import Settings
 from pipeline.status import SystemStatus
 from stack.arguments import parse
@@ -99,6 +99,11 @@ def test_the_index_has_each_alert_and_each_reason() -> None:
     told = {(subject, page) for subject, _, page in rows}
     assert len(told) == len(rows)
     assert told == {(one, name) for name, text in RUNBOOKS.items() for names in subjects(text) for one in names}
+
+
+def test_each_loop_that_may_fail_is_told_what_suffers() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", RUNBOOKS["loop"], re.MULTILINE)
+    assert set(re.findall(r"`([a-z ]+)`", " ".join(rows))) == {loop.value for loop in LoopName}
 
 
 @pytest.mark.parametrize("name", sorted(RUNBOOKS))
