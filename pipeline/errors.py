@@ -93,6 +93,10 @@ class SinkUnavailableError(RecoverableError):
         self.is_a_row_possible = is_a_row_possible
 
 
+class SinkMisconfiguredError(SinkUnavailableError):
+    """PostgreSQL answers, but its configuration can't keep Sluice's guarantees."""
+
+
 class SinkContentionError(RecoverableError):
     """PostgreSQL rolled the transaction back in favour of another (SQLSTATE class 40): repeat it. Not counted."""
 

@@ -17,6 +17,13 @@ EVENT_ID_CHARS_MAX: Final = 64
 MESSAGE_BYTES_MAX: Final = 64 * 1024  # as UTF-8
 ATTRIBUTES_KEYS_MAX: Final = 64
 ATTRIBUTES_BYTES_MAX: Final = 8 * 1024  # as compact JSON in UTF-8
+# A record in the log, at most: JSON writes a control character of a text in six bytes, and a character of up to four.
+# The attributes are limited as JSON already. The rest is the names of the fields, the severity and the numbers.
+RECORD_BYTES_MAX: Final = (
+    6 * (MESSAGE_BYTES_MAX + CORRELATION_ID_CHARS_MAX + SOURCE_CHARS_MAX + EVENT_ID_CHARS_MAX)
+    + ATTRIBUTES_BYTES_MAX
+    + 1024
+)
 TIMESTAMP_MS_MIN: Final = 0  # 1970-01-01
 TIMESTAMP_MS_MAX: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.decide import Ages, Measured, decide, decide_shadow
-from pipeline.errors import SluiceError, StoreUnavailableError, in_brief
+from pipeline.errors import SinkMisconfiguredError, SluiceError, StoreUnavailableError, in_brief
 from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import held_lags, lag_by_partition
@@ -99,6 +99,7 @@ class SinkQueries:
     # log_id, partition -> the reason why no record of it is stored, in words; may also query Celery's workers
     why_standing: Callable[[str, int], str]
     schema_problem: str | None = None  # the reason why the schema could not be updated, if only an operator can fix it
+    server_problem: str | None = None  # the reason why the server can't be used at all, as the migration found
     # log_id, end of each partition -> an alarm for each former log with events that are not stored
     former_logs: Callable[[str, Mapping[int, int]], Sequence[Alarm]] = field(default=lambda *_: ())
 
@@ -225,6 +226,8 @@ def _tick(
             f"The database's schema is refused: {sink.schema_problem}",
             "which version of Sluice runs where, and the table schema_migrations",
         )
+    if sink.server_problem is not None:
+        _name_refused_database(sample, sink.server_problem)
     restored = _restore(state, control.store, sink, sample, actor)
     positions = _measure(state, log, sink, sample, control.clock)
     _record_lost_tail(state, sample, control.events, actor)
@@ -347,6 +350,13 @@ def _synchronise(who: str) -> str:
     )
 
 
+def _name_refused_database(sample: _Sample, problem: str) -> None:
+    """Report a database in which nothing can be stored until an operator changes it."""
+    if all(alarm.code != AlarmCode.SCHEMA_REFUSED for alarm in sample.alarms):
+        what = f"The database is refused, and nothing is stored: {problem}"
+        sample.critical(AlarmCode.SCHEMA_REFUSED, what, "docs/database.md; events wait in the event log meanwhile")
+
+
 def _compare_clocks(looks: _Looks, sample: _Sample, settings: Settings, actor: str) -> None:
     """Report this process and PostgreSQL if their clocks differ from the store's. No decision depends on it."""
     beyond = settings.clock_difference_seconds_max
@@ -409,6 +419,8 @@ def _measure(
             sample.stored, sample.batches = stored.offsets, stored.batches
             if stored.time is not None:
                 sample.database_clock = Look(stored.time, asked_at, clock.monotonic())
+        except SinkMisconfiguredError as error:
+            _name_refused_database(sample, str(error))
         except SluiceError as error:
             sample.degraded(
                 AlarmCode.OFFSETS_UNKNOWN,

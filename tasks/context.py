@@ -54,6 +54,7 @@ class WorkerContext:
         self.is_migrated = False
         self._paces: dict[int, Pace] = {}
         self.schema_problem: str | None = None  # why the migration of the schema failed
+        self.server_problem: str | None = None  # why PostgreSQL can't be used at all
         self.lag_age, self.rate_age = Age(), Age()  # as counted by this process' ticks of the control loop
         self._known_log: tuple[float, LogIdentity] | None = None  # when it was read
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from celery import Celery, shared_task
 
-from pipeline.errors import RecoverableError, SchemaError, SchemaNewerError, SluiceError
+from pipeline.errors import RecoverableError, SchemaError, SchemaNewerError, SinkMisconfiguredError, SluiceError
 from pipeline.names import BreakerState, Queue
 from pipeline.policies import make_policy, make_shadow
 from pipeline.ports.control import paused
@@ -67,6 +67,7 @@ def regulate_rate(self: Any) -> None:
                 quiet_seconds=context.settings.drain_stalled_seconds_max * QUIET_SHARE,
             ),
             schema_problem=context.schema_problem,
+            server_problem=context.server_problem,
             why_standing=lambda log_id, partition: (
                 context.offsets.why_not_stored(log_id, partition) or workers.why_not_drained(partition)
             ),
@@ -109,7 +110,7 @@ def _migrate_once(context: WorkerContext) -> None:
     """
     if context.is_migrated:
         return
-    known, context.schema_problem = context.schema_problem, None
+    known, context.schema_problem, context.server_problem = context.schema_problem, None, None
     try:
         context.schema.migrate(wait_seconds=0)
         context.is_migrated = True
@@ -117,6 +118,8 @@ def _migrate_once(context: WorkerContext) -> None:
         # Two versions run together during an upgrade: the control loop must also tick in the older one.
         _logger.warning("%s", error, extra={"action": "schema_newer"})
         context.is_migrated = True
+    except SinkMisconfiguredError as error:
+        context.server_problem = str(error)  # the alarm of each tick repeats it
     except RecoverableError as error:
         _logger.warning("the schema is not checked yet: %s", error, extra={"action": "migrate_failed"})
     except SchemaError as error:

@@ -15,6 +15,7 @@ from pipeline.log.kafka_clock import measure_by_monotonic_clock
 from pipeline.log.kafka_records import Run, runs
 from pipeline.log.kafka_security import KafkaSecurity
 from pipeline.log.kafka_topic import (
+    PRODUCER_BATCH_BYTES,
     ensured_topic,
     incarnation_of,
     log_id_of,
@@ -160,7 +161,7 @@ class KafkaLog:
             retries=5,
             max_in_flight_requests_per_connection=1,  # a retried request must not overtake another
             linger_ms=5,
-            batch_size=262_144,
+            batch_size=PRODUCER_BATCH_BYTES,
             max_block_ms=50,
             request_timeout_ms=10_000,  # a retry before its frozen broker resumes stores records twice
             **self._security.producer_options(),

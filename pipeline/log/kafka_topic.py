@@ -5,6 +5,7 @@ from typing import Final
 
 from pipeline.clock import Clock
 from pipeline.errors import LogUnavailableError, SettingsError
+from pipeline.event import RECORD_BYTES_MAX
 from pipeline.log.kafka_wire import END, KafkaWire, TopicFacts
 from pipeline.ports.log import MissingReplicas, SetUpFault
 from pipeline.settings import Settings
@@ -19,6 +20,12 @@ TOPIC_CONFIGS: Final = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.
 
 
 _IN_SYNC_MIN: Final = "min.insync.replicas"
+_BATCH_BYTES: Final = "max.message.bytes"  # Kafka's word for the largest batch that it takes
+# Of the producer: a batch is sent once it is this large. A single larger event is a batch of its own.
+PRODUCER_BATCH_BYTES: Final = 262_144
+_BATCH_BYTES_DEFAULT: Final = 1_048_588
+_BATCH_HEAD_BYTES: Final = 128  # of a batch with one record
+BATCH_BYTES_NEEDED: Final = max(PRODUCER_BATCH_BYTES, RECORD_BYTES_MAX) + _BATCH_HEAD_BYTES
 
 
 def replication_configs(settings: Settings) -> dict[str, str]:
@@ -90,9 +97,14 @@ def _is_led(wire: KafkaWire, topic: str, facts: TopicFacts) -> bool:
 
 
 def read_configs(wire: KafkaWire, settings: Settings) -> dict[str, str]:
-    """What the topic has of the configuration that is checked; empty if none is. Raises LogUnavailableError."""
+    """What the topic has of the configuration that is checked. Raises LogUnavailableError.
+
+    Empty if the settings demand nothing of the topic: its user may not have the right to read the configuration.
+    """
     keys = [*_retention_configs(settings), *replication_configs(settings)]
-    return wire.topic_configs(settings.log_topic, list(dict.fromkeys([*keys, _IN_SYNC_MIN]))) if keys else {}
+    if not keys:
+        return {}
+    return wire.topic_configs(settings.log_topic, list(dict.fromkeys([*keys, _IN_SYNC_MIN, _BATCH_BYTES])))
 
 
 def _retention_configs(settings: Settings) -> dict[str, str]:
@@ -134,6 +146,16 @@ def set_up_faults(found: dict[str, str], settings: Settings, facts: TopicFacts) 
                 f"({_listed(wrong)}), and KAFKA_REPLICATION={settings.kafka_replication} asks for {copies}",
                 f"{_altered(topic, replication, wrong)}, or another KAFKA_REPLICATION",
                 loses_events=True,
+            )
+        )
+    batch_bytes = found.get(_BATCH_BYTES, "")
+    if batch_bytes.isdecimal() and int(batch_bytes) < BATCH_BYTES_NEEDED:
+        faults.append(
+            SetUpFault(
+                f"The topic {topic} refuses some events that ingest takes, and full batches ({_BATCH_BYTES}="
+                f"{batch_bytes}, and {BATCH_BYTES_NEEDED} are needed): their clients get 503",
+                _altered(topic, {_BATCH_BYTES: str(_BATCH_BYTES_DEFAULT)}, {_BATCH_BYTES: batch_bytes}),
+                loses_events=False,
             )
         )
     if len(facts.leaders) < settings.log_partitions:

@@ -8,14 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.errors import SinkUnavailableError
+from pipeline.errors import SinkMisconfiguredError
 
 FSYNC_OFF: Final = "PostgreSQL has fsync=off: a power loss can take stored events (docs/guarantees.md)"
 VERSION_MIN: Final = 13  # the oldest version whose catalog supports the queries below
-
-
-class SinkMisconfiguredError(SinkUnavailableError):
-    """PostgreSQL answers, but its configuration can't keep Sluice's guarantees."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from contract.test_sink import (  # collected here too, on the bench below
 )
 
 from checks.testbed.database import ask
-from pipeline.errors import SchemaError
+from pipeline.errors import SchemaError, SinkMisconfiguredError
 from pipeline.keys import ApiKey
 from pipeline.names import PauseReason
 from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override
@@ -31,7 +31,6 @@ from pipeline.sink.known_logs import PostgresKnownLogs
 from pipeline.sink.migrate import PostgresSchema, migrate
 from pipeline.sink.operator_store import PostgresOperatorStore
 from pipeline.sink.postgres import PostgresSink
-from pipeline.sink.server_check import SinkMisconfiguredError
 from pipeline.sink.session import Session
 from support.records import batch, new_log_id, nothing, numbered_batch, record
 

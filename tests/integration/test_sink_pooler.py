@@ -12,11 +12,11 @@ from checks.testbed.database import ask
 from checks.testbed.pooler import pgbouncer_program, pooled
 from checks.testbed.processes import ROOT
 from checks.testbed.waiting import WAIT_SECONDS_MAX
+from pipeline.errors import SinkMisconfiguredError
 from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import _LOCK_KEY, migrate, migrations
 from pipeline.sink.postgres import PostgresSink
-from pipeline.sink.server_check import SinkMisconfiguredError
 from stack.config import environ_of, environ_with, free_ports
 from stack.servers import Server
 from stack.system import SystemFolder

@@ -4,16 +4,22 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import psycopg2
 import pytest
 
 from checks.testbed.database import ask
-from pipeline.errors import SinkUnavailableError
+from checks.testbed.processes import control_worker
+from checks.testbed.waiting import eventually
+from pipeline import wiring
+from pipeline.errors import SinkMisconfiguredError, SinkUnavailableError, StoreUnavailableError
+from pipeline.names import AlarmCode, Severity
+from pipeline.ports.control import Alarm
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
-from pipeline.sink.server_check import SinkMisconfiguredError
 from stack.servers import Server
 from support.records import batch, new_log_id, nothing, record
 
@@ -45,6 +51,31 @@ def test_an_encoding_that_cannot_hold_every_text(postgres: Server, encoding: str
                     call()
             with pytest.raises(SinkUnavailableError, match=encoding):
                 sink.store(LOG, 0, 0, batch(0, [record(1)]), before_commit=nothing)
+
+
+def test_a_control_worker_names_such_a_database_from_its_first_tick(
+    settings: Settings, postgres: Server, tmp_path: Path
+) -> None:
+    # Given a system whose DATABASE_URL names such a database, without any event
+    with _database(postgres, "ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0") as url:
+        store = wiring.make_control_store(settings)
+
+        found: list[Alarm] = []
+
+        def is_named() -> bool:
+            rate = store.state().rate
+            found[:] = [] if rate is None else [one for one in rate.alarms if one.code == AlarmCode.SCHEMA_REFUSED]
+            return bool(found)
+
+        # When its control worker starts, then health is critical, with the name of the database
+        worker = control_worker(replace(settings, database_url=url), tmp_path).start()
+        try:
+            eventually(is_named, "it is named", passing=(StoreUnavailableError,))
+        finally:
+            worker.stop()
+    [alarm] = found
+    assert alarm.severity is Severity.CRITICAL
+    assert f"the database {url.rpartition('/')[2]} has the encoding LATIN1" in alarm.what
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from checks.testbed.database import ask
 from checks.testbed.processes import batches_worker, control_worker
 from checks.testbed.waiting import wait_until
+from pipeline.errors import SinkMisconfiguredError
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
-from pipeline.sink.server_check import SinkMisconfiguredError
 from pipeline.sink.sessions import check_sessions, read_limits, session_problem
 
 FOUR = Settings(log_partitions=4)  # 6 processes for batches, 2 for control, 3 for moments

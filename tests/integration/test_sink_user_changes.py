@@ -9,11 +9,11 @@ import pytest
 
 from checks.testbed.database import ask, stored_ids
 from checks.testbed.processes import ROOT
+from pipeline.errors import SinkMisconfiguredError
 from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
-from pipeline.sink.server_check import SinkMisconfiguredError
 from support.records import batch, new_log_id, nothing, record
 
 LOG = new_log_id()

@@ -24,13 +24,14 @@ from pipeline.errors import (
     LogMisconfiguredError,
     LogUnavailableError,
     SettingsError,
+    SinkMisconfiguredError,
     SinkUnavailableError,
     StoreUnavailableError,
 )
 from pipeline.flow.clocks import Look
 from pipeline.ports.log import LogIdentity, MissingReplicas, SetUpFault
 from pipeline.settings import Settings
-from pipeline.sink.server_check import LENT_BACKENDS, ServerFacts, SinkMisconfiguredError
+from pipeline.sink.server_check import LENT_BACKENDS, ServerFacts
 from pipeline.store.rights import Role
 from sluice import doctor, examinations
 from sluice.__main__ import main

@@ -5,8 +5,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from kafka.record.default_records import DefaultRecordBatchBuilder
 
+from pipeline.event import (
+    ATTRIBUTES_BYTES_MAX,
+    CORRELATION_ID_CHARS_MAX,
+    EVENT_ID_CHARS_MAX,
+    MESSAGE_BYTES_MAX,
+    SOURCE_CHARS_MAX,
+    TIMESTAMP_MS_MAX,
+    Event,
+    encode_record,
+    record_head,
+)
 from pipeline.log.kafka_topic import (
+    BATCH_BYTES_NEEDED,
     TOPIC_CONFIGS,
     missing_replicas,
     read_configs,
@@ -27,7 +40,7 @@ class FakeWire:
     def __init__(self, **configs: str) -> None:
         self.configs = (
             TOPIC_CONFIGS
-            | {"min.insync.replicas": "1"}
+            | {"min.insync.replicas": "1", "max.message.bytes": "1048588"}
             | {key.replace("_", "."): value for key, value in configs.items()}
         )
 
@@ -82,6 +95,26 @@ def test_a_topic_that_acknowledges_too_early_is_named_with_what_to_do(key: str, 
     assert f"({key}={value})" in what
     assert "KAFKA_REPLICATION=3 asks for 2" in what
     assert f"`kafka-configs.sh --alter --topic sluice-events --add-config {key}={SAFE[key]}`" in remedy
+
+
+def test_a_topic_that_refuses_what_ingest_takes_is_named_with_what_to_do() -> None:
+    largest = Event(
+        correlation_id="\x01" * CORRELATION_ID_CHARS_MAX, severity="FATAL", message="\x01" * MESSAGE_BYTES_MAX,
+        source="\x01" * SOURCE_CHARS_MAX, timestamp=TIMESTAMP_MS_MAX, event_id="\x01" * EVENT_ID_CHARS_MAX,
+        attributes={"k": "v" * (ATTRIBUTES_BYTES_MAX - len('{"k":""}'))},
+    )  # fmt: skip
+    record = encode_record(largest, record_head(TIMESTAMP_MS_MAX, "r" * 64))
+    # Given a topic whose limit is that of the largest batch with one event
+    largest_batch = DefaultRecordBatchBuilder.estimate_size_in_bytes(key=None, value=record, headers=[])
+    needed = BATCH_BYTES_NEEDED
+    assert largest_batch <= needed < 1.01 * largest_batch
+    settings = replace(SETTINGS, kafka_replication=1)
+    assert set_up_faults(read(settings, max_message_bytes=str(needed)), settings, facts(1)) == ()
+    # When the limit is lower, then it is named: no event is lost, but some are refused
+    (fault,) = set_up_faults(read(settings, max_message_bytes=str(needed - 1)), settings, facts(1))
+    assert f"(max.message.bytes={needed - 1}, and {needed} are needed)" in fault.what
+    assert "--add-config max.message.bytes=1048588" in fault.remedy
+    assert not fault.loses_events
 
 
 def test_missing_replicas_are_named_and_refuse_only_where_too_few_are_left() -> None:

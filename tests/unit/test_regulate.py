@@ -12,7 +12,7 @@ from ingest.appender import LogStatus
 from ingest.dashboard import view
 from ingest.health import HealthSources, health_inputs
 from pipeline.clock import ManualClock
-from pipeline.errors import LogUnavailableError, SinkUnavailableError, StoreUnavailableError
+from pipeline.errors import LogUnavailableError, SinkMisconfiguredError, SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.age import Age
 from pipeline.flow.shares import Offered, Shares
 from pipeline.follower import ControlSnapshot
@@ -48,6 +48,7 @@ class FakeDatabase:
     accounts: list[AskedLimit] = field(default_factory=list)
     held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
     is_unavailable: bool = False
+    refusal: str | None = None  # why it can't be used
     asked: list[str] = field(default_factory=list)
 
     def stored_offsets(self, log_id: str) -> StoredOffsets:
@@ -75,6 +76,8 @@ class FakeDatabase:
         self.asked.append(question)
         if self.is_unavailable:
             raise SinkUnavailableError("PostgreSQL is away")
+        if self.refusal is not None:
+            raise SinkMisconfiguredError(self.refusal)
 
 
 class _OwnClock:
@@ -848,6 +851,20 @@ def test_what_only_one_ingest_process_knows_is_the_health_of_the_system_everywhe
     assert len(health.document_of(own)["reasons"]) == 1
     # When it takes that back
     system.rig.troubles.report("ingest@host/1", [])
+    system.tick()
+    assert system.rate().alarms == ()
+
+
+def test_a_database_that_can_hold_nothing_is_critical_by_its_name(system: System) -> None:
+    # Given a control loop whose database is changed for another, in which nothing can be stored
+    system.tick()
+    system.database.refusal = "this PostgreSQL can't be used: the database d has the encoding LATIN1"
+    system.tick()
+    # Then the reason is one alarm, critical, and the log's word counts for the lag
+    [alarm] = system.rate().alarms
+    assert (alarm.code, alarm.severity) == (AlarmCode.SCHEMA_REFUSED, Severity.CRITICAL)
+    assert "the database d has the encoding LATIN1" in alarm.what
+    system.database.refusal = None
     system.tick()
     assert system.rate().alarms == ()
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.sink.server_check import ServerFacts, SinkMisconfiguredError, TableFacts, refuse, server_problem
+from pipeline.errors import SinkMisconfiguredError
+from pipeline.sink.server_check import ServerFacts, TableFacts, refuse, server_problem
 from pipeline.sink.server_check import table_problem as table
 
 GOOD = ServerFacts(7, 180_004, "UTF8", False, True, True, "logs", "sluice")
