@@ -11,7 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -48,42 +48,100 @@ def exit_status(status: SystemStatus) -> int:
 
 def screen(status: SystemStatus, width: int = 100) -> str:
     """The state as lines of text of at most `width` columns."""
-    known, verdict = status.inputs, status.verdict
-    lags = known.lag_by_partition or {}
-    spoke = "unknown" if known.controller_age is None else f"last spoke {known.controller_age:.0f} s ago"
-    left = "" if not known.lag or known.seconds_to_empty is None else f", empty in {duration(known.seconds_to_empty)}"
-    policy = known.explanation
-    lines = [f"{verdict.status.value.upper()} at {clock_time(known.at)}"]
-    for problem in verdict.problems:
-        lines += _wrapped(f"! {problem.severity}: ", problem.what, width)
-        lines += _wrapped("    look at: ", problem.look_at, width)
-        runbook = runbook_place(problem.code, status.runbooks_url)
-        lines += [] if runbook is None else _wrapped("    runbook: ", runbook, width)
-    rate = f"{_number(known.rate, 'events/s')} {_bar(known.rate, policy.rate_max)} of {policy.rate_max:,.0f}"
-    lines += [
-        *_wrapped("offered      ", _traffic(known), width),
-        *_levels(known),
-        *_protocols(known),
-        *_refused(status, width),
-        *_wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width),
-        *_wrapped("policy       ", f"{policy.policy}: {policy.sentence}", width),
-        *_figures(policy, width),
-        *(() if known.shadow is None else _wrapped("shadow       ", _shadow(known.shadow), width)),
-        f"event log    {log_text(known.event_log, known.log_copies)}",
-        *_wrapped("lag          ", _measured(known.lag, "events", policy, MEASURE_LAG), width),
-        *(f"  partition {partition:<3}{lag:>9,}" for partition, lag in sorted(lags.items())),
-        f"stored       {_number(known.drain_rate, 'events/s')}{left}",
-        *_wrapped("breaker      ", f"{known.breaker.value}; consumption {_consumption(known)}", width),
-        f"controller   {spoke}",
-        *_wrapped("dead letters ", _dead_letters(status), width),
-    ]
+    return "\n".join(line for block in _blocks(status, width) for line in block.lines)
+
+
+def fitted(status: SystemStatus, width: int, height: int) -> str:
+    """The same in at most `height` lines. The reasons come first: all else is cut before they are.
+
+    The first reason is never cut, not even in a terminal that is too small for it.
+    """
+    blocks = _blocks(status, width)
+    if sum(_height(block, width) for block in blocks) <= height:
+        return "\n".join(line for block in blocks for line in block.lines)
+    left, kept = height - 1, set()  # a line says what is cut
+    for number, block in sorted(enumerate(blocks), key=lambda one: one[1].rank):
+        if block.rank == _FIRST or _height(block, width) <= left:
+            kept.add(number)
+            left -= _height(block, width)
+    lines = [line for number, block in enumerate(blocks) if number in kept for line in block.lines]
+    cut = [block for number, block in enumerate(blocks) if number not in kept]
+    reasons = sum(block.rank == _REASON for block in cut)
+    more = f"{reasons} more reasons, and " if reasons else ""
+    said = f"… {more}{sum(len(block.lines) for block in cut)} lines are cut: `status` without --watch has all"
+    return "\n".join([*lines, _cut(said, width)])
+
+
+# What is kept in a small terminal, first to last.
+_FIRST: Final = 0.0  # the status, and the first reason
+_REASON: Final = 1.0
+_ANSWER: Final = 2.0  # to the first reason: where to look
+_FIGURE: Final = 3.0
+_RUNBOOK: Final = 4.0  # of the first reason
+_OTHER_ANSWER: Final = 5.0
+_EVENT: Final = 6.0  # to below 7: the newest first
+_DETAIL: Final = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Lines that are kept or cut together."""
+
+    rank: float
+    lines: list[str]
+
+
+def _height(block: _Block, width: int) -> int:
+    """The rows that a block needs: a word that is longer than a line takes several."""
+    return sum(max(1, -(-len(line) // width)) for line in block.lines)
+
+
+def _blocks(status: SystemStatus, width: int) -> list[_Block]:
+    known = status.inputs
+    blocks = [*_reason_blocks(status, width), *_figure_blocks(status, width)]
     if known.override is not None:
         held = known.override
         words = f"{rate_text(held.rate)} until {clock_time(held.until)} by {held.actor}: {held.why}"
-        lines += _wrapped("override     ", words, width)
-    for event in status.events[-_EVENTS_SHOWN:]:
-        lines.append(_cut(f"  {clock_time(event.at)} {event_text(event)}, by {event.actor}: {event.why}", width))
-    return "\n".join(lines)
+        blocks.append(_Block(_FIGURE, _wrapped("override     ", words, width)))
+    events = status.events[-_EVENTS_SHOWN:]
+    for age, event in zip(range(len(events) - 1, -1, -1), events, strict=True):
+        words = f"  {clock_time(event.at)} {event_text(event)}, by {event.actor}: {event.why}"
+        blocks.append(_Block(_EVENT + age / 100, [_cut(words, width)]))
+    return blocks
+
+
+def _reason_blocks(status: SystemStatus, width: int) -> Iterator[_Block]:
+    verdict = status.verdict
+    yield _Block(_FIRST, [f"{verdict.status.value.upper()} at {clock_time(status.inputs.at)}"])
+    for number, problem in enumerate(verdict.problems):
+        is_first = number == 0
+        yield _Block(_FIRST if is_first else _REASON, _wrapped(f"! {problem.severity}: ", problem.what, width))
+        yield _Block(_ANSWER if is_first else _OTHER_ANSWER, _wrapped("    look at: ", problem.look_at, width))
+        runbook = runbook_place(problem.code, status.runbooks_url)
+        if runbook is not None:
+            yield _Block(_RUNBOOK if is_first else _DETAIL, _wrapped("    runbook: ", runbook, width))
+
+
+def _figure_blocks(status: SystemStatus, width: int) -> Iterator[_Block]:
+    known, policy = status.inputs, status.inputs.explanation
+    lags = known.lag_by_partition or {}
+    spoke = "unknown" if known.controller_age is None else f"last spoke {known.controller_age:.0f} s ago"
+    left = "" if not known.lag or known.seconds_to_empty is None else f", empty in {duration(known.seconds_to_empty)}"
+    rate = f"{_number(known.rate, 'events/s')} {_bar(known.rate, policy.rate_max)} of {policy.rate_max:,.0f}"
+    lag = _measured(known.lag, "events", policy, MEASURE_LAG)
+    yield _Block(_FIGURE, _wrapped("offered      ", _traffic(known), width))
+    yield _Block(_DETAIL, [*_levels(known), *_protocols(known), *_refused(status, width)])
+    yield _Block(_FIGURE, _wrapped("rate         ", f"{rate}: {known.rate_decided_by}", width))
+    yield _Block(_DETAIL, _wrapped("policy       ", f"{policy.policy}: {policy.sentence}", width))
+    yield _Block(_DETAIL, list(_figures(policy, width)))
+    yield _Block(_DETAIL, [] if known.shadow is None else list(_wrapped("shadow       ", _shadow(known.shadow), width)))
+    yield _Block(_DETAIL, [f"event log    {log_text(known.event_log, known.log_copies)}"])
+    yield _Block(_FIGURE, _wrapped("lag          ", lag, width))
+    yield _Block(_DETAIL, [f"  partition {partition:<3}{lag:>9,}" for partition, lag in sorted(lags.items())])
+    yield _Block(_FIGURE, [f"stored       {_number(known.drain_rate, 'events/s')}{left}"])
+    yield _Block(_FIGURE, _wrapped("breaker      ", f"{known.breaker.value}; consumption {_consumption(known)}", width))
+    yield _Block(_FIGURE, [f"controller   {spoke}"])
+    yield _Block(_FIGURE, _wrapped("dead letters ", _dead_letters(status), width))
 
 
 def _shadow(shadow: Shadow) -> str:
@@ -320,9 +378,13 @@ def _status(options: argparse.Namespace, clock: Clock) -> int:
     try:
         while True:
             status = read_status(parts)
-            width = shutil.get_terminal_size((100, 24)).columns
-            text = json.dumps(status_document(status)) if options.json else screen(status, width)
-            clear = "\x1b[H\x1b[2J" if options.watch and not options.json and sys.stdout.isatty() else ""
+            width, height = shutil.get_terminal_size((100, 24))
+            is_screen = options.watch and not options.json and sys.stdout.isatty()
+            if options.json:
+                text = json.dumps(status_document(status))
+            else:  # the line feed at the end takes a line too
+                text = fitted(status, width, height - 1) if is_screen else screen(status, width)
+            clear = "\x1b[H\x1b[2J" if is_screen else ""
             sys.stdout.write(f"{clear}{on_its_lines(text)}\n")
             sys.stdout.flush()
             if not options.watch:

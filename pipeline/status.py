@@ -13,9 +13,9 @@ from pipeline.event_text import event_text
 from pipeline.flow.lag import lag_by_partition
 from pipeline.flow.refusals import Refusals
 from pipeline.health.judge import Problem, Verdict, judge
-from pipeline.health.outlook import FRESH_SECONDS, PACE_SECONDS, outlook_of
+from pipeline.health.outlook import FRESH_SECONDS, outlook_of
 from pipeline.health.runbooks import runbook_of
-from pipeline.health.snapshot import HealthInputs, Traffic, make_inputs
+from pipeline.health.snapshot import PACE_SECONDS, HealthInputs, Traffic, make_inputs
 from pipeline.names import BreakerState
 from pipeline.ports.control import ControlEvent, ControlEvents, ControlState, ControlStore
 from pipeline.ports.dead_letters import DeadLetterCounts

@@ -12,7 +12,7 @@ from typing import Final
 from pipeline.errors import in_brief
 from pipeline.event_text import clock_time, pause_advice, pause_text, rate_text, sentence
 from pipeline.health.responses import CLEAR_RATE, DOCTOR, command_of_alarm, command_of_pause, response_to
-from pipeline.health.snapshot import HealthInputs, Traffic
+from pipeline.health.snapshot import PACE_SECONDS, HealthInputs, Traffic
 from pipeline.names import (
     AlarmCode,
     BreakerState,
@@ -389,10 +389,12 @@ def _who_is_refused(inputs: HealthInputs, traffic: Traffic) -> str:
     levels = {level.label: one.refused_share for level, one in traffic.levels.items()}
     protocols = {name.value: one.refused_share for name, one in traffic.protocols.items()}
     said = [accounts] if accounts else []
-    for head, shares in (("by level:", levels), ("by protocol:", protocols)):
+    for head, shares in (("level", levels), ("protocol", protocols)):
         worst = sorted(((share, name) for name, share in shares.items() if share >= _SHOWN_SHARE_MIN), reverse=True)
         if worst:
-            said.append(f"{head} {', '.join(f'{name} {100 * share:.0f} %' for share, name in worst[:_WORST_SHOWN])}")
+            # Each part names its window: the headline's is another one.
+            when = f"by {head} in the last {PACE_SECONDS:g} s:"
+            said.append(f"{when} {', '.join(f'{name} {100 * share:.0f} %' for share, name in worst[:_WORST_SHOWN])}")
     return "".join(f"; {one}" for one in said)
 
 

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.health.snapshot import LevelTraffic, Outlook, ProtocolTraffic, Traffic
+from pipeline.health.snapshot import PACE_SECONDS, LevelTraffic, Outlook, ProtocolTraffic, Traffic
 from pipeline.names import OTHER_PROTOCOLS, Level, ProtocolName, RecordOutcome
 from pipeline.ports.history import COUNTS, LEVEL_COUNTS, PROTOCOL_COUNTS, HistoryEntry
 from pipeline.settings import Settings
 
 FRESH_SECONDS: Final = 5.0  # maximum age of a sample that counts as current
-PACE_SECONDS: Final = 10.0  # interval for measuring rates: batches are stored as a whole
 GAP_SECONDS: Final = 5.0  # if two entries are further apart, their difference gives no rate
 
 

@@ -14,6 +14,7 @@ from pipeline.settings import Settings
 STALE_PERIODS: Final = 3  # periods of the control loop without a publication, after which it counts as silent
 # But not before this: a tick that waits for a frozen PostgreSQL takes some seconds.
 SILENT_SECONDS_MIN: Final = 5.0
+PACE_SECONDS: Final = 10.0  # interval for measuring rates: batches are stored as a whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,7 +267,10 @@ def test_levels_and_protocols_that_are_refused_are_named_with_their_shares() -> 
         ProtocolName.EVENTS: ProtocolTraffic(50.0, 0.0, 0.0),
     }
     found = refusing(traffic=replace(HALF, levels=levels, protocols=protocols))
-    assert found.what.endswith("the rate of 1,000/s; by level: debug 100 %, info 25 %; by protocol: loki 75 %")
+    assert found.what.endswith(
+        "the rate of 1,000/s; by level in the last 10 s: debug 100 %, info 25 %; "
+        "by protocol in the last 10 s: loki 75 %"
+    )
 
 
 def test_many_small_accounts_are_not_listed() -> None:

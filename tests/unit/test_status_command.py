@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import termios
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,12 @@ import pytest
 
 from checks.testbed.processes import ROOT
 from checks.testbed.waiting import RUN_SECONDS_MAX
-from pipeline.__main__ import exit_status, main
+from pipeline.__main__ import exit_status, fitted, main
 from pipeline.__main__ import screen as screen_of
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import HealthInputs, LevelTraffic, ProtocolTraffic, Traffic
-from pipeline.names import BreakerState, ControlEventKind, Level, Mode, PauseReason, ProtocolName
-from pipeline.ports.control import ControlEvent, Override, Pause
+from pipeline.names import BreakerState, ControlEventKind, Level, Mode, PauseReason, ProtocolName, Severity
+from pipeline.ports.control import Alarm, ControlEvent, Override, Pause
 from pipeline.status import SystemStatus, inputs_document
 from support.health import HEALTHY, NOW
 
@@ -135,6 +136,87 @@ def test_an_outage_on_one_screen_says_each_thing_once() -> None:
     assert "dead letters not asked for while the breaker is open" in text
     assert "22:13:10 UTC Rate 1,000 → 100/s (breaker is open), by batches@host: the breaker opened" in text
     assert "normal" not in text
+
+
+NIGHT = SystemStatus(
+    replace(
+        HEALTHY, breaker=BreakerState.OPEN, rate=100.0, mode=Mode.CRITICAL, lag=60_000, drain_rate=0.0,
+        lag_by_partition=dict.fromkeys(range(8), 7_500), override=Override(300.0, NOW + 60, "ann@host", "a test", NOW),
+        pauses=(Pause(PauseReason.BREAKER, 1, NOW - 10, "batches@host", "no connection to PostgreSQL: refused " * 4),),
+        traffic=Traffic(100.0, 900.0, 0.9, 0.0),
+    ),
+    events=tuple(
+        ControlEvent(f"{i}", NOW - 60 + i, ControlEventKind.BREAKER_OPENED, "batches@host", "why " * 40, {})
+        for i in range(50)
+    ),
+)  # fmt: skip
+
+
+def test_a_small_terminal_has_the_reasons_first_and_whole() -> None:
+    # Given three reasons and more figures and events than fit on 80 x 24
+    lines = fitted(NIGHT, 80, 23).splitlines()
+    # Then it fits, and begins with the status and the first reason
+    assert len(lines) <= 23
+    assert max(len(line) for line in lines) <= 80
+    assert lines[0] == "CRITICAL at 22:13:20 UTC"
+    assert lines[1].startswith("! critical: PostgreSQL fails since 22:13:10 UTC")
+    # And no word of a reason is missing, nor where to look first, nor the figures
+    text = " ".join(" ".join(lines).split())
+    for problem in NIGHT.verdict.problems:
+        assert problem.what in text
+    assert NIGHT.verdict.problems[0].look_at.split(". Once")[0] in text
+    assert all(any(line.startswith(head) for line in lines) for head in ("offered", "rate", "lag", "stored", "breaker"))
+    # And the end says what is cut
+    assert lines[-1].startswith("\u2026 ")
+    assert "lines are cut" in lines[-1]
+
+
+def test_events_are_cut_from_the_oldest() -> None:
+    status = replace(NIGHT, inputs=HEALTHY)
+    lines = fitted(status, 80, 14).splitlines()
+    times = [line.split()[0] for line in lines if line.startswith("  22:")]
+    assert times == sorted(times)
+    assert times[-1] == "22:13:09"
+    assert 1 <= len(times) < 8
+
+
+def test_a_terminal_that_is_large_enough_shows_all() -> None:
+    assert fitted(NIGHT, 120, 100) == screen_of(NIGHT, 120)
+    assert len(screen_of(NIGHT, 120).splitlines()) > 23
+
+
+def test_the_first_reason_is_whole_where_nothing_else_fits() -> None:
+    alarms = tuple(Alarm("new", Severity.CRITICAL, f"{i} " + "word " * 90, "there", i) for i in range(32))
+    status = SystemStatus(replace(HEALTHY, alarms=alarms))
+    lines = fitted(status, 80, 5).splitlines()
+    assert " ".join(" ".join(lines).split()).count("word") == 90
+    assert "31 more reasons" in lines[-1]
+    assert len(fitted(status, 80, 23).splitlines()) <= 23
+
+
+def test_a_watched_status_does_not_scroll_a_terminal_of_80_by_24() -> None:
+    # Given a terminal of 80 x 24, and three servers that do not answer
+    ours, its = os.openpty()
+    termios.tcsetwinsize(its, (24, 80))
+    environ = dict.fromkeys(("REDIS_URL", "EVENT_LOG_URL"), "redis://127.0.0.1:1/0")
+    environ["DATABASE_URL"] = "postgresql://127.0.0.1:1/none"
+    command = [sys.executable, "-m", "pipeline", "status", "--watch"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=its, stdout=its, stderr=its, env=environ) as watching:
+        os.close(its)
+        # When it has drawn itself twice
+        drawn = b""
+        while drawn.count(CLEAR) < 2:
+            drawn += os.read(ours, 65536)
+        watching.kill()
+    os.close(ours)
+    # Then the first drawing begins with the status, and its lines fit
+    first = drawn.split(CLEAR)[1].decode()
+    assert first.startswith("UNKNOWN at")
+    assert first.count("\n") < 24
+    assert first.count("! ") == 3
+
+
+CLEAR = b"\x1b[H\x1b[2J"
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

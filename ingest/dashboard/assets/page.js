@@ -207,7 +207,7 @@ const live = (() => {
     const refused = ["s429", "s503"].map((name) => charts.lately(name));
     const share = status.refusedShare > 0 ? `${Math.max(1, Math.round(100 * status.refusedShare))} % of the ${status.refusedShareTime}; ` : "";
     const levels = Object.entries(status.levels || {}).map(([name, one]) => `${name} ${Math.round(100 * one.refusedShare)} %`);
-    const byLevel = levels.length ? `of ${levels.join(", ")}; ` : "";
+    const byLevel = levels.length ? `of ${levels.join(", ")} in the last 10 s; ` : "";
     card("refused", number(status.refused), "/s", `${share}${byLevel}requests with 429: ${number(refused[0])}, 503: ${number(refused[1])} per second`, levelOf(status, "refusing", "log_down", "log_full"));
     const rate = status.rateLimit;
     const { full, isLowered, of } = policies.scale(status.ratePolicy, rate, status.eventSink);
