@@ -404,6 +404,22 @@ _OF_UNIT_TESTS = (
         ),
         test="tests/unit/test_ingest_admission.py::test_known_empty_is_refused_before_the_body",
     ),
+    Mutant(
+        "hints-expire",
+        (Edit("tasks/hints.py", "            retry=False,\n", "            retry=False,\n            expires=2.0,\n"),),
+        test="tests/unit/test_hints.py::test_a_worker_whose_clock_differs_takes_each_message",
+    ),
+    Mutant(
+        "ticks-expire",
+        (
+            Edit(
+                "beat_schedule.py",
+                '{"queue": Queue.CONTROL.value}',
+                '{"queue": Queue.CONTROL.value, "expires": seconds}',
+            ),
+        ),
+        test="tests/unit/test_hints.py::test_a_worker_whose_clock_differs_takes_each_message",
+    ),
 )
 
 MUTANTS = (*_SEEN_IN_BRIEF, *_SEEN_IN_PAUSE, *_SEEN_IN_LOG_DEAD, *_SEEN_IN_OTHERS, *_OF_UNIT_TESTS)

@@ -1,21 +1,28 @@
 """The fallback for drains' own hints: which partitions get one."""
 
+import datetime
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from celery.worker.request import Request
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.clock import ManualClock
 from pipeline.log.memory import MemoryLog
-from pipeline.names import PauseReason
+from pipeline.names import PauseReason, Queue
 from pipeline.ports.control import Leases
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink, MemoryStore
 from pipeline.store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from tasks import control
+from tasks.app import SluiceCelery, make_app
 from tasks.context import WorkerContext
-from tasks.hints import HINT_SECONDS_MAX, HINTS_WAITING_MAX, Drained, give_back_hint
+from tasks.hints import HINT_SECONDS_MAX, HINTS_WAITING_MAX, Drained, give_back_hint, send_hint, send_net_hint
+from tasks.ticking import TickScheduler
 
 PARTITIONS = 4
 
@@ -144,6 +151,52 @@ def test_nothing_is_sent_while_paused_or_into_a_queue_that_nobody_reads(rig: Rig
     rig.waiting = 0
     rig.control.pause(PauseReason.OPERATOR, actor="test", why="")
     assert rig.tick() == []
+
+
+@pytest.fixture
+def queues() -> Iterator[SluiceCelery]:
+    """An application whose messages stay in this process, as they are sent."""
+    app = make_app(Settings())
+    app.conf.update(broker_url=f"memory://{uuid4().hex}")
+    app.loader.import_default_modules()
+    yield app
+    app.close()
+
+
+def messages_of(app: SluiceCelery, queue: Queue) -> list[Any]:
+    """The messages that wait in a queue."""
+    with app.connection_for_read() as connection:
+        waiting = connection.SimpleQueue(queue.value)
+        return [waiting.get(timeout=WAIT_SECONDS_MAX) for _ in range(waiting.qsize())]
+
+
+@pytest.mark.parametrize("ahead", [3.0, -3.0, 86_400.0])
+def test_a_worker_whose_clock_differs_takes_each_message(
+    queues: SluiceCelery, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    # Given the hints of a drain's end and of the net, and a tick of each entry of Beat
+    send_hint(queues, 1, hint=None)
+    send_net_hint(queues, MemoryLeases(Settings(), MemoryServer()), 2, 2)
+    ticker = TickScheduler(queues)
+    monkeypatch.setattr(ticker, "_has_room", lambda _: True)
+    for entry in ticker.schedule.values():
+        ticker.apply_async(entry, advance=False)
+    found = messages_of(queues, Queue.BATCHES) + messages_of(queues, Queue.CONTROL)
+    assert len(found) == 2 + len(ticker.schedule)
+
+    # When a worker on a host with another clock reads them
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "Clock":
+            shifted = super().now(tz) + datetime.timedelta(seconds=ahead)
+            return cls.combine(shifted.date(), shifted.timetz())
+
+    monkeypatch.setattr("celery.worker.request.datetime", Clock)
+    for message in found:
+        request: Any = Request(message, app=queues, task=queues.tasks[message.headers["task"]])
+        # Then it neither drops one as too old nor waits with one until later
+        assert not request.maybe_expire()
+        assert (request.expires, request.eta) == (None, None)
 
 
 def test_the_log_is_asked_for_its_partitions_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
