@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -124,26 +125,42 @@ class Act:
         self._system.supervisor().startProcess(program, True)
 
     @contextlib.contextmanager
-    def worker_with_clock(self, name: str, seconds: float) -> Iterator[SteppableClock]:
-        """Another worker for batches, whose clock is off; until the block ends."""
-        if fake_time_library() is None:
-            raise NotActedOutError("there is no libfaketime on this machine (Debian: libfaketime)")
-        clock = SteppableClock(self._system.home, name, seconds=seconds)
-        words = ["celery", "-A", "tasks.app", "worker", "-Q", "batches", "-n", f"{name}@%h", "-c", "1"]
-        log = self._system.logs / f"{name}.log"
-        with log.open("w") as output:
+    def worker(self, name: str, queue: str, **environ: str) -> Iterator[None]:
+        """Another worker, with other settings than the system has, until the block ends."""
+        words = ["celery", "-A", "tasks.app", "worker", "-Q", queue, "-n", f"{name}@%h", "-c", "1"]
+        with (self._system.logs / f"{name}.log").open("w") as output:
             worker = subprocess.Popen(
                 [*words, "--without-gossip", "--without-mingle"],
                 cwd=ROOT,
-                env={**self._environ, **clock.environ},
+                env={**self._environ, **environ},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
         try:
-            yield clock
+            yield
         finally:
             worker.terminate()
             worker.wait(SECONDS_MAX)
+
+    def clock(self, name: str, seconds: float) -> SteppableClock:
+        """A clock that is off, for a worker."""
+        if fake_time_library() is None:
+            raise NotActedOutError("there is no libfaketime on this machine (Debian: libfaketime)")
+        return SteppableClock(self._system.home, name, seconds=seconds)
+
+    def snapshot_of_log(self) -> Callable[[], None]:
+        """Copy the files of the log's Redis; the function that is returned starts the server on that copy."""
+        files = self._system.home / "redis-log" / "appendonlydir"
+        copy = self._system.home / "appendonlydir-older"
+        shutil.copytree(files, copy)
+
+        def go_back() -> None:
+            self.stop("redis-log")
+            shutil.rmtree(files)
+            copy.rename(files)
+            self.start("redis-log")
+
+        return go_back
 
     # --- What is seen ---------------------------------------------------------------------------------------------
 

@@ -299,7 +299,8 @@ def _connections_share(act: Act) -> float:
 def clocks_differ(act: Act) -> None:
     """The clock of a worker's host is behind."""
     act.note("made: one more worker for batches, with a clock that is 5 s behind (libfaketime)")
-    with act.worker_with_clock("late", -5.0) as clock:
+    clock = act.clock("late", -5.0)
+    with act.worker("late", "batches", **clock.environ):
         act.see("clocks_differ", "late")
         clock.step(5.0)
         act.note("step 1: its clock is right again")
@@ -322,7 +323,71 @@ def former_log(act: Act) -> None:
     act.run(f'psql "$DATABASE_URL" -c "DELETE FROM {statement}"')
     act.see_end("former_log")
     act.until(lambda: act.send(1) == [202], "clients get 202")
-    act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0")
+    _until_all_is_stored(act)
+
+
+def lag_unknown(act: Act) -> None:
+    """Only the control worker can't reach the event log."""
+    act.note("made: another control worker in place of the system's, with an EVENT_LOG_URL at which nothing listens")
+    act.stop("control")
+    with act.worker("astray", "control", EVENT_LOG_URL="redis://127.0.0.1:1/0"):
+        act.see("lag_unknown")
+        act.note(f"step 1; an event meanwhile: {act.send(1)[0]}")
+        act.run('redis-cli -u "$EVENT_LOG_URL" PING')
+    act.start("control")
+    act.note("the control worker is started again with the right EVENT_LOG_URL")
+    act.see_end("lag_unknown", "controller_silent")
+
+
+def log_behind_stored(act: Act) -> None:
+    """Both Redis servers are set back while they run, as by a snapshot of their memory."""
+    act.send(20, key="back")
+    _until_all_is_stored(act)
+    servers = [act.redis("EVENT_LOG_URL"), act.redis("REDIS_URL")]
+    before = [
+        {key: server.dump(key) for pattern in patterns for key in server.scan_iter(pattern)}
+        for server, patterns in zip(servers, (("sluice:log:*",), ("sluice:floor:*",)), strict=True)
+    ]
+    act.send(30, key="back")
+    _until_all_is_stored(act)
+    for server, values in zip(servers, before, strict=True):
+        with server.pipeline() as pipe:
+            for key, value in values.items():
+                pipe.restore(key, 0, value, replace=True)
+            pipe.execute()
+    act.note("made: the log's keys, and the lowest offsets in REDIS_URL, are as they were before the last 30 events")
+    act.send(1, key="back")
+    act.see("log_behind_stored")
+    partition = next(one["partition"] for one in act.status()["pauses"] if one["reason"] == "log_gap")
+    said = act.run(f"{_INSPECT} gap {partition}")
+    skip = said.partition("`control skip_gap ")[2].partition("`")[0]
+    act.run(f"{_CONTROL} skip_gap {skip} --dry-run")
+    act.run(f"{_CONTROL} skip_gap {skip}")
+    act.see_end("log_behind_stored", "paused")
+    act.send(1, key="back")
+    _until_all_is_stored(act)
+
+
+def log_tail_lost(act: Act) -> None:
+    """The log's Redis comes back without its newest records. The reason stays for an hour: it is about a loss."""
+    act.run(f"{_CONTROL} pause_consumption so that events wait")
+    act.see("paused")
+    go_back = act.snapshot_of_log()
+    act.send(20, key="tail")
+    act.note("made: the log's Redis starts on files of the time before the last 20 events, which were not stored")
+    go_back()
+    act.send(1, key="tail")
+    act.see("log_tail_lost")
+    act.note("step 4")
+    act.run('redis-cli -u "$EVENT_LOG_URL" CONFIG GET "append*"')
+    act.run(f"{_CONTROL} resume_consumption")
+    act.see_end("paused")
+    act.send(1, key="tail")
+    _until_all_is_stored(act)
+
+
+def _until_all_is_stored(act: Act) -> None:
+    act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0: new events are stored")
 
 
 SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
@@ -345,4 +410,7 @@ SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
     "database-connections-high": (database_connections_high,),
     "clocks-differ": (clocks_differ,),
     "former-log": (former_log,),
+    "lag-unknown": (lag_unknown,),
+    "log-behind-stored": (log_behind_stored,),
+    "log-tail-lost": (log_tail_lost,),
 }
