@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
+from ingest.account_counter import AccountCounter, Hold
 from ingest.client_address import ClientAddresses
 from ingest.errors import RateLimitedError
 from ingest.keys import KeyRing, KnownKey
-from ingest.tally import Hold, Tally
 from pipeline.account import account_of_certificate
 from pipeline.clock import Clock
 from pipeline.flow.offered import OfferedTable
@@ -52,9 +52,9 @@ class Accounts:
         self.keys = keys  # None: writers need no API key (INGEST_KEYS)
         self._clock = clock
         self._addresses = ClientAddresses(settings)
-        self._tallies: dict[str, Tally] = {}
+        self._tallies: dict[str, AccountCounter] = {}
         self._tallies_max = settings.ingest_connections_max + _TALLIES_PER_ACCOUNT * settings.accounts_max
-        self._others = Tally(OTHERS)
+        self._others = AccountCounter(OTHERS)
         self._table = OfferedTable(settings.accounts_max)
         self._refusals = RefusalTable(settings.accounts_max)
         self._folded_at = clock.monotonic()
@@ -74,27 +74,27 @@ class Accounts:
         """Whether a client's certificate stands for an API key."""
         return self._settings.ingest_tls_client_as_key
 
-    def enter(self, account: str) -> Tally:
+    def enter(self, account: str) -> AccountCounter:
         """The tally of an account with one more connection."""
         tally = self._tallies.get(account)
         if tally is None:
             if len(self._tallies) >= self._tallies_max and account not in self._limits:
                 return self._others
-            tally = self._tallies[account] = Tally(account)
+            tally = self._tallies[account] = AccountCounter(account)
             self._settle(tally, self._clock.monotonic())
         tally.connections += 1
         return tally
 
-    def leave(self, tally: Tally) -> None:
+    def leave(self, tally: AccountCounter) -> None:
         """A connection of the account has ended. Its counts stay until the next fold."""
         tally.connections -= 1
 
-    def wait_seconds(self, tally: Tally) -> float:
+    def wait_seconds(self, tally: AccountCounter) -> float:
         """Seconds until a body of the account may pass its limit; 0 if it may now."""
         hold = tally.hold
         return 0.0 if hold is None else hold.wait_seconds(self._clock.monotonic())
 
-    def refusal(self, tally: Tally, *, seconds_min: float = 0.0) -> RateLimitedError | None:
+    def refusal(self, tally: AccountCounter, *, seconds_min: float = 0.0) -> RateLimitedError | None:
         """The rejection of any body of the account; None if one may pass its limit now.
 
         `seconds_min` is the time for which others would refuse it: the client should not return before that.
@@ -104,7 +104,7 @@ class Accounts:
             return None
         return _refusal(tally.hold, max(wait_seconds, seconds_min))
 
-    def take(self, tally: Tally, count: int) -> None:
+    def take(self, tally: AccountCounter, count: int) -> None:
         """Take a body's tokens from the limit of its account. Raises RateLimitedError."""
         hold = tally.hold
         if hold is not None:
@@ -112,7 +112,7 @@ class Accounts:
             if wait_seconds > 0:
                 raise _refusal(hold, wait_seconds)
 
-    def give_back(self, tally: Tally, count: int) -> None:
+    def give_back(self, tally: AccountCounter, count: int) -> None:
         """Give back a body's tokens: it was refused for another reason, or is certainly not stored."""
         if tally.hold is not None:
             tally.hold.give_back(count, self._clock.monotonic())
@@ -187,7 +187,7 @@ class Accounts:
         for tally in self._tallies.values():
             self._settle(tally, now)
 
-    def _settle(self, tally: Tally, now: float) -> None:
+    def _settle(self, tally: AccountCounter, now: float) -> None:
         """Set, change or lift the limit of an account."""
         rate, local_rate = self._limit(tally.account, now)
         if local_rate == float("inf"):
@@ -233,7 +233,7 @@ class Client:
         self._accounts = accounts
         self._addresses = addresses
         self._peer = peer
-        self._of_request: Tally | None = None  # the account of the last request
+        self._of_request: AccountCounter | None = None  # the account of the last request
         self._forwarded: str | None = None  # of the last request
         self._keys = accounts.keys
         # The key of the last request with a valid one, and the fields that had it.
@@ -260,13 +260,13 @@ class Client:
         return self._keys is not None
 
     @property
-    def recent(self) -> Tally | None:
+    def recent(self) -> AccountCounter | None:
         """The account of the last request; None if that had no valid API key, or the keys have changed since then."""
         keys = self._keys
         is_old = keys is not None and (self._key is None or self._keys_version != keys.version)
         return None if is_old else self._of_request
 
-    def tally_of(self, forwarded: str) -> Tally:
+    def tally_of(self, forwarded: str) -> AccountCounter:
         """The tally of a request without keys; `forwarded` is the value of `field`, all of its lines together."""
         if self.tally is not None:
             return self.tally
@@ -276,7 +276,9 @@ class Client:
             self._forwarded = forwarded
         return found
 
-    def tally_of_key(self, plain: str | None, authorization: str | None, protocol: ProtocolName | None) -> Tally:
+    def tally_of_key(
+        self, plain: str | None, authorization: str | None, protocol: ProtocolName | None
+    ) -> AccountCounter:
         """The tally of a request with an API key, by its fields X-Api-Key and Authorization.
 
         Raises UnauthorizedError, ForbiddenError, KeysUnknownError.
@@ -310,7 +312,7 @@ class Client:
         if self.tally is not None:
             self._accounts.leave(self.tally)
 
-    def _enter(self, account: str) -> Tally:
+    def _enter(self, account: str) -> AccountCounter:
         self._leave()
         found = self._of_request = self._accounts.enter(account)
         return found

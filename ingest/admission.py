@@ -24,8 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+from ingest.account_counter import AccountCounter
 from ingest.errors import RateLimitedError
-from ingest.tally import Tally
 from pipeline.clock import Clock
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow import bucket as bucket_flow
@@ -182,7 +182,7 @@ class Admission:
             self._renew_ahead()
         return True
 
-    def admit_now(self, tally: Tally, count: int, level: Level = LEVEL_HIGHEST) -> bool:
+    def admit_now(self, tally: AccountCounter, count: int, level: Level = LEVEL_HIGHEST) -> bool:
         """Count a body that an account offers, and take its tokens like `take_level_now`; False if it is held back.
 
         With levels or accounts, this is the fast path. The same lines again, because a call would cost more than they

@@ -7,12 +7,12 @@ from typing import Final
 
 from uuid_utils import uuid7
 
+from ingest.account_counter import AccountCounter
 from ingest.appender import Appender
 from ingest.entrance import Entrance
 from ingest.errors import KeyRefusedError, PartlyStoredError, RateLimitedError, row_of
 from ingest.held_bodies import HeldBodies
 from ingest.levels import level_of, level_of_priority
-from ingest.tally import Tally
 from ingest.types import Batch, Codec, Request, Response
 from pipeline.clock import Clock
 from pipeline.errors import LogIndeterminateError, LogPartialError, SluiceError
@@ -61,11 +61,11 @@ class Collector:
         """Gate.seconds_closed."""
         return math.inf if self._appender.blocked() is not None else self._entrance.seconds_closed(level)
 
-    def seconds_closed_for(self, tally: Tally) -> float:
+    def seconds_closed_for(self, tally: AccountCounter) -> float:
         """Gate.seconds_closed_for."""
         return self._entrance.seconds_closed_for(tally)
 
-    def refusal(self, level: Level = LEVEL_HIGHEST, tally: Tally | None = None) -> SluiceError | None:
+    def refusal(self, level: Level = LEVEL_HIGHEST, tally: AccountCounter | None = None) -> SluiceError | None:
         """Gate.refusal."""
         return self._appender.blocked() or self._entrance.refusal(level, tally)
 
@@ -152,7 +152,7 @@ class Collector:
             self._levels.note_accepted(level, count)
         return batch
 
-    async def _append(self, batch: Batch, head: bytes, tally: Tally) -> None:
+    async def _append(self, batch: Batch, head: bytes, tally: AccountCounter) -> None:
         """Append admitted events. The tokens of those that are certainly not stored go back: a repeat pays again."""
         entries: list[tuple[int, bytes]] = []
         try:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+from ingest.account_counter import AccountCounter
 from ingest.accounts import Accounts
 from ingest.admission import Admission
 from ingest.errors import RateLimitedError
-from ingest.tally import Tally
 from pipeline.errors import SluiceError
 from pipeline.names import LEVEL_HIGHEST, Level
 
@@ -37,11 +37,11 @@ class Entrance:
         """Seconds for which the bodies of all accounts at this level and below are refused, as far as known."""
         return self._admission.wait_seconds(1, level)
 
-    def seconds_closed_for(self, tally: Tally) -> float:
+    def seconds_closed_for(self, tally: AccountCounter) -> float:
         """Seconds for which the bodies of an account are refused for its own limit."""
         return self._accounts.wait_seconds(tally)
 
-    def refusal(self, level: Level, tally: Tally | None) -> RateLimitedError | None:
+    def refusal(self, level: Level, tally: AccountCounter | None) -> RateLimitedError | None:
         """The rejection of any body of an account (None: of all), if it is known without the body; else None."""
         if tally is not None and tally.hold is not None:
             refusal = self._accounts.refusal(tally, seconds_min=self._admission.wait_seconds(1, level))
@@ -49,7 +49,7 @@ class Entrance:
                 return refusal
         return self._admission.refusal(1, level)
 
-    async def admit(self, tally: Tally, count: int, level: Level = LEVEL_HIGHEST) -> None:
+    async def admit(self, tally: AccountCounter, count: int, level: Level = LEVEL_HIGHEST) -> None:
         """Admit a body that `admit_now` did not admit. Raises RateLimitedError, StoreUnavailableError."""
         self._accounts.take(tally, count)
         try:
@@ -58,7 +58,7 @@ class Entrance:
             self._accounts.give_back(tally, count)
             raise
 
-    def give_back(self, tally: Tally, count: int) -> None:
+    def give_back(self, tally: AccountCounter, count: int) -> None:
         """Give back the tokens of admitted events that are certainly not stored: their repeat pays for them again."""
         self._admission.give_back(count)
         self._accounts.give_back(tally, count)

@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from ingest.account_counter import AccountCounter
 from ingest.held_bodies import HeldBytes
-from ingest.tally import Tally
 from pipeline.errors import SluiceError
 from pipeline.event import Event
 from pipeline.names import LEVEL_HIGHEST, Level, ProtocolName
@@ -120,7 +120,7 @@ class Request(RequestHead, Protocol):
     @property
     def request_id(self) -> str: ...
 
-    def identify(self, protocol: ProtocolName | None) -> Tally:
+    def identify(self, protocol: ProtocolName | None) -> AccountCounter:
         """The tally of its account.
 
         Raises UnauthorizedError, ForbiddenError, KeysUnknownError: for its API key, if there must be one.
@@ -146,10 +146,10 @@ class Gate(Protocol):
         Infinite if unknown.
         """
 
-    def seconds_closed_for(self, tally: Tally) -> float:
+    def seconds_closed_for(self, tally: AccountCounter) -> float:
         """Seconds for which it rejects the requests of an account for its own limit; 0 if it does not."""
 
-    def refusal(self, level: Level = LEVEL_HIGHEST, tally: Tally | None = None) -> SluiceError | None:
+    def refusal(self, level: Level = LEVEL_HIGHEST, tally: AccountCounter | None = None) -> SluiceError | None:
         """The reason for rejecting, of an account (None: of all); None if it does not reject. Costs more than these."""
 
     def note_rejected(self, level: Level | None) -> None:

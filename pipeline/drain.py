@@ -69,7 +69,9 @@ class DrainOutcome(StrEnum):
     BREAKER_OPEN = "breaker_open"
     SINK_AWAY = "sink_away"  # PostgreSQL failed until the end, without opening the breaker
     LOG_AWAY = "log_away"  # the event log failed until the end
-    STORE_AWAY = "store_away"  # the control store failed until the end: no floor could be raised, nothing was committed
+    STORE_AWAY = (
+        "store_away"  # the control store failed until the end: no lowest offset could be raised, nothing was committed
+    )
     UNSETTLED = "unsettled"  # log or offset changed under this run until the end
     LOG_GAP = "log_gap"  # the log lost events that were never stored: an operator must act
     POISONED = "poisoned"  # too many dead letters in a row: an operator must act
@@ -117,7 +119,7 @@ class _DrainContext(Generic[Encoded]):
 
     log: EventLog
     sink: EventSink[Encoded]
-    floors: OffsetFence
+    fence: OffsetFence
     breaker: Breaker
     settings: Settings
     clock: Clock
@@ -130,7 +132,7 @@ def drain(
     *,
     log: EventLog,
     sink: EventSink[Encoded],
-    floors: OffsetFence,
+    fence: OffsetFence,
     breaker: Breaker,
     paused: Callable[[], bool],
     settings: Settings,
@@ -145,8 +147,8 @@ def drain(
     must fix (LogMisconfiguredError); all other errors are in the report.
     """
     with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
-        context = _DrainContext(log, sink, floors, breaker, settings, clock, on_stored, pace or Pace(settings))
-        run = _Run(partition, context, ahead, _KnownLog(log, floors))
+        context = _DrainContext(log, sink, fence, breaker, settings, clock, on_stored, pace or Pace(settings))
+        run = _Run(partition, context, ahead, _KnownLog(log, fence))
         try:
             outcome, error = run.run(paused)
         finally:
@@ -159,7 +161,7 @@ def drain_in_turn(
     *,
     log: EventLog,
     sink: EventSink[Encoded],
-    floors: OffsetFence,
+    fence: OffsetFence,
     breaker: Breaker,
     paused: Callable[[int], bool],
     settings: Settings,
@@ -176,10 +178,10 @@ def drain_in_turn(
     which the next turns are due: the next run for these partitions begins with the first.
     """
     with _tuned_interpreter(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="drain-ahead") as ahead:
-        known, runs = _KnownLog(log, floors), []
+        known, runs = _KnownLog(log, fence), []
         for partition in partitions:
             pace = pace_of(partition) if pace_of is not None else Pace(settings)
-            context = _DrainContext(log, sink, floors, breaker, settings, clock, on_stored, pace)
+            context = _DrainContext(log, sink, fence, breaker, settings, clock, on_stored, pace)
             runs.append(_Run(partition, context, ahead, known))
         return _Turns(runs, log, settings, clock, on_end).take(paused)
 
@@ -209,15 +211,15 @@ class _KnownLog:
     Reading it acknowledges a restart of the log to the adapter, for every partition.
     """
 
-    def __init__(self, log: EventLog, floors: OffsetFence) -> None:
+    def __init__(self, log: EventLog, fence: OffsetFence) -> None:
         self._log = log
-        self._floors = floors
+        self._fence = fence
         self._identity: LogIdentity | None = None  # None: must be read
         self._must_fence = False
         self._begins: dict[int, int] = {}  # by partition; each is used once
 
     def get(self) -> LogIdentity:
-        """The log's identity. If a floor was refused, first make this incarnation the current one.
+        """The log's identity. If a lowest offset was refused, first make this incarnation the current one.
 
         An append does that too, but there may be none for a long time, and the control store may have lost the fence.
         The log's identity is read once more afterwards: a late fence must not replace a newer one unnoticed.
@@ -225,7 +227,7 @@ class _KnownLog:
         if self._identity is None:
             identity = self._log.identity()
             if self._must_fence:
-                self._floors.fence(identity.log_id, identity.incarnation)
+                self._fence.fence(identity.log_id, identity.incarnation)
                 if self._log.identity() != identity:
                     raise LogRestartedError
                 self._must_fence = False
@@ -517,7 +519,9 @@ class _Run(Generic[Encoded]):
             # If a pause began while this read waited, the records must not be stored.
             return _Did.READ_NOTHING if prefetch.first is None else _Did.READ
         if self._fence_is_unavailable:
-            self._raise_floor(prefetch.first.batch.next_offset)  # this call is cheaper than writing a batch in vain
+            self._raise_lowest_offset(
+                prefetch.first.batch.next_offset
+            )  # this call is cheaper than writing a batch in vain
             self._fence_is_unavailable = False
         if self._context.pace.must_ask(self._position):
             breaker.call(self._context.sink.probe)  # a success resets the count of failures: the batch is their cause
@@ -541,7 +545,7 @@ class _Run(Generic[Encoded]):
         pace, sink, place = self._context.pace, self._context.sink, (identity.log_id, self._partition, expected_offset)
 
         def before_commit() -> None:
-            self._raise_floor(batch.next_offset)
+            self._raise_lowest_offset(batch.next_offset)
 
         try:
             if pace.is_culprit(expected_offset):
@@ -613,10 +617,10 @@ class _Run(Generic[Encoded]):
             extra={"action": "partition_began_late", "partition": self._partition, "offset": begin},
         )
 
-    def _raise_floor(self, next_offset: int) -> None:
+    def _raise_lowest_offset(self, next_offset: int) -> None:
         identity = self._identity
         assert identity is not None  # noqa: S101 - nothing is stored without an identity
-        self._context.floors.raise_floor(identity.log_id, identity.incarnation, self._partition, next_offset)
+        self._context.fence.raise_lowest_offset(identity.log_id, identity.incarnation, self._partition, next_offset)
 
     def _stored(self, result: StoreResult) -> None:
         """Count the committed batch, and continue after it."""

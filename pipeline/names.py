@@ -300,7 +300,7 @@ KEY_COUNTERS: Final = "counters"  # hash: counts of processes of all kinds, for 
 KEY_COUNTERS_SENDER: Final = "counters:sender"  # string for each sender, expires: number of its last addition
 KEY_FACTS: Final = "facts"  # string with time to live: results of occasional queries to PostgreSQL, as JSON
 KEY_PROCESSES: Final = "processes"  # sorted set: ingest process -> time of its last lease call
-KEY_FLOOR: Final = "floor"  # hash for each log_id: life, fence, incarnation, complete, partition -> offset
+KEY_LOWEST_OFFSETS: Final = "floor"  # hash for each log_id: life, fence, incarnation, complete, partition -> offset
 KEY_OFFERS: Final = "offers"  # hash, expires: ingest process -> time and what was offered to it, as JSON
 KEY_KEYS: Final = "keys"  # hash: id of an API key -> the key as JSON, `-` and id of a revoked one; `version`
 KEY_THROTTLE: Final = "throttle"  # hash, expires: ingest process and slice -> time, what it refused by account, as JSON
@@ -315,8 +315,9 @@ KEY_HISTORY_TOTALS: Final = "history:totals"  # hash, expires: counts of all ing
 KEY_LOG_ID: Final = "log:id"  # string: `<uuid>.<number of partitions>` of this log
 KEY_LOG_STREAM: Final = "log:stream"  # stream for each partition: `log:stream:0` …
 KEY_LOG_COMMITTED: Final = "log:committed"  # hash: partition -> next offset to read, for lag
-# hash: incarnation; for each partition its end (e0, e1, …), its floor (f0, …), where it began in this incarnation
-# (s0, …), and how many acknowledged records it lost then (l0, …); begun: of which incarnation; lost_at: when found
+# hash: incarnation; for each partition its end (e0, e1, …), its lowest offset (f0, …), where it began in this
+# incarnation (s0, …), and how many acknowledged records it lost then (l0, …); begun: of which incarnation; lost_at:
+# when found
 KEY_LOG_ENDS: Final = "log:ends"
 
 

@@ -80,7 +80,7 @@ class ControlAdapters:
     events: ControlEvents
     leases: Leases
     progress: Progress
-    floors: OffsetFence
+    fence: OffsetFence
     troubles: Troubles | None = None  # None: no process reports problems
     clock: Clock = field(default_factory=SystemClock)
     lag_age: Age = field(default_factory=Age)  # of the last known lag; kept from tick to tick, as rate_age is
@@ -491,7 +491,7 @@ def _look_after_offsets(
     state: ControlState,
     actor: str,
 ) -> None:
-    """Compare PostgreSQL's stored offsets with the log's own figures and with the mirror of the floors.
+    """Compare PostgreSQL's stored offsets with the log's own figures and with the mirror of the lowest offsets.
 
     `positions` were read before PostgreSQL: a higher commit in them belongs to another database.
     """
@@ -514,9 +514,9 @@ def _look_after_offsets(
         _stop_behind(log, sample, control.store, actor)
     _stop_forgotten(positions, sample, state, control.store, actor)
     try:
-        mirror = control.floors.mirror(log_id)
+        mirror = control.fence.mirror(log_id)
         if not mirror.is_complete:
-            control.floors.seed(log_id, mirror.life, sink.settled_offsets(log_id))
+            control.fence.seed(log_id, mirror.life, sink.settled_offsets(log_id))
         sample.alarms += sink.former_logs(log_id, {position.partition: position.end for position in positions})
     except SluiceError as error:
         sample.problems.append(f"the mirror of the stored offsets, or former logs: {in_brief(error)}")
@@ -525,7 +525,7 @@ def _look_after_offsets(
 def _is_behind(position: PartitionPosition, stored: Mapping[int, int]) -> bool:
     """Whether the log would give stored offsets to new events.
 
-    This does not apply to a restarted log that waits for its first append: it reads its floors before that.
+    This does not apply to a restarted log that waits for its first append: it reads its lowest offsets before that.
     """
     return position.next_offset is not None and position.next_offset < stored.get(position.partition, 0)
 

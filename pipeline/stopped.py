@@ -1,8 +1,8 @@
 """Handles a partition that is stopped until an operator decides: skip its hole in the log, or accept its batch.
 
 Both do the work of a drain under the same rules: they hold the partition's lock, move the offset by compare-and-swap in
-PostgreSQL, and raise the floor before the commit. If the request does not exactly match the log and PostgreSQL, they
-change nothing. Only if the log has lost its tail, the floor is lowered, after the commit.
+PostgreSQL, and raise the lowest offset before the commit. If the request does not exactly match the log and PostgreSQL,
+they change nothing. Only if the log has lost its tail, the lowest offset is lowered, after the commit.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class StoppedContext:
 
     log: EventLog
     sink: EventSink[Any]  # nothing is encoded ahead
-    floors: OffsetFence
+    fence: OffsetFence
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def skip_gap(context: StoppedContext, partition: int, hole: Hole, *, dry_run: bo
             if hole.end < hole.first:
                 # Not before the commit, because until then more is stored. If this fails, running the command again
                 # repairs it.
-                context.floors.lower_floor(identity.log_id, partition, goes_on)
+                context.fence.lower_lowest_offset(identity.log_id, partition, goes_on)
         return goes_on
 
 
@@ -148,7 +148,7 @@ def accept_poison(
             raise _RehearsedError
 
         with contextlib.suppress(_RehearsedError):
-            _accept(context, identity, partition, expected, records, is_condemned=batch.is_condemned, before_floor=stop)
+            _accept(context, identity, partition, expected, records, is_condemned=batch.is_condemned, before_raise=stop)
         return None
 
 
@@ -172,10 +172,10 @@ def _held(context: StoppedContext, identity: LogIdentity, partition: int) -> Ite
 def _look(context: StoppedContext, identity: LogIdentity, partition: int) -> Place:
     stored_position = context.sink.stored_position(identity.log_id, partition)
     stored = None if stored_position is None else stored_position.next_offset
-    floor = max(stored or 0, context.floors.mirror(identity.log_id).floors.get(partition, 0))
-    place = _position(context.log, partition)  # read last: an intact log has reached at least its floor
-    if place.next_offset is not None and place.next_offset < floor:
-        return Place(stored, place, Hole(floor, place.next_offset), None)
+    lowest = max(stored or 0, context.fence.mirror(identity.log_id).lowest_offsets.get(partition, 0))
+    place = _position(context.log, partition)  # read last: an intact log has reached at least its lowest offset
+    if place.next_offset is not None and place.next_offset < lowest:
+        return Place(stored, place, Hole(lowest, place.next_offset), None)
     if stored is None:
         return Place(None, place, None, None)
     if holds_another_record(context.log, stored_position, partition):
@@ -224,15 +224,15 @@ def _accept(
     batch: LogBatch,
     *,
     is_condemned: bool,
-    before_floor: Callable[[], None] | None = None,
+    before_raise: Callable[[], None] | None = None,
 ) -> StoreResult:
     """Store a batch. If storing is known to fail and still fails, keep the records as dead letters."""
     try:
-        return _store(context, identity, partition, expected, batch, before_floor=before_floor)
+        return _store(context, identity, partition, expected, batch, before_raise=before_raise)
     except SinkUnavailableError as error:
         if not is_condemned or not error.is_a_row_possible:
             raise
-        return _store(context, identity, partition, expected, batch, before_floor=before_floor, condemned_for=error)
+        return _store(context, identity, partition, expected, batch, before_raise=before_raise, condemned_for=error)
 
 
 def _store(
@@ -242,25 +242,25 @@ def _store(
     expected: int,
     batch: LogBatch,
     *,
-    before_floor: Callable[[], None] | None = None,
+    before_raise: Callable[[], None] | None = None,
     condemned_for: SinkUnavailableError | None = None,
 ) -> StoreResult:
-    def raise_floor() -> None:
-        if before_floor is not None:
-            before_floor()
-        floors, log_id, incarnation = context.floors, identity.log_id, identity.incarnation
+    def raise_lowest_offset() -> None:
+        if before_raise is not None:
+            before_raise()
+        fence, log_id, incarnation = context.fence, identity.log_id, identity.incarnation
         try:
-            floors.raise_floor(log_id, incarnation, partition, batch.next_offset)
+            fence.raise_lowest_offset(log_id, incarnation, partition, batch.next_offset)
         except FencedError:
             # Perhaps no process has fenced this log since the control store lost its data: fence it here, as a drain
             # does.
-            floors.fence(log_id, incarnation)
+            fence.fence(log_id, incarnation)
             if context.log.identity() != identity:
                 raise LogRestartedError from None
-            floors.raise_floor(log_id, incarnation, partition, batch.next_offset)
+            fence.raise_lowest_offset(log_id, incarnation, partition, batch.next_offset)
 
     place = (identity.log_id, partition, expected)
     if condemned_for is not None:
         why, sqlstate = str(condemned_for), condemned_for.sqlstate
-        return context.sink.condemn(*place, batch, why=why, sqlstate=sqlstate, before_commit=raise_floor)
-    return context.sink.store(*place, batch, before_commit=raise_floor)
+        return context.sink.condemn(*place, batch, why=why, sqlstate=sqlstate, before_commit=raise_lowest_offset)
+    return context.sink.store(*place, batch, before_commit=raise_lowest_offset)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import SettingsError
 from pipeline.ports.storage import Storage
-from pipeline.stored_floors import StoredFloors
+from pipeline.stored_lowest_offsets import StoredLowestOffsets
 
 if TYPE_CHECKING:
     from pipeline.keys import ApiKey
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.ports.counters import Counters
     from pipeline.ports.history import History
     from pipeline.ports.keys import KeyMirror
-    from pipeline.ports.log import EventLog, FloorSource
+    from pipeline.ports.log import EventLog, LowestOffsetsSource
     from pipeline.ports.offers import Offers
     from pipeline.ports.offset_store import OffsetStore
     from pipeline.ports.schema import Schema
@@ -67,18 +67,18 @@ def make_log(settings: Settings) -> EventLog:
         case "redis":
             from pipeline.log.redis_streams import RedisStreamsLog  # noqa: PLC0415
 
-            return RedisStreamsLog(settings, make_floor_source(settings))
+            return RedisStreamsLog(settings, make_lowest_offsets_source(settings))
         case "kafka":
             from pipeline.log.kafka import KafkaLog  # noqa: PLC0415
 
-            return KafkaLog(settings, make_floor_source(settings))
+            return KafkaLog(settings, make_lowest_offsets_source(settings))
         case other:
             raise SettingsError(f"EVENT_LOG_URL begins with {other!r}; it takes redis:// or kafka://")
 
 
-def make_floor_source(settings: Settings) -> FloorSource:
+def make_lowest_offsets_source(settings: Settings) -> LowestOffsetsSource:
     """The offsets that a log which came back without its tail must not use again."""
-    return StoredFloors(make_offset_fence(settings), partial(make_offset_store, settings))
+    return StoredLowestOffsets(make_offset_fence(settings), partial(make_offset_store, settings))
 
 
 def make_storage(settings: Settings) -> Storage:

@@ -26,10 +26,10 @@ from tasks.dropped import connect_drops
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX, ForcedShutdownStep
 from tasks.metrics import MetricsStep
 from tasks.pause import PauseFollower, PauseStep
+from tasks.queue_watch import QueueWatchStep
 from tasks.schema import SchemaStep
 from tasks.sessions import SessionsStep
 from tasks.startup import connect_signals
-from tasks.taking import TakingStep
 
 _NO_RETRY_LIMIT: Final = None
 
@@ -55,7 +55,7 @@ def make_app(settings: Settings) -> SluiceCelery:
     signing.set_up(settings)
     app.conf.beat_schedule = beat_schedule(settings)
     app.steps["consumer"].add(PauseStep)
-    app.steps["consumer"].add(TakingStep)
+    app.steps["consumer"].add(QueueWatchStep)
     app.steps["worker"].add(MetricsStep)
     app.steps["worker"].add(ForcedShutdownStep)
     app.steps["worker"].add(SessionsStep)

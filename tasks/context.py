@@ -107,7 +107,7 @@ class WorkerContext:
         return wiring.make_control_events(self.settings)
 
     @cached_property
-    def floors(self) -> OffsetFence:
+    def fence(self) -> OffsetFence:
         return wiring.make_offset_fence(self.settings)
 
     @cached_property

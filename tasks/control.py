@@ -78,7 +78,7 @@ def regulate_rate(self: Any) -> None:
             context.events,
             context.leases,
             context.progress,
-            context.floors,
+            context.fence,
             context.troubles,
             clock=context.clock,
             lag_age=context.lag_age,

@@ -71,7 +71,7 @@ def _drain(partitions: list[int], context: WorkerContext, is_paused: "PausedChec
     adapters: dict[str, Any] = {
         "log": context.log,
         "sink": context.sink,
-        "floors": context.floors,
+        "fence": context.fence,
         "breaker": context.breaker,
         "settings": context.settings,
         "clock": context.clock,

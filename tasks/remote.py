@@ -377,8 +377,8 @@ def _thread() -> ThreadPoolExecutor:
 class Patience:
     """How long the event loop waits for a command: for several at once no longer than for one.
 
-    Celery runs all commands that have arrived before the loop starts a task, and the queue watch (`tasks/taking.py`)
-    ends a worker if its loop hangs.
+    Celery runs all commands that have arrived before the loop starts a task, and the queue watch
+    (`tasks/queue_watch.py`) ends a worker if its loop hangs.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -203,7 +203,7 @@ def _decided(
 
 
 def _means(context: WorkerContext, sink: EventSink[Any]) -> StoppedContext:
-    return StoppedContext(context.log, sink, context.floors)
+    return StoppedContext(context.log, sink, context.fence)
 
 
 # --- Words ------------------------------------------------------------------------------------------------------------

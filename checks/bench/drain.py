@@ -134,12 +134,12 @@ def run_drain(log: EventLog, settings: Settings, count: int) -> tuple[float, flo
     clock = SystemClock()
     control = wiring.make_control_store(settings)
     storage = wiring.make_storage(settings)
-    floors = wiring.make_offset_fence(settings)
+    fence = wiring.make_offset_fence(settings)
     stored_until = 0
     # A worker's clients have been connected by the runs before.
     identity = log.identity()
     storage.offsets.stored_offsets(identity.log_id)
-    floors.fence(identity.log_id, identity.incarnation)
+    fence.fence(identity.log_id, identity.incarnation)
     control.state()
 
     def on_stored(next_offset: int, _: object) -> None:
@@ -151,7 +151,7 @@ def run_drain(log: EventLog, settings: Settings, count: int) -> tuple[float, flo
         PARTITION,
         log=log,
         sink=storage.events,
-        floors=floors,
+        fence=fence,
         breaker=SinkBreaker(settings, control, clock, "bench"),
         paused=lambda: stored_until >= count,  # ends the run, as a pause would
         settings=settings,
@@ -205,7 +205,7 @@ class Bench:
             drain_run_seconds_max=240,
             drain_hard_seconds_max=300,
         )
-        migrate(settings)  # a new log asks the database for its floors
+        migrate(settings)  # a new log asks the database for its lowest offsets
         return settings
 
     @contextlib.contextmanager

@@ -23,6 +23,7 @@ from sanic.exceptions import BadRequest, ExpectationFailed
 
 from checks.hostile.protocols import WrongError, judge_protocol
 from checks.hostile.protocols import must as _must
+from ingest.account_counter import AccountCounter
 from ingest.app import EVENTS_PATH
 from ingest.codecs import large_json
 from ingest.codecs.event_bodies import parse_body
@@ -35,7 +36,6 @@ from ingest.held_bodies import HeldBodies
 from ingest.http import request as http1
 from ingest.http.early_rejection import EarlyRejection
 from ingest.http.request_id import RequestIds
-from ingest.tally import Tally
 from ingest.types import Lifecycle
 from pipeline.clock import SystemClock
 from pipeline.event import SEVERITIES, SEVERITY_ALIASES, Event, decode_record, encode_record, record_head
@@ -386,10 +386,10 @@ class _Open:
     def seconds_closed(self, level: Level = LEVEL_HIGHEST) -> float:
         return 0.0
 
-    def seconds_closed_for(self, tally: Tally) -> float:
+    def seconds_closed_for(self, tally: AccountCounter) -> float:
         return 0.0
 
-    def refusal(self, level: Level = LEVEL_HIGHEST, tally: Tally | None = None) -> None:
+    def refusal(self, level: Level = LEVEL_HIGHEST, tally: AccountCounter | None = None) -> None:
         return None
 
     def note_rejected(self, level: Level | None) -> None:

@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry
 from checks.sim.bounds import LeaseBound
 from checks.sim.experiments import SPREAD
 from checks.sim.virtual import VirtualLoop
+from ingest.account_counter import AccountCounter
 from ingest.accounts import Accounts, Surroundings
 from ingest.admission import Admission
 from ingest.entrance import Entrance
 from ingest.errors import RateLimitedError, whole_seconds
-from ingest.tally import Tally
 from pipeline.errors import StoreUnavailableError
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LEVEL_HIGHEST, Level
@@ -52,7 +52,7 @@ class IngestProcess:
         self.admission.start(loop.as_event_loop())
         self.accounts = Accounts(settings, loop.clock)
         self._entrance = Entrance(self.admission, self.accounts, has_levels=settings.admission_levels)
-        self._tallies: dict[str, Tally] = {}  # of the connections, one for each account
+        self._tallies: dict[str, AccountCounter] = {}  # of the connections, one for each account
         loop.call_later(phase * REPORT_SECONDS, self._report)
 
     def _around(self) -> Surroundings:
@@ -105,7 +105,7 @@ class IngestProcess:
         else:
             self._drive(self._admit(tally, load, partition, answered))
 
-    async def _admit(self, tally: Tally, load: "Load", partition: int, answered: Answered) -> None:
+    async def _admit(self, tally: AccountCounter, load: "Load", partition: int, answered: Answered) -> None:
         try:
             await self._entrance.admit(tally, load.body, load.level)
         except RateLimitedError as refusal:

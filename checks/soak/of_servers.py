@@ -163,7 +163,7 @@ class LinkFault(Fault):
 
 
 class ControlFlushed(Fault):
-    """FLUSHALL of the control server: queues, rate, bucket, reasons to pause, floors and leases are gone."""
+    """FLUSHALL of the control server: queues, rate, bucket, reasons to pause, lowest offsets and leases are gone."""
 
     name = "control-redis.flushall"
     touches = PARTS["control-redis"]

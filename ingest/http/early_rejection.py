@@ -20,13 +20,13 @@ from typing import Final
 from prometheus_client import Counter
 
 from ingest import grammar
+from ingest.account_counter import AccountCounter
 from ingest.accounts import Client
 from ingest.errors import KeyRefusedError, RateLimitedError, RequestError, row_of
 from ingest.http import request_id
 from ingest.http.cors import Cors
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of
-from ingest.tally import Tally
 from ingest.types import Codec, Gate, Head, Lifecycle, Response
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
@@ -139,7 +139,7 @@ class EarlyRejection:
             tally.refuse_unread(responses.limited_by)
         return self._respond(responses, name, fields), length
 
-    def _held(self, tally: Tally | None, seconds: float) -> Tally | None:
+    def _held(self, tally: AccountCounter | None, seconds: float) -> AccountCounter | None:
         """The tally of an account that its own limit holds back; None if it does not, or nobody is admitted."""
         if tally is None or tally.hold is None or math.isinf(seconds) or self._gate.seconds_closed_for(tally) <= 0:
             return None
@@ -170,7 +170,7 @@ class EarlyRejection:
             ]
         return found
 
-    def _responses_to(self, level: Level, held: Tally | None, fields: Mapping[str, str]) -> _Responses | None:
+    def _responses_to(self, level: Level, held: AccountCounter | None, fields: Mapping[str, str]) -> _Responses | None:
         """The responses, made again if the present ones do not fit; None if the gate admits this level.
 
         `held` is an account that its own limit holds back, whatever the level. `fields` are those of the head.

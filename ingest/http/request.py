@@ -26,6 +26,7 @@ from sanic.exceptions import BadRequest, ExpectationFailed, RequestTimeout
 from sanic.http import Http, Stage
 
 from ingest import grammar
+from ingest.account_counter import AccountCounter
 from ingest.accounts import Client
 from ingest.errors import BodyTooLargeError, HeadTooLargeError
 from ingest.grammar import HEAD_BYTES_MAX, ascii_lower
@@ -34,7 +35,6 @@ from ingest.http import request_id
 from ingest.http.cors import Cors
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, to_sanic
-from ingest.tally import Tally
 from ingest.types import Headers, Lifecycle, Response
 from pipeline.names import ProtocolName
 
@@ -113,7 +113,7 @@ class IngestHttp(Http):
         """The target of the current request, as it was sent."""
         return self.url or ""
 
-    def identify(self, protocol: ProtocolName | None) -> Tally:
+    def identify(self, protocol: ProtocolName | None) -> AccountCounter:
         """The tally of the account of the current request; see Request."""
         client = cast("LimitedConnection", self.protocol).client
         if client.tally is not None:

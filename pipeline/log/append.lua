@@ -31,10 +31,10 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
--- The first entry of a partition continues from a given end. Offsets below the floor must not be reused by a log
+-- The first entry of a partition continues from a given end. Offsets below the lowest offset must not be reused by a log
 -- without its tail: that hole is declared, and readers may skip it.
-local function add_first(key, last, floor, value)
-  if last < floor then return redis.pcall('XADD', key, '0-' .. text(floor + 1), 'v', value, 'g', text(last)) end
+local function add_first(key, last, lowest, value)
+  if last < lowest then return redis.pcall('XADD', key, '0-' .. text(lowest + 1), 'v', value, 'g', text(last)) end
   return redis.pcall('XADD', key, '0-' .. text(last + 1), 'v', value)
 end
 
@@ -44,19 +44,19 @@ for p = 1, partitions do
   local count = tonumber(ARGV[3 + p])
   if count > 0 then
     local key, field = KEYS[p + 2], 'e' .. p - 1
-    local floor = tonumber(redis.call('HGET', KEYS[2], 'f' .. p - 1) or 0)
+    local lowest = tonumber(redis.call('HGET', KEYS[2], 'f' .. p - 1) or 0)
     -- The end is stored beside the stream. So the offsets continue even if the stream was deleted, whichever process
     -- appends next. Readers then find a hole that is not declared.
     local last = tonumber(redis.call('HGET', KEYS[2], field) or '') or last_sequence(key)
-    local added = add_first(key, last, floor, ARGV[at + 1])
+    local added = add_first(key, last, lowest, ARGV[at + 1])
     if type(added) == 'table' and added.err then  -- the stream is ahead: a writer of an older version stores no end
       last = last_sequence(key)
-      added = add_first(key, last, floor, ARGV[at + 1])
+      added = add_first(key, last, lowest, ARGV[at + 1])
       if type(added) == 'table' and added.err then return added end
     end
     for i = at + 2, at + count do redis.call('XADD', key, '0-*', 'v', ARGV[i]) end
     noted[#noted + 1] = field
-    noted[#noted + 1] = text(math.max(last, floor) + count)
+    noted[#noted + 1] = text(math.max(last, lowest) + count)
     at = at + count
   end
 end

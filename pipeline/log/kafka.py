@@ -26,7 +26,7 @@ from pipeline.log.kafka_topic import (
 )
 from pipeline.log.kafka_wire import ANY_EPOCH, BEGIN, END, KafkaWire, OffsetGoneError, TopicFacts
 from pipeline.log.kafka_writer import KafkaWriter
-from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
+from pipeline.ports.log import LogBatch, LogIdentity, LowestOffsetsSource, PartitionPosition
 from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class KafkaLog:
     connection breaks), it can store a record twice. `event_id` makes that harmless.
     """
 
-    def __init__(self, settings: Settings, floors: FloorSource, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, lowest_offsets: LowestOffsetsSource, clock: Clock | None = None) -> None:
         self._settings = settings
         self._topic = settings.log_topic
         self._clock = clock or SystemClock()
@@ -102,8 +102,8 @@ class KafkaLog:
         self._security = KafkaSecurity.of(settings)
         self._wire = self._new_wire(CALL_SECONDS_MAX)
         append_wire = self._new_wire(min(CALL_SECONDS_MAX, settings.append_seconds_max))  # may run beside other calls
-        self._writer = KafkaWriter(settings, append_wire, self._new_producer, floors, self._clock)
-        self._floors = floors
+        self._writer = KafkaWriter(settings, append_wire, self._new_producer, lowest_offsets, self._clock)
+        self._lowest_offsets = lowest_offsets
         self._readers: dict[int, _PartitionReader] = {}
         self._epochs_read: dict[int, int] = {}  # of each partition's first leader since the last identity()
         self._identity: LogIdentity | None = None
@@ -139,9 +139,11 @@ class KafkaLog:
     def _fence_new(self, identity: LogIdentity) -> None:
         """Publish that no record of a newly created log is stored: the process that appends first may not know this."""
         try:
-            self._floors(identity.log_id, identity.incarnation, is_new=True)
+            self._lowest_offsets(identity.log_id, identity.incarnation, is_new=True)
         except RecoverableError as error:
-            logger.warning("a new event log's floors are not known: %s", error, extra={"action": "log_fence_failed"})
+            logger.warning(
+                "a new event log's lowest offsets are not known: %s", error, extra={"action": "log_fence_failed"}
+            )
 
     # --- Append -----------------------------------------------------------------------------------------------------
 

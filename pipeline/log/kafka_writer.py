@@ -25,7 +25,7 @@ from pipeline.errors import (
 )
 from pipeline.log.kafka_topic import ensured_topic, incarnation_of, log_id_of, replication_problem
 from pipeline.log.kafka_wire import ANY_EPOCH, END, KafkaWire, TopicFacts
-from pipeline.ports.log import FloorSource
+from pipeline.ports.log import LowestOffsetsSource
 from pipeline.settings import Settings
 
 LOOK_SECONDS: Final = 1.0  # how often the topic is read while there is no problem: leaders, and added partitions
@@ -69,14 +69,14 @@ class KafkaWriter:
         settings: Settings,
         wire: KafkaWire,
         new_producer: Callable[[], KafkaProducer],
-        floors: FloorSource,
+        lowest_offsets: LowestOffsetsSource,
         clock: Clock,
     ) -> None:
         self._settings = settings
         self._topic = settings.log_topic
         self._wire = wire
         self._new_producer = new_producer
-        self._floors = floors
+        self._lowest_offsets = lowest_offsets
         self._clock = clock
         self._producer: KafkaProducer | None = None
         self._produced_since = 0.0  # monotonic: when it was created
@@ -223,7 +223,7 @@ class KafkaWriter:
         started = self._clock.monotonic()
         answering = self._ends_of(facts, due)
         ends: dict[int, int] = {}
-        floors: Mapping[int, int] = {}
+        lowest_offsets: Mapping[int, int] = {}
         problem = ""
         # Reading only the leaders costs little, unless one does not answer: then every append waits for it.
         took_seconds = self._clock.monotonic() - started
@@ -232,14 +232,20 @@ class KafkaWriter:
             again_seconds = FENCE_AGAIN_SECONDS
             is_new, self._is_new = self._is_new, False
             try:
-                floors = self._floors(log_id_of(self._topic, facts), incarnation_of(facts), is_new=is_new)
+                lowest_offsets = self._lowest_offsets(
+                    log_id_of(self._topic, facts), incarnation_of(facts), is_new=is_new
+                )
                 ends = self._ends_of(facts, {partition: due[partition] for partition in answering})
             except RecoverableError as error:
                 problem = f": {error}"
         again_at = self._clock.monotonic() + again_seconds
         for partition in due:
-            epoch, end, floor = facts.epochs.get(partition, ANY_EPOCH), ends.get(partition), floors.get(partition, 0)
-            if end is not None and end >= floor:
+            epoch, end, lowest = (
+                facts.epochs.get(partition, ANY_EPOCH),
+                ends.get(partition),
+                lowest_offsets.get(partition, 0),
+            )
+            if end is not None and end >= lowest:
                 self._fenced[partition], self._ends[partition] = epoch, end
                 self._unfit.pop(partition, None)
                 continue
@@ -248,7 +254,7 @@ class KafkaWriter:
                 f"what is stored{problem}"
                 if end is None
                 else f"partition {partition} of the event log (Kafka) has lost its tail: it ends at {end}, before the "
-                f"stored offset {floor}"
+                f"stored offset {lowest}"
             )
             self._unfit[partition] = _Unfit(epoch, again_at, LogUnavailableError(why))
 

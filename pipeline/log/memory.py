@@ -12,7 +12,7 @@ from pipeline.errors import (
     LogUnavailableError,
     RecoverableError,
 )
-from pipeline.ports.log import FloorSource, LogBatch, LogIdentity, PartitionPosition
+from pipeline.ports.log import LogBatch, LogIdentity, LowestOffsetsSource, PartitionPosition
 
 
 class _Partition:
@@ -24,7 +24,7 @@ class _Partition:
         self.begin = 0
         self.end = 0
         self.committed: int | None = None
-        self.floor = 0  # no offset below it is used again
+        self.lowest = 0  # no offset below it is used again
 
 
 class MemoryLogServer:
@@ -38,7 +38,7 @@ class MemoryLogServer:
         self.partitions = [_Partition() for _ in range(partitions)]
         self.log_id = uuid.uuid4().hex
         self.incarnation = uuid.uuid4().hex
-        self.fenced_incarnation: str | None = None  # the floors of this incarnation are known
+        self.fenced_incarnation: str | None = None  # the lowest offsets of this incarnation are known
         self.entries_max: int | None = None
         self.is_down = False
         self.loses_answers = False
@@ -117,10 +117,14 @@ class MemoryLog:
     """
 
     def __init__(
-        self, partitions: int = 4, floors: FloorSource | None = None, *, server: MemoryLogServer | None = None
+        self,
+        partitions: int = 4,
+        lowest_offsets: LowestOffsetsSource | None = None,
+        *,
+        server: MemoryLogServer | None = None,
     ) -> None:
         self.server = server or MemoryLogServer(partitions)
-        self._floors = floors
+        self._lowest_offsets = lowest_offsets
         self._known: LogIdentity | None = None
         self._fenced: LogIdentity | None = None
 
@@ -149,11 +153,11 @@ class MemoryLog:
                 if number in server.without_leader:
                     continue
                 partition = server.partitions[number]
-                if partition.end < partition.floor:
-                    partition.gaps[partition.floor] = partition.end
+                if partition.end < partition.lowest:
+                    partition.gaps[partition.lowest] = partition.end
                     if not partition.entries:
-                        partition.begin = partition.floor
-                    partition.end = partition.floor
+                        partition.begin = partition.lowest
+                    partition.end = partition.lowest
                 partition.entries[partition.end] = value
                 partition.end += 1
             server.changed.notify_all()
@@ -224,7 +228,7 @@ class MemoryLog:
             is_fenced = self.server.fenced_incarnation == self.server.incarnation
             return [
                 PartitionPosition(
-                    number, held.begin, held.end, held.committed, max(held.end, held.floor) if is_fenced else None
+                    number, held.begin, held.end, held.committed, max(held.end, held.lowest) if is_fenced else None
                 )
                 for number, held in enumerate(self.server.partitions)
                 if number not in self.server.without_leader
@@ -246,17 +250,17 @@ class MemoryLog:
             raise LogUnavailableError
 
     def _fence(self) -> None:
-        """Read the floors of an incarnation that was not fenced yet."""
+        """Read the lowest offsets of an incarnation that was not fenced yet."""
         identity = self.server.identity
         if self._fenced == identity:
             return
-        if self._floors is not None:
+        if self._lowest_offsets is not None:
             try:
-                floors = self._floors(identity.log_id, identity.incarnation)
+                lowest_offsets = self._lowest_offsets(identity.log_id, identity.incarnation)
             except RecoverableError as error:
                 raise LogUnavailableError(f"nothing can be appended to the event log now: {error}") from error
-            for number, floor in floors.items():
-                self.server.partitions[number].floor = max(floor, self.server.partitions[number].floor)
+            for number, lowest in lowest_offsets.items():
+                self.server.partitions[number].lowest = max(lowest, self.server.partitions[number].lowest)
         self.server.fenced_incarnation = identity.incarnation
         self._fenced = identity
 

@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- Store the fenced incarnation of the log, and the floors that were read with it. Also runs at maxmemory: it stores
+-- Store the fenced incarnation of the log, and the lowest offsets that were read with it. Also runs at maxmemory: it stores
 -- only a few bytes, and the append itself must report that there is no room.
 --
 -- An incarnation may begin without the tail of the one before. The caller knows up to where records were acknowledged,
 -- as far as it has seen that. So this counts how many of them are lost: those at the end that are not stored either.
 --
 -- KEYS: 1 log id, 2 ends, 3… the stream of each partition, from partition 0.
--- ARGV: 1 expected log id, 2 incarnation, then partition, floor and acknowledged end (0: unknown) for each.
+-- ARGV: 1 expected log id, 2 incarnation, then partition, lowest offset and acknowledged end (0: unknown) for each.
 -- Returns 'OTHER' (this is another log) or 'OK'.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 'OTHER' end
@@ -30,8 +30,8 @@ end
 local is_new = redis.call('HGET', KEYS[2], 'incarnation') ~= ARGV[2]
 
 for index = 3, #ARGV, 3 do
-  local field, floor = 'f' .. ARGV[index], tonumber(ARGV[index + 1])
-  if noted(field) < floor then redis.call('HSET', KEYS[2], field, ARGV[index + 1]) end
+  local field, lowest = 'f' .. ARGV[index], tonumber(ARGV[index + 1])
+  if noted(field) < lowest then redis.call('HSET', KEYS[2], field, ARGV[index + 1]) end
 end
 
 -- Only the first fence of an incarnation knows where it begins: nothing is appended before, and no record of it is

@@ -34,9 +34,9 @@ from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConn
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import (
     LOST_SHOWN_SECONDS,
-    FloorSource,
     LogBatch,
     LogIdentity,
+    LowestOffsetsSource,
     MissingReplicas,
     PartitionPosition,
 )
@@ -82,9 +82,9 @@ class RedisStreamsLog:
     indeterminate, and nothing more is appended before they confirm a write that changes nothing.
     """
 
-    def __init__(self, settings: Settings, floors: FloorSource, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, lowest_offsets: LowestOffsetsSource, clock: Clock | None = None) -> None:
         self._settings = settings
-        self._floors = floors
+        self._lowest_offsets = lowest_offsets
         self._clock = clock or SystemClock()
         self._id_key = settings.key_prefix + KEY_LOG_ID
         self._committed_key = settings.key_prefix + KEY_LOG_COMMITTED
@@ -141,22 +141,24 @@ class RedisStreamsLog:
         try:
             self._fence(self._connection, identity)
         except (RecoverableError, OtherServerError) as error:
-            logger.warning("a new event log's floors are not known: %s", error, extra={"action": "log_fence_failed"})
+            logger.warning(
+                "a new event log's lowest offsets are not known: %s", error, extra={"action": "log_fence_failed"}
+            )
         finally:
             self._connection.expect(None)
 
     def _fence(self, connection: RedisConnection, identity: LogIdentity) -> None:
-        """Fence off older incarnations, and store the floors in the log: no writer uses an offset below them.
+        """Fence off older incarnations, and store the lowest offsets in the log: no writer uses an offset below them.
 
         If the server was restarted in between, this fence might have replaced a newer one of another process. Then this
-        raises OtherServerError, and the caller must fence the new incarnation. Other errors are those of the floors,
-        and LogUnavailableError.
+        raises OtherServerError, and the caller must fence the new incarnation. Other errors are those of the lowest
+        offsets, and LogUnavailableError.
         """
         is_new, self._made_log_id = identity.log_id == self._made_log_id, None  # at once: other processes may be faster
-        floors = self._floors(identity.log_id, identity.incarnation, is_new=is_new)
+        lowest_offsets = self._lowest_offsets(identity.log_id, identity.incarnation, is_new=is_new)
         connection.expect(identity.incarnation)
         ends = self._acknowledged if self._former is not None and self._former[0] == identity.log_id else {}
-        known = [(p, floors.get(p, 0), ends.get(p, 0)) for p in sorted(floors.keys() | ends.keys())]
+        known = [(p, lowest_offsets.get(p, 0), ends.get(p, 0)) for p in sorted(lowest_offsets.keys() | ends.keys())]
         connection.run(
             self._raise_script,
             [self._id_key, self._ends_key, *self._stream_keys(identity.partitions)],

@@ -329,7 +329,9 @@ class Mirror:
     """
 
     life: str
-    floors: dict[int, int]  # partition -> next offset that was stored or was about to be stored; it may be too low
+    lowest_offsets: dict[
+        int, int
+    ]  # partition -> next offset that was stored or was about to be stored; it may be too low
     is_complete: bool  # PostgreSQL was read in this life, so the lowest allowed offsets are not too low
 
 
@@ -338,8 +340,8 @@ class OffsetFence(Protocol):
 
     A log that comes back without its tail must not reuse an offset that was stored. Drain raises the mirror *before* it
     commits. Ingest reads the mirror before it appends to a restarted log. The fence closes the race between the two:
-    once `fence` was called with a newer incarnation, `raise_floor` under an old incarnation fails. The fence and the
-    completeness are valid for one life of the mirror only. Every method raises StoreUnavailableError.
+    once `fence` was called with a newer incarnation, `raise_lowest_offset` under an old incarnation fails. The fence
+    and the completeness are valid for one life of the mirror only. Every method raises StoreUnavailableError.
     """
 
     def mirror(self, log_id: str) -> Mirror:
@@ -348,20 +350,20 @@ class OffsetFence(Protocol):
     def fence(self, log_id: str, incarnation: str) -> Mirror:
         """Make `incarnation` the current one, and return the content of the mirror."""
 
-    def seed(self, log_id: str, life: str, floors: dict[int, int]) -> None:
+    def seed(self, log_id: str, life: str, lowest_offsets: dict[int, int]) -> None:
         """Raise the mirror to PostgreSQL's offsets, which were read in this life, and mark it as complete.
 
         Does nothing if that life is over: later raises may have been lost.
         """
 
-    def raise_floor(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
+    def raise_lowest_offset(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
         """Raise the lowest allowed offset of one partition to at least `offset`.
 
         Raises FencedError if another incarnation is the current one, or if there is none in this life. The caller must
         then read the log's identity and fence that incarnation.
         """
 
-    def lower_floor(self, log_id: str, partition: int, offset: int) -> None:
+    def lower_lowest_offset(self, log_id: str, partition: int, offset: int) -> None:
         """Lower one partition's mirrored offset to the stored offset, if the mirror is higher.
 
         Only the holder of the partition's lock may call this, after it has read in PostgreSQL that exactly `offset` is

@@ -92,7 +92,7 @@ class PartitionPosition:
     lost: int = 0
 
 
-class FloorSource(Protocol):
+class LowestOffsetsSource(Protocol):
     """Returns the offsets that must not be reused by a log that came back without its tail."""
 
     def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:

@@ -55,7 +55,7 @@ from pipeline.store.common import (
 
 
 @dataclass
-class _Floors:
+class _LowestOffsets:
     life: str
     incarnation: str | None = None
     is_complete: bool = False
@@ -83,7 +83,7 @@ class _Content:
     bucket: bucket_flow.BucketState | None = None
     ran_dry: int = 0  # calls to the bucket for which Taken.ran_dry is true
     processes: dict[str, float] = field(default_factory=dict)
-    floors: dict[str, _Floors] = field(default_factory=dict)
+    lowest_offsets: dict[str, _LowestOffsets] = field(default_factory=dict)
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
     progress: dict[str, tuple[float, dict[int, tuple[int, float]]]] = field(default_factory=dict)
     offers: dict[str, tuple[float, Offered]] = field(default_factory=dict)  # by process, with the time of the report
@@ -563,44 +563,44 @@ class MemoryOffsetFence(_Adapter):
 
     def mirror(self, log_id: str) -> Mirror:
         with self._server.changed:
-            floors = self._of(log_id)
-            return Mirror(floors.life, dict(floors.offsets), floors.is_complete)
+            held = self._of(log_id)
+            return Mirror(held.life, dict(held.offsets), held.is_complete)
 
     def fence(self, log_id: str, incarnation: str) -> Mirror:
         with self._server.changed:
             self._of(log_id).incarnation = incarnation
             return self.mirror(log_id)
 
-    def seed(self, log_id: str, life: str, floors: dict[int, int]) -> None:
+    def seed(self, log_id: str, life: str, lowest_offsets: dict[int, int]) -> None:
         with self._server.changed:
             mirror = self._of(log_id)
             if mirror.life != life:
                 return
-            for partition, offset in floors.items():
+            for partition, offset in lowest_offsets.items():
                 mirror.offsets[partition] = max(offset, mirror.offsets.get(partition, offset))
             mirror.is_complete = True
 
-    def raise_floor(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
+    def raise_lowest_offset(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
         with self._server.changed:
-            floors = self._of(log_id)
-            if floors.incarnation != incarnation:
+            held = self._of(log_id)
+            if held.incarnation != incarnation:
                 raise FencedError
-            floors.offsets[partition] = max(offset, floors.offsets.get(partition, offset))
+            held.offsets[partition] = max(offset, held.offsets.get(partition, offset))
 
-    def lower_floor(self, log_id: str, partition: int, offset: int) -> None:
+    def lower_lowest_offset(self, log_id: str, partition: int, offset: int) -> None:
         with self._server.changed:
             offsets = self._of(log_id).offsets
             if offsets.get(partition, offset) > offset:
                 offsets[partition] = offset
 
-    def _of(self, log_id: str) -> _Floors:
-        """A log's floors, without the fence and completeness of an earlier life of the server."""
+    def _of(self, log_id: str) -> _LowestOffsets:
+        """A log's lowest offsets, without the fence and completeness of an earlier life of the server."""
         process = self._server.process
-        floors = self._server.content().floors.setdefault(log_id, _Floors(""))
-        if not floors.life.startswith(process):
-            floors.life = f"{process}:{uuid.uuid4().hex}"
-            floors.incarnation, floors.is_complete = None, False
-        return floors
+        held = self._server.content().lowest_offsets.setdefault(log_id, _LowestOffsets(""))
+        if not held.life.startswith(process):
+            held.life = f"{process}:{uuid.uuid4().hex}"
+            held.incarnation, held.is_complete = None, False
+        return held
 
 
 class MemoryLeases(_Adapter):

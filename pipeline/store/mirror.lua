@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Return the content of the mirror; with ARGV[1], that incarnation of the log becomes the current one. KEYS: 1 floors.
+-- Return the content of the mirror; with ARGV[1], that incarnation of the log becomes the current one. KEYS: 1 lowest offsets.
 -- Returns the hash.
 
 settle_life()

@@ -140,12 +140,15 @@ USES: Final[tuple[Use, ...]] = (
     _control(ALL, "the same, for reading", scripts=("read_throttle",), reads=(names.KEY_THROTTLE,)),
     _control(
         [INGEST], "the mirror of the stored offsets: an older process of the log is fenced off",
-        scripts=("mirror floors_lib",), writes=(f"{names.KEY_FLOOR}:*",),
+        scripts=("mirror lowest_offsets_lib",), writes=(f"{names.KEY_LOWEST_OFFSETS}:*",),
     ),
     _control(
         [WORKER], "the mirror of the stored offsets",
-        scripts=("mirror floors_lib", "seed_floors floors_lib", "raise_floor floors_lib", "lower_floor"),
-        writes=(f"{names.KEY_FLOOR}:*",),
+        scripts=(
+            "mirror lowest_offsets_lib", "seed_lowest_offsets lowest_offsets_lib",
+            "raise_lowest_offset lowest_offsets_lib", "lower_lowest_offset",
+        ),
+        writes=(f"{names.KEY_LOWEST_OFFSETS}:*",),
     ),
     _control([INGEST], "the hashes of the API keys", "HGETALL", reads=(names.KEY_KEYS,)),
     _control(
@@ -183,7 +186,7 @@ USES: Final[tuple[Use, ...]] = (
         [INGEST], "appends", "BGREWRITEAOF WAIT WAITAOF", scripts=("append", "confirm", "raise"),
         writes=(names.KEY_LOG_ID, names.KEY_LOG_ENDS, f"{names.KEY_LOG_STREAM}:*"),
     ),
-    _log([WORKER], "a new log's floors", scripts=("raise",),
+    _log([WORKER], "a new log's lowest offsets", scripts=("raise",),
          writes=(names.KEY_LOG_ID, names.KEY_LOG_ENDS, f"{names.KEY_LOG_STREAM}:*")),
     _log([WORKER], "reads events", "XREAD", reads=(f"{names.KEY_LOG_STREAM}:*",)),
     _log(

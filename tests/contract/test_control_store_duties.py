@@ -96,68 +96,68 @@ def test_progress_of_long_ago_counts_for_nothing(rig: ControlRig) -> None:
 
 
 def test_a_mirror_that_was_never_seeded_is_not_complete(rig: ControlRig) -> None:
-    assert not rig.floors.fence("log", "a").is_complete
-    rig.floors.raise_floor("log", "a", 0, 10)
-    mirror = rig.floors.mirror("log")
-    assert (mirror.floors, mirror.is_complete) == ({0: 10}, False)
+    assert not rig.fence.fence("log", "a").is_complete
+    rig.fence.raise_lowest_offset("log", "a", 0, 10)
+    mirror = rig.fence.mirror("log")
+    assert (mirror.lowest_offsets, mirror.is_complete) == ({0: 10}, False)
 
 
 def test_floors_rise_and_never_fall(rig: ControlRig) -> None:
-    life = rig.floors.fence("log", "a").life
-    rig.floors.seed("log", life, {0: 100, 1: 50})
-    rig.floors.raise_floor("log", "a", 0, 120)
-    rig.floors.raise_floor("log", "a", 1, 40)
-    rig.floors.raise_floor("log", "a", 2, 7)
-    rig.floors.seed("log", life, {0: 110, 1: 45, 3: 0})
-    assert rig.floors.fence("log", "b") == Mirror(life, {0: 120, 1: 50, 2: 7, 3: 0}, is_complete=True)
-    assert rig.floors.mirror("another log").floors == {}
+    life = rig.fence.fence("log", "a").life
+    rig.fence.seed("log", life, {0: 100, 1: 50})
+    rig.fence.raise_lowest_offset("log", "a", 0, 120)
+    rig.fence.raise_lowest_offset("log", "a", 1, 40)
+    rig.fence.raise_lowest_offset("log", "a", 2, 7)
+    rig.fence.seed("log", life, {0: 110, 1: 45, 3: 0})
+    assert rig.fence.fence("log", "b") == Mirror(life, {0: 120, 1: 50, 2: 7, 3: 0}, is_complete=True)
+    assert rig.fence.mirror("another log").lowest_offsets == {}
 
 
 def test_a_floor_is_lowered_to_what_is_stored_and_never_raised_by_that(rig: ControlRig) -> None:
-    rig.floors.fence("log", "a")
-    rig.floors.raise_floor("log", "a", 0, 80)
-    rig.floors.raise_floor("log", "a", 1, 80)
-    rig.floors.lower_floor("log", 0, 50)
-    rig.floors.lower_floor("log", 1, 90)
-    assert rig.floors.mirror("log").floors == {0: 50, 1: 80}
-    rig.floors.raise_floor("log", "a", 0, 51)
-    assert rig.floors.mirror("log").floors == {0: 51, 1: 80}
+    rig.fence.fence("log", "a")
+    rig.fence.raise_lowest_offset("log", "a", 0, 80)
+    rig.fence.raise_lowest_offset("log", "a", 1, 80)
+    rig.fence.lower_lowest_offset("log", 0, 50)
+    rig.fence.lower_lowest_offset("log", 1, 90)
+    assert rig.fence.mirror("log").lowest_offsets == {0: 50, 1: 80}
+    rig.fence.raise_lowest_offset("log", "a", 0, 51)
+    assert rig.fence.mirror("log").lowest_offsets == {0: 51, 1: 80}
 
 
 def test_a_mirror_that_was_seeded_with_nothing_is_complete(rig: ControlRig) -> None:
-    rig.floors.seed("log", rig.floors.mirror("log").life, {})
-    mirror = rig.floors.fence("log", "a")
-    assert (mirror.floors, mirror.is_complete) == ({}, True)
+    rig.fence.seed("log", rig.fence.mirror("log").life, {})
+    mirror = rig.fence.fence("log", "a")
+    assert (mirror.lowest_offsets, mirror.is_complete) == ({}, True)
 
 
 def test_an_older_incarnation_is_fenced_off(rig: ControlRig) -> None:
     # Given a drain of incarnation a
-    rig.floors.fence("log", "a")
-    rig.floors.raise_floor("log", "a", 0, 10)
+    rig.fence.fence("log", "a")
+    rig.fence.raise_lowest_offset("log", "a", 0, 10)
     # When the log was restarted
-    rig.floors.fence("log", "b")
+    rig.fence.fence("log", "b")
     # Then it may not commit any more, and those of b may
     with pytest.raises(FencedError):
-        rig.floors.raise_floor("log", "a", 0, 20)
-    rig.floors.raise_floor("log", "b", 0, 15)
-    assert rig.floors.mirror("log").floors == {0: 15}
+        rig.fence.raise_lowest_offset("log", "a", 0, 20)
+    rig.fence.raise_lowest_offset("log", "b", 0, 15)
+    assert rig.fence.mirror("log").lowest_offsets == {0: 15}
 
 
 def test_after_a_flush_nobody_raises_before_somebody_has_fenced(rig: ControlRig) -> None:
     # Given a mirror that was flushed, and PostgreSQL's answer of before
-    before = rig.floors.fence("log", "b")
-    rig.floors.seed("log", before.life, {0: 5})
+    before = rig.fence.fence("log", "b")
+    rig.fence.seed("log", before.life, {0: 5})
     rig.flush()
-    # Then no drain may raise a floor, of whichever incarnation: the store does not know which one is the log's
+    # Then no drain may raise a lowest offset, of whichever incarnation: the store does not know which one is the log's
     for incarnation in ("a", "b"):
         with pytest.raises(FencedError):
-            rig.floors.raise_floor("log", incarnation, 0, 10)
+            rig.fence.raise_lowest_offset("log", incarnation, 0, 10)
     # And after the next fence one may, while the older answer of PostgreSQL makes nothing complete
-    rig.floors.fence("log", "b")
-    rig.floors.raise_floor("log", "b", 0, 10)
-    rig.floors.seed("log", before.life, {0: 5})
-    mirror = rig.floors.mirror("log")
-    assert (mirror.floors, mirror.is_complete) == ({0: 10}, False)
+    rig.fence.fence("log", "b")
+    rig.fence.raise_lowest_offset("log", "b", 0, 10)
+    rig.fence.seed("log", before.life, {0: 5})
+    mirror = rig.fence.mirror("log")
+    assert (mirror.lowest_offsets, mirror.is_complete) == ({0: 10}, False)
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -195,28 +195,28 @@ def test_a_mirror_from_an_older_file_is_no_witness(
 ) -> None:
     # Given a complete mirror, in a file that knows less than was raised and fenced since
     rig, remember, come_back = older
-    before = rig.floors.fence("log", "a")
-    rig.floors.seed("log", before.life, {0: 100})
-    rig.floors.fence("the last to be written", "cccc")
+    before = rig.fence.fence("log", "a")
+    rig.fence.seed("log", before.life, {0: 100})
+    rig.fence.fence("the last to be written", "cccc")
     remember()
-    rig.floors.fence("log", "b")
-    rig.floors.raise_floor("log", "b", 0, 150)
+    rig.fence.fence("log", "b")
+    rig.fence.raise_lowest_offset("log", "b", 0, 150)
     # When the store comes back from it
     come_back()
     # Then it does not say that it is complete, nor does it take the older incarnation for the current one
     eventually(lambda: _answers(rig))
-    mirror = rig.floors.mirror("log")
-    assert (mirror.floors, mirror.is_complete) == ({0: 100}, False)
+    mirror = rig.fence.mirror("log")
+    assert (mirror.lowest_offsets, mirror.is_complete) == ({0: 100}, False)
     assert mirror.life != before.life
     for incarnation in ("a", "b"):
         with pytest.raises(FencedError):
-            rig.floors.raise_floor("log", incarnation, 0, 160)
+            rig.fence.raise_lowest_offset("log", incarnation, 0, 160)
     # And PostgreSQL's answer counts where it was given in this life only
-    rig.floors.seed("log", before.life, {0: 150})
-    assert not rig.floors.fence("log", "b").is_complete
-    rig.floors.seed("log", mirror.life, {0: 150})
-    assert rig.floors.fence("log", "b") == Mirror(mirror.life, {0: 150}, is_complete=True)
-    rig.floors.raise_floor("log", "b", 0, 160)
+    rig.fence.seed("log", before.life, {0: 150})
+    assert not rig.fence.fence("log", "b").is_complete
+    rig.fence.seed("log", mirror.life, {0: 150})
+    assert rig.fence.fence("log", "b") == Mirror(mirror.life, {0: 150}, is_complete=True)
+    rig.fence.raise_lowest_offset("log", "b", 0, 160)
 
 
 def _answers(rig: ControlRig) -> bool:

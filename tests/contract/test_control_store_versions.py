@@ -14,8 +14,8 @@ from pipeline.names import (
     KEY_COUNTERS,
     KEY_EVENTS,
     KEY_FACTS,
-    KEY_FLOOR,
     KEY_HISTORY,
+    KEY_LOWEST_OFFSETS,
     KEY_OVERRIDE,
     KEY_PAUSE,
     KEY_RATE,
@@ -87,7 +87,7 @@ class Older:
 
     def __init__(self, rig: ControlRig, client: redis.Redis) -> None:
         self._client = client
-        self._key = f"{rig.settings.key_prefix}{KEY_FLOOR}:log"
+        self._key = f"{rig.settings.key_prefix}{KEY_LOWEST_OFFSETS}:log"
 
     def fence(self, incarnation: str) -> None:
         self._client.eval(self._FENCE, 1, self._key, incarnation)
@@ -229,34 +229,34 @@ def test_an_event_of_another_kind_is_told_by_its_word(rig: ControlRig, newer: Ne
 
 def test_drains_of_two_versions_store_side_by_side_from_one_topic(rig: ControlRig, older: Older) -> None:
     # Given workers of both versions, for which the same topic has another incarnation
-    rig.floors.fence("log", "topic:epochs")
+    rig.fence.fence("log", "topic:epochs")
     # Then neither fences off the other
     for offset in (10, 20, 30):
         assert older.raises_floor("topic", 0, offset)
-        rig.floors.raise_floor("log", "topic:epochs", 1, offset)
+        rig.fence.raise_lowest_offset("log", "topic:epochs", 1, offset)
     # Nor when the older ones were the only ones for a while
     older.claimed_long_ago()
     assert older.raises_floor("topic", 0, 40)
-    rig.floors.raise_floor("log", "topic:epochs", 1, 40)
-    assert rig.floors.mirror("log").floors == {0: 40, 1: 40}
+    rig.fence.raise_lowest_offset("log", "topic:epochs", 1, 40)
+    assert rig.fence.mirror("log").lowest_offsets == {0: 40, 1: 40}
     # But the fence between the newer ones stays, and another topic's is one for all
-    rig.floors.fence("log", "topic:later epochs")
+    rig.fence.fence("log", "topic:later epochs")
     assert older.raises_floor("topic", 0, 50)
     with pytest.raises(FencedError):
-        rig.floors.raise_floor("log", "topic:epochs", 1, 50)
-    rig.floors.fence("log", "other:epochs")
+        rig.fence.raise_lowest_offset("log", "topic:epochs", 1, 50)
+    rig.fence.fence("log", "other:epochs")
     assert not older.raises_floor("topic", 0, 60)
 
 
 def test_the_fence_of_either_version_holds_for_the_other(rig: ControlRig, older: Older) -> None:
     # Given a Redis log that was restarted, and an ingest of the older version that fences
-    rig.floors.fence("log", "a")
+    rig.fence.fence("log", "a")
     older.fence("b")
     with pytest.raises(FencedError):
-        rig.floors.raise_floor("log", "a", 0, 10)
+        rig.fence.raise_lowest_offset("log", "a", 0, 10)
     # And one of the newer version, with drains of the older one that had to claim the place
     older.claimed_long_ago()
-    rig.floors.fence("log", "c")
+    rig.fence.fence("log", "c")
     assert not older.raises_floor("b", 0, 10)
     assert older.raises_floor("c", 0, 10)
 

@@ -17,8 +17,8 @@ from support.event_logs import (
     KafkaRig,
     LogRig,
     MemoryRig,
-    NoFloors,
     RedisRig,
+    ScriptedLowestOffsets,
     kafka_log_rig,
     must_read,
     read_all,
@@ -342,19 +342,19 @@ def test_a_partition_that_does_not_exist_is_refused(log: EventLog) -> None:
 
 
 def test_the_first_append_to_a_prepared_log_has_nothing_to_ask(rig: LogRig) -> None:
-    floors = NoFloors(error=StoreUnavailableError("nobody knows what is stored"))
-    log = rig.open(floors)
+    lowest_offsets = ScriptedLowestOffsets(error=StoreUnavailableError("nobody knows what is stored"))
+    log = rig.open(lowest_offsets)
     log.identity()
     # Given that it is not known what is stored, a log can't be prepared, as nothing can be appended
     with pytest.raises(LogUnavailableError, match="nobody knows what is stored"):
         log.prepare()
-    floors.error = None
+    lowest_offsets.error = None
     recovered(log.prepare)
-    asked = len(floors.calls)
+    asked = len(lowest_offsets.calls)
     # When the first events come, nothing more is asked; nor by preparing it again
     log.append([(0, b"a")])
     log.prepare()
-    assert len(floors.calls) == asked
+    assert len(lowest_offsets.calls) == asked
     assert read_all(log, 0) == [b"a"]
 
 

@@ -25,8 +25,8 @@ from support.event_logs import (
     KafkaRig,
     LogRig,
     MemoryRig,
-    NoFloors,
     RedisRig,
+    ScriptedLowestOffsets,
     kafka_log_rig,
     must_read,
     read_again,
@@ -184,11 +184,11 @@ def append_surely(log: EventLog, entries: list[tuple[int, bytes]]) -> None:
 
 def test_a_restart_is_told_to_the_reader_and_changes_nothing_else(forgetful: ForgetfulRig) -> None:
     # Given a log with ten records, all known to be stored
-    floors = NoFloors()
-    writer, reader = forgetful.rig.open(floors), forgetful.rig.open(floors)
+    lowest_offsets = ScriptedLowestOffsets()
+    writer, reader = forgetful.rig.open(lowest_offsets), forgetful.rig.open(lowest_offsets)
     before = reader.identity()
     writer.append([(0, b"%d" % i) for i in range(10)])
-    floors.floors = {0: 10}
+    lowest_offsets.lowest_offsets = {0: 10}
     # When it restarts with everything
     forgetful.restart()
     # Then a reader is told, until it asks who the log is
@@ -197,7 +197,7 @@ def test_a_restart_is_told_to_the_reader_and_changes_nothing_else(forgetful: For
     after = reader.identity()
     assert after.log_id == before.log_id
     assert after.incarnation != before.incarnation
-    # And what the next record gets is not known before the floors are
+    # And what the next record gets is not known before the lowest offsets are
     assert [p.next_offset for p in reader.positions()] == [None] * 4
     # And offsets go on without a hole
     append_surely(writer, [(0, b"10")])
@@ -205,24 +205,24 @@ def test_a_restart_is_told_to_the_reader_and_changes_nothing_else(forgetful: For
     assert (batch.offset, batch.gap_from) == (0, None)
     assert batch.values == [b"%d" % i for i in range(11)]
     assert [p.next_offset for p in reader.positions()] == [11, 0, 0, 0]
-    # And the floors were asked for each incarnation, and no more however often it is used
-    asked = len(floors.calls)
+    # And the lowest offsets were asked for each incarnation, and no more however often it is used
+    asked = len(lowest_offsets.calls)
     append_surely(writer, [(0, b"11")])
     reader.identity()
-    assert len(floors.calls) == asked
-    assert list(dict.fromkeys(floors.calls)) == [(log.log_id, log.incarnation) for log in (before, after)]
+    assert len(lowest_offsets.calls) == asked
+    assert list(dict.fromkeys(lowest_offsets.calls)) == [(log.log_id, log.incarnation) for log in (before, after)]
 
 
 def test_a_lost_tail_never_gives_an_offset_again(forgetful: ForgetfulRig) -> None:
     # Given a log with three records that it remembers, and seven more that are stored but that it forgets
-    floors = NoFloors()
-    writer, other, reader = (forgetful.rig.open(floors) for _ in range(3))
+    lowest_offsets = ScriptedLowestOffsets()
+    writer, other, reader = (forgetful.rig.open(lowest_offsets) for _ in range(3))
     append_surely(writer, [(0, b"a"), (0, b"b"), (0, b"c")])
     append_surely(other, [(1, b"one")])
     reader.identity()
     forgetful.remember()
     append_surely(writer, [(0, b"lost")] * 7)
-    floors.floors = {0: 10, 1: 1}
+    lowest_offsets.lowest_offsets = {0: 10, 1: 1}
     forgetful.forget()
     # When both writers go on
     append_surely(other, [(0, b"x"), (1, b"two")])
@@ -246,20 +246,20 @@ def test_a_lost_tail_never_gives_an_offset_again(forgetful: ForgetfulRig) -> Non
 
 def test_a_floor_holds_for_a_partition_that_is_written_later(forgetful: ForgetfulRig) -> None:
     # Given a log that forgot a partition as a whole
-    floors = NoFloors()
-    writer = forgetful.rig.open(floors)
+    lowest_offsets = ScriptedLowestOffsets()
+    writer = forgetful.rig.open(lowest_offsets)
     append_surely(writer, [(0, b"a")])
     forgetful.remember()
     append_surely(writer, [(3, b"lost")] * 5)
-    floors.floors = {0: 1, 3: 4}
+    lowest_offsets.lowest_offsets = {0: 1, 3: 4}
     forgetful.forget()
     # When the first appends go elsewhere
     append_surely(writer, [(0, b"b")])
-    assert [p.next_offset for p in recovered(forgetful.rig.open(floors).positions)] == [2, 0, 0, 4]
+    assert [p.next_offset for p in recovered(forgetful.rig.open(lowest_offsets).positions)] == [2, 0, 0, 4]
     append_surely(writer, [(0, b"c")])
     append_surely(writer, [(3, b"d")])
-    # Then the floor is not forgotten over that, and was known from the first of them on
-    batch = must_read(forgetful.rig.open(floors), 3, 0)
+    # Then the lowest offset is not forgotten over that, and was known from the first of them on
+    batch = must_read(forgetful.rig.open(lowest_offsets), 3, 0)
     assert (batch.offset, batch.gap_from, batch.values) == (4, 0, [b"d"])
 
 
@@ -270,7 +270,7 @@ def test_a_process_that_starts_after_a_lost_tail_knows_the_floor_too(forgetful: 
     append_surely(forgetful.rig.open(), [(0, b"lost")] * 2)
     forgetful.forget()
     # When a new writer starts
-    append_surely(forgetful.rig.open(NoFloors({0: 3})), [(0, b"b")])
+    append_surely(forgetful.rig.open(ScriptedLowestOffsets({0: 3})), [(0, b"b")])
     # Then it does not use the stored offsets again
     batch = must_read(forgetful.rig.open(), 0, 1)
     assert (batch.offset, batch.gap_from, batch.values) == (3, 1, [b"b"])
@@ -278,21 +278,21 @@ def test_a_process_that_starts_after_a_lost_tail_knows_the_floor_too(forgetful: 
 
 def test_without_floors_nothing_is_appended_to_a_restarted_log(forgetful: ForgetfulRig) -> None:
     # Given a restarted log, and nobody who knows what was stored
-    floors = NoFloors()
-    writer = forgetful.rig.open(floors)
+    lowest_offsets = ScriptedLowestOffsets()
+    writer = forgetful.rig.open(lowest_offsets)
     append_surely(writer, [(0, b"a")])
     forgetful.restart()
-    floors.error = StoreUnavailableError()
+    lowest_offsets.error = StoreUnavailableError()
     # Then appends are refused for certain, while who the log is can still be asked
     for _ in range(2):
         result, _ = timed(lambda: writer.append([(0, b"b")]))
         assert isinstance(result, LogUnavailableError), repr(result)
-    reader = forgetful.rig.open(floors)
+    reader = forgetful.rig.open(lowest_offsets)
     assert reader.identity().partitions == 4
     assert read_all(reader, 0) == [b"a"]
-    # When the floors are known again
-    floors.error = None
-    floors.floors = {0: 1}
+    # When the lowest offsets are known again
+    lowest_offsets.error = None
+    lowest_offsets.lowest_offsets = {0: 1}
     append_surely(writer, [(0, b"c")])
     # Then the log goes on
     assert read_all(reader, 0) == [b"a", b"c"]

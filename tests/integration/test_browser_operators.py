@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, HttpCredentials
 
 from stack.servers import free_port
 from support.browser import chromium, chromium_path, close_pages, watched
-from support.edge import RunningEdge, running_edge
+from support.running_ingest import RunningIngest, running_ingest
 
 PASSWORD = "correct horse battery"
 
@@ -21,13 +21,13 @@ def browser(missing: Callable[[str], None]) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge(operator_port=free_port(), operator_password=PASSWORD) as found:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest(operator_port=free_port(), operator_password=PASSWORD) as found:
         yield found
 
 
 def test_the_page_its_files_and_its_stream_use_the_password_that_the_browser_asked_for(
-    browser: Browser, edge: RunningEdge
+    browser: Browser, edge: RunningIngest
 ) -> None:
     url = f"http://127.0.0.1:{edge.operator_port}"
     known = HttpCredentials(username="ann", password=PASSWORD)

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page
 from checks.testbed.wire import get
 from pipeline.keys import ApiKey, digest_of, make_key
 from support.browser import chromium, chromium_path
-from support.edge import RunningEdge, edge_settings, eventually, running_edge, sample
+from support.running_ingest import RunningIngest, edge_settings, eventually, running_ingest, sample
 
 KEY, KEY_ID = make_key()
 # What a script gets: the answer with the fields that it may read, or the error.
@@ -72,7 +72,7 @@ def fetch(
 
 
 def test_a_page_sends_events_and_reads_202_and_429_with_its_wait(page: Page, shop: str) -> None:
-    with running_edge(ingest_cors_origins=shop, rate_min=1, rate_max=1) as edge:
+    with running_ingest(ingest_cors_origins=shop, rate_min=1, rate_max=1) as edge:
         body = json.dumps(sample())
         first = fetch(page, edge.port, body=body)
         assert (first["status"], json.loads(first["body"])) == (202, {"accepted": 1})
@@ -92,7 +92,7 @@ def test_a_page_sends_events_and_reads_202_and_429_with_its_wait(page: Page, sho
 
 def test_without_the_setting_a_page_neither_sends_json_nor_reads_an_answer(page: Page, shop: str) -> None:
     for origins in ("", "https://another.example"):
-        with running_edge(ingest_cors_origins=origins) as edge:
+        with running_ingest(ingest_cors_origins=origins) as edge:
             assert "error" in fetch(page, edge.port, body=json.dumps(sample()))
             assert edge.records() == []
             # A text needs no question beforehand, so the browser sends it; its script learns nothing of the answer.
@@ -100,7 +100,7 @@ def test_without_the_setting_a_page_neither_sends_json_nor_reads_an_answer(page:
 
 
 def test_a_page_sends_its_key_in_every_protocol_of_browsers_and_reads_a_401(page: Page, shop: str) -> None:
-    edge = RunningEdge(edge_settings(ingest_keys=True, ingest_cors_origins=shop))
+    edge = RunningIngest(edge_settings(ingest_keys=True, ingest_cors_origins=shop))
     edge.stored_keys = lambda: (ApiKey(KEY_ID, "shop", digest_of(KEY), (), None, "test", "a test", 0.0),)
     edge.start()
     try:
@@ -127,7 +127,7 @@ def test_a_page_sends_its_key_in_every_protocol_of_browsers_and_reads_a_401(page
 
 
 def test_all_origins_may_send_and_none_reads_what_operators_see(page: Page) -> None:
-    with running_edge(ingest_cors_origins="*") as edge:
+    with running_ingest(ingest_cors_origins="*") as edge:
         assert fetch(page, edge.port, body=json.dumps(sample()))["status"] == 202
         for path in ("/api/logs/health", "/metrics", "/openapi.json", "/api/logs/throttle"):
             assert "error" in fetch(page, edge.port, path, method="GET", accept="*/*"), path

@@ -78,7 +78,7 @@ class Rig:
             return -1
 
     def remedies_said(self, program: Program) -> int:
-        return program.log().count("tasks.taking: this worker has taken nothing for")
+        return program.log().count("tasks.queue_watch: this worker has taken nothing for")
 
     def state(self) -> ControlState | None:
         try:
@@ -249,7 +249,7 @@ def test_a_broker_that_was_away_costs_nothing(rig: Rig, how: str) -> None:
         rig.control_redis.freeze()
     rig.append(300)
     stored = rig.stored()
-    assert _stays(lambda: rig.stored() == stored, seconds=3), "committed without raising the floor first"
+    assert _stays(lambda: rig.stored() == stored, seconds=3), "committed without raising the lowest offset first"
     # When it is back
     if how == "killed":
         rig.control_redis.start()

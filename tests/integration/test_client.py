@@ -22,14 +22,22 @@ from checks.testbed.waiting import BUSY_SECONDS, RUN_SECONDS_MAX, WAIT_SECONDS_M
 from checks.testbed.wire import Wire
 from sluice_client.command import with_event_id
 from stack.servers import free_port
-from support.edge import RunningEdge, client_environ, edge_settings, eventually, metric, running_edge, sample
+from support.running_ingest import (
+    RunningIngest,
+    client_environ,
+    edge_settings,
+    eventually,
+    metric,
+    running_ingest,
+    sample,
+)
 
 LOGHUB = ROOT.parent / "shared" / "data" / "loghub"
 
 
 @pytest.fixture
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
@@ -65,7 +73,7 @@ def counts(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("options", [(), ("--gzip",), ("--batch", "7"), ("--quiet",)])
-def test_all_is_sent_with_ids_and_counted(edge: RunningEdge, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_all_is_sent_with_ids_and_counted(edge: RunningIngest, tmp_path: Path, options: tuple[str, ...]) -> None:
     events = [sample(message=f"message {n} é \\", attributes={"n": n}) for n in range(450)]
     events[3]["eventId"] = "mine"
     done = client(edge.port, *options, ndjson(tmp_path / "a.ndjson", events))
@@ -79,7 +87,7 @@ def test_all_is_sent_with_ids_and_counted(edge: RunningEdge, tmp_path: Path, opt
     assert ("100%" in done.stderr) == ("--quiet" not in options)
 
 
-def test_several_files_and_standard_input(edge: RunningEdge, tmp_path: Path) -> None:
+def test_several_files_and_standard_input(edge: RunningIngest, tmp_path: Path) -> None:
     one = ndjson(tmp_path / "a.ndjson", [sample(message="a")])
     two = ndjson(tmp_path / "b.ndjson", [sample(message="b")])
     done = client(edge.port, one, "-", two, stdin=b"\n" + json.dumps(sample(message="in")).encode())
@@ -88,7 +96,7 @@ def test_several_files_and_standard_input(edge: RunningEdge, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not LOGHUB.is_dir(), reason="loghub is not beside the repository")
-def test_real_events_arrive_as_they_were_sent(edge: RunningEdge) -> None:
+def test_real_events_arrive_as_they_were_sent(edge: RunningIngest) -> None:
     files = sorted(LOGHUB.rglob("*.ndjson")) + sorted(LOGHUB.rglob("*.jsonl"))
     if not files:
         pytest.skip("loghub has no NDJSON here")
@@ -97,7 +105,7 @@ def test_real_events_arrive_as_they_were_sent(edge: RunningEdge) -> None:
     assert Counter(record.message for record in edge.records()) == Counter(one["message"] for one in sent)
 
 
-def test_bad_events_are_told_and_the_good_ones_of_their_batch_go(edge: RunningEdge, tmp_path: Path) -> None:
+def test_bad_events_are_told_and_the_good_ones_of_their_batch_go(edge: RunningIngest, tmp_path: Path) -> None:
     events: list[Any] = [sample(message=f"{n}") for n in range(100)]
     for n in range(10, 60):
         events[n] = sample(severity="LOUD")
@@ -122,7 +130,7 @@ def test_bad_events_are_told_and_the_good_ones_of_their_batch_go(edge: RunningEd
 
 
 def test_bodies_that_are_too_large_are_split(tmp_path: Path) -> None:
-    with running_edge(body_bytes_max=4096, body_events_max=3) as edge:
+    with running_ingest(body_bytes_max=4096, body_events_max=3) as edge:
         events = [sample(message=f"{n}", attributes={"x": "y" * 900}) for n in range(20)]
         events[9]["message"] = "z" * 5000
         done = client(edge.port, ndjson(tmp_path / "a.ndjson", events))
@@ -133,7 +141,7 @@ def test_bodies_that_are_too_large_are_split(tmp_path: Path) -> None:
 
 
 def test_429s_are_waited_for(tmp_path: Path) -> None:
-    with running_edge(rate_min=100, rate_max=100) as edge:
+    with running_ingest(rate_min=100, rate_max=100) as edge:
         started = time.monotonic()
         done = client(edge.port, "--batch", "50", ndjson(tmp_path / "a.ndjson", [sample()] * 250))
         assert done.returncode == 0, done.stderr
@@ -142,7 +150,7 @@ def test_429s_are_waited_for(tmp_path: Path) -> None:
         assert len(edge.records()) == 250
 
 
-def test_an_unknown_outcome_is_repeated_with_the_same_ids(edge: RunningEdge, tmp_path: Path) -> None:
+def test_an_unknown_outcome_is_repeated_with_the_same_ids(edge: RunningIngest, tmp_path: Path) -> None:
     # Given a log that stores, but does not confirm
     edge.log_server.lose_answers()
     words, environ = command(edge.port, ndjson(tmp_path / "a.ndjson", [sample(message=f"{n}") for n in range(10)]))
@@ -158,7 +166,7 @@ def test_an_unknown_outcome_is_repeated_with_the_same_ids(edge: RunningEdge, tmp
     assert len({record.event_id for record in records}) == 10
 
 
-def test_a_cut_connection_is_an_unknown_outcome(edge: RunningEdge, tmp_path: Path) -> None:
+def test_a_cut_connection_is_an_unknown_outcome(edge: RunningIngest, tmp_path: Path) -> None:
     # Given a way to the server that loses the first answer
     path = ndjson(tmp_path / "a.ndjson", [sample(message=f"{n}") for n in range(5)])
     with socket.create_server(("127.0.0.1", 0)) as way:
@@ -193,7 +201,7 @@ def test_a_server_that_comes_late_is_waited_for(tmp_path: Path) -> None:
     with subprocess.Popen(words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.5)
-        edge = RunningEdge(settings).start()
+        edge = RunningIngest(settings).start()
         out, _ = process.communicate(timeout=WAIT_SECONDS_MAX)
     edge.stop()
     assert process.returncode == 0
@@ -209,7 +217,7 @@ def test_patience_ends(tmp_path: Path) -> None:
     assert "no event was accepted for 1 s" in done.stderr
 
 
-def test_ctrl_c_ends_it_with_a_report(edge: RunningEdge, tmp_path: Path) -> None:
+def test_ctrl_c_ends_it_with_a_report(edge: RunningIngest, tmp_path: Path) -> None:
     edge.log_server.stop()
     eventually(lambda: not edge.service.appender.status(time.monotonic()).answers, "the log is away")
     words, environ = command(edge.port, ndjson(tmp_path / "a.ndjson", [sample()] * 5))
@@ -246,7 +254,7 @@ def test_what_cannot_be_tried(url: str, arguments: tuple[str, ...]) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_a_wrong_address_is_not_tried_for_long(edge: RunningEdge, tmp_path: Path) -> None:
+def test_a_wrong_address_is_not_tried_for_long(edge: RunningIngest, tmp_path: Path) -> None:
     words, environ = command(edge.port, ndjson(tmp_path / "a.ndjson", [sample()]))
     environ["INGEST_URL"] += "/elsewhere"
     done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, timeout=WAIT_SECONDS_MAX, check=False)
@@ -254,7 +262,7 @@ def test_a_wrong_address_is_not_tried_for_long(edge: RunningEdge, tmp_path: Path
     assert b"404" in done.stderr
 
 
-def test_a_large_input_is_not_held_in_memory(edge: RunningEdge, tmp_path: Path) -> None:
+def test_a_large_input_is_not_held_in_memory(edge: RunningIngest, tmp_path: Path) -> None:
     path = tmp_path / "large.ndjson"
     line = json.dumps(sample(message="x" * 2000)).encode() + b"\n"
     with path.open("wb") as stream:

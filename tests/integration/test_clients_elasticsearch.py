@@ -16,15 +16,15 @@ import pytest
 from checks.loadgen.proxy import Proxy
 from checks.testbed.wire import get, post, request, send
 from ingest.protocols.elasticsearch import VERSIONS
-from support.edge import RunningEdge, eventually, metric, restarted, running_edge, sample
+from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest, sample
 
 PATIENT: dict[str, Any] = {"chunk_size": 20, "max_retries": 50, "initial_backoff": 0.1, "max_backoff": 1}
 BEGAN = datetime(2026, 11, 26, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
@@ -59,7 +59,7 @@ def documents(run: str, count: int, op: str = "index") -> list[dict[str, Any]]:
     ]
 
 
-def sent_by(run: str, edge: RunningEdge) -> list[str]:
+def sent_by(run: str, edge: RunningIngest) -> list[str]:
     """The messages of a run that are in the log, each as often as it has an event id of its own."""
     found = {(record.event_id, record.message) for record in edge.records() if record.message.startswith(f"{run} ")}
     return sorted((message for _, message in found), key=lambda message: int(message.split()[1]))
@@ -70,7 +70,7 @@ def sent(run: str, count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def cut_once(edge: RunningEdge) -> Iterator[Proxy]:
+def cut_once(edge: RunningIngest) -> Iterator[Proxy]:
     """A proxy that loses the answer to the first request that is stored."""
     proxy = Proxy(edge.port).start()
     proxy.swallow(b"_bulk", b"HTTP/1.1 200", times=1)
@@ -80,7 +80,7 @@ def cut_once(edge: RunningEdge) -> Iterator[Proxy]:
         proxy.stop()
 
 
-def test_the_clients_see_a_server_that_they_can_use(edge: RunningEdge) -> None:
+def test_the_clients_see_a_server_that_they_can_use(edge: RunningIngest) -> None:
     with elastic(edge.port) as client:
         assert client.ping()
         assert client.info()["version"]["number"] == VERSIONS["9"]
@@ -92,7 +92,7 @@ def test_the_clients_see_a_server_that_they_can_use(edge: RunningEdge) -> None:
         assert client_of_opensearch.info()["version"]["distribution"] == "opensearch"
 
 
-def test_a_browser_gets_the_page_and_a_shipper_the_version(edge: RunningEdge) -> None:
+def test_a_browser_gets_the_page_and_a_shipper_the_version(edge: RunningIngest) -> None:
     for headers in ({"Accept": "text/html,*/*;q=0.8", "User-Agent": "Mozilla/5.0"}, {}):
         answer = send(edge.port, request(method="GET", path="/", content_type=None, headers=headers))
         assert answer.headers["content-type"].startswith("text/html")
@@ -105,7 +105,7 @@ def test_a_browser_gets_the_page_and_a_shipper_the_version(edge: RunningEdge) ->
     assert get(edge.port, "/_cluster/health").status == 200
 
 
-def test_an_item_error_names_the_document(edge: RunningEdge) -> None:
+def test_an_item_error_names_the_document(edge: RunningIngest) -> None:
     before = metric(edge.port, 'sluice_ingest_protocol_events_total{outcome="rejected",protocol="elasticsearch"}')
     actions = [*documents("mixed", 2), {"_op_type": "delete", "_index": "logs-app", "_id": "1"}]
     with elastic(edge.port) as client:
@@ -117,7 +117,7 @@ def test_an_item_error_names_the_document(edge: RunningEdge) -> None:
     assert after == before + 1
 
 
-def test_a_path_with_an_index_a_query_and_another_method(edge: RunningEdge) -> None:
+def test_a_path_with_an_index_a_query_and_another_method(edge: RunningIngest) -> None:
     body = b'{"index":{}}\n{"message":"path 0","@timestamp":"2026-11-26T00:00:00Z"}\n'
     for method in ("POST", "PUT"):
         path = "/logs-app/_bulk?filter_path=errors,items.*.status"
@@ -130,7 +130,7 @@ def test_a_path_with_an_index_a_query_and_another_method(edge: RunningEdge) -> N
 @pytest.mark.parametrize("name", ["elasticsearch", "opensearch"])
 def test_all_is_stored_once_through_a_rate_limit_and_a_lost_answer(name: str) -> None:
     # Given a bucket that is in debt for some seconds, and a connection that is cut after the first documents are stored
-    with running_edge(rate_min=20, rate_max=20) as limited, cut_once(limited) as proxy:
+    with running_ingest(rate_min=20, rate_max=20) as limited, cut_once(limited) as proxy:
         assert post(limited.port, [sample()] * 100).status == 202
         # When a client sends more than that
         if name == "elasticsearch":
@@ -149,7 +149,7 @@ def test_all_is_stored_once_through_a_rate_limit_and_a_lost_answer(name: str) ->
 def test_a_call_that_a_restart_of_ingest_breaks_is_repeated_and_stored_once() -> None:
     # Given a program that repeats its call, as docs/protocols/elasticsearch.md recommends, with ids of its own
     wanted = [document | {"_id": f"{uuid.uuid4()}"} for document in documents("again", 100)]
-    with running_edge() as edge, contextlib.ExitStack() as stack:
+    with running_ingest() as edge, contextlib.ExitStack() as stack:
 
         def paced() -> Iterator[dict[str, Any]]:
             yield from wanted[:50]
@@ -169,7 +169,7 @@ def test_a_call_that_a_restart_of_ingest_breaks_is_repeated_and_stored_once() ->
 
 
 def test_a_refusal_is_whole_and_says_when_to_come_back() -> None:
-    with running_edge(rate_min=1, rate_max=1) as limited:
+    with running_ingest(rate_min=1, rate_max=1) as limited:
         line = b'{"index":{}}\n{"message":"m"}\n'
         assert send(limited.port, request(line * 100, path="/_bulk")).status == 200
         eventually(lambda: send(limited.port, request(line, path="/_bulk")).status == 429, "the bucket is empty")

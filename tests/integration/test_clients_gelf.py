@@ -16,7 +16,7 @@ from checks.loadgen.proxy import Proxy
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, request, send
 from pipeline.clock import SystemClock
-from support.edge import RunningEdge, eventually, metric, running_edge
+from support.running_ingest import RunningIngest, eventually, metric, running_ingest
 
 # The handlers leave their sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
@@ -32,8 +32,8 @@ HANDLERS: dict[str, Callable[[int], logging.Handler]] = {
 
 
 @pytest.fixture
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
@@ -65,16 +65,16 @@ class ReadingHandler(pygelf.GelfHttpHandler):  # type: ignore[misc]  # it has no
         self.handleError(record)
 
 
-def messages(edge: RunningEdge) -> Counter[str]:
+def messages(edge: RunningIngest) -> Counter[str]:
     return Counter(record.message for record in edge.records())
 
 
-def answered(edge: RunningEdge, status: int) -> float:
+def answered(edge: RunningIngest, status: int) -> float:
     return metric(edge.port, f'sluice_ingest_protocol_requests_total{{protocol="gelf",status="{status}"}}')
 
 
 @pytest.mark.parametrize("name", list(HANDLERS))
-def test_what_the_handler_sends_is_stored(edge: RunningEdge, name: str) -> None:
+def test_what_the_handler_sends_is_stored(edge: RunningIngest, name: str) -> None:
     log_through(HANDLERS[name](edge.port))
     eventually(lambda: messages(edge) == EXPECTED, "all messages are stored, and none twice")
     record = edge.records()[0]
@@ -88,7 +88,7 @@ def test_what_the_handler_sends_is_stored(edge: RunningEdge, name: str) -> None:
 
 @pytest.mark.parametrize("name", list(HANDLERS))
 def test_what_a_rate_limit_refuses_is_lost_and_counted(name: str) -> None:
-    with running_edge(rate_min=1, rate_max=1) as edge:
+    with running_ingest(rate_min=1, rate_max=1) as edge:
         log_through(HANDLERS[name](edge.port))
         eventually(lambda: answered(edge, 202) + answered(edge, 429) == COUNT, "each is accepted or refused")
         assert answered(edge, 429) >= 1
@@ -96,7 +96,7 @@ def test_what_a_rate_limit_refuses_is_lost_and_counted(name: str) -> None:
 
 
 def test_a_handler_that_reads_its_answers_loses_and_doubles_nothing() -> None:
-    with running_edge(rate_min=1) as edge:
+    with running_ingest(rate_min=1) as edge:
         proxy = Proxy(edge.port).start()
         # Given an answer that is cut off, after the message is stored
         proxy.swallow(b"POST /gelf", b"202 Accepted")
@@ -122,7 +122,7 @@ def test_a_handler_that_reads_its_answers_loses_and_doubles_nothing() -> None:
 
 def test_a_message_arrives_although_its_client_has_gone() -> None:
     # Given a log that needs time
-    with running_edge() as edge:
+    with running_ingest() as edge:
         count = 2_000  # decoded in many turns
         text = "\n".join(json.dumps({"short_message": "one of many", "_n": n}) for n in range(count)).encode()
         for body, headers in ((text, {}), (zlib.compress(text), {"Content-Encoding": "gzip,deflate"})):
@@ -131,7 +131,7 @@ def test_a_message_arrives_although_its_client_has_gone() -> None:
         eventually(lambda: messages(edge) == Counter({"one of many": 2 * count}), "all are stored")
 
 
-def test_a_body_that_did_not_arrive_as_a_whole_is_nothing(edge: RunningEdge) -> None:
+def test_a_body_that_did_not_arrive_as_a_whole_is_nothing(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(b'{"short_message":"half', path="/gelf", length=50))
     with Wire(edge.port) as wire:
@@ -142,7 +142,7 @@ def test_a_body_that_did_not_arrive_as_a_whole_is_nothing(edge: RunningEdge) -> 
     eventually(lambda: edge.service.held_bodies.bytes == 0, "its bytes are released")
 
 
-def test_other_clients_are_collected_only_while_they_are_there(edge: RunningEdge) -> None:
+def test_other_clients_are_collected_only_while_they_are_there(edge: RunningIngest) -> None:
     # The next request on the connection decides by its own protocol
     with Wire(edge.port) as wire:
         wire.send(request(b'{"short_message":"a"}', path="/gelf"))

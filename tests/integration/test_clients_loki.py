@@ -19,8 +19,8 @@ from urllib3 import Retry
 from checks.loadgen.proxy import Proxy
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, request, send
-from support.edge import RunningEdge, eventually, metric, running_edge
 from support.loki import entry, push, stream
+from support.running_ingest import RunningIngest, eventually, metric, running_ingest
 
 PATH = "/loki/api/v1/push"
 NS = 1_795_677_435_213_000_000
@@ -37,8 +37,8 @@ class PatientSession(requests.Session):
 
 
 @pytest.fixture
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
@@ -69,7 +69,7 @@ def options(port: int, **changes: Any) -> dict[str, Any]:
     return {"url": f"http://127.0.0.1:{port}{PATH}", "tags": {"app": "shop"}, "version": "1"} | changes
 
 
-def messages(edge: RunningEdge) -> Counter[str]:
+def messages(edge: RunningIngest) -> Counter[str]:
     return Counter(record.message for record in edge.records())
 
 
@@ -77,7 +77,7 @@ EXPECTED = Counter(f"EV{number}" for number in range(COUNT))
 
 
 @pytest.mark.parametrize("changes", [{}, {"version": "0", "url": "/api/prom/push"}, {"version": "0"}])
-def test_what_the_handler_sends_is_stored(edge: RunningEdge, changes: dict[str, Any]) -> None:
+def test_what_the_handler_sends_is_stored(edge: RunningIngest, changes: dict[str, Any]) -> None:
     if "url" in changes:
         changes = {**changes, "url": f"http://127.0.0.1:{edge.port}{changes['url']}"}
     handler = Failures(**options(edge.port, **changes))
@@ -94,7 +94,7 @@ def test_what_the_handler_sends_is_stored(edge: RunningEdge, changes: dict[str, 
     assert [record.message for record in edge.records()] == list(EXPECTED)
 
 
-def test_the_handler_with_a_queue(edge: RunningEdge) -> None:
+def test_the_handler_with_a_queue(edge: RunningIngest) -> None:
     handler = logging_loki.LokiQueueHandler(Queue(-1), **options(edge.port))
     log_through(handler)
     handler.listener.stop()
@@ -103,7 +103,7 @@ def test_the_handler_with_a_queue(edge: RunningEdge) -> None:
 
 @pytest.mark.usefixtures("patient")
 def test_a_rate_limit_and_a_cut_connection_lose_and_double_nothing() -> None:
-    with running_edge(rate_min=1) as edge:
+    with running_ingest(rate_min=1) as edge:
         proxy = Proxy(edge.port).start()
         # Given an answer that is cut off, after the event is stored
         proxy.swallow(b"EV3", b"204 No Content")
@@ -131,14 +131,14 @@ def test_a_rate_limit_and_a_cut_connection_lose_and_double_nothing() -> None:
 
 
 def test_without_such_a_session_a_429_is_a_loss_that_the_handler_reports() -> None:
-    with running_edge(rate_min=1, rate_max=1) as edge:
+    with running_ingest(rate_min=1, rate_max=1) as edge:
         handler = Failures(**options(edge.port))
         log_through(handler)
         assert handler.failed >= 1
         assert sum(messages(edge).values()) == COUNT - handler.failed
 
 
-def test_protobuf_in_snappy_is_answered_with_204_and_no_length(edge: RunningEdge) -> None:
+def test_protobuf_in_snappy_is_answered_with_204_and_no_length(edge: RunningIngest) -> None:
     body = push(stream('{app="shop"}', *[entry(NS + n, f"EV{n}") for n in range(COUNT)]))
     packed = bytes(cramjam.snappy.compress_raw(body))
     with Wire(edge.port) as wire:
@@ -158,14 +158,14 @@ def test_protobuf_in_snappy_is_answered_with_204_and_no_length(edge: RunningEdge
     )
 
 
-def test_an_error_is_a_line_of_text(edge: RunningEdge) -> None:
+def test_an_error_is_a_line_of_text(edge: RunningIngest) -> None:
     answer = send(edge.port, request(b"{}", path=PATH))
     assert (answer.status, answer.headers["content-type"]) == (400, "text/plain; charset=utf-8")
     assert answer.body.startswith(b"the body is not an object with streams")
     assert answer.body.endswith(b"\n")
 
 
-def test_an_address_with_a_query_is_the_same_address(edge: RunningEdge) -> None:
+def test_an_address_with_a_query_is_the_same_address(edge: RunningIngest) -> None:
     body = json.dumps({"streams": [{"stream": {}, "values": [[str(NS), "a"]]}]}).encode()
     answer = send(edge.port, request(body, path=f"{PATH}?tenant=a"))
     assert (answer.status, answer.body) == (204, b"")

@@ -19,14 +19,14 @@ from opentelemetry.sdk.resources import Resource
 from checks.loadgen.proxy import Proxy
 from checks.testbed.wire import post, request, send
 from support.clients import recorded
-from support.edge import RunningEdge, eventually, metric, restarted, running_edge
+from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest
 
 PROTOBUF = "application/x-protobuf"
 
 
 @pytest.fixture
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
@@ -55,17 +55,17 @@ class Program:
         self.provider.shutdown()
 
 
-def stored(edge: RunningEdge) -> Counter[str]:
+def stored(edge: RunningIngest) -> Counter[str]:
     """The messages of what will be stored: of events with one id, one is."""
     return Counter({record.event_id: record.message for record in edge.records()}.values())
 
 
-def _ids(edge: RunningEdge) -> set[str]:
+def _ids(edge: RunningIngest) -> set[str]:
     return {record.event_id for record in edge.records()}
 
 
 @pytest.mark.parametrize("compression", [Compression.NoCompression, Compression.Gzip, Compression.Deflate])
-def test_the_sdk_for_python(edge: RunningEdge, compression: Compression) -> None:
+def test_the_sdk_for_python(edge: RunningIngest, compression: Compression) -> None:
     program = Program(edge.port, compression=compression)
     program.log(120)
     program.end()
@@ -83,7 +83,7 @@ def test_the_sdk_for_python(edge: RunningEdge, compression: Compression) -> None
 
 
 def test_the_sdk_waits_for_a_429_and_loses_nothing() -> None:
-    with running_edge(rate_max=50.0, rate_min=50.0) as edge:
+    with running_ingest(rate_max=50.0, rate_min=50.0) as edge:
         program = Program(edge.port, batch=100, timeout=60)
         program.log(300)
         program.end()
@@ -92,7 +92,7 @@ def test_the_sdk_waits_for_a_429_and_loses_nothing() -> None:
         assert metric(edge.port, 'sluice_ingest_protocol_requests_total{protocol="otlp",status="429"}') >= 1
 
 
-def test_the_sdk_repeats_what_was_stored_without_an_answer_and_it_is_stored_once(edge: RunningEdge) -> None:
+def test_the_sdk_repeats_what_was_stored_without_an_answer_and_it_is_stored_once(edge: RunningIngest) -> None:
     # Given a way to ingest that cuts connections instead of forwarding an answer
     proxy = Proxy(edge.port).start()
     try:
@@ -110,7 +110,7 @@ def test_the_sdk_repeats_what_was_stored_without_an_answer_and_it_is_stored_once
 
 
 def test_the_sdk_goes_on_after_a_restart_of_ingest_and_loses_nothing(
-    edge: RunningEdge, caplog: pytest.LogCaptureFixture
+    edge: RunningIngest, caplog: pytest.LogCaptureFixture
 ) -> None:
     program = Program(edge.port, timeout=60)
     program.log(60)
@@ -126,7 +126,7 @@ def test_the_sdk_goes_on_after_a_restart_of_ingest_and_loses_nothing(
 
 
 @pytest.mark.parametrize("name", ["go-otelcol-proto-0", "go-otelcol-json-0", "js-otlp-json-0", "c-fluentbit-otel-0"])
-def test_what_real_clients_sent_is_stored_once(edge: RunningEdge, name: str) -> None:
+def test_what_real_clients_sent_is_stored_once(edge: RunningIngest, name: str) -> None:
     sent = recorded(name)
     headers = {key: sent.headers[key] for key in ("content-encoding",) if key in sent.headers}
     for _ in range(2):
@@ -138,7 +138,7 @@ def test_what_real_clients_sent_is_stored_once(edge: RunningEdge, name: str) -> 
     assert len(_ids(edge)) == 5
 
 
-def test_an_empty_request_and_a_partial_success(edge: RunningEdge) -> None:
+def test_an_empty_request_and_a_partial_success(edge: RunningIngest) -> None:
     response = post(edge.port, b"", path="/v1/logs", content_type=PROTOBUF)
     assert (response.status, response.body, response.headers["content-type"]) == (200, b"", PROTOBUF)
     records = [{"body": {"stringValue": "a"}}, {"timeUnixNano": "soon"}]
@@ -160,7 +160,7 @@ def test_an_empty_request_and_a_partial_success(edge: RunningEdge) -> None:
         (PROTOBUF, gzip.compress(b"\0" * (17 << 20)), 413),
     ],
 )
-def test_errors_are_a_status(edge: RunningEdge, content_type: str | None, body: bytes, status: int) -> None:
+def test_errors_are_a_status(edge: RunningIngest, content_type: str | None, body: bytes, status: int) -> None:
     response = send(edge.port, request(body, path="/v1/logs", content_type=content_type))
     assert response.status == status
     if response.headers["content-type"] == PROTOBUF:
@@ -176,7 +176,7 @@ def test_while_the_rate_is_used_up_a_client_waits_five_seconds_at_most() -> None
     records = whole.resource_logs.add().scope_logs.add().log_records
     for _ in range(100):
         records.add().body.string_value = "a"
-    with running_edge(rate_max=10.0, rate_min=10.0) as edge:
+    with running_ingest(rate_max=10.0, rate_min=10.0) as edge:
         answers = [post(edge.port, whole.SerializeToString(), path="/v1/logs", content_type=PROTOBUF) for _ in range(8)]
         refused = [answer for answer in answers if answer.status == 429]
         assert refused
@@ -187,7 +187,7 @@ def test_while_the_rate_is_used_up_a_client_waits_five_seconds_at_most() -> None
         assert len(edge.records()) == 100 * (8 - len(refused))
 
 
-def test_the_command_of_the_contract(edge: RunningEdge) -> None:
+def test_the_command_of_the_contract(edge: RunningIngest) -> None:
     document = send(edge.port, request(method="GET", path="/openapi.json", content_type=None)).json
     [example] = document["paths"]["/v1/logs"]["post"]["requestBody"]["content"]["application/json"]["examples"].values()
     response = post(edge.port, json.dumps(example["value"]).encode(), path="/v1/logs")

@@ -12,14 +12,14 @@ from splunk_handler import SplunkHandler
 from checks.loadgen.proxy import Proxy
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import get, post, request, send
-from support.edge import RunningEdge, eventually, metric, running_edge, sample
+from support.running_ingest import RunningIngest, eventually, metric, running_ingest, sample
 
 EVENT = "/services/collector/event"
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
@@ -37,12 +37,12 @@ def logger_to(port: int) -> Iterator[logging.Logger]:
         handler.close()
 
 
-def messages(edge: RunningEdge) -> list[str]:
+def messages(edge: RunningIngest) -> list[str]:
     """The messages in the log, each as often as it has an event id of its own."""
     return sorted(message for _, message in {(record.event_id, record.message) for record in edge.records()})
 
 
-def test_what_clients_ask_first(edge: RunningEdge) -> None:
+def test_what_clients_ask_first(edge: RunningIngest) -> None:
     for path in ("/services/collector/health", "/services/collector/health/1.0"):
         answer = get(edge.port, path)
         assert (answer.status, answer.json) == (200, {"text": "HEC is healthy", "code": 17})
@@ -52,7 +52,7 @@ def test_what_clients_ask_first(edge: RunningEdge) -> None:
     assert (answer.status, answer.json) == (400, {"text": "ACK is disabled", "code": 14})
 
 
-def test_events_and_lines_with_every_address(edge: RunningEdge) -> None:
+def test_events_and_lines_with_every_address(edge: RunningIngest) -> None:
     url = f"http://127.0.0.1:{edge.port}/services/collector"
     headers = {"Authorization": "Splunk TOKEN", "X-Splunk-Request-Channel": str(uuid.uuid4())}
     run = uuid.uuid4().hex
@@ -66,7 +66,7 @@ def test_events_and_lines_with_every_address(edge: RunningEdge) -> None:
 
 
 def test_all_is_stored_once_through_a_full_server_and_a_lost_answer() -> None:
-    with running_edge(rate_min=50, rate_max=50) as limited:
+    with running_ingest(rate_min=50, rate_max=50) as limited:
         # Given a bucket that is in debt, and a connection that is cut once after the events are stored
         assert post(limited.port, [sample(message="first")] * 100).status == 202
         proxy = Proxy(limited.port).start()
@@ -86,7 +86,7 @@ def test_all_is_stored_once_through_a_full_server_and_a_lost_answer() -> None:
 
 
 def test_a_refusal_is_whole_and_says_when_to_come_back() -> None:
-    with running_edge(rate_min=1, rate_max=1) as limited:
+    with running_ingest(rate_min=1, rate_max=1) as limited:
         assert send(limited.port, request(b'{"event":"m"}' * 100, path=EVENT)).status == 200
         eventually(lambda: send(limited.port, request(b'{"event":"m"}', path=EVENT)).status == 503, "it is empty")
         answer = send(limited.port, request(b'{"event":"m"}', path=EVENT))

@@ -24,20 +24,20 @@ from pipeline.settings import Settings
 from pipeline.store.memory import MemoryLeases, MemoryServer
 from pipeline.store.memory_history import MemoryHistory
 from stack.servers import free_port
-from support.edge import RunningEdge, eventually, sample
+from support.running_ingest import RunningIngest, eventually, sample
 
-Start = Callable[..., RunningEdge]
+Start = Callable[..., RunningIngest]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts ingest with a history in memory; `control` and `history` are those of another where they are given."""
-    running: list[RunningEdge] = []
+    running: list[RunningIngest] = []
 
-    def run(control: MemoryServer | None = None, history: MemoryHistory | None = None, **changes: Any) -> RunningEdge:
+    def run(control: MemoryServer | None = None, history: MemoryHistory | None = None, **changes: Any) -> RunningIngest:
         settings = replace(Settings(ingest_port=free_port(), **changes), log_partitions=2)
         control = control or MemoryServer()
-        edge = RunningEdge(
+        edge = RunningIngest(
             settings,
             control=control,
             make_readers=lambda log: SystemReaders(

@@ -51,7 +51,7 @@ class Rig:
             0,
             log=self.log,
             sink=self.sink,
-            floors=wiring.make_offset_fence(self.settings),
+            fence=wiring.make_offset_fence(self.settings),
             breaker=SinkBreaker(self.settings, wiring.make_control_store(self.settings), SystemClock(), "test"),
             paused=lambda: bool(reached),
             settings=self.settings,

@@ -29,7 +29,7 @@ from pipeline.event import RecordedEvent
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from stack.servers import free_port
-from support.edge import RunningEdge, eventually, running_edge
+from support.running_ingest import RunningIngest, eventually, running_ingest
 
 EXAMPLES = ROOT / "examples"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -45,13 +45,13 @@ def last_command(example: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
 @contextlib.contextmanager
-def running_app(command: list[str], folder: Path, edge: RunningEdge, port: int) -> Iterator[str]:
+def running_app(command: list[str], folder: Path, edge: RunningIngest, port: int) -> Iterator[str]:
     """An app of an example, until SIGTERM; yields its address."""
     environ = {**os.environ, "SLUICE_URL": f"http://127.0.0.1:{edge.port}", "PORT": str(port)}
     environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "clients" / "python" / "src"), environ.get("PYTHONPATH", "")])
@@ -81,7 +81,7 @@ def ask(url: str, method: str = "GET", **headers: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("example", ["fastapi", "django"])
 def test_an_app_sends_the_records_of_its_requests(
-    example: str, edge: RunningEdge, tmp_path: Path, missing: Callable[[str], None]
+    example: str, edge: RunningIngest, tmp_path: Path, missing: Callable[[str], None]
 ) -> None:
     if importlib.util.find_spec(example) is None:
         missing(f"{example} (pip install -r requirements-dev.txt)")
@@ -147,7 +147,7 @@ def built(kit: Kit, program: str, client: str) -> Path:
     return path
 
 
-def test_the_collector_sends_lines_of_files(edge: RunningEdge, tmp_path: Path) -> None:
+def test_the_collector_sends_lines_of_files(edge: RunningIngest, tmp_path: Path) -> None:
     kit = built(COLLECTOR, "collector", "otel-collector")
     before, logs = edge.records(), tmp_path / "logs"
     (tmp_path / "queue").mkdir()
@@ -164,7 +164,7 @@ def test_the_collector_sends_lines_of_files(edge: RunningEdge, tmp_path: Path) -
     assert sorted((one.source, one.message) for one in new) == [("shop", "the first line"), ("shop", "the second line")]
 
 
-def test_rsyslog_sends_what_sluice_understands(edge: RunningEdge, tmp_path: Path) -> None:
+def test_rsyslog_sends_what_sluice_understands(edge: RunningIngest, tmp_path: Path) -> None:
     # Given rsyslog with the example's template and action, and a listener in the place of Fluent Bit
     kit = built(DEBIAN, "rsyslogd", "rsyslog")
     before = edge.records()
@@ -193,7 +193,7 @@ def test_rsyslog_sends_what_sluice_understands(edge: RunningEdge, tmp_path: Path
     assert (event.message.strip(), event.severity, event.source) == ('a "quoted" line', "WARN", "shop")
 
 
-def test_what_fluent_bit_sends_becomes_events(edge: RunningEdge) -> None:
+def test_what_fluent_bit_sends_becomes_events(edge: RunningIngest) -> None:
     # Its tail has the line in `log`, and the filter adds the service
     before = edge.records()
     send_as_fluent_bit(
@@ -204,7 +204,7 @@ def test_what_fluent_bit_sends_becomes_events(edge: RunningEdge) -> None:
     assert {one.timestamp for one in new} == {1_767_323_045_250}
 
 
-def send_as_fluent_bit(edge: RunningEdge, records: list[dict[str, Any]]) -> None:
+def send_as_fluent_bit(edge: RunningIngest, records: list[dict[str, Any]]) -> None:
     """What its output `http` posts with `format json`: an array, each record with the key `date`."""
     body = json.dumps([{"date": 1767323045.25, **one} for one in records]).encode()
     url = f"http://127.0.0.1:{edge.port}/api/logs/lines"

@@ -19,7 +19,7 @@ from pipeline.clock import SystemClock
 from pipeline.event import partition_of
 from pipeline.names import AlarmCode, Mode, PauseReason, ProblemCode
 from pipeline.store.memory import MemoryServer
-from support.edge import SAMPLE, RunningEdge, edge_settings, eventually, metric, running_edge, sample
+from support.running_ingest import SAMPLE, RunningIngest, edge_settings, eventually, metric, running_ingest, sample
 
 JSON_TYPE = "application/json"
 LINES_TYPE = "application/x-ndjson"
@@ -28,19 +28,19 @@ PRETTY = json.dumps(sample(), indent=2).encode()
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
-def _found(edge: RunningEdge, correlation_id: str) -> list[Any]:
+def _found(edge: RunningIngest, correlation_id: str) -> list[Any]:
     return [record for record in edge.records() if record.correlation_id == correlation_id]
 
 
 # --- 202 --------------------------------------------------------------------------------------------------------
 
 
-def test_the_sample_event_is_accepted_and_in_the_log(edge: RunningEdge) -> None:
+def test_the_sample_event_is_accepted_and_in_the_log(edge: RunningIngest) -> None:
     # Given an event of the contract, with an id of the test's own
     one = sample(correlationId=uuid.uuid4().hex)
     before = SystemClock().now() * 1000 - 1
@@ -55,7 +55,7 @@ def test_the_sample_event_is_accepted_and_in_the_log(edge: RunningEdge) -> None:
     assert before <= record.received_at <= SystemClock().now() * 1000 + 1
 
 
-def test_a_batch_goes_to_the_partitions_of_its_correlation_ids(edge: RunningEdge) -> None:
+def test_a_batch_goes_to_the_partitions_of_its_correlation_ids(edge: RunningIngest) -> None:
     # Given a batch of several correlation ids, with ids and attributes
     run = uuid.uuid4().hex
     batch = [
@@ -76,7 +76,7 @@ def test_a_batch_goes_to_the_partitions_of_its_correlation_ids(edge: RunningEdge
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
-def test_ndjson_one_event_a_line_blank_lines_ignored(edge: RunningEdge, gzipped: bool) -> None:
+def test_ndjson_one_event_a_line_blank_lines_ignored(edge: RunningIngest, gzipped: bool) -> None:
     run = uuid.uuid4().hex
     lines = [json.dumps(sample(correlationId=run, message=f"m{n}")) for n in range(3)]
     body = ("\r\n\n" + "\n \n".join(lines) + "\n\n").encode()
@@ -91,14 +91,14 @@ def test_ndjson_one_event_a_line_blank_lines_ignored(edge: RunningEdge, gzipped:
     assert [record.message for record in _found(edge, run)] == ["m0", "m1", "m2"]
 
 
-def test_a_chunked_body(edge: RunningEdge) -> None:
+def test_a_chunked_body(edge: RunningIngest) -> None:
     body = json.dumps(sample()).encode()
     chunks = b"".join(b"%x;name=value\r\n%b\r\n" % (len(part), part) for part in (body[:1], body[1:50], body[50:]))
     answer = send(edge.port, request(chunks + b"0\r\n\r\n", headers={"Transfer-Encoding": "Chunked"}))
     assert answer.status == 202
 
 
-def test_expect_100_continue_is_told_to_go_on(edge: RunningEdge) -> None:
+def test_expect_100_continue_is_told_to_go_on(edge: RunningIngest) -> None:
     body = json.dumps(sample()).encode()
     with Wire(edge.port) as wire:
         wire.send(request(length=len(body), headers={"Expect": "100-continue"}))
@@ -107,14 +107,14 @@ def test_expect_100_continue_is_told_to_go_on(edge: RunningEdge) -> None:
         assert wire.answer().status == 202
 
 
-def test_pipelined_requests_are_answered_in_order(edge: RunningEdge) -> None:
+def test_pipelined_requests_are_answered_in_order(edge: RunningIngest) -> None:
     good, bad = json.dumps(sample()).encode(), b"{"
     with Wire(edge.port) as wire:
         wire.send(request(good) + request(bad) + b"\r\n" + request(good))
         assert [wire.answer().status for _ in range(3)] == [202, 400, 202]
 
 
-def test_severities_in_any_case_and_their_aliases(edge: RunningEdge) -> None:
+def test_severities_in_any_case_and_their_aliases(edge: RunningIngest) -> None:
     run = uuid.uuid4().hex
     given = ["trace", "Debug", "iNfO", "warning", "WARN", "Critical", "FATAL", "error"]
     assert post(edge.port, [sample(correlationId=run, severity=one) for one in given]).status == 202
@@ -137,7 +137,7 @@ def test_severities_in_any_case_and_their_aliases(edge: RunningEdge) -> None:
         (b"[" * 33 + b"]" * 33, 32, 1),
     ],
 )
-def test_400_says_where_and_what(edge: RunningEdge, body: bytes, byte: int | None, line: int | None) -> None:
+def test_400_says_where_and_what(edge: RunningIngest, body: bytes, byte: int | None, line: int | None) -> None:
     answer = post(edge.port, body)
     assert answer.status == 400
     assert answer.error["code"] == "malformed"
@@ -145,7 +145,7 @@ def test_400_says_where_and_what(edge: RunningEdge, body: bytes, byte: int | Non
     assert answer.error["message"]
 
 
-def test_400_in_ndjson_gives_the_line(edge: RunningEdge) -> None:
+def test_400_in_ndjson_gives_the_line(edge: RunningIngest) -> None:
     good = json.dumps(sample()).encode()
     answer = post(edge.port, good + b"\n\n" + good[:-1] + b"\n" + good, content_type="application/x-ndjson")
     assert (answer.status, answer.error["line"]) == (400, 3)
@@ -183,7 +183,7 @@ def test_400_in_ndjson_gives_the_line(edge: RunningEdge) -> None:
         ([sample(), "text"], None),
     ],
 )
-def test_422_names_the_field_and_stores_nothing(edge: RunningEdge, document: Any, field: str | None) -> None:
+def test_422_names_the_field_and_stores_nothing(edge: RunningIngest, document: Any, field: str | None) -> None:
     before = len(edge.records())
     answer = post(edge.port, document)
     assert answer.status == 422
@@ -195,23 +195,23 @@ def test_422_names_the_field_and_stores_nothing(edge: RunningEdge, document: Any
     assert len(edge.records()) == before
 
 
-def test_422_for_an_empty_batch(edge: RunningEdge) -> None:
+def test_422_for_an_empty_batch(edge: RunningIngest) -> None:
     assert post(edge.port, []).status == 422
     assert post(edge.port, b"\n\n", content_type="application/x-ndjson").status == 422
 
 
-def test_422_tells_the_first_twenty(edge: RunningEdge) -> None:
+def test_422_tells_the_first_twenty(edge: RunningIngest) -> None:
     answer = post(edge.port, [sample(), *[sample(severity="LOUD")] * 30])
     assert [problem["index"] for problem in answer.error["errors"]] == list(range(1, 21))
 
 
-def test_a_batch_is_taken_as_a_whole_or_not_at_all(edge: RunningEdge) -> None:
+def test_a_batch_is_taken_as_a_whole_or_not_at_all(edge: RunningIngest) -> None:
     run = uuid.uuid4().hex
     assert post(edge.port, [sample(correlationId=run), sample(correlationId=run, source="")]).status == 422
     assert _found(edge, run) == []
 
 
-def test_413_for_too_many_events_or_bytes(edge: RunningEdge) -> None:
+def test_413_for_too_many_events_or_bytes(edge: RunningIngest) -> None:
     answer = post(edge.port, [sample()] * 1001)
     assert (answer.status, answer.error["limit"], answer.error["unit"]) == (413, 1000, "events")
     answer = post(edge.port, b" " * (1 << 20) + b"1")
@@ -219,7 +219,7 @@ def test_413_for_too_many_events_or_bytes(edge: RunningEdge) -> None:
     assert answer.error["code"] == "too_large"
 
 
-def test_the_limits_themselves_are_taken(edge: RunningEdge) -> None:
+def test_the_limits_themselves_are_taken(edge: RunningIngest) -> None:
     batch = json.dumps([sample()] * 1000).encode()
     assert post(edge.port, batch + b" " * ((1 << 20) - len(batch))).status == 202
 
@@ -235,7 +235,7 @@ def test_the_limits_themselves_are_taken(edge: RunningEdge) -> None:
         ("application/json", "gzip, gzip"),
     ],
 )
-def test_415_says_what_is_taken(edge: RunningEdge, content_type: str | None, encoding: str | None) -> None:
+def test_415_says_what_is_taken(edge: RunningIngest, content_type: str | None, encoding: str | None) -> None:
     headers = {} if encoding is None else {"Content-Encoding": encoding}
     answer = post(edge.port, sample(), content_type=content_type, headers=headers)
     assert answer.status == 415
@@ -243,7 +243,7 @@ def test_415_says_what_is_taken(edge: RunningEdge, content_type: str | None, enc
     assert answer.headers["accept-encoding"] == "gzip"
 
 
-def test_unknown_addresses_and_methods_have_the_one_shape(edge: RunningEdge) -> None:
+def test_unknown_addresses_and_methods_have_the_one_shape(edge: RunningIngest) -> None:
     assert get(edge.port, "/nothing").error["code"] == "not_found"
     answer = get(edge.port, "/api/logs")
     assert (answer.status, answer.error["code"], answer.headers["allow"]) == (405, "method_not_allowed", "POST")
@@ -255,7 +255,7 @@ def test_unknown_addresses_and_methods_have_the_one_shape(edge: RunningEdge) -> 
 @pytest.mark.parametrize("trickled", [request()[:-2], request(b"{", length=1000)])
 def test_408_for_a_request_that_trickles_in(trickled: bytes) -> None:
     # Given half a second for a whole request
-    with running_edge(request_seconds_max=0.5) as edge, Wire(edge.port) as wire:
+    with running_ingest(request_seconds_max=0.5) as edge, Wire(edge.port) as wire:
         # When a client sends a byte every now and then, so that no single wait is long
         started = time.monotonic()
         wire.send(trickled)
@@ -280,7 +280,7 @@ def test_408_for_a_request_that_trickles_in(trickled: bytes) -> None:
 
 def test_429_tells_when_to_come_back() -> None:
     # Given a rate of ten events a second, and a bucket that holds as many
-    with running_edge(rate_min=10, rate_max=10) as edge:
+    with running_ingest(rate_min=10, rate_max=10) as edge:
         assert post(edge.port, [sample()] * 10).status == 202
         # When the next event comes at once
         answer = post(edge.port, [sample()] * 5)
@@ -298,7 +298,7 @@ def test_429_tells_when_to_come_back() -> None:
 
 
 def test_a_body_above_the_burst_is_one_admission_and_leaves_a_debt() -> None:
-    with running_edge(rate_min=10, rate_max=10) as edge:
+    with running_ingest(rate_min=10, rate_max=10) as edge:
         assert post(edge.port, [sample()] * 5).status == 202
         assert post(edge.port, [sample()] * 25).status == 202, "the bucket holds five tokens: enough for any body"
         answer = post(edge.port, sample())
@@ -306,13 +306,13 @@ def test_a_body_above_the_burst_is_one_admission_and_leaves_a_debt() -> None:
         assert int(answer.headers["retry-after"]) >= 2, "the bucket is in debt for 2 s"
 
 
-def _empty(edge: RunningEdge) -> None:
+def _empty(edge: RunningIngest) -> None:
     while post(edge.port, sample()).status != 429:
         pass
 
 
 def test_an_empty_bucket_refuses_before_the_body_is_read() -> None:
-    with running_edge(rate_min=1, rate_max=1) as edge:
+    with running_ingest(rate_min=1, rate_max=1) as edge:
         _empty(edge)
         # A body that has not come yet: the answer does not wait for it, and the connection lives on
         body = json.dumps(sample()).encode()
@@ -337,7 +337,7 @@ def test_an_empty_bucket_refuses_before_the_body_is_read() -> None:
 
 
 def test_a_refused_body_without_end_is_cut_off() -> None:
-    with running_edge(rate_min=1, rate_max=1) as edge:
+    with running_ingest(rate_min=1, rate_max=1) as edge:
         _empty(edge)
         with Wire(edge.port) as wire:
             wire.send(request(headers={"Transfer-Encoding": "chunked"}))
@@ -352,7 +352,7 @@ def _send_chunks(wire: Wire, *, mebibytes: int) -> None:
 
 
 def test_an_idle_connection_is_no_slow_request() -> None:
-    with running_edge(request_seconds_max=0.3) as edge, Wire(edge.port) as wire:
+    with running_ingest(request_seconds_max=0.3) as edge, Wire(edge.port) as wire:
         whole = request(json.dumps(sample()).encode())
         for pieces in ([whole], [whole[:-1], whole[-1:]], [whole[:20], whole[20:]]):
             # Given a request that came at once, or in two pieces, so that its time was counted
@@ -365,7 +365,7 @@ def test_an_idle_connection_is_no_slow_request() -> None:
 
 
 def test_a_published_rate_is_followed_within_100_ms() -> None:
-    with running_edge(rate_min=10, rate_max=1000) as edge:
+    with running_ingest(rate_min=10, rate_max=1000) as edge:
         # Given a rate that was published
         edge.publish(1000)
         eventually(lambda: get(edge.port, "/api/logs/health").json["rateLimit"] == 1000, "the rate is known")
@@ -386,7 +386,7 @@ def test_a_published_rate_is_followed_within_100_ms() -> None:
 
 
 def test_503_unavailable_while_the_log_is_down_and_recovery_without_a_hand() -> None:
-    with running_edge() as edge:
+    with running_ingest() as edge:
         edge.log_server.stop()
         answer = post(edge.port, sample())
         assert (answer.status, answer.error["code"]) == (503, "unavailable")
@@ -401,7 +401,7 @@ def test_503_unavailable_while_the_log_is_down_and_recovery_without_a_hand() -> 
 
 
 def test_503_comes_before_the_body_is_read() -> None:
-    with running_edge() as edge:
+    with running_ingest() as edge:
         edge.log_server.stop()
         assert post(edge.port, sample()).status == 503
         with Wire(edge.port) as wire:
@@ -410,7 +410,7 @@ def test_503_comes_before_the_body_is_read() -> None:
 
 
 def test_an_idle_ingest_notices_that_the_log_went_away_and_came_back() -> None:
-    with running_edge() as edge:
+    with running_ingest() as edge:
         edge.log_server.stop()
         eventually(lambda: get(edge.port, "/readyz").status == 503, "not ready")
         edge.log_server.start()
@@ -418,7 +418,7 @@ def test_an_idle_ingest_notices_that_the_log_went_away_and_came_back() -> None:
 
 
 def test_503_unavailable_while_the_log_is_full() -> None:
-    with running_edge() as edge:
+    with running_ingest() as edge:
         edge.log_server.limit(1)
         assert post(edge.port, sample()).status == 202
         for _ in range(3):
@@ -431,7 +431,7 @@ def test_503_unavailable_while_the_log_is_full() -> None:
 
 
 def test_503_indeterminate_when_the_log_does_not_confirm() -> None:
-    with running_edge() as edge:
+    with running_ingest() as edge:
         edge.log_server.lose_answers()
         answer = post(edge.port, sample(eventId="mine"))
         assert (answer.status, answer.error["code"]) == (503, "indeterminate")
@@ -445,7 +445,7 @@ def test_503_indeterminate_when_the_log_does_not_confirm() -> None:
 # --- Health, readiness, metrics ---------------------------------------------------------------------------------
 
 
-def test_health_document_has_every_field(edge: RunningEdge) -> None:
+def test_health_document_has_every_field(edge: RunningIngest) -> None:
     document = get(edge.port, "/api/logs/health").json
     assert list(document) == [
         "status",
@@ -470,7 +470,7 @@ def test_health_document_has_every_field(edge: RunningEdge) -> None:
 def test_an_ingest_process_tells_that_its_clock_differs() -> None:
     clock = SteppedSystemClock()
     clock.step(3600.0)
-    edge = RunningEdge(edge_settings(), control=MemoryServer(clock)).start()
+    edge = RunningIngest(edge_settings(), control=MemoryServer(clock)).start()
     with contextlib.ExitStack() as stack:
         stack.callback(edge.stop)
         eventually(lambda: bool(edge.troubles.reported()), "reported")
@@ -481,7 +481,7 @@ def test_an_ingest_process_tells_that_its_clock_differs() -> None:
 
 
 def test_an_ingest_process_tells_that_the_log_is_full_and_when_it_no_longer_is() -> None:
-    with running_edge() as edge:
+    with running_ingest() as edge:
         own = edge.service.name
 
         def is_told() -> bool:
@@ -498,7 +498,7 @@ def test_an_ingest_process_tells_that_the_log_is_full_and_when_it_no_longer_is()
 
 
 def test_health_goes_through_the_modes_with_reasons() -> None:
-    with running_edge(rate_min=10, rate_max=1000) as edge:
+    with running_ingest(rate_min=10, rate_max=1000) as edge:
 
         def health() -> dict[str, Any]:
             found: dict[str, Any] = get(edge.port, "/api/logs/health").json
@@ -531,14 +531,14 @@ def test_health_goes_through_the_modes_with_reasons() -> None:
         eventually(lambda: health()["consumption"] == "unknown", "unknown")
 
 
-def test_alive_and_head(edge: RunningEdge) -> None:
+def test_alive_and_head(edge: RunningIngest) -> None:
     assert get(edge.port, "/healthz").json == {"status": "alive"}
     answer = send(edge.port, request(method="HEAD", path="/healthz", content_type=None), has_body=False)
     assert (answer.status, answer.body) == (200, b"")
     assert answer.headers["content-length"] == "18"
 
 
-def test_metrics_count_what_was_answered(edge: RunningEdge) -> None:
+def test_metrics_count_what_was_answered(edge: RunningIngest) -> None:
     accepted = metric(edge.port, "sluice_ingest_accepted_events_total")
     malformed = metric(edge.port, 'sluice_ingest_answers_total{code="malformed"}')
     post(edge.port, [sample()] * 7)
@@ -553,7 +553,7 @@ def test_metrics_count_what_was_answered(edge: RunningEdge) -> None:
 
 
 def test_connections_are_bounded() -> None:
-    with running_edge(ingest_connections_max=3) as edge:
+    with running_ingest(ingest_connections_max=3) as edge:
         eventually(lambda: metric(edge.port, "sluice_ingest_connections") == 1, "only this one is open")
         wires = [Wire(edge.port) for _ in range(3)]
         for wire in wires:
@@ -570,7 +570,7 @@ def test_connections_are_bounded() -> None:
 
 
 def test_a_stop_lets_running_requests_end_and_loses_nothing() -> None:
-    edge = RunningEdge(edge_settings(stop_seconds_max=5)).start()
+    edge = RunningIngest(edge_settings(stop_seconds_max=5)).start()
     body = json.dumps(sample(correlationId="last")).encode()
     with Wire(edge.port) as running, Wire(edge.port) as idle:
         idle.send(request(method="GET", path="/healthz"))
@@ -595,7 +595,7 @@ def test_a_stop_lets_running_requests_end_and_loses_nothing() -> None:
 
 
 def test_a_stop_is_bounded_in_time() -> None:
-    edge = RunningEdge(edge_settings(stop_seconds_max=0.5, request_seconds_max=WAIT_SECONDS_MAX)).start()
+    edge = RunningIngest(edge_settings(stop_seconds_max=0.5, request_seconds_max=WAIT_SECONDS_MAX)).start()
     with Wire(edge.port) as wire:
         wire.send(request(b"{", length=100))
         eventually(lambda: metric(edge.port, "sluice_ingest_connections") >= 2, "it is there")
@@ -606,7 +606,7 @@ def test_a_stop_is_bounded_in_time() -> None:
 
 
 def test_readiness_falls_while_stopping() -> None:
-    edge = RunningEdge(edge_settings(stop_seconds_max=3)).start()
+    edge = RunningIngest(edge_settings(stop_seconds_max=3)).start()
     with Wire(edge.port) as busy, Wire(edge.port) as asking:
         busy.send(request(b"{", length=100))
         asking.send(request(method="GET", path="/readyz")[:-2])
@@ -632,7 +632,7 @@ def test_readiness_falls_while_stopping() -> None:
     ],
 )
 def test_a_usual_mistake_in_an_event_is_answered_with_what_is_right(
-    edge: RunningEdge, changes: dict[str, Any], field: str, said: str
+    edge: RunningIngest, changes: dict[str, Any], field: str, said: str
 ) -> None:
     for body, kind in ((json.dumps(sample(**changes)), JSON_TYPE), (json.dumps(sample(**changes)) + "\n", LINES_TYPE)):
         answer = post(edge.port, body.encode(), content_type=kind)
@@ -653,14 +653,14 @@ def test_a_usual_mistake_in_an_event_is_answered_with_what_is_right(
     ],
 )
 def test_a_body_under_the_wrong_media_type_is_answered_with_the_right_one(
-    edge: RunningEdge, body: bytes, kind: str, said: str
+    edge: RunningIngest, body: bytes, kind: str, said: str
 ) -> None:
     answer = post(edge.port, body, content_type=kind)
     assert answer.status in (400, 422)
     assert said in answer.error["message"]
 
 
-def test_a_body_that_is_wrong_otherwise_is_not_told_another_media_type(edge: RunningEdge) -> None:
+def test_a_body_that_is_wrong_otherwise_is_not_told_another_media_type(edge: RunningIngest) -> None:
     for body in (b"{", ONE[:-1] + b",}", ONE + b"x", b"\n\n" + ONE[:-1]):
         for kind in (JSON_TYPE, LINES_TYPE):
             if body[:1] == b"{" and kind == LINES_TYPE and b"\n" not in body.strip():
@@ -669,7 +669,7 @@ def test_a_body_that_is_wrong_otherwise_is_not_told_another_media_type(edge: Run
 
 
 def test_events_from_before_1973_are_taken_where_the_settings_say_so() -> None:
-    with running_edge(event_time_min_ms=0) as edge:
+    with running_ingest(event_time_min_ms=0) as edge:
         assert post(edge.port, sample(timestamp=5)).status == 202
         assert (
             get(edge.port, "/openapi.json").json["components"]["schemas"]["Event"]["properties"]["timestamp"]["minimum"]

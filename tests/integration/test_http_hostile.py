@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.wire import Wire, get, post, request, send
-from support.edge import RunningEdge, eventually, metric, running_edge, sample
+from support.running_ingest import RunningIngest, eventually, metric, running_ingest, sample
 
 SUITE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "jsontestsuite" / "test_parsing"
 GOOD = json.dumps(sample()).encode()
@@ -22,13 +22,13 @@ TRANSFER = ("Transfer-Encoding", "Content-Length")  # never both
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge(request_seconds_max=3) as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest(request_seconds_max=3) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def _still_works(edge: RunningEdge) -> Iterator[None]:
+def _still_works(edge: RunningIngest) -> Iterator[None]:
     yield
     assert post(edge.port, GOOD).status == 202
     assert metric(edge.port, 'sluice_ingest_answers_total{code="internal"}') == 0
@@ -44,7 +44,7 @@ def _with(**fields: str) -> bytes:
 
 
 @pytest.mark.skipif(not SUITE.is_dir(), reason="JSONTestSuite is not beside the repository")
-def test_json_test_suite(edge: RunningEdge) -> None:
+def test_json_test_suite(edge: RunningIngest) -> None:
     wrong = []
     with Wire(edge.port) as wire:
         for path in sorted(SUITE.iterdir()):
@@ -104,14 +104,14 @@ def test_json_test_suite(edge: RunningEdge) -> None:
         (b"\x00", 400, None),
     ],
 )
-def test_bodies(edge: RunningEdge, body: bytes, status: int, field: str | None) -> None:
+def test_bodies(edge: RunningIngest, body: bytes, status: int, field: str | None) -> None:
     answer = post(edge.port, body)
     assert answer.status == status, answer.body
     if status == 422:
         assert field in [problem["field"] for problem in answer.error["errors"]]
 
 
-def test_the_last_of_duplicate_keys_wins(edge: RunningEdge) -> None:
+def test_the_last_of_duplicate_keys_wins(edge: RunningIngest) -> None:
     body = (
         _with(eventId='"duplicate-keys"')[:-1]
         + b',"timestamp":"no","message":1,"message":"last","timestamp":1700000000007}'
@@ -133,7 +133,7 @@ def test_the_last_of_duplicate_keys_wins(edge: RunningEdge) -> None:
         b"\n" * 1_000_000,
     ],
 )
-def test_a_mebibyte_of_nonsense_costs_little(edge: RunningEdge, body: bytes) -> None:
+def test_a_mebibyte_of_nonsense_costs_little(edge: RunningIngest, body: bytes) -> None:
     assert len(body) <= edge.settings.body_bytes_max
     started = time.process_time()  # of this process, which is the server's too
     for content_type in ("application/json", "application/x-ndjson"):
@@ -174,7 +174,7 @@ def _gzip(body: bytes) -> bytes:
         (b"".join(_gzip(GOOD[n : n + 1]) for n in range(len(GOOD))), 400),  # more members than are taken
     ],
 )
-def test_gzip(edge: RunningEdge, body: bytes | Callable[[], bytes], status: int) -> None:
+def test_gzip(edge: RunningIngest, body: bytes | Callable[[], bytes], status: int) -> None:
     body = body() if callable(body) else body
     started = time.process_time()
     answer = post(edge.port, body, headers={"Content-Encoding": "GZip"})
@@ -218,7 +218,7 @@ def test_gzip(edge: RunningEdge, body: bytes | Callable[[], bytes], status: int)
         ["Content-Encoding: identity", "Content-Encoding: gzip"],
     ],
 )
-def test_heads_with_two_readings_are_refused_and_the_connection_ends(edge: RunningEdge, lines: list[str]) -> None:
+def test_heads_with_two_readings_are_refused_and_the_connection_ends(edge: RunningIngest, lines: list[str]) -> None:
     head = ["POST /api/logs HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines]
     with Wire(edge.port) as wire:
         # What follows must not be taken for a request of its own
@@ -238,7 +238,7 @@ def test_heads_with_two_readings_are_refused_and_the_connection_ends(edge: Runni
         "Content-Type: application/json; charset=\u212a",
     ],
 )
-def test_letters_beyond_ascii_are_no_words_of_headers(edge: RunningEdge, line: str) -> None:
+def test_letters_beyond_ascii_are_no_words_of_headers(edge: RunningIngest, line: str) -> None:
     body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
     name = line.partition(":")[0]
     fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Host": "x"}
@@ -248,7 +248,7 @@ def test_letters_beyond_ascii_are_no_words_of_headers(edge: RunningEdge, line: s
 
 
 @pytest.mark.parametrize("host", [b"", b"Host: a b\r\n", b"Host: a/b\r\n", b"Host: a@b\r\n"])
-def test_a_request_names_one_host(edge: RunningEdge, host: bytes) -> None:
+def test_a_request_names_one_host(edge: RunningIngest, host: bytes) -> None:
     for line in (b"GET /healthz HTTP/1.1", b"POST /api/logs HTTP/1.1"):
         answer = send(edge.port, line + b"\r\n" + host + b"Content-Type: application/json\r\n\r\n")
         assert answer.status == 400
@@ -267,7 +267,7 @@ def test_a_request_names_one_host(edge: RunningEdge, host: bytes) -> None:
         (b"GET /\x00", "control character"),
     ],
 )
-def test_what_can_not_become_a_head_is_refused_at_once(edge: RunningEdge, head: bytes, said: str) -> None:
+def test_what_can_not_become_a_head_is_refused_at_once(edge: RunningIngest, head: bytes, said: str) -> None:
     # Given a client that waits for an answer after bytes that are no head and no end of one
     with Wire(edge.port) as wire:
         wire.send(head)
@@ -279,7 +279,7 @@ def test_what_can_not_become_a_head_is_refused_at_once(edge: RunningEdge, head: 
 
 def test_the_time_of_a_request_ends_with_its_last_byte() -> None:
     # Given an event stream whose head came in two pieces
-    with running_edge(request_seconds_max=0.5) as edge, Wire(edge.port) as wire:
+    with running_ingest(request_seconds_max=0.5) as edge, Wire(edge.port) as wire:
         head = request(method="GET", path="/events", content_type=None)
         wire.send(head[:20])
         assert get(edge.port, "/healthz").status == 200  # the first piece was read before this was answered
@@ -294,7 +294,7 @@ def test_the_time_of_a_request_ends_with_its_last_byte() -> None:
 def test_all_bodies_together_are_bounded() -> None:
     # Given clients that stall within bodies of half a mebibyte, more of them than the bound allows
     half = b" " * (512 << 10)
-    with running_edge(bodies_bytes_max=1 << 20, request_seconds_max=5) as edge, contextlib.ExitStack() as stack:
+    with running_ingest(bodies_bytes_max=1 << 20, request_seconds_max=5) as edge, contextlib.ExitStack() as stack:
         wires = [stack.enter_context(Wire(edge.port)) for _ in range(8)]
         for wire in wires[:4]:
             wire.send(request(half, length=len(half) + 1))
@@ -313,14 +313,14 @@ def test_all_bodies_together_are_bounded() -> None:
         # And bodies that come at once are taken
         assert post(edge.port, GOOD).status == 202
         # And what the stalled ones held is given back with their end
-    with running_edge(bodies_bytes_max=1 << 20) as edge:
+    with running_ingest(bodies_bytes_max=1 << 20) as edge:
         with Wire(edge.port) as wire:
             wire.send(request(half, length=len(half) + 1))
             eventually(lambda: metric(edge.port, "sluice_ingest_held_bodies_bytes") > 500_000, "the body is held")
         eventually(lambda: metric(edge.port, "sluice_ingest_held_bodies_bytes") == 0, "it is given back")
 
 
-def test_digits_beyond_ascii_are_no_length(edge: RunningEdge) -> None:
+def test_digits_beyond_ascii_are_no_length(edge: RunningIngest) -> None:
     head = b"POST /api/logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: \xd9\xa5\r\n\r\n"
     assert send(edge.port, head + b"12345").status == 400
 
@@ -342,7 +342,7 @@ def test_digits_beyond_ascii_are_no_length(edge: RunningEdge) -> None:
         b"GET /api/logs\x0b HTTP/1.1",
     ],
 )
-def test_request_lines(edge: RunningEdge, line: bytes) -> None:
+def test_request_lines(edge: RunningIngest, line: bytes) -> None:
     answer = send(edge.port, line + b"\r\nHost: x\r\n\r\n")
     assert answer.status == 400
     assert answer.error["code"] == "bad_request"
@@ -352,7 +352,7 @@ def test_request_lines(edge: RunningEdge, line: bytes) -> None:
     "path", ["/%00", "/%ff", "//", "/api/logs/", "/api/logs/../logs", "*", "/" + "a" * 7000, "/?%"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "TRACE", "CONNECT", "BREW"])
-def test_addresses_and_methods(edge: RunningEdge, method: str, path: str) -> None:
+def test_addresses_and_methods(edge: RunningIngest, method: str, path: str) -> None:
     answer = send(edge.port, request(method=method, path=path))
     if method == "GET" and path in ("//", "*", "/?%"):  # read as the root: the page
         assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -380,7 +380,7 @@ def test_addresses_and_methods(edge: RunningEdge, method: str, path: str) -> Non
         b"5\r\nhello\r\n0\r\nGET /healthz HTTP/1.1\r\n\r\n",
     ],
 )
-def test_chunks(edge: RunningEdge, chunks: bytes) -> None:
+def test_chunks(edge: RunningIngest, chunks: bytes) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(chunks + request(GOOD), headers={"Transfer-Encoding": "chunked"}))
         answer = wire.answer()
@@ -388,7 +388,7 @@ def test_chunks(edge: RunningEdge, chunks: bytes) -> None:
         assert wire.is_closed()
 
 
-def test_a_chunk_that_claims_much_is_cut_off(edge: RunningEdge) -> None:
+def test_a_chunk_that_claims_much_is_cut_off(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(headers={"Transfer-Encoding": "chunked"}))
         block = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
@@ -410,7 +410,7 @@ def test_a_chunk_that_claims_much_is_cut_off(edge: RunningEdge) -> None:
         b"GET /healthz HTTP/1.1\r\nX:" + b" " * 100_000,
     ],
 )
-def test_heads_that_are_too_large(edge: RunningEdge, head: bytes) -> None:
+def test_heads_that_are_too_large(edge: RunningIngest, head: bytes) -> None:
     with Wire(edge.port) as wire:
         wire.send(head)
         answer = wire.answer()
@@ -418,18 +418,18 @@ def test_heads_that_are_too_large(edge: RunningEdge, head: bytes) -> None:
         assert wire.is_closed()
 
 
-def test_just_below_8_kib_of_headers_is_taken(edge: RunningEdge) -> None:
+def test_just_below_8_kib_of_headers_is_taken(edge: RunningIngest) -> None:
     fill = 8192 - len(request(GOOD, headers={"X": ""})) + len(GOOD)
     assert post(edge.port, GOOD, headers={"X": "y" * fill}).status == 202
     assert post(edge.port, GOOD, headers={"X": "y" * (fill + 1)}).status == 431
 
 
-def test_an_unknown_expectation(edge: RunningEdge) -> None:
+def test_an_unknown_expectation(edge: RunningIngest) -> None:
     answer = post(edge.port, GOOD, headers={"Expect": "a miracle"})
     assert (answer.status, answer.error["code"]) == (417, "expectation_failed")
 
 
-def test_a_body_that_claims_too_much_is_refused_at_once_and_the_answer_arrives(edge: RunningEdge) -> None:
+def test_a_body_that_claims_too_much_is_refused_at_once_and_the_answer_arrives(edge: RunningIngest) -> None:
     # Given a client that sends 20 MB before it looks for an answer
     with Wire(edge.port) as wire:
         wire.send(request(length=20_000_000))
@@ -448,12 +448,12 @@ def test_a_body_that_claims_too_much_is_refused_at_once_and_the_answer_arrives(e
         assert wire.is_closed()
 
 
-def test_a_websocket_upgrade_changes_nothing(edge: RunningEdge) -> None:
+def test_a_websocket_upgrade_changes_nothing(edge: RunningIngest) -> None:
     headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": "x", "Sec-WebSocket-Version": "13"}
     assert post(edge.port, GOOD, headers=headers).status == 202
 
 
-def test_a_get_with_a_body_leaves_the_connection_in_step(edge: RunningEdge) -> None:
+def test_a_get_with_a_body_leaves_the_connection_in_step(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(method="GET", path="/healthz", headers={"Content-Length": "5"}) + b"hello")
         assert wire.answer().status == 200
@@ -476,7 +476,7 @@ CHUNKED = {"Transfer-Encoding": "chunked"}
     ids=["length", "chunks", "a bad chunk", "too large", "too slow"],
 )
 def test_a_body_that_nobody_reads_is_no_error_of_the_server(
-    edge: RunningEdge, caplog: pytest.LogCaptureFixture, *, headers: dict[str, str], body: bytes, stays_open: bool
+    edge: RunningIngest, caplog: pytest.LogCaptureFixture, *, headers: dict[str, str], body: bytes, stays_open: bool
 ) -> None:
     # Given requests for a route that reads no body, and one that clients of Elasticsearch ask
     for path in ("/healthz", "/_cluster/health"):
@@ -492,7 +492,7 @@ def test_a_body_that_nobody_reads_is_no_error_of_the_server(
     assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
-def test_http_1_0(edge: RunningEdge) -> None:
+def test_http_1_0(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(GOOD).replace(b"HTTP/1.1", b"HTTP/1.0"))
         answer = wire.answer()
@@ -500,7 +500,7 @@ def test_http_1_0(edge: RunningEdge) -> None:
         assert wire.is_closed()
 
 
-def test_clients_that_leave_in_the_middle(edge: RunningEdge) -> None:
+def test_clients_that_leave_in_the_middle(edge: RunningIngest) -> None:
     for data in (b"", b"POST", request(GOOD)[:-5], request(GOOD), request(headers={"Transfer-Encoding": "chunked"})):
         for _ in range(5):
             wire = Wire(edge.port)
@@ -513,7 +513,7 @@ def test_clients_that_leave_in_the_middle(edge: RunningEdge) -> None:
 
 def test_a_client_that_reads_no_answers_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.http.protocol.WRITE_SECONDS_MAX", 0.3)
-    with running_edge() as edge, Wire(edge.port) as wire:
+    with running_ingest() as edge, Wire(edge.port) as wire:
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         wire.socket.setblocking(False)
         ask = request(method="GET", path="/metrics") * 100
@@ -532,7 +532,7 @@ def test_a_client_that_reads_no_answers_is_let_go(monkeypatch: pytest.MonkeyPatc
 # --- Anything ---------------------------------------------------------------------------------------------------
 
 
-def test_bytes_at_random_never_give_a_500(edge: RunningEdge) -> None:
+def test_bytes_at_random_never_give_a_500(edge: RunningIngest) -> None:
     """Bounded noise with a fixed seed around a good request."""
     import random
 
@@ -553,7 +553,7 @@ def test_bytes_at_random_never_give_a_500(edge: RunningEdge) -> None:
         assert status is None or status < 500, bytes(data)
 
 
-def _status_of(edge: RunningEdge, data: bytes) -> int | None:
+def _status_of(edge: RunningIngest, data: bytes) -> int | None:
     """Status of the answer to bytes after which nothing more is sent; None where there is none."""
     with Wire(edge.port) as wire:
         wire.send(data)
@@ -565,5 +565,5 @@ def _status_of(edge: RunningEdge, data: bytes) -> int | None:
         return int(head[1]) if head else None
 
 
-def test_health_was_answered_throughout(edge: RunningEdge) -> None:
+def test_health_was_answered_throughout(edge: RunningIngest) -> None:
     assert get(edge.port, "/healthz").status == 200

@@ -26,7 +26,7 @@ from pipeline.settings import Settings
 from pipeline.store.redis import RedisControlStore
 from stack.config import environ_of
 from stack.servers import Server, free_port
-from support.edge import eventually, metric, sample
+from support.running_ingest import eventually, metric, sample
 from support.traffic import Traffic
 
 

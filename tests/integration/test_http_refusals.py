@@ -14,7 +14,7 @@ from checks.testbed.wire import Wire, get, post, request
 from ingest.http.protocol import IngestProtocol
 from ingest.http.request import IngestHttp
 from pipeline.log.memory import MemoryLog
-from support.edge import RunningEdge, eventually, metric, running_edge, sample
+from support.running_ingest import RunningIngest, eventually, metric, running_ingest, sample
 
 BODY = json.dumps(sample()).encode()
 
@@ -34,21 +34,23 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def indebted() -> Iterator[RunningEdge]:
+def indebted() -> Iterator[RunningIngest]:
     """Ingest whose bucket is empty for the next quarter of an hour."""
-    with running_edge(rate_min=1, rate_max=1, request_seconds_max=0.6) as running:
+    with running_ingest(rate_min=1, rate_max=1, request_seconds_max=0.6) as running:
         eventually(lambda: post(running.port, [sample()] * 1000).status == 202, "a large body passes")
         yield running
 
 
 @pytest.fixture
-def edge(indebted: RunningEdge) -> RunningEdge:
+def edge(indebted: RunningIngest) -> RunningIngest:
     """The same, and it knows it: what it was told of the bucket holds for a second."""
     assert post(indebted.port, sample()).status == 429
     return indebted
 
 
-def test_a_plain_request_is_refused_without_an_object_and_like_any_other(edge: RunningEdge, made: list[bytes]) -> None:
+def test_a_plain_request_is_refused_without_an_object_and_like_any_other(
+    edge: RunningIngest, made: list[bytes]
+) -> None:
     before = metric(edge.port, 'sluice_ingest_answers_total{code="rate_limited"}')
     made.clear()
     with Wire(edge.port) as wire:
@@ -73,7 +75,7 @@ def test_a_plain_request_is_refused_without_an_object_and_like_any_other(edge: R
     assert metric(edge.port, 'sluice_ingest_answers_total{code="rate_limited"}') == before + 2
 
 
-def test_a_compressed_body_is_refused_as_early(edge: RunningEdge, made: list[bytes]) -> None:
+def test_a_compressed_body_is_refused_as_early(edge: RunningIngest, made: list[bytes]) -> None:
     made.clear()
     with Wire(edge.port) as wire:
         wire.send(request(method="GET", path="/healthz", content_type=None))
@@ -101,7 +103,7 @@ V9 = "application/vnd.elasticsearch+json;compatible-with=9"
     ],
 )
 def test_other_protocols_are_refused_as_early_and_in_their_own_form(
-    edge: RunningEdge, made: list[bytes], protocol: str, target: str, *, media_type: str | None,
+    edge: RunningIngest, made: list[bytes], protocol: str, target: str, *, media_type: str | None,
     headers: dict[str, str], status: int,
 ) -> None:  # fmt: skip
     count = f'sluice_ingest_protocol_requests_total{{protocol="{protocol}",status="{status}"}}'
@@ -128,14 +130,14 @@ def test_other_protocols_are_refused_as_early_and_in_their_own_form(
     assert (metric(edge.port, count), metric(edge.port, events)) == (before[0] + 2, before[1] + 2)
 
 
-def test_the_clients_request_id_comes_back(edge: RunningEdge) -> None:
+def test_the_clients_request_id_comes_back(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         for given, is_taken in (("order-77", True), ("no\\name", False)):
             wire.send(request(BODY, headers={"X-Request-ID": given}))
             assert (wire.answer().headers["x-request-id"] == given) is is_taken
 
 
-def test_pipelined_requests_are_each_refused_in_order(edge: RunningEdge, made: list[bytes]) -> None:
+def test_pipelined_requests_are_each_refused_in_order(edge: RunningIngest, made: list[bytes]) -> None:
     # Given requests in one piece, with others among them and the last one cut
     names = [f"r{number}" for number in range(5)]
     refused = [request(BODY, headers={"X-Request-ID": name}) for name in names]
@@ -152,7 +154,7 @@ def test_pipelined_requests_are_each_refused_in_order(edge: RunningEdge, made: l
 
 
 @pytest.mark.parametrize("size", [1, 4000])
-def test_a_body_that_comes_later_is_thrown_away(edge: RunningEdge, made: list[bytes], size: int) -> None:
+def test_a_body_that_comes_later_is_thrown_away(edge: RunningIngest, made: list[bytes], size: int) -> None:
     body = b" " * size
     with Wire(edge.port) as wire:
         wire.send(request(method="GET", path="/healthz", content_type=None))
@@ -169,7 +171,7 @@ def test_a_body_that_comes_later_is_thrown_away(edge: RunningEdge, made: list[by
     assert b"/api/logs" not in made
 
 
-def test_a_refused_body_that_trickles_in_is_cut_off(edge: RunningEdge) -> None:
+def test_a_refused_body_that_trickles_in_is_cut_off(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(method="GET", path="/healthz", content_type=None))
         wire.answer()
@@ -194,7 +196,7 @@ def _closes(wire: Wire) -> bool:
     return True
 
 
-def test_the_time_of_a_body_that_came_whole_does_not_end_the_connection(edge: RunningEdge) -> None:
+def test_the_time_of_a_body_that_came_whole_does_not_end_the_connection(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(method="GET", path="/healthz", content_type=None))
         wire.answer()
@@ -207,7 +209,7 @@ def test_the_time_of_a_body_that_came_whole_does_not_end_the_connection(edge: Ru
 
 
 @pytest.mark.parametrize("path", ["/api/logs", "/api/logs?x"])
-def test_a_request_within_a_refused_body_is_no_request(edge: RunningEdge, path: str) -> None:
+def test_a_request_within_a_refused_body_is_no_request(edge: RunningIngest, path: str) -> None:
     inner = request(BODY)
     with Wire(edge.port) as wire:
         wire.send(request(method="GET", path="/healthz", content_type=None))
@@ -222,7 +224,7 @@ def test_a_request_within_a_refused_body_is_no_request(edge: RunningEdge, path: 
         assert wire.answer().status == 200
 
 
-def test_answers_keep_their_order(indebted: RunningEdge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_keep_their_order(indebted: RunningIngest, monkeypatch: pytest.MonkeyPatch) -> None:
     connections: list[IngestProtocol] = []
     connected = IngestProtocol.connection_made
 
@@ -259,7 +261,7 @@ class _Gated(MemoryLog):
 
 def test_a_request_that_is_being_answered_comes_first() -> None:
     log = _Gated()
-    with running_edge(log, rate_min=1, rate_max=1, append_seconds_max=30) as edge, Wire(edge.port) as wire:
+    with running_ingest(log, rate_min=1, rate_max=1, append_seconds_max=30) as edge, Wire(edge.port) as wire:
         # Given a request that waits for its append, and a bucket that is empty since
         wire.send(request(BODY))
         eventually(lambda: _refused(edge), "the bucket is empty")
@@ -271,7 +273,7 @@ def test_a_request_that_is_being_answered_comes_first() -> None:
         assert [wire.answer().status for _ in range(2)] == [202, 429]
 
 
-def _refused(edge: RunningEdge) -> bool:
+def _refused(edge: RunningIngest) -> bool:
     """Whether events are refused now; one that is taken waits for the gate, and is left behind."""
     with Wire(edge.port, seconds_max=0.2) as wire:
         wire.send(request(BODY))
@@ -303,7 +305,7 @@ def _refused(edge: RunningEdge) -> bool:
     ],
 )
 def test_what_is_not_plain_takes_the_ordinary_way(
-    edge: RunningEdge, made: list[bytes], sent: bytes, status: int
+    edge: RunningIngest, made: list[bytes], sent: bytes, status: int
 ) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(method="GET", path="/healthz", content_type=None))
@@ -320,7 +322,7 @@ def test_what_is_not_plain_takes_the_ordinary_way(
     assert made or status in (400, 431)
 
 
-def test_head_has_no_body(edge: RunningEdge) -> None:
+def test_head_has_no_body(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(method="HEAD", path="/healthz", content_type=None))
         assert wire.answer(has_body=False).status == 200
@@ -328,7 +330,7 @@ def test_head_has_no_body(edge: RunningEdge) -> None:
         assert wire.answer().status == 429
 
 
-def test_a_body_that_waits_for_a_word_is_not_asked_for(edge: RunningEdge) -> None:
+def test_a_body_that_waits_for_a_word_is_not_asked_for(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(length=len(BODY), headers={"Expect": "100-continue"}))
         answer = wire.answer()
@@ -338,7 +340,7 @@ def test_a_body_that_waits_for_a_word_is_not_asked_for(edge: RunningEdge) -> Non
 
 def test_a_log_that_is_away_is_said_as_cheaply(made: list[bytes]) -> None:
     # Given a connection, and a log that went away
-    with running_edge() as edge, Wire(edge.port) as wire:
+    with running_ingest() as edge, Wire(edge.port) as wire:
         wire.send(request(method="GET", path="/healthz", content_type=None))
         wire.answer()
         edge.log_server.stop()
@@ -360,7 +362,7 @@ def test_a_log_that_is_away_is_said_as_cheaply(made: list[bytes]) -> None:
 
 
 def test_tokens_that_come_back_are_given_out() -> None:
-    with running_edge(rate_min=20, rate_max=20) as edge, Wire(edge.port) as wire:
+    with running_ingest(rate_min=20, rate_max=20) as edge, Wire(edge.port) as wire:
 
         def status() -> int:
             wire.send(request(BODY))
@@ -374,14 +376,14 @@ def test_tokens_that_come_back_are_given_out() -> None:
 
 
 @pytest.fixture(scope="module")
-def short() -> Iterator[RunningEdge]:
+def short() -> Iterator[RunningIngest]:
     """Ingest with levels, whose bucket of 60 tokens has 20 left: enough for WARN, not for DEBUG and INFO."""
-    with running_edge(rate_min=1, rate_max=1, burst_seconds=60, admission_levels=True) as running:
+    with running_ingest(rate_min=1, rate_max=1, burst_seconds=60, admission_levels=True) as running:
         eventually(lambda: post(running.port, [sample(severity="ERROR")] * 40).status == 202, "a body passes")
         yield running
 
 
-def test_a_low_level_is_refused_when_its_events_are_known_and_the_answer_says_why(short: RunningEdge) -> None:
+def test_a_low_level_is_refused_when_its_events_are_known_and_the_answer_says_why(short: RunningIngest) -> None:
     refused = post(short.port, [sample(severity="TRACE"), sample(severity="DEBUG")])
     assert refused.status == 429
     assert (refused.error["limitedBy"], refused.error["limit"]) == ("level", 1)
@@ -395,7 +397,7 @@ def test_a_low_level_is_refused_when_its_events_are_known_and_the_answer_says_wh
 
 
 def test_a_header_lets_a_body_be_refused_unread_and_decides_the_level_alone(
-    short: RunningEdge, made: list[bytes]
+    short: RunningIngest, made: list[bytes]
 ) -> None:
     before = metric(short.port, 'sluice_ingest_level_events_total{level="debug",result="refused"}')
     made.clear()
@@ -414,7 +416,7 @@ def test_a_header_lets_a_body_be_refused_unread_and_decides_the_level_alone(
     assert post(short.port, sample(severity="DEBUG"), headers={"Priority": "u=,"}).status == 429
 
 
-def test_without_the_setting_the_header_changes_nothing(edge: RunningEdge) -> None:
+def test_without_the_setting_the_header_changes_nothing(edge: RunningIngest) -> None:
     answer = post(edge.port, sample(), headers={"Priority": "u=7"})
     assert (answer.status, answer.error["limitedBy"]) == (429, "rate")
     assert metric(edge.port, 'sluice_ingest_level_events_total{level="debug",result="refused"}') == 0

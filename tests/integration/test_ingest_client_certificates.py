@@ -17,7 +17,7 @@ from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.servers import free_port
 from support.client_certificates import Clients, client_context
-from support.edge import SAMPLE
+from support.running_ingest import SAMPLE
 
 SECONDS_MAX = 90.0
 FORGED = {

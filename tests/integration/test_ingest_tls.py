@@ -21,7 +21,7 @@ from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import free_port
 from support.certificates import Authority, openssl_problem
-from support.edge import SAMPLE
+from support.running_ingest import SAMPLE
 
 CONNECTIONS_MAX = 20
 PASSWORD = "correct horse battery"

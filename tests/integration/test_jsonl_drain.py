@@ -49,7 +49,7 @@ def run_drain(context: WorkerContext, until: int) -> DrainReport:
 
     assert sink.acquire(log_id, 0)  # also makes the folder
     return drain(
-        0, log=context.log, sink=sink, floors=context.floors, breaker=context.breaker, paused=is_done,
+        0, log=context.log, sink=sink, fence=context.fence, breaker=context.breaker, paused=is_done,
         settings=context.settings, clock=context.clock,
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def stored(context: WorkerContext, folder: Path) -> int:
 
 
 def test_a_drain_that_is_killed_again_and_again_stores_each_record_once(context: WorkerContext, tmp_path: Path) -> None:
-    # Given a log on Redis, whose floors come from the files
+    # Given a log on Redis, whose lowest offsets come from the files
     folder = tmp_path / "archive"
     for first in range(0, EVENTS, 500):
         values = [record(number) for number in range(first, first + 500)]
@@ -115,7 +115,7 @@ def test_the_floors_of_a_restarted_log_come_from_the_files(context: WorkerContex
     append(context, [record(number) for number in range(300)])
     run_drain(context, 300)
     # Then a process without a mirror reads from the files which offsets may not be used again
-    source = wiring.make_floor_source(replace(context.settings, key_prefix="another:"))
+    source = wiring.make_lowest_offsets_source(replace(context.settings, key_prefix="another:"))
     assert source(context.log.identity().log_id, "any") == {0: 300}
 
 

@@ -60,11 +60,14 @@ class System:
         self.rig = rig
         settings, clock, server = rig.settings, SystemClock(), MemoryServer()
         self.sink = MemorySink(settings)
-        self.floors = MemoryOffsetFence(settings, server)
+        self.fence = MemoryOffsetFence(settings, server)
         self.breaker = SinkBreaker(settings, MemoryControlStore(settings, server), clock, "test")
-        self.ingest, self.log = KafkaLog(settings, self.learn_floors), KafkaLog(settings, self.learn_floors)
+        self.ingest, self.log = (
+            KafkaLog(settings, self.read_lowest_offsets),
+            KafkaLog(settings, self.read_lowest_offsets),
+        )
         self.log_id = recovered(self.log.identity, seconds_max=SECONDS_MAX).log_id
-        self.means = StoppedContext(self.log, self.sink, self.floors)
+        self.means = StoppedContext(self.log, self.sink, self.fence)
         self.sent = 0
         self.acknowledged: set[str] = set()
         self.append_seconds = 0.0
@@ -73,9 +76,9 @@ class System:
         self.ingest.close()
         self.log.close()
 
-    def learn_floors(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
-        """FloorSource."""
-        mirror, stored = self.floors.fence(log_id, incarnation).floors, self.sink.stored_offsets(log_id)
+    def read_lowest_offsets(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
+        """LowestOffsetsSource."""
+        mirror, stored = self.fence.fence(log_id, incarnation).lowest_offsets, self.sink.stored_offsets(log_id)
         return {partition: max(mirror.get(partition, 0), stored.get(partition, 0)) for partition in EVERY}
 
     def append(self, *partitions: int) -> dict[int, SluiceError | None]:
@@ -109,7 +112,7 @@ class System:
         """What a run comes to that ends when so much is stored."""
         deadline = time.monotonic() + SECONDS_MAX
         report = drain(
-            partition, log=self.log, sink=self.sink, floors=self.floors, breaker=self.breaker,
+            partition, log=self.log, sink=self.sink, fence=self.fence, breaker=self.breaker,
             paused=lambda: self.stored().get(partition) == end or time.monotonic() > deadline,
             settings=self.rig.settings, clock=SystemClock(),
         )  # fmt: skip

@@ -23,7 +23,7 @@ from stack.servers import Server
 from support.event_logs import (
     CALL_SECONDS_MAX,
     KafkaRig,
-    NoFloors,
+    ScriptedLowestOffsets,
     kafka_log_rig,
     must_read,
     read_all,
@@ -293,7 +293,7 @@ def test_a_tombstone_by_somebody_else_is_an_empty_record(rig: KafkaRig) -> None:
 
 
 def test_a_closed_log_leaves_no_thread_behind(rig: KafkaRig) -> None:
-    log = KafkaLog(rig.settings, NoFloors())
+    log = KafkaLog(rig.settings, ScriptedLowestOffsets())
     log.append([(0, b"a")])
     producer = log._writer._producer
     assert producer is not None

@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import LOOPBACK
 from support.certificates import Authority
-from support.event_logs import KafkaRig, NoFloors, log_settings, read_all, recovered
+from support.event_logs import KafkaRig, ScriptedLowestOffsets, log_settings, read_all, recovered
 from support.kafka_secured import NARROW_USER, PASSWORD, SESSION_MS, USER, SecuredKafka
 from support.traffic import event
 
@@ -228,7 +228,9 @@ def test_a_wrong_password_is_in_health_and_status_and_in_the_log_and_never_the_p
         assert PASSWORD not in program.log()
     finally:
         program.stop()
-    log = KafkaLog(Settings(**{**vars(settings), **secured_kafka.settings(log_topic=settings.log_topic)}), NoFloors())
+    log = KafkaLog(
+        Settings(**{**vars(settings), **secured_kafka.settings(log_topic=settings.log_topic)}), ScriptedLowestOffsets()
+    )
     assert sum(position.end for position in recovered(log.positions)) == 1
     log.close()
 

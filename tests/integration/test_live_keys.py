@@ -26,7 +26,7 @@ from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings
 from stack.config import environ_of
 from stack.servers import Server, free_port
-from support.edge import RunningEdge, client_environ, edge_settings, eventually, metric, sample
+from support.running_ingest import RunningIngest, client_environ, edge_settings, eventually, metric, sample
 from support.servers import own_servers
 
 BODY = json.dumps(sample()).encode()
@@ -47,9 +47,9 @@ def coded(text: str) -> str:
 
 
 @contextlib.contextmanager
-def edge_with_keys(**changes: Any) -> Iterator[RunningEdge]:
+def edge_with_keys(**changes: Any) -> Iterator[RunningIngest]:
     """Ingest that needs keys, before it knows any: neither the mirror nor PostgreSQL has them."""
-    running = RunningEdge(edge_settings(ingest_keys=True, **changes))
+    running = RunningIngest(edge_settings(ingest_keys=True, **changes))
     running.stored_keys = _no_database
     running._thread.start()
     try:
@@ -71,7 +71,7 @@ def _answers(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
+def edge() -> Iterator[RunningIngest]:
     with edge_with_keys(ingest_processes_max=1) as running:
         running.publish(1e6)
         running.keys.replace(KEYS, "one", instead_of=None)
@@ -93,7 +93,7 @@ def edge() -> Iterator[RunningEdge]:
     # Without the key, which is another one in each process of pytest.
     ids=lambda fields: " ".join(f"{name} {value.split()[0] if ' ' in value else ''}" for name, value in fields.items()),
 )
-def test_each_header_form_is_accepted(edge: RunningEdge, fields: dict[str, str]) -> None:
+def test_each_header_form_is_accepted(edge: RunningIngest, fields: dict[str, str]) -> None:
     assert post(edge.port, BODY, headers=fields).status == 202
 
 
@@ -116,7 +116,7 @@ WRONG_DOOR = {"/_bulk": "security_exception", "/services/collector": 1, "/v1/log
 
 
 @pytest.mark.parametrize("path", PROTOCOLS)
-def test_each_protocol_refuses_in_its_own_form_and_accepts_a_key(edge: RunningEdge, path: str) -> None:
+def test_each_protocol_refuses_in_its_own_form_and_accepts_a_key(edge: RunningIngest, path: str) -> None:
     content_type, body, said = PROTOCOLS[path]
 
     def send(key: str | None) -> Any:
@@ -137,7 +137,7 @@ def test_each_protocol_refuses_in_its_own_form_and_accepts_a_key(edge: RunningEd
 
 
 def test_a_request_is_refused_before_its_body_and_without_a_request_object(
-    edge: RunningEdge, monkeypatch: pytest.MonkeyPatch
+    edge: RunningIngest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[bytes] = []
     make = IngestHttp._make_request
@@ -172,12 +172,12 @@ def test_a_request_is_refused_before_its_body_and_without_a_request_object(
         assert wire.answer().status == 401
 
 
-def test_two_fields_of_one_name_are_read_by_the_normal_path(edge: RunningEdge) -> None:
+def test_two_fields_of_one_name_are_read_by_the_normal_path(edge: RunningIngest) -> None:
     twice = {"Authorization": f"Bearer wrong\r\nAuthorization: Bearer {SHOP}"}
     assert post(edge.port, BODY, headers=twice).status == 401  # the first one counts
 
 
-def test_refusals_are_counted_by_reason_and_no_key_is_shown(edge: RunningEdge) -> None:
+def test_refusals_are_counted_by_reason_and_no_key_is_shown(edge: RunningIngest) -> None:
     name = 'sluice_ingest_key_refusals_total{reason="%s"}'
     before = {reason: metric(edge.port, name % reason) for reason in ("missing", "unknown", "protocol")}
     post(edge.port, BODY)
@@ -217,7 +217,7 @@ def test_the_account_is_that_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None
         assert (other["requests"], other["accounts"]) == (0, [])
 
 
-def test_the_client_of_a_checkout_sends_the_key_of_its_setting(edge: RunningEdge, tmp_path: Path) -> None:
+def test_the_client_of_a_checkout_sends_the_key_of_its_setting(edge: RunningIngest, tmp_path: Path) -> None:
     events = tmp_path / "events.ndjson"
     events.write_bytes(BODY + b"\n")
 
@@ -249,7 +249,7 @@ def test_a_process_that_knows_no_keys_is_closed_and_asks_postgresql() -> None:
         assert post(edge.port, BODY).status == 401
 
 
-def test_a_revoked_key_is_refused_on_an_open_connection_and_a_flush_loses_none(edge: RunningEdge) -> None:
+def test_a_revoked_key_is_refused_on_an_open_connection_and_a_flush_loses_none(edge: RunningIngest) -> None:
     edge.keys.replace([*KEYS, stored("short", "0000000b", "short")], "two", instead_of="one.0")
     with Wire(edge.port) as wire:
 
@@ -269,7 +269,7 @@ def test_a_revoked_key_is_refused_on_an_open_connection_and_a_flush_loses_none(e
     edge.keys.replace(KEYS, "one", instead_of=None)
 
 
-def test_many_keys_are_prepared_outside_the_event_loop(edge: RunningEdge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_keys_are_prepared_outside_the_event_loop(edge: RunningIngest, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[str] = []
     prepare = KeyRing.by_digest
 
@@ -408,7 +408,8 @@ def test_a_new_process_without_redis_reads_postgresql(rig: Rig) -> None:
     key = rig.keys("create", "third")
     with new_process_without_redis(rig) as (_, port):
         wait_until(lambda: rig.status("wrong", port) == 401, "it has read PostgreSQL")
-        # A log on Redis does not take events before it has read its floors; but the key is no reason to refuse them
+        # A log on Redis does not take events before it has read its lowest offsets; but the key is no reason to
+        # refuse them
         assert rig.status(key, port) in (202, 503)
 
 

@@ -25,16 +25,16 @@ from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.settings import Settings
-from support.edge import RunningEdge, eventually, running_edge, sample
+from support.running_ingest import RunningIngest, eventually, running_ingest, sample
 
 LIMITED = "198.51.100.7"
 BODY = json.dumps([sample()] * 5).encode()
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
+def edge() -> Iterator[RunningIngest]:
     """Ingest behind a proxy on this machine, with a limit of one event/s for one account, and none for others."""
-    with running_edge(
+    with running_ingest(
         rate_min=1e6, rate_max=1e6, trusted_proxies="127.0.0.1", account_limits=f"{LIMITED}=1,127.0.0.9=1",
         ingest_processes_max=1,
     ) as running:  # fmt: skip
@@ -45,7 +45,7 @@ def forwarded(*lines: str) -> dict[str, str]:
     return {"X-Forwarded-For": "\r\nX-Forwarded-For: ".join(lines)}
 
 
-def test_the_limit_of_an_account_behind_a_proxy_holds_for_it_alone(edge: RunningEdge) -> None:
+def test_the_limit_of_an_account_behind_a_proxy_holds_for_it_alone(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         # Given one connection of a proxy, with the requests of two clients; the first body may leave a debt
         wire.send(request(BODY, headers=forwarded(LIMITED)))
@@ -66,7 +66,7 @@ def test_the_limit_of_an_account_behind_a_proxy_holds_for_it_alone(edge: Running
 
 
 def test_an_account_above_its_limit_is_refused_before_a_request_is_made(
-    edge: RunningEdge, monkeypatch: pytest.MonkeyPatch
+    edge: RunningIngest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[bytes] = []
     make = IngestHttp._make_request
@@ -92,7 +92,7 @@ def test_an_account_above_its_limit_is_refused_before_a_request_is_made(
 def test_who_was_refused_is_reported_with_amounts_and_reasons() -> None:
     # Given a limit for one account behind a proxy, and a second one for a client without a proxy
     limits = f"{LIMITED}=1,127.0.0.41=1"
-    with running_edge(trusted_proxies="127.0.0.1", account_limits=limits, ingest_processes_max=1) as edge:
+    with running_ingest(trusted_proxies="127.0.0.1", account_limits=limits, ingest_processes_max=1) as edge:
         assert get(edge.port, "/api/logs/throttle").json["accounts"] == []
         with Wire(edge.port) as proxy, Wire(edge.port, source="127.0.0.41") as direct:
             for _ in range(4):  # one passes, and three are refused: by the normal path, and before they are read
@@ -123,7 +123,7 @@ def test_who_was_refused_is_reported_with_amounts_and_reasons() -> None:
 
 def test_a_limit_that_an_operator_sets_holds_within_seconds_and_ends_as_fast() -> None:
     # Given an ingest that counts nothing by account
-    with running_edge(ingest_processes_max=1) as edge:
+    with running_ingest(ingest_processes_max=1) as edge:
         edge.publish(1e6)
         edge.store.restore([], actor="test")
         edge.store.restore_account_limits([], actor="test")

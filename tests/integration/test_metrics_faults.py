@@ -17,8 +17,8 @@ from pipeline.clock import SystemClock
 from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.settings import Settings
 from stack.servers import Server, free_port
-from support.edge import RunningEdge, edge_settings
 from support.event_logs import patient_log
+from support.running_ingest import RunningIngest, edge_settings
 from support.servers import own_servers
 
 SCRAPE_SECONDS_MAX = 1.0
@@ -219,7 +219,7 @@ def test_after_a_flush_gauges_are_unknown_until_the_controller_ticks(rig: Rig) -
 
 def test_tokens_that_ingest_does_not_know_are_no_number() -> None:
     # Given an ingest that has not reached the bucket yet
-    edge = RunningEdge(edge_settings(rate_max=100.0, rate_min=100.0))
+    edge = RunningIngest(edge_settings(rate_max=100.0, rate_min=100.0))
 
     def tokens() -> float:
         edge.service.sample_gauges()

@@ -15,16 +15,16 @@ from playwright.sync_api import Browser
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import get, request, send
 from support.browser import Watched, chromium, chromium_path, close_pages, watched
-from support.edge import RunningEdge, running_edge
+from support.running_ingest import RunningIngest, running_ingest
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge(body_events_max=321) as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest(body_events_max=321) as running:
         yield running
 
 
-def test_every_address_of_ingest_is_in_the_document(edge: RunningEdge) -> None:
+def test_every_address_of_ingest_is_in_the_document(edge: RunningIngest) -> None:
     document = get(edge.port, "/openapi.json").json
     told = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
     served = {
@@ -38,7 +38,7 @@ def test_every_address_of_ingest_is_in_the_document(edge: RunningEdge) -> None:
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
-def test_a_client_that_has_it_gets_it_once(edge: RunningEdge, path: str) -> None:
+def test_a_client_that_has_it_gets_it_once(edge: RunningIngest, path: str) -> None:
     # Given a client that has asked before
     first = get(edge.port, path)
     etag = first.headers["etag"]
@@ -56,7 +56,7 @@ def test_a_client_that_has_it_gets_it_once(edge: RunningEdge, path: str) -> None
 
 
 def test_every_command_of_the_contract_works_as_it_is_printed(
-    edge: RunningEdge, missing: Callable[[str], None]
+    edge: RunningIngest, missing: Callable[[str], None]
 ) -> None:
     if shutil.which("curl") is None or shutil.which("bash") is None:
         missing("curl or bash")
@@ -71,7 +71,7 @@ def test_every_command_of_the_contract_works_as_it_is_printed(
         assert run.stdout.startswith(f"HTTP/1.1 {status} "), (here, run.stdout)
 
 
-def test_the_page_loads_its_own_files_and_runs_nothing_else(edge: RunningEdge) -> None:
+def test_the_page_loads_its_own_files_and_runs_nothing_else(edge: RunningIngest) -> None:
     page = get(edge.port, "/docs")
     policy = page.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;")
@@ -93,7 +93,7 @@ UPSTREAM = {"heading-order", "landmark-unique", "nested-interactive", "region", 
 
 
 @pytest.fixture(scope="module")
-def browser(edge: RunningEdge, missing: Callable[[str], None]) -> Iterator[Browser]:
+def browser(edge: RunningIngest, missing: Callable[[str], None]) -> Iterator[Browser]:
     """It ends before `edge`, which has pages of it open otherwise."""
     if chromium_path() is None:
         missing("chromium")
@@ -102,7 +102,7 @@ def browser(edge: RunningEdge, missing: Callable[[str], None]) -> Iterator[Brows
 
 
 @contextlib.contextmanager
-def _opened_page(browser: Browser, edge: RunningEdge, **context: Any) -> Iterator[Watched]:
+def _opened_page(browser: Browser, edge: RunningIngest, **context: Any) -> Iterator[Watched]:
     """The page in a browser, without a complaint or a request to another host until the end."""
     try:
         seen = watched(browser, f"http://127.0.0.1:{edge.port}/docs", **context)
@@ -114,13 +114,13 @@ def _opened_page(browser: Browser, edge: RunningEdge, **context: Any) -> Iterato
         close_pages(browser)
 
 
-def _operations(edge: RunningEdge) -> list[tuple[str, str, dict[str, Any]]]:
+def _operations(edge: RunningIngest) -> list[tuple[str, str, dict[str, Any]]]:
     paths = get(edge.port, "/openapi.json").json["paths"]
     return [(path, method, one) for path, item in paths.items() for method, one in item.items()]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
-def test_the_page_in_a_browser(browser: Browser, edge: RunningEdge, width: int, scheme: str) -> None:
+def test_the_page_in_a_browser(browser: Browser, edge: RunningIngest, width: int, scheme: str) -> None:
     with _opened_page(browser, edge, viewport={"width": width, "height": 800}, color_scheme=scheme) as seen:
         # The colours are those that the reader's system prefers
         background = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -137,7 +137,7 @@ def test_the_page_in_a_browser(browser: Browser, edge: RunningEdge, width: int, 
         assert [(one["id"], one["nodes"][0]["html"][:120]) for one in found if one["id"] not in UPSTREAM] == []
 
 
-def test_the_page_has_every_operation_answer_schema_and_field(browser: Browser, edge: RunningEdge) -> None:
+def test_the_page_has_every_operation_answer_schema_and_field(browser: Browser, edge: RunningIngest) -> None:
     components = get(edge.port, "/openapi.json").json["components"]
     operations = _operations(edge)
     with _opened_page(browser, edge) as seen:
@@ -180,7 +180,7 @@ def test_the_page_has_every_operation_answer_schema_and_field(browser: Browser, 
             assert str(first["error"]["message"] if "error" in first else first["accepted"]) in posted
 
 
-def test_the_document_is_what_it_says(edge: RunningEdge) -> None:
+def test_the_document_is_what_it_says(edge: RunningIngest) -> None:
     answer = get(edge.port, "/openapi.json")
     assert answer.headers["content-type"] == "application/json"
     assert json.loads(answer.body)["openapi"] == "3.1.0"

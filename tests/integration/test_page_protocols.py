@@ -13,14 +13,14 @@ from pipeline.store.memory import MemoryLeases, MemoryServer
 from pipeline.store.memory_history import MemoryHistory
 from stack.servers import free_port
 from support.browser import chromium, chromium_path, watched
-from support.edge import RunningEdge, eventually, sample
+from support.running_ingest import RunningIngest, eventually, sample
 
 
 @pytest.fixture
-def edge() -> Iterator[RunningEdge]:
+def edge() -> Iterator[RunningIngest]:
     """Ingest with a history in memory."""
     settings, control = replace(Settings(ingest_port=free_port()), log_partitions=2), MemoryServer()
-    running = RunningEdge(
+    running = RunningIngest(
         settings,
         control=control,
         make_readers=lambda log: SystemReaders(
@@ -32,7 +32,7 @@ def edge() -> Iterator[RunningEdge]:
 
 
 def test_a_part_of_the_page_tells_protocols_apart_once_another_is_used(
-    edge: RunningEdge, missing: Callable[[str], None]
+    edge: RunningIngest, missing: Callable[[str], None]
 ) -> None:
     if chromium_path() is None:
         missing("chromium")

@@ -20,8 +20,8 @@ from pipeline.ports.control import ControlEvent
 from pipeline.settings import Settings
 from stack.servers import free_port
 from support.browser import Watched, chromium, chromium_path, close_pages, watched
-from support.edge import RunningEdge
 from support.health import BREAKER, HEALTHY, NOW
+from support.running_ingest import RunningIngest
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}
 WIDE = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
@@ -50,8 +50,8 @@ EVENTS = [
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    running = RunningEdge(replace(Settings(ingest_port=free_port()), log_partitions=4, regulate_seconds=60.0)).start()
+def edge() -> Iterator[RunningIngest]:
+    running = RunningIngest(replace(Settings(ingest_port=free_port()), log_partitions=4, regulate_seconds=60.0)).start()
     yield running
     running.stop()
 
@@ -73,7 +73,7 @@ def browser(running_browser: Browser) -> Iterator[Browser]:
 class Reading:
     """The page with a stream that stays silent: it shows what a test gives it, and does not notice the silence."""
 
-    def __init__(self, browser: Browser, edge: RunningEdge, **context: Any) -> None:
+    def __init__(self, browser: Browser, edge: RunningIngest, **context: Any) -> None:
         self._url = f"http://127.0.0.1:{edge.port}/"
         self.seen: Watched = watched(browser, "about:blank", **context)
         self.seen.page.route("**/events", lambda route: None)
@@ -89,7 +89,9 @@ class Reading:
         return self.seen
 
 
-def test_the_order_is_verdict_cause_what_happens_by_itself_and_what_to_do(browser: Browser, edge: RunningEdge) -> None:
+def test_the_order_is_verdict_cause_what_happens_by_itself_and_what_to_do(
+    browser: Browser, edge: RunningIngest
+) -> None:
     seen = Reading(browser, edge, **WIDE).show(NIGHT, EVENTS)
     # Then the verdict is short, and the cause beside it
     assert seen.text("#headline") == "PostgreSQL fails since 22:13:10 UTC"
@@ -112,7 +114,7 @@ def test_the_order_is_verdict_cause_what_happens_by_itself_and_what_to_do(browse
     assert seen.complaints == []
 
 
-def test_the_command_is_copied_as_it_is(browser: Browser, edge: RunningEdge) -> None:
+def test_the_command_is_copied_as_it_is(browser: Browser, edge: RunningIngest) -> None:
     reading = Reading(browser, edge, **WIDE)
     seen = reading.show(replace(HEALTHY, mode=Mode.DEGRADED, lag=16_000))
     seen.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -125,13 +127,13 @@ def test_the_command_is_copied_as_it_is(browser: Browser, edge: RunningEdge) -> 
     assert seen.page.evaluate("document.activeElement === document.querySelector('#look button')")
 
 
-def test_a_healthy_system_has_nothing_to_do(browser: Browser, edge: RunningEdge) -> None:
+def test_a_healthy_system_has_nothing_to_do(browser: Browser, edge: RunningIngest) -> None:
     seen = Reading(browser, edge, **WIDE).show(HEALTHY)
     assert seen.text("#headline").startswith("All is well")
     assert not seen.page.locator("#look dl").is_visible()
 
 
-def test_control_events_fold_and_the_rare_come_first(browser: Browser, edge: RunningEdge) -> None:
+def test_control_events_fold_and_the_rare_come_first(browser: Browser, edge: RunningIngest) -> None:
     seen = Reading(browser, edge, **WIDE).show(HEALTHY, EVENTS)
     assert seen.page.locator("#rows tr").count() == 1
     assert "Breaker opened" in seen.text("#rows")
@@ -143,7 +145,7 @@ def test_control_events_fold_and_the_rare_come_first(browser: Browser, edge: Run
     assert seen.page.locator("#rows td:nth-child(3)").get_attribute("title") == "batches-11aa22@vm/7"
 
 
-def test_a_filter_finds_events_by_every_text(browser: Browser, edge: RunningEdge) -> None:
+def test_a_filter_finds_events_by_every_text(browser: Browser, edge: RunningIngest) -> None:
     seen = Reading(browser, edge, **WIDE).show(HEALTHY, EVENTS)
     seen.page.get_by_label("Filter").fill("11AA22")
     assert (seen.page.locator("#rows tr").count(), seen.page.locator("#routine tr").count()) == (1, 0)
@@ -154,7 +156,7 @@ def test_a_filter_finds_events_by_every_text(browser: Browser, edge: RunningEdge
     assert seen.page.locator("#routine tr").count() == 1
 
 
-def test_on_a_phone_the_events_begin_within_three_screens(browser: Browser, edge: RunningEdge) -> None:
+def test_on_a_phone_the_events_begin_within_three_screens(browser: Browser, edge: RunningIngest) -> None:
     seen = Reading(browser, edge, **PHONE).show(NIGHT, EVENTS)
     screens = seen.page.evaluate(
         "(document.getElementById('events').getBoundingClientRect().top + scrollY) / innerHeight"
@@ -165,7 +167,7 @@ def test_on_a_phone_the_events_begin_within_three_screens(browser: Browser, edge
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("inputs", [NIGHT, HEALTHY], ids=["night", "healthy"])
-def test_axe_finds_nothing(browser: Browser, edge: RunningEdge, scheme: str, inputs: HealthInputs) -> None:
+def test_axe_finds_nothing(browser: Browser, edge: RunningIngest, scheme: str, inputs: HealthInputs) -> None:
     seen = Reading(browser, edge, **{**WIDE, "color_scheme": scheme}).show(inputs, EVENTS)
     for summary in seen.page.locator("#more summary").all():
         summary.click()
@@ -173,7 +175,7 @@ def test_axe_finds_nothing(browser: Browser, edge: RunningEdge, scheme: str, inp
     assert [(one["id"], [node["html"][:120] for node in one["nodes"]]) for one in found] == []
 
 
-def test_without_a_script_the_verdict_and_the_figures_are_there(browser: Browser, edge: RunningEdge) -> None:
+def test_without_a_script_the_verdict_and_the_figures_are_there(browser: Browser, edge: RunningIngest) -> None:
     # Given ingest with a rate that the controller published
     edge.publish(777.0)
     wait_until(lambda: get(edge.port, "/api/logs/health").json["rateLimit"] == 777.0, "ingest knows the rate")
@@ -189,7 +191,7 @@ def test_without_a_script_the_verdict_and_the_figures_are_there(browser: Browser
     assert seen.complaints == []
 
 
-def test_a_stream_that_brings_nothing_makes_the_first_sight_unknown(browser: Browser, edge: RunningEdge) -> None:
+def test_a_stream_that_brings_nothing_makes_the_first_sight_unknown(browser: Browser, edge: RunningIngest) -> None:
     seen = watched(browser, "about:blank", **WIDE)
     seen.page.route("**/events", lambda route: None)
     seen.page.goto(f"http://127.0.0.1:{edge.port}/", wait_until="domcontentloaded")

@@ -26,7 +26,7 @@ from checks.testbed.kits import COLLECTOR
 from checks.testbed.processes import ROOT
 from checks.testbed.waiting import RUN_SECONDS_MAX
 from checks.testbed.wire import post
-from support.edge import RunningEdge, eventually, running_edge
+from support.running_ingest import RunningIngest, eventually, running_ingest
 
 # pygelf leaves its connections to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
@@ -45,7 +45,7 @@ def rows() -> dict[str, str]:
 class Trial:
     """The settings of one row, for an ingest on another port."""
 
-    def __init__(self, row: str, edge: RunningEdge, folder: Path) -> None:
+    def __init__(self, row: str, edge: RunningIngest, folder: Path) -> None:
         self.edge = edge
         self.folder = folder
         self.spans: list[str] = [
@@ -146,13 +146,13 @@ TRIALS: dict[str, Callable[[Trial], None]] = {
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
 @pytest.mark.parametrize("have", rows())
-def test_what_a_row_says_is_stored(have: str, edge: RunningEdge, tmp_path: Path) -> None:
+def test_what_a_row_says_is_stored(have: str, edge: RunningIngest, tmp_path: Path) -> None:
     [trial_of] = [one for beginning, one in TRIALS.items() if have.startswith(beginning)]
     trial = Trial(rows()[have], edge, tmp_path)
     trial_of(trial)

@@ -21,8 +21,8 @@ from pipeline.settings import Settings
 from stack.servers import Server
 from support.event_logs import (
     CALL_SECONDS_MAX,
-    NoFloors,
     RedisRig,
+    ScriptedLowestOffsets,
     log_settings,
     must_read,
     read_all,
@@ -151,11 +151,11 @@ def test_a_deleted_stream_does_not_count_from_0_again(rig: RedisRig) -> None:
 @pytest.mark.parametrize("what", ["all but the log's id is deleted", "another server's content comes in its place"])
 def test_content_that_changes_under_a_running_server_is_fenced_anew(rig: RedisRig, what: str) -> None:
     # Given two writers on a server that becomes another's replica for a moment, or is cleaned up
-    floors = NoFloors()
-    writer, other = rig.open(floors), rig.open(floors)
+    lowest_offsets = ScriptedLowestOffsets()
+    writer, other = rig.open(lowest_offsets), rig.open(lowest_offsets)
     other.append([(0, b"old")])
     writer.append([(0, b"old")] * 6)
-    floors.floors = {0: 5, 1: 3}
+    lowest_offsets.lowest_offsets = {0: 5, 1: 3}
     with rig.client() as client:
         if what.startswith("all"):
             client.delete(f"{rig.settings.key_prefix}log:ends", *[rig.stream(partition) for partition in range(4)])
@@ -166,8 +166,8 @@ def test_content_that_changes_under_a_running_server_is_fenced_anew(rig: RedisRi
     # When they append
     other.append([(0, b"new")])
     writer.append([(1, b"new")])
-    # Then the first of them has asked for the floors before, and neither gives an offset below them
-    assert len(floors.calls) == 3
+    # Then the first of them has asked for the lowest offsets before, and neither gives an offset below them
+    assert len(lowest_offsets.calls) == 3
     assert [must_read(writer, partition, 0).offset for partition in (0, 1)] == [5, 3]
 
 
@@ -234,7 +234,8 @@ def test_an_append_that_outlasts_its_time_is_indeterminate_and_not_repeated(own_
 
 
 def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server) -> None:
-    # Given a process whose server is restarted while it learns the floors: another may have fenced the new one by now
+    # Given a process whose server is restarted while it learns the lowest offsets: another may have fenced the new
+    # server by now
     rig = redis_log_rig(own_log_redis)
     fenced: list[str] = []
 
@@ -257,16 +258,16 @@ def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server) -> None:
 
 def test_a_writer_notices_a_flush_by_itself(rig: RedisRig) -> None:
     # Given a writer, and nobody else, whose log is flushed without a restart
-    floors = NoFloors({0: 3})
-    log = rig.open(floors)
+    lowest_offsets = ScriptedLowestOffsets({0: 3})
+    log = rig.open(lowest_offsets)
     log.append([(0, b"old")] * 3)
     rig.replace()
-    floors.floors = {}
+    lowest_offsets.lowest_offsets = {}
     # When it appends
     log.append([(0, b"new")])
-    # Then that is a new log, whose floors it has asked for, and whose offsets begin at 0
+    # Then that is a new log, whose lowest offsets it has asked for, and whose offsets begin at 0
     reader = rig.open()
-    assert reader.identity().log_id == floors.calls[-1][0] != floors.calls[0][0]
+    assert reader.identity().log_id == lowest_offsets.calls[-1][0] != lowest_offsets.calls[0][0]
     assert read_all(reader, 0) == [b"new"]
 
 
@@ -290,7 +291,7 @@ def test_above_the_memory_limit_reading_and_trimming_work(own_rig: RedisRig) -> 
 
 
 def append_in_process(settings: Settings, number: int) -> int:
-    log = RedisStreamsLog(settings, NoFloors())
+    log = RedisStreamsLog(settings, ScriptedLowestOffsets())
     recovered(log.identity)  # three starting processes may keep a connection waiting for longer than it may take
     for start in range(0, 1000, 50):
         recovered(partial(log.append, [(i % 4, b"%d:%d" % (number, i)) for i in range(start, start + 50)]))
@@ -304,7 +305,7 @@ def test_processes_append_at_once(log_redis: Server) -> None:
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as executor:
         list(executor.map(append_in_process, [settings] * 3, range(3)))
     # Then every record is there once, and in each writer's order
-    log = RedisStreamsLog(settings, NoFloors())
+    log = RedisStreamsLog(settings, ScriptedLowestOffsets())
     for partition in range(4):
         found = [tuple(map(int, value.split(b":"))) for value in read_all(log, partition)]
         for number in range(3):

@@ -14,7 +14,16 @@ from pipeline.errors import LogFullError, LogIndeterminateError, LogUnavailableE
 from pipeline.log import redis_connection
 from pipeline.log.redis_streams import CONFIRM_GRACE_SECONDS, CONFIRM_SECONDS_MAX, RedisStreamsLog
 from stack.servers import LOOPBACK, Server, free_port, redis_server
-from support.event_logs import NoFloors, RedisRig, must_read, read_again, read_all, recovered, redis_log_rig, timed
+from support.event_logs import (
+    RedisRig,
+    ScriptedLowestOffsets,
+    must_read,
+    read_again,
+    read_all,
+    recovered,
+    redis_log_rig,
+    timed,
+)
 
 APPEND_SECONDS_MAX = 2.0  # a busy disk takes its time
 SLACK_SECONDS = BUSY_SECONDS
@@ -163,8 +172,8 @@ def append_surely(log: RedisStreamsLog, value: bytes) -> bytes:
 def test_without_the_setting_the_loss_is_declared_and_counted(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     # Given a log with a single copy, and three writers
     pair.rig.settings = replace(pair.rig.settings, log_replicas_min=0, append_seconds_max=15.0)
-    floors = NoFloors()
-    writer, other, third = (warmed_up(pair.rig.open(floors)) for _ in range(3))
+    lowest_offsets = ScriptedLowestOffsets()
+    writer, other, third = (warmed_up(pair.rig.open(lowest_offsets)) for _ in range(3))
     other.append([(0, b"other"), (1, b"other")])
     writer.append([(0, b"kept")] * 9)
     # (a master gets another replication id when its first replica comes, also after it was first asked)
@@ -178,19 +187,19 @@ def test_without_the_setting_the_loss_is_declared_and_counted(pair: Pair, caplog
     pair.promote()
     third.append([(0, b"lost")] * 500)
     writer.append([(0, b"lost")] * 400)
-    floors.floors = {0: 110, 1: 1}
+    lowest_offsets.lowest_offsets = {0: 110, 1: 1}
     pair.fail_over()
     with caplog.at_level(logging.WARNING):
         # And the writer that knows less comes first
         recovered(lambda: other.append([(0, b"new")] * 5))
         # (whose events are stored before the writer that knows more comes)
-        floors.floors = {0: 115, 1: 1}
+        lowest_offsets.lowest_offsets = {0: 115, 1: 1}
         recovered(lambda: writer.append([(1, b"new")]))
         # (and one that knows of a part of the loss comes last)
         recovered(lambda: third.append([(1, b"new")]))
     # Then the failover is named
     assert "a replica has taken the place of its master" in caplog.text
-    reader = pair.rig.open(floors)
+    reader = pair.rig.open(lowest_offsets)
     assert reader.identity().began_by == "a replica took the place of its master"
     # And the loss is counted: what nobody stored
     assert [position.lost for position in reader.positions()] == [800, 0, 0, 0]

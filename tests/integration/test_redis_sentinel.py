@@ -19,7 +19,7 @@ from pipeline.names import KEY_PAUSE, PauseReason
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
-from support.event_logs import NoFloors, RedisRig, log_settings, must_read, read_again, recovered
+from support.event_logs import RedisRig, ScriptedLowestOffsets, log_settings, must_read, read_again, recovered
 from support.records import record
 from support.sentinels import WAIT_SECONDS_MAX, Watched, client_of, watched_redis
 from tasks.app import make_app
@@ -117,8 +117,8 @@ def test_a_promoted_replica_that_lacks_events_is_noticed_and_the_loss_counted(
     watched: Watched, rig: RedisRig, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a log with a single copy, whose replica stops to follow
-    floors = NoFloors()
-    log = rig.open(floors)
+    lowest_offsets = ScriptedLowestOffsets()
+    log = rig.open(lowest_offsets)
     recovered(log.prepare, seconds_max=WAIT_SECONDS_MAX)
     log.append([(0, b"kept")] * 9)
     master = watched.master()
@@ -132,14 +132,14 @@ def test_a_promoted_replica_that_lacks_events_is_noticed_and_the_loss_counted(
         client.execute_command("CLIENT", "KILL", "TYPE", "replica")
     # When events are accepted after that, and the master dies
     log.append([(0, b"lost")] * 400)
-    floors.floors = {0: 109}  # a hundred of them are stored
+    lowest_offsets.lowest_offsets = {0: 109}  # a hundred of them are stored
     killed = watched.master()
     promoted = watched.fail_over_killed(down_seconds=6, before=master)
     with caplog.at_level(logging.WARNING):
         recovered(lambda: log.append([(0, b"new")]), seconds_max=WAIT_SECONDS_MAX)
     # Then the failover is named, and the loss is counted
     assert "a replica has taken the place of its master" in caplog.text
-    reader = rig.open(floors)
+    reader = rig.open(lowest_offsets)
     reader.identity()
     assert [position.lost for position in reader.positions()] == [300, 0, 0, 0]
     # And no stored offset is used again

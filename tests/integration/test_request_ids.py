@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import pytest
 
 from checks.testbed.wire import Wire, get, post, request, send
-from support.edge import RunningEdge, running_edge, sample
+from support.running_ingest import RunningIngest, running_ingest, sample
 
 NAME = re.compile(r"[0-9a-f]{12}-[1-9][0-9]*")
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
-def test_a_clients_name_is_answered_and_travels_with_each_event(edge: RunningEdge) -> None:
+def test_a_clients_name_is_answered_and_travels_with_each_event(edge: RunningIngest) -> None:
     # Given a batch with a name of the client's
     run = uuid.uuid4().hex
     answer = post(edge.port, [sample(correlationId=run) for _ in range(3)], headers={"X-Request-ID": f"ann:{run}"})
@@ -28,7 +28,7 @@ def test_a_clients_name_is_answered_and_travels_with_each_event(edge: RunningEdg
     assert [record.request_id for record in records] == [f"ann:{run}"] * 3
 
 
-def test_a_request_without_a_name_gets_one_of_its_own(edge: RunningEdge) -> None:
+def test_a_request_without_a_name_gets_one_of_its_own(edge: RunningIngest) -> None:
     run = uuid.uuid4().hex
     names = [post(edge.port, sample(correlationId=run)).headers["x-request-id"] for _ in range(3)]
     assert all(NAME.fullmatch(name) for name in names)
@@ -41,7 +41,7 @@ def test_a_request_without_a_name_gets_one_of_its_own(edge: RunningEdge) -> None
     ["", '"', 'a"b', "a\\b", "a b", "ä", "-a", "a" * 65, "a\tb", "${jndi}"],
     ids=["empty", "quote", "quoted", "backslash", "space", "letter", "dash", "long", "tab", "dollar"],
 )
-def test_what_is_no_name_is_replaced(edge: RunningEdge, given: str) -> None:
+def test_what_is_no_name_is_replaced(edge: RunningIngest, given: str) -> None:
     # A name goes into JSON, logs and shells as it is: one that means something there is not taken
     run = uuid.uuid4().hex
     body = (
@@ -58,7 +58,7 @@ def test_what_is_no_name_is_replaced(edge: RunningEdge, given: str) -> None:
     assert [one.request_id for one in edge.records() if one.correlation_id == run] == [answer.headers["x-request-id"]]
 
 
-def test_every_answer_has_one(edge: RunningEdge) -> None:
+def test_every_answer_has_one(edge: RunningIngest) -> None:
     # Given requests that are refused in different places, some before there is a request
     answers = [
         post(edge.port, b"{"),
@@ -74,7 +74,7 @@ def test_every_answer_has_one(edge: RunningEdge) -> None:
     assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
 
 
-def test_names_on_one_connection_are_not_mixed_up(edge: RunningEdge) -> None:
+def test_names_on_one_connection_are_not_mixed_up(edge: RunningIngest) -> None:
     with Wire(edge.port) as wire:
         wire.send(request(b"{", headers={"X-Request-ID": "first"}) + request(b"{") + b"nonsense\r\n\r\n")
         first, second, third = wire.answer(), wire.answer(), wire.answer()
@@ -85,7 +85,7 @@ def test_names_on_one_connection_are_not_mixed_up(edge: RunningEdge) -> None:
 
 
 def test_a_refusal_has_one_too() -> None:
-    with running_edge(rate_max=1, rate_min=1) as edge:
+    with running_ingest(rate_max=1, rate_min=1) as edge:
         edge.publish(1.0)
         answers = [post(edge.port, [sample() for _ in range(5)], headers={"X-Request-ID": f"r{n}"}) for n in range(4)]
     refused = [(n, answer) for n, answer in enumerate(answers) if answer.status == 429]

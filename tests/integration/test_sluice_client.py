@@ -16,15 +16,15 @@ from checks.testbed.processes import ROOT
 from checks.testbed.waiting import RUN_SECONDS_MAX
 from sluice_client import Client
 from stack.servers import free_port
-from support.edge import RunningEdge, client_environ, edge_settings, eventually, running_edge
+from support.running_ingest import RunningIngest, client_environ, edge_settings, eventually, running_ingest
 
 PACKAGE = ROOT / "clients" / "python"
 SECONDS_MAX = 60.0  # for what takes some tenths of a second on a machine that is not busy
 
 
 @pytest.fixture
-def edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
@@ -53,12 +53,12 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def messages(edge: RunningEdge) -> Counter[str]:
+def messages(edge: RunningIngest) -> Counter[str]:
     """How often each message is in the log."""
     return Counter(record.message for record in edge.records())
 
 
-def url_of(edge: RunningEdge) -> str:
+def url_of(edge: RunningIngest) -> str:
     return f"http://127.0.0.1:{edge.port}"
 
 
@@ -69,7 +69,7 @@ def numbers(count: int) -> dict[str, int]:
 @pytest.mark.parametrize(
     "end", ["pass", "sys.exit(0)", "raise SystemExit", "logging.shutdown()", "client.close()", "atexit.register(late)"]
 )
-def test_the_end_of_a_program_sends_everything(edge: RunningEdge, end: str) -> None:
+def test_the_end_of_a_program_sends_everything(edge: RunningIngest, end: str) -> None:
     script = f"""
         def late():
             logging.info("200")
@@ -96,7 +96,7 @@ def test_an_end_without_a_server_is_bounded_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("how", ["os.fork", "multiprocessing", "pool"])
-def test_a_fork_sends_nothing_twice_and_loses_nothing(edge: RunningEdge, how: str) -> None:
+def test_a_fork_sends_nothing_twice_and_loses_nothing(edge: RunningIngest, how: str) -> None:
     # Given a parent with a full queue, a running thread and an open connection, that forks
     fork = {
         "os.fork": """
@@ -138,7 +138,7 @@ def test_a_fork_sends_nothing_twice_and_loses_nothing(edge: RunningEdge, how: st
 
 @pytest.mark.parametrize("how", ["spawn", "forkserver"])
 def test_a_child_that_logs_while_its_module_is_imported_sends_everything(
-    edge: RunningEdge, tmp_path: Path, how: str
+    edge: RunningIngest, tmp_path: Path, how: str
 ) -> None:
     path = tmp_path / "program.py"
     path.write_text(
@@ -162,7 +162,7 @@ def test_a_child_that_logs_while_its_module_is_imported_sends_everything(
     assert messages(edge) == numbers(2)
 
 
-def test_a_fork_while_a_request_runs_does_not_hang(edge: RunningEdge) -> None:
+def test_a_fork_while_a_request_runs_does_not_hang(edge: RunningIngest) -> None:
     # Given a log that does not confirm: the sender waits for its answer while the process forks
     edge.log_server.lose_answers()
     script = """
@@ -191,7 +191,7 @@ def test_a_fork_while_a_request_runs_does_not_hang(edge: RunningEdge) -> None:
 
 
 @pytest.mark.parametrize("handles", [True, False])
-def test_sigterm_sends_everything_if_the_program_asks_for_it(edge: RunningEdge, handles: bool) -> None:
+def test_sigterm_sends_everything_if_the_program_asks_for_it(edge: RunningIngest, handles: bool) -> None:
     script = f"""
         {"exit_on_sigterm()" if handles else "pass"}
         client = Client(URL, source="app", linger_seconds=60)
@@ -209,7 +209,7 @@ def test_sigterm_sends_everything_if_the_program_asks_for_it(edge: RunningEdge, 
     assert messages(edge) == (numbers(100) if handles else {})
 
 
-def test_a_killed_program_loses_nothing_that_was_on_disk(edge: RunningEdge, tmp_path: Path) -> None:
+def test_a_killed_program_loses_nothing_that_was_on_disk(edge: RunningIngest, tmp_path: Path) -> None:
     # Given a server that is away, and a program that is killed while events are on disk
     script = """
         client = Client(URL, source="app", queue_bytes_max=1 << 20, block_seconds=20, spill_folder=ARGUMENTS[0])
@@ -238,7 +238,7 @@ def test_a_killed_program_loses_nothing_that_was_on_disk(edge: RunningEdge, tmp_
 
 
 def test_a_limit_in_the_way_delays_events_and_loses_none() -> None:
-    with running_edge(rate_min=300, rate_max=300, body_events_max=100) as edge:
+    with running_ingest(rate_min=300, rate_max=300, body_events_max=100) as edge:
         with Client(url_of(edge), source="app", linger_seconds=0.01) as client:
             for number in range(1000):
                 client.emit(f"{number}")
@@ -250,7 +250,7 @@ def test_a_limit_in_the_way_delays_events_and_loses_none() -> None:
 
 def test_a_restart_of_ingest_and_answers_that_were_lost_cost_nothing() -> None:
     settings = edge_settings()
-    edge = RunningEdge(settings).start()
+    edge = RunningIngest(settings).start()
     log = edge.memory_log
     log_server = edge.log_server
     with Client(f"http://127.0.0.1:{settings.ingest_port}", source="app", linger_seconds=0.01) as client:
@@ -260,7 +260,7 @@ def test_a_restart_of_ingest_and_answers_that_were_lost_cost_nothing() -> None:
         eventually(lambda: "503" in client.stats.last_error, "an outcome is unknown")
         edge.stop()
         log_server.lose_answers(False)
-        edge = RunningEdge(settings, log).start()
+        edge = RunningIngest(settings, log).start()
         edge.log_server = log_server
         edge.memory_log = log
         assert client.flush(SECONDS_MAX)
@@ -275,7 +275,7 @@ def test_a_restart_of_ingest_and_answers_that_were_lost_cost_nothing() -> None:
         edge.stop()
 
 
-def test_logging_is_configured_by_a_dictionary(edge: RunningEdge) -> None:
+def test_logging_is_configured_by_a_dictionary(edge: RunningIngest) -> None:
     script = """
         import logging.config
         logging.config.dictConfig({
@@ -297,7 +297,7 @@ def test_logging_is_configured_by_a_dictionary(edge: RunningEdge) -> None:
     assert (record.attributes["n"], record.attributes["logger"]) == (1, "a.b")
 
 
-def test_the_wheel_installs_into_an_empty_environment(edge: RunningEdge, tmp_path: Path) -> None:
+def test_the_wheel_installs_into_an_empty_environment(edge: RunningIngest, tmp_path: Path) -> None:
     # Given a wheel of the package, and an environment without any package
     copied = tmp_path / "source"
     subprocess.run(["cp", "-r", str(PACKAGE), str(copied)], check=True)

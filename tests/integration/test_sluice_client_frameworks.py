@@ -22,7 +22,7 @@ from sluice_client.asgi import AsgiMiddleware, Message, Receive, Scope, Send
 from sluice_client.loguru_sink import LoguruSink
 from sluice_client.structlog_processor import SluiceProcessor
 from sluice_client.wsgi import WsgiMiddleware
-from support.edge import RunningEdge, running_edge
+from support.running_ingest import RunningIngest, running_ingest
 
 README = (ROOT / "clients" / "python" / "README.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -30,15 +30,15 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 @pytest.fixture(scope="module")
-def shared_edge() -> Iterator[RunningEdge]:
-    with running_edge() as running:
+def shared_edge() -> Iterator[RunningIngest]:
+    with running_ingest() as running:
         yield running
 
 
 class Sent:
     """A client, and the records of what it sent."""
 
-    def __init__(self, edge: RunningEdge) -> None:
+    def __init__(self, edge: RunningIngest) -> None:
         self.edge = edge
         self.before = len(edge.records())
         self.client = Client(f"http://127.0.0.1:{edge.port}", source="app", linger_seconds=0.01)
@@ -55,7 +55,7 @@ class Sent:
 
 
 @pytest.fixture
-def sent(shared_edge: RunningEdge) -> Iterator[Sent]:
+def sent(shared_edge: RunningIngest) -> Iterator[Sent]:
     made = Sent(shared_edge)
     yield made
     made.client.close()
@@ -196,7 +196,7 @@ def test_wsgi_bodies_have_the_ids_of_their_request_to_their_end(sent: Sent, kind
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: str(re.findall("[A-Z][A-Za-z]+", text)[-1]))
-def test_examples_of_the_readme_run_and_send(shared_edge: RunningEdge, tmp_path: Path, example: str) -> None:
+def test_examples_of_the_readme_run_and_send(shared_edge: RunningIngest, tmp_path: Path, example: str) -> None:
     before = len(shared_edge.records())
     script = example.replace("http://localhost:8080", f"http://127.0.0.1:{shared_edge.port}")
     script = script.replace("/var/spool/shop", str(tmp_path / "spool"))

@@ -58,7 +58,7 @@ class Rig:
         looked = iter(range(1_000_000))
         context = self.context
         report = drain(
-            0, log=context.log, sink=context.sink, floors=context.floors,
+            0, log=context.log, sink=context.sink, fence=context.fence,
             breaker=SinkBreaker(self.settings, context.control, SystemClock(), "test"),
             paused=lambda: next(looked) > looks, settings=self.settings, clock=SystemClock(),
         )  # fmt: skip
@@ -78,7 +78,7 @@ class Rig:
                 why_standing=lambda *_: "",
             ),
             control=ControlAdapters(
-                context.control, context.events, context.leases, context.progress, context.floors
+                context.control, context.events, context.leases, context.progress, context.fence
             ),
             actor="test",
         )  # fmt: skip
@@ -296,7 +296,7 @@ def test_a_log_that_ends_before_the_stored_offset_goes_on_where_it_ends(rig: Rig
     rig.drain()
     ask(rig.settings.database_url, "UPDATE stored_offsets SET next_offset = 9")
     identity = rig.context.log.identity()
-    rig.context.floors.raise_floor(identity.log_id, identity.incarnation, 0, 9)
+    rig.context.fence.raise_lowest_offset(identity.log_id, identity.incarnation, 0, 9)
     # And on Kafka, which can't be raised, an ingest that takes nothing for it
     ingest = patient_log(rig.settings)
     if rig.log.name == "kafka":

@@ -40,7 +40,7 @@ parts.leases.take("tests", seconds=1)
 parts.counters.add({"tests": 1.0}, sender="tests", number=1)
 parts.progress.note("tests", {}, forget_seconds=1)
 done = []
-report = drain(0, log=parts.log, sink=parts.sink, floors=parts.floors, breaker=parts.breaker, paused=lambda: bool(done),
+report = drain(0, log=parts.log, sink=parts.sink, fence=parts.fence, breaker=parts.breaker, paused=lambda: bool(done),
                settings=settings, clock=SystemClock(), on_stored=lambda *_: done.append(1))
 parts.sink.probe()
 parts.close()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.tally import Hold
+from ingest.account_counter import Hold
 from pipeline.flow.bucket import TOLERANCE_TOKENS, BucketState, burst_of, refill, take
 
 

@@ -49,7 +49,7 @@ class ControlRig:
     settings: Settings
     store: ControlStore
     events: ControlEvents
-    floors: OffsetFence
+    fence: OffsetFence
     leases: Leases
     progress: Progress
     troubles: Troubles

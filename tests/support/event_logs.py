@@ -29,11 +29,11 @@ from stack.servers import Server
 CALL_SECONDS_MAX = 2.5 + BUSY_SECONDS
 
 
-class NoFloors:
-    """A floor source that knows of nothing stored, and counts how often it is asked."""
+class ScriptedLowestOffsets:
+    """A lowest offset source that knows of nothing stored, and counts how often it is asked."""
 
-    def __init__(self, floors: Mapping[int, int] | None = None, error: Exception | None = None) -> None:
-        self.floors = dict(floors or {})
+    def __init__(self, lowest_offsets: Mapping[int, int] | None = None, error: Exception | None = None) -> None:
+        self.lowest_offsets = dict(lowest_offsets or {})
         self.error = error
         self.calls: list[tuple[str, str]] = []
 
@@ -41,7 +41,7 @@ class NoFloors:
         self.calls.append((log_id, incarnation))
         if self.error is not None:
             raise self.error
-        return self.floors
+        return self.lowest_offsets
 
 
 class LogRig(Protocol):
@@ -50,7 +50,7 @@ class LogRig(Protocol):
     @property
     def name(self) -> str: ...
 
-    def open(self, floors: NoFloors | None = None) -> EventLog:
+    def open(self, lowest_offsets: ScriptedLowestOffsets | None = None) -> EventLog:
         """Another process' view of the log; closed by `close`."""
 
     def trim(self, partition: int, offset: int) -> None:
@@ -67,8 +67,8 @@ class MemoryRig:
     name: str = "memory"
     server: MemoryLogServer = field(default_factory=MemoryLogServer)
 
-    def open(self, floors: NoFloors | None = None) -> EventLog:
-        return MemoryLog(floors=floors, server=self.server)
+    def open(self, lowest_offsets: ScriptedLowestOffsets | None = None) -> EventLog:
+        return MemoryLog(lowest_offsets=lowest_offsets, server=self.server)
 
     def trim(self, partition: int, offset: int) -> None:
         self.server.trim(partition, offset)
@@ -97,8 +97,8 @@ class RedisRig:
     name: str = "redis"
     opened: list[RedisStreamsLog] = field(default_factory=list)
 
-    def open(self, floors: NoFloors | None = None) -> RedisStreamsLog:
-        self.opened.append(RedisStreamsLog(self.settings, floors or NoFloors()))
+    def open(self, lowest_offsets: ScriptedLowestOffsets | None = None) -> RedisStreamsLog:
+        self.opened.append(RedisStreamsLog(self.settings, lowest_offsets or ScriptedLowestOffsets()))
         return self.opened[-1]
 
     def client(self) -> "redis.Redis":
@@ -128,8 +128,8 @@ class KafkaRig:
     name: str = "kafka"
     opened: list[KafkaLog] = field(default_factory=list)
 
-    def open(self, floors: NoFloors | None = None) -> KafkaLog:
-        self.opened.append(KafkaLog(self.settings, floors or NoFloors()))
+    def open(self, lowest_offsets: ScriptedLowestOffsets | None = None) -> KafkaLog:
+        self.opened.append(KafkaLog(self.settings, lowest_offsets or ScriptedLowestOffsets()))
         return self.opened[-1]
 
     def wire(self) -> KafkaWire:
@@ -169,7 +169,7 @@ class KafkaRig:
         admin.delete_topics([self.settings.log_topic])
         admin.close()
         eventually(lambda: wire.topic(self.settings.log_topic) is None, "the topic is gone")
-        again = KafkaLog(self.settings, NoFloors())
+        again = KafkaLog(self.settings, ScriptedLowestOffsets())
         eventually(lambda: _made(again), "the topic is there again")
         assert wire.topic(self.settings.log_topic) != before
         again.close()

@@ -11,7 +11,7 @@ import uvloop
 from checks.testbed.wire import Wire, request
 from ingest.client_certificate import ClientCertificate
 from ingest.http.protocol import IngestProtocol
-from support.edge import eventually, running_edge, sample
+from support.running_ingest import eventually, running_ingest, sample
 
 ALIVE = request(method="GET", path="/healthz", content_type=None)
 
@@ -31,7 +31,7 @@ def test_a_connection_in_the_middle_of_a_head_ends_after_that_request(
         connections.append(protocol)
         connected(protocol, transport)
 
-    with running_edge() as edge:
+    with running_ingest() as edge:
         monkeypatch.setattr(IngestProtocol, "connection_made", noted)
         with Wire(edge.port) as wire:
             wire.send(sent[:9])
@@ -55,7 +55,7 @@ def test_a_connection_whose_certificate_has_expired_already_is_not_heard(
         protocol.data_received(ALIVE)
 
     monkeypatch.setattr(uvloop, "run", run)
-    with running_edge() as edge:
+    with running_ingest() as edge:
         monkeypatch.setattr(IngestProtocol, "connection_made", connected_with_a_request)
         monkeypatch.setattr("ingest.http.protocol.client_certificate", lambda _: ClientCertificate("shop", 0.0))
         with Wire(edge.port) as wire:
@@ -70,7 +70,7 @@ def test_a_live_stream_ends_with_its_connection_s_permission(monkeypatch: pytest
         connections.append(protocol)
         connected(protocol, transport)
 
-    with running_edge() as edge:
+    with running_ingest() as edge:
         monkeypatch.setattr(IngestProtocol, "connection_made", noted)
         with Wire(edge.port) as wire:
             wire.send(request(method="GET", path="/events", content_type=None))

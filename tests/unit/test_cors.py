@@ -11,7 +11,7 @@ from checks.testbed.wire import Response, Wire, request, send
 from pipeline.errors import SettingsError
 from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings, origins_of
-from support.edge import RunningEdge, edge_settings, eventually, running_edge, sample
+from support.running_ingest import RunningIngest, edge_settings, eventually, running_ingest, sample
 
 SHOP, OTHER = "https://shop.example", "https://other.example"
 KEY, KEY_ID = make_key()
@@ -35,8 +35,8 @@ DOORS = [
 
 
 @pytest.fixture(scope="module")
-def edge() -> Iterator[RunningEdge]:
-    with running_edge(ingest_cors_origins=f"{SHOP}, http://localhost:3000") as found:
+def edge() -> Iterator[RunningIngest]:
+    with running_ingest(ingest_cors_origins=f"{SHOP}, http://localhost:3000") as found:
         yield found
 
 
@@ -62,7 +62,7 @@ def assert_is_not_readable(answer: Response) -> None:
 
 @pytest.mark.parametrize(("path", "media_type", "body"), DOORS)
 def test_a_page_of_a_named_origin_sends_and_reads_at_every_address_for_events(
-    edge: RunningEdge, path: str, media_type: str, body: bytes
+    edge: RunningIngest, path: str, media_type: str, body: bytes
 ) -> None:
     asked = preflight(edge.port, path, **{"Access-Control-Request-Headers": "authorization,content-type,x-own"})
     assert asked.status == 204
@@ -83,7 +83,7 @@ def test_a_page_of_a_named_origin_sends_and_reads_at_every_address_for_events(
     assert answer.headers["vary"] == "origin"
 
 
-def test_a_client_that_is_no_browser_gets_what_it_got(edge: RunningEdge) -> None:
+def test_a_client_that_is_no_browser_gets_what_it_got(edge: RunningIngest) -> None:
     answer = send(edge.port, request(BODY))
     assert answer.status == 202
     assert_is_not_readable(answer)
@@ -94,7 +94,7 @@ def test_a_client_that_is_no_browser_gets_what_it_got(edge: RunningEdge) -> None
     assert (asked.status, asked.headers["allow"]) == (200, "POST, OPTIONS")
 
 
-def test_header_names_that_are_none_are_not_repeated(edge: RunningEdge) -> None:
+def test_header_names_that_are_none_are_not_repeated(edge: RunningIngest) -> None:
     for asked in ("a b", "a,,b", "\u00e9", "a:b", '"a"'):
         answer = preflight(edge.port, "/api/logs", **{"Access-Control-Request-Headers": asked})
         assert answer.status == 204
@@ -104,7 +104,7 @@ def test_header_names_that_are_none_are_not_repeated(edge: RunningEdge) -> None:
 @pytest.mark.parametrize("origins", [SHOP, "*"])
 def test_what_operators_read_is_for_no_other_origin(origins: str) -> None:
     headers = {"Origin": SHOP}
-    with running_edge(ingest_cors_origins=origins) as edge:
+    with running_ingest(ingest_cors_origins=origins) as edge:
         for path in OPERATORS:
             assert preflight(edge.port, path, method="GET").status == 405, path
             with Wire(edge.port) as wire:
@@ -118,7 +118,7 @@ def test_what_operators_read_is_for_no_other_origin(origins: str) -> None:
 
 
 def test_without_the_setting_nothing_is_said() -> None:
-    with running_edge() as edge:
+    with running_ingest() as edge:
         assert preflight(edge.port, "/api/logs").status == 405
         answer = send(edge.port, request(BODY, headers={"Origin": SHOP}))
         assert answer.status == 202
@@ -127,7 +127,7 @@ def test_without_the_setting_nothing_is_said() -> None:
 
 
 def test_all_origins_get_one_answer_that_caches_may_share() -> None:
-    with running_edge(ingest_cors_origins="*") as edge:
+    with running_ingest(ingest_cors_origins="*") as edge:
         for headers in ({"Origin": SHOP}, {"Origin": "null"}, {}):
             answer = send(edge.port, request(BODY, headers=headers))
             assert answer.headers["access-control-allow-origin"] == "*"
@@ -139,7 +139,7 @@ def test_all_origins_get_one_answer_that_caches_may_share() -> None:
 
 @pytest.mark.parametrize("path", ["/api/logs", "/api/logs?x=1"])  # refused early, and by the router's handler
 def test_a_429_is_readable_with_its_wait(path: str) -> None:
-    with running_edge(ingest_cors_origins=SHOP, rate_min=1, rate_max=1) as edge, Wire(edge.port) as wire:
+    with running_ingest(ingest_cors_origins=SHOP, rate_min=1, rate_max=1) as edge, Wire(edge.port) as wire:
 
         def post(origin: str) -> Response:
             wire.send(request(BODY, path=path, headers={"Origin": origin}))
@@ -157,8 +157,8 @@ def test_a_429_is_readable_with_its_wait(path: str) -> None:
 
 
 @contextlib.contextmanager
-def edge_with_a_key(**changes: Any) -> Iterator[RunningEdge]:
-    edge = RunningEdge(edge_settings(ingest_keys=True, ingest_cors_origins=SHOP, **changes))
+def edge_with_a_key(**changes: Any) -> Iterator[RunningIngest]:
+    edge = RunningIngest(edge_settings(ingest_keys=True, ingest_cors_origins=SHOP, **changes))
     edge.stored_keys = lambda: (ApiKey(KEY_ID, "shop", digest_of(KEY), (), None, "test", "a test", 0.0),)
     edge.start()
     try:
@@ -184,7 +184,7 @@ def test_a_401_is_readable_and_the_preflight_needs_no_key() -> None:
 
 def test_408_413_and_503_are_readable_and_a_preflight_does_not_wait_for_a_body() -> None:
     changes: dict[str, Any] = {"request_seconds_max": 0.5, "body_bytes_max": 2000, "protocol_body_bytes_max": 2000}
-    with running_edge(ingest_cors_origins=SHOP, **changes) as edge:
+    with running_ingest(ingest_cors_origins=SHOP, **changes) as edge:
         headers = {"Origin": SHOP}
         asked = {**headers, "Access-Control-Request-Method": "POST", "Content-Length": "9"}
         assert (

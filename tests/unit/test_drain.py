@@ -37,10 +37,10 @@ class Rig:
         self.settings = replace(Settings(), **quick)
         self.clock = ManualClock()
         self.server = MemoryServer(self.clock)
-        self.floors = MemoryOffsetFence(self.settings, self.server)
+        self.fence = MemoryOffsetFence(self.settings, self.server)
         self.log_server = MemoryLogServer(2)
-        self.ingest = MemoryLog(floors=FloorsOf(self.floors), server=self.log_server)
-        self.log = MemoryLog(floors=FloorsOf(self.floors), server=self.log_server)
+        self.ingest = MemoryLog(lowest_offsets=LowestOffsetsOf(self.fence), server=self.log_server)
+        self.log = MemoryLog(lowest_offsets=LowestOffsetsOf(self.fence), server=self.log_server)
         self.store = MemoryStore()
         self.sink = MemorySink(self.settings, self.store)
         self.breaker = SinkBreaker(self.settings, MemoryControlStore(self.settings, self.server), self.clock, "test")
@@ -69,7 +69,7 @@ class Rig:
         means: dict[str, Any] = {
             "log": self.log,
             "sink": self.sink,
-            "floors": self.floors,
+            "fence": self.fence,
             "breaker": self.breaker,
             "paused": self.paused,
             "settings": self.settings,
@@ -87,16 +87,16 @@ class Rig:
         return self.ingest.positions()[0].committed
 
 
-class FloorsOf:
-    """Where a restarted MemoryLog learns its floors."""
+class LowestOffsetsOf:
+    """Where a restarted MemoryLog learns its lowest offsets."""
 
-    def __init__(self, floors: MemoryOffsetFence) -> None:
-        self._floors = floors
+    def __init__(self, fence: MemoryOffsetFence) -> None:
+        self._fence = fence
 
     def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> dict[int, int]:
-        mirror = self._floors.fence(log_id, incarnation)
-        self._floors.seed(log_id, mirror.life, {})
-        return mirror.floors
+        mirror = self._fence.fence(log_id, incarnation)
+        self._fence.seed(log_id, mirror.life, {})
+        return mirror.lowest_offsets
 
 
 @pytest.fixture
@@ -153,8 +153,8 @@ def test_a_log_that_begins_at_0_or_declares_that_it_does_not_is_not_said_to_begi
     # Given a log that lost its tail before anything of it was stored, and one batch that was about to be stored
     rig.append(0, 5)
     identity = rig.log.identity()
-    rig.floors.fence(rig.log_id, identity.incarnation)
-    rig.floors.raise_floor(rig.log_id, identity.incarnation, 0, 8)
+    rig.fence.fence(rig.log_id, identity.incarnation)
+    rig.fence.raise_lowest_offset(rig.log_id, identity.incarnation, 0, 8)
     rig.log_server.restart(keep={0: 0})
     rig.append(20, 3)
     report = rig.drain()
@@ -312,7 +312,7 @@ def test_a_partition_that_does_not_exist_is_the_set_ups_fault(rig: Rig) -> None:
             7,
             log=rig.log,
             sink=rig.sink,
-            floors=rig.floors,
+            fence=rig.fence,
             breaker=rig.breaker,
             paused=rig.paused,
             settings=rig.settings,
@@ -844,7 +844,7 @@ def test_a_control_store_that_forgets_fences_nobody_off_for_ever(rig: Rig, what:
     assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 40)
     # And a batch of the incarnation before would still be refused
     with pytest.raises(FencedError):
-        rig.floors.raise_floor(rig.log_id, "the one before", 0, 99)
+        rig.fence.raise_lowest_offset(rig.log_id, "the one before", 0, 99)
 
 
 def test_a_fence_that_comes_too_late_is_noticed(rig: Rig) -> None:
@@ -861,7 +861,7 @@ def test_a_fence_that_comes_too_late_is_noticed(rig: Rig) -> None:
 
     fenced: list[str] = []
     # Then it fences the newer one in its place
-    report = rig.drain(floors=Late(rig.settings, rig.server))
+    report = rig.drain(fence=Late(rig.settings, rig.server))
     assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 10)
     assert fenced[0] != fenced[-1] == rig.log_server.incarnation
 
@@ -897,8 +897,8 @@ def test_the_floor_is_never_below_the_sink(rig: Rig) -> None:
     class Looking(MemorySink):
         def _commit(self, *arguments: Any) -> None:
             super()._commit(*arguments)
-            floors = rig.floors.mirror(rig.log_id).floors
-            seen.append((floors[0], rig.store.offsets[rig.log_id, 0]))
+            fence = rig.fence.mirror(rig.log_id).lowest_offsets
+            seen.append((fence[0], rig.store.offsets[rig.log_id, 0]))
 
     rig.append(0, 35)
     rig.drain(sink=Looking(rig.settings, rig.store))
@@ -970,13 +970,13 @@ def _no_threads_stay_behind() -> Iterator[None]:
 
 
 def test_the_store_error_is_not_the_sinks(rig: Rig) -> None:
-    # Given floors that fail while the sink works
+    # Given lowest offsets that fail while the sink works
     class Away(MemoryOffsetFence):
-        def raise_floor(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
+        def raise_lowest_offset(self, log_id: str, incarnation: str, partition: int, offset: int) -> None:
             raise StoreUnavailableError
 
     rig.append(0, 5)
-    rig.drain(floors=Away(rig.settings, rig.server))
+    rig.drain(fence=Away(rig.settings, rig.server))
     assert not rig.breaker.is_open
 
 

@@ -58,11 +58,11 @@ class Rig:
         self.settings = replace(Settings(), **quick)
         self.clock = ManualClock()
         self.server = MemoryServer(self.clock)
-        self.floors = MemoryOffsetFence(self.settings, self.server)
+        self.fence = MemoryOffsetFence(self.settings, self.server)
         self.control = MemoryControlStore(self.settings, self.server)
         self.control.restore([], actor="test")
         self.log_server = MemoryLogServer(len(ALL))
-        self.ingest = MemoryLog(floors=self._floors, server=self.log_server)
+        self.ingest = MemoryLog(lowest_offsets=self._fence, server=self.log_server)
         self.log = MemoryLog(server=self.log_server)
         self.store = MemoryStore()
         self.sink = Sink(self)
@@ -78,10 +78,10 @@ class Rig:
         """Seconds since the beginning."""
         return self.clock.monotonic() - self._began
 
-    def _floors(self, log_id: str, incarnation: str, *, is_new: bool = False) -> dict[int, int]:
-        mirror = self.floors.fence(log_id, incarnation)
-        self.floors.seed(log_id, mirror.life, {})
-        return mirror.floors
+    def _fence(self, log_id: str, incarnation: str, *, is_new: bool = False) -> dict[int, int]:
+        mirror = self.fence.fence(log_id, incarnation)
+        self.fence.seed(log_id, mirror.life, {})
+        return mirror.lowest_offsets
 
     def append(self, count: int, *partitions: int) -> None:
         """So many events for each of the partitions."""
@@ -100,7 +100,7 @@ class Rig:
         means: dict[str, Any] = {
             "log": self.log,
             "sink": self.sink,
-            "floors": self.floors,
+            "fence": self.fence,
             "breaker": self.breaker,
             "paused": self.look,
             "settings": self.settings,
@@ -526,7 +526,7 @@ def test_a_partition_that_stops_is_paused_before_another_drain_can_take_it(rig: 
     context: Any = SimpleNamespace(
         log=rig.log,
         sink=Watched(rig),
-        floors=rig.floors,
+        fence=rig.fence,
         breaker=rig.breaker,
         settings=rig.settings,
         clock=rig.clock,

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from ingest.account_counter import AccountCounter
 from ingest.accounts import OTHERS, Accounts, Client, Surroundings
 from ingest.errors import RateLimitedError, error_response
-from ingest.tally import Tally
 from pipeline.clock import ManualClock
 from pipeline.flow.shares import Offered, Shares
 from pipeline.names import LimitedBy
@@ -26,7 +26,7 @@ class Rig:
     def client(self, peer: str) -> Client:
         return self.accounts.client(peer)
 
-    def tally(self, peer: str) -> Tally:
+    def tally(self, peer: str) -> AccountCounter:
         tally = self.client(peer).tally
         assert tally is not None
         return tally
@@ -48,7 +48,7 @@ class Rig:
             age_seconds=age_seconds,
         )
 
-    def admitted(self, tally: Tally, count: int = 1, *, tries: int = 10_000) -> int:
+    def admitted(self, tally: AccountCounter, count: int = 1, *, tries: int = 10_000) -> int:
         """How many events of an account pass its limit at this moment."""
         admitted = 0
         for _ in range(tries):

@@ -280,14 +280,14 @@ async def test_what_is_queued_behind_a_failure_does_not_wait_for_its_time(rigs: 
 
 async def test_a_failed_append_counts_for_a_while_even_where_the_log_answers(rigs: Rigs) -> None:
     rig = await rigs()
-    rig.log.failures = [LogUnavailableError("no floors")]
+    rig.log.failures = [LogUnavailableError("no lowest offsets")]
     with pytest.raises(LogUnavailableError):
         await rig.append()
     # Given that the log said who it is since
     await until(lambda: rig.appender.status(time.monotonic() + 10).answers)
     # Then it is tried again, but not called ready before that went well, or some time has passed
     status = rig.appender.status(time.monotonic())
-    assert (status.answers, status.problem) == (False, "no floors")
+    assert (status.answers, status.problem) == (False, "no lowest offsets")
     await rig.append()
     assert rig.appender.status(time.monotonic()).answers
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.waiting import eventually_in_loop as until
+from ingest.account_counter import AccountCounter
 from ingest.accounts import Accounts
 from ingest.admission import Admission
 from ingest.appender import Appender
@@ -20,7 +21,6 @@ from ingest.entrance import Entrance
 from ingest.errors import BodyTooLargeError, RateLimitedError, UnsupportedBodyError, error_response
 from ingest.framing import declared_coding
 from ingest.held_bodies import HeldBodies, HeldBytes
-from ingest.tally import Tally
 from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Response
 from pipeline.clock import SystemClock
 from pipeline.errors import SluiceError
@@ -64,9 +64,9 @@ class WordsRequest:
     request_id: str = "r-1"
     target: str = "/words"
     was_read: bool = False
-    tally: Tally = field(default_factory=lambda: Tally("198.51.100.1"))
+    tally: AccountCounter = field(default_factory=lambda: AccountCounter("198.51.100.1"))
 
-    def identify(self, protocol: ProtocolName | None) -> Tally:
+    def identify(self, protocol: ProtocolName | None) -> AccountCounter:
         return self.tally
 
     async def receive_body(self, bytes_max: int, held: HeldBytes) -> bytes:

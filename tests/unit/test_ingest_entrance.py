@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from ingest.account_counter import AccountCounter, Hold
 from ingest.accounts import Accounts
 from ingest.admission import Admission
 from ingest.entrance import Entrance
-from ingest.tally import Hold, Tally
 from pipeline.clock import ManualClock
 from pipeline.metrics import IngestMetrics
 from pipeline.names import Level
@@ -28,7 +28,7 @@ class Rig:
         self.admission = Admission(settings, MemoryBucket(settings, MemoryServer(clock)), clock, metrics)
         self.admission._left = lease
         accounts = Accounts(settings, clock)
-        self.tally: Tally = accounts.enter(ACCOUNT)
+        self.tally: AccountCounter = accounts.enter(ACCOUNT)
         self.entrance = Entrance(self.admission, accounts, has_levels=settings.admission_levels)
 
     def counted(self) -> tuple[int, int]:

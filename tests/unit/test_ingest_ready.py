@@ -4,14 +4,14 @@ import pytest
 
 from ingest import ready
 from stack.servers import free_port
-from support.edge import running_edge
+from support.running_ingest import running_ingest
 
 
 @pytest.mark.parametrize("is_stopping", [False, True])
 def test_it_says_whether_ingest_is_ready(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_stopping: bool
 ) -> None:
-    with running_edge() as edge:
+    with running_ingest() as edge:
         monkeypatch.setenv("INGEST_PORT", str(edge.port))
         edge.service.lifecycle.is_stopping = is_stopping
         status = ready.main()

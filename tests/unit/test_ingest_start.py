@@ -13,7 +13,7 @@ from checks.testbed.wire import Wire, get, post, request
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.log import LogIdentity
 from stack.servers import free_port, port_problem
-from support.edge import SAMPLE, RunningEdge, edge_settings, eventually, running_edge
+from support.running_ingest import SAMPLE, RunningIngest, edge_settings, eventually, running_ingest
 
 
 class SlowLog(MemoryLog):
@@ -29,10 +29,10 @@ class SlowLog(MemoryLog):
 
 
 @contextlib.contextmanager
-def starting() -> Iterator[tuple[RunningEdge, SlowLog]]:
+def starting() -> Iterator[tuple[RunningIngest, SlowLog]]:
     """An ingest whose log has not answered yet."""
     log = SlowLog(MemoryLogServer(4))
-    edge = RunningEdge(edge_settings(), log)
+    edge = RunningIngest(edge_settings(), log)
     edge.begin()
     try:
         yield edge, log
@@ -63,7 +63,7 @@ def test_a_taken_port_for_metrics_is_logged_and_events_are_accepted(caplog: pyte
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         # Then ingest starts without metrics there, and says so
-        with running_edge(ingest_metrics_port=port) as edge:
+        with running_ingest(ingest_metrics_port=port) as edge:
             eventually(lambda: f"no metrics: can't listen on 127.0.0.1, port {port}" in caplog.text, "it is logged")
             assert post(edge.port, SAMPLE).status == 202
             # And it stops as usual
@@ -71,6 +71,6 @@ def test_a_taken_port_for_metrics_is_logged_and_events_are_accepted(caplog: pyte
 
 def test_a_port_for_metrics_is_free_again_after_the_stop() -> None:
     port = free_port()
-    with running_edge(ingest_metrics_port=port):
+    with running_ingest(ingest_metrics_port=port):
         eventually(lambda: get(port, "/metrics").status == 200, "metrics are served")
     assert port_problem("127.0.0.1", port) is None

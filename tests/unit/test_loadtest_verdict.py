@@ -50,7 +50,7 @@ from checks.testbed.waiting import RUN_SECONDS_MAX
 from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.rate import PartitionSample, PolicyState, RateSample
 from stack.servers import free_port
-from support.edge import running_edge
+from support.running_ingest import running_ingest
 
 LIMITS = Limits(1000.0, 100.0, 1000, 5000)
 
@@ -322,7 +322,7 @@ def test_a_given_system_says_its_policy_on_its_page(said: bytes, policy: str, mo
 
 def test_health_and_policy_of_a_given_system_are_read_where_operators_look() -> None:
     password = "a long p:ss w\u00f6rd"
-    with running_edge(operator_port=free_port(), operator_password=password, rate_policy="drain_time") as edge:
+    with running_ingest(operator_port=free_port(), operator_password=password, rate_policy="drain_time") as edge:
         url, operators = f"http://127.0.0.1:{edge.port}", f"http://127.0.0.1:{edge.operator_port}"
         given = Target(Access(url, operators, password=password), None)
         assert given.health()["rateLimit"] > 0

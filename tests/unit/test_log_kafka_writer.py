@@ -21,7 +21,7 @@ from pipeline.log.kafka_topic import incarnation_of
 from pipeline.log.kafka_wire import TopicFacts
 from pipeline.log.kafka_writer import KafkaWriter
 from pipeline.settings import Settings
-from support.event_logs import NoFloors
+from support.event_logs import ScriptedLowestOffsets
 
 Value = namedtuple("Value", "offset")
 
@@ -134,14 +134,14 @@ class Rig:
         self.clock = ManualClock()
         self.wire = FakeWire()
         self.wire.clock = self.clock
-        self.floors = NoFloors()
+        self.lowest_offsets = ScriptedLowestOffsets()
         self.producers: list[FakeProducer] = []
         self.knows: set[int] | None = None  # what a new producer is told of; None: all
         self.writer = KafkaWriter(
             replace(Settings(), append_seconds_max=1.0, **changes),
             self.wire,  # type: ignore[arg-type]
             self._new_producer,
-            self.floors,
+            self.lowest_offsets,
             self.clock,
         )
 
@@ -187,9 +187,11 @@ def test_a_partition_without_a_leader_is_refused_at_once_and_alone(rig: Rig) -> 
     # When it has one again, that is seen soon, and it is compared with what is stored before it is used
     rig.wire.lead(1, 1, 1)
     rig.clock.advance(0.11)
-    asked = len(rig.floors.calls)
+    asked = len(rig.lowest_offsets.calls)
     assert rig.append(1) == {1: None}
-    assert rig.floors.calls[asked:] == [(f"sluice-events:{rig.wire.facts.topic_id}", incarnation_of(rig.wire.facts))]
+    assert rig.lowest_offsets.calls[asked:] == [
+        (f"sluice-events:{rig.wire.facts.topic_id}", incarnation_of(rig.wire.facts))
+    ]
 
 
 def test_a_partition_with_too_few_replicas_in_sync_is_refused_for_certain_and_alone() -> None:
@@ -255,7 +257,7 @@ def test_a_partition_whose_append_failed_is_open_and_alone(rig: Rig) -> None:
 
 def test_nothing_is_appended_below_what_is_stored(rig: Rig) -> None:
     # Given a partition of which 80 are stored, and whose new leader has 50
-    rig.floors.floors = {0: 1, 1: 80, 2: 1}
+    rig.lowest_offsets.lowest_offsets = {0: 1, 1: 80, 2: 1}
     rig.wire.lead(1, 1, 50)
     rig.clock.advance(1.1)
     # Then it takes nothing, again and again, while the others do
@@ -266,7 +268,7 @@ def test_nothing_is_appended_below_what_is_stored(rig: Rig) -> None:
         rig.clock.advance(1.1)
     assert rig.wire.ends[1] == 50
     # When somebody has what is stored put right
-    rig.floors.floors[1] = 50
+    rig.lowest_offsets.lowest_offsets[1] = 50
     assert rig.append(1) == {1: None}
     assert rig.wire.ends[1] == 51
 
@@ -289,7 +291,7 @@ def test_a_new_leader_that_is_silent_takes_little_of_the_others_time(rig: Rig) -
 
 
 def test_without_the_floors_only_partitions_with_a_new_leader_are_refused(rig: Rig) -> None:
-    rig.floors.error = StoreUnavailableError("Redis is away")
+    rig.lowest_offsets.error = StoreUnavailableError("Redis is away")
     rig.wire.lead(1, 1, 1)
     rig.clock.advance(1.1)
     told = rig.append(0, 1, 2)
@@ -322,7 +324,7 @@ def test_the_topic_is_looked_at_once_a_second_while_all_is_well(rig: Rig) -> Non
     rig.clock.advance(0.2)
     rig.append(0)
     assert rig.wire.looks == looks + 1
-    assert len(rig.floors.calls) == 1
+    assert len(rig.lowest_offsets.calls) == 1
 
 
 def test_partitions_that_were_added_are_used_with_a_producer_that_knows_them(rig: Rig) -> None:
@@ -388,4 +390,4 @@ def test_a_topic_made_anew_is_another_log(rig: Rig) -> None:
         rig.append(2)
     # Then what was known of the first holds for it no more
     assert rig.append(0, 1) == {0: None, 1: None}
-    assert {log_id for log_id, _ in rig.floors.calls[1:]} == {f"sluice-events:{rig.wire.facts.topic_id}"}
+    assert {log_id for log_id, _ in rig.lowest_offsets.calls[1:]} == {f"sluice-events:{rig.wire.facts.topic_id}"}

@@ -34,7 +34,7 @@ from ingest.openapi.document import CONTRACT, TYPES, openapi_document, shapes
 from pipeline.event import SEVERITIES
 from pipeline.names import KeyRefusal
 from pipeline.settings import Settings
-from support.edge import SAMPLE, sample
+from support.running_ingest import SAMPLE, sample
 
 DOCUMENT = openapi_document(Settings())
 SCHEMAS = DOCUMENT["components"]["schemas"]

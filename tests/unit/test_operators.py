@@ -16,7 +16,7 @@ from pipeline.errors import SettingsError
 from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.settings import Settings
 from stack.servers import free_port
-from support.edge import RunningEdge, edge_settings, eventually, running_edge, sample
+from support.running_ingest import RunningIngest, edge_settings, eventually, running_ingest, sample
 
 PASSWORD = "a long p:ss w\u00f6rd"
 KEY, KEY_ID = make_key()
@@ -40,8 +40,8 @@ def basic(password: str = PASSWORD, user: str = "prometheus") -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def edge_with(*, keys: bool = False, **changes: Any) -> Iterator[RunningEdge]:
-    edge = RunningEdge(edge_settings(ingest_keys=keys, **changes))
+def edge_with(*, keys: bool = False, **changes: Any) -> Iterator[RunningIngest]:
+    edge = RunningIngest(edge_settings(ingest_keys=keys, **changes))
     edge.stored_keys = lambda: (ApiKey(KEY_ID, "shop", digest_of(KEY), (), None, "test", "a test", 0.0),)
     edge.start()
     try:
@@ -54,13 +54,13 @@ def edge_with(*, keys: bool = False, **changes: Any) -> Iterator[RunningEdge]:
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[RunningEdge]:
+def two() -> Iterator[RunningIngest]:
     """Ingest with a port for operators."""
-    with running_edge(operator_port=free_port()) as edge:
+    with running_ingest(operator_port=free_port()) as edge:
         yield edge
 
 
-def test_operators_look_on_their_port_and_clients_send_on_theirs(two: RunningEdge) -> None:
+def test_operators_look_on_their_port_and_clients_send_on_theirs(two: RunningIngest) -> None:
     assert two.operator_port != two.port
     for path in OPERATORS:
         status = 404 if path.startswith("/assets") else 200
@@ -78,14 +78,14 @@ def test_operators_look_on_their_port_and_clients_send_on_theirs(two: RunningEdg
     assert get(two.port, file).status == 404
 
 
-def test_an_address_of_the_other_port_is_explained(two: RunningEdge) -> None:
+def test_an_address_of_the_other_port_is_explained(two: RunningIngest) -> None:
     for port, path in ((two.port, "/metrics"), (two.operator_port, "/nothing")):
         error = get(port, path).error
         assert error["code"] == "not_found"
         assert "INGEST_PORT" in error["message"]
 
 
-def test_a_shipper_of_elasticsearch_gets_its_version_where_it_sends(two: RunningEdge) -> None:
+def test_a_shipper_of_elasticsearch_gets_its_version_where_it_sends(two: RunningIngest) -> None:
     headers = {"User-Agent": "Elastic-filebeat/8.15.0"}
     answer = send(two.port, request(method="GET", path="/", content_type=None, headers=headers))
     assert (answer.status, answer.json["name"]) == (200, "sluice")
@@ -93,7 +93,7 @@ def test_a_shipper_of_elasticsearch_gets_its_version_where_it_sends(two: Running
     assert answer.headers["content-type"].startswith("text/html")
 
 
-def test_both_ports_are_one_process(two: RunningEdge) -> None:
+def test_both_ports_are_one_process(two: RunningIngest) -> None:
     before = two.service.metrics.accepted_events._value.get()
     assert send(two.port, request(BODY)).status == 202
     shown = [line for line in get(two.operator_port, "/metrics").body.decode().splitlines()
@@ -102,7 +102,7 @@ def test_both_ports_are_one_process(two: RunningEdge) -> None:
 
 
 def test_the_live_stream_is_on_the_operators_port_and_ends_with_the_process() -> None:
-    with running_edge(operator_port=free_port()) as edge, Wire(edge.operator_port) as wire:
+    with running_ingest(operator_port=free_port()) as edge, Wire(edge.operator_port) as wire:
         wire.send(request(method="GET", path="/events", content_type=None))
         assert wire.socket.recv(65536).startswith(b"HTTP/1.1 200 ")
         edge.stop()
@@ -111,7 +111,7 @@ def test_the_live_stream_is_on_the_operators_port_and_ends_with_the_process() ->
 
 
 def test_operators_look_while_clients_have_taken_all_connections() -> None:
-    with running_edge(operator_port=free_port(), ingest_connections_max=2) as edge, contextlib.ExitStack() as held:
+    with running_ingest(operator_port=free_port(), ingest_connections_max=2) as edge, contextlib.ExitStack() as held:
         for _ in range(2):
             wire = held.enter_context(Wire(edge.port))
             wire.send(request(BODY))
@@ -121,7 +121,7 @@ def test_operators_look_while_clients_have_taken_all_connections() -> None:
 
 
 def test_the_connections_of_operators_are_bounded_and_take_none_from_clients() -> None:
-    with running_edge(operator_port=free_port(), page_viewers_max=0) as edge, contextlib.ExitStack() as held:
+    with running_ingest(operator_port=free_port(), page_viewers_max=0) as edge, contextlib.ExitStack() as held:
         for _ in range(edge.settings.operator_connections_max):
             wire = held.enter_context(Wire(edge.operator_port))
             wire.send(request(method="GET", path="/healthz", content_type=None))
@@ -130,7 +130,7 @@ def test_the_connections_of_operators_are_bounded_and_take_none_from_clients() -
         assert send(edge.port, request(BODY)).status == 202
 
 
-def test_the_contract_names_the_port_for_events(two: RunningEdge) -> None:
+def test_the_contract_names_the_port_for_events(two: RunningIngest) -> None:
     [events, here] = get(two.operator_port, "/openapi.json").json["servers"]
     assert events["url"] == f"http://{{host}}:{two.port}"
     assert here["url"] == "/"
@@ -141,7 +141,7 @@ def test_the_contract_is_valid_openapi_with_both_ports() -> None:
 
 
 def test_browsers_of_other_origins_do_not_read_the_operators_port() -> None:
-    with running_edge(operator_port=free_port(), ingest_cors_origins="*") as edge:
+    with running_ingest(operator_port=free_port(), ingest_cors_origins="*") as edge:
         for path in OPERATORS:
             assert (
                 "access-control-allow-origin" not in head(edge.operator_port, path, Origin="https://a.example").headers
@@ -152,14 +152,14 @@ def test_browsers_of_other_origins_do_not_read_the_operators_port() -> None:
 
 
 @pytest.fixture(scope="module", params=["its own port", "one port"])
-def closed(request: pytest.FixtureRequest) -> Iterator[RunningEdge]:
+def closed(request: pytest.FixtureRequest) -> Iterator[RunningIngest]:
     """Ingest whose operators need a password."""
     port = free_port() if request.param == "its own port" else 0
-    with running_edge(operator_port=port, operator_password=PASSWORD) as edge:
+    with running_ingest(operator_port=port, operator_password=PASSWORD) as edge:
         yield edge
 
 
-def test_operators_need_the_password_and_probes_and_clients_do_not(closed: RunningEdge) -> None:
+def test_operators_need_the_password_and_probes_and_clients_do_not(closed: RunningIngest) -> None:
     for path in OPERATORS:
         for headers in ({}, basic("another password"), basic(PASSWORD[:-1]), {"Authorization": PASSWORD},
                         {"Authorization": "Basic ???"}, {"Authorization": "Bearer"}, {"Authorization": "Bearer \xff"},
@@ -176,7 +176,7 @@ def test_operators_need_the_password_and_probes_and_clients_do_not(closed: Runni
     assert send(closed.port, request(BODY)).status == 202
 
 
-def test_other_spellings_of_an_address_need_the_password_too(closed: RunningEdge) -> None:
+def test_other_spellings_of_an_address_need_the_password_too(closed: RunningIngest) -> None:
     for path in ("/metrics/", "//metrics", "/metrics?", "/metrics?x=/healthz", "/%6detrics", "/healthz/../metrics",
                  "/METRICS", "/api/logs/health/", "/./metrics", "/metrics;x", "/metrics%2f", "/?/healthz"):  # fmt: skip
         answer = get(closed.operator_port, path)
@@ -184,7 +184,7 @@ def test_other_spellings_of_an_address_need_the_password_too(closed: RunningEdge
         assert b"sluice_" not in answer.body
 
 
-def test_a_refusal_comes_before_the_body_and_leaves_the_connection(closed: RunningEdge) -> None:
+def test_a_refusal_comes_before_the_body_and_leaves_the_connection(closed: RunningIngest) -> None:
     with Wire(closed.operator_port) as wire:
         for _ in range(2):
             wire.send(request(b"x" * 1000, method="GET", path="/metrics", headers={"Content-Length": "1000"}))
@@ -194,7 +194,7 @@ def test_a_refusal_comes_before_the_body_and_leaves_the_connection(closed: Runni
         assert wire.answer().status == 401
 
 
-def test_refusals_are_counted_by_reason_and_no_answer_has_the_password(closed: RunningEdge) -> None:
+def test_refusals_are_counted_by_reason_and_no_answer_has_the_password(closed: RunningIngest) -> None:
     def counted() -> dict[str, float]:
         lines = send(
             closed.operator_port, request(method="GET", path="/metrics", content_type=None, headers=basic())
@@ -220,7 +220,7 @@ def test_refusals_are_counted_by_reason_and_no_answer_has_the_password(closed: R
 
 
 def test_bearer_works_too() -> None:
-    with running_edge(operator_password="abcdefghijkl") as edge:
+    with running_ingest(operator_password="abcdefghijkl") as edge:
         assert head(edge.port, "/metrics", Authorization="Bearer abcdefghijkl").status == 200
         assert head(edge.port, "/metrics", Authorization="bearer abcdefghijkm").status == 401
 
@@ -303,7 +303,7 @@ def test_the_connections_of_operators_have_files_too(monkeypatch: pytest.MonkeyP
 
 def test_operators_look_while_the_log_has_not_answered_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.server.READY_SECONDS_MAX", 60.0)  # that long the port for events waits for the log
-    edge = RunningEdge(edge_settings(operator_port=free_port()))
+    edge = RunningIngest(edge_settings(operator_port=free_port()))
     edge.log_server.stop()
     edge.begin()
     try:

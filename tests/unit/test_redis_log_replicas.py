@@ -9,7 +9,7 @@ from pipeline.clock import ManualClock
 from pipeline.log.redis_connection import ServerFacts, Wire, parse_facts
 from pipeline.log.redis_streams import CONFIRM_GRACE_SECONDS, WAIT_SECONDS_MAX, RedisStreamsLog
 from pipeline.settings import Settings
-from support.event_logs import NoFloors
+from support.event_logs import ScriptedLowestOffsets
 
 INFO = (
     b"# Server\r\nredis_version:7.2.4\r\nrun_id:abc\r\nredis_mode:standalone\r\n# Memory\r\nmaxmemory:0\r\n"
@@ -41,7 +41,7 @@ class FakeWire:
 def confirmations(facts: ServerFacts, *answers: Any, seconds_max: float = 1.0) -> tuple[int, FakeWire, float]:
     clock = ManualClock()
     wire = FakeWire(clock, *answers)
-    log = RedisStreamsLog(replace(Settings(), log_replicas_min=2), NoFloors(), clock)
+    log = RedisStreamsLog(replace(Settings(), log_replicas_min=2), ScriptedLowestOffsets(), clock)
     started = clock.monotonic()
     count = log._confirmations(cast(Wire, wire), facts, seconds_max)
     return count, wire, clock.monotonic() - started

@@ -130,7 +130,7 @@ class System:
                 self.rig.events,
                 self.rig.leases,
                 self.rig.progress,
-                self.rig.floors,
+                self.rig.fence,
                 self.rig.troubles,
                 clock=self.own_clock,
                 lag_age=self.lag_age,
@@ -513,11 +513,11 @@ def test_what_postgresql_lost_after_it_was_trimmed_is_declared_and_counted(syste
 
 def test_a_log_without_its_tail_that_waits_for_its_first_append_is_well(system: System) -> None:
     # Given a log that came back without its tail
-    system.log = MemoryLog(floors=lambda *_, **__: {0: 150}, server=system.log.server)
+    system.log = MemoryLog(lowest_offsets=lambda *_, **__: {0: 150}, server=system.log.server)
     system.append(0, 150)
     system.database.stored = {0: 150}
     system.log.server.restart(keep={0: 100})
-    # Then nothing is wrong: no append happens before the floors are known
+    # Then nothing is wrong: no append happens before the fence are known
     assert system.tick().problems == ()
     # And nothing is wrong after it
     system.append(1, 1)
@@ -545,17 +545,17 @@ def test_the_mirror_is_made_complete_after_a_flush_without_an_append(system: Sys
     system.database.stored = {0: 10}
     system.tick()
     log_id = system.log.identity().log_id
-    assert system.rig.floors.mirror(log_id).is_complete
+    assert system.rig.fence.mirror(log_id).is_complete
     for forget in (system.server.flush, system.server.restart):
         forget()
-        assert not system.rig.floors.mirror(log_id).is_complete
+        assert not system.rig.fence.mirror(log_id).is_complete
         # Then the next tick gives it the stored offsets, waiting for those who are storing, once
         system.database.asked.clear()
         system.tick()
         system.tick()
         assert system.database.asked.count("settled") == 1
-        mirror = system.rig.floors.mirror(log_id)
-        assert (mirror.floors, mirror.is_complete) == ({0: 10}, True)
+        mirror = system.rig.fence.mirror(log_id)
+        assert (mirror.lowest_offsets, mirror.is_complete) == ({0: 10}, True)
 
 
 # --- Breaker and flush ----------------------------------------------------------------------------

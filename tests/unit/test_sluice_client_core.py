@@ -25,7 +25,7 @@ from sluice_client.core import Core
 from sluice_client.ids import uuid7
 from sluice_client.spill import Spill
 from stack.servers import free_port
-from support.edge import eventually
+from support.running_ingest import eventually
 from support.scripted_ingest import Answer, ScriptedIngest, limited, scripted_ingest
 
 MB = 1 << 20

@@ -23,7 +23,7 @@ from pipeline.stopped import (
     skip_gap,
 )
 from pipeline.store.memory import MemoryOffsetFence, MemoryServer
-from support.event_logs import NoFloors
+from support.event_logs import ScriptedLowestOffsets
 from support.records import record
 
 PARTITION = 1
@@ -35,7 +35,7 @@ class Rig:
     def __init__(self) -> None:
         settings = replace(Settings(), poison_ratio_max=1.0)
         self.server = MemoryLogServer(2)
-        self.log = MemoryLog(floors=NoFloors(), server=self.server)
+        self.log = MemoryLog(lowest_offsets=ScriptedLowestOffsets(), server=self.server)
         self.database = MemoryStore()
         self.other = MemorySink(settings, self.database)
         self.control = MemoryServer()
@@ -83,7 +83,7 @@ def test_a_hole_is_what_the_log_lost_before_it_was_stored(rig: Rig) -> None:
 
 def test_a_hole_that_the_log_declares_is_none_to_skip(rig: Rig) -> None:
     rig.server.restart(keep={PARTITION: 5})
-    log = MemoryLog(floors=NoFloors({PARTITION: 8}), server=rig.server)
+    log = MemoryLog(lowest_offsets=ScriptedLowestOffsets({PARTITION: 8}), server=rig.server)
     log.identity()
     log.append([(PARTITION, record(20))])
     assert look(replace(rig.means, log=log), PARTITION).hole is None
@@ -110,12 +110,12 @@ def test_the_floor_is_raised_before_the_offset_moves_and_without_it_nothing_does
     assert rig.stored == 5
     rig.control.is_unavailable = False
     rig.skip(5, 8)
-    assert rig.means.floors.mirror(rig.log_id).floors[PARTITION] == 8
+    assert rig.means.fence.mirror(rig.log_id).lowest_offsets[PARTITION] == 8
 
 
 def test_a_log_that_was_restarted_meanwhile_is_asked_again(rig: Rig) -> None:
     rig.server.trim(PARTITION, 8)
-    rig.means.floors.fence(rig.log_id, "a newer incarnation")
+    rig.means.fence.fence(rig.log_id, "a newer incarnation")
 
     class Restarting(MemoryOffsetFence):
         def fence(self, log_id: str, incarnation: str) -> Mirror:
@@ -124,7 +124,7 @@ def test_a_log_that_was_restarted_meanwhile_is_asked_again(rig: Rig) -> None:
             return mirror
 
     with pytest.raises(LogRestartedError):
-        skip_gap(replace(rig.means, floors=Restarting(Settings(), rig.control)), PARTITION, Hole(5, 8), dry_run=False)
+        skip_gap(replace(rig.means, fence=Restarting(Settings(), rig.control)), PARTITION, Hole(5, 8), dry_run=False)
     assert rig.stored == 5
 
 
@@ -158,39 +158,39 @@ def test_events_that_came_in_after_a_lost_tail_are_stored_by_going_back_further(
 
 
 def test_the_floor_comes_down_with_the_offset_and_not_before(rig: Rig) -> None:
-    # Given a log that lost its tail, all of which is stored, and a floor that says so
+    # Given a log that lost its tail, all of which is stored, and a lowest offset that says so
     rig.set_stored(15)
-    floors = rig.means.floors
+    fence = rig.means.fence
     identity = rig.log.identity()
-    floors.fence(rig.log_id, identity.incarnation)
-    floors.raise_floor(rig.log_id, identity.incarnation, PARTITION, 18)  # for a batch that was never committed
+    fence.fence(rig.log_id, identity.incarnation)
+    fence.raise_lowest_offset(rig.log_id, identity.incarnation, PARTITION, 18)  # for a batch that was never committed
     assert look(rig.means, PARTITION).hole == Hole(18, 10)
-    # When the floor can't be lowered, once the offset is
+    # When the lowest offset can't be lowered, once the offset is
     lowered: list[int] = []
 
     class Failing(MemoryOffsetFence):
-        def lower_floor(self, log_id: str, partition: int, offset: int) -> None:
+        def lower_lowest_offset(self, log_id: str, partition: int, offset: int) -> None:
             lowered.append(rig.stored)
             raise StoreUnavailableError
 
     with pytest.raises(StoreUnavailableError):
-        skip_gap(replace(rig.means, floors=Failing(Settings(), rig.control)), PARTITION, Hole(18, 10), dry_run=False)
-    assert (lowered, rig.stored, floors.mirror(rig.log_id).floors) == ([10], 10, {PARTITION: 18})
+        skip_gap(replace(rig.means, fence=Failing(Settings(), rig.control)), PARTITION, Hole(18, 10), dry_run=False)
+    assert (lowered, rig.stored, fence.mirror(rig.log_id).lowest_offsets) == ([10], 10, {PARTITION: 18})
     # Then the same command makes up for it
     rig.skip(18, 10)
-    assert (rig.stored, floors.mirror(rig.log_id).floors) == (10, {PARTITION: 10})
+    assert (rig.stored, fence.mirror(rig.log_id).lowest_offsets) == (10, {PARTITION: 10})
     assert look(rig.means, PARTITION).hole is None
 
 
 def test_a_floor_of_a_batch_that_was_never_stored_comes_down_and_what_is_left_is_stored(rig: Rig) -> None:
-    # Given five records that wait, and a floor beyond the end of a log that lost its tail
-    floors, identity = rig.means.floors, rig.log.identity()
-    floors.fence(rig.log_id, identity.incarnation)
-    floors.raise_floor(rig.log_id, identity.incarnation, PARTITION, 15)
+    # Given five records that wait, and a lowest offset beyond the end of a log that lost its tail
+    fence, identity = rig.means.fence, rig.log.identity()
+    fence.fence(rig.log_id, identity.incarnation)
+    fence.raise_lowest_offset(rig.log_id, identity.incarnation, PARTITION, 15)
     rig.skip(15, 10, dry_run=True)
-    assert floors.mirror(rig.log_id).floors == {PARTITION: 15}
+    assert fence.mirror(rig.log_id).lowest_offsets == {PARTITION: 15}
     rig.skip(15, 10)
-    assert (rig.stored, floors.mirror(rig.log_id).floors) == (5, {PARTITION: 5})
+    assert (rig.stored, fence.mirror(rig.log_id).lowest_offsets) == (5, {PARTITION: 5})
 
 
 def test_a_log_that_waits_for_its_first_append_after_a_restart_has_no_hole(rig: Rig) -> None:
@@ -234,7 +234,7 @@ def test_a_dry_run_tries_all_and_keeps_nothing(rig: Rig) -> None:
 def test_a_batch_behind_a_hole_that_the_log_declares_is_accepted(rig: Rig) -> None:
     # Given a log that came back without its tail, whose next batch begins behind what it gave up
     rig.server.restart(keep={PARTITION: 5})
-    log = MemoryLog(floors=NoFloors({PARTITION: 8}), server=rig.server)
+    log = MemoryLog(lowest_offsets=ScriptedLowestOffsets({PARTITION: 8}), server=rig.server)
     log.identity()
     log.append([(PARTITION, record(20)), (PARTITION, record(21))])
     means = replace(rig.means, log=log)

@@ -55,7 +55,7 @@ class Hold:
         self._tokens, self._at = min(self._burst, self.tokens(now) + count), now
 
 
-class Tally:
+class AccountCounter:
     """The counts of one account since they were last read, and its limit (None: nothing holds it back)."""
 
     __slots__ = ("_refused", "account", "body_events", "connections", "hold", "offered", "unread")

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Raise floors to PostgreSQL's offsets and mark them as complete. KEYS: 1 floors.
+-- Raise lowest offsets to PostgreSQL's offsets and mark them as complete. KEYS: 1 lowest offsets.
 -- ARGV: 1 the life in which PostgreSQL was read, then partition, offset for each. Returns 0 if that life is over.
 
 if settle_life() ~= ARGV[1] then return 0 end
 for index = 2, #ARGV, 2 do
-  local floor = tonumber(redis.call('HGET', KEYS[1], ARGV[index]) or '')
-  if not floor or floor < tonumber(ARGV[index + 1]) then
+  local lowest = tonumber(redis.call('HGET', KEYS[1], ARGV[index]) or '')
+  if not lowest or lowest < tonumber(ARGV[index + 1]) then
     redis.call('HSET', KEYS[1], ARGV[index], ARGV[index + 1])
   end
 end

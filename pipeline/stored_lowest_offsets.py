@@ -15,45 +15,48 @@ _logger = logging.getLogger(__name__)
 _BRIEF_SECONDS: Final = 0.3  # a new connection and a read take 10 ms; an append has one second in total
 
 
-class StoredFloors:
-    """Source of the floors for a restarted log: the highest of the stored offsets and their mirror's.
+class StoredLowestOffsets:
+    """Source of the lowest offsets for a restarted log: the highest of the stored offsets and their mirror's.
 
     A complete mirror alone is sufficient. The offset store is read as well, with a short time limit: a mirror that was
     restored together with its server's memory does not notice that it is old. The read opens a new offset store, once
     after a restart of the log.
     """
 
-    def __init__(self, floors: OffsetFence, open_offsets: Callable[[], OffsetStore]) -> None:
-        self._floors = floors
+    def __init__(self, fence: OffsetFence, open_offsets: Callable[[], OffsetStore]) -> None:
+        self._fence = fence
         self._open_offsets = open_offsets
 
     def __call__(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
-        """Fence off older incarnations and return the floors; a new log has none, so the offset store is not read.
+        """Fence off older incarnations and return the lowest offsets.
+
+        A new log has none, so the offset store is not read.
 
         Raises StoreUnavailableError if Redis is unavailable: the fence needs it. Raises SinkUnavailableError if the
-        offset store is unavailable and the mirror is of an earlier life of Redis: then the floors need it.
+        offset store is unavailable and the mirror is of an earlier life of Redis: then the lowest offsets need it.
         """
-        mirror = self._floors.fence(log_id, incarnation)
+        mirror = self._fence.fence(log_id, incarnation)
         if mirror.is_complete:
             stored = self._asked_briefly(log_id)
         else:
-            # A process that raised a floor before the fence has already written the stored offset: wait for its commit.
+            # A process that raised a lowest offset before the fence has already written the stored offset: wait for its
+            # commit.
             stored = {} if is_new else self._asked(lambda offsets: offsets.settled_offsets(log_id))
-            self._floors.seed(log_id, mirror.life, stored)
-        partitions = mirror.floors.keys() | stored.keys()
-        return {p: max(mirror.floors.get(p, 0), stored.get(p, 0)) for p in partitions}
+            self._fence.seed(log_id, mirror.life, stored)
+        partitions = mirror.lowest_offsets.keys() | stored.keys()
+        return {p: max(mirror.lowest_offsets.get(p, 0), stored.get(p, 0)) for p in partitions}
 
     def _asked_briefly(self, log_id: str) -> dict[int, int]:
         """The stored offsets; empty if the store does not answer at once."""
-        executor = ThreadPoolExecutor(1, thread_name_prefix="stored-floors")
+        executor = ThreadPoolExecutor(1, thread_name_prefix="stored-lowest-offsets")
         try:
             asked = executor.submit(self._asked, lambda offsets: offsets.stored_offsets(log_id))
             return asked.result(_BRIEF_SECONDS)
         except (RecoverableError, TimeoutError) as error:
             _logger.warning(
-                "floors are the mirror's alone, the stored offsets can't be read: %s",
+                "the lowest offsets are those of the mirror alone, the stored offsets can't be read: %s",
                 error,
-                extra={"action": "floors_of_mirror"},
+                extra={"action": "lowest_offsets_of_mirror"},
             )
             return {}
         finally:

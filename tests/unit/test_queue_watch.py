@@ -12,71 +12,71 @@ from pipeline.loops import Loops
 from pipeline.names import Queue
 from pipeline.settings import Settings
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX
-from tasks.taking import LOOK_SECONDS, QueueWatch, Remedy, Taking, _task_seconds_max
+from tasks.queue_watch import LOOK_SECONDS, QueueProgress, QueueWatch, Remedy, _task_seconds_max
 
 LIMIT, TASK = 5.0, 40.0
 
 
 @pytest.fixture
-def taking() -> Taking:
-    return Taking(Queue.BATCHES, seconds_max=LIMIT, task_seconds_max=TASK, shown_seconds=15.0)
+def progress() -> QueueProgress:
+    return QueueProgress(Queue.BATCHES, seconds_max=LIMIT, task_seconds_max=TASK, shown_seconds=15.0)
 
 
 class Looks:
     """Looks at one worker, one after the other."""
 
-    def __init__(self, taking: Taking) -> None:
+    def __init__(self, progress: QueueProgress) -> None:
         self.now = 1000.0
-        self._taking = taking
-        taking.look(self.now, waiting=0, taken=0, begun=0, is_able=True)
+        self._progress = progress
+        progress.look(self.now, waiting=0, taken=0, begun=0, is_able=True)
 
     def until_remedy(self, *, seconds_max: float = 200.0, **seen: Any) -> tuple[Remedy | None, float]:
         """Look again and again, for so long at most; what is to be done, and after how long."""
         began = self.now
         while self.now - began < seconds_max:
             self.now += LOOK_SECONDS
-            remedy = self._taking.look(self.now, **({"waiting": 3, "taken": 0, "begun": 0, "is_able": True} | seen))
+            remedy = self._progress.look(self.now, **({"waiting": 3, "taken": 0, "begun": 0, "is_able": True} | seen))
             if remedy is not None:
                 return remedy, self.now - began
         return None, self.now - began
 
 
 @pytest.fixture
-def looks(taking: Taking) -> Looks:
-    return Looks(taking)
+def looks(progress: QueueProgress) -> Looks:
+    return Looks(progress)
 
 
-def test_it_connects_anew_and_ends_where_that_does_not_help(taking: Taking, looks: Looks) -> None:
-    assert taking.problem(looks.now) is None
+def test_it_connects_anew_and_ends_where_that_does_not_help(progress: QueueProgress, looks: Looks) -> None:
+    assert progress.problem(looks.now) is None
     assert looks.until_remedy() == (Remedy.CONNECT, LIMIT)
-    said = "this worker has taken nothing for 5 s, though 3 messages wait in queue batches: it connects to the broker"
-    assert str(taking.problem(looks.now + 100.0)).startswith(said)
+    said = "this worker has taken nothing for 5 s, though 3 messages wait in queue batches: it reconnects to the broker"
+    assert str(progress.problem(looks.now + 100.0)).startswith(said)
     assert looks.until_remedy() == (Remedy.END, LIMIT)
-    assert taking.failures == 2
+    assert progress.failures == 2
 
 
 def test_it_is_shown_for_a_while_after_it_was_set_right_and_the_next_time_begins_anew(
-    taking: Taking, looks: Looks
+    progress: QueueProgress, looks: Looks
 ) -> None:
     looks.until_remedy()
-    taking.look(looks.now, waiting=3, taken=1, begun=1, is_able=True)
-    assert taking.problem(looks.now + 14.0) is not None
-    assert taking.problem(looks.now + 16.0) is None
+    progress.look(looks.now, waiting=3, taken=1, begun=1, is_able=True)
+    assert progress.problem(looks.now + 14.0) is not None
+    assert progress.problem(looks.now + 16.0) is None
     assert looks.until_remedy(taken=1, begun=1) == (Remedy.CONNECT, LIMIT)
     # Another worker has taken it all, and this one has still begun nothing
-    taking.look(looks.now, waiting=0, taken=1, begun=1, is_able=True)
+    progress.look(looks.now, waiting=0, taken=1, begun=1, is_able=True)
     assert looks.until_remedy(taken=1, begun=1) == (Remedy.END, LIMIT)
 
 
 def test_messages_that_it_takes_into_lost_places_are_no_sign_that_connecting_has_helped(
-    taking: Taking, looks: Looks
+    progress: QueueProgress, looks: Looks
 ) -> None:
     # Given a pool that begins nothing; a new connection empties its places, and they fill again
     assert looks.until_remedy(is_able=False) == (Remedy.CONNECT, TASK + LIMIT)
-    taking.look(looks.now, waiting=3, taken=2, begun=0, is_able=True)
+    progress.look(looks.now, waiting=3, taken=2, begun=0, is_able=True)
     assert looks.until_remedy(taken=2, is_able=False) == (Remedy.END, TASK + LIMIT)
     # A task that has begun is one
-    taking.look(looks.now, waiting=3, taken=3, begun=1, is_able=True)
+    progress.look(looks.now, waiting=3, taken=3, begun=1, is_able=True)
     assert looks.until_remedy(taken=3, begun=1, is_able=False) == (Remedy.CONNECT, TASK + LIMIT)
 
 
@@ -92,20 +92,20 @@ def test_a_full_pool_is_excused_for_as_long_as_a_task_may_run(looks: Looks) -> N
 @pytest.mark.parametrize(
     "innocent",
     [
-        lambda taking, now: taking.look(now, waiting=0, taken=0, begun=0, is_able=True),
-        lambda taking, now: taking.look(now, waiting=3, taken=taking._taken + 1, begun=0, is_able=True),
-        lambda taking, now: taking.skip(now),  # paused, ending, or the broker is away
+        lambda progress, now: progress.look(now, waiting=0, taken=0, begun=0, is_able=True),
+        lambda progress, now: progress.look(now, waiting=3, taken=progress._taken + 1, begun=0, is_able=True),
+        lambda progress, now: progress.skip(now),  # paused, ending, or the broker is away
     ],
     ids=["nothing waits", "something is taken", "nobody may"],
 )
 def test_nothing_is_done_where_there_is_an_excuse(
-    taking: Taking, looks: Looks, innocent: Callable[[Taking, float], Any]
+    progress: QueueProgress, looks: Looks, innocent: Callable[[QueueProgress, float], Any]
 ) -> None:
     taken = 0
     for _ in range(10):
         assert looks.until_remedy(taken=taken, seconds_max=LIMIT - LOOK_SECONDS)[0] is None
-        innocent(taking, looks.now)
-        taken = taking._taken
+        innocent(progress, looks.now)
+        taken = progress._taken
 
 
 def test_time_in_which_the_process_was_frozen_does_not_count(looks: Looks) -> None:
@@ -153,7 +153,7 @@ def test_a_worker_that_still_connects_gets_the_whole_limit_from_its_connection_o
 
     def seconds_until_remedy(seconds_max: float) -> float:
         began = clock.monotonic()
-        while watch.taking.failures == 0 and clock.monotonic() - began < seconds_max:
+        while watch.progress.failures == 0 and clock.monotonic() - began < seconds_max:
             clock.advance(LOOK_SECONDS)
             watch._look()
         return clock.monotonic() - began
@@ -163,6 +163,6 @@ def test_a_worker_that_still_connects_gets_the_whole_limit_from_its_connection_o
     consumer.connection = object()
     assert seconds_until_remedy(2 * limit) == limit
     # But a connection that never comes is a remedy's case too
-    watch.taking = Taking(Queue.BATCHES, seconds_max=LIMIT, task_seconds_max=TASK, shown_seconds=15.0)
+    watch.progress = QueueProgress(Queue.BATCHES, seconds_max=LIMIT, task_seconds_max=TASK, shown_seconds=15.0)
     consumer.connection = None
     assert seconds_until_remedy(2 * TASK) == TASK + LIMIT + LOOK_SECONDS

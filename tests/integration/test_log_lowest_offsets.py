@@ -1,4 +1,4 @@
-"""The event log on Redis together with the real floors: PostgreSQL, and the mirror on the control server."""
+"""The event log on Redis together with the real lowest offsets: PostgreSQL, and the mirror on the control server."""
 
 import contextlib
 import shutil
@@ -22,7 +22,7 @@ from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink
 from pipeline.sink.migrate import migrate
 from pipeline.store.redis import RedisControlStore, RedisOffsetFence
-from pipeline.wiring import make_floor_source
+from pipeline.wiring import make_lowest_offsets_source
 from stack.servers import Server, free_port
 from support.event_logs import log_settings, must_read, recovered
 from support.records import record
@@ -39,7 +39,7 @@ def system(own_log_redis: Server, control_redis: Server) -> Settings:
 
 
 def open_log(settings: Settings) -> RedisStreamsLog:
-    return RedisStreamsLog(settings, make_floor_source(settings))
+    return RedisStreamsLog(settings, make_lowest_offsets_source(settings))
 
 
 class OldFiles:
@@ -66,7 +66,7 @@ def run_drain(settings: Settings, log: RedisStreamsLog, sink: MemorySink, **chan
     means = {
         "log": log,
         "sink": sink,
-        "floors": RedisOffsetFence(settings),
+        "fence": RedisOffsetFence(settings),
         "settings": settings,
         "clock": clock,
         **changes,
@@ -95,7 +95,7 @@ def test_a_backlog_is_drained_after_restarts_though_nothing_more_comes_in(
     assert len(sink.database.events) == 10
     # And another one, that began before, may not commit what it has read of the incarnation before
     with pytest.raises(FencedError):
-        RedisOffsetFence(settings).raise_floor(reader.identity().log_id, "the one before", 0, 10)
+        RedisOffsetFence(settings).raise_lowest_offset(reader.identity().log_id, "the one before", 0, 10)
     writer.close()
     reader.close()
 
@@ -103,15 +103,15 @@ def test_a_backlog_is_drained_after_restarts_though_nothing_more_comes_in(
 def test_a_batch_that_was_being_stored_when_the_tail_was_lost_keeps_its_offsets(
     system: Settings, own_log_redis: Server, tmp_path: Path
 ) -> None:
-    # Given a drain that has raised the floor for a batch, and not committed it yet
-    floors = RedisOffsetFence(system)
+    # Given a drain that has raised the lowest offset for a batch, and not committed it yet
+    fence = RedisOffsetFence(system)
     files = OldFiles(tmp_path, (own_log_redis, "redis-log"))
     writer, reader = open_log(system), open_log(system)
     writer.append([(0, b"a")])
     identity = reader.identity()
     files.keep()
     writer.append([(0, b"b")] * 4)
-    floors.raise_floor(identity.log_id, identity.incarnation, 0, 5)
+    fence.raise_lowest_offset(identity.log_id, identity.incarnation, 0, 5)
     # When the log loses that batch, and events come in
     files.come_back()
     recovered(lambda: writer.append([(0, b"c")]))
@@ -129,7 +129,7 @@ def test_a_new_log_takes_events_before_postgres_was_ever_there(system: Settings,
     worker.identity()
     # When events come in, then they are taken: nothing of a log that was just made can be stored
     first.append([(0, b"a")])
-    # But a log that somebody else has made needs its floors from somewhere
+    # But a log that somebody else has made needs its lowest offsets from somewhere
     with redis.Redis.from_url(control_redis.url) as client:
         for key in client.scan_iter(match=system.key_prefix + "*"):
             client.delete(key)
@@ -151,7 +151,7 @@ def both_older(
 
     def store(offset: int) -> None:
         identity = recovered(open_log(settings).identity)
-        RedisOffsetFence(settings).raise_floor(identity.log_id, identity.incarnation, 0, offset)
+        RedisOffsetFence(settings).raise_lowest_offset(identity.log_id, identity.incarnation, 0, offset)
         ask(
             database_url,
             "INSERT INTO stored_offsets (log_id, log_partition, next_offset) VALUES (%s, 0, %s) "
@@ -204,7 +204,8 @@ def _written(folder: Path) -> bytes:
 def test_a_batch_whose_floor_was_lost_with_the_mirror_is_waited_for(
     both_older: tuple[Settings, OldFiles, Callable[[int], None]], own_log_redis: Server
 ) -> None:
-    # Given a drain between raising its floor and its COMMIT: the first of its partition, so that nobody sees its row
+    # Given a drain between raising its lowest offset and its COMMIT: the first of its partition, so its row is not
+    # visible
     settings, _, _ = both_older
     writer = open_log(settings)
     recovered(lambda: writer.append([(0, b"%d" % i) for i in range(10)]))
@@ -212,7 +213,7 @@ def test_a_batch_whose_floor_was_lost_with_the_mirror_is_waited_for(
     with contextlib.closing(psycopg2.connect(settings.database_url)) as storing:
         with storing.cursor() as cursor:
             cursor.execute("INSERT INTO stored_offsets VALUES (%s, 0, 10)", [identity.log_id])
-        RedisOffsetFence(settings).raise_floor(identity.log_id, identity.incarnation, 0, 10)
+        RedisOffsetFence(settings).raise_lowest_offset(identity.log_id, identity.incarnation, 0, 10)
         # When the mirror is lost, and the log restarts
         with redis.Redis.from_url(settings.redis_url) as client:
             client.flushall()
@@ -223,5 +224,5 @@ def test_a_batch_whose_floor_was_lost_with_the_mirror_is_waited_for(
             writer.append([(0, b"new")])
         storing.commit()
     recovered(lambda: writer.append([(0, b"new")]))
-    assert make_floor_source(settings)(identity.log_id, "any") == {0: 10}
+    assert make_lowest_offsets_source(settings)(identity.log_id, "any") == {0: 10}
     writer.close()

@@ -40,7 +40,7 @@ class Remedy(StrEnum):
     END = "it exits, so that its supervisor restarts it"
 
 
-class Taking:
+class QueueProgress:
     """Decides whether a worker takes nothing although it could. Pure; times are monotonic seconds.
 
     It takes nothing if messages waited at each check and none was taken. The limit is `seconds_max` while it is able to
@@ -116,14 +116,14 @@ class QueueWatch:
         settings: Settings = consumer.app.sluice_settings
         self._clock = SystemClock()
         self._queues: RedisQueues = wiring.make_queues(settings)
-        self.taking = Taking(
+        self.progress = QueueProgress(
             queue,
             seconds_max=settings.queue_untaken_seconds_max,
             task_seconds_max=_task_seconds_max(settings, queue, places=consumer.pool.num_processes),
             shown_seconds=_SHOWN_PERIODS * settings.regulate_seconds,
         )
         loops: Loops = consumer.app.sluice_loops
-        loops.put(LoopName.QUEUE, self.taking)
+        loops.put(LoopName.QUEUE, self.progress)
         self._loop = loops.add(LoopName.QUEUE_WATCH)
         self._stopping = threading.Event()
         self._is_answered = True  # by the event loop, since the last check
@@ -148,7 +148,7 @@ class QueueWatch:
         except StoreUnavailableError:
             waiting = None
         if waiting is None or worker.blueprint.state != RUN:  # a worker that ends takes no more messages
-            self.taking.skip(self._clock.monotonic())
+            self.progress.skip(self._clock.monotonic())
             return
         # While it connects its loop stands still, and Celery waits up to five seconds between two attempts.
         is_connecting = self._consumer.connection is None
@@ -158,13 +158,13 @@ class QueueWatch:
             self._is_answered = False
             self._consumer.hub.call_soon(self._answer)
         begun = worker_state.all_total_count[0]
-        remedy = self.taking.look(
+        remedy = self.progress.look(
             self._clock.monotonic(), waiting=waiting, taken=messages_taken(), begun=begun,
             is_able=not (is_connecting or is_full),
         )  # fmt: skip
         if remedy is None:
             return
-        _logger.error("%s", self.taking.words, extra={"action": "takes_nothing", "queue": self._queue.value})
+        _logger.error("%s", self.progress.words, extra={"action": "takes_nothing", "queue": self._queue.value})
         if remedy is Remedy.CONNECT:
             self._consumer.hub.call_soon(self._lose, self._consumer.connection)
         else:
@@ -192,7 +192,7 @@ def _task_seconds_max(settings: Settings, queue: Queue, *, places: int) -> float
     return task_seconds_max(settings, is_control=queue is Queue.CONTROL)
 
 
-class TakingStep(bootsteps.StartStopStep):
+class QueueWatchStep(bootsteps.StartStopStep):
     """A step of the worker's consumer: watches its queue from the first connection on."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)

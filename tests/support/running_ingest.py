@@ -53,7 +53,7 @@ def metric(port: int, name: str) -> float:
     return 0.0
 
 
-class RunningEdge:
+class RunningIngest:
     """Ingest in a thread of this process."""
 
     def __init__(
@@ -106,7 +106,7 @@ class RunningEdge:
         """Start, without waiting until it is ready."""
         self._thread.start()
 
-    def start(self) -> "RunningEdge":
+    def start(self) -> "RunningIngest":
         self.begin()
         eventually(lambda: get(self.port, "/readyz").status == 200, "ingest is ready")
         return self
@@ -175,9 +175,9 @@ def edge_settings(**changes: Any) -> Settings:
 
 
 @contextlib.contextmanager
-def running_edge(log: EventLog | None = None, **changes: Any) -> Iterator[RunningEdge]:
+def running_ingest(log: EventLog | None = None, **changes: Any) -> Iterator[RunningIngest]:
     """An ingest with these settings until the block ends."""
-    edge = RunningEdge(edge_settings(**changes), log).start()
+    edge = RunningIngest(edge_settings(**changes), log).start()
     try:
         yield edge
     finally:
@@ -185,9 +185,9 @@ def running_edge(log: EventLog | None = None, **changes: Any) -> Iterator[Runnin
 
 
 @contextlib.contextmanager
-def restarted(edge: RunningEdge) -> Iterator[RunningEdge]:
+def restarted(edge: RunningIngest) -> Iterator[RunningIngest]:
     """Another ingest in the place of one that was stopped. `edge.records()` has the events of both."""
-    again = RunningEdge(edge.settings, edge.memory_log, edge.control).start()
+    again = RunningIngest(edge.settings, edge.memory_log, edge.control).start()
     try:
         yield again
     finally:

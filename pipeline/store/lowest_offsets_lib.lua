@@ -1,8 +1,8 @@
--- Shared by the scripts of the mirror; pipeline/store/connection.py inserts it at the start of each. KEYS: 1 floors.
+-- Shared by the scripts of the mirror; pipeline/store/connection.py inserts it at the start of each. KEYS: 1 lowest offsets.
 
 -- The life of the mirror: all its content is valid within one life only. A life begins with the server process or,
 -- after a flush, with the first read. The fence and completeness of an earlier life prove nothing: they may come from
--- an older file. Floors stay, because they only rise (except in lower_floor.lua, whose caller repeats its call if it
+-- an older file. Lowest offsets stay, because they only rise (except in lower_lowest_offset.lua, whose caller repeats its call if it
 -- was lost).
 local function settle_life()
   local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
