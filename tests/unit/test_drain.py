@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from checks.testbed.waiting import WAIT_SECONDS_MAX
+from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.drain import DrainOutcome, DrainReport, drain
@@ -964,9 +964,9 @@ def test_records_that_suddenly_grow_are_cut_up() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_threads_stay_behind() -> Iterator[None]:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     yield
-    assert threading.active_count() == before
+    wait_until(lambda: set(threading.enumerate()) <= before, "the threads of the run end")
 
 
 def test_the_store_error_is_not_the_sinks(rig: Rig) -> None:
