@@ -30,8 +30,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--topology",
         choices=("single", "replicated"),
         default="single",
-        help="replicated: PostgreSQL has a synchronous standby, and the log on Redis a replica (LOG_REPLICAS_MIN=1); "
-        "both take the place of the first one (default single)",
+        help="replicated: PostgreSQL has a synchronous standby, and the log a replica (Redis, LOG_REPLICAS_MIN=1) or "
+        "three brokers (Kafka, KAFKA_REPLICATION=3), which take the place of the first (default single)",
     )
     parser.add_argument("--only", default="", metavar="A,B", help="only these faults, in this order")
     parser.add_argument(

@@ -9,6 +9,7 @@ from checks.soak.fault import Fault
 from checks.soak.of_clocks import Clocks, ClockStepped
 from checks.soak.of_database import BackendsTerminated, CommitUnanswered, RowsRefused
 from checks.soak.of_failovers import (
+    BrokerAway,
     LogFailover,
     LogReplicaFrozen,
     LogReplicaKilled,
@@ -124,6 +125,8 @@ def _all() -> dict[str, Make]:
         "log.failover": LogFailover,
         "log-replica.kill": LogReplicaKilled,
         "log-replica.freeze": LogReplicaFrozen,
+        "broker.kill": partial(BrokerAway, how=ServerKilled),
+        "broker.freeze": partial(BrokerAway, how=ServerFrozen),
         "postgres.failover": PostgresFailover,
         "postgres-standby.kill": StandbyKilled,
         "postgres-standby.freeze": StandbyFrozen,
@@ -163,7 +166,7 @@ POOLED = "pooler.kill"  # the fault of runs with a pooler alone
 _STANDBY = frozenset({"postgres.failover", "postgres-standby.kill", "postgres-standby.freeze"})
 _REPLICATED = {
     "redis": frozenset({"log.failover", "log-replica.kill", "log-replica.freeze"}) | _STANDBY,
-    "kafka": _STANDBY,
+    "kafka": frozenset({"broker.kill", "broker.freeze"}) | _STANDBY,
 }
 # What would take the newest events from all copies at once (a log that goes back leads its replica there), and what a
 # pair on one machine does not have.

@@ -108,7 +108,7 @@ def _check_events(history: History, found: Found) -> list[str]:
                 if key not in lost:
                     bad["acknowledged, and neither stored nor a dead letter"].append(key)
                 elif key not in lost_unread:
-                    bad["acknowledged, lost by the log only after they were passed over, and not stored"].append(key)
+                    bad["acknowledged, lost by the log where no fault excuses that, and not stored"].append(key)
                 elif in_log[key]:
                     bad["acknowledged, still in the log, and not stored"].append(key)
             case Outcome.ACKED if not found.trims and not in_log[key] and key not in lost:

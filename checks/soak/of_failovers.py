@@ -8,11 +8,13 @@ import redis
 
 from checks.soak.fault import Effect, Fault
 from checks.soak.of_servers import PARTS, ServerFrozen, ServerKilled, are_gone, lost_records
-from checks.soak.rig import LOG_MEMORY, Rig
+from checks.soak.rig import BROKERS, LOG_MEMORY, Rig
+from checks.testbed.kafka_cluster import Cluster
 from checks.testbed.redis_pair import RedisPair, data_folder
 from stack.servers import Server, free_port, redis_server
 
 FOLLOWS_SECONDS_MAX = 15.0  # until a replica that was away follows again: none is promoted before
+IN_SYNC_SECONDS_MAX = 60.0  # the same of a broker, which takes longer to start
 
 
 def _pair(rig: Rig) -> RedisPair:
@@ -22,6 +24,49 @@ def _pair(rig: Rig) -> RedisPair:
 
 def _replica(rig: Rig) -> Server:
     return _pair(rig).replica
+
+
+def _cluster(rig: Rig) -> Cluster:
+    assert rig.kafka_cluster is not None
+    return rig.kafka_cluster
+
+
+# Until a broker that is silent has lost its session (5 s), and others lead its partitions.
+_BEYOND_SESSION = (7.0, 9.0)
+
+
+class BrokerAway(Fault):
+    """One of three brokers is killed or frozen. The others lead its partitions, and accept events.
+
+    It is none that is the controller. One that was frozen goes on without knowing that it was replaced.
+    """
+
+    seconds = _BEYOND_SESSION
+
+    def __init__(self, pick: random.Random, how: type[ServerKilled] | type[ServerFrozen]) -> None:
+        super().__init__(pick)
+        number = pick.randrange(BROKERS - 1)
+        self._fault = how(pick, "broker", lambda rig: _cluster(rig).others[number])
+        self.name, self.touches = self._fault.name, self._fault.touches
+
+    def impossible(self, rig: Rig) -> str | None:
+        return "the log of this run has no brokers to spare" if rig.kafka_cluster is None else None
+
+    def inject(self, rig: Rig) -> None:
+        rig.wait_in_sync(seconds_max=IN_SYNC_SECONDS_MAX)  # another one is not away too
+        self._before = rig.counts()["acked"]
+        self._fault.inject(rig)
+
+    def look(self, rig: Rig) -> None:
+        self._fault.look(rig)
+
+    def repair(self, rig: Rig) -> None:
+        self._accepted = rig.counts()["acked"] - self._before
+        self._fault.repair(rig)
+
+    def effect(self, rig: Rig) -> Effect:
+        effect = self._fault.effect(rig)
+        return Effect(effect.hit, f"{effect.words}, and {self._accepted} events were accepted meanwhile")
 
 
 def _standby(rig: Rig) -> Server:

@@ -24,12 +24,14 @@ from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM
 from stack.servers import Server, free_port, redis_server
 
 Which = Callable[[Rig], Server]
+START_SECONDS_MAX = 240.0  # a JVM on a busy machine; that is not Sluice's time, which counts from there
 # What a server's fault disturbs, by the name of the server, or of the link to it.
 PARTS = {
     "control-redis": frozenset({Part.CONTROL}),
     "control": frozenset({Part.CONTROL}),
     "log": frozenset({Part.LOG}),
     "log-replica": frozenset({Part.LOG}),
+    "broker": frozenset({Part.LOG}),
     "postgres": frozenset({Part.DATABASE}),
     "postgres-standby": frozenset({Part.DATABASE}),
     "pooler": frozenset({Part.DATABASE}),
@@ -60,7 +62,7 @@ class ServerKilled(Fault):
 
     def repair(self, rig: Rig) -> None:
         self._gone = sum(status_of(pid) in ("gone", psutil.STATUS_ZOMBIE) for pid in self._pids)
-        self._which(rig).start()
+        self._which(rig).start(seconds_max=START_SECONDS_MAX)
 
     def effect(self, rig: Rig) -> Effect:
         return Effect(0 < len(self._pids) == self._gone, f"{self._gone} of {len(self._pids)} processes gone")

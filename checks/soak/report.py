@@ -87,9 +87,9 @@ def as_markdown(result: Result) -> str:
 
 
 def _log_words(result: Result) -> str:
-    copies = " with a replica" if result.options.replicated else ""
     if result.options.log == "kafka":
-        return "Kafka"
+        return "three brokers of Kafka" if result.options.replicated else "Kafka"
+    copies = " with a replica" if result.options.replicated else ""
     return f"Redis Streams{copies} ({'trimmed' if result.options.trims else 'never trimmed'})"
 
 

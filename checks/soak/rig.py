@@ -25,10 +25,12 @@ from redis.retry import Retry
 from checks.loadgen.proxy import Proxy
 from checks.soak.pooler import pooler
 from checks.testbed.clocks import SteppableClock, fake_time_library
+from checks.testbed.kafka_cluster import Cluster, advertise, make_cluster
 from checks.testbed.pooler import pgbouncer_program
 from checks.testbed.postgres_pair import PostgresPair, url_of_both
 from checks.testbed.processes import ROOT, Program, batches_worker, beat, control_worker, http_status, ingest
 from checks.testbed.redis_pair import RedisPair
+from checks.testbed.waiting import wait_until
 from pipeline import wiring
 from pipeline.errors import LogUnavailableError, SluiceError
 from pipeline.names import KEY_LOG_ID, KEY_LOG_STREAM, BreakerState
@@ -70,6 +72,7 @@ SMALL_DISK_BYTES_MAX = 4 << 30
 # Of the log, which half of the runs never trim.
 LOG_MEMORY = "6gb"
 CONTROL_MEMORY = "128mb"
+BROKERS = 3  # of a replicated log on Kafka: one may be missing
 
 
 class Need(StrEnum):
@@ -92,7 +95,7 @@ class Options:
     ingests: int = 1
     needs: frozenset[Need] = frozenset()  # what its faults need of the rig
     trim: bool | None = None  # LOG_TRIM; None: the seed decides
-    replicated: bool = False  # a log on Redis, and PostgreSQL, have a copy that takes their place when they die
+    replicated: bool = False  # the log and PostgreSQL have copies that take their place when they die
     drains: int = Settings().drains_max  # DRAINS_MAX; below the number of partitions, drains take them in turn
 
     @property
@@ -200,21 +203,7 @@ class Rig:
 
     def _start_servers(self) -> None:
         folder = self.folder
-        self.control_redis = redis_server(folder, free_port(), is_log=False, maxmemory=CONTROL_MEMORY)
-        self.postgres_pair = PostgresPair(folder) if self.options.replicated else None
-        self.postgres = (
-            postgres_server(folder, free_port(), durable=False)
-            if self.postgres_pair is None
-            else self.postgres_pair.primary
-        )
-        self.log_pair: RedisPair | None = None
-        if self.options.log == "kafka":
-            self.log = kafka_server(folder, free_port(), free_port())
-        elif self.options.replicated:
-            self.log_pair = RedisPair(folder, maxmemory=LOG_MEMORY)
-            self.log = self.log_pair.master
-        else:
-            self.log = redis_server(folder, free_port(), is_log=True, maxmemory=LOG_MEMORY)
+        self._make_servers()
         self.pooler: Server | None = None
         if Need.POOLER in self.options.needs and pgbouncer_program() is not None:
             self.pooler = pooler(folder, free_port(), self.postgres.port)
@@ -226,8 +215,13 @@ class Rig:
             self.proxies["postgres-second"] = Proxy(self.postgres_pair.ports[1])
         self.proxies["log"] = Proxy(self.log.port)
         self.log_door = Proxy(self.log.port)  # ours: no fault touches it
+        if self.kafka_cluster is not None:
+            for broker in self.kafka_cluster.others:
+                self.proxies[f"log-{broker.port}"] = Proxy(broker.port)
         if self.options.log == "kafka":
-            _advertise(folder / "kafka" / "server.properties", self.log.port, self.proxies["log"].port)
+            brokers = [self.log] if self.kafka_cluster is None else self.kafka_cluster.brokers
+            for broker, proxy in zip(brokers, self.links("log"), strict=True):
+                advertise(broker, proxy.port)
         self.ingest_ports = [free_port() for _ in range(self.options.ingests)]
         self.ingest_proxies = [Proxy(port) for port in self.ingest_ports if Need.INGEST_LINKS in self.options.needs]
         # First: Kafka tells everybody, us too, the proxy's address.
@@ -238,7 +232,7 @@ class Rig:
         for server in (
             self.control_redis,
             self.postgres_pair or self.postgres,
-            self.log_pair or self.log,
+            self.log_pair or self.kafka_cluster or self.log,
             self.pooler,
         ):
             if server is not None:
@@ -252,18 +246,44 @@ class Rig:
                 *(self.postgres_pair.ports if self.postgres_pair else [self.postgres.port])
             ),
             redis_url=self.control_redis.url,
-            event_log_url=self.log.url if self.log_pair is None else redis_url(self.log_door.port),
+            event_log_url=self._log_url_for_us(),
             log_replicas_min=0 if self.log_pair is None else 1,
+            kafka_replication=1 if self.kafka_cluster is None else BROKERS,
             ingest_port=self.ingest_ports[0],
         )
         self.settings = replace(
             self.direct,
             database_url=self._database_url(*(proxy.port for proxy in self.links("postgres"))),
             redis_url=self._behind("control", self.control_redis),
-            event_log_url=self._behind("log", self.log),
+            event_log_url=",".join(
+                [self._behind("log", self.log), *(f"{LOOPBACK}:{proxy.port}" for proxy in self.links("log")[1:])]
+            ),
         )
         migrate(self.direct)
         self._move_to_small_disk()
+
+    def _make_servers(self) -> None:
+        """Those that keep something, with their copies; none is started."""
+        folder = self.folder
+        self.control_redis = redis_server(folder, free_port(), is_log=False, maxmemory=CONTROL_MEMORY)
+        self.postgres_pair = PostgresPair(folder) if self.options.replicated else None
+        self.postgres = (
+            postgres_server(folder, free_port(), durable=False)
+            if self.postgres_pair is None
+            else self.postgres_pair.primary
+        )
+        self.log_pair: RedisPair | None = None
+        self.kafka_cluster: Cluster | None = None
+        if self.options.log == "kafka" and self.options.replicated:
+            self.kafka_cluster = make_cluster(folder, BROKERS)
+            self.log = self.kafka_cluster.first
+        elif self.options.log == "kafka":
+            self.log = kafka_server(folder, free_port(), free_port())
+        elif self.options.replicated:
+            self.log_pair = RedisPair(folder, maxmemory=LOG_MEMORY)
+            self.log = self.log_pair.master
+        else:
+            self.log = redis_server(folder, free_port(), is_log=True, maxmemory=LOG_MEMORY)
 
     def _give_clocks(self) -> None:
         """Let both Redis servers run under wall clocks of their own, where a fault will step them."""
@@ -290,13 +310,20 @@ class Rig:
         return [proxy.port for proxy in self.ingest_proxies] or self.ingest_ports
 
     def links(self, name: str) -> list[Proxy]:
-        """The proxies before a server, or before both of a pair."""
-        return [proxy for link, proxy in self.proxies.items() if link in (name, f"{name}-second")]
+        """The proxies before a server, or before all that have a copy."""
+        return [proxy for link, proxy in self.proxies.items() if link == name or link.startswith(f"{name}-")]
 
     @staticmethod
     def _database_url(*ports: int) -> str:
         """Of the database on one of these ports; of two, on that which takes writes."""
         return postgres_url(ports[0]) if len(ports) == 1 else url_of_both(postgres_url(ports[0]), *ports)
+
+    def _log_url_for_us(self) -> str:
+        """Of the log, past the proxies that faults touch."""
+        if self.log_pair is not None:
+            return redis_url(self.log_door.port)
+        others = [] if self.kafka_cluster is None else self.kafka_cluster.others
+        return ",".join([self.log.url, *(broker.bootstrap for broker in others)])
 
     def promote_postgres(self) -> None:
         """Let the standby take the place of the primary. Raises psycopg2.Error, ServerError."""
@@ -358,6 +385,8 @@ class Rig:
             self._stack.callback(self.stop_program, program)
             program.start()
         self.wait(lambda: self.problem() is None, "the system is well", seconds_max=60)
+        if self.kafka_cluster is not None:
+            self.wait_in_sync(seconds_max=120)
         self._keeping = threading.Event()
         keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
         keeper.start()
@@ -466,6 +495,21 @@ class Rig:
         finally:
             log.close()
 
+    def wait_in_sync(self, *, seconds_max: float) -> None:
+        """Until each broker has all records of its replicas. Raises AssertionError."""
+        log = wiring.make_log(self.direct)
+
+        def is_in_sync() -> bool:
+            try:
+                return log.identity().missing_replicas is None
+            except SluiceError:
+                return False
+
+        try:
+            wait_until(is_in_sync, "all replicas are in sync", seconds_max=seconds_max)
+        finally:
+            log.close()
+
     def add_partition(self, count: int) -> None:
         """Give the Kafka topic so many partitions. Raises KafkaError."""
         from kafka import KafkaAdminClient  # slow to import, and most runs need no Kafka
@@ -549,17 +593,6 @@ def _positions(client: "redis.Redis", prefix: str) -> tuple[str, dict[int, tuple
 
 def _sequence(entry_id: bytes) -> int:
     return int(entry_id.partition(b"-")[2])
-
-
-def _advertise(properties: Path, port: int, proxy_port: int) -> None:
-    """Let Kafka tell its clients the proxy's address for its own."""
-    text = properties.read_text()
-    changed = text.replace(
-        f"advertised.listeners=PLAINTEXT://{LOOPBACK}:{port}",
-        f"advertised.listeners=PLAINTEXT://{LOOPBACK}:{proxy_port}",
-    )
-    assert changed != text, "Kafka's properties do not look as expected"
-    properties.write_text(changed)
 
 
 def remove(folder: Path) -> None:

@@ -310,3 +310,16 @@ def test_refusals_admit_nothing() -> None:
     made = History()
     made.requests = [request(Outcome.REFUSED, events=1000), request(Outcome.INDETERMINATE, events=1000)]
     assert excess(made, STEADY) == []
+
+
+def test_what_only_a_killed_master_had_excuses_no_acknowledged_event() -> None:
+    # Given a record that a failover has lost
+    whole = found(range(4))
+    what = replace(
+        whole, rows=whole.rows[:3], log=whole.log[:3], lost=whole.log[3:], lost_unread=frozenset(),
+        stored_offsets={(LOG, 0): 3}, offset_samples=whole.offset_samples[:4],
+    )  # fmt: skip
+    # Then that is a violation if it was acknowledged, and none if its outcome is not known
+    told = "1 events: acknowledged, lost by the log where no fault excuses that, and not stored (c0-3)"
+    assert verdict(history(ACKED), what) == [told]
+    assert verdict(history([*ACKED[:3], Outcome.INDETERMINATE]), what) == []

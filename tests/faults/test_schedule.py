@@ -40,6 +40,7 @@ def test_a_schedule_has_each_fault_before_any_comes_again(log: str) -> None:
 def test_copies_of_servers_have_faults_of_their_own_and_none_that_all_copies_would_share(log: str) -> None:
     single, replicated = (set(possible_names(log, replicated=copies)) for copies in (False, True))
     assert {"postgres.failover", "postgres-standby.kill", "postgres-standby.freeze"} <= replicated - single
+    assert ({"broker.kill", "broker.freeze"} <= replicated - single) is (log == "kafka")
     assert ({"log.failover", "log-replica.kill", "log-replica.freeze"} <= replicated - single) is (log == "redis")
     assert not {"log.tail-lost", "log.back", "both-redis.back", "postgres.disk-full", POOLED} & replicated
     plan = {planned.name for planned in schedule(log, len(replicated), 3, replicated=True)}

@@ -11,6 +11,7 @@ import pytest
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
+from checks.testbed.kafka_cluster import START_SECONDS_MAX, Cluster, kafka_brokers
 from checks.testbed.waiting import eventually
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
@@ -31,7 +32,6 @@ from pipeline.stopped import Hole, StoppedContext, look, skip_gap
 from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from stack.servers import ServerError, resolve_kafka
 from support.event_logs import KafkaRig, log_settings, read_again, recovered, timed
-from support.kafka_cluster import START_SECONDS_MAX, Cluster, kafka_brokers
 from support.records import record
 
 pytestmark = pytest.mark.timeout(600)  # a busy machine may take a minute to start a JVM

@@ -19,9 +19,26 @@ _CHANGES = {
 
 @dataclass
 class Cluster:
+    """Brokers that are all started at the same time; broker 1 answers after `start`, the others will soon."""
+
     first: Server
     others: list[Server]  # broker 2 and on
     second_data: Path
+
+    @property
+    def brokers(self) -> list[Server]:
+        return [self.first, *self.others]
+
+    def start(self) -> "Cluster":
+        """Raises ServerError."""
+        for server in self.others:
+            server.start()
+        self.first.start(seconds_max=START_SECONDS_MAX)
+        return self
+
+    def stop(self) -> None:
+        for server in self.brokers[::-1]:
+            server.stop(seconds_max=5.0)
 
     @property
     def second(self) -> Server:
@@ -34,7 +51,16 @@ class Cluster:
 
 @contextlib.contextmanager
 def kafka_brokers(home: Path, count: int) -> Iterator[Cluster]:
-    """All are started at the same time; broker 1 answers already, the others will soon."""
+    """A running cluster. Raises ServerError."""
+    cluster = make_cluster(home, count)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+def make_cluster(home: Path, count: int) -> Cluster:
+    """So many brokers, not started. Raises ServerError."""
     port, controller_port = free_port(), free_port()
     first = kafka_server(home, port, controller_port)
     first.command = ["-Xmx256m" if word.startswith("-Xmx") else word for word in first.command]
@@ -46,13 +72,17 @@ def kafka_brokers(home: Path, count: int) -> Iterator[Cluster]:
         text = text.replace(before, after)
     properties.write_text(text)
     others = [_other(home / f"broker{number}", number, first, text) for number in range(2, count + 1)]
-    with contextlib.ExitStack() as stack:
-        for server in (first, *others):
-            stack.callback(server.stop, seconds_max=5.0)
-        for server in others:
-            server.start()
-        first.start(seconds_max=START_SECONDS_MAX)
-        yield Cluster(first, others, home / "broker2" / "data")
+    return Cluster(first, others, home / "broker2" / "data")
+
+
+def advertise(broker: Server, port: int) -> None:
+    """Let a broker tell everybody, other brokers too, this port of the machine for its own. Before it is started."""
+    properties = Path(broker.command[-1])
+    text = properties.read_text()
+    name = "advertised.listeners=PLAINTEXT://"
+    changed = text.replace(f"{name}{LOOPBACK}:{broker.port}", f"{name}{LOOPBACK}:{port}")
+    assert changed != text, "Kafka's properties do not look as expected"
+    properties.write_text(changed)
 
 
 def _other(home: Path, number: int, first: Server, text: str) -> Server:
