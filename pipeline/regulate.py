@@ -475,8 +475,7 @@ def _is_recorded(what: str, data: Mapping[str, str], events: ControlEvents, *, s
     return any(
         event.kind is ControlEventKind.LOG_TAIL_LOST
         and event.why == what
-        and event.data.get("incarnation", data["incarnation"]) == data["incarnation"]
-        and event.at >= since
+        and (event.data["incarnation"] == data["incarnation"] if "incarnation" in event.data else event.at >= since)
         for event in events.last(_EVENTS_SEARCHED)
     )
 

@@ -8,6 +8,7 @@ from typing import Final
 from pipeline import wiring
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
+from pipeline.flow.age import Age
 from pipeline.flow.lag import total_lag
 from pipeline.health.judge import duration
 from pipeline.names import AlarmCode, Severity
@@ -18,6 +19,7 @@ from pipeline.settings import Settings
 
 ASK_SECONDS: Final = 60.0  # between two reads of one event log: the problem lasts days, and its server may be down
 LOGS_MAX: Final = 20  # that are checked: those that were seen last
+KNOWN_MAX: Final = 100  # that are read: also those of other systems in the same database, which are in use
 SEEN_SECONDS_MIN: Final = 30.0  # another system saw it this recently: it is in use, since systems may share a database
 
 
@@ -31,6 +33,7 @@ class FormerLogs:
         self._clock = clock
         self._asked_at: dict[str, float] = {}  # log_id -> monotonic
         self._found: dict[str, Alarm] = {}
+        self._ages: dict[str, Age] = {}  # since a log was last seen
 
     def alarms(self, log_id: str, ends: Mapping[int, int]) -> list[Alarm]:
         """Record the end of the present event log. Return an alarm for each other one with events that are not stored.
@@ -39,8 +42,8 @@ class FormerLogs:
         """
         settings = self._settings
         self._known.note(log_id, url=without_password(settings.event_log_url), name=_name(settings), ends=ends)
-        known = self._known.others(log_id, seen_seconds_min=SEEN_SECONDS_MIN, logs_max=LOGS_MAX)
         now = self._clock.monotonic()
+        known = self._not_in_use(log_id, now)
         due = [log for log in known if now - self._asked_at.get(log.log_id, -ASK_SECONDS) >= ASK_SECONDS]
         if due:
             log = min(due, key=lambda one: self._asked_at.get(one.log_id, -ASK_SECONDS))
@@ -50,6 +53,15 @@ class FormerLogs:
             if alarm is not None:
                 self._found[log.log_id] = alarm
         return [self._found[log.log_id] for log in known if log.log_id in self._found]
+
+    def _not_in_use(self, log_id: str, now: float) -> list[KnownLog]:
+        """Other logs that were not seen for some time; their ages do not depend on steps of PostgreSQL's clock."""
+        others = self._known.others(log_id, logs_max=KNOWN_MAX)
+        self._ages = {log.log_id: self._ages.get(log.log_id, Age()) for log in others}
+        aged = [
+            replace(log, age_seconds=self._ages[log.log_id].of(log.seen_at, log.age_seconds, now=now)) for log in others
+        ]
+        return [log for log in aged if log.age_seconds >= SEEN_SECONDS_MIN][:LOGS_MAX]
 
     def _look(self, log: KnownLog) -> Alarm | None:
         """Read how many events of an event log are not stored; if it does not respond, use the last known values."""

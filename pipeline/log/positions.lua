@@ -2,18 +2,18 @@
 -- Begin, end, commit and next offset of every partition, all at the same moment.
 --
 -- KEYS: 1 log id, 2 committed offsets, 3 ends, 4… the stream of each partition, from partition 0.
--- ARGV: 1 expected log id, 2 incarnation, 3 seconds for which a loss is reported.
+-- ARGV: 1 expected log id, 2 incarnation.
 -- Returns nothing if this is another log. Otherwise returns for each partition: begin, end, commit (-1: none), next
 -- offset (-1: unknown, because no process has fenced this incarnation), and how many acknowledged records were lost when
--- this incarnation began.
+-- this incarnation began. Last, when the loss was found (0: there is none), and the seconds since, by this server's
+-- clock: it may have been stepped, so the reader decides how long a loss is shown.
 
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 
 local is_fenced = redis.call('HGET', KEYS[3], 'incarnation') == ARGV[2]
 
 local lost_at = tonumber(redis.call('HGET', KEYS[3], 'lost_at') or '') or 0
-local has_just_lost = is_fenced and redis.call('HGET', KEYS[3], 'begun') == ARGV[2]
-  and redis.call('TIME')[1] - lost_at < tonumber(ARGV[3])
+local has_lost = is_fenced and redis.call('HGET', KEYS[3], 'begun') == ARGV[2] and lost_at > 0
 
 local answer = {}
 for p = 0, #KEYS - 4 do
@@ -31,6 +31,8 @@ for p = 0, #KEYS - 4 do
   answer[#answer + 1] = tonumber(redis.call('HGET', KEYS[2], tostring(p)) or '-1')
   local noted = redis.call('HMGET', KEYS[3], 'e' .. p, 'f' .. p)
   answer[#answer + 1] = is_fenced and math.max(last, tonumber(noted[1] or 0), tonumber(noted[2] or 0)) or -1
-  answer[#answer + 1] = has_just_lost and tonumber(redis.call('HGET', KEYS[3], 'l' .. p) or 0) or 0
+  answer[#answer + 1] = has_lost and tonumber(redis.call('HGET', KEYS[3], 'l' .. p) or 0) or 0
 end
+answer[#answer + 1] = has_lost and lost_at or 0
+answer[#answer + 1] = tonumber(redis.call('TIME')[1]) - lost_at
 return answer

@@ -30,6 +30,7 @@ from pipeline.errors import (
     LogUnavailableError,
     RecoverableError,
 )
+from pipeline.flow.age import Age
 from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConnection, ServerFacts, Wire
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import (
@@ -86,6 +87,7 @@ class RedisStreamsLog:
         self._settings = settings
         self._lowest_offsets = lowest_offsets
         self._clock = clock or SystemClock()
+        self._loss_age = Age()
         self._id_key = settings.key_prefix + KEY_LOG_ID
         self._committed_key = settings.key_prefix + KEY_LOG_COMMITTED
         self._ends_key = settings.key_prefix + KEY_LOG_ENDS
@@ -544,16 +546,22 @@ class RedisStreamsLog:
         numbers = self._connection.run(
             self._positions_script,
             [self._id_key, self._committed_key, self._ends_key, *self._stream_keys(identity.partitions)],
-            [identity.log_id, identity.incarnation, str(LOST_SHOWN_SECONDS)],
+            [identity.log_id, identity.incarnation],
         )
         if numbers is None:
             raise LogUnavailableError("the event log (Redis) is not the same log as at the last check")
+        *numbers, lost_at, lost_seconds = numbers
+        is_shown = lost_at and self._is_loss_shown((identity.incarnation, lost_at), lost_seconds)
         return [
-            PartitionPosition(partition, begin, end, _known(committed), _known(next_offset), lost)
+            PartitionPosition(partition, begin, end, _known(committed), _known(next_offset), lost if is_shown else 0)
             for partition, (begin, end, committed, next_offset, lost) in enumerate(
                 zip(*(numbers[place::5] for place in range(5)), strict=True)
             )
         ]
+
+    def _is_loss_shown(self, loss: tuple[str, int], said_seconds: int) -> bool:
+        """Whether it was found within LOST_SHOWN_SECONDS, as far as the server's clock was not stepped before."""
+        return self._loss_age.of(loss, said_seconds, now=self._clock.monotonic()) < LOST_SHOWN_SECONDS
 
     def close(self) -> None:
         for connection in (self._append_connection, self._read_connection, self._connection):

@@ -13,7 +13,8 @@ class KnownLog:
     url: str  # EVENT_LOG_URL without its password
     name: str  # LOG_TOPIC on Kafka, the prefix of the keys on Redis
     ends: Mapping[int, int]  # partition -> offset of the next record that is appended
-    age_seconds: float  # since it was last seen
+    seen_at: float  # when it was last seen, by the place's clock, which may be stepped: changes with each look at it
+    age_seconds: float  # since then, by the same clock
 
 
 class KnownLogs(Protocol):
@@ -22,5 +23,5 @@ class KnownLogs(Protocol):
     def note(self, log_id: str, *, url: str, name: str, ends: Mapping[int, int]) -> None:
         """Remember the present event log and its ends."""
 
-    def others(self, log_id: str, *, seen_seconds_min: float, logs_max: int) -> list[KnownLog]:
-        """Other logs that were not seen for some time, the last seen first."""
+    def others(self, log_id: str, *, logs_max: int) -> list[KnownLog]:
+        """Other logs, the last seen first."""

@@ -18,9 +18,9 @@ class PostgresKnownLogs:
         values = {"log_id": log_id, "url": url, "name": name, "ends": json.dumps(ends)}
         self._session.count(query("note_log"), values)
 
-    def others(self, log_id: str, *, seen_seconds_min: float, logs_max: int) -> list[KnownLog]:
-        limits = {"log_id": log_id, "seen_seconds_min": seen_seconds_min, "logs_max": logs_max}
+    def others(self, log_id: str, *, logs_max: int) -> list[KnownLog]:
+        limits = {"log_id": log_id, "logs_max": logs_max}
         return [
-            KnownLog(other, url, name, {int(partition): int(end) for partition, end in ends.items()}, float(age))
-            for other, url, name, ends, age in self._session.rows(query("former_logs"), limits)
+            KnownLog(other, url, name, {int(partition): int(end) for partition, end in ends.items()}, seen_at, age)
+            for other, url, name, ends, seen_at, age in self._session.rows(query("former_logs"), limits)
         ]

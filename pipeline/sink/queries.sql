@@ -124,9 +124,10 @@ INSERT INTO known_logs (log_id, url, name, ends) VALUES (%(log_id)s, %(url)s, %(
 ON CONFLICT (log_id) DO UPDATE SET url = EXCLUDED.url, name = EXCLUDED.name, ends = EXCLUDED.ends, seen_at = now();
 
 -- name: former_logs
-SELECT log_id, url, name, ends, extract(epoch FROM now() - seen_at)
+-- Its reader decides which were not seen for long: this server's clock may have been stepped since.
+SELECT log_id, url, name, ends, extract(epoch FROM seen_at)::float8, extract(epoch FROM now() - seen_at)::float8
 FROM known_logs
-WHERE log_id <> %(log_id)s AND seen_at < now() - %(seen_seconds_min)s * interval '1 second'
+WHERE log_id <> %(log_id)s
 ORDER BY seen_at DESC
 LIMIT %(logs_max)s;
 

@@ -4,20 +4,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import redis
 
 from checks.testbed.clocks import SteppableClock, SteppedSystemClock
-from pipeline.clock import SystemClock
+from pipeline.clock import ManualClock, SystemClock
 from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.log.memory import MemoryLog
-from pipeline.names import LEASE_PROBE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.log.redis_streams import RedisStreamsLog
+from pipeline.names import KEY_LOG_ENDS, LEASE_PROBE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import Trouble
 from pipeline.ports.history import History
+from pipeline.ports.log import LOST_SHOWN_SECONDS
 from pipeline.status import StatusContext, read_status
 from pipeline.store.memory import MemoryServer
 from pipeline.store.memory_history import MemoryHistory
 from pipeline.store.redis_history import RedisHistory
 from stack.servers import Server
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
+from support.event_logs import NoFloors
 
 HOUR = 3600.0
 
@@ -222,6 +226,33 @@ def test_without_ingest_a_publication_in_the_future_is_of_unknown_age(stepped: S
     assert age < 2.0
     stepped.step(-HOUR)
     assert _controllers_age(stepped, seen_seconds=None) is None
+
+
+# --- A loss of the event log ------------------------------------------------------------------------------
+
+
+@both_ways
+def test_a_loss_is_shown_for_its_time_whatever_the_logs_clock_does(
+    clocked_redis: Server, wall_clock: SteppableClock, seconds: float
+) -> None:
+    # Given a log that lost three records when its incarnation began
+    clock = ManualClock()
+    settings = control_settings(clocked_redis.url, event_log_url=clocked_redis.url)
+    log = RedisStreamsLog(settings, NoFloors(), clock)
+    log.append([(0, b"x")])
+    with redis.Redis.from_url(clocked_redis.url) as client:
+        found_at = client.time()[0]
+        client.hset(f"{settings.key_prefix}{KEY_LOG_ENDS}", mapping={"l0": 3, "lost_at": found_at})
+    assert [position.lost for position in log.positions()] == [3, 0, 0, 0]
+    # When the server's clock is stepped, then the loss is still shown
+    wall_clock.step(seconds)
+    assert [position.lost for position in log.positions()] == [3, 0, 0, 0]
+    clock.advance(LOST_SHOWN_SECONDS - 10)
+    assert [position.lost for position in log.positions()] == [3, 0, 0, 0]
+    # And no longer than without a step
+    clock.advance(20)
+    assert [position.lost for position in log.positions()] == [0, 0, 0, 0]
+    log.close()
 
 
 # --- Reports of processes ---------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def test_the_duties_of_the_controller_and_replays_work(user_url: str) -> None:
         known = PostgresKnownLogs(sink.session)
         for _ in range(2):
             known.note(LOG, url="redis://h", name="n", ends={0: 2})
-        assert [log.log_id for log in known.others("other", seen_seconds_min=0, logs_max=9)] == [LOG]
+        assert [log.log_id for log in known.others("other", logs_max=9)] == [LOG]
         # And a drain that is stuck is named and ended
         assert stuck.acquire(LOG, 0)
         assert sink.why_not_stored(LOG, 0) is not None

@@ -10,12 +10,13 @@ from checks.testbed.database import ask
 from pipeline import wiring
 from pipeline.clock import ManualClock
 from pipeline.names import AlarmCode
+from pipeline.ports.control import Alarm
 from pipeline.ports.log import EventLog
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from stack.servers import Server, free_port
 from support.event_logs import patient_log, recovered
-from tasks.former_logs import ASK_SECONDS, FormerLogs, without_password
+from tasks.former_logs import ASK_SECONDS, SEEN_SECONDS_MIN, FormerLogs, without_password
 
 
 @pytest.fixture(params=["redis", "kafka"])
@@ -37,6 +38,35 @@ def seen_long_ago(settings: Settings) -> None:
     ask(settings.database_url, "UPDATE known_logs SET seen_at = now() - interval '10 minutes'")
 
 
+def look_again(logs: FormerLogs, clock: ManualClock) -> list[Alarm]:
+    """The alarms after so long that a log which nobody looks after counts as former."""
+    logs.alarms("present", {0: 0})
+    clock.advance(SEEN_SECONDS_MIN)
+    return logs.alarms("present", {0: 0})
+
+
+@pytest.mark.parametrize("step", ["-1 hour", "1 hour"])
+def test_steps_of_postgresqls_clock_neither_hide_a_former_log_nor_make_one(settings: Settings, step: str) -> None:
+    # Given two logs that were in use just now, by this clock, and PostgreSQL's clock, which is stepped
+    migrate(settings)
+    clock = ManualClock()
+    with contextlib.closing(wiring.make_storage(settings)) as storage:
+        used = FormerLogs(settings, storage.known_logs, storage.offsets, clock)
+        logs = FormerLogs(settings, storage.known_logs, storage.offsets, clock)
+        for log_id in ("used.4", "left.4"):
+            used.alarms(log_id, {0: 7})
+        assert logs.alarms("present", {0: 0}) == []
+        ask(settings.database_url, f"UPDATE known_logs SET seen_at = seen_at - interval '{step}'")
+        assert logs.alarms("present", {0: 0}) == []
+        # When one of them is left
+        clock.advance(SEEN_SECONDS_MIN)
+        used.alarms("used.4", {0: 7})
+        # Then that one is named, as soon as if nothing had been stepped
+        [alarm] = logs.alarms("present", {0: 0})
+        assert "'left.4'" in alarm.look_at
+        assert "about 30 s ago" in alarm.what
+
+
 def test_a_former_log_is_named_until_it_is_stored(former: Settings) -> None:
     # Given a log with ten events of which four are stored, and settings that name another one since
     clock = ManualClock()
@@ -50,7 +80,7 @@ def test_a_former_log_is_named_until_it_is_stored(former: Settings) -> None:
         # Then it is not named while somebody still looks after it, and is afterwards
         assert logs.alarms("present", {0: 0}) == []
         seen_long_ago(former)
-        [alarm] = logs.alarms("present", {0: 0})
+        [alarm] = look_again(logs, clock)
         assert alarm.code == AlarmCode.FORMER_LOG
         assert "still holds 6 events" in alarm.what
         assert former.log_topic in alarm.what or former.key_prefix in alarm.what
