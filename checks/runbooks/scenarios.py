@@ -1,11 +1,12 @@
 """How each condition is made, and the steps of its page that end it."""
 
+import re
 from collections.abc import Callable
 from typing import Final
 
 import psycopg2
 
-from checks.runbooks.act import Act
+from checks.runbooks.act import Act, NotActedOutError
 
 _CONTROL: Final = "celery -A tasks.app control"
 _INSPECT: Final = "celery -A tasks.app inspect"
@@ -345,7 +346,7 @@ def log_behind_stored(act: Act) -> None:
     _until_all_is_stored(act)
     servers = [act.redis("EVENT_LOG_URL"), act.redis("REDIS_URL")]
     before = [
-        {key: server.dump(key) for pattern in patterns for key in server.scan_iter(pattern)}
+        {key: server.dump(key) or b"" for pattern in patterns for key in server.scan_iter(pattern)}
         for server, patterns in zip(servers, (("sluice:log:*",), ("sluice:floor:*",)), strict=True)
     ]
     act.send(30, key="back")
@@ -386,6 +387,47 @@ def log_tail_lost(act: Act) -> None:
     _until_all_is_stored(act)
 
 
+def operator_password_wrong(act: Act) -> None:
+    """A program has an old password."""
+    count = (
+        'curl -s -u any:"$OPERATOR_PASSWORD" "${OPERATOR_URL:-$INGEST_URL}/metrics" | '
+        "grep '^sluice_ingest_operator_refusals_total'"
+    )
+    wrong = 'for i in $(seq 50); do curl -s -o /dev/null -u any:old "$INGEST_URL/metrics"; done'
+    act.note(f"made: {wrong}")
+    act.run(wrong)
+    before = _refused_as_wrong(act.run(count))
+    if before < 50:
+        raise NotActedOutError(f"50 wrong passwords were counted as {before}")
+    act.note("step 1: the program gets the new password")
+    act.run('curl -s -o /dev/null -w "%{http_code}\\n" -u any:"$OPERATOR_PASSWORD" "$INGEST_URL/metrics"')
+    after = _refused_as_wrong(act.run(count))
+    if after != before:
+        raise NotActedOutError(f"the counter went on from {before} to {after}")
+
+
+def _refused_as_wrong(said: str) -> int:
+    """The requests with a wrong password, from the lines of the counter."""
+    found = re.search(r'reason="wrong"\}\s+([\d.]+)', said)
+    return int(float(found[1])) if found else 0
+
+
+def forged_messages(act: Act) -> None:
+    """A shell without a key sends a command."""
+    dropped = {"reason": "unsigned"}
+    act.note("made: a remote command from a shell without the settings for signing")
+    act.run(f"env -u SIGNING_KEY_FILE -u SIGNING_CERT_FILE -u SIGNING_CERT_FOLDER {_INSPECT} --timeout 5 lag")
+    act.until(lambda: act.metric("sluice_dropped_messages_total", **dropped) > 0, "the condition of the alert holds")
+    act.run('grep "dropped a message" "$SLUICE_HOME/logs/control.log" | tail -n 1 | cut -c 1-200')
+    act.run('python -m tasks.signing list "$(dirname "$SIGNING_CERT_FOLDER")"')
+    act.note("step 1: the shell gets the three settings")
+    before = act.metric("sluice_dropped_messages_total", **dropped)
+    if "OK" not in act.run(f"{_INSPECT} lag"):
+        raise NotActedOutError("a signed command was not carried out")
+    if act.metric("sluice_dropped_messages_total", **dropped) != before:
+        raise NotActedOutError("a signed command was counted as forged")
+
+
 def _until_all_is_stored(act: Act) -> None:
     act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0: new events are stored")
 
@@ -413,4 +455,8 @@ SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
     "lag-unknown": (lag_unknown,),
     "log-behind-stored": (log_behind_stored,),
     "log-tail-lost": (log_tail_lost,),
+    "operator-password-wrong": (operator_password_wrong,),
+    "forged-messages": (forged_messages,),
 }
+# These need a system with a password for operators and signed messages.
+GUARDED: Final = ("operator-password-wrong", "forged-messages")
