@@ -21,7 +21,7 @@ from pipeline.store.memory_history import MemoryHistory
 from pipeline.store.redis_history import RedisHistory
 from stack.servers import Server
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
-from support.event_logs import NoFloors
+from support.event_logs import ScriptedLowestOffsets
 
 HOUR = 3600.0
 
@@ -238,7 +238,7 @@ def test_a_loss_is_shown_for_its_time_whatever_the_logs_clock_does(
     # Given a log that lost three records when its incarnation began
     clock = ManualClock()
     settings = control_settings(clocked_redis.url, event_log_url=clocked_redis.url)
-    log = RedisStreamsLog(settings, NoFloors(), clock)
+    log = RedisStreamsLog(settings, ScriptedLowestOffsets(), clock)
     log.append([(0, b"x")])
     with redis.Redis.from_url(clocked_redis.url) as client:
         found_at = client.time()[0]
