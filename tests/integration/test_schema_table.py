@@ -2,24 +2,39 @@
 
 import contextlib
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg2
 import pytest
 
+from checks.testbed.database import ask
 from checks.testbed.processes import ROOT
 from monitoring.schema_table import SchemaTextError, page, prepare
 from monitoring.schema_text import TABLES
 from pipeline.settings import Settings
 from pipeline.sink.rights import RIGHTS
+from stack.servers import Server
+
+
+@pytest.fixture(scope="module")
+def connection(postgres: Server) -> Iterator[Any]:
+    """A migrated database of this module's own. The changes of a test are rolled back."""
+    name = f"test_{uuid.uuid4().hex}"
+    ask(postgres.url, f"CREATE DATABASE {name}")
+    url = postgres.url.rpartition("/")[0] + f"/{name}"
+    prepare(Settings(database_url=url))
+    with contextlib.closing(psycopg2.connect(url)) as opened:
+        yield opened
+    ask(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
-def cursor(database_url: str) -> Iterator[Any]:
-    prepare(Settings(database_url=database_url))
-    with contextlib.closing(psycopg2.connect(database_url)) as connection, connection.cursor() as opened:
+def cursor(connection: Any) -> Iterator[Any]:
+    with connection.cursor() as opened:
         yield opened
+    connection.rollback()
 
 
 def test_the_page_is_the_layout(cursor: Any) -> None:
