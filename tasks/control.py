@@ -12,10 +12,18 @@ from typing import Any, Final
 
 from celery import Celery, shared_task
 
-from pipeline.errors import RecoverableError, SchemaError, SchemaNewerError, SinkMisconfiguredError, SluiceError
+from pipeline.errors import (
+    RecoverableError,
+    SchemaError,
+    SchemaNewerError,
+    SinkMisconfiguredError,
+    SluiceError,
+    in_brief,
+)
+from pipeline.event_text import pause_text, rate_text
 from pipeline.names import BreakerState, Queue
 from pipeline.policies import make_policy, make_shadow
-from pipeline.ports.control import paused
+from pipeline.ports.control import PublishedRate, paused
 from pipeline.probe import ProbeOutcome, probe
 from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.retention import overdue_seconds
@@ -33,22 +41,26 @@ _logger = logging.getLogger(__name__)
 QUIET_SHARE: Final = 1 / 3
 
 
-def _one_line_when_unavailable(function: Callable[..., None]) -> Callable[..., None]:
-    """Log a part of the system that is unavailable, or misconfigured, as one line; the next tick retries."""
+def _one_line_when_unavailable(function: Callable[..., str | None]) -> Callable[..., str | None]:
+    """Log a part of the system that is unavailable, or misconfigured, as one line; the next tick retries.
+
+    The text that a task returns is the result that Flower shows; it is stored nowhere.
+    """
 
     @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> str | None:
         try:
-            function(*args, **kwargs)
+            return function(*args, **kwargs)
         except SluiceError as error:
             _logger.warning("%s: %s", function.__name__, error, extra={"action": f"{function.__name__}_failed"})
+            return f"failed: {in_brief(error)}"
 
     return run
 
 
 @shared_task(name="sluice.regulate", bind=True)
 @_one_line_when_unavailable
-def regulate_rate(self: Any) -> None:
+def regulate_rate(self: Any) -> str | None:
     """Measure the lag, decide the admitted rate, publish it, and end drainers that are stuck."""
     context = context_of(self.app.sluice_settings)
     _migrate_once(context)
@@ -101,6 +113,13 @@ def regulate_rate(self: Any) -> None:
             "unknown" if report.published.lag is None else report.published.lag,
             extra={"action": "regulated", "rate": report.published.rate, "lag": report.published.lag},
         )
+    return None if report.published is None else rate_words(report.published)
+
+
+def rate_words(published: PublishedRate) -> str:
+    """What a tick published, for Flower."""
+    lag = "unknown" if published.lag is None else f"{published.lag:,}"
+    return f"rate {rate_text(published.rate)} ({published.mode}), lag {lag}"
 
 
 def _migrate_once(context: WorkerContext) -> None:
@@ -148,26 +167,33 @@ def probe_postgres(self: Any) -> None:
 
 @shared_task(name="sluice.send_hints", bind=True)
 @_one_line_when_unavailable
-def send_hints(self: Any) -> None:
+def send_hints(self: Any) -> str | None:
     """Fallback for the hints of drains: send one where partitions have neither a drain nor a hint, unless paused."""
-    tick_hints(self.app, context_of(self.app.sluice_settings))
+    return tick_hints(self.app, context_of(self.app.sluice_settings))
 
 
-def tick_hints(app: Celery, context: WorkerContext) -> None:
-    """One tick of the fallback. Raises StoreUnavailableError, LogUnavailableError."""
+def tick_hints(app: Celery, context: WorkerContext) -> str:
+    """One tick of the fallback; returns what it did, for Flower. Raises StoreUnavailableError, LogUnavailableError."""
     pauses = context.control.state().pauses
-    if pauses is None or paused(pauses):  # unknown counts as paused
-        return
+    if pauses is None:  # counts as paused
+        return "PAUSED: the pauses are unknown"
+    held = ", ".join(pause_text(pause.name, pause.partition) for pause in pauses)
+    if paused(pauses):
+        return f"PAUSED ({held}): no drain runs"
     identity = context.known_log()
     found = shares(identity.partitions, context.settings.drains_max)
     if context.queues.waiting(Queue.BATCHES) >= HINTS_WAITING_MAX * len(found):
-        return  # no worker takes them from the queue
+        return "no hint: no worker takes those that wait"
     drained = context.drained.of(identity.log_id, range(identity.partitions))
+    asked = 0
     for share in found:
         left = [partition for partition in share if partition not in drained and not paused(pauses, partition)]
         if left:
             # Any of them: one whose drain always ends its process must not keep the others from their turns.
             send_net_hint(app, context.leases, share[0], random.choice(left))  # noqa: S311 - no secret
+            asked += 1
+    except_for = f", PAUSED ({held})" if held else ""
+    return f"{asked} of {len(found)} shares have no drain{except_for}"
 
 
 @shared_task(name="sluice.measure", bind=True)

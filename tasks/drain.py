@@ -9,7 +9,7 @@ from typing import Any, Final
 from celery import shared_task
 
 from pipeline.drain import DrainOutcome, DrainReport, drain, drain_in_turn
-from pipeline.errors import PermanentError, StoreUnavailableError
+from pipeline.errors import PermanentError, StoreUnavailableError, in_brief
 from pipeline.names import ControlEventKind, DropReason, PauseReason
 from pipeline.ports.control import Pause, paused
 from pipeline.settings import Settings
@@ -24,6 +24,7 @@ _PAUSE_REASONS: Final = {
     DrainOutcome.LOG_GAP: PauseReason.LOG_GAP,
     DrainOutcome.POISONED: PauseReason.POISON,
 }
+_ROUTINE: Final = frozenset({DrainOutcome.FINISHED, DrainOutcome.BUSY})
 _NO_NEXT_HINT: Final = frozenset(
     {
         DrainOutcome.BUSY,  # the running drain sends it
@@ -36,8 +37,10 @@ _NO_NEXT_HINT: Final = frozenset(
 
 
 @shared_task(name="sluice.drain", bind=True)
-def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
+def drain_partition(self: Any, partition: int, hint: str | None = None) -> str:
     """Move a partition's events from the event log to PostgreSQL for a limited time, then send the next hint.
+
+    Returns what it did, for Flower: the result is stored nowhere.
 
     With more partitions than drains, it drains all partitions of its share in turn, and this one first.
     """
@@ -47,23 +50,39 @@ def drain_partition(self: Any, partition: int, hint: str | None = None) -> None:
     if not context.has_partition(partition):
         # It would never end: each run sends the next hint for the same partition.
         note_dropped(DropReason.ARGUMENTS, f"sluice.drain: there is no partition {partition!r}")
-        return
+        return "no work: there is no such partition"
     share = context.share_of(partition)
     with contextlib.suppress(StoreUnavailableError):  # the lease of the hint expires
         give_back_hint(context.leases, min(share), hint)
     is_paused = PausedCheck(context)
     running = [one for one in share if not is_paused(one)]
     if not running:
-        return
+        return "no work: PAUSED"
     try:
         reports = _drain(running, context, is_paused)
     except PermanentError as error:  # the partition or the whole event log: an operator must change the configuration
         context.mistakes.say(error)
-        return
+        return f"failed: {in_brief(error)}"
     context.drain_counters.on_runs([report.outcome.value for report in reports])
     following = next_of(reports)
     if following is not None:
         send_hint(app, following, hint=None)
+    return drain_words(reports)
+
+
+def drain_words(reports: Sequence[DrainReport]) -> str:
+    """What a run did; a run that moved nothing begins with "no work"."""
+    counts = {
+        "stored": sum(report.stored for report in reports),
+        "stored before": sum(report.repeated for report in reports),
+        "conflicts": sum(report.conflicting for report in reports),
+        "dead letters": sum(report.dead_lettered for report in reports),
+    }
+    moved = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    ends = sorted({report.outcome.value.replace("_", " ") for report in reports if report.outcome not in _ROUTINE})
+    if all(report.outcome is DrainOutcome.BUSY for report in reports):
+        return "no work: another drain runs"
+    return f"{moved or 'no work'}{': ' if ends else ''}{', '.join(ends).replace('paused', 'PAUSED')}"
 
 
 def _drain(partitions: list[int], context: WorkerContext, is_paused: "PausedCheck") -> list[DrainReport]:

@@ -13,8 +13,8 @@ from celery.worker.request import Request
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.clock import ManualClock
 from pipeline.log.memory import MemoryLog
-from pipeline.names import PauseReason, Queue
-from pipeline.ports.control import Leases
+from pipeline.names import Mode, PauseReason, Queue
+from pipeline.ports.control import Leases, PublishedRate
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink, MemoryStore
 from pipeline.store.memory import MemoryControlStore, MemoryLeases, MemoryServer
@@ -214,3 +214,20 @@ def test_the_log_is_asked_for_its_partitions_from_time_to_time(monkeypatch: pyte
     log.server.add_partitions(1)
     clock.advance(11)
     assert context.known_log().partitions == 4
+
+
+def test_a_tick_says_what_it_did_and_why_nothing_runs(rig: Rig) -> None:
+    def said() -> str:
+        return control.tick_hints(rig, rig.context)  # type: ignore[arg-type]
+
+    rig.drain(0, 2)
+    assert said() == "2 of 4 shares have no drain"
+    rig.control.pause(PauseReason.POISON, actor="test", why="bad", partition=3)
+    assert said() == "1 of 4 shares have no drain, PAUSED (poison of partition 3)"
+    rig.control.pause(PauseReason.OPERATOR, actor="test", why="a disk", partition=None)
+    assert said() == "PAUSED (poison of partition 3, operator): no drain runs"
+
+
+def test_a_published_rate_in_words() -> None:
+    rate = PublishedRate(1, 1000.0, 1000.0, Mode.DEGRADED, 12_000, 0.0, 0.0)
+    assert control.rate_words(rate) == "rate 1,000/s (degraded), lag 12,000"
