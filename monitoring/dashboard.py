@@ -31,8 +31,10 @@ class Panel:
     steps: tuple[tuple[float | None, str], ...] = ()
     stacked: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    runbook: str = ""  # a page of docs/runbooks, which the panel links to
 
 
+_EVENTS, _TOKENS = "suffix: events", "suffix: tokens"  # Grafana's custom units
 _OPEN: Final = ((None, _GREEN), (1, _RED))
 
 ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
@@ -44,18 +46,18 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   kind="stat", width=4, height=4, extra={"textMode": "name"}),
             Panel("Circuit breaker", "Around the sink. Open: consumption is paused, and the rate is at its lowest.",
                   (("{{state}}", "max by (state) (circuit_breaker_state) == 1"),),
-                  kind="stat", width=4, height=4, extra={"textMode": "name"}),
+                  kind="stat", width=4, height=4, extra={"textMode": "name"}, runbook="breaker-open"),
             Panel("Rate limit", "Events per second that are admitted: the effective rate, with override and breaker.",
                   (("rate limit", "max(rate_limiter_rate_limit)"),), "eps", "stat", 4, 4),
             Panel("Consumer lag", "Events in the log that are not stored yet.",
-                  (("lag", "max(sluice_lag_events)"),), "short", "stat", 4, 4,
-                  ((None, _GREEN), (10_000, _YELLOW), (50_000, _RED))),
+                  (("lag", "max(sluice_lag_events)"),), _EVENTS, "stat", 4, 4,
+                  ((None, _GREEN), (10_000, _YELLOW), (50_000, _RED)), runbook="behind"),
             Panel("Seconds of lag", "Time to store the lag at the current pace.",
                   (("lag", "max(sluice_lag_seconds)"),), "s", "stat", 4, 4,
                   ((None, _GREEN), (10, _YELLOW), (60, _RED))),
             Panel("Controller age", "Time since the last published rate; it should stay near the period, 5 s.",
                   (("age", "min(sluice_controller_age_seconds)"),), "s", "stat", 4, 4,
-                  ((None, _GREEN), (15, _YELLOW), (30, _RED))),
+                  ((None, _GREEN), (15, _YELLOW), (30, _RED)), runbook="controller-silent"),
         ),
     ),
     (
@@ -65,7 +67,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   (("partition {{partition}}", "partition:sluice_lag_events:max"),
                    ("sum", "max(sluice_lag_events)"),
                    ("degraded from", "max(sluice_lag_degraded_events)"),
-                   ("critical above", "max(sluice_lag_critical_events)"))),
+                   ("critical above", "max(sluice_lag_critical_events)")), _EVENTS, runbook="behind"),
             Panel("Time to drain, by partition", "Seconds that the sink needs for the lag. With "
                   "RATE_POLICY=drain_time, the rate keeps the longest near the target.",
                   (("partition {{partition}}", "max by (partition) (sluice_drain_seconds)"),), "s"),
@@ -84,15 +86,17 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                    ("policy's rate", "max(rate_limiter_base_rate_limit)"),
                    ("stored", "sluice:stored_events:rate1m")), "eps"),
             Panel("HTTP answers by status", "429: the rate is exceeded. 503: the event log is unavailable or full.",
-                  (("{{status}}", "status:http_requests:rate1m"),), "reqps", stacked=True),
+                  (("{{status}}", "status:http_requests:rate1m"),), "reqps", stacked=True, runbook="refusing"),
             Panel("Available permissions", "Tokens in the bucket. At 0, requests are refused.",
                   (("available", "max(rate_limiter_available_permissions)"),
-                   ("capacity", "max(rate_limiter_capacity_permissions)"))),
+                   ("capacity", "max(rate_limiter_capacity_permissions)")), _TOKENS),
             Panel("Circuit breaker over time", "The state of the circuit breaker.",
-                  (("{{state}}", "max by (state) (circuit_breaker_state)"),), kind="state-timeline", steps=_OPEN),
+                  (("{{state}}", "max by (state) (circuit_breaker_state)"),), kind="state-timeline", steps=_OPEN,
+                  runbook="breaker-open"),
             Panel("Pauses and override", "The reasons for pauses, and whether an operator had set the rate.",
                   (("paused: {{reason}}", "max by (reason) (sluice_consumption_paused)"),
-                   ("operator's rate", "max(rate_limiter_override_active)")), kind="state-timeline", steps=_OPEN),
+                   ("operator's rate", "max(rate_limiter_override_active)")), kind="state-timeline", steps=_OPEN,
+                  runbook="paused"),
         ),
     ),
     (
@@ -103,10 +107,11 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                                       "(rate(sluice_receipt_to_store_seconds_bucket[1m])))")
                         for share in ("50", "95", "99")), "s"),
             Panel("Drain throughput", "Events per second, by result.",
-                  (("{{result}}", "max by (result) (rate(sluice_drained_events_total[1m]))"),), "eps"),
+                  (("{{result}}", "max by (result) (rate(sluice_drained_events_total[1m]))"),), "eps",
+                  runbook="no-progress"),
             Panel("Batch size", "Events of a batch; near 1 without load, near DRAIN_BATCH_RECORDS_MAX with a backlog.",
                   (("mean", "max(rate(sluice_batch_events_sum[1m])) / max(rate(sluice_batch_events_count[1m]))"),
-                   ("p95", "histogram_quantile(0.95, max by (le) (rate(sluice_batch_events_bucket[1m])))"))),
+                   ("p95", "histogram_quantile(0.95, max by (le) (rate(sluice_batch_events_bucket[1m])))")), _EVENTS),
             Panel("Batch duration", "From BEGIN to COMMIT.",
                   (("p50", "histogram_quantile(0.5, max by (le) (rate(sluice_batch_store_seconds_bucket[1m])))"),
                    ("p99", "histogram_quantile(0.99, max by (le) (rate(sluice_batch_store_seconds_bucket[1m])))")),
@@ -115,7 +120,8 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   (("{{outcome}}", "max by (outcome) (rate(sluice_drain_runs_total[1m])) > 0"),), "ops"),
             Panel("Dead letters", "The sink refuses their content, or their id is stored with other content.",
                   (("open", "max(sluice_dead_letters_open)"),
-                   ("of them conflicts", "max(sluice_dead_letter_conflicts_open)")), steps=_OPEN),
+                   ("of them conflicts", "max(sluice_dead_letter_conflicts_open)")), _EVENTS, steps=_OPEN,
+                  runbook="dead-letters"),
         ),
     ),
     (
@@ -127,9 +133,9 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                   "s"),
             Panel("Events of an append", "Grows under load: while one append runs, the next one gathers.",
                   (("mean", "sum(rate(sluice_ingest_append_group_events_sum[1m]))"
-                            " / sum(rate(sluice_ingest_append_group_events_count[1m]))"),)),
+                            " / sum(rate(sluice_ingest_append_group_events_count[1m]))"),), _EVENTS),
             Panel("Waiting for the log", "Events in memory. Near the limit, clients get 503.",
-                  (("{{instance}}", "sluice_ingest_append_waiting_events{$chosen}"),)),
+                  (("{{instance}}", "sluice_ingest_append_waiting_events{$chosen}"),), _EVENTS, runbook="log-down"),
             Panel("Bodies in memory", "Bytes received and not yet appended. Near the limit, large bodies get 503.",
                   (("{{instance}}", "sluice_ingest_held_bodies_bytes{$chosen}"),), "bytes"),
             Panel("Bucket calls", "`empty`: clients offer more than is admitted. `away`: Redis does not answer.",
@@ -165,30 +171,34 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             Panel("Redis memory", "Share of maxmemory. A full event log refuses events.",
                   (("{{role}}", "max by (role) (sluice_redis_memory_bytes)"
                                 " / max by (role) (sluice_redis_memory_limit_bytes)"),),
-                  "percentunit", steps=((None, _GREEN), (0.8, _RED))),
+                  "percentunit", steps=((None, _GREEN), (0.8, _RED)), runbook="redis-memory-near-limit"),
             Panel("Disk left", "Free share of the disks under WATCHED_PATHS.",
                   (("{{path}}", "min by (path) (sluice_disk_free_bytes / sluice_disk_size_bytes)"),),
-                  "percentunit", steps=((None, _RED), (0.1, _GREEN))),
+                  "percentunit", steps=((None, _RED), (0.1, _GREEN)), runbook="disk-near-full"),
             Panel("CPU", "Cores that each process uses, and workers' children.",
                   (("{{job}} {{instance}}", "rate(process_cpu_seconds_total{$chosen}[1m])"),
                    ("{{job}} {{instance}} children",
-                    "clamp_min(deriv(sluice_worker_children_cpu_seconds_total{$chosen}[1m]), 0)"))),
+                    "clamp_min(deriv(sluice_worker_children_cpu_seconds_total{$chosen}[1m]), 0)")), "suffix: cores"),
             Panel("Memory", "Resident memory of each process, and of workers' children.",
                   (("{{job}} {{instance}}", "process_resident_memory_bytes{$chosen}"),
                    ("{{job}} {{instance}} children",
                     "sluice_worker_children_resident_memory_bytes{$chosen}")), "bytes"),
             Panel("Starts", "Starts of each program in 15 minutes. Unexpected starts are restarts.",
-                  (("{{program}}", "max by (program) (increase(sluice_process_starts_total[15m]))"),)),
+                  (("{{program}}", "max by (program) (increase(sluice_process_starts_total[15m]))"),), "suffix: starts",
+                  runbook="process-missing"),
             Panel("Dropped messages", "Dropped from Celery's queues, by reason: no task, or an unknown one.",
-                  (("{{reason}}", "sum by (reason) (increase(sluice_dropped_messages_total[15m]))"),)),
+                  (("{{reason}}", "sum by (reason) (increase(sluice_dropped_messages_total[15m]))"),),
+                  "suffix: messages"),
             Panel("PostgreSQL", "Connections of Sluice, and the limit for all clients.",
                   (("connections", "max(sluice_database_connections)"),
                    ("allowed", "max(sluice_database_connections_limit)"),
-                   ("worker processes", "sum(sluice_worker_children)"))),
+                   ("worker processes", "sum(sluice_worker_children)")), "suffix: connections",
+                  runbook="database-connections-high"),
             Panel("Size of the database", "It grows until expired events make room (RETENTION_DAYS).",
                   (("bytes", "max(sluice_database_bytes)"),), "bytes"),
             Panel("Expired rows", "Deleted because their time was over, by table.",
-                  (("{{table}}", "max by (table) (rate(sluice_expired_rows_total[5m]))"),)),
+                  (("{{table}}", "max by (table) (rate(sluice_expired_rows_total[5m]))"),), "suffix: rows/s",
+                  runbook="retention"),
             Panel("Scraped processes", "1: it answers.", (("{{job}} {{instance}}", "up{$chosen}"),), width=6),
             Panel("Version", "The version that runs, and its kind of event log.",
                   (("{{version}}, {{event_log}}", "max by (version, event_log) (sluice_build_info)"),),
@@ -201,6 +211,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
 def expressions() -> list[str]:
     """Every expression of every panel, with all processes selected."""
     written = [expression for _, panels in ROWS for panel in panels for _, expression in panel.queries]
+    written += [expression for _, _, expression, _ in CONTROL_EVENTS]
     return [expression.replace("{$chosen}", "") for expression in written]
 
 
@@ -233,8 +244,12 @@ def dashboard() -> dict[str, Any]:
         "refresh": "5s",
         "time": {"from": "now-30m", "to": "now"},
         "timepicker": {},
-        "templating": {"list": [_variable("job", "up"), _variable("instance", 'up{job=~"$job"}')]},
-        "annotations": {"list": [_alerts()]},
+        "templating": {"list": [_variable("job", "up"), _variable("instance", 'up{job=~"$job"}'), _page()]},
+        "annotations": {"list": [_alerts(), *(_annotation(*one) for one in CONTROL_EVENTS)]},
+        "links": [
+            _link("Live page", "${page}/"),
+            _link("Runbooks", "${page}/runbooks"),
+        ],
         "panels": panels,
     }
 
@@ -255,6 +270,43 @@ def _variable(label: str, series: str) -> dict[str, Any]:
         "includeAll": True,
         "allValue": ".*",
         "current": {"text": ["All"], "value": ["$__all"]},
+    }
+
+
+def _page() -> dict[str, Any]:
+    """Where operators reach ingest: the live page and the runbooks. A field at the top of the dashboard."""
+    here = "http://localhost:8081"
+    return {
+        "name": "page",
+        "label": "Live page",
+        "type": "textbox",
+        "query": here,
+        "current": {"text": here, "value": here},
+        "options": [{"text": here, "value": here, "selected": True}],
+    }
+
+
+def _link(title: str, url: str) -> dict[str, Any]:
+    return {"title": title, "type": "link", "url": url, "targetBlank": True, "icon": "external link", "tags": []}
+
+
+# What the control loop did, as far as metrics tell: (name, title, expression that is 1 meanwhile, colour).
+CONTROL_EVENTS: Final = (
+    ("Breaker open", "breaker {{state}}", 'max by (state) (circuit_breaker_state{state=~"open|half-open"}) == 1', _RED),
+    ("Paused", "paused: {{reason}}", "max by (reason) (sluice_consumption_paused) == 1", _YELLOW),
+    ("Operator's rate", "an operator set the rate", "max(rate_limiter_override_active) == 1", _BLUE),
+)
+
+
+def _annotation(name: str, title: str, expression: str, color: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "datasource": _DATASOURCE,
+        "enable": True,
+        "iconColor": color,
+        "expr": expression,
+        "titleFormat": title,
+        "step": "15s",  # samples that follow each other are one region
     }
 
 
@@ -315,6 +367,7 @@ def _panel(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
         ],
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": options,
+        "links": [_link("Runbook", f"${{page}}/runbooks/{panel.runbook}")] if panel.runbook else [],
     }
 
 

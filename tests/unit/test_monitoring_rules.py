@@ -17,7 +17,7 @@ import pipeline.metrics
 from checks.testbed.processes import ROOT
 from monitoring import commands_table, dashboard, metrics_table
 from pipeline import __version__
-from pipeline.names import ControlEventKind
+from pipeline.names import BreakerState, ControlEventKind
 
 pytestmark = pytest.mark.timeout(600)  # seconds of CPU, on a machine that may do other things
 
@@ -101,10 +101,35 @@ def test_the_dashboards_panels_stand_beside_each_other() -> None:
 
 def test_the_dashboards_variables_choose_processes() -> None:
     found = dashboard.dashboard()
-    assert [one["name"] for one in found["templating"]["list"]] == ["job", "instance"]
+    assert [one["name"] for one in found["templating"]["list"]] == ["job", "instance", "page"]
     chosen = [t["expr"] for p in found["panels"] for t in p.get("targets", []) if "$" in t["expr"]]
     assert 'up{job=~"$job", instance=~"$instance"}' in chosen
     assert not [one for one in chosen if "$chosen" in one]
+
+
+def test_panels_link_to_runbooks_that_exist() -> None:
+    runbooks = {panel.runbook for _, panels in dashboard.ROWS for panel in panels} - {""}
+    pages = {path.stem for path in (ROOT / "docs" / "runbooks").glob("*.md")}
+    assert runbooks <= pages
+    assert {"behind", "breaker-open", "paused", "refusing", "dead-letters"} <= runbooks
+    made = dashboard.dashboard()
+    links = [link["url"] for panel in made["panels"] for link in panel.get("links", ())]
+    assert len(links) == sum(bool(panel.runbook) for _, panels in dashboard.ROWS for panel in panels)
+    assert all(link.startswith("${page}/runbooks/") for link in links)
+
+
+def test_what_the_control_loop_did_is_marked_in_every_panel() -> None:
+    marks = {one["name"]: one["expr"] for one in dashboard.dashboard()["annotations"]["list"]}
+    assert set(marks) == {"Alerts", "Breaker open", "Paused", "Operator's rate"}
+    states = {state.value for state in BreakerState}
+    named = re.findall(r'state=~"([^"]+)"', marks["Breaker open"])[0].split("|")
+    assert set(named) <= states
+
+
+def test_panels_of_events_have_that_unit() -> None:
+    units = {panel.title: panel.unit for _, panels in dashboard.ROWS for panel in panels}
+    counted = ("Consumer lag", "Consumer lag by partition", "Batch size", "Waiting for the log", "Dead letters")
+    assert {units[title] for title in counted} == {"suffix: events"}
 
 
 def test_the_version_shown_is_that_of_the_project() -> None:
