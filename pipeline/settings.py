@@ -339,6 +339,12 @@ class Settings:
         "empty: ingest serves its own copy at /runbooks, beside the page",
         when="your operators keep runbooks of their own, or read the documentation as a site",
     )
+    page_urls: str = _setting(
+        "",
+        "Links at the foot of the live page: `NAME=URL` with commas between, as in "
+        "Grafana=https://grafana.example,Flower=http://127.0.0.1:5555. run.sh fills in what it runs",
+        when="operators open Grafana, Prometheus, Flower or a documentation of yours from the page",
+    )
 
     # --- Ingest: API keys ----------------------------------------------------------------------------
     ingest_keys: bool = _setting(
@@ -1001,6 +1007,7 @@ _DEFAULTS_OF_POLICY: Final[dict[str, dict[str, float]]] = {
 
 # A folder with an absolute path, on this machine.
 _FOLDER_URL: Final = re.compile(r"file://(localhost)?/[^?#]+")
+_LINK: Final = re.compile(r"https?://[^\s/?#]+\S*")
 _WEB_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s?#]*")  # names of pages are appended
 # The allowed schemes of each server's URL. REDIS_URL is Celery's broker too.
 _SCHEMES: Final = {
@@ -1262,6 +1269,15 @@ def _operator_problems(settings: Settings) -> Iterator[str]:
         yield f"OPERATOR_PASSWORD has fewer than {OPERATOR_PASSWORD_CHARS_MIN} characters"
     if settings.runbooks_url and not _WEB_URL.fullmatch(settings.runbooks_url):
         yield f"RUNBOOKS_URL={settings.runbooks_url!r} is neither empty nor http:// or https://, then a host"
+    for name, url in page_urls_of(settings.page_urls):
+        if not name or not _LINK.fullmatch(url):
+            yield f"PAGE_URLS has {name}={url}, which is not a name, `=`, and http:// or https:// with a host"
+
+
+def page_urls_of(text: str) -> list[tuple[str, str]]:
+    """The names and the URLs of PAGE_URLS."""
+    pairs = [one.strip().partition("=") for one in text.split(",") if one.strip()]
+    return [(name.strip(), url.strip()) for name, _, url in pairs]
 
 
 def public_problem(host: str, operator_host: str | None, *, takes_all: bool, shows_all: bool) -> str | None:

@@ -273,6 +273,7 @@ class System(SystemFolder):
             **({"INGEST_PROCESSES_MAX": str(self.config.ingest_processes)} if is_whole else {}),
             "INGEST_HOST": self.config.host,
             "INGEST_PORT": str(self.config.ports["INGEST_PORT"]),
+            "PAGE_URLS": os.environ.get("PAGE_URLS") or _page_urls(urls),
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -508,6 +509,12 @@ def _place(host: str, port: int) -> str:
     """Where a program of this machine reaches a server that listens on `host`."""
     shown = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
+
+
+def _page_urls(urls: Mapping[str, str]) -> str:
+    """The links of the live page to what runs beside ingest."""
+    found = {"Flower": urls.get("FLOWER_URL"), "Prometheus": urls.get("PROMETHEUS_URL")}
+    return ",".join(f"{name}={url}" for name, url in found.items() if url)
 
 
 def _http_url(host: str, port: int, *, scheme: str = "http") -> str:

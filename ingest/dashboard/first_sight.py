@@ -16,8 +16,14 @@ _CARDS: Final = (
 )  # fmt: skip
 # What the page has in their places: comments, and an attribute.
 _SEVERITY: Final = 'data-severity="unknown"'
-_LEVEL, _HEADLINE, _ANSWERS, _NOTE = "<!-- level -->", "<!-- headline -->", "<!-- answers -->", "<!-- made at -->"
-MARKERS: Final = (_SEVERITY, _LEVEL, _HEADLINE, _ANSWERS, _NOTE, *(f"<!-- {name} -->" for name in _CARDS))
+_LEVEL, _HEADLINE, _ANSWERS, _NOTE, _LINKS = (
+    "<!-- level -->",
+    "<!-- headline -->",
+    "<!-- answers -->",
+    "<!-- made at -->",
+    "<!-- links -->",
+)
+MARKERS: Final = (_SEVERITY, _LEVEL, _HEADLINE, _ANSWERS, _NOTE, _LINKS, *(f"<!-- {name} -->" for name in _CARDS))
 
 
 def first_sight(page: str, document: Mapping[str, Any]) -> bytes:
@@ -31,6 +37,9 @@ def first_sight(page: str, document: Mapping[str, Any]) -> bytes:
             _answer(reason, document["runbooksUrl"], is_first=i == 0) for i, reason in enumerate(reasons)
         ),
         _NOTE: escape(clock_time(document["at"])),
+        _LINKS: "".join(
+            f'<li><a href="{escape(link["url"])}">{escape(link["name"])}</a></li>' for link in document["links"]
+        ),
     }
     parts |= {f"<!-- {name} -->": escape(words) for name, words in zip(_CARDS, _figures(document), strict=True)}
     for marker, text in parts.items():

@@ -6,6 +6,7 @@ from typing import Any
 from ingest.health import HealthSources, health_inputs
 from pipeline.health.judge import judge
 from pipeline.health.snapshot import HealthInputs
+from pipeline.settings import page_urls_of
 from pipeline.status import inputs_document
 
 
@@ -21,7 +22,9 @@ class ViewSources:
 def page_document(sources: ViewSources) -> dict[str, Any]:
     """The state of the system for the page, without its control events."""
     own = {"process": sources.process, "viewers": sources.viewers}
-    return document_of(health_inputs(sources.health), sources.health.settings.runbooks_url) | own
+    settings = sources.health.settings
+    links = [{"name": name, "url": url} for name, url in page_urls_of(settings.page_urls)]
+    return document_of(health_inputs(sources.health), settings.runbooks_url) | own | {"links": links}
 
 
 def document_of(inputs: HealthInputs, runbooks_url: str = "") -> dict[str, Any]:

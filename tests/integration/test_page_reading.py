@@ -49,6 +49,18 @@ EVENTS = [
 ]  # fmt: skip
 
 
+def point(number: int) -> list[Any]:
+    """A second of the charts, 60 of which end now."""
+    known = {
+        "t": NOW - 59 + number, "admitted": 100.0 + number, "offered": 200.0 + number, "rate": 1000.0,
+        "lag": 4 * number, "lags": [number] * 4, "drained": 50.0 + number, "tokens": 700 + number,
+    }  # fmt: skip
+    return [known.get(name) for name in COLUMNS]
+
+
+POINTS = [point(number) for number in range(60)]
+
+
 @pytest.fixture(scope="module")
 def edge() -> Iterator[RunningIngest]:
     running = RunningIngest(replace(Settings(ingest_port=free_port()), log_partitions=4, regulate_seconds=60.0)).start()
@@ -80,11 +92,14 @@ class Reading:
         self.seen.page.add_init_script("window.setInterval = () => 0")
         self.seen.page.goto(self._url, wait_until="domcontentloaded")
 
-    def show(self, inputs: HealthInputs, events: list[ControlEvent] | None = None) -> Watched:
+    def show(
+        self, inputs: HealthInputs, events: list[ControlEvent] | None = None, points: list[list[Any]] | None = None
+    ) -> Watched:
         document = document_of(inputs) | {"process": "host:1", "viewers": 1}
         message = {"status": document} | ({} if events is None else {"events": event_rows(events)})
         self.seen.page.evaluate(
-            "([columns, message]) => { charts.reset(columns, [], 900); live.show(message); }", [COLUMNS, message]
+            "([columns, points, message]) => { charts.reset(columns, points, 900); live.show(message); }",
+            [COLUMNS, points or [], message],
         )
         return self.seen
 
@@ -165,10 +180,82 @@ def test_on_a_phone_the_events_begin_within_three_screens(browser: Browser, edge
     assert not seen.overflows()
 
 
+def test_every_line_of_a_chart_has_its_unit(browser: Browser, edge: RunningIngest) -> None:
+    seen = Reading(browser, edge, **WIDE).show(HEALTHY, points=POINTS)
+    assert seen.text("#legend-rate") == "rate limit 1,000 /s offered 257 /s admitted 157 /s"
+    assert seen.text("#legend-lag") == "one partition each all partitions 236 events"
+    assert seen.text("#legend-drain") == "stored 107 /s tokens, on the right 759 tokens"
+    assert [name for name in UNITS if UNITS[name] not in seen.page.evaluate(f"charts.units('{name}').join()")] == []
+
+
+UNITS = {"rate": "events/s", "lag": "events", "answers": "requests/s", "drain": "events/s,tokens"}
+
+
+def test_partitions_have_bars_on_one_scale_that_is_named(browser: Browser, edge: RunningIngest) -> None:
+    seen = Reading(browser, edge, **WIDE).show(replace(HEALTHY, lag_by_partition={0: 1_500, 1: 600, 2: 0}))
+    assert seen.page.locator("#lags li b").all_inner_texts() == ["1,500", "600", "0"]
+    widths = seen.page.evaluate("[...document.querySelectorAll('#lags i')].map((bar) => bar.style.width)")
+    assert widths == ["75%", "30%", "0%"]
+    assert seen.text("#lags-scale") == "A full bar is 2,000 events."
+
+
+def test_few_events_do_not_fill_a_bar(browser: Browser, edge: RunningIngest) -> None:
+    seen = Reading(browser, edge, **WIDE).show(replace(HEALTHY, lag_by_partition={0: 1, 1: 0}))
+    assert seen.page.evaluate("document.querySelector('#lags i').style.width") == "1%"
+
+
+def test_hovering_shows_the_values_of_that_time_in_every_chart(browser: Browser, edge: RunningIngest) -> None:
+    seen = Reading(browser, edge, **WIDE).show(HEALTHY, points=POINTS)
+    area = seen.page.locator("#chart-rate .u-over")
+    # When the pointer is over the first second
+    area.hover(position={"x": 1, "y": 20})
+    # Then the legends have its values, and say of when they are
+    seen.wait("document.querySelector('#legend-rate').innerText.includes('22:12:21')")
+    assert seen.text("#legend-rate") == "22:12:21 rate limit 1,000 /s offered 200 /s admitted 100 /s"
+    assert seen.text("#legend-lag") == "22:12:21 one partition each all partitions 0 events"
+    # And without it, those of now
+    seen.page.mouse.move(1, 1)
+    seen.wait("!document.querySelector('#legend-rate').innerText.includes('22:12:21')")
+    assert "admitted 157 /s" in seen.text("#legend-rate")
+
+
+def test_a_chart_can_be_read_with_the_keyboard(browser: Browser, edge: RunningIngest) -> None:
+    seen = Reading(browser, edge, **WIDE).show(HEALTHY, points=POINTS)
+    seen.page.locator("#chart-rate").focus()
+    seen.page.keyboard.press("Home")
+    assert "22:12:21" in seen.text("#legend-rate")
+    seen.page.keyboard.press("ArrowRight")
+    assert "22:12:22" in seen.text("#legend-rate")
+    assert "admitted 101" in seen.text("#announce")
+    seen.page.keyboard.press("Escape")
+    assert "22:12:22" not in seen.text("#legend-rate")
+
+
+def test_every_control_is_reached_with_the_tab_key(browser: Browser, edge: RunningIngest) -> None:
+    seen = Reading(browser, edge, **WIDE).show(NIGHT, EVENTS, POINTS)
+    seen.page.evaluate("document.querySelectorAll('#more details').forEach((one) => { one.open = true; })")
+    reached: list[str] = []
+    for _ in range(60):
+        seen.page.keyboard.press("Tab")
+        name = seen.page.evaluate(
+            "(() => { const one = document.activeElement; one.dataset.reached = 'yes';"
+            " return one === document.body ? '' : one.id || one.textContent; })()"
+        )
+        if not name:
+            break
+        reached.append(name)
+    left = seen.page.evaluate(
+        "[...document.querySelectorAll('a[href], button, input, summary, [tabindex=\"0\"]')]"
+        ".filter((one) => one.checkVisibility() && !one.dataset.reached).map((one) => one.outerHTML)"
+    )
+    assert left == []
+    assert {"Copy", "filter", "chart-rate", "Runbook"} <= set(reached)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("inputs", [NIGHT, HEALTHY], ids=["night", "healthy"])
 def test_axe_finds_nothing(browser: Browser, edge: RunningIngest, scheme: str, inputs: HealthInputs) -> None:
-    seen = Reading(browser, edge, **{**WIDE, "color_scheme": scheme}).show(inputs, EVENTS)
+    seen = Reading(browser, edge, **{**WIDE, "color_scheme": scheme}).show(inputs, EVENTS, POINTS)
     for summary in seen.page.locator("#more summary").all():
         summary.click()
     found = Axe().run(seen.page).response["violations"]

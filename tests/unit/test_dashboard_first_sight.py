@@ -19,7 +19,8 @@ NIGHT = replace(
 
 
 def seen(inputs: HealthInputs) -> str:
-    return first_sight(PAGE, document_of(inputs) | {"process": "host:1", "viewers": 1}).decode()
+    links = [{"name": "Grafana & more", "url": "https://grafana.example/?a=1&b=2"}]
+    return first_sight(PAGE, document_of(inputs) | {"process": "host:1", "viewers": 1, "links": links}).decode()
 
 
 def text_of(page: str, element: str) -> str:
@@ -78,3 +79,10 @@ def test_no_marker_is_left_and_each_is_in_the_page_once() -> None:
     assert {marker: PAGE.count(marker) for marker in MARKERS} == dict.fromkeys(MARKERS, 1)
     page = seen(HEALTHY)
     assert [marker for marker in MARKERS if marker in page] == []
+
+
+def test_links_to_other_tools_are_at_the_foot() -> None:
+    foot = seen(HEALTHY).partition("<footer>")[2]
+    assert '<a href="https://grafana.example/?a=1&amp;b=2">Grafana &amp; more</a>' in foot
+    assert 'href="/runbooks"' in foot
+    assert 'href="/docs"' in foot

@@ -3,9 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from ingest.appender import LogStatus
 from ingest.dashboard.view import ViewSources, page_document
 from ingest.health import HealthSources
+from pipeline.errors import SettingsError
 from pipeline.follower import ControlSnapshot
 from pipeline.health.snapshot import Outlook
 from pipeline.names import BreakerState, Mode
@@ -53,3 +56,19 @@ def test_the_headline_is_the_worst_whoever_sees_it() -> None:
     reasons = document(replace(SOURCES, health=health))["reasons"]
     assert [reason["severity"] for reason in reasons] == ["critical", "degraded"]
     assert reasons[0]["what"].startswith("The event log is full")
+
+
+def test_the_links_of_the_settings_are_in_the_page() -> None:
+    settings = Settings.from_environ({"PAGE_URLS": "Flower=http://127.0.0.1:5555, Grafana=https://g.example/?a=b"})
+    shown = document(replace(SOURCES, health=replace(HEALTH, settings=settings)))
+    assert shown["links"] == [
+        {"name": "Flower", "url": "http://127.0.0.1:5555"},
+        {"name": "Grafana", "url": "https://g.example/?a=b"},
+    ]
+    assert document(SOURCES)["links"] == []
+
+
+@pytest.mark.parametrize("text", ["Flower", "=http://127.0.0.1", "Evil=javascript:alert(1)"])
+def test_a_link_that_is_no_address_of_the_web_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="PAGE_URLS"):
+        Settings.from_environ({"PAGE_URLS": text})

@@ -6,10 +6,11 @@ const charts = (() => {
   const SHORTEST_SECONDS = 60; // the shortest period that a chart shows
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-  // Each chart: its lines (label, column or function of a row, colour, dash, width) and its horizontal levels.
+  // Each chart: the units of its axes, its lines (label, column, unit of its values, colour, dash, width), and whether it
+  // has horizontal levels. A line with `isRight` has the axis on the right.
   const PLANS = {
     rate: {
-      unit: "/s",
+      units: ["events/s"],
       lines: [
         { label: "rate limit", column: "rate", colour: "muted", dash: [6, 4], stepped: true },
         { label: "rate limit of the shadow", column: "shadow", colour: "degraded", dash: [8, 3, 2, 3], stepped: true, ofShadow: true },
@@ -18,18 +19,18 @@ const charts = (() => {
       ],
     },
     lag: {
-      unit: "",
-      lines: [{ label: "all partitions", column: "lag", colour: "blue", width: 2, fill: true }],
+      units: ["events"],
+      lines: [{ label: "all partitions", column: "lag", unit: "events", colour: "blue", width: 2, fill: true }],
       levels: true,
     },
     // Shown if the thresholds of the rate policy are about another measure than the lag.
     policy: {
-      unit: "",
+      units: [""],
       lines: [{ label: "now", column: "measure", colour: "blue", width: 2, fill: true, isFine: true }],
       levels: true,
     },
     answers: {
-      unit: "/s",
+      units: ["requests/s"],
       lines: [
         { label: "202 accepted", column: "s202", colour: "normal", width: 2 },
         { label: "429 refused", column: "s429", colour: "degraded", dash: [6, 3] },
@@ -39,15 +40,15 @@ const charts = (() => {
       ],
     },
     drain: {
-      unit: "",
+      units: ["events/s", "tokens"],
       lines: [
-        { label: "stored /s", column: "drained", colour: "blue", width: 2, fill: true },
-        { label: "tokens", column: "tokens", colour: "muted", dash: [6, 4] },
+        { label: "stored", column: "drained", colour: "blue", width: 2, fill: true },
+        { label: "tokens, on the right", column: "tokens", unit: "tokens", isRight: true, colour: "muted", dash: [6, 4] },
       ],
     },
   };
 
-  const state = { columns: [], rows: [], seconds: 900, levels: {}, shadow: false, partitions: 0, plots: {} };
+  const state = { columns: [], rows: [], seconds: 900, levels: {}, shadow: false, partitions: 0, plots: {}, hovered: null, measure: "" };
   const at = (name) => state.columns.indexOf(name);
 
   function reset(columns, rows, seconds) {
@@ -88,7 +89,7 @@ const charts = (() => {
     const plan = PLANS[name];
     if (name !== "lag" || state.partitions < 2) return plan.lines.filter((line) => !line.ofShadow || state.shadow);
     const each = Array.from({ length: state.partitions }, (_, i) => ({
-      label: `partition ${i}`, partition: i, colour: "muted", dash: [1 + i, 2 + (i % 3)], width: 1, quiet: true,
+      label: `partition ${i}`, partition: i, colour: "muted", dash: [1 + i, 2 + (i % 3)], width: 1, quiet: i > 0, isSample: i === 0,
     }));
     return [...each, ...plan.lines];
   }
@@ -152,42 +153,112 @@ const charts = (() => {
   function options(name, lines, width, height) {
     const axis = { stroke: css("muted"), grid: { stroke: css("grid"), width: 1 }, ticks: { stroke: css("grid") }, font: "11px system-ui, sans-serif" };
     const highest = PLANS[name].levels ? () => Math.max(0, ...(state.levels[name] || []).map((level) => level[1] * 1.12)) : () => 0;
+    const right = lines.some((line) => line.isRight);
+    const [unit, rightUnit] = units(name);
+    const yAxis = (label) => ({ ...axis, size: 44, label, labelSize: 16, labelGap: 0, labelFont: axis.font, values: (_, marks) => marks.map(format.short) });
     return {
-      width, height, legend: { show: false }, cursor: { show: false },
+      width, height, legend: { show: false },
+      cursor: { y: false, drag: { x: false, y: false }, points: { show: false }, sync: { key: "charts" } },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: {
         // A short history fills the chart too.
         x: { time: true, range: (_, low, high) => [Math.max(high - state.seconds, Math.min(low, high - SHORTEST_SECONDS)), high] },
         y: { range: (_, _low, high) => [0, Math.max(1, (high || 0) * 1.08, highest())] },
+        ...(right ? { right: { range: (_, _low, high) => [0, Math.max(1, (high || 0) * 1.08)] } } : {}),
       },
       axes: [
         { ...axis, size: 30, space: 70, values: (plot, times) => times.map((t) => clock(plot, t)) },
-        { ...axis, size: 48, values: (_, marks) => marks.map(format.short) },
+        yAxis(unit),
+        ...(right ? [{ ...yAxis(rightUnit), scale: "right", side: 1, grid: { show: false } }] : []),
       ],
       series: [
         {},
         ...lines.map((line) => ({
-          label: line.label, stroke: css(line.colour), width: line.width || 1.5, dash: line.dash,
+          label: line.label, stroke: css(line.colour), width: line.width || 1.5, dash: line.dash, scale: line.isRight ? "right" : "y",
           fill: line.fill ? css(line.colour) + "22" : undefined, points: { show: false }, spanGaps: false,
           paths: line.stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
         })),
       ],
-      hooks: { drawClear: [shade], draw: PLANS[name].levels ? [(plot) => drawLevels(plot, name)] : [] },
+      hooks: { drawClear: [shade], draw: PLANS[name].levels ? [(plot) => drawLevels(plot, name)] : [], setCursor: [hover] },
     };
+  }
+
+  // The units of a chart's axes. That of the rate policy's own measure is in its explanation.
+  function units(name) {
+    return name === "policy" ? [state.measure] : PLANS[name].units;
+  }
+
+  // All charts show the values of the hovered second; without one, those of now.
+  function hover(plot) {
+    const { idx, left } = plot.cursor;
+    const found = left < 0 || idx === null || idx === undefined ? null : plot.data[0][idx];
+    if (found === state.hovered) return;
+    state.hovered = found === undefined ? null : found;
+    tellAll();
+  }
+
+  function moveTo(place) {
+    const times = state.rows.map((row) => row[0]);
+    const seconds = times[Math.max(0, Math.min(times.length - 1, place))];
+    for (const name of shown()) {
+      const { plot } = state.plots[name];
+      plot.setCursor({ left: seconds === undefined ? -10 : plot.valToPos(seconds, "x"), top: seconds === undefined ? -10 : 10 });
+    }
+    state.hovered = seconds === undefined ? null : seconds;
+    tellAll();
+  }
+
+  // The keys of a slider: arrows by a second, Page Up and Page Down by a minute, Home and End, and Escape for now.
+  function key(event, name) {
+    const last = state.rows.length - 1;
+    const found = state.rows.findIndex((row) => row[0] === state.hovered);
+    const here = found < 0 ? last : found;
+    const places = { ArrowLeft: here - 1, ArrowRight: here + 1, PageUp: here - 60, PageDown: here + 60, Home: 0, End: last, Escape: NaN };
+    if (!(event.key in places)) return;
+    event.preventDefault();
+    moveTo(places[event.key]);
+    document.getElementById("announce").textContent = `${state.hovered === null ? "now" : format.time(state.hovered)}: ${told(name).join(", ")}`;
   }
 
   function legend(name, lines) {
     const list = document.getElementById(`legend-${name}`);
-    list.replaceChildren(...lines.filter((line) => !line.quiet).map((line) => {
+    const when = document.createElement("li");
+    when.className = "when";
+    list.replaceChildren(when, ...lines.filter((line) => !line.quiet).map((line) => {
       const item = document.createElement("li");
       item.innerHTML = '<svg viewBox="0 0 26 8" aria-hidden="true"><line x1="0" y1="4" x2="26" y2="4"/></svg><span></span><b></b>';
       const stroke = item.querySelector("line");
       stroke.setAttribute("stroke", css(line.colour));
       stroke.setAttribute("stroke-width", "2.5");
       if (line.dash) stroke.setAttribute("stroke-dasharray", line.dash.join(" "));
-      item.querySelector("span").textContent = line.label;
+      item.querySelector("span").textContent = line.isSample ? "one partition each" : line.label;
       return item;
     }));
+  }
+
+  // The value of a line at the hovered second, or now, with its unit.
+  function worth(line) {
+    if (line.isSample) return "";
+    const unit = line.isFine ? state.measure : line.unit || "/s";
+    const row = state.hovered === null ? null : state.rows.find((one) => one[0] === state.hovered);
+    const isLevel = ["rate", "shadow", "lag", "tokens", "measure"].includes(line.column);
+    const value = row ? row[at(line.column)] : isLevel ? latest(line.column) : lately(line.column);
+    return `${line.isFine ? format.fine(value) : format.number(value)} ${unit}`.trim();
+  }
+
+  function told(name) {
+    return state.plots[name].lines.filter((line) => !line.quiet && !line.isSample).map((line) => `${line.label} ${worth(line)}`);
+  }
+
+  function tell(name) {
+    const list = document.getElementById(`legend-${name}`);
+    const shownLines = state.plots[name].lines.filter((line) => !line.quiet);
+    list.querySelector(".when").textContent = state.hovered === null ? "" : format.time(state.hovered);
+    list.querySelectorAll("b").forEach((value, i) => { value.textContent = worth(shownLines[i]); });
+  }
+
+  function tellAll() {
+    for (const name of shown()) if (state.plots[name]) tell(name);
   }
 
   function build(name) {
@@ -196,6 +267,8 @@ const charts = (() => {
     if (state.plots[name]) state.plots[name].plot.destroy();
     const plot = new uPlot(options(name, lines, holder.clientWidth, holder.clientHeight), [[], ...lines.map(() => [])], holder);
     holder.setAttribute("role", "img");
+    holder.tabIndex = 0;
+    holder.onkeydown = (event) => key(event, name);
     state.plots[name] = { plot, lines };
     legend(name, lines);
   }
@@ -213,14 +286,10 @@ const charts = (() => {
       if (!state.plots[name]) build(name);
       const { plot, lines } = state.plots[name];
       plot.setData([times, ...lines.map(values)]);
-      const told = lines.filter((line) => !line.quiet).map((line, i) => {
-        const value = ["rate", "shadow", "lag", "tokens", "measure"].includes(line.column) ? latest(line.column) : lately(line.column);
-        const words = line.isFine ? format.fine(value) : format.number(value);
-        document.querySelectorAll(`#legend-${name} b`)[i].textContent = words;
-        return `${line.label} ${words}`;
-      });
-      document.getElementById(`chart-${name}`).dataset.points = times.length;
-      document.getElementById(`chart-${name}`).setAttribute("aria-label", `Chart of 15 minutes; now: ${told.join(", ")}`);
+      tell(name);
+      const holder = document.getElementById(`chart-${name}`);
+      holder.dataset.points = times.length;
+      holder.setAttribute("aria-label", `Chart of 15 minutes; arrow keys read it; now: ${told(name).join(", ")}`);
     }
   }
 
@@ -235,11 +304,12 @@ const charts = (() => {
     const { thresholds } = status.ratePolicy;
     const levels = (isOfLag) => thresholds
       .filter((one) => (one.measure === "lag") === isOfLag)
-      .map((one) => [policies.levelWords(one), one.value, one.mode, DASHES[one.mode] || []]);
+      .map((one) => [policies.levelWords(one) + (isOfLag ? " events" : ""), one.value, one.mode, DASHES[one.mode] || []]);
     const target = policies.target(status.ratePolicy);
     const targets = target ? [[policies.words(target), target.value, "normal", []]] : [];
     state.levels = { lag: levels(true), policy: [...targets, ...levels(false)] };
     const caption = policies.caption(status.ratePolicy);
+    state.measure = policies.unit(status.ratePolicy);
     const figure = document.getElementById("figure-policy");
     figure.hidden = !caption;
     document.getElementById("caption-policy").textContent = caption;
@@ -261,5 +331,5 @@ const charts = (() => {
   const more = document.getElementById("more-charts");
   more.open = !matchMedia("(max-width: 40rem)").matches; // on a phone the control events come sooner
   more.addEventListener("toggle", () => { if (more.open) rebuild(); });
-  return { reset, add, draw, shape, latest, lately, at, rows: () => state.rows };
+  return { reset, add, draw, shape, latest, lately, at, units, rows: () => state.rows };
 })();

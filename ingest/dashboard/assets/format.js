@@ -17,6 +17,12 @@ const format = (() => {
     return size < 10 ? String(+value.toFixed(1)) : whole.format(value);
   }
 
+  // The next of 1, 2 or 5 times a power of ten: the end of a scale that does not change with each value.
+  function ceiling(value, least) {
+    const size = 10 ** Math.floor(Math.log10(Math.max(value, least)));
+    return [1, 2, 5, 10].map((one) => one * size).find((one) => one >= Math.max(value, least));
+  }
+
   // With one digit after the point below 100: seconds to drain.
   function fine(value) {
     if (!known(value)) return "–";
@@ -45,5 +51,5 @@ const format = (() => {
     return `${(seconds / 3600).toFixed(1)} h`;
   }
 
-  return { known, number, short, fine, time, moment, age, duration };
+  return { known, number, short, ceiling, fine, time, moment, age, duration };
 })();

@@ -225,7 +225,8 @@ const live = (() => {
     const waits = status.consumption === "paused" && lag > 0;
     const empty = waits ? "none while consumption is paused" : lag === 0 ? "no events wait" : status.secondsToEmpty !== null && status.secondsToEmpty < 2 ? "keeps up with new events" : status.secondsToEmpty !== null ? `lag stored in about ${duration(status.secondsToEmpty)} at this pace` : lag === null ? "" : "the lag does not shrink";
     card("drain", number(status.drainRate), "/s", empty, levelOf(status, "no_progress"));
-    const most = Math.max(1, ...lags);
+    const most = format.ceiling(Math.max(0, ...lags), 100);
+    byId("lags-scale").textContent = lags.length ? `A full bar is ${number(most)} events.` : "";
     byId("lags").replaceChildren(...lags.map((value, partition) => {
       const item = element("li");
       const track = element("span", undefined, "bar");

@@ -35,6 +35,12 @@ const policies = (() => {
     return levels.map((one) => `${one.label} ${format.short(one.value)}`).join(", ") || "not stored yet";
   }
 
+  // The unit of the policy's own measure; empty if that is the lag.
+  function unit(policy) {
+    const threshold = own(policy);
+    return threshold ? threshold.unit : "";
+  }
+
   function caption(policy) {
     const threshold = own(policy);
     if (!threshold) return "";
@@ -61,5 +67,5 @@ const policies = (() => {
     return `Rate policy ${name(policy)}: ${policy.sentence}.${beside}`;
   }
 
-  return { measured, target, words, levelWords, backlogWords, caption, scale, sentence };
+  return { measured, target, words, levelWords, backlogWords, caption, unit, scale, sentence };
 })();
