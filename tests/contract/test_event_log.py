@@ -12,6 +12,7 @@ from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, eventually
 from pipeline.errors import LogRestartedError, LogUnavailableError, StoreUnavailableError
 from pipeline.event import MESSAGE_BYTES_MAX
 from pipeline.flow.lag import lag_by_partition, total_lag
+from pipeline.names import AlarmCode, PauseReason, Severity
 from pipeline.ports.log import EventLog
 from support.event_logs import (
     KafkaRig,
@@ -25,6 +26,7 @@ from support.event_logs import (
     recovered,
     redis_log_rig,
 )
+from support.ticks import tick
 
 
 @pytest.fixture(params=["memory", "redis", "kafka"])
@@ -369,3 +371,18 @@ def test_close_may_come_again_and_is_not_the_end(log: EventLog) -> None:
     log.close()
     log.append([(0, b"b")])
     assert read_all(log, 0) == [b"a", b"b"]
+
+
+def test_a_log_that_ends_before_what_is_stored_stops_that_partition(rig: LogRig) -> None:
+    # Given a log of which PostgreSQL has stored more of one partition than it holds
+    log = rig.open()
+    log.append([(0, b"x")] * 3 + [(1, b"y")] * 2)
+    recovered(log.positions)
+    # When the control loop ticks
+    alarms, pauses = tick(log, {0: 10, 1: 2})
+    # Then it says so, and stops that partition before new events are skipped
+    assert [(alarm.code, alarm.severity, alarm.partition) for alarm in alarms] == [
+        (AlarmCode.LOG_BEHIND_STORED, Severity.CRITICAL, 0)
+    ]
+    assert "has stored up to offset 10, and the log goes on with 3" in alarms[0].what
+    assert [(pause.reason, pause.partition) for pause in pauses] == [(PauseReason.LOG_GAP, 0)]

@@ -17,6 +17,7 @@ from pipeline.errors import (
     LogUnavailableError,
 )
 from pipeline.log.redis_streams import RedisStreamsLog
+from pipeline.names import AlarmCode, PauseReason
 from pipeline.settings import Settings
 from stack.servers import Server
 from support.event_logs import (
@@ -30,6 +31,7 @@ from support.event_logs import (
     redis_log_rig,
     timed,
 )
+from support.ticks import tick
 
 
 @pytest.fixture
@@ -90,6 +92,28 @@ def test_ids_are_the_offsets_plus_one(rig: RedisRig) -> None:
     with rig.client() as client:
         entries = client.execute_command("XRANGE", rig.stream(1), "-", "+")
     assert [entry[0] for entry in entries] == [b"0-1", b"0-2", b"0-3"]
+
+
+def test_a_log_of_a_host_that_came_back_from_a_snapshot_while_it_ran_stops(rig: RedisRig) -> None:
+    # Given a log that goes on after a snapshot of its host, and PostgreSQL, which stores that
+    log = rig.open()
+    log.append([(0, b"x")] * 6)
+    with rig.client() as client:
+        snapshot = {key: client.dump(key) for key in client.scan_iter(match=f"{rig.settings.key_prefix}*", count=1000)}
+        log.append([(0, b"y")] * 9)
+        identity = log.identity()
+        assert tick(log, {0: 15}) == ([], [])
+        # When the host comes back as it was then: the same Redis process, so nobody is told of a restart
+        for key in client.scan_iter(match=f"{rig.settings.key_prefix}*", count=1000):
+            client.delete(key)
+        for key, value in snapshot.items():
+            client.restore(key, 0, value)
+    assert log.identity() == identity
+    # Then the next tick stops that partition
+    alarms, pauses = tick(log, {0: 15})
+    assert [(alarm.code, alarm.partition) for alarm in alarms] == [(AlarmCode.LOG_BEHIND_STORED, 0)]
+    assert "has stored up to offset 15, and the log goes on with 6" in alarms[0].what
+    assert [(pause.reason, pause.partition) for pause in pauses] == [(PauseReason.LOG_GAP, 0)]
 
 
 def test_a_commit_trims_what_is_stored_only_where_it_is_wanted(rig: RedisRig) -> None:
