@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from queue import Empty
@@ -13,7 +14,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 
-from pipeline.names import DropReason
+from pipeline.names import DropReason, Queue
 from pipeline.redis_sentinel import sentinel_pool
 from tasks.dropped import WHAT_CHARS_MAX, note_dropped
 from tasks.signing import reason_of, settings_of
@@ -24,6 +25,7 @@ _logger = logging.getLogger(__name__)
 # for that long after the broker is back.
 _CONNECT_WAITS: Final = {"interval_start": 1, "interval_step": 1, "interval_max": 5}
 OURS: Final = "sluice."  # prefix of our tasks' names
+DRAIN_TASK: Final = "sluice.drain"  # the only task of the queue `batches`
 
 
 def _is_of_the_broker(error: Exception, lists: Any) -> bool:
@@ -34,12 +36,12 @@ def _is_of_the_broker(error: Exception, lists: Any) -> bool:
     return isinstance(error, (*lists.connection_errors, *lists.channel_errors)) and not isinstance(error, KeyError)
 
 
-_taken: Final = [0]
+_taken: Final[Counter[str]] = Counter()
 
 
-def messages_taken() -> int:
-    """Messages that this process has taken from its queue, both valid and invalid."""
-    return _taken[0]
+def messages_taken(queue: Queue) -> int:
+    """Messages that this process has taken from a queue, both valid and invalid."""
+    return _taken[queue.value]
 
 
 class SluiceMessage(virtual.Message):
@@ -75,11 +77,15 @@ class SluiceChannel(kombu_redis.Channel):
         except Exception as error:
             if _is_of_the_broker(error, self.connection):
                 raise
-            _taken[0] += 1
+            self._count_taken()
             note_dropped(DropReason.MALFORMED, repr(error))
             return None
-        _taken[0] += 1
+        self._count_taken()
         return read
+
+    def _count_taken(self) -> None:
+        """Count the message just read. Kombu has moved its queue to the end of the cycle, so that others are next."""
+        _taken[self._queue_cycle.items[-1]] += 1  # type: ignore[attr-defined]  # kombu's types leave it out
 
 
 class SluiceTransport(kombu_redis.Transport):

@@ -46,8 +46,9 @@ class ForcedShutdownStep(bootsteps.StartStopStep):
 
     def close(self, worker: Any) -> None:
         """The shutdown starts. Celery calls this for every step, before it waits for any step."""
-        is_control = Queue.CONTROL.value in worker.app.amqp.queues.consume_from
-        seconds = end_seconds_max(worker.app.sluice_settings, is_control=is_control)
+        queues, settings = worker.app.amqp.queues.consume_from, worker.app.sluice_settings
+        # A worker of both queues may have a drain, which may run for longer.
+        seconds = end_seconds_max(settings, is_control=Queue.BATCHES.value not in queues)
         self._timer = threading.Timer(seconds, _end, [worker, seconds])
         self._timer.daemon = True
         self._timer.start()

@@ -6,6 +6,7 @@ are never released; an event loop hangs. A thread does the check, since the even
 
 import logging
 import threading
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from pipeline.loops import Loops
 from pipeline.names import LoopName, Queue
 from pipeline.settings import Settings
 from pipeline.store.redis_queues import RedisQueues
-from tasks.consumer import messages_taken
+from tasks.consumer import DRAIN_TASK, messages_taken
 from tasks.forced_shutdown import MIGRATION_SECONDS_MAX, end_now, task_seconds_max
 from tasks.pause import PauseFollower
 
@@ -108,9 +109,9 @@ class QueueProgress:
 
 
 class QueueWatch:
-    """The thread that checks, acts and logs."""
+    """Checks one queue of a worker, acts and logs. `queues` are all queues that the worker takes messages from."""
 
-    def __init__(self, consumer: Any, queue: Queue) -> None:
+    def __init__(self, consumer: Any, queue: Queue, queues: Sequence[Queue] = ()) -> None:
         self._consumer = consumer
         self._queue = queue
         settings: Settings = consumer.app.sluice_settings
@@ -119,29 +120,16 @@ class QueueWatch:
         self.progress = QueueProgress(
             queue,
             seconds_max=settings.queue_untaken_seconds_max,
-            task_seconds_max=_task_seconds_max(settings, queue, places=consumer.pool.num_processes),
+            # The tasks of all its queues share the pool.
+            task_seconds_max=max(
+                _task_seconds_max(settings, one, places=consumer.pool.num_processes) for one in (queue, *queues)
+            ),
             shown_seconds=_SHOWN_PERIODS * settings.regulate_seconds,
         )
-        loops: Loops = consumer.app.sluice_loops
-        loops.put(LoopName.QUEUE, self.progress)
-        self._loop = loops.add(LoopName.QUEUE_WATCH)
-        self._stopping = threading.Event()
         self._is_answered = True  # by the event loop, since the last check
 
-    def start(self) -> None:
-        """Start to check."""
-        threading.Thread(target=self._run, name="queue-watch", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop checking."""
-        self._stopping.set()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
-            with self._loop.turn():
-                self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Check once."""
         worker = self._consumer.controller
         try:
             waiting = self._queues.waiting(self._queue) if self._may_take() else None
@@ -157,9 +145,9 @@ class QueueWatch:
         if self._is_answered:
             self._is_answered = False
             self._consumer.hub.call_soon(self._answer)
-        begun = worker_state.all_total_count[0]
+        begun = _tasks_begun(self._queue)
         remedy = self.progress.look(
-            self._clock.monotonic(), waiting=waiting, taken=messages_taken(), begun=begun,
+            self._clock.monotonic(), waiting=waiting, taken=messages_taken(self._queue), begun=begun,
             is_able=not (is_connecting or is_full),
         )  # fmt: skip
         if remedy is None:
@@ -181,8 +169,55 @@ class QueueWatch:
 
     def _may_take(self) -> bool:
         """Whether the consumer may take messages: it consumes `batches` by what this follower has read last."""
+        if self._queue is not Queue.BATCHES:  # only `batches` is ever paused
+            return True
         follower: PauseFollower | None = self._consumer.app.sluice_pause_follower
-        return follower is None or not follower.paused  # only `batches` is ever paused
+        return follower is None or not follower.paused
+
+
+class QueueWatches:
+    """The thread that checks all queues of a worker, and what health sees of that."""
+
+    failures: int  # remedies that were needed since the process started
+
+    def __init__(self, consumer: Any, queues: Sequence[Queue]) -> None:
+        self.failures = 0
+        self._watches = [QueueWatch(consumer, queue, queues) for queue in queues]
+        loops: Loops = consumer.app.sluice_loops
+        loops.put(LoopName.QUEUE, self)
+        self._loop = loops.add(LoopName.QUEUE_WATCH)
+        self._stopping = threading.Event()
+
+    def problem(self, now: float) -> str | None:
+        """The problem of the first queue that has one."""
+        found = (watch.progress.problem(now) for watch in self._watches)
+        return next((problem for problem in found if problem is not None), None)
+
+    def start(self) -> None:
+        """Start to check."""
+        threading.Thread(target=self._run, name="queue-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop checking."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """Check each queue once."""
+        for watch in self._watches:
+            with self._loop.turn():
+                watch.look()
+        self.failures = sum(watch.progress.failures for watch in self._watches)
+
+
+def _tasks_begun(queue: Queue) -> int:
+    """Tasks of this queue that the pool has begun. All tasks of `batches` are drains."""
+    counts: dict[str, int] = worker_state.total_count
+    drains = counts.get(DRAIN_TASK, 0)
+    return drains if queue is Queue.BATCHES else sum(counts.values()) - drains
 
 
 def _task_seconds_max(settings: Settings, queue: Queue, *, places: int) -> float:
@@ -193,20 +228,20 @@ def _task_seconds_max(settings: Settings, queue: Queue, *, places: int) -> float
 
 
 class QueueWatchStep(bootsteps.StartStopStep):
-    """A step of the worker's consumer: watches its queue from the first connection on."""
+    """A step of the worker's consumer: watches its queues from the first connection on."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         consume_from = consumer.app.amqp.queues.consume_from
-        self._queue = next((queue for queue in Queue if queue.value in consume_from), None)
-        self._watch: QueueWatch | None = None
+        self._queues = [queue for queue in Queue if queue.value in consume_from]
+        self._watch: QueueWatches | None = None
 
     def start(self, consumer: Any) -> None:
         """Start the watch at the first connection; it covers later connections too."""
-        if self._watch is None and self._queue is not None:
-            self._watch = QueueWatch(consumer, self._queue)
+        if self._watch is None and self._queues:
+            self._watch = QueueWatches(consumer, self._queues)
             self._watch.start()
 
     def stop(self, consumer: Any) -> None:

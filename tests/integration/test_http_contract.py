@@ -15,8 +15,10 @@ import pytest
 from checks.testbed.clocks import SteppedSystemClock
 from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, least_seconds
 from checks.testbed.wire import Wire, get, post, request, send
+from ingest import appender
 from pipeline.clock import SystemClock
-from pipeline.event import partition_of
+from pipeline.event import decode_record, partition_of
+from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import AlarmCode, Mode, PauseReason, ProblemCode
 from pipeline.store.memory import MemoryServer
 from support.running_ingest import SAMPLE, RunningIngest, edge_settings, eventually, metric, running_ingest, sample
@@ -467,6 +469,28 @@ def test_health_document_has_every_field(edge: RunningIngest) -> None:
     assert document["eventLog"] == "redis"
 
 
+def test_all_ingest_processes_use_a_partition_that_was_added_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appender, "LOOK_SECONDS", 0.05)
+    server = MemoryLogServer(4)
+    with contextlib.ExitStack() as stack:
+        # Given two ingest processes on one log
+        processes = [stack.enter_context(running_ingest(MemoryLog(server=server))) for _ in range(2)]
+        key = next(key for key in (f"order-{number}" for number in itertools.count()) if partition_of(key, 5) == 4)
+
+        def used_by() -> set[str]:
+            for number, process in enumerate(processes):
+                answer = post(process.port, sample(correlationId=key, source=f"process {number}"))
+                assert answer.status == 202
+            values = server.partitions[4].entries.values() if len(server.partitions) > 4 else ()
+            return {decode_record(value).source for value in values}
+
+        assert used_by() == set()
+        # When the log gets one partition more, while both append
+        server.add_partitions(1)
+        # Then both use it for the keys that belong there, and events of one key have one order again
+        eventually(lambda: used_by() == {"process 0", "process 1"}, "both use it")
+
+
 def test_an_ingest_process_tells_that_its_clock_differs() -> None:
     clock = SteppedSystemClock()
     clock.step(3600.0)
@@ -512,7 +536,7 @@ def test_health_goes_through_the_modes_with_reasons() -> None:
         assert health()["reasons"] == []
         assert health()["consumption"] == "running"
         assert health()["circuitBreaker"] == "closed"
-        assert health()["controllerAgeSeconds"] < 2
+        assert health()["controllerAgeSeconds"] < BUSY_SECONDS
         # When the lag grows
         edge.publish(500, mode=Mode.DEGRADED, lag=20_000)
         eventually(lambda: health()["status"] == "degraded", "degraded")

@@ -138,3 +138,82 @@ def test_brokers_are_read_from_the_url(url: str, brokers: list[tuple[str, int]])
 def test_a_url_without_brokers_is_an_error(url: str) -> None:
     with pytest.raises(SettingsError, match="does not name Kafka's brokers"):
         parse_bootstrap(url)
+
+
+# --- The coordinator of commits -----------------------------------------------------------------------------
+
+FIND_COORDINATOR, OFFSET_COMMIT = 10, 8
+NOT_COORDINATOR = 16
+
+
+class Broker:
+    """A broker that names a coordinator, and takes or refuses commits."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []  # kinds of requests
+        self.coordinator = ("", 0)  # that it names
+        self.error = 0  # of commits
+        self.is_silent = False
+
+    def __call__(self, connection: socket.socket) -> None:
+        while frame := connection.recv(65536):
+            kind, _, correlation = struct.unpack(">hh4s", frame[4:12])
+            self.asked.append(kind)
+            if self.is_silent:
+                continue
+            host, port = self.coordinator
+            body = {
+                FIND_COORDINATOR: struct.pack(">hih", 0, 1, len(host)) + host.encode() + struct.pack(">i", port),
+                OFFSET_COMMIT: struct.pack(">ih1siih", 1, 1, b"t", 1, 0, self.error),
+            }[kind]
+            connection.sendall(struct.pack(">i", 4 + len(body)) + correlation + body)
+
+
+@pytest.mark.parametrize("how", ["moved", "silent", "gone"])
+def test_a_coordinator_that_moved_is_found_again_within_one_commit(how: str) -> None:
+    any_broker, old, new = Broker(), Broker(), Broker()
+    seconds_max = 4.0  # half of it is for a silent coordinator
+    with contextlib.ExitStack() as stack:
+        bootstrap, old_address, new_address = (
+            stack.enter_context(listening(broker)) for broker in (any_broker, old, new)
+        )
+        # Given a coordinator that has taken a commit, and is not looked up again for the next
+        any_broker.coordinator = old_address
+        wire = KafkaWire([bootstrap], call_seconds_max=seconds_max, clock=SystemClock())
+        stack.callback(wire.close)
+        wire.commit("g", "t", {0: 1})
+        wire.commit("g", "t", {0: 2})
+        assert (any_broker.asked, old.asked) == ([FIND_COORDINATOR], [OFFSET_COMMIT] * 2)
+        # When another broker takes its place
+        any_broker.coordinator = new_address
+        old.error, old.is_silent = (NOT_COORDINATOR, False) if how == "moved" else (0, how == "silent")
+        if how == "gone":
+            wire._links[old_address].close()
+            wire._coordinator = unused_address()
+        # Then the next commit, which a tick waits for, finds it and succeeds
+        wire.commit("g", "t", {0: 3})
+        assert (any_broker.asked, new.asked) == ([FIND_COORDINATOR] * 2, [OFFSET_COMMIT])
+        # And the one after that goes there directly
+        wire.commit("g", "t", {0: 4})
+        assert (any_broker.asked, new.asked) == ([FIND_COORDINATOR] * 2, [OFFSET_COMMIT] * 2)
+
+
+def test_a_coordinator_that_refuses_is_looked_up_once_for_a_call() -> None:
+    # Given brokers that still name the old coordinator, while it no longer is
+    any_broker, old = Broker(), Broker()
+    old.error = NOT_COORDINATOR
+    with contextlib.ExitStack() as stack:
+        bootstrap, any_broker.coordinator = (stack.enter_context(listening(broker)) for broker in (any_broker, old))
+        wire = KafkaWire([bootstrap], call_seconds_max=BUSY_SECONDS, clock=SystemClock())
+        stack.callback(wire.close)
+        # Then a commit fails without more tries, and the next one looks it up again
+        for looked_up in (1, 2):
+            with pytest.raises(LogUnavailableError, match="OffsetCommit with error 16"):
+                wire.commit("g", "t", {0: 1})
+            assert (len(any_broker.asked), len(old.asked)) == (looked_up, looked_up)
+
+
+def unused_address() -> tuple[str, int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address: tuple[str, int] = server.getsockname()
+    return address

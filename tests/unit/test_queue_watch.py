@@ -1,18 +1,21 @@
 """When a worker takes nothing though it could, and what is done about it."""
 
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery.bootsteps import RUN  # type: ignore[attr-defined]  # celery-types leaves it out
+from celery.worker import state as worker_state
 
 from pipeline.clock import ManualClock
 from pipeline.loops import Loops
 from pipeline.names import Queue
 from pipeline.settings import Settings
+from tasks import queue_watch
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX
-from tasks.queue_watch import LOOK_SECONDS, QueueProgress, QueueWatch, Remedy, _task_seconds_max
+from tasks.queue_watch import LOOK_SECONDS, QueueProgress, QueueWatch, QueueWatches, Remedy, _task_seconds_max
 
 LIMIT, TASK = 5.0, 40.0
 
@@ -135,6 +138,78 @@ def test_the_queue_watch_knows_of_pauses_what_the_consumer_was_told() -> None:
     assert watch._may_take()
 
 
+class _Both:
+    """A worker that takes the messages of both queues, and of which everything else works."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings, self.clock = Settings(), ManualClock()
+        self.loops = Loops(self.clock)
+        self.paused = SimpleNamespace(paused=False)
+        app = SimpleNamespace(sluice_settings=settings, sluice_loops=self.loops, sluice_pause_follower=self.paused)
+        pool = SimpleNamespace(num_processes=4)
+        consumer = SimpleNamespace(
+            app=app, pool=pool, connection=object(),
+            controller=SimpleNamespace(blueprint=SimpleNamespace(state=RUN), pool=pool),
+            hub=SimpleNamespace(call_soon=lambda callback, *arguments: callback(*arguments)),
+        )  # fmt: skip
+        self.taken: Counter[Queue] = Counter()
+        self.begun: Counter[str] = Counter()
+        self.ended = False
+        monkeypatch.setattr(queue_watch, "messages_taken", lambda queue: self.taken[queue])
+        monkeypatch.setattr(worker_state, "total_count", self.begun)
+        monkeypatch.setattr(queue_watch, "end_now", self._end)
+        self.watches = QueueWatches(consumer, list(Queue))
+        for watch in self.watches._watches:
+            monkeypatch.setattr(watch, "_clock", self.clock)
+            monkeypatch.setattr(watch, "_lose", lambda _connection: None)
+            watch._queues = SimpleNamespace(waiting=lambda _queue: 3)  # type: ignore[assignment]
+
+    def _end(self, _worker: Any) -> None:
+        self.ended = True
+
+    def live(self, seconds: float, *, taking: Queue, task: str) -> None:
+        """Take messages of one queue only, and begin its tasks."""
+        for _ in range(int(seconds / LOOK_SECONDS)):
+            self.clock.advance(LOOK_SECONDS)
+            self.taken[taking] += 1
+            self.begun[task] += 1
+            self.watches.look()
+
+
+@pytest.mark.parametrize(
+    ("taking", "task", "lost"),
+    [(Queue.CONTROL, "sluice.regulate", Queue.BATCHES), (Queue.BATCHES, "sluice.drain", Queue.CONTROL)],
+)
+def test_a_worker_of_both_queues_watches_each(
+    monkeypatch: pytest.MonkeyPatch, taking: Queue, task: str, lost: Queue
+) -> None:
+    worker = _Both(monkeypatch)
+    # When it takes messages of one queue only, then it connects anew, and ends if that does not help
+    worker.live(LIMIT + 1, taking=taking, task=task)
+    assert (worker.watches.failures, worker.ended) == (1, False)
+    assert f"messages wait in queue {lost.value}" in worker.loops.problems(worker.clock.monotonic())[0]
+    worker.live(LIMIT, taking=taking, task=task)
+    assert worker.ended
+
+
+def test_a_pause_excuses_one_of_two_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = _Both(monkeypatch)
+    worker.paused.paused = True
+    worker.live(3 * LIMIT, taking=Queue.CONTROL, task="sluice.regulate")
+    assert worker.watches.failures == 0
+    # The ticks go on in a pause, so their queue is watched
+    worker.live(LIMIT + 1, taking=Queue.BATCHES, task="sluice.drain")
+    assert worker.watches.failures == 1
+
+
+def test_places_of_both_queues_are_lost_after_the_longest_task_of_both() -> None:
+    settings = Settings()
+    app = SimpleNamespace(sluice_settings=settings, sluice_loops=Loops(ManualClock()))
+    consumer = SimpleNamespace(app=app, pool=SimpleNamespace(num_processes=4))
+    [limit] = {watch.progress._unable_seconds_max for watch in QueueWatches(consumer, list(Queue))._watches}
+    assert limit == settings.drain_hard_seconds_max + settings.queue_untaken_seconds_max
+
+
 def test_a_worker_that_still_connects_gets_the_whole_limit_from_its_connection_on() -> None:
     # Given a worker whose broker is back, and which waits for its next attempt to connect: its event loop stands still
     settings = Settings()
@@ -155,7 +230,7 @@ def test_a_worker_that_still_connects_gets_the_whole_limit_from_its_connection_o
         began = clock.monotonic()
         while watch.progress.failures == 0 and clock.monotonic() - began < seconds_max:
             clock.advance(LOOK_SECONDS)
-            watch._look()
+            watch.look()
         return clock.monotonic() - began
 
     limit = settings.queue_untaken_seconds_max
