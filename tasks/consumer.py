@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from queue import Empty
@@ -36,7 +36,7 @@ def _is_of_the_broker(error: Exception, lists: Any) -> bool:
     return isinstance(error, (*lists.connection_errors, *lists.channel_errors)) and not isinstance(error, KeyError)
 
 
-_taken: Final[Counter[str]] = Counter()
+_taken: Final[defaultdict[str, int]] = defaultdict(int)
 
 
 def messages_taken(queue: Queue) -> int:
