@@ -6,7 +6,7 @@ from functools import partial
 
 from ingest.app import create_app, create_operator_app
 from ingest.dashboard.recorder import SystemReaders
-from ingest.server import Place, listen, refuse_public, run, with_connections_that_fit
+from ingest.server import Listener, listen, refuse_public, run, with_connections_that_fit
 from ingest.service import IngestContext, KeySources
 from ingest.tls import certificate_of
 from pipeline import logs, wiring
@@ -55,9 +55,9 @@ def main() -> int:
                 sys.stderr.write(f"ingest: can't listen on {host}:{port}: {error.strerror}\n")
                 return 2
     app = create_app(settings, context)
-    place, operators = Place(app, listeners[0]), None
+    place, operators = Listener(app, listeners[0]), None
     if settings.operator_port:
-        operators = Place(create_operator_app(app.ctx.service), listeners[1])
+        operators = Listener(create_operator_app(app.ctx.service), listeners[1])
     count_start(settings, "ingest")
     # These objects live as long as the process: the garbage collector does not need to look at them again.
     gc.collect()

@@ -37,10 +37,10 @@ from pipeline.ports.bucket import Bucket, Grant
 from pipeline.settings import Settings
 
 FILL_SECONDS_MAX: Final = 1.0  # a prediction is valid for so long: other processes may have refilled the bucket
-AWAY_SECONDS: Final = 0.25  # between two attempts to reach a bucket that is unavailable
+RETRY_SECONDS: Final = 0.25  # between two attempts to reach a bucket that is unavailable
 PRESENCE_SECONDS: Final = 0.5  # between two calls that renew the presence of this process, with or without traffic
 # The count of live processes may fall this long after the bucket is reached again. Processes that start or recover
-# together retry after AWAY_SECONDS, so the bucket has counted all of them by then.
+# together retry after RETRY_SECONDS, so the bucket has counted all of them by then.
 COUNT_SECONDS: Final = 1.0
 # A level whose last refusal is older than this is refused "since" now, if it is refused again.
 REFUSED_AGAIN_SECONDS: Final = 10.0
@@ -443,7 +443,7 @@ class Admission:
             self._settle_grant(answer, wanted, now)
         else:
             self._metrics.lease_calls.labels("away").inc()
-            self._settle_away(now)
+            self._settle_unavailable(now)
 
     def _settle_grant(self, grant: Grant, wanted: int, now: float) -> None:
         """Add a grant to the lease, serve waiting requests, and record the bucket's level."""
@@ -540,7 +540,7 @@ class Admission:
         state = bucket_flow.refill(local, now=now, rate=rate, burst=burst)
         return _Fill(state.tokens, now, rate, burst, state.deferred, state.deferred_by)
 
-    def _settle_away(self, now: float) -> None:
+    def _settle_unavailable(self, now: float) -> None:
         """Continue with a bucket of this process. It starts empty: otherwise each outage would allow a burst."""
         local = self._local = self._local or bucket_flow.BucketState(0.0, now, self._local_rate(now))
         self._count_falls_at = None
@@ -549,7 +549,7 @@ class Admission:
         self._level_not_before = [0.0] * len(Level)
         if self._settings.admission_levels:
             self._keep(self._local_fill(local, now))
-        self._loop.call_later(AWAY_SECONDS, self._ask)
+        self._loop.call_later(RETRY_SECONDS, self._ask)
         while self._waiting:
             first = self._waiting.popleft()
             if not first.done.done():

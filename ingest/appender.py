@@ -34,7 +34,7 @@ from pipeline.settings import Settings
 logger = logging.getLogger(__name__)
 
 PING_SECONDS: Final = 1.0  # between two checks of an idle event log
-AWAY_SECONDS: Final = 0.2  # between two checks of an event log that is unavailable
+RETRY_SECONDS: Final = 0.2  # between two checks of an event log that is unavailable
 LOOK_SECONDS: Final = 5.0  # between two reads of the event log's identity, also under load: it may have new partitions
 FAILED_SECONDS: Final = 3.0  # a failed append counts for so long, even if the event log responds again
 FULL_SECONDS: Final = 0.25  # no append to a full event log for so long: rejecting is cheap, appending is not
@@ -253,7 +253,7 @@ class Appender:
             with self._turns.turn():
                 busy_requests = self._turn(busy_requests)
             if self._turns.is_failing:
-                self._clock.sleep(AWAY_SECONDS)
+                self._clock.sleep(RETRY_SECONDS)
 
     def _turn(self, busy_requests: int) -> int | None:
         """Append the next group, or check an idle event log. Returns the number of requests; None at the end."""
@@ -268,7 +268,7 @@ class Appender:
 
     def _next_group(self, busy_requests: int) -> tuple[list[_Request], bool]:
         """The requests of the next append, and whether the appender is closing. No requests after an idle period."""
-        wait_seconds = PING_SECONDS if self._problem is None else AWAY_SECONDS
+        wait_seconds = PING_SECONDS if self._problem is None else RETRY_SECONDS
         with self._wake:
             if not self._queue and not self._is_closing:
                 self._await(1, wait_seconds)

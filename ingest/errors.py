@@ -203,7 +203,7 @@ class RateLimitedError(OverloadedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ErrorRow:
     """The response of an error. `retryable`: the client should repeat the request after Retry-After seconds."""
 
     status: int
@@ -211,37 +211,37 @@ class Row:
     retryable: bool = False
 
 
-_TABLE: Final[dict[type[BaseException], Row]] = {
-    MalformedBodyError: Row(400, "malformed"),
-    InvalidEventsError: Row(422, "invalid"),
-    BodyTooLargeError: Row(413, "too_large"),
-    UnsupportedBodyError: Row(415, "unsupported_media_type"),
-    UnsupportedFormatError: Row(400, "bad_request"),
-    UnauthorizedError: Row(401, "unauthorized"),
-    OperatorRefusedError: Row(401, "unauthorized"),
-    ForbiddenError: Row(403, "forbidden"),
-    HeadTooLargeError: Row(431, "headers_too_large"),
-    KeysUnknownError: Row(503, "unavailable", retryable=True),
-    NotReadyError: Row(503, "unavailable", retryable=True),
-    RateLimitedError: Row(429, "rate_limited", retryable=True),
-    LogIndeterminateError: Row(503, "indeterminate", retryable=True),
-    LogMisconfiguredError: Row(503, "unavailable", retryable=True),
-    OverloadedError: Row(503, "unavailable", retryable=True),
-    RecoverableError: Row(503, "unavailable", retryable=True),
+_TABLE: Final[dict[type[BaseException], ErrorRow]] = {
+    MalformedBodyError: ErrorRow(400, "malformed"),
+    InvalidEventsError: ErrorRow(422, "invalid"),
+    BodyTooLargeError: ErrorRow(413, "too_large"),
+    UnsupportedBodyError: ErrorRow(415, "unsupported_media_type"),
+    UnsupportedFormatError: ErrorRow(400, "bad_request"),
+    UnauthorizedError: ErrorRow(401, "unauthorized"),
+    OperatorRefusedError: ErrorRow(401, "unauthorized"),
+    ForbiddenError: ErrorRow(403, "forbidden"),
+    HeadTooLargeError: ErrorRow(431, "headers_too_large"),
+    KeysUnknownError: ErrorRow(503, "unavailable", retryable=True),
+    NotReadyError: ErrorRow(503, "unavailable", retryable=True),
+    RateLimitedError: ErrorRow(429, "rate_limited", retryable=True),
+    LogIndeterminateError: ErrorRow(503, "indeterminate", retryable=True),
+    LogMisconfiguredError: ErrorRow(503, "unavailable", retryable=True),
+    OverloadedError: ErrorRow(503, "unavailable", retryable=True),
+    RecoverableError: ErrorRow(503, "unavailable", retryable=True),
 }
 # Rows of the web framework's own errors, which `ingest.http.response` finds by class.
 FRAMEWORK_ROWS: Final = {
     row.code: row
     for row in (
-        Row(408, "timeout"),
-        Row(417, "expectation_failed"),
-        Row(404, "not_found"),
-        Row(405, "method_not_allowed"),
-        Row(400, "bad_request"),
-        Row(414, "uri_too_long"),
+        ErrorRow(408, "timeout"),
+        ErrorRow(417, "expectation_failed"),
+        ErrorRow(404, "not_found"),
+        ErrorRow(405, "method_not_allowed"),
+        ErrorRow(400, "bad_request"),
+        ErrorRow(414, "uri_too_long"),
     )
 }
-_DEFECT: Final = Row(500, "internal")
+_DEFECT: Final = ErrorRow(500, "internal")
 _ROWS: Final = {row.code: row for row in _TABLE.values()} | FRAMEWORK_ROWS
 _MESSAGES: Final = {  # for errors whose own text has less information, or repeats what the client sent
     "not_found": "this address does not exist on this port; events go to POST /api/logs on INGEST_PORT",
@@ -250,7 +250,7 @@ _MESSAGES: Final = {  # for errors whose own text has less information, or repea
 }
 
 
-def row_of(error: BaseException) -> Row:
+def row_of(error: BaseException) -> ErrorRow:
     """The row of an error's class, or of its nearest base; the row of a defect if there is none."""
     for base in type(error).__mro__:
         row = _TABLE.get(base)
@@ -259,12 +259,12 @@ def row_of(error: BaseException) -> Row:
     return _DEFECT
 
 
-def rows_by_code() -> dict[str, Row]:
+def rows_by_code() -> dict[str, ErrorRow]:
     """Every code that a response may have, with its row; without the row of a defect."""
     return dict(_ROWS)
 
 
-def row_with(code: str) -> Row:
+def row_with(code: str) -> ErrorRow:
     """The row with this code. Raises KeyError for a code that is not in the table."""
     return _ROWS[code]
 
@@ -294,7 +294,7 @@ def error_body(code: str, message: str, details: dict[str, Any] | None = None) -
 
 
 def error_response(
-    error: BaseException, request_id: str = "", *, row: Row | None = None, retry_seconds_max: float = math.inf
+    error: BaseException, request_id: str = "", *, row: ErrorRow | None = None, retry_seconds_max: float = math.inf
 ) -> Response:
     """The response to an error. Logs a defect, with the id of its request.
 

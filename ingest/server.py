@@ -93,7 +93,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Listener:
     """An application, and where it listens."""
 
     app: IngestApp
@@ -101,7 +101,11 @@ class Place:
 
 
 async def serve(
-    place: Place, stopping: asyncio.Event, certificate: Certificate | None = None, *, operators: Place | None = None
+    place: Listener,
+    stopping: asyncio.Event,
+    certificate: Certificate | None = None,
+    *,
+    operators: Listener | None = None,
 ) -> None:
     """Serve until `stopping` is set. Then wait for running requests, flush the appender, and return.
 
@@ -156,7 +160,7 @@ async def serve(
             end_metrics()
 
 
-def _log_start(what: str, place: Place) -> None:
+def _log_start(what: str, place: Listener) -> None:
     logger.info("%s listens on %s port %d", what, *place.listener.getsockname()[:2], extra={"action": "ingest_started"})
 
 
@@ -169,7 +173,7 @@ def _end_former(connections: set[HttpProtocol], certificate: Certificate) -> Non
             connection.end()
 
 
-async def _make_server(place: Place, settings: Settings, context: ssl.SSLContext | None) -> AsyncioServer:
+async def _make_server(place: Listener, settings: Settings, context: ssl.SSLContext | None) -> AsyncioServer:
     """A server that does not listen yet."""
     arguments: dict[str, object] = {"start_serving": False}
     if context is not None:
@@ -209,7 +213,7 @@ async def _end_connections(connections: list[set[HttpProtocol]], seconds_max: fl
         connection.abort()  # type: ignore[no-untyped-call]
 
 
-def run(place: Place, certificate: Certificate | None = None, *, operators: Place | None = None) -> None:
+def run(place: Listener, certificate: Certificate | None = None, *, operators: Listener | None = None) -> None:
     """Serve until SIGTERM or SIGINT. Closes the listening sockets."""
 
     async def main() -> None:

@@ -39,10 +39,10 @@ from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsC
 from pipeline.names import LoopName, ProblemCode, TlsRefusal
 from pipeline.ports.bucket import Bucket
 from pipeline.ports.control import (
-    AskedLimit,
     ControlEvents,
     ControlState,
     ControlStore,
+    OperatorLimit,
     PublishedRate,
     Trouble,
     Troubles,
@@ -139,7 +139,7 @@ class IngestService:
             loop=self.loops.add(LoopName.ACCOUNTS),
         )
         self.throttle = ThrottleView(context.throttle, self.accounts.refused_here, context.clock)
-        self._asked_limits: Mapping[str, AskedLimit] = {}  # that operators set, as last known
+        self._asked_limits: Mapping[str, OperatorLimit] = {}  # that operators set, as last known
         self._entrance = Entrance(self.admission, self.accounts, has_levels=self.levels is not None)
         self.collector = Collector(
             self._entrance,
@@ -310,7 +310,7 @@ class IngestService:
         elif log.is_full:
             found.append(Trouble(ProblemCode.LOG_FULL, "the event log is full"))
         if self.admission.is_local:
-            found.append(Trouble(ProblemCode.BUCKET_AWAY, "the token bucket does not answer"))
+            found.append(Trouble(ProblemCode.BUCKET_UNAVAILABLE, "the token bucket does not answer"))
         return found
 
     def sample_gauges(self) -> None:

@@ -11,7 +11,7 @@ from pipeline.store.rights import (
     ALL,
     FOR,
     USES,
-    Place,
+    KeySpace,
     RedisServer,
     Role,
     Use,
@@ -28,12 +28,12 @@ SERVERS: Final[dict[str, tuple[RedisServer, ...]]] = {
 }
 
 
-def place_of(settings: Settings, servers: Sequence[RedisServer]) -> Place:
+def place_of(settings: Settings, servers: Sequence[RedisServer]) -> KeySpace:
     """What the patterns begin with. Raises SettingsError."""
     url = settings.redis_url if RedisServer.CONTROL in servers else settings.event_log_url
     if RedisServer.LOG in servers and settings.log_scheme != "redis":
         raise SettingsError("EVENT_LOG_URL is no Redis: docs/links.md has the rights for Kafka")
-    place = Place(settings.key_prefix, database_of(url))
+    place = KeySpace(settings.key_prefix, database_of(url))
     if place.problem is not None:
         raise SettingsError(f"{place.problem}: {settings.key_prefix!r}")
     return place
@@ -146,7 +146,7 @@ channels.
 
 def page() -> str:
     """The text of docs/redis-acl.md."""
-    place = Place(_PREFIX)
+    place = KeySpace(_PREFIX)
     lines = [_HEAD.rstrip("\n")]
     for role in ALL:
         can, not_can = _CAN[role]

@@ -67,11 +67,10 @@ class DrainOutcome(StrEnum):
     BUSY = "busy"  # another drain holds the partition
     PAUSED = "paused"
     BREAKER_OPEN = "breaker_open"
-    SINK_AWAY = "sink_away"  # PostgreSQL failed until the end, without opening the breaker
-    LOG_AWAY = "log_away"  # the event log failed until the end
-    STORE_AWAY = (
-        "store_away"  # the control store failed until the end: no lowest offset could be raised, nothing was committed
-    )
+    SINK_UNAVAILABLE = "sink_away"  # PostgreSQL failed until the end, without opening the breaker
+    LOG_UNAVAILABLE = "log_away"  # the event log failed until the end
+    # The control store failed until the end: no lowest offset could be raised, nothing was committed.
+    CONTROL_STORE_UNAVAILABLE = "store_away"
     UNSETTLED = "unsettled"  # log or offset changed under this run until the end
     LOG_GAP = "log_gap"  # the log lost events that were never stored: an operator must act
     POISONED = "poisoned"  # too many dead letters in a row: an operator must act
@@ -652,9 +651,9 @@ class _Run(Generic[Encoded]):
         match error:
             case SinkUnavailableError():
                 self._position = None  # a COMMIT without a response may have taken effect
-                return DrainOutcome.SINK_AWAY, self._sink_deadline
+                return DrainOutcome.SINK_UNAVAILABLE, self._sink_deadline
             case SinkContentionError():
-                return DrainOutcome.SINK_AWAY, self._sink_deadline
+                return DrainOutcome.SINK_UNAVAILABLE, self._sink_deadline
             case OffsetConflictError():
                 self._position = None
                 return DrainOutcome.UNSETTLED, self._deadline
@@ -665,9 +664,9 @@ class _Run(Generic[Encoded]):
                 return DrainOutcome.UNSETTLED, self._deadline
             case StoreUnavailableError():
                 self._fence_is_unavailable = True
-                return DrainOutcome.STORE_AWAY, self._deadline
+                return DrainOutcome.CONTROL_STORE_UNAVAILABLE, self._deadline
             case LogUnavailableError():
-                return DrainOutcome.LOG_AWAY, self._deadline
+                return DrainOutcome.LOG_UNAVAILABLE, self._deadline
             case _:
                 raise error
 

@@ -198,7 +198,7 @@ class ProblemCode(StrEnum):
     LOG_DOWN = "log_down"  # the event log does not answer: clients get 503
     LOG_FULL = "log_full"  # the event log is at its limit: clients get 503
     STORE_DOWN = "store_down"  # the control store does not answer: its state is unknown
-    BUCKET_AWAY = "bucket_away"  # an ingest process admits its share of the last known rate
+    BUCKET_UNAVAILABLE = "bucket_away"  # an ingest process admits its share of the last known rate
     DATABASE_SILENT = "database_silent"  # PostgreSQL did not answer the reader
     BREAKER_OPEN = "breaker_open"  # PostgreSQL failed, and nothing is stored
     PAUSED = "paused"  # an operator or a process paused consumption
@@ -223,7 +223,7 @@ class AlarmCode(StrEnum):
     SCHEMA_REFUSED = "schema_refused"  # the database, or its schema (newer than this version, changed) can't be used
     STANDS_STILL = "stands_still"  # the reason why a partition with events has stored none for long
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain without progress could not be ended on the server
-    PARTITION_AWAY = "partition_away"  # one partition of the log does not answer: it takes no events and returns none
+    PARTITION_UNAVAILABLE = "partition_away"  # one partition of the log neither accepts nor returns events
     REPLICAS_MISSING = "replicas_missing"  # replicas of the log that were asked for are not there, or lag behind
     LOG_TAIL_LOST = "log_tail_lost"  # the log came back without accepted events that were not stored
     RETENTION = "retention"  # expired events or dead letters are not deleted, or too slowly

@@ -66,7 +66,7 @@ _PROGRESS_SECONDS_MIN: Final = 15.0
 _OF_SERVERS: Final[Mapping[str, Severity]] = {
     ProblemCode.LOG_DOWN: Severity.CRITICAL,
     ProblemCode.LOG_FULL: Severity.CRITICAL,
-    ProblemCode.BUCKET_AWAY: Severity.DEGRADED,
+    ProblemCode.BUCKET_UNAVAILABLE: Severity.DEGRADED,
 }
 _REPORTERS_SHOWN: Final = 3  # processes
 _EVENTS_SEARCHED: Final = 1000  # control events, for a loss that was recorded within the hour: as many as are kept
@@ -94,7 +94,7 @@ class SinkQueries:
 
     stored_offsets: Callable[[str], StoredOffsets]  # of a log_id
     settled_offsets: Callable[[str], dict[int, int]]  # log_id -> the offsets, after all open transactions have ended
-    load_asked: Callable[[], OperatorState]  # settings of operators, and pauses of drains that stopped
+    load_operator_state: Callable[[], OperatorState]  # settings of operators, and pauses of drains that stopped
     terminate_drainer: Callable[[str, int], bool]  # log_id, partition -> whether a holding backend was ended
     # log_id, partition -> the reason why no record of it is stored, in words; may also query Celery's workers
     why_standing: Callable[[str, int], str]
@@ -296,7 +296,7 @@ def _restore(state: ControlState, store: ControlStore, sink: SinkQueries, sample
     if has_pauses and (state.accounts is not None or state.breaker is not BreakerState.CLOSED):
         return False
     try:
-        asked = sink.load_asked()
+        asked = sink.load_operator_state()
     except SluiceError as error:
         if has_pauses:
             sample.degraded(
@@ -588,7 +588,7 @@ def _measure_missing(state: ControlState, sample: _Sample, partitions: int) -> N
     sample.held = held_lags(sample.lag or {}, partitions, last)
     for partition in sample.held:
         sample.critical(
-            AlarmCode.PARTITION_AWAY,
+            AlarmCode.PARTITION_UNAVAILABLE,
             f"Partition {partition} of the event log can't be asked: events for it are refused, and none are stored",
             "Kafka's brokers; `kafka-topics.sh --describe --unavailable-partitions` names partitions without a leader",
             partition,

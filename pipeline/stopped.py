@@ -78,7 +78,7 @@ class Poisoned:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PartitionState:
     """The stored and the log's position of a partition."""
 
     stored: int | None  # the next offset to store; None: no record was stored yet
@@ -87,7 +87,7 @@ class Place:
     next_record: bytes | None  # the log's first record after the hole
 
 
-def look(context: StoppedContext, partition: int) -> Place:
+def look(context: StoppedContext, partition: int) -> PartitionState:
     """The current position of a partition. Raises RecoverableError; DoesNotFitError if there is no such partition."""
     return _look(context, _identity(context, partition), partition)
 
@@ -169,26 +169,26 @@ def _held(context: StoppedContext, identity: LogIdentity, partition: int) -> Ite
         context.sink.release(identity.log_id, partition)
 
 
-def _look(context: StoppedContext, identity: LogIdentity, partition: int) -> Place:
+def _look(context: StoppedContext, identity: LogIdentity, partition: int) -> PartitionState:
     stored_position = context.sink.stored_position(identity.log_id, partition)
     stored = None if stored_position is None else stored_position.next_offset
     lowest = max(stored or 0, context.fence.mirror(identity.log_id).lowest_offsets.get(partition, 0))
     place = _position(context.log, partition)  # read last: an intact log has reached at least its lowest offset
     if place.next_offset is not None and place.next_offset < lowest:
-        return Place(stored, place, Hole(lowest, place.next_offset), None)
+        return PartitionState(stored, place, Hole(lowest, place.next_offset), None)
     if stored is None:
-        return Place(None, place, None, None)
+        return PartitionState(None, place, None, None)
     if holds_another_record(context.log, stored_position, partition):
-        return Place(stored, place, Hole(stored, stored - 1, is_refilled=True), None)
+        return PartitionState(stored, place, Hole(stored, stored - 1, is_refilled=True), None)
     try:
         batch = context.log.read(partition, stored, records_max=1, wait_seconds=0.0)
     except LogGapError:  # the log's end has just fallen
-        return Place(stored, place, Hole(stored, place.end), None)
+        return PartitionState(stored, place, Hole(stored, place.end), None)
     if batch is None or not batch.values:
         hole = Hole(stored, place.begin) if place.begin > stored else None
-        return Place(stored, place, hole, None)
+        return PartitionState(stored, place, hole, None)
     hole = None if _follows(batch, stored) else Hole(stored, batch.offset)
-    return Place(stored, place, hole, batch.values[0])
+    return PartitionState(stored, place, hole, batch.values[0])
 
 
 def _position(log: EventLog, partition: int) -> PartitionPosition:

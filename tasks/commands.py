@@ -18,7 +18,15 @@ from pipeline.health.judge import duration
 from pipeline.names import BreakerState, ControlEventKind, PauseReason
 from pipeline.policies import bands
 from pipeline.policies.bands import BandPolicy
-from pipeline.ports.control import AccountLimit, AskedLimit, AskedPause, Bands, ControlState, account_limits, paused
+from pipeline.ports.control import (
+    AccountLimit,
+    Bands,
+    ControlState,
+    OperatorLimit,
+    OperatorPause,
+    account_limits,
+    paused,
+)
 from pipeline.settings import ACCOUNT_FIGURE_MIN, ACCOUNT_RATE_MAX, ACCOUNT_WEIGHT_MAX, Settings
 from tasks.context import WorkerContext
 from tasks.pausing import keep_pause, pause_until_resumed
@@ -43,11 +51,11 @@ class CommandError(PermanentError):
 
 def pause(context: WorkerContext, actor: str, why: str) -> str:
     """Pause consumption until an operator resumes it."""
-    held = [one for one in context.control.state().pauses or () if one.reason is PauseReason.OPERATOR]
+    held = [one for one in context.control_store.state().pauses or () if one.reason is PauseReason.OPERATOR]
     if held:
         # Requested again, perhaps because PostgreSQL could not store it the first time.
         first = held[0]
-        kept = keep_pause(context, AskedPause(first.reason, first.actor, first.why, first.since))
+        kept = keep_pause(context, OperatorPause(first.reason, first.actor, first.why, first.since))
         return (
             f"Consumption was paused already, since {clock_time(first.since)} by {first.actor}: {first.why}. "
             f"{_KEPT if kept else _NOT_KEPT}"
@@ -61,13 +69,13 @@ def pause(context: WorkerContext, actor: str, why: str) -> str:
 
 def resume(context: WorkerContext, actor: str, why: str) -> str:
     """Lift all pauses that only an operator may lift. The prober lifts the breaker's pause."""
-    held = [pause for pause in context.control.state().pauses or () if pause.reason is not PauseReason.BREAKER]
+    held = [pause for pause in context.control_store.state().pauses or () if pause.reason is not PauseReason.BREAKER]
     for reason in PauseReason:
         if reason is not PauseReason.BREAKER:  # even one that is not known to hold: it may have started just now
-            context.control.resume(reason, generation=None, actor=actor, why=why)
+            context.control_store.resume(reason, generation=None, actor=actor, why=why)
     lifted = [pause_text(pause.name, pause.partition) for pause in held]
     kept = _kept(lambda: _forget_pauses(context))
-    left = context.control.state().pauses or ()
+    left = context.control_store.state().pauses or ()
     words = f"Lifted by {actor}: {', '.join(lifted)}." if lifted else "No operator had paused consumption."
     if paused(left):
         sink = context.settings.sink_name
@@ -94,10 +102,12 @@ def set_rate_limit(
     _check("the rate", rate, 1, *_rate_most(settings))
     _check("the time", seconds, 1, settings.override_seconds_max, "s (OVERRIDE_SECONDS_MAX)")
     if dry_run:
-        return _rate_limit_dry_run(context.control.state(), rate, seconds)
-    override = context.control.set_override(rate, until=context.control.state().time + seconds, actor=actor, why=why)
+        return _rate_limit_dry_run(context.control_store.state(), rate, seconds)
+    override = context.control_store.set_override(
+        rate, until=context.control_store.state().time + seconds, actor=actor, why=why
+    )
     kept = _kept(lambda: context.operators.set_override(override))
-    state = context.control.state()
+    state = context.control_store.state()
     words = (
         f"At most {rate_text(rate)} are admitted until {clock_time(override.until)} ({duration(seconds)}), set by "
         f"{actor}: {why}. Then the rate policy decides again."
@@ -123,9 +133,9 @@ def _rate_now(state: ControlState) -> str:
 
 def clear_rate_limit(context: WorkerContext, actor: str, why: str) -> str:
     """End a rate that an operator set."""
-    held = context.control.clear_override(actor=actor, why=why)
+    held = context.control_store.clear_override(actor=actor, why=why)
     kept = _kept(lambda: context.operators.set_override(None))
-    rate = context.control.state().rate
+    rate = context.control_store.state().rate
     now = "" if rate is None else f" At most {rate_text(rate.rate)} are admitted now."
     words = f"The operator's rate was ended by {actor}.{now}" if held else f"No operator had set a rate.{now}"
     return words if kept else f"{words} {_NOT_ENDED}"
@@ -160,8 +170,8 @@ def set_bands(
     if degraded >= critical:
         raise CommandError(f"the lower threshold, {degraded:,} events, is not below the upper one, {critical:,}")
     if dry_run:
-        return _bands_dry_run(context.control.state(), BandPolicy.make(settings, asked))
-    context.control.set_bands(asked)
+        return _bands_dry_run(context.control_store.state(), BandPolicy.make(settings, asked))
+    context.control_store.set_bands(asked)
     kept = _kept(lambda: context.operators.set_bands(asked))
     return (
         f"From the next tick on (within {settings.regulate_seconds:g} s): {rate_text(asked.rate_max)} below a lag of "
@@ -182,7 +192,7 @@ def _bands_dry_run(state: ControlState, policy: BandPolicy) -> str:
 def reset_bands(context: WorkerContext, actor: str, why: str) -> str:
     """Return to the bands of the settings."""
     _check_takes_bands(context)
-    held = context.control.clear_bands(actor=actor, why=why)
+    held = context.control_store.clear_bands(actor=actor, why=why)
     kept = _kept(lambda: context.operators.set_bands(None))
     settings = context.settings
     words = (
@@ -212,8 +222,8 @@ def set_account_limit(
         _check("the rate", rate, ACCOUNT_FIGURE_MIN, ACCOUNT_RATE_MAX, "events/s")
     if weight is not None:
         _check("the weight", weight, ACCOUNT_FIGURE_MIN, ACCOUNT_WEIGHT_MAX, "times the share of others")
-    asked = AskedLimit(account, rate, weight, actor, why, context.clock.now())
-    if not context.control.set_account_limit(asked):
+    asked = OperatorLimit(account, rate, weight, actor, why, context.clock.now())
+    if not context.control_store.set_account_limit(asked):
         most = settings.account_limits_max
         raise CommandError(f"{most:,} accounts have a limit by operators already (ACCOUNT_LIMITS_MAX): clear one first")
     kept = _kept(lambda: context.operators.save_account_limit(asked))
@@ -226,7 +236,7 @@ def set_account_limit(
 def clear_account_limit(context: WorkerContext, actor: str, name: str, why: str) -> str:
     """End what an operator set for an account: the settings apply again."""
     account = account_of_name(name)
-    held = context.control.clear_account_limit(account, actor=actor, why=why)
+    held = context.control_store.clear_account_limit(account, actor=actor, why=why)
     kept = _kept(lambda: context.operators.delete_account_limit(account))
     now = limit_text_of(account_limits(context.settings).get(account))
     before = "The settings apply again" if held else "No operator's limit was in force: the settings apply"
@@ -252,7 +262,7 @@ def account_of_name(name: str) -> str:
 
 def show_account_limits(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
     """The accounts with a limit or a weight, in words and for programs."""
-    asked = context.control.state().accounts
+    asked = context.control_store.state().accounts
     limits = account_limits(context.settings, asked)
     lines, documents = [], []
     for account, limit in sorted(limits.items()):

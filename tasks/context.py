@@ -99,7 +99,7 @@ class WorkerContext:
         return FormerLogs(self.settings, self.storage.known_logs, self.offsets, self.clock)
 
     @cached_property
-    def control(self) -> ControlStore:
+    def control_store(self) -> ControlStore:
         return wiring.make_control_store(self.settings)
 
     @cached_property
@@ -116,7 +116,7 @@ class WorkerContext:
 
     @cached_property
     def breaker(self) -> SinkBreaker:
-        return SinkBreaker(self.settings, self.control, self.clock, self.name)
+        return SinkBreaker(self.settings, self.control_store, self.clock, self.name)
 
     @cached_property
     def backoff(self) -> Backoff:

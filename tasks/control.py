@@ -86,7 +86,7 @@ def regulate_rate(self: Any) -> str | None:
             former_logs=context.former_logs.alarms,
         ),
         control=ControlAdapters(
-            context.control,
+            context.control_store,
             context.events,
             context.leases,
             context.progress,
@@ -153,7 +153,7 @@ def probe_postgres(self: Any) -> None:
     """While the breaker is open: try a small write, and close the breaker if it succeeds."""
     context = context_of(self.app.sluice_settings)
     report = probe(
-        context.control,
+        context.control_store,
         context.leases,
         context.sink.probe,
         context.backoff,
@@ -174,7 +174,7 @@ def send_hints(self: Any) -> str | None:
 
 def tick_hints(app: Celery, context: WorkerContext) -> str:
     """One tick of the fallback; returns what it did, for Flower. Raises StoreUnavailableError, LogUnavailableError."""
-    pauses = context.control.state().pauses
+    pauses = context.control_store.state().pauses
     if pauses is None:  # counts as paused
         return "PAUSED: the pauses are unknown"
     held = ", ".join(pause_text(pause.name, pause.partition) for pause in pauses)
@@ -201,7 +201,7 @@ def tick_hints(app: Celery, context: WorkerContext) -> str:
 def measure(self: Any) -> None:
     """Read PostgreSQL's size, connections and open dead letters, for the metrics; not while it is failing."""
     context = context_of(self.app.sluice_settings)
-    if context.control.state().breaker is not BreakerState.CLOSED:
+    if context.control_store.state().breaker is not BreakerState.CLOSED:
         return
     letters, database = context.dead_letters.count(), context.operators.database_facts()
     facts = {

@@ -13,7 +13,7 @@ from pipeline.errors import RecoverableError
 from pipeline.event_text import day_time
 from pipeline.keys import DIGEST, KEY_ID, ApiKey
 from pipeline.names import ControlEventKind, ProtocolName
-from pipeline.ports.control import AskedLimit, account_limits
+from pipeline.ports.control import OperatorLimit, account_limits
 from tasks.commands import CommandError, limit_text_of, set_account_limit
 from tasks.context import WorkerContext
 from tasks.sync_keys import sync_keys
@@ -144,10 +144,10 @@ def listed(context: WorkerContext) -> tuple[str, list[dict[str, Any]]]:
     return "\n".join(lines) or "There are no API keys.", documents
 
 
-def _asked_limits(context: WorkerContext) -> Mapping[str, AskedLimit] | None:
+def _asked_limits(context: WorkerContext) -> Mapping[str, OperatorLimit] | None:
     """What operators set for accounts; None: unknown."""
     try:
-        return context.control.state().accounts
+        return context.control_store.state().accounts
     except RecoverableError as error:
         _logger.warning("limits are not listed: %s", error, extra={"action": "limits_unknown"})
         return None

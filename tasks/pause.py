@@ -31,7 +31,7 @@ class PauseFollower:
     ) -> None:
         self.paused = True
         self._context = (store, events, loop, reporter)
-        self._follower = self._made()
+        self._follower = self._make_follower()
 
     def start(self) -> None:
         """Start to follow."""
@@ -47,10 +47,10 @@ class PauseFollower:
             _logger.error(
                 "the thread that reads the pauses has ended: it is restarted", extra={"action": "follow_again"}
             )
-            self._follower = self._made()
+            self._follower = self._make_follower()
             self._follower.start()
 
-    def _made(self) -> ControlFollower:
+    def _make_follower(self) -> ControlFollower:
         store, events, loop, reporter = self._context
         return ControlFollower(store, events, SystemClock(), self._on_state, loop, reporter=reporter)
 

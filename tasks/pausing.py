@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.errors import RecoverableError
 from pipeline.event_text import pause_text
 from pipeline.names import PauseReason
-from pipeline.ports.control import AskedPause
+from pipeline.ports.control import OperatorPause
 from tasks.context import WorkerContext
 
 _logger = logging.getLogger(__name__)
@@ -26,11 +26,11 @@ def pause_until_resumed(
     `evidence` is the cause of a partition's stop, stored with the pause for operators. Returns False if PostgreSQL
     could not store it. Raises StoreUnavailableError if the pause itself could not be set.
     """
-    context.control.pause(reason, actor=actor, why=why, partition=partition)
-    return keep_pause(context, AskedPause(reason, actor, why, context.clock.now(), partition), evidence)
+    context.control_store.pause(reason, actor=actor, why=why, partition=partition)
+    return keep_pause(context, OperatorPause(reason, actor, why, context.clock.now(), partition), evidence)
 
 
-def keep_pause(context: WorkerContext, pause: AskedPause, evidence: dict[str, Any] | None = None) -> bool:
+def keep_pause(context: WorkerContext, pause: OperatorPause, evidence: dict[str, Any] | None = None) -> bool:
     """Store a pause that holds in PostgreSQL, if it is missing there; False if PostgreSQL does not respond."""
     try:
         context.operators.save_pause(pause, evidence)

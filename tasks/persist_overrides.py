@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from pipeline.event_text import pause_text
 from pipeline.names import BreakerState, PauseReason
-from pipeline.ports.control import AskedLimit, AskedPause, Bands, ControlState, Override, Pause
+from pipeline.ports.control import Bands, ControlState, OperatorLimit, OperatorPause, Override, Pause
 from tasks.context import WorkerContext
 
 _logger = logging.getLogger(__name__)
@@ -18,11 +18,11 @@ def persist_changes(context: WorkerContext) -> list[str]:
     closed. It reads PostgreSQL first and the control store after it, since a command changes the control store first:
     so a difference is a change that PostgreSQL has missed. Raises SinkUnavailableError, StoreUnavailableError.
     """
-    if context.control.state().breaker is not BreakerState.CLOSED:
+    if context.control_store.state().breaker is not BreakerState.CLOSED:
         return []
     saved = context.operators.load()
     kept = {(pause.name, pause.partition) for pause in saved.pauses}
-    state = context.control.state()
+    state = context.control_store.state()
     if state.pauses is None or state.breaker is not BreakerState.CLOSED:
         return []
     changed = _keep_pauses(context, kept, {(pause.name, pause.partition): pause for pause in state.pauses})
@@ -43,7 +43,7 @@ def _keep_pauses(context: WorkerContext, kept: set[_Place], holding: dict[_Place
         context.operators.delete_pause(*place)
     for place in begun:
         pause = holding[place]
-        asked = AskedPause(pause.reason, pause.actor, pause.why, pause.since, pause.partition, pause.word)
+        asked = OperatorPause(pause.reason, pause.actor, pause.why, pause.since, pause.partition, pause.word)
         context.operators.save_pause(asked)
     return [
         *(f"pause ended ({pause_text(*place)})" for place in ended),
@@ -80,7 +80,7 @@ def _figures(bands: Bands | None) -> tuple[float, ...] | None:
     return None if bands is None else (bands.rate_max, bands.rate_min, bands.lag_degraded, bands.lag_critical)
 
 
-def _keep_account_limits(context: WorkerContext, kept: Iterable[AskedLimit], state: ControlState) -> list[str]:
+def _keep_account_limits(context: WorkerContext, kept: Iterable[OperatorLimit], state: ControlState) -> list[str]:
     held = state.accounts
     if held is None:  # unknown: they are restored from PostgreSQL
         return []

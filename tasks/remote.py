@@ -158,7 +158,7 @@ def _status(context: WorkerContext) -> SystemStatus:
         StatusContext(
             context.settings,
             context.clock,
-            context.control,
+            context.control_store,
             context.events,
             context.log,
             context.history,

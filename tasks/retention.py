@@ -27,7 +27,7 @@ def tick(context: WorkerContext) -> None:
     if not is_on(context.settings):
         return
     try:
-        state = context.control.state()
+        state = context.control_store.state()
         if state.breaker is not BreakerState.CLOSED or state.pauses is None or paused(state.pauses):
             return
         done = _expire(context, is_behind=state.rate is None or state.rate.mode is not Mode.NORMAL)

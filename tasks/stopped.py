@@ -29,7 +29,7 @@ _DRY: Final = "Dry run, nothing was changed. "
 
 def show_gap(context: WorkerContext, partition: int) -> tuple[str, dict[str, Any]]:
     """The position of a partition: as text, and as a JSON document."""
-    place = look(_means(context, context.sink), partition)
+    place = look(_stopped_context(context, context.sink), partition)
     hole, log = place.hole, place.log
     document = {
         "partition": partition,
@@ -76,7 +76,7 @@ def stops_again(context: WorkerContext, pauses: list[Pause]) -> str:
             continue
         if pause.reason is PauseReason.LOG_GAP:
             with contextlib.suppress(SluiceError):
-                place = look(_means(context, context.sink), partition)
+                place = look(_stopped_context(context, context.sink), partition)
                 hole = place.hole
                 if hole is not None:
                     words.append(
@@ -97,7 +97,7 @@ def stops_again(context: WorkerContext, pauses: list[Pause]) -> str:
 def skip(context: WorkerContext, actor: str, partition: int, hole: Hole, why: str, *, dry_run: bool) -> str:
     """Give up the offsets of a hole, exactly as the operator named them."""
     first, end = hole.first, hole.end
-    goes_on = skip_gap(_means(context, context.sink), partition, hole, dry_run=dry_run)
+    goes_on = skip_gap(_stopped_context(context, context.sink), partition, hole, dry_run=dry_run)
     what = (
         f"offsets {first} to {end - 1} are given up: {end - first:,} records, each perhaps an acknowledged "
         "event that no table has"
@@ -127,7 +127,7 @@ def accept(context: WorkerContext, actor: str, partition: int, why: str, *, dry_
         def count() -> None:
             letters.update(storage.dead_letters.between(log_id, partition, first, end))
 
-        means = _means(context, storage.events)
+        means = _stopped_context(context, storage.events)
         result = accept_poison(means, partition, batch, rehearsed=count if dry_run else None)
         if not dry_run:
             count()
@@ -186,7 +186,7 @@ def _decided(
     told = ""
     try:
         context.events.record(kind, actor=actor, why=why, data=data)
-        context.control.resume(reason, generation=None, actor=actor, why=why, partition=partition)
+        context.control_store.resume(reason, generation=None, actor=actor, why=why, partition=partition)
     except RecoverableError as error:
         _logger.warning(
             "decided, but the control store does not have it: %s", error, extra={"action": "decision_not_told"}
@@ -197,12 +197,12 @@ def _decided(
     except RecoverableError as error:
         _logger.warning("not kept in PostgreSQL: %s", error, extra={"action": "command_not_kept"})
         told += " PostgreSQL does not answer any more: the end of the pause is kept there once it is back."
-    if any(pause.partition in (None, partition) for pause in context.control.state().pauses or ()):
+    if any(pause.partition in (None, partition) for pause in context.control_store.state().pauses or ()):
         return f"{told} It stays paused for another reason: `inspect sluice` says which."
     return told
 
 
-def _means(context: WorkerContext, sink: EventSink[Any]) -> StoppedContext:
+def _stopped_context(context: WorkerContext, sink: EventSink[Any]) -> StoppedContext:
     return StoppedContext(context.log, sink, context.fence)
 
 
@@ -248,7 +248,7 @@ def _batch_words(partition: int, evidence: dict[str, Any]) -> str:
 def _pause_lines(context: WorkerContext, reason: PauseReason, partition: int) -> list[str]:
     return [
         f"paused since {clock_time(pause.since)} by {_plain(pause.actor)}: {_plain(pause.why)}"
-        for pause in context.control.state().pauses or ()
+        for pause in context.control_store.state().pauses or ()
         if pause.reason is reason and pause.partition in (None, partition)
     ]
 

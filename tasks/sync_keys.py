@@ -14,7 +14,7 @@ def sync_keys(context: WorkerContext) -> bool:
     Keys that were revoked in the mirror alone are deleted in PostgreSQL first. Raises SinkUnavailableError,
     StoreUnavailableError.
     """
-    if context.control.state().keys_version == mirrored_version(context.operators.keys_version()):
+    if context.control_store.state().keys_version == mirrored_version(context.operators.keys_version()):
         return False
     for _ in range(_TRIES):
         mirrored = context.keys.load()

@@ -25,7 +25,7 @@ NICENESS: Final = 10  # attackers are elsewhere: what ingest has to do for them 
 AGAIN_SECONDS: Final = 0.2  # between the end of a connection and the next
 
 # Bodies of a mebibyte of which a parser makes as much work as it can.
-HARD_BODIES: Final = (
+SLOW_BODIES: Final = (
     b"[" + b"[]," * 349_000 + b"[]]",
     b'{"a":[' + b"{}," * 340_000 + b"1]}",
     b'{"a":[' + (b"[" * 30 + b"]" * 30 + b",") * 16_000 + b"1]}",
@@ -60,8 +60,8 @@ class Fate:
     refused: int = 0  # not even opened
     answers: Counter[str] = field(default_factory=Counter)  # by status; `none`: closed without one
     cut_seconds: list[float] = field(default_factory=list)
-    refusals: Counter[str] = field(default_factory=Counter)  # of hard bodies, by status
-    others: Counter[str] = field(default_factory=Counter)  # answers to hard bodies of other protocols, by status
+    refusals: Counter[str] = field(default_factory=Counter)  # of slow bodies, by status
+    others: Counter[str] = field(default_factory=Counter)  # answers to slow bodies of other protocols, by status
     oldest_seconds: float = 0.0  # of those that still trickled at the end
 
     def json(self) -> str:
@@ -124,7 +124,7 @@ class Flood:
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def send_hard(self, requests: Sequence[bytes], answers: Counter[str]) -> None:
-        """Send hard bodies, one after another, as fast as they are answered; `answers` counts the statuses."""
+        """Send slow bodies, one after another, as fast as they are answered; `answers` counts the statuses."""
         while not self.is_over:
             connection = await self._connect()
             if connection is None:
@@ -183,7 +183,7 @@ async def flood(
     for number in range(bodies):
         ways = [(by_length, b" " * 5000), (by_chunks, b"1\r\n \r\n" * 1000)]
         tasks.append(asyncio.create_task(one.trickle(*ways[number % 2])))
-    own = [_post("/api/logs", _JSON, body) for body in HARD_BODIES]
+    own = [_post("/api/logs", _JSON, body) for body in SLOW_BODIES]
     of_others = [_post(*each) for each in HARD_FOR_OTHERS] if others else []
     tasks += [asyncio.create_task(one.send_hard(own, one.fate.refusals)) for _ in range(hard)]
     for number in range(others):  # each begins with another one
@@ -216,7 +216,7 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=100)
     parser.add_argument("--bodies", type=int, default=100)
     parser.add_argument("--hard", type=int, default=0)
-    parser.add_argument("--others", type=int, default=0, help="connections with hard bodies of other protocols")
+    parser.add_argument("--others", type=int, default=0, help="connections with slow bodies of other protocols")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--byte-seconds", type=float, default=0.2)
     given = parser.parse_args()

@@ -38,14 +38,14 @@ LOAD_RATE: Final = 100.0  # requests/s of the normal load: it shares the machine
 CALM_SECONDS: Final = 6.0  # of load alone, before each attack
 ROUND_SECONDS: Final = 30.0  # of one attack: three times what a connection that trickles is allowed
 LONG_SECONDS: Final = 300.0  # of attacks, in which a neighbour's moment of work does not make the p99
-SHORT_P99_SECONDS_SURE: Final = 0.5  # in less than that; where hard bodies are read at once it is 2.5 s
-CPU_SHARE_MAX: Final = 0.6  # of a core: a quarter for hard bodies, some for slow bytes, and the load
+SHORT_P99_SECONDS_SURE: Final = 0.5  # in less than that; where slow bodies are read at once it is 2.5 s
+CPU_SHARE_MAX: Final = 0.6  # of a core: a quarter for slow bodies, some for slow bytes, and the load
 OTHERS_CPU_SHARE_MAX: Final = 0.9  # large bodies of other protocols are usual: they get half of the process
 OTHERS_P99_SECONDS_SURE: Final = 0.25  # a body of 16 MiB has steps of some ten milliseconds
 ATTACKS: Final[dict[str, dict[str, int]]] = {
-    "hard bodies of other protocols": {"others": HARD},  # first: what they need once is no growth later
+    "slow bodies of other protocols": {"others": HARD},  # first: what they need once is no growth later
     "connections": {"idle": IDLE, "trickling": TRICKLING},
-    "hard bodies": {"hard": HARD},
+    "slow bodies": {"hard": HARD},
     "both": {"idle": IDLE, "trickling": TRICKLING, "hard": HARD},
 }
 _SHARE_CASES: Final = 500  # of schemathesis in one process, which takes a minute or two

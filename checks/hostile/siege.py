@@ -165,9 +165,9 @@ def flood_problems(told: dict[str, Any], request_seconds_max: float) -> list[str
     if told["oldest_seconds"] > most:
         found.append(f"a trickling connection lived for {told['oldest_seconds']:.1f} s")
     if set(told["refusals"]) - {"413", "422", "429"}:
-        found.append(f"hard bodies got {told['refusals']}")
+        found.append(f"slow bodies got {told['refusals']}")
     if set(told.get("others", ())) - OF_OTHERS:
-        found.append(f"hard bodies of other protocols got {told['others']}")
+        found.append(f"slow bodies of other protocols got {told['others']}")
     if told["refused"]:
         found.append(f"{told['refused']} connections were refused")
     return found

@@ -25,7 +25,7 @@ from pipeline.flow.age import Age
 from pipeline.log.memory import MemoryLog
 from pipeline.names import PauseReason
 from pipeline.policies import make_policy
-from pipeline.ports.control import AskedPause, Bands, Override
+from pipeline.ports.control import Bands, OperatorPause, Override
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, RatePolicy
@@ -138,7 +138,7 @@ class World:
         self.timeline = Timeline()
         self.is_down = False
         self.is_paused = False  # by an operator
-        self.asked_pauses: list[AskedPause] = []  # what PostgreSQL keeps of the operator's commands
+        self.asked_pauses: list[OperatorPause] = []  # what PostgreSQL keeps of the operator's commands
         self.asked_override: Override | None = None
         self._noise = self.rng.gauss(0.0, 1.0) if scenario.noise[0] else 0.0
         self._published = (-1, 0.0)  # version and effective rate
@@ -164,7 +164,7 @@ class World:
         self._database = SinkQueries(
             stored_offsets=self._stored_offsets,
             settled_offsets=lambda _: self._offsets(),
-            load_asked=self._load_asked,
+            load_operator_state=self._load_asked,
             terminate_drainer=self._terminate_drainer,
             why_standing=lambda *_: "simulated",
         )
@@ -452,7 +452,7 @@ def _override_ends(world: World, fault: Fault) -> None:
 def _paused(world: World, _: Fault) -> None:
     world.is_paused = True
     world.store.pause(PauseReason.OPERATOR, actor=_OPERATOR, why="simulated")
-    world.asked_pauses = [AskedPause(PauseReason.OPERATOR, _OPERATOR, "simulated", world.clock.now())]
+    world.asked_pauses = [OperatorPause(PauseReason.OPERATOR, _OPERATOR, "simulated", world.clock.now())]
 
 
 def _resumed(world: World, _: Fault) -> None:

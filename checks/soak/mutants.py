@@ -199,8 +199,8 @@ _SEEN_IN_LOG_DEAD = (
         (
             Edit(
                 _ERRORS,
-                '    RecoverableError: Row(503, "unavailable", retryable=True),\n',
-                '    RecoverableError: Row(503, "indeterminate", retryable=True),\n',
+                '    RecoverableError: ErrorRow(503, "unavailable", retryable=True),\n',
+                '    RecoverableError: ErrorRow(503, "indeterminate", retryable=True),\n',
             ),
         ),
         ("log.kill", "control-redis+log.kill"),

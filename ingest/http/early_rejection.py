@@ -49,16 +49,16 @@ _NOT_HERE: Final = frozenset({"transfer-encoding", "expect", "upgrade"})
 # Whether a request has a level that may be rejected before the others. Cheaper than reading the head.
 _HAS_PRIORITY: Final = re.compile(rb"\npriority:", re.IGNORECASE)
 
-Made = tuple[bytes, bytes]  # the head of a response without its request id, and its body
+EncodedResponse = tuple[bytes, bytes]  # the head of a response without its request id, and its body
 
 
 @dataclass(slots=True)
 class _Responses:
     """The responses to rejected requests of one level, or of one account."""
 
-    made: Sequence[Made] = ()
-    made_at: float = 0.0  # monotonic
-    made_for_seconds: float = 0.0  # seconds to wait
+    encoded: Sequence[EncodedResponse] = ()
+    encoded_at: float = 0.0  # monotonic
+    encoded_for_seconds: float = 0.0  # seconds to wait
     counters: Sequence[Counter] = ()  # of such responses
     limited_by: LimitedBy | None = None  # None: the reason is not the rate, nor the limit of an account
 
@@ -147,7 +147,7 @@ class EarlyRejection:
 
     def _respond(self, responses: _Responses, name: bytes, fields: Mapping[str, str]) -> bytes:
         """One of the responses, with the id of the request, and what a browser needs to show it to the page."""
-        head, body = responses.made[next(self._turn) % len(responses.made)]
+        head, body = responses.encoded[next(self._turn) % len(responses.encoded)]
         for counter in responses.counters:
             counter.inc()
         cors = b"" if self._cors is None else self._cors.lines(fields.get("origin"))
@@ -182,16 +182,16 @@ class EarlyRejection:
             seconds, responses = self._gate.seconds_closed_for(held), self._to_account(held.account, form)
         if seconds <= 0:
             return None
-        now, made_for = self._clock.monotonic(), responses.made_for_seconds
+        now, made_for = self._clock.monotonic(), responses.encoded_for_seconds
         is_fit = seconds <= made_for and math.isinf(seconds) == math.isinf(made_for)
-        if is_fit and now - responses.made_at <= RESPONSES_SECONDS_MAX:
+        if is_fit and now - responses.encoded_at <= RESPONSES_SECONDS_MAX:
             return responses
         refusal = self._gate.refusal(level, held)
         if refusal is None:
             return None
         made = self._make(refusal, fields)
-        responses.made = [_encoded(one) for one in made]
-        responses.made_at, responses.made_for_seconds = now, seconds
+        responses.encoded = [_encoded(one) for one in made]
+        responses.encoded_at, responses.encoded_for_seconds = now, seconds
         responses.counters = self._metrics.refused(self._codec.name, row_of(refusal).code, made[0].status)
         responses.limited_by = refusal.limited_by if isinstance(refusal, RateLimitedError) else None
         return responses
@@ -239,7 +239,7 @@ class EarlyRejection:
         return name, match.end() + length, fields
 
 
-def _encoded(response: Response) -> Made:
+def _encoded(response: Response) -> EncodedResponse:
     """A response on a connection that stays open."""
     body = response.body
     head = head_of(response.status, response.media_type, len(body), response.headers.items(), keep_alive=True)

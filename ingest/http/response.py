@@ -8,7 +8,7 @@ from typing import Final
 from sanic import exceptions as sanic_errors
 from sanic.response import HTTPResponse
 
-from ingest.errors import Row, error_response, row_of, row_with
+from ingest.errors import ErrorRow, error_response, row_of, row_with
 from ingest.types import Response
 
 _STATUS_LINES: Final = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
@@ -50,7 +50,7 @@ def head_of(
     )
 
 
-def code_row(error: BaseException) -> Row:
+def code_row(error: BaseException) -> ErrorRow:
     """The row of any error: of Sluice's own table, or of the framework's errors."""
     for base in type(error).__mro__:
         code = _CODES.get(base)

@@ -74,7 +74,7 @@ class Action(msgspec.Struct):
 _decode_action = msgspec.json.Decoder(Action).decode
 
 
-class Problem(msgspec.Struct, omit_defaults=True, gc=False):
+class ItemError(msgspec.Struct, omit_defaults=True, gc=False):
     """Why a document is not stored."""
 
     type: str | None = None
@@ -88,7 +88,7 @@ class Item(msgspec.Struct, omit_defaults=True, gc=False, rename={"index": "_inde
     id: str | None = None
     result: str | None = None
     status: int | None = None
-    error: Problem | None = None
+    error: ItemError | None = None
 
 
 class _Bulk:
@@ -98,7 +98,7 @@ class _Bulk:
         self.builder = builder
         self.default_index = default_index
         self.received_ns = received_ns
-        self.outcomes: list[tuple[str, str, str | None, Event | Problem]] = []  # op, index, the client's id, and result
+        self.outcomes: list[tuple[str, str, str | None, Event | ItemError]] = []  # op, index, client's id, result
 
     def steps(self, body: bytes) -> Generator[None, None, None]:
         """Add the documents of a body, some in each step. Raises MalformedBodyError if it has no action."""
@@ -153,7 +153,7 @@ class _Bulk:
         self.builder.reject()
         index = self.default_index if target.index is None else target.index
         own_id = None if target.id is None else _text_of(target.id)
-        self.outcomes.append((op, index, own_id, Problem(kind, reason)))
+        self.outcomes.append((op, index, own_id, ItemError(kind, reason)))
 
     def answer(self, took_ms: int, filter_path: str) -> bytes:
         """The body of the answer. Fluent Bit expects this order of fields, and no blanks."""
@@ -174,7 +174,7 @@ class _Bulk:
         return b"{%b}" % b",".join(parts)
 
 
-def _maker(kept: frozenset[Path], op: str) -> Callable[[str, str | None, Event | Problem], Item | None]:
+def _maker(kept: frozenset[Path], op: str) -> Callable[[str, str | None, Event | ItemError], Item | None]:
     """The function that makes the answers to the actions of a kind, with the fields that are kept."""
     has_index, has_id, has_result, has_status, has_type, has_reason = (
         ("items", op, *names) in kept for names in _FIELDS
@@ -182,7 +182,7 @@ def _maker(kept: frozenset[Path], op: str) -> Callable[[str, str | None, Event |
     has_success = has_index or has_id or has_result or has_status
     has_error = has_type or has_reason
 
-    def make(index: str, own_id: str | None, result: Event | Problem) -> Item | None:
+    def make(index: str, own_id: str | None, result: Event | ItemError) -> Item | None:
         if isinstance(result, Event):
             if not has_success:
                 return None
@@ -199,7 +199,7 @@ def _maker(kept: frozenset[Path], op: str) -> Callable[[str, str | None, Event |
             own_id if has_id else None,
             None,
             400 if has_status else None,
-            Problem(result.type if has_type else None, result.reason if has_reason else None) if has_error else None,
+            ItemError(result.type if has_type else None, result.reason if has_reason else None) if has_error else None,
         )
 
     return make

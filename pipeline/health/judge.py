@@ -45,7 +45,7 @@ _LOWERS_THE_RATE: Final = frozenset(
         ProblemCode.BREAKER_OPEN,
         ProblemCode.BEHIND,
         ProblemCode.STORE_DOWN,
-        ProblemCode.BUCKET_AWAY,
+        ProblemCode.BUCKET_UNAVAILABLE,
         ProblemCode.CONTROLLER_SILENT,
         AlarmCode.LAG_UNKNOWN,
     }
@@ -150,10 +150,10 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
         )
     elif inputs.is_bucket_unavailable:
         yield Problem(
-            ProblemCode.BUCKET_AWAY,
+            ProblemCode.BUCKET_UNAVAILABLE,
             Severity.DEGRADED,
             "The token bucket (Redis) does not answer: each ingest process admits its share of the last known rate",
-            f"the server of REDIS_URL, and its memory limit{_reported(inputs, ProblemCode.BUCKET_AWAY)}",
+            f"the server of REDIS_URL, and its memory limit{_reported(inputs, ProblemCode.BUCKET_UNAVAILABLE)}",
         )
     if inputs.database_problem is not None:
         yield Problem(
@@ -338,7 +338,7 @@ def _is_told(inputs: HealthInputs, alarm: Alarm) -> bool:
     if alarm.code == ProblemCode.LOG_DOWN:
         return inputs.log_problem is not None
     is_own = bool(inputs.process) and alarm.what.startswith(f"{inputs.process}: ")
-    return alarm.code in (ProblemCode.LOG_FULL, ProblemCode.BUCKET_AWAY) or (
+    return alarm.code in (ProblemCode.LOG_FULL, ProblemCode.BUCKET_UNAVAILABLE) or (
         is_own and alarm.code == AlarmCode.LOOP_FAILS
     )
 

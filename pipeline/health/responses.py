@@ -36,7 +36,9 @@ _RESPONSES: Final[dict[str, Response]] = {
         "Stored events leave the log, so it gets room as soon as something is stored; clients send again.", _LAG
     ),
     ProblemCode.STORE_DOWN: Response(f"{_RATE_FALLS} {_HELD}", DOCTOR),
-    ProblemCode.BUCKET_AWAY: Response("Each ingest process admits its own share of the last known rate.", DOCTOR),
+    ProblemCode.BUCKET_UNAVAILABLE: Response(
+        "Each ingest process admits its own share of the last known rate.", DOCTOR
+    ),
     ProblemCode.DATABASE_SILENT: Response("The next query tries again; if drains fail too, the breaker opens.", DOCTOR),
     ProblemCode.BREAKER_OPEN: Response(
         f"The control worker tries a small write from time to time; one that succeeds closes the breaker. {_HELD}",
@@ -78,7 +80,7 @@ _RESPONSES: Final[dict[str, Response]] = {
         f"A drain without progress is ended after DRAIN_STALLED_SECONDS_MAX, and another one starts. {_HELD}", _ACTIVE
     ),
     AlarmCode.DRAINER_NOT_ENDED: Response(f"The next tick tries again to end it. {_HELD}", _ACTIVE),
-    AlarmCode.PARTITION_AWAY: Response(
+    AlarmCode.PARTITION_UNAVAILABLE: Response(
         "The other partitions work. The last known lag of this one counts, so the rate does not rise because of it.",
         DOCTOR,
     ),

@@ -6,7 +6,7 @@ from pipeline.names import AlarmCode, ProblemCode
 
 # Reasons with the same condition share a page. Every other reason has a page with its own name.
 _SHARED: Final[dict[str, str]] = {
-    ProblemCode.BUCKET_AWAY: "store-down",
+    ProblemCode.BUCKET_UNAVAILABLE: "store-down",
     AlarmCode.NOT_RESTORED: "pauses-unknown",
     AlarmCode.OFFSETS_UNKNOWN: "database-silent",
     AlarmCode.STANDS_STILL: "no-progress",

@@ -235,7 +235,7 @@ def _with_controllers_word(known: HealthInputs, rate: PublishedRate) -> HealthIn
         lag_by_partition=None,
         shadow=shadow,
         is_log_full=ProblemCode.LOG_FULL in codes,
-        is_bucket_unavailable=ProblemCode.BUCKET_AWAY in codes,
+        is_bucket_unavailable=ProblemCode.BUCKET_UNAVAILABLE in codes,
     )
     consumption = rate.consumption
     if consumption is None:

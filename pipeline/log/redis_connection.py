@@ -25,7 +25,7 @@ SOCKET_READ_BYTES: Final = 1 << 18  # a batch of 2,000 records is half a megabyt
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFacts:
+class RedisFacts:
     """The facts that a Redis server process reports."""
 
     run_id: str  # changes with each start
@@ -77,7 +77,7 @@ class RedisConnection:
         self._settings = settings
         self._answer_seconds_max = answer_seconds_max
         self._expected_run_id: str | None = None
-        self._facts: ServerFacts | None = None
+        self._facts: RedisFacts | None = None
         self._pool = make_pool(
             settings,
             settings.event_log_url,
@@ -91,7 +91,7 @@ class RedisConnection:
         )
 
     @property
-    def facts(self) -> ServerFacts:
+    def facts(self) -> RedisFacts:
         """The facts of the server of the latest connection."""
         if self._facts is None:
             raise LogUnavailableError("the event log (Redis) was not reached yet")
@@ -122,7 +122,7 @@ class RedisConnection:
         finally:
             self._pool.release(connection)
 
-    def ask_facts(self) -> ServerFacts:
+    def ask_facts(self) -> RedisFacts:
         """The server's current facts. Raises LogUnavailableError, OtherServerError."""
         with self.connected() as wire:
             try:
@@ -187,7 +187,7 @@ class Wire:
         self.send(*command)
         return self.receive(seconds_max=seconds_max)
 
-    def ask_facts(self) -> ServerFacts:
+    def ask_facts(self) -> RedisFacts:
         """The server's current facts. The connection to a replica is closed; see `receive`."""
         try:
             return parse_facts(self.call(*_ASK_FACTS))
@@ -211,7 +211,7 @@ class Wire:
             return self.call(f"EVAL{read_only}", script.text, key_count, *arguments, seconds_max=seconds_max)
 
 
-def parse_facts(info: bytes) -> ServerFacts:
+def parse_facts(info: bytes) -> RedisFacts:
     """Parse the response to `INFO server memory persistence replication`. Raises ReadOnlyError if it is a replica's."""
     fields = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     if fields.get(b"loading") == b"1":
@@ -220,7 +220,7 @@ def parse_facts(info: bytes) -> ServerFacts:
         raise ReadOnlyError("this server is a replica, and only its master takes events")
     is_rewriting = b"1" in (fields[b"aof_rewrite_in_progress"], fields[b"aof_rewrite_scheduled"])
     has_tried = fields[b"aof_last_rewrite_time_sec"] != b"-1"  # its value from a start until the first rewrite ends
-    return ServerFacts(
+    return RedisFacts(
         run_id=fields[b"run_id"].decode(),
         memory_bytes_max=int(fields[b"maxmemory"]),
         memory_policy=fields[b"maxmemory_policy"].decode(),

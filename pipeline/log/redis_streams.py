@@ -31,7 +31,7 @@ from pipeline.errors import (
     RecoverableError,
 )
 from pipeline.flow.age import Age
-from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConnection, ServerFacts, Wire
+from pipeline.log.redis_connection import LogScript, OtherServerError, RedisConnection, RedisFacts, Wire
 from pipeline.names import KEY_LOG_COMMITTED, KEY_LOG_ENDS, KEY_LOG_ID, KEY_LOG_STREAM
 from pipeline.ports.log import (
     LOST_SHOWN_SECONDS,
@@ -67,7 +67,7 @@ class _Writer:
     """The facts about the log that an append needs, after older incarnations were fenced off."""
 
     identity: LogIdentity
-    facts: ServerFacts
+    facts: RedisFacts
     keys: list[str]
     entries_max: int  # 0: no limit except the server's memory
     is_confirmed: bool  # LOG_REPLICAS_MIN replicas have confirmed the newest write, or none is needed
@@ -102,9 +102,9 @@ class RedisStreamsLog:
         self._connection = RedisConnection(settings, answer_seconds_max=CALL_SECONDS_MAX)
         self._identity: LogIdentity | None = None
         self._writer: _Writer | None = None
-        self._former: tuple[str, ServerFacts] | None = None  # log and server of the latest writer
+        self._former: tuple[str, RedisFacts] | None = None  # log and server of the latest writer
         self._acknowledged: dict[int, int] = {}  # the ends of that log's partitions after the newest confirmed appends
-        self._made_log_id: str | None = None  # of a log that this adapter has just created
+        self._created_log_id: str | None = None  # of a log that this adapter has just created
         self._rewrite_asked: tuple[str, float] = ("", 0.0)  # for which server process, and when (monotonic)
 
     # --- Who the log is ---------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class RedisStreamsLog:
                 "the event log (Redis) keeps no append-only file: what it acknowledged is lost when it ends",
                 extra={"action": "log_without_aof"},
             )
-        if identity.log_id == self._made_log_id:
+        if identity.log_id == self._created_log_id:
             self._fence_new(identity)
         former = self._former
         if former is not None and former[1].run_id == facts.run_id:
@@ -126,7 +126,7 @@ class RedisStreamsLog:
         self._read_connection.expect(identity.incarnation)
         return identity
 
-    def _update_writer(self, identity: LogIdentity, facts: ServerFacts) -> None:
+    def _update_writer(self, identity: LogIdentity, facts: RedisFacts) -> None:
         """Give the writer what was just read. If the log is another one, or came back, `prepare` fences it."""
         writer = self._writer
         if writer is None:
@@ -156,7 +156,10 @@ class RedisStreamsLog:
         raises OtherServerError, and the caller must fence the new incarnation. Other errors are those of the lowest
         offsets, and LogUnavailableError.
         """
-        is_new, self._made_log_id = identity.log_id == self._made_log_id, None  # at once: other processes may be faster
+        is_new, self._created_log_id = (
+            identity.log_id == self._created_log_id,
+            None,
+        )  # at once: other processes may be faster
         lowest_offsets = self._lowest_offsets(identity.log_id, identity.incarnation, is_new=is_new)
         connection.expect(identity.incarnation)
         ends = self._acknowledged if self._former is not None and self._former[0] == identity.log_id else {}
@@ -167,7 +170,7 @@ class RedisStreamsLog:
             [identity.log_id, identity.incarnation, *(str(number) for item in known for number in item)],
         )
 
-    def _ask_identity(self, connection: RedisConnection) -> tuple[ServerFacts, LogIdentity]:
+    def _ask_identity(self, connection: RedisConnection) -> tuple[RedisFacts, LogIdentity]:
         """Read the server's facts and its log id; creates the log id if it is missing.
 
         Raises LogUnavailableError, LogMisconfiguredError.
@@ -182,7 +185,7 @@ class RedisStreamsLog:
                     # The number of partitions is part of the id, so it can't be lost or changed separately.
                     made = f"{uuid.uuid4().hex}.{self._settings.log_partitions}"
                     if wire.call("SET", self._id_key, made, "NX") is not None:
-                        self._made_log_id = made
+                        self._created_log_id = made
                     text = wire.call("GET", self._id_key)
             except (RedisError, OSError) as error:
                 raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
@@ -205,7 +208,7 @@ class RedisStreamsLog:
             began_by=_began_by(facts),
         )
 
-    def _missing_replicas(self, facts: ServerFacts) -> MissingReplicas | None:
+    def _missing_replicas(self, facts: RedisFacts) -> MissingReplicas | None:
         wanted = self._settings.log_replicas_min
         if facts.replicas >= wanted:
             return None
@@ -324,7 +327,7 @@ class RedisStreamsLog:
         writer.is_confirmed = True
         return True
 
-    def _confirmations(self, wire: Wire, facts: ServerFacts, seconds_max: float) -> int:
+    def _confirmations(self, wire: Wire, facts: RedisFacts, seconds_max: float) -> int:
         """The number of replicas that have all that this connection wrote: on disk if Redis can say that.
 
         Redis waits for them; 0 if its own disk is too late. A connection that was opened anew has written nothing, so
@@ -410,7 +413,7 @@ class RedisStreamsLog:
             return self._writer
         raise LogUnavailableError("the event log (Redis) restarts faster than it can be followed")
 
-    def _note_server(self, identity: LogIdentity, facts: ServerFacts) -> None:
+    def _note_server(self, identity: LogIdentity, facts: RedisFacts) -> None:
         """Report that another server process has the log, and forget the ends that were acknowledged before."""
         former, self._former = self._former, (identity.log_id, facts)
         if former is None or former[1].run_id == facts.run_id:
@@ -427,7 +430,7 @@ class RedisStreamsLog:
             )
         self._acknowledged = {}  # the fence has compared them with what the log still has
 
-    def _await_rewritten_file(self, connection: RedisConnection, facts: ServerFacts) -> None:
+    def _await_rewritten_file(self, connection: RedisConnection, facts: RedisFacts) -> None:
         """Make Redis rewrite its append-only file before the first append after a Redis start.
 
         An append is a transaction in that file. If the file ends within a transaction, Redis 8.2 removes the incomplete
@@ -576,7 +579,7 @@ def _answering(count: int) -> str:
     return "no replica that answers" if count == 0 else _replicas(count)
 
 
-def _began_by(facts: ServerFacts) -> str:
+def _began_by(facts: RedisFacts) -> str:
     """How the server process came to have the log, in words."""
     was_promoted = facts.former_replication_id.strip("0") != ""
     return "a replica took the place of its master" if was_promoted else "its Redis was restarted"

@@ -85,7 +85,7 @@ class AccountLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class AskedLimit:
+class OperatorLimit:
     """What an operator set for one account. It replaces the account's entries in the settings."""
 
     account: str
@@ -96,7 +96,7 @@ class AskedLimit:
     since: float  # seconds since the epoch
 
 
-def account_limits(settings: Settings, asked: Mapping[str, AskedLimit] | None = None) -> dict[str, AccountLimit]:
+def account_limits(settings: Settings, asked: Mapping[str, OperatorLimit] | None = None) -> dict[str, AccountLimit]:
     """What is set for accounts, by account: by an operator (`asked`), else by the settings."""
     rates, weights = figures_of(settings.account_limits), figures_of(settings.account_weights)
     limits = {account: AccountLimit(rates.get(account), weights.get(account, 1.0)) for account in (*rates, *weights)}
@@ -124,7 +124,7 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
-class AskedPause:
+class OperatorPause:
     """A pause that lasts until an operator lifts it, as PostgreSQL keeps it; `since` is in seconds since the epoch."""
 
     reason: PauseReason
@@ -161,7 +161,7 @@ class ControlState:
     override: Override | None = None  # one that is active at `time`
     bands: Bands | None = None  # None: the bands of the settings apply
     # What operators set for accounts. None when unknown: the store was flushed, and `regulate` has not restored it yet.
-    accounts: Mapping[str, AskedLimit] | None = None
+    accounts: Mapping[str, OperatorLimit] | None = None
     keys_version: str | None = None  # of the mirror of the API keys; None: unknown, as after a flush
     # Calls to the bucket that found it neither full nor with enough tokens, since a flush: only differences have a
     # meaning.
@@ -263,13 +263,13 @@ class ControlStore(Protocol):
     def clear_bands(self, *, actor: str, why: str) -> bool:
         """Return to the bands of the settings; returns whether other bands were set."""
 
-    def set_account_limit(self, asked: AskedLimit) -> bool:
+    def set_account_limit(self, asked: OperatorLimit) -> bool:
         """Set what holds for an account; returns False if ACCOUNT_LIMITS_MAX accounts have such a limit already."""
 
     def clear_account_limit(self, account: str, *, actor: str, why: str) -> bool:
         """Return to the settings of an account; returns whether an operator had set something for it."""
 
-    def restore_account_limits(self, asked: Sequence[AskedLimit], *, actor: str) -> bool:
+    def restore_account_limits(self, asked: Sequence[OperatorLimit], *, actor: str) -> bool:
         """After a flush: add the limits that PostgreSQL keeps, and mark them as complete.
 
         Does nothing and returns False if they are already complete. It is apart from `restore`, because an earlier
@@ -295,7 +295,7 @@ class ControlStore(Protocol):
 
     def restore(
         self,
-        pauses: Sequence[AskedPause],
+        pauses: Sequence[OperatorPause],
         *,
         actor: str,
         override: Override | None = None,

@@ -6,17 +6,17 @@ from typing import Any, Protocol
 
 from pipeline.keys import ApiKey, StoredKeys
 from pipeline.names import PauseReason
-from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override
+from pipeline.ports.control import Bands, OperatorLimit, OperatorPause, Override
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorState:
     """The saved pauses, override, bands and limits of accounts."""
 
-    pauses: Sequence[AskedPause] = ()  # including reasons that this version does not know
+    pauses: Sequence[OperatorPause] = ()  # including reasons that this version does not know
     override: Override | None = None  # None: none is saved, or its time is up
     bands: Bands | None = None  # None: those of the settings apply
-    accounts: Sequence[AskedLimit] = ()
+    accounts: Sequence[OperatorLimit] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class OperatorStore(Protocol):
     def load(self) -> OperatorState:
         """All that is saved."""
 
-    def save_pause(self, pause: AskedPause, evidence: dict[str, Any] | None = None) -> None:
+    def save_pause(self, pause: OperatorPause, evidence: dict[str, Any] | None = None) -> None:
         """Save a pause; an already saved one stays as it is.
 
         `evidence` is the reason why a partition stopped, for people: see `pause_evidence`.
@@ -52,7 +52,7 @@ class OperatorStore(Protocol):
     def set_bands(self, bands: Bands | None) -> None:
         """Save bands, which replace earlier ones; None deletes them."""
 
-    def save_account_limit(self, asked: AskedLimit) -> None:
+    def save_account_limit(self, asked: OperatorLimit) -> None:
         """Save what an operator set for an account; it replaces an earlier entry."""
 
     def delete_account_limit(self, account: str) -> None:

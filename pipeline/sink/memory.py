@@ -25,7 +25,7 @@ class MemoryLetter:
 
 
 @dataclass
-class MemoryStore:
+class MemoryDatabase:
     """The data that the sinks of one test share, like connections share a database; and the simulated faults."""
 
     events: dict[str, RecordedEvent] = field(default_factory=dict)
@@ -57,10 +57,10 @@ class MemoryStore:
 
 
 class MemorySink:
-    """One connection to a MemoryStore."""
+    """One connection to a MemoryDatabase."""
 
-    def __init__(self, settings: Settings, store: MemoryStore | None = None) -> None:
-        self.database = store or MemoryStore()
+    def __init__(self, settings: Settings, store: MemoryDatabase | None = None) -> None:
+        self.database = store or MemoryDatabase()
         self._settings = settings
         self._runs: dict[tuple[str, int], PoisonRun] = {}
 
@@ -217,7 +217,7 @@ class MemorySink:
 class _Draft:
     """A transaction's changes, not yet committed."""
 
-    def __init__(self, database: MemoryStore) -> None:
+    def __init__(self, database: MemoryDatabase) -> None:
         self._database = database
         self.events: dict[str, RecordedEvent] = {}
         self.places: dict[str, tuple[str, int, int]] = {}

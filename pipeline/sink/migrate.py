@@ -37,7 +37,7 @@ _LOCK_POLL_SECONDS: Final = 0.1
 # Between two tries to change a table that another session uses: storing continues in between.
 _TABLE_POLL_SECONDS: Final = 1.0
 # SQLSTATE classes of a server that is unavailable or busy; any other error is the migration's own fault.
-_AWAY_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
+_UNAVAILABLE_CLASSES: Final = frozenset({"08", "40", "53", "55", "57", "58"})
 _NO_RIGHT: Final = "42501"
 _LOCK_KEY_BITS: Final = 62  # of a lock that one call takes and no other does
 
@@ -200,7 +200,7 @@ def _apply_all(settings: Settings, wanted: list[Migration], wait_seconds: float)
                 _logger.info("applied %s", missing[0].name, extra={"action": "migrated", "migration": missing[0].name})
         except psycopg2.Error as error:
             message = f"migrating the database failed: {in_full(error)}"
-            if connection.closed or error.pgcode is None or error.pgcode[:2] in _AWAY_CLASSES:
+            if connection.closed or error.pgcode is None or error.pgcode[:2] in _UNAVAILABLE_CLASSES:
                 raise SinkUnavailableError(message) from error
             if error.pgcode == _NO_RIGHT:
                 message += (

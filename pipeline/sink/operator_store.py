@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.keys import ApiKey, StoredKeys
 from pipeline.names import PauseReason, known_word
-from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override
+from pipeline.ports.control import Bands, OperatorLimit, OperatorPause, Override
 from pipeline.ports.operator_store import DatabaseFacts, OperatorState
 from pipeline.sink.queries import query
 from pipeline.sink.session import Session
@@ -21,7 +21,7 @@ class PostgresOperatorStore:
     def load(self) -> OperatorState:
         return OperatorState(self._pauses(), self._override(), self._bands(), self._accounts())
 
-    def save_pause(self, pause: AskedPause, evidence: dict[str, Any] | None = None) -> None:
+    def save_pause(self, pause: OperatorPause, evidence: dict[str, Any] | None = None) -> None:
         self._session.count(
             query("save_pause" if pause.partition is None else "save_partition_pause"),
             {
@@ -77,7 +77,7 @@ class PostgresOperatorStore:
             },
         )
 
-    def save_account_limit(self, asked: AskedLimit) -> None:
+    def save_account_limit(self, asked: OperatorLimit) -> None:
         self._session.count(
             query("save_account_limit"),
             {
@@ -132,12 +132,12 @@ class PostgresOperatorStore:
     def close(self) -> None:
         self._session.close()
 
-    def _pauses(self) -> list[AskedPause]:
+    def _pauses(self) -> list[OperatorPause]:
         found = [(*row, None) for row in self._session.rows(query("load_pauses"))]
         found += self._session.rows(query("load_partition_pauses"))
         reasons = {word: known_word(PauseReason, word) for word, *_ in found}
         return [
-            AskedPause(
+            OperatorPause(
                 reasons[word], actor, why, since, partition, word if reasons[word] is PauseReason.UNKNOWN else ""
             )
             for word, actor, why, since, partition in found
@@ -153,5 +153,5 @@ class PostgresOperatorStore:
             return Bands(rate_max, rate_min, degraded, critical, actor, why, since)
         return None
 
-    def _accounts(self) -> list[AskedLimit]:
-        return [AskedLimit(*row) for row in self._session.rows(query("load_account_limits"))]
+    def _accounts(self) -> list[OperatorLimit]:
+        return [OperatorLimit(*row) for row in self._session.rows(query("load_account_limits"))]

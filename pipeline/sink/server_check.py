@@ -15,7 +15,7 @@ VERSION_MIN: Final = 13  # the oldest version whose catalog supports the queries
 
 
 @dataclass(frozen=True, slots=True)
-class ServerFacts:
+class DatabaseFacts:
     """A server's facts about itself: the columns of the statement `server_facts`, in their order."""
 
     backend_pid: int
@@ -39,7 +39,7 @@ class TableFacts:
     missing_rights: Sequence[str]
 
 
-def server_problem(facts: ServerFacts) -> str | None:
+def server_problem(facts: DatabaseFacts) -> str | None:
     """The reason why this server can't be used; None if it can."""
     if facts.version < VERSION_MIN * 10_000:
         return f"PostgreSQL {facts.version // 10_000} is too old: {VERSION_MIN} or newer is needed"

@@ -16,7 +16,7 @@ from pipeline.sink.queries import query
 from pipeline.sink.rights import needed_rights
 from pipeline.sink.server_check import (
     LENT_BACKENDS,
-    ServerFacts,
+    DatabaseFacts,
     facts_of,
     refuse,
     server_problem,
@@ -233,10 +233,10 @@ class Session:
         milliseconds = {"lock_ms": int(silence_ms * _LOCK_SHARE), "check_ms": int(silence_ms * _CHECK_SHARE)}
         self.count(query("set_up_session"), milliseconds)
 
-    def check(self) -> ServerFacts:
+    def check(self) -> DatabaseFacts:
         """The server's facts about itself. Raises SinkMisconfiguredError if it can't keep Sluice's guarantees."""
         try:
-            facts = ServerFacts(*self.rows(query("server_facts"))[0])
+            facts = DatabaseFacts(*self.rows(query("server_facts"))[0])
             refuse(server_problem(facts))
             if facts.backend_pid != self._connection.info.backend_pid and self._backends_are_lent(facts.backend_pid):
                 refuse(LENT_BACKENDS)

@@ -7,7 +7,7 @@ from typing import Final
 
 from pipeline.flow.rate import capped_by_breaker
 from pipeline.names import BreakerState, ControlEventKind, PauseReason, Severity
-from pipeline.ports.control import Alarm, AskedLimit, ControlEvent, Pause, PublishedRate, Trouble
+from pipeline.ports.control import Alarm, ControlEvent, OperatorLimit, Pause, PublishedRate, Trouble
 from pipeline.ports.rate import PolicyRecord
 from pipeline.text import on_one_line
 
@@ -93,7 +93,7 @@ def bounded_trouble(trouble: Trouble) -> Trouble:
     return Trouble(clean_text(trouble.code, TROUBLE_CHARS_MAX), clean_text(trouble.what, TROUBLE_CHARS_MAX))
 
 
-def account_limit_data(asked: AskedLimit) -> dict[str, str]:
+def account_limit_data(asked: OperatorLimit) -> dict[str, str]:
     """The data of the control event about a limit."""
     figures = {"rate": asked.rate, "weight": asked.weight}
     return {"account": asked.account} | {

@@ -20,13 +20,13 @@ from pipeline.names import LEASE_PROBE, LEVEL_HIGHEST, ControlEventKind, Level, 
 from pipeline.ports.bucket import Grant
 from pipeline.ports.control import (
     Alarm,
-    AskedLimit,
-    AskedPause,
     Bands,
     Consumption,
     ControlEvent,
     ControlState,
     Mirror,
+    OperatorLimit,
+    OperatorPause,
     Override,
     Pause,
     PublishedRate,
@@ -76,7 +76,7 @@ class _Content:
     override: Override | None = None
     override_at: float = 0.0  # when it was set
     bands: Bands | None = None
-    accounts: dict[str, AskedLimit] = field(default_factory=dict)
+    accounts: dict[str, OperatorLimit] = field(default_factory=dict)
     has_accounts: bool = False  # `accounts` is complete
     keys: MirroredKeys | None = None
     events: list[ControlEvent] = field(default_factory=list)
@@ -316,7 +316,7 @@ class MemoryControlStore(_Adapter):
             self._record(ControlEventKind.BANDS_SET, actor, why, {"bands": "settings"})
             return True
 
-    def set_account_limit(self, asked: AskedLimit) -> bool:
+    def set_account_limit(self, asked: OperatorLimit) -> bool:
         with self._server.changed:
             accounts = self._server.content().accounts
             if asked.account not in accounts and len(accounts) >= self._settings.account_limits_max:
@@ -333,7 +333,7 @@ class MemoryControlStore(_Adapter):
             self._record(ControlEventKind.ACCOUNT_LIMIT_ENDED, actor, why, {"account": account})
             return True
 
-    def restore_account_limits(self, asked: Sequence[AskedLimit], *, actor: str) -> bool:
+    def restore_account_limits(self, asked: Sequence[OperatorLimit], *, actor: str) -> bool:
         with self._server.changed:
             content = self._server.content()
             if content.has_accounts:
@@ -352,7 +352,7 @@ class MemoryControlStore(_Adapter):
             held = self._covering(reason.value, partition)
             if held is not None:
                 return held.generation
-            generation = self._add(AskedPause(reason, actor, why, self._server.clock.now(), partition))
+            generation = self._add(OperatorPause(reason, actor, why, self._server.clock.now(), partition))
             data = {"reason": reason.value, "generation": str(generation)} | _of_partition(partition)
             if reason is PauseReason.BREAKER:
                 self._record(ControlEventKind.BREAKER_OPENED, actor, why, data)
@@ -388,7 +388,7 @@ class MemoryControlStore(_Adapter):
 
     def restore(
         self,
-        pauses: Sequence[AskedPause],
+        pauses: Sequence[OperatorPause],
         *,
         actor: str,
         override: Override | None = None,
@@ -423,7 +423,7 @@ class MemoryControlStore(_Adapter):
         held = self._server.content().pauses
         return held.get((name, None)) or held.get((name, partition))
 
-    def _add(self, asked: AskedPause) -> int:
+    def _add(self, asked: OperatorPause) -> int:
         content, partition = self._server.content(), asked.partition
         if partition is None:
             for other in [key for key in content.pauses if key[0] == asked.name]:

@@ -28,12 +28,12 @@ from pipeline.names import (
 )
 from pipeline.ports.control import (
     Alarm,
-    AskedLimit,
-    AskedPause,
     Bands,
     Consumption,
     ControlEvent,
     ControlState,
+    OperatorLimit,
+    OperatorPause,
     Override,
     Pause,
     PublishedRate,
@@ -64,7 +64,7 @@ WAIT_EVENTS_MAX: Final = 100  # events skipped at once by a waiter; it reads the
 _UNREADABLE: Final = (KeyError, ValueError, TypeError, AttributeError)
 _policy_decoder: Final = msgspec.json.Decoder(PolicyRecord)
 _shares_decoder: Final = msgspec.json.Decoder(Shares)
-_account_limit_decoder: Final = msgspec.json.Decoder(AskedLimit)
+_account_limit_decoder: Final = msgspec.json.Decoder(OperatorLimit)
 _Found = TypeVar("_Found")
 _Read = TypeVar("_Read")
 _TIME_MAX: Final = 1e11  # seconds since 1970: the year 5138
@@ -169,7 +169,7 @@ class RedisControlStore:
     def clear_bands(self, *, actor: str, why: str) -> bool:
         return bool(self._run("clear_bands", actor, clean_text(why, WHY_CHARS_MAX)))
 
-    def set_account_limit(self, asked: AskedLimit) -> bool:
+    def set_account_limit(self, asked: OperatorLimit) -> bool:
         why, actor = clean_text(asked.why, WHY_CHARS_MAX), clean_text(asked.actor, BY_CHARS_MAX)
         entry = _account_limit_text(replace(asked, actor=actor, why=why))
         data = json.dumps(account_limit_data(asked))
@@ -179,7 +179,7 @@ class RedisControlStore:
     def clear_account_limit(self, account: str, *, actor: str, why: str) -> bool:
         return bool(self._run_on_accounts("clear_account_limit", actor, account, clean_text(why, WHY_CHARS_MAX)))
 
-    def restore_account_limits(self, asked: Sequence[AskedLimit], *, actor: str) -> bool:
+    def restore_account_limits(self, asked: Sequence[OperatorLimit], *, actor: str) -> bool:
         arguments = [text for one in asked for text in (one.account, _account_limit_text(one))]
         return bool(self._run_on_accounts("restore_account_limits", actor, *arguments))
 
@@ -201,7 +201,7 @@ class RedisControlStore:
 
     def restore(
         self,
-        pauses: Sequence[AskedPause],
+        pauses: Sequence[OperatorPause],
         *,
         actor: str,
         override: Override | None = None,
@@ -305,11 +305,11 @@ def _bands(fields: dict[str, str]) -> Bands:
     )
 
 
-def _account_limit_text(asked: AskedLimit) -> str:
+def _account_limit_text(asked: OperatorLimit) -> str:
     return msgspec.json.encode(asked).decode()
 
 
-def _account_limits(entries: dict[str, str]) -> dict[str, AskedLimit] | None:
+def _account_limits(entries: dict[str, str]) -> dict[str, OperatorLimit] | None:
     """What operators set for accounts, without entries that this version can't read; None if it is unknown."""
     if entries.pop(_RESTORED, None) is None:
         return None

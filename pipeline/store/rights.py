@@ -222,7 +222,7 @@ def uses_of(role: Role, servers: Sequence[RedisServer]) -> list[Use]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KeySpace:
     """What the patterns of a system begin with."""
 
     prefix: str
@@ -240,7 +240,7 @@ class Place:
         return None
 
 
-def tokens(uses: Iterable[Use], place: Place) -> list[str]:
+def tokens(uses: Iterable[Use], place: KeySpace) -> list[str]:
     """The rules of ACL SETUSER for these uses: keys, channels, commands, each sorted."""
     uses = list(uses)
     written = {place.pattern(key) for use in uses for key in use.writes}
@@ -255,7 +255,7 @@ def tokens(uses: Iterable[Use], place: Place) -> list[str]:
     ]
 
 
-def rules(role: Role, servers: Sequence[RedisServer], place: Place) -> Iterator[str]:
+def rules(role: Role, servers: Sequence[RedisServer], place: KeySpace) -> Iterator[str]:
     """All rules of a role's user, after those of its password."""
     yield from ("clearselectors", "resetkeys", "resetchannels", "-@all")
     yield from tokens(uses_of(role, servers), place)

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 from pipeline.errors import SettingsError, StoreUnavailableError
 from pipeline.settings import Settings
 from pipeline.store.connection import ControlConnection
-from pipeline.store.rights import Place, RedisServer, Role, Use, commands_of, uses_of
+from pipeline.store.rights import KeySpace, RedisServer, Role, Use, commands_of, uses_of
 from pipeline.urls import sentinel_url
 
 _logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Probe:
     proves: tuple[str, ...]  # the rules that the user has if it may; a command that reads proves no right to write
 
 
-def probes(use: Use, place: Place) -> Iterator[Probe]:
+def probes(use: Use, place: KeySpace) -> Iterator[Probe]:
     """Calls that the user of this use may make."""
     for command in commands_of(use):
         words, rule = sample_of(command).split(), f"+{command.lower()}"
@@ -129,7 +129,7 @@ def check_rights(settings: Settings, role: Role) -> tuple[list[str], list[str]]:
     missing: list[str] = []
     unasked: list[str] = []
     for name, kinds in servers:
-        place = Place(settings.key_prefix, database_of(getattr(settings, name)))
+        place = KeySpace(settings.key_prefix, database_of(getattr(settings, name)))
         try:
             lacking = _lacking(ControlConnection(settings, name), uses_of(role, kinds), place)
         except StoreUnavailableError as error:
@@ -163,7 +163,7 @@ def _login(url: str) -> tuple[object, object, str | None]:
     return parts.hostname, parts.port or 6379, parts.username
 
 
-def _lacking(connection: ControlConnection, uses: list[Use], place: Place) -> tuple[str, list[str]] | None:
+def _lacking(connection: ControlConnection, uses: list[Use], place: KeySpace) -> tuple[str, list[str]] | None:
     """The user, and the rules that it lacks; None if it lacks none. Raises StoreUnavailableError."""
     user = str(connection.call("ACL", "WHOAMI"))
     connection.call("ACL", "DRYRUN", user, "PING")  # of many questions at once, no error shows that it may not ask

@@ -6,13 +6,13 @@ import pytest
 import redis
 
 from pipeline.names import KEY_ACCOUNTS, ControlEventKind
-from pipeline.ports.control import AccountLimit, AskedLimit, account_limits
+from pipeline.ports.control import AccountLimit, OperatorLimit, account_limits
 from pipeline.settings import Settings
 from stack.servers import Server
 from support.control import ControlRig, control_settings, memory_rig, redis_rig
 
-ONE = AskedLimit("192.0.2.1", 100.5, 2.0, "ann@host", "a contract", 1_700_000_000.5)
-NONE = AskedLimit("2001:db8::/64", None, None, "bob@host", "trusted", 1_700_000_001.5)
+ONE = OperatorLimit("192.0.2.1", 100.5, 2.0, "ann@host", "a contract", 1_700_000_000.5)
+NONE = OperatorLimit("2001:db8::/64", None, None, "bob@host", "trusted", 1_700_000_001.5)
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -97,7 +97,7 @@ def test_an_entry_that_can_not_be_read_is_left_out(control_redis: Server) -> Non
 
 def test_what_an_operator_set_wins_over_the_settings() -> None:
     settings = Settings(account_limits="192.0.2.1=10,192.0.2.2=20,192.0.2.3=30", account_weights="192.0.2.2=3")
-    asked = [AskedLimit("192.0.2.1", 100.0, 2.0, "", "", 0.0), AskedLimit("192.0.2.2", None, None, "", "", 0.0)]
+    asked = [OperatorLimit("192.0.2.1", 100.0, 2.0, "", "", 0.0), OperatorLimit("192.0.2.2", None, None, "", "", 0.0)]
     assert account_limits(settings, {one.account: one for one in asked}) == {
         "192.0.2.1": AccountLimit(100.0, 2.0),
         "192.0.2.2": AccountLimit(None, 3.0),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.names import LEASE_PROBE, BreakerState, ControlEventKind, Mode, PauseReason
-from pipeline.ports.control import AskedPause, PublishedRate
+from pipeline.ports.control import OperatorPause, PublishedRate
 from pipeline.ports.rate import Explanation, Figure, PolicyRecord, Shadow, Threshold
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
@@ -336,7 +336,7 @@ def test_after_a_flush_the_reasons_are_unknown_until_restored_and_the_breakers_i
     state = rig.store.state()
     assert (state.pauses, state.breaker, state.generation) == (None, BreakerState.OPEN, generation)
     # Then restoring adds what is known elsewhere and keeps it
-    asked = [AskedPause(OPERATOR, "ann", "wait", 1e9), AskedPause(BREAKER, "old", "old", 1e9)]
+    asked = [OperatorPause(OPERATOR, "ann", "wait", 1e9), OperatorPause(BREAKER, "old", "old", 1e9)]
     assert rig.store.restore(asked, actor="controller")
     state = rig.store.state()
     assert state.pauses is not None

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from pipeline.names import KEY_PAUSE, ControlEventKind, PauseReason
-from pipeline.ports.control import AskedPause, Pause, paused
+from pipeline.ports.control import OperatorPause, Pause, paused
 from support.control import ControlRig, control_settings, memory_rig, redis_rig
 
 OPERATOR, POISON, LOG_GAP = PauseReason.OPERATOR, PauseReason.POISON, PauseReason.LOG_GAP
@@ -83,9 +83,9 @@ def test_lifting_a_reason_without_a_partition_lifts_it_for_all(rig: ControlRig) 
 def test_the_partitions_come_back_after_a_flush(rig: ControlRig) -> None:
     rig.flush()
     asked = [
-        AskedPause(OPERATOR, "ann", "wait", 1e9),
-        AskedPause(LOG_GAP, "drain", "a hole", 1e9, 4),
-        AskedPause(LOG_GAP, "drain", "a hole", 2e9, 5),
+        OperatorPause(OPERATOR, "ann", "wait", 1e9),
+        OperatorPause(LOG_GAP, "drain", "a hole", 1e9, 4),
+        OperatorPause(LOG_GAP, "drain", "a hole", 2e9, 5),
     ]
     assert rig.store.restore(asked, actor="controller")
     assert held(rig) == [(OPERATOR, None), (LOG_GAP, 4), (LOG_GAP, 5)]

@@ -26,7 +26,7 @@ from pipeline.names import (
     Mode,
     PauseReason,
 )
-from pipeline.ports.control import AskedPause, Trouble, paused
+from pipeline.ports.control import OperatorPause, Trouble, paused
 from pipeline.ports.rate import Explanation, PolicyRecord
 from pipeline.store.redis_counters import RedisCounters
 from pipeline.store.redis_history import RedisHistory
@@ -152,7 +152,7 @@ def test_a_reason_that_nobody_here_knows_pauses_is_named_and_can_be_lifted(rig: 
 
 def test_a_reason_that_nobody_here_knows_comes_back_after_a_flush_under_its_own_name(rig: ControlRig) -> None:
     rig.flush()
-    assert rig.store.restore([AskedPause(UNKNOWN, "ann", "too much", 1e9, word="quota")], actor="controller")
+    assert rig.store.restore([OperatorPause(UNKNOWN, "ann", "too much", 1e9, word="quota")], actor="controller")
     [held] = rig.store.state().pauses or ()
     assert (held.reason, held.name) == (UNKNOWN, "quota")
 

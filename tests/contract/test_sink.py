@@ -20,7 +20,7 @@ from pipeline.ports.log import record_digest
 from pipeline.ports.offset_store import OffsetStore
 from pipeline.settings import Settings
 from pipeline.sink.jsonl import JsonlSink
-from pipeline.sink.memory import MemorySink, MemoryStore
+from pipeline.sink.memory import MemoryDatabase, MemorySink
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
 from support.archive import committed_events, committed_letters
@@ -54,7 +54,7 @@ class Bench(Protocol):
 class MemoryBench:
     def __init__(self) -> None:
         self.settings = Settings(poison_run_records_max=5, poison_ratio_max=0.5, poison_condemned_records_max=2)
-        self._store = MemoryStore()
+        self._store = MemoryDatabase()
 
     def sink(self) -> Sink:
         return MemorySink(self.settings, self._store)

@@ -24,7 +24,7 @@ from checks.testbed.database import ask
 from pipeline.errors import SchemaError, SinkMisconfiguredError
 from pipeline.keys import ApiKey
 from pipeline.names import PauseReason
-from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override
+from pipeline.ports.control import Bands, OperatorLimit, OperatorPause, Override
 from pipeline.settings import Settings
 from pipeline.sink.dead_letters import PostgresDeadLetters
 from pipeline.sink.known_logs import PostgresKnownLogs
@@ -77,8 +77,8 @@ def ids_bench(bench: PostgresBench) -> PostgresBench:
 def test_what_operators_set_is_kept_and_deleted(user_url: str) -> None:
     with contextlib.closing(PostgresOperatorStore(Session(Settings(database_url=user_url)))) as store:
         for partition in (None, 3):
-            store.save_pause(AskedPause(PauseReason.POISON, "ada", "why", 1.0, partition), {"next": 1})
-            store.save_pause(AskedPause(PauseReason.POISON, "ada", "why", 1.0, partition), {"next": 2})
+            store.save_pause(OperatorPause(PauseReason.POISON, "ada", "why", 1.0, partition), {"next": 1})
+            store.save_pause(OperatorPause(PauseReason.POISON, "ada", "why", 1.0, partition), {"next": 2})
         store.set_override(Override(5.0, 4e9, "ada", "why", 1.0))
         store.set_override(Override(6.0, 4e9, "ada", "why", 1.0))
         store.set_bands(Bands(10.0, 1.0, 5, 50, "ada", "why", 1.0))
@@ -107,7 +107,7 @@ def test_keys_and_limits_of_accounts_are_kept_and_deleted(user_url: str) -> None
         assert store.load_keys().keys == (key,)
         assert store.delete_keys([key.id]) == 1
         for rate in (5.0, 6.0):
-            store.save_account_limit(AskedLimit("key:shop", rate, None, "ada", "why", 1.0))
+            store.save_account_limit(OperatorLimit("key:shop", rate, None, "ada", "why", 1.0))
         assert [one.rate for one in store.load().accounts] == [6.0]
         store.delete_account_limit("key:shop")
         assert store.load().accounts == []

@@ -124,7 +124,7 @@ def test_a_poisoned_partition_is_looked_at_and_accepted(archive: Settings, setti
     mixed = replace(archive, database_url=settings.database_url, poison_run_records_max=5)
     migrate(mixed)
     with contextlib.closing(WorkerContext(mixed)) as context:
-        context.control.restore([], actor="test")
+        context.control_store.restore([], actor="test")
         append(context, [record(0), *[b"broken"] * 10])
         # When it meets a batch in which most records are broken
         report = run_drain(context, 11)

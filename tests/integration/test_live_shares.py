@@ -20,7 +20,7 @@ from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import RecoverableError
 from pipeline.policies import make_policy
-from pipeline.ports.control import AskedLimit
+from pipeline.ports.control import OperatorLimit
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
 from pipeline.regulate import ControlAdapters, SinkQueries, regulate
@@ -139,7 +139,7 @@ def test_a_limit_that_an_operator_sets_holds_within_seconds_and_ends_as_fast() -
         assert statuses() == {202}
         # When an operator sets a limit, then it holds without a restart, for this account alone
         began = time.monotonic()
-        edge.store.set_account_limit(AskedLimit("127.0.0.30", 1.0, None, "ann", "a contract", 0.0))
+        edge.store.set_account_limit(OperatorLimit("127.0.0.30", 1.0, None, "ann", "a contract", 0.0))
         eventually(lambda: 429 in statuses(), "the limit holds")
         assert statuses("127.0.0.32") == {202}
         assert time.monotonic() - began < 10 + BUSY_SECONDS
@@ -213,7 +213,7 @@ def controller(settings: Settings) -> Iterator[Callable[[Settings], None]]:
         database = SinkQueries(
             stored_offsets=lambda _: StoredOffsets({}, clock.now(), {}),
             settled_offsets=lambda _: {},
-            load_asked=OperatorState,
+            load_operator_state=OperatorState,
             terminate_drainer=lambda *_: False,
             why_standing=lambda *_: "a test",
         )

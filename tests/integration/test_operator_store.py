@@ -6,7 +6,7 @@ from dataclasses import replace
 from checks.testbed.database import ask
 from pipeline.keys import ApiKey, StoredKeys
 from pipeline.names import PauseReason
-from pipeline.ports.control import AskedLimit, AskedPause
+from pipeline.ports.control import OperatorLimit, OperatorPause
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.operator_store import PostgresOperatorStore
@@ -18,21 +18,21 @@ def test_pauses_are_kept_until_they_are_deleted(database_url: str) -> None:
     migrate(settings)
     with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
         assert store.load().pauses == []
-        operator = AskedPause(PauseReason.OPERATOR, "ada@example", "maintenance\0", 1_760_000_000.25)
-        poison = AskedPause(PauseReason.POISON, "worker", "a new column", 1_760_000_001.5)
+        operator = OperatorPause(PauseReason.OPERATOR, "ada@example", "maintenance\0", 1_760_000_000.25)
+        poison = OperatorPause(PauseReason.POISON, "worker", "a new column", 1_760_000_001.5)
         # When two are saved, one of them twice
         store.save_pause(poison)
         store.save_pause(operator)
-        store.save_pause(AskedPause(PauseReason.OPERATOR, "bob@example", "me too", 1_770_000_000.0))
+        store.save_pause(OperatorPause(PauseReason.OPERATOR, "bob@example", "me too", 1_770_000_000.0))
         # Then each is there once, as it was first
-        kept = AskedPause(PauseReason.OPERATOR, "ada@example", "maintenance", 1_760_000_000.25)
+        kept = OperatorPause(PauseReason.OPERATOR, "ada@example", "maintenance", 1_760_000_000.25)
         assert store.load().pauses == [kept, poison]
         # And a reason of a later version is one that this version does not know, by its own name
         ask(
             database_url,
             "INSERT INTO control_pauses (reason, paused_by, why, since) VALUES ('later', 'x', 'y', to_timestamp(5))",
         )
-        later = AskedPause(PauseReason.UNKNOWN, "x", "y", 5.0, word="later")
+        later = OperatorPause(PauseReason.UNKNOWN, "x", "y", 5.0, word="later")
         assert store.load().pauses == [later, kept, poison]
         store.save_pause(later)
         assert store.delete_pause(later.name)
@@ -47,8 +47,8 @@ def test_pauses_of_partitions_are_kept_each_with_what_made_it_stop(database_url:
     migrate(settings)
     with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
         # Given one of the whole system and two of partitions, one of which could not keep its evidence at first
-        whole = AskedPause(PauseReason.POISON, "worker", "all", 1_760_000_000.5)
-        first, second = (AskedPause(PauseReason.POISON, "worker", "a batch", 1_760_000_001.5, p) for p in (3, 7))
+        whole = OperatorPause(PauseReason.POISON, "worker", "all", 1_760_000_000.5)
+        first, second = (OperatorPause(PauseReason.POISON, "worker", "a batch", 1_760_000_001.5, p) for p in (3, 7))
         for pause in (whole, first, second):
             store.save_pause(pause)
         evidence = {"next": 12, "sample": [{"content": 'a "\0" byte'}]}
@@ -71,10 +71,10 @@ def test_limits_of_accounts_are_kept_until_they_are_deleted(database_url: str) -
     migrate(settings)
     with contextlib.closing(PostgresOperatorStore(Session(settings))) as store:
         assert store.load().accounts == []
-        first = AskedLimit("192.0.2.1", 10.5, 2.0, "ada@example", "a contract\0", 1_760_000_000.25)
+        first = OperatorLimit("192.0.2.1", 10.5, 2.0, "ada@example", "a contract\0", 1_760_000_000.25)
         store.save_account_limit(first)
-        second = AskedLimit("192.0.2.1", None, None, "bob@example", "trusted", 1_760_000_001.25)
-        other = AskedLimit("2001:db8::/64", 5.0, None, "bob@example", "", 1_760_000_002.5)
+        second = OperatorLimit("192.0.2.1", None, None, "bob@example", "trusted", 1_760_000_001.25)
+        other = OperatorLimit("2001:db8::/64", 5.0, None, "bob@example", "", 1_760_000_002.5)
         store.save_account_limit(other)
         assert [(one.rate, one.why) for one in store.load().accounts] == [(10.5, "a contract"), (5.0, "")]
         store.save_account_limit(second)

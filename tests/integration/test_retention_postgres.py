@@ -471,7 +471,7 @@ def _context(settings: Settings, server: MemoryServer) -> WorkerContext:
 @pytest.fixture
 def context(owner: Settings) -> Iterator[WorkerContext]:
     with contextlib.closing(_context(owner, MemoryServer())) as made:
-        made.control.restore([], actor="tests")
+        made.control_store.restore([], actor="tests")
         yield made
 
 
@@ -497,7 +497,7 @@ def test_a_tick_says_why_it_deletes_nothing(
     server = MemoryServer()
     wrong = dataclasses.replace(context.settings, database_url=user_url, retention_days=5)
     with contextlib.closing(_context(wrong, server)) as other:
-        other.control.restore([], actor="tests")
+        other.control_store.restore([], actor="tests")
         tick(other)
         [[trouble]] = other.troubles.reported().values()
     assert trouble.code == AlarmCode.RETENTION
@@ -510,10 +510,10 @@ def test_a_tick_deletes_nothing_while_consumption_is_paused(
 ) -> None:
     _store(sink, 0, 1)
     _age(database_url, DAYS + 1)
-    context.control.pause(PauseReason.OPERATOR, actor="ada", why="maintenance")
+    context.control_store.pause(PauseReason.OPERATOR, actor="ada", why="maintenance")
     tick(context)
     assert stored_ids(database_url) == _ids(0)
-    context.control.resume(PauseReason.OPERATOR, generation=None, actor="ada", why="done")
+    context.control_store.resume(PauseReason.OPERATOR, generation=None, actor="ada", why="done")
     tick(context)
     assert stored_ids(database_url) == []
 

@@ -38,7 +38,7 @@ class Rig:
     def __init__(self, settings: Settings, log: LogRig) -> None:
         self.settings, self.log = settings, log
         self.context = WorkerContext(settings)
-        self.context.control.restore([], actor="test")
+        self.context.control_store.restore([], actor="test")
 
     def takes_appends(self) -> bool:
         """Whether a new log is ready; what this appends is of a partition that nobody drains."""
@@ -59,7 +59,7 @@ class Rig:
         context = self.context
         report = drain(
             0, log=context.log, sink=context.sink, fence=context.fence,
-            breaker=SinkBreaker(self.settings, context.control, SystemClock(), "test"),
+            breaker=SinkBreaker(self.settings, context.control_store, SystemClock(), "test"),
             paused=lambda: next(looked) > looks, settings=self.settings, clock=SystemClock(),
         )  # fmt: skip
         _tell(report, context)
@@ -73,18 +73,18 @@ class Rig:
             sink=SinkQueries(
                 stored_offsets=context.offsets.stored_offsets_and_time,
                 settled_offsets=context.offsets.settled_offsets,
-                load_asked=context.operators.load,
+                load_operator_state=context.operators.load,
                 terminate_drainer=partial(context.offsets.end_stalled_drain, quiet_seconds=0),
                 why_standing=lambda *_: "",
             ),
             control=ControlAdapters(
-                context.control, context.events, context.leases, context.progress, context.fence
+                context.control_store, context.events, context.leases, context.progress, context.fence
             ),
             actor="test",
         )  # fmt: skip
 
     def pauses(self) -> list[tuple[PauseReason, int | None]]:
-        return [(pause.reason, pause.partition) for pause in self.context.control.state().pauses or ()]
+        return [(pause.reason, pause.partition) for pause in self.context.control_store.state().pauses or ()]
 
 
 @pytest.fixture(params=["redis", "kafka"])

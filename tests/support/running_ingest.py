@@ -16,7 +16,7 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import get
 from ingest.app import create_app, create_operator_app
 from ingest.dashboard.recorder import SystemReaders
-from ingest.server import Place, listen, serve
+from ingest.server import Listener, listen, serve
 from ingest.service import IngestContext, IngestService, KeySources
 from pipeline.clock import SystemClock
 from pipeline.event import RecordedEvent, decode_record
@@ -88,12 +88,12 @@ class RunningIngest:
         self.app = create_app(settings, context, name=f"ingest-{uuid.uuid4().hex}")
         self.app.config.TOUCHUP = False  # it rewrites Sanic's classes, once for each process
         self.service: IngestService = self.app.ctx.service
-        self._place = Place(self.app, listen(settings.ingest_host, settings.ingest_port))
-        self._operators: Place | None = None
+        self._place = Listener(self.app, listen(settings.ingest_host, settings.ingest_port))
+        self._operators: Listener | None = None
         self.operator_port = settings.operator_port or settings.ingest_port
         if settings.operator_port:
             operators = create_operator_app(self.service, name=f"operators-{uuid.uuid4().hex}")
-            self._operators = Place(operators, listen(settings.operator_host, settings.operator_port))
+            self._operators = Listener(operators, listen(settings.operator_host, settings.operator_port))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._failure: BaseException | None = None

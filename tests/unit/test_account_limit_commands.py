@@ -10,7 +10,7 @@ from pipeline.clock import ManualClock
 from pipeline.errors import SinkUnavailableError
 from pipeline.event_text import event_text, limit_text
 from pipeline.flow.refusals import Refusals, Refused
-from pipeline.ports.control import AskedLimit
+from pipeline.ports.control import OperatorLimit
 from pipeline.ports.operator_store import OperatorState
 from pipeline.settings import Settings
 from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryThrottle
@@ -24,14 +24,14 @@ class Operators:
     """What PostgreSQL keeps."""
 
     def __init__(self) -> None:
-        self.accounts: dict[str, AskedLimit] = {}
+        self.accounts: dict[str, OperatorLimit] = {}
         self.is_unavailable = False
 
     def load(self) -> OperatorState:
         self._answer()
         return OperatorState(accounts=list(self.accounts.values()))
 
-    def save_account_limit(self, asked: AskedLimit) -> None:
+    def save_account_limit(self, asked: OperatorLimit) -> None:
         self._answer()
         self.accounts[asked.account] = asked
 
@@ -52,14 +52,14 @@ class Parts(SimpleNamespace):
         super().__init__(
             settings=settings,
             clock=clock,
-            control=MemoryControlStore(settings, server),
+            control_store=MemoryControlStore(settings, server),
             events=MemoryControlEvents(settings, server),
             operators=Operators(),
             throttle=MemoryThrottle(settings, server),
             server=server,
         )
-        self.control.restore([], actor="controller")
-        self.control.restore_account_limits([], actor="controller")
+        self.control_store.restore([], actor="controller")
+        self.control_store.restore_account_limits([], actor="controller")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_limit_is_set_kept_shown_and_ended(parts: Any) -> None:
     assert said == (
         "Account 192.0.2.1: at most 100.5/s, weight 2, set by ann@host: a contract. This survives a Redis flush."
     )
-    asked = parts.control.state().accounts[ACCOUNT]
+    asked = parts.control_store.state().accounts[ACCOUNT]
     assert (asked.rate, asked.weight, asked.actor, asked.why) == (100.5, 2.0, "ann@host", "a contract")
     assert parts.operators.accounts == {ACCOUNT: asked}
     shown = remote.inspect_account_limits(None)
@@ -92,7 +92,7 @@ def test_a_limit_is_set_kept_shown_and_ended(parts: Any) -> None:
     said = remote.clear_account_limit(None, words=(ACCOUNT, "over"), by="bob@host")["ok"]
     assert said == "The settings apply again for account 192.0.2.1: at most 50/s."
     assert parts.operators.accounts == {}
-    assert parts.control.state().accounts == {}
+    assert parts.control_store.state().accounts == {}
     assert remote.inspect_account_limits(None)["ok"] == "192.0.2.1                at most 50/s, settings"
     assert (
         "No operator's limit was in force: the settings apply for account"
@@ -104,7 +104,7 @@ def test_a_limit_is_set_kept_shown_and_ended(parts: Any) -> None:
 @pytest.mark.parametrize("words", [("--weight=3",), ("--weight", "3")])
 def test_none_lifts_the_limit_of_the_settings(parts: Any, words: tuple[str, ...]) -> None:
     set_limit("2001:db8::7", "none", *words)
-    asked = parts.control.state().accounts["2001:db8::/64"]
+    asked = parts.control_store.state().accounts["2001:db8::/64"]
     assert (asked.rate, asked.weight, asked.why) == (None, 3.0, "no reason given")
 
 
@@ -131,7 +131,7 @@ def test_missing_arguments_are_named(parts: Any, words: tuple[str, ...]) -> None
 def test_invalid_figures_are_refused(parts: Any, words: tuple[str, ...], says: str) -> None:
     with pytest.raises(commands.CommandError, match=says.replace("+", r"\+")):
         set_limit(*words)
-    assert parts.control.state().accounts == {}
+    assert parts.control_store.state().accounts == {}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_what_postgresql_missed_is_stored_once_it_is_back(parts: Any, caplog: py
     assert sorted(persist_changes(parts)) == [
         "limit of account 192.0.2.1", "limit of account 192.0.2.8", "limit of account 192.0.2.9 ended",
     ]  # fmt: skip
-    assert parts.operators.accounts == parts.control.state().accounts
+    assert parts.operators.accounts == parts.control_store.state().accounts
     assert persist_changes(parts) == []
 
 
@@ -178,7 +178,7 @@ def test_nothing_is_deleted_while_the_limits_are_unknown(parts: Any) -> None:
     # Given a flush, after which an earlier version restored the pauses alone
     set_limit(ACCOUNT, "5")
     parts.server.flush()
-    parts.control.restore([], actor="controller")
+    parts.control_store.restore([], actor="controller")
     assert persist_changes(parts) == []
     assert set(parts.operators.accounts) == {ACCOUNT}
     assert "is unknown" in remote.inspect_account_limits(None)["ok"]

@@ -16,7 +16,7 @@ from pipeline.errors import (
 )
 from pipeline.names import PauseReason
 from pipeline.ports.breaker import Breaker
-from pipeline.ports.control import AskedPause, Pause
+from pipeline.ports.control import OperatorPause, Pause
 from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
@@ -252,7 +252,7 @@ def test_a_flush_is_not_a_lifted_reason(
     # When everything is forgotten
     server.flush()
     if is_restored:
-        rig.store.restore([AskedPause(OPERATOR, "ann", "wait", 1e9)], actor="controller")
+        rig.store.restore([OperatorPause(OPERATOR, "ann", "wait", 1e9)], actor="controller")
     breaker.reconcile(rig.store.state())
     # Then it stays open and says so again, once
     assert breaker.is_open
@@ -278,7 +278,7 @@ def test_a_flush_that_was_seen_stays_seen_until_the_opening_is_stored_again(
     breaker.reconcile(state)
     server.is_unavailable = False
     # When other changes count past its old generation
-    rig.store.restore([AskedPause(OPERATOR, "ann", "wait", 1e9)], actor="controller")
+    rig.store.restore([OperatorPause(OPERATOR, "ann", "wait", 1e9)], actor="controller")
     rig.store.resume(OPERATOR, generation=None, actor="ann", why="go")
     # Then it does not take its reason for lifted
     breaker.reconcile(rig.store.state())

@@ -31,7 +31,7 @@ from pipeline.errors import (
 from pipeline.flow.clocks import Look
 from pipeline.ports.log import LogIdentity, MissingReplicas, SetUpFault
 from pipeline.settings import Settings
-from pipeline.sink.server_check import LENT_BACKENDS, ServerFacts
+from pipeline.sink.server_check import LENT_BACKENDS, DatabaseFacts
 from pipeline.store.rights import Role
 from sluice import doctor, examinations
 from sluice.__main__ import main
@@ -259,12 +259,12 @@ def test_the_event_log(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(look("event log")) == Finding("event log", State.WRONG, "it keeps no append-only file")
 
 
-def postgresql_says(monkeypatch: pytest.MonkeyPatch, answer: ServerFacts | Exception) -> None:
+def postgresql_says(monkeypatch: pytest.MonkeyPatch, answer: DatabaseFacts | Exception) -> None:
     class FakeSession:
         def __init__(self, _: Settings) -> None:
             pass
 
-        def check(self) -> ServerFacts:
+        def check(self) -> DatabaseFacts:
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -275,8 +275,8 @@ def postgresql_says(monkeypatch: pytest.MonkeyPatch, answer: ServerFacts | Excep
     monkeypatch.setattr(examinations, "Session", FakeSession)
 
 
-def facts(*, has_fsync: bool = True) -> ServerFacts:
-    return ServerFacts(1, 150_018, "UTF8", False, has_fsync, True, "events", "sluice")
+def facts(*, has_fsync: bool = True) -> DatabaseFacts:
+    return DatabaseFacts(1, 150_018, "UTF8", False, has_fsync, True, "events", "sluice")
 
 
 def test_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from pipeline.ports.control import Mirror
 from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
-from pipeline.sink.memory import MemorySink, MemoryStore
+from pipeline.sink.memory import MemoryDatabase, MemorySink
 from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from support.records import numbered_batch, record
 
@@ -41,7 +41,7 @@ class Rig:
         self.log_server = MemoryLogServer(2)
         self.ingest = MemoryLog(lowest_offsets=LowestOffsetsOf(self.fence), server=self.log_server)
         self.log = MemoryLog(lowest_offsets=LowestOffsetsOf(self.fence), server=self.log_server)
-        self.store = MemoryStore()
+        self.store = MemoryDatabase()
         self.sink = MemorySink(self.settings, self.store)
         self.breaker = SinkBreaker(self.settings, MemoryControlStore(self.settings, self.server), self.clock, "test")
         self.stored: list[tuple[int, StoreResult]] = []
@@ -485,7 +485,7 @@ def test_a_partition_without_a_leader_ends_the_run_of_no_other(rig: Rig) -> None
     # And the other one's run ends as one whose log is away
     rig.log_server.lose_leader(0)
     rig.store.offsets.clear()
-    assert rig.drain().outcome is DrainOutcome.LOG_AWAY
+    assert rig.drain().outcome is DrainOutcome.LOG_UNAVAILABLE
 
 
 # --- the sink fails ---------------------------------------------------------------------------------------------
@@ -577,7 +577,7 @@ def test_a_record_is_no_culprit_where_no_row_can_be_the_cause(rig: Rig) -> None:
     rig.append(0, 5)
     report = rig.drain(sink=PartlyLocked(rig.settings, rig.store))
     # Then it is tried to the end, nothing is given up, and the others are not stopped for it
-    assert report.outcome is DrainOutcome.SINK_AWAY
+    assert report.outcome is DrainOutcome.SINK_UNAVAILABLE
     assert rig.store.letters == {}
     assert not rig.breaker.is_open
 
@@ -665,7 +665,7 @@ def test_a_sink_that_fails_to_the_end_is_reported(rig: Rig) -> None:
     started = rig.clock.monotonic()
     report = rig.drain()
     # Then the run ends before it would be killed
-    assert report.outcome is DrainOutcome.SINK_AWAY
+    assert report.outcome is DrainOutcome.SINK_UNAVAILABLE
     assert report.error == "the memory sink is down"
     assert rig.clock.monotonic() - started < rig.settings.drain_hard_seconds_max
 
@@ -808,7 +808,7 @@ def test_a_log_that_is_away_is_sat_out(rig: Rig) -> None:
 def test_a_log_that_stays_away_is_reported(rig: Rig) -> None:
     rig.log_server.stop()
     report = rig.drain()
-    assert report.outcome is DrainOutcome.LOG_AWAY
+    assert report.outcome is DrainOutcome.LOG_UNAVAILABLE
     assert report.error is not None
 
 
@@ -873,7 +873,7 @@ def test_nothing_is_committed_without_a_floor(rig: Rig) -> None:
     sink = CountingSink(rig.settings, rig.store)
     report = rig.drain(sink=sink)
     # Then nothing is stored, the batch was written in vain once only, and that was no failure of the sink's
-    assert report.outcome is DrainOutcome.STORE_AWAY
+    assert report.outcome is DrainOutcome.CONTROL_STORE_UNAVAILABLE
     assert rig.store.events == {}
     assert sink.stores == 1
     assert not rig.breaker.is_open

@@ -21,7 +21,7 @@ from pipeline.pace import Pace
 from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
-from pipeline.sink.memory import MemorySink, MemoryStore
+from pipeline.sink.memory import MemoryDatabase, MemorySink
 from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from support.records import record
 from tasks.drain import _drain, next_of
@@ -64,7 +64,7 @@ class Rig:
         self.log_server = MemoryLogServer(len(ALL))
         self.ingest = MemoryLog(lowest_offsets=self._fence, server=self.log_server)
         self.log = MemoryLog(server=self.log_server)
-        self.store = MemoryStore()
+        self.store = MemoryDatabase()
         self.sink = Sink(self)
         self.breaker = SinkBreaker(self.settings, self.control, self.clock, "test")
         self.paused: set[int] = set()
@@ -242,8 +242,8 @@ def test_a_partition_that_can_not_be_read_holds_up_no_other(rig: Rig) -> None:
     # Then all others are stored, and these say why they are not
     assert rig.stored() == {partition: 100 for partition in ALL if partition not in (0, 4)}
     assert {p: one for p, one in outcomes(reports).items() if one is not DrainOutcome.FINISHED} == {
-        0: DrainOutcome.LOG_AWAY,
-        4: DrainOutcome.LOG_AWAY,
+        0: DrainOutcome.LOG_UNAVAILABLE,
+        4: DrainOutcome.LOG_UNAVAILABLE,
     }
     assert "partition 4" in next(report.error or "" for report in reports if report.partition == 4)
     # And once they have one, they are stored too
@@ -290,7 +290,7 @@ def test_a_run_whose_sink_fails_to_the_end_ends_well_before_it_would_be_killed(r
 
     rig.store.is_down = True
     reports = rig.drain(sink=Silent(rig))
-    assert set(outcomes(reports).values()) == {DrainOutcome.SINK_AWAY, DrainOutcome.FINISHED}  # some had no turn
+    assert set(outcomes(reports).values()) == {DrainOutcome.SINK_UNAVAILABLE, DrainOutcome.FINISHED}  # some had no turn
     assert rig.passed() < rig.settings.drain_hard_seconds_max - 10
     # And the next run goes on
     assert next_of(reports) is not None
@@ -298,7 +298,10 @@ def test_a_run_whose_sink_fails_to_the_end_ends_well_before_it_would_be_killed(r
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(StoreUnavailableError(), DrainOutcome.STORE_AWAY), (SinkContentionError("locked"), DrainOutcome.SINK_AWAY)],
+    [
+        (StoreUnavailableError(), DrainOutcome.CONTROL_STORE_UNAVAILABLE),
+        (SinkContentionError("locked"), DrainOutcome.SINK_UNAVAILABLE),
+    ],
 )
 def test_a_run_that_reads_and_can_not_store_pauses_ever_longer_and_says_why(
     rig: Rig, error: Exception, outcome: DrainOutcome
@@ -318,7 +321,9 @@ def test_a_run_that_reads_and_can_not_store_pauses_ever_longer_and_says_why(
     assert set(outcomes(reports).values()) == {outcome}
     assert {report.error for report in reports} == {str(error)}
     hard, usual = rig.settings.drain_hard_seconds_max, rig.settings.drain_run_seconds_max
-    assert rig.passed() == pytest.approx(usual if outcome is DrainOutcome.STORE_AWAY else (usual + hard) / 2, abs=1)
+    assert rig.passed() == pytest.approx(
+        usual if outcome is DrainOutcome.CONTROL_STORE_UNAVAILABLE else (usual + hard) / 2, abs=1
+    )
     # And the tries are soon half a second apart
     assert all(after - before > 0.4 for before, after in pairwise(tries[4:]))
 
@@ -532,7 +537,7 @@ def test_a_partition_that_stops_is_paused_before_another_drain_can_take_it(rig: 
         clock=rig.clock,
         drain_counters=SimpleNamespace(on_stored=None),
         pace=lambda _: Pace(rig.settings),
-        control=rig.control,
+        control_store=rig.control,
         operators=SimpleNamespace(save_pause=lambda *_: None),
         name="batches@host",
     )

@@ -16,7 +16,7 @@ from pipeline.log.memory import MemoryLog
 from pipeline.names import Mode, PauseReason, Queue
 from pipeline.ports.control import Leases, PublishedRate
 from pipeline.settings import Settings
-from pipeline.sink.memory import MemorySink, MemoryStore
+from pipeline.sink.memory import MemoryDatabase, MemorySink
 from pipeline.store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from tasks import control
 from tasks.app import SluiceCelery, make_app
@@ -48,7 +48,7 @@ class Rig:
         self.control.restore([], actor="test")
         self.leases: Leases = MemoryLeases(self.settings, server)
         self.log = MemoryLog(PARTITIONS)
-        self.store = MemoryStore()
+        self.store = MemoryDatabase()
         self.sink = Sink(self.settings, self.store)
         self.drainer = MemorySink(self.settings, self.store)
         self.waiting = 0

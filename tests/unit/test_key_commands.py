@@ -65,13 +65,13 @@ class Parts(SimpleNamespace):
             settings=settings,
             server=server,
             clock=ManualClock(),
-            control=MemoryControlStore(settings, server),
+            control_store=MemoryControlStore(settings, server),
             events=MemoryControlEvents(settings, server),
             keys=MemoryKeyMirror(settings, server),
             operators=Operators(),
             storage=SimpleNamespace(close=lambda: None),
         )
-        self.control.restore_account_limits([], actor="controller")
+        self.control_store.restore_account_limits([], actor="controller")
         sync_keys(self)  # type: ignore[arg-type]
 
     def mirrored(self) -> set[str]:

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from pipeline.clock import ManualClock
-from pipeline.log.redis_connection import ServerFacts, Wire, parse_facts
+from pipeline.log.redis_connection import RedisFacts, Wire, parse_facts
 from pipeline.log.redis_streams import CONFIRM_GRACE_SECONDS, WAIT_SECONDS_MAX, RedisStreamsLog
 from pipeline.settings import Settings
 from support.event_logs import ScriptedLowestOffsets
@@ -21,7 +21,7 @@ INFO = (
     b"slave2:ip=10.0.0.3,port=6379,state=online,offset=10,lag=30\r\n"
     b"master_replid:f00\r\nmaster_replid2:0000000000000000000000000000000000000000\r\n"
 )
-FACTS: ServerFacts = parse_facts(INFO)
+FACTS: RedisFacts = parse_facts(INFO)
 
 
 class FakeWire:
@@ -38,7 +38,7 @@ class FakeWire:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
-def confirmations(facts: ServerFacts, *answers: Any, seconds_max: float = 1.0) -> tuple[int, FakeWire, float]:
+def confirmations(facts: RedisFacts, *answers: Any, seconds_max: float = 1.0) -> tuple[int, FakeWire, float]:
     clock = ManualClock()
     wire = FakeWire(clock, *answers)
     log = RedisStreamsLog(replace(Settings(), log_replicas_min=2), ScriptedLowestOffsets(), clock)

@@ -16,7 +16,7 @@ from pipeline.store.rights import (
     OPERATOR,
     USES,
     WORKER,
-    Place,
+    KeySpace,
     RedisServer,
     Role,
     Use,
@@ -29,7 +29,7 @@ from pipeline.store.rights_check import probes
 ROOT = Path(__file__).parents[2]
 FOLDERS = {RedisServer.CONTROL: ROOT / "pipeline" / "store", RedisServer.LOG: ROOT / "pipeline" / "log"}
 BOTH = tuple(RedisServer)
-PLACE = Place("p:", 3)
+PLACE = KeySpace("p:", 3)
 _DIRECT = re.compile(r"\.(?:call|send|wait|waiting)\(\s*\"([A-Z]+)\"")
 
 

@@ -20,7 +20,7 @@ from pipeline.log.memory import MemoryLog
 from pipeline.names import AlarmCode, ControlEventKind, Mode, PauseReason, ProblemCode, Severity
 from pipeline.policies import make_policy
 from pipeline.policies.bands import BandPolicy
-from pipeline.ports.control import AskedLimit, AskedPause, Bands, Override, PublishedRate, Trouble
+from pipeline.ports.control import Bands, OperatorLimit, OperatorPause, Override, PublishedRate, Trouble
 from pipeline.ports.log import MissingReplicas, PartitionPosition, SetUpFault
 from pipeline.ports.offset_store import StoredOffsets
 from pipeline.ports.operator_store import OperatorState
@@ -42,10 +42,10 @@ class FakeDatabase:
     before_answer: Callable[[], None] = lambda: None
     stored: dict[int, int] = field(default_factory=dict)
     batches: dict[int, BatchStart] = field(default_factory=dict)
-    pauses: list[AskedPause] = field(default_factory=list)
+    pauses: list[OperatorPause] = field(default_factory=list)
     override: Override | None = None
     bands: Bands | None = None
-    accounts: list[AskedLimit] = field(default_factory=list)
+    accounts: list[OperatorLimit] = field(default_factory=list)
     held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
     is_unavailable: bool = False
     refusal: str | None = None  # why it can't be used
@@ -60,7 +60,7 @@ class FakeDatabase:
         self._answer("settled")
         return dict(self.stored)
 
-    def load_asked(self) -> OperatorState:
+    def load_operator_state(self) -> OperatorState:
         self._answer("pauses")
         return OperatorState(self.pauses, self.override, self.bands, self.accounts)
 
@@ -121,7 +121,7 @@ class System:
             sink=SinkQueries(
                 self.database.stored_offsets,
                 self.database.settled_offsets,
-                self.database.load_asked,
+                self.database.load_operator_state,
                 self.database.terminate,
                 self.database.why_standing,
             ),
@@ -183,7 +183,7 @@ def test_the_lag_of_a_partition_without_a_leader_is_held_and_the_others_count(sy
         assert consumption is not None
         assert (consumption.lag_by_partition, consumption.lag_held) == ({0: 0}, {1: 10_000})
         assert [(a.code, a.severity, a.partition) for a in system.rate().alarms] == [
-            (AlarmCode.PARTITION_AWAY, Severity.CRITICAL, 1)
+            (AlarmCode.PARTITION_UNAVAILABLE, Severity.CRITICAL, 1)
         ]
         # And what is drained is told by what is stored
         assert consumption.drain_rate is not None
@@ -577,7 +577,7 @@ def test_while_the_breaker_is_open_postgresql_is_not_asked_and_the_policy_goes_o
 
 
 def test_after_a_flush_the_reasons_set_by_hand_come_back(system: System) -> None:
-    system.database.pauses = [AskedPause(OPERATOR, "ann@desk", "maintenance", 1e9)]
+    system.database.pauses = [OperatorPause(OPERATOR, "ann@desk", "maintenance", 1e9)]
     system.tick()
     system.server.flush()
     assert system.tick().restored
@@ -801,7 +801,7 @@ def test_a_worker_whose_loop_fails_is_an_alarm_of_the_system(system: System) -> 
     [
         (ProblemCode.LOG_FULL, "The event log is full", "critical", None),
         (ProblemCode.LOG_DOWN, "ingest@host/1: it fails", "critical", None),
-        (ProblemCode.BUCKET_AWAY, "The token bucket (Redis) does not answer", "degraded", "degraded"),
+        (ProblemCode.BUCKET_UNAVAILABLE, "The token bucket (Redis) does not answer", "degraded", "degraded"),
         (AlarmCode.LOOP_FAILS, "ingest@host/1: it fails", "degraded", None),
     ],
 )
@@ -845,7 +845,7 @@ def test_what_only_one_ingest_process_knows_is_the_health_of_the_system_everywhe
         seen,
         process="ingest@host/1",
         is_log_full=code == ProblemCode.LOG_FULL,
-        is_bucket_unavailable=code == ProblemCode.BUCKET_AWAY,
+        is_bucket_unavailable=code == ProblemCode.BUCKET_UNAVAILABLE,
         log_problem="it fails" if code == ProblemCode.LOG_DOWN else None,
         loop_problems=("it fails",) if code == AlarmCode.LOOP_FAILS else (),
     )
@@ -1062,7 +1062,7 @@ def test_without_shares_a_hard_limit_needs_to_know_what_its_account_offers(syste
 
 # --- Limits that operators set for accounts -------------------------------------------------------------
 
-ASKED = AskedLimit("192.0.2.1", 100.0, 2.0, "ann@host", "a contract", 5.0)
+ASKED = OperatorLimit("192.0.2.1", 100.0, 2.0, "ann@host", "a contract", 5.0)
 
 
 def test_limits_of_accounts_are_restored_with_the_pauses_and_hold_in_the_same_tick(system: System) -> None:

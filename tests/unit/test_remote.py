@@ -239,7 +239,8 @@ def test_a_dry_run_says_what_a_command_would_do_and_changes_nothing() -> None:
     control.publish_rate(
         base_rate=955.0, floor_rate=100.0, mode=Mode.DEGRADED, lag=12_000, lag_known_at=clock.now(), actor="controller"
     )
-    parts: Any = SimpleNamespace(settings=settings, clock=clock, control=control)  # nothing that could keep a change
+    # Nothing here could keep a change.
+    parts: Any = SimpleNamespace(settings=settings, clock=clock, control_store=control)
     before = (control.state().override, control.state().bands, list(server.content().events))
     # When commands are tried
     rate = commands.set_rate_limit(parts, "ann", 300.0, 60.0, "w", dry_run=True)

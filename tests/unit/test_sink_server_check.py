@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SinkMisconfiguredError
-from pipeline.sink.server_check import ServerFacts, TableFacts, refuse, server_problem
+from pipeline.sink.server_check import DatabaseFacts, TableFacts, refuse, server_problem
 from pipeline.sink.server_check import table_problem as table
 
-GOOD = ServerFacts(7, 180_004, "UTF8", False, True, True, "logs", "sluice")
+GOOD = DatabaseFacts(7, 180_004, "UTF8", False, True, True, "logs", "sluice")
 TABLE = TableFacts([], [], True, False, [])
 
 

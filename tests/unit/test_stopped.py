@@ -11,7 +11,7 @@ from pipeline.ports.control import Mirror
 from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
-from pipeline.sink.memory import MemorySink, MemoryStore
+from pipeline.sink.memory import MemoryDatabase, MemorySink
 from pipeline.stopped import (
     DoesNotFitError,
     Hole,
@@ -36,7 +36,7 @@ class Rig:
         settings = replace(Settings(), poison_ratio_max=1.0)
         self.server = MemoryLogServer(2)
         self.log = MemoryLog(lowest_offsets=ScriptedLowestOffsets(), server=self.server)
-        self.database = MemoryStore()
+        self.database = MemoryDatabase()
         self.other = MemorySink(settings, self.database)
         self.control = MemoryServer()
         self.means = StoppedContext(

@@ -6,9 +6,9 @@ Nothing is imported that the standard library does not have.
 from sluice_client.asynchronous import AsyncClient
 from sluice_client.client import Client
 from sluice_client.context import bound
+from sluice_client.counters import Drop, Reason, Stats, Summary
 from sluice_client.endings import exit_on_sigterm
 from sluice_client.handler import SluiceHandler
-from sluice_client.tally import Drop, Reason, Stats, Summary
 
 __all__ = [
     "AsyncClient",

@@ -7,8 +7,8 @@ from typing import Final, Self, Unpack
 
 from sluice_client.client import FLUSH_SECONDS, Client
 from sluice_client.clock import monotonic
+from sluice_client.counters import Stats, Summary
 from sluice_client.options import OptionFields
-from sluice_client.tally import Stats, Summary
 
 POLL_SECONDS: Final = 0.01  # while the queue is full, or a caller waits in `flush`
 

@@ -9,10 +9,10 @@ from typing import Final, Self, Unpack
 from sluice_client import context
 from sluice_client.clock import now_ms
 from sluice_client.core import Core
+from sluice_client.counters import Stats, Summary
 from sluice_client.events import line_of, severity_named
 from sluice_client.ids import uuid7
 from sluice_client.options import OptionFields, Options
-from sluice_client.tally import Stats, Summary
 
 REQUEST_ID_KEY: Final = "requestId"  # the attribute with the id of the request that a program serves
 FLUSH_SECONDS: Final = 30.0

@@ -18,11 +18,11 @@ from typing import Final
 from sluice_client import endings
 from sluice_client.buffer import ITEM_BYTES, Buffer, Item, count_within
 from sluice_client.clock import monotonic
+from sluice_client.counters import Counters, Drop, Reason, Stats, Summary
 from sluice_client.delivery import Batch, Cause, Delivery
 from sluice_client.events import RANKS
 from sluice_client.options import SECONDS_MAX, Options
 from sluice_client.spill import Segment, Spill, SpillFullError
-from sluice_client.tally import Drop, Reason, Stats, Summary, Tally
 from sluice_client.wire import Endpoint, NoResponseError, NotSentError, Response
 
 MISDIRECTED_SECONDS: Final = 10.0  # between attempts with a wrong address or key, which an operator must correct
@@ -63,7 +63,7 @@ class Core:
             headers=options.all_headers, tls=self._tls,
         )  # fmt: skip
         self._buffer = Buffer(options.queue_bytes_max)
-        self._tally = Tally()
+        self._counters = Counters()
         self._delivery: Delivery[Item] = Delivery(self, events_max=options.batch_events_max)
         self._numbers = itertools.count(1)
         self._last_number = 0
@@ -131,15 +131,15 @@ class Core:
             self._add(self._interrupting.popleft())
 
     def _add(self, item: Item) -> bool:
-        self._tally.emitted += 1
+        self._counters.emitted += 1
         if self._deadline is not None:
-            self._tally.drop(item.severity, Reason.CLOSED)
+            self._counters.drop(item.severity, Reason.CLOSED)
             return False
         item.number = self._last_number = next(self._numbers)
         before = self._buffer.bytes_waiting
         dropped = self._buffer.add(item)
         for one in dropped:
-            self._tally.drop(one.severity, Reason.QUEUE_FULL)
+            self._counters.drop(one.severity, Reason.QUEUE_FULL)
         if before == 0:
             self._ready_at = monotonic() + self._options.linger_seconds
         if self._sender is None:
@@ -188,7 +188,7 @@ class Core:
             try:
                 spiller.start()
             except RuntimeError as error:  # no thread is left: what finds no room is dropped
-                self._tally.last_error = f"spill folder: {error}"
+                self._counters.last_error = f"spill folder: {error}"
                 return
             self._spiller = spiller
 
@@ -221,7 +221,7 @@ class Core:
         if self._is_abandoned or (closing is not None and self._is_over(now, closing)):
             return None
         wait = threading.TIMEOUT_MAX if closing is None else closing - now
-        if self._tally.has_unreported and self._reporting is None:
+        if self._counters.has_unreported and self._reporting is None:
             wait = min(wait, max(0.0, self._reported_at + REPORT_SECONDS - now))
         if now < self._pause_until:
             return min(wait, self._pause_until - now)
@@ -262,11 +262,11 @@ class Core:
             if isinstance(answer, Response):
                 pause = self._delivery.answered(answer)
                 if answer.status == 202:
-                    self._tally.last_error = ""
+                    self._counters.last_error = ""
             else:
                 pause = self._delivery.failed(answer)
             if pause is not None:
-                self._tally.last_error = pause.why
+                self._counters.last_error = pause.why
                 seconds = max(pause.seconds, MISDIRECTED_SECONDS if pause.cause is Cause.MISDIRECTED else 0.0)
                 self._pause_until = monotonic() + seconds
             if self._segment is not None and not self._delivery.pending:
@@ -279,15 +279,15 @@ class Core:
 
     def accepted(self, items: Sequence[Item], *, is_repeat: bool) -> None:
         """Called by the delivery."""
-        self._tally.accepted += len(items)
-        self._tally.repeated += len(items) if is_repeat else 0
+        self._counters.accepted += len(items)
+        self._counters.repeated += len(items) if is_repeat else 0
         if self._segment is None:
             self._buffer.settle(items)
 
     def rejected(self, item: Item, reason: str) -> None:
         """Called by the delivery."""
-        self._tally.drop(item.severity, Reason.REJECTED)
-        self._tally.last_error = f"rejected: {reason}"
+        self._counters.drop(item.severity, Reason.REJECTED)
+        self._counters.last_error = f"rejected: {reason}"
         if self._segment is None:
             self._buffer.settle([item])
 
@@ -297,17 +297,17 @@ class Core:
         """Let the hook be called, if it is time and no call runs. Does not wait for it."""
         with self._lock:
             now = monotonic()
-            if not self._tally.has_unreported or self._reporting is not None:
+            if not self._counters.has_unreported or self._reporting is not None:
                 return
             if now < self._reported_at + REPORT_SECONDS and not self._is_abandoned:
                 return
             self._reported_at = now
             if self._options.on_drop is None:
-                self._tally.unreported()
+                self._counters.unreported()
                 return
             with contextlib.suppress(RuntimeError):  # no thread is left: the next report tries again
                 self._start_reporter()
-                self._reporting = self._tally.unreported()
+                self._reporting = self._counters.unreported()
                 self._changed.notify_all()
 
     def _start_reporter(self) -> None:
@@ -353,7 +353,7 @@ class Core:
         """Let the hook hear of the last drops, for as long as it may take at the end."""
         if threading.current_thread() is self._reporter:  # the hook closes the client: the rest comes after this call
             with self._lock:
-                self._last_report, self._is_reported = self._tally.unreported(), True
+                self._last_report, self._is_reported = self._counters.unreported(), True
             return
         until = monotonic() + HOOK_END_SECONDS
         self._wait_for_hook(until)
@@ -379,10 +379,10 @@ class Core:
             events = spill.open()
         except OSError as error:
             with self._lock:
-                self._tally.last_error = f"spill folder: {error}"
+                self._counters.last_error = f"spill folder: {error}"
             return
         with self._lock:
-            self._tally.adopted += events
+            self._counters.adopted += events
             self._spilled += events
 
     def _load(self, segment: Segment) -> None:
@@ -394,14 +394,14 @@ class Core:
             lines = self._spill.read(segment)
         except OSError as error:
             is_readable = False
-            self._tally.last_error = f"spill folder: {error}"
+            self._counters.last_error = f"spill folder: {error}"
             self._spill.forget(segment)
         with self._lock:
             self._spilled -= segment.events
-            self._tally.adopted += max(0, len(lines) - segment.events)  # somebody has added some
+            self._counters.adopted += max(0, len(lines) - segment.events)  # somebody has added some
             damaged = max(0, segment.events - len(lines))
             if damaged:
-                self._tally.drop("INFO", Reason.DAMAGED, damaged)  # their own severity can't be read
+                self._counters.drop("INFO", Reason.DAMAGED, damaged)  # their own severity can't be read
             if lines:
                 self._segment = segment
                 self._delivery.add(Batch([Item(line, rank, 0) for line, rank in lines]))
@@ -450,7 +450,7 @@ class Core:
         except SpillFullError:
             return None
         except OSError as error:
-            self._tally.last_error = f"spill folder: {error}"
+            self._counters.last_error = f"spill folder: {error}"
             return None
 
     # --- The end -----------------------------------------------------------------------------------------------------
@@ -528,7 +528,7 @@ class Core:
         unsent = self._keep(left)
         with self._lock:
             for item in unsent:
-                self._tally.drop(item.severity, Reason.UNSENT)
+                self._counters.drop(item.severity, Reason.UNSENT)
             self._spilled += len(left) - len(unsent)
             self._summary = Summary(self.stats(), len(unsent))
             self._changed.notify_all()
@@ -580,7 +580,7 @@ class Core:
         """The counts so far."""
         with self._lock:
             waiting = len(self._buffer) + len(self._spilling) + self._pending_count()
-            return self._tally.stats(waiting=waiting, spilled=self._spilled)
+            return self._counters.stats(waiting=waiting, spilled=self._spilled)
 
     def _pending_count(self) -> int:
         return sum(len(batch.items) for batch in self._delivery.pending)

@@ -13,7 +13,7 @@ import weakref
 from types import FrameType
 from typing import Final, Protocol
 
-from sluice_client.tally import Summary
+from sluice_client.counters import Summary
 
 
 class Endable(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypedDict
 
-from sluice_client.tally import Drop
+from sluice_client.counters import Drop
 
 QUEUE_BYTES_MIN: Final = 1 << 20  # room for one body, and for the largest event beside it
 SECONDS_MAX: Final = 1_000_000.0  # threads and sockets can't wait for ever, and some not longer than 24 days

@@ -60,7 +60,7 @@ class Summary:
         return "; ".join(parts)
 
 
-class Tally:
+class Counters:
     """The counts. Not safe for threads: the core's lock protects it."""
 
     def __init__(self) -> None:
