@@ -65,7 +65,7 @@ _RESPONSES: Final[dict[str, Response]] = {
     ),
     AlarmCode.LAG_UNKNOWN: Response(f"{_RATE_FALLS} It does not rise while the lag is unknown.", DOCTOR),
     AlarmCode.OFFSETS_UNKNOWN: Response(
-        "The lag is counted by the log's own commits until PostgreSQL answers.", DOCTOR
+        "The lag is counted by the log's own commits until the stored offsets can be read.", DOCTOR
     ),
     AlarmCode.NOT_RESTORED: Response("The controller tries again at each tick; workers keep what they knew.", DOCTOR),
     AlarmCode.LOOP_FAILS: Response("The loop goes on with its last state, and tries again.", ""),

@@ -74,7 +74,7 @@ def test_versions_are_those_that_the_tests_have(path: Path) -> None:
 
 def test_the_collector_has_the_settings_that_were_tried() -> None:
     ours = yaml.safe_load((EXAMPLES / "otel-collector" / "collector.yaml").read_text())
-    tried = yaml.safe_load((ROOT / "checks" / "clients" / "collector" / "collector.yaml").read_text().replace("@", ""))
+    tried = yaml.safe_load((ROOT / "checks" / "testbed" / "collector" / "collector.yaml").read_text().replace("@", ""))
     for document in (ours, tried):
         document["exporters"]["otlphttp"].pop("endpoint")
     assert ours["exporters"] == tried["exporters"]

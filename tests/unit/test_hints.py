@@ -55,7 +55,7 @@ class Rig:
         self.sent: list[tuple[int, str]] = []
         self.context: Any = SimpleNamespace(
             settings=self.settings,
-            control=self.control,
+            control_store=self.control,
             known_log=self.log.identity,
             queues=SimpleNamespace(waiting=lambda _: self.waiting),
             drained=Drained(self.sink, self.clock),

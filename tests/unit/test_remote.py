@@ -223,7 +223,7 @@ def test_a_rate_up_to_the_settings_own_can_be_set() -> None:
     settings = Settings(rate_max=20_000.0)
     control = MemoryControlStore(settings, MemoryServer())
     operators = SimpleNamespace(set_bands=lambda bands: None)
-    parts: Any = SimpleNamespace(settings=settings, clock=ManualClock(), control=control, operators=operators)
+    parts: Any = SimpleNamespace(settings=settings, clock=ManualClock(), control_store=control, operators=operators)
     # Then thresholds can be set without a rate, and a rate above it can not
     said = commands.set_bands(parts, "ann", degraded=5000, critical=20_000, rate_max=None, rate_min=None, why="a test")
     assert "20,000/s below a lag of 5,000" in said

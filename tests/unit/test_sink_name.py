@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 ARCHIVE = "file:///var/lib/sluice/archive"
 # These are always about PostgreSQL: it keeps what operators set, whichever the sink is.
 ABOUT_POSTGRESQL = (
+    "The controller restores them from PostgreSQL at its next tick; until then workers keep what they knew.",
     "PostgreSQL and the network to it",  # chosen by the sink
     "Connections to PostgreSQL that Sluice has open",
     "Connections that PostgreSQL allows, to everybody",
