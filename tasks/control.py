@@ -73,7 +73,7 @@ def regulate_rate(self: Any) -> str | None:
         sink=SinkQueries(
             stored_offsets=context.offsets.stored_offsets_and_time,
             settled_offsets=context.offsets.settled_offsets,
-            load_asked=context.operators.load,
+            load_operator_state=context.operators.load,
             terminate_drainer=partial(
                 context.offsets.end_stalled_drain,
                 quiet_seconds=context.settings.drain_stalled_seconds_max * QUIET_SHARE,

@@ -23,7 +23,7 @@ def tick(log: EventLog, stored: Mapping[int, int]) -> tuple[list[Alarm], list[Pa
         sink=SinkQueries(
             stored_offsets=lambda _log_id: StoredOffsets(dict(stored), None),
             settled_offsets=lambda _log_id: dict(stored),
-            load_asked=lambda: OperatorState([], None, None, []),
+            load_operator_state=lambda: OperatorState([], None, None, []),
             terminate_drainer=lambda _log_id, _partition: False,
             why_standing=lambda _log_id, _partition: "",
         ),

@@ -21,7 +21,7 @@ def report(partition: int = 0, outcome: DrainOutcome = DrainOutcome.FINISHED, **
         ([report(0, stored=1200), report(1, stored=30, dead_lettered=2)], "1,230 stored, 2 dead letters"),
         ([report(0, stored=5), report(1, DrainOutcome.PAUSED)], "5 stored: PAUSED"),
         ([report(repeated=3, conflicting=1)], "3 stored before, 1 conflicts"),
-        ([report(stored=7, outcome=DrainOutcome.SINK_AWAY)], "7 stored: sink away"),
+        ([report(stored=7, outcome=DrainOutcome.SINK_UNAVAILABLE)], "7 stored: sink away"),
         ([report(outcome=DrainOutcome.BUSY), report(1)], "no work"),
     ],
 )
