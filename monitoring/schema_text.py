@@ -176,6 +176,15 @@ TABLES: Final[Mapping[str, TableText]] = {
             "seen_at": "when it was last seen",
         },
     ),
+    "log_marks": TableText(
+        "With `LOG_KEEP_HOURS`: how far the partitions of an event log were stored at a time. That long after it, the "
+        "log may delete what was stored by then.",
+        {
+            "log_id": _LOG_ID,
+            "marked_at": "PostgreSQL's time",
+            "offsets": "by partition: the next offset to store at that time",
+        },
+    ),
     "probes": TableText(
         "The row that the prober writes while the breaker is open: if that succeeds, consumption begins again.",
         {"id": _ONE_ROW, "probed_at": "when it last succeeded"},

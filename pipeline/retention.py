@@ -1,11 +1,17 @@
-"""One tick of retention: deletes expired events and dead letters in small steps, for a share of its period."""
+"""One tick of retention: deletes expired events and dead letters in small steps, for a share of its period.
 
+And records of the event log that were stored long ago, in one step.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError, in_brief
+from pipeline.ports.log_marks import LogMarks
+from pipeline.ports.log_trimmer import LogTrimmer
 from pipeline.ports.retention import Retention, RetentionFacts
 from pipeline.settings import Settings
 
@@ -15,6 +21,8 @@ _TIME_SHARE: Final = 0.25
 # is years ahead would make everything expire.
 CLOCK_SECONDS_MAX: Final = 3600.0
 _DAY_SECONDS: Final = 86_400.0
+_HOUR_SECONDS: Final = 3600.0
+_MARKS: Final = 24  # within LOG_KEEP_HOURS: records are kept for up to a 24th of it longer
 # An oldest event that is expired for longer means that deletion is slower than storing, or does not run.
 OVERDUE_SECONDS_MAX: Final = _DAY_SECONDS
 
@@ -29,8 +37,58 @@ class Expired:
     problem: str | None = None
 
 
-def is_on(settings: Settings) -> bool:
-    """Whether anything expires."""
+@dataclass(slots=True)
+class Trimmed:
+    """What one tick deleted from the event log, and why it deleted nothing, in words."""
+
+    records: int = 0
+    problem: str | None = None
+
+
+class LogRetention:
+    """Deletes records of the event log LOG_KEEP_HOURS after they were stored.
+
+    It remembers what it asked for: a log in which nothing new expired is not asked.
+    """
+
+    def __init__(self, settings: Settings, marks: LogMarks, trimmer: LogTrimmer, clock: Clock) -> None:
+        self._keep_seconds = settings.log_keep_hours * _HOUR_SECONDS
+        self._marks = marks
+        self._trimmer = trimmer
+        self._clock = clock
+        self._asked: dict[tuple[str, int], int] = {}  # by log and partition
+
+    def tick(self, log_id: str, is_paused: Callable[[int], bool]) -> Trimmed:
+        """Make a mark if it is time, and delete what expired, except of paused partitions.
+
+        Raises the errors of LogMarks and LogTrimmer.
+        """
+        keep = self._keep_seconds
+        self._marks.mark(log_id, spacing_seconds=keep / _MARKS, keep_seconds=keep)
+        expired, now = self._marks.expired(log_id, keep_seconds=keep)
+        if problem := _clock_problem(now, self._clock.now()):
+            return Trimmed(problem=problem)
+        wanted = [
+            one
+            for one in expired
+            if not is_paused(one.partition) and one.below > self._asked.get((log_id, one.partition), 0)
+        ]
+        if not wanted:
+            return Trimmed()
+        freed = self._trimmer.trim(log_id, wanted)
+        self._asked |= {(log_id, one.partition): one.below for one in wanted}
+        return Trimmed(sum(freed.values()))
+
+
+def _clock_problem(sink_time: float, now: float) -> str | None:
+    difference = abs(sink_time - now)
+    if difference <= CLOCK_SECONDS_MAX:
+        return None
+    return f"PostgreSQL's clock differs by {difference:,.0f} s from that of the control worker: one of them is wrong"
+
+
+def has_rows(settings: Settings) -> bool:
+    """Whether events or dead letters expire."""
     return bool(settings.retention_days or settings.dead_letter_days)
 
 
@@ -65,12 +123,7 @@ def why_not(settings: Settings, facts: RetentionFacts, now: float) -> str | None
             return "log_events.stored_at is not a timestamptz with a default: no event has a known age"
         if not facts.has_index:
             return "log_events has no index on stored_at: run `python -m pipeline migrate`, which makes it"
-    if abs(facts.time - now) > CLOCK_SECONDS_MAX:
-        return (
-            f"PostgreSQL's clock differs by {abs(facts.time - now):,.0f} s from that of the control worker: one of "
-            "them is wrong"
-        )
-    return None
+    return _clock_problem(facts.time, now)
 
 
 def overdue_seconds(settings: Settings, facts: RetentionFacts) -> float | None:

@@ -504,6 +504,15 @@ class Settings:
         high=256 << 20,
         when="batches are far larger, or memory is scarce: each process needs it for each partition",
     )
+    log_keep_hours: int = _setting(
+        0,
+        "Kafka: records are deleted from the topic this many hours after they were stored, never others; 0: they are "
+        "kept for ever. The topic's own retention stays off (docs/retention.md)",
+        low=0,
+        high=87_600,
+        when="the topic must not grow for ever. Keep it above the longest time after which you would restore "
+        "PostgreSQL from a backup, and above what other consumers of the topic need",
+    )
     kafka_retention_accepted: bool = _setting(
         False,
         "Accept an existing topic that deletes records by age or size, even if they are not stored yet",
@@ -1190,6 +1199,17 @@ _REPLICATED_FROM: Final = 2  # copies
 _TOPIC_NAME: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 
+def _log_keep_problems(settings: Settings) -> list[str]:
+    """LOG_KEEP_HOURS where nothing could be deleted, or where it is unknown what is stored."""
+    if not settings.log_keep_hours:
+        return []
+    if settings.log_scheme != "kafka":
+        return [f"LOG_KEEP_HOURS={settings.log_keep_hours} is for Kafka: on Redis, LOG_TRIM deletes what is stored"]
+    if settings.event_sink_url:
+        return [f"LOG_KEEP_HOURS={settings.log_keep_hours} needs events in PostgreSQL: leave EVENT_SINK_URL empty"]
+    return []
+
+
 def _cross_problems(settings: Settings) -> list[str]:
     """Values that contradict each other."""
     problems = []
@@ -1221,6 +1241,7 @@ def _cross_problems(settings: Settings) -> list[str]:
         origins_of(settings.ingest_cors_origins)
     except ValueError as error:
         problems.append(f"INGEST_CORS_ORIGINS: {error}")
+    problems += _log_keep_problems(settings)
     problems += _figure_problems("ACCOUNT_LIMITS", settings.account_limits, ACCOUNT_RATE_MAX)
     problems += _figure_problems("ACCOUNT_WEIGHTS", settings.account_weights, ACCOUNT_WEIGHT_MAX)
     if settings.ingest_tls_key and not settings.ingest_tls_cert:

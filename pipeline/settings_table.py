@@ -30,6 +30,7 @@ _UNITS: Final = {
     "retention_days": "days",
     "dead_letter_days": "days",
     "retention_rows_max": "rows",
+    "log_keep_hours": "hours",
     "rate_max": "events/s",
     "override_rate_max": "events/s",
     "rate_min": "events/s",

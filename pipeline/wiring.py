@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.ports.history import History
     from pipeline.ports.keys import KeyMirror
     from pipeline.ports.log import EventLog, LowestOffsetsSource
+    from pipeline.ports.log_trimmer import LogTrimmer
     from pipeline.ports.offers import Offers
     from pipeline.ports.offset_store import OffsetStore
     from pipeline.ports.schema import Schema
@@ -41,6 +42,7 @@ def load_adapters(settings: Settings) -> None:
         "pipeline.sink.dead_letters",
         "pipeline.sink.jsonl",
         "pipeline.sink.known_logs",
+        "pipeline.sink.log_marks",
         "pipeline.sink.migrate",
         "pipeline.sink.operator_store",
         "pipeline.sink.postgres",
@@ -56,7 +58,8 @@ def load_adapters(settings: Settings) -> None:
         "importlib.readers",  # the first SQL file
         "importlib.resources.readers",
     ]
-    names.append("pipeline.log.kafka" if settings.log_scheme == "kafka" else "pipeline.log.redis_streams")
+    is_kafka = settings.log_scheme == "kafka"
+    names += ["pipeline.log.kafka", "pipeline.log.kafka_trim"] if is_kafka else ["pipeline.log.redis_streams"]
     for name in names:
         importlib.import_module(name)
 
@@ -76,6 +79,15 @@ def make_log(settings: Settings) -> EventLog:
             raise SettingsError(f"EVENT_LOG_URL begins with {other!r}; it takes redis:// or kafka://")
 
 
+def make_log_trimmer(settings: Settings) -> LogTrimmer:
+    """Deletes records of the event log of `EVENT_LOG_URL`. Raises SettingsError if that is not on Kafka."""
+    if settings.log_scheme != "kafka":
+        raise SettingsError("only an event log on Kafka is trimmed by LOG_KEEP_HOURS")
+    from pipeline.log.kafka_trim import KafkaTrimmer  # noqa: PLC0415
+
+    return KafkaTrimmer(settings, make_lowest_offsets_source(settings))
+
+
 def make_lowest_offsets_source(settings: Settings) -> LowestOffsetsSource:
     """The offsets that a log which came back without its tail must not use again."""
     return StoredLowestOffsets(make_offset_fence(settings), partial(make_offset_store, settings))
@@ -88,6 +100,7 @@ def make_storage(settings: Settings) -> Storage:
     """
     from pipeline.sink.dead_letters import PostgresDeadLetters  # noqa: PLC0415
     from pipeline.sink.known_logs import PostgresKnownLogs  # noqa: PLC0415
+    from pipeline.sink.log_marks import PostgresLogMarks  # noqa: PLC0415
     from pipeline.sink.operator_store import PostgresOperatorStore  # noqa: PLC0415
     from pipeline.sink.postgres import PostgresSink  # noqa: PLC0415
     from pipeline.sink.retention import PostgresRetention  # noqa: PLC0415
@@ -95,14 +108,14 @@ def make_storage(settings: Settings) -> Storage:
 
     session = Session(settings)
     operators, known_logs = PostgresOperatorStore(session), PostgresKnownLogs(session)
-    retention = PostgresRetention(session)
+    retention, log_marks = PostgresRetention(session), PostgresLogMarks(session)
     if settings.event_sink_url:
         from pipeline.sink.jsonl import JsonlSink  # noqa: PLC0415
 
         files = JsonlSink(settings)
-        return Storage(files, files, files, operators, known_logs, retention)
+        return Storage(files, files, files, operators, known_logs, retention, log_marks)
     sink = PostgresSink(settings, session)
-    return Storage(sink, sink, PostgresDeadLetters(session), operators, known_logs, retention)
+    return Storage(sink, sink, PostgresDeadLetters(session), operators, known_logs, retention, log_marks)
 
 
 def make_offset_store(settings: Settings) -> OffsetStore:

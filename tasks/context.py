@@ -31,6 +31,7 @@ from pipeline.ports.schema import Schema
 from pipeline.ports.storage import Storage
 from pipeline.ports.throttle import Throttle
 from pipeline.probe import Backoff
+from pipeline.retention import LogRetention
 from pipeline.settings import Settings
 from pipeline.store.redis_queues import RedisQueues
 from tasks.former_logs import FormerLogs
@@ -89,6 +90,11 @@ class WorkerContext:
     @property
     def retention(self) -> Retention:
         return self.storage.retention
+
+    @cached_property
+    def log_retention(self) -> LogRetention:
+        trimmer = wiring.make_log_trimmer(self.settings)
+        return LogRetention(self.settings, self.storage.log_marks, trimmer, self.clock)
 
     @cached_property
     def schema(self) -> Schema:

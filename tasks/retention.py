@@ -1,6 +1,8 @@
-"""The task that deletes expired events and dead letters."""
+"""The task that deletes expired events and dead letters, and records of the event log that were stored long ago."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery import shared_task
@@ -8,7 +10,7 @@ from celery import shared_task
 from pipeline.errors import SluiceError, in_brief
 from pipeline.names import AlarmCode, BreakerState, Mode
 from pipeline.ports.control import Trouble, paused
-from pipeline.retention import Expired, expire, is_on, may_be_prepared
+from pipeline.retention import Expired, Trimmed, expire, has_rows, may_be_prepared
 from tasks.context import WorkerContext, context_of
 
 _logger = logging.getLogger(__name__)
@@ -24,16 +26,28 @@ def expire_rows(self: Any) -> None:
 
 def tick(context: WorkerContext) -> None:
     """One tick of retention. Raises nothing that is a server's fault."""
-    if not is_on(context.settings):
+    settings = context.settings
+    if not has_rows(settings) and not settings.log_keep_hours:
         return
+    done, trimmed = Expired(), Trimmed()
     try:
         state = context.control_store.state()
         if state.breaker is not BreakerState.CLOSED or state.pauses is None or paused(state.pauses):
             return
-        done = _expire(context, is_behind=state.rate is None or state.rate.mode is not Mode.NORMAL)
+        if has_rows(settings):
+            done = _expire(context, is_behind=state.rate is None or state.rate.mode is not Mode.NORMAL)
+        if settings.log_keep_hours:
+            trimmed = _trim(context, partial(paused, state.pauses))
     except SluiceError as error:
-        done = Expired(problem=f"nothing is deleted: {in_brief(error)}")
-    _report(context, done)
+        done.problem = done.problem or f"nothing is deleted: {in_brief(error)}"
+    _report(context, done, trimmed)
+
+
+def _trim(context: WorkerContext, is_paused: Callable[[int], bool]) -> Trimmed:
+    try:
+        return context.log_retention.tick(context.known_log().log_id, is_paused)
+    except SluiceError as error:
+        return Trimmed(problem=f"the event log is not trimmed: {in_brief(error)}")
 
 
 def _expire(context: WorkerContext, *, is_behind: bool) -> Expired:
@@ -46,9 +60,13 @@ def _expire(context: WorkerContext, *, is_behind: bool) -> Expired:
     return expire(settings, context.retention, context.clock, is_behind=is_behind)
 
 
-def _report(context: WorkerContext, done: Expired) -> None:
-    """Count what was deleted, log it, and let health show the problem."""
-    counts = {"expired:log_events": done.events, "expired:dead_letters": done.letters}
+def _report(context: WorkerContext, done: Expired, trimmed: Trimmed) -> None:
+    """Count what was deleted, log it, and let health show the problems."""
+    counts = {
+        "expired:log_events": done.events,
+        "expired:dead_letters": done.letters,
+        "expired:event_log": trimmed.records,
+    }
     context.drain_counters.count({name: float(count) for name, count in counts.items() if count})
     if done.events or done.letters:
         level = logging.WARNING if done.letters_never_stored else logging.INFO
@@ -60,9 +78,16 @@ def _report(context: WorkerContext, done: Expired) -> None:
             done.letters_never_stored,
             extra={"action": "expired", "events": done.events, "dead_letters": done.letters},
         )
-    if done.problem is not None:
-        _logger.warning("retention: %s", done.problem, extra={"action": "retention_problem"})
+    if trimmed.records:
+        _logger.info(
+            "retention: deleted %d stored records of the event log",
+            trimmed.records,
+            extra={"action": "log_trimmed", "records": trimmed.records},
+        )
+    problems = [problem for problem in (done.problem, trimmed.problem) if problem is not None]
+    for problem in problems:
+        _logger.warning("retention: %s", problem, extra={"action": "retention_problem"})
     try:
-        context.troubles.report(_REPORTER, [] if done.problem is None else [Trouble(AlarmCode.RETENTION, done.problem)])
+        context.troubles.report(_REPORTER, [Trouble(AlarmCode.RETENTION, problem) for problem in problems])
     except SluiceError as error:
         _logger.warning("retention: the problem can't be reported: %s", error, extra={"action": "retention_problem"})

@@ -31,11 +31,13 @@ _OFFSET_COMMIT: Final = (8, 2)
 _OFFSET_FETCH: Final = (9, 2)
 _FIND_COORDINATOR: Final = (10, 0)
 _CREATE_TOPICS: Final = (19, 2)
+_DELETE_RECORDS: Final = (21, 1)
 _DESCRIBE_CONFIGS: Final = (32, 1)
 
 # Error codes with a meaning here
 _OFFSET_OUT_OF_RANGE: Final = 1
 UNKNOWN_TOPIC: Final = 3
+_TIMED_OUT: Final = 7
 TOPIC_EXISTS: Final = 36
 _TOPIC_REFUSED: Final = frozenset({17, 29, 37, 38, 40, 44})  # name, permission, partitions, replicas, configs, policy
 _TOPIC_IMPOSSIBLE: Final = {17: "its name is none that Kafka allows", 29: "this client may not see it"}
@@ -287,6 +289,29 @@ class KafkaWire:
                 answer.blob()
                 if error or end > offsets[partition]:
                     found.add(partition)
+        return found
+
+    def delete_records(self, name: str, leaders: Mapping[int, int], below: Mapping[int, int]) -> dict[int, int]:
+        """Delete the records of partitions below an offset each; returns the new begins.
+
+        A leader answers once its replicas have done it too. A partition is left out if they take too long: then it is
+        done later. Raises LogUnavailableError, perhaps after some partitions were trimmed.
+        """
+        found: dict[int, int] = {}
+        wait_ms = int(self._call_seconds_max * 500)
+        for leader in sorted({leaders.get(partition, -1) for partition in below}):
+            mine = {partition: offset for partition, offset in below.items() if leaders.get(partition, -1) == leader}
+            address = self._address(leader, name, sorted(mine))
+            wanted = array([struct.pack(">iq", partition, offset) for partition, offset in mine.items()])
+            answer = self._ask(address, _DELETE_RECORDS, array([string(name) + wanted]) + struct.pack(">i", wait_ms))
+            answer.int32()  # throttle time
+            for _ in range(answer.int32()):
+                answer.string()
+                for _ in range(answer.int32()):
+                    partition, begin, error = answer.int32(), answer.int64(), answer.int16()
+                    if error != _TIMED_OUT:
+                        _check("DeleteRecords", error)
+                        found[partition] = begin
         return found
 
     def _address(self, leader: int, name: str, partitions: Sequence[int]) -> tuple[str, int]:

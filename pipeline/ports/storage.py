@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.ports.dead_letters import DeadLetters
 from pipeline.ports.event_sink import EventSink
 from pipeline.ports.known_logs import KnownLogs
+from pipeline.ports.log_marks import LogMarks
 from pipeline.ports.offset_store import OffsetStore
 from pipeline.ports.operator_store import OperatorStore
 from pipeline.ports.retention import Retention
@@ -24,6 +25,7 @@ class Storage:
     operators: OperatorStore
     known_logs: KnownLogs
     retention: Retention
+    log_marks: LogMarks
 
     def close(self) -> None:
         """Close all connections; idempotent. They open again on the next use."""

@@ -123,6 +123,41 @@ SELECT log_partition, next_offset FROM stored_offsets WHERE log_id = %(log_id)s;
 INSERT INTO known_logs (log_id, url, name, ends) VALUES (%(log_id)s, %(url)s, %(name)s, %(ends)s::jsonb)
 ON CONFLICT (log_id) DO UPDATE SET url = EXCLUDED.url, name = EXCLUDED.name, ends = EXCLUDED.ends, seen_at = now();
 
+-- name: mark_log
+-- A mark that a wrong clock has dated into the future does not keep others from being made.
+INSERT INTO log_marks (log_id, offsets)
+SELECT %(log_id)s, jsonb_object_agg(log_partition, next_offset) FROM stored_offsets
+WHERE log_id = %(log_id)s AND NOT EXISTS (
+    SELECT FROM log_marks
+    WHERE log_id = %(log_id)s AND marked_at BETWEEN now() - %(spacing_seconds)s * interval '1 second' AND now()
+)
+HAVING count(*) > 0
+ON CONFLICT DO NOTHING;
+
+-- name: forget_log_marks
+-- All that are old enough, except the newest one of them.
+DELETE FROM log_marks WHERE log_id = %(log_id)s AND marked_at < (
+    SELECT max(marked_at) FROM log_marks
+    WHERE log_id = %(log_id)s AND marked_at < now() - %(keep_seconds)s * interval '1 second'
+);
+
+-- name: expired_log_records
+-- At least one row, for the server's clock; without a partition if nothing expired. Never more than is stored now, and
+-- never the last stored record.
+WITH mark AS (
+    SELECT key::integer AS log_partition, max(value::bigint) AS next_offset
+    FROM log_marks, jsonb_each_text(offsets)
+    WHERE log_id = %(log_id)s AND marked_at < now() - %(keep_seconds)s * interval '1 second'
+    GROUP BY key
+), expired AS (
+    SELECT log_partition, least(mark.next_offset, stored.next_offset - 1) AS below, stored.next_offset,
+           stored.last_record_digest
+    FROM mark JOIN stored_offsets AS stored USING (log_partition)
+    WHERE stored.log_id = %(log_id)s AND stored.last_record_offset = stored.next_offset - 1
+      AND stored.last_record_digest IS NOT NULL
+)
+SELECT expired.*, extract(epoch FROM clock_timestamp())::float8 FROM (VALUES (1)) AS always LEFT JOIN expired ON true;
+
 -- name: former_logs
 -- Its reader decides which were not seen for long: this server's clock may have been stepped since.
 SELECT log_id, url, name, ends, extract(epoch FROM seen_at)::float8, extract(epoch FROM now() - seen_at)::float8

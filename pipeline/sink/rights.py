@@ -18,6 +18,7 @@ RIGHTS: Final[dict[str, tuple[str, ...]]] = {
     "stored_offsets": _WRITE,
     "dead_letters": _WRITE,
     "known_logs": _WRITE,
+    "log_marks": ("SELECT", "INSERT", "DELETE"),
     "probes": _WRITE,
     "control_pauses": ("SELECT", "INSERT", "DELETE"),
     "control_partition_pauses": _ALL,

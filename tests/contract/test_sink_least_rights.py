@@ -28,6 +28,7 @@ from pipeline.ports.control import Bands, OperatorLimit, OperatorPause, Override
 from pipeline.settings import Settings
 from pipeline.sink.dead_letters import PostgresDeadLetters
 from pipeline.sink.known_logs import PostgresKnownLogs
+from pipeline.sink.log_marks import PostgresLogMarks
 from pipeline.sink.migrate import PostgresSchema, migrate
 from pipeline.sink.operator_store import PostgresOperatorStore
 from pipeline.sink.postgres import PostgresSink
@@ -129,6 +130,12 @@ def test_the_duties_of_the_controller_and_replays_work(user_url: str) -> None:
         for _ in range(2):
             known.note(LOG, url="redis://h", name="n", ends={0: 2})
         assert [log.log_id for log in known.others("other", logs_max=9)] == [LOG]
+        # How far the log is stored is noted, found and replaced
+        marks = PostgresLogMarks(sink.session)
+        for _ in range(2):
+            marks.mark(LOG, spacing_seconds=0.0, keep_seconds=0.0)
+            [expired], _ = marks.expired(LOG, keep_seconds=0.0)
+            assert (expired.partition, expired.below, expired.next_offset) == (0, 1, 2)
         # And a drain that is stuck is named and ended
         assert stuck.acquire(LOG, 0)
         assert sink.why_not_stored(LOG, 0) is not None

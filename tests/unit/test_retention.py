@@ -1,5 +1,6 @@
 """One tick of retention: what it deletes, when it stops, and why it deletes nothing."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 
 from beat_schedule import beat_schedule
 from pipeline.clock import ManualClock
-from pipeline.errors import SettingsError, SinkUnavailableError
+from pipeline.errors import LogUnavailableError, SettingsError, SinkUnavailableError
+from pipeline.ports.log_marks import ExpiredRecords
 from pipeline.ports.retention import RetentionFacts
-from pipeline.retention import expire, may_be_prepared, overdue_seconds, why_not
+from pipeline.retention import LogRetention, expire, may_be_prepared, overdue_seconds, why_not
 from pipeline.settings import Settings
 from pipeline.store.common import TROUBLE_SECONDS
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX
@@ -197,5 +199,87 @@ def test_what_a_process_may_prepare_by_itself() -> None:
 
 def test_without_retention_no_message_is_sent() -> None:
     assert "sluice.expire" not in {entry["task"] for entry in beat_schedule(Settings()).values()}
-    for settings in (Settings(retention_days=1), Settings(dead_letter_days=1)):
+    on_kafka = Settings(event_log_url="kafka://k:9092", log_keep_hours=1)
+    for settings in (Settings(retention_days=1), Settings(dead_letter_days=1), on_kafka):
         assert "sluice.expire" in {entry["task"] for entry in beat_schedule(settings).values()}
+
+
+# --- The event log ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"EVENT_LOG_URL": "redis://r/0"}, "is for Kafka: on Redis, LOG_TRIM"),
+        ({"EVENT_LOG_URL": "kafka://k:9092", "EVENT_SINK_URL": "file:///events"}, "leave EVENT_SINK_URL empty"),
+    ],
+)
+def test_log_keep_hours_is_refused_where_it_could_do_nothing(environ: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=f"LOG_KEEP_HOURS=24 .*{words}"):
+        Settings.from_environ({**environ, "LOG_KEEP_HOURS": "24"})
+
+
+class Log:
+    """Marks and a trimmer, with what expired."""
+
+    def __init__(self, **below: int) -> None:
+        self.below = {int(name[1:]): offset for name, offset in below.items()}
+        self.marked: list[tuple[str, float, float]] = []
+        self.asked: list[dict[int, int]] = []
+        self.time, self.error = NOW, False
+
+    def mark(self, log_id: str, *, spacing_seconds: float, keep_seconds: float) -> None:
+        self.marked.append((log_id, spacing_seconds, keep_seconds))
+
+    def expired(self, log_id: str, *, keep_seconds: float) -> tuple[list[ExpiredRecords], float]:
+        return [ExpiredRecords(one, below, below + 1, b"d") for one, below in self.below.items()], self.time
+
+    def trim(self, log_id: str, expired: Sequence[ExpiredRecords]) -> dict[int, int]:
+        self.asked.append({one.partition: one.below for one in expired})
+        if self.error:
+            raise LogUnavailableError
+        return {one.partition: 2 for one in expired}
+
+
+def log_retention(log: Log) -> LogRetention:
+    settings = Settings(event_log_url="kafka://k:9092", log_keep_hours=48)
+    return LogRetention(settings, log, log, ManualClock())
+
+
+def test_a_log_is_asked_only_for_what_newly_expired() -> None:
+    log = Log(p0=5, p1=7)
+    retention = log_retention(log)
+    assert [retention.tick("log", lambda _: False).records for _ in range(2)] == [4, 0]
+    log.below[0] = 6
+    assert retention.tick("log", lambda _: False).records == 2
+    assert log.asked == [{0: 5, 1: 7}, {0: 6}]
+    # And another log for all of it
+    retention.tick("other", lambda _: False)
+    assert log.asked[-1] == {0: 6, 1: 7}
+    assert set(log.marked) == {("log", 7200, 172_800), ("other", 7200, 172_800)}  # 24 marks in the time
+
+
+def test_a_paused_partition_is_trimmed_once_it_is_resumed() -> None:
+    log = Log(p0=5, p1=7)
+    retention = log_retention(log)
+    retention.tick("log", lambda partition: partition == 1)
+    retention.tick("log", lambda _: False)
+    assert log.asked == [{0: 5}, {1: 7}]
+
+
+def test_a_log_that_failed_is_asked_again() -> None:
+    log = Log(p0=5)
+    retention = log_retention(log)
+    log.error = True
+    with pytest.raises(LogUnavailableError):
+        retention.tick("log", lambda _: False)
+    log.error = False
+    assert retention.tick("log", lambda _: False).records == 2
+
+
+def test_no_record_is_deleted_while_the_clocks_disagree() -> None:
+    log = Log(p0=5)
+    log.time = NOW - 3601
+    done = log_retention(log).tick("log", lambda _: False)
+    assert "PostgreSQL's clock differs by 3,601 s" in str(done.problem)
+    assert log.asked == []
