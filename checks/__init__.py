@@ -1,1 +1,1 @@
-"""The judges of the whole system (bench, loadtest, soak, hostile, sim) and the load generators that they share."""
+"""The judges of the whole system, one package each, and what they share: load generators and the testbed."""

@@ -1,4 +1,4 @@
-"""Names of metrics, settings and fields consist of the glossary's words, and the glossary names only what exists."""
+"""Names of metrics, settings, fields and codes consist of the words of the glossary, which names only what exists."""
 
 import dataclasses
 import re
@@ -9,7 +9,9 @@ import pytest
 from checks.testbed.processes import ROOT
 from ingest.health import document_of
 from monitoring.metrics_table import groups
+from pipeline.drain import DrainOutcome
 from pipeline.health.judge import judge
+from pipeline.names import AlarmCode, ControlEventKind, ProblemCode
 from pipeline.settings import Settings
 from pipeline.status import inputs_document
 from support.health import BREAKER, HEALTHY, OVERRIDE
@@ -24,7 +26,9 @@ STATUS = inputs_document(INPUTS, judge(INPUTS))
 METRICS = {metric.name for metrics in groups().values() for metric in metrics}
 SETTINGS = {field.name.upper() for field in dataclasses.fields(Settings)}
 FIELDS = set(HEALTH) | set(STATUS) | {"deadLetters", "deadLetterConflicts", "events"}
-NAMES = METRICS | SETTINGS | FIELDS
+# Codes that users see: in `reasons`, in control events, and as the outcome of a drain.
+CODES = {code.value for kind in (ProblemCode, AlarmCode, ControlEventKind, DrainOutcome) for code in kind}
+NAMES = METRICS | SETTINGS | FIELDS | CODES
 
 
 def rows(heading: str) -> list[list[str]]:
