@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pipeline.secrets import hide_secrets
+from pipeline.text import on_its_lines, on_one_line
 
 # The question that libpq adds to its error, once for each address that it tried.
 _LIBPQ_QUESTION: Final = re.compile(r" *\bIs the server running [^?]*\?")
@@ -19,12 +20,13 @@ class SluiceError(Exception):
     """Sluice failed."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(hide_secrets(message or inspect.getdoc(type(self)) or type(self).__name__))
+        said = message or inspect.getdoc(type(self)) or type(self).__name__
+        super().__init__(on_its_lines(hide_secrets(said)))  # it may quote a client, and be shown in a terminal
 
 
 def in_full(said: object) -> str:
     """An error for operators: on one line, what happened and where, without libpq's question."""
-    return _LIBPQ_QUESTION.sub("", " ".join(hide_secrets(str(said)).split())).strip()
+    return on_one_line(_LIBPQ_QUESTION.sub("", " ".join(hide_secrets(str(said)).split())).strip())
 
 
 def in_brief(said: object) -> str:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 from pipeline.errors import SluiceError
 from pipeline.running import SYSTEM_VARIABLE, home_of, how_to
@@ -14,6 +14,7 @@ from pipeline.secrets import hide_secrets
 from stack import surroundings
 from stack.arguments import parse
 from stack.config import StackConfig
+from stack.following import follow
 from stack.servers import ServerError
 from stack.system import System, SystemFolder
 
@@ -41,7 +42,7 @@ def main(words: Sequence[str] | None = None, *, program: str = "run.sh") -> int:
                 for name, value in {**system.urls(), SYSTEM_VARIABLE: str(system.home)}.items():
                     print(f"export {name}={shlex.quote(value)}")
             case "logs":
-                _logs(system, arguments.name)
+                return _logs(system, arguments.name)
             case "clean":
                 return _clean(system, sure=arguments.yes)
     except (ServerError, SluiceError, OSError) as error:
@@ -135,13 +136,13 @@ def _status(system: SystemFolder) -> int:
     return 0 if all_run else 1
 
 
-def _logs(system: SystemFolder, name: str | None) -> NoReturn:
+def _logs(system: SystemFolder, name: str | None) -> int:
     paths = sorted(system.logs.glob(f"{name or '*'}.log"))
     if not paths:
         raise ServerError(
             f"there is no log of {name or 'anything'} in {system.logs}: {how_to('status')} lists the names"
         )
-    os.execvp("tail", ["tail", "-n", "20", "-F", *map(str, paths)])  # noqa: S606 - tail handles Ctrl-C itself
+    return follow(paths)
 
 
 def _clean(system: SystemFolder, *, sure: bool) -> int:

@@ -28,6 +28,7 @@ from redis.retry import Retry
 
 from pipeline.running import IS_CHECKOUT, local_folder
 from pipeline.secrets import hide_secrets
+from pipeline.text import on_its_lines
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 KAFKA_VERSION: Final = "4.0.0"
@@ -38,10 +39,10 @@ _PADDING_READ_BYTES: Final = 1 << 20
 
 
 class ServerError(Exception):
-    """A private server could not be prepared or started; the message has the reason, without passwords."""
+    """A private server could not be prepared or started; the message has the reason, safe to show."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(hide_secrets(message))
+        super().__init__(on_its_lines(hide_secrets(message)))
 
 
 @dataclass

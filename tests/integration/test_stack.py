@@ -283,6 +283,28 @@ def stored(place: Place) -> set[str]:
     return set()
 
 
+def test_logs_of_postgresql_reach_no_terminal_raw(place: Place) -> None:
+    # Given an id with an escape sequence, of which PostgreSQL says that it exists already
+    url = f"postgresql://sluice@127.0.0.1:{place.environ['POSTGRES_PORT']}/sluice"
+    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE seen (event_id text PRIMARY KEY)")
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            cursor.execute("INSERT INTO seen VALUES (%(id)s), (%(id)s)", {"id": "\x1b]0;mine\x07"})
+    assert b"(event_id)=(\x1b]0;mine\x07)" in (place.home / "logs" / "postgres.log").read_bytes()
+    # Then its log in the terminal has the characters as text
+    with subprocess.Popen(
+        ["./run.sh", "logs", "postgres"], cwd=ROOT, env=place.environ, stdout=subprocess.PIPE
+    ) as following:
+        assert following.stdout is not None
+        said = b""
+        while b"already exists" not in said:
+            said += following.stdout.readline()
+        following.terminate()
+        said += following.stdout.read()
+    assert rb"(event_id)=(\x1b]0;mine\x07) already exists" in said
+    assert b"\x1b" not in said
+
+
 def test_a_start_that_fails_says_which_program_and_leaves_nothing(place: Place, tmp_path: Path) -> None:
     # Given servers of somebody else but for one, which does not come up: its data is not what it wrote
     other = make_place(tmp_path / "other")

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pipeline import logs
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, SinkUnavailableError, SluiceError, in_full
 from pipeline.settings import Settings
 from pipeline.text import on_its_lines, on_one_line
 
@@ -107,6 +107,14 @@ def test_what_clients_send_begins_no_line_for_people_and_reaches_no_terminal_raw
     assert [line for line in lines if not line.startswith("  ")] == [lines[0], lines[1]]
     assert lines[0].endswith(r"event id\r\n2026-01-01T00:00:00.000Z ERROR   a: forged\x1b[2J\x9b1m\u2028\u202e")
     assert not set(stream.getvalue()) & set("\r\x1b\x9b\u2028\u202e")
+
+
+def test_the_words_of_an_error_reach_no_terminal_raw() -> None:
+    said = f"PostgreSQL says:\n\tKey (event_id)=({FORGED})"
+    for error in (SluiceError(said), SinkUnavailableError(said)):
+        assert not set(str(error)) & set("\r\x1b\x9b\u2028\u202e")
+        assert str(error).startswith("PostgreSQL says:\n\tKey")
+    assert in_full(said).isprintable()
 
 
 def test_text_of_several_lines_keeps_them() -> None:

@@ -879,6 +879,16 @@ def test_one_problem_of_many_ingest_processes_is_one_alarm(system: System) -> No
     assert alarm.what == "ingest@host/0, ingest@host/1, ingest@host/2 and 2 more: the event log is full"
 
 
+def test_a_workers_name_reaches_readers_as_text(system: System) -> None:
+    # Given a worker with an escape sequence in its name
+    system.tick()
+    system.rig.troubles.report("batches@\x1b[2Jhost\n", [Trouble("loop_fails", "it fails")])
+    system.tick()
+    [alarm] = system.rate().alarms
+    assert alarm.what == r"batches@\x1b[2Jhost : it fails"
+    assert not set(alarm.what + alarm.look_at) & set("\x1b\n")
+
+
 def test_why_a_partition_stores_nothing_for_half_a_minute_is_told_however_small_its_lag(system: System) -> None:
     # Given two partitions with a small lag, one of which moves
     system.tick()

@@ -219,6 +219,22 @@ def test_a_watched_status_does_not_scroll_a_terminal_of_80_by_24() -> None:
 CLEAR = b"\x1b[H\x1b[2J"
 
 
+def test_what_others_wrote_reaches_the_terminal_as_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an operator and a problem with escape sequences, as an older version may have stored them
+    override = Override(300.0, NOW + 60, "ann\x1b[2J", "a\x9btest", NOW)
+    alarm = Alarm("odd", Severity.CRITICAL, "batches@\x1b]0;mine\x07host: it fails", "its log", None)
+    status = SystemStatus(replace(HEALTHY, override=override, alarms=(alarm,)))
+    monkeypatch.setattr("pipeline.__main__.read_status", lambda _: status)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    main(["status"])
+    said = capsys.readouterr().out
+    assert "by ann\\x1b[2J: a\\x9btest" in said
+    assert "batches@\\x1b]0;mine\\x07host: it fails" in said
+    assert not set(said) & set("\x1b\x07\x9b")
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "pipeline", "status", "--watch"], cwd=ROOT, stdout=closed_pipe(), stderr=subprocess.PIPE,
