@@ -9,10 +9,19 @@ names of tasks and workers.
 """
 
 import os
+import sys
 
 from pipeline.errors import SettingsError
 from pipeline.settings import read_secret
 
+# They may be of another Flower: with FLOWER_URL_PREFIX this one is not where it is looked for.
+taken = sorted(
+    name
+    for name in os.environ
+    if name.startswith("FLOWER_") and name not in ("FLOWER_PORT", "FLOWER_ADDRESS", "FLOWER_BASIC_AUTH")
+)
+if taken:
+    sys.stderr.write(f"flower: options from the environment: {', '.join(taken)}\n")
 # Flower's own default is every address of the machine.
 address = os.environ.get("FLOWER_ADDRESS") or "127.0.0.1"
 password_file = os.environ.get("SLUICE_FLOWER_BASIC_AUTH_FILE")

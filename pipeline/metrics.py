@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -23,6 +23,9 @@ from pipeline.names import (
     RecordOutcome,
     TlsRefusal,
 )
+
+# The library keeps values in files if PROMETHEUS_MULTIPROC_DIR is set; here, that would be another program's folder.
+values.ValueClass = values.MutexValue
 
 
 @dataclass(frozen=True, slots=True)

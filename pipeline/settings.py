@@ -7,6 +7,7 @@ name in capitals.
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -1039,30 +1040,42 @@ def no_system_to_ask() -> str | None:
     return nothing_to_ask(os.environ)
 
 
+_NO_DOCSTRINGS: Final = 2  # PYTHONOPTIMIZE from which on there are none
+
 # What libpq may still take from the environment: a password that should not be part of a URL.
 _LIBPQ_KEPT: Final = frozenset({"PGPASSWORD", "PGPASSFILE"})
 
 
 def ignore_variables_of_others() -> str | None:
-    """Remove variables with which Celery and libpq would override our settings; returns a line that names them.
+    """Remove variables that would change what this process does; returns a line that names them.
 
     Another application's CELERY_BROKER_URL in the shell would send our tasks to its broker, and the prefix CELERY_ sets
     each option of the command line. PGSERVICE, PGHOSTADDR or PGOPTIONS would select another database than DATABASE_URL,
-    or change how it behaves. Sluice takes all that it needs from its settings or the command line.
+    or change how it behaves. PROMETHEUS_MULTIPROC_DIR would keep metrics in files of another program. Sluice takes all
+    that it needs from its settings or the command line.
     """
     found = sorted(
         name
         for name in os.environ
-        if name.startswith("CELERY_") or (_LIBPQ.fullmatch(name) and name not in _LIBPQ_KEPT)
+        if name.startswith("CELERY_")
+        or (_LIBPQ.fullmatch(name) and name not in _LIBPQ_KEPT)
+        or name.upper() == "PROMETHEUS_MULTIPROC_DIR"
     )
     for name in found:
         del os.environ[name]
     if not found:
-        return None
+        return _removed_texts()
     told = f"ignored, since Sluice's settings decide (docs/settings.md): {', '.join(found)}"
     if any(_LIBPQ.fullmatch(name) for name in found):
         told += "; settings of PostgreSQL's client belong into DATABASE_URL, as in ?sslmode=require"
-    return told
+    return "; ".join(filter(None, (told, _removed_texts())))
+
+
+def _removed_texts() -> str | None:
+    """The line about a Python that removed all docstrings: default messages of errors come from them."""
+    if sys.flags.optimize < _NO_DOCSTRINGS:
+        return None
+    return f"PYTHONOPTIMIZE={sys.flags.optimize} removes the texts of messages: unset it"
 
 
 def _hide_from_now_on(name: str, text: str) -> None:

@@ -66,9 +66,11 @@ A user or a password in a URL is percent-encoded: `%` is `%25`, `@` is `%40`, `/
 shows a password. {secrets} can also be in a file: add `_FILE` to the name, as in `{example}_FILE=/run/secrets/x`. The
 value is the file's only line; it is read once, at the start. Only `./run.sh` takes no file for an address.
 
-Variables of other programs change nothing: `CELERY_…` and `PG…` are removed at the start, with one line that names
-them. Only `PGPASSWORD` and `PGPASSFILE` are kept, for a password that should not be in a URL. Other options of
-PostgreSQL's client belong in `DATABASE_URL`, as in `?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem`.
+Variables of other programs change nothing: `CELERY_…`, `PG…` and `PROMETHEUS_MULTIPROC_DIR` are removed at the start,
+with one line that names them. Only `PGPASSWORD` and `PGPASSFILE` are kept, for a password that should not be in a URL.
+Other options of PostgreSQL's client belong in `DATABASE_URL`, as in
+`?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem`. `./run.sh` also removes options of Python, Java and Flower; those of
+Flower, such as `FLOWER_URL_PREFIX`, it names.
 """
 
 

@@ -27,10 +27,14 @@ def main(words: Sequence[str] | None = None, *, program: str = "run.sh") -> int:
     """Run one command of `./run.sh`; returns the exit status. `program` begins the messages."""
     arguments = parse(words)
     try:
-        surroundings.clear(os.environ)
+        ignored = surroundings.clear(os.environ)
+        surroundings.clear_interpreters(os.environ)
         if arguments.policy is not None:
             os.environ["RATE_POLICY"] = arguments.policy.replace("-", "_")
         if arguments.command == "up":
+            if ignored:
+                said = f"ignored, since monitoring/flowerconfig.py decides: {', '.join(ignored)}"
+                print(f"{program}: {said}", file=sys.stderr)
             return _up(System(StackConfig.from_environ(arguments.log)), detach=arguments.detach)
         system = SystemFolder(home_of(os.environ))  # whatever other settings this shell has: a stop is not refused
         match arguments.command:

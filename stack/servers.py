@@ -444,12 +444,15 @@ def _is_postgres_of(data: Path, process: psutil.Process) -> bool:
 # --- Kafka ----------------------------------------------------------------------------------------------
 
 
+# Java, without the options that another program's variables would add to it: they even override the command line.
+_JAVA: Final = ("env", "-u", "JAVA_TOOL_OPTIONS", "-u", "_JAVA_OPTIONS", "java")
+
+
 def kafka_is_possible() -> str | None:
     """None if Kafka can run here; otherwise the reason why it can't."""
-    java = shutil.which("java")
-    if java is None:
+    if shutil.which("java") is None:
         return "Kafka needs Java 17, and there is no java on the PATH"
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    said = subprocess.run([*_JAVA, "-version"], capture_output=True, text=True, check=False).stderr
     version = said.partition('version "')[2].partition(".")[0].strip('"')
     if not version.isdigit() or int(version) < 17:
         return f"Kafka needs Java 17, and `java -version` says {said.splitlines()[0] if said else 'nothing'}"
@@ -521,7 +524,7 @@ def kafka_server(home: Path, port: int, controller_port: int, *, host: str = LOO
     properties.write_text(_KAFKA_PROPERTIES.format(host=host, port=port, controller_port=controller_port, data=data))
     logging = base / "log4j2.properties"
     logging.write_text((ROOT / "stack" / "kafka" / "log4j2.properties").read_text())
-    java = ["java", "-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={logging}"]
+    java = [*_JAVA, "-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={logging}"]
     java += ["-cp", f"{libs}/*"]
     if not (data / "meta.properties").exists():
         formatted = subprocess.run(

@@ -131,9 +131,11 @@ def test_only_this_machine_reaches_it_unless_there_is_a_password(settings: Setti
     finally:
         flower.stop()
     # And every address only with a password
-    refused = Flower(settings, tmp_path, FLOWER_ADDRESS="0.0.0.0")
+    refused = Flower(settings, tmp_path, FLOWER_ADDRESS="0.0.0.0", FLOWER_URL_PREFIX="x", FLOWER_DEBUG="no")
     assert refused.process.wait(WAIT_SECONDS_MAX) != 0
     assert "set FLOWER_BASIC_AUTH" in refused.log.read_text()
+    # And options that the shell has are named: they may be of another Flower
+    assert "flower: options from the environment: FLOWER_DEBUG, FLOWER_URL_PREFIX\n" in refused.log.read_text()
     # And not with a file that is not there
     refused = Flower(settings, tmp_path, FLOWER_ADDRESS="0.0.0.0", SLUICE_FLOWER_BASIC_AUTH_FILE="/nowhere")
     assert refused.process.wait(30) != 0

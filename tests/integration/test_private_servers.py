@@ -1,14 +1,23 @@
 """Private servers after a crash of the machine: what the file system and the process table may hold then."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
 
-from stack.servers import Server, ServerError, free_port, postgres_server, redis_server
+from stack.servers import (
+    Server,
+    ServerError,
+    free_port,
+    kafka_is_possible,
+    kafka_server,
+    postgres_server,
+    redis_server,
+    resolve_kafka,
+)
 
 
 def keys_of(server: Server) -> list[bytes]:
@@ -94,3 +103,20 @@ def test_a_postgresql_that_runs_keeps_its_lock(cluster: Server, tmp_path: Path) 
     # Then the first goes on
     assert pid_file.read_text() == before
     assert psutil.pid_exists(cluster.pid)
+
+
+def test_options_of_another_java_program_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: Callable[[str], None]
+) -> None:
+    if (reason := kafka_is_possible()) is not None:
+        missing(reason)
+    resolve_kafka()  # Maven's Java takes such options: a proxy may be among them
+    # Given a shell whose options no Java accepts
+    for name in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"):
+        monkeypatch.setenv(name, "-XX:NoSuchOption")
+    # Then Java is found, and Kafka's folder is prepared by it, without them
+    assert kafka_is_possible() is None
+    server = kafka_server(tmp_path, free_port(), free_port())
+    assert (tmp_path / "kafka" / "data" / "meta.properties").exists()
+    words = server.command[: server.command.index("-cp")]
+    assert subprocess.run([*words, "-version"], capture_output=True, check=False).returncode == 0

@@ -109,12 +109,18 @@ OTHERS = {
     "BROKER_URL": "amqp://127.0.0.1:9//",
     "SANIC_REQUEST_TIMEOUT": "0.001",
     "PROMETHEUS_MULTIPROC_DIR": "/nonexistent",
+    "prometheus_multiproc_dir": "/nonexistent",
+    "FLOWER_URL_PREFIX": "of-another-flower",
+    "FLOWER_CERTFILE": "/nonexistent",
     "PGSSLMODE": "require",
     "PGHOSTADDR": "192.0.2.1",
     "PGOPTIONS": "-c default_transaction_read_only=on",
     "PYTHONPATH": "/nonexistent",
     "PYTHONWARNINGS": "error",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONSAFEPATH": "1",
+    "PYTHONINSPECT": "1",
+    "JDK_JAVA_OPTIONS": "-XX:NoSuchOption",
     "PIP_USER": "1",
 }
 
@@ -133,6 +139,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     started = place.run("--detach")
     assert started.returncode == 0, started.stdout + started.stderr
     assert "Sluice is ready" in started.stdout
+    assert started.stderr.splitlines()[-1:] == [
+        "run.sh: ignored, since monitoring/flowerconfig.py decides: FLOWER_CERTFILE, FLOWER_URL_PREFIX"
+    ]
     yield place
     place.run("stop")
 

@@ -167,6 +167,28 @@ def test_variables_of_other_programs_are_removed_and_named(monkeypatch: pytest.M
     assert ignore_variables_of_others() is None
 
 
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+def test_a_folder_for_metrics_of_another_program_does_not_matter(name: str) -> None:
+    # Given the setting with which another program's processes share their metrics
+    code = (
+        "import prometheus_client, ingest.__main__ as program\n"
+        "print(program.ignore_variables_of_others())\n"
+        "from pipeline.metrics import IngestMetrics\n"
+        "IngestMetrics(prometheus_client.CollectorRegistry())\n"
+    )
+    environ = {**os.environ, name: "/nonexistent"}
+    said = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    # Then it is named, and ours are made in memory
+    assert said.returncode == 0, said.stderr
+    assert name in said.stdout
+
+
+def test_a_python_that_removes_texts_is_named() -> None:
+    environ = {**os.environ, "PYTHONOPTIMIZE": "2", "RATE_MIN": "x"}
+    said = subprocess.run([sys.executable, "-m", "ingest"], env=environ, capture_output=True, text=True, check=False)
+    assert "ingest: PYTHONOPTIMIZE=2 removes the texts of messages: unset it" in said.stderr.splitlines()
+
+
 def test_the_programs_name_them_at_their_start() -> None:
     # Given settings that end each program at its start
     environ = {**os.environ, "PGSSLMODE": "require", "RATE_MIN": "x"}

@@ -9,7 +9,7 @@ import pytest
 from pipeline.settings import Settings
 from stack import surroundings
 from stack.config import StackConfig, environ_of_its_own, free_base, free_ports
-from stack.servers import ServerError, free_port, port_problem
+from stack.servers import ROOT, ServerError, free_port, port_problem
 from stack.system import System
 
 
@@ -247,9 +247,27 @@ def test_variables_of_other_programs_are_cleared_and_ours_are_kept() -> None:
     others = {"HTTP_PROXY": "p", "no_proxy": "p", "CELERY_APP": "c", "APP": "c", "SANIC_X": "1", "LC_TIME": "de_DE"}
     libpq = {"PGSSLMODE": "require", "PGHOSTADDR": "192.0.2.1"}
     passwords = {"PGPASSWORD": "p", "PGPASSFILE": "/f"}  # for a server of the user's own
-    environ = {**ours, **others, **libpq, **passwords}
-    surroundings.clear(environ)
-    assert environ == {**ours, **passwords, **surroundings.LOCALE}
+    metrics = {"PROMETHEUS_MULTIPROC_DIR": "/d", "prometheus_multiproc_dir": "/d"}
+    flower = {"FLOWER_URL_PREFIX": "x", "FLOWER_ADDRESS": "0.0.0.0", "FLOWER_UNIX_SOCKET": "/s"}
+    environ = {**ours, **others, **libpq, **passwords, **metrics, **flower, "FLOWER_PORT": "5556"}
+    # Those that somebody may have meant for Sluice's own Flower are named
+    assert surroundings.clear(environ) == sorted(flower)
+    assert environ == {**ours, **passwords, **surroundings.LOCALE, "FLOWER_PORT": "5556"}
+
+
+def test_settings_of_interpreters_are_cleared_for_the_programs_that_are_started() -> None:
+    others = {
+        "PYTHONWARNINGS": "error", "PYTHONOPTIMIZE": "2", "PYTHONSAFEPATH": "1", "PYTHONINSPECT": "1",
+        "PYTHONPATH": "/nowhere", "JDK_JAVA_OPTIONS": "-Xbogus",
+    }  # fmt: skip
+    ours = {"PYTHONHOME": "/python", "PYTHON_VERSION": "3.13", "PATH": "/bin"}
+    environ = {**others, **ours}
+    surroundings.clear_interpreters(environ)
+    assert environ == {**ours, "PYTHONUTF8": "1"}
+    # But a path that Sluice itself was found by stays
+    environ = {"PYTHONPATH": f"/nowhere:{ROOT}"}
+    surroundings.clear_interpreters(environ)
+    assert environ["PYTHONPATH"] == f"/nowhere:{ROOT}"
 
 
 @pytest.mark.parametrize("password", ["p@ss/w%rd", "pass%00 word"])
