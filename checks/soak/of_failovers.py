@@ -14,7 +14,7 @@ from checks.testbed.redis_pair import RedisPair, data_folder
 from stack.servers import Server, free_port, redis_server
 
 FOLLOWS_SECONDS_MAX = 15.0  # until a replica that was away follows again: none is promoted before
-IN_SYNC_SECONDS_MAX = 60.0  # the same of a broker, which takes longer to start
+IN_SYNC_SECONDS_MAX = 180.0  # the same of a broker, which takes longer to start
 
 
 def _pair(rig: Rig) -> RedisPair:

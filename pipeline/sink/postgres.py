@@ -86,6 +86,8 @@ class PostgresSink:
             return True  # PostgreSQL would count it twice, and require two releases
         got = bool(self.session.rows(query("try_lock"), {"key": key})[0][0])
         if got:
+            # The offset that is read next is committed to the log, which is trimmed: no standby may lack it.
+            self.session.rows(query("await_standbys"))
             self._locks().add(key)
         return got
 

@@ -328,6 +328,12 @@ WHERE letter.id = refused.id;
 -- name: try_lock
 SELECT pg_try_advisory_lock(%(key)s);
 
+-- name: await_standbys
+-- A commit that waits for a synchronous standby is visible to other sessions if its own session is ended, or if the
+-- server restarts, before the standby has it. Standbys receive writes in their order, so a write that waits for them
+-- waits for that commit too. If no standby is waited for, this writes nothing.
+SELECT pg_logical_emit_message(true, 'sluice', '') WHERE current_setting('synchronous_standby_names') <> '';
+
 -- name: try_transaction_lock
 SELECT pg_try_advisory_xact_lock(%(key)s);
 

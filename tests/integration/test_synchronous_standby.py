@@ -1,0 +1,92 @@
+"""A primary that waits for its standby: what is trimmed from the log is on both, whatever ended the wait."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from checks.testbed.database import ask, stored_ids
+from checks.testbed.postgres_pair import PostgresPair, url_of_both
+from checks.testbed.waiting import eventually, wait_until
+from pipeline.breaker import SinkBreaker
+from pipeline.clock import SystemClock
+from pipeline.drain import DrainReport, drain
+from pipeline.errors import SinkUnavailableError
+from pipeline.settings import Settings
+from pipeline.sink.migrate import migrate
+from support.event_logs import must_read, recovered
+from support.records import record
+from tasks.context import WorkerContext
+
+LOOKS = 8  # of a drain at whether it is paused, which ends it
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[PostgresPair]:
+    made = PostgresPair(tmp_path)
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def worker(settings: Settings, pair: PostgresPair) -> Iterator[WorkerContext]:
+    changed = replace(
+        settings, database_url=url_of_both(pair.primary.url, *pair.ports), drain_poll_seconds=0.1,
+        drain_run_seconds_max=5.0, sink_call_seconds_max=1.0,
+    )  # fmt: skip
+    migrate(changed)
+    with contextlib.closing(WorkerContext(changed)) as context:
+        context.control.restore([], actor="test")
+        recovered(context.log.identity)
+        yield context
+
+
+def drained(context: WorkerContext) -> DrainReport:
+    """A short run of a drain, which takes what another one of this process held."""
+    looked = iter(range(1_000_000))
+    return drain(
+        0, log=context.log, sink=context.sink, fence=context.fence,
+        breaker=SinkBreaker(context.settings, context.control, SystemClock(), "test"),
+        paused=lambda: next(looked) > LOOKS, settings=context.settings, clock=SystemClock(),
+    )  # fmt: skip
+
+
+def append(context: WorkerContext, first: int, end: int) -> None:
+    recovered(partial(context.log.append, [(0, record(number)) for number in range(first, end)]))
+
+
+def test_an_offset_that_the_standby_lacks_is_not_trimmed_from_the_log(
+    worker: WorkerContext, pair: PostgresPair
+) -> None:
+    # Given ten events that both servers have, and twenty more in the log
+    append(worker, 0, 10)
+    eventually(lambda: drained(worker) and len(stored_ids(pair.primary.url)) == 10, "ten events are stored")
+    append(worker, 10, 30)
+    # When the standby is away, so that a commit waits for it, and the session is ended, as of a drain that stands still
+    log_id = worker.log.identity().log_id
+    batch = must_read(worker.log, 0, 10)
+    assert worker.sink.acquire(log_id, 0)
+    pair.standby.kill()
+    with pytest.raises(SinkUnavailableError):
+        worker.sink.store(log_id, 0, 10, batch, before_commit=lambda: None)
+    wait_until(
+        lambda: worker.offsets.end_stalled_drain(log_id, 0, quiet_seconds=0),
+        "the session that waits is ended",
+    )
+    # Then its commit is seen on the primary, which is how PostgreSQL does it
+    wait_until(lambda: len(stored_ids(pair.primary.url)) == 30, "its commit is seen on the primary")
+    # And another drain finds that offset
+    drained(worker)
+    # When the primary dies, and the standby, which lacks that commit, takes its place
+    pair.primary.kill()
+    pair.standby.start()
+    pair.promote()
+    assert len(stored_ids(pair.primary.url)) == 10
+    # Then the log still has these events, and they are stored
+    eventually(lambda: drained(worker) and len(stored_ids(pair.primary.url)) == 30, "all events are stored")
+    assert ask(pair.primary.url, "SELECT next_offset FROM stored_offsets") == [(30,)]
