@@ -41,7 +41,7 @@ def worker(settings: Settings, pair: PostgresPair) -> Iterator[WorkerContext]:
     )  # fmt: skip
     migrate(changed)
     with contextlib.closing(WorkerContext(changed)) as context:
-        context.control.restore([], actor="test")
+        context.control_store.restore([], actor="test")
         recovered(context.log.identity)
         yield context
 
@@ -51,7 +51,7 @@ def drained(context: WorkerContext) -> DrainReport:
     looked = iter(range(1_000_000))
     return drain(
         0, log=context.log, sink=context.sink, fence=context.fence,
-        breaker=SinkBreaker(context.settings, context.control, SystemClock(), "test"),
+        breaker=SinkBreaker(context.settings, context.control_store, SystemClock(), "test"),
         paused=lambda: next(looked) > LOOKS, settings=context.settings, clock=SystemClock(),
     )  # fmt: skip
 
