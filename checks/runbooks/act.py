@@ -23,6 +23,7 @@ from stack.servers import ROOT
 from stack.system import System
 
 SECONDS_MAX: Final = 120.0  # for a condition to be seen, or to end
+RUN_SECONDS_MAX: Final = 90.0  # of one command
 _EVENT: Final = {"severity": "INFO", "message": "acted out", "source": "runbooks", "timestamp": 1764200000000}
 
 
@@ -54,15 +55,18 @@ class Act:
 
     def run(self, command: str) -> str:
         """Run a command of the runbook, and keep it with its output."""
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=ROOT,
-            env=self._environ,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=90,
-        )
+        try:
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=ROOT,
+                env=self._environ,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=RUN_SECONDS_MAX,
+            )
+        except subprocess.TimeoutExpired:
+            raise NotActedOutError(f"not ended within {RUN_SECONDS_MAX:g} s: {command}") from None
         said = (done.stdout + done.stderr).strip()
         self.lines += [f"$ {command}", *said.splitlines(), ""]
         return said

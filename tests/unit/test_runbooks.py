@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -14,6 +14,7 @@ from celery.worker.control import Panel
 
 import pipeline.metrics
 import tasks.remote  # noqa: F401 - its commands join those of Celery
+from checks.runbooks import act
 from checks.runbooks.scenarios import SCENARIOS
 from checks.testbed.processes import ROOT
 from ingest.dashboard.view import document_of
@@ -26,6 +27,7 @@ from pipeline.names import AlarmCode, LoopName, ProblemCode
 from pipeline.settings import Settings
 from pipeline.status import SystemStatus
 from stack.arguments import parse
+from stack.system import System
 from support.health import HEALTHY
 
 FOLDER = ROOT / "docs" / "runbooks"
@@ -119,6 +121,13 @@ def test_a_page_says_that_it_was_acted_out_if_that_can_be_repeated() -> None:
         for name, text in RUNBOOKS.items()
     }
     assert {name: found for name, found in told.items() if found} == {name: [name] for name in SCENARIOS}
+
+
+def test_a_command_that_does_not_end_fails_its_runbook_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(act, "RUN_SECONDS_MAX", 0.05)
+    acted = act.Act(cast(System, None), {})
+    with pytest.raises(act.NotActedOutError, match="sleep 60"):
+        acted.run("sleep 60")
 
 
 def test_the_commands_of_celery_in_the_pages_exist() -> None:
