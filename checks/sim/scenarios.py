@@ -112,6 +112,16 @@ def _all() -> list[Scenario]:
             steps((0, SINK), (60, 600), (120, 3000)),
             phases=(60, 120),
         ),
+        # What ./bench.sh M9 does.
+        Scenario(
+            "sink steps, as measured",
+            100,
+            _one(constant(5000), is_even=True),
+            steps((0, SINK), (25, 600), (60, 3000)),
+            batch_max=250,
+            judged_from=10,
+            phases=(25, 60),
+        ),
         Scenario("sine", 240, _one(_sine), sink),
         Scenario("bursts", 200, _one(_bursts), sink),
         Scenario("noisy sink", 150, overload, sink, noise=(0.2, 3.0)),

@@ -4,6 +4,8 @@ It measures the sink's capacity, and keeps the time that the worst partition nee
 
     rate = capacity * (1 + error),   error = (target - drain) / max(period, target)
 
+While nothing waits and clients want more, the capacity is unknown, and the rate is a probe.
+
 docs/adr/rate-policy.md has the reasons for each rule, and what simulations of it showed.
 """
 
@@ -18,7 +20,6 @@ from pipeline.ports.control import Bands
 from pipeline.ports.rate import (
     Explanation,
     Figure,
-    PartitionSample,
     PolicyState,
     RateDecision,
     RateSample,
@@ -30,6 +31,8 @@ NAME: Final = "drain_time"
 
 HEADROOM: Final = 0.05  # share of the capacity by which the rate may differ from it, to fill or empty the log
 LOW: Final = 0.15  # share of the target: with less waiting, a partition proves nothing about the sink
+PROBED: Final = 1.5  # of the capacity; only a probe gives a higher rate
+NEXT_PROBE: Final = 1.5  # of the error: a probe that every partition has kept up with is followed by a larger one
 GENTLE: Final = 1.5  # targets: up to it the rate stays within HEADROOM of the capacity
 MEMORY_SECONDS: Final = 1.5  # worth of events over which the capacity is averaged
 SHARE_SECONDS: Final = 30.0  # over which the partitions' shares of the appended events are averaged
@@ -144,9 +147,12 @@ class DrainTimePolicy:
         known = (last or _State(self._clamped(first_rate), {}, {}, {}, {})).of(sample.log_id)
         shares, inflow = _shares(sample, known, seconds)
         capacity, base = self._measured(sample, known, seconds, shares)
-        drains = {p: one.lag / (shares[p] * capacity) for p, one in sample.partitions.items()}
+        kept_up = self._kept_up(sample, known, seconds, shares)
+        has_kept_up = kept_up > capacity
+        capacity = self._clamped(max(capacity, kept_up))
+        drains = _drains(sample, shares, capacity)
         drain = max(drains.values(), default=0.0)
-        rate = self._clamped(capacity * (1 + self._error(sample, drain)))
+        rate = self._clamped(capacity * (1 + self._error(sample, drain, has_kept_up=has_kept_up)))
         mode = _mode(drain / self._modes_scale, known.mode)
         after = _State(
             capacity,
@@ -189,7 +195,8 @@ class DrainTimePolicy:
                 bases[p] = _Base(began.offset, began.at, is_full)
         if seconds is None or sample.was_paused:
             return capacity, bases
-        passed = _passed(sample, known) / seconds
+        both = _passed(sample, known).values()
+        passed = min(sum(stored for stored, _ in both), sum(appended for _, appended in both)) / seconds
         if measured_share > 0:
             found = max(speed / measured_share, capacity / 2)  # one odd batch must not take more than half
             capacity += (1 - exp(-events / capacity / MEMORY_SECONDS)) * (found - capacity)
@@ -197,12 +204,32 @@ class DrainTimePolicy:
             capacity += (1 - exp(-seconds / MEMORY_SECONDS)) * (passed - capacity)
         return self._clamped(capacity), bases
 
-    def _error(self, sample: RateSample, drain: float) -> float:
+    def _kept_up(self, sample: RateSample, known: _State, seconds: float | None, shares: Mapping[int, float]) -> float:
+        """The load (events/s) that every partition has kept up with since a probe; 0 if there was none.
+
+        It is less than what the sink stores, at once and not averaged: nearly nothing waits. The total would not do. A
+        slow partition that got few events by chance has proved nothing.
+        """
+        was_probe = sample.last_rate is not None and sample.last_rate > PROBED * known.capacity
+        if seconds is None or sample.was_paused or not was_probe:
+            return 0.0
+        by_partition = (min(stored, appended) / shares[p] for p, (stored, appended) in _passed(sample, known).items())
+        load = min(by_partition, default=0.0) / seconds
+        if load <= 0:
+            return 0.0
+        return load if self._is_nearly_idle(max(_drains(sample, shares, load).values())) else 0.0
+
+    def _is_nearly_idle(self, drain: float) -> bool:
+        return drain < LOW * self.target_seconds
+
+    def _error(self, sample: RateSample, drain: float, *, has_kept_up: bool = False) -> float:
         """By which share the rate differs from the capacity, to bring the drain time to the target."""
-        error = (self.target_seconds - drain) / max(self.period_seconds, self.target_seconds)
-        is_probe = sample.ran_dry and not sample.was_paused and drain < LOW * self.target_seconds
+        missing = self.target_seconds - drain
+        error = missing / max(self.period_seconds, self.target_seconds)
+        is_probe = sample.ran_dry and not sample.was_paused and self._is_nearly_idle(drain)
         if is_probe:  # clients want more, and the sink is nearly idle: its capacity is unknown
-            return error
+            # Within one period, no probe lets more wait than the target, even if the capacity is just what it was.
+            return min(NEXT_PROBE * error, missing / self.period_seconds) if has_kept_up else error
         return max(-HEADROOM if drain < GENTLE * self.target_seconds else -1.0, min(HEADROOM, error))
 
     def _clamped(self, rate: float) -> float:
@@ -214,7 +241,7 @@ class DrainTimePolicy:
         stores = f"{self.sink} stores {rate_text(capacity)}"
         if mode is not Mode.NORMAL:
             reason = f"the backlog takes {drain:.1f} s"
-        elif sample.ran_dry and drain >= LOW * self.target_seconds:
+        elif sample.ran_dry and not self._is_nearly_idle(drain):
             reason = f"at the limit, which is normal: {stores}"
         elif sample.ran_dry:
             reason = f"the limit is looked for: {self.sink} stores at least {rate_text(capacity)}"
@@ -279,12 +306,18 @@ def _shares(sample: RateSample, known: _State, seconds: float | None) -> tuple[d
     return {p: max(inflow[p] / total, SHARE_MIN / count) if p in inflow else 1 / count for p in partitions}, inflow
 
 
-def _passed(sample: RateSample, known: _State) -> int:
-    """The lower number of the events that were stored and that were appended since the last sample."""
-    both: list[tuple[int, PartitionSample]] = [(p, one) for p, one in sample.partitions.items() if p in known.appended]
-    return min(
-        sum(one.stored - known.stored[p] for p, one in both), sum(one.appended - known.appended[p] for p, one in both)
-    )
+def _drains(sample: RateSample, shares: Mapping[int, float], capacity: float) -> dict[int, float]:
+    """Seconds that each partition needs to be stored."""
+    return {p: one.lag / (shares[p] * capacity) for p, one in sample.partitions.items()}
+
+
+def _passed(sample: RateSample, known: _State) -> dict[int, tuple[int, int]]:
+    """The events of each partition that were stored, and that were appended, since the last sample."""
+    return {
+        p: (one.stored - known.stored[p], one.appended - known.appended[p])
+        for p, one in sample.partitions.items()
+        if p in known.appended
+    }
 
 
 def _mode(drain: float, last: Mode) -> Mode:

@@ -97,6 +97,41 @@ def test_an_idle_sink_proves_nothing() -> None:
     assert capacity(decision) == measured
 
 
+def idle_at(rate: float, *partitions: int) -> RateDecision:
+    """The decision of a sink that has stored all of these events, at a capacity of `rate`."""
+    return decide(sample(*((end, end, end - 10, 1.1) for end in partitions), seconds=None, last_rate=rate))
+
+
+def test_a_load_that_every_partition_has_kept_up_with_is_the_capacity_at_once() -> None:
+    # Given a probe at 1,200/s by which as much was appended and stored, but for a few
+    known = idle_at(600.0, 5000, 7000)
+    probed = sample((5600, 5590, 5580, 2.1), (7610, 7600, 7590, 2.1), ran_dry=True, last_rate=1200.0)
+    decision = decide(probed, known)
+    # Then the next probe is larger, but no more can wait after a period than the target allows
+    load = 590 / (600 / 1210)
+    drain = 10 / (600 / 1210 * load)
+    assert capacity(decision) == pytest.approx(load)
+    assert decision.rate == pytest.approx(load * (1 + 1.5 * (2 - drain) / 2))
+    long = replace(POLICY, period_seconds=5.0)
+    assert decide(probed, known, long).rate == pytest.approx(load * (1 + (2 - drain) / 5))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        sample((5600, 5590, 5580, 2.1), (7610, 7600, 7590, 2.1), ran_dry=True, last_rate=630.0),  # no probe: a burst
+        sample((5600, 5590, 5580, 2.1), (7610, 7400, 7390, 2.1), ran_dry=True, last_rate=1200.0),  # one is behind
+        sample((6150, 6140, 6130, 2.1), (7050, 7050, 7040, 2.1), ran_dry=True, last_rate=1200.0),  # one got too little
+    ],
+)
+def test_what_not_every_partition_has_kept_up_with_moves_the_capacity_slowly(what: RateSample) -> None:
+    # Given two partitions with the same share of the load until now
+    known = decide(sample((5000, 5000, 4990, 1.1), (7000, 7000, 6990, 1.1)), idle_at(600.0, 4700, 6700))
+    decision = decide(what, known)
+    assert 600.0 < capacity(decision) < 600 + 0.5 * 620
+    assert decision.rate <= 2 * capacity(decision)
+
+
 def test_one_odd_batch_does_not_take_more_than_half() -> None:
     # Given a batch that took a thousand seconds by PostgreSQL's clock, which was stepped
     known = busy(1500.0, 20)

@@ -94,6 +94,14 @@ def test_drain_time_follows_a_sink_that_changes() -> None:
     assert oldest_seconds(timeline, 10) <= 12
 
 
+def test_drain_time_finds_a_sink_that_became_five_times_as_fast() -> None:
+    sink = steps((0, 600), (13, 3000))
+    timeline = run(short("sink steps, as measured", 20, capacity=sink), DRAIN_TIME, 1)
+    assert goodput(timeline, 13, 19) >= 0.8
+    assert goodput(timeline, 17, 20) >= 0.98
+    assert oldest_seconds(timeline, 14) <= 2
+
+
 def test_a_policy_that_keeps_its_first_capacity_stores_late(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = DrainTimePolicy._measured
 
@@ -101,6 +109,7 @@ def test_a_policy_that_keeps_its_first_capacity_stores_late(monkeypatch: pytest.
         return known.capacity, measured(self, sample, known, *rest)[1]
 
     monkeypatch.setattr(DrainTimePolicy, "_measured", keeps)
+    monkeypatch.setattr(DrainTimePolicy, "_kept_up", lambda *_: 0.0)
     assert goodput(sink_steps(DRAIN_TIME), 10) < 0.8
 
 
