@@ -110,8 +110,6 @@ OTHERS = {
     "SANIC_REQUEST_TIMEOUT": "0.001",
     "PROMETHEUS_MULTIPROC_DIR": "/nonexistent",
     "prometheus_multiproc_dir": "/nonexistent",
-    "FLOWER_URL_PREFIX": "of-another-flower",
-    "FLOWER_CERTFILE": "/nonexistent",
     "PGSSLMODE": "require",
     "PGHOSTADDR": "192.0.2.1",
     "PGOPTIONS": "-c default_transaction_read_only=on",
@@ -123,6 +121,8 @@ OTHERS = {
     "JDK_JAVA_OPTIONS": "-XX:NoSuchOption",
     "PIP_USER": "1",
 }
+# Those that somebody may have meant for Sluice's Flower: one line names them.
+OF_FLOWER = {"FLOWER_URL_PREFIX": "of-another-flower", "FLOWER_CERTFILE": "/nonexistent"}
 
 
 def make_place(home: Path) -> Place:
@@ -136,7 +136,7 @@ def make_place(home: Path) -> Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place = make_place(tmp_path_factory.mktemp("stack") / "a system")
-    started = place.run("--detach")
+    started = Place(place.home, {**place.environ, **OF_FLOWER}).run("--detach")
     assert started.returncode == 0, started.stdout + started.stderr
     assert "Sluice is ready" in started.stdout
     assert started.stderr.splitlines()[-1:] == [
@@ -299,17 +299,18 @@ def test_logs_of_postgresql_reach_no_terminal_raw(place: Place) -> None:
         cursor.execute("CREATE TEMPORARY TABLE seen (event_id text PRIMARY KEY)")
         with pytest.raises(psycopg2.errors.UniqueViolation):
             cursor.execute("INSERT INTO seen VALUES (%(id)s), (%(id)s)", {"id": "\x1b]0;mine\x07"})
-    assert b"(event_id)=(\x1b]0;mine\x07)" in (place.home / "logs" / "postgres.log").read_bytes()
+    log = place.home / "logs" / "postgres.log"  # the supervisor writes it
+    wait_until(lambda: b"(event_id)=(\x1b]0;mine\x07) already exists" in log.read_bytes(), "PostgreSQL has said it")
     # Then its log in the terminal has the characters as text
     with subprocess.Popen(
         ["./run.sh", "logs", "postgres"], cwd=ROOT, env=place.environ, stdout=subprocess.PIPE
     ) as following:
         assert following.stdout is not None
         said = b""
-        while b"already exists" not in said:
-            said += following.stdout.readline()
-        following.terminate()
-        said += following.stdout.read()
+        for line in following.stdout:
+            said += line
+            if b"already exists" in line:
+                following.terminate()
     assert rb"(event_id)=(\x1b]0;mine\x07) already exists" in said
     assert b"\x1b" not in said
 
