@@ -17,6 +17,8 @@ import pytest
 
 from checks.testbed.processes import ROOT, System, http_status
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
+from pipeline import wiring
+from pipeline.names import PauseReason
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import Server, free_port
@@ -59,6 +61,11 @@ class Flower:
         lines = self.get("/metrics", user=None).splitlines()
         wanted = [line for line in lines if line.startswith("flower_events_total") and f'"{name}"' in line]
         return sum(float(line.rpartition(" ")[2]) for line in wanted if "task-succeeded" in line)
+
+    def results(self, name: str) -> set[str]:
+        """What the last tasks of this name say that they did."""
+        found = json.loads(self.get(f"/api/tasks?taskname={name}&limit=50"))
+        return {str(task["result"]).strip("'") for task in found.values() if task["state"] == "SUCCESS"}
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -106,6 +113,14 @@ def test_flower_under_load_and_after_its_broker_was_restarted(
         # Then both workers are there, and their tasks are counted by names that tell what they do
         wait_until(lambda: len(flower.workers()) == 2, "both workers")
         wait_until(lambda: flower.count("sluice.drain") > 5 < flower.count("sluice.send_hints"), "tasks")
+        # And a drain that moved nothing says so, and a pause is seen, with its reason
+        wait_until(lambda: "no work" in flower.results("sluice.drain"), "a drain of no work is named")
+        store = wiring.make_control_store(system.settings)
+        store.pause(PauseReason.OPERATOR, actor="ann@host", why="a disk", partition=None)
+        wait_until(
+            lambda: "PAUSED (operator): no drain runs" in flower.results("sluice.send_hints"), "the pause is shown"
+        )
+        store.resume(PauseReason.OPERATOR, generation=None, actor="ann@host", why="done", partition=None)
         # And when its broker was killed and is back, it goes on counting
         own_control_redis.kill()
         wait_until(lambda: "Connection refused" in flower.log.read_text(), "the broker is missed")
