@@ -109,9 +109,14 @@ class Ended(NamedTuple):
 
     name: str
     at: float
+    status: int | None  # its exit status, or the negative number of the signal that killed it
 
     def __str__(self) -> str:
-        return f"{self.name} at {self.at:.1f}"
+        if self.status is not None and self.status < 0:
+            how = signal.Signals(-self.status).name
+        else:
+            how = f"exit status {'unknown' if self.status is None else self.status}"
+        return f"{self.name} at {self.at:.1f} ({how})"
 
 
 class ClientProcess:
@@ -446,7 +451,7 @@ class Rig:
         while not self._keeping.wait(0.3):
             for program in self.programs:
                 if program not in self.down and not program.is_running:
-                    self.unplanned.append(Ended(program.name, time.time()))
+                    self.unplanned.append(Ended(program.name, time.time(), program.exit_status))
                     program.start()
 
     # --- a look from outside -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from checks.soak.catalog import FAULTS, POOLED, possible_names, schedule
 from checks.soak.mutant import ROOT, Edit, Mutant, MutantError, mutated
 from checks.soak.mutants import MUTANTS
 from checks.soak.of_people import ColumnAdded
-from checks.soak.rig import Rig
+from checks.soak.rig import Ended, Rig
 from checks.testbed.processes import Program
 from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
@@ -106,3 +106,24 @@ def test_an_older_version_that_ends_by_itself_is_told_with_its_status_and_last_l
     (complaint,) = fault.complaints
     assert "exit status 1, last line of its log:" in complaint
     assert "No module named no_such_module" in complaint
+
+
+def test_an_older_version_does_not_run_under_a_clock_that_can_be_stepped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_processes, "old_checkout", lambda _: tmp_path)
+    (tmp_path / "older.py").write_text("import os\nprint('under', os.environ['LD_PRELOAD'] or 'no clock')\n")
+    program = Program("ingest-0", ["older"], Settings(), tmp_path)
+    program.environ = {"LD_PRELOAD": "libfaketime.so"}
+    fault = of_processes.OlderVersion(random.Random(1), "ingest", lambda _, __: program)
+    fault.inject(cast(Rig, SimpleNamespace(folder=tmp_path, down=set())))
+    try:
+        wait_until(lambda: not program.is_running, "the end of the program")
+    finally:
+        program.stop()
+    assert program.log().splitlines()[-1] == "under no clock"
+
+
+@pytest.mark.parametrize(("status", "words"), [(-11, "SIGSEGV"), (1, "exit status 1"), (None, "exit status unknown")])
+def test_a_program_that_ended_by_itself_is_told_with_its_status(status: int | None, words: str) -> None:
+    assert str(Ended("ingest-1", 12.25, status)) == f"ingest-1 at 12.2 ({words})"
