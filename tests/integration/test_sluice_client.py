@@ -248,6 +248,21 @@ def test_a_limit_in_the_way_delays_events_and_loses_none() -> None:
         assert messages(edge) == numbers(1000)
 
 
+def test_with_admission_levels_an_error_does_not_wait_behind_debug() -> None:
+    # Given more DEBUG than the rate admits in minutes
+    with running_edge(rate_max=20.0, rate_min=20.0, admission_levels=True) as edge:
+        client = Client(url_of(edge), source="app", linger_seconds=0.02, batch_events_max=20)
+        for number in range(5000):
+            client.emit(f"{number}", severity="DEBUG")
+        eventually(lambda: "for higher levels" in client.stats.last_error, "DEBUG is refused for its level")
+        # When an ERROR comes
+        client.emit("error", severity="ERROR")
+        eventually(lambda: messages(edge)["error"] == 1, "it is accepted")
+        # Then DEBUG still waits
+        assert client.stats.waiting > 0
+        client.close(0)
+
+
 def test_a_restart_of_ingest_and_answers_that_were_lost_cost_nothing() -> None:
     settings = edge_settings()
     edge = RunningIngest(settings).start()

@@ -114,6 +114,129 @@ def test_a_429_is_waited_for_and_nothing_is_lost(ingest: ScriptedIngest) -> None
     assert max(map(len, ingest.bodies[2:])) < 400, "bodies are smaller after a 429"
 
 
+LOW = {"TRACE", "DEBUG", "INFO"}
+
+
+class Levels:
+    """A server that refuses bodies of INFO and below, as ingest does with ADMISSION_LEVELS."""
+
+    def __init__(self, retry_after: int) -> None:
+        self.is_short = True
+        self.retry_after = retry_after
+        self.count = 0  # of refused bodies
+
+    def __call__(self, events: list[dict[str, Any]]) -> Answer:
+        if not self.is_short or any(event["severity"] not in LOW for event in events):
+            return Answer()
+        self.count += 1
+        error = {"code": "rate_limited", "message": "for higher levels", "limitedBy": "level"}
+        return Answer(429, {"Retry-After": str(self.retry_after)}, error)
+
+
+def test_an_error_does_not_wait_for_debug_that_is_refused_for_its_level(ingest: ScriptedIngest) -> None:
+    # Given a server that wants DEBUG in an hour
+    ingest.script = levels = Levels(3600)
+    client = client_of(ingest.url)
+    for number in range(10):
+        client.emit(f"d{number}", severity="DEBUG")
+    eventually(lambda: levels.count > 0, "DEBUG is refused")
+    # When others come, a DEBUG before and after them
+    for name, severity in (("d10", "DEBUG"), ("e0", "ERROR"), ("w0", "WARN"), ("d11", "DEBUG"), ("f0", "FATAL")):
+        client.emit(name, severity=severity)
+    eventually(lambda: client.stats.accepted == 3, "what is higher is accepted")
+    # Then no body has more than one level, and each level has its order
+    assert all(len({event["severity"] for event in body} - {"FATAL"}) <= 1 for body in ingest.bodies)
+    assert [event["message"] for event in ingest.kept if event["severity"] != "WARN"] == ["e0", "f0"]
+    assert client.stats.waiting == 12
+    assert is_balanced(client.stats)
+    # And the end does not wait for a time that is beyond it
+    began = time.monotonic()
+    summary = client.close(1800)
+    assert time.monotonic() - began < SECONDS_MAX
+    assert (summary.unsent, ingest.messages) == (12, Counter(["e0", "f0", "w0"]))
+    assert levels.count == 1
+    assert is_balanced(summary.stats)
+
+
+def test_once_a_level_is_admitted_its_events_are_sent_in_their_order(ingest: ScriptedIngest) -> None:
+    ingest.script = levels = Levels(1)
+    with client_of(ingest.url) as client:
+        for number in range(3):
+            client.emit(f"d{number}", severity="DEBUG")
+        eventually(lambda: levels.count > 0, "DEBUG is refused")
+        for number in range(3, 6):
+            client.emit(f"d{number}", severity="DEBUG")
+            client.emit(f"e{number}", severity="ERROR")
+        eventually(lambda: levels.count > 1 and client.stats.accepted == 3, "DEBUG is tried again, and refused")
+        levels.is_short = False
+        assert client.flush(SECONDS_MAX)
+        client.emit("d6", severity="DEBUG")
+        client.emit("e6", severity="ERROR")
+        assert client.flush(SECONDS_MAX)
+        stats = client.stats
+    # Then each level has its order
+    assert [event["message"] for event in ingest.kept if event["severity"] == "DEBUG"] == [f"d{n}" for n in range(7)]
+    assert [event["message"] for event in ingest.kept if event["severity"] == "ERROR"] == ["e3", "e4", "e5", "e6"]
+    assert (stats.accepted, stats.repeated, stats.waiting) == (11, 0, 0)
+    # And no ERROR took DEBUG with it, also after DEBUG was admitted again
+    assert all(len({event["severity"] for event in body}) == 1 for body in ingest.bodies)
+
+
+def test_the_end_waits_for_a_level_that_is_admitted_in_time(ingest: ScriptedIngest) -> None:
+    ingest.script = levels = Levels(1)
+    client = client_of(ingest.url)
+    client.emit("d0", severity="DEBUG")
+    eventually(lambda: levels.count > 0, "DEBUG is refused")
+    levels.is_short = False
+    client.emit("d1", severity="DEBUG")
+    client.emit("e0", severity="ERROR")
+    assert client.close(SECONDS_MAX).unsent == 0
+    assert ingest.messages == Counter(["d0", "d1", "e0"])
+
+
+def test_a_segment_of_the_folder_that_is_refused_for_its_level_stops_no_error(
+    tmp_path: Path, ingest: ScriptedIngest
+) -> None:
+    # Given events of an earlier process in the folder
+    with client_of(away(), spill_folder=tmp_path, close_seconds=0) as earlier:
+        for number in range(20):
+            earlier.emit(f"d{number}", severity="DEBUG")
+    ingest.script = levels = Levels(1)
+    client = client_of(ingest.url, spill_folder=tmp_path)
+    eventually(lambda: levels.count > 0, "they are refused")
+    # When an ERROR comes
+    client.emit("e0", severity="ERROR")
+    eventually(lambda: client.stats.accepted == 1, "it is accepted")
+    assert (client.stats.adopted, ingest.messages["e0"]) == (20, 1)
+    assert is_balanced(client.stats)
+    # Then the others are sent from the folder later, once each, and it is empty
+    levels.is_short = False
+    assert client.flush(SECONDS_MAX)
+    eventually(lambda: not files(tmp_path), "the segment is removed")
+    assert ingest.messages == Counter(["e0", *(f"d{number}" for number in range(20))])
+    assert client.stats.accepted == 21
+    assert is_balanced(client.stats)
+    assert client.core._buffer.bytes_held == 0, "what is on disk takes no room in the queue"
+    client.close()
+
+
+def test_a_segment_that_is_refused_at_the_end_is_left_for_the_next_start(
+    tmp_path: Path, ingest: ScriptedIngest
+) -> None:
+    with client_of(away(), spill_folder=tmp_path, close_seconds=0) as earlier:
+        for number in range(20):
+            earlier.emit(f"d{number}", severity="DEBUG")
+    ingest.script = levels = Levels(3600)
+    client = client_of(ingest.url, spill_folder=tmp_path)
+    eventually(lambda: levels.count > 0, "they are refused")
+    client.emit("e0", severity="ERROR")
+    eventually(lambda: client.stats.accepted == 1, "it is accepted")
+    client.emit("d20", severity="DEBUG")
+    summary = client.close()
+    assert (summary.unsent, summary.stats.spilled, summary.stats.accepted) == (0, 21, 1)
+    assert is_balanced(summary.stats)
+
+
 def test_a_lost_answer_is_repeated_with_the_same_ids(ingest: ScriptedIngest) -> None:
     answers = iter([Answer(is_lost=True)])
     ingest.script = lambda _: next(answers, Answer())

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from ingest.codecs.event_bodies import parse_body
 from ingest.codecs.media_type import BodyKind
 from sluice_client.buffer import ITEM_BYTES, Buffer, Item
 from sluice_client.delivery import BATCH_BYTES_MAX, Batch, Cause, Delivery
-from sluice_client.events import DROPPED_KEY, RANKS, last_part, line_of, severity_named, severity_numbered
+from sluice_client.events import DROPPED_KEY, LEVELS, RANKS, last_part, line_of, severity_named, severity_numbered
 from sluice_client.ids import uuid7
 from sluice_client.requests import RequestIds
 from sluice_client.wire import MESSAGE_CHARS_MAX, Endpoint, NoResponseError, NotSentError, Response, _retry_after
@@ -143,6 +144,30 @@ def test_what_was_taken_counts_until_it_is_settled() -> None:
     assert (buffer.bytes_held, buffer.bytes_waiting, len(buffer)) == (0, 0, 0)
 
 
+def test_events_of_one_level_are_taken_and_none_that_must_wait() -> None:
+    buffer = Buffer(1 << 20)
+    for number, severity in enumerate(["INFO", "TRACE", "ERROR", "DEBUG", "WARN", "INFO", "FATAL"]):
+        buffer.add(item(number, severity))
+    debug, info = LEVELS[RANKS["DEBUG"]], LEVELS[RANKS["INFO"]]
+    assert buffer.bytes_above(debug) == 5 * (100 + ITEM_BYTES)
+    assert buffer.bytes_above(info) == 3 * (100 + ITEM_BYTES)
+
+    def taken(events_max: int = 10, **options: Any) -> list[int]:
+        found = buffer.take(events_max, 10_000, **options)
+        buffer.put_back(found)
+        return [one.number for one in found]
+
+    # The level of the oldest event that may be sent; TRACE has that of DEBUG, and FATAL that of ERROR
+    assert taken(is_one_level=True) == [0, 5]
+    assert taken(above=info, is_one_level=True) == [2, 6]
+    assert taken(above=info) == [2, 4, 6]
+    assert taken(above=debug, events_max=2) == [0, 2]
+    assert taken(above=LEVELS[RANKS["FATAL"]]) == []
+    buffer.settle(buffer.take(1, 10_000))
+    assert taken(is_one_level=True) == [1, 3]
+    assert buffer.bytes_above(-1) == buffer.bytes_waiting == 6 * (100 + ITEM_BYTES)
+
+
 @given(st.lists(st.tuples(st.sampled_from(list(RANKS)), st.integers(1, 400), st.sampled_from("atlsp")), max_size=80))
 def test_the_queue_is_bounded_and_loses_nothing_uncounted(steps: list[tuple[str, int, str]]) -> None:
     buffer, taken, gone, added = Buffer(3000), [], 0, 0
@@ -239,6 +264,72 @@ def test_a_long_retry_after_is_kept_and_a_missing_one_grows() -> None:
     made.next()
     pauses = [made.failed(NotSentError("away")).seconds for _ in range(7)]
     assert pauses == [0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 2.0]
+
+
+LEVEL_REFUSED = Response(429, 7.0, {"code": "rate_limited", "message": "for higher levels", "limitedBy": "level"})
+
+
+def levelled(*batches: Sequence[str]) -> tuple[Delivery[Item], Heard]:
+    """Batches with these severities."""
+    heard = Heard()
+    made: Delivery[Item] = Delivery(heard, level_of=lambda one: one.level, draw=lambda: 0.5)
+    for batch in batches:
+        made.add(Batch([item(number, severity) for number, severity in enumerate(batch)]))
+    return made, heard
+
+
+def severities(batches: Iterable[Batch[Item]]) -> list[list[str]]:
+    return [[one.severity for one in batch.items] for batch in batches]
+
+
+def test_a_level_that_is_refused_waits_and_higher_ones_do_not() -> None:
+    # Given a batch that is refused for its level, and another behind it
+    made, heard = levelled(["DEBUG", "INFO"], ["INFO", "ERROR", "TRACE", "WARN"])
+    made.next()
+    pause = made.answered(LEVEL_REFUSED)
+    # Then only events up to that level wait
+    assert pause is not None
+    assert (pause.cause, pause.seconds, pause.level) == (Cause.LIMITED, 7.0, LEVELS[RANKS["INFO"]])
+    assert severities(made.pending) == [["ERROR", "WARN"]]
+    assert severities(made.held) == [["DEBUG", "INFO"], ["INFO", "TRACE"]]
+    made.next()
+    assert made.answered(Response(202, None, {})) is None
+    assert (heard.accepted_count, len(made.pending)) == (2, 0)
+    # When their time has come, they are the first
+    made.add(Batch([item(9, "FATAL")]))
+    made.release()
+    assert severities(made.pending) == [["DEBUG", "INFO"], ["INFO", "TRACE"], ["FATAL"]]
+    assert not made.held
+    # And what is sent is not made smaller: size is not why it was refused
+    made.add(Batch([item(number) for number in range(500)]))
+    assert made.events_max > 500
+
+
+def test_a_file_waits_as_a_whole() -> None:
+    # Given a delivery that knows no levels, as that of `sluice send`
+    made, _ = delivery(10)
+    made.next()
+    pause = made.answered(LEVEL_REFUSED)
+    assert pause is not None
+    assert (pause.level, len(made.pending), len(made.held)) == (None, 1, 0)
+
+
+def test_a_refusal_for_the_rate_makes_all_levels_wait() -> None:
+    made, _ = levelled(["DEBUG"], ["ERROR"])
+    made.next()
+    pause = made.answered(Response(429, 7.0, {"code": "rate_limited", "limitedBy": "rate"}))
+    assert pause is not None
+    assert (pause.level, len(made.pending)) == (None, 2)
+
+
+def test_a_part_of_what_is_not_settled_can_be_removed() -> None:
+    made, _ = levelled(["DEBUG", "DEBUG"], ["ERROR"])
+    made.next()
+    made.answered(LEVEL_REFUSED)
+    assert made.remove(lambda one: one.severity == "DEBUG" and one.number == 1) == 1
+    assert severities(made.unsettled) == [["DEBUG"], ["ERROR"]]
+    assert made.remove(lambda one: one.severity == "ERROR") == 1
+    assert severities(made.unsettled) == [["DEBUG"]]
 
 
 def test_a_retry_after_of_zero_starts_no_rush() -> None:

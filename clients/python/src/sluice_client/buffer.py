@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from sluice_client.events import SEVERITIES
+from sluice_client.events import LEVELS, SEVERITIES
 
+LEVEL_NONE: Final = -1  # below all levels
 ITEM_BYTES: Final = 200  # of memory that an event needs beside its line, so that many small events are bounded too
 
 
@@ -27,7 +28,7 @@ class Item:
 
     line: bytes
     rank: int  # of its severity
-    number: int  # events are sent in this order
+    number: int  # events are sent in this order; 0: it was in the spill folder
 
     @property
     def cost(self) -> int:
@@ -38,6 +39,16 @@ class Item:
     def severity(self) -> str:
         """Its severity."""
         return SEVERITIES[self.rank]
+
+    @property
+    def level(self) -> int:
+        """Its level in the server's admission."""
+        return LEVELS[self.rank]
+
+    @property
+    def is_from_disk(self) -> bool:
+        """Whether it is in a segment of the spill folder, and so does not count for the bound of the queue."""
+        return self.number == 0
 
 
 class Buffer:
@@ -50,6 +61,7 @@ class Buffer:
         self.bytes_max = bytes_max
         self.bytes_held = 0  # waiting or taken
         self.bytes_waiting = 0
+        self._bytes_by_level = [0] * (max(LEVELS) + 1)  # that wait
         self._by_rank: tuple[deque[Item], ...] = tuple(deque() for _ in SEVERITIES)
 
     def __len__(self) -> int:
@@ -59,6 +71,10 @@ class Buffer:
     def has_room(self, cost: int) -> bool:
         """Whether an event of this cost fits without dropping another."""
         return self.bytes_held + cost <= self.bytes_max
+
+    def bytes_above(self, level: int) -> int:
+        """The bytes that wait in events of higher levels."""
+        return sum(self._bytes_by_level[level + 1 :])
 
     def add(self, item: Item) -> list[Item]:
         """Add an event; returns the events that had to go for it, or the event itself.
@@ -73,14 +89,22 @@ class Buffer:
             dropped.append(self._forget(queue))
         self._by_rank[item.rank].append(item)
         self.bytes_held += item.cost
-        self.bytes_waiting += item.cost
+        self._wait(item, 1)
         return dropped
 
-    def take(self, events_max: int, bytes_max: int) -> list[Item]:
-        """The next events in the order of their numbers, at least one if there is one. They still count as held."""
+    def take(
+        self, events_max: int, bytes_max: int, *, above: int = LEVEL_NONE, is_one_level: bool = False
+    ) -> list[Item]:
+        """The next events in the order of their numbers, at least one if there is one. They still count as held.
+
+        Only events of levels `above` are taken. With `is_one_level`, all have the level of the oldest of these.
+        """
+        queues = [queue for level, queue in zip(LEVELS, self._by_rank, strict=True) if level > above]
+        if is_one_level and (first := _oldest(queues)) is not None:
+            queues = [queue for queue in queues if queue and queue[0].level == first[0].level]
         found: list[Item] = []
         size = 0
-        while len(found) < events_max and (queue := self._oldest()) is not None:
+        while len(found) < events_max and (queue := _oldest(queues)) is not None:
             size += len(queue[0].line) + 1
             if found and size > bytes_max:
                 break
@@ -108,22 +132,29 @@ class Buffer:
         """Let events wait again that were taken, before those that came after them."""
         for item in sorted(items, key=lambda one: one.number, reverse=True):
             self._by_rank[item.rank].appendleft(item)
-            self.bytes_waiting += item.cost
+            self._wait(item, 1)
 
     def first_number(self) -> int | None:
         """The number of the oldest event that waits; None if none does."""
-        queue = self._oldest()
+        queue = _oldest(self._by_rank)
         return None if queue is None else queue[0].number
 
-    def _oldest(self) -> deque[Item] | None:
-        return min((queue for queue in self._by_rank if queue), key=lambda queue: queue[0].number, default=None)
+    def _wait(self, item: Item, sign: int) -> None:
+        """Count an event that begins to wait (1), or that does so no more (-1)."""
+        self.bytes_waiting += sign * item.cost
+        self._bytes_by_level[item.level] += sign * item.cost
 
     def _pop(self, queue: deque[Item]) -> Item:
         item = queue.popleft()
-        self.bytes_waiting -= item.cost
+        self._wait(item, -1)
         return item
 
     def _forget(self, queue: deque[Item]) -> Item:
         item = self._pop(queue)
         self.bytes_held -= item.cost
         return item
+
+
+def _oldest(queues: Iterable[deque[Item]]) -> deque[Item] | None:
+    """The queue with the oldest event."""
+    return min((queue for queue in queues if queue), key=lambda queue: queue[0].number, default=None)

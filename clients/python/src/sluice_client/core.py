@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from sluice_client import endings
-from sluice_client.buffer import ITEM_BYTES, Buffer, Item, count_within
+from sluice_client.buffer import ITEM_BYTES, LEVEL_NONE, Buffer, Item, count_within
 from sluice_client.clock import monotonic
 from sluice_client.counters import Counters, Drop, Reason, Stats, Summary
-from sluice_client.delivery import Batch, Cause, Delivery
+from sluice_client.delivery import Batch, Cause, Delivery, Pause
 from sluice_client.events import RANKS
 from sluice_client.options import SECONDS_MAX, Options
 from sluice_client.spill import Segment, Spill, SpillFullError
@@ -29,6 +29,7 @@ MISDIRECTED_SECONDS: Final = 10.0  # between attempts with a wrong address or ke
 REPORT_SECONDS: Final = 1.0  # between calls of the hook
 SPILL_FAILED_SECONDS: Final = 5.0  # between attempts to write to a disk that fails
 SPILL_END_SECONDS: Final = 1.0  # for a segment that is being written at the end
+APART_SECONDS: Final = 60.0  # after a level was refused: bodies have events of one level only
 HOOK_END_SECONDS: Final = 1.0  # for the hook at the end: of a call that runs, and of the last one
 
 _in_hook = threading.local()
@@ -64,7 +65,9 @@ class Core:
         )  # fmt: skip
         self._buffer = Buffer(options.queue_bytes_max)
         self._counters = Counters()
-        self._delivery: Delivery[Item] = Delivery(self, events_max=options.batch_events_max)
+        self._delivery: Delivery[Item] = Delivery(
+            self, events_max=options.batch_events_max, level_of=lambda item: item.level
+        )
         self._numbers = itertools.count(1)
         self._last_number = 0
         self._interrupting: deque[Item] = deque()
@@ -76,6 +79,9 @@ class Core:
         self._is_reported = False  # the hook is called no more, but with that
         self._ready_at = 0.0  # when events that wait for others are sent
         self._pause_until = 0.0
+        self._held_level = LEVEL_NONE  # events up to this level wait, since the server refuses them
+        self._held_until = 0.0
+        self._apart_until = 0.0
         self._flushes = 0  # callers that wait in `flush`
         self._reported_at = -REPORT_SECONDS
         self._deadline: float | None = None  # of the end, once it has begun
@@ -136,7 +142,7 @@ class Core:
             self._counters.drop(item.severity, Reason.CLOSED)
             return False
         item.number = self._last_number = next(self._numbers)
-        before = self._buffer.bytes_waiting
+        before, all_before = self._bytes_to_send, self._buffer.bytes_waiting
         dropped = self._buffer.add(item)
         for one in dropped:
             self._counters.drop(one.severity, Reason.QUEUE_FULL)
@@ -144,9 +150,17 @@ class Core:
             self._ready_at = monotonic() + self._options.linger_seconds
         if self._sender is None:
             self._start()
-        elif any(before < mark <= self._buffer.bytes_waiting for mark in (1, self._delivery.bytes_max, self._high)):
+        elif (
+            any(before < mark <= self._bytes_to_send for mark in (1, self._delivery.bytes_max))
+            or all_before < self._high <= self._buffer.bytes_waiting
+        ):
             self._changed.notify_all()
         return not dropped or dropped[-1] is not item
+
+    @property
+    def _bytes_to_send(self) -> int:
+        """The bytes that wait in events whose level the server does not refuse."""
+        return self._buffer.bytes_above(self._held_level)
 
     @property
     def _high(self) -> int:
@@ -218,6 +232,9 @@ class Core:
         closing = self._deadline
         if closing is not None and self._segment is not None:
             self._return_segment()
+        if self._held_level != LEVEL_NONE and now >= self._held_until:
+            self._held_level = LEVEL_NONE
+            self._delivery.release()
         if self._is_abandoned or (closing is not None and self._is_over(now, closing)):
             return None
         wait = threading.TIMEOUT_MAX if closing is None else closing - now
@@ -225,28 +242,45 @@ class Core:
             wait = min(wait, max(0.0, self._reported_at + REPORT_SECONDS - now))
         if now < self._pause_until:
             return min(wait, self._pause_until - now)
+        if self._held_level != LEVEL_NONE:
+            wait = min(wait, self._held_until - now)
         if not self._delivery.pending:
             if self._spill is not None and self._spill.has_segments and self._prefers_segments():
                 return self._spill.first()
             if self._is_ready(now):
-                self._delivery.add(Batch(self._buffer.take(self._delivery.events_max, self._delivery.bytes_max)))
-            elif self._buffer.bytes_waiting:
+                self._delivery.add(Batch(self._take(now)))
+            elif self._bytes_to_send:
                 wait = min(wait, self._ready_at - now)
         return self._delivery.next() if self._delivery.pending else wait
 
+    def _take(self, now: float) -> list[Item]:
+        """The events of the next body. A body has the level of its highest event: others must not hide behind it."""
+        delivery, is_one_level = self._delivery, now < self._apart_until
+        return self._buffer.take(
+            delivery.events_max, delivery.bytes_max, above=self._held_level, is_one_level=is_one_level
+        )
+
     def _is_over(self, now: float, closing: float) -> bool:
         """Whether the end has come: all is sent, or no time is left for another attempt."""
-        is_empty = not self._buffer.bytes_waiting and not self._delivery.pending
-        return is_empty or now >= closing or self._pause_until >= closing
+        if now >= closing or self._pause_until >= closing:
+            return True
+        if self._bytes_to_send or self._delivery.pending:
+            return False
+        has_held = self._buffer.bytes_waiting > 0 or bool(self._delivery.held)
+        return not has_held or self._held_until >= closing
 
     def _is_ready(self, now: float) -> bool:
-        waiting = self._buffer.bytes_waiting
+        waiting = self._bytes_to_send
         is_due = now >= self._ready_at or self._flushes > 0 or self._deadline is not None
         return waiting > 0 and (is_due or waiting >= self._delivery.bytes_max)
 
     def _prefers_segments(self) -> bool:
-        """Events on disk are older, but those in memory come first while memory is short, and at the end."""
-        return self._deadline is None and self._buffer.bytes_waiting < self._high
+        """Events on disk are older, but those in memory come first while memory is short, and at the end.
+
+        While the server refuses a level, too: those on disk have the lowest ones.
+        """
+        is_held = self._held_level != LEVEL_NONE
+        return self._deadline is None and not is_held and self._buffer.bytes_waiting < self._high
 
     def _attempt(self, body: bytes) -> None:
         """Send the first pending batch once."""
@@ -267,9 +301,8 @@ class Core:
                 pause = self._delivery.failed(answer)
             if pause is not None:
                 self._counters.last_error = pause.why
-                seconds = max(pause.seconds, MISDIRECTED_SECONDS if pause.cause is Cause.MISDIRECTED else 0.0)
-                self._pause_until = monotonic() + seconds
-            if self._segment is not None and not self._delivery.pending:
+                self._pause(pause)
+            if self._segment is not None and not self._has_segment_events():
                 finished, self._segment = self._segment, None
             self._changed.notify_all()
         if finished is not None and self._spill is not None:
@@ -277,18 +310,29 @@ class Core:
             with self._lock:
                 self._changed.notify_all()  # there is room in the folder
 
+    def _pause(self, pause: Pause) -> None:
+        if pause.level is not None:
+            self._held_level = pause.level
+            self._held_until = monotonic() + pause.seconds
+            self._apart_until = self._held_until + APART_SECONDS
+            return
+        seconds = max(pause.seconds, MISDIRECTED_SECONDS if pause.cause is Cause.MISDIRECTED else 0.0)
+        self._pause_until = monotonic() + seconds
+
+    def _has_segment_events(self) -> bool:
+        return any(item.is_from_disk for batch in self._delivery.unsettled for item in batch.items)
+
     def accepted(self, items: Sequence[Item], *, is_repeat: bool) -> None:
         """Called by the delivery."""
         self._counters.accepted += len(items)
         self._counters.repeated += len(items) if is_repeat else 0
-        if self._segment is None:
-            self._buffer.settle(items)
+        self._buffer.settle(item for item in items if not item.is_from_disk)
 
     def rejected(self, item: Item, reason: str) -> None:
         """Called by the delivery."""
         self._counters.drop(item.severity, Reason.REJECTED)
         self._counters.last_error = f"rejected: {reason}"
-        if self._segment is None:
+        if not item.is_from_disk:
             self._buffer.settle([item])
 
     # --- The hook ----------------------------------------------------------------------------------------------------
@@ -410,8 +454,7 @@ class Core:
 
     def _return_segment(self) -> None:
         """Leave the rest of a segment to the next process, which sends all of it."""
-        self._spilled += self._pending_count()
-        self._delivery.pending.clear()
+        self._spilled += self._delivery.remove(lambda item: item.is_from_disk)
         self._segment = None
 
     def _run_spiller(self) -> None:
@@ -491,7 +534,7 @@ class Core:
         first = self._buffer.first_number()
         if (first is not None and first <= target) or self._spilling or self._spilled:
             return False
-        return all(item.number > target for batch in self._delivery.pending for item in batch.items)
+        return all(item.number > target for batch in self._delivery.unsettled for item in batch.items)
 
     def close(self, seconds: float | None = None) -> Summary:
         """Accept no more events, send the rest within this time, and say what became of them."""
@@ -543,8 +586,8 @@ class Core:
         self._endpoint.abort()
         if self._segment is not None:
             self._return_segment()
-        left = [item for batch in self._delivery.pending for item in batch.items] + self._spilling
-        self._delivery.pending.clear()
+        left = [item for batch in self._delivery.unsettled for item in batch.items] + self._spilling
+        self._delivery.remove(lambda _: True)
         self._spilling = []
         self._buffer.settle(left)
         waiting = self._buffer.take(sys.maxsize, sys.maxsize)
@@ -583,7 +626,7 @@ class Core:
             return self._counters.stats(waiting=waiting, spilled=self._spilled)
 
     def _pending_count(self) -> int:
-        return sum(len(batch.items) for batch in self._delivery.pending)
+        return sum(len(batch.items) for batch in self._delivery.unsettled)
 
 
 def _complain(what: str) -> None:

@@ -2,7 +2,8 @@
 
 The client's sender and the command `sluice send` both use it. After a 429, bodies have half as many events, and grow by
 EVENTS_MIN with each body that is accepted: a large body makes all other clients wait until the rate has paid for it.
-After a 413, they stay within the limit that the answer names, or are halved.
+After a 413, they stay within the limit that the answer names, or are halved. After a 429 for the level of a body, only
+events up to this level wait.
 """
 
 import random
@@ -72,22 +73,29 @@ class Pause:
     cause: Cause
     seconds: float
     why: str
+    level: int | None = None  # only events up to this level wait; None: all do
 
 
 class Delivery(Generic[T]):
     """Batches of events until each is accepted or rejected, in their order."""
 
     def __init__(
-        self, outcome: Outcome[T], *, events_max: int = sys.maxsize, draw: Callable[[], float] = random.random
-    ) -> None:
-        """`events_max` bounds a body. `draw` spreads clients that failed together; it returns a number in [0, 1)."""
+        self, outcome: Outcome[T], *, events_max: int = sys.maxsize, level_of: Callable[[T], int] | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:  # fmt: skip
+        """`events_max` bounds a body. Without `level_of`, all events wait if a level is refused.
+
+        `draw` spreads clients that failed together; it returns a number in [0, 1).
+        """
         self._outcome = outcome
+        self._level_of = level_of
         self._events_limit = events_max  # as far as it is known
         self._events_max = events_max  # of the next body
         self._bytes_max = BATCH_BYTES_MAX
         self._draw = draw
         self._failures = 0  # in a row
         self.pending: deque[Batch[T]] = deque()
+        self.held: deque[Batch[T]] = deque()  # they wait for `release`, since their level was refused
 
     @property
     def events_max(self) -> int:
@@ -102,6 +110,26 @@ class Delivery(Generic[T]):
     def add(self, batch: Batch[T]) -> None:
         """Send this batch too, after those that are pending."""
         self.pending.append(batch)
+
+    @property
+    def unsettled(self) -> list[Batch[T]]:
+        """All batches that are not settled, the held ones first."""
+        return [*self.held, *self.pending]
+
+    def release(self) -> None:
+        """Send the held batches again, before all others."""
+        self.pending.extendleft(reversed(self.held))
+        self.held.clear()
+
+    def remove(self, is_gone: Callable[[T], bool]) -> int:
+        """Forget events that are not settled; returns how many."""
+        before = sum(len(batch.items) for batch in self.unsettled)
+        for batches in (self.held, self.pending):
+            for batch in list(batches):
+                batch.items = [item for item in batch.items if not is_gone(item)]
+                if not batch.items:
+                    batches.remove(batch)
+        return before - sum(len(batch.items) for batch in self.unsettled)
 
     def next(self) -> Batch[T]:
         """The first pending batch, as large as a body may be now. `pending` must not be empty."""
@@ -136,14 +164,33 @@ class Delivery(Generic[T]):
             return None
         why = f"{response.status} {response.message}"
         if response.status == 429:
-            self._events_max = max(EVENTS_MIN, min(len(batch.items), self._events_max) // 2)
-            self._events_max = min(self._events_max, self._events_limit)
-            return self._pause(Cause.LIMITED, response.retry_after_seconds, why)
+            return self._limited(batch, response, why)
         if response.status == 408 or response.status >= 500:
             batch = self._keep_unconfirmed(batch, response)
             batch.is_repeat = batch.is_repeat or (response.status >= 500 and response.code != "unavailable")
             return self._pause(Cause.FAILED, response.retry_after_seconds, why)
         return self._pause(Cause.MISDIRECTED, response.retry_after_seconds, why)
+
+    def _limited(self, batch: Batch[T], response: Response, why: str) -> Pause:
+        if self._level_of is not None and response.is_limited_by_level:
+            return self._hold(self._level_of, response, why)
+        self._events_max = max(EVENTS_MIN, min(len(batch.items), self._events_max) // 2)
+        self._events_max = min(self._events_max, self._events_limit)
+        return self._pause(Cause.LIMITED, response.retry_after_seconds, why)
+
+    def _hold(self, level_of: Callable[[T], int], response: Response, why: str) -> Pause:
+        """Put all pending events up to the level of the refused batch aside."""
+        level = max(map(level_of, self.pending[0].items))
+        batches = list(self.pending)
+        self.pending.clear()
+        for batch in batches:
+            for kept, is_low in ((self.held, True), (self.pending, False)):
+                items = [item for item in batch.items if (level_of(item) <= level) is is_low]
+                if items:
+                    kept.append(Batch(items, batch.is_repeat))
+        retry_after = response.retry_after_seconds
+        seconds = BACKOFF_SECONDS[-1] if retry_after is None else max(retry_after, RETRY_AFTER_SECONDS_MIN)
+        return Pause(Cause.LIMITED, seconds, why, level)
 
     def _settle(self, rest: list[Batch[T]]) -> None:
         """Finish the first pending batch; `rest` has the batches that replace it."""

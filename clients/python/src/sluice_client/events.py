@@ -11,6 +11,7 @@ from typing import Final
 
 SEVERITIES: Final = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")  # from the lowest to the highest
 RANKS: Final = {name: rank for rank, name in enumerate(SEVERITIES)}
+LEVELS: Final = (0, 0, 1, 2, 3, 3)  # of the server's admission, by rank: TRACE has that of DEBUG, FATAL that of ERROR
 _ALIASES: Final = {
     "WARNING": "WARN",
     "CRITICAL": "FATAL",

@@ -49,6 +49,11 @@ class Response:
         """The error's message."""
         return str(self.error.get("message", http.client.responses.get(self.status, "")))[:MESSAGE_CHARS_MAX]
 
+    @property
+    def is_limited_by_level(self) -> bool:
+        """Whether a body of a higher level would have been admitted."""
+        return self.status == 429 and self.error.get("limitedBy") == "level"
+
     def reasons(self, count: int) -> dict[int, str]:
         """Reasons for the rejection of events of a batch of `count`, by index; empty if the answer names no events."""
         found: dict[int, str] = {}
