@@ -250,7 +250,7 @@ def test_a_limit_in_the_way_delays_events_and_loses_none() -> None:
 
 def test_with_admission_levels_an_error_does_not_wait_behind_debug() -> None:
     # Given more DEBUG than the rate admits in minutes
-    with running_edge(rate_max=20.0, rate_min=20.0, admission_levels=True) as edge:
+    with running_ingest(rate_max=20.0, rate_min=20.0, admission_levels=True) as edge:
         client = Client(url_of(edge), source="app", linger_seconds=0.02, batch_events_max=20)
         for number in range(5000):
             client.emit(f"{number}", severity="DEBUG")
