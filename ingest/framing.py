@@ -38,8 +38,9 @@ def declared_coding(content_encoding: str | None, bytes_max: int) -> Inflate | N
 
 
 async def _inflate_held(bytes_max: int, data: bytes, held: HeldBytes) -> bytes:
+    """Inflate a body. Raises OverloadedError if all bodies together have too many bytes, as `inflate` does others."""
     body = inflate(data, bytes_max)
-    held.note(len(body))
+    held.take(len(body))
     return body
 
 

@@ -267,10 +267,11 @@ class Settings:
     )
     bodies_bytes_max: int = _setting(
         64 << 20,
-        "Bytes of bodies that one ingest process has received and not appended; above it, bodies over 16 KiB get 503",
+        "Bytes of bodies, inflated ones included, that one ingest process holds; above it, bodies over 16 KiB get 503",
         low=1 << 20,
         high=64 << 30,
-        when="many clients send large bodies on slow lines. Events need up to four times these bytes for a moment",
+        when="many clients send large bodies on slow lines. Events need up to four times these bytes for a moment. "
+        "Bodies up to 16 KiB come beside it: at most 16 KiB for each of INGEST_CONNECTIONS_MAX",
     )
     hard_bodies_bytes_max: int = _setting(
         16 << 20,

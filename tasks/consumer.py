@@ -13,6 +13,7 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
+from redis.exceptions import ResponseError
 
 from pipeline.names import DropReason, Queue
 from pipeline.redis_sentinel import sentinel_pool
@@ -34,6 +35,11 @@ def _is_of_the_broker(error: Exception, lists: Any) -> bool:
     Kombu also lists KeyError as a connection error. A message with a missing part raises it.
     """
     return isinstance(error, (*lists.connection_errors, *lists.channel_errors)) and not isinstance(error, KeyError)
+
+
+def _is_wrong_type(error: Exception) -> bool:
+    """Whether Redis refuses a command because the key holds another type."""
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 
 _taken: Final[defaultdict[str, int]] = defaultdict(int)
@@ -63,8 +69,9 @@ class SluiceMessage(virtual.Message):
 class SluiceChannel(kombu_redis.Channel):
     """Kombu's channel, with the messages above.
 
-    It drops queue entries that are no messages: each would end the kombu worker that reads it. Kombu has no hook to
-    check an entry before it is read. When the error is raised, the entry is no longer in the queue.
+    It drops queue entries and remote commands that are no messages: each would end the kombu worker that reads it.
+    Kombu has no hook to check an entry before it is read. When the error is raised, the entry is no longer in the
+    queue.
     """
 
     Message = SluiceMessage
@@ -75,6 +82,9 @@ class SluiceChannel(kombu_redis.Channel):
         except Empty:
             raise
         except Exception as error:
+            if _is_wrong_type(error):
+                self._drop_other_types()
+                return None
             if _is_of_the_broker(error, self.connection):
                 raise
             self._count_taken()
@@ -82,6 +92,41 @@ class SluiceChannel(kombu_redis.Channel):
             return None
         self._count_taken()
         return read
+
+    def _receive_one(self, connection: Any) -> Any:
+        """Receive what somebody has published. Kombu would leave what follows something that is no JSON unread."""
+        try:
+            return super()._receive_one(connection)  # type: ignore[misc]  # kombu's types leave it out
+        except Empty:
+            note_dropped(DropReason.MALFORMED, "a remote command that is no JSON")
+            return None
+
+    def _deliver_fanout_message(self, message: Any, exchange: str) -> Any:
+        """Deliver what somebody has published as a remote command; drop it if it is no message."""
+        try:
+            return super()._deliver_fanout_message(message, exchange)  # type: ignore[misc]  # kombu's types leave it out
+        except Exception as error:
+            if _is_of_the_broker(error, self.connection):
+                raise
+            note_dropped(DropReason.MALFORMED, repr(error))
+            return None
+
+    def _drop_other_types(self) -> None:
+        """Delete a queue's key that is no list: nothing can be sent to it, and Redis refuses each read of all queues.
+
+        What it held is no task of Sluice. Hints and ticks come again by themselves.
+        """
+        with self.conn_or_acquire() as client:
+            for queue in self.active_queues:
+                for priority in self.priority_steps:
+                    key = self._q_for_pri(queue, priority)  # type: ignore[attr-defined]
+                    try:
+                        client.llen(key)
+                    except ResponseError as error:
+                        if not _is_wrong_type(error):
+                            raise
+                        client.delete(key)
+                        note_dropped(DropReason.MALFORMED, f"the key of the queue {key} held no list, and was deleted")
 
     def _count_taken(self) -> None:
         """Count the message just read. Kombu has moved its queue to the end of the cycle, so that others are next."""

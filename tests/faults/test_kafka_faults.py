@@ -6,7 +6,7 @@ from pathlib import Path
 from faults.short import assert_promises_are_kept
 from stack.servers import kafka_is_possible
 
-FAULTS = ["commit.unanswered", "link-postgres.blackhole", "log.freeze", "rows.refused"]
+FAULTS = ["commit.unanswered", "link-postgres.blackhole", "log.freeze", "log.partition-added"]
 
 
 def test_promises_are_kept_under_faults(tmp_path: Path, missing: Callable[[str], None]) -> None:

@@ -9,11 +9,11 @@ from checks.testbed.clocks import fake_time_library
 from faults.short import assert_promises_are_kept
 
 FAULTS = [
-    *("child.freeze", "ingest.kill", "log.kill", "copy.terminate", "control-redis.flushall", "log.tail-lost"),
+    *("child.freeze", "ingest.kill", "control-redis+log.kill", "copy.terminate", "user.trigger", "both-redis.back"),
     "postgres.kill",
 ]
 if fake_time_library() is not None or os.environ.get("CI") == "true":  # in CI nothing may be missing
-    FAULTS.append("ingest.clock")
+    FAULTS.append("worker.step")
 
 
 def test_promises_are_kept_under_faults(tmp_path: Path) -> None:

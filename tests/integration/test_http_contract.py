@@ -469,6 +469,23 @@ def test_health_document_has_every_field(edge: RunningIngest) -> None:
     assert document["eventLog"] == "redis"
 
 
+def test_the_inflated_form_of_a_body_counts_to_the_bytes_of_all_bodies() -> None:
+    with running_ingest(bodies_bytes_max=1 << 20) as edge:
+        held = edge.service.held_bodies
+        large, small = (gzip.compress(json.dumps([sample(message="x" * size)] * 20).encode()) for size in (10_000, 100))
+        assert len(large) < 16 * 1024
+        headers = {"Content-Encoding": "gzip"}
+        # Given other bodies that have nearly all bytes which all may have
+        with held.begin() as others:
+            others.note((1 << 20) - 100_000)
+            # Then a body that is small as it arrives, and large as it is read, is refused; a small one is not
+            assert post(edge.port, large, headers=headers).status == 503
+            assert post(edge.port, small, headers=headers).status == 202
+        # And both are taken once the others have gone
+        assert post(edge.port, large, headers=headers).status == 202
+        assert held.bytes == 0
+
+
 def test_all_ingest_processes_use_a_partition_that_was_added_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(appender, "LOOK_SECONDS", 0.05)
     server = MemoryLogServer(4)

@@ -1,0 +1,106 @@
+"""Whatever other programs write into the keys and channels of the queues, a worker's consumer goes on."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import kombu
+import pytest
+import redis
+
+from checks.testbed.waiting import eventually
+from pipeline.names import DropReason, Queue
+from stack.servers import Server
+from tasks import consumer as consumer_module
+from tasks.consumer import use_transport
+
+
+class Consumer:
+    """A consumer of one queue over Sluice's transport, and of a fan-out as remote commands use it."""
+
+    def __init__(self, connection: kombu.Connection, exchange: kombu.Exchange) -> None:
+        self._connection = connection
+        self.got: list[Any] = []
+        channel = connection.channel()
+        queue = kombu.Queue(Queue.BATCHES.value, exchange, routing_key="batches")
+        consumer = kombu.Consumer(channel, [queue], callbacks=[self._take], accept=["json"])
+        consumer.consume()
+        self._producer = kombu.Producer(connection.channel(), exchange, routing_key="batches")
+        self.topic = f"/0.{exchange.name}/batches"  # kombu's name of the channel, in database 0
+
+    def _take(self, body: Any, message: Any) -> None:
+        self.got.append(body)
+        message.ack()
+
+    def send(self, body: Any) -> None:
+        self._producer.publish({"n": body})
+
+    def has_got(self, body: Any) -> bool:
+        with contextlib.suppress(TimeoutError):
+            self._connection.drain_events(timeout=0.1)
+        return {"n": body} in self.got
+
+    def has_got_what_it_sends(self, body: Any) -> bool:
+        self.send(body)
+        return self.has_got(body)
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"t{uuid.uuid4().hex}:"
+
+
+@pytest.fixture
+def connection(control_redis: Server, prefix: str) -> Iterator[kombu.Connection]:
+    use_transport()
+    with kombu.Connection(control_redis.url, transport_options={"global_keyprefix": prefix}) as made:
+        yield made
+
+
+@pytest.fixture
+def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[DropReason, str]]:
+    noted: list[tuple[DropReason, str]] = []
+    monkeypatch.setattr(consumer_module, "note_dropped", lambda reason, what: noted.append((reason, what)))
+    return noted
+
+
+@pytest.mark.parametrize("kind", ["string", "hash", "stream"])
+def test_a_queue_whose_key_is_no_list_is_made_anew(
+    control_redis: Server, connection: kombu.Connection, prefix: str, dropped: list[tuple[DropReason, str]], kind: str
+) -> None:
+    consumer = Consumer(connection, kombu.Exchange("batches", "direct"))
+    consumer.send("first")
+    eventually(lambda: consumer.has_got("first"), "the first message comes")
+    # When another program writes something else under the queue's name
+    with redis.Redis.from_url(control_redis.url) as client:
+        key = f"{prefix}batches"
+        make = {"string": lambda: client.set(key, "x"), "hash": lambda: client.hset(key, "x", "y")}
+        make.get(kind, lambda: client.xadd(key, {"x": "y"}))()
+        # Then it is dropped, once, and said
+        eventually(lambda: consumer.has_got("nothing") or bool(dropped), "it is dropped")
+        assert [reason for reason, _ in dropped] == [DropReason.MALFORMED]
+        assert "batches" in dropped[0][1]
+        assert "no list" in dropped[0][1]
+    # And messages come as before
+    consumer.send("second")
+    eventually(lambda: consumer.has_got("second"), "the second message comes")
+
+
+def test_what_is_no_remote_command_is_dropped(
+    control_redis: Server, connection: kombu.Connection, prefix: str, dropped: list[tuple[DropReason, str]]
+) -> None:
+    consumer = Consumer(connection, kombu.Exchange(f"pidbox-{prefix[:-1]}", "fanout"))
+    # A channel keeps nothing: what is sent before the subscription is lost
+    eventually(lambda: consumer.has_got_what_it_sends("first"), "the first command comes")
+    # When another program publishes in its channel what is none
+    contents = [b"no JSON", b"[]", b"null", b'"text"', b"7", b"{}", b"\xff\xfe", b'{"headers": {}, "properties": {}}']
+    with redis.Redis.from_url(control_redis.url) as client:
+        for content in contents:
+            assert client.publish(f"{prefix}{consumer.topic}", content) == 1
+    # Then commands come as before
+    consumer.send("second")
+    eventually(lambda: consumer.has_got("second"), "the second command comes")
+    assert {one["n"] for one in consumer.got} == {"first", "second"}
+    # And each was counted
+    assert [reason for reason, _ in dropped] == [DropReason.MALFORMED] * len(contents)
