@@ -40,6 +40,9 @@ class Fault(ABC):
         """Why it can't be made on this rig; None where it can."""
         return None
 
+    def prepare(self, rig: Rig) -> None:  # noqa: B027 - most faults need none
+        """Wait until it may be made. Nothing is disturbed yet, and its time does not run."""
+
     @abstractmethod
     def inject(self, rig: Rig) -> None: ...
 

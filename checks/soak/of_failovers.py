@@ -52,8 +52,10 @@ class BrokerAway(Fault):
     def impossible(self, rig: Rig) -> str | None:
         return "the log of this run has no brokers to spare" if rig.kafka_cluster is None else None
 
-    def inject(self, rig: Rig) -> None:
+    def prepare(self, rig: Rig) -> None:
         rig.wait_in_sync(seconds_max=IN_SYNC_SECONDS_MAX)  # another one is not away too
+
+    def inject(self, rig: Rig) -> None:
         self._before = rig.counts()["acked"]
         self._fault.inject(rig)
 
@@ -123,9 +125,11 @@ class LogFailover(Fault):
     def impossible(self, rig: Rig) -> str | None:
         return _no_pair(rig)
 
+    def prepare(self, rig: Rig) -> None:
+        _pair(rig).wait_following(seconds_max=FOLLOWS_SECONDS_MAX)
+
     def inject(self, rig: Rig) -> None:
         pair = _pair(rig)
-        pair.wait_following(seconds_max=FOLLOWS_SECONDS_MAX)
         killed = pair.master
         self._pids = [member.pid for member in killed.family()]
         killed.kill()
@@ -200,9 +204,11 @@ class PostgresFailover(Fault):
     def impossible(self, rig: Rig) -> str | None:
         return _no_standby(rig)
 
-    def inject(self, rig: Rig) -> None:
+    def prepare(self, rig: Rig) -> None:
         assert rig.postgres_pair is not None
         rig.postgres_pair.wait_in_sync(seconds_max=FOLLOWS_SECONDS_MAX)
+
+    def inject(self, rig: Rig) -> None:
         killed, self._before = rig.postgres, _timeline(rig)
         self._pids = [member.pid for member in killed.family()]
         killed.kill()

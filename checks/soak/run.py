@@ -216,6 +216,8 @@ class _Run:
         began, began_at = time.monotonic(), time.time()
         note = ""
         try:
+            fault.prepare(self._rig)
+            began, began_at = time.monotonic(), time.time()
             fault.inject(self._rig)
         except _NOT_MADE as error:
             self._result.windows.append(Window(fault.name, began_at, time.time(), fault.touches))

@@ -64,7 +64,8 @@ def make_cluster(home: Path, count: int) -> Cluster:
     port, controller_port = free_port(), free_port()
     first = kafka_server(home, port, controller_port)
     first.command = ["-Xmx256m" if word.startswith("-Xmx") else word for word in first.command]
-    first.command.insert(first.command.index("java") + 1, "-XX:TieredStopAtLevel=1")  # it does not live long enough for better code
+    # It does not live long enough for better code.
+    first.command.insert(first.command.index("java") + 1, "-XX:TieredStopAtLevel=1")
     properties = home / "kafka" / "server.properties"
     text = properties.read_text()
     for before, after in _CHANGES.items():

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from checks.soak.fault import Effect, Fault
 from checks.soak.report import as_markdown
 from checks.soak.rig import Options, Rig
 from checks.soak.run import Done, Result, Verdict, _Run
+from checks.testbed.waiting import wait_until
 
 
 class _VictimIsAway(Fault):
@@ -124,6 +126,29 @@ class _Mended(Fault):
 
     def effect(self, rig: Rig) -> Effect:
         return Effect(True, "it was made")
+
+
+class _Prepared(_Mended):
+    """It may be made only after longer than it lasts."""
+
+    name = "prepared"
+    seconds = (0.1, 0.1)
+
+    def prepare(self, rig: Rig) -> None:
+        until = time.monotonic() + 0.3
+        wait_until(lambda: time.monotonic() > until, "it may be made")
+
+    def look(self, rig: Rig) -> None:
+        if "look" not in cast("Any", rig).story:
+            cast("Any", rig).story.append("look")
+
+
+def test_the_time_of_a_fault_runs_from_when_it_may_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog.FAULTS, "prepared", _Prepared)
+    rig = _Slow(asked_max=0)
+    result = _gone(monkeypatch, rig, [Planned("prepared", 0.0, share=0.0, hasty=False, seed=1)], 60.0)
+    assert rig.story[:3] == ["inject", "look", "repair"]
+    assert result.windows[0].end - result.windows[0].start < result.done[0].seconds + 0.2
 
 
 class _Slow:
