@@ -15,7 +15,9 @@ from pipeline.errors import (
     LogMisconfiguredError,
     LogPartialError,
     LogUnavailableError,
+    SluiceError,
 )
+from pipeline.event import RECORD_BYTES_MAX
 from pipeline.flow.lag import total_lag
 from pipeline.log.kafka import KafkaLog
 from pipeline.log.kafka_topic import TOPIC_CONFIGS
@@ -29,6 +31,7 @@ from support.event_logs import (
     read_all,
     recovered,
     timed,
+    timed_append,
 )
 
 
@@ -74,6 +77,27 @@ def test_a_topic_that_deletes_unread_events_is_named_with_what_to_do(rig: KafkaR
     admin.close()
     # Then nothing is wrong any more
     assert log.identity().faults == ()
+
+
+def test_a_topic_that_refuses_the_largest_events_is_named_with_what_to_do(rig: KafkaRig) -> None:
+    # Given a topic whose limit is below the largest event that ingest takes
+    make_topic(rig, {**TOPIC_CONFIGS, "max.message.bytes": "200000"})
+    log = rig.open()
+    # Then the log says so, and how to change it; no event is lost, so ingest starts
+    (fault,) = recovered(log.identity).faults
+    assert "max.message.bytes=200000" in fault.what
+    assert not fault.loses_events
+    log.append([(0, b"x" * 100_000)])
+    result, _ = timed_append(log, [(0, b"x" * 300_000)])
+    assert isinstance(result, SluiceError), repr(result)
+    # When that is changed
+    admin = rig.admin()
+    configs = {**TOPIC_CONFIGS, "max.message.bytes": fault.remedy.partition("max.message.bytes=")[2].strip("`")}
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, rig.settings.log_topic, configs=configs)])
+    admin.close()
+    # Then nothing is wrong any more, and the largest record is taken
+    assert log.identity().faults == ()
+    recovered(lambda: log.append([(0, b"x" * RECORD_BYTES_MAX)]))
 
 
 def test_a_topic_that_deletes_may_be_accepted(rig: KafkaRig) -> None:

@@ -163,6 +163,18 @@ async def test_the_id_of_a_document_is_that_of_its_event(index: str, own_id: Any
     assert item["create"]["_id"] == str(own_id)
 
 
+async def test_an_id_twice_in_one_body_is_taken_twice_as_an_update_is() -> None:
+    action = {"index": {"_index": "a", "_id": "order-7"}}
+    lines = (action, {"message": "one"}, action, {"message": "another"})
+    batch = await decoded(CODEC, Sent(body_of(*lines), {}, "/_bulk"))
+    # Both events have the id: the drain stores the first, and keeps the other as a dead letter
+    assert [(event.event_id, event.message) for event in batch.events] == [
+        ("a/order-7", "one"),
+        ("a/order-7", "another"),
+    ]
+    assert [item["index"]["status"] for item in (await answered(*lines))["items"]] == [201, 201]
+
+
 async def test_a_body_that_is_sent_again_has_the_same_ids() -> None:
     def ids(target: str, time_: str = "2026-11-26T07:29:53.157Z") -> Any:
         return decoded(CODEC, Sent(body_of({"index": {}}, {"@timestamp": time_}, {"index": {}}, {}), {}, target))
