@@ -155,7 +155,7 @@ const charts = (() => {
     const highest = PLANS[name].levels ? () => Math.max(0, ...(state.levels[name] || []).map((level) => level[1] * 1.12)) : () => 0;
     const right = lines.some((line) => line.isRight);
     const [unit, rightUnit] = units(name);
-    const yAxis = (label) => ({ ...axis, size: 44, label, labelSize: 16, labelGap: 0, labelFont: axis.font, values: (_, marks) => marks.map(format.short) });
+    const yAxis = (label) => ({ ...axis, size: 54, label, labelSize: 16, labelGap: 0, labelFont: axis.font, values: (_, marks) => marks.map(format.short) });
     return {
       width, height, legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { show: false }, sync: { key: "charts" } },
