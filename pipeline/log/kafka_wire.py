@@ -22,6 +22,10 @@ T = TypeVar("T")
 
 BEGIN: Final = -2  # "timestamps" of ListOffsets
 END: Final = -1
+# Who asks for offsets. To a client, a leader says its end once it has been confirmed; to a "debugging replica" it says
+# where its own records end.
+_CLIENT: Final = -1
+_DEBUGGING_REPLICA: Final = -2
 
 # Request keys and the versions used
 _FETCH: Final = (1, 9)  # from 9 on the request contains the leader's epoch: another leader refuses it
@@ -38,6 +42,7 @@ _DESCRIBE_CONFIGS: Final = (32, 1)
 _OFFSET_OUT_OF_RANGE: Final = 1
 UNKNOWN_TOPIC: Final = 3
 _TIMED_OUT: Final = 7
+_END_NOT_CONFIRMED: Final = 5  # "leader not available": how ListOffsets, up to version 4, says "offset not available"
 TOPIC_EXISTS: Final = 36
 _TOPIC_REFUSED: Final = frozenset({17, 29, 37, 38, 40, 44})  # name, permission, partitions, replicas, configs, policy
 _TOPIC_IMPOSSIBLE: Final = {17: "its name is none that Kafka allows", 29: "this client may not see it"}
@@ -170,10 +175,24 @@ class KafkaWire:
     ) -> dict[int, int]:
         """The begin or end offsets of partitions; `which` is BEGIN or END.
 
-        A partition is left out if its leader does not answer, or is not the leader of `epochs`. Raises
-        LogUnavailableError if no partition is left.
+        A partition is left out if its leader does not answer, is not the leader of `epochs`, or is new and does not
+        know yet what its replicas have. Raises LogUnavailableError if no partition is left.
+        """
+        found, unconfirmed = self.offsets_or_unconfirmed(name, leaders, which, epochs)
+        if not found:
+            raise LogUnavailableError(f"the new leaders of {sorted(unconfirmed)} of {name} (Kafka) do not say the end")
+        return found
+
+    def offsets_or_unconfirmed(
+        self, name: str, leaders: Mapping[int, int], which: int, epochs: Mapping[int, int] | None = None
+    ) -> tuple[dict[int, int], dict[int, int]]:
+        """The same, and the ends of partitions whose new leader does not know yet what its replicas have.
+
+        Such an end is that of the leader's own records. The last ones may be lost with it, but all that anybody ever
+        read is before it, unless an unclean leader was elected.
         """
         found: dict[int, int] = {}
+        unconfirmed: dict[int, int] = {}
         failure: LogUnavailableError | None = None
         for leader in sorted(set(leaders.values())):
             mine = {
@@ -182,21 +201,28 @@ class KafkaWire:
                 if its == leader
             }
             try:
-                found |= self._offsets_of_leader(name, leader, mine, which)
+                some, not_confirmed = self._offsets_of_leader(name, leader, mine, which, _CLIENT)
+                found |= some
+                if not_confirmed:
+                    own = {partition: mine[partition] for partition in not_confirmed}
+                    unconfirmed |= self._offsets_of_leader(name, leader, own, which, _DEBUGGING_REPLICA)[0]
             except LogUnavailableError as error:
                 failure = error
-        if not found:
+        if not found and not unconfirmed:
             raise failure or LogUnavailableError(f"no partition of {name} on the event log (Kafka) says its offsets")
-        return found
+        return found, unconfirmed
 
-    def _offsets_of_leader(self, name: str, leader: int, epochs: Mapping[int, int], which: int) -> dict[int, int]:
-        """Offsets of the partitions of `epochs`, without those that this broker does not lead."""
+    def _offsets_of_leader(
+        self, name: str, leader: int, epochs: Mapping[int, int], which: int, asker: int
+    ) -> tuple[dict[int, int], set[int]]:
+        """Offsets of the partitions of `epochs` that this broker leads, and those that are not confirmed yet."""
         address = self._address(leader, name, sorted(epochs))
         wanted = array([struct.pack(">iiq", partition, epoch, which) for partition, epoch in epochs.items()])
-        # Replica -1: a client. Isolation level 0: up to the high watermark, the same as the reader.
-        answer = self._ask(address, _LIST_OFFSETS, struct.pack(">ib", -1, 0) + array([string(name) + wanted]))
+        # Isolation level 0: up to the high watermark, the same as the reader.
+        answer = self._ask(address, _LIST_OFFSETS, struct.pack(">ib", asker, 0) + array([string(name) + wanted]))
         answer.int32()  # throttle time
         found: dict[int, int] = {}
+        not_confirmed = set()
         for _ in range(answer.int32()):
             answer.string()
             for _ in range(answer.int32()):
@@ -206,7 +232,9 @@ class KafkaWire:
                 answer.int32()  # leader's epoch
                 if not error:
                     found[partition] = offset
-        return found
+                elif error == _END_NOT_CONFIRMED:
+                    not_confirmed.add(partition)
+        return found, not_confirmed
 
     def fetch(
         self,

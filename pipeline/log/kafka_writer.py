@@ -222,7 +222,7 @@ class KafkaWriter:
         """
         started = self._clock.monotonic()
         answering = self._ends_of(facts, due)
-        ends: dict[int, int] = {}
+        ends: dict[int, tuple[int, bool]] = {}
         lowest_offsets: Mapping[int, int] = {}
         problem = ""
         # Reading only the leaders costs little, unless one does not answer: then every append waits for it.
@@ -240,13 +240,11 @@ class KafkaWriter:
                 problem = f": {error}"
         again_at = self._clock.monotonic() + again_seconds
         for partition in due:
-            epoch, end, lowest = (
-                facts.epochs.get(partition, ANY_EPOCH),
-                ends.get(partition),
-                lowest_offsets.get(partition, 0),
-            )
+            epoch, lowest = facts.epochs.get(partition, ANY_EPOCH), lowest_offsets.get(partition, 0)
+            end, is_confirmed = ends.get(partition, (None, False))
             if end is not None and end >= lowest:
-                self._fenced[partition], self._ends[partition] = epoch, end
+                # One that is not confirmed may go back without a loss.
+                self._fenced[partition], self._ends[partition] = epoch, end if is_confirmed else lowest
                 self._unfit.pop(partition, None)
                 continue
             why = (
@@ -258,15 +256,22 @@ class KafkaWriter:
             )
             self._unfit[partition] = _Unfit(epoch, again_at, LogUnavailableError(why))
 
-    def _ends_of(self, facts: TopicFacts, leaders: dict[int, int]) -> dict[int, int]:
-        """The ends of partitions whose leaders answer; the first time, new leaders get a moment to start."""
+    def _ends_of(self, facts: TopicFacts, leaders: dict[int, int]) -> dict[int, tuple[int, bool]]:
+        """The ends of partitions whose leaders answer, and whether each is confirmed.
+
+        The first time, new leaders get a moment to start. An end that is not confirmed is enough for the comparison:
+        what was stored is before it. Kafka may confirm none until something is appended: a leader that was elected with
+        too few replicas in sync does not look again when the topic asks for fewer.
+        """
         is_first = not self._fenced and not self._unfit
         deadline = self._clock.monotonic() + (FIRST_SECONDS_MAX if is_first else 0)
         while True:
             try:
-                ends = self._wire.offsets(self._topic, leaders, END, facts.epochs)
+                known, unconfirmed = self._wire.offsets_or_unconfirmed(self._topic, leaders, END, facts.epochs)
             except LogUnavailableError:
-                ends = {}
+                known, unconfirmed = {}, {}
+            ends = {partition: (end, False) for partition, end in unconfirmed.items()}
+            ends |= {partition: (end, True) for partition, end in known.items()}
             if len(ends) == len(leaders) or self._clock.monotonic() >= deadline:
                 return ends
             self._clock.sleep(FIRST_POLL_SECONDS)

@@ -342,6 +342,41 @@ def test_an_accepted_event_is_on_two_brokers_of_three(cluster: Cluster) -> None:
     rig.close()
 
 
+def test_a_partition_is_used_again_once_its_topic_asks_for_fewer_copies(cluster: Cluster) -> None:
+    # Given a topic that asks for two copies of which Sluice needs one, and events that the second broker has just got
+    rig = KafkaRig(log_settings(cluster.first.url, append_seconds_max=APPEND_SECONDS_MAX))
+    eventually(lambda: _made_with(rig, {**TOPIC_CONFIGS, "min.insync.replicas": "2"}), seconds_max=SECONDS_MAX)
+    log, accepted = rig.open(), list[tuple[int, bytes]]()
+    eventually(lambda: _identity(log) is not None, "the topic is there", seconds_max=SECONDS_MAX)
+    eventually(lambda: 2 in _leaders(rig).values(), "broker 2 leads a partition", seconds_max=SECONDS_MAX)
+    eventually(lambda: _takes_all(log, accepted), "all partitions take events", seconds_max=SECONDS_MAX)
+    # When that broker is killed, and the topic asks for one copy afterwards
+    cluster.second.kill()
+    eventually(lambda: 2 not in _leaders(rig).values(), "the first one leads all", seconds_max=SECONDS_MAX)
+    admin = rig.admin()
+    configs = {**TOPIC_CONFIGS, "min.insync.replicas": "1"}
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, rig.settings.log_topic, configs=configs)])
+    admin.close()
+    # Then all partitions take events without it, also those with a new leader
+    eventually(lambda: _takes_all(log, accepted), "all partitions take events", seconds_max=SECONDS_MAX)
+    _has_all(log, accepted)
+    rig.close()
+
+
+def _made_with(rig: KafkaRig, configs: Mapping[str, str]) -> bool:
+    """Make the topic with two replicas; False while not both brokers are there."""
+    admin = rig.admin()
+    try:
+        admin.create_topics([NewTopic(rig.settings.log_topic, len(EVERY), 2, topic_configs=dict(configs))])
+    except TopicAlreadyExistsError:
+        return True
+    except KafkaError:
+        return False
+    finally:
+        admin.close()
+    return True
+
+
 def _identity(log: KafkaLog) -> LogIdentity | None:
     """None while not all brokers are there."""
     try:

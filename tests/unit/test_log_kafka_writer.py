@@ -32,6 +32,7 @@ class FakeWire:
     def __init__(self) -> None:
         self.facts = TopicFacts(uuid.uuid4(), {0: 1, 1: 2, 2: 1}, {0: 5, 1: 5, 2: 5})
         self.ends = {0: 0, 1: 0, 2: 0}
+        self.unconfirmed: set[int] = set()  # their leaders do not know what their replicas have
         self.looks = 0
         self.silence_seconds = 0.0
         self.clock: ManualClock | None = None
@@ -40,13 +41,16 @@ class FakeWire:
         self.looks += 1
         return self.facts
 
-    def offsets(self, _name: str, leaders: Mapping[int, int], _which: int, epochs: Mapping[int, int]) -> dict[int, int]:
+    def offsets_or_unconfirmed(
+        self, _name: str, leaders: Mapping[int, int], _which: int, epochs: Mapping[int, int]
+    ) -> tuple[dict[int, int], dict[int, int]]:
         if self.clock is not None and not leaders.keys() <= self.ends.keys():
             self.clock.advance(self.silence_seconds)
         found = {p: self.ends[p] for p in leaders if epochs[p] == self.facts.epochs[p] and p in self.ends}
         if not found:
             raise LogUnavailableError("no broker answers")
-        return found
+        unconfirmed = {partition: found.pop(partition) for partition in self.unconfirmed & found.keys()}
+        return found, unconfirmed
 
     def lead(self, partition: int, leader: int, end: int | None) -> None:
         """Give a partition another leader (-1: none), who has its records up to `end`."""
@@ -271,6 +275,27 @@ def test_nothing_is_appended_below_what_is_stored(rig: Rig) -> None:
     rig.lowest_offsets.lowest_offsets[1] = 50
     assert rig.append(1) == {1: None}
     assert rig.wire.ends[1] == 51
+
+
+def test_a_new_leader_that_does_not_know_its_replicas_yet_takes_events(rig: Rig) -> None:
+    # Given a new leader that has all that is stored, and does not say its end to clients before it has an append
+    rig.lowest_offsets.lowest_offsets[1] = 5
+    rig.wire.lead(1, 1, 7)
+    rig.wire.unconfirmed = {1}
+    rig.clock.advance(1.1)
+    # Then it gets one
+    assert rig.append(0, 1, 2) == {0: None, 1: None, 2: None}
+    # And if the next leader lacks what was not confirmed, nothing was lost
+    rig.wire.lead(1, 2, 6)
+    rig.wire.unconfirmed = set()
+    rig.clock.advance(1.1)
+    assert rig.append(1) == {1: None}
+    # But one that lacks what is stored is refused, confirmed or not
+    rig.lowest_offsets.lowest_offsets[1] = 9
+    rig.wire.lead(1, 1, 8)
+    rig.wire.unconfirmed = {1}
+    rig.clock.advance(1.1)
+    assert refused(rig.append(1)[1], "has lost its tail: it ends at 8, before the stored offset 9")
 
 
 def test_a_new_leader_that_is_silent_takes_little_of_the_others_time(rig: Rig) -> None:
