@@ -6,12 +6,14 @@ import threading
 import time
 from typing import Any, Final
 
+import psutil
 import psycopg2
 
 from checks.soak.fault import Effect, Fault
 from checks.soak.of_database import RowsRefused, letters
 from checks.soak.rig import Rig
 from checks.soak.windows import Part
+from pipeline.clock import SystemClock
 from pipeline.errors import SinkUnavailableError
 from tasks import commands
 
@@ -173,6 +175,7 @@ def _patient(rig: Rig) -> Any:
 
 PARTITIONS_MAX: Final = 6  # of a topic: no more than the workers that a run has
 USED_SECONDS_MAX: Final = 30.0
+START_SECONDS_MAX: Final = 10.0  # of an ingest process, until it has read the log's number of partitions
 
 
 class PartitionAdded(Fault):
@@ -189,20 +192,33 @@ class PartitionAdded(Fault):
 
     def inject(self, rig: Rig) -> None:
         self._since = time.monotonic()
+        # One that has just started may find the partition there, and has nothing to log then.
+        started = SystemClock().now() - START_SECONDS_MAX
+        self._old = [one for one in rig.ingests if psutil.Process(one.pid).create_time() < started]
         rig.add_partition(self._count + 1)
 
     def repair(self, rig: Rig) -> None:
         """Wait until it is used: there is nothing else to repair."""
-        while not (used := self._used(rig)) and time.monotonic() - self._since < USED_SECONDS_MAX:
+        while not (used := self._used(rig) > 0 and not self._unaware()) and (
+            time.monotonic() - self._since < USED_SECONDS_MAX
+        ):
             time.sleep(0.2)
         self._seconds = time.monotonic() - self._since
         if not used:
-            self.complaints.append(f"partition {self._count} was not used within {USED_SECONDS_MAX:.0f} s")
+            by = f" by {', '.join(self._unaware())}" if self._unaware() else ""
+            self.complaints.append(f"partition {self._count} was not used{by} within {USED_SECONDS_MAX:.0f} s")
+
+    def _unaware(self) -> list[str]:
+        """The ingest processes that do not use it yet: each logs the new number once it goes by it."""
+        line = f"the event log has {self._count + 1} partitions now"
+        return [one.name for one in self._old if line not in one.log()]
 
     def _used(self, rig: Rig) -> int:
         return sum(end for (_, partition), end in rig.log_ends().items() if partition == self._count)
 
     def effect(self, rig: Rig) -> Effect:
         return Effect(
-            self._used(rig) > 0, f"partition {self._count} had {self._used(rig)} events after {self._seconds:.1f} s"
+            self._used(rig) > 0,
+            f"partition {self._count} had {self._used(rig)} events after {self._seconds:.1f} s, and "
+            f"{len(self._old)} ingest processes used it",
         )

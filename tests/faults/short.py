@@ -14,7 +14,9 @@ EVENTS_PER_SECOND = 600.0  # beside surges, which go above the admitted rate
 def assert_promises_are_kept(log: str, faults: list[str], folder: Path) -> None:
     """Carry out these faults, and fail with the report unless each took effect and no promise was broken."""
     plan = schedule(log, len(faults), SEED, faults)
-    result = run(Options(log, folder, SEED, EVENTS_PER_SECOND), plan)
+    # Several processes have to use a partition that is added.
+    ingests = 2 if "log.partition-added" in faults else 1
+    result = run(Options(log, folder, SEED, EVENTS_PER_SECOND, ingests=ingests), plan)
     assert result.violations == [], as_markdown(result)
     assert result.hits == len(plan), as_markdown(result)
     assert result.verdict is Verdict.KEPT, as_markdown(result)
