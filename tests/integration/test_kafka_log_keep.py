@@ -185,7 +185,7 @@ def test_the_task(kept: Kept, control_redis: Server) -> None:
     settings, server = replace(kept.settings, redis_url=control_redis.url), MemoryServer()
     context = WorkerContext(settings)
     control, troubles = MemoryControlStore(settings, server), MemoryTroubles(settings, server)
-    vars(context).update(control=control, troubles=troubles, counters=MemoryCounters(server))
+    vars(context).update(control_store=control, troubles=troubles, counters=MemoryCounters(server))
     control.restore([], actor="tests")
 
     def ticked_until(is_done: Callable[[], bool]) -> None:
