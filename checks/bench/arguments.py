@@ -65,7 +65,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="the event log (no effect on M3)")
     parser.add_argument(
-        "--rounds", type=_count, metavar="N", help="rounds of M1, M2, M3, M4, M7, M8 and M11 to M14 (5; --quick 1)"
+        "--rounds", type=_count, metavar="N", help="rounds of M1 to M4, M7, M8, M11, M12 and M14 (5; --quick 1)"
     )
     overload = parser.add_argument_group("M5, M6, M9, M10: a whole system under overload")
     overload.add_argument(

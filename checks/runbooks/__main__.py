@@ -79,8 +79,8 @@ def _acted_out(name: str, act: Act, out: Path | None) -> bool:
         for scenario in SCENARIOS[name]:
             act.note(scenario.__doc__ or name)
             scenario(act)
-    except NotActedOutError as error:
-        problem = str(error)
+    except Exception as error:  # one page must not end the others
+        problem = str(error) if isinstance(error, NotActedOutError) else repr(error)
         act.note(f"FAILED: {problem}")
     text = "\n".join(act.lines)
     print(f"=== {name}\n{text}", flush=True)

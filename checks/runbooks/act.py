@@ -24,6 +24,10 @@ from stack.system import System
 
 SECONDS_MAX: Final = 120.0  # for a condition to be seen, or to end
 RUN_SECONDS_MAX: Final = 90.0  # of one command
+_NOT_RUN: Final = (126, 127)  # a shell's status for a command that is missing or can't be run
+_BROKEN_COMMAND: Final = re.compile(
+    r"^(Traceback \(most recent|psql:.* error|ERROR:  |Error: No such command)", re.MULTILINE
+)
 _EVENT: Final = {"severity": "INFO", "message": "acted out", "source": "runbooks", "timestamp": 1764200000000}
 
 
@@ -69,6 +73,8 @@ class Act:
             raise NotActedOutError(f"not ended within {RUN_SECONDS_MAX:g} s: {command}") from None
         said = (done.stdout + done.stderr).strip()
         self.lines += [f"$ {command}", *said.splitlines(), ""]
+        if done.returncode in _NOT_RUN or _BROKEN_COMMAND.search(said):
+            raise NotActedOutError(f"a command of the page does not work (exit status {done.returncode}): {command}")
         return said
 
     def note(self, words: str) -> None:

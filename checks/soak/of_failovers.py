@@ -4,6 +4,7 @@ import contextlib
 import random
 import shutil
 
+import psycopg2
 import redis
 
 from checks.soak.fault import Effect, Fault
@@ -11,7 +12,7 @@ from checks.soak.of_servers import PARTS, ServerFrozen, ServerKilled, are_gone, 
 from checks.soak.rig import BROKERS, LOG_MEMORY, Rig
 from checks.testbed.kafka_cluster import Cluster
 from checks.testbed.redis_pair import RedisPair, data_folder
-from stack.servers import Server, free_port, redis_server
+from stack.servers import Server, ServerError, free_port, redis_server
 
 FOLLOWS_SECONDS_MAX = 15.0  # until a replica that was away follows again: none is promoted before
 IN_SYNC_SECONDS_MAX = 180.0  # the same of a broker, which takes longer to start
@@ -64,6 +65,8 @@ class BrokerAway(Fault):
 
     def repair(self, rig: Rig) -> None:
         self._accepted = rig.counts()["acked"] - self._before
+        if self._accepted == 0:
+            self.complaints.append(f"no event was accepted while {BROKERS - 1} of {BROKERS} brokers ran")
         self._fault.repair(rig)
 
     def effect(self, rig: Rig) -> Effect:
@@ -137,6 +140,8 @@ class LogFailover(Fault):
         try:
             rig.promote_log()
             self._count_lost(rig, killed)
+        except (redis.RedisError, OSError) as error:
+            raise ServerError(f"the log's replica could not take the place of its killed master: {error}") from error
         finally:
             rig.proxies["log"].restore()
 
@@ -212,7 +217,10 @@ class PostgresFailover(Fault):
         killed, self._before = rig.postgres, _timeline(rig)
         self._pids = [member.pid for member in killed.family()]
         killed.kill()
-        rig.promote_postgres()
+        try:
+            rig.promote_postgres()
+        except (psycopg2.Error, OSError) as error:
+            raise ServerError(f"the standby could not take the place of the killed PostgreSQL: {error}") from error
 
     def repair(self, rig: Rig) -> None:
         assert rig.postgres_pair is not None

@@ -27,6 +27,7 @@ from checks.soak.watcher import Watcher
 from checks.soak.windows import ClockSpan, Part, Refusal, Window, Windows
 from pipeline.errors import SluiceError
 from pipeline.settings import Settings
+from stack.servers import ServerError
 
 LOOK_SECONDS = 0.02
 PATIENCE_SECONDS = 4.0  # for a fault that has not hit anything yet
@@ -89,6 +90,7 @@ class Result:
     unplanned: list[str] = field(default_factory=list)
     lost_acked: int = 0
     seconds: float = 0.0
+    server_error: str = ""  # a server of the harness could not be brought back, which is not the system's fault
 
     def note(self, fault: Fault, window: Window) -> None:
         """Keep what the judge must know of a fault that was made and repaired."""
@@ -111,7 +113,7 @@ class Result:
     @property
     def not_proven(self) -> list[str]:
         """The reasons why the run proves nothing, as text; empty if it is a proof."""
-        reasons = []
+        reasons = [self.server_error] if self.server_error else []
         if self.expected == 0:
             reasons.append("no fault was planned that can be made on this machine")
         elif self.hits < HITS_SHARE_MIN * self.expected:
@@ -154,6 +156,9 @@ def run(
             rig.wait(lambda: rig.counts()["acked"] > 0, "the first acknowledged events", seconds_max=30)
             try:
                 _Run(rig, result, recovery_seconds_max, tell).run()
+            except ServerError as error:
+                result.server_error = f"the run broke off after {len(result.done)} faults: {error}"
+                tell(result.server_error)
             except Exception as error:  # a long run is judged all the same, by what there was until then
                 broke_off = f"the run broke off after {len(result.done)} faults: {error!r}"
                 tell(broke_off)

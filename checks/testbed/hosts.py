@@ -167,8 +167,9 @@ def _connect(host: Host, network: str) -> None:
 
 
 def links_here() -> str:
-    """The machine's own network, as `ip` describes it."""
-    return subprocess.run(["ip", "-oneline", "address"], capture_output=True, text=True, check=True).stdout
+    """The names of the machine's own network interfaces, one a line."""
+    said = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout
+    return "\n".join(line.split(maxsplit=1)[0] for line in said.splitlines())
 
 
 def hosts_problem() -> str | None:

@@ -102,7 +102,7 @@ def test_a_mirror_that_was_never_seeded_is_not_complete(rig: ControlRig) -> None
     assert (mirror.lowest_offsets, mirror.is_complete) == ({0: 10}, False)
 
 
-def test_floors_rise_and_never_fall(rig: ControlRig) -> None:
+def test_lowest_offsets_rise_and_never_fall(rig: ControlRig) -> None:
     life = rig.fence.fence("log", "a").life
     rig.fence.seed("log", life, {0: 100, 1: 50})
     rig.fence.raise_lowest_offset("log", "a", 0, 120)
@@ -113,7 +113,7 @@ def test_floors_rise_and_never_fall(rig: ControlRig) -> None:
     assert rig.fence.mirror("another log").lowest_offsets == {}
 
 
-def test_a_floor_is_lowered_to_what_is_stored_and_never_raised_by_that(rig: ControlRig) -> None:
+def test_a_lowest_offset_is_lowered_to_what_is_stored_and_never_raised_by_that(rig: ControlRig) -> None:
     rig.fence.fence("log", "a")
     rig.fence.raise_lowest_offset("log", "a", 0, 80)
     rig.fence.raise_lowest_offset("log", "a", 1, 80)

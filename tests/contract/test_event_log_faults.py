@@ -244,7 +244,7 @@ def test_a_lost_tail_never_gives_an_offset_again(forgetful: ForgetfulRig) -> Non
     assert [p.end for p in reader.positions()] == [13, 2, 1, 0]
 
 
-def test_a_floor_holds_for_a_partition_that_is_written_later(forgetful: ForgetfulRig) -> None:
+def test_a_lowest_offset_holds_for_a_partition_that_is_written_later(forgetful: ForgetfulRig) -> None:
     # Given a log that forgot a partition as a whole
     lowest_offsets = ScriptedLowestOffsets()
     writer = forgetful.rig.open(lowest_offsets)
@@ -263,7 +263,7 @@ def test_a_floor_holds_for_a_partition_that_is_written_later(forgetful: Forgetfu
     assert (batch.offset, batch.gap_from, batch.values) == (4, 0, [b"d"])
 
 
-def test_a_process_that_starts_after_a_lost_tail_knows_the_floor_too(forgetful: ForgetfulRig) -> None:
+def test_a_process_that_starts_after_a_lost_tail_knows_the_lowest_offset_too(forgetful: ForgetfulRig) -> None:
     # Given a log that forgot its tail while no writer was there
     append_surely(forgetful.rig.open(), [(0, b"a")])
     forgetful.remember()
@@ -276,7 +276,7 @@ def test_a_process_that_starts_after_a_lost_tail_knows_the_floor_too(forgetful: 
     assert (batch.offset, batch.gap_from, batch.values) == (3, 1, [b"b"])
 
 
-def test_without_floors_nothing_is_appended_to_a_restarted_log(forgetful: ForgetfulRig) -> None:
+def test_without_lowest_offsets_nothing_is_appended_to_a_restarted_log(forgetful: ForgetfulRig) -> None:
     # Given a restarted log, and nobody who knows what was stored
     lowest_offsets = ScriptedLowestOffsets()
     writer = forgetful.rig.open(lowest_offsets)

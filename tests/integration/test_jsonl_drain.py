@@ -110,7 +110,7 @@ def test_a_drain_that_is_killed_again_and_again_stores_each_record_once(context:
     assert context.log.positions()[0].committed == EVENTS
 
 
-def test_the_floors_of_a_restarted_log_come_from_the_files(context: WorkerContext) -> None:
+def test_the_lowest_offsets_of_a_restarted_log_come_from_the_files(context: WorkerContext) -> None:
     # Given a log with stored records
     append(context, [record(number) for number in range(300)])
     run_drain(context, 300)

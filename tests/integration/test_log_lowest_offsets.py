@@ -201,7 +201,7 @@ def _written(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*.aof"))
 
 
-def test_a_batch_whose_floor_was_lost_with_the_mirror_is_waited_for(
+def test_a_batch_whose_lowest_offset_was_lost_with_the_mirror_is_waited_for(
     both_older: tuple[Settings, OldFiles, Callable[[int], None]], own_log_redis: Server
 ) -> None:
     # Given a drain between raising its lowest offset and its COMMIT: the first of its partition, so its row is not

@@ -37,7 +37,7 @@ def pair(tmp_path: Path) -> Iterator[PostgresPair]:
 def worker(settings: Settings, pair: PostgresPair) -> Iterator[WorkerContext]:
     changed = replace(
         settings, database_url=url_of_both(pair.primary.url, *pair.ports), drain_poll_seconds=0.1,
-        drain_run_seconds_max=5.0, sink_call_seconds_max=1.0,
+        drain_run_seconds_max=5.0, sink_call_seconds_max=5.0,
     )  # fmt: skip
     migrate(changed)
     with contextlib.closing(WorkerContext(changed)) as context:

@@ -866,7 +866,7 @@ def test_a_fence_that_comes_too_late_is_noticed(rig: Rig) -> None:
     assert fenced[0] != fenced[-1] == rig.log_server.incarnation
 
 
-def test_nothing_is_committed_without_a_floor(rig: Rig) -> None:
+def test_nothing_is_committed_without_a_lowest_offset(rig: Rig) -> None:
     # Given a control store that is away
     rig.append(0, 40)
     rig.server.is_unavailable = True
@@ -890,20 +890,20 @@ def test_a_short_absence_of_the_control_store_is_sat_out(rig: Rig) -> None:
     assert (report.outcome, report.stored) == (DrainOutcome.FINISHED, 40)
 
 
-def test_the_floor_is_never_below_the_sink(rig: Rig) -> None:
+def test_the_lowest_offset_is_never_below_the_sink(rig: Rig) -> None:
     # Given a look at both at each commit
     seen: list[tuple[int, int]] = []
 
     class Looking(MemorySink):
         def _commit(self, *arguments: Any) -> None:
             super()._commit(*arguments)
-            fence = rig.fence.mirror(rig.log_id).lowest_offsets
-            seen.append((fence[0], rig.store.offsets[rig.log_id, 0]))
+            mirrored = rig.fence.mirror(rig.log_id).lowest_offsets
+            seen.append((mirrored[0], rig.store.offsets[rig.log_id, 0]))
 
     rig.append(0, 35)
     rig.drain(sink=Looking(rig.settings, rig.store))
     assert len(seen) == 4
-    assert all(floor >= offset for floor, offset in seen)
+    assert all(lowest >= offset for lowest, offset in seen)
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ def test_a_new_leader_that_is_silent_takes_little_of_the_others_time(rig: Rig) -
     assert waited <= 6
 
 
-def test_without_the_floors_only_partitions_with_a_new_leader_are_refused(rig: Rig) -> None:
+def test_without_the_lowest_offsets_only_partitions_with_a_new_leader_are_refused(rig: Rig) -> None:
     rig.lowest_offsets.error = StoreUnavailableError("Redis is away")
     rig.wire.lead(1, 1, 1)
     rig.clock.advance(1.1)

@@ -518,7 +518,7 @@ def test_a_log_without_its_tail_that_waits_for_its_first_append_is_well(system: 
     system.append(0, 150)
     system.database.stored = {0: 150}
     system.log.server.restart(keep={0: 100})
-    # Then nothing is wrong: no append happens before the fence are known
+    # Then nothing is wrong: no append happens before the lowest offsets are known
     assert system.tick().problems == ()
     # And nothing is wrong after it
     system.append(1, 1)

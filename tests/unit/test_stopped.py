@@ -102,7 +102,7 @@ def test_exactly_the_hole_is_skipped_and_only_once(rig: Rig) -> None:
         rig.skip(5, 8)
 
 
-def test_the_floor_is_raised_before_the_offset_moves_and_without_it_nothing_does(rig: Rig) -> None:
+def test_the_lowest_offset_is_raised_before_the_offset_moves_and_without_it_nothing_does(rig: Rig) -> None:
     rig.server.trim(PARTITION, 8)
     rig.control.is_unavailable = True
     with pytest.raises(StoreUnavailableError):
@@ -157,7 +157,7 @@ def test_events_that_came_in_after_a_lost_tail_are_stored_by_going_back_further(
     assert (rig.stored, look(rig.means, PARTITION).next_record) == (7, record(7))
 
 
-def test_the_floor_comes_down_with_the_offset_and_not_before(rig: Rig) -> None:
+def test_the_lowest_offset_comes_down_with_the_offset_and_not_before(rig: Rig) -> None:
     # Given a log that lost its tail, all of which is stored, and a lowest offset that says so
     rig.set_stored(15)
     fence = rig.means.fence
@@ -182,7 +182,7 @@ def test_the_floor_comes_down_with_the_offset_and_not_before(rig: Rig) -> None:
     assert look(rig.means, PARTITION).hole is None
 
 
-def test_a_floor_of_a_batch_that_was_never_stored_comes_down_and_what_is_left_is_stored(rig: Rig) -> None:
+def test_a_lowest_offset_of_a_batch_that_was_never_stored_comes_down_and_what_is_left_is_stored(rig: Rig) -> None:
     # Given five records that wait, and a lowest offset beyond the end of a log that lost its tail
     fence, identity = rig.means.fence, rig.log.identity()
     fence.fence(rig.log_id, identity.incarnation)
