@@ -53,7 +53,7 @@ def test_each_figure_of_a_plain_case() -> None:
             "control_processes": 2,
             "sessions": 11,
             # An idle system, 2 processes, 33 leases a second, and 4 drains that are busy for an eighth of the time
-            "control_commands": 150 + 2 * 60 + 3 / 0.03 + 4 * (1 - 0.125) / 0.01 * 5,
+            "control_commands": 131 + 2 * 60 + 3 / 0.03 + 4 * (1 - 0.125) / 0.01 * 5,
             "postgres_cores": 0.5,
             "disk_bytes_a_day": 10_000 * 86_400 * 500,
         }
