@@ -206,8 +206,9 @@ def test_a_whole_system_works_and_no_role_can_do_what_is_not_its_own(rig: Rig) -
         assert "Lifted by" in run(operator, *celery, "control", "resume_consumption")
         assert "At most 100/s" in run(operator, *celery, "control", "set_rate_limit", "100", "60")
         run(operator, *celery, "control", "clear_rate_limit")
-        assert "HEALTHY" in run(operator, *celery, "inspect", "sluice")
-        assert "HEALTHY" in run(operator, "pipeline", "status")
+        # A busy machine makes a call to Redis late now and then, which is a reason of health until the next tick
+        for words in ((*celery, "inspect", "sluice"), ("pipeline", "status")):
+            wait_until(lambda words=words: "HEALTHY" in run(operator, *words), " ".join(words))
         assert "slc_" in run(operator, *celery, "control", "keys_create", "shop")
         wait_until(lambda: len(flower.workers()) == 2, "Flower sees both workers")
         assert "batches" in flower.get("/broker")
