@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Store the problems of a process, and forget those of processes that have not reported for long. A report from the
--- future is forgotten too: the server's clock was set back. KEYS: 1 troubles, 2 the times of the reports.
+-- future is forgotten too: the server's clock was set back. One without a time, of an older version of Sluice, counts
+-- from when it is first seen here. KEYS: 1 troubles, 2 the times of the reports.
 -- ARGV: 1 process, 2 its problems as JSON or '', 3 milliseconds after which a report is forgotten.
 
 if ARGV[2] == '' then
@@ -12,7 +13,12 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[2], ARGV[1], string.format('%d', now))
-local times = redis.call('HGETALL', KEYS[2])
+local times, reports = redis.call('HGETALL', KEYS[2]), redis.call('HGETALL', KEYS[1])
+local timed = {}
+for i = 1, #times, 2 do timed[times[i]] = true end
+for i = 1, #reports, 2 do
+  if not timed[reports[i]] then redis.call('HSET', KEYS[2], reports[i], string.format('%d', now)) end
+end
 for i = 1, #times, 2 do
   local age = now - times[i + 1]
   if age >= tonumber(ARGV[3]) or age < 0 then

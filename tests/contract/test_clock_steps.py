@@ -11,7 +11,16 @@ from pipeline.clock import ManualClock, SystemClock
 from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.log.memory import MemoryLog
 from pipeline.log.redis_streams import RedisStreamsLog
-from pipeline.names import KEY_LOG_ENDS, LEASE_PROBE, AlarmCode, BreakerState, ControlEventKind, Mode, PauseReason
+from pipeline.names import (
+    KEY_LOG_ENDS,
+    KEY_TROUBLES,
+    LEASE_PROBE,
+    AlarmCode,
+    BreakerState,
+    ControlEventKind,
+    Mode,
+    PauseReason,
+)
 from pipeline.ports.control import Trouble
 from pipeline.ports.history import History
 from pipeline.ports.log import LOST_SHOWN_SECONDS
@@ -271,6 +280,22 @@ def test_the_report_of_a_process_that_ended_is_forgotten_while_others_report(ste
         stepped.rig.troubles.report("lives", trouble)
     # Then only that one is known
     assert stepped.rig.troubles.reported() == {"lives": trouble}
+
+
+def test_the_report_of_an_older_version_is_forgotten_too(clocked_redis: Server, wall_clock: SteppableClock) -> None:
+    # Given a report without a time, as a process of an older version left it
+    rig = redis_rig(control_settings(clocked_redis.url))
+    trouble = [Trouble(AlarmCode.LOOP_FAILS, "it fails")]
+    with redis.Redis.from_url(rig.settings.redis_url) as client:
+        client.hset(rig.settings.key_prefix + KEY_TROUBLES, "ended", '["it fails"]')
+    # When another process reports for longer than a report is kept
+    rig.troubles.report("lives", trouble)
+    assert rig.troubles.reported().keys() == {"ended", "lives"}
+    for _ in range(2):
+        wall_clock.step(16.0)
+        rig.troubles.report("lives", trouble)
+    # Then only that one is known
+    assert rig.troubles.reported() == {"lives": trouble}
 
 
 # --- Clocks that differ -----------------------------------------------------------------------------------
