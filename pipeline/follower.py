@@ -41,9 +41,8 @@ class ControlFollower:
     """Reads the state after every control event, on its own thread.
 
     `on_state` is called on that thread with every state read, and `on_unavailable` after each read that failed. While
-    the store is unavailable, the last state stays. No
-    error ends the thread: see `loops`. `reporter` reports on that thread after each turn, whether the turn failed or
-    not.
+    the store is unavailable, the last state stays. No error ends the thread: see `loops`. `reporter` reports on that
+    thread after each turn, unless the store is unavailable.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class ControlFollower:
             with self._loop.turn():
                 self._follow()
             if self._reporter is not None:
-                self._reporter.report()
+                self._reporter.report(is_store_available=not self._is_unavailable)
             if self._is_unavailable or self._loop.is_failing:
                 self._stopping.wait(RETRY_SECONDS)
 
@@ -174,10 +173,14 @@ class TroubleReporter:
         """Record a read of the store's clock."""
         self._look = look
 
-    def report(self) -> None:
-        """Report the current problems if there are any, or were; raises nothing, and its own errors are problems."""
-        with self._loop.turn():
-            self._report_all()
+    def report(self, *, is_store_available: bool = True) -> None:
+        """Report the current problems if there are any, or were; raises nothing, and its own errors are problems.
+
+        A store that is known not to answer is not called: the caller would wait for one more timeout.
+        """
+        with self._loop.turn():  # also without a call: the loop does not hang
+            if is_store_available:
+                self._report_all()
 
     def _report_all(self) -> None:
         found = {self._process: self._clock_problems()}

@@ -182,6 +182,42 @@ def test_a_defect_of_its_reports_does_not_end_it(rig: _Rig, caplog: pytest.LogCa
     until(lambda: rig.reported() == {} and not loops.problems(rig.clock.monotonic()))
 
 
+def test_a_store_that_is_known_not_to_answer_gets_no_report(rig: _Rig) -> None:
+    # Given a process with a problem, and a store that answers after three reads that failed
+    asked: list[bool] = []
+    rig.troubles.report = lambda *_: asked.append(rig.follower.is_unavailable)  # type: ignore[method-assign]
+    rig.reporter = TroubleReporter(
+        rig.troubles, "a", rig.clock, difference_seconds_max=1.0,
+        own_problems=lambda: [Trouble(AlarmCode.LOOP_FAILS, "it fails")],
+    )  # fmt: skip
+    turns: list[int] = []
+
+    def on_unavailable() -> None:
+        turns.append(1)
+        rig.server.is_unavailable = len(turns) < 3
+
+    rig.follower = ControlFollower(
+        rig.store, rig.events, rig.clock, rig._on_state, reporter=rig.reporter, on_unavailable=on_unavailable
+    )
+    rig.server.is_unavailable = True
+    # When it follows, then it waits for no answer to a report before the store answers a read
+    rig.follower.start()
+    until(lambda: bool(asked))
+    assert asked[0] is False
+    assert len(turns) == 3
+
+
+def test_reports_that_wait_for_the_store_are_no_loop_that_hangs(rig: _Rig) -> None:
+    clock = ManualClock()
+    loops = Loops(clock)
+    loop = loops.add(LoopName.REPORTS)
+    reporter = TroubleReporter(rig.troubles, "a", clock, difference_seconds_max=1.0, loop=loop)
+    reporter.report()
+    clock.advance(60.0)
+    reporter.report(is_store_available=False)
+    assert loops.problems(clock.monotonic()) == []
+
+
 # --- Clocks that differ -------------------------------------------------------------------------------
 
 
