@@ -26,7 +26,7 @@ ports: INGEST_PORT 8080, OPERATOR_PORT (the live page's; without it, INGEST_PORT
        KAFKA_CONTROLLER_PORT 9094, PROMETHEUS_PORT 9090, DOCS_PORT 8000 (of sluice docs); metrics:
        CONTROL_METRICS_PORT 9111, BATCHES_METRICS_PORT 9112, INGEST_METRICS_PORT 9101 and up (of several ingest
        processes, or with OPERATOR_PORT or _PASSWORD)
-       PORT_BASE moves all that are not set: INGEST_PORT is PORT_BASE, and the others follow it
+       PORT_BASE moves all that are not set: INGEST_PORT is PORT_BASE, and the others follow it; DOCS_PORT is 74 above
 Prometheus runs too where this machine has it: PROMETHEUS=no for none, =yes to insist; it scrapes every
        PROMETHEUS_SECONDS 5
 folder of data and logs: SLUICE_HOME {home}

@@ -37,13 +37,14 @@ _PORTS: Final = {
     "LOG_REDIS_PORT": 6382,  # the event log
     "KAFKA_PORT": 9093,
     "KAFKA_CONTROLLER_PORT": 9094,
-    "DOCS_PORT": 8000,  # of `sluice docs`, which is no part of the system
     # Of the first ingest process if there are several; the others' ports follow. With PORT_BASE it is the last one.
     "INGEST_METRICS_PORT": 9101,
 }
 _PORT_BASE: Final = "PORT_BASE"
 _INGESTS_MAX: Final = 64
 _BASE_MAX: Final = 65535 - len(_PORTS) - _INGESTS_MAX
+_DOCS_PORT: Final = 8000  # of `sluice docs`, which is no part of the system
+_DOCS_AFTER_BASE: Final = len(_PORTS) - 1 + _INGESTS_MAX  # the first port that no ingest process can have
 _SUGGESTED_BASES: Final = range(18100, 32000, 100)  # below the ports of clients
 
 
@@ -215,7 +216,8 @@ def _default_ports(source: Mapping[str, str]) -> Mapping[str, int]:
 
 def docs_port(source: Mapping[str, str]) -> int:
     """The port of `sluice docs`. Raises ServerError if DOCS_PORT or PORT_BASE is not a port."""
-    return _number(source, "DOCS_PORT", _default_ports(source)["DOCS_PORT"], 65535)
+    default = _default_ports(source)["INGEST_PORT"] + _DOCS_AFTER_BASE if source.get(_PORT_BASE) else _DOCS_PORT
+    return _number(source, "DOCS_PORT", default, 65535)
 
 
 def _refuse_those_of_another(home: Path, source: Mapping[str, str], given: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sluice import documentation
 from sluice.__main__ import main
 from sluice.documentation import DocumentationError, build, is_stale
-from stack.config import docs_port
+from stack.config import StackConfig, docs_port
 from stack.servers import ServerError, free_port
 
 
@@ -78,12 +78,12 @@ def test_the_site_is_built_when_it_is_not_there_and_when_a_source_is_newer(
     # When nothing changed, it is not built again
     monkeypatch.setenv("PORT_BASE", "18100")
     assert main(["docs"]) == 0
-    assert (len(built), served[-1]) == (1, ("one", 18110))
+    assert (len(built), served[-1]) == (1, ("one", 18174))
     # When a page is changed, it is
     (code / "docs" / "README.md").write_text("changed")
     os.utime(code / "docs" / "README.md", (2**33, 2**33))
     assert main(["docs"]) == 0
-    assert (len(built), served[-1]) == (2, ("changed", 18110))
+    assert (len(built), served[-1]) == (2, ("changed", 18174))
 
 
 def test_a_page_that_went_away_makes_the_site_old(code: Path, built: list[Path], served: list[tuple[str, int]]) -> None:
@@ -168,7 +168,9 @@ def test_a_build_deletes_nothing_but_an_earlier_site(
 
 def test_the_port_follows_the_base_unless_it_is_set() -> None:
     assert docs_port({}) == 8000
-    assert docs_port({"PORT_BASE": "18100"}) == 18110
+    most = {"PORT_BASE": "18100", "INGEST_PROCESSES": "64", "PATH": "/nowhere"}
+    last = max(StackConfig.from_environ("redis", most).ports_used.values())
+    assert docs_port({"PORT_BASE": "18100"}) == last + 1 == 18174
     assert docs_port({"PORT_BASE": "18100", "DOCS_PORT": "9999"}) == 9999
     with pytest.raises(ServerError, match="DOCS_PORT='x'"):
         docs_port({"DOCS_PORT": "x"})

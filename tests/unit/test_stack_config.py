@@ -289,6 +289,8 @@ def test_one_number_moves_all_ports(tmp_path: Path) -> None:
         assert used["INGEST_PORT"] == 18100
         assert len(set(used.values())) == len(used)
         assert set(used.values()) <= set(range(18100, 18114))
+        # The numbers by which others scrape them
+        assert (used["INGEST_METRICS_PORT"], used["INGEST_METRICS_PORT + 2"]) == (18110, 18112)
     # And one that is set stays
     moved = config_of(tmp_path, "redis", PORT_BASE=18100, FLOWER_PORT=5000).ports
     assert (moved["INGEST_PORT"], moved["FLOWER_PORT"]) == (18100, 5000)
