@@ -20,7 +20,8 @@ class ExpiredRecords:
 class LogMarks(Protocol):
     """Makes marks, and finds what was stored before old ones. Not for use by several threads at once.
 
-    Both methods raise SinkUnavailableError, SinkContentionError.
+    When the sink stores a batch that ends below the stored offset (an operator sets the partition back), it lowers the
+    partition's marks to that end. Both methods raise SinkUnavailableError, SinkContentionError.
     """
 
     def mark(self, log_id: str, *, spacing_seconds: float, keep_seconds: float) -> None:

@@ -249,6 +249,9 @@ class PostgresSink:
             raise OffsetConflictError(
                 f"the stored offset of partition {partition} is not {expected_offset}: another drain has moved it"
             )
+        if batch.next_offset < expected_offset and self.session.rows(query("may_lower_log_marks"))[0][0]:
+            place = {"log_id": log_id, "partition": partition, "next_offset": batch.next_offset}
+            self.session.count(query("lower_log_marks"), place)
 
     def _write_carefully(self, log_id: str, partition: int, batch: LogBatch, run: PoisonRun) -> Written:
         letters: list[RejectedRecord] = []

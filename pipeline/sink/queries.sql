@@ -141,14 +141,37 @@ DELETE FROM log_marks WHERE log_id = %(log_id)s AND marked_at < (
     WHERE log_id = %(log_id)s AND marked_at < now() - %(keep_seconds)s * interval '1 second'
 );
 
+-- name: may_lower_log_marks
+SELECT coalesce(has_table_privilege(marks, 'SELECT') AND has_table_privilege(marks, 'INSERT')
+                AND has_table_privilege(marks, 'DELETE'), false)
+FROM (SELECT to_regclass('log_marks')::oid AS marks) AS found;
+
+-- name: lower_log_marks
+-- A partition is set back: what earlier marks say beyond that is no longer stored, and new records will be there. The
+-- lock waits for a mark that is just being made, and holds up the next one until the offset is committed. Not an UPDATE:
+-- Sluice's user has no right to it.
+LOCK TABLE log_marks IN SHARE ROW EXCLUSIVE MODE;
+WITH too_high AS (
+    DELETE FROM log_marks
+    WHERE log_id = %(log_id)s AND (offsets ->> %(partition)s::text)::bigint > %(next_offset)s
+    RETURNING *
+)
+INSERT INTO log_marks (log_id, marked_at, offsets)
+SELECT log_id, marked_at, offsets || jsonb_build_object(%(partition)s::text, %(next_offset)s) FROM too_high;
+
 -- name: expired_log_records
 -- At least one row, for the server's clock; without a partition if nothing expired. Never more than is stored now, and
--- never the last stored record.
-WITH mark AS (
-    SELECT key::integer AS log_partition, max(value::bigint) AS next_offset
-    FROM log_marks, jsonb_each_text(offsets)
+-- never the last stored record. Nor more than any mark since the newest expired one: a lower one says that the partition
+-- was set back.
+WITH newest AS (
+    SELECT max(marked_at) AS marked_at FROM log_marks
     WHERE log_id = %(log_id)s AND marked_at < now() - %(keep_seconds)s * interval '1 second'
+), mark AS (
+    SELECT key::integer AS log_partition, min(value::bigint) AS next_offset
+    FROM newest JOIN log_marks ON log_marks.marked_at BETWEEN newest.marked_at AND now(), jsonb_each_text(offsets)
+    WHERE log_id = %(log_id)s
     GROUP BY key
+    HAVING bool_or(log_marks.marked_at = newest.marked_at)
 ), expired AS (
     SELECT log_partition, least(mark.next_offset, stored.next_offset - 1) AS below, stored.next_offset,
            stored.last_record_digest

@@ -19,6 +19,7 @@ from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 from pipeline.sink import retention as sink_retention
 from pipeline.sink.dead_letters import PostgresDeadLetters
+from pipeline.sink.log_marks import PostgresLogMarks
 from pipeline.sink.migrate import PostgresSchema, migrate, migrations
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.retention import PostgresRetention
@@ -529,3 +530,57 @@ def test_an_age_that_can_not_be_read_hides_no_other_fact(
     make_app(context.settings).tasks["sluice.measure"].run()
     facts = context.counters.facts()
     assert (facts["dead_letters"], facts.get("retention_overdue")) == (1, None)
+
+
+# --- Marks of the event log -----------------------------------------------------------------------------------------
+
+_HOUR = 3600.0
+
+
+def _below(sink: PostgresSink) -> dict[int, int]:
+    """What the log may delete of each partition, with LOG_KEEP_HOURS=72; a mark is made as by a tick."""
+    marks = PostgresLogMarks(sink.session)
+    marks.mark(LOG, spacing_seconds=3 * _HOUR, keep_seconds=72 * _HOUR)
+    expired, _ = marks.expired(LOG, keep_seconds=72 * _HOUR)
+    return {one.partition: one.below for one in expired}
+
+
+def _hours_pass(settings: Settings, hours: int) -> None:
+    ask(settings.database_url, f"UPDATE log_marks SET marked_at = marked_at - interval '{hours} hours'")
+
+
+def test_what_is_stored_after_a_set_back_stays_in_the_log(owner: Settings, user_url: str, sink: PostgresSink) -> None:
+    # Given old marks of two partitions, one of which lost its tail
+    sink.store(LOG, 0, 0, numbered_batch(0, 12), before_commit=nothing)
+    sink.store(LOG, 1, 0, batch(0, [record(100 + number) for number in range(5)]), before_commit=nothing)
+    assert _below(sink) == {}
+    _hours_pass(owner, 40)
+    sink.store(LOG, 0, 12, numbered_batch(12, 8), before_commit=nothing)
+    assert _below(sink) == {}
+    _hours_pass(owner, 40)
+    assert _below(sink) == {0: 12, 1: 4}
+    # When it is set back, and new events are stored there
+    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as operators:
+        operators.store(LOG, 0, 20, batch(8, []), before_commit=nothing)
+    assert _below(sink) == {1: 4}
+    sink.store(LOG, 0, 8, batch(8, [record(200 + number) for number in range(20)]), before_commit=nothing)
+    # Then they stay for as long as any; what was stored before them, and of the other partition, goes in its time
+    assert _below(sink) == {0: 8, 1: 4}
+    _hours_pass(owner, 4)
+    assert _below(sink) == {0: 8, 1: 4}
+    _hours_pass(owner, 73)
+    assert _below(sink) == {0: 27, 1: 4}
+
+
+def test_a_mark_that_is_lower_than_an_expired_one_counts(owner: Settings, sink: PostgresSink) -> None:
+    # Given a partition that was set back where marks were not lowered, and one that is newer than the expired mark
+    sink.store(LOG, 0, 0, numbered_batch(0, 20), before_commit=nothing)
+    for hours, offsets in ((200, '{"0": 11}'), (100, '{"0": 12}'), (50, '{"0": 19}'), (10, '{"0": 8, "1": 3}')):
+        made = f"now() - interval '{hours} hours'"
+        ask(owner.database_url, f"INSERT INTO log_marks VALUES ('{LOG}', {made}, '{offsets}')")
+    # And a mark that a wrong clock has dated into the future
+    ask(owner.database_url, f"INSERT INTO log_marks VALUES ('{LOG}', now() + interval '1 year', '{{\"0\": 2}}')")
+    # Then the lower one counts; without it, the expired one
+    assert _below(sink) == {0: 8}
+    ask(owner.database_url, "DELETE FROM log_marks WHERE offsets ->> '0' = '8'")
+    assert _below(sink) == {0: 12}
