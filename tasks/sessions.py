@@ -25,7 +25,8 @@ class SessionsStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """End the worker with one line that says what to set. Raises SystemExit."""
         takes_batches = Queue.BATCHES.value in worker.app.amqp.queues.consume_from
-        own = worker.concurrency if takes_batches else 0
+        most = worker.max_concurrency or worker.concurrency  # the former with --autoscale, where the latter is a guess
+        own = most if takes_batches else 0
         with contextlib.suppress(SinkUnavailableError):
             problem = wiring.session_problem(worker.app.sluice_settings, own_processes=own)
             if problem is not None:
