@@ -8,7 +8,7 @@ from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import ControlEvent
 
 # For events of versions that recorded no reason of the policy.
-_LAG: Final = {
+_LAG: Final[dict[str, str]] = {
     Mode.NORMAL: "lag is low",
     Mode.DEGRADED: "lag is degraded",
     Mode.CRITICAL: "lag is critical",
@@ -165,16 +165,18 @@ def began(events: Sequence[ControlEvent]) -> float:
 def rate_steps_text(events: Sequence[ControlEvent]) -> str:
     """Several changes of the rate by its policy, oldest first, in one line: from the first rate to the newest.
 
-    Raises KeyError or ValueError if an event has no rate.
+    A reason that this version can't read is left out. Raises KeyError, ValueError or OverflowError if an event has no
+    finite rate.
     """
     newest = events[-1].data
     before = [float(event.data["previous"]) for event in events if event.data.get("previous")]
     rates = [*before, *(float(event.data["rate"]) for event in events)]
     steps = sum(event.count for event in events)
     moved = f"{rate_text(rates[0]).removesuffix('/s')} → {rate_text(float(newest['rate']))}"
-    reason = newest.get("policy_reason") or _LAG.get(Mode(newest["mode"]), "")
+    reason = newest.get("policy_reason") or _LAG.get(newest.get("mode", ""), "")
     between = f"between {rate_text(min(rates))} and {rate_text(max(rates))}"
-    return f"Rate {moved} in {steps:,} steps since {clock_time(began(events))}, {between} ({reason})"
+    words = f"Rate {moved} in {steps:,} steps since {clock_time(began(events))}, {between}"
+    return f"{words} ({reason})" if reason else words
 
 
 def _figure(text: str) -> float | None:

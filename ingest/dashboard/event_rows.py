@@ -1,7 +1,9 @@
-"""Control events as rows of the page: what is rare first, and the steps of the rate policy in one row. Pure."""
+"""Control events as rows of the page: what is rare first, and the steps of the rate policy in one row."""
 
+import logging
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -9,6 +11,8 @@ from pipeline.event_text import began, event_text, rate_steps_text
 from pipeline.names import ControlEventKind
 from pipeline.ports.control import ControlEvent
 from pipeline.status import event_document
+
+_logger = logging.getLogger(__name__)
 
 EVENTS_READ: Final = 500  # the steps of the rate must not push out a breaker that opened an hour ago
 ROWS_MAX: Final = 50
@@ -30,13 +34,27 @@ class _Row:
 
 
 def event_rows(events: Sequence[ControlEvent]) -> list[dict[str, Any]]:
-    """Rows for these events, which are oldest first: the rare ones, then the routine; each newest first."""
+    """Rows for these events, which are oldest first: the rare ones, then the routine; each newest first.
+
+    An event may be of any version. A row that fails in spite of that is left out.
+    """
     rows = _folded(events)
     routine = [row for row in reversed(rows) if row.is_routine][:_ROUTINE_ROWS_MAX]
     rare = [row for row in reversed(rows) if not row.is_routine][: ROWS_MAX - len(routine)]
     shown = [*rare, *routine]
     names = _short_names(row.newest.actor for row in shown)
-    return [_document(row, names) for row in shown]
+    return list(_documents(shown, names))
+
+
+def _documents(rows: Iterable[_Row], names: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        try:
+            yield _document(row, names)
+        except Exception:  # a page without this row is better than none
+            _logger.exception(
+                "left out of the page because of a defect: control event %s", row.newest.id,
+                extra={"action": "event_row_failed"},
+            )  # fmt: skip
 
 
 def _folded(events: Iterable[ControlEvent]) -> list[_Row]:
@@ -50,15 +68,17 @@ def _folded(events: Iterable[ControlEvent]) -> list[_Row]:
 
 
 def _is_step(event: ControlEvent) -> bool:
-    """Whether it is a step that the rate policy decided. What the breaker or an operator does to the rate is rare."""
+    """Whether it is a step that the rate policy decided, with figures that can be folded.
+
+    What the breaker or an operator does to the rate is rare.
+    """
     data = event.data
     if event.kind is not ControlEventKind.RATE_CHANGED or data.get("decided_by", "lag") != "lag":
         return False
     try:
-        float(data["rate"]), float(data.get("previous") or data["rate"])
+        return all(math.isfinite(float(rate)) for rate in (data["rate"], data.get("previous") or data["rate"]))
     except (KeyError, ValueError):
         return False
-    return True
 
 
 def _document(row: _Row, names: dict[str, str]) -> dict[str, Any]:

@@ -67,6 +67,7 @@ _shares_decoder: Final = msgspec.json.Decoder(Shares)
 _account_limit_decoder: Final = msgspec.json.Decoder(OperatorLimit)
 _Found = TypeVar("_Found")
 _Read = TypeVar("_Read")
+_COUNT_DIGITS_MAX: Final = 15
 _TIME_MAX: Final = 1e11  # seconds since 1970: the year 5138
 _RESTORED: Final = "restored"  # field of the hashes of reasons and of accounts that marks them as complete
 
@@ -350,7 +351,7 @@ def _alarms_text(alarms: Sequence[Alarm]) -> str:
 def _alarms(text: str) -> tuple[Alarm, ...]:
     """The alarms of a tick, including those of a newer version: fields that this version does not know are dropped."""
     return tuple(
-        Alarm(str(code), _severity(severity), str(what), str(look_at), partition)
+        Alarm(_encodable(code), _severity(severity), _encodable(what), _encodable(look_at), partition)
         for code, severity, what, look_at, partition, *_ in json.loads(text)[:ALARMS_MAX]
     )
 
@@ -436,8 +437,8 @@ def _pauses_in(entry: dict[str, Any]) -> list[Pause]:
             PauseReason.UNKNOWN,
             int(fields["generation"]),
             float(fields["since"]),
-            str(fields["by"]),
-            str(fields["why"]),
+            _encodable(fields["by"]),
+            _encodable(fields["why"]),
             int(partition) if partition else None,
         )
         for partition, fields in by_partition.items()
@@ -454,7 +455,9 @@ def _control_event(position: str, fields: dict[str, str]) -> ControlEvent:
         kind=kind,
         actor=fields.get("by", ""),
         why=fields.get("why", ""),
-        data={str(name): str(value) for name, value in data.items()} | unknown if isinstance(data, dict) else unknown,
+        data={_encodable(name): _encodable(value) for name, value in data.items()} | unknown
+        if isinstance(data, dict)
+        else unknown,
         count=_count(fields.get("count", "")),
         first_at=_time(fields.get("first_at", "")),
     )
@@ -462,7 +465,12 @@ def _control_event(position: str, fields: dict[str, str]) -> ControlEvent:
 
 def _count(text: str) -> int:
     """How often an event happened; 1 if a process of another version wrote something else."""
-    return max(1, int(text)) if text.isdecimal() else 1
+    return max(1, int(text)) if text.isdecimal() and len(text) <= _COUNT_DIGITS_MAX else 1
+
+
+def _encodable(value: Any) -> str:
+    """A value of JSON as text. Half of a surrogate pair, which JSON may have, could not be encoded again."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _time(text: str) -> float | None:

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import redis
 
+from ingest.dashboard.event_rows import event_rows
 from pipeline.errors import FencedError
 from pipeline.event_text import event_text
 from pipeline.names import (
@@ -303,6 +304,14 @@ def test_an_event_whose_figures_cannot_be_read_is_told_without_them(
     override, event = rig.events.last(2)
     assert (event.count, event.first_at) == (1, None)
     assert (event_text(override), event_text(event)) == ("Override set", "Drainer terminated")
+
+
+def test_an_event_with_half_a_character_can_be_shown(rig: ControlRig, newer: Newer) -> None:
+    # Given JSON with half of a surrogate pair, which can't be encoded, and a count that is no number for Python
+    newer.records(kind="key_made", by="a", why="w", data=r'{"id": "1", "name": "x\ud800"}', count="9" * 5000)
+    # Then the page and the terminal can still show it
+    [row] = event_rows(rig.events.last(1))
+    assert (json.loads(msgspec.json.encode(row))["what"], row["count"]) == ("API key 1 made for x?", 1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import pytest
+
+from ingest.dashboard import event_rows as module
 from ingest.dashboard.event_rows import event_rows
 from pipeline.names import ControlEventKind
 from pipeline.ports.control import ControlEvent
@@ -91,3 +94,38 @@ def test_rows_are_bounded() -> None:
 def test_an_event_that_cannot_be_read_is_a_row() -> None:
     [row] = event_rows([event(1, ControlEventKind.RATE_CHANGED)])
     assert row["what"] == "Rate changed"
+
+
+@pytest.mark.parametrize("data", [{}, {"mode": "cautious"}], ids=["no mode", "a newer mode"])
+def test_steps_whose_mode_cannot_be_read_are_one_row_without_it(data: dict[str, str]) -> None:
+    changed = ControlEventKind.RATE_CHANGED
+    steps = [event(n, changed, previous="1000", rate="800", decided_by="lag", **data) for n in range(2)]
+    [row] = event_rows(steps)
+    assert row["what"] == "Rate 1,000 → 800/s in 2 steps since 22:13:20 UTC, between 800/s and 1,000/s"
+
+
+@pytest.mark.parametrize("figures", [{"rate": "nan"}, {"previous": "nan"}, {"rate": "inf"}, {"rate": "-inf"}])
+def test_a_step_whose_figures_are_no_rates_is_a_row_of_its_own(figures: dict[str, str]) -> None:
+    # Given steps that can't be folded, before two that can
+    changed, rates = ControlEventKind.RATE_CHANGED, {"previous": "1000", "rate": "800", "mode": "normal"}
+    odd = [event(number, changed, **rates | figures) for number in range(2)]
+    rows = event_rows([*odd, step(2, 800, 900), step(3, 900, 950)])
+    # Then each of them is a row, and the others still are one
+    assert [row["count"] for row in rows] == [1, 1, 2]
+    assert rows[2]["what"].startswith("Rate 800 → 950/s in 2 steps")
+
+
+def test_a_row_that_fails_unexpectedly_is_left_out_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given an event that nobody thought of
+    def words(shown: ControlEvent) -> str:
+        if shown.id == "2-0":
+            raise IndexError(shown.id)
+        return shown.kind.value
+
+    monkeypatch.setattr(module, "event_text", words)
+    # Then the others are shown, and the log names it
+    rows = event_rows([event(number, ControlEventKind.BREAKER_OPENED) for number in (1, 2, 3)])
+    assert [row["id"] for row in rows] == ["3-0", "1-0"]
+    assert "2-0" in caplog.text
