@@ -34,9 +34,10 @@ RIGHTS: Final[dict[str, tuple[str, ...]]] = {
 FUNCTIONS: Final = ("delete_expired_events(integer, timestamptz)", "delete_expired_dead_letters(integer)")
 
 
-def needed_rights() -> dict[str, list[str]]:
-    """The list as parallel columns, for the check of each new connection."""
-    pairs = [(table, right) for table, rights in RIGHTS.items() for right in rights]
+def needed_rights(*, makes_marks: bool = True) -> dict[str, list[str]]:
+    """The list as parallel columns, for the check of each new connection. `makes_marks`: LOG_KEEP_HOURS is set."""
+    needed = {table: rights for table, rights in RIGHTS.items() if makes_marks or table != "log_marks"}
+    pairs = [(table, right) for table, rights in needed.items() for right in rights]
     return {"tables": [table for table, _ in pairs], "rights": [right for _, right in pairs]}
 
 

@@ -240,7 +240,8 @@ class Session:
             refuse(server_problem(facts))
             if facts.backend_pid != self._connection.info.backend_pid and self._backends_are_lent(facts.backend_pid):
                 refuse(LENT_BACKENDS)
-            table = facts_of(self.rows(query("table_facts"), needed_rights()))
+            needed = needed_rights(makes_marks=bool(self._settings.log_keep_hours))
+            table = facts_of(self.rows(query("table_facts"), needed))
             refuse(None if table is None else table_problem(table))
         except SinkUnavailableError:
             self.drop()

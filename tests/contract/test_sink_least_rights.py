@@ -169,6 +169,24 @@ def test_a_right_that_is_missing_is_named(user_url: str, database_url: str) -> N
         sink.store(LOG, 0, 0, numbered_batch(0, 1), before_commit=nothing)
 
 
+def test_the_table_of_marks_is_needed_only_with_log_keep_hours(user_url: str, database_url: str) -> None:
+    # Given a user who has own grants, from before there was this table
+    role = user_url.partition("//")[2].partition(":")[0]
+    ask(database_url, f"REVOKE ALL ON log_marks FROM {role}")
+    with contextlib.closing(PostgresSink(Settings(database_url=user_url))) as sink:
+        sink.store(LOG, 0, 0, numbered_batch(0, 2), before_commit=nothing)
+        sink.store(LOG, 0, 2, batch(1, []), before_commit=nothing)  # it is set back
+        assert sink.stored_offsets(LOG) == {0: 1}
+    # When a process is to make marks / Then it says what is missing
+    keeps = Settings(database_url=user_url, event_log_url="kafka://k:9092", log_keep_hours=72)
+    with contextlib.closing(PostgresSink(keeps)) as sink:
+        with pytest.raises(SinkMisconfiguredError, match="lacks rights: SELECT on log_marks, INSERT on log_marks, DEL"):
+            sink.probe()
+        # And `migrate` grants it
+        PostgresSchema(Settings(database_url=database_url)).give_rights(user_url)
+        sink.probe()
+
+
 @pytest.fixture
 def owner(database_url: str) -> Iterator[Settings]:
     """The owner's settings of a migrated database; roles that have rights in it afterwards are dropped."""
