@@ -98,8 +98,8 @@ def health_inputs(sources: HealthSources) -> HealthInputs:
         # Leases add to a full bucket. A number above the bucket's capacity would confuse the reader.
         bucket_tokens=None if tokens is None else min(tokens, capacity),
         bucket_capacity=float(capacity),
-        is_bucket_unavailable=sources.is_local or inputs.is_bucket_unavailable,
-        is_log_full=sources.log.is_full or inputs.is_log_full,
+        is_bucket_unavailable=sources.is_local,
+        is_log_full=sources.log.is_full,
         loop_problems=sources.loop_problems,
         process=sources.process,
         refusals=sources.refusals,

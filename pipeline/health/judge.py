@@ -5,13 +5,20 @@ Times of day are in UTC, as in the log lines.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from pipeline.errors import in_brief
 from pipeline.event_text import clock_time, pause_advice, pause_text, rate_text, sentence
-from pipeline.health.responses import CLEAR_RATE, DOCTOR, command_of_alarm, command_of_pause, response_to
+from pipeline.health.responses import (
+    CLEAR_RATE,
+    DOCTOR,
+    command_of_alarm,
+    command_of_pause,
+    response_to,
+    response_where_named,
+)
 from pipeline.health.snapshot import PACE_SECONDS, HealthInputs, Traffic
 from pipeline.names import (
     AlarmCode,
@@ -51,6 +58,16 @@ _LOWERS_THE_RATE: Final = frozenset(
     }
 )
 
+# Problems with a server that ingest processes report: what follows for the named processes, and where to look.
+_ELSEWHERE: Final[Mapping[str, tuple[str, str]]] = {
+    ProblemCode.LOG_DOWN: ("", "the log's server, and the network to it from the hosts that are named"),
+    ProblemCode.LOG_FULL: (": clients get 503 there", "the memory of the log's server, and why consumers are behind"),
+    ProblemCode.BUCKET_UNAVAILABLE: (
+        ": the share of the last known rate holds there",
+        "the server of REDIS_URL, its memory limit, and the network to it from the hosts that are named",
+    ),
+}
+
 # Where to look if the sink fails.
 _SINK_PARTS: Final = {
     SinkName.POSTGRESQL: "PostgreSQL and the network to it",
@@ -67,11 +84,12 @@ class Problem:
     what: str
     look_at: str
     own_command: str = ""  # if another one than that of its code is the first
+    own_by_itself: str = ""  # if another text than that of its code is right
 
     @property
     def by_itself(self) -> str:
         """What the system does about it without an operator; empty for a code of a newer version."""
-        return response_to(self.code).by_itself
+        return self.own_by_itself or response_to(self.code).by_itself
 
     @property
     def command(self) -> str:
@@ -155,6 +173,15 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
             "The token bucket (Redis) does not answer: each ingest process admits its share of the last known rate",
             f"the server of REDIS_URL, and its memory limit{_reported(inputs, ProblemCode.BUCKET_UNAVAILABLE)}",
         )
+    for alarm in _of_other_processes(inputs):
+        then, look_at = _ELSEWHERE[alarm.code]
+        yield Problem(
+            alarm.code,
+            alarm.severity,
+            f"{alarm.what}{then}",
+            f"{look_at}; {alarm.look_at}",
+            own_by_itself=response_where_named(alarm.code).by_itself,
+        )
     if inputs.database_problem is not None:
         yield Problem(
             ProblemCode.DATABASE_SILENT,
@@ -164,10 +191,24 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
         )
 
 
+def _of_other_processes(inputs: HealthInputs) -> Iterator[Alarm]:
+    """What ingest processes report, and the process of this snapshot has not found itself: the others may be well."""
+    found_here = {
+        ProblemCode.LOG_DOWN: inputs.log_problem is not None,
+        ProblemCode.LOG_FULL: inputs.is_log_full,
+        ProblemCode.BUCKET_UNAVAILABLE: inputs.is_bucket_unavailable,
+    }
+    return (alarm for alarm in inputs.alarms if alarm.code in _ELSEWHERE and not found_here[ProblemCode(alarm.code)])
+
+
+def _reporters(inputs: HealthInputs, code: ProblemCode) -> str:
+    """Which ingest processes reported it, as the controller published it; empty: none did."""
+    return next((alarm.look_at for alarm in inputs.alarms if alarm.code == code), "")
+
+
 def _reported(inputs: HealthInputs, code: ProblemCode) -> str:
-    """Which ingest processes reported it, as the controller published it."""
-    alarm = next((alarm for alarm in inputs.alarms if alarm.code == code), None)
-    return "" if alarm is None else f"; {alarm.look_at}"
+    reporters = _reporters(inputs, code)
+    return f"; {reporters}" if reporters else ""
 
 
 def _it_says(problem: str) -> str:
@@ -334,13 +375,9 @@ def _alarms(inputs: HealthInputs) -> Iterator[Problem]:
 
 
 def _is_told(inputs: HealthInputs, alarm: Alarm) -> bool:
-    """Whether what an ingest process reported is among the facts of this snapshot."""
-    if alarm.code == ProblemCode.LOG_DOWN:
-        return inputs.log_problem is not None
+    """Whether what an ingest process reported is among the other problems of this snapshot."""
     is_own = bool(inputs.process) and alarm.what.startswith(f"{inputs.process}: ")
-    return alarm.code in (ProblemCode.LOG_FULL, ProblemCode.BUCKET_UNAVAILABLE) or (
-        is_own and alarm.code == AlarmCode.LOOP_FAILS
-    )
+    return alarm.code in _ELSEWHERE or (is_own and alarm.code == AlarmCode.LOOP_FAILS)
 
 
 def _loops(inputs: HealthInputs) -> Iterator[Problem]:
@@ -370,7 +407,8 @@ def _refusing(inputs: HealthInputs) -> Iterator[Problem]:
 def _is_at_its_limit(inputs: HealthInputs, traffic: Traffic) -> bool:
     """Whether nothing is wrong with the system itself: clients offer more than its full rate."""
     is_whole = inputs.breaker is BreakerState.CLOSED and inputs.store_problem is None
-    is_by_policy = inputs.override is None and inputs.mode is Mode.NORMAL and not inputs.is_bucket_unavailable
+    has_bucket = not inputs.is_bucket_unavailable and not _reporters(inputs, ProblemCode.BUCKET_UNAVAILABLE)
+    is_by_policy = inputs.override is None and inputs.mode is Mode.NORMAL and has_bucket
     return is_whole and is_by_policy and traffic.unavailable_share <= _MOST and not _limits_of_accounts(inputs, traffic)
 
 
@@ -409,6 +447,12 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
             "the token bucket does not answer, and ingest uses the last known rate, which falls",
             "the server of REDIS_URL",
         )
+    reporters = _reporters(inputs, ProblemCode.BUCKET_UNAVAILABLE)
+    if reporters:
+        return (
+            "the token bucket does not answer some ingest processes, which admit their share of the last known rate",
+            f"the server of REDIS_URL, and the network to it; {reporters}",
+        )
     if inputs.override is None and _limits_of_accounts(inputs, traffic):
         return (
             "accounts offer more than their own limits, and the rate has room",
@@ -423,6 +467,13 @@ def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:
         return "the event log does not answer", "the event log's server"
     if inputs.is_log_full:
         return "the event log is full", "the memory of the log's server"
+    for code, why in (
+        (ProblemCode.LOG_DOWN, "the event log does not answer some ingest processes"),
+        (ProblemCode.LOG_FULL, "the event log is full, as some ingest processes report"),
+    ):
+        reporters = _reporters(inputs, code)
+        if reporters:
+            return why, f"the event log's server; {reporters}"
     return "ingest was unavailable (503)", "the event log, and the limits of ingest: the code of each 503 says which"
 
 

@@ -92,6 +92,18 @@ _RESPONSES: Final[dict[str, Response]] = {
     AlarmCode.LOG_SET_UP: Response("Nothing: events are accepted and stored, at the risk that is named.", ""),
 }
 
+# If only the processes that are named have the problem.
+_WHERE_NAMED: Final[dict[str, Response]] = {
+    ProblemCode.LOG_DOWN: Response(
+        "The processes that are named acknowledge nothing, and go on as soon as the log answers them; their clients "
+        "send again.",
+        DOCTOR,
+    ),
+    ProblemCode.BUCKET_UNAVAILABLE: Response(
+        "The processes that are named admit their own share of the last known rate; the others use the bucket.", DOCTOR
+    ),
+}
+
 _OF_PARTITION: Final = {
     PauseReason.POISON: f"{_CELERY} inspect poison",
     PauseReason.LOG_GAP: f"{_CELERY} inspect gap",
@@ -101,6 +113,11 @@ _OF_PARTITION: Final = {
 def response_to(code: str) -> Response:
     """The response to a problem or an alarm; empty for a code of a newer version."""
     return _RESPONSES.get(code, _NONE)
+
+
+def response_where_named(code: str) -> Response:
+    """The response to a problem that only some processes report."""
+    return _WHERE_NAMED.get(code, response_to(code))
 
 
 def command_of_pause(reason: PauseReason, partition: int | None) -> str:

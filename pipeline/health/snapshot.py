@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pipeline.flow.refusals import Refusals
-from pipeline.names import BreakerState, Level, Mode, ProblemCode, ProtocolName, SinkName
+from pipeline.names import BreakerState, Level, Mode, ProtocolName, SinkName
 from pipeline.policies import explanation_of
 from pipeline.ports.control import Alarm, ControlState, Override, Pause, PublishedRate, consumption_word, paused
 from pipeline.ports.rate import Explanation, Shadow
@@ -111,7 +111,7 @@ class HealthInputs:
     alarms: tuple[Alarm, ...] = ()
     bucket_tokens: float | None = None
     bucket_capacity: float | None = None
-    is_bucket_unavailable: bool = False  # as this or another ingest process found
+    is_bucket_unavailable: bool = False  # as this process found; what others found is among the alarms
     is_log_full: bool = False  # likewise
     loop_problems: tuple[str, ...] = ()  # problems with the loops of the process that made this
     process: str = ""  # the process that made this, by its name in reports
@@ -226,7 +226,6 @@ def make_inputs(
 
 def _with_controllers_word(known: HealthInputs, rate: PublishedRate) -> HealthInputs:
     shadow = None if rate.policy is None else rate.policy.shadow
-    codes = {alarm.code for alarm in rate.alarms}
     known = replace(
         known,
         mode=rate.mode,
@@ -234,8 +233,6 @@ def _with_controllers_word(known: HealthInputs, rate: PublishedRate) -> HealthIn
         lag=rate.lag,
         lag_by_partition=None,
         shadow=shadow,
-        is_log_full=ProblemCode.LOG_FULL in codes,
-        is_bucket_unavailable=ProblemCode.BUCKET_UNAVAILABLE in codes,
     )
     consumption = rate.consumption
     if consumption is None:

@@ -321,6 +321,52 @@ def test_an_alarm_of_any_version_is_a_problem() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("code", "severity", "all_of_it", "by_itself"),
+    [
+        (
+            ProblemCode.LOG_DOWN,
+            Severity.CRITICAL,
+            "nothing is taken",
+            "The processes that are named acknowledge nothing",
+        ),
+        (ProblemCode.LOG_FULL, Severity.CRITICAL, "nothing is taken", "Stored events leave the log"),
+        (
+            ProblemCode.BUCKET_UNAVAILABLE,
+            Severity.DEGRADED,
+            "each ingest",
+            "The processes that are named admit their own",
+        ),
+    ],
+)
+def test_what_some_ingest_processes_report_is_not_told_of_all(
+    code: ProblemCode, severity: Severity, all_of_it: str, by_itself: str
+) -> None:
+    # Given a process without a problem, and a report of another one
+    alarm = Alarm(code, severity, "ingest@other/1: the server does not answer", "reported by ingest@other/1")
+    inputs = replace(HEALTHY, alarms=(alarm,), process="ingest@own/1")
+    # Then the problem has the name of the other one, and is not told as that of all
+    [problem] = judge(inputs).problems
+    assert (problem.code, problem.severity) == (code, severity)
+    assert problem.what.startswith("ingest@other/1: the server does not answer")
+    assert all_of_it not in problem.what
+    assert problem.by_itself.startswith(by_itself)
+    assert "reported by ingest@other/1" in problem.look_at
+    # And the reason of refusals neither
+    share = 0.9 if severity is Severity.CRITICAL else 0.0
+    found = judge(replace(inputs, traffic=replace(REFUSING, unavailable_share=share))).problems
+    assert "some ingest processes" in next(one.what for one in found if one.code == ProblemCode.REFUSING)
+    # But what the process found itself is told as before, once
+    own = {
+        ProblemCode.LOG_DOWN: {"log_problem": "refused"},
+        ProblemCode.LOG_FULL: {"is_log_full": True},
+        ProblemCode.BUCKET_UNAVAILABLE: {"is_bucket_unavailable": True},
+    }[code]
+    [problem] = judge(replace(inputs, **own)).problems  # type: ignore[arg-type]
+    assert all_of_it in problem.what
+    assert not problem.by_itself.startswith("The processes that are named")
+
+
 def test_an_unknown_lag_is_said_once() -> None:
     alarm = Alarm(AlarmCode.LAG_UNKNOWN, Severity.DEGRADED, "The lag is unknown: gone", "the log's server")
     verdict = judge(replace(HEALTHY, mode=Mode.UNKNOWN, lag=None, alarms=(alarm,)))

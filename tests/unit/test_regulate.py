@@ -799,9 +799,14 @@ def test_a_worker_whose_loop_fails_is_an_alarm_of_the_system(system: System) -> 
 @pytest.mark.parametrize(
     ("code", "words", "status", "rate_level"),
     [
-        (ProblemCode.LOG_FULL, "The event log is full", "critical", None),
+        (ProblemCode.LOG_FULL, "ingest@host/1: it fails: clients get 503 there", "critical", None),
         (ProblemCode.LOG_DOWN, "ingest@host/1: it fails", "critical", None),
-        (ProblemCode.BUCKET_UNAVAILABLE, "The token bucket (Redis) does not answer", "degraded", "degraded"),
+        (
+            ProblemCode.BUCKET_UNAVAILABLE,
+            "ingest@host/1: it fails: the share of the last known rate holds",
+            "degraded",
+            "degraded",
+        ),
         (AlarmCode.LOOP_FAILS, "ingest@host/1: it fails", "degraded", None),
     ],
 )
