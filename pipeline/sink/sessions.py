@@ -25,16 +25,42 @@ _MOMENTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class SessionsNeeded:
-    """Sessions of a whole system."""
+    """Sessions of a whole system. Its processes hold theirs for as long as they live."""
 
-    processes: int  # for batches
-    held: int  # by processes, for as long as these live
-    moments: int  # beside them, each for a moment
+    by_settings: int  # processes for batches, from LOG_PARTITIONS and DRAINS_MAX
+    own: int  # processes for batches of the worker that asks; 0 if none does
+
+    @property
+    def processes(self) -> int:
+        """Processes for batches: what decides is the larger of both."""
+        return max(self.by_settings, self.own)
+
+    @property
+    def held(self) -> int:
+        """What all processes hold."""
+        return self.processes + CONTROL_PROCESSES
 
     @property
     def all(self) -> int:
-        """All of them at once."""
-        return self.held + self.moments
+        """All of them at once, with those of a moment."""
+        return self.held + _MOMENTS
+
+    def fewer(self, allowed: int) -> str:
+        """What to set, so that no more than so many are needed; empty if nothing is enough."""
+        most, found = allowed - CONTROL_PROCESSES - _MOMENTS, []  # processes for batches
+        if most <= _SPARE_DRAINS:
+            return ""
+        if self.by_settings > most:
+            found.append(f"set DRAINS_MAX={most - _SPARE_DRAINS}")
+        if self.own > most:
+            found.append(f"have at most {most} processes in this worker (--concurrency)")
+        return ", and ".join(found)
+
+    def __str__(self) -> str:
+        """How many processes there are, and what that number is from."""
+        source = "--concurrency of this worker" if self.own > self.by_settings else "LOG_PARTITIONS and DRAINS_MAX"
+        batches = f"{self.processes} processes for batches, from {source}, and " if self.processes else ""
+        return f"{batches}{CONTROL_PROCESSES} for control"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +126,7 @@ def sessions_needed(settings: Settings, *, own_processes: int = 0) -> SessionsNe
     A worker knows its own processes for batches; those of workers on other hosts are taken from the settings. With
     events in files, drains have no session.
     """
-    processes = 0 if settings.event_sink_url else max(batch_processes(settings), own_processes)
-    return SessionsNeeded(processes, processes + CONTROL_PROCESSES, _MOMENTS)
+    return SessionsNeeded(0, 0) if settings.event_sink_url else SessionsNeeded(batch_processes(settings), own_processes)
 
 
 def limits_problem(limits: SessionLimits, needed: SessionsNeeded) -> str | None:
@@ -115,11 +140,10 @@ def limits_warning(limits: SessionLimits, needed: SessionsNeeded) -> str | None:
 
 
 def _problem(limits: SessionLimits, needed: SessionsNeeded) -> str:
+    remedies = [f"set {limits.remedy(needed.all)}", needed.fewer(limits.allowed)]
     return (
-        f"it allows at most {max(0, limits.allowed)} sessions ({limits}), and {needed.held} are needed "
-        f"({needed.processes} processes for batches, from LOG_PARTITIONS, DRAINS_MAX and --concurrency, and "
-        f"{needed.held - needed.processes} for control), and {needed.moments} more for migrations and operators: set "
-        f"{limits.remedy(needed.all)}; or lower DRAINS_MAX"
+        f"it allows at most {max(0, limits.allowed)} sessions ({limits}), and {needed.held} are needed ({needed}), and "
+        f"{_MOMENTS} more for migrations and operators: {'; or '.join(filter(None, remedies))}"
     )
 
 
