@@ -16,9 +16,8 @@ from pipeline.text import on_one_line
 
 _HIDDEN: Final = "***"
 
-# `//user:password@`: up to the last @ of the word, because a password may contain characters that are invalid in a URL.
-# Passwords that are tokens of a cloud's identity service have one or two thousand characters.
-_IN_URL: Final = re.compile(r"(://[^\s:/@]{0,200}):\S{0,4096}@")
+_WORD: Final = re.compile(r"\S+")
+_USER_END: Final = re.compile(r"[:/@]")
 _NAMED: Final = re.compile(r"(\b\w*password)=('[^']*'|[^\s&\"']+)", re.IGNORECASE)
 _API_KEY: Final = re.compile(r"(slc_[0-9a-f]{8}_)[0-9a-f]+")  # of pipeline/keys.py; the id before it is public
 _TOKEN: Final = re.compile(r'(percent-encoded (?:token|value)): ".*"')  # libpq quotes only the password
@@ -103,10 +102,28 @@ def _forms_of(password: str) -> Iterator[str]:
     yield from (password, decoded, on_one_line(decoded), repr(decoded)[1:-1])
 
 
+def _without_login(word: re.Match[str]) -> str:
+    """The word with *** in place of the password in `://user:password@`, of any length. Reads the word once.
+
+    The password ends at the last @ of the word, because it may contain characters that are invalid in a URL.
+    """
+    text = word[0]
+    last = text.rfind("@")
+    begin = text.find("://", 0, max(last, 0))
+    while begin >= 0:
+        user_end = _USER_END.search(text, begin + len("://"), last)
+        if user_end is None:
+            break
+        if user_end[0] == ":":
+            return f"{text[: user_end.end()]}{_HIDDEN}{text[last:]}"
+        begin = text.find("://", user_end.end(), last)
+    return text
+
+
 def hide_secrets(text: str) -> str:
     """The text with *** in place of each password."""
-    if "@" in text:
-        text = _IN_URL.sub(rf"\1:{_HIDDEN}@", text)
+    if "@" in text and "://" in text:
+        text = _WORD.sub(_without_login, text)
     if "percent" in text:
         text = _TOKEN.sub(rf'\1: "{_HIDDEN}"', text)
     if "slc_" in text:

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 
 import psycopg2
 import pytest
@@ -34,6 +35,10 @@ def knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ('invalid dsn: invalid percent-encoded token: "hunter2%zz"', 'invalid percent-encoded token: "***"'),
         ('forbidden value %00 in percent-encoded value: "hunter2%00"', 'percent-encoded value: "***"'),
         (f"postgresql://u:{'token' * 700}-hunter2@db/x: refused", "postgresql://u:***@db/x: refused"),
+        (f"postgresql://u:{'token' * 7000}-hunter2@db/x: refused", "postgresql://u:***@db/x: refused"),
+        ("not http://a/x but (redis://a/redis://u:hunter2@cache), ann@host", "(redis://a/redis://u:***@cache), ann@"),
+        ("redis://a:hunter2@h1\tredis://b:hunter2@h2", "redis://a:***@h1\tredis://b:***@h2"),
+        ("redis://a:hunter2@h1,redis://b:hunter2@h2", "redis://a:***@h2"),
         ("postgresql://db/x?user=u&password=hunter2&sslmode=require", "password=***&sslmode=require"),
         ("host=db password=hunter2 dbname=x", "password=*** dbname=x"),
         ("host=db password='hunter2 x' dbname=x", "password=*** dbname=x"),
@@ -72,6 +77,23 @@ def test_a_password_that_is_a_name_or_short_does_not_garble_all_messages(passwor
     Settings.from_environ({"DATABASE_URL": f"postgresql://sluice:{password}@db:5432/logs"})
     assert hide_secrets(f"the {password} of sluice at db/logs") == f"the {password} of sluice at db/logs"
     assert hide_secrets(f"postgresql://sluice:{password}@db:5432/logs") == "postgresql://sluice:***@db:5432/logs"
+
+
+def test_the_search_for_urls_is_linear() -> None:
+    def seconds(text: str) -> float:
+        """The least CPU time for it, of five times."""
+        found = []
+        for _ in range(5):
+            begun = time.thread_time()
+            hide_secrets(text)
+            found.append(time.thread_time() - begun)
+        return min(found)
+
+    # Given a word with many beginnings of a URL, and as many in words of their own
+    for text in ("://a:x", "://a", "://a:x/"):
+        one_word, words = "@" + text * 10_000, "@" + f" {text}" * 10_000
+        # Then it takes no longer than they do, by and large
+        assert seconds(one_word) < 20 * seconds(words)
 
 
 def test_a_part_of_a_longer_word_is_no_password() -> None:
