@@ -3,7 +3,7 @@
 And records of the event log that were stored long ago, in one step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -23,6 +23,7 @@ CLOCK_SECONDS_MAX: Final = 3600.0
 _DAY_SECONDS: Final = 86_400.0
 _HOUR_SECONDS: Final = 3600.0
 _MARKS: Final = 24  # within LOG_KEEP_HOURS: records are kept for up to a 24th of it longer
+_NAMED_MAX: Final = 5  # partitions that a problem names
 # An oldest event that is expired for longer means that deletion is slower than storing, or does not run.
 OVERDUE_SECONDS_MAX: Final = _DAY_SECONDS
 
@@ -39,7 +40,7 @@ class Expired:
 
 @dataclass(slots=True)
 class Trimmed:
-    """What one tick deleted from the event log, and why it deleted nothing, in words."""
+    """What one tick deleted from the event log, and why it did not delete all that expired, in words."""
 
     records: int = 0
     problem: str | None = None
@@ -48,7 +49,7 @@ class Trimmed:
 class LogRetention:
     """Deletes records of the event log LOG_KEEP_HOURS after they were stored.
 
-    It remembers what it asked for: a log in which nothing new expired is not asked.
+    It remembers what was deleted: a log in which nothing new expired is not asked.
     """
 
     def __init__(self, settings: Settings, marks: LogMarks, trimmer: LogTrimmer, clock: Clock) -> None:
@@ -75,9 +76,18 @@ class LogRetention:
         ]
         if not wanted:
             return Trimmed()
-        freed = self._trimmer.trim(log_id, wanted)
-        self._asked |= {(log_id, one.partition): one.below for one in wanted}
-        return Trimmed(sum(freed.values()))
+        done = self._trimmer.trim(log_id, wanted)
+        self._asked |= {(log_id, one.partition): one.below for one in wanted if one.partition not in done.left}
+        return Trimmed(sum(done.freed.values()), _left_problem(done.left))
+
+
+def _left_problem(left: Mapping[int, str]) -> str | None:
+    if not left:
+        return None
+    named = [f"{partition} ({why})" for partition, why in sorted(left.items())][:_NAMED_MAX]
+    more = " …" if len(left) > len(named) else ""
+    noun = "partition" if len(left) == 1 else "partitions"
+    return f"the event log is not trimmed in {len(left)} {noun}: {', '.join(named)}{more}"
 
 
 def _clock_problem(sink_time: float, now: float) -> str | None:

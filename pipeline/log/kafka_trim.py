@@ -1,7 +1,6 @@
 """Trims a Kafka topic: deletes records that were stored, and only in a log that is surely the one that was stored."""
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -14,9 +13,8 @@ from pipeline.log.kafka_topic import log_id_of, parse_bootstrap
 from pipeline.log.kafka_wire import KafkaWire
 from pipeline.ports.log import LowestOffsetsSource, record_digest
 from pipeline.ports.log_marks import ExpiredRecords
+from pipeline.ports.log_trimmer import TrimResult
 from pipeline.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 _FETCH_BYTES: Final = 1 << 20  # of the one record that is compared in each partition
 
@@ -29,15 +27,20 @@ class KafkaTrimmer:
         self._lowest_offsets = lowest_offsets
         self._clock = clock or SystemClock()
 
-    def trim(self, log_id: str, expired: Sequence[ExpiredRecords]) -> dict[int, int]:
+    def trim(self, log_id: str, expired: Sequence[ExpiredRecords]) -> TrimResult:
         with contextlib.closing(KafkaLog(self._settings, self._lowest_offsets, self._clock)) as log:
             if log.identity().log_id != log_id:
                 raise LogUnavailableError("the event log (Kafka) is another one than the one that was stored")
             begins = {one.partition: one.begin for one in log.positions()}
             due = [one for one in expired if one.below > begins.get(one.partition, one.below)]
             below = {one.partition: one.below for one in due if _is_the_one_that_was_stored(log, one)}
+        left = {
+            one.partition: f"it does not hold the last stored record at offset {one.next_offset - 1}"
+            for one in due
+            if one.partition not in below
+        }
         if not below:
-            return {}
+            return TrimResult({}, left)
         wire = KafkaWire(
             parse_bootstrap(self._settings.event_log_url),
             call_seconds_max=CALL_SECONDS_MAX,
@@ -49,7 +52,8 @@ class KafkaTrimmer:
             if facts is None or log_id_of(self._settings.log_topic, facts) != log_id:
                 raise LogUnavailableError("the event log (Kafka) is another one than the one that was stored")
             now = wire.delete_records(self._settings.log_topic, facts.leaders, below)
-        return {partition: begin - begins[partition] for partition, begin in now.items()}
+        left |= dict.fromkeys(below.keys() - now.keys(), "its replicas have not done it yet")
+        return TrimResult({partition: begin - begins[partition] for partition, begin in now.items()}, left)
 
 
 def _is_the_one_that_was_stored(log: KafkaLog, expired: ExpiredRecords) -> bool:
@@ -58,13 +62,5 @@ def _is_the_one_that_was_stored(log: KafkaLog, expired: ExpiredRecords) -> bool:
     try:
         batch = log.read(expired.partition, last, records_max=1, wait_seconds=0)
     except LogGapError:  # it ends before: it lost its tail
-        batch = None
-    if batch is not None and batch.offset == last and record_digest(batch.values[0]) == expired.last_digest:
-        return True
-    logger.warning(
-        "partition %d is not trimmed: the event log (Kafka) does not hold the last stored record at offset %d",
-        expired.partition,
-        last,
-        extra={"action": "trim_refused", "partition": expired.partition},
-    )
-    return False
+        return False
+    return batch is not None and batch.offset == last and record_digest(batch.values[0]) == expired.last_digest

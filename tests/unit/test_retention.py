@@ -11,6 +11,7 @@ from beat_schedule import beat_schedule
 from pipeline.clock import ManualClock
 from pipeline.errors import LogUnavailableError, SettingsError, SinkUnavailableError
 from pipeline.ports.log_marks import ExpiredRecords
+from pipeline.ports.log_trimmer import TrimResult
 from pipeline.ports.retention import RetentionFacts
 from pipeline.retention import LogRetention, expire, may_be_prepared, overdue_seconds, why_not
 from pipeline.settings import Settings
@@ -227,6 +228,7 @@ class Log:
         self.marked: list[tuple[str, float, float]] = []
         self.asked: list[dict[int, int]] = []
         self.time, self.error = NOW, False
+        self.left: dict[int, str] = {}
 
     def mark(self, log_id: str, *, spacing_seconds: float, keep_seconds: float) -> None:
         self.marked.append((log_id, spacing_seconds, keep_seconds))
@@ -234,11 +236,11 @@ class Log:
     def expired(self, log_id: str, *, keep_seconds: float) -> tuple[list[ExpiredRecords], float]:
         return [ExpiredRecords(one, below, below + 1, b"d") for one, below in self.below.items()], self.time
 
-    def trim(self, log_id: str, expired: Sequence[ExpiredRecords]) -> dict[int, int]:
+    def trim(self, log_id: str, expired: Sequence[ExpiredRecords]) -> TrimResult:
         self.asked.append({one.partition: one.below for one in expired})
         if self.error:
             raise LogUnavailableError
-        return {one.partition: 2 for one in expired}
+        return TrimResult({one.partition: 2 for one in expired if one.partition not in self.left}, self.left)
 
 
 def log_retention(log: Log) -> LogRetention:
@@ -275,6 +277,31 @@ def test_a_log_that_failed_is_asked_again() -> None:
         retention.tick("log", lambda _: False)
     log.error = False
     assert retention.tick("log", lambda _: False).records == 2
+
+
+def test_a_partition_that_was_not_trimmed_is_a_problem_and_is_asked_again() -> None:
+    # Given two of three partitions that are not trimmed
+    log = Log(p0=5, p1=7, p2=9)
+    retention = log_retention(log)
+    log.left = {0: "it does not hold the last record", 2: "it is slow"}
+    # When ticks run / Then each says so, and asks for these again
+    for _ in range(2):
+        problem = retention.tick("log", lambda _: False).problem
+        assert (
+            problem
+            == "the event log is not trimmed in 2 partitions: 0 (it does not hold the last record), 2 (it is slow)"
+        )
+    assert log.asked == [{0: 5, 1: 7, 2: 9}, {0: 5, 2: 9}]
+    # When they can be / Then they are, and all is well
+    log.left = {}
+    done = retention.tick("log", lambda _: False)
+    assert (done.records, done.problem) == (4, None)
+    assert retention.tick("log", lambda _: False).records == 0
+    # And of many, some are named
+    log.below, log.left = dict.fromkeys(range(64), 20), dict.fromkeys(range(64), "it is slow")
+    problem = str(retention.tick("log", lambda _: False).problem)
+    assert problem.startswith("the event log is not trimmed in 64 partitions: 0 (it is slow), 1 (it is slow), 2 (it is")
+    assert problem.endswith(", 4 (it is slow) …")
 
 
 def test_no_record_is_deleted_while_the_clocks_disagree() -> None:
