@@ -99,6 +99,10 @@ class SinkMisconfiguredError(SinkUnavailableError):
     """PostgreSQL answers, but its configuration can't keep Sluice's guarantees."""
 
 
+class SinkStandbyError(SinkMisconfiguredError):
+    """PostgreSQL is a standby, which takes no writes: for a moment during a failover, or by DATABASE_URL."""
+
+
 class SinkContentionError(RecoverableError):
     """PostgreSQL rolled the transaction back in favour of another (SQLSTATE class 40): repeat it. Not counted."""
 

@@ -220,7 +220,10 @@ class AlarmCode(StrEnum):
     CLOCKS_DIFFER = "clocks_differ"  # a wall clock is over a second off the control store's: shown times are wrong
     FORMER_LOG = "former_log"  # the log of earlier settings has events that are not stored
     LOG_BEHIND_STORED = "log_behind_stored"  # a partition would reuse offsets that PostgreSQL has stored
-    SCHEMA_REFUSED = "schema_refused"  # the database, or its schema (newer than this version, changed) can't be used
+    SCHEMA_REFUSED = "schema_refused"  # the database's schema (newer than this version, changed) can't be used
+    DATABASE_REFUSED = (
+        "database_refused"  # the database itself can't be used: a standby, its encoding, rights, a pooler
+    )
     STANDS_STILL = "stands_still"  # the reason why a partition with events has stored none for long
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain without progress could not be ended on the server
     PARTITION_UNAVAILABLE = "partition_away"  # one partition of the log neither accepts nor returns events

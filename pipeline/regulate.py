@@ -8,7 +8,7 @@ from typing import Final
 
 from pipeline.clock import Clock, SystemClock
 from pipeline.decide import Ages, Measured, decide, decide_shadow
-from pipeline.errors import SinkMisconfiguredError, SluiceError, StoreUnavailableError, in_brief
+from pipeline.errors import SinkMisconfiguredError, SinkStandbyError, SluiceError, StoreUnavailableError, in_brief
 from pipeline.flow.age import Age
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.flow.lag import held_lags, lag_by_partition
@@ -352,9 +352,21 @@ def _synchronise(who: str) -> str:
 
 def _name_refused_database(sample: _Sample, problem: str) -> None:
     """Report a database in which nothing can be stored until an operator changes it."""
-    if all(alarm.code != AlarmCode.SCHEMA_REFUSED for alarm in sample.alarms):
+    if all(alarm.code not in (AlarmCode.SCHEMA_REFUSED, AlarmCode.DATABASE_REFUSED) for alarm in sample.alarms):
         what = f"The database is refused, and nothing is stored: {problem}"
-        sample.critical(AlarmCode.SCHEMA_REFUSED, what, "docs/database.md; events wait in the event log meanwhile")
+        sample.critical(AlarmCode.DATABASE_REFUSED, what, "docs/database.md; events wait in the event log meanwhile")
+
+
+def _is_refused(error: SluiceError, state: ControlState) -> bool:
+    """Whether the database can't be used until an operator changes it.
+
+    A standby counts from the second tick in a row that finds it: in a failover, DATABASE_URL may reach the demoted
+    server for some seconds. The last tick may have been another process', so its published alarms say what it found.
+    """
+    if not isinstance(error, SinkStandbyError):
+        return isinstance(error, SinkMisconfiguredError)
+    last = () if state.rate is None else state.rate.alarms
+    return any(in_brief(error) in alarm.what for alarm in last)
 
 
 def _compare_clocks(looks: _Looks, sample: _Sample, settings: Settings, actor: str) -> None:
@@ -419,14 +431,15 @@ def _measure(
             sample.stored, sample.batches = stored.offsets, stored.batches
             if stored.time is not None:
                 sample.database_clock = Look(stored.time, asked_at, clock.monotonic())
-        except SinkMisconfiguredError as error:
-            _name_refused_database(sample, str(error))
         except SluiceError as error:
-            sample.degraded(
-                AlarmCode.OFFSETS_UNKNOWN,
-                f"The stored offsets are unknown; the lag is measured by the log's commits: {in_brief(error)}",
-                f"{sample.sink}; the breaker opens by itself if drains fail too",
-            )
+            if _is_refused(error, state):
+                _name_refused_database(sample, str(error))
+            else:
+                sample.degraded(
+                    AlarmCode.OFFSETS_UNKNOWN,
+                    f"The stored offsets are unknown; the lag is measured by the log's commits: {in_brief(error)}",
+                    f"{sample.sink}; the breaker opens by itself if drains fail too",
+                )
     sample.lag = lag_by_partition(positions, sample.stored)
     sample.ends = {position.partition: position.end for position in positions}
     if sample.lag is not None:

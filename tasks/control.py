@@ -17,6 +17,7 @@ from pipeline.errors import (
     SchemaError,
     SchemaNewerError,
     SinkMisconfiguredError,
+    SinkStandbyError,
     SluiceError,
     in_brief,
 )
@@ -137,9 +138,10 @@ def _migrate_once(context: WorkerContext) -> None:
         # Two versions run together during an upgrade: the control loop must also tick in the older one.
         _logger.warning("%s", error, extra={"action": "schema_newer"})
         context.is_migrated = True
-    except SinkMisconfiguredError as error:
-        context.server_problem = str(error)  # the alarm of each tick repeats it
     except RecoverableError as error:
+        if isinstance(error, SinkMisconfiguredError) and not isinstance(error, SinkStandbyError):
+            context.server_problem = str(error)  # the alarm of each tick repeats it
+            return
         _logger.warning("the schema is not checked yet: %s", error, extra={"action": "migrate_failed"})
     except SchemaError as error:
         context.schema_problem = str(error)

@@ -76,6 +76,9 @@ _RESPONSES: Final[dict[str, Response]] = {
         f"Workers that refuse the schema store nothing, and look again. {_HELD}",
         'psql "$DATABASE_URL" -c "SELECT * FROM schema_migrations ORDER BY 1"',
     ),
+    AlarmCode.DATABASE_REFUSED: Response(
+        f"Workers look again with each new connection, and store as soon as the database can be used. {_HELD}", DOCTOR
+    ),
     AlarmCode.STANDS_STILL: Response(
         f"A drain without progress is ended after DRAIN_STALLED_SECONDS_MAX, and another one starts. {_HELD}", _ACTIVE
     ),

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.errors import SinkMisconfiguredError
+from pipeline.errors import SinkMisconfiguredError, SinkStandbyError
 
 FSYNC_OFF: Final = "PostgreSQL has fsync=off: a power loss can take stored events (docs/guarantees.md)"
 VERSION_MIN: Final = 13  # the oldest version whose catalog supports the queries below
+_STANDBY: Final = (
+    "it is a standby, which takes no writes: let DATABASE_URL name the primary, or all hosts and "
+    "?target_session_attrs=read-write"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +53,7 @@ def server_problem(facts: DatabaseFacts) -> str | None:
             "takes: make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0, and name it in DATABASE_URL"
         )
     if facts.is_standby:
-        return (
-            "it is a standby, which takes no writes: let DATABASE_URL name the primary, or all hosts and "
-            "?target_session_attrs=read-write"
-        )
+        return _STANDBY
     if not facts.may_make_temporary:
         return (
             f"the user {facts.user} may make no temporary table, through which repeats are stored: "
@@ -86,9 +87,10 @@ def _table_problems(facts: TableFacts) -> Iterator[str]:
 
 
 def refuse(problem: str | None) -> None:
-    """Raise SinkMisconfiguredError if there is a problem."""
+    """Raise SinkMisconfiguredError if there is a problem; SinkStandbyError if it is that the server is a standby."""
     if problem is not None:
-        raise SinkMisconfiguredError(f"this PostgreSQL can't be used: {problem} (docs/database.md)")
+        refused = SinkStandbyError if problem == _STANDBY else SinkMisconfiguredError
+        raise refused(f"this PostgreSQL can't be used: {problem} (docs/database.md)")
 
 
 def facts_of(rows: Sequence[Sequence[Any]]) -> TableFacts | None:

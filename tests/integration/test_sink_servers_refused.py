@@ -64,7 +64,7 @@ def test_a_control_worker_names_such_a_database_from_its_first_tick(
 
         def is_named() -> bool:
             rate = store.state().rate
-            found[:] = [] if rate is None else [one for one in rate.alarms if one.code == AlarmCode.SCHEMA_REFUSED]
+            found[:] = [] if rate is None else [one for one in rate.alarms if one.code == AlarmCode.DATABASE_REFUSED]
             return bool(found)
 
         # When its control worker starts, then health is critical, with the name of the database

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import SettingsError, StoreUnavailableError
+from pipeline.errors import SettingsError, SinkMisconfiguredError, SinkStandbyError, StoreUnavailableError
 from tasks import commands, control
 
 
@@ -23,6 +23,28 @@ def test_a_tick_that_can_not_run_is_one_line_in_the_log(error: Exception, caplog
         tick()
     [record] = caplog.records
     assert (record.getMessage(), record.exc_info) == (f"tick: {error}", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_named"), [(SinkStandbyError(), False), (SinkMisconfiguredError("it has the encoding LATIN1"), True)]
+)
+def test_a_standby_at_the_start_is_left_to_the_tick_and_migrated_later(error: Exception, is_named: bool) -> None:
+    # Given a database that can't be migrated
+    failing = [error]
+
+    def migrate(wait_seconds: float) -> None:
+        if failing:
+            raise failing[0]
+
+    context: Any = SimpleNamespace(
+        is_migrated=False, schema_problem=None, server_problem=None, schema=SimpleNamespace(migrate=migrate)
+    )
+    # When it is tried / Then the reason is repeated by each tick, unless a failover may be under way
+    control._migrate_once(context)
+    assert (context.server_problem is not None, context.is_migrated) == (is_named, False)
+    failing.clear()
+    control._migrate_once(context)
+    assert (context.server_problem, context.is_migrated) == (None, True)
 
 
 def test_a_defect_is_no_set_up_error() -> None:

@@ -45,6 +45,14 @@ def test_the_command_of_an_alarm_names_its_partition() -> None:
     assert first(alarms=(alarm,))["command"] == "celery -A tasks.app inspect gap 3"
 
 
+def test_a_refused_database_is_not_told_as_a_refused_schema() -> None:
+    alarm = Alarm(AlarmCode.DATABASE_REFUSED, Severity.CRITICAL, "The database is refused: it is a standby", "there")
+    said = first(alarms=(alarm,))
+    assert said["command"] == "python -m sluice doctor"
+    assert "schema" not in (said["byItself"] or "")
+    assert said["runbook"] == "database-refused"
+
+
 def test_refusals_by_a_rate_of_an_operator_end_with_that_rate() -> None:
     refusing = Traffic(admitted=900.0, refused=100.0, refused_share=0.1, unavailable_share=0.0)
     assert first(traffic=refusing)["command"] == "celery -A tasks.app inspect throttle"

@@ -12,7 +12,13 @@ from ingest.appender import LogStatus
 from ingest.dashboard import view
 from ingest.health import HealthSources, health_inputs
 from pipeline.clock import ManualClock
-from pipeline.errors import LogUnavailableError, SinkMisconfiguredError, SinkUnavailableError, StoreUnavailableError
+from pipeline.errors import (
+    LogUnavailableError,
+    SinkMisconfiguredError,
+    SinkStandbyError,
+    SinkUnavailableError,
+    StoreUnavailableError,
+)
 from pipeline.flow.age import Age
 from pipeline.flow.shares import Offered, Shares
 from pipeline.follower import ControlSnapshot
@@ -48,7 +54,7 @@ class FakeDatabase:
     accounts: list[OperatorLimit] = field(default_factory=list)
     held: set[int] = field(default_factory=set)  # partitions whose lock a backend holds
     is_unavailable: bool = False
-    refusal: str | None = None  # why it can't be used
+    refusal: Exception | None = None  # why it can't be used
     asked: list[str] = field(default_factory=list)
 
     def stored_offsets(self, log_id: str) -> StoredOffsets:
@@ -77,7 +83,7 @@ class FakeDatabase:
         if self.is_unavailable:
             raise SinkUnavailableError("PostgreSQL is away")
         if self.refusal is not None:
-            raise SinkMisconfiguredError(self.refusal)
+            raise self.refusal
 
 
 class _OwnClock:
@@ -864,15 +870,39 @@ def test_what_only_one_ingest_process_knows_is_the_health_of_the_system_everywhe
 def test_a_database_that_can_hold_nothing_is_critical_by_its_name(system: System) -> None:
     # Given a control loop whose database is changed for another, in which nothing can be stored
     system.tick()
-    system.database.refusal = "this PostgreSQL can't be used: the database d has the encoding LATIN1"
+    system.database.refusal = SinkMisconfiguredError("this PostgreSQL can't be used: it has the encoding LATIN1")
     system.tick()
     # Then the reason is one alarm, critical, and the log's word counts for the lag
     [alarm] = system.rate().alarms
-    assert (alarm.code, alarm.severity) == (AlarmCode.SCHEMA_REFUSED, Severity.CRITICAL)
-    assert "the database d has the encoding LATIN1" in alarm.what
+    assert (alarm.code, alarm.severity) == (AlarmCode.DATABASE_REFUSED, Severity.CRITICAL)
+    assert "it has the encoding LATIN1" in alarm.what
     system.database.refusal = None
     system.tick()
     assert system.rate().alarms == ()
+
+
+def test_a_standby_is_refused_only_if_it_is_still_one_at_the_next_tick(system: System) -> None:
+    def alarm_of_a_tick() -> tuple[str, Severity]:
+        system.tick()
+        [alarm] = system.rate().alarms
+        return alarm.code, alarm.severity
+
+    brief, lasting = (AlarmCode.OFFSETS_UNKNOWN, Severity.DEGRADED), (AlarmCode.DATABASE_REFUSED, Severity.CRITICAL)
+    system.tick()
+    # Given a failover: no server answers, and then the one that is a standby now
+    system.database.is_unavailable = True
+    assert alarm_of_a_tick() == brief
+    system.database.is_unavailable = False
+    system.database.refusal = SinkStandbyError()
+    # Then it is a database that does not answer; only one that stays a standby is refused
+    assert alarm_of_a_tick() == brief
+    assert [alarm_of_a_tick() for _ in range(2)] == [lasting, lasting]
+    # And the next failover counts anew
+    system.database.refusal = None
+    system.tick()
+    assert system.rate().alarms == ()
+    system.database.refusal = SinkStandbyError()
+    assert alarm_of_a_tick() == brief
 
 
 def test_one_problem_of_many_ingest_processes_is_one_alarm(system: System) -> None:

@@ -36,7 +36,13 @@ RUNBOOKS = {name: text for name, text in PAGES.items() if name != "README"}
 CODES = [code.value for code in (*ProblemCode, *AlarmCode)]
 SECTIONS = ["What it means", "How to see it", "How to know that it is over", "What not to do"]
 # Where the words of reasons come from.
-WORDS = ["pipeline/health/judge.py", "pipeline/sink/standstill.py", "tasks/standstill.py", "pipeline/regulate.py"]
+WORDS = [
+    "pipeline/health/judge.py",
+    "pipeline/sink/standstill.py",
+    "tasks/standstill.py",
+    "pipeline/regulate.py",
+    "pipeline/sink/server_check.py",
+]
 # What ./run.sh env prints beside settings.
 OTHER_VARIABLES = {"OPERATOR_URL"}
 

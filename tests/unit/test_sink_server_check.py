@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import SinkMisconfiguredError
+from pipeline.errors import SinkMisconfiguredError, SinkStandbyError
 from pipeline.sink.server_check import DatabaseFacts, TableFacts, refuse, server_problem
 from pipeline.sink.server_check import table_problem as table
 
@@ -26,6 +26,14 @@ TABLE = TableFacts([], [], True, False, [])
 def test_a_server_that_breaks_promises_is_named(change: dict[str, Any], words: str) -> None:
     assert server_problem(GOOD) is None
     assert words in (server_problem(replace(GOOD, **change)) or "")
+
+
+def test_a_standby_is_told_apart_because_a_failover_makes_one() -> None:
+    with pytest.raises(SinkStandbyError, match=r"can't be used: it is a standby.*target_session_attrs=read-write"):
+        refuse(server_problem(replace(GOOD, is_standby=True)))
+    with pytest.raises(SinkMisconfiguredError) as raised:
+        refuse(server_problem(replace(GOOD, is_standby=True, encoding="LATIN1")))
+    assert not isinstance(raised.value, SinkStandbyError)
 
 
 def test_a_server_without_fsync_is_for_its_owner_to_judge() -> None:
