@@ -3,7 +3,8 @@
 Every error of Sluice and every log line passes through `hide_secrets`. It recognises a password by its position: in a
 URL, or after `password=`. It also knows the passwords in the settings of this process (`know_url`, `know_secret`), and
 hides them at any position: libraries quote parts of a URL that they can't parse, in words that differ between versions.
-`url_problem` finds such URLs first.
+`url_problem` finds such URLs first. A password that is also a name in the settings, a common word or a short number is
+hidden only by its position: otherwise many messages would be unreadable.
 """
 
 import re
@@ -31,6 +32,19 @@ _ENCODE: Final = "in a user or password, write % as %25, @ as %40, : as %3A, / a
 # Shorter ones are hidden only by their position: as a word, they would also be hidden in many other messages.
 _KNOWN_CHARS_MIN: Final = 4
 _KNOWN_MAX: Final = 256  # a process has settings for a few passwords, each in up to four forms
+_NAMES_MAX: Final = 4096
+_NUMBER_CHARS_MIN: Final = 6  # a shorter number may be a port, a count or a time
+# They are in many messages, and in commands to copy. Who guesses passwords tries them first: hiding them gains little.
+_COMMON_WORDS: Final = """
+    account admin batches broker celery cluster consumer control controller database default docker doctor drain event
+    events flower grafana group health host hints http https ingest kafka keys localhost logs main master migrate none
+    normal offset operator partition password pipeline port postgres postgresql prometheus python rate redis rediss
+    root sanic schema secret sentinel server sluice sluice_app sluice_writer ssl stack status store stream table task
+    tasks test topic true unknown user worker workers
+"""
+_COMMON: Final = frozenset(_COMMON_WORDS.split())
+# Hosts whole and by label, names with - whole and by part.
+_NAME_PATTERNS: Final = tuple(map(re.compile, (r"[\w.-]+", r"[\w-]+", r"\w+")))
 
 
 class _KnownSecrets:
@@ -39,16 +53,26 @@ class _KnownSecrets:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._forms: dict[str, None] = {}
+        self._names: dict[str, None] = {}  # in lower case
+        self._hidden: list[str] = []
         self._pattern: re.Pattern[str] | None = None
 
-    def add(self, forms: Iterable[str]) -> None:
-        """Hide these strings from now on."""
+    def add(self, forms: Iterable[str] = (), names: Iterable[str] = ()) -> None:
+        """Hide these forms from now on, unless one is a common word, or a name that was or will be added."""
         with self._lock:
             self._forms |= dict.fromkeys(form for form in forms if len(form) >= _KNOWN_CHARS_MIN)
-            while len(self._forms) > _KNOWN_MAX:
-                del self._forms[next(iter(self._forms))]
-            longest_first = sorted(self._forms, key=len, reverse=True)
-            self._pattern = re.compile("|".join(map(_as_a_word, longest_first))) if longest_first else None
+            self._names |= dict.fromkeys(name.casefold() for name in names)
+            for found, most in ((self._forms, _KNOWN_MAX), (self._names, _NAMES_MAX)):
+                while len(found) > most:
+                    del found[next(iter(found))]
+            hidden = sorted((form for form in self._forms if not self._is_common(form)), key=len, reverse=True)
+            if hidden != self._hidden:
+                self._hidden = hidden
+                self._pattern = re.compile("|".join(map(_as_a_word, hidden))) if hidden else None
+
+    def _is_common(self, form: str) -> bool:
+        word = form.casefold()
+        return word in _COMMON or word in self._names or (form.isdecimal() and len(form) < _NUMBER_CHARS_MIN)
 
     def hide(self, text: str) -> str:
         """The text with *** in place of each of them."""
@@ -65,24 +89,31 @@ def _as_a_word(form: str) -> str:
 
 
 def know_secret(secret: str) -> None:
-    """Hide a password from now on, at any position in any message. Less than four characters are not hidden."""
+    """Hide a password from now on, at any position in any message.
+
+    Less than four characters, a number of less than six digits, a common word and a name (`know_names`) are hidden only
+    by their position.
+    """
     _known.add(_forms_of(secret))
 
 
-def know_url(url: str) -> None:
-    """Hide the passwords in a URL from now on, even if the URL is invalid.
+def know_names(text: str) -> None:
+    """Show each name in this text even if it is a password that was or will be known. Ignores upper and lower case."""
+    _known.add(names=(name for pattern in _NAME_PATTERNS for name in pattern.findall(text)))
 
-    A password that is also the user, the host or another name in its URL is hidden only by its position, as is one of
-    less than four characters: otherwise most messages would be unreadable.
+
+def know_url(url: str) -> None:
+    """Hide the passwords in a URL from now on, as `know_secret` does, even if the URL is invalid.
+
+    All else in it are names: the user, hosts, the database.
     """
-    scheme, _, rest = url.partition("://")
-    found = set(_passwords_of(rest))
-    for password in found:
+    scheme, separator, rest = url.partition("://")
+    for password in sorted(_passwords_of(rest), key=len, reverse=True):  # a shorter one may be a part of a longer one
         for part in (f":{password}@", f"={password}"):
             rest = rest.replace(part, " ")
-    names = set(re.findall(r"\w+", f"{scheme} {rest}"))
-    for password in found - names:
         know_secret(password)
+    if separator:  # otherwise it may have its password anywhere
+        know_names(f"{scheme} {rest} {unquote(rest)}")
 
 
 def _passwords_of(rest: str) -> Iterator[str]:

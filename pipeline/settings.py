@@ -19,7 +19,7 @@ from pipeline.account import account_named, is_loopback
 from pipeline.errors import SettingsError
 from pipeline.names import LOG_FORMATS, LOG_LEVELS, SinkName
 from pipeline.running import nothing_to_ask, with_running_system
-from pipeline.secrets import know_secret, know_url, url_problem
+from pipeline.secrets import know_names, know_secret, know_url, url_problem
 from pipeline.tls import TlsFiles
 from pipeline.urls import SENTINEL_SCHEMES, has_redis_tls, hosts_of, query_of, scheme_of, sentinel_url
 
@@ -933,6 +933,8 @@ class Settings:
                     text = _secret_of(path, is_given=bool(text))
                 if text and field.metadata["is_secret"]:
                     _hide_from_now_on(name, text)
+                elif name in _NAMES:
+                    know_names(text or str(field.default))
                 if text:
                     values[name] = _parse(text, kind)
             except _FileError as error:
@@ -1079,12 +1081,16 @@ def _removed_texts() -> str | None:
     return f"PYTHONOPTIMIZE={sys.flags.optimize} removes the texts of messages: unset it"
 
 
+# Settings with names that messages have: a password that is one of them is hidden only by its position.
+_NAMES: Final = frozenset(
+    {"kafka_user", "redis_sentinel_user", "log_topic", "kafka_group", "key_prefix", "ingest_host", "operator_host",
+     "metrics_host"}
+)  # fmt: skip
+
+
 def _hide_from_now_on(name: str, text: str) -> None:
     """Keep the password in a secret setting out of all messages, also if the setting is refused."""
-    if name.endswith("_url"):
-        know_url(text)
-    elif not name.endswith("_user"):
-        know_secret(text)
+    (know_url if name.endswith("_url") else know_secret)(text)
 
 
 def _parse(text: str, kind: type) -> Any:

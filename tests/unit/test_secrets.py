@@ -79,6 +79,47 @@ def test_a_password_that_is_a_name_or_short_does_not_garble_all_messages(passwor
     assert hide_secrets(f"postgresql://sluice:{password}@db:5432/logs") == "postgresql://sluice:***@db:5432/logs"
 
 
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({"REDIS_URL": "redis://:sluice@redis:6379/0"}, "run `python -m sluice doctor`; GRANT USAGE ON SCHEMA sluice"),
+        ({"KAFKA_PASSWORD": "kafka"}, "kafka+ssl://h:1, Kafka, 3 copies: see docs/kafka.md"),
+        ({"KAFKA_PASSWORD": "Kafka"}, "Kafka, 3 copies"),
+        ({"REDIS_URL": "redis://:orders@h", "DATABASE_URL": "postgresql://u@db/orders"}, "GRANT … ON DATABASE orders"),
+        (
+            {"DATABASE_URL": "postgresql://u:cache@db/x", "REDIS_URL": "redis://cache.prod.internal"},
+            "no answer of cache",
+        ),
+        ({"DATABASE_URL": "postgresql://u:cache-1@db/x", "REDIS_URL": "redis://cache-1.prod"}, "cache-1.prod is away"),
+        ({"DATABASE_URL": "postgresql://u:a.prod@db/x", "REDIS_URL": "redis://a.prod:1,b:1"}, "a.prod:1 is away"),
+        ({"REDIS_URL": "redis://:writer@h", "KAFKA_USER": "writer"}, "user writer may not write"),
+        ({"REDIS_URL": "redis://:shop-events@h", "LOG_TOPIC": "shop-events"}, "topic shop-events"),
+        ({"REDIS_URL": "redis://:sluice-events@h"}, "topic sluice-events"),
+        ({"REDIS_URL": "redis://:12345@h"}, "it has 12345 events"),
+    ],
+)
+def test_a_password_that_is_a_common_word_or_a_name_is_hidden_only_by_its_place(
+    environ: dict[str, str], text: str
+) -> None:
+    # Given settings with a password that many messages have, for another reason
+    with contextlib.suppress(SettingsError):
+        Settings.from_environ(environ)
+    # Then they can be read, and it is hidden in its URL
+    assert hide_secrets(text) == text
+    for name, value in environ.items():
+        password = value if name == "KAFKA_PASSWORD" else value.partition("://")[2].rpartition("@")[0].partition(":")[2]
+        if password:
+            said = f"redis://u:{password}@h, password={password}"
+            assert hide_secrets(said) == "redis://u:***@h, password=***"
+
+
+@pytest.mark.parametrize("password", ["123456", "sluice1", "not-sluice", "kafka/kafka"])
+def test_a_password_that_only_resembles_a_common_word_is_hidden_everywhere(password: str) -> None:
+    Settings.from_environ({"KAFKA_PASSWORD": password, "EVENT_LOG_URL": "kafka+ssl://h:1",
+                           "KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_USER": "ann"})  # fmt: skip
+    assert hide_secrets(f"it says {password} of it") == "it says *** of it"
+
+
 def test_the_search_for_urls_is_linear() -> None:
     def seconds(text: str) -> float:
         """The least CPU time for it, of five times."""
