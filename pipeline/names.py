@@ -224,6 +224,7 @@ class AlarmCode(StrEnum):
     DATABASE_REFUSED = (
         "database_refused"  # the database itself can't be used: a standby, its encoding, rights, a pooler
     )
+    FEW_SESSIONS = "few_sessions"  # PostgreSQL allows fewer sessions than the processes have: drains may not start
     STANDS_STILL = "stands_still"  # the reason why a partition with events has stored none for long
     DRAINER_NOT_ENDED = "drainer_not_ended"  # a drain without progress could not be ended on the server
     PARTITION_UNAVAILABLE = "partition_away"  # one partition of the log neither accepts nor returns events

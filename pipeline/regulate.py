@@ -100,6 +100,7 @@ class SinkQueries:
     why_standing: Callable[[str, int], str]
     schema_problem: str | None = None  # the reason why the schema could not be updated, if only an operator can fix it
     server_problem: str | None = None  # the reason why the server can't be used at all, as the migration found
+    session_problem: str | None = None  # the reason why workers for batches do not start, as the last look found
     # log_id, end of each partition -> an alarm for each former log with events that are not stored
     former_logs: Callable[[str, Mapping[int, int]], Sequence[Alarm]] = field(default=lambda *_: ())
 
@@ -228,6 +229,12 @@ def _tick(
         )
     if sink.server_problem is not None:
         _name_refused_database(sample, sink.server_problem)
+    if sink.session_problem is not None:
+        sample.degraded(
+            AlarmCode.FEW_SESSIONS,
+            f"Workers for batches do not start, because PostgreSQL allows too few sessions: {sink.session_problem}",
+            "docs/database.md; those that run already go on",
+        )
     restored = _restore(state, control.store, sink, sample, actor)
     positions = _measure(state, log, sink, sample, control.clock)
     _record_lost_tail(state, sample, control.events, actor)

@@ -139,14 +139,15 @@ def check_redis(settings: Settings, role: str) -> None:
     refuse_missing_rights(settings, role)
 
 
-def session_problem(settings: Settings, *, own_processes: int) -> str | None:
+def session_problem(settings: Settings, *, own_processes: int, warns: bool = True) -> str | None:
     """Why PostgreSQL allows fewer sessions than a system with these settings uses; None if it allows enough.
 
-    `own_processes` are those of a worker that take batches. Raises SinkUnavailableError if it can't be asked.
+    `own_processes` are those of a worker that take batches. With `warns`, logs a line if it allows just enough.
+    Raises SinkUnavailableError if it can't be asked.
     """
     from pipeline.sink.sessions import session_problem as problem_of  # noqa: PLC0415
 
-    return problem_of(settings, own_processes=own_processes)
+    return problem_of(settings, own_processes=own_processes, warns=warns)
 
 
 def make_control_store(settings: Settings, *, reads_keys: bool = True) -> ControlStore:

@@ -37,6 +37,7 @@ from pipeline.store.redis_queues import RedisQueues
 from tasks.former_logs import FormerLogs
 from tasks.hints import Drained, shares
 from tasks.mistakes import Mistakes
+from tasks.sessions import FewSessions
 from tasks.startup import worker_name
 
 _KNOWN_LOG_SECONDS: Final = 10.0  # ingest uses added partitions within five seconds; they must be drained
@@ -99,6 +100,10 @@ class WorkerContext:
     @cached_property
     def schema(self) -> Schema:
         return wiring.make_schema(self.settings)
+
+    @cached_property
+    def few_sessions(self) -> FewSessions:
+        return FewSessions(self.settings, self.clock)
 
     @cached_property
     def former_logs(self) -> FormerLogs:

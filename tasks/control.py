@@ -81,6 +81,7 @@ def regulate_rate(self: Any) -> str | None:
             ),
             schema_problem=context.schema_problem,
             server_problem=context.server_problem,
+            session_problem=context.few_sessions.problem,
             why_standing=lambda log_id, partition: (
                 context.offsets.why_not_stored(log_id, partition) or workers.why_not_drained(partition)
             ),
@@ -101,6 +102,7 @@ def regulate_rate(self: Any) -> str | None:
         actor=context.name,
     )
     if report.database_answered:
+        context.few_sessions.look()
         persist_changes(context)
         if sync_keys(context):
             _logger.info("the API keys were copied to the control store", extra={"action": "keys_mirrored"})
@@ -134,6 +136,7 @@ def _migrate_once(context: WorkerContext) -> None:
     try:
         context.schema.migrate(wait_seconds=0)
         context.is_migrated = True
+        context.few_sessions.look()  # so that the first tick names it
     except SchemaNewerError as error:
         # Two versions run together during an upgrade: the control loop must also tick in the older one.
         _logger.warning("%s", error, extra={"action": "schema_newer"})

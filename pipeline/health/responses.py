@@ -79,6 +79,9 @@ _RESPONSES: Final[dict[str, Response]] = {
     AlarmCode.DATABASE_REFUSED: Response(
         f"Workers look again with each new connection, and store as soon as the database can be used. {_HELD}", DOCTOR
     ),
+    AlarmCode.FEW_SESSIONS: Response(
+        f"Workers for batches that run go on, and those that start end with the same text in their log. {_HELD}", DOCTOR
+    ),
     AlarmCode.STANDS_STILL: Response(
         f"A drain without progress is ended after DRAIN_STALLED_SECONDS_MAX, and another one starts. {_HELD}", _ACTIVE
     ),

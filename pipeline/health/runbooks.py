@@ -12,6 +12,7 @@ _SHARED: Final[dict[str, str]] = {
     AlarmCode.STANDS_STILL: "no-progress",
     AlarmCode.DRAINER_NOT_ENDED: "no-progress",
     AlarmCode.LOOP_FAILS: "loop",
+    AlarmCode.FEW_SESSIONS: "database-refused",
 }
 _RUNBOOKS: Final = {code.value: _SHARED.get(code, code.value.replace("_", "-")) for code in (*ProblemCode, *AlarmCode)}
 

@@ -153,13 +153,13 @@ def read_limits(settings: Settings) -> SessionLimits:
         return SessionLimits(*session.rows(query("session_limits"))[0])
 
 
-def session_problem(settings: Settings, *, own_processes: int = 0) -> str | None:
-    """Why the server allows too few sessions; None if it allows enough. Logs a line if it allows just enough.
+def session_problem(settings: Settings, *, own_processes: int = 0, warns: bool = True) -> str | None:
+    """Why the server allows too few sessions; None if it allows enough.
 
-    Raises SinkUnavailableError if it can't be asked.
+    With `warns`, logs a line if it allows just enough. Raises SinkUnavailableError if it can't be asked.
     """
     limits, needed = read_limits(settings), sessions_needed(settings, own_processes=own_processes)
-    if warning := limits_warning(limits, needed):
+    if warns and (warning := limits_warning(limits, needed)):
         _logger.warning("PostgreSQL: %s (docs/database.md)", warning, extra={"action": "few_sessions"})
     return limits_problem(limits, needed)
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL that allows fewer sessions than a system uses is named, with what to set, and workers do not start."""
+"""A PostgreSQL that allows fewer sessions than a system uses is named, with what to set, and drains do not start."""
 
 import contextlib
 import logging
@@ -11,8 +11,11 @@ import pytest
 
 from checks.testbed.database import ask
 from checks.testbed.processes import batches_worker, control_worker
-from checks.testbed.waiting import wait_until
-from pipeline.errors import SinkMisconfiguredError
+from checks.testbed.waiting import eventually, wait_until
+from pipeline import wiring
+from pipeline.errors import SinkMisconfiguredError, StoreUnavailableError
+from pipeline.names import AlarmCode, Severity
+from pipeline.ports.control import Alarm
 from pipeline.settings import Settings
 from pipeline.sink.migrate import migrate
 from pipeline.sink.sessions import check_sessions, read_limits, session_problem
@@ -77,12 +80,11 @@ def test_max_connections_and_what_is_reserved(database_url: str) -> None:
     assert read_limits(Settings(database_url=database_url)).allowed == most
 
 
-@pytest.mark.parametrize("queue", ["batches", "control"])
-def test_a_worker_does_not_start(settings: Settings, database_url: str, tmp_path: Path, queue: str) -> None:
+def test_a_worker_for_batches_does_not_start(settings: Settings, database_url: str, tmp_path: Path) -> None:
     migrate(Settings(database_url=database_url))
     with _user(database_url, 7) as url:
         few = replace(settings, database_url=url, log_partitions=4)
-        worker = (batches_worker if queue == "batches" else control_worker)(few, tmp_path).start()
+        worker = batches_worker(few, tmp_path).start()
         try:
             wait_until(lambda: not worker.is_running, "it has ended")
         finally:
@@ -91,3 +93,28 @@ def test_a_worker_does_not_start(settings: Settings, database_url: str, tmp_path
     assert "it allows at most 7 sessions" in line
     assert "CONNECTION LIMIT 11" in line
     assert " ready." not in worker.log()
+
+
+def test_the_control_worker_starts_and_names_it(settings: Settings, database_url: str, tmp_path: Path) -> None:
+    migrate(Settings(database_url=database_url))
+    store, found = wiring.make_control_store(settings), list[Alarm]()
+
+    def is_named() -> bool:
+        rate = store.state().rate
+        found[:] = [] if rate is None else [one for one in rate.alarms if one.code == AlarmCode.FEW_SESSIONS]
+        return bool(found)
+
+    # Given a user that may have too few sessions for all processes, and enough for control
+    with _user(database_url, 7) as url:
+        worker = control_worker(replace(settings, database_url=url, log_partitions=4), tmp_path).start()
+        try:
+            # When the control worker starts, then it publishes a rate, and health has the reason by its name
+            eventually(is_named, "it is named", passing=(StoreUnavailableError,))
+        finally:
+            worker.stop()
+    [alarm] = found
+    assert alarm.severity is Severity.DEGRADED
+    for word in ("Workers for batches do not start", "at most 7 sessions", "CONNECTION LIMIT 11"):
+        assert word in alarm.what
+    [line] = [line for line in worker.log().splitlines() if "CRITICAL" in line and "at most 7 sessions" in line]
+    assert "this worker starts" in line

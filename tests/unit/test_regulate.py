@@ -114,6 +114,7 @@ class System:
         self.log = MemoryLog(partitions=2)
         self.database = FakeDatabase(self.clock)
         self.lag_age, self.rate_age = Age(), Age()
+        self.session_problem: str | None = None
         self.policy_of: PolicyOf | None = None  # None: that of the settings
 
     def tick(self, *, after: float = 5.0, actor: str = "controller") -> RegulateReport:
@@ -130,6 +131,7 @@ class System:
                 self.database.load_operator_state,
                 self.database.terminate,
                 self.database.why_standing,
+                session_problem=self.session_problem,
             ),
             control=ControlAdapters(
                 self.rig.store,
@@ -903,6 +905,17 @@ def test_a_standby_is_refused_only_if_it_is_still_one_at_the_next_tick(system: S
     assert system.rate().alarms == ()
     system.database.refusal = SinkStandbyError()
     assert alarm_of_a_tick() == brief
+
+
+def test_too_few_sessions_are_named_and_hold_nothing_up(system: System) -> None:
+    system.tick()
+    rate = system.rate().rate
+    system.session_problem = "it allows at most 7 sessions"
+    system.tick()
+    [alarm] = system.rate().alarms
+    assert (alarm.code, alarm.severity) == (AlarmCode.FEW_SESSIONS, Severity.DEGRADED)
+    assert "at most 7 sessions" in alarm.what
+    assert system.rate().rate == rate
 
 
 def test_one_problem_of_many_ingest_processes_is_one_alarm(system: System) -> None:
