@@ -463,7 +463,7 @@ def test_a_table_that_its_user_partitioned(owner: Settings, sink: PostgresSink, 
 def _context(settings: Settings, server: MemoryServer) -> WorkerContext:
     """The parts of a control worker; the control store is in memory."""
     context = WorkerContext(settings)
-    vars(context)["control"] = MemoryControlStore(settings, server)
+    vars(context)["control_store"] = MemoryControlStore(settings, server)
     vars(context)["troubles"] = MemoryTroubles(settings, server)
     vars(context)["counters"] = MemoryCounters(server)
     return context
