@@ -129,8 +129,13 @@ class SluiceChannel(kombu_redis.Channel):
                         note_dropped(DropReason.MALFORMED, f"the key of the queue {key} held no list, and was deleted")
 
     def _count_taken(self) -> None:
-        """Count the message just read. Kombu has moved its queue to the end of the cycle, so that others are next."""
-        _taken[self._queue_cycle.items[-1]] += 1  # type: ignore[attr-defined]  # kombu's types leave it out
+        """Count the message just read. Kombu has moved its queue to the end of the cycle, so that others are next.
+
+        A queue that was cancelled while it was read, as a pause does, is in the cycle no longer.
+        """
+        queues = self._queue_cycle.items  # type: ignore[attr-defined]  # kombu's types leave it out
+        if queues:
+            _taken[queues[-1]] += 1
 
 
 class SluiceTransport(kombu_redis.Transport):
