@@ -47,8 +47,9 @@ class ForcedShutdownStep(bootsteps.StartStopStep):
     def close(self, worker: Any) -> None:
         """The shutdown starts. Celery calls this for every step, before it waits for any step."""
         queues, settings = worker.app.amqp.queues.consume_from, worker.app.sluice_settings
-        # A worker of both queues may have a drain, which may run for longer.
-        seconds = end_seconds_max(settings, is_control=Queue.BATCHES.value not in queues)
+        # A worker of both queues may have a drain, which may run for longer. A pause takes `batches` out of the list.
+        is_control = Queue.CONTROL.value in queues and Queue.BATCHES.value not in queues
+        seconds = end_seconds_max(settings, is_control=is_control)
         self._timer = threading.Timer(seconds, _end, [worker, seconds])
         self._timer.daemon = True
         self._timer.start()
