@@ -30,7 +30,7 @@ from pipeline.store.memory_history import MemoryHistory
 from pipeline.store.redis_history import RedisHistory
 from stack.servers import Server
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
-from support.event_logs import ScriptedLowestOffsets
+from support.event_logs import ScriptedLowestOffsets, recovered
 
 HOUR = 3600.0
 
@@ -248,7 +248,7 @@ def test_a_loss_is_shown_for_its_time_whatever_the_logs_clock_does(
     clock = ManualClock()
     settings = control_settings(clocked_redis.url, event_log_url=clocked_redis.url)
     log = RedisStreamsLog(settings, ScriptedLowestOffsets(), clock)
-    log.append([(0, b"x")])
+    recovered(lambda: log.append([(0, b"x")]))
     with redis.Redis.from_url(clocked_redis.url) as client:
         found_at = client.time()[0]
         client.hset(f"{settings.key_prefix}{KEY_LOG_ENDS}", mapping={"l0": 3, "lost_at": found_at})
