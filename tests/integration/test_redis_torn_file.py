@@ -71,7 +71,7 @@ def test_a_server_that_is_killed_while_it_mends_a_torn_file_keeps_everything(tor
     log = torn.rig.open()
     with torn.rig.client() as client:
         client.config_set("rdb-key-save-delay", 1_500_000)
-        with pytest.raises(LogUnavailableError, match="rewrites its append-only file|rewrite its append-only file"):
+        with pytest.raises(LogUnavailableError, match="append-only file"):
             log.append([(0, b"refused")])
         assert client.info("persistence")["aof_rewrite_in_progress"] == 1
     torn.server.kill()
@@ -118,7 +118,7 @@ def test_a_rewrite_that_failed_is_none(own_log_redis: Server) -> None:
     with rig.client() as client:
         client.set("slow", "x")
         client.config_set("rdb-key-save-delay", 30_000_000)  # microseconds for each key: no need to hurry
-        with pytest.raises(LogUnavailableError, match="rewrites its append-only file|rewrite its append-only file"):
+        with pytest.raises(LogUnavailableError, match="append-only file"):
             log.append([(0, b"refused")])
         (child,) = psutil.Process(client.info("server")["process_id"]).children()
         child.kill()
