@@ -87,7 +87,7 @@ def test_bodies_that_are_hard_to_read_keep_nobody_waiting(victim: Victim) -> Non
 def test_nor_do_those_of_other_protocols_which_take_no_more_memory_each_time(victim: Victim) -> None:
     # Given an ingest that has read large bodies before: what the first ones need is kept for those that follow
     process = psutil.Process(victim.program.pid)
-    with flooding(victim.port, others=2, seconds=2.0):
+    with flooding(victim.port, others=2, seconds=5.0):
         pass
     before = process.memory_info().rss
     seen = siege(

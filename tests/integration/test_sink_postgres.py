@@ -376,7 +376,7 @@ def test_the_session_is_durable_whatever_the_defaults(sink: PostgresSink, databa
 
 def test_one_connection_and_only_when_needed(sink: PostgresSink, database_url: str) -> None:
     count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'sluice'"
-    assert ask(database_url, count) == [(0,)]
+    eventually(lambda: ask(database_url, count) == [(0,)])  # the session of the migration has ended
     for offset in range(3):
         sink.store(LOG, 0, offset, numbered_batch(offset, 1), before_commit=nothing)
     assert ask(database_url, count) == [(1,)]

@@ -37,8 +37,9 @@ def test_a_standby_at_the_start_is_left_to_the_tick_and_migrated_later(error: Ex
             raise failing[0]
 
     context: Any = SimpleNamespace(
-        is_migrated=False, schema_problem=None, server_problem=None, schema=SimpleNamespace(migrate=migrate)
-    )
+        is_migrated=False, schema_problem=None, server_problem=None, schema=SimpleNamespace(migrate=migrate),
+        few_sessions=SimpleNamespace(look=lambda: None),
+    )  # fmt: skip
     # When it is tried / Then the reason is repeated by each tick, unless a failover may be under way
     control._migrate_once(context)
     assert (context.server_problem is not None, context.is_migrated) == (is_named, False)

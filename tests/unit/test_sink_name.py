@@ -35,7 +35,9 @@ ABOUT_POSTGRESQL = (
     "PostgreSQL's clock differs by ",
     "facts about PostgreSQL",  # a key of the control store
     "PostgreSQL",  # the host whose clock differs
-    "this worker ends: PostgreSQL: %s (docs/database.md)",  # sessions: those of the control worker are there too
+    # Sessions: those of the control worker are there too
+    "%s: PostgreSQL: %s (docs/database.md)",
+    "Workers for batches do not start, because PostgreSQL allows too few sessions: ",
     "PostgreSQL has these changes now: %s",
     "PostgreSQL does not answer. Sluice stores this there once it is back; a Redis flush before that would undo it.",
     "PostgreSQL does not answer. Sluice stores the end there once it is back; a Redis flush before that would undo it.",
