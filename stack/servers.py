@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -36,6 +36,30 @@ KAFKA_LIBS: Final = local_folder(os.environ) / f"kafka-{KAFKA_VERSION}"
 DATABASE: Final = "sluice"
 LOOPBACK: Final = "127.0.0.1"
 _PADDING_READ_BYTES: Final = 1 << 20
+_STOPPED: Final = frozenset("TtZX")  # states of a thread in /proc: stopped, traced, or at its end
+
+
+def wait_stopped(members: Iterable[psutil.Process], *, seconds_max: float = 30.0) -> None:
+    """Wait until each thread of these processes has stopped, after a SIGSTOP.
+
+    The kernel gives the signal to one thread, which stops the others when its turn comes. On a busy machine, these
+    respond until then. Raises ServerError.
+    """
+    deadline = time.monotonic() + seconds_max
+    for member in members:
+        while not _is_stopped(member.pid):
+            if time.monotonic() > deadline:
+                raise ServerError(f"process {member.pid} has not stopped within {seconds_max:g} s of SIGSTOP")
+            time.sleep(0.001)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether no thread of a process runs; a process that has ended counts as stopped."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if stat.read_text().rpartition(")")[2].split()[0] not in _STOPPED:
+                return False
+    return True
 
 
 class ServerError(Exception):
@@ -111,8 +135,12 @@ class Server:
                 member.send_signal(number)
 
     def freeze(self) -> None:
-        """SIGSTOP to the main process and all its children: the server does not respond, its sockets stay open."""
+        """SIGSTOP to the main process and all its children: the server does not respond, its sockets stay open.
+
+        Returns when none of their threads runs any more.
+        """
         self._signal_all(signal.SIGSTOP)
+        wait_stopped(self.family())
 
     def thaw(self) -> None:
         """SIGCONT to all processes that `freeze` stopped."""

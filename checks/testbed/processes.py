@@ -19,6 +19,7 @@ import psutil
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
+from stack.servers import wait_stopped
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -81,8 +82,11 @@ class Program:
         return list(psutil.Process(self.pid).children(recursive=True))
 
     def freeze(self) -> None:
-        for one in (psutil.Process(self.pid), *self.children()):
+        """Stop the process and its children; returns when none of their threads runs any more."""
+        family = (psutil.Process(self.pid), *self.children())
+        for one in family:
             one.suspend()
+        wait_stopped(family)
 
     def thaw(self) -> None:
         for one in (psutil.Process(self.pid), *self.children()):

@@ -241,6 +241,9 @@ def test_a_hole_stops_one_partition_and_a_command_leads_on(rig: Rig) -> None:
         first = "SELECT count(*) FROM log_events WHERE event_id = 'event-006999'"
         wait_until(lambda: ask(rig.postgres.url, first) == [(1,)], "the first is stored")
         rig.control("pause_consumption")
+        # A drain that is at work would store what comes now
+        drains = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1"
+        wait_until(lambda: ask(rig.postgres.url, drains) == [(0,)], "all drains have ended")
         log.append([(partition, record(7000 + partition * 100 + n)) for n in range(20) for partition in (1, 2)])
         begin = log.positions()[1].end - 20
     with redis.Redis.from_url(rig.settings.event_log_url) as client:
