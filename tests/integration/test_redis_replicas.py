@@ -134,7 +134,7 @@ def test_what_was_accepted_outlives_a_promotion_before_the_master_died(pair: Pai
         assert set(accepted) <= set(read_again(fresh, 0))
         fresh.identity()
         assert [position.lost for position in fresh.positions()] == [0, 0, 0, 0]
-        assert fresh.identity().missing_replicas is None
+        eventually(lambda: fresh.identity().missing_replicas is None, "the new replica counts")
     finally:
         third.stop()
 

@@ -163,6 +163,8 @@ def test_why_a_partition_stands_still(hasty: PostgresSink, database_url: str) ->
             assert said is not None
             assert f"waits for a lock: pid {other.info.backend_pid} (ann's psql) has ShareLock on log_events" in said
     # And when its worker is frozen, since when
+    locks = "SELECT count(*) FROM pg_locks WHERE relation = 'log_events'::regclass AND mode = 'ShareLock'"
+    eventually(lambda: ask(database_url, locks) == [(0,)])  # the session that held it ends on its own
     monkey = hasty.session.rows
     hasty.session.rows = lambda sql, parameters=None: (  # type: ignore[method-assign]
         [(7, "10.0.0.1", "idle in transaction", "Client", 31.0)] if "state_change" in sql else monkey(sql, parameters)
