@@ -55,6 +55,16 @@ def _answers(url: str) -> bool:
     return True
 
 
+def wait_replayed(primary: Server, standby: Server) -> None:
+    """Until a look at the standby sees all that is committed now. Raises AssertionError, psycopg2.Error.
+
+    In sync is less: the standby then has it on its disk, and has perhaps not applied it.
+    """
+    end = ask(_admin_url(primary), "SELECT pg_current_wal_insert_lsn()::text")[0][0]
+    replayed = f"SELECT pg_last_wal_replay_lsn() >= '{end}'"
+    wait_until(lambda: ask(_admin_url(standby), replayed) == [(True,)], f"the standby has replayed up to {end}")
+
+
 class PostgresPair:
     """A primary and its hot standby, which change their roles with each failover.
 

@@ -21,7 +21,7 @@ from pipeline.settings import Settings
 from stack.servers import Server, free_port, postgres_server, redis_server
 from support.traffic import Traffic, assert_kept_promises, stored_ids
 
-RATE = 200.0  # events/s, of all ingest hosts together
+RATE = 80.0  # events/s, of all ingest hosts together: one that senders exceed on a busy machine too
 SHARE_SECONDS = 5.0  # for which clients offer more than that
 AHEAD_SECONDS = 3.0
 EDGES = ("edge1", "edge2")
@@ -57,7 +57,7 @@ class Site:
             return document
 
     @contextlib.contextmanager
-    def traffic(self, *edges: str, events_per_second: float = 50.0) -> Iterator[dict[str, Traffic]]:
+    def traffic(self, *edges: str, events_per_second: float = 30.0) -> Iterator[dict[str, Traffic]]:
         """Traffic from the clients' host, at this rate to each ingest host."""
         with contextlib.ExitStack() as stack:
             made = {}

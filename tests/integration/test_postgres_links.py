@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from checks.testbed.database import ask
+from checks.testbed.postgres_pair import wait_replayed
 from checks.testbed.processes import ROOT
 from checks.testbed.waiting import BUSY_SECONDS, RUN_SECONDS_MAX, wait_until
 from pipeline.errors import SchemaError, SinkUnavailableError
@@ -136,7 +137,7 @@ def test_of_several_hosts_the_one_that_takes_writes_is_used_and_another_after_it
     migrate(settings)
     with contextlib.closing(PostgresSink(settings)) as sink:
         sink.store(LOG, 0, 0, numbered_batch(0, 10), before_commit=nothing)
-        wait_until(lambda: ask(pair.standby.url, "SELECT count(*) FROM log_events") == [(10,)], "replicated")
+        wait_replayed(pair.primary, pair.standby)
         # When the primary is gone, and the standby has taken its place
         pair.primary.kill()
         with pytest.raises(SinkUnavailableError):

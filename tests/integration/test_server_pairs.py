@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from checks.testbed.database import ask
-from checks.testbed.postgres_pair import PostgresPair, url_of_both
+from checks.testbed.postgres_pair import PostgresPair, url_of_both, wait_replayed
 from checks.testbed.redis_pair import RedisPair, data_folder
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from stack.servers import LOOPBACK, Server
@@ -84,5 +84,6 @@ def test_a_postgresql_pair_changes_its_roles_and_commits_wait_for_the_standby(
         ask(url, "INSERT INTO told VALUES (%s)", [f"after {number}"])
         # Then the one that was killed becomes the standby, and has what was committed meanwhile
         pair.rejoin()
+        wait_replayed(pair.primary, pair.standby)
         assert ask(pair.standby.url, "SELECT pg_is_in_recovery(), count(*) FROM told") == [(True, number + 2)]
     assert pair.primary is first

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from checks.testbed.database import ask, fail_no_more, fail_on_insert, stored_ids
+from checks.testbed.postgres_pair import wait_replayed
 from checks.testbed.waiting import eventually
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
@@ -167,7 +168,7 @@ def test_a_standby_without_the_newest_commits_gets_again_what_the_log_still_has(
     rig, pair = rig_with_standby
     rig.append(0, 10)
     rig.drain()
-    eventually(lambda: len(stored_ids(pair.standby.url)) == 10, "the standby has ten events")
+    wait_replayed(pair.primary, pair.standby)
     ask(pair.standby.url, "ALTER SYSTEM SET primary_conninfo = ''")
     ask(pair.standby.url, "SELECT pg_reload_conf()")
     eventually(lambda: not ask(pair.standby.url, "SELECT 1 FROM pg_stat_wal_receiver"), "the standby is cut off")
