@@ -10,6 +10,8 @@ from prometheus_client.core import Metric
 
 from ingest.errors import status_of
 from pipeline.clock import SystemClock
+from pipeline.control_store.memory import MemoryBucket, MemoryControlStore, MemoryServer
+from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.flow.shares import Shares
 from pipeline.metrics import IngestMetrics, LevelCounts, LevelsCollector, LoopsCollector, RequestsByStatus
 from pipeline.names import LoopName, Mode
@@ -18,8 +20,6 @@ from pipeline.policies.drain_time import DrainTimePolicy
 from pipeline.ports.control import Consumption
 from pipeline.ports.rate import PartitionSample, PolicyRecord, RateSample, Shadow
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
-from pipeline.store.memory_counters import MemoryCounters
 from pipeline.system_metrics import MetricsContext, SystemCollector
 from tasks.metrics import ChildrenCollector
 

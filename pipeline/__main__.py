@@ -18,6 +18,8 @@ from typing import Final, NoReturn
 from pipeline import acl, wiring
 from pipeline.arguments import add_migrate, add_status
 from pipeline.clock import Clock, SystemClock
+from pipeline.control_store.rights import Role
+from pipeline.control_store.rights_check import check_rights
 from pipeline.errors import SchemaNewerError, SettingsError, SinkUnavailableError, SluiceError
 from pipeline.event_text import clock_time, event_text, log_text, pause_text, rate_text
 from pipeline.health.judge import duration
@@ -29,8 +31,6 @@ from pipeline.ports.schema import Schema
 from pipeline.refusals_text import refusals_line
 from pipeline.settings import Settings, ignore_variables_of_others, no_system_to_ask
 from pipeline.status import StatusContext, SystemStatus, read_status, status_document
-from pipeline.store.rights import Role
-from pipeline.store.rights_check import check_rights
 from pipeline.text import on_its_lines
 
 _EXIT_UNKNOWN: Final = 3

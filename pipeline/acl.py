@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from pipeline.errors import SettingsError
-from pipeline.settings import Settings, read_secret
-from pipeline.store.rights import (
+from pipeline.control_store.rights import (
     ALL,
     FOR,
     USES,
@@ -18,7 +16,9 @@ from pipeline.store.rights import (
     commands_of,
     rules,
 )
-from pipeline.store.rights_check import database_of
+from pipeline.control_store.rights_check import database_of
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings, read_secret
 
 USERS: Final = "sluice-"  # before the role
 SERVERS: Final[dict[str, tuple[RedisServer, ...]]] = {
@@ -64,7 +64,7 @@ _PREFIX: Final = "sluice:"
 _HEAD: Final = """\
 # Users of Redis
 
-Made by `python -m pipeline acl page` from `pipeline/store/rights.py`; do not edit it.
+Made by `python -m pipeline acl page` from `pipeline/control_store/rights.py`; do not edit it.
 
 With one user for everything, whoever has the password of any process can pause, resume and set rates. With a user for
 each role, only operators and workers can:

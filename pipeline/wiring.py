@@ -16,6 +16,7 @@ from pipeline.ports.storage import Storage
 from pipeline.stored_lowest_offsets import StoredLowestOffsets
 
 if TYPE_CHECKING:
+    from pipeline.control_store.redis_queues import RedisQueues
     from pipeline.keys import ApiKey
     from pipeline.ports.bucket import Bucket
     from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.ports.schema import Schema
     from pipeline.ports.throttle import Throttle
     from pipeline.settings import Settings
-    from pipeline.store.redis_queues import RedisQueues
 
 
 def load_adapters(settings: Settings) -> None:
@@ -48,9 +48,9 @@ def load_adapters(settings: Settings) -> None:
         "pipeline.sink.postgres",
         "pipeline.sink.retention",
         "pipeline.sink.sessions",
-        "pipeline.store.redis",
-        "pipeline.store.redis_queues",
-        "pipeline.store.redis_counters",
+        "pipeline.control_store.redis",
+        "pipeline.control_store.redis_queues",
+        "pipeline.control_store.redis_counters",
         # Modules of the standard library, and what triggers their import:
         "encodings.idna",  # the first look-up of a host name
         "hmac",  # the first connection
@@ -132,8 +132,8 @@ def make_schema(settings: Settings) -> Schema:
 
 def check_redis(settings: Settings, role: str) -> None:
     """Raise SettingsError if `REDIS_URL` is a Redis Cluster, or if a user of Redis lacks rights of `role`."""
-    from pipeline.store.redis_cluster import refuse_cluster  # noqa: PLC0415
-    from pipeline.store.rights_check import refuse_missing_rights  # noqa: PLC0415
+    from pipeline.control_store.redis_cluster import refuse_cluster  # noqa: PLC0415
+    from pipeline.control_store.rights_check import refuse_missing_rights  # noqa: PLC0415
 
     refuse_cluster(settings)
     refuse_missing_rights(settings, role)
@@ -152,28 +152,28 @@ def session_problem(settings: Settings, *, own_processes: int, warns: bool = Tru
 
 def make_control_store(settings: Settings, *, reads_keys: bool = True) -> ControlStore:
     """The control state of `REDIS_URL`; for operators without the version of the API keys."""
-    from pipeline.store.redis import RedisControlStore  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisControlStore  # noqa: PLC0415
 
     return RedisControlStore(settings, reads_keys=reads_keys)
 
 
 def make_control_events(settings: Settings) -> ControlEvents:
     """The control events of `REDIS_URL`."""
-    from pipeline.store.redis import RedisControlEvents  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisControlEvents  # noqa: PLC0415
 
     return RedisControlEvents(settings)
 
 
 def make_offset_fence(settings: Settings) -> OffsetFence:
     """The mirror of the stored offsets on `REDIS_URL`."""
-    from pipeline.store.redis import RedisOffsetFence  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisOffsetFence  # noqa: PLC0415
 
     return RedisOffsetFence(settings)
 
 
 def make_key_mirror(settings: Settings) -> KeyMirror:
     """The mirror of the API keys on `REDIS_URL`."""
-    from pipeline.store.redis import RedisKeyMirror  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisKeyMirror  # noqa: PLC0415
 
     return RedisKeyMirror(settings)
 
@@ -189,56 +189,56 @@ def load_stored_keys(settings: Settings) -> tuple[ApiKey, ...]:
 
 def make_leases(settings: Settings) -> Leases:
     """Leases on `REDIS_URL`."""
-    from pipeline.store.redis import RedisLeases  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisLeases  # noqa: PLC0415
 
     return RedisLeases(settings)
 
 
 def make_progress(settings: Settings) -> Progress:
     """How long partitions have had the same offset, on `REDIS_URL`."""
-    from pipeline.store.redis import RedisProgress  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisProgress  # noqa: PLC0415
 
     return RedisProgress(settings)
 
 
 def make_history(settings: Settings) -> History:
     """The last minutes of the system, on `REDIS_URL`."""
-    from pipeline.store.redis_history import RedisHistory  # noqa: PLC0415
+    from pipeline.control_store.redis_history import RedisHistory  # noqa: PLC0415
 
     return RedisHistory(settings)
 
 
 def make_offers(settings: Settings) -> Offers:
     """What is offered to each ingest process, on `REDIS_URL`."""
-    from pipeline.store.redis import RedisOffers  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisOffers  # noqa: PLC0415
 
     return RedisOffers(settings)
 
 
 def make_throttle(settings: Settings) -> Throttle:
     """What ingest processes refused, by account, on `REDIS_URL`."""
-    from pipeline.store.redis import RedisThrottle  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisThrottle  # noqa: PLC0415
 
     return RedisThrottle(settings)
 
 
 def make_troubles(settings: Settings) -> Troubles:
     """Problems that processes find in themselves, on `REDIS_URL`."""
-    from pipeline.store.redis import RedisTroubles  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisTroubles  # noqa: PLC0415
 
     return RedisTroubles(settings)
 
 
 def make_counters(settings: Settings) -> Counters:
     """Counters and facts of the whole system, on `REDIS_URL`."""
-    from pipeline.store.redis_counters import RedisCounters  # noqa: PLC0415
+    from pipeline.control_store.redis_counters import RedisCounters  # noqa: PLC0415
 
     return RedisCounters(settings)
 
 
 def make_queues(settings: Settings) -> RedisQueues:
     """Celery's queues on `REDIS_URL`."""
-    from pipeline.store.redis_queues import RedisQueues  # noqa: PLC0415
+    from pipeline.control_store.redis_queues import RedisQueues  # noqa: PLC0415
 
     return RedisQueues(settings)
 
@@ -251,6 +251,6 @@ def make_log_counters(settings: Settings) -> Counters:
 
 def make_bucket(settings: Settings) -> Bucket:
     """The global token bucket on `REDIS_URL`."""
-    from pipeline.store.redis import RedisBucket  # noqa: PLC0415
+    from pipeline.control_store.redis import RedisBucket  # noqa: PLC0415
 
     return RedisBucket(settings)

@@ -17,6 +17,10 @@ from urllib.parse import urlsplit
 from ingest.server import refuse_public, with_connections_that_fit
 from ingest.tls import certificate_of
 from pipeline import wiring
+from pipeline.control_store.connection import ControlConnection
+from pipeline.control_store.redis_cluster import refuse_cluster
+from pipeline.control_store.rights import Role
+from pipeline.control_store.rights_check import check_rights
 from pipeline.errors import RecoverableError
 from pipeline.flow.clocks import Look, difference_words
 from pipeline.running import CODE, IS_CHECKOUT, home_of, how_to
@@ -25,10 +29,6 @@ from pipeline.settings import Settings
 from pipeline.sink.server_check import FSYNC_OFF
 from pipeline.sink.session import Session
 from pipeline.sink.sessions import limits_problem, limits_warning, read_limits, sessions_needed
-from pipeline.store.connection import ControlConnection
-from pipeline.store.redis_cluster import refuse_cluster
-from pipeline.store.rights import Role
-from pipeline.store.rights_check import check_rights
 from sluice.findings import Check, Finding, Scene, State
 from tasks import signing
 

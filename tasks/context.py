@@ -12,6 +12,7 @@ from celery.signals import worker_process_shutdown
 from pipeline import wiring
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import Clock, SystemClock
+from pipeline.control_store.redis_queues import RedisQueues
 from pipeline.drain_counters import DrainCounters
 from pipeline.errors import SluiceError
 from pipeline.flow.age import Age
@@ -33,7 +34,6 @@ from pipeline.ports.throttle import Throttle
 from pipeline.probe import Backoff
 from pipeline.retention import LogRetention
 from pipeline.settings import Settings
-from pipeline.store.redis_queues import RedisQueues
 from tasks.former_logs import FormerLogs
 from tasks.hints import Drained, shares
 from tasks.mistakes import Mistakes

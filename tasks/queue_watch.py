@@ -16,11 +16,11 @@ from celery.worker import state as worker_state
 
 from pipeline import wiring
 from pipeline.clock import SystemClock
+from pipeline.control_store.redis_queues import RedisQueues
 from pipeline.errors import StoreUnavailableError
 from pipeline.loops import Loops
 from pipeline.names import LoopName, Queue
 from pipeline.settings import Settings
-from pipeline.store.redis_queues import RedisQueues
 from tasks.consumer import DRAIN_TASK, messages_taken
 from tasks.forced_shutdown import MIGRATION_SECONDS_MAX, end_now, task_seconds_max
 from tasks.pause import PauseFollower

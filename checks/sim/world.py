@@ -20,6 +20,16 @@ from checks.sim.timeline import Second, Timeline
 from checks.sim.virtual import VirtualLoop
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import (
+    MemoryBucket,
+    MemoryControlEvents,
+    MemoryControlStore,
+    MemoryLeases,
+    MemoryOffers,
+    MemoryOffsetFence,
+    MemoryProgress,
+    MemoryServer,
+)
 from pipeline.errors import SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.age import Age
 from pipeline.log.memory import MemoryLog
@@ -32,16 +42,6 @@ from pipeline.ports.rate import BatchStart, RatePolicy
 from pipeline.probe import Backoff, probe
 from pipeline.regulate import ControlAdapters, SinkQueries, regulate
 from pipeline.settings import Settings
-from pipeline.store.memory import (
-    MemoryBucket,
-    MemoryControlEvents,
-    MemoryControlStore,
-    MemoryLeases,
-    MemoryOffers,
-    MemoryOffsetFence,
-    MemoryProgress,
-    MemoryServer,
-)
 
 # A tick waits for Beat and a free control worker: up to this, and at most a third of the period.
 _TICK_LATE_SECONDS_MAX: Final = 0.25

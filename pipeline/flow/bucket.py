@@ -1,4 +1,4 @@
-"""A token bucket as arithmetic: the reference for `pipeline/store/bucket.lua`, which does the same on the server.
+"""A token bucket as arithmetic: the reference for `pipeline/control_store/bucket.lua`, which Redis runs.
 
 One token is one event. The bucket fills at `rate` up to `burst`. A request passes if the bucket holds one token,
 whatever the request's size, and may leave the bucket in debt. So bodies of all sizes have the same chance beside each

@@ -12,10 +12,10 @@ import pytest
 import redis
 
 from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX
+from pipeline.control_store.redis import RedisBucket
 from pipeline.flow import bucket as reference
 from pipeline.names import KEY_BUCKET, Level, Mode, PauseReason
 from pipeline.settings import Settings
-from pipeline.store.redis import RedisBucket
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
 MakeRig = Callable[..., ControlRig]
@@ -284,7 +284,7 @@ def test_a_process_without_levels_leaves_no_trace_of_them(control_redis: Any) ->
 
 def test_silent_processes_are_forgotten(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("memory", "redis_bucket"):
-        monkeypatch.setattr(f"pipeline.store.{module}.PROCESS_SECONDS_MAX", 0.1)
+        monkeypatch.setattr(f"pipeline.control_store.{module}.PROCESS_SECONDS_MAX", 0.1)
     publish(rig, 1000.0)
     bucket = rig.another_bucket()
     bucket.take(needed=1, wanted=1, process="a")

@@ -8,6 +8,9 @@ import redis
 
 from checks.testbed.clocks import SteppableClock, SteppedSystemClock
 from pipeline.clock import ManualClock, SystemClock
+from pipeline.control_store.memory import MemoryServer
+from pipeline.control_store.memory_history import MemoryHistory
+from pipeline.control_store.redis_history import RedisHistory
 from pipeline.follower import ControlFollower, TroubleReporter
 from pipeline.log.memory import MemoryLog
 from pipeline.log.redis_streams import RedisStreamsLog
@@ -25,9 +28,6 @@ from pipeline.ports.control import Trouble
 from pipeline.ports.history import History
 from pipeline.ports.log import LOST_SHOWN_SECONDS
 from pipeline.status import StatusContext, read_status
-from pipeline.store.memory import MemoryServer
-from pipeline.store.memory_history import MemoryHistory
-from pipeline.store.redis_history import RedisHistory
 from stack.servers import Server
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 from support.event_logs import ScriptedLowestOffsets, recovered
@@ -163,7 +163,7 @@ def test_a_clock_set_forward_fills_no_bucket(stepped: Stepped) -> None:
 def test_a_process_that_died_before_the_step_is_not_counted_for_ever(
     stepped: Stepped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.store.memory.PROCESS_SECONDS_MAX", 0.3)
+    monkeypatch.setattr("pipeline.control_store.memory.PROCESS_SECONDS_MAX", 0.3)
     stepped.publish()
     stepped.rig.bucket.take(needed=1, wanted=1, process="p")
     assert stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 2

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import redis
 
+from pipeline.control_store.common import ALARM_CHARS_MAX, ALARMS_MAX
 from pipeline.names import KEY_RATE, AlarmCode, Mode, PauseReason, Severity
 from pipeline.ports.control import Alarm, PublishedRate
-from pipeline.store.common import ALARM_CHARS_MAX, ALARMS_MAX
 from support.control import ControlRig, control_settings, memory_rig, redis_rig
 
 HOLE = Alarm("hole", Severity.CRITICAL, "Partition 2 has a hole at 17", "the log of partition 2", 2)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.control_store.memory import MemoryServer
 from pipeline.errors import FencedError, StoreUnavailableError
 from pipeline.names import AlarmCode
 from pipeline.ports.control import Mirror, Trouble
-from pipeline.store.memory import MemoryServer
 from stack.servers import Server
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 

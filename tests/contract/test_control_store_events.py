@@ -10,11 +10,11 @@ import pytest
 
 from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, least_seconds
 from pipeline.clock import ManualClock, SystemClock
+from pipeline.control_store.common import FOLD_SECONDS
+from pipeline.control_store.memory import MemoryServer
 from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import ControlEvents
 from pipeline.ports.rate import Explanation, PolicyRecord
-from pipeline.store.common import FOLD_SECONDS
-from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig, redis_rig
 
 

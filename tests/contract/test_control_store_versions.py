@@ -8,6 +8,8 @@ import pytest
 import redis
 
 from ingest.dashboard.event_rows import event_rows
+from pipeline.control_store.redis_counters import RedisCounters
+from pipeline.control_store.redis_history import RedisHistory
 from pipeline.errors import FencedError
 from pipeline.event_text import event_text
 from pipeline.names import (
@@ -29,8 +31,6 @@ from pipeline.names import (
 )
 from pipeline.ports.control import OperatorPause, Trouble, paused
 from pipeline.ports.rate import Explanation, PolicyRecord
-from pipeline.store.redis_counters import RedisCounters
-from pipeline.store.redis_history import RedisHistory
 from stack.servers import Server
 from support.control import ControlRig, control_settings, redis_rig
 

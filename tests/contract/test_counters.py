@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX
+from pipeline.control_store.memory import MemoryServer
+from pipeline.control_store.memory_counters import MemoryCounters
+from pipeline.control_store.redis_counters import RedisCounters
 from pipeline.names import Mode
 from pipeline.ports.counters import Counters
-from pipeline.store.memory import MemoryServer
-from pipeline.store.memory_counters import MemoryCounters
-from pipeline.store.redis_counters import RedisCounters
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
 
 Both = tuple[ControlRig, Callable[[], Counters]]

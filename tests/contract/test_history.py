@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import pytest
 import redis
 
+from pipeline.control_store.memory import MemoryServer
+from pipeline.control_store.memory_history import MemoryHistory
+from pipeline.control_store.redis_history import RedisHistory
 from pipeline.errors import StoreUnavailableError
 from pipeline.ports.history import (
     COUNTS,
@@ -15,9 +18,6 @@ from pipeline.ports.history import (
     PROTOCOL_COUNTS,
     History,
 )
-from pipeline.store.memory import MemoryServer
-from pipeline.store.memory_history import MemoryHistory
-from pipeline.store.redis_history import RedisHistory
 from stack.servers import Server
 from support.control import control_settings, redis_rig
 

@@ -17,12 +17,12 @@ import ingest.dashboard
 from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, get, post, request, send
 from ingest.dashboard.recorder import SystemReaders
+from pipeline.control_store.memory import MemoryLeases, MemoryServer
+from pipeline.control_store.memory_history import MemoryHistory
 from pipeline.log.memory import MemoryLog
 from pipeline.names import Mode
 from pipeline.ports.history import COUNTS
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryLeases, MemoryServer
-from pipeline.store.memory_history import MemoryHistory
 from stack.servers import free_port
 from support.running_ingest import RunningIngest, eventually, sample
 

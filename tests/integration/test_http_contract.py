@@ -17,10 +17,10 @@ from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, least_seconds
 from checks.testbed.wire import Wire, get, post, request, send
 from ingest import appender
 from pipeline.clock import SystemClock
+from pipeline.control_store.memory import MemoryServer
 from pipeline.event import decode_record, partition_of
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.names import AlarmCode, Mode, PauseReason, ProblemCode
-from pipeline.store.memory import MemoryServer
 from support.running_ingest import SAMPLE, RunningIngest, edge_settings, eventually, metric, running_ingest, sample
 
 JSON_TYPE = "application/json"

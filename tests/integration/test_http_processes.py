@@ -20,10 +20,10 @@ from checks.testbed.processes import ROOT, Program, ingest
 from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, least_seconds
 from checks.testbed.wire import Wire, get, post, request
 from pipeline import wiring
+from pipeline.control_store.redis import RedisControlStore
 from pipeline.event import decode_record
 from pipeline.names import Mode
 from pipeline.settings import Settings
-from pipeline.store.redis import RedisControlStore
 from stack.config import environ_of
 from stack.servers import Server, free_port
 from support.running_ingest import eventually, metric, sample

@@ -15,6 +15,7 @@ from checks.testbed.kafka_cluster import START_SECONDS_MAX, Cluster, kafka_broke
 from checks.testbed.waiting import eventually
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
+from pipeline.control_store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import (
     LogIndeterminateError,
@@ -29,7 +30,6 @@ from pipeline.log.kafka_topic import TOPIC_CONFIGS
 from pipeline.ports.log import LogIdentity, PartitionPosition
 from pipeline.sink.memory import MemorySink
 from pipeline.stopped import Hole, StoppedContext, look, skip_gap
-from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from stack.servers import ServerError, resolve_kafka
 from support.event_logs import KafkaRig, log_settings, read_again, recovered, timed
 from support.records import record

@@ -10,6 +10,8 @@ import pytest
 from checks.testbed.database import ask
 from checks.testbed.waiting import eventually
 from pipeline.clock import ManualClock, SystemClock
+from pipeline.control_store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
+from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.errors import LogUnavailableError
 from pipeline.log.kafka import KafkaLog
 from pipeline.log.kafka_trim import KafkaTrimmer
@@ -20,8 +22,6 @@ from pipeline.settings import Settings
 from pipeline.sink.log_marks import PostgresLogMarks
 from pipeline.sink.migrate import migrate
 from pipeline.sink.postgres import PostgresSink
-from pipeline.store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
-from pipeline.store.memory_counters import MemoryCounters
 from stack.servers import Server
 from support.event_logs import KafkaRig, ScriptedLowestOffsets, kafka_log_rig, must_read, recovered
 from support.records import batch, nothing, record

@@ -15,13 +15,13 @@ from checks.testbed.database import ask
 from checks.testbed.waiting import eventually
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import SystemClock
+from pipeline.control_store.redis import RedisControlStore, RedisOffsetFence
 from pipeline.drain import DrainOutcome, drain
 from pipeline.errors import FencedError, LogUnavailableError
 from pipeline.log.redis_streams import RedisStreamsLog
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemorySink
 from pipeline.sink.migrate import migrate
-from pipeline.store.redis import RedisControlStore, RedisOffsetFence
 from pipeline.wiring import make_lowest_offsets_source
 from stack.servers import Server, free_port
 from support.event_logs import log_settings, must_read, recovered

@@ -7,10 +7,10 @@ import pytest
 
 from checks.testbed.wire import post
 from ingest.dashboard.recorder import SystemReaders
+from pipeline.control_store.memory import MemoryLeases, MemoryServer
+from pipeline.control_store.memory_history import MemoryHistory
 from pipeline.log.memory import MemoryLog
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryLeases, MemoryServer
-from pipeline.store.memory_history import MemoryHistory
 from stack.servers import free_port
 from support.browser import chromium, chromium_path, watched
 from support.running_ingest import RunningIngest, eventually, sample

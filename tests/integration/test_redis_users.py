@@ -17,12 +17,12 @@ from checks.testbed.database import ask
 from checks.testbed.processes import ROOT, Program, System
 from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline import acl, wiring
+from pipeline.control_store.rights import ALL, INGEST, OPERATOR, WORKER, Role
+from pipeline.control_store.rights_check import check_rights
 from pipeline.errors import LogIndeterminateError, LogUnavailableError, SettingsError, StoreUnavailableError
 from pipeline.log.redis_streams import RedisStreamsLog
 from pipeline.names import PauseReason
 from pipeline.settings import Settings
-from pipeline.store.rights import ALL, INGEST, OPERATOR, WORKER, Role
-from pipeline.store.rights_check import check_rights
 from stack.config import environ_with
 from stack.servers import Server, free_port
 from support.traffic import event

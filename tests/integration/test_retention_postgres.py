@@ -13,6 +13,8 @@ import pytest
 
 from checks.testbed.database import ask, stored_ids
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
+from pipeline.control_store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
+from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.errors import SchemaError, SinkUnavailableError
 from pipeline.names import AlarmCode, PauseReason
 from pipeline.ports.event_sink import StoreResult
@@ -23,8 +25,6 @@ from pipeline.sink.log_marks import PostgresLogMarks
 from pipeline.sink.migrate import PostgresSchema, migrate, migrations
 from pipeline.sink.postgres import PostgresSink
 from pipeline.sink.retention import PostgresRetention
-from pipeline.store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
-from pipeline.store.memory_counters import MemoryCounters
 from support.records import batch, new_log_id, nothing, numbered_batch, record
 from tasks import control as tasks_control
 from tasks.app import make_app

@@ -9,13 +9,7 @@ import redis
 
 from checks.testbed import waiting
 from checks.testbed.waiting import WAIT_SECONDS_MAX
-from pipeline.ports.bucket import Bucket
-from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
-from pipeline.ports.keys import KeyMirror
-from pipeline.ports.offers import Offers
-from pipeline.ports.throttle import Throttle
-from pipeline.settings import Settings
-from pipeline.store.memory import (
+from pipeline.control_store.memory import (
     MemoryBucket,
     MemoryControlEvents,
     MemoryControlStore,
@@ -28,7 +22,7 @@ from pipeline.store.memory import (
     MemoryThrottle,
     MemoryTroubles,
 )
-from pipeline.store.redis import (
+from pipeline.control_store.redis import (
     RedisBucket,
     RedisControlEvents,
     RedisControlStore,
@@ -40,6 +34,12 @@ from pipeline.store.redis import (
     RedisThrottle,
     RedisTroubles,
 )
+from pipeline.ports.bucket import Bucket
+from pipeline.ports.control import ControlEvents, ControlStore, Leases, OffsetFence, Progress, Troubles
+from pipeline.ports.keys import KeyMirror
+from pipeline.ports.offers import Offers
+from pipeline.ports.throttle import Throttle
+from pipeline.settings import Settings
 
 
 @dataclass

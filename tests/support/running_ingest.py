@@ -19,13 +19,7 @@ from ingest.dashboard.recorder import SystemReaders
 from ingest.server import Listener, listen, serve
 from ingest.service import IngestContext, IngestService, KeySources
 from pipeline.clock import SystemClock
-from pipeline.event import RecordedEvent, decode_record
-from pipeline.keys import ApiKey
-from pipeline.log.memory import MemoryLog, MemoryLogServer
-from pipeline.names import Mode
-from pipeline.ports.log import EventLog
-from pipeline.settings import Settings
-from pipeline.store.memory import (
+from pipeline.control_store.memory import (
     MemoryBucket,
     MemoryControlEvents,
     MemoryControlStore,
@@ -35,6 +29,12 @@ from pipeline.store.memory import (
     MemoryThrottle,
     MemoryTroubles,
 )
+from pipeline.event import RecordedEvent, decode_record
+from pipeline.keys import ApiKey
+from pipeline.log.memory import MemoryLog, MemoryLogServer
+from pipeline.names import Mode
+from pipeline.ports.log import EventLog
+from pipeline.settings import Settings
 from stack.servers import free_port
 
 SAMPLE = {"correlationId": "test-1", "severity": "INFO", "message": "Test", "source": "cli", "timestamp": 1234567890000}

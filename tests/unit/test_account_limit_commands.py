@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryThrottle
 from pipeline.errors import SinkUnavailableError
 from pipeline.event_text import event_text, limit_text
 from pipeline.flow.refusals import Refusals, Refused
 from pipeline.ports.control import OperatorLimit
 from pipeline.ports.operator_store import OperatorState
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryThrottle
 from tasks import commands, remote
 from tasks.persist_overrides import persist_changes
 

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryServer
 from pipeline.errors import (
     BreakerOpenError,
     FencedError,
@@ -17,7 +18,6 @@ from pipeline.errors import (
 from pipeline.names import PauseReason
 from pipeline.ports.breaker import Breaker
 from pipeline.ports.control import OperatorPause, Pause
-from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
 BREAKER, OPERATOR = PauseReason.BREAKER, PauseReason.OPERATOR

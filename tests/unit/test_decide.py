@@ -8,6 +8,8 @@ import pytest
 from ingest.dashboard.view import document_of as page_document_of
 from pipeline.__main__ import screen
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryControlStore, MemoryServer
+from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.decide import Ages, Decided, Measured, decide, decide_shadow
 from pipeline.flow.rate import Decay
 from pipeline.health.snapshot import Outlook, make_inputs
@@ -29,8 +31,6 @@ from pipeline.ports.rate import (
 )
 from pipeline.settings import Settings
 from pipeline.status import SystemStatus
-from pipeline.store.memory import MemoryControlStore, MemoryServer
-from pipeline.store.memory_counters import MemoryCounters
 from pipeline.system_metrics import MetricsContext, SystemCollector
 
 DECAY = Decay(30.0, 5.0)

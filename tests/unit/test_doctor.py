@@ -20,6 +20,7 @@ import yaml
 
 from pipeline import wiring
 from pipeline.clock import ManualClock, SystemClock
+from pipeline.control_store.rights import Role
 from pipeline.errors import (
     LogMisconfiguredError,
     LogUnavailableError,
@@ -32,7 +33,6 @@ from pipeline.flow.clocks import Look
 from pipeline.ports.log import LogIdentity, MissingReplicas, SetUpFault
 from pipeline.settings import Settings
 from pipeline.sink.server_check import LENT_BACKENDS, DatabaseFacts
-from pipeline.store.rights import Role
 from sluice import doctor, examinations
 from sluice.__main__ import main
 from sluice.examinations import DISK_FREE_SHARE_MIN, OF_SERVERS, OF_SHELL, PYTHONS, disk_finding

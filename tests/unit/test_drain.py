@@ -14,6 +14,7 @@ import pytest
 from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
+from pipeline.control_store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from pipeline.drain import DrainOutcome, DrainReport, drain
 from pipeline.errors import FencedError, LogMisconfiguredError, SinkUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
@@ -23,7 +24,6 @@ from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
-from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from support.records import numbered_batch, record
 
 STEP_SECONDS = 0.5  # what each look at the pause reasons takes, on the manual clock

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryServer
+from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.drain_counters import STORED_SECONDS, DrainCounters, buckets
 from pipeline.errors import StoreUnavailableError
 from pipeline.ports.event_sink import StoreResult
-from pipeline.store.memory import MemoryServer
-from pipeline.store.memory_counters import MemoryCounters
 
 
 class Rig:

@@ -13,6 +13,7 @@ import pytest
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
+from pipeline.control_store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from pipeline.drain import TURN_SECONDS, DrainOutcome, DrainReport, drain_in_turn
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError, SinkContentionError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
@@ -22,7 +23,6 @@ from pipeline.ports.event_sink import StoreResult
 from pipeline.ports.log import LogBatch
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
-from pipeline.store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from support.records import record
 from tasks.drain import _drain, next_of
 

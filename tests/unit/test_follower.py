@@ -11,13 +11,13 @@ import pytest
 from checks.testbed.clocks import SteppedSystemClock
 from checks.testbed.waiting import eventually, least_seconds
 from pipeline.clock import Clock, ManualClock, SystemClock
+from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
 from pipeline.flow.clocks import Look
 from pipeline.follower import ControlFollower, ControlSnapshot, TroubleReporter, loop_troubles
 from pipeline.loops import Loops
 from pipeline.names import AlarmCode, ControlEventKind, LoopName, Mode
 from pipeline.ports.control import ControlState, Trouble
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
 
 
 @dataclass

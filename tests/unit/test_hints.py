@@ -12,12 +12,12 @@ from celery.worker.request import Request
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from pipeline.log.memory import MemoryLog
 from pipeline.names import Mode, PauseReason, Queue
 from pipeline.ports.control import Leases, PublishedRate
 from pipeline.settings import Settings
 from pipeline.sink.memory import MemoryDatabase, MemorySink
-from pipeline.store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from tasks import control
 from tasks.app import SluiceCelery, make_app
 from tasks.context import WorkerContext

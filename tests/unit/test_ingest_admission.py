@@ -14,13 +14,13 @@ from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually_in_loop
 from ingest.admission import Admission
 from ingest.errors import RateLimitedError
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 from pipeline.errors import StoreUnavailableError
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LEVEL_HIGHEST, Level, LimitedBy, Mode, PauseReason
 from pipeline.ports.bucket import Grant
 from pipeline.ports.control import limited_by
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
 
 
 class _Bucket:

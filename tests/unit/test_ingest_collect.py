@@ -23,6 +23,7 @@ from ingest.framing import declared_coding
 from ingest.held_bodies import HeldBodies, HeldBytes
 from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Response
 from pipeline.clock import SystemClock
+from pipeline.control_store.memory import MemoryBucket, MemoryServer
 from pipeline.errors import SluiceError
 from pipeline.event import Event, decode_record, partition_of
 from pipeline.flow.refusals import Refused
@@ -30,7 +31,6 @@ from pipeline.log.memory import MemoryLog
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LEVEL_HIGHEST, Level, ProtocolName
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryBucket, MemoryServer
 
 BYTES_MAX = 1000
 NOW_MS = 1_700_000_000_000

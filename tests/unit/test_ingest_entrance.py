@@ -13,10 +13,10 @@ from ingest.accounts import Accounts
 from ingest.admission import Admission
 from ingest.entrance import Entrance
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryBucket, MemoryServer
 from pipeline.metrics import IngestMetrics
 from pipeline.names import Level
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryBucket, MemoryServer
 
 ACCOUNT = "198.51.100.1"
 

@@ -21,12 +21,12 @@ from ingest.errors import (
 from ingest.keys import SEEN_MAX, STORED_SECONDS, KeyReader, KeyRing
 from ingest.server import refuse_public
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryKeyMirror, MemoryServer
 from pipeline.errors import SettingsError, SinkUnavailableError
 from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.names import KeyRefusal, ProtocolName
 from pipeline.secrets import hide_secrets
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryKeyMirror, MemoryServer
 
 SHOP, SHOP_ID = make_key()
 OTHER, OTHER_ID = make_key()

@@ -10,12 +10,12 @@ from ingest.account_reports import AccountReports
 from ingest.accounts import Accounts, Surroundings
 from ingest.throttle import KEPT_SECONDS, KNOWN_SECONDS, STALE_SECONDS, ThrottleView
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryServer, MemoryThrottle
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow.refusals import Refusals, Refused
 from pipeline.loops import Loop
 from pipeline.names import LimitedBy, LoopName
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryServer, MemoryThrottle
 
 AROUND = Surroundings(1000.0, 1, None)
 

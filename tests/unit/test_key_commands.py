@@ -10,11 +10,11 @@ import pytest
 from celery.app.control import Control
 
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStore, MemoryKeyMirror, MemoryServer
 from pipeline.errors import SinkUnavailableError
 from pipeline.event_text import event_text
 from pipeline.keys import ApiKey, StoredKeys, digest_of, make_key
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryKeyMirror, MemoryServer
 from tasks import key_commands, keys, remote, remote_client
 from tasks.commands import CommandError
 from tasks.sync_keys import sync_keys

@@ -10,13 +10,13 @@ import pytest
 
 from checks.testbed.waiting import eventually
 from pipeline.clock import ManualClock, SystemClock
+from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
 from pipeline.errors import StoreUnavailableError
 from pipeline.loops import TURN_SECONDS_MAX, Loop, Loops
 from pipeline.metrics import LoopsCollector
 from pipeline.names import DropReason, LoopName, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryControlEvents, MemoryControlStore, MemoryServer, MemoryTroubles
 from tasks.dropped import Drops
 from tasks.pause import PauseStep
 

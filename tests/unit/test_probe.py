@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryServer
 from pipeline.errors import SinkContentionError, SinkUnavailableError, StoreUnavailableError
 from pipeline.names import LEASE_PROBE, BreakerState, Mode, PauseReason
 from pipeline.ports.control import Consumption
 from pipeline.probe import Backoff, ProbeOutcome, ProbeReport, probe
-from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
 BREAKER = PauseReason.BREAKER

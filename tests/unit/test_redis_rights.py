@@ -8,9 +8,7 @@ import pytest
 
 from pipeline import acl
 from pipeline.__main__ import main
-from pipeline.errors import SettingsError
-from pipeline.settings import Settings
-from pipeline.store.rights import (
+from pipeline.control_store.rights import (
     ALL,
     INGEST,
     OPERATOR,
@@ -24,10 +22,12 @@ from pipeline.store.rights import (
     rules,
     uses_of,
 )  # fmt: skip
-from pipeline.store.rights_check import probes
+from pipeline.control_store.rights_check import probes
+from pipeline.errors import SettingsError
+from pipeline.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {RedisServer.CONTROL: ROOT / "pipeline" / "store", RedisServer.LOG: ROOT / "pipeline" / "log"}
+FOLDERS = {RedisServer.CONTROL: ROOT / "pipeline" / "control_store", RedisServer.LOG: ROOT / "pipeline" / "log"}
 BOTH = tuple(RedisServer)
 PLACE = KeySpace("p:", 3)
 _DIRECT = re.compile(r"\.(?:call|send|wait|waiting)\(\s*\"([A-Z]+)\"")

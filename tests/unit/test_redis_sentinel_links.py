@@ -13,13 +13,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, SentinelManagedConnection, SentinelManagedSSLConnection
 
+from pipeline.control_store.connection import ControlConnection
+from pipeline.control_store.rights_check import database_of
 from pipeline.errors import SettingsError, StoreUnavailableError
 from pipeline.log.redis_connection import Wire
 from pipeline.redis_link import broker_options, make_pool
 from pipeline.redis_sentinel import Sentinels
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection
-from pipeline.store.rights_check import database_of
 from pipeline.urls import SentinelUrl, sentinel_url
 from tasks.app import celery_settings
 from tasks.consumer import use_transport

@@ -12,6 +12,7 @@ from ingest.appender import LogStatus
 from ingest.dashboard import view
 from ingest.health import HealthSources, health_inputs
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryServer
 from pipeline.errors import (
     LogUnavailableError,
     SinkMisconfiguredError,
@@ -33,7 +34,6 @@ from pipeline.ports.operator_store import OperatorState
 from pipeline.ports.rate import BatchStart, PartitionSample, PolicyState, RateDecision, RateSample
 from pipeline.regulate import ControlAdapters, PolicyOf, RegulateReport, SinkQueries, regulate
 from pipeline.status import StatusContext, read_status, status_document
-from pipeline.store.memory import MemoryServer
 from support.control import ControlRig, control_settings, memory_rig
 
 BREAKER, OPERATOR = PauseReason.BREAKER, PauseReason.OPERATOR

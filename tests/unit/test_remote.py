@@ -17,12 +17,12 @@ import pytest
 from checks.testbed.processes import ROOT
 from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from pipeline.errors import SinkUnavailableError
 from pipeline.names import Mode, PauseReason
 from pipeline.ports.control import Pause
 from pipeline.settings import Settings
 from pipeline.status import SystemStatus
-from pipeline.store.memory import MemoryControlStore, MemoryLeases, MemoryServer
 from support.health import HEALTHY
 from tasks import commands, remote, remote_client
 from tasks.commands import CommandError

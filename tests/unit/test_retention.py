@@ -9,13 +9,13 @@ import pytest
 
 from beat_schedule import beat_schedule
 from pipeline.clock import ManualClock
+from pipeline.control_store.common import TROUBLE_SECONDS
 from pipeline.errors import LogUnavailableError, SettingsError, SinkUnavailableError
 from pipeline.ports.log_marks import ExpiredRecords
 from pipeline.ports.log_trimmer import TrimResult
 from pipeline.ports.retention import RetentionFacts
 from pipeline.retention import LogRetention, expire, may_be_prepared, overdue_seconds, why_not
 from pipeline.settings import Settings
-from pipeline.store.common import TROUBLE_SECONDS
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX
 
 DAY = 86_400.0

@@ -25,11 +25,11 @@ from checks.sim.virtual import VirtualLoop
 from checks.sim.world import could_store
 from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryControlStore, MemoryServer
 from pipeline.names import BreakerState, Mode, PauseReason
 from pipeline.ports.bucket import Grant
 from pipeline.ports.control import ControlState, Pause, PublishedRate
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryControlStore, MemoryServer
 
 FREE = 1e9
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+import pipeline.control_store.memory
 import pipeline.flow.bucket as bucket_flow
 import pipeline.regulate
-import pipeline.store.memory
 from checks.sim import random_scenario
 from checks.sim.__main__ import main, run_random
 from checks.sim.arms import ARMS, EXPERIMENTS
@@ -177,7 +177,7 @@ def test_a_lease_that_a_lower_rate_does_not_void_breaks_the_bound(monkeypatch: p
 
 
 def test_a_rate_that_an_open_breaker_does_not_lower_breaks_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.store.memory, "_breaker_holds", lambda _: False)
+    monkeypatch.setattr(pipeline.control_store.memory, "_breaker_holds", lambda _: False)
     outage = short("outage 30 s", 20, faults=[Fault("sink down", 6, 20)])
     assert bounds_of(run(outage, BANDS, 1)) == {"breaker"}
 

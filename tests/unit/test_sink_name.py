@@ -10,13 +10,13 @@ import pytest
 
 from ingest.dashboard.view import document_of
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryServer
 from pipeline.health.judge import judge
 from pipeline.names import BreakerState, ControlEventKind, Mode, PauseReason, SinkName
 from pipeline.policies import make_policy
 from pipeline.ports.rate import PartitionSample, RateSample
 from pipeline.probe import Backoff, ProbeOutcome, probe
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryServer
 from support.control import control_settings, memory_rig
 from support.health import BREAKER, HEALTHY, REFUSING
 from tasks.standstill import words

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryServer
 from pipeline.errors import LogUnavailableError, SinkUnavailableError, StoreUnavailableError
 from pipeline.flow.refusals import Refusals, Refused
 from pipeline.log.memory import MemoryLog, MemoryLogServer
@@ -11,7 +12,6 @@ from pipeline.ports.control import ControlState
 from pipeline.ports.dead_letters import DeadLetterCounts
 from pipeline.ports.log import PartitionPosition
 from pipeline.status import StatusContext, read_status, status_document
-from pipeline.store.memory import MemoryServer
 from support.control import control_settings, memory_rig
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.control_store.memory import MemoryOffsetFence, MemoryServer
 from pipeline.errors import LogRestartedError, LogUnavailableError, SinkUnavailableError, StoreUnavailableError
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.ports.control import Mirror
@@ -22,7 +23,6 @@ from pipeline.stopped import (
     look,
     skip_gap,
 )
-from pipeline.store.memory import MemoryOffsetFence, MemoryServer
 from support.event_logs import ScriptedLowestOffsets
 from support.records import record
 

@@ -7,13 +7,13 @@ import pytest
 
 from pipeline import __version__
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryBucket, MemoryControlStore, MemoryServer
+from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.errors import StoreUnavailableError
 from pipeline.health.snapshot import STALE_PERIODS
 from pipeline.names import AlarmCode, Mode, Severity
 from pipeline.ports.control import Alarm, Consumption
 from pipeline.settings import Settings
-from pipeline.store.memory import MemoryBucket, MemoryControlStore, MemoryServer
-from pipeline.store.memory_counters import MemoryCounters
 from pipeline.system_metrics import FACTS_SECONDS, MetricsContext, SystemCollector
 
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.control_store.memory import MemoryServer
 from pipeline.ports.history import (
     COUNTS,
     FORGET_SECONDS,
@@ -14,7 +15,6 @@ from pipeline.ports.history import (
     PROTOCOL_COUNTS,
     HistoryEntry,
 )
-from pipeline.store.memory import MemoryServer
 
 
 class MemoryHistory:

@@ -4,9 +4,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Final
 
+from pipeline.control_store.connection import ControlConnection, load_script
 from pipeline.names import KEY_LEASE, KEY_PROGRESS
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection, load_script
 
 LEASE_LIBRARY: Final = "lease_lib"
 

@@ -1,10 +1,10 @@
--- Shared by the scripts that change the control state; pipeline/store/connection.py inserts it at the start of each,
+-- Shared by the scripts that change the control state; pipeline/control_store/connection.py inserts it at the start of each,
 -- after clock_lib.lua.
 -- KEYS: 1 rate, 2 pause, 3 pause:generation, 4 events, 5 override, 6 bands.
 -- ARGV: 1 that of clock_lib.lua, 2 by (the actor).
 
 -- Events that the system repeats while something is wrong, and the fields that make two of a kind the same. The numbers
--- are those of pipeline/store/common.py. Actions of a person are never folded; so of the reasons to pause only the
+-- are those of pipeline/control_store/common.py. Actions of a person are never folded; so of the reasons to pause only the
 -- breaker's is.
 local FOLDED_BY = {
   rate_changed = { 'previous', 'rate', 'mode', 'decided_by' },

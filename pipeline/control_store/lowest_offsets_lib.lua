@@ -1,4 +1,4 @@
--- Shared by the scripts of the mirror; pipeline/store/connection.py inserts it at the start of each. KEYS: 1 lowest offsets.
+-- Shared by the scripts of the mirror; pipeline/control_store/connection.py inserts it at the start of each. KEYS: 1 lowest offsets.
 
 -- The life of the mirror: all its content is valid within one life only. A life begins with the server process or,
 -- after a flush, with the first read. The fence and completeness of an earlier life prove nothing: they may come from

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
+from pipeline.control_store.connection import ControlConnection
+from pipeline.control_store.rights import KeySpace, RedisServer, Role, Use, commands_of, uses_of
 from pipeline.errors import SettingsError, StoreUnavailableError
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection
-from pipeline.store.rights import KeySpace, RedisServer, Role, Use, commands_of, uses_of
 from pipeline.urls import sentinel_url
 
 _logger = logging.getLogger(__name__)

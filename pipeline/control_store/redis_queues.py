@@ -1,8 +1,8 @@
 """Celery's queues on the control server: lists whose length can be read."""
 
+from pipeline.control_store.connection import ControlConnection
 from pipeline.names import Queue
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection
 
 
 class RedisQueues:

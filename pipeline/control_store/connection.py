@@ -13,10 +13,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
+from pipeline.control_store.common import CALL_SECONDS_MAX
 from pipeline.errors import StoreUnavailableError
 from pipeline.redis_link import explained, make_pool
 from pipeline.settings import Settings
-from pipeline.store.common import CALL_SECONDS_MAX
 
 WAIT_GRACE_SECONDS: Final = 1.0  # how late the response to a blocking read may be
 CONNECTIONS_MAX: Final = 32  # of one process and adapter: one for each thread that calls at the same time

@@ -5,10 +5,10 @@ from typing import Final
 
 import msgspec
 
+from pipeline.control_store.connection import ControlConnection, load_script
 from pipeline.flow.refusals import SLICES_MAX, WINDOW_SECONDS, Refusals, together
 from pipeline.names import KEY_THROTTLE
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection, load_script
 
 _decoder: Final = msgspec.json.Decoder(Refusals)
 

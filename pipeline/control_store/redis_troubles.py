@@ -6,11 +6,11 @@ from typing import Final
 
 import msgspec
 
+from pipeline.control_store.common import TROUBLE_SECONDS, bounded_trouble
+from pipeline.control_store.connection import ControlConnection, load_script
 from pipeline.names import KEY_TROUBLES, KEY_TROUBLES_AT, AlarmCode
 from pipeline.ports.control import Trouble
 from pipeline.settings import Settings
-from pipeline.store.common import TROUBLE_SECONDS, bounded_trouble
-from pipeline.store.connection import ControlConnection, load_script
 
 _decoder: Final = msgspec.json.Decoder(list[str | list[str]])
 

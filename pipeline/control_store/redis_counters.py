@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pipeline.control_store.connection import ControlConnection, load_script
 from pipeline.names import KEY_BUCKET, KEY_COUNTERS, KEY_COUNTERS_SENDER, KEY_FACTS
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection, load_script
 
 _SENDER_SECONDS: Final = 600  # how late an addition whose response was lost may be repeated
 

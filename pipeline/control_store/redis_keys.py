@@ -5,11 +5,11 @@ from typing import Final
 
 import msgspec
 
+from pipeline.control_store.connection import ControlConnection, load_script
 from pipeline.keys import ApiKey
 from pipeline.names import KEY_KEYS
 from pipeline.ports.keys import MirroredKeys, mirrored_version
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection, load_script
 
 _decoder: Final = msgspec.json.Decoder(ApiKey)
 _VERSION: Final = "version"

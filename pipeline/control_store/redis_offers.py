@@ -5,11 +5,11 @@ from typing import Final
 
 import msgspec
 
+from pipeline.control_store.connection import ControlConnection, load_script
 from pipeline.flow.shares import Offered
 from pipeline.names import KEY_OFFERS
 from pipeline.ports.offers import REPORT_SECONDS_MAX
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection, load_script
 
 _decoder: Final = msgspec.json.Decoder(Offered)
 

@@ -3,10 +3,10 @@
 from typing import Any, Final
 
 from pipeline.clock import Clock, SystemClock
+from pipeline.control_store.common import BY_CHARS_MAX, CALL_SECONDS_MAX, clean_text
+from pipeline.control_store.connection import ControlConnection, ControlScript, load_script
 from pipeline.names import KEY_BANDS, KEY_EVENTS, KEY_GENERATION, KEY_OVERRIDE, KEY_PAUSE, KEY_RATE
 from pipeline.settings import Settings
-from pipeline.store.common import BY_CHARS_MAX, CALL_SECONDS_MAX, clean_text
-from pipeline.store.connection import ControlConnection, ControlScript, load_script
 
 _CLOCK, _CHANGES = "clock_lib", "control_lib"
 

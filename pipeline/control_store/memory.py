@@ -10,6 +10,22 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 from pipeline.clock import Clock, SystemClock
+from pipeline.control_store.common import (
+    BY_CHARS_MAX,
+    CALL_SECONDS_MAX,
+    PROCESS_SECONDS_MAX,
+    TROUBLE_SECONDS,
+    WHY_CHARS_MAX,
+    account_limit_data,
+    bounded_alarms,
+    bounded_trouble,
+    breaker_state,
+    clean_text,
+    folded_data,
+    rate_event_why,
+    repeated_event,
+    without_override,
+)
 from pipeline.errors import FencedError, StoreUnavailableError
 from pipeline.flow import bucket as bucket_flow
 from pipeline.flow.rate import Decay, capped_by_breaker
@@ -36,22 +52,6 @@ from pipeline.ports.keys import MirroredKeys, mirrored_version
 from pipeline.ports.offers import REPORT_SECONDS_MAX
 from pipeline.ports.rate import PolicyRecord
 from pipeline.settings import Settings
-from pipeline.store.common import (
-    BY_CHARS_MAX,
-    CALL_SECONDS_MAX,
-    PROCESS_SECONDS_MAX,
-    TROUBLE_SECONDS,
-    WHY_CHARS_MAX,
-    account_limit_data,
-    bounded_alarms,
-    bounded_trouble,
-    breaker_state,
-    clean_text,
-    folded_data,
-    rate_event_why,
-    repeated_event,
-    without_override,
-)
 
 
 @dataclass

@@ -1,4 +1,4 @@
--- Shared by the scripts that read the control state; pipeline/store/connection.py inserts it at the start of each.
+-- Shared by the scripts that read the control state; pipeline/control_store/connection.py inserts it at the start of each.
 -- ARGV: 1 number of control events to keep, a space, and the seconds since the caller's last script of these (nothing:
 --       this is its first).
 

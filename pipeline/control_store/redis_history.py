@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.control_store.connection import ControlConnection, load_script
 from pipeline.names import KEY_HISTORY, KEY_HISTORY_TOTALS
 from pipeline.ports.history import (
     COUNTS,
@@ -15,7 +16,6 @@ from pipeline.ports.history import (
     HistoryEntry,
 )
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection, load_script
 
 
 class RedisHistory:

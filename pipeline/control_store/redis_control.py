@@ -9,6 +9,21 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from pipeline.clock import Clock, SystemClock
+from pipeline.control_store.common import (
+    ALARMS_MAX,
+    BY_CHARS_MAX,
+    CALL_SECONDS_MAX,
+    WHY_CHARS_MAX,
+    account_limit_data,
+    bounded_alarms,
+    breaker_state,
+    clean_text,
+    rate_event_why,
+    without_override,
+)
+from pipeline.control_store.connection import ControlConnection, load_script
+from pipeline.control_store.control_scripts import ControlScripts
+from pipeline.control_store.redis_leases import LEASE_LIBRARY
 from pipeline.errors import StoreUnavailableError
 from pipeline.flow.age import Age
 from pipeline.flow.shares import Shares
@@ -40,21 +55,6 @@ from pipeline.ports.control import (
 )
 from pipeline.ports.rate import PolicyRecord
 from pipeline.settings import Settings
-from pipeline.store.common import (
-    ALARMS_MAX,
-    BY_CHARS_MAX,
-    CALL_SECONDS_MAX,
-    WHY_CHARS_MAX,
-    account_limit_data,
-    bounded_alarms,
-    breaker_state,
-    clean_text,
-    rate_event_why,
-    without_override,
-)
-from pipeline.store.connection import ControlConnection, load_script
-from pipeline.store.control_scripts import ControlScripts
-from pipeline.store.redis_leases import LEASE_LIBRARY
 
 _logger = logging.getLogger(__name__)
 

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 
 from pipeline.clock import Clock, SystemClock
+from pipeline.control_store.common import PROCESS_SECONDS_MAX
+from pipeline.control_store.connection import ControlConnection
+from pipeline.control_store.control_scripts import ControlScripts
 from pipeline.flow.age import Age
 from pipeline.flow.bucket import ALLOWANCE, RESERVES, TOLERANCE_TOKENS
 from pipeline.flow.rate import Decay
 from pipeline.names import KEY_BUCKET, KEY_OVERRIDE, KEY_PAUSE, KEY_PROCESSES, KEY_RATE, LEVEL_HIGHEST, Level
 from pipeline.ports.bucket import Grant
 from pipeline.settings import Settings
-from pipeline.store.common import PROCESS_SECONDS_MAX
-from pipeline.store.connection import ControlConnection
-from pipeline.store.control_scripts import ControlScripts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Finds out at the start whether REDIS_URL is a Redis Cluster: its errors come one by one, and later."""
 
+from pipeline.control_store.connection import ControlConnection
 from pipeline.errors import SettingsError, StoreUnavailableError
 from pipeline.redis_link import NO_CLUSTER
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection
 
 
 def refuse_cluster(settings: Settings) -> None:

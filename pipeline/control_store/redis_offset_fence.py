@@ -1,10 +1,10 @@
 """The mirror of the stored offsets on Redis."""
 
+from pipeline.control_store.connection import ControlConnection, load_script
 from pipeline.errors import FencedError
 from pipeline.names import KEY_LOWEST_OFFSETS
 from pipeline.ports.control import Mirror
 from pipeline.settings import Settings
-from pipeline.store.connection import ControlConnection, load_script
 
 _LIBRARY = "lowest_offsets_lib"
 
