@@ -87,7 +87,7 @@ class PostgresSink:
         got = bool(self.session.rows(query("try_lock"), {"key": key})[0][0])
         if got:
             # The offset that is read next is committed to the log, which is trimmed: no standby may lack it.
-            self.session.rows(query("await_standbys"))
+            self.session.await_standbys()
             self._locks().add(key)
         return got
 
@@ -209,6 +209,7 @@ class PostgresSink:
         session = self.session
         with naming_holders(session):
             session.count(query("probe"))
+            session.await_standbys()  # the probe's own wait for them may have been cancelled
             try:
                 session.count(query("probe_storing"), {"id": f"probe {uuid.uuid4().hex}"}, refusable=True)
             except StatementRefusedError as refusal:  # a trigger or constraint that refuses the probe: the server works

@@ -354,7 +354,8 @@ SELECT pg_try_advisory_lock(%(key)s);
 -- name: await_standbys
 -- A commit that waits for a synchronous standby is visible to other sessions if its own session is ended, or if the
 -- server restarts, before the standby has it. Standbys receive writes in their order, so a write that waits for them
--- waits for that commit too. If no standby is waited for, this writes nothing.
+-- waits for that commit too. If no standby is waited for, this writes nothing. If the wait is cancelled, PostgreSQL
+-- warns and reports success (Session.await_standbys).
 SELECT pg_logical_emit_message(true, 'sluice', '') WHERE current_setting('synchronous_standby_names') <> '';
 
 -- name: try_transaction_lock

@@ -147,9 +147,29 @@ class Session:
     def commit(self) -> None:
         """End the transaction begun by a statement. After a SinkUnavailableError it may have been committed."""
         with self._guarded() as cursor:
+            del self._connection.notices[:]
             cursor.execute("COMMIT")
             if cursor.statusmessage != "COMMIT":  # for an aborted one, PostgreSQL reports success with ROLLBACK
                 raise SinkUnavailableError(f"COMMIT was answered with {cursor.statusmessage}")
+        if self._connection.notices:  # a trigger's, or that a standby may lack it
+            self.await_standbys()
+
+    def await_standbys(self) -> None:
+        """Wait until the synchronous standby, if there is one, has all that is committed. Raises SinkUnavailableError.
+
+        If somebody cancels a wait for it (`pg_cancel_backend`), PostgreSQL reports success, and a warning. Its text
+        depends on the server's language, and no trigger runs here: so every warning counts.
+        """
+        with self._guarded() as cursor:
+            notices = self._connection.notices
+            del notices[:]
+            cursor.execute(query("await_standbys"))
+            warning = " ".join(notices).strip()
+        if warning:
+            self.drop()  # with its locks: whoever acquires one waits for the standby again
+            raise SinkUnavailableError(
+                f"a synchronous standby may lack what was committed: {warning}", is_a_row_possible=False
+            )
 
     def rollback(self) -> None:
         """Roll back an open transaction; raises nothing, because dropping the connection also rolls it back."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from support.records import record
 from tasks.context import WorkerContext
 
 LOOKS = 8  # of a drain at whether it is paused, which ends it
+CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'"
 
 
 @pytest.fixture
@@ -83,6 +85,33 @@ def test_an_offset_that_the_standby_lacks_is_not_trimmed_from_the_log(
     # And another drain finds that offset
     drained(worker)
     # When the primary dies, and the standby, which lacks that commit, takes its place
+    pair.primary.kill()
+    pair.standby.start()
+    pair.promote()
+    assert len(stored_ids(pair.primary.url)) == 10
+    # Then the log still has these events, and they are stored
+    eventually(lambda: drained(worker) and len(stored_ids(pair.primary.url)) == 30, "all events are stored")
+    assert ask(pair.primary.url, "SELECT next_offset FROM stored_offsets") == [(30,)]
+
+
+def test_a_commit_whose_wait_for_the_standby_was_cancelled_is_not_trimmed_from_the_log(
+    worker: WorkerContext, pair: PostgresPair
+) -> None:
+    # Given ten events that both servers have, and twenty more in the log
+    append(worker, 0, 10)
+    eventually(lambda: drained(worker) and len(stored_ids(pair.primary.url)) == 10, "ten events are stored")
+    append(worker, 10, 30)
+    # When the standby is away, and somebody cancels the commit that waits for it: PostgreSQL warns, and reports success
+    assert worker.sink.acquire(worker.log.identity().log_id, 0)
+    pair.standby.kill()
+    with ThreadPoolExecutor(1) as executor:
+        drain_runs = executor.submit(drained, worker)
+        wait_until(
+            lambda: ask(pair.primary.url, CANCEL) and len(stored_ids(pair.primary.url)) == 30,
+            "the commit that waits was cancelled, and is seen on the primary",
+        )
+        drain_runs.result()
+    # And the primary dies, and the standby, which lacks that commit, takes its place
     pair.primary.kill()
     pair.standby.start()
     pair.promote()
