@@ -581,21 +581,27 @@ def _stop_behind(log: EventLog, sample: _Sample, store: ControlStore, actor: str
 def _stop_forgotten(
     positions: Sequence[PartitionPosition], sample: _Sample, state: ControlState, store: ControlStore, actor: str
 ) -> None:
-    """Stop the partitions of which the sink has lost events that the log does not hold any more.
+    """Stop the partitions that lack events which neither the sink nor the log has.
 
     That happens if PostgreSQL is restored, or a standby without the newest commits takes its place, after the log was
-    trimmed. If the log has later records, the drain finds the hole. An empty partition has no drain that would find it,
-    and its lag is 0. The log was read before the sink, so its begin can't have passed the stored offset meanwhile.
+    trimmed; or if somebody deletes records of the log that are not stored. If the log has later records, the drain
+    finds the hole. An empty partition has no drain that would find it, and its lag is 0. The log was read before the
+    sink, so its begin can't have passed the stored offset meanwhile.
     """
     stopped = {pause.partition for pause in state.pauses or () if pause.reason is PauseReason.LOG_GAP}
     for position in positions:
         partition, stored = position.partition, (sample.stored or {}).get(position.partition)
         if stored is None or not stored < position.begin == position.end or partition in stopped:
             continue
+        was_stored = position.committed is not None and position.committed >= position.begin
+        cause = (
+            f"{sample.sink} has lost them after they were trimmed"
+            if was_stored
+            else f"They were deleted from the log, and it does not know that {sample.sink} had stored all of them"
+        )
         why = (
             f"partition {partition}: {sample.sink} has stored up to offset {stored:,} only, and the log begins at "
-            f"{position.begin:,}: {position.begin - stored:,} records are in neither. {sample.sink} has lost them "
-            "after they were trimmed"
+            f"{position.begin:,}: {position.begin - stored:,} records are in neither. {cause}"
         )
         _logger.error("%s", why, extra={"action": "stored_events_lost", "partition": partition})
         store.pause(PauseReason.LOG_GAP, actor=actor, why=why, partition=partition)

@@ -202,6 +202,36 @@ def test_a_standby_without_the_newest_commits_gets_again_what_the_log_still_has(
         assert rig.pauses() == []
 
 
+def test_unread_records_that_were_deleted_stop_their_partition_though_nothing_more_comes(rig: Rig) -> None:
+    # Given ten events that are stored, and twenty more that somebody deletes before a drain reads them
+    rig.append(0, 10)
+    recovered(rig.context.log.positions)
+    rig.drain()
+    rig.append(10, 30)
+    if isinstance(rig.log, RedisRig):
+        with rig.log.client() as client:
+            client.delete(rig.log.stream(0))
+    else:
+        rig.log.trim(0, 30)
+    rig.context.log.close()
+    # When the controller looks, and no event arrives that a drain would find behind the hole
+    rig.tick()
+    # Then the partition is stopped, and the log is named as the one that lost them
+    [pause] = rig.context.control_store.state().pauses or ()
+    assert (pause.reason, pause.partition) == (PauseReason.LOG_GAP, 0)
+    assert "stored up to offset 10 only, and the log begins at 30: 20 records are in neither" in pause.why
+    assert "deleted from the log" in pause.why
+    _, document = stopped.show_gap(rig.context, 0)
+    assert document["gap"] == {"from": 10, "to": 30}
+    # And one command leads on
+    stopped.skip(rig.context, "ann@desk", 0, Hole(10, 30), "no backup", dry_run=False)
+    rig.append(30, 31)
+    rig.drain()
+    rig.tick()
+    assert rig.pauses() == []
+    assert stored_ids(rig.settings.database_url) == [f"event-{n:06d}" for n in (*range(10), 30)]
+
+
 def test_a_partition_of_which_nothing_was_stored_says_that_its_log_begins_late(rig: Rig) -> None:
     # Given a log whose beginning is gone before anything of it was stored
     rig.append(0, 10)
