@@ -101,6 +101,8 @@ class SinkQueries:
     schema_problem: str | None = None  # the reason why the schema could not be updated, if only an operator can fix it
     server_problem: str | None = None  # the reason why the server can't be used at all, as the migration found
     session_problem: str | None = None  # the reason why workers for batches do not start, as the last look found
+    # log_id, end of each partition: what a tick has seen, also if PostgreSQL does not answer; raises nothing
+    see_log: Callable[[str, Mapping[int, int]], None] = field(default=lambda *_: None)
     # log_id, end of each partition -> an alarm for each former log with events that are not stored
     former_logs: Callable[[str, Mapping[int, int]], Sequence[Alarm]] = field(default=lambda *_: ())
 
@@ -449,6 +451,7 @@ def _measure(
                 )
     sample.lag = lag_by_partition(positions, sample.stored)
     sample.ends = {position.partition: position.end for position in positions}
+    sink.see_log(sample.log_id, sample.ends)
     if sample.lag is not None:
         _measure_missing(state, sample, identity.partitions)
         sample.consumed = sum(position.end for position in positions) - sum(sample.lag.values())

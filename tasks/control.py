@@ -85,6 +85,7 @@ def regulate_rate(self: Any) -> str | None:
             why_standing=lambda log_id, partition: (
                 context.offsets.why_not_stored(log_id, partition) or workers.why_not_drained(partition)
             ),
+            see_log=context.former_logs.see,
             former_logs=context.former_logs.alarms,
         ),
         control=ControlAdapters(

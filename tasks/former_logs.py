@@ -34,6 +34,11 @@ class FormerLogs:
         self._asked_at: dict[str, float] = {}  # log_id -> monotonic
         self._found: dict[str, Alarm] = {}
         self._ages: dict[str, Age] = {}  # since a log was last seen
+        self._seen: dict[str, Mapping[int, int]] = {}  # the latest ends of each log that this process has seen
+
+    def see(self, log_id: str, ends: Mapping[int, int]) -> None:
+        """Remember the ends of the present event log, also while PostgreSQL can't record them; raises nothing."""
+        self._seen[log_id] = ends
 
     def alarms(self, log_id: str, ends: Mapping[int, int]) -> list[Alarm]:
         """Record the end of the present event log. Return an alarm for each other one with events that are not stored.
@@ -42,6 +47,7 @@ class FormerLogs:
         """
         settings = self._settings
         self._known.note(log_id, url=without_password(settings.event_log_url), name=_name(settings), ends=ends)
+        self._note_replaced(log_id)
         now = self._clock.monotonic()
         known = self._not_in_use(log_id, now)
         due = [log for log in known if now - self._asked_at.get(log.log_id, -ASK_SECONDS) >= ASK_SECONDS]
@@ -53,6 +59,23 @@ class FormerLogs:
             if alarm is not None:
                 self._found[log.log_id] = alarm
         return [self._found[log.log_id] for log in known if log.log_id in self._found]
+
+    def _note_replaced(self, log_id: str) -> None:
+        """Record the last ends of a log that another one has replaced, if PostgreSQL does not know them.
+
+        The log may have grown while PostgreSQL was unavailable, or since the latest tick of this process.
+        """
+        replaced = [one for one in self._seen if one != log_id]
+        if not replaced:
+            return
+        settings = self._settings
+        recorded = {log.log_id: log.ends for log in self._known.others(log_id, logs_max=KNOWN_MAX)}
+        for one in replaced:
+            before, seen = recorded.get(one, {}), self._seen[one]
+            ends = {p: max(before.get(p, 0), seen.get(p, 0)) for p in before.keys() | seen.keys()}
+            if ends != before:
+                self._known.note(one, url=without_password(settings.event_log_url), name=_name(settings), ends=ends)
+            del self._seen[one]
 
     def _not_in_use(self, log_id: str, now: float) -> list[KnownLog]:
         """Other logs that were not seen for some time; their ages do not depend on steps of PostgreSQL's clock."""

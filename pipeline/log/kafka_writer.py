@@ -6,6 +6,7 @@ problems.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +28,8 @@ from pipeline.log.kafka_topic import ensured_topic, incarnation_of, log_id_of, r
 from pipeline.log.kafka_wire import ANY_EPOCH, END, KafkaWire, TopicFacts
 from pipeline.ports.log import LowestOffsetsSource
 from pipeline.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 1.0  # how often the topic is read while there is no problem: leaders, and added partitions
 TROUBLED_LOOK_SECONDS: Final = 0.1  # the same while a partition is refused
@@ -152,6 +155,8 @@ class KafkaWriter:
         except LogMisconfiguredError as error:
             raise LogUnavailableError(str(error)) from error
         if self._facts is None or facts.topic_id != self._facts.topic_id:
+            if self._facts is not None:
+                self._report_replaced(log_id_of(self._topic, facts), log_id_of(self._topic, self._facts))
             self._forget()
             self._is_new = is_new
         self._facts, self._looked_at, self._is_suspect = facts, self._clock.monotonic(), False
@@ -161,6 +166,17 @@ class KafkaWriter:
             if (problem := replication_problem(self._settings, facts, partition)) is not None
         }
         return facts
+
+    def _report_replaced(self, log_id: str, former: str) -> None:
+        ends = ", ".join(f"{partition}: {end}" for partition, end in sorted(self._ends.items()))
+        logger.warning(
+            "the event log (Kafka) is another log now, %s: %s was deleted. This process knew its ends as %s; records "
+            "that were not stored are lost",
+            log_id,
+            former,
+            ends or "unknown",
+            extra={"action": "log_replaced", "log_id": log_id},
+        )
 
     def _forget(self) -> None:
         """Forget all facts, because this is another topic."""

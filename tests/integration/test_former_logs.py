@@ -116,6 +116,28 @@ def test_a_former_log_that_can_not_be_asked_is_named_by_what_was_last_seen(setti
         assert len(logs.alarms("present.4", {0: 0})) == 1
 
 
+def test_what_a_log_got_while_postgresql_was_away_is_named_after_it_was_emptied(settings: Settings) -> None:
+    # Given a log of which all was stored when PostgreSQL last answered, and which two processes have seen grow since
+    migrate(settings)
+    clock = ManualClock()
+    with contextlib.closing(wiring.make_storage(settings)) as storage:
+        processes = [FormerLogs(settings, storage.known_logs, storage.offsets, clock) for _ in range(2)]
+        for process in processes:
+            process.see("one.4", {0: 2})
+        processes[0].alarms("one.4", {0: 2})
+        ask(settings.database_url, "INSERT INTO stored_offsets VALUES ('one.4', 0, 2)")
+        processes[0].see("one.4", {0: 7, 1: 1})
+        processes[1].see("one.4", {0: 5})
+        # When it is emptied, and PostgreSQL answers again
+        for process in processes:
+            process.see("present.4", {0: 0})
+            process.alarms("present.4", {0: 0})
+        clock.advance(SEEN_SECONDS_MIN)
+        # Then what was acknowledged and is stored nowhere is named
+        [alarm] = processes[1].alarms("present.4", {0: 0})
+        assert alarm.what.startswith("6 events of a former event log")
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

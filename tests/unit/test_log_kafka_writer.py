@@ -406,13 +406,15 @@ def test_a_producer_that_is_refused_at_once_is_not_asked_without_a_pause(rig: Ri
     assert rig.producer.questions < 200
 
 
-def test_a_topic_made_anew_is_another_log(rig: Rig) -> None:
+def test_a_topic_made_anew_is_another_log(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     # Given a topic in whose place there is one with fewer partitions and no records
+    former = f"sluice-events:{rig.wire.facts.topic_id}"
     rig.wire.facts = TopicFacts(uuid.uuid4(), {0: 1, 1: 1}, {0: 0, 1: 0})
     rig.wire.ends = {0: 0, 1: 0}
     rig.clock.advance(1.1)
     with pytest.raises(LogUnavailableError, match="only 2 partitions"):
         rig.append(2)
-    # Then what was known of the first holds for it no more
+    # Then it is said that the first is gone, and what was known of it holds no more
+    assert f"{former} was deleted" in caplog.text
     assert rig.append(0, 1) == {0: None, 1: None}
     assert {log_id for log_id, _ in rig.lowest_offsets.calls[1:]} == {f"sluice-events:{rig.wire.facts.topic_id}"}

@@ -115,6 +115,7 @@ class System:
         self.database = FakeDatabase(self.clock)
         self.lag_age, self.rate_age = Age(), Age()
         self.session_problem: str | None = None
+        self.seen: list[tuple[str, dict[int, int]]] = []  # of the log, at each tick
         self.policy_of: PolicyOf | None = None  # None: that of the settings
 
     def tick(self, *, after: float = 5.0, actor: str = "controller") -> RegulateReport:
@@ -132,6 +133,7 @@ class System:
                 self.database.terminate,
                 self.database.why_standing,
                 session_problem=self.session_problem,
+                see_log=lambda log_id, ends: self.seen.append((log_id, dict(ends))),
             ),
             control=ControlAdapters(
                 self.rig.store,
@@ -407,6 +409,16 @@ def test_a_tick_whose_lease_can_not_be_given_back_has_run(system: System, monkey
     assert system.tick().ran
 
 
+def test_the_log_is_seen_also_while_postgresql_is_away(system: System) -> None:
+    # Given a database that does not answer
+    system.database.is_unavailable = True
+    system.append(0, 10)
+    # Then what the log holds meanwhile is remembered: it could be emptied before the database is back
+    system.tick()
+    log_id, ends = system.seen[-1]
+    assert (log_id, ends[0]) == (system.log.identity().log_id, 10)
+
+
 def test_a_store_that_is_away_ends_the_tick(system: System) -> None:
     system.server.is_unavailable = True
     with pytest.raises(StoreUnavailableError):
@@ -507,6 +519,7 @@ def test_what_postgresql_lost_after_it_was_trimmed_is_declared_and_counted(syste
     system.log.server.trim(0, 100)
     system.log.server.trim(1, 5)
     system.database.stored = {0: 100, 1: 5}
+    system.log.commit(system.log.identity().log_id, 0, 100)
     assert system.tick().problems == ()
     # When PostgreSQL comes back with less: a standby was promoted
     system.database.stored = {0: 60, 1: 5}
@@ -515,6 +528,7 @@ def test_what_postgresql_lost_after_it_was_trimmed_is_declared_and_counted(syste
     (pause,) = system.rig.store.state().pauses or ()
     assert (pause.reason, pause.partition) == (PauseReason.LOG_GAP, 0)
     assert "stored up to offset 60 only, and the log begins at 100: 40 records are in neither" in pause.why
+    assert "PostgreSQL has lost them after they were trimmed" in pause.why
     # And that is not repeated
     system.tick()
     assert system.events(ControlEventKind.PAUSED) == 1
