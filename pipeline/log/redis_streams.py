@@ -40,6 +40,7 @@ from pipeline.ports.log import (
     LowestOffsetsSource,
     MissingReplicas,
     PartitionPosition,
+    SetUpFault,
 )
 from pipeline.redis_link import NO_CLUSTER, explained
 from pipeline.settings import Settings
@@ -204,8 +205,22 @@ class RedisStreamsLog:
             log_id,
             facts.run_id,
             int(count),
+            self._faults(facts),
             missing_replicas=self._missing_replicas(facts),
             began_by=_began_by(facts),
+        )
+
+    def _faults(self, facts: RedisFacts) -> tuple[SetUpFault, ...]:
+        """What an operator must change. With LOG_REPLICAS_MIN, an accepted event is on the disks of replicas."""
+        if facts.has_aof or self._settings.log_replicas_min:
+            return ()
+        return (
+            SetUpFault(
+                "The event log's Redis keeps no append-only file: accepted events that are not stored are lost when it "
+                "ends",
+                "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in its configuration file",
+                loses_events=False,  # not while it runs; a system may have been set up like this
+            ),
         )
 
     def _missing_replicas(self, facts: RedisFacts) -> MissingReplicas | None:
@@ -416,7 +431,17 @@ class RedisStreamsLog:
     def _note_server(self, identity: LogIdentity, facts: RedisFacts) -> None:
         """Report that another server process has the log, and forget the ends that were acknowledged before."""
         former, self._former = self._former, (identity.log_id, facts)
-        if former is None or former[1].run_id == facts.run_id:
+        if former is not None and former[0] != identity.log_id:
+            ends = ", ".join(f"{partition}: {end}" for partition, end in sorted(self._acknowledged.items()))
+            logger.warning(
+                "the event log (Redis) is another log now, %s: %s was emptied or replaced. This process had its "
+                "records acknowledged up to the offsets %s; those that were not stored are lost",
+                identity.log_id,
+                former[0],
+                ends or "unknown",
+                extra={"action": "log_replaced", "log_id": identity.log_id},
+            )
+        elif former is None or former[1].run_id == facts.run_id:
             pass
         elif former[1].replication_id == facts.former_replication_id:
             logger.warning(

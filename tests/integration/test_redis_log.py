@@ -70,11 +70,14 @@ def test_a_server_that_evicts_is_refused(own_rig: RedisRig) -> None:
 def test_a_server_without_append_only_file_is_warned_of(own_rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
     log = own_rig.open()
     with caplog.at_level(logging.WARNING):
-        log.identity()
+        assert log.identity().faults == ()
         assert not caplog.records
         with own_rig.client() as client:
             client.config_set("appendonly", "no")
-        log.identity()
+        # Then it is also in health, for as long as that is so; ingest starts on it
+        [fault] = log.identity().faults
+        assert "no append-only file" in fault.what
+        assert not fault.loses_events
     assert [record.getMessage() for record in caplog.records if "append-only file" in record.getMessage()]
 
 
@@ -280,7 +283,7 @@ def test_a_fence_that_came_too_late_is_set_again(own_log_redis: Server) -> None:
     rig.close()
 
 
-def test_a_writer_notices_a_flush_by_itself(rig: RedisRig) -> None:
+def test_a_writer_notices_a_flush_by_itself(rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
     # Given a writer, and nobody else, whose log is flushed without a restart
     lowest_offsets = ScriptedLowestOffsets({0: 3})
     log = rig.open(lowest_offsets)
@@ -293,6 +296,10 @@ def test_a_writer_notices_a_flush_by_itself(rig: RedisRig) -> None:
     reader = rig.open()
     assert reader.identity().log_id == lowest_offsets.calls[-1][0] != lowest_offsets.calls[0][0]
     assert read_all(reader, 0) == [b"new"]
+    # And it says which log is gone, and how far it had acknowledged its records
+    [said] = [record.getMessage() for record in caplog.records if "another log now" in record.getMessage()]
+    assert lowest_offsets.calls[0][0] in said
+    assert "up to the offsets 0: 6;" in said
 
 
 def test_above_the_memory_limit_reading_and_trimming_work(own_rig: RedisRig) -> None:
