@@ -670,11 +670,14 @@ def test_what_finds_no_room_goes_to_disk_and_is_sent_later(tmp_path: Path) -> No
 
 
 def test_a_large_request_under_way_does_not_keep_events_from_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ingest: ScriptedIngest
 ) -> None:
-    # Given a small queue, of which a request to a server that is away takes more than half: the thread that writes to
+    # Given a small queue, of which a request that is not answered takes more than half: the thread that writes to
     # the folder starts after it, since it would take these events itself if it got the lock first
-    client = client_of(away(), queue_bytes_max=MB, spill_folder=tmp_path, block_seconds=20, linger_seconds=60)
+    ingest.script = ingest.hang
+    client = client_of(
+        ingest.url, queue_bytes_max=MB, spill_folder=tmp_path, block_seconds=SECONDS_MAX, linger_seconds=60
+    )
     start_spiller = client.core._start_spiller
     monkeypatch.setattr(client.core, "_start_spiller", lambda: None)
     with client.core._lock:
