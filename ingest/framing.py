@@ -16,8 +16,11 @@ from ingest.types import Inflate
 GZIP_MEMBERS_MAX: Final = 100  # of one stream: each member costs an inflate state and a copy of the data after it
 _GZIP_WINDOW: Final = 31  # zlib: the largest window, with a gzip header only
 _GZIP_OR_ZLIB_WINDOW: Final = 47  # zlib: the same, with either header
+_RAW_WINDOW: Final = -15  # zlib: the same, without a header
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_ZLIB_FIRST_BYTE: Final = 0x78  # of all that is in use: deflate with a window of 32 KiB
+_PROBE_BYTES: Final = 512  # of a body, to find out whether it is zlib
 _ZSTD_WINDOW_MAX: Final = 8 << 20  # what RFC 8878 recommends that every decoder supports
 # The library does not limit what it inflates at once. Four bytes may stand for 128 KiB: so much is 8 MiB at most.
 _ZSTD_INPUT_BYTES: Final = 256
@@ -74,27 +77,46 @@ def inflate(data: bytes, bytes_max: int) -> bytes:
     raise MalformedBodyError(f"the gzip stream has more than {GZIP_MEMBERS_MAX} members")
 
 
-def found_coding(data: bytes, *, is_declared: bool) -> str | None:
-    """The content coding of a body by its first bytes: `gzip`, `zstd`, `deflate` (zlib), or None.
+def found_coding(data: bytes, *, declared: str = "") -> str | None:
+    """The content coding of a body by its first bytes: `gzip`, `zstd`, `zlib`, `deflate`, or None.
 
     Clients name other codings than they use: GELF libraries say `gzip,deflate` and send zlib, and others name none. The
-    first bytes of gzip and zstd begin no text. Those of zlib may, so they count only if some coding is declared.
+    first bytes of gzip and zstd begin no text. Those of zlib may, so the bytes behind them must be zlib too, unless a
+    coding is `declared`. `deflate` has no header. It is only found if it is declared, since almost all bytes begin like
+    it: `inflate_in_steps` finds out whether it is that.
     """
     if data.startswith(_GZIP_MAGIC):
         return "gzip"
     if data.startswith(_ZSTD_MAGIC):
         return "zstd"
-    if is_declared and len(data) >= 2 and data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0:
+    if len(data) >= 2 and data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0:
+        if declared or (data[0] == _ZLIB_FIRST_BYTE and _begins_as_zlib(data)):
+            return "zlib"
+    elif "deflate" in declared:
         return "deflate"
     return None
+
+
+def _begins_as_zlib(data: bytes) -> bool:
+    """Whether a body that begins like zlib goes on like it; a short one must be zlib as a whole."""
+    inflater = zlib.decompressobj()
+    try:
+        inflater.decompress(data[:_PROBE_BYTES])  # half a megabyte at most
+    except zlib.error:
+        return False
+    return inflater.eof or len(data) > _PROBE_BYTES
 
 
 def inflate_in_steps(data: bytes, coding: str, bytes_max: int, held: HeldBytes) -> Generator[None, None, bytes]:
     """Inflate a body of one of the codings of `found_coding` in steps of some hundred kilobytes.
 
-    `held` counts the bytes. Raises BodyTooLargeError, MalformedBodyError, OverloadedError.
+    What was declared as `deflate` and is none stays as it is. `held` counts the bytes. Raises BodyTooLargeError,
+    MalformedBodyError, OverloadedError.
     """
-    pieces = _zstd_pieces(data) if coding == "zstd" else _zlib_pieces(data)
+    if coding == "zstd":
+        pieces = _zstd_pieces(data)
+    else:
+        pieces = _zlib_pieces(data, _RAW_WINDOW if coding == "deflate" else _GZIP_OR_ZLIB_WINDOW)
     parts: list[bytes] = []
     size = 0
     try:
@@ -106,14 +128,16 @@ def inflate_in_steps(data: bytes, coding: str, bytes_max: int, held: HeldBytes) 
             parts.append(piece)
             yield
     except (zlib.error, zstandard.ZstdError, EOFError) as error:
+        if coding == "deflate":
+            return data
         raise MalformedBodyError(f"the body is not {coding}: {error}") from error
     return b"".join(parts)
 
 
-def _zlib_pieces(data: bytes) -> Generator[bytes]:
+def _zlib_pieces(data: bytes, window: int) -> Generator[bytes]:
     """The content of a zlib stream, or of a gzip stream with one or several members. Raises zlib.error, EOFError."""
     for _ in range(GZIP_MEMBERS_MAX):
-        inflater = zlib.decompressobj(_GZIP_OR_ZLIB_WINDOW)
+        inflater = zlib.decompressobj(window)
         piece = inflater.decompress(data, _PIECE_BYTES)
         while piece or inflater.unconsumed_tail:
             yield piece
@@ -123,6 +147,8 @@ def _zlib_pieces(data: bytes) -> Generator[bytes]:
         data = inflater.unused_data.lstrip(b"\0")  # gzip pads with zeros
         if not data:
             return
+        if window == _RAW_WINDOW:
+            raise EOFError("it goes on after its end")
     raise EOFError(f"it has more than {GZIP_MEMBERS_MAX} members")
 
 

@@ -296,16 +296,14 @@ def _inflated(packed: bytes) -> bytes | None:
 
 def _judge_coding(packed: bytes) -> str:
     """A body of a coding that is found by its first bytes inflates to what others inflate it to."""
-    coding = found_coding(packed, is_declared=True)
-    if coding is None:
-        return "plain"
+    coding = found_coding(packed, declared="gzip, deflate")
     try:
         found = run(inflate_in_steps(packed, coding, INFLATED_MAX, HeldBodies(1 << 30).begin()))
     except MalformedBodyError as error:
         if coding == "gzip":
             is_lenient = packed.count(b"\x1f\x8b") > GZIP_MEMBERS_MAX or _STRICT_GZIP.search(packed) is not None
             _must(_inflated(packed) is None or is_lenient, "gzip is refused", packed)
-        elif coding == "deflate":
+        elif coding == "zlib":
             _must(_of_zlib(packed) in (None, _MORE), "zlib is refused", packed)
         return row_of(error).code
     except BodyTooLargeError as error:
@@ -313,8 +311,12 @@ def _judge_coding(packed: bytes) -> str:
     if coding == "gzip":
         # Behind the first member, zlib is taken too: the standard library refuses it.
         _must(_inflated(packed) in (None, found), "gzip inflates to something else", packed)
-    elif coding == "deflate":
+    elif coding == "zlib":
         _must(_of_zlib(packed) in (_MORE, found), "zlib inflates to something else", packed)
+    elif coding == "deflate":
+        inflated = _of_zlib(packed, -15)
+        _must(found == (packed if inflated in (None, _MORE) else inflated), "deflate is something else", packed)
+        return "plain" if found == packed else "inflated"
     else:
         _must(bytes(cramjam.zstd.decompress(packed)) == found, "zstd inflates to something else", packed)
     return "inflated"
@@ -323,9 +325,9 @@ def _judge_coding(packed: bytes) -> str:
 _MORE: Final = b"something follows"
 
 
-def _of_zlib(packed: bytes) -> bytes | None:
+def _of_zlib(packed: bytes, window: int = zlib.MAX_WBITS) -> bytes | None:
     """What zlib makes of one stream; None where it refuses, _MORE where something follows."""
-    reader = zlib.decompressobj()
+    reader = zlib.decompressobj(window)
     try:
         found = reader.decompress(packed)
     except zlib.error:

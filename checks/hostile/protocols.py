@@ -157,7 +157,7 @@ def _judge_refusal(codec: Codec, target: Target, body: bytes, error: RequestErro
     """A refusal is about the whole body, and has an answer."""
     answer = codec.rejected(target.head, error)
     must(400 <= answer.status < 500, f"{error!r} is answered with {answer.status}", body)
-    is_packed = found_coding(body, is_declared=True) is not None
+    is_packed = found_coding(body, declared="gzip") is not None
     if target.takes_all and not is_packed:
         must(isinstance(error, BodyTooLargeError), f"a body is refused for its content ({error})", body)
     if isinstance(error, MalformedBodyError):

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from ingest.codecs.turns import Turns
+from ingest.errors import MalformedBodyError
 from ingest.framing import found_coding, inflate_in_steps
 from ingest.held_bodies import HeldBytes
 from ingest.protocols.records import BatchBuilder
@@ -13,7 +14,11 @@ from pipeline.clock import Clock
 from pipeline.settings import Settings
 
 AT_ONCE_BYTES: Final = 32 * 1024  # decoded in two milliseconds at most
-_NO_CODING: Final = ("", "identity", "snappy")  # snappy has no magic: its protocol removes it
+# Whatever a client says that it sends, the first bytes decide. These have no first bytes that are looked for, and what
+# they make of a text would be stored as one. Loki's protocol removes snappy itself.
+_NOT_TAKEN: Final = frozenset(
+    {"br", "compress", "x-compress", "lz4", "snappy", "x-snappy-framed", "dcb", "dcz", "lzma", "xz"}
+)
 
 _Result = TypeVar("_Result")
 
@@ -27,14 +32,23 @@ class Decoding:
         self.records_max = settings.protocol_body_events_max
         self._turns = Turns(settings.bodies_bytes_max, rest_times=0)
 
-    def inflate(self, headers: Headers) -> Inflate:
-        """Codec.inflate: the coding is found in the body, whatever the head says."""
-        declared = (headers.get("content-encoding") or "").strip().lower()
-        return partial(self._inflate, declared not in _NO_CODING)
+    def inflate(self, headers: Headers, *, removed: str = "") -> Inflate:
+        """Codec.inflate: the coding is found in the body, whatever the head says.
 
-    async def _inflate(self, is_declared: bool, data: bytes, held: HeldBytes) -> bytes:
-        coding = found_coding(data, is_declared=is_declared)
+        `removed` is a coding that the protocol removes itself.
+        """
+        declared = (headers.get("content-encoding") or "").strip().lower()
+        return partial(self._inflate, "" if declared in ("identity", removed) else declared)
+
+    async def _inflate(self, declared: str, data: bytes, held: HeldBytes) -> bytes:
+        """Inflate a body. Raises MalformedBodyError, BodyTooLargeError, OverloadedError."""
+        coding = found_coding(data, declared=declared)
         if coding is None:
+            for name in declared.split(","):
+                if name.strip() in _NOT_TAKEN:
+                    raise MalformedBodyError(
+                        f"the Content-Encoding is {name.strip()}: only gzip, zlib, deflate and zstd are taken"
+                    )
             return data
         steps = inflate_in_steps(data, coding, self.bytes_max, held)
         try:

@@ -58,6 +58,7 @@ KEY_CHARS_MAX: Final = 1024  # of the key for the partition: a longer text is ha
 STREAMS_KEPT: Final = 256  # of each form
 KEPT_BYTES_MAX: Final = 2048  # of their labels: together a few megabytes
 SMALL_BYTES: Final = 8 * 1024  # decoded in a millisecond, whatever it has
+SNAPPY: Final = "snappy"  # as a content coding: that of protobuf here, which most clients do not name
 PAIRS_MAX: Final = 10_000  # of structured metadata in an entry of protobuf: each costs some hundred bytes
 # Three bytes of snappy stand for 64 at most. A body that claims more is not snappy, and gets no memory.
 _SNAPPY_TIMES_MAX: Final = 22
@@ -75,7 +76,7 @@ def loki_codec(decoding: Decoding) -> Codec:
             data = await found(data, held)
             return data if _is_json(is_named, data) else await _without_snappy(data, decoding.bytes_max, held)
 
-        found, is_named = decoding.inflate(headers), _names_json(headers)
+        found, is_named = decoding.inflate(headers, removed=SNAPPY), _names_json(headers)
         return inflated
 
     async def batch_of(is_named: bool, body: bytes) -> Batch:

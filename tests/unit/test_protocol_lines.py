@@ -254,10 +254,33 @@ async def test_content_codings_are_found_whatever_is_declared() -> None:
         (zlib.compress(body), "gzip,deflate"),
         (zstandard.compress(body), "gzip"),
         (zstandard.compress(body) + zstandard.compress(b""), ""),
+        (zlib.compress(body), ""),
+        (without_header(body), "deflate"),
+        (without_header(body), "gzip, deflate"),
+        (without_header(b'{"message":"a"}\n'), "deflate"),
         (body, "gzip"),
+        (body, "deflate"),
+        (body, "utf-8"),
     ):
-        assert len((await batch_of(coded, content_encoding=declared)).events) == 5000
-    assert messages(await batch_of(b"x^2 is text")) == ["x^2 is text"]
+        assert set(messages(await batch_of(coded, content_encoding=declared))) == {"a"}
+    assert len((await batch_of(without_header(body), content_encoding="deflate")).events) == 5000
+    for text in ("x^2 is text", "x\u0001", "x\u06a9"):
+        assert messages(await batch_of(text.encode())) == [text]
+    for text in ("x", "plain text", "2026-11-27 12:00:00 K\u00fcche"):
+        assert messages(await batch_of(text.encode(), content_encoding="deflate")) == [text]
+
+
+def without_header(body: bytes) -> bytes:
+    """A body as some clients understand `deflate`: without the header and the checksum of zlib."""
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(body) + packer.flush()
+
+
+@pytest.mark.parametrize("coding", ["br", "snappy", "gzip, lz4"])
+async def test_a_coding_that_is_not_taken_is_refused_instead_of_being_stored_as_text(coding: str) -> None:
+    with pytest.raises(MalformedBodyError, match=coding.rpartition(" ")[2]):
+        await batch_of(b"\x0b\x07\x80text\x03", content_encoding=coding)
+    assert messages(await batch_of(gzip.compress(b"a"), content_encoding=coding)) == ["a"]
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zlib.compress, zstandard.compress])
