@@ -296,7 +296,7 @@ def _inflated(packed: bytes) -> bytes | None:
 
 def _judge_coding(packed: bytes) -> str:
     """A body of a coding that is found by its first bytes inflates to what others inflate it to."""
-    coding = found_coding(packed, declared="gzip, deflate")
+    coding = found_coding(packed, declared="gzip, deflate") or "deflate"
     try:
         found = run(inflate_in_steps(packed, coding, INFLATED_MAX, HeldBodies(1 << 30).begin()))
     except MalformedBodyError as error:

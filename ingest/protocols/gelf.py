@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ingest.errors import error_response
 from ingest.framing import without_mark
-from ingest.protocols.decoding import Decoding
+from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
 from ingest.protocols.json_records import short, take
 from ingest.protocols.json_values import Pieces, array_values, record_of
 from ingest.protocols.records import (
@@ -72,7 +72,7 @@ def _steps(builder: BatchBuilder, body: bytes, received_ns: int) -> Generator[No
         if piece is not None:
             record = record_of(piece)
             _add(builder, record if isinstance(record, dict) else {"short_message": record}, received_ns)
-        if piece is None or count % RECORDS_A_STEP == 0:
+        if piece is None or len(piece) > AT_ONCE_BYTES or count % RECORDS_A_STEP == 0:
             yield
 
 

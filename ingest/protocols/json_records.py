@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ingest.protocols.json_ends import end_of_value
 from ingest.protocols.records import (
     DEPTH_MAX,
     compact_json,
@@ -38,10 +39,22 @@ SOURCE: Final = (
 TIME: Final = ("@timestamp", "timestamp", "time", "date", "dt", "ts", "asctime", "record.time.timestamp", "created")
 TRACEPARENT: Final = "traceparent"  # W3C Trace Context: version, trace id, span id, flags
 
-# No event has so much content, and decoding and mapping it would take long: its text is the message, and is cut.
+# No event has so much content, and decoding all of it would take long: see large_object.
 RECORD_BYTES_MAX: Final = 256 * 1024
 RECORD_VALUES_MAX: Final = 5_000  # commas and opening brackets, within strings too
 _SMALL_BYTES: Final = 8 * 1024  # takes a millisecond, whatever it has
+
+LARGE_FIELDS_MAX: Final = 1000  # of an object that is not decoded as a whole
+LARGE_LEVELS_MAX: Final = 2  # of objects within it that are not decoded as a whole either
+# Of a string: enough for a message even if each of its characters is an escape. What is behind it would be cut anyway.
+STRING_BYTES_READ: Final = 6 * MESSAGE_BYTES_MAX
+_ESCAPE_BYTES_MAX: Final = 12  # a pair of surrogates
+
+_OBJECT_BEGIN: Final = re.compile(rb"\s*+\{\s*+")
+_OBJECT_END: Final = re.compile(rb"\}\s*+\Z")
+_FIELD: Final = re.compile(rb'("(?:[^"\\]|\\.){0,1024}+")\s*+:\s*+(?=.)', re.DOTALL)
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_NEXT_FIELD: Final = re.compile(rb'\s*+(?:,\s*+(?=")|(?=\}))')
 
 _decode_any: Final = msgspec.json.Decoder().decode
 
@@ -95,23 +108,88 @@ def event_of_json(
 
 
 def object_of(text: bytes) -> Fields | None:
-    """The JSON object that a text is; None if it is none. A vast text becomes a message without being decoded.
+    """The JSON object that a text is; None if it is none. Of a vast one, only what an event may have is decoded.
 
     It may have what msgspec and other servers refuse: bytes that are not UTF-8, halves of surrogate pairs, control
     characters, NaN, and integers of more than 64 bits.
     """
-    if is_vast(text):
-        return text_record(text)
     try:
-        value = _decode_any(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        try:
-            value = json.loads(text.decode("utf-8", "replace"), strict=False)
-        except (ValueError, RecursionError):
-            return None
-    except RecursionError:
-        return None
+        if is_vast(text):
+            return large_object(text)
+        value = _value_of(text)
+    except (ValueError, RecursionError):
+        return text_record(text) if is_vast(text) else None
     return value if isinstance(value, dict) else None
+
+
+def _value_of(text: bytes) -> Any:
+    """A JSON value. Raises ValueError, RecursionError."""
+    try:
+        return _decode_any(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return json.loads(text.decode("utf-8", "replace"), strict=False)
+
+
+def large_object(text: bytes, levels: int = LARGE_LEVELS_MAX) -> Fields:
+    """A JSON object of any size: strings as far as a message may have of them, and other large values as their text.
+
+    Raises ValueError if it is no object or has too many fields, RecursionError if it is nested too deep.
+    """
+    return {string_of(name): _large_value(raw, levels) for name, raw in large_fields(text)}
+
+
+def large_fields(text: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The fields of a JSON object, not decoded: (name, value) of each. Raises what `large_object` raises."""
+    begin = _OBJECT_BEGIN.match(text)
+    if begin is None:
+        raise ValueError("it is no object")
+    at = begin.end()
+    for _ in range(LARGE_FIELDS_MAX):
+        name = _FIELD.match(text, at)
+        end = None if name is None else _end_of_value(text, name.end())
+        if name is None or end is None:
+            break
+        yield name[1], text[name.end() : end]
+        following = _NEXT_FIELD.match(text, end)
+        at = end if following is None else following.end()
+    if _OBJECT_END.match(text, at) is None:
+        raise ValueError("it is no object, or has too many fields")
+
+
+def _end_of_value(text: bytes, at: int) -> int | None:
+    """Where a value ends. A string may have what msgspec refuses."""
+    end = end_of_value(text, at)
+    string = _STRING.match(text, at) if end is None else None
+    return end if string is None else string.end()
+
+
+def _large_value(raw: bytes, levels: int) -> Any:
+    if raw[:1] == b'"':
+        return string_of(raw)
+    if not is_vast(raw):
+        return _value_of(raw)
+    if raw[:1] == b"{" and levels:
+        try:
+            return large_object(raw, levels - 1)
+        except ValueError:
+            pass
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return text_record(raw)["message"]
+    return msgspec.Raw(raw) if len(raw) <= 2 * MESSAGE_BYTES_MAX else text_record(raw)["message"]
+
+
+def string_of(raw: bytes) -> str:
+    """A JSON string, as far as a message may have of it. Raises ValueError."""
+    if len(raw) <= STRING_BYTES_READ:
+        return str(_value_of(raw))
+    for end in range(STRING_BYTES_READ, STRING_BYTES_READ - _ESCAPE_BYTES_MAX, -1):  # not within a character
+        try:
+            return str(_value_of(raw[:end] + b'"'))
+        except ValueError:
+            continue
+    raise ValueError("it is no string")
 
 
 def is_vast(text: bytes) -> bool:

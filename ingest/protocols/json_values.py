@@ -1,7 +1,6 @@
 """Cuts a large body into its JSON values without building any of them, one after another.
 
-A parser builds a whole array at once: 16 MiB of `1,1,…` become eight million objects. Here msgspec only walks over one
-value, and its complaint about what follows says where the value ends.
+A parser builds a whole array at once: 16 MiB of `1,1,…` become eight million objects.
 """
 
 import contextlib
@@ -11,18 +10,15 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from ingest.protocols.json_ends import NO_JSON, end_of_value
 from ingest.protocols.json_records import RECORD_BYTES_MAX, object_of
 from ingest.protocols.records import TOO_DEEP
 
-WINDOW_BYTES: Final = 4096  # in which the end of a value is looked for at first
-WINDOW_GROWTH: Final = 16
 LEVELS_MAX: Final = 200  # of arrays and objects: a parser reads some hundred, depending on how deep its caller is
 TOKENS_MAX: Final = 2_000_000  # brackets and strings of a body that is made less deep: it takes half a second
 
-_SCALAR: Final = re.compile(rb"[^,\]\s]++")
 _BETWEEN: Final = re.compile(rb"[\s,]*+")
 _LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*+")
-_TRAILING: Final = re.compile(r"trailing characters \(byte (\d+)\)")
 
 _ESCAPE: Final = re.compile(  # group 1: half of a surrogate pair
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
@@ -35,10 +31,8 @@ _BRACKETS_A_STEP: Final = 2000
 _OPENS: Final = 1
 _CLOSES: Final = 2
 
-_walk = msgspec.json.Decoder(msgspec.Raw).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _DEEP: Final = msgspec.json.encode(TOO_DEEP)
-NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _Decoded = TypeVar("_Decoded")
 
@@ -108,38 +102,9 @@ def record_of(piece: bytes) -> Any:
     return piece[:RECORD_BYTES_MAX].decode(errors="replace")
 
 
-def end_of_value(body: bytes, at: int) -> int | None:
-    """Where the JSON value that begins at `at` ends; None if none does. Raises RecursionError."""
-    if body[at] not in b'{["':
-        found = _SCALAR.match(body, at)
-        return found.end() if found is not None and _is_json(found[0]) else None
-    window = WINDOW_BYTES
-    while True:
-        piece = body[at : at + window]
-        try:
-            _walk(piece)
-        except msgspec.MsgspecError as error:
-            trailing = _TRAILING.search(str(error))
-            if trailing is not None:
-                return at + int(trailing[1]) - 1  # it names the byte behind the first that trails
-            if at + window >= len(body):
-                return None
-        else:
-            return at + len(piece)
-        window *= WINDOW_GROWTH
-
-
 def _after_separators(body: bytes, at: int) -> int:
     found = _BETWEEN.match(body, at)
     return at if found is None else found.end()
-
-
-def _is_json(piece: bytes) -> bool:
-    try:
-        _walk(piece)
-    except NO_JSON:
-        return False
-    return True
 
 
 def repaired(decode: Callable[[bytes], _Decoded], body: bytes) -> Generator[None, None, _Decoded]:

@@ -16,13 +16,12 @@ import msgspec
 
 from ingest.errors import BodyTooLargeError, error_response
 from ingest.framing import without_mark
-from ingest.protocols.decoding import Decoding
+from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
+from ingest.protocols.json_ends import NO_JSON, end_of_value
 from ingest.protocols.json_records import RECORD_BYTES_MAX, event_of_json
 from ingest.protocols.json_values import (
-    NO_JSON,
     Pieces,
     array_values,
-    end_of_value,
     lines,
     objects,
     record_of,
@@ -145,6 +144,8 @@ def _of_pieces(body: bytes) -> Iterator[Any]:
     """The records of JSON or text."""
     for piece in _pieces(body):
         yield None if piece is None else record_of(piece)
+        if piece is not None and len(piece) > AT_ONCE_BYTES:
+            yield None
 
 
 def _pieces(body: bytes) -> Pieces:

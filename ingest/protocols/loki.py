@@ -23,8 +23,9 @@ from ingest.errors import BodyTooLargeError, MalformedBodyError, error_response
 from ingest.framing import without_mark
 from ingest.held_bodies import HeldBytes
 from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
-from ingest.protocols.json_records import has_many_values, short, text_record
-from ingest.protocols.json_values import NO_JSON, repaired
+from ingest.protocols.json_ends import NO_JSON
+from ingest.protocols.json_records import has_many_values, large_object, short, text_record
+from ingest.protocols.json_values import repaired
 from ingest.protocols.records import (
     NS_A_MS,
     TIME_NS_KEY,
@@ -396,9 +397,12 @@ def _entry(raw: msgspec.Raw) -> Any:
 
 
 def _part(raw: msgspec.Raw | bytes) -> Any:
-    """A part of the body; only its text if it has many values, since decoding it would take long."""
+    """A part of the body. Of one with many values, only what an event may have: decoding it would take long."""
     if len(raw) > SMALL_BYTES and (text := bytes(raw))[:1] != b'"' and has_many_values(text):
-        return text_record(text)["message"]
+        try:
+            return large_object(text)
+        except (ValueError, RecursionError):
+            return text_record(text)["message"]
     return _value(raw)
 
 

@@ -17,18 +17,24 @@ import msgspec
 
 from ingest.errors import MalformedBodyError
 from ingest.framing import without_mark
-from ingest.protocols.json_values import NO_JSON, repaired
+from ingest.protocols.json_ends import NO_JSON
+from ingest.protocols.json_records import large_fields, string_of
+from ingest.protocols.json_values import repaired
 from ingest.protocols.otlp_records import (
+    LARGE_ATTRIBUTE_BYTES,
+    NO_ROOM,
     NUMBERS_A_SEVERITY,
     RECORD_BYTES_MAX,
     STEP_BYTES,
     STEP_RECORDS,
+    VALUES_MAX,
     Budget,
     Origin,
     Record,
     RecordsBuilder,
     UnmappableError,
 )
+from ingest.protocols.records import compact_json, message_text
 from pipeline.event import SEVERITIES
 
 _Decoded = TypeVar("_Decoded")
@@ -273,16 +279,57 @@ def _with_valid_text(decode: Callable[[Any], _Decoded], text: bytes | memoryview
 
 
 def _add(builder: RecordsBuilder, raw: memoryview, origin: Origin, form: _Form) -> None:
-    if len(raw) > RECORD_BYTES_MAX:
-        builder.reject(f"a record has more than {RECORD_BYTES_MAX} bytes")
-        return
     try:
-        decoded = _with_valid_text(_decode_record, raw if form is _as_it_is else form(bytes(raw))) or _LogRecord()
+        text = raw if form is _as_it_is else form(bytes(raw))
+        if len(text) > RECORD_BYTES_MAX:
+            text = _without_large_texts(bytes(text))
+        decoded = _with_valid_text(_decode_record, text) or _LogRecord()
         record = _record(decoded, Budget())
     except (*NO_JSON, UnmappableError) as error:
         builder.reject("a record is nested too deep" if isinstance(error, RecursionError) else f"a record: {error}")
     else:
         builder.add(record, origin)
+
+
+def _without_large_texts(text: bytes) -> bytes:
+    """A record with the beginning of its body, and without the values of attributes that no event has room for.
+
+    Raises UnmappableError if it is still too large, RecursionError.
+    """
+    try:
+        fields = [(name, _SHORTENED.get(name, bytes)(value)) for name, value in large_fields(text)]
+    except ValueError:
+        fields = []
+    found = b"{%b}" % b",".join(b"%b:%b" % field for field in fields)
+    if not fields or len(found) > RECORD_BYTES_MAX:
+        raise UnmappableError(f"it has more than {RECORD_BYTES_MAX} bytes")
+    return found
+
+
+def _short_body(raw: bytes) -> bytes:
+    """A body; of a text, as much as a message may have. Raises ValueError, RecursionError."""
+    fields = dict(large_fields(raw))
+    text = fields.get(b'"stringValue"')
+    if len(fields) != 1 or text is None:
+        return raw
+    return b'{"stringValue":%b}' % compact_json(message_text(string_of(text))).encode()
+
+
+def _short_attributes(raw: bytes) -> bytes:
+    """A list of attributes. Raises ValueError, RecursionError."""
+    found = []
+    for one in _elements(msgspec.Raw(raw)):
+        if len(one) <= LARGE_ATTRIBUTE_BYTES:
+            found.append(bytes(one))
+        else:
+            key = dict(large_fields(bytes(one))).get(b'"key"', b'""')
+            found.append(b'{"key":%b,"value":{"stringValue":"%b"}}' % (key, NO_ROOM))
+        if len(found) > VALUES_MAX:
+            raise ValueError("too many attributes")
+    return b"[%b]" % b",".join(found)
+
+
+_SHORTENED: Final[dict[bytes, Callable[[bytes], bytes]]] = {b'"body"': _short_body, b'"attributes"': _short_attributes}
 
 
 def _record(decoded: _LogRecord, budget: Budget) -> Record:

@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.common.v1 import common_pb2
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
 from opentelemetry.proto.logs.v1 import logs_pb2
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ScopeLogs
 from opentelemetry.proto.resource.v1 import resource_pb2
@@ -21,15 +21,19 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from ingest.errors import BodyTooLargeError, MalformedBodyError
 from ingest.protocols.otlp_records import (
+    LARGE_ATTRIBUTE_BYTES,
+    NO_ROOM,
     RECORD_BYTES_MAX,
     STEP_BYTES,
     STEP_RECORDS,
+    VALUES_MAX,
     Budget,
     Origin,
     Record,
     RecordsBuilder,
     UnmappableError,
 )
+from pipeline.event import MESSAGE_BYTES_MAX
 
 # Tags of the wire format: the number of the field, and 2 for a length before the content.
 _RESOURCE_LOGS: Final = 1 << 3 | 2
@@ -37,6 +41,12 @@ _RESOURCE: Final = 1 << 3 | 2
 _SCOPE_LOGS: Final = 2 << 3 | 2
 _SCOPE: Final = 1 << 3 | 2
 _LOG_RECORD: Final = 2 << 3 | 2
+_BODY: Final = 5 << 3 | 2
+_ATTRIBUTE: Final = 6 << 3 | 2
+_KEY: Final = 1 << 3 | 2
+_TEXT: Final = bytes([1 << 3 | 2])
+
+_CHARACTER_BYTES_MAX: Final = 4
 
 _VARINT_BYTES_MAX: Final = 10
 # A record alone in its resource has seven fields outside of it, with both schema URLs. What has more hides something.
@@ -118,13 +128,13 @@ class _Walk:
     def listed(self, start: int, end: int) -> Generator[None, None, list[_Field]]:
         """The fields of the message between two bytes, in steps."""
         found = []
-        for field in self._fields(start, end):
+        for field in self.all(start, end):
             found.append(field)
             if len(found) % _FIELDS_A_STEP == 0:
                 yield
         return found
 
-    def _fields(self, start: int, end: int) -> Iterator[_Field]:
+    def all(self, start: int, end: int) -> Iterator[_Field]:
         """The fields of the message between two bytes. Raises MalformedBodyError, BodyTooLargeError."""
         body = self.body
         at = start
@@ -205,12 +215,12 @@ def _add_group(builder: RecordsBuilder, body: bytes, origin: Origin, group: list
             _add(builder, message, origin)
         return
     for (_, _, start, stop), is_large in zip(group, large, strict=True):
-        if is_large:
-            builder.reject(f"a record has more than {RECORD_BYTES_MAX} bytes")
-            continue
         try:
-            message = _parsed(LogRecord, body[start:stop])
-        except DecodeError as error:
+            record = body[start:stop]
+            message = _parsed(LogRecord, _without_large_texts(record) if is_large else record)
+        except UnmappableError as error:
+            builder.reject(str(error))
+        except (DecodeError, MalformedBodyError) as error:
             builder.reject(f"a record is not protobuf: {error}")
         else:
             _add(builder, message, origin)
@@ -236,6 +246,35 @@ def _add(builder: RecordsBuilder, message: LogRecord, origin: Origin) -> None:
         builder.reject(str(error))
     else:
         builder.add(record, origin)
+
+
+def _without_large_texts(record: bytes) -> bytes:
+    """A record with the beginning of its body, and without the values of attributes that no event has room for.
+
+    Raises UnmappableError if it is still too large, MalformedBodyError.
+    """
+    parts = []
+    try:
+        for tag, begin, start, stop in _Walk(record, VALUES_MAX).all(0, len(record)):
+            part = record[begin:stop]
+            if tag == _BODY and record[start : start + 1] == _TEXT:
+                [(_, _, first, last)] = _Walk(record, 1).all(start, stop)
+                text = record[first : min(last, first + MESSAGE_BYTES_MAX + _CHARACTER_BYTES_MAX)]
+                part = LogRecord(body=AnyValue(string_value=text.decode(errors="replace"))).SerializeToString()
+            elif tag == _ATTRIBUTE and stop - start > LARGE_ATTRIBUTE_BYTES:
+                key = b"".join(
+                    record[a:b] for one, _, a, b in _Walk(record, VALUES_MAX).all(start, stop) if one == _KEY
+                )
+                value = AnyValue(string_value=NO_ROOM.decode())
+                one = KeyValue(key=key.decode(errors="replace"), value=value)
+                part = LogRecord(attributes=[one]).SerializeToString()
+            parts.append(part)
+    except BodyTooLargeError as error:
+        raise UnmappableError(f"a record has more than {VALUES_MAX} fields") from error
+    found = b"".join(parts)
+    if len(found) > RECORD_BYTES_MAX:
+        raise UnmappableError(f"a record has more than {RECORD_BYTES_MAX} bytes")
+    return found
 
 
 def _attributes(attributes: Any, budget: Budget) -> dict[str, Any]:

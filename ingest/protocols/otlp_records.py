@@ -6,9 +6,11 @@ from typing import Any, Final
 
 from ingest.errors import BodyTooLargeError
 from ingest.protocols.records import BatchBuilder, compact_json, event_of, fitting, id_of, severity_of
-from pipeline.event import MESSAGE_BYTES_MAX, SEVERITIES
+from pipeline.event import ATTRIBUTES_BYTES_MAX, MESSAGE_BYTES_MAX, SEVERITIES
 
-RECORD_BYTES_MAX: Final = 8 * MESSAGE_BYTES_MAX  # what is longer is no log record: it is rejected undecoded
+RECORD_BYTES_MAX: Final = 8 * MESSAGE_BYTES_MAX  # of a longer one, large texts are not decoded: see the encodings
+LARGE_ATTRIBUTE_BYTES: Final = 64 * 1024  # in such a record; an event has no room for it
+NO_ROOM: Final = b" " * (ATTRIBUTES_BYTES_MAX + 1)  # instead of its value: so it is dropped, and counted
 VALUES_MAX: Final = 4096  # of one record, its resource or its scope, with all values within values
 STEP_BYTES: Final = 32 * 1024  # decoded in two milliseconds at most
 STEP_RECORDS: Final = 20

@@ -20,6 +20,7 @@ import msgspec
 from ingest.errors import ForbiddenError, MalformedBodyError, UnauthorizedError, error_response, row_of
 from ingest.framing import without_mark
 from ingest.protocols.decoding import Decoding
+from ingest.protocols.json_ends import end_of_value
 from ingest.protocols.json_records import (
     RECORD_BYTES_MAX,
     Fields,
@@ -174,18 +175,20 @@ def _records(body: bytes) -> Iterator[tuple[Any, int]]:
         is_last = start + size >= len(body)
         at = _end_of_blanks(text, 0)
         done = at  # the text before is read
+        is_deep = False
         while at < len(text):
             try:
                 value, end = _decode_next(text, at)
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError) as error:
+                is_deep = isinstance(error, RecursionError)
                 break
             if end == len(text) and not is_last and not isinstance(value, dict):
                 break  # a number may go on
             raw = "" if isinstance(value, dict) and end - at <= SMALL_CHARS else text[at:end]
             if not isinstance(value, dict):
                 yield raw, end - at
-            elif raw and is_vast(raw.encode("utf-8", "surrogateescape")):
-                yield {"event": raw}, end - at
+            elif raw and is_vast(encoded := raw.encode("utf-8", "surrogateescape")):
+                yield object_of(encoded), end - at
             else:
                 yield value, end - at
             done = at = _end_of_blanks(text, end)
@@ -195,14 +198,26 @@ def _records(body: bytes) -> Iterator[tuple[Any, int]]:
         if done == len(text):
             size = WINDOW_BYTES
         elif is_last or (not read and size >= RECORD_BYTES_MAX):
-            found = _BROKEN_END.search(body, start)
-            end = len(body) if found is None else found.end()
-            record = text_record(body[start:end].strip())
-            # An object that is too large to be decoded may be correct.
-            yield record["message"] if is_last else {"event": record}, end - start
-            start, size = end, WINDOW_BYTES
+            stop = None if is_last else _end_of_object(body, start)
+            if stop is not None:
+                yield object_of(body[start:stop]), stop - start
+            else:
+                found = _BROKEN_END.search(body, start)
+                stop = len(body) if found is None else found.end()
+                record = text_record(body[start:stop].strip())
+                # An object that is too large, or nested too deep, may be correct.
+                yield {"event": record} if is_deep or not is_last else record["message"], stop - start
+            start, size = stop, WINDOW_BYTES
         elif not read:
             size = min(4 * size, RECORD_BYTES_MAX)
+
+
+def _end_of_object(body: bytes, start: int) -> int | None:
+    """Where a large object ends; None if it is none."""
+    try:
+        return end_of_value(body, start) if body[start : start + 1] == b"{" else None
+    except RecursionError:
+        return None
 
 
 def _end_of_blanks(text: str, at: int) -> int:

@@ -24,6 +24,7 @@ from ingest.protocols.decoding import Decoding
 from ingest.protocols.elasticsearch import VERSIONS, bulk_codec, bulk_inquiries, version_response
 from ingest.protocols.filter_path import FILTER_CHARS_MAX
 from ingest.protocols.json_records import RECORD_BYTES_MAX, RECORD_VALUES_MAX
+from ingest.protocols.records import DROPPED_KEY
 from ingest.types import Head, Response
 from pipeline.errors import OverloadedError, SluiceError
 from pipeline.event import MESSAGE_BYTES_MAX, Event
@@ -482,17 +483,27 @@ async def test_what_other_servers_refuse_is_stored() -> None:
 
 
 @pytest.mark.parametrize(
-    "document",
+    ("document", "message", "dropped"),
     [
-        b'{"message":"' + b"x" * RECORD_BYTES_MAX + b'"}',
-        b'{"message":"m","a":[' + b",".join([b"[]"] * RECORD_VALUES_MAX) + b"]}",
-        b"{" + b",".join(b'"%06d":1' % n for n in range(RECORD_VALUES_MAX + 2)) + b"}",
+        (b'{"message":"' + b"x" * RECORD_BYTES_MAX + b'"}', "xxx", None),
+        (b'{"message":"m","a":[' + b",".join([b"[]"] * RECORD_VALUES_MAX) + b"]}", "m", 1),
+        (b'{"message":"m","a":{"b":{"c":{"d":"' + b"{" * 2 * RECORD_VALUES_MAX + b'"},"e":2}}}', "m", 1),
+        (b'{"a":[' + b",".join([b"[]"] * RECORD_VALUES_MAX) + b"]}", '{"a":[[],[],', 1),
+        (b'{"a":"\\ud800","message":"' + b"[\xff" * RECORD_VALUES_MAX + b'"}', "[\ufffd[", None),
+        (b'{"message":{"a":[' + b",".join([b"[]"] * RECORD_VALUES_MAX) + b"]}}", '{"message":{"a":[', 1),
+        # Too many fields to be looked at: the text is the message
+        (b"{" + b",".join(b'"%06d":1' % n for n in range(RECORD_VALUES_MAX + 2)) + b"}", '{"000000":1,', None),
+        # What is no JSON too, since nothing of it was read as a whole
+        (b'{"message":"m","a":[' + b"[]," * RECORD_VALUES_MAX + b"}", '{"message":"m"', None),
     ],
 )
-async def test_a_vast_document_is_stored_as_text(document: bytes) -> None:
+async def test_of_a_vast_document_only_what_has_room_is_read(
+    document: bytes, message: str, dropped: int | None
+) -> None:
     event = await event_of(document)
-    assert event.message.startswith(document[:50].decode())
+    assert event.message.startswith(message)
     assert len(event.message.encode()) <= MESSAGE_BYTES_MAX
+    assert (event.attributes or {}).get(DROPPED_KEY) == dropped
 
 
 @pytest.mark.parametrize(

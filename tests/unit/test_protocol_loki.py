@@ -500,14 +500,14 @@ async def test_a_vast_part_of_an_entry_is_not_decoded(vast: Any) -> None:
     assert (await one(line)).message == line
     # When it is decoded
     event = await one(line, vast)
-    # Then the line is kept, and the metadata is a text without room
+    # Then the line is kept, and the metadata has no room
     assert event.message == line
     assert event.attributes is not None
     assert event.attributes[DROPPED_KEY] == 1
-    # And so it is with labels, and with an entry that is an object: all of it is the message
+    # And so it is with labels, and with an entry that is an object
     assert (await one("a", stream={"a": vast})).message == "a"
     [event] = (await batch_of(json_push({"line": "a", "x": [[]] * 5001}))).events
-    assert event.message.startswith('{"line": "a"')
+    assert event.message == "a"
 
 
 async def test_a_large_body_is_decoded_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:

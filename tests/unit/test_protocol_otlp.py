@@ -672,10 +672,11 @@ async def test_a_record_that_is_too_large_or_has_too_many_values_is_rejected() -
         {"attributes": attributes(a=within, b=within)},
         {"body": {"arrayValue": {"values": [within, within]}}},
         {"body": {"kvlistValue": {"values": [*many, *many]}}},
-        {"body": text("x" * (RECORD_BYTES_MAX + 1))},
+        {"body": {"bytesValue": base64.b64encode(b"x" * RECORD_BYTES_MAX).decode()}},
+        {"attributes": attributes(**{f"k{n}": text("x" * 1000) for n in range(RECORD_BYTES_MAX // 1000)})},
     ]
     batch = await both(document(GOOD, *too_many, GOOD))
-    assert ([event.message for event in batch.events], batch.rejected) == (["good", "good"], 5)
+    assert ([event.message for event in batch.events], batch.rejected) == (["good", "good"], 6)
     with pytest.raises(MalformedBodyError):
         await batch_of(in_protobuf(document(GOOD, resource=[*many, *many])), PROTOBUF)
     with pytest.raises(MalformedBodyError):

@@ -2,12 +2,16 @@
 
 import datetime as dt
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
+from google.protobuf.json_format import ParseDict
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from ingest.codecs.strict_json import run
 from ingest.errors import BodyTooLargeError
@@ -135,6 +139,99 @@ async def test_a_record_that_is_nested_too_deep_costs_no_other(
     messages = [event.message for event in batch.events]
     assert (messages[0], messages[-1]) == ("first", "last")
     assert len(messages) + batch.rejected == 3
+
+
+def _otlp_body(record: dict[str, Any], media_type: str) -> bytes:
+    body = {"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]}
+    if media_type == "application/json":
+        return json.dumps(body).encode()
+    return ParseDict(body, ExportLogsServiceRequest()).SerializeToString()
+
+
+def _otlp_record(message: str, more: str) -> dict[str, Any]:
+    return {
+        "timeUnixNano": str(NS), "severityNumber": 17, "body": {"stringValue": message},
+        "attributes": [{"key": "n", "value": {"intValue": "3"}}, {"key": "more", "value": {"stringValue": more}}],
+    }  # fmt: skip
+
+
+def _otlp_in_json(message: str, more: str) -> bytes:
+    return _otlp_body(_otlp_record(message, more), "application/json")
+
+
+def _otlp_in_protobuf(message: str, more: str) -> bytes:
+    return _otlp_body(_otlp_record(message, more), "application/x-protobuf")
+
+
+def _lines(message: str, more: str) -> bytes:
+    return json.dumps({"timestamp": NS / 10**9, "level": 3, "message": message, "n": 3, "more": more}).encode()
+
+
+def _gelf(message: str, more: str) -> bytes:
+    return json.dumps({"timestamp": NS / 10**9, "level": 3, "short_message": message, "_n": 3, "_more": more}).encode()
+
+
+def _hec(message: str, more: str) -> bytes:
+    return json.dumps(
+        {"time": NS / 10**9, "event": {"level": "error", "message": message, "n": 3, "more": more}}
+    ).encode()
+
+
+def _loki(message: str, more: str) -> bytes:
+    values = [[str(NS), message, {"level": "error", "n": 3, "more": more}]]
+    return json.dumps({"streams": [{"stream": {}, "values": values}]}).encode()
+
+
+LARGE_RECORDS: list[tuple[Callable[[Decoding], Codec], str, Callable[[str, str], bytes]]] = [
+    (otlp_codec, "application/json", _otlp_in_json),
+    (otlp_codec, "application/x-protobuf", _otlp_in_protobuf),
+    (lines_codec, "application/json", _lines),
+    (bulk_codec, "application/json", lambda message, more: _ACTION + _lines(message, more)),
+    (gelf_codec, "application/json", _gelf),
+    (collector_of_events, "application/json", _hec),
+    (lambda decoding: collector_routes(decoding)[-1].codec, "text/plain", _lines),
+    (loki_codec, "application/json", _loki),
+]
+
+
+@pytest.mark.parametrize(("codec_of", "media_type", "body_of"), LARGE_RECORDS)
+@pytest.mark.parametrize(
+    ("message", "more"),
+    [
+        ("at shop, line 7\n" * 70_000, "x"),
+        ('\u00e9"\\' * 300_000, "x"),
+        ('{"a":[1,2,3]}, ' * 9_000, "x"),
+        ("\U0001f600" * 150_000, "x"),
+        ("short", "y, [" * 250_000),
+    ],
+    ids=["text", "escapes", "values", "pairs", "attribute"],
+)
+async def test_a_record_of_any_size_keeps_its_fields(
+    codec_of: Callable[[Decoding], Codec],
+    media_type: str,
+    body_of: Callable[[str, str], bytes],
+    message: str,
+    more: str,
+) -> None:
+    sent = Sent(body_of(message, more), {"content-type": media_type})
+    codec = codec_of(Decoding(Settings(), FixedClock()))
+    batch, again = await decoded(codec, sent), await decoded(codec, sent)
+    [event] = batch.events
+    # Its message is cut and says so, and all other fields are those of a small record
+    if message == "short":
+        assert event.message == message
+    else:
+        assert event.message.endswith(CUT_MARK)
+        assert message.startswith(event.message.removesuffix(CUT_MARK))
+        assert len(event.message.encode()) > MESSAGE_BYTES_MAX - 20
+    assert (event.severity, event.timestamp) == ("ERROR", MS)
+    assert event.attributes is not None
+    assert event.attributes["n"] == 3
+    assert event.attributes.get("more", "") == ("" if message == "short" else "x")
+    assert (DROPPED_KEY in event.attributes) == (message == "short")
+    # A repeat is the same event
+    assert [one.event_id for one in again.events] == [event.event_id]
+    assert event.event_id is not None
 
 
 def test_attributes_far_behind_those_with_room_are_only_counted() -> None:

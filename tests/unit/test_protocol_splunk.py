@@ -361,19 +361,23 @@ async def test_a_body_has_a_limit_of_events(target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "record",
+    ("record", "target", "message"),
     [
-        b'{"event":"' + b"x" * RECORD_BYTES_MAX + b'"}',
-        b'{"event":{"a":[' + b",".join([b"[]"] * RECORD_VALUES_MAX) + b"]}}",
+        (b'{"event":"' + b"x" * RECORD_BYTES_MAX + b'"}', EVENT, "xxxx"),
+        (b'{"event":"' + b"x" * RECORD_BYTES_MAX + b'"}', RAW, "xxxx"),
+        (b'{"event":{"a":[' + b",".join([b"[]"] * RECORD_VALUES_MAX) + b"]}}", EVENT, '{"a":[[],[],'),
+        (b'{"event":{"a":[' + b",".join([b"[]"] * RECORD_VALUES_MAX) + b"]}}", RAW, '{"event":{"a":[[],[],'),
+        (b"{" + b",".join(b'"%06d":1' % n for n in range(RECORD_VALUES_MAX + 2)) + b"}", EVENT, '{"000000":1,'),
+        (b'{"event":{"a":' + b"[" * 3000 + b"]" * 3000 + b"}}", EVENT, '{"event":{"a":[[['),
+        (b'{"event":"' + b"x" * RECORD_BYTES_MAX + b'", "a": nope}', EVENT, '{"event":"xxx'),
     ],
 )
-@pytest.mark.parametrize("target", [EVENT, RAW])
-async def test_a_vast_record_is_stored_as_text(record: bytes, target: str) -> None:
+async def test_a_vast_record_is_one_event(record: bytes, target: str, message: str) -> None:
     (event,) = await events_of(record, target=target)
-    assert event.message.startswith(record[:30].decode())
+    assert event.message.startswith(message)
     assert len(event.message.encode()) <= MESSAGE_BYTES_MAX
     messages = [event.message[:20] for event in await events_of(A, record, A, target=target, between=b"\n")]
-    assert messages == ["a", record[:20].decode(), "a"]
+    assert messages == ["a", event.message[:20], "a"]
 
 
 @pytest.mark.parametrize("target", [EVENT, RAW])

@@ -1,0 +1,47 @@
+"""Finds where JSON values end, without building them.
+
+msgspec walks over one value, and its complaint about what follows says where the value ends.
+"""
+
+import re
+from typing import Final
+
+import msgspec
+
+WINDOW_BYTES: Final = 4096  # in which the end of a value is looked for at first
+WINDOW_GROWTH: Final = 16
+
+_SCALAR: Final = re.compile(rb"[^,\]\s}]++")
+_TRAILING: Final = re.compile(r"trailing characters \(byte (\d+)\)")
+
+_walk = msgspec.json.Decoder(msgspec.Raw).decode
+NO_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def end_of_value(body: bytes, at: int) -> int | None:
+    """Where the JSON value that begins at `at` ends; None if none does. Raises RecursionError."""
+    if body[at] not in b'{["':
+        found = _SCALAR.match(body, at)
+        return found.end() if found is not None and _is_json(found[0]) else None
+    window = WINDOW_BYTES
+    while True:
+        piece = body[at : at + window]
+        try:
+            _walk(piece)
+        except msgspec.MsgspecError as error:
+            trailing = _TRAILING.search(str(error))
+            if trailing is not None:
+                return at + int(trailing[1]) - 1  # it names the byte behind the first that trails
+            if at + window >= len(body):
+                return None
+        else:
+            return at + len(piece)
+        window *= WINDOW_GROWTH
+
+
+def _is_json(piece: bytes) -> bool:
+    try:
+        _walk(piece)
+    except NO_JSON:
+        return False
+    return True
