@@ -363,7 +363,7 @@ class Admission:
             return
         self._publication = _Publication(version, rate, now, ends_at, rate_after)
         if version > self._lease_version and rate < self._lease_rate:
-            self._left = 0
+            self._void_lease()
             self._lease_rate = rate
         if self._fill is not None:
             if rate > self._fill.rate:
@@ -409,6 +409,11 @@ class Admission:
         self._low = 0
         call = self._loop.run_in_executor(self._executor, self._call, needed, wanted, returned, level)
         call.add_done_callback(self._on_answer)
+
+    def _void_lease(self) -> None:
+        """Give a lease of a higher rate back. With many processes, leases hold a large part of what the rate brings."""
+        self._given_back += self._left
+        self._left = 0
 
     def _hand_in(self, lease: int | None = None) -> int:
         """Tokens to give back to a bucket: `lease` of the lease (None: all), and those of events that were not stored.
@@ -457,7 +462,7 @@ class Admission:
             self.note_rate(grant.version, grant.rate)
         if not is_void:
             if grant.version != self._lease_version and grant.rate < self._lease_rate:
-                self._left = 0
+                self._void_lease()
             self._left += grant.granted
             self._lease_version, self._lease_rate = grant.version, grant.rate
             self._note_fill(_Fill(grant.tokens, now, grant.rate, grant.burst, grant.deferred, grant.deferred_by))

@@ -131,7 +131,7 @@ class LeaseBound:
         self._grants: deque[_Held] = deque()
         self._latest: Grant | None = None
         self._version = -1  # of the newest publication that has reached the process
-        self._voided = 0  # tokens that a publication voided since the last answer of the bucket
+        self._voided = 0  # tokens that a publication voided, and that may go back to the bucket
 
     def note_grant(self, grant: Grant) -> None:
         """The bucket has answered the process."""
@@ -158,10 +158,10 @@ class LeaseBound:
         self._voided += before - sum(held.left for held in self._grants)
 
     def note_returned(self, count: int, now: float) -> None:
-        """The process has given tokens back to the bucket. They may have become void while its call was under way."""
-        void, self._voided = self._voided, 0
-        held = sum(one.left for one in self._grants)
-        self._spend(max(min(count, held), count - void), now, "gave back")
+        """The process has given tokens back to the bucket: those of void leases, and of its lease."""
+        void = min(count, self._voided)
+        self._voided -= void
+        self._spend(count - void, now, "gave back")
 
     def note_admitted(self, count: int, now: float) -> None:
         """The process has admitted a body."""

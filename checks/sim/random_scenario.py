@@ -111,13 +111,14 @@ def _faults(rng: random.Random, sink: float) -> list[Fault]:
 def unused(scenario: Scenario, timeline: Timeline) -> Violation | None:
     """Whether the last, quiet seconds admitted too little: somebody is refused although the bucket has tokens.
 
-    Not judged while the lag is unknown: then the bucket lets the rate decay between two ticks.
+    Not judged while the rate decays in the bucket: the lag is unknown, or nobody publishes.
     """
     count = int(_QUIET_SECONDS / 2)
-    tail = timeline.seconds[-count:]
-    if any(second.mode == Mode.UNKNOWN for second in tail):
+    tail, since = timeline.seconds[-count:], timeline.seconds[-count - 1 :]  # each second has the mode at its end
+    hold_seconds = scenario.settings["rate_hold_seconds"]
+    if any(second.mode == Mode.UNKNOWN or second.rate_age > hold_seconds for second in since):
         return None
-    rate = min(second.rate for second in timeline.seconds[-count - 1 :])
+    rate = min(second.rate_lowest for second in since)
     offered = sum(second.offered for second in tail)
     admitted = sum(second.admitted for second in tail)
     body = max(load.body for load in scenario.loads)

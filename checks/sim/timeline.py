@@ -22,7 +22,9 @@ class Second:
     could: float = 0.0  # what the sink could have stored
     lag: int = 0  # at its end
     oldest_seconds: float = 0.0  # age of the oldest event that waited or was stored
-    rate: float = 0.0  # effective, at its end
+    rate: float = 0.0  # published and effective, at its end
+    rate_lowest: float = math.inf  # the lowest one that was in effect
+    rate_age: float = 0.0  # seconds since the controller published, at most: an old rate decays
     mode: str = ""
     breaker: str = ""
 

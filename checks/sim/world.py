@@ -5,6 +5,7 @@ same run on every machine.
 """
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -141,7 +142,9 @@ class World:
         self.asked_pauses: list[OperatorPause] = []  # what PostgreSQL keeps of the operator's commands
         self.asked_override: Override | None = None
         self._noise = self.rng.gauss(0.0, 1.0) if scenario.noise[0] else 0.0
-        self._published = (-1, 0.0)  # version and effective rate
+        self._second = Second()  # the current one
+        self._published = (-1, math.inf)  # version and effective rate
+        self._published_at = self.clock.now()  # by the controller
         self._equal_shares = [1 / scenario.partitions] * scenario.partitions
         self._schedule()
 
@@ -284,11 +287,18 @@ class World:
         state = self.store.state()
         if state.rate is None or (state.rate.version, state.rate.rate) == self._published:
             return
-        self._published = state.rate.version, state.rate.rate
+        self._note_rate()
+        self._published, self._published_at = (state.rate.version, state.rate.rate), state.rate.published_at
+        self._note_rate()
         self.control_bound.note_state(state, self.clock.monotonic())
         self.bucket_bound.note_rate(state.rate.rate, self.clock.monotonic())
         for process in self.processes:
             process.follow(state, self.rng.random() * _FOLLOW_SECONDS_MAX)
+
+    def _note_rate(self) -> None:
+        second, (_, rate) = self._second, self._published
+        second.rate_lowest = min(second.rate_lowest, rate)
+        second.rate_age = max(second.rate_age, self.clock.now() - self._published_at)
 
     # --- The run ------------------------------------------------------------------------------------------------------
 
@@ -327,7 +337,6 @@ class World:
         """Run the scenario to its end."""
         scenario, seconds = self.scenario, self.scenario.step_seconds
         per_second = round(1 / seconds)
-        second = Second()
         for number in range(round(scenario.seconds / seconds)):
             at = number * seconds
             now = self.began_at + at
@@ -336,10 +345,10 @@ class World:
                 clients.step(at, seconds)
             self.loop.run_ready()
             self._append(at, now)
-            self._store(at, now, second)
+            self._store(at, now)
             if (number + 1) % per_second == 0:
-                self._note_second(second, at)
-                second = Second()
+                self._note_second()
+                self._second = Second()
         self.timeline.violations = self.violations
         self.timeline.bucket_used_max = self.bucket_bound.used_max
         self.timeline.loads = [(clients.load, clients.counts) for clients in self.clients]
@@ -352,8 +361,8 @@ class World:
                 if part:
                     one.append(part, now)
 
-    def _store(self, at: float, now: float, second: Second) -> None:
-        scenario, seconds = self.scenario, self.scenario.step_seconds
+    def _store(self, at: float, now: float) -> None:
+        scenario, seconds, second = self.scenario, self.scenario.step_seconds, self._second
         capacity = scenario.capacity(at) * self._noise_factor()
         caps = None if scenario.caps is None else scenario.caps(at)
         stored = self.sink.step(
@@ -375,8 +384,9 @@ class World:
         self._noise = kept * self._noise + (1 - kept * kept) ** 0.5 * self.rng.gauss(0.0, 1.0)
         return min(3.0, max(0.1, 1.0 + deviation * self._noise))
 
-    def _note_second(self, second: Second, at: float) -> None:
-        timeline, now = self.timeline, self.clock.monotonic()
+    def _note_second(self) -> None:
+        timeline, second, now = self.timeline, self._second, self.clock.monotonic()
+        self._note_rate()
         second.offered = sum(clients.counts.offered for clients in self.clients) - timeline.offered_before
         second.admitted = sum(clients.counts.admitted for clients in self.clients) - timeline.admitted_before
         timeline.offered_before += second.offered

@@ -36,7 +36,7 @@ if is_held and held_rate[2] then
 end
 
 local published = redis.call('HMGET', ARGV[2], 'rate', 'floor_rate', 'version', 'published_at', 'lag_known_at',
-  'base_rate')
+  'base_rate', 'low_rates')
 local rate, version
 local age = 0
 if published[1] then
@@ -70,10 +70,15 @@ local function reserve_of(one)
 end
 
 local held = redis.call('HMGET', KEYS[1], 'tokens', 'at', 'rate', 'deferred', 'deferred_by', ALLOWANCES[1],
-  ALLOWANCES[2])
+  ALLOWANCES[2], 'version')
 local tokens, arrived = burst, 0
 if held[1] then
-  arrived = elapsed_since(tonumber(held[2])) * math.min(rate, tonumber(held[3]))
+  -- The lowest rate since the last call, also if no call saw it. An older version notes no version of the rate.
+  local lowest, seen = math.min(rate, tonumber(held[3])), tonumber(held[8] or '') or math.huge
+  for at, low in string.gmatch(published[7] or '', '(%d+):(%S+)') do
+    if tonumber(at) > seen then lowest = math.min(lowest, tonumber(low)) end
+  end
+  arrived = elapsed_since(tonumber(held[2])) * lowest
   tokens = math.min(burst, tonumber(held[1]) + arrived)
 end
 tokens = math.min(burst, tokens + tonumber(ARGV[20]))
@@ -134,7 +139,7 @@ if granted < wanted and tokens + tolerance < burst then redis.call('HINCRBY', KE
 tokens = tokens - granted
 
 local tokens_text, rate_text, deferred_text = exact(tokens), exact(rate), exact(deferred)
-redis.call('HSET', KEYS[1], 'tokens', tokens_text, 'at', exact(now), 'rate', rate_text)
+redis.call('HSET', KEYS[1], 'tokens', tokens_text, 'at', exact(now), 'rate', rate_text, 'version', version)
 if next(allowances) then  -- levels are in use
   redis.call('HSET', KEYS[1], 'deferred', deferred_text, 'deferred_by', deferred_by, ALLOWANCES[1],
     exact(allowances[1]), ALLOWANCES[2], exact(allowances[2]))

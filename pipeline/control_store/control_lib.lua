@@ -77,6 +77,24 @@ local function next_version(last)
   return string.format('%.0f', math.max((tonumber(last) or 0) + 1, math.floor(now * 1000)))
 end
 
+-- The rates that the bucket may have missed between two of its calls, as `version:rate`: `with_low_rate` of
+-- pipeline/flow/rate.py.
+local LOW_RATES_MAX = 8
+
+local function with_low_rate(text, version, effective)
+  local kept = {}
+  for at, low in string.gmatch(text or '', '(%d+):(%S+)') do
+    if tonumber(low) < tonumber(effective) then kept[#kept + 1] = { at, low } end
+  end
+  kept[#kept + 1] = { version, effective }
+  if #kept > LOW_RATES_MAX then
+    kept[2][2] = kept[1][2]
+    table.remove(kept, 1)
+  end
+  for index, one in ipairs(kept) do kept[index] = one[1] .. ':' .. one[2] end
+  return table.concat(kept, ' ')
+end
+
 -- An operator's rate replaces the policy's. While the breaker is open, the floor limits both. Returns the rate, and
 -- what decided it: `breaker`, `override` or `lag`.
 local function effective_rate(base_rate, floor_rate)
@@ -98,12 +116,13 @@ end
 -- After a change of the reasons: update the effective rate in the same step.
 local function settle_rate(why)
   local last = redis.call('HMGET', KEYS[1], 'rate', 'base_rate', 'floor_rate', 'version', 'mode', 'lag', 'reason',
-    'policy_at', 'published_at', 'event_ratio')
+    'policy_at', 'published_at', 'event_ratio', 'low_rates')
   if not last[1] then return end
   local effective, decided_by = effective_rate(last[2], last[3])
   if tonumber(effective) == tonumber(last[1]) then return end
   local version = next_version(last[4])
-  redis.call('HSET', KEYS[1], 'rate', effective, 'version', version, 'recorded_version', version)
+  redis.call('HSET', KEYS[1], 'rate', effective, 'version', version, 'recorded_version', version, 'low_rates',
+    with_low_rate(last[11], version, effective))
   local is_current = last[8] == last[9]  -- a controller of an older version publishes no reason and no ratio
   local reason, ratio = is_current and last[7], is_current and last[10] or nil
   record_rate(why, effective, decided_by, last[2], last[5], last[6], version, last[1], reason, ratio)

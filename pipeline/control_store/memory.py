@@ -28,7 +28,7 @@ from pipeline.control_store.common import (
 )
 from pipeline.errors import FencedError, StoreUnavailableError
 from pipeline.flow import bucket as bucket_flow
-from pipeline.flow.rate import Decay, capped_by_breaker
+from pipeline.flow.rate import Decay, LowRate, capped_by_breaker, lowest_since, with_low_rate
 from pipeline.flow.refusals import SLICES_MAX, WINDOW_SECONDS, Refusals, together
 from pipeline.flow.shares import Offered, Shares
 from pipeline.keys import ApiKey
@@ -68,6 +68,7 @@ class _Content:
 
     rate: PublishedRate | None = None
     recorded_rate: float | None = None  # the effective rate of the last control event about it
+    low_rates: tuple[LowRate, ...] = ()
     floor_rate: float = 0.0
     pauses: dict[tuple[str, int | None], Pause] = field(default_factory=dict)  # by the reason's name and partition
     complete: bool = False
@@ -81,6 +82,7 @@ class _Content:
     keys: MirroredKeys | None = None
     events: list[ControlEvent] = field(default_factory=list)
     bucket: bucket_flow.BucketState | None = None
+    bucket_version: int = 0  # of the rate at the bucket's last call
     ran_dry: int = 0  # calls to the bucket for which Taken.ran_dry is true
     processes: dict[str, float] = field(default_factory=dict)
     lowest_offsets: dict[str, _LowestOffsets] = field(default_factory=dict)
@@ -165,6 +167,7 @@ class _Adapter:
             return
         rate = _effective(content, last.base_rate)
         content.rate = replace(last, rate=rate, version=_next_version(last, now))
+        content.low_rates = with_low_rate(content.low_rates, content.rate.version, rate)
         self._record_rate(content.rate, last.rate, actor, why)
 
     def _record_rate(self, rate: PublishedRate, previous: float | None, actor: str, why: str) -> None:
@@ -266,6 +269,7 @@ class MemoryControlStore(_Adapter):
             )
             ratio = 0.0 if policy is None else policy.explanation.event_ratio
             previous, rate = content.recorded_rate, content.rate.rate
+            content.low_rates = with_low_rate(content.low_rates, content.rate.version, rate)
             is_notable = previous is None or abs(rate - previous) >= ratio * previous
             if last is None or (last.rate != rate and is_notable) or last.mode is not mode:
                 self._record_rate(content.rate, previous, actor, rate_event_why(lag, policy))
@@ -515,8 +519,9 @@ class MemoryBucket(_Adapter):
                 wanted=wanted,
                 returned=returned,
                 level=level,
+                lowest_rate=lowest_since(content.low_rates, content.bucket_version),
             )
-            content.bucket = taken.state
+            content.bucket, content.bucket_version = taken.state, version
             content.ran_dry += taken.ran_dry
             content.processes[process] = now
             for name, seen_at in list(content.processes.items()):

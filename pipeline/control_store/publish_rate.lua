@@ -7,7 +7,7 @@
 settle_override()
 local base_rate, floor_rate, mode, lag, known_at, why = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local last = redis.call('HMGET', KEYS[1], 'rate', 'mode', 'version', 'lag_known_at', 'recorded_rate',
-  'recorded_version')
+  'recorded_version', 'low_rates')
 
 -- A controller that was frozen during a tick decided on an older lag than the published one. A published time in the
 -- future does not block the new rate: then the server's clock went backwards.
@@ -21,7 +21,8 @@ local version = next_version(last[3])
 redis.call('HSET', KEYS[1], 'version', version, 'rate', effective, 'base_rate', base_rate, 'floor_rate', floor_rate,
   'mode', mode, 'lag', lag, 'published_at', exact(now), 'lag_known_at', known_at, 'consumption', ARGV[9],
   'alarms', ARGV[10], 'alarms_at', exact(now), 'reason', ARGV[11], 'policy', ARGV[12], 'policy_at', exact(now),
-  'event_ratio', ARGV[13], 'recorded_version', version, 'shares', ARGV[14], 'shares_at', exact(now))
+  'event_ratio', ARGV[13], 'recorded_version', version, 'shares', ARGV[14], 'shares_at', exact(now), 'low_rates',
+  with_low_rate(last[7], version, effective))
 -- A process of an older version that changed the rate recorded that rate, but did not note it.
 local previous = last[6] == last[3] and last[5] or last[1]
 local difference = math.abs(tonumber(effective) - (tonumber(previous or '') or 0))

@@ -19,7 +19,7 @@ Neither lets the bucket owe more than one body less a token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor
+from math import floor, inf
 from typing import Final
 
 from pipeline.names import LEVEL_HIGHEST, Level
@@ -82,16 +82,16 @@ def missing(
     return short
 
 
-def refill(state: BucketState | None, *, now: float, rate: float, burst: int) -> BucketState:
+def refill(state: BucketState | None, *, now: float, rate: float, burst: int, lowest_rate: float = inf) -> BucketState:
     """The bucket at `now` (seconds) under `rate` (tokens/s) and `burst` (tokens). A new bucket is full.
 
     The rate may have changed at any time in the interval since the last look. So the interval fills the bucket at the
-    lower of the rates at its two ends: admissions never exceed the integral of the rate by more than one burst. A clock
-    that went backwards fills nothing; the next interval starts at its new time.
+    lowest of the rates at its two ends and between them (`lowest_rate`): admissions never exceed the integral of the
+    rate by more than one burst. A clock that went backwards fills nothing; the next interval starts at its new time.
     """
     if state is None:
         return BucketState(float(burst), now, rate)
-    arrived = max(0.0, now - state.at) * min(rate, state.rate)
+    arrived = max(0.0, now - state.at) * min(rate, state.rate, lowest_rate)
     tokens = min(float(burst), state.tokens + arrived)
     deferred = _deferred_left(state.deferred - ALLOWANCE * arrived, state.deferred_by, tokens, burst)
     allowances = tuple(min(_allowance_max(burst), held + ALLOWANCE * arrived) for held in state.allowances)
@@ -108,13 +108,14 @@ def take(
     wanted: int,
     returned: int = 0,
     level: Level = LEVEL_HIGHEST,
+    lowest_rate: float = inf,
 ) -> Taken:
     """Take between `needed` and `wanted` tokens, or none (0 ≤ needed ≤ wanted; rate > 0; burst ≥ 1).
 
     The need is of a body of `level`; what is wanted beside it is for any body, also of the highest level. `returned`
-    tokens come back first, as far as there is room for them.
+    tokens come back first, as far as there is room for them. `lowest_rate` is the lowest one since the last look.
     """
-    filled = refill(state, now=now, rate=rate, burst=burst)
+    filled = refill(state, now=now, rate=rate, burst=burst, lowest_rate=lowest_rate)
     tokens = min(float(burst), filled.tokens + returned)
     deferred, deferred_by = _deferred_left(filled.deferred, filled.deferred_by, tokens, burst), filled.deferred_by
     allowances = filled.allowances

@@ -1,7 +1,9 @@
 """Rules for every rate, whichever policy decided it: the breaker's cap, and the decay without a new lag."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pipeline.settings import Settings
 
@@ -9,6 +11,33 @@ from pipeline.settings import Settings
 def capped_by_breaker(rate: float, floor_rate: float, *, is_open: bool) -> float:
     """The effective rate (events/s): at most the lowest rate while the breaker is open. Also in control_lib.lua."""
     return min(rate, floor_rate) if is_open else rate
+
+
+LOW_RATES_MAX: Final = 8  # more than a bucket misses between two calls
+
+
+@dataclass(frozen=True, slots=True)
+class LowRate:
+    """An effective rate (events/s), and the version under which it was published."""
+
+    version: int
+    rate: float
+
+
+def with_low_rate(lows: Sequence[LowRate], version: int, rate: float) -> tuple[LowRate, ...]:
+    """The rates since a few versions, without those that a lower one followed: so each is below all after it.
+
+    If there are too many, the two oldest become one: the lower rate, at the later version. Also in control_lib.lua.
+    """
+    kept = [*(low for low in lows if low.rate < rate), LowRate(version, rate)]
+    if len(kept) > LOW_RATES_MAX:
+        kept[:2] = [LowRate(kept[1].version, kept[0].rate)]
+    return tuple(kept)
+
+
+def lowest_since(lows: Sequence[LowRate], version: int) -> float:
+    """The lowest rate (events/s) that was published after this version; infinity if there was none."""
+    return next((low.rate for low in lows if low.version > version), math.inf)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import redis
 from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX
 from pipeline.control_store.redis import RedisBucket
 from pipeline.flow import bucket as reference
+from pipeline.flow.rate import LowRate, lowest_since, with_low_rate
 from pipeline.names import KEY_BUCKET, Level, Mode, PauseReason
 from pipeline.settings import Settings
 from support.control import ControlRig, control_settings, eventually, memory_rig, redis_rig
@@ -120,6 +121,33 @@ def test_a_lower_rate_takes_the_tokens_away_and_a_higher_one_brings_none(rig: Co
     assert (grant.granted, grant.burst, grant.rate) == (100, 100, 100.0)
     publish(rig, 1000.0)
     assert rig.bucket.take(needed=1, wanted=1000, process="a").granted < 50
+
+
+def test_a_rate_that_was_low_between_two_calls_fills_the_bucket_at_the_lowest(rig: ControlRig) -> None:
+    # Given a bucket in debt
+    publish(rig, 1000.0)
+    assert rig.bucket.take(needed=1500, wanted=1500, process="a").granted == 1500
+    began = time.monotonic()
+    # When the rate is 2/s for a moment, and nobody calls the bucket then
+    for rate in (1000.0, 20.0, 2.0, 500.0, 900.0, 1000.0):
+        publish(rig, rate, floor=1.0)
+    eventually(lambda: time.monotonic() - began > 0.1)
+    # Then the whole time until the next call counts at that rate
+    grant = rig.bucket.take(needed=0, wanted=0, process="a")
+    assert grant.tokens <= -500.0 + 2.0 * (time.monotonic() - began) + 0.01
+    # And no time after it
+    eventually(lambda: rig.bucket.take(needed=0, wanted=0, process="a").tokens > -300.0)
+
+
+def test_an_override_that_nobody_saw_fills_the_bucket_at_its_rate(rig: ControlRig) -> None:
+    publish(rig, 1000.0)
+    assert rig.bucket.take(needed=1500, wanted=1500, process="a").granted == 1500
+    began = time.monotonic()
+    rig.store.set_override(2.0, until=rig.store.state().time + 0.05, actor="ada", why="a test")
+    eventually(lambda: time.monotonic() - began > 0.2)
+    grant = rig.bucket.take(needed=0, wanted=0, process="a")
+    assert grant.rate == 1000.0
+    assert grant.tokens <= -500.0 + 2.0 * (time.monotonic() - began) + 0.01
 
 
 def test_the_open_breaker_drops_the_rate_at_the_next_lease(rig: ControlRig) -> None:
@@ -279,7 +307,7 @@ def test_a_process_without_levels_leaves_no_trace_of_them(control_redis: Any) ->
     publish(rig, 100.0)
     rig.bucket.take(needed=250, wanted=250, process="a")
     with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
-        assert set(client.hkeys(settings.key_prefix + KEY_BUCKET)) <= {"tokens", "at", "rate", "ran_dry"}
+        assert set(client.hkeys(settings.key_prefix + KEY_BUCKET)) <= {"tokens", "at", "rate", "version", "ran_dry"}
 
 
 def test_silent_processes_are_forgotten(rig: ControlRig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +341,11 @@ def test_the_script_does_the_reference_arithmetic(control_redis: Any) -> None:
     rig = redis_rig(settings)
     random.seed(7)
     outcomes: set[str] = set()
+    lows: tuple[LowRate, ...] = ()
     with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
+
+        def seen_version() -> int:
+            return int(client.hget(settings.key_prefix + KEY_BUCKET, "version") or 0)
 
         def bucket_state() -> reference.BucketState | None:
             held = client.hgetall(settings.key_prefix + KEY_BUCKET)
@@ -327,11 +359,13 @@ def test_the_script_does_the_reference_arithmetic(control_redis: Any) -> None:
             )
 
         for turn in range(600):
-            if random.random() < 0.1:
-                publish(rig, random.choice([100.0, 333.3, 5000.0]))
+            for _ in range(random.choice([0, 0, 0, 0, 0, 0, 0, 1, 3, 12])):
+                rate = random.choice([100.0, 333.3, 500.0, 800.0, 1200.0, 5000.0, random.uniform(100.0, 5000.0)])
+                lows = with_low_rate(lows, publish(rig, rate), rate)
             if random.random() < 0.05:
                 client.delete(settings.key_prefix + KEY_BUCKET)  # full again
-            before = bucket_state()
+            before, seen = bucket_state(), seen_version()
+            lowest_rate = lowest_since(lows, seen)
             needed = random.choice([0, 1, 1, 7, 100, 3000])
             wanted = needed + random.choice([0, 5, 100])
             returned = random.choice([0, 0, 3, 200, 3000])
@@ -349,7 +383,9 @@ def test_the_script_does_the_reference_arithmetic(control_redis: Any) -> None:
                 wanted=wanted,
                 returned=returned,
                 level=level,
+                lowest_rate=lowest_rate,
             )
+            assert seen_version() == grant.version
             assert (after, grant.granted, grant.burst) == (expected.state, expected.granted, burst)
             assert grant.wait_seconds == expected.wait_seconds
             assert (grant.tokens, grant.deferred, grant.deferred_by) == (
@@ -357,13 +393,15 @@ def test_the_script_does_the_reference_arithmetic(control_redis: Any) -> None:
                 after.deferred,
                 after.deferred_by,
             )
+            if before and lowest_rate < min(before.rate, grant.rate):
+                outcomes.add("a lower rate between")
             outcomes.add("debt" if grant.tokens < 0 else "granted" if grant.granted else "refused")
             if after.deferred:
                 outcomes.add(f"deferred by {after.deferred_by.label}")
             if before and after.allowances and min(after.allowances) < min((*before.allowances, 0.0)):
                 outcomes.add("by allowance")
     deferred = {f"deferred by {name}" for name in ("debug", "info", "warn")}
-    assert outcomes == {"debt", "granted", "refused", "by allowance", *deferred}
+    assert outcomes == {"debt", "granted", "refused", "by allowance", "a lower rate between", *deferred}
 
 
 # --- Many at once ---------------------------------------------------------------------------------

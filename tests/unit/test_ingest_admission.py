@@ -351,6 +351,19 @@ async def test_a_lower_rate_voids_the_lease(rig: _Rig) -> None:
     await rig.admission.take(1)
     assert rig.bucket.asked[-1] == (1, 7)
     assert rig.admission.rate(rig.clock.monotonic()) == 200
+    # Then its tokens are back in the bucket, which holds no more than a burst of the lower rate
+    assert rig.bucket.returned[-1] == 30
+    assert rig.tokens() == 200 - 7
+
+
+async def test_a_lower_rate_that_a_grant_brings_gives_the_rest_of_the_lease_back(rig: _Rig) -> None:
+    await rig.start()
+    rig.clock.advance(1)
+    rig.publish(200)
+    await rig.ask()
+    assert not rig.admission.take_now(1)
+    await rig.admission.take(1)
+    assert rig.bucket.returned[-1] == 30
 
 
 async def test_a_higher_rate_keeps_the_lease_and_is_used_at_once(rig: _Rig) -> None:
