@@ -564,6 +564,9 @@ class _Run(Generic[Encoded]):
         except SinkUnavailableError as error:
             pace.failed(expected_offset, len(batch.values), error)
             raise
+        except SinkContentionError as error:
+            pace.contended(expected_offset, len(batch.values), error)
+            raise
         except PoisonedError:
             pace.forget()
             raise

@@ -106,6 +106,10 @@ class SinkStandbyError(SinkMisconfiguredError):
 class SinkContentionError(RecoverableError):
     """PostgreSQL rolled the transaction back in favour of another (SQLSTATE class 40): repeat it. Not counted."""
 
+    def __init__(self, message: str | None = None, *, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate  # None: not from the server, and no row can be the cause
+
 
 class BatchRefusedError(RecoverableError):
     """PostgreSQL refused a row of a batch, and the batch is too large to find the row in one transaction."""

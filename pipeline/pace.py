@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from pipeline.errors import SinkUnavailableError
+from pipeline.errors import SinkContentionError, SinkUnavailableError
 from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
 
@@ -12,6 +12,9 @@ _SHRINK: Final = 8
 _GROWTH: Final = 2
 # Consecutive failures of one batch after which another write to PostgreSQL is tried before the next try.
 _ASK_AFTER_FAILURES: Final = 2
+# Consecutive rollbacks of one batch in favour of other transactions. One more counts as a failure: of two transactions
+# that block each other, one wins, but a trigger may raise such an error for a row each time.
+_CONTENTIONS_MAX: Final = 20
 
 
 class Pace:
@@ -32,6 +35,7 @@ class Pace:
         self._offset: int | None = None  # of the failing batch
         self._failures = 0
         self._failures_alone = 0  # consecutive, of its first record alone
+        self._contended: tuple[int, int] | None = None  # offset of the batch that is rolled back, and how often it was
         self._is_asked = False  # PostgreSQL has taken another write since the last failure
         self.why = ""  # the last failure
         self.sqlstate: str | None = None  # of the last failure
@@ -47,6 +51,15 @@ class Pace:
         self._is_asked = False
         if error.is_a_row_possible:
             self.records = max(1, min(self.records, records) // _SHRINK)
+
+    def contended(self, offset: int, records: int, error: SinkContentionError) -> None:
+        """Record that a batch was rolled back in favour of another transaction; if often in a row, it has failed."""
+        if error.sqlstate is None:
+            return
+        times = 1 + (self._contended[1] if self._contended is not None and self._contended[0] == offset else 0)
+        self._contended = offset, times
+        if times > _CONTENTIONS_MAX:
+            self.failed(offset, records, SinkUnavailableError(str(error), sqlstate=error.sqlstate))
 
     def refused(self) -> None:
         """Record that a row of a batch was refused: continue in pieces small enough to look for the row."""
@@ -66,11 +79,11 @@ class Pace:
 
     def forget(self) -> None:
         """Reset the failures: the partition stops until an operator acts, and everything is tried again after that."""
-        self._offset, self._failures, self._failures_alone = None, 0, 0
+        self._offset, self._failures, self._failures_alone, self._contended = None, 0, 0, None
 
     def stored(self, result: StoreResult) -> None:
         """Record that a batch was stored: the next may be larger, unless this had repeated or refused records."""
-        self._offset, self._failures = None, 0
+        self._offset, self._failures, self._contended = None, 0, None
         needed_care = result.repeated or result.conflicting or result.dead_lettered
         most = self._careful_max if needed_care else self._records_max
         if self.records < most:

@@ -240,7 +240,7 @@ class Session:
             ) from error
         if fault is Fault.CONTENTION:
             self.rollback()
-            raise SinkContentionError(message) from error
+            raise SinkContentionError(message, sqlstate=error.pgcode) from error
         raise StatementRefusedError(str(error.pgcode), message) from error
 
     def _connect(self) -> None:

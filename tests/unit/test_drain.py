@@ -16,7 +16,13 @@ from pipeline.breaker import SinkBreaker
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryControlStore, MemoryOffsetFence, MemoryServer
 from pipeline.drain import DrainOutcome, DrainReport, drain
-from pipeline.errors import FencedError, LogMisconfiguredError, SinkUnavailableError, StoreUnavailableError
+from pipeline.errors import (
+    FencedError,
+    LogMisconfiguredError,
+    SinkContentionError,
+    SinkUnavailableError,
+    StoreUnavailableError,
+)
 from pipeline.log.memory import MemoryLog, MemoryLogServer
 from pipeline.pace import Pace
 from pipeline.ports.control import Mirror
@@ -551,6 +557,27 @@ def test_a_record_that_makes_storing_fail_becomes_a_dead_letter() -> None:
         "storing it failed each time, while PostgreSQL took other writes: no such function"
     }
     assert rig.store.probes >= 2
+    assert not rig.breaker.is_open
+
+
+@pytest.mark.parametrize("sqlstate", ["40001", None])
+def test_a_record_whose_transaction_is_always_rolled_back_becomes_a_dead_letter(sqlstate: str | None) -> None:
+    # Given a record for which a trigger raises that the transaction be repeated, each time
+    class RolledBack(MemorySink):
+        def store(self, *arguments: Any, **named: Any) -> StoreResult:
+            if any(b"event-000023" in value for value in arguments[3].values):
+                raise SinkContentionError("repeat it", sqlstate=sqlstate)
+            return super().store(*arguments, **named)
+
+    rig = Rig(drain_run_seconds_max=100.0, drain_hard_seconds_max=200.0)
+    rig.append(0, 60)
+    report = rig.drain(sink=RolledBack(rig.settings, rig.store))
+    if sqlstate is None:  # it is not PostgreSQL that says so, but a lock on files
+        assert (report.outcome, report.dead_lettered, report.next_offset) == (DrainOutcome.SINK_UNAVAILABLE, 0, 20)
+        return
+    # Then it does not stop the others for ever
+    assert (report.outcome, report.stored, report.dead_lettered) == (DrainOutcome.FINISHED, 59, 1)
+    assert [offset for _, _, offset in rig.store.letters] == [23]
     assert not rig.breaker.is_open
 
 
