@@ -149,7 +149,7 @@ class Server:
     def kill(self) -> None:
         """SIGKILL to the main process and all its children."""
         self._signal_all(signal.SIGKILL)
-        self._reap(5.0)
+        self._reap(60.0)  # a process that waits for its disk ends when that answers
 
     def stop(self, *, seconds_max: float = 20.0) -> None:
         """Shut the server down; kill it if that takes too long."""
@@ -170,15 +170,24 @@ class Server:
 
 
 _PORTS: Final = range(15_000, 32_001)  # below the range of clients' ports: a restarted server must find its port free
+_own_ports: list[int] = [*_PORTS]
 _given_ports: set[int] = set()  # by this process; their servers may not listen yet
+
+
+def keep_to_own_ports(number: int, processes: int) -> None:
+    """Let `free_port` give another port than other processes do, of which each has a number from 0 on.
+
+    A port is free until its server listens, and again while that is restarted: then another process could give it too.
+    """
+    _own_ports[:] = _PORTS[number::processes]
 
 
 def free_port() -> int:
     """An unused TCP port that this process has not given before."""
     while True:
-        if len(_given_ports) > len(_PORTS) // 2:
+        if len(_given_ports) > len(_own_ports) // 2:
             _given_ports.clear()
-        port = random.choice(_PORTS)  # noqa: S311 - not a secret
+        port = random.choice(_own_ports)  # noqa: S311 - not a secret
         if port not in _given_ports and not port_is_taken(LOOPBACK, port):
             _given_ports.add(port)
             return port
@@ -248,10 +257,14 @@ def redis_binary() -> str:
     return str(path)
 
 
-def redis_server(home: Path, port: int, *, is_log: bool, maxmemory: str, host: str = LOOPBACK) -> Server:
+def redis_server(
+    home: Path, port: int, *, is_log: bool, maxmemory: str, host: str = LOOPBACK, durable: bool = True
+) -> Server:
     """A Redis that never evicts.
 
-    An event log syncs each write to disk before it answers; the control server syncs once a second.
+    An event log syncs each write to disk before it answers; the control server syncs once a second. `durable=False`
+    leaves that to the kernel: what was answered outlives a killed process, and not a power loss. A replica then
+    confirms nothing of its disk (WAITAOF).
     """
     name = "redis-log" if is_log else "redis-control"
     data = home / name
@@ -263,7 +276,7 @@ def redis_server(home: Path, port: int, *, is_log: bool, maxmemory: str, host: s
         *("--dir", str(data)),
         *("--save", ""),
         *("--appendonly", "yes"),
-        *("--appendfsync", "always" if is_log else "everysec"),
+        *("--appendfsync", ("always" if is_log else "everysec") if durable else "no"),
         *("--maxmemory", maxmemory),
         *("--maxmemory-policy", "noeviction"),
         *("--daemonize", "no"),

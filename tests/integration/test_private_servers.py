@@ -48,6 +48,22 @@ def test_redis_starts_on_a_file_that_ends_with_nul_bytes(tmp_path: Path, padding
     assert "removed" in server.log_path.read_text()
 
 
+@pytest.mark.parametrize("is_log", [True, False])
+def test_what_a_redis_that_never_syncs_has_answered_outlives_its_kill(tmp_path: Path, is_log: bool) -> None:
+    server = redis_server(tmp_path, free_port(), is_log=is_log, maxmemory="64mb", durable=False).start()
+    try:
+        for number in range(5):
+            with redis.Redis(port=server.port) as client:
+                assert client.config_get("appendfsync") == {"appendfsync": "no"}
+                client.rpush("kept", number)
+            server.kill()
+            server.start()
+        with redis.Redis(port=server.port) as client:
+            assert client.lrange("kept", 0, -1) == [b"0", b"1", b"2", b"3", b"4"]
+    finally:
+        server.stop()
+
+
 def test_a_record_that_was_torn_within_nul_bytes_is_cut_off_alone(tmp_path: Path) -> None:
     # Given a file that ends within a value of NUL bytes: which of them were written can't be told
     server = redis_server(tmp_path, free_port(), is_log=True, maxmemory="64mb").start()

@@ -7,12 +7,16 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 from checks.testbed.waiting import RUN_SECONDS_MAX
+from stack import servers
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ("asyncio", "anyio", "hypothesispytest", "timeout", "schemathesis")  # a process starts sooner without them
 CONFTEST = """
 import pytest
+from stack import servers
 from support.groups import (
     SHARED_KAFKA, SharedServer, put_longest_first, pytest_runtest_teardown, pytest_xdist_make_scheduler
 )
@@ -96,3 +100,16 @@ def test_no_two_files_of_tests_have_one_name() -> None:
     names = [path.name for path in files]
     assert len(names) > 100
     assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def test_processes_that_run_tests_give_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_own_ports", [])
+    monkeypatch.setattr(servers, "_given_ports", set())
+    given, own = [], []
+    for number in range(3):
+        servers.keep_to_own_ports(number, 3)
+        own += servers._own_ports
+        given.append({servers.free_port() for _ in range(20)})
+        assert given[-1] <= set(servers._own_ports)
+    # Then none is given by two of them, and each is given by one
+    assert sorted(own) == list(servers._PORTS)
