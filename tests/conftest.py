@@ -9,8 +9,10 @@ from pathlib import Path
 import hypothesis
 import psycopg2
 import pytest
+import redis
 
 from checks.testbed.clocks import SteppableClock, fake_time_library
+from checks.testbed.waiting import PATIENT_APPEND_SECONDS, PATIENT_SINK_SECONDS, wait_until
 from pipeline.settings import Settings
 from stack.servers import (
     Server,
@@ -18,6 +20,7 @@ from stack.servers import (
     free_port,
     kafka_is_possible,
     kafka_server,
+    keep_to_own_ports,
     postgres_server,
     redis_server,
 )
@@ -31,8 +34,9 @@ from support.groups import (
 )
 from support.kafka_secured import SecuredKafka, secured
 from support.lean import LEAN
+from support.patience import be_patient, shipped_limits
 
-__all__ = ["pytest_runtest_teardown", "pytest_xdist_make_scheduler"]
+__all__ = ["pytest_runtest_teardown", "pytest_xdist_make_scheduler", "shipped_limits"]
 
 # A machine under load is no reason to fail; in CI the same examples each time, elsewhere ever new ones.
 hypothesis.settings.register_profile("sluice", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -47,6 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # The process that only starts those that run the tests must not give them this: they import all of it.
     runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
     if runs_tests:
+        be_patient()
+        given = getattr(config, "workerinput", {"workerid": "gw0", "workercount": 1})
+        keep_to_own_ports(int(given["workerid"].removeprefix("gw")), given["workercount"])
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(LEAN)]))
 
 
@@ -93,13 +100,17 @@ def server_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def control_redis(server_home: Path) -> Iterator[Server]:
-    with _running(redis_server(server_home, free_port(), is_log=False, maxmemory="256mb")) as server:
+    with _running(redis_server(server_home, free_port(), is_log=False, maxmemory="256mb", durable=False)) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def log_redis(server_home: Path) -> Iterator[Server]:
-    with _running(redis_server(server_home, free_port(), is_log=True, maxmemory="1gb")) as server:
+    with _running(redis_server(server_home, free_port(), is_log=True, maxmemory="1gb", durable=False)) as server:
+        # Before the first append Sluice has a started Redis rewrite its file, and waits for a moment only.
+        with redis.Redis.from_url(server.url) as client:
+            client.bgrewriteaof()
+            wait_until(lambda: client.info("persistence")["aof_last_rewrite_time_sec"] >= 0, "the file is written anew")
         yield server
 
 
@@ -153,13 +164,13 @@ def secured_kafka(kafka: Server) -> SecuredKafka:
 
 @pytest.fixture
 def own_control_redis(tmp_path: Path) -> Iterator[Server]:
-    with _running(redis_server(tmp_path, free_port(), is_log=False, maxmemory="64mb")) as server:
+    with _running(redis_server(tmp_path, free_port(), is_log=False, maxmemory="64mb", durable=False)) as server:
         yield server
 
 
 @pytest.fixture
 def own_log_redis(tmp_path: Path) -> Iterator[Server]:
-    with _running(redis_server(tmp_path, free_port(), is_log=True, maxmemory="256mb")) as server:
+    with _running(redis_server(tmp_path, free_port(), is_log=True, maxmemory="256mb", durable=False)) as server:
         yield server
 
 
@@ -187,7 +198,7 @@ def wall_clock(tmp_path: Path) -> SteppableClock:
 @pytest.fixture
 def clocked_redis(tmp_path: Path, wall_clock: SteppableClock) -> Iterator[Server]:
     """A control server under `wall_clock`."""
-    server = redis_server(tmp_path, free_port(), is_log=False, maxmemory="64mb")
+    server = redis_server(tmp_path, free_port(), is_log=False, maxmemory="64mb", durable=False)
     with _running(wall_clock.under(server)) as server:
         yield server
 
@@ -215,5 +226,7 @@ def settings(control_redis: Server, log_redis: Server, database_url: str) -> Set
         event_log_url=log_redis.url,
         key_prefix=f"t{unique}:",
         log_topic=f"t{unique}",
+        append_seconds_max=PATIENT_APPEND_SECONDS,
+        sink_call_seconds_max=PATIENT_SINK_SECONDS,
         ingest_port=free_port(),  # ingest shares its port: a system that runs on this machine would answer too
     )

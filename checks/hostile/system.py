@@ -101,8 +101,8 @@ def attacked(folder: Path) -> Iterator[Attacked]:
     """Everything, started in a folder, with a rate that nobody notices. Raises ServerError, AssertionError."""
     with contextlib.ExitStack() as stack:
         servers = [
-            redis_server(folder, free_port(), is_log=True, maxmemory="1gb"),
-            redis_server(folder, free_port(), is_log=False, maxmemory="256mb"),
+            redis_server(folder, free_port(), is_log=True, maxmemory="1gb", durable=False),
+            redis_server(folder, free_port(), is_log=False, maxmemory="256mb", durable=False),
             postgres_server(folder, free_port(), durable=False),
         ]
         for server in servers:

@@ -14,6 +14,11 @@ RUN_SECONDS_MAX: Final = 300.0
 # What a busy machine may add to the time of a single try. A test of a time limit adds it to the limit, where to go
 # beyond the limit would mean to hang, or to take several times as long.
 BUSY_SECONDS: Final = 10.0
+# APPEND_SECONDS_MAX where a test is not about it. By default an append may take a second, and then its outcome is
+# unknown: for so long a stalled machine may stand still.
+PATIENT_APPEND_SECONDS: Final = 15.0
+# The same for SINK_CALL_SECONDS_MAX, by default two seconds.
+PATIENT_SINK_SECONDS: Final = 10.0
 
 
 def eventually(

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 import redis
 
 from checks.testbed.clocks import SteppableClock, SteppedSystemClock
+from checks.testbed.waiting import BUSY_SECONDS
 from pipeline.clock import ManualClock, SystemClock
 from pipeline.control_store.memory import MemoryServer
 from pipeline.control_store.memory_history import MemoryHistory
@@ -60,7 +63,16 @@ class Stepped:
 
 @pytest.fixture(params=["memory", "redis"])
 def stepped(request: pytest.FixtureRequest) -> Stepped:
-    limits = {"regulate_seconds": 0.2, "rate_hold_periods": 2}
+    return _stepped(request, regulate_seconds=0.2, rate_hold_periods=2)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def slowly_stepped(request: pytest.FixtureRequest) -> Stepped:
+    """The same with a rate that holds for long, and a bucket that fills in 50 s."""
+    return _stepped(request, burst_seconds=50.0)
+
+
+def _stepped(request: pytest.FixtureRequest, **limits: Any) -> Stepped:
     if request.param == "memory":
         clock = SteppedSystemClock()
         memory = MemoryServer(clock)
@@ -89,20 +101,21 @@ def test_a_lease_lasts_no_longer_than_twice_its_time_where_the_clock_is_set_back
 
 def test_a_prober_that_died_before_the_step_does_not_leave_the_breaker_half_open(stepped: Stepped) -> None:
     stepped.rig.store.pause(PauseReason.BREAKER, actor="worker", why="PostgreSQL")
-    stepped.rig.leases.take(LEASE_PROBE, seconds=0.4)
+    stepped.rig.leases.take(LEASE_PROBE, seconds=1.5)
     assert stepped.rig.store.state().breaker is BreakerState.HALF_OPEN
     stepped.step(-HOUR)
-    assert eventually(lambda: stepped.rig.store.state().breaker is BreakerState.OPEN) < 0.8
+    assert eventually(lambda: stepped.rig.store.state().breaker is BreakerState.OPEN) < 3.0
 
 
 # --- An override ------------------------------------------------------------------------------------
 
 
 @both_ways
-def test_an_override_holds_for_its_time_whatever_the_clock_does(stepped: Stepped, seconds: float) -> None:
+def test_an_override_holds_for_its_time_whatever_the_clock_does(slowly_stepped: Stepped, seconds: float) -> None:
+    stepped = slowly_stepped
     # Given an override, and ingest that asks the bucket
     stepped.publish()
-    stepped.hold(300.0, 0.6)
+    stepped.hold(300.0, 2.0)
     assert stepped.rate() == 300.0
     # When the clock is stepped
     stepped.step(seconds)
@@ -113,9 +126,9 @@ def test_an_override_holds_for_its_time_whatever_the_clock_does(stepped: Stepped
     assert state.override is not None
     assert state.rate is not None
     assert state.rate.rate == 300.0
-    assert 0.0 < state.override.until - state.time <= 0.6
+    assert 0.0 < state.override.until - state.time <= 2.0
     # And no longer
-    assert eventually(lambda: stepped.rate() > 0 and stepped.rig.store.state().override is None) < 1.0
+    assert eventually(lambda: stepped.rate() > 0 and stepped.rig.store.state().override is None) < 3.5
     assert stepped.rate() != 300.0
 
 
@@ -136,25 +149,31 @@ def test_whoever_only_reads_sees_the_override_too(stepped: Stepped, seconds: flo
 
 
 @both_ways
-def test_a_rate_holds_while_the_controller_speaks(stepped: Stepped, seconds: float) -> None:
+def test_a_rate_holds_while_the_controller_speaks(slowly_stepped: Stepped, seconds: float) -> None:
+    stepped = slowly_stepped
     stepped.publish()
     assert stepped.rate() == 1000.0
     stepped.step(seconds)
     assert stepped.rate() == 1000.0
     stepped.publish()
     assert stepped.rate() == 1000.0
+
+
+def _gives_what_is_published(stepped: Stepped) -> bool:
+    stepped.publish()
+    return stepped.rate() == 1000.0
 
 
 @both_ways
 def test_a_silent_controllers_rate_decays_in_time(stepped: Stepped, seconds: float) -> None:
-    stepped.publish()
-    assert stepped.rate() == 1000.0
+    eventually(partial(_gives_what_is_published, stepped))
     stepped.step(seconds)
     assert eventually(lambda: stepped.rate() == 100.0) < 2.0  # 0.4 s held, then log2(10) periods
 
 
-def test_a_clock_set_forward_fills_no_bucket(stepped: Stepped) -> None:
-    stepped.publish()
+def test_a_clock_set_forward_fills_no_bucket(slowly_stepped: Stepped) -> None:
+    stepped = slowly_stepped
+    stepped.publish(20.0)
     assert stepped.rig.bucket.take(needed=1, wanted=1000, process="p").granted == 1000
     stepped.step(HOUR)
     assert stepped.rig.bucket.take(needed=1, wanted=1000, process="p").granted < 500
@@ -163,10 +182,10 @@ def test_a_clock_set_forward_fills_no_bucket(stepped: Stepped) -> None:
 def test_a_process_that_died_before_the_step_is_not_counted_for_ever(
     stepped: Stepped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.control_store.memory.PROCESS_SECONDS_MAX", 0.3)
     stepped.publish()
     stepped.rig.bucket.take(needed=1, wanted=1, process="p")
     assert stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 2
+    monkeypatch.setattr("pipeline.control_store.memory.PROCESS_SECONDS_MAX", 0.3)
     stepped.step(-HOUR)
     assert eventually(lambda: stepped.rig.bucket.take(needed=1, wanted=1, process="q").live_processes == 1) < 1.0
 
@@ -220,19 +239,19 @@ def test_whoever_looks_once_goes_by_what_ingest_has_counted(stepped: Stepped, se
     for seen_seconds in (3.0, 100.0):
         age = _controllers_age(stepped, seen_seconds=seen_seconds)
         assert age is not None
-        assert seen_seconds <= age < seen_seconds + 2.0
+        assert seen_seconds <= age < seen_seconds + BUSY_SECONDS
     # And a publication that ingest has not seen yet is new
     stepped.publish()
     age = _controllers_age(stepped, seen_seconds=None)
     assert age is not None
-    assert age < 2.0
+    assert age < BUSY_SECONDS
 
 
 def test_without_ingest_a_publication_in_the_future_is_of_unknown_age(stepped: Stepped) -> None:
     stepped.publish()
     age = _controllers_age(stepped, seen_seconds=None)
     assert age is not None
-    assert age < 2.0
+    assert age < BUSY_SECONDS
     stepped.step(-HOUR)
     assert _controllers_age(stepped, seen_seconds=None) is None
 

@@ -5,13 +5,14 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any
 
 import pytest
 import redis
 
-from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX
+from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, eventually
 from pipeline.errors import StoreUnavailableError
 from pipeline.names import ControlEventKind, Mode, PauseReason
 from pipeline.ports.control import Trouble
@@ -56,10 +57,22 @@ def all_unavailable(rig: ControlRig) -> None:
 
 
 def all_work(rig: ControlRig) -> None:
-    for call in calls(rig).values():
+    """Each call works; one that a busy machine kept waiting for too long is made again."""
+    for name, call in calls(rig).items():
+        eventually(partial(_answers, call), f"{name} works")
+
+
+def _answers(call: Callable[[], object]) -> bool:
+    try:
         call()
+    except StoreUnavailableError as error:
+        if "imeout" not in str(error):
+            raise
+        return False
+    return True
 
 
+@pytest.mark.usefixtures("shipped_limits")
 def test_a_dead_a_frozen_and_a_returned_server(own_control_redis: Server) -> None:
     rig = redis_rig(control_settings(own_control_redis.url))
     all_work(rig)
@@ -77,8 +90,10 @@ def test_a_dead_a_frozen_and_a_returned_server(own_control_redis: Server) -> Non
     all_work(rig)
 
 
+@pytest.mark.usefixtures("shipped_limits")
 def test_a_wait_is_answered_for_late_by_a_frozen_server(own_control_redis: Server) -> None:
     rig = redis_rig(control_settings(own_control_redis.url))
+    assert _answers(partial(rig.events.wait, "", wait_seconds=0.5))
     position = rig.events.wait("", wait_seconds=0.5)
     own_control_redis.freeze()
     started = time.monotonic()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.waiting import PATIENT_APPEND_SECONDS
 from pipeline.errors import (
     LogFullError,
     LogGapError,
@@ -55,7 +56,9 @@ def faulty(request: pytest.FixtureRequest) -> Iterator[FaultyRig]:
     else:
         server: Server = request.getfixturevalue("own_log_redis" if request.param == "redis" else "own_kafka")
         made = FaultyRig(
-            redis_log_rig(server) if request.param == "redis" else kafka_log_rig(server, append_seconds_max=0.5),
+            redis_log_rig(server, append_seconds_max=1.0)
+            if request.param == "redis"
+            else kafka_log_rig(server, append_seconds_max=0.5),
             [(server.freeze, server.thaw), (server.kill, server.start)],
         )
     yield made
@@ -64,16 +67,28 @@ def faulty(request: pytest.FixtureRequest) -> Iterator[FaultyRig]:
     made.rig.close()
 
 
+def patient(rig: LogRig) -> EventLog:
+    """Another writer of the log, which gives up only after long."""
+    if not isinstance(rig, RedisRig | KafkaRig):
+        return rig.open()
+    hasty, rig.settings = rig.settings, replace(rig.settings, append_seconds_max=PATIENT_APPEND_SECONDS)
+    try:
+        return rig.open()
+    finally:
+        rig.settings = hasty
+
+
+@pytest.mark.usefixtures("shipped_limits")
 def test_a_log_that_is_away_is_said_to_be_away_and_comes_back(
     faulty: FaultyRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a log that is in use
     rig = faulty.rig
     writer, reader = rig.open(), rig.open()
-    identity = reader.identity()
+    identity = recovered(reader.identity)
     append_surely(writer, [(3, b"the first")])  # a server that has just started may take longer than it is given
-    writer.append([(0, b"%d" % i) for i in range(10)])
-    must_read(reader, 0, 0)
+    patient(rig).append([(0, b"%d" % i) for i in range(10)])
+    recovered(lambda: must_read(reader, 0, 0))
     recovered(reader.positions)
     for number, (fail, repair) in enumerate(faulty.faults):
         # When its server is frozen, and later killed while the wall clock is one hour ahead
@@ -388,9 +403,10 @@ def test_a_full_log_refuses_whole_groups_and_takes_more_once_it_is_trimmed(small
     assert must_read(reader, 0, taken // 4).values == [b"more"]
 
 
+@pytest.mark.usefixtures("shipped_limits")
 def test_a_frozen_kafka_under_load_refuses_instead_of_hanging(own_kafka: Server) -> None:
     # Given a producer that is well
-    rig: KafkaRig = kafka_log_rig(own_kafka)
+    rig: KafkaRig = kafka_log_rig(own_kafka, append_seconds_max=2.0)
     log = rig.open()
     values = [b"%d " % number + b"x" * 1000 for number in range(5)]
 

@@ -22,12 +22,12 @@ def started(
     if request.param == "kafka" and (reason := kafka_is_possible()) is not None:
         missing(reason)
     with contextlib.ExitStack() as stack:
-        control_redis = redis_server(folder, free_port(), is_log=False, maxmemory="128mb")
+        control_redis = redis_server(folder, free_port(), is_log=False, maxmemory="128mb", durable=False)
         postgres = postgres_server(folder, free_port(), durable=False)
         log = (
             kafka_server(folder, free_port(), free_port())
             if request.param == "kafka"
-            else redis_server(folder, free_port(), is_log=True, maxmemory="256mb")
+            else redis_server(folder, free_port(), is_log=True, maxmemory="256mb", durable=False)
         )
         for server in (control_redis, postgres, log):
             server.start()
@@ -45,6 +45,7 @@ def started(
             drain_stalled_seconds_max=4.0,
             no_progress_seconds_max=8.0,
             refused_seconds=5.0,
+            append_seconds_max=4.0,
             log_level="DEBUG",
             log_format="json",
         )

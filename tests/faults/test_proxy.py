@@ -64,7 +64,7 @@ def test_a_cut_resets_what_is_open_and_what_comes(proxy: Proxy, connection: sock
     assert is_reset(connection)
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=WAIT_SECONDS_MAX) as another:
         assert is_reset(another)
-    assert (proxy.counts.cut, proxy.counts.refused) == (1, 1)
+    eventually(lambda: (proxy.counts.cut, proxy.counts.refused) == (1, 1), "both are counted")
     proxy.restore()
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=WAIT_SECONDS_MAX) as another:
         assert said(another, b"again") == b"again"
@@ -75,7 +75,7 @@ def test_a_black_hole_is_silent_and_gives_back_what_it_held(proxy: Proxy, connec
     connection.settimeout(0.2)
     with pytest.raises(TimeoutError):
         said(connection, b"anybody?")
-    assert proxy.counts.withheld == 1
+    eventually(lambda: proxy.counts.withheld == 1, "it is withheld")
     proxy.restore()
     connection.settimeout(WAIT_SECONDS_MAX)
     assert connection.recv(1000) == b"anybody?"
@@ -86,7 +86,7 @@ def test_a_delay_is_felt(proxy: Proxy, connection: socket.socket) -> None:
     started = time.monotonic()
     assert said(connection, b"slowly") == b"slowly"
     assert time.monotonic() - started >= 0.2  # there and back
-    assert proxy.counts.delayed == 2
+    eventually(lambda: proxy.counts.delayed == 2, "both are counted")
 
 
 def test_an_answer_is_swallowed_after_its_request_has_arrived(proxy: Proxy, connection: socket.socket) -> None:

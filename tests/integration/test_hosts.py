@@ -104,8 +104,8 @@ class Site:
 def _servers(host: Host, folder: Path) -> list[Server]:
     """A control Redis, a log and a PostgreSQL that other hosts reach."""
     any_address = "0.0.0.0"  # of a host that only the test's own hosts reach
-    control = redis_server(folder, free_port(), is_log=False, maxmemory="128mb", host=any_address)
-    log = redis_server(folder, free_port(), is_log=True, maxmemory="256mb", host=any_address)
+    control = redis_server(folder, free_port(), is_log=False, maxmemory="128mb", host=any_address, durable=False)
+    log = redis_server(folder, free_port(), is_log=True, maxmemory="256mb", host=any_address, durable=False)
     for redis in (control, log):
         redis.command += ["--protected-mode", "no"]
     postgres = postgres_server(folder, free_port(), durable=False, host=any_address)

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         program.start()
         if ready:
             eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready")
+            eventually(lambda: _serves(program), "so is this one of those that share the port")
         return program
 
     yield start_one
@@ -54,7 +56,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         program.stop(seconds_max=5)
 
 
+def _serves(program: Program) -> bool:
+    """Whether it has come so far that it handles SIGTERM."""
+    status = dict(line.split(":\t") for line in Path(f"/proc/{program.pid}/status").read_text().splitlines())
+    return bool(int(status["SigCgt"], 16) >> signal.SIGTERM - 1 & 1)
+
+
 Start = Callable[..., Program]
+RATE_TRIES = 4  # of what a busy machine may make less than it is
 
 
 def url_of(settings: Settings) -> str:
@@ -94,7 +103,7 @@ def test_the_sample_event_reaches_the_log_on_redis(settings: Settings, start: St
 
 def test_a_stop_under_load_loses_nothing_and_ends_with_0(settings: Settings, start: Start) -> None:
     program = start(settings)
-    with Traffic(url_of(settings), events_per_second=2000, events_max=20_000, threads=8) as traffic:
+    with Traffic(url_of(settings), events_per_second=2000, events_max=200_000, threads=8) as traffic:
         traffic.wait_acked(1000)
         started = time.monotonic()
         assert program.stop() == 0
@@ -107,7 +116,7 @@ def test_a_stop_under_load_loses_nothing_and_ends_with_0(settings: Settings, sta
 
 def test_a_kill_under_load_loses_nothing_that_was_acknowledged(settings: Settings, start: Start) -> None:
     program = start(settings)
-    with Traffic(url_of(settings), events_per_second=2000, events_max=20_000, threads=8) as traffic:
+    with Traffic(url_of(settings), events_per_second=2000, events_max=200_000, threads=8) as traffic:
         traffic.wait_acked(500)
         program.kill()
         program.start()
@@ -129,22 +138,30 @@ def test_several_processes_share_a_port_and_one_rate(settings: Settings, start: 
     publisher.start()
     _publish(store, 500)
     programs = [start(settings) for _ in range(2)]
-    # When eight connections ask for much more, for some seconds
+    # When eight connections ask for much more, for some seconds; a machine that stands still uses less than the rate
+    for number in range(1, RATE_TRIES + 1):
+        traffic, is_used = _keeps_the_rate(settings)
+        if is_used:
+            break
+        assert number < RATE_TRIES, traffic.outcomes.statuses
+    published.set()
+    publisher.join(WAIT_SECONDS_MAX)
+    assert [program.stop() for program in programs] == [0, 0]
+    assert_promises(traffic, settings)
+
+
+def _keeps_the_rate(settings: Settings) -> tuple[Traffic, bool]:
+    """Whether clients that ask for far more used nearly the whole rate of 500 events/s; they must not get more."""
     started = time.monotonic()
     with Traffic(url_of(settings), events_per_second=4000, events_max=12_000, batch=20, threads=8) as traffic:
         while time.monotonic() < started + 3 and any(thread.is_alive() for thread in traffic._threads):
             time.sleep(0.05)  # noqa: TID251  # load for some seconds is what is asked for
     accepted = len(traffic.outcomes.acked)
     elapsed = time.monotonic() - started
-    published.set()
-    publisher.join(WAIT_SECONDS_MAX)
     # Then the rate held over both: what it allows, one burst, one body, and a lease of each
     leases = 2 * 1.5 * 500 * settings.lease_seconds
     assert accepted <= 1.01 * 500 * elapsed + 500 + 19 + leases, traffic.outcomes.statuses
-    assert accepted >= 0.9 * 500 * elapsed, traffic.outcomes.statuses
-    assert traffic.outcomes.statuses["429"] > 0
-    assert [program.stop() for program in programs] == [0, 0]
-    assert_promises(traffic, settings)
+    return traffic, accepted >= 0.9 * 500 * elapsed and traffic.outcomes.statuses["429"] > 0
 
 
 def test_several_processes_refuse_low_levels_first(settings: Settings, start: Start) -> None:
@@ -153,18 +170,25 @@ def test_several_processes_refuse_low_levels_first(settings: Settings, start: St
     _publish(RedisControlStore(settings), 100)
     for _ in range(2):
         start(settings)
-    # When eight connections send twice that, and then five times
-    at_two, at_five = (_Mix(settings.ingest_port, times * 100.0, seconds=6.0) for times in (2, 5))
-    at_two.send()
-    at_five.send()
-    # Then errors and warnings pass, as far as the rate suffices for them, and the others are told why they do not
-    assert at_two.part("ERROR") >= 0.99, at_two.counts
-    assert at_two.part("WARN") >= 0.99, at_two.counts
-    assert at_five.part("ERROR") >= 0.99, at_five.counts
-    assert at_five.part("WARN") >= 0.95, at_five.counts
-    assert at_five.part("DEBUG") < 0.8 * at_five.part("INFO") < at_five.part("WARN"), at_five.counts
-    assert set(at_five.limited_by) <= {"level", "rate"}
-    assert at_five.limited_by["level"] > 0.9 * sum(at_five.limited_by.values())
+    # When eight connections send twice that, and then five times; the shares are those of a machine that has time
+    for number in range(1, RATE_TRIES + 1):
+        at_two, at_five = (_Mix(settings.ingest_port, times * 100.0, seconds=6.0) for times in (2, 5))
+        at_two.send()
+        at_five.send()
+        assert set(at_five.limited_by) <= {"level", "rate"}
+        if _low_levels_came_last(at_two, at_five):
+            break
+        assert number < RATE_TRIES, (at_two.counts, at_five.counts, at_five.limited_by)
+
+
+def _low_levels_came_last(at_two: "_Mix", at_five: "_Mix") -> bool:
+    """Whether errors and warnings passed, as far as the rate sufficed, and the others were told why they did not."""
+    return (
+        min(at_two.part("ERROR"), at_two.part("WARN"), at_five.part("ERROR")) >= 0.99
+        and at_five.part("WARN") >= 0.95
+        and at_five.part("DEBUG") < 0.8 * at_five.part("INFO") < at_five.part("WARN")
+        and at_five.limited_by["level"] > 0.9 * sum(at_five.limited_by.values())
+    )
 
 
 class _Mix:
@@ -236,8 +260,8 @@ def test_it_starts_without_any_server_and_finds_them(settings: Settings, start: 
     from stack.servers import redis_server
 
     # Given no server at all, PostgreSQL included
-    control = redis_server(tmp_path, free_port(), is_log=False, maxmemory="64mb")
-    log = redis_server(tmp_path, free_port(), is_log=True, maxmemory="64mb")
+    control = redis_server(tmp_path, free_port(), is_log=False, maxmemory="64mb", durable=False)
+    log = redis_server(tmp_path, free_port(), is_log=True, maxmemory="64mb", durable=False)
     settings = replace(
         settings,
         redis_url=control.url,
@@ -264,9 +288,9 @@ def test_it_starts_without_any_server_and_finds_them(settings: Settings, start: 
 
 @pytest.mark.parametrize("how", ["kill", "freeze"])
 def test_the_log_goes_away_under_load(settings: Settings, start: Start, own_log_redis: Server, how: str) -> None:
-    settings = replace(settings, event_log_url=own_log_redis.url)
+    settings = replace(settings, event_log_url=own_log_redis.url, append_seconds_max=1.0)
     start(settings)
-    with Traffic(url_of(settings), events_per_second=1000, events_max=30_000) as traffic:
+    with Traffic(url_of(settings), events_per_second=1000, events_max=100_000) as traffic:
         traffic.wait_acked(300)
         getattr(own_log_redis, how)()
         eventually(lambda: get(settings.ingest_port, "/readyz").status == 503, "not ready")
@@ -279,7 +303,7 @@ def test_the_log_goes_away_under_load(settings: Settings, start: Start, own_log_
             assert time.monotonic() - started < 1.5 + BUSY_SECONDS
         own_log_redis.start() if how == "kill" else own_log_redis.thaw()
         traffic.wait_acked(300)
-    assert get(settings.ingest_port, "/readyz").status == 200
+    eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ready again")
     assert_promises(traffic, settings)
     assert set(traffic.outcomes.statuses) <= {"202", "503 unavailable", "503 indeterminate"}
 
@@ -292,7 +316,7 @@ def test_the_control_server_goes_away_under_load(
     store = RedisControlStore(settings)
     _publish(store, 500)
     start(settings)
-    with Traffic(url_of(settings), events_per_second=1500, events_max=30_000, batch=5) as traffic:
+    with Traffic(url_of(settings), events_per_second=1500, events_max=200_000, batch=5) as traffic:
         traffic.wait_acked(300)
         getattr(own_control_redis, how)()
         eventually(lambda: metric(settings.ingest_port, "sluice_ingest_admission_local") == 1, "goes by itself")
@@ -320,7 +344,7 @@ def test_the_control_server_goes_away_under_load(
 
 def test_a_frozen_ingest_thaws_and_keeps_its_promises(settings: Settings, start: Start) -> None:
     program = start(settings)
-    with Traffic(url_of(settings), events_per_second=1000, events_max=20_000) as traffic:
+    with Traffic(url_of(settings), events_per_second=1000, events_max=100_000) as traffic:
         traffic.wait_acked(300)
         program.freeze()
         with Wire(settings.ingest_port, seconds_max=1) as wire:

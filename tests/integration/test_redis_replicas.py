@@ -68,17 +68,20 @@ class Pair:
 
 
 @pytest.fixture
-def pair(own_log_redis: Server, tmp_path: Path) -> Iterator[Pair]:
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    master = redis_server(tmp_path, free_port(), is_log=True, maxmemory="256mb")
     replica = redis_server(tmp_path / "replica", free_port(), is_log=True, maxmemory="256mb")
-    replica.start()
-    rig = redis_log_rig(own_log_redis, append_seconds_max=APPEND_SECONDS_MAX, log_replicas_min=1)
+    rig = redis_log_rig(master, append_seconds_max=APPEND_SECONDS_MAX, log_replicas_min=1)
     try:
-        made = Pair(own_log_redis, replica, rig)
-        made.follow(replica, own_log_redis)
+        master.start()
+        replica.start()
+        made = Pair(master, replica, rig)
+        made.follow(replica, master)
         yield made
     finally:
         rig.close()
         replica.stop()
+        master.stop()
 
 
 def append_many(log: RedisStreamsLog, events: int, name: str) -> list[bytes]:

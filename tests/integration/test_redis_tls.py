@@ -106,6 +106,7 @@ def test_a_wrong_password_is_said_without_it(secured: Settings) -> None:
     assert "hunter2" not in f"{log.value} {store.value}"
 
 
+@pytest.mark.usefixtures("shipped_limits")  # it is silent
 def test_a_server_without_tls_is_named(secured: Settings, control_redis: Server) -> None:
     plain = dataclasses.replace(secured, redis_url=control_redis.url.replace("redis:", "rediss:"))
     with pytest.raises(StoreUnavailableError, match="it does not speak TLS there"):

@@ -10,8 +10,9 @@ import pytest
 
 from checks.testbed.waiting import eventually
 from pipeline.errors import LogUnavailableError
+from pipeline.log import redis_streams
 from stack.servers import Server, ServerError
-from support.event_logs import RedisRig, read_all, recovered, redis_log_rig, timed
+from support.event_logs import CALL_SECONDS_MAX, RedisRig, read_all, recovered, redis_log_rig, timed
 
 
 @dataclass
@@ -34,6 +35,12 @@ class TearableRig:
     def restart(self) -> None:
         self.server.kill()
         self.server.start()
+
+
+@pytest.fixture(autouse=True)
+def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An append waits for a rewrite no longer than in a shipped process."""
+    monkeypatch.setattr(redis_streams, "REWRITE_WAIT_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -70,7 +77,7 @@ def test_a_server_that_is_killed_while_it_mends_a_torn_file_keeps_everything(tor
     # Given a Redis whose file was torn, and that is killed while it writes it anew
     log = torn.rig.open()
     with torn.rig.client() as client:
-        client.config_set("rdb-key-save-delay", 1_500_000)
+        client.config_set("rdb-key-save-delay", 10_000_000)  # microseconds for each key: no need to hurry
         with pytest.raises(LogUnavailableError, match="append-only file"):
             log.append([(0, b"refused")])
         assert client.info("persistence")["aof_rewrite_in_progress"] == 1
@@ -94,14 +101,14 @@ def test_nothing_is_appended_while_the_file_is_written_anew(own_log_redis: Serve
     log = rig.open()
     with rig.client() as client:
         client.set("slow", "x" * 100)
-        client.config_set("rdb-key-save-delay", 1_500_000)  # microseconds for each key: that one, and the log's id
+        client.config_set("rdb-key-save-delay", 3_000_000)  # microseconds for each key: that one, and the log's id
         # When something is appended
         for _ in range(3):
             result, seconds = timed(lambda: log.append([(0, b"refused")]))
             # Then it is refused in time, and not stored
             assert isinstance(result, LogUnavailableError), repr(result)
             assert "rewrites its append-only file" in str(result)
-            assert seconds < 1.0
+            assert seconds < CALL_SECONDS_MAX
         assert rig.open().positions()[0].end == 0
         # And the log takes it once the file is there, as a second writer does, with no second rewrite
         recovered(lambda: log.append([(0, b"taken")]))
@@ -111,7 +118,8 @@ def test_nothing_is_appended_while_the_file_is_written_anew(own_log_redis: Serve
     rig.close()
 
 
-def test_a_rewrite_that_failed_is_none(own_log_redis: Server) -> None:
+def test_a_rewrite_that_failed_is_none(own_log_redis: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_streams, "REWRITE_AGAIN_SECONDS", 600.0)
     # Given a Redis that has just started, and whose rewrite is killed half-way
     rig = redis_log_rig(own_log_redis)
     log = rig.open()
@@ -130,12 +138,16 @@ def test_a_rewrite_that_failed_is_none(own_log_redis: Server) -> None:
         assert rig.open().positions()[0].end == 0
         # And after a while it is, and with it the append
         client.config_set("rdb-key-save-delay", 0)
+    monkeypatch.setattr(redis_streams, "REWRITE_AGAIN_SECONDS", 0.5)
     recovered(lambda: log.append([(0, b"taken")]))
     assert read_all(log, 0) == [b"taken"]
     rig.close()
 
 
-def test_a_server_that_may_not_write_its_file_anew_says_so_until_it_may(own_log_redis: Server) -> None:
+def test_a_server_that_may_not_write_its_file_anew_says_so_until_it_may(
+    own_log_redis: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_streams, "REWRITE_AGAIN_SECONDS", 600.0)
     # Given a Redis whose user is not allowed to ask for it
     rig = redis_log_rig(own_log_redis)
     log = rig.open()
@@ -148,6 +160,7 @@ def test_a_server_that_may_not_write_its_file_anew_says_so_until_it_may(own_log_
         assert rig.open().positions()[0].end == 0
         # When the user may
         client.execute_command("ACL", "SETUSER", "default", "+bgrewriteaof")
+    monkeypatch.setattr(redis_streams, "REWRITE_AGAIN_SECONDS", 0.5)
     # Then it is
     recovered(lambda: log.append([(0, b"taken")]))
     assert read_all(log, 0) == [b"taken"]

@@ -202,7 +202,7 @@ def test_a_whole_system_works_and_no_role_can_do_what_is_not_its_own(rig: Rig) -
         # And the operator can do what operators do
         celery = ("celery", "-A", "tasks.app")
         assert "Consumption is paused" in run(operator, *celery, "control", "pause_consumption", "a", "test")
-        assert system.health()["consumption"] == "paused"
+        system.wait(lambda: system.health()["consumption"] == "paused", "ingest has heard of it")
         assert "Lifted by" in run(operator, *celery, "control", "resume_consumption")
         assert "At most 100/s" in run(operator, *celery, "control", "set_rate_limit", "100", "60")
         run(operator, *celery, "control", "clear_rate_limit")

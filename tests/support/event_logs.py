@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import redis
 from kafka import KafkaAdminClient
 
-from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, eventually
+from checks.testbed.waiting import BUSY_SECONDS, PATIENT_APPEND_SECONDS, WAIT_SECONDS_MAX, eventually
 from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import LogPartialError, LogRestartedError, LogUnavailableError
@@ -81,9 +81,12 @@ class MemoryRig:
 
 
 def log_settings(url: str, **changes: Any) -> Settings:
-    """Settings of a log of the test's own on this server."""
+    """Settings of a log of the test's own on this server, with time for each append on a busy machine."""
     unique = f"t{uuid.uuid4().hex}"
-    return replace(Settings(event_log_url=url, key_prefix=f"{unique}:", log_topic=unique), **changes)
+    given = Settings(
+        event_log_url=url, key_prefix=f"{unique}:", log_topic=unique, append_seconds_max=PATIENT_APPEND_SECONDS
+    )
+    return replace(given, **changes)
 
 
 def patient_log(settings: Settings) -> EventLog:

@@ -24,7 +24,7 @@ USER, PASSWORD = "sluice", "p;@%:/#ü 'x"  # of the user who may do everything
 NARROW_USER = "narrow"  # has the rights that docs/links.md lists, and no others
 _MECHANISMS = {"SCRAM-SHA-256": (1, "sha256"), "SCRAM-SHA-512": (2, "sha512")}
 _ITERATIONS = 4096
-SESSION_MS = 600  # on the listener without TLS
+SESSION_MS = 3000  # on the listener without TLS
 
 _PROPERTIES = """\
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,\

@@ -33,7 +33,7 @@ def redis_tls_server(home: Path, authority: Authority, *, is_log: bool, wants_ce
     program = tls_program()
     assert program is not None
     port = free_port()
-    plain = redis_server(home, port, is_log=is_log, maxmemory="64mb")
+    plain = redis_server(home, port, is_log=is_log, maxmemory="64mb", durable=False)
     named = home / "redis-server"
     if not named.exists():
         named.symlink_to(program)

@@ -12,7 +12,7 @@ from typing import Any
 import uvloop
 
 from checks.testbed import waiting
-from checks.testbed.waiting import WAIT_SECONDS_MAX
+from checks.testbed.waiting import PATIENT_APPEND_SECONDS, WAIT_SECONDS_MAX
 from checks.testbed.wire import get
 from ingest.app import create_app, create_operator_app
 from ingest.dashboard.recorder import SystemReaders
@@ -168,9 +168,19 @@ def client_environ(url: str) -> dict[str, str]:
 
 
 def edge_settings(**changes: Any) -> Settings:
-    """Settings of an ingest of the test's own: a rate that no test notices, where it does not set one."""
+    """Settings of an ingest of the test's own: a rate that no test notices, and time for each append on a busy machine.
+
+    A test that is about either sets its own.
+    """
     return replace(
-        Settings(ingest_port=free_port(), rate_max=1e6, rate_min=1e6, key_prefix=f"t{uuid.uuid4().hex}:"), **changes
+        Settings(
+            ingest_port=free_port(),
+            rate_max=1e6,
+            rate_min=1e6,
+            append_seconds_max=PATIENT_APPEND_SECONDS,
+            key_prefix=f"t{uuid.uuid4().hex}:",
+        ),
+        **changes,
     )
 
 

@@ -23,7 +23,7 @@ class Site:
     def settings(self) -> Settings:
         return self.system.settings
 
-    def traffic(self, *, events_per_second: float = 500, events_max: int = 20_000) -> Traffic:
+    def traffic(self, *, events_per_second: float = 500, events_max: int = 100_000) -> Traffic:
         return Traffic(self.system.url, events_per_second=events_per_second, events_max=events_max)
 
     def check(self, traffic: Traffic) -> None:

@@ -65,7 +65,7 @@ class _GatedLog(MemoryLog):
 class _Rig:
     def __init__(self, **changes: object) -> None:
         self.log = _GatedLog()
-        self.settings = replace(Settings(append_seconds_max=0.5), **changes)  # type: ignore[arg-type]
+        self.settings = replace(Settings(append_seconds_max=30.0), **changes)  # type: ignore[arg-type]
         self.metrics = IngestMetrics(CollectorRegistry())
         self.appender = Appender(self.log, self.settings, SystemClock(), self.metrics)
 
@@ -121,7 +121,7 @@ async def test_what_arrives_during_an_append_is_the_next_group(rigs: Rigs) -> No
 
 async def test_the_first_of_a_group_waits_for_as_much_company_as_the_last_had(rigs: Rigs) -> None:
     # Given a last group of ten requests, and a long time for company
-    rig = await rigs(append_group_seconds_max=1.0, append_seconds_max=30)
+    rig = await rigs(append_group_seconds_max=1.0)
     rig.log.gate.clear()
     futures = [rig.append()]
     await until(lambda: rig.log.groups == [1])
@@ -181,7 +181,7 @@ async def test_the_buffer_is_bounded_in_events_and_bytes(rigs: Rigs) -> None:
 
 
 async def test_a_group_that_was_not_begun_is_withdrawn(rigs: Rigs) -> None:
-    rig = await rigs(append_seconds_max=2.0)
+    rig = await rigs(append_seconds_max=4.0)
     rig.log.gate.clear()
     begun = rig.append()
     await until(lambda: rig.log.groups == [1])
@@ -192,7 +192,7 @@ async def test_a_group_that_was_not_begun_is_withdrawn(rigs: Rigs) -> None:
         await begun
     with pytest.raises(LogUnavailableError):
         await queued
-    assert time.monotonic() - started < 3.9  # one after the other: 4 s
+    assert time.monotonic() - started < 7.9  # one after the other: 8 s
     assert rig.appender.waiting_events == 1, "the one that runs still counts"
     rig.log.gate.set()
     await rig.append(2)
@@ -293,12 +293,12 @@ async def test_a_failed_append_counts_for_a_while_even_where_the_log_answers(rig
 
 
 async def test_an_append_that_hangs_shows(rigs: Rigs) -> None:
-    rig = await rigs()
+    rig = await rigs(append_seconds_max=2.0)
     rig.log.gate.clear()
     future = rig.append()
     await until(lambda: rig.log.groups == [1])
     assert rig.appender.status(time.monotonic()).answers
-    assert not rig.appender.status(time.monotonic() + 1.1).answers
+    assert not rig.appender.status(time.monotonic() + 4.1).answers
     with pytest.raises(LogIndeterminateError):
         await future
 
