@@ -55,7 +55,7 @@ def start() -> Iterator[Start]:
 class Stream:
     """The messages of /events."""
 
-    def __init__(self, port: int, *, seconds_max: float = 8.0) -> None:
+    def __init__(self, port: int, *, seconds_max: float = WAIT_SECONDS_MAX) -> None:
         self.wire = Wire(port, seconds_max=seconds_max)
         self.wire.send(request(method="GET", path="/events", content_type=None))
         self._text = b""
@@ -100,9 +100,12 @@ class Stream:
 
 
 def counted(documents: list[dict[str, Any]], name: str) -> float:
-    """The sum of a column over points a second apart: how many there were."""
-    place = documents[0]["columns"].index(name)
-    return sum(row[place] or 0 for document in documents for row in document["points"])
+    """The sum of a column, which has a rate for the time since the point before: how many there were."""
+    columns = documents[0]["columns"]
+    place, at = columns.index(name), columns.index("t")
+    rows = [row for document in documents for row in document["points"]]
+    total: float = sum((row[place] or 0) * (row[at] - before[at]) for before, row in pairwise(rows))
+    return total
 
 
 # --- The page and its files ------------------------------------------------------------------------
@@ -171,16 +174,21 @@ def test_a_stream_begins_with_all_and_goes_on_each_second(start: Start) -> None:
         snapshot = stream.message("snapshot")
         assert snapshot["status"]["mode"] == "degraded"
         assert [event["kind"] for event in snapshot["events"]] == ["rate_changed"]
-        began = time.monotonic()
-        stream.message("tick")
-        second = stream.message("tick")
-        assert time.monotonic() - began > 0.9
-        assert "events" not in second  # nothing happened
+        # (what came while this process stood still is read at once)
+        assert any(_seconds_between_ticks(stream) > 0.7 for _ in range(5))
+        assert "events" not in stream.message("tick")  # nothing happened
         edge.publish(100.0, mode=Mode.CRITICAL, lag=60_000)
         while "events" not in (tick := stream.message("tick")):
             pass
         assert [event["count"] for event in tick["events"]] == [2]  # two steps of the rate are one row
         assert tick["events"][0]["data"]["mode"] == "critical"
+
+
+def _seconds_between_ticks(stream: Stream) -> float:
+    stream.message("tick")
+    began = time.monotonic()
+    stream.message("tick")
+    return time.monotonic() - began
 
 
 def test_offered_and_admitted_are_counted_in_events_and_a_body_refused_unread_as_one(start: Start) -> None:
@@ -197,8 +205,10 @@ def test_offered_and_admitted_are_counted_in_events_and_a_body_refused_unread_as
         assert post(edge.port, b"{").status in (400, 429)
         for _ in range(4):
             documents.append(stream.message("tick"))
-    refused = counted(documents, "s429")
-    assert refused >= 0.9
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while (refused := counted(documents, "s429")) < 0.9:
+            assert time.monotonic() < deadline, documents
+            documents.append(stream.message("tick"))
     assert counted(documents, "offered") - counted(documents, "admitted") == pytest.approx(refused, abs=0.5)
 
 
@@ -217,8 +227,9 @@ def test_the_history_of_a_process_outlives_it_and_every_process_shows_the_whole(
         return entries[-1].counts[COUNTS.index("admitted")] if entries else 0
 
     eventually(lambda: admitted() == 50, "both are counted")
+    eventually(lambda: len(history.since("", entries_max=1000)) > 5, "some seconds have passed")
     entries = history.since("", entries_max=1000)
-    assert all(later.at - one.at > 0.8 for one, later in pairwise(entries))
+    assert (entries[-1].at - entries[0].at) / (len(entries) - 1) > 0.7  # one may be late, and the next one in time
     first.stop()
     with Stream(second.port) as stream:
         snapshot = stream.message("snapshot")
@@ -230,7 +241,7 @@ def test_the_history_of_a_process_outlives_it_and_every_process_shows_the_whole(
 def test_the_page_has_the_traffic_by_level_where_levels_are_on(start: Start) -> None:
     # Given a bucket with less than DEBUG's reserve
     edge = start(admission_levels=True, rate_min=1, rate_max=1, burst_seconds=60)
-    eventually(lambda: post(edge.port, [sample(severity="ERROR")] * 40).status == 202, "admitted")
+    eventually(lambda: post(edge.port, [sample(severity="ERROR")] * 59).status == 202, "admitted")
 
     # Then the page tells refused and admitted levels apart
     def levels() -> Any:

@@ -281,14 +281,14 @@ def test_408_for_a_request_that_trickles_in(trickled: bytes) -> None:
 
 
 def test_429_tells_when_to_come_back() -> None:
-    # Given a rate of ten events a second, and a bucket that holds as many
+    # Given a rate of ten events a second, and a bucket that is in debt for some seconds
     with running_ingest(rate_min=10, rate_max=10) as edge:
-        assert post(edge.port, [sample()] * 10).status == 202
-        # When the next event comes at once
+        assert post(edge.port, [sample()] * 60).status == 202
+        # When the next event comes
         answer = post(edge.port, [sample()] * 5)
         # Then it is told when to come back, and costs nothing
         assert (answer.status, answer.error["code"]) == (429, "rate_limited")
-        assert 1 <= int(answer.headers["retry-after"]) <= 3
+        assert 1 <= int(answer.headers["retry-after"]) <= 7
         assert answer.headers["ratelimit-policy"] == '"events";q=10;w=1'
         left, _, after = answer.headers["ratelimit"].removeprefix('"events";r=').partition(";t=")
         assert 0 <= int(left) < 5
@@ -296,21 +296,22 @@ def test_429_tells_when_to_come_back() -> None:
         # And after that time it passes
         SystemClock().sleep(int(answer.headers["retry-after"]))
         assert post(edge.port, [sample()] * 5).status == 202
-        assert len(edge.records()) == 15
+        assert len(edge.records()) == 65
 
 
 def test_a_body_above_the_burst_is_one_admission_and_leaves_a_debt() -> None:
     with running_ingest(rate_min=10, rate_max=10) as edge:
         assert post(edge.port, [sample()] * 5).status == 202
-        assert post(edge.port, [sample()] * 25).status == 202, "the bucket holds five tokens: enough for any body"
+        assert post(edge.port, [sample()] * 125).status == 202, "the bucket holds five tokens: enough for any body"
         answer = post(edge.port, sample())
         assert answer.status == 429
-        assert int(answer.headers["retry-after"]) >= 2, "the bucket is in debt for 2 s"
+        assert int(answer.headers["retry-after"]) >= 2, "the bucket is in debt for 12 s"
 
 
 def _empty(edge: RunningIngest) -> None:
-    while post(edge.port, sample()).status != 429:
-        pass
+    """Bring the bucket into a debt of minutes, as the process knows afterwards."""
+    eventually(lambda: post(edge.port, [sample()] * 500).status == 202, "a large body passes")
+    eventually(lambda: post(edge.port, sample()).status == 429, "the bucket is empty")
 
 
 def test_an_empty_bucket_refuses_before_the_body_is_read() -> None:
@@ -354,7 +355,7 @@ def _send_chunks(wire: Wire, *, mebibytes: int) -> None:
 
 
 def test_an_idle_connection_is_no_slow_request() -> None:
-    with running_ingest(request_seconds_max=0.3) as edge, Wire(edge.port) as wire:
+    with running_ingest(request_seconds_max=2.0) as edge, Wire(edge.port) as wire:
         whole = request(json.dumps(sample()).encode())
         for pieces in ([whole], [whole[:-1], whole[-1:]], [whole[:20], whole[20:]]):
             # Given a request that came at once, or in two pieces, so that its time was counted
@@ -363,7 +364,7 @@ def test_an_idle_connection_is_no_slow_request() -> None:
                 SystemClock().sleep(0.05)
             assert wire.answer().status == 202
             # When nothing comes for longer than a request may take, the connection is still there
-            SystemClock().sleep(0.5)
+            SystemClock().sleep(2.2)
 
 
 def test_a_published_rate_is_followed_within_100_ms() -> None:
@@ -483,7 +484,7 @@ def test_the_inflated_form_of_a_body_counts_to_the_bytes_of_all_bodies() -> None
             assert post(edge.port, small, headers=headers).status == 202
         # And both are taken once the others have gone
         assert post(edge.port, large, headers=headers).status == 202
-        assert held.bytes == 0
+        eventually(lambda: held.bytes == 0, "their bytes are released")
 
 
 def test_all_ingest_processes_use_a_partition_that_was_added_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -593,13 +594,23 @@ def test_metrics_count_what_was_answered(edge: RunningIngest) -> None:
 # --- Many connections, and the end ------------------------------------------------------------------------------
 
 
+def _is_taken(port: int, wires: list[Wire]) -> bool:
+    """Whether one more connection gets an answer; it is kept then."""
+    wire = Wire(port)
+    wire.send(request(method="GET", path="/healthz"))
+    if wire.answer().status == 200:
+        wires.append(wire)
+        return True
+    wire.socket.close()
+    return False
+
+
 def test_connections_are_bounded() -> None:
     with running_ingest(ingest_connections_max=3) as edge:
         eventually(lambda: metric(edge.port, "sluice_ingest_connections") == 1, "only this one is open")
-        wires = [Wire(edge.port) for _ in range(3)]
-        for wire in wires:
-            wire.send(request(method="GET", path="/healthz"))
-            assert wire.answer().status == 200
+        wires: list[Wire] = []
+        # (a connection that was closed a moment ago may still be counted)
+        eventually(lambda: _is_taken(edge.port, wires) and len(wires) == 3, "three are taken")
         with Wire(edge.port) as extra:
             answer = extra.answer()
             assert (answer.status, answer.error["code"]) == (503, "unavailable")
@@ -611,7 +622,7 @@ def test_connections_are_bounded() -> None:
 
 
 def test_a_stop_lets_running_requests_end_and_loses_nothing() -> None:
-    edge = RunningIngest(edge_settings(stop_seconds_max=5)).start()
+    edge = RunningIngest(edge_settings(stop_seconds_max=WAIT_SECONDS_MAX)).start()
     body = json.dumps(sample(correlationId="last")).encode()
     with Wire(edge.port) as running, Wire(edge.port) as idle:
         idle.send(request(method="GET", path="/healthz"))
@@ -647,7 +658,7 @@ def test_a_stop_is_bounded_in_time() -> None:
 
 
 def test_readiness_falls_while_stopping() -> None:
-    edge = RunningIngest(edge_settings(stop_seconds_max=3)).start()
+    edge = RunningIngest(edge_settings(stop_seconds_max=WAIT_SECONDS_MAX)).start()
     with Wire(edge.port) as busy, Wire(edge.port) as asking:
         busy.send(request(b"{", length=100))
         asking.send(request(method="GET", path="/readyz")[:-2])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from checks.testbed.waiting import WAIT_SECONDS_MAX, least_seconds
 from checks.testbed.wire import Wire, get, post, request, send
 from support.running_ingest import RunningIngest, eventually, metric, running_ingest, sample
 
@@ -135,10 +136,14 @@ def test_the_last_of_duplicate_keys_wins(edge: RunningIngest) -> None:
 )
 def test_a_mebibyte_of_nonsense_costs_little(edge: RunningIngest, body: bytes) -> None:
     assert len(body) <= edge.settings.body_bytes_max
-    started = time.process_time()  # of this process, which is the server's too
-    for content_type in ("application/json", "application/x-ndjson"):
-        assert 400 <= post(edge.port, body, content_type=content_type).status < 500
-    assert time.process_time() - started < 2
+
+    def cpu_seconds() -> float:
+        started = time.process_time()  # of this process, which is the server's too
+        for content_type in ("application/json", "application/x-ndjson"):
+            assert 400 <= post(edge.port, body, content_type=content_type).status < 500
+        return time.process_time() - started
+
+    assert least_seconds(cpu_seconds, below=2) < 2
 
 
 # --- gzip -------------------------------------------------------------------------------------------------------
@@ -175,11 +180,15 @@ def _gzip(body: bytes) -> bytes:
     ],
 )
 def test_gzip(edge: RunningIngest, body: bytes | Callable[[], bytes], status: int) -> None:
-    body = body() if callable(body) else body
-    started = time.process_time()
-    answer = post(edge.port, body, headers={"Content-Encoding": "GZip"})
-    assert answer.status == status, answer.body
-    assert time.process_time() - started < 1
+    packed = body() if callable(body) else body
+
+    def cpu_seconds() -> float:
+        started = time.process_time()
+        answer = post(edge.port, packed, headers={"Content-Encoding": "GZip"})
+        assert answer.status == status, answer.body
+        return time.process_time() - started
+
+    assert least_seconds(cpu_seconds, below=1) < 1
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------
@@ -279,14 +288,14 @@ def test_what_can_not_become_a_head_is_refused_at_once(edge: RunningIngest, head
 
 def test_the_time_of_a_request_ends_with_its_last_byte() -> None:
     # Given an event stream whose head came in two pieces
-    with running_ingest(request_seconds_max=0.5) as edge, Wire(edge.port) as wire:
+    with running_ingest(request_seconds_max=3.0) as edge, Wire(edge.port) as wire:
         head = request(method="GET", path="/events", content_type=None)
         wire.send(head[:20])
         assert get(edge.port, "/healthz").status == 200  # the first piece was read before this was answered
         wire.send(head[20:])
         assert wire.answer(has_body=False).status == 200
         # Then it goes on beyond the time for a request
-        deadline = time.monotonic() + 1.5
+        deadline = time.monotonic() + 4.0
         while time.monotonic() < deadline:
             assert wire.socket.recv(65536)
 
@@ -294,7 +303,10 @@ def test_the_time_of_a_request_ends_with_its_last_byte() -> None:
 def test_all_bodies_together_are_bounded() -> None:
     # Given clients that stall within bodies of half a mebibyte, more of them than the bound allows
     half = b" " * (512 << 10)
-    with running_ingest(bodies_bytes_max=1 << 20, request_seconds_max=5) as edge, contextlib.ExitStack() as stack:
+    with (
+        running_ingest(bodies_bytes_max=1 << 20, request_seconds_max=WAIT_SECONDS_MAX) as edge,
+        contextlib.ExitStack() as stack,
+    ):
         wires = [stack.enter_context(Wire(edge.port)) for _ in range(8)]
         for wire in wires[:4]:
             wire.send(request(half, length=len(half) + 1))
@@ -429,7 +441,10 @@ def test_an_unknown_expectation(edge: RunningIngest) -> None:
     assert (answer.status, answer.error["code"]) == (417, "expectation_failed")
 
 
-def test_a_body_that_claims_too_much_is_refused_at_once_and_the_answer_arrives(edge: RunningIngest) -> None:
+def test_a_body_that_claims_too_much_is_refused_at_once_and_the_answer_arrives(
+    edge: RunningIngest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.http.request.LINGER_SECONDS", 5.0)  # a busy machine may send slowly
     # Given a client that sends 20 MB before it looks for an answer
     with Wire(edge.port) as wire:
         wire.send(request(length=20_000_000))
@@ -517,7 +532,7 @@ def test_a_client_that_reads_no_answers_is_let_go(monkeypatch: pytest.MonkeyPatc
         wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         wire.socket.setblocking(False)
         ask = request(method="GET", path="/metrics") * 100
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
         while time.monotonic() < deadline:
             try:
                 wire.socket.send(ask)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from checks.testbed.processes import Program, ingest
-from checks.testbed.waiting import BUSY_SECONDS
+from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, get, request
 from ingest.http.request import IngestHttp
 from pipeline import wiring
@@ -33,9 +33,9 @@ BODY = json.dumps([sample()] * 5).encode()
 
 @pytest.fixture(scope="module")
 def edge() -> Iterator[RunningIngest]:
-    """Ingest behind a proxy on this machine, with a limit of one event/s for one account, and none for others."""
+    """Ingest behind a proxy on this machine, with a limit of an event in 5 s for two accounts, and none for others."""
     with running_ingest(
-        rate_min=1e6, rate_max=1e6, trusted_proxies="127.0.0.1", account_limits=f"{LIMITED}=1,127.0.0.9=1",
+        rate_min=1e6, rate_max=1e6, trusted_proxies="127.0.0.1", account_limits=f"{LIMITED}=0.2,127.0.0.9=0.2",
         ingest_processes_max=1,
     ) as running:  # fmt: skip
         yield running
@@ -62,7 +62,7 @@ def test_the_limit_of_an_account_behind_a_proxy_holds_for_it_alone(edge: Running
     assert refused.status == 429
     assert refused.error["limitedBy"] == "share"
     assert refused.error["limit"] == 1
-    assert 3 <= int(refused.headers["retry-after"]) <= 10
+    assert 10 <= int(refused.headers["retry-after"]) <= 25
 
 
 def test_an_account_above_its_limit_is_refused_before_a_request_is_made(
@@ -91,7 +91,7 @@ def test_an_account_above_its_limit_is_refused_before_a_request_is_made(
 
 def test_who_was_refused_is_reported_with_amounts_and_reasons() -> None:
     # Given a limit for one account behind a proxy, and a second one for a client without a proxy
-    limits = f"{LIMITED}=1,127.0.0.41=1"
+    limits = f"{LIMITED}=0.2,127.0.0.41=0.2"
     with running_ingest(trusted_proxies="127.0.0.1", account_limits=limits, ingest_processes_max=1) as edge:
         assert get(edge.port, "/api/logs/throttle").json["accounts"] == []
         with Wire(edge.port) as proxy, Wire(edge.port, source="127.0.0.41") as direct:
@@ -181,7 +181,9 @@ class Client:
     def _run(self) -> None:
         while not self.stopping.is_set():
             source = (self._address, 0)
-            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, 10, source)) as connection:
+            with contextlib.closing(
+                http.client.HTTPConnection("127.0.0.1", self._port, WAIT_SECONDS_MAX, source)
+            ) as connection:
                 for _ in range(2):
                     connection.request("POST", "/api/logs", self._body, {"Content-Type": "application/json"})
                     answer = connection.getresponse()
@@ -267,7 +269,7 @@ def test_two_processes_give_small_accounts_what_they_offer(
     eventually(lambda: get(settings.ingest_port, "/readyz").status == 200, "ingest is ready")
     controller(settings)
     small = [Client(settings, address, body=2, pause_seconds=0.2) for address in SMALL]
-    heavy = Client(settings, HEAVY, body=20, pause_seconds=0.01)
+    heavy = Client(settings, HEAVY, body=40, pause_seconds=0.01)
     clients = [heavy, *small]
     # When another account offers far more than the rate
     for client in clients:
@@ -276,7 +278,7 @@ def test_two_processes_give_small_accounts_what_they_offer(
         eventually(lambda: "share" in heavy.limited_by, "the heavy account is held back")
         # Then the others get at least 0.9 of what they offer, and the rate is used, once the averages have settled. On
         # a busy machine a process may miss a publication for some seconds.
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 2 * WAIT_SECONDS_MAX
         while not _is_fair(found := _window(heavy, small)):
             assert time.monotonic() < deadline, found
     finally:
