@@ -131,7 +131,7 @@ def test_a_path_with_an_index_a_query_and_another_method(edge: RunningIngest) ->
 def test_all_is_stored_once_through_a_rate_limit_and_a_lost_answer(name: str) -> None:
     # Given a bucket that is in debt for some seconds, and a connection that is cut after the first documents are stored
     with running_ingest(rate_min=20, rate_max=20) as limited, cut_once(limited) as proxy:
-        assert post(limited.port, [sample()] * 100).status == 202
+        assert post(limited.port, [sample()] * 180).status == 202
         # When a client sends more than that
         if name == "elasticsearch":
             with elastic(proxy.port) as client:

@@ -25,9 +25,11 @@ CLOCK = SystemClock()
 COUNT = 40
 EXPECTED = Counter(f"EV{number}" for number in range(COUNT))
 HANDLERS: dict[str, Callable[[int], logging.Handler]] = {
-    "graypy": lambda port: graypy.GELFHTTPHandler("127.0.0.1", port),
-    "graypy-plain": lambda port: graypy.GELFHTTPHandler("127.0.0.1", port, compress=False),
-    "pygelf": lambda port: pygelf.GelfHttpHandler(host="127.0.0.1", port=port, _app="shop", include_extra_fields=True),
+    "graypy": lambda port: graypy.GELFHTTPHandler("127.0.0.1", port, timeout=60),
+    "graypy-plain": lambda port: graypy.GELFHTTPHandler("127.0.0.1", port, compress=False, timeout=60),
+    "pygelf": lambda port: pygelf.GelfHttpHandler(
+        host="127.0.0.1", port=port, _app="shop", include_extra_fields=True, timeout=60
+    ),
 }
 
 
@@ -100,7 +102,7 @@ def test_a_handler_that_reads_its_answers_loses_and_doubles_nothing() -> None:
         proxy = Proxy(edge.port).start()
         # Given an answer that is cut off, after the message is stored
         proxy.swallow(b"POST /gelf", b"202 Accepted")
-        handler = ReadingHandler(host="127.0.0.1", port=proxy.port, _app="shop")
+        handler = ReadingHandler(host="127.0.0.1", port=proxy.port, _app="shop", timeout=60)
         logging_thread = threading.Thread(target=log_through, args=(handler,))
         logging_thread.start()
         try:

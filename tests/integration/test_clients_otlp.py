@@ -67,7 +67,7 @@ def _ids(edge: RunningIngest) -> set[str]:
 
 @pytest.mark.parametrize("compression", [Compression.NoCompression, Compression.Gzip, Compression.Deflate])
 def test_the_sdk_for_python(edge: RunningIngest, compression: Compression) -> None:
-    program = Program(edge.port, compression=compression)
+    program = Program(edge.port, compression=compression, timeout=60)
     program.log(120)
     program.end()
     assert stored(edge) == {f"order {number}": 1 for number in range(120)}

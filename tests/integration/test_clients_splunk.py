@@ -68,7 +68,7 @@ def test_events_and_lines_with_every_address(edge: RunningIngest) -> None:
 def test_all_is_stored_once_through_a_full_server_and_a_lost_answer() -> None:
     with running_ingest(rate_min=50, rate_max=50) as limited:
         # Given a bucket that is in debt, and a connection that is cut once after the events are stored
-        assert post(limited.port, [sample(message="first")] * 100).status == 202
+        assert post(limited.port, [sample(message="first")] * 250).status == 202
         proxy = Proxy(limited.port).start()
         proxy.swallow(b"POST", b"HTTP/1.1 200", times=1)
         try:

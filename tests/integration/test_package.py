@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from checks.testbed.waiting import RUN_SECONDS_MAX
 from pipeline import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ class Installed:
             capture_output=True,
             text=True,
             check=False,
-            timeout=100,
+            timeout=RUN_SECONDS_MAX,
         )
 
 
@@ -51,14 +52,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     # What pip runs in an environment for the build, which would be made first
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(made)!r})"
     said = subprocess.run(
-        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False, timeout=100
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False, timeout=RUN_SECONDS_MAX
     )
     assert said.returncode == 0, said.stderr
     [wheel] = made.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=100)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=RUN_SECONDS_MAX
+    )
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(environment / "bin" / "python")]
     install = ["install", "--quiet", "--no-input", "--no-index", "--no-deps", "--no-compile", str(wheel)]
-    subprocess.run([*pip, *install], check=True, timeout=100)
+    subprocess.run([*pip, *install], check=True, timeout=RUN_SECONDS_MAX)
     # Behind its own packages: these are not installed again, which would take minutes.
     [packages] = environment.glob("lib/python3*/site-packages")
     (packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -122,7 +125,7 @@ def test_the_package_finds_its_parts(installed: Installed) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=RUN_SECONDS_MAX,
     )
     assert said.returncode == 0, said.stderr
     count, has_flower, place = said.stdout.split()

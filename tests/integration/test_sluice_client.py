@@ -86,7 +86,7 @@ def test_the_end_of_a_program_sends_everything(edge: RunningIngest, end: str) ->
 
 def test_an_end_without_a_server_is_bounded_and_says_so() -> None:
     script = """
-        client = Client(URL, source="app", close_seconds=0.3)
+        client = Client(URL, source="app", close_seconds=3)
         for number in range(7):
             client.emit("x")
     """
