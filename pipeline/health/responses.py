@@ -95,7 +95,7 @@ _RESPONSES: Final[dict[str, Response]] = {
         "Sluice goes on, and uses no offset twice. Lost events come back only if clients send them again.", ""
     ),
     AlarmCode.RETENTION: Response("Events are accepted and stored as usual; the table grows.", ""),
-    AlarmCode.LOG_SET_UP: Response("Nothing: events are accepted and stored, at the risk that is named.", ""),
+    AlarmCode.LOG_SET_UP: Response("Nothing: what the log holds is stored, at the risk that is named.", ""),
 }
 
 # If only the processes that are named have the problem.

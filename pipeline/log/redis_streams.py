@@ -132,7 +132,7 @@ class RedisStreamsLog:
         writer = self._writer
         if writer is None:
             return
-        if writer.identity != identity:
+        if writer.identity != identity or any(fault.loses_events for fault in identity.faults):
             self._writer = None
             return
         writer.facts = facts
@@ -190,11 +190,6 @@ class RedisStreamsLog:
                     text = wire.call("GET", self._id_key)
             except (RedisError, OSError) as error:
                 raise LogUnavailableError(f"the event log (Redis) does not answer: {error}") from error
-        if facts.memory_bytes_max > 0 and facts.memory_policy != "noeviction":
-            raise LogMisconfiguredError(
-                f"the event log's Redis evicts keys at maxmemory (maxmemory-policy {facts.memory_policy}), unread "
-                "events among them: set maxmemory-policy noeviction"
-            )
         log_id = (text or b"").decode(errors="replace")
         count = log_id.rpartition(".")[2]
         if not count.isdecimal() or int(count) < 1:
@@ -212,16 +207,26 @@ class RedisStreamsLog:
 
     def _faults(self, facts: RedisFacts) -> tuple[SetUpFault, ...]:
         """What an operator must change. With LOG_REPLICAS_MIN, an accepted event is on the disks of replicas."""
-        if facts.has_aof or self._settings.log_replicas_min:
-            return ()
-        return (
-            SetUpFault(
-                "The event log's Redis keeps no append-only file: accepted events that are not stored are lost when it "
-                "ends",
-                "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in its configuration file",
-                loses_events=False,  # not while it runs; a system may have been set up like this
-            ),
-        )
+        faults = []
+        if facts.memory_bytes_max > 0 and facts.memory_policy != "noeviction":
+            faults.append(
+                SetUpFault(
+                    "The event log's Redis evicts keys at maxmemory, unread events among them (maxmemory-policy "
+                    f"{facts.memory_policy}), so no event is accepted",
+                    "`redis-cli CONFIG SET maxmemory-policy noeviction`, and the same in its configuration file",
+                    loses_events=True,
+                )
+            )
+        if not (facts.has_aof or self._settings.log_replicas_min):
+            faults.append(
+                SetUpFault(
+                    "The event log's Redis keeps no append-only file: accepted events that are not stored are lost "
+                    "when it ends",
+                    "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in its configuration file",
+                    loses_events=False,  # not while it runs; a system may have been set up like this
+                )
+            )
+        return tuple(faults)
 
     def _missing_replicas(self, facts: RedisFacts) -> MissingReplicas | None:
         wanted = self._settings.log_replicas_min
@@ -403,6 +408,7 @@ class RedisStreamsLog:
             self._append_connection.expect(None)
             try:
                 facts, identity = self._ask_identity(self._append_connection)
+                _refuse_to_lose(identity)
                 self._append_connection.expect(identity.incarnation)
                 if facts.has_aof:
                     self._await_rewritten_file(self._append_connection, facts)
@@ -594,6 +600,13 @@ class RedisStreamsLog:
     def close(self) -> None:
         for connection in (self._append_connection, self._read_connection, self._connection):
             connection.close()
+
+
+def _refuse_to_lose(identity: LogIdentity) -> None:
+    """Raise LogUnavailableError if an append could make the log lose events. What it holds is drained meanwhile."""
+    for fault in identity.faults:
+        if fault.loses_events:
+            raise LogUnavailableError(f"nothing can be appended to the event log now. {fault.what}: {fault.remedy}")
 
 
 def _replicas(count: int) -> str:

@@ -48,23 +48,36 @@ def own_rig(own_log_redis: Server) -> Iterator[RedisRig]:
     made.close()
 
 
-def test_a_server_that_evicts_is_refused(own_rig: RedisRig) -> None:
-    # Given a Redis that drops keys, and with them unread events, at its memory limit
+def test_a_server_that_evicts_takes_no_event_and_is_drained(own_rig: RedisRig) -> None:
+    # Given a writer and a reader on a Redis that somebody lets drop keys at its memory limit, unread events among them
+    log = own_rig.open()
+    assert log.identity().faults == ()
+    recovered(lambda: log.append([(0, b"a")]))
     with own_rig.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
-        log = own_rig.open()
-        # Then the log does not start on it, and nothing is appended
-        with pytest.raises(LogMisconfiguredError, match="noeviction"):
-            log.identity()
-        with pytest.raises(LogUnavailableError, match="noeviction"):
-            log.append([(0, b"a")])
-        # When it is set right, or has no limit at which it would evict
+        # Then that is named as what loses events: ingest does not start on it
+        [fault] = log.identity().faults
+        assert "evicts keys" in fault.what
+        assert "noeviction" in fault.remedy
+        assert fault.loses_events
+        # And nothing is appended, by a writer that runs or by a new one
+        for writer in (log, own_rig.open()):
+            with pytest.raises(LogUnavailableError, match="noeviction"):
+                writer.append([(0, b"b")])
+            with pytest.raises(LogUnavailableError, match="noeviction"):
+                writer.prepare()
+        # And what it holds can be read, stored and trimmed, before it is dropped
+        reader = own_rig.open()
+        log_id = reader.identity().log_id
+        assert read_all(reader, 0) == [b"a"]
+        reader.commit(log_id, 0, 1)
+        assert reader.positions()[0].begin == 1
+        # When it is set right, or has no limit at which it would evict, then all is well
         client.config_set("maxmemory", "0")
-        assert log.identity().partitions == 4
+        assert log.identity().faults == ()
         client.config_set("maxmemory", "256mb", "maxmemory-policy", "noeviction")
-        # Then all is well
-        log.append([(0, b"a")])
-        assert read_all(log, 0) == [b"a"]
+        log.append([(0, b"b")])
+        assert read_all(log, 0, 1) == [b"b"]
 
 
 def test_a_server_without_append_only_file_is_warned_of(own_rig: RedisRig, caplog: pytest.LogCaptureFixture) -> None:
