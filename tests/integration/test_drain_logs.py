@@ -130,7 +130,7 @@ def test_backends_that_are_killed_again_and_again(rig: Rig) -> None:
                 killed.append(number)
                 ask(
                     rig.settings.database_url,
-                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
                     " WHERE datname = current_database() AND application_name = 'sluice'",
                 )
 

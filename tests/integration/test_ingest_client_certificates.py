@@ -107,14 +107,15 @@ def test_only_clients_with_a_valid_certificate_are_heard(rig: Rig) -> None:
         with pytest.raises((ssl.SSLError, ConnectionError)):
             post(rig.connect(None), headers)
     wait_until(lambda: rig.refused("missing") >= 2, "they are counted", seconds_max=SECONDS_MAX)
-    assert "a client is refused (INGEST_TLS_CLIENT): it has no certificate" in rig.program.log()
+    said = "a client is refused (INGEST_TLS_CLIENT): it has no certificate"
+    wait_until(lambda: said in rig.program.log(), "it is logged", seconds_max=SECONDS_MAX)
     # When the certificate is revoked, the connection that is open ends, and no new one is accepted
     rig.clients.revoke("shop")
     rig.authorities.write_bytes(rig.clients.ca.read_bytes() + rig.clients.revocations())
     wait_until(lambda: _is_over(connection), "the connection of the revoked certificate ends", seconds_max=SECONDS_MAX)
     with pytest.raises((ssl.SSLError, ConnectionError)):
         post(rig.connect(shop))
-    assert rig.refused("revoked") >= 1
+    wait_until(lambda: rig.refused("revoked") >= 1, "it is counted", seconds_max=SECONDS_MAX)
     assert post(rig.connect(rig.clients.issue("next")))[0] == 202
 
 

@@ -77,7 +77,7 @@ def secured(settings: Settings, tmp_path: Path, missing: Callable[[str], None]) 
     authority = Authority(tmp_path / "authority")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     settings = replace(
-        settings, ingest_tls_cert=str(cert), ingest_tls_key=str(key), request_seconds_max=2.0,
+        settings, ingest_tls_cert=str(cert), ingest_tls_key=str(key), request_seconds_max=5.0,
         ingest_connections_max=CONNECTIONS_MAX, operator_port=free_port(), operator_password=PASSWORD,
     )  # fmt: skip
     program = ingest(settings, tmp_path)

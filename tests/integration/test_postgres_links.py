@@ -77,7 +77,9 @@ def test_what_is_wrong_is_said_without_the_password(
     url = verified(server.url, authority)
     old, new = (str(authority.ca), str(Authority(tmp_path).ca)) if change[0] == "ca" else change
     with (
-        contextlib.closing(PostgresSink(Settings(database_url=url.replace(old, new)))) as sink,
+        contextlib.closing(
+            PostgresSink(Settings(database_url=url.replace(old, new), sink_connect_seconds_max=20))
+        ) as sink,
         pytest.raises(SinkUnavailableError, match=what) as raised,
     ):
         sink.probe()

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from checks.testbed.processes import ROOT, batches_worker
-from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
+from checks.testbed.waiting import PATIENT_APPEND_SECONDS, RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import Server
@@ -59,6 +59,7 @@ def test_everything_is_imported_before_a_worker_forks(
         database_url=postgres.url,
         key_prefix=f"{tmp_path.name}:",
         log_topic=tmp_path.name,
+        append_seconds_max=PATIENT_APPEND_SECONDS,
     )
     said = subprocess.run(
         [sys.executable, "-c", _USE_EVERYTHING],
@@ -90,7 +91,7 @@ def test_a_worker_that_a_child_keeps_from_ending_is_ended(
         os.kill(worker.pid, signal.SIGTERM)
         # Then it does, with its children
         most = end_seconds_max(settings, is_control=False)
-        wait_until(lambda: not worker.is_running, "it is gone", seconds_max=most + 20)
+        wait_until(lambda: not worker.is_running, "it is gone", seconds_max=most + WAIT_SECONDS_MAX)
         assert "did not end within" in worker.log()
         _, alive = psutil.wait_procs(children, timeout=WAIT_SECONDS_MAX)
         assert alive == []
