@@ -12,7 +12,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from checks.testbed.processes import Program, batches_worker, beat, control_worker, supervised
-from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
+from checks.testbed.waiting import WAIT_SECONDS_MAX, least_seconds, wait_until
 from pipeline.clock import SystemClock
 from pipeline.event import Event, encode_record, partition_of, record_head
 from pipeline.settings import Settings
@@ -65,13 +65,16 @@ class Rig:
         return found
 
     def quick_scrape(self) -> dict[str, float]:
-        """A scrape, which fails where the fastest of three takes long: others work on this machine too."""
-        seconds = []
-        for _ in range(3):
+        """A scrape, which fails where the fastest of several takes long: others work on this machine too."""
+        found: dict[str, float] = {}
+
+        def seconds_to_scrape() -> float:
             began = time.monotonic()
-            found = self.scrape()
-            seconds.append(time.monotonic() - began)
-        assert min(seconds) < SCRAPE_SECONDS_MAX, seconds
+            found.clear()
+            found.update(self.scrape())
+            return time.monotonic() - began
+
+        assert least_seconds(seconds_to_scrape, below=SCRAPE_SECONDS_MAX) < SCRAPE_SECONDS_MAX
         return found
 
     def value(self, name: str) -> float | None:
@@ -84,8 +87,13 @@ class Rig:
             logs = "\n".join(f"--- {one.name}\n{one.log()[-2000:]}" for one in (self.batches, self.control))
             raise AssertionError(f"{error}\n{logs}") from None
 
+    def counts(self) -> list[float]:
+        """How many events were stored, and how many timed, where a scrape shows it: a busy Redis may not answer one."""
+        found = self.scrape()
+        return [found[name] for name in (STORED, TIMED) if name in found]
+
     def wait_counted(self) -> None:
-        self.wait(lambda: self.value(STORED) == self.appended, f"{self.appended} events are counted")
+        self.wait(lambda: self.counts() == [self.appended] * 2, f"{self.appended} events are counted")
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +148,10 @@ def test_killed_children_take_no_counts_along_and_leave_none_behind(rig: Rig) ->
         ),
         "other children",
     )
-    assert (rig.value(STORED), rig.value(TIMED)) == (rig.appended, rig.appended)
+    rig.wait_counted()
     # And what comes then is added once
     rig.append(500)
     rig.wait_counted()
-    assert rig.value(TIMED) == rig.appended
 
 
 def test_a_frozen_control_server_is_unknown_and_counts_nothing_twice(rig: Rig) -> None:
@@ -161,17 +168,17 @@ def test_a_frozen_control_server_is_unknown_and_counts_nothing_twice(rig: Rig) -
     finally:
         rig.control_redis.thaw()
     rig.wait_counted()
-    assert rig.value(TIMED) == rig.appended
 
 
 def test_a_postgres_that_is_away_does_not_slow_a_scrape(rig: Rig) -> None:
     rig.postgres.freeze()
     try:
         rig.append(100)
-        rig.wait(lambda: rig.value('circuit_breaker_state{state="closed"}') == 0, "the breaker opens")
-        found = rig.quick_scrape()
-        assert found['sluice_consumption_paused{reason="breaker"}'] == 1
-        assert found["rate_limiter_rate_limit"] == rig.settings.rate_min
+        paused = 'sluice_consumption_paused{reason="breaker"}'
+        rig.wait(lambda: rig.value(paused) == 1, "the breaker opens")
+        # (a busy Redis may not answer one scrape)
+        rig.wait(lambda: rig.quick_scrape().get("rate_limiter_rate_limit") == rig.settings.rate_min, "the lowest rate")
+        assert rig.value('circuit_breaker_state{state="closed"}') != 1
     finally:
         rig.postgres.thaw()
     rig.wait(lambda: rig.value('circuit_breaker_state{state="closed"}') == 1, "it closes")
@@ -182,15 +189,20 @@ def test_counters_never_fall_while_children_die_at_work(rig: Rig) -> None:
     rig.append(1)
     rig.wait_counted()
     before = rig.appended
-    seen = [rig.value(STORED) or 0.0]
+    seen: list[float] = []
+
+    def look() -> None:
+        seen.extend(rig.counts()[:1])
+
+    look()
     rig.append(20_000)
     for child in rig.batches.children()[:3]:
         child.kill()
-        seen.append(rig.value(STORED) or 0.0)
+        look()
 
     def all_are_stored() -> bool:
-        seen.append(rig.value(STORED) or 0.0)
-        return rig.value("sluice_lag_events") == 0 and seen[-1] > before
+        look()
+        return rig.value("sluice_lag_events") == 0 and seen[-1:] > [before]
 
     rig.wait(all_are_stored, "the lag is gone")
     assert seen == sorted(seen)
@@ -201,9 +213,16 @@ def test_counters_never_fall_while_children_die_at_work(rig: Rig) -> None:
 def test_after_a_flush_gauges_are_unknown_until_the_controller_ticks(rig: Rig) -> None:
     # Given no Beat, and a control server that has lost everything
     rig.beat.stop()
-    redis.Redis.from_url(rig.control_redis.url).flushall()
+    found: dict[str, float] = {}
+
+    def is_unknown() -> bool:
+        redis.Redis.from_url(rig.control_redis.url).flushall()
+        found.clear()
+        found.update(rig.scrape())
+        return "rate_limiter_rate_limit" not in found
+
+    rig.wait(is_unknown, "no tick is under way any more")
     # Then what is not known is absent, or said to be unknown
-    found = rig.scrape()
     for name in ("rate_limiter_rate_limit", "sluice_lag_events", "sluice_controller_age_seconds"):
         assert name not in found, name
     assert not [name for name in found if name.startswith("redis_stream_consumer_lag")]
