@@ -196,7 +196,8 @@ class _Drained:
 class CapByPartition(Experiment):
     """A partition that drains too slowly, while the others are idle, gets a limit of its own.
 
-    The shipped policy sees the other partitions only. A body whose events are spread needs tokens of every limit.
+    The shipped policy sees the other partitions only. A body whose events are spread needs tokens of every limit. So no
+    limit is below the partition's part of RATE_MIN: otherwise a partition that stores nothing would stop such bodies.
     """
 
     def __init__(self, around: Surroundings) -> None:
@@ -220,7 +221,8 @@ class CapByPartition(Experiment):
             error = (_TARGET_SECONDS - drains[number]) / _TARGET_SECONDS
             if drains[number] >= _LOW * _TARGET_SECONDS:  # below it is a probe
                 error = max(-0.9, min(0.05, error))
-            cap.rate = max(1.0, self._drained[number].rate * (1 + error))
+            least = shipped.floor_rate / len(sample.partitions)
+            cap.rate = max(least, self._drained[number].rate * (1 + error))
         rest = {number: one for number, one in sample.partitions.items() if number not in self.caps}
         decision = shipped.decide(replace(sample, partitions=rest or sample.partitions), state)
         rate = decision.rate + sum(cap.rate for cap in self.caps.values())

@@ -55,6 +55,28 @@ def _one_stands_still(at: float) -> Sequence[float]:
     return (0.0 if 60 <= at < 80 else _FREE, _FREE, _FREE, _FREE)
 
 
+def _of_partitions(sink: Of, spread: list[Load]) -> list[Scenario]:
+    """A partition that differs from the others; each with events of many keys in a body, and of one."""
+    one_key = _one(constant(_OVERLOAD), has_one_key=True)
+    unequal: list[tuple[str, Shares | None, Sequence[float] | None]] = [
+        ("equal partitions", None, None),
+        ("dead partition", None, (0.0, _FREE, _FREE, _FREE)),
+    ]
+    return [
+        Scenario(
+            f"{name}{word}",
+            90,
+            load,
+            sink,
+            shares=shares,
+            caps=None if caps is None else _of(caps),
+            batch_max=100,
+        )
+        for name, shares, caps in unequal
+        for word, load in (("", spread), (", one key a body", one_key))
+    ]
+
+
 def _mixed_bodies(rate: float) -> list[Load]:
     """Bodies of five sizes side by side: as many events of each, from senders that send equally often and obey."""
     sizes = (1, 20, 100, 512, 1000)
@@ -157,6 +179,7 @@ def _all() -> list[Scenario]:
             batch_max=100,
             phases=(0,),
         ),
+        *_of_partitions(sink, overload),
         Scenario("one partition stands still", 200, overload, sink, caps=_one_stands_still),
         Scenario("batches of 5,000", 150, overload, sink, batch_max=5000),
         Scenario(

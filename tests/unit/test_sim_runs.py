@@ -1,6 +1,7 @@
 """Runs of the simulator: exact figures of short scenarios, and a mutant of the shipped code for each bound."""
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -127,6 +128,11 @@ def test_a_partition_with_a_limit_of_its_own_does_not_hold_down_the_others() -> 
         for arm in (DRAIN_TIME, EXPERIMENTS["drain_time, caps by partition"])
     )
     assert capped > 1.8 * held
+
+
+def test_a_limit_of_a_dead_partition_leaves_bodies_of_many_keys_the_lowest_rate() -> None:
+    timeline = run(short("dead partition", 30), EXPERIMENTS["drain_time, caps by partition"], 1)
+    assert 90 <= statistics.fmean(second.admitted for second in timeline.seconds[20:]) <= 110
 
 
 # --- Each bound can fail
