@@ -424,4 +424,4 @@ def _refuse_to_start_on(identity: LogIdentity) -> None:
     """
     for fault in identity.faults:
         if fault.loses_events:
-            raise LogMisconfiguredError(f"{fault.what}: {fault.remedy}")
+            raise LogMisconfiguredError(f"the event log accepts no events: {fault.what}: {fault.remedy}")

@@ -41,6 +41,8 @@ _SAYS_WHO: Final = re.compile(
 )
 # The same of an error that says which setting to change.
 _CANT_BE_USED: Final = re.compile(r"^the (?:control store|event log) \(\w+\) can't be used: *", re.I)
+# The same of an event log that answers, and takes no appends.
+_ACCEPTS_NONE: Final = re.compile(r"^the event log(?: \(\w+\))? accepts no events: *", re.I)
 
 _MOST: Final = 0.5  # more than this share is most of it
 _FULL: Final = 0.9  # of the rate: a bucket of whole events and the history's seconds make the rest
@@ -142,9 +144,12 @@ def _status(inputs: HealthInputs, problems: tuple[Problem, ...]) -> Health:
 def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
     if inputs.log_problem is not None:
         cause, is_refused = _CANT_BE_USED.subn("", " ".join(inputs.log_problem.split()))
+        cause, accepts_none = _ACCEPTS_NONE.subn("", cause)
         what = f"can't be used ({cause})" if is_refused else "does not answer"
         page = "docs/replication.md" if "replica" in cause else "docs/links.md"
         where = page if is_refused else f"the log's server and the network to it{_it_says(cause)}"
+        if accepts_none:
+            what, where = f"accepts no events ({cause})", "docs/runbooks/log-down.md"
         yield Problem(
             ProblemCode.LOG_DOWN,
             Severity.CRITICAL,
@@ -313,7 +318,7 @@ def _likely_cause(inputs: HealthInputs) -> tuple[str, str]:
         return alarm.what, alarm.look_at
     if inputs.store_problem is not None:
         return "drains need the control store, which does not answer", "the server of REDIS_URL"
-    if inputs.log_problem is not None:
+    if inputs.log_problem is not None and not _ACCEPTS_NONE.match(inputs.log_problem):
         return "drains need the event log, which does not answer", "the log's server"
     if inputs.is_controller_silent:
         return (
@@ -464,7 +469,8 @@ def _why_refused(inputs: HealthInputs, traffic: Traffic) -> tuple[str, str]:
 
 def _why_unavailable(inputs: HealthInputs) -> tuple[str, str]:
     if inputs.log_problem is not None:
-        return "the event log does not answer", "the event log's server"
+        what = "accepts no events" if _ACCEPTS_NONE.match(inputs.log_problem) else "does not answer"
+        return f"the event log {what}", "the event log's server"
     if inputs.is_log_full:
         return "the event log is full", "the memory of the log's server"
     for code, why in (

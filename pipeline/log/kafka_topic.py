@@ -82,7 +82,7 @@ def ensured_topic(wire: KafkaWire, settings: Settings, clock: Clock) -> tuple[To
     deadline = clock.monotonic() + TOPIC_SECONDS_MAX
     while facts is None or not facts.led or (is_new and not _is_led(wire, topic, facts)):
         if clock.monotonic() > deadline or not (is_new or facts is None):
-            raise LogUnavailableError(f"the event log's topic {topic} has no leaders")
+            raise LogUnavailableError(f"the event log (Kafka) accepts no events: its topic {topic} has no leaders")
         clock.sleep(TOPIC_POLL_SECONDS)
         facts = wire.topic(topic)
     return facts, is_new

@@ -132,7 +132,9 @@ class KafkaWriter:
         """Raise LogUnavailableError if no partition may be appended to: then the whole log has the problem."""
         if facts.leaders.keys() <= self._unfit.keys() | self._short.keys():
             problems = [*self._short.values(), *(unfit.why for unfit in self._unfit.values())]
-            raise LogUnavailableError(str(problems[0]))
+            text = str(problems[0])
+            is_said = text.startswith("the event log (Kafka)")
+            raise LogUnavailableError(text if is_said else f"the event log (Kafka) accepts no events: {text}")
 
     # --- Before -----------------------------------------------------------------------------------------------------
 

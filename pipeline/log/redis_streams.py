@@ -194,7 +194,7 @@ class RedisStreamsLog:
         count = log_id.rpartition(".")[2]
         if not count.isdecimal() or int(count) < 1:
             raise LogMisconfiguredError(
-                f"the key {self._id_key!r} on the event log's Redis is not Sluice's: {log_id!r}"
+                f"the event log (Redis) can't be used: its key {self._id_key!r} is not Sluice's: {log_id!r}"
             )
         return facts, LogIdentity(
             log_id,
@@ -389,10 +389,10 @@ class RedisStreamsLog:
         except OutOfMemoryError as error:
             raise LogFullError(f"the event log (Redis) is at its memory limit: {error}") from error
         except _REFUSALS as error:
-            raise LogUnavailableError(f"the event log (Redis) refuses to write: {error}") from error
+            raise LogUnavailableError(f"the event log (Redis) accepts no events: {error}") from error
         except ResponseError as error:
             if str(error).startswith(_REFUSAL_CODES):
-                raise LogUnavailableError(f"the event log (Redis) refuses to write: {error}") from error
+                raise LogUnavailableError(f"the event log (Redis) accepts no events: {error}") from error
             raise LogIndeterminateError(f"the event log (Redis) failed in an append: {error}") from error
         except (RedisError, OSError) as error:
             raise LogIndeterminateError(f"the event log (Redis) did not confirm an append: {error}") from error
@@ -418,7 +418,7 @@ class RedisStreamsLog:
             except LogUnavailableError:
                 raise
             except (RecoverableError, LogMisconfiguredError) as error:
-                raise LogUnavailableError(f"nothing can be appended to the event log now: {error}") from error
+                raise LogUnavailableError(f"the event log (Redis) accepts no events: {error}") from error
             self._note_server(identity, facts)
             self._writer = _Writer(
                 identity=identity,
@@ -476,7 +476,8 @@ class RedisStreamsLog:
                 self._ask_for_rewrite(connection, facts.run_id)
             elif self._clock.monotonic() >= deadline:
                 raise LogUnavailableError(
-                    "the event log (Redis) rewrites its append-only file after its start; appends begin after that"
+                    "the event log (Redis) accepts no events: it rewrites its append-only file after its start, and "
+                    "takes appends after that"
                 )
             self._clock.sleep(REWRITE_POLL_SECONDS)
             facts = connection.ask_facts()
@@ -499,7 +500,7 @@ class RedisStreamsLog:
                     return
         if "in progress" not in reason:  # another process was faster
             raise LogUnavailableError(
-                "the event log (Redis) must rewrite its append-only file once after a start before it accepts appends, "
+                "the event log (Redis) accepts no events: it must rewrite its append-only file once after a start, "
                 f"and the rewrite failed: {reason}"
             )
 
@@ -606,7 +607,7 @@ def _refuse_to_lose(identity: LogIdentity) -> None:
     """Raise LogUnavailableError if an append could make the log lose events. What it holds is drained meanwhile."""
     for fault in identity.faults:
         if fault.loses_events:
-            raise LogUnavailableError(f"nothing can be appended to the event log now. {fault.what}: {fault.remedy}")
+            raise LogUnavailableError(f"the event log (Redis) accepts no events: {fault.what}: {fault.remedy}")
 
 
 def _replicas(count: int) -> str:

@@ -56,6 +56,14 @@ NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="qu
         ({"mode": Mode.DEGRADED, "lag": 16_000}, "degraded", ("16,000 events wait", "about 20 s", "now 800/s")),
         ({"mode": Mode.CRITICAL, "lag": 60_000, "drain_rate": 0.0}, "critical", ("far behind", "at 0, the workers")),
         ({"log_problem": "refused"}, "critical", ("event log (redis) does not answer", "refused")),
+        (  # a log that answers is not called silent
+            {"log_problem": "the event log (Redis) accepts no events: MISCONF Errors writing to the AOF file"},
+            "critical",
+            (
+                "event log (redis) accepts no events (MISCONF Errors writing to the AOF file): clients get 503",
+                "log-down",
+            ),
+        ),
         ({"store_problem": "refused"}, "degraded", ("control store (Redis) does not answer", "REDIS_URL")),
         (  # a rate by hand below the floor is not the floor
             {"breaker": BreakerState.OPEN, "pauses": (BREAKER,), "rate": 50.0, "override": OVERRIDE},

@@ -403,7 +403,8 @@ async def test_a_log_that_would_lose_events_is_not_started_on_and_a_running_one_
     rig = _Rig()
     rig.log.faults = (SetUpFault("The topic deletes events", "alter it", loses_events=True),)
     rig.appender.start(asyncio.get_running_loop())
-    await until(lambda: rig.appender.status(time.monotonic()).problem == "The topic deletes events: alter it")
+    problem = "the event log accepts no events: The topic deletes events: alter it"
+    await until(lambda: rig.appender.status(time.monotonic()).problem == problem)
     with pytest.raises(LogUnavailableError, match="alter it"):
         rig.append()
     # When that is mended, it starts
