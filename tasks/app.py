@@ -81,7 +81,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "worker_disable_prefetch": True,
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,  # Flower
-        "task_send_sent_event": True,  # Flower
+        # Not "sent": it would be one more event for each task, and Flower shows the queues' lengths.
+        "task_send_sent_event": False,
         # By default Celery verifies no certificate of a rediss:// URL.
         "broker_use_ssl": tls_options(settings, settings.redis_url) or None,
         "broker_connection_retry_on_startup": True,

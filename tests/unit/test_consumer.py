@@ -1,0 +1,75 @@
+"""What a worker's consumer spares: clients of the broker, and messages for Flower."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+from kombu.asynchronous import Hub
+
+from pipeline.clock import ManualClock
+from tasks.consumer import EVENTS_SECONDS, SluiceChannel, SluiceConsumer
+
+
+def test_a_channel_makes_one_client_for_each_pool() -> None:
+    # Given a channel that is not connected
+    channel: Any = object.__new__(SluiceChannel)
+    channel.Client = redis.Redis
+    channel._pool = redis.ConnectionPool()
+    # When it needs clients, then it is the same one
+    with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+        assert first is second
+        assert first.connection_pool is channel._pool
+    # And one of the new pool after the old one was given up
+    channel._pool = redis.ConnectionPool()
+    with channel.conn_or_acquire() as third:
+        assert third.connection_pool is channel._pool
+    # A reader that blocks has its own
+    channel._async_pool = redis.ConnectionPool()
+    assert channel._create_client(asynchronous=True) is not third
+
+
+@pytest.fixture
+def consumer() -> Any:
+    """A consumer with an event loop, whose events are counted when they are sent."""
+    consumer: Any = object.__new__(SluiceConsumer)
+    consumer.sent = []
+    consumer.hub, consumer._clock = Hub(), ManualClock()
+    consumer.event_dispatcher = SimpleNamespace(flush=lambda: consumer.sent.append(consumer._clock.monotonic()))
+    return consumer
+
+
+def timers(consumer: Any) -> list[Any]:
+    """The timers that are set."""
+    return [scheduled.entry for scheduled in consumer.hub.timer.queue]
+
+
+def test_the_events_of_tasks_are_sent_together(consumer: Any) -> None:
+    # When events come one after the other, then one timer is set for all
+    for _ in range(3):
+        consumer.on_send_event_buffered()
+    [timer] = timers(consumer)
+    assert consumer.sent == []
+    timer()
+    assert len(consumer.sent) == 1
+    # And the next one sets a timer again
+    consumer.hub.timer.clear()
+    consumer.on_send_event_buffered()
+    assert len(timers(consumer)) == 1
+
+
+def test_a_timer_that_a_lost_connection_took_along_is_set_again(consumer: Any) -> None:
+    consumer.on_send_event_buffered()
+    consumer.hub.timer.clear()
+    consumer._clock.advance(EVENTS_SECONDS)
+    consumer.on_send_event_buffered()
+    assert len(timers(consumer)) == 1
+
+
+def test_events_that_wait_are_sent_before_the_worker_stops(consumer: Any) -> None:
+    consumer.connection_errors, consumer.channel_errors = (OSError,), ()
+    stopped: list[int] = []
+    consumer.blueprint = SimpleNamespace(stop=lambda _: stopped.append(len(consumer.sent)))
+    consumer.on_send_event_buffered()
+    consumer.stop()
+    assert stopped == [1]
