@@ -8,10 +8,12 @@ from celery.beat import Scheduler
 from pipeline import wiring
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import StoreUnavailableError
-from pipeline.names import Queue
+from pipeline.names import BreakerState, Queue
+from pipeline.ports.control import ControlStore
 
 _logger = logging.getLogger(__name__)
 
+PROBE: Final = "sluice.probe"  # does nothing while the breaker is closed
 TICKS_WAITING_MAX: Final = 20  # about ten seconds of ticks, which run within one second
 
 
@@ -19,7 +21,8 @@ class TickScheduler(Scheduler):
     """Ticks on the monotonic clock, and stores nothing between two runs of Beat.
 
     A tick has no expiry, since that would be compared with another host's clock. Instead, no tick is sent while many
-    wait in its queue: no worker takes them then.
+    wait in its queue: no worker takes them then. And no probe is sent while the breaker is closed: a task without work
+    costs ten times as much as the look at the state.
     """
 
     def __init__(self, app: Any, *args: Any, clock: Clock | None = None, **options: Any) -> None:
@@ -27,6 +30,7 @@ class TickScheduler(Scheduler):
         self._due: dict[str, float] = {}  # when each entry is sent next, monotonic
         self._is_full: set[Queue] = set()  # queues for which this was logged
         self._queues = wiring.make_queues(app.sluice_settings)
+        self._store: ControlStore = wiring.make_control_store(app.sluice_settings)
         super().__init__(app, *args, **options)
 
     def tick(self, *_: Any, **__: Any) -> float:
@@ -45,10 +49,19 @@ class TickScheduler(Scheduler):
         return max(0.0, wait)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:
-        """Send an entry's task, unless its queue is full."""
+        """Send an entry's task, unless its queue is full, or it is a probe and the breaker is closed."""
+        if entry.task == PROBE and self._is_closed():
+            return None
         if self._has_room(Queue(entry.options["queue"])):
             return super().apply_async(entry, producer=producer, advance=advance, **options)
         return None
+
+    def _is_closed(self) -> bool:
+        """Whether the breaker is known to be closed."""
+        try:
+            return self._store.state().breaker is BreakerState.CLOSED
+        except StoreUnavailableError:
+            return False
 
     def _has_room(self, queue: Queue) -> bool:
         try:

@@ -6,6 +6,9 @@ import pytest
 
 from beat_schedule import beat_schedule
 from pipeline.clock import ManualClock
+from pipeline.control_store.memory import MemoryControlStore, MemoryServer
+from pipeline.errors import StoreUnavailableError
+from pipeline.names import PauseReason
 from pipeline.settings import Settings
 from tasks.app import make_app
 from tasks.ticking import TICKS_WAITING_MAX, TickScheduler
@@ -21,6 +24,7 @@ class Ticker(TickScheduler):
         self.waiting = 0
         super().__init__(make_app(settings), clock=clock)
         self._queues.waiting = lambda queue: self.waiting  # type: ignore[method-assign]
+        self.memory = self._store = MemoryControlStore(settings, MemoryServer(clock))
 
     def send_task(self, name: str, *_: Any, **options: Any) -> None:
         assert "expires" not in options
@@ -76,6 +80,28 @@ def test_nothing_is_sent_to_a_queue_that_nobody_empties(ticker: Ticker, clock: M
     assert run(ticker, clock, 10.0) == []
     ticker.waiting = 0
     assert run(ticker, clock, 10.0).count("sluice.regulate") == 2
+
+
+def test_a_probe_is_sent_unless_the_breaker_is_known_to_be_closed(
+    ticker: Ticker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Unknown, before the reasons to pause are restored
+    assert run(ticker, clock, 10.0).count("sluice.probe") == 5
+    # Closed, also while an operator pauses
+    ticker.memory.restore([], actor="controller")
+    ticker.memory.pause(PauseReason.OPERATOR, actor="ann", why="wait")
+    assert "sluice.probe" not in run(ticker, clock, 10.0)
+    # Open: the next one comes within the period
+    ticker.memory.pause(PauseReason.BREAKER, actor="drain", why="it fails")
+    assert run(ticker, clock, 2.0).count("sluice.probe") >= 1
+    # And if the state can't be read
+    ticker.memory.resume(PauseReason.BREAKER, generation=None, actor="prober", why="it answers")
+
+    def fail() -> None:
+        raise StoreUnavailableError("no answer")
+
+    monkeypatch.setattr(ticker.memory, "state", fail)
+    assert run(ticker, clock, 10.0).count("sluice.probe") == 5
 
 
 def test_no_tick_has_an_expiry() -> None:
