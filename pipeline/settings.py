@@ -789,11 +789,11 @@ class Settings:
         when="rarely. After the same time again the worker exits, and its supervisor restarts it",
     )
     pause_reconcile_seconds: float = _setting(
-        0.2,
-        "How often a worker compares its consumer with the reasons to pause",
+        1.0,
+        "How often a worker compares its consumer with the reasons to pause, beside at each change of them",
         low=0.05,
         high=60,
-        when="rarely. A worker goes on for up to this time after a pause",
+        when="rarely. A worker follows a pause at once, and corrects what it missed after up to this time",
     )
 
     override_seconds: float = _setting(

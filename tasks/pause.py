@@ -1,11 +1,13 @@
 """Starts and stops a worker's consumption of `batches` according to the pauses.
 
 Celery's own `cancel_consumer` broadcast is lost when a worker restarts or reconnects. Here a thread follows the control
-state, and a timer of the worker's event loop compares the consumer with it. So a manual change of the consumer is
-corrected within a fraction of a second.
+state, and wakes the worker's event loop when the pauses change; the loop compares the consumer with them. A timer
+compares them too, once a second, so nothing that is missed lasts.
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
@@ -24,12 +26,22 @@ _STOP_SECONDS = 0.0  # the thread only reads: the stop does not wait for it
 
 
 class PauseFollower:
-    """Follows the control state; `paused` is the last known value, and True before the first one."""
+    """Follows the control state; `paused` is the last known value, and True before the first one.
+
+    `on_change` is called on the follower's thread when the value has changed.
+    """
 
     def __init__(
-        self, store: ControlStore, events: ControlEvents, loop: Loop, reporter: TroubleReporter | None = None
+        self,
+        store: ControlStore,
+        events: ControlEvents,
+        loop: Loop,
+        reporter: TroubleReporter | None = None,
+        *,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.paused = True
+        self._on_change = on_change
         self._context = (store, events, loop, reporter)
         self._follower = self._make_follower()
 
@@ -55,8 +67,11 @@ class PauseFollower:
         return ControlFollower(store, events, SystemClock(), self._on_state, loop, reporter=reporter)
 
     def _on_state(self, state: ControlState) -> None:
-        if state.pauses is not None:  # unknown after a flush: the last known value counts
-            self.paused = paused(state.pauses)  # the drain itself handles the pause of a partition
+        if state.pauses is None:  # unknown after a flush: the last known value counts
+            return
+        was_paused, self.paused = self.paused, paused(state.pauses)  # a drain handles the pause of its partition itself
+        if self.paused != was_paused:
+            self._on_change()
 
 
 class PauseStep(bootsteps.StartStopStep):
@@ -91,6 +106,8 @@ class PauseStep(bootsteps.StartStopStep):
                     own_problems=lambda: loop_troubles(loops, SystemClock()),
                     loop=loops.add(LoopName.REPORTS),
                 ),
+                # From the follower's thread. This ends the loop's wait, too.
+                on_change=partial(consumer.hub.call_soon, self._reconcile, consumer),
             )
             self._follower.start()
             consumer.app.sluice_pause_follower = self._follower  # the queue watch needs the same state
@@ -113,13 +130,18 @@ class PauseStep(bootsteps.StartStopStep):
         return self._follower is not None or Queue.BATCHES.value in consumer.app.amqp.queues.consume_from
 
     def _reconcile(self, consumer: Any) -> None:
-        """One tick. Its errors must not reach the worker's event loop: some of them would end the loop."""
+        """Compare once. Its errors must not reach the worker's event loop: some of them would end the loop."""
         with self._loop.turn():
             follower, task_consumer = self._follower, consumer.task_consumer
             if follower is None or task_consumer is None:
                 return
             follower.keep_alive()
-            self._compare(follower, consumer)
+            try:
+                self._compare(follower, consumer)
+            except consumer.connection_errors as error:
+                if isinstance(error, KeyError):  # kombu lists it too: a defect
+                    raise
+                _logger.debug("not compared, since the broker is lost: %s", error)  # `start` follows
 
     def _compare(self, follower: PauseFollower, consumer: Any) -> None:
         task_consumer = consumer.task_consumer

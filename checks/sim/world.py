@@ -51,6 +51,7 @@ _CONTROL_EVENTS: Final = 10
 # A publication reaches a process by its follower: one read of the control store.
 _FOLLOW_SECONDS_MAX: Final = 0.01
 _SOON_SECONDS: Final = 0.001
+_RECONCILE_SECONDS: Final = 0.2  # between two reads of the pauses by a drain
 _OPERATOR: Final = "simulated operator"
 
 
@@ -238,14 +239,14 @@ class World:
                 self.publish()
 
         def reconcile() -> None:
-            loop.call_later(settings.pause_reconcile_seconds, reconcile)
+            loop.call_later(_RECONCILE_SECONDS, reconcile)
             if self.breaker.is_open and not self.server.is_unavailable:
                 self.breaker.reconcile(self.store.state())
                 self.publish()
 
         loop.call_at(self.began_at + first, tick, 0)
         loop.call_later(rng.random() * settings.probe_seconds, probe_sink)
-        loop.call_later(rng.random() * settings.pause_reconcile_seconds, reconcile)
+        loop.call_later(rng.random() * _RECONCILE_SECONDS, reconcile)
         for fault in self.scenario.faults:
             begin, end = FAULTS[fault.kind]
             loop.call_at(self.began_at + fault.begin, self._do, begin, fault)

@@ -14,7 +14,7 @@ from pipeline.control_store.memory import MemoryControlEvents, MemoryControlStor
 from pipeline.errors import StoreUnavailableError
 from pipeline.loops import TURN_SECONDS_MAX, Loop, Loops
 from pipeline.metrics import LoopsCollector
-from pipeline.names import DropReason, LoopName, PauseReason
+from pipeline.names import ControlEventKind, DropReason, LoopName, PauseReason
 from pipeline.ports.control import ControlState
 from pipeline.settings import Settings
 from tasks.dropped import Drops
@@ -89,8 +89,10 @@ class _Store(MemoryControlStore):
     """A store that raises what is set, whatever that is."""
 
     error: BaseException | None = None
+    reads = 0
 
     def state(self) -> ControlState:
+        self.reads += 1
         if self.error is not None:
             raise self.error
         return super().state()
@@ -108,6 +110,9 @@ class _Worker:
         self.hostname = "batches@host"
         self.loops = Loops(SystemClock())
         self.consumes = False
+        self.connection_errors: tuple[type[Exception], ...] = (OSError, KeyError)  # as kombu lists them
+        self.woken: list[tuple[Any, ...]] = []
+        self.hub = SimpleNamespace(call_soon=lambda *call: self.woken.append(call))
         self.timer = SimpleNamespace(call_repeatedly=lambda *_: SimpleNamespace(cancel=lambda: None))
         queues = SimpleNamespace(consume_from={"batches": object()})
         self.app = SimpleNamespace(
@@ -154,6 +159,43 @@ def test_a_worker_follows_the_pauses_again_after_whatever_error(worker: _Worker)
     worker.store.pause(PauseReason.POISON, actor="drain", why="a batch", partition=1)
     until(lambda: worker.store.state().pauses != ())
     assert _ticked(step, worker).consumes
+    step.shutdown(worker)
+
+
+def test_a_change_of_the_pauses_wakes_the_workers_event_loop(worker: _Worker) -> None:
+    # Given a worker whose timer does not tick
+    step = PauseStep(worker)
+    step.start(worker)
+    # When a pause is lifted or begins, then the loop compares at once; no other state wakes it
+    for is_paused in (False, True):
+        if is_paused:
+            worker.store.pause(PauseReason.OPERATOR, actor="ann", why="wait")
+        else:
+            worker.store.restore([], actor="controller")
+        until(lambda: bool(worker.woken))
+        [(compare, *arguments)] = worker.woken
+        worker.woken.clear()
+        compare(*arguments)
+        assert worker.consumes is not is_paused
+    worker.store.pause(PauseReason.POISON, actor="drain", why="a batch", partition=1)
+    worker.events.record(ControlEventKind.STATE_RESTORED, actor="controller", why="", data={})
+    seen = worker.store.reads
+    until(lambda: worker.store.reads > seen + 1)
+    assert worker.woken == []
+    step.shutdown(worker)
+
+
+def test_a_broker_that_is_lost_while_the_worker_compares_is_no_defect(worker: _Worker) -> None:
+    step = PauseStep(worker)
+    step.start(worker)
+    for error, problems in ((ConnectionResetError("gone"), 0), (KeyError("queue"), 1)):
+
+        def lose(_queue: str, error: Exception = error) -> bool:
+            raise error
+
+        worker.task_consumer = SimpleNamespace(consuming_from=lose)
+        step._reconcile(worker)
+        assert len(worker.loops.problems(time.monotonic())) == problems
     step.shutdown(worker)
 
 
