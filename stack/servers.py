@@ -279,8 +279,8 @@ def redis_server(
         *("--appendfsync", ("always" if is_log else "everysec") if durable else "no"),
         *("--maxmemory", maxmemory),
         *("--maxmemory-policy", "noeviction"),
-        # An idle server wakes up so often a second; by default 10 times, which takes three times the CPU. A blocked read
-        # may end a quarter of a second late if nothing else happens.
+        # An idle server wakes up so often a second; by default 10 times, which takes three times the CPU. The wait of a
+        # blocked read may end a quarter of a second late if nothing else happens.
         *("--hz", "4"),
         *("--daemonize", "no"),
     ]

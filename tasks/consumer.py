@@ -197,9 +197,10 @@ class SluiceConsumer(Consumer):
     connection_errors: tuple[type[Exception], ...]
     channel_errors: tuple[type[Exception], ...]
     _clock: Clock = SystemClock()
+    hub: Any
     _flush_at = 0.0  # when the events that wait are sent, monotonic; a lost connection may cancel that
 
-    def on_send_event_buffered(self) -> None:
+    def on_send_event_buffered(self) -> None:  # type: ignore[override]  # celery-types: a callable
         """Send the events of tasks soon, with those that follow. Celery sends each by itself."""
         now = self._clock.monotonic()
         if self.hub and now >= self._flush_at:
