@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 1.0
 LOOK_BACK_ENTRIES_MAX: Final = 120  # entries in one read of the history; the first read covers the last two minutes
+# Between two reads of the log's identity, which has the number of its partitions: an appender reads it as often.
+IDENTITY_SECONDS: Final = 5.0
 LEASE_SHARE: Final = 0.9  # of the period: a second that starts late does not block the next one
 
 
@@ -66,6 +68,7 @@ class Recorder:
         self._loop = loop
         self._is_unavailable = False
         self._lookout = Lookout(settings)  # used on the executor's thread
+        self._partitions: tuple[float, int] | None = None  # of the log, and when they were read; None: unknown
         self._seen: tuple[float, Outlook] | None = None  # when it was made, on the monotonic clock
         self.local: deque[Point] = deque(maxlen=HISTORY_ENTRIES_MAX)
 
@@ -148,12 +151,20 @@ class Recorder:
         self._is_unavailable = False
         return seen
 
+    def _log_partitions(self) -> int:
+        """The number of the log's partitions. Raises what `EventLog.identity` raises."""
+        now = self._clock.monotonic()
+        if self._partitions is None or now - self._partitions[0] >= IDENTITY_SECONDS:
+            self._partitions = (now, self._readers.log.identity().partitions)
+        return self._partitions[1]
+
     def _positions(self) -> dict[str, Any]:
         """The consumed offsets of the event log; empty if it does not respond, or not for all partitions."""
         try:
-            partitions = self._readers.log.identity().partitions
+            partitions = self._log_partitions()
             positions = self._readers.log.positions()
         except (RecoverableError, SluiceError):
+            self._partitions = None
             return {}
         lags = lag_by_partition(positions, None)
         if lags is None or len(lags) < partitions:

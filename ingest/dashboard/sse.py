@@ -26,6 +26,7 @@ from pipeline.ports.history import HISTORY_ENTRIES_MAX, HISTORY_SECONDS, History
 logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 1.0
+NOBODY_SECONDS: Final = 5.0  # the same while no page is open; the first viewer ends that wait
 SOONEST_SECONDS: Final = 0.2  # between two messages, so that a new viewer does not wait for the next second
 HEARTBEAT_SECONDS: Final = 5.0  # without a message, after which the stream sends a heartbeat
 BEHIND_MAX: Final = 3  # messages that a viewer may be behind before it is dropped
@@ -212,7 +213,7 @@ class Viewers:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + PERIOD_SECONDS
+            due = loop.time() + (PERIOD_SECONDS if self._viewers else NOBODY_SECONDS)
             await asyncio.sleep(SOONEST_SECONDS)
             with self._loop.turn():
                 await self._next(due)
