@@ -27,7 +27,8 @@ from tasks.pause import PauseFollower
 
 _logger = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 0.5  # between two checks of the queue
+LOOK_SECONDS: Final = 0.5  # between two checks of the queue while messages wait in it
+QUIET_LOOK_SECONDS: Final = 1.0  # while none waited at the last check
 # The most that one check may add: a process that was frozen, or got no CPU, has seen nothing of the time between.
 _LOOK_COUNTS_MAX: Final = 2 * LOOK_SECONDS
 # A remedy stays visible in health for so many periods of the control loop. Each period reads health once.
@@ -56,6 +57,7 @@ class QueueProgress:
         self._seconds_max = seconds_max
         self._unable_seconds_max = task_seconds_max + seconds_max
         self._shown_seconds = shown_seconds
+        self.is_quiet = True  # whether nothing proved anything at the last check
         self._looked_at: float | None = None
         self._taken = 0  # messages, at the last check
         self._able_seconds = 0.0  # for which it took nothing though it was able to
@@ -67,6 +69,7 @@ class QueueProgress:
 
     def skip(self, now: float) -> None:
         """Reset: no message may be taken, or their number is unknown. Earlier observations prove nothing then."""
+        self.is_quiet = True
         self._looked_at = now
         self._able_seconds = self._seconds = 0.0
 
@@ -75,11 +78,14 @@ class QueueProgress:
 
         `taken` counts the messages taken, and `begun` the tasks that the pool has started, since the process started.
         """
-        step = 0.0 if self._looked_at is None else min(now - self._looked_at, _LOOK_COUNTS_MAX)
+        # The first message that waits may have come just now.
+        most = LOOK_SECONDS if self.is_quiet else _LOOK_COUNTS_MAX
+        step = 0.0 if self._looked_at is None else min(now - self._looked_at, most)
         if waiting == 0 or taken != self._taken:
             self.skip(now)
             self._taken, self._is_tried = taken, False
             return None
+        self.is_quiet = False
         self._looked_at = now
         self._seconds += step
         self._able_seconds = self._able_seconds + step if is_able else 0.0
@@ -202,8 +208,13 @@ class QueueWatches:
         self._stopping.set()
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
+        while not self._stopping.wait(self.wait_seconds):
             self.look()
+
+    @property
+    def wait_seconds(self) -> float:
+        """The time until the next check."""
+        return QUIET_LOOK_SECONDS if all(watch.progress.is_quiet for watch in self._watches) else LOOK_SECONDS
 
     def look(self) -> None:
         """Check each queue once."""

@@ -15,7 +15,15 @@ from pipeline.names import Queue
 from pipeline.settings import Settings
 from tasks import queue_watch
 from tasks.forced_shutdown import CONTROL_SECONDS_MAX, MIGRATION_SECONDS_MAX
-from tasks.queue_watch import LOOK_SECONDS, QueueProgress, QueueWatch, QueueWatches, Remedy, _task_seconds_max
+from tasks.queue_watch import (
+    LOOK_SECONDS,
+    QUIET_LOOK_SECONDS,
+    QueueProgress,
+    QueueWatch,
+    QueueWatches,
+    Remedy,
+    _task_seconds_max,
+)
 
 LIMIT, TASK = 5.0, 40.0
 
@@ -112,10 +120,17 @@ def test_nothing_is_done_where_there_is_an_excuse(
 
 
 def test_time_in_which_the_process_was_frozen_does_not_count(looks: Looks) -> None:
+    assert looks.until_remedy(seconds_max=LOOK_SECONDS)[0] is None
     looks.now += 3600.0
     remedy, seconds = looks.until_remedy()
     assert remedy is Remedy.CONNECT
-    assert seconds == pytest.approx(LIMIT - LOOK_SECONDS)  # all of that hour counts as one look more
+    assert seconds == pytest.approx(LIMIT - 2 * LOOK_SECONDS)  # all of that hour counts as one look more
+
+
+def test_time_before_a_message_was_seen_to_wait_counts_as_one_look_at_most(looks: Looks) -> None:
+    # Nothing waited an hour ago, and nobody has looked since: the message may have come just now
+    looks.now += 3600.0
+    assert looks.until_remedy() == (Remedy.CONNECT, LIMIT)
 
 
 def test_a_migration_is_no_lost_place_where_nothing_else_can_run_beside_it() -> None:
@@ -200,6 +215,21 @@ def test_a_pause_excuses_one_of_two_queues(monkeypatch: pytest.MonkeyPatch) -> N
     # The ticks go on in a pause, so their queue is watched
     worker.live(LIMIT + 1, taking=Queue.BATCHES, task="sluice.drain")
     assert worker.watches.failures == 1
+
+
+def test_a_worker_looks_less_often_while_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = _Both(monkeypatch)
+    batches, control = worker.watches._watches
+    worker.watches.look()
+    assert worker.watches.wait_seconds == LOOK_SECONDS
+    # Then neither queue has messages
+    batches._queues = control._queues = SimpleNamespace(waiting=lambda _queue: 0)  # type: ignore[assignment]
+    worker.watches.look()
+    assert worker.watches.wait_seconds == QUIET_LOOK_SECONDS
+    # And those of one are enough
+    control._queues = SimpleNamespace(waiting=lambda _queue: 1)  # type: ignore[assignment]
+    worker.watches.look()
+    assert worker.watches.wait_seconds == LOOK_SECONDS
 
 
 def test_places_of_both_queues_are_lost_after_the_longest_task_of_both() -> None:
