@@ -1,14 +1,19 @@
-"""`python -m checks.idle --seconds 60`: what the system that runs here takes while nobody sends events.
+"""`python -m checks.idle`: what a system takes while nobody sends events, in CPU time by program.
 
-CPU time is counted by the kernel for each process, so other work on the machine hardly changes it. Send nothing
-meanwhile, and close the live page.
+By default it measures the system that runs here: send nothing meanwhile, and close the live page. With `--partitions 4
+64` it starts a system of its own with each number of partitions, measures them side by side, and prints how many times
+as much as the first one each of the others takes. Side by side, other work on the machine changes all of them alike.
+CPU time is counted by the kernel for each process.
 """
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Final
 
@@ -16,30 +21,70 @@ import psutil
 import psycopg2
 import redis
 
-from checks.idle.report import Usage, report
+from checks.idle.report import Usage, ratio, report
 from pipeline.running import home_of
+from stack.config import StackConfig, environ_of_its_own
 from stack.servers import ServerError
-from stack.system import SystemFolder
+from stack.system import System, SystemFolder
 
 _SUPERVISOR: Final = "supervisor"
+_SETTLE_SECONDS: Final = 15.0  # after a start: until each drain has begun anew, and rates are published
 
 
 def main() -> int:
-    """Measure, and print the table; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m checks.idle", description=__doc__)
+    """Measure, and print the tables; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m checks.idle", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to measure (default: %(default)g)")
-    seconds: float = parser.parse_args().seconds
-    system = SystemFolder(home_of(os.environ))
+    parser.add_argument(
+        "--partitions", type=int, nargs="+", metavar="N", help="start a system for each of these numbers of partitions"
+    )
+    asked = parser.parse_args()
     try:
-        urls = system.urls()
-        before, started = _counts(system, urls), time.monotonic()
-        time.sleep(max(1.0, seconds))
-        after = _counts(system, urls)
+        if not asked.partitions:
+            [(_, table)] = _measure([SystemFolder(home_of(os.environ))], asked.seconds)
+            print(table)
+            return 0
+        with contextlib.ExitStack() as stack:
+            systems = [stack.enter_context(_system(count)) for count in asked.partitions]
+            time.sleep(_SETTLE_SECONDS)
+            found = _measure(systems, asked.seconds)
     except (ServerError, OSError, psycopg2.Error, redis.RedisError) as error:
         print(f"checks.idle: {error}", file=sys.stderr)
         return 1
-    print(report(before, after, seconds=time.monotonic() - started, sessions=_sessions(urls["DATABASE_URL"])))
+    for count, (_, table) in zip(asked.partitions, found, strict=True):
+        print(f"--- {count} partitions\n{table}\n")
+    first, *others = zip(asked.partitions, found, strict=True)
+    for count, (share, _) in others:
+        print(f"{count} partitions take {ratio(share, first[1][0])} times what {first[0]} take")
     return 0
+
+
+@contextlib.contextmanager
+def _system(partitions: int) -> Iterator[SystemFolder]:
+    """A system of its own. Raises ServerError if it does not start."""
+    with tempfile.TemporaryDirectory() as folder:
+        with environ_of_its_own(SLUICE_HOME=folder, LOG_PARTITIONS=str(partitions)):
+            system = System(StackConfig.from_environ("redis"))
+            system.start(threading.Event())
+        try:
+            yield system
+        finally:
+            system.stop()
+
+
+def _measure(systems: Sequence[SystemFolder], seconds: float) -> list[tuple[float, str]]:
+    """Measure all systems at the same time: the share of a core of each, in percent, and its table."""
+    urls = [system.urls() for system in systems]
+    before, started = [_counts(*one) for one in zip(systems, urls, strict=True)], time.monotonic()
+    time.sleep(max(1.0, seconds))
+    after = [_counts(*one) for one in zip(systems, urls, strict=True)]
+    seconds = time.monotonic() - started
+    return [
+        report(*counts, seconds=seconds, sessions=_sessions(url["DATABASE_URL"]))
+        for *counts, url in zip(before, after, urls, strict=True)
+    ]
 
 
 def _counts(system: SystemFolder, urls: Mapping[str, str]) -> Usage:

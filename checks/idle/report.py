@@ -16,8 +16,16 @@ class Usage:
     commands: Mapping[str, Mapping[str, int]]
 
 
-def report(before: Usage, after: Usage, *, seconds: float, sessions: int) -> str:
-    """The table of what was used between two counts. A program that began anew between them counts from its start."""
+def ratio(share: float, baseline: float) -> str:
+    """How many times the baseline a share is, with two digits behind the point; a dash without a baseline."""
+    return f"{share / baseline:.2f}" if baseline > 0 else "-"
+
+
+def report(before: Usage, after: Usage, *, seconds: float, sessions: int) -> tuple[float, str]:
+    """What was used between two counts: the sum in percent of a core, and a table.
+
+    A program that began anew between them counts from its start.
+    """
     used = {
         name: 100 * _since(total, before.cpu_seconds.get(name, 0.0)) / seconds
         for name, total in after.cpu_seconds.items()
@@ -33,7 +41,7 @@ def report(before: Usage, after: Usage, *, seconds: float, sessions: int) -> str
         most = sorted(((rate, one) for one, rate in rates.items() if rate > 0), reverse=True)[:_COMMANDS_SHOWN]
         words = ", ".join(f"{one} {rate:.1f}" for rate, one in most)
         rows.append(f"{name}: {sum(rates.values()):.1f} commands/s ({words})")
-    return "\n".join(rows)
+    return sum(used.values()), "\n".join(rows)
 
 
 def _since(total: float, earlier: float) -> float:

@@ -1,6 +1,8 @@
 """What an idle system costs: the table of `python -m checks.idle`."""
 
-from checks.idle.report import Usage, report
+import pytest
+
+from checks.idle.report import Usage, ratio, report
 
 
 def test_the_table_has_the_share_of_each_program_and_the_commands_a_second() -> None:
@@ -16,7 +18,9 @@ def test_the_table_has_the_share_of_each_program_and_the_commands_a_second() -> 
         {"REDIS_URL": {"get": 1100, "llen": 25, "ping": 3}, "EVENT_LOG_URL": {"xread": 40}},
     )
     # Then what was used between them is there, the most first
-    lines = report(before, after, seconds=10.0, sessions=9).splitlines()
+    share, table = report(before, after, seconds=10.0, sessions=9)
+    assert share == pytest.approx(6.5)
+    lines = table.splitlines()
     assert [line.split() for line in lines[1:5]] == [
         ["batches", "7", "5.00"],
         ["control", "3", "1.00"],
@@ -28,3 +32,8 @@ def test_the_table_has_the_share_of_each_program_and_the_commands_a_second() -> 
         "REDIS_URL: 11.5 commands/s (get 10.0, llen 1.5)",
         "EVENT_LOG_URL: 4.0 commands/s (xread 4.0)",
     ]
+
+
+def test_systems_are_compared_with_the_first_one() -> None:
+    assert [ratio(share, 3.0) for share in (3.0, 6.3)] == ["1.00", "2.10"]
+    assert ratio(1.0, 0.0) == "-"
