@@ -106,8 +106,7 @@ class PauseStep(bootsteps.StartStopStep):
                     own_problems=lambda: loop_troubles(loops, SystemClock()),
                     loop=loops.add(LoopName.REPORTS),
                 ),
-                # From the follower's thread. This ends the loop's wait, too.
-                on_change=partial(consumer.hub.call_soon, self._reconcile, consumer),
+                on_change=partial(self._wake, consumer),
             )
             self._follower.start()
             consumer.app.sluice_pause_follower = self._follower  # the queue watch needs the same state
@@ -128,6 +127,11 @@ class PauseStep(bootsteps.StartStopStep):
     def _is_for(self, consumer: Any) -> bool:
         """Whether this worker consumes `batches`. A cancelled queue is no longer among the consumed queues."""
         return self._follower is not None or Queue.BATCHES.value in consumer.app.amqp.queues.consume_from
+
+    def _wake(self, consumer: Any) -> None:
+        """Make the event loop compare now; it is called on the follower's thread. A pool without a loop has the timer."""
+        if consumer.hub is not None:
+            consumer.hub.call_soon(self._reconcile, consumer)
 
     def _reconcile(self, consumer: Any) -> None:
         """Compare once. Its errors must not reach the worker's event loop: some of them would end the loop."""
