@@ -129,7 +129,7 @@ class PauseStep(bootsteps.StartStopStep):
         return self._follower is not None or Queue.BATCHES.value in consumer.app.amqp.queues.consume_from
 
     def _wake(self, consumer: Any) -> None:
-        """Make the event loop compare now; it is called on the follower's thread. A pool without a loop has the timer."""
+        """Make the event loop compare now. Called on the follower's thread; a pool without a loop has the timer."""
         if consumer.hub is not None:
             consumer.hub.call_soon(self._reconcile, consumer)
 

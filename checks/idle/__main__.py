@@ -49,16 +49,19 @@ def main() -> int:
         with contextlib.ExitStack() as stack:
             systems = [stack.enter_context(_system(count)) for count in asked.partitions]
             time.sleep(_SETTLE_SECONDS)
-            found = _measure(systems, asked.seconds)
+            _print(asked.partitions, _measure(systems, asked.seconds))
     except (ServerError, OSError, psycopg2.Error, redis.RedisError) as error:
         print(f"checks.idle: {error}", file=sys.stderr)
         return 1
-    for count, (_, table) in zip(asked.partitions, found, strict=True):
-        print(f"--- {count} partitions\n{table}\n")
-    first, *others = zip(asked.partitions, found, strict=True)
-    for count, (share, _) in others:
-        print(f"{count} partitions take {ratio(share, first[1][0])} times what {first[0]} take")
     return 0
+
+
+def _print(partitions: Sequence[int], found: Sequence[tuple[float, str]]) -> None:
+    """Print the tables, and how many times as much as the first system each of the others takes."""
+    for count, (_, table) in zip(partitions, found, strict=True):
+        print(f"--- {count} partitions\n{table}\n", flush=True)
+    for count, (share, _) in list(zip(partitions, found, strict=True))[1:]:
+        print(f"{count} partitions take {ratio(share, found[0][0])} times what {partitions[0]} take", flush=True)
 
 
 @contextlib.contextmanager
