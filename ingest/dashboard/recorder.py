@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 1.0
 LOOK_BACK_ENTRIES_MAX: Final = 120  # entries in one read of the history; the first read covers the last two minutes
-# Between two reads of the log's identity, which has the number of its partitions: an appender reads it as often.
+# Between two reads of the log's identity, which has the number of its partitions. Appends learn of new ones as soon.
 IDENTITY_SECONDS: Final = 5.0
 LEASE_SHARE: Final = 0.9  # of the period: a second that starts late does not block the next one
 
