@@ -213,8 +213,9 @@ class SluiceConsumer(Consumer):
 
     def stop(self) -> None:
         """Stop; the events that wait are sent before."""
-        with contextlib.suppress(*self.connection_errors, *self.channel_errors):
-            self._flush_events()
+        if self._flush_at:
+            with contextlib.suppress(*self.connection_errors, *self.channel_errors):
+                self._flush_events()
         super().stop()
 
     def ensure_connected(self, conn: Any) -> Any:
