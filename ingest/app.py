@@ -127,7 +127,7 @@ def _add_operators(
     add_watching(operators, health=service.health_sources, registry=service.registry)
     if service.keys is None or service.settings.operator_port:
         add_throttle(operators, service.throttle)
-    add_pages(app, operators, service.viewers, assets, instead=instead)
+    add_pages(app, operators, service.viewers, service.long_charts, assets, instead=instead)
     add_contract(operators, service.settings, assets)
     add_runbooks(operators, assets)
     add_assets(operators, assets)

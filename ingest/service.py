@@ -19,6 +19,7 @@ from ingest.admission import Admission
 from ingest.appender import Appender
 from ingest.collect import Collector
 from ingest.dashboard.counter_deltas import CounterDeltas
+from ingest.dashboard.longer import LongCharts
 from ingest.dashboard.recorder import Recorder, SystemReaders
 from ingest.dashboard.sse import Reader, Viewers
 from ingest.entrance import Entrance
@@ -161,6 +162,7 @@ class IngestService:
             viewers_max=settings.page_viewers_max,
             local_points=None if self.recorder is None else self.recorder.local,
         )
+        self.long_charts = LongCharts(settings.prometheus_url, context.clock)
         self._tls_refusals_logged: dict[TlsRefusal, float] = {}  # monotonic
         self._log = context.log
         self._loop: asyncio.AbstractEventLoop | None = None

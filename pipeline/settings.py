@@ -348,6 +348,13 @@ class Settings:
         when="operators open Grafana, Prometheus, Flower or a documentation of yours from the page",
     )
 
+    prometheus_url: str = _setting(
+        "",
+        "The Prometheus that scrapes this system, as ingest reaches it, such as http://127.0.0.1:9090: with it, the "
+        "live page has charts of 6 hours and 7 days. run.sh fills it in, if it runs one",
+        when="a Prometheus runs, and operators want longer charts than 15 minutes on the page",
+    )
+
     # --- Ingest: API keys ----------------------------------------------------------------------------
     ingest_keys: bool = _setting(
         False,
@@ -1310,6 +1317,8 @@ def _operator_problems(settings: Settings) -> Iterator[str]:
         yield f"OPERATOR_PASSWORD has fewer than {OPERATOR_PASSWORD_CHARS_MIN} characters"
     if settings.runbooks_url and not _WEB_URL.fullmatch(settings.runbooks_url):
         yield f"RUNBOOKS_URL={settings.runbooks_url!r} is neither empty nor http:// or https://, then a host"
+    if settings.prometheus_url and not _WEB_URL.fullmatch(settings.prometheus_url):
+        yield f"PROMETHEUS_URL={settings.prometheus_url!r} is neither empty nor http:// or https://, then a host"
     for name, url in page_urls_of(settings.page_urls):
         if not name or not _LINK.fullmatch(url):
             yield f"PAGE_URLS has {name}={url}, which is not a name, `=`, and http:// or https:// with a host"

@@ -65,6 +65,7 @@ def free_ports() -> dict[str, str]:
 _URLS: Final = ("DATABASE_URL", "REDIS_URL", "EVENT_LOG_URL")
 _URL_FILES: Final = tuple(f"{name}_FILE" for name in _URLS)
 _BOOTSTRAP: Final = "KAFKA_BOOTSTRAP_SERVERS"
+_PROMETHEUS_URL: Final = "PROMETHEUS_URL"
 
 
 @contextlib.contextmanager
@@ -76,7 +77,7 @@ def environ_of_its_own(**variables: str) -> Iterator[dict[str, str]]:
     restores the old environment.
     """
     before, ours = dict(os.environ), free_ports() | variables
-    for name in (*_URLS, *_URL_FILES, *_DOORS, _BOOTSTRAP, _PORT_BASE, SYSTEM_VARIABLE):
+    for name in (*_URLS, *_URL_FILES, *_DOORS, _BOOTSTRAP, _PORT_BASE, _PROMETHEUS_URL, SYSTEM_VARIABLE):
         os.environ.pop(name, None)
     surroundings.clear(os.environ)
     os.environ.update(ours)

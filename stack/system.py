@@ -132,9 +132,11 @@ class SystemFolder:
 class System(SystemFolder):
     """A system that can be started."""
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: StackConfig, *, ready_seconds_max: float = READY_SECONDS_MAX) -> None:
+        """`ready_seconds_max`: how long a start waits for one program, after the one before it was ready."""
         super().__init__(config.home)
         self.config = config
+        self._ready_seconds_max = ready_seconds_max
         self._interrupted = threading.Event()
         self._ended: defaultdict[str, set[int]] = defaultdict(set)  # when programs ended during a start, epoch s
 
@@ -273,6 +275,7 @@ class System(SystemFolder):
             **({"INGEST_PROCESSES_MAX": str(self.config.ingest_processes)} if is_whole else {}),
             "INGEST_HOST": self.config.host,
             "INGEST_PORT": str(self.config.ports["INGEST_PORT"]),
+            "PROMETHEUS_URL": urls.get("PROMETHEUS_URL") or os.environ.get("PROMETHEUS_URL", ""),
             "PAGE_URLS": os.environ.get("PAGE_URLS") or _page_urls(urls),
             "PYTHONUNBUFFERED": "1",
         }
@@ -354,7 +357,8 @@ class System(SystemFolder):
                 program,
                 f"--config.file={path}",
                 f"--storage.tsdb.path={folder / 'data'}",
-                "--storage.tsdb.retention.time=2d",
+                "--storage.tsdb.retention.time=8d",  # the live page has charts of 7 days
+                "--storage.tsdb.retention.size=1GB",  # whichever limit is reached first
                 f"--web.listen-address={LOOPBACK}:{ports['PROMETHEUS_PORT']}",
             ],
             50,
@@ -417,7 +421,7 @@ class System(SystemFolder):
 
     def _wait(self, condition: Callable[[], bool], name: str) -> None:
         """Wait until a program is ready. Raises ServerError with the end of its log."""
-        deadline = time.monotonic() + READY_SECONDS_MAX
+        deadline = time.monotonic() + self._ready_seconds_max
         next_look = time.monotonic() + _LOOK_SECONDS
         while not condition():
             self._check_interrupted()
@@ -429,7 +433,7 @@ class System(SystemFolder):
                 next_look = now + _LOOK_SECONDS
             if now > deadline:
                 raise ServerError(
-                    f"{name} is not ready after {READY_SECONDS_MAX:.0f} s; its log ends:\n{self.tail(name)}"
+                    f"{name} is not ready after {self._ready_seconds_max:.0f} s; its log ends:\n{self.tail(name)}"
                 )
             time.sleep(_POLL_SECONDS)
 

@@ -16,14 +16,33 @@ _CARDS: Final = (
 )  # fmt: skip
 # What the page has in their places: comments, and an attribute.
 _SEVERITY: Final = 'data-severity="unknown"'
-_LEVEL, _HEADLINE, _ANSWERS, _NOTE, _LINKS = (
+_LEVEL, _HEADLINE, _ANSWERS, _NOTE, _LINKS, _SPANS = (
     "<!-- level -->",
     "<!-- headline -->",
     "<!-- answers -->",
     "<!-- made at -->",
     "<!-- links -->",
+    "<!-- spans -->",
 )
-MARKERS: Final = (_SEVERITY, _LEVEL, _HEADLINE, _ANSWERS, _NOTE, _LINKS, *(f"<!-- {name} -->" for name in _CARDS))
+_BUTTONS: Final = "".join(
+    f'<button type="button" data-span="{span}" aria-pressed="{"false" if span else "true"}">{words}</button>'
+    for span, words in (("", "15 min"), ("6h", "6 h"), ("7d", "7 d"))
+)
+_CHOICE: Final = (
+    f'<div role="group" aria-label="Time that the charts show">{_BUTTONS}</div>'
+    '<span id="span-note" role="status"></span>'
+)
+_NO_CHOICE: Final = "<small>6 hours and 7 days need a Prometheus (<code>PROMETHEUS_URL</code>)</small>"
+MARKERS: Final = (
+    _SEVERITY,
+    _LEVEL,
+    _HEADLINE,
+    _ANSWERS,
+    _NOTE,
+    _LINKS,
+    _SPANS,
+    *(f"<!-- {name} -->" for name in _CARDS),
+)
 
 
 def first_sight(page: str, document: Mapping[str, Any]) -> bytes:
@@ -37,6 +56,7 @@ def first_sight(page: str, document: Mapping[str, Any]) -> bytes:
             _answer(reason, document["runbooksUrl"], is_first=i == 0) for i, reason in enumerate(reasons)
         ),
         _NOTE: escape(clock_time(document["at"])),
+        _SPANS: _CHOICE if document["hasLongCharts"] else _NO_CHOICE,
         _LINKS: "".join(
             f'<li><a href="{escape(link["url"])}">{escape(link["name"])}</a></li>' for link in document["links"]
         ),

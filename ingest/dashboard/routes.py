@@ -1,19 +1,21 @@
-"""The routes of the live page: `/` and `/events`."""
+"""The routes of the live page: `/`, `/events`, and `/charts/…` for hours and days."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, cast
 
+from sanic.exceptions import NotFound
 from sanic.response import HTTPResponse
 
 from ingest.dashboard.first_sight import first_sight
+from ingest.dashboard.longer import LongCharts
 from ingest.dashboard.sse import Viewers
 from ingest.errors import NotReadyError
 from ingest.http.assets import Assets, page_headers
 from ingest.http.request import LimitedConnection
 from ingest.http.response import response_to, to_sanic
 from ingest.http.routes import IngestApp, IngestRequest, OperatorRoutes
-from ingest.types import RequestHead, Response
+from ingest.types import JSON, RequestHead, Response
 
 _FOLDER: Final = Path(__file__).parent / "assets"
 _FILES: Final = (
@@ -35,6 +37,7 @@ def add_pages(
     app: IngestApp,
     routes: OperatorRoutes,
     viewers: Viewers,
+    charts: LongCharts,
     assets: Assets,
     *,
     instead: Callable[[RequestHead], Response | None] | None,
@@ -72,9 +75,21 @@ def add_pages(
             viewers.leave(viewer)
         return None
 
+    async def get_charts(_request: IngestRequest, span: str) -> HTTPResponse:
+        """The charts of hours or days, from Prometheus."""
+        try:
+            document = await charts.document(span)
+        except KeyError:
+            raise NotFound from None
+        except NotReadyError as error:
+            return to_sanic(response_to(error))
+        return HTTPResponse(document, content_type=JSON, headers={"cache-control": "no-store"})
+
     routes.add(get_page, "/", name="page", instead=instead)
+    routes.add(get_charts, "/charts/<span:str>", name="page_charts")
     routes.add(get_events, "/events", name="page_events")
 
     @app.before_server_stop
     async def end_streams(_app: IngestApp) -> None:
         viewers.end_streams()
+        charts.close()

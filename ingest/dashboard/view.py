@@ -24,7 +24,11 @@ def page_document(sources: ViewSources) -> dict[str, Any]:
     own = {"process": sources.process, "viewers": sources.viewers}
     settings = sources.health.settings
     links = [{"name": name, "url": url} for name, url in page_urls_of(settings.page_urls)]
-    return document_of(health_inputs(sources.health), settings.runbooks_url) | own | {"links": links}
+    return (
+        document_of(health_inputs(sources.health), settings.runbooks_url)
+        | own
+        | {"links": links, "hasLongCharts": bool(settings.prometheus_url)}
+    )
 
 
 def document_of(inputs: HealthInputs, runbooks_url: str = "") -> dict[str, Any]:

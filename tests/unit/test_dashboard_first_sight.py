@@ -18,9 +18,10 @@ NIGHT = replace(
 )  # fmt: skip
 
 
-def seen(inputs: HealthInputs) -> str:
+def seen(inputs: HealthInputs, *, has_long_charts: bool = True) -> str:
     links = [{"name": "Grafana & more", "url": "https://grafana.example/?a=1&b=2"}]
-    return first_sight(PAGE, document_of(inputs) | {"process": "host:1", "viewers": 1, "links": links}).decode()
+    own = {"process": "host:1", "viewers": 1, "links": links, "hasLongCharts": has_long_charts}
+    return first_sight(PAGE, document_of(inputs) | own).decode()
 
 
 def text_of(page: str, element: str) -> str:
@@ -86,3 +87,11 @@ def test_links_to_other_tools_are_at_the_foot() -> None:
     assert '<a href="https://grafana.example/?a=1&amp;b=2">Grafana &amp; more</a>' in foot
     assert 'href="/runbooks"' in foot
     assert 'href="/docs"' in foot
+
+
+def test_a_choice_of_longer_charts_is_there_if_prometheus_is() -> None:
+    spans = re.findall(r'<button type="button" data-span="(\w*)" aria-pressed="(\w+)">', seen(HEALTHY))
+    assert spans == [("", "true"), ("6h", "false"), ("7d", "false")]
+    without = seen(HEALTHY, has_long_charts=False)
+    assert "data-span" not in without
+    assert "6 hours and 7 days need a Prometheus" in without

@@ -48,13 +48,25 @@ const charts = (() => {
     },
   };
 
-  const state = { columns: [], rows: [], seconds: 900, levels: {}, shadow: false, partitions: 0, plots: {}, hovered: null, measure: "" };
+  const LIVE = { name: "", words: "15 minutes", seconds: 900 };
+  // `longer`: the rows of a longer span, which take the place of the live ones. The newest values are always the live ones.
+  const state = { columns: [], rows: [], longer: null, span: LIVE, levels: {}, shadow: false, partitions: 0, plots: {}, hovered: null, measure: "" };
   const at = (name) => state.columns.indexOf(name);
 
   function reset(columns, rows, seconds) {
-    Object.assign(state, { columns, rows: [], seconds });
+    LIVE.seconds = seconds;
+    Object.assign(state, { columns, rows: [] });
     add(rows);
   }
+
+  // Shows the rows of a longer span; null shows the live ones again. Their columns are those of the stream.
+  function showSpan(span, rows) {
+    Object.assign(state, { span: span || LIVE, longer: rows, hovered: null });
+    document.getElementById("figure-policy").hidden = Boolean(rows) || !state.caption;
+    rebuild();
+  }
+
+  const shownRows = () => state.longer || state.rows;
 
   // A row of nulls fills a gap in the history, so that no line crosses the gap.
   function add(rows) {
@@ -66,7 +78,7 @@ const charts = (() => {
       }
       state.rows.push(row);
     }
-    const oldest = state.rows.length ? state.rows[state.rows.length - 1][0] - state.seconds : 0;
+    const oldest = state.rows.length ? state.rows[state.rows.length - 1][0] - LIVE.seconds : 0;
     while (state.rows.length && state.rows[0][0] < oldest) state.rows.shift();
   }
 
@@ -97,10 +109,10 @@ const charts = (() => {
   function values(line) {
     if (line.partition === undefined) {
       const place = at(line.column);
-      return state.rows.map((row) => row[place]);
+      return shownRows().map((row) => row[place]);
     }
     const place = at("lags");
-    return state.rows.map((row) => (row[place] ? row[place][line.partition] : null));
+    return shownRows().map((row) => (row[place] ? row[place][line.partition] : null));
   }
 
   // Shades the seconds in which nothing was consumed.
@@ -115,12 +127,13 @@ const charts = (() => {
       const right = Math.min(bbox.left + bbox.width, plot.valToPos(to, "x", true));
       if (right > left) ctx.fillRect(left, bbox.top, right - left, bbox.height);
     };
-    for (const row of state.rows) {
+    const rows = shownRows();
+    for (const row of rows) {
       const held = row[paused] === true || row[breaker] === "open" || row[breaker] === "half-open";
       if (held && from === null) from = row[0];
       if (!held && from !== null) { fill(row[0]); from = null; }
     }
-    if (from !== null) fill(state.rows[state.rows.length - 1][0]);
+    if (from !== null) fill(rows[rows.length - 1][0]);
     ctx.restore();
   }
 
@@ -144,9 +157,11 @@ const charts = (() => {
     ctx.restore();
   }
 
-  // With seconds only if labels in minutes would repeat.
+  // With seconds only if labels in minutes would repeat; a day at its beginning, if several are shown.
   function clock(plot, seconds) {
     const { min, max } = plot.scales.x;
+    const day = new Date(seconds * 1000).toISOString();
+    if (max - min > 86400 && day.slice(11, 16) === "00:00") return day.slice(5, 10);
     return format.time(seconds).slice(0, max - min < 400 ? 8 : 5);
   }
 
@@ -162,7 +177,7 @@ const charts = (() => {
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: {
         // A short history fills the chart too.
-        x: { time: true, range: (_, low, high) => [Math.max(high - state.seconds, Math.min(low, high - SHORTEST_SECONDS)), high] },
+        x: { time: true, range: (_, low, high) => [Math.max(high - state.span.seconds, Math.min(low, high - SHORTEST_SECONDS)), high] },
         y: { range: (_, _low, high) => [0, Math.max(1, (high || 0) * 1.08, highest())] },
         ...(right ? { right: { range: (_, _low, high) => [0, Math.max(1, (high || 0) * 1.08)] } } : {}),
       },
@@ -198,7 +213,7 @@ const charts = (() => {
   }
 
   function moveTo(place) {
-    const times = state.rows.map((row) => row[0]);
+    const times = shownRows().map((row) => row[0]);
     const seconds = times[Math.max(0, Math.min(times.length - 1, place))];
     for (const name of shown()) {
       const { plot } = state.plots[name];
@@ -208,17 +223,19 @@ const charts = (() => {
     tellAll();
   }
 
-  // The keys of a slider: arrows by a second, Page Up and Page Down by a minute, Home and End, and Escape for now.
+  // The keys of a slider: arrows by a second (or a step), Page Up and Page Down by sixty, Home and End, Escape for now.
   function key(event, name) {
-    const last = state.rows.length - 1;
-    const found = state.rows.findIndex((row) => row[0] === state.hovered);
+    const last = shownRows().length - 1;
+    const found = shownRows().findIndex((row) => row[0] === state.hovered);
     const here = found < 0 ? last : found;
     const places = { ArrowLeft: here - 1, ArrowRight: here + 1, PageUp: here - 60, PageDown: here + 60, Home: 0, End: last, Escape: NaN };
     if (!(event.key in places)) return;
     event.preventDefault();
     moveTo(places[event.key]);
-    document.getElementById("announce").textContent = `${state.hovered === null ? "now" : format.time(state.hovered)}: ${told(name).join(", ")}`;
+    document.getElementById("announce").textContent = `${state.hovered === null ? "now" : moment(state.hovered)}: ${told(name).join(", ")}`;
   }
+
+  const moment = (seconds) => format.moment(seconds, Date.now() / 1000);
 
   function legend(name, lines) {
     const list = document.getElementById(`legend-${name}`);
@@ -240,7 +257,7 @@ const charts = (() => {
   function worth(line) {
     if (line.isSample) return "";
     const unit = line.isFine ? state.measure : line.unit || "/s";
-    const row = state.hovered === null ? null : state.rows.find((one) => one[0] === state.hovered);
+    const row = state.hovered === null ? null : shownRows().find((one) => one[0] === state.hovered);
     const isLevel = ["rate", "shadow", "lag", "tokens", "measure"].includes(line.column);
     const value = row ? row[at(line.column)] : isLevel ? latest(line.column) : lately(line.column);
     return `${line.isFine ? format.fine(value) : format.number(value)} ${unit}`.trim();
@@ -253,7 +270,7 @@ const charts = (() => {
   function tell(name) {
     const list = document.getElementById(`legend-${name}`);
     const shownLines = state.plots[name].lines.filter((line) => !line.quiet);
-    list.querySelector(".when").textContent = state.hovered === null ? "" : format.time(state.hovered);
+    list.querySelector(".when").textContent = state.hovered === null ? "" : moment(state.hovered);
     list.querySelectorAll("b").forEach((value, i) => { value.textContent = worth(shownLines[i]); });
   }
 
@@ -281,7 +298,7 @@ const charts = (() => {
   }
 
   function draw() {
-    const times = state.rows.map((row) => row[0]);
+    const times = shownRows().map((row) => row[0]);
     for (const name of shown()) {
       if (!state.plots[name]) build(name);
       const { plot, lines } = state.plots[name];
@@ -289,7 +306,7 @@ const charts = (() => {
       tell(name);
       const holder = document.getElementById(`chart-${name}`);
       holder.dataset.points = times.length;
-      holder.setAttribute("aria-label", `Chart of 15 minutes; arrow keys read it; now: ${told(name).join(", ")}`);
+      holder.setAttribute("aria-label", `Chart of ${state.span.words}; arrow keys read it; now: ${told(name).join(", ")}`);
     }
   }
 
@@ -311,7 +328,8 @@ const charts = (() => {
     const caption = policies.caption(status.ratePolicy);
     state.measure = policies.unit(status.ratePolicy);
     const figure = document.getElementById("figure-policy");
-    figure.hidden = !caption;
+    state.caption = caption;
+    figure.hidden = !caption || Boolean(state.longer);
     document.getElementById("caption-policy").textContent = caption;
     const shadow = Boolean(status.ratePolicy.shadow);
     if (shadow !== state.shadow) {
@@ -331,5 +349,5 @@ const charts = (() => {
   const more = document.getElementById("more-charts");
   more.open = !matchMedia("(max-width: 40rem)").matches; // on a phone the control events come sooner
   more.addEventListener("toggle", () => { if (more.open) rebuild(); });
-  return { reset, add, draw, shape, latest, lately, at, units, rows: () => state.rows };
+  return { reset, add, draw, showSpan, shape, latest, lately, at, units, rows: () => state.rows };
 })();

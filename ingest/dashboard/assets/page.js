@@ -3,6 +3,7 @@
 
 const live = (() => {
   const LATE_SECONDS = 5; // without new data, after which the state of the system is unknown
+  const LONGER_SECONDS_MAX = 10; // for longer charts
   const RETRY_SECONDS = 2; // after the server has rejected the stream
   const byId = (id) => document.getElementById(id);
   // The server wrote the first state into the page. `heardAt` is on the browser's monotonic clock: its wall clock may be changed.
@@ -315,6 +316,48 @@ const live = (() => {
   function showAges() {
     for (const { event, row } of page.events) row.querySelector("small").textContent = `${format.age(page.status.at - event.at)} ago`;
   }
+
+  // --- Longer charts -----------------------------------------------------------------------
+
+  const SPANS = { "6h": { name: "6h", words: "6 hours", seconds: 21600 }, "7d": { name: "7d", words: "7 days", seconds: 604800 } };
+  const span = { chosen: "", asking: null };
+
+  function choose(name) {
+    span.chosen = name;
+    for (const button of document.querySelectorAll("[data-span]")) button.setAttribute("aria-pressed", String(button.dataset.span === name));
+    byId("charts").textContent = `The last ${name ? SPANS[name].words : "15 minutes"}`;
+    byId("span-note").textContent = name ? "asking Prometheus …" : "";
+    if (name) askLonger();
+    else charts.showSpan(null, null);
+  }
+
+  // The answer of a choice that was changed meanwhile is dropped.
+  async function askLonger() {
+    if (span.asking) span.asking.abort();
+    const [name, asking] = [span.chosen, new AbortController()];
+    span.asking = asking;
+    const patience = setTimeout(() => asking.abort(), 1000 * LONGER_SECONDS_MAX);
+    let words;
+    try {
+      const answer = await fetch(`/charts/${name}`, { signal: asking.signal });
+      const found = await answer.json();
+      if (span.asking !== asking) return;
+      words = answer.status === 200 ? spanWords(found) : found.error.message;
+      if (answer.status === 200) charts.showSpan(SPANS[name], found.points);
+    } catch {
+      words = "ingest does not answer";
+    } finally {
+      clearTimeout(patience);
+    }
+    if (span.asking === asking) byId("span-note").textContent = words;
+  }
+
+  function spanWords({ points, step }) {
+    return points.length ? `a point is ${format.duration(step)}; lag and pauses: the worst of it` : "Prometheus has nothing yet";
+  }
+
+  for (const button of document.querySelectorAll("[data-span]")) button.addEventListener("click", () => choose(button.dataset.span));
+  setInterval(() => { if (span.chosen && !document.hidden) askLonger(); }, 60000);
 
   // --- The stream --------------------------------------------------------------------------
 

@@ -1,0 +1,121 @@
+"""The charts of hours and days: what Prometheus is asked, and what becomes of its answer."""
+
+import asyncio
+import json
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+import pipeline.metrics
+from ingest.dashboard.longer import SPANS, WITHOUT, LongCharts, query_of, rows_of
+from ingest.dashboard.points import COLUMNS
+from ingest.errors import NotReadyError
+from pipeline.clock import ManualClock
+
+SIX_HOURS = SPANS["6h"]
+T = 1_764_200_040
+
+
+def column(rows: list[list[object]], name: str) -> list[object]:
+    return [row[COLUMNS.index(name)] for row in rows]
+
+
+def answer_of(*series: tuple[dict[str, str], list[tuple[float, str]]]) -> bytes:
+    found = [{"metric": labels, "values": values} for labels, values in series]
+    return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": found}}).encode()
+
+
+def test_steps_become_rows_and_missing_values_stay_unknown() -> None:
+    # Given a lag of two partitions, of which one has begun later, a gap of a step, and a value that is no number
+    rows = rows_of(
+        [
+            ({"column": "lag"}, [(T, "5"), (T + 120, "7.25")]),
+            ({"column": "lags", "partition": "10"}, [(T + 120, "4")]),
+            ({"column": "lags", "partition": "2"}, [(T, "5"), (T + 120, "3")]),
+            ({"column": "breaker"}, [(T, "0"), (T + 120, "1")]),
+            ({"column": "paused"}, [(T, "1")]),
+            ({"column": "drained"}, [(T, "NaN")]),
+        ],
+        SIX_HOURS,
+    )
+    # Then there is a row for each step, with partitions in their order
+    assert column(rows, "t") == [T, T + 60, T + 120]
+    assert column(rows, "lag") == [5.0, None, 7.2]
+    assert column(rows, "lags") == [[5.0, None], None, [3.0, 4.0]]
+    assert column(rows, "breaker") == ["closed", "unknown", "open"]
+    assert column(rows, "paused") == [True, None, None]
+    assert column(rows, "drained") == [None, None, None]
+    assert rows_of([], SIX_HOURS) == []
+
+
+@pytest.mark.parametrize("name", sorted(SPANS))
+def test_each_series_has_a_column_of_the_charts(name: str) -> None:
+    parts = query_of(SPANS[name]).split(" or label_replace(")
+    named = {part.rsplit('"column", "', 1)[1].partition('"')[0] for part in parts}
+    assert named < set(COLUMNS)
+    assert named >= {"admitted", "offered", "lag", "lags", "rate", "drained", "s429"}
+    assert "$" not in query_of(SPANS[name])
+    assert SPANS[name].seconds / SPANS[name].step_seconds < 400
+
+
+def test_the_metrics_of_the_query_exist() -> None:
+    known = {one.name for one in vars(pipeline.metrics).values() if isinstance(one, pipeline.metrics.Declared)}
+    bare = re.sub(r"__name__=~'([^']*)'", lambda found: found[1].replace("|", " "), query_of(SIX_HOURS))
+    named = re.findall(r"\b(?:sluice|http|rate_limiter|circuit|redis_stream|kafka)_\w+", bare)
+    assert len(set(named)) > 10
+    assert {name.removesuffix("_total") for name in named} <= known
+
+
+def test_many_pages_ask_prometheus_once_until_the_answer_is_old() -> None:
+    clock, asked = ManualClock(), list[str]()
+
+    def fetch(url: str) -> bytes:
+        asked.append(url)
+        return answer_of(({"column": "lag"}, [(T, "5")]))
+
+    async def ask() -> None:
+        charts = LongCharts("http://prometheus.example:9090/", clock, fetch=fetch)
+        made = await asyncio.gather(*(charts.document("6h") for _ in range(5)))
+        assert len(set(made)) == 1
+        document = json.loads(made[0])
+        assert (document["columns"], document["seconds"], document["step"]) == (list(COLUMNS), 21600, 60)
+        assert len(asked) == 1
+        await charts.document("7d")
+        clock.advance(SIX_HOURS.kept_seconds + 1)
+        await charts.document("6h")
+        charts.close()
+
+    asyncio.run(ask())
+    assert len(asked) == 3
+    url = urlsplit(asked[0])
+    words = {name: value[0] for name, value in parse_qs(url.query).items()}
+    assert (url.netloc, url.path) == ("prometheus.example:9090", "/api/v1/query_range")
+    assert words["query"] == query_of(SIX_HOURS)
+    assert int(words["end"]) - int(words["start"]) == 21600
+
+
+def test_without_an_answer_the_reason_is_told_and_nothing_is_kept() -> None:
+    answers: list[bytes | Exception] = [
+        OSError("Connection refused"), b"<html>", b'{"status":"error"}', answer_of(),
+    ]  # fmt: skip
+
+    def fetch(_url: str) -> bytes:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def ask() -> None:
+        charts = LongCharts("http://prometheus.example", ManualClock(), fetch=fetch)
+        for _ in range(3):
+            with pytest.raises(NotReadyError, match="PROMETHEUS_URL"):
+                await charts.document("6h")
+        assert json.loads(await charts.document("6h"))["points"] == []
+        with pytest.raises(KeyError):
+            await charts.document("5y")
+        with pytest.raises(NotReadyError, match=WITHOUT):
+            await LongCharts("", ManualClock(), fetch=fetch).document("6h")
+        charts.close()
+
+    asyncio.run(ask())
