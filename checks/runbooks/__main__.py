@@ -1,33 +1,23 @@
-"""`python -m checks.runbooks [NAME …]`: acts out runbooks, one after the other, on a system of its own
-(two need another one, with a password for operators and signed messages).
+"""`python -m checks.runbooks [NAME …]`: acts out runbooks, one after the other, on systems of its own.
 
-Each condition is made on the running system. It must be seen by `python -m pipeline status`, and end by the steps of
-its page. `--out FOLDER` gets a transcript for each. Exit status 1 if one was not seen, or did not end.
+Each condition is made on the running system. It must be seen by `python -m pipeline status` and by its alert, and end
+by the steps of its page. The small disk needs root, and the alerts a prometheus (that of Alertmanager itself an
+alertmanager) on the PATH. `--out FOLDER` gets a transcript for each. Exit status 1 if one was
+not seen, or did not end.
 """
 
 import argparse
+import shutil
+import signal
 import sys
 import tempfile
-import threading
+import time
 from pathlib import Path
-from typing import Final
 
 from checks.runbooks.act import Act, NotActedOutError
-from checks.runbooks.scenarios import GUARDED, SCENARIOS
-from stack.config import StackConfig, environ_of_its_own
-from stack.system import System
-from tasks import signing
-
-# Limits that are reached sooner, so that all of it takes minutes.
-SETTINGS: Final = {
-    "REFUSED_SECONDS": "10",
-    "LAG_DEGRADED": "500",
-    "LAG_CRITICAL": "20000",
-    "NO_PROGRESS_SECONDS_MAX": "10",
-    "POISON_RUN_RECORDS_MAX": "100",
-    "RETENTION_DAYS": "30",
-    "RETENTION_SECONDS": "5",
-}
+from checks.runbooks.pages import SCENARIOS, kind_of
+from checks.runbooks.systems import Kind, running
+from stack.servers import ServerError
 
 
 def main(words: list[str] | None = None) -> int:
@@ -40,41 +30,42 @@ def main(words: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"no runbook is acted out as {', '.join(sorted(unknown))}")
     names, failed = asked.names or list(SCENARIOS), []
-    for is_guarded in (False, True):
-        chosen = [name for name in names if (name in GUARDED) is is_guarded]
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its systems are stopped first
+    for kind in Kind:
+        chosen = [name for name in names if kind_of(name) is kind]
         if chosen:
-            failed += _act_out(chosen, asked.out, is_guarded=is_guarded)
-    print(f"not acted out: {', '.join(failed)}" if failed else "all were acted out")
+            failed += _act_out(chosen, asked.out, kind)
+    took = f"{(time.monotonic() - began) / 60:.0f} min"
+    print(f"not acted out: {', '.join(failed)} ({took})" if failed else f"all were acted out: {len(names)} in {took}")
+    if shutil.which("prometheus") is None:
+        print("alerts were not looked for: there is no prometheus on the PATH")
     return 1 if failed else 0
 
 
-def _act_out(names: list[str], out: Path | None, *, is_guarded: bool) -> list[str]:
-    """Act out runbooks on one system; returns the names of those that failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        settings = SETTINGS | (_guards(Path(folder)) if is_guarded else {})
-        with environ_of_its_own(SLUICE_HOME=folder, PROMETHEUS="no", **settings):
-            system = System(StackConfig.from_environ("redis"))
-            urls = system.start(threading.Event())
+def _act_out(names: list[str], out: Path | None, kind: Kind) -> list[str]:
+    """Act out runbooks on systems of a kind; returns the names of those that failed."""
+    failed, left = [], list(names)
+    while left:
+        with tempfile.TemporaryDirectory() as folder:
             try:
-                return [name for name in names if not _acted_out(name, Act(system, urls), out)]
-            finally:
-                system.stop()
-
-
-def _guards(folder: Path) -> dict[str, str]:
-    """Settings of a system with a password for operators and signed messages."""
-    key, certificate = signing.create("workers", folder / "signing", days=100)
-    return {
-        "OPERATOR_PASSWORD": "the-right-password",
-        "SIGNING_KEY_FILE": str(key),
-        "SIGNING_CERT_FILE": str(certificate),
-        "SIGNING_CERT_FOLDER": str(certificate.parent),
-    }
+                with running(kind, Path(folder)) as (system, urls, parts, shell):
+                    # One that failed may leave its condition behind: the next one gets a new system.
+                    while left:
+                        name = left.pop(0)
+                        if not _acted_out(name, Act(system, urls, parts, **shell), out):
+                            failed.append(name)
+                            break
+            except ServerError as error:  # the other systems may start
+                print(f"the system for {', '.join(left)} did not start: {error}", flush=True)
+                return [*failed, *left]
+    return failed
 
 
 def _acted_out(name: str, act: Act, out: Path | None) -> bool:
     """Act out one page; print and write its transcript."""
     problem = None
+    began = time.monotonic()
     try:
         for scenario in SCENARIOS[name]:
             act.note(scenario.__doc__ or name)
@@ -83,7 +74,7 @@ def _acted_out(name: str, act: Act, out: Path | None) -> bool:
         problem = str(error) if isinstance(error, NotActedOutError) else repr(error)
         act.note(f"FAILED: {problem}")
     text = "\n".join(act.lines)
-    print(f"=== {name}\n{text}", flush=True)
+    print(f"=== {name} ({time.monotonic() - began:.0f} s)\n{text}", flush=True)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.txt").write_text(text, encoding="utf-8")

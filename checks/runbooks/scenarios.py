@@ -1,7 +1,7 @@
 """How each condition is made, and the steps of its page that end it."""
 
 import re
-from collections.abc import Callable
+import time
 from typing import Final
 
 import psycopg2
@@ -10,6 +10,9 @@ from checks.runbooks.act import Act, NotActedOutError
 
 _CONTROL: Final = "celery -A tasks.app control"
 _INSPECT: Final = "celery -A tasks.app inspect"
+_CRITICAL: Final = 2000  # LAG_CRITICAL of the system
+_SLOW_SECONDS: Final = 35  # above the threshold of the alert SlowStoring
+_RESTARTS: Final = 5  # above the threshold of the alert ProcessRestarts
 _NEAR: Final = 0.8  # the threshold of the alerts RedisMemoryNearLimit and DatabaseConnectionsHigh
 
 
@@ -23,18 +26,22 @@ def breaker_open(act: Act) -> None:
     )
     act.send(1)
     act.see("breaker_open")
-    act.run('psql "$DATABASE_URL" -c "SELECT 1"')
+    act.see_alert("BreakerOpen")
+    act.run('psql "$DATABASE_URL" -c "SELECT 1"', may_fail=True)
     act.sql("ALTER DATABASE sluice ALLOW_CONNECTIONS true", database="template1")
     act.note("step 1: connections are allowed again")
     act.see_end("breaker_open")
+    act.see_alert_end("BreakerOpen")
 
 
 def paused_operator(act: Act) -> None:
     """An operator pauses consumption."""
     act.run(f"{_CONTROL} pause_consumption maintenance until noon")
     act.see("paused")
+    act.see_alert("ConsumptionPaused")
     act.run(f"{_CONTROL} resume_consumption maintenance is over")
     act.see_end("paused")
+    act.see_alert_end("ConsumptionPaused")
 
 
 def paused_poison(act: Act) -> None:
@@ -77,10 +84,12 @@ def controller_silent(act: Act) -> None:
     act.note("made: SIGSTOP to the control worker and its children")
     act.freeze("control")
     act.see("controller_silent")
+    act.see_alert("ControllerSilent")
     act.run(f"{_INSPECT} ping")
     act.thaw("control")
     act.note("it goes on (a restart does the same)")
     act.see_end("controller_silent")
+    act.see_alert_end("ControllerSilent")
 
 
 def store_down(act: Act) -> None:
@@ -115,22 +124,37 @@ def no_progress(act: Act) -> None:
     act.freeze("batches")
     act.send(1)
     act.see("no_progress")
+    act.see_alert("NothingStored")
     act.thaw("batches")
     act.note("they go on (a restart does the same)")
     act.see_end("no_progress")
+    act.see_alert_end("NothingStored")
 
 
 def behind(act: Act) -> None:
     """Events wait while the workers for batches are stopped."""
-    act.note("made: the workers for batches are stopped, and 3,000 events are sent; LAG_DEGRADED=500")
+    act.send(1)
+    _until_all_is_stored(act)
+    act.note("made: the workers for batches are stopped, and events are sent; LAG_DEGRADED=500, LAG_CRITICAL=2000")
     act.stop("batches")
-    for _ in range(12):
-        act.send(250)
+    waits_since = time.monotonic()
+    act.send(250)
+    act.until(lambda: _waiting_after(act, 250) > _CRITICAL, f"more than {_CRITICAL} events wait")
     act.see("behind")
+    act.see_alert("LagCritical")
     act.run(f"{_INSPECT} lag")
+    act.until(lambda: time.monotonic() - waits_since > _SLOW_SECONDS, f"the first events wait for {_SLOW_SECONDS} s")
     act.start("batches")
     act.note("step 2: the workers are started")
+    act.see_alert("SlowStoring")
     act.see_end("behind", "no_progress")
+    act.see_alert_end("LagCritical")
+
+
+def _waiting_after(act: Act, count: int) -> int:
+    """The lag after this many more events were sent."""
+    act.send(count)
+    return int(act.status()["consumerLag"] or 0)
 
 
 def log_down(act: Act) -> None:
@@ -139,11 +163,13 @@ def log_down(act: Act) -> None:
     act.stop("redis-log")
     act.see("log_down")
     act.see("lag_unknown")
+    act.see_alert("EventLogDown")
     act.note(f"an event meanwhile: {act.send(1)[0]}")
     act.run('curl -s "$INGEST_URL/readyz"')
     act.start("redis-log")
     act.note("step 1: it is started")
     act.see_end("log_down", "lag_unknown")
+    act.see_alert_end("EventLogDown")
     act.run('curl -s "$INGEST_URL/readyz"')
 
 
@@ -172,6 +198,8 @@ def refusing(act: Act) -> None:
     act.note("made: bodies of 1,000 events as fast as one client can")
     act.send(1000, bodies=30)
     act.see("refusing")
+    act.send(1000, bodies=60)
+    act.see_alert("HighRefusalRatio")
     act.run(f"{_INSPECT} throttle")
     act.run(f"{_CONTROL} set_account_limit 127.0.0.1 100")
     act.run(f"{_CONTROL} clear_account_limit 127.0.0.1")
@@ -184,6 +212,7 @@ def dead_letters(act: Act) -> None:
     act.sql("ALTER TABLE log_events ADD CONSTRAINT no_fatal CHECK (severity <> 'FATAL') NOT VALID")
     act.send(1, severity="FATAL", key="letters")
     act.until(lambda: act.status()["deadLetters"] == 1, "status shows one dead letter")
+    act.see_alert("DeadLetters")
     act.run(
         'psql "$DATABASE_URL" -c "SELECT reason, count(*), max(id) FROM dead_letters WHERE replayed_at IS NULL '
         'GROUP BY 1 ORDER BY 2 DESC"'
@@ -192,6 +221,7 @@ def dead_letters(act: Act) -> None:
     act.run(f"{_CONTROL} replay_dead_letters --dry-run")
     act.run(f"{_CONTROL} replay_dead_letters")
     act.until(lambda: act.status()["deadLetters"] == 0, "status shows none")
+    act.see_alert_end("DeadLetters")
 
 
 def database_silent(act: Act) -> None:
@@ -210,12 +240,24 @@ def database_silent(act: Act) -> None:
 
 
 def process_missing(act: Act) -> None:
-    """A worker is killed."""
-    act.note("made: the workers for batches are stopped")
+    """Workers and the only ingest process are stopped, then one of them restarts again and again."""
+    act.note("made: the workers for batches are stopped, and the ingest process")
     act.stop("batches")
+    act.stop("ingest-0")
+    act.see_alert("WorkerMissing")
+    act.see_alert("IngestMissing")
     act.run(f"{_INSPECT} ping")
+    act.start("ingest-0")
     act.start("batches")
-    act.until(lambda: "2 nodes online" in act.run(f"{_INSPECT} ping"), "both workers answer")
+    act.run_until(f"{_INSPECT} ping", lambda said: "2 nodes online" in said, "both workers answer")
+    act.see_alert_end("WorkerMissing")
+    act.see_alert_end("IngestMissing")
+    act.note("made: Beat is stopped and started again and again")
+    for _ in range(_RESTARTS):
+        act.stop("beat")
+        act.start("beat")
+    act.see_alert("ProcessRestarts")
+    act.note("that alert looks a quarter of an hour back")
 
 
 def schema_refused(act: Act) -> None:
@@ -236,13 +278,22 @@ def schema_refused(act: Act) -> None:
 
 def retention(act: Act) -> None:
     """The database keeps events for longer than RETENTION_DAYS."""
-    act.note("made: UPDATE retention SET event_days = 90; RETENTION_DAYS=30")
-    act.sql("UPDATE retention SET event_days = 90")
+    act.send(1, key="old")
+    _until_all_is_stored(act)
+    act.note("made: UPDATE retention SET event_days = 90; RETENTION_DAYS=30; an event was stored 40 days ago")
+    act.sql(
+        "UPDATE retention SET event_days = 90",
+        "UPDATE log_events SET stored_at = stored_at - interval '40 days' WHERE correlation_id = 'old'",
+    )
     act.see("retention")
+    act.see_alert("RetentionStopped")
+    act.see_alert("RetentionBehind")
     act.run('psql "$DATABASE_URL" -c "SELECT min(stored_at) FROM log_events"')
     act.note("step 1")
     act.run("python -m pipeline migrate")
     act.see_end("retention")
+    act.see_alert_end("RetentionStopped")
+    act.see_alert_end("RetentionBehind")
 
 
 def redis_memory_near_limit(act: Act) -> None:
@@ -253,12 +304,14 @@ def redis_memory_near_limit(act: Act) -> None:
     control.config_set("maxmemory", used * 10 // 9)
     act.note("made: CONFIG SET maxmemory on the Redis of REDIS_URL, a ninth above what it uses")
     act.until(lambda: _memory_share(act) > _NEAR, "the condition of the alert holds")
+    act.see_alert("RedisMemoryNearLimit")
     act.run('redis-cli -u "$REDIS_URL" INFO memory | grep -E "^(used_memory_human|maxmemory_human|maxmemory_policy)"')
     act.run('redis-cli -u "$REDIS_URL" --bigkeys | grep -E "^Biggest|keys with"')
     act.run('redis-cli -u "$REDIS_URL" LLEN sluice:batches')
     control.config_set("maxmemory", before)
     act.note("CONFIG SET maxmemory with the value of before")
     act.until(lambda: _memory_share(act) < _NEAR, "the condition of the alert is over")
+    act.see_alert_end("RedisMemoryNearLimit")
 
 
 def _memory_share(act: Act) -> float:
@@ -277,6 +330,7 @@ def database_connections_high(act: Act) -> None:
     try:
         act.note(f"made: {wanted} idle sessions with the name of Sluice's, as of workers of a host that was cut off")
         act.until(lambda: _connections_share(act) > _NEAR, "the condition of the alert holds")
+        act.see_alert("DatabaseConnectionsHigh")
         act.run(
             'psql "$DATABASE_URL" -c "SELECT application_name, usename, state, count(*) FROM pg_stat_activity '
             'GROUP BY 1, 2, 3 ORDER BY 4 DESC LIMIT 3"'
@@ -287,6 +341,7 @@ def database_connections_high(act: Act) -> None:
             f'WHERE pid IN ({pids})"'
         )
         act.until(lambda: _connections_share(act) < _NEAR, "the condition of the alert is over")
+        act.see_alert_end("DatabaseConnectionsHigh")
     finally:
         for session in sessions:
             session.close()
@@ -379,6 +434,7 @@ def log_tail_lost(act: Act) -> None:
     go_back()
     act.send(1, key="tail")
     act.see("log_tail_lost")
+    act.see_alert("EventsLost")
     act.note("step 4")
     act.run('redis-cli -u "$EVENT_LOG_URL" CONFIG GET "append*"')
     act.run(f"{_CONTROL} resume_consumption")
@@ -399,6 +455,7 @@ def operator_password_wrong(act: Act) -> None:
     before = _refused_as_wrong(act.run(count))
     if before < 50:
         raise NotActedOutError(f"50 wrong passwords were counted as {before}")
+    act.see_alert("OperatorPasswordWrong")
     act.note("step 1: the program gets the new password")
     act.run('curl -s -o /dev/null -w "%{http_code}\\n" -u any:"$OPERATOR_PASSWORD" "$INGEST_URL/metrics"')
     after = _refused_as_wrong(act.run(count))
@@ -418,6 +475,8 @@ def forged_messages(act: Act) -> None:
     act.note("made: a remote command from a shell without the settings for signing")
     act.run(f"env -u SIGNING_KEY_FILE -u SIGNING_CERT_FILE -u SIGNING_CERT_FOLDER {_INSPECT} --timeout 5 lag")
     act.until(lambda: act.metric("sluice_dropped_messages_total", **dropped) > 0, "the condition of the alert holds")
+    act.run(f"env -u SIGNING_KEY_FILE -u SIGNING_CERT_FILE -u SIGNING_CERT_FOLDER {_INSPECT} --timeout 5 lag")
+    act.see_alert("ForgedMessages")
     act.run('grep "dropped a message" "$SLUICE_HOME/logs/control.log" | tail -n 1 | cut -c 1-200')
     act.run('python -m tasks.signing list "$(dirname "$SIGNING_CERT_FOLDER")"')
     act.note("step 1: the shell gets the three settings")
@@ -430,33 +489,3 @@ def forged_messages(act: Act) -> None:
 
 def _until_all_is_stored(act: Act) -> None:
     act.until(lambda: act.status()["consumerLag"] == 0, "the lag is 0: new events are stored")
-
-
-SCENARIOS: Final[dict[str, tuple[Callable[[Act], None], ...]]] = {
-    "breaker-open": (breaker_open,),
-    "paused": (paused_operator, paused_poison, paused_log_gap),
-    "controller-silent": (controller_silent,),
-    "store-down": (store_down,),
-    "pauses-unknown": (pauses_unknown,),
-    "no-progress": (no_progress,),
-    "behind": (behind,),
-    "log-down": (log_down,),
-    "log-full": (log_full,),
-    "refusing": (refusing,),
-    "dead-letters": (dead_letters,),
-    "database-silent": (database_silent,),
-    "process-missing": (process_missing,),
-    "schema-refused": (schema_refused,),
-    "retention": (retention,),
-    "redis-memory-near-limit": (redis_memory_near_limit,),
-    "database-connections-high": (database_connections_high,),
-    "clocks-differ": (clocks_differ,),
-    "former-log": (former_log,),
-    "lag-unknown": (lag_unknown,),
-    "log-behind-stored": (log_behind_stored,),
-    "log-tail-lost": (log_tail_lost,),
-    "operator-password-wrong": (operator_password_wrong,),
-    "forged-messages": (forged_messages,),
-}
-# These need a system with a password for operators and signed messages.
-GUARDED: Final = ("operator-password-wrong", "forged-messages")

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from checks.testbed.client_certificates import Clients, client_context
 from checks.testbed.processes import Program, ingest
 from checks.testbed.waiting import wait_until
 from pipeline.settings import Settings
 from stack.servers import free_port
-from support.client_certificates import Clients, client_context
 from support.running_ingest import SAMPLE
 
 SECONDS_MAX = 90.0

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from checks.testbed.client_certificates import Clients, client_context
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from ingest.accounts import Accounts, Client
 from ingest.client_certificate import client_certificate
@@ -24,7 +25,6 @@ from pipeline.keys import ApiKey, digest_of, make_key
 from pipeline.loops import Loops
 from pipeline.names import LoopName, ProtocolName, TlsRefusal
 from pipeline.settings import Settings
-from support.client_certificates import Clients, client_context
 
 HOUR = datetime.timedelta(hours=1)
 EVENTS = ProtocolName.EVENTS
