@@ -28,7 +28,7 @@ def test_each_accepted_event_is_in_the_archive_once_although_a_worker_is_killed(
     system = System(settings, tmp_path)
     try:
         system.start()
-        with Traffic(system.url, events_per_second=200, events_max=4000, threads=2) as traffic:
+        with Traffic(system.url, events_per_second=200, events_max=40_000, threads=2) as traffic:
 
             def archived() -> Counter[str]:
                 found = Counter(line["record"]["eventId"] for line in committed_events(folder))

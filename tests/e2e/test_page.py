@@ -108,16 +108,23 @@ def _normal(seen: Watched, site: Site, album: Album) -> None:
     # Given a system at work, then the page says so, with numbers that are true
     seen.wait_words("#headline", "All is well")
     seen.wait("charts.lately('admitted') > 100")
-    assert seen.level() == "healthy"
-    assert seen.text("#level") == "HEALTHY"
-    assert seen.page.title().startswith("Healthy")
-    assert number_in(seen.card("rate").removeprefix("Rate limit")) == site.settings.rate_max
-    assert "closed" in seen.card("breaker")
-    assert "running" in seen.card("consumption")
-    assert seen.text("#link-words").startswith("live")
+    # (on a busy machine events may wait for a moment)
+    wait_until(lambda: _says_that_all_is_well(seen, site), "all of it says so")
     assert_is_accessible(seen)
     album.hold(seen)
     album.take(seen, "normal")
+
+
+def _says_that_all_is_well(seen: Watched, site: Site) -> bool:
+    return (
+        seen.level() == "healthy"
+        and seen.text("#level") == "HEALTHY"
+        and seen.page.title().startswith("Healthy")
+        and number_in(seen.card("rate").removeprefix("Rate limit")) == site.settings.rate_max
+        and "closed" in seen.card("breaker")
+        and "running" in seen.card("consumption")
+        and seen.text("#link-words").startswith("live")
+    )
 
 
 def _behind(seen: Watched, browser: Browser, site: Site, album: Album, traffic: Traffic) -> None:
@@ -250,9 +257,8 @@ def test_without_news_the_state_is_unknown_and_nothing_is_green(site: Site, brow
     finally:
         site.system.ingest.start()
     seen.wait_words("#headline", "All is well")
-    assert seen.level() == "healthy"
+    wait_until(lambda: _says_that_all_is_well(seen, site), "all of it says so")
     assert seen.page.title().startswith("Healthy: all is well")
-    assert seen.text("#link-words").startswith("live")
 
 
 def _assert_unknown(seen: Watched) -> None:
@@ -300,7 +306,7 @@ def test_a_rate_set_by_hand_shows_with_its_end_and_who_set_it(site: Site, browse
     seen.wait_words("#headline", "All is well")
     assert "none" in seen.card("override")
     store = wiring.make_control_store(site.settings)
-    until = store.state().time + 60
+    until = store.state().time + 600
     store.set_override(321.0, until=until, actor="ann@example", why="a test of the page")
     try:
         seen.wait_words("#card-override", "321")
