@@ -103,7 +103,7 @@ def test_loguru_messages_keep_extra_level_and_exception(sent: Sent) -> None:
     logger.remove()
     number = logger.add(LoguruSink(sent.client), level="TRACE", format="never {message}")
     try:
-        logger.bind(cart=17, correlation_id="c1").warning("cart {} is empty", 17)
+        logger.bind(cart=17, correlation_id="c1", line=3).warning("cart {} is empty", 17)
         for name in ("trace", "debug", "info", "success", "error", "critical"):
             getattr(logger, name)(name)
         logger.log(25, "own level")
@@ -118,6 +118,7 @@ def test_loguru_messages_keep_extra_level_and_exception(sent: Sent) -> None:
     first = found["cart 17 is empty"]
     assert (first.severity, first.correlation_id) == ("WARN", "c1")
     assert attributes(first)["cart"] == 17
+    assert attributes(first)["line"] != attributes(first)["extra.line"] == 3
     assert attributes(first)["function"] == "test_loguru_messages_keep_extra_level_and_exception"
     assert {name: found[name].severity for name in ("trace", "debug", "info", "success", "error", "critical")} == {
         "trace": "TRACE", "debug": "DEBUG", "info": "INFO", "success": "INFO", "error": "ERROR", "critical": "FATAL",

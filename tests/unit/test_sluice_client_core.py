@@ -885,6 +885,20 @@ def test_a_record_keeps_extra_exception_and_stack(ingest: ScriptedIngest) -> Non
     assert set(fine["attributes"]) == {"logger", "file", "line", "function"}
 
 
+def test_an_extra_with_the_name_of_an_attribute_of_the_record_is_kept_beside_it(ingest: ScriptedIngest) -> None:
+    handler = SluiceHandler(ingest.url, source="app", linger_seconds=0.01)
+    logger = logging.Logger("shop.cart")
+    logger.addHandler(handler)
+    logger.warning("read", extra={"file": "orders.csv", "line": 7, "logger": "mine", "exception.type": "none"})
+    handler.close()
+    [event] = ingest.kept
+    attributes = event["attributes"]
+    assert (attributes["logger"], attributes["extra.logger"]) == ("shop.cart", "mine")
+    assert (attributes["file"], attributes["extra.file"]) == ("test_sluice_client_core.py", "orders.csv")
+    assert attributes["line"] != attributes["extra.line"] == 7
+    assert attributes["exception.type"] == "none"
+
+
 def test_a_filter_is_respected_and_a_formatter_adds_nothing(ingest: ScriptedIngest) -> None:
     handler = SluiceHandler(ingest.url, source="app")
     handler.setFormatter(logging.Formatter("<%(message)s>"))

@@ -30,6 +30,7 @@ TIMESTAMP_MS_MAX: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
 CUT_MARK: Final = "…[cut]"
 DROPPED_KEY: Final = "sluice.dropped_attributes"
+EXTRA_PREFIX: Final = "extra."  # of what a program calls `file` or `line`, as the client calls the place of a record
 KEY_CHARS_MAX: Final = 256
 KEYS_READ_MAX: Final = 1000  # of one event's attributes: those behind them find no room, and are only counted
 DEPTH_MAX: Final = 8  # objects within objects that become dotted keys; what is deeper stays JSON
@@ -75,6 +76,12 @@ def line_of(
     if attributes:
         event["attributes"] = fitting(attributes.items())
     return encode_json(event).encode()
+
+
+def add_extra(attributes: dict[str, object], extra: Iterable[tuple[str, object]]) -> None:
+    """Add what a program gave a record. A key that is in use gets EXTRA_PREFIX: neither value is lost."""
+    for key, value in extra:
+        attributes[f"{EXTRA_PREFIX}{key}" if key in attributes else key] = value
 
 
 def short_text(text: str, chars_max: int) -> str:

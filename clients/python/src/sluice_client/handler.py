@@ -4,7 +4,7 @@ import logging
 from typing import Final, Unpack
 
 from sluice_client.client import Client
-from sluice_client.events import last_part, severity_numbered
+from sluice_client.events import add_extra, last_part, severity_numbered
 from sluice_client.exceptions import STACKTRACE_BYTES_MAX, exception_attributes
 from sluice_client.options import OptionFields
 
@@ -92,7 +92,6 @@ def attributes_of(record: logging.LogRecord) -> dict[str, object]:
         found["exception.stacktrace"] = last_part(record.exc_text, STACKTRACE_BYTES_MAX)
     if record.stack_info:
         found["stack_info"] = last_part(record.stack_info, STACK_INFO_BYTES_MAX)
-    for key, value in vars(record).items():
-        if key not in _STANDARD and key not in CORRELATION_KEYS:
-            found.setdefault(key, value)
+    given = vars(record).items()
+    add_extra(found, ((key, value) for key, value in given if key not in _STANDARD and key not in CORRELATION_KEYS))
     return found

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from sluice_client.client import Client
-from sluice_client.events import RANKS, severity_named, severity_numbered
+from sluice_client.events import RANKS, add_extra, severity_named, severity_numbered
 from sluice_client.exceptions import exception_attributes
 
 CORRELATION_KEYS: Final = ("correlation_id", "correlationId")
@@ -32,7 +32,7 @@ class LoguruSink:
         }
         if record["exception"] is not None and record["exception"].value is not None:
             attributes |= exception_attributes(record["exception"].value)
-        attributes |= {key: value for key, value in extra.items() if key not in CORRELATION_KEYS}
+        add_extra(attributes, ((key, value) for key, value in extra.items() if key not in CORRELATION_KEYS))
         self._client.emit(
             record["message"],
             severity=severity_named(level.name) if level.name in _NAMED else severity_numbered(level.no),
