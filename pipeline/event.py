@@ -73,6 +73,17 @@ def content_of(event: Event | RecordedEvent) -> tuple[object, ...]:
     )
 
 
+def is_repeat(stored: RecordedEvent, later: RecordedEvent) -> bool:
+    """Whether a later event with the same id is the stored one, sent again.
+
+    An event without a time has that of its receipt, which is another one when it is sent again. Clients set earlier
+    times, so a time that is not before the receipt counts as that of the receipt.
+    """
+    if min(stored.timestamp - stored.received_at, later.timestamp - later.received_at) >= 0:
+        later = msgspec.structs.replace(later, timestamp=stored.timestamp)
+    return content_of(stored) == content_of(later)
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(RecordedEvent)
 

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from pipeline.errors import BatchRefusedError, OffsetConflictError, SinkContentionError, SinkUnavailableError
-from pipeline.event import RecordedEvent, content_of, decode_record
+from pipeline.event import RecordedEvent, decode_record, is_repeat
 from pipeline.names import LETTER_CONFLICT
 from pipeline.ports.event_sink import StoredPosition, StoreResult
 from pipeline.ports.log import LogBatch
@@ -244,7 +244,7 @@ class _Draft:
             self.places[event.event_id] = place
             return
         self.is_refused = True
-        if content_of(earlier) == content_of(event):
+        if is_repeat(earlier, event):
             self.repeated += 1
         else:
             self.conflicts[place] = MemoryLetter(value, LETTER_CONFLICT)

@@ -283,13 +283,16 @@ RETURNING log_id, log_partition, log_offset, outcome, reason;
 SELECT count(*) FROM event_stage WHERE outcome = 'repeated';
 
 -- name: conflicts_in_stage
--- Staged events whose id is stored with other content. `received_at` is not content: a repeat arrives later.
+-- Staged events whose id is stored with other content. `received_at` is not content: a repeat arrives later. So does an
+-- `event_time` that ingest gave an event without one: it is not before the receipt.
 SELECT staged.event_id, staged.log_id, staged.log_partition, staged.log_offset
 FROM event_stage AS staged
 JOIN log_events AS stored USING (event_id)
-WHERE (stored.correlation_id, stored.severity, stored.message, stored.source, stored.event_time, stored.attributes)
+WHERE (stored.correlation_id, stored.severity, stored.message, stored.source, stored.attributes)
       IS DISTINCT FROM
-      (staged.correlation_id, staged.severity, staged.message, staged.source, staged.event_time, staged.attributes);
+      (staged.correlation_id, staged.severity, staged.message, staged.source, staged.attributes)
+   OR (stored.event_time <> staged.event_time
+       AND (stored.event_time < stored.received_at OR staged.event_time < staged.received_at));
 
 -- name: insert_dead_letters
 -- If a record already has a letter (its partition was set back), it still has one, and it is open again. A letter of

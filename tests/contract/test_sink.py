@@ -299,6 +299,24 @@ def test_content_that_postgresql_calls_the_same_is_a_repeat(ids_bench: Bench) ->
     assert ids_bench.letters() == {}
 
 
+def test_an_event_that_has_the_time_of_its_receipt_is_a_repeat_when_it_comes_later(ids_bench: Bench) -> None:
+    # Given an event without a time of its own: ingest gives it that of its receipt, or some milliseconds later
+    sink = ids_bench.sink()
+    first, later = RECEIVED_AT_MS, RECEIVED_AT_MS + 2_000
+    sent = record(1, received_at_ms=first, timestamp=first + 3)
+    sink.store(LOG, 0, 0, batch(0, [sent]), before_commit=nothing)
+    # When it comes again, then it is a repeat, also within one batch
+    again = [record(1, received_at_ms=later, timestamp=later + shift) for shift in (0, 3)]
+    assert sink.store(LOG, 0, 1, batch(1, again), before_commit=nothing) == StoreResult(repeated=2)
+    # But other content is no repeat, and neither is an event with a time of its own
+    others = [
+        record(1, received_at_ms=later, timestamp=later, message="another"),
+        record(1, received_at_ms=later, timestamp=later - 1),
+    ]
+    assert sink.store(LOG, 0, 3, batch(3, others), before_commit=nothing) == StoreResult(conflicting=2)
+    assert ids_bench.conflicts() == {3, 4}
+
+
 def test_conflicts_are_no_poison(ids_bench: Bench) -> None:
     # Given stored events
     sink = ids_bench.sink()
