@@ -18,7 +18,7 @@ from ingest.errors import BodyTooLargeError, error_response
 from ingest.framing import without_mark
 from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
 from ingest.protocols.json_ends import NO_JSON, end_of_value
-from ingest.protocols.json_records import RECORD_BYTES_MAX, event_of_json
+from ingest.protocols.json_records import RECORD_BYTES_MAX, TIME, event_of_json
 from ingest.protocols.json_values import (
     Pieces,
     array_values,
@@ -27,18 +27,21 @@ from ingest.protocols.json_values import (
     record_of,
     without_lone_surrogates,
 )
-from ingest.protocols.records import BatchBuilder, compact_json
+from ingest.protocols.records import BatchBuilder, compact_json, time_ns_of
 from ingest.types import Batch, Codec, Decode, Headers, RequestHead, Response
 from pipeline.errors import SluiceError
 from pipeline.names import ProtocolName
 
 RECORDS_A_STEP: Final = 20
 FORM_FIELDS_MAX: Final = 1000
-PACKED_BYTES_MAX: Final = 1 << 20  # of msgpack
+PACKED_BYTES_MAX: Final = 1 << 20  # of a value of msgpack
+_EVENT_TIME_BYTES: Final = 4  # of its seconds, and of its nanoseconds
 LIST_KEY: Final = "logs"  # of pino-http-send and others: the object around an array
 _CLOUD_EVENT: Final = ("specversion", "id", "source", "type", "subject", "time", "traceparent")
 
 _FORM: Final = re.compile(rb"[\w.%+*-]++=[\w.%+*~-]*+(?>(?:&[\w.%+*-]++=[\w.%+*~-]*+)*)")  # as clients encode it
+_TRAILING: Final = re.compile(r"trailing characters \(byte (\d+)\)")
+_skip_packed = msgspec.msgpack.Decoder(msgspec.Raw).decode
 _ARRAY: Final = re.compile(rb'\[|\{\s*"logs"\s*:\s*\[')
 
 
@@ -119,18 +122,66 @@ def _form(body: bytes) -> dict[str, str]:
 
 
 def _packed(body: bytes) -> Iterator[Any]:
-    """The records of msgpack. Raises BodyTooLargeError: it is decoded in one step."""
-    if len(body) > PACKED_BYTES_MAX:
-        raise BodyTooLargeError(PACKED_BYTES_MAX, "bytes")
+    """The records of msgpack: of one value, or of several, one after another. What follows and is none is text.
+
+    Raises BodyTooLargeError: a value is decoded in one step.
+    """
+    at = 0
+    while at < len(body):
+        end = _end_of_packed(body, at)
+        if end is None:
+            yield from map(record_of, lines(body[at:]))
+            return
+        if end - at > PACKED_BYTES_MAX:
+            raise BodyTooLargeError(PACKED_BYTES_MAX, "bytes")
+        value: Any = None
+        is_alone = end - at == len(body)
+        try:
+            value = _with_text_keys(msgspec.msgpack.decode(body[at:end]))
+        except (*NO_JSON, TypeError):  # TypeError: a key that is an array
+            is_alone = False
+        if not isinstance(value, dict | list) and not is_alone:  # each byte of a text is a number
+            yield from map(record_of, lines(body[at:]))
+            return
+        yield from _of_packed(value)
+        at = end
+
+
+def _end_of_packed(body: bytes, at: int) -> int | None:
+    """Where a value of msgpack ends; None if none does."""
     try:
-        value = _with_text_keys(msgspec.msgpack.decode(body))
-    except (*NO_JSON, TypeError):  # TypeError: a key that is an array
-        yield from map(record_of, lines(body))
-        return
+        _skip_packed(memoryview(body)[at:])
+    except msgspec.MsgspecError as error:
+        trailing = _TRAILING.search(str(error))
+        return None if trailing is None else at + int(trailing[1])
+    except NO_JSON:
+        return None
+    return len(body)
+
+
+def _of_packed(value: Any) -> Iterator[Any]:
+    """The records of a value."""
     if isinstance(value, dict) and isinstance(value.get(LIST_KEY), list):
         value = value[LIST_KEY]
-    for one in value if isinstance(value, list) else [value]:
-        yield one if isinstance(one, dict | str) else compact_json(one)
+    match value:
+        case [time, {**record}] if (time_ns := _packed_time_ns(time)) is not None:  # an entry of Fluent Bit
+            yield {TIME[0]: time_ns, **record}
+        case list():
+            for one in value:
+                yield one if isinstance(one, dict | str) else compact_json(one)
+        case _:
+            yield value if isinstance(value, dict | str) else compact_json(value)
+
+
+def _packed_time_ns(value: Any) -> int | None:
+    """The time of an entry, alone or before its metadata: seconds, or Fluentd's EventTime; None if it is none."""
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
+        value = value[0]
+    if isinstance(value, msgspec.msgpack.Ext) and len(value.data) == 2 * _EVENT_TIME_BYTES:
+        data = bytes(value.data)
+        seconds, nanoseconds = data[:_EVENT_TIME_BYTES], data[_EVENT_TIME_BYTES:]
+        return int.from_bytes(seconds) * 10**9 + int.from_bytes(nanoseconds)
+    return time_ns_of(value)
 
 
 def _with_text_keys(value: Any) -> Any:

@@ -16,7 +16,7 @@ from checks.loadgen.proxy import Proxy
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, request, send
 from pipeline.clock import SystemClock
-from support.running_ingest import RunningIngest, eventually, metric, running_ingest
+from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest
 
 # The handlers leave their sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
@@ -120,6 +120,23 @@ def test_a_handler_that_reads_its_answers_loses_and_doubles_nothing() -> None:
         assert len(edge.records()) > COUNT
         # Then the log has the repeated message twice with one id, and the drain stores one of them
         assert Counter({record.event_id: record.message for record in edge.records()}.values()) == EXPECTED
+
+
+def test_a_handler_that_reads_its_answers_loses_nothing_in_a_restart_of_ingest(edge: RunningIngest) -> None:
+    proxy = Proxy(edge.port).start()
+    try:
+        # Given messages for which there is no ingest
+        edge.stop()
+        handler = ReadingHandler(host="127.0.0.1", port=proxy.port, _app="shop")
+        logging_thread = threading.Thread(target=log_through, args=(handler,))
+        logging_thread.start()
+        eventually(lambda: proxy.counts.refused > 0, "the handler has found no server")
+        with restarted(edge):
+            logging_thread.join(WAIT_SECONDS_MAX)
+            assert not logging_thread.is_alive()
+    finally:
+        proxy.stop()
+    assert messages(edge) == EXPECTED
 
 
 def test_a_message_arrives_although_its_client_has_gone() -> None:

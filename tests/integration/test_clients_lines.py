@@ -1,16 +1,24 @@
-"""`POST /api/logs?format=lines` on a real socket: the standard library's own client, and answers of every kind."""
+"""`POST /api/logs?format=lines` on a real socket: real clients, and answers of every kind."""
 
+import contextlib
 import gzip
 import json
+import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
+import logstash_async.constants
 import pytest
+from logstash_async.handler import AsynchronousLogstashHandler
+from logstash_async.transport import HttpTransport
+from logtail import LogtailHandler
 
+from checks.loadgen.proxy import Proxy
 from checks.testbed.waiting import RUN_SECONDS_MAX
 from checks.testbed.wire import post
-from support.running_ingest import RunningIngest, metric, running_ingest
+from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest, sample
 
 MIB = 1 << 20
 
@@ -53,6 +61,107 @@ def test_the_handler_of_pythons_logging(edge: RunningIngest) -> None:
     assert (record.message, record.severity, record.source) == ("paid %s", "WARN", "app.orders")
     assert record.attributes is not None
     assert (record.attributes["user_id"], record.attributes["args"]) == ("42", "(3,)")
+
+
+COUNT = 60
+EXPECTED = Counter(f"EV{number}" for number in range(COUNT))
+
+
+def stored(edge: RunningIngest) -> Counter[str]:
+    """The messages of what will be stored: of events with one id, one is."""
+    found = {record.event_id: record.message for record in edge.records()}
+    return Counter(message for message in found.values() if message.startswith("EV"))
+
+
+def log_through(handler: logging.Handler, numbers: range = range(COUNT)) -> None:
+    logger = logging.Logger("app.orders")
+    logger.addHandler(handler)
+    for number in numbers:
+        logger.warning("EV%d", number)
+
+
+@contextlib.contextmanager
+def logtail(port: int) -> Iterator[logging.Handler]:
+    """The handler of Better Stack, as docs/protocols.md sets it."""
+    handler = LogtailHandler("TOKEN", host=f"http://127.0.0.1:{port}/api/logs/lines", flush_interval=0.1)
+    try:
+        yield handler
+    finally:
+        handler.close()
+
+
+@contextlib.contextmanager
+def logstash(port: int) -> Iterator[logging.Handler]:
+    """The handler of python-logstash-async, as docs/protocols.md sets it."""
+    transport = HttpTransport("127.0.0.1", port, ssl_enable=False, path="api/logs/lines", timeout=60.0)
+    handler = AsynchronousLogstashHandler("127.0.0.1", port, database_path=None, transport=transport)
+    try:
+        yield handler
+    finally:
+        handler.close()
+
+
+HANDLERS: dict[str, Callable[[int], contextlib.AbstractContextManager[logging.Handler]]] = {
+    "logtail": logtail,
+    "logstash": logstash,
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses of python-logstash-async are seconds."""
+    constants = logstash_async.constants.constants
+    for name in ("QUEUE_CHECK_INTERVAL", "QUEUED_EVENTS_FLUSH_INTERVAL"):
+        monkeypatch.setattr(type(constants), name, 0.1)
+
+
+def test_a_cut_connection_doubles_nothing(edge: RunningIngest) -> None:
+    proxy = Proxy(edge.port).start()
+    try:
+        # Given an answer that is cut off, after the records are stored
+        proxy.swallow(b"EV", b"202 Accepted", times=1)
+        with logtail(proxy.port) as handler:
+            log_through(handler)
+            eventually(lambda: len(edge.records()) > len(stored(edge)) == COUNT, "they were sent again")
+        assert proxy.counts.swallowed == 1
+    finally:
+        proxy.stop()
+    assert stored(edge) == EXPECTED
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("name", list(HANDLERS))
+def test_a_restart_of_ingest_loses_and_doubles_nothing(edge: RunningIngest, name: str) -> None:
+    proxy = Proxy(edge.port).start()
+    try:
+        with HANDLERS[name](proxy.port) as handler:
+            log_through(handler, range(30))
+            eventually(lambda: len(stored(edge)) == 30, "the first records are stored")
+            # Given records for which there is no ingest
+            edge.stop()
+            log_through(handler, range(30, COUNT))
+            eventually(lambda: proxy.counts.refused > 0, "the handler has found no server")
+            with restarted(edge):
+                eventually(lambda: len(stored(edge)) == COUNT, "all are stored")
+    finally:
+        proxy.stop()
+    assert stored(edge) == EXPECTED
+    assert {(record.severity, record.source) for record in edge.records()} == {("WARN", "app.orders")}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("name", "is_kept"), [("logtail", False), ("logstash", True)])
+def test_a_429_is_a_loss_for_the_clients_that_the_page_names(name: str, is_kept: bool) -> None:
+    with running_ingest(rate_max=50.0, rate_min=50.0) as edge:
+        # Given a bucket that is in debt
+        assert post(edge.port, [sample()] * 100).status == 202
+        refused = 'sluice_ingest_protocol_requests_total{protocol="lines",status="429"}'
+        with HANDLERS[name](edge.port) as handler:
+            log_through(handler)
+            eventually(lambda: metric(edge.port, refused) >= 1, "a body is refused")
+            if is_kept:
+                eventually(lambda: stored(edge) == EXPECTED, "all are stored once")
+        assert (stored(edge) == EXPECTED) is is_kept
 
 
 def test_a_body_of_many_mebibytes_is_one_admission_and_holds_no_other_request_up(edge: RunningIngest) -> None:

@@ -20,7 +20,7 @@ from checks.loadgen.proxy import Proxy
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import Wire, request, send
 from support.loki import entry, push, stream
-from support.running_ingest import RunningIngest, eventually, metric, running_ingest
+from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest
 
 PATH = "/loki/api/v1/push"
 NS = 1_795_677_435_213_000_000
@@ -57,11 +57,11 @@ class Failures(logging_loki.LokiHandler):  # type: ignore[misc]  # it has no typ
         self.failed += 1
 
 
-def log_through(handler: logging.Handler, count: int = COUNT) -> None:
-    """Log so many messages, each with its number."""
+def log_through(handler: logging.Handler, end: int = COUNT, begin: int = 0) -> None:
+    """Log messages, each with its number."""
     logger = logging.Logger("app.orders")
     logger.addHandler(handler)
-    for number in range(count):
+    for number in range(begin, end):
         logger.warning("EV%d", number, extra={"tags": {"tenant": "a"}})
 
 
@@ -128,6 +128,26 @@ def test_a_rate_limit_and_a_cut_connection_lose_and_double_nothing() -> None:
         # Then the log has the repeated event twice with one id, and the drain stores one of them
         found = {record.event_id: record.message for record in edge.records()}
         assert Counter(found.values()) == EXPECTED
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_restart_of_ingest_loses_and_doubles_nothing(edge: RunningIngest) -> None:
+    proxy = Proxy(edge.port).start()
+    try:
+        handler = Failures(**options(proxy.port))
+        log_through(handler)
+        # Given events for which there is no ingest
+        edge.stop()
+        logging_thread = threading.Thread(target=log_through, args=(handler, 2 * COUNT, COUNT))
+        logging_thread.start()
+        eventually(lambda: proxy.counts.refused > 0, "the handler has found no server")
+        with restarted(edge):
+            logging_thread.join(WAIT_SECONDS_MAX)
+            assert not logging_thread.is_alive()
+    finally:
+        proxy.stop()
+    assert handler.failed == 0
+    assert messages(edge) == Counter(f"EV{number}" for number in range(2 * COUNT))
 
 
 def test_without_such_a_session_a_429_is_a_loss_that_the_handler_reports() -> None:

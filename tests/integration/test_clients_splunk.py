@@ -12,7 +12,7 @@ from splunk_handler import SplunkHandler
 from checks.loadgen.proxy import Proxy
 from checks.testbed.waiting import WAIT_SECONDS_MAX
 from checks.testbed.wire import get, post, request, send
-from support.running_ingest import RunningIngest, eventually, metric, running_ingest, sample
+from support.running_ingest import RunningIngest, eventually, metric, restarted, running_ingest, sample
 
 EVENT = "/services/collector/event"
 
@@ -24,11 +24,12 @@ def edge() -> Iterator[RunningIngest]:
 
 
 @contextlib.contextmanager
-def logger_to(port: int) -> Iterator[logging.Logger]:
+def logger_to(port: int, *, flush_interval: float = 30.0) -> Iterator[logging.Logger]:
     """A logger of Python with the handler of Splunk; all is sent at the end."""
     handler = SplunkHandler(
-        "127.0.0.1", port, "TOKEN", "main", protocol="http", verify=False, flush_interval=30.0, retry_backoff=0.1
-    )
+        "127.0.0.1", port, "TOKEN", "main", protocol="http", verify=False, flush_interval=flush_interval,
+        retry_count=100, retry_backoff=0.1,
+    )  # fmt: skip
     logger = logging.Logger(uuid.uuid4().hex)
     logger.addHandler(handler)
     try:
@@ -83,6 +84,26 @@ def test_all_is_stored_once_through_a_full_server_and_a_lost_answer() -> None:
             assert refused >= 1
         finally:
             proxy.stop()
+
+
+def test_a_restart_of_ingest_loses_and_doubles_nothing() -> None:
+    with running_ingest() as edge:
+        proxy = Proxy(edge.port).start()
+        try:
+            with logger_to(proxy.port, flush_interval=0.1) as logger:
+                for number in range(50):
+                    logger.warning("event %03d", number)
+                eventually(lambda: len(messages(edge)) == 50, "the first events are stored")
+                # Given events for which there is no ingest
+                edge.stop()
+                for number in range(50, 100):
+                    logger.warning("event %03d", number)
+                eventually(lambda: proxy.counts.refused > 0, "the handler has found no server")
+                with restarted(edge):
+                    eventually(lambda: len(messages(edge)) == 100, "all are stored")
+        finally:
+            proxy.stop()
+        assert messages(edge) == [f"event {number:03}" for number in range(100)]
 
 
 def test_a_refusal_is_whole_and_says_when_to_come_back() -> None:

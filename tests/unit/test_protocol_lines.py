@@ -14,10 +14,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.codecs.events import events_codec
 from ingest.errors import BodyTooLargeError, MalformedBodyError, RequestError
 from ingest.protocols import lines
 from ingest.protocols.decoding import AT_ONCE_BYTES, Decoding
-from ingest.protocols.lines import lines_codec
+from ingest.protocols.lines import PACKED_BYTES_MAX, lines_codec
 from ingest.protocols.records import BatchBuilder
 from ingest.types import Batch, Codec
 from pipeline.event import Event, encode_record
@@ -197,35 +198,84 @@ async def test_msgpack_forms_and_cloud_events() -> None:
     assert event.event_id == again.event_id != other.event_id
 
 
+PACKED = {"content_type": "application/msgpack"}
+
+
+async def test_msgpack_objects_one_after_another_with_their_times_as_fluent_bit_sends_them() -> None:
+    second, nanosecond = 1_795_677_382, 719_131_456
+    time = msgspec.msgpack.Ext(0, second.to_bytes(4) + nanosecond.to_bytes(4))
+    ns = second * 10**9 + nanosecond
+    entries = [
+        [[time, {}], {"log": "a", "level": "warn"}],
+        [time, {"log": "b"}],
+        [second, {"log": "c"}],
+        [[time, {}], {"log": "d", "@timestamp": second + 1}],
+        {"log": "e"},
+        [{"log": "f"}, "g"],
+    ]
+    batch = await batch_of(b"".join(map(msgspec.msgpack.encode, entries)), **PACKED)
+    assert messages(batch) == list("abcdefg")
+    a, b, c, d, e, *_ = batch.events
+    assert (a.severity, a.timestamp, a.attributes) == ("WARN", ns // 10**6, {"time_ns": ns})
+    assert (b.timestamp, c.timestamp) == (ns // 10**6, second * 1000)
+    assert (d.timestamp, e.timestamp) == ((second + 1) * 1000, NOW_MS)
+    # One entry alone is an entry too, and a chunk may be larger than one value may be
+    [alone] = (await batch_of(msgspec.msgpack.encode(entries[0]), **PACKED)).events
+    assert (alone.message, alone.timestamp) == ("a", ns // 10**6)
+    entry = msgspec.msgpack.encode([[time, {}], {"log": "x" * 1000}])
+    count = 2 * PACKED_BYTES_MAX // len(entry)
+    assert len((await batch_of(entry * count, **PACKED)).events) == count
+    # What is no msgpack is text
+    assert messages(await batch_of(b'{"msg":"a"}\n{"msg":"b"}', **PACKED)) == ["a", "b"]
+    assert messages(await batch_of(entry[:-1] + b"y" + b"\xc1not", **PACKED))[1:] == ["\ufffdnot"]
+
+
 @pytest.mark.parametrize(
-    ("name", "first", "source", "severity"),
+    ("name", "count", "first", "source", "severity"),
     [
-        ("py-datadog-0", "EV0 hello", "shop", "INFO"),
-        ("py-logstash-async-0", "EV0 hello world", "app.orders", "INFO"),
-        ("js-pino-http-send-0", "EV0 hello", "vm", "INFO"),
-        ("js-winston-http-0", "EV0 hello", "unknown", "INFO"),
-        ("js-logtail-0", "EV0 hello", "unknown", "INFO"),
-        ("py-logtail-0", "EV0 hello world", "app.orders", "INFO"),
-        ("c-fluentbit-http-default-0", "EV0 hello", "shop", "INFO"),
-        ("c-fluentbit-http-json-0", "EV0 hello", "shop", "INFO"),
-        ("c-fluentbit-http-jsonlines-0", "EV0 hello", "shop", "INFO"),
-        ("py-cloudevents-0", "EV1 hello", "/shop", "INFO"),
-        ("py-cloudevents-1", "EV1 hello", "/shop", "INFO"),
-        ("py-stdlib-httphandler-0", "EV%d hello %s", "app.orders", "INFO"),
-        ("deb-syslog-ng-0", "EV0 hello", "shop", "INFO"),
+        ("py-datadog-0", 5, "EV0 hello", "shop", "INFO"),
+        ("py-logstash-async-0", 5, "EV0 hello world", "app.orders", "INFO"),
+        ("js-pino-http-send-0", 5, "EV0 hello", "vm", "INFO"),
+        ("js-winston-http-0", 1, "EV0 hello", "unknown", "INFO"),
+        ("js-winston-http-1", 1, "EV2 hello", "unknown", "INFO"),
+        ("js-logtail-0", 5, "EV0 hello", "unknown", "INFO"),
+        ("py-logtail-0", 5, "EV0 hello world", "app.orders", "INFO"),
+        ("c-fluentbit-http-default-0", 5, "EV0 hello", "shop", "INFO"),
+        ("c-fluentbit-http-json-0", 5, "EV0 hello", "shop", "INFO"),
+        ("c-fluentbit-http-jsonlines-0", 5, "EV0 hello", "shop", "INFO"),
+        ("py-cloudevents-0", 1, "EV1 hello", "/shop", "INFO"),
+        ("py-cloudevents-1", 1, "EV1 hello", "/shop", "INFO"),
+        ("py-stdlib-httphandler-0", 1, "EV%d hello %s", "app.orders", "INFO"),
+        ("py-stdlib-httphandler-1", 1, "EV%d failed", "app.orders", "ERROR"),
+        ("deb-syslog-ng-0", 5, "EV0 hello", "shop", "INFO"),
+        # These send Sluice's own JSON
+        ("java-log4j2-http-0", 1, "EV0 hello", "app.orders", "INFO"),
+        ("py-requests-httpx-aiohttp-0", 1, "EV1", "s", "INFO"),
+        ("py-requests-httpx-aiohttp-1", 1, "EV1", "s", "INFO"),
+        ("py-requests-httpx-aiohttp-2", 1, "EV1", "s", "INFO"),
     ],
 )
-async def test_what_real_clients_sent(name: str, first: str, source: str, severity: str) -> None:
+async def test_what_real_clients_sent(name: str, count: int, first: str, source: str, severity: str) -> None:
     request = recorded(name)
-    batch = await decoded(codec(), Sent(request.body, request.headers, request.target))
+    sent = Sent(request.body, request.headers, request.target)
+    batch, again = await decoded(codec(), sent), await decoded(codec(), sent)
     event = batch.events[0]
     assert (event.message, event.source, event.severity) == (first, source, severity)
-    assert len(batch.events) == (1 if len(batch.events) == 1 else 5)
-    again = await decoded(codec(), Sent(request.body, request.headers, request.target))
-    has_time = event.timestamp != NOW_MS
-    assert (
-        [one.event_id for one in again.events] == [one.event_id for one in batch.events]
-    ) is has_time or not has_time
+    assert (len(batch.events), batch.rejected) == (count, 0)
+    ids = [one.event_id for one in batch.events]
+    assert ids == [one.event_id for one in again.events]
+    # Only what has no time may be new each time
+    assert len(set(ids)) == (1 if event.timestamp == NOW_MS else count)
+    assert (ids[0] is None) == (event.timestamp == NOW_MS)
+
+
+@pytest.mark.parametrize("name", ["java-log4j2-http-0", *(f"py-requests-httpx-aiohttp-{n}" for n in range(3))])
+async def test_clients_that_send_json_of_sluice_are_read_at_its_own_address(name: str) -> None:
+    request = recorded(name)
+    batch = await decoded(events_codec(Settings()), Sent(request.body, request.headers, request.target))
+    [event] = batch.events
+    assert event.message in ("EV0 hello", "EV1")
+    assert 1_795_677_000_000 < event.timestamp < 1_795_678_000_000
 
 
 @pytest.mark.parametrize(
