@@ -177,8 +177,7 @@ def _packed_time_ns(value: Any) -> int | None:
     """The time of an entry, alone or before its metadata: seconds, or Fluentd's EventTime; None if it is none."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[1], dict):
         value = value[0]
-    if isinstance(value, msgspec.msgpack.Ext) and len(value.data) == 2 * _EVENT_TIME_BYTES:
-        data = bytes(value.data)
+    if isinstance(value, msgspec.msgpack.Ext) and len(data := bytes(value.data)) == 2 * _EVENT_TIME_BYTES:
         seconds, nanoseconds = data[:_EVENT_TIME_BYTES], data[_EVENT_TIME_BYTES:]
         return int.from_bytes(seconds) * 10**9 + int.from_bytes(nanoseconds)
     return time_ns_of(value)
