@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 import redis
 
+from checks.testbed.database import ask
 from checks.testbed.processes import ROOT, Program, batches_worker, beat, control_worker, supervised
 from checks.testbed.waiting import BUSY_SECONDS, WAIT_SECONDS_MAX, wait_until
 from pipeline import wiring
@@ -27,7 +28,6 @@ from support.event_logs import patient_log
 from support.lean import LEAN
 from support.servers import own_servers
 from tasks.app import make_app
-from tasks.drain import PausedCheck
 from tasks.remote_client import user_at_host
 from tasks.standstill import Workers
 
@@ -163,8 +163,10 @@ def test_a_pause_by_hand_holds_against_everything_but_a_resume(rig: Rig) -> None
     rig.app.control.broadcast("pause_consumption", {"words": ["test"]})
     rig.wait(lambda: rig.reasons() == [PauseReason.OPERATOR], "paused")
     rig.wait(lambda: "consumption paused" in rig.batches.log(), "the worker has cancelled the queue")
-    # A drain that waited for events when the pause came asks again before it stores, at most this often.
-    assert _stays(lambda: rig.reasons() == [PauseReason.OPERATOR], seconds=2 * PausedCheck.SECONDS_BETWEEN)
+    # A drain that waited for events when the pause came asks again before it stores, and ends.
+    drains = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1"
+    rig.wait(lambda: ask(rig.postgres.url, drains) == [(0,)], "all drains have ended")
+    assert rig.reasons() == [PauseReason.OPERATOR]
     stored = rig.stored()
     rig.append(100)
 
@@ -181,8 +183,9 @@ def test_a_pause_by_hand_holds_against_everything_but_a_resume(rig: Rig) -> None
     rig.wait(lambda: rig.reasons() == [PauseReason.OPERATOR], "the pause is restored from PostgreSQL")
     assert_still_paused()
     rig.batches.kill()
+    starts = rig.batches.log().count(" ready.")
     rig.batches.start()
-    rig.wait(lambda: rig.batches.log().rstrip().endswith("ready."), "the worker is back")
+    rig.wait(lambda: rig.batches.log().count(" ready.") > starts, "the worker is back")
     assert_still_paused()
     # Then it takes a resume to go on
     rig.app.control.broadcast("resume_consumption", {"words": ["done"]})
@@ -387,18 +390,23 @@ def test_whatever_stands_in_the_queue_the_worker_goes_on(rig: Rig) -> None:
     def dropped() -> dict[str, float]:
         return {n.partition(":")[2]: c for n, c in counters.totals().items() if n.startswith("dropped:")}
 
+    # (hints of the system's own expire too, where the worker stands still for long)
+    expected = {"malformed": 10, "unknown_task": 2, "arguments": 7}
+
+    def counts() -> dict[str, float]:
+        return {reason: count for reason, count in dropped().items() if reason in expected}
+
     rig.wait(
-        lambda: dropped().get("expired", 0) >= 1 and sum(dropped().values()) >= 20,
+        lambda: dropped().get("expired", 0) >= 1 and sum(counts().values()) >= sum(expected.values()),
         f"all of it was thrown away: {dropped()}",
     )
     # Then it counted each, said it once, and goes on; a partition that there is none of does not come again
-    counts = dropped()
-    assert (counts["malformed"], counts["unknown_task"], counts["arguments"], counts["expired"]) == (10, 2, 7, 1)
+    assert counts() == expected
     assert rig.batches.log().count("dropped a message from the queue (malformed)") == 1
     assert rig.batches.pid == pid
     rig.append(50)
     rig.wait_stored()
-    assert _stays(lambda: dropped() == counts, seconds=0.5)
+    assert _stays(lambda: counts() == expected, seconds=0.5)
 
 
 def test_celerys_own_commands_leave_no_drain_standing(rig: Rig) -> None:

@@ -50,7 +50,7 @@ class Rig:
 
     def control(self, *words: str) -> str:
         """The one answer to a control command."""
-        said = self.celery("control", *words)
+        said = self.celery("control", "--timeout", "60", *words)  # the first answer ends the wait
         assert said.returncode == 0, said.stderr
         assert (
             "dropped a message" not in said.stderr
@@ -94,7 +94,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             stack.callback(program.stop)
             program.start()
         found = Rig(system, settings, servers.control_redis, servers.postgres)
-        wait_until(lambda: second.log().rstrip().endswith("ready."), "the second control worker")
+        wait_until(lambda: " ready." in second.log(), "the second control worker")
         wait_until(found.is_restored, "the loop ticks")
         yield found
 
@@ -134,7 +134,7 @@ def test_a_pause_by_hand_is_one_event_kept_over_a_flush_and_ends_by_hand(rig: Ri
 
 
 def test_a_rate_by_hand_holds_ends_and_outlives_a_flush(rig: Rig) -> None:
-    said = rig.control("set_rate_limit", "300", "60", "an", "import")
+    said = rig.control("set_rate_limit", "300", "600", "an", "import")
     assert re.search(r"At most 300/s are admitted until \d\d:\d\d:\d\d UTC", said)
     override = rig.state().override
     assert override is not None
@@ -366,7 +366,7 @@ def test_a_command_that_could_not_be_done_says_so_and_the_status_is_not_0(rig: R
 def test_a_frozen_postgresql_does_not_keep_a_rate_by_hand_back(rig: Rig) -> None:
     rig.postgres.freeze()
     try:
-        rig.control("set_rate_limit", "400", "60", "a", "rush")
+        rig.control("set_rate_limit", "400", "600", "a", "rush")
         override = rig.state().override
         assert override is not None
         assert override.rate == 400.0
