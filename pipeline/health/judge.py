@@ -37,12 +37,14 @@ from pipeline.refusals_text import heaviest_share, most_refused, reason_share
 
 # The start of an adapter's error text, before the reason; the problem's text already contains it.
 _SAYS_WHO: Final = re.compile(
-    r"^the (?:control store|event log) \(\w+\) (?:does not answer|can't be reached)[:.] *", re.I
+    r"^the (?:control store|event log) \(\w+\) (?:does not answer|can't be reached|refuses)[:.] *", re.I
 )
 # The same of an error that says which setting to change.
 _CANT_BE_USED: Final = re.compile(r"^the (?:control store|event log) \(\w+\) can't be used: *", re.I)
 # The same of an event log that answers, and takes no appends.
 _ACCEPTS_NONE: Final = re.compile(r"^the event log(?: \(\w+\))? accepts no events: *", re.I)
+# The start of the text of a control store that answers, and refuses what it is asked for.
+_REFUSES: Final = re.compile(r"^the control store \(\w+\) refuses: ", re.I)
 
 _MOST: Final = 0.5  # more than this share is most of it
 _FULL: Final = 0.9  # of the rate: a bucket of whole events and the history's seconds make the rest
@@ -164,10 +166,11 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
             f"the memory of the log's server, and why consumers are behind{_reported(inputs, ProblemCode.LOG_FULL)}",
         )
     if inputs.store_problem is not None:
+        does = _what_it_does(inputs.store_problem)
         yield Problem(
             ProblemCode.STORE_DOWN,
             Severity.DEGRADED,
-            "The control store (Redis) does not answer: rate, breaker and pauses are unknown; ingest uses the last "
+            f"The control store (Redis) {does}: rate, breaker and pauses are unknown; ingest uses the last "
             "rate that it knew, which falls to the lowest rate",
             f"the server of REDIS_URL{_it_says(inputs.store_problem)}",
         )
@@ -194,6 +197,10 @@ def _unreachable(inputs: HealthInputs) -> Iterator[Problem]:
             sentence(f"{inputs.sink} did not answer: dead letters are not counted"),
             f"{inputs.sink}; the breaker opens by itself if drains fail too{_it_says(inputs.database_problem)}",
         )
+
+
+def _what_it_does(store_problem: str) -> str:
+    return "refuses requests" if _REFUSES.match(store_problem) else "does not answer"
 
 
 def _of_other_processes(inputs: HealthInputs) -> Iterator[Alarm]:
@@ -317,7 +324,7 @@ def _likely_cause(inputs: HealthInputs) -> tuple[str, str]:
     if alarm is not None:
         return alarm.what, alarm.look_at
     if inputs.store_problem is not None:
-        return "drains need the control store, which does not answer", "the server of REDIS_URL"
+        return f"drains need the control store, which {_what_it_does(inputs.store_problem)}", "the server of REDIS_URL"
     if inputs.log_problem is not None and not _ACCEPTS_NONE.match(inputs.log_problem):
         return "drains need the event log, which does not answer", "the log's server"
     if inputs.is_controller_silent:

@@ -65,6 +65,11 @@ NEWER = Pause(PauseReason.UNKNOWN, 7, NOW - 10, "worker/2", "too much", word="qu
             ),
         ),
         ({"store_problem": "refused"}, "degraded", ("control store (Redis) does not answer", "REDIS_URL")),
+        (
+            {"store_problem": "the control store (Redis) refuses: MISCONF Errors writing to the AOF file"},
+            "degraded",
+            ("control store (Redis) refuses requests: rate", "it says: MISCONF Errors writing to the AOF file"),
+        ),
         (  # a rate by hand below the floor is not the floor
             {"breaker": BreakerState.OPEN, "pauses": (BREAKER,), "rate": 50.0, "override": OVERRIDE},
             "critical",
