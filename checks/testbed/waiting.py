@@ -19,6 +19,7 @@ BUSY_SECONDS: Final = 10.0
 PATIENT_APPEND_SECONDS: Final = 15.0
 # The same for SINK_CALL_SECONDS_MAX, by default two seconds.
 PATIENT_SINK_SECONDS: Final = 10.0
+PATIENT_CONNECT_SECONDS: Final = 20  # and that of SINK_CONNECT_SECONDS_MAX
 
 
 def eventually(

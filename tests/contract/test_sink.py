@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import pytest
 
 from checks.testbed.database import ask
-from checks.testbed.waiting import PATIENT_SINK_SECONDS
+from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS
 from pipeline.errors import FencedError, OffsetConflictError, PoisonedError
 from pipeline.ports.event_sink import EventSink, StoredPosition, StoreResult
 from pipeline.ports.log import record_digest
@@ -76,7 +76,7 @@ class PostgresBench:
     def __init__(self, database_url: str, stack: contextlib.ExitStack) -> None:
         self.settings = Settings(
             database_url=database_url, poison_run_records_max=5, poison_ratio_max=0.5, poison_condemned_records_max=2,
-            sink_call_seconds_max=PATIENT_SINK_SECONDS,
+            sink_call_seconds_max=PATIENT_SINK_SECONDS, sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
         )  # fmt: skip
         migrate(self.settings)
         self._stack = stack

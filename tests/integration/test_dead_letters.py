@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from checks.testbed.database import ask, fail_on_insert, stored_ids
+from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS
 from pipeline.errors import SinkUnavailableError
 from pipeline.ports.dead_letters import DeadLetterCounts, ReplayResult
 from pipeline.settings import Settings
@@ -27,7 +28,11 @@ VALUES = [
 @pytest.fixture
 def sink(database_url: str) -> Iterator[PostgresSink]:
     """A sink with four dead letters at offsets 1 to 4 of partition 2; `rude` is allowed again since."""
-    settings = Settings(database_url=database_url)
+    settings = Settings(
+        database_url=database_url,
+        sink_call_seconds_max=PATIENT_SINK_SECONDS,
+        sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
+    )
     migrate(settings)
     with contextlib.closing(PostgresSink(settings)) as made:
         ask(database_url, "ALTER TABLE log_events ADD CONSTRAINT polite CHECK (message NOT IN ('rude', 'hopeless'))")

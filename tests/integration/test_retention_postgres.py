@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 
 from checks.testbed.database import ask, stored_ids
-from checks.testbed.waiting import WAIT_SECONDS_MAX, wait_until
+from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX, wait_until
 from pipeline.control_store.memory import MemoryControlStore, MemoryServer, MemoryTroubles
 from pipeline.control_store.memory_counters import MemoryCounters
 from pipeline.errors import SchemaError, SinkUnavailableError
@@ -38,7 +38,13 @@ CALL = "SELECT deleted FROM delete_expired_events(1000, '-infinity')"
 
 @pytest.fixture
 def owner(database_url: str) -> Settings:
-    settings = Settings(database_url=database_url, retention_days=DAYS, dead_letter_days=7)
+    settings = Settings(
+        database_url=database_url,
+        retention_days=DAYS,
+        dead_letter_days=7,
+        sink_call_seconds_max=PATIENT_SINK_SECONDS,
+        sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
+    )
     migrate(settings)
     return settings
 
@@ -229,20 +235,22 @@ def test_a_deletion_that_is_killed_deletes_nothing_and_the_next_one_all(
     _store(sink, 0, 4)
     _age(database_url, DAYS + 1)
     connection = deletion()
-    ask(database_url, f"SELECT pg_terminate_backend({connection.info.backend_pid}, 5000)")
+    ask(database_url, f"SELECT pg_terminate_backend({connection.info.backend_pid}, 60000)")
     assert stored_ids(database_url) == _ids(0, 1, 2, 3)
     assert retention.delete_events(rows_max=10, since=None)[0] == 4
 
 
 def test_a_lock_on_the_table_ends_a_step_soon(
-    retention: PostgresRetention, sink: PostgresSink, database_url: str
+    owner: Settings, retention: PostgresRetention, sink: PostgresSink, database_url: str
 ) -> None:
     _store(sink, 0, 1)
     _age(database_url, DAYS + 1)
     with contextlib.closing(psycopg2.connect(database_url)) as locker, locker.cursor() as cursor:
-        cursor.execute("LOCK TABLE log_events IN SHARE MODE")
-        with pytest.raises(SinkUnavailableError, match="lock"):
-            retention.delete_events(rows_max=10, since=None)
+        with contextlib.closing(PostgresSink(dataclasses.replace(owner, sink_call_seconds_max=2.0))) as hasty:
+            hasty.probe()
+            cursor.execute("LOCK TABLE log_events IN SHARE MODE")
+            with pytest.raises(SinkUnavailableError, match="lock"):
+                PostgresRetention(hasty.session).delete_events(rows_max=10, since=None)
         locker.rollback()
     assert retention.delete_events(rows_max=10, since=None)[0] == 1
 
@@ -413,7 +421,7 @@ def test_a_killed_index_is_made_again_and_events_are_stored_meanwhile(
             schema.set_retention(event_days=DAYS, letter_days=None)
         assert not PostgresRetention(sink.session).facts().has_index
         # When the process is killed
-        ask(database_url, f"SELECT pg_terminate_backend({pid}, 5000)")
+        ask(database_url, f"SELECT pg_terminate_backend({pid}, 60000)")
         maker.join(WAIT_SECONDS_MAX)
         assert len(errors) == 1
     # Then an invalid index is left, which does not count, and the next call makes a complete one

@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from checks.testbed.database import ask, fail_no_more, fail_on_insert, stored_ids
-from checks.testbed.waiting import WAIT_SECONDS_MAX
+from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS, WAIT_SECONDS_MAX
 from pipeline.errors import PoisonedError, SinkContentionError, SinkUnavailableError
 from pipeline.event import SEVERITIES, Event, encode_record, record_head
 from pipeline.ports.event_sink import StoreResult
@@ -32,7 +32,12 @@ LOG = new_log_id()
 
 @pytest.fixture
 def sink(database_url: str) -> Iterator[PostgresSink]:
-    settings = Settings(database_url=database_url, poison_run_records_max=10)
+    settings = Settings(
+        database_url=database_url,
+        poison_run_records_max=10,
+        sink_call_seconds_max=PATIENT_SINK_SECONDS,
+        sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
+    )
     migrate(settings)
     with contextlib.closing(PostgresSink(settings)) as made:
         yield made

@@ -9,6 +9,7 @@ import pytest
 
 from checks.testbed.database import ask, stored_ids
 from checks.testbed.processes import ROOT
+from checks.testbed.waiting import PATIENT_CONNECT_SECONDS, PATIENT_SINK_SECONDS
 from pipeline.errors import SinkMisconfiguredError
 from pipeline.ports.event_sink import StoreResult
 from pipeline.settings import Settings
@@ -21,7 +22,11 @@ LOG = new_log_id()
 
 @pytest.fixture
 def sink(database_url: str) -> Iterator[PostgresSink]:
-    settings = Settings(database_url=database_url)
+    settings = Settings(
+        database_url=database_url,
+        sink_call_seconds_max=PATIENT_SINK_SECONDS,
+        sink_connect_seconds_max=PATIENT_CONNECT_SECONDS,
+    )
     migrate(settings)
     with contextlib.closing(PostgresSink(settings)) as made:
         yield made
