@@ -13,7 +13,7 @@ from integration.test_flower import USER, Flower
 
 from checks.testbed.database import ask
 from checks.testbed.processes import ROOT, System, http_status
-from checks.testbed.waiting import RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
+from checks.testbed.waiting import PATIENT_APPEND_SECONDS, RUN_SECONDS_MAX, WAIT_SECONDS_MAX, wait_until
 from pipeline.settings import Settings
 from stack.config import environ_with
 from stack.servers import LOOPBACK, free_port
@@ -72,6 +72,7 @@ def test_a_system_over_tls_stores_events_and_shows_no_password(tmp_path: Path, m
             ingest_port=free_port(),
             log_level="DEBUG",
             regulate_seconds=0.5,
+            append_seconds_max=PATIENT_APPEND_SECONDS,
         )
         owner = Settings(**{**vars(settings), "migrate_database_url": postgres.url + verified})
         # When the schema is migrated by its command, twice
