@@ -21,8 +21,10 @@ from pipeline.control_store.connection import ControlConnection
 from pipeline.control_store.redis_cluster import refuse_cluster
 from pipeline.control_store.rights import Role
 from pipeline.control_store.rights_check import check_rights
-from pipeline.errors import RecoverableError
+from pipeline.errors import RecoverableError, SinkMisconfiguredError
 from pipeline.flow.clocks import Look, difference_words
+from pipeline.health.runbooks import runbook_place
+from pipeline.names import AlarmCode
 from pipeline.running import CODE, IS_CHECKOUT, home_of, how_to
 from pipeline.secrets import url_problem
 from pipeline.settings import Settings
@@ -259,7 +261,12 @@ def event_log(scene: Scene) -> Iterator[Finding]:
 def postgresql(scene: Scene) -> Iterator[Finding]:
     """Whether PostgreSQL can be used: version, encoding, poolers, the table and the rights on it."""
     with contextlib.closing(Session(scene.settings)) as session:
-        facts = session.check()
+        try:
+            facts = session.check()
+        except SinkMisconfiguredError as error:  # it runs, and its address is right
+            page = runbook_place(AlarmCode.DATABASE_REFUSED, scene.settings.runbooks_url)
+            yield Finding("PostgreSQL", State.WRONG, str(error), f"what {page} says for this text")
+            return
     if not facts.has_fsync:
         yield Finding("PostgreSQL", State.WRONG, FSYNC_OFF, "set fsync=on, and start PostgreSQL again")
         return

@@ -289,6 +289,10 @@ def test_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     found = only(look("PostgreSQL"))
     assert found.state is State.WRONG
     assert "pooler" in found.what
+    # And what to do is in the runbook: the server runs, and its address is right
+    assert found.do == "what docs/runbooks/database-refused.md says for this text"
+    postgresql_says(monkeypatch, SinkUnavailableError("no connection"))
+    assert only(look("PostgreSQL")).do.startswith("start the server of DATABASE_URL")
 
 
 def test_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
