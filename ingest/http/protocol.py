@@ -16,7 +16,7 @@ from ingest.client_certificate import client_certificate
 from ingest.collect import Collector
 from ingest.http.cors import Cors
 from ingest.http.early_rejection import EarlyRejection
-from ingest.http.request import ConnectionLimits, IngestHttp
+from ingest.http.request import ConnectionLimits, EventsRequest, IngestHttp
 from ingest.http.routes import IngestRequest
 from ingest.types import Codec
 
@@ -76,8 +76,8 @@ class IngestProtocol(HttpProtocol):
     """Sanic's protocol with limits; see HttpContext."""
 
     __slots__ = (
-        "_context", "_expiry_timer", "_is_one_way", "_refused_left", "_refused_timer", "client", "cors",
-        "is_ending", "limits", "verified",
+        "_context", "_expiry_timer", "_is_one_way", "_refused_left", "_refused_timer", "client",
+        "codecs", "cors", "is_ending", "limits", "verified",
     )  # fmt: skip
     HTTP_CLASS = IngestHttp
 
@@ -85,6 +85,7 @@ class IngestProtocol(HttpProtocol):
         context: HttpContext = kwargs["app"].ctx.http
         self._context = context
         self.limits = context.limits
+        self.codecs = context.codecs
         self.cors = context.cors
         super().__init__(**kwargs)
         self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has the methods of Event that Sanic uses
@@ -97,19 +98,20 @@ class IngestProtocol(HttpProtocol):
         self.verified: ssl.SSLObject | None = None  # of a connection with a client's certificate
         self.client: Client  # set when the connection is accepted
 
-    async def _handle(self, request: IngestRequest) -> None:
+    async def _handle(self, request: IngestRequest | EventsRequest) -> None:
         """Answer a request. The collector answers events; Sanic's handlers answer everything else.
 
         Sanic's path runs the router, the middleware and checks of a handler's result. Events need none of these.
         """
-        http = self.http
-        codec = self._context.codecs.get(http.url) if request.method == "POST" else None
-        self._is_one_way = codec is not None and codec.is_one_way
-        if codec is None:
-            await self.app.handle_request(request)
-        else:
+        http = self._http
+        if isinstance(request, EventsRequest):
+            codec = request.codec
+            self._is_one_way = codec.is_one_way
             http.is_for_events = True
             await http.answer(await self._context.collector.collect(codec, http))
+        else:
+            self._is_one_way = False
+            await self.app.handle_request(request)
         if http.request_body and http.stage is Stage.IDLE:
             await http.discard_body()
 

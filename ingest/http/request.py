@@ -12,15 +12,17 @@ The behaviour of Sanic 25.12, and the behaviour here:
   closed in two steps.
 - In Sanic, a client that sends requests but reads no responses holds its task forever. Here writing has a limit too.
 - Sanic accepts any number of connections. Here they are bounded.
-- Sanic makes a request object of everything. Here early rejections come first (`ingest.http.early_rejection`).
+- Sanic makes a request object of everything. Here early rejections come first (`ingest.http.early_rejection`), and a
+  request with events has no such object: its fields are in a dict, since only a few of them are read.
 """
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from sanic import Request
 from sanic.compat import Header
 from sanic.exceptions import BadRequest, ExpectationFailed, RequestTimeout
 from sanic.http import Http, Stage
@@ -35,7 +37,7 @@ from ingest.http import request_id
 from ingest.http.cors import Cors
 from ingest.http.request_id import RequestIds
 from ingest.http.response import head_of, to_sanic
-from ingest.types import Headers, Lifecycle, Response
+from ingest.types import Codec, Lifecycle, Response
 from pipeline.names import ProtocolName
 
 if TYPE_CHECKING:
@@ -50,9 +52,8 @@ _HEAD: Final = re.compile(
     rb"(" + grammar.TOKEN + rb") ([^\x00-\x20\x7f-\xff]++) HTTP/(1\.[01])\r\n" + grammar.FIELD_LINES
 )
 _HEADER: Final = re.compile(r"([^:]+):([^\r]*)\r\n")
-_FIELDS_READ: Final = frozenset(
-    {"content-length", "transfer-encoding", "expect", "host", "content-type", "content-encoding"}
-)
+# A server in front may use the other one of two.
+_NOT_REPEATED: Final = frozenset({"content-length", "transfer-encoding", "host", "content-type", "content-encoding"})
 # White space before a chunk's extension only (RFC 9112, 7.1.1).
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _TLS_HANDSHAKE: Final = b"\x16\x03"
@@ -77,18 +78,31 @@ class ConnectionLimits:
 class LimitedConnection(Protocol):
     """A connection with its process' limits."""
 
+    codecs: Mapping[str, Codec]
     cors: Cors | None
     limits: ConnectionLimits
     client: Client
     is_ending: bool  # its current request is the last one
 
 
+class EventsRequest:
+    """A request that a codec answers, in the place of Sanic's request object: it has what Sanic's loop uses of one."""
+
+    __slots__ = ("codec", "conn_info", "head", "method", "stream", "url")
+
+    def __init__(self, codec: Codec, url: str, head: bytes) -> None:
+        self.codec = codec
+        self.method = "POST"
+        self.url = url
+        self.head = head
+
+
 class IngestHttp(Http):
     """The requests and responses of one connection."""
 
     __slots__ = (
-        "_body_left", "_cors", "_deadline", "_is_chunked", "_is_first_chunk", "_limits", "_lingers", "is_for_events",
-        "request_id",
+        "_body_left", "_cors", "_deadline", "_fields", "_is_chunked", "_is_first_chunk", "_limits", "_lingers",
+        "headers", "is_for_events", "request_id",
     )  # fmt: skip
 
     def __init__(self, protocol: LimitedConnection) -> None:
@@ -100,13 +114,10 @@ class IngestHttp(Http):
         self._is_chunked = False
         self._is_first_chunk = True
         self._lingers = False
+        self._fields: list[tuple[str, str]] = []  # all header fields of the current request, names in lower case
+        self.headers: dict[str, str] = {}  # the first field of each name
         self.is_for_events = False  # the current request is for one of the addresses for events
         self.request_id = ""  # of the current request; empty until it has one
-
-    @property
-    def headers(self) -> Headers:
-        """The header fields of the current request."""
-        return cast("Headers", self.request.headers)
 
     @property
     def target(self) -> str:
@@ -119,10 +130,10 @@ class IngestHttp(Http):
         if client.tally is not None:
             return client.tally
         if client.has_keys:
-            headers = self.request.headers
+            headers = self.headers
             return client.tally_of_key(headers.get("x-api-key"), headers.get("authorization"), protocol)
         # A proxy may add a line of its own below those of its client.
-        return client.tally_of(",".join(self.request.headers.getall(client.field, ())))
+        return client.tally_of(self._all_lines(client.field))
 
     async def http1(self) -> None:
         """Handle requests until the connection ends."""
@@ -166,22 +177,33 @@ class IngestHttp(Http):
 
     def _make_request(self, head: bytes, method: bytes, target: bytes, version: bytes, lines: bytes) -> None:
         """Make the request of a head whose grammar is correct, and determine the form of its body."""
-        protocol = self.protocol
-        self.url = target.decode("ascii")
-        fields = [
+        protocol = cast("LimitedConnection", self.protocol)
+        url = self.url = target.decode("ascii")
+        fields = self._fields = [
             (name.lower(), value.strip(" \t"))
             for name, value in _HEADER.findall(lines.decode("utf-8", "surrogateescape"))
         ]
-        headers = Header(fields)
+        headers = self.headers = dict(reversed(fields))
         self.request_id = self._limits.request_ids.of(headers.get(request_id.HEADER))
         self.head_only = method == b"HEAD"
-        connection = ascii_lower(",".join(headers.getall("connection", ())))
-        self.keep_alive = version == b"1.1" if not connection else _stays_open(connection, is_new=version == b"1.1")
-        if cast("LimitedConnection", protocol).is_ending:  # since before this head was complete
+        is_new = version == b"1.1"
+        self.keep_alive = is_new if "connection" not in headers else self._stays_open(is_new=is_new)
+        if protocol.is_ending:  # since before this head was complete
             self.keep_alive = False
+        codec = protocol.codecs.get(url) if method == b"POST" else None
+        request: Any = (
+            self._framework_request(head, method, target, version) if codec is None else EventsRequest(codec, url, head)
+        )
+        self._expect_body(fields, headers, is_new=is_new)
+        self.request, request.stream = request, self
+        self.protocol.state["requests_count"] += 1
+
+    def _framework_request(self, head: bytes, method: bytes, target: bytes, version: bytes) -> Request[Any, Any]:
+        """Sanic's object for the current request, for Sanic's handlers."""
+        protocol = self.protocol
         request = protocol.request_class(
             url_bytes=target,
-            headers=headers,
+            headers=Header(self._fields),
             version=version.decode(),
             method=method.decode(),
             transport=cast("TransportProtocol", protocol.transport),
@@ -189,22 +211,28 @@ class IngestHttp(Http):
             head=head,
         )
         protocol.request_class._current.set(request)
-        self._expect_body(fields, is_new=version == b"1.1")
-        self.request, request.stream = request, self
-        protocol.state["requests_count"] += 1
+        return request
 
-    def _expect_body(self, fields: list[tuple[str, str]], *, is_new: bool) -> None:
-        """Determine the form of the body: a number of bytes, or chunks. Raises BadRequest if the head is ambiguous."""
+    def _all_lines(self, name: str) -> str:
+        """The values of all header fields with a name (lower case), with commas between: as one field."""
+        return ",".join([value for known, value in self._fields if known == name])
+
+    def _stays_open(self, *, is_new: bool) -> bool:
+        """Whether the header Connection leaves the connection open; `is_new`: HTTP/1.1."""
+        options = {option.strip() for option in ascii_lower(self._all_lines("connection")).split(",")}
+        return "close" not in options and (is_new or "keep-alive" in options)
+
+    def _expect_body(self, fields: list[tuple[str, str]], headers: Mapping[str, str], *, is_new: bool) -> None:
+        """Determine the form of the body: a number of bytes, or chunks. Raises BadRequest if the head is ambiguous.
+
+        `headers` has the first of the `fields` of each name.
+        """
         self._body_left = 0
         self._is_chunked = False
-        found: dict[str, str] = {}
-        for name, value in fields:  # one pass: looking up each field in Header takes longer
-            if name in _FIELDS_READ:
-                if name in found and name != "expect":  # a proxy in front may use the other one
-                    raise BadRequest(f"there is more than one {name}")
-                found.setdefault(name, value)
-        _check_host(found.get("host"), is_new=is_new)
-        length, coding, expect = found.get("content-length"), found.get("transfer-encoding"), found.get("expect")
+        if len(headers) < len(fields):
+            _refuse_repeated(name for name, _ in fields)
+        _check_host(headers.get("host"), is_new=is_new)
+        length, coding, expect = headers.get("content-length"), headers.get("transfer-encoding"), headers.get("expect")
         if length is not None and coding is not None:
             raise BadRequest("Content-Length and Transfer-Encoding: only one of them")
         if length is not None:
@@ -418,6 +446,11 @@ class IngestHttp(Http):
         """Answer a request that could not be read, or whose handler failed."""
         # After an error in the head, or a time-out, more bytes may be on their way.
         self._lingers = self.stage is Stage.REQUEST or bool(self.request_body)
+        request: object = self.request
+        if isinstance(request, EventsRequest):  # Sanic's handler of errors needs Sanic's object
+            method, target, version, _ = cast("re.Match[bytes]", _HEAD.fullmatch(request.head)).groups()
+            self.request = self._framework_request(request.head, method, target, version)
+            self.request.stream = self
         await super().error_response(exception)
 
     def create_empty_request(self) -> None:
@@ -475,7 +508,11 @@ def _check_host(host: str | None, *, is_new: bool) -> None:
         raise BadRequest("the Host is not a name or an address with a port")
 
 
-def _stays_open(connection: str, *, is_new: bool) -> bool:
-    """Whether a Connection header leaves the connection open; `is_new`: HTTP/1.1."""
-    options = {option.strip() for option in connection.split(",")}
-    return "close" not in options and (is_new or "keep-alive" in options)
+def _refuse_repeated(names: Iterable[str]) -> None:
+    """Raise BadRequest if a field that decides how a request is read is there twice."""
+    seen: set[str] = set()
+    for name in names:
+        if name in _NOT_REPEATED:
+            if name in seen:
+                raise BadRequest(f"there is more than one {name}")
+            seen.add(name)
