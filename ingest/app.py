@@ -225,7 +225,5 @@ def _busy_response() -> bytes:
     """The response to a connection above the limit. It has no request to answer yet."""
     response = error_response(NotReadyError("this process has too many connections"))
     body = response.body
-    head = head_of(
-        response.status, response.media_type, len(body), response.headers.items(), keep_alive=False, end=b"\r\n"
-    )
-    return head + body
+    head = head_of(response.status, response.media_type, len(body), response.headers.items(), keep_alive=False)
+    return head + b"\r\n" + body

@@ -1,7 +1,7 @@
 """Sluice's own protocol, `POST /api/logs`: events as JSON or NDJSON. It accepts all events of a body or none."""
 
-from functools import partial
-from typing import Annotated
+from functools import lru_cache, partial
+from typing import Annotated, Final
 
 import msgspec
 
@@ -15,6 +15,8 @@ from ingest.types import Batch, Codec, Decode, Headers, Inflate, RequestHead, Re
 from pipeline.errors import SluiceError
 from pipeline.names import ProtocolName
 from pipeline.settings import Settings
+
+_COUNTS_KEPT: Final = 128  # clients send bodies of few different sizes
 
 
 def events_codec(settings: Settings) -> Codec:
@@ -52,5 +54,6 @@ def _rejected(_head: RequestHead, error: SluiceError) -> Response:
     return error_response(error)
 
 
+@lru_cache(maxsize=_COUNTS_KEPT)
 def _accepted(count: int) -> Response:
     return Response(202, msgspec.json.encode(Accepted(count)))

@@ -26,7 +26,7 @@ from ingest.errors import KeyRefusedError, RateLimitedError, RequestError, row_o
 from ingest.http import request_id
 from ingest.http.cors import Cors
 from ingest.http.request_id import RequestIds
-from ingest.http.response import head_of
+from ingest.http.response import head_of, whole
 from ingest.types import Codec, Gate, Head, Lifecycle, Response
 from pipeline.clock import Clock
 from pipeline.errors import SluiceError
@@ -151,7 +151,7 @@ class EarlyRejection:
         for counter in responses.counters:
             counter.inc()
         cors = b"" if self._cors is None else self._cors.lines(fields.get("origin"))
-        return b"%b%bx-request-id: %b\r\n\r\n%b" % (head, cors, name, body)
+        return whole(head, name, body, cors)
 
     def _to_key(self, refusal: KeyRefusedError, fields: Mapping[str, str]) -> _Responses:
         """The responses to requests that are refused for their API key. They depend on reason and form."""

@@ -36,7 +36,7 @@ from ingest.held_bodies import HeldBytes
 from ingest.http import request_id
 from ingest.http.cors import Cors
 from ingest.http.request_id import RequestIds
-from ingest.http.response import head_of, to_sanic
+from ingest.http.response import head_of, to_sanic, whole
 from ingest.types import Codec, Lifecycle, Response
 from pipeline.names import ProtocolName
 
@@ -412,10 +412,8 @@ class IngestHttp(Http):
             return
         # The response is complete, as nearly always: one write, without Sanic's handling of the other cases.
         media_type = response.content_type or _BYTES
-        head = head_of(
-            response.status, media_type, len(body), response.headers.items(), keep_alive=self.keep_alive, end=b"\r\n"
-        )
-        await self._end_response(head if self.head_only else head + body)
+        head = head_of(response.status, media_type, len(body), response.headers.items(), keep_alive=self.keep_alive)
+        await self._end_response(head + b"\r\n" + (b"" if self.head_only else body))
 
     async def answer(self, response: Response) -> None:
         """Send a complete response to a request for events."""
@@ -427,13 +425,11 @@ class IngestHttp(Http):
         if self._limits.lifecycle.is_stopping:
             self.keep_alive = False
         body = response.body
-        headers = (*response.headers.items(), (request_id.HEADER, self.request_id))
-        if self._cors is not None:
-            headers += self._cors.fields(self.headers.get("origin"))
         head = head_of(
-            response.status, response.media_type, len(body), headers, keep_alive=self.keep_alive, end=b"\r\n"
+            response.status, response.media_type, len(body), response.headers.items(), keep_alive=self.keep_alive
         )
-        await self._end_response(head + body)
+        cors = b"" if self._cors is None else self._cors.lines(self.headers.get("origin"))
+        await self._end_response(whole(head, self.request_id.encode(), body, cors))
 
     async def _end_response(self, data: bytes) -> None:
         """Write a complete response, and set the state that Sanic expects."""

@@ -1,7 +1,8 @@
 """Encodes responses: heads and bodies in one place, and the web framework's own errors in the single error form."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -15,6 +16,7 @@ _STATUS_LINES: Final = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".enco
 _HEADER_LINES: Final = re.compile(r"(?:[!-9;-~]+: [ -~\t]*\r\n)*")
 _KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
 _CLOSE: Final = b"connection: close\r\n"
+_STARTS_KEPT: Final = 256  # most responses are of few forms and lengths
 _CODES: Final[dict[type[BaseException], str]] = {
     sanic_errors.RequestTimeout: "timeout",
     sanic_errors.PayloadTooLarge: "too_large",
@@ -30,24 +32,36 @@ _CODES: Final[dict[type[BaseException], str]] = {
 
 
 def head_of(
-    status: int, media_type: str, length: int, headers: Iterable[tuple[str, str]], *, keep_alive: bool, end: bytes = b""
+    status: int,
+    media_type: str,
+    length: int,
+    headers: Collection[tuple[str, str]],
+    *,
+    keep_alive: bool,
 ) -> bytes:
-    """The head of a response up to its last header, without the empty line; `end` can add that.
+    """The head of a response up to its last header, without the empty line.
 
     Raises ValueError for a header with a line break.
     """
+    start = _start_of(status, media_type, length, keep_alive)
+    if not headers:
+        return start
     fields = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    # RFC 9110, 8.6: a 204 has no length.
-    content = "" if status == 204 else f"content-type: {media_type}\r\ncontent-length: {length}\r\n"
     if "\n" in fields and _HEADER_LINES.fullmatch(fields) is None:
         raise ValueError(f"a header of the response has a line break: {fields!r}")
-    return b"%b%b%b%b%b" % (
-        _STATUS_LINES[status],
-        _KEEP_ALIVE if keep_alive else _CLOSE,
-        content.encode(),
-        fields.encode("ascii"),
-        end,
-    )
+    return start + fields.encode("ascii")
+
+
+@lru_cache(maxsize=_STARTS_KEPT)
+def _start_of(status: int, media_type: str, length: int, keep_alive: bool) -> bytes:
+    # RFC 9110, 8.6: a 204 has no length.
+    content = "" if status == 204 else f"content-type: {media_type}\r\ncontent-length: {length}\r\n"
+    return _STATUS_LINES[status] + (_KEEP_ALIVE if keep_alive else _CLOSE) + content.encode()
+
+
+def whole(head: bytes, request_id: bytes, body: bytes, cors: bytes = b"") -> bytes:
+    """A whole response to a request with an id; `cors` are further lines of its head."""
+    return b"%b%bx-request-id: %b\r\n\r\n%b" % (head, cors, request_id, body)
 
 
 def code_row(error: BaseException) -> ErrorRow:
