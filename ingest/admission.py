@@ -256,6 +256,10 @@ class Admission:
             not_before = 0.0 if held else self._ask_not_before - now
         return max(wait_seconds, not_before, 0.0)
 
+    def has_token(self) -> bool:
+        """Whether the lease has a token for a body of any level: then none has to wait. The lowest leaves the most."""
+        return self._left > self._kept[0]
+
     @property
     def admits_all_levels(self) -> bool:
         """Whether no level is known to be kept out by its reserve."""

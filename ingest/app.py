@@ -16,7 +16,7 @@ from ingest.grammar import HEAD_BYTES_MAX
 from ingest.health import health_document
 from ingest.http.assets import Assets, add_assets
 from ingest.http.cors import Cors
-from ingest.http.early_rejection import EarlyRejection
+from ingest.http.early_rejection import EarlyRejection, EarlyRejections
 from ingest.http.protocol import HttpContext
 from ingest.http.request import ConnectionLimits
 from ingest.http.request_id import RequestIds
@@ -107,7 +107,7 @@ def create_operator_app(service: IngestService, *, name: str = "operators") -> I
         collector=service.collector,
         accounts=service.accounts,
         codecs={},
-        early_rejections={},
+        early_rejections=EarlyRejections(service.collector, ()),
         wall=service.clock.now,
     )
     _add_probes(app, service)
@@ -211,7 +211,7 @@ def _http_context(service: IngestService, table: list[Route], cors: Cors | None)
         accounts=service.accounts,
         codecs=codecs,
         wall=service.clock.now,
-        early_rejections={} if service.collector.traces else {one.begin: one for one in early},
+        early_rejections=EarlyRejections(service.collector, () if service.collector.traces else early),
         cors=cors,
     )
 

@@ -40,6 +40,7 @@ class Collector:
         levels: LevelCounts | None = None,
     ) -> None:
         self._entrance = entrance
+        self._has_token = entrance.has_token
         self._appender = appender
         self._held_bodies = held_bodies
         self._metrics = metrics
@@ -47,6 +48,10 @@ class Collector:
         self.traces = traces  # log a line for each request
         self._levels = levels  # None: ADMISSION_LEVELS is off, and all requests have the highest level
         self.refused_beyond_first = 0  # decoded events of rejected bodies, without the first event of each
+
+    def is_open(self) -> bool:
+        """Gate.is_open."""
+        return self._has_token() and self._appender.blocked() is None
 
     @property
     def admits_all_levels(self) -> bool:
@@ -116,7 +121,8 @@ class Collector:
         decode = codec.decode(request)
         inflate = codec.inflate(headers)
         level = LEVEL_HIGHEST if self._levels is None else level_of_priority(headers.get("priority"))
-        refusal = self.refusal(LEVEL_HIGHEST if level is None else level, tally)
+        is_passable = tally.hold is None and self.is_open()
+        refusal = None if is_passable else self.refusal(LEVEL_HIGHEST if level is None else level, tally)
         if refusal is not None:
             self.note_rejected(level)
             if isinstance(refusal, RateLimitedError):

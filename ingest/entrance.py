@@ -19,8 +19,9 @@ class Entrance:
         self._has_levels = has_levels
         # With neither levels nor accounts, a decision is this subtraction alone; else None.
         self.take_now: Callable[[int], bool] | None = None
-        # Otherwise it also counts what the account offers. Not a method of this class, which would be a second call.
+        # Otherwise it also counts what the account offers. Not methods of this class, which would be second calls.
         self.admit_now = admission.admit_now
+        self.has_token = admission.has_token
         self.note_limits()
 
     def note_limits(self) -> None:

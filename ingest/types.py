@@ -136,6 +136,9 @@ class Request(RequestHead, Protocol):
 class Gate(Protocol):
     """Rejects requests before they are read, whatever they contain: all of them, or those of one account."""
 
+    def is_open(self) -> bool:
+        """Whether it certainly rejects none now, but for the limits of accounts. The cheapest of these."""
+
     @property
     def admits_all_levels(self) -> bool:
         """Whether no level is rejected before the others."""

@@ -382,6 +382,9 @@ class _Open:
 
     admits_all_levels = True
 
+    def is_open(self) -> bool:
+        return True
+
     def level_of(self, priority: str | None) -> Level:
         return LEVEL_HIGHEST
 

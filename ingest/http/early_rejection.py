@@ -12,7 +12,7 @@ valid keys, its heads are not read here: the normal path checks each key.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Final
@@ -33,6 +33,7 @@ from pipeline.errors import SluiceError
 from pipeline.metrics import IngestMetrics
 from pipeline.names import LEVEL_HIGHEST, KeyRefusal, Level, LimitedBy
 
+LINE_BYTES_MAX: Final = 64  # of the first line of a request that may be rejected early
 RESPONSES_MADE: Final = 16  # each with its own Retry-After, so that clients rejected together do not return together
 RESPONSES_SECONDS_MAX: Final = 0.1  # after which they are made again, since their content changes
 ACCOUNTS_MAX: Final = 64  # whose responses are kept; accounts that are held back are few
@@ -105,9 +106,9 @@ class EarlyRejection:
         """
         if self._lifecycle.is_stopping:
             return None
-        gate = self._gate
-        expected = client.recent if client.has_keys else client.tally
-        is_unknown = client.has_keys and expected is None
+        gate, has_keys = self._gate, client.has_keys
+        expected = client.recent if has_keys else client.tally
+        is_unknown = has_keys and expected is None
         seconds = gate.seconds_closed()
         held = self._held(expected, seconds)
         if (
@@ -122,14 +123,17 @@ class EarlyRejection:
             return None
         name, length, fields = read
         tally = expected
-        if client.has_keys:
+        if has_keys:
             try:
                 tally = client.tally_of_key(fields.get("x-api-key"), fields.get("authorization"), self._codec.name)
             except KeyRefusedError as refusal:
                 return self._respond(self._to_key(refusal, fields), name, fields), length
             held = self._held(tally, seconds)
         level = gate.level_of(fields.get("priority"))
-        responses = self._responses_to(LEVEL_HIGHEST if level is None else level, held, fields)
+        level_needed = LEVEL_HIGHEST if level is None else level
+        if level_needed is not LEVEL_HIGHEST:
+            seconds = gate.seconds_closed(level_needed)
+        responses = self._responses_to(level_needed, seconds, held, fields)
         if responses is None:
             return None
         gate.note_rejected(level)
@@ -170,14 +174,17 @@ class EarlyRejection:
             ]
         return found
 
-    def _responses_to(self, level: Level, held: AccountCounter | None, fields: Mapping[str, str]) -> _Responses | None:
+    def _responses_to(
+        self, level: Level, seconds: float, held: AccountCounter | None, fields: Mapping[str, str]
+    ) -> _Responses | None:
         """The responses, made again if the present ones do not fit; None if the gate admits this level.
 
-        `held` is an account that its own limit holds back, whatever the level. `fields` are those of the head.
+        The gate is closed to the level for `seconds`. `held` is an account that its own limit holds back, whatever the
+        level. `fields` are those of the head.
         """
         form = self._codec.form(fields)
         if held is None:
-            seconds, responses = self._gate.seconds_closed(level), self._to_level(level, form)
+            responses = self._to_level(level, form)
         else:
             seconds, responses = self._gate.seconds_closed_for(held), self._to_account(held.account, form)
         if seconds <= 0:
@@ -237,6 +244,24 @@ class EarlyRejection:
             return None
         name = self._request_ids.of(fields.get(request_id.HEADER)).encode()
         return name, match.end() + length, fields
+
+
+class EarlyRejections:
+    """The early rejections of all targets of one process."""
+
+    def __init__(self, gate: Gate, rejections: Iterable[EarlyRejection]) -> None:
+        self._gate = gate
+        self._by_line = {one.begin: one for one in rejections}
+
+    def find(self, data: bytes, client: Client) -> EarlyRejection | None:
+        """The one for the target of the request at the start of `data`.
+
+        None if there is none, or if it is known without reading `data` that the request is not rejected.
+        """
+        tally = client.tally or client.recent
+        if tally is not None and tally.hold is None and self._gate.is_open():
+            return None
+        return self._by_line.get(data[: data.find(b"\n", 0, LINE_BYTES_MAX) + 1])
 
 
 def _encoded(response: Response) -> EncodedResponse:

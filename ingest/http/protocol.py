@@ -15,46 +15,14 @@ from ingest.accounts import Accounts, Client
 from ingest.client_certificate import client_certificate
 from ingest.collect import Collector
 from ingest.http.cors import Cors
-from ingest.http.early_rejection import EarlyRejection
+from ingest.http.early_rejection import EarlyRejections
 from ingest.http.request import ConnectionLimits, EventsRequest, IngestHttp
 from ingest.http.routes import IngestRequest
 from ingest.types import Codec
 
+RECEIVED_BYTES_MAX: Final = 64 << 10  # not read yet by the task of the connection; above it, no more is received
 WRITE_SECONDS_MAX: Final = 10.0  # for a client to read the response
 EXPIRY_SECONDS_MAX: Final = 86_400.0  # after which a connection with a client's certificate begins anew
-LINE_BYTES_MAX: Final = 64  # of the first line of a request that may be rejected early
-
-
-class _Arrival:
-    """Wakes the one task that waits for bytes. It replaces an asyncio.Event.
-
-    An Event looks up the running loop in each wait. For this, Python 3.11 requests the process' id from the operating
-    system: a twentieth of the CPU of a request.
-    """
-
-    __slots__ = ("_is_set", "_loop", "_waiter")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._is_set = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        """Signal that bytes have arrived, or that the connection has ended."""
-        self._is_set = True
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    def clear(self) -> None:
-        """Reset, after the bytes were read."""
-        self._is_set = False
-
-    async def wait(self) -> None:
-        """Wait until it is set."""
-        if not self._is_set:
-            self._waiter = self._loop.create_future()
-            await self._waiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +35,7 @@ class HttpContext:
     collector: Collector
     accounts: Accounts
     codecs: Mapping[str, Codec]  # by the target of a POST, as it is sent
-    early_rejections: Mapping[bytes, EarlyRejection]  # by the line that begins the request
+    early_rejections: EarlyRejections
     wall: Callable[[], float]  # by which the certificates of clients expire
     cors: Cors | None = None  # None: no page of another origin reads an answer
 
@@ -76,8 +44,8 @@ class IngestProtocol(HttpProtocol):
     """Sanic's protocol with limits; see HttpContext."""
 
     __slots__ = (
-        "_context", "_expiry_timer", "_is_one_way", "_refused_left", "_refused_timer", "client",
-        "codecs", "cors", "is_ending", "limits", "verified",
+        "_arrival", "_context", "_expiry_timer", "_is_one_way", "_is_reading_paused", "_refused_left",
+        "_refused_timer", "client", "codecs", "cors", "is_ending", "limits", "verified",
     )  # fmt: skip
     HTTP_CLASS = IngestHttp
 
@@ -88,7 +56,9 @@ class IngestProtocol(HttpProtocol):
         self.codecs = context.codecs
         self.cors = context.cors
         super().__init__(**kwargs)
-        self._data_received = _Arrival(self.loop)  # type: ignore[assignment]  # it has the methods of Event that Sanic uses
+        self._http: IngestHttp | None = None
+        self._arrival: asyncio.Future[None] | None = None  # the task of the connection waits for bytes
+        self._is_reading_paused = False
         self.request_handler = self._handle
         self.is_ending = False  # after its current request; also if the head of that is still coming
         self._is_one_way = False  # the request in progress is of such a protocol
@@ -103,7 +73,7 @@ class IngestProtocol(HttpProtocol):
 
         Sanic's path runs the router, the middleware and checks of a handler's result. Events need none of these.
         """
-        http = self._http
+        http: IngestHttp = self._http  # type: ignore[assignment]  # a request has one
         if isinstance(request, EventsRequest):
             codec = request.codec
             self._is_one_way = codec.is_one_way
@@ -142,8 +112,8 @@ class IngestProtocol(HttpProtocol):
             return
         if self._refused_left:
             data = self._throw_away(data)
-        early_rejections = self._context.early_rejections
-        while (early := early_rejections.get(_first_line(data))) is not None and self._is_between_requests():
+        find = self._context.early_rejections.find
+        while (early := find(data, self.client)) is not None and self._is_between_requests():
             rejected = early.reject(data, self.client)
             if rejected is None:
                 break
@@ -155,17 +125,40 @@ class IngestProtocol(HttpProtocol):
             if self._refused_left:
                 self._refused_timer = self.loop.call_later(self.limits.request_seconds_max, self._close_refused)
         if data:
-            super().data_received(data)
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        """Keep bytes for the task of the connection, and wake it."""
+        self._time = monotonic()
+        self.recv_buffer += data
+        if len(self.recv_buffer) >= RECEIVED_BYTES_MAX and self.transport is not None:
+            self.transport.pause_reading()
+            self._is_reading_paused = True
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None and not arrival.done():
+            arrival.set_result(None)
+
+    async def receive_more(self) -> None:
+        """Wait for bytes.
+
+        Sanic uses an asyncio.Event, which looks up the running loop in each wait. For this, Python 3.11 requests the
+        process' id from the operating system: a twentieth of the CPU of a request.
+        """
+        if self._is_reading_paused and self.transport is not None:
+            self._is_reading_paused = False
+            self.transport.resume_reading()
+        self._arrival = self.loop.create_future()
+        await self._arrival
 
     def end(self) -> None:
         """Close the connection: at once if it is idle, else after the response to its request."""
         self.is_ending = True
-        if not self.close_if_idle() and self.http is not None:
-            self.http.keep_alive = False
+        if not self.close_if_idle() and self._http is not None:
+            self._http.keep_alive = False
 
     def _is_between_requests(self) -> bool:
         """Whether the next byte starts a request, all earlier ones are answered, and the client reads its responses."""
-        http = self.http
+        http = self._http
         return (
             http is not None
             and http.stage is Stage.IDLE
@@ -203,7 +196,7 @@ class IngestProtocol(HttpProtocol):
         if self._expiry_timer is not None:
             self._expiry_timer.cancel()
         self.client.close()
-        http = self.http
+        http = self._http
         if http is None:
             super().connection_lost(exc)  # type: ignore[no-untyped-call]
             return
@@ -227,8 +220,3 @@ class IngestProtocol(HttpProtocol):
             raise RequestCancelled
         transport.write(data)
         self._time = monotonic()
-
-
-def _first_line(data: bytes) -> bytes:
-    """The line that begins a request; empty if it is longer than those that are looked for."""
-    return data[: data.find(b"\n", 0, LINE_BYTES_MAX) + 1]

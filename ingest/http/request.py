@@ -52,8 +52,10 @@ _HEAD: Final = re.compile(
     rb"(" + grammar.TOKEN + rb") ([^\x00-\x20\x7f-\xff]++) HTTP/(1\.[01])\r\n" + grammar.FIELD_LINES
 )
 _HEADER: Final = re.compile(r"([^:]+):([^\r]*)\r\n")
+_LENGTH_FIELD: Final = "content-length"
+_CODING_FIELD: Final = "transfer-encoding"
 # A server in front may use the other one of two.
-_NOT_REPEATED: Final = frozenset({"content-length", "transfer-encoding", "host", "content-type", "content-encoding"})
+_NOT_REPEATED: Final = frozenset({_LENGTH_FIELD, _CODING_FIELD, "host", "content-type", "content-encoding"})
 # White space before a chunk's extension only (RFC 9112, 7.1.1).
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _TLS_HANDSHAKE: Final = b"\x16\x03"
@@ -232,7 +234,7 @@ class IngestHttp(Http):
         if len(headers) < len(fields):
             _refuse_repeated(name for name, _ in fields)
         _check_host(headers.get("host"), is_new=is_new)
-        length, coding, expect = headers.get("content-length"), headers.get("transfer-encoding"), headers.get("expect")
+        length, coding, expect = headers.get(_LENGTH_FIELD), headers.get(_CODING_FIELD), headers.get("expect")
         if length is not None and coding is not None:
             raise BadRequest("Content-Length and Transfer-Encoding: only one of them")
         if length is not None:
