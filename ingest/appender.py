@@ -84,7 +84,8 @@ class Appender:
         self._pending: deque[_Request] = deque()  # in the order of their deadlines
         self._timer: asyncio.TimerHandle | None = None
         # Used by both sides, under the lock:
-        self._wake = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
         self._queue: deque[_Request] = deque()
         self._awaited = 0  # number of requests for which the thread waits; 0 if it does not wait
         self._is_closing = False
@@ -187,7 +188,7 @@ class Appender:
         self._events += len(entries)
         self._bytes += size
         self._pending.append(request)
-        with self._wake:
+        with self._lock:  # a Condition would lock by a call of Python
             self._queue.append(request)
             if self._awaited and len(self._queue) >= self._awaited:
                 self._awaited = 0

@@ -1,6 +1,7 @@
 """The grammar of HTTP heads (RFC 9112, RFC 9110), as far as ingest checks it: one place for all readers of heads."""
 
 import re
+from functools import lru_cache
 from typing import Final
 
 HEAD_BYTES_MAX: Final = 8192  # request line and headers
@@ -21,6 +22,7 @@ def ascii_lower(text: str) -> str:
     return text.lower() if text.isascii() else text
 
 
+@lru_cache(maxsize=128)  # the clients of a process use few names for it
 def is_host(value: str) -> bool:
     """Whether a Host is a name or an address, with or without a port."""
     return _HOST.fullmatch(value) is not None

@@ -80,10 +80,14 @@ def events_in_steps(items: list[Any]) -> Generator[None, None, list[Event]]:
 
 def check_times(events: Sequence[Event], ms_min: int) -> None:
     """Raise InvalidEventsError for events from before `ms_min` (epoch milliseconds; EVENT_TIME_MIN_MS)."""
+    for event in events:
+        if event.timestamp < ms_min:
+            break
+    else:
+        return
     early = ((index, event.timestamp) for index, event in enumerate(events) if event.timestamp < ms_min)
     problems = [Problem(index, "timestamp", _early(time, ms_min)) for index, time in islice(early, PROBLEMS_MAX)]
-    if problems:
-        raise InvalidEventsError("events break rules; none was accepted", problems)
+    raise InvalidEventsError("events break rules; none was accepted", problems)
 
 
 def _early(time: int, ms_min: int) -> str:

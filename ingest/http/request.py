@@ -103,12 +103,14 @@ class IngestHttp(Http):
     """The requests and responses of one connection."""
 
     __slots__ = (
-        "_body_left", "_cors", "_deadline", "_fields", "_is_chunked", "_is_first_chunk", "_limits", "_lingers",
-        "headers", "is_for_events", "request_id",
+        "_body_left", "_client", "_connection", "_cors", "_deadline", "_fields", "_is_chunked", "_is_first_chunk",
+        "_limits", "_lingers", "headers", "is_for_events", "request_id",
     )  # fmt: skip
 
     def __init__(self, protocol: LimitedConnection) -> None:
         super().__init__(protocol)  # type: ignore[no-untyped-call]
+        self._connection = protocol
+        self._client = protocol.client
         self._cors = protocol.cors
         self._limits = protocol.limits
         self._deadline: asyncio.TimerHandle | None = None
@@ -128,7 +130,7 @@ class IngestHttp(Http):
 
     def identify(self, protocol: ProtocolName | None) -> AccountCounter:
         """The tally of the account of the current request; see Request."""
-        client = cast("LimitedConnection", self.protocol).client
+        client = self._client
         if client.tally is not None:
             return client.tally
         if client.has_keys:
@@ -155,10 +157,8 @@ class IngestHttp(Http):
     async def http1_request_header(self) -> None:
         """Receive the head and make a request of it. Raises BadRequest, HeadTooLargeError."""
         buffer = self.recv_buffer
-        for _ in range(EMPTY_LINES_MAX):
-            if not buffer.startswith(b"\r\n"):
-                break
-            del buffer[:2]
+        if buffer.startswith(b"\r\n"):
+            _remove_empty_lines(buffer)
         end = buffer.find(b"\r\n\r\n")
         seen = 0
         while end < 0:
@@ -179,7 +179,7 @@ class IngestHttp(Http):
 
     def _make_request(self, head: bytes, method: bytes, target: bytes, version: bytes, lines: bytes) -> None:
         """Make the request of a head whose grammar is correct, and determine the form of its body."""
-        protocol = cast("LimitedConnection", self.protocol)
+        connection = self._connection
         url = self.url = target.decode("ascii")
         fields = self._fields = [
             (name.lower(), value.strip(" \t"))
@@ -190,9 +190,9 @@ class IngestHttp(Http):
         self.head_only = method == b"HEAD"
         is_new = version == b"1.1"
         self.keep_alive = is_new if "connection" not in headers else self._stays_open(is_new=is_new)
-        if protocol.is_ending:  # since before this head was complete
+        if connection.is_ending:  # since before this head was complete
             self.keep_alive = False
-        codec = protocol.codecs.get(url) if method == b"POST" else None
+        codec = connection.codecs.get(url) if method == b"POST" else None
         request: Any = (
             self._framework_request(head, method, target, version) if codec is None else EventsRequest(codec, url, head)
         )
@@ -404,7 +404,7 @@ class IngestHttp(Http):
             self.keep_alive = False
         response = self.response
         if not self.request_id:
-            self.request_id = self._limits.request_ids.new()  # the request could not be read
+            self.request_id = self._limits.request_ids.of()  # the request could not be read
         response.headers[request_id.HEADER] = self.request_id
         if self._cors is not None and self.is_for_events:
             response.headers.update(self._cors.fields(self.headers.get("origin")))
@@ -482,6 +482,12 @@ class IngestHttp(Http):
             task.cancel()
         elif task is not None:
             task.cancel()  # the rest of a body that was already answered
+
+
+def _remove_empty_lines(buffer: bytearray) -> None:
+    for _ in range(EMPTY_LINES_MAX):
+        if buffer.startswith(b"\r\n"):
+            del buffer[:2]
 
 
 def _refuse_what_is_no_head(buffer: bytearray, start: int) -> None:

@@ -24,10 +24,8 @@ class RequestIds:
         self._process = secrets.token_hex(_PROCESS_BYTES)
         self._numbers = count(1)
 
-    def new(self) -> str:
-        """An id that no other request of any process has."""
+    def of(self, given: str | None = None) -> str:
+        """The client's id for its request if it is valid, or one that no other request of any process has."""
+        if given is not None and _GIVEN.fullmatch(given):
+            return given
         return f"{self._process}-{next(self._numbers)}"
-
-    def of(self, given: str | None) -> str:
-        """The client's id for its request if it is valid, or a new one."""
-        return given if given is not None and _GIVEN.fullmatch(given) else self.new()
