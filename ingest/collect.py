@@ -161,11 +161,18 @@ class Collector:
     async def _append(self, batch: Batch, head: bytes, tally: AccountCounter) -> None:
         """Append admitted events. The tokens of those that are certainly not stored go back: a repeat pays again."""
         entries: list[tuple[int, bytes]] = []
+        size = 0
+        appended = None
         try:
-            entries, size = await _records(batch, head, self._appender.partitions)
-            await self._appender.append(entries, size)
+            partitions = self._appender.partitions
+            for first in range(0, len(batch.events), RECORDS_AT_ONCE):
+                if first:
+                    await asyncio.sleep(0)
+                size += _add_records(entries, batch, first, head, partitions)
+            appended = self._appender.append(entries, size)
+            await appended
         except asyncio.CancelledError:
-            if not entries:  # the client left before the append began
+            if appended is None:  # the client left before the append began
                 self._entrance.give_back(tally, len(batch.events))
             raise
         except LogPartialError as error:
@@ -180,22 +187,21 @@ class Collector:
             raise
 
 
-async def _records(batch: Batch, head: bytes, partitions: int) -> tuple[list[tuple[int, bytes]], int]:
-    """(partition, record) of each event, and the total bytes. Gives ids to events that have none."""
-    entries = []
-    size = 0
+def _add_records(entries: list[tuple[int, bytes]], batch: Batch, first: int, head: bytes, partitions: int) -> int:
+    """Add (partition, record) of some events, from the one with index `first` on; returns the bytes of the records.
+
+    Gives ids to events that have none.
+    """
     keys = batch.partition_keys
-    for first in range(0, len(batch.events), RECORDS_AT_ONCE):
-        if first:
-            await asyncio.sleep(0)
-        for index, event in enumerate(batch.events[first : first + RECORDS_AT_ONCE], start=first):
-            if event.event_id is None:
-                event.event_id = str(uuid7())
-            record = encode_record(event, head)
-            size += len(record)
-            key = event.correlation_id if keys is None else keys[index]
-            entries.append((partition_of(key, partitions), record))
-    return entries, size
+    size = 0
+    for index, event in enumerate(batch.events[first : first + RECORDS_AT_ONCE], start=first):
+        if event.event_id is None:
+            event.event_id = str(uuid7())
+        record = encode_record(event, head)
+        size += len(record)
+        key = event.correlation_id if keys is None else keys[index]
+        entries.append((partition_of(key, partitions), record))
+    return size
 
 
 def _trace(request_id: str, code: str, what: str) -> None:

@@ -360,10 +360,11 @@ def _read_by_parser(data: bytes) -> tuple[str, int]:
     if match is None:
         return "refused", 0
     _, _, version, lines = match.groups()
-    fields = [(n.lower(), v.strip(" \t")) for n, v in http1._HEADER.findall(lines.decode("utf-8", "surrogateescape"))]
+    fields = http1._HEADER.findall(lines.decode("utf-8", "surrogateescape"))
+    headers = {name.lower(): value.strip(" \t") for name, value in reversed(fields)}
     reader: Any = SimpleNamespace(request_body=None, expecting_continue=False, disarm=lambda: None)
     try:
-        http1.IngestHttp._expect_body(reader, fields, dict(reversed(fields)), is_new=version == b"1.1")
+        http1.IngestHttp._expect_body(reader, fields, headers, is_new=version == b"1.1")
     except (BadRequest, ExpectationFailed):
         return "refused", 0
     return ("chunked", 0) if reader._is_chunked else ("length", reader._body_left)

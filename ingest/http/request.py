@@ -118,8 +118,8 @@ class IngestHttp(Http):
         self._is_chunked = False
         self._is_first_chunk = True
         self._lingers = False
-        self._fields: list[tuple[str, str]] = []  # all header fields of the current request, names in lower case
-        self.headers: dict[str, str] = {}  # the first field of each name
+        self._fields: list[tuple[str, str]] = []  # all header fields of the current request, as they were sent
+        self.headers: dict[str, str] = {}  # the first field of each name, in lower case
         self.is_for_events = False  # the current request is for one of the addresses for events
         self.request_id = ""  # of the current request; empty until it has one
 
@@ -181,11 +181,8 @@ class IngestHttp(Http):
         """Make the request of a head whose grammar is correct, and determine the form of its body."""
         connection = self._connection
         url = self.url = target.decode("ascii")
-        fields = self._fields = [
-            (name.lower(), value.strip(" \t"))
-            for name, value in _HEADER.findall(lines.decode("utf-8", "surrogateescape"))
-        ]
-        headers = self.headers = dict(reversed(fields))
+        fields = self._fields = _HEADER.findall(lines.decode("utf-8", "surrogateescape"))
+        headers = self.headers = {name.lower(): value.strip(" \t") for name, value in reversed(fields)}
         self.request_id = self._limits.request_ids.of(headers.get(request_id.HEADER))
         self.head_only = method == b"HEAD"
         is_new = version == b"1.1"
@@ -205,7 +202,7 @@ class IngestHttp(Http):
         protocol = self.protocol
         request = protocol.request_class(
             url_bytes=target,
-            headers=Header(self._fields),
+            headers=Header([(name.lower(), value.strip(" \t")) for name, value in self._fields]),
             version=version.decode(),
             method=method.decode(),
             transport=cast("TransportProtocol", protocol.transport),
@@ -217,7 +214,7 @@ class IngestHttp(Http):
 
     def _all_lines(self, name: str) -> str:
         """The values of all header fields with a name (lower case), with commas between: as one field."""
-        return ",".join([value for known, value in self._fields if known == name])
+        return ",".join([value.strip(" \t") for sent, value in self._fields if sent.lower() == name])
 
     def _stays_open(self, *, is_new: bool) -> bool:
         """Whether the header Connection leaves the connection open; `is_new`: HTTP/1.1."""
@@ -232,7 +229,7 @@ class IngestHttp(Http):
         self._body_left = 0
         self._is_chunked = False
         if len(headers) < len(fields):
-            _refuse_repeated(name for name, _ in fields)
+            _refuse_repeated(name.lower() for name, _ in fields)
         _check_host(headers.get("host"), is_new=is_new)
         length, coding, expect = headers.get(_LENGTH_FIELD), headers.get(_CODING_FIELD), headers.get("expect")
         if length is not None and coding is not None:
