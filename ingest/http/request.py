@@ -18,7 +18,7 @@ The behaviour of Sanic 25.12, and the behaviour here:
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -63,6 +63,7 @@ _TLS_HANDSHAKE: Final = b"\x16\x03"
 _NO_HEAD: Final = re.compile(rb"(?<!\r)\n|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _COMING: Final = b"coming"  # of a body: Sanic only checks whether bytes are left
 _NOTHING: Final[tuple[bytes, ...]] = ()
+_NO_HEADERS: Final[Mapping[str, str]] = {}
 _BYTES: Final = "application/octet-stream"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -118,8 +119,8 @@ class IngestHttp(Http):
         self._is_chunked = False
         self._is_first_chunk = True
         self._lingers = False
-        self._fields: list[tuple[str, str]] = []  # all header fields of the current request, as they were sent
-        self.headers: dict[str, str] = {}  # the first field of each name, in lower case
+        self._fields: Sequence[tuple[str, str]] = ()  # all header fields of the current request, as they were sent
+        self.headers: Mapping[str, str] = _NO_HEADERS  # the first field of each name, in lower case
         self.is_for_events = False  # the current request is for one of the addresses for events
         self.request_id = ""  # of the current request; empty until it has one
 
@@ -150,6 +151,7 @@ class IngestHttp(Http):
     def init_for_request(self) -> None:
         """Start a request."""
         self.disarm()
+        self._fields, self.headers = (), _NO_HEADERS
         self.is_for_events = False
         self.request_id = ""
         super().init_for_request()  # type: ignore[no-untyped-call]
@@ -221,7 +223,7 @@ class IngestHttp(Http):
         options = {option.strip() for option in ascii_lower(self._all_lines("connection")).split(",")}
         return "close" not in options and (is_new or "keep-alive" in options)
 
-    def _expect_body(self, fields: list[tuple[str, str]], headers: Mapping[str, str], *, is_new: bool) -> None:
+    def _expect_body(self, fields: Sequence[tuple[str, str]], headers: Mapping[str, str], *, is_new: bool) -> None:
         """Determine the form of the body: a number of bytes, or chunks. Raises BadRequest if the head is ambiguous.
 
         `headers` has the first of the `fields` of each name.

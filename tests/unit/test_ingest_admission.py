@@ -672,6 +672,22 @@ async def test_each_level_is_refused_when_the_bucket_is_at_its_reserve(levels_ri
     assert not rig.admission.admits_all_levels
 
 
+async def test_a_lease_has_a_token_only_if_no_level_has_to_wait(levels_rig: _Rig) -> None:
+    # Given the same bucket, and a lease that is spent before the last look
+    rig = levels_rig
+    await rig.start()
+    looks = []
+    for count in (350, 200, 200, 200, 20):
+        looks.append((rig.admission.has_token(), max(rig.admission.wait_seconds(1, level) for level in Level) == 0.0))
+        await taken_by_another(rig, count)
+    while rig.admission.take_now(1):
+        pass
+    looks.append((rig.admission.has_token(), rig.admission.wait_seconds(1, Level.DEBUG) == 0.0))
+    # Then nothing has to wait as long as it has one, and nothing is found to pass that has to wait
+    assert all(passes for has_token, passes in looks if has_token)
+    assert [has_token for has_token, _ in looks] == [True, True, False, False, False, False]
+
+
 async def test_a_lower_level_spends_the_lease_only_above_its_reserve(levels_rig: _Rig) -> None:
     # Given a lease of 30 tokens, and 585 in the bucket: 615 together, 599.4 are DEBUG's reserve
     rig = levels_rig
