@@ -5,6 +5,7 @@ name in capitals.
 """
 
 import dataclasses
+import importlib.util
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from pipeline.account import account_named, is_loopback
 from pipeline.errors import SettingsError
 from pipeline.names import LOG_FORMATS, LOG_LEVELS, SinkName
-from pipeline.running import nothing_to_ask, with_running_system
+from pipeline.running import IS_CHECKOUT, nothing_to_ask, with_running_system
 from pipeline.secrets import know_names, know_secret, know_url, url_problem
 from pipeline.tls import TlsFiles
 from pipeline.urls import SENTINEL_SCHEMES, has_redis_tls, hosts_of, query_of, scheme_of, sentinel_url
@@ -500,6 +501,13 @@ class Settings:
         low=1,
         high=9,
         when="3 in a cluster, before the topic is created: accepted events survive the loss of a broker",
+    )
+    kafka_client: str = _setting(
+        "kafka-python",
+        "Library that appends to Kafka. confluent: confluent-kafka, an extra of the package; it takes less CPU time, "
+        "and its own retries store no event twice (docs/links.md)",
+        choices=("kafka-python", "confluent"),
+        when="ingest's CPU is the limit, or the topic has many partitions",
     )
     kafka_group: str = _setting(
         "sluice",
@@ -1411,6 +1419,12 @@ def _kafka_problems(settings: Settings) -> Iterator[str]:
         yield (
             f"LOG_TOPIC={settings.log_topic!r} is no name of a Kafka topic: 1 to 249 letters, digits, dots, hyphens "
             "and underscores, and not . or .."
+        )
+    if settings.kafka_client == "confluent" and importlib.util.find_spec("confluent_kafka") is None:
+        what = "-c constraints.txt -r requirements-confluent.txt" if IS_CHECKOUT else "'sluice[confluent]'"
+        yield (
+            "KAFKA_CLIENT=confluent needs the package confluent-kafka, which is not installed: "
+            f"`pip install {what}`, or leave KAFKA_CLIENT out"
         )
     files = settings.kafka_tls
     if files is None:

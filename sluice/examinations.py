@@ -51,13 +51,15 @@ _OPENER: Final = urllib.request.build_opener(
 # --- This shell and this machine ----------------------------------------------------------------------------------
 
 
-def packages(_: Scene) -> Iterator[Finding]:
+def packages(scene: Scene) -> Iterator[Finding]:
     """Whether Python and the packages have the versions that Sluice was tested with."""
     low, high = PYTHONS
     if not low <= sys.version_info[:2] <= high:
         found = ".".join(map(str, sys.version_info[:3]))
         yield Finding("packages", State.WRONG, f"Python {found} is not tested", "use Python 3.11, 3.12 or 3.13")
     pins = pinned()
+    if scene.settings.kafka_client == "confluent":
+        pins |= pinned("confluent")
     wrong = [
         f"{name} {version_of(name)} (tested: {wanted})" for name, wanted in pins.items() if version_of(name) != wanted
     ]
@@ -68,13 +70,15 @@ def packages(_: Scene) -> Iterator[Finding]:
         yield Finding("packages", State.OK, f"{len(pins)} packages have the tested versions")
 
 
-def pinned() -> dict[str, str]:
-    """The versions of this version's packages: from the list beside the code, or from the installed package."""
-    listed = CODE / "requirements.txt"
+def pinned(extra: str = "") -> dict[str, str]:
+    """The versions of this version's packages, or of an extra: from the list beside the code, or from the package."""
+    listed = CODE / (f"requirements-{extra}.txt" if extra else "requirements.txt")
     if listed.is_file():
         words = [line.partition("#")[0].strip() for line in listed.read_text(encoding="utf-8").splitlines()]
     else:
-        words = [word for word in importlib.metadata.requires("sluice") or () if ";" not in word]
+        parts = (word.partition(";") for word in importlib.metadata.requires("sluice") or ())
+        when = f"extra == {extra!r}" if extra else ""
+        words = [word.strip() for word, _, only_when in parts if only_when.strip().replace('"', "'") == when]
     pairs = (word.partition("==") for word in words)
     return {name: wanted for name, _, wanted in pairs if wanted and name != "pytest"}  # which no process needs
 

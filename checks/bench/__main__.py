@@ -14,7 +14,17 @@ from checks.bench.table import Line, document, made_of, table
 
 def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]]:
     # Imported late: a wrong mark is reported at once.
-    from checks.bench import collector, costs, decision, drain, edge, overload, protocols, sizes  # noqa: PLC0415
+    from checks.bench import (  # noqa: PLC0415
+        collector,
+        costs,
+        decision,
+        drain,
+        edge,
+        kafka_clients,
+        overload,
+        protocols,
+        sizes,
+    )
 
     return [
         (set(edge.MARKS), edge.run),
@@ -25,6 +35,7 @@ def _groups() -> list[tuple[set[str], Callable[[Options, set[str]], list[Line]]]
         ({costs.MARK}, costs.run),
         ({sizes.MARK}, sizes.run),
         ({collector.MARK}, collector.run),
+        ({kafka_clients.MARK}, kafka_clients.run),
     ]
 
 

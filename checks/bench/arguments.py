@@ -8,6 +8,7 @@ examples:
   ./bench.sh --only M12             what keys, TLS, client certificates, signing and WAITAOF cost; five minutes
   ./bench.sh --only M1,M2,M7,M8,M13 --json FILE   what `python -m checks.sizing --bench FILE` needs
   ./bench.sh --only M14             ingest beside an OpenTelemetry Collector; needs Go, so it must be named
+  ./bench.sh --only M15             KAFKA_CLIENT=confluent beside kafka-python; needs Java, so it must be named
   ./bench.sh --only M5,M6,M9,M10 --arms drain-time --step-runs 5
   ./bench.sh --only M8 --full       the goal's own sizes: 5 million stored, a backlog of 2 million
   ./bench.sh --quick --only M3      seconds; to see that it works, its figures mean nothing
@@ -21,9 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11", "M12", "M13", "M14")
+MARKS: Final = ("M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M11", "M12", "M13", "M14", "M15")
 # What a plain run leaves out: they need a program that most machines do not have.
-NAMED_ONLY: Final = frozenset({"M14"})  # a Go compiler
+NAMED_ONLY: Final = frozenset({"M14", "M15"})  # a Go compiler; Java and confluent-kafka
 OVERLOAD_MARKS: Final = ("M5", "M6", "M9", "M10")  # on a whole system, under overload
 # As in checks.bench.overload, which --help does not wait for.
 ARM_WORDS: Final = ("off", "static", "bands", "bands-high", "drain-time")
@@ -61,11 +62,13 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--only", type=marks_of, default=[mark for mark in MARKS if mark not in NAMED_ONLY], metavar="M1,M3",
-        help="run only these goals (default: all but M14)",
+        help="run only these goals (default: all but M14 and M15)",
     )  # fmt: skip
-    parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="the event log (no effect on M3)")
     parser.add_argument(
-        "--rounds", type=_count, metavar="N", help="rounds of M1 to M4, M7, M8, M11, M12 and M14 (5; --quick 1)"
+        "--log", choices=("redis", "kafka"), default="redis", help="the event log (no effect on M3, M15)"
+    )
+    parser.add_argument(
+        "--rounds", type=_count, metavar="N", help="rounds of M1 to M4, M7, M8, M11, M12, M14 and M15 (5; --quick 1)"
     )
     overload = parser.add_argument_group("M5, M6, M9, M10: a whole system under overload")
     overload.add_argument(

@@ -44,6 +44,7 @@ def main(words: list[str]) -> int:
     again += f" --rate {asked.rate:g}" if asked.rate else ""
     again += f" --trim {asked.trim}" if asked.trim else ""
     again += f" --drains {asked.drains}" if asked.drains else ""
+    again += f" --kafka-client {asked.kafka_client}" if asked.kafka_client != Options.kafka_client else ""
     again += " --longest" if asked.longest else ""
     print(f"again with: {again}")
     if asked.plan:
@@ -55,7 +56,7 @@ def main(words: list[str]) -> int:
     rate = asked.rate or min(EVENTS_PER_SECOND_MAX, max(50.0, asked.events / (asked.faults * FAULT_SECONDS)))
     trim = None if asked.trim is None else asked.trim == "on"
     options = Options(asked.log, home, seed, rate, asked.clients, asked.ingests, trim=trim, replicated=replicated)
-    options = replace(options, drains=asked.drains or options.drains)
+    options = replace(options, drains=asked.drains or options.drains, kafka_client=asked.kafka_client)
     began = time.monotonic()
 
     def tell(what: str) -> None:

@@ -27,6 +27,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--log", choices=("redis", "kafka"), default="redis", help="event log (default redis)")
     parser.add_argument(
+        "--kafka-client",
+        choices=("kafka-python", "confluent"),
+        default="kafka-python",
+        help="KAFKA_CLIENT of a log on Kafka (default kafka-python)",
+    )
+    parser.add_argument(
         "--topology",
         choices=("single", "replicated"),
         default="single",

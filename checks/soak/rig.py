@@ -96,6 +96,7 @@ class Options:
     needs: frozenset[Need] = frozenset()  # what its faults need of the rig
     trim: bool | None = None  # LOG_TRIM; None: the seed decides
     replicated: bool = False  # the log and PostgreSQL have copies that take their place when they die
+    kafka_client: str = Settings().kafka_client  # KAFKA_CLIENT
     drains: int = Settings().drains_max  # DRAINS_MAX; below the number of partitions, drains take them in turn
 
     @property
@@ -254,6 +255,7 @@ class Rig:
             event_log_url=self._log_url_for_us(),
             log_replicas_min=0 if self.log_pair is None else 1,
             kafka_replication=1 if self.kafka_cluster is None else BROKERS,
+            kafka_client=self.options.kafka_client,
             ingest_port=self.ingest_ports[0],
         )
         self.settings = replace(

@@ -40,7 +40,7 @@ _NOT_MADE = (psutil.Error, psycopg2.Error, redis.RedisError, SluiceError, OSErro
 # For how long after a program has ended by itself what it disturbed is excused: it is started again.
 UNPLANNED_SECONDS = 10.0
 RETRY_SECONDS_MAX = 5  # a Retry-After, unless a bucket owes a body: a log is asked again in less
-# For how long after a repair of the log an append may still fail: kafka-python keeps one for its time-out.
+# For how long after a repair of the log an append may still fail: a producer of Kafka keeps one for its time-out.
 LOG_AFTER_SECONDS = {"redis": 5.0, "kafka": 15.0}
 LATE_SECONDS = 1.0  # for a lower rate to reach every process: it follows control events, or the next lease
 

@@ -1,21 +1,19 @@
 """The event log on Kafka: one topic, with Kafka's offsets.
 
-kafka-python appends. All other requests go through `kafka_wire`, whose calls end in bounded time.
+A library appends, the one of KAFKA_CLIENT. All other requests go through `kafka_wire`, whose calls end in bounded time.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from kafka import KafkaProducer
-
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import LogGapError, LogRestartedError, LogUnavailableError, RecoverableError
-from pipeline.log.kafka_clock import measure_by_monotonic_clock
+from pipeline.log.kafka_producer import Producer
+from pipeline.log.kafka_python import PythonProducer
 from pipeline.log.kafka_records import Run, runs
 from pipeline.log.kafka_security import KafkaSecurity
 from pipeline.log.kafka_topic import (
-    PRODUCER_BATCH_BYTES,
     ensured_topic,
     incarnation_of,
     log_id_of,
@@ -31,7 +29,6 @@ from pipeline.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-API_VERSION: Final = (2, 6, 0)  # kafka-python uses it; detecting it takes seconds while the broker is down
 CALL_SECONDS_MAX: Final = 1.0  # one request; Kafka responds in a millisecond, or after a pause of its JVM
 NEVER: Final = float("-inf")
 READY_SECONDS_MAX: Final = 0.1  # of one wait for one of several brokers
@@ -88,11 +85,7 @@ class _PartitionReader:
 
 
 class KafkaLog:
-    """EventLog on Kafka ≥ 2.8.
-
-    Its weakness: kafka-python has no idempotent producer. If it retries an append internally (a leader moves, a
-    connection breaks), it can store a record twice. `event_id` makes that harmless.
-    """
+    """EventLog on Kafka ≥ 2.8."""
 
     def __init__(self, settings: Settings, lowest_offsets: LowestOffsetsSource, clock: Clock | None = None) -> None:
         self._settings = settings
@@ -154,20 +147,12 @@ class KafkaLog:
         if entries:
             self._writer.append(entries)
 
-    def _new_producer(self) -> KafkaProducer:
-        measure_by_monotonic_clock()
-        return KafkaProducer(
-            bootstrap_servers=self._bootstrap_texts(),
-            api_version=API_VERSION,
-            acks="all",
-            retries=5,
-            max_in_flight_requests_per_connection=1,  # a retried request must not overtake another
-            linger_ms=5,
-            batch_size=PRODUCER_BATCH_BYTES,
-            max_block_ms=50,
-            request_timeout_ms=10_000,  # a retry before its frozen broker resumes stores records twice
-            **self._security.producer_options(),
-        )
+    def _new_producer(self) -> Producer:
+        if self._settings.kafka_client == "confluent":
+            from pipeline.log.kafka_confluent import ConfluentProducer  # noqa: PLC0415 - an extra of the package
+
+            return ConfluentProducer(self._bootstrap_texts(), self._security, self._clock)
+        return PythonProducer.connect(self._bootstrap_texts(), self._security, self._clock)
 
     # --- Read -------------------------------------------------------------------------------------------------------
 

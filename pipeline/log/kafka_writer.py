@@ -1,18 +1,14 @@
 """Appends to a Kafka topic, with an outcome for each partition.
 
-kafka-python produces. It keeps the records that it was given and sends them later. It follows a partition to its new
-leader, whichever that is. It does not know which offsets PostgreSQL has stored. This module handles these three
-problems.
+A library's producer does it (`kafka_producer`). It keeps the records that it was given and sends them later. It follows
+a partition to its new leader, whichever that is. It does not know which offsets PostgreSQL has stored. This module
+handles these three problems, for every library in the same way.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-from kafka import KafkaProducer
-from kafka.errors import KafkaError, KafkaTimeoutError
+from typing import Final
 
 from pipeline.clock import Clock
 from pipeline.errors import (
@@ -24,6 +20,7 @@ from pipeline.errors import (
     RecoverableError,
     SluiceError,
 )
+from pipeline.log.kafka_producer import Producer, ProducerError, Sent
 from pipeline.log.kafka_topic import ensured_topic, incarnation_of, log_id_of, replication_problem
 from pipeline.log.kafka_wire import ANY_EPOCH, END, KafkaWire, TopicFacts
 from pipeline.ports.log import LowestOffsetsSource
@@ -71,7 +68,7 @@ class KafkaWriter:
         self,
         settings: Settings,
         wire: KafkaWire,
-        new_producer: Callable[[], KafkaProducer],
+        new_producer: Callable[[], Producer],
         lowest_offsets: LowestOffsetsSource,
         clock: Clock,
     ) -> None:
@@ -81,13 +78,13 @@ class KafkaWriter:
         self._new_producer = new_producer
         self._lowest_offsets = lowest_offsets
         self._clock = clock
-        self._producer: KafkaProducer | None = None
+        self._producer: Producer | None = None
         self._produced_since = 0.0  # monotonic: when it was created
         self._facts: TopicFacts | None = None
         self._is_new = False  # this process has just created the topic
         self._looked_at = float("-inf")
         self._is_suspect = True  # Kafka's state is not known yet, or the latest append failed
-        self._owed: dict[int, list[Any]] = {}  # futures of appends that ran out of time, by partition
+        self._owed: dict[int, list[Sent]] = {}  # appends that ran out of time, by partition
         self._fenced: dict[int, int] = {}  # partition -> epoch of the leader whose end was compared
         self._unfit: dict[int, _Unfit] = {}
         self._short: dict[int, LogUnavailableError] = {}  # partitions with too few replicas in sync, by the facts
@@ -121,9 +118,7 @@ class KafkaWriter:
 
     def close(self) -> None:
         """Close the producer and the connections; idempotent."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            producer.close(timeout=self._settings.append_seconds_max)
+        self._drop_producer(self._settings.append_seconds_max)
         self._is_suspect = True
         self._owed.clear()
         self._wire.close()
@@ -159,6 +154,7 @@ class KafkaWriter:
         if self._facts is None or facts.topic_id != self._facts.topic_id:
             if self._facts is not None:
                 self._report_replaced(log_id_of(self._topic, facts), log_id_of(self._topic, self._facts))
+            self._drop_producer(_SHORT_SECONDS)  # what it still has is for the other topic
             self._forget()
             self._is_new = is_new
         self._facts, self._looked_at, self._is_suspect = facts, self._clock.monotonic(), False
@@ -207,16 +203,14 @@ class KafkaWriter:
 
     def _settle_owed(self, wanted: set[int], deadline: float) -> None:
         """Forget responses that have arrived. If each partition of an append has one outstanding, wait for them."""
-        if wanted <= self._owed.keys():
-            for partition in wanted:
-                for future in self._owed[partition]:
-                    with contextlib.suppress(KafkaError):  # its failure was already reported
-                        future.get(timeout=max(deadline - self._clock.monotonic(), _SHORT_SECONDS))
-        self._owed = {
-            partition: futures
-            for partition, futures in self._owed.items()
-            if not all(future.is_done for future in futures)
-        }
+        must_wait = wanted <= self._owed.keys()
+        for partition, its in self._owed.items():
+            for sent in its:  # a failure was already reported
+                is_awaited = must_wait and partition in wanted
+                sent.wait(max(deadline - self._clock.monotonic(), _SHORT_SECONDS) if is_awaited else 0)
+        if self._producer is not None and self._producer.is_broken:
+            self._drop_producer(_SHORT_SECONDS)  # it gives up what it owes
+        self._owed = {partition: its for partition, its in self._owed.items() if not all(sent.is_done for sent in its)}
 
     def _fence(self, facts: TopicFacts) -> None:
         """Compare the ends of partitions that have a new leader with the stored offsets; see the class."""
@@ -294,12 +288,12 @@ class KafkaWriter:
                 return ends
             self._clock.sleep(FIRST_POLL_SECONDS)
 
-    def _ready_producer(self, partitions: int, deadline: float) -> tuple[KafkaProducer, set[int]]:
+    def _ready_producer(self, partitions: int, deadline: float) -> tuple[Producer, set[int]]:
         """A producer, and the partitions that it knows. Raises LogUnavailableError.
 
         A producer finds added partitions only after some minutes. So this replaces it, unless a response is
         outstanding, and at most once a second: the broker that the producer uses may not know the new partitions yet
-        either.
+        either. A broken one is replaced too: it has given up what it still had.
         """
         while True:
             now = self._clock.monotonic()
@@ -308,42 +302,48 @@ class KafkaWriter:
                 producer, self._produced_since = self._new_producer(), now
                 self._producer = producer
             try:
-                known = producer.partitions_for(self._topic)
-            except KafkaError as error:
+                known = producer.partitions_for(self._topic, max(deadline - now, _SHORT_SECONDS))
+            except ProducerError as error:
                 if now >= deadline:
                     self._is_suspect = True
                     raise LogUnavailableError(f"the event log (Kafka) does not describe its topic: {error}") from error
                 self._clock.sleep(FIRST_POLL_SECONDS)
                 continue
+            if producer.is_broken and now < deadline:
+                self._drop_producer(_SHORT_SECONDS)
+                continue
             if len(known) >= partitions or self._owed or now - self._produced_since < LOOK_SECONDS:
                 return producer, known
-            self._producer = None
-            producer.close(timeout=max(deadline - now, _SHORT_SECONDS))
+            self._drop_producer(max(deadline - now, _SHORT_SECONDS))
+
+    def _drop_producer(self, seconds_max: float) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close(seconds_max)
 
     # --- The append -------------------------------------------------------------------------------------------------
 
-    def _produce(
-        self, producer: KafkaProducer, entries: Entries, leaders: Mapping[int, int], deadline: float
-    ) -> Failures:
-        """Append to partitions that may be appended to. Raises LogFullError if the producer accepted no record."""
-        sent: dict[int, list[Any]] = {}
+    def _produce(self, producer: Producer, entries: Entries, leaders: Mapping[int, int], deadline: float) -> Failures:
+        """Append to partitions that may be appended to.
+
+        Raises LogFullError or LogUnavailableError if the producer accepted no record.
+        """
         counts: dict[int, int] = {}
         for partition, _ in entries:
             counts[partition] = counts.get(partition, 0) + 1
-        full: KafkaError | None = None
-        try:
-            for partition, value in entries:
-                sent.setdefault(partition, []).append(self._send(producer, partition, value, deadline))
-        except KafkaError as error:
-            full = error
-        sent = {partition: futures for partition, futures in sent.items() if futures}
-        if full is not None and not sent:
-            raise LogFullError(f"the event log's producer (Kafka) accepts no records: {full}") from full
+        sent, refusal = producer.send(self._topic, entries, deadline)
+        if refusal is not None and not sent:
+            if producer.is_broken:
+                self._is_suspect = True
+                raise LogUnavailableError(f"the event log's producer (Kafka) has failed: {refusal}") from refusal
+            raise LogFullError(f"the event log's producer (Kafka) accepts no records: {refusal}") from refusal
         self._await(producer, sent, leaders, deadline)
         failures: Failures = {}
         for partition, count in counts.items():
             if partition not in sent:
-                failures[partition] = LogFullError(f"the event log's producer (Kafka) accepts no more records: {full}")
+                failures[partition] = LogFullError(
+                    f"the event log's producer (Kafka) accepts no more records: {refusal}"
+                )
             else:
                 failure = self._outcome(partition, sent[partition], count)
                 if failure is not None:
@@ -351,18 +351,7 @@ class KafkaWriter:
                     failures[partition] = failure
         return failures
 
-    def _send(self, producer: KafkaProducer, partition: int, value: bytes, deadline: float) -> Any:
-        """Give one record to the producer; waits for room in its buffer. Raises KafkaError if there is none."""
-        while True:
-            try:
-                return producer.send(self._topic, value, partition=partition)
-            except KafkaTimeoutError:  # the producer did not accept this record
-                if self._clock.monotonic() >= deadline:
-                    raise
-
-    def _await(
-        self, producer: KafkaProducer, sent: dict[int, list[Any]], leaders: Mapping[int, int], deadline: float
-    ) -> None:
+    def _await(self, producer: Producer, sent: Mapping[int, Sent], leaders: Mapping[int, int], deadline: float) -> None:
         """Wait until all partitions have answered or time is up; for brokers that delay others, a share of it.
 
         A broker that has answered for one of its partitions is only slow: its other partitions get all the time.
@@ -370,35 +359,33 @@ class KafkaWriter:
         share_seconds = self._settings.append_seconds_max * LAGGARD_SHARE
         first_deadline = min(deadline, self._clock.monotonic() + share_seconds)
         if not self._owed:  # flush would wait for these too
-            with contextlib.suppress(KafkaError):
-                producer.flush(timeout=share_seconds)
+            producer.flush(share_seconds)
         for limit in (first_deadline, deadline):
-            for futures in sent.values():  # a partition's responses arrive in the order of its records
-                with contextlib.suppress(KafkaError):
-                    futures[-1].get(timeout=max(limit - self._clock.monotonic(), _SHORT_SECONDS))
-            answered = {leaders[partition] for partition, futures in sent.items() if futures[-1].is_done}
-            awaited = {leaders[partition] for partition, futures in sent.items() if not futures[-1].is_done}
+            for its in sent.values():
+                its.wait(max(limit - self._clock.monotonic(), _SHORT_SECONDS))
+            done = {partition for partition, its in sent.items() if its.is_done}
+            answered = {leaders[partition] for partition in done}
+            awaited = {leaders[partition] for partition in sent.keys() - done}
             if not awaited or (answered and not answered & awaited):
                 return
 
-    def _outcome(self, partition: int, futures: list[Any], count: int) -> SluiceError | None:
+    def _outcome(self, partition: int, sent: Sent, count: int) -> SluiceError | None:
         """The outcome of the records sent to a partition; None: all are durable and will be read."""
-        if not all(future.is_done for future in futures):
-            self._owed[partition] = [*self._owed.get(partition, ()), *futures]
+        if not sent.is_done:
+            self._owed[partition] = [*self._owed.get(partition, ()), sent]
             return LogIndeterminateError(f"partition {partition} of the event log (Kafka) did not confirm an append")
-        failed = next((future for future in futures if not future.succeeded()), None)
-        if failed is not None:
+        if sent.failure is not None:
             return LogIndeterminateError(
-                f"partition {partition} of the event log (Kafka) failed in an append: {failed.exception}"
+                f"partition {partition} of the event log (Kafka) failed in an append: {sent.failure}"
             )
-        first, last = futures[0].value.offset, futures[-1].value.offset
+        first, last = sent.offsets
         if first < self._ends.get(partition, 0):
             self._fenced.pop(partition, None)
             return LogIndeterminateError(
                 f"partition {partition} of the event log (Kafka) has lost its tail: it gave offset {first} again"
             )
         self._ends[partition] = last + 1
-        if len(futures) < count:
+        if sent.count < count:
             return LogIndeterminateError("the event log's producer (Kafka) took a part of an append only")
         return None
 

@@ -29,7 +29,7 @@ from support.event_logs import (
 from support.ticks import tick
 
 
-@pytest.fixture(params=["memory", "redis", "kafka"])
+@pytest.fixture(params=["memory", "redis", "kafka", "kafka by confluent-kafka"])
 def rig(request: pytest.FixtureRequest) -> Iterator[LogRig]:
     made: LogRig
     match request.param:
@@ -37,6 +37,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[LogRig]:
             made = redis_log_rig(request.getfixturevalue("log_redis"), append_seconds_max=10.0)
         case "kafka":
             made = kafka_log_rig(request.getfixturevalue("kafka"), append_seconds_max=10.0)
+        case "kafka by confluent-kafka":
+            server = request.getfixturevalue("kafka")
+            made = kafka_log_rig(server, append_seconds_max=10.0, kafka_client="confluent")
         case _:
             made = MemoryRig()
     yield made

@@ -47,7 +47,7 @@ class FaultyRig:
     faults: list[tuple[Callable[[], object], Callable[[], object]]] = field(default_factory=list)
 
 
-@pytest.fixture(params=["memory", "redis", "kafka"])
+@pytest.fixture(params=["memory", "redis", "kafka", "kafka by confluent-kafka"])
 def faulty(request: pytest.FixtureRequest) -> Iterator[FaultyRig]:
     made: FaultyRig
     if request.param == "memory":
@@ -55,10 +55,11 @@ def faulty(request: pytest.FixtureRequest) -> Iterator[FaultyRig]:
         made = FaultyRig(rig, [(rig.server.stop, rig.server.start)])
     else:
         server: Server = request.getfixturevalue("own_log_redis" if request.param == "redis" else "own_kafka")
+        client = "confluent" if "confluent" in request.param else "kafka-python"
         made = FaultyRig(
             redis_log_rig(server, append_seconds_max=1.0)
             if request.param == "redis"
-            else kafka_log_rig(server, append_seconds_max=0.5),
+            else kafka_log_rig(server, append_seconds_max=0.5, kafka_client=client),
             [(server.freeze, server.thaw), (server.kill, server.start)],
         )
     yield made
@@ -404,9 +405,10 @@ def test_a_full_log_refuses_whole_groups_and_takes_more_once_it_is_trimmed(small
 
 
 @pytest.mark.usefixtures("shipped_limits")
-def test_a_frozen_kafka_under_load_refuses_instead_of_hanging(own_kafka: Server) -> None:
+@pytest.mark.parametrize("client", ["kafka-python", "confluent"])
+def test_a_frozen_kafka_under_load_refuses_instead_of_hanging(own_kafka: Server, client: str) -> None:
     # Given a producer that is well
-    rig: KafkaRig = kafka_log_rig(own_kafka, append_seconds_max=2.0)
+    rig: KafkaRig = kafka_log_rig(own_kafka, append_seconds_max=2.0, kafka_client=client)
     log = rig.open()
     values = [b"%d " % number + b"x" * 1000 for number in range(5)]
 

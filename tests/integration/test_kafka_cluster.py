@@ -2,8 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,13 @@ class System:
         self.sink = MemorySink(settings)
         self.fence = MemoryOffsetFence(settings, server)
         self.breaker = SinkBreaker(settings, MemoryControlStore(settings, server), clock, "test")
-        self.ingest, self.log = (
-            KafkaLog(settings, self.read_lowest_offsets),
-            KafkaLog(settings, self.read_lowest_offsets),
-        )
+        self.log = KafkaLog(settings, self.read_lowest_offsets)
+        # Two ingest processes, one with each library; `ingest` is the one that appends now.
+        self.ingests = [
+            KafkaLog(replace(settings, kafka_client=client), self.read_lowest_offsets)
+            for client in ("kafka-python", "confluent")
+        ]
+        self.ingest = self.ingests[0]
         self.log_id = recovered(self.log.identity, seconds_max=SECONDS_MAX).log_id
         self.means = StoppedContext(self.log, self.sink, self.fence)
         self.sent = 0
@@ -73,13 +77,19 @@ class System:
         self.append_seconds = 0.0
 
     def close(self) -> None:
-        self.ingest.close()
-        self.log.close()
+        for log in (*self.ingests, self.log):
+            log.close()
 
     def read_lowest_offsets(self, log_id: str, incarnation: str, *, is_new: bool = False) -> Mapping[int, int]:
         """LowestOffsetsSource."""
         mirror, stored = self.fence.fence(log_id, incarnation).lowest_offsets, self.sink.stored_offsets(log_id)
         return {partition: max(mirror.get(partition, 0), stored.get(partition, 0)) for partition in EVERY}
+
+    def by_each(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until the condition holds, first for one ingest that appends, then for the other."""
+        for ingest in self.ingests:
+            self.ingest = ingest
+            eventually(condition, f"{what} ({ingest._settings.kafka_client})", seconds_max=SECONDS_MAX)
 
     def append(self, *partitions: int) -> dict[int, SluiceError | None]:
         """What an append of one event to each of these partitions comes to, for each."""
@@ -96,7 +106,8 @@ class System:
         return told
 
     def must_append(self, partition: int, events: int) -> None:
-        for _ in range(events):
+        for number in range(events):
+            self.ingest = self.ingests[number % 2]
             eventually(lambda: self.append(partition) == {partition: None}, "it is taken", seconds_max=SECONDS_MAX)
 
     def takes_all(self) -> bool:
@@ -186,8 +197,8 @@ def _group_of(rig: KafkaRig, port: int) -> str:
 
 def test_a_broker_that_is_away_and_one_that_lost_its_tail(cluster: Cluster, system: System) -> None:
     # Given a partition with 6 events, of which its disk keeps no more; 20 later ones are stored, and 3 are waiting
-    eventually(system.takes_all, "all partitions take events", seconds_max=SECONDS_MAX)
-    system.must_append(MINE, 5)
+    system.by_each(system.takes_all, "all partitions take events")
+    system.must_append(MINE, 4)
     kept = system.positions()[MINE].end
     folder = cluster.second_data / f"{system.rig.settings.log_topic}-{MINE}"
     copy = cluster.second_data.with_name("copy")
@@ -215,7 +226,7 @@ def test_a_broker_that_is_away_and_one_that_lost_its_tail(cluster: Cluster, syst
         return refuses(told[MINE], "has no leader") and [told[partition] for partition in OTHERS] == [None] * 3
 
     # Then what is for that partition is refused at once, and what goes elsewhere is taken
-    eventually(refuses_one_alone, "one partition is refused, the others are not", seconds_max=SECONDS_MAX)
+    system.by_each(refuses_one_alone, "one partition is refused, the others are not")
     assert system.append_seconds < APPEND_SECONDS_MAX / 2
     # And the lag of the others is known, and that of the partition held
     positions = system.positions()
@@ -239,11 +250,11 @@ def test_a_broker_that_is_away_and_one_that_lost_its_tail(cluster: Cluster, syst
         return refuses(told[MINE], f"partition {MINE} of the event log (Kafka) has lost its tail") and told[0] is None
 
     # Then nothing is appended to it, where its next records would never be read, and the others go on
-    eventually(finds_the_loss, "the loss is found", seconds_max=SECONDS_MAX)
+    system.by_each(finds_the_loss, "the loss is found")
     end = system.positions()[MINE].end
     assert kept <= end <= kept + attempts  # what was open when the broker was killed may have arrived
     assert end < stored
-    eventually(finds_the_loss, "the loss is found again", seconds_max=SECONDS_MAX)
+    system.by_each(finds_the_loss, "the loss is found again")
     assert system.positions()[MINE].end == end
     # And its drain stops, and says of which partition
     reports: list[DrainReport] = []
@@ -255,7 +266,7 @@ def test_a_broker_that_is_away_and_one_that_lost_its_tail(cluster: Cluster, syst
     goes_on = recovered(lambda: skip_gap(system.means, MINE, Hole(stored, kept), dry_run=False))
     # Then it takes events, and what comes in is stored
     assert goes_on == kept
-    eventually(system.takes_all, "all partitions take events", seconds_max=SECONDS_MAX)
+    system.by_each(system.takes_all, "all partitions take events")
     system.drain_all(*EVERY)
     assert system.acknowledged - system.sink.database.events.keys() == lost  # they were on that disk alone
 
@@ -285,18 +296,20 @@ def test_an_accepted_event_is_on_two_brokers_of_three(cluster: Cluster) -> None:
     eventually(lambda: _brokers(rig) == {1, 2, 3}, "all brokers have begun", seconds_max=START_SECONDS_MAX)
     log = rig.open()
     eventually(lambda: _identity(log) is not None, "the topic is made", seconds_max=SECONDS_MAX)
+    rig.settings = replace(rig.settings, kafka_client="confluent")
+    logs = (log, rig.open())
     eventually(lambda: _misses(log, nothing=True), "all replicas are in sync", seconds_max=SECONDS_MAX)
     assert log.identity().faults == ()
     assert _configs(rig) == {"min.insync.replicas": "2", "unclean.leader.election.enable": "false"}
     accepted: list[tuple[int, bytes]] = []
-    eventually(lambda: _takes_all(log, accepted), "all partitions take events", seconds_max=SECONDS_MAX)
+    _all_taken_by(logs, accepted)
     eventually(lambda: 3 in _leaders(rig).values(), "broker 3 leads a partition", seconds_max=SECONDS_MAX)
 
     # When one broker is killed
     cluster.others[1].kill()
     # Then its partitions get another leader, and all take events; the missing replica is named
     eventually(lambda: 3 not in _leaders(rig).values(), "other brokers lead its partitions", seconds_max=SECONDS_MAX)
-    eventually(lambda: _takes_all(log, accepted), "all partitions take events", seconds_max=SECONDS_MAX)
+    _all_taken_by(logs, accepted)
     eventually(lambda: _misses(log, "2 of 3 are in sync", refuses=False), "that is named", seconds_max=SECONDS_MAX)
     # And the new leaders have what the old one had acknowledged
     _has_all(log, accepted)
@@ -304,11 +317,12 @@ def test_an_accepted_event_is_on_two_brokers_of_three(cluster: Cluster) -> None:
     # When a second one is killed
     cluster.second.kill()
     # Then nothing is accepted, for certain and soon
-    eventually(lambda: _is_refused(log, accepted), "events are refused", seconds_max=SECONDS_MAX)
-    result, seconds = timed(lambda: log.append([(partition, b"no") for partition in EVERY]))
-    assert isinstance(result, LogUnavailableError), repr(result)
-    assert "has 1 replica in sync, and KAFKA_REPLICATION=3 asks for 2" in str(result)
-    assert seconds < APPEND_SECONDS_MAX / 2
+    for one in logs:
+        _await_refusal(one, accepted)
+        result, seconds = timed(partial(one.append, [(partition, b"no") for partition in EVERY]))
+        assert isinstance(result, LogUnavailableError), repr(result)
+        assert "has 1 replica in sync, and KAFKA_REPLICATION=3 asks for 2" in str(result)
+        assert seconds < APPEND_SECONDS_MAX / 2
     with pytest.raises(LogUnavailableError, match="asks for 2"):
         rig.open().prepare()  # a process that starts is not ready
     assert _misses(log, "fewer than 2 brokers are in sync", refuses=True)
@@ -316,7 +330,7 @@ def test_an_accepted_event_is_on_two_brokers_of_three(cluster: Cluster) -> None:
     # When it is back
     cluster.second.start()
     # Then all is as before
-    eventually(lambda: _takes_all(log, accepted), "all partitions take events", seconds_max=START_SECONDS_MAX)
+    _all_taken_by(logs, accepted)
     eventually(lambda: _misses(log, "2 of 3 are in sync", refuses=False), "that is named", seconds_max=SECONDS_MAX)
     _has_all(log, accepted)
 
@@ -426,6 +440,19 @@ def _takes_all(log: KafkaLog, accepted: list[tuple[int, bytes]]) -> bool:
     taken = [entry for entry in entries if result is None or result.of([entry[0]]) is None]
     accepted += taken
     return len(taken) == len(entries)
+
+
+def _all_taken_by(logs: Iterable[KafkaLog], accepted: list[tuple[int, bytes]]) -> None:
+    for log in logs:
+        eventually(
+            partial(_takes_all, log, accepted),
+            f"all partitions take events ({log._settings.kafka_client})",
+            seconds_max=START_SECONDS_MAX,
+        )
+
+
+def _await_refusal(log: KafkaLog, accepted: list[tuple[int, bytes]]) -> None:
+    eventually(lambda: _is_refused(log, accepted), "events are refused", seconds_max=SECONDS_MAX)
 
 
 def _is_refused(log: KafkaLog, accepted: list[tuple[int, bytes]]) -> bool:

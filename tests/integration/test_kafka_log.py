@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions, NewTopic
 from kafka.errors import KafkaTimeoutError
 
 from checks.testbed.waiting import WAIT_SECONDS_MAX, eventually
@@ -19,7 +19,9 @@ from pipeline.errors import (
 )
 from pipeline.event import RECORD_BYTES_MAX
 from pipeline.flow.lag import total_lag
+from pipeline.log import kafka_confluent
 from pipeline.log.kafka import KafkaLog
+from pipeline.log.kafka_python import PythonProducer
 from pipeline.log.kafka_topic import TOPIC_CONFIGS
 from stack.servers import Server
 from support.event_logs import (
@@ -225,11 +227,18 @@ def test_values_near_the_largest_request(rig: KafkaRig) -> None:
     assert read_all(log, 1) == values[30:]
 
 
+def python_client(log: KafkaLog) -> Any:
+    """The library's producer."""
+    producer = log._writer._producer
+    assert isinstance(producer, PythonProducer)
+    return producer.client
+
+
 def test_an_append_waits_for_room_in_the_producer(rig: KafkaRig, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a producer whose buffer is full for a moment
     log = rig.open()
     log.append([(0, b"a")])
-    producer: Any = log._writer._producer
+    producer: Any = python_client(log)
     send, refusals = producer.send, [KafkaTimeoutError(), KafkaTimeoutError()]
 
     def sometimes(topic: str, value: bytes, partition: int) -> Any:
@@ -244,12 +253,26 @@ def test_an_append_waits_for_room_in_the_producer(rig: KafkaRig, monkeypatch: py
     assert read_all(log, 0) == [b"a", b"b", b"c", b"d"]
 
 
+def test_librdkafka_s_buffer_has_room_again_when_its_records_are_sent(
+    rig: KafkaRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a buffer that is smaller than an append
+    monkeypatch.setattr(kafka_confluent, "_BUFFER_KBYTES", 512)
+    rig.settings = replace(rig.settings, kafka_client="confluent", append_seconds_max=30.0)
+    log = rig.open()
+    values = [b"%03d" % number + b"x" * 100_000 for number in range(40)]
+    recovered(log.prepare)
+    log.append([(number % 2, value) for number, value in enumerate(values)])
+    # Then it waits for room, and each is stored once and in order
+    assert (read_all(log, 0), read_all(log, 1)) == (values[::2], values[1::2])
+
+
 def test_a_producer_that_stays_full_takes_nothing(rig: KafkaRig, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a producer without room
     rig.settings = replace(rig.settings, append_seconds_max=2.0)
     log = rig.open()
     log.append([(0, b"a")])
-    producer: Any = log._writer._producer
+    producer: Any = python_client(log)
     send = producer.send
 
     def full(topic: str, value: bytes, partition: int) -> Any:
@@ -287,14 +310,13 @@ def test_a_partition_that_owes_an_answer_is_refused_and_no_other(rig: KafkaRig) 
     class Owed:
         is_done = False
 
-        def get(self, timeout: float) -> None:
-            assert timeout <= rig.settings.append_seconds_max
-            raise KafkaTimeoutError
+        def wait(self, seconds_max: float) -> None:
+            assert seconds_max <= rig.settings.append_seconds_max
 
     log = rig.open()
     log.append([(0, b"a")])
     owed = Owed()
-    log._writer._owed = {0: [owed]}
+    log._writer._owed = {0: [owed]}  # type: ignore[list-item]
     # Then an append to it is refused for certain, and what goes elsewhere is taken
     result, seconds = timed(lambda: log.append([(0, b"b"), (1, b"c")]))
     assert isinstance(result, LogPartialError), repr(result)
@@ -308,20 +330,38 @@ def test_a_partition_that_owes_an_answer_is_refused_and_no_other(rig: KafkaRig) 
     assert (read_all(log, 0), read_all(log, 1)) == ([b"a", b"d"], [b"c"])
 
 
+@pytest.mark.parametrize("client", ["kafka-python", "confluent"])
+def test_added_partitions_are_appended_to_once_the_producer_knows_them(rig: KafkaRig, client: str) -> None:
+    # Given a log in use
+    rig.settings = replace(rig.settings, kafka_client=client)
+    log = rig.open()
+    recovered(lambda: log.append([(0, b"a")]))
+    # When its topic gets two more partitions
+    admin = rig.admin()
+    admin.create_partitions({rig.settings.log_topic: NewPartitions(6)})
+    admin.close()
+
+    def takes_all() -> bool:
+        result, _ = timed_append(log, [(partition, b"b") for partition in range(6)])
+        assert result is None or isinstance(result, LogUnavailableError | LogPartialError), repr(result)
+        return result is None
+
+    # Then they take events too, without a restart
+    eventually(takes_all, "all partitions take events")
+    assert read_all(log, 5) == [b"b"]
+
+
 def test_a_tombstone_by_somebody_else_is_an_empty_record(rig: KafkaRig) -> None:
     log = rig.open()
     log.append([(0, b"a")])
-    producer = log._writer._producer
-    assert producer is not None
-    producer.send(rig.settings.log_topic, None, key=b"k", partition=0).get(WAIT_SECONDS_MAX)
+    python_client(log).send(rig.settings.log_topic, None, key=b"k", partition=0).get(WAIT_SECONDS_MAX)
     assert read_all(log, 0) == [b"a", b""]
 
 
 def test_a_closed_log_leaves_no_thread_behind(rig: KafkaRig) -> None:
     log = KafkaLog(rig.settings, ScriptedLowestOffsets())
     log.append([(0, b"a")])
-    producer = log._writer._producer
-    assert producer is not None
+    producer = python_client(log)
     log.close()
     producer._sender.join(WAIT_SECONDS_MAX)
     assert not producer._sender.is_alive()

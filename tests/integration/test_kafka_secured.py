@@ -51,6 +51,9 @@ def works(log: KafkaLog) -> None:
     assert [position.end for position in log.positions()] == [1, 1, 0, 0]
 
 
+CLIENTS = ("kafka-python", "confluent")  # that append; the wire client is the same
+
+
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
 def test_each_mechanism_works_over_tls(opened: Any, mechanism: str) -> None:
     # (SCRAM-SHA-512 is in the contract suite)
@@ -60,7 +63,8 @@ def test_each_mechanism_works_over_tls(opened: Any, mechanism: str) -> None:
         with pytest.raises((LogMisconfiguredError, LogUnavailableError), match=r"may not see it|no right"):
             log.identity()
     else:
-        works(opened(kafka_sasl_mechanism=mechanism))
+        for client in CLIENTS:
+            works(opened(kafka_sasl_mechanism=mechanism, kafka_client=client))
 
 
 def test_a_clients_certificate_works_alone(opened: Any, secured_kafka: SecuredKafka) -> None:
@@ -71,13 +75,18 @@ def test_a_clients_certificate_works_alone(opened: Any, secured_kafka: SecuredKa
     works(opened(event_log_url=url, kafka_cert_file=client.certificate, kafka_key_file=client.key, **nobody))
     # And the key may be in the same file
     works(opened(event_log_url=url, kafka_cert_file=client.both, **nobody))
+    # And for the other library
+    works(opened(event_log_url=url, kafka_cert_file=client.both, kafka_client="confluent", **nobody))
     # Without it, the error says what is missing
     with pytest.raises(LogUnavailableError, match=r"wants one \(.*certificate.*\): see KAFKA_CERT_FILE"):
         opened(event_log_url=url, **nobody).identity()
 
 
-def test_a_user_with_the_documented_rights_needs_no_others(opened: Any, secured_kafka: SecuredKafka) -> None:
-    log = opened(kafka_user=NARROW_USER)
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_user_with_the_documented_rights_needs_no_others(
+    opened: Any, secured_kafka: SecuredKafka, client: str
+) -> None:
+    log = opened(kafka_user=NARROW_USER, kafka_client=client)
     with pytest.raises((LogMisconfiguredError, LogUnavailableError), match=r"may not see it|no right"):
         log.identity()
     secured_kafka.allow(NARROW_USER, log._settings.log_topic, log._settings.kafka_group)
@@ -86,12 +95,16 @@ def test_a_user_with_the_documented_rights_needs_no_others(opened: Any, secured_
 
 def test_a_connection_is_replaced_before_its_session_ends(opened: Any, secured_kafka: SecuredKafka) -> None:
     # Given a listener on which Kafka ends connections that are used after their session
-    log = opened(event_log_url=f"kafka://{LOOPBACK}:{secured_kafka.sasl_port}", kafka_ca_file="")
-    recovered(log.identity)
-    # Then each request is answered, for longer than two sessions
-    ends_at = time.monotonic() + 2.5 * SESSION_MS / 1000
+    url = f"kafka://{LOOPBACK}:{secured_kafka.sasl_port}"
+    log = opened(event_log_url=url, kafka_ca_file="", kafka_client="confluent")
+    recovered(log.prepare)
+    # Then each request is answered, for longer than two sessions; and librdkafka's, which renews its own
+    ends_at, appended = time.monotonic() + 2.5 * SESSION_MS / 1000, 0
     while time.monotonic() < ends_at:
         log._wire.topic(log._settings.log_topic)
+        log.append([(0, b"a")])
+        appended += 1
+    assert read_all(log, 0) == [b"a"] * appended
 
 
 @pytest.mark.parametrize(
@@ -215,9 +228,9 @@ def test_a_wrong_password_is_in_health_and_status_and_in_the_log_and_never_the_p
     finally:
         program.stop()
     assert "KAFKA_PASSWORD is wrong" in program.log()
-    # When the password is right, events are accepted
+    # When the password is right, events are accepted, by the other library too
     secret.write_text(f"{PASSWORD}\n")
-    program.start(**files)
+    program.start(**files, KAFKA_CLIENT="confluent")
     try:
         wait_until(lambda: http_status(f"{url}/readyz") == 200, "ingest is ready")
         request = urllib.request.Request(

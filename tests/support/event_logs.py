@@ -14,7 +14,8 @@ from checks.testbed.waiting import BUSY_SECONDS, PATIENT_APPEND_SECONDS, WAIT_SE
 from pipeline import wiring
 from pipeline.clock import SystemClock
 from pipeline.errors import LogPartialError, LogRestartedError, LogUnavailableError
-from pipeline.log.kafka import API_VERSION, KafkaLog
+from pipeline.log.kafka import KafkaLog
+from pipeline.log.kafka_python import API_VERSION
 from pipeline.log.kafka_security import KafkaSecurity
 from pipeline.log.kafka_topic import parse_bootstrap
 from pipeline.log.kafka_wire import KafkaWire

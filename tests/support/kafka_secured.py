@@ -14,8 +14,8 @@ from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, R
 from checks.testbed.waiting import eventually
 from pipeline.clock import SystemClock
 from pipeline.errors import LogMisconfiguredError, LogUnavailableError
-from pipeline.log.kafka import API_VERSION
 from pipeline.log.kafka_encoding import uint
+from pipeline.log.kafka_python import API_VERSION
 from pipeline.log.kafka_wire import KafkaWire
 from stack.servers import LOOPBACK, Server, free_port
 from support.certificates import Authority, Certificate

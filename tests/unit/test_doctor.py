@@ -75,6 +75,14 @@ def test_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert look("packages")[0].do.startswith("use Python 3.11")
 
 
+def test_the_library_that_appends_to_kafka_is_examined_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    version_of = examinations.version_of
+    monkeypatch.setattr(examinations, "version_of", lambda name: "1.0" if "confluent" in name else version_of(name))
+    assert look("packages")[0].state is State.OK
+    (found,) = look("packages", Settings(event_log_url="kafka://localhost", kafka_client="confluent"))
+    assert re.fullmatch(r"confluent-kafka 1\.0 \(tested: [\d.]+\)", found.what)
+
+
 def test_the_tested_versions_come_from_the_package_where_there_is_no_checkout(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -85,6 +93,7 @@ def test_the_tested_versions_come_from_the_package_where_there_is_no_checkout(
         lambda _: ["celery==5.7.0", 'supervisor==4.3.0; extra == "servers"'],
     )
     assert examinations.pinned() == {"celery": "5.7.0"}
+    assert examinations.pinned("servers") == {"supervisor": "4.3.0"}
 
 
 def test_a_missing_package_is_named() -> None:

@@ -17,6 +17,7 @@ from pipeline.errors import (
     SluiceError,
     StoreUnavailableError,
 )
+from pipeline.log.kafka_python import PythonProducer
 from pipeline.log.kafka_topic import incarnation_of
 from pipeline.log.kafka_wire import TopicFacts
 from pipeline.log.kafka_writer import KafkaWriter
@@ -144,7 +145,7 @@ class Rig:
         self.writer = KafkaWriter(
             replace(Settings(), append_seconds_max=1.0, **changes),
             self.wire,  # type: ignore[arg-type]
-            self._new_producer,
+            lambda: PythonProducer(self._new_producer(), self.clock),
             self.lowest_offsets,
             self.clock,
         )

@@ -210,7 +210,8 @@ def test_the_package_needs_what_the_requirement_files_pin() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["dependencies"] == [pin for pin in pins("requirements.txt") if not pin.startswith("pytest")]
     servers = [pin for pin in pins("requirements-servers.txt") if not pin.startswith("uv=")]
-    assert project["optional-dependencies"] == {"servers": servers}
+    extras = {"servers": servers, "confluent": pins("requirements-confluent.txt")}
+    assert project["optional-dependencies"] == extras
 
 
 def test_a_client_s_script_starts_the_whole_command_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
