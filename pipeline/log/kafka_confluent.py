@@ -117,11 +117,11 @@ class ConfluentProducer:
             self._poll(0)
             return self._known
         try:
-            found = self._ready_client().list_topics(topic, timeout=seconds_max).topics[topic]
+            found = self._ready_client().list_topics(topic, timeout=seconds_max).topics.get(topic)
         except KafkaException as error:
             raise ProducerError(_text(error)) from error
-        if found.error is not None:
-            raise ProducerError(found.error.str())
+        if found is None or found.error is not None:
+            raise ProducerError("there is no such topic" if found is None else found.error.str())
         self._topic, self._known = topic, set(found.partitions)
         return self._known
 
@@ -243,4 +243,4 @@ def _text(error: BaseException) -> str:
     said = error.args[0] if error.args else None
     if isinstance(said, KafkaError):
         return str(said.str())
-    return str(error.__cause__ or error)
+    return str(error) if error.__cause__ is None else _text(error.__cause__)
